@@ -1,0 +1,147 @@
+"""What Baton asks of an inference engine. Holds types only; no vLLM type appears here.
+
+The engine knows token ids, never text: tokenising and detokenising happen in the front proxy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Literal, Protocol
+
+import msgspec
+
+from kv_transfer.handoff import KvHandoff
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """Keep the prompt's KV after the request's single token; its last output carries the hand-off."""
+
+    lease_s: float
+
+
+class TakeOver(msgspec.Struct, frozen=True):
+    """Start from KV that another engine holds: it covers the first ``handoff.tokens`` prompt tokens."""
+
+    handoff: KvHandoff
+
+
+class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One sequence to generate. ``sampling`` is msgpack of vLLM's SamplingParams (a map)."""
+
+    request_id: str
+    token_ids: list[int]
+    sampling: bytes
+    priority: int = 0
+    cache_salt: str | None = None
+    session_id: str | None = None
+    trace_headers: Mapping[str, str] | None = None
+    reasoning_ended: bool | None = None
+    reasoning_parser_kwargs: bytes = b""
+    transfer: Hold | TakeOver | None = None
+
+
+class Logprobs(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Row-major ``[rows, width]``; column 0 is the sampled (or actual prompt) token; ``ranks`` is ``[rows]``."""
+
+    width: int
+    token_ids: list[int]
+    logprobs: list[float]
+    ranks: list[int]
+
+
+class Finish(msgspec.Struct, frozen=True, gc=False):
+    """Why a sequence ended. ``stop_token_id`` is None for the end-of-sequence token."""
+
+    reason: FinishReason
+    stop_token_id: int | None = None
+
+
+class FirstOutput(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Facts known with the first token. Durations in seconds on the engine's clock."""
+
+    cached_tokens: int
+    external_tokens: int
+    queue_s: float
+    compute_s: float
+
+
+class EngineOutput(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What one step added to one request. ``token_ids`` holds only the new ones."""
+
+    token_ids: list[int]
+    finish: Finish | None = None
+    first: FirstOutput | None = None
+    logprobs: Logprobs | None = None
+    prompt_logprobs: Logprobs | None = None
+    handoff: KvHandoff | None = None
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Identity and capacity of one engine incarnation."""
+
+    epoch: int
+    engine_id: str
+    model: str
+    engine_version: str
+    layout_fingerprint: str
+    block_size_tokens: int
+    block_bytes: int
+    kv_blocks_total: int
+    context_tokens_max: int
+
+
+class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot. ``kv_blocks_used`` counts blocks that a request or a held hand-off owns."""
+
+    requests_running: int = 0
+    requests_waiting: int = 0
+    kv_blocks_used: int = 0
+    kv_bytes_in: int = 0
+    kv_bytes_out: int = 0
+
+
+class EngineError(Exception):
+    """Base of what an engine may raise."""
+
+
+class EngineDead(EngineError):
+    """The engine process is gone; nothing on it will ever finish."""
+
+
+class InvalidRequest(EngineError):
+    """The engine refuses this request for what it asks, in the engine's own words."""
+
+
+class HandoffLost(EngineError):
+    """The KV behind a hand-off could not be taken over; the prompt must be computed again."""
+
+
+class Engine(Protocol):
+    """One running engine. All methods are called from one event loop."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """Fixed for the life of this object."""
+        ...
+
+    def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
+        """Yield outputs until one has ``finish``. Closing the iterator aborts. Raises EngineError."""
+        ...
+
+    async def release(self, handoff_lease_id: str) -> None:
+        """Free the KV a ``Hold`` kept. Idempotent; safe while or after it is pulled."""
+        ...
+
+    def load(self) -> EngineLoad:
+        """The latest known load, without waiting."""
+        ...
+
+    async def check_health(self) -> None:
+        """Raise EngineDead when the engine can do no more work."""
+        ...
+
+    async def close(self) -> None:
+        """Stop the engine and free what it holds, within the configured bound."""
+        ...

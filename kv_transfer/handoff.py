@@ -1,0 +1,20 @@
+"""The permission to take over a prefilled prompt's KV, as a value. Never touches memory or the network."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class KvHandoff(msgspec.Struct, frozen=True, kw_only=True):
+    """Single-use ticket made by the engine that holds the KV; ``protos/cluster/v1`` documents each field."""
+
+    worker_id: str
+    epoch: int
+    lease_id: str
+    engine_id: str
+    tokens: int
+    blocks: int
+    bytes: int
+    layout_fingerprint: str
+    lease_remaining_s: float
+    connector_params: bytes = b""

@@ -1,0 +1,151 @@
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROLE_UNSPECIFIED: _ClassVar[Role]
+    ROLE_PREFILL: _ClassVar[Role]
+    ROLE_DECODE: _ClassVar[Role]
+
+class ProcessState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PROCESS_STATE_UNSPECIFIED: _ClassVar[ProcessState]
+    PROCESS_STATE_STARTING: _ClassVar[ProcessState]
+    PROCESS_STATE_READY: _ClassVar[ProcessState]
+    PROCESS_STATE_DRAINING: _ClassVar[ProcessState]
+    PROCESS_STATE_STOPPED: _ClassVar[ProcessState]
+ROLE_UNSPECIFIED: Role
+ROLE_PREFILL: Role
+ROLE_DECODE: Role
+PROCESS_STATE_UNSPECIFIED: ProcessState
+PROCESS_STATE_STARTING: ProcessState
+PROCESS_STATE_READY: ProcessState
+PROCESS_STATE_DRAINING: ProcessState
+PROCESS_STATE_STOPPED: ProcessState
+
+class KvLayout(_message.Message):
+    __slots__ = ("fingerprint", "block_size_tokens", "block_bytes")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: str
+    block_size_tokens: int
+    block_bytes: int
+    def __init__(self, fingerprint: _Optional[str] = ..., block_size_tokens: _Optional[int] = ..., block_bytes: _Optional[int] = ...) -> None: ...
+
+class WorkerInfo(_message.Message):
+    __slots__ = ("worker_id", "role", "address", "epoch", "model", "layout", "kv_blocks_total", "context_tokens_max", "engine_version", "pid", "metrics_address", "requests_max")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    KV_BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_TOKENS_MAX_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_MAX_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    role: Role
+    address: str
+    epoch: int
+    model: str
+    layout: KvLayout
+    kv_blocks_total: int
+    context_tokens_max: int
+    engine_version: str
+    pid: int
+    metrics_address: str
+    requests_max: int
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., layout: _Optional[_Union[KvLayout, _Mapping]] = ..., kv_blocks_total: _Optional[int] = ..., context_tokens_max: _Optional[int] = ..., engine_version: _Optional[str] = ..., pid: _Optional[int] = ..., metrics_address: _Optional[str] = ..., requests_max: _Optional[int] = ...) -> None: ...
+
+class WorkerLoad(_message.Message):
+    __slots__ = ("state", "requests_running", "requests_waiting", "kv_blocks_used", "leases_held", "kv_bytes_in", "kv_bytes_out", "prefill_tokens_queued")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_WAITING_FIELD_NUMBER: _ClassVar[int]
+    KV_BLOCKS_USED_FIELD_NUMBER: _ClassVar[int]
+    LEASES_HELD_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_IN_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_OUT_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKENS_QUEUED_FIELD_NUMBER: _ClassVar[int]
+    state: ProcessState
+    requests_running: int
+    requests_waiting: int
+    kv_blocks_used: int
+    leases_held: int
+    kv_bytes_in: int
+    kv_bytes_out: int
+    prefill_tokens_queued: int
+    def __init__(self, state: _Optional[_Union[ProcessState, str]] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., leases_held: _Optional[int] = ..., kv_bytes_in: _Optional[int] = ..., kv_bytes_out: _Optional[int] = ..., prefill_tokens_queued: _Optional[int] = ...) -> None: ...
+
+class KvHandoff(_message.Message):
+    __slots__ = ("worker_id", "epoch", "lease_id", "engine_id", "tokens", "blocks", "bytes", "layout_fingerprint", "lease_remaining_ms", "connector_params")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    LEASE_REMAINING_MS_FIELD_NUMBER: _ClassVar[int]
+    CONNECTOR_PARAMS_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    epoch: int
+    lease_id: str
+    engine_id: str
+    tokens: int
+    blocks: int
+    bytes: int
+    layout_fingerprint: str
+    lease_remaining_ms: int
+    connector_params: bytes
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., lease_id: _Optional[str] = ..., engine_id: _Optional[str] = ..., tokens: _Optional[int] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., layout_fingerprint: _Optional[str] = ..., lease_remaining_ms: _Optional[int] = ..., connector_params: _Optional[bytes] = ...) -> None: ...
+
+class ProcessStatus(_message.Message):
+    __slots__ = ("id", "role", "pid", "address", "epoch", "state", "requests_running", "requests_waiting", "kv_blocks_used", "kv_blocks_total", "leases_held", "kv_bytes_in", "kv_bytes_out")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_WAITING_FIELD_NUMBER: _ClassVar[int]
+    KV_BLOCKS_USED_FIELD_NUMBER: _ClassVar[int]
+    KV_BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    LEASES_HELD_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_IN_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_OUT_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    role: str
+    pid: int
+    address: str
+    epoch: int
+    state: str
+    requests_running: int
+    requests_waiting: int
+    kv_blocks_used: int
+    kv_blocks_total: int
+    leases_held: int
+    kv_bytes_in: int
+    kv_bytes_out: int
+    def __init__(self, id: _Optional[str] = ..., role: _Optional[str] = ..., pid: _Optional[int] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., state: _Optional[str] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., leases_held: _Optional[int] = ..., kv_bytes_in: _Optional[int] = ..., kv_bytes_out: _Optional[int] = ...) -> None: ...
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatusResponse(_message.Message):
+    __slots__ = ("process",)
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    process: ProcessStatus
+    def __init__(self, process: _Optional[_Union[ProcessStatus, _Mapping]] = ...) -> None: ...

@@ -1,0 +1,172 @@
+from protos.cluster.v1 import cluster_pb2 as _cluster_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class WorkerUpdate(_message.Message):
+    __slots__ = ("register", "load", "leaving")
+    REGISTER_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
+    register: _cluster_pb2.WorkerInfo
+    load: _cluster_pb2.WorkerLoad
+    leaving: Leaving
+    def __init__(self, register: _Optional[_Union[_cluster_pb2.WorkerInfo, _Mapping]] = ..., load: _Optional[_Union[_cluster_pb2.WorkerLoad, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ...) -> None: ...
+
+class Leaving(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class WorkerCommand(_message.Message):
+    __slots__ = ("registered", "drain")
+    REGISTERED_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
+    registered: Registered
+    drain: Drain
+    def __init__(self, registered: _Optional[_Union[Registered, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
+
+class Registered(_message.Message):
+    __slots__ = ("heartbeat_interval_ms", "lease_ms")
+    HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    heartbeat_interval_ms: int
+    lease_ms: int
+    def __init__(self, heartbeat_interval_ms: _Optional[int] = ..., lease_ms: _Optional[int] = ...) -> None: ...
+
+class Drain(_message.Message):
+    __slots__ = ("deadline_ms",)
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    deadline_ms: int
+    def __init__(self, deadline_ms: _Optional[int] = ...) -> None: ...
+
+class FrontUpdate(_message.Message):
+    __slots__ = ("register", "plan", "ended", "suspect")
+    REGISTER_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    SUSPECT_FIELD_NUMBER: _ClassVar[int]
+    register: FrontProxyInfo
+    plan: PlanRequest
+    ended: RequestEnded
+    suspect: WorkerSuspect
+    def __init__(self, register: _Optional[_Union[FrontProxyInfo, _Mapping]] = ..., plan: _Optional[_Union[PlanRequest, _Mapping]] = ..., ended: _Optional[_Union[RequestEnded, _Mapping]] = ..., suspect: _Optional[_Union[WorkerSuspect, _Mapping]] = ...) -> None: ...
+
+class FrontProxyInfo(_message.Message):
+    __slots__ = ("front_proxy_id", "address", "pid")
+    FRONT_PROXY_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    front_proxy_id: str
+    address: str
+    pid: int
+    def __init__(self, front_proxy_id: _Optional[str] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
+
+class PlanRequest(_message.Message):
+    __slots__ = ("plan_id", "request_id", "prompt_tokens", "output_tokens_max", "priority", "block_hashes", "excluded_worker_ids", "pinned_decode_worker_id", "tenant", "prefill_only")
+    PLAN_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_MAX_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_HASHES_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDED_WORKER_IDS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_DECODE_WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_ONLY_FIELD_NUMBER: _ClassVar[int]
+    plan_id: int
+    request_id: str
+    prompt_tokens: int
+    output_tokens_max: int
+    priority: int
+    block_hashes: _containers.RepeatedScalarFieldContainer[int]
+    excluded_worker_ids: _containers.RepeatedScalarFieldContainer[str]
+    pinned_decode_worker_id: str
+    tenant: str
+    prefill_only: bool
+    def __init__(self, plan_id: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens_max: _Optional[int] = ..., priority: _Optional[int] = ..., block_hashes: _Optional[_Iterable[int]] = ..., excluded_worker_ids: _Optional[_Iterable[str]] = ..., pinned_decode_worker_id: _Optional[str] = ..., tenant: _Optional[str] = ..., prefill_only: _Optional[bool] = ...) -> None: ...
+
+class Placement(_message.Message):
+    __slots__ = ("worker_id", "address", "epoch")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    address: str
+    epoch: int
+    def __init__(self, worker_id: _Optional[str] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class FrontReply(_message.Message):
+    __slots__ = ("plan", "refused", "view")
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    plan: Plan
+    refused: PlanRefused
+    view: ClusterView
+    def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., refused: _Optional[_Union[PlanRefused, _Mapping]] = ..., view: _Optional[_Union[ClusterView, _Mapping]] = ...) -> None: ...
+
+class Plan(_message.Message):
+    __slots__ = ("plan_id", "prefill", "decode", "decode_blocks_reserved", "reason")
+    PLAN_ID_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    DECODE_BLOCKS_RESERVED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    plan_id: int
+    prefill: Placement
+    decode: Placement
+    decode_blocks_reserved: int
+    reason: str
+    def __init__(self, plan_id: _Optional[int] = ..., prefill: _Optional[_Union[Placement, _Mapping]] = ..., decode: _Optional[_Union[Placement, _Mapping]] = ..., decode_blocks_reserved: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class PlanRefused(_message.Message):
+    __slots__ = ("plan_id", "kind", "message", "retry_after_ms")
+    PLAN_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    plan_id: int
+    kind: str
+    message: str
+    retry_after_ms: int
+    def __init__(self, plan_id: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
+
+class RequestEnded(_message.Message):
+    __slots__ = ("plan_id", "outcome", "output_tokens")
+    PLAN_ID_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    plan_id: int
+    outcome: str
+    output_tokens: int
+    def __init__(self, plan_id: _Optional[int] = ..., outcome: _Optional[str] = ..., output_tokens: _Optional[int] = ...) -> None: ...
+
+class WorkerSuspect(_message.Message):
+    __slots__ = ("worker_id", "epoch", "reason")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    epoch: int
+    reason: str
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ClusterView(_message.Message):
+    __slots__ = ("workers",)
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    workers: _containers.RepeatedCompositeFieldContainer[WorkerEntry]
+    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerEntry, _Mapping]]] = ...) -> None: ...
+
+class WorkerEntry(_message.Message):
+    __slots__ = ("info", "load")
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    info: _cluster_pb2.WorkerInfo
+    load: _cluster_pb2.WorkerLoad
+    def __init__(self, info: _Optional[_Union[_cluster_pb2.WorkerInfo, _Mapping]] = ..., load: _Optional[_Union[_cluster_pb2.WorkerLoad, _Mapping]] = ...) -> None: ...

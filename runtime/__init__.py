@@ -1,0 +1,1 @@
+"""Process plumbing that any gRPC service would want. No word like prefill, KV or expert appears here."""
