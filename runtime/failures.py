@@ -1,10 +1,9 @@
-"""The one table that maps a failure to a gRPC status and an HTTP status. Both directions use it."""
+"""Failures as values. Knows no transport: ``runtime/failure_status.py`` holds the status table."""
 
 from __future__ import annotations
 
 import enum
 
-import grpc
 import msgspec
 
 
@@ -24,28 +23,6 @@ class FailureKind(enum.StrEnum):
     INTERNAL = "internal"
 
 
-class StatusPair(msgspec.Struct, frozen=True):
-    """How one kind of failure is told over gRPC and over HTTP."""
-
-    grpc_code: grpc.StatusCode
-    http_status: int
-
-
-STATUS: dict[FailureKind, StatusPair] = {
-    FailureKind.BAD_REQUEST: StatusPair(grpc.StatusCode.INVALID_ARGUMENT, 400),
-    FailureKind.NOT_FOUND: StatusPair(grpc.StatusCode.NOT_FOUND, 404),
-    FailureKind.TOO_LARGE: StatusPair(grpc.StatusCode.OUT_OF_RANGE, 413),
-    FailureKind.EXHAUSTED: StatusPair(grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
-    FailureKind.UNAVAILABLE: StatusPair(grpc.StatusCode.UNAVAILABLE, 503),
-    FailureKind.INCOMPATIBLE: StatusPair(grpc.StatusCode.FAILED_PRECONDITION, 500),
-    FailureKind.STATE_LOST: StatusPair(grpc.StatusCode.ABORTED, 503),
-    FailureKind.DEADLINE: StatusPair(grpc.StatusCode.DEADLINE_EXCEEDED, 504),
-    FailureKind.CANCELLED: StatusPair(grpc.StatusCode.CANCELLED, 499),
-    FailureKind.UNSUPPORTED: StatusPair(grpc.StatusCode.UNIMPLEMENTED, 501),
-    FailureKind.INTERNAL: StatusPair(grpc.StatusCode.INTERNAL, 500),
-}
-
-
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """A failure as a value. ``message`` is a sentence for people and never holds prompt text."""
 
@@ -60,8 +37,3 @@ class FailureError(Exception):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
         self.failure = failure
-
-
-def kind_from_grpc(code: grpc.StatusCode) -> FailureKind:
-    """The kind a peer meant with ``code``; INTERNAL when it is none of ours."""
-    return next((kind for kind, pair in STATUS.items() if pair.grpc_code is code), FailureKind.INTERNAL)
