@@ -1,0 +1,1 @@
+"""The body that prefill and decode workers share: streams, batching, admission, session, drain."""

@@ -1,0 +1,65 @@
+"""Settings of the body that both kinds of workers share. Holds values and bounds; never reads files."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker process, whatever its role. Units are in the names."""
+
+    worker_id: str = ""
+    """Unique in the cluster and stable over restarts. Empty: ``<role>-<pid>``."""
+    host: str = "127.0.0.1"
+    """Interface the gRPC and metrics servers bind, and the address others are told unless ``advertise_host`` is set."""
+    advertise_host: str = ""
+    """Host others reach this worker by. Empty: ``host``."""
+    port: int = 0
+    """gRPC port. 0: any free one."""
+    metrics_port: int = 0
+    """Prometheus port. 0: any free one."""
+    scheduler_address: str = ""
+    """host:port of the scheduler. Empty: none, the worker serves whoever connects (tests)."""
+
+    message_bytes_max: int = 64 * 1024 * 1024
+    """Largest gRPC message in either direction."""
+    front_proxies_max: int = 64
+    """Attach streams at once."""
+    requests_max: int = 256
+    """Requests admitted at once; more are refused as exhausted."""
+    outbox_deltas_max: int = 65_536
+    """Deltas waiting for one front proxy; one more and its stream is cut and its requests aborted."""
+    outbox_bytes_max: int = 64 * 1024 * 1024
+    """Bytes of deltas waiting for one front proxy; the same happens beyond."""
+    step_deltas_max: int = 1_024
+    """Deltas in one StepOutputs message; more become several messages."""
+    step_bytes_max: int = 8 * 1024 * 1024
+    """Bytes aimed at in one StepOutputs message."""
+    retry_after_s: float = 1.0
+    """Advice that goes with a refusal for lack of room."""
+    decode_tokens_headroom: int = 256
+    """Output tokens that admission counts per request, beside its prompt, when the scheduler reserved nothing."""
+
+    heartbeat_interval_s: float = 1.0
+    """Longest silence towards the scheduler, where it does not ask for a shorter one."""
+    load_interval_s: float = 0.1
+    """Shortest time between two load reports."""
+    scheduler_backoff_initial_s: float = 0.1
+    """First wait after the scheduler's session broke."""
+    scheduler_backoff_max_s: float = 5.0
+    """Longest wait between attempts to reach the scheduler. It never gives up."""
+    scheduler_call_timeout_s: float = 10.0
+    """Time the scheduler has to answer a registration."""
+    register_timeout_s: float = 120.0
+    """Time a starting worker may wait for its first registration."""
+
+    drain_timeout_s: float = 30.0
+    """Time running requests and held leases get when the worker is told to stop."""
+    health_interval_s: float = 1.0
+    """How often the engine is asked whether it lives."""
+    abort_timeout_s: float = 10.0
+    """Time the engine gets to take back one request or one lease."""
+    stop_grace_s: float = 2.0
+    """Time the gRPC server gets to close its streams."""
+    engine_close_timeout_s: float = 30.0
+    """Time the engine gets to close."""
