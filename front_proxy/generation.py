@@ -1,0 +1,77 @@
+"""A generation as the serving layers ask for it and the deltas they get back. Holds values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from engine.protocol import Finish, Logprobs
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One sequence (one child of n > 1). The three samplings are msgpack of vLLM's SamplingParams."""
+
+    request_id: str
+    token_ids: list[int]
+    prefill_sampling: bytes
+    """One token, computed on the prefill worker."""
+    decode_sampling: bytes
+    """The whole output, first token included: used when decode computes the first token itself."""
+    seeded_sampling: bytes | None
+    """Decode after prompt + first token. None: the prefill worker's token may not be shown."""
+    output_tokens_max: int
+    priority: int = 0
+    cache_salt: str | None = None
+    session_id: str | None = None
+    deadline_s: float | None = None
+    """Time it may take from now. None: the configured one."""
+    trace_headers: Mapping[str, str] | None = None
+    reasoning_ended: bool | None = None
+    reasoning_parser_kwargs: bytes = b""
+    pinned_decode_worker: str | None = None
+    """Run on this decode worker alone: its prefix cache already holds the prompt."""
+
+
+class Phases(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the time to the client's first token went, in seconds; the six add up to it. Unused ones are 0."""
+
+    plan_s: float = 0.0
+    """Request accepted until the (last) plan came, failed attempts before it included."""
+    queue_s: float = 0.0
+    """Waiting in the engine that computed the prompt."""
+    prefill_s: float = 0.0
+    """Computing the prompt."""
+    first_token_out_s: float = 0.0
+    """Everything else on the way: wire, worker, loop turns."""
+    handoff_s: float = 0.0
+    """KV moving to the decode worker, when the client's first token had to wait for it."""
+    decode_admission_s: float = 0.0
+    """Admission on the decode worker, when the client's first token had to wait for it."""
+
+    @property
+    def total_s(self) -> float:
+        """Time to first token as the dispatcher measured it."""
+        return (
+            self.plan_s
+            + self.queue_s
+            + self.prefill_s
+            + self.first_token_out_s
+            + self.handoff_s
+            + self.decode_admission_s
+        )
+
+
+class GenerationDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """New output of one sequence. The last one has ``finish``. A delta without tokens carries facts only."""
+
+    token_ids: list[int]
+    finish: Finish | None = None
+    logprobs: Logprobs | None = None
+    prompt_logprobs: Logprobs | None = None
+    cached_tokens: int | None = None
+    """Prompt tokens the worker that computed the prompt found in its prefix cache; on the first delta."""
+    decode_worker: str | None = None
+    """Set once the prompt's KV lies on this decode worker: siblings may be pinned there."""
+    phases: Phases | None = None
+    """On the delta with the client's first token."""
