@@ -1,0 +1,13 @@
+"""Where does it run? Decides the workers of each request; never sees a token, a text or a KV byte.
+
+``core.SchedulerCore`` is pure: events in, actions out, time and randomness as arguments. ``service`` is the only file
+that knows grpc. A front proxy that lost its scheduler runs the same core over its last cluster view.
+
+One plan: filters drop the workers that cannot serve (``policies/``), scorers rate the rest in [0, 1], a picker takes
+one (``profile``). Prefill and decode are chosen together (``placement``), because their KV layouts must be equal, and
+the decode blocks are reserved before any prefill is spent. ``disaggregation`` says whether a remote prefill pays.
+
+Absent on purpose: a queue of waiting plans (a plan that does not fit is refused with a retry-after), and prefix-aware
+routing. Its seat: ``PlanRequested.block_hashes`` arrives, ``profile.Signal.PREFIX_BLOCKS`` names the missing signal,
+and an affinity scorer is one more file in ``policies/``.
+"""

@@ -1,0 +1,139 @@
+"""Everything the scheduler can be told. Holds structs and defaults; reads no file and no environment."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+Weight = Annotated[float, msgspec.Meta(ge=0.0)]
+Positive = Annotated[float, msgspec.Meta(gt=0.0)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+PositiveCount = Annotated[int, msgspec.Meta(ge=1)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
+class QueueTimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="queue_time"):
+    """Prefer the worker that will start computing soonest."""
+
+    weight: Weight = 1.0
+    # Predicted wait at which the score is one half.
+    half_score_s: Positive = 0.5
+
+
+class KvHeadroomConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="kv_headroom"):
+    """Prefer the worker with the larger share of its KV blocks free."""
+
+    weight: Weight = 1.0
+
+
+class RequestCountConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="request_count"):
+    """Prefer the worker with fewer requests."""
+
+    weight: Weight = 1.0
+    # Requests at which the score is one half.
+    half_score_requests: PositiveCount = 8
+
+
+class MaxScorePickerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="max_score"):
+    """Take the highest score; equal scores are decided by chance."""
+
+
+class RandomPickerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="random"):
+    """Take any worker that passed the filters."""
+
+
+ScorerConfig = QueueTimeConfig | KvHeadroomConfig | RequestCountConfig
+PickerConfig = MaxScorePickerConfig | RandomPickerConfig
+
+
+class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one role's worker is chosen. Filters are not listed: each guards a promise, so all always run."""
+
+    scorers: tuple[ScorerConfig, ...] = ()
+    picker: PickerConfig = msgspec.field(default_factory=MaxScorePickerConfig)
+
+
+def prefill_profile() -> ProfileConfig:
+    """Prefill is bound by compute: the predicted wait decides."""
+    return ProfileConfig(
+        scorers=(
+            QueueTimeConfig(weight=3.0),
+            RequestCountConfig(weight=1.0),
+            KvHeadroomConfig(weight=1.0),
+        )
+    )
+
+
+def decode_profile() -> ProfileConfig:
+    """Decode is bound by memory: the free share of KV blocks decides."""
+    return ProfileConfig(
+        scorers=(
+            KvHeadroomConfig(weight=2.0),
+            RequestCountConfig(weight=1.0),
+            QueueTimeConfig(weight=1.0),
+        )
+    )
+
+
+class RoutingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a worker pair is chosen."""
+
+    prefill: ProfileConfig = msgspec.field(default_factory=prefill_profile)
+    decode: ProfileConfig = msgspec.field(default_factory=decode_profile)
+    # Prompts of at most this many tokens are computed by the decode worker itself. 0: always remote if possible.
+    short_prompt_tokens: Count = 0
+    # A worker that a front proxy could not use is avoided for this long, unless nothing else is left.
+    suspect_cooldown_s: Positive = 5.0
+    # A load report this long after a plan is taken to include the plan's prompt.
+    plan_visible_after_s: Positive = 0.1
+    # Prefill speed assumed of a worker until its own is observed.
+    prefill_initial_tokens_per_s: Positive = 2000.0
+
+
+class AdmissionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is refused, and when to come back."""
+
+    # Plans granted and not ended, over all front proxies. Bounds the scheduler's memory.
+    plans_in_flight_max: PositiveCount = 65536
+    # Output tokens reserved at most per request; a longer output grows into what is free then.
+    output_reserve_tokens: PositiveCount = 256
+    retry_after_min_s: Positive = 0.1
+    retry_after_max_s: Positive = 10.0
+    # Memory of the observed release rate, from which retry-after is estimated.
+    release_window_s: Positive = 10.0
+
+
+class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The scheduler's part of the configuration tree."""
+
+    host: str = "127.0.0.1"
+    # 0: any free port; it is announced.
+    port: Port = 0
+    # Port of /metrics on the same host. 0: any free port.
+    metrics_port: Port = 0
+    # How often a worker must report, and the silence after which it counts as gone.
+    heartbeat_interval_s: Positive = 1.0
+    worker_lease_s: Positive = 5.0
+    # How often leases are looked at.
+    tick_interval_s: Positive = 0.25
+    # Load changes reach front proxies at most this often; membership changes go at once.
+    view_interval_s: Positive = 0.25
+    # Replies waiting for one front proxy that does not read; beyond it the session is closed.
+    front_replies_max: PositiveCount = 16384
+    fronts_max: PositiveCount = 1024
+    workers_max: PositiveCount = 4096
+    message_bytes_max: PositiveCount = 16 * 1024 * 1024
+    # Block hashes accepted with one plan request.
+    block_hashes_max: PositiveCount = 65536
+    # Wait for running calls at shutdown.
+    stop_grace_s: Positive = 1.0
+    log_level: str = "info"
+    routing: RoutingConfig = msgspec.field(default_factory=RoutingConfig)
+    admission: AdmissionConfig = msgspec.field(default_factory=AdmissionConfig)
+
+    def __post_init__(self) -> None:
+        if self.worker_lease_s <= self.heartbeat_interval_s:
+            raise ValueError("worker_lease_s must be longer than heartbeat_interval_s")
+        if self.admission.retry_after_max_s < self.admission.retry_after_min_s:
+            raise ValueError("retry_after_max_s must not be less than retry_after_min_s")
