@@ -1,0 +1,251 @@
+"""Loading a configuration tree of msgspec structs from defaults, a file, the environment and ``key=value`` settings.
+
+Later sources win in that order. Every value remembers where it came from, and every error names the path of its key.
+Never knows which keys exist: the struct given says so.
+
+An environment variable sets ``a.b_c`` as ``<prefix>A__B_C``. A variable with the prefix but without ``__`` is read only
+when it names a top-level value, since other programs' variables may share the prefix.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar, get_origin, get_type_hints
+
+import msgspec
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+DEFAULT = "default"
+_ERROR_PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
+
+
+class BadConfiguration(Exception):  # noqa: N818 - read as a noun where it is caught
+    """A configuration that cannot be used; ``path`` is the dotted key at fault, empty when it is the whole source."""
+
+    def __init__(self, path: str, reason: str, source: str) -> None:
+        super().__init__(f"{path}: {reason} ({source})" if path else f"{reason} ({source})")
+        self.path = path
+        self.reason = reason
+        self.source = source
+
+
+class Loaded(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """A configuration and the source of each of its values, by dotted path."""
+
+    value: T
+    sources: dict[str, str]
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of a resolved configuration, as people read it."""
+
+    path: str
+    value: Any
+    source: str
+
+
+class _Text(msgspec.Struct, frozen=True):
+    """A value given as text: parsed by the type of its key."""
+
+    text: str
+
+
+def load(
+    cls: type[T], *, file: Path | None, environ: Mapping[str, str], sets: Sequence[str], prefix: str = "BATON_"
+) -> Loaded[T]:
+    """Build ``cls`` from its defaults, then ``file`` (TOML or JSON), then ``environ``, then ``sets``.
+
+    Raises BadConfiguration for an unknown key, a value of the wrong type, or a file that cannot be read.
+    """
+    tree: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    if file is not None:
+        for path, value in _leaves(cls, _read(file), f"file {file}"):
+            _put(cls, tree, sources, path, value, f"file {file}")
+    for name in sorted(environ):
+        if name.startswith(prefix) and (keys := _environment_path(cls, name.removeprefix(prefix))):
+            _put(cls, tree, sources, keys, _Text(environ[name]), f"env {name}")
+    for setting in sets:
+        key, separator, text = setting.partition("=")
+        if not separator or not key.strip():
+            raise BadConfiguration(key.strip(), f"expected key=value, got {setting!r}", "--set")
+        _put(cls, tree, sources, tuple(key.strip().split(".")), _Text(text), "--set")
+    value = _convert(cls, tree, sources)
+    return Loaded(value=value, sources=_all_sources(value, sources))
+
+
+def settings(loaded: Loaded[Any]) -> list[Setting]:
+    """Every value of ``loaded`` with its source, in the order of declaration."""
+    return [
+        Setting(path=".".join(path), value=msgspec.to_builtins(value), source=_source(loaded.sources, ".".join(path)))
+        for path, value in _struct_leaves(loaded.value)
+    ]
+
+
+def dump(value: msgspec.Struct) -> bytes:
+    """``value`` as a JSON file that ``load`` reads back to an equal one."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    source = f"file {file}"
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise BadConfiguration("", f"cannot read the file: {error.strerror}", source) from error
+    language = "JSON" if file.suffix == ".json" else "TOML"
+    try:
+        tree = json.loads(content) if language == "JSON" else tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # JSON, TOML and UTF-8 errors are all ValueErrors
+        raise BadConfiguration("", f"not valid {language}: {error}", source) from error
+    if not isinstance(tree, dict):
+        raise BadConfiguration("", "the top level must be a table", source)
+    return tree
+
+
+def _leaves(
+    cls: type[msgspec.Struct], tree: Mapping[str, Any], source: str, at: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """What ``tree`` sets, one value of ``cls`` at a time."""
+    hints = _hints(cls)
+    for key, value in tree.items():
+        path = (*at, key)
+        nested = hints.get(key)
+        if nested is not None and _is_struct(nested):
+            if not isinstance(value, dict):
+                raise BadConfiguration(".".join(path), f"expected a table, got {value!r}", source)
+            yield from _leaves(nested, value, source, path)
+        else:
+            yield path, value
+
+
+def _environment_path(cls: type[msgspec.Struct], name: str) -> tuple[str, ...]:
+    keys = tuple(name.lower().split("__"))
+    if len(keys) == 1 and (keys[0] not in _hints(cls) or _is_struct(_hints(cls)[keys[0]])):
+        return ()
+    return keys
+
+
+def _put(
+    cls: type[msgspec.Struct],
+    tree: dict[str, Any],
+    sources: dict[str, str],
+    path: tuple[str, ...],
+    value: Any,  # noqa: ANN401 - a value before its type is known
+    source: str,
+) -> None:
+    """Set one value; the key must exist and the value must fit its type."""
+    owner: type[msgspec.Struct] = cls
+    branch = tree
+    for depth, key in enumerate(path):
+        kind = _known(owner, key, path[: depth + 1], source)
+        rest = path[depth + 1 :]
+        if _is_struct(kind):
+            if not rest:
+                raise BadConfiguration(".".join(path), "is a table; set one of its keys", source)
+            owner, branch = kind, branch.setdefault(key, {})
+            continue
+        if rest and not _is_mapping(kind):
+            raise BadConfiguration(".".join(path), f"{key} is a value, not a table", source)
+        if rest:
+            branch = branch.setdefault(key, {})
+            for inner in rest[:-1]:
+                branch = branch.setdefault(inner, {})
+                if not isinstance(branch, dict):
+                    raise BadConfiguration(".".join(path), f"{inner} is a value, not a table", source)
+            branch[rest[-1]] = _loose(value)
+        else:
+            branch[key] = _fit(kind, value, path, source)
+        sources[".".join(path)] = source
+        return
+    raise AssertionError("a path has at least one key")
+
+
+def _known(owner: type[msgspec.Struct], key: str, path: tuple[str, ...], source: str) -> Any:  # noqa: ANN401 - a type form
+    hints = _hints(owner)
+    if key in hints:
+        return hints[key]
+    near = difflib.get_close_matches(key, hints, n=1)
+    advice = f"did you mean {'.'.join((*path[:-1], near[0]))}?" if near else f"known here: {', '.join(hints)}"
+    raise BadConfiguration(".".join(path), f"unknown key; {advice}", source)
+
+
+def _fit(kind: Any, value: Any, path: tuple[str, ...], source: str) -> Any:  # noqa: ANN401 - types are data here
+    """``value`` as builtins, once it is known to convert to ``kind``."""
+    candidates: list[Any] = [value]
+    if isinstance(value, _Text):
+        # JSON null comes first so that it can unset a text; anything else is a text where the key takes one.
+        candidates = [*([None] if value.text == "null" else []), value.text, *_as_json(value.text)]
+    reason = ""
+    for candidate in candidates:
+        try:
+            return msgspec.to_builtins(msgspec.convert(candidate, kind, strict=not isinstance(value, _Text)))
+        except msgspec.ValidationError as error:
+            reason = str(error)
+    raise BadConfiguration(".".join(path), reason, source)
+
+
+def _loose(value: Any) -> Any:  # noqa: ANN401 - a key inside a free mapping has no declared type
+    if not isinstance(value, _Text):
+        return value
+    return next(_as_json(value.text), value.text)
+
+
+def _as_json(text: str) -> Iterator[Any]:
+    try:
+        yield json.loads(text)
+    except ValueError:
+        return
+
+
+def _convert(cls: type[T], tree: dict[str, Any], sources: Mapping[str, str]) -> T:
+    try:
+        return msgspec.convert(tree, cls)
+    except msgspec.ValidationError as error:  # a struct's own __post_init__ refused a combination
+        found = _ERROR_PATH.search(str(error))
+        path = found["path"] if found else ""
+        raise BadConfiguration(path, _ERROR_PATH.sub("", str(error)), _source(sources, path)) from error
+
+
+def _all_sources(value: msgspec.Struct, given: Mapping[str, str]) -> dict[str, str]:
+    return {path: _source(given, path) for path in map(".".join, (path for path, _ in _struct_leaves(value)))}
+
+
+def _struct_leaves(value: msgspec.Struct, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name in value.__struct_fields__:
+        inner = getattr(value, name)
+        path = (*at, name)
+        if isinstance(inner, msgspec.Struct):
+            yield from _struct_leaves(inner, path)
+        elif isinstance(inner, dict) and inner:
+            yield from (((*path, str(key)), item) for key, item in inner.items())
+        else:
+            yield path, inner
+
+
+def _source(sources: Mapping[str, str], path: str) -> str:
+    """Where ``path`` was set: itself, the mapping it lies in, or something below it."""
+    parts = path.split(".")
+    for depth in range(len(parts), 0, -1):
+        if (source := sources.get(".".join(parts[:depth]))) is not None:
+            return source
+    below = [source for key, source in sources.items() if not path or key.startswith(f"{path}.")]
+    return ", ".join(dict.fromkeys(below)) or DEFAULT
+
+
+def _hints(cls: type[msgspec.Struct]) -> dict[str, Any]:
+    return get_type_hints(cls, include_extras=True)
+
+
+def _is_struct(kind: Any) -> bool:  # noqa: ANN401 - a type form
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def _is_mapping(kind: Any) -> bool:  # noqa: ANN401 - a type form
+    return kind is dict or get_origin(kind) in (dict, Mapping)

@@ -1,0 +1,108 @@
+"""Opening gRPC servers and channels the same way everywhere, with health and reflection. Never holds a service."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+KEEPALIVE_TIME_MS = 20_000
+KEEPALIVE_TIMEOUT_MS = 10_000
+# Half of what our own clients send, so that their pings are never taken for abuse.
+PING_INTERVAL_MIN_MS = KEEPALIVE_TIME_MS // 2
+RECONNECT_BACKOFF_FIRST_MS = 100
+RECONNECT_BACKOFF_MAX_MS = 2_000
+
+AddServices = Callable[[grpc.aio.Server], Sequence[str]]
+
+
+class RunningServer:
+    """A gRPC server that listens. ``address`` is what it was bound to, with the real port."""
+
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        servicer: Any,  # noqa: ANN401 - the stubs do not know health.aio
+        services: Sequence[str],
+        address: tuple[str, int],
+    ) -> None:
+        self._server = server
+        self._health = servicer
+        self._services = tuple(services)
+        self.port = address[1]
+        self.address = join_address(*address)
+
+    async def set_serving(self, serving: bool) -> None:
+        """Say for every service whether it takes work; the empty name is SERVING for as long as the process lives."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in self._services:
+            await self._health.set(service, status)
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, give running ones ``grace_s`` to end, then cancel them."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+
+
+async def start_server(host: str, port: int, add: AddServices, *, message_bytes_max: int) -> RunningServer:
+    """Listen on ``host:port`` (0 picks a port) with the services ``add`` registers.
+
+    ``add`` returns the full names of its services. They report NOT_SERVING until ``set_serving(True)``.
+    Raises OSError when the address cannot be bound.
+    """
+    server = grpc.aio.server(options=_server_options(message_bytes_max))
+    services = tuple(add(server))
+    servicer = health.aio.HealthServicer()  # type: ignore[attr-defined] # the stubs do not know it
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    try:
+        bound = server.add_insecure_port(join_address(host, port))
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {join_address(host, port)}: {error}") from error
+    running = RunningServer(server, servicer, services, (host, bound))
+    await running.set_serving(False)
+    await server.start()
+    return running
+
+
+def channel(address: str, message_bytes_max: int) -> grpc.aio.Channel:
+    """A channel to ``address`` that notices a dead peer within keepalive time plus timeout and reconnects quickly."""
+    return grpc.aio.insecure_channel(
+        address,
+        options=[
+            *_shared_options(message_bytes_max),
+            ("grpc.initial_reconnect_backoff_ms", RECONNECT_BACKOFF_FIRST_MS),
+            ("grpc.min_reconnect_backoff_ms", RECONNECT_BACKOFF_FIRST_MS),
+            ("grpc.max_reconnect_backoff_ms", RECONNECT_BACKOFF_MAX_MS),
+            # These channels stay inside the cluster; a proxy from the environment is never meant for them.
+            ("grpc.enable_http_proxy", 0),
+        ],
+    )
+
+
+def join_address(host: str, port: int) -> str:
+    """``host:port``, with brackets around an IPv6 host."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _shared_options(message_bytes_max: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", message_bytes_max),
+        ("grpc.max_send_message_length", message_bytes_max),
+        ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+
+
+def _server_options(message_bytes_max: int) -> list[tuple[str, int]]:
+    return [
+        *_shared_options(message_bytes_max),
+        ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MIN_MS),
+        # Two processes on one port would share its connections silently; the second must fail instead.
+        ("grpc.so_reuseport", 0),
+    ]

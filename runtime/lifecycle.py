@@ -1,0 +1,71 @@
+"""How a process starts, waits, and stops: the event loop, signals, and bounded cancellation. Never what runs in it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import uvloop
+
+T = TypeVar("T")
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run ``main`` to its end on a fresh uvloop event loop."""
+    return uvloop.run(main)
+
+
+def stop_event() -> asyncio.Event:
+    """An event that the first SIGTERM or SIGINT sets; a second one ends the process at once.
+
+    Call it inside the running event loop, in the main thread.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, int(number))
+    return stop
+
+
+async def run_until(stop: asyncio.Event, *work: Coroutine[Any, Any, object], stop_timeout_s: float = 10.0) -> None:
+    """Run all of ``work`` until ``stop`` is set or every part has ended.
+
+    The first part that fails ends the others, and its exception is raised. When ``stop`` is set the parts are
+    cancelled and given ``stop_timeout_s`` to end.
+    """
+    parts = [asyncio.ensure_future(part) for part in work]
+    waiter = asyncio.ensure_future(stop.wait())
+    pending: set[asyncio.Future[Any]] = set(parts)
+    try:
+        while pending and not stop.is_set():
+            done, _ = await asyncio.wait({*pending, waiter}, return_when=asyncio.FIRST_COMPLETED)
+            pending -= done
+            for part in done - {waiter}:
+                part.result()
+    finally:
+        await asyncio.gather(*(cancel_and_wait(task, stop_timeout_s) for task in (waiter, *pending)))
+
+
+async def cancel_and_wait(task: asyncio.Future[Any], timeout_s: float) -> None:
+    """Cancel ``task`` and wait until it has ended, for at most ``timeout_s``.
+
+    Its own cancellation is swallowed; any other exception it ends with is raised, and so is TimeoutError when it does
+    not end in time. A task that had ended before this call is left alone.
+    """
+    if task.done():
+        return
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=timeout_s)
+    if not done:
+        raise TimeoutError(f"a task did not end within {timeout_s} s of being cancelled: {task!r}")
+    if not task.cancelled() and (failure := task.exception()) is not None:
+        raise failure
