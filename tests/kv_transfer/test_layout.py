@@ -1,0 +1,32 @@
+"""Fingerprints and what makes two layouts compatible."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kv_transfer.layout import Layout, compatible, fingerprint
+
+PARTS = st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=5)
+
+
+@given(PARTS, PARTS)
+def test_fingerprints_are_equal_exactly_when_the_parts_are(a: dict[str, str], b: dict[str, str]) -> None:
+    assert (fingerprint(a) == fingerprint(b)) is (a == b)
+
+
+def test_the_order_of_parts_does_not_matter() -> None:
+    assert fingerprint({"a": "1", "b": "2"}) == fingerprint({"b": "2", "a": "1"})
+
+
+def test_equal_fingerprints_with_different_block_sizes_are_incompatible() -> None:
+    wrong = compatible(Layout(fingerprint="f", block_size_tokens=16), Layout(fingerprint="f", block_size_tokens=32))
+    assert wrong is not None and wrong.what == "block_size_tokens" and "16 here, 32 there" in wrong.sentence()
+
+
+def test_an_empty_fingerprint_matches_nothing_not_even_itself() -> None:
+    assert compatible(Layout(fingerprint=""), Layout(fingerprint="")) is not None
+
+
+def test_an_unknown_block_size_is_not_compared() -> None:
+    assert compatible(Layout(fingerprint="f"), Layout(fingerprint="f", block_size_tokens=32, block_bytes=7)) is None
