@@ -81,27 +81,6 @@ class RoutingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     prefill: ProfileConfig = msgspec.field(default_factory=prefill_profile)
     decode: ProfileConfig = msgspec.field(default_factory=decode_profile)
-    # Prompts of at most this many tokens are computed by the decode worker itself. 0: always remote if possible.
-    short_prompt_tokens: Count = 0
-    # A worker that a front proxy could not use is avoided for this long, unless nothing else is left.
-    suspect_cooldown_s: Positive = 5.0
-    # A load report this long after a plan is taken to include the plan's prompt.
-    plan_visible_after_s: Positive = 0.1
-    # Prefill speed assumed of a worker until its own is observed.
-    prefill_initial_tokens_per_s: Positive = 2000.0
-
-
-class AdmissionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is refused, and when to come back."""
-
-    # Plans granted and not ended, over all front proxies. Bounds the scheduler's memory.
-    plans_in_flight_max: PositiveCount = 65536
-    # Output tokens reserved at most per request; a longer output grows into what is free then.
-    output_reserve_tokens: PositiveCount = 256
-    retry_after_min_s: Positive = 0.1
-    retry_after_max_s: Positive = 10.0
-    # Memory of the observed release rate, from which retry-after is estimated.
-    release_window_s: Positive = 10.0
 
 
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,7 +93,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     metrics_port: Port = 0
     # How often a worker must report, and the silence after which it counts as gone.
     heartbeat_interval_s: Positive = 1.0
-    worker_lease_s: Positive = 5.0
+    worker_lease_s: Positive = 10.0
     # How often leases are looked at.
     tick_interval_s: Positive = 0.25
     # Load changes reach front proxies at most this often; membership changes go at once.
@@ -129,11 +108,26 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     # Wait for running calls at shutdown.
     stop_grace_s: Positive = 1.0
     log_level: str = "info"
+    # Plans granted and not ended, over all front proxies. Bounds the scheduler's memory.
+    plans_in_flight_max: PositiveCount = 65536
+    # Output tokens reserved at most per request; a longer output grows into what is free then.
+    output_reserve_tokens: PositiveCount = 256
+    # Bounds of the advice in a refusal, and the memory of the observed release rate it is estimated from.
+    retry_after_min_s: Positive = 0.1
+    retry_after_max_s: Positive = 10.0
+    release_window_s: Positive = 10.0
+    # Prompts of at most this many tokens are computed by the decode worker itself. 0: always remote if possible.
+    short_prompt_tokens: Count = 0
+    # A worker that a front proxy could not use is avoided for this long, unless nothing else is left.
+    suspect_cooldown_s: Positive = 5.0
+    # A load report this long after a plan is taken to include the plan's prompt.
+    plan_visible_after_s: Positive = 0.1
+    # Prefill speed assumed of a worker until its own is observed.
+    prefill_initial_tokens_per_s: Positive = 2000.0
     routing: RoutingConfig = msgspec.field(default_factory=RoutingConfig)
-    admission: AdmissionConfig = msgspec.field(default_factory=AdmissionConfig)
 
     def __post_init__(self) -> None:
         if self.worker_lease_s <= self.heartbeat_interval_s:
             raise ValueError("worker_lease_s must be longer than heartbeat_interval_s")
-        if self.admission.retry_after_max_s < self.admission.retry_after_min_s:
+        if self.retry_after_max_s < self.retry_after_min_s:
             raise ValueError("retry_after_max_s must not be less than retry_after_min_s")

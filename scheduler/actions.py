@@ -1,0 +1,74 @@
+"""What the scheduler wants done. Values only; ``service`` does them, and a simulator may."""
+
+from __future__ import annotations
+
+import msgspec
+
+from runtime.failures import Failure
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """One incarnation of one worker."""
+
+    worker_id: str
+    address: str
+    epoch: int
+
+
+class ReplyPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Tell a front proxy where its request runs."""
+
+    session: int
+    plan_id: int
+    prefill: Placement | None
+    decode: Placement | None
+    decode_blocks_reserved: int
+    reason: str
+
+
+class ReplyRefusal(msgspec.Struct, frozen=True, kw_only=True):
+    """Tell a front proxy why its request runs nowhere. ``cause`` is a short label, one of a closed set."""
+
+    session: int
+    plan_id: int
+    failure: Failure
+    cause: str
+
+
+class AcceptWorker(msgspec.Struct, frozen=True, kw_only=True):
+    """Tell a worker that it is registered."""
+
+    session: int
+    worker_id: str
+
+
+class RejectWorker(msgspec.Struct, frozen=True, kw_only=True):
+    """Refuse a registration; nothing was changed."""
+
+    session: int
+    failure: Failure
+
+
+class DropWorker(msgspec.Struct, frozen=True, kw_only=True):
+    """Close the stream of a worker that is no longer a member (silent, or replaced by a newer incarnation)."""
+
+    session: int
+    worker_id: str
+    reason: str
+
+
+class DrainWorker(msgspec.Struct, frozen=True, kw_only=True):
+    """Tell a worker to take nothing new and finish what it has."""
+
+    session: int
+    worker_id: str
+    deadline_s: float
+
+
+class PublishView(msgspec.Struct, frozen=True):
+    """Push the cluster to all front proxies: at once, or when the next throttled push is due."""
+
+    at_once: bool
+
+
+Action = ReplyPlan | ReplyRefusal | AcceptWorker | RejectWorker | DropWorker | DrainWorker | PublishView

@@ -1,0 +1,219 @@
+"""The workers as the scheduler believes them to be: facts, load, reservations. Decides nothing.
+
+Two books are kept per worker, and the larger counts: blocks it reports as used, and blocks reserved for plans that have
+not ended. Between a plan and the first report that includes it, the plan's prompt is counted here as unreported work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from scheduler.facts import Role, WorkerFacts, WorkerLoad, WorkerState
+
+PlanKey = tuple[int, int]
+
+# A rate sample over less time than this is noise; shorter reports are joined.
+RATE_SAMPLE_MIN_S = 0.05
+# Weight of the newest rate sample.
+RATE_SMOOTHING = 0.3
+
+
+class Worker:
+    """One incarnation. The derived fields are kept current so that policies only read attributes."""
+
+    __slots__ = (
+        "facts",
+        "session",
+        "load",
+        "heard_s",
+        "suspect_until_s",
+        "drain_asked",
+        "reserved",
+        "unreported",
+        "worker_id",
+        "role",
+        "blocks_total",
+        "block_size_tokens",
+        "context_tokens_max",
+        "requests_max",
+        "fingerprint",
+        "ready",
+        "reserved_blocks",
+        "unreported_tokens",
+        "free_blocks",
+        "request_count",
+        "queued_tokens",
+        "prefill_tokens_per_s",
+        "_rate_since_s",
+        "_rate_queued_tokens",
+        "_rate_assigned_tokens",
+        "_rate_observed",
+    )
+
+    def __init__(self, facts: WorkerFacts, session: int, now_s: float, initial_tokens_per_s: float) -> None:
+        self.facts = facts
+        self.session = session
+        self.load = WorkerLoad()
+        self.heard_s = now_s
+        self.suspect_until_s = float("-inf")
+        self.drain_asked = False
+        # Blocks held here for each plan that has not ended.
+        self.reserved: dict[PlanKey, int] = {}
+        # Prompts sent here that no load report includes yet: (planned at, tokens), oldest first.
+        self.unreported: dict[PlanKey, tuple[float, int]] = {}
+        self.worker_id = facts.worker_id
+        self.role = facts.role
+        self.blocks_total = facts.kv_blocks_total
+        self.block_size_tokens = facts.block_size_tokens
+        self.context_tokens_max = facts.context_tokens_max
+        self.requests_max = facts.requests_max
+        self.fingerprint = facts.layout_fingerprint
+        self.ready = False
+        self.reserved_blocks = 0
+        self.unreported_tokens = 0
+        self.free_blocks = facts.kv_blocks_total
+        self.request_count = 0
+        self.queued_tokens = 0
+        self.prefill_tokens_per_s = initial_tokens_per_s
+        self._rate_since_s = now_s
+        self._rate_queued_tokens = 0
+        self._rate_assigned_tokens = 0
+        self._rate_observed = False
+
+    def reserve(self, key: PlanKey, blocks: int) -> None:
+        """Hold ``blocks`` for a plan. The caller has seen that they are free."""
+        assert key not in self.reserved and 0 < blocks <= self.free_blocks, (key, blocks, self.free_blocks)
+        self.reserved[key] = blocks
+        self.reserved_blocks += blocks
+        self._refresh()
+
+    def assign_prefill(self, key: PlanKey, tokens: int, now_s: float) -> None:
+        """Count a prompt that will be computed here until a load report includes it."""
+        assert key not in self.unreported, key
+        self.unreported[key] = (now_s, tokens)
+        self.unreported_tokens += tokens
+        self._refresh()
+
+    def forget(self, key: PlanKey) -> int:
+        """Drop all that is held for a plan; returns the blocks that were reserved."""
+        blocks = self.reserved.pop(key, 0)
+        self.reserved_blocks -= blocks
+        self.unreported_tokens -= self.unreported.pop(key, (0.0, 0))[1]
+        self._refresh()
+        return blocks
+
+    def report(self, load: WorkerLoad, now_s: float, visible_after_s: float) -> None:
+        """Take over a load report."""
+        self.load = load
+        self.heard_s = now_s
+        visible = []
+        for key, (planned_s, _) in self.unreported.items():
+            if planned_s + visible_after_s > now_s:
+                break
+            visible.append(key)
+        for key in visible:
+            tokens = self.unreported.pop(key)[1]
+            self.unreported_tokens -= tokens
+            self._rate_assigned_tokens += tokens
+        self._observe_rate(now_s)
+        self._refresh()
+
+    def _observe_rate(self, now_s: float) -> None:
+        elapsed_s = now_s - self._rate_since_s
+        if elapsed_s < RATE_SAMPLE_MIN_S:
+            return
+        queued = self.load.prefill_tokens_queued
+        computed = self._rate_queued_tokens + self._rate_assigned_tokens - queued
+        was_busy = self._rate_queued_tokens > 0
+        self._rate_since_s, self._rate_queued_tokens, self._rate_assigned_tokens = now_s, queued, 0
+        if computed <= 0 or not was_busy:
+            return
+        sample = computed / elapsed_s
+        if queued == 0 and sample < self.prefill_tokens_per_s:
+            return  # It ran dry at some moment in between: only a lower bound.
+        weight = RATE_SMOOTHING if self._rate_observed else 1.0
+        self.prefill_tokens_per_s += weight * (sample - self.prefill_tokens_per_s)
+        self._rate_observed = True
+
+    def drain(self) -> None:
+        """Take nothing new from now on, whatever the next report says."""
+        self.drain_asked = True
+        self._refresh()
+
+    def _refresh(self) -> None:
+        load = self.load
+        self.ready = load.state is WorkerState.READY and not self.drain_asked
+        reported = load.requests_running + load.requests_waiting
+        self.request_count = max(reported + len(self.unreported), len(self.reserved))
+        self.queued_tokens = load.prefill_tokens_queued + self.unreported_tokens
+        held = max(self.reserved_blocks, load.kv_blocks_used)
+        self.free_blocks = max(0, self.blocks_total - held)
+
+    def check(self) -> None:
+        """Assert that every sum is the sum of its parts."""
+        assert self.reserved_blocks == sum(self.reserved.values()), self.worker_id
+        assert self.reserved_blocks <= self.blocks_total, self.worker_id
+        assert self.unreported_tokens == sum(tokens for _, tokens in self.unreported.values()), self.worker_id
+        assert 0 <= self.free_blocks <= self.blocks_total - self.reserved_blocks, self.worker_id
+        assert self.prefill_tokens_per_s > 0, self.worker_id
+
+
+class ClusterState:
+    """All registered workers, by id and by role, in order of arrival."""
+
+    def __init__(self) -> None:
+        self._workers: dict[str, Worker] = {}
+        self._by_role: dict[Role, list[Worker]] = {role: [] for role in Role}
+        self._layouts: dict[str, int] = {}
+
+    @property
+    def workers(self) -> Mapping[str, Worker]:
+        """Read-only, by worker id."""
+        return MappingProxyType(self._workers)
+
+    @property
+    def single_layout(self) -> bool:
+        """True when every registered worker can exchange KV with every other."""
+        return len(self._layouts) <= 1
+
+    def get(self, worker_id: str) -> Worker | None:
+        """The registered incarnation of a worker."""
+        return self._workers.get(worker_id)
+
+    def with_role(self, role: Role) -> list[Worker]:
+        """The registered workers of one role. The caller must not change the list."""
+        return self._by_role[role]
+
+    def others(self, worker_id: str) -> Iterable[Worker]:
+        """All but one."""
+        return (worker for worker in self._workers.values() if worker.worker_id != worker_id)
+
+    def add(self, worker: Worker) -> None:
+        """Register. An older incarnation must have been removed before."""
+        assert worker.worker_id not in self._workers, worker.worker_id
+        self._workers[worker.worker_id] = worker
+        self._by_role[worker.role].append(worker)
+        self._layouts[worker.fingerprint] = self._layouts.get(worker.fingerprint, 0) + 1
+
+    def remove(self, worker_id: str) -> Worker:
+        """Forget a worker; its reservations go with it."""
+        worker = self._workers.pop(worker_id)
+        self._by_role[worker.role].remove(worker)
+        self._layouts[worker.fingerprint] -= 1
+        if self._layouts[worker.fingerprint] == 0:
+            del self._layouts[worker.fingerprint]
+        return worker
+
+    def check(self) -> None:
+        """Assert that the indexes agree with the workers."""
+        for worker_id, worker in self._workers.items():
+            assert worker_id == worker.worker_id
+            worker.check()
+        listed = [worker.worker_id for workers in self._by_role.values() for worker in workers]
+        assert sorted(listed) == sorted(self._workers)
+        assert all(worker.role is role for role, workers in self._by_role.items() for worker in workers)
+        layouts: dict[str, int] = {}
+        for worker in self._workers.values():
+            layouts[worker.fingerprint] = layouts.get(worker.fingerprint, 0) + 1
+        assert layouts == self._layouts

@@ -1,0 +1,105 @@
+"""What can happen to the scheduler. Values only; ``core`` says what follows from each.
+
+``session`` numbers one stream of a worker or a front proxy. The caller never reuses a number, so news of a stream that
+was replaced can be told from news of its successor.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from scheduler.facts import WorkerFacts, WorkerLoad
+
+
+class WorkerJoined(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker registered on its stream."""
+
+    session: int
+    facts: WorkerFacts
+
+
+class WorkerLoadReported(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker said what it is doing; also its heartbeat."""
+
+    session: int
+    worker_id: str
+    load: WorkerLoad
+
+
+class WorkerLeft(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker said goodbye or its stream ended."""
+
+    session: int
+    worker_id: str
+    reason: str
+
+
+class WorkerSuspected(msgspec.Struct, frozen=True, kw_only=True):
+    """A front proxy could not use this incarnation of a worker."""
+
+    worker_id: str
+    epoch: int
+    reason: str
+
+
+class DrainRequested(msgspec.Struct, frozen=True, kw_only=True):
+    """Someone with the right to ask wants this worker empty."""
+
+    worker_id: str
+    deadline_s: float
+
+
+class FrontJoined(msgspec.Struct, frozen=True, kw_only=True):
+    """A front proxy opened its stream."""
+
+    session: int
+    front_proxy_id: str
+
+
+class FrontLeft(msgspec.Struct, frozen=True, kw_only=True):
+    """A front proxy's stream ended: nobody will end its plans any more."""
+
+    session: int
+
+
+class PlanRequested(msgspec.Struct, frozen=True, kw_only=True):
+    """A request asks where to run."""
+
+    session: int
+    plan_id: int
+    request_id: str
+    prompt_tokens: int
+    output_tokens_max: int
+    priority: int = 0
+    # Seat of prefix-aware routing: chained hashes of the prompt's full blocks. No policy reads them yet.
+    block_hashes: tuple[int, ...] = ()
+    excluded_worker_ids: frozenset[str] = frozenset()
+    pinned_decode_worker_id: str | None = None
+    # Seat of fair share.
+    tenant: str = ""
+    prefill_only: bool = False
+
+
+class RequestEnded(msgspec.Struct, frozen=True, kw_only=True):
+    """A planned request is over, however it went. Idempotent."""
+
+    session: int
+    plan_id: int
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """Time passed."""
+
+
+Event = (
+    WorkerJoined
+    | WorkerLoadReported
+    | WorkerLeft
+    | WorkerSuspected
+    | DrainRequested
+    | FrontJoined
+    | FrontLeft
+    | PlanRequested
+    | RequestEnded
+    | Tick
+)

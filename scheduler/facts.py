@@ -1,0 +1,55 @@
+"""What a worker says about itself, as values. Holds no opinion and no history."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class Role(enum.StrEnum):
+    """What a worker was started to do."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class WorkerState(enum.StrEnum):
+    """Life of a worker process, as it reports it."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Identity and capacity, fixed for one epoch; ``protos/cluster/v1`` documents each field."""
+
+    worker_id: str
+    role: Role
+    address: str
+    epoch: int
+    model: str
+    layout_fingerprint: str
+    block_size_tokens: int
+    kv_blocks_total: int
+    engine_version: str
+    context_tokens_max: int = 0
+    block_bytes: int = 0
+    requests_max: int = 0
+    pid: int = 0
+    metrics_address: str = ""
+
+
+class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker is doing now; ``protos/cluster/v1`` documents each field."""
+
+    state: WorkerState = WorkerState.STARTING
+    requests_running: int = 0
+    requests_waiting: int = 0
+    kv_blocks_used: int = 0
+    leases_held: int = 0
+    kv_bytes_in: int = 0
+    kv_bytes_out: int = 0
+    prefill_tokens_queued: int = 0
