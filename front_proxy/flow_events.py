@@ -47,8 +47,10 @@ class WorkerFailed(msgspec.Struct, frozen=True, kw_only=True):
     failure: Failure
 
 
-class ClientGone(msgspec.Struct, frozen=True):
-    """Nobody waits for this request any more."""
+class ClientGone(msgspec.Struct, frozen=True, kw_only=True):
+    """Nobody waits for this request any more. ``satisfied``: because they have all they wanted (a stop string)."""
+
+    satisfied: bool = False
 
 
 class DeadlinePassed(msgspec.Struct, frozen=True):

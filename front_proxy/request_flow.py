@@ -121,6 +121,8 @@ class RequestFlow:
                 return self._on_decoded(event)
             case WorkerFailed():
                 return self._on_worker_failed(event)
+            case ClientGone(satisfied=True):
+                return self._give_up("finished", None)
             case ClientGone():
                 return self._give_up(
                     "cancelled", Failure(kind=FailureKind.CANCELLED, message="The client went away.")
@@ -290,7 +292,7 @@ class RequestFlow:
             )
         ]
 
-    def _give_up(self, outcome: Outcome, failure: Failure) -> Sequence[FlowAction]:
+    def _give_up(self, outcome: Outcome, failure: Failure | None) -> Sequence[FlowAction]:
         """End from outside, in whatever phase: the work still runs and must be told."""
         if self.phase is Phase.DONE:
             return []

@@ -1,0 +1,137 @@
+"""Sampling parameters as they cross the wire, and when a prefill's token is exact. Never touches a request's tokens."""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Any
+
+import msgspec
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+# What the first token of a prompt may depend on, and what continuing from prompt + first token leaves as it was. All
+# of it is either a function of one step's logits or of the tokens so far, wherever prompt and output meet.
+_EXACT = frozenset(
+    {
+        "n",
+        "repetition_penalty",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "stop_token_ids",
+        "ignore_eos",
+        "max_tokens",
+        "min_tokens",
+        "logprobs",
+        "prompt_logprobs",
+        "logprob_token_ids",
+        "logit_bias",
+        "allowed_token_ids",
+        "skip_reading_prefix_cache",
+        "_eos_token_id",
+        "_all_stop_token_ids",
+    }
+)
+# Text, aggregation and bookkeeping: the engine sees none of it.
+_FRONT_ONLY: dict[str, Any] = {
+    "stop": [],
+    "include_stop_str_in_output": False,
+    "skip_special_tokens": True,
+    "spaces_between_special_tokens": True,
+    "stream_interval": None,
+    "flat_logprobs": False,
+    "output_text_buffer_length": 0,
+    "detokenize": False,
+    "output_kind": RequestOutputKind.DELTA,
+    "skip_clone": False,
+    "_watermarking_skipped": False,
+}
+# Fields whose resting value is not the struct's default.
+_RESTING: dict[str, tuple[Any, ...]] = {
+    "watermarking": (None, False),
+    "bad_words": (None, []),
+    "extra_args": (None, {}),
+    "_bad_words_token_ids": (None, []),
+}
+_DEFAULTS: dict[str, Any] = {
+    field.name: field.default for field in msgspec.structs.fields(SamplingParams)
+}
+# A client that names these could point a worker at any host.
+_FORBIDDEN_EXTRA_ARGS = ("kv_transfer_params", "ec_transfer_params")
+_TEMPERATURE_GREEDY = 1e-5
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Encodings(msgspec.Struct, frozen=True, kw_only=True):
+    """msgpack of SamplingParams for each kind of work. ``seeded`` None: the prefill's token may not be shown."""
+
+    prefill: bytes
+    decode: bytes
+    seeded: bytes | None
+
+
+def seedable(params: SamplingParams) -> bool:
+    """True when decode may go on from prompt + first token and give what one engine would have given.
+
+    False for whatever depends on where the output began (presence and frequency penalties, bad words, grammars,
+    thinking budgets, repetition detection), on a random stream that would start again (a seed with a temperature), and
+    for every field this table does not know.
+    """
+    if params.seed is not None and params.temperature >= _TEMPERATURE_GREEDY:
+        return False
+    for name, default in _DEFAULTS.items():
+        if name in _EXACT or name in _FRONT_ONLY or name == "seed":
+            continue
+        if getattr(params, name) not in _RESTING.get(name, (default,)):
+            return False
+    return True
+
+
+def drop_forbidden(params: SamplingParams) -> None:
+    """Take out, in place, what only Baton itself may say to an engine."""
+    if not params.extra_args:
+        return
+    kept = {key: value for key, value in params.extra_args.items() if key not in _FORBIDDEN_EXTRA_ARGS}
+    params.extra_args = kept or None
+
+
+def encode(params: SamplingParams) -> Encodings:
+    """The encodings for one sequence (n = 1) whose parameters passed vLLM's own validation."""
+    assert params.n == 1, params.n
+    assert params.max_tokens is not None and params.max_tokens >= 1, params.max_tokens
+    whole = _for_engine(params)
+    decode = _encoder.encode(whole)
+    if not seedable(params):
+        return Encodings(prefill=_encoder.encode(_discarded_token(params)), decode=decode, seeded=None)
+    first = copy(whole)
+    first.max_tokens = 1
+    first.min_tokens = min(params.min_tokens, 1)
+    if params.max_tokens == 1:
+        return Encodings(prefill=_encoder.encode(first), decode=decode, seeded=decode)
+    rest = copy(whole)
+    rest.max_tokens = params.max_tokens - 1
+    rest.min_tokens = max(params.min_tokens - 1, 0)
+    rest.prompt_logprobs = None
+    rest.skip_reading_prefix_cache = False
+    return Encodings(prefill=_encoder.encode(first), decode=decode, seeded=_encoder.encode(rest))
+
+
+def _for_engine(params: SamplingParams) -> SamplingParams:
+    wire = copy(params)
+    for name, value in _FRONT_ONLY.items():
+        setattr(wire, name, list(value) if isinstance(value, list) else value)
+    return wire
+
+
+def _discarded_token(params: SamplingParams) -> SamplingParams:
+    """Compute the prompt; the token is thrown away, so nothing may end the request before its KV is held."""
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=1,
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+        prompt_logprobs=params.prompt_logprobs,
+        skip_reading_prefix_cache=params.skip_reading_prefix_cache,
+    )

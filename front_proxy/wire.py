@@ -1,0 +1,186 @@
+"""The front proxy's values to and from protobuf. Converts; never decides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.protocol import Finish, FinishReason, Logprobs
+from front_proxy.cluster_view import WorkerEntry, WorkerRole, WorkerState
+from front_proxy.flow_events import AskPlan, Outcome
+from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput, WorkOrder
+from kv_transfer import handoff_wire
+from kv_transfer.handoff import KvHandoff
+from protos.cluster.v1 import cluster_pb2
+from protos.scheduler.v1 import scheduler_pb2
+from protos.worker.v1 import worker_pb2
+from runtime.failures import Failure, FailureKind
+
+_FINISH: dict[int, FinishReason] = {
+    worker_pb2.FINISH_REASON_STOP: "stop",
+    worker_pb2.FINISH_REASON_LENGTH: "length",
+    worker_pb2.FINISH_REASON_ABORT: "abort",
+    worker_pb2.FINISH_REASON_ERROR: "error",
+}
+_ROLE: dict[int, WorkerRole] = {cluster_pb2.ROLE_PREFILL: "prefill", cluster_pb2.ROLE_DECODE: "decode"}
+_STATE: dict[int, WorkerState] = {
+    cluster_pb2.PROCESS_STATE_STARTING: "starting",
+    cluster_pb2.PROCESS_STATE_READY: "ready",
+    cluster_pb2.PROCESS_STATE_DRAINING: "draining",
+    cluster_pb2.PROCESS_STATE_STOPPED: "stopped",
+}
+
+
+def submit(slot: int, order: WorkOrder, held_s: float) -> worker_pb2.AttachRequest:
+    """The submission of ``order`` after it waited ``held_s`` here."""
+    message = worker_pb2.Submit(
+        slot=slot,
+        request_id=order.request_id,
+        token_ids=order.token_ids,
+        sampling=order.sampling,
+        priority=order.priority,
+        cache_salt=order.cache_salt or "",
+        session_id=order.session_id or "",
+        trace_headers=dict(order.trace_headers or {}),
+        reasoning_ended=order.reasoning_ended,
+        reasoning_parser_kwargs=order.reasoning_parser_kwargs,
+        # 0 would mean "no deadline", so the last moments count as one millisecond.
+        deadline_ms=max(int((order.deadline_s - held_s) * 1000), 1) if order.deadline_s else 0,
+        blocks_reserved=order.blocks_reserved,
+    )
+    match order.stage:
+        case Stage.PREFILL:
+            message.prefill.SetInParent()
+        case Stage.DECODE:
+            message.decode.SetInParent()
+            if order.handoff is not None:
+                aged = handoff_wire.aged(order.handoff, held_s)
+                message.decode.handoff.CopyFrom(handoff_wire.to_wire(aged))
+    return worker_pb2.AttachRequest(submit=message)
+
+
+def abort(slot: int) -> worker_pb2.AttachRequest:
+    """Stop the work on ``slot``."""
+    return worker_pb2.AttachRequest(abort=worker_pb2.Abort(slot=slot))
+
+
+def release(handoff: KvHandoff, *, pulled: bool) -> worker_pb2.AttachRequest:
+    """The hand-off is not needed any more."""
+    return worker_pb2.AttachRequest(
+        release=worker_pb2.ReleaseHandoff(lease_id=handoff.lease_id, epoch=handoff.epoch, pulled=pulled)
+    )
+
+
+def worker_output(delta: worker_pb2.Delta) -> WorkerOutput:
+    """What a delta without a failure says."""
+    if not delta.finish and not delta.HasField("first") and not delta.HasField("logprobs"):
+        # Nearly every message of a long generation.
+        return WorkerOutput(
+            token_ids=list(delta.token_ids),
+            handoff=handoff_wire.from_wire(delta.handoff) if delta.HasField("handoff") else None,
+        )
+    finish: Finish | None = None
+    if delta.finish:
+        stop = delta.stop_token_id if delta.HasField("stop_token_id") else None
+        finish = Finish(_FINISH.get(delta.finish, "error"), stop)
+    return WorkerOutput(
+        token_ids=list(delta.token_ids),
+        finish=finish,
+        first=_first(delta.first) if delta.HasField("first") else None,
+        logprobs=_logprobs(delta.logprobs) if delta.HasField("logprobs") else None,
+        prompt_logprobs=_logprobs(delta.prompt_logprobs) if delta.HasField("prompt_logprobs") else None,
+        handoff=handoff_wire.from_wire(delta.handoff) if delta.HasField("handoff") else None,
+    )
+
+
+def ends_slot(delta: worker_pb2.Delta) -> bool:
+    """Whether nothing more follows on the delta's slot."""
+    return bool(delta.finish) or delta.HasField("failure")
+
+
+def _first(message: worker_pb2.FirstDelta) -> FirstFacts:
+    return FirstFacts(
+        cached_tokens=message.cached_tokens,
+        external_tokens=message.external_tokens,
+        admission_s=message.admission_us / 1e6,
+        queue_s=message.queue_us / 1e6,
+        compute_s=message.compute_us / 1e6,
+    )
+
+
+def _logprobs(message: worker_pb2.Logprobs) -> Logprobs:
+    return Logprobs(
+        width=message.width,
+        token_ids=list(message.token_ids),
+        logprobs=list(message.logprobs),
+        ranks=list(message.ranks),
+    )
+
+
+def failure(kind: str, message: str, retry_after_ms: int) -> Failure:
+    """A failure a peer told us about; one we do not know is internal."""
+    known = kind in FailureKind._value2member_map_
+    return Failure(
+        kind=FailureKind(kind) if known else FailureKind.INTERNAL,
+        message=message,
+        retry_after_s=retry_after_ms / 1000 if retry_after_ms else None,
+    )
+
+
+def plan_request(
+    plan_id: int, ask: AskPlan, *, request_id: str, prompt_tokens: int, output_tokens_max: int, priority: int
+) -> scheduler_pb2.FrontUpdate:
+    """The question behind ``ask``."""
+    return scheduler_pb2.FrontUpdate(
+        plan=scheduler_pb2.PlanRequest(
+            plan_id=plan_id,
+            request_id=request_id,
+            prompt_tokens=prompt_tokens,
+            output_tokens_max=output_tokens_max,
+            priority=priority,
+            excluded_worker_ids=ask.excluded_worker_ids,
+            pinned_decode_worker_id=ask.pinned_decode_worker or "",
+            prefill_only=ask.prefill_only,
+        )
+    )
+
+
+def request_ended(plan_id: int, outcome: Outcome, output_tokens: int) -> scheduler_pb2.FrontUpdate:
+    """The plan's reservation is free."""
+    return scheduler_pb2.FrontUpdate(
+        ended=scheduler_pb2.RequestEnded(plan_id=plan_id, outcome=outcome, output_tokens=output_tokens)
+    )
+
+
+def suspect(worker_id: str, epoch: int, reason: str) -> scheduler_pb2.FrontUpdate:
+    """Advice: this worker could not be used."""
+    return scheduler_pb2.FrontUpdate(
+        suspect=scheduler_pb2.WorkerSuspect(worker_id=worker_id, epoch=epoch, reason=reason)
+    )
+
+
+def placement(message: scheduler_pb2.Placement) -> Placement:
+    """The worker a plan names."""
+    return Placement(worker_id=message.worker_id, address=message.address, epoch=message.epoch)
+
+
+def cluster(message: scheduler_pb2.ClusterView) -> Sequence[WorkerEntry]:
+    """The workers of a view whose role we know."""
+    return [
+        WorkerEntry(
+            worker_id=entry.info.worker_id,
+            role=_ROLE[entry.info.role],
+            address=entry.info.address,
+            epoch=entry.info.epoch,
+            state=_STATE.get(entry.load.state, "starting"),
+            model=entry.info.model,
+            engine_version=entry.info.engine_version,
+            context_tokens_max=entry.info.context_tokens_max,
+            block_size_tokens=entry.info.layout.block_size_tokens,
+            kv_blocks_total=entry.info.kv_blocks_total,
+            kv_blocks_used=entry.load.kv_blocks_used,
+            requests_running=entry.load.requests_running,
+            requests_waiting=entry.load.requests_waiting,
+        )
+        for entry in message.workers
+        if entry.info.role in _ROLE
+    ]
