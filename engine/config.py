@@ -56,12 +56,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     # Where this engine offers its NIXL metadata; other machines must reach it. The port is asked from the kernel.
     side_channel_host: str = "127.0.0.1"
     # The connector class and its module; "MultiConnector" with an empty module composes several (kv_connector_extra).
-    kv_connector: str = "BatonNixlConnector"
+    kv_connector: str = "NixlConnector"
     kv_connector_module: str = "kv_transfer.nixl_connector"
     kv_connector_extra: dict[str, Any] = msgspec.field(default_factory=dict)
     nixl_backends: list[str] = msgspec.field(default_factory=lambda: ["UCX"])
     nixl_threads: int = 2
     ucx_tls: str = "tcp,cma,posix,sysv,self"
+    # Serve vLLM's own Prometheus metrics too (vllm:*), from the worker's /metrics.
+    vllm_metrics: bool = True
     # Any further field of vLLM's AsyncEngineArgs.
     args: dict[str, Any] = msgspec.field(default_factory=dict)
     start_timeout_s: float = 600.0

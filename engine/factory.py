@@ -1,0 +1,25 @@
+"""Starts the configured engine. Imports an engine only when it is asked for; knows nothing of requests."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from engine.config import EngineConfig
+from engine.protocol import Engine
+
+
+async def start(config: EngineConfig, *, worker_id: str, role: Literal["prefill", "decode"]) -> Engine:
+    """A running engine that has served a first request.
+
+    Raises EngineDead when it does not come up within ``config.start_timeout_s``, and ValueError for settings that
+    cannot work. ``role`` names the engine in logs; engines of both roles are alike, so that a worker can change role.
+    """
+    match config.kind:
+        case "fake":
+            from engine.fake_engine import FakeEngine
+
+            return await FakeEngine.start(config, worker_id=worker_id)
+        case "vllm":
+            from engine.vllm_engine import VllmEngine
+
+            return await VllmEngine.start(config, worker_id=worker_id, role=role)

@@ -1,0 +1,115 @@
+"""Turns an EngineConfig into vLLM's engine arguments and environment. Starts nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from engine.config import EngineConfig
+
+if TYPE_CHECKING:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+_GIB = 1 << 30
+_CPU_KV_CACHE_BYTES = _GIB
+
+
+def prepare_environment(config: EngineConfig, environ: MutableMapping[str, str] | None = None) -> None:
+    """Set what vLLM, OpenMP and UCX read from the environment. Call it before anything imports vllm or torch.
+
+    What the operator has set stays as it is.
+    """
+    environ = os.environ if environ is None else environ
+    # The engine process would otherwise inherit the event loop's locks and gRPC's threads half alive.
+    environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    environ.setdefault("UCX_TLS", config.ucx_tls)
+    environ.setdefault("OMP_NUM_THREADS", str(cpu_threads(config)))
+    # Engines share cores with each other and the front proxy: leave the placing of threads to the kernel.
+    environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    # Idle OpenMP threads that spin would take the other engines' cores.
+    environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def cpu_threads(config: EngineConfig) -> int:
+    """OpenMP threads for one engine: the setting, or an even share of the cores this process may use."""
+    if config.cpu_threads:
+        return config.cpu_threads
+    return max(1, len(os.sched_getaffinity(0)) // max(1, config.engines_per_machine))
+
+
+def free_port(host: str) -> int:
+    """A port the kernel says is free on ``host`` now; NIXL's listener binds it seconds later."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.bind((host, 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def engine_args(config: EngineConfig, *, engine_id: str, side_channel_port: int) -> AsyncEngineArgs:
+    """vLLM's arguments for one engine. Raises ValueError naming a setting that vLLM does not know."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+
+    values = engine_arg_values(
+        config, engine_id=engine_id, side_channel_port=side_channel_port, on_cpu=current_platform.is_cpu()
+    )
+    unknown = sorted(values.keys() - AsyncEngineArgs.__dataclass_fields__.keys())
+    if unknown:
+        raise ValueError(f"engine.args.{unknown[0]}: vLLM has no such engine argument")
+    return AsyncEngineArgs(**values)
+
+
+def engine_arg_values(
+    config: EngineConfig, *, engine_id: str, side_channel_port: int, on_cpu: bool
+) -> dict[str, Any]:
+    """The arguments as a map, ``config.args`` last: they win over everything but the connector's settings."""
+    values: dict[str, Any] = {
+        "model": config.model,
+        "dtype": config.dtype,
+        "trust_remote_code": config.trust_remote_code,
+        "block_size": config.block_size_tokens,
+        "enforce_eager": config.enforce_eager,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "max_num_seqs": config.max_num_seqs,
+        "seed": config.seed,
+        "enable_prefix_caching": True,
+        # The default hashes pickles, under which equal values may differ; this one a router can recompute.
+        "prefix_caching_hash_algo": "sha256_cbor",
+        "disable_log_stats": not config.vllm_metrics,
+        "enable_log_requests": False,
+        "kv_transfer_config": kv_transfer_values(config, engine_id=engine_id, side_channel_port=side_channel_port),
+    }
+    optional = {
+        "served_model_name": config.served_model_name or None,
+        "tokenizer": config.tokenizer or None,
+        "max_model_len": config.max_model_len,
+        "max_num_batched_tokens": config.max_num_batched_tokens,
+        "kv_cache_memory_bytes": config.kv_cache_bytes or (_CPU_KV_CACHE_BYTES if on_cpu else None),
+    }
+    values |= {name: value for name, value in optional.items() if value is not None}
+    return values | {name: value for name, value in config.args.items() if name != "kv_transfer_config"}
+
+
+def kv_transfer_values(config: EngineConfig, *, engine_id: str, side_channel_port: int) -> dict[str, Any]:
+    """vLLM's ``kv_transfer_config``: our NIXL connector, able to serve and to pull, recomputing what fails to load."""
+    values: dict[str, Any] = {
+        "kv_connector": config.kv_connector,
+        "kv_role": "kv_both",
+        "engine_id": engine_id,
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {
+            "backends": list(config.nixl_backends),
+            "num_threads": config.nixl_threads,
+            # vLLM takes whole seconds here; the lease of each request is set with the request.
+            "kv_lease_duration": max(6, round(config.lease_duration_s)),
+            "baton_side_channel_host": config.side_channel_host,
+            "baton_side_channel_port": side_channel_port,
+            **config.kv_connector_extra,
+        },
+    }
+    if config.kv_connector_module:
+        values["kv_connector_module_path"] = config.kv_connector_module
+    return values

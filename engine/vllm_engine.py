@@ -1,0 +1,210 @@
+"""The Engine protocol over vLLM's AsyncLLM in this process. Converts values at the seam and decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+from vllm.exceptions import VLLMClientError
+from vllm.inputs.engine import tokens_input
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.usage.usage_lib import UsageContext
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from engine import vllm_args, vllm_values
+from engine.config import EngineConfig
+from engine.protocol import (
+    EngineDead,
+    EngineError,
+    EngineInfo,
+    EngineLoad,
+    EngineOutput,
+    EngineRequest,
+    Hold,
+    InvalidRequest,
+    TakeOver,
+)
+from engine.vllm_load import LoadRecorder
+from kv_transfer.handoff import KvHandoff
+
+log = logging.getLogger(__name__)
+
+_sampling_decoder = msgspec.msgpack.Decoder(SamplingParams)
+_map_decoder = msgspec.msgpack.Decoder(dict[str, Any])
+
+
+class VllmEngine:
+    """One AsyncLLM, its identity and its latest load."""
+
+    def __init__(self, llm: AsyncLLM, info: EngineInfo, load: LoadRecorder, config: EngineConfig, worker_id: str) -> None:
+        self._llm = llm
+        self._info = info
+        self._load = load
+        self._config = config
+        self._worker_id = worker_id
+        self._release_ids = itertools.count()
+        self._closed = False
+
+    @classmethod
+    async def start(cls, config: EngineConfig, *, worker_id: str, role: str) -> VllmEngine:
+        """Start the engine's processes and let it serve one token, so that the first client does not pay for it."""
+        if not config.model:
+            raise ValueError("engine.model: no model is set")
+        vllm_args.prepare_environment(config)
+        epoch = time.time_ns() // 1_000_000
+        engine_id = f"{worker_id}-{epoch}"
+        args = vllm_args.engine_args(
+            config, engine_id=engine_id, side_channel_port=vllm_args.free_port(config.side_channel_host)
+        )
+        load = LoadRecorder()
+        log.info("starting vLLM for %s (%s), engine %s", worker_id, role, engine_id)
+        try:
+            async with asyncio.timeout(config.start_timeout_s):
+                # In a thread: it takes many seconds, and signals and health checks must go on.
+                llm = await asyncio.to_thread(
+                    AsyncLLM.from_engine_args,
+                    args,
+                    usage_context=UsageContext.ENGINE_CONTEXT,
+                    stat_loggers=[load.logger_factory],
+                )
+                info = vllm_values.engine_info(llm.vllm_config, config, epoch=epoch, engine_id=engine_id)
+                load.set_capacity(blocks=info.kv_blocks_total, block_bytes=info.block_bytes)
+                engine = cls(llm, info, load, config, worker_id)
+                await engine._serve_one_token()
+        except TimeoutError as error:
+            raise EngineDead(f"vLLM did not start within {config.start_timeout_s:.0f} s") from error
+        except (RuntimeError, EngineDeadError) as error:
+            raise EngineDead(f"vLLM did not start: {error}") from error
+        return engine
+
+    @property
+    def info(self) -> EngineInfo:
+        """Fixed for the life of this object."""
+        return self._info
+
+    async def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
+        """Yield outputs until one has ``finish``. Closing the iterator aborts. Raises EngineError."""
+        params = self._sampling(request)
+        handed_over = False
+        first = True
+        try:
+            async with contextlib.aclosing(self._outputs(request, params)) as outputs:
+                async for output in outputs:
+                    completion = output.outputs[0]
+                    handoff = await self._handoff(request, output, completion)
+                    handed_over = handed_over or handoff is not None or output.finished
+                    yield vllm_values.engine_output(output, completion, request.transfer, handoff, first=first)
+                    first = False
+        except EngineDeadError as error:
+            handed_over = True  # nothing is held by a dead engine
+            raise EngineDead("the vLLM engine process is gone") from error
+        except (VLLMClientError, ValueError, TypeError) as error:
+            raise InvalidRequest(str(error)) from error
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(f"vLLM failed this request: {error.__cause__ or error}") from error
+        finally:
+            if isinstance(request.transfer, Hold) and not handed_over and not self._llm.errored:
+                # It may have finished in the engine while we left: then its KV is held and nobody knows the ticket.
+                await self.release(request.request_id)
+
+    async def release(self, handoff_lease_id: str) -> None:
+        """Free the KV a ``Hold`` kept. Idempotent; safe while or after it is pulled."""
+        if self._closed or self._llm.errored:
+            return
+        with contextlib.suppress(EngineDeadError):
+            await self._llm.notify_kv_transfer_request_rejected(
+                f"baton-release-{next(self._release_ids)}", {"baton_release": [handoff_lease_id]}
+            )
+
+    def load(self) -> EngineLoad:
+        """The latest known load, without waiting."""
+        return self._load.load()
+
+    async def check_health(self) -> None:
+        """Raise EngineDead when the engine can do no more work."""
+        try:
+            await self._llm.check_health()
+        except EngineDeadError as error:
+            raise EngineDead("the vLLM engine process is gone") from error
+
+    async def close(self) -> None:
+        """Stop the engine and free what it holds, within the configured bound."""
+        if self._closed:
+            return
+        self._closed = True
+        timeout_s = self._config.close_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s + 5.0):
+                await asyncio.to_thread(self._llm.shutdown, timeout_s)
+        except TimeoutError:
+            log.error("vLLM did not stop within %.0f s", timeout_s)
+
+    def _sampling(self, request: EngineRequest) -> SamplingParams:
+        """The request's sampling for vLLM, with the transfer it asks for and none that a client sneaked in."""
+        try:
+            params = _sampling_decoder.decode(request.sampling)
+        except (msgspec.DecodeError, ValueError, TypeError) as error:
+            raise InvalidRequest(f"sampling parameters cannot be read: {error}") from error
+        if params.n != 1 or params.stop:
+            raise InvalidRequest("an engine takes one sequence a request and no stop strings")
+        params.output_kind = RequestOutputKind.DELTA
+        params.detokenize = False
+        extra = {k: v for k, v in (params.extra_args or {}).items() if not k.endswith("_transfer_params")}
+        match request.transfer:
+            case Hold(lease_s=lease_s):
+                extra["kv_transfer_params"] = vllm_values.hold_params(request.request_id, lease_s)
+            case TakeOver(handoff=handoff):
+                # The prefill engine scored the prompt; asking again would make this one compute it.
+                params.prompt_logprobs = None
+                extra["kv_transfer_params"] = vllm_values.take_over_params(handoff)
+            case None:
+                pass
+        params.extra_args = extra or None
+        return params
+
+    def _outputs(self, request: EngineRequest, params: SamplingParams) -> Any:
+        return self._llm.generate(
+            tokens_input(request.token_ids, cache_salt=request.cache_salt),
+            params,
+            request.request_id,
+            trace_headers=request.trace_headers,
+            priority=request.priority,
+            session_id=request.session_id,
+            reasoning_ended=request.reasoning_ended,
+            reasoning_parser_kwargs=(
+                _map_decoder.decode(request.reasoning_parser_kwargs) if request.reasoning_parser_kwargs else None
+            ),
+        )
+
+    async def _handoff(
+        self, request: EngineRequest, output: RequestOutput, completion: CompletionOutput
+    ) -> KvHandoff | None:
+        """The ticket for KV that the last output left behind, unless nobody will need it."""
+        if not isinstance(request.transfer, Hold) or not output.finished or not output.kv_transfer_params:
+            return None
+        if completion.finish_reason != "length":
+            await self.release(request.request_id)  # the first token ended the request
+            return None
+        return vllm_values.handoff(
+            output.kv_transfer_params,
+            self._info,
+            worker_id=self._worker_id,
+            lease_id=request.request_id,
+            lease_s=request.transfer.lease_s,
+        )
+
+    async def _serve_one_token(self) -> None:
+        sampling = msgspec.msgpack.encode(SamplingParams(max_tokens=1, temperature=0.0))
+        request = EngineRequest(request_id=f"warm-up-{self._info.engine_id}", token_ids=[0], sampling=sampling)
+        async for _ in self.generate(request):
+            pass

@@ -1,0 +1,85 @@
+"""The latest load of a vLLM engine, from the statistics it sends with every step. Never asks the engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+from engine.protocol import EngineLoad
+
+
+class LoadRecorder(StatLoggerBase):
+    """vLLM's statistics hook, kept to the few numbers that Baton reports."""
+
+    def __init__(self, vllm_config: Any = None, engine_index: int = 0) -> None:
+        self._usage: dict[int, float] = {}
+        self._running: dict[int, int] = {}
+        self._waiting: dict[int, int] = {}
+        self._blocks = 0
+        self._block_bytes = 0
+        self._bytes_in = 0
+        self._blocks_out = 0
+        self.prompt_tokens_computed = 0
+        self.prompt_tokens_cached = 0
+        self.prompt_tokens_external = 0
+        self.pull_failures = 0
+        self.leases_expired = 0
+        self.late_pulls = 0
+
+    def logger_factory(self, vllm_config: Any, engine_index: int = 0) -> StatLoggerBase:
+        """What vLLM calls to make its logger: all data-parallel ranks share this recorder."""
+        return self
+
+    def set_capacity(self, *, blocks: int, block_bytes: int) -> None:
+        """Known only once the engine runs."""
+        self._blocks = blocks
+        self._block_bytes = block_bytes
+
+    def load(self) -> EngineLoad:
+        """The latest snapshot."""
+        ranks = max(1, len(self._usage))
+        return EngineLoad(
+            requests_running=sum(self._running.values()),
+            requests_waiting=sum(self._waiting.values()),
+            kv_blocks_used=round(sum(self._usage.values()) / ranks * self._blocks),
+            kv_bytes_in=self._bytes_in,
+            kv_bytes_out=self._blocks_out * self._block_bytes,
+        )
+
+    def record(
+        self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+    ) -> None:
+        """Called by vLLM once a step."""
+        if iteration_stats is not None:
+            prompt = iteration_stats.prompt_token_stats
+            self.prompt_tokens_computed += prompt.computed
+            self.prompt_tokens_cached += prompt.local_cache_hit
+            self.prompt_tokens_external += prompt.external_kv_transfer
+        if scheduler_stats is None:
+            return
+        self._usage[engine_idx] = scheduler_stats.kv_cache_usage
+        self._running[engine_idx] = scheduler_stats.num_running_reqs
+        self._waiting[engine_idx] = scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs
+        self._record_transfers(scheduler_stats.kv_connector_stats)
+
+    def _record_transfers(self, stats: dict[str, Any] | None) -> None:
+        for part in _nixl_parts(stats):
+            self._bytes_in += int(sum(part.get("bytes_transferred", ())))
+            self._blocks_out += int(sum(part.get("baton_blocks_out", ())))
+            self.pull_failures += len(part.get("num_failed_transfers", ())) + len(part.get("num_failed_handshakes", ()))
+            self.leases_expired += len(part.get("num_kv_expired_reqs", ()))
+            self.late_pulls += len(part.get("num_notifications_after_expiry", ()))
+
+    def log_engine_initialized(self) -> None:
+        """Part of vLLM's interface; nothing to say."""
+
+
+def _nixl_parts(stats: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The NIXL connector's numbers, alone or inside a MultiConnector's ({connector: {"data": numbers}})."""
+    if not stats:
+        return []
+    if "bytes_transferred" in stats:
+        return [stats]
+    nested = (value.get("data", value) for value in stats.values() if isinstance(value, dict))
+    return [value for value in nested if "bytes_transferred" in value]

@@ -1,0 +1,219 @@
+"""vLLM's NIXL pull connector with exact take-over and release by message. Decides nothing about who pulls from whom.
+
+Three things differ from the stock connector, all through methods it offers for overriding:
+
+1. Decode takes over ``min(remote_num_tokens, prompt)`` tokens. Stock takes *all* prompt tokens as remote, which kills the
+   engine when the prompt is one token longer than what was prefilled and that token begins a new block.
+2. Kept KV is freed when a message says so, not only when it was pulled or its lease ran out. The message is a request that
+   vLLM aborts at once (``AsyncLLM.notify_kv_transfer_request_rejected``); its ``kv_transfer_params`` name the leases:
+   ``{"baton_release": [lease ids]}``. Scheduler half -> step metadata -> each worker half, which stops tracking the request and reports it
+   as sent, exactly once, so vLLM's own aggregation over tensor-parallel ranks frees the blocks.
+3. A peer whose process is gone is found out by one connect before the handshake (whose own timeout is 5 s, serial for all
+   peers). The load then counts as failed and ``kv_load_failure_policy`` = "recompute" computes the prompt here.
+
+Params Baton adds to vLLM's: ``baton_lease`` (lease id) and ``baton_lease_s`` (seconds to keep the KV) on a prefill.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorMetadata,
+    KVConnectorRole,
+    KVConnectorTransferResults,
+)
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl import (
+    NixlPullConnector,
+    NixlPullConnectorScheduler,
+    NixlPullConnectorWorker,
+)
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlBaseConnector
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
+
+from runtime.orphan import stop_with_parent
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.utils import BlockIds
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+LEASE = "baton_lease"
+LEASE_S = "baton_lease_s"
+RELEASE = "baton_release"
+# Keys of kv_connector_extra_config.
+SIDE_CHANNEL_HOST = "baton_side_channel_host"
+SIDE_CHANNEL_PORT = "baton_side_channel_port"
+# Keys of NixlKVConnectorStats.data; lists of numbers, as all its values.
+BLOCKS_OUT = "baton_blocks_out"
+LEASES_RELEASED = "baton_leases_released"
+_PROBE_TIMEOUT_S = 2.0
+
+
+class BatonNixlStats(NixlKVConnectorStats):
+    """Stock counters and two of the serving side: KV blocks that were pulled from here, leases released by message."""
+
+    def reset(self) -> None:
+        """Empty every list."""
+        super().reset()
+        self.data[BLOCKS_OUT] = []
+        self.data[LEASES_RELEASED] = []
+
+    def is_empty(self) -> bool:
+        """Whether this interval has nothing to report."""
+        return super().is_empty() and not self.data[BLOCKS_OUT] and not self.data[LEASES_RELEASED]
+
+
+class BatonNixlMetadata(NixlConnectorMetadata):
+    """What the scheduler half tells the worker halves with a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.baton_held: dict[str, int] = {}
+        self.baton_release: set[str] = set()
+
+
+class BatonNixlScheduler(NixlPullConnectorScheduler):
+    """Scheduler half: counts tokens to take over, knows which request stands behind a lease."""
+
+    def __init__(self, vllm_config: VllmConfig, engine_id: str, kv_cache_config: KVCacheConfig) -> None:
+        super().__init__(vllm_config, engine_id, kv_cache_config)
+        config = vllm_config.kv_transfer_config
+        assert config is not None
+        # By value, not by vLLM's environment variables: two engines may start in one process.
+        self.side_channel_host = config.get_from_extra_config(SIDE_CHANNEL_HOST, self.side_channel_host)
+        port = config.get_from_extra_config(SIDE_CHANNEL_PORT, None)
+        if port is not None:
+            self.side_channel_port = port + vllm_config.parallel_config.data_parallel_index
+        self._request_by_lease: dict[str, str] = {}
+        self._lease_by_request: dict[str, str] = {}
+        self._newly_held: dict[str, int] = {}
+        self._to_release: set[str] = set()
+
+    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
+        """Tokens to pull beyond ``num_computed_tokens``, and whether the pull is asynchronous."""
+        params = request.kv_transfer_params
+        if params is not None and params.get("do_remote_prefill") and params.get("remote_num_tokens"):
+            covered = min(int(params["remote_num_tokens"]), request.num_prompt_tokens)
+            count = covered - num_computed_tokens
+            return (count, True) if count > 0 else (0, False)
+        return super().get_num_new_matched_tokens(request, num_computed_tokens)
+
+    def request_finished(self, request: Request, block_ids: BlockIds) -> tuple[bool, dict[str, Any] | None]:
+        """Note a lease that begins here, or the leases that a release message names."""
+        params = request.kv_transfer_params
+        if params is not None and RELEASE in params:
+            self._release(params[RELEASE])
+            return False, None
+        delay_free, answer = super().request_finished(request, block_ids)
+        if delay_free and params is not None and LEASE in params:
+            assert answer is not None
+            request_id = request.request_id
+            self._request_by_lease[params[LEASE]] = request_id
+            self._lease_by_request[request_id] = params[LEASE]
+            self._newly_held[request_id] = sum(len(group) for group in answer["remote_block_ids"])
+            if request_id in self._reqs_need_send and LEASE_S in params:
+                self._reqs_need_send[request_id] = time.perf_counter() + float(params[LEASE_S])
+        return delay_free, answer
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
+        """Stock metadata with what was held and released since the last step."""
+        stock = super().build_connector_meta(scheduler_output)
+        meta = BatonNixlMetadata()
+        vars(meta).update(vars(stock))
+        meta.baton_held, self._newly_held = self._newly_held, {}
+        meta.baton_release, self._to_release = self._to_release, set()
+        return meta
+
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        """Forget the leases whose blocks are about to be freed."""
+        super().update_connector_output(connector_output)
+        for request_id in connector_output.finished_sending or ():
+            lease = self._lease_by_request.pop(request_id, None)
+            if lease is not None:
+                self._request_by_lease.pop(lease, None)
+            self._to_release.discard(request_id)
+
+    def _release(self, leases: list[str]) -> None:
+        """Unknown leases were pulled, ran out or never began: nothing to do."""
+        self._to_release.update(self._request_by_lease[lease] for lease in leases if lease in self._request_by_lease)
+
+
+class BatonNixlWorker(NixlPullConnectorWorker):
+    """Worker half: pulls, serves pulls, and lets go of released requests."""
+
+    def __init__(self, vllm_config: VllmConfig, engine_id: str, kv_cache_config: KVCacheConfig) -> None:
+        super().__init__(vllm_config, engine_id, kv_cache_config)
+        self.xfer_stats = BatonNixlStats()
+        self._held_blocks: dict[str, int] = {}
+        self._released: set[str] = set()
+
+    def start_load_kv(self, metadata: NixlConnectorMetadata) -> None:
+        """Start the step's pulls; drop what it releases."""
+        super().start_load_kv(metadata)
+        if not isinstance(metadata, BatonNixlMetadata):
+            return
+        self._held_blocks.update(metadata.baton_held)
+        for request_id in metadata.baton_release:
+            if request_id not in self._reqs_to_process:
+                continue  # this rank has reported it already: it was pulled from here, or its lease ran out
+            self._reqs_to_process.remove(request_id)
+            self._reqs_to_send.pop(request_id, None)
+            self.consumer_notification_counts_by_req.pop(request_id, None)
+            self.expected_consumer_notifications_by_req.pop(request_id, None)
+            self._released.add(request_id)
+
+    def get_transfer_results(self) -> KVConnectorTransferResults:
+        """Stock results with the requests that were released in this step."""
+        results = super().get_transfer_results()
+        if self._released:
+            assert not self._released & results.finished_sending, "a released request was reported twice"
+            results.finished_sending.update(self._released)
+            self.xfer_stats.data[LEASES_RELEASED].append(len(self._released))
+            self._released.clear()
+        for request_id in results.finished_sending:
+            self._held_blocks.pop(request_id, None)
+        return results
+
+    def _get_new_notifs(self) -> set[str]:
+        """Requests whose every reader is done. Their blocks have left this engine."""
+        pulled = super()._get_new_notifs()
+        for request_id in pulled:
+            self.xfer_stats.data[BLOCKS_OUT].append(self._held_blocks.pop(request_id, 0))
+        return pulled
+
+    def _nixl_handshake(self, host: str, port: int, *args: Any, **kwargs: Any) -> Any:
+        """Fail at once where nobody listens, instead of after the handshake's own 5 s."""
+        socket.create_connection((host, port), timeout=_PROBE_TIMEOUT_S).close()
+        return super()._nixl_handshake(host, port, *args, **kwargs)
+
+
+class NixlConnector(NixlPullConnector):
+    """The connector that ``kv_transfer_config`` names; builds one of the two halves.
+
+    It has the stock connector's name because vLLM 0.32 decides by that name: which checks and cache layouts apply
+    (``KVTransferConfig.has_connector``) and, inside a MultiConnector, which class reads its stats.
+    """
+
+    def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
+        # Past NixlPullConnector's own __init__, which would build the stock halves and their NIXL agent.
+        NixlBaseConnector.__init__(self, vllm_config, role, kv_cache_config)
+        match role:
+            case KVConnectorRole.SCHEDULER:
+                self.connector_scheduler = BatonNixlScheduler(vllm_config, self.engine_id, kv_cache_config)
+                # The only code of ours in vLLM's engine process, which does not notice that its parent was killed.
+                stop_with_parent()
+            case KVConnectorRole.WORKER:
+                self.connector_worker = BatonNixlWorker(vllm_config, self.engine_id, kv_cache_config)
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats | None:
+        """Stats from what crossed a process boundary."""
+        return BatonNixlStats(data=data) if data is not None else BatonNixlStats()
