@@ -49,7 +49,7 @@ def free_port(host: str) -> int:
 
 
 def engine_args(config: EngineConfig, *, engine_id: str, side_channel_port: int) -> AsyncEngineArgs:
-    """vLLM's arguments for one engine. Raises ValueError naming a setting that vLLM does not know."""
+    """VLLM's arguments for one engine. Raises ValueError naming a setting that vLLM does not know."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
@@ -62,9 +62,7 @@ def engine_args(config: EngineConfig, *, engine_id: str, side_channel_port: int)
     return AsyncEngineArgs(**values)
 
 
-def engine_arg_values(
-    config: EngineConfig, *, engine_id: str, side_channel_port: int, on_cpu: bool
-) -> dict[str, Any]:
+def engine_arg_values(config: EngineConfig, *, engine_id: str, side_channel_port: int, on_cpu: bool) -> dict[str, Any]:
     """The arguments as a map, ``config.args`` last: they win over everything but the connector's settings."""
     values: dict[str, Any] = {
         "model": config.model,
@@ -94,7 +92,7 @@ def engine_arg_values(
 
 
 def kv_transfer_values(config: EngineConfig, *, engine_id: str, side_channel_port: int) -> dict[str, Any]:
-    """vLLM's ``kv_transfer_config``: our NIXL connector, able to serve and to pull, recomputing what fails to load."""
+    """VLLM's ``kv_transfer_config``: our NIXL connector, able to serve and to pull, recomputing what fails to load."""
     values: dict[str, Any] = {
         "kv_connector": config.kv_connector,
         "kv_role": "kv_both",

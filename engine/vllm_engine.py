@@ -44,7 +44,9 @@ _map_decoder = msgspec.msgpack.Decoder(dict[str, Any])
 class VllmEngine:
     """One AsyncLLM, its identity and its latest load."""
 
-    def __init__(self, llm: AsyncLLM, info: EngineInfo, load: LoadRecorder, config: EngineConfig, worker_id: str) -> None:
+    def __init__(
+        self, llm: AsyncLLM, info: EngineInfo, load: LoadRecorder, config: EngineConfig, worker_id: str
+    ) -> None:
         self._llm = llm
         self._info = info
         self._load = load
@@ -101,7 +103,7 @@ class VllmEngine:
                     completion = output.outputs[0]
                     handoff = await self._handoff(request, output, completion)
                     handed_over = handed_over or handoff is not None or output.finished
-                    yield vllm_values.engine_output(output, completion, request.transfer, handoff, first=first)
+                    yield vllm_values.engine_output(output, completion, params, request.transfer, handoff, first=first)
                     first = False
         except EngineDeadError as error:
             handed_over = True  # nothing is held by a dead engine
@@ -143,6 +145,8 @@ class VllmEngine:
             return
         self._closed = True
         timeout_s = self._config.close_timeout_s
+        if (handler := self._llm.output_handler) is not None:
+            handler.cancel()  # or it would log the engine's orderly end as a crash
         try:
             async with asyncio.timeout(timeout_s + 5.0):
                 await asyncio.to_thread(self._llm.shutdown, timeout_s)

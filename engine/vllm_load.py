@@ -12,7 +12,7 @@ from engine.protocol import EngineLoad
 class LoadRecorder(StatLoggerBase):
     """vLLM's statistics hook, kept to the few numbers that Baton reports."""
 
-    def __init__(self, vllm_config: Any = None, engine_index: int = 0) -> None:
+    def __init__(self) -> None:
         self._usage: dict[int, float] = {}
         self._running: dict[int, int] = {}
         self._waiting: dict[int, int] = {}
@@ -27,7 +27,7 @@ class LoadRecorder(StatLoggerBase):
         self.leases_expired = 0
         self.late_pulls = 0
 
-    def logger_factory(self, vllm_config: Any, engine_index: int = 0) -> StatLoggerBase:
+    def logger_factory(self, *_: object) -> StatLoggerBase:
         """What vLLM calls to make its logger: all data-parallel ranks share this recorder."""
         return self
 
@@ -48,7 +48,11 @@ class LoadRecorder(StatLoggerBase):
         )
 
     def record(
-        self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+        self,
+        scheduler_stats: Any,
+        iteration_stats: Any,
+        mm_cache_stats: Any = None,  # noqa: ARG002 - vLLM passes it by name
+        engine_idx: int = 0,
     ) -> None:
         """Called by vLLM once a step."""
         if iteration_stats is not None:

@@ -1,8 +1,9 @@
-"""Values that cross the vLLM seam, converted one way or the other. Pure: no engine is touched, nothing is imported from it."""
+"""Values that cross the vLLM seam, converted one way or the other. Never touches an engine."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,7 +36,7 @@ def hold_params(lease_id: str, lease_s: float) -> dict[str, Any]:
 
 
 def take_over_params(handoff: KvHandoff) -> dict[str, Any]:
-    """``kv_transfer_params`` of a decode that starts from ``handoff``. An unreadable ticket means: compute the prompt."""
+    """``kv_transfer_params`` of a decode that starts from ``handoff``. Unreadable ones mean: compute the prompt."""
     try:
         params = msgspec.msgpack.decode(handoff.connector_params, type=dict[str, Any])
     except msgspec.DecodeError:
@@ -64,31 +65,53 @@ def handoff(params: dict[str, Any], info: EngineInfo, *, worker_id: str, lease_i
 
 
 def engine_output(
-    output: Any, completion: Any, transfer: Hold | TakeOver | None, ticket: KvHandoff | None, *, first: bool
+    output: Any,
+    completion: Any,
+    params: Any,
+    transfer: Hold | TakeOver | None,
+    ticket: KvHandoff | None,
+    *,
+    first: bool,
 ) -> EngineOutput:
     """One of vLLM's RequestOutputs."""
+    logprobs = prompt_logprobs = None
+    if completion.logprobs:
+        logprobs = logprob_columns(completion.logprobs, completion.token_ids, params.logprobs)
+    if output.prompt_logprobs:
+        # vLLM's first position is None: nothing predicts the first prompt token.
+        positions = list(output.prompt_logprobs)[1:]
+        prompt_logprobs = logprob_columns(positions, output.prompt_token_ids[1:], params.prompt_logprobs)
     return EngineOutput(
         token_ids=list(completion.token_ids),
         finish=_finish(completion),
         first=_first(output, transfer) if first else None,
-        logprobs=logprob_columns(completion.logprobs, completion.token_ids) if completion.logprobs else None,
-        prompt_logprobs=_prompt_logprobs(output),
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
         handoff=ticket,
     )
 
 
-def logprob_columns(positions: Any, actual: Any) -> Logprobs:
-    """Columns from vLLM's list of {token id: Logprob}; the actual token first. Rows are padded to equal width with -inf."""
-    rows = []
-    ranks = []
+def logprob_columns(positions: Sequence[Any], actual: Sequence[int], top: int | None) -> Logprobs:
+    """Columns as vLLM's sampler made them: the actual token, then the ``top`` likeliest, it among them or not.
+
+    vLLM's {token id: Logprob} has merged the actual token with its place among the likeliest, which is
+    undone here: a front proxy feeds these rows to vLLM's own output processing.
+    """
+    rows: list[list[tuple[int, float]]] = []
+    ranks: list[int] = []
     for position, token in zip(positions, actual, strict=True):
-        entries = dict(position or {})
-        own = entries.pop(token, None)
-        rows.append([(token, own.logprob if own else -math.inf), *((t, e.logprob) for t, e in entries.items())])
-        ranks.append((own.rank or 0) if own else 0)
+        entries = {key: entry.logprob for key, entry in position.items()}
+        own = (token, entries.pop(token, -math.inf))
+        likeliest = list(entries.items())
+        rank = (position[token].rank or 0) if token in position else 0
+        if top and 0 <= top - 1 == len(likeliest):
+            likeliest.insert(min(max(rank, 1), top) - 1, own)
+        elif top == -1:
+            likeliest.insert(max(rank, 1) - 1, own)
+        rows.append([own, *likeliest])
+        ranks.append(rank)
     width = max((len(row) for row in rows), default=0)
     for row in rows:
-        # A repeated own token is what vLLM does too when the sampled token is among the top ones: no new information.
         row.extend([(row[0][0], -math.inf)] * (width - len(row)))
     return Logprobs(
         width=width,
@@ -96,13 +119,6 @@ def logprob_columns(positions: Any, actual: Any) -> Logprobs:
         logprobs=[value for row in rows for _, value in row],
         ranks=ranks,
     )
-
-
-def _prompt_logprobs(output: Any) -> Logprobs | None:
-    """vLLM's first position is None: nothing predicts the first prompt token."""
-    if not output.prompt_logprobs:
-        return None
-    return logprob_columns(list(output.prompt_logprobs)[1:], output.prompt_token_ids[1:])
 
 
 def _finish(completion: Any) -> Finish | None:
@@ -114,7 +130,7 @@ def _finish(completion: Any) -> Finish | None:
 
 
 def _first(output: Any, transfer: Hold | TakeOver | None) -> FirstOutput:
-    """vLLM tells cached tokens as one number; with a take-over we count them all as taken over."""
+    """VLLM tells cached tokens as one number; with a take-over we count them all as taken over."""
     cached = output.num_cached_tokens or 0
     taken_over = isinstance(transfer, TakeOver)
     metrics = output.metrics
@@ -166,7 +182,9 @@ def _block_bytes(model: Any, cache: Any) -> int:
     """KV bytes of one block over all layers and ranks."""
     import torch
 
-    item = 1 if str(cache.cache_dtype).startswith(("fp8", "int8")) else torch.empty((), dtype=model.dtype).element_size()
+    item = (
+        1 if str(cache.cache_dtype).startswith(("fp8", "int8")) else torch.empty((), dtype=model.dtype).element_size()
+    )
     per_token = model.get_head_size() * item * (1 if model.use_mla else 2 * model.get_total_num_kv_heads())
     return int(per_token * cache.block_size * model.get_total_num_hidden_layers())
 

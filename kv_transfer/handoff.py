@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+
 import msgspec
 
 
@@ -17,4 +19,4 @@ class KvHandoff(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     layout_fingerprint: str
     lease_remaining_s: float
-    connector_params: bytes = b""
+    connector_params: builtins.bytes = b""

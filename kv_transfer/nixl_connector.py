@@ -1,15 +1,15 @@
-"""vLLM's NIXL pull connector with exact take-over and release by message. Decides nothing about who pulls from whom.
+"""vLLM's NIXL pull connector with exact take-over and release by message. Never decides who pulls from whom.
 
 Three things differ from the stock connector, all through methods it offers for overriding:
 
-1. Decode takes over ``min(remote_num_tokens, prompt)`` tokens. Stock takes *all* prompt tokens as remote, which kills the
-   engine when the prompt is one token longer than what was prefilled and that token begins a new block.
-2. Kept KV is freed when a message says so, not only when it was pulled or its lease ran out. The message is a request that
-   vLLM aborts at once (``AsyncLLM.notify_kv_transfer_request_rejected``); its ``kv_transfer_params`` name the leases:
-   ``{"baton_release": [lease ids]}``. Scheduler half -> step metadata -> each worker half, which stops tracking the request and reports it
-   as sent, exactly once, so vLLM's own aggregation over tensor-parallel ranks frees the blocks.
-3. A peer whose process is gone is found out by one connect before the handshake (whose own timeout is 5 s, serial for all
-   peers). The load then counts as failed and ``kv_load_failure_policy`` = "recompute" computes the prompt here.
+1. Decode takes over ``min(remote_num_tokens, prompt)`` tokens. Stock takes *all* prompt tokens as remote, which kills
+   the engine when the prompt is one token longer than what was prefilled and that token begins a new block.
+2. Kept KV is freed when a message says so, not only when it was pulled or its lease ran out. The message is a request
+   that vLLM aborts at once (``AsyncLLM.notify_kv_transfer_request_rejected``) with ``kv_transfer_params`` =
+   ``{"baton_release": [lease ids]}``. The scheduler half passes it with the next step's metadata to each worker half,
+   which stops tracking the request and reports it as sent, exactly once; vLLM's own aggregation over ranks frees it.
+3. A peer whose process is gone is found out by one connect before the handshake, which would take 5 s, one peer
+   after the other. The load then counts as failed, and ``kv_load_failure_policy`` "recompute" computes the prompt here.
 
 Params Baton adds to vLLM's: ``baton_lease`` (lease id) and ``baton_lease_s`` (seconds to keep the KV) on a prefill.
 """
@@ -20,6 +20,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
+from vllm import envs
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
     KVConnectorRole,
@@ -54,21 +55,23 @@ SIDE_CHANNEL_PORT = "baton_side_channel_port"
 # Keys of NixlKVConnectorStats.data; lists of numbers, as all its values.
 BLOCKS_OUT = "baton_blocks_out"
 LEASES_RELEASED = "baton_leases_released"
+PULLED_AFTER_RELEASE = "baton_pulled_after_release"
+_OWN_KEYS = (BLOCKS_OUT, LEASES_RELEASED, PULLED_AFTER_RELEASE)
+_RELEASED_REMEMBERED_MAX = 4096
 _PROBE_TIMEOUT_S = 2.0
 
 
 class BatonNixlStats(NixlKVConnectorStats):
-    """Stock counters and two of the serving side: KV blocks that were pulled from here, leases released by message."""
+    """Stock counters and the serving side's: blocks pulled from here, leases released, pulls that crossed a release."""
 
     def reset(self) -> None:
         """Empty every list."""
         super().reset()
-        self.data[BLOCKS_OUT] = []
-        self.data[LEASES_RELEASED] = []
+        self.data.update({key: [] for key in _OWN_KEYS})
 
     def is_empty(self) -> bool:
         """Whether this interval has nothing to report."""
-        return super().is_empty() and not self.data[BLOCKS_OUT] and not self.data[LEASES_RELEASED]
+        return super().is_empty() and not any(self.data[key] for key in _OWN_KEYS)
 
 
 class BatonNixlMetadata(NixlConnectorMetadata):
@@ -88,7 +91,8 @@ class BatonNixlScheduler(NixlPullConnectorScheduler):
         config = vllm_config.kv_transfer_config
         assert config is not None
         # By value, not by vLLM's environment variables: two engines may start in one process.
-        self.side_channel_host = config.get_from_extra_config(SIDE_CHANNEL_HOST, self.side_channel_host)
+        host: str = config.get_from_extra_config(SIDE_CHANNEL_HOST, "")
+        self.side_channel_host = host or envs.VLLM_NIXL_SIDE_CHANNEL_HOST
         port = config.get_from_extra_config(SIDE_CHANNEL_PORT, None)
         if port is not None:
             self.side_channel_port = port + vllm_config.parallel_config.data_parallel_index
@@ -127,7 +131,7 @@ class BatonNixlScheduler(NixlPullConnectorScheduler):
         """Stock metadata with what was held and released since the last step."""
         stock = super().build_connector_meta(scheduler_output)
         meta = BatonNixlMetadata()
-        vars(meta).update(vars(stock))
+        meta.__dict__ |= stock.__dict__
         meta.baton_held, self._newly_held = self._newly_held, {}
         meta.baton_release, self._to_release = self._to_release, set()
         return meta
@@ -154,6 +158,8 @@ class BatonNixlWorker(NixlPullConnectorWorker):
         self.xfer_stats = BatonNixlStats()
         self._held_blocks: dict[str, int] = {}
         self._released: set[str] = set()
+        # Released while a reader may be under way: its notification will still come and means nothing any more.
+        self._let_go: dict[str, None] = {}
 
     def start_load_kv(self, metadata: NixlConnectorMetadata) -> None:
         """Start the step's pulls; drop what it releases."""
@@ -166,9 +172,10 @@ class BatonNixlWorker(NixlPullConnectorWorker):
                 continue  # this rank has reported it already: it was pulled from here, or its lease ran out
             self._reqs_to_process.remove(request_id)
             self._reqs_to_send.pop(request_id, None)
-            self.consumer_notification_counts_by_req.pop(request_id, None)
-            self.expected_consumer_notifications_by_req.pop(request_id, None)
             self._released.add(request_id)
+            self._let_go[request_id] = None
+        while len(self._let_go) > _RELEASED_REMEMBERED_MAX:
+            self._forget(next(iter(self._let_go)))
 
     def get_transfer_results(self) -> KVConnectorTransferResults:
         """Stock results with the requests that were released in this step."""
@@ -183,11 +190,26 @@ class BatonNixlWorker(NixlPullConnectorWorker):
         return results
 
     def _get_new_notifs(self) -> set[str]:
-        """Requests whose every reader is done. Their blocks have left this engine."""
+        """Requests whose every reader is done: their blocks have left this engine.
+
+        Stock takes a notification for a request it does not track as a sign of corruption. One that crossed our
+        release is none: the reader was aborted. So those are tracked for the length of this call.
+        """
+        self._reqs_to_process.update(self._let_go)
         pulled = super()._get_new_notifs()
+        self._reqs_to_process.difference_update(self._let_go)
+        for request_id in pulled & self._let_go.keys():
+            self._forget(request_id)
+            pulled.discard(request_id)
+            self.xfer_stats.data[PULLED_AFTER_RELEASE].append(1)
         for request_id in pulled:
             self.xfer_stats.data[BLOCKS_OUT].append(self._held_blocks.pop(request_id, 0))
         return pulled
+
+    def _forget(self, request_id: str) -> None:
+        del self._let_go[request_id]
+        self.consumer_notification_counts_by_req.pop(request_id, None)
+        self.expected_consumer_notifications_by_req.pop(request_id, None)
 
     def _nixl_handshake(self, host: str, port: int, *args: Any, **kwargs: Any) -> Any:
         """Fail at once where nobody listens, instead of after the handshake's own 5 s."""
@@ -205,13 +227,13 @@ class NixlConnector(NixlPullConnector):
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         # Past NixlPullConnector's own __init__, which would build the stock halves and their NIXL agent.
         NixlBaseConnector.__init__(self, vllm_config, role, kv_cache_config)
-        match role:
-            case KVConnectorRole.SCHEDULER:
-                self.connector_scheduler = BatonNixlScheduler(vllm_config, self.engine_id, kv_cache_config)
-                # The only code of ours in vLLM's engine process, which does not notice that its parent was killed.
-                stop_with_parent()
-            case KVConnectorRole.WORKER:
-                self.connector_worker = BatonNixlWorker(vllm_config, self.engine_id, kv_cache_config)
+        if role is KVConnectorRole.SCHEDULER:
+            self.connector_scheduler = BatonNixlScheduler(vllm_config, self.engine_id, kv_cache_config)
+            # The only code of ours in vLLM's engine process, which does not notice that its parent was killed.
+            stop_with_parent()
+        else:
+            assert role is KVConnectorRole.WORKER
+            self.connector_worker = BatonNixlWorker(vllm_config, self.engine_id, kv_cache_config)
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats | None:
