@@ -12,5 +12,7 @@ class DecodeWorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A hand-off with less time left than this is refused: the pull might outlive the lease."""
     holders_max: int = 4_096
     """Prefill workers whose newest epoch is remembered."""
-    kv_headroom_fraction: float = 0.0
-    """Part of the KV blocks that admission leaves free."""
+    output_headroom_tokens: int = 256
+    """Output tokens that admission counts per request, beside its prompt, when the scheduler reserved nothing."""
+    kv_overcommit_factor: float = 1.0
+    """KV blocks that admitted requests may need together, as a multiple of what the engine has."""

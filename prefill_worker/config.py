@@ -12,7 +12,8 @@ class PrefillWorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Time a decode worker has to pull the KV of a finished prefill."""
     leases_max: int = 1_024
     """Leases held at once; further prefills are refused as exhausted."""
-    lease_tick_s: float = 0.25
-    """How often leases are looked through for ones that ran out."""
-    kv_headroom_fraction: float = 0.0
-    """Part of the KV blocks that admission leaves free."""
+    kv_overcommit_factor: float = 8.0
+    """KV blocks that admitted prompts and held leases may need together, as a multiple of what the engine has.
+    More than 1, because prompts wait their turn in the engine's queue and their blocks soon move on."""
+    retry_after_s: float = 1.0
+    """Advice that goes with a refusal for lack of leases."""

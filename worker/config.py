@@ -25,6 +25,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Largest gRPC message in either direction."""
     front_proxies_max: int = 64
     """Attach streams at once."""
+    lease_tick_s: float = 0.25
+    """How often leases are looked through for ones that ran out."""
     requests_max: int = 256
     """Requests admitted at once; more are refused as exhausted."""
     outbox_deltas_max: int = 65_536
@@ -37,8 +39,6 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes aimed at in one StepOutputs message."""
     retry_after_s: float = 1.0
     """Advice that goes with a refusal for lack of room."""
-    decode_tokens_headroom: int = 256
-    """Output tokens that admission counts per request, beside its prompt, when the scheduler reserved nothing."""
 
     heartbeat_interval_s: float = 1.0
     """Longest silence towards the scheduler, where it does not ask for a shorter one."""

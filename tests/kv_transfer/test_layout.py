@@ -21,7 +21,9 @@ def test_the_order_of_parts_does_not_matter() -> None:
 
 def test_equal_fingerprints_with_different_block_sizes_are_incompatible() -> None:
     wrong = compatible(Layout(fingerprint="f", block_size_tokens=16), Layout(fingerprint="f", block_size_tokens=32))
-    assert wrong is not None and wrong.what == "block_size_tokens" and "16 here, 32 there" in wrong.sentence()
+    assert wrong is not None
+    assert wrong.what == "block_size_tokens"
+    assert "16 here, 32 there" in wrong.sentence()
 
 
 def test_an_empty_fingerprint_matches_nothing_not_even_itself() -> None:

@@ -88,11 +88,13 @@ def test_however_a_lease_ends_it_ends_once_and_frees_at_most_once(events: list[L
         try:
             actions = lease.handle(event)
         except IllegalLeaseEvent:
-            assert lease.state is LeaseState.PULLING and isinstance(event, PullStarted)
+            assert lease.state is LeaseState.PULLING
+            assert isinstance(event, PullStarted)
             continue
         freed += sum(isinstance(action, FreeBlocks) for action in actions)
         ended += held and not lease.holding
         assert held or not any(isinstance(action, FreeBlocks) for action in actions)
-    assert freed <= 1 and ended <= 1
+    assert freed <= 1
+    assert ended <= 1
     assert lease.holding is (ended == 0)
     assert len(lease.story()) <= 64

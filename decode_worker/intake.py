@@ -1,0 +1,84 @@
+"""Judges a hand-off and the room it needs before the engine sees either. Pure: values in, a verdict out.
+
+Wrong KV must never become an answer, so whatever cannot be proved right here is refused and computed again elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import msgspec
+
+from engine.protocol import EngineInfo
+from kv_transfer.handoff import KvHandoff
+from kv_transfer.layout import Layout, compatible
+from runtime.failures import Failure, FailureKind
+from worker.role import Refused, WorkerRequest, blocks_for
+
+
+class Holders:
+    """The newest epoch seen of every prefill worker. Epochs only grow, so an older one is of a dead engine."""
+
+    def __init__(self, holders_max: int) -> None:
+        assert holders_max >= 1
+        self._holders_max = holders_max
+        self._epoch_of: OrderedDict[str, int] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._epoch_of)
+
+    def newest(self, worker_id: str, epoch: int) -> int:
+        """Remember ``epoch`` and say which is the newest of this worker; the longest unheard-of is forgotten."""
+        newest = max(epoch, self._epoch_of.pop(worker_id, 0))
+        self._epoch_of[worker_id] = newest
+        if len(self._epoch_of) > self._holders_max:
+            self._epoch_of.popitem(last=False)
+        return newest
+
+
+class Intake(msgspec.Struct, frozen=True, kw_only=True):
+    """What hand-offs are held against."""
+
+    info: EngineInfo
+    holders: Holders
+    lease_margin_s: float
+    output_headroom_tokens: int
+
+    def judge(self, handoff: KvHandoff, request: WorkerRequest) -> Refused | None:
+        """None when the engine may take the KV over."""
+        block = self.info.block_size_tokens
+        wrong = compatible(
+            Layout(fingerprint=self.info.layout_fingerprint), Layout(fingerprint=handoff.layout_fingerprint)
+        )
+        if wrong is not None:
+            return _refused(FailureKind.INCOMPATIBLE, "handoff_layout", handoff, wrong.sentence())
+        if not (handoff.worker_id and handoff.epoch and handoff.lease_id and handoff.engine_id):
+            return _refused(FailureKind.STATE_LOST, "handoff_incomplete", handoff, "it does not say whose it is")
+        newest = self.holders.newest(handoff.worker_id, handoff.epoch)
+        if handoff.epoch != newest:
+            text = f"it is of epoch {handoff.epoch}, and {handoff.worker_id} is at {newest}"
+            return _refused(FailureKind.STATE_LOST, "handoff_epoch", handoff, text)
+        if handoff.lease_remaining_s <= self.lease_margin_s:
+            text = (
+                f"{handoff.lease_remaining_s:.3f} s are left of its lease, and a pull may take {self.lease_margin_s} s"
+            )
+            return _refused(FailureKind.STATE_LOST, "handoff_expired", handoff, text)
+        if not 0 < handoff.tokens <= len(request.token_ids):
+            text = f"it covers {handoff.tokens} tokens of a prompt of {len(request.token_ids)}"
+            return _refused(FailureKind.STATE_LOST, "handoff_length", handoff, text)
+        if handoff.blocks != blocks_for(handoff.tokens, block):
+            text = f"it names {handoff.blocks} blocks for {handoff.tokens} tokens in blocks of {block}"
+            return _refused(FailureKind.STATE_LOST, "handoff_blocks", handoff, text)
+        return None
+
+    def blocks(self, request: WorkerRequest) -> int:
+        """Blocks the request is admitted with: what the scheduler reserved, else prompt and some output."""
+        tokens = len(request.token_ids)
+        context_tokens = max(self.info.context_tokens_max, tokens)
+        expected = blocks_for(min(tokens + self.output_headroom_tokens, context_tokens), self.info.block_size_tokens)
+        return min(max(request.blocks_reserved or expected, 1), self.info.kv_blocks_total)
+
+
+def _refused(kind: FailureKind, reason: str, handoff: KvHandoff, text: str) -> Refused:
+    message = f"hand-off {handoff.lease_id or '?'} of {handoff.worker_id or '?'} is refused: {text}"
+    return Refused(failure=Failure(kind=kind, message=message), reason=reason)

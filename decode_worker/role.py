@@ -1,0 +1,83 @@
+"""The decode job: take over proven KV, or compute the prompt here, and generate to the end. Pure; holds no lease."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import assert_never
+
+from decode_worker.config import DecodeWorkerConfig
+from decode_worker.intake import Holders, Intake
+from engine.protocol import EngineInfo, TakeOver
+from kv_transfer.handoff import KvHandoff
+from kv_transfer.lease import LeaseAction
+from runtime.failures import Failure, FailureKind
+from worker.role import Accepted, Decode, Offer, Prefill, Refused, RoleName, WorkerRequest, blocks_for
+
+
+class DecodeRole:
+    """The decode half of ``worker.role.Role``."""
+
+    def __init__(self, config: DecodeWorkerConfig, info: EngineInfo, worker_id: str) -> None:
+        self._info = info
+        self._worker_id = worker_id
+        self._intake = Intake(
+            info=info,
+            holders=Holders(config.holders_max),
+            lease_margin_s=config.lease_margin_s,
+            output_headroom_tokens=config.output_headroom_tokens,
+        )
+        self.blocks_limit = max(int(info.kv_blocks_total * config.kv_overcommit_factor), 1)
+
+    @property
+    def name(self) -> RoleName:
+        """Which job."""
+        return "decode"
+
+    @property
+    def leases_held(self) -> int:
+        """None: what it decodes from lies in its own engine."""
+        return 0
+
+    @property
+    def blocks_held(self) -> int:
+        """None."""
+        return 0
+
+    def accept(self, request: WorkerRequest) -> Accepted | Refused:
+        """Take a decode whose hand-off, if any, is proved right."""
+        match request.work:
+            case Decode(handoff=handoff):
+                pass
+            case Prefill():
+                message = f"worker {self._worker_id} decodes; request {request.request_id} asks it to prefill"
+                return Refused(failure=Failure(kind=FailureKind.INCOMPATIBLE, message=message), reason="wrong_role")
+            case _:
+                assert_never(request.work)
+        needed = blocks_for(len(request.token_ids), self._info.block_size_tokens)
+        if needed > self._info.kv_blocks_total:
+            message = f"the prompt needs {needed} KV blocks; worker {self._worker_id} has {self._info.kv_blocks_total}"
+            return Refused(failure=Failure(kind=FailureKind.TOO_LARGE, message=message), reason="too_large")
+        if handoff is not None and (refused := self._intake.judge(handoff, request)) is not None:
+            return refused
+        transfer = TakeOver(handoff) if handoff is not None else None
+        return Accepted(engine_request=request.engine_request(transfer), blocks=self._intake.blocks(request))
+
+    def offer(self, handoff: KvHandoff, owner: int, now_s: float) -> Offer:  # noqa: ARG002
+        """Never: no request of this role asks the engine to hold anything."""
+        raise AssertionError(f"the engine offered {handoff.lease_id} on decode worker {self._worker_id}")
+
+    def released(self, lease_id: str, epoch: int, pulled: bool) -> Sequence[LeaseAction]:  # noqa: ARG002
+        """No lease is held here."""
+        return ()
+
+    def owner_gone(self, owner: int) -> Sequence[LeaseAction]:  # noqa: ARG002
+        """No lease is held here."""
+        return ()
+
+    def tick(self, now_s: float) -> Sequence[LeaseAction]:  # noqa: ARG002
+        """Nothing here runs out."""
+        return ()
+
+    def engine_gone(self) -> Sequence[LeaseAction]:
+        """No lease is held here."""
+        return ()

@@ -1,0 +1,110 @@
+"""Every lease this worker holds, by id. Drives the lease machines; frees nothing and asks no clock."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from kv_transfer.lease import (
+    Count,
+    HolderGone,
+    Lease,
+    LeaseAction,
+    LeaseEvent,
+    Offered,
+    Pulled,
+    PullStarted,
+    Released,
+    Tick,
+)
+
+STORY_EVENTS_MAX = 64
+
+
+class Held(msgspec.Struct, frozen=True):
+    """One lease, the stream it was offered on, and how much it keeps."""
+
+    lease: Lease
+    owner: int
+    blocks: int
+
+
+class LeaseTable:
+    """Leases that hold KV. One that ended is forgotten, so whatever is said about it later changes nothing."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Held] = {}
+        self._blocks = 0
+        self._story: deque[str] = deque(maxlen=STORY_EVENTS_MAX)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def blocks(self) -> int:
+        """KV blocks of all leases held."""
+        return self._blocks
+
+    def story(self) -> Sequence[str]:
+        """How the latest leases went, oldest first, bounded."""
+        return tuple(self._story)
+
+    def offer(self, lease_id: str, *, owner: int, blocks: int, expires_at_s: float) -> Sequence[LeaseAction]:
+        """A new lease. An id that is held already is a bug of the engine."""
+        assert lease_id not in self._held, f"lease {lease_id} is offered twice; story: {' '.join(self._story)}"
+        lease = Lease(lease_id)
+        actions = lease.handle(Offered(expires_at_s))
+        self._held[lease_id] = Held(lease, owner, blocks)
+        self._blocks += blocks
+        self._story.append(f"{lease_id}:offered")
+        return actions
+
+    def pull_started(self, lease_id: str) -> Sequence[LeaseAction]:
+        """A decode engine began to read. Where it is too late for that, it is only counted."""
+        held = self._held.get(lease_id)
+        if held is None:
+            return (Count("pull_too_late"),)
+        return self._tell(held, PullStarted())
+
+    def pulled(self, lease_id: str) -> Sequence[LeaseAction]:
+        """A decode engine has the KV. Unknown leases are ignored."""
+        held = self._held.get(lease_id)
+        return () if held is None else self._tell(held, Pulled())
+
+    def release(self, lease_id: str) -> Sequence[LeaseAction]:
+        """Nobody needs it. Unknown leases are ignored."""
+        held = self._held.get(lease_id)
+        return () if held is None else self._tell(held, Released())
+
+    def owner_gone(self, owner: int) -> Sequence[LeaseAction]:
+        """Release what was offered on one stream."""
+        return self._tell_all(Released(), lambda held: held.owner == owner)
+
+    def tick(self, now_s: float) -> Sequence[LeaseAction]:
+        """Expire what ran out."""
+        return self._tell_all(Tick(now_s), lambda held: held.lease.expires_at_s <= now_s)
+
+    def holder_gone(self) -> Sequence[LeaseAction]:
+        """The engine and all KV with it are gone."""
+        return self._tell_all(HolderGone(), lambda _: True)
+
+    def check(self) -> None:
+        """Assert what must hold between any two calls."""
+        assert all(held.lease.holding for held in self._held.values()), self.story()
+        assert self._blocks == sum(held.blocks for held in self._held.values()), self.story()
+
+    def _tell_all(self, event: LeaseEvent, concerns: Callable[[Held], bool]) -> Sequence[LeaseAction]:
+        actions: list[LeaseAction] = []
+        for held in [held for held in self._held.values() if concerns(held)]:
+            actions.extend(self._tell(held, event))
+        return actions
+
+    def _tell(self, held: Held, event: LeaseEvent) -> Sequence[LeaseAction]:
+        actions = held.lease.handle(event)
+        if not held.lease.holding:
+            del self._held[held.lease.lease_id]
+            self._blocks -= held.blocks
+        self._story.append(f"{held.lease.lease_id}:{type(event).__name__}->{held.lease.state}")
+        return actions

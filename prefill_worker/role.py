@@ -1,0 +1,97 @@
+"""The prefill job: compute a prompt, hold its KV under a lease, hand out the ticket. Pure; frees nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import assert_never
+
+import msgspec
+
+from engine.protocol import EngineInfo, Hold
+from kv_transfer.handoff import KvHandoff
+from kv_transfer.lease import LeaseAction
+from prefill_worker.config import PrefillWorkerConfig
+from prefill_worker.leases import LeaseTable
+from runtime.failures import Failure, FailureKind
+from worker.role import Accepted, Decode, Offer, Prefill, Refused, RoleName, WorkerRequest, blocks_for
+
+
+class PrefillRole:
+    """The prefill half of ``worker.role.Role``."""
+
+    def __init__(self, config: PrefillWorkerConfig, info: EngineInfo, worker_id: str) -> None:
+        self._config = config
+        self._info = info
+        self._worker_id = worker_id
+        self.leases = LeaseTable()
+        self.blocks_limit = max(int(info.kv_blocks_total * config.kv_overcommit_factor), 1)
+
+    @property
+    def name(self) -> RoleName:
+        """Which job."""
+        return "prefill"
+
+    @property
+    def leases_held(self) -> int:
+        """Leases in state OFFERED or PULLING."""
+        return len(self.leases)
+
+    @property
+    def blocks_held(self) -> int:
+        """KV blocks of those leases."""
+        return self.leases.blocks
+
+    def accept(self, request: WorkerRequest) -> Accepted | Refused:
+        """Take a prefill where there is a lease left for it."""
+        match request.work:
+            case Prefill():
+                pass
+            case Decode():
+                message = f"worker {self._worker_id} prefills; request {request.request_id} asks it to decode"
+                return Refused(failure=Failure(kind=FailureKind.INCOMPATIBLE, message=message), reason="wrong_role")
+            case _:
+                assert_never(request.work)
+        blocks = blocks_for(len(request.token_ids), self._info.block_size_tokens)
+        if blocks > self._info.kv_blocks_total:
+            message = f"the prompt needs {blocks} KV blocks; worker {self._worker_id} has {self._info.kv_blocks_total}"
+            return Refused(failure=Failure(kind=FailureKind.TOO_LARGE, message=message), reason="too_large")
+        if self.leases_held >= self._config.leases_max:
+            message = f"worker {self._worker_id} holds {self.leases_held} hand-offs that nobody has pulled yet"
+            failure = Failure(kind=FailureKind.EXHAUSTED, message=message, retry_after_s=self._config.retry_after_s)
+            return Refused(failure=failure, reason="leases_max")
+        return Accepted(engine_request=request.engine_request(Hold(self._config.lease_s)), blocks=blocks)
+
+    def offer(self, handoff: KvHandoff, owner: int, now_s: float) -> Offer:
+        """Start the lease now: the engine's own began at most a moment ago and ends by our release or later."""
+        lease_s = min(handoff.lease_remaining_s, self._config.lease_s)
+        blocks = handoff.blocks or blocks_for(handoff.tokens, self._info.block_size_tokens)
+        actions = self.leases.offer(handoff.lease_id, owner=owner, blocks=blocks, expires_at_s=now_s + lease_s)
+        ticket = msgspec.structs.replace(
+            handoff,
+            worker_id=self._worker_id,
+            epoch=self._info.epoch,
+            engine_id=self._info.engine_id,
+            blocks=blocks,
+            bytes=handoff.bytes or blocks * self._info.block_bytes,
+            layout_fingerprint=self._info.layout_fingerprint,
+            lease_remaining_s=lease_s,
+        )
+        return Offer(handoff=ticket, actions=actions)
+
+    def released(self, lease_id: str, epoch: int, pulled: bool) -> Sequence[LeaseAction]:
+        """A release of another incarnation's lease is not for us, even where the ids are equal."""
+        if epoch != self._info.epoch:
+            return ()
+        return self.leases.pulled(lease_id) if pulled else self.leases.release(lease_id)
+
+    def owner_gone(self, owner: int) -> Sequence[LeaseAction]:
+        """Nobody is left who could hand the tickets on."""
+        return self.leases.owner_gone(owner)
+
+    def tick(self, now_s: float) -> Sequence[LeaseAction]:
+        """Expire what ran out."""
+        return self.leases.tick(now_s)
+
+    def engine_gone(self) -> Sequence[LeaseAction]:
+        """Nothing is left to free."""
+        return self.leases.holder_gone()

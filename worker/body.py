@@ -1,0 +1,295 @@
+"""What a worker is, whatever its role: its engine, its streams, its room and its state. Knows no gRPC call.
+
+Everything runs on one event loop; nothing here is touched from another thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Sequence
+from typing import Protocol, assert_never
+
+from engine.protocol import Engine, EngineDead
+from kv_transfer.lease import Count, FreeBlocks, LeaseAction
+from protos.cluster.v1 import cluster_pb2
+from protos.worker.v1 import worker_pb2 as pb
+from runtime.failures import Failure, FailureKind
+from worker.admission import Admission
+from worker.chores import Chores
+from worker.config import WorkerConfig
+from worker.lifecycle import Action, Event, Lifecycle, State
+from worker.metrics import WorkerMetrics
+from worker.role import Accepted, Refused, Role, WorkerRequest
+
+log = logging.getLogger("baton.worker")
+
+ROLES = {"prefill": cluster_pb2.ROLE_PREFILL, "decode": cluster_pb2.ROLE_DECODE}
+STATES = {
+    State.STARTING: cluster_pb2.PROCESS_STATE_STARTING,
+    State.READY: cluster_pb2.PROCESS_STATE_READY,
+    State.DRAINING: cluster_pb2.PROCESS_STATE_DRAINING,
+    State.STOPPED: cluster_pb2.PROCESS_STATE_STOPPED,
+}
+
+
+class Stream(Protocol):
+    """What the body needs of one front proxy's stream."""
+
+    def fail(self, failure: Failure) -> None:
+        """End the stream with this failure; its requests are aborted and its leases released."""
+        ...
+
+
+class WorkerBody:
+    """The shared state of one worker."""
+
+    def __init__(
+        self, *, engine: Engine, role: Role, config: WorkerConfig, worker_id: str, metrics: WorkerMetrics
+    ) -> None:
+        assert worker_id
+        assert engine.info.epoch
+        self.engine = engine
+        self.role = role
+        self.config = config
+        self.worker_id = worker_id
+        self.metrics = metrics
+        self.address = ""
+        self.metrics_address = ""
+        self.lifecycle = Lifecycle()
+        self.admission = Admission(requests_max=config.requests_max, blocks_limit=role.blocks_limit)
+        self.chores = Chores()
+        self.streams: dict[int, Stream] = {}
+        self.prefill_tokens_queued = 0
+        # Set whenever something that the scheduler wants to know may have changed.
+        self.changed = asyncio.Event()
+        # Set when health or a request found the engine dead.
+        self.engine_lost = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        # Set when requests begin or cease to be accepted: what gRPC health follows.
+        self.serving_flipped = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._streams_made = 0
+        metrics.watch(
+            load=engine.load,
+            requests=lambda: self.admission.requests,
+            front_proxies=lambda: len(self.streams),
+            leases=lambda: role.leases_held,
+            lease_blocks=lambda: role.blocks_held,
+            blocks_total=engine.info.kv_blocks_total,
+        )
+
+    # What others may know
+
+    def info(self) -> cluster_pb2.WorkerInfo:
+        """Identity and capacity, for the scheduler and front proxies."""
+        engine = self.engine.info
+        return cluster_pb2.WorkerInfo(
+            worker_id=self.worker_id,
+            role=ROLES[self.role.name],
+            address=self.address,
+            epoch=engine.epoch,
+            model=engine.model,
+            layout=cluster_pb2.KvLayout(
+                fingerprint=engine.layout_fingerprint,
+                block_size_tokens=engine.block_size_tokens,
+                block_bytes=engine.block_bytes,
+            ),
+            kv_blocks_total=engine.kv_blocks_total,
+            context_tokens_max=engine.context_tokens_max,
+            engine_version=engine.engine_version,
+            pid=os.getpid(),
+            metrics_address=self.metrics_address,
+            requests_max=self.config.requests_max,
+        )
+
+    def load(self) -> cluster_pb2.WorkerLoad:
+        """What it is doing now. Requests are counted here, because the engine's own count lags by a step."""
+        engine = self.engine.load()
+        waiting = min(engine.requests_waiting, self.admission.requests)
+        return cluster_pb2.WorkerLoad(
+            state=STATES[self.lifecycle.state],
+            requests_running=self.admission.requests - waiting,
+            requests_waiting=waiting,
+            kv_blocks_used=engine.kv_blocks_used,
+            leases_held=self.role.leases_held,
+            kv_bytes_in=engine.kv_bytes_in,
+            kv_bytes_out=engine.kv_bytes_out,
+            prefill_tokens_queued=self.prefill_tokens_queued,
+        )
+
+    def status(self) -> cluster_pb2.ProcessStatus:
+        """Its line of ``baton status``."""
+        load = self.load()
+        return cluster_pb2.ProcessStatus(
+            id=self.worker_id,
+            role=self.role.name,
+            pid=os.getpid(),
+            address=self.address,
+            epoch=self.engine.info.epoch,
+            state=self.lifecycle.state.value,
+            requests_running=load.requests_running,
+            requests_waiting=load.requests_waiting,
+            kv_blocks_used=load.kv_blocks_used,
+            kv_blocks_total=self.engine.info.kv_blocks_total,
+            leases_held=load.leases_held,
+            kv_bytes_in=load.kv_bytes_in,
+            kv_bytes_out=load.kv_bytes_out,
+        )
+
+    def now_s(self) -> float:
+        """The event loop's clock, which the simulation replaces."""
+        return self._loop.time()
+
+    # Requests
+
+    def new_stream_id(self) -> int:
+        """A number no other stream of this process has or had."""
+        self._streams_made += 1
+        return self._streams_made
+
+    def take_on(self, key: object, request: WorkerRequest) -> Accepted | Refused:
+        """Judge a request and, when it is accepted, count it until ``ended(key)``."""
+        judged = self._judge(key, request)
+        match judged:
+            case Accepted():
+                self.metrics.prompt_tokens.inc(len(request.token_ids))
+                self.note_change()
+            case Refused(failure=failure, reason=reason):
+                self.metrics.refusals.labels(reason).inc()
+                log.info("refused request %s: %s", request.request_id, failure.message)
+            case _:
+                assert_never(judged)
+        return judged
+
+    def _judge(self, key: object, request: WorkerRequest) -> Accepted | Refused:
+        if not self.lifecycle.accepts or self.engine_lost.is_set():
+            message = f"worker {self.worker_id} is {self.lifecycle.state} and takes no new requests"
+            return Refused(failure=Failure(kind=FailureKind.UNAVAILABLE, message=message), reason="not_ready")
+        judged = self.role.accept(request)
+        if isinstance(judged, Refused):
+            return judged
+        no_room = self.admission.admit(
+            key, judged.blocks, blocks_held=self.role.blocks_held, blocks_used=self.engine.load().kv_blocks_used
+        )
+        if no_room is None:
+            return judged
+        failure = Failure(
+            kind=FailureKind.EXHAUSTED,
+            message=f"worker {self.worker_id} has no room ({no_room}): {self.admission.requests} requests run",
+            retry_after_s=self.config.retry_after_s,
+        )
+        return Refused(failure=failure, reason=no_room)
+
+    def ended(self, key: object) -> None:
+        """A request that was taken on is over. Idempotent."""
+        self.admission.release(key)
+        self.note_change()
+
+    # Leases
+
+    def apply(self, actions: Sequence[LeaseAction]) -> None:
+        """Carry out what the role decided."""
+        for action in actions:
+            match action:
+                case FreeBlocks(lease_id=lease_id):
+                    self.chores.start(self._free(lease_id), f"release of lease {lease_id}")
+                case Count(what=what):
+                    self.metrics.lease_events.labels(what).inc()
+                case _:
+                    assert_never(action)
+        if actions:
+            self.note_change()
+
+    def release(self, message: pb.ReleaseHandoff) -> None:
+        """A front proxy no longer needs a hand-off."""
+        self.apply(self.role.released(message.lease_id, message.epoch, message.pulled))
+
+    async def _free(self, lease_id: str) -> None:
+        try:
+            async with asyncio.timeout(self.config.abort_timeout_s):
+                await self.engine.release(lease_id)
+        except EngineDead:
+            self.lose_engine("while a lease was released")
+        except TimeoutError:
+            self.metrics.lease_release_failures.inc()
+            log.error("the engine did not take back lease %s within %s s", lease_id, self.config.abort_timeout_s)
+
+    # State
+
+    @property
+    def idle(self) -> bool:
+        """No request runs and no lease is held."""
+        return self.admission.requests == 0 and self.role.leases_held == 0
+
+    def note_change(self) -> None:
+        """Something counted has changed."""
+        self.changed.set()
+        if self.idle:
+            self._idle.set()
+        else:
+            self._idle.clear()
+
+    def happen(self, event: Event) -> None:
+        """Feed the lifecycle and carry out what it says."""
+        for action in self.lifecycle.handle(event):
+            match action:
+                case Action.SERVE | Action.REFUSE:
+                    self.serving_flipped.set()
+                case Action.ABORT:
+                    self.fail_streams(f"worker {self.worker_id} is {self.lifecycle.state}")
+                case _:
+                    assert_never(action)
+        self.note_change()
+
+    def lose_engine(self, when: str) -> None:
+        """The engine is dead. Idempotent; the process ends soon after."""
+        if not self.engine_lost.is_set():
+            log.critical("the engine of worker %s died %s", self.worker_id, when)
+            self.engine_lost.set()
+            self.happen(Event.ENGINE_LOST)
+
+    def fail_streams(self, message: str) -> None:
+        """End every stream; each aborts its requests and releases its leases."""
+        failure = Failure(kind=FailureKind.UNAVAILABLE, message=message)
+        for stream in tuple(self.streams.values()):
+            stream.fail(failure)
+
+    async def drain(self, timeout_s: float) -> int:
+        """Refuse new requests and wait until it is idle; how many requests are left when the time is up."""
+        self.happen(Event.DRAIN_ASKED)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return self.admission.requests
+        self.happen(Event.IDLE)
+        return 0
+
+    # Loops, for the process's task group
+
+    async def watch_engine(self) -> None:
+        """Ask the engine for its health until it is dead."""
+        while not self.engine_lost.is_set():
+            try:
+                async with asyncio.timeout(self.config.health_interval_s):
+                    await self.engine_lost.wait()
+            except TimeoutError:
+                try:
+                    await self.engine.check_health()
+                except EngineDead as error:
+                    self.lose_engine(f"({error})")
+
+    async def watch_leases(self) -> None:
+        """Let leases run out."""
+        loop = self._loop
+        while True:
+            wake = loop.create_future()
+            timer = loop.call_later(self.config.lease_tick_s, wake.set_result, None)
+            try:
+                await wake
+            finally:
+                timer.cancel()
+            self.apply(self.role.tick(self.now_s()))

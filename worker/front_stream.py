@@ -1,0 +1,224 @@
+"""One front proxy's requests on this worker: from Submit to their last Delta. Knows no gRPC call.
+
+A request's task is cancelled at most once, so that the engine's own clean-up is never cut short, and every way out
+ends the engine's generator before the front proxy is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Literal
+
+from engine.protocol import EngineDead, EngineOutput, EngineRequest, HandoffLost, InvalidRequest
+from protos.worker.v1 import worker_pb2 as pb
+from runtime.failures import Failure, FailureError, FailureKind
+from worker import wire
+from worker.body import WorkerBody
+from worker.outbox import Outbox, OutboxOverflow
+from worker.role import Refused, WorkerRequest
+
+log = logging.getLogger("baton.worker.stream")
+
+Ending = Literal["aborted", "deadline", "stream"]
+
+
+class LiveRequest:
+    """One request between admission and its end."""
+
+    __slots__ = ("deadline", "ending", "finished", "key", "received_s", "request", "started_s", "task", "tokens_queued")
+
+    def __init__(self, request: WorkerRequest, key: object, received_s: float) -> None:
+        self.request = request
+        self.key = key
+        self.received_s = received_s
+        self.started_s = received_s
+        self.tokens_queued = len(request.token_ids)
+        self.finished = False
+        self.ending: Ending | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.deadline: asyncio.TimerHandle | None = None
+
+    def stop(self, why: Ending) -> None:
+        """Take the request back from the engine. Only the first reason counts."""
+        if self.ending is None and self.task is not None:
+            self.ending = why
+            self.task.cancel()
+
+
+class FrontStream:
+    """Everything one Attach stream owns."""
+
+    def __init__(self, body: WorkerBody, front_proxy_id: str) -> None:
+        config = body.config
+        self.front_proxy_id = front_proxy_id
+        self.outbox = Outbox(
+            deltas_max=config.outbox_deltas_max,
+            bytes_max=config.outbox_bytes_max,
+            step_deltas_max=config.step_deltas_max,
+            step_bytes_max=config.step_bytes_max,
+        )
+        self.failed: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
+        self._body = body
+        self._id = body.new_stream_id()
+        self._closing = False
+        # By slot: what the front proxy may still abort. In _ending too: what the engine has not let go of.
+        self._live: dict[int, LiveRequest] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        body.streams[self._id] = self
+
+    def fail(self, failure: Failure) -> None:
+        """Make the stream end with this failure. The first one counts."""
+        if not self.failed.done():
+            self.failed.set_result(failure)
+
+    def submit(self, message: pb.Submit) -> None:
+        """Start one request, or answer with its refusal."""
+        now_s = self._body.now_s()
+        if message.slot in self._live:
+            self.fail(_bad(f"slot {message.slot} is in use by request {self._live[message.slot].request.request_id}"))
+            return
+        request = wire.request_of(message)
+        if request is None:
+            failure = _bad(f"request {message.request_id} asks for neither prefill nor decode")
+            self._post(wire.failure_of(message.slot, failure))
+            return
+        key = (self._id, request.slot, request.request_id, now_s, object())
+        judged = self._body.take_on(key, request)
+        if isinstance(judged, Refused):
+            self._post(wire.failure_of(request.slot, judged.failure))
+            return
+        self._start(LiveRequest(request, key, now_s), judged.engine_request)
+
+    def abort(self, slot: int) -> None:
+        """Take a request back. Its last delta says so; a slot that is not live is ignored."""
+        if (live := self._live.get(slot)) is not None:
+            live.stop("aborted")
+
+    async def close(self) -> None:
+        """Abort everything and release every lease. Takes at most ``abort_timeout_s``."""
+        self._closing = True
+        self.outbox.close()
+        for live in tuple(self._live.values()):
+            live.stop("stream")
+        if self._tasks:
+            _, late = await asyncio.wait(tuple(self._tasks), timeout=self._body.config.abort_timeout_s)
+            if late:
+                log.error("%d requests of %s did not end in time", len(late), self.front_proxy_id)
+        self._body.apply(self._body.role.owner_gone(self._id))
+        self._body.streams.pop(self._id, None)
+        self._body.note_change()
+
+    # One request
+
+    def _start(self, live: LiveRequest, engine_request: EngineRequest) -> None:
+        request = live.request
+        self._live[request.slot] = live
+        self._body.prefill_tokens_queued += live.tokens_queued
+        loop = asyncio.get_running_loop()
+        live.task = loop.create_task(self._serve(live, engine_request), name=f"request {request.request_id}")
+        self._tasks.add(live.task)
+        live.task.add_done_callback(lambda task: self._ended(live, task))
+        if request.deadline_s is not None:
+            live.deadline = loop.call_later(request.deadline_s, live.stop, "deadline")
+
+    async def _serve(self, live: LiveRequest, engine_request: EngineRequest) -> None:
+        live.started_s = self._body.now_s()
+        outputs = self._body.engine.generate(engine_request)
+        try:
+            async for output in outputs:
+                if not live.finished:
+                    self._deliver(live, output)
+        finally:
+            # A generator that is only dropped would abort in the engine at the garbage collector's leisure.
+            aclose = getattr(outputs, "aclose", None)
+            if aclose is not None:
+                await aclose()
+
+    def _deliver(self, live: LiveRequest, output: EngineOutput) -> None:
+        body, request = self._body, live.request
+        if live.tokens_queued:
+            body.prefill_tokens_queued -= live.tokens_queued
+            live.tokens_queued = 0
+        admission_s = live.started_s - live.received_s
+        if output.first is not None:
+            body.metrics.admission_s.observe(admission_s)
+            body.metrics.queue_s.observe(max(output.first.queue_s, 0.0))
+            body.metrics.compute_s.observe(max(output.first.compute_s, 0.0))
+        handoff = None
+        if output.handoff is not None:
+            offer = body.role.offer(output.handoff, self._id, body.now_s())
+            body.apply(offer.actions)
+            handoff = offer.handoff
+            if self._closing:
+                body.apply(body.role.owner_gone(self._id))
+        body.metrics.output_tokens.inc(len(output.token_ids))
+        self._post(wire.delta_of(request.slot, output, handoff, admission_s))
+        if output.finish is not None:
+            self._finish(live, output.finish.reason)
+
+    def _finish(self, live: LiveRequest, outcome: str) -> None:
+        """Its last delta is on its way: the slot may be used again."""
+        assert not live.finished
+        live.finished = True
+        self._body.metrics.requests_ended.labels(outcome).inc()
+        if self._live.get(live.request.slot) is live:
+            del self._live[live.request.slot]
+
+    def _ended(self, live: LiveRequest, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._body.prefill_tokens_queued -= live.tokens_queued
+        live.tokens_queued = 0
+        if live.deadline is not None:
+            live.deadline.cancel()
+        error = None if task.cancelled() else task.exception()
+        failure = self._failure_of(live, error)
+        if not live.finished:
+            slot = live.request.slot
+            if live.ending == "aborted":
+                self._finish(live, "aborted")
+                self._post(wire.aborted(slot))
+            elif live.ending == "stream":
+                self._finish(live, "front_proxy_gone")
+            else:
+                self._finish(live, failure.kind.value)
+                self._post(wire.failure_of(slot, failure))
+        self._body.ended(live.key)
+
+    def _failure_of(self, live: LiveRequest, error: BaseException | None) -> Failure:
+        """What a request that did not finish failed of."""
+        request_id = live.request.request_id
+        match error:
+            case EngineDead():
+                self._body.lose_engine(f"under request {request_id}")
+                return Failure(kind=FailureKind.UNAVAILABLE, message=f"the engine of {self._body.worker_id} died")
+            case InvalidRequest():
+                return Failure(kind=FailureKind.BAD_REQUEST, message=str(error))
+            case HandoffLost():
+                return Failure(kind=FailureKind.STATE_LOST, message=str(error))
+            case FailureError(failure=failure):
+                return failure
+            case None if live.ending == "deadline":
+                left = f"{live.request.deadline_s:.3f} s"
+                return Failure(kind=FailureKind.DEADLINE, message=f"request {request_id} did not end within its {left}")
+            case None:
+                return Failure(kind=FailureKind.INTERNAL, message=f"request {request_id} ended without a reason")
+            case _:
+                log.error("request %s failed in the engine", request_id, exc_info=error)
+                message = f"request {request_id} failed: {type(error).__name__}"
+                return Failure(kind=FailureKind.INTERNAL, message=message)
+
+    def _post(self, delta: pb.Delta) -> None:
+        try:
+            self.outbox.append(delta)
+        except OutboxOverflow as overflow:
+            if not self.failed.done():
+                self._body.metrics.outbox_overflows.inc()
+                log.error("stream of %s is cut: %s", self.front_proxy_id, overflow)
+            self.fail(Failure(kind=FailureKind.EXHAUSTED, message=str(overflow)))
+            # Nothing after a lost delta may be delivered: the other side could not tell.
+            self.outbox.close()
+
+
+def _bad(message: str) -> Failure:
+    return Failure(kind=FailureKind.BAD_REQUEST, message=message)

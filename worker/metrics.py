@@ -1,0 +1,71 @@
+"""The numbers a worker shows. Defines metrics; docs/metrics.md says what each means. Never decides by them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from engine.protocol import EngineLoad
+from runtime.buckets import COUNT, PHASE_S
+from worker.role import RoleName
+
+
+class WorkerMetrics:
+    """One worker's metrics. A process has one; tests give each worker a registry of its own."""
+
+    def __init__(self, role: RoleName, registry: CollectorRegistry = REGISTRY) -> None:
+        self.registry = registry
+        self.role: RoleName = role
+        self.requests_ended = _counter(registry, "requests_ended", "Requests that were admitted and ended", "outcome")
+        self.refusals = _counter(registry, "refusals", "Requests refused before the engine saw them", "reason")
+        self.prompt_tokens = _counter(registry, "prompt_tokens", "Prompt tokens of admitted requests")
+        self.output_tokens = _counter(registry, "output_tokens", "Tokens sent to front proxies")
+        self.step_messages = _counter(registry, "step_messages", "StepOutputs messages sent")
+        self.step_deltas = Histogram(
+            "baton_worker_step_deltas", "Deltas in one StepOutputs message", buckets=COUNT, registry=registry
+        )
+        self.outbox_overflows = _counter(
+            registry, "outbox_overflows", "Streams cut because the front proxy read slowly"
+        )
+        self.admission_s = _phase(registry, "admission", "Submit received to handed to the engine")
+        self.queue_s = _phase(registry, "queue", "Engine accepted to first scheduled, a pull of remote KV included")
+        self.compute_s = _phase(registry, "compute", "First scheduled to first token")
+        self.lease_events = _counter(registry, "lease_events", "Steps in the lives of leases", "event")
+        self.lease_release_failures = _counter(
+            registry, "lease_release_failures", "Leases the engine did not take back in time"
+        )
+        self.session_connects = _counter(registry, "scheduler_connects", "Registrations with the scheduler")
+        self.session_failures = _counter(registry, "scheduler_failures", "Sessions with the scheduler that broke")
+
+    def watch(
+        self,
+        *,
+        load: Callable[[], EngineLoad],
+        requests: Callable[[], int],
+        front_proxies: Callable[[], int],
+        leases: Callable[[], int],
+        lease_blocks: Callable[[], int],
+        blocks_total: int,
+    ) -> None:
+        """Show what the worker knows at the moment of every scrape."""
+        gauges: list[tuple[str, str, Callable[[], float]]] = [
+            ("requests_live", "Requests admitted and not ended", requests),
+            ("front_proxies", "Attach streams open", front_proxies),
+            ("leases_held", "Leases whose KV is held", leases),
+            ("lease_blocks_held", "KV blocks that leases hold", lease_blocks),
+            ("kv_blocks_used", "KV blocks that a request or a lease holds", lambda: load().kv_blocks_used),
+            ("kv_blocks_total", "KV blocks the engine has", lambda: blocks_total),
+            ("kv_bytes_in", "KV bytes pulled into this engine since start", lambda: load().kv_bytes_in),
+            ("kv_bytes_out", "KV bytes others pulled out of this engine since start", lambda: load().kv_bytes_out),
+        ]
+        for name, text, value in gauges:
+            Gauge(f"baton_worker_{name}", text, registry=self.registry).set_function(value)
+
+
+def _counter(registry: CollectorRegistry, name: str, text: str, *labels: str) -> Counter:
+    return Counter(f"baton_worker_{name}", text, labels, registry=registry)
+
+
+def _phase(registry: CollectorRegistry, name: str, text: str) -> Histogram:
+    return Histogram(f"baton_worker_{name}_seconds", text, buckets=PHASE_S, registry=registry)

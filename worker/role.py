@@ -1,0 +1,140 @@
+"""Everything that differs between prefill and decode, as one Protocol. Holds no engine and no stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from engine.protocol import EngineInfo, EngineRequest, Hold, TakeOver
+from kv_transfer.handoff import KvHandoff
+from kv_transfer.lease import LeaseAction
+from runtime.failures import Failure
+
+RoleName = Literal["prefill", "decode"]
+
+
+class Prefill(msgspec.Struct, frozen=True):
+    """Compute the prompt, sample one token, hold the KV."""
+
+
+class Decode(msgspec.Struct, frozen=True):
+    """Generate to the end, from a hand-off where there is one."""
+
+    handoff: KvHandoff | None = None
+
+
+class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A Submit message as a value. ``protos/worker/v1`` documents each field; ``deadline_s`` is what is left."""
+
+    slot: int
+    request_id: str
+    token_ids: list[int]
+    sampling: bytes
+    work: Prefill | Decode
+    priority: int = 0
+    cache_salt: str | None = None
+    session_id: str | None = None
+    trace_headers: Mapping[str, str] | None = None
+    reasoning_ended: bool | None = None
+    reasoning_parser_kwargs: bytes = b""
+    deadline_s: float | None = None
+    blocks_reserved: int = 0
+
+    def engine_request(self, transfer: Hold | TakeOver | None) -> EngineRequest:
+        """The same request in the engine's words."""
+        return EngineRequest(
+            request_id=self.request_id,
+            token_ids=self.token_ids,
+            sampling=self.sampling,
+            priority=self.priority,
+            cache_salt=self.cache_salt,
+            session_id=self.session_id,
+            trace_headers=self.trace_headers,
+            reasoning_ended=self.reasoning_ended,
+            reasoning_parser_kwargs=self.reasoning_parser_kwargs,
+            transfer=transfer,
+        )
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+    """What the role makes of a request: what the engine is told, and the KV blocks it will need."""
+
+    engine_request: EngineRequest
+    blocks: int
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
+    """The role does not take the request. ``reason`` is a short word for the counter."""
+
+    failure: Failure
+    reason: str
+
+
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """A hand-off that may leave this process, and what is to be done about its lease."""
+
+    handoff: KvHandoff
+    actions: Sequence[LeaseAction]
+
+
+class Role(Protocol):
+    """One of the two jobs. Pure: time is an argument, and actions are carried out by the body."""
+
+    @property
+    def name(self) -> RoleName:
+        """Which job."""
+        ...
+
+    @property
+    def leases_held(self) -> int:
+        """Leases whose KV this worker keeps."""
+        ...
+
+    @property
+    def blocks_held(self) -> int:
+        """KV blocks of those leases."""
+        ...
+
+    @property
+    def blocks_limit(self) -> int:
+        """Blocks that admitted requests and held leases may need together."""
+        ...
+
+    def accept(self, request: WorkerRequest) -> Accepted | Refused:
+        """Judge a request by what this role knows. Room is judged by the body."""
+        ...
+
+    def offer(self, handoff: KvHandoff, owner: int, now_s: float) -> Offer:
+        """Put the engine's hand-off under a lease that belongs to the stream ``owner``."""
+        ...
+
+    def released(self, lease_id: str, epoch: int, pulled: bool) -> Sequence[LeaseAction]:
+        """A ReleaseHandoff message came. Idempotent; strangers' leases are ignored."""
+        ...
+
+    def owner_gone(self, owner: int) -> Sequence[LeaseAction]:
+        """The stream ``owner`` ended."""
+        ...
+
+    def tick(self, now_s: float) -> Sequence[LeaseAction]:
+        """Time passed."""
+        ...
+
+    def engine_gone(self) -> Sequence[LeaseAction]:
+        """The engine is about to be closed, or is dead."""
+        ...
+
+
+class MakeRole(Protocol):
+    """Builds the role once the engine is known."""
+
+    def __call__(self, info: EngineInfo, worker_id: str) -> Role:
+        """The role of this worker on this engine."""
+        ...
+
+
+def blocks_for(tokens: int, block_size_tokens: int) -> int:
+    """KV blocks that ``tokens`` positions fill."""
+    return -(-tokens // block_size_tokens)

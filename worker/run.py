@@ -1,0 +1,186 @@
+"""A worker process from its engine's start to its end, whatever its role. Holds the order of things, no policy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+from engine.protocol import Engine, EngineDead
+from runtime import lifecycle
+from runtime.grpc_server import RunningServer, start_server
+from runtime.telemetry import serve_metrics
+from worker import service
+from worker.body import WorkerBody
+from worker.config import WorkerConfig
+from worker.lifecycle import Event
+from worker.metrics import WorkerMetrics
+from worker.role import MakeRole, RoleName
+from worker.session import SchedulerSession
+
+log = logging.getLogger("baton.worker.run")
+
+Ready = Callable[[Mapping[str, str]], None]
+EXIT_ENGINE_DIED = 3
+EXIT_NOT_REGISTERED = 4
+
+
+def worker_id_of(config: WorkerConfig, role: RoleName) -> str:
+    """The configured name, or one that at least differs from its neighbours'."""
+    return config.worker_id or f"{role}-{os.getpid()}"
+
+
+async def run(
+    *,
+    role: RoleName,
+    start_engine: Callable[[str], Awaitable[Engine]],
+    make_role: MakeRole,
+    config: WorkerConfig,
+    ready: Ready,
+    stop: asyncio.Event | None = None,
+    metrics: WorkerMetrics | None = None,
+) -> None:
+    """Serve until a signal, then drain; ``ready`` is told when requests may come.
+
+    Raises SystemExit with one of the codes above when the process cannot go on; the log says why.
+    """
+    stop = stop or lifecycle.stop_event()
+    worker_id = worker_id_of(config, role)
+    metrics = metrics or WorkerMetrics(role)
+    metrics_address = serve_metrics(config.host, config.metrics_port)
+    engine = await _start_engine(start_engine(worker_id), stop)
+    if engine is None:
+        log.info("stopped before the engine was up")
+        return
+    async with _closing(engine, config):
+        body = WorkerBody(
+            engine=engine, role=make_role(engine.info, worker_id), config=config, worker_id=worker_id, metrics=metrics
+        )
+        body.metrics_address = metrics_address
+        await _serve(body, stop, ready)
+        if body.engine_lost.is_set():
+            raise SystemExit(EXIT_ENGINE_DIED)
+
+
+async def _serve(body: WorkerBody, stop: asyncio.Event, ready: Ready) -> None:
+    config = body.config
+    server = await start_server(
+        config.host,
+        config.port,
+        lambda server: service.add_services(body, server),
+        message_bytes_max=config.message_bytes_max,
+    )
+    host = config.advertise_host or config.host
+    body.address = f"{host}:{server.port}"
+    session = SchedulerSession(body) if config.scheduler_address else None
+    body.happen(Event.STARTED)
+    try:
+        async with asyncio.TaskGroup() as group:
+            loops = [
+                group.create_task(body.watch_engine(), name="engine health"),
+                group.create_task(body.watch_leases(), name="lease expiry"),
+                group.create_task(_follow_serving(body, server), name="gRPC health"),
+            ]
+            sessions = [group.create_task(session.run(), name="scheduler session")] if session else []
+            if await _registered(session, body, stop):
+                ready({"address": body.address, "grpc_address": body.address, "metrics_address": body.metrics_address})
+                log.info("worker %s is ready at %s", body.worker_id, body.address)
+                await _first(stop, body.engine_lost)
+            await _leave(body, session, sessions)
+            for task in loops:
+                task.cancel()
+    finally:
+        await _stop(body, server)
+
+
+async def _leave(body: WorkerBody, session: SchedulerSession | None, sessions: list[asyncio.Task[None]]) -> None:
+    """Refuse, finish what runs, hand over what is held, say goodbye: all within ``drain_timeout_s``."""
+    if not body.engine_lost.is_set():
+        log.info("worker %s drains: %d requests, %d leases", body.worker_id, body.admission.requests,
+                 body.role.leases_held)  # fmt: skip
+        left = await body.drain(body.config.drain_timeout_s)
+        if not body.idle:
+            log.warning("worker %s stops with %d requests and %d leases left", body.worker_id, left,
+                        body.role.leases_held)  # fmt: skip
+            body.happen(Event.TIME_UP)
+    if session is not None:
+        session.leave("engine died" if body.engine_lost.is_set() else "stopped")
+        _, late = await asyncio.wait(sessions, timeout=body.config.stop_grace_s)
+        for task in late:
+            task.cancel()
+
+
+async def _stop(body: WorkerBody, server: RunningServer) -> None:
+    config = body.config
+    body.happen(Event.STOPPED)
+    await server.stop(config.stop_grace_s)
+    if (left := await body.chores.wait(config.abort_timeout_s)) > 0:
+        log.error("%d clean-up jobs did not end in time", left)
+    body.apply(body.role.engine_gone())
+
+
+async def _registered(session: SchedulerSession | None, body: WorkerBody, stop: asyncio.Event) -> bool:
+    """Wait until the scheduler knows us; False when the process is to end instead."""
+    if session is not None:
+        try:
+            async with asyncio.timeout(body.config.register_timeout_s):
+                await _first(session.registered, stop, body.engine_lost)
+        except TimeoutError as error:
+            log.critical(
+                "no scheduler at %s registered %s within %.0f s",
+                body.config.scheduler_address, body.worker_id, body.config.register_timeout_s,
+            )  # fmt: skip
+            raise SystemExit(EXIT_NOT_REGISTERED) from error
+    return not (stop.is_set() or body.engine_lost.is_set())
+
+
+async def _first(*events: asyncio.Event) -> None:
+    """Wait until one of ``events`` is set."""
+    waiters = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for waiter in waiters:
+            waiter.cancel()
+
+
+async def _follow_serving(body: WorkerBody, server: RunningServer) -> None:
+    """Keep grpc.health.v1 in step with what the body says."""
+    while True:
+        await body.serving_flipped.wait()
+        body.serving_flipped.clear()
+        await server.set_serving(body.lifecycle.accepts)
+
+
+async def _start_engine(starting: Awaitable[Engine], stop: asyncio.Event) -> Engine | None:
+    """The engine, or None when the process is told to stop first. EngineDead passes through."""
+    task = asyncio.ensure_future(starting)
+    waiter = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        return None
+    except EngineDead as error:
+        log.critical("the engine did not start: %s", error)
+        raise SystemExit(EXIT_ENGINE_DIED) from error
+    finally:
+        waiter.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+@contextlib.asynccontextmanager
+async def _closing(engine: Engine, config: WorkerConfig) -> AsyncIterator[None]:
+    """Close the engine on every way out, within ``engine_close_timeout_s``."""
+    try:
+        yield
+    finally:
+        try:
+            async with asyncio.timeout(config.engine_close_timeout_s):
+                await engine.close()
+        except TimeoutError:
+            log.error("the engine did not close within %s s", config.engine_close_timeout_s)

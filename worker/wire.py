@@ -1,0 +1,111 @@
+"""Submit messages in, Delta messages out, as plain conversions. Knows no stream and decides nothing."""
+
+from __future__ import annotations
+
+from engine.protocol import EngineOutput, FinishReason, FirstOutput, Logprobs
+from kv_transfer import handoff_wire
+from kv_transfer.handoff import KvHandoff
+from protos.worker.v1 import worker_pb2 as pb
+from runtime.failures import Failure
+from worker.role import Decode, Prefill, WorkerRequest
+
+FINISH: dict[FinishReason, pb.FinishReason] = {
+    "stop": pb.FINISH_REASON_STOP,
+    "length": pb.FINISH_REASON_LENGTH,
+    "abort": pb.FINISH_REASON_ABORT,
+    "error": pb.FINISH_REASON_ERROR,
+}
+_UINT32_MAX = 2**32 - 1
+
+
+def request_of(submit: pb.Submit) -> WorkerRequest | None:
+    """The request, or None when the message says neither prefill nor decode."""
+    work: Prefill | Decode
+    match submit.WhichOneof("work"):
+        case "prefill":
+            work = Prefill()
+        case "decode" if submit.decode.HasField("handoff"):
+            work = Decode(handoff_wire.from_wire(submit.decode.handoff))
+        case "decode":
+            work = Decode()
+        case _:
+            return None
+    return WorkerRequest(
+        slot=submit.slot,
+        request_id=submit.request_id,
+        token_ids=list(submit.token_ids),
+        sampling=submit.sampling,
+        work=work,
+        priority=submit.priority,
+        cache_salt=submit.cache_salt or None,
+        session_id=submit.session_id or None,
+        trace_headers=dict(submit.trace_headers) or None,
+        reasoning_ended=submit.reasoning_ended if submit.HasField("reasoning_ended") else None,
+        reasoning_parser_kwargs=submit.reasoning_parser_kwargs,
+        deadline_s=submit.deadline_ms / 1000 if submit.deadline_ms else None,
+        blocks_reserved=submit.blocks_reserved,
+    )
+
+
+def delta_of(slot: int, output: EngineOutput, handoff: KvHandoff | None, admission_s: float) -> pb.Delta:
+    """One output of one request. ``handoff`` replaces the engine's own; ``admission_s`` goes with the first output."""
+    delta = pb.Delta(slot=slot, token_ids=output.token_ids)
+    if output.finish is not None:
+        delta.finish = FINISH[output.finish.reason]
+        if output.finish.stop_token_id is not None:
+            delta.stop_token_id = output.finish.stop_token_id
+    if output.first is not None:
+        delta.first.CopyFrom(_first(output.first, admission_s))
+    if output.logprobs is not None:
+        delta.logprobs.CopyFrom(_logprobs(output.logprobs))
+    if output.prompt_logprobs is not None:
+        delta.prompt_logprobs.CopyFrom(_logprobs(output.prompt_logprobs))
+    if handoff is not None:
+        delta.handoff.CopyFrom(handoff_wire.to_wire(handoff))
+    return delta
+
+
+def failure_of(slot: int, failure: Failure) -> pb.Delta:
+    """The last delta of a request that was refused or failed."""
+    retry_ms = min(int((failure.retry_after_s or 0) * 1000), _UINT32_MAX)
+    return pb.Delta(
+        slot=slot,
+        failure=pb.Failure(kind=failure.kind.value, message=failure.message, retry_after_ms=retry_ms),
+    )
+
+
+def aborted(slot: int) -> pb.Delta:
+    """The last delta of a request that the front proxy took back; its slot is free again."""
+    return pb.Delta(slot=slot, finish=pb.FINISH_REASON_ABORT)
+
+
+def size_estimate_bytes(delta: pb.Delta) -> int:
+    """Roughly what a delta weighs: exact sizing would cost more than the bound is worth."""
+    size = 64 + 4 * len(delta.token_ids)
+    if delta.HasField("logprobs"):
+        size += 12 * len(delta.logprobs.token_ids)
+    if delta.HasField("prompt_logprobs"):
+        size += 12 * len(delta.prompt_logprobs.token_ids)
+    if delta.HasField("handoff"):
+        size += 256 + len(delta.handoff.connector_params)
+    return size
+
+
+def _first(first: FirstOutput, admission_s: float) -> pb.FirstDelta:
+    return pb.FirstDelta(
+        cached_tokens=first.cached_tokens,
+        external_tokens=first.external_tokens,
+        admission_us=_us(admission_s),
+        queue_us=_us(first.queue_s),
+        compute_us=_us(first.compute_s),
+    )
+
+
+def _us(seconds: float) -> int:
+    return max(round(seconds * 1_000_000), 0)
+
+
+def _logprobs(logprobs: Logprobs) -> pb.Logprobs:
+    return pb.Logprobs(
+        width=logprobs.width, token_ids=logprobs.token_ids, logprobs=logprobs.logprobs, ranks=logprobs.ranks
+    )
