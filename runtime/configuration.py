@@ -25,7 +25,7 @@ DEFAULT = "default"
 _ERROR_PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 
 
-class BadConfiguration(Exception):  # noqa: N818 - read as a noun where it is caught
+class BadConfiguration(Exception):
     """A configuration that cannot be used; ``path`` is the dotted key at fault, empty when it is the whole source."""
 
     def __init__(self, path: str, reason: str, source: str) -> None:
@@ -137,7 +137,7 @@ def _put(
     tree: dict[str, Any],
     sources: dict[str, str],
     path: tuple[str, ...],
-    value: Any,  # noqa: ANN401 - a value before its type is known
+    value: Any,
     source: str,
 ) -> None:
     """Set one value; the key must exist and the value must fit its type."""
@@ -167,7 +167,7 @@ def _put(
     raise AssertionError("a path has at least one key")
 
 
-def _known(owner: type[msgspec.Struct], key: str, path: tuple[str, ...], source: str) -> Any:  # noqa: ANN401 - a type form
+def _known(owner: type[msgspec.Struct], key: str, path: tuple[str, ...], source: str) -> Any:
     hints = _hints(owner)
     if key in hints:
         return hints[key]
@@ -176,7 +176,7 @@ def _known(owner: type[msgspec.Struct], key: str, path: tuple[str, ...], source:
     raise BadConfiguration(".".join(path), f"unknown key; {advice}", source)
 
 
-def _fit(kind: Any, value: Any, path: tuple[str, ...], source: str) -> Any:  # noqa: ANN401 - types are data here
+def _fit(kind: Any, value: Any, path: tuple[str, ...], source: str) -> Any:
     """``value`` as builtins, once it is known to convert to ``kind``."""
     candidates: list[Any] = [value]
     if isinstance(value, _Text):
@@ -191,7 +191,7 @@ def _fit(kind: Any, value: Any, path: tuple[str, ...], source: str) -> Any:  # n
     raise BadConfiguration(".".join(path), reason, source)
 
 
-def _loose(value: Any) -> Any:  # noqa: ANN401 - a key inside a free mapping has no declared type
+def _loose(value: Any) -> Any:
     if not isinstance(value, _Text):
         return value
     return next(_as_json(value.text), value.text)
@@ -243,9 +243,9 @@ def _hints(cls: type[msgspec.Struct]) -> dict[str, Any]:
     return get_type_hints(cls, include_extras=True)
 
 
-def _is_struct(kind: Any) -> bool:  # noqa: ANN401 - a type form
+def _is_struct(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
-def _is_mapping(kind: Any) -> bool:  # noqa: ANN401 - a type form
+def _is_mapping(kind: Any) -> bool:
     return kind is dict or get_origin(kind) in (dict, Mapping)

@@ -25,7 +25,7 @@ class RunningServer:
     def __init__(
         self,
         server: grpc.aio.Server,
-        servicer: Any,  # noqa: ANN401 - the stubs do not know health.aio
+        servicer: Any,
         services: Sequence[str],
         address: tuple[str, int],
     ) -> None:

@@ -1,0 +1,72 @@
+# The index of what one can do here. `make help` prints it from the comments below.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= python3
+PROFILE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+SEED ?= 0
+SEEDS ?= 10000
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed-$(PROFILE)
+PACKAGES := bench decode_worker engine front_proxy kv_transfer launcher prefill_worker runtime scheduler simulation tests worker
+
+.PHONY: help setup serve test check sim bench fmt lint types imports proto proto-check config clean
+
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv with exactly the pinned packages (PROFILE=cpu|cuda, PYTHON=python3.12, TORCH_INDEX=URL)
+
+$(STAMP): requirements/$(PROFILE).txt requirements/dev.txt pyproject.toml deploy/setup.sh
+	@PYTHON="$(PYTHON)" PROFILE="$(PROFILE)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" deploy/setup.sh
+	@touch $@
+
+serve: setup ## Serve the demo model on this machine (ARGS="--model ... --prefill 2")
+	@exec $(BIN)/baton up $(ARGS)
+
+test: setup ## Run every test (ARGS="tests/scheduler -k lease")
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup ## Formatting, lint, types, import contracts, generated code
+	@failed=0; for step in format-check lint types imports proto-check; do \
+		echo "== $$step"; $(MAKE) --no-print-directory $$step || failed=1; \
+	done; exit $$failed
+
+.PHONY: format-check
+format-check: setup
+	$(BIN)/ruff format --check .
+
+lint: setup ## Lint with ruff
+	$(BIN)/ruff check .
+
+types: setup ## Check types with mypy, strict
+	$(BIN)/mypy
+
+imports: setup ## Check which package may import which
+	$(BIN)/lint-imports
+
+fmt: setup ## Format, and fix what can be fixed
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format .
+
+proto: setup ## Generate code from protos/**/*.proto
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. $$(find protos -name '*.proto' | sort)
+
+proto-check: setup ## Fail when the generated code is not what the protos give
+	$(BIN)/python -m pytest -q tests/test_repository.py -k generated
+
+sim: setup ## Simulate requests under faults (SEED=17 repeats one; SEEDS=10000 runs that many from 0)
+	$(BIN)/python -m simulation $(if $(filter command line,$(origin SEED)),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
+
+bench: setup ## Measure Baton beside plain vLLM and vllm-router (ARGS="overhead" for one of them)
+	$(BIN)/python -m bench $(ARGS)
+
+config: setup ## Print the resolved configuration with where each value came from
+	@$(BIN)/baton config $(ARGS)
+
+clean: ## Remove the environment and every cache
+	rm -rf $(VENV) .baton .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

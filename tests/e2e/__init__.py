@@ -1,0 +1,1 @@
+"""Real processes, real vLLM, real NIXL, on loopback."""

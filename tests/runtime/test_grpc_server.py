@@ -1,0 +1,85 @@
+"""gRPC plumbing: ports, readiness, reflection and size limits as a client sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from runtime import grpc_server
+
+MESSAGE_BYTES_MAX = 1 << 16
+WAIT_S = 20.0
+
+
+def no_service(server: grpc.aio.Server) -> Sequence[str]:
+    return ("demo.v1.Demo",)
+
+
+def echo_service(server: grpc.aio.Server) -> Sequence[str]:
+    async def echo(request: bytes, context: object) -> bytes:
+        return request
+
+    handlers = {"Echo": grpc.unary_unary_rpc_method_handler(echo)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("demo.v1.Demo", handlers),))
+    return ("demo.v1.Demo",)
+
+
+async def health(channel: grpc.aio.Channel, service: str) -> int:
+    request = health_pb2.HealthCheckRequest(service=service)
+    reply = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=WAIT_S)
+    return int(reply.status)
+
+
+async def test_a_service_is_ready_only_once_it_says_so_while_the_process_is_alive_throughout() -> None:
+    server = await grpc_server.start_server("127.0.0.1", 0, no_service, message_bytes_max=MESSAGE_BYTES_MAX)
+    async with grpc_server.channel(server.address, MESSAGE_BYTES_MAX) as channel:
+        assert await health(channel, "") == health_pb2.HealthCheckResponse.SERVING
+        assert await health(channel, "demo.v1.Demo") == health_pb2.HealthCheckResponse.NOT_SERVING
+        await server.set_serving(True)
+        assert await health(channel, "demo.v1.Demo") == health_pb2.HealthCheckResponse.SERVING
+        await server.set_serving(False)
+        assert await health(channel, "demo.v1.Demo") == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert await health(channel, "") == health_pb2.HealthCheckResponse.SERVING
+    await server.stop(0)
+
+
+async def test_port_zero_picks_a_port_and_a_taken_one_is_an_error() -> None:
+    server = await grpc_server.start_server("127.0.0.1", 0, no_service, message_bytes_max=MESSAGE_BYTES_MAX)
+    assert server.port > 0
+    assert server.address == f"127.0.0.1:{server.port}"
+    with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{server.port}"):
+        await grpc_server.start_server("127.0.0.1", server.port, no_service, message_bytes_max=MESSAGE_BYTES_MAX)
+    await server.stop(0)
+
+
+async def test_reflection_lists_the_services() -> None:
+    server = await grpc_server.start_server("127.0.0.1", 0, no_service, message_bytes_max=MESSAGE_BYTES_MAX)
+    async with grpc_server.channel(server.address, MESSAGE_BYTES_MAX) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        call = stub.ServerReflectionInfo(timeout=WAIT_S)
+        await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        reply = await call.read()
+        await call.done_writing()
+    names = {service.name for service in reply.list_services_response.service}
+    assert names == {"demo.v1.Demo", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    await server.stop(0)
+
+
+async def test_a_message_over_the_limit_is_refused_and_one_under_it_passes() -> None:
+    server = await grpc_server.start_server("127.0.0.1", 0, echo_service, message_bytes_max=MESSAGE_BYTES_MAX)
+    async with grpc_server.channel(server.address, 4 * MESSAGE_BYTES_MAX) as channel:
+        echo = channel.unary_unary("/demo.v1.Demo/Echo", request_serializer=None, response_deserializer=None)
+        assert await echo(b"x" * (MESSAGE_BYTES_MAX - 1), timeout=WAIT_S) == b"x" * (MESSAGE_BYTES_MAX - 1)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await echo(b"x" * (MESSAGE_BYTES_MAX + 1), timeout=WAIT_S)
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    await server.stop(0)
+
+
+def test_an_ipv6_host_is_bracketed() -> None:
+    assert grpc_server.join_address("::1", 80) == "[::1]:80"
+    assert grpc_server.join_address("localhost", 80) == "localhost:80"

@@ -1,0 +1,134 @@
+"""Lifecycle: signals set one event, work ends together, cancellation is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from runtime import lifecycle
+
+WAIT_S = 20.0
+
+
+async def test_a_signal_sets_the_event() -> None:
+    stop = lifecycle.stop_event()
+    os.kill(os.getpid(), signal.SIGTERM)
+    async with asyncio.timeout(WAIT_S):
+        await stop.wait()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().remove_signal_handler(number)
+
+
+def test_a_second_signal_ends_the_process_at_once() -> None:
+    program = """
+import asyncio, os, signal
+from runtime import lifecycle
+async def main():
+    stop = lifecycle.stop_event()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await stop.wait()
+    os.kill(os.getpid(), signal.SIGINT)
+    await asyncio.Event().wait()
+lifecycle.run(main())
+"""
+    ended = subprocess.run([sys.executable, "-c", program], timeout=WAIT_S, check=False)
+    assert ended.returncode == 128 + signal.SIGINT
+
+
+def test_run_gives_what_the_coroutine_returns() -> None:
+    async def answer() -> int:
+        return 42
+
+    assert lifecycle.run(answer()) == 42
+
+
+async def test_work_runs_until_stop_and_is_then_cancelled() -> None:
+    stop = asyncio.Event()
+    ended: list[str] = []
+
+    async def serve(name: str) -> None:
+        try:
+            stop.set()
+            await asyncio.Event().wait()
+        finally:
+            ended.append(name)
+
+    await lifecycle.run_until(stop, serve("a"), serve("b"))
+    assert sorted(ended) == ["a", "b"]
+
+
+async def test_work_that_ends_by_itself_needs_no_stop() -> None:
+    async def brief() -> None:
+        return
+
+    await lifecycle.run_until(asyncio.Event(), brief(), brief())
+
+
+async def test_the_first_failure_ends_the_rest_and_is_raised() -> None:
+    ended = asyncio.Event()
+
+    async def fails() -> None:
+        raise ValueError("broken")
+
+    async def serves() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    with pytest.raises(ValueError, match="broken"):
+        await lifecycle.run_until(asyncio.Event(), serves(), fails())
+    assert ended.is_set()
+
+
+async def test_cancel_and_wait_returns_once_the_task_has_ended() -> None:
+    task = asyncio.ensure_future(asyncio.Event().wait())
+    await lifecycle.cancel_and_wait(task, WAIT_S)
+    assert task.cancelled()
+
+
+async def test_cancel_and_wait_leaves_an_ended_task_alone() -> None:
+    task: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    task.set_result(None)
+    await lifecycle.cancel_and_wait(task, WAIT_S)
+
+
+async def test_cancel_and_wait_raises_what_the_task_fails_with() -> None:
+    started = asyncio.Event()
+
+    async def fails_late() -> None:
+        try:
+            started.set()
+            await asyncio.Event().wait()
+        finally:
+            raise ValueError("while ending")
+
+    task = asyncio.ensure_future(fails_late())
+    await started.wait()
+    with pytest.raises(ValueError, match="while ending"):
+        await lifecycle.cancel_and_wait(task, WAIT_S)
+
+
+async def test_cancel_and_wait_gives_up_on_a_task_that_will_not_end() -> None:
+    release = asyncio.Event()
+    started = asyncio.Event()
+
+    async def stubborn() -> None:
+        started.set()
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+
+    task = asyncio.ensure_future(stubborn())
+    await started.wait()
+    with pytest.raises(TimeoutError, match="did not end"):
+        await lifecycle.cancel_and_wait(task, 0.01)
+    release.set()
+    await task
