@@ -1,0 +1,105 @@
+"""Child processes of a measurement: their output, readiness and end. Knows nothing of what they serve."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bench.plain_server import READY_PREFIX, is_healthy
+
+_POLL_INTERVAL_S = 0.25
+_TAIL_LINES = 20
+
+
+class ChildFailedError(RuntimeError):
+    """A child process ended, or was not ready in time; says what its log says."""
+
+
+class Child:
+    """One child in a process group of its own, so that stopping it stops all that it started."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, log_path: Path) -> None:
+        self.name = name
+        self.log_path = log_path
+        self._process = process
+        self._ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._pump = asyncio.create_task(self._copy_output())
+
+    @property
+    def pid(self) -> int:
+        """The child itself; its descendants are found from it."""
+        return self._process.pid
+
+    async def _copy_output(self) -> None:
+        assert self._process.stdout is not None
+        with self.log_path.open("wb", buffering=0) as log:
+            async for line in self._process.stdout:
+                log.write(line)
+                if line.startswith(READY_PREFIX.encode()) and not self._ready.done():
+                    self._ready.set_result(line.decode().removeprefix("ready ").strip())
+
+    def _failure(self, what: str) -> ChildFailedError:
+        lines = self.log_path.read_text(errors="replace").splitlines()[-_TAIL_LINES:] if self.log_path.exists() else []
+        return ChildFailedError("\n".join([f"{self.name} {what}; the end of {self.log_path}:", *lines]))
+
+    async def wait_ready_line(self, timeout_s: float) -> str:
+        """The address of its line `ready http://...`."""
+        done, _ = await asyncio.wait({self._ready, self._pump}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if self._ready in done:
+            return self._ready.result()
+        raise self._failure("ended before it was ready" if self._pump in done else f"was not ready in {timeout_s:g} s")
+
+    async def wait_healthy(self, base_url: str, timeout_s: float) -> str:
+        """Its address, once /health answers; for programs that print no line."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s
+        while loop.time() < deadline_s:
+            if await asyncio.to_thread(is_healthy, base_url):
+                return base_url
+            done, _ = await asyncio.wait({self._pump}, timeout=_POLL_INTERVAL_S)
+            if done:
+                raise self._failure("ended before it was ready")
+        raise self._failure(f"was not healthy in {timeout_s:g} s")
+
+    async def stop(self, timeout_s: float) -> None:
+        """SIGTERM to the child, then SIGKILL to its whole group."""
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(self._process.wait(), timeout_s)
+            except TimeoutError:
+                pass  # The kill below ends it.
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # Nothing of the group is left, as it should be.
+        await self._process.wait()
+        await self._pump
+        if not self._ready.done():
+            self._ready.cancel()
+
+
+async def start_child(name: str, argv: Sequence[str], environ: Mapping[str, str], log_path: Path) -> Child:
+    """Start it with these variables over our own."""
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        env={**os.environ, **environ},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+        limit=1 << 20,
+    )
+    return Child(name, process, log_path)
+
+
+def free_port() -> int:
+    """A TCP port nobody listens on now. Where another process takes it before its user binds it, that fails loudly."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,172 @@
+"""Starts what is compared: one plain vLLM server, vllm-router before two vLLM servers, Baton 1P1D. Measures nothing.
+
+All run engines of one shape: same model, block size, context, KV space and thread count per engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import msgspec
+
+from bench.children import Child, free_port, start_child
+from bench.plain_server import ENVIRONMENT
+
+SystemName = Literal["plain", "router", "baton"]
+SYSTEM_NAMES: tuple[SystemName, ...] = get_args(SystemName)
+ENGINES: Mapping[SystemName, int] = {"plain": 1, "router": 2, "baton": 2}
+ROUTER_MODULE = "vllm_router.launch_router"
+
+
+class EngineShape(msgspec.Struct, frozen=True, kw_only=True):
+    """What every engine of every system is started with."""
+
+    model: str
+    served_model_name: str = "bench"
+    dtype: str = "float32"
+    max_model_len: int = 2048
+    block_size_tokens: int = 32
+    max_num_seqs: int = 64
+    kv_cache_gib: int = 1
+    # CPU threads of one engine, so that a system with two engines is compared with one that has one.
+    threads: int = 1
+    enforce_eager: bool = True
+
+
+class PeerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Where things are and how long they may take."""
+
+    logs_dir: Path
+    # A Python that has vllm-router; empty: this one.
+    router_python: str = ""
+    # Further `--set key=value` of `baton up`.
+    baton_sets: tuple[str, ...] = ()
+    start_timeout_s: float = 300.0
+    stop_timeout_s: float = 30.0
+
+
+class System(msgspec.Struct, kw_only=True):
+    """A running system: where it serves and which processes it is made of."""
+
+    name: SystemName
+    base_url: str
+    children: list[Child]
+    stop_timeout_s: float
+
+    @property
+    def root_pids(self) -> list[int]:
+        """The processes whose trees are the system."""
+        return [child.pid for child in self.children]
+
+    async def stop(self) -> None:
+        """Stop all of it, what faces clients first."""
+        for child in reversed(self.children):
+            await child.stop(self.stop_timeout_s)
+
+
+def plain_argv(shape: EngineShape, port: int, further: Sequence[str] = ()) -> list[str]:
+    """The command of one plain server. Access logs are off, since Baton writes none either."""
+    argv = [sys.executable, "-m", "bench.plain_server", "--model", shape.model, "--port", str(port)]
+    argv += ["--served-model-name", shape.served_model_name, "--dtype", shape.dtype]
+    argv += ["--max-model-len", str(shape.max_model_len), "--block-size", str(shape.block_size_tokens)]
+    argv += ["--max-num-seqs", str(shape.max_num_seqs), "--disable-uvicorn-access-log"]
+    return [*argv, *(["--enforce-eager"] if shape.enforce_eager else []), *further]
+
+
+def engine_environment(shape: EngineShape) -> dict[str, str]:
+    """Variables of every process that may hold an engine."""
+    threads = str(shape.threads)
+    return {
+        **ENVIRONMENT,
+        "VLLM_CPU_KVCACHE_SPACE": str(shape.kv_cache_gib),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+    }
+
+
+def router_argv(python: str, port: int, prefill_url: str, decode_url: str, metrics_port: int) -> list[str]:
+    """The command of vllm-router in its NIXL mode: its defaults but for addresses and the policy of a pool of one."""
+    argv = [python or sys.executable, "-m", ROUTER_MODULE, "--vllm-pd-disaggregation", "--policy", "round_robin"]
+    argv += ["--prefill", prefill_url, "--decode", decode_url, "--host", "127.0.0.1", "--port", str(port)]
+    return [*argv, "--prometheus-port", str(metrics_port), "--worker-startup-check-interval", "1"]
+
+
+def baton_argv(shape: EngineShape, port: int, state_dir: Path, sets: Sequence[str]) -> list[str]:
+    """The command of Baton 1P1D."""
+    argv = [sys.executable, "-m", "launcher.cli", "up", "--model", shape.model, "--prefill", "1", "--decode", "1"]
+    argv += ["--host", "127.0.0.1", "--port", str(port), "--state-dir", str(state_dir)]
+    settings = {
+        "engine.served_model_name": shape.served_model_name,
+        "engine.dtype": shape.dtype,
+        "engine.max_model_len": shape.max_model_len,
+        "engine.block_size_tokens": shape.block_size_tokens,
+        "engine.max_num_seqs": shape.max_num_seqs,
+        "engine.kv_cache_bytes": shape.kv_cache_gib << 30,
+        "engine.cpu_threads": shape.threads,
+        "engine.enforce_eager": str(shape.enforce_eager).lower(),
+    }
+    for word in [*(f"{path}={value}" for path, value in settings.items()), *sets]:
+        argv += ["--set", word]
+    return argv
+
+
+def router_is_installed(router_python: str) -> bool:
+    """Whether the router can be started at all; another Python is taken at its word."""
+    return bool(router_python) or importlib.util.find_spec("vllm_router") is not None
+
+
+async def _start_plain(shape: EngineShape, options: PeerOptions, children: list[Child]) -> str:
+    log = options.logs_dir / "plain.log"
+    child = await start_child("plain vLLM server", plain_argv(shape, free_port()), engine_environment(shape), log)
+    children.append(child)
+    return await child.wait_ready_line(options.start_timeout_s)
+
+
+async def _start_router(shape: EngineShape, options: PeerOptions, children: list[Child]) -> str:
+    transfer = json.dumps({"kv_connector": "NixlConnector", "kv_role": "kv_both"})
+    servers: list[Child] = []
+    for role in ("prefill", "decode"):
+        environ = {**engine_environment(shape), "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port())}
+        argv = plain_argv(shape, free_port(), ["--kv-transfer-config", transfer])
+        server = await start_child(f"vLLM {role} server", argv, environ, options.logs_dir / f"router_{role}.log")
+        children.append(server)
+        servers.append(server)
+    prefill_url, decode_url = await asyncio.gather(*(one.wait_ready_line(options.start_timeout_s) for one in servers))
+    port = free_port()
+    argv = router_argv(options.router_python, port, prefill_url, decode_url, free_port())
+    router = await start_child("vllm-router", argv, {}, options.logs_dir / "router.log")
+    children.append(router)
+    return await router.wait_healthy(f"http://127.0.0.1:{port}", options.start_timeout_s)
+
+
+async def _start_baton(shape: EngineShape, options: PeerOptions, children: list[Child]) -> str:
+    state_dir = options.logs_dir / "baton_state"
+    argv = baton_argv(shape, free_port(), state_dir, options.baton_sets)
+    child = await start_child("baton up", argv, engine_environment(shape), options.logs_dir / "baton.log")
+    children.append(child)
+    return await child.wait_ready_line(options.start_timeout_s)
+
+
+_STARTS: Mapping[SystemName, Callable[[EngineShape, PeerOptions, list[Child]], Awaitable[str]]] = {
+    "plain": _start_plain,
+    "router": _start_router,
+    "baton": _start_baton,
+}
+
+
+async def start_system(name: SystemName, shape: EngineShape, options: PeerOptions) -> System:
+    """Start one system and return when it would answer its first request; nothing is left running if it fails."""
+    options.logs_dir.mkdir(parents=True, exist_ok=True)
+    system = System(name=name, base_url="", children=[], stop_timeout_s=options.stop_timeout_s)
+    try:
+        system.base_url = await _STARTS[name](shape, options, system.children)
+    except BaseException:
+        await system.stop()
+        raise
+    return system
