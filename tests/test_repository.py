@@ -1,0 +1,195 @@
+"""The repository holds to its own rules: sizes, names, docstrings, pins, light imports and generated code."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = (
+    "bench",
+    "decode_worker",
+    "engine",
+    "front_proxy",
+    "kv_transfer",
+    "launcher",
+    "prefill_worker",
+    "protos",
+    "runtime",
+    "scheduler",
+    "simulation",
+    "worker",
+)
+FILE_LINES_MAX = 500
+FUNCTION_LINES_MAX = 70
+BANNED_WORDS = {"util", "utils", "helper", "helpers", "common", "misc", "manager", "handler"}
+LIGHT_FORBIDS = ("torch", "vllm", "transformers", "nixl", "numpy", "fastapi")
+COMMAND_TIMEOUT_S = 120
+
+
+def tracked(pattern: str) -> list[Path]:
+    """Files that git holds or would hold, so that a virtual environment is never looked at."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", pattern]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=COMMAND_TIMEOUT_S)
+    return sorted(path for name in set(listed.stdout.splitlines()) if (path := ROOT / name).is_file())
+
+
+def is_generated(path: Path) -> bool:
+    return re.search(r"_pb2(_grpc)?\.pyi?$", path.name) is not None
+
+
+def modules() -> list[Path]:
+    return [path for path in tracked("*.py") if not is_generated(path)]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def words(name: str) -> set[str]:
+    return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
+
+
+def test_every_root_package_is_there_and_is_shipped() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    for package in PACKAGES:
+        assert (ROOT / package / "__init__.py").is_file(), package
+        assert pyproject.count(f'"{package}"') >= 2, f"{package} is missing from the wheel or from the import contracts"
+
+
+def test_no_file_is_longer_than_one_can_hold_in_mind() -> None:
+    lengths = {name_of(path): len(path.read_text().splitlines()) for path in [*modules(), *tracked("*.md")]}
+    assert {name: lines for name, lines in lengths.items() if lines > FILE_LINES_MAX} == {}
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    long = {}
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                lines = node.end_lineno - node.lineno + 1
+                if lines > FUNCTION_LINES_MAX:
+                    long[f"{name_of(path)}:{node.name}"] = lines
+    assert long == {}
+
+
+def test_every_module_says_what_it_holds() -> None:
+    empty = [
+        path
+        for path in modules()
+        if not path.read_text().strip() and path.name == "__init__.py" and "tests" in path.parts
+    ]
+    silent = [
+        name_of(path) for path in modules() if path not in empty and not ast.get_docstring(ast.parse(path.read_text()))
+    ]
+    assert silent == []
+
+
+def test_nothing_is_named_for_having_no_better_name() -> None:
+    found = []
+    for path in modules():
+        if words(path.stem) & BANNED_WORDS:
+            found.append(name_of(path))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and words(node.name) & BANNED_WORDS:
+                found.append(f"{name_of(path)}:{node.name}")
+    assert found == []
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda", "scheduler", "dev"])
+def test_requirements_are_exact_and_name_no_source(name: str) -> None:
+    text = (ROOT / "requirements" / f"{name}.txt").read_text()
+    assert text.strip()
+    for line in text.splitlines():
+        assert re.fullmatch(r"[A-Za-z0-9._-]+(\[[a-z0-9,]+\])?==[A-Za-z0-9.+!]+( ; .+)?", line), line
+    source = (ROOT / "requirements" / f"{name}.in").read_text()
+    assert not re.search(r"://|--|\s@\s", source)
+
+
+def test_no_committed_file_names_a_package_index() -> None:
+    # The words are built here, so that this file does not name one either.
+    hosts = re.compile("|".join(("py" + r"pi\.org", r"download\.pytor" + r"ch\.org", "pythonhosted" + r"\.org")))
+    texts = [path for path in tracked("*") if path.suffix in {".md", ".txt", ".in", ".toml", ".sh", ".py", ".yaml", ""}]
+    assert [name_of(path) for path in texts if hosts.search(path.read_text(errors="replace"))] == []
+
+
+def test_the_scheduler_starts_without_any_heavy_library() -> None:
+    program = f"import sys, scheduler.run; print([name for name in {LIGHT_FORBIDS!r} if name in sys.modules])"
+    command = [sys.executable, "-c", program]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=COMMAND_TIMEOUT_S)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == "[]"
+
+
+def test_the_command_answers_help_without_any_heavy_library() -> None:
+    program = f"import sys, launcher.cli; print([name for name in {LIGHT_FORBIDS!r} if name in sys.modules])"
+    command = [sys.executable, "-c", program]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=COMMAND_TIMEOUT_S)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == "[]"
+
+
+def test_the_generated_code_is_what_the_protos_give(tmp_path: Path) -> None:
+    protos = [name_of(path) for path in tracked("protos/*.proto")]
+    assert protos
+    outputs = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", ".", *outputs, *protos]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=COMMAND_TIMEOUT_S)
+    made = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*_pb2*.py*")}
+    kept = {name_of(path): path.read_text() for path in tracked("protos/*") if is_generated(path)}
+    assert sorted(made) == sorted(kept)
+    assert [name for name in made if made[name] != kept[name]] == [], "run make proto"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ARCHITECTURE.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "README.md",
+        "docs/metrics.md",
+        "docs/operations.md",
+        "docs/protocol.md",
+        "requirements/README.md",
+    ],
+)
+def test_what_a_reader_looks_for_first_is_there(name: str) -> None:
+    assert (ROOT / name).read_text().strip()
+
+
+def test_every_link_in_the_documents_leads_to_a_file() -> None:
+    broken = []
+    for path in tracked("*.md"):
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
+            if "://" not in target and not (path.parent / target).exists():
+                broken.append(f"{name_of(path)} -> {target}")
+    assert broken == []
+
+
+def test_every_invariant_names_tests_that_exist() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    numbers = [int(number) for number in re.findall(r"^\| I(\d+) \|", text, flags=re.MULTILINE)]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert numbers
+    for row in re.findall(r"^\| I\d+ \|.*$", text, flags=re.MULTILINE):
+        named = re.findall(r"`((?:tests|simulation)/[\w/]+\.py)(?:::(\w+))?`", row)
+        assert named, f"no test named: {row}"
+        for file, test in named:
+            assert (ROOT / file).is_file(), f"{file} named by: {row}"
+            assert not test or f"def {test}(" in (ROOT / file).read_text(), f"{file} has no {test}"
+
+
+def test_ci_runs_what_the_readme_tells_people_to_run() -> None:
+    readme = (ROOT / "README.md").read_text()
+    script = (ROOT / ".ci" / "run").read_text()
+    for command in ("make check", "make test"):
+        assert command in readme
+        assert command in script
