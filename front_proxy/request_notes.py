@@ -11,11 +11,13 @@ from runtime.failures import Failure
 class RequestNotes:
     """Lives as long as one HTTP request; tasks started for it see the same object."""
 
-    __slots__ = ("failure", "phases", "render_s", "shown", "started_s")
+    __slots__ = ("deadline_s", "failure", "phases", "render_s", "shown", "started_s")
 
-    def __init__(self, started_s: float) -> None:
+    def __init__(self, started_s: float, deadline_s: float | None = None) -> None:
         self.started_s = started_s
         """On the event loop's clock."""
+        self.deadline_s = deadline_s
+        """Time the client gave it from then. None: the configured one."""
         self.render_s: float | None = None
         """Until the first sequence was handed to the dispatcher: reading, tokenising, validating."""
         self.phases: Phases | None = None

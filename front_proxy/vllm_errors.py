@@ -29,6 +29,8 @@ def to_vllm(failure: Failure) -> Exception:
 
 def from_vllm(error: Exception) -> Failure:
     """What an exception of vLLM's validation or of this package means."""
+    if isinstance(error.__cause__, FailureError):
+        return error.__cause__.failure
     match error:
         case FailureError():
             return error.failure

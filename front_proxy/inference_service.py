@@ -1,0 +1,256 @@
+"""The public gRPC service: Generate, GenerateMany, ListModels. Knows gRPC and our messages, no vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Protocol
+
+import grpc
+import msgspec
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from front_proxy.serving_metrics import GRPC_STREAMS
+from protos.inference.v1 import inference_pb2, inference_pb2_grpc
+from runtime.failure_status import STATUS
+from runtime.failures import Failure, FailureError, FailureKind
+
+SERVICE = "baton.inference.v1.InferenceService"
+ERROR_DOMAIN = "baton"
+NO_DEADLINE_S = 365 * 24 * 3600.0
+_log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[object, object]
+
+
+class NamedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model as clients see it."""
+
+    name: str
+    context_tokens_max: int
+
+
+class Inference(Protocol):
+    """What answers the requests."""
+
+    def models(self) -> Sequence[NamedModel]:
+        """What can be asked for."""
+        ...
+
+    def generate(
+        self, request: inference_pb2.GenerateRequest, *, deadline_s: float | None
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+        """Responses, the last one with usage. Raises FailureError; closing it cancels the work."""
+        ...
+
+
+class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
+    """Bounds: sequences in flight are the inference's; ``outputs_max`` wait for one slow GenerateMany reader."""
+
+    def __init__(self, inference: Inference, *, requests_max: int, outputs_max: int, retry_after_s: float) -> None:
+        self._inference = inference
+        self._requests_max = requests_max
+        self._outputs_max = outputs_max
+        self._retry_after_s = retry_after_s
+
+    async def Generate(  # noqa: N802 - gRPC's name
+        self, request: inference_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        """One request; its responses as they come."""
+        request.request_id = request.request_id or _request_id()
+        with GRPC_STREAMS.labels("Generate").track_inprogress():
+            responses = self._inference.generate(request, deadline_s=_time_left_s(context))
+            try:
+                async for response in responses:
+                    yield response
+            except FailureError as error:
+                await _abort(context, error.failure)
+            except Exception:
+                _log.exception("request failed", extra={"request_id": request.request_id})
+                await _abort(context, _bug())
+            finally:
+                await responses.aclose()
+
+    async def GenerateMany(  # noqa: N802 - gRPC's name
+        self, request_iterator: AsyncIterator[inference_pb2.GenerateManyRequest], context: Context
+    ) -> AsyncIterator[inference_pb2.GenerateManyResponse]:
+        """Many requests; what one turn of the event loop brought goes out in one message."""
+        del context
+        session = _ManySession(self._inference, self._requests_max, self._outputs_max, self._retry_after_s)
+        reader = asyncio.create_task(session.read(request_iterator), name="generate-many-reader")
+        with GRPC_STREAMS.labels("GenerateMany").track_inprogress():
+            try:
+                async for batch in session.batches():
+                    yield batch
+                # A client whose own iterator failed ends the stream with its error.
+                await reader
+            finally:
+                reader.cancel()
+                await asyncio.gather(reader, return_exceptions=True)
+                await session.close()
+
+    async def ListModels(  # noqa: N802 - gRPC's name
+        self, request: inference_pb2.ListModelsRequest, context: Context
+    ) -> inference_pb2.ListModelsResponse:
+        """The served models."""
+        del request, context
+        return inference_pb2.ListModelsResponse(
+            models=[
+                inference_pb2.Model(id=model.name, context_tokens_max=model.context_tokens_max)
+                for model in self._inference.models()
+            ]
+        )
+
+
+class _ManySession:
+    """The state of one GenerateMany stream."""
+
+    def __init__(self, inference: Inference, requests_max: int, outputs_max: int, retry_after_s: float) -> None:
+        self._inference = inference
+        self._requests_max = requests_max
+        self._outputs_max = outputs_max
+        self._retry_after_s = retry_after_s
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._outputs: list[inference_pb2.GenerateResponse] = []
+        self._errors: list[inference_pb2.RequestError] = []
+        self._reading = True
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+
+    async def read(self, requests: AsyncIterator[inference_pb2.GenerateManyRequest]) -> None:
+        """Start and stop requests until the client has said everything."""
+        try:
+            async for message in requests:
+                match message.WhichOneof("message"):
+                    case "generate":
+                        self._start(message.generate)
+                    case "cancel_request_id":
+                        if (task := self._running.get(message.cancel_request_id)) is not None:
+                            task.cancel()
+                    case _:
+                        pass
+        finally:
+            self._reading = False
+            self._changed.set()
+
+    async def batches(self) -> AsyncIterator[inference_pb2.GenerateManyResponse]:
+        """Messages until the client is done and every request has ended."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            if self._outputs or self._errors:
+                batch = inference_pb2.GenerateManyResponse(outputs=self._outputs, errors=self._errors)
+                self._outputs, self._errors = [], []
+                self._room.set()
+                yield batch
+            elif not self._reading and not self._running:
+                return
+
+    async def close(self) -> None:
+        """Cancel what still runs."""
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _start(self, request: inference_pb2.GenerateRequest) -> None:
+        request.request_id = request.request_id or _request_id()
+        name = request.request_id
+        if name in self._running:
+            message = f"Request {name} already runs on this stream."
+            self._fail(name, Failure(kind=FailureKind.BAD_REQUEST, message=message))
+        elif len(self._running) >= self._requests_max:
+            message = f"This stream already runs {self._requests_max} requests."
+            retry = self._retry_after_s
+            self._fail(name, Failure(kind=FailureKind.EXHAUSTED, message=message, retry_after_s=retry))
+        else:
+            self._running[name] = asyncio.create_task(self._run(request), name=f"generate {name}")
+
+    async def _run(self, request: inference_pb2.GenerateRequest) -> None:
+        name = request.request_id
+        open_choices = set(range(max(1, request.sampling.n)))
+        responses = self._inference.generate(request, deadline_s=None)
+        try:
+            async for response in responses:
+                open_choices.difference_update(choice.index for choice in response.choices if choice.finish_reason)
+                await self._put(response)
+        except asyncio.CancelledError:
+            choices = [inference_pb2.Choice(index=index, finish_reason="abort") for index in sorted(open_choices)]
+            self._outputs.append(inference_pb2.GenerateResponse(request_id=name, choices=choices))
+            self._changed.set()
+        except FailureError as error:
+            self._fail(name, error.failure)
+        except Exception:
+            _log.exception("request failed", extra={"request_id": name})
+            self._fail(name, _bug())
+        finally:
+            await responses.aclose()
+            del self._running[name]
+            self._changed.set()
+
+    async def _put(self, response: inference_pb2.GenerateResponse) -> None:
+        while len(self._outputs) >= self._outputs_max:
+            self._room.clear()
+            await self._room.wait()
+        self._outputs.append(response)
+        self._changed.set()
+
+    def _fail(self, request_id: str, failure: Failure) -> None:
+        self._errors.append(
+            inference_pb2.RequestError(
+                request_id=request_id,
+                code=_code(failure),
+                message=failure.message,
+                reason=failure.kind.value.upper(),
+                retry_after_ms=math.ceil((failure.retry_after_s or 0.0) * 1000),
+            )
+        )
+        self._changed.set()
+
+
+def _time_left_s(context: Context) -> float | None:
+    remaining = context.time_remaining()
+    # A call without a deadline has one a lifetime away.
+    return None if remaining is None or remaining > NO_DEADLINE_S else remaining
+
+
+def error_status(failure: Failure) -> status_pb2.Status:
+    """The failure as google.rpc.Status with ErrorInfo and, where there is advice, RetryInfo."""
+    details = [_pack(error_details_pb2.ErrorInfo(reason=failure.kind.value.upper(), domain=ERROR_DOMAIN))]
+    if failure.retry_after_s:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(math.ceil(failure.retry_after_s * 1000))
+        details.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
+    return status_pb2.Status(code=_code(failure), message=failure.message, details=details)
+
+
+async def _abort(context: Context, failure: Failure) -> None:
+    await context.abort(
+        STATUS[failure.kind].grpc_code,
+        failure.message,
+        trailing_metadata=(("grpc-status-details-bin", error_status(failure).SerializeToString()),),
+    )
+
+
+def _pack(message: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
+
+
+def _code(failure: Failure) -> int:
+    code: tuple[int, str] = STATUS[failure.kind].grpc_code.value
+    return code[0]
+
+
+def _bug() -> Failure:
+    return Failure(kind=FailureKind.INTERNAL, message="The request failed inside the front proxy; its log says why.")
+
+
+def _request_id() -> str:
+    return f"gen-{uuid.uuid4().hex}"

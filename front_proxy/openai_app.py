@@ -1,0 +1,128 @@
+"""vLLM's own OpenAI app over a RemoteEngineClient, guarded, and the HTTP server around it. Owns no engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from argparse import Namespace
+from collections.abc import Iterator
+
+import uvicorn
+from fastapi import FastAPI
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+
+from front_proxy.config import FrontProxyConfig
+from front_proxy.http_guard import GuardBounds, HttpGuard, routes
+from front_proxy.remote_engine import TASKS, RemoteEngineClient
+from runtime.grpc_server import join_address
+
+_BACKLOG = 2048
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its own signal handling: the process decides when to stop, and what stops first."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, and say so."""
+        await super().startup(sockets=sockets)
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to runtime.lifecycle."""
+        yield
+
+
+class OpenAiServer:
+    """The app, listening. ``start`` returns when connections are accepted."""
+
+    def __init__(self, app: FastAPI, config: FrontProxyConfig) -> None:
+        self.app = app
+        self.guard = HttpGuard(
+            app,
+            GuardBounds(
+                request_bytes_max=config.request_bytes_max,
+                requests_in_flight_max=config.requests_in_flight_max,
+                retry_after_s=config.retry_after_s,
+                phases_header=config.phases_header,
+                routes=routes(config.serving.extra_routes),
+            ),
+        )
+        self.address = ""
+        self._config = config
+        self._server: HttpServer | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Bind and listen. Raises OSError when the address is taken."""
+        listener = _bind(self._config.host, self._config.port)
+        self.address = join_address(self._config.host, listener.getsockname()[1])
+        serving = self._config.serving
+        self._server = HttpServer(
+            uvicorn.Config(
+                self.guard,
+                log_level=serving.log_level,
+                access_log=serving.access_log,
+                # Loggers are set up by runtime.telemetry.
+                log_config=None,
+                lifespan="on",
+                timeout_keep_alive=serving.keep_alive_timeout_s,
+                timeout_graceful_shutdown=max(1, round(self._config.close_timeout_s)),
+            )
+        )
+        # vLLM's error handler reads it.
+        self.app.state.server = self._server
+        self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="http")
+        waiter = asyncio.create_task(self._server.listening.wait())
+        await asyncio.wait({self._task, waiter}, return_when=asyncio.FIRST_COMPLETED)
+        waiter.cancel()
+        if self._task.done():
+            self._task.result()
+        if not self._server.started:
+            raise RuntimeError("The HTTP server did not start; the log says why.")
+
+    async def drain(self, timeout_s: float) -> int:
+        """Refuse new generations and wait for those that run; returns how many were still running at the end."""
+        self.guard.draining = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.guard.idle.wait(), timeout_s)
+        return self.guard.requests_running
+
+    async def stop(self) -> None:
+        """Close the listener and every connection within the configured bound."""
+        if self._server is None or self._task is None:
+            return
+        self._server.should_exit = True
+        done, _ = await asyncio.wait({self._task}, timeout=2 * self._config.close_timeout_s)
+        if not done:
+            self._server.force_exit = True
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=self._config.close_timeout_s)
+
+
+async def build(client: RemoteEngineClient, args: Namespace) -> FastAPI:
+    """vLLM's app with its state, ready to be called."""
+    app = build_app(args, TASKS, client.model_config)
+    await init_app_state(client, app.state, args, TASKS)
+    return app
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise OSError(f"cannot listen on {join_address(host, port)}: {error}") from error
+    return listener
+

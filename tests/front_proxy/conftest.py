@@ -1,0 +1,79 @@
+"""One app for the whole session: vLLM's own, over a double of the dispatcher. No engine is started."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from tests.front_proxy import tiny_model
+
+
+class Served(msgspec.Struct, kw_only=True):
+    """What the tests talk to."""
+
+    source: Any
+    client: Any
+    args: Any
+    app: Any
+    guard: Any
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model.write(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def _parts(tiny_model_folder: Path) -> Iterator[tuple[Any, Any, Any]]:
+    from engine.config import EngineConfig
+    from front_proxy.remote_engine import ClientBounds, RemoteEngineClient
+    from front_proxy.serving_config import ServingConfig
+    from front_proxy.vllm_config_recipe import render_config, serve_args
+    from tests.front_proxy.fake_source import FakeSource
+
+    serving = ServingConfig(served_model_name=["tiny"], tool_call_parser="hermes", enable_auto_tool_choice=True)
+    args = serve_args(EngineConfig(model=str(tiny_model_folder), dtype="float32"), serving)
+    source = FakeSource(lambda text: client.renderer.tokenizer.encode(text, add_special_tokens=False))
+    bounds = ClientBounds(
+        requests_in_flight_max=8, prompt_tokens_max=900, block_size_tokens=32, retry_after_s=2.0
+    )
+    client = RemoteEngineClient(render_config(args), source, bounds)
+    yield source, client, args
+    client.shutdown()
+
+
+_built: dict[str, Any] = {}
+
+
+@pytest.fixture
+async def served(_parts: tuple[Any, Any, Any]) -> AsyncIterator[Served]:
+    from front_proxy.http_guard import GuardBounds, HttpGuard, routes
+    from front_proxy.openai_app import build
+
+    source, client, args = _parts
+    source.reset()
+    client.draining = False
+    if "app" not in _built:
+        _built["app"] = await build(client, args)
+        _built["app"].state.server = None
+    bounds = GuardBounds(
+        request_bytes_max=20_000,
+        requests_in_flight_max=6,
+        retry_after_s=2.0,
+        phases_header="x-baton-explain",
+        routes=routes([]),
+    )
+    yield Served(source=source, client=client, args=args, app=_built["app"], guard=HttpGuard(_built["app"], bounds))
+    assert client.requests_running == 0, "a test left sequences behind"
+
+
+@pytest.fixture
+async def http(served: Served) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app=served.guard, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://front", timeout=30) as client:
+        yield client

@@ -1,0 +1,88 @@
+"""A dispatcher's double: the same tokens for everyone, a switch for failures, and a memory of what was asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+
+import msgspec
+from vllm.sampling_params import SamplingParams
+
+from engine.protocol import Finish, Logprobs
+from front_proxy.generation import GenerationDelta, GenerationRequest, Phases
+from runtime.failures import Failure, FailureError
+
+PHASES = Phases(plan_s=0.001, queue_s=0.002, prefill_s=0.003, first_token_out_s=0.004)
+CACHED_TOKENS = 4
+
+
+class FakeCluster(msgspec.Struct, kw_only=True):
+    """What the double says of its cluster."""
+
+    usable: bool = True
+    context_tokens_max: int = 1024
+
+
+class FakeSource:
+    """Answers with ``reply``, one token a delta; ``hold`` stops it for good after so many tokens."""
+
+    def __init__(self, encode: Callable[[str], list[int]]) -> None:
+        self.encode = encode
+        self.view = FakeCluster()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.reply = "one two three four five six seven eight nine ten"
+        self.failure: Failure | None = None
+        self.hold: int | None = None
+        self.requests: list[GenerationRequest] = []
+        self.open = 0
+        self.closed = asyncio.Event()
+        self.held = asyncio.Event()
+        self.view = FakeCluster()
+
+    def cluster(self) -> FakeCluster:
+        """The view."""
+        return self.view
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+        """One sequence."""
+        self.requests.append(request)
+        self.open += 1
+        try:
+            if self.failure is not None:
+                raise FailureError(self.failure)
+            params = msgspec.msgpack.decode(request.decode_sampling, type=SamplingParams)
+            tokens = self.encode(self.reply)[: request.output_tokens_max]
+            for index, token in enumerate(tokens):
+                if index == self.hold:
+                    self.held.set()
+                    await asyncio.Event().wait()
+                await asyncio.sleep(0)
+                last = index == len(tokens) - 1
+                yield GenerationDelta(
+                    token_ids=[token],
+                    finish=Finish("length" if len(tokens) == request.output_tokens_max else "stop") if last else None,
+                    logprobs=_row([token], params.logprobs),
+                    prompt_logprobs=_row(request.token_ids[1:], params.prompt_logprobs) if index == 0 else None,
+                    cached_tokens=CACHED_TOKENS if index == 0 and request.pinned_decode_worker is None else None,
+                    decode_worker="decode-0" if index == 1 else None,
+                    phases=PHASES if index == 0 else None,
+                )
+        finally:
+            self.open -= 1
+            if self.open == 0:
+                self.closed.set()
+
+
+def _row(tokens: list[int], wanted: int | None) -> Logprobs | None:
+    if wanted is None:
+        return None
+    width = wanted + 1
+    return Logprobs(
+        width=width,
+        token_ids=[candidate for token in tokens for candidate in (token, *range(100, 100 + wanted))],
+        logprobs=[value for _ in tokens for value in (-0.5, *(-1.0 - i for i in range(wanted)))],
+        ranks=[1 for _ in tokens],
+    )
