@@ -1,0 +1,20 @@
+"""Avoids workers that a front proxy lately could not use. Never refuses a request for it: suspicion is advice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from scheduler.cluster import Worker
+from scheduler.profile import Ask, Signal
+
+
+class SuspectFilter:
+    """Drops suspects while anybody else is left."""
+
+    name: Final = "suspect"
+    consumes: Final = frozenset({Signal.SUSPICION})
+
+    def keep(self, ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
+        """The unsuspected ones, or all when there are none."""
+        return [worker for worker in workers if worker.suspect_until_s <= now_s] or workers
