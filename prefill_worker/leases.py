@@ -39,6 +39,9 @@ class LeaseTable:
         self._blocks = 0
         self._story: deque[str] = deque(maxlen=STORY_EVENTS_MAX)
 
+    def __contains__(self, lease_id: str) -> bool:
+        return lease_id in self._held
+
     def __len__(self) -> int:
         return len(self._held)
 

@@ -51,6 +51,10 @@ class PrefillRole:
                 return Refused(failure=Failure(kind=FailureKind.INCOMPATIBLE, message=message), reason="wrong_role")
             case _:
                 assert_never(request.work)
+        if request.request_id in self.leases:
+            # Engines name a lease after its request: a second one would free the first one's KV.
+            message = f"the KV of an earlier request {request.request_id} is still held"
+            return Refused(failure=Failure(kind=FailureKind.BAD_REQUEST, message=message), reason="request_id")
         blocks = blocks_for(len(request.token_ids), self._info.block_size_tokens)
         if blocks > self._info.kv_blocks_total:
             message = f"the prompt needs {blocks} KV blocks; worker {self._worker_id} has {self._info.kv_blocks_total}"

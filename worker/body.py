@@ -150,9 +150,9 @@ class WorkerBody:
         self._streams_made += 1
         return self._streams_made
 
-    def take_on(self, key: object, request: WorkerRequest) -> Accepted | Refused:
-        """Judge a request and, when it is accepted, count it until ``ended(key)``."""
-        judged = self._judge(key, request)
+    def take_on(self, request: WorkerRequest) -> Accepted | Refused:
+        """Judge a request and, when it is accepted, count it until ``ended``."""
+        judged = self._judge(request)
         match judged:
             case Accepted():
                 self.metrics.prompt_tokens.inc(len(request.token_ids))
@@ -164,15 +164,19 @@ class WorkerBody:
                 assert_never(judged)
         return judged
 
-    def _judge(self, key: object, request: WorkerRequest) -> Accepted | Refused:
+    def _judge(self, request: WorkerRequest) -> Accepted | Refused:
         if not self.lifecycle.accepts or self.engine_lost.is_set():
             message = f"worker {self.worker_id} is {self.lifecycle.state} and takes no new requests"
             return Refused(failure=Failure(kind=FailureKind.UNAVAILABLE, message=message), reason="not_ready")
+        if not request.request_id or self.admission.has(request.request_id):
+            # Engines and leases know requests by this id: two of one name would free each other's KV.
+            message = f"request id {request.request_id!r} is empty or that of a request that still runs"
+            return Refused(failure=Failure(kind=FailureKind.BAD_REQUEST, message=message), reason="request_id")
         judged = self.role.accept(request)
         if isinstance(judged, Refused):
             return judged
         no_room = self.admission.admit(
-            key, judged.blocks, blocks_held=self.role.blocks_held, blocks_used=self.engine.load().kv_blocks_used
+            request.request_id, judged.blocks, blocks_held=self.role.blocks_held, blocks_used=self.engine.load().kv_blocks_used
         )
         if no_room is None:
             return judged
@@ -183,9 +187,9 @@ class WorkerBody:
         )
         return Refused(failure=failure, reason=no_room)
 
-    def ended(self, key: object) -> None:
+    def ended(self, request_id: str) -> None:
         """A request that was taken on is over. Idempotent."""
-        self.admission.release(key)
+        self.admission.release(request_id)
         self.note_change()
 
     # Leases

@@ -26,11 +26,10 @@ Ending = Literal["aborted", "deadline", "stream"]
 class LiveRequest:
     """One request between admission and its end."""
 
-    __slots__ = ("deadline", "ending", "finished", "key", "received_s", "request", "started_s", "task", "tokens_queued")
+    __slots__ = ("deadline", "ending", "finished", "received_s", "request", "started_s", "task", "tokens_queued")
 
-    def __init__(self, request: WorkerRequest, key: object, received_s: float) -> None:
+    def __init__(self, request: WorkerRequest, received_s: float) -> None:
         self.request = request
-        self.key = key
         self.received_s = received_s
         self.started_s = received_s
         self.tokens_queued = len(request.token_ids)
@@ -62,7 +61,7 @@ class FrontStream:
         self._body = body
         self._id = body.new_stream_id()
         self._closing = False
-        # By slot: what the front proxy may still abort. In _ending too: what the engine has not let go of.
+        # By slot: what the front proxy may still abort. A task may outlive its slot by a moment.
         self._live: dict[int, LiveRequest] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         body.streams[self._id] = self
@@ -83,12 +82,11 @@ class FrontStream:
             failure = _bad(f"request {message.request_id} asks for neither prefill nor decode")
             self._post(wire.failure_of(message.slot, failure))
             return
-        key = (self._id, request.slot, request.request_id, now_s, object())
-        judged = self._body.take_on(key, request)
+        judged = self._body.take_on(request)
         if isinstance(judged, Refused):
             self._post(wire.failure_of(request.slot, judged.failure))
             return
-        self._start(LiveRequest(request, key, now_s), judged.engine_request)
+        self._start(LiveRequest(request, now_s), judged.engine_request)
 
     def abort(self, slot: int) -> None:
         """Take a request back. Its last delta says so; a slot that is not live is ignored."""
@@ -183,7 +181,7 @@ class FrontStream:
             else:
                 self._finish(live, failure.kind.value)
                 self._post(wire.failure_of(slot, failure))
-        self._body.ended(live.key)
+        self._body.ended(live.request.request_id)
 
     def _failure_of(self, live: LiveRequest, error: BaseException | None) -> Failure:
         """What a request that did not finish failed of."""

@@ -1,0 +1,201 @@
+"""Whole workers in this process: real roles, real gRPC, fake engines."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import grpc
+import msgspec
+import pytest
+from prometheus_client import CollectorRegistry
+
+from decode_worker.config import DecodeWorkerConfig
+from decode_worker.role import DecodeRole
+from engine.config import EngineConfig, FakeEngineConfig
+from engine.fake_engine import FakeEngine
+from engine.fake_fabric import FakeKvFabric
+from prefill_worker.config import PrefillWorkerConfig
+from prefill_worker.role import PrefillRole
+from protos.cluster.v1 import cluster_pb2
+from protos.worker.v1 import worker_pb2 as pb
+from protos.worker.v1 import worker_pb2_grpc
+from runtime.grpc_server import channel, start_server
+from worker import service
+from worker.body import WorkerBody
+from worker.config import WorkerConfig
+from worker.lifecycle import Event
+from worker.metrics import WorkerMetrics
+from worker.role import Role
+
+WAIT_S = 10.0
+_epochs = itertools.count(1)
+_request_ids = itertools.count(1)
+
+
+def sampling(max_tokens: int = 8, **more: object) -> bytes:
+    return msgspec.msgpack.encode({"max_tokens": max_tokens, **more})
+
+
+def submit(
+    slot: int,
+    tokens: list[int],
+    *,
+    handoff: cluster_pb2.KvHandoff | None = None,
+    prefill: bool = False,
+    **fields: Any,
+) -> pb.AttachRequest:
+    fields.setdefault("request_id", f"r{slot}-{next(_request_ids)}")
+    fields.setdefault("sampling", sampling(1 if prefill else 8))
+    message = pb.Submit(slot=slot, token_ids=tokens, **fields)
+    if prefill:
+        message.prefill.SetInParent()
+    else:
+        message.decode.SetInParent()
+        if handoff is not None:
+            message.decode.handoff.CopyFrom(handoff)
+    return pb.AttachRequest(submit=message)
+
+
+class Client:
+    """A front proxy's end of one Attach stream."""
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+        self.steps: list[list[pb.Delta]] = []
+        self._unread: list[pb.Delta] = []
+
+    async def send(self, message: pb.AttachRequest) -> None:
+        await asyncio.wait_for(self.call.write(message), WAIT_S)
+
+    async def step(self) -> list[pb.Delta]:
+        message = await asyncio.wait_for(self.call.read(), WAIT_S)
+        assert message is not grpc.aio.EOF, "the stream ended"
+        self.steps.append(list(message.step.deltas))
+        return self.steps[-1]
+
+    async def until_end(self, *slots: int) -> dict[int, list[pb.Delta]]:
+        """Every delta of these slots up to the last one of each."""
+        got: dict[int, list[pb.Delta]] = {slot: [] for slot in slots}
+        left = set(slots)
+        while left:
+            for delta in await self.step():
+                if delta.slot in got:
+                    got[delta.slot].append(delta)
+                    if delta.finish or delta.HasField("failure"):
+                        left.discard(delta.slot)
+        return got
+
+    async def one(self, message: pb.AttachRequest) -> list[pb.Delta]:
+        """Submit and read to the end."""
+        await self.send(message)
+        slot = message.submit.slot
+        return (await self.until_end(slot))[slot]
+
+    async def ended(self) -> grpc.StatusCode:
+        """The status the worker ended the stream with."""
+        try:
+            while await asyncio.wait_for(self.call.read(), WAIT_S) is not grpc.aio.EOF:
+                pass
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+        code: grpc.StatusCode = await self.call.code()
+        return code
+
+
+class InProcessWorker:
+    """One worker with a server on a free port."""
+
+    def __init__(self, body: WorkerBody, engine: FakeEngine, stack: AsyncExitStack) -> None:
+        self.body = body
+        self.engine = engine
+        self._stack = stack
+
+    async def stub(self) -> worker_pb2_grpc.WorkerServiceStub:
+        opened = await self._stack.enter_async_context(channel(self.body.address, 64 * 1024 * 1024))
+        return worker_pb2_grpc.WorkerServiceStub(opened)
+
+    async def attach(self, front_proxy_id: str = "front-0", engine_version: str = "") -> Client:
+        client = Client((await self.stub()).Attach())
+        self._stack.callback(client.call.cancel)
+        await client.send(
+            pb.AttachRequest(open=pb.Open(front_proxy_id=front_proxy_id, engine_version=engine_version))
+        )
+        opened = await asyncio.wait_for(client.call.read(), WAIT_S)
+        assert opened.opened.worker.worker_id == self.body.worker_id
+        return client
+
+    async def settled(self) -> None:
+        """Wait until nothing is held, in the worker's view and in the engine's."""
+        async with asyncio.timeout(WAIT_S):
+            while not (self.body.idle and self.engine.load().kv_blocks_used == 0 and not self.body.chores):
+                self.body.changed.clear()
+                try:
+                    async with asyncio.timeout(0.01):
+                        await self.body.changed.wait()
+                except TimeoutError:
+                    continue
+
+
+StartWorker = Callable[..., Any]
+
+
+@pytest.fixture
+async def start_worker() -> AsyncIterator[StartWorker]:
+    """Starts workers that share one fabric, stops them all, and demands that no task or exception is left."""
+    unheard: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: unheard.append(context))
+    fabric = FakeKvFabric()
+    async with AsyncExitStack() as stack:
+
+        async def start(
+            role: str = "decode",
+            *,
+            worker_id: str = "",
+            config: WorkerConfig | None = None,
+            fake: FakeEngineConfig | None = None,
+            settings: PrefillWorkerConfig | DecodeWorkerConfig | None = None,
+        ) -> InProcessWorker:
+            config = config or WorkerConfig()
+            name = worker_id or f"{role}-{next(_epochs)}"
+            engine_config = EngineConfig(kind="fake", block_size_tokens=16, fake=fake or FakeEngineConfig())
+            engine = FakeEngine(engine_config, worker_id=name, epoch=next(_epochs), fabric=fabric)
+            made: Role
+            if role == "prefill":
+                assert not isinstance(settings, DecodeWorkerConfig)
+                made = PrefillRole(settings or PrefillWorkerConfig(), engine.info, name)
+            else:
+                assert not isinstance(settings, PrefillWorkerConfig)
+                made = DecodeRole(settings or DecodeWorkerConfig(), engine.info, name)
+            metrics = WorkerMetrics(made.name, CollectorRegistry())
+            body = WorkerBody(engine=engine, role=made, config=config, worker_id=name, metrics=metrics)
+            await stack.enter_async_context(_served(body, engine))
+            return InProcessWorker(body, engine, stack)
+
+        yield start
+    assert not unheard, unheard
+
+
+@asynccontextmanager
+async def _served(body: WorkerBody, engine: FakeEngine) -> AsyncIterator[None]:
+    server = await start_server(
+        "127.0.0.1", 0, lambda server: service.add_services(body, server), message_bytes_max=64 * 1024 * 1024
+    )
+    body.address = server.address
+    body.happen(Event.STARTED)
+    leases = asyncio.create_task(body.watch_leases())
+    try:
+        yield
+    finally:
+        body.happen(Event.STOPPED)
+        await server.stop(1.0)
+        assert await body.chores.wait(WAIT_S) == 0
+        leases.cancel()
+        await asyncio.wait({leases})
+        await engine.close()
+        assert body.admission.requests == 0
+        assert body.prefill_tokens_queued == 0

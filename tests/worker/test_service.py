@@ -1,0 +1,303 @@
+"""A worker over real gRPC: submit, hand over, abort, cut, drain, deadline."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+
+from decode_worker.config import DecodeWorkerConfig
+from engine.config import FakeEngineConfig
+from kv_transfer.handoff_wire import from_wire
+from prefill_worker.config import PrefillWorkerConfig
+from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from protos.worker.v1 import worker_pb2 as pb
+from runtime.failures import FailureKind
+from runtime.grpc_server import channel
+from tests.worker.conftest import WAIT_S, StartWorker, sampling, submit
+from worker.config import WorkerConfig
+
+PROMPT = list(range(1, 41))
+SLOW = FakeEngineConfig(decode_step_us=20_000)
+
+
+def tokens_of(deltas: list[pb.Delta]) -> list[int]:
+    return [token for delta in deltas for token in delta.token_ids]
+
+
+async def test_a_prefill_here_and_a_decode_there_give_what_one_engine_alone_gives(start_worker: StartWorker) -> None:
+    prefill, decode, alone = await start_worker("prefill"), await start_worker("decode"), await start_worker("decode")
+    wanted = tokens_of(await (await alone.attach()).one(submit(1, PROMPT, sampling=sampling(9))))
+
+    front = await prefill.attach()
+    deltas = await front.one(submit(1, PROMPT, prefill=True))
+    assert len(deltas) == 1
+    handoff = deltas[0].handoff
+    assert handoff.worker_id == prefill.body.worker_id
+    assert handoff.epoch == prefill.engine.info.epoch
+    assert (handoff.tokens, handoff.blocks) == (40, 3)
+    assert 29_000 < handoff.lease_remaining_ms <= 30_000
+    assert prefill.body.load().leases_held == 1
+
+    first = tokens_of(deltas)
+    rest = await (await decode.attach()).one(submit(7, PROMPT + first, handoff=handoff, sampling=sampling(8)))
+    assert first + tokens_of(rest) == wanted
+    assert rest[0].first.external_tokens == 40
+    assert rest[-1].finish == pb.FINISH_REASON_LENGTH
+
+    await front.send(
+        pb.AttachRequest(release=pb.ReleaseHandoff(lease_id=handoff.lease_id, epoch=handoff.epoch, pulled=True))
+    )
+    await prefill.settled()
+    assert prefill.body.load().kv_bytes_out == decode.body.load().kv_bytes_in > 0
+
+
+async def test_a_release_frees_the_blocks_and_may_come_twice_or_for_a_stranger(start_worker: StartWorker) -> None:
+    prefill = await start_worker("prefill")
+    front = await prefill.attach()
+    handoff = (await front.one(submit(1, PROMPT, prefill=True)))[0].handoff
+    for lease_id, epoch in ((handoff.lease_id, handoff.epoch + 1), ("stranger", handoff.epoch)):
+        await front.send(pb.AttachRequest(release=pb.ReleaseHandoff(lease_id=lease_id, epoch=epoch)))
+    await front.one(submit(2, [1], prefill=True, sampling=sampling(1, stop_token_ids=list(range(512)))))
+    assert prefill.body.load().leases_held == 1
+    for _ in range(2):
+        await front.send(pb.AttachRequest(release=pb.ReleaseHandoff(lease_id=handoff.lease_id, epoch=handoff.epoch)))
+    await prefill.settled()
+
+
+async def test_an_abort_midway_frees_the_engine_and_says_when_the_slot_is_free(start_worker: StartWorker) -> None:
+    worker = await start_worker("decode", fake=SLOW)
+    front = await worker.attach()
+    await front.send(submit(3, PROMPT, sampling=sampling(2000)))
+    await front.step()
+    await front.send(pb.AttachRequest(abort=pb.Abort(slot=3)))
+    await front.send(pb.AttachRequest(abort=pb.Abort(slot=99)))
+    assert (await front.until_end(3))[3][-1].finish == pb.FINISH_REASON_ABORT
+    await worker.settled()
+    assert (await front.one(submit(3, PROMPT, sampling=sampling(2))))[-1].finish == pb.FINISH_REASON_LENGTH
+
+
+async def test_an_abort_right_behind_its_submit_still_ends_the_slot(start_worker: StartWorker) -> None:
+    worker = await start_worker("prefill")
+    front = await worker.attach()
+    for slot in range(20):
+        await front.send(submit(slot, PROMPT, prefill=True))
+        await front.send(pb.AttachRequest(abort=pb.Abort(slot=slot)))
+    ends = await front.until_end(*range(20))
+    for deltas in ends.values():
+        if deltas[-1].HasField("handoff"):
+            lease = pb.ReleaseHandoff(lease_id=deltas[-1].handoff.lease_id, epoch=deltas[-1].handoff.epoch)
+            await front.send(pb.AttachRequest(release=lease))
+    await worker.settled()
+
+
+@pytest.mark.parametrize("how", ["cancel", "half_close"])
+async def test_a_stream_that_ends_takes_its_requests_and_leases_with_it(start_worker: StartWorker, how: str) -> None:
+    worker = await start_worker("prefill", fake=FakeEngineConfig(prefill_us_per_token=500))
+    front, other = await worker.attach("front-0"), await worker.attach("front-1")
+    await front.one(submit(1, PROMPT, prefill=True))
+    kept = (await other.one(submit(1, PROMPT, prefill=True)))[0].handoff
+    for slot in range(2, 12):
+        await front.send(submit(slot, PROMPT, prefill=True))
+    assert worker.body.load().leases_held == 2
+    if how == "cancel":
+        front.call.cancel()
+    else:
+        await front.call.done_writing()
+        assert await front.ended() is grpc.StatusCode.OK
+    async with asyncio.timeout(WAIT_S):
+        while worker.body.admission.requests or worker.body.load().leases_held != 1:
+            worker.body.changed.clear()
+            await worker.body.changed.wait()
+    await other.send(pb.AttachRequest(release=pb.ReleaseHandoff(lease_id=kept.lease_id, epoch=kept.epoch)))
+    await worker.settled()
+
+
+async def test_requests_of_one_engine_step_share_one_message(start_worker: StartWorker) -> None:
+    worker = await start_worker("decode", fake=FakeEngineConfig(decode_step_us=10_000))
+    front = await worker.attach()
+    for slot in range(32):
+        await front.send(submit(slot, [slot + 1] * 8, sampling=sampling(10)))
+    ends = await front.until_end(*range(32))
+    assert all(len(tokens_of(deltas)) == 10 for deltas in ends.values())
+    assert max(len(step) for step in front.steps) == 32
+    assert len(front.steps) <= 20, [len(step) for step in front.steps]
+
+
+async def test_a_draining_worker_refuses_new_requests_and_finishes_the_old(start_worker: StartWorker) -> None:
+    worker = await start_worker("decode", fake=SLOW)
+    front = await worker.attach()
+    await front.send(submit(1, PROMPT, sampling=sampling(6)))
+    await front.step()
+    drain = (await worker.stub()).Drain(pb.DrainRequest(deadline_ms=8_000))
+    async with asyncio.timeout(WAIT_S):
+        while worker.body.lifecycle.accepts:
+            await asyncio.wait({asyncio.ensure_future(worker.body.changed.wait())}, timeout=0.01)
+    await front.send(submit(2, PROMPT))
+    ends = await front.until_end(1, 2)
+    assert ends[2][0].failure.kind == FailureKind.UNAVAILABLE
+    assert ends[1][-1].finish == pb.FINISH_REASON_LENGTH
+    assert (await drain).requests_left == 0
+    assert worker.body.status().state == "draining"
+
+
+async def test_a_drain_says_how_many_requests_its_deadline_left(start_worker: StartWorker) -> None:
+    worker = await start_worker("decode", fake=SLOW)
+    front = await worker.attach()
+    await front.send(submit(1, PROMPT, sampling=sampling(2000)))
+    await front.step()
+    assert (await (await worker.stub()).Drain(pb.DrainRequest(deadline_ms=50))).requests_left == 1
+
+
+async def test_a_request_over_its_deadline_fails_and_frees_everything(start_worker: StartWorker) -> None:
+    worker = await start_worker("decode", fake=SLOW)
+    deltas = await (await worker.attach()).one(submit(1, PROMPT, sampling=sampling(2000), deadline_ms=100))
+    assert deltas[-1].failure.kind == FailureKind.DEADLINE
+    assert 0 < len(tokens_of(deltas)) < 20
+    await worker.settled()
+
+
+async def test_a_lease_nobody_pulls_runs_out_and_a_decode_of_it_is_computed_again(start_worker: StartWorker) -> None:
+    prefill = await start_worker("prefill", settings=PrefillWorkerConfig(lease_s=1.2), config=WorkerConfig(lease_tick_s=0.02))
+    decode = await start_worker("decode")
+    handoff = (await (await prefill.attach()).one(submit(1, PROMPT, prefill=True)))[0].handoff
+    assert handoff.lease_remaining_ms <= 1_200
+    await prefill.settled()
+    handoff.lease_remaining_ms = 0
+    deltas = await (await decode.attach()).one(submit(1, PROMPT, handoff=handoff))
+    assert deltas[0].failure.kind == FailureKind.STATE_LOST
+    assert "left of its lease" in deltas[0].failure.message
+
+
+async def test_no_room_is_said_with_advice_when_to_come_back(start_worker: StartWorker) -> None:
+    few = await start_worker("decode", fake=SLOW, config=WorkerConfig(requests_max=1, retry_after_s=2.5))
+    front = await few.attach()
+    await front.send(submit(1, PROMPT, sampling=sampling(100)))
+    await front.send(submit(2, PROMPT))
+    refused = (await front.until_end(2))[2][0].failure
+    assert (refused.kind, refused.retry_after_ms) == (FailureKind.EXHAUSTED, 2500)
+
+    small = await start_worker("decode", fake=FakeEngineConfig(kv_blocks_total=8, decode_step_us=20_000))
+    front = await small.attach()
+    await front.send(submit(1, PROMPT, sampling=sampling(20), blocks_reserved=5))
+    await front.send(submit(2, PROMPT, blocks_reserved=4))
+    assert (await front.until_end(2))[2][0].failure.kind == FailureKind.EXHAUSTED
+    await front.send(pb.AttachRequest(abort=pb.Abort(slot=1)))
+    await front.until_end(1)
+    await small.settled()
+    assert (await front.one(submit(2, PROMPT, blocks_reserved=4)))[-1].finish == pb.FINISH_REASON_LENGTH
+
+
+async def test_what_the_engine_refuses_is_told_in_its_words(start_worker: StartWorker) -> None:
+    worker = await start_worker("decode")
+    front = await worker.attach()
+    failure = (await front.one(submit(1, [100_000])))[0].failure
+    assert failure.kind == FailureKind.BAD_REQUEST
+    assert failure.message
+    neither = pb.AttachRequest(submit=pb.Submit(slot=2, request_id="r", token_ids=[1]))
+    assert (await front.one(neither))[0].failure.kind == FailureKind.BAD_REQUEST
+    assert (await front.one(submit(3, PROMPT, prefill=True)))[0].failure.kind == FailureKind.INCOMPATIBLE
+
+
+async def test_a_lost_hand_off_is_computed_here_by_the_engine_and_the_answer_is_the_same(
+    start_worker: StartWorker,
+) -> None:
+    prefill = await start_worker("prefill")
+    decode = await start_worker("decode", fake=FakeEngineConfig(pull_failure_every=1))
+    handoff = (await (await prefill.attach()).one(submit(1, PROMPT, prefill=True)))[0].handoff
+    front = await decode.attach()
+    with_handoff = await front.one(submit(1, PROMPT, handoff=handoff))
+    assert with_handoff[0].first.external_tokens == 0
+    assert tokens_of(with_handoff) == tokens_of(await front.one(submit(2, PROMPT)))
+
+
+async def test_a_dead_engine_ends_every_request_and_stream(start_worker: StartWorker) -> None:
+    worker = await start_worker("decode", fake=SLOW)
+    front = await worker.attach()
+    await front.send(submit(1, PROMPT, sampling=sampling(2000)))
+    await front.step()
+    worker.engine.die()
+    assert await front.ended() is grpc.StatusCode.UNAVAILABLE
+    assert worker.body.engine_lost.is_set()
+    assert worker.body.admission.requests == 0
+
+
+async def test_a_stream_whose_peer_does_not_read_is_cut_and_its_requests_end(start_worker: StartWorker) -> None:
+    config = WorkerConfig(outbox_deltas_max=16, step_deltas_max=4)
+    fast = FakeEngineConfig(decode_step_us=0, decode_step_us_per_request=1)
+    worker = await start_worker("decode", config=config, fake=fast)
+    front = await worker.attach()
+    for slot in range(8):
+        await front.send(submit(slot, PROMPT, sampling=sampling(3000, logprobs=20)))
+    async with asyncio.timeout(WAIT_S):
+        while worker.body.streams or worker.body.admission.requests:
+            worker.body.changed.clear()
+            await worker.body.changed.wait()
+    await worker.settled()
+    assert await front.ended() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_two_requests_of_one_name_never_touch_each_others_kv(start_worker: StartWorker) -> None:
+    worker = await start_worker("prefill")
+    front, other = await worker.attach("front-0"), await worker.attach("front-1")
+    assert (await front.one(submit(1, PROMPT, prefill=True, request_id="same")))[0].HasField("handoff")
+    failure = (await other.one(submit(1, PROMPT, prefill=True, request_id="same")))[0].failure
+    assert failure.kind == FailureKind.BAD_REQUEST
+    assert worker.body.load().leases_held == 1
+    assert worker.engine.load().kv_blocks_used == 3
+
+
+async def test_a_slot_used_twice_ends_the_stream(start_worker: StartWorker) -> None:
+    worker = await start_worker("decode", fake=SLOW)
+    front = await worker.attach()
+    await front.send(submit(1, PROMPT, sampling=sampling(500)))
+    await front.send(submit(1, PROMPT))
+    assert await front.ended() is grpc.StatusCode.INVALID_ARGUMENT
+    await worker.settled()
+
+
+@pytest.mark.parametrize(
+    ("first", "code"),
+    [
+        (pb.AttachRequest(abort=pb.Abort(slot=1)), grpc.StatusCode.INVALID_ARGUMENT),
+        (pb.AttachRequest(open=pb.Open(engine_version="0.1")), grpc.StatusCode.FAILED_PRECONDITION),
+    ],
+)
+async def test_a_stream_that_opens_wrongly_is_refused(
+    start_worker: StartWorker, first: pb.AttachRequest, code: grpc.StatusCode
+) -> None:
+    worker = await start_worker()
+    call = (await worker.stub()).Attach()
+    await call.write(first)
+    assert await asyncio.wait_for(call.code(), WAIT_S) is code
+    assert not worker.body.streams
+
+
+async def test_more_front_proxies_than_allowed_are_refused(start_worker: StartWorker) -> None:
+    worker = await start_worker(config=WorkerConfig(front_proxies_max=1))
+    await worker.attach()
+    call = (await worker.stub()).Attach()
+    await call.write(pb.AttachRequest(open=pb.Open(front_proxy_id="one-too-many")))
+    assert await asyncio.wait_for(call.code(), WAIT_S) is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_status_tells_what_is_held(start_worker: StartWorker) -> None:
+    worker = await start_worker("prefill")
+    front = await worker.attach()
+    handoff = (await front.one(submit(1, PROMPT, prefill=True)))[0].handoff
+    async with channel(worker.body.address, 1024 * 1024) as opened:
+        stub = cluster_pb2_grpc.StatusServiceStub(opened)
+        status = (await stub.GetStatus(cluster_pb2.GetStatusRequest(), timeout=WAIT_S)).process
+    assert (status.id, status.role, status.state) == (worker.body.worker_id, "prefill", "ready")
+    assert (status.leases_held, status.kv_blocks_used) == (1, from_wire(handoff).blocks)
+    assert status.kv_blocks_total == 4096
+
+
+async def test_a_decode_worker_refuses_a_hand_off_of_another_layout(start_worker: StartWorker) -> None:
+    prefill = await start_worker("prefill", fake=FakeEngineConfig(block_bytes=1))
+    decode = await start_worker("decode", settings=DecodeWorkerConfig())
+    handoff = (await (await prefill.attach()).one(submit(1, PROMPT, prefill=True)))[0].handoff
+    failure = (await (await decode.attach()).one(submit(1, PROMPT, handoff=handoff)))[0].failure
+    assert failure.kind == FailureKind.INCOMPATIBLE
+    assert decode.engine.load().kv_blocks_used == 0
