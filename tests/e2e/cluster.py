@@ -1,0 +1,139 @@
+"""Starts `baton up` and the plain vLLM reference server for tests, and stops them again, each with a deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+START_TIMEOUT_S = 420.0
+STOP_TIMEOUT_S = 60.0
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Where something listens, and the process that owns it."""
+
+    url: str
+    grpc_address: str
+    state_dir: Path
+    process: subprocess.Popen[str]
+
+    def status(self) -> list[dict[str, Any]]:
+        """What `baton status --json` says right now."""
+        result = subprocess.run(
+            [*BATON, "status", "--state-dir", str(self.state_dir), "--json"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        processes = json.loads(result.stdout)["processes"]
+        assert isinstance(processes, list)
+        return processes
+
+    def logs(self) -> str:
+        """Every process's log, one after the other."""
+        return "\n".join(
+            path.read_text(errors="replace") for path in sorted((self.state_dir / "logs").glob("*.log"))
+        )
+
+
+BATON = (sys.executable, "-m", "launcher.cli")
+
+
+def wait_for(condition: Any, *, timeout_s: float, what: str, poll_s: float = 0.1) -> Any:
+    """The first true value of ``condition()``; polls because the other side is another process."""
+    deadline = time.monotonic() + timeout_s
+    pause = threading.Event()
+    while True:
+        if value := condition():
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s} s: {what}")
+        pause.wait(poll_s)
+
+
+def _first_line(process: subprocess.Popen[str], prefix: str, timeout_s: float) -> str:
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    deadline = time.monotonic() + timeout_s
+    while True:
+        line = lines.get(timeout=max(0.0, deadline - time.monotonic()))
+        if line is None:
+            raise AssertionError(f"process ended with {process.wait(10)} before it printed '{prefix}'")
+        if line.startswith(prefix):
+            return line.strip()
+
+
+def stop(process: subprocess.Popen[str]) -> int:
+    """SIGINT, as Ctrl-C does; returns the exit code."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    try:
+        return process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+
+
+@contextlib.contextmanager
+def baton_up(state_dir: Path, arguments: Sequence[str]) -> Iterator[Endpoint]:
+    """A running cluster; its ports come from the kernel."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    errors = state_dir / "up.stderr"
+    with errors.open("w") as stderr:
+        process = subprocess.Popen(
+            [*BATON, "up", "--port", "0", "--grpc-port", "0", "--state-dir", str(state_dir), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            start_new_session=True,
+        )
+    try:
+        try:
+            words = _first_line(process, "ready http://", START_TIMEOUT_S).split()
+        except Exception as failure:
+            raise AssertionError(f"baton up did not start:\n{errors.read_text()[-4000:]}") from failure
+        yield Endpoint(url=words[1], grpc_address=words[3], state_dir=state_dir, process=process)
+    finally:
+        stop(process)
+
+
+@contextlib.contextmanager
+def plain_server(directory: Path, model: Path, arguments: Sequence[str]) -> Iterator[str]:
+    """One plain vLLM server on the same model; yields its base URL."""
+    errors = directory / "plain.log"
+    with errors.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench.plain_server", "--model", str(model), "--port", "0", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            start_new_session=True,
+        )
+    try:
+        try:
+            words = _first_line(process, "ready http://", START_TIMEOUT_S).split()
+        except Exception as failure:
+            raise AssertionError(f"the plain server did not start:\n{errors.read_text()[-4000:]}") from failure
+        yield words[1]
+    finally:
+        stop(process)

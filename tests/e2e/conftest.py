@@ -1,0 +1,46 @@
+"""One real cluster (1 prefill + 1 decode) and one plain vLLM server per test session: three engines, never more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher import demo_model
+from tests.e2e.cluster import Endpoint, baton_up, plain_server
+
+SERVED = "demo"
+
+
+@pytest.fixture(scope="session")
+def model_dir() -> Path:
+    return demo_model.ensure()
+
+
+@pytest.fixture(scope="session")
+def baton(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[Endpoint]:
+    state_dir = tmp_path_factory.mktemp("baton")
+    arguments = [
+        "--model", str(model_dir),
+        "--set", f"engine.served_model_name={SERVED}",
+        "--set", "engine.max_model_len=4096",
+        "--set", "front_proxy.serving.tool_call_parser=hermes",
+        "--set", "front_proxy.serving.enable_auto_tool_choice=true",
+    ]  # fmt: skip
+    with baton_up(state_dir, arguments) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory, model_dir: Path, baton: Endpoint) -> Iterator[str]:
+    """Started after the cluster, so that only one set of engines starts at a time on two cores."""
+    arguments = [
+        "--served-model-name", SERVED,
+        "--max-model-len", "4096",
+        "--enable-auto-tool-choice",
+        "--tool-call-parser", "hermes",
+        "--enable-prompt-tokens-details",
+    ]  # fmt: skip
+    with plain_server(tmp_path_factory.mktemp("plain"), model_dir, arguments) as url:
+        yield url

@@ -1,0 +1,91 @@
+"""Greedy tokens through prefill -> NIXL -> decode equal one plain engine's, and the decode side did not recompute."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+
+import httpx
+import pytest
+
+from tests.e2e.cluster import Endpoint, wait_for
+from tests.e2e.conftest import SERVED
+
+pytestmark = pytest.mark.e2e
+
+BLOCK = 32
+OUTPUT_TOKENS = 12
+IN_FLIGHT = 6
+
+
+def prompt_lengths() -> list[int]:
+    """200 lengths of 1 to 2,000 tokens, with every block boundary up to 10 blocks and one token either side."""
+    edges = {length for n in range(1, 11) for length in (n * BLOCK - 1, n * BLOCK, n * BLOCK + 1)} | {1, 2, 2000}
+    rng = random.Random(7)
+    while len(edges) < 200:
+        edges.add(rng.randint(1, 2000))
+    return sorted(edges)
+
+
+def prompts() -> list[list[int]]:
+    rng = random.Random(11)
+    return [[rng.randrange(10, 500) for _ in range(length)] for length in prompt_lengths()]
+
+
+async def complete_all(url: str) -> list[tuple[list[int], int]]:
+    gate = asyncio.Semaphore(IN_FLIGHT)
+    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+
+        async def one(token_ids: list[int]) -> tuple[list[int], int]:
+            body = {
+                "model": SERVED, "prompt": token_ids, "max_tokens": OUTPUT_TOKENS, "temperature": 0,
+                "ignore_eos": True, "return_token_ids": True,
+            }  # fmt: skip
+            async with gate:
+                response = await client.post("/v1/completions", json=body)
+            assert response.status_code == 200, response.text
+            choice = response.json()["choices"][0]
+            return choice["token_ids"], response.json()["usage"]["prompt_tokens"]
+
+        return list(await asyncio.gather(*(one(prompt) for prompt in prompts())))
+
+
+def worker(baton: Endpoint, role: str) -> dict[str, object]:
+    return next(process for process in baton.status() if process["role"] == role)
+
+
+def counter(text: str, name: str) -> float:
+    return sum(float(value) for value in re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? ([0-9.e+-]+)$", text, re.M))
+
+
+def metrics(baton: Endpoint, role: str) -> str:
+    import json
+
+    state = json.loads((baton.state_dir / "cluster.json").read_text())
+    address = next(p["metrics_address"] for p in state["processes"] if p["role"] == role)
+    return httpx.get(f"http://{address}/metrics", timeout=10).text
+
+
+async def test_two_hundred_prompts_continue_exactly_as_on_one_plain_engine(baton: Endpoint, plain: str) -> None:
+    computed_before = counter(metrics(baton, "decode"), "baton_worker_prompt_tokens_computed_total")
+    bytes_before = int(str(worker(baton, "decode")["kv_bytes_in"]))
+
+    ours = await complete_all(baton.url)
+
+    computed = counter(metrics(baton, "decode"), "baton_worker_prompt_tokens_computed_total") - computed_before
+    moved_bytes = int(str(worker(baton, "decode")["kv_bytes_in"])) - bytes_before
+    theirs = await complete_all(plain)
+    wrong = [
+        length for length, a, b in zip(prompt_lengths(), ours, theirs, strict=True) if a != b
+    ]  # fmt: skip
+    assert wrong == [], f"tokens differ for prompt lengths {wrong}"
+    assert 0 < computed <= len(ours) * BLOCK, "decode computed more than one block a prompt"
+    assert moved_bytes > 0
+
+
+async def test_nothing_is_held_when_all_is_done(baton: Endpoint) -> None:
+    def idle() -> bool:
+        return all(p["leases_held"] == 0 and p["kv_blocks_used"] == 0 for p in baton.status())
+
+    wait_for(idle, timeout_s=5, what="every lease and block is free")
