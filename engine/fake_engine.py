@@ -220,7 +220,7 @@ class FakeEngine:
         sequence.pull_done = True
         self._pulls += 1
         broken = self._fake.pull_failure_every and self._pulls % self._fake.pull_failure_every == 0
-        if not broken and self._fabric.pull(handoff):
+        if not broken and handoff.connector_params and self._fabric.pull(handoff):
             covered = min(handoff.tokens, len(sequence.request.token_ids))
             if not handoff_matches(handoff, sequence.request.token_ids):
                 # A real engine would go on with wrong KV; a test must hear of it.

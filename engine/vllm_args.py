@@ -29,6 +29,9 @@ def prepare_environment(config: EngineConfig, environ: MutableMapping[str, str] 
     environ.setdefault("OMP_NUM_THREADS", str(cpu_threads(config)))
     # Engines share cores with each other and the front proxy: leave the placing of threads to the kernel.
     environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    if config.enforce_eager:
+        # vLLM compiles some sampler code even then: the first request for logprobs would wait 20 s for a compiler.
+        environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     # Idle OpenMP threads that spin would take the other engines' cores.
     environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -18,6 +18,8 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.version import __version__ as vllm_version
 
 from engine import vllm_args, vllm_values
 from engine.config import EngineConfig
@@ -39,6 +41,10 @@ log = logging.getLogger(__name__)
 
 _sampling_decoder = msgspec.msgpack.Decoder(SamplingParams)
 _map_decoder = msgspec.msgpack.Decoder(dict[str, Any])
+
+
+class _StatLogger(LoadRecorder, StatLoggerBase):  # type: ignore[misc]  # the recorder is what vLLM's hook asks for
+    """The recorder as vLLM wants to see it."""
 
 
 class VllmEngine:
@@ -66,7 +72,7 @@ class VllmEngine:
         args = vllm_args.engine_args(
             config, engine_id=engine_id, side_channel_port=vllm_args.free_port(config.side_channel_host)
         )
-        load = LoadRecorder()
+        load = _StatLogger()
         log.info("starting vLLM for %s (%s), engine %s", worker_id, role, engine_id)
         try:
             async with asyncio.timeout(config.start_timeout_s):
@@ -77,7 +83,9 @@ class VllmEngine:
                     usage_context=UsageContext.ENGINE_CONTEXT,
                     stat_loggers=[load.logger_factory],
                 )
-                info = vllm_values.engine_info(llm.vllm_config, config, epoch=epoch, engine_id=engine_id)
+                info = vllm_values.engine_info(
+                    llm.vllm_config, config, version=vllm_version, epoch=epoch, engine_id=engine_id
+                )
                 load.set_capacity(blocks=info.kv_blocks_total, block_bytes=info.block_bytes)
                 engine = cls(llm, info, load, config, worker_id)
                 await engine._serve_one_token()
@@ -157,6 +165,8 @@ class VllmEngine:
         """The request's sampling for vLLM, with the transfer it asks for and none that a client sneaked in."""
         try:
             params = _sampling_decoder.decode(request.sampling)
+        except VLLMClientError as error:
+            raise InvalidRequest(str(error)) from error
         except (msgspec.DecodeError, ValueError, TypeError) as error:
             raise InvalidRequest(f"sampling parameters cannot be read: {error}") from error
         if params.n != 1 or params.stop:

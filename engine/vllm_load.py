@@ -1,15 +1,16 @@
-"""The latest load of a vLLM engine, from the statistics it sends with every step. Never asks the engine."""
+"""The latest load of a vLLM engine, from the statistics it sends with every step. Never asks the engine.
+
+Imports nothing of vLLM: ``vllm_engine`` joins it to vLLM's hook.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
-from vllm.v1.metrics.loggers import StatLoggerBase
+from typing import Any, Self
 
 from engine.protocol import EngineLoad
 
 
-class LoadRecorder(StatLoggerBase):
+class LoadRecorder:
     """vLLM's statistics hook, kept to the few numbers that Baton reports."""
 
     def __init__(self) -> None:
@@ -27,7 +28,7 @@ class LoadRecorder(StatLoggerBase):
         self.leases_expired = 0
         self.late_pulls = 0
 
-    def logger_factory(self, *_: object) -> StatLoggerBase:
+    def logger_factory(self, *_: object) -> Self:
         """What vLLM calls to make its logger: all data-parallel ranks share this recorder."""
         return self
 

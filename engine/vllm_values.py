@@ -146,14 +146,12 @@ def _first(output: Any, transfer: Hold | TakeOver | None) -> FirstOutput:
     )
 
 
-def engine_info(vllm_config: Any, config: EngineConfig, *, epoch: int, engine_id: str) -> EngineInfo:
+def engine_info(vllm_config: Any, config: EngineConfig, *, version: str, epoch: int, engine_id: str) -> EngineInfo:
     """Identity and capacity, from the configuration vLLM ended up with."""
-    import vllm
-
     model, cache = vllm_config.model_config, vllm_config.cache_config
     block_bytes = _block_bytes(model, cache)
     parts = {
-        "vllm": vllm.__version__,
+        "vllm": version,
         "model": _weights_identity(model.model, model.revision),
         "dtype": str(model.dtype),
         "cache_dtype": str(cache.cache_dtype),
@@ -169,7 +167,7 @@ def engine_info(vllm_config: Any, config: EngineConfig, *, epoch: int, engine_id
         epoch=epoch,
         engine_id=engine_id,
         model=config.served_model_name or config.model,
-        engine_version=f"vllm-{vllm.__version__}",
+        engine_version=f"vllm-{version}",
         layout_fingerprint=layout.fingerprint(parts),
         block_size_tokens=cache.block_size,
         block_bytes=block_bytes,
@@ -180,11 +178,7 @@ def engine_info(vllm_config: Any, config: EngineConfig, *, epoch: int, engine_id
 
 def _block_bytes(model: Any, cache: Any) -> int:
     """KV bytes of one block over all layers and ranks."""
-    import torch
-
-    item = (
-        1 if str(cache.cache_dtype).startswith(("fp8", "int8")) else torch.empty((), dtype=model.dtype).element_size()
-    )
+    item = 1 if str(cache.cache_dtype).startswith(("fp8", "int8")) else model.dtype.itemsize
     per_token = model.get_head_size() * item * (1 if model.use_mla else 2 * model.get_total_num_kv_heads())
     return int(per_token * cache.block_size * model.get_total_num_hidden_layers())
 

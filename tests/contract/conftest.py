@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+import pytest
+import pytest_asyncio
+
+from engine import factory
+from engine.config import EngineConfig, FakeEngineConfig
+from engine.protocol import Engine
+from tests.contract import tiny_model
+
+
+class Pair(NamedTuple):
+    prefill: Engine
+    decode: Engine
+
+
+@pytest_asyncio.fixture(
+    scope="session", loop_scope="session", params=["fake", pytest.param("vllm", marks=pytest.mark.vllm)]
+)
+async def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
+    """A prefill and a decode engine of one kind, started once."""
+    config = EngineConfig(
+        kind=request.param,
+        max_model_len=tiny_model.CONTEXT_TOKENS,
+        enforce_eager=True,
+        max_num_seqs=16,
+        fake=FakeEngineConfig(vocab_size=tiny_model.VOCAB_SIZE),
+        vllm_metrics=False,
+        dtype="float32",
+        kv_cache_bytes=64 << 20,
+        start_timeout_s=200,
+    )
+    if request.param == "vllm":
+        folder = tmp_path_factory.mktemp("model")
+        tiny_model.save(folder)
+        config = EngineConfig(
+            **{field: getattr(config, field) for field in config.__struct_fields__} | {"model": str(folder)}
+        )
+    prefill, decode = await asyncio.gather(
+        factory.start(config, worker_id="p0", role="prefill"), factory.start(config, worker_id="d0", role="decode")
+    )
+    yield Pair(prefill, decode)
+    await asyncio.gather(prefill.close(), decode.close())

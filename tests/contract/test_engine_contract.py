@@ -1,0 +1,276 @@
+"""One suite for every Engine: what the workers rely on, whichever engine is behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine.protocol import Engine, EngineOutput, EngineRequest, Hold, InvalidRequest, TakeOver
+from tests.contract.conftest import Pair
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+SETTLE_S = 5.0
+_ids = itertools.count()
+
+
+def prompt(length: int) -> list[int]:
+    """A prompt no other test has used, so that no prefix cache hides a missing transfer."""
+    number = next(_ids)
+    chooser = random.Random(number)
+    return [3 + number % 500, *(chooser.randrange(3, 512) for _ in range(length - 1))]
+
+
+def request(tokens: list[int], transfer: Hold | TakeOver | None = None, **sampling: Any) -> EngineRequest:
+    values = {"temperature": 0.0, "ignore_eos": True, "max_tokens": 8} | sampling
+    return EngineRequest(
+        request_id=f"r{next(_ids)}", token_ids=tokens, sampling=msgspec.msgpack.encode(values), transfer=transfer
+    )
+
+
+async def collect(engine: Engine, wanted: EngineRequest) -> list[EngineOutput]:
+    return [output async for output in engine.generate(wanted)]
+
+
+def tokens_of(outputs: list[EngineOutput]) -> list[int]:
+    return [token for output in outputs for token in output.token_ids]
+
+
+async def prefill(engine: Engine, tokens: list[int], lease_s: float = 60.0) -> EngineOutput:
+    """The last output of a prefill: its token and its hand-off."""
+    outputs = await collect(engine, request(tokens, Hold(lease_s=lease_s), max_tokens=1))
+    assert outputs[-1].handoff is not None
+    return outputs[-1]
+
+
+async def settles(engine: Engine) -> bool:
+    """Whether nothing is held or running within the bound. Load is told by the engine's steps: polled, not awaited."""
+    deadline = asyncio.get_running_loop().time() + SETTLE_S
+    while asyncio.get_running_loop().time() < deadline:
+        load = engine.load()
+        if not (load.kv_blocks_used or load.requests_running or load.requests_waiting):
+            return True
+        await asyncio.sleep(0.005)
+    return False
+
+
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 100])
+async def test_decode_continues_a_held_prefill_as_one_engine_would(engines: Pair, length: int) -> None:
+    tokens = prompt(length)
+    alone = tokens_of(await collect(engines.decode, request(prompt(5))))  # the engine is warm, its cache is not
+    assert len(alone) == 8
+    done = await prefill(engines.prefill, tokens)
+    assert done.handoff is not None
+    assert done.handoff.tokens == length
+    continued = await collect(engines.decode, request(tokens, TakeOver(done.handoff)))
+    whole = tokens_of(await collect(engines.prefill, request(tokens)))
+    assert tokens_of(continued) == whole
+    assert continued[0].first is not None
+    assert continued[0].first.external_tokens >= length - 1
+
+
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 100])
+async def test_decode_continues_after_the_first_token_that_prefill_made(engines: Pair, length: int) -> None:
+    tokens = prompt(length)
+    done = await prefill(engines.prefill, tokens)
+    assert done.handoff is not None
+    continued = await collect(engines.decode, request([*tokens, *done.token_ids], TakeOver(done.handoff), max_tokens=7))
+    whole = tokens_of(await collect(engines.prefill, request(tokens)))
+    assert done.token_ids + tokens_of(continued) == whole
+    assert continued[0].first is not None
+    assert continued[0].first.external_tokens == length
+
+
+async def test_a_pull_moves_bytes_and_frees_the_prefill_side(engines: Pair) -> None:
+    await settles(engines.prefill)
+    before_in, before_out = engines.decode.load().kv_bytes_in, engines.prefill.load().kv_bytes_out
+    tokens = prompt(100)
+    done = await prefill(engines.prefill, tokens)
+    assert done.handoff is not None
+    await collect(engines.decode, request(tokens, TakeOver(done.handoff)))
+    assert await settles(engines.prefill)
+    assert await settles(engines.decode)
+    assert engines.decode.load().kv_bytes_in - before_in == done.handoff.bytes
+    assert engines.prefill.load().kv_bytes_out - before_out == done.handoff.bytes
+
+
+async def test_release_frees_a_held_prefill_and_may_be_repeated(engines: Pair) -> None:
+    done = await prefill(engines.prefill, prompt(100))
+    assert done.handoff is not None
+    assert done.handoff.blocks == -(-100 // engines.prefill.info.block_size_tokens)
+    await engines.prefill.release(done.handoff.lease_id)
+    assert await settles(engines.prefill)
+    await engines.prefill.release(done.handoff.lease_id)
+    await engines.prefill.release("never held")
+    assert tokens_of(await collect(engines.prefill, request(prompt(3))))
+
+
+async def test_a_held_prefill_counts_as_used_until_its_lease_runs_out(engines: Pair) -> None:
+    await settles(engines.prefill)
+    await prefill(engines.prefill, prompt(100), lease_s=0.5)
+    assert engines.prefill.load().kv_blocks_used >= 4
+    assert await settles(engines.prefill)
+
+
+async def test_closing_the_iterator_frees_everything_whatever_it_was_doing(engines: Pair) -> None:
+    """A hand-off that was not received is nobody's, so the engine itself must let go of it."""
+    chooser = random.Random(7)
+    for _ in range(20):
+        outputs = engines.prefill.generate(request(prompt(400), Hold(lease_s=60.0), max_tokens=1))
+        reading = asyncio.ensure_future(anext(outputs))
+        await asyncio.wait([reading], timeout=chooser.random() * 0.04)
+        if reading.done():
+            handoff = reading.result().handoff
+            assert handoff is not None
+            await engines.prefill.release(handoff.lease_id)
+        else:
+            reading.cancel()
+            await asyncio.wait([reading])
+        await outputs.aclose()  # type: ignore[attr-defined]
+    assert await settles(engines.prefill)
+
+
+async def test_leaving_while_the_kv_is_under_way_frees_both_sides(engines: Pair) -> None:
+    chooser = random.Random(8)
+    for _ in range(20):
+        tokens = prompt(500)
+        done = await prefill(engines.prefill, tokens)
+        assert done.handoff is not None
+        outputs = engines.decode.generate(request(tokens, TakeOver(done.handoff)))
+        reading = asyncio.ensure_future(anext(outputs))
+        await asyncio.wait([reading], timeout=chooser.random() * 0.02)
+        reading.cancel()
+        await asyncio.wait([reading])
+        await outputs.aclose()  # type: ignore[attr-defined]
+        await engines.prefill.release(done.handoff.lease_id)
+    assert await settles(engines.decode)
+    assert await settles(engines.prefill)
+
+
+async def test_a_handoff_that_cannot_be_read_is_computed_again(engines: Pair) -> None:
+    tokens = prompt(100)
+    done = await prefill(engines.prefill, tokens)
+    assert done.handoff is not None
+    await engines.prefill.release(done.handoff.lease_id)
+    unreadable = msgspec.structs.replace(done.handoff, engine_id="gone-1", connector_params=b"")
+    continued = await collect(engines.decode, request(tokens, TakeOver(unreadable)))
+    assert tokens_of(continued) == tokens_of(await collect(engines.prefill, request(tokens)))
+    assert continued[0].first is not None
+    assert continued[0].first.external_tokens == 0
+
+
+async def test_max_tokens_ends_with_length(engines: Pair) -> None:
+    outputs = await collect(engines.decode, request(prompt(10), max_tokens=5))
+    assert len(tokens_of(outputs)) == 5
+    assert [output.finish for output in outputs[:-1]] == [None] * (len(outputs) - 1)
+    assert outputs[-1].finish is not None
+    assert outputs[-1].finish.reason == "length"
+
+
+async def test_a_stop_token_ends_with_stop_and_is_named(engines: Pair) -> None:
+    tokens = prompt(10)
+    third = tokens_of(await collect(engines.decode, request(tokens)))[2]
+    outputs = await collect(engines.decode, request(tokens, stop_token_ids=[third]))
+    assert tokens_of(outputs)[-1] == third
+    assert len(tokens_of(outputs)) <= 3
+    assert outputs[-1].finish is not None
+    assert (outputs[-1].finish.reason, outputs[-1].finish.stop_token_id) == ("stop", third)
+
+
+async def test_a_prefill_whose_first_token_ends_it_holds_nothing(engines: Pair) -> None:
+    tokens = prompt(40)
+    first = tokens_of(await collect(engines.prefill, request(tokens, max_tokens=1)))[0]
+    outputs = await collect(engines.prefill, request(tokens, Hold(lease_s=60.0), max_tokens=1, stop_token_ids=[first]))
+    assert outputs[-1].handoff is None
+    assert outputs[-1].finish is not None
+    assert outputs[-1].finish.reason == "stop"
+    assert await settles(engines.prefill)
+
+
+async def test_logprobs_come_in_columns_with_the_sampled_token_first(engines: Pair) -> None:
+    outputs = await collect(engines.decode, request(prompt(10), max_tokens=4, logprobs=3))
+    for output in outputs:
+        assert output.logprobs is not None
+        rows = len(output.token_ids)
+        assert output.logprobs.width == 4
+        assert len(output.logprobs.token_ids) == len(output.logprobs.logprobs) == rows * 4
+        assert output.logprobs.token_ids[::4] == output.token_ids
+        # Greedy: the sampled token is also the likeliest of the three columns that follow it.
+        assert output.logprobs.ranks == [1] * rows
+        assert output.logprobs.token_ids[1::4] == output.token_ids
+        assert output.logprobs.logprobs[1] >= output.logprobs.logprobs[2] >= output.logprobs.logprobs[3]
+
+
+async def test_prompt_logprobs_cover_every_prompt_token_but_the_first(engines: Pair) -> None:
+    tokens = prompt(40)
+    outputs = await collect(engines.prefill, request(tokens, max_tokens=2, prompt_logprobs=2))
+    scored = outputs[0].prompt_logprobs
+    assert scored is not None
+    assert scored.width == 3
+    assert scored.token_ids[::3] == tokens[1:]
+    assert len(scored.ranks) == 39
+    assert all(output.prompt_logprobs is None for output in outputs[1:])
+
+
+async def test_only_the_first_output_has_the_first_facts(engines: Pair) -> None:
+    outputs = await collect(engines.decode, request(prompt(40)))
+    assert outputs[0].first is not None
+    assert outputs[0].first.cached_tokens == 0
+    assert outputs[0].first.queue_s >= 0
+    assert outputs[0].first.compute_s > 0
+    assert all(output.first is None for output in outputs[1:])
+
+
+async def test_a_repeated_prompt_hits_the_prefix_cache(engines: Pair) -> None:
+    tokens = prompt(100)
+    await collect(engines.decode, request(tokens))
+    again = await collect(engines.decode, request(tokens))
+    assert again[0].first is not None
+    assert again[0].first.cached_tokens == 96
+
+
+async def test_requests_side_by_side_keep_their_own_tokens_in_order(engines: Pair) -> None:
+    prompts = [prompt(20 + n) for n in range(8)]
+    alone = [tokens_of(await collect(engines.decode, request(tokens))) for tokens in prompts]
+    together = await asyncio.gather(*(collect(engines.decode, request(tokens)) for tokens in prompts))
+    assert [tokens_of(outputs) for outputs in together] == alone
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sampling"),
+    [
+        (list(range(3, 500)) * 3, {}),
+        ([5, 6], {"max_tokens": 0}),
+        ([5, 6], {"temperature": -1.0}),
+        ([5, 6], {"n": 2}),
+        ([5, 6], {"stop": ["word"]}),
+        ([5, 99999], {}),
+    ],
+    ids=["too long", "no tokens wanted", "negative temperature", "two sequences", "stop string", "out of vocabulary"],
+)
+async def test_what_cannot_be_served_is_an_invalid_request(
+    engines: Pair, tokens: list[int], sampling: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidRequest):
+        await collect(engines.decode, request(tokens, **sampling))
+    await engines.decode.check_health()
+    assert await settles(engines.decode)
+
+
+async def test_sampling_that_is_not_msgpack_is_an_invalid_request(engines: Pair) -> None:
+    with pytest.raises(InvalidRequest):
+        await collect(engines.decode, EngineRequest(request_id="bad", token_ids=[5], sampling=b"\xc1"))
+
+
+async def test_two_engines_of_one_configuration_can_exchange_blocks(engines: Pair) -> None:
+    ours, theirs = engines.prefill.info, engines.decode.info
+    assert ours.layout_fingerprint == theirs.layout_fingerprint
+    assert ours.engine_id == f"p0-{ours.epoch}"
+    assert theirs.engine_id == f"d0-{theirs.epoch}"
+    assert ours.kv_blocks_total > 0
+    assert ours.block_bytes > 0
