@@ -63,6 +63,9 @@ if [ ! -x "$venv/bin/python" ]; then
     "$python" -m venv "$venv" || fail "$python cannot make virtual environments (on Debian: install python3-venv)"
 fi
 
+# Whatever was installed before is no longer what a stamp says once this begins.
+rm -f "$venv"/installed-*
+
 echo "setup: installing the tools for development (requirements/dev.txt)"
 install -r requirements/dev.txt
 # After the tools: where the two differ in a pin, the profile's is the one that serves.
