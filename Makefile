@@ -61,7 +61,8 @@ proto-check: setup ## Fail when the generated code is not what the protos give
 sim: setup ## Simulate requests under faults (SEED=17 repeats one; SEEDS=10000 runs that many from 0)
 	$(BIN)/python -m simulation $(if $(filter command line,$(origin SEED)),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
 
-bench: setup ## Measure Baton beside plain vLLM and vllm-router (ARGS="overhead" for one of them)
+bench: setup ## Measure Baton beside plain vLLM and vllm-router (ARGS="overhead --rounds 5"; docs/benchmarks.md)
+	@$(BIN)/python -m pip install --quiet --no-deps -r requirements/bench.txt || echo "vllm-router could not be installed: left out"
 	$(BIN)/python -m bench $(ARGS)
 
 config: setup ## Print the resolved configuration with where each value came from

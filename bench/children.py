@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.plain_server import READY_PREFIX, is_healthy
 
@@ -48,7 +49,8 @@ class Child:
 
     async def wait_ready_line(self, timeout_s: float) -> str:
         """The address of its line `ready http://...`."""
-        done, _ = await asyncio.wait({self._ready, self._pump}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        waits: set[asyncio.Future[Any]] = {self._ready, self._pump}
+        done, _ = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if self._ready in done:
             return self._ready.result()
         raise self._failure("ended before it was ready" if self._pump in done else f"was not ready in {timeout_s:g} s")

@@ -129,9 +129,9 @@ async def _start_plain(shape: EngineShape, options: PeerOptions, children: list[
 
 
 async def _start_router(shape: EngineShape, options: PeerOptions, children: list[Child]) -> str:
-    transfer = json.dumps({"kv_connector": "NixlConnector", "kv_role": "kv_both"})
     servers: list[Child] = []
-    for role in ("prefill", "decode"):
+    for role, kv_role in (("prefill", "kv_producer"), ("decode", "kv_consumer")):
+        transfer = json.dumps({"kv_connector": "NixlConnector", "kv_role": kv_role})
         environ = {**engine_environment(shape), "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port())}
         argv = plain_argv(shape, free_port(), ["--kv-transfer-config", transfer])
         server = await start_child(f"vLLM {role} server", argv, environ, options.logs_dir / f"router_{role}.log")

@@ -1,0 +1,203 @@
+"""What serving adds to its engines: side-by-side runs in interleaved rounds. Starts and stops systems; judges nothing.
+
+One visit to one system in one round is: warm-up; prompts one at a time (time to first token); many at once (CPU
+seconds of all that is not an engine, per 1,000 output tokens). Every system gets the same prompts in the same round,
+and no two rounds share a prompt. Where all systems' engines fit side by side they stay up; else each visit starts and
+stops its system. The order turns by one from round to round, so that a drift of the machine meets all of them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from bench import cpu
+from bench.load import LoadRun, LoadSpec, OpenAiBackend, client_session, run_load
+from bench.measures import RatioSpread, ratio_spread, summarise
+from bench.peers import ENGINES, EngineShape, PeerOptions, System, SystemName, start_system
+from bench.prompts import Tokenizer, make_prompts
+
+
+class OverheadSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Sizes of a visit. Lengths are tokens."""
+
+    systems: tuple[SystemName, ...]
+    rounds: int = 3
+    latency_requests: int = 20
+    latency_prompt_tokens: int = 512
+    latency_output_tokens: int = 16
+    cpu_concurrency: int = 16
+    cpu_requests: int = 64
+    cpu_prompt_tokens: int = 128
+    cpu_output_tokens: int = 128
+    warmup_requests: int = 4
+    seed: int = 0
+    timeout_s: float = 120.0
+    # More engines than this are not started side by side.
+    engines_at_once_max: int = 3
+
+
+class Visit(msgspec.Struct, frozen=True, kw_only=True):
+    """What one system did in one round."""
+
+    system: SystemName
+    round: int
+    ttft_median_ms: float
+    tpot_median_ms: float
+    cpu_other_s_per_1000_tokens: float
+    cpu_engine_s_per_1000_tokens: float
+    cpu_other_by_process: Mapping[str, float]
+    latency: Mapping[str, Any]
+    throughput: Mapping[str, Any]
+    warmup_failed: int
+    errors: tuple[str, ...]
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """One measure of one system over the same measure of another."""
+
+    measure: str
+    system: SystemName
+    over: SystemName
+    ratio: RatioSpread
+
+
+def side_by_side(spec: OverheadSpec) -> bool:
+    """Whether every system stays up for all rounds."""
+    return sum(ENGINES[name] for name in spec.systems) <= spec.engines_at_once_max
+
+
+def order_of(systems: Sequence[SystemName], round_index: int) -> list[SystemName]:
+    """The round's order: turned by one each time."""
+    turn = round_index % len(systems)
+    return [*systems[turn:], *systems[:turn]]
+
+
+class _Prompts:
+    """The prompts of every round, the same for every system."""
+
+    def __init__(self, spec: OverheadSpec, tokenizer: Tokenizer) -> None:
+        self._spec = spec
+        self._tokenizer = tokenizer
+
+    def of(self, round_index: int, part: int, requests: int, tokens: int) -> list[str]:
+        seed = (self._spec.seed * 1009 + round_index) * 4 + part
+        return make_prompts(requests=requests, tokens=tokens, seed=seed, tokenizer=self._tokenizer)
+
+
+async def _load(
+    session: aiohttp.ClientSession, system: System, model: str, prompts: list[str], spec: LoadSpec
+) -> LoadRun:
+    backend = OpenAiBackend(session, base_url=system.base_url, model=model, timeout_s=spec.timeout_s)
+    return await run_load(backend, prompts, spec)
+
+
+async def visit(system: System, *, model: str, spec: OverheadSpec, prompts: _Prompts, round_index: int) -> Visit:
+    """Warm up, then measure latency alone and CPU in company."""
+    alone = LoadSpec(output_tokens=spec.latency_output_tokens, concurrency=1, timeout_s=spec.timeout_s)
+    company = LoadSpec(output_tokens=spec.cpu_output_tokens, concurrency=spec.cpu_concurrency, timeout_s=spec.timeout_s)
+    async with client_session() as session:
+        warmup = await _load(
+            session, system, model, prompts.of(round_index, 0, spec.warmup_requests, spec.latency_prompt_tokens), alone
+        )
+        warmup_company = await _load(
+            session, system, model, prompts.of(round_index, 1, spec.cpu_concurrency, spec.cpu_prompt_tokens), company
+        )
+        latency = await _load(
+            session, system, model, prompts.of(round_index, 2, spec.latency_requests, spec.latency_prompt_tokens), alone
+        )
+        before = cpu.read(system.root_pids)
+        throughput = await _load(
+            session, system, model, prompts.of(round_index, 3, spec.cpu_requests, spec.cpu_prompt_tokens), company
+        )
+        use = cpu.used(before, cpu.read(system.root_pids))
+    records = [*latency.records, *throughput.records]
+    tokens = sum(record.output_tokens for record in throughput.records if record.succeeded)
+    first_tokens_ms = [record.ttft_s * 1000.0 for record in latency.records if record.succeeded]
+    gaps_ms = [record.tpot_s * 1000.0 for record in latency.records if record.succeeded]
+    return Visit(
+        system=system.name,
+        round=round_index,
+        ttft_median_ms=statistics.median(first_tokens_ms) if first_tokens_ms else 0.0,
+        tpot_median_ms=statistics.median(gaps_ms) if gaps_ms else 0.0,
+        cpu_other_s_per_1000_tokens=cpu.per_1000_tokens(use.other_s, tokens) if tokens else 0.0,
+        cpu_engine_s_per_1000_tokens=cpu.per_1000_tokens(use.engine_s, tokens) if tokens else 0.0,
+        cpu_other_by_process=use.other_by_process,
+        latency=summarise(latency.records, duration_s=latency.duration_s),
+        throughput=summarise(throughput.records, duration_s=throughput.duration_s),
+        warmup_failed=sum(not record.succeeded for record in [*warmup.records, *warmup_company.records]),
+        errors=tuple(record.error or "no output" for record in records if not record.succeeded),
+    )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+async def run_rounds(spec: OverheadSpec, shape: EngineShape, options: PeerOptions, tokenizer: Tokenizer) -> list[Visit]:
+    """Every visit, in the order they were made."""
+    prompts = _Prompts(spec, tokenizer)
+    visits: list[Visit] = []
+    kept: dict[SystemName, System] = {}
+    try:
+        for round_index in range(spec.rounds):
+            for name in order_of(spec.systems, round_index):
+                system = kept.get(name)
+                if system is None:
+                    _say(f"round {round_index + 1}/{spec.rounds}: starting {name}")
+                    folder = options.logs_dir if side_by_side(spec) else options.logs_dir / f"round_{round_index}"
+                    system = await start_system(name, shape, msgspec.structs.replace(options, logs_dir=folder))
+                    kept[name] = system
+                made = await visit(
+                    system, model=shape.served_model_name, spec=spec, prompts=prompts, round_index=round_index
+                )
+                visits.append(made)
+                _say(
+                    f"round {round_index + 1}/{spec.rounds}: {name}: TTFT {made.ttft_median_ms:.1f} ms, other CPU "
+                    f"{made.cpu_other_s_per_1000_tokens:.3f} s/1,000 tokens, failed {len(made.errors)}"
+                )
+                if not side_by_side(spec):
+                    await kept.pop(name).stop()
+    finally:
+        for system in kept.values():
+            await system.stop()
+    return visits
+
+
+def compare(visits: Sequence[Visit]) -> list[Comparison]:
+    """Each system over each other one, round by round; only rounds in which both have the measure."""
+    measures = {
+        "ttft_median_ms": {(one.system, one.round): one.ttft_median_ms for one in visits},
+        "tpot_median_ms": {(one.system, one.round): one.tpot_median_ms for one in visits},
+        "cpu_other_s_per_1000_tokens": {(one.system, one.round): one.cpu_other_s_per_1000_tokens for one in visits},
+        "output_throughput": {(one.system, one.round): one.throughput["output_throughput"] for one in visits},
+    }
+    rounds = sorted({one.round for one in visits})
+    systems = list(dict.fromkeys(one.system for one in visits))
+    comparisons: list[Comparison] = []
+    for measure, values in measures.items():
+        for system in systems:
+            for over in systems:
+                pairs = [
+                    (values[system, index], values[over, index])
+                    for index in rounds
+                    if values.get((system, index), 0.0) > 0.0 and values.get((over, index), 0.0) > 0.0
+                ]
+                if system != over and pairs:
+                    spread = ratio_spread([above for above, _ in pairs], [below for _, below in pairs])
+                    comparisons.append(Comparison(measure=measure, system=system, over=over, ratio=spread))
+    return comparisons
+
+
+def model_folder(model: str) -> Path:
+    """The folder of the model, whose tokenizer file makes prompts of exact lengths."""
+    folder = Path(model)
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{model} is not a folder with a tokenizer.json, which exact prompt lengths need")
+    return folder
