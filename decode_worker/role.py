@@ -20,7 +20,7 @@ class DecodeRole:
     def __init__(self, config: DecodeWorkerConfig, info: EngineInfo, worker_id: str) -> None:
         self._info = info
         self._worker_id = worker_id
-        self._intake = Intake(
+        self.intake = Intake(
             info=info,
             holders=Holders(config.holders_max),
             lease_margin_s=config.lease_margin_s,
@@ -57,24 +57,24 @@ class DecodeRole:
         if needed > self._info.kv_blocks_total:
             message = f"the prompt needs {needed} KV blocks; worker {self._worker_id} has {self._info.kv_blocks_total}"
             return Refused(failure=Failure(kind=FailureKind.TOO_LARGE, message=message), reason="too_large")
-        if handoff is not None and (refused := self._intake.judge(handoff, request)) is not None:
+        if handoff is not None and (refused := self.intake.judge(handoff, request)) is not None:
             return refused
         transfer = TakeOver(handoff) if handoff is not None else None
-        return Accepted(engine_request=request.engine_request(transfer), blocks=self._intake.blocks(request))
+        return Accepted(engine_request=request.engine_request(transfer), blocks=self.intake.blocks(request))
 
-    def offer(self, handoff: KvHandoff, owner: int, now_s: float) -> Offer:  # noqa: ARG002
+    def offer(self, handoff: KvHandoff, owner: int, now_s: float) -> Offer:
         """Never: no request of this role asks the engine to hold anything."""
         raise AssertionError(f"the engine offered {handoff.lease_id} on decode worker {self._worker_id}")
 
-    def released(self, lease_id: str, epoch: int, pulled: bool) -> Sequence[LeaseAction]:  # noqa: ARG002
+    def released(self, lease_id: str, epoch: int, pulled: bool) -> Sequence[LeaseAction]:
         """No lease is held here."""
         return ()
 
-    def owner_gone(self, owner: int) -> Sequence[LeaseAction]:  # noqa: ARG002
+    def owner_gone(self, owner: int) -> Sequence[LeaseAction]:
         """No lease is held here."""
         return ()
 
-    def tick(self, now_s: float) -> Sequence[LeaseAction]:  # noqa: ARG002
+    def tick(self, now_s: float) -> Sequence[LeaseAction]:
         """Nothing here runs out."""
         return ()
 

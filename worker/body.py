@@ -176,7 +176,10 @@ class WorkerBody:
         if isinstance(judged, Refused):
             return judged
         no_room = self.admission.admit(
-            request.request_id, judged.blocks, blocks_held=self.role.blocks_held, blocks_used=self.engine.load().kv_blocks_used
+            request.request_id,
+            judged.blocks,
+            blocks_held=self.role.blocks_held,
+            blocks_used=self.engine.load().kv_blocks_used,
         )
         if no_room is None:
             return judged

@@ -49,6 +49,7 @@ async def run(
     stop = stop or lifecycle.stop_event()
     worker_id = worker_id_of(config, role)
     metrics = metrics or WorkerMetrics(role)
+    log.info("starting the engine of worker %s", worker_id)
     metrics_address = serve_metrics(config.host, config.metrics_port)
     engine = await _start_engine(start_engine(worker_id), stop)
     if engine is None:

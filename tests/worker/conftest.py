@@ -32,6 +32,7 @@ from worker.metrics import WorkerMetrics
 from worker.role import Role
 
 WAIT_S = 10.0
+EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined] # the stubs do not know it
 _epochs = itertools.count(1)
 _request_ids = itertools.count(1)
 
@@ -73,7 +74,7 @@ class Client:
 
     async def step(self) -> list[pb.Delta]:
         message = await asyncio.wait_for(self.call.read(), WAIT_S)
-        assert message is not grpc.aio.EOF, "the stream ended"
+        assert message is not EOF, "the stream ended"
         self.steps.append(list(message.step.deltas))
         return self.steps[-1]
 
@@ -98,7 +99,7 @@ class Client:
     async def ended(self) -> grpc.StatusCode:
         """The status the worker ended the stream with."""
         try:
-            while await asyncio.wait_for(self.call.read(), WAIT_S) is not grpc.aio.EOF:
+            while await asyncio.wait_for(self.call.read(), WAIT_S) is not EOF:
                 pass
         except grpc.aio.AioRpcError as error:
             return error.code()
@@ -121,9 +122,7 @@ class InProcessWorker:
     async def attach(self, front_proxy_id: str = "front-0", engine_version: str = "") -> Client:
         client = Client((await self.stub()).Attach())
         self._stack.callback(client.call.cancel)
-        await client.send(
-            pb.AttachRequest(open=pb.Open(front_proxy_id=front_proxy_id, engine_version=engine_version))
-        )
+        await client.send(pb.AttachRequest(open=pb.Open(front_proxy_id=front_proxy_id, engine_version=engine_version)))
         opened = await asyncio.wait_for(client.call.read(), WAIT_S)
         assert opened.opened.worker.worker_id == self.body.worker_id
         return client

@@ -1,0 +1,99 @@
+"""The decode job: only KV that is proved right reaches the engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from decode_worker.config import DecodeWorkerConfig
+from decode_worker.role import DecodeRole
+from engine.protocol import EngineInfo, TakeOver
+from kv_transfer.handoff import KvHandoff
+from runtime.failures import FailureKind
+from worker.role import Accepted, Decode, Prefill, Refused, WorkerRequest
+
+INFO = EngineInfo(
+    epoch=7, engine_id="decode-0-7", model="m", engine_version="fake", layout_fingerprint="f", block_size_tokens=16,
+    block_bytes=100, kv_blocks_total=40, context_tokens_max=400,
+)  # fmt: skip
+HANDOFF = KvHandoff(
+    worker_id="prefill-0", epoch=5, lease_id="l", engine_id="prefill-0-5", tokens=33, blocks=3, bytes=300,
+    layout_fingerprint="f", lease_remaining_s=20.0,
+)  # fmt: skip
+
+
+def role(**settings: float) -> DecodeRole:
+    return DecodeRole(msgspec.convert(settings, DecodeWorkerConfig), INFO, "decode-0")
+
+
+def request(handoff: KvHandoff | None, **fields: Any) -> WorkerRequest:
+    wanted = {"slot": 1, "request_id": "r", "token_ids": [1] * 34, "sampling": b"", "work": Decode(handoff), **fields}
+    return WorkerRequest(**wanted)
+
+
+def test_a_good_hand_off_is_taken_over_and_none_is_computed_here() -> None:
+    taken, computed = role().accept(request(HANDOFF)), role().accept(request(None))
+    assert isinstance(taken, Accepted)
+    assert taken.engine_request.transfer == TakeOver(HANDOFF)
+    assert isinstance(computed, Accepted)
+    assert computed.engine_request.transfer is None
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "reason"),
+    [
+        ({"layout_fingerprint": "g"}, FailureKind.INCOMPATIBLE, "handoff_layout"),
+        ({"layout_fingerprint": ""}, FailureKind.INCOMPATIBLE, "handoff_layout"),
+        ({"lease_remaining_s": 1.0}, FailureKind.STATE_LOST, "handoff_expired"),
+        ({"lease_remaining_s": 0.0}, FailureKind.STATE_LOST, "handoff_expired"),
+        ({"tokens": 35}, FailureKind.STATE_LOST, "handoff_length"),
+        ({"tokens": 0}, FailureKind.STATE_LOST, "handoff_length"),
+        ({"blocks": 2}, FailureKind.STATE_LOST, "handoff_blocks"),
+        ({"epoch": 0}, FailureKind.STATE_LOST, "handoff_incomplete"),
+        ({"engine_id": ""}, FailureKind.STATE_LOST, "handoff_incomplete"),
+        ({"epoch": 4}, FailureKind.STATE_LOST, "handoff_epoch"),
+    ],
+)
+def test_what_cannot_be_proved_right_is_refused(change: dict[str, Any], kind: FailureKind, reason: str) -> None:
+    decode = role()
+    assert isinstance(decode.accept(request(HANDOFF)), Accepted)
+    refused = decode.accept(request(msgspec.structs.replace(HANDOFF, **change)))
+    assert isinstance(refused, Refused)
+    assert (refused.failure.kind, refused.reason) == (kind, reason)
+    assert "hand-off" in refused.failure.message
+
+
+def test_after_a_holder_restarted_its_old_tickets_are_refused_and_its_new_ones_taken() -> None:
+    decode = role()
+    assert isinstance(decode.accept(request(msgspec.structs.replace(HANDOFF, epoch=6))), Accepted)
+    assert isinstance(decode.accept(request(HANDOFF)), Refused)
+    assert isinstance(decode.accept(request(msgspec.structs.replace(HANDOFF, worker_id="prefill-1"))), Accepted)
+
+
+def test_the_scheduler_knows_better_how_many_blocks_are_needed() -> None:
+    guessed, reserved = (
+        role(output_headroom_tokens=100).accept(request(None)),
+        role().accept(request(None, blocks_reserved=11)),
+    )
+    assert isinstance(guessed, Accepted)
+    assert guessed.blocks == 9
+    assert isinstance(reserved, Accepted)
+    assert reserved.blocks == 11
+
+
+def test_prompts_that_never_fit_and_prefills_are_refused() -> None:
+    long, prefill = role().accept(request(None, token_ids=[1] * 641)), role().accept(request(None, work=Prefill()))
+    assert isinstance(long, Refused)
+    assert long.failure.kind is FailureKind.TOO_LARGE
+    assert isinstance(prefill, Refused)
+    assert prefill.failure.kind is FailureKind.INCOMPATIBLE
+
+
+def test_memory_of_holders_is_bounded() -> None:
+    decode = role(holders_max=2)
+    for number in range(5):
+        ticket = msgspec.structs.replace(HANDOFF, worker_id=f"prefill-{number}")
+        assert isinstance(decode.accept(request(ticket)), Accepted)
+    assert len(decode.intake.holders) == 2

@@ -1,0 +1,70 @@
+"""The prefill job: what it takes, and the ticket it hands out."""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.protocol import EngineInfo, Hold
+from kv_transfer.handoff import KvHandoff
+from kv_transfer.lease import FreeBlocks
+from prefill_worker.config import PrefillWorkerConfig
+from prefill_worker.role import PrefillRole
+from runtime.failures import FailureKind
+from worker.role import Accepted, Decode, Prefill, Refused, WorkerRequest
+
+INFO = EngineInfo(
+    epoch=7, engine_id="prefill-0-7", model="m", engine_version="fake", layout_fingerprint="f", block_size_tokens=16,
+    block_bytes=100, kv_blocks_total=10, context_tokens_max=1000,
+)  # fmt: skip
+REQUEST = WorkerRequest(slot=1, request_id="r", token_ids=[1] * 33, sampling=b"", work=Prefill())
+HANDOFF = KvHandoff(
+    worker_id="", epoch=0, lease_id="r", engine_id="", tokens=33, blocks=0, bytes=0, layout_fingerprint="",
+    lease_remaining_s=60.0, connector_params=b"x",
+)  # fmt: skip
+
+
+def role(**settings: float) -> PrefillRole:
+    return PrefillRole(msgspec.convert(settings, PrefillWorkerConfig), INFO, "prefill-0")
+
+
+def test_a_prefill_is_held_for_the_configured_time() -> None:
+    accepted = role(lease_s=12.0).accept(REQUEST)
+    assert isinstance(accepted, Accepted)
+    assert accepted.engine_request.transfer == Hold(12.0)
+    assert accepted.blocks == 3
+
+
+def test_the_ticket_says_whose_it_is_and_how_long_it_lasts() -> None:
+    prefill = role(lease_s=30.0)
+    ticket = prefill.offer(HANDOFF, 1, 100.0).handoff
+    assert (ticket.worker_id, ticket.epoch, ticket.engine_id) == ("prefill-0", 7, "prefill-0-7")
+    assert (ticket.layout_fingerprint, ticket.blocks, ticket.bytes) == ("f", 3, 300)
+    assert (ticket.lease_remaining_s, ticket.connector_params) == (30.0, b"x")
+    assert (prefill.leases_held, prefill.blocks_held) == (1, 3)
+    assert FreeBlocks("r") in prefill.tick(130.0)
+
+
+def test_a_release_for_another_epoch_is_not_for_us() -> None:
+    prefill = role()
+    prefill.offer(HANDOFF, 1, 0.0)
+    assert prefill.released("r", 6, pulled=False) == ()
+    assert FreeBlocks("r") in prefill.released("r", 7, pulled=False)
+
+
+def test_what_it_cannot_do_is_refused_with_the_reason() -> None:
+    prefill = role(leases_max=1)
+    decode = msgspec.structs.replace(REQUEST, work=Decode())
+    long = msgspec.structs.replace(REQUEST, token_ids=[1] * 161)
+    prefill.offer(HANDOFF, 1, 0.0)
+    other = msgspec.structs.replace(REQUEST, request_id="other")
+    refused = [prefill.accept(request) for request in (decode, long, REQUEST, other)]
+    assert [(r.failure.kind, r.reason) for r in refused if isinstance(r, Refused)] == [
+        (FailureKind.INCOMPATIBLE, "wrong_role"),
+        (FailureKind.BAD_REQUEST, "request_id"),
+        (FailureKind.BAD_REQUEST, "request_id"),
+        (FailureKind.EXHAUSTED, "leases_max"),
+    ]
+    prefill.released("r", 7, pulled=True)
+    too_large = prefill.accept(long)
+    assert isinstance(too_large, Refused)
+    assert too_large.failure.kind is FailureKind.TOO_LARGE

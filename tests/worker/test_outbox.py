@@ -1,0 +1,71 @@
+"""One message per engine step, whole and in order, within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from protos.worker.v1 import worker_pb2 as pb
+from worker.outbox import Outbox, OutboxOverflow
+
+
+def outbox(**bounds: int) -> Outbox:
+    wanted = {"deltas_max": 1000, "bytes_max": 1 << 20, "step_deltas_max": 100, "step_bytes_max": 1 << 20, **bounds}
+    return Outbox(**wanted)
+
+
+def delta(slot: int, tokens: int = 1) -> pb.Delta:
+    return pb.Delta(slot=slot, token_ids=[slot] * tokens)
+
+
+def slots(step: pb.StepOutputs | None) -> list[int]:
+    assert step is not None
+    return [one.slot for one in step.deltas]
+
+
+async def test_deltas_of_one_turn_of_the_loop_share_a_message() -> None:
+    box = outbox()
+    reading = asyncio.create_task(box.next_step())
+    await asyncio.sleep(0)
+    loop = asyncio.get_running_loop()
+    for slot in range(5):
+        loop.call_soon(box.append, delta(slot))
+    assert slots(await reading) == [0, 1, 2, 3, 4]
+
+
+async def test_what_gathers_while_a_message_is_written_goes_out_together_and_in_order() -> None:
+    box = outbox()
+    for slot in (3, 1, 2, 1):
+        box.append(delta(slot))
+        await asyncio.sleep(0)
+    assert slots(await box.next_step()) == [3, 1, 2, 1]
+    assert len(box) == box.bytes_waiting == 0
+
+
+async def test_a_message_holds_at_most_so_many_deltas_and_bytes_but_always_one() -> None:
+    box = outbox(step_deltas_max=2, step_bytes_max=400)
+    for slot, tokens in ((1, 1), (2, 1), (3, 1), (4, 1000), (5, 1)):
+        box.append(delta(slot, tokens))
+    assert [slots(await box.next_step()) for _ in range(4)] == [[1, 2], [3], [4], [5]]
+
+
+@pytest.mark.parametrize("bounds", [{"deltas_max": 3}, {"bytes_max": 3 * 68}])
+async def test_one_delta_too_many_is_an_error_and_is_not_kept(bounds: dict[str, int]) -> None:
+    box = outbox(**bounds)
+    for slot in range(3):
+        box.append(delta(slot))
+    with pytest.raises(OutboxOverflow, match="3 deltas"):
+        box.append(delta(3))
+    assert slots(await box.next_step()) == [0, 1, 2]
+
+
+async def test_closing_wakes_the_writer_and_drops_what_comes_later() -> None:
+    box = outbox()
+    reading = asyncio.create_task(box.next_step())
+    await asyncio.sleep(0)
+    box.close()
+    box.append(delta(1))
+    assert await reading is None
+    assert await box.next_step() is None
+    assert len(box) == 0

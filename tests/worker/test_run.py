@@ -1,0 +1,100 @@
+"""A whole worker process with a fake engine: ready, signal, drain, exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from typing import Any
+
+import grpc
+
+from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from runtime.grpc_server import channel
+from tests.worker.conftest import WAIT_S
+
+PROGRAM = """
+import json, sys
+from {role}_worker import config, run
+from engine.config import EngineConfig, FakeEngineConfig
+from runtime import lifecycle, telemetry
+from worker.config import WorkerConfig
+import msgspec
+telemetry.configure_logging("info", "{role}-0")
+settings = json.loads(sys.argv[1])
+lifecycle.run(run.run(
+    msgspec.convert({{"kind": "fake", **settings.get("engine", {{}})}}, EngineConfig),
+    msgspec.convert({{"worker_id": "{role}-0", **settings.get("worker", {{}})}}, WorkerConfig),
+    config.{kind}WorkerConfig(),
+    lambda facts: print(json.dumps(dict(facts)), flush=True),
+))
+"""
+
+
+async def start(role: str, **settings: Any) -> asyncio.subprocess.Process:
+    program = PROGRAM.format(role=role, kind=role.capitalize())
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, json.dumps(settings),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+
+
+async def end(process: asyncio.subprocess.Process) -> tuple[int, str]:
+    _, stderr = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode is not None
+    text = stderr.decode()
+    assert "never retrieved" not in text
+    assert "was destroyed but it is pending" not in text
+    return process.returncode, text
+
+
+async def test_it_says_ready_serves_status_and_stops_on_a_signal_with_zero() -> None:
+    process = await start("prefill")
+    assert process.stdout is not None
+    facts = json.loads(await asyncio.wait_for(process.stdout.readline(), 30))
+    async with channel(facts["address"], 1 << 20) as opened:
+        stub = cluster_pb2_grpc.StatusServiceStub(opened)
+        status = (await stub.GetStatus(cluster_pb2.GetStatusRequest(), timeout=WAIT_S)).process
+    assert (status.id, status.role, status.state) == ("prefill-0", "prefill", "ready")
+    process.send_signal(signal.SIGTERM)
+    code, log = await end(process)
+    assert code == 0, log
+    assert "Traceback" not in log, log
+
+
+async def test_a_signal_before_the_engine_is_up_ends_it_too() -> None:
+    process = await start("decode", engine={"fake": {"start_s": 60}})
+    assert process.stderr is not None
+    async with asyncio.timeout(30):
+        await process.stderr.readline()  # its first log line: signals are heard by then
+    process.send_signal(signal.SIGTERM)
+    assert (await end(process))[0] == 0
+
+
+async def test_no_scheduler_ends_it_with_a_clear_line_and_a_code_of_its_own() -> None:
+    process = await start("decode", worker={"scheduler_address": "127.0.0.1:1", "register_timeout_s": 0.3})
+    code, log = await end(process)
+    assert code == 4, log
+    assert "no scheduler at 127.0.0.1:1 registered decode-0" in log
+
+
+async def test_a_dead_engine_ends_it_with_a_clear_line_and_a_code_of_its_own() -> None:
+    from tests.worker.conftest import Client, submit
+
+    process = await start("decode", engine={"fake": {"dies_after_requests": 1}})
+    assert process.stdout is not None
+    facts = json.loads(await asyncio.wait_for(process.stdout.readline(), 30))
+    from protos.worker.v1 import worker_pb2 as pb
+    from protos.worker.v1 import worker_pb2_grpc
+
+    async with channel(facts["address"], 1 << 20) as opened:
+        client = Client(worker_pb2_grpc.WorkerServiceStub(opened).Attach())
+        await client.send(pb.AttachRequest(open=pb.Open(front_proxy_id="f")))
+        await client.call.read()
+        await client.one(submit(1, [1, 2, 3]))
+        await client.send(submit(2, [1, 2, 3]))
+        assert await client.ended() is grpc.StatusCode.UNAVAILABLE
+        code, log = await end(process)
+    assert code == 3, log
+    assert "the engine of worker decode-0 died" in log
