@@ -18,7 +18,7 @@ class Service(inference_pb2_grpc.InferenceServiceServicer):
     """Answers each request token by token; fails the prompt "refuse", drops the stream at "drop"."""
 
     async def GenerateMany(  # noqa: N802 - the generated name
-        self, requests: AsyncIterator[pb.GenerateManyRequest], context: grpc.aio.ServicerContext[Any, Any][Any, Any]
+        self, requests: AsyncIterator[pb.GenerateManyRequest], context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.GenerateManyResponse]:
         async for message in requests:
             asked = message.generate
