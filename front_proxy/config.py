@@ -56,7 +56,7 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_s: float = 1.0
     """Advice in Retry-After when this process itself is full."""
 
-    phases_header: str = "x-baton-phases"
+    phases_header: str = "x-baton-explain"
     """Request header: when set to 1, the response carries the phases of its time to first token."""
 
     serving: ServingConfig = ServingConfig()

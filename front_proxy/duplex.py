@@ -1,4 +1,4 @@
-"""One bidirectional gRPC stream: a bounded outbox, a writer and a reader that end together. Knows no message's meaning."""
+"""One bidirectional gRPC stream: bounded outbox, writer and reader, which end together. Knows no message's meaning."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 
 Item = TypeVar("Item")
+_EOF = grpc.aio.EOF  # type: ignore[attr-defined] # the stubs do not know it
 
 
 class Duplex(Generic[Item]):
@@ -41,8 +42,10 @@ class Duplex(Generic[Item]):
         return self._end.is_set()
 
     def send(self, item: Item) -> bool:
-        """Queue ``item``. False when the stream is over, or too much is queued: then the stream ends, since an item
-        that is silently missing would leave the peer with work nobody waits for."""
+        """Queue ``item``. False when the stream is over.
+
+        Too much in the queue ends it: an item silently missing would leave the peer with work nobody waits for.
+        """
         if self._end.is_set():
             return False
         if len(self._outbox) >= self._send_messages_max:
@@ -59,10 +62,13 @@ class Duplex(Generic[Item]):
             self._end.set()
 
     async def run(self, call: grpc.aio.StreamStreamCall[Any, Any], *, connect_timeout_s: float) -> str:
-        """Carry messages until the stream ends for any reason, which is returned. The first message must come in time."""
+        """Carry messages until the stream ends for whatever reason, which is returned.
+
+        The first message must arrive within ``connect_timeout_s``.
+        """
         reader = asyncio.create_task(self._read(call, connect_timeout_s), name="duplex-reader")
         writer = asyncio.create_task(self._write(call), name="duplex-writer")
-        ender = asyncio.create_task(self._end.wait(), name="duplex-ender")
+        ender = asyncio.create_task(self._wait_for_end(), name="duplex-ender")
         parts = (reader, writer, ender)
         try:
             await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -73,13 +79,17 @@ class Duplex(Generic[Item]):
                 part.cancel()
             await asyncio.wait(parts)
             self._outbox.clear()
-        reasons = [self._end_reason, *(_reason(part) for part in (reader, writer))]
+            # Read in every case, so that no exception stays unretrieved when this task is being cancelled.
+            reasons = [self._end_reason, *(_reason(part) for part in (reader, writer))]
         return next((reason for reason in reasons if reason), "the stream ended")
+
+    async def _wait_for_end(self) -> None:
+        await self._end.wait()
 
     async def _read(self, call: grpc.aio.StreamStreamCall[Any, Any], connect_timeout_s: float) -> None:
         async with asyncio.timeout(connect_timeout_s):
             message = await call.read()
-        while message is not grpc.aio.EOF:
+        while message is not _EOF:
             self._on_message(message)
             message = await call.read()
 
@@ -94,18 +104,17 @@ class Duplex(Generic[Item]):
 
 
 def _reason(part: asyncio.Task[None]) -> str | None:
-    """Why a part ended by itself. A bug in ``on_message`` or ``encode`` is raised: it must not look like a network's."""
+    """Why a part ended by itself. A bug in ``on_message`` or ``encode`` is raised: it must not pass for a network's."""
     if part.cancelled():
         return None
-    error = part.exception()
-    match error:
+    match part.exception():
         case None:
             return "the peer closed the stream"
-        case grpc.aio.AioRpcError():
+        case grpc.aio.AioRpcError() as error:
             return f"{error.code().name}: {error.details()}"
         case TimeoutError():
             return "it did not answer in time"
         case grpc.aio.UsageError() | asyncio.InvalidStateError():
             return "the stream was over while a message was written"
-        case _:
+        case error:
             raise error

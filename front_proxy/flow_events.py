@@ -138,6 +138,4 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
 
 
-FlowAction = (
-    AskPlan | StartPrefill | StartDecode | Emit | AbortWork | ReleaseHandoff | EndPlan | Retried | Finish
-)
+FlowAction = AskPlan | StartPrefill | StartDecode | Emit | AbortWork | ReleaseHandoff | EndPlan | Retried | Finish

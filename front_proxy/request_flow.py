@@ -82,6 +82,7 @@ class RequestFlow:
         self.phase = Phase.NEW
         self.attempt = 0
         self.output_tokens = 0
+        self.handoff: KvHandoff | None = None
         self.story: collections.deque[str] = collections.deque(maxlen=STORY_EVENTS_MAX)
         self._attempts_max = attempts_max
         self._prefill_only = output_tokens_max == 1
@@ -90,7 +91,6 @@ class RequestFlow:
         self._excluded: list[str] = []
         self._plan: Planned | None = None
         self._plan_open = False
-        self._handoff: KvHandoff | None = None
         self._let_go: list[tuple[str, int, str]] = []
         self._shown: tuple[int, ...] = ()
         self._decoded = False
@@ -124,9 +124,7 @@ class RequestFlow:
             case ClientGone(satisfied=True):
                 return self._give_up("finished", None)
             case ClientGone():
-                return self._give_up(
-                    "cancelled", Failure(kind=FailureKind.CANCELLED, message="The client went away.")
-                )
+                return self._give_up("cancelled", Failure(kind=FailureKind.CANCELLED, message="The client went away."))
             case DeadlinePassed():
                 return self._give_up(
                     "failed", Failure(kind=FailureKind.DEADLINE, message="The request's deadline passed.")
@@ -139,7 +137,7 @@ class RequestFlow:
     def check(self) -> None:
         """Assert what must hold between events."""
         assert 0 <= self.attempt <= self._attempts_max, self.story
-        assert (self._handoff is None) or self.phase is Phase.HANDING_OFF, self.story
+        assert (self.handoff is None) or self.phase is Phase.HANDING_OFF, self.story
         assert self._plan_open == (self.phase not in (Phase.NEW, Phase.DONE)), self.story
         working = self.phase in (Phase.PREFILLING, Phase.HANDING_OFF, Phase.DECODING)
         assert (self._plan is not None) == working, self.story
@@ -195,7 +193,7 @@ class RequestFlow:
         if self._seeded and not self._shown:
             self._shown = tuple(output.token_ids)
             actions.append(self._emit(output, Stage.PREFILL, finish=None))
-        self._handoff = output.handoff
+        self.handoff = output.handoff
         return [*actions, *self._start_decode()]
 
     def _ends_here(self, output: WorkerOutput) -> bool:
@@ -212,13 +210,15 @@ class RequestFlow:
     def _start_decode(self) -> Sequence[FlowAction]:
         assert self._plan is not None
         if self._plan.decode is None:
-            return self._fail(Failure(kind=FailureKind.INTERNAL, message="The scheduler's plan names no decode worker."))
+            return self._fail(
+                Failure(kind=FailureKind.INTERNAL, message="The scheduler's plan names no decode worker.")
+            )
         self.phase = Phase.HANDING_OFF
         return [
             StartDecode(
                 attempt=self.attempt,
                 worker=self._plan.decode,
-                handoff=self._handoff,
+                handoff=self.handoff,
                 shown=self._shown,
                 blocks_reserved=self._plan.decode_blocks_reserved,
             )
@@ -320,7 +320,7 @@ class RequestFlow:
         return [EndPlan(attempt=self.attempt, outcome=outcome, output_tokens=self.output_tokens)]
 
     def _let_go_held(self, *, pulled: bool) -> Sequence[FlowAction]:
-        handoff, self._handoff = self._handoff, None
+        handoff, self.handoff = self.handoff, None
         if handoff is None:
             return []
         self._let_go.append(_lease_key(handoff))
@@ -330,7 +330,7 @@ class RequestFlow:
         """A hand-off nobody will use still holds memory on its prefill worker."""
         if handoff is None or _lease_key(handoff) in self._let_go:
             return []
-        if self._handoff is not None and _lease_key(self._handoff) == _lease_key(handoff):
+        if self.handoff is not None and _lease_key(self.handoff) == _lease_key(handoff):
             return []
         self._let_go.append(_lease_key(handoff))
         return [ReleaseHandoff(handoff=handoff, pulled=False)]

@@ -1,0 +1,209 @@
+"""Runs generations over the cluster for the serving layers above. Never looks into a token."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator
+
+from front_proxy.cluster_view import ClusterSnapshot, ClusterView
+from front_proxy.config import FrontProxyConfig
+from front_proxy.flow_events import Stopped
+from front_proxy.generation import GenerationDelta, GenerationRequest
+from front_proxy.metrics import DispatchMetrics
+from front_proxy.request_run import Planning, RequestRun, RunLimits, Working
+from front_proxy.scheduler_link import SchedulerLink, SchedulerOptions
+from front_proxy.work import Placement
+from front_proxy.worker_link import LinkOptions, WorkerLink, WorkerLinks
+from runtime.failures import Failure, FailureError, FailureKind
+
+
+class Dispatcher:
+    """``run()`` holds the streams for as long as the process serves; the rest may be called from any task of its loop.
+
+    Construct inside the running loop. ``planning`` and ``working`` replace the real links in tests.
+    """
+
+    def __init__(
+        self,
+        config: FrontProxyConfig,
+        *,
+        engine_version: str = "",
+        metrics: DispatchMetrics | None = None,
+        planning: Planning | None = None,
+        working: Working | None = None,
+    ) -> None:
+        self.front_proxy_id = config.front_proxy_id or f"front-{os.getpid()}-{time.time_ns():x}"
+        self._config = config
+        self._metrics = metrics or DispatchMetrics()
+        self._view = ClusterView()
+        self._changed = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._group: asyncio.TaskGroup | None = None
+        self._runs: dict[str, RequestRun] = {}
+        self._links = WorkerLinks(
+            LinkOptions(
+                front_proxy_id=self.front_proxy_id,
+                engine_version=engine_version,
+                connect_timeout_s=config.connect_timeout_s,
+                send_messages_max=config.send_messages_max,
+                message_bytes_max=config.message_bytes_max,
+            ),
+            retry_after_s=config.worker_connect_retry_s,
+            spawn=self._spawn,
+            on_lost=self._on_worker_lost,
+        )
+        self._scheduler = SchedulerLink(
+            _scheduler_options(config, self.front_proxy_id),
+            self._view,
+            on_view=self._changed.set,
+            on_gone=self._links.forget,
+            on_lost=lambda _reason: self._metrics.stream_losses.labels("scheduler").inc(),
+        )
+        self._planning: Planning = planning or self._scheduler
+        self._working: Working = working or self._links
+        self._metrics.watch(
+            in_flight=lambda: len(self._runs),
+            handoffs_held=lambda: self._links.leases_held,
+            connected=lambda: self._scheduler.connected,
+        )
+
+    @property
+    def in_flight(self) -> int:
+        """Generations running."""
+        return len(self._runs)
+
+    @property
+    def handoffs_held(self) -> int:
+        """Hand-offs received from workers and not let go."""
+        return self._links.leases_held
+
+    def cluster(self) -> ClusterSnapshot:
+        """The cluster as the scheduler last told it."""
+        return self._view.snapshot
+
+    def announce(self, address: str) -> None:
+        """Tell the scheduler where users reach this process."""
+        self._scheduler.set_address(address)
+
+    async def run(self) -> None:
+        """Hold the streams until ``close`` is called, then end everything within ``close_timeout_s``. Call once."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                scheduler = group.create_task(self._scheduler.run(), name="scheduler-link")
+                try:
+                    await self._closing.wait()
+                finally:
+                    self._group = None
+                    self._stop_runs()
+                    self._links.end_all("the front proxy stops")
+                    scheduler.cancel()
+        finally:
+            self._stop_runs()
+            self._stopped.set()
+
+    async def close(self) -> None:
+        """End every request and every stream. Returns when ``run`` has, at most ``close_timeout_s`` later."""
+        self._closing.set()
+        self._stop_runs()
+        async with asyncio.timeout(self._config.close_timeout_s):
+            await self._stopped.wait()
+
+    async def wait_usable(self, timeout_s: float) -> None:
+        """Wait until a request could be served. Raises FailureError(UNAVAILABLE) after ``timeout_s``."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not (self._view.snapshot.connected and self._view.snapshot.usable):
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            what = "no decode worker is ready" if self._scheduler.connected else "the scheduler is not reachable"
+            text = f"After {timeout_s:g} s {what}."
+            raise FailureError(Failure(kind=FailureKind.UNAVAILABLE, message=text)) from None
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+        """Yield deltas until one has ``finish``. Closing it cancels everything. Raises FailureError."""
+        self._admit(request)
+        wanted_s = request.deadline_s or self._config.deadline_s
+        run = RequestRun(
+            request,
+            planning=self._planning,
+            working=self._working,
+            metrics=self._metrics,
+            limits=RunLimits(
+                attempts_max=self._config.attempts_max,
+                deadline_s=min(wanted_s, self._config.deadline_s),
+                output_deltas_max=self._config.output_deltas_max,
+            ),
+            on_done=lambda: self._forget(request.request_id),
+        )
+        self._runs[request.request_id] = run
+        satisfied = False
+        try:
+            run.start()
+            while True:
+                delta = await run.next()
+                satisfied = delta.finish is not None
+                yield delta
+                if satisfied:
+                    return
+        finally:
+            run.leave(satisfied=satisfied)
+
+    def satisfied(self, request_id: str) -> None:
+        """The caller has all it wanted of a generation (a stop string) and is about to close it: no cancellation."""
+        run = self._runs.get(request_id)
+        if run is not None:
+            run.leave(satisfied=True)
+
+    def _admit(self, request: GenerationRequest) -> None:
+        if self._closing.is_set() or (self._group is None and self._planning is self._scheduler):
+            raise _failure(FailureKind.UNAVAILABLE, "The front proxy is not serving.")
+        if len(self._runs) >= self._config.requests_in_flight_max:
+            text = f"{len(self._runs)} sequences are running, which is the most this front proxy takes."
+            raise _failure(FailureKind.EXHAUSTED, text, self._config.retry_after_s)
+        if not request.token_ids:
+            raise _failure(FailureKind.BAD_REQUEST, "The prompt has no tokens.")
+        if len(request.token_ids) > self._config.prompt_tokens_max:
+            text = f"The prompt has {len(request.token_ids)} tokens; {self._config.prompt_tokens_max} are accepted."
+            raise _failure(FailureKind.TOO_LARGE, text)
+        if request.request_id in self._runs:
+            raise _failure(FailureKind.BAD_REQUEST, f"The request id {request.request_id} is in use.")
+
+    def _forget(self, request_id: str) -> None:
+        self._runs.pop(request_id, None)
+
+    def _spawn(self, link: WorkerLink) -> None:
+        if self._group is None:
+            raise _failure(FailureKind.UNAVAILABLE, "The front proxy is not running.")
+        self._group.create_task(self._links.run_link(link), name=f"worker-link-{link.worker.worker_id}")
+
+    def _on_worker_lost(self, worker: Placement, reason: str) -> None:
+        if not self._closing.is_set():
+            self._metrics.stream_losses.labels("worker").inc()
+            self._scheduler.suspect(worker, reason)
+
+    def _stop_runs(self) -> None:
+        for run in list(self._runs.values()):
+            run.feed(Stopped(failure=Failure(kind=FailureKind.UNAVAILABLE, message="The front proxy is stopping.")))
+
+
+def _failure(kind: FailureKind, message: str, retry_after_s: float | None = None) -> FailureError:
+    return FailureError(Failure(kind=kind, message=message, retry_after_s=retry_after_s))
+
+
+def _scheduler_options(config: FrontProxyConfig, front_proxy_id: str) -> SchedulerOptions:
+    return SchedulerOptions(
+        address=config.scheduler_address,
+        front_proxy_id=front_proxy_id,
+        pid=os.getpid(),
+        plan_timeout_s=config.plan_timeout_s,
+        connect_timeout_s=config.connect_timeout_s,
+        backoff_min_s=config.scheduler_backoff_min_s,
+        backoff_max_s=config.scheduler_backoff_max_s,
+        send_messages_max=config.send_messages_max,
+        message_bytes_max=config.message_bytes_max,
+    )

@@ -1,0 +1,97 @@
+"""The numbers the dispatcher shows. Defines metrics; docs/metrics.md says what each means. Never decides by them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from front_proxy.generation import Phases
+from runtime.buckets import PHASE_S, TIME_TO_FIRST_TOKEN_S
+
+PHASES = ("plan", "queue", "prefill", "first_token_out", "handoff", "decode_admission")
+
+
+class DispatchMetrics:
+    """One dispatcher's metrics. A process has one; tests give each a registry of its own."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        prefix = "baton_front_proxy"
+        self.requests = Counter(
+            f"{prefix}_requests_total", "Sequences by how they ended.", ["outcome"], registry=registry
+        )
+        self.failures = Counter(
+            f"{prefix}_failures_total", "Sequences that failed, by kind of failure.", ["kind"], registry=registry
+        )
+        self.retries = Counter(
+            f"{prefix}_retries_total",
+            "Attempts that failed and were followed by another one.",
+            ["stage", "reason"],
+            registry=registry,
+        )
+        self.output_tokens = Counter(
+            f"{prefix}_output_tokens_total", "Tokens given to the serving layers.", registry=registry
+        )
+        self.handoffs = Counter(
+            f"{prefix}_handoffs_total",
+            "Hand-offs let go, by whether their KV reached a decode worker.",
+            ["pulled"],
+            registry=registry,
+        )
+        self.stream_losses = Counter(
+            f"{prefix}_stream_losses_total",
+            "Streams that broke, by who was at the other end.",
+            ["peer"],
+            registry=registry,
+        )
+        self.ttft_s = Histogram(
+            f"{prefix}_ttft_seconds",
+            "Dispatcher entered to the client's first token ready; the phases add up to it.",
+            buckets=TIME_TO_FIRST_TOKEN_S,
+            registry=registry,
+        )
+        ttft_phase = Histogram(
+            f"{prefix}_ttft_phase_seconds",
+            "Where the time to the client's first token went.",
+            ["phase"],
+            buckets=PHASE_S,
+            registry=registry,
+        )
+        self._phases = {name: ttft_phase.labels(name) for name in PHASES}
+        self.plan_s = Histogram(
+            f"{prefix}_plan_seconds",
+            "One question to the scheduler and its answer.",
+            buckets=PHASE_S,
+            registry=registry,
+        )
+        self.handoff_s = Histogram(
+            f"{prefix}_handoff_seconds",
+            "Hand-off submitted to the decode worker until its first output.",
+            buckets=PHASE_S,
+            registry=registry,
+        )
+        self.decode_admission_s = Histogram(
+            f"{prefix}_decode_admission_seconds",
+            "Submit received by the decode worker until its engine had the sequence.",
+            buckets=PHASE_S,
+            registry=registry,
+        )
+        self._registry = registry
+
+    def observe_first_token(self, phases: Phases) -> None:
+        """Count a first token's way."""
+        self.ttft_s.observe(phases.total_s)
+        for name in PHASES:
+            self._phases[name].observe(getattr(phases, f"{name}_s"))
+
+    def watch(
+        self, *, in_flight: Callable[[], int], handoffs_held: Callable[[], int], connected: Callable[[], bool]
+    ) -> None:
+        """Show what the dispatcher knows at the moment of every scrape."""
+        gauges: list[tuple[str, str, Callable[[], float]]] = [
+            ("requests_in_flight", "Sequences running.", in_flight),
+            ("handoffs_held", "Hand-offs received and not let go.", handoffs_held),
+            ("scheduler_connected", "1 while the scheduler is on the line.", connected),
+        ]
+        for name, text, value in gauges:
+            Gauge(f"baton_front_proxy_{name}", text, registry=self._registry).set_function(value)

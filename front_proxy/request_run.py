@@ -1,0 +1,431 @@
+"""Performs one RequestFlow's actions and feeds what happens back. Holds clocks and queues; decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol, assert_never
+
+import msgspec
+
+from front_proxy.flow_events import (
+    AbortWork,
+    AskPlan,
+    ClientGone,
+    DeadlinePassed,
+    Emit,
+    EndPlan,
+    Finish,
+    FlowAction,
+    FlowEvent,
+    Outcome,
+    Output,
+    Planned,
+    PlanRefused,
+    ReleaseHandoff,
+    Retried,
+    StartDecode,
+    StartPrefill,
+    Stopped,
+    WorkerFailed,
+)
+from front_proxy.generation import GenerationDelta, GenerationRequest, Phases
+from front_proxy.metrics import DispatchMetrics
+from front_proxy.request_flow import Phase, RequestFlow
+from front_proxy.scheduler_link import PlanQuestion, PlanReceiver
+from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput, WorkOrder
+from front_proxy.worker_link import Receiver
+from kv_transfer.handoff import KvHandoff
+from runtime.failures import Failure, FailureError, FailureKind
+
+logger = logging.getLogger(__name__)
+
+
+class Planning(Protocol):
+    """The scheduler, as a request needs it; SchedulerLink is one."""
+
+    def plan(self, question: PlanQuestion, receiver: PlanReceiver) -> int:
+        """Ask; the answer comes through ``receiver``."""
+        ...
+
+    def end_plan(self, plan_id: int, outcome: Outcome, output_tokens: int) -> None:
+        """Free what a plan reserved."""
+        ...
+
+
+class Working(Protocol):
+    """The workers, as a request needs them; WorkerLinks is one."""
+
+    def submit(self, worker: Placement, order: WorkOrder, receiver: Receiver) -> int:
+        """Send an order; returns its slot on that worker."""
+        ...
+
+    def abort(self, worker: Placement, slot: int) -> None:
+        """Stop an order's work."""
+        ...
+
+    def release(self, handoff: KvHandoff, *, pulled: bool) -> bool:
+        """Give a hand-off back."""
+        ...
+
+
+class RunLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """The bounds of one request."""
+
+    attempts_max: int
+    deadline_s: float
+    output_deltas_max: int
+
+
+class RequestRun:
+    """One request on its way. Everything happens on the event loop's thread, without a task of its own."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        *,
+        planning: Planning,
+        working: Working,
+        metrics: DispatchMetrics,
+        limits: RunLimits,
+        on_done: Callable[[], None],
+    ) -> None:
+        self.flow = RequestFlow(
+            attempts_max=limits.attempts_max,
+            output_tokens_max=request.output_tokens_max,
+            seeded=request.seeded_sampling is not None,
+            pinned_decode_worker=request.pinned_decode_worker,
+        )
+        self._request = request
+        self._planning = planning
+        self._working = working
+        self._metrics = metrics
+        self._limits = limits
+        self._on_done = on_done
+        self._loop = asyncio.get_running_loop()
+        self._started_s = self._loop.time()
+        self._deadline_s = self._started_s + limits.deadline_s
+        self._timer = self._loop.call_at(self._deadline_s, self.feed, DeadlinePassed())
+        self._inbox: collections.deque[FlowEvent] = collections.deque()
+        self._busy = False
+        self._broken = False
+        self._deltas: collections.deque[GenerationDelta] = collections.deque()
+        self._ending: Failure | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._plan_ids: dict[int, int] = {}
+        self._slots: dict[tuple[int, Stage], tuple[Placement, int]] = {}
+        self._watch = FirstTokenWatch(self._started_s)
+
+    @property
+    def done(self) -> bool:
+        """Whether the flow came to its end; late news may still follow."""
+        return self._broken or self.flow.phase is Phase.DONE
+
+    def start(self) -> None:
+        """Take the first step."""
+        self._perform_all(self.flow.start)
+        self._drain()
+
+    def feed(self, event: FlowEvent) -> None:
+        """Tell the flow, after whatever it is being told now, and do what it says."""
+        self._inbox.append(event)
+        if not self._busy:
+            self._drain()
+
+    def _drain(self) -> None:
+        while self._inbox:
+            event = self._inbox.popleft()
+            if not self._broken:
+                self._perform_all(functools.partial(self.flow.handle, event))
+            elif isinstance(event, Output) and event.output.handoff is not None:
+                self._working.release(event.output.handoff, pulled=False)
+
+    async def next(self) -> GenerationDelta:
+        """The next delta. Raises FailureError at a failed request's end. The deadline bounds the wait."""
+        while not self._deltas:
+            if self._ending is not None:
+                raise FailureError(self._ending)
+            if self.done:
+                raise FailureError(Failure(kind=FailureKind.CANCELLED, message="Its reader had left."))
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._deltas.popleft()
+
+    def leave(self, *, satisfied: bool) -> None:
+        """The reader is gone, whatever was still to come."""
+        self.feed(ClientGone(satisfied=satisfied))
+        self._deltas.clear()
+
+    def on_output(self, attempt: int, stage: Stage, output: WorkerOutput) -> None:
+        """A worker produced something."""
+        if output.finish is not None:
+            self._slots.pop((attempt, stage), None)
+        if attempt == self.flow.attempt:
+            self._watch.on_output(stage, output, self._loop.time())
+        self.feed(Output(attempt=attempt, stage=stage, output=output))
+
+    def on_failure(self, attempt: int, stage: Stage, failure: Failure) -> None:
+        """A worker's part is over."""
+        self._slots.pop((attempt, stage), None)
+        self.feed(WorkerFailed(attempt=attempt, stage=stage, failure=failure))
+
+    def on_answer(self, event: Planned | PlanRefused, asked_s: float) -> None:
+        """The scheduler answered."""
+        now_s = self._loop.time()
+        self._metrics.plan_s.observe(now_s - asked_s)
+        self._watch.planned_s = now_s
+        self.feed(event)
+
+    def _perform_all(self, step: Callable[[], Sequence[FlowAction]]) -> None:
+        self._busy = True
+        try:
+            for action in step():
+                self._perform(action)
+        except Exception as error:
+            # A mistake in one request's bookkeeping must not take down the others that share this process.
+            logger.exception(
+                "request broke", extra={"request_id": self._request.request_id, "story": list(self.flow.story)}
+            )
+            self._break(error)
+        finally:
+            self._busy = False
+
+    def _perform(self, action: FlowAction) -> None:
+        match action:
+            case AskPlan():
+                self._ask(action)
+            case StartPrefill(attempt=attempt, worker=worker, whole=whole):
+                sampling = self._request.decode_sampling if whole else self._request.prefill_sampling
+                self._submit(attempt, worker, self._order(attempt, Stage.PREFILL, sampling))
+            case StartDecode():
+                self._start_decode(action)
+            case Emit(delta=delta):
+                self._emit(delta)
+            case AbortWork(attempt=attempt, stage=stage):
+                at = self._slots.pop((attempt, stage), None)
+                if at is not None:
+                    self._working.abort(*at)
+            case ReleaseHandoff(handoff=handoff, pulled=pulled):
+                self._metrics.handoffs.labels("true" if pulled else "false").inc()
+                self._working.release(handoff, pulled=pulled)
+            case EndPlan(attempt=attempt, outcome=outcome, output_tokens=output_tokens):
+                self._planning.end_plan(self._plan_ids.pop(attempt), outcome, output_tokens)
+            case Retried(stage=stage, failure=failure):
+                self._metrics.retries.labels(stage.value, failure.kind.value).inc()
+                logger.info(
+                    "attempt failed, trying again",
+                    extra={"request_id": self._request.request_id, "stage": stage.value, "reason": failure.message},
+                )
+            case Finish(outcome=outcome, failure=failure):
+                self._finish(outcome, failure)
+            case _:
+                assert_never(action)
+
+    def _ask(self, ask: AskPlan) -> None:
+        request = self._request
+        question = PlanQuestion(
+            ask=ask,
+            request_id=request.request_id,
+            prompt_tokens=len(request.token_ids),
+            output_tokens_max=request.output_tokens_max,
+            priority=request.priority,
+        )
+        self._watch.new_attempt()
+        answer = _PlanAnswer(self, ask.attempt, self._loop.time())
+        self._plan_ids[ask.attempt] = self._planning.plan(question, answer)
+
+    def _start_decode(self, action: StartDecode) -> None:
+        request = self._request
+        sampling = request.decode_sampling
+        if action.shown:
+            assert request.seeded_sampling is not None, "a token was shown that decode cannot go on from"
+            sampling = request.seeded_sampling
+        self._watch.on_decode_started(self._loop.time(), remote=action.handoff is not None)
+        order = self._order(action.attempt, Stage.DECODE, sampling)
+        order = msgspec.structs.replace(
+            order,
+            token_ids=[*request.token_ids, *action.shown],
+            handoff=action.handoff,
+            blocks_reserved=action.blocks_reserved,
+        )
+        self._submit(action.attempt, action.worker, order)
+
+    def _order(self, attempt: int, stage: Stage, sampling: bytes) -> WorkOrder:
+        request = self._request
+        return WorkOrder(
+            request_id=f"{request.request_id}-{stage.value[0]}{attempt}",
+            stage=stage,
+            token_ids=request.token_ids,
+            sampling=sampling,
+            deadline_s=max(self._deadline_s - self._loop.time(), 0.001),
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+            session_id=request.session_id,
+            trace_headers=request.trace_headers,
+            reasoning_ended=request.reasoning_ended,
+            reasoning_parser_kwargs=request.reasoning_parser_kwargs,
+        )
+
+    def _submit(self, attempt: int, worker: Placement, order: WorkOrder) -> None:
+        slot = self._working.submit(worker, order, _WorkEnd(self, attempt, order.stage))
+        self._slots[attempt, order.stage] = (worker, slot)
+
+    def _emit(self, delta: GenerationDelta) -> None:
+        if delta.token_ids and not self._watch.over:
+            phases = self._watch.first_token(self._loop.time())
+            self._metrics.observe_first_token(phases)
+            delta = msgspec.structs.replace(delta, phases=phases)
+        if delta.decode_worker is not None:
+            self._watch.observe_decode(self._metrics)
+        self._metrics.output_tokens.inc(len(delta.token_ids))
+        if len(self._deltas) >= self._limits.output_deltas_max:
+            text = f"The client reads too slowly: {len(self._deltas)} pieces of output wait for it."
+            self.feed(Stopped(failure=Failure(kind=FailureKind.EXHAUSTED, message=text)))
+            return
+        self._deltas.append(delta)
+        self._wake()
+
+    def _finish(self, outcome: Outcome, failure: Failure | None) -> None:
+        self._timer.cancel()
+        self._metrics.requests.labels(outcome).inc()
+        if failure is not None:
+            self._ending = failure
+            if outcome == "failed":
+                self._metrics.failures.labels(failure.kind.value).inc()
+        self._wake()
+        self._on_done()
+
+    def _break(self, error: Exception) -> None:
+        """End without the flow's help: stop all work, let go of the KV, free every plan."""
+        self._broken = True
+        if self.flow.handoff is not None:
+            self._working.release(self.flow.handoff, pulled=False)
+        for at in self._slots.values():
+            self._working.abort(*at)
+        self._slots.clear()
+        for plan_id in self._plan_ids.values():
+            self._planning.end_plan(plan_id, "failed", self.flow.output_tokens)
+        self._plan_ids.clear()
+        if self._ending is None and self.flow.phase is not Phase.DONE:
+            failure = Failure(kind=FailureKind.INTERNAL, message=f"The front proxy failed: {type(error).__name__}.")
+            self._finish("failed", failure)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class FirstTokenWatch:
+    """Splits the time to the client's first token into phases that add up to it."""
+
+    def __init__(self, started_s: float) -> None:
+        self.planned_s = started_s
+        self.over = False
+        self._started_s = started_s
+        self.new_attempt()
+
+    def new_attempt(self) -> None:
+        """What an earlier attempt measured counts as waiting for a plan."""
+        self._prefill: FirstFacts | None = None
+        self._decode: FirstFacts | None = None
+        self._decode_at_s: float | None = None
+        self._decode_first_at_s: float | None = None
+        self._remote = False
+
+    def on_output(self, stage: Stage, output: WorkerOutput, now_s: float) -> None:
+        """Note what a worker says about its first output."""
+        if stage is Stage.PREFILL:
+            self._prefill = self._prefill or output.first
+        elif self._decode_first_at_s is None:
+            self._decode_first_at_s = now_s
+            self._decode = output.first
+
+    def on_decode_started(self, now_s: float, *, remote: bool) -> None:
+        """The decode was submitted; ``remote`` with a hand-off."""
+        self._decode_at_s = now_s
+        self._remote = remote
+
+    def first_token(self, now_s: float) -> Phases:
+        """The phases. Workers' clocks are not ours, so what they report is cut to the time that really passed."""
+        assert not self.over
+        self.over = True
+        left_s = max(now_s - self._started_s, 0.0)
+
+        def take(reported_s: float) -> float:
+            nonlocal left_s
+            taken_s = min(max(reported_s, 0.0), left_s)
+            left_s -= taken_s
+            return taken_s
+
+        plan_s = take(self.planned_s - self._started_s)
+        prompt = self._prefill or (None if self._remote else self._decode) or FirstFacts()
+        queue_s, prefill_s = take(prompt.queue_s), take(prompt.compute_s)
+        handoff_s = decode_admission_s = 0.0
+        if self._decode is not None:
+            decode_admission_s = take(self._decode.admission_s)
+            if self._remote:
+                handoff_s = take(self._decode.queue_s)
+        return Phases(
+            plan_s=plan_s,
+            queue_s=queue_s,
+            prefill_s=prefill_s,
+            first_token_out_s=left_s,
+            handoff_s=handoff_s,
+            decode_admission_s=decode_admission_s,
+        )
+
+    def observe_decode(self, metrics: DispatchMetrics) -> None:
+        """Count how long the decode worker took to take over; for every request, unlike the phases."""
+        if self._remote and self._decode_at_s is not None and self._decode_first_at_s is not None:
+            metrics.handoff_s.observe(self._decode_first_at_s - self._decode_at_s)
+        if self._decode is not None:
+            metrics.decode_admission_s.observe(self._decode.admission_s)
+
+
+class _PlanAnswer:
+    """Numbers an answer with its attempt."""
+
+    __slots__ = ("_asked_s", "_attempt", "_run")
+
+    def __init__(self, run: RequestRun, attempt: int, asked_s: float) -> None:
+        self._run = run
+        self._attempt = attempt
+        self._asked_s = asked_s
+
+    def on_plan(
+        self, prefill: Placement | None, decode: Placement | None, decode_blocks_reserved: int, reason: str
+    ) -> None:
+        event = Planned(
+            attempt=self._attempt,
+            prefill=prefill,
+            decode=decode,
+            decode_blocks_reserved=decode_blocks_reserved,
+            reason=reason,
+        )
+        self._run.on_answer(event, self._asked_s)
+
+    def on_refused(self, failure: Failure) -> None:
+        self._run.on_answer(PlanRefused(attempt=self._attempt, failure=failure), self._asked_s)
+
+
+class _WorkEnd:
+    """Numbers a worker's words with the attempt and stage they are about."""
+
+    __slots__ = ("_attempt", "_run", "_stage")
+
+    def __init__(self, run: RequestRun, attempt: int, stage: Stage) -> None:
+        self._run = run
+        self._attempt = attempt
+        self._stage = stage
+
+    def on_output(self, output: WorkerOutput) -> None:
+        self._run.on_output(self._attempt, self._stage, output)
+
+    def on_failure(self, failure: Failure) -> None:
+        self._run.on_failure(self._attempt, self._stage, failure)
