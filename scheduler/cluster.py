@@ -23,32 +23,32 @@ class Worker:
     """One incarnation. The derived fields are kept current so that policies only read attributes."""
 
     __slots__ = (
-        "facts",
-        "session",
-        "load",
-        "heard_s",
-        "suspect_until_s",
-        "drain_asked",
-        "reserved",
-        "unreported",
-        "worker_id",
-        "role",
-        "blocks_total",
-        "block_size_tokens",
-        "context_tokens_max",
-        "requests_max",
-        "fingerprint",
-        "ready",
-        "reserved_blocks",
-        "unreported_tokens",
-        "free_blocks",
-        "request_count",
-        "queued_tokens",
-        "prefill_tokens_per_s",
-        "_rate_since_s",
-        "_rate_queued_tokens",
         "_rate_assigned_tokens",
         "_rate_observed",
+        "_rate_queued_tokens",
+        "_rate_since_s",
+        "block_size_tokens",
+        "blocks_total",
+        "context_tokens_max",
+        "drain_asked",
+        "facts",
+        "fingerprint",
+        "free_blocks",
+        "heard_s",
+        "load",
+        "prefill_tokens_per_s",
+        "queued_tokens",
+        "ready",
+        "request_count",
+        "requests_max",
+        "reserved",
+        "reserved_blocks",
+        "role",
+        "session",
+        "suspect_until_s",
+        "unreported",
+        "unreported_tokens",
+        "worker_id",
     )
 
     def __init__(self, facts: WorkerFacts, session: int, now_s: float, initial_tokens_per_s: float) -> None:
@@ -81,9 +81,15 @@ class Worker:
         self._rate_assigned_tokens = 0
         self._rate_observed = False
 
+    @property
+    def state(self) -> WorkerState:
+        """What it reported, or DRAINING from the moment we asked it to drain."""
+        return WorkerState.DRAINING if self.drain_asked and self.load.state is WorkerState.READY else self.load.state
+
     def reserve(self, key: PlanKey, blocks: int) -> None:
         """Hold ``blocks`` for a plan. The caller has seen that they are free."""
-        assert key not in self.reserved and 0 < blocks <= self.free_blocks, (key, blocks, self.free_blocks)
+        assert key not in self.reserved, key
+        assert 0 < blocks <= self.free_blocks, (key, blocks, self.free_blocks)
         self.reserved[key] = blocks
         self.reserved_blocks += blocks
         self._refresh()

@@ -87,6 +87,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """The scheduler's part of the configuration tree."""
 
     host: str = "127.0.0.1"
+    # Host others reach it by. Empty: ``host``.
+    advertise_host: str = ""
     # 0: any free port; it is announced.
     port: Port = 0
     # Port of /metrics on the same host. 0: any free port.
@@ -94,6 +96,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     # How often a worker must report, and the silence after which it counts as gone.
     heartbeat_interval_s: Positive = 1.0
     worker_lease_s: Positive = 10.0
+    # Wait for the first message of a new stream.
+    register_timeout_s: Positive = 10.0
     # How often leases are looked at.
     tick_interval_s: Positive = 0.25
     # Load changes reach front proxies at most this often; membership changes go at once.

@@ -1,7 +1,7 @@
 """Filter, score, pick: how one worker is chosen among many. Holds the frame; the policies are in ``policies/``.
 
-Policies read ``Worker`` and ``Ask`` and change nothing. Each declares the signals it consumes, so a profile that needs a
-signal nobody provides fails when it is built, not at the first request.
+Policies read ``Worker`` and ``Ask`` and change nothing. Each declares the signals it consumes, so a profile that needs
+a signal nobody provides fails when it is built, not at the first request.
 """
 
 from __future__ import annotations
@@ -184,7 +184,9 @@ class Profile:
         for scorer, weight in self._scorers:
             share = weight / self._weights_sum
             scores = scorer.score(ask, workers, now_s)
-            assert len(scores) == len(workers) and min(scores) >= 0.0 and max(scores) <= 1.0, scorer.name
+            assert len(scores) == len(workers), scorer.name
+            assert min(scores) >= 0.0, scorer.name
+            assert max(scores) <= 1.0, scorer.name
             totals = [total + share * score for total, score in zip(totals, scores, strict=True)]
             if probe is not None:
                 probe.lap(scorer.name)

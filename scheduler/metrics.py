@@ -1,0 +1,99 @@
+"""The numbers a scheduler shows. Defines metrics; docs/metrics.md says what each means. Never decides by them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from runtime.buckets import DECISION_S
+from scheduler.cluster import Worker
+from scheduler.facts import Role, WorkerState
+
+# One profile run in so many is timed policy by policy: reading the clock costs as much as a small policy.
+POLICY_SAMPLE_EVERY = 16
+
+_OUTCOMES = frozenset({"finished", "failed", "cancelled"})
+
+
+class SchedulerMetrics:
+    """One scheduler's metrics. A process has one; tests give each scheduler a registry of its own."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.registry = registry
+        self.plans = Counter("baton_scheduler_plans_total", "Plans granted", ("decision", "reason"), registry=registry)
+        self.refusals = Counter("baton_scheduler_refusals_total", "Plans refused", ("reason",), registry=registry)
+        self.plan_s = Histogram(
+            "baton_scheduler_plan_duration_seconds", "Time to decide one plan", buckets=DECISION_S, registry=registry
+        )
+        self.policy_s = Histogram(
+            "baton_scheduler_policy_duration_seconds",
+            "Time of one policy in one profile run (sampled)",
+            ("policy",),
+            buckets=DECISION_S,
+            registry=registry,
+        )
+        self.sessions_closed = Counter(
+            "baton_scheduler_sessions_closed_total",
+            "Streams of workers and front proxies that ended",
+            ("peer", "reason"),
+            registry=registry,
+        )
+        self._requests_ended = Counter(
+            "baton_scheduler_requests_ended_total", "Planned requests that ended", ("outcome",), registry=registry
+        )
+        self._workers = Gauge("baton_scheduler_workers", "Registered workers", ("role", "state"), registry=registry)
+        self._fronts = Gauge("baton_scheduler_front_proxies", "Connected front proxies", registry=registry)
+        self._plans_in_flight = Gauge(
+            "baton_scheduler_plans_in_flight", "Plans granted and not ended", registry=registry
+        )
+        self._reserved_blocks = Gauge(
+            "baton_scheduler_reserved_blocks", "KV blocks reserved for plans", ("worker",), registry=registry
+        )
+        self._labelled: frozenset[str] = frozenset()
+
+    def request_ended(self, outcome: str) -> None:
+        """Count an end under one of the outcomes we know."""
+        self._requests_ended.labels(outcome if outcome in _OUTCOMES else "other").inc()
+
+    def show_cluster(self, workers: Iterable[Worker], *, fronts: int, plans_in_flight: int) -> None:
+        """Bring the gauges up to date; labels of workers that left are dropped."""
+        counts = {(role, state): 0 for role in Role for state in WorkerState}
+        seen = set()
+        for worker in workers:
+            counts[worker.role, worker.state] += 1
+            seen.add(worker.worker_id)
+            self._reserved_blocks.labels(worker.worker_id).set(worker.reserved_blocks)
+        for worker_id in self._labelled - seen:
+            self._reserved_blocks.remove(worker_id)
+        self._labelled = frozenset(seen)
+        for (role, state), count in counts.items():
+            self._workers.labels(role.value, state.value).set(count)
+        self._fronts.set(fronts)
+        self._plans_in_flight.set(plans_in_flight)
+
+
+class PolicyProbe:
+    """Times the policies of every sixteenth profile run."""
+
+    def __init__(self, metrics: SchedulerMetrics, read_s: Callable[[], float] = time.perf_counter) -> None:
+        self._histogram = metrics.policy_s
+        self._read_s = read_s
+        self._runs = 0
+        self._sampled = False
+        self._lap_s = 0.0
+
+    def start(self) -> None:
+        """A profile starts to run."""
+        self._runs += 1
+        self._sampled = self._runs % POLICY_SAMPLE_EVERY == 0
+        if self._sampled:
+            self._lap_s = self._read_s()
+
+    def lap(self, policy: str) -> None:
+        """A policy ended."""
+        if self._sampled:
+            now_s = self._read_s()
+            self._histogram.labels(policy).observe(now_s - self._lap_s)
+            self._lap_s = now_s

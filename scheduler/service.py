@@ -1,0 +1,201 @@
+"""The gRPC face of the scheduler: WorkerSession, FrontSession and GetStatus. Moves messages; the core decides."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Coroutine, Sequence
+from typing import Any, NoReturn
+
+import grpc
+
+from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from protos.scheduler.v1 import scheduler_pb2 as pb
+from protos.scheduler.v1 import scheduler_pb2_grpc
+from runtime.failure_status import STATUS
+from runtime.failures import Failure, FailureError, FailureKind
+from runtime.lifecycle import cancel_and_wait
+from scheduler import wire
+from scheduler.events import (
+    FrontJoined,
+    FrontLeft,
+    RequestEnded,
+    WorkerJoined,
+    WorkerLeft,
+    WorkerLoadReported,
+    WorkerSuspected,
+)
+from scheduler.outgoing import Outgoing
+from scheduler.shell import COMMANDS_MAX, SchedulerShell
+
+log = logging.getLogger("baton.scheduler.service")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+_EOF = grpc.aio.EOF  # type: ignore[attr-defined] # the stubs do not know it
+# How gRPC says that the peer is gone or the call is over.
+_PEER_GONE = (grpc.RpcError, grpc.aio.BaseError)
+
+
+class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
+    """SchedulerService over one shell."""
+
+    def __init__(self, shell: SchedulerShell) -> None:
+        self._shell = shell
+
+    async def WorkerSession(self, _requests: object, context: Context) -> None:  # noqa: N802 - gRPC's name
+        """Serve one worker until either side ends."""
+        shell = self._shell
+        message = await self._first(context)
+        facts = wire.facts(message.register) if message.WhichOneof("message") == "register" else None
+        if facts is None:
+            await _abort(context, _bad("The first message must be WorkerInfo with a role."))
+        session = shell.new_session()
+        outgoing: Outgoing[pb.WorkerCommand] = Outgoing(COMMANDS_MAX)
+        shell.workers[session] = outgoing
+        try:
+            shell.feed(WorkerJoined(session=session, facts=facts))
+            await _converse(context, outgoing, self._read_worker(context, session, facts.worker_id, outgoing))
+        finally:
+            del shell.workers[session]
+            shell.feed(WorkerLeft(session=session, worker_id=facts.worker_id, reason="the stream ended"))
+            self._note_end("worker", facts.worker_id, outgoing.verdict)
+        if outgoing.verdict is not None:
+            await _abort(context, outgoing.verdict)
+
+    async def FrontSession(self, _requests: object, context: Context) -> None:  # noqa: N802 - gRPC's name
+        """Serve one front proxy until either side ends."""
+        shell = self._shell
+        message = await self._first(context)
+        name = message.register.front_proxy_id if message.WhichOneof("message") == "register" else ""
+        if not name:
+            await _abort(context, _bad("The first message must be FrontProxyInfo with an id."))
+        if len(shell.fronts) >= shell.config.fronts_max:
+            text = f"The scheduler serves at most {shell.config.fronts_max} front proxies (scheduler.fronts_max)."
+            await _abort(context, Failure(kind=FailureKind.EXHAUSTED, message=text))
+        session = shell.new_session()
+        outgoing: Outgoing[pb.FrontReply] = Outgoing(shell.config.front_replies_max)
+        shell.fronts[session] = outgoing
+        log.info("front proxy connected", extra={"front_proxy": name})
+        shell.feed(FrontJoined(session=session, front_proxy_id=name))
+        try:
+            await _converse(context, outgoing, self._read_front(context, session, outgoing))
+        finally:
+            del shell.fronts[session]
+            shell.feed(FrontLeft(session=session))
+            self._note_end("front_proxy", name, outgoing.verdict)
+        if outgoing.verdict is not None:
+            await _abort(context, outgoing.verdict)
+
+    async def _first(self, context: Context) -> Any:
+        """The first message of a stream, whatever its kind; aborts where none comes in time."""
+        try:
+            async with asyncio.timeout(self._shell.config.register_timeout_s):
+                message = await context.read()
+        except TimeoutError:
+            message = _EOF
+        if message is _EOF:
+            await _abort(context, _bad("The first message must say who you are; none came."))
+        return message
+
+    async def _read_worker(
+        self, context: Context, session: int, worker_id: str, outgoing: Outgoing[pb.WorkerCommand]
+    ) -> None:
+        while not outgoing.closed and (message := await context.read()) is not _EOF:
+            match message.WhichOneof("message"):
+                case "load":
+                    load = wire.load(message.load)
+                    self._shell.feed(WorkerLoadReported(session=session, worker_id=worker_id, load=load))
+                case "leaving":
+                    log.info("worker leaves", extra={"worker": worker_id, "why": message.leaving.reason})
+                    self._shell.feed(WorkerLeft(session=session, worker_id=worker_id, reason=message.leaving.reason))
+                case other:
+                    outgoing.close(_bad(f"A registered worker must not send {other or 'an empty message'}."))
+
+    async def _read_front(self, context: Context, session: int, outgoing: Outgoing[pb.FrontReply]) -> None:
+        shell, hashes_max = self._shell, self._shell.config.block_hashes_max
+        while not outgoing.closed and (message := await context.read()) is not _EOF:
+            match message.WhichOneof("message"):
+                case "plan":
+                    shell.feed(wire.plan_requested(session, message.plan, block_hashes_max=hashes_max))
+                case "ended":
+                    shell.metrics.request_ended(message.ended.outcome)
+                    shell.feed(RequestEnded(session=session, plan_id=message.ended.plan_id))
+                case "suspect":
+                    suspect = message.suspect
+                    log.info("worker suspected", extra={"worker": suspect.worker_id, "why": suspect.reason})
+                    shell.feed(WorkerSuspected(worker_id=suspect.worker_id, epoch=suspect.epoch, reason=suspect.reason))
+                case other:
+                    outgoing.close(_bad(f"A registered front proxy must not send {other or 'an empty message'}."))
+
+    def _note_end(self, peer: str, name: str, verdict: Failure | None) -> None:
+        reason = verdict.kind.value if verdict is not None else "ended"
+        self._shell.metrics.sessions_closed.labels(peer, reason).inc()
+        log.info("session ended", extra={"peer": peer, "id": name, "why": verdict.message if verdict else "peer ended"})
+
+
+class StatusService(cluster_pb2_grpc.StatusServiceServicer):
+    """StatusService of the scheduler process."""
+
+    def __init__(self, shell: SchedulerShell, *, epoch: int) -> None:
+        self._shell = shell
+        self._epoch = epoch
+        self.address = ""
+        """Set once the server listens."""
+        self.state = "starting"
+
+    async def GetStatus(  # noqa: N802 - gRPC's name and arguments
+        self,
+        request: cluster_pb2.GetStatusRequest,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
+    ) -> cluster_pb2.GetStatusResponse:
+        """This process's line of ``baton status``; the requests are plans in flight."""
+        status = cluster_pb2.ProcessStatus(
+            id="scheduler",
+            role="scheduler",
+            pid=os.getpid(),
+            address=self.address,
+            epoch=self._epoch,
+            state=self.state,
+            requests_running=self._shell.core.plans_in_flight,
+        )
+        return cluster_pb2.GetStatusResponse(process=status)
+
+
+def add_services(shell: SchedulerShell, status: StatusService, server: grpc.aio.Server) -> Sequence[str]:
+    """Register both services; their full names."""
+    scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerService(shell), server)
+    cluster_pb2_grpc.add_StatusServiceServicer_to_server(status, server)
+    return ("baton.scheduler.v1.SchedulerService", "baton.cluster.v1.StatusService")
+
+
+async def _converse(context: Context, outgoing: Outgoing[Any], reading: Coroutine[Any, Any, None]) -> None:
+    """Write what is outgoing while ``reading`` reads; ends when either does."""
+    reader = asyncio.create_task(_read_to_end(reading, outgoing), name="reader of a session")
+    try:
+        while (message := await outgoing.take()) is not None:
+            await context.write(message)
+    except _PEER_GONE as error:
+        log.info("a peer vanished while written to", extra={"why": str(error)})
+    finally:
+        await cancel_and_wait(reader, timeout_s=1.0)
+    if not reader.cancelled():
+        reader.result()
+
+
+async def _read_to_end(reading: Coroutine[Any, Any, None], outgoing: Outgoing[Any]) -> None:
+    try:
+        await reading
+    except _PEER_GONE as error:
+        log.info("a peer vanished while read from", extra={"why": str(error)})
+    finally:
+        outgoing.close()
+
+
+def _bad(message: str) -> Failure:
+    return Failure(kind=FailureKind.BAD_REQUEST, message=message)
+
+
+async def _abort(context: Context, failure: Failure) -> NoReturn:
+    await context.abort(STATUS[failure.kind].grpc_code, failure.message)
+    raise FailureError(failure)  # abort never returns, which its stubs do not say

@@ -1,0 +1,150 @@
+"""What stands around the core: the clock, the streams that wait for its actions, the throttled view. No gRPC.
+
+Everything runs on one event loop, and an event is handled to its end before the next: no lock is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from typing import assert_never
+
+from protos.scheduler.v1 import scheduler_pb2 as pb
+from runtime.clock import Clock
+from runtime.failures import Failure, FailureKind
+from scheduler import wire
+from scheduler.actions import (
+    AcceptWorker,
+    Action,
+    DrainWorker,
+    DropWorker,
+    PublishView,
+    RejectWorker,
+    ReplyPlan,
+    ReplyRefusal,
+)
+from scheduler.config import SchedulerConfig
+from scheduler.core import SchedulerCore
+from scheduler.events import Event, PlanRequested, Tick
+from scheduler.metrics import SchedulerMetrics
+from scheduler.outgoing import Outgoing
+
+log = logging.getLogger("baton.scheduler.shell")
+
+# Commands waiting for one worker: it gets one at registration and few ever after.
+COMMANDS_MAX = 16
+
+_DROPPED = {
+    "silent": Failure(kind=FailureKind.UNAVAILABLE, message="The worker was silent for longer than its lease."),
+    "replaced": Failure(kind=FailureKind.STATE_LOST, message="A newer start of this worker has registered."),
+    "reconnected": Failure(kind=FailureKind.STATE_LOST, message="This worker has registered on another stream."),
+}
+
+
+class SchedulerShell:
+    """Feeds the core and does what it says."""
+
+    def __init__(self, config: SchedulerConfig, core: SchedulerCore, clock: Clock, metrics: SchedulerMetrics) -> None:
+        self.config = config
+        self.core = core
+        self.metrics = metrics
+        self.workers: dict[int, Outgoing[pb.WorkerCommand]] = {}
+        self.fronts: dict[int, Outgoing[pb.FrontReply]] = {}
+        self.broken = asyncio.Event()
+        """Set when the core broke an invariant: the process must end, for its books are wrong."""
+        self._clock = clock
+        self._sessions = itertools.count(1)
+        self._push: asyncio.TimerHandle | None = None
+        self._push_at_s = 0.0
+        self._pushed_s = float("-inf")
+
+    def new_session(self) -> int:
+        """A number for a new stream, never given twice."""
+        return next(self._sessions)
+
+    def feed(self, event: Event) -> None:
+        """Let the core handle one event and do what follows."""
+        started_s = time.perf_counter()
+        try:
+            actions = self.core.handle(event, self._clock.monotonic_s())
+        except Exception:
+            log.critical("the scheduler core failed", extra={"story": "; ".join(self.core.story())})
+            self.broken.set()
+            raise
+        if isinstance(event, PlanRequested):
+            self.metrics.plan_s.observe(time.perf_counter() - started_s)
+        for action in actions:
+            self._do(action)
+
+    async def tick(self) -> None:
+        """Look at the leases and refresh the gauges for as long as the process lives."""
+        while True:
+            self.feed(Tick())
+            self.show_metrics()
+            await asyncio.sleep(self.config.tick_interval_s)
+
+    def show_metrics(self) -> None:
+        """Bring the gauges up to date."""
+        self.metrics.show_cluster(
+            self.core.cluster.workers.values(), fronts=len(self.fronts), plans_in_flight=self.core.plans_in_flight
+        )
+
+    def close(self) -> None:
+        """End every stream: the scheduler stops."""
+        if self._push is not None:
+            self._push.cancel()
+        verdict = Failure(kind=FailureKind.UNAVAILABLE, message="The scheduler stops.")
+        for outgoing in (*self.workers.values(), *self.fronts.values()):
+            outgoing.close(verdict)
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case ReplyPlan(session=session, reason=reason, prefill=prefill):
+                decision = "local" if prefill is None else "remote"
+                self.metrics.plans.labels(decision, reason).inc()
+                self.fronts[session].put(wire.plan(action))
+            case ReplyRefusal(session=session, cause=cause):
+                self.metrics.refusals.labels(cause).inc()
+                self.fronts[session].put(wire.refusal(action))
+            case AcceptWorker(session=session, worker_id=worker_id):
+                log.info("worker registered", extra={"worker": worker_id})
+                registered = pb.Registered(
+                    heartbeat_interval_ms=round(self.config.heartbeat_interval_s * 1000),
+                    lease_ms=round(self.config.worker_lease_s * 1000),
+                )
+                self.workers[session].put(pb.WorkerCommand(registered=registered))
+            case RejectWorker(session=session, failure=failure):
+                log.warning("worker rejected", extra={"why": failure.message})
+                self.workers[session].close(failure)
+            case DropWorker(session=session, worker_id=worker_id, reason=reason):
+                log.warning("worker dropped", extra={"worker": worker_id, "why": reason})
+                if (outgoing := self.workers.get(session)) is not None:
+                    outgoing.close(_DROPPED[reason])
+            case DrainWorker(session=session, deadline_s=deadline_s):
+                if (outgoing := self.workers.get(session)) is not None:
+                    outgoing.put(pb.WorkerCommand(drain=pb.Drain(deadline_ms=round(deadline_s * 1000))))
+            case PublishView(at_once=at_once):
+                self._publish(at_once=at_once)
+            case _:
+                assert_never(action)
+
+    def _publish(self, *, at_once: bool) -> None:
+        """Have the view pushed after everything that is ready to run, or when the throttle allows."""
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        at_s = now_s if at_once else max(now_s, self._pushed_s + self.config.view_interval_s)
+        if self._push is not None:
+            if self._push_at_s <= at_s:
+                return
+            self._push.cancel()
+        self._push_at_s = at_s
+        self._push = loop.call_at(at_s, self._push_view)
+
+    def _push_view(self) -> None:
+        self._push = None
+        self._pushed_s = asyncio.get_running_loop().time()
+        message = wire.view(self.core.cluster.workers.values())
+        for outgoing in self.fronts.values():
+            outgoing.show(message)

@@ -1,0 +1,157 @@
+"""Protobuf messages to and from the scheduler's values, as plain conversions. Knows no stream and decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from protos.cluster.v1 import cluster_pb2
+from protos.scheduler.v1 import scheduler_pb2 as pb
+from scheduler.actions import Placement, ReplyPlan, ReplyRefusal
+from scheduler.cluster import Worker
+from scheduler.events import PlanRequested
+from scheduler.facts import Role, WorkerFacts, WorkerLoad, WorkerState
+
+_ROLE: dict[int, Role] = {cluster_pb2.ROLE_PREFILL: Role.PREFILL, cluster_pb2.ROLE_DECODE: Role.DECODE}
+_ROLE_NUMBER = {Role.PREFILL: cluster_pb2.ROLE_PREFILL, Role.DECODE: cluster_pb2.ROLE_DECODE}
+_STATE: dict[int, WorkerState] = {
+    cluster_pb2.PROCESS_STATE_STARTING: WorkerState.STARTING,
+    cluster_pb2.PROCESS_STATE_READY: WorkerState.READY,
+    cluster_pb2.PROCESS_STATE_DRAINING: WorkerState.DRAINING,
+    cluster_pb2.PROCESS_STATE_STOPPED: WorkerState.STOPPED,
+}
+_STATE_NUMBER = {
+    WorkerState.STARTING: cluster_pb2.PROCESS_STATE_STARTING,
+    WorkerState.READY: cluster_pb2.PROCESS_STATE_READY,
+    WorkerState.DRAINING: cluster_pb2.PROCESS_STATE_DRAINING,
+    WorkerState.STOPPED: cluster_pb2.PROCESS_STATE_STOPPED,
+}
+
+
+def facts(info: cluster_pb2.WorkerInfo) -> WorkerFacts | None:
+    """What a worker says it is; None when it names no role."""
+    role = _ROLE.get(info.role)
+    if role is None:
+        return None
+    return WorkerFacts(
+        worker_id=info.worker_id,
+        role=role,
+        address=info.address,
+        epoch=info.epoch,
+        model=info.model,
+        layout_fingerprint=info.layout.fingerprint,
+        block_size_tokens=info.layout.block_size_tokens,
+        block_bytes=info.layout.block_bytes,
+        kv_blocks_total=info.kv_blocks_total,
+        context_tokens_max=info.context_tokens_max,
+        engine_version=info.engine_version,
+        pid=info.pid,
+        metrics_address=info.metrics_address,
+        requests_max=info.requests_max,
+    )
+
+
+def load(message: cluster_pb2.WorkerLoad) -> WorkerLoad:
+    """What a worker says it does. A state this version does not know counts as not ready."""
+    return WorkerLoad(
+        state=_STATE.get(message.state, WorkerState.STARTING),
+        requests_running=message.requests_running,
+        requests_waiting=message.requests_waiting,
+        kv_blocks_used=message.kv_blocks_used,
+        leases_held=message.leases_held,
+        kv_bytes_in=message.kv_bytes_in,
+        kv_bytes_out=message.kv_bytes_out,
+        prefill_tokens_queued=message.prefill_tokens_queued,
+    )
+
+
+def plan_requested(session: int, message: pb.PlanRequest, *, block_hashes_max: int) -> PlanRequested:
+    """A front proxy's question. Hashes beyond the bound are dropped: they are a hint."""
+    return PlanRequested(
+        session=session,
+        plan_id=message.plan_id,
+        request_id=message.request_id,
+        prompt_tokens=message.prompt_tokens,
+        output_tokens_max=message.output_tokens_max,
+        priority=message.priority,
+        block_hashes=tuple(message.block_hashes[:block_hashes_max]),
+        excluded_worker_ids=frozenset(message.excluded_worker_ids),
+        pinned_decode_worker_id=message.pinned_decode_worker_id or None,
+        tenant=message.tenant,
+        prefill_only=message.prefill_only,
+    )
+
+
+def plan(action: ReplyPlan) -> pb.FrontReply:
+    """The answer to a plan that was granted."""
+    return pb.FrontReply(
+        plan=pb.Plan(
+            plan_id=action.plan_id,
+            prefill=_placement(action.prefill),
+            decode=_placement(action.decode),
+            decode_blocks_reserved=action.decode_blocks_reserved,
+            reason=action.reason,
+        )
+    )
+
+
+def refusal(action: ReplyRefusal) -> pb.FrontReply:
+    """The answer to a plan that was refused."""
+    retry_after_ms = 0
+    if action.failure.retry_after_s is not None:
+        # 0 would mean "no advice".
+        retry_after_ms = max(1, round(action.failure.retry_after_s * 1000))
+    return pb.FrontReply(
+        refused=pb.PlanRefused(
+            plan_id=action.plan_id,
+            kind=action.failure.kind.value,
+            message=action.failure.message,
+            retry_after_ms=retry_after_ms,
+        )
+    )
+
+
+def view(workers: Iterable[Worker]) -> pb.FrontReply:
+    """The cluster as front proxies see it."""
+    entries = [pb.WorkerEntry(info=_info(worker.facts), load=_load(worker)) for worker in workers]
+    return pb.FrontReply(view=pb.ClusterView(workers=entries))
+
+
+def _placement(placement: Placement | None) -> pb.Placement | None:
+    if placement is None:
+        return None
+    return pb.Placement(worker_id=placement.worker_id, address=placement.address, epoch=placement.epoch)
+
+
+def _info(known: WorkerFacts) -> cluster_pb2.WorkerInfo:
+    return cluster_pb2.WorkerInfo(
+        worker_id=known.worker_id,
+        role=_ROLE_NUMBER[known.role],
+        address=known.address,
+        epoch=known.epoch,
+        model=known.model,
+        layout=cluster_pb2.KvLayout(
+            fingerprint=known.layout_fingerprint,
+            block_size_tokens=known.block_size_tokens,
+            block_bytes=known.block_bytes,
+        ),
+        kv_blocks_total=known.kv_blocks_total,
+        context_tokens_max=known.context_tokens_max,
+        engine_version=known.engine_version,
+        pid=known.pid,
+        metrics_address=known.metrics_address,
+        requests_max=known.requests_max,
+    )
+
+
+def _load(worker: Worker) -> cluster_pb2.WorkerLoad:
+    known = worker.load
+    return cluster_pb2.WorkerLoad(
+        state=_STATE_NUMBER[worker.state],
+        requests_running=known.requests_running,
+        requests_waiting=known.requests_waiting,
+        kv_blocks_used=known.kv_blocks_used,
+        leases_held=known.leases_held,
+        kv_bytes_in=known.kv_bytes_in,
+        kv_bytes_out=known.kv_bytes_out,
+        prefill_tokens_queued=known.prefill_tokens_queued,
+    )
