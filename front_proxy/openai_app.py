@@ -7,6 +7,7 @@ import contextlib
 import socket
 from argparse import Namespace
 from collections.abc import Iterator
+from typing import Literal
 
 import uvicorn
 from fastapi import FastAPI
@@ -42,8 +43,9 @@ class HttpServer(uvicorn.Server):
 class OpenAiServer:
     """The app, listening. ``start`` returns when connections are accepted."""
 
-    def __init__(self, app: FastAPI, config: FrontProxyConfig) -> None:
+    def __init__(self, app: FastAPI, config: FrontProxyConfig, *, lifespan: Literal["on", "off"] = "on") -> None:
         self.app = app
+        self._lifespan = lifespan
         self.guard = HttpGuard(
             app,
             GuardBounds(
@@ -71,7 +73,7 @@ class OpenAiServer:
                 access_log=serving.access_log,
                 # Loggers are set up by runtime.telemetry.
                 log_config=None,
-                lifespan="on",
+                lifespan=self._lifespan,
                 timeout_keep_alive=serving.keep_alive_timeout_s,
                 timeout_graceful_shutdown=max(1, round(self._config.close_timeout_s)),
             )

@@ -249,10 +249,11 @@ class RemoteEngineClient(EngineClient):
                 if output.finished:
                     return
         finally:
+            # Nothing awaits before all is given up: a server that cancels us cancels every further await as well.
             family.cancel()
-            await asyncio.gather(family, return_exceptions=True)
             self.output_processor.abort_requests([child.request.request_id for child in children], internal=True)
             self.output_processor.parent_requests.pop(parent.request_id, None)
+            await asyncio.gather(family, return_exceptions=True)
 
     async def _run_family(self, children: list[_Child], collector: RequestOutputCollector) -> None:
         """Child 0 first; the others once its prompt's KV lies on a decode worker, whose prefix cache they then hit."""

@@ -30,6 +30,8 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def _parts(tiny_model_folder: Path) -> Iterator[tuple[Any, Any, Any]]:
+    from vllm.renderers import renderer_from_config
+
     from engine.config import EngineConfig
     from front_proxy.remote_engine import ClientBounds, RemoteEngineClient
     from front_proxy.serving_config import ServingConfig
@@ -38,11 +40,13 @@ def _parts(tiny_model_folder: Path) -> Iterator[tuple[Any, Any, Any]]:
 
     serving = ServingConfig(served_model_name=["tiny"], tool_call_parser="hermes", enable_auto_tool_choice=True)
     args = serve_args(EngineConfig(model=str(tiny_model_folder), dtype="float32"), serving)
-    source = FakeSource(lambda text: client.renderer.tokenizer.encode(text, add_special_tokens=False))
+    config = render_config(args)
+    tokenizer = renderer_from_config(config).tokenizer
+    source = FakeSource(lambda text: tokenizer.encode(text, add_special_tokens=False))
     bounds = ClientBounds(
         requests_in_flight_max=8, prompt_tokens_max=900, block_size_tokens=32, retry_after_s=2.0
     )
-    client = RemoteEngineClient(render_config(args), source, bounds)
+    client = RemoteEngineClient(config, source, bounds)
     yield source, client, args
     client.shutdown()
 
@@ -77,3 +81,18 @@ async def http(served: Served) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app=served.guard, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://front", timeout=30) as client:
         yield client
+
+
+@pytest.fixture
+async def server(served: Served) -> AsyncIterator[httpx.AsyncClient]:
+    """A client over real sockets, for what only a connection can say: that it closed."""
+    from front_proxy.config import FrontProxyConfig
+    from front_proxy.openai_app import OpenAiServer
+
+    # vLLM's lifespan takes the app's state with it when it ends, and the app is shared.
+    running = OpenAiServer(served.app, FrontProxyConfig(port=0, close_timeout_s=1), lifespan="off")
+    await running.start()
+    async with httpx.AsyncClient(base_url=f"http://{running.address}", timeout=30) as client:
+        yield client
+    await running.stop()
+    served.app.state.server = None

@@ -28,6 +28,7 @@ class FakeSource:
 
     def __init__(self, encode: Callable[[str], list[int]]) -> None:
         self.encode = encode
+        self.eos_token_id = encode("<eos>")[0]
         self.view = FakeCluster()
         self.reset()
 
@@ -54,7 +55,8 @@ class FakeSource:
             if self.failure is not None:
                 raise FailureError(self.failure)
             params = msgspec.msgpack.decode(request.decode_sampling, type=SamplingParams)
-            tokens = self.encode(self.reply)[: request.output_tokens_max]
+            whole = [*self.encode(self.reply), self.eos_token_id]
+            tokens = whole[: request.output_tokens_max]
             for index, token in enumerate(tokens):
                 if index == self.hold:
                     self.held.set()
@@ -63,7 +65,7 @@ class FakeSource:
                 last = index == len(tokens) - 1
                 yield GenerationDelta(
                     token_ids=[token],
-                    finish=Finish("length" if len(tokens) == request.output_tokens_max else "stop") if last else None,
+                    finish=Finish("stop" if len(tokens) == len(whole) else "length") if last else None,
                     logprobs=_row([token], params.logprobs),
                     prompt_logprobs=_row(request.token_ids[1:], params.prompt_logprobs) if index == 0 else None,
                     cached_tokens=CACHED_TOKENS if index == 0 and request.pinned_decode_worker is None else None,

@@ -140,12 +140,12 @@ async def test_automatic_tool_choice_parses_the_models_text(served: Served, http
 
 
 async def test_named_tool_choice_constrains_the_output(served: Served, http: httpx.AsyncClient) -> None:
-    served.source.reply = '{"ok": true}'
+    served.source.reply = '<tool_call>\n{"name": "look", "arguments": {"ok": true}}\n</tool_call>'
     choice = {"type": "function", "function": {"name": "look"}}
     answer = (
         await post(http, "/v1/chat/completions", messages=MESSAGES, max_tokens=99, tools=[TOOL], tool_choice=choice)
     ).json()
-    assert answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "look"
+    assert answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "look", answer
     assert wire(served.source.requests[0]).structured_outputs is not None
 
 
@@ -248,9 +248,11 @@ async def test_a_body_over_the_bound_gets_413(served: Served, http: httpx.AsyncC
     assert served.source.requests == []
 
 
-async def test_sequences_over_the_bound_get_429_with_retry_after(served: Served, http: httpx.AsyncClient) -> None:
+async def test_sequences_over_the_bound_get_429_with_retry_after(
+    served: Served, http: httpx.AsyncClient, server: httpx.AsyncClient
+) -> None:
     served.source.hold = 1
-    held = asyncio.create_task(post(http, "/v1/completions", prompt="x", n=8, temperature=1.0, max_tokens=9))
+    held = asyncio.create_task(post(server, "/v1/completions", prompt="x", n=8, temperature=1.0, max_tokens=9))
     await asyncio.wait_for(served.source.held.wait(), 5)
     response = await post(http, "/v1/completions", prompt="x", max_tokens=2)
     assert response.status_code == 429
@@ -335,11 +337,14 @@ async def test_a_draining_proxy_refuses_and_reports_unhealthy(served: Served, ht
     assert (await post(http, "/v1/completions", prompt="x", max_tokens=2)).status_code == 503
 
 
+@pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("n", [1, 3])
-async def test_a_client_that_leaves_closes_the_remote_work(served: Served, http: httpx.AsyncClient, n: int) -> None:
+async def test_a_client_that_leaves_closes_the_remote_work(
+    served: Served, server: httpx.AsyncClient, n: int, stream: bool
+) -> None:
     served.source.hold = 3
     leaving = asyncio.create_task(
-        post(http, "/v1/completions", prompt="x", n=n, temperature=1.0, max_tokens=9, stream=n == 1)
+        post(server, "/v1/completions", prompt="x", n=n, temperature=1.0, max_tokens=9, stream=stream)
     )
     await asyncio.wait_for(served.source.held.wait(), 5)
     leaving.cancel()
