@@ -54,13 +54,13 @@ class Outgoing(Generic[M]):
             self._changed.set()
 
     async def take(self) -> M | None:
-        """The next message, replies before the view; None at the end. Ends when the stream does."""
+        """The next message, a view first (views are throttled, so they hold nothing up); None at the end."""
         while True:
-            if self._messages:
-                return self._messages.popleft()
             if self._view is not None:
                 view, self._view = self._view, None
                 return view
+            if self._messages:
+                return self._messages.popleft()
             if self._closed:
                 return None
             self._changed.clear()

@@ -146,8 +146,8 @@ class StatusService(cluster_pb2_grpc.StatusServiceServicer):
 
     async def GetStatus(  # noqa: N802 - gRPC's name and arguments
         self,
-        request: cluster_pb2.GetStatusRequest,  # noqa: ARG002
-        context: Context,  # noqa: ARG002
+        request: cluster_pb2.GetStatusRequest,
+        context: Context,
     ) -> cluster_pb2.GetStatusResponse:
         """This process's line of ``baton status``; the requests are plans in flight."""
         status = cluster_pb2.ProcessStatus(

@@ -36,6 +36,7 @@ log = logging.getLogger("baton.scheduler.shell")
 # Commands waiting for one worker: it gets one at registration and few ever after.
 COMMANDS_MAX = 16
 
+_STOPS = Failure(kind=FailureKind.UNAVAILABLE, message="The scheduler stops.")
 _DROPPED = {
     "silent": Failure(kind=FailureKind.UNAVAILABLE, message="The worker was silent for longer than its lease."),
     "replaced": Failure(kind=FailureKind.STATE_LOST, message="A newer start of this worker has registered."),
@@ -66,13 +67,16 @@ class SchedulerShell:
 
     def feed(self, event: Event) -> None:
         """Let the core handle one event and do what follows."""
+        if self.broken.is_set():
+            return
         started_s = time.perf_counter()
         try:
             actions = self.core.handle(event, self._clock.monotonic_s())
         except Exception:
-            log.critical("the scheduler core failed", extra={"story": "; ".join(self.core.story())})
+            log.critical("the core failed", exc_info=True, extra={"story": "; ".join(self.core.story())})
             self.broken.set()
-            raise
+            self.close(Failure(kind=FailureKind.INTERNAL, message="The scheduler broke; its log says how."))
+            return
         if isinstance(event, PlanRequested):
             self.metrics.plan_s.observe(time.perf_counter() - started_s)
         for action in actions:
@@ -91,13 +95,14 @@ class SchedulerShell:
             self.core.cluster.workers.values(), fronts=len(self.fronts), plans_in_flight=self.core.plans_in_flight
         )
 
-    def close(self) -> None:
-        """End every stream: the scheduler stops."""
+    def close(self, verdict: Failure = _STOPS) -> None:
+        """End every stream with this verdict."""
         if self._push is not None:
             self._push.cancel()
-        verdict = Failure(kind=FailureKind.UNAVAILABLE, message="The scheduler stops.")
-        for outgoing in (*self.workers.values(), *self.fronts.values()):
-            outgoing.close(verdict)
+        for worker in self.workers.values():
+            worker.close(verdict)
+        for front in self.fronts.values():
+            front.close(verdict)
 
     def _do(self, action: Action) -> None:
         match action:
