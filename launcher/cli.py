@@ -1,0 +1,193 @@
+"""The `baton` command: reads arguments and configuration, then calls what does the work. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# Before grpc is imported by anyone: its fork handlers and the engines' own processes do not get on.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+if TYPE_CHECKING:
+    from launcher.config import BatonConfig
+    from launcher.process_plan import Role
+    from runtime.configuration import Loaded
+
+_EXIT_USAGE = 2
+_ROLES: dict[str, Role] = {
+    "scheduler": "scheduler",
+    "prefill": "prefill",
+    "decode": "decode",
+    "front-proxy": "front_proxy",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one `baton` command and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    from launcher.demo_model import DemoModelError
+    from launcher.model_choice import ModelError
+    from launcher.state import StateError
+    from launcher.up import StartError
+    from runtime.configuration import BadConfiguration
+
+    try:
+        code: int = arguments.call(arguments)
+    except BadConfiguration as error:
+        return _fail(f"configuration: {error}", _EXIT_USAGE)
+    except (StartError, StateError, ModelError, DemoModelError) as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="baton", description="Serve language models with prefill and decode apart.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--config", metavar="FILE", type=Path, help="TOML or JSON file with settings")
+    shared.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="sets", help="one setting; may be repeated"
+    )
+
+    up = commands.add_parser("up", parents=[shared], help="start a cluster on this machine")
+    _flag(up, "--model", "engine.model", "folder or hub name of the model (default: a small demo model)")
+    _flag(up, "--prefill", "launcher.prefill", "number of prefill workers", metavar="N")
+    _flag(up, "--decode", "launcher.decode", "number of decode workers", metavar="M")
+    _front_flags(up)
+    _flag(up, "--state-dir", "launcher.state_dir", "folder for state and logs", metavar="DIR")
+    up.set_defaults(call=_up)
+
+    status = commands.add_parser("status", parents=[shared], help="show every process of a cluster")
+    _flag(status, "--state-dir", "launcher.state_dir", "the folder given to `baton up`", metavar="DIR")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    status.set_defaults(call=_status)
+
+    _add_roles(commands, shared)
+
+    config = commands.add_parser("config", parents=[shared], help="print the settings and where each comes from")
+    form = config.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print a file that --config reads")
+    form.add_argument("--schema", action="store_true", help="print the JSON schema of that file")
+    config.set_defaults(call=_config)
+
+    version = commands.add_parser("version", help="print the version")
+    version.set_defaults(call=_version)
+    return parser
+
+
+def _add_roles(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser) -> None:
+    scheduler = commands.add_parser("scheduler", parents=[shared], help="run one scheduler")
+    _flag(scheduler, "--host", "scheduler.host", "address to listen on", metavar="H")
+    _flag(scheduler, "--port", "scheduler.port", "gRPC port", metavar="P")
+    for name in ("prefill", "decode"):
+        worker = commands.add_parser(name, parents=[shared], help=f"run one {name} worker")
+        _flag(worker, "--model", "engine.model", "folder or hub name of the model (default: a small demo model)")
+        _flag(worker, "--id", "worker.worker_id", "name of this worker, unique in the cluster")
+        _flag(worker, "--host", "worker.host", "address to listen on", metavar="H")
+        _flag(worker, "--port", "worker.port", "gRPC port", metavar="P")
+        _flag(worker, "--scheduler", "worker.scheduler_address", "the scheduler", metavar="HOST:PORT")
+    front = commands.add_parser("front-proxy", parents=[shared], help="run one front proxy")
+    _flag(front, "--model", "engine.model", "the workers' model, for its tokenizer (default: a small demo model)")
+    _front_flags(front)
+    _flag(front, "--scheduler", "front_proxy.scheduler_address", "the scheduler", metavar="HOST:PORT")
+    for name, role in _ROLES.items():
+        commands.choices[name].set_defaults(call=_serve, role=role)
+
+
+def _front_flags(parser: argparse.ArgumentParser) -> None:
+    _flag(parser, "--host", "front_proxy.host", "address to listen on", metavar="H")
+    _flag(parser, "--port", "front_proxy.port", "HTTP port; 0: any free one", metavar="P")
+    _flag(parser, "--grpc-port", "front_proxy.grpc_port", "gRPC port; 0: any free one", metavar="G")
+
+
+def _flag(parser: argparse.ArgumentParser, flag: str, path: str, meaning: str, *, metavar: str | None = None) -> None:
+    """A flag that is short for one setting; the configuration checks its value like any other."""
+    parser.add_argument(flag, metavar=metavar, dest=f"setting:{path}", help=f"{meaning} [{path}]")
+
+
+def _load(arguments: argparse.Namespace) -> Loaded[BatonConfig]:
+    from launcher.config import BatonConfig
+    from runtime.configuration import load
+
+    flags = [
+        f"{name.removeprefix('setting:')}={value}"
+        for name, value in vars(arguments).items()
+        if name.startswith("setting:") and value is not None
+    ]
+    return load(BatonConfig, file=arguments.config, environ=os.environ, sets=[*arguments.sets, *flags])
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    from launcher.up import up
+
+    loaded = _load(arguments)
+    return up(loaded.value, loaded.sources)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from launcher import state, status
+
+    launcher = _load(arguments).value.launcher
+    record = state.read(Path(launcher.state_dir).expanduser().absolute())
+    lines = asyncio.run(status.collect(record, timeout_s=launcher.status_timeout_s))
+    print(status.as_json(lines) if arguments.json else status.as_table(lines))
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from launcher.serve import serve
+
+    loaded = _load(arguments)
+    config = loaded.value
+    if arguments.role != "scheduler":
+        from launcher import model_choice
+        from launcher.up import tell
+
+        config = model_choice.choose(config, loaded.sources, os.environ, tell)
+    return serve(arguments.role, config)
+
+
+def _config(arguments: argparse.Namespace) -> int:
+    import msgspec
+
+    from launcher.config import BatonConfig
+    from runtime.configuration import dump, settings
+
+    loaded = _load(arguments)
+    if arguments.schema:
+        print(msgspec.json.format(msgspec.json.encode(msgspec.json.schema(BatonConfig)), indent=2).decode())
+    elif arguments.json:
+        print(dump(loaded.value).decode(), end="")
+    else:
+        for setting in settings(loaded):
+            print(f"{setting.path} = {msgspec.json.encode(setting.value).decode()}  # {setting.source}")
+    return 0
+
+
+def _version(_: argparse.Namespace) -> int:
+    try:
+        print(f"baton {metadata.version('baton-llm')}")
+    except metadata.PackageNotFoundError:
+        print("baton (not installed)")
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"baton: error: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

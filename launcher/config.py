@@ -1,0 +1,55 @@
+"""The whole configuration tree, which every process gets, and the launcher's part of it. Holds values only."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from decode_worker.config import DecodeWorkerConfig
+from engine.config import EngineConfig
+from front_proxy.config import FrontProxyConfig
+from prefill_worker.config import PrefillWorkerConfig
+from scheduler.config import SchedulerConfig
+from worker.config import WorkerConfig
+
+Processes = Annotated[int, msgspec.Meta(ge=1, le=512)]
+Seconds = Annotated[float, msgspec.Meta(gt=0.0)]
+Lines = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
+
+
+class LauncherConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What `baton up` starts, and how patient it is."""
+
+    prefill: Processes = 1
+    """Prefill workers."""
+    decode: Processes = 1
+    """Decode workers."""
+    front_proxies: Processes = 1
+    """Front proxies. The first takes front_proxy.port; the others take any free port."""
+    state_dir: str = ".baton"
+    """Where `baton up` keeps its state file, the resolved configuration and the logs."""
+    demo_cache_dir: str = ""
+    """Where the demo model is kept. Empty: the user's cache folder."""
+    start_timeout_s: Seconds = 900.0
+    """Time all processes together may take to become ready."""
+    stop_timeout_s: Seconds = 15.0
+    """Time the front proxies get to end, then the workers, then the scheduler; who is late is killed."""
+    progress_interval_s: Seconds = 5.0
+    """How often waiting is told while processes start."""
+    log_tail_lines: Lines = 30
+    """Lines of a failed process's log that are shown."""
+    status_timeout_s: Seconds = 2.0
+    """Time a process has to answer `baton status`."""
+
+
+class BatonConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything Baton can be told."""
+
+    engine: EngineConfig = EngineConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    worker: WorkerConfig = WorkerConfig()
+    prefill_worker: PrefillWorkerConfig = PrefillWorkerConfig()
+    decode_worker: DecodeWorkerConfig = DecodeWorkerConfig()
+    front_proxy: FrontProxyConfig = FrontProxyConfig()
+    launcher: LauncherConfig = LauncherConfig()

@@ -1,0 +1,100 @@
+"""Which processes a cluster has, after whom each starts and with which settings. Pure: starts nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from launcher.config import BatonConfig
+from runtime.configuration import DEFAULT
+
+Role = Literal["scheduler", "prefill", "decode", "front_proxy"]
+STOP_ORDER: tuple[tuple[Role, ...], ...] = (("front_proxy",), ("prefill", "decode"), ("scheduler",))
+SCHEDULER_ID = "scheduler"
+_COMMANDS: dict[Role, str] = {
+    "scheduler": "scheduler",
+    "prefill": "prefill",
+    "decode": "decode",
+    "front_proxy": "front-proxy",
+}
+
+
+class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One process to start. ``settings`` go on top of the cluster's configuration file."""
+
+    id: str
+    role: Role
+    # Ids of the processes that must be ready before this one starts.
+    after: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    # Its share of the cores; None: the engine's own settings decide.
+    threads: int | None = None
+
+    @property
+    def command(self) -> str:
+        """The subcommand of `baton` that runs it."""
+        return _COMMANDS[self.role]
+
+
+def plan(config: BatonConfig) -> tuple[ProcessSpec, ...]:
+    """The processes of the cluster, in the order in which people think of them."""
+    launcher = config.launcher
+    workers = [("prefill", index) for index in range(launcher.prefill)]
+    workers += [("decode", index) for index in range(launcher.decode)]
+    specs = [ProcessSpec(id=SCHEDULER_ID, role="scheduler", threads=1)]
+    for ordinal, (role, index) in enumerate(workers):
+        assert role in ("prefill", "decode")
+        specs.append(
+            ProcessSpec(
+                id=f"{role}-{index}",
+                role="prefill" if role == "prefill" else "decode",
+                after=(SCHEDULER_ID,),
+                settings=_worker_settings(config, f"{role}-{index}", ordinal),
+            )
+        )
+    specs.extend(
+        ProcessSpec(
+            id=f"front-proxy-{index}",
+            role="front_proxy",
+            after=(SCHEDULER_ID,),
+            settings=_front_settings(f"front-proxy-{index}", index),
+            threads=1,
+        )
+        for index in range(launcher.front_proxies)
+    )
+    return tuple(specs)
+
+
+def one_machine(config: BatonConfig, sources: Mapping[str, str]) -> BatonConfig:
+    """``config`` adjusted to all processes sharing this machine; what the operator has set stays as it is."""
+    launcher, engine, front, worker = config.launcher, config.engine, config.front_proxy, config.worker
+
+    def unset(path: str) -> bool:
+        return sources.get(path, DEFAULT) == DEFAULT
+
+    if unset("engine.engines_per_machine"):
+        engine = msgspec.structs.replace(engine, engines_per_machine=launcher.prefill + launcher.decode)
+    if unset("front_proxy.grpc_port") and front.port:
+        front = msgspec.structs.replace(front, grpc_port=front.port + 1 if front.port < 65535 else 0)
+    # A process that is told to stop must be done with draining before the launcher loses patience.
+    drain_s = launcher.stop_timeout_s / 2
+    return msgspec.structs.replace(
+        config,
+        engine=engine,
+        front_proxy=msgspec.structs.replace(front, drain_timeout_s=min(front.drain_timeout_s, drain_s)),
+        worker=msgspec.structs.replace(worker, drain_timeout_s=min(worker.drain_timeout_s, drain_s)),
+    )
+
+
+def _worker_settings(config: BatonConfig, worker_id: str, ordinal: int) -> tuple[str, ...]:
+    # Several workers cannot listen on one port: a fixed one counts up.
+    ports = {"port": config.worker.port, "metrics_port": config.worker.metrics_port}
+    counted = tuple(f"worker.{name}={port + ordinal}" for name, port in ports.items() if port)
+    return (f"worker.worker_id={worker_id}", *counted)
+
+
+def _front_settings(front_proxy_id: str, index: int) -> tuple[str, ...]:
+    others = ("front_proxy.port=0", "front_proxy.grpc_port=0") if index else ()
+    return (f"front_proxy.front_proxy_id={front_proxy_id}", *others)

@@ -1,0 +1,178 @@
+"""One child process: starting it in its own group, hearing it become ready, seeing it end, stopping it. No order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from launcher import kernel_view
+
+READY_PREFIX = "BATON-READY "
+_READ_BYTES = 65536
+_TAIL_BYTES = 262_144
+_LINE_BYTES_MAX = 65536
+# Helpers of a process that has ended notice it and clean up behind it; who is still there after this is killed.
+_GROUP_GRACE_S = 3.0
+
+
+class SaidReady(msgspec.Struct, frozen=True):
+    """The process printed its ready line."""
+
+    id: str
+    addresses: Mapping[str, str]
+
+
+class HasEnded(msgspec.Struct, frozen=True):
+    """The process was reaped. ``code`` is negative when a signal ended it."""
+
+    id: str
+    code: int
+
+
+Tell = Callable[[SaidReady | HasEnded], None]
+
+
+class Child:
+    """A running child. Made by ``start``; ``tell`` hears of it at most twice: ready, then ended."""
+
+    def __init__(self, process_id: str, process: asyncio.subprocess.Process, log: Path, tell: Tell) -> None:
+        self.id = process_id
+        self.pid = process.pid
+        self.log = log
+        self.started_at_s = time.time()
+        found = kernel_view.facts(process.pid)
+        self.start_ticks = found.start_ticks if found else 0
+        self._process = process
+        self._tell = tell
+        self._shared_memory: set[Path] = set()
+        self._ended = asyncio.create_task(self._follow(), name=f"follow {process_id}")
+
+    @classmethod
+    async def start(
+        cls, process_id: str, command: Sequence[str], *, environ: Mapping[str, str], log: Path, tell: Tell
+    ) -> Child:
+        """Start ``command`` in a session of its own, with stderr in ``log``. Raises OSError when it cannot start."""
+        with log.open("wb") as stderr:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=stderr,
+                env=dict(environ),
+                start_new_session=True,
+            )
+        return cls(process_id, process, log, tell)
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not been reaped yet."""
+        return self._process.returncode is None
+
+    def note_shared_memory(self) -> None:
+        """Remember the shared memory that its group uses now: after a kill nobody can be asked any more."""
+        self._shared_memory |= kernel_view.shared_memory_of(kernel_view.group_members(self.pid))
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal the process itself, if it still runs."""
+        if self.running:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    def kill_group(self) -> None:
+        """End the process and everything it started, now."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    async def stop(self, timeout_s: float) -> bool:
+        """SIGTERM, then SIGKILL to its group after ``timeout_s``; returns whether it ended by itself."""
+        self.send(signal.SIGTERM)
+        done, _ = await asyncio.wait({self._ended}, timeout=timeout_s)
+        if not done:
+            self.kill_group()
+        await self.ended()
+        return bool(done)
+
+    async def ended(self) -> None:
+        """Wait until it was reaped and nothing of it is left."""
+        await asyncio.shield(self._ended)
+
+    def tail(self, lines: int) -> list[str]:
+        """The last lines of its log."""
+        return tail(self.log, lines)
+
+    async def _follow(self) -> None:
+        await self._read_stdout()
+        code = await self._process.wait()
+        self._tell(HasEnded(self.id, code))
+        await self._clean_up()
+
+    async def _clean_up(self) -> None:
+        members = kernel_view.group_members(self.pid)
+        if members:
+            self._shared_memory |= kernel_view.shared_memory_of(members)
+            await asyncio.to_thread(kernel_view.wait_until_gone, members, _GROUP_GRACE_S)
+            self.kill_group()
+            await asyncio.to_thread(kernel_view.wait_until_gone, members, _GROUP_GRACE_S)
+        kernel_view.remove_unused(self._shared_memory, made_since_s=self.started_at_s)
+
+    async def _read_stdout(self) -> None:
+        """Hear the ready line; everything else goes to the log. Ends with the process, not with its helpers."""
+        assert self._process.stdout is not None
+        reading = asyncio.create_task(self._hear(self._process.stdout), name=f"hear {self.id}")
+        waiting = asyncio.create_task(self._process_gone(), name=f"wait {self.id}")
+        await asyncio.wait({reading, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        # What it printed last may still lie in the pipe; a helper that keeps the pipe open must not keep us.
+        await asyncio.wait({reading}, timeout=0.2 if waiting.done() else None)
+        for task in (reading, waiting):
+            task.cancel()
+
+    async def _process_gone(self) -> None:
+        await asyncio.shield(self._process.wait())
+
+    async def _hear(self, stdout: asyncio.StreamReader) -> None:
+        rest = b""
+        with self.log.open("ab") as log:
+            while chunk := await stdout.read(_READ_BYTES):
+                *whole, rest = (rest + chunk).split(b"\n")
+                for line in whole:
+                    self._heard(line.decode(errors="replace"), log.write)
+                log.flush()
+                rest = rest[-_LINE_BYTES_MAX:]
+
+    def _heard(self, line: str, write: Callable[[bytes], object]) -> None:
+        if not line.startswith(READY_PREFIX):
+            write(f"{line}\n".encode())
+            return
+        try:
+            addresses = msgspec.json.decode(line.removeprefix(READY_PREFIX), type=dict[str, str])
+        except msgspec.MsgspecError:
+            write(f"not a ready line: {line}\n".encode())
+            return
+        self._tell(SaidReady(self.id, addresses))
+
+
+def tail(log: Path, lines: int) -> list[str]:
+    """The last ``lines`` lines of ``log``, which may be missing."""
+    if lines <= 0:
+        return []
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return text.splitlines()[-lines:]
+
+
+async def stop_all(children: Sequence[Child], timeout_s: float) -> list[str]:
+    """Stop ``children`` together; returns the ids of those that had to be killed."""
+    stops: list[Awaitable[bool]] = [child.stop(timeout_s) for child in children]
+    by_themselves = await asyncio.gather(*stops)
+    return [child.id for child, clean in zip(children, by_themselves, strict=True) if not clean]

@@ -1,0 +1,70 @@
+"""Runs one Baton process: scheduler, worker or front proxy. Imports only what that one process needs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Coroutine, Mapping
+from typing import Any, assert_never
+
+import msgspec
+
+from launcher.config import BatonConfig
+from launcher.process_plan import Role
+from launcher.processes import READY_PREFIX
+
+# Set by `baton up` for the processes it starts: they end when it does, however it does.
+CHILD_VARIABLE = "BATON_CHILD"
+
+
+def serve(role: Role, config: BatonConfig) -> int:
+    """Run the process to its end and return its exit code."""
+    from runtime import lifecycle, orphan, telemetry
+
+    if os.environ.get(CHILD_VARIABLE):
+        orphan.stop_with_parent()
+    telemetry.configure_logging(config.scheduler.log_level if role == "scheduler" else "info", process_id(role, config))
+    lifecycle.run(_main(role, config))
+    return 0
+
+
+def process_id(role: Role, config: BatonConfig) -> str:
+    """The name of this process in its log."""
+    match role:
+        case "scheduler":
+            return "scheduler"
+        case "prefill" | "decode":
+            return config.worker.worker_id or f"{role}-{os.getpid()}"
+        case "front_proxy":
+            return config.front_proxy.front_proxy_id or f"front-proxy-{os.getpid()}"
+        case _:
+            assert_never(role)
+
+
+def announce(addresses: Mapping[str, str]) -> None:
+    """Tell whoever started this process that it serves, on one line of stdout."""
+    line = msgspec.json.encode({"pid": str(os.getpid()), **addresses}).decode()
+    sys.stdout.write(f"{READY_PREFIX}{line}\n")
+    sys.stdout.flush()
+
+
+def _main(role: Role, config: BatonConfig) -> Coroutine[Any, Any, None]:
+    match role:
+        case "scheduler":
+            from scheduler.run import run as run_scheduler
+
+            return run_scheduler(config.scheduler, announce)
+        case "prefill":
+            from prefill_worker.run import run as run_prefill
+
+            return run_prefill(config.engine, config.worker, config.prefill_worker, announce)
+        case "decode":
+            from decode_worker.run import run as run_decode
+
+            return run_decode(config.engine, config.worker, config.decode_worker, announce)
+        case "front_proxy":
+            from front_proxy.run import run as run_front
+
+            return run_front(config.engine, config.front_proxy, announce)
+        case _:
+            assert_never(role)

@@ -1,0 +1,128 @@
+"""The state file of a cluster: which processes `baton up` has started. Reads and writes one file; asks no process."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from launcher.process_plan import Role
+
+STATE_FILE = "cluster.json"
+LOCK_FILE = "lock"
+LOGS = "logs"
+CONFIG_FILE = "config.json"
+
+RecordedState = Literal["waiting", "starting", "ready", "stopped", "dead"]
+
+
+class StateError(Exception):
+    """The state folder cannot be used; the message says why, in a sentence."""
+
+
+class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What the launcher knows of one process. Empty text and 0 mean not known yet."""
+
+    id: str
+    role: Role
+    pid: int = 0
+    # Kernel's start time of the pid, so that another process that got the same number is not taken for ours.
+    start_ticks: int = 0
+    # host:port that users talk to, and the one that answers StatusService.
+    address: str = ""
+    grpc_address: str = ""
+    metrics_address: str = ""
+    epoch: int = 0
+    state: RecordedState = "waiting"
+    exit_code: int | None = None
+    log: str = ""
+
+
+class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One cluster on this machine."""
+
+    launcher_pid: int
+    model: str
+    url: str = ""
+    grpc_address: str = ""
+    processes: tuple[ProcessRecord, ...] = ()
+    version: int = 1
+
+
+class ClusterState:
+    """The state file while its cluster runs. Every change is written at once, whole, by rename."""
+
+    def __init__(self, state_dir: Path, record: ClusterRecord) -> None:
+        self._file = state_dir / STATE_FILE
+        self.record = record
+        self._write()
+
+    def process(self, process_id: str) -> ProcessRecord:
+        """The record of one process."""
+        return next(process for process in self.record.processes if process.id == process_id)
+
+    def change(self, process_id: str, **changes: object) -> None:
+        """Replace fields of one process's record."""
+        processes = tuple(
+            msgspec.structs.replace(process, **changes) if process.id == process_id else process
+            for process in self.record.processes
+        )
+        self.record = msgspec.structs.replace(self.record, processes=processes)
+        self._write()
+
+    def serve_at(self, url: str, grpc_address: str) -> None:
+        """Note where clients reach the cluster."""
+        self.record = msgspec.structs.replace(self.record, url=url, grpc_address=grpc_address)
+        self._write()
+
+    def _write(self) -> None:
+        write_atomically(self._file, msgspec.json.format(msgspec.json.encode(self.record), indent=2) + b"\n")
+
+
+def write_atomically(file: Path, content: bytes) -> None:
+    """Readers see the old content or the new one, never a part."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft.write_bytes(content)
+    draft.replace(file)
+
+
+def read(state_dir: Path) -> ClusterRecord:
+    """The cluster last started with ``state_dir``. Raises StateError when there is none."""
+    file = state_dir / STATE_FILE
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=ClusterRecord)
+    except FileNotFoundError:
+        raise StateError(f"no cluster was started with the state folder {state_dir}") from None
+    except OSError as error:
+        raise StateError(f"cannot read {file}: {error.strerror}") from error
+    except msgspec.MsgspecError as error:
+        raise StateError(f"{file} is not a state file: {error}") from error
+
+
+@contextlib.contextmanager
+def owned(state_dir: Path) -> Iterator[None]:
+    """Hold ``state_dir`` for one launcher. Raises StateError when another one has it."""
+    try:
+        (state_dir / LOGS).mkdir(parents=True, exist_ok=True)
+        lock = (state_dir / LOCK_FILE).open("a+")
+    except OSError as error:
+        raise StateError(f"cannot use the state folder {state_dir}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            raise StateError(
+                f"another `baton up` (pid {owner}) runs with the state folder {state_dir}; stop it, or choose another "
+                "folder with --state-dir"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield

@@ -1,0 +1,128 @@
+"""What `baton status` says: the state file, the kernel and every process's own word put together. Changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from launcher import kernel_view
+from launcher.state import ClusterRecord, ProcessRecord
+
+if TYPE_CHECKING:
+    from protos.cluster.v1 import cluster_pb2
+
+_MESSAGE_BYTES_MAX = 1 << 20
+_COLUMNS = (
+    ("id", "ID"),
+    ("role", "ROLE"),
+    ("state", "STATE"),
+    ("pid", "PID"),
+    ("address", "ADDRESS"),
+    ("requests_running", "RUNNING"),
+    ("requests_waiting", "WAITING"),
+    ("kv_blocks_used", "KV USED"),
+    ("kv_blocks_total", "KV TOTAL"),
+    ("leases_held", "LEASES"),
+    ("kv_bytes_in", "BYTES IN"),
+    ("kv_bytes_out", "BYTES OUT"),
+)
+
+
+class StatusLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One process in `baton status --json`. Every key is always there; numbers nobody could tell are 0."""
+
+    id: str
+    role: str
+    pid: int = 0
+    address: str = ""
+    epoch: int = 0
+    state: str = ""
+    requests_running: int = 0
+    requests_waiting: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    leases_held: int = 0
+    kv_bytes_in: int = 0
+    kv_bytes_out: int = 0
+
+
+async def collect(record: ClusterRecord, *, timeout_s: float) -> list[StatusLine]:
+    """The truth about every process, asked at the same time; takes ``timeout_s`` at most."""
+    return list(await asyncio.gather(*(_one(process, timeout_s) for process in record.processes)))
+
+
+async def ask(address: str, *, timeout_s: float) -> cluster_pb2.ProcessStatus | None:
+    """What the process at ``address`` says of itself; None when it does not answer in time."""
+    import grpc
+
+    from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+    from runtime.grpc_server import channel
+
+    async with channel(address, _MESSAGE_BYTES_MAX) as open_channel:
+        stub: Any = cluster_pb2_grpc.StatusServiceStub(open_channel)
+        try:
+            async with asyncio.timeout(timeout_s):
+                response = await stub.GetStatus(cluster_pb2.GetStatusRequest(), timeout=timeout_s)
+        except (grpc.aio.AioRpcError, TimeoutError):
+            return None
+    process: cluster_pb2.ProcessStatus = response.process
+    return process
+
+
+def judge(process: ProcessRecord, *, alive: bool, answer: cluster_pb2.ProcessStatus | None) -> StatusLine:
+    """One line from what is recorded, whether the pid lives, and what the process itself said."""
+    known = StatusLine(
+        id=process.id,
+        role=process.role,
+        pid=process.pid,
+        address=process.address,
+        epoch=process.epoch,
+        state=process.state,
+    )
+    if process.pid == 0 or process.state == "stopped":
+        return known
+    if not alive:
+        return msgspec.structs.replace(known, state="dead")
+    if answer is None:
+        # Before it was ready it serves nothing, so its silence says nothing.
+        return known if process.state == "starting" else msgspec.structs.replace(known, state="unreachable")
+    return msgspec.structs.replace(
+        known,
+        epoch=answer.epoch or process.epoch,
+        state=answer.state or process.state,
+        requests_running=answer.requests_running,
+        requests_waiting=answer.requests_waiting,
+        kv_blocks_used=answer.kv_blocks_used,
+        kv_blocks_total=answer.kv_blocks_total,
+        leases_held=answer.leases_held,
+        kv_bytes_in=answer.kv_bytes_in,
+        kv_bytes_out=answer.kv_bytes_out,
+    )
+
+
+def as_json(lines: Sequence[StatusLine]) -> str:
+    """The machine-readable form."""
+    return msgspec.json.format(msgspec.json.encode({"processes": list(lines)}), indent=2).decode()
+
+
+def as_table(lines: Sequence[StatusLine]) -> str:
+    """The form for people."""
+    rows = [[title for _, title in _COLUMNS]]
+    rows += [[str(getattr(line, name) or "-") if name in _TEXT else str(getattr(line, name)) for name, _ in _COLUMNS]
+             for line in lines]  # fmt: skip
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+_TEXT = frozenset({"id", "role", "state", "pid", "address"})
+
+
+async def _one(process: ProcessRecord, timeout_s: float) -> StatusLine:
+    alive = process.pid > 0 and kernel_view.is_alive(process.pid, process.start_ticks)
+    answer = await ask(process.grpc_address, timeout_s=timeout_s) if alive and process.grpc_address else None
+    return judge(process, alive=alive, answer=answer)

@@ -1,0 +1,109 @@
+"""The `baton` command: what it refuses, where settings come from, and what it does not import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.cli import main
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in os.environ:
+        if name.startswith("BATON_"):
+            monkeypatch.delenv(name)
+
+
+def test_each_setting_comes_from_the_strongest_source_and_says_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "baton.toml"
+    file.write_text("[engine]\nseed = 1\nmax_num_seqs = 2\ndtype = 'float32'\n")
+    monkeypatch.setenv("BATON_ENGINE__SEED", "3")
+    monkeypatch.setenv("BATON_ENGINE__MAX_NUM_SEQS", "4")
+    assert main(["config", "--config", str(file), "--set", "engine.seed=5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "engine.seed = 5  # --set" in lines
+    assert "engine.max_num_seqs = 4  # env BATON_ENGINE__MAX_NUM_SEQS" in lines
+    assert f'engine.dtype = "float32"  # file {file}' in lines
+    assert "launcher.prefill = 1  # default" in lines
+
+
+def test_the_printed_json_is_a_file_that_gives_the_same_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["config", "--json", "--set", "launcher.decode=3"]) == 0
+    first = capsys.readouterr().out
+    (tmp_path / "again.json").write_text(first)
+    assert main(["config", "--json", "--config", str(tmp_path / "again.json")]) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_the_schema_names_every_section(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--schema"]) == 0
+    sections = json.loads(capsys.readouterr().out)["$defs"]["BatonConfig"]["properties"]
+    assert {"engine", "scheduler", "worker", "prefill_worker", "decode_worker", "front_proxy", "launcher"} == set(
+        sections
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["config", "--set", "engine.modell=x"], "engine.modell: unknown key; did you mean engine.model?"),
+        (["config", "--set", "engine.seed"], "expected key=value"),
+        (["up", "--prefill", "0"], "launcher.prefill: Expected `int` >= 1"),
+        (["up", "--decode", "many"], "launcher.decode: Expected `int`"),
+        (["up", "--port", "x"], "front_proxy.port: Expected `int`"),
+        (["config", "--config", "/nowhere.toml"], "cannot read the file"),
+    ],
+)
+def test_a_wrong_setting_is_an_error_with_its_path(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert told in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("/no/such/folder", "there is no model folder /no/such/folder"),
+        (__file__, "is a file; name the folder"),
+        ("gpt", "looks like organisation/name"),
+    ],
+)
+def test_a_wrong_model_is_one_sentence(
+    model: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["up", "--model", model, "--port", "0", "--state-dir", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert told in err
+    assert len(err.splitlines()) == 1
+
+
+def test_status_without_a_cluster_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--state-dir", str(tmp_path)]) == 1
+    assert "no cluster was started with the state folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "module", ["launcher.cli", "launcher.up", "launcher.status", "launcher.serve", "scheduler.run"]
+)
+def test_what_must_stay_light_imports_neither_torch_nor_vllm(module: str) -> None:
+    program = (
+        f"import sys, importlib; importlib.import_module({module!r}); "
+        "print(sorted({'torch', 'vllm', 'transformers', 'nixl', 'numpy'} & sys.modules.keys()))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == "[]"

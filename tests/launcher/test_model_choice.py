@@ -1,0 +1,50 @@
+"""Which model a cluster serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher import demo_model, model_choice
+from launcher.config import BatonConfig
+
+
+def _quiet(line: str) -> None:
+    del line
+
+
+def test_a_folder_with_a_config_is_taken_as_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    found = model_choice.check("model", {}, _quiet)
+    assert found == str(tmp_path / "model")
+    assert model_choice.is_local(found)
+
+
+def test_a_hub_name_is_taken_and_said_to_be_one() -> None:
+    said: list[str] = []
+    assert model_choice.check("some/name", {}, said.append) == "some/name"
+    assert "model hub" in said[0]
+    assert not model_choice.is_local("some/name")
+
+
+def test_a_hub_name_is_refused_when_the_hub_cannot_be_asked(tmp_path: Path) -> None:
+    environ = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
+    with pytest.raises(model_choice.ModelError, match="HF_HUB_OFFLINE"):
+        model_choice.check("some/name", environ, _quiet)
+    (tmp_path / "models--some--name").mkdir()
+    assert model_choice.check("some/name", environ, _quiet) == "some/name"
+
+
+def test_without_a_model_the_demo_model_is_served_with_its_own_tool_parser(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_model, "ensure", lambda cache_dir, progress: tmp_path)
+    config = model_choice.choose(BatonConfig(), {}, {}, _quiet)
+    assert config.engine.model == str(tmp_path)
+    assert model_choice.served_name(config) == demo_model.NAME
+    assert config.front_proxy.serving.enable_auto_tool_choice
+    kept = model_choice.choose(BatonConfig(), {"front_proxy.serving.tool_call_parser": "--set"}, {}, _quiet)
+    assert not kept.front_proxy.serving.enable_auto_tool_choice

@@ -1,0 +1,38 @@
+"""The state file and who may write it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher.state import ClusterRecord, ClusterState, ProcessRecord, StateError, owned, read
+
+
+def _record() -> ClusterRecord:
+    processes = (ProcessRecord(id="scheduler", role="scheduler"), ProcessRecord(id="decode-0", role="decode"))
+    return ClusterRecord(launcher_pid=1, model="m", processes=processes)
+
+
+def test_what_is_written_is_read_back_and_no_draft_stays(tmp_path: Path) -> None:
+    state = ClusterState(tmp_path, _record())
+    state.change("decode-0", pid=7, state="ready", epoch=2**63)
+    state.serve_at("http://h:1", "h:2")
+    assert read(tmp_path) == state.record
+    assert read(tmp_path).processes[1].epoch == 2**63
+    assert [file.name for file in tmp_path.iterdir()] == ["cluster.json"]
+
+
+def test_a_folder_without_a_cluster_and_a_broken_file_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="no cluster was started"):
+        read(tmp_path)
+    (tmp_path / "cluster.json").write_text("{")
+    with pytest.raises(StateError, match="is not a state file"):
+        read(tmp_path)
+
+
+def test_a_state_folder_belongs_to_one_launcher(tmp_path: Path) -> None:
+    with owned(tmp_path), pytest.raises(StateError, match=r"another `baton up` \(pid \d+\)"), owned(tmp_path):
+        pass
+    with owned(tmp_path):
+        pass

@@ -1,0 +1,104 @@
+"""`baton status` tells the truth about processes that answer, are silent, or are dead."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import grpc
+import msgspec
+import pytest
+
+from launcher import kernel_view, status
+from launcher.state import ClusterRecord, ProcessRecord
+from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from runtime.grpc_server import start_server
+
+READY = ProcessRecord(id="decode-0", role="decode", pid=5, address="h:1", grpc_address="h:1", epoch=9, state="ready")
+ANSWER = cluster_pb2.ProcessStatus(
+    id="decode-0", role="decode", pid=5, address="h:1", epoch=11, state="draining", requests_running=2,
+    requests_waiting=1, kv_blocks_used=4, kv_blocks_total=8, leases_held=3, kv_bytes_in=6, kv_bytes_out=7,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("recorded", "pid", "alive", "answers", "told"),
+    [
+        ("ready", 5, True, True, "draining"),
+        ("ready", 5, True, False, "unreachable"),
+        ("ready", 5, False, False, "dead"),
+        ("starting", 5, True, False, "starting"),
+        ("starting", 5, False, False, "dead"),
+        ("dead", 5, False, False, "dead"),
+        ("stopped", 5, False, False, "stopped"),
+        ("waiting", 0, False, False, "waiting"),
+    ],
+)
+def test_the_state_follows_from_record_kernel_and_answer(
+    recorded: Any, pid: int, alive: bool, answers: bool, told: str
+) -> None:
+    process = msgspec.structs.replace(READY, state=recorded, pid=pid)
+    line = status.judge(process, alive=alive, answer=ANSWER if answers else None)
+    assert line.state == told
+    assert line.requests_running == (2 if answers else 0)
+    assert line.epoch == (11 if answers else 9)
+
+
+def test_every_key_is_in_the_json_of_every_process() -> None:
+    lines = [
+        status.judge(READY, alive=True, answer=ANSWER),
+        status.judge(msgspec.structs.replace(READY, pid=0, state="waiting"), alive=False, answer=None),
+    ]
+    keys = {
+        "id", "role", "pid", "address", "epoch", "state", "requests_running", "requests_waiting", "kv_blocks_used",
+        "kv_blocks_total", "leases_held", "kv_bytes_in", "kv_bytes_out",
+    }  # fmt: skip
+    processes = json.loads(status.as_json(lines))["processes"]
+    assert [set(process) for process in processes] == [keys, keys]
+    assert processes[0]["kv_bytes_out"] == 7
+
+
+def test_the_table_has_one_line_for_each_process() -> None:
+    table = status.as_table([status.judge(READY, alive=False, answer=None)]).splitlines()
+    assert len(table) == 2
+    assert "dead" in table[1]
+
+
+class _Status(cluster_pb2_grpc.StatusServiceServicer):
+    async def GetStatus(  # noqa: N802 - gRPC's name
+        self, request: cluster_pb2.GetStatusRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> cluster_pb2.GetStatusResponse:
+        return cluster_pb2.GetStatusResponse(process=ANSWER)
+
+
+def _add(server: grpc.aio.Server) -> list[str]:
+    cluster_pb2_grpc.add_StatusServiceServicer_to_server(_Status(), server)
+    return ["baton.cluster.v1.StatusService"]
+
+
+async def test_all_processes_are_asked_and_none_can_hold_up_the_others() -> None:
+    server = await start_server("127.0.0.1", 0, _add, message_bytes_max=1 << 20)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    me = kernel_view.facts(os.getpid())
+    assert me is not None
+    alive = msgspec.structs.replace(READY, pid=me.pid, start_ticks=me.start_ticks)
+    record = ClusterRecord(
+        launcher_pid=1,
+        model="m",
+        processes=(
+            msgspec.structs.replace(alive, grpc_address=server.address),
+            msgspec.structs.replace(alive, grpc_address="127.0.0.1:1"),
+            msgspec.structs.replace(READY, pid=gone.pid, grpc_address=server.address),
+            # The pid lives, but it is another process by now.
+            msgspec.structs.replace(alive, start_ticks=me.start_ticks + 1, grpc_address=server.address),
+        ),
+    )
+    try:
+        lines = await status.collect(record, timeout_s=5.0)
+    finally:
+        await server.stop(0.0)
+    assert [line.state for line in lines] == ["draining", "unreachable", "dead", "dead"]
