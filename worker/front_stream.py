@@ -143,6 +143,8 @@ class FrontStream:
             body.metrics.admission_s.observe(admission_s)
             body.metrics.queue_s.observe(max(output.first.queue_s, 0.0))
             body.metrics.compute_s.observe(max(output.first.compute_s, 0.0))
+            reused = output.first.cached_tokens + output.first.external_tokens
+            body.metrics.prompt_tokens_computed.inc(max(len(live.request.token_ids) - reused, 0))
         handoff = None
         if output.handoff is not None:
             offer = body.role.offer(output.handoff, self._id, body.now_s())

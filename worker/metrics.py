@@ -20,6 +20,9 @@ class WorkerMetrics:
         self.requests_ended = _counter(registry, "requests_ended", "Requests that were admitted and ended", "outcome")
         self.refusals = _counter(registry, "refusals", "Requests refused before the engine saw them", "reason")
         self.prompt_tokens = _counter(registry, "prompt_tokens", "Prompt tokens of admitted requests")
+        self.prompt_tokens_computed = _counter(
+            registry, "prompt_tokens_computed", "Prompt tokens this engine computed itself, neither cached nor pulled"
+        )
         self.output_tokens = _counter(registry, "output_tokens", "Tokens sent to front proxies")
         self.step_messages = _counter(registry, "step_messages", "StepOutputs messages sent")
         self.step_deltas = Histogram(
