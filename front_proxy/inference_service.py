@@ -141,7 +141,6 @@ class _ManySession:
     async def batches(self) -> AsyncIterator[inference_pb2.GenerateManyResponse]:
         """Messages until the client is done and every request has ended."""
         while True:
-            await self._changed.wait()
             self._changed.clear()
             if self._outputs or self._errors:
                 batch = inference_pb2.GenerateManyResponse(outputs=self._outputs, errors=self._errors)
@@ -150,6 +149,8 @@ class _ManySession:
                 yield batch
             elif not self._reading and not self._running:
                 return
+            else:
+                await self._changed.wait()
 
     async def close(self) -> None:
         """Cancel what still runs."""

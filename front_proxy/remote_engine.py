@@ -63,6 +63,10 @@ class SequenceSource(Protocol):
         """The latest view."""
         ...
 
+    def satisfied(self, request_id: str) -> None:
+        """A generation's caller has all it wanted and is about to close it: that is no cancellation."""
+        ...
+
 
 class ClientBounds(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of one front proxy."""
@@ -222,7 +226,9 @@ class RemoteEngineClient(EngineClient):
                 if output is None:
                     continue
                 if output.finished:
-                    # Also where a stop string ends it early: nobody needs the engine's further tokens.
+                    if delta.finish is None:
+                        # A stop string: nobody needs the engine's further tokens.
+                        self._source.satisfied(request.request_id)
                     await deltas.aclose()
                 yield output
                 if output.finished:
@@ -279,6 +285,8 @@ class RemoteEngineClient(EngineClient):
                 if landed is not None and (ended or child.decode_worker is not None):
                     landed.set()
                 if ended:
+                    if delta.finish is None:
+                        self._source.satisfied(child.request.request_id)
                     return
             raise _unfinished(child.request)
         finally:

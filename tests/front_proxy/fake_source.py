@@ -38,6 +38,7 @@ class FakeSource:
         self.failure: Failure | None = None
         self.hold: int | None = None
         self.requests: list[GenerationRequest] = []
+        self.content: list[str] = []
         self.open = 0
         self.closed = asyncio.Event()
         self.held = asyncio.Event()
@@ -46,6 +47,10 @@ class FakeSource:
     def cluster(self) -> FakeCluster:
         """The view."""
         return self.view
+
+    def satisfied(self, request_id: str) -> None:
+        """Remember who was content."""
+        self.content.append(request_id)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         """One sequence."""

@@ -68,6 +68,7 @@ async def test_stop_strings_are_cut_here_and_end_the_remote_work(served: Served,
     choice = answer["choices"][0]
     assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == ("one two", "stop", " three")
     assert served.source.open == 0
+    assert served.source.content == [served.source.requests[0].request_id]
     assert wire(served.source.requests[0]).stop == []
 
 
