@@ -1,0 +1,102 @@
+"""Random events against the scheduler's core: its books stay right whatever happens, and end empty."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduler.actions import ReplyPlan
+from scheduler.config import SchedulerConfig
+from scheduler.core import SchedulerCore
+from scheduler.events import (
+    DrainRequested,
+    Event,
+    FrontJoined,
+    FrontLeft,
+    PlanRequested,
+    RequestEnded,
+    Tick,
+    WorkerJoined,
+    WorkerLeft,
+    WorkerLoadReported,
+    WorkerSuspected,
+)
+from scheduler.facts import WorkerLoad, WorkerState
+from tests.scheduler.cast import facts
+
+WORKERS = ("p0", "p1", "d0", "d1", "d2")
+worker_ids = st.sampled_from(WORKERS)
+sessions = st.integers(1, 8)
+fronts = st.integers(1, 3)
+epochs = st.integers(1, 3)
+loads = st.builds(
+    WorkerLoad,
+    state=st.sampled_from((WorkerState.READY, WorkerState.READY, WorkerState.READY, WorkerState.DRAINING)),
+    kv_blocks_used=st.integers(0, 60),
+    requests_running=st.integers(0, 4),
+    prefill_tokens_queued=st.integers(0, 2000),
+)
+joins = st.builds(
+    lambda session, worker_id, epoch, layout: WorkerJoined(
+        session=session, facts=facts(worker_id, epoch=epoch, layout_fingerprint=layout, kv_blocks_total=50)
+    ),
+    sessions, worker_ids, epochs, st.sampled_from(("same", "same", "same", "other")),
+)  # fmt: skip
+plans = st.builds(
+    PlanRequested,
+    session=fronts,
+    plan_id=st.integers(1, 30),
+    request_id=st.just("r"),
+    prompt_tokens=st.integers(1, 1800),
+    output_tokens_max=st.integers(1, 600),
+    excluded_worker_ids=st.frozensets(worker_ids, max_size=2),
+    pinned_decode_worker_id=st.none() | worker_ids,
+    prefill_only=st.booleans(),
+)
+events: st.SearchStrategy[Event] = st.one_of(
+    joins,
+    st.builds(WorkerLoadReported, session=sessions, worker_id=worker_ids, load=loads),
+    st.builds(WorkerLeft, session=sessions, worker_id=worker_ids, reason=st.just("test")),
+    st.builds(WorkerSuspected, worker_id=worker_ids, epoch=epochs, reason=st.just("test")),
+    st.builds(DrainRequested, worker_id=worker_ids, deadline_s=st.just(1.0)),
+    st.builds(FrontJoined, session=fronts, front_proxy_id=st.just("front")),
+    st.builds(FrontLeft, session=fronts),
+    plans,
+    plans,
+    st.builds(RequestEnded, session=fronts, plan_id=st.integers(1, 30)),
+    st.just(Tick()),
+)
+
+
+@settings(max_examples=300)
+@given(steps=st.lists(st.tuples(st.floats(0.0, 1.0), events), max_size=80))
+def test_the_books_stay_right_under_any_events(steps: list[tuple[float, Event]]):
+    core = SchedulerCore(SchedulerConfig(worker_lease_s=3.0, plans_in_flight_max=20))
+    now_s = 0.0
+    for session, worker_id in enumerate(WORKERS, start=1):
+        core.handle(WorkerJoined(session=session, facts=facts(worker_id, kv_blocks_total=50)), now_s)
+        ready = WorkerLoad(state=WorkerState.READY)
+        core.handle(WorkerLoadReported(session=session, worker_id=worker_id, load=ready), now_s)
+    core.handle(FrontJoined(session=1, front_proxy_id="front"), now_s)
+    for elapsed_s, event in steps:
+        now_s += elapsed_s
+        match event:
+            case FrontJoined(session=session) if session in core.fronts:
+                continue
+            case FrontLeft(session=session) | PlanRequested(session=session) if session not in core.fronts:
+                continue
+        for action in core.handle(event, now_s):
+            if isinstance(action, ReplyPlan):
+                for placement in (action.prefill, action.decode):
+                    if placement is not None:
+                        worker = core.cluster.workers[placement.worker_id]
+                        assert worker.ready
+                        assert worker.facts.epoch == placement.epoch
+                assert action.prefill or action.decode
+                assert (action.decode_blocks_reserved > 0) == (action.decode is not None)
+        core.check()
+    for session in list(core.fronts):
+        core.handle(FrontLeft(session=session), now_s)
+    core.check()
+    assert core.plans_in_flight == 0
+    assert all(worker.reserved_blocks == 0 for worker in core.cluster.workers.values())
