@@ -61,6 +61,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_connector_extra: dict[str, Any] = msgspec.field(default_factory=dict)
     nixl_backends: list[str] = msgspec.field(default_factory=lambda: ["UCX"])
     nixl_threads: int = 2
+    # How long NIXL's progress thread waits between two looks; 0: it spins, which takes one core of an idle engine.
+    nixl_progress_delay_us: int = 100
     ucx_tls: str = "tcp,cma,posix,sysv,self"
     # Serve vLLM's own Prometheus metrics too (vllm:*), from the worker's /metrics.
     vllm_metrics: bool = True

@@ -108,6 +108,7 @@ def kv_transfer_values(config: EngineConfig, *, engine_id: str, side_channel_por
             "kv_lease_duration": max(6, round(config.lease_duration_s)),
             "baton_side_channel_host": config.side_channel_host,
             "baton_side_channel_port": side_channel_port,
+            "baton_progress_delay_us": config.nixl_progress_delay_us,
             **config.kv_connector_extra,
         },
     }

@@ -52,7 +52,7 @@ class LoadRecorder:
         self,
         scheduler_stats: Any,
         iteration_stats: Any,
-        mm_cache_stats: Any = None,  # noqa: ARG002 - vLLM passes it by name
+        mm_cache_stats: Any = None,
         engine_idx: int = 0,
     ) -> None:
         """Called by vLLM once a step."""
