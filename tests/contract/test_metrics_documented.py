@@ -61,6 +61,7 @@ def _defined() -> dict[str, Described]:
     metrics: dict[str, Described] = {}
     for collector in _collectors():
         if collector._name.startswith("baton_"):
+            assert collector._type is not None
             name = collector._name + ("_total" if collector._type == "counter" else "")
             metrics[name] = (collector._type, tuple(collector._labelnames))
     return metrics
