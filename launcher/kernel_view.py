@@ -49,6 +49,14 @@ def group_members(group: int) -> list[int]:
     return [one.pid for one in found if one is not None and one.group == group and one.state not in "ZX"]
 
 
+def is_resource_tracker(pid: int) -> bool:
+    """Whether ``pid`` is Python's helper that unlinks shared memory and semaphores once their makers are gone."""
+    try:
+        return b"multiprocessing.resource_tracker" in (_PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return False
+
+
 def wait_until_gone(pids: Iterable[int], timeout_s: float) -> bool:
     """Block until all ``pids`` have ended; False when some have not within ``timeout_s``."""
     deadline_s = time.monotonic() + timeout_s

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -86,9 +86,10 @@ class Child:
                 self._process.send_signal(number)
 
     def kill_group(self) -> None:
-        """End the process and everything it started, now."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        """End the process and everything it started, now; only the helper that cleans up behind them lives on."""
+        members = [self.pid] if self.running else []
+        members += kernel_view.group_members(self.pid)
+        _kill(pid for pid in members if not kernel_view.is_resource_tracker(pid))
 
     async def stop(self, timeout_s: float) -> bool:
         """SIGTERM, then SIGKILL to its group after ``timeout_s``; returns whether it ended by itself."""
@@ -120,6 +121,7 @@ class Child:
             await asyncio.to_thread(kernel_view.wait_until_gone, members, _GROUP_GRACE_S)
             self.kill_group()
             await asyncio.to_thread(kernel_view.wait_until_gone, members, _GROUP_GRACE_S)
+            _kill(kernel_view.group_members(self.pid))
         kernel_view.remove_unused(self._shared_memory, made_since_s=self.started_at_s)
 
     async def _read_stdout(self) -> None:
@@ -156,6 +158,12 @@ class Child:
             write(f"not a ready line: {line}\n".encode())
             return
         self._tell(SaidReady(self.id, addresses))
+
+
+def _kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def tail(log: Path, lines: int) -> list[str]:
