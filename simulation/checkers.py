@@ -1,0 +1,68 @@
+"""What must hold in every run, whatever went wrong. Looks, changes nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from front_proxy.request_flow import STORY_EVENTS_MAX, Phase
+from runtime.failures import FailureKind
+from simulation.faults import Faults
+from simulation.world import Violation
+
+if TYPE_CHECKING:
+    from simulation.cluster import SimCluster
+    from simulation.fronts import Client
+
+
+def check_bounds(cluster: SimCluster) -> None:
+    """Nothing grows beyond what the requests account for. Holds at any moment."""
+    for front in cluster.fronts:
+        _hold(len(front.pending) <= len(cluster.clients), "questions pile up", front.pending)
+        _hold(len(front.live) <= 2 * 3 * len(cluster.clients), "orders pile up", front.live)
+    for worker in cluster.workers.values():
+        worker.prefill.leases.check()
+    for client in cluster.clients:
+        _hold(len(client.flow.story) <= STORY_EVENTS_MAX, "a story grows", client.asked)
+
+
+def check_the_end(cluster: SimCluster) -> None:
+    """Every request ended once and rightly, and nothing is left of any."""
+    for client in cluster.clients:
+        if client.front.alive:
+            _check_client(client, cluster.faults)
+    for front in cluster.fronts:
+        _hold(not front.pending, "questions are left", front.pending)
+        _hold(not front.live, "orders are left", front.live)
+    for worker in cluster.workers.values():
+        if not worker.alive:
+            continue
+        name = worker.worker_id
+        _hold(worker.prefill.leases_held == 0, f"leases are left on {name}", worker.prefill.leases.story())
+        _hold(not worker.kept, f"the engine of {name} still keeps KV", worker.kept)
+        _hold(worker.admission.requests == 0, f"requests are left on {name}", worker.admission.requests)
+        _hold(worker.admission.blocks == 0, f"blocks are left on {name}", worker.admission.blocks)
+        _hold(not worker.works, f"work is left on {name}", worker.works)
+    core = cluster.scheduler.core
+    core.check()
+    _hold(core.plans_in_flight == 0, "plans are left", core.story())
+    for member in core.cluster.workers.values():
+        _hold(member.reserved_blocks == 0, f"blocks are reserved on {member.worker_id}", core.story())
+
+
+def _check_client(client: Client, faults: Faults) -> None:
+    asked, finish = client.asked, client.finish
+    _hold(finish is not None and client.flow.phase is Phase.DONE, "a request has no end", asked)
+    assert finish is not None
+    _hold(finish.output_tokens == client.tokens, "tokens are counted wrongly", (asked, finish, client.tokens))
+    _hold((finish.outcome == "finished") == (finish.failure is None), "an end contradicts itself", finish)
+    if finish.outcome == "finished" and not asked.satisfied:
+        whole = client.tokens == asked.answer_tokens and client.told_the_end
+        _hold(whole, "an answer is not whole", (asked, client.tokens))
+    if finish.outcome == "failed" and faults == Faults():
+        assert finish.failure is not None
+        _hold(finish.failure.kind is FailureKind.EXHAUSTED, "a request failed and nothing was wrong", finish)
+
+
+def _hold(holds: bool, what: str, evidence: object) -> None:
+    if not holds:
+        raise Violation(f"{what}: {evidence}")

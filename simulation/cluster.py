@@ -1,0 +1,296 @@
+"""One simulated cluster: a production scheduler core, workers and front proxies on one heap of events."""
+
+from __future__ import annotations
+
+import itertools
+
+import msgspec
+
+from front_proxy.request_flow import Phase, RequestFlow
+from front_proxy.work import Placement, Stage
+from scheduler.actions import Placement as CorePlacement
+from scheduler.actions import ReplyPlan, ReplyRefusal
+from scheduler.config import SchedulerConfig
+from scheduler.core import SchedulerCore
+from scheduler.events import (
+    FrontJoined,
+    FrontLeft,
+    PlanRequested,
+    RequestEnded,
+    Tick,
+    WorkerJoined,
+    WorkerLeft,
+    WorkerLoadReported,
+    WorkerSuspected,
+)
+from scheduler.facts import Role, WorkerFacts, WorkerLoad, WorkerState
+from simulation import checkers, faults, workload
+from simulation.faults import Faults
+from simulation.fronts import Client, SimFront
+from simulation.workers import REQUESTS_MAX, Link, SimWorker
+from simulation.world import DOWN, Stream, Violation, World
+
+REQUESTS = 8
+TICK_S = 0.25
+TROUBLE_S = 0.6
+# Longer than every deadline, plan timeout and late message together.
+SETTLE_S = 3.0
+RUN_S_MAX = 30.0
+
+SCHEDULER_CONFIG = SchedulerConfig(worker_lease_s=2.0, heartbeat_interval_s=0.5, suspect_cooldown_s=0.5)
+
+
+class SimScheduler:
+    """The scheduler process over all its incarnations: a core and its streams."""
+
+    def __init__(self, world: World, cluster: SimCluster) -> None:
+        self._world = world
+        self._cluster = cluster
+        self._sessions = itertools.count(1)
+        self._fronts: dict[int, SimFront] = {}
+        self._worker_sessions: dict[str, int] = {}
+        self.core = SchedulerCore(SCHEDULER_CONFIG, world.rng)
+        self.up = True
+
+    def connect(self, front: SimFront) -> None:
+        """A front proxy opens its stream, if there is anybody to open it to."""
+        if not front.alive:
+            return
+        if not self.up:
+            self._world.after(0.1, self.connect, front)
+            return
+        session = next(self._sessions)
+        self._fronts[session] = front
+        self.core.handle(FrontJoined(session=session, front_proxy_id=front.name), self._world.now_s)
+        front.connected(session, Stream(self._world, self._cluster.delay_s))
+
+    def disconnect(self, front: SimFront) -> None:
+        """A front proxy's stream broke."""
+        if front.stream is not None:
+            front.stream.cut()
+            front.stream = None
+        if self._fronts.pop(front.session, None) is not None:
+            self.core.handle(FrontLeft(session=front.session), self._world.now_s)
+
+    def on_plan(self, front: SimFront, event: PlanRequested) -> None:
+        """A question arrived."""
+        stream = front.stream
+        assert stream is not None
+        (reply,) = self.core.handle(event, self._world.now_s)
+        if self._world.rng.random() < self._cluster.faults.plan_lost:
+            return
+        match reply:
+            case ReplyPlan():
+                placed = (_placement(reply.prefill), _placement(reply.decode))
+                stream.send(DOWN, front.on_plan, reply.plan_id, *placed, reply.decode_blocks_reserved, reply.reason)
+            case ReplyRefusal():
+                stream.send(DOWN, front.on_refused, reply.plan_id, reply.failure)
+            case _:
+                raise Violation(f"a question was answered with {reply}")
+
+    def on_ended(self, session: int, plan_id: int) -> None:
+        """A plan is over."""
+        self.core.handle(RequestEnded(session=session, plan_id=plan_id), self._world.now_s)
+
+    def on_suspect(self, worker_id: str, epoch: int) -> None:
+        """Somebody could not use a worker."""
+        self.core.handle(WorkerSuspected(worker_id=worker_id, epoch=epoch, reason="lost"), self._world.now_s)
+
+    def join(self, worker: SimWorker) -> None:
+        """A worker registers."""
+        if not self.up or not worker.alive:
+            return
+        session = self._worker_sessions[worker.worker_id] = next(self._sessions)
+        self.core.handle(WorkerJoined(session=session, facts=_facts(worker)), self._world.now_s)
+        self.report(worker)
+
+    def leave(self, worker_id: str) -> None:
+        """A worker's stream broke."""
+        session = self._worker_sessions.pop(worker_id, None)
+        if session is not None:
+            self.core.handle(WorkerLeft(session=session, worker_id=worker_id, reason="lost"), self._world.now_s)
+
+    def report(self, worker: SimWorker) -> None:
+        """A worker says what it does."""
+        session = self._worker_sessions.get(worker.worker_id)
+        if session is None or not worker.alive:
+            return
+        load = WorkerLoad(
+            state=WorkerState.READY,
+            requests_running=worker.admission.requests,
+            kv_blocks_used=min(worker.admission.blocks + worker.prefill.blocks_held, worker.info.kv_blocks_total),
+            leases_held=worker.prefill.leases_held,
+        )
+        self.core.handle(WorkerLoadReported(session=session, worker_id=worker.worker_id, load=load), self._world.now_s)
+
+    def tick(self) -> None:
+        """Time passed."""
+        if self.up:
+            self.core.handle(Tick(), self._world.now_s)
+            self.core.check()
+
+    def crash(self) -> None:
+        """Forget everything."""
+        self._world.tell("scheduler", "crashes")
+        self.up = False
+        self.core.check()
+        for front in list(self._fronts.values()):
+            stream, front.stream = front.stream, None
+            if stream is not None:
+                stream.cut(front.on_scheduler_lost)
+        self._fronts.clear()
+        self._worker_sessions.clear()
+        self._world.after(self._world.rng.uniform(0.02, 0.3), self._restart)
+
+    def _restart(self) -> None:
+        self.core = SchedulerCore(SCHEDULER_CONFIG, self._world.rng)
+        self.up = True
+        for worker in self._cluster.workers.values():
+            self._world.after(self._world.rng.uniform(0.01, 0.2), self.join, worker)
+
+
+class SimCluster:
+    """Everything of one run."""
+
+    def __init__(self, seed: int, *, telling: bool = False, flow: type[RequestFlow] = RequestFlow) -> None:
+        self.world = world = World(seed, telling=telling)
+        self.faults: Faults = faults.draw(world.rng)
+        self.scheduler = SimScheduler(world, self)
+        names = [("prefill-0", Stage.PREFILL), ("prefill-1", Stage.PREFILL)]
+        names += [("decode-0", Stage.DECODE), ("decode-1", Stage.DECODE)]
+        self.workers: dict[str, SimWorker] = {}
+        for name, stage in names:
+            self.workers[name] = SimWorker(world, name, stage, self.faults, self.workers.__getitem__)
+            self.scheduler.join(self.workers[name])
+        self.fronts = [SimFront(world, f"front-{index}", self.faults, self) for index in range(2)]
+        for front in self.fronts:
+            self.scheduler.connect(front)
+        self.clients: list[Client] = []
+        for asked in workload.draw(world.rng, self.faults, requests=REQUESTS):
+            client = Client(world.rng.choice(self.fronts), asked, flow)
+            self.clients.append(client)
+            world.after(asked.arrives_s, self._arrive, client)
+        self._plan_trouble()
+        world.tell("faults", self.faults)
+
+    def delay_s(self) -> float:
+        """How long one message is under way."""
+        rng = self.world.rng
+        if rng.random() < self.faults.late:
+            return rng.uniform(0.01, 0.2)
+        return 0.0003 + rng.random() * 0.001
+
+    def open_link(self, front: SimFront, worker: Placement) -> Link | None:
+        """A stream to that incarnation; None when it is not there any more."""
+        there = self.workers[worker.worker_id]
+        if not there.alive or there.epoch != worker.epoch:
+            return None
+        link = Link(self.world.number(), front, there, Stream(self.world, self.delay_s))
+        there.links.append(link)
+        return link
+
+    def run(self) -> None:
+        """Let everything happen and check what must hold. Raises Violation or AssertionError."""
+        self._tick()
+        while any(client.front.alive and client.flow.phase is not Phase.DONE for client in self.clients):
+            if self.world.now_s > RUN_S_MAX:
+                raise Violation("a request outlived its deadline")
+            self.world.run(self.world.now_s + 0.5)
+        self.world.run(self.world.now_s + SETTLE_S)
+        checkers.check_the_end(self)
+
+    def _arrive(self, client: Client) -> None:
+        if client.front.alive:
+            client.arrive()
+
+    def _tick(self) -> None:
+        for worker in self.workers.values():
+            worker.tick()
+            self.scheduler.report(worker)
+        self.scheduler.tick()
+        checkers.check_bounds(self)
+        self.world.after(TICK_S, self._tick)
+
+    def _plan_trouble(self) -> None:
+        world, odds = self.world, self.faults
+        for what, count in (
+            (self._crash_worker, odds.worker_crashes),
+            (self._cut_stream, odds.stream_cuts),
+            (self.scheduler.crash, odds.scheduler_restarts),
+            (self._crash_front, odds.front_crashes),
+        ):
+            for _ in range(count):
+                world.after(world.rng.uniform(0.0, TROUBLE_S), what)
+
+    def _crash_worker(self) -> None:
+        world = self.world
+        worker = world.rng.choice(list(self.workers.values()))
+        if not worker.alive:
+            return
+        worker.crash()
+        world.after(self.delay_s(), self.scheduler.leave, worker.worker_id)
+        world.after(world.rng.uniform(0.3, 1.0), self._restart_worker, worker)
+
+    def _restart_worker(self, worker: SimWorker) -> None:
+        worker.start()
+        self.world.tell(worker.worker_id, f"starts again, epoch {worker.epoch}")
+        self.scheduler.join(worker)
+
+    def _cut_stream(self) -> None:
+        links = [link for worker in self.workers.values() for link in worker.links]
+        if links:
+            link = self.world.rng.choice(links)
+            self.world.tell(link.worker.worker_id, f"stream to {link.front.name} is cut")
+            link.worker.cut(link)
+
+    def _crash_front(self) -> None:
+        self.world.rng.choice(self.fronts).crash()
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run went. ``broken`` is None when every invariant held."""
+
+    seed: int
+    broken: str | None
+    outcomes: dict[str, int]
+    retries: int
+    story: tuple[str, ...] = ()
+
+
+def simulate(seed: int, *, telling: bool = False, flow: type[RequestFlow] = RequestFlow) -> Verdict:
+    """One run; the same seed gives the same run."""
+    cluster = SimCluster(seed, telling=telling, flow=flow)
+    broken = None
+    try:
+        cluster.run()
+    except AssertionError as error:
+        broken = f"{type(error).__name__}: {error}"
+    outcomes: dict[str, int] = {}
+    for client in cluster.clients:
+        outcome = client.finish.outcome if client.finish is not None else "front_died"
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+    retries = sum(max(client.flow.attempt - 1, 0) for client in cluster.clients)
+    return Verdict(seed=seed, broken=broken, outcomes=outcomes, retries=retries, story=tuple(cluster.world.story))
+
+
+def _placement(placed: CorePlacement | None) -> Placement | None:
+    if placed is None:
+        return None
+    return Placement(worker_id=placed.worker_id, address=placed.address, epoch=placed.epoch)
+
+
+def _facts(worker: SimWorker) -> WorkerFacts:
+    info = worker.info
+    return WorkerFacts(
+        worker_id=worker.worker_id,
+        role=Role.PREFILL if worker.stage is Stage.PREFILL else Role.DECODE,
+        address=worker.worker_id,
+        epoch=worker.epoch,
+        model=info.model,
+        layout_fingerprint=info.layout_fingerprint,
+        block_size_tokens=info.block_size_tokens,
+        kv_blocks_total=info.kv_blocks_total,
+        engine_version=info.engine_version,
+        context_tokens_max=info.context_tokens_max,
+        requests_max=REQUESTS_MAX,
+    )

@@ -1,0 +1,63 @@
+"""What goes wrong in one run, drawn from its seed. Holds odds and times; breaks nothing itself."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+
+
+class Faults(msgspec.Struct, frozen=True, kw_only=True):
+    """Odds are per occasion. A field of 0 switches its fault off."""
+
+    refuse: float = 0.0
+    """A worker refuses an order it could take."""
+    engine_error: float = 0.0
+    """An engine breaks on a sequence."""
+    stuck: float = 0.0
+    """A worker never answers an order."""
+    plan_lost: float = 0.0
+    """The scheduler's answer never comes."""
+    repeat: float = 0.0
+    """A message or event comes a second time, later."""
+    late: float = 0.0
+    """A message takes very long."""
+    slow_pull: float = 0.0
+    """A pull takes longer than a short lease."""
+    cancel: float = 0.0
+    """A client leaves before its answer is complete."""
+    satisfied: float = 0.0
+    """A client stops early because it has what it wanted."""
+    worker_crashes: int = 0
+    stream_cuts: int = 0
+    scheduler_restarts: int = 0
+    front_crashes: int = 0
+    short_leases: bool = False
+    short_deadlines: bool = False
+
+
+def draw(rng: random.Random) -> Faults:
+    """One run's faults: some runs have none, some one kind, most several."""
+
+    def odds(of_run: float, most: float) -> float:
+        return rng.random() * most if rng.random() < of_run else 0.0
+
+    if rng.random() < 0.05:
+        return Faults()
+    return Faults(
+        refuse=odds(0.4, 0.3),
+        engine_error=odds(0.3, 0.15),
+        stuck=odds(0.2, 0.15),
+        plan_lost=odds(0.2, 0.2),
+        repeat=odds(0.4, 0.5),
+        late=odds(0.4, 0.2),
+        slow_pull=odds(0.3, 0.5),
+        cancel=odds(0.6, 0.8),
+        satisfied=odds(0.2, 0.3),
+        worker_crashes=rng.choice((0, 0, 0, 1, 1, 2)),
+        stream_cuts=rng.choice((0, 0, 0, 1, 2)),
+        scheduler_restarts=rng.choice((0, 0, 0, 1)),
+        front_crashes=rng.choice((0, 0, 0, 0, 1)),
+        short_leases=rng.random() < 0.25,
+        short_deadlines=rng.random() < 0.25,
+    )

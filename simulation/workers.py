@@ -1,0 +1,310 @@
+"""Workers in virtual time: the production roles, leases and admission around an engine that only counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from decode_worker.config import DecodeWorkerConfig
+from decode_worker.role import DecodeRole
+from engine.protocol import EngineInfo
+from engine.protocol import Finish as EngineFinish
+from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput
+from kv_transfer.handoff import KvHandoff
+from kv_transfer.lease import Count, FreeBlocks, LeaseAction
+from prefill_worker.config import PrefillWorkerConfig
+from prefill_worker.role import PrefillRole
+from runtime.failures import Failure, FailureKind
+from simulation.faults import Faults
+from simulation.workload import Asked
+from simulation.world import DOWN, Stream, Violation, World
+from worker.admission import Admission
+from worker.role import Accepted, Decode, Prefill, Refused, WorkerRequest
+
+if TYPE_CHECKING:
+    from simulation.fronts import SimFront
+
+BLOCK_SIZE_TOKENS = 8
+KV_BLOCKS = 40
+REQUESTS_MAX = 6
+LONG_LEASE_S = 30.0
+SHORT_LEASE_S = 0.08
+STEP_S = 0.01
+# What an engine samples where the right answer is already known to someone else: nobody may ever see it.
+OTHER_TOKEN = -1
+
+OrderKey = tuple[int, int, Stage]
+
+
+class Link:
+    """One Attach stream, seen from both ends."""
+
+    def __init__(self, number: int, front: SimFront, worker: SimWorker, stream: Stream) -> None:
+        self.number = number
+        self.front = front
+        self.worker = worker
+        self.epoch = worker.epoch
+        self.stream = stream
+
+
+class Work(msgspec.Struct):
+    """One order on one worker."""
+
+    link: Link
+    key: OrderKey
+    asked: Asked
+    request: WorkerRequest
+    shown: bool
+    stuck: bool
+    position: int = 0
+    external_tokens: int = 0
+
+
+class SimWorker:
+    """One worker process over all its incarnations."""
+
+    def __init__(
+        self, world: World, worker_id: str, stage: Stage, faults: Faults, holder_of: Callable[[str], SimWorker]
+    ) -> None:
+        self.worker_id = worker_id
+        self.stage = stage
+        self.alive = False
+        self.epoch = 0
+        self.links: list[Link] = []
+        self._world = world
+        self._faults = faults
+        self._holder_of = holder_of
+        self.start()
+
+    def start(self) -> None:
+        """Begin an incarnation with nothing of the one before."""
+        self.alive = True
+        self.epoch = self._world.number()
+        self.lease_s = SHORT_LEASE_S if self._faults.short_leases else LONG_LEASE_S
+        self.info = EngineInfo(
+            epoch=self.epoch,
+            engine_id=f"{self.worker_id}-{self.epoch}",
+            model="m",
+            engine_version="sim",
+            layout_fingerprint="f",
+            block_size_tokens=BLOCK_SIZE_TOKENS,
+            block_bytes=1,
+            kv_blocks_total=KV_BLOCKS,
+            context_tokens_max=64,
+        )
+        self.prefill = PrefillRole(
+            PrefillWorkerConfig(lease_s=self.lease_s, leases_max=5, kv_overcommit_factor=4.0), self.info, self.worker_id
+        )
+        self.decode = DecodeRole(DecodeWorkerConfig(lease_margin_s=0.01), self.info, self.worker_id)
+        limit = self.prefill.blocks_limit if self.stage is Stage.PREFILL else self.decode.blocks_limit
+        self.admission = Admission(requests_max=REQUESTS_MAX, blocks_limit=limit)
+        self.works: dict[tuple[int, OrderKey], Work] = {}
+        # Leases whose KV the engine itself still keeps.
+        self.kept: set[str] = set()
+
+    @property
+    def placement(self) -> Placement:
+        """The present incarnation."""
+        return Placement(worker_id=self.worker_id, address=self.worker_id, epoch=self.epoch)
+
+    def crash(self) -> None:
+        """Lose everything at once."""
+        self.alive = False
+        self._world.tell(self.worker_id, "crashes")
+        for link in list(self.links):
+            self.cut(link)
+        self.works.clear()
+
+    def cut(self, link: Link) -> None:
+        """The stream breaks; both ends learn of it, a dead one does not care."""
+        if link in self.links:
+            self.links.remove(link)
+        link.stream.cut(lambda: self._on_link_lost(link), lambda: link.front.on_link_lost(link))
+
+    def on_submit(self, link: Link, key: OrderKey, asked: Asked, request: WorkerRequest, shown: bool) -> None:
+        """An order arrived. ``shown``: its client has seen a token already, which an engine cannot know."""
+        world, faults = self._world, self._faults
+        role = self.prefill if self.stage is Stage.PREFILL else self.decode
+        if world.rng.random() < faults.refuse:
+            kinds = (FailureKind.EXHAUSTED, FailureKind.STATE_LOST, FailureKind.UNAVAILABLE, FailureKind.BAD_REQUEST)
+            self._fail(link, key, Failure(kind=world.rng.choice(kinds), message="refused"))
+            return
+        judged = role.accept(request)
+        if isinstance(judged, Refused):
+            self._fail(link, key, judged.failure)
+            return
+        assert isinstance(judged, Accepted)
+        no_room = self.admission.admit(
+            request.request_id, judged.blocks, blocks_held=role.blocks_held, blocks_used=len(self.kept)
+        )
+        if no_room is not None:
+            self._fail(link, key, Failure(kind=FailureKind.EXHAUSTED, message=no_room, retry_after_s=1.0))
+            return
+        work = Work(link, key, asked, request, shown, stuck=world.rng.random() < faults.stuck)
+        self.works[link.number, key] = work
+        if self.stage is Stage.PREFILL:
+            world.after(world.rng.uniform(0.01, 0.08), self._prefill_done, work)
+        else:
+            self._begin_decode(work)
+
+    def on_abort(self, link: Link, key: OrderKey) -> None:
+        """The front proxy takes an order back."""
+        work = self.works.get((link.number, key))
+        if work is not None:
+            self._end(work)
+            self._send(link, key, WorkerOutput(token_ids=[], finish=EngineFinish("abort")))
+
+    def on_release(self, lease_id: str, epoch: int, pulled: bool) -> None:
+        """The front proxy lets a hand-off go."""
+        self._apply(self.prefill.released(lease_id, epoch, pulled))
+
+    def tick(self) -> None:
+        """Expire leases."""
+        if self.alive and self.stage is Stage.PREFILL:
+            self._apply(self.prefill.tick(self._world.now_s))
+
+    def begin_pull(self, handoff: KvHandoff) -> bool:
+        """Another engine starts to read."""
+        if not self._keeps(handoff):
+            return False
+        self._apply(self.prefill.leases.pull_started(handoff.lease_id))
+        return True
+
+    def end_pull(self, handoff: KvHandoff) -> bool:
+        """It has read everything, if it was still there; the transfer layer frees it on its own."""
+        if not self._keeps(handoff):
+            return False
+        self.kept.discard(handoff.lease_id)
+        return True
+
+    def _keeps(self, handoff: KvHandoff) -> bool:
+        return self.alive and handoff.epoch == self.epoch and handoff.lease_id in self.kept
+
+    def _prefill_done(self, work: Work) -> None:
+        if not self._runs(work) or work.stuck:
+            return
+        self._end(work)
+        asked, request = work.asked, work.request
+        if self._world.rng.random() < self._faults.engine_error:
+            self._fail(work.link, work.key, Failure(kind=FailureKind.INTERNAL, message="engine error"))
+            return
+        first = FirstFacts(cached_tokens=1, queue_s=0.001, compute_s=0.01)
+        token = OTHER_TOKEN if work.shown else asked.first_token
+        if asked.natural_tokens == 1 and token != OTHER_TOKEN:
+            output = WorkerOutput(token_ids=[token], finish=EngineFinish("stop"), first=first)
+        else:
+            self.kept.add(request.request_id)
+            offer = self.prefill.offer(self._ticket(request), work.link.number, self._world.now_s)
+            self._apply(offer.actions)
+            output = WorkerOutput(token_ids=[token], finish=EngineFinish("length"), first=first, handoff=offer.handoff)
+        self._send(work.link, work.key, output)
+
+    def _ticket(self, request: WorkerRequest) -> KvHandoff:
+        return KvHandoff(
+            worker_id=self.worker_id,
+            epoch=self.epoch,
+            lease_id=request.request_id,
+            engine_id=self.info.engine_id,
+            tokens=len(request.token_ids),
+            blocks=0,
+            bytes=0,
+            layout_fingerprint="f",
+            lease_remaining_s=self.lease_s,
+        )
+
+    def _begin_decode(self, work: Work) -> None:
+        world = self._world
+        assert isinstance(work.request.work, Decode)
+        handoff = work.request.work.handoff
+        work.position = len(work.request.token_ids) - work.asked.prompt_tokens
+        if handoff is None:
+            world.after(world.rng.uniform(0.02, 0.1), self._step, work)
+            return
+        there = self._holder_of(handoff.worker_id).begin_pull(handoff)
+        slow = world.rng.random() < self._faults.slow_pull
+        pull_s = world.rng.uniform(0.05, 0.3) if slow else world.rng.uniform(0.002, 0.02)
+        world.after(pull_s, self._pulled, work, handoff, there)
+
+    def _pulled(self, work: Work, handoff: KvHandoff, there: bool) -> None:
+        # A read that was begun ends also when nobody waits for it any more.
+        arrived = there and self._holder_of(handoff.worker_id).end_pull(handoff)
+        if not self._runs(work):
+            return
+        if arrived:
+            work.external_tokens = handoff.tokens
+            self._step(work)
+        else:
+            # kv_load_failure_policy is "recompute".
+            self._world.after(self._world.rng.uniform(0.02, 0.1), self._step, work)
+
+    def _step(self, work: Work) -> None:
+        if not self._runs(work) or work.stuck:
+            return
+        asked, world = work.asked, self._world
+        if world.rng.random() < self._faults.engine_error:
+            self._end(work)
+            self._fail(work.link, work.key, Failure(kind=FailureKind.INTERNAL, message="engine error"))
+            return
+        is_first = work.position == len(work.request.token_ids) - asked.prompt_tokens
+        count = min(world.rng.choice((1, 1, 1, 2)), asked.answer_tokens - work.position)
+        if count <= 0:
+            raise Violation(f"{asked.request_id} is asked to decode beyond its end")
+        tokens = [asked.first_token + work.position + index for index in range(count)]
+        work.position += count
+        finish = None
+        if work.position == asked.answer_tokens:
+            finish = EngineFinish("stop" if asked.stops else "length")
+            self._end(work)
+        first = FirstFacts(cached_tokens=0, external_tokens=work.external_tokens) if is_first else None
+        self._send(work.link, work.key, WorkerOutput(token_ids=tokens, finish=finish, first=first))
+        if finish is None:
+            world.after(STEP_S, self._step, work)
+
+    def _runs(self, work: Work) -> bool:
+        return self.works.get((work.link.number, work.key)) is work
+
+    def _end(self, work: Work) -> None:
+        del self.works[work.link.number, work.key]
+        self.admission.release(work.request.request_id)
+
+    def _on_link_lost(self, link: Link) -> None:
+        if not self.alive or link.epoch != self.epoch:
+            return
+        for work in [work for work in self.works.values() if work.link is link]:
+            self._end(work)
+        self._apply(self.prefill.owner_gone(link.number))
+
+    def _apply(self, actions: Sequence[LeaseAction]) -> None:
+        for action in actions:
+            match action:
+                case FreeBlocks(lease_id=lease_id):
+                    self.kept.discard(lease_id)
+                case Count(what="expired") if self.lease_s == LONG_LEASE_S:
+                    # Every deadline is shorter than this lease: somebody forgot to release it by message.
+                    raise Violation(
+                        f"a hand-off of {self.worker_id} was left to its timer: {self.prefill.leases.story()}"
+                    )
+                case Count():
+                    pass
+
+    def _send(self, link: Link, key: OrderKey, output: WorkerOutput) -> None:
+        link.stream.send(DOWN, link.front.on_output, link, key, output)
+
+    def _fail(self, link: Link, key: OrderKey, failure: Failure) -> None:
+        link.stream.send(DOWN, link.front.on_failure, link, key, failure)
+
+
+def order(key: OrderKey, asked: Asked, tokens: list[int], handoff: KvHandoff | None, blocks: int) -> WorkerRequest:
+    """What a Submit message would say."""
+    number, attempt, stage = key
+    return WorkerRequest(
+        slot=1,
+        request_id=f"r{number}-{stage.value[0]}{attempt}",
+        token_ids=tokens,
+        sampling=b"",
+        work=Prefill() if stage is Stage.PREFILL else Decode(handoff),
+        deadline_s=asked.deadline_s,
+        blocks_reserved=blocks,
+    )

@@ -1,0 +1,72 @@
+"""The requests of one run, drawn from its seed. Holds values only."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+
+from simulation.faults import Faults
+
+TOKENS_A_REQUEST = 1_000
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """One request and how its client behaves. Its right answer is known: tokens counted up from ``first_token``."""
+
+    number: int
+    arrives_s: float
+    prompt_tokens: int
+    output_tokens_max: int
+    natural_tokens: int
+    """Tokens after which the model stops; more than ``output_tokens_max`` means it is cut off."""
+    seeded: bool
+    deadline_s: float
+    leaves_after_s: float | None
+    satisfied: bool
+    pinned: bool
+
+    @property
+    def request_id(self) -> str:
+        """Unique in the run."""
+        return f"r{self.number}"
+
+    @property
+    def first_token(self) -> int:
+        """Token at position 0 of the right answer."""
+        return self.number * TOKENS_A_REQUEST
+
+    @property
+    def answer_tokens(self) -> int:
+        """Length of the right answer."""
+        return min(self.natural_tokens, self.output_tokens_max)
+
+    @property
+    def stops(self) -> bool:
+        """Whether the right answer ends by itself."""
+        return self.natural_tokens <= self.output_tokens_max
+
+
+def draw(rng: random.Random, faults: Faults, *, requests: int) -> list[Asked]:
+    """The requests, in order of arrival."""
+    asked = []
+    at_s = 0.0
+    for number in range(requests):
+        at_s += rng.expovariate(60.0)
+        leaves = rng.random() < faults.cancel
+        satisfied = not leaves and rng.random() < faults.satisfied
+        asked.append(
+            Asked(
+                number=number,
+                arrives_s=at_s,
+                prompt_tokens=rng.randint(1, 40),
+                output_tokens_max=1 if rng.random() < 0.1 else rng.randint(2, 8),
+                natural_tokens=1 if rng.random() < 0.1 else rng.randint(2, 12),
+                seeded=rng.random() < 0.7,
+                deadline_s=rng.uniform(0.02, 0.4) if faults.short_deadlines else rng.uniform(2.0, 8.0),
+                leaves_after_s=rng.uniform(0.0, 0.3) if leaves or satisfied else None,
+                satisfied=satisfied,
+                pinned=rng.random() < 0.1,
+            )
+        )
+    return asked

@@ -1,0 +1,90 @@
+"""Virtual time: a heap of things that will happen. Knows nothing of what they are."""
+
+from __future__ import annotations
+
+import collections
+import heapq
+import random
+from collections.abc import Callable
+from typing import Any
+
+EVENTS_MAX = 100_000
+STORY_LINES_MAX = 4_000
+
+
+class Violation(AssertionError):
+    """An invariant was broken."""
+
+
+class World:
+    """Everything that happens, in order of time; equal times in order of arrival."""
+
+    def __init__(self, seed: int, *, telling: bool = False) -> None:
+        self.rng = random.Random(seed)
+        self.now_s = 0.0
+        self.telling = telling
+        self.story: collections.deque[str] = collections.deque(maxlen=STORY_LINES_MAX)
+        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._count = 0
+        self._numbers = 0
+
+    def number(self) -> int:
+        """A number nobody else gets."""
+        self._numbers += 1
+        return self._numbers
+
+    def after(self, delay_s: float, what: Callable[..., None], *arguments: Any) -> None:
+        """Call ``what`` then."""
+        self._count += 1
+        heapq.heappush(self._heap, (self.now_s + delay_s, self._count, what, arguments))
+
+    def run(self, until_s: float) -> None:
+        """Let everything happen that is due until then. Time ends there, also when nothing is left."""
+        while self._heap and self._heap[0][0] <= until_s:
+            self.now_s, _, what, arguments = heapq.heappop(self._heap)
+            what(*arguments)
+            if self._count > EVENTS_MAX:
+                raise Violation(f"more than {EVENTS_MAX} events: something goes round in circles")
+        self.now_s = until_s
+
+    def tell(self, who: str, what: object) -> None:
+        """Add to the story. Callers test ``telling`` first where making the text costs something."""
+        if self.telling:
+            self.story.append(f"{self.now_s:9.4f} {who:<12} {what}")
+
+
+class Stream:
+    """One direction's order and both directions' end: what gRPC promises of a stream, and nothing more.
+
+    Messages arrive in order, each a while after it was sent. A cut loses what is under way; each side learns of it
+    at a time of its own.
+    """
+
+    def __init__(self, world: World, delay_s: Callable[[], float]) -> None:
+        self.open = True
+        self._world = world
+        self._delay_s = delay_s
+        self._last_s = [0.0, 0.0]
+
+    def send(self, direction: int, what: Callable[..., None], *arguments: Any) -> None:
+        """Call ``what`` at the other side, unless the stream is cut before."""
+        if not self.open:
+            return
+        at_s = max(self._last_s[direction], self._world.now_s + self._delay_s())
+        self._last_s[direction] = at_s
+        self._world.after(at_s - self._world.now_s, self._arrive, what, arguments)
+
+    def cut(self, *told: Callable[[], None]) -> None:
+        """End the stream; everybody in ``told`` learns of it."""
+        if not self.open:
+            return
+        self.open = False
+        for notice in told:
+            self._world.after(self._delay_s(), notice)
+
+    def _arrive(self, what: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        if self.open:
+            what(*arguments)
+
+
+UP, DOWN = 0, 1
