@@ -51,5 +51,7 @@ class Admission:
     def retry_after_s(self, missing_blocks: int, now_s: float) -> float:
         """When this many blocks should be free at the present pace, within the configured bounds."""
         pace = self._rate.blocks_per_s(now_s)
-        wait_s = missing_blocks / pace if pace > 0 else self._retry_after_max_s
+        # Before the first release nothing is known: the middle of the bounds, by their ratio.
+        unknown_s = math.sqrt(self._retry_after_min_s * self._retry_after_max_s)
+        wait_s = missing_blocks / pace if pace > 0 else unknown_s
         return min(self._retry_after_max_s, max(self._retry_after_min_s, wait_s))

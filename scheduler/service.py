@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NoReturn
 
 import grpc
@@ -31,6 +31,8 @@ from scheduler.shell import COMMANDS_MAX, SchedulerShell
 
 log = logging.getLogger("baton.scheduler.service")
 
+# A function, not a coroutine: a stream that ends before it begins never calls it.
+Read = Callable[[], Awaitable[None]]
 Context = grpc.aio.ServicerContext[Any, Any]
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined] # the stubs do not know it
 # How gRPC says that the peer is gone or the call is over.
@@ -55,7 +57,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         shell.workers[session] = outgoing
         try:
             shell.feed(WorkerJoined(session=session, facts=facts))
-            await _converse(context, outgoing, self._read_worker(context, session, facts.worker_id, outgoing))
+            await _converse(context, outgoing, lambda: self._read_worker(context, session, facts.worker_id, outgoing))
         finally:
             del shell.workers[session]
             shell.feed(WorkerLeft(session=session, worker_id=facts.worker_id, reason="the stream ended"))
@@ -79,7 +81,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         log.info("front proxy connected", extra={"front_proxy": name})
         shell.feed(FrontJoined(session=session, front_proxy_id=name))
         try:
-            await _converse(context, outgoing, self._read_front(context, session, outgoing))
+            await _converse(context, outgoing, lambda: self._read_front(context, session, outgoing))
         finally:
             del shell.fronts[session]
             shell.feed(FrontLeft(session=session))
@@ -169,9 +171,9 @@ def add_services(shell: SchedulerShell, status: StatusService, server: grpc.aio.
     return ("baton.scheduler.v1.SchedulerService", "baton.cluster.v1.StatusService")
 
 
-async def _converse(context: Context, outgoing: Outgoing[Any], reading: Coroutine[Any, Any, None]) -> None:
-    """Write what is outgoing while ``reading`` reads; ends when either does."""
-    reader = asyncio.create_task(_read_to_end(reading, outgoing), name="reader of a session")
+async def _converse(context: Context, outgoing: Outgoing[Any], read: Read) -> None:
+    """Write what is outgoing while ``read`` reads; ends when either does."""
+    reader = asyncio.create_task(_read_to_end(read, outgoing), name="reader of a session")
     try:
         while (message := await outgoing.take()) is not None:
             await context.write(message)
@@ -183,9 +185,9 @@ async def _converse(context: Context, outgoing: Outgoing[Any], reading: Coroutin
         reader.result()
 
 
-async def _read_to_end(reading: Coroutine[Any, Any, None], outgoing: Outgoing[Any]) -> None:
+async def _read_to_end(read: Read, outgoing: Outgoing[Any]) -> None:
     try:
-        await reading
+        await read()
     except _PEER_GONE as error:
         log.info("a peer vanished while read from", extra={"why": str(error)})
     finally:

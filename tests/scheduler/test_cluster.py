@@ -9,7 +9,7 @@ from scheduler.facts import Role
 from tests.scheduler.cast import ready, worker
 
 
-def test_free_blocks_are_what_neither_book_holds():
+def test_free_blocks_are_what_neither_book_holds() -> None:
     decode = worker("d0")
     decode.reserve((1, 1), 30)
     assert decode.free_blocks == 70
@@ -22,19 +22,19 @@ def test_free_blocks_are_what_neither_book_holds():
     decode.check()
 
 
-def test_more_than_is_free_is_never_reserved():
+def test_more_than_is_free_is_never_reserved() -> None:
     decode = worker("d0")
     with pytest.raises(AssertionError):
         decode.reserve((1, 1), 101)
 
 
-def test_a_report_beyond_the_total_leaves_nothing_free():
+def test_a_report_beyond_the_total_leaves_nothing_free() -> None:
     decode = worker("d0", ready(kv_blocks_used=1000))
     assert decode.free_blocks == 0
     decode.check()
 
 
-def test_a_prompt_counts_until_a_report_can_include_it():
+def test_a_prompt_counts_until_a_report_can_include_it() -> None:
     prefill = worker("p0")
     prefill.assign_prefill((1, 1), 500, now_s=1.0)
     assert (prefill.queued_tokens, prefill.request_count) == (500, 1)
@@ -45,14 +45,14 @@ def test_a_prompt_counts_until_a_report_can_include_it():
     prefill.check()
 
 
-def test_a_request_that_ends_before_any_report_leaves_no_work_behind():
+def test_a_request_that_ends_before_any_report_leaves_no_work_behind() -> None:
     prefill = worker("p0")
     prefill.assign_prefill((1, 1), 500, now_s=1.0)
     assert prefill.forget((1, 1)) == 0
     assert prefill.queued_tokens == 0
 
 
-def test_requests_are_the_larger_of_reported_and_planned():
+def test_requests_are_the_larger_of_reported_and_planned() -> None:
     decode = worker("d0", ready(requests_running=1, requests_waiting=1))
     assert decode.request_count == 2
     for plan_id in range(5):
@@ -60,7 +60,7 @@ def test_requests_are_the_larger_of_reported_and_planned():
     assert decode.request_count == 5
 
 
-def test_the_prefill_rate_is_learnt_from_reports_of_a_busy_worker():
+def test_the_prefill_rate_is_learnt_from_reports_of_a_busy_worker() -> None:
     prefill = worker("p0", ready(prefill_tokens_queued=4000))
     prefill.report(ready(prefill_tokens_queued=4000), 1.0, 0.1)
     prefill.report(ready(prefill_tokens_queued=1000), 2.0, 0.1)
@@ -69,14 +69,14 @@ def test_the_prefill_rate_is_learnt_from_reports_of_a_busy_worker():
     assert prefill.prefill_tokens_per_s == pytest.approx(3000 + 0.3 * (500 - 3000))
 
 
-def test_a_worker_that_ran_dry_is_not_taken_for_slow():
+def test_a_worker_that_ran_dry_is_not_taken_for_slow() -> None:
     prefill = worker("p0", ready(prefill_tokens_queued=100))
     prefill.report(ready(prefill_tokens_queued=100), 1.0, 0.1)
     prefill.report(ready(prefill_tokens_queued=0), 2.0, 0.1)
     assert prefill.prefill_tokens_per_s == 1000.0
 
 
-def test_reports_in_quick_succession_are_one_rate_sample():
+def test_reports_in_quick_succession_are_one_rate_sample() -> None:
     prefill = worker("p0")
     prefill.report(ready(prefill_tokens_queued=4000), 1.0, 0.1)
     prefill.report(ready(prefill_tokens_queued=3990), 1.001, 0.1)
@@ -85,16 +85,21 @@ def test_reports_in_quick_succession_are_one_rate_sample():
     assert prefill.prefill_tokens_per_s == pytest.approx(2000)
 
 
-def test_the_cluster_knows_its_workers_by_id_role_and_layout():
+def test_the_cluster_knows_its_workers_by_id_role_and_layout() -> None:
     cluster = ClusterState()
     for each in (worker("p0"), worker("d0"), worker("d1")):
         cluster.add(each)
     assert [each.worker_id for each in cluster.with_role(Role.DECODE)] == ["d0", "d1"]
-    assert cluster.single_layout
     cluster.add(worker("d2", layout_fingerprint="other"))
-    assert not cluster.single_layout
     cluster.check()
     cluster.remove("d2")
-    assert cluster.single_layout
     assert [each.worker_id for each in cluster.others("p0")] == ["d0", "d1"]
     cluster.check()
+
+
+@pytest.mark.parametrize(("layouts", "single"), [((), True), (("a", "a"), True), (("a", "b"), False)])
+def test_the_cluster_knows_whether_every_pair_can_exchange_kv(layouts: tuple[str, ...], single: bool) -> None:
+    cluster = ClusterState()
+    for index, layout in enumerate(layouts):
+        cluster.add(worker(f"d{index}", layout_fingerprint=layout))
+    assert cluster.single_layout is single

@@ -70,7 +70,7 @@ events: st.SearchStrategy[Event] = st.one_of(
 
 @settings(max_examples=300)
 @given(steps=st.lists(st.tuples(st.floats(0.0, 1.0), events), max_size=80))
-def test_the_books_stay_right_under_any_events(steps: list[tuple[float, Event]]):
+def test_the_books_stay_right_under_any_events(steps: list[tuple[float, Event]]) -> None:
     core = SchedulerCore(SchedulerConfig(worker_lease_s=3.0, plans_in_flight_max=20))
     now_s = 0.0
     for session, worker_id in enumerate(WORKERS, start=1):

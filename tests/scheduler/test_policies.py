@@ -25,19 +25,19 @@ def kept(policy: Filter, workers: list[Worker], ask: Ask | None = None, now_s: f
 
 
 @pytest.mark.parametrize("state", list(WorkerState))
-def test_only_ready_workers_take_new_requests(state: WorkerState):
+def test_only_ready_workers_take_new_requests(state: WorkerState) -> None:
     workers = [worker("d0", WorkerLoad(state=state))]
     assert kept(ReadyFilter(), workers) == (["d0"] if state is WorkerState.READY else [])
 
 
-def test_excluded_workers_are_dropped():
+def test_excluded_workers_are_dropped() -> None:
     workers = [worker("d0"), worker("d1")]
     ask = Ask(held_tokens=1, excluded_worker_ids=frozenset({"d0", "unknown"}))
     assert kept(ExcludedFilter(), workers, ask) == ["d1"]
     assert kept(ExcludedFilter(), workers) == ["d0", "d1"]
 
 
-def test_suspects_are_dropped_unless_nobody_else_is_left():
+def test_suspects_are_dropped_unless_nobody_else_is_left() -> None:
     trusted, suspect = worker("d0"), worker("d1")
     suspect.suspect_until_s = 5.0
     assert kept(SuspectFilter(), [trusted, suspect], now_s=4.9) == ["d0"]
@@ -49,14 +49,16 @@ def test_suspects_are_dropped_unless_nobody_else_is_left():
     ("held_tokens", "could", "can"),
     [(32 * 100, True, False), (32 * 100 + 1, False, False), (32 * 60, True, True), (32 * 60 + 1, True, False)],
 )
-def test_capacity_asks_for_an_empty_worker_and_headroom_for_the_present_one(held_tokens: int, could: bool, can: bool):
+def test_capacity_asks_for_an_empty_worker_and_headroom_for_the_present_one(
+    held_tokens: int, could: bool, can: bool
+) -> None:
     busy = [worker("d0", ready(kv_blocks_used=40))]
     ask = Ask(held_tokens=held_tokens)
     assert bool(kept(CapacityFilter(), busy, ask)) == could
     assert bool(kept(KvHeadroomFilter(), busy, ask)) == can
 
 
-def test_headroom_counts_in_each_workers_own_block_size():
+def test_headroom_counts_in_each_workers_own_block_size() -> None:
     workers = [
         worker("d0", block_size_tokens=16, kv_blocks_total=10),
         worker("d1", block_size_tokens=64, kv_blocks_total=10),
@@ -67,33 +69,33 @@ def test_headroom_counts_in_each_workers_own_block_size():
 @pytest.mark.parametrize(
     ("held_tokens", "shared_tokens", "blocks"), [(0, 0, 1), (32, 0, 1), (33, 0, 2), (100, 70, 2), (64, 64, 1)]
 )
-def test_an_ask_counts_the_blocks_it_adds(held_tokens: int, shared_tokens: int, blocks: int):
+def test_an_ask_counts_the_blocks_it_adds(held_tokens: int, shared_tokens: int, blocks: int) -> None:
     assert Ask(held_tokens=held_tokens, shared_tokens=shared_tokens).blocks(32) == blocks
 
 
-def test_the_headroom_score_is_the_free_share():
+def test_the_headroom_score_is_the_free_share() -> None:
     workers = [worker("d0", ready(kv_blocks_used=used)) for used in (0, 25, 100)]
     assert KvHeadroomScorer().score(Ask(held_tokens=1), workers, 0.0) == [1.0, 0.75, 0.0]
 
 
 @pytest.mark.parametrize(("requests_max", "requests", "takes"), [(0, 500, True), (4, 3, True), (4, 4, False)])
-def test_a_worker_at_its_own_limit_is_dropped(requests_max: int, requests: int, takes: bool):
+def test_a_worker_at_its_own_limit_is_dropped(requests_max: int, requests: int, takes: bool) -> None:
     workers = [worker("d0", ready(requests_running=requests), requests_max=requests_max)]
     assert bool(kept(RequestSlotFilter(), workers)) == takes
 
 
-def test_the_request_score_halves_at_the_configured_count():
+def test_the_request_score_halves_at_the_configured_count() -> None:
     workers = [worker("d0", ready(requests_running=count)) for count in (0, 8, 24)]
     assert RequestCountScorer(8).score(Ask(held_tokens=1), workers, 0.0) == [1.0, 0.5, 0.25]
 
 
-def test_the_queue_score_halves_at_the_configured_wait():
+def test_the_queue_score_halves_at_the_configured_wait() -> None:
     workers = [worker("p0", ready(prefill_tokens_queued=tokens)) for tokens in (0, 500, 1500)]
     assert [predicted_wait_s(each) for each in workers] == [0.0, 0.5, 1.5]
     assert QueueTimeScorer(0.5).score(Ask(held_tokens=1), workers, 0.0) == [1.0, 0.5, 0.25]
 
 
-def test_only_workers_of_one_layout_are_paired_and_groups_that_can_hand_over_come_first():
+def test_only_workers_of_one_layout_are_paired_and_groups_that_can_hand_over_come_first() -> None:
     prefills = [worker("p0", layout_fingerprint="b"), worker("p1", layout_fingerprint="c")]
     decodes = [worker("d0", layout_fingerprint="a"), worker("d1", layout_fingerprint="b")]
     groups = layout_groups(prefills, decodes)
@@ -103,16 +105,17 @@ def test_only_workers_of_one_layout_are_paired_and_groups_that_can_hand_over_com
     assert named == [(["p0"], ["d1"]), ([], ["d0"])]
 
 
-def test_profiles_are_built_from_configuration():
+def test_profiles_are_built_from_configuration() -> None:
     tree = {"routing": {"decode": {"scorers": [{"type": "kv_headroom"}], "picker": {"type": "random"}}}}
     config = msgspec.convert(tree, SchedulerConfig, strict=False)
     assert isinstance(config.routing.decode.picker, RandomPickerConfig)
     picked = policies.decode_profile(config.routing.decode).run(Ask(held_tokens=1), [worker("d0")], 0.0)
     assert isinstance(picked, Picked)
-    assert policies.prefill_profile(ProfileConfig())
+    bare = policies.prefill_profile(ProfileConfig()).run(Ask(held_tokens=1), [worker("p0")], 0.0)
+    assert isinstance(bare, Picked)
 
 
-def test_an_unknown_policy_is_an_error_with_its_path():
+def test_an_unknown_policy_is_an_error_with_its_path() -> None:
     tree = {"routing": {"prefill": {"scorers": [{"type": "queue_tme"}]}}}
     with pytest.raises(msgspec.ValidationError, match=r"routing\.prefill\.scorers"):
         msgspec.convert(tree, SchedulerConfig)
@@ -122,8 +125,6 @@ def test_an_unknown_policy_is_an_error_with_its_path():
     "tree",
     [{"worker_lease_s": 1.0, "heartbeat_interval_s": 1.0}, {"retry_after_min_s": 5, "retry_after_max_s": 1}],
 )
-def test_settings_that_contradict_each_other_are_refused(tree: dict[str, float]):
+def test_settings_that_contradict_each_other_are_refused(tree: dict[str, float]) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(tree, SchedulerConfig)
-
-

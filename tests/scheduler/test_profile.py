@@ -50,7 +50,7 @@ WORKERS = [worker("d2"), worker("d0"), worker("d1")]
 @pytest.mark.parametrize(
     ("weight", "winner", "score"), [(1.0, "d1", 0.75), (9.0, "d0", 0.9)], ids=["equal weights", "first weighs more"]
 )
-def test_the_weighted_mean_of_the_scores_decides(weight: float, winner: str, score: float):
+def test_the_weighted_mean_of_the_scores_decides(weight: float, winner: str, score: float) -> None:
     profile = Profile(
         (),
         [
@@ -65,7 +65,7 @@ def test_the_weighted_mean_of_the_scores_decides(weight: float, winner: str, sco
     assert picked.score == pytest.approx(score)
 
 
-def test_equal_scores_go_to_the_least_id_without_chance_and_to_all_with_it():
+def test_equal_scores_go_to_the_least_id_without_chance_and_to_all_with_it() -> None:
     profile = Profile((), [], MaxScorePicker())
     picked = profile.run(ASK, WORKERS, 0.0)
     assert isinstance(picked, Picked)
@@ -75,7 +75,7 @@ def test_equal_scores_go_to_the_least_id_without_chance_and_to_all_with_it():
     assert names == {"d0", "d1", "d2"}
 
 
-def test_the_same_seed_makes_the_same_choices():
+def test_the_same_seed_makes_the_same_choices() -> None:
     profile = Profile((), [], RandomPicker())
 
     def choices() -> list[str]:
@@ -86,7 +86,7 @@ def test_the_same_seed_makes_the_same_choices():
     assert len(set(choices())) == 3
 
 
-def test_the_filter_that_dropped_the_last_worker_is_named():
+def test_the_filter_that_dropped_the_last_worker_is_named() -> None:
     starting = worker("d0")
     starting.drain()
     profile = Profile((ReadyFilter(),), [], MaxScorePicker())
@@ -96,24 +96,24 @@ def test_the_filter_that_dropped_the_last_worker_is_named():
     assert profile.run(ASK, [], 0.0) == Emptied("")
 
 
-def test_a_policy_that_needs_a_signal_nobody_provides_fails_when_the_profile_is_built():
+def test_a_policy_that_needs_a_signal_nobody_provides_fails_when_the_profile_is_built() -> None:
     affinity = Named("prefix_affinity", {}, frozenset({Signal.PREFIX_BLOCKS}))
     with pytest.raises(ValueError, match="prefix_affinity needs prefix_blocks"):
         Profile((), [(affinity, 1.0)], MaxScorePicker())
 
 
-def test_a_score_outside_zero_to_one_is_a_bug():
+def test_a_score_outside_zero_to_one_is_a_bug() -> None:
     profile = Profile((), [(Named("wild", {"d0": 1.5, "d1": 0.0, "d2": 0.0}), 1.0)], MaxScorePicker())
     with pytest.raises(AssertionError, match="wild"):
         profile.run(ASK, WORKERS, 0.0)
 
 
-def test_a_scorer_of_weight_zero_is_not_run():
+def test_a_scorer_of_weight_zero_is_not_run() -> None:
     profile = Profile((), [(Named("absent", {}), 0.0)], MaxScorePicker())
     assert isinstance(profile.run(ASK, WORKERS, 0.0), Picked)
 
 
-def test_a_probe_hears_of_every_policy_in_order():
+def test_a_probe_hears_of_every_policy_in_order() -> None:
     laps = Laps()
     scores = {"d0": 0.0, "d1": 0.0, "d2": 0.0}
     Profile((ReadyFilter(),), [(Named("a", scores), 1.0)], MaxScorePicker()).run(ASK, WORKERS, 0.0, None, laps)

@@ -1,0 +1,146 @@
+"""Scripts of events with the actions that follow, under tests/golden. ``BATON_UPDATE_GOLDEN=1`` rewrites them.
+
+A line that begins with ``>`` is an event; the indented lines below are what the core wants done.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, assert_never
+
+import pytest
+
+from scheduler.actions import (
+    AcceptWorker,
+    Action,
+    DrainWorker,
+    DropWorker,
+    Placement,
+    PublishView,
+    RejectWorker,
+    ReplyPlan,
+    ReplyRefusal,
+)
+from scheduler.config import SchedulerConfig
+from scheduler.core import SchedulerCore
+from scheduler.events import (
+    DrainRequested,
+    Event,
+    FrontJoined,
+    FrontLeft,
+    PlanRequested,
+    RequestEnded,
+    Tick,
+    WorkerJoined,
+    WorkerLeft,
+    WorkerLoadReported,
+    WorkerSuspected,
+)
+from scheduler.facts import WorkerLoad, WorkerState
+from tests.scheduler.cast import facts
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+SCRIPTS = sorted(GOLDEN.glob("scheduler_*.txt"))
+
+Options = dict[str, Any]
+
+
+def _number(value: str) -> int | str:
+    return int(value) if value.isdigit() else value
+
+
+def _plan(name: str, options: Options) -> Event:
+    fields: Options = {
+        "session": options.pop("front", 1000),
+        "plan_id": int(name),
+        "request_id": f"r{name}",
+        "prompt_tokens": options.pop("prompt"),
+        "output_tokens_max": options.pop("out", 32),
+        "pinned_decode_worker_id": options.pop("pin", None),
+        "excluded_worker_ids": frozenset(str(options.pop("not", "")).split(",")) - {""},
+        "prefill_only": bool(options.pop("only", 0)),
+    }
+    return PlanRequested(**fields)
+
+
+def _load(name: str, options: Options) -> Event:
+    session, state = options.pop("session"), WorkerState(options.pop("state", "ready"))
+    return WorkerLoadReported(session=session, worker_id=name, load=WorkerLoad(state=state, **options))
+
+
+READERS: dict[str, Callable[[str, Options], Event]] = {
+    "front": lambda name, options: FrontJoined(session=options["session"], front_proxy_id=name),
+    "front_left": lambda _, options: FrontLeft(session=options["session"]),
+    "join": lambda name, options: WorkerJoined(session=options.pop("session"), facts=facts(name, **options)),
+    "load": _load,
+    "left": lambda name, options: WorkerLeft(session=options["session"], worker_id=name, reason="script"),
+    "suspect": lambda name, options: WorkerSuspected(worker_id=name, epoch=options["epoch"], reason="script"),
+    "drain": lambda name, options: DrainRequested(worker_id=name, deadline_s=options["deadline_s"]),
+    "plan": _plan,
+    "end": lambda name, options: RequestEnded(session=options.get("front", 1000), plan_id=int(name)),
+    "tick": lambda _name, _options: Tick(),
+}
+
+
+def _words(action: Action) -> str:
+    match action:
+        case ReplyPlan(plan_id=plan_id, prefill=prefill, decode=decode, decode_blocks_reserved=blocks, reason=reason):
+            return f"plan {plan_id}: prefill={_at(prefill)} decode={_at(decode)} blocks={blocks} {reason}"
+        case ReplyRefusal(plan_id=plan_id, failure=failure, cause=cause):
+            retry = f" retry_after={failure.retry_after_s:.1f}s" if failure.retry_after_s is not None else ""
+            return f"refused {plan_id}: {failure.kind} {cause}{retry} | {failure.message}"
+        case AcceptWorker(session=session, worker_id=worker_id):
+            return f"accept {worker_id} session={session}"
+        case RejectWorker(session=session, failure=failure):
+            return f"reject session={session}: {failure.kind} | {failure.message}"
+        case DropWorker(session=session, worker_id=worker_id, reason=reason):
+            return f"drop {worker_id} session={session}: {reason}"
+        case DrainWorker(session=session, worker_id=worker_id, deadline_s=deadline_s):
+            return f"drain {worker_id} session={session} deadline={deadline_s}s"
+        case PublishView(at_once=at_once):
+            return f"view {'at once' if at_once else 'when due'}"
+        case _:
+            assert_never(action)
+
+
+def _at(placement: Placement | None) -> str:
+    return f"{placement.worker_id}@{placement.epoch}" if placement else "-"
+
+
+def replay(script: str) -> Iterator[str]:
+    """The script with what really follows from each event."""
+    core, now_s = SchedulerCore(SchedulerConfig()), 0.0
+    for line in script.splitlines():
+        if line.startswith("  "):
+            continue
+        yield line
+        if not line.startswith(">"):
+            continue
+        verb, *rest = shlex.split(line[1:])
+        if verb == "after":
+            now_s += float(rest[0])
+            continue
+        name = rest.pop(0) if rest and "=" not in rest[0] else ""
+        options: Options = {key: _number(value) for key, value in (word.split("=") for word in rest)}
+        for action in core.handle(READERS[verb](name, options), now_s):
+            yield f"  {_words(action)}"
+        core.check()
+        held = {each.worker_id: each.reserved_blocks for each in core.cluster.workers.values() if each.reserved_blocks}
+        if verb in {"plan", "end", "left", "front_left", "join", "tick"} and held:
+            yield "  reserved: " + " ".join(f"{worker_id}={blocks}" for worker_id, blocks in held.items())
+
+
+def test_there_are_scripts() -> None:
+    assert SCRIPTS
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_goes_as_written(path: Path) -> None:
+    written = path.read_text()
+    played = "\n".join(replay(written)) + "\n"
+    if os.environ.get("BATON_UPDATE_GOLDEN") == "1":
+        path.write_text(played)
+    assert played == path.read_text()

@@ -1,0 +1,444 @@
+"""The scheduler over real gRPC streams, with fake workers and front proxies in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import pytest
+from prometheus_client import CollectorRegistry
+
+from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from protos.scheduler.v1 import scheduler_pb2 as pb
+from protos.scheduler.v1 import scheduler_pb2_grpc
+from runtime.clock import SystemClock
+from runtime.grpc_server import channel, start_server
+from scheduler import run as scheduler_run
+from scheduler.config import SchedulerConfig
+from scheduler.core import SchedulerCore
+from scheduler.events import DrainRequested, Event
+from scheduler.metrics import PolicyProbe, SchedulerMetrics
+from scheduler.service import StatusService, add_services
+from scheduler.shell import SchedulerShell
+
+WAIT_S = 10.0
+BYTES_MAX = 1024 * 1024
+EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined] # the stubs do not know it
+
+
+class Peer:
+    """One stream to the scheduler, as a worker or a front proxy would hold it."""
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+        self._view: pb.ClusterView = pb.ClusterView()
+
+    async def send(self, message: Any) -> None:
+        async with asyncio.timeout(WAIT_S):
+            await self.call.write(message)
+
+    async def next(self) -> Any:
+        """The next message; EOF at the end of the stream, whatever its status."""
+        try:
+            async with asyncio.timeout(WAIT_S):
+                return await self.call.read()
+        except grpc.aio.AioRpcError:
+            return EOF
+
+    async def reply(self) -> Any:
+        """The next answer that is not a view."""
+        while (message := await self.next()) is not EOF and message.HasField("view"):
+            pass
+        return message
+
+    async def view_where(self, holds: Callable[[dict[str, pb.WorkerEntry]], bool]) -> dict[str, pb.WorkerEntry]:
+        """The first view that satisfies a condition."""
+        while True:
+            message = await self.next()
+            assert message is not EOF
+            if message.HasField("view"):
+                seen = {entry.info.worker_id: entry for entry in message.view.workers}
+                if holds(seen):
+                    return seen
+
+    async def code(self) -> grpc.StatusCode:
+        async with asyncio.timeout(WAIT_S):
+            code: grpc.StatusCode = await self.call.code()
+        return code
+
+
+class Setting:
+    """A scheduler that listens, and ways to reach it."""
+
+    def __init__(self, shell: SchedulerShell, connection: grpc.aio.Channel) -> None:
+        self.shell = shell
+        self.stub = scheduler_pb2_grpc.SchedulerServiceStub(connection)
+        self.status = cluster_pb2_grpc.StatusServiceStub(connection)
+
+    async def worker(self, worker_id: str, *, ready: bool = True, **changes: Any) -> Peer:
+        """Register a worker; unless told otherwise it is ready at once."""
+        call: Any = self.stub.WorkerSession()
+        peer = Peer(call)
+        await peer.send(pb.WorkerUpdate(register=worker_info(worker_id, **changes)))
+        if ready:
+            assert (await peer.next()).WhichOneof("message") == "registered"
+            await peer.send(pb.WorkerUpdate(load=load()))
+        return peer
+
+    async def front(self, front_proxy_id: str = "front-0") -> Peer:
+        call: Any = self.stub.FrontSession()
+        peer = Peer(call)
+        await peer.send(pb.FrontUpdate(register=pb.FrontProxyInfo(front_proxy_id=front_proxy_id)))
+        return peer
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Let the loop run until the scheduler's books satisfy a condition."""
+        async with asyncio.timeout(WAIT_S):
+            while not holds():
+                await asyncio.sleep(0.001)
+
+    def reserved(self, worker_id: str) -> int:
+        return self.shell.core.cluster.workers[worker_id].reserved_blocks
+
+
+def worker_info(worker_id: str, **changes: Any) -> cluster_pb2.WorkerInfo:
+    fields: dict[str, Any] = {
+        "worker_id": worker_id,
+        "role": cluster_pb2.ROLE_PREFILL if worker_id.startswith("p") else cluster_pb2.ROLE_DECODE,
+        "address": f"{worker_id}:1",
+        "epoch": 1,
+        "model": "tiny",
+        "layout": cluster_pb2.KvLayout(fingerprint="same", block_size_tokens=32),
+        "kv_blocks_total": 1000,
+        "engine_version": "fake",
+        **changes,
+    }
+    return cluster_pb2.WorkerInfo(**fields)
+
+
+def load(state: cluster_pb2.ProcessState = cluster_pb2.PROCESS_STATE_READY, **fields: Any) -> cluster_pb2.WorkerLoad:
+    return cluster_pb2.WorkerLoad(state=state, **fields)
+
+
+def plan(plan_id: int, **fields: Any) -> pb.FrontUpdate:
+    asked: dict[str, Any] = {"request_id": f"r{plan_id}", "prompt_tokens": 64, "output_tokens_max": 32, **fields}
+    return pb.FrontUpdate(plan=pb.PlanRequest(plan_id=plan_id, **asked))
+
+
+@contextlib.asynccontextmanager
+async def listening(**config: Any) -> AsyncIterator[Setting]:
+    settings = SchedulerConfig(**config)
+    metrics = SchedulerMetrics(CollectorRegistry())
+    core = SchedulerCore(settings, probe=PolicyProbe(metrics))
+    shell = SchedulerShell(settings, core, SystemClock(), metrics)
+    status = StatusService(shell, epoch=7)
+    server = await start_server(
+        "127.0.0.1", 0, lambda server: add_services(shell, status, server), message_bytes_max=BYTES_MAX
+    )
+    ticking = asyncio.create_task(shell.tick())
+    try:
+        async with channel(server.address, BYTES_MAX) as connection:
+            yield Setting(shell, connection)
+    finally:
+        ticking.cancel()
+        shell.close()
+        await server.stop(1.0)
+        core.check()
+        assert not shell.broken.is_set()
+
+
+def ready_view(*worker_ids: str) -> Callable[[dict[str, pb.WorkerEntry]], bool]:
+    return lambda seen: (
+        sorted(seen) == sorted(worker_ids)
+        and all(entry.load.state == cluster_pb2.PROCESS_STATE_READY for entry in seen.values())
+    )
+
+
+async def test_plans_are_answered_in_a_pipeline_with_both_workers() -> None:
+    async with listening() as setting:
+        await setting.worker("p0")
+        await setting.worker("d0")
+        front = await setting.front()
+        await front.view_where(ready_view("p0", "d0"))
+        for plan_id in range(1, 51):
+            await front.send(plan(plan_id))
+        replies = [await front.reply() for _ in range(50)]
+        assert [reply.plan.plan_id for reply in replies] == list(range(1, 51))
+        placed = replies[0].plan
+        assert (placed.prefill.worker_id, placed.decode.worker_id, placed.reason) == ("p0", "d0", "remote")
+        assert (placed.decode.address, placed.decode.epoch) == ("d0:1", 1)
+        assert placed.decode_blocks_reserved == 3
+        assert setting.reserved("d0") == 150
+        for plan_id in range(1, 51):
+            await front.send(pb.FrontUpdate(ended=pb.RequestEnded(plan_id=plan_id, outcome="finished")))
+        await setting.until(lambda: setting.reserved("d0") == 0)
+        registry = setting.shell.metrics.registry
+        labels = {"decision": "remote", "reason": "remote"}
+        assert registry.get_sample_value("baton_scheduler_plans_total", labels) == 50
+        assert registry.get_sample_value("baton_scheduler_requests_ended_total", {"outcome": "finished"}) == 50
+        assert registry.get_sample_value("baton_scheduler_plan_duration_seconds_count") == 50
+
+
+async def test_a_plan_without_prefill_leaves_the_field_unset() -> None:
+    async with listening() as setting:
+        await setting.worker("d0")
+        front = await setting.front()
+        await front.view_where(ready_view("d0"))
+        await front.send(plan(1))
+        placed = (await front.reply()).plan
+        assert not placed.HasField("prefill")
+        assert placed.HasField("decode")
+        assert placed.reason == "no_prefill_worker"
+
+
+async def test_a_refusal_carries_its_kind_and_when_to_come_back() -> None:
+    async with listening() as setting:
+        front = await setting.front()
+        await front.send(plan(1))
+        refused = (await front.reply()).refused
+        assert (refused.plan_id, refused.kind) == (1, "unavailable")
+        await setting.worker("d0", kv_blocks_total=4)
+        await front.view_where(ready_view("d0"))
+        await front.send(plan(2))
+        await front.send(plan(3))
+        await front.send(plan(4, prompt_tokens=500))
+        replies = [await front.reply() for _ in range(3)]
+        assert replies[0].plan.plan_id == 2
+        assert (replies[1].refused.kind, replies[2].refused.kind) == ("exhausted", "bad_request")
+        assert replies[1].refused.retry_after_ms > 0 == replies[2].refused.retry_after_ms
+
+
+async def test_a_cut_stream_removes_its_worker_and_front_proxies_hear_of_it() -> None:
+    async with listening() as setting:
+        await setting.worker("p0")
+        decode = await setting.worker("d0")
+        front = await setting.front()
+        await front.view_where(ready_view("p0", "d0"))
+        decode.call.cancel()
+        await front.view_where(ready_view("p0"))
+
+
+async def test_a_worker_that_says_goodbye_is_gone() -> None:
+    async with listening() as setting:
+        decode = await setting.worker("d0")
+        front = await setting.front()
+        await front.view_where(ready_view("d0"))
+        await decode.send(pb.WorkerUpdate(leaving=pb.Leaving(reason="stopped")))
+        await front.view_where(lambda seen: not seen)
+        await decode.call.done_writing()
+        assert await decode.next() is EOF
+        assert await decode.code() is grpc.StatusCode.OK
+
+
+async def test_a_front_proxy_that_is_cut_frees_its_reservations() -> None:
+    async with listening() as setting:
+        await setting.worker("d0")
+        front, other = await setting.front(), await setting.front("front-1")
+        for each in (front, other):
+            await each.view_where(ready_view("d0"))
+            await each.send(plan(1))
+            assert (await each.reply()).plan.plan_id == 1
+        assert setting.reserved("d0") == 6
+        front.call.cancel()
+        await setting.until(lambda: setting.reserved("d0") == 3)
+
+
+async def test_a_new_start_of_a_worker_replaces_the_old_one_and_ends_its_stream() -> None:
+    async with listening() as setting:
+        old = await setting.worker("d0", epoch=1)
+        front = await setting.front()
+        await front.view_where(ready_view("d0"))
+        await setting.worker("d0", epoch=2)
+        seen = await front.view_where(lambda seen: bool(seen) and seen["d0"].info.epoch == 2)
+        assert seen["d0"].info.address == "d0:1"
+        assert await old.next() is EOF
+        assert await old.code() is grpc.StatusCode.ABORTED
+        returning = await setting.worker("d0", ready=False, epoch=1)
+        assert await returning.next() is EOF
+        assert await returning.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"engine_version": "0.33"},
+        {"model": "other"},
+        {"layout": cluster_pb2.KvLayout(fingerprint="other", block_size_tokens=32)},
+    ],
+    ids=["engine version", "model", "layout"],
+)
+async def test_a_worker_that_does_not_belong_is_told_why(changes: dict[str, Any]) -> None:
+    async with listening() as setting:
+        await setting.worker("p0")
+        stranger = await setting.worker("d0", ready=False, **changes)
+        assert await stranger.next() is EOF
+        assert await stranger.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert "p0 is registered with" in await stranger.call.details()
+
+
+async def test_a_silent_worker_loses_its_place_and_its_stream() -> None:
+    async with listening(heartbeat_interval_s=0.05, worker_lease_s=0.2, tick_interval_s=0.02) as setting:
+        silent = await setting.worker("d0")
+        assert await silent.next() is EOF
+        assert await silent.code() is grpc.StatusCode.UNAVAILABLE
+        assert not setting.shell.core.cluster.workers
+
+
+async def test_registration_says_how_often_to_report() -> None:
+    async with listening(heartbeat_interval_s=0.5, worker_lease_s=4.0) as setting:
+        peer = await setting.worker("d0", ready=False)
+        registered = (await peer.next()).registered
+        assert (registered.heartbeat_interval_ms, registered.lease_ms) == (500, 4000)
+
+
+async def test_a_drain_reaches_the_worker() -> None:
+    async with listening() as setting:
+        decode = await setting.worker("d0")
+        front = await setting.front()
+        await front.view_where(ready_view("d0"))
+        setting.shell.feed(DrainRequested(worker_id="d0", deadline_s=1.5))
+        assert (await decode.next()).drain.deadline_ms == 1500
+        await front.view_where(lambda seen: seen["d0"].load.state == cluster_pb2.PROCESS_STATE_DRAINING)
+
+
+async def test_load_changes_are_coalesced_into_few_views() -> None:
+    async with listening(view_interval_s=0.2) as setting:
+        decode = await setting.worker("d0")
+        front = await setting.front()
+        await front.view_where(ready_view("d0"))
+        for running in range(1, 201):
+            await decode.send(pb.WorkerUpdate(load=load(requests_running=running)))
+        views = 0
+        while True:
+            message = await front.next()
+            views += 1
+            if message.view.workers[0].load.requests_running == 200:
+                break
+        assert views < 50
+
+
+@pytest.mark.parametrize("first", [pb.WorkerUpdate(load=load()), pb.WorkerUpdate(register=worker_info("x", role=0))])
+async def test_a_worker_must_say_who_it_is_first(first: pb.WorkerUpdate) -> None:
+    async with listening() as setting:
+        call: Any = setting.stub.WorkerSession()
+        peer = Peer(call)
+        await peer.send(first)
+        assert await peer.next() is EOF
+        assert await peer.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_front_proxy_must_say_who_it_is_first() -> None:
+    async with listening() as setting:
+        call: Any = setting.stub.FrontSession()
+        peer = Peer(call)
+        await peer.send(plan(1))
+        assert await peer.next() is EOF
+        assert await peer.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_peer_that_never_speaks_is_sent_away() -> None:
+    async with listening(register_timeout_s=0.05) as setting:
+        call: Any = setting.stub.FrontSession()
+        peer = Peer(call)
+        assert await peer.next() is EOF
+        assert await peer.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_registering_twice_on_one_stream_ends_it() -> None:
+    async with listening() as setting:
+        peer = await setting.worker("d0")
+        await peer.send(pb.WorkerUpdate(register=worker_info("d0", epoch=2)))
+        assert await peer.next() is EOF
+        assert await peer.code() is grpc.StatusCode.INVALID_ARGUMENT
+        await setting.until(lambda: not setting.shell.core.cluster.workers)
+
+
+async def test_front_proxies_are_bounded() -> None:
+    async with listening(fronts_max=1) as setting:
+        front = await setting.front()
+        await front.next()
+        second = await setting.front("front-1")
+        assert await second.next() is EOF
+        assert await second.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_status_tells_the_plans_in_flight() -> None:
+    async with listening() as setting:
+        await setting.worker("d0")
+        front = await setting.front()
+        await front.view_where(ready_view("d0"))
+        await front.send(plan(1))
+        await front.reply()
+        response = await setting.status.GetStatus(cluster_pb2.GetStatusRequest(), timeout=WAIT_S)
+        assert (response.process.id, response.process.role) == ("scheduler", "scheduler")
+        assert (response.process.epoch, response.process.requests_running) == (7, 1)
+
+
+async def test_the_gauges_follow_the_workers() -> None:
+    async with listening() as setting:
+        decode = await setting.worker("d0")
+        front = await setting.front()
+        await front.view_where(ready_view("d0"))
+        await front.send(plan(1))
+        await front.reply()
+        shell = setting.shell
+        sample = shell.metrics.registry.get_sample_value
+        shell.show_metrics()
+        assert sample("baton_scheduler_workers", {"role": "decode", "state": "ready"}) == 1
+        assert sample("baton_scheduler_reserved_blocks", {"worker": "d0"}) == 3
+        decode.call.cancel()
+        await front.view_where(lambda seen: not seen)
+        shell.show_metrics()
+        assert sample("baton_scheduler_workers", {"role": "decode", "state": "ready"}) == 0
+        assert sample("baton_scheduler_reserved_blocks", {"worker": "d0"}) is None
+
+
+async def test_a_core_that_breaks_ends_every_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = SchedulerMetrics(CollectorRegistry())
+    settings = SchedulerConfig()
+    core = SchedulerCore(settings)
+    shell = SchedulerShell(settings, core, SystemClock(), metrics)
+    status = StatusService(shell, epoch=7)
+    server = await start_server(
+        "127.0.0.1", 0, lambda server: add_services(shell, status, server), message_bytes_max=BYTES_MAX
+    )
+    async with channel(server.address, BYTES_MAX) as connection:
+        setting = Setting(shell, connection)
+        front = await setting.front()
+        await front.next()
+
+        def broken(event: Event, now_s: float) -> Any:
+            raise AssertionError("the books are wrong")
+
+        monkeypatch.setattr(core, "handle", broken)
+        await front.send(plan(1))
+        assert await front.reply() is EOF
+        assert await front.code() is grpc.StatusCode.INTERNAL
+    assert shell.broken.is_set()
+    await server.stop(1.0)
+
+
+async def test_a_whole_process_announces_itself_serves_and_stops() -> None:
+    told: dict[str, str] = {}
+    stop, ready = asyncio.Event(), asyncio.Event()
+
+    def announce(facts: Any) -> None:
+        told.update(facts)
+        ready.set()
+
+    metrics = SchedulerMetrics(CollectorRegistry())
+    process = asyncio.create_task(scheduler_run.run(SchedulerConfig(), announce, stop=stop, metrics=metrics))
+    async with asyncio.timeout(WAIT_S):
+        await ready.wait()
+        assert told["address"] == told["grpc_address"]
+        assert told["metrics_address"].startswith("127.0.0.1:")
+        async with channel(told["address"], BYTES_MAX) as connection:
+            call: Any = scheduler_pb2_grpc.SchedulerServiceStub(connection).FrontSession()
+            await call.write(pb.FrontUpdate(register=pb.FrontProxyInfo(front_proxy_id="front-0")))
+            assert (await call.read()).HasField("view")
+            stop.set()
+            assert await call.code() is grpc.StatusCode.UNAVAILABLE
+        await process
