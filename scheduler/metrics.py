@@ -11,8 +11,9 @@ from runtime.buckets import DECISION_S
 from scheduler.cluster import Worker
 from scheduler.facts import Role, WorkerState
 
-# One profile run in so many is timed policy by policy: reading the clock costs as much as a small policy.
-POLICY_SAMPLE_EVERY = 16
+# One pass over policies in so many is timed: reading the clock costs as much as a small policy. A prime, since a plan
+# makes up to four passes (filters and scorers of two roles) and each kind must have its turn.
+POLICY_SAMPLE_EVERY = 17
 
 _OUTCOMES = frozenset({"finished", "failed", "cancelled"})
 
@@ -75,7 +76,7 @@ class SchedulerMetrics:
 
 
 class PolicyProbe:
-    """Times the policies of every sixteenth profile run."""
+    """Times the policies of one pass in ``POLICY_SAMPLE_EVERY``."""
 
     def __init__(self, metrics: SchedulerMetrics, read_s: Callable[[], float] = time.perf_counter) -> None:
         self._histogram = metrics.policy_s
