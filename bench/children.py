@@ -41,7 +41,7 @@ class Child:
             async for line in self._process.stdout:
                 log.write(line)
                 if line.startswith(READY_PREFIX.encode()) and not self._ready.done():
-                    self._ready.set_result(line.decode().removeprefix("ready ").strip())
+                    self._ready.set_result(line.decode().split()[1])
 
     def _failure(self, what: str) -> ChildFailedError:
         lines = self.log_path.read_text(errors="replace").splitlines()[-_TAIL_LINES:] if self.log_path.exists() else []
