@@ -34,9 +34,13 @@ class World:
         return self._numbers
 
     def after(self, delay_s: float, what: Callable[..., None], *arguments: Any) -> None:
-        """Call ``what`` then."""
+        """Call ``what`` after so long."""
+        self.at(self.now_s + delay_s, what, *arguments)
+
+    def at(self, at_s: float, what: Callable[..., None], *arguments: Any) -> None:
+        """Call ``what`` then; what is asked first for one moment happens first."""
         self._count += 1
-        heapq.heappush(self._heap, (self.now_s + delay_s, self._count, what, arguments))
+        heapq.heappush(self._heap, (at_s, self._count, what, arguments))
 
     def run(self, until_s: float) -> None:
         """Let everything happen that is due until then. Time ends there, also when nothing is left."""
@@ -72,7 +76,7 @@ class Stream:
             return
         at_s = max(self._last_s[direction], self._world.now_s + self._delay_s())
         self._last_s[direction] = at_s
-        self._world.after(at_s - self._world.now_s, self._arrive, what, arguments)
+        self._world.at(at_s, self._arrive, what, arguments)
 
     def cut(self, *told: Callable[[], None]) -> None:
         """End the stream; everybody in ``told`` learns of it."""
