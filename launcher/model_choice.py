@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
+from engine.config import EngineConfig
 from launcher import demo_model
 from launcher.config import BatonConfig
 from launcher.demo_model import Progress
@@ -30,7 +32,8 @@ def choose(
     """
     if config.engine.model:
         model = check(config.engine.model, environ, progress)
-        return msgspec.structs.replace(config, engine=msgspec.structs.replace(config.engine, model=model))
+        engine = msgspec.structs.replace(config.engine, model=model)
+        return msgspec.structs.replace(config, engine=_fitting_fake(engine, sources))
     cache_dir = Path(config.launcher.demo_cache_dir) if config.launcher.demo_cache_dir else None
     folder = demo_model.ensure(cache_dir, progress)
     serving = config.front_proxy.serving
@@ -44,7 +47,9 @@ def choose(
             serving, tool_call_parser=demo_model.CHAT_TOOL_PARSER, enable_auto_tool_choice=True
         )
     return msgspec.structs.replace(
-        config, engine=engine, front_proxy=msgspec.structs.replace(config.front_proxy, serving=serving)
+        config,
+        engine=_fitting_fake(engine, sources),
+        front_proxy=msgspec.structs.replace(config.front_proxy, serving=serving),
     )
 
 
@@ -76,6 +81,20 @@ def served_name(config: BatonConfig) -> str:
     """The name clients use for the model."""
     names = config.front_proxy.serving.served_model_name
     return (names[0] if names else "") or config.engine.served_model_name or config.engine.model
+
+
+def _fitting_fake(engine: EngineConfig, sources: Mapping[str, str]) -> EngineConfig:
+    """``engine`` with the fake engine's vocabulary as large as the tokenizer's, unless the operator set it."""
+    if engine.kind != "fake" or not is_local(engine.model):
+        return engine
+    try:
+        about = json.loads((Path(engine.model) / "config.json").read_bytes())
+    except ValueError as error:
+        raise ModelError(f"{engine.model}/config.json is not valid JSON: {error}") from error
+    size = about.get("vocab_size") if isinstance(about, dict) else None
+    if not isinstance(size, int) or sources.get("engine.fake.vocab_size", DEFAULT) != DEFAULT:
+        return engine
+    return msgspec.structs.replace(engine, fake=msgspec.structs.replace(engine.fake, vocab_size=size))
 
 
 def _in_hub_cache(model: str, environ: Mapping[str, str]) -> bool:

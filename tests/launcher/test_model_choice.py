@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.config import EngineConfig
 from launcher import demo_model, model_choice
 from launcher.config import BatonConfig
 
@@ -36,6 +37,14 @@ def test_a_hub_name_is_refused_when_the_hub_cannot_be_asked(tmp_path: Path) -> N
         model_choice.check("some/name", environ, _quiet)
     (tmp_path / "models--some--name").mkdir()
     assert model_choice.check("some/name", environ, _quiet) == "some/name"
+
+
+def test_the_fake_engine_knows_as_many_tokens_as_the_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"vocab_size": 777}')
+    config = BatonConfig(engine=EngineConfig(kind="fake", model=str(tmp_path)))
+    assert model_choice.choose(config, {}, {}, _quiet).engine.fake.vocab_size == 777
+    kept = model_choice.choose(config, {"engine.fake.vocab_size": "--set"}, {}, _quiet)
+    assert kept.engine.fake.vocab_size == config.engine.fake.vocab_size
 
 
 def test_without_a_model_the_demo_model_is_served_with_its_own_tool_parser(
