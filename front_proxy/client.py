@@ -74,7 +74,7 @@ class BatonClient:
 
     async def close(self) -> None:
         """Close the channel; running calls are cancelled."""
-        await self._channel.close()
+        await self._channel.close(None)
 
     async def models(self) -> list[str]:
         """Names of the served models."""
@@ -153,7 +153,7 @@ class BatonClient:
             call.cancel()
 
 
-def request(  # noqa: PLR0913 - the fields of one message
+def request(
     prompt: str | Sequence[int],
     sampling: SamplingOptions | None = None,
     *,
@@ -201,7 +201,7 @@ def _failed(error: grpc.aio.AioRpcError) -> BatonError:
     reason = error.code().name
     retry_after_s: float | None = None
     try:
-        status = rpc_status.from_call(error)
+        status = rpc_status.from_call(error)  # type: ignore[arg-type] # the stubs do not know grpc.aio
     except ValueError:
         status = None  # not one of ours; a proxy on the way
     for detail in status.details if status is not None else ():

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from front_proxy.request_notes import NOTES, RequestNotes, phases_ms, server_timing
+from front_proxy.request_notes import CLOCK, NOTES, RequestNotes, phases_ms, server_timing
 from front_proxy.serving_metrics import DROPPED_FIELDS, REFUSALS
 from runtime.failure_status import STATUS
 from runtime.failures import Failure, FailureKind
@@ -21,9 +21,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-GENERATION_ROUTES = frozenset(
-    {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"}
-)
+GENERATION_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 # vLLM registers more; what is not named here answers 404.
 ROUTES = GENERATION_ROUTES | {
     "/v1/models",
@@ -97,7 +95,7 @@ class HttpGuard:
                 self.idle.set()
 
     async def _forward(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        notes = RequestNotes(asyncio.get_running_loop().time())
+        notes = RequestNotes(CLOCK.monotonic_s())
         headers: list[tuple[bytes, bytes]] = []
         explain = False
         length = 0

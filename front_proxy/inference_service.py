@@ -22,7 +22,7 @@ from runtime.failures import Failure, FailureError, FailureKind
 SERVICE = "baton.inference.v1.InferenceService"
 ERROR_DOMAIN = "baton"
 NO_DEADLINE_S = 365 * 24 * 3600.0
-_log = logging.getLogger(__name__)
+log = logging.getLogger("baton.front_proxy.inference_service")
 
 Context = grpc.aio.ServicerContext[object, object]
 
@@ -70,7 +70,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             except FailureError as error:
                 await _abort(context, error.failure)
             except Exception:
-                _log.exception("request failed", extra={"request_id": request.request_id})
+                log.exception("request failed", extra={"request_id": request.request_id})
                 await _abort(context, _bug())
             finally:
                 await responses.aclose()
@@ -187,7 +187,7 @@ class _ManySession:
         except FailureError as error:
             self._fail(name, error.failure)
         except Exception:
-            _log.exception("request failed", extra={"request_id": name})
+            log.exception("request failed", extra={"request_id": name})
             self._fail(name, _bug())
         finally:
             await responses.aclose()

@@ -89,12 +89,11 @@ class OpenAiServer:
         if not self._server.started:
             raise RuntimeError("The HTTP server did not start; the log says why.")
 
-    async def drain(self, timeout_s: float) -> int:
-        """Refuse new generations and wait for those that run; returns how many were still running at the end."""
-        self.guard.draining = True
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.guard.idle.wait(), timeout_s)
-        return self.guard.requests_running
+    @property
+    def serving(self) -> asyncio.Task[None]:
+        """Ends only when the server does."""
+        assert self._task is not None, "not started"
+        return self._task
 
     async def stop(self) -> None:
         """Close the listener and every connection within the configured bound."""
@@ -127,4 +126,3 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise OSError(f"cannot listen on {join_address(host, port)}: {error}") from error
     return listener
-

@@ -5,7 +5,11 @@ from __future__ import annotations
 from contextvars import ContextVar
 
 from front_proxy.generation import Phases
+from runtime.clock import SystemClock
 from runtime.failures import Failure
+
+# The event loop's own clock ticks in milliseconds under uvloop.
+CLOCK = SystemClock()
 
 
 class RequestNotes:
@@ -15,7 +19,7 @@ class RequestNotes:
 
     def __init__(self, started_s: float, deadline_s: float | None = None) -> None:
         self.started_s = started_s
-        """On the event loop's clock."""
+        """On CLOCK."""
         self.deadline_s = deadline_s
         """Time the client gave it from then. None: the configured one."""
         self.render_s: float | None = None

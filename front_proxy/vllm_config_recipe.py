@@ -27,7 +27,7 @@ class BadServingOption(ValueError):
 class _Parser(FlexibleArgumentParser):
     """vLLM's parser, raising where it would end the process."""
 
-    def error(self, message: str) -> Any:  # noqa: ANN401 - argparse says NoReturn
+    def error(self, message: str) -> Any:
         raise BadServingOption(f"front_proxy.serving: {message}")
 
 
@@ -70,7 +70,7 @@ def render_config(args: Namespace) -> VllmConfig:
     envs.VLLM_CPU_KVCACHE_SPACE = 0
     further: dict[str, Any] = {}
     if engine_args.reasoning_parser:
-        engine_args._set_default_reasoning_config_args()  # noqa: SLF001 - what create_engine_config does
+        engine_args._set_default_reasoning_config_args()
         further["reasoning_config"] = engine_args.reasoning_config
     return VllmConfig(
         model_config=model_config,
@@ -112,7 +112,7 @@ def _serving_argv(serving: ServingConfig, names: list[str]) -> Iterator[str]:
         yield from _option(f"--{name.replace('_', '-')}", value)
 
 
-def _option(flag: str, value: Any) -> Iterator[str]:  # noqa: ANN401 - an option of any type
+def _option(flag: str, value: Any) -> Iterator[str]:
     match value:
         case None | False:
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from argparse import Namespace
 from collections.abc import AsyncGenerator
 from typing import Any, assert_never
@@ -16,7 +15,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 
 from front_proxy.inference_service import NamedModel
 from front_proxy.remote_engine import RemoteEngineClient
-from front_proxy.request_notes import NOTES, RequestNotes
+from front_proxy.request_notes import CLOCK, NOTES, RequestNotes
 from front_proxy.vllm_errors import from_vllm
 from protos.inference.v1 import inference_pb2
 from runtime.failures import Failure, FailureError, FailureKind
@@ -66,7 +65,7 @@ class VllmInference:
             raise FailureError(
                 Failure(kind=FailureKind.NOT_FOUND, message=f"The model `{request.model}` does not exist.")
             )
-        NOTES.set(RequestNotes(asyncio.get_running_loop().time(), deadline_s))
+        NOTES.set(RequestNotes(CLOCK.monotonic_s(), deadline_s))
         usage = inference_pb2.Usage()
         try:
             self._client.refresh_limits()
@@ -85,7 +84,7 @@ class VllmInference:
         except (VLLMError, ValueError, TypeError, OverflowError, NotImplementedError) as error:
             raise FailureError(from_vllm(error)) from error
 
-    async def _prompt(self, request: inference_pb2.GenerateRequest) -> Any:  # noqa: ANN401 - vLLM's EngineInput
+    async def _prompt(self, request: inference_pb2.GenerateRequest) -> Any:
         salt = request.cache_salt or None
         match request.WhichOneof("prompt"):
             case "tokens":

@@ -53,9 +53,7 @@ _RESTING: dict[str, tuple[Any, ...]] = {
     "extra_args": (None, {}),
     "_bad_words_token_ids": (None, []),
 }
-_DEFAULTS: dict[str, Any] = {
-    field.name: field.default for field in msgspec.structs.fields(SamplingParams)
-}
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in msgspec.structs.fields(SamplingParams)}
 # A client that names these could point a worker at any host.
 _FORBIDDEN_EXTRA_ARGS = ("kv_transfer_params", "ec_transfer_params")
 _TEMPERATURE_GREEDY = 1e-5

@@ -191,7 +191,7 @@ async def test_the_context_is_the_smallest_of_the_workers(served: Served, http: 
             "/v1/chat/completions",
             {
                 "messages": MESSAGES,
-                "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "nonsense"}}},
+                "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "no"}}},
             },
             400,
             "",
@@ -355,7 +355,8 @@ async def test_a_client_that_leaves_closes_the_remote_work(
 
 
 @pytest.mark.parametrize(
-    "path", ["/inference/v1/generate", "/invocations", "/scale_elastic_ep", "/generative_scoring", "/v1/systemone", "/x"]
+    "path",
+    ["/inference/v1/generate", "/invocations", "/scale_elastic_ep", "/generative_scoring", "/v1/systemone", "/x"],
 )
 async def test_routes_that_are_not_published_answer_404(http: httpx.AsyncClient, path: str) -> None:
     response = await http.post(path, json={})

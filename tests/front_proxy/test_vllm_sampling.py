@@ -55,7 +55,7 @@ def test_a_prefill_token_is_shown_where_decode_continues_exactly(options: dict[s
     assert seedable(SamplingParams(**options))
 
 
-@pytest.mark.parametrize("options", NOT_EXACT, ids=lambda options: ",".join(options))
+@pytest.mark.parametrize("options", NOT_EXACT, ids=",".join)
 def test_a_prefill_token_is_not_shown_where_decode_would_differ(options: dict[str, Any]) -> None:
     assert not seedable(SamplingParams(**options))
 
@@ -102,7 +102,8 @@ def test_one_token_is_the_whole_output_and_uses_the_whole_sampling() -> None:
 
 
 def test_a_grammar_crosses_the_wire() -> None:
-    encodings = encode(SamplingParams(max_tokens=3, structured_outputs=StructuredOutputsParams(json={"type": "object"})))
+    grammar = StructuredOutputsParams(json={"type": "object"})
+    encodings = encode(SamplingParams(max_tokens=3, structured_outputs=grammar))
     whole = msgspec.msgpack.decode(encodings.decode, type=SamplingParams)
     assert whole.structured_outputs is not None
     assert whole.structured_outputs.json == {"type": "object"}

@@ -1,0 +1,189 @@
+"""A front proxy process from its start to its end. Holds the order of things; decides nothing about requests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import grpc
+
+from engine.config import EngineConfig
+from front_proxy import inference_service, status_service
+from front_proxy.config import FrontProxyConfig
+from front_proxy.dispatcher import Dispatcher
+from front_proxy.inference_service import InferenceService
+from front_proxy.status_service import StatusService
+from protos.cluster.v1 import cluster_pb2_grpc
+from protos.inference.v1 import inference_pb2_grpc
+from runtime import lifecycle
+from runtime.failures import FailureError
+from runtime.grpc_server import RunningServer, start_server
+
+if TYPE_CHECKING:
+    from front_proxy.openai_app import OpenAiServer
+    from front_proxy.vllm_serving import VllmServing
+
+log = logging.getLogger("baton.front_proxy.run")
+
+Ready = Callable[[Mapping[str, str]], None]
+EXIT_BAD_OPTION = 2
+EXIT_LOST_PART = 3
+EXIT_NO_CLUSTER = 4
+EXIT_VERSION = 5
+
+
+async def run(
+    engine: EngineConfig, front: FrontProxyConfig, ready: Ready, *, stop: asyncio.Event | None = None
+) -> None:
+    """Serve until a signal, then finish what runs; ``ready`` is told when the first request would succeed.
+
+    Raises SystemExit with one of the codes above when the process cannot go on; the log says why.
+    """
+    stop = stop or lifecycle.stop_event()
+    log.info("loading tokenizer and serving layer of %s", engine.model)
+    # In a thread, so that a signal is heard while libraries load.
+    version = await asyncio.to_thread(_engine_version, engine)
+    if stop.is_set():
+        return
+    dispatcher = Dispatcher(front, engine_version=version)
+    serving = await asyncio.to_thread(_build, engine, front, dispatcher)
+    try:
+        async with asyncio.TaskGroup() as group:
+            streams = group.create_task(dispatcher.run(), name="dispatcher")
+            try:
+                await _serve(front, dispatcher, serving, streams, version, ready, stop)
+            finally:
+                await dispatcher.close()
+    finally:
+        serving.client.shutdown()
+
+
+def _engine_version(engine: EngineConfig) -> str:
+    """Front proxies and workers must agree on it. Empty: not checked, since the fake engine renders nothing."""
+    from front_proxy import vllm_serving
+
+    return "" if engine.kind == "fake" else vllm_serving.engine_version()
+
+
+def _build(engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher) -> VllmServing:
+    from front_proxy import vllm_serving
+    from front_proxy.vllm_config_recipe import BadServingOption
+
+    try:
+        return vllm_serving.build(engine, front, dispatcher)
+    except BadServingOption as error:
+        log.critical("%s", error)
+        raise SystemExit(EXIT_BAD_OPTION) from error
+
+
+async def _serve(
+    front: FrontProxyConfig,
+    dispatcher: Dispatcher,
+    serving: VllmServing,
+    streams: asyncio.Task[None],
+    version: str,
+    ready: Ready,
+    stop: asyncio.Event,
+) -> None:
+    status = StatusService(dispatcher.front_proxy_id, time.time_ns(), dispatcher)
+    http = await serving.http_server(front)
+    grpc_server = await start_server(
+        front.host, front.grpc_port, _services(front, serving, status), message_bytes_max=front.message_bytes_max
+    )
+    try:
+        await http.start()
+        status.address = http.address
+        dispatcher.announce(http.address)
+        parts: tuple[asyncio.Task[None], ...] = (streams, http.serving)
+        if await _cluster(front, dispatcher, version, parts, stop):
+            serving.client.refresh_limits()
+            status.state = "ready"
+            await grpc_server.set_serving(True)
+            addresses = {"address": http.address, "grpc_address": grpc_server.address, "metrics_address": http.address}
+            ready(addresses)
+            log.info("front proxy is ready at %s, gRPC at %s", http.address, grpc_server.address)
+            lost = await _first(stop, parts)
+            if lost is not None:
+                log.critical("%s ended on its own", lost.get_name())
+                lost.result()
+                raise SystemExit(EXIT_LOST_PART)
+    finally:
+        status.state = "draining"
+        await _leave(front, serving, http, grpc_server)
+        status.state = "stopped"
+
+
+async def _cluster(
+    front: FrontProxyConfig,
+    dispatcher: Dispatcher,
+    version: str,
+    parts: Sequence[asyncio.Task[None]],
+    stop: asyncio.Event,
+) -> bool:
+    """Wait for workers that can serve; False when the process is to end instead."""
+    waiting = asyncio.create_task(dispatcher.wait_usable(front.usable_timeout_s), name="usable")
+    lost = await _first(stop, (waiting, *parts))
+    if lost is not waiting:
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        if lost is not None:
+            lost.result()
+        return False
+    try:
+        waiting.result()
+    except FailureError as error:
+        log.critical("%s", error.failure.message)
+        raise SystemExit(EXIT_NO_CLUSTER) from error
+    others = sorted({worker.engine_version for worker in dispatcher.cluster().workers} - {version, ""})
+    if version and others:
+        log.critical("engine versions differ: this front proxy has %s, workers have %s", version, ", ".join(others))
+        raise SystemExit(EXIT_VERSION)
+    return True
+
+
+async def _leave(front: FrontProxyConfig, serving: VllmServing, http: OpenAiServer, grpc_server: RunningServer) -> None:
+    """Refuse what is new, finish what runs, then close: readiness goes first, so that balancers look elsewhere."""
+    await grpc_server.set_serving(False)
+    serving.client.draining = True
+    http.guard.draining = True
+    if serving.client.requests_running:
+        log.info("finishing %d sequences", serving.client.requests_running)
+    try:
+        async with asyncio.timeout(front.drain_timeout_s):
+            await serving.client.idle.wait()
+            await http.guard.idle.wait()
+    except TimeoutError:
+        log.warning("stopping with %d sequences unfinished", serving.client.requests_running)
+    # A client may keep a GenerateMany stream open for ever; with nothing running on it there is nothing to wait for.
+    await asyncio.gather(http.stop(), grpc_server.stop(min(1.0, front.close_timeout_s)))
+
+
+def _services(
+    front: FrontProxyConfig, serving: VllmServing, status: StatusService
+) -> Callable[[grpc.aio.Server], Sequence[str]]:
+    inference = InferenceService(
+        serving.inference,
+        requests_max=front.requests_in_flight_max,
+        outputs_max=front.output_deltas_max,
+        retry_after_s=front.retry_after_s,
+    )
+
+    def add(server: grpc.aio.Server) -> Sequence[str]:
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
+        cluster_pb2_grpc.add_StatusServiceServicer_to_server(status, server)
+        return inference_service.SERVICE, status_service.SERVICE
+
+    return add
+
+
+async def _first(stop: asyncio.Event, tasks: Sequence[asyncio.Task[None]]) -> asyncio.Task[None] | None:
+    """Wait for ``stop`` (None) or the first task that ends."""
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        done, _ = await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        return next((task for task in tasks if task in done), None)
+    finally:
+        stopping.cancel()

@@ -1,0 +1,47 @@
+"""Everything of a front proxy that needs vLLM, built in one place so that the rest imports none of it."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import msgspec
+import vllm
+
+from engine.config import EngineConfig
+from front_proxy.config import FrontProxyConfig
+from front_proxy.openai_app import OpenAiServer
+from front_proxy.openai_app import build as build_app
+from front_proxy.remote_engine import ClientBounds, RemoteEngineClient
+from front_proxy.vllm_config_recipe import render_config, serve_args
+from front_proxy.vllm_inference import VllmInference
+from front_proxy.vllm_sequences import SequenceSource
+
+
+class VllmServing(msgspec.Struct, frozen=True):
+    """The engine client and the two faces of it."""
+
+    client: RemoteEngineClient
+    inference: VllmInference
+    args: Namespace
+
+    async def http_server(self, front: FrontProxyConfig) -> OpenAiServer:
+        """The OpenAI app with its HTTP server, not listening yet."""
+        return OpenAiServer(await build_app(self.client, self.args), front)
+
+
+def engine_version() -> str:
+    """As the workers' engines say it."""
+    return f"vllm-{vllm.__version__}"
+
+
+def build(engine: EngineConfig, front: FrontProxyConfig, source: SequenceSource) -> VllmServing:
+    """Load tokenizer and configuration. Raises BadServingOption, or vLLM's and transformers' own errors."""
+    args = serve_args(engine, front.serving)
+    bounds = ClientBounds(
+        requests_in_flight_max=front.requests_in_flight_max,
+        prompt_tokens_max=front.prompt_tokens_max,
+        block_size_tokens=engine.block_size_tokens,
+        retry_after_s=front.retry_after_s,
+    )
+    client = RemoteEngineClient(render_config(args), source, bounds)
+    return VllmServing(client, VllmInference(client, args), args)
