@@ -1,0 +1,361 @@
+"""The dispatcher over workers and a scheduler made of timers, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from engine.protocol import Finish
+from front_proxy.config import FrontProxyConfig
+from front_proxy.dispatcher import Dispatcher
+from front_proxy.flow_events import Outcome
+from front_proxy.generation import GenerationDelta, GenerationRequest
+from front_proxy.metrics import DispatchMetrics
+from front_proxy.scheduler_link import PlanQuestion, PlanReceiver
+from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput, WorkOrder
+from front_proxy.worker_link import Receiver
+from kv_transfer.handoff import KvHandoff
+from runtime.failures import Failure, FailureError, FailureKind
+from simulation import virtual_loop
+
+P0 = Placement(worker_id="prefill-0", address="p0", epoch=1)
+D0 = Placement(worker_id="decode-0", address="d0", epoch=2)
+
+PLAN_S, PREFILL_S, PULL_S, STEP_S = 0.003, 0.020, 0.008, 0.005
+TOKENS = 5
+WHOLE_S = PLAN_S + PREFILL_S + PULL_S + TOKENS * STEP_S
+
+
+class FakeCluster:
+    """Planning and Working at once; counts what is held."""
+
+    def __init__(self) -> None:
+        self.plans: set[int] = set()
+        self.plans_granted = 0
+        self.works: dict[int, Stage] = {}
+        self.leases: set[str] = set()
+        self.orders: list[WorkOrder] = []
+        self.outcomes: list[Outcome] = []
+        self.fail: dict[Stage, Failure] = {}
+        self.silent = False
+        self.pulled: list[bool] = []
+
+    @property
+    def held(self) -> tuple[int, int, int]:
+        return len(self.plans), len(self.works), len(self.leases)
+
+    def plan(self, question: PlanQuestion, receiver: PlanReceiver) -> int:
+        self.plans_granted += 1
+        plan_id = self.plans_granted
+        self.plans.add(plan_id)
+
+        def answer() -> None:
+            if plan_id in self.plans and not self.silent:
+                prefill = None if question.ask.pinned_decode_worker else P0
+                receiver.on_plan(prefill, D0, 3, "test")
+
+        asyncio.get_running_loop().call_later(PLAN_S, answer)
+        return plan_id
+
+    def end_plan(self, plan_id: int, outcome: Outcome, output_tokens: int) -> None:
+        self.plans.remove(plan_id)
+        self.outcomes.append(outcome)
+
+    def submit(self, worker: Placement, order: WorkOrder, receiver: Receiver) -> int:
+        self.orders.append(order)
+        slot = len(self.orders)
+        self.works[slot] = order.stage
+        loop = asyncio.get_running_loop()
+        if order.stage in self.fail:
+            loop.call_later(0.001, self._refuse, slot, receiver, self.fail.pop(order.stage))
+        elif order.stage is Stage.PREFILL:
+            loop.call_later(PREFILL_S, self._prefilled, slot, order, receiver)
+        else:
+            loop.call_later(PULL_S + STEP_S, self._step, slot, order, receiver, 0)
+        return slot
+
+    def abort(self, worker: Placement, slot: int) -> None:
+        self.works.pop(slot, None)
+
+    def release(self, handoff: KvHandoff, *, pulled: bool) -> bool:
+        self.pulled.append(pulled)
+        self.leases.remove(handoff.lease_id)
+        return True
+
+    def _refuse(self, slot: int, receiver: Receiver, failure: Failure) -> None:
+        if self.works.pop(slot, None) is not None:
+            receiver.on_failure(failure)
+
+    def _prefilled(self, slot: int, order: WorkOrder, receiver: Receiver) -> None:
+        # An abort that comes while this is on its way is too late: the hand-off is delivered all the same.
+        self.works.pop(slot, None)
+        self.leases.add(order.request_id)
+        handoff = KvHandoff(
+            worker_id="prefill-0",
+            epoch=1,
+            lease_id=order.request_id,
+            engine_id="e",
+            tokens=3,
+            blocks=1,
+            bytes=0,
+            layout_fingerprint="f",
+            lease_remaining_s=30.0,
+        )
+        first = FirstFacts(cached_tokens=2, queue_s=0.004, compute_s=0.012)
+        receiver.on_output(WorkerOutput(token_ids=[100], finish=Finish("length"), first=first, handoff=handoff))
+
+    def _step(self, slot: int, order: WorkOrder, receiver: Receiver, index: int) -> None:
+        if slot not in self.works:
+            return
+        position = len(order.token_ids) - 3 + index
+        last = position == TOKENS - 1
+        first = FirstFacts(external_tokens=3, admission_s=0.001, queue_s=PULL_S) if index == 0 else None
+        if last:
+            del self.works[slot]
+        else:
+            asyncio.get_running_loop().call_later(STEP_S, self._step, slot, order, receiver, index + 1)
+        finish = Finish("stop") if last else None
+        receiver.on_output(WorkerOutput(token_ids=[100 + position], finish=finish, first=first))
+
+
+def generation(request_id: str = "r", **more: Any) -> GenerationRequest:
+    fields: dict[str, Any] = {
+        "token_ids": [1, 2, 3],
+        "prefill_sampling": b"prefill",
+        "decode_sampling": b"decode",
+        "seeded_sampling": b"seeded",
+        "output_tokens_max": TOKENS,
+        **more,
+    }
+    return GenerationRequest(request_id=request_id, **fields)
+
+
+@asynccontextmanager
+async def serving(**settings: Any) -> AsyncIterator[tuple[Dispatcher, FakeCluster, CollectorRegistry]]:
+    cluster, registry = FakeCluster(), CollectorRegistry()
+    config = FrontProxyConfig(scheduler_address="nowhere:1", **settings)
+    dispatcher = Dispatcher(config, metrics=DispatchMetrics(registry), planning=cluster, working=cluster)
+    yield dispatcher, cluster, registry
+
+
+async def collect(dispatcher: Dispatcher, request: GenerationRequest) -> list[GenerationDelta]:
+    return [delta async for delta in dispatcher.generate(request)]
+
+
+def tokens_of(deltas: list[GenerationDelta]) -> list[int]:
+    return [token for delta in deltas for token in delta.token_ids]
+
+
+def test_a_request_runs_through_both_workers_and_leaves_nothing() -> None:
+    async def play() -> None:
+        async with serving() as (dispatcher, cluster, registry):
+            deltas = await collect(dispatcher, generation())
+            assert tokens_of(deltas) == [100, 101, 102, 103, 104]
+            assert deltas[-1].finish == Finish("stop")
+            assert [order.sampling for order in cluster.orders] == [b"prefill", b"seeded"]
+            assert cluster.orders[1].token_ids == [1, 2, 3, 100]
+            assert cluster.orders[1].handoff is not None and cluster.orders[1].blocks_reserved == 3
+            assert cluster.orders[0].request_id != cluster.orders[1].request_id
+            assert cluster.held == (0, 0, 0) and cluster.pulled == [True] and dispatcher.in_flight == 0
+            assert registry.get_sample_value("baton_front_proxy_requests_total", {"outcome": "finished"}) == 1
+            assert registry.get_sample_value("baton_front_proxy_output_tokens_total") == TOKENS
+
+    virtual_loop.run(play())
+
+
+@pytest.mark.parametrize("seeded", [b"seeded", None])
+def test_the_phases_add_up_to_the_time_to_the_first_token(seeded: bytes | None) -> None:
+    async def play() -> None:
+        async with serving() as (dispatcher, _, registry):
+            loop = asyncio.get_running_loop()
+            before = loop.time()
+            stream = dispatcher.generate(generation(seeded_sampling=seeded))
+            first = await anext(stream)
+            passed = loop.time() - before
+            assert first.phases is not None
+            assert first.phases.total_s == pytest.approx(passed, abs=1e-9)
+            assert first.phases.plan_s == pytest.approx(PLAN_S)
+            assert first.phases.prefill_s == pytest.approx(0.012) and first.phases.queue_s == pytest.approx(0.004)
+            assert first.phases.handoff_s == pytest.approx(0.0 if seeded else PULL_S)
+            assert first.phases.decode_admission_s == pytest.approx(0.0 if seeded else 0.001)
+            rest = [delta async for delta in stream]
+            assert all(delta.phases is None for delta in rest)
+            assert registry.get_sample_value("baton_front_proxy_ttft_seconds_count") == 1
+            assert registry.get_sample_value("baton_front_proxy_handoff_seconds_count") == 1
+
+    virtual_loop.run(play())
+
+
+def test_a_pinned_sibling_runs_on_its_decode_worker_alone() -> None:
+    async def play() -> None:
+        async with serving() as (dispatcher, cluster, _):
+            deltas = await collect(dispatcher, generation(pinned_decode_worker="decode-0"))
+            assert tokens_of(deltas) == [100, 101, 102, 103, 104]
+            assert [order.sampling for order in cluster.orders] == [b"decode"]
+            assert deltas[0].decode_worker == "decode-0"
+
+    virtual_loop.run(play())
+
+
+@pytest.mark.parametrize("how", ["close", "cancel"])
+def test_a_client_may_leave_at_any_millisecond(how: str) -> None:
+    async def one(after_s: float) -> None:
+        async with serving() as (dispatcher, cluster, _):
+            stream = dispatcher.generate(generation())
+
+            async def read() -> None:
+                async for _ in stream:
+                    pass
+
+            task = asyncio.create_task(read())
+            await asyncio.sleep(after_s)
+            task.cancel()
+            await asyncio.wait({task})
+            if how == "close":
+                await stream.aclose()
+            await asyncio.sleep(1.0)
+            assert cluster.held == (0, 0, 0), f"left after {after_s} s"
+            assert dispatcher.in_flight == 0
+
+    async def play() -> None:
+        for millisecond in range(int(WHOLE_S * 1000) + 5):
+            await one(millisecond / 1000)
+
+    virtual_loop.run(play())
+
+
+def test_a_stream_that_is_never_read_starts_nothing() -> None:
+    async def play() -> None:
+        async with serving() as (dispatcher, cluster, _):
+            await dispatcher.generate(generation()).aclose()
+            assert cluster.plans_granted == 0
+
+    virtual_loop.run(play())
+
+
+def test_a_reader_that_has_enough_is_not_counted_as_cancelled() -> None:
+    async def play() -> None:
+        async with serving() as (dispatcher, cluster, registry):
+            stream = dispatcher.generate(generation())
+            await anext(stream)
+            dispatcher.satisfied("r")
+            await stream.aclose()
+            assert cluster.held == (0, 0, 0) and cluster.outcomes == ["finished"]
+            assert registry.get_sample_value("baton_front_proxy_requests_total", {"outcome": "cancelled"}) is None
+
+    virtual_loop.run(play())
+
+
+def test_no_request_outlives_its_deadline() -> None:
+    async def play() -> None:
+        async with serving(deadline_s=2.0) as (dispatcher, cluster, _):
+            cluster.silent = True
+            loop = asyncio.get_running_loop()
+            for asked_s, expected_s in ((None, 2.0), (0.5, 0.5), (9.0, 2.0)):
+                before = loop.time()
+                with pytest.raises(FailureError) as caught:
+                    await collect(dispatcher, generation(deadline_s=asked_s))
+                assert caught.value.failure.kind is FailureKind.DEADLINE
+                assert loop.time() - before == pytest.approx(expected_s)
+            assert cluster.held == (0, 0, 0)
+
+    virtual_loop.run(play())
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_a_refusal_is_tried_again_and_counted(stage: Stage) -> None:
+    async def play() -> None:
+        async with serving() as (dispatcher, cluster, registry):
+            cluster.fail[stage] = Failure(kind=FailureKind.STATE_LOST, message="lost")
+            assert tokens_of(await collect(dispatcher, generation())) == [100, 101, 102, 103, 104]
+            assert cluster.held == (0, 0, 0)
+            labels = {"stage": stage.value, "reason": "state_lost"}
+            assert registry.get_sample_value("baton_front_proxy_retries_total", labels) == 1
+
+    virtual_loop.run(play())
+
+
+def test_a_refusal_for_good_reaches_the_caller() -> None:
+    async def play() -> None:
+        async with serving() as (dispatcher, cluster, registry):
+            cluster.fail[Stage.PREFILL] = Failure(kind=FailureKind.BAD_REQUEST, message="no such token")
+            with pytest.raises(FailureError, match="no such token"):
+                await collect(dispatcher, generation())
+            assert cluster.held == (0, 0, 0)
+            assert registry.get_sample_value("baton_front_proxy_failures_total", {"kind": "bad_request"}) == 1
+
+    virtual_loop.run(play())
+
+
+def test_a_slow_reader_is_stopped_before_its_output_fills_the_memory() -> None:
+    async def play() -> None:
+        async with serving(output_deltas_max=2) as (dispatcher, cluster, _):
+            stream = dispatcher.generate(generation())
+            assert (await anext(stream)).token_ids == [100]
+            await asyncio.sleep(1.0)
+            assert cluster.held == (0, 0, 0)
+            with pytest.raises(FailureError) as caught:
+                _ = [delta async for delta in stream]
+            assert caught.value.failure.kind is FailureKind.EXHAUSTED
+
+    virtual_loop.run(play())
+
+
+def test_sequences_in_flight_are_bounded() -> None:
+    async def play() -> None:
+        async with serving(requests_in_flight_max=1, retry_after_s=3.0) as (dispatcher, _, _registry):
+            stream = dispatcher.generate(generation("a"))
+            await anext(stream)
+            with pytest.raises(FailureError) as caught:
+                await anext(dispatcher.generate(generation("b")))
+            assert caught.value.failure.kind is FailureKind.EXHAUSTED
+            assert caught.value.failure.retry_after_s == 3.0
+            await stream.aclose()
+            assert len(await collect(dispatcher, generation("b"))) == TOKENS
+
+    virtual_loop.run(play())
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind"),
+    [
+        (generation(token_ids=[]), FailureKind.BAD_REQUEST),
+        (generation(token_ids=[1] * 9), FailureKind.TOO_LARGE),
+    ],
+)
+def test_prompts_out_of_bounds_are_refused_before_anybody_is_asked(
+    request_: GenerationRequest, kind: FailureKind
+) -> None:
+    async def play() -> None:
+        async with serving(prompt_tokens_max=8) as (dispatcher, cluster, _):
+            with pytest.raises(FailureError) as caught:
+                await collect(dispatcher, request_)
+            assert caught.value.failure.kind is kind and cluster.plans_granted == 0
+
+    virtual_loop.run(play())
+
+
+def test_a_mistake_in_one_request_does_not_touch_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play() -> None:
+        async with serving() as (dispatcher, cluster, _):
+            well = asyncio.create_task(collect(dispatcher, generation("well")))
+            ill = dispatcher.generate(generation("ill"))
+            await anext(ill)
+            flow = dispatcher._runs["ill"].flow
+
+            def broken(event: object) -> None:
+                raise ZeroDivisionError
+
+            monkeypatch.setattr(flow, "handle", broken)
+            with pytest.raises(FailureError) as caught:
+                _ = [delta async for delta in ill]
+            assert caught.value.failure.kind is FailureKind.INTERNAL
+            assert tokens_of(await well) == [100, 101, 102, 103, 104]
+            assert cluster.held == (0, 0, 0) and dispatcher.in_flight == 0
+
+    virtual_loop.run(play())
