@@ -39,6 +39,7 @@ from front_proxy.scheduler_link import PlanQuestion, PlanReceiver
 from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput, WorkOrder
 from front_proxy.worker_link import Receiver
 from kv_transfer.handoff import KvHandoff
+from runtime.clock import precise_clock
 from runtime.failures import Failure, FailureError, FailureKind
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,9 @@ class RequestRun:
         self._limits = limits
         self._on_done = on_done
         self._loop = asyncio.get_running_loop()
-        self._started_s = self._loop.time()
+        # Phases are fractions of a millisecond; deadlines are kept on the loop's own clock, which has the same origin.
+        self._now_s = precise_clock(self._loop)
+        self._started_s = self._now_s()
         self._deadline_s = self._started_s + limits.deadline_s
         self._timer = self._loop.call_at(self._deadline_s, self.feed, DeadlinePassed())
         self._inbox: collections.deque[FlowEvent] = collections.deque()
@@ -167,7 +170,7 @@ class RequestRun:
         if output.finish is not None:
             self._slots.pop((attempt, stage), None)
         if attempt == self.flow.attempt:
-            self._watch.on_output(stage, output, self._loop.time())
+            self._watch.on_output(stage, output, self._now_s())
         self.feed(Output(attempt=attempt, stage=stage, output=output))
 
     def on_failure(self, attempt: int, stage: Stage, failure: Failure) -> None:
@@ -177,7 +180,7 @@ class RequestRun:
 
     def on_answer(self, event: Planned | PlanRefused, asked_s: float) -> None:
         """The scheduler answered."""
-        now_s = self._loop.time()
+        now_s = self._now_s()
         self._metrics.plan_s.observe(now_s - asked_s)
         self._watch.planned_s = now_s
         self.feed(event)
@@ -237,7 +240,7 @@ class RequestRun:
             priority=request.priority,
         )
         self._watch.new_attempt()
-        answer = _PlanAnswer(self, ask.attempt, self._loop.time())
+        answer = _PlanAnswer(self, ask.attempt, self._now_s())
         self._plan_ids[ask.attempt] = self._planning.plan(question, answer)
 
     def _start_decode(self, action: StartDecode) -> None:
@@ -246,7 +249,7 @@ class RequestRun:
         if action.shown:
             assert request.seeded_sampling is not None, "a token was shown that decode cannot go on from"
             sampling = request.seeded_sampling
-        self._watch.on_decode_started(self._loop.time(), remote=action.handoff is not None)
+        self._watch.on_decode_started(self._now_s(), remote=action.handoff is not None)
         order = self._order(action.attempt, Stage.DECODE, sampling)
         order = msgspec.structs.replace(
             order,
@@ -278,7 +281,7 @@ class RequestRun:
 
     def _emit(self, delta: GenerationDelta) -> None:
         if delta.token_ids and not self._watch.over:
-            phases = self._watch.first_token(self._loop.time())
+            phases = self._watch.first_token(self._now_s())
             self._metrics.observe_first_token(phases)
             delta = msgspec.structs.replace(delta, phases=phases)
         if delta.decode_worker is not None:

@@ -15,6 +15,7 @@ from engine.protocol import Engine, EngineDead
 from kv_transfer.lease import Count, FreeBlocks, LeaseAction
 from protos.cluster.v1 import cluster_pb2
 from protos.worker.v1 import worker_pb2 as pb
+from runtime.clock import precise_clock
 from runtime.failures import Failure, FailureKind
 from worker.admission import Admission
 from worker.chores import Chores
@@ -71,6 +72,7 @@ class WorkerBody:
         # Set when requests begin or cease to be accepted: what gRPC health follows.
         self.serving_flipped = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self._precise_s = precise_clock(self._loop)
         self._streams_made = 0
         metrics.watch(
             load=engine.load,
@@ -141,7 +143,7 @@ class WorkerBody:
 
     def now_s(self) -> float:
         """The event loop's clock, which the simulation replaces."""
-        return self._loop.time()
+        return self._precise_s()
 
     # Requests
 
