@@ -12,7 +12,10 @@ from bench.children import ChildFailedError, start_child
 
 
 async def test_the_address_is_the_first_word_of_the_ready_line(tmp_path: Path) -> None:
-    code = "print('loading'); print('ready http://127.0.0.1:1 grpc 127.0.0.1:2', flush=True); import threading; threading.Event().wait()"
+    code = (
+        "import threading; print('loading'); print('ready http://127.0.0.1:1 grpc 127.0.0.1:2', flush=True); "
+        "threading.Event().wait()"
+    )
     child = await start_child("it", [sys.executable, "-c", code], {}, tmp_path / "log")
     assert await child.wait_ready_line(30.0) == "http://127.0.0.1:1"
     await child.stop(5.0)
