@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -92,7 +92,7 @@ class BatonClient:
         model: str = "",
         stream: bool = True,
         timeout_s: float | None = None,
-    ) -> AsyncIterator[GenerateResponse]:
+    ) -> AsyncGenerator[GenerateResponse, None]:
         """Responses of one request. Leaving the loop early and closing the iterator cancels it. Raises BatonError."""
         call = self._stub.Generate(request(prompt, sampling, model=model, stream=stream), timeout=timeout_s)
         try:

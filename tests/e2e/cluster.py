@@ -44,9 +44,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     def logs(self) -> str:
         """Every process's log, one after the other."""
-        return "\n".join(
-            path.read_text(errors="replace") for path in sorted((self.state_dir / "logs").glob("*.log"))
-        )
+        return "\n".join(path.read_text(errors="replace") for path in sorted((self.state_dir / "logs").glob("*.log")))
 
 
 BATON = (sys.executable, "-m", "launcher.cli")

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from front_proxy.client import BatonClient
+from protos.inference.v1.inference_pb2 import SamplingOptions
 from tests.e2e.cluster import Endpoint, wait_for
 from tests.e2e.conftest import SERVED
 
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.e2e
 
 REQUESTS = 200
 IN_FLIGHT = 10
+LONG = SamplingOptions(max_tokens=400, ignore_eos=True, temperature=0.0)
 
 
 async def _http(client: httpx.AsyncClient, token_ids: list[int]) -> None:
@@ -29,8 +31,9 @@ async def _http(client: httpx.AsyncClient, token_ids: list[int]) -> None:
 
 
 async def _grpc(client: BatonClient, token_ids: list[int]) -> None:
-    async for _ in client.generate(token_ids, max_tokens=400, ignore_eos=True, temperature=0.0):
-        pass
+    async with contextlib.aclosing(client.generate(token_ids, LONG)) as responses:
+        async for _ in responses:
+            pass
 
 
 async def test_two_hundred_cancelled_requests_leave_no_lease_and_no_block(baton: Endpoint) -> None:

@@ -89,5 +89,4 @@ def test_an_interrupt_ends_every_process_with_exit_code_zero(cluster: Endpoint) 
         return False
 
     assert all(gone(pid) for pid in pids)
-    left = [name for name in os.listdir("/dev/shm") if "vllm" in name or name.startswith("psm_")]
-    assert left == []
+    assert [path for path in Path("/dev/shm").iterdir() if "vllm" in path.name or path.name.startswith("psm_")] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 
@@ -56,12 +57,12 @@ def worker(baton: Endpoint, role: str) -> dict[str, object]:
 
 
 def counter(text: str, name: str) -> float:
-    return sum(float(value) for value in re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? ([0-9.e+-]+)$", text, re.M))
+    """The sum of a counter's samples over its labels."""
+    pattern = rf"^{re.escape(name)}(?:{{[^}}]*}})? ([0-9.e+-]+)$"
+    return sum(float(value) for value in re.findall(pattern, text, re.MULTILINE))
 
 
 def metrics(baton: Endpoint, role: str) -> str:
-    import json
-
     state = json.loads((baton.state_dir / "cluster.json").read_text())
     address = next(p["metrics_address"] for p in state["processes"] if p["role"] == role)
     return httpx.get(f"http://{address}/metrics", timeout=10).text
@@ -76,9 +77,7 @@ async def test_two_hundred_prompts_continue_exactly_as_on_one_plain_engine(baton
     computed = counter(metrics(baton, "decode"), "baton_worker_prompt_tokens_computed_total") - computed_before
     moved_bytes = int(str(worker(baton, "decode")["kv_bytes_in"])) - bytes_before
     theirs = await complete_all(plain)
-    wrong = [
-        length for length, a, b in zip(prompt_lengths(), ours, theirs, strict=True) if a != b
-    ]  # fmt: skip
+    wrong = [length for length, a, b in zip(prompt_lengths(), ours, theirs, strict=True) if a != b]
     assert wrong == [], f"tokens differ for prompt lengths {wrong}"
     assert 0 < computed <= len(ours) * BLOCK, "decode computed more than one block a prompt"
     assert moved_bytes > 0
