@@ -43,7 +43,7 @@ _sampling_decoder = msgspec.msgpack.Decoder(SamplingParams)
 _map_decoder = msgspec.msgpack.Decoder(dict[str, Any])
 
 
-class _StatLogger(LoadRecorder, StatLoggerBase):  # type: ignore[misc]  # the recorder is what vLLM's hook asks for
+class _StatLogger(LoadRecorder, StatLoggerBase):
     """The recorder as vLLM wants to see it."""
 
 

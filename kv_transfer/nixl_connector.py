@@ -160,13 +160,13 @@ def progress_delay(delay_us: int) -> Iterator[None]:
     """Let the NIXL agent made inside wait ``delay_us`` between two looks at the network instead of spinning.
 
     NIXL's Python wrapper writes 0 into its agent's settings; then a thread of every idle engine takes a whole core
-    (measured: 1.00 core with 0, 0.005 core with 1 us). The wrapper offers no setting, so its settings class is exchanged
-    for the time of the construction.
+    (measured: 1.00 core with 0, 0.005 core with 1 us). The wrapper offers no setting, so its settings class is
+    exchanged for the time of the construction.
     """
     wrapper = sys.modules.get(getattr(NixlWrapper, "__module__", ""))
     bindings = getattr(wrapper, "nixlBind", None)
     stock = getattr(bindings, "nixlAgentConfig", None)
-    if delay_us <= 0 or stock is None:
+    if delay_us <= 0 or bindings is None or stock is None:
         yield
         return
 

@@ -1,0 +1,164 @@
+"""Every vLLM name that engine/, kv_transfer/ and front_proxy/ touch. An upgrade of vLLM fails here first."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+import pytest
+
+pytestmark = pytest.mark.vllm
+
+NIXL = "vllm.distributed.kv_transfer.kv_connector.v1.nixl"
+
+# module -> names that must exist there
+NAMES = {
+    "vllm.engine.arg_utils": ["AsyncEngineArgs"],
+    "vllm.engine.protocol": ["EngineClient"],
+    "vllm.exceptions": ["VLLMClientError", "VLLMValidationError"],
+    "vllm.inputs.engine": ["tokens_input"],
+    "vllm.outputs": ["CompletionOutput", "RequestOutput"],
+    "vllm.platforms": ["current_platform"],
+    "vllm.sampling_params": ["RequestOutputKind", "SamplingParams"],
+    "vllm.usage.usage_lib": ["UsageContext"],
+    "vllm.version": ["__version__"],
+    "vllm.v1.engine": ["EngineCoreOutput", "EngineCoreRequest", "FinishReason"],
+    "vllm.v1.engine.async_llm": ["AsyncLLM"],
+    "vllm.v1.engine.exceptions": ["EngineDeadError"],
+    "vllm.v1.engine.input_processor": ["InputProcessor"],
+    "vllm.v1.engine.output_processor": ["OutputProcessor", "RequestOutputCollector"],
+    "vllm.v1.engine.parallel_sampling": ["ParentRequest"],
+    "vllm.v1.metrics.loggers": ["StatLoggerBase"],
+    "vllm.v1.outputs": ["LogprobsLists", "LogprobsTensors"],
+    "vllm.distributed.kv_transfer.kv_connector.v1.base": [
+        "KVConnectorMetadata",
+        "KVConnectorRole",
+        "KVConnectorTransferResults",
+    ],
+    "vllm.distributed.kv_transfer.kv_connector.v1.metrics": ["KVConnectorStats"],
+    "vllm.distributed.nixl_utils": ["NixlWrapper"],
+    NIXL: ["NixlPullConnector", "NixlPullConnectorScheduler", "NixlPullConnectorWorker"],
+    f"{NIXL}.connector": ["NixlBaseConnector"],
+    f"{NIXL}.metadata": ["NixlConnectorMetadata"],
+    f"{NIXL}.stats": ["NixlKVConnectorStats"],
+}
+
+# "module:owner.callable" -> its parameters, in order. What we call or override must keep them.
+SIGNATURES = {
+    "vllm.v1.engine.async_llm:AsyncLLM.from_engine_args": [
+        "engine_args", "start_engine_loop", "usage_context", "stat_loggers",
+    ],
+    "vllm.v1.engine.async_llm:AsyncLLM.generate": [
+        "self", "prompt", "sampling_params", "request_id", "prompt_text", "lora_request", "tokenization_kwargs",
+        "trace_headers", "priority", "data_parallel_rank", "session_id", "kv_hints", "reasoning_ended",
+        "reasoning_parser_kwargs",
+    ],
+    "vllm.v1.engine.async_llm:AsyncLLM.notify_kv_transfer_request_rejected": [
+        "self", "request_id", "kv_transfer_params", "data_parallel_rank",
+    ],
+    "vllm.v1.engine.async_llm:AsyncLLM.shutdown": ["self", "timeout"],
+    "vllm.v1.engine.async_llm:AsyncLLM.check_health": ["self"],
+    "vllm.inputs.engine:tokens_input": ["prompt_token_ids", "prompt", "cache_salt"],
+    "vllm.v1.metrics.loggers:StatLoggerBase.record": [
+        "self", "scheduler_stats", "iteration_stats", "mm_cache_stats", "engine_idx",
+    ],
+    f"{NIXL}.connector:NixlBaseConnector.__init__": ["self", "vllm_config", "role", "kv_cache_config"],
+    f"{NIXL}.connector:NixlPullConnector.build_kv_connector_stats": ["data"],
+    f"{NIXL}:NixlPullConnectorScheduler.__init__": ["self", "vllm_config", "engine_id", "kv_cache_config"],
+    f"{NIXL}:NixlPullConnectorScheduler.get_num_new_matched_tokens": ["self", "request", "num_computed_tokens"],
+    f"{NIXL}:NixlPullConnectorScheduler.request_finished": ["self", "request", "block_ids"],
+    f"{NIXL}:NixlPullConnectorScheduler.build_connector_meta": ["self", "scheduler_output"],
+    f"{NIXL}:NixlPullConnectorScheduler.update_connector_output": ["self", "connector_output"],
+    f"{NIXL}:NixlPullConnectorWorker.__init__": ["self", "vllm_config", "engine_id", "kv_cache_config"],
+    f"{NIXL}:NixlPullConnectorWorker.start_load_kv": ["self", "metadata"],
+    f"{NIXL}:NixlPullConnectorWorker.get_transfer_results": ["self"],
+    f"{NIXL}:NixlPullConnectorWorker._get_new_notifs": ["self"],
+    f"{NIXL}:NixlPullConnectorWorker._nixl_handshake": [
+        "self", "host", "port", "remote_tp_size", "expected_engine_id", "remote_dcp_size", "remote_pp_size",
+        "notif_agents_only",
+    ],
+}  # fmt: skip
+
+# Attributes without a signature that we read or write, by the source that must mention them.
+ATTRIBUTES = {
+    f"{NIXL}.base_scheduler:NixlBaseConnectorScheduler": [
+        "self._reqs_need_send", "self.side_channel_host", "self.side_channel_port",
+    ],
+    f"{NIXL}.base_worker:NixlBaseConnectorWorker": [
+        "self._reqs_to_process", "self._reqs_to_send", "self.xfer_stats", "self.consumer_notification_counts_by_req",
+        "self.expected_consumer_notifications_by_req",
+    ],
+    "vllm.v1.engine.async_llm:AsyncLLM": ["self.output_handler", "self.vllm_config", "def errored"],
+    "vllm.v1.metrics.stats:SchedulerStats": [
+        "kv_cache_usage", "num_running_reqs", "num_waiting_reqs", "num_skipped_waiting_reqs", "kv_connector_stats",
+    ],
+    "vllm.v1.metrics.stats:PromptTokenStats": ["computed", "local_cache_hit", "external_kv_transfer"],
+    "vllm.v1.metrics.stats:RequestStateStats": ["queued_ts", "scheduled_ts", "first_token_ts"],
+}  # fmt: skip
+
+ENGINE_ARGS = {
+    "model", "dtype", "trust_remote_code", "block_size", "enforce_eager", "tensor_parallel_size", "max_num_seqs",
+    "seed", "enable_prefix_caching", "prefix_caching_hash_algo", "disable_log_stats", "enable_log_requests",
+    "kv_transfer_config", "served_model_name", "tokenizer", "max_model_len", "max_num_batched_tokens",
+    "kv_cache_memory_bytes",
+}  # fmt: skip
+
+
+def find(path: str) -> object:
+    module, _, names = path.partition(":")
+    found: object = importlib.import_module(module)
+    for name in names.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def test_this_is_the_version_the_surface_was_written_against() -> None:
+    assert str(find("vllm.version:__version__")).split("+")[0] == "0.32.0"
+
+
+@pytest.mark.parametrize("module", sorted(NAMES))
+def test_the_names_we_import_exist(module: str) -> None:
+    loaded = importlib.import_module(module)
+    missing = [name for name in NAMES[module] if getattr(loaded, name, None) is None]
+    assert not missing
+
+
+@pytest.mark.parametrize("path", sorted(SIGNATURES))
+def test_what_we_call_or_override_takes_what_it_took(path: str) -> None:
+    assert list(inspect.signature(find(path)).parameters) == SIGNATURES[path]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", sorted(ATTRIBUTES))
+def test_the_attributes_we_touch_are_still_there(path: str) -> None:
+    source = inspect.getsource(find(path))  # type: ignore[arg-type]
+    assert not [attribute for attribute in ATTRIBUTES[path] if attribute not in source]
+
+
+def test_the_engine_arguments_we_set_exist() -> None:
+    fields = find("vllm.engine.arg_utils:AsyncEngineArgs").__dataclass_fields__  # type: ignore[attr-defined]
+    assert not ENGINE_ARGS - set(fields)
+
+
+def test_an_engine_client_must_implement_what_we_implement() -> None:
+    wanted = {
+        "abort", "add_lora", "check_health", "dead_error", "do_log_stats", "encode", "errored", "generate",
+        "is_paused", "is_running", "is_sleeping", "is_stopped", "is_tracing_enabled",
+        "notify_kv_transfer_request_rejected", "pause_generation", "release_kv_cache_memory", "reset_encoder_cache",
+        "reset_mm_cache", "reset_prefix_cache", "resume_generation", "shutdown", "sleep", "start_profile",
+        "stop_profile", "wake_up",
+    }  # fmt: skip
+    actual = set(find("vllm.engine.protocol:EngineClient").__abstractmethods__)  # type: ignore[attr-defined]
+    assert actual == wanted
+
+
+def test_a_preaborted_request_still_reaches_the_connector() -> None:
+    """Release by message rests on this one branch of the engine core."""
+    source = inspect.getsource(find("vllm.v1.engine.core:EngineCore.add_request"))  # type: ignore[arg-type]
+    assert "abort_immediately" in source
+    assert "abort_requests" in source
+
+
+def test_the_nixl_wrapper_still_needs_its_progress_thread_calmed() -> None:
+    """When NIXL stops writing 0 here, kv_transfer.nixl_connector.progress_delay can go."""
+    wrapper = find("vllm.distributed.nixl_utils:NixlWrapper")
+    assert "pthrDelay = 0" in inspect.getsource(wrapper.__init__)  # type: ignore[misc]

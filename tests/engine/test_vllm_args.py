@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from engine.config import EngineConfig
+from engine.vllm_args import cpu_threads, engine_arg_values, free_port, kv_transfer_values, prepare_environment
+
+
+def test_what_the_operator_set_stays() -> None:
+    environ = {"UCX_TLS": "rc"}
+    prepare_environment(EngineConfig(enforce_eager=True), environ)
+    assert environ["UCX_TLS"] == "rc"
+    assert environ["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert environ["TORCH_COMPILE_DISABLE"] == "1"
+
+
+def test_an_engine_gets_at_least_one_thread() -> None:
+    assert cpu_threads(EngineConfig(engines_per_machine=1000)) == 1
+    assert cpu_threads(EngineConfig(cpu_threads=3)) == 3
+
+
+def test_a_port_is_the_kernels_choice() -> None:
+    assert 0 < free_port("127.0.0.1") < 65536
+
+
+def test_further_arguments_win_but_not_over_the_connector() -> None:
+    config = EngineConfig(model="m", args={"max_num_seqs": 3, "kv_transfer_config": {"kv_connector": "Other"}})
+    values = engine_arg_values(config, engine_id="p0-1", side_channel_port=5, on_cpu=True)
+    assert values["max_num_seqs"] == 3
+    assert values["kv_transfer_config"]["kv_connector"] == "NixlConnector"
+    assert values["kv_cache_memory_bytes"] == 1 << 30
+
+
+def test_the_connector_is_named_by_module_and_recomputes_what_fails() -> None:
+    values = kv_transfer_values(EngineConfig(), engine_id="p0-1", side_channel_port=5)
+    assert values["kv_connector_module_path"] == "kv_transfer.nixl_connector"
+    assert values["kv_load_failure_policy"] == "recompute"
+    assert values["kv_role"] == "kv_both"
+    assert values["engine_id"] == "p0-1"
+    assert values["kv_connector_extra_config"]["baton_side_channel_port"] == 5
+
+
+def test_several_connectors_can_be_composed() -> None:
+    children = [{"kv_connector": "NixlConnector"}, {"kv_connector": "OffloadingConnector"}]
+    config = EngineConfig(
+        kv_connector="MultiConnector", kv_connector_module="", kv_connector_extra={"connectors": children}
+    )
+    values = kv_transfer_values(config, engine_id="p0-1", side_channel_port=5)
+    assert values["kv_connector"] == "MultiConnector"
+    assert "kv_connector_module_path" not in values
+    assert values["kv_connector_extra_config"]["connectors"] == children

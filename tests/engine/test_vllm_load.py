@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+
+from engine.protocol import EngineLoad
+from engine.vllm_load import LoadRecorder
+
+NIXL = {
+    "bytes_transferred": [100, 20],
+    "baton_blocks_out": [3],
+    "num_kv_expired_reqs": [1],
+    "num_failed_handshakes": [1],
+}
+
+
+def step(stats: Mapping[str, object] | None) -> SimpleNamespace:
+    return SimpleNamespace(
+        kv_cache_usage=0.25,
+        num_running_reqs=2,
+        num_waiting_reqs=1,
+        num_skipped_waiting_reqs=3,
+        kv_connector_stats=stats,
+    )
+
+
+def test_usage_becomes_blocks_and_transfers_add_up() -> None:
+    recorder = LoadRecorder()
+    recorder.set_capacity(blocks=400, block_bytes=10)
+    recorder.record(step(NIXL), None)
+    recorder.record(step(NIXL), None)
+    assert recorder.load() == EngineLoad(
+        requests_running=2, requests_waiting=4, kv_blocks_used=100, kv_bytes_in=240, kv_bytes_out=60
+    )
+    assert (recorder.leases_expired, recorder.pull_failures) == (2, 2)
+
+
+def test_a_multi_connectors_numbers_are_found_by_their_shape() -> None:
+    recorder = LoadRecorder()
+    recorder.record(step({"NixlConnector": {"data": NIXL}, "OffloadingConnector": {"data": {"other": 1}}}), None)
+    assert recorder.load().kv_bytes_in == 120
+
+
+def test_a_step_without_statistics_changes_nothing() -> None:
+    recorder = LoadRecorder()
+    recorder.record(None, None)
+    recorder.record(step(None), None)
+    assert recorder.load().kv_bytes_in == 0

@@ -1,0 +1,156 @@
+"""The connector's own bookkeeping. That it moves KV is for the engine contract, with real engines."""
+
+from __future__ import annotations
+
+import queue
+import socket
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.vllm
+
+connector = pytest.importorskip("kv_transfer.nixl_connector")
+
+
+class FakeNixl:
+    """Hands out notifications as a NIXL agent does."""
+
+    def __init__(self) -> None:
+        self.inbox: list[bytes] = []
+
+    def get_new_notifs(self) -> dict[str, list[bytes]]:
+        messages, self.inbox = self.inbox, []
+        return {"d0": messages} if messages else {}
+
+
+@pytest.fixture
+def worker() -> Any:
+    """A worker half without an agent: only what a release and a notification touch."""
+    half = object.__new__(connector.BatonNixlWorker)
+    half.__dict__.update(
+        nixl_wrapper=FakeNixl(), xfer_stats=connector.BatonNixlStats(), transfer_topo=SimpleNamespace(),
+        _held_blocks={}, _released=set(), _let_go={}, _reqs_to_process=set(), _reqs_to_send={},
+        consumer_notification_counts_by_req=defaultdict(int), expected_consumer_notifications_by_req={},
+        pcp_rank=0, pcp_dcp_sharded=False, _ready_requests=queue.Queue(), _recving_metadata={},
+        _recving_transfers=defaultdict(list), _recv_failures=set(), _failed_recv_reqs=queue.Queue(),
+        _replicated_pcp_done_sending=set(), tp_rank=0, use_host_buffer=False, _has_mamba=False, _is_hma_required=False,
+        _cleanup_remote_engines=lambda: None, shutdown=lambda: None,
+    )  # fmt: skip
+    return half
+
+
+def metadata(*, hold: dict[str, int] | None = None, release: set[str] | None = None) -> Any:
+    meta = connector.BatonNixlMetadata()
+    meta.baton_held = hold or {}
+    meta.reqs_in_batch = set(hold or {})
+    meta.reqs_to_send = dict.fromkeys(hold or {}, 1e12)
+    meta.baton_release = release or set()
+    return meta
+
+
+def step(half: Any, **kwargs: Any) -> set[str]:
+    half.start_load_kv(metadata(**kwargs))
+    sent: set[str] = half.get_transfer_results().finished_sending
+    return sent
+
+
+def test_a_released_request_is_reported_as_sent_exactly_once(worker: Any) -> None:
+    assert step(worker, hold={"r": 4}) == set()
+    assert step(worker, release={"r"}) == {"r"}
+    assert step(worker, release={"r"}) == set()
+    assert step(worker) == set()
+
+
+def test_hold_and_release_in_one_step_leave_nothing_behind(worker: Any) -> None:
+    assert step(worker, hold={"r": 4}, release={"r"}) == {"r"}
+    assert not worker._reqs_to_send
+    assert not worker._reqs_to_process
+
+
+def test_what_was_never_held_is_not_reported(worker: Any) -> None:
+    assert step(worker, release={"unknown"}) == set()
+
+
+def test_a_pull_frees_and_counts_the_blocks_that_left(worker: Any) -> None:
+    step(worker, hold={"r": 4})
+    worker.nixl_wrapper.inbox = [b"r:1"]
+    assert step(worker) == {"r"}
+    assert worker.xfer_stats.data[connector.BLOCKS_OUT] == [4]
+    assert step(worker, release={"r"}) == set()
+
+
+def test_with_two_readers_the_release_does_not_wait_for_the_second(worker: Any) -> None:
+    step(worker, hold={"r": 4})
+    worker.nixl_wrapper.inbox = [b"r:2"]
+    assert step(worker) == set()
+    assert step(worker, release={"r"}) == {"r"}
+    worker.nixl_wrapper.inbox = [b"r:2"]
+    assert step(worker) == set()
+    assert not worker.consumer_notification_counts_by_req
+
+
+def test_a_notification_that_crossed_a_release_is_no_sign_of_corruption(worker: Any) -> None:
+    step(worker, hold={"r": 4})
+    step(worker, release={"r"})
+    worker.nixl_wrapper.inbox = [b"r:1"]
+    assert step(worker) == set()
+    assert worker.xfer_stats.data[connector.PULLED_AFTER_RELEASE] == [1]
+    assert worker.xfer_stats.data["num_notifications_after_expiry"] == []
+
+
+def test_a_pull_after_the_lease_ran_out_is_still_told(worker: Any) -> None:
+    worker.nixl_wrapper.inbox = [b"gone:1"]
+    assert step(worker) == set()
+    assert worker.xfer_stats.data["num_notifications_after_expiry"] == [1]
+
+
+def test_what_is_remembered_of_releases_is_bounded(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connector, "_RELEASED_REMEMBERED_MAX", 3)
+    for number in range(10):
+        step(worker, hold={f"r{number}": 1}, release={f"r{number}"})
+    assert list(worker._let_go) == ["r7", "r8", "r9"]
+
+
+def test_a_peer_that_does_not_listen_fails_at_once(worker: Any) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    with pytest.raises(ConnectionRefusedError):
+        worker._nixl_handshake("127.0.0.1", port, 1, "p0-1")
+
+
+def scheduler() -> Any:
+    half = object.__new__(connector.BatonNixlScheduler)
+    half.__dict__.update(_request_by_lease={}, _lease_by_request={}, _newly_held={}, _to_release=set())
+    return half
+
+
+@pytest.mark.parametrize(
+    ("remote", "prompt", "computed", "taken"),
+    [(32, 33, 0, 32), (32, 32, 0, 32), (32, 20, 0, 20), (32, 33, 32, 0), (100, 101, 64, 36), (1, 2, 0, 1)],
+)
+def test_exactly_what_was_prefilled_is_taken_over(remote: int, prompt: int, computed: int, taken: int) -> None:
+    request = SimpleNamespace(
+        kv_transfer_params={"do_remote_prefill": True, "remote_num_tokens": remote}, num_prompt_tokens=prompt
+    )
+    assert scheduler().get_num_new_matched_tokens(request, computed) == (taken, taken > 0)
+
+
+def test_a_release_names_leases_and_unknown_ones_are_ignored() -> None:
+    half = scheduler()
+    half._request_by_lease = {"lease": "lease-1a2b"}
+    request = SimpleNamespace(kv_transfer_params={connector.RELEASE: ["lease", "unknown"]}, request_id="x")
+    assert half.request_finished(request, ([1],)) == (False, None)
+    assert half._to_release == {"lease-1a2b"}
+
+
+def test_stats_survive_a_process_boundary() -> None:
+    stats = connector.BatonNixlStats()
+    assert stats.is_empty()
+    stats.data[connector.BLOCKS_OUT].append(3)
+    assert not stats.is_empty()
+    again = connector.NixlConnector.build_kv_connector_stats(data=dict(stats.data))
+    assert again.data[connector.BLOCKS_OUT] == [3]
