@@ -209,12 +209,13 @@ def test_a_repeated_prompt_reports_the_tokens_found_in_the_cache(baton: Endpoint
     assert cached[1] == cached[0] > 0
 
 
+NO_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nope"}}}
 BAD: dict[str, tuple[int, dict[str, Any]]] = {
     "unknown model": (404, {"model": "nobody"}),
     "too long": (400, {"messages": [{"role": "user", "content": "prefill " * 6000}]}),
     "negative temperature": (400, {"temperature": -1}),
     "malformed tools": (400, {"tools": [{"type": "function", "function": {}}]}),
-    "malformed schema": (400, {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nope"}}}}),
+    "malformed schema": (400, {"response_format": NO_SCHEMA}),
     "too many logprobs": (400, {"logprobs": True, "top_logprobs": 500}),
     "stop without text": (400, {"stop": [""]}),
 }  # fmt: skip

@@ -63,12 +63,16 @@ async def test_killing_one_process_under_load_hangs_nobody(cluster: Endpoint, vi
 
 def test_killing_the_front_proxy_frees_what_it_ran(cluster: Endpoint) -> None:
     front = next(process for process in cluster.status() if process["role"] == "front_proxy")
-    with pytest.raises(httpx.HTTPError), httpx.Client(base_url=cluster.url, timeout=DEADLINE_S) as client:
-        body = {"model": SERVED, "prompt": [20] * 200, "max_tokens": 2000, "ignore_eos": True, "stream": True}
-        with client.stream("POST", "/v1/completions", json=body) as response:
+    body = {"model": SERVED, "prompt": [20] * 200, "max_tokens": 2000, "ignore_eos": True, "stream": True}
+
+    def read_until_it_breaks() -> None:
+        with httpx.stream("POST", f"{cluster.url}/v1/completions", json=body, timeout=DEADLINE_S) as response:
             for seen, _ in enumerate(response.iter_lines()):
                 if seen == 3:
                     os.kill(int(front["pid"]), signal.SIGKILL)
+
+    with pytest.raises(httpx.HTTPError):
+        read_until_it_breaks()
 
     def idle() -> bool:
         rest = [process for process in cluster.status() if process["role"] in ("prefill", "decode")]
