@@ -16,6 +16,8 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
+from engine.vllm_args import free_port
+
 SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
@@ -52,9 +54,11 @@ def completed(argv: Sequence[str]) -> list[str]:
     words = list(argv)
     if not option(words, "--host", ""):
         words += ["--host", DEFAULT_HOST]
-    if not option(words, "--port", ""):
-        words += ["--port", str(DEFAULT_PORT)]
-    return words
+    port = option(words, "--port", str(DEFAULT_PORT))
+    if port == "0":
+        # vLLM does not say which port the kernel gave it, so the kernel is asked first; the last option wins.
+        port = str(free_port(option(words, "--host", DEFAULT_HOST)))
+    return [*words, "--port", port]
 
 
 def is_healthy(base_url: str, timeout_s: float = 2.0) -> bool:
