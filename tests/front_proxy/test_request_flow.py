@@ -302,7 +302,7 @@ PHASES: dict[str, tuple[list[FlowEvent], list[str]]] = {
     "decoding": ([planned(), prefilled(), decoded(8, external=39)], ["AbortWork", "EndPlan", "Finish"]),
     "planning again": ([planned(), failed(Stage.PREFILL)], ["EndPlan", "Finish"]),
 }
-ENDINGS = {
+ENDINGS: dict[str, tuple[FlowEvent, str]] = {
     "client gone": (ClientGone(), "cancelled"),
     "client satisfied": (ClientGone(satisfied=True), "finished"),
     "deadline": (DeadlinePassed(), "failed"),
@@ -322,7 +322,14 @@ def test_an_end_from_outside_stops_the_work_and_frees_everything(phase: str, end
     assert len(aborts) == expected.count("AbortWork")
 
 
-LATE = [planned(), prefilled(), decoded(8, external=1), failed(Stage.DECODE), ClientGone(), DeadlinePassed()]
+LATE: list[FlowEvent] = [
+    planned(),
+    prefilled(),
+    decoded(8, external=1),
+    failed(Stage.DECODE),
+    ClientGone(),
+    DeadlinePassed(),
+]
 
 
 @pytest.mark.parametrize("phase", PHASES)

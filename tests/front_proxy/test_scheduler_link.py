@@ -1,0 +1,254 @@
+"""The link to a scheduler that is a script behind real gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from front_proxy.cluster_view import ClusterView
+from front_proxy.flow_events import AskPlan
+from front_proxy.scheduler_link import PlanQuestion, SchedulerLink, SchedulerOptions
+from front_proxy.work import Placement
+from protos.cluster.v1 import cluster_pb2
+from protos.scheduler.v1 import scheduler_pb2 as pb
+from protos.scheduler.v1 import scheduler_pb2_grpc
+from runtime.failures import Failure, FailureKind
+from runtime.grpc_server import start_server
+from runtime.lifecycle import cancel_and_wait
+
+WAIT_S = 10.0
+
+
+class Script(scheduler_pb2_grpc.SchedulerServiceServicer):
+    """A scheduler that does what the test says and remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.told: asyncio.Queue[pb.FrontUpdate] = asyncio.Queue()
+        self.says: asyncio.Queue[pb.FrontReply | None] = asyncio.Queue()
+        self.view = pb.ClusterView()
+        self.streams = 0
+
+    async def FrontSession(self, requests: Any, context: Any) -> AsyncIterator[pb.FrontReply]:  # noqa: N802
+        self.streams += 1
+
+        async def listen() -> None:
+            async for message in requests:
+                self.told.put_nowait(message)
+
+        listening = asyncio.create_task(listen())
+        try:
+            yield pb.FrontReply(view=self.view)
+            while (message := await self.says.get()) is not None:
+                yield message
+        finally:
+            listening.cancel()
+
+    async def hears(self, field: str) -> Any:
+        while True:
+            message = await asyncio.wait_for(self.told.get(), WAIT_S)
+            if message.HasField(field):
+                return getattr(message, field)
+
+
+class Ear:
+    """Hears one answer."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def on_plan(self, prefill: Placement | None, decode: Placement | None, blocks: int, reason: str) -> None:
+        self.answer.set_result((prefill, decode, blocks, reason))
+
+    def on_refused(self, failure: Failure) -> None:
+        self.answer.set_result(failure)
+
+    async def wait(self) -> Any:
+        return await asyncio.wait_for(self.answer, WAIT_S)
+
+
+class Scene:
+    """The link, its scheduler, and what the link said of it."""
+
+    def __init__(self, address: str, **changes: Any) -> None:
+        self.view = ClusterView()
+        self.gone: list[tuple[str, int]] = []
+        self.lost: list[str] = []
+        self.changed = asyncio.Event()
+        options = {
+            "address": address,
+            "front_proxy_id": "f",
+            "pid": 1,
+            "plan_timeout_s": 5.0,
+            "connect_timeout_s": 5.0,
+            "backoff_min_s": 0.01,
+            "backoff_max_s": 0.05,
+            "send_messages_max": 100,
+            "message_bytes_max": 2**20,
+            **changes,
+        }
+        self.link = SchedulerLink(
+            SchedulerOptions(**options),
+            self.view,
+            on_view=self.changed.set,
+            on_gone=lambda worker_id, epoch: self.gone.append((worker_id, epoch)),
+            on_lost=self.lost.append,
+        )
+
+    async def connected(self) -> None:
+        await asyncio.wait_for(self.changed.wait(), WAIT_S)
+        self.changed.clear()
+
+
+@asynccontextmanager
+async def scene(*, port: int = 0, **changes: Any) -> AsyncIterator[tuple[Scene, Script]]:
+    script = Script()
+
+    def add(server: Any) -> list[str]:
+        scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(script, server)
+        return ["baton.scheduler.v1.SchedulerService"]
+
+    server = await start_server("127.0.0.1", port, add, message_bytes_max=2**20)
+    it = Scene(server.address, **changes)
+    running = asyncio.create_task(it.link.run())
+    try:
+        yield it, script
+    finally:
+        await cancel_and_wait(running, WAIT_S)
+        await server.stop(0)
+
+
+def question(**more: Any) -> PlanQuestion:
+    ask = AskPlan(attempt=1, **more)
+    return PlanQuestion(ask=ask, request_id="r", prompt_tokens=30, output_tokens_max=9, priority=2)
+
+
+def entry(worker_id: str, epoch: int, role: cluster_pb2.Role = cluster_pb2.ROLE_DECODE) -> pb.WorkerEntry:
+    return pb.WorkerEntry(
+        info=cluster_pb2.WorkerInfo(worker_id=worker_id, epoch=epoch, role=role, context_tokens_max=100, model="m"),
+        load=cluster_pb2.WorkerLoad(state=cluster_pb2.PROCESS_STATE_READY),
+    )
+
+
+async def test_a_question_gets_its_own_answer() -> None:
+    async with scene() as (it, script):
+        ears = [Ear(), Ear()]
+        ids = [it.link.plan(question(excluded_worker_ids=("x",), pinned_decode_worker="d"), ear) for ear in ears]
+        told = await script.hears("plan")
+        assert (told.plan_id, told.request_id, told.prompt_tokens, told.output_tokens_max) == (ids[0], "r", 30, 9)
+        assert list(told.excluded_worker_ids) == ["x"] and told.pinned_decode_worker_id == "d" and told.priority == 2
+        decode = pb.Placement(worker_id="d", address="a:1", epoch=3)
+        script.says.put_nowait(
+            pb.FrontReply(plan=pb.Plan(plan_id=ids[1], decode=decode, decode_blocks_reserved=4, reason="pinned"))
+        )
+        script.says.put_nowait(
+            pb.FrontReply(refused=pb.PlanRefused(plan_id=ids[0], kind="exhausted", message="full", retry_after_ms=500))
+        )
+        assert await ears[1].wait() == (None, Placement(worker_id="d", address="a:1", epoch=3), 4, "pinned")
+        assert await ears[0].wait() == Failure(kind=FailureKind.EXHAUSTED, message="full", retry_after_s=0.5)
+
+
+async def test_the_end_of_a_plan_follows_its_question() -> None:
+    async with scene() as (it, script):
+        await it.connected()
+        ear = Ear()
+        plan_id = it.link.plan(question(), ear)
+        it.link.end_plan(plan_id, "cancelled", 0)
+        assert (await script.hears("plan")).plan_id == plan_id
+        ended = await script.hears("ended")
+        assert (ended.plan_id, ended.outcome) == (plan_id, "cancelled")
+        script.says.put_nowait(pb.FrontReply(plan=pb.Plan(plan_id=plan_id)))
+        other = Ear()
+        script.says.put_nowait(pb.FrontReply(plan=pb.Plan(plan_id=it.link.plan(question(), other))))
+        await other.wait()
+        assert not ear.answer.done(), "nobody waits for that answer any more"
+
+
+async def test_a_scheduler_that_does_not_answer_costs_a_bounded_wait_and_no_reservation() -> None:
+    async with scene(plan_timeout_s=0.1) as (it, script):
+        ear = Ear()
+        plan_id = it.link.plan(question(), ear)
+        assert (await ear.wait()).kind is FailureKind.UNAVAILABLE
+        assert (await script.hears("ended")).plan_id == plan_id
+
+
+async def test_questions_asked_while_it_is_away_are_asked_again_when_it_is_back() -> None:
+    async with scene() as (it, script):
+        await it.connected()
+        ear = Ear()
+        plan_id = it.link.plan(question(), ear)
+        await script.hears("plan")
+        script.says.put_nowait(None)
+        await it.connected()
+        assert (await script.hears("plan")).plan_id == plan_id
+        script.says.put_nowait(pb.FrontReply(plan=pb.Plan(plan_id=plan_id, reason="again")))
+        assert (await ear.wait())[3] == "again"
+        assert script.streams == 2 and len(it.lost) == 1
+
+
+async def test_while_nobody_is_there_questions_fail_in_time_and_the_picture_stays() -> None:
+    it = Scene("127.0.0.1:1", plan_timeout_s=0.2)
+    running = asyncio.create_task(it.link.run())
+    ear = Ear()
+    it.link.plan(question(), ear)
+    failure = await ear.wait()
+    assert failure.kind is FailureKind.UNAVAILABLE and "not reachable" in failure.message
+    assert not it.link.connected
+    await cancel_and_wait(running, WAIT_S)
+
+
+async def test_stopping_answers_whoever_still_waits() -> None:
+    it = Scene("127.0.0.1:1")
+    running = asyncio.create_task(it.link.run())
+    ear = Ear()
+    it.link.plan(question(), ear)
+    await asyncio.sleep(0)
+    await cancel_and_wait(running, WAIT_S)
+    assert (await ear.wait()).kind is FailureKind.UNAVAILABLE
+
+
+async def test_the_view_is_kept_and_says_who_left() -> None:
+    async with scene() as (it, script):
+        await it.connected()
+        assert it.view.snapshot.workers == ()
+        workers = [entry("d", 1), entry("p", 1, cluster_pb2.ROLE_PREFILL)]
+        script.says.put_nowait(pb.FrontReply(view=pb.ClusterView(workers=workers)))
+        await it.connected()
+        assert it.view.snapshot.usable and it.view.snapshot.context_tokens_max == 100
+        assert it.view.snapshot.models == ("m",)
+        script.view = pb.ClusterView(workers=[entry("d", 2)])
+        script.says.put_nowait(None)
+        await it.connected()
+        assert it.gone == [("d", 1), ("p", 1)]
+        assert it.view.snapshot.connected
+
+
+async def test_the_address_is_told_at_once_and_after_every_reconnect() -> None:
+    async with scene() as (it, script):
+        await it.connected()
+        it.link.set_address("h:80")
+        async with asyncio.timeout(WAIT_S):
+            while (await script.hears("register")).address != "h:80":
+                pass
+        script.says.put_nowait(None)
+        await it.connected()
+        assert (await script.hears("register")).address == "h:80"
+        it.link.suspect(Placement(worker_id="w", address="", epoch=4), "it broke")
+        suspect = await script.hears("suspect")
+        assert (suspect.worker_id, suspect.epoch, suspect.reason) == ("w", 4, "it broke")
+
+
+@pytest.mark.parametrize("roles", [[], [cluster_pb2.ROLE_PREFILL]])
+def test_without_a_ready_decode_worker_nothing_is_usable(roles: list[Any]) -> None:
+    from front_proxy import wire
+
+    view = ClusterView()
+    view.apply(wire.cluster(pb.ClusterView(workers=[entry("w", 1, role) for role in roles])))
+    before = view.snapshot
+    assert not before.usable and before.connected
+    view.disconnected()
+    after = view.snapshot
+    assert not after.connected and len(after.workers) == len(roles)
