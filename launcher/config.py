@@ -35,6 +35,8 @@ class LauncherConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Time all processes together may take to become ready."""
     stop_timeout_s: Seconds = 15.0
     """Time the front proxies get to end, then the workers, then the scheduler; who is late is killed."""
+    stop_starting_timeout_s: Seconds = 3.0
+    """The same for a process that is not ready yet: it holds nothing, and a loading engine does not listen."""
     progress_interval_s: Seconds = 5.0
     """How often waiting is told while processes start."""
     log_tail_lines: Lines = 30

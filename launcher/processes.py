@@ -179,8 +179,8 @@ def tail(log: Path, lines: int) -> list[str]:
     return text.splitlines()[-lines:]
 
 
-async def stop_all(children: Sequence[Child], timeout_s: float) -> list[str]:
-    """Stop ``children`` together; returns the ids of those that had to be killed."""
-    stops: list[Awaitable[bool]] = [child.stop(timeout_s) for child in children]
+async def stop_all(timeouts_s: Mapping[Child, float]) -> list[str]:
+    """Stop children together, each with its own patience; returns the ids of those that had to be killed."""
+    stops: list[Awaitable[bool]] = [child.stop(timeout_s) for child, timeout_s in timeouts_s.items()]
     by_themselves = await asyncio.gather(*stops)
-    return [child.id for child, clean in zip(children, by_themselves, strict=True) if not clean]
+    return [child.id for child, clean in zip(timeouts_s, by_themselves, strict=True) if not clean]

@@ -268,14 +268,18 @@ class Cluster:
             ]
             if running:
                 tell(f"stopping {', '.join(child.id for child in running)}")
-            for killed in await stop_all(running, self._launcher.stop_timeout_s):
-                tell(f"{killed} did not end within launcher.stop_timeout_s and was killed")
+            for killed in await stop_all({child: self._patience_s(child) for child in running}):
+                tell(f"{killed} did not end in time and was killed")
             for child in running:
                 self._state.change(child.id, state="stopped")
         for child in self._children.values():
             await child.ended()
         if self._children:
             tell(f"everything has stopped after {time.monotonic() - began_s:.1f} s")
+
+    def _patience_s(self, child: Child) -> float:
+        ready = self._state.process(child.id).state == "ready"
+        return self._launcher.stop_timeout_s if ready else self._launcher.stop_starting_timeout_s
 
     def _spec(self, process_id: str) -> ProcessSpec:
         return next(spec for spec in self._specs if spec.id == process_id)

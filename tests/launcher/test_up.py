@@ -148,9 +148,19 @@ async def test_a_process_that_ignores_the_signal_is_killed_with_its_helpers_and_
     assert memory.exists()
     os.kill(os.getpid(), signal.SIGTERM)
     assert await asyncio.wait_for(running, 30) == 0
-    assert "decode-0 did not end within" in capsys.readouterr().err
+    assert "decode-0 did not end in time and was killed" in capsys.readouterr().err
     assert kernel_view.group_members(pid) == []
     assert not memory.exists()
+
+
+async def test_a_signal_while_processes_start_does_not_wait_for_those_that_do_not_listen(tmp_path: Path) -> None:
+    never_ready = DEAF.replace("BATON-READY", "LOADING")
+    bench = Bench(tmp_path, {"decode-0": never_ready}, stop_timeout_s=60.0)
+    running = asyncio.create_task(bench.cluster.run())
+    await bench.until("ready", "prefill-0")
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await asyncio.wait_for(running, 30) == 0
+    assert kernel_view.group_members(bench.record()["decode-0"].pid) == []
 
 
 def test_shared_memory_that_somebody_uses_or_that_is_older_stays() -> None:
