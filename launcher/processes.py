@@ -87,6 +87,8 @@ class Child:
 
     def kill_group(self) -> None:
         """End the process and everything it started, now; only the helper that cleans up behind them lives on."""
+        # Once they are dead nobody can be asked what they used.
+        self.note_shared_memory()
         members = [self.pid] if self.running else []
         members += kernel_view.group_members(self.pid)
         _kill(pid for pid in members if not kernel_view.is_resource_tracker(pid))

@@ -160,7 +160,9 @@ async def test_a_signal_while_processes_start_does_not_wait_for_those_that_do_no
     await bench.until("ready", "prefill-0")
     os.kill(os.getpid(), signal.SIGTERM)
     assert await asyncio.wait_for(running, 30) == 0
-    assert kernel_view.group_members(bench.record()["decode-0"].pid) == []
+    pid = bench.record()["decode-0"].pid
+    assert kernel_view.group_members(pid) == []
+    assert not Path(f"/dev/shm/baton-test-{pid}").exists()
 
 
 def test_shared_memory_that_somebody_uses_or_that_is_older_stays() -> None:
