@@ -1,0 +1,139 @@
+"""The dispatcher over a real scheduler and real workers in this process; only the engines are fake."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+from prometheus_client import CollectorRegistry
+
+from engine.config import FakeEngineConfig
+from front_proxy.config import FrontProxyConfig
+from front_proxy.dispatcher import Dispatcher
+from front_proxy.generation import GenerationDelta, GenerationRequest
+from front_proxy.metrics import DispatchMetrics
+from runtime.clock import SystemClock
+from runtime.failures import FailureError
+from runtime.grpc_server import start_server
+from scheduler.config import SchedulerConfig
+from scheduler.core import SchedulerCore
+from scheduler.metrics import SchedulerMetrics
+from scheduler.service import StatusService, add_services
+from scheduler.shell import SchedulerShell
+from tests.worker.conftest import InProcessWorker, StartWorker, start_worker
+from worker.config import WorkerConfig
+from worker.session import SchedulerSession
+
+__all__ = ["start_worker"]
+
+WAIT_S = 20.0
+
+
+class Cluster:
+    """Everything of one small cluster."""
+
+    def __init__(self, dispatcher: Dispatcher, core: SchedulerCore, workers: list[InProcessWorker]) -> None:
+        self.dispatcher, self.core, self.workers = dispatcher, core, workers
+
+    async def settled(self) -> None:
+        for worker in self.workers:
+            await worker.settled()
+        async with asyncio.timeout(WAIT_S):
+            while self.core.plans_in_flight or self.dispatcher.handoffs_held or self.dispatcher.in_flight:
+                await asyncio.sleep(0.005)
+        self.core.check()
+
+
+@asynccontextmanager
+async def cluster(start: StartWorker, *, prefills: int = 2, decodes: int = 2) -> AsyncIterator[Cluster]:
+    config = SchedulerConfig()
+    core = SchedulerCore(config, random.Random(1))
+    shell = SchedulerShell(config, core, SystemClock(), SchedulerMetrics(CollectorRegistry()))
+    status = StatusService(shell, epoch=1)
+    server = await start_server(
+        "127.0.0.1", 0, lambda it: add_services(shell, status, it), message_bytes_max=config.message_bytes_max
+    )
+    workers = [
+        await start(
+            role,
+            config=WorkerConfig(scheduler_address=server.address, load_interval_s=0.01),
+            fake=FakeEngineConfig(),
+        )
+        for role in ["prefill"] * prefills + ["decode"] * decodes
+    ]
+    sessions = [SchedulerSession(worker.body) for worker in workers]
+    tasks = [asyncio.create_task(session.run()) for session in sessions]
+    dispatcher = Dispatcher(
+        FrontProxyConfig(scheduler_address=server.address), metrics=DispatchMetrics(CollectorRegistry())
+    )
+    running = asyncio.create_task(dispatcher.run())
+    try:
+        for session in sessions:
+            await asyncio.wait_for(session.registered.wait(), WAIT_S)
+        await dispatcher.wait_usable(WAIT_S)
+        yield Cluster(dispatcher, core, workers)
+    finally:
+        await dispatcher.close()
+        await asyncio.wait_for(running, WAIT_S)
+        for session in sessions:
+            session.leave("the test is over")
+        await asyncio.wait_for(asyncio.gather(*tasks), WAIT_S)
+        shell.close()
+        await server.stop(0)
+
+
+def request(number: int, tokens: int, prompt: int = 40) -> GenerationRequest:
+    def sampling(max_tokens: int) -> bytes:
+        return msgspec.msgpack.encode({"max_tokens": max_tokens})
+
+    return GenerationRequest(
+        request_id=f"r{number}",
+        token_ids=list(range(number, number + prompt)),
+        prefill_sampling=sampling(1),
+        decode_sampling=sampling(tokens),
+        seeded_sampling=sampling(tokens - 1),
+        output_tokens_max=tokens,
+    )
+
+
+async def collect(dispatcher: Dispatcher, wanted: GenerationRequest) -> list[GenerationDelta]:
+    return [delta async for delta in dispatcher.generate(wanted)]
+
+
+async def test_a_request_takes_both_workers_and_leaves_nothing(start_worker: StartWorker) -> None:
+    async with cluster(start_worker, prefills=1, decodes=1) as it:
+        deltas = await collect(it.dispatcher, request(1, 8))
+        assert sum(len(delta.token_ids) for delta in deltas) == 8
+        assert deltas[0].phases is not None and deltas[0].phases.plan_s > 0
+        assert any(delta.decode_worker == it.workers[1].body.worker_id for delta in deltas)
+        assert it.workers[1].engine.load().kv_bytes_in > 0
+        await it.settled()
+
+
+async def test_without_a_prefill_worker_the_answer_is_the_same(start_worker: StartWorker) -> None:
+    async with cluster(start_worker, prefills=1, decodes=1) as whole:
+        expected = [t for delta in await collect(whole.dispatcher, request(1, 8)) for t in delta.token_ids]
+    async with cluster(start_worker, prefills=0, decodes=1) as half:
+        assert [t for delta in await collect(half.dispatcher, request(1, 8)) for t in delta.token_ids] == expected
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_storm_of_cancellations_leaves_nothing(start_worker: StartWorker, seed: int) -> None:
+    rng = random.Random(seed)
+    async with cluster(start_worker) as it:
+
+        async def one(number: int) -> None:
+            await asyncio.sleep(rng.random() * 0.2)
+            task = asyncio.create_task(collect(it.dispatcher, request(number, rng.randint(1, 30), rng.randint(1, 200))))
+            done, _ = await asyncio.wait({task}, timeout=rng.random() * 0.15)
+            if not done:
+                task.cancel()
+                await asyncio.wait({task})
+            assert task.cancelled() or task.exception() is None or isinstance(task.exception(), FailureError)
+
+        await asyncio.gather(*(one(number) for number in range(200)))
+        await it.settled()
