@@ -71,7 +71,7 @@ def _first_line(process: subprocess.Popen[str], prefix: str, timeout_s: float) -
             lines.put(line)
         lines.put(None)
 
-    threading.Thread(target=read, daemon=True).start()
+    threading.Thread(target=read, daemon=True).start()  # ends with the pipe
     deadline = time.monotonic() + timeout_s
     while True:
         line = lines.get(timeout=max(0.0, deadline - time.monotonic()))
@@ -90,6 +90,9 @@ def stop(process: subprocess.Popen[str]) -> int:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
+    finally:
+        if process.poll() is not None and process.stdout is not None:
+            process.stdout.close()
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, model_dir: Path, baton: Endp
     arguments = [
         "--served-model-name", SERVED,
         "--max-model-len", "4096",
+        "--block-size", "32",
         "--enable-auto-tool-choice",
         "--tool-call-parser", "hermes",
         "--enable-prompt-tokens-details",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import anthropic
@@ -12,7 +13,8 @@ import pytest
 from tests.e2e.cluster import Endpoint
 from tests.e2e.conftest import SERVED
 
-pytestmark = pytest.mark.e2e
+# The first test of a session also waits for every engine to start.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 QUESTION = [{"role": "user", "content": "What is prefill?"}]
 WEATHER = {
@@ -45,7 +47,7 @@ CHAT: dict[str, dict[str, Any]] = {
     "one token": {"max_tokens": 1},
     "two tokens": {"max_tokens": 2},
     "n": {"n": 3, "temperature": 0.9, "seed": 5, "max_tokens": 16},
-    "greedy n": {"n": 2, "temperature": 0},
+    "n of one token": {"n": 3, "temperature": 0.9, "seed": 6, "max_tokens": 1},
     "stop": {"stop": ["the", "KV"]},
     "stop in the first token": {"stop": ["P", "T", "I"]},
     "stop token included": {"stop": [" is"], "extra_body": {"include_stop_str_in_output": True}},
@@ -71,8 +73,21 @@ CHAT: dict[str, dict[str, Any]] = {
 }
 
 
+_clients: dict[str, openai.OpenAI] = {}
+
+
 def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=120)
+    """One client a server, closed when the module is done."""
+    if url not in _clients:
+        _clients[url] = openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=120)
+    return _clients[url]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _closed_clients() -> Iterator[None]:
+    yield
+    while _clients:
+        _clients.popitem()[1].close()
 
 
 def without_identity(value: Any) -> Any:
@@ -181,10 +196,13 @@ def test_responses_and_messages_are_the_same(baton: Endpoint, plain: str) -> Non
     assert responses[0].output_text
     texts = []
     for url in (plain, baton.url):
-        messages = anthropic.Anthropic(base_url=url, api_key="unused", max_retries=0).messages
-        reply = messages.create(
-            model=SERVED, max_tokens=24, temperature=0, messages=[{"role": "user", "content": "What is prefill?"}]
-        )
+        with anthropic.Anthropic(base_url=url, api_key="unused", max_retries=0) as anthropic_client:
+            reply = anthropic_client.messages.create(
+                model=SERVED,
+                max_tokens=24,
+                extra_body={"temperature": 0},
+                messages=[{"role": "user", "content": "What is prefill?"}],
+            )
         texts.append((reply.content[0].to_dict(), reply.stop_reason, reply.usage.output_tokens))
     assert texts[1] == texts[0]
 
@@ -214,6 +232,7 @@ BAD: dict[str, tuple[int, dict[str, Any]]] = {
     "unknown model": (404, {"model": "nobody"}),
     "too long": (400, {"messages": [{"role": "user", "content": "prefill " * 6000}]}),
     "negative temperature": (400, {"temperature": -1}),
+    "several greedy answers": (400, {"n": 2, "temperature": 0}),
     "malformed tools": (400, {"tools": [{"type": "function", "function": {}}]}),
     "malformed schema": (400, {"response_format": NO_SCHEMA}),
     "too many logprobs": (400, {"logprobs": True, "top_logprobs": 500}),

@@ -14,7 +14,8 @@ import pytest
 from tests.e2e.cluster import Endpoint, baton_up, stop, wait_for
 from tests.e2e.conftest import SERVED
 
-pytestmark = pytest.mark.e2e
+# The first test of a session also waits for every engine to start.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 DEADLINE_S = 20
 

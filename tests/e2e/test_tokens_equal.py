@@ -13,7 +13,8 @@ import pytest
 from tests.e2e.cluster import Endpoint, wait_for
 from tests.e2e.conftest import SERVED
 
-pytestmark = pytest.mark.e2e
+# The first test of a session also waits for every engine to start.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 BLOCK = 32
 OUTPUT_TOKENS = 12
