@@ -93,13 +93,19 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot. ``kv_blocks_used`` counts blocks that a request or a held hand-off owns."""
+    """A snapshot. ``kv_blocks_used`` counts blocks that a request or a held hand-off owns; the rest grows from start."""
 
     requests_running: int = 0
     requests_waiting: int = 0
     kv_blocks_used: int = 0
     kv_bytes_in: int = 0
     kv_bytes_out: int = 0
+    pull_failures: int = 0
+    """Pulls into this engine that failed; their prompts were computed here."""
+    leases_expired: int = 0
+    """Kept KV that nobody pulled or released in time."""
+    late_pulls: int = 0
+    """Pulls out of this engine after their KV was no longer kept: what was read may be wrong. Must stay 0."""
 
 
 class EngineError(Exception):

@@ -46,6 +46,9 @@ class LoadRecorder:
             kv_blocks_used=round(sum(self._usage.values()) / ranks * self._blocks),
             kv_bytes_in=self._bytes_in,
             kv_bytes_out=self._blocks_out * self._block_bytes,
+            pull_failures=self.pull_failures,
+            leases_expired=self.leases_expired,
+            late_pulls=self.late_pulls,
         )
 
     def record(

@@ -61,6 +61,9 @@ class WorkerMetrics:
             ("kv_blocks_total", "KV blocks the engine has", lambda: blocks_total),
             ("kv_bytes_in", "KV bytes pulled into this engine since start", lambda: load().kv_bytes_in),
             ("kv_bytes_out", "KV bytes others pulled out of this engine since start", lambda: load().kv_bytes_out),
+            ("pull_failures", "Pulls into this engine that failed since start", lambda: load().pull_failures),
+            ("engine_leases_expired", "Kept KV nobody took in time since start", lambda: load().leases_expired),
+            ("late_pulls", "Pulls after the KV was no longer kept since start", lambda: load().late_pulls),
         ]
         for name, text, value in gauges:
             Gauge(f"baton_worker_{name}", text, registry=self.registry).set_function(value)
