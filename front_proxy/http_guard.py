@@ -40,6 +40,7 @@ FORBIDDEN_FIELDS = ("kv_transfer_params", "ec_transfer_params")
 _STATUS_BEFORE_STREAM = frozenset(
     {FailureKind.EXHAUSTED, FailureKind.UNAVAILABLE, FailureKind.STATE_LOST, FailureKind.DEADLINE}
 )
+_ABSENT = object()
 _RETRY_STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 
 
@@ -238,20 +239,20 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def _without_forbidden_fields(body: bytes) -> bytes:
-    """The body without fields that only Baton may set. Parsed only when it may hold one, escaped or not."""
-    if b"_transfer_params" not in body and b"\\u00" not in body:
+    """The body without fields that only Baton may set. Parsed only when it may hold one, escaped or in UTF-16."""
+    if b"_transfer_params" not in body and b"\\u00" not in body and b"\0" not in body:
         return body
     try:
         value = json.loads(body)
-    except ValueError:
-        return body  # vLLM's own words for malformed JSON
-    if not isinstance(value, dict):
-        return body
-    dropped = [field for field in FORBIDDEN_FIELDS if field in value]
+        if not isinstance(value, dict):
+            return body
+        dropped = [field for field in FORBIDDEN_FIELDS if value.pop(field, _ABSENT) is not _ABSENT]
+        cleaned = json.dumps(value).encode() if dropped else body
+    except (ValueError, RecursionError):
+        return body  # vLLM's own words for malformed or too deeply nested JSON
     for field in dropped:
-        del value[field]
         DROPPED_FIELDS.labels(field).inc()
-    return json.dumps(value).encode() if dropped else body
+    return cleaned
 
 
 def _retry_after(failure: Failure | None, default_s: float) -> bytes:

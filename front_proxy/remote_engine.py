@@ -31,6 +31,7 @@ from front_proxy.vllm_sequences import Sequences, SequenceSource
 from runtime.failures import Failure, FailureError, FailureKind
 
 TASKS = ("generate",)
+_PRIORITY_LIMIT = 2**31
 _SHUT = "This front proxy is shutting down."
 _NO_WORKER = "No usable worker set: a decode worker must be up and registered."
 
@@ -185,6 +186,7 @@ class RemoteEngineClient(GenerationOnlyClient):
             REFUSALS.labels("too_large").inc()
             message = f"The prompt has {prompt_tokens} tokens; at most {self._bounds.prompt_tokens_max} are accepted."
             raise _refusal(Failure(kind=FailureKind.TOO_LARGE, message=message))
+        _check_wire(request)
         self.input_processor.assign_request_id(request)
         assert request.sampling_params is not None
         drop_forbidden(request.sampling_params)
@@ -198,6 +200,20 @@ class RemoteEngineClient(GenerationOnlyClient):
     def shutdown(self, timeout: float | None = None) -> None:
         """Free the renderer's threads. Remote engines stay as they are."""
         self.renderer.shutdown()
+
+
+def _check_wire(request: EngineCoreRequest) -> None:
+    """Refuse what vLLM would take and no message of ours can carry."""
+    if not -_PRIORITY_LIMIT <= request.priority < _PRIORITY_LIMIT:
+        raise VLLMValidationError(
+            f"priority must be between {-_PRIORITY_LIMIT} and {_PRIORITY_LIMIT - 1}, got {request.priority}.",
+            parameter="priority",
+        )
+    for name in ("request_id", "cache_salt", "session_id"):
+        try:
+            (getattr(request, name) or "").encode()
+        except UnicodeEncodeError as error:
+            raise VLLMValidationError(f"{name} is not valid Unicode: {error.reason}.", parameter=name) from error
 
 
 def _refusal(failure: Failure) -> Exception:

@@ -106,9 +106,11 @@ class SchedulerLink:
         """Ask; returns the plan's id, unique in this process. The answer comes later, through ``receiver``."""
         plan_id = self._next_plan_id
         self._next_plan_id += 1
+        # First, so that a question that cannot be encoded is not asked anew after a reconnect.
+        asked = _ask(plan_id, question)
         timer = self._loop.call_later(self._options.plan_timeout_s, self._on_timeout, plan_id)
         self._pending[plan_id] = _Pending(question, receiver, timer)
-        self._send(_ask(plan_id, question))
+        self._send(asked)
         return plan_id
 
     def end_plan(self, plan_id: int, outcome: Outcome, output_tokens: int) -> None:

@@ -66,8 +66,9 @@ class Sequences:
 
     async def _one(self, request: EngineCoreRequest, text: str | None) -> AsyncGenerator[RequestOutput, None]:
         collector = RequestOutputCollector(request.sampling_params.output_kind, request.request_id)
-        self._output_processor.add_request(request, text, None, 0, collector)
+        # Before anything is registered: parameters that cannot be encoded must leave nothing behind.
         deltas = self._source.generate(self._generation(request))
+        self._output_processor.add_request(request, text, None, 0, collector)
         child = _Child(request)
         try:
             async for delta in deltas:

@@ -158,7 +158,14 @@ class WorkerLink:
             # Aborted before it left. The abort behind it in the queue is for a slot the worker never saw.
             self._aborted.pop(item.slot, None)
             return None
-        return wire.submit(item.slot, item.order, self._loop.time() - item.queued_at_s)
+        try:
+            return wire.submit(item.slot, item.order, self._loop.time() - item.queued_at_s)
+        except (ValueError, TypeError, OverflowError) as error:
+            # What validation let through must cost its own request only, not the stream that all share.
+            logger.exception("request cannot be put on the wire", extra={"request_id": item.order.request_id})
+            text = f"The request cannot be sent to a worker: {type(error).__name__}."
+            self._slots.pop(item.slot).on_failure(Failure(kind=FailureKind.INTERNAL, message=text))
+            return None
 
     def _on_message(self, message: worker_pb2.AttachResponse) -> None:
         if message.HasField("step"):

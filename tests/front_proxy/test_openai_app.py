@@ -12,6 +12,7 @@ import pytest
 from vllm.sampling_params import SamplingParams
 
 from front_proxy.http_guard import GuardBounds, HttpGuard, routes
+from front_proxy.serving_metrics import DROPPED_FIELDS
 from runtime.failures import Failure, FailureKind
 from tests.front_proxy.conftest import Served
 from tests.front_proxy.fake_source import CACHED_TOKENS
@@ -37,6 +38,10 @@ def events(response: httpx.Response) -> list[Any]:
 
 def wire(request: Any) -> SamplingParams:
     return msgspec.msgpack.decode(request.decode_sampling, type=SamplingParams)
+
+
+def dropped_fields() -> float:
+    return DROPPED_FIELDS.labels("kv_transfer_params")._value.get()
 
 
 async def test_a_chat_answers_with_usage_and_the_prefill_sides_cached_tokens(
@@ -233,6 +238,48 @@ async def test_an_escaped_transfer_field_is_dropped_as_well(served: Served, http
     assert response.status_code == 200
     assert "attacker" not in response.text
     assert wire(served.source.requests[0]).extra_args is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32-le"])
+async def test_a_transfer_field_in_another_encoding_is_dropped_as_well(
+    served: Served, http: httpx.AsyncClient, encoding: str
+) -> None:
+    body = '{"model":"tiny","prompt":"x","max_tokens":2,"kv_transfer_params":{"remote_host":"attacker"}}'
+    before = dropped_fields()
+    response = await http.post(
+        "/v1/completions", content=body.encode(encoding), headers={"content-type": "application/json"}
+    )
+    assert response.status_code == 200
+    assert dropped_fields() == before + 1
+    assert wire(served.source.requests[0]).extra_args is None
+
+
+async def test_a_transfer_field_nested_too_deep_gets_400(served: Served, http: httpx.AsyncClient) -> None:
+    deep = "[" * 5_000 + "]" * 5_000
+    body = f'{{"model":"tiny","prompt":"x","max_tokens":2,"kv_transfer_params":{deep}}}'
+    response = await http.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert served.source.requests == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("priority", 2**31),
+        ("priority", -(2**40)),
+        ("request_id", "\ud800"),
+        ("session_id", "\ud800"),
+        ("vllm_xargs", {"a": "\ud800"}),
+    ],
+)
+async def test_what_no_message_can_carry_gets_400_and_leaves_nothing_behind(
+    served: Served, http: httpx.AsyncClient, field: str, value: Any
+) -> None:
+    body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 2, field: value})
+    response = await http.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400, response.text
+    assert served.source.requests == []
+    assert served.client.requests_running == 0
 
 
 async def test_a_body_over_the_bound_gets_413(served: Served, http: httpx.AsyncClient) -> None:

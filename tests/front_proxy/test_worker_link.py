@@ -333,3 +333,17 @@ async def test_a_worker_that_left_is_let_go_only_when_nothing_needs_its_stream()
         await at.script.hears("release")
         at.links.forget("w", EPOCH)
         await at.until(lambda: at.lost == ["the worker left the cluster"])
+
+
+async def test_an_order_that_no_message_can_carry_fails_alone() -> None:
+    async with stage() as at:
+        broken, whole = Ear(), Ear()
+        at.links.submit(at.worker, order(session_id="\ud800"), broken)
+        at.links.submit(at.worker, order(priority=2**40), broken)
+        slot = at.links.submit(at.worker, order(), whole)
+        assert (await broken.next()).kind is FailureKind.INTERNAL
+        assert (await broken.next()).kind is FailureKind.INTERNAL
+        assert (await at.script.hears("submit")).slot == slot
+        at.script.say(pb.Delta(slot=slot, token_ids=[5], finish=pb.FINISH_REASON_LENGTH))
+        assert (await whole.next()).token_ids == [5]
+        assert at.lost == []
