@@ -128,6 +128,8 @@ class _ManySession:
             async for message in requests:
                 match message.WhichOneof("message"):
                     case "generate":
+                        # A client that does not read is not read from either: refusals take memory too.
+                        await self._until_room()
                         self._start(message.generate)
                     case "cancel_request_id":
                         if (task := self._running.get(message.cancel_request_id)) is not None:
@@ -174,14 +176,19 @@ class _ManySession:
 
     async def _run(self, request: inference_pb2.GenerateRequest) -> None:
         name = request.request_id
-        open_choices = set(range(max(1, request.sampling.n)))
+        ended: set[int] = set()
         responses = self._inference.generate(request, deadline_s=None)
         try:
             async for response in responses:
-                open_choices.difference_update(choice.index for choice in response.choices if choice.finish_reason)
+                ended.update(choice.index for choice in response.choices if choice.finish_reason)
                 await self._put(response)
         except asyncio.CancelledError:
-            choices = [inference_pb2.Choice(index=index, finish_reason="abort") for index in sorted(open_choices)]
+            # Nobody may have validated n yet.
+            choices = [
+                inference_pb2.Choice(index=index, finish_reason="abort")
+                for index in range(min(max(1, request.sampling.n), self._requests_max))
+                if index not in ended
+            ]
             self._outputs.append(inference_pb2.GenerateResponse(request_id=name, choices=choices))
             self._changed.set()
         except FailureError as error:
@@ -195,11 +202,14 @@ class _ManySession:
             self._changed.set()
 
     async def _put(self, response: inference_pb2.GenerateResponse) -> None:
-        while len(self._outputs) >= self._outputs_max:
-            self._room.clear()
-            await self._room.wait()
+        await self._until_room()
         self._outputs.append(response)
         self._changed.set()
+
+    async def _until_room(self) -> None:
+        while len(self._outputs) + len(self._errors) >= self._outputs_max:
+            self._room.clear()
+            await self._room.wait()
 
     def _fail(self, request_id: str, failure: Failure) -> None:
         self._errors.append(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import grpc
 import pytest
 
 from front_proxy.client import BatonClient, BatonError, GenerateRequest, SamplingOptions, request
-from front_proxy.inference_service import SERVICE, InferenceService
+from front_proxy.inference_service import SERVICE, InferenceService, NamedModel, _ManySession
 from front_proxy.vllm_inference import VllmInference, sampling_params
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
-from runtime.failures import Failure, FailureKind
+from runtime.failures import Failure, FailureError, FailureKind
 from runtime.grpc_server import start_server
 from tests.front_proxy.conftest import Served
 from tests.front_proxy.fake_source import CACHED_TOKENS
@@ -199,6 +199,60 @@ async def test_one_request_of_a_stream_is_cancelled_and_more_than_the_bound_are_
     assert (refused, ended) == (["r6"], ["r2"])
     call.cancel()
     await asyncio.wait_for(served.source.closed.wait(), 5)
+
+
+class Stub:
+    """An inference that refuses at once, or hangs."""
+
+    def __init__(self, failure: Failure | None) -> None:
+        self.failure = failure
+
+    def models(self) -> list[NamedModel]:
+        return []
+
+    async def generate(
+        self, request: GenerateRequest, *, deadline_s: float | None
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+        if self.failure is not None:
+            raise FailureError(self.failure)
+        await asyncio.Event().wait()
+        yield inference_pb2.GenerateResponse()
+
+
+async def test_what_a_request_costs_before_it_is_validated_does_not_grow_with_n() -> None:
+    session = _ManySession(Stub(None), requests_max=4, outputs_max=16, retry_after_s=1.0)
+
+    async def said() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
+        generate = request("x", SamplingOptions(n=2**32 - 1), request_id="r")
+        yield inference_pb2.GenerateManyRequest(generate=generate)
+        await asyncio.sleep(0)
+        yield inference_pb2.GenerateManyRequest(cancel_request_id="r")
+
+    async with asyncio.timeout(5):
+        await session.read(said())
+        (batch,) = [batch async for batch in session.batches()]
+    assert [choice.finish_reason for choice in batch.outputs[0].choices] == ["abort"] * 4
+
+
+async def test_a_client_that_does_not_read_is_not_read_from() -> None:
+    refused = Failure(kind=FailureKind.BAD_REQUEST, message="no")
+    session = _ManySession(Stub(refused), requests_max=4, outputs_max=8, retry_after_s=1.0)
+    taken = 0
+
+    async def said() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
+        nonlocal taken
+        for taken in range(1, 101):
+            yield inference_pb2.GenerateManyRequest(generate=request("x", request_id=f"r{taken}"))
+            await asyncio.sleep(0)
+
+    async with asyncio.timeout(5):
+        reading = asyncio.create_task(session.read(said()))
+        for _ in range(500):
+            await asyncio.sleep(0)
+        assert taken <= 8 + 4
+        errors = [error.request_id async for batch in session.batches() for error in batch.errors]
+        await reading
+    assert sorted(errors) == sorted(f"r{i}" for i in range(1, 101))
 
 
 async def test_models_are_listed(api: BatonClient) -> None:
