@@ -76,6 +76,7 @@ def plain_argv(shape: EngineShape, port: int, further: Sequence[str] = ()) -> li
     argv += ["--served-model-name", shape.served_model_name, "--dtype", shape.dtype]
     argv += ["--max-model-len", str(shape.max_model_len), "--block-size", str(shape.block_size_tokens)]
     argv += ["--max-num-seqs", str(shape.max_num_seqs), "--disable-uvicorn-access-log"]
+    argv += ["--distributed-executor-backend", "uni"]
     return [*argv, *(["--enforce-eager"] if shape.enforce_eager else []), *further]
 
 
@@ -87,6 +88,9 @@ def engine_environment(shape: EngineShape) -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": str(shape.kv_cache_gib),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
+        # As Baton runs its engines (engine/vllm_args.py): without worker processes whose spinning fills small machines.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        **({"TORCH_COMPILE_DISABLE": "1"} if shape.enforce_eager else {}),
     }
 
 

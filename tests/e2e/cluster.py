@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,32 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 BATON = (sys.executable, "-m", "launcher.cli")
 
 
-def wait_for(condition: Any, *, timeout_s: float, what: str, poll_s: float = 0.1) -> Any:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this number exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def engine_memory() -> set[str]:
+    """The names in shared memory that engines use."""
+    return {
+        path.name
+        for path in Path("/dev/shm").iterdir()
+        if path.name.startswith(("psm_", "sem.mp-", "vllm", "nixl", "ucx"))
+    }
+
+
+def wait_for(
+    condition: Callable[[], object],
+    *,
+    timeout_s: float,
+    what: str,
+    poll_s: float = 0.1,
+    seen: Callable[[], object] = str,
+) -> Any:
     """The first true value of ``condition()``; polls because the other side is another process."""
     deadline = time.monotonic() + timeout_s
     pause = threading.Event()
@@ -58,7 +83,7 @@ def wait_for(condition: Any, *, timeout_s: float, what: str, poll_s: float = 0.1
         if value := condition():
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout_s} s: {what}")
+            raise AssertionError(f"not within {timeout_s} s: {what}: {seen()}")
         pause.wait(poll_s)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher import demo_model
-from tests.e2e.cluster import Endpoint, baton_up, plain_server
+from tests.e2e.cluster import Endpoint, baton_up, engine_memory, is_alive, plain_server, stop
 
 SERVED = "demo"
 
@@ -28,8 +28,13 @@ def baton(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator
         "--set", "front_proxy.serving.tool_call_parser=hermes",
         "--set", "front_proxy.serving.enable_auto_tool_choice=true",
     ]  # fmt: skip
+    before = engine_memory()
     with baton_up(state_dir, arguments) as endpoint:
         yield endpoint
+        pids = [process["pid"] for process in endpoint.status()]
+        assert stop(endpoint.process) == 0
+        assert not any(is_alive(pid) for pid in pids)
+    assert engine_memory() <= before, "engines left shared memory behind"
 
 
 @pytest.fixture(scope="session")
