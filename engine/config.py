@@ -6,23 +6,25 @@ from typing import Any, Literal
 
 import msgspec
 
+from runtime.bounds import Count, NonNegative, Positive, PositiveCount
+
 
 class FakeEngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The fake engine's size, speed and faults. Times are of the running loop's clock, which may be virtual."""
 
-    kv_blocks_total: int = 4096
-    block_bytes: int = 65536
-    vocab_size: int = 512
+    kv_blocks_total: PositiveCount = 4096
+    block_bytes: PositiveCount = 65536
+    vocab_size: PositiveCount = 512
     eos_token_id: int | None = None
-    prefill_us_per_token: float = 50.0
-    decode_step_us: float = 2000.0
-    decode_step_us_per_request: float = 100.0
-    pull_us_per_block: float = 20.0
-    start_s: float = 0.0
+    prefill_us_per_token: NonNegative = 50.0
+    decode_step_us: NonNegative = 2000.0
+    decode_step_us_per_request: NonNegative = 100.0
+    pull_us_per_block: NonNegative = 20.0
+    start_s: NonNegative = 0.0
     # Every n-th hand-off cannot be taken over (0: none), so that the engine computes the prompt again.
-    pull_failure_every: int = 0
+    pull_failure_every: Count = 0
     # The engine dies after this many requests (0: never).
-    dies_after_requests: int = 0
+    dies_after_requests: Count = 0
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,22 +39,22 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     trust_remote_code: bool = False
     dtype: str = "auto"
     # None: what the model says.
-    max_model_len: int | None = None
+    max_model_len: PositiveCount | None = None
     # On CPU a multiple of 32.
-    block_size_tokens: int = 32
+    block_size_tokens: PositiveCount = 32
     # None: vLLM decides from memory (GPU) or 1 GiB (CPU).
-    kv_cache_bytes: int | None = None
+    kv_cache_bytes: PositiveCount | None = None
     enforce_eager: bool = False
-    tensor_parallel_size: int = 1
-    max_num_seqs: int = 64
+    tensor_parallel_size: PositiveCount = 1
+    max_num_seqs: PositiveCount = 64
     # None: vLLM's own default.
-    max_num_batched_tokens: int | None = None
+    max_num_batched_tokens: PositiveCount | None = None
     seed: int = 0
     # CPU threads of one engine; 0: share the machine's cores evenly between the engines that engines_per_machine says.
-    cpu_threads: int = 0
-    engines_per_machine: int = 2
+    cpu_threads: Count = 0
+    engines_per_machine: PositiveCount = 2
     # How long a prefill engine keeps KV nobody took over, where no release message comes.
-    lease_duration_s: float = 30.0
+    lease_duration_s: Positive = 30.0
     # Where this engine offers its NIXL metadata; other machines must reach it. The port is asked from the kernel.
     side_channel_host: str = "127.0.0.1"
     # The connector class and its module; "MultiConnector" with an empty module composes several (kv_connector_extra).
@@ -60,14 +62,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_connector_module: str = "kv_transfer.nixl_connector"
     kv_connector_extra: dict[str, Any] = msgspec.field(default_factory=dict)
     nixl_backends: list[str] = msgspec.field(default_factory=lambda: ["UCX"])
-    nixl_threads: int = 2
+    nixl_threads: PositiveCount = 2
     # How long NIXL's progress thread waits between two looks; 0: it spins, which takes one core of an idle engine.
-    nixl_progress_delay_us: int = 100
+    nixl_progress_delay_us: Count = 100
     ucx_tls: str = "tcp,cma,posix,sysv,self"
     # Serve vLLM's own Prometheus metrics too (vllm:*), from the worker's /metrics.
     vllm_metrics: bool = True
     # Any further field of vLLM's AsyncEngineArgs.
     args: dict[str, Any] = msgspec.field(default_factory=dict)
-    start_timeout_s: float = 600.0
-    close_timeout_s: float = 10.0
+    start_timeout_s: Positive = 600.0
+    close_timeout_s: NonNegative = 10.0
     fake: FakeEngineConfig = FakeEngineConfig()

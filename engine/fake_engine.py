@@ -95,6 +95,13 @@ class FakeEngine:
         """Free the KV a ``Hold`` kept. Idempotent; safe while or after it is pulled."""
         self._free_lease(handoff_lease_id)
 
+    def pulled(self, handoff_lease_id: str) -> None:
+        """Free what an engine in another process took over: no transfer layer connects fake engines."""
+        held = self._leases.get(handoff_lease_id)
+        if held is not None:
+            self._bytes_out += held[0] * self._info.block_bytes
+            self._free_lease(handoff_lease_id)
+
     def load(self) -> EngineLoad:
         """The load now."""
         return EngineLoad(

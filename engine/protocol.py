@@ -140,6 +140,10 @@ class Engine(Protocol):
         """Free the KV a ``Hold`` kept. Idempotent; safe while or after it is pulled."""
         ...
 
+    def pulled(self, handoff_lease_id: str) -> None:
+        """Hear that another engine has this lease's KV. Nothing to do where the transfer layer told the engine itself."""
+        ...
+
     def load(self) -> EngineLoad:
         """The latest known load, without waiting."""
         ...

@@ -136,6 +136,9 @@ class VllmEngine:
                 f"baton-release-{next(self._release_ids)}", {"baton_release": [handoff_lease_id]}
             )
 
+    def pulled(self, handoff_lease_id: str) -> None:
+        """Nothing: NIXL's notification has freed the blocks."""
+
     def load(self) -> EngineLoad:
         """The latest known load, without waiting."""
         return self._load.load()

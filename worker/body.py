@@ -214,7 +214,10 @@ class WorkerBody:
 
     def release(self, message: pb.ReleaseHandoff) -> None:
         """A front proxy no longer needs a hand-off."""
-        self.apply(self.role.released(message.lease_id, message.epoch, message.pulled))
+        actions = self.role.released(message.lease_id, message.epoch, message.pulled)
+        self.apply(actions)
+        if message.pulled and actions:
+            self.engine.pulled(message.lease_id)
 
     async def _free(self, lease_id: str) -> None:
         try:
