@@ -139,7 +139,7 @@ async def test_leaving_a_stream_cancels_the_work(served: Served, api: BatonClien
     async for _ in responses:
         if served.source.held.is_set() or _.choices:
             break
-    await responses.aclose()  # type: ignore[attr-defined]
+    await responses.aclose()
     await asyncio.wait_for(served.source.closed.wait(), 5)
 
 
