@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import msgspec
 
+from runtime.bounds import Count, NonNegative, Positive, PositiveCount
+
 
 class DecodeWorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How picky the worker is about a hand-off, and how full it lets its KV cache become."""
 
-    lease_margin_s: float = 1.0
+    lease_margin_s: NonNegative = 1.0
     """A hand-off with less time left than this is refused: the pull might outlive the lease."""
-    holders_max: int = 4_096
+    holders_max: PositiveCount = 4_096
     """Prefill workers whose newest epoch is remembered."""
-    output_headroom_tokens: int = 256
+    output_headroom_tokens: Count = 256
     """Output tokens that admission counts per request, beside its prompt, when the scheduler reserved nothing."""
-    kv_overcommit_factor: float = 1.0
+    kv_overcommit_factor: Positive = 1.0
     """KV blocks that admitted requests may need together, as a multiple of what the engine has."""

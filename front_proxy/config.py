@@ -5,55 +5,56 @@ from __future__ import annotations
 import msgspec
 
 from front_proxy.serving_config import ServingConfig
+from runtime.bounds import NonNegative, Port, Positive, PositiveCount
 
 
 class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Every bound carries its unit in its name. Durations ending in ``_s`` are seconds."""
 
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: Port = 8000
     """HTTP (OpenAI's API and /metrics). 0 picks a free port."""
-    grpc_port: int = 0
+    grpc_port: Port = 0
     """inference.v1, health and status. 0 picks a free port."""
     front_proxy_id: str = ""
     """Unique per process. Empty: made from host, pid and start time."""
     scheduler_address: str = ""
     """host:port of the scheduler."""
 
-    requests_in_flight_max: int = 1024
+    requests_in_flight_max: PositiveCount = 1024
     """Generations running at once, children of n > 1 counted; more are refused with EXHAUSTED."""
-    request_bytes_max: int = 32 * 1024 * 1024
+    request_bytes_max: PositiveCount = 32 * 1024 * 1024
     """Longest HTTP body accepted."""
-    prompt_tokens_max: int = 1_048_576
+    prompt_tokens_max: PositiveCount = 1_048_576
     """Longest prompt accepted before any worker is asked; the workers' own limit is checked too."""
-    message_bytes_max: int = 64 * 1024 * 1024
+    message_bytes_max: PositiveCount = 64 * 1024 * 1024
     """Longest gRPC message in either direction."""
-    output_deltas_max: int = 4096
+    output_deltas_max: PositiveCount = 4096
     """Deltas waiting for one slow client; beyond it the request fails rather than holding memory."""
-    send_messages_max: int = 8192
+    send_messages_max: PositiveCount = 8192
     """Messages waiting to be written on one stream to a worker or the scheduler."""
 
-    deadline_s: float = 600.0
+    deadline_s: Positive = 600.0
     """Time a request may take when the client named none, and the most it may name."""
-    attempts_max: int = 3
+    attempts_max: PositiveCount = 3
     """Placements tried for one request before it fails."""
-    plan_timeout_s: float = 5.0
+    plan_timeout_s: Positive = 5.0
     """Wait for one answer from the scheduler, reconnecting included."""
-    connect_timeout_s: float = 3.0
+    connect_timeout_s: Positive = 3.0
     """Wait for a stream to a worker or the scheduler to open."""
-    worker_connect_retry_s: float = 0.5
+    worker_connect_retry_s: NonNegative = 0.5
     """After a worker could not be reached, time during which it is not dialled again."""
-    scheduler_backoff_min_s: float = 0.05
+    scheduler_backoff_min_s: Positive = 0.05
     """First pause before a lost scheduler is dialled again; it doubles each time."""
-    scheduler_backoff_max_s: float = 2.0
+    scheduler_backoff_max_s: Positive = 2.0
     """Longest such pause."""
-    close_timeout_s: float = 5.0
+    close_timeout_s: NonNegative = 5.0
     """Wait for streams to end when the front proxy stops."""
-    usable_timeout_s: float = 600.0
+    usable_timeout_s: Positive = 600.0
     """Wait for a usable set of workers at start before giving up."""
-    drain_timeout_s: float = 30.0
+    drain_timeout_s: NonNegative = 30.0
     """Time running requests get to finish after the first SIGTERM."""
-    retry_after_s: float = 1.0
+    retry_after_s: NonNegative = 1.0
     """Advice in Retry-After when this process itself is full."""
 
     phases_header: str = "x-baton-explain"

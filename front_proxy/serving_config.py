@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from runtime.bounds import Count
+
 LogLevel = Literal["critical", "error", "warning", "info", "debug"]
 
 
@@ -30,13 +32,13 @@ class ServingConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Answer with X-Request-Id."""
     enable_force_include_usage: bool = False
     """Usage on every stream, asked for or not."""
-    sse_keep_alive_interval_s: int = 0
+    sse_keep_alive_interval_s: Count = 0
     """Comment lines on an idle stream every so many seconds. 0: none."""
     allowed_origins: list[str] = msgspec.field(default_factory=list)
     """Origins that browsers may call from. Empty: none."""
     extra_routes: list[str] = msgspec.field(default_factory=list)
     """Further paths of vLLM's app to publish, such as /docs. Everything else answers 404."""
-    keep_alive_timeout_s: int = 5
+    keep_alive_timeout_s: Count = 5
     """An idle HTTP connection is closed after this time."""
     log_level: LogLevel = "warning"
     """Of the HTTP server."""

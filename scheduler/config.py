@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import msgspec
 
-Weight = Annotated[float, msgspec.Meta(ge=0.0)]
-Positive = Annotated[float, msgspec.Meta(gt=0.0)]
-Count = Annotated[int, msgspec.Meta(ge=0)]
-PositiveCount = Annotated[int, msgspec.Meta(ge=1)]
-Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+from runtime.bounds import Count, NonNegative, Port, Positive, PositiveCount
 
 
 class QueueTimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="queue_time"):
     """Prefer the worker that will start computing soonest."""
 
-    weight: Weight = 1.0
+    weight: NonNegative = 1.0
     # Predicted wait at which the score is one half.
     half_score_s: Positive = 0.5
 
@@ -24,13 +18,13 @@ class QueueTimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 class KvHeadroomConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="kv_headroom"):
     """Prefer the worker with the larger share of its KV blocks free."""
 
-    weight: Weight = 1.0
+    weight: NonNegative = 1.0
 
 
 class RequestCountConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="request_count"):
     """Prefer the worker with fewer requests."""
 
-    weight: Weight = 1.0
+    weight: NonNegative = 1.0
     # Requests at which the score is one half.
     half_score_requests: PositiveCount = 8
 

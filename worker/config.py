@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from runtime.bounds import NonNegative, Port, Positive, PositiveCount
+
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One worker process, whatever its role. Units are in the names."""
@@ -14,52 +16,52 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Interface the gRPC and metrics servers bind, and the address others are told unless ``advertise_host`` is set."""
     advertise_host: str = ""
     """Host others reach this worker by. Empty: ``host``."""
-    port: int = 0
+    port: Port = 0
     """gRPC port. 0: any free one."""
-    metrics_port: int = 0
+    metrics_port: Port = 0
     """Prometheus port. 0: any free one."""
     scheduler_address: str = ""
     """host:port of the scheduler. Empty: none, the worker serves whoever connects (tests)."""
 
-    message_bytes_max: int = 64 * 1024 * 1024
+    message_bytes_max: PositiveCount = 64 * 1024 * 1024
     """Largest gRPC message in either direction."""
-    front_proxies_max: int = 64
+    front_proxies_max: PositiveCount = 64
     """Attach streams at once."""
-    lease_tick_s: float = 0.25
+    lease_tick_s: Positive = 0.25
     """How often leases are looked through for ones that ran out."""
-    requests_max: int = 256
+    requests_max: PositiveCount = 256
     """Requests admitted at once; more are refused as exhausted."""
-    outbox_deltas_max: int = 65_536
+    outbox_deltas_max: PositiveCount = 65_536
     """Deltas waiting for one front proxy; one more and its stream is cut and its requests aborted."""
-    outbox_bytes_max: int = 64 * 1024 * 1024
+    outbox_bytes_max: PositiveCount = 64 * 1024 * 1024
     """Bytes of deltas waiting for one front proxy; the same happens beyond."""
-    step_deltas_max: int = 1_024
+    step_deltas_max: PositiveCount = 1_024
     """Deltas in one StepOutputs message; more become several messages."""
-    step_bytes_max: int = 8 * 1024 * 1024
+    step_bytes_max: PositiveCount = 8 * 1024 * 1024
     """Bytes aimed at in one StepOutputs message."""
-    retry_after_s: float = 1.0
+    retry_after_s: NonNegative = 1.0
     """Advice that goes with a refusal for lack of room."""
 
-    heartbeat_interval_s: float = 1.0
+    heartbeat_interval_s: Positive = 1.0
     """Longest silence towards the scheduler, where it does not ask for a shorter one."""
-    load_interval_s: float = 0.1
+    load_interval_s: Positive = 0.1
     """Shortest time between two load reports."""
-    scheduler_backoff_initial_s: float = 0.1
+    scheduler_backoff_initial_s: Positive = 0.1
     """First wait after the scheduler's session broke."""
-    scheduler_backoff_max_s: float = 5.0
+    scheduler_backoff_max_s: Positive = 5.0
     """Longest wait between attempts to reach the scheduler. It never gives up."""
-    scheduler_call_timeout_s: float = 10.0
+    scheduler_call_timeout_s: Positive = 10.0
     """Time the scheduler has to answer a registration."""
-    register_timeout_s: float = 120.0
+    register_timeout_s: Positive = 120.0
     """Time a starting worker may wait for its first registration."""
 
-    drain_timeout_s: float = 30.0
+    drain_timeout_s: NonNegative = 30.0
     """Time running requests and held leases get when the worker is told to stop."""
-    health_interval_s: float = 1.0
+    health_interval_s: Positive = 1.0
     """How often the engine is asked whether it lives."""
-    abort_timeout_s: float = 10.0
+    abort_timeout_s: Positive = 10.0
     """Time the engine gets to take back one request or one lease."""
-    stop_grace_s: float = 2.0
+    stop_grace_s: NonNegative = 2.0
     """Time the gRPC server gets to close its streams."""
-    engine_close_timeout_s: float = 30.0
+    engine_close_timeout_s: NonNegative = 30.0
     """Time the engine gets to close."""

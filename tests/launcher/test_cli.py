@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from launcher.cli import main
+from launcher.config import BatonConfig
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +75,42 @@ def test_a_wrong_setting_is_an_error_with_its_path(
     assert out == ""
     assert told in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "front_proxy.port=-5",
+        "worker.port=65536",
+        "front_proxy.deadline_s=-1",
+        "front_proxy.deadline_s=nan",
+        "front_proxy.attempts_max=0",
+        "worker.heartbeat_interval_s=0",
+        "prefill_worker.leases_max=0",
+        "decode_worker.kv_overcommit_factor=0",
+        "engine.block_size_tokens=-16",
+        "engine.max_model_len=0",
+        "scheduler.tick_interval_s=0",
+    ],
+)
+def test_a_number_out_of_range_is_an_error_with_its_path(setting: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--set", setting]) == 2
+    assert f"configuration: {setting.partition('=')[0]}: Expected " in capsys.readouterr().err
+
+
+def test_every_number_of_the_configuration_has_a_bound() -> None:
+    def unbounded(cls: type[msgspec.Struct], at: str) -> list[str]:
+        found: list[str] = []
+        for field in msgspec.structs.fields(cls):
+            path = f"{at}{field.name}"
+            if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+                found += unbounded(field.type, f"{path}.")
+            elif field.type in (int, float, int | None, float | None):
+                found.append(path)
+        return found
+
+    # A seed and a token id mean nothing by their size.
+    assert unbounded(BatonConfig, "") == ["engine.seed", "engine.fake.eos_token_id"]
 
 
 @pytest.mark.parametrize(
