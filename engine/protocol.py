@@ -93,7 +93,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot. ``kv_blocks_used`` counts blocks that a request or a held hand-off owns; the rest grows from start."""
+    """A snapshot. ``kv_blocks_used`` counts blocks that a request or a held hand-off owns; the last five only grow."""
 
     requests_running: int = 0
     requests_waiting: int = 0
@@ -141,7 +141,7 @@ class Engine(Protocol):
         ...
 
     def pulled(self, handoff_lease_id: str) -> None:
-        """Hear that another engine has this lease's KV. Nothing to do where the transfer layer told the engine itself."""
+        """Hear that another engine has this lease's KV; a transfer layer that told the engine itself makes it moot."""
         ...
 
     def load(self) -> EngineLoad:

@@ -1,3 +1,5 @@
+"""Engines for the contract suite: fake ones always, one pair of real vLLM engines a session. Asserts nothing itself."""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,3 +1,5 @@
+"""The fake engine keeps its books: blocks, leases, hand-offs and a clock that may be virtual."""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,3 +1,5 @@
+"""Settings become vLLM's arguments and environment, and what vLLM does not know is named. Starts no engine."""
+
 from __future__ import annotations
 
 from engine.config import EngineConfig

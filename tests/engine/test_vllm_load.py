@@ -1,3 +1,5 @@
+"""vLLM's statistics become the few numbers that Baton reports."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping

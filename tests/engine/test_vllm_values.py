@@ -1,3 +1,5 @@
+"""vLLM's outputs become Baton's values, column by column."""
+
 from __future__ import annotations
 
 import math

@@ -1,3 +1,5 @@
+"""One request in every phase: what the machine decides when things go well, and when they do not."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,3 +1,5 @@
+"""A child ends when its parent is killed, and not before."""
+
 from __future__ import annotations
 
 import subprocess

@@ -1,3 +1,5 @@
+"""Seeds of the simulation hold, one seed repeats exactly, and every planted bug is found."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
