@@ -25,6 +25,8 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Generations running at once, children of n > 1 counted; more are refused with EXHAUSTED."""
     request_bytes_max: PositiveCount = 32 * 1024 * 1024
     """Longest HTTP body accepted."""
+    request_body_timeout_s: Positive = 60.0
+    """Time a client may take to send its body; a stalled upload must not hold a place for a request."""
     prompt_tokens_max: PositiveCount = 1_048_576
     """Longest prompt accepted before any worker is asked; the workers' own limit is checked too."""
     message_bytes_max: PositiveCount = 64 * 1024 * 1024

@@ -48,6 +48,7 @@ class GuardBounds(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds and switches of the guard."""
 
     request_bytes_max: int
+    request_body_timeout_s: float
     requests_in_flight_max: int
     retry_after_s: float
     phases_header: str
@@ -112,8 +113,13 @@ class HttpGuard:
         body: bytes | None = None
         if scope["method"] == "POST":
             try:
-                body = await self._body(receive) if length <= self._bounds.request_bytes_max else None
+                async with asyncio.timeout(self._bounds.request_body_timeout_s):
+                    body = await self._body(receive) if length <= self._bounds.request_bytes_max else None
             except _ClientLeft:
+                return
+            except TimeoutError:
+                message = f"The request body did not arrive within {self._bounds.request_body_timeout_s:g} s."
+                await self._refuse(scope, send, "slow_body", HTTPStatus.REQUEST_TIMEOUT, message)
                 return
             if body is None:
                 message = f"The request body is longer than {self._bounds.request_bytes_max} bytes."

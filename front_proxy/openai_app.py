@@ -50,6 +50,7 @@ class OpenAiServer:
             app,
             GuardBounds(
                 request_bytes_max=config.request_bytes_max,
+                request_body_timeout_s=config.request_body_timeout_s,
                 requests_in_flight_max=config.requests_in_flight_max,
                 retry_after_s=config.retry_after_s,
                 phases_header=config.phases_header,

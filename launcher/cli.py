@@ -151,6 +151,8 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     loaded = _load(arguments)
     config = loaded.value
+    if arguments.role in ("prefill", "decode") and not config.worker.scheduler_address:
+        return _fail("worker.scheduler_address: a worker needs its scheduler's HOST:PORT (--scheduler)", 2)
     if arguments.role != "scheduler":
         from launcher import model_choice
         from launcher.up import tell

@@ -24,8 +24,27 @@ def serve(role: Role, config: BatonConfig) -> int:
     if os.environ.get(CHILD_VARIABLE):
         orphan.stop_with_parent()
     telemetry.configure_logging(config.scheduler.log_level if role == "scheduler" else "info", process_id(role, config))
-    lifecycle.run(_main(role, config))
+    try:
+        lifecycle.run(_main(role, config))
+    except (OSError, BaseExceptionGroup) as error:
+        refused = _operating_system_error(error)
+        if refused is None:
+            raise
+        # A taken port, an address that is not ours, a full disk: the sentence says it all.
+        print(f"baton: error: {process_id(role, config)}: {refused}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _operating_system_error(error: BaseException) -> OSError | None:
+    """The one OSError that ended a process, alone or in a task group; None when anything else went wrong beside it."""
+    match error:
+        case OSError():
+            return error
+        case BaseExceptionGroup(exceptions=(only,)):
+            return _operating_system_error(only)
+        case _:
+            return None
 
 
 def process_id(role: Role, config: BatonConfig) -> str:

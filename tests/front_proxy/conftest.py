@@ -64,6 +64,7 @@ async def served(_parts: tuple[Any, Any, Any]) -> AsyncIterator[Served]:
         _built["app"] = await build(client, args)
         _built["app"].state.server = None
     bounds = GuardBounds(
+        request_body_timeout_s=5.0,
         request_bytes_max=20_000,
         requests_in_flight_max=6,
         retry_after_s=2.0,

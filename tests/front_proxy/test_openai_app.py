@@ -317,7 +317,12 @@ async def test_requests_over_the_bound_get_429_before_their_body_is_read(served:
 
     started = asyncio.Event()
     bounds = GuardBounds(
-        request_bytes_max=100, requests_in_flight_max=1, retry_after_s=3, phases_header="x", routes=routes([])
+        request_body_timeout_s=5.0,
+        request_bytes_max=100,
+        requests_in_flight_max=1,
+        retry_after_s=3,
+        phases_header="x",
+        routes=routes([]),
     )
     guard = HttpGuard(never, bounds)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=guard), base_url="http://x") as http:

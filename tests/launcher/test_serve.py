@@ -1,0 +1,25 @@
+"""One process by hand: what the operating system refuses is a sentence, not a traceback."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from launcher import cli
+
+
+def test_a_taken_port_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert cli.main(["scheduler", "--set", f"scheduler.port={port}"]) == 1
+    error = capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1:{port}" in error
+    assert "Traceback" not in error
+
+
+def test_a_worker_without_a_scheduler_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["decode"]) == 2
+    assert "worker.scheduler_address" in capsys.readouterr().err
