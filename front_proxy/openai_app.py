@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from argparse import Namespace
 from collections.abc import Iterator
@@ -110,8 +111,13 @@ class OpenAiServer:
 
 async def build(client: RemoteEngineClient, args: Namespace) -> FastAPI:
     """vLLM's app with its state, ready to be called."""
-    app = build_app(args, TASKS, client.model_config)
-    await init_app_state(client, app.state, args, TASKS)
+    level = logging.root.level
+    try:
+        app = build_app(args, TASKS, client.model_config)
+        await init_app_state(client, app.state, args, TASKS)
+    finally:
+        # A library that vLLM's app uses for other hosts sets the whole process to log errors only.
+        logging.root.setLevel(level)
     return app
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import json
 from typing import Any
 
@@ -445,3 +446,7 @@ async def test_images_are_refused(served: Served, http: httpx.AsyncClient) -> No
     response = await post(http, "/v1/chat/completions", messages=[{"role": "user", "content": [image]}])
     assert response.status_code in (400, 501)
     assert served.source.requests == []
+
+
+def test_building_the_app_leaves_the_process_log_level_alone(served: Served) -> None:
+    assert logging.root.level == logging.WARNING, "what pytest starts with"
