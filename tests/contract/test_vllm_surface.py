@@ -162,3 +162,11 @@ def test_the_nixl_wrapper_still_needs_its_progress_thread_calmed() -> None:
     """When NIXL stops writing 0 here, kv_transfer.nixl_connector.progress_delay can go."""
     wrapper = find("vllm.distributed.nixl_utils:NixlWrapper")
     assert "pthrDelay = 0" in inspect.getsource(wrapper.__init__)  # type: ignore[misc]
+
+
+def test_the_cpu_platform_still_wants_a_variable_before_it_runs_without_a_worker_process() -> None:
+    """When vLLM stops asking for it, engine.vllm_args need not set it."""
+    platform = importlib.import_module("vllm.platforms.cpu").CpuPlatform
+    source = inspect.getsource(platform.check_and_update_config)
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" in source
+    assert 'distributed_executor_backend == "uni"' in source

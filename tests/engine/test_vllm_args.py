@@ -49,3 +49,25 @@ def test_several_connectors_can_be_composed() -> None:
     assert values["kv_connector"] == "MultiConnector"
     assert "kv_connector_module_path" not in values
     assert values["kv_connector_extra_config"]["connectors"] == children
+
+
+def executor_of(config: EngineConfig, *, on_cpu: bool) -> object:
+    values = engine_arg_values(config, engine_id="p0-1", side_channel_port=5, on_cpu=on_cpu)
+    return values.get("distributed_executor_backend")
+
+
+def test_only_a_single_rank_on_cpu_runs_in_the_engine_core_itself() -> None:
+    assert executor_of(EngineConfig(model="m"), on_cpu=True) == "uni"
+    assert executor_of(EngineConfig(model="m"), on_cpu=False) is None
+    assert executor_of(EngineConfig(model="m", tensor_parallel_size=2), on_cpu=True) is None
+    chosen = EngineConfig(model="m", args={"distributed_executor_backend": "mp"})
+    assert executor_of(chosen, on_cpu=True) == "mp"
+
+
+def test_vllm_is_told_to_accept_that_only_where_it_is_asked_for() -> None:
+    single: dict[str, str] = {}
+    prepare_environment(EngineConfig(), single)
+    assert single["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    parallel: dict[str, str] = {}
+    prepare_environment(EngineConfig(tensor_parallel_size=2), parallel)
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in parallel
