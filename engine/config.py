@@ -66,8 +66,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     # How long NIXL's progress thread waits between two looks; 0: it spins, which takes one core of an idle engine.
     nixl_progress_delay_us: Count = 100
     ucx_tls: str = "tcp,cma,posix,sysv,self"
-    # Serve vLLM's own Prometheus metrics too (vllm:*), from the worker's /metrics.
-    vllm_metrics: bool = True
+    # Serve what vLLM's scheduler and connector count (vllm:*) from the worker's /metrics too. It costs CPU every step;
+    # vllm:* histograms of single requests stay empty: Baton's own have them (docs/metrics.md).
+    vllm_metrics: bool = False
     # Any further field of vLLM's AsyncEngineArgs.
     args: dict[str, Any] = msgspec.field(default_factory=dict)
     start_timeout_s: Positive = 600.0

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
 
 import msgspec
 
@@ -29,6 +28,7 @@ from engine.protocol import (
     FirstOutput,
     Hold,
     InvalidRequest,
+    OnOutput,
     TakeOver,
 )
 from kv_transfer import layout
@@ -71,24 +71,14 @@ class FakeEngine:
         """Fixed for the life of this object."""
         return self._info
 
-    async def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
-        """Yield outputs until one has ``finish``. Closing the iterator aborts. Raises EngineError."""
-        sequence = self._accept(request)
-        owned_by_caller = False
+    async def generate(self, request: EngineRequest, on_output: OnOutput) -> None:
+        """Run one sequence to its end; see ``Engine``. Raises EngineError."""
+        sequence = self._accept(request, on_output)
         try:
-            while True:
-                output = await sequence.outputs.get()
-                if output is None:
-                    raise EngineDead("the fake engine died")
-                if output.finish is None:
-                    yield output
-                    continue
-                owned_by_caller = True
-                yield output
-                return
+            await sequence.ended
         finally:
             self._leave(sequence)
-            if not owned_by_caller and isinstance(request.transfer, Hold):
+            if not sequence.handed_over and isinstance(request.transfer, Hold):
                 self._free_lease(request.request_id)
 
     async def release(self, handoff_lease_id: str) -> None:
@@ -132,7 +122,7 @@ class FakeEngine:
         self._dead = True
         self._fabric.leave(self._info.engine_id)
         for sequence in (*self._waiting, *self._pulling, *self._running):
-            sequence.outputs.put_nowait(None)
+            sequence.fail(EngineDead("the fake engine died"))
         for _, timer in self._leases.values():
             timer.cancel()
         self._waiting.clear()
@@ -143,7 +133,7 @@ class FakeEngine:
 
     # --- arrival and departure
 
-    def _accept(self, request: EngineRequest) -> Sequence:
+    def _accept(self, request: EngineRequest, on_output: OnOutput) -> Sequence:
         if self._dead:
             raise EngineDead("the fake engine died")
         try:
@@ -161,7 +151,7 @@ class FakeEngine:
             raise EngineDead("the fake engine died")
         loop = asyncio.get_running_loop()
         sequence = Sequence(
-            request, sampling, sequence_state(request.token_ids, sampling, self._config.seed), loop.time()
+            request, sampling, sequence_state(request.token_ids, sampling, self._config.seed), loop.time(), on_output
         )
         self._waiting.append(sequence)
         if self._stepper is None or self._stepper.done():
@@ -237,7 +227,7 @@ class FakeEngine:
         if sequence.left:
             return
         if sequence.error is not None:
-            sequence.outputs.put_nowait(EngineOutput(token_ids=[], finish=Finish("error")))
+            sequence.deliver(EngineOutput(token_ids=[], finish=Finish("error")))
             return
         self._waiting.appendleft(sequence)
         self._wake()
@@ -265,7 +255,7 @@ class FakeEngine:
         else:
             self._running.remove(sequence)
             handoff = self._hold(sequence, finish)
-        sequence.outputs.put_nowait(
+        sequence.deliver(
             EngineOutput(
                 token_ids=[token],
                 finish=finish,

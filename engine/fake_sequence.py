@@ -7,13 +7,20 @@ import hashlib
 import struct
 
 from engine.fake_model import FakeSampling, TokenState
-from engine.protocol import EngineError, EngineOutput, EngineRequest, Finish
+from engine.protocol import EngineError, EngineOutput, EngineRequest, Finish, OnOutput
 
 
 class Sequence:
     """Mutable state of one request."""
 
-    def __init__(self, request: EngineRequest, sampling: FakeSampling, state: TokenState, now_s: float) -> None:
+    def __init__(
+        self,
+        request: EngineRequest,
+        sampling: FakeSampling,
+        state: TokenState,
+        now_s: float,
+        on_output: OnOutput,
+    ) -> None:
         self.request = request
         self.sampling = sampling
         self.state = state
@@ -27,8 +34,30 @@ class Sequence:
         self.error: EngineError | None = None
         self.arrived_s = now_s
         self.scheduled_s = now_s
-        # None tells the reader that the engine is dead.
-        self.outputs: asyncio.Queue[EngineOutput | None] = asyncio.Queue()
+        self.on_output = on_output
+        # Whether the listener has the hand-off, and with it the duty to release it.
+        self.handed_over = False
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def deliver(self, output: EngineOutput) -> None:
+        """Give out what a step made; the output with ``finish`` is the last."""
+        if self.ended.done():
+            return
+        try:
+            self.on_output(output)
+        except Exception as error:  # noqa: BLE001 - the listener's defect costs this request, not the others
+            self.ended.set_exception(error)
+            self.ended.exception()
+            return
+        self.handed_over = output.handoff is not None
+        if output.finish is not None and not self.ended.done():
+            self.ended.set_result(None)
+
+    def fail(self, error: EngineError) -> None:
+        """The engine is lost."""
+        if not self.ended.done():
+            self.ended.set_exception(error)
+            self.ended.exception()  # whoever waited may have left: not an unheard error then
 
     def append(self, token: int) -> None:
         """A new token was made."""

@@ -5,7 +5,7 @@ The engine knows token ids, never text: tokenising and detokenising happen in th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
 import msgspec
@@ -78,6 +78,10 @@ class EngineOutput(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     handoff: KvHandoff | None = None
 
 
+OnOutput = Callable[[EngineOutput], None]
+"""Where a request's outputs go, in the turn of the event loop in which the engine's step arrived."""
+
+
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Identity and capacity of one engine incarnation."""
 
@@ -132,8 +136,13 @@ class Engine(Protocol):
         """Fixed for the life of this object."""
         ...
 
-    def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
-        """Yield outputs until one has ``finish``. Closing the iterator aborts. Raises EngineError."""
+    async def generate(self, request: EngineRequest, on_output: OnOutput) -> None:
+        """Run one sequence to its end: the output with ``finish`` is the last, and then this returns.
+
+        All outputs of one step are given out in one turn of the event loop, without a task a request. Cancelling
+        aborts: nothing is given out any more, and what a ``Hold`` kept is freed if its hand-off was not given out.
+        Raises EngineError.
+        """
         ...
 
     async def release(self, handoff_lease_id: str) -> None:

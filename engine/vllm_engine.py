@@ -7,13 +7,11 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 from vllm.exceptions import VLLMClientError
 from vllm.inputs.engine import tokens_input
-from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -28,13 +26,14 @@ from engine.protocol import (
     EngineError,
     EngineInfo,
     EngineLoad,
-    EngineOutput,
     EngineRequest,
     Hold,
     InvalidRequest,
+    OnOutput,
     TakeOver,
 )
 from engine.vllm_load import LoadRecorder
+from engine.vllm_steps import LiveRequest, StepOutputs
 from kv_transfer.handoff import KvHandoff
 
 log = logging.getLogger(__name__)
@@ -60,6 +59,10 @@ class VllmEngine:
         self._worker_id = worker_id
         self._release_ids = itertools.count()
         self._closed = False
+        self._steps = StepOutputs(load, self._handoff)
+        # Before its first request: AsyncLLM's output loop, which starts then, keeps the processor it finds.
+        assert llm.output_handler is None
+        llm.output_processor = self._steps
 
     @classmethod
     async def start(cls, config: EngineConfig, *, worker_id: str, role: str) -> VllmEngine:
@@ -100,21 +103,14 @@ class VllmEngine:
         """Fixed for the life of this object."""
         return self._info
 
-    async def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
-        """Yield outputs until one has ``finish``. Closing the iterator aborts. Raises EngineError."""
+    async def generate(self, request: EngineRequest, on_output: OnOutput) -> None:
+        """Run one sequence to its end; see ``Engine``. Raises EngineError."""
         params = self._sampling(request)
-        handed_over = False
-        first = True
+        live = self._steps.expect(request, on_output)
         try:
-            async with contextlib.aclosing(self._outputs(request, params)) as outputs:
-                async for output in outputs:
-                    completion = output.outputs[0]
-                    handoff = await self._handoff(request, output, completion)
-                    handed_over = handed_over or handoff is not None or output.finished
-                    yield vllm_values.engine_output(output, completion, params, request.transfer, handoff, first=first)
-                    first = False
+            await self._submit(request, params)
+            await live.ended
         except EngineDeadError as error:
-            handed_over = True  # nothing is held by a dead engine
             raise EngineDead("the vLLM engine process is gone") from error
         except (VLLMClientError, ValueError, TypeError) as error:
             raise InvalidRequest(str(error)) from error
@@ -123,9 +119,7 @@ class VllmEngine:
         except Exception as error:
             raise EngineError(f"vLLM failed this request: {error.__cause__ or error}") from error
         finally:
-            if isinstance(request.transfer, Hold) and not handed_over and not self._llm.errored:
-                # It may have finished in the engine while we left: then its KV is held and nobody knows the ticket.
-                await self.release(request.request_id)
+            await self._leave(live)
 
     async def release(self, handoff_lease_id: str) -> None:
         """Free the KV a ``Hold`` kept. Idempotent; safe while or after it is pulled."""
@@ -189,31 +183,36 @@ class VllmEngine:
         params.extra_args = extra or None
         return params
 
-    def _outputs(self, request: EngineRequest, params: SamplingParams) -> Any:
-        return self._llm.generate(
+    async def _submit(self, request: EngineRequest, params: SamplingParams) -> None:
+        kwargs = request.reasoning_parser_kwargs
+        await self._llm.add_request(
+            request.request_id,
             tokens_input(request.token_ids, cache_salt=request.cache_salt),
             params,
-            request.request_id,
             trace_headers=request.trace_headers,
             priority=request.priority,
             session_id=request.session_id,
             reasoning_ended=request.reasoning_ended,
-            reasoning_parser_kwargs=(
-                _map_decoder.decode(request.reasoning_parser_kwargs) if request.reasoning_parser_kwargs else None
-            ),
+            reasoning_parser_kwargs=_map_decoder.decode(kwargs) if kwargs else None,
         )
 
-    async def _handoff(
-        self, request: EngineRequest, output: RequestOutput, completion: CompletionOutput
-    ) -> KvHandoff | None:
-        """The ticket for KV that the last output left behind, unless nobody will need it."""
-        if not isinstance(request.transfer, Hold) or not output.finished or not output.kv_transfer_params:
-            return None
-        if completion.finish_reason != "length":
-            await self.release(request.request_id)  # the first token ended the request
-            return None
+    async def _leave(self, live: LiveRequest) -> None:
+        """However a request ended: stop it where it runs, and free KV that was kept for nobody."""
+        running = not live.ended.done()
+        self._steps.forget(live)
+        if self._llm.errored:
+            return  # nothing is held by a dead engine
+        with contextlib.suppress(EngineDeadError):
+            if running and live.engine_request_id is not None:
+                await self._llm.abort(live.engine_request_id, internal=True)
+            if isinstance(live.request.transfer, Hold) and not live.handed_over:
+                # It may have finished in the engine while we left, or ended with its first token: KV held for nobody.
+                await self.release(live.request.request_id)
+
+    def _handoff(self, request: EngineRequest, params: dict[str, Any]) -> KvHandoff:
+        assert isinstance(request.transfer, Hold)
         return vllm_values.handoff(
-            output.kv_transfer_params,
+            params,
             self._info,
             worker_id=self._worker_id,
             lease_id=request.request_id,
@@ -223,5 +222,4 @@ class VllmEngine:
     async def _serve_one_token(self) -> None:
         sampling = msgspec.msgpack.encode(SamplingParams(max_tokens=1, temperature=0.0))
         request = EngineRequest(request_id=f"warm-up-{self._info.engine_id}", token_ids=[0], sampling=sampling)
-        async for _ in self.generate(request):
-            pass
+        await self.generate(request, lambda _: None)

@@ -51,6 +51,13 @@ class LoadRecorder:
             late_pulls=self.late_pulls,
         )
 
+    def count_prompt(self, stats: Any) -> None:
+        """One request's vLLM PrefillStats, which come with its first output."""
+        if stats is not None:
+            self.prompt_tokens_computed += stats.num_computed_tokens
+            self.prompt_tokens_cached += stats.num_local_cached_tokens
+            self.prompt_tokens_external += stats.num_external_cached_tokens
+
     def record(
         self,
         scheduler_stats: Any,
@@ -59,11 +66,6 @@ class LoadRecorder:
         engine_idx: int = 0,
     ) -> None:
         """Called by vLLM once a step."""
-        if iteration_stats is not None:
-            prompt = iteration_stats.prompt_token_stats
-            self.prompt_tokens_computed += prompt.computed
-            self.prompt_tokens_cached += prompt.local_cache_hit
-            self.prompt_tokens_external += prompt.external_kv_transfer
         if scheduler_stats is None:
             return
         self._usage[engine_idx] = scheduler_stats.kv_cache_usage

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 
 from engine.config import EngineConfig
-from engine.protocol import EngineInfo, EngineOutput, Finish, FinishReason, FirstOutput, Hold, Logprobs, TakeOver
+from engine.protocol import EngineInfo, Finish, FinishReason, FirstOutput, Hold, Logprobs, TakeOver
 from kv_transfer import layout
 from kv_transfer.handoff import KvHandoff
 
@@ -64,85 +62,39 @@ def handoff(params: dict[str, Any], info: EngineInfo, *, worker_id: str, lease_i
     )
 
 
-def engine_output(
-    output: Any,
-    completion: Any,
-    params: Any,
-    transfer: Hold | TakeOver | None,
-    ticket: KvHandoff | None,
-    *,
-    first: bool,
-) -> EngineOutput:
-    """One of vLLM's RequestOutputs."""
-    logprobs = prompt_logprobs = None
-    if completion.logprobs:
-        logprobs = logprob_columns(completion.logprobs, completion.token_ids, params.logprobs)
-    if output.prompt_logprobs:
-        # vLLM's first position is None: nothing predicts the first prompt token.
-        positions = list(output.prompt_logprobs)[1:]
-        prompt_logprobs = logprob_columns(positions, output.prompt_token_ids[1:], params.prompt_logprobs)
-    return EngineOutput(
-        token_ids=list(completion.token_ids),
-        finish=_finish(completion),
-        first=_first(output, transfer) if first else None,
-        logprobs=logprobs,
-        prompt_logprobs=prompt_logprobs,
-        handoff=ticket,
-    )
-
-
-def logprob_columns(positions: Sequence[Any], actual: Sequence[int], top: int | None) -> Logprobs:
-    """Columns as vLLM's sampler made them: the actual token, then the ``top`` likeliest, it among them or not.
-
-    vLLM's {token id: Logprob} has merged the actual token with its place among the likeliest, which is
-    undone here: a front proxy feeds these rows to vLLM's own output processing.
-    """
-    rows: list[list[tuple[int, float]]] = []
-    ranks: list[int] = []
-    for position, token in zip(positions, actual, strict=True):
-        entries = {key: entry.logprob for key, entry in position.items()}
-        own = (token, entries.pop(token, -math.inf))
-        likeliest = list(entries.items())
-        rank = (position[token].rank or 0) if token in position else 0
-        if top and 0 <= top - 1 == len(likeliest):
-            likeliest.insert(min(max(rank, 1), top) - 1, own)
-        elif top == -1:
-            likeliest.insert(max(rank, 1) - 1, own)
-        rows.append([own, *likeliest])
-        ranks.append(rank)
-    width = max((len(row) for row in rows), default=0)
-    for row in rows:
-        row.extend([(row[0][0], -math.inf)] * (width - len(row)))
+def logprob_columns(token_ids: Any, logprobs: Any, ranks: Any) -> Logprobs:
+    """Arrays ``[rows, width]``, ``[rows, width]`` and ``[rows]`` of numpy or torch, as vLLM's sampler made them."""
+    width = int(token_ids.shape[-1]) if len(token_ids.shape) > 1 else 0
     return Logprobs(
         width=width,
-        token_ids=[token for row in rows for token, _ in row],
-        logprobs=[value for row in rows for _, value in row],
-        ranks=ranks,
+        token_ids=token_ids.reshape(-1).tolist(),
+        logprobs=logprobs.reshape(-1).tolist(),
+        ranks=ranks.reshape(-1).tolist(),
     )
 
 
-def _finish(completion: Any) -> Finish | None:
-    if completion.finish_reason is None:
-        return None
-    reason = completion.finish_reason if completion.finish_reason in ("stop", "length", "abort") else "error"
-    stop = completion.stop_reason if isinstance(completion.stop_reason, int) else None
-    return Finish(cast(FinishReason, reason), stop)
+def finish(reason: Any, stop_reason: Any) -> Finish:
+    """VLLM's finish reason; a stop reason is a token id, since engines get no stop strings."""
+    name = str(reason)
+    known = name if name in ("stop", "length", "abort") else "error"
+    return Finish(cast(FinishReason, known), stop_reason if isinstance(stop_reason, int) else None)
 
 
-def _first(output: Any, transfer: Hold | TakeOver | None) -> FirstOutput:
-    """VLLM tells cached tokens as one number; with a take-over we count them all as taken over."""
-    cached = output.num_cached_tokens or 0
+def first_output(
+    stats: Any, times_s: tuple[float, float], ended_s: float, transfer: Hold | TakeOver | None
+) -> FirstOutput:
+    """Facts of a first output: vLLM's PrefillStats, when it was queued and scheduled, when its step ended.
+
+    VLLM tells cached tokens as one number; with a take-over we count them all as taken over.
+    """
+    cached = stats.num_cached_tokens if stats is not None else 0
     taken_over = isinstance(transfer, TakeOver)
-    metrics = output.metrics
-    queue_s = compute_s = 0.0
-    if metrics is not None and metrics.scheduled_ts and metrics.first_token_ts:
-        queue_s = max(0.0, metrics.scheduled_ts - metrics.queued_ts)
-        compute_s = max(0.0, metrics.first_token_ts - metrics.scheduled_ts)
+    queued_s, scheduled_s = times_s
     return FirstOutput(
         cached_tokens=0 if taken_over else cached,
         external_tokens=cached if taken_over else 0,
-        queue_s=queue_s,
-        compute_s=compute_s,
+        queue_s=max(0.0, scheduled_s - queued_s) if scheduled_s else 0.0,
+        compute_s=max(0.0, ended_s - scheduled_s) if scheduled_s else 0.0,
     )
 
 

@@ -24,6 +24,7 @@ from launcher.environment import child_environment
 
 NAME = "baton-demo"
 CHAT_TOOL_PARSER = "hermes"
+DTYPE = "float32"
 _TRAINING_TIMEOUT_S = 1800.0
 _KEY_LENGTH = 12
 _SOURCES = ("demo_text.py", "demo_training.py")

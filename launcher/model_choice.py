@@ -41,6 +41,8 @@ def choose(
         config.engine,
         model=str(folder),
         served_model_name=config.engine.served_model_name or demo_model.NAME,
+        # As it was trained: rounded to 16 bits its logits can tie, and then answers depend on what shares the batch.
+        dtype=demo_model.DTYPE if config.engine.dtype == "auto" else config.engine.dtype,
     )
     if sources.get("front_proxy.serving.tool_call_parser", DEFAULT) == DEFAULT:
         serving = msgspec.structs.replace(

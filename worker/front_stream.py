@@ -7,6 +7,7 @@ ends the engine's generator before the front proxy is told.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from typing import Literal
 
@@ -56,6 +57,7 @@ class FrontStream:
             bytes_max=config.outbox_bytes_max,
             step_deltas_max=config.step_deltas_max,
             step_bytes_max=config.step_bytes_max,
+            interval_s=config.output_interval_ms / 1000,
         )
         self.failed: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
         self._body = body
@@ -122,19 +124,14 @@ class FrontStream:
 
     async def _serve(self, live: LiveRequest, engine_request: EngineRequest) -> None:
         live.started_s = self._body.now_s()
-        outputs = self._body.engine.generate(engine_request)
-        try:
-            async for output in outputs:
-                if not live.finished:
-                    self._deliver(live, output)
-        finally:
-            # A generator that is only dropped would abort in the engine at the garbage collector's leisure.
-            aclose = getattr(outputs, "aclose", None)
-            if aclose is not None:
-                await aclose()
+        await self._body.engine.generate(engine_request, functools.partial(self._deliver, live))
 
     def _deliver(self, live: LiveRequest, output: EngineOutput) -> None:
         body, request = self._body, live.request
+        body.metrics.output_tokens.inc(len(output.token_ids))
+        if wire.is_plain(output):
+            self._post(output.token_ids, request.slot)
+            return
         if live.tokens_queued:
             body.prefill_tokens_queued -= live.tokens_queued
             live.tokens_queued = 0
@@ -152,7 +149,6 @@ class FrontStream:
             handoff = offer.handoff
             if self._closing:
                 body.apply(body.role.owner_gone(self._id))
-        body.metrics.output_tokens.inc(len(output.token_ids))
         self._post(wire.delta_of(request.slot, output, handoff, admission_s))
         if output.finish is not None:
             self._finish(live, output.finish.reason)
@@ -208,9 +204,13 @@ class FrontStream:
                 message = f"request {request_id} failed: {type(error).__name__}"
                 return Failure(kind=FailureKind.INTERNAL, message=message)
 
-    def _post(self, delta: pb.Delta) -> None:
+    def _post(self, delta: pb.Delta | list[int], slot: int = 0) -> None:
+        """A delta, or the tokens by which the request in ``slot`` went on."""
         try:
-            self.outbox.append(delta)
+            if isinstance(delta, list):
+                self.outbox.append_tokens(slot, delta)
+            else:
+                self.outbox.append(delta)
         except OutboxOverflow as overflow:
             if not self.failed.done():
                 self._body.metrics.outbox_overflows.inc()

@@ -16,6 +16,8 @@ FINISH: dict[FinishReason, pb.FinishReason] = {
     "error": pb.FINISH_REASON_ERROR,
 }
 _UINT32_MAX = 2**32 - 1
+TOKEN_BYTES = 4
+"""What one more token adds to the estimate of a delta's size."""
 
 
 def request_of(submit: pb.Submit) -> WorkerRequest | None:
@@ -44,6 +46,17 @@ def request_of(submit: pb.Submit) -> WorkerRequest | None:
         reasoning_parser_kwargs=submit.reasoning_parser_kwargs,
         deadline_s=submit.deadline_ms / 1000 if submit.deadline_ms else None,
         blocks_reserved=submit.blocks_reserved,
+    )
+
+
+def is_plain(output: EngineOutput) -> bool:
+    """Whether an output says nothing but that its request went on by some tokens, as nearly all do."""
+    return (
+        output.finish is None
+        and output.first is None
+        and output.logprobs is None
+        and output.prompt_logprobs is None
+        and output.handoff is None
     )
 
 
@@ -81,7 +94,7 @@ def aborted(slot: int) -> pb.Delta:
 
 def size_estimate_bytes(delta: pb.Delta) -> int:
     """Roughly what a delta weighs: exact sizing would cost more than the bound is worth."""
-    size = 64 + 4 * len(delta.token_ids)
+    size = 64 + TOKEN_BYTES * len(delta.token_ids)
     if delta.HasField("logprobs"):
         size += 12 * len(delta.logprobs.token_ids)
     if delta.HasField("prompt_logprobs"):

@@ -34,7 +34,9 @@ def request(tokens: list[int], transfer: Hold | TakeOver | None = None, **sampli
 
 
 async def collect(engine: Engine, wanted: EngineRequest) -> list[EngineOutput]:
-    return [output async for output in engine.generate(wanted)]
+    outputs: list[EngineOutput] = []
+    await engine.generate(wanted, outputs.append)
+    return outputs
 
 
 def tokens_of(outputs: list[EngineOutput]) -> list[int]:
@@ -117,21 +119,27 @@ async def test_a_held_prefill_counts_as_used_until_its_lease_runs_out(engines: P
     assert await settles(engines.prefill)
 
 
-async def test_closing_the_iterator_frees_everything_whatever_it_was_doing(engines: Pair) -> None:
-    """A hand-off that was not received is nobody's, so the engine itself must let go of it."""
+async def leave_after(engine: Engine, wanted: EngineRequest, seconds: float) -> list[EngineOutput]:
+    """Cancel a generation after some time, if it is not over by then; what was given out until then."""
+    outputs: list[EngineOutput] = []
+    running = asyncio.ensure_future(engine.generate(wanted, outputs.append))
+    await asyncio.wait([running], timeout=seconds)
+    running.cancel()
+    await asyncio.wait([running])
+    given_out = len(outputs)
+    await asyncio.sleep(0)
+    assert len(outputs) == given_out
+    return outputs
+
+
+async def test_leaving_frees_everything_whatever_it_was_doing(engines: Pair) -> None:
+    """A hand-off that was not given out is nobody's, so the engine itself must let go of it."""
     chooser = random.Random(7)
     for _ in range(20):
-        outputs = engines.prefill.generate(request(prompt(400), Hold(lease_s=60.0), max_tokens=1))
-        reading = asyncio.ensure_future(anext(outputs))
-        await asyncio.wait([reading], timeout=chooser.random() * 0.04)
-        if reading.done():
-            handoff = reading.result().handoff
-            assert handoff is not None
-            await engines.prefill.release(handoff.lease_id)
-        else:
-            reading.cancel()
-            await asyncio.wait([reading])
-        await outputs.aclose()  # type: ignore[attr-defined]
+        wanted = request(prompt(400), Hold(lease_s=60.0), max_tokens=1)
+        for output in await leave_after(engines.prefill, wanted, chooser.random() * 0.04):
+            assert output.handoff is not None
+            await engines.prefill.release(output.handoff.lease_id)
     assert await settles(engines.prefill)
 
 
@@ -141,14 +149,42 @@ async def test_leaving_while_the_kv_is_under_way_frees_both_sides(engines: Pair)
         tokens = prompt(500)
         done = await prefill(engines.prefill, tokens)
         assert done.handoff is not None
-        outputs = engines.decode.generate(request(tokens, TakeOver(done.handoff)))
-        reading = asyncio.ensure_future(anext(outputs))
-        await asyncio.wait([reading], timeout=chooser.random() * 0.02)
-        reading.cancel()
-        await asyncio.wait([reading])
-        await outputs.aclose()  # type: ignore[attr-defined]
+        await leave_after(engines.decode, request(tokens, TakeOver(done.handoff)), chooser.random() * 0.02)
         await engines.prefill.release(done.handoff.lease_id)
     assert await settles(engines.decode)
+    assert await settles(engines.prefill)
+
+
+async def test_leaving_right_after_the_handoff_was_given_out_leaves_it_to_its_receiver(engines: Pair) -> None:
+    tokens = prompt(100)
+    outputs: list[EngineOutput] = []
+
+    def take(output: EngineOutput) -> None:
+        outputs.append(output)
+        running.cancel()
+
+    running = asyncio.ensure_future(engines.prefill.generate(request(tokens, Hold(lease_s=60.0), max_tokens=1), take))
+    await asyncio.wait([running])
+    handoff = outputs[-1].handoff
+    assert handoff is not None
+    continued = await collect(engines.decode, request(tokens, TakeOver(handoff)))
+    assert continued[0].first is not None
+    assert continued[0].first.external_tokens >= 99
+
+
+async def test_a_listener_that_fails_costs_its_own_request_only(engines: Pair) -> None:
+    def refuse(output: EngineOutput) -> None:
+        raise RuntimeError("the listener is broken")
+
+    broken = request(prompt(40), Hold(lease_s=60.0), max_tokens=1)
+    other, result = await asyncio.gather(
+        collect(engines.prefill, request(prompt(40))),
+        engines.prefill.generate(broken, refuse),
+        return_exceptions=True,
+    )
+    assert isinstance(result, Exception)
+    assert not isinstance(other, BaseException)
+    assert len(tokens_of(other)) == 8
     assert await settles(engines.prefill)
 
 

@@ -22,11 +22,11 @@ NAMES = {
     "vllm.sampling_params": ["RequestOutputKind", "SamplingParams"],
     "vllm.usage.usage_lib": ["UsageContext"],
     "vllm.version": ["__version__"],
-    "vllm.v1.engine": ["EngineCoreOutput", "EngineCoreRequest", "FinishReason"],
+    "vllm.v1.engine": ["EngineCoreEventType", "EngineCoreOutput", "EngineCoreRequest", "FinishReason"],
     "vllm.v1.engine.async_llm": ["AsyncLLM"],
     "vllm.v1.engine.exceptions": ["EngineDeadError"],
     "vllm.v1.engine.input_processor": ["InputProcessor"],
-    "vllm.v1.engine.output_processor": ["OutputProcessor", "RequestOutputCollector"],
+    "vllm.v1.engine.output_processor": ["OutputProcessor", "OutputProcessorOutput", "RequestOutputCollector"],
     "vllm.v1.engine.parallel_sampling": ["ParentRequest"],
     "vllm.v1.metrics.loggers": ["StatLoggerBase"],
     "vllm.v1.outputs": ["LogprobsLists", "LogprobsTensors"],
@@ -48,11 +48,21 @@ SIGNATURES = {
     "vllm.v1.engine.async_llm:AsyncLLM.from_engine_args": [
         "engine_args", "start_engine_loop", "usage_context", "stat_loggers",
     ],
-    "vllm.v1.engine.async_llm:AsyncLLM.generate": [
-        "self", "prompt", "sampling_params", "request_id", "prompt_text", "lora_request", "tokenization_kwargs",
-        "trace_headers", "priority", "data_parallel_rank", "session_id", "kv_hints", "reasoning_ended",
-        "reasoning_parser_kwargs",
+    "vllm.v1.engine.async_llm:AsyncLLM.add_request": [
+        "self", "request_id", "prompt", "params", "arrival_time", "lora_request", "tokenization_kwargs",
+        "trace_headers", "priority", "data_parallel_rank", "session_id", "prompt_text", "reasoning_ended",
+        "reasoning_parser_kwargs", "kv_hints",
     ],
+    "vllm.v1.engine.async_llm:AsyncLLM.abort": ["self", "request_id", "internal"],
+    # engine/vllm_steps.py stands where this class stands in AsyncLLM.
+    "vllm.v1.engine.output_processor:OutputProcessor.add_request": [
+        "self", "request", "prompt", "parent_req", "request_index", "queue",
+    ],
+    "vllm.v1.engine.output_processor:OutputProcessor.process_outputs": [
+        "self", "engine_core_outputs", "engine_core_timestamp", "iteration_stats", "weight_version",
+    ],
+    "vllm.v1.engine.output_processor:OutputProcessor.abort_requests": ["self", "request_ids", "internal"],
+    "vllm.v1.engine.output_processor:OutputProcessor.propagate_error": ["self", "e"],
     "vllm.v1.engine.async_llm:AsyncLLM.notify_kv_transfer_request_rejected": [
         "self", "request_id", "kv_transfer_params", "data_parallel_rank",
     ],
@@ -88,12 +98,21 @@ ATTRIBUTES = {
         "self._reqs_to_process", "self._reqs_to_send", "self.xfer_stats", "self.consumer_notification_counts_by_req",
         "self.expected_consumer_notifications_by_req",
     ],
-    "vllm.v1.engine.async_llm:AsyncLLM": ["self.output_handler", "self.vllm_config", "def errored"],
+    "vllm.v1.engine.async_llm:AsyncLLM": [
+        "self.output_handler", "self.vllm_config", "def errored", "self.output_processor = OutputProcessor(",
+        "output_processor = self.output_processor", "output_processor.process_outputs(",
+    ],
     "vllm.v1.metrics.stats:SchedulerStats": [
         "kv_cache_usage", "num_running_reqs", "num_waiting_reqs", "num_skipped_waiting_reqs", "kv_connector_stats",
     ],
-    "vllm.v1.metrics.stats:PromptTokenStats": ["computed", "local_cache_hit", "external_kv_transfer"],
-    "vllm.v1.metrics.stats:RequestStateStats": ["queued_ts", "scheduled_ts", "first_token_ts"],
+    "vllm.v1.metrics.stats:PrefillStats": [
+        "num_computed_tokens", "num_cached_tokens", "num_local_cached_tokens", "num_external_cached_tokens",
+    ],
+    "vllm.v1.metrics.stats:IterationStats": ["self.num_generation_tokens"],
+    "vllm.v1.engine:EngineCoreOutput": [
+        "request_id", "new_token_ids", "new_logprobs", "new_prompt_logprobs_tensors", "finish_reason", "stop_reason",
+        "events", "kv_transfer_params", "prefill_stats",
+    ],
 }  # fmt: skip
 
 ENGINE_ARGS = {

@@ -11,6 +11,9 @@ from launcher import demo_model
 from tests.e2e.cluster import Endpoint, baton_up, engine_memory, is_alive, plain_server, stop
 
 SERVED = "demo"
+# vLLM would round these float32 weights to bfloat16, in which logits of random prompts tie exactly (1 token in 100):
+# which of two equal ones is "greedy" then depends on who shared the batch. In float32 none are closer than 1e-4.
+DTYPE = "float32"
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +27,7 @@ def baton(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator
     arguments = [
         "--model", str(model_dir),
         "--set", f"engine.served_model_name={SERVED}",
+        "--set", f"engine.dtype={DTYPE}",
         "--set", "engine.max_model_len=4096",
         "--set", "front_proxy.serving.tool_call_parser=hermes",
         "--set", "front_proxy.serving.enable_auto_tool_choice=true",
@@ -42,6 +46,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, model_dir: Path, baton: Endp
     """Started after the cluster, so that only one set of engines starts at a time on two cores."""
     arguments = [
         "--served-model-name", SERVED,
+        "--dtype", DTYPE,
         "--max-model-len", "4096",
         "--block-size", "32",
         "--enable-auto-tool-choice",

@@ -30,7 +30,17 @@ def request(
 
 
 async def collect(fake: FakeEngine, wanted: EngineRequest) -> list[EngineOutput]:
-    return [output async for output in fake.generate(wanted)]
+    outputs: list[EngineOutput] = []
+    await fake.generate(wanted, outputs.append)
+    return outputs
+
+
+async def started(fake: FakeEngine, wanted: EngineRequest) -> asyncio.Task[None]:
+    """A generation that has given out its first output."""
+    first = asyncio.Event()
+    running = asyncio.create_task(fake.generate(wanted, lambda output: first.set()))
+    await asyncio.wait_for(first.wait(), 5.0)
+    return running
 
 
 def tokens_of(outputs: list[EngineOutput]) -> list[int]:
@@ -134,12 +144,10 @@ async def test_every_nth_pull_can_be_made_to_fail() -> None:
 
 async def test_death_ends_every_stream() -> None:
     fake = engine()
-    outputs = fake.generate(request("1", TOKENS, max_tokens=1000))
-    await anext(outputs)
+    running = await started(fake, request("1", TOKENS, max_tokens=1000))
     fake.die()
     with pytest.raises(EngineDead):
-        async for _ in outputs:
-            pass
+        await running
     with pytest.raises(EngineDead):
         await fake.check_health()
     with pytest.raises(EngineDead):
@@ -157,8 +165,8 @@ async def test_an_end_of_sequence_token_stops_unless_told_otherwise() -> None:
 
 async def test_closing_leaves_no_task_behind() -> None:
     fake = engine()
-    outputs = fake.generate(request("1", TOKENS, max_tokens=1000))
-    await anext(outputs)
+    running = await started(fake, request("1", TOKENS, max_tokens=1000))
     await fake.close()
-    await outputs.aclose()  # type: ignore[attr-defined]
+    with pytest.raises(EngineDead):
+        await running
     assert len(asyncio.all_tasks()) == 1

@@ -2,45 +2,53 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import msgspec
+import numpy as np
 import pytest
 
-from engine.vllm_values import _weights_identity, logprob_columns, take_over_params
+from engine.protocol import Finish, TakeOver
+from engine.vllm_values import _weights_identity, finish, first_output, logprob_columns, take_over_params
 from kv_transfer.handoff import KvHandoff
 
 
-class Score(NamedTuple):
-    logprob: float
-    rank: int
+def test_the_samplers_arrays_become_columns_row_by_row() -> None:
+    columns = logprob_columns(
+        np.array([[7, 5, 7], [8, 8, 9]]), np.array([[-2.0, -1.0, -2.0], [-0.5, -0.5, -3.0]]), np.array([2, 1])
+    )
+    assert (columns.width, columns.ranks) == (3, [2, 1])
+    assert columns.token_ids == [7, 5, 7, 8, 8, 9]
+    assert columns.logprobs == [-2.0, -1.0, -2.0, -0.5, -0.5, -3.0]
 
 
-def test_a_sampled_token_among_the_likeliest_gets_its_place_back() -> None:
-    position = {7: Score(-2.0, 2), 5: Score(-1.0, 1), 9: Score(-3.0, 3)}
-    columns = logprob_columns([position], [7], 3)
-    assert (columns.width, columns.ranks) == (4, [2])
-    assert columns.token_ids == [7, 5, 7, 9]
-    assert columns.logprobs == [-2.0, -1.0, -2.0, -3.0]
+def test_a_prompt_of_one_token_has_no_rows_to_score() -> None:
+    empty = logprob_columns(np.zeros((0, 3), dtype=np.int32), np.zeros((0, 3)), np.zeros(0, dtype=np.int32))
+    assert (empty.width, empty.token_ids, empty.ranks) == (3, [], [])
 
 
-def test_a_sampled_token_outside_the_likeliest_stands_only_in_front() -> None:
-    position = {7: Score(-9.0, 40), 5: Score(-1.0, 1), 9: Score(-3.0, 2)}
-    columns = logprob_columns([position], [7], 2)
-    assert columns.token_ids == [7, 5, 9]
-    assert columns.ranks == [40]
+@pytest.mark.parametrize(
+    ("reason", "stop_reason", "wanted"),
+    [
+        ("stop", None, Finish("stop")),
+        ("stop", 7, Finish("stop", 7)),
+        ("length", None, Finish("length")),
+        ("abort", None, Finish("abort")),
+        ("error", None, Finish("error")),
+        ("repetition", None, Finish("error")),
+    ],
+)
+def test_finish_reasons_by_name(reason: str, stop_reason: int | None, wanted: Finish) -> None:
+    assert finish(reason, stop_reason) == wanted
 
 
-def test_only_the_sampled_token_when_no_others_are_asked_for() -> None:
-    assert logprob_columns([{7: Score(-9.0, 40)}], [7], 0).token_ids == [7]
-
-
-def test_rows_of_unequal_length_are_padded_with_what_cannot_happen() -> None:
-    columns = logprob_columns([{7: Score(-1.0, 1)}, {8: Score(-1.0, 1), 9: Score(-2.0, 2)}], [7, 8], None)
-    assert columns.width == 2
-    assert columns.logprobs[1] == -math.inf
+def test_cached_tokens_of_a_take_over_are_counted_as_taken_over() -> None:
+    stats = SimpleNamespace(num_cached_tokens=31)
+    local = first_output(stats, (1.0, 1.5), 2.5, None)
+    assert (local.cached_tokens, local.external_tokens, local.queue_s, local.compute_s) == (31, 0, 0.5, 1.0)
+    remote = first_output(stats, (0.0, 0.0), 2.5, TakeOver(ticket(b"")))
+    assert (remote.cached_tokens, remote.external_tokens, remote.queue_s, remote.compute_s) == (0, 31, 0.0, 0.0)
 
 
 def ticket(params: bytes) -> KvHandoff:

@@ -10,9 +10,9 @@ from protos.worker.v1 import worker_pb2 as pb
 from worker.outbox import Outbox, OutboxOverflow
 
 
-def outbox(**bounds: int) -> Outbox:
+def outbox(interval_s: float = 0.0, **bounds: int) -> Outbox:
     wanted = {"deltas_max": 1000, "bytes_max": 1 << 20, "step_deltas_max": 100, "step_bytes_max": 1 << 20, **bounds}
-    return Outbox(**wanted)
+    return Outbox(**wanted, interval_s=interval_s)
 
 
 def delta(slot: int, tokens: int = 1) -> pb.Delta:
@@ -58,6 +58,61 @@ async def test_one_delta_too_many_is_an_error_and_is_not_kept(bounds: dict[str, 
     with pytest.raises(OutboxOverflow, match="3 deltas"):
         box.append(delta(3))
     assert slots(await box.next_step()) == [0, 1, 2]
+
+
+async def test_tokens_that_gather_become_one_delta_a_request_in_order() -> None:
+    box = outbox()
+    for token in range(3):
+        box.append_tokens(1, [token])
+        box.append_tokens(2, [10 + token])
+    box.append(pb.Delta(slot=1, token_ids=[3], finish=pb.FINISH_REASON_LENGTH))
+    box.append_tokens(2, [13])
+    box.append_tokens(1, [99])
+    step = await box.next_step()
+    assert step is not None
+    assert [(one.slot, list(one.token_ids)) for one in step.deltas] == [
+        (1, [0, 1, 2]), (2, [10, 11, 12, 13]), (1, [3]), (1, [99]),
+    ]  # fmt: skip
+    assert len(box) == box.bytes_waiting == 0
+
+
+async def test_tokens_after_a_message_do_not_grow_what_was_sent() -> None:
+    box = outbox()
+    box.append_tokens(1, [0])
+    first = await box.next_step()
+    box.append_tokens(1, [1])
+    second = await box.next_step()
+    assert first is not None
+    assert second is not None
+    assert [list(step.deltas[0].token_ids) for step in (first, second)] == [[0], [1]]
+
+
+async def test_tokens_wait_for_the_interval_and_leave_with_anything_that_does_not() -> None:
+    box = outbox(interval_s=3600.0)
+    box.append_tokens(1, [0])
+    assert slots(await box.next_step()) == [1]  # nothing was sent before it
+    reading = asyncio.create_task(box.next_step())
+    box.append_tokens(1, [1])
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not reading.done()
+    box.append(delta(2))
+    assert slots(await reading) == [1, 2]
+
+
+async def test_tokens_leave_by_themselves_when_the_interval_is_over() -> None:
+    box = outbox(interval_s=0.002)
+    box.append_tokens(1, [0])
+    await box.next_step()
+    box.append_tokens(1, [1])
+    assert slots(await asyncio.wait_for(box.next_step(), 5.0)) == [1]
+
+
+async def test_tokens_count_towards_the_bounds_as_deltas_do() -> None:
+    box = outbox(bytes_max=80)
+    box.append_tokens(1, [0])
+    with pytest.raises(OutboxOverflow):
+        box.append_tokens(1, [1, 2, 3, 4, 5])
 
 
 async def test_closing_wakes_the_writer_and_drops_what_comes_later() -> None:

@@ -1,0 +1,168 @@
+"""Takes an engine step's outputs apart in one loop, in the turn of the event loop in which the step arrives.
+
+Stands where vLLM's OutputProcessor stands in AsyncLLM. That one detokenises, builds a RequestOutput and wakes one task
+for every token; here token ids go straight to whoever asked, so a step costs what its tokens cost and nothing more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput, EngineCoreRequest
+from vllm.v1.engine.output_processor import OutputProcessorOutput
+
+from engine import vllm_values
+from engine.protocol import EngineOutput, EngineRequest, OnOutput
+from engine.vllm_load import LoadRecorder
+from kv_transfer.handoff import KvHandoff
+
+MakeHandoff = Callable[[EngineRequest, dict[str, Any]], KvHandoff]
+
+_NOTHING_TO_RETURN = OutputProcessorOutput(request_outputs=[], reqs_to_abort=[])
+
+
+class LiveRequest:
+    """One request from before vLLM hears of it until its end."""
+
+    __slots__ = ("ended", "engine_request_id", "first", "handed_over", "on_output", "request")
+
+    def __init__(self, request: EngineRequest, on_output: OnOutput) -> None:
+        self.request = request
+        self.on_output = on_output
+        self.first = True
+        # Whether the listener has the hand-off, and with it the duty to release it.
+        self.handed_over = False
+        # vLLM's own name for it, once it has one.
+        self.engine_request_id: str | None = None
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def fail(self, error: BaseException) -> None:
+        """End it with an error. The first end counts."""
+        if not self.ended.done():
+            self.ended.set_exception(error)
+            self.ended.exception()  # whoever waited may have left: not an unheard error then
+
+
+class StepOutputs:
+    """What AsyncLLM asks of its output processor, for requests announced with ``expect``."""
+
+    def __init__(self, load: LoadRecorder, make_handoff: MakeHandoff) -> None:
+        self._load = load
+        self._make_handoff = make_handoff
+        self._expected: dict[str, LiveRequest] = {}
+        self._live: dict[str, LiveRequest] = {}
+
+    def expect(self, request: EngineRequest, on_output: OnOutput) -> LiveRequest:
+        """Announce a request before AsyncLLM is given it."""
+        live = LiveRequest(request, on_output)
+        self._expected[request.request_id] = live
+        return live
+
+    def forget(self, live: LiveRequest) -> None:
+        """Nobody listens any more. Idempotent."""
+        self._expected.pop(live.request.request_id, None)
+        if live.engine_request_id is not None:
+            self._live.pop(live.engine_request_id, None)
+
+    # What AsyncLLM calls
+
+    def add_request(self, request: EngineCoreRequest, *_: object) -> None:
+        """VLLM has named a request and is about to send it to the engine."""
+        live = self._expected.pop(request.external_req_id or request.request_id)
+        live.engine_request_id = request.request_id
+        self._live[request.request_id] = live
+
+    def process_outputs(
+        self,
+        outputs: Sequence[EngineCoreOutput],
+        timestamp_s: float | None = None,
+        iteration_stats: Any = None,
+        **_: object,
+    ) -> OutputProcessorOutput:
+        """Deliver what one step made. ``timestamp_s`` is the engine's clock at the step's end."""
+        tokens = 0
+        broken: list[str] = []
+        for output in outputs:
+            live = self._live.get(output.request_id)
+            if live is None:
+                continue  # it was aborted, and this was on its way
+            tokens += len(output.new_token_ids)
+            try:
+                self._deliver(live, output, timestamp_s or 0.0)
+            except Exception as error:  # noqa: BLE001 - a defect here costs this request, not the others of the step
+                self.forget(live)
+                live.fail(error)
+                broken.append(output.request_id)
+        if iteration_stats is not None:
+            iteration_stats.num_generation_tokens += tokens
+        return OutputProcessorOutput(request_outputs=[], reqs_to_abort=broken) if broken else _NOTHING_TO_RETURN
+
+    def abort_requests(self, request_ids: Iterable[str], internal: bool) -> list[str]:
+        """Which of these the engine must be told of: all, since only we abort and only what runs."""
+        assert internal, "nobody knows requests by another name here"
+        return list(request_ids)
+
+    def propagate_error(self, error: Exception) -> None:
+        """The engine is lost: every request ends with ``error``."""
+        lost = [*self._expected.values(), *self._live.values()]
+        self._expected.clear()
+        self._live.clear()
+        for live in lost:
+            live.fail(error)
+
+    def update_scheduler_stats(self, _: object) -> None:
+        """LoRA statistics, of which there are none."""
+
+    def has_request(self, request_id: str) -> bool:
+        """Whether the request runs."""
+        return request_id in self._live
+
+    def has_unfinished_requests(self) -> bool:
+        """Whether any request runs."""
+        return bool(self._live)
+
+    def get_num_unfinished_requests(self) -> int:
+        """How many run."""
+        return len(self._live)
+
+    def _deliver(self, live: LiveRequest, output: EngineCoreOutput, timestamp_s: float) -> None:
+        request = live.request
+        finish = None
+        handoff = None
+        if output.finish_reason is not None:
+            finish = vllm_values.finish(output.finish_reason, output.stop_reason)
+            self.forget(live)
+            # Any other end is the request's own: nobody will ask for its KV.
+            if output.kv_transfer_params and finish.reason == "length":
+                handoff = self._make_handoff(request, output.kv_transfer_params)
+        first = None
+        if live.first:
+            live.first = False
+            first = vllm_values.first_output(output.prefill_stats, _times(output), timestamp_s, request.transfer)
+            self._load.count_prompt(output.prefill_stats)
+        logprobs, scored = output.new_logprobs, output.new_prompt_logprobs_tensors
+        made = EngineOutput(
+            token_ids=output.new_token_ids,
+            finish=finish,
+            first=first,
+            logprobs=None if logprobs is None else vllm_values.logprob_columns(*logprobs[:3]),
+            prompt_logprobs=None if scored is None else vllm_values.logprob_columns(*scored[:3]),
+            handoff=handoff,
+        )
+        live.on_output(made)
+        live.handed_over = handoff is not None
+        if finish is not None and not live.ended.done():
+            live.ended.set_result(None)
+
+
+def _times(output: EngineCoreOutput) -> tuple[float, float]:
+    """When the request was queued and first scheduled, on the engine's clock; 0 where the engine did not say."""
+    queued_s = scheduled_s = 0.0
+    for event in output.events or ():
+        if event.type == EngineCoreEventType.QUEUED:
+            queued_s = event.timestamp
+        elif event.type == EngineCoreEventType.SCHEDULED and not scheduled_s:
+            scheduled_s = event.timestamp
+    return queued_s, scheduled_s
