@@ -12,6 +12,7 @@ import msgspec
 from engine.protocol import EngineInfo
 from kv_transfer.handoff import KvHandoff
 from kv_transfer.layout import Layout, compatible
+from kv_transfer.prompt_digest import prompt_digest
 from runtime.failures import Failure, FailureKind
 from worker.role import Refused, WorkerRequest, blocks_for
 
@@ -66,6 +67,12 @@ class Intake(msgspec.Struct, frozen=True, kw_only=True):
         if not 0 < handoff.tokens <= len(request.token_ids):
             text = f"it covers {handoff.tokens} tokens of a prompt of {len(request.token_ids)}"
             return _refused(FailureKind.STATE_LOST, "handoff_length", handoff, text)
+        digest = prompt_digest(
+            request.token_ids[: handoff.tokens], cache_salt=request.cache_salt, model=self.info.model
+        )
+        if handoff.prompt_digest != digest:
+            # Never the tokens: a log must not hold a prompt.
+            return _refused(FailureKind.STATE_LOST, "handoff_prompt", handoff, "it is of another prompt")
         # More than that is possible: a model with several kinds of attention keeps blocks for each.
         if handoff.blocks < blocks_for(handoff.tokens, block):
             text = f"it names {handoff.blocks} blocks for {handoff.tokens} tokens in blocks of {block}"

@@ -9,7 +9,7 @@ from decode_worker.config import DecodeWorkerConfig
 from decode_worker.intake import Holders, Intake
 from engine.protocol import EngineInfo, TakeOver
 from kv_transfer.handoff import KvHandoff
-from kv_transfer.lease import LeaseAction
+from kv_transfer.lease import HeldLease, LeaseAction
 from runtime.failures import Failure, FailureKind
 from worker.role import Accepted, Decode, Offer, Prefill, Refused, RoleName, WorkerRequest, blocks_for
 
@@ -62,11 +62,19 @@ class DecodeRole:
         transfer = TakeOver(handoff) if handoff is not None else None
         return Accepted(engine_request=request.engine_request(transfer), blocks=self.intake.blocks(request))
 
-    def offer(self, handoff: KvHandoff, owner: int, now_s: float) -> Offer:
+    def offer(self, handoff: KvHandoff, request: WorkerRequest, owner: int, now_s: float) -> Offer:
         """Never: no request of this role asks the engine to hold anything."""
         raise AssertionError(f"the engine offered {handoff.lease_id} on decode worker {self._worker_id}")
 
     def released(self, lease_id: str, epoch: int, pulled: bool) -> Sequence[LeaseAction]:
+        """No lease is held here."""
+        return ()
+
+    def renewed(self, lease_id: str, epoch: int, now_s: float) -> Sequence[LeaseAction]:
+        """No lease is held here."""
+        return ()
+
+    def oldest_leases(self, count: int, now_s: float) -> Sequence[HeldLease]:
         """No lease is held here."""
         return ()
 

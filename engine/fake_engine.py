@@ -85,6 +85,16 @@ class FakeEngine:
         """Free the KV a ``Hold`` kept. Idempotent; safe while or after it is pulled."""
         self._free_lease(handoff_lease_id)
 
+    async def renew(self, handoff_lease_id: str, lease_s: float) -> None:
+        """Keep the KV of a ``Hold`` for ``lease_s`` from now, if it is still held; never shorter than before."""
+        held = self._leases.get(handoff_lease_id)
+        loop = asyncio.get_running_loop()
+        if held is None or held[1].when() >= loop.time() + lease_s:
+            return
+        held[1].cancel()
+        timer = loop.call_later(lease_s, self._free_lease, handoff_lease_id)
+        self._leases[handoff_lease_id] = (held[0], timer)
+
     def pulled(self, handoff_lease_id: str) -> None:
         """Free what an engine in another process took over: no transfer layer connects fake engines."""
         held = self._leases.get(handoff_lease_id)

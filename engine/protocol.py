@@ -149,6 +149,10 @@ class Engine(Protocol):
         """Free the KV a ``Hold`` kept. Idempotent; safe while or after it is pulled."""
         ...
 
+    async def renew(self, handoff_lease_id: str, lease_s: float) -> None:
+        """Keep the KV of a ``Hold`` for ``lease_s`` from now, if it is still held; never shorter than before."""
+        ...
+
     def pulled(self, handoff_lease_id: str) -> None:
         """Hear that another engine has this lease's KV; a transfer layer that told the engine itself makes it moot."""
         ...

@@ -57,7 +57,7 @@ class VllmEngine:
         self._load = load
         self._config = config
         self._worker_id = worker_id
-        self._release_ids = itertools.count()
+        self._message_ids = itertools.count()
         self._closed = False
         self._steps = StepOutputs(load, self._handoff)
         # Before its first request: AsyncLLM's output loop, which starts then, keeps the processor it finds.
@@ -123,12 +123,11 @@ class VllmEngine:
 
     async def release(self, handoff_lease_id: str) -> None:
         """Free the KV a ``Hold`` kept. Idempotent; safe while or after it is pulled."""
-        if self._closed or self._llm.errored:
-            return
-        with contextlib.suppress(EngineDeadError):
-            await self._llm.notify_kv_transfer_request_rejected(
-                f"baton-release-{next(self._release_ids)}", {"baton_release": [handoff_lease_id]}
-            )
+        await self._tell_connector({"baton_release": [handoff_lease_id]})
+
+    async def renew(self, handoff_lease_id: str, lease_s: float) -> None:
+        """Keep the KV of a ``Hold`` for ``lease_s`` from now, if it is still held; never shorter than before."""
+        await self._tell_connector({"baton_renew": {handoff_lease_id: lease_s}})
 
     def pulled(self, handoff_lease_id: str) -> None:
         """Nothing: NIXL's notification has freed the blocks."""
@@ -157,6 +156,13 @@ class VllmEngine:
                 await asyncio.to_thread(self._llm.shutdown, timeout_s)
         except TimeoutError:
             log.error("vLLM did not stop within %.0f s", timeout_s)
+
+    async def _tell_connector(self, params: dict[str, Any]) -> None:
+        """A message to the connector's scheduler half: the params of a request that vLLM aborts at once."""
+        if self._closed or self._llm.errored:
+            return
+        with contextlib.suppress(EngineDeadError):
+            await self._llm.notify_kv_transfer_request_rejected(f"baton-message-{next(self._message_ids)}", params)
 
     def _sampling(self, request: EngineRequest) -> SamplingParams:
         """The request's sampling for vLLM, with the transfer it asks for and none that a client sneaked in."""

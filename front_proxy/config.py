@@ -46,6 +46,9 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Wait for a stream to a worker or the scheduler to open."""
     worker_connect_retry_s: NonNegative = 0.5
     """After a worker could not be reached, time during which it is not dialled again."""
+    handoff_renew_interval_s: Positive = 5.0
+    """How often the lease of a hand-off is renewed whose decode worker has not answered. A few of these must fit into
+    ``prefill_worker.lease_s``."""
     scheduler_backoff_min_s: Positive = 0.05
     """First pause before a lost scheduler is dialled again; it doubles each time."""
     scheduler_backoff_max_s: Positive = 2.0

@@ -50,6 +50,7 @@ class Dispatcher:
                 connect_timeout_s=config.connect_timeout_s,
                 send_messages_max=config.send_messages_max,
                 message_bytes_max=config.message_bytes_max,
+                handoff_renew_interval_s=config.handoff_renew_interval_s,
             ),
             retry_after_s=config.worker_connect_retry_s,
             spawn=self._spawn,

@@ -70,6 +70,11 @@ def release(handoff: KvHandoff, *, pulled: bool) -> worker_pb2.AttachRequest:
     )
 
 
+def renew(handoff: KvHandoff) -> worker_pb2.AttachRequest:
+    """A decode worker that was given the hand-off has not answered yet."""
+    return worker_pb2.AttachRequest(renew=worker_pb2.RenewHandoff(lease_id=handoff.lease_id, epoch=handoff.epoch))
+
+
 def worker_output(delta: worker_pb2.Delta) -> WorkerOutput:
     """What a delta without a failure says."""
     if not delta.finish and not delta.HasField("first") and not delta.HasField("logprobs"):

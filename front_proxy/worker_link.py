@@ -12,6 +12,7 @@ import msgspec
 
 from front_proxy import wire
 from front_proxy.duplex import Duplex
+from front_proxy.lease_keeper import LeaseKeeper
 from front_proxy.work import Placement, WorkerOutput, WorkOrder
 from kv_transfer.handoff import KvHandoff
 from protos.worker.v1 import worker_pb2, worker_pb2_grpc
@@ -45,6 +46,7 @@ class LinkOptions(msgspec.Struct, frozen=True, kw_only=True):
     connect_timeout_s: float
     send_messages_max: int
     message_bytes_max: int
+    handoff_renew_interval_s: float
 
 
 class _Submission(msgspec.Struct, frozen=True):
@@ -114,6 +116,10 @@ class WorkerLink:
             return False
         self._leases.discard(handoff.lease_id)
         return self._duplex.send(wire.release(handoff, pulled=pulled))
+
+    def renew(self, handoff: KvHandoff) -> bool:
+        """Ask the worker to hold it longer. False when it was released, or there is no stream."""
+        return handoff.lease_id in self._leases and self._duplex.send(wire.renew(handoff))
 
     def end(self, reason: str) -> None:
         """End the stream soon; what runs on it fails."""
@@ -216,6 +222,7 @@ class WorkerLinks:
         self._links: dict[tuple[str, int], WorkerLink] = {}
         self._not_before_s: dict[tuple[str, int], float] = {}
         self._loop = asyncio.get_running_loop()
+        self._keeper = LeaseKeeper(options.handoff_renew_interval_s, self._renew)
 
     @property
     def leases_held(self) -> int:
@@ -234,6 +241,8 @@ class WorkerLinks:
             link = WorkerLink(worker, self._options)
             self._links[key] = link
             self._spawn(link)
+        if order.handoff is not None:
+            self._keeper.keep(order.handoff)
         return link.submit(order, receiver)
 
     def abort(self, worker: Placement, slot: int) -> None:
@@ -244,8 +253,13 @@ class WorkerLinks:
 
     def release(self, handoff: KvHandoff, *, pulled: bool) -> bool:
         """Give a hand-off back to its holder. False where the holder knows already."""
+        self._keeper.drop(handoff)
         link = self._links.get((handoff.worker_id, handoff.epoch))
         return link is not None and link.release(handoff, pulled=pulled)
+
+    def _renew(self, handoff: KvHandoff) -> bool:
+        link = self._links.get((handoff.worker_id, handoff.epoch))
+        return link is not None and link.renew(handoff)
 
     def forget(self, worker_id: str, epoch: int) -> None:
         """The scheduler does not know this incarnation any more: end its stream if nothing needs it."""
@@ -256,6 +270,7 @@ class WorkerLinks:
 
     def end_all(self, reason: str) -> None:
         """End every stream."""
+        self._keeper.close()
         for link in self._links.values():
             link.end(reason)
 

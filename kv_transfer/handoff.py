@@ -20,3 +20,4 @@ class KvHandoff(msgspec.Struct, frozen=True, kw_only=True):
     layout_fingerprint: str
     lease_remaining_s: float
     connector_params: builtins.bytes = b""
+    prompt_digest: builtins.bytes = b""

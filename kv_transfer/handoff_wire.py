@@ -23,6 +23,7 @@ def to_wire(handoff: KvHandoff) -> cluster_pb2.KvHandoff:
         layout_fingerprint=handoff.layout_fingerprint,
         lease_remaining_ms=min(max(int(handoff.lease_remaining_s * 1000), 0), _UINT32_MAX),
         connector_params=handoff.connector_params,
+        prompt_digest=handoff.prompt_digest,
     )
 
 
@@ -39,6 +40,7 @@ def from_wire(message: cluster_pb2.KvHandoff) -> KvHandoff:
         layout_fingerprint=message.layout_fingerprint,
         lease_remaining_s=message.lease_remaining_ms / 1000,
         connector_params=message.connector_params,
+        prompt_digest=message.prompt_digest,
     )
 
 

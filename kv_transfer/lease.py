@@ -1,7 +1,7 @@
 """The life of one held hand-off, as a pure machine: events in, actions out. Never frees a block itself.
 
-A lease is offered once, pulled at most once, and ends once. Whatever ends it may be told again and again:
-messages repeat and cross each other, so every ending is idempotent.
+A lease is offered once, renewed while it is wanted, pulled at most once, and ends once. Whatever ends it may be told
+again and again: messages repeat and cross each other, so every ending is idempotent.
 """
 
 from __future__ import annotations
@@ -37,6 +37,12 @@ class PullStarted(msgspec.Struct, frozen=True):
     """A decode engine began to read the KV."""
 
 
+class Renewed(msgspec.Struct, frozen=True):
+    """Who was given the ticket still waits for the KV. Never shortens a lease."""
+
+    expires_at_s: float
+
+
 class Pulled(msgspec.Struct, frozen=True):
     """A decode engine has the KV; the transfer layer has freed the blocks on its own."""
 
@@ -55,7 +61,7 @@ class HolderGone(msgspec.Struct, frozen=True):
     """The engine that holds the KV is closed or dead; there is nothing left to free."""
 
 
-LeaseEvent = Offered | PullStarted | Pulled | Released | Tick | HolderGone
+LeaseEvent = Offered | PullStarted | Renewed | Pulled | Released | Tick | HolderGone
 
 
 class FreeBlocks(msgspec.Struct, frozen=True):
@@ -70,7 +76,14 @@ class Count(msgspec.Struct, frozen=True):
     what: str
 
 
-LeaseAction = FreeBlocks | Count
+class KeepBlocks(msgspec.Struct, frozen=True):
+    """Tell the engine to hold the KV of this lease for so long from now. Idempotent."""
+
+    lease_id: str
+    lease_s: float
+
+
+LeaseAction = FreeBlocks | KeepBlocks | Count
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -91,21 +104,36 @@ TRANSITIONS: dict[tuple[LeaseState | None, type[LeaseEvent]], Step] = {
     (_S.OFFERED, Released): Step(_S.RELEASED, free=True, count="released"),
     (_S.OFFERED, Tick): Step(_S.EXPIRED, free=True, count="expired"),
     (_S.OFFERED, HolderGone): Step(_S.RELEASED, count="holder_gone"),
+    (_S.OFFERED, Renewed): Step(_S.OFFERED, count="renewed"),
+    (_S.PULLING, Renewed): Step(_S.PULLING, count="renewed"),
     (_S.PULLING, Pulled): Step(_S.RELEASED, count="pulled"),
     (_S.PULLING, Released): Step(_S.RELEASED, free=True, count="released"),
     (_S.PULLING, Tick): Step(_S.EXPIRED, free=True, count="expired"),
     (_S.PULLING, HolderGone): Step(_S.RELEASED, count="holder_gone"),
     (_S.RELEASED, PullStarted): Step(_S.RELEASED, count="pull_too_late"),
+    (_S.RELEASED, Renewed): Step(_S.RELEASED, count="renewed_too_late"),
     (_S.RELEASED, Pulled): Step(_S.RELEASED),
     (_S.RELEASED, Released): Step(_S.RELEASED),
     (_S.RELEASED, Tick): Step(_S.RELEASED),
     (_S.RELEASED, HolderGone): Step(_S.RELEASED),
     (_S.EXPIRED, PullStarted): Step(_S.EXPIRED, count="pull_too_late"),
+    (_S.EXPIRED, Renewed): Step(_S.EXPIRED, count="renewed_too_late"),
     (_S.EXPIRED, Pulled): Step(_S.EXPIRED),
     (_S.EXPIRED, Released): Step(_S.EXPIRED),
     (_S.EXPIRED, Tick): Step(_S.EXPIRED),
     (_S.EXPIRED, HolderGone): Step(_S.EXPIRED),
 }
+
+
+class HeldLease(msgspec.Struct, frozen=True, kw_only=True):
+    """A lease as others may know it. ``lease_id`` is the id of the request that was prefilled."""
+
+    lease_id: str
+    age_s: float
+    blocks: int
+    pulling: bool
+    owner: int
+    """The stream it was offered on: a number of ``WorkerBody.streams``."""
 
 
 class IllegalLeaseEvent(Exception):
@@ -139,6 +167,8 @@ class Lease:
             )
         if isinstance(event, Offered):
             self.expires_at_s = event.expires_at_s
+        if isinstance(event, Renewed) and self.holding:
+            self.expires_at_s = max(self.expires_at_s, event.expires_at_s)
         if step.to is not self.state or step.count:
             self._story.append(f"{self.state or 'new'}+{type(event).__name__}->{step.to}")
         self.state = step.to

@@ -1,6 +1,6 @@
 """vLLM's NIXL pull connector with exact take-over and release by message. Never decides who pulls from whom.
 
-Three things differ from the stock connector, all through methods it offers for overriding:
+Four things differ from the stock connector, all through methods it offers for overriding:
 
 1. Decode takes over ``min(remote_num_tokens, prompt)`` tokens. Stock takes *all* prompt tokens as remote, which kills
    the engine when the prompt is one token longer than what was prefilled and that token begins a new block.
@@ -8,7 +8,9 @@ Three things differ from the stock connector, all through methods it offers for 
    that vLLM aborts at once (``AsyncLLM.notify_kv_transfer_request_rejected``) with ``kv_transfer_params`` =
    ``{"baton_release": [lease ids]}``. The scheduler half passes it with the next step's metadata to each worker half,
    which stops tracking the request and reports it as sent, exactly once; vLLM's own aggregation over ranks frees it.
-3. A peer whose process is gone is found out by one connect before the handshake, which would take 5 s, one peer
+3. A lease is renewed the same way, with ``{"baton_renew": {lease id: seconds from now}}``, on every worker half.
+   vLLM's own heartbeats from decode engines renew too, without a bound; a release ends them all the same.
+4. A peer whose process is gone is found out by one connect before the handshake, which would take 5 s, one peer
    after the other. The load then counts as failed, and ``kv_load_failure_policy`` "recompute" computes the prompt here.
 
 Params Baton adds to vLLM's: ``baton_lease`` (lease id) and ``baton_lease_s`` (seconds to keep the KV) on a prefill.
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 LEASE = "baton_lease"
 LEASE_S = "baton_lease_s"
 RELEASE = "baton_release"
+RENEW = "baton_renew"
 # Keys of kv_connector_extra_config.
 SIDE_CHANNEL_HOST = "baton_side_channel_host"
 SIDE_CHANNEL_PORT = "baton_side_channel_port"
@@ -86,6 +89,8 @@ class BatonNixlMetadata(NixlConnectorMetadata):
         super().__init__()
         self.baton_held: dict[str, int] = {}
         self.baton_release: set[str] = set()
+        # Seconds to keep from now, by request.
+        self.baton_renew: dict[str, float] = {}
 
 
 class BatonNixlScheduler(NixlPullConnectorScheduler):
@@ -105,6 +110,7 @@ class BatonNixlScheduler(NixlPullConnectorScheduler):
         self._lease_by_request: dict[str, str] = {}
         self._newly_held: dict[str, int] = {}
         self._to_release: set[str] = set()
+        self._to_renew: dict[str, float] = {}
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
         """Tokens to pull beyond ``num_computed_tokens``, and whether the pull is asynchronous."""
@@ -120,6 +126,9 @@ class BatonNixlScheduler(NixlPullConnectorScheduler):
         params = request.kv_transfer_params
         if params is not None and RELEASE in params:
             self._release(params[RELEASE])
+            return False, None
+        if params is not None and RENEW in params:
+            self._renew(params[RENEW])
             return False, None
         delay_free, answer = super().request_finished(request, block_ids)
         if delay_free and params is not None and LEASE in params:
@@ -139,6 +148,7 @@ class BatonNixlScheduler(NixlPullConnectorScheduler):
         meta.__dict__ |= stock.__dict__
         meta.baton_held, self._newly_held = self._newly_held, {}
         meta.baton_release, self._to_release = self._to_release, set()
+        meta.baton_renew, self._to_renew = self._to_renew, {}
         return meta
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
@@ -149,10 +159,17 @@ class BatonNixlScheduler(NixlPullConnectorScheduler):
             if lease is not None:
                 self._request_by_lease.pop(lease, None)
             self._to_release.discard(request_id)
+            self._to_renew.pop(request_id, None)
 
     def _release(self, leases: list[str]) -> None:
         """Unknown leases were pulled, ran out or never began: nothing to do."""
         self._to_release.update(self._request_by_lease[lease] for lease in leases if lease in self._request_by_lease)
+
+    def _renew(self, leases: dict[str, float]) -> None:
+        """Unknown leases have ended: what ended does not come back."""
+        for lease, lease_s in leases.items():
+            if (request_id := self._request_by_lease.get(lease)) is not None:
+                self._to_renew[request_id] = float(lease_s)
 
 
 @contextlib.contextmanager
@@ -201,6 +218,10 @@ class BatonNixlWorker(NixlPullConnectorWorker):
         if not isinstance(metadata, BatonNixlMetadata):
             return
         self._held_blocks.update(metadata.baton_held)
+        now_s = time.perf_counter()
+        for request_id, lease_s in metadata.baton_renew.items():
+            if request_id in self._reqs_to_send:
+                self._reqs_to_send[request_id] = max(self._reqs_to_send[request_id], now_s + lease_s)
         for request_id in metadata.baton_release:
             if request_id not in self._reqs_to_process:
                 continue  # this rank has reported it already: it was pulled from here, or its lease ran out

@@ -12,6 +12,8 @@ class PrefillWorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     lease_s: Positive = 30.0
     """Time a decode worker has to pull the KV of a finished prefill."""
+    lease_total_max_s: Positive = 120.0
+    """Longest that KV is held over all renewals, however slow the pull; at least ``lease_s``."""
     leases_max: PositiveCount = 1_024
     """Leases held at once; further prefills are refused as exhausted."""
     kv_overcommit_factor: Positive = 8.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -9,14 +10,18 @@ import msgspec
 
 from kv_transfer.lease import (
     Count,
+    HeldLease,
     HolderGone,
+    KeepBlocks,
     Lease,
     LeaseAction,
     LeaseEvent,
+    LeaseState,
     Offered,
     Pulled,
     PullStarted,
     Released,
+    Renewed,
     Tick,
 )
 
@@ -24,11 +29,12 @@ STORY_EVENTS_MAX = 64
 
 
 class Held(msgspec.Struct, frozen=True):
-    """One lease, the stream it was offered on, and how much it keeps."""
+    """One lease, the stream it was offered on, since when, and how much it keeps."""
 
     lease: Lease
     owner: int
     blocks: int
+    since_s: float
 
 
 class LeaseTable:
@@ -54,12 +60,28 @@ class LeaseTable:
         """How the latest leases went, oldest first, bounded."""
         return tuple(self._story)
 
-    def offer(self, lease_id: str, *, owner: int, blocks: int, expires_at_s: float) -> Sequence[LeaseAction]:
+    def oldest(self, count: int, now_s: float) -> Sequence[HeldLease]:
+        """Up to ``count`` leases held longest, the oldest first: where a leak has its name."""
+        # Offered in the order of time, and a dict keeps it.
+        return [
+            HeldLease(
+                lease_id=lease_id,
+                age_s=max(now_s - held.since_s, 0.0),
+                blocks=held.blocks,
+                pulling=held.lease.state is LeaseState.PULLING,
+                owner=held.owner,
+            )
+            for lease_id, held in itertools.islice(self._held.items(), count)
+        ]
+
+    def offer(
+        self, lease_id: str, *, owner: int, blocks: int, now_s: float, expires_at_s: float
+    ) -> Sequence[LeaseAction]:
         """A new lease. An id that is held already is a bug of the engine."""
         assert lease_id not in self._held, f"lease {lease_id} is offered twice; story: {' '.join(self._story)}"
         lease = Lease(lease_id)
         actions = lease.handle(Offered(expires_at_s))
-        self._held[lease_id] = Held(lease, owner, blocks)
+        self._held[lease_id] = Held(lease, owner, blocks, now_s)
         self._blocks += blocks
         self._story.append(f"{lease_id}:offered")
         return actions
@@ -69,7 +91,18 @@ class LeaseTable:
         held = self._held.get(lease_id)
         if held is None:
             return (Count("pull_too_late"),)
-        return self._tell(held, PullStarted())
+        return self._tell(held, PullStarted()) if held.lease.state is LeaseState.OFFERED else ()
+
+    def renew(self, lease_id: str, *, now_s: float, lease_s: float, total_max_s: float) -> Sequence[LeaseAction]:
+        """Who has the ticket still waits for the KV. Bounded by ``total_max_s`` since the offer."""
+        held = self._held.get(lease_id)
+        if held is None or held.lease.expires_at_s <= now_s:
+            return (Count("renewed_too_late"),)
+        started = self.pull_started(lease_id)
+        until_s = min(now_s + lease_s, held.since_s + total_max_s)
+        if until_s <= held.lease.expires_at_s:
+            return [*started, Count("renewals_used_up")] if until_s < now_s + lease_s else started
+        return [*started, *self._tell(held, Renewed(until_s)), KeepBlocks(lease_id, until_s - now_s)]
 
     def pulled(self, lease_id: str) -> Sequence[LeaseAction]:
         """A decode engine has the KV. Unknown leases are ignored."""

@@ -9,7 +9,8 @@ import msgspec
 
 from engine.protocol import EngineInfo, Hold
 from kv_transfer.handoff import KvHandoff
-from kv_transfer.lease import LeaseAction
+from kv_transfer.lease import Count, HeldLease, LeaseAction
+from kv_transfer.prompt_digest import prompt_digest
 from prefill_worker.config import PrefillWorkerConfig
 from prefill_worker.leases import LeaseTable
 from runtime.failures import Failure, FailureKind
@@ -65,11 +66,14 @@ class PrefillRole:
             return Refused(failure=failure, reason="leases_max")
         return Accepted(engine_request=request.engine_request(Hold(self._config.lease_s)), blocks=blocks)
 
-    def offer(self, handoff: KvHandoff, owner: int, now_s: float) -> Offer:
+    def offer(self, handoff: KvHandoff, request: WorkerRequest, owner: int, now_s: float) -> Offer:
         """Start the lease now: the engine's own began at most a moment ago and ends by our release or later."""
+        assert 0 < handoff.tokens <= len(request.token_ids), (handoff.tokens, request.request_id)
         lease_s = min(handoff.lease_remaining_s, self._config.lease_s)
         blocks = handoff.blocks or blocks_for(handoff.tokens, self._info.block_size_tokens)
-        actions = self.leases.offer(handoff.lease_id, owner=owner, blocks=blocks, expires_at_s=now_s + lease_s)
+        actions = self.leases.offer(
+            handoff.lease_id, owner=owner, blocks=blocks, now_s=now_s, expires_at_s=now_s + lease_s
+        )
         ticket = msgspec.structs.replace(
             handoff,
             worker_id=self._worker_id,
@@ -79,6 +83,9 @@ class PrefillRole:
             bytes=handoff.bytes or blocks * self._info.block_bytes,
             layout_fingerprint=self._info.layout_fingerprint,
             lease_remaining_s=lease_s,
+            prompt_digest=prompt_digest(
+                request.token_ids[: handoff.tokens], cache_salt=request.cache_salt, model=self._info.model
+            ),
         )
         return Offer(handoff=ticket, actions=actions)
 
@@ -87,6 +94,18 @@ class PrefillRole:
         if epoch != self._info.epoch:
             return ()
         return self.leases.pulled(lease_id) if pulled else self.leases.release(lease_id)
+
+    def renewed(self, lease_id: str, epoch: int, now_s: float) -> Sequence[LeaseAction]:
+        """Who has the ticket still waits. A renewal of another incarnation's lease is only counted."""
+        if epoch != self._info.epoch:
+            return (Count("renewed_too_late"),)
+        return self.leases.renew(
+            lease_id, now_s=now_s, lease_s=self._config.lease_s, total_max_s=self._config.lease_total_max_s
+        )
+
+    def oldest_leases(self, count: int, now_s: float) -> Sequence[HeldLease]:
+        """Up to ``count`` leases held longest, the oldest first."""
+        return self.leases.oldest(count, now_s)
 
     def owner_gone(self, owner: int) -> Sequence[LeaseAction]:
         """Nobody is left who could hand the tickets on."""

@@ -13,7 +13,7 @@ from engine.protocol import EngineInfo
 from engine.protocol import Finish as EngineFinish
 from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput
 from kv_transfer.handoff import KvHandoff
-from kv_transfer.lease import Count, FreeBlocks, LeaseAction
+from kv_transfer.lease import Count, FreeBlocks, KeepBlocks, LeaseAction
 from prefill_worker.config import PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import Failure, FailureKind
@@ -196,7 +196,7 @@ class SimWorker:
             output = WorkerOutput(token_ids=[token], finish=EngineFinish("stop"), first=first)
         else:
             self.kept.add(request.request_id)
-            offer = self.prefill.offer(self._ticket(request), work.link.number, self._world.now_s)
+            offer = self.prefill.offer(self._ticket(request), request, work.link.number, self._world.now_s)
             self._apply(offer.actions)
             output = WorkerOutput(token_ids=[token], finish=EngineFinish("length"), first=first, handoff=offer.handoff)
         self._send(work.link, work.key, output)
@@ -279,6 +279,8 @@ class SimWorker:
     def _apply(self, actions: Sequence[LeaseAction]) -> None:
         for action in actions:
             match action:
+                case KeepBlocks():
+                    pass  # this engine keeps KV until it is told
                 case FreeBlocks(lease_id=lease_id):
                     self.kept.discard(lease_id)
                 case Count(what="expired") if self.lease_s == LONG_LEASE_S:

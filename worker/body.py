@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol, assert_never
 
 from engine.protocol import Engine, EngineDead
-from kv_transfer.lease import Count, FreeBlocks, LeaseAction
+from kv_transfer.lease import Count, FreeBlocks, KeepBlocks, LeaseAction
 from protos.cluster.v1 import cluster_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.clock import precise_clock
@@ -205,6 +205,8 @@ class WorkerBody:
             match action:
                 case FreeBlocks(lease_id=lease_id):
                     self.chores.start(self._free(lease_id), f"release of lease {lease_id}")
+                case KeepBlocks(lease_id=lease_id, lease_s=lease_s):
+                    self.chores.start(self._keep(lease_id, lease_s), f"renewal of lease {lease_id}")
                 case Count(what=what):
                     self.metrics.lease_events.labels(what).inc()
                 case _:
@@ -218,6 +220,20 @@ class WorkerBody:
         self.apply(actions)
         if message.pulled and actions:
             self.engine.pulled(message.lease_id)
+
+    def renew(self, message: pb.RenewHandoff) -> None:
+        """Whoever was given a hand-off still waits for its KV."""
+        self.apply(self.role.renewed(message.lease_id, message.epoch, self.now_s()))
+
+    async def _keep(self, lease_id: str, lease_s: float) -> None:
+        try:
+            async with asyncio.timeout(self.config.abort_timeout_s):
+                await self.engine.renew(lease_id, lease_s)
+        except EngineDead:
+            self.lose_engine("while a lease was renewed")
+        except TimeoutError:
+            # Then the engine's own lease ends first, and who pulls finds out.
+            log.error("the engine did not renew lease %s within %s s", lease_id, self.config.abort_timeout_s)
 
     async def _free(self, lease_id: str) -> None:
         try:

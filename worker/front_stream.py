@@ -144,7 +144,7 @@ class FrontStream:
             body.metrics.prompt_tokens_computed.inc(max(len(live.request.token_ids) - reused, 0))
         handoff = None
         if output.handoff is not None:
-            offer = body.role.offer(output.handoff, self._id, body.now_s())
+            offer = body.role.offer(output.handoff, request, self._id, body.now_s())
             body.apply(offer.actions)
             handoff = offer.handoff
             if self._closing:

@@ -9,7 +9,7 @@ import msgspec
 
 from engine.protocol import EngineInfo, EngineRequest, Hold, TakeOver
 from kv_transfer.handoff import KvHandoff
-from kv_transfer.lease import LeaseAction
+from kv_transfer.lease import HeldLease, LeaseAction
 from runtime.failures import Failure
 
 RoleName = Literal["prefill", "decode"]
@@ -106,12 +106,20 @@ class Role(Protocol):
         """Judge a request by what this role knows. Room is judged by the body."""
         ...
 
-    def offer(self, handoff: KvHandoff, owner: int, now_s: float) -> Offer:
-        """Put the engine's hand-off under a lease that belongs to the stream ``owner``."""
+    def offer(self, handoff: KvHandoff, request: WorkerRequest, owner: int, now_s: float) -> Offer:
+        """Put the engine's hand-off of ``request`` under a lease that belongs to the stream ``owner``."""
         ...
 
     def released(self, lease_id: str, epoch: int, pulled: bool) -> Sequence[LeaseAction]:
         """A ReleaseHandoff message came. Idempotent; strangers' leases are ignored."""
+        ...
+
+    def renewed(self, lease_id: str, epoch: int, now_s: float) -> Sequence[LeaseAction]:
+        """A RenewHandoff message came. Idempotent; strangers' leases are ignored."""
+        ...
+
+    def oldest_leases(self, count: int, now_s: float) -> Sequence[HeldLease]:
+        """Up to ``count`` leases held longest, the oldest first: for whoever looks for a leak."""
         ...
 
     def owner_gone(self, owner: int) -> Sequence[LeaseAction]:

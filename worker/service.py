@@ -110,6 +110,8 @@ async def _read(body: WorkerBody, stream: FrontStream, context: Context) -> None
                 stream.abort(message.abort.slot)
             case "release":
                 body.release(message.release)
+            case "renew":
+                body.renew(message.renew)
             case other:
                 text = f"unexpected message {other or 'without content'}"
                 stream.fail(Failure(kind=FailureKind.BAD_REQUEST, message=text))

@@ -11,6 +11,7 @@ from decode_worker.config import DecodeWorkerConfig
 from decode_worker.role import DecodeRole
 from engine.protocol import EngineInfo, TakeOver
 from kv_transfer.handoff import KvHandoff
+from kv_transfer.prompt_digest import prompt_digest
 from runtime.failures import FailureKind
 from worker.role import Accepted, Decode, Prefill, Refused, WorkerRequest
 
@@ -20,7 +21,7 @@ INFO = EngineInfo(
 )  # fmt: skip
 HANDOFF = KvHandoff(
     worker_id="prefill-0", epoch=5, lease_id="l", engine_id="prefill-0-5", tokens=33, blocks=3, bytes=300,
-    layout_fingerprint="f", lease_remaining_s=20.0,
+    layout_fingerprint="f", lease_remaining_s=20.0, prompt_digest=prompt_digest([1] * 33, cache_salt=None, model="m"),
 )  # fmt: skip
 
 
@@ -50,6 +51,9 @@ def test_a_good_hand_off_is_taken_over_and_none_is_computed_here() -> None:
         ({"lease_remaining_s": 0.0}, FailureKind.STATE_LOST, "handoff_expired"),
         ({"tokens": 35}, FailureKind.STATE_LOST, "handoff_length"),
         ({"tokens": 0}, FailureKind.STATE_LOST, "handoff_length"),
+        ({"prompt_digest": b""}, FailureKind.STATE_LOST, "handoff_prompt"),
+        ({"prompt_digest": bytes(8)}, FailureKind.STATE_LOST, "handoff_prompt"),
+        ({"tokens": 32}, FailureKind.STATE_LOST, "handoff_prompt"),
         ({"blocks": 2}, FailureKind.STATE_LOST, "handoff_blocks"),
         ({"epoch": 0}, FailureKind.STATE_LOST, "handoff_incomplete"),
         ({"engine_id": ""}, FailureKind.STATE_LOST, "handoff_incomplete"),
@@ -63,6 +67,20 @@ def test_what_cannot_be_proved_right_is_refused(change: dict[str, Any], kind: Fa
     assert isinstance(refused, Refused)
     assert (refused.failure.kind, refused.reason) == (kind, reason)
     assert "hand-off" in refused.failure.message
+
+
+@pytest.mark.parametrize(
+    "change", [{"token_ids": [1] * 32 + [2, 1]}, {"cache_salt": "tenant"}], ids=["one token", "the salt"]
+)
+def test_a_hand_off_of_another_prompt_is_refused_and_its_tokens_are_not_told(change: dict[str, Any]) -> None:
+    refused = role().accept(request(HANDOFF, **change))
+    assert isinstance(refused, Refused)
+    assert (refused.failure.kind, refused.reason) == (FailureKind.STATE_LOST, "handoff_prompt")
+    assert refused.failure.message.endswith("it is of another prompt")
+
+
+def test_tokens_behind_what_the_hand_off_covers_are_free() -> None:
+    assert isinstance(role().accept(request(HANDOFF, token_ids=[1] * 33 + [7, 8, 9])), Accepted)
 
 
 def test_after_a_holder_restarted_its_old_tickets_are_refused_and_its_new_ones_taken() -> None:

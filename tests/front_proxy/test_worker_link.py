@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from front_proxy.lease_keeper import LeaseKeeper
 from front_proxy.work import Placement, Stage, WorkerOutput, WorkOrder
 from front_proxy.worker_link import LinkOptions, WorkerLink, WorkerLinks
 from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff_wire import from_wire
 from protos.cluster.v1 import cluster_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from protos.worker.v1 import worker_pb2_grpc
@@ -106,6 +108,7 @@ async def stage(**changes: Any) -> AsyncIterator[Theatre]:
             "connect_timeout_s": 5.0,
             "send_messages_max": 100,
             "message_bytes_max": 2**20,
+            "handoff_renew_interval_s": 60.0,
             **changes,
         }
     )
@@ -263,6 +266,39 @@ async def test_the_age_of_a_hand_off_is_taken_off_its_lease() -> None:
         at.links.submit(at.worker, order(Stage.DECODE, handoff=ticket), Ear())
         # Whatever connecting took is gone from the lease; it never looks longer than it is.
         assert (await at.script.hears("submit")).decode.handoff.lease_remaining_ms < 30_000
+
+
+async def test_a_hand_off_whose_decode_has_not_answered_is_renewed_until_it_is_let_go() -> None:
+    async with stage(handoff_renew_interval_s=0.01) as at:
+        ear = Ear()
+        slot = at.links.submit(at.worker, order(), ear)
+        at.script.say(pb.Delta(slot=slot, token_ids=[5], finish=pb.FINISH_REASON_LENGTH, handoff=handoff()))
+        ticket = (await ear.next()).handoff
+        at.links.submit(at.worker, order(Stage.DECODE, handoff=ticket), ear)
+        for _ in range(2):
+            renewal = await at.script.hears("renew")
+            assert (renewal.lease_id, renewal.epoch) == ("lease", EPOCH)
+        assert at.links.release(ticket, pulled=True)
+        await at.script.hears("release")
+        # Whatever comes now was asked for after the release: an order, and no renewal in between.
+        at.links.submit(at.worker, order(), ear)
+        while not (message := await asyncio.wait_for(at.script.told.get(), WAIT_S)).HasField("submit"):
+            assert not message.HasField("renew")
+
+
+async def test_a_hand_off_whose_holder_is_away_is_not_renewed() -> None:
+    renewed: list[str] = []
+
+    def renew(ticket: KvHandoff) -> bool:
+        renewed.append(ticket.lease_id)
+        return False
+
+    keeper = LeaseKeeper(0.0, renew)
+    keeper.keep(from_wire(handoff()))
+    async with asyncio.timeout(WAIT_S):
+        while len(keeper):
+            await asyncio.sleep(0)
+    assert renewed == ["lease"]
 
 
 async def test_a_stream_that_ends_fails_everything_on_it_and_the_next_order_opens_another() -> None:

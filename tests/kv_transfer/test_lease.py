@@ -21,11 +21,12 @@ from kv_transfer.lease import (
     Pulled,
     PullStarted,
     Released,
+    Renewed,
     Tick,
 )
 
 LATE = Tick(100.0)
-EVENTS: list[LeaseEvent] = [Offered(10.0), PullStarted(), Pulled(), Released(), LATE, HolderGone()]
+EVENTS: list[LeaseEvent] = [Offered(10.0), PullStarted(), Renewed(20.0), Pulled(), Released(), LATE, HolderGone()]
 PATHS: dict[LeaseState, list[LeaseEvent]] = {
     LeaseState.OFFERED: [Offered(10.0)],
     LeaseState.PULLING: [Offered(10.0), PullStarted()],
@@ -61,7 +62,7 @@ def test_exactly_these_pairs_are_illegal() -> None:
     legal = set(TRANSITIONS)
     every = set(itertools.product([None, *LeaseState], [type(e) for e in EVENTS]))
     illegal = {(s, e.__name__) for s, e in every - legal}
-    assert illegal == {(None, e.__name__) for e in (PullStarted, Pulled, Released, Tick, HolderGone)} | {
+    assert illegal == {(None, e.__name__) for e in (PullStarted, Renewed, Pulled, Released, Tick, HolderGone)} | {
         (s, "Offered") for s in LeaseState
     } | {(LeaseState.PULLING, "PullStarted")}
 
@@ -74,11 +75,26 @@ def test_a_tick_before_the_end_changes_nothing_and_one_at_the_end_frees() -> Non
     assert not lease.holding
 
 
+def test_a_renewal_moves_the_end_and_never_forward() -> None:
+    lease = lease_in(LeaseState.PULLING)
+    assert lease.handle(Renewed(20.0)) == [Count("renewed")]
+    lease.handle(Renewed(15.0))
+    assert lease.handle(Tick(19.9)) == ()
+    assert FreeBlocks("l") in lease.handle(Tick(20.0))
+    assert lease.handle(Renewed(50.0)) == [Count("renewed_too_late")]
+    assert not lease.holding
+
+
 def test_a_pulled_lease_frees_nothing_because_the_transfer_layer_did() -> None:
     assert lease_in(LeaseState.PULLING).handle(Pulled()) == [Count("pulled")]
 
 
-@given(st.lists(st.sampled_from([Pulled(), Released(), HolderGone(), Tick(5.0), LATE, PullStarted()]), max_size=30))
+@given(
+    st.lists(
+        st.sampled_from([Pulled(), Released(), HolderGone(), Tick(5.0), LATE, PullStarted(), Renewed(50.0)]),
+        max_size=30,
+    )
+)
 def test_however_a_lease_ends_it_ends_once_and_frees_at_most_once(events: list[LeaseEvent]) -> None:
     lease = Lease("l")
     lease.handle(Offered(10.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import socket
+import time
 from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
@@ -42,12 +43,19 @@ def worker() -> Any:
     return half
 
 
-def metadata(*, hold: dict[str, int] | None = None, release: set[str] | None = None) -> Any:
+def metadata(
+    *,
+    hold: dict[str, int] | None = None,
+    release: set[str] | None = None,
+    renew: dict[str, float] | None = None,
+    lease_ends_s: float = 1e12,
+) -> Any:
     meta = connector.BatonNixlMetadata()
     meta.baton_held = hold or {}
     meta.reqs_in_batch = set(hold or {})
-    meta.reqs_to_send = dict.fromkeys(hold or {}, 1e12)
+    meta.reqs_to_send = dict.fromkeys(hold or {}, lease_ends_s)
     meta.baton_release = release or set()
+    meta.baton_renew = renew or {}
     return meta
 
 
@@ -80,6 +88,20 @@ def test_a_pull_frees_and_counts_the_blocks_that_left(worker: Any) -> None:
     assert step(worker) == {"r"}
     assert worker.xfer_stats.data[connector.BLOCKS_OUT] == [4]
     assert step(worker, release={"r"}) == set()
+
+
+def test_a_renewed_lease_outlives_its_first_end_and_a_renewal_never_shortens_one(worker: Any) -> None:
+    now_s = time.perf_counter()
+    assert step(worker, hold={"short": 4}, lease_ends_s=now_s - 1.0, renew={"short": 60.0}) == set()
+    assert now_s + 60.0 <= worker._reqs_to_send["short"] <= time.perf_counter() + 60.0
+    assert step(worker, hold={"long": 4}, renew={"long": 60.0}) == set()
+    assert worker._reqs_to_send["long"] == 1e12
+
+
+def test_a_renewal_brings_nothing_back(worker: Any) -> None:
+    assert step(worker, hold={"r": 4}, lease_ends_s=0.0) == {"r"}
+    assert step(worker, renew={"r": 60.0}) == set()
+    assert not worker._reqs_to_send
 
 
 def test_with_two_readers_the_release_does_not_wait_for_the_second(worker: Any) -> None:
@@ -124,7 +146,7 @@ def test_a_peer_that_does_not_listen_fails_at_once(worker: Any) -> None:
 
 def scheduler() -> Any:
     half = object.__new__(connector.BatonNixlScheduler)
-    half.__dict__.update(_request_by_lease={}, _lease_by_request={}, _newly_held={}, _to_release=set())
+    half.__dict__.update(_request_by_lease={}, _lease_by_request={}, _newly_held={}, _to_release=set(), _to_renew={})
     return half
 
 
@@ -145,6 +167,14 @@ def test_a_release_names_leases_and_unknown_ones_are_ignored() -> None:
     request = SimpleNamespace(kv_transfer_params={connector.RELEASE: ["lease", "unknown"]}, request_id="x")
     assert half.request_finished(request, ([1],)) == (False, None)
     assert half._to_release == {"lease-1a2b"}
+
+
+def test_a_renewal_names_leases_and_unknown_ones_are_ignored() -> None:
+    half = scheduler()
+    half._request_by_lease = {"lease": "lease-1a2b"}
+    request = SimpleNamespace(kv_transfer_params={connector.RENEW: {"lease": 30.0, "gone": 30.0}}, request_id="x")
+    assert half.request_finished(request, ([1],)) == (False, None)
+    assert half._to_renew == {"lease-1a2b": 30.0}
 
 
 def test_stats_survive_a_process_boundary() -> None:

@@ -18,7 +18,7 @@ def freed(actions: object) -> list[str]:
 def table_of(*leases: tuple[str, int]) -> LeaseTable:
     table = LeaseTable()
     for lease_id, owner in leases:
-        table.offer(lease_id, owner=owner, blocks=2, expires_at_s=10.0)
+        table.offer(lease_id, owner=owner, blocks=2, now_s=0.0, expires_at_s=10.0)
     return table
 
 
@@ -46,7 +46,7 @@ def test_a_pull_ends_the_lease_without_freeing_what_the_transfer_layer_freed() -
 
 def test_only_leases_that_ran_out_expire() -> None:
     table = table_of(("a", 1))
-    table.offer("b", owner=1, blocks=1, expires_at_s=20.0)
+    table.offer("b", owner=1, blocks=1, now_s=0.0, expires_at_s=20.0)
     assert freed(table.tick(9.9)) == []
     assert freed(table.tick(10.0)) == ["a"]
     assert freed(table.tick(30.0)) == ["b"]
@@ -59,7 +59,23 @@ def test_a_pull_of_what_is_gone_is_counted() -> None:
 def test_a_lease_offered_twice_is_a_bug_that_tells_its_story() -> None:
     table = table_of(("a", 1))
     with pytest.raises(AssertionError, match="offered twice; story: a:offered"):
-        table.offer("a", owner=1, blocks=1, expires_at_s=1.0)
+        table.offer("a", owner=1, blocks=1, now_s=0.0, expires_at_s=1.0)
+
+
+def test_a_second_word_that_the_pull_began_changes_nothing() -> None:
+    table = table_of(("a", 1))
+    table.pull_started("a")
+    assert table.pull_started("a") == ()
+
+
+def test_a_renewal_never_shortens_a_lease_and_nothing_outlives_the_bound() -> None:
+    table = table_of(("a", 1))
+    assert table.renew("a", now_s=1.0, lease_s=2.0, total_max_s=100.0) == []
+    assert freed(table.tick(9.9)) == []
+    for second in range(100):
+        table.renew("a", now_s=float(second), lease_s=10.0, total_max_s=40.0)
+        table.tick(float(second))
+        assert ("a" in table) is (second < 40)
 
 
 def test_a_dead_engine_leaves_nothing_held_and_nothing_to_free() -> None:
@@ -70,7 +86,9 @@ def test_a_dead_engine_leaves_nothing_held_and_nothing_to_free() -> None:
 
 OPERATIONS = st.lists(
     st.tuples(
-        st.sampled_from(["offer", "start", "pulled", "release", "gone", "tick"]), st.integers(0, 5), st.floats(0, 20)
+        st.sampled_from(["offer", "start", "renew", "pulled", "release", "gone", "tick"]),
+        st.integers(0, 5),
+        st.floats(0, 20),
     ),
     max_size=80,
 )
@@ -86,10 +104,12 @@ def test_after_any_storm_every_lease_was_freed_pulled_or_is_still_held(steps: li
         name = f"l{key}"
         match what:
             case "offer" if name not in table:
-                actions += table.offer(name, owner=number % 3, blocks=key + 1, expires_at_s=now_s + 15)
+                actions += table.offer(name, owner=number % 3, blocks=key + 1, now_s=now_s, expires_at_s=now_s + 15)
                 offered += 1
-            case "start" if name in table and "PullStarted" not in " ".join(table.story()):
+            case "start":
                 actions += table.pull_started(name)
+            case "renew":
+                actions += table.renew(name, now_s=now_s, lease_s=15.0, total_max_s=40.0)
             case "pulled":
                 actions += table.pulled(name)
             case "release":

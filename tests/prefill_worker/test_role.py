@@ -6,7 +6,8 @@ import msgspec
 
 from engine.protocol import EngineInfo, Hold
 from kv_transfer.handoff import KvHandoff
-from kv_transfer.lease import FreeBlocks
+from kv_transfer.lease import Count, FreeBlocks, KeepBlocks
+from kv_transfer.prompt_digest import prompt_digest
 from prefill_worker.config import PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import FailureKind
@@ -36,7 +37,7 @@ def test_a_prefill_is_held_for_the_configured_time() -> None:
 
 def test_the_ticket_says_whose_it_is_and_how_long_it_lasts() -> None:
     prefill = role(lease_s=30.0)
-    ticket = prefill.offer(HANDOFF, 1, 100.0).handoff
+    ticket = prefill.offer(HANDOFF, REQUEST, 1, 100.0).handoff
     assert (ticket.worker_id, ticket.epoch, ticket.engine_id) == ("prefill-0", 7, "prefill-0-7")
     assert (ticket.layout_fingerprint, ticket.blocks, ticket.bytes) == ("f", 3, 300)
     assert (ticket.lease_remaining_s, ticket.connector_params) == (30.0, b"x")
@@ -46,16 +47,53 @@ def test_the_ticket_says_whose_it_is_and_how_long_it_lasts() -> None:
 
 def test_a_release_for_another_epoch_is_not_for_us() -> None:
     prefill = role()
-    prefill.offer(HANDOFF, 1, 0.0)
+    prefill.offer(HANDOFF, REQUEST, 1, 0.0)
     assert prefill.released("r", 6, pulled=False) == ()
     assert FreeBlocks("r") in prefill.released("r", 7, pulled=False)
+
+
+def test_the_ticket_is_tied_to_the_tokens_it_covers_to_the_salt_and_to_the_model() -> None:
+    salted = msgspec.structs.replace(REQUEST, token_ids=list(range(40)), cache_salt="tenant")
+    ticket = role().offer(HANDOFF, salted, 1, 0.0).handoff
+    assert ticket.prompt_digest == prompt_digest(list(range(33)), cache_salt="tenant", model="m")
+
+
+def test_a_lease_whose_decode_still_waits_is_renewed_up_to_the_bound() -> None:
+    prefill = role(lease_s=30.0, lease_total_max_s=70.0)
+    prefill.offer(HANDOFF, REQUEST, 1, 100.0)
+    assert prefill.renewed("r", 7, 120.0) == [Count("renewed"), KeepBlocks("r", 30.0)]
+    assert prefill.tick(149.9) == []
+    assert prefill.renewed("r", 7, 149.0) == [Count("renewed"), KeepBlocks("r", 21.0)]
+    assert prefill.renewed("r", 7, 160.0) == [Count("renewals_used_up")]
+    assert FreeBlocks("r") in prefill.tick(170.0)
+    assert prefill.renewed("r", 7, 171.0) == (Count("renewed_too_late"),)
+
+
+def test_a_renewal_for_another_epoch_keeps_nothing() -> None:
+    prefill = role(lease_s=30.0)
+    prefill.offer(HANDOFF, REQUEST, 1, 100.0)
+    assert prefill.renewed("r", 6, 120.0) == (Count("renewed_too_late"),)
+    assert FreeBlocks("r") in prefill.tick(130.0)
+
+
+def test_the_oldest_leases_have_the_names_of_their_requests() -> None:
+    prefill = role()
+    for number, name in enumerate("abc"):
+        handoff = msgspec.structs.replace(HANDOFF, lease_id=name)
+        prefill.offer(handoff, msgspec.structs.replace(REQUEST, request_id=name), number, 10.0 * number)
+    prefill.renewed("a", 7, 25.0)
+    oldest = prefill.oldest_leases(2, 30.0)
+    assert [(held.lease_id, held.age_s, held.pulling, held.owner) for held in oldest] == [
+        ("a", 30.0, True, 0),
+        ("b", 20.0, False, 1),
+    ]
 
 
 def test_what_it_cannot_do_is_refused_with_the_reason() -> None:
     prefill = role(leases_max=1)
     decode = msgspec.structs.replace(REQUEST, work=Decode())
     long = msgspec.structs.replace(REQUEST, token_ids=[1] * 161)
-    prefill.offer(HANDOFF, 1, 0.0)
+    prefill.offer(HANDOFF, REQUEST, 1, 0.0)
     other = msgspec.structs.replace(REQUEST, request_id="other")
     refused = [prefill.accept(request) for request in (decode, long, REQUEST, other)]
     assert [(r.failure.kind, r.reason) for r in refused if isinstance(r, Refused)] == [

@@ -172,6 +172,38 @@ async def test_a_lease_nobody_pulls_runs_out_and_a_decode_of_it_is_computed_agai
     assert "left of its lease" in deltas[0].failure.message
 
 
+async def test_a_renewed_lease_outlives_its_first_end_in_worker_and_engine(start_worker: StartWorker) -> None:
+    worker = await start_worker(
+        "prefill",
+        settings=PrefillWorkerConfig(lease_s=1.0, lease_total_max_s=60.0),
+        config=WorkerConfig(lease_tick_s=0.02),
+    )
+    front = await worker.attach()
+    kept = (await front.one(submit(1, PROMPT, prefill=True)))[0].handoff
+    lost = (await front.one(submit(2, PROMPT, prefill=True)))[0].handoff
+    renewal = pb.AttachRequest(renew=pb.RenewHandoff(lease_id=kept.lease_id, epoch=kept.epoch))
+    async with asyncio.timeout(WAIT_S):
+        while worker.body.load().leases_held == 2:
+            worker.body.changed.clear()
+            await front.send(renewal)
+            await worker.body.changed.wait()
+    (held,) = worker.body.role.oldest_leases(5, worker.body.now_s())
+    assert (held.lease_id, held.pulling) == (kept.lease_id, True)
+    assert worker.engine.load().kv_blocks_used == kept.blocks
+    assert lost.lease_id != kept.lease_id
+    # Nobody renews any more.
+    await worker.settled()
+
+
+async def test_a_hand_off_of_another_prompt_is_refused_by_the_decode_worker(start_worker: StartWorker) -> None:
+    prefill, decode = await start_worker("prefill"), await start_worker("decode")
+    handoff = (await (await prefill.attach()).one(submit(1, PROMPT, prefill=True)))[0].handoff
+    other = [*PROMPT[:-1], PROMPT[-1] + 1]
+    deltas = await (await decode.attach()).one(submit(1, other, handoff=handoff))
+    assert deltas[0].failure.kind == FailureKind.STATE_LOST
+    assert "another prompt" in deltas[0].failure.message
+
+
 async def test_no_room_is_said_with_advice_when_to_come_back(start_worker: StartWorker) -> None:
     few = await start_worker("decode", fake=SLOW, config=WorkerConfig(requests_max=1, retry_after_s=2.5))
     front = await few.attach()

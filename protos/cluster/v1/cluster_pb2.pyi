@@ -87,7 +87,7 @@ class WorkerLoad(_message.Message):
     def __init__(self, state: _Optional[_Union[ProcessState, str]] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., leases_held: _Optional[int] = ..., kv_bytes_in: _Optional[int] = ..., kv_bytes_out: _Optional[int] = ..., prefill_tokens_queued: _Optional[int] = ...) -> None: ...
 
 class KvHandoff(_message.Message):
-    __slots__ = ("worker_id", "epoch", "lease_id", "engine_id", "tokens", "blocks", "bytes", "layout_fingerprint", "lease_remaining_ms", "connector_params")
+    __slots__ = ("worker_id", "epoch", "lease_id", "engine_id", "tokens", "blocks", "bytes", "layout_fingerprint", "lease_remaining_ms", "connector_params", "prompt_digest")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +98,7 @@ class KvHandoff(_message.Message):
     LAYOUT_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     LEASE_REMAINING_MS_FIELD_NUMBER: _ClassVar[int]
     CONNECTOR_PARAMS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: int
     lease_id: str
@@ -108,7 +109,8 @@ class KvHandoff(_message.Message):
     layout_fingerprint: str
     lease_remaining_ms: int
     connector_params: bytes
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., lease_id: _Optional[str] = ..., engine_id: _Optional[str] = ..., tokens: _Optional[int] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., layout_fingerprint: _Optional[str] = ..., lease_remaining_ms: _Optional[int] = ..., connector_params: _Optional[bytes] = ...) -> None: ...
+    prompt_digest: bytes
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., lease_id: _Optional[str] = ..., engine_id: _Optional[str] = ..., tokens: _Optional[int] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., layout_fingerprint: _Optional[str] = ..., lease_remaining_ms: _Optional[int] = ..., connector_params: _Optional[bytes] = ..., prompt_digest: _Optional[bytes] = ...) -> None: ...
 
 class ProcessStatus(_message.Message):
     __slots__ = ("id", "role", "pid", "address", "epoch", "state", "requests_running", "requests_waiting", "kv_blocks_used", "kv_blocks_total", "leases_held", "kv_bytes_in", "kv_bytes_out")

@@ -22,16 +22,18 @@ FINISH_REASON_ABORT: FinishReason
 FINISH_REASON_ERROR: FinishReason
 
 class AttachRequest(_message.Message):
-    __slots__ = ("open", "submit", "abort", "release")
+    __slots__ = ("open", "submit", "abort", "release", "renew")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    RENEW_FIELD_NUMBER: _ClassVar[int]
     open: Open
     submit: Submit
     abort: Abort
     release: ReleaseHandoff
-    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., release: _Optional[_Union[ReleaseHandoff, _Mapping]] = ...) -> None: ...
+    renew: RenewHandoff
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., release: _Optional[_Union[ReleaseHandoff, _Mapping]] = ..., renew: _Optional[_Union[RenewHandoff, _Mapping]] = ...) -> None: ...
 
 class AttachResponse(_message.Message):
     __slots__ = ("opened", "step")
@@ -119,6 +121,14 @@ class ReleaseHandoff(_message.Message):
     epoch: int
     pulled: bool
     def __init__(self, lease_id: _Optional[str] = ..., epoch: _Optional[int] = ..., pulled: _Optional[bool] = ...) -> None: ...
+
+class RenewHandoff(_message.Message):
+    __slots__ = ("lease_id", "epoch")
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    epoch: int
+    def __init__(self, lease_id: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class StepOutputs(_message.Message):
     __slots__ = ("deltas",)

@@ -51,7 +51,7 @@ class WorkerServiceServicer:
 
     def Attach(self, request_iterator, context):
         """The first message is Open, answered by Opened. When the stream ends, for whatever reason, the worker aborts
-        every request submitted on it and releases every lease that was offered on it and not yet being pulled.
+        every request submitted on it and releases every lease that was offered on it, being pulled or not.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,65 @@
+"""Renews the leases of hand-offs that decode workers were given and have not answered. Never decides who gets one.
+
+A pull that is over before the first renewal, as nearly all are, costs no message. The holder bounds the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from kv_transfer.handoff import KvHandoff
+
+
+class LeaseKeeper:
+    """Hand-offs under way, in the order in which their renewals fall due, and one timer for the next."""
+
+    def __init__(self, interval_s: float, renew: Callable[[KvHandoff], bool]) -> None:
+        self._interval_s = interval_s
+        self._renew = renew
+        self._loop = asyncio.get_running_loop()
+        # The interval is the same for all, so the order of arrival is the order of falling due.
+        self._due_s: dict[tuple[str, int, str], tuple[float, KvHandoff]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._due_s)
+
+    def keep(self, handoff: KvHandoff) -> None:
+        """A decode worker was given this ticket: renew it until ``drop``, or until its holder cannot be told."""
+        self._due_s.pop(_key(handoff), None)
+        self._due_s[_key(handoff)] = (self._loop.time() + self._interval_s, handoff)
+        self._wind()
+
+    def drop(self, handoff: KvHandoff) -> None:
+        """Nobody waits for it any more. Idempotent."""
+        # The timer stays: winding it for every request would cost more than one that finds nothing to do.
+        self._due_s.pop(_key(handoff), None)
+
+    def close(self) -> None:
+        """Renew nothing more."""
+        self._due_s.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _wind(self) -> None:
+        if self._timer is None and self._due_s:
+            due_s, _ = next(iter(self._due_s.values()))
+            self._timer = self._loop.call_at(due_s, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        now_s = self._loop.time()
+        for due_s, handoff in tuple(self._due_s.values()):
+            if due_s > now_s:
+                break
+            if self._renew(handoff):
+                self.keep(handoff)
+            else:
+                self.drop(handoff)
+        self._wind()
+
+
+def _key(handoff: KvHandoff) -> tuple[str, int, str]:
+    return handoff.worker_id, handoff.epoch, handoff.lease_id
