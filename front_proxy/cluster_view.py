@@ -62,8 +62,14 @@ class ClusterView:
         """The latest picture."""
         return self._snapshot
 
-    def apply(self, workers: Sequence[WorkerEntry]) -> Sequence[tuple[str, int]]:
-        """Take over a new picture; returns the (worker id, epoch) pairs that are not in it any more."""
+    def apply(self, workers: Sequence[WorkerEntry], *, rebuilding: bool = False) -> Sequence[tuple[str, int]]:
+        """Take over a new picture; returns the (worker id, epoch) pairs that are not in it any more.
+
+        A scheduler that is ``rebuilding`` does not know everybody yet: whom it does not name stays as he was.
+        """
+        if rebuilding:
+            named = {worker.worker_id for worker in workers}
+            workers = [*workers, *(worker for worker in self._snapshot.workers if worker.worker_id not in named)]
         now = {(worker.worker_id, worker.epoch) for worker in workers}
         gone = [
             (worker.worker_id, worker.epoch)

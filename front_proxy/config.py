@@ -42,6 +42,12 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Placements tried for one request before it fails."""
     plan_timeout_s: Positive = 5.0
     """Wait for one answer from the scheduler, reconnecting included."""
+    plan_patience_s: Positive = 0.5
+    """Wait for any word from a connected scheduler before a request is planned here, from the last cluster view."""
+    degraded_view_max_age_s: NonNegative = 300.0
+    """Age of the last cluster view up to which requests are planned from it while the scheduler is away."""
+    degraded_load_fade_s: Positive = 10.0
+    """Time in which the workers' load in that view loses its weight: afterwards only our own plans count."""
     connect_timeout_s: Positive = 3.0
     """Wait for a stream to a worker or the scheduler to open."""
     worker_connect_retry_s: NonNegative = 0.5
@@ -50,7 +56,7 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How often the lease of a hand-off is renewed whose decode worker has not answered. A few of these must fit into
     ``prefill_worker.lease_s``."""
     scheduler_backoff_min_s: Positive = 0.05
-    """First pause before a lost scheduler is dialled again; it doubles each time."""
+    """First pause before a lost scheduler is dialled again; it doubles each time, less up to half by chance."""
     scheduler_backoff_max_s: Positive = 2.0
     """Longest such pause."""
     close_timeout_s: NonNegative = 5.0

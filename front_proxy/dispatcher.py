@@ -17,6 +17,7 @@ from front_proxy.scheduler_link import SchedulerLink, SchedulerOptions
 from front_proxy.work import Placement
 from front_proxy.worker_link import LinkOptions, WorkerLink, WorkerLinks
 from runtime.failures import Failure, FailureError, FailureKind
+from scheduler.config import SchedulerConfig
 
 
 class Dispatcher:
@@ -33,7 +34,9 @@ class Dispatcher:
         metrics: DispatchMetrics | None = None,
         planning: Planning | None = None,
         working: Working | None = None,
+        policy: SchedulerConfig | None = None,
     ) -> None:
+        """``policy``: the scheduler's settings, for planning while it is away."""
         self.front_proxy_id = config.front_proxy_id or f"front-{os.getpid()}-{time.time_ns():x}"
         self._config = config
         self._metrics = metrics or DispatchMetrics()
@@ -62,6 +65,8 @@ class Dispatcher:
             on_view=self._changed.set,
             on_gone=self._links.forget,
             on_lost=lambda _reason: self._metrics.stream_losses.labels("scheduler").inc(),
+            on_degraded=lambda outcome: self._metrics.degraded_plans.labels(outcome).inc(),
+            policy=policy or SchedulerConfig(),
         )
         self._planning: Planning = planning or self._scheduler
         self._working: Working = working or self._links
@@ -69,6 +74,7 @@ class Dispatcher:
             in_flight=lambda: len(self._runs),
             handoffs_held=lambda: self._links.leases_held,
             connected=lambda: self._scheduler.connected,
+            degraded=lambda: self._scheduler.degraded,
         )
 
     @property
@@ -202,6 +208,9 @@ def _scheduler_options(config: FrontProxyConfig, front_proxy_id: str) -> Schedul
         front_proxy_id=front_proxy_id,
         pid=os.getpid(),
         plan_timeout_s=config.plan_timeout_s,
+        plan_patience_s=config.plan_patience_s,
+        view_max_age_s=config.degraded_view_max_age_s,
+        load_fade_s=config.degraded_load_fade_s,
         connect_timeout_s=config.connect_timeout_s,
         backoff_min_s=config.scheduler_backoff_min_s,
         backoff_max_s=config.scheduler_backoff_max_s,

@@ -44,6 +44,12 @@ class DispatchMetrics:
             ["peer"],
             registry=registry,
         )
+        self.degraded_plans = Counter(
+            f"{prefix}_degraded_plans_total",
+            "Requests planned here because the scheduler did not answer.",
+            ["outcome"],
+            registry=registry,
+        )
         self.ttft_s = Histogram(
             f"{prefix}_ttft_seconds",
             "Dispatcher entered to the client's first token ready; the phases add up to it.",
@@ -85,13 +91,19 @@ class DispatchMetrics:
             self._phases[name].observe(getattr(phases, f"{name}_s"))
 
     def watch(
-        self, *, in_flight: Callable[[], int], handoffs_held: Callable[[], int], connected: Callable[[], bool]
+        self,
+        *,
+        in_flight: Callable[[], int],
+        handoffs_held: Callable[[], int],
+        connected: Callable[[], bool],
+        degraded: Callable[[], bool],
     ) -> None:
         """Show what the dispatcher knows at the moment of every scrape."""
         gauges: list[tuple[str, str, Callable[[], float]]] = [
             ("requests_in_flight", "Sequences running.", in_flight),
             ("handoffs_held", "Hand-offs received and not let go.", handoffs_held),
-            ("scheduler_connected", "1 while the scheduler is on the line.", connected),
+            ("scheduler_connected", "1 while the scheduler is on the line and answers.", connected),
+            ("degraded", "1 while requests are planned here, without the scheduler.", degraded),
         ]
         for name, text, value in gauges:
             Gauge(f"baton_front_proxy_{name}", text, registry=self._registry).set_function(value)

@@ -21,6 +21,7 @@ from protos.inference.v1 import inference_pb2_grpc
 from runtime import lifecycle
 from runtime.failures import FailureError
 from runtime.grpc_server import RunningServer, start_server
+from scheduler.config import SchedulerConfig
 
 if TYPE_CHECKING:
     from front_proxy.openai_app import OpenAiServer
@@ -36,9 +37,16 @@ EXIT_VERSION = 5
 
 
 async def run(
-    engine: EngineConfig, front: FrontProxyConfig, ready: Ready, *, stop: asyncio.Event | None = None
+    engine: EngineConfig,
+    front: FrontProxyConfig,
+    ready: Ready,
+    *,
+    stop: asyncio.Event | None = None,
+    policy: SchedulerConfig | None = None,
 ) -> None:
     """Serve until a signal, then finish what runs; ``ready`` is told when the first request would succeed.
+
+    ``policy`` are the scheduler's settings, for planning while it is away.
 
     Raises SystemExit with one of the codes above when the process cannot go on; the log says why.
     """
@@ -48,7 +56,7 @@ async def run(
     version = await asyncio.to_thread(_engine_version, engine)
     if stop.is_set():
         return
-    dispatcher = Dispatcher(front, engine_version=version)
+    dispatcher = Dispatcher(front, engine_version=version, policy=policy)
     serving = await asyncio.to_thread(_build, engine, front, dispatcher)
     try:
         async with asyncio.TaskGroup() as group:

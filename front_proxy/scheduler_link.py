@@ -1,9 +1,14 @@
-"""The front proxy's stream to the scheduler: pipelined plans, the cluster view, reconnecting. Never picks a worker."""
+"""The front proxy's stream to the scheduler: pipelined plans, the cluster view, reconnecting.
+
+It picks no worker while the scheduler answers. While it is away, silent, or only coming back to itself after a restart,
+requests are planned by ``outage_planner`` from the last cluster view, and the scheduler is told once it is well.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable
 from typing import Protocol
 
@@ -11,12 +16,18 @@ import msgspec
 
 from front_proxy import wire
 from front_proxy.cluster_view import ClusterView
+from front_proxy.degraded_plans import DegradedPlans
 from front_proxy.duplex import Duplex
 from front_proxy.flow_events import AskPlan, Outcome
+from front_proxy.outage_planner import SESSION
 from front_proxy.work import Placement
 from protos.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from runtime.failures import Failure, FailureKind
 from runtime.grpc_server import channel
+from scheduler import wire as scheduler_wire
+from scheduler.actions import Placement as CorePlacement
+from scheduler.config import SchedulerConfig
+from scheduler.events import RunningPlan
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +63,9 @@ class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
     front_proxy_id: str
     pid: int
     plan_timeout_s: float
+    plan_patience_s: float
+    view_max_age_s: float
+    load_fade_s: float
     connect_timeout_s: float
     backoff_min_s: float
     backoff_max_s: float
@@ -62,14 +76,14 @@ class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
 class _Pending(msgspec.Struct):
     question: PlanQuestion
     receiver: PlanReceiver
-    timer: asyncio.TimerHandle
+    timer: asyncio.Handle
 
 
 _Item = scheduler_pb2.FrontUpdate
 
 
 class SchedulerLink:
-    """Questions asked while the scheduler is away wait for it, at most ``plan_timeout_s``."""
+    """Questions that nobody can answer now wait for the scheduler, at most ``plan_timeout_s``."""
 
     def __init__(
         self,
@@ -79,23 +93,37 @@ class SchedulerLink:
         on_view: Callable[[], None],
         on_gone: Callable[[str, int], None],
         on_lost: Callable[[str], None],
+        on_degraded: Callable[[str], None],
+        policy: SchedulerConfig,
     ) -> None:
         self._options = options
         self._view = view
         self._on_view = on_view
         self._on_gone = on_gone
         self._on_lost = on_lost
+        self._degraded = DegradedPlans(
+            policy,
+            view_max_age_s=options.view_max_age_s,
+            load_fade_s=options.load_fade_s,
+            on_plan=on_degraded,
+        )
         self._loop = asyncio.get_running_loop()
         self._http_address = ""
         self._duplex: Duplex[_Item] | None = None
         self._opened = False
+        self._silent = False
         self._pending: dict[int, _Pending] = {}
         self._next_plan_id = 1
 
     @property
     def connected(self) -> bool:
-        """Whether the scheduler is on the line."""
-        return self._opened
+        """Whether the scheduler is on the line and answers."""
+        return self._opened and not self._silent
+
+    @property
+    def degraded(self) -> bool:
+        """Whether requests are planned here."""
+        return self._degraded.active
 
     def set_address(self, address: str) -> None:
         """Where users reach this front proxy, for ``baton status``; told at once and after every reconnect."""
@@ -108,9 +136,14 @@ class SchedulerLink:
         self._next_plan_id += 1
         # First, so that a question that cannot be encoded is not asked anew after a reconnect.
         asked = _ask(plan_id, question)
-        timer = self._loop.call_later(self._options.plan_timeout_s, self._on_timeout, plan_id)
+        timer: asyncio.Handle
+        if not self._answers and self._can_plan():
+            timer = self._loop.call_soon(self._plan_here, plan_id)
+        else:
+            self._send(asked)
+            wait_s = min(self._options.plan_patience_s, self._options.plan_timeout_s)
+            timer = self._loop.call_later(wait_s, self._on_impatience, plan_id)
         self._pending[plan_id] = _Pending(question, receiver, timer)
-        self._send(asked)
         return plan_id
 
     def end_plan(self, plan_id: int, outcome: Outcome, output_tokens: int) -> None:
@@ -118,10 +151,12 @@ class SchedulerLink:
         pending = self._pending.pop(plan_id, None)
         if pending is not None:
             pending.timer.cancel()
+        self._degraded.ended(plan_id, self._loop.time())
         self._send(wire.request_ended(plan_id, outcome, output_tokens))
 
     def suspect(self, worker: Placement, reason: str) -> None:
         """Tell the scheduler that a worker could not be used."""
+        self._degraded.suspect(worker.worker_id, worker.epoch, reason, self._loop.time())
         self._send(wire.suspect(worker.worker_id, worker.epoch, reason))
 
     async def run(self) -> None:
@@ -133,8 +168,10 @@ class SchedulerLink:
                 if opened:
                     pause_s = self._options.backoff_min_s
                     self._on_lost(reason)
-                logger.warning("no stream to the scheduler", extra={"reason": reason, "again_in_s": pause_s})
-                await asyncio.sleep(pause_s)
+                # Many front proxies lose one scheduler at one moment; they must not all return at one moment.
+                wait_s = pause_s * random.uniform(0.5, 1.0)
+                logger.warning("no stream to the scheduler", extra={"reason": reason, "again_in_s": round(wait_s, 3)})
+                await asyncio.sleep(wait_s)
                 pause_s = min(pause_s * 2, self._options.backoff_max_s)
         finally:
             self._refuse_all("The front proxy stops.")
@@ -143,9 +180,10 @@ class SchedulerLink:
         duplex: Duplex[_Item] = Duplex(
             encode=lambda item: item, on_message=self._on_message, send_messages_max=self._options.send_messages_max
         )
-        self._duplex = duplex
+        self._duplex, self._silent = duplex, False
         duplex.send(self._register())
-        # A scheduler releases everything of a stream that ended, so what was asked on the last one is asked anew.
+        # A scheduler releases everything of a stream that ended: it is told what runs, and asked anew what was asked.
+        duplex.send(self._plans_running())
         for plan_id, pending in self._pending.items():
             duplex.send(_ask(plan_id, pending.question))
         opened = False
@@ -154,13 +192,17 @@ class SchedulerLink:
             try:
                 reason = await duplex.run(call, connect_timeout_s=self._options.connect_timeout_s)
             finally:
+                if self._answers:
+                    self._degraded.still_true(self._loop.time())
                 opened, self._opened = self._opened, False
                 self._duplex = None
                 self._view.disconnected()
+                self._plan_pending_here()
         return opened, reason
 
     def _send(self, item: _Item) -> None:
-        if self._duplex is not None:
+        # A silent scheduler is told everything at once when it speaks again; until then nothing piles up.
+        if self._duplex is not None and not self._silent:
             self._duplex.send(item)
 
     def _register(self) -> _Item:
@@ -170,25 +212,37 @@ class SchedulerLink:
             )
         )
 
+    def _plans_running(self) -> _Item:
+        return wire.plans_running(self._degraded.running.values(), asked=self._pending, complete=True)
+
     def _on_message(self, message: scheduler_pb2.FrontReply) -> None:
         self._opened = True
+        if self._silent:
+            self._silent = False
+            self._send(self._plans_running())
         if message.HasField("plan"):
             plan = message.plan
             if (pending := self._answered(plan.plan_id)) is not None:
-                pending.receiver.on_plan(
-                    wire.placement(plan.prefill) if plan.HasField("prefill") else None,
-                    wire.placement(plan.decode) if plan.HasField("decode") else None,
-                    plan.decode_blocks_reserved,
-                    plan.reason,
-                )
+                request_id = pending.question.request_id
+                self._granted(scheduler_wire.granted(request_id, plan), pending, plan.reason)
         elif message.HasField("refused"):
             refused = message.refused
             if (pending := self._answered(refused.plan_id)) is not None:
                 pending.receiver.on_refused(wire.failure(refused.kind, refused.message, refused.retry_after_ms))
         elif message.HasField("view"):
-            for worker_id, epoch in self._view.apply(wire.cluster(message.view)):
-                self._on_gone(worker_id, epoch)
-            self._on_view()
+            self._on_new_view(message.view)
+        if self._answers:
+            self._degraded.resume()
+
+    def _on_new_view(self, view: scheduler_pb2.ClusterView) -> None:
+        self._degraded.see(view, self._loop.time())
+        for worker_id, epoch in self._view.apply(wire.cluster(view), rebuilding=view.rebuilding):
+            self._on_gone(worker_id, epoch)
+        self._on_view()
+
+    def _granted(self, plan: RunningPlan, pending: _Pending, reason: str) -> None:
+        self._degraded.running[plan.plan_id] = plan
+        pending.receiver.on_plan(_placement(plan.prefill), _placement(plan.decode), plan.decode_blocks, reason)
 
     def _answered(self, plan_id: int) -> _Pending | None:
         """The question behind an answer; None when nobody waits for it, whose end was sent already."""
@@ -197,9 +251,48 @@ class SchedulerLink:
             pending.timer.cancel()
         return pending
 
+    @property
+    def _answers(self) -> bool:
+        """Whether the scheduler is asked. One that is rebuilding may know less than we do."""
+        return self._opened and not self._silent and not self._degraded.knows_more
+
+    def _can_plan(self) -> bool:
+        """Whether the last view is good enough to plan from."""
+        return self._degraded.fresh(self._loop.time()) and self._view.snapshot.usable
+
+    def _plan_pending_here(self) -> None:
+        """The stream is lost: whoever waits for an answer on it need not wait for the next one."""
+        if self._can_plan():
+            for plan_id in list(self._pending):
+                self._plan_here(plan_id)
+
+    def _plan_here(self, plan_id: int) -> None:
+        pending = self._answered(plan_id)
+        assert pending is not None, plan_id
+        why = "away" if not self._opened else "silent" if self._silent else "rebuilding"
+        question = scheduler_wire.plan_requested(SESSION, _ask(plan_id, pending.question).plan, block_hashes_max=0)
+        plan = self._degraded.plan(question, why, self._loop.time())
+        if isinstance(plan, Failure):
+            pending.receiver.on_refused(plan)
+        else:
+            self._granted(plan, pending, "degraded")
+            self._send(wire.plans_running([plan], asked=(), complete=False))
+
+    def _on_impatience(self, plan_id: int) -> None:
+        """Nothing came within ``plan_patience_s``: plan here, or give the scheduler the rest of ``plan_timeout_s``."""
+        if self._can_plan():
+            # Behind the question on the same stream: should the answer still come, its reservation is freed.
+            self._send(wire.request_ended(plan_id, "failed", 0))
+            if self._answers:
+                self._degraded.still_true(self._loop.time())
+            self._silent = self._opened
+            self._plan_here(plan_id)
+            return
+        rest_s = max(0.0, self._options.plan_timeout_s - self._options.plan_patience_s)
+        self._pending[plan_id].timer = self._loop.call_later(rest_s, self._on_timeout, plan_id)
+
     def _on_timeout(self, plan_id: int) -> None:
         pending = self._pending.pop(plan_id)
-        # Behind the question on the same stream: should the answer still come, its reservation is freed.
         self._send(wire.request_ended(plan_id, "failed", 0))
         away = "" if self._opened else " It is not reachable."
         pending.receiver.on_refused(
@@ -214,6 +307,12 @@ class SchedulerLink:
         for pending in waiting.values():
             pending.timer.cancel()
             pending.receiver.on_refused(Failure(kind=FailureKind.UNAVAILABLE, message=message))
+
+
+def _placement(placed: CorePlacement | None) -> Placement | None:
+    if placed is None:
+        return None
+    return Placement(worker_id=placed.worker_id, address=placed.address, epoch=placed.epoch)
 
 
 def _ask(plan_id: int, question: PlanQuestion) -> _Item:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from engine.protocol import Finish, FinishReason, Logprobs
 from front_proxy.cluster_view import WorkerEntry, WorkerRole, WorkerState
@@ -14,6 +14,8 @@ from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2
 from runtime.failures import Failure, FailureKind
+from scheduler.actions import Placement as CorePlacement
+from scheduler.events import RunningPlan
 
 _FINISH: dict[int, FinishReason] = {
     worker_pb2.FINISH_REASON_STOP: "stop",
@@ -147,6 +149,28 @@ def plan_request(
             prefill_only=ask.prefill_only,
         )
     )
+
+
+def plans_running(plans: Iterable[RunningPlan], *, asked: Iterable[int], complete: bool) -> scheduler_pb2.FrontUpdate:
+    """What this front proxy runs."""
+    told = [
+        scheduler_pb2.RunningPlan(
+            plan_id=plan.plan_id,
+            request_id=plan.request_id,
+            prefill=_placed(plan.prefill),
+            decode=_placed(plan.decode),
+            decode_blocks_reserved=plan.decode_blocks,
+        )
+        for plan in plans
+    ]
+    running = scheduler_pb2.PlansRunning(plans=told, asked_plan_ids=asked, complete=complete)
+    return scheduler_pb2.FrontUpdate(running=running)
+
+
+def _placed(placement: CorePlacement | None) -> scheduler_pb2.Placement | None:
+    if placement is None:
+        return None
+    return scheduler_pb2.Placement(worker_id=placement.worker_id, address=placement.address, epoch=placement.epoch)
 
 
 def request_ended(plan_id: int, outcome: Outcome, output_tokens: int) -> scheduler_pb2.FrontUpdate:

@@ -84,6 +84,6 @@ def _main(role: Role, config: BatonConfig) -> Coroutine[Any, Any, None]:
         case "front_proxy":
             from front_proxy.run import run as run_front
 
-            return run_front(config.engine, config.front_proxy, announce)
+            return run_front(config.engine, config.front_proxy, announce, policy=config.scheduler)
         case _:
             assert_never(role)

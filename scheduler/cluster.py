@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+from scheduler.actions import Placement
 from scheduler.facts import Role, WorkerFacts, WorkerLoad, WorkerState
 
 PlanKey = tuple[int, int]
@@ -29,6 +30,7 @@ class Worker:
         "_rate_since_s",
         "block_size_tokens",
         "blocks_total",
+        "careful_blocks",
         "context_tokens_max",
         "drain_asked",
         "facts",
@@ -36,6 +38,7 @@ class Worker:
         "free_blocks",
         "heard_s",
         "load",
+        "placement",
         "prefill_tokens_per_s",
         "queued_tokens",
         "ready",
@@ -63,6 +66,7 @@ class Worker:
         # Prompts sent here that no load report includes yet: (planned at, tokens), oldest first.
         self.unreported: dict[PlanKey, tuple[float, int]] = {}
         self.worker_id = facts.worker_id
+        self.placement = Placement(facts.worker_id, facts.address, facts.epoch)
         self.role = facts.role
         self.blocks_total = facts.kv_blocks_total
         self.block_size_tokens = facts.block_size_tokens
@@ -70,6 +74,8 @@ class Worker:
         self.requests_max = facts.requests_max
         self.fingerprint = facts.layout_fingerprint
         self.ready = False
+        # Blocks held for each running request whose plan is not known here: a new scheduler's care.
+        self.careful_blocks = 0
         self.reserved_blocks = 0
         self.unreported_tokens = 0
         self.free_blocks = facts.kv_blocks_total
@@ -92,6 +98,19 @@ class Worker:
         assert 0 < blocks <= self.free_blocks, (key, blocks, self.free_blocks)
         self.reserved[key] = blocks
         self.reserved_blocks += blocks
+        self._refresh()
+
+    def adopt(self, key: PlanKey, blocks: int) -> None:
+        """Hold blocks for a plan that runs here already; less where they are not all there any more."""
+        assert key not in self.reserved, key
+        blocks = min(blocks, self.blocks_total - self.reserved_blocks)
+        self.reserved[key] = blocks
+        self.reserved_blocks += blocks
+        self._refresh()
+
+    def take_care(self, blocks_per_request: int) -> None:
+        """From now on hold so many blocks for every running request whose plan is not known; 0 ends it."""
+        self.careful_blocks = blocks_per_request
         self._refresh()
 
     def assign_prefill(self, key: PlanKey, tokens: int, now_s: float) -> None:
@@ -154,6 +173,8 @@ class Worker:
         self.request_count = max(reported + len(self.unreported), len(self.reserved))
         self.queued_tokens = load.prefill_tokens_queued + self.unreported_tokens
         held = max(self.reserved_blocks, load.kv_blocks_used)
+        if self.careful_blocks:
+            held += self.careful_blocks * max(0, reported - len(self.reserved))
         self.free_blocks = max(0, self.blocks_total - held)
 
     def check(self) -> None:

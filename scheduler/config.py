@@ -120,6 +120,9 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     suspect_cooldown_s: Positive = 5.0
     # A load report this long after a plan is taken to include the plan's prompt.
     plan_visible_after_s: Positive = 0.1
+    # After its start a scheduler takes workers that are missing as about to come back, and reserves for requests it
+    # does not know. Longer than workers and front proxies take to reconnect.
+    rebuild_grace_s: NonNegative = 3.0
     # Prefill speed assumed of a worker until its own is observed.
     prefill_initial_tokens_per_s: Positive = 2000.0
     routing: RoutingConfig = msgspec.field(default_factory=RoutingConfig)

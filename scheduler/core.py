@@ -35,7 +35,9 @@ from scheduler.events import (
     FrontJoined,
     FrontLeft,
     PlanRequested,
+    PlansRunning,
     RequestEnded,
+    RunningPlan,
     Tick,
     WorkerJoined,
     WorkerLeft,
@@ -49,7 +51,7 @@ from scheduler.profile import Probe, Random
 STORY_EVENTS_MAX = 64
 
 # So frequent that they would push everything else out of the story.
-UNTOLD = (RequestEnded, Tick, WorkerLoadReported)
+UNTOLD = (PlansRunning, RequestEnded, Tick, WorkerLoadReported)
 
 _KIND: dict[Cause, FailureKind] = {
     "plans_in_flight": FailureKind.EXHAUSTED,
@@ -63,10 +65,12 @@ _KIND: dict[Cause, FailureKind] = {
 
 
 class GrantedPlan(msgspec.Struct, frozen=True, gc=False):
-    """A plan that has not ended. Names incarnations as objects: one that left is no longer in the cluster."""
+    """A plan that has not ended. Names incarnations: one that left may return with what it holds, one restarted not."""
 
-    prefill: Worker | None
-    decode: Worker | None
+    request_id: str
+    prefill: Placement | None
+    decode: Placement | None
+    decode_blocks: int
 
 
 class Front:
@@ -82,7 +86,17 @@ class Front:
 class SchedulerCore:
     """Feed it events with a time that never goes back, and do what the actions say, in order."""
 
-    def __init__(self, config: SchedulerConfig, rng: Random | None = None, probe: Probe | None = None) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        rng: Random | None = None,
+        probe: Probe | None = None,
+        *,
+        began_s: float = float("-inf"),
+    ) -> None:
+        """``began_s``: when this scheduler took over; for ``rebuild_grace_s`` from then it knows not everything."""
+        self.rebuilding = began_s + config.rebuild_grace_s > began_s
+        self._rebuilt_at_s = began_s + config.rebuild_grace_s
         self.cluster = ClusterState()
         self.fronts: dict[int, Front] = {}
         self.plans_in_flight = 0
@@ -105,6 +119,9 @@ class SchedulerCore:
                 return (self._plan(event, now_s),)
             case RequestEnded(session=session, plan_id=plan_id):
                 self._end((session, plan_id), now_s)
+                return ()
+            case PlansRunning():
+                self._reconcile(event, now_s)
                 return ()
             case WorkerLoadReported():
                 return self._report(event, now_s)
@@ -160,10 +177,38 @@ class SchedulerCore:
             if former is not None:
                 actions.append(DropWorker(session=former.session, worker_id=facts.worker_id, reason="replaced"))
                 self.cluster.remove(former.worker_id)
-            self.cluster.add(Worker(facts, session, now_s, self._config.prefill_initial_tokens_per_s))
+            self._add(Worker(facts, session, now_s, self._config.prefill_initial_tokens_per_s))
         actions.append(AcceptWorker(session=session, worker_id=facts.worker_id))
         actions.append(PublishView(at_once=True))
         return actions
+
+    def _add(self, worker: Worker) -> None:
+        """A new member. Plans that name this very incarnation go on: only its stream was away."""
+        self.cluster.add(worker)
+        if self.rebuilding:
+            worker.take_care(-(-self._config.output_reserve_tokens // worker.block_size_tokens))
+        for session, front in self.fronts.items():
+            for plan_id, plan in front.plans.items():
+                if plan.decode == worker.placement:
+                    worker.adopt((session, plan_id), plan.decode_blocks)
+
+    def _reconcile(self, event: PlansRunning, now_s: float) -> None:
+        front = self.fronts[event.session]
+        for plan in event.plans:
+            if plan.plan_id not in front.plans and self._admission.has_room(self.plans_in_flight):
+                self._adopt(event.session, front, plan)
+        if event.complete:
+            named = event.asked.union(plan.plan_id for plan in event.plans)
+            for plan_id in [plan_id for plan_id in front.plans if plan_id not in named]:
+                self._end((event.session, plan_id), now_s)
+
+    def _adopt(self, session: int, front: Front, plan: RunningPlan) -> None:
+        """Take over a plan that somebody else made. Its worker may register later."""
+        front.plans[plan.plan_id] = GrantedPlan(plan.request_id, plan.prefill, plan.decode, plan.decode_blocks)
+        self.plans_in_flight += 1
+        worker = self._member_of(plan.decode)
+        if worker is not None:
+            worker.adopt((session, plan.plan_id), plan.decode_blocks)
 
     def _objection(self, facts: WorkerFacts) -> str | None:
         """Why a worker may not join, as a sentence; None when it may."""
@@ -212,7 +257,12 @@ class SchedulerCore:
         silent = [
             worker for worker in self.cluster.workers.values() if worker.heard_s + self._config.worker_lease_s <= now_s
         ]
-        if not silent:
+        rebuilt = self.rebuilding and self._rebuilt_at_s <= now_s
+        if rebuilt:
+            self.rebuilding = False
+            for worker in self.cluster.workers.values():
+                worker.take_care(0)
+        if not silent and not rebuilt:
             return ()
         actions: list[Action] = []
         for worker in silent:
@@ -259,13 +309,15 @@ class SchedulerCore:
         # A pinned sibling finds its prompt's KV in place and computes next to nothing.
         if chosen.reason is not Reason.PINNED:
             computing.assign_prefill(key, event.prompt_tokens, now_s)
-        front.plans[event.plan_id] = GrantedPlan(prefill, decode)
+        at_prefill = prefill.placement if prefill is not None else None
+        at_decode = decode.placement if decode is not None else None
+        front.plans[event.plan_id] = GrantedPlan(event.request_id, at_prefill, at_decode, chosen.decode_blocks)
         self.plans_in_flight += 1
         return ReplyPlan(
             session=event.session,
             plan_id=event.plan_id,
-            prefill=_placement(prefill),
-            decode=_placement(decode),
+            prefill=at_prefill,
+            decode=at_decode,
             decode_blocks_reserved=chosen.decode_blocks,
             reason=chosen.reason.value,
         )
@@ -287,14 +339,17 @@ class SchedulerCore:
             return
         self.plans_in_flight -= 1
         freed = 0
-        for worker in (plan.prefill, plan.decode):
-            if worker is not None and self._lives(worker):
+        for placed in (plan.prefill, plan.decode):
+            worker = self._member_of(placed)
+            if worker is not None:
                 freed += worker.forget(key)
         if freed:
             self._admission.released(freed, now_s)
 
-    def _lives(self, worker: Worker) -> bool:
-        return self.cluster.get(worker.worker_id) is worker
+    def _member_of(self, placed: Placement | None) -> Worker | None:
+        """The worker of a plan, if that incarnation is a member now."""
+        worker = self.cluster.get(placed.worker_id) if placed is not None else None
+        return worker if worker is not None and worker.placement == placed else None
 
     def story(self) -> Sequence[str]:
         """The last telling events, oldest first: for error messages."""
@@ -307,15 +362,11 @@ class SchedulerCore:
         assert self.plans_in_flight <= self._config.plans_in_flight_max
         for worker in self.cluster.workers.values():
             for session, plan_id in worker.reserved:
-                assert self.fronts[session].plans[plan_id].decode is worker, (worker.worker_id, plan_id)
+                assert self.fronts[session].plans[plan_id].decode == worker.placement, (worker.worker_id, plan_id)
             for session, plan_id in worker.unreported:
                 plan = self.fronts[session].plans[plan_id]
-                assert worker is (plan.prefill or plan.decode), (worker.worker_id, plan_id)
+                assert worker.placement == (plan.prefill or plan.decode), (worker.worker_id, plan_id)
         for session, front in self.fronts.items():
             for plan_id, plan in front.plans.items():
-                if plan.decode is not None and self._lives(plan.decode):
-                    assert (session, plan_id) in plan.decode.reserved, (session, plan_id)
-
-
-def _placement(worker: Worker | None) -> Placement | None:
-    return Placement(worker.worker_id, worker.facts.address, worker.facts.epoch) if worker is not None else None
+                decode = self._member_of(plan.decode)
+                assert decode is None or (session, plan_id) in decode.reserved, (session, plan_id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from scheduler.actions import Placement
 from scheduler.facts import WorkerFacts, WorkerLoad
 
 
@@ -80,6 +81,25 @@ class PlanRequested(msgspec.Struct, frozen=True, kw_only=True):
     prefill_only: bool = False
 
 
+class RunningPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """A plan as the front proxy that runs it tells it. ``decode_blocks`` is what it reserves there."""
+
+    plan_id: int
+    request_id: str
+    prefill: Placement | None
+    decode: Placement | None
+    decode_blocks: int
+
+
+class PlansRunning(msgspec.Struct, frozen=True, kw_only=True):
+    """A front proxy says what it runs. ``complete``: its plans named neither here nor as asked are over."""
+
+    session: int
+    plans: tuple[RunningPlan, ...]
+    asked: frozenset[int] = frozenset()
+    complete: bool = False
+
+
 class RequestEnded(msgspec.Struct, frozen=True, kw_only=True):
     """A planned request is over, however it went. Idempotent."""
 
@@ -100,6 +120,7 @@ Event = (
     | FrontJoined
     | FrontLeft
     | PlanRequested
+    | PlansRunning
     | RequestEnded
     | Tick
 )

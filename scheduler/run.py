@@ -37,8 +37,9 @@ async def run(
     """
     stop = stop or lifecycle.stop_event()
     metrics = metrics or SchedulerMetrics()
-    core = SchedulerCore(config, rng=random.Random(), probe=PolicyProbe(metrics))
-    shell = SchedulerShell(config, core, SystemClock(), metrics)
+    clock = SystemClock()
+    core = SchedulerCore(config, rng=random.Random(), probe=PolicyProbe(metrics), began_s=clock.monotonic_s())
+    shell = SchedulerShell(config, core, clock, metrics)
     status = StatusService(shell, epoch=time.time_ns())
     metrics_address = serve_metrics(config.host, config.metrics_port)
     server = await start_server(

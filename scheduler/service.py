@@ -123,6 +123,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 case "ended":
                     shell.metrics.request_ended(message.ended.outcome)
                     shell.feed(RequestEnded(session=session, plan_id=message.ended.plan_id))
+                case "running":
+                    shell.feed(wire.plans_running(session, message.running))
                 case "suspect":
                     suspect = message.suspect
                     log.info("worker suspected", extra={"worker": suspect.worker_id, "why": suspect.reason})

@@ -150,6 +150,6 @@ class SchedulerShell:
     def _push_view(self) -> None:
         self._push = None
         self._pushed_s = asyncio.get_running_loop().time()
-        message = wire.view(self.core.cluster.workers.values())
+        message = wire.view(self.core.cluster.workers.values(), rebuilding=self.core.rebuilding)
         for outgoing in self.fronts.values():
             outgoing.show(message)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from scheduler.actions import Placement, ReplyPlan, ReplyRefusal
 from scheduler.cluster import Worker
-from scheduler.events import PlanRequested
+from scheduler.events import PlanRequested, PlansRunning, RunningPlan
 from scheduler.facts import Role, WorkerFacts, WorkerLoad, WorkerState
 
 _ROLE: dict[int, Role] = {cluster_pb2.ROLE_PREFILL: Role.PREFILL, cluster_pb2.ROLE_DECODE: Role.DECODE}
@@ -81,6 +81,34 @@ def plan_requested(session: int, message: pb.PlanRequest, *, block_hashes_max: i
     )
 
 
+def granted(request_id: str, message: pb.Plan) -> RunningPlan:
+    """A granted plan as the front proxy that asked for it keeps it."""
+    return RunningPlan(
+        plan_id=message.plan_id,
+        request_id=request_id,
+        prefill=_placed(message.prefill) if message.HasField("prefill") else None,
+        decode=_placed(message.decode) if message.HasField("decode") else None,
+        decode_blocks=message.decode_blocks_reserved,
+    )
+
+
+def plans_running(session: int, message: pb.PlansRunning) -> PlansRunning:
+    """What a front proxy says it runs."""
+    plans = tuple(
+        RunningPlan(
+            plan_id=plan.plan_id,
+            request_id=plan.request_id,
+            prefill=_placed(plan.prefill) if plan.HasField("prefill") else None,
+            decode=_placed(plan.decode) if plan.HasField("decode") else None,
+            decode_blocks=plan.decode_blocks_reserved,
+        )
+        for plan in message.plans
+    )
+    return PlansRunning(
+        session=session, plans=plans, asked=frozenset(message.asked_plan_ids), complete=message.complete
+    )
+
+
 def plan(action: ReplyPlan) -> pb.FrontReply:
     """The answer to a plan that was granted."""
     return pb.FrontReply(
@@ -110,10 +138,20 @@ def refusal(action: ReplyRefusal) -> pb.FrontReply:
     )
 
 
-def view(workers: Iterable[Worker]) -> pb.FrontReply:
+def view(workers: Iterable[Worker], *, rebuilding: bool = False) -> pb.FrontReply:
     """The cluster as front proxies see it."""
     entries = [pb.WorkerEntry(info=_info(worker.facts), load=_load(worker)) for worker in workers]
-    return pb.FrontReply(view=pb.ClusterView(workers=entries))
+    return pb.FrontReply(view=pb.ClusterView(workers=entries, rebuilding=rebuilding))
+
+
+def view_entries(message: pb.ClusterView) -> Sequence[tuple[WorkerFacts, WorkerLoad]]:
+    """The workers of a view whose role we know: the inverse of ``view``."""
+    entries = ((facts(entry.info), load(entry.load)) for entry in message.workers)
+    return [(known, doing) for known, doing in entries if known is not None]
+
+
+def _placed(message: pb.Placement) -> Placement:
+    return Placement(message.worker_id, message.address, message.epoch)
 
 
 def _placement(placement: Placement | None) -> pb.Placement | None:

@@ -51,7 +51,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Shortest time between two load reports."""
     scheduler_backoff_initial_s: Positive = 0.1
     """First wait after the scheduler's session broke."""
-    scheduler_backoff_max_s: Positive = 5.0
+    scheduler_backoff_max_s: Positive = 2.0
     """Longest wait between attempts to reach the scheduler. It never gives up."""
     scheduler_call_timeout_s: Positive = 10.0
     """Time the scheduler has to answer a registration."""

@@ -48,7 +48,7 @@ def _collectors() -> list[MetricWrapperBase]:
     registry = CollectorRegistry()
     SchedulerMetrics(registry)
     dispatch = DispatchMetrics(registry)
-    dispatch.watch(in_flight=int, handoffs_held=int, connected=bool)
+    dispatch.watch(in_flight=int, handoffs_held=int, connected=bool, degraded=bool)
     worker = WorkerMetrics("decode", registry)
     worker.watch(load=_no_load, requests=int, front_proxies=int, leases=int, lease_blocks=int, blocks_total=1)
     assert front_proxy.serving_metrics.__doc__, "imported for what it registers"

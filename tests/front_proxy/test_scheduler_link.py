@@ -19,6 +19,7 @@ from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.failures import Failure, FailureKind
 from runtime.grpc_server import start_server
 from runtime.lifecycle import cancel_and_wait
+from scheduler.config import SchedulerConfig
 
 WAIT_S = 10.0
 
@@ -77,12 +78,16 @@ class Scene:
         self.view = ClusterView()
         self.gone: list[tuple[str, int]] = []
         self.lost: list[str] = []
+        self.degraded: list[str] = []
         self.changed = asyncio.Event()
         options = {
             "address": address,
             "front_proxy_id": "f",
             "pid": 1,
             "plan_timeout_s": 5.0,
+            "plan_patience_s": 2.0,
+            "view_max_age_s": 60.0,
+            "load_fade_s": 10.0,
             "connect_timeout_s": 5.0,
             "backoff_min_s": 0.01,
             "backoff_max_s": 0.05,
@@ -96,6 +101,8 @@ class Scene:
             on_view=self.changed.set,
             on_gone=lambda worker_id, epoch: self.gone.append((worker_id, epoch)),
             on_lost=self.lost.append,
+            on_degraded=self.degraded.append,
+            policy=SchedulerConfig(),
         )
 
     async def connected(self) -> None:
@@ -252,3 +259,75 @@ def test_without_a_ready_decode_worker_nothing_is_usable(roles: list[Any]) -> No
     view.disconnected()
     after = view.snapshot
     assert not after.connected and len(after.workers) == len(roles)
+
+
+def usable(*worker_ids: str) -> pb.ClusterView:
+    workers = [entry(worker_id, 1) for worker_id in worker_ids]
+    for worker in workers:
+        worker.info.kv_blocks_total = 100
+        worker.info.layout.fingerprint, worker.info.layout.block_size_tokens = "f", 16
+        worker.info.address = f"{worker.info.worker_id}:1"
+    return pb.ClusterView(workers=workers)
+
+
+async def test_without_the_scheduler_requests_are_planned_from_the_last_view_and_it_is_told_when_it_is_back() -> None:
+    async with scene() as (it, script):
+        script.view = usable("d")
+        script.says.put_nowait(pb.FrontReply(view=script.view))
+        while not it.view.snapshot.usable:
+            await it.connected()
+        before = Ear()
+        asked_id = it.link.plan(question(), before)
+        await script.hears("plan")
+        script.view = pb.ClusterView(rebuilding=True)
+        script.says.put_nowait(None)
+        prefill, decode, blocks, reason = await before.wait()
+        assert (prefill, decode.worker_id, decode.address, blocks, reason) == (None, "d", "d:1", 3, "degraded")
+        assert it.degraded == ["planned"]
+        while not (running := await script.hears("running")).plans:
+            pass
+        assert [(plan.plan_id, plan.decode.worker_id) for plan in running.plans] == [(asked_id, "d")]
+        assert running.plans[0].decode_blocks_reserved == 3
+        while not it.link.connected:
+            await it.connected()
+        assert it.gone == [] and it.view.snapshot.usable, "a scheduler that rebuilds knows less than we do"
+        after = Ear()
+        planned_id = it.link.plan(question(), after)
+        assert (await after.wait())[1].worker_id == "d" and len(it.degraded) == 2
+        assert (await script.hears("running")).plans[0].plan_id == planned_id
+        script.says.put_nowait(pb.FrontReply(view=usable("d")))
+        async with asyncio.timeout(WAIT_S):
+            while it.link.degraded:
+                await it.changed.wait()
+                it.changed.clear()
+        it.link.plan(question(), Ear())
+        await script.hears("plan")
+
+
+async def test_a_scheduler_that_falls_silent_is_not_waited_for_and_hears_all_when_it_speaks() -> None:
+    async with scene(plan_patience_s=0.05) as (it, script):
+        script.says.put_nowait(pb.FrontReply(view=usable("d")))
+        while not it.view.snapshot.usable:
+            await it.connected()
+        ears = [Ear(), Ear()]
+        first_id = it.link.plan(question(), ears[0])
+        assert (await ears[0].wait())[3] == "degraded"
+        second_id = it.link.plan(question(), ears[1])
+        assert (await ears[1].wait())[3] == "degraded"
+        it.link.end_plan(first_id, "finished", 1)
+        assert (await script.hears("ended")).plan_id == first_id, "the end of the question that had no answer"
+        script.says.put_nowait(pb.FrontReply(plan=pb.Plan(plan_id=first_id)))
+        told = await script.hears("running")
+        assert told.complete and [plan.plan_id for plan in told.plans] == [second_id]
+        assert it.link.connected and not it.link.degraded and it.degraded == ["planned", "planned"]
+
+
+async def test_a_view_that_is_too_old_is_not_planned_from() -> None:
+    async with scene(view_max_age_s=0.0, plan_timeout_s=0.1) as (it, script):
+        script.says.put_nowait(pb.FrontReply(view=usable("d")))
+        while not it.view.snapshot.usable:
+            await it.connected()
+        ear = Ear()
+        it.link.plan(question(), ear)
+        assert (await ear.wait()).kind is FailureKind.UNAVAILABLE
+        assert it.degraded == []

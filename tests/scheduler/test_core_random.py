@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.actions import ReplyPlan
+from scheduler.actions import Placement, ReplyPlan
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 from scheduler.events import (
@@ -14,7 +14,9 @@ from scheduler.events import (
     FrontJoined,
     FrontLeft,
     PlanRequested,
+    PlansRunning,
     RequestEnded,
+    RunningPlan,
     Tick,
     WorkerJoined,
     WorkerLeft,
@@ -53,6 +55,17 @@ plans = st.builds(
     pinned_decode_worker_id=st.none() | worker_ids,
     prefill_only=st.booleans(),
 )
+placements = st.none() | st.builds(
+    lambda worker_id, epoch: Placement(worker_id, f"{worker_id}:1", epoch), worker_ids, epochs
+)
+running_plans = st.builds(
+    RunningPlan,
+    plan_id=st.integers(1, 30),
+    request_id=st.just("r"),
+    prefill=placements,
+    decode=placements,
+    decode_blocks=st.integers(0, 60),
+)
 events: st.SearchStrategy[Event] = st.one_of(
     joins,
     st.builds(WorkerLoadReported, session=sessions, worker_id=worker_ids, load=loads),
@@ -63,6 +76,13 @@ events: st.SearchStrategy[Event] = st.one_of(
     st.builds(FrontLeft, session=fronts),
     plans,
     plans,
+    st.builds(
+        PlansRunning,
+        session=fronts,
+        plans=st.lists(running_plans, max_size=4).map(tuple),
+        asked=st.frozensets(st.integers(1, 30), max_size=4),
+        complete=st.booleans(),
+    ),
     st.builds(RequestEnded, session=fronts, plan_id=st.integers(1, 30)),
     st.just(Tick()),
 )
@@ -71,7 +91,7 @@ events: st.SearchStrategy[Event] = st.one_of(
 @settings(max_examples=300)
 @given(steps=st.lists(st.tuples(st.floats(0.0, 1.0), events), max_size=80))
 def test_the_books_stay_right_under_any_events(steps: list[tuple[float, Event]]) -> None:
-    core = SchedulerCore(SchedulerConfig(worker_lease_s=3.0, plans_in_flight_max=20))
+    core = SchedulerCore(SchedulerConfig(worker_lease_s=3.0, plans_in_flight_max=20), began_s=0.0)
     now_s = 0.0
     for session, worker_id in enumerate(WORKERS, start=1):
         core.handle(WorkerJoined(session=session, facts=facts(worker_id, kv_blocks_total=50)), now_s)
@@ -83,7 +103,9 @@ def test_the_books_stay_right_under_any_events(steps: list[tuple[float, Event]])
         match event:
             case FrontJoined(session=session) if session in core.fronts:
                 continue
-            case FrontLeft(session=session) | PlanRequested(session=session) if session not in core.fronts:
+            case FrontLeft(session=session) | PlanRequested(session=session) | PlansRunning(session=session) if (
+                session not in core.fronts
+            ):
                 continue
         for action in core.handle(event, now_s):
             if isinstance(action, ReplyPlan):

@@ -46,16 +46,18 @@ class Drain(_message.Message):
     def __init__(self, deadline_ms: _Optional[int] = ...) -> None: ...
 
 class FrontUpdate(_message.Message):
-    __slots__ = ("register", "plan", "ended", "suspect")
+    __slots__ = ("register", "plan", "ended", "suspect", "running")
     REGISTER_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
     SUSPECT_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
     register: FrontProxyInfo
     plan: PlanRequest
     ended: RequestEnded
     suspect: WorkerSuspect
-    def __init__(self, register: _Optional[_Union[FrontProxyInfo, _Mapping]] = ..., plan: _Optional[_Union[PlanRequest, _Mapping]] = ..., ended: _Optional[_Union[RequestEnded, _Mapping]] = ..., suspect: _Optional[_Union[WorkerSuspect, _Mapping]] = ...) -> None: ...
+    running: PlansRunning
+    def __init__(self, register: _Optional[_Union[FrontProxyInfo, _Mapping]] = ..., plan: _Optional[_Union[PlanRequest, _Mapping]] = ..., ended: _Optional[_Union[RequestEnded, _Mapping]] = ..., suspect: _Optional[_Union[WorkerSuspect, _Mapping]] = ..., running: _Optional[_Union[PlansRunning, _Mapping]] = ...) -> None: ...
 
 class FrontProxyInfo(_message.Message):
     __slots__ = ("front_proxy_id", "address", "pid")
@@ -147,6 +149,30 @@ class RequestEnded(_message.Message):
     output_tokens: int
     def __init__(self, plan_id: _Optional[int] = ..., outcome: _Optional[str] = ..., output_tokens: _Optional[int] = ...) -> None: ...
 
+class PlansRunning(_message.Message):
+    __slots__ = ("plans", "asked_plan_ids", "complete")
+    PLANS_FIELD_NUMBER: _ClassVar[int]
+    ASKED_PLAN_IDS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    plans: _containers.RepeatedCompositeFieldContainer[RunningPlan]
+    asked_plan_ids: _containers.RepeatedScalarFieldContainer[int]
+    complete: bool
+    def __init__(self, plans: _Optional[_Iterable[_Union[RunningPlan, _Mapping]]] = ..., asked_plan_ids: _Optional[_Iterable[int]] = ..., complete: _Optional[bool] = ...) -> None: ...
+
+class RunningPlan(_message.Message):
+    __slots__ = ("plan_id", "request_id", "prefill", "decode", "decode_blocks_reserved")
+    PLAN_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    DECODE_BLOCKS_RESERVED_FIELD_NUMBER: _ClassVar[int]
+    plan_id: int
+    request_id: str
+    prefill: Placement
+    decode: Placement
+    decode_blocks_reserved: int
+    def __init__(self, plan_id: _Optional[int] = ..., request_id: _Optional[str] = ..., prefill: _Optional[_Union[Placement, _Mapping]] = ..., decode: _Optional[_Union[Placement, _Mapping]] = ..., decode_blocks_reserved: _Optional[int] = ...) -> None: ...
+
 class WorkerSuspect(_message.Message):
     __slots__ = ("worker_id", "epoch", "reason")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -158,10 +184,12 @@ class WorkerSuspect(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ClusterView(_message.Message):
-    __slots__ = ("workers",)
+    __slots__ = ("workers", "rebuilding")
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    REBUILDING_FIELD_NUMBER: _ClassVar[int]
     workers: _containers.RepeatedCompositeFieldContainer[WorkerEntry]
-    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerEntry, _Mapping]]] = ...) -> None: ...
+    rebuilding: bool
+    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerEntry, _Mapping]]] = ..., rebuilding: _Optional[bool] = ...) -> None: ...
 
 class WorkerEntry(_message.Message):
     __slots__ = ("info", "load")

@@ -1,0 +1,164 @@
+"""A scheduler process that dies or stands still, under a dispatcher and workers with fake engines: nobody notices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from engine.config import FakeEngineConfig
+from front_proxy.config import FrontProxyConfig
+from front_proxy.dispatcher import Dispatcher
+from front_proxy.metrics import DispatchMetrics
+from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from runtime.grpc_server import channel
+from tests.front_proxy.test_over_workers import collect, request
+from tests.worker.conftest import StartWorker, start_worker
+from worker.config import WorkerConfig
+from worker.session import SchedulerSession
+
+__all__ = ["start_worker"]
+
+WAIT_S = 30.0
+TOKENS = 8
+
+
+class SchedulerProcess:
+    """A real scheduler on a port of its own, which it keeps over restarts."""
+
+    def __init__(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.address = f"127.0.0.1:{self.port}"
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        settings = [f"scheduler.port={self.port}", "scheduler.rebuild_grace_s=1.0"]
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "launcher.cli", "scheduler", *(word for each in settings for word in ("--set", each)),
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        line = await asyncio.wait_for(self.process.stdout.readline(), WAIT_S)
+        assert json.loads(line[line.index(b"{") :])["address"] == self.address
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    async def kill(self) -> None:
+        assert self.process is not None
+        if self.process.returncode is None:
+            self.process.kill()
+        await asyncio.wait_for(self.process.wait(), WAIT_S)
+
+    async def plans(self) -> int:
+        async with channel(self.address, 1 << 20) as opened:
+            stub = cluster_pb2_grpc.StatusServiceStub(opened)
+            status = await stub.GetStatus(cluster_pb2.GetStatusRequest(), timeout=WAIT_S)
+        return int(status.process.requests_running)
+
+
+class Scene:
+    def __init__(self, scheduler: SchedulerProcess, dispatcher: Dispatcher, registry: CollectorRegistry) -> None:
+        self.scheduler, self.dispatcher, self.registry = scheduler, dispatcher, registry
+        self._number = 0
+
+    def requests(self, count: int) -> list[asyncio.Task[Any]]:
+        tasks = []
+        for _ in range(count):
+            self._number += 1
+            tasks.append(asyncio.create_task(collect(self.dispatcher, request(self._number, TOKENS))))
+        return tasks
+
+    async def succeed(self, count: int) -> None:
+        for deltas in await asyncio.wait_for(asyncio.gather(*self.requests(count)), WAIT_S):
+            assert sum(len(delta.token_ids) for delta in deltas) == TOKENS
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(f"baton_front_proxy_{name}", labels) or 0.0
+
+    async def until(self, holds: Any) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while not holds():
+                await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def scene(start: StartWorker) -> AsyncIterator[Scene]:
+    scheduler = SchedulerProcess()
+    await scheduler.start()
+    try:
+        config = WorkerConfig(scheduler_address=scheduler.address, load_interval_s=0.01)
+        roles = ["prefill", "prefill", "decode", "decode"]
+        workers = [await start(role, config=config, fake=FakeEngineConfig()) for role in roles]
+        sessions = [SchedulerSession(worker.body) for worker in workers]
+        tasks = [asyncio.create_task(session.run()) for session in sessions]
+        registry = CollectorRegistry()
+        # Without a plan from the last view, every one of these requests would wait for a minute.
+        front = FrontProxyConfig(scheduler_address=scheduler.address, plan_timeout_s=60.0, plan_patience_s=0.2)
+        dispatcher = Dispatcher(front, metrics=DispatchMetrics(registry))
+        running = asyncio.create_task(dispatcher.run())
+        try:
+            for session in sessions:
+                await asyncio.wait_for(session.registered.wait(), WAIT_S)
+            await dispatcher.wait_usable(WAIT_S)
+            yield Scene(scheduler, dispatcher, registry)
+            for worker in workers:
+                await worker.settled()
+        finally:
+            await dispatcher.close()
+            await asyncio.wait_for(running, WAIT_S)
+            for session in sessions:
+                session.leave("the test is over")
+            await asyncio.wait_for(asyncio.gather(*tasks), WAIT_S)
+    finally:
+        await scheduler.kill()
+
+
+@pytest.mark.timeout(120)
+async def test_requests_go_on_while_the_scheduler_is_dead_and_it_takes_over_when_it_is_back(
+    start_worker: StartWorker,
+) -> None:
+    async with scene(start_worker) as it:
+        await it.succeed(4)
+        assert it.value("degraded_plans_total", outcome="planned") == 0
+        under_way = it.requests(8)
+        await it.scheduler.kill()
+        await asyncio.gather(*under_way)
+        await it.until(lambda: it.value("scheduler_connected") == 0)
+        await it.succeed(20)
+        degraded = it.value("degraded_plans_total", outcome="planned")
+        assert degraded >= 20
+        await it.scheduler.start()
+        await it.until(lambda: it.value("degraded") == 0)
+        await it.succeed(4)
+        assert it.value("degraded_plans_total", outcome="refused") == 0
+        assert await it.scheduler.plans() == 0
+
+
+@pytest.mark.timeout(120)
+async def test_a_scheduler_that_stands_still_costs_one_short_wait(start_worker: StartWorker) -> None:
+    async with scene(start_worker) as it:
+        await it.succeed(4)
+        it.scheduler.signal(signal.SIGSTOP)
+        try:
+            await it.succeed(8)
+            assert it.value("degraded_plans_total", outcome="planned") == 8
+            assert it.value("scheduler_connected") == 0
+        finally:
+            it.scheduler.signal(signal.SIGCONT)
+        await it.until(lambda: it.value("degraded") == 0)
+        before = it.value("degraded_plans_total", outcome="planned")
+        await it.succeed(4)
+        assert it.value("degraded_plans_total", outcome="planned") == before
+        assert await it.scheduler.plans() == 0

@@ -1,0 +1,123 @@
+"""A scheduler that was away takes its books over from those who were there."""
+
+from __future__ import annotations
+
+import pytest
+
+from runtime.failures import FailureKind
+from scheduler.actions import Placement, PublishView
+from scheduler.core import SchedulerCore
+from scheduler.events import FrontJoined, FrontLeft, PlansRunning, RunningPlan, Tick, WorkerJoined, WorkerLeft
+from tests.scheduler.cast import FRONT, Stage, facts, ready
+
+
+def running(plan_id: int, decode: str | None = "d0", *, blocks: int = 3, epoch: int = 1) -> RunningPlan:
+    return RunningPlan(
+        plan_id=plan_id,
+        request_id=f"r{plan_id}",
+        prefill=Placement("p0", "p0:1", 1),
+        decode=Placement(decode, f"{decode}:1", epoch) if decode else None,
+        decode_blocks=blocks,
+    )
+
+
+def tell(stage: Stage, *plans: RunningPlan, complete: bool = False, asked: frozenset[int] = frozenset()) -> None:
+    stage.do(PlansRunning(session=FRONT, plans=plans, complete=complete, asked=asked))
+
+
+def restarted(**config: float) -> Stage:
+    """A scheduler that has just begun, to which one front proxy has reconnected."""
+    stage = Stage(**config)
+    stage.core = SchedulerCore(stage.core._config, began_s=0.0)
+    stage.do(FrontJoined(session=FRONT, front_proxy_id="front-0"))
+    return stage
+
+
+def test_a_plan_that_another_made_is_reserved_and_ends_like_any_other() -> None:
+    stage = restarted()
+    stage.enter("d0")
+    tell(stage, running(1), running(2))
+    assert stage.reserved("d0") == 6
+    tell(stage, running(1))
+    assert stage.reserved("d0") == 6, "said again, it is known"
+    tell(stage, running(2), complete=True)
+    assert stage.reserved("d0") == 3, "what a complete list leaves out is over"
+    stage.do(FrontLeft(session=FRONT))
+    assert stage.reserved("d0") == 0 == stage.core.plans_in_flight
+
+
+def test_a_question_on_its_way_is_not_taken_for_an_end() -> None:
+    stage = restarted()
+    stage.enter("d0")
+    plan = stage.plan()
+    tell(stage, complete=True, asked=frozenset({plan.plan_id}))
+    assert stage.reserved("d0") == 3
+    tell(stage, complete=True)
+    assert stage.reserved("d0") == 0
+
+
+def test_a_plan_waits_for_its_worker_to_come_back() -> None:
+    stage = restarted()
+    tell(stage, running(1))
+    stage.enter("d0")
+    assert stage.reserved("d0") == 3
+
+
+def test_a_plan_on_an_engine_that_was_started_again_reserves_nothing() -> None:
+    stage = restarted()
+    tell(stage, running(1, epoch=1))
+    stage.enter("d0", epoch=2)
+    assert stage.reserved("d0") == 0
+
+
+def test_more_than_a_worker_has_is_never_reserved() -> None:
+    stage = restarted()
+    stage.enter("d0")
+    tell(stage, running(1, blocks=80), running(2, blocks=80))
+    assert stage.reserved("d0") == 100
+    tell(stage, complete=True)
+    assert stage.reserved("d0") == 0
+
+
+def test_a_worker_whose_stream_broke_finds_its_reservations_again() -> None:
+    stage = Stage()
+    stage.enter("p0")
+    stage.enter("d0")
+    plan = stage.plan()
+    stage.do(WorkerLeft(session=stage.session_of["d0"], worker_id="d0", reason="cut"))
+    stage.enter("d0")
+    assert stage.reserved("d0") == 3
+    stage.end(plan)
+    assert stage.reserved("d0") == 0
+
+
+def test_requests_whose_plans_are_unknown_are_given_room_until_everybody_had_time_to_tell() -> None:
+    stage = restarted(rebuild_grace_s=3.0)
+    stage.join("d0")
+    # Ten requests, each of which may yet grow by 256 tokens, which are 8 blocks.
+    stage.report("d0", ready(requests_running=10, kv_blocks_used=15))
+    assert stage.refusal(prompt_tokens=5 * 32).kind is FailureKind.EXHAUSTED
+    tell(stage, *(running(plan_id, blocks=9) for plan_id in range(101, 106)))
+    stage.plan(prompt_tokens=5 * 32)
+    stage.now_s = 2.9
+    assert stage.do(Tick()) == []
+    stage.report("d0", ready(requests_running=10, kv_blocks_used=15))
+    stage.now_s = 3.0
+    assert stage.do(Tick()) == [PublishView(at_once=True)]
+    assert not stage.core.rebuilding
+    assert stage.core.cluster.workers["d0"].free_blocks == 100 - stage.reserved("d0")
+
+
+def test_plans_taken_over_respect_the_bound_on_plans() -> None:
+    stage = restarted(plans_in_flight_max=2)
+    stage.enter("d0")
+    tell(stage, *(running(plan_id) for plan_id in range(1, 5)))
+    assert stage.core.plans_in_flight == 2
+
+
+@pytest.mark.parametrize("grace_s", [0.0, 3.0])
+def test_only_a_grace_period_makes_a_scheduler_careful(grace_s: float) -> None:
+    stage = restarted(rebuild_grace_s=grace_s)
+    stage.do(WorkerJoined(session=1, facts=facts("d0")))
+    assert stage.core.rebuilding == (grace_s > 0)
+    assert (stage.core.cluster.workers["d0"].careful_blocks > 0) == (grace_s > 0)
