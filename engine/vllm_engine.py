@@ -16,7 +16,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
-from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.v1.metrics.loggers import PrometheusStatLogger, StatLoggerBase
 from vllm.version import __version__ as vllm_version
 
 from engine import vllm_args, vllm_values
@@ -89,6 +89,8 @@ class VllmEngine:
                 info = vllm_values.engine_info(
                     llm.vllm_config, config, version=vllm_version, epoch=epoch, engine_id=engine_id
                 )
+                if not config.vllm_metrics:
+                    _without_prometheus(llm)
                 load.set_capacity(blocks=info.kv_blocks_total, block_bytes=info.block_bytes)
                 engine = cls(llm, info, load, config, worker_id)
                 await engine._serve_one_token()
@@ -229,3 +231,10 @@ class VllmEngine:
         sampling = msgspec.msgpack.encode(SamplingParams(max_tokens=1, temperature=0.0))
         request = EngineRequest(request_id=f"warm-up-{self._info.engine_id}", token_ids=[0], sampling=sampling)
         await self.generate(request, lambda _: None)
+
+
+def _without_prometheus(llm: AsyncLLM) -> None:
+    """VLLM adds its Prometheus logger even where statistics are disabled, and it works at every step."""
+    manager = llm.logger_manager
+    assert manager is not None
+    manager.stat_loggers = [one for one in manager.stat_loggers if not isinstance(one, PrometheusStatLogger)]

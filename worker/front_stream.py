@@ -128,7 +128,6 @@ class FrontStream:
 
     def _deliver(self, live: LiveRequest, output: EngineOutput) -> None:
         body, request = self._body, live.request
-        body.metrics.output_tokens.inc(len(output.token_ids))
         if wire.is_plain(output):
             self._post(output.token_ids, request.slot)
             return

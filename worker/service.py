@@ -122,6 +122,7 @@ async def _write(body: WorkerBody, stream: FrontStream, context: Context) -> Non
     while (step := await stream.outbox.next_step()) is not None:
         body.metrics.step_messages.inc()
         body.metrics.step_deltas.observe(len(step.deltas))
+        body.metrics.output_tokens.inc(sum(len(delta.token_ids) for delta in step.deltas))
         await context.write(pb.AttachResponse(step=step))
 
 

@@ -28,7 +28,7 @@ NAMES = {
     "vllm.v1.engine.input_processor": ["InputProcessor"],
     "vllm.v1.engine.output_processor": ["OutputProcessor", "OutputProcessorOutput", "RequestOutputCollector"],
     "vllm.v1.engine.parallel_sampling": ["ParentRequest"],
-    "vllm.v1.metrics.loggers": ["StatLoggerBase"],
+    "vllm.v1.metrics.loggers": ["PrometheusStatLogger", "StatLoggerBase"],
     "vllm.v1.outputs": ["LogprobsLists", "LogprobsTensors"],
     "vllm.distributed.kv_transfer.kv_connector.v1.base": [
         "KVConnectorMetadata",
@@ -100,8 +100,9 @@ ATTRIBUTES = {
     ],
     "vllm.v1.engine.async_llm:AsyncLLM": [
         "self.output_handler", "self.vllm_config", "def errored", "self.output_processor = OutputProcessor(",
-        "output_processor = self.output_processor", "output_processor.process_outputs(",
+        "output_processor = self.output_processor", "output_processor.process_outputs(", "self.logger_manager",
     ],
+    "vllm.v1.metrics.loggers:StatLoggerManager": ["self.stat_loggers"],
     "vllm.v1.metrics.stats:SchedulerStats": [
         "kv_cache_usage", "num_running_reqs", "num_waiting_reqs", "num_skipped_waiting_reqs", "kv_connector_stats",
     ],
