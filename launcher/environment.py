@@ -6,14 +6,15 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from runtime import GRPC_ENVIRONMENT
+
 # What the operator has set wins over all of these.
 _DEFAULTS = {
     "PYTHONUNBUFFERED": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
-    # Engines fork helpers while gRPC runs; its fork handlers would only get in the way.
-    "GRPC_ENABLE_FORK_SUPPORT": "0",
+    **GRPC_ENVIRONMENT,
     # Idle OpenMP threads that spin would take the cores of the other engines.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
