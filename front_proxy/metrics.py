@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from front_proxy.generation import Phases
 from runtime.buckets import PHASE_S, TIME_TO_FIRST_TOKEN_S
@@ -29,9 +31,9 @@ class DispatchMetrics:
             ["stage", "reason"],
             registry=registry,
         )
-        self.output_tokens = Counter(
-            f"{prefix}_output_tokens_total", "Tokens given to the serving layers.", registry=registry
-        )
+        self.output_tokens = 0
+        """Tokens given to the serving layers; a plain number, because it grows with every one of them."""
+        registry.register(_Tokens(f"{prefix}_output_tokens", "Tokens given to the serving layers.", self))
         self.handoffs = Counter(
             f"{prefix}_handoffs_total",
             "Hand-offs let go, by whether their KV reached a decode worker.",
@@ -107,3 +109,16 @@ class DispatchMetrics:
         ]
         for name, text, value in gauges:
             Gauge(f"baton_front_proxy_{name}", text, registry=self._registry).set_function(value)
+
+
+class _Tokens(Collector):
+    """Shows the number of tokens at the moment of every scrape."""
+
+    def __init__(self, name: str, text: str, metrics: DispatchMetrics) -> None:
+        self._name = name
+        self._text = text
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """One counter."""
+        yield CounterMetricFamily(self._name, self._text, value=self._metrics.output_tokens)

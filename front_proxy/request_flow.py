@@ -107,9 +107,9 @@ class RequestFlow:
     def handle(self, event: FlowEvent) -> Sequence[FlowAction]:
         """What to do about ``event``, in order."""
         assert self.phase is not Phase.NEW, "start() comes first"
-        # A stream of tokens would push everything else out of the story.
-        if not (self.phase is Phase.DECODING and isinstance(event, Output)):
-            self.story.append(f"{self.phase.value}/{self.attempt}: {_title(event)}")
+        if isinstance(event, Output) and (delta := self.next_tokens(event.attempt, event.stage, event.output)):
+            return [Emit(stage=event.stage, delta=delta)]
+        self.story.append(f"{self.phase.value}/{self.attempt}: {_title(event)}")
         match event:
             case Planned():
                 return self._on_planned(event)
@@ -133,6 +133,19 @@ class RequestFlow:
                 return self._give_up("failed", failure)
             case _:
                 assert_never(event)
+
+    def next_tokens(self, attempt: int, stage: Stage, output: WorkerOutput) -> GenerationDelta | None:
+        """What the client gets for an output in the middle of a stream; None: only ``handle`` can tell.
+
+        It is the whole of nearly every step of a generation, so a caller may ask here first and save the event.
+        """
+        if self.phase is not Phase.DECODING or attempt != self.attempt or stage is not Stage.DECODE:
+            return None
+        if output.finish is not None or output.handoff is not None or not (self._emitted and output.token_ids):
+            return None
+        self._decoded = True
+        self.output_tokens += len(output.token_ids)
+        return GenerationDelta(token_ids=output.token_ids, logprobs=output.logprobs)
 
     def check(self) -> None:
         """Assert what must hold between events."""

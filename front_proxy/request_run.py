@@ -33,7 +33,7 @@ from front_proxy.flow_events import (
     Stopped,
     WorkerFailed,
 )
-from front_proxy.generation import GenerationDelta, GenerationRequest
+from front_proxy.generation import GenerationDelta, GenerationRequest, Phases
 from front_proxy.metrics import DispatchMetrics
 from front_proxy.request_flow import Phase, RequestFlow
 from front_proxy.scheduler_link import PlanQuestion, PlanReceiver
@@ -44,6 +44,10 @@ from runtime.clock import precise_clock
 from runtime.failures import Failure, FailureError, FailureKind
 
 logger = logging.getLogger(__name__)
+
+READER_TURNS_MAX = 4
+"""Turns of the event loop that a decode waits for the reader of the first token. One is enough where nothing stands
+between the reader and its socket."""
 
 
 class Planning(Protocol):
@@ -119,6 +123,7 @@ class RequestRun:
         self._deltas: collections.deque[GenerationDelta] = collections.deque()
         self._ending: Failure | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._held_decode: StartDecode | None = None
         self._plan_ids: dict[int, int] = {}
         self._slots: dict[tuple[int, Stage], tuple[Placement, int]] = {}
         self._watch = FirstTokenWatch(self._started_s)
@@ -168,6 +173,9 @@ class RequestRun:
 
     def on_output(self, attempt: int, stage: Stage, output: WorkerOutput) -> None:
         """A worker produced something."""
+        if self._watch.over and not self._busy and (delta := self.flow.next_tokens(attempt, stage, output)):
+            self._pass_on(delta)
+            return
         if output.finish is not None:
             self._slots.pop((attempt, stage), None)
         if attempt == self.flow.attempt:
@@ -208,10 +216,18 @@ class RequestRun:
                 sampling = self._request.decode_sampling if whole else self._request.prefill_sampling
                 self._submit(attempt, worker, self._order(attempt, Stage.PREFILL, sampling))
             case StartDecode():
-                self._start_decode(action)
+                if self._waiter is not None and self._waiter.done():
+                    # The reader was just woken with the first token and writes it to its client when its turn comes.
+                    # Encoding and sending the decode before that would be time that the client waits.
+                    self._held_decode = action
+                    self._loop.call_soon(self._on_turn, action, READER_TURNS_MAX)
+                else:
+                    self._start_decode(action)
             case Emit(delta=delta):
                 self._emit(delta)
             case AbortWork(attempt=attempt, stage=stage):
+                if stage is Stage.DECODE:
+                    self._held_decode = None
                 at = self._slots.pop((attempt, stage), None)
                 if at is not None:
                     self._working.abort(*at)
@@ -230,6 +246,23 @@ class RequestRun:
                 self._finish(outcome, failure)
             case _:
                 assert_never(action)
+
+    def _on_turn(self, action: StartDecode, turns_left: int) -> None:
+        """Start the held decode when the reader waits again, so has passed the token on, or had turns enough."""
+        if self._held_decode is not action:
+            return
+        reads_again = self._waiter is not None and not self._waiter.done()
+        if reads_again or turns_left == 0:
+            self._perform_all(self._start_held)
+            self._drain()
+        else:
+            self._loop.call_soon(self._on_turn, action, turns_left - 1)
+
+    def _start_held(self) -> Sequence[FlowAction]:
+        action, self._held_decode = self._held_decode, None
+        assert action is not None
+        self._start_decode(action)
+        return ()
 
     def _ask(self, ask: AskPlan) -> None:
         request = self._request
@@ -281,13 +314,19 @@ class RequestRun:
         self._slots[attempt, order.stage] = (worker, slot)
 
     def _emit(self, delta: GenerationDelta) -> None:
+        phases: Phases | None = None
         if delta.token_ids and not self._watch.over:
             phases = self._watch.first_token(self._now_s())
-            self._metrics.observe_first_token(phases)
             delta = msgspec.structs.replace(delta, phases=phases)
         if delta.decode_worker is not None:
             self._watch.observe_decode(self._metrics)
-        self._metrics.output_tokens.inc(len(delta.token_ids))
+        self._pass_on(delta)
+        if phases is not None:
+            # Behind the reader's turn, which is what the client waits for.
+            self._loop.call_soon(self._metrics.observe_first_token, phases)
+
+    def _pass_on(self, delta: GenerationDelta) -> None:
+        self._metrics.output_tokens += len(delta.token_ids)
         if len(self._deltas) >= self._limits.output_deltas_max:
             text = f"The client reads too slowly: {len(self._deltas)} pieces of output wait for it."
             self.feed(Stopped(failure=Failure(kind=FailureKind.EXHAUSTED, message=text)))
@@ -308,6 +347,7 @@ class RequestRun:
     def _break(self, error: Exception) -> None:
         """End without the flow's help: stop all work, let go of the KV, free every plan."""
         self._broken = True
+        self._held_decode = None
         if self.flow.handoff is not None:
             self._working.release(self.flow.handoff, pulled=False)
         for at in self._slots.values():

@@ -13,9 +13,10 @@ from prometheus_client import CollectorRegistry
 from engine.protocol import Finish
 from front_proxy.config import FrontProxyConfig
 from front_proxy.dispatcher import Dispatcher
-from front_proxy.flow_events import Outcome
+from front_proxy.flow_events import DeadlinePassed, Outcome, Stopped
 from front_proxy.generation import GenerationDelta, GenerationRequest
 from front_proxy.metrics import DispatchMetrics
+from front_proxy.request_run import READER_TURNS_MAX
 from front_proxy.scheduler_link import PlanQuestion, PlanReceiver
 from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput, WorkOrder
 from front_proxy.worker_link import Receiver
@@ -187,6 +188,90 @@ def test_the_phases_add_up_to_the_time_to_the_first_token(seeded: bytes | None) 
             assert all(delta.phases is None for delta in rest)
             assert registry.get_sample_value("baton_front_proxy_ttft_seconds_count") == 1
             assert registry.get_sample_value("baton_front_proxy_handoff_seconds_count") == 1
+
+    virtual_loop.run(play())
+
+
+async def _first_token(
+    dispatcher: Dispatcher, cluster: FakeCluster, turns: int
+) -> tuple[asyncio.Task[None], list[int]]:
+    """Run until the first token is read by a reader that then lets ``turns`` of the loop pass before it reads on.
+
+    Also gives how many orders had left whenever the reader had its turn.
+    """
+    orders: list[int] = []
+    woken = asyncio.Event()
+
+    async def read() -> None:
+        stream = dispatcher.generate(generation())
+        try:
+            async for _ in stream:
+                orders.append(len(cluster.orders))
+                woken.set()
+                for _turn in range(turns):
+                    await asyncio.sleep(0)
+                    orders.append(len(cluster.orders))
+        finally:
+            await stream.aclose()
+
+    reader = asyncio.create_task(read())
+    await woken.wait()
+    return reader, orders
+
+
+@pytest.mark.parametrize("turns", [0, 2, 50])
+def test_the_first_token_is_passed_on_before_the_decode_is_ordered(turns: int) -> None:
+    async def play() -> None:
+        async with serving() as (dispatcher, cluster, _):
+            reader, orders = await _first_token(dispatcher, cluster, turns)
+            await reader
+            # A reader that has more to do than the bound allows delays the decode no further.
+            first_turns = orders[: turns + 1]
+            assert first_turns[: READER_TURNS_MAX // 2] == [1] * min(turns + 1, READER_TURNS_MAX // 2)
+            assert 2 not in first_turns or first_turns.index(2) <= READER_TURNS_MAX + 1
+            assert len(cluster.orders) == 2 and cluster.held == (0, 0, 0)
+
+    virtual_loop.run(play())
+
+
+@pytest.mark.parametrize("how", ["cancel", "satisfied", "stopped", "deadline"])
+def test_a_decode_that_waits_for_the_reader_is_dropped_with_its_request(how: str) -> None:
+    async def play() -> None:
+        async with serving(deadline_s=1.0) as (dispatcher, cluster, _):
+            reader, orders = await _first_token(dispatcher, cluster, 1)
+            assert orders == [1] and cluster.leases
+            run = dispatcher._runs["r"]
+            match how:
+                case "cancel":
+                    reader.cancel()
+                case "satisfied":
+                    dispatcher.satisfied("r")
+                case "stopped":
+                    run.feed(Stopped(failure=Failure(kind=FailureKind.UNAVAILABLE, message="closing")))
+                case _:
+                    run.feed(DeadlinePassed())
+            await asyncio.wait({reader})
+            if not reader.cancelled() and (error := reader.exception()) is not None:
+                assert isinstance(error, FailureError)
+            await asyncio.sleep(2.0)
+            assert len(cluster.orders) == 1 and cluster.held == (0, 0, 0) and dispatcher.in_flight == 0
+
+    virtual_loop.run(play())
+
+
+def test_a_held_decode_that_cannot_be_sent_costs_only_its_own_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play() -> None:
+        async with serving() as (dispatcher, cluster, _):
+            reader, _orders = await _first_token(dispatcher, cluster, 1)
+
+            def broken(*_: object) -> int:
+                raise ZeroDivisionError
+
+            monkeypatch.setattr(cluster, "submit", broken)
+            with pytest.raises(FailureError) as caught:
+                await reader
+            assert caught.value.failure.kind is FailureKind.INTERNAL
+            assert cluster.held == (0, 0, 0) and dispatcher.in_flight == 0
 
     virtual_loop.run(play())
 
