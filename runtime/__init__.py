@@ -6,7 +6,7 @@ import os
 GRPC_ENVIRONMENT = {
     # Its fork handlers only cost time and log noise here: engines fork before any channel exists, or not at all.
     "GRPC_ENABLE_FORK_SUPPORT": "0",
-    # A message then takes two threads fewer and a third less CPU on its way (docs/adr/0005-grpc-without-event-engine.md).
+    # A message then takes two threads and a third of CPU less (docs/adr/0005-grpc-without-event-engine.md).
     "GRPC_EXPERIMENTS": "-event_engine_client,-event_engine_listener",
 }
 for _name, _value in GRPC_ENVIRONMENT.items():
