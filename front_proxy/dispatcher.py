@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import Callable
 
 from front_proxy.cluster_view import ClusterSnapshot, ClusterView
 from front_proxy.config import FrontProxyConfig
@@ -131,8 +132,11 @@ class Dispatcher:
             text = f"After {timeout_s:g} s {what}."
             raise FailureError(Failure(kind=FailureKind.UNAVAILABLE, message=text)) from None
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
-        """Yield deltas until one has ``finish``. Closing it cancels everything. Raises FailureError."""
+    def generate(self, request: GenerationRequest) -> Deltas:
+        """The request's deltas. It is admitted and begins when the first one is asked for."""
+        return Deltas(functools.partial(self._begin, request))
+
+    def _begin(self, request: GenerationRequest) -> RequestRun:
         self._admit(request)
         wanted_s = request.deadline_s or self._config.deadline_s
         run = RequestRun(
@@ -148,17 +152,8 @@ class Dispatcher:
             on_done=lambda: self._forget(request.request_id),
         )
         self._runs[request.request_id] = run
-        satisfied = False
-        try:
-            run.start()
-            while True:
-                delta = await run.next()
-                satisfied = delta.finish is not None
-                yield delta
-                if satisfied:
-                    return
-        finally:
-            run.leave(satisfied=satisfied)
+        run.start()
+        return run
 
     def satisfied(self, request_id: str) -> None:
         """The caller has all it wanted of a generation (a stop string) and is about to close it: no cancellation."""
@@ -196,6 +191,52 @@ class Dispatcher:
     def _stop_runs(self) -> None:
         for run in list(self._runs.values()):
             run.feed(Stopped(failure=Failure(kind=FailureKind.UNAVAILABLE, message="The front proxy is stopping.")))
+
+
+class Deltas:
+    """Deltas until one has ``finish``. Closing it cancels everything. Raises FailureError.
+
+    An async generator in all but its frame: one await a delta, and none for those that are there already.
+    """
+
+    __slots__ = ("_begin", "_over", "_run")
+
+    def __init__(self, begin: Callable[[], RequestRun]) -> None:
+        self._begin = begin
+        self._run: RequestRun | None = None
+        self._over = False
+
+    def __aiter__(self) -> Deltas:
+        """Itself: it is read once."""
+        return self
+
+    async def __anext__(self) -> GenerationDelta:
+        """The next delta, waiting for it."""
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            if self._run is None:
+                self._run = self._begin()
+            delta = await self._run.next()
+        except BaseException:
+            await self.aclose()
+            raise
+        self._over = delta.finish is not None
+        return delta
+
+    def waiting(self) -> GenerationDelta | None:
+        """One more delta if there is one already."""
+        if self._over or self._run is None:
+            return None
+        delta = self._run.waiting()
+        self._over = delta is not None and delta.finish is not None
+        return delta
+
+    async def aclose(self) -> None:
+        """Give up what still runs. May be called again."""
+        if not self._over and self._run is not None:
+            self._run.leave(satisfied=False)
+        self._over = True
 
 
 def _failure(kind: FailureKind, message: str, retry_after_s: float | None = None) -> FailureError:

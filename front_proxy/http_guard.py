@@ -179,9 +179,14 @@ class _Response:
         self._held: Message | None = None
         self._streaming = False
         self._replaced = False
+        self._passing = False
+        """Nothing is left to be done but to pass on."""
 
     async def send(self, message: Message) -> None:
         """The app's messages, in order."""
+        if self._passing:
+            await self._send(message)
+            return
         if self._replaced:
             return
         if message["type"] == "http.response.start":
@@ -218,6 +223,7 @@ class _Response:
                 return
             await self._send(self._held)
             self._held = None
+            self._passing = not self._explain
         last = not message.get("more_body", False)
         if last and self._streaming and self._explain and (phases := phases_ms(self._notes)):
             comment = f": baton {json.dumps(phases)}\n\n".encode()

@@ -166,6 +166,10 @@ class RequestRun:
                 self._waiter = None
         return self._deltas.popleft()
 
+    def waiting(self) -> GenerationDelta | None:
+        """The next delta if it is there already; what comes behind the last one is for ``next`` to say."""
+        return self._deltas.popleft() if self._deltas else None
+
     def leave(self, *, satisfied: bool) -> None:
         """The reader is gone, whatever was still to come."""
         self.feed(ClientGone(satisfied=satisfied))

@@ -36,11 +36,31 @@ class ClusterFacts(Protocol):
         ...
 
 
+class DeltaSource(Protocol):
+    """Deltas until one has ``finish``. Closing it cancels all work. Raises FailureError."""
+
+    def __aiter__(self) -> DeltaSource:
+        """Itself."""
+        ...
+
+    async def __anext__(self) -> GenerationDelta:
+        """The next one."""
+        ...
+
+    def waiting(self) -> GenerationDelta | None:
+        """One more that is there already."""
+        ...
+
+    async def aclose(self) -> None:
+        """May be called again."""
+        ...
+
+
 class SequenceSource(Protocol):
     """What is asked of the dispatcher."""
 
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
-        """Deltas until one has ``finish``. Closing it cancels all work. Raises FailureError."""
+    def generate(self, request: GenerationRequest) -> DeltaSource:
+        """Nothing starts before the first delta is asked for."""
         ...
 
     def cluster(self) -> ClusterFacts:
@@ -71,8 +91,13 @@ class Sequences:
         self._output_processor.add_request(request, text, None, 0, collector)
         child = _Child(request)
         try:
-            async for delta in deltas:
+            async for first in deltas:
+                delta = first
                 self._take(child, delta)
+                # A client that reads slowly gets what came meanwhile at once, as from vLLM's own engine.
+                while (more := deltas.waiting()) is not None:
+                    delta = more
+                    self._take(child, delta)
                 output = collector.get_nowait()
                 if output is None:
                     continue
@@ -132,7 +157,8 @@ class Sequences:
         deltas = self._source.generate(self._generation(child.request, child.pinned_decode_worker))
         try:
             async for delta in deltas:
-                ended = self._take(child, delta)
+                self._take(child, delta)
+                ended = self._ended(child)
                 if landed is not None and (ended or child.decode_worker is not None):
                     landed.set()
                 if ended:
@@ -169,23 +195,24 @@ class Sequences:
             pinned_decode_worker=pinned_decode_worker,
         )
 
-    def _take(self, child: _Child, delta: GenerationDelta) -> bool:
-        """Process one delta of a child; true when it has ended, be it by a stop string."""
-        notes = NOTES.get()
-        child.note(delta)
-        if delta.phases is not None and notes is not None and notes.phases is None:
-            notes.phases = delta.phases
+    def _take(self, child: _Child, delta: GenerationDelta) -> None:
+        """Process one delta of a child."""
+        if not child.started or delta.decode_worker is not None:
+            _note(child, delta)
         if not delta.token_ids and delta.finish is None and delta.prompt_logprobs is None:
-            return False
+            return
         request = child.request
         stats = None
         if not child.started:
             child.started = True
-            stats = prefill_stats(len(request.prompt_token_ids), child.cached_tokens or 0, self._block_size_tokens)
-            if notes is not None:
+            if (notes := NOTES.get()) is not None:
                 notes.shown = True
+            stats = prefill_stats(len(request.prompt_token_ids), child.cached_tokens or 0, self._block_size_tokens)
         self._output_processor.process_outputs([core_output(request.request_id, delta, stats)])
-        return not self._output_processor.has_request(request.request_id)
+
+    def _ended(self, child: _Child) -> bool:
+        """Whether a child has, be it by a stop string."""
+        return not self._output_processor.has_request(child.request.request_id)
 
 
 class _Child:
@@ -200,12 +227,16 @@ class _Child:
         self.decode_worker: str | None = None
         self.pinned_decode_worker: str | None = None
 
-    def note(self, delta: GenerationDelta) -> None:
-        """Keep the facts that a delta brought."""
-        if self.cached_tokens is None:
-            self.cached_tokens = delta.cached_tokens
-        if self.decode_worker is None:
-            self.decode_worker = delta.decode_worker
+
+def _note(child: _Child, delta: GenerationDelta) -> None:
+    """Keep the facts that a delta brought, for the siblings and for the HTTP layer."""
+    if child.cached_tokens is None:
+        child.cached_tokens = delta.cached_tokens
+    if child.decode_worker is None:
+        child.decode_worker = delta.decode_worker
+    notes = NOTES.get()
+    if notes is not None and notes.phases is None:
+        notes.phases = delta.phases
 
 
 def _unfinished(request: EngineCoreRequest) -> FailureError:

@@ -77,20 +77,23 @@ def renew(handoff: KvHandoff) -> worker_pb2.AttachRequest:
     return worker_pb2.AttachRequest(renew=worker_pb2.RenewHandoff(lease_id=handoff.lease_id, epoch=handoff.epoch))
 
 
+def plain_tokens(delta: worker_pb2.Delta) -> list[int] | None:
+    """The tokens of a delta that says nothing else, as nearly every one of a long generation; None: it says more."""
+    has = delta.HasField
+    if delta.finish or has("failure") or has("handoff") or has("first") or has("logprobs"):
+        return None
+    # A slice: three times as fast as list() of it.
+    return delta.token_ids[:]
+
+
 def worker_output(delta: worker_pb2.Delta) -> WorkerOutput:
     """What a delta without a failure says."""
-    if not delta.finish and not delta.HasField("first") and not delta.HasField("logprobs"):
-        # Nearly every message of a long generation.
-        return WorkerOutput(
-            token_ids=list(delta.token_ids),
-            handoff=handoff_wire.from_wire(delta.handoff) if delta.HasField("handoff") else None,
-        )
     finish: Finish | None = None
     if delta.finish:
         stop = delta.stop_token_id if delta.HasField("stop_token_id") else None
         finish = Finish(_FINISH.get(delta.finish, "error"), stop)
     return WorkerOutput(
-        token_ids=list(delta.token_ids),
+        token_ids=delta.token_ids[:],
         finish=finish,
         first=_first(delta.first) if delta.HasField("first") else None,
         logprobs=_logprobs(delta.logprobs) if delta.HasField("logprobs") else None,
@@ -117,9 +120,9 @@ def _first(message: worker_pb2.FirstDelta) -> FirstFacts:
 def _logprobs(message: worker_pb2.Logprobs) -> Logprobs:
     return Logprobs(
         width=message.width,
-        token_ids=list(message.token_ids),
-        logprobs=list(message.logprobs),
-        ranks=list(message.ranks),
+        token_ids=message.token_ids[:],
+        logprobs=message.logprobs[:],
+        ranks=message.ranks[:],
     )
 
 

@@ -186,6 +186,11 @@ class WorkerLink:
     def _on_delta(self, delta: worker_pb2.Delta) -> None:
         slot = delta.slot
         receiver = self._slots.get(slot) or self._aborted.get(slot)
+        tokens = wire.plain_tokens(delta)
+        if tokens is not None:
+            if receiver is not None:
+                receiver.on_output(WorkerOutput(token_ids=tokens))
+            return
         output = None
         if not delta.HasField("failure"):
             output = wire.worker_output(delta)

@@ -23,6 +23,34 @@ class FakeCluster(msgspec.Struct, kw_only=True):
     context_tokens_max: int = 1024
 
 
+class FakeDeltas:
+    """An async generator's deltas, which become there ``burst`` at a time."""
+
+    def __init__(self, deltas: AsyncGenerator[GenerationDelta, None], burst: int) -> None:
+        self._deltas = deltas
+        self._burst = burst
+        self._there: list[GenerationDelta] = []
+
+    def __aiter__(self) -> FakeDeltas:
+        """Itself."""
+        return self
+
+    async def __anext__(self) -> GenerationDelta:
+        """The next one."""
+        self._there.append(await anext(self._deltas))
+        while len(self._there) < self._burst and self._there[-1].finish is None:
+            self._there.append(await anext(self._deltas))
+        return self._there.pop(0)
+
+    def waiting(self) -> GenerationDelta | None:
+        """What else is there."""
+        return self._there.pop(0) if self._there else None
+
+    async def aclose(self) -> None:
+        """As a generator's."""
+        await self._deltas.aclose()
+
+
 class FakeSource:
     """Answers with ``reply``, one token a delta; ``hold`` stops it for good after so many tokens."""
 
@@ -37,6 +65,7 @@ class FakeSource:
         self.reply = "one two three four five six seven eight nine ten"
         self.failure: Failure | None = None
         self.hold: int | None = None
+        self.burst = 1
         self.requests: list[GenerationRequest] = []
         self.content: list[str] = []
         self.open = 0
@@ -52,8 +81,11 @@ class FakeSource:
         """Remember who was content."""
         self.content.append(request_id)
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+    def generate(self, request: GenerationRequest) -> FakeDeltas:
         """One sequence."""
+        return FakeDeltas(self._deltas(request), self.burst)
+
+    async def _deltas(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         self.requests.append(request)
         self.open += 1
         try:

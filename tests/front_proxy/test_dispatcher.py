@@ -391,6 +391,25 @@ def test_a_slow_reader_is_stopped_before_its_output_fills_the_memory() -> None:
     virtual_loop.run(play())
 
 
+def test_what_came_while_the_reader_was_away_is_there_without_waiting() -> None:
+    async def play() -> None:
+        async with serving() as (dispatcher, cluster, _):
+            stream = dispatcher.generate(generation())
+            assert stream.waiting() is None, "nothing begins by looking"
+            deltas = [await anext(stream)]
+            assert stream.waiting() is None
+            await asyncio.sleep(1.0)
+            while (delta := stream.waiting()) is not None:
+                deltas.append(delta)
+            assert tokens_of(deltas) == [100, 101, 102, 103, 104] and deltas[-1].finish is not None
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
+            await stream.aclose()
+            assert cluster.held == (0, 0, 0) and cluster.outcomes == ["finished"]
+
+    virtual_loop.run(play())
+
+
 def test_sequences_in_flight_are_bounded() -> None:
     async def play() -> None:
         async with serving(requests_in_flight_max=1, retry_after_s=3.0) as (dispatcher, _, _registry):

@@ -69,6 +69,21 @@ async def test_a_chat_stream_gives_each_token_and_usage(served: Served, http: ht
     assert response.text.rstrip().endswith("[DONE]")
 
 
+@pytest.mark.parametrize("burst", [2, 5, 50])
+async def test_a_slow_reader_gets_what_came_meanwhile_in_one_chunk(
+    served: Served, http: httpx.AsyncClient, burst: int
+) -> None:
+    served.source.burst = burst
+    body = {"prompt": "x", "max_tokens": 40, "stop": [" three"], "logprobs": 0, "stream": True}
+    chunks = events(await post(http, "/v1/completions", **body))
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert "".join(choice["text"] for choice in choices) == "one two"
+    assert (choices[-1]["finish_reason"], choices[-1]["stop_reason"]) == ("stop", " three")
+    assert len(chunks) <= -(-len("one two three") // burst)
+    tokens = [token for choice in choices for token in choice["logprobs"]["tokens"]]
+    assert "".join(tokens).startswith("one two") and served.source.open == 0
+
+
 async def test_stop_strings_are_cut_here_and_end_the_remote_work(served: Served, http: httpx.AsyncClient) -> None:
     answer = (await post(http, "/v1/completions", prompt="x", max_tokens=40, stop=[" three"])).json()
     choice = answer["choices"][0]

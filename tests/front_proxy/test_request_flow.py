@@ -360,6 +360,22 @@ def test_a_plan_without_a_worker_fails_as_our_own_mistake() -> None:
     assert len(play.all(EndPlan)) == 1
 
 
+def test_the_short_way_of_a_token_is_open_in_the_middle_of_a_stream_only() -> None:
+    def ask(play: Play, output: Output) -> list[int] | None:
+        delta = play.flow.next_tokens(output.attempt, output.stage, output.output)
+        return None if delta is None else delta.token_ids
+
+    for events in ([], [planned()], [planned(), prefilled()]):
+        assert ask(Play(*events), decoded(8)) is None, events
+    play = Play(planned(), prefilled(), decoded(8, external=32))
+    for other in (decoded(9, attempt=2), decoded(9, finish=STOP), decoded(), prefilled(lease=None)):
+        assert ask(play, other) is None, other
+    assert ask(play, decoded(9, 10)) == [9, 10] and play.flow.output_tokens == 4
+    play.tell(decoded(11), decoded(12, finish=STOP))
+    assert play.tokens == [7, 8, 11, 12] and play.flow.output_tokens == 6
+    assert ask(play, decoded(13)) is None, "it has ended"
+
+
 def test_the_story_is_bounded_and_skips_the_stream_of_tokens() -> None:
     play = Play(planned(), prefilled(), decoded(8, external=39), *(decoded(9) for _ in range(500)))
     assert len(play.flow.story) == 3
