@@ -16,7 +16,7 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 
 from front_proxy.config import FrontProxyConfig
-from front_proxy.http_guard import GuardBounds, HttpGuard, routes
+from front_proxy.http_guard import GENERATION_ROUTES, GuardBounds, HttpGuard, routes
 from front_proxy.remote_engine import TASKS, RemoteEngineClient
 from runtime.grpc_server import join_address
 
@@ -115,6 +115,9 @@ async def build(client: RemoteEngineClient, args: Namespace) -> FastAPI:
     try:
         app = build_app(args, TASKS, client.model_config)
         await init_app_state(client, app.state, args, TASKS)
+        # A request is held against one route after the other, by the router and by vLLM's metrics; no two routes share
+        # a path, so the order is free, and the paths that matter come first.
+        app.router.routes.sort(key=lambda route: getattr(route, "path", "") not in GENERATION_ROUTES)
     finally:
         # A library that vLLM's app uses for other hosts sets the whole process to log errors only.
         logging.root.setLevel(level)

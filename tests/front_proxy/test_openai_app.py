@@ -74,8 +74,9 @@ async def test_a_slow_reader_gets_what_came_meanwhile_in_one_chunk(
     served: Served, http: httpx.AsyncClient, burst: int
 ) -> None:
     served.source.burst = burst
-    body = {"prompt": "x", "max_tokens": 40, "stop": [" three"], "logprobs": 0, "stream": True}
-    chunks = events(await post(http, "/v1/completions", **body))
+    chunks = events(
+        await post(http, "/v1/completions", prompt="x", max_tokens=40, stop=[" three"], logprobs=0, stream=True)
+    )
     choices = [chunk["choices"][0] for chunk in chunks]
     assert "".join(choice["text"] for choice in choices) == "one two"
     assert (choices[-1]["finish_reason"], choices[-1]["stop_reason"]) == ("stop", " three")
