@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from bench import measures, overhead, plain_server, report
+from bench import bench_model, measures, overhead, plain_server, report
 from bench.load import LoadRun, LoadSpec, OpenAiBackend, client_session, run_load
 from bench.load_grpc import GrpcBackend
 from bench.peers import SYSTEM_NAMES, EngineShape, PeerOptions, router_is_installed
@@ -41,7 +41,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_overhead(parser: argparse.ArgumentParser) -> None:
     spec = overhead.OverheadSpec(systems=())
-    parser.add_argument("--model", default="", help="a model folder; default: the demo model, trained when missing")
+    parser.add_argument(
+        "--model", default="", help="a model folder, or 'demo'; default: one whose prefill takes a realistic time"
+    )
     parser.add_argument("--systems", default="", help=f"of {','.join(SYSTEM_NAMES)}; default: all that are installed")
     for name in (
         "rounds", "latency_requests", "latency_prompt_tokens", "latency_output_tokens", "cpu_concurrency",
@@ -81,6 +83,13 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
 
 def _demo_folder() -> Path:
     return demo_model.ensure(demo_model.default_cache_dir(os.environ), lambda line: print(line, file=sys.stderr))
+
+
+def _overhead_model(named: str) -> Path:
+    if named not in ("", "demo"):
+        return overhead.model_folder(named)
+    demo = _demo_folder()
+    return demo if named else bench_model.ensure(demo_model.default_cache_dir(os.environ), demo)
 
 
 async def _load(arguments: argparse.Namespace, prompts: Sequence[str], spec: LoadSpec) -> LoadRun:
@@ -160,7 +169,7 @@ def _systems(named: str, router_python: str) -> tuple[Any, ...]:
 
 
 def _run_overhead(arguments: argparse.Namespace) -> int:
-    folder = overhead.model_folder(arguments.model) if arguments.model else _demo_folder()
+    folder = _overhead_model(arguments.model)
     fields = {name: getattr(arguments, name) for name in overhead.OverheadSpec.__struct_fields__ if name in arguments}
     spec = overhead.OverheadSpec(**(fields | {"systems": _systems(arguments.systems, arguments.router_python)}))
     shape = EngineShape(model=str(folder.resolve()), threads=arguments.threads)
