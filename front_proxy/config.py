@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from front_proxy.serving_config import ServingConfig
-from runtime.bounds import NonNegative, Port, Positive, PositiveCount
+from runtime.bounds import Count, NonNegative, Port, Positive, PositiveCount
 
 
 class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +39,36 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: Positive = 600.0
     """Time a request may take when the client named none, and the most it may name."""
     attempts_max: PositiveCount = 3
-    """Placements tried for one request before it fails."""
+    """Placements tried in a row for one request, without anything new for its client, before it fails."""
+    resumes_max: Count = 8
+    """Times one stream may go on after further failures with the attempts counted anew."""
+    replans_max: Count = 30
+    """Times a retry that no worker can take now is planned again."""
+    replan_wait_s: Positive = 0.1
+    """First pause before that; it doubles up to eight times itself."""
+    retry_budget_burst: PositiveCount = 2048
+    """Retries that may follow at once, over all requests: what a dying worker ran must fit."""
+    retry_budget_ratio: NonNegative = 0.5
+    """Retries that each request adds to that budget."""
+    retry_budget_per_s: NonNegative = 10.0
+    """Retries that each second adds to that budget."""
+    seed_for_replay: bool = True
+    """Give a seed to requests that draw at random, have none, and cannot be continued by another engine (grammars,
+    penalties over the output): then a broken stream can be computed again. Costs their engine some sampling time."""
+    stream_stall_timeout_s: Positive = 10.0
+    """Time a running decode may produce nothing while its worker is silent, before it goes on elsewhere."""
+    stream_stall_alive_timeout_s: Positive = 60.0
+    """The same while its worker produces output for others."""
+    prefill_stall_timeout_s: Positive = 30.0
+    """Time a prompt may take, queue included, while its worker is silent. Longer than the longest prompt takes."""
+    prefill_stall_alive_timeout_s: Positive = 120.0
+    """The same while its worker produces output for others."""
+    handoff_stall_timeout_s: Positive = 30.0
+    """Time a decode worker may take from a hand-off to its first output."""
+    orphaned_pull_timeout_s: Positive = 5.0
+    """The same from the moment on that the stream to the KV's holder is lost."""
+    stall_check_interval_s: Positive = 0.5
+    """How often all requests are looked at for this. Where this process itself stood still for as long, none counts."""
     plan_timeout_s: Positive = 5.0
     """Wait for one answer from the scheduler, reconnecting included."""
     plan_patience_s: Positive = 0.5

@@ -8,13 +8,17 @@ import os
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from front_proxy.cluster_view import ClusterSnapshot, ClusterView
 from front_proxy.config import FrontProxyConfig
 from front_proxy.flow_events import Stopped
 from front_proxy.generation import GenerationDelta, GenerationRequest
 from front_proxy.metrics import DispatchMetrics
 from front_proxy.request_run import Planning, RequestRun, RunLimits, Working
+from front_proxy.retries import RetryBounds, RetryBudget
 from front_proxy.scheduler_link import SchedulerLink, SchedulerOptions
+from front_proxy.stall import StallBounds
 from front_proxy.work import Placement
 from front_proxy.worker_link import LinkOptions, WorkerLink, WorkerLinks
 from runtime.failures import Failure, FailureError, FailureKind
@@ -47,6 +51,16 @@ class Dispatcher:
         self._stopped = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._runs: dict[str, RequestRun] = {}
+        self._loop = asyncio.get_running_loop()
+        self._limits = _run_limits(config)
+        self._stall_bounds = _stall_bounds(config)
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._retry_budget = RetryBudget(
+            ratio=config.retry_budget_ratio,
+            per_s=config.retry_budget_per_s,
+            burst_max=config.retry_budget_burst,
+            now_s=self._loop.time(),
+        )
         self._links = WorkerLinks(
             LinkOptions(
                 front_proxy_id=self.front_proxy_id,
@@ -144,14 +158,13 @@ class Dispatcher:
             planning=self._planning,
             working=self._working,
             metrics=self._metrics,
-            limits=RunLimits(
-                attempts_max=self._config.attempts_max,
-                deadline_s=min(wanted_s, self._config.deadline_s),
-                output_deltas_max=self._config.output_deltas_max,
-            ),
+            limits=msgspec.structs.replace(self._limits, deadline_s=min(wanted_s, self._config.deadline_s)),
+            budget=self._take_retry,
             on_done=lambda: self._forget(request.request_id),
         )
         self._runs[request.request_id] = run
+        self._retry_budget.request_came()
+        self._arm_stall_timer()
         run.start()
         return run
 
@@ -175,6 +188,29 @@ class Dispatcher:
         if request.request_id in self._runs:
             raise _failure(FailureKind.BAD_REQUEST, f"The request id {request.request_id} is in use.")
 
+    def _take_retry(self) -> bool:
+        if self._retry_budget.take(self._loop.time()):
+            return True
+        self._metrics.retries_denied.inc()
+        return False
+
+    def _arm_stall_timer(self) -> None:
+        if self._stall_timer is None and self._runs:
+            interval_s = self._config.stall_check_interval_s
+            due_s = self._loop.time() + interval_s
+            self._stall_timer = self._loop.call_at(due_s, self._check_stalls, due_s + interval_s)
+
+    def _check_stalls(self, late_after_s: float) -> None:
+        """One look at all requests, whatever their number, costs less than a timer for each."""
+        self._stall_timer = None
+        now_s = self._loop.time()
+        for run in list(self._runs.values()):
+            if now_s > late_after_s:
+                run.forgive(now_s)
+            else:
+                run.check_stall(now_s, self._stall_bounds)
+        self._arm_stall_timer()
+
     def _forget(self, request_id: str) -> None:
         self._runs.pop(request_id, None)
 
@@ -187,6 +223,8 @@ class Dispatcher:
         if not self._closing.is_set():
             self._metrics.stream_losses.labels("worker").inc()
             self._scheduler.suspect(worker, reason)
+            for run in list(self._runs.values()):
+                run.holder_lost(worker)
 
     def _stop_runs(self) -> None:
         for run in list(self._runs.values()):
@@ -241,6 +279,30 @@ class Deltas:
 
 def _failure(kind: FailureKind, message: str, retry_after_s: float | None = None) -> FailureError:
     return FailureError(Failure(kind=kind, message=message, retry_after_s=retry_after_s))
+
+
+def _run_limits(config: FrontProxyConfig) -> RunLimits:
+    return RunLimits(
+        retries=RetryBounds(
+            attempts_max=config.attempts_max,
+            resumes_max=config.resumes_max,
+            replans_max=config.replans_max,
+            replan_wait_s=config.replan_wait_s,
+        ),
+        deadline_s=config.deadline_s,
+        output_deltas_max=config.output_deltas_max,
+    )
+
+
+def _stall_bounds(config: FrontProxyConfig) -> StallBounds:
+    return StallBounds(
+        step_s=config.stream_stall_timeout_s,
+        step_alive_s=config.stream_stall_alive_timeout_s,
+        prompt_s=config.prefill_stall_timeout_s,
+        prompt_alive_s=config.prefill_stall_alive_timeout_s,
+        pull_s=config.handoff_stall_timeout_s,
+        orphaned_pull_s=config.orphaned_pull_timeout_s,
+    )
 
 
 def _scheduler_options(config: FrontProxyConfig, front_proxy_id: str) -> SchedulerOptions:

@@ -12,6 +12,7 @@ from kv_transfer.handoff import KvHandoff
 from runtime.failures import Failure
 
 Outcome = Literal["finished", "failed", "cancelled"]
+Resumption = Literal["restart", "continue", "replay"]
 
 
 class Planned(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +48,27 @@ class WorkerFailed(msgspec.Struct, frozen=True, kw_only=True):
     failure: Failure
 
 
+class Stalled(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt's work has produced nothing for too long; it may still run."""
+
+    attempt: int
+    stage: Stage
+    waited_s: float
+
+
+class HolderLost(msgspec.Struct, frozen=True, kw_only=True):
+    """The stream to a worker incarnation is lost; KV that it holds may never arrive."""
+
+    worker_id: str
+    epoch: int
+
+
+class PauseOver(msgspec.Struct, frozen=True, kw_only=True):
+    """The pause after an attempt that was not placed is over."""
+
+    attempt: int
+
+
 class ClientGone(msgspec.Struct, frozen=True, kw_only=True):
     """Nobody waits for this request any more. ``satisfied``: because they have all they wanted (a stop string)."""
 
@@ -63,28 +85,41 @@ class Stopped(msgspec.Struct, frozen=True, kw_only=True):
     failure: Failure
 
 
-FlowEvent = Planned | PlanRefused | Output | WorkerFailed | ClientGone | DeadlinePassed | Stopped
+FlowEvent = (
+    Planned
+    | PlanRefused
+    | Output
+    | WorkerFailed
+    | Stalled
+    | HolderLost
+    | PauseOver
+    | ClientGone
+    | DeadlinePassed
+    | Stopped
+)
 
 
 class AskPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask the scheduler where this attempt should run."""
+    """Ask the scheduler where this attempt should run. ``shown_tokens`` lengthen its prompt and are not asked for."""
 
     attempt: int
+    shown_tokens: int = 0
     excluded_worker_ids: tuple[str, ...] = ()
     pinned_decode_worker: str | None = None
     prefill_only: bool = False
 
 
 class StartPrefill(msgspec.Struct, frozen=True, kw_only=True):
-    """Submit the prompt. ``whole`` uses the full sampling: this one token is the whole output."""
+    """Submit prompt + ``shown`` tokens. ``whole`` uses the full sampling: this one token is the whole output."""
 
     attempt: int
     worker: Placement
     whole: bool
+    shown: tuple[int, ...] = ()
 
 
 class StartDecode(msgspec.Struct, frozen=True, kw_only=True):
-    """Submit prompt + ``shown`` tokens; the seeded sampling is meant when there are shown ones."""
+    """Submit prompt + ``shown`` tokens; the continuation's sampling is meant when there are shown ones."""
 
     attempt: int
     worker: Placement
@@ -123,11 +158,35 @@ class EndPlan(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
 
 
+class Suspect(msgspec.Struct, frozen=True, kw_only=True):
+    """Tell the scheduler that a worker does not work."""
+
+    worker: Placement
+    reason: str
+
+
+class Pause(msgspec.Struct, frozen=True, kw_only=True):
+    """Say PauseOver after so long: nobody can take the request now."""
+
+    attempt: int
+    wait_s: float
+
+
 class Retried(msgspec.Struct, frozen=True, kw_only=True):
-    """For the counters: an attempt failed and another one follows."""
+    """For the counters: an attempt failed and another one follows.
+
+    ``how``: from the start because nothing was shown, behind the shown tokens, or all again with a comparison.
+    """
 
     stage: Stage
     failure: Failure
+    how: Resumption
+
+
+class Diverged(msgspec.Struct, frozen=True, kw_only=True):
+    """For the counters: a replay gave other tokens than those that the client has."""
+
+    shown_tokens: int
 
 
 class Finish(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,4 +197,17 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
 
 
-FlowAction = AskPlan | StartPrefill | StartDecode | Emit | AbortWork | ReleaseHandoff | EndPlan | Retried | Finish
+FlowAction = (
+    AskPlan
+    | StartPrefill
+    | StartDecode
+    | Emit
+    | AbortWork
+    | ReleaseHandoff
+    | EndPlan
+    | Suspect
+    | Pause
+    | Retried
+    | Diverged
+    | Finish
+)

@@ -1,16 +1,29 @@
-"""A generation as the serving layers ask for it and the deltas they get back. Holds values only."""
+"""A generation as the serving layers ask for it and the deltas they get back. Decides nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import msgspec
 
 from engine.protocol import Finish, Logprobs
 
 
+class Continuation(Protocol):
+    """Encodes the sampling of work that starts behind tokens of the output, as msgpack of vLLM's SamplingParams."""
+
+    def first(self, shown_tokens: int) -> bytes:
+        """The next token alone, for a prefill of prompt + shown tokens."""
+        ...
+
+    def rest(self, shown_tokens: int) -> bytes:
+        """All that is left, for a decode of prompt + shown tokens; at least one token is shown."""
+        ...
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One sequence (one child of n > 1). The three samplings are msgpack of vLLM's SamplingParams."""
+    """One sequence (one child of n > 1). Samplings are msgpack of vLLM's SamplingParams."""
 
     request_id: str
     token_ids: list[int]
@@ -18,8 +31,9 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One token, computed on the prefill worker."""
     decode_sampling: bytes
     """The whole output, first token included: used when decode computes the first token itself."""
-    seeded_sampling: bytes | None
-    """Decode after prompt + first token. None: the prefill worker's token may not be shown."""
+    continuation: Continuation | None
+    """How an engine goes on behind shown tokens as if undisturbed. None: it cannot. Then the prefill worker's token
+    is not shown, and what was shown before a failure is computed again and compared."""
     output_tokens_max: int
     priority: int = 0
     cache_salt: str | None = None

@@ -25,12 +25,7 @@ class DispatchMetrics:
         self.failures = Counter(
             f"{prefix}_failures_total", "Sequences that failed, by kind of failure.", ["kind"], registry=registry
         )
-        self.retries = Counter(
-            f"{prefix}_retries_total",
-            "Attempts that failed and were followed by another one.",
-            ["stage", "reason"],
-            registry=registry,
-        )
+        self._define_retries(prefix, registry)
         self.output_tokens = 0
         """Tokens given to the serving layers; a plain number, because it grows with every one of them."""
         registry.register(_Tokens(f"{prefix}_output_tokens", "Tokens given to the serving layers.", self))
@@ -85,6 +80,34 @@ class DispatchMetrics:
             registry=registry,
         )
         self._registry = registry
+
+    def _define_retries(self, prefix: str, registry: CollectorRegistry) -> None:
+        self.retries = Counter(
+            f"{prefix}_retries_total",
+            "Attempts that failed and were followed by another one.",
+            ["stage", "reason"],
+            registry=registry,
+        )
+        self.resumes = Counter(
+            f"{prefix}_resumes_total",
+            "Retries after the client had seen tokens, by how they go on.",
+            ["how"],
+            registry=registry,
+        )
+        self.replays_diverged = Counter(
+            f"{prefix}_replays_diverged_total",
+            "Streams failed because computing their output again gave other tokens.",
+            registry=registry,
+        )
+        self.retries_denied = Counter(
+            f"{prefix}_retries_denied_total", "Retries that the retry budget forbade.", registry=registry
+        )
+        self.stalls = Counter(
+            f"{prefix}_stalls_total",
+            "Work taken from a worker because it produced nothing for too long.",
+            ["stage"],
+            registry=registry,
+        )
 
     def observe_first_token(self, phases: Phases) -> None:
         """Count a first token's way."""

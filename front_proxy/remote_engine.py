@@ -43,6 +43,7 @@ class ClientBounds(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens_max: int
     block_size_tokens: int
     retry_after_s: float
+    seed_for_replay: bool = True
 
 
 class RemoteEngineClient(GenerationOnlyClient):
@@ -60,7 +61,9 @@ class RemoteEngineClient(GenerationOnlyClient):
         self.idle.set()
         self._open = 0
         self._source = source
-        self._sequences = Sequences(source, self.output_processor, bounds.block_size_tokens)
+        self._sequences = Sequences(
+            source, self.output_processor, bounds.block_size_tokens, seed_for_replay=bounds.seed_for_replay
+        )
         self._bounds = bounds
         self._context_tokens_model = self.model_config.max_model_len
 

@@ -1,15 +1,17 @@
 """One request from arrival to its last token, as a pure machine. No clock, no I/O, no randomness.
 
-Only the front proxy knows whether a token was already shown, so retry, cancellation and deadlines are decided here.
+Only the front proxy knows which tokens were already shown, so retry, cancellation and deadlines are decided here.
 Work is numbered by attempt: whatever an abandoned attempt still delivers is told apart, and a hand-off that arrives
-too late is released. The caller performs the actions in order and feeds what happens back.
+too late is released. An attempt after tokens were shown goes on behind them where that is exact, and otherwise
+replays the output from its start, compares, and shows only what is new (front_proxy/shown.py).
+The caller performs the actions in order and feeds what happens back.
 """
 
 from __future__ import annotations
 
 import collections
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import assert_never
 
 from engine.protocol import Finish as EngineFinish
@@ -19,23 +21,34 @@ from front_proxy.flow_events import (
     AskPlan,
     ClientGone,
     DeadlinePassed,
+    Diverged,
     Emit,
     EndPlan,
     Finish,
     FlowAction,
     FlowEvent,
+    HolderLost,
     Outcome,
     Output,
+    Pause,
+    PauseOver,
     Planned,
     PlanRefused,
-    ReleaseHandoff,
+    Resumption,
     Retried,
+    Stalled,
     StartDecode,
     StartPrefill,
     Stopped,
+    Suspect,
     WorkerFailed,
 )
+from front_proxy.flow_story import title
 from front_proxy.generation import GenerationDelta
+from front_proxy.held_handoff import HeldHandoff
+from front_proxy.retries import Retries, RetryBounds
+from front_proxy.shown import ShownTokens
+from front_proxy.stall import Awaited
 from front_proxy.work import Placement, Stage, WorkerOutput
 from kv_transfer.handoff import KvHandoff
 from runtime.failures import Failure, FailureKind
@@ -52,6 +65,8 @@ FINAL_KINDS = frozenset(
         FailureKind.UNSUPPORTED,
     }
 )
+# Refusals of a plan that may be over in a moment: a worker is starting again, or others are about to end.
+PASSING_KINDS = frozenset({FailureKind.EXHAUSTED, FailureKind.UNAVAILABLE})
 
 
 class Phase(enum.Enum):
@@ -59,6 +74,8 @@ class Phase(enum.Enum):
 
     NEW = "new"
     PLANNING = "planning"
+    WAITING = "waiting"
+    """A retry that nobody could take waits a moment before it is planned again."""
     PREFILLING = "prefilling"
     HANDING_OFF = "handing_off"
     """Submitted to the decode worker, which has not produced anything yet."""
@@ -72,32 +89,69 @@ class RequestFlow:
     def __init__(
         self,
         *,
-        attempts_max: int,
+        bounds: RetryBounds,
+        budget: Callable[[], bool],
         output_tokens_max: int,
-        seeded: bool,
+        continuing: bool,
         pinned_decode_worker: str | None = None,
     ) -> None:
-        assert attempts_max >= 1, attempts_max
+        """``continuing``: an engine given prompt + shown tokens goes on as one that was never disturbed."""
         assert output_tokens_max >= 1, output_tokens_max
         self.phase = Phase.NEW
         self.attempt = 0
-        self.output_tokens = 0
-        self.handoff: KvHandoff | None = None
         self.story: collections.deque[str] = collections.deque(maxlen=STORY_EVENTS_MAX)
-        self._attempts_max = attempts_max
-        self._prefill_only = output_tokens_max == 1
-        self._seeded = seeded
+        self._output_tokens_max = output_tokens_max
+        self._continuing = continuing
         self._pinned = pinned_decode_worker
-        self._excluded: list[str] = []
+        self._retries = Retries(bounds, budget)
+        self._shown = ShownTokens(continuing=continuing)
+        self._prefill_only = False
         self._plan: Planned | None = None
         self._plan_open = False
-        self._let_go: list[tuple[str, int, str]] = []
-        self._shown: tuple[int, ...] = ()
-        self._decoded = False
+        self._orphaned = False
+        self._held = HeldHandoff()
         self._cached_tokens: int | None = None
         self._prompt_logprobs: Logprobs | None = None
         self._emitted = False
         self._last_failure: Failure | None = None
+
+    @property
+    def handoff(self) -> KvHandoff | None:
+        """The hand-off that is held."""
+        return self._held.now
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens shown."""
+        return len(self._shown)
+
+    @property
+    def running(self) -> tuple[Stage, Placement] | None:
+        """The work that is under way and its worker."""
+        if self._plan is None:
+            return None
+        if self.phase is Phase.PREFILLING:
+            assert self._plan.prefill is not None
+            return Stage.PREFILL, self._plan.prefill
+        if self.phase in (Phase.HANDING_OFF, Phase.DECODING):
+            assert self._plan.decode is not None
+            return Stage.DECODE, self._plan.decode
+        return None
+
+    @property
+    def awaited(self) -> Awaited | None:
+        """What the present work should produce next; None while no worker has any."""
+        match self.phase:
+            case Phase.PREFILLING:
+                return Awaited.PROMPT
+            case Phase.HANDING_OFF if self.handoff is None:
+                return Awaited.PROMPT
+            case Phase.HANDING_OFF:
+                return Awaited.ORPHANED_PULL if self._orphaned else Awaited.PULL
+            case Phase.DECODING:
+                return Awaited.STEP
+            case _:
+                return None
 
     def start(self) -> Sequence[FlowAction]:
         """The first actions. Call once."""
@@ -109,7 +163,9 @@ class RequestFlow:
         assert self.phase is not Phase.NEW, "start() comes first"
         if isinstance(event, Output) and (delta := self.next_tokens(event.attempt, event.stage, event.output)):
             return [Emit(stage=event.stage, delta=delta)]
-        self.story.append(f"{self.phase.value}/{self.attempt}: {_title(event)}")
+        # A stream of tokens would push everything else out of the story, one that is replayed too.
+        if not (isinstance(event, Output) and event.output.finish is None and self.phase is Phase.DECODING):
+            self.story.append(f"{self.phase.value}/{self.attempt}: {title(event)}")
         match event:
             case Planned():
                 return self._on_planned(event)
@@ -121,16 +177,14 @@ class RequestFlow:
                 return self._on_decoded(event)
             case WorkerFailed():
                 return self._on_worker_failed(event)
-            case ClientGone(satisfied=True):
-                return self._give_up("finished", None)
-            case ClientGone():
-                return self._give_up("cancelled", Failure(kind=FailureKind.CANCELLED, message="The client went away."))
-            case DeadlinePassed():
-                return self._give_up(
-                    "failed", Failure(kind=FailureKind.DEADLINE, message="The request's deadline passed.")
-                )
-            case Stopped(failure=failure):
-                return self._give_up("failed", failure)
+            case Stalled():
+                return self._on_stalled(event)
+            case HolderLost():
+                return self._on_holder_lost(event)
+            case PauseOver(attempt=attempt):
+                return self._ask_plan() if self.phase is Phase.WAITING and attempt == self.attempt else []
+            case ClientGone() | DeadlinePassed() | Stopped():
+                return self._on_end_from_outside(event)
             case _:
                 assert_never(event)
 
@@ -143,19 +197,20 @@ class RequestFlow:
             return None
         if output.finish is not None or output.handoff is not None or not (self._emitted and output.token_ids):
             return None
-        self._decoded = True
-        self.output_tokens += len(output.token_ids)
+        if not self._shown.caught_up:
+            return None
+        self._shown.add(output.token_ids)
+        self._retries.progressed()
         return GenerationDelta(token_ids=output.token_ids, logprobs=output.logprobs)
 
     def check(self) -> None:
         """Assert what must hold between events."""
-        assert 0 <= self.attempt <= self._attempts_max, self.story
+        assert 0 <= self.attempt <= self._retries.attempts_bound, self.story
         assert (self.handoff is None) or self.phase is Phase.HANDING_OFF, self.story
-        assert self._plan_open == (self.phase not in (Phase.NEW, Phase.DONE)), self.story
+        assert self._plan_open == (self.phase not in (Phase.NEW, Phase.WAITING, Phase.DONE)), self.story
         working = self.phase in (Phase.PREFILLING, Phase.HANDING_OFF, Phase.DECODING)
         assert (self._plan is not None) == working, self.story
-        assert len(self._let_go) == len(set(self._let_go)), self.story
-        assert not self._decoded or self.phase in (Phase.DECODING, Phase.DONE), self.story
+        assert self.output_tokens <= self._output_tokens_max, self.story
 
     def _on_planned(self, event: Planned) -> Sequence[FlowAction]:
         if self.phase is not Phase.PLANNING or event.attempt != self.attempt:
@@ -164,7 +219,11 @@ class RequestFlow:
         self._plan = event
         if event.prefill is not None:
             self.phase = Phase.PREFILLING
-            return [StartPrefill(attempt=self.attempt, worker=event.prefill, whole=self._prefill_only)]
+            return [
+                StartPrefill(
+                    attempt=self.attempt, worker=event.prefill, whole=self._prefill_only, shown=self._shown.given
+                )
+            ]
         if event.decode is None:
             return self._fail(Failure(kind=FailureKind.INTERNAL, message="The scheduler's plan names no worker."))
         return self._start_decode()
@@ -173,25 +232,29 @@ class RequestFlow:
         if self.phase is not Phase.PLANNING or event.attempt != self.attempt:
             return []
         self._plan_open = False
-        if self._pinned is not None and self.attempt < self._attempts_max:
+        failure = event.failure
+        if self._pinned is not None:
             # The worker with the sibling's KV cannot take it: anywhere else is still right, only slower.
             self._pinned = None
-            return [Retried(stage=Stage.DECODE, failure=event.failure), *self._ask_plan()]
-        failure = event.failure
-        if self._last_failure is not None and failure.kind is not FailureKind.EXHAUSTED:
-            # "Nobody is left" is the consequence; what broke the earlier attempt is the cause.
-            failure = self._last_failure
+            return self._ask_plan()
+        if self._last_failure is not None:
+            if failure.kind in PASSING_KINDS and (wait_s := self._retries.pause_s()) is not None:
+                self.phase = Phase.WAITING
+                return [Pause(attempt=self.attempt, wait_s=wait_s)]
+            if failure.kind is not FailureKind.EXHAUSTED:
+                # "Nobody is left" is the consequence; what broke the earlier attempt is the cause.
+                failure = self._last_failure
         return self._fail(failure)
 
     def _on_prefilled(self, event: Output) -> Sequence[FlowAction]:
         output = event.output
         if self.phase is not Phase.PREFILLING or event.attempt != self.attempt:
-            return self._release_late(output.handoff)
+            return self._held.release_late(output.handoff)
         broken = _broken(output.finish)
         if broken is None and output.finish is not None and len(output.token_ids) != 1:
             broken = Failure(kind=FailureKind.INTERNAL, message="A prefill must sample exactly one token.")
         if broken is not None:
-            late = self._release_late(output.handoff)
+            late = self._held.release_late(output.handoff)
             return [*late, *self._attempt_failed(Stage.PREFILL, broken)]
         if output.first is not None and self._cached_tokens is None:
             self._cached_tokens = output.first.cached_tokens
@@ -200,25 +263,19 @@ class RequestFlow:
         if output.finish is None and output.handoff is None:
             # A prefill may report facts before its token; nothing to decide yet.
             return []
-        if self._prefill_only or self._ends_here(output):
-            return self._finish_at_prefill(output)
-        actions: list[FlowAction] = []
-        if self._seeded and not self._shown:
-            self._shown = tuple(output.token_ids)
-            actions.append(self._emit(output, Stage.PREFILL, finish=None))
-        self.handoff = output.handoff
-        return [*actions, *self._start_decode()]
-
-    def _ends_here(self, output: WorkerOutput) -> bool:
-        # "length" is only the prefill's own limit of one token. A token that is not shown, or one sampled again after
-        # the first was shown, ends nothing either: then decode computes it, from scratch where there is no hand-off.
-        showable = self._seeded and not self._shown
-        return showable and output.finish is not None and output.finish.reason == "stop"
-
-    def _finish_at_prefill(self, output: WorkerOutput) -> Sequence[FlowAction]:
-        finish = output.finish or EngineFinish("length")
-        emit = self._emit(output, Stage.PREFILL, finish=finish)
-        return [emit, *self._release_late(output.handoff), *self._end("finished", None)]
+        showable = self._continuing or self._prefill_only
+        if not showable:
+            self._held.take(output.handoff)
+            return self._start_decode()
+        # "length" is only the prefill's own limit of one token.
+        ends = self._prefill_only or (output.finish is not None and output.finish.reason == "stop")
+        emit = self._show(output, Stage.PREFILL, finish=(output.finish or EngineFinish("length")) if ends else None)
+        if emit is None:
+            return [*self._held.release_late(output.handoff), *self._diverged()]
+        if ends:
+            return [emit, *self._held.release_late(output.handoff), *self._end("finished", None)]
+        self._held.take(output.handoff)
+        return [emit, *self._start_decode()]
 
     def _start_decode(self) -> Sequence[FlowAction]:
         assert self._plan is not None
@@ -227,12 +284,13 @@ class RequestFlow:
                 Failure(kind=FailureKind.INTERNAL, message="The scheduler's plan names no decode worker.")
             )
         self.phase = Phase.HANDING_OFF
+        self._orphaned = False
         return [
             StartDecode(
                 attempt=self.attempt,
                 worker=self._plan.decode,
                 handoff=self.handoff,
-                shown=self._shown,
+                shown=self._shown.given,
                 blocks_reserved=self._plan.decode_blocks_reserved,
             )
         ]
@@ -240,7 +298,7 @@ class RequestFlow:
     def _on_decoded(self, event: Output) -> Sequence[FlowAction]:
         output = event.output
         if self.phase not in (Phase.HANDING_OFF, Phase.DECODING) or event.attempt != self.attempt:
-            return self._release_late(output.handoff)
+            return self._held.release_late(output.handoff)
         broken = _broken(output.finish)
         if broken is not None:
             return self._attempt_failed(Stage.DECODE, broken)
@@ -250,45 +308,88 @@ class RequestFlow:
             assert self._plan is not None and self._plan.decode is not None
             decode_worker = self._plan.decode.worker_id
             external_tokens = output.first.external_tokens if output.first is not None else 0
-            actions += self._let_go_held(pulled=external_tokens > 0)
+            actions += self._held.let_go(pulled=external_tokens > 0)
             if output.first is not None and self._cached_tokens is None:
                 self._cached_tokens = output.first.cached_tokens
             self.phase = Phase.DECODING
-        self._decoded = self._decoded or bool(output.token_ids)
-        actions.append(self._emit(output, Stage.DECODE, finish=output.finish, decode_worker=decode_worker))
+        emit = self._show(output, Stage.DECODE, finish=output.finish, decode_worker=decode_worker)
+        if emit is None:
+            return [*actions, *self._diverged()]
+        if emit.delta.token_ids or output.finish is not None or decode_worker is not None:
+            # Else all of it was shown before.
+            actions.append(emit)
         if output.finish is not None:
             actions += self._end("finished", None)
         return actions
 
     def _on_worker_failed(self, event: WorkerFailed) -> Sequence[FlowAction]:
-        running = self._running()
+        running = self.running
         if running is None or event.attempt != self.attempt or event.stage is not running[0]:
             return []
         return self._attempt_failed(event.stage, event.failure)
 
+    def _on_stalled(self, event: Stalled) -> Sequence[FlowAction]:
+        running = self.running
+        if running is None or event.attempt != self.attempt or event.stage is not running[0]:
+            return []
+        stage, worker = running
+        text = f"Worker {worker.worker_id} has produced nothing for {event.waited_s:.1f} s."
+        actions: list[FlowAction] = [AbortWork(attempt=self.attempt, stage=stage, worker=worker)]
+        if self.handoff is not None:
+            # Either end of the pull may be to blame.
+            self._retries.exclude(self.handoff.worker_id)
+        if not self._orphaned:
+            actions.append(Suspect(worker=worker, reason=text))
+        failure = Failure(kind=FailureKind.UNAVAILABLE, message=text)
+        return [*actions, *self._attempt_failed(stage, failure)]
+
+    def _on_holder_lost(self, event: HolderLost) -> Sequence[FlowAction]:
+        """The pull may have ended already, or the engine computes the prompt itself: it gets a little time for it."""
+        handoff = self.handoff
+        if handoff is not None and (handoff.worker_id, handoff.epoch) == (event.worker_id, event.epoch):
+            self._orphaned = True
+            self._retries.exclude(handoff.worker_id)
+        return []
+
     def _attempt_failed(self, stage: Stage, failure: Failure) -> Sequence[FlowAction]:
         """The current attempt's work has ended by itself: release, end its plan, then try again or fail."""
-        running = self._running()
+        running = self.running
         assert running is not None and running[0] is stage
         worker = running[1]
-        self._last_failure = failure
-        if self._decoded:
-            # Going on from tokens that a dead worker produced is another issue's work.
-            return self._fail(
-                Failure(
-                    kind=FailureKind.UNAVAILABLE if failure.kind is not FailureKind.DEADLINE else failure.kind,
-                    message=f"Worker {worker.worker_id} failed after {self.output_tokens} tokens: {failure.message}",
-                )
-            )
-        if failure.kind in FINAL_KINDS or self.attempt >= self._attempts_max:
-            return self._fail(failure)
-        if failure.kind is not FailureKind.STATE_LOST and worker.worker_id not in self._excluded:
+        if self._last_failure is None or failure.kind is not FailureKind.EXHAUSTED:
+            self._last_failure = failure
+        if self.output_tokens >= self._output_tokens_max:
+            # It broke between its last token and the word that this was the last one.
+            finish = EngineFinish("length")
+            return [self._emit(WorkerOutput(token_ids=[]), stage, finish=finish), *self._end("finished", None)]
+        if failure.kind in FINAL_KINDS or not self._retries.again():
+            return self._fail(self._told(worker, failure))
+        if failure.kind is not FailureKind.STATE_LOST and not self._orphaned:
             # With lost state it is the KV that is gone; the worker that said so is well.
-            self._excluded.append(worker.worker_id)
+            self._retries.exclude(worker.worker_id)
         self._pinned = None
-        released = self._let_go_held(pulled=False)
+        released = self._held.let_go(pulled=False)
         ended = self._end_plan("failed")
-        return [*released, *ended, Retried(stage=stage, failure=failure), *self._ask_plan()]
+        return [*released, *ended, self._retried(stage, failure), *self._ask_plan()]
+
+    def _told(self, worker: Placement, failure: Failure) -> Failure:
+        """What the client hears: after its first token, that a worker's failure cost it the rest."""
+        if not self.output_tokens or failure.kind is FailureKind.DEADLINE:
+            return failure
+        text = f"Worker {worker.worker_id} failed after {self.output_tokens} tokens: {failure.message}"
+        return Failure(kind=FailureKind.UNAVAILABLE, message=text)
+
+    def _diverged(self) -> Sequence[FlowAction]:
+        """A replay contradicts what the client has: no answer is better than one that is put together from two."""
+        text = f"A worker failed after {self.output_tokens} tokens, and computing them again gave other ones."
+        failure = Failure(kind=FailureKind.INTERNAL, message=text)
+        return [Diverged(shown_tokens=self.output_tokens), *self._give_up("failed", failure)]
+
+    def _retried(self, stage: Stage, failure: Failure) -> Retried:
+        how: Resumption = "restart"
+        if self.output_tokens:
+            how = "continue" if self._continuing else "replay"
+        return Retried(stage=stage, failure=failure, how=how)
 
     def _ask_plan(self) -> Sequence[FlowAction]:
         assert not self._plan_open
@@ -296,20 +397,39 @@ class RequestFlow:
         self.phase = Phase.PLANNING
         self._plan = None
         self._plan_open = True
+        self._orphaned = False
+        self._shown.begin()
+        shown_tokens = len(self._shown.given)
+        self._prefill_only = self._output_tokens_max - shown_tokens == 1
         return [
             AskPlan(
                 attempt=self.attempt,
-                excluded_worker_ids=tuple(self._excluded),
+                shown_tokens=shown_tokens,
+                excluded_worker_ids=tuple(self._retries.excluded),
                 pinned_decode_worker=self._pinned,
                 prefill_only=self._prefill_only,
             )
         ]
 
+    def _on_end_from_outside(self, event: ClientGone | DeadlinePassed | Stopped) -> Sequence[FlowAction]:
+        match event:
+            case ClientGone(satisfied=True):
+                return self._give_up("finished", None)
+            case ClientGone():
+                return self._give_up("cancelled", Failure(kind=FailureKind.CANCELLED, message="The client went away."))
+            case DeadlinePassed():
+                failure = Failure(kind=FailureKind.DEADLINE, message="The request's deadline passed.")
+                return self._give_up("failed", failure)
+            case Stopped(failure=failure):
+                return self._give_up("failed", failure)
+            case _:
+                assert_never(event)
+
     def _give_up(self, outcome: Outcome, failure: Failure | None) -> Sequence[FlowAction]:
         """End from outside, in whatever phase: the work still runs and must be told."""
         if self.phase is Phase.DONE:
             return []
-        running = self._running()
+        running = self.running
         aborts: list[FlowAction] = []
         if running is not None:
             aborts.append(AbortWork(attempt=self.attempt, stage=running[0], worker=running[1]))
@@ -320,7 +440,7 @@ class RequestFlow:
 
     def _end(self, outcome: Outcome, failure: Failure | None) -> Sequence[FlowAction]:
         assert self.phase is not Phase.DONE, self.story
-        released = self._let_go_held(pulled=False)
+        released = self._held.let_go(pulled=False)
         ended = self._end_plan(outcome)
         self.phase = Phase.DONE
         self._plan = None
@@ -332,42 +452,20 @@ class RequestFlow:
         self._plan_open = False
         return [EndPlan(attempt=self.attempt, outcome=outcome, output_tokens=self.output_tokens)]
 
-    def _let_go_held(self, *, pulled: bool) -> Sequence[FlowAction]:
-        handoff, self.handoff = self.handoff, None
-        if handoff is None:
-            return []
-        self._let_go.append(_lease_key(handoff))
-        return [ReleaseHandoff(handoff=handoff, pulled=pulled)]
-
-    def _release_late(self, handoff: KvHandoff | None) -> Sequence[FlowAction]:
-        """A hand-off nobody will use still holds memory on its prefill worker."""
-        if handoff is None or _lease_key(handoff) in self._let_go:
-            return []
-        if self.handoff is not None and _lease_key(self.handoff) == _lease_key(handoff):
-            return []
-        self._let_go.append(_lease_key(handoff))
-        return [ReleaseHandoff(handoff=handoff, pulled=False)]
-
-    def _running(self) -> tuple[Stage, Placement] | None:
-        if self._plan is None:
+    def _show(
+        self, output: WorkerOutput, stage: Stage, *, finish: EngineFinish | None, decode_worker: str | None = None
+    ) -> Emit | None:
+        """What of ``output`` the client has not seen; None where it contradicts what the client has."""
+        fresh = self._shown.fresh(output)
+        if fresh is None:
             return None
-        if self.phase is Phase.PREFILLING:
-            assert self._plan.prefill is not None
-            return Stage.PREFILL, self._plan.prefill
-        if self.phase in (Phase.HANDING_OFF, Phase.DECODING):
-            assert self._plan.decode is not None
-            return Stage.DECODE, self._plan.decode
-        return None
+        if fresh.token_ids:
+            self._retries.progressed()
+        return self._emit(fresh, stage, finish=finish, decode_worker=decode_worker)
 
     def _emit(
-        self,
-        output: WorkerOutput,
-        stage: Stage,
-        *,
-        finish: EngineFinish | None,
-        decode_worker: str | None = None,
+        self, output: WorkerOutput, stage: Stage, *, finish: EngineFinish | None, decode_worker: str | None = None
     ) -> Emit:
-        self.output_tokens += len(output.token_ids)
         first, self._emitted = not self._emitted, True
         return Emit(
             stage=stage,
@@ -383,10 +481,6 @@ class RequestFlow:
         )
 
 
-def _lease_key(handoff: KvHandoff) -> tuple[str, int, str]:
-    return handoff.worker_id, handoff.epoch, handoff.lease_id
-
-
 def _broken(finish: EngineFinish | None) -> Failure | None:
     """The failure an engine's finish stands for, if any: nobody asked it to stop."""
     if finish is None or finish.reason in ("stop", "length"):
@@ -394,23 +488,3 @@ def _broken(finish: EngineFinish | None) -> Failure | None:
     if finish.reason == "abort":
         return Failure(kind=FailureKind.UNAVAILABLE, message="The worker stopped this request.")
     return Failure(kind=FailureKind.INTERNAL, message="The engine failed on this request.")
-
-
-def _title(event: FlowEvent) -> str:
-    match event:
-        case Planned(prefill=prefill, decode=decode):
-            return f"planned/{event.attempt} {prefill and prefill.worker_id} -> {decode and decode.worker_id}"
-        case PlanRefused(failure=failure):
-            return f"plan refused/{event.attempt} {failure.kind.value}"
-        case Output(stage=stage, output=output):
-            ends = output.finish.reason if output.finish else "-"
-            lease = output.handoff.lease_id if output.handoff else "-"
-            return f"{stage.value}/{event.attempt} {len(output.token_ids)} tokens finish={ends} lease={lease}"
-        case WorkerFailed(stage=stage, failure=failure):
-            return f"{stage.value}/{event.attempt} failed {failure.kind.value}"
-        case Stopped(failure=failure):
-            return f"stopped {failure.kind.value}"
-        case ClientGone() | DeadlinePassed():
-            return type(event).__name__
-        case _:
-            assert_never(event)

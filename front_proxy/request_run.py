@@ -17,26 +17,34 @@ from front_proxy.flow_events import (
     AskPlan,
     ClientGone,
     DeadlinePassed,
+    Diverged,
     Emit,
     EndPlan,
     Finish,
     FlowAction,
     FlowEvent,
+    HolderLost,
     Outcome,
     Output,
+    Pause,
+    PauseOver,
     Planned,
     PlanRefused,
     ReleaseHandoff,
     Retried,
+    Stalled,
     StartDecode,
     StartPrefill,
     Stopped,
+    Suspect,
     WorkerFailed,
 )
 from front_proxy.generation import GenerationDelta, GenerationRequest, Phases
 from front_proxy.metrics import DispatchMetrics
 from front_proxy.request_flow import Phase, RequestFlow
+from front_proxy.retries import RetryBounds
 from front_proxy.scheduler_link import PlanQuestion, PlanReceiver
+from front_proxy.stall import StallBounds, stalled_s
 from front_proxy.work import Placement, Stage, WorkerOutput, WorkOrder
 from front_proxy.worker_link import Receiver
 from kv_transfer.handoff import KvHandoff
@@ -61,6 +69,10 @@ class Planning(Protocol):
         """Free what a plan reserved."""
         ...
 
+    def suspect(self, worker: Placement, reason: str) -> None:
+        """Say that a worker does not work."""
+        ...
+
 
 class Working(Protocol):
     """The workers, as a request needs them; WorkerLinks is one."""
@@ -77,11 +89,15 @@ class Working(Protocol):
         """Give a hand-off back."""
         ...
 
+    def heard_s(self, worker: Placement) -> float:
+        """When that incarnation last said anything here, on the loop's clock; long ago where it never did."""
+        ...
+
 
 class RunLimits(msgspec.Struct, frozen=True, kw_only=True):
     """The bounds of one request."""
 
-    attempts_max: int
+    retries: RetryBounds
     deadline_s: float
     output_deltas_max: int
 
@@ -97,12 +113,14 @@ class RequestRun:
         working: Working,
         metrics: DispatchMetrics,
         limits: RunLimits,
+        budget: Callable[[], bool],
         on_done: Callable[[], None],
     ) -> None:
         self.flow = RequestFlow(
-            attempts_max=limits.attempts_max,
+            bounds=limits.retries,
+            budget=budget,
             output_tokens_max=request.output_tokens_max,
-            seeded=request.seeded_sampling is not None,
+            continuing=request.continuation is not None,
             pinned_decode_worker=request.pinned_decode_worker,
         )
         self._request = request
@@ -117,6 +135,10 @@ class RequestRun:
         self._started_s = self._now_s()
         self._deadline_s = self._started_s + limits.deadline_s
         self._timer = self._loop.call_at(self._deadline_s, self.feed, DeadlinePassed())
+        self._pause: asyncio.TimerHandle | None = None
+        # When the present work was submitted or last produced something.
+        self._since_s = self._started_s
+        self._tokens_seen = 0
         self._inbox: collections.deque[FlowEvent] = collections.deque()
         self._busy = False
         self._broken = False
@@ -183,7 +205,8 @@ class RequestRun:
         if output.finish is not None:
             self._slots.pop((attempt, stage), None)
         if attempt == self.flow.attempt:
-            self._watch.on_output(stage, output, self._now_s())
+            self._since_s = self._now_s()
+            self._watch.on_output(stage, output, self._since_s)
         self.feed(Output(attempt=attempt, stage=stage, output=output))
 
     def on_failure(self, attempt: int, stage: Stage, failure: Failure) -> None:
@@ -197,6 +220,32 @@ class RequestRun:
         self._metrics.plan_s.observe(now_s - asked_s)
         self._watch.planned_s = now_s
         self.feed(event)
+
+    def check_stall(self, now_s: float, bounds: StallBounds) -> None:
+        """Take work elsewhere that has produced nothing for too long."""
+        awaited, running = self.flow.awaited, self.flow.running
+        if awaited is None or running is None or self._broken:
+            return
+        if self.flow.output_tokens != self._tokens_seen:
+            # No clock is read for each token: here is time enough.
+            self._tokens_seen, self._since_s = self.flow.output_tokens, now_s
+        stage, worker = running
+        heard_s = self._working.heard_s(worker)
+        waited_s = stalled_s(awaited, since_s=self._since_s, heard_s=heard_s, now_s=now_s, bounds=bounds)
+        if waited_s is not None:
+            self._metrics.stalls.labels(stage.value).inc()
+            self.feed(Stalled(attempt=self.flow.attempt, stage=stage, waited_s=waited_s))
+
+    def forgive(self, now_s: float) -> None:
+        """This process itself stood still: what was not heard meanwhile is nobody's fault."""
+        self._since_s = now_s
+
+    def holder_lost(self, worker: Placement) -> None:
+        """The stream to a worker is lost, which may hold KV that is on its way."""
+        held = self.flow.handoff
+        if held is not None and (held.worker_id, held.epoch) == (worker.worker_id, worker.epoch):
+            self._since_s = self._now_s()
+            self.feed(HolderLost(worker_id=worker.worker_id, epoch=worker.epoch))
 
     def _perform_all(self, step: Callable[[], Sequence[FlowAction]]) -> None:
         self._busy = True
@@ -216,9 +265,8 @@ class RequestRun:
         match action:
             case AskPlan():
                 self._ask(action)
-            case StartPrefill(attempt=attempt, worker=worker, whole=whole):
-                sampling = self._request.decode_sampling if whole else self._request.prefill_sampling
-                self._submit(attempt, worker, self._order(attempt, Stage.PREFILL, sampling))
+            case StartPrefill():
+                self._start_prefill(action)
             case StartDecode():
                 if self._waiter is not None and self._waiter.done():
                     # The reader was just woken with the first token and writes it to its client when its turn comes.
@@ -240,12 +288,8 @@ class RequestRun:
                 self._working.release(handoff, pulled=pulled)
             case EndPlan(attempt=attempt, outcome=outcome, output_tokens=output_tokens):
                 self._planning.end_plan(self._plan_ids.pop(attempt), outcome, output_tokens)
-            case Retried(stage=stage, failure=failure):
-                self._metrics.retries.labels(stage.value, failure.kind.value).inc()
-                logger.info(
-                    "attempt failed, trying again",
-                    extra={"request_id": self._request.request_id, "stage": stage.value, "reason": failure.message},
-                )
+            case Suspect() | Pause() | Retried() | Diverged():
+                self._perform_between_attempts(action)
             case Finish(outcome=outcome, failure=failure):
                 self._finish(outcome, failure)
             case _:
@@ -273,20 +317,50 @@ class RequestRun:
         question = PlanQuestion(
             ask=ask,
             request_id=request.request_id,
-            prompt_tokens=len(request.token_ids),
-            output_tokens_max=request.output_tokens_max,
+            prompt_tokens=len(request.token_ids) + ask.shown_tokens,
+            output_tokens_max=request.output_tokens_max - ask.shown_tokens,
             priority=request.priority,
         )
         self._watch.new_attempt()
         answer = _PlanAnswer(self, ask.attempt, self._now_s())
         self._plan_ids[ask.attempt] = self._planning.plan(question, answer)
 
+    def _perform_between_attempts(self, action: Suspect | Pause | Retried | Diverged) -> None:
+        told = {"request_id": self._request.request_id, "shown_tokens": self.flow.output_tokens}
+        match action:
+            case Suspect(worker=worker, reason=reason):
+                self._planning.suspect(worker, reason)
+            case Pause(attempt=attempt, wait_s=wait_s):
+                self._pause = self._loop.call_later(wait_s, self.feed, PauseOver(attempt=attempt))
+            case Retried(stage=stage, failure=failure, how=how):
+                self._metrics.retries.labels(stage.value, failure.kind.value).inc()
+                if how != "restart":
+                    self._metrics.resumes.labels(how).inc()
+                told |= {"stage": stage.value, "how": how, "reason": failure.message}
+                logger.info("attempt failed, trying again", extra=told)
+            case Diverged():
+                self._metrics.replays_diverged.inc()
+                logger.error("a replay gave other tokens", extra=told)
+            case _:
+                assert_never(action)
+
+    def _start_prefill(self, action: StartPrefill) -> None:
+        request = self._request
+        sampling = request.decode_sampling if action.whole else request.prefill_sampling
+        if action.shown:
+            assert request.continuation is not None, "tokens are given to an engine that cannot go on from them"
+            sampling = request.continuation.first(len(action.shown))
+        order = self._order(action.attempt, Stage.PREFILL, sampling)
+        if action.shown:
+            order = msgspec.structs.replace(order, token_ids=[*request.token_ids, *action.shown])
+        self._submit(action.attempt, action.worker, order)
+
     def _start_decode(self, action: StartDecode) -> None:
         request = self._request
         sampling = request.decode_sampling
         if action.shown:
-            assert request.seeded_sampling is not None, "a token was shown that decode cannot go on from"
-            sampling = request.seeded_sampling
+            assert request.continuation is not None, "tokens are given to an engine that cannot go on from them"
+            sampling = request.continuation.rest(len(action.shown))
         self._watch.on_decode_started(self._now_s(), remote=action.handoff is not None)
         order = self._order(action.attempt, Stage.DECODE, sampling)
         order = msgspec.structs.replace(
@@ -314,6 +388,7 @@ class RequestRun:
         )
 
     def _submit(self, attempt: int, worker: Placement, order: WorkOrder) -> None:
+        self._since_s = self._now_s()
         slot = self._working.submit(worker, order, _WorkEnd(self, attempt, order.stage))
         self._slots[attempt, order.stage] = (worker, slot)
 
@@ -340,6 +415,8 @@ class RequestRun:
 
     def _finish(self, outcome: Outcome, failure: Failure | None) -> None:
         self._timer.cancel()
+        if self._pause is not None:
+            self._pause.cancel()
         self._metrics.requests.labels(outcome).inc()
         if failure is not None:
             self._ending = failure

@@ -1,4 +1,7 @@
-"""Sampling parameters as they cross the wire, and when a prefill's token is exact. Never touches a request's tokens."""
+"""Sampling parameters as they cross the wire, and when prompt + output so far is all an engine needs to go on.
+
+Never touches a request's tokens.
+"""
 
 from __future__ import annotations
 
@@ -62,15 +65,47 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 class Encodings(msgspec.Struct, frozen=True, kw_only=True):
-    """msgpack of SamplingParams for each kind of work. ``seeded`` None: the prefill's token may not be shown."""
+    """msgpack of SamplingParams for each kind of work. Without ``continuation`` no engine can go on behind a token."""
 
     prefill: bytes
     decode: bytes
-    seeded: bytes | None
+    continuation: Rest | None
 
 
-def seedable(params: SamplingParams) -> bool:
-    """True when decode may go on from prompt + first token and give what one engine would have given.
+class Rest:
+    """The sampling of what is left of an output. Each encoding is made when it is asked for."""
+
+    __slots__ = ("_whole",)
+
+    def __init__(self, whole: SamplingParams) -> None:
+        self._whole = whole
+
+    def first(self, shown_tokens: int) -> bytes:
+        """One token behind so many."""
+        wire = self._behind(shown_tokens)
+        wire.max_tokens = 1
+        wire.min_tokens = min(wire.min_tokens, 1)
+        return _encoder.encode(wire)
+
+    def rest(self, shown_tokens: int) -> bytes:
+        """All behind so many."""
+        assert shown_tokens >= 1, shown_tokens
+        return _encoder.encode(self._behind(shown_tokens))
+
+    def _behind(self, shown_tokens: int) -> SamplingParams:
+        wire = copy(self._whole)
+        assert wire.max_tokens is not None and 0 <= shown_tokens < wire.max_tokens, (shown_tokens, wire.max_tokens)
+        wire.max_tokens -= shown_tokens
+        wire.min_tokens = max(wire.min_tokens - shown_tokens, 0)
+        if shown_tokens:
+            # The prompt's own facts were told with the first token, and what was shown is no part of it.
+            wire.prompt_logprobs = None
+            wire.skip_reading_prefix_cache = False
+        return wire
+
+
+def continuable(params: SamplingParams) -> bool:
+    """True when an engine may go on from prompt + output so far and give what one engine would have given.
 
     False for whatever depends on where the output began (presence and frequency penalties, bad words, grammars,
     thinking budgets, repetition detection), on a random stream that would start again (a seed with a temperature), and
@@ -94,25 +129,22 @@ def drop_forbidden(params: SamplingParams) -> None:
     params.extra_args = kept or None
 
 
-def encode(params: SamplingParams) -> Encodings:
-    """The encodings for one sequence (n = 1) whose parameters passed vLLM's own validation."""
+def encode(params: SamplingParams, *, replay_seed: int | None = None) -> Encodings:
+    """The encodings for one sequence (n = 1) whose parameters passed vLLM's own validation.
+
+    ``replay_seed`` is used where the output is drawn at random, cannot be continued, and the client gave no seed: with
+    it another engine can draw the same tokens again.
+    """
     assert params.n == 1, params.n
     assert params.max_tokens is not None and params.max_tokens >= 1, params.max_tokens
     whole = _for_engine(params)
-    decode = _encoder.encode(whole)
-    if not seedable(params):
-        return Encodings(prefill=_encoder.encode(_discarded_token(params)), decode=decode, seeded=None)
-    first = copy(whole)
-    first.max_tokens = 1
-    first.min_tokens = min(params.min_tokens, 1)
-    if params.max_tokens == 1:
-        return Encodings(prefill=_encoder.encode(first), decode=decode, seeded=decode)
-    rest = copy(whole)
-    rest.max_tokens = params.max_tokens - 1
-    rest.min_tokens = max(params.min_tokens - 1, 0)
-    rest.prompt_logprobs = None
-    rest.skip_reading_prefix_cache = False
-    return Encodings(prefill=_encoder.encode(first), decode=decode, seeded=_encoder.encode(rest))
+    if continuable(params):
+        rest = Rest(whole)
+        return Encodings(prefill=rest.first(0), decode=_encoder.encode(whole), continuation=rest)
+    if whole.seed is None and whole.temperature >= _TEMPERATURE_GREEDY:
+        whole.seed = replay_seed
+    prefill = _encoder.encode(_discarded_token(params))
+    return Encodings(prefill=prefill, decode=_encoder.encode(whole), continuation=None)
 
 
 def _for_engine(params: SamplingParams) -> SamplingParams:

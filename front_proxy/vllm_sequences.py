@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator
 from copy import copy
 from typing import Protocol
@@ -20,6 +21,8 @@ from front_proxy.serving_metrics import RENDER_S, SEQUENCES
 from front_proxy.vllm_outputs import core_output, prefill_stats
 from front_proxy.vllm_sampling import encode
 from runtime.failures import Failure, FailureError, FailureKind
+
+REPLAY_SEED_BITS = 63
 
 
 class ClusterFacts(Protocol):
@@ -75,8 +78,16 @@ class SequenceSource(Protocol):
 class Sequences:
     """Runs requests that passed validation and admission. Raises FailureError."""
 
-    def __init__(self, source: SequenceSource, output_processor: OutputProcessor, block_size_tokens: int) -> None:
+    def __init__(
+        self,
+        source: SequenceSource,
+        output_processor: OutputProcessor,
+        block_size_tokens: int,
+        *,
+        seed_for_replay: bool,
+    ) -> None:
         self._source = source
+        self._seed_for_replay = seed_for_replay
         self._output_processor = output_processor
         self._block_size_tokens = block_size_tokens
 
@@ -171,19 +182,19 @@ class Sequences:
 
     def _generation(self, request: EngineCoreRequest, pinned_decode_worker: str | None = None) -> GenerationRequest:
         params = request.sampling_params
-        encodings = encode(params)
+        encodings = encode(params, replay_seed=secrets.randbits(REPLAY_SEED_BITS) if self._seed_for_replay else None)
         notes = NOTES.get()
         if notes is not None and notes.render_s is None:
             notes.render_s = CLOCK.monotonic_s() - notes.started_s
             RENDER_S.observe(notes.render_s)
-        SEQUENCES.labels("decode" if encodings.seeded is None else "prefill").inc()
+        SEQUENCES.labels("decode" if encodings.continuation is None else "prefill").inc()
         kwargs = request.reasoning_parser_kwargs
         return GenerationRequest(
             request_id=request.request_id,
             token_ids=request.prompt_token_ids,
             prefill_sampling=encodings.prefill,
             decode_sampling=encodings.decode,
-            seeded_sampling=encodings.seeded,
+            continuation=encodings.continuation,
             output_tokens_max=params.max_tokens,
             priority=request.priority,
             cache_salt=request.cache_salt,

@@ -42,6 +42,7 @@ def build(engine: EngineConfig, front: FrontProxyConfig, source: SequenceSource)
         prompt_tokens_max=front.prompt_tokens_max,
         block_size_tokens=engine.block_size_tokens,
         retry_after_s=front.retry_after_s,
+        seed_for_replay=front.seed_for_replay,
     )
     client = RemoteEngineClient(render_config(args), source, bounds)
     return VllmServing(client, VllmInference(client, args), args)

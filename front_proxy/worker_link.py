@@ -64,6 +64,8 @@ class WorkerLink:
     def __init__(self, worker: Placement, options: LinkOptions) -> None:
         self.worker = worker
         self.opened = False
+        self.heard_s = float("-inf")
+        """When the worker last said anything, on the loop's clock."""
         self._options = options
         self._loop = asyncio.get_running_loop()
         self._duplex: Duplex[_Item] = Duplex(
@@ -174,6 +176,7 @@ class WorkerLink:
             return None
 
     def _on_message(self, message: worker_pb2.AttachResponse) -> None:
+        self.heard_s = self._loop.time()
         if message.HasField("step"):
             for delta in message.step.deltas:
                 self._on_delta(delta)
@@ -265,6 +268,11 @@ class WorkerLinks:
     def _renew(self, handoff: KvHandoff) -> bool:
         link = self._links.get((handoff.worker_id, handoff.epoch))
         return link is not None and link.renew(handoff)
+
+    def heard_s(self, worker: Placement) -> float:
+        """When a worker last said anything here, on the loop's clock; minus infinity where there is no stream."""
+        link = self._links.get((worker.worker_id, worker.epoch))
+        return link.heard_s if link is not None else float("-inf")
 
     def forget(self, worker_id: str, epoch: int) -> None:
         """The scheduler does not know this incarnation any more: end its stream if nothing needs it."""

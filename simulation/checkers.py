@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING
 from front_proxy.request_flow import STORY_EVENTS_MAX, Phase
 from runtime.failures import FailureKind
 from simulation.faults import Faults
+from simulation.fronts import BUDGET_PER_S, BUDGET_RATIO
 from simulation.world import Violation
+
+# One stall, a place elsewhere and a prompt there, with every message on the way late.
+GAP_S_MAX = 3.5
 
 if TYPE_CHECKING:
     from simulation.cluster import SimCluster
@@ -18,7 +22,10 @@ def check_bounds(cluster: SimCluster) -> None:
     """Nothing grows beyond what the requests account for. Holds at any moment."""
     for front in cluster.fronts:
         _hold(len(front.pending) <= len(cluster.clients), "questions pile up", front.pending)
-        _hold(len(front.live) <= 2 * 3 * len(cluster.clients), "orders pile up", front.live)
+        attempts = sum(client.flow.attempt for client in cluster.clients)
+        _hold(len(front.live) <= 2 * attempts, "orders pile up", front.live)
+        allowed = front.burst + BUDGET_RATIO * front.requests + BUDGET_PER_S * cluster.world.now_s
+        _hold(front.retries <= allowed, "retries storm", (front.retries, allowed))
     for worker in cluster.workers.values():
         worker.prefill.leases.check()
     for client in cluster.clients:
@@ -58,6 +65,13 @@ def _check_client(client: Client, faults: Faults) -> None:
     if finish.outcome == "finished" and not asked.satisfied:
         whole = client.tokens == asked.answer_tokens and client.told_the_end
         _hold(whole, "an answer is not whole", (asked, client.tokens))
+    if client.diverged:
+        _hold(finish.outcome == "failed" and faults.diverge > 0, "a right replay was refused", (asked, finish))
+    if faults.single:
+        full = finish.failure is not None and finish.failure.kind is FailureKind.EXHAUSTED and client.retries == 0
+        turned_away = faults.crowded and full
+        _hold(finish.outcome == "finished" or turned_away, "a single failure was noticed", (asked, finish))
+        _hold(faults.crowded or client.gap_s <= GAP_S_MAX, "a client waits too long", (asked, client.gap_s))
     if finish.outcome == "failed" and faults == Faults():
         assert finish.failure is not None
         _hold(finish.failure.kind is FailureKind.EXHAUSTED, "a request failed and nothing was wrong", finish)

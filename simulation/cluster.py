@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import msgspec
 
 from front_proxy.request_flow import Phase, RequestFlow
 from front_proxy.work import Placement, Stage
+from scheduler.actions import DropWorker, ReplyPlan, ReplyRefusal
 from scheduler.actions import Placement as CorePlacement
-from scheduler.actions import ReplyPlan, ReplyRefusal
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 from scheduler.events import (
@@ -27,7 +28,7 @@ from scheduler.facts import Role, WorkerFacts, WorkerLoad, WorkerState
 from simulation import checkers, faults, workload
 from simulation.faults import Faults
 from simulation.fronts import Client, SimFront
-from simulation.workers import REQUESTS_MAX, Link, SimWorker
+from simulation.workers import Link, SimWorker
 from simulation.world import DOWN, Stream, Violation, World
 
 REQUESTS = 8
@@ -36,6 +37,12 @@ TROUBLE_S = 0.6
 # Longer than every deadline, plan timeout and late message together.
 SETTLE_S = 3.0
 RUN_S_MAX = 30.0
+FREEZE_S = (0.1, 2.0)
+LONG_FREEZE_S = (2.0, 6.0)
+RESTART_S = (0.02, 1.0)
+DRAIN_S = (0.0, 0.3)
+# From the end of one failure to the next one, where they come one at a time.
+RECOVERED_S = 2.0
 
 SCHEDULER_CONFIG = SchedulerConfig(worker_lease_s=2.0, heartbeat_interval_s=0.5, suspect_cooldown_s=0.5)
 
@@ -113,10 +120,13 @@ class SimScheduler:
     def report(self, worker: SimWorker) -> None:
         """A worker says what it does."""
         session = self._worker_sessions.get(worker.worker_id)
-        if session is None or not worker.alive:
+        if not worker.alive or worker.frozen:
+            return
+        if session is None:
+            self.join(worker)
             return
         load = WorkerLoad(
-            state=WorkerState.READY,
+            state=WorkerState.DRAINING if worker.draining else WorkerState.READY,
             requests_running=worker.admission.requests,
             kv_blocks_used=min(worker.admission.blocks + worker.prefill.blocks_held, worker.info.kv_blocks_total),
             leases_held=worker.prefill.leases_held,
@@ -125,9 +135,13 @@ class SimScheduler:
 
     def tick(self) -> None:
         """Time passed."""
-        if self.up:
-            self.core.handle(Tick(), self._world.now_s)
-            self.core.check()
+        if not self.up:
+            return
+        for action in self.core.handle(Tick(), self._world.now_s):
+            if isinstance(action, DropWorker):
+                # Its stream is closed, which it learns when it moves again.
+                self._worker_sessions.pop(action.worker_id, None)
+        self.core.check()
 
     def crash(self) -> None:
         """Forget everything."""
@@ -152,7 +166,14 @@ class SimScheduler:
 class SimCluster:
     """Everything of one run."""
 
-    def __init__(self, seed: int, *, telling: bool = False, flow: type[RequestFlow] = RequestFlow) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        telling: bool = False,
+        flow: type[RequestFlow] = RequestFlow,
+        worker: type[SimWorker] = SimWorker,
+    ) -> None:
         self.world = world = World(seed, telling=telling)
         self.faults: Faults = faults.draw(world.rng)
         self.scheduler = SimScheduler(world, self)
@@ -160,7 +181,7 @@ class SimCluster:
         names += [("decode-0", Stage.DECODE), ("decode-1", Stage.DECODE)]
         self.workers: dict[str, SimWorker] = {}
         for name, stage in names:
-            self.workers[name] = SimWorker(world, name, stage, self.faults, self.workers.__getitem__)
+            self.workers[name] = worker(world, name, stage, self.faults, self.workers.__getitem__)
             self.scheduler.join(self.workers[name])
         self.fronts = [SimFront(world, f"front-{index}", self.faults, self) for index in range(2)]
         for front in self.fronts:
@@ -192,12 +213,18 @@ class SimCluster:
     def run(self) -> None:
         """Let everything happen and check what must hold. Raises Violation or AssertionError."""
         self._tick()
-        while any(client.front.alive and client.flow.phase is not Phase.DONE for client in self.clients):
+        while self._busy:
             if self.world.now_s > RUN_S_MAX:
                 raise Violation("a request outlived its deadline")
             self.world.run(self.world.now_s + 0.5)
-        self.world.run(self.world.now_s + SETTLE_S)
+        awake_s = max(worker.frozen_until_s for worker in self.workers.values())
+        self.world.run(max(self.world.now_s, awake_s) + SETTLE_S)
         checkers.check_the_end(self)
+
+    @property
+    def _busy(self) -> bool:
+        """Whether any client waits."""
+        return any(client.front.alive and client.flow.phase is not Phase.DONE for client in self.clients)
 
     def _arrive(self, client: Client) -> None:
         if client.front.alive:
@@ -215,6 +242,8 @@ class SimCluster:
         world, odds = self.world, self.faults
         for what, count in (
             (self._crash_worker, odds.worker_crashes),
+            (self._freeze_worker, odds.worker_freezes),
+            (self._drain_worker, odds.drains),
             (self._cut_stream, odds.stream_cuts),
             (self.scheduler.crash, odds.scheduler_restarts),
             (self._crash_front, odds.front_crashes),
@@ -222,14 +251,48 @@ class SimCluster:
             for _ in range(count):
                 world.after(world.rng.uniform(0.0, TROUBLE_S), what)
 
+        at_s = 0.0
+        singles = (self._crash_worker, self._freeze_worker, self._freeze_for_long, self._drain_worker, self._cut_stream)
+        for _ in range(odds.single):
+            at_s += world.rng.uniform(0.05, 0.5)
+            what = world.rng.choice(singles)
+            world.after(at_s, self._while_busy, what)
+            at_s += RECOVERED_S + (LONG_FREEZE_S if what == self._freeze_for_long else FREEZE_S)[1]
+
+    def _while_busy(self, what: Callable[[], None]) -> None:
+        if self._busy:
+            what()
+
+    def _freeze_worker(self) -> None:
+        worker = self.world.rng.choice(list(self.workers.values()))
+        if worker.alive and not worker.frozen:
+            worker.freeze(self.world.rng.uniform(*FREEZE_S))
+
+    def _freeze_for_long(self) -> None:
+        worker = self.world.rng.choice(list(self.workers.values()))
+        worker.freeze(self.world.rng.uniform(*LONG_FREEZE_S))
+
+    def _drain_worker(self) -> None:
+        worker = self.world.rng.choice(list(self.workers.values()))
+        if worker.alive and not worker.frozen:
+            worker.drain()
+            self.scheduler.report(worker)
+            self.world.after(self.world.rng.uniform(*DRAIN_S), self._end_drain, worker, worker.epoch)
+
+    def _end_drain(self, worker: SimWorker, epoch: int) -> None:
+        if worker.alive and worker.epoch == epoch:
+            self._end_worker(worker)
+
     def _crash_worker(self) -> None:
+        worker = self.world.rng.choice(list(self.workers.values()))
+        if worker.alive:
+            self._end_worker(worker)
+
+    def _end_worker(self, worker: SimWorker) -> None:
         world = self.world
-        worker = world.rng.choice(list(self.workers.values()))
-        if not worker.alive:
-            return
         worker.crash()
         world.after(self.delay_s(), self.scheduler.leave, worker.worker_id)
-        world.after(world.rng.uniform(0.3, 1.0), self._restart_worker, worker)
+        world.after(world.rng.uniform(*RESTART_S), self._restart_worker, worker)
 
     def _restart_worker(self, worker: SimWorker) -> None:
         worker.start()
@@ -257,9 +320,15 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     story: tuple[str, ...] = ()
 
 
-def simulate(seed: int, *, telling: bool = False, flow: type[RequestFlow] = RequestFlow) -> Verdict:
-    """One run; the same seed gives the same run."""
-    cluster = SimCluster(seed, telling=telling, flow=flow)
+def simulate(
+    seed: int,
+    *,
+    telling: bool = False,
+    flow: type[RequestFlow] = RequestFlow,
+    worker: type[SimWorker] = SimWorker,
+) -> Verdict:
+    """One run; the same seed gives the same run. Tests plant bugs with ``flow`` and ``worker``."""
+    cluster = SimCluster(seed, telling=telling, flow=flow, worker=worker)
     broken = None
     try:
         cluster.run()
@@ -292,5 +361,5 @@ def _facts(worker: SimWorker) -> WorkerFacts:
         kv_blocks_total=info.kv_blocks_total,
         engine_version=info.engine_version,
         context_tokens_max=info.context_tokens_max,
-        requests_max=REQUESTS_MAX,
+        requests_max=worker.requests_max,
     )

@@ -28,22 +28,42 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     """A client leaves before its answer is complete."""
     satisfied: float = 0.0
     """A client stops early because it has what it wanted."""
+    diverge: float = 0.0
+    """An engine that computes a broken stream again gets other tokens."""
     worker_crashes: int = 0
+    worker_freezes: int = 0
+    """Workers that stand still for a while and then go on as if nothing had been."""
+    drains: int = 0
+    """Workers that take nothing new, end what still runs at their deadline, and start again."""
     stream_cuts: int = 0
     scheduler_restarts: int = 0
     front_crashes: int = 0
     short_leases: bool = False
     short_deadlines: bool = False
+    small_budget: bool = False
+    """Retries are scarce."""
+    single: int = 0
+    """So many workers fail, one after the other is well again, and nobody may notice: there is a spare of each."""
+    crowded: bool = False
+    """Half of the workers cannot hold everything at once."""
 
 
 def draw(rng: random.Random) -> Faults:
-    """One run's faults: some runs have none, some one kind, most several."""
+    """One run's faults: some runs have none, some one kind, most several; a quarter has one failure at a time."""
 
     def odds(of_run: float, most: float) -> float:
         return rng.random() * most if rng.random() < of_run else 0.0
 
     if rng.random() < 0.05:
         return Faults()
+    if rng.random() < 0.25:
+        return Faults(
+            repeat=odds(0.4, 0.5),
+            late=odds(0.4, 0.2),
+            slow_pull=odds(0.3, 0.5),
+            single=rng.randint(1, 3),
+            crowded=rng.random() < 0.3,
+        )
     return Faults(
         refuse=odds(0.4, 0.3),
         engine_error=odds(0.3, 0.15),
@@ -54,10 +74,14 @@ def draw(rng: random.Random) -> Faults:
         slow_pull=odds(0.3, 0.5),
         cancel=odds(0.6, 0.8),
         satisfied=odds(0.2, 0.3),
+        diverge=odds(0.3, 1.0),
         worker_crashes=rng.choice((0, 0, 0, 1, 1, 2)),
+        worker_freezes=rng.choice((0, 0, 0, 1, 1, 2)),
+        drains=rng.choice((0, 0, 0, 0, 1)),
         stream_cuts=rng.choice((0, 0, 0, 1, 2)),
         scheduler_restarts=rng.choice((0, 0, 0, 1)),
         front_crashes=rng.choice((0, 0, 0, 0, 1)),
         short_leases=rng.random() < 0.25,
         short_deadlines=rng.random() < 0.25,
+        small_budget=rng.random() < 0.2,
     )

@@ -11,21 +11,29 @@ from front_proxy.flow_events import (
     AskPlan,
     ClientGone,
     DeadlinePassed,
+    Diverged,
     Emit,
     EndPlan,
     Finish,
     FlowAction,
     FlowEvent,
+    HolderLost,
     Output,
+    Pause,
+    PauseOver,
     Planned,
     PlanRefused,
     ReleaseHandoff,
     Retried,
+    Stalled,
     StartDecode,
     StartPrefill,
+    Suspect,
     WorkerFailed,
 )
 from front_proxy.request_flow import Phase, RequestFlow
+from front_proxy.retries import RetryBounds, RetryBudget
+from front_proxy.stall import StallBounds, stalled_s
 from front_proxy.work import Placement, Stage, WorkerOutput
 from kv_transfer.handoff import KvHandoff
 from runtime.failures import Failure, FailureKind
@@ -38,7 +46,12 @@ from simulation.world import UP, Stream, Violation, World
 if TYPE_CHECKING:
     from simulation.cluster import SimCluster
 
-ATTEMPTS_MAX = 3
+RETRY_BOUNDS = RetryBounds(attempts_max=3, resumes_max=4, replans_max=12, replan_wait_s=0.05)
+STALL_BOUNDS = StallBounds(
+    step_s=0.4, step_alive_s=1.2, prompt_s=0.6, prompt_alive_s=1.6, pull_s=0.8, orphaned_pull_s=0.2
+)
+STALL_CHECK_S = 0.1
+BUDGET_RATIO, BUDGET_PER_S, BUDGET_BURST, BUDGET_BURST_SMALL = 0.5, 1.0, 100, 2
 PLAN_TIMEOUT_S = 1.0
 CONNECT_FAILURE_S = 0.01
 
@@ -50,9 +63,10 @@ class Client:
         self.asked = asked
         self.front = front
         self.flow = flow(
-            attempts_max=ATTEMPTS_MAX,
+            bounds=RETRY_BOUNDS,
+            budget=lambda: front.budget.take(front.world.now_s),
             output_tokens_max=asked.output_tokens_max,
-            seeded=asked.seeded,
+            continuing=asked.continuing,
             pinned_decode_worker="decode-0" if asked.pinned else None,
         )
         self.tokens = 0
@@ -61,11 +75,20 @@ class Client:
         self.plan_ids: dict[int, int] = {}
         self.plans_ended: set[int] = set()
         self.released: set[tuple[str, int, str]] = set()
+        self.since_s = 0.0
+        self.retries = 0
+        self.retries_in_a_row = 0
+        self.diverged = False
+        self.shown_s: float | None = None
+        self.gap_s = 0.0
 
     def arrive(self) -> None:
         """The request comes in."""
         world, asked = self.front.world, self.asked
+        self.front.budget.request_came()
+        self.front.requests += 1
         world.tell(asked.request_id, asked)
+        self.shown_s = world.now_s
         world.after(asked.deadline_s, self.feed, DeadlinePassed())
         if asked.leaves_after_s is not None:
             world.after(asked.leaves_after_s, self.feed, ClientGone(satisfied=asked.satisfied))
@@ -105,11 +128,9 @@ class Client:
             raise Violation(f"{self.asked.request_id} goes on after its end: {action}")
         match action:
             case AskPlan(attempt=attempt):
-                if attempt > ATTEMPTS_MAX:
-                    raise Violation(f"{self.asked.request_id} tries a {attempt}th time")
                 self.plan_ids[attempt] = front.ask(self, action)
-            case StartPrefill(attempt=attempt, worker=worker):
-                prompt = [0] * self.asked.prompt_tokens
+            case StartPrefill(attempt=attempt, worker=worker, shown=shown):
+                prompt = [0] * self.asked.prompt_tokens + list(shown)
                 front.submit(self, worker, (number, attempt, Stage.PREFILL), prompt, None, 0)
             case StartDecode(attempt=attempt, worker=worker, handoff=handoff, shown=shown):
                 tokens = [0] * self.asked.prompt_tokens + list(shown)
@@ -129,20 +150,59 @@ class Client:
                     raise Violation(f"{self.asked.request_id} ends plan {attempt} twice")
                 self.plans_ended.add(attempt)
                 front.end_plan(self.plan_ids[attempt])
-            case Retried():
-                pass
+            case Suspect() | Pause() | Retried() | Diverged():
+                self._perform_between_attempts(action)
             case Finish():
                 self.finish = action
             case _:
                 assert_never(action)
 
+    def _perform_between_attempts(self, action: Suspect | Pause | Retried | Diverged) -> None:
+        match action:
+            case Suspect(worker=worker):
+                self.front.suspect(worker)
+            case Pause(attempt=attempt, wait_s=wait_s):
+                self.front.world.after(wait_s, self.feed, PauseOver(attempt=attempt))
+            case Retried():
+                self._count_retry()
+            case Diverged():
+                self.diverged = True
+            case _:
+                assert_never(action)
+
+    def _count_retry(self) -> None:
+        self.retries += 1
+        self.retries_in_a_row += 1
+        self.front.retries += 1
+        bounds = RETRY_BOUNDS
+        if self.retries_in_a_row >= bounds.attempts_max:
+            raise Violation(f"{self.asked.request_id} tries a {self.retries_in_a_row + 1}th time in a row")
+        if self.retries >= bounds.attempts_max * (bounds.resumes_max + 1):
+            raise Violation(f"{self.asked.request_id} is tried {self.retries} times")
+
+    def check_stall(self) -> None:
+        """As the production front proxy does for each of its requests."""
+        flow, now_s = self.flow, self.front.world.now_s
+        awaited, running = flow.awaited, flow.running
+        if awaited is None or running is None:
+            return
+        stage, worker = running
+        heard_s = self.front.heard_s.get((worker.worker_id, worker.epoch), 0.0)
+        waited_s = stalled_s(awaited, since_s=self.since_s, heard_s=heard_s, now_s=now_s, bounds=STALL_BOUNDS)
+        if waited_s is not None:
+            self.feed(Stalled(attempt=flow.attempt, stage=stage, waited_s=waited_s))
+
     def _show(self, emit: Emit) -> None:
+        assert self.shown_s is not None
+        self.gap_s = max(self.gap_s, self.front.world.now_s - self.shown_s)
+        self.shown_s = self.front.world.now_s
         if self.told_the_end:
             raise Violation(f"{self.asked.request_id} shows {emit.delta} after its last delta")
         for token in emit.delta.token_ids:
             if token != self.asked.first_token + self.tokens:
                 raise Violation(f"{self.asked.request_id} shows token {token} at position {self.tokens}")
             self.tokens += 1
+            self.retries_in_a_row = 0
         self.told_the_end = emit.delta.finish is not None
 
 
@@ -159,6 +219,11 @@ class SimFront:
         self.name = name
         self.faults = faults
         self.alive = True
+        self.requests = 0
+        self.retries = 0
+        self.burst = BUDGET_BURST_SMALL if faults.small_budget else BUDGET_BURST
+        self.budget = RetryBudget(ratio=BUDGET_RATIO, per_s=BUDGET_PER_S, burst_max=self.burst, now_s=0.0)
+        self.heard_s: dict[tuple[str, int], float] = {}
         self.session = 0
         self.stream: Stream | None = None
         self.pending: dict[int, _Pending] = {}
@@ -166,6 +231,15 @@ class SimFront:
         self.live: dict[tuple[int, OrderKey], Client] = {}
         self._cluster = cluster
         self._next_plan_id = 1
+        world.after(STALL_CHECK_S, self._check_stalls)
+
+    def _check_stalls(self) -> None:
+        if not self.alive:
+            return
+        for client in self._cluster.clients:
+            if client.front is self and client.flow.phase is not Phase.DONE:
+                client.check_stall()
+        self.world.after(STALL_CHECK_S, self._check_stalls)
 
     # The scheduler
 
@@ -232,8 +306,8 @@ class SimFront:
             session=self.session,
             plan_id=plan_id,
             request_id=asked.request_id,
-            prompt_tokens=asked.prompt_tokens,
-            output_tokens_max=asked.output_tokens_max,
+            prompt_tokens=asked.prompt_tokens + ask.shown_tokens,
+            output_tokens_max=asked.output_tokens_max - ask.shown_tokens,
             excluded_worker_ids=frozenset(ask.excluded_worker_ids),
             pinned_decode_worker_id=ask.pinned_decode_worker,
             prefill_only=ask.prefill_only,
@@ -256,6 +330,7 @@ class SimFront:
         blocks: int,
     ) -> None:
         """Send an order, connecting first where there is no stream."""
+        client.since_s = self.world.now_s
         link = self.links.get((worker.worker_id, worker.epoch)) or self._cluster.open_link(self, worker)
         if link is None:
             failure = Failure(kind=FailureKind.UNAVAILABLE, message="cannot connect")
@@ -265,13 +340,19 @@ class SimFront:
         self.links[worker.worker_id, worker.epoch] = link
         self.live[link.number, key] = client
         request = order(key, client.asked, tokens, handoff, blocks)
-        link.stream.send(UP, link.worker.on_submit, link, key, client.asked, request, client.tokens > 0)
+        there = link.worker
+        link.stream.send(UP, there.when_awake, there.on_submit, link, key, client.asked, request, client.tokens)
+
+    def suspect(self, worker: Placement) -> None:
+        """Tell the scheduler that a worker does not work."""
+        if self.stream is not None:
+            self.stream.send(UP, self._cluster.scheduler.on_suspect, worker.worker_id, worker.epoch)
 
     def abort(self, worker: Placement, key: OrderKey) -> None:
         """Take an order back."""
         link = self.links.get((worker.worker_id, worker.epoch))
         if link is not None:
-            link.stream.send(UP, link.worker.on_abort, link, key)
+            link.stream.send(UP, link.worker.when_awake, link.worker.on_abort, link, key)
 
     def release(self, handoff: KvHandoff, pulled: bool) -> None:
         """Let a hand-off go; where the stream is lost the worker did so by itself."""
@@ -279,13 +360,17 @@ class SimFront:
         if link is None:
             return
         message = (handoff.lease_id, handoff.epoch, pulled)
-        link.stream.send(UP, link.worker.on_release, *message)
+        there = link.worker
+        link.stream.send(UP, there.when_awake, there.on_release, *message)
         if self.world.rng.random() < self.faults.repeat:
-            link.stream.send(UP, link.worker.on_release, *message)
+            link.stream.send(UP, there.when_awake, there.on_release, *message)
 
     def on_output(self, link: Link, key: OrderKey, output: WorkerOutput) -> None:
         """A worker produced something."""
+        self.heard_s[link.worker.worker_id, link.epoch] = self.world.now_s
         client = self.live.get((link.number, key))
+        if client is not None and key[1] == client.flow.attempt:
+            client.since_s = self.world.now_s
         if output.finish is not None:
             self.live.pop((link.number, key), None)
         if client is not None:
@@ -305,9 +390,18 @@ class SimFront:
             return
         if self.stream is not None:
             self.stream.send(UP, self._cluster.scheduler.on_suspect, link.worker.worker_id, link.epoch)
+        self._tell_of_lost_holder(link)
         for number, key in [at for at in self.live if at[0] == link.number]:
             self.on_failure(link, key, Failure(kind=FailureKind.UNAVAILABLE, message="stream lost"))
             assert (number, key) not in self.live
+
+    def _tell_of_lost_holder(self, link: Link) -> None:
+        name, epoch = link.worker.worker_id, link.epoch
+        for client in self._cluster.clients:
+            held = client.flow.handoff
+            if client.front is self and held is not None and (held.worker_id, held.epoch) == (name, epoch):
+                client.since_s = self.world.now_s
+                client.feed(HolderLost(worker_id=name, epoch=epoch))
 
     def crash(self) -> None:
         """Lose everything at once; its clients see their connections break."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -18,7 +18,7 @@ from prefill_worker.config import PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import Failure, FailureKind
 from simulation.faults import Faults
-from simulation.workload import Asked
+from simulation.workload import TOKENS_A_REQUEST, Asked
 from simulation.world import DOWN, Stream, Violation, World
 from worker.admission import Admission
 from worker.role import Accepted, Decode, Prefill, Refused, WorkerRequest
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 BLOCK_SIZE_TOKENS = 8
 KV_BLOCKS = 40
 REQUESTS_MAX = 6
+LEASES_MAX = 5
+CONTEXT_TOKENS_MAX = 256
+# Where nobody may notice a failure, half of the workers must hold everything, or nearly so.
+ROOMY_FACTOR, CROWDED_FACTOR = 10, 2
 LONG_LEASE_S = 30.0
 SHORT_LEASE_S = 0.08
 STEP_S = 0.01
@@ -56,9 +60,10 @@ class Work(msgspec.Struct):
     key: OrderKey
     asked: Asked
     request: WorkerRequest
-    shown: bool
     stuck: bool
     position: int = 0
+    offset: int = 0
+    """What it adds to the right tokens."""
     external_tokens: int = 0
 
 
@@ -72,6 +77,9 @@ class SimWorker:
         self.stage = stage
         self.alive = False
         self.epoch = 0
+        self.draining = False
+        self.frozen_until_s = 0.0
+        self.room = (CROWDED_FACTOR if faults.crowded else ROOMY_FACTOR) if faults.single else 1
         self.links: list[Link] = []
         self._world = world
         self._faults = faults
@@ -81,6 +89,8 @@ class SimWorker:
     def start(self) -> None:
         """Begin an incarnation with nothing of the one before."""
         self.alive = True
+        self.draining = False
+        self.frozen_until_s = 0.0
         self.epoch = self._world.number()
         self.lease_s = SHORT_LEASE_S if self._faults.short_leases else LONG_LEASE_S
         self.info = EngineInfo(
@@ -91,18 +101,30 @@ class SimWorker:
             layout_fingerprint="f",
             block_size_tokens=BLOCK_SIZE_TOKENS,
             block_bytes=1,
-            kv_blocks_total=KV_BLOCKS,
-            context_tokens_max=64,
+            kv_blocks_total=KV_BLOCKS * self.room,
+            context_tokens_max=CONTEXT_TOKENS_MAX,
         )
         self.prefill = PrefillRole(
-            PrefillWorkerConfig(lease_s=self.lease_s, leases_max=5, kv_overcommit_factor=4.0), self.info, self.worker_id
+            PrefillWorkerConfig(lease_s=self.lease_s, leases_max=LEASES_MAX * self.room, kv_overcommit_factor=4.0),
+            self.info,
+            self.worker_id,
         )
         self.decode = DecodeRole(DecodeWorkerConfig(lease_margin_s=0.01), self.info, self.worker_id)
         limit = self.prefill.blocks_limit if self.stage is Stage.PREFILL else self.decode.blocks_limit
-        self.admission = Admission(requests_max=REQUESTS_MAX, blocks_limit=limit)
+        self.admission = Admission(requests_max=self.requests_max, blocks_limit=limit)
         self.works: dict[tuple[int, OrderKey], Work] = {}
         # Leases whose KV the engine itself still keeps.
         self.kept: set[str] = set()
+
+    @property
+    def requests_max(self) -> int:
+        """Requests it admits."""
+        return REQUESTS_MAX * self.room
+
+    @property
+    def frozen(self) -> bool:
+        """It stands still: it neither hears nor says anything."""
+        return self.frozen_until_s > self._world.now_s
 
     @property
     def placement(self) -> Placement:
@@ -117,15 +139,40 @@ class SimWorker:
             self.cut(link)
         self.works.clear()
 
+    def freeze(self, for_s: float) -> None:
+        """Stand still, as under SIGSTOP."""
+        self._world.tell(self.worker_id, f"freezes for {for_s:.3f} s")
+        self.frozen_until_s = self._world.now_s + for_s
+
+    def drain(self) -> None:
+        """Take nothing new."""
+        self._world.tell(self.worker_id, "drains")
+        self.draining = True
+
+    def when_awake(self, what: Callable[..., None], *arguments: Any) -> None:
+        """Do it now, or as soon as this process moves again; in order."""
+        if self.frozen:
+            self._world.at(self.frozen_until_s, self.when_awake, what, *arguments)
+        else:
+            what(*arguments)
+
+    def _after(self, delay_s: float, what: Callable[..., None], *arguments: Any) -> None:
+        self._world.after(delay_s, self.when_awake, what, *arguments)
+
     def cut(self, link: Link) -> None:
         """The stream breaks; both ends learn of it, a dead one does not care."""
         if link in self.links:
             self.links.remove(link)
-        link.stream.cut(lambda: self._on_link_lost(link), lambda: link.front.on_link_lost(link))
+        link.stream.cut(lambda: self.when_awake(self._on_link_lost, link), lambda: link.front.on_link_lost(link))
 
-    def on_submit(self, link: Link, key: OrderKey, asked: Asked, request: WorkerRequest, shown: bool) -> None:
-        """An order arrived. ``shown``: its client has seen a token already, which an engine cannot know."""
+    def on_submit(self, link: Link, key: OrderKey, asked: Asked, request: WorkerRequest, shown: int) -> None:
+        """An order arrived. ``shown``: tokens its client has seen already, which an engine cannot know."""
         world, faults = self._world, self._faults
+        if link.epoch != self.epoch or not link.stream.open:
+            return
+        if self.draining:
+            self._fail(link, key, Failure(kind=FailureKind.UNAVAILABLE, message="draining"))
+            return
         role = self.prefill if self.stage is Stage.PREFILL else self.decode
         if world.rng.random() < faults.refuse:
             kinds = (FailureKind.EXHAUSTED, FailureKind.STATE_LOST, FailureKind.UNAVAILABLE, FailureKind.BAD_REQUEST)
@@ -142,10 +189,12 @@ class SimWorker:
         if no_room is not None:
             self._fail(link, key, Failure(kind=FailureKind.EXHAUSTED, message=no_room, retry_after_s=1.0))
             return
-        work = Work(link, key, asked, request, shown, stuck=world.rng.random() < faults.stuck)
+        work = Work(link, key, asked, request, stuck=world.rng.random() < faults.stuck)
+        if shown and not asked.continuing and world.rng.random() < faults.diverge:
+            work.offset = TOKENS_A_REQUEST // 2
         self.works[link.number, key] = work
         if self.stage is Stage.PREFILL:
-            world.after(world.rng.uniform(0.01, 0.08), self._prefill_done, work)
+            self._after(world.rng.uniform(0.01, 0.08), self._prefill_done, work)
         else:
             self._begin_decode(work)
 
@@ -162,25 +211,32 @@ class SimWorker:
 
     def tick(self) -> None:
         """Expire leases."""
-        if self.alive and self.stage is Stage.PREFILL:
+        if self.alive and not self.frozen and self.stage is Stage.PREFILL:
             self._apply(self.prefill.tick(self._world.now_s))
 
     def begin_pull(self, handoff: KvHandoff) -> bool:
         """Another engine starts to read."""
-        if not self._keeps(handoff):
+        if not self._gives(handoff):
             return False
         self._apply(self.prefill.leases.pull_started(handoff.lease_id))
         return True
 
     def end_pull(self, handoff: KvHandoff) -> bool:
         """It has read everything, if it was still there; the transfer layer frees it on its own."""
-        if not self._keeps(handoff):
+        if not self._gives(handoff):
             return False
         self.kept.discard(handoff.lease_id)
         return True
 
-    def _keeps(self, handoff: KvHandoff) -> bool:
-        return self.alive and handoff.epoch == self.epoch and handoff.lease_id in self.kept
+    def transfer_refuses(self, handoff: KvHandoff) -> bool:
+        """The transfer layer knows engines by their ids: memory of an older engine is not there any more."""
+        return handoff.engine_id != self.info.engine_id
+
+    def _gives(self, handoff: KvHandoff) -> bool:
+        if not self.alive or self.transfer_refuses(handoff):
+            return False
+        # Addresses of another engine can always be read. They hold something else.
+        return handoff.lease_id in self.kept or handoff.epoch != self.epoch
 
     def _prefill_done(self, work: Work) -> None:
         if not self._runs(work) or work.stuck:
@@ -191,8 +247,10 @@ class SimWorker:
             self._fail(work.link, work.key, Failure(kind=FailureKind.INTERNAL, message="engine error"))
             return
         first = FirstFacts(cached_tokens=1, queue_s=0.001, compute_s=0.01)
-        token = OTHER_TOKEN if work.shown else asked.first_token
-        if asked.natural_tokens == 1 and token != OTHER_TOKEN:
+        position = len(request.token_ids) - asked.prompt_tokens
+        known = asked.continuing or asked.output_tokens_max == 1
+        token = asked.first_token + position if known else OTHER_TOKEN
+        if known and asked.stops and position + 1 == asked.answer_tokens:
             output = WorkerOutput(token_ids=[token], finish=EngineFinish("stop"), first=first)
         else:
             self.kept.add(request.request_id)
@@ -220,24 +278,29 @@ class SimWorker:
         handoff = work.request.work.handoff
         work.position = len(work.request.token_ids) - work.asked.prompt_tokens
         if handoff is None:
-            world.after(world.rng.uniform(0.02, 0.1), self._step, work)
+            self._after(world.rng.uniform(0.02, 0.1), self._step, work)
             return
         there = self._holder_of(handoff.worker_id).begin_pull(handoff)
         slow = world.rng.random() < self._faults.slow_pull
         pull_s = world.rng.uniform(0.05, 0.3) if slow else world.rng.uniform(0.002, 0.02)
-        world.after(pull_s, self._pulled, work, handoff, there)
+        # A holder that stands still sends nothing.
+        late_s = max(self._holder_of(handoff.worker_id).frozen_until_s - world.now_s, 0.0)
+        self._after(late_s + pull_s, self._pulled, work, handoff, there)
 
     def _pulled(self, work: Work, handoff: KvHandoff, there: bool) -> None:
         # A read that was begun ends also when nobody waits for it any more.
-        arrived = there and self._holder_of(handoff.worker_id).end_pull(handoff)
+        holder = self._holder_of(handoff.worker_id)
+        arrived = there and holder.end_pull(handoff)
         if not self._runs(work):
             return
         if arrived:
+            if handoff.epoch != holder.epoch:
+                work.offset = TOKENS_A_REQUEST // 2
             work.external_tokens = handoff.tokens
             self._step(work)
         else:
             # kv_load_failure_policy is "recompute".
-            self._world.after(self._world.rng.uniform(0.02, 0.1), self._step, work)
+            self._after(self._world.rng.uniform(0.02, 0.1), self._step, work)
 
     def _step(self, work: Work) -> None:
         if not self._runs(work) or work.stuck:
@@ -251,7 +314,7 @@ class SimWorker:
         count = min(world.rng.choice((1, 1, 1, 2)), asked.answer_tokens - work.position)
         if count <= 0:
             raise Violation(f"{asked.request_id} is asked to decode beyond its end")
-        tokens = [asked.first_token + work.position + index for index in range(count)]
+        tokens = [asked.first_token + work.offset + work.position + index for index in range(count)]
         work.position += count
         finish = None
         if work.position == asked.answer_tokens:
@@ -260,7 +323,7 @@ class SimWorker:
         first = FirstFacts(cached_tokens=0, external_tokens=work.external_tokens) if is_first else None
         self._send(work.link, work.key, WorkerOutput(token_ids=tokens, finish=finish, first=first))
         if finish is None:
-            world.after(STEP_S, self._step, work)
+            self._after(STEP_S, self._step, work)
 
     def _runs(self, work: Work) -> bool:
         return self.works.get((work.link.number, work.key)) is work

@@ -20,7 +20,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens_max: int
     natural_tokens: int
     """Tokens after which the model stops; more than ``output_tokens_max`` means it is cut off."""
-    seeded: bool
+    continuing: bool
+    """An engine may go on behind tokens that were shown; else it must compute all of them again."""
     deadline_s: float
     leaves_after_s: float | None
     satisfied: bool
@@ -50,9 +51,12 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 def draw(rng: random.Random, faults: Faults, *, requests: int) -> list[Asked]:
     """The requests, in order of arrival."""
     asked = []
+    spread = 1 if not faults.single else 6 if faults.crowded else 51
+    longest = 150 if faults.single else rng.choice((8, 8, 40))
     at_s = 0.0
     for number in range(requests):
-        at_s += rng.expovariate(60.0)
+        # Failures one at a time take longer, and streams must be there to be hit.
+        at_s += rng.expovariate(60.0 / spread)
         leaves = rng.random() < faults.cancel
         satisfied = not leaves and rng.random() < faults.satisfied
         asked.append(
@@ -60,13 +64,19 @@ def draw(rng: random.Random, faults: Faults, *, requests: int) -> list[Asked]:
                 number=number,
                 arrives_s=at_s,
                 prompt_tokens=rng.randint(1, 40),
-                output_tokens_max=1 if rng.random() < 0.1 else rng.randint(2, 8),
-                natural_tokens=1 if rng.random() < 0.1 else rng.randint(2, 12),
-                seeded=rng.random() < 0.7,
-                deadline_s=rng.uniform(0.02, 0.4) if faults.short_deadlines else rng.uniform(2.0, 8.0),
+                output_tokens_max=1 if rng.random() < 0.1 else rng.randint(2, longest),
+                natural_tokens=1 if rng.random() < 0.1 else rng.randint(2, longest * 3 // 2),
+                continuing=rng.random() < 0.6,
+                deadline_s=_deadline_s(rng, faults),
                 leaves_after_s=rng.uniform(0.0, 0.3) if leaves or satisfied else None,
                 satisfied=satisfied,
                 pinned=rng.random() < 0.1,
             )
         )
     return asked
+
+
+def _deadline_s(rng: random.Random, faults: Faults) -> float:
+    if faults.single:
+        return 20.0
+    return rng.uniform(0.02, 0.4) if faults.short_deadlines else rng.uniform(2.0, 8.0)

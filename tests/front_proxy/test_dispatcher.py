@@ -3,153 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from engine.protocol import Finish
-from front_proxy.config import FrontProxyConfig
 from front_proxy.dispatcher import Dispatcher
-from front_proxy.flow_events import DeadlinePassed, Outcome, Stopped
-from front_proxy.generation import GenerationDelta, GenerationRequest
-from front_proxy.metrics import DispatchMetrics
+from front_proxy.flow_events import DeadlinePassed, Stopped
+from front_proxy.generation import GenerationRequest
 from front_proxy.request_run import READER_TURNS_MAX
-from front_proxy.scheduler_link import PlanQuestion, PlanReceiver
-from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput, WorkOrder
-from front_proxy.worker_link import Receiver
-from kv_transfer.handoff import KvHandoff
+from front_proxy.work import Stage
 from runtime.failures import Failure, FailureError, FailureKind
 from simulation import virtual_loop
-
-P0 = Placement(worker_id="prefill-0", address="p0", epoch=1)
-D0 = Placement(worker_id="decode-0", address="d0", epoch=2)
-
-PLAN_S, PREFILL_S, PULL_S, STEP_S = 0.003, 0.020, 0.008, 0.005
-TOKENS = 5
-WHOLE_S = PLAN_S + PREFILL_S + PULL_S + TOKENS * STEP_S
-
-
-class FakeCluster:
-    """Planning and Working at once; counts what is held."""
-
-    def __init__(self) -> None:
-        self.plans: set[int] = set()
-        self.plans_granted = 0
-        self.works: dict[int, Stage] = {}
-        self.leases: set[str] = set()
-        self.orders: list[WorkOrder] = []
-        self.outcomes: list[Outcome] = []
-        self.fail: dict[Stage, Failure] = {}
-        self.silent = False
-        self.pulled: list[bool] = []
-
-    @property
-    def held(self) -> tuple[int, int, int]:
-        return len(self.plans), len(self.works), len(self.leases)
-
-    def plan(self, question: PlanQuestion, receiver: PlanReceiver) -> int:
-        self.plans_granted += 1
-        plan_id = self.plans_granted
-        self.plans.add(plan_id)
-
-        def answer() -> None:
-            if plan_id in self.plans and not self.silent:
-                prefill = None if question.ask.pinned_decode_worker else P0
-                receiver.on_plan(prefill, D0, 3, "test")
-
-        asyncio.get_running_loop().call_later(PLAN_S, answer)
-        return plan_id
-
-    def end_plan(self, plan_id: int, outcome: Outcome, output_tokens: int) -> None:
-        self.plans.remove(plan_id)
-        self.outcomes.append(outcome)
-
-    def submit(self, worker: Placement, order: WorkOrder, receiver: Receiver) -> int:
-        self.orders.append(order)
-        slot = len(self.orders)
-        self.works[slot] = order.stage
-        loop = asyncio.get_running_loop()
-        if order.stage in self.fail:
-            loop.call_later(0.001, self._refuse, slot, receiver, self.fail.pop(order.stage))
-        elif order.stage is Stage.PREFILL:
-            loop.call_later(PREFILL_S, self._prefilled, slot, order, receiver)
-        else:
-            loop.call_later(PULL_S + STEP_S, self._step, slot, order, receiver, 0)
-        return slot
-
-    def abort(self, worker: Placement, slot: int) -> None:
-        self.works.pop(slot, None)
-
-    def release(self, handoff: KvHandoff, *, pulled: bool) -> bool:
-        self.pulled.append(pulled)
-        self.leases.remove(handoff.lease_id)
-        return True
-
-    def _refuse(self, slot: int, receiver: Receiver, failure: Failure) -> None:
-        if self.works.pop(slot, None) is not None:
-            receiver.on_failure(failure)
-
-    def _prefilled(self, slot: int, order: WorkOrder, receiver: Receiver) -> None:
-        # An abort that comes while this is on its way is too late: the hand-off is delivered all the same.
-        self.works.pop(slot, None)
-        self.leases.add(order.request_id)
-        handoff = KvHandoff(
-            worker_id="prefill-0",
-            epoch=1,
-            lease_id=order.request_id,
-            engine_id="e",
-            tokens=3,
-            blocks=1,
-            bytes=0,
-            layout_fingerprint="f",
-            lease_remaining_s=30.0,
-        )
-        first = FirstFacts(cached_tokens=2, queue_s=0.004, compute_s=0.012)
-        receiver.on_output(WorkerOutput(token_ids=[100], finish=Finish("length"), first=first, handoff=handoff))
-
-    def _step(self, slot: int, order: WorkOrder, receiver: Receiver, index: int) -> None:
-        if slot not in self.works:
-            return
-        position = len(order.token_ids) - 3 + index
-        last = position == TOKENS - 1
-        first = FirstFacts(external_tokens=3, admission_s=0.001, queue_s=PULL_S) if index == 0 else None
-        if last:
-            del self.works[slot]
-        else:
-            asyncio.get_running_loop().call_later(STEP_S, self._step, slot, order, receiver, index + 1)
-        finish = Finish("stop") if last else None
-        receiver.on_output(WorkerOutput(token_ids=[100 + position], finish=finish, first=first))
-
-
-def generation(request_id: str = "r", **more: Any) -> GenerationRequest:
-    fields: dict[str, Any] = {
-        "token_ids": [1, 2, 3],
-        "prefill_sampling": b"prefill",
-        "decode_sampling": b"decode",
-        "seeded_sampling": b"seeded",
-        "output_tokens_max": TOKENS,
-        **more,
-    }
-    return GenerationRequest(request_id=request_id, **fields)
-
-
-@asynccontextmanager
-async def serving(**settings: Any) -> AsyncIterator[tuple[Dispatcher, FakeCluster, CollectorRegistry]]:
-    cluster, registry = FakeCluster(), CollectorRegistry()
-    config = FrontProxyConfig(scheduler_address="nowhere:1", **settings)
-    dispatcher = Dispatcher(config, metrics=DispatchMetrics(registry), planning=cluster, working=cluster)
-    yield dispatcher, cluster, registry
-
-
-async def collect(dispatcher: Dispatcher, request: GenerationRequest) -> list[GenerationDelta]:
-    return [delta async for delta in dispatcher.generate(request)]
-
-
-def tokens_of(deltas: list[GenerationDelta]) -> list[int]:
-    return [token for delta in deltas for token in delta.token_ids]
+from tests.front_proxy.fake_cluster import (
+    PLAN_S,
+    PULL_S,
+    TOKENS,
+    WHOLE_S,
+    Behind,
+    FakeCluster,
+    collect,
+    generation,
+    serving,
+    tokens_of,
+)
 
 
 def test_a_request_runs_through_both_workers_and_leaves_nothing() -> None:
@@ -158,7 +34,7 @@ def test_a_request_runs_through_both_workers_and_leaves_nothing() -> None:
             deltas = await collect(dispatcher, generation())
             assert tokens_of(deltas) == [100, 101, 102, 103, 104]
             assert deltas[-1].finish == Finish("stop")
-            assert [order.sampling for order in cluster.orders] == [b"prefill", b"seeded"]
+            assert [order.sampling for order in cluster.orders] == [b"prefill", b"rest behind 1"]
             assert cluster.orders[1].token_ids == [1, 2, 3, 100]
             assert cluster.orders[1].handoff is not None and cluster.orders[1].blocks_reserved == 3
             assert cluster.orders[0].request_id != cluster.orders[1].request_id
@@ -169,21 +45,21 @@ def test_a_request_runs_through_both_workers_and_leaves_nothing() -> None:
     virtual_loop.run(play())
 
 
-@pytest.mark.parametrize("seeded", [b"seeded", None])
-def test_the_phases_add_up_to_the_time_to_the_first_token(seeded: bytes | None) -> None:
+@pytest.mark.parametrize("continuation", [Behind(), None])
+def test_the_phases_add_up_to_the_time_to_the_first_token(continuation: Behind | None) -> None:
     async def play() -> None:
         async with serving() as (dispatcher, _, registry):
             loop = asyncio.get_running_loop()
             before = loop.time()
-            stream = dispatcher.generate(generation(seeded_sampling=seeded))
+            stream = dispatcher.generate(generation(continuation=continuation))
             first = await anext(stream)
             passed = loop.time() - before
             assert first.phases is not None
             assert first.phases.total_s == pytest.approx(passed, abs=1e-9)
             assert first.phases.plan_s == pytest.approx(PLAN_S)
             assert first.phases.prefill_s == pytest.approx(0.012) and first.phases.queue_s == pytest.approx(0.004)
-            assert first.phases.handoff_s == pytest.approx(0.0 if seeded else PULL_S)
-            assert first.phases.decode_admission_s == pytest.approx(0.0 if seeded else 0.001)
+            assert first.phases.handoff_s == pytest.approx(0.0 if continuation else PULL_S)
+            assert first.phases.decode_admission_s == pytest.approx(0.0 if continuation else 0.001)
             rest = [delta async for delta in stream]
             assert all(delta.phases is None for delta in rest)
             assert registry.get_sample_value("baton_front_proxy_ttft_seconds_count") == 1

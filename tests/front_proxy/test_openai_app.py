@@ -54,7 +54,7 @@ async def test_a_chat_answers_with_usage_and_the_prefill_sides_cached_tokens(
     assert answer["usage"]["completion_tokens"] == 7
     assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == CACHED_TOKENS
     assert answer["model"] == "tiny"
-    assert served.source.requests[0].seeded_sampling is not None
+    assert served.source.requests[0].continuation is not None
 
 
 async def test_a_chat_stream_gives_each_token_and_usage(served: Served, http: httpx.AsyncClient) -> None:
@@ -146,7 +146,7 @@ async def test_a_schema_goes_to_the_worker_and_its_first_token_comes_from_decode
     answer = (await post(http, "/v1/chat/completions", messages=MESSAGES, max_tokens=40, response_format=schema)).json()
     assert json.loads(answer["choices"][0]["message"]["content"]) == {"ok": True}
     request = served.source.requests[0]
-    assert request.seeded_sampling is None
+    assert request.continuation is None
     structured = wire(request).structured_outputs
     assert structured is not None
     assert "boolean" in str(structured.json)

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
 import pytest
@@ -26,6 +27,7 @@ from scheduler.service import StatusService, add_services
 from scheduler.shell import SchedulerShell
 from tests.worker.conftest import InProcessWorker, StartWorker, start_worker
 from worker.config import WorkerConfig
+from worker.lifecycle import Event
 from worker.session import SchedulerSession
 
 __all__ = ["start_worker"]
@@ -49,7 +51,9 @@ class Cluster:
 
 
 @asynccontextmanager
-async def cluster(start: StartWorker, *, prefills: int = 2, decodes: int = 2) -> AsyncIterator[Cluster]:
+async def cluster(
+    start: StartWorker, *, prefills: int = 2, decodes: int = 2, **settings: Any
+) -> AsyncIterator[Cluster]:
     config = SchedulerConfig()
     core = SchedulerCore(config, random.Random(1))
     shell = SchedulerShell(config, core, SystemClock(), SchedulerMetrics(CollectorRegistry()))
@@ -68,7 +72,7 @@ async def cluster(start: StartWorker, *, prefills: int = 2, decodes: int = 2) ->
     sessions = [SchedulerSession(worker.body) for worker in workers]
     tasks = [asyncio.create_task(session.run()) for session in sessions]
     dispatcher = Dispatcher(
-        FrontProxyConfig(scheduler_address=server.address), metrics=DispatchMetrics(CollectorRegistry())
+        FrontProxyConfig(scheduler_address=server.address, **settings), metrics=DispatchMetrics(CollectorRegistry())
     )
     running = asyncio.create_task(dispatcher.run())
     try:
@@ -86,7 +90,20 @@ async def cluster(start: StartWorker, *, prefills: int = 2, decodes: int = 2) ->
         await server.stop(0)
 
 
-def request(number: int, tokens: int, prompt: int = 40) -> GenerationRequest:
+class Behind:
+    """What is left of an output behind shown tokens."""
+
+    def __init__(self, tokens: int) -> None:
+        self._tokens = tokens
+
+    def first(self, shown_tokens: int) -> bytes:
+        return msgspec.msgpack.encode({"max_tokens": 1})
+
+    def rest(self, shown_tokens: int) -> bytes:
+        return msgspec.msgpack.encode({"max_tokens": self._tokens - shown_tokens})
+
+
+def request(number: int, tokens: int, prompt: int = 40, *, continuing: bool = True) -> GenerationRequest:
     def sampling(max_tokens: int) -> bytes:
         return msgspec.msgpack.encode({"max_tokens": max_tokens})
 
@@ -95,7 +112,7 @@ def request(number: int, tokens: int, prompt: int = 40) -> GenerationRequest:
         token_ids=list(range(number, number + prompt)),
         prefill_sampling=sampling(1),
         decode_sampling=sampling(tokens),
-        seeded_sampling=sampling(tokens - 1),
+        continuation=Behind(tokens) if continuing else None,
         output_tokens_max=tokens,
     )
 
@@ -137,3 +154,60 @@ async def test_a_storm_of_cancellations_leaves_nothing(start_worker: StartWorker
 
         await asyncio.gather(*(one(number) for number in range(200)))
         await it.settled()
+
+
+def tokens_of(deltas: list[GenerationDelta]) -> list[int]:
+    return [token for delta in deltas for token in delta.token_ids]
+
+
+@pytest.mark.parametrize("continuing", [True, False], ids=["continue", "replay"])
+@pytest.mark.parametrize("how", ["dies", "drains", "freezes"])
+async def test_streams_survive_their_decode_worker(start_worker: StartWorker, how: str, continuing: bool) -> None:
+    numbers = range(6)
+    async with cluster(
+        start_worker, stream_stall_timeout_s=0.5, prefill_stall_timeout_s=5.0, stall_check_interval_s=0.1
+    ) as it:
+        wanted = [request(number, 60, continuing=continuing) for number in numbers]
+        undisturbed = [tokens_of(await collect(it.dispatcher, one)) for one in wanted]
+        streams = [it.dispatcher.generate(one) for one in wanted]
+        begun: list[list[GenerationDelta]] = []
+        for stream in streams:
+            begun.append([await anext(stream) for _ in range(5)])
+        victim = next(worker for worker in it.workers if worker.body.role.name == "decode" and not worker.body.idle)
+        if how == "dies":
+            victim.engine.die()
+        elif how == "drains":
+            victim.body.happen(Event.DRAIN_ASKED)
+            victim.body.happen(Event.TIME_UP)
+        else:
+            stepper = victim.engine._stepper
+            assert stepper is not None
+            stepper.cancel()
+        rest = await asyncio.gather(*(_read(stream) for stream in streams))
+        got = [tokens_of(first + more) for first, more in zip(begun, rest, strict=True)]
+        assert got == undisturbed
+        assert [more[-1].finish is not None for more in rest] == [True] * len(numbers)
+        others = [worker for worker in it.workers if worker is not victim]
+        for worker in others:
+            await worker.settled()
+
+
+async def _read(stream: AsyncIterator[GenerationDelta]) -> list[GenerationDelta]:
+    return [delta async for delta in stream]
+
+
+@pytest.mark.parametrize("prefills", [1, 2])
+async def test_a_prefill_workers_death_is_survived(start_worker: StartWorker, prefills: int) -> None:
+    async with cluster(start_worker, prefills=prefills, decodes=1) as it:
+        wanted = [request(number, 20) for number in range(8)]
+        undisturbed = [tokens_of(await collect(it.dispatcher, one)) for one in wanted]
+        tasks = [asyncio.create_task(collect(it.dispatcher, one)) for one in wanted]
+        victim = it.workers[0]
+        async with asyncio.timeout(WAIT_S):
+            while victim.body.idle:
+                victim.body.changed.clear()
+                await victim.body.changed.wait()
+        victim.engine.die()
+        assert [tokens_of(deltas) for deltas in await asyncio.gather(*tasks)] == undisturbed
+        for worker in it.workers[1:]:
+            await worker.settled()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,106 +16,18 @@ from front_proxy.flow_events import (
     Emit,
     EndPlan,
     Finish,
-    FlowAction,
     FlowEvent,
     Output,
-    Planned,
     PlanRefused,
     ReleaseHandoff,
     StartDecode,
     StartPrefill,
     Stopped,
-    WorkerFailed,
 )
-from front_proxy.request_flow import STORY_EVENTS_MAX, Phase, RequestFlow
-from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput
-from kv_transfer.handoff import KvHandoff
+from front_proxy.request_flow import STORY_EVENTS_MAX, Phase
+from front_proxy.work import FirstFacts, Stage, WorkerOutput
 from runtime.failures import Failure, FailureKind
-
-P0 = Placement(worker_id="prefill-0", address="p0", epoch=1)
-D0 = Placement(worker_id="decode-0", address="d0", epoch=2)
-LENGTH = EngineFinish("length")
-STOP = EngineFinish("stop")
-
-
-def handoff(lease_id: str = "lease-1") -> KvHandoff:
-    return KvHandoff(
-        worker_id="prefill-0",
-        epoch=1,
-        lease_id=lease_id,
-        engine_id="prefill-0-1",
-        tokens=40,
-        blocks=2,
-        bytes=0,
-        layout_fingerprint="f",
-        lease_remaining_s=30.0,
-    )
-
-
-def planned(attempt: int = 1, *, prefill: Placement | None = P0, decode: Placement | None = D0) -> Planned:
-    return Planned(attempt=attempt, prefill=prefill, decode=decode, decode_blocks_reserved=5)
-
-
-def prefilled(
-    attempt: int = 1, *, token: int = 7, finish: EngineFinish = LENGTH, lease: str | None = "lease-1"
-) -> Output:
-    output = WorkerOutput(
-        token_ids=[token],
-        finish=finish,
-        first=FirstFacts(cached_tokens=16),
-        handoff=handoff(lease) if lease else None,
-    )
-    return Output(attempt=attempt, stage=Stage.PREFILL, output=output)
-
-
-def decoded(*tokens: int, attempt: int = 1, finish: EngineFinish | None = None, external: int | None = None) -> Output:
-    first = FirstFacts(cached_tokens=3, external_tokens=external) if external is not None else None
-    output = WorkerOutput(token_ids=list(tokens), finish=finish, first=first)
-    return Output(attempt=attempt, stage=Stage.DECODE, output=output)
-
-
-def failed(stage: Stage, kind: FailureKind = FailureKind.UNAVAILABLE, attempt: int = 1) -> WorkerFailed:
-    return WorkerFailed(attempt=attempt, stage=stage, failure=Failure(kind=kind, message="it broke"))
-
-
-class Play:
-    """A flow and everything it asked for, checked after every step."""
-
-    def __init__(self, *events: FlowEvent, **options: Any) -> None:
-        options = {"attempts_max": 3, "output_tokens_max": 16, "seeded": True, **options}
-        self.flow = RequestFlow(**options)
-        self.actions: list[FlowAction] = list(self.flow.start())
-        self.flow.check()
-        self.tell(*events)
-
-    def tell(self, *events: FlowEvent) -> Sequence[FlowAction]:
-        fresh: list[FlowAction] = []
-        for event in events:
-            fresh += self.flow.handle(event)
-            self.flow.check()
-        self.actions += fresh
-        if self.flow.phase is Phase.DONE:
-            self.check_the_end()
-        return fresh
-
-    def all(self, kind: type) -> list[Any]:
-        return [action for action in self.actions if isinstance(action, kind)]
-
-    @property
-    def tokens(self) -> list[int]:
-        return [token for emit in self.all(Emit) for token in emit.delta.token_ids]
-
-    def check_the_end(self) -> None:
-        assert len(self.all(Finish)) == 1
-        asked = [ask.attempt for ask in self.all(AskPlan)]
-        ended = [end.attempt for end in self.all(EndPlan)]
-        assert len(ended) == len(set(ended)) and set(ended) <= set(asked)
-        leases = [release.handoff.lease_id for release in self.all(ReleaseHandoff)]
-        assert len(leases) == len(set(leases)), "a hand-off is released once"
-
-
-def kinds(actions: Sequence[FlowAction]) -> list[str]:
-    return [type(action).__name__ for action in actions]
+from tests.front_proxy.flow_play import LENGTH, P0, STOP, Play, decoded, failed, handoff, kinds, planned, prefilled
 
 
 def test_the_first_token_goes_out_before_the_decode_starts() -> None:
@@ -141,7 +52,7 @@ def test_a_whole_request_ends_its_plan_and_releases_what_was_pulled() -> None:
 def test_cached_tokens_and_prompt_logprobs_come_once_and_from_the_prefill() -> None:
     table = Logprobs(width=1, token_ids=[1], logprobs=[-0.5], ranks=[1])
     other = Logprobs(width=1, token_ids=[2], logprobs=[-9.0], ranks=[9])
-    play = Play(planned(), seeded=False)
+    play = Play(planned(), continuing=False)
     play.tell(
         Output(
             attempt=1,
@@ -169,7 +80,7 @@ def test_cached_tokens_and_prompt_logprobs_come_once_and_from_the_prefill() -> N
 
 
 def test_where_seeding_is_not_exact_the_prefills_token_is_not_shown() -> None:
-    play = Play(planned(), prefilled(token=7), seeded=False)
+    play = Play(planned(), prefilled(token=7), continuing=False)
     assert play.tokens == []
     assert play.all(StartDecode)[0].shown == ()
     play.tell(decoded(5, external=39), decoded(6, finish=LENGTH))
@@ -184,7 +95,7 @@ def test_a_first_token_that_stops_needs_no_decode() -> None:
 
 
 def test_one_output_token_is_a_prefill_alone_with_the_whole_sampling() -> None:
-    play = Play(planned(decode=None), output_tokens_max=1, seeded=False)
+    play = Play(planned(decode=None), output_tokens_max=1, continuing=False)
     assert play.all(AskPlan)[0].prefill_only
     assert play.all(StartPrefill) == [StartPrefill(attempt=1, worker=P0, whole=True)]
     play.tell(prefilled(finish=LENGTH))
@@ -198,7 +109,7 @@ def test_one_output_token_may_come_from_a_decode_worker_where_no_prefill_worker_
 
 
 def test_a_hidden_token_that_stops_leaves_the_whole_output_to_decode() -> None:
-    play = Play(planned(), prefilled(finish=STOP, lease=None), seeded=False)
+    play = Play(planned(), prefilled(finish=STOP, lease=None), continuing=False)
     start = play.all(StartDecode)[0]
     assert start.handoff is None and start.shown == ()
 
@@ -227,36 +138,11 @@ def test_a_failed_prefill_is_planned_again_without_its_worker(kind: FailureKind)
     [(FailureKind.STATE_LOST, ()), (FailureKind.EXHAUSTED, ("decode-0",)), (FailureKind.INCOMPATIBLE, ("decode-0",))],
 )
 def test_a_refused_hand_off_is_released_and_planned_again(kind: FailureKind, excluded: tuple[str, ...]) -> None:
-    play = Play(planned(), prefilled(), seeded=False)
+    play = Play(planned(), prefilled(), continuing=False)
     actions = play.tell(failed(Stage.DECODE, kind))
     assert kinds(actions) == ["ReleaseHandoff", "EndPlan", "Retried", "AskPlan"]
     assert play.all(ReleaseHandoff)[0].pulled is False
     assert play.all(AskPlan)[1].excluded_worker_ids == excluded
-
-
-def test_after_the_first_token_was_shown_a_second_prefill_does_not_show_another() -> None:
-    play = Play(
-        planned(), prefilled(token=7), failed(Stage.DECODE), planned(2), prefilled(2, token=99, lease="lease-2")
-    )
-    assert play.tokens == [7]
-    start = play.all(StartDecode)[1]
-    assert start.shown == (7,) and start.handoff == handoff("lease-2")
-    play.tell(decoded(8, attempt=2, external=40, finish=STOP))
-    assert play.tokens == [7, 8]
-
-
-def test_after_the_first_token_was_shown_a_stop_of_a_second_prefill_ends_nothing() -> None:
-    play = Play(planned(), prefilled(token=7), failed(Stage.DECODE), planned(2))
-    play.tell(prefilled(2, token=2, finish=STOP, lease=None))
-    assert play.flow.phase is Phase.HANDING_OFF
-    assert play.all(StartDecode)[1].handoff is None
-
-
-def test_a_decode_worker_that_dies_after_its_tokens_were_shown_ends_the_request() -> None:
-    play = Play(planned(), prefilled(), decoded(8, external=39), failed(Stage.DECODE, FailureKind.INTERNAL))
-    assert play.all(AskPlan)[1:] == []
-    finish = play.all(Finish)[0]
-    assert finish.outcome == "failed" and finish.failure.kind is FailureKind.UNAVAILABLE
 
 
 def test_attempts_are_bounded() -> None:
@@ -297,11 +183,20 @@ def test_a_sibling_that_cannot_be_pinned_goes_anywhere() -> None:
     assert [ask.pinned_decode_worker for ask in play.all(AskPlan)] == ["decode-0", None]
 
 
+FULL = Failure(kind=FailureKind.EXHAUSTED, message="full")
 PHASES: dict[str, tuple[list[FlowEvent], list[str]]] = {
     "planning": ([], ["EndPlan", "Finish"]),
     "prefilling": ([planned()], ["AbortWork", "EndPlan", "Finish"]),
     "handing off": ([planned(), prefilled()], ["AbortWork", "ReleaseHandoff", "EndPlan", "Finish"]),
     "decoding": ([planned(), prefilled(), decoded(8, external=39)], ["AbortWork", "EndPlan", "Finish"]),
+    "waiting": (
+        [
+            planned(),
+            failed(Stage.PREFILL),
+            PlanRefused(attempt=2, failure=FULL),
+        ],
+        ["Finish"],
+    ),
     "planning again": ([planned(), failed(Stage.PREFILL)], ["EndPlan", "Finish"]),
 }
 ENDINGS: dict[str, tuple[FlowEvent, str]] = {
@@ -317,7 +212,7 @@ ENDINGS: dict[str, tuple[FlowEvent, str]] = {
 def test_an_end_from_outside_stops_the_work_and_frees_everything(phase: str, ending: str) -> None:
     events, expected = PHASES[phase]
     event, outcome = ENDINGS[ending]
-    play = Play(*events)
+    play = Play(*events, replans_max=1)
     assert kinds(play.tell(event)) == expected
     assert play.all(Finish)[0].outcome == outcome
     aborts = play.all(AbortWork)
@@ -336,7 +231,7 @@ LATE: list[FlowEvent] = [
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_hand_off_that_comes_after_the_end_is_released_once(phase: str) -> None:
-    play = Play(*PHASES[phase][0], ClientGone())
+    play = Play(*PHASES[phase][0], ClientGone(), replans_max=1)
     play.tell(*LATE, *LATE)
     assert len(play.all(ReleaseHandoff)) == 1
     assert play.all(StartDecode) == [a for a in play.all(StartDecode) if phase in ("handing off", "decoding")]
@@ -377,7 +272,8 @@ def test_the_short_way_of_a_token_is_open_in_the_middle_of_a_stream_only() -> No
 
 
 def test_the_story_is_bounded_and_skips_the_stream_of_tokens() -> None:
-    play = Play(planned(), prefilled(), decoded(8, external=39), *(decoded(9) for _ in range(500)))
+    steps = [decoded(9) for _ in range(500)]
+    play = Play(planned(), prefilled(), decoded(8, external=39), *steps, output_tokens_max=1000)
     assert len(play.flow.story) == 3
     for _ in range(200):
         play.tell(planned(7))

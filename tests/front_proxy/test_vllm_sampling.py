@@ -14,7 +14,7 @@ from vllm.sampling_params import (
 )
 
 from front_proxy import vllm_sampling
-from front_proxy.vllm_sampling import drop_forbidden, encode, seedable
+from front_proxy.vllm_sampling import continuable, drop_forbidden, encode
 
 EXACT: list[dict[str, Any]] = [
     {},
@@ -52,12 +52,12 @@ NOT_EXACT: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", EXACT, ids=lambda options: ",".join(options) or "default")
 def test_a_prefill_token_is_shown_where_decode_continues_exactly(options: dict[str, Any]) -> None:
-    assert seedable(SamplingParams(**options))
+    assert continuable(SamplingParams(**options))
 
 
 @pytest.mark.parametrize("options", NOT_EXACT, ids=",".join)
 def test_a_prefill_token_is_not_shown_where_decode_would_differ(options: dict[str, Any]) -> None:
-    assert not seedable(SamplingParams(**options))
+    assert not continuable(SamplingParams(**options))
 
 
 def test_every_field_of_this_vllm_was_thought_about() -> None:
@@ -67,13 +67,13 @@ def test_every_field_of_this_vllm_was_thought_about() -> None:
     assert {field.name for field in msgspec.structs.fields(SamplingParams)} == known
 
 
-def test_the_seeded_rest_has_one_token_less_and_no_prompt_logprobs() -> None:
+def test_what_follows_the_first_token_has_one_token_less_and_no_prompt_logprobs() -> None:
     params = SamplingParams(max_tokens=10, min_tokens=4, prompt_logprobs=1, logprobs=2, stop=["x"])
     encodings = encode(params)
-    assert encodings.seeded is not None
+    assert encodings.continuation is not None
     first, rest, whole = (
         msgspec.msgpack.decode(data, type=SamplingParams)
-        for data in (encodings.prefill, encodings.seeded, encodings.decode)
+        for data in (encodings.prefill, encodings.continuation.rest(1), encodings.decode)
     )
     assert (first.max_tokens, first.min_tokens, first.prompt_logprobs) == (1, 1, 1)
     assert (rest.max_tokens, rest.min_tokens, rest.prompt_logprobs) == (9, 3, None)
@@ -90,7 +90,7 @@ def test_the_seeded_rest_has_one_token_less_and_no_prompt_logprobs() -> None:
 def test_a_discarded_prefill_token_can_end_nothing() -> None:
     params = SamplingParams(max_tokens=5, presence_penalty=1.0, stop_token_ids=[3], prompt_logprobs=0)
     encodings = encode(params)
-    assert encodings.seeded is None
+    assert encodings.continuation is None
     prefill = msgspec.msgpack.decode(encodings.prefill, type=SamplingParams)
     assert prefill.ignore_eos and prefill.stop_token_ids == [] and prefill.max_tokens == 1
     assert prefill.prompt_logprobs == 0 and prefill.structured_outputs is None
@@ -98,7 +98,45 @@ def test_a_discarded_prefill_token_can_end_nothing() -> None:
 
 def test_one_token_is_the_whole_output_and_uses_the_whole_sampling() -> None:
     encodings = encode(SamplingParams(max_tokens=1, logprobs=4))
-    assert encodings.seeded == encodings.decode
+    assert encodings.prefill == encodings.decode
+
+
+@pytest.mark.parametrize("shown", [1, 3, 9])
+def test_a_continuation_asks_for_what_is_left(shown: int) -> None:
+    asked = {"stop_token_ids": [7], "logit_bias": {3: 1.0}, "logprobs": 2, "repetition_penalty": 1.2}
+    continuation = encode(
+        SamplingParams(max_tokens=10, min_tokens=4, prompt_logprobs=1, temperature=0.0, **asked)
+    ).continuation
+    assert continuation is not None
+    first, rest = (
+        msgspec.msgpack.decode(data, type=SamplingParams)
+        for data in (continuation.first(shown), continuation.rest(shown))
+    )
+    assert (first.max_tokens, first.min_tokens) == (1, min(max(4 - shown, 0), 1))
+    assert (rest.max_tokens, rest.min_tokens) == (10 - shown, max(4 - shown, 0))
+    for wire in (first, rest):
+        assert {name: getattr(wire, name) for name in asked} == asked
+        assert wire.prompt_logprobs is None and not wire.skip_reading_prefix_cache
+
+
+DRAWN_WITH_STATE: list[dict[str, Any]] = [
+    {"presence_penalty": 0.5},
+    {"structured_outputs": StructuredOutputsParams(json={"type": "object"})},
+    {"bad_words": ["x"]},
+]
+
+
+@pytest.mark.parametrize("options", DRAWN_WITH_STATE, ids=",".join)
+def test_what_can_only_be_computed_again_gets_a_seed_to_draw_the_same_tokens(options: dict[str, Any]) -> None:
+    def seed_of(params: SamplingParams) -> int | None:
+        whole = encode(params, replay_seed=77)
+        return msgspec.msgpack.decode(whole.decode, type=SamplingParams).seed
+
+    params = SamplingParams(max_tokens=5, temperature=0.9, **options)
+    assert seed_of(params) == 77 and params.seed is None
+    assert seed_of(SamplingParams(max_tokens=5, temperature=0.9, seed=5, **options)) == 5
+    assert seed_of(SamplingParams(max_tokens=5, temperature=0.0, **options)) is None
+    assert seed_of(SamplingParams(max_tokens=5, temperature=0.9)) is None, "drawing on continues"
 
 
 def test_a_grammar_crosses_the_wire() -> None:

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 import pytest
 
 from engine.protocol import Finish as EngineFinish
-from front_proxy.flow_events import AbortWork, Emit, EndPlan, FlowAction, FlowEvent, Output, ReleaseHandoff
-from front_proxy.request_flow import RequestFlow
-from front_proxy.work import Stage
+from front_proxy.flow_events import (
+    AbortWork,
+    Emit,
+    EndPlan,
+    FlowAction,
+    FlowEvent,
+    Output,
+    PlanRefused,
+    ReleaseHandoff,
+    Stalled,
+    StartDecode,
+    WorkerFailed,
+)
+from front_proxy.held_handoff import HeldHandoff
+from front_proxy.request_flow import Phase, RequestFlow
+from front_proxy.shown import ShownTokens
+from front_proxy.work import Stage, WorkerOutput
 from kv_transfer.handoff import KvHandoff
+from runtime.failures import Failure
 from simulation.__main__ import main
 from simulation.cluster import simulate
+from simulation.workers import Link, OrderKey, SimWorker
 
 SEEDS = 500
-SEEDS_TO_FIND_A_BUG = 400
+SEEDS_TO_FIND_A_BUG = 1_000
 
 
 def test_every_invariant_holds_under_every_seed() -> None:
@@ -36,7 +52,13 @@ def test_a_seed_repeats_itself() -> None:
 class ForgetsLateHandoffs(RequestFlow):
     """Drops a hand-off that arrives after the request ended or went elsewhere."""
 
-    def _release_late(self, handoff: KvHandoff | None) -> Sequence[FlowAction]:
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._held = _ForgetsLate()
+
+
+class _ForgetsLate(HeldHandoff):
+    def release_late(self, handoff: KvHandoff | None) -> Sequence[ReleaseHandoff]:
         return []
 
 
@@ -79,21 +101,102 @@ class ClaimsThatAllWasPulled(RequestFlow):
         ]
 
 
-class ShowsEveryPrefillsToken(RequestFlow):
-    """Shows the token of a second prefill after that of the first."""
+class ShowsThePrefillsTokenOfAReplay(RequestFlow):
+    """Shows what a prefill sampled where only decode may say what comes."""
 
-    def _on_prefilled(self, event: Output) -> Sequence[FlowAction]:
-        actions = super()._on_prefilled(event)
-        if self._shown and not any(isinstance(action, Emit) for action in actions):
-            return [self._emit(event.output, Stage.PREFILL, finish=None), *actions]
-        return actions
+    def __init__(self, *, continuing: bool, **options: Any) -> None:
+        super().__init__(continuing=True, **options)
+
+
+class EmitsTwice(RequestFlow):
+    """Shows what an attempt computes again as if it were new."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._shown = _ForgetfulTokens(continuing=options["continuing"])
+
+
+class _ForgetfulTokens(ShownTokens):
+    def fresh(self, output: WorkerOutput) -> WorkerOutput | None:
+        return output if not self.caught_up else super().fresh(output)
+
+
+class DropsATokenOnResume(RequestFlow):
+    """Lets the next attempt go on one token too late."""
+
+    def _start_decode(self) -> Sequence[FlowAction]:
+        return [
+            msgspec.structs.replace(action, shown=(*action.shown, 0))
+            if isinstance(action, StartDecode) and self.attempt > 1 and action.shown
+            else action
+            for action in super()._start_decode()
+        ]
+
+
+class BelievesEveryReplay(RequestFlow):
+    """Goes on with a replay that gave other tokens."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._shown = _CredulousTokens(continuing=options["continuing"])
+
+
+class _CredulousTokens(ShownTokens):
+    def fresh(self, output: WorkerOutput) -> WorkerOutput | None:
+        at = self._position
+        known = self.tokens[at : at + len(output.token_ids)]
+        return super().fresh(msgspec.structs.replace(output, token_ids=[*known, *output.token_ids[len(known) :]]))
+
+
+class RetriesWithoutBudget(RequestFlow):
+    """Never asks whether all requests together have retried enough."""
+
+    def __init__(self, *, budget: Callable[[], bool], **options: Any) -> None:
+        super().__init__(budget=lambda: True, **options)
+
+
+class RetriesForever(RequestFlow):
+    """Never has tried often enough."""
+
+    def _on_worker_failed(self, event: WorkerFailed) -> Sequence[FlowAction]:
+        self._retries._tries = 1
+        return super()._on_worker_failed(event)
+
+
+class NeverResumes(RequestFlow):
+    """Gives a stream up with its worker."""
+
+    def _attempt_failed(self, stage: Stage, failure: Failure) -> Sequence[FlowAction]:
+        return self._fail(failure) if self.output_tokens else super()._attempt_failed(stage, failure)
+
+
+class WaitsForStalledWork(RequestFlow):
+    """Never takes work from a worker that stands still."""
+
+    def _on_stalled(self, event: Stalled) -> Sequence[FlowAction]:
+        return []
+
+
+class DoesNotStopStalledWork(_Filtered):
+    """Leaves the work that it took elsewhere to run on."""
+
+    def keeps(self, action: FlowAction) -> bool:
+        return not isinstance(action, AbortWork) or self.phase is Phase.DONE
+
+
+class DoesNotWaitForRoom(RequestFlow):
+    """Fails a retry that nobody can take this moment."""
+
+    def _on_plan_refused(self, event: PlanRefused) -> Sequence[FlowAction]:
+        self._last_failure = None
+        return super()._on_plan_refused(event)
 
 
 class BelievesEveryAttempt(RequestFlow):
     """Takes the output of an abandoned attempt for the present one's."""
 
     def handle(self, event: FlowEvent) -> Sequence[FlowAction]:
-        if isinstance(event, Output) and self.attempt:
+        if isinstance(event, Output):
             event = msgspec.structs.replace(event, attempt=self.attempt)
         return super().handle(event)
 
@@ -113,14 +216,52 @@ class EndsWithoutAWord(RequestFlow):
         ForgetsPlans,
         ForgetsAborts,
         ClaimsThatAllWasPulled,
-        ShowsEveryPrefillsToken,
+        ShowsThePrefillsTokenOfAReplay,
         BelievesEveryAttempt,
         EndsWithoutAWord,
+        EmitsTwice,
+        DropsATokenOnResume,
+        BelievesEveryReplay,
+        RetriesWithoutBudget,
+        RetriesForever,
+        NeverResumes,
+        WaitsForStalledWork,
+        DoesNotStopStalledWork,
+        DoesNotWaitForRoom,
     ],
 )
 def test_a_planted_bug_is_found(flow: type[RequestFlow]) -> None:
-    found = next((seed for seed in range(SEEDS_TO_FIND_A_BUG) if simulate(seed, flow=flow).broken is not None), None)
-    assert found is not None, f"{flow.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
+    assert found(flow=flow) is not None, f"{flow.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
+
+
+class AcceptsStaleEpochs(SimWorker):
+    """Its transfer layer reads what now lies where an older engine kept the KV of a hand-off."""
+
+    def transfer_refuses(self, handoff: KvHandoff) -> bool:
+        return False
+
+
+class LosesReleases(SimWorker):
+    """Does not hear that a hand-off is not needed any more."""
+
+    def on_release(self, lease_id: str, epoch: int, pulled: bool) -> None:
+        pass
+
+
+class LosesAborts(SimWorker):
+    """Computes on what nobody wants any more."""
+
+    def on_abort(self, link: Link, key: OrderKey) -> None:
+        pass
+
+
+@pytest.mark.parametrize("worker", [AcceptsStaleEpochs, LosesReleases, LosesAborts])
+def test_a_planted_bug_of_a_worker_is_found(worker: type[SimWorker]) -> None:
+    assert found(worker=worker) is not None, f"{worker.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
+
+
+def found(**planted: Any) -> int | None:
+    return next((seed for seed in range(SEEDS_TO_FIND_A_BUG) if simulate(seed, **planted).broken is not None), None)
 
 
 def test_the_command_tells_the_story_of_one_seed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,104 @@
+"""How often a request may be tried again, and how often all of a front proxy together. Pure: time is an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+# The pause before a refused retry is planned again doubles up to this multiple of the first one.
+PAUSE_GROWTH_MAX = 8
+
+
+class RetryBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """The bounds of one request's retries; configuration says what each is for."""
+
+    attempts_max: int
+    resumes_max: int
+    replans_max: int
+    replan_wait_s: float
+
+
+class RetryBudget:
+    """One bucket of tokens for a whole front proxy: a retry takes one, requests and time fill it up.
+
+    It starts full, so that a worker's death can move all that ran there at once. What it forbids is a cluster kept
+    busy by retries alone: in the long run there are at most ``ratio`` retries a request, and ``per_s`` each second.
+    """
+
+    def __init__(self, *, ratio: float, per_s: float, burst_max: int, now_s: float) -> None:
+        assert ratio >= 0.0 and per_s >= 0.0 and burst_max >= 1, (ratio, per_s, burst_max)
+        self._ratio = ratio
+        self._per_s = per_s
+        self._burst_max = float(burst_max)
+        self._tokens = self._burst_max
+        self._at_s = now_s
+
+    @property
+    def tokens(self) -> float:
+        """Retries that may follow at once, as of the last call."""
+        return self._tokens
+
+    def request_came(self) -> None:
+        """A request was taken on."""
+        self._tokens = min(self._tokens + self._ratio, self._burst_max)
+
+    def take(self, now_s: float) -> bool:
+        """Whether one more retry may run; true takes it."""
+        self._tokens = min(self._tokens + max(now_s - self._at_s, 0.0) * self._per_s, self._burst_max)
+        self._at_s = max(now_s, self._at_s)
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True
+
+
+class Retries:
+    """The counts of one request. ``budget`` is asked last: what is refused for another reason must not cost it."""
+
+    __slots__ = ("_bounds", "_budget", "_replans", "_resumes", "_tries", "excluded")
+
+    def __init__(self, bounds: RetryBounds, budget: Callable[[], bool]) -> None:
+        assert bounds.attempts_max >= 1, bounds
+        self.excluded: list[str] = []
+        """Workers that failed since the client last got something; one that is well by then may be used again."""
+        self._bounds = bounds
+        self._budget = budget
+        self._tries = 1
+        self._resumes = 0
+        self._replans = 0
+
+    @property
+    def attempts_bound(self) -> int:
+        """No request is ever planned more often than this; one more is for a sibling that cannot stay where it is."""
+        bounds = self._bounds
+        return bounds.attempts_max * (bounds.resumes_max + 1) + bounds.replans_max + 1
+
+    def exclude(self, worker_id: str) -> None:
+        """Do not use this worker for the next try."""
+        if worker_id not in self.excluded:
+            self.excluded.append(worker_id)
+
+    def progressed(self) -> None:
+        """The client got something new: the tries begin anew, as often as a stream may resume."""
+        if self._tries > 1 and self._resumes < self._bounds.resumes_max:
+            self._tries = 1
+            self._resumes += 1
+            self.excluded.clear()
+
+    def again(self) -> bool:
+        """Whether another try may follow a failed one; true counts it."""
+        if self._tries >= self._bounds.attempts_max or not self._budget():
+            return False
+        self._tries += 1
+        return True
+
+    def pause_s(self) -> float | None:
+        """How long to wait before a refused retry is planned again; None when it has waited often enough."""
+        if self._replans >= self._bounds.replans_max:
+            return None
+        wait_s = self._bounds.replan_wait_s * min(2.0**self._replans, PAUSE_GROWTH_MAX)
+        self._replans += 1
+        # Nobody else is left: one of the excluded may have been started again by then.
+        self.excluded.clear()
+        return wait_s

@@ -1,0 +1,54 @@
+"""When work that produces nothing counts as stalled. Pure: every moment is an argument."""
+
+from __future__ import annotations
+
+import enum
+from typing import assert_never
+
+import msgspec
+
+
+class Awaited(enum.Enum):
+    """What a request waits for from its worker."""
+
+    PROMPT = "prompt"
+    """The prompt's computation, on either kind of worker; it may queue behind many others."""
+    PULL = "pull"
+    """A decode worker's first output, for which it moves KV and computes next to nothing."""
+    ORPHANED_PULL = "orphaned_pull"
+    """The same, and the stream to the worker that holds the KV is lost."""
+    STEP = "step"
+    """The next step of a running decode."""
+
+
+class StallBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """Times without output after which work is taken elsewhere; configuration says what each is for."""
+
+    step_s: float
+    step_alive_s: float
+    prompt_s: float
+    prompt_alive_s: float
+    pull_s: float
+    orphaned_pull_s: float
+
+
+def stalled_s(awaited: Awaited, *, since_s: float, heard_s: float, now_s: float, bounds: StallBounds) -> float | None:
+    """How long the work has been without output, when that is too long.
+
+    ``since_s``: when it was submitted or last produced something. ``heard_s``: when its worker last said anything, to
+    whichever request; a worker that works for others is given more time for this one.
+    """
+    waited_s = now_s - since_s
+    silent_s = now_s - max(since_s, heard_s)
+    match awaited:
+        case Awaited.STEP:
+            over = silent_s >= bounds.step_s or waited_s >= bounds.step_alive_s
+        case Awaited.PROMPT:
+            over = silent_s >= bounds.prompt_s or waited_s >= bounds.prompt_alive_s
+        case Awaited.PULL:
+            over = waited_s >= bounds.pull_s
+        case Awaited.ORPHANED_PULL:
+            over = waited_s >= bounds.orphaned_pull_s
+        case _:
+            assert_never(awaited)
+    return waited_s if over else None

@@ -1,0 +1,116 @@
+"""A request flow played by hand, checked after every step. Holds no test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from engine.protocol import Finish as EngineFinish
+from front_proxy.flow_events import (
+    AskPlan,
+    Emit,
+    EndPlan,
+    Finish,
+    FlowAction,
+    FlowEvent,
+    Output,
+    Planned,
+    ReleaseHandoff,
+    WorkerFailed,
+)
+from front_proxy.request_flow import Phase, RequestFlow
+from front_proxy.retries import RetryBounds
+from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput
+from kv_transfer.handoff import KvHandoff
+from runtime.failures import Failure, FailureKind
+
+P0 = Placement(worker_id="prefill-0", address="p0", epoch=1)
+D0 = Placement(worker_id="decode-0", address="d0", epoch=2)
+LENGTH = EngineFinish("length")
+STOP = EngineFinish("stop")
+
+
+def handoff(lease_id: str = "lease-1") -> KvHandoff:
+    return KvHandoff(
+        worker_id="prefill-0",
+        epoch=1,
+        lease_id=lease_id,
+        engine_id="prefill-0-1",
+        tokens=40,
+        blocks=2,
+        bytes=0,
+        layout_fingerprint="f",
+        lease_remaining_s=30.0,
+    )
+
+
+def planned(attempt: int = 1, *, prefill: Placement | None = P0, decode: Placement | None = D0) -> Planned:
+    return Planned(attempt=attempt, prefill=prefill, decode=decode, decode_blocks_reserved=5)
+
+
+def prefilled(
+    attempt: int = 1, *, token: int = 7, finish: EngineFinish = LENGTH, lease: str | None = "lease-1"
+) -> Output:
+    output = WorkerOutput(
+        token_ids=[token],
+        finish=finish,
+        first=FirstFacts(cached_tokens=16),
+        handoff=handoff(lease) if lease else None,
+    )
+    return Output(attempt=attempt, stage=Stage.PREFILL, output=output)
+
+
+def decoded(*tokens: int, attempt: int = 1, finish: EngineFinish | None = None, external: int | None = None) -> Output:
+    first = FirstFacts(cached_tokens=3, external_tokens=external) if external is not None else None
+    output = WorkerOutput(token_ids=list(tokens), finish=finish, first=first)
+    return Output(attempt=attempt, stage=Stage.DECODE, output=output)
+
+
+def failed(stage: Stage, kind: FailureKind = FailureKind.UNAVAILABLE, attempt: int = 1) -> WorkerFailed:
+    return WorkerFailed(attempt=attempt, stage=stage, failure=Failure(kind=kind, message="it broke"))
+
+
+class Play:
+    """A flow and everything it asked for, checked after every step."""
+
+    def __init__(self, *events: FlowEvent, **options: Any) -> None:
+        bounds = RetryBounds(
+            attempts_max=options.pop("attempts_max", 3),
+            resumes_max=options.pop("resumes_max", 2),
+            replans_max=options.pop("replans_max", 0),
+            replan_wait_s=0.1,
+        )
+        options = {"output_tokens_max": 16, "continuing": True, "budget": lambda: True, **options}
+        self.flow = RequestFlow(bounds=bounds, **options)
+        self.actions: list[FlowAction] = list(self.flow.start())
+        self.flow.check()
+        self.tell(*events)
+
+    def tell(self, *events: FlowEvent) -> Sequence[FlowAction]:
+        fresh: list[FlowAction] = []
+        for event in events:
+            fresh += self.flow.handle(event)
+            self.flow.check()
+        self.actions += fresh
+        if self.flow.phase is Phase.DONE:
+            self.check_the_end()
+        return fresh
+
+    def all(self, kind: type) -> list[Any]:
+        return [action for action in self.actions if isinstance(action, kind)]
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for emit in self.all(Emit) for token in emit.delta.token_ids]
+
+    def check_the_end(self) -> None:
+        assert len(self.all(Finish)) == 1
+        asked = [ask.attempt for ask in self.all(AskPlan)]
+        ended = [end.attempt for end in self.all(EndPlan)]
+        assert len(ended) == len(set(ended)) and set(ended) <= set(asked)
+        leases = [release.handoff.lease_id for release in self.all(ReleaseHandoff)]
+        assert len(leases) == len(set(leases)), "a hand-off is released once"
+
+
+def kinds(actions: Sequence[FlowAction]) -> list[str]:
+    return [type(action).__name__ for action in actions]

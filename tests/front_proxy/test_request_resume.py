@@ -1,0 +1,182 @@
+"""A request whose workers die, stall or drain: what the machine does before and after tokens were shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from front_proxy.flow_events import (
+    AskPlan,
+    Emit,
+    Finish,
+    FlowEvent,
+    HolderLost,
+    Pause,
+    PauseOver,
+    PlanRefused,
+    ReleaseHandoff,
+    Retried,
+    Stalled,
+    StartDecode,
+    StartPrefill,
+    Suspect,
+)
+from front_proxy.request_flow import Phase
+from front_proxy.stall import Awaited
+from front_proxy.work import Stage
+from runtime.failures import Failure, FailureKind
+from tests.front_proxy.flow_play import LENGTH, STOP, Play, decoded, failed, handoff, kinds, planned, prefilled
+
+
+def test_a_second_attempt_continues_behind_what_was_shown() -> None:
+    play = Play(planned(), prefilled(token=7), failed(Stage.DECODE))
+    assert play.all(AskPlan)[1].shown_tokens == 1
+    play.tell(planned(2))
+    assert play.all(StartPrefill)[1].shown == (7,)
+    play.tell(prefilled(2, token=8, lease="lease-2"))
+    start = play.all(StartDecode)[1]
+    assert start.shown == (7, 8) and start.handoff == handoff("lease-2")
+    play.tell(decoded(9, attempt=2, external=41, finish=STOP))
+    assert play.tokens == [7, 8, 9]
+
+
+def test_a_stop_in_a_later_attempts_prefill_ends_the_request() -> None:
+    play = Play(planned(), prefilled(token=7), failed(Stage.DECODE), planned(2))
+    play.tell(prefilled(2, token=2, finish=STOP, lease=None))
+    assert play.tokens == [7, 2] and play.all(Finish)[0].outcome == "finished"
+
+
+@pytest.mark.parametrize("kind", [FailureKind.UNAVAILABLE, FailureKind.INTERNAL, FailureKind.EXHAUSTED])
+def test_a_stream_whose_decode_worker_dies_goes_on_elsewhere(kind: FailureKind) -> None:
+    play = Play(planned(), prefilled(), decoded(8, external=39), decoded(9), failed(Stage.DECODE, kind))
+    ask = play.all(AskPlan)[1]
+    assert (ask.excluded_worker_ids, ask.shown_tokens) == (("decode-0",), 3)
+    assert [retried.how for retried in play.all(Retried)] == ["continue"]
+    play.tell(planned(2), prefilled(2, token=10, lease="lease-2"), decoded(11, attempt=2, external=42, finish=LENGTH))
+    assert play.tokens == [7, 8, 9, 10, 11]
+    assert [emit.delta.cached_tokens for emit in play.all(Emit)] == [16, None, None, None, None]
+
+
+def test_a_stream_may_go_on_whole_on_a_decode_worker() -> None:
+    play = Play(planned(), prefilled(), decoded(8, external=39), failed(Stage.DECODE), planned(2, prefill=None))
+    start = play.all(StartDecode)[1]
+    assert start.shown == (7, 8) and start.handoff is None
+    assert play.flow.awaited is Awaited.PROMPT
+    play.tell(decoded(9, attempt=2, external=0, finish=STOP))
+    assert play.tokens == [7, 8, 9]
+
+
+def test_the_last_token_of_a_stream_is_a_prefill_alone() -> None:
+    play = Play(planned(), prefilled(), decoded(8, external=39), failed(Stage.DECODE), output_tokens_max=3)
+    assert play.all(AskPlan)[1].prefill_only
+    play.tell(planned(2, decode=None), prefilled(2, token=9, lease="lease-2"))
+    assert play.tokens == [7, 8, 9] and play.all(Emit)[-1].delta.finish == LENGTH
+    assert play.all(ReleaseHandoff)[-1].handoff.lease_id == "lease-2"
+
+
+def test_a_worker_that_dies_between_the_last_token_and_the_end_costs_nothing() -> None:
+    play = Play(planned(), prefilled(), decoded(8, 9, external=39), failed(Stage.DECODE), output_tokens_max=3)
+    assert play.tokens == [7, 8, 9] and play.all(Finish)[0].outcome == "finished"
+    assert play.all(Emit)[-1].delta.finish == LENGTH and len(play.all(AskPlan)) == 1
+
+
+def test_what_cannot_be_continued_is_computed_again_and_shown_from_where_it_broke() -> None:
+    play = Play(planned(), prefilled(), decoded(5, 6, external=39), decoded(7), failed(Stage.DECODE), continuing=False)
+    assert play.all(AskPlan)[1].shown_tokens == 0
+    assert [retried.how for retried in play.all(Retried)] == ["replay"]
+    play.tell(planned(2), prefilled(2, token=99, lease="lease-2"))
+    assert play.all(StartPrefill)[1].shown == play.all(StartDecode)[1].shown == ()
+    play.tell(decoded(5, attempt=2, external=39), decoded(6, 7, 8, attempt=2), decoded(9, attempt=2, finish=STOP))
+    assert play.tokens == [5, 6, 7, 8, 9]
+    assert play.all(Finish)[0].output_tokens == 5
+
+
+def test_a_replay_that_gives_other_tokens_fails_and_is_stopped() -> None:
+    play = Play(planned(), prefilled(), decoded(5, 6, external=39), failed(Stage.DECODE), continuing=False)
+    play.tell(planned(2), prefilled(2, lease="lease-2"))
+    actions = play.tell(decoded(5, 7, attempt=2, external=39))
+    assert kinds(actions) == ["ReleaseHandoff", "Diverged", "AbortWork", "EndPlan", "Finish"]
+    assert play.tokens == [5, 6] and play.all(Finish)[0].failure.kind is FailureKind.INTERNAL
+
+
+def test_a_stream_moves_more_often_than_attempts_when_each_brought_something_new() -> None:
+    play = Play(planned(), prefilled(), decoded(8, external=39), attempts_max=2, resumes_max=2)
+    for attempt in (2, 3):
+        play.tell(failed(Stage.DECODE, attempt=attempt - 1), planned(attempt, prefill=None))
+        play.tell(decoded(7 + attempt, attempt=attempt, external=0))
+        assert play.flow.phase is Phase.DECODING
+    assert [ask.excluded_worker_ids for ask in play.all(AskPlan)] == [(), ("decode-0",), ("decode-0",)]
+    play.tell(failed(Stage.DECODE, attempt=3), planned(4, prefill=None), failed(Stage.DECODE, attempt=4))
+    finish = play.all(Finish)[0]
+    assert finish.outcome == "failed" and finish.failure.kind is FailureKind.UNAVAILABLE
+    assert "after 4 tokens" in finish.failure.message
+
+
+def test_without_budget_a_failure_is_told_at_once() -> None:
+    play = Play(planned(), failed(Stage.PREFILL, FailureKind.INTERNAL), budget=lambda: False)
+    assert len(play.all(AskPlan)) == 1 and play.all(Finish)[0].failure.kind is FailureKind.INTERNAL
+
+
+def test_a_retry_that_nobody_can_take_waits_and_may_use_every_worker_again() -> None:
+    full = Failure(kind=FailureKind.EXHAUSTED, message="full", retry_after_s=9.0)
+    play = Play(planned(), prefilled(), decoded(8, external=39), failed(Stage.DECODE), replans_max=2)
+    assert play.tell(PlanRefused(attempt=2, failure=full)) == [Pause(attempt=2, wait_s=0.1)]
+    assert play.flow.phase is Phase.WAITING and play.flow.awaited is None
+    assert play.tell(PlanRefused(attempt=2, failure=full), PauseOver(attempt=1)) == []
+    (ask,) = play.tell(PauseOver(attempt=2))
+    assert isinstance(ask, AskPlan) and (ask.attempt, ask.excluded_worker_ids, ask.shown_tokens) == (3, (), 2)
+    play.tell(PlanRefused(attempt=3, failure=full))
+    assert play.tell(PauseOver(attempt=3), PlanRefused(attempt=4, failure=full))[-1] == play.all(Finish)[0]
+    assert play.all(Finish)[0].failure.kind is FailureKind.EXHAUSTED
+
+
+def test_a_first_question_that_is_refused_does_not_wait() -> None:
+    full = Failure(kind=FailureKind.EXHAUSTED, message="full", retry_after_s=9.0)
+    assert Play(PlanRefused(attempt=1, failure=full), replans_max=5).all(Pause) == []
+
+
+STALLS: dict[str, tuple[list[FlowEvent], Awaited, Stage, tuple[str, ...]]] = {
+    "prefilling": ([planned()], Awaited.PROMPT, Stage.PREFILL, ("prefill-0",)),
+    "pulling": ([planned(), prefilled()], Awaited.PULL, Stage.DECODE, ("prefill-0", "decode-0")),
+    "decoding": ([planned(), prefilled(), decoded(8, external=39)], Awaited.STEP, Stage.DECODE, ("decode-0",)),
+    "computing": ([planned(prefill=None)], Awaited.PROMPT, Stage.DECODE, ("decode-0",)),
+}
+
+
+@pytest.mark.parametrize("where", STALLS)
+def test_stalled_work_is_stopped_told_of_and_done_elsewhere(where: str) -> None:
+    events, awaited, stage, excluded = STALLS[where]
+    play = Play(*events)
+    assert play.flow.awaited is awaited
+    assert play.tell(Stalled(attempt=7, stage=stage, waited_s=9.0)) == []
+    actions = kinds(play.tell(Stalled(attempt=1, stage=stage, waited_s=9.0)))
+    assert [name for name in actions if name != "ReleaseHandoff"] == [
+        "AbortWork",
+        "Suspect",
+        "EndPlan",
+        "Retried",
+        "AskPlan",
+    ]
+    assert ("ReleaseHandoff" in actions) == (where == "pulling")
+    assert play.all(AskPlan)[1].excluded_worker_ids == excluded
+
+
+def test_late_words_of_a_stalled_worker_change_nothing() -> None:
+    play = Play(planned(), prefilled(), decoded(8, external=39), Stalled(attempt=1, stage=Stage.DECODE, waited_s=9.0))
+    assert play.tell(decoded(9), decoded(10, finish=STOP), failed(Stage.DECODE), planned(1)) == []
+    assert play.flow.phase is Phase.PLANNING and play.tokens == [7, 8]
+
+
+def test_a_pull_whose_holder_is_lost_is_the_holders_fault() -> None:
+    play = Play(planned(), prefilled(), HolderLost(worker_id="prefill-0", epoch=9))
+    awaited = [play.flow.awaited]
+    play.tell(HolderLost(worker_id="prefill-0", epoch=1))
+    awaited.append(play.flow.awaited)
+    assert awaited == [Awaited.PULL, Awaited.ORPHANED_PULL], "the first one was of another incarnation"
+    play.tell(Stalled(attempt=1, stage=Stage.DECODE, waited_s=5.0))
+    assert play.all(Suspect) == [] and play.all(AskPlan)[1].excluded_worker_ids == ("prefill-0",)
+
+
+def test_a_decode_that_recovers_from_its_lost_holder_just_goes_on() -> None:
+    play = Play(planned(), prefilled(), HolderLost(worker_id="prefill-0", epoch=1), decoded(8, external=0))
+    assert play.flow.awaited is Awaited.STEP and play.tokens == [7, 8]
+    assert play.tell(HolderLost(worker_id="prefill-0", epoch=1)) == []
