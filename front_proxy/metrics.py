@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from front_proxy.generation import Phases
 from runtime.buckets import PHASE_S, TIME_TO_FIRST_TOKEN_S
+from runtime.histogram import LoopHistogram
 
 PHASES = ("plan", "queue", "prefill", "first_token_out", "handoff", "decode_admission")
 
@@ -47,33 +48,34 @@ class DispatchMetrics:
             ["outcome"],
             registry=registry,
         )
-        self.ttft_s = Histogram(
+        self.ttft_s = LoopHistogram(
             f"{prefix}_ttft_seconds",
             "Dispatcher entered to the client's first token ready; the phases add up to it.",
             buckets=TIME_TO_FIRST_TOKEN_S,
             registry=registry,
         )
-        ttft_phase = Histogram(
+        ttft_phase = LoopHistogram(
             f"{prefix}_ttft_phase_seconds",
             "Where the time to the client's first token went.",
-            ["phase"],
             buckets=PHASE_S,
             registry=registry,
+            label="phase",
+            values=PHASES,
         )
-        self._phases = {name: ttft_phase.labels(name) for name in PHASES}
-        self.plan_s = Histogram(
+        self._phases = [(f"{name}_s", ttft_phase.series(name)) for name in PHASES]
+        self.plan_s = LoopHistogram(
             f"{prefix}_plan_seconds",
             "One question to the scheduler and its answer.",
             buckets=PHASE_S,
             registry=registry,
         )
-        self.handoff_s = Histogram(
+        self.handoff_s = LoopHistogram(
             f"{prefix}_handoff_seconds",
             "Hand-off submitted to the decode worker until its first output.",
             buckets=PHASE_S,
             registry=registry,
         )
-        self.decode_admission_s = Histogram(
+        self.decode_admission_s = LoopHistogram(
             f"{prefix}_decode_admission_seconds",
             "Submit received by the decode worker until its engine had the sequence.",
             buckets=PHASE_S,
@@ -112,8 +114,8 @@ class DispatchMetrics:
     def observe_first_token(self, phases: Phases) -> None:
         """Count a first token's way."""
         self.ttft_s.observe(phases.total_s)
-        for name in PHASES:
-            self._phases[name].observe(getattr(phases, f"{name}_s"))
+        for field, series in self._phases:
+            series.observe(getattr(phases, field))
 
     def watch(
         self,
