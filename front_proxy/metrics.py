@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
@@ -48,6 +49,9 @@ class DispatchMetrics:
             ["outcome"],
             registry=registry,
         )
+        # Looking up a child takes longer than counting, and every request would do it.
+        self.ended_as = functools.cache(self.requests.labels)
+        self.let_go = functools.cache(self.handoffs.labels)
         self.ttft_s = LoopHistogram(
             f"{prefix}_ttft_seconds",
             "Dispatcher entered to the client's first token ready; the phases add up to it.",

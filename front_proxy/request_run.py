@@ -284,7 +284,7 @@ class RequestRun:
                 if at is not None:
                     self._working.abort(*at)
             case ReleaseHandoff(handoff=handoff, pulled=pulled):
-                self._metrics.handoffs.labels("true" if pulled else "false").inc()
+                self._metrics.let_go("true" if pulled else "false").inc()
                 self._working.release(handoff, pulled=pulled)
             case EndPlan(attempt=attempt, outcome=outcome, output_tokens=output_tokens):
                 self._planning.end_plan(self._plan_ids.pop(attempt), outcome, output_tokens)
@@ -417,7 +417,7 @@ class RequestRun:
         self._timer.cancel()
         if self._pause is not None:
             self._pause.cancel()
-        self._metrics.requests.labels(outcome).inc()
+        self._metrics.ended_as(outcome).inc()
         if failure is not None:
             self._ending = failure
             if outcome == "failed":

@@ -34,21 +34,24 @@ _STATE: dict[int, WorkerState] = {
 
 def submit(slot: int, order: WorkOrder, held_s: float) -> worker_pb2.AttachRequest:
     """The submission of ``order`` after it waited ``held_s`` here."""
-    message = worker_pb2.Submit(
-        slot=slot,
-        request_id=order.request_id,
-        token_ids=order.token_ids,
-        sampling=order.sampling,
-        priority=order.priority,
-        cache_salt=order.cache_salt or "",
-        session_id=order.session_id or "",
-        trace_headers=dict(order.trace_headers or {}),
-        reasoning_ended=order.reasoning_ended,
-        reasoning_parser_kwargs=order.reasoning_parser_kwargs,
-        # 0 would mean "no deadline", so the last moments count as one millisecond.
-        deadline_ms=max(int((order.deadline_s - held_s) * 1000), 1) if order.deadline_s else 0,
-        blocks_reserved=order.blocks_reserved,
-    )
+    # Filled where it lies: a message given to another one's constructor is copied, with all its tokens.
+    request = worker_pb2.AttachRequest()
+    message = request.submit
+    message.slot = slot
+    message.request_id = order.request_id
+    message.token_ids.extend(order.token_ids)
+    message.sampling = order.sampling
+    message.priority = order.priority
+    message.cache_salt = order.cache_salt or ""
+    message.session_id = order.session_id or ""
+    if order.trace_headers:
+        message.trace_headers.update(order.trace_headers)
+    if order.reasoning_ended is not None:
+        message.reasoning_ended = order.reasoning_ended
+    message.reasoning_parser_kwargs = order.reasoning_parser_kwargs
+    # 0 would mean "no deadline", so the last moments count as one millisecond.
+    message.deadline_ms = max(int((order.deadline_s - held_s) * 1000), 1) if order.deadline_s else 0
+    message.blocks_reserved = order.blocks_reserved
     match order.stage:
         case Stage.PREFILL:
             message.prefill.SetInParent()
@@ -57,7 +60,7 @@ def submit(slot: int, order: WorkOrder, held_s: float) -> worker_pb2.AttachReque
             if order.handoff is not None:
                 aged = handoff_wire.aged(order.handoff, held_s)
                 message.decode.handoff.CopyFrom(handoff_wire.to_wire(aged))
-    return worker_pb2.AttachRequest(submit=message)
+    return request
 
 
 def abort(slot: int) -> worker_pb2.AttachRequest:

@@ -32,7 +32,7 @@ class Series:
 
     def add_to(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
         """Show it as it is now."""
-        names = [floatToGoString(bound) for bound in (*self._bounds, INF)]
+        names = [str(floatToGoString(bound)) for bound in (*self._bounds, INF)]  # type: ignore[no-untyped-call]
         family.add_metric(labels, list(zip(names, itertools.accumulate(self._counts), strict=True)), self._sum)
 
 
