@@ -36,6 +36,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     is not shown, and what was shown before a failure is computed again and compared."""
     output_tokens_max: int
     priority: int = 0
+    priority_class: str = ""
+    """"interactive", "default" or "batch". Empty: by ``priority``."""
+    tenant: str = ""
+    """Whose request it is, for the fair share."""
     cache_salt: str | None = None
     session_id: str | None = None
     deadline_s: float | None = None

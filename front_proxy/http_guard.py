@@ -13,6 +13,7 @@ import msgspec
 
 from front_proxy.request_notes import CLOCK, NOTES, RequestNotes, phases_ms, server_timing
 from front_proxy.serving_metrics import DROPPED_FIELDS, REFUSALS
+from front_proxy.tenancy import asker
 from runtime.failure_status import STATUS
 from runtime.failures import Failure, FailureKind
 
@@ -98,6 +99,7 @@ class HttpGuard:
 
     async def _forward(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         notes = RequestNotes(CLOCK.monotonic_s())
+        notes.asker = asker(scope["headers"])
         headers: list[tuple[bytes, bytes]] = []
         explain = False
         length = 0

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from scheduler.actions import ReplyPlan, ReplyRefusal
-from scheduler.config import SchedulerConfig
+from scheduler.config import PriorityClassConfig, SchedulerConfig, WaitingConfig
 from scheduler.core import SchedulerCore
 from scheduler.events import (
     FrontJoined,
@@ -28,6 +28,9 @@ from scheduler.facts import WorkerFacts, WorkerLoad
 from scheduler.profile import Random
 
 SESSION = 1
+# Load that is only remembered would never let those who wait go on.
+_NONE = PriorityClassConfig(waiting_max=0)
+NOBODY_WAITS = WaitingConfig(interactive=_NONE, default=_NONE, batch=_NONE)
 # Loads are not faded more often than this.
 FADE_INTERVAL_S = 0.25
 
@@ -45,7 +48,7 @@ class OutagePlanner:
         now_s: float,
     ) -> None:
         self.plans_made = 0
-        self._core = SchedulerCore(config, rng)
+        self._core = SchedulerCore(msgspec.structs.replace(config, waiting=NOBODY_WAITS), rng)
         self._load_fade_s = load_fade_s
         self._seen: dict[str, tuple[WorkerLoad, float]] = {}
         self._sessions = SESSION

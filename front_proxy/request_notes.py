@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 
 from front_proxy.generation import Phases
+from front_proxy.tenancy import Asker
 from runtime.clock import SystemClock
 from runtime.failures import Failure
 
@@ -15,11 +16,13 @@ CLOCK = SystemClock()
 class RequestNotes:
     """Lives as long as one HTTP request; tasks started for it see the same object."""
 
-    __slots__ = ("deadline_s", "failure", "phases", "render_s", "shown", "started_s")
+    __slots__ = ("asker", "deadline_s", "failure", "phases", "render_s", "shown", "started_s")
 
     def __init__(self, started_s: float, deadline_s: float | None = None) -> None:
         self.started_s = started_s
         """On CLOCK."""
+        self.asker = Asker()
+        """On whose behalf it comes."""
         self.deadline_s = deadline_s
         """Time the client gave it from then. None: the configured one."""
         self.render_s: float | None = None

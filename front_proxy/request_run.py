@@ -320,6 +320,9 @@ class RequestRun:
             prompt_tokens=len(request.token_ids) + ask.shown_tokens,
             output_tokens_max=request.output_tokens_max - ask.shown_tokens,
             priority=request.priority,
+            priority_class=request.priority_class,
+            tenant=request.tenant,
+            wait_max_s=max(self._deadline_s - self._loop.time(), 0.001),
         )
         self._watch.new_attempt()
         answer = _PlanAnswer(self, ask.attempt, self._now_s())

@@ -54,6 +54,10 @@ class PlanQuestion(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     output_tokens_max: int
     priority: int
+    priority_class: str = ""
+    tenant: str = ""
+    wait_max_s: float = 0.0
+    """Longest wait for a place; 0: the scheduler's own bound."""
 
 
 class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -229,10 +233,20 @@ class SchedulerLink:
             refused = message.refused
             if (pending := self._answered(refused.plan_id)) is not None:
                 pending.receiver.on_refused(wire.failure(refused.kind, refused.message, refused.retry_after_ms))
+        elif message.HasField("waiting"):
+            self._on_waiting(message.waiting)
         elif message.HasField("view"):
             self._on_new_view(message.view)
         if self._answers:
             self._degraded.resume()
+
+    def _on_waiting(self, waiting: scheduler_pb2.PlanWaiting) -> None:
+        """The request waits for its turn: the scheduler answers within that time, or it is not well."""
+        pending = self._pending.get(waiting.plan_id)
+        if pending is not None:
+            pending.timer.cancel()
+            wait_s = waiting.wait_max_ms / 1000 + self._options.plan_patience_s
+            pending.timer = self._loop.call_later(wait_s, self._on_impatience, waiting.plan_id)
 
     def _on_new_view(self, view: scheduler_pb2.ClusterView) -> None:
         self._degraded.see(view, self._loop.time())
@@ -323,4 +337,7 @@ def _ask(plan_id: int, question: PlanQuestion) -> _Item:
         prompt_tokens=question.prompt_tokens,
         output_tokens_max=question.output_tokens_max,
         priority=question.priority,
+        priority_class=question.priority_class,
+        tenant=question.tenant,
+        wait_max_s=question.wait_max_s,
     )

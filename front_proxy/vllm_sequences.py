@@ -197,6 +197,8 @@ class Sequences:
             continuation=encodings.continuation,
             output_tokens_max=params.max_tokens,
             priority=request.priority,
+            priority_class="" if notes is None else notes.asker.priority_class,
+            tenant="" if notes is None else notes.asker.tenant,
             cache_salt=request.cache_salt,
             session_id=request.session_id,
             deadline_s=None if notes is None else notes.deadline_s,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from engine.protocol import Finish, FinishReason, Logprobs
@@ -140,7 +141,16 @@ def failure(kind: str, message: str, retry_after_ms: int) -> Failure:
 
 
 def plan_request(
-    plan_id: int, ask: AskPlan, *, request_id: str, prompt_tokens: int, output_tokens_max: int, priority: int
+    plan_id: int,
+    ask: AskPlan,
+    *,
+    request_id: str,
+    prompt_tokens: int,
+    output_tokens_max: int,
+    priority: int,
+    priority_class: str,
+    tenant: str,
+    wait_max_s: float,
 ) -> scheduler_pb2.FrontUpdate:
     """The question behind ``ask``."""
     return scheduler_pb2.FrontUpdate(
@@ -153,6 +163,9 @@ def plan_request(
             excluded_worker_ids=ask.excluded_worker_ids,
             pinned_decode_worker_id=ask.pinned_decode_worker or "",
             prefill_only=ask.prefill_only,
+            priority_class=priority_class,
+            tenant=tenant,
+            wait_max_ms=math.ceil(wait_max_s * 1000),
         )
     )
 

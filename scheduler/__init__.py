@@ -7,7 +7,8 @@ One plan: filters drop the workers that cannot serve (``policies/``), scorers ra
 one (``profile``). Prefill and decode are chosen together (``placement``), because their KV layouts must be equal, and
 the decode blocks are reserved before any prefill is spent. ``disaggregation`` says whether a remote prefill pays.
 
-Absent on purpose: a queue of waiting plans (a plan that does not fit is refused with a retry-after), and prefix-aware
-routing. Its seat: ``PlanRequested.block_hashes`` arrives, ``profile.Signal.PREFIX_BLOCKS`` names the missing signal,
-and an affinity scorer is one more file in ``policies/``.
+What fits nowhere waits its turn (``waiting_line``, ``fair_share``), in bounds, or is refused with when to come back.
+
+Absent on purpose: prefix-aware routing. Its seat: ``PlanRequested.block_hashes`` arrives,
+``profile.Signal.PREFIX_BLOCKS`` names the missing signal, and an affinity scorer is one more file in ``policies/``.
 """

@@ -24,6 +24,16 @@ class ReplyPlan(msgspec.Struct, frozen=True, kw_only=True):
     decode: Placement | None
     decode_blocks_reserved: int
     reason: str
+    # Time it waited for its place.
+    waited_s: float = 0.0
+
+
+class ReplyWaiting(msgspec.Struct, frozen=True, kw_only=True):
+    """Tell a front proxy that its request waits, at most for so long; a plan or a refusal follows."""
+
+    session: int
+    plan_id: int
+    wait_max_s: float
 
 
 class ReplyRefusal(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,4 +81,4 @@ class PublishView(msgspec.Struct, frozen=True):
     at_once: bool
 
 
-Action = ReplyPlan | ReplyRefusal | AcceptWorker | RejectWorker | DropWorker | DrainWorker | PublishView
+Action = ReplyPlan | ReplyWaiting | ReplyRefusal | AcceptWorker | RejectWorker | DropWorker | DrainWorker | PublishView

@@ -36,7 +36,7 @@ class Admission:
         self, *, plans_in_flight_max: int, retry_after_min_s: float, retry_after_max_s: float, release_window_s: float
     ) -> None:
         self._plans_in_flight_max = plans_in_flight_max
-        self._retry_after_min_s = retry_after_min_s
+        self.retry_after_min_s = retry_after_min_s
         self._retry_after_max_s = retry_after_max_s
         self._rate = ReleaseRate(release_window_s)
 
@@ -52,6 +52,6 @@ class Admission:
         """When this many blocks should be free at the present pace, within the configured bounds."""
         pace = self._rate.blocks_per_s(now_s)
         # Before the first release nothing is known: the middle of the bounds, by their ratio.
-        unknown_s = math.sqrt(self._retry_after_min_s * self._retry_after_max_s)
+        unknown_s = math.sqrt(self.retry_after_min_s * self._retry_after_max_s)
         wait_s = missing_blocks / pace if pace > 0 else unknown_s
-        return min(self._retry_after_max_s, max(self._retry_after_min_s, wait_s))
+        return min(self._retry_after_max_s, max(self.retry_after_min_s, wait_s))

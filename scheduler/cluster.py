@@ -16,8 +16,8 @@ PlanKey = tuple[int, int]
 
 # A rate sample over less time than this is noise; shorter reports are joined.
 RATE_SAMPLE_MIN_S = 0.05
-# Weight of the newest rate sample.
-RATE_SMOOTHING = 0.3
+# Share of what is remembered of the rate that one sample replaces.
+RATE_SMOOTHING = 0.1
 
 
 class Worker:
@@ -25,9 +25,10 @@ class Worker:
 
     __slots__ = (
         "_rate_assigned_tokens",
-        "_rate_observed",
+        "_rate_busy_s",
         "_rate_queued_tokens",
         "_rate_since_s",
+        "_rate_tokens",
         "block_size_tokens",
         "blocks_total",
         "careful_blocks",
@@ -41,6 +42,7 @@ class Worker:
         "placement",
         "prefill_tokens_per_s",
         "queued_tokens",
+        "rate_observed",
         "ready",
         "request_count",
         "requests_max",
@@ -85,7 +87,11 @@ class Worker:
         self._rate_since_s = now_s
         self._rate_queued_tokens = 0
         self._rate_assigned_tokens = 0
-        self._rate_observed = False
+        # Prompt tokens computed in that much busy time, older samples counting less.
+        self._rate_tokens = 0.0
+        self._rate_busy_s = 0.0
+        # Whether prefill_tokens_per_s is more than an assumption.
+        self.rate_observed = False
 
     @property
     def state(self) -> WorkerState:
@@ -118,6 +124,7 @@ class Worker:
         assert key not in self.unreported, key
         self.unreported[key] = (now_s, tokens)
         self.unreported_tokens += tokens
+        self._rate_assigned_tokens += tokens
         self._refresh()
 
     def forget(self, key: PlanKey) -> int:
@@ -138,28 +145,28 @@ class Worker:
                 break
             visible.append(key)
         for key in visible:
-            tokens = self.unreported.pop(key)[1]
-            self.unreported_tokens -= tokens
-            self._rate_assigned_tokens += tokens
+            self.unreported_tokens -= self.unreported.pop(key)[1]
         self._observe_rate(now_s)
         self._refresh()
 
     def _observe_rate(self, now_s: float) -> None:
+        """Learn from what was computed between two reports. Only between two busy ones is that all it can compute."""
         elapsed_s = now_s - self._rate_since_s
         if elapsed_s < RATE_SAMPLE_MIN_S:
             return
-        queued = self.load.prefill_tokens_queued
-        computed = self._rate_queued_tokens + self._rate_assigned_tokens - queued
-        was_busy = self._rate_queued_tokens > 0
+        before, assigned, queued = self._rate_queued_tokens, self._rate_assigned_tokens, self.load.prefill_tokens_queued
         self._rate_since_s, self._rate_queued_tokens, self._rate_assigned_tokens = now_s, queued, 0
-        if computed <= 0 or not was_busy:
-            return
-        sample = computed / elapsed_s
-        if queued == 0 and sample < self.prefill_tokens_per_s:
-            return  # It ran dry at some moment in between: only a lower bound.
-        weight = RATE_SMOOTHING if self._rate_observed else 1.0
-        self.prefill_tokens_per_s += weight * (sample - self.prefill_tokens_per_s)
-        self._rate_observed = True
+        if before > 0 and queued > 0:
+            # A prompt on its way to the worker counts too early here and too late in the next sample: sums are right.
+            self._rate_tokens = (1.0 - RATE_SMOOTHING) * self._rate_tokens + before + assigned - queued
+            self._rate_busy_s = (1.0 - RATE_SMOOTHING) * self._rate_busy_s + elapsed_s
+            if self._rate_tokens > 0:
+                self.prefill_tokens_per_s = self._rate_tokens / self._rate_busy_s
+                self.rate_observed = True
+        elif before > self.prefill_tokens_per_s * elapsed_s:
+            # It ran dry at some moment in between: only a lower bound.
+            self.prefill_tokens_per_s = before / elapsed_s
+            self.rate_observed = True
 
     def drain(self) -> None:
         """Take nothing new from now on, whatever the next report says."""

@@ -77,6 +77,29 @@ class RoutingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     decode: ProfileConfig = msgspec.field(default_factory=decode_profile)
 
 
+class PriorityClassConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How requests of one priority class wait."""
+
+    # Share of the cluster's pace while other classes wait too, against their weights.
+    weight: Positive = 1.0
+    # Requests of this class that may wait. 0: none.
+    waiting_max: Count = 4096
+    # Longest wait; who would wait longer by the present pace is refused at once.
+    wait_max_s: Positive = 10.0
+
+
+class WaitingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The line of requests that fit nowhere now."""
+
+    interactive: PriorityClassConfig = PriorityClassConfig(weight=16.0, wait_max_s=5.0)
+    default: PriorityClassConfig = PriorityClassConfig(weight=4.0, wait_max_s=20.0)
+    batch: PriorityClassConfig = PriorityClassConfig(weight=1.0, wait_max_s=120.0)
+    # Tenants whose use is remembered while nothing of theirs waits.
+    tenants_max: PositiveCount = 4096
+    # Memory of the pace at which the line moves.
+    drain_window_s: Positive = 10.0
+
+
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The scheduler's part of the configuration tree."""
 
@@ -114,6 +137,9 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     retry_after_min_s: Positive = 0.1
     retry_after_max_s: Positive = 10.0
     release_window_s: Positive = 10.0
+    # Predicted wait in a prefill worker's own queue beyond which it gets nothing new: then requests wait here.
+    prefill_wait_max_s: Positive = 1.0
+    waiting: WaitingConfig = WaitingConfig()
     # Prompts of at most this many tokens are computed by the decode worker itself. 0: always remote if possible.
     short_prompt_tokens: Count = 0
     # A worker that a front proxy could not use is avoided for this long, unless nothing else is left.

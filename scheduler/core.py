@@ -8,7 +8,7 @@ its worker or its front proxy.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 import msgspec
@@ -23,7 +23,7 @@ from scheduler.actions import (
     PublishView,
     RejectWorker,
     ReplyPlan,
-    ReplyRefusal,
+    ReplyWaiting,
 )
 from scheduler.admission import Admission
 from scheduler.cluster import ClusterState, PlanKey, Worker
@@ -45,23 +45,16 @@ from scheduler.events import (
     WorkerSuspected,
 )
 from scheduler.facts import WorkerFacts
-from scheduler.placement import Cause, Chosen, NotPlaced, Planner
+from scheduler.membership import objection
+from scheduler.placement import Chosen, NotPlaced, Planner
 from scheduler.profile import Probe, Random
+from scheduler.refusals import PASSING, refusal, turned_away
+from scheduler.waiting_line import PriorityClass, WaitingLine
 
 STORY_EVENTS_MAX = 64
 
 # So frequent that they would push everything else out of the story.
 UNTOLD = (PlansRunning, RequestEnded, Tick, WorkerLoadReported)
-
-_KIND: dict[Cause, FailureKind] = {
-    "plans_in_flight": FailureKind.EXHAUSTED,
-    "no_headroom": FailureKind.EXHAUSTED,
-    "decode_slots": FailureKind.EXHAUSTED,
-    "prefill_slots": FailureKind.EXHAUSTED,
-    "no_worker": FailureKind.UNAVAILABLE,
-    "too_large": FailureKind.BAD_REQUEST,
-    "plan_id_in_use": FailureKind.BAD_REQUEST,
-}
 
 
 class GrantedPlan(msgspec.Struct, frozen=True, gc=False):
@@ -108,6 +101,7 @@ class SchedulerCore:
             retry_after_max_s=config.retry_after_max_s,
             release_window_s=config.release_window_s,
         )
+        self._line = WaitingLine(config.waiting)
         self._story: deque[tuple[float, Event]] = deque(maxlen=STORY_EVENTS_MAX)
 
     def handle(self, event: Event, now_s: float) -> Sequence[Action]:
@@ -116,17 +110,19 @@ class SchedulerCore:
             self._story.append((now_s, event))
         match event:
             case PlanRequested():
-                return (self._plan(event, now_s),)
+                return self._ask(event, now_s)
             case RequestEnded(session=session, plan_id=plan_id):
+                self._line.remove((session, plan_id), now_s)
                 self._end((session, plan_id), now_s)
-                return ()
+                return self._serve(now_s)
             case PlansRunning():
                 self._reconcile(event, now_s)
-                return ()
+                return self._serve(now_s)
             case WorkerLoadReported():
-                return self._report(event, now_s)
+                return (*self._report(event, now_s), *self._serve(now_s))
             case Tick():
-                return self._tick(now_s)
+                overdue = [turned_away(each, self._admission, now_s) for each in self._line.overdue(now_s)]
+                return (*self._tick(now_s), *overdue, *self._serve(now_s))
             case WorkerJoined(session=session, facts=facts):
                 return self._join(session, facts, now_s)
             case WorkerLeft(session=session, worker_id=worker_id):
@@ -142,13 +138,15 @@ class SchedulerCore:
                 return (PublishView(at_once=True),)
             case FrontLeft(session=session):
                 self._front_leave(session, now_s)
-                return ()
+                return self._serve(now_s)
             case _:
                 assert_never(event)
 
     def _front_leave(self, session: int, now_s: float) -> None:
         for plan_id in list(self.fronts[session].plans):
             self._end((session, plan_id), now_s)
+        for key in self._line.of_session(session):
+            self._line.remove(key, now_s)
         del self.fronts[session]
 
     def _leave(self, session: int, worker_id: str) -> Sequence[Action]:
@@ -164,7 +162,7 @@ class SchedulerCore:
             worker.suspect_until_s = now_s + self._config.suspect_cooldown_s
 
     def _join(self, session: int, facts: WorkerFacts, now_s: float) -> Sequence[Action]:
-        problem = self._objection(facts)
+        problem = objection(facts, self.cluster, self._config.workers_max)
         if problem is not None:
             return (RejectWorker(session=session, failure=Failure(kind=FailureKind.INCOMPATIBLE, message=problem)),)
         actions: list[Action] = []
@@ -201,6 +199,9 @@ class SchedulerCore:
             named = event.asked.union(plan.plan_id for plan in event.plans)
             for plan_id in [plan_id for plan_id in front.plans if plan_id not in named]:
                 self._end((event.session, plan_id), now_s)
+            for key in self._line.of_session(event.session):
+                if key[1] not in named:
+                    self._line.remove(key, now_s)
 
     def _adopt(self, session: int, front: Front, plan: RunningPlan) -> None:
         """Take over a plan that somebody else made. Its worker may register later."""
@@ -209,31 +210,6 @@ class SchedulerCore:
         worker = self._member_of(plan.decode)
         if worker is not None:
             worker.adopt((session, plan.plan_id), plan.decode_blocks)
-
-    def _objection(self, facts: WorkerFacts) -> str | None:
-        """Why a worker may not join, as a sentence; None when it may."""
-        name = facts.worker_id
-        if not name or facts.epoch <= 0 or facts.block_size_tokens <= 0 or facts.kv_blocks_total <= 0:
-            return f"Worker {name!r} must state its id, epoch, block size and number of KV blocks."
-        former = self.cluster.get(name)
-        if former is not None and former.facts.epoch > facts.epoch:
-            return f"A newer start of worker {name} is registered; every worker needs a worker_id of its own."
-        if former is not None and former.facts.epoch == facts.epoch and former.facts != facts:
-            return f"Worker {name} changed its facts without a new epoch."
-        if former is None and len(self.cluster.workers) >= self._config.workers_max:
-            return f"The scheduler accepts at most {self._config.workers_max} workers (scheduler.workers_max)."
-        # All members agree with one another, so any one of them speaks for the cluster.
-        member = next(iter(self.cluster.others(name)), None)
-        if member is None:
-            return None
-        for what, own, theirs in (
-            ("engine version", facts.engine_version, member.facts.engine_version),
-            ("model", facts.model, member.facts.model),
-            ("KV layout", facts.layout_fingerprint, member.facts.layout_fingerprint),
-        ):
-            if own != theirs:
-                return f"Worker {name} has {what} {own!r}, but {member.worker_id} is registered with {theirs!r}."
-        return None
 
     def _member(self, worker_id: str, session: int) -> Worker | None:
         """The worker if this stream is its present one."""
@@ -280,26 +256,66 @@ class SchedulerCore:
             PublishView(at_once=True),
         )
 
-    def _plan(self, event: PlanRequested, now_s: float) -> ReplyPlan | ReplyRefusal:
-        front = self.fronts[event.session]
-        if event.plan_id in front.plans:
-            verdict: Chosen | NotPlaced = NotPlaced(cause="plan_id_in_use", message="The plan_id is in use.")
-        elif not self._admission.has_room(self.plans_in_flight):
-            limit = self._config.plans_in_flight_max
-            verdict = NotPlaced(
-                cause="plans_in_flight", message=f"{limit} requests are in flight, the configured most."
+    def _ask(self, event: PlanRequested, now_s: float) -> Sequence[Action]:
+        """Place a request, let it wait for its turn, or refuse it."""
+        key = (event.session, event.plan_id)
+        if event.plan_id in self.fronts[event.session].plans or key in self._line:
+            in_use = NotPlaced(cause="plan_id_in_use", message="The plan_id is in use.")
+            return (refusal(event, in_use, self._admission, now_s),)
+        placed = self._place(event, now_s)
+        if isinstance(placed, NotPlaced) and not self._passes(placed):
+            return (refusal(event, placed, self._admission, now_s),)
+        # A request that a worker failed has had its turn already.
+        if isinstance(placed, Chosen) and (not self._line or event.excluded_worker_ids):
+            self._line.charge(event, self._cost(event))
+            return (self._grant(event, placed, now_s, since_s=now_s),)
+        nobody_waits = not self._line
+        waiting, turned = self._line.offer(event, self._cost(event), now_s)
+        if waiting is None and nobody_waits and isinstance(placed, NotPlaced):
+            return (refusal(event, placed, self._admission, now_s),)
+        actions: list[Action] = [turned_away(each, self._admission, now_s) for each in turned]
+        actions.extend(self._serve(now_s))
+        if waiting is not None and key in self._line:
+            actions.append(
+                ReplyWaiting(session=event.session, plan_id=event.plan_id, wait_max_s=waiting.until_s - now_s)
             )
-        else:
-            verdict = self._planner.place(event, self.cluster, now_s)
-        match verdict:
-            case Chosen():
-                return self._grant(event, front, verdict, now_s)
-            case NotPlaced():
-                return self._refuse(event, verdict, now_s)
-            case _:
-                assert_never(verdict)
+        return actions
 
-    def _grant(self, event: PlanRequested, front: Front, chosen: Chosen, now_s: float) -> ReplyPlan:
+    def _serve(self, now_s: float) -> Sequence[Action]:
+        """Give places to those who wait, in their order, until one fits nowhere: he must not be overtaken for ever."""
+        if not self._line:
+            return ()
+        actions: list[Action] = []
+        while (waiting := self._line.head()) is not None:
+            event = waiting.event
+            placed = self._place(event, now_s)
+            if isinstance(placed, Chosen):
+                self._line.take(waiting, now_s)
+                actions.append(self._grant(event, placed, now_s, since_s=waiting.since_s))
+            elif self._passes(placed):
+                break
+            else:
+                self._line.remove((event.session, event.plan_id), now_s)
+                actions.append(refusal(event, placed, self._admission, now_s))
+        return actions
+
+    def _place(self, event: PlanRequested, now_s: float) -> Chosen | NotPlaced:
+        if not self._admission.has_room(self.plans_in_flight):
+            limit = self._config.plans_in_flight_max
+            message = f"{limit} requests are in flight, the configured most."
+            return NotPlaced(cause="plans_in_flight", message=message)
+        return self._planner.place(event, self.cluster, now_s)
+
+    def _passes(self, verdict: NotPlaced) -> bool:
+        """Whether waiting makes sense. Who is missing from a cluster that is being rebuilt may be about to come."""
+        return verdict.cause in PASSING or (self.rebuilding and verdict.cause == "no_worker")
+
+    def _cost(self, event: PlanRequested) -> int:
+        """What a request takes of the cluster, in tokens."""
+        return event.prompt_tokens + min(event.output_tokens_max, self._config.output_reserve_tokens)
+
+    def _grant(self, event: PlanRequested, chosen: Chosen, now_s: float, *, since_s: float) -> ReplyPlan:
+        front = self.fronts[event.session]
         key = (event.session, event.plan_id)
         prefill, decode = chosen.prefill, chosen.decode
         computing = prefill or decode
@@ -320,17 +336,8 @@ class SchedulerCore:
             decode=at_decode,
             decode_blocks_reserved=chosen.decode_blocks,
             reason=chosen.reason.value,
+            waited_s=now_s - since_s,
         )
-
-    def _refuse(self, event: PlanRequested, verdict: NotPlaced, now_s: float) -> ReplyRefusal:
-        kind = _KIND[verdict.cause]
-        retry_after_s = None
-        if kind is FailureKind.EXHAUSTED:
-            retry_after_s = self._admission.retry_after_s(max(1, verdict.missing_blocks), now_s)
-        elif kind is FailureKind.UNAVAILABLE:
-            retry_after_s = self._config.retry_after_min_s
-        failure = Failure(kind=kind, message=verdict.message, retry_after_s=retry_after_s)
-        return ReplyRefusal(session=event.session, plan_id=event.plan_id, failure=failure, cause=verdict.cause)
 
     def _end(self, key: PlanKey, now_s: float) -> None:
         front = self.fronts.get(key[0])
@@ -351,6 +358,10 @@ class SchedulerCore:
         worker = self.cluster.get(placed.worker_id) if placed is not None else None
         return worker if worker is not None and worker.placement == placed else None
 
+    def waiting(self) -> Mapping[PriorityClass, int]:
+        """How many requests wait for a place, by class."""
+        return self._line.counts()
+
     def story(self) -> Sequence[str]:
         """The last telling events, oldest first: for error messages."""
         return [f"{at_s:.3f} {event}" for at_s, event in self._story]
@@ -358,6 +369,9 @@ class SchedulerCore:
     def check(self) -> None:
         """Assert every invariant of the books. Slow: for tests and after a failure."""
         self.cluster.check()
+        self._line.check()
+        for session, plan_id in self._line:
+            assert plan_id not in self.fronts[session].plans, (session, plan_id)
         assert self.plans_in_flight == sum(len(front.plans) for front in self.fronts.values())
         assert self.plans_in_flight <= self._config.plans_in_flight_max
         for worker in self.cluster.workers.values():

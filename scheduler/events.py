@@ -76,8 +76,12 @@ class PlanRequested(msgspec.Struct, frozen=True, kw_only=True):
     block_hashes: tuple[int, ...] = ()
     excluded_worker_ids: frozenset[str] = frozenset()
     pinned_decode_worker_id: str | None = None
-    # Seat of fair share.
+    # Requests of one tenant wait for one another; tenants share.
     tenant: str = ""
+    # "interactive", "default" or "batch"; anything else: by ``priority``.
+    priority_class: str = ""
+    # Longest wait the request itself allows. 0: its class's.
+    wait_max_s: float = 0.0
     prefill_only: bool = False
 
 

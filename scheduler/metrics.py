@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-from runtime.buckets import DECISION_S
+from runtime.buckets import DECISION_S, TIME_TO_FIRST_TOKEN_S
 from scheduler.cluster import Worker
 from scheduler.facts import Role, WorkerState
+from scheduler.waiting_line import PriorityClass
 
 # One pass over policies in so many is timed: reading the clock costs as much as a small policy. A prime, since a plan
 # makes up to four passes (filters and scorers of two roles) and each kind must have its turn.
@@ -52,11 +53,25 @@ class SchedulerMetrics:
         self._reserved_blocks = Gauge(
             "baton_scheduler_reserved_blocks", "KV blocks reserved for plans", ("worker",), registry=registry
         )
+        self.waited_s = Histogram(
+            "baton_scheduler_waited_seconds",
+            "Time in the line of requests that then got a place",
+            buckets=TIME_TO_FIRST_TOKEN_S,
+            registry=registry,
+        )
+        self._waiting = Gauge(
+            "baton_scheduler_waiting", "Requests that wait for a place", ("priority_class",), registry=registry
+        )
         self._labelled: frozenset[str] = frozenset()
 
     def request_ended(self, outcome: str) -> None:
         """Count an end under one of the outcomes we know."""
         self._requests_ended.labels(outcome if outcome in _OUTCOMES else "other").inc()
+
+    def show_waiting(self, counts: Mapping[PriorityClass, int]) -> None:
+        """Bring the line's gauges up to date."""
+        for priority_class, count in counts.items():
+            self._waiting.labels(priority_class.value).set(count)
 
     def show_cluster(self, workers: Iterable[Worker], *, fronts: int, plans_in_flight: int) -> None:
         """Bring the gauges up to date; labels of workers that left are dropped."""

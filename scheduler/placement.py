@@ -18,7 +18,17 @@ from scheduler.policies.model_layout_filter import LayoutGroup, layout_groups
 from scheduler.profile import Ask, Emptied, Picked, Probe, Random
 
 Cause = Literal[
-    "plans_in_flight", "plan_id_in_use", "no_worker", "too_large", "no_headroom", "decode_slots", "prefill_slots"
+    "plans_in_flight",
+    "plan_id_in_use",
+    "no_worker",
+    "too_large",
+    "no_headroom",
+    "decode_slots",
+    "prefill_slots",
+    "prefill_backlog",
+    "wait_too_long",
+    "line_full",
+    "waited_out",
 ]
 
 
@@ -44,7 +54,7 @@ class Planner:
 
     def __init__(self, config: SchedulerConfig, rng: Random | None, probe: Probe | None) -> None:
         self._config = config
-        self._prefill = policies.prefill_profile(config.routing.prefill)
+        self._prefill = policies.prefill_profile(config.routing.prefill, config.prefill_wait_max_s)
         self._decode = policies.decode_profile(config.routing.decode)
         self._rng = rng
         self._probe = probe
@@ -72,8 +82,8 @@ class Planner:
         prefill_ask = _prefill_ask(event)
         prefills = self._prefill.survivors(prefill_ask, cluster.with_role(Role.PREFILL), now_s, self._probe)
         if isinstance(prefills, Emptied):
-            if prefills.by == "request_slots":
-                return _prefill_busy()
+            if (busy := _prefill_busy(prefills)) is not None:
+                return busy
             return self._local(decode_ask, decodes.workers, Reason.NO_PREFILL_WORKER, now_s)
         if cluster.single_layout:
             groups: Sequence[LayoutGroup] = (LayoutGroup(prefills.workers, decodes.workers),)
@@ -119,8 +129,8 @@ class Planner:
         verdict = self._prefill.run(ask, cluster.with_role(Role.PREFILL), now_s, self._rng, self._probe)
         if isinstance(verdict, Picked):
             return Chosen(prefill=verdict.worker, decode=None, decode_blocks=0, reason=Reason.PREFILL_ONLY)
-        if verdict.by == "request_slots":
-            return _prefill_busy()
+        if (busy := _prefill_busy(verdict)) is not None:
+            return busy
         # Nobody hands anything over, so any engine can compute the prompt and its one token.
         fallback = self._decode.run(ask, cluster.with_role(Role.DECODE), now_s, self._rng, self._probe)
         if isinstance(fallback, Picked):
@@ -141,8 +151,15 @@ def _chosen(prefill: Worker | None, decode: Worker, ask: Ask, reason: Reason) ->
     return Chosen(prefill=prefill, decode=decode, decode_blocks=ask.blocks(decode.block_size_tokens), reason=reason)
 
 
-def _prefill_busy() -> NotPlaced:
-    return NotPlaced(cause="prefill_slots", message="Every prefill worker runs as many requests as it admits.")
+def _prefill_busy(emptied: Emptied) -> NotPlaced | None:
+    """There are prefill workers, and they are full; None when there are none."""
+    match emptied.by:
+        case "request_slots":
+            return NotPlaced(cause="prefill_slots", message="Every prefill worker runs as many requests as it admits.")
+        case "prefill_backlog":
+            return NotPlaced(cause="prefill_backlog", message="Every prefill worker has enough prompts to compute.")
+        case _:
+            return None
 
 
 def _decode_refusal(ask: Ask, emptied: Emptied, cluster: ClusterState) -> NotPlaced:

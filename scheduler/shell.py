@@ -24,6 +24,7 @@ from scheduler.actions import (
     RejectWorker,
     ReplyPlan,
     ReplyRefusal,
+    ReplyWaiting,
 )
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
@@ -94,6 +95,7 @@ class SchedulerShell:
         self.metrics.show_cluster(
             self.core.cluster.workers.values(), fronts=len(self.fronts), plans_in_flight=self.core.plans_in_flight
         )
+        self.metrics.show_waiting(self.core.waiting())
 
     def close(self, verdict: Failure = _STOPS) -> None:
         """End every stream with this verdict."""
@@ -106,10 +108,14 @@ class SchedulerShell:
 
     def _do(self, action: Action) -> None:
         match action:
-            case ReplyPlan(session=session, reason=reason, prefill=prefill):
+            case ReplyPlan(session=session, reason=reason, prefill=prefill, waited_s=waited_s):
+                if waited_s > 0:
+                    self.metrics.waited_s.observe(waited_s)
                 decision = "local" if prefill is None else "remote"
                 self.metrics.plans.labels(decision, reason).inc()
                 self.fronts[session].put(wire.plan(action))
+            case ReplyWaiting(session=session):
+                self.fronts[session].put(wire.waiting(action))
             case ReplyRefusal(session=session, cause=cause):
                 self.metrics.refusals.labels(cause).inc()
                 self.fronts[session].put(wire.refusal(action))

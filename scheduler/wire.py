@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
-from scheduler.actions import Placement, ReplyPlan, ReplyRefusal
+from scheduler.actions import Placement, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.cluster import Worker
 from scheduler.events import PlanRequested, PlansRunning, RunningPlan
 from scheduler.facts import Role, WorkerFacts, WorkerLoad, WorkerState
@@ -78,6 +78,8 @@ def plan_requested(session: int, message: pb.PlanRequest, *, block_hashes_max: i
         pinned_decode_worker_id=message.pinned_decode_worker_id or None,
         tenant=message.tenant,
         prefill_only=message.prefill_only,
+        priority_class=message.priority_class,
+        wait_max_s=message.wait_max_ms / 1000,
     )
 
 
@@ -120,6 +122,12 @@ def plan(action: ReplyPlan) -> pb.FrontReply:
             reason=action.reason,
         )
     )
+
+
+def waiting(action: ReplyWaiting) -> pb.FrontReply:
+    """The answer to a plan that is put off."""
+    wait_max_ms = max(1, round(action.wait_max_s * 1000))
+    return pb.FrontReply(waiting=pb.PlanWaiting(plan_id=action.plan_id, wait_max_ms=wait_max_ms))
 
 
 def refusal(action: ReplyRefusal) -> pb.FrontReply:

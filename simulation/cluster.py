@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import assert_never
 
 import msgspec
 
@@ -11,9 +12,10 @@ from front_proxy.request_flow import Phase, RequestFlow
 from front_proxy.work import Placement, Stage
 from scheduler.actions import DropWorker, ReplyPlan, ReplyRefusal
 from scheduler.actions import Placement as CorePlacement
-from scheduler.config import SchedulerConfig
+from scheduler.config import PriorityClassConfig, SchedulerConfig, WaitingConfig
 from scheduler.core import SchedulerCore
 from scheduler.events import (
+    Event,
     FrontJoined,
     FrontLeft,
     PlanRequested,
@@ -44,7 +46,19 @@ DRAIN_S = (0.0, 0.3)
 # From the end of one failure to the next one, where they come one at a time.
 RECOVERED_S = 2.0
 
-SCHEDULER_CONFIG = SchedulerConfig(worker_lease_s=2.0, heartbeat_interval_s=0.5, suspect_cooldown_s=0.5)
+# Shorter than the front proxies' patience with a question.
+_WAITING = PriorityClassConfig(wait_max_s=0.5)
+_REFUSING = PriorityClassConfig(waiting_max=0)
+SCHEDULER_CONFIG = SchedulerConfig(
+    worker_lease_s=2.0,
+    heartbeat_interval_s=0.5,
+    suspect_cooldown_s=0.5,
+    waiting=WaitingConfig(interactive=_WAITING, default=_WAITING, batch=_WAITING),
+)
+# In every other run what fits nowhere is refused, so that front proxies have to cope.
+REFUSING_CONFIG = msgspec.structs.replace(
+    SCHEDULER_CONFIG, waiting=WaitingConfig(interactive=_REFUSING, default=_REFUSING, batch=_REFUSING)
+)
 
 
 class SimScheduler:
@@ -56,7 +70,8 @@ class SimScheduler:
         self._sessions = itertools.count(1)
         self._fronts: dict[int, SimFront] = {}
         self._worker_sessions: dict[str, int] = {}
-        self.core = SchedulerCore(SCHEDULER_CONFIG, world.rng)
+        self._config = world.rng.choice((SCHEDULER_CONFIG, REFUSING_CONFIG))
+        self.core = SchedulerCore(self._config, world.rng)
         self.up = True
 
     def connect(self, front: SimFront) -> None:
@@ -68,7 +83,7 @@ class SimScheduler:
             return
         session = next(self._sessions)
         self._fronts[session] = front
-        self.core.handle(FrontJoined(session=session, front_proxy_id=front.name), self._world.now_s)
+        self._feed(FrontJoined(session=session, front_proxy_id=front.name))
         front.connected(session, Stream(self._world, self._cluster.delay_s))
 
     def disconnect(self, front: SimFront) -> None:
@@ -77,14 +92,28 @@ class SimScheduler:
             front.stream.cut()
             front.stream = None
         if self._fronts.pop(front.session, None) is not None:
-            self.core.handle(FrontLeft(session=front.session), self._world.now_s)
+            self._feed(FrontLeft(session=front.session))
 
     def on_plan(self, front: SimFront, event: PlanRequested) -> None:
         """A question arrived."""
+        assert front.stream is not None
+        self._feed(event)
+
+    def _feed(self, event: Event) -> None:
+        """Let the core handle it, and send the answers to whom they are for."""
+        for action in self.core.handle(event, self._world.now_s):
+            match action:
+                case ReplyPlan() | ReplyRefusal():
+                    self._answer(self._fronts[action.session], action)
+                case DropWorker(worker_id=worker_id, reason="silent"):
+                    # Its stream is closed, which it learns when it moves again.
+                    self._worker_sessions.pop(worker_id, None)
+                case _:
+                    pass
+
+    def _answer(self, front: SimFront, reply: ReplyPlan | ReplyRefusal) -> None:
         stream = front.stream
-        assert stream is not None
-        (reply,) = self.core.handle(event, self._world.now_s)
-        if self._world.rng.random() < self._cluster.faults.plan_lost:
+        if stream is None or self._world.rng.random() < self._cluster.faults.plan_lost:
             return
         match reply:
             case ReplyPlan():
@@ -93,29 +122,29 @@ class SimScheduler:
             case ReplyRefusal():
                 stream.send(DOWN, front.on_refused, reply.plan_id, reply.failure)
             case _:
-                raise Violation(f"a question was answered with {reply}")
+                assert_never(reply)
 
     def on_ended(self, session: int, plan_id: int) -> None:
         """A plan is over."""
-        self.core.handle(RequestEnded(session=session, plan_id=plan_id), self._world.now_s)
+        self._feed(RequestEnded(session=session, plan_id=plan_id))
 
     def on_suspect(self, worker_id: str, epoch: int) -> None:
         """Somebody could not use a worker."""
-        self.core.handle(WorkerSuspected(worker_id=worker_id, epoch=epoch, reason="lost"), self._world.now_s)
+        self._feed(WorkerSuspected(worker_id=worker_id, epoch=epoch, reason="lost"))
 
     def join(self, worker: SimWorker) -> None:
         """A worker registers."""
         if not self.up or not worker.alive:
             return
         session = self._worker_sessions[worker.worker_id] = next(self._sessions)
-        self.core.handle(WorkerJoined(session=session, facts=_facts(worker)), self._world.now_s)
+        self._feed(WorkerJoined(session=session, facts=_facts(worker)))
         self.report(worker)
 
     def leave(self, worker_id: str) -> None:
         """A worker's stream broke."""
         session = self._worker_sessions.pop(worker_id, None)
         if session is not None:
-            self.core.handle(WorkerLeft(session=session, worker_id=worker_id, reason="lost"), self._world.now_s)
+            self._feed(WorkerLeft(session=session, worker_id=worker_id, reason="lost"))
 
     def report(self, worker: SimWorker) -> None:
         """A worker says what it does."""
@@ -131,17 +160,13 @@ class SimScheduler:
             kv_blocks_used=min(worker.admission.blocks + worker.prefill.blocks_held, worker.info.kv_blocks_total),
             leases_held=worker.prefill.leases_held,
         )
-        self.core.handle(WorkerLoadReported(session=session, worker_id=worker.worker_id, load=load), self._world.now_s)
+        self._feed(WorkerLoadReported(session=session, worker_id=worker.worker_id, load=load))
 
     def tick(self) -> None:
         """Time passed."""
-        if not self.up:
-            return
-        for action in self.core.handle(Tick(), self._world.now_s):
-            if isinstance(action, DropWorker):
-                # Its stream is closed, which it learns when it moves again.
-                self._worker_sessions.pop(action.worker_id, None)
-        self.core.check()
+        if self.up:
+            self._feed(Tick())
+            self.core.check()
 
     def crash(self) -> None:
         """Forget everything."""
@@ -157,7 +182,7 @@ class SimScheduler:
         self._world.after(self._world.rng.uniform(0.02, 0.3), self._restart)
 
     def _restart(self) -> None:
-        self.core = SchedulerCore(SCHEDULER_CONFIG, self._world.rng)
+        self.core = SchedulerCore(self._config, self._world.rng)
         self.up = True
         for worker in self._cluster.workers.values():
             self._world.after(self._world.rng.uniform(0.01, 0.2), self.join, worker)

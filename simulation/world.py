@@ -19,7 +19,8 @@ class Violation(AssertionError):
 class World:
     """Everything that happens, in order of time; equal times in order of arrival."""
 
-    def __init__(self, seed: int, *, telling: bool = False) -> None:
+    def __init__(self, seed: int, *, telling: bool = False, events_max: int = EVENTS_MAX) -> None:
+        self._events_max = events_max
         self.rng = random.Random(seed)
         self.now_s = 0.0
         self.telling = telling
@@ -47,8 +48,8 @@ class World:
         while self._heap and self._heap[0][0] <= until_s:
             self.now_s, _, what, arguments = heapq.heappop(self._heap)
             what(*arguments)
-            if self._count > EVENTS_MAX:
-                raise Violation(f"more than {EVENTS_MAX} events: something goes round in circles")
+            if self._count > self._events_max:
+                raise Violation(f"more than {self._events_max} events: something goes round in circles")
         self.now_s = until_s
 
     def tell(self, who: str, what: object) -> None:

@@ -17,6 +17,7 @@ from scheduler.config import (
 from scheduler.policies.excluded_filter import ExcludedFilter
 from scheduler.policies.kv_headroom import CapacityFilter, KvHeadroomFilter, KvHeadroomScorer
 from scheduler.policies.max_score_picker import MaxScorePicker
+from scheduler.policies.prefill_backlog_filter import PrefillBacklogFilter
 from scheduler.policies.queue_time import QueueTimeScorer
 from scheduler.policies.random_picker import RandomPicker
 from scheduler.policies.ready_filter import ReadyFilter
@@ -25,9 +26,16 @@ from scheduler.policies.suspect_filter import SuspectFilter
 from scheduler.profile import Filter, Picker, Profile, Scorer
 
 
-def prefill_profile(config: ProfileConfig) -> Profile:
+def prefill_profile(config: ProfileConfig, wait_max_s: float) -> Profile:
     """Choose a prefill worker. A prompt waits in the engine's queue for blocks, so present headroom only scores."""
-    filters = (ReadyFilter(), ExcludedFilter(), CapacityFilter(), RequestSlotFilter(), SuspectFilter())
+    filters = (
+        ReadyFilter(),
+        ExcludedFilter(),
+        CapacityFilter(),
+        RequestSlotFilter(),
+        PrefillBacklogFilter(wait_max_s),
+        SuspectFilter(),
+    )
     return _profile(config, filters)
 
 

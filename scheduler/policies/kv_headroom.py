@@ -23,7 +23,15 @@ class CapacityFilter:
 
     def keep(self, ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
         """The large enough ones."""
-        return [worker for worker in workers if could_hold(ask, worker)]
+        # As could_hold, for all at once: this runs for every worker and request.
+        needed = {size: ask.blocks(size) for size in {worker.block_size_tokens for worker in workers}}
+        tokens = ask.computed_tokens
+        return [
+            worker
+            for worker in workers
+            if worker.blocks_total >= needed[worker.block_size_tokens]
+            and (tokens <= worker.context_tokens_max or worker.context_tokens_max == 0)
+        ]
 
 
 class KvHeadroomFilter:

@@ -61,11 +61,12 @@ class SchedulerProcess:
             self.process.kill()
         await asyncio.wait_for(self.process.wait(), WAIT_S)
 
-    async def plans(self) -> int:
-        async with channel(self.address, 1 << 20) as opened:
+    async def forgets_all_plans(self) -> None:
+        """The last ends are on their way on another stream than the question."""
+        async with channel(self.address, 1 << 20) as opened, asyncio.timeout(WAIT_S):
             stub = cluster_pb2_grpc.StatusServiceStub(opened)
-            status = await stub.GetStatus(cluster_pb2.GetStatusRequest(), timeout=WAIT_S)
-        return int(status.process.requests_running)
+            while (await stub.GetStatus(cluster_pb2.GetStatusRequest())).process.requests_running:
+                await asyncio.sleep(0.02)
 
 
 class Scene:
@@ -143,7 +144,7 @@ async def test_requests_go_on_while_the_scheduler_is_dead_and_it_takes_over_when
         await it.until(lambda: it.value("degraded") == 0)
         await it.succeed(4)
         assert it.value("degraded_plans_total", outcome="refused") == 0
-        assert await it.scheduler.plans() == 0
+        await it.scheduler.forgets_all_plans()
 
 
 @pytest.mark.timeout(120)
@@ -161,4 +162,4 @@ async def test_a_scheduler_that_stands_still_costs_one_short_wait(start_worker: 
         before = it.value("degraded_plans_total", outcome="planned")
         await it.succeed(4)
         assert it.value("degraded_plans_total", outcome="planned") == before
-        assert await it.scheduler.plans() == 0
+        await it.scheduler.forgets_all_plans()

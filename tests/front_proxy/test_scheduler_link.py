@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
 from front_proxy.cluster_view import ClusterView
@@ -331,3 +332,19 @@ async def test_a_view_that_is_too_old_is_not_planned_from() -> None:
         it.link.plan(question(), ear)
         assert (await ear.wait()).kind is FailureKind.UNAVAILABLE
         assert it.degraded == []
+
+
+async def test_a_request_that_is_told_to_wait_is_not_planned_here() -> None:
+    async with scene(plan_patience_s=0.05) as (it, script):
+        script.says.put_nowait(pb.FrontReply(view=usable("d")))
+        while not it.view.snapshot.usable:
+            await it.connected()
+        ear = Ear()
+        plan_id = it.link.plan(msgspec.structs.replace(question(), tenant="t", priority_class="batch"), ear)
+        script.says.put_nowait(pb.FrontReply(waiting=pb.PlanWaiting(plan_id=plan_id, wait_max_ms=60_000)))
+        told = await script.hears("plan")
+        assert (told.tenant, told.priority_class) == ("t", "batch")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(ear.answer), 0.3)
+        script.says.put_nowait(pb.FrontReply(plan=pb.Plan(plan_id=plan_id, reason="remote")))
+        assert (await ear.wait())[3] == "remote" and it.degraded == []

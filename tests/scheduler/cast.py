@@ -7,12 +7,14 @@ from typing import Any
 from runtime.failures import Failure
 from scheduler.actions import Action, ReplyPlan, ReplyRefusal
 from scheduler.cluster import Worker
-from scheduler.config import SchedulerConfig
+from scheduler.config import PriorityClassConfig, SchedulerConfig, WaitingConfig
 from scheduler.core import SchedulerCore
 from scheduler.events import Event, FrontJoined, PlanRequested, RequestEnded, WorkerJoined, WorkerLoadReported
 from scheduler.facts import Role, WorkerFacts, WorkerLoad, WorkerState
 
 FRONT = 1000
+_NONE = PriorityClassConfig(waiting_max=0)
+NO_WAITING = WaitingConfig(interactive=_NONE, default=_NONE, batch=_NONE)
 BLOCK_TOKENS = 32
 
 
@@ -49,7 +51,8 @@ class Stage:
     """A core with a clock and one front proxy."""
 
     def __init__(self, **config: Any) -> None:
-        self.core = SchedulerCore(SchedulerConfig(**config))
+        # Nobody waits unless a test is about waiting: what does not fit is refused.
+        self.core = SchedulerCore(SchedulerConfig(**{"waiting": NO_WAITING, **config}))
         self.now_s = 0.0
         self._sessions = 0
         self._plans = 0

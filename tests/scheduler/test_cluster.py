@@ -66,7 +66,7 @@ def test_the_prefill_rate_is_learnt_from_reports_of_a_busy_worker() -> None:
     prefill.report(ready(prefill_tokens_queued=1000), 2.0, 0.1)
     assert prefill.prefill_tokens_per_s == pytest.approx(3000)
     prefill.report(ready(prefill_tokens_queued=500), 3.0, 0.1)
-    assert prefill.prefill_tokens_per_s == pytest.approx(3000 + 0.3 * (500 - 3000))
+    assert prefill.prefill_tokens_per_s == pytest.approx((0.9 * 3000 + 500) / 1.9)
 
 
 def test_a_worker_that_ran_dry_is_not_taken_for_slow() -> None:

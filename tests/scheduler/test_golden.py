@@ -23,6 +23,7 @@ from scheduler.actions import (
     RejectWorker,
     ReplyPlan,
     ReplyRefusal,
+    ReplyWaiting,
 )
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
@@ -61,6 +62,9 @@ def _plan(name: str, options: Options) -> Event:
         "output_tokens_max": options.pop("out", 32),
         "pinned_decode_worker_id": options.pop("pin", None),
         "excluded_worker_ids": frozenset(str(options.pop("not", "")).split(",")) - {""},
+        "priority_class": str(options.pop("class", "")),
+        "tenant": str(options.pop("tenant", "")),
+        "wait_max_s": options.pop("within", 0),
         "prefill_only": bool(options.pop("only", 0)),
     }
     return PlanRequested(**fields)
@@ -92,6 +96,8 @@ def _words(action: Action) -> str:
         case ReplyRefusal(plan_id=plan_id, failure=failure, cause=cause):
             retry = f" retry_after={failure.retry_after_s:.1f}s" if failure.retry_after_s is not None else ""
             return f"refused {plan_id}: {failure.kind} {cause}{retry} | {failure.message}"
+        case ReplyWaiting(plan_id=plan_id, wait_max_s=wait_max_s):
+            return f"waits {plan_id}: at most {wait_max_s:.1f}s"
         case AcceptWorker(session=session, worker_id=worker_id):
             return f"accept {worker_id} session={session}"
         case RejectWorker(session=session, failure=failure):

@@ -111,7 +111,7 @@ def test_profiles_are_built_from_configuration() -> None:
     assert isinstance(config.routing.decode.picker, RandomPickerConfig)
     picked = policies.decode_profile(config.routing.decode).run(Ask(held_tokens=1), [worker("d0")], 0.0)
     assert isinstance(picked, Picked)
-    bare = policies.prefill_profile(ProfileConfig()).run(Ask(held_tokens=1), [worker("p0")], 0.0)
+    bare = policies.prefill_profile(ProfileConfig(), 2.0).run(Ask(held_tokens=1), [worker("p0")], 0.0)
     assert isinstance(bare, Picked)
 
 

@@ -23,6 +23,7 @@ from scheduler.events import DrainRequested, Event
 from scheduler.metrics import PolicyProbe, SchedulerMetrics
 from scheduler.service import StatusService, add_services
 from scheduler.shell import SchedulerShell
+from tests.scheduler.cast import NO_WAITING
 
 WAIT_S = 10.0
 BYTES_MAX = 1024 * 1024
@@ -195,7 +196,7 @@ async def test_a_plan_without_prefill_leaves_the_field_unset() -> None:
 
 
 async def test_a_refusal_carries_its_kind_and_when_to_come_back() -> None:
-    async with listening() as setting:
+    async with listening(waiting=NO_WAITING) as setting:
         front = await setting.front()
         await front.send(plan(1))
         refused = (await front.reply()).refused

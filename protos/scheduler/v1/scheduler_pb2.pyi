@@ -70,7 +70,7 @@ class FrontProxyInfo(_message.Message):
     def __init__(self, front_proxy_id: _Optional[str] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
-    __slots__ = ("plan_id", "request_id", "prompt_tokens", "output_tokens_max", "priority", "block_hashes", "excluded_worker_ids", "pinned_decode_worker_id", "tenant", "prefill_only")
+    __slots__ = ("plan_id", "request_id", "prompt_tokens", "output_tokens_max", "priority", "block_hashes", "excluded_worker_ids", "pinned_decode_worker_id", "tenant", "prefill_only", "priority_class", "wait_max_ms")
     PLAN_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +81,8 @@ class PlanRequest(_message.Message):
     PINNED_DECODE_WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     PREFILL_ONLY_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_CLASS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MAX_MS_FIELD_NUMBER: _ClassVar[int]
     plan_id: int
     request_id: str
     prompt_tokens: int
@@ -91,7 +93,9 @@ class PlanRequest(_message.Message):
     pinned_decode_worker_id: str
     tenant: str
     prefill_only: bool
-    def __init__(self, plan_id: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens_max: _Optional[int] = ..., priority: _Optional[int] = ..., block_hashes: _Optional[_Iterable[int]] = ..., excluded_worker_ids: _Optional[_Iterable[str]] = ..., pinned_decode_worker_id: _Optional[str] = ..., tenant: _Optional[str] = ..., prefill_only: _Optional[bool] = ...) -> None: ...
+    priority_class: str
+    wait_max_ms: int
+    def __init__(self, plan_id: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens_max: _Optional[int] = ..., priority: _Optional[int] = ..., block_hashes: _Optional[_Iterable[int]] = ..., excluded_worker_ids: _Optional[_Iterable[str]] = ..., pinned_decode_worker_id: _Optional[str] = ..., tenant: _Optional[str] = ..., prefill_only: _Optional[bool] = ..., priority_class: _Optional[str] = ..., wait_max_ms: _Optional[int] = ...) -> None: ...
 
 class Placement(_message.Message):
     __slots__ = ("worker_id", "address", "epoch")
@@ -104,14 +108,16 @@ class Placement(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class FrontReply(_message.Message):
-    __slots__ = ("plan", "refused", "view")
+    __slots__ = ("plan", "refused", "view", "waiting")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
     plan: Plan
     refused: PlanRefused
     view: ClusterView
-    def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., refused: _Optional[_Union[PlanRefused, _Mapping]] = ..., view: _Optional[_Union[ClusterView, _Mapping]] = ...) -> None: ...
+    waiting: PlanWaiting
+    def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., refused: _Optional[_Union[PlanRefused, _Mapping]] = ..., view: _Optional[_Union[ClusterView, _Mapping]] = ..., waiting: _Optional[_Union[PlanWaiting, _Mapping]] = ...) -> None: ...
 
 class Plan(_message.Message):
     __slots__ = ("plan_id", "prefill", "decode", "decode_blocks_reserved", "reason")
@@ -126,6 +132,14 @@ class Plan(_message.Message):
     decode_blocks_reserved: int
     reason: str
     def __init__(self, plan_id: _Optional[int] = ..., prefill: _Optional[_Union[Placement, _Mapping]] = ..., decode: _Optional[_Union[Placement, _Mapping]] = ..., decode_blocks_reserved: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class PlanWaiting(_message.Message):
+    __slots__ = ("plan_id", "wait_max_ms")
+    PLAN_ID_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MAX_MS_FIELD_NUMBER: _ClassVar[int]
+    plan_id: int
+    wait_max_ms: int
+    def __init__(self, plan_id: _Optional[int] = ..., wait_max_ms: _Optional[int] = ...) -> None: ...
 
 class PlanRefused(_message.Message):
     __slots__ = ("plan_id", "kind", "message", "retry_after_ms")

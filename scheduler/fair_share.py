@@ -1,0 +1,83 @@
+"""Whose turn it is among those who wait: start-time fair queueing with weights. Knows no request and no clock.
+
+Each key has a virtual time, which advances by what it was charged over its weight; the key furthest behind is next.
+A key that was away is not owed anything: it comes back at the virtual time of whoever was served last.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterator
+
+
+class FairShare:
+    """Keys enter when something of theirs waits and leave when nothing does."""
+
+    def __init__(self, keys_max: int) -> None:
+        self._keys_max = keys_max
+        self._virtual = 0.0
+        self._starts: dict[str, float] = {}
+        self._present: dict[str, float] = {}
+        self._heap: list[tuple[float, int, str]] = []
+        self._count = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._present)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._present)
+
+    @property
+    def weights(self) -> float:
+        """Sum over those who wait."""
+        return sum(self._present.values())
+
+    def enter(self, key: str, weight: float = 1.0) -> None:
+        """Something of ``key`` waits now. Idempotent."""
+        if key not in self._present:
+            self._present[key] = weight
+            self._push(key, max(self._virtual, self._starts.get(key, 0.0)))
+
+    def leave(self, key: str) -> None:
+        """Nothing of ``key`` waits any more. Idempotent."""
+        if self._present.pop(key, None) is None:
+            return
+        if self._starts[key] <= self._virtual:
+            del self._starts[key]
+        self._bound()
+
+    def turn(self) -> str | None:
+        """Who is next; None when nobody waits."""
+        while self._heap:
+            start, _, key = self._heap[0]
+            if key in self._present and self._starts.get(key) == start:
+                return key
+            heapq.heappop(self._heap)
+        return None
+
+    def charge(self, key: str, cost: float, weight: float = 1.0) -> None:
+        """``key`` is served, whether it waited or not."""
+        start = max(self._virtual, self._starts.get(key, 0.0))
+        self._virtual = start
+        if key in self._present:
+            self._push(key, start + cost / weight)
+            return
+        self._starts[key] = start + cost / weight
+        self._bound()
+
+    def _push(self, key: str, start: float) -> None:
+        self._starts[key] = start
+        heapq.heappush(self._heap, (start, next(self._count), key))
+        if len(self._heap) > 2 * len(self._present) + 64:
+            self._heap = [entry for entry in self._heap if self._starts.get(entry[2]) == entry[0]]
+            heapq.heapify(self._heap)
+
+    def _bound(self) -> None:
+        """Forget the absent when there are too many: first those whose service is made up for, then the longest ago."""
+        if len(self._starts) <= self._keys_max + len(self._present):
+            return
+        absent = [key for key in self._starts if key not in self._present]
+        kept = [key for key in absent if self._starts[key] > self._virtual][-self._keys_max // 2 :]
+        for key in set(absent).difference(kept):
+            del self._starts[key]

@@ -1,0 +1,28 @@
+"""Keeps prefill queues short: what waits beyond this bound waits in the scheduler, where classes and tenants share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from scheduler.cluster import Worker
+from scheduler.profile import Ask, Signal
+
+
+class PrefillBacklogFilter:
+    """Drops workers whose queue is predicted to last too long. An idle one, or one of unknown speed, is kept."""
+
+    name: Final = "prefill_backlog"
+    consumes: Final = frozenset({Signal.QUEUED_TOKENS})
+
+    def __init__(self, wait_max_s: float) -> None:
+        self._wait_max_s = wait_max_s
+
+    def keep(self, ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
+        """Those that would start soon enough."""
+        longest_s = self._wait_max_s
+        return [
+            worker
+            for worker in workers
+            if worker.queued_tokens <= longest_s * worker.prefill_tokens_per_s or not worker.rate_observed
+        ]

@@ -1,0 +1,228 @@
+"""Requests that fit nowhere now: a bounded line for each priority class and tenant. Places nothing.
+
+Classes share by weight, tenants of a class share equally, in tokens, and one tenant's requests keep their order. Nobody
+waits in vain: who cannot start in time by the present pace is refused at once, and when a class is full, the tenant
+with the most in it gives way.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from scheduler.cluster import PlanKey
+from scheduler.config import PriorityClassConfig, WaitingConfig
+from scheduler.drain_rate import DrainRate
+from scheduler.events import PlanRequested
+from scheduler.fair_share import FairShare
+from scheduler.placement import Cause
+
+
+class PriorityClass(enum.StrEnum):
+    """Who goes before whom."""
+
+    INTERACTIVE = "interactive"
+    DEFAULT = "default"
+    BATCH = "batch"
+
+
+def class_of(event: PlanRequested) -> PriorityClass:
+    """The class a request names, else the one its number means: vLLM serves lower numbers earlier."""
+    if event.priority_class in PriorityClass._value2member_map_:
+        return PriorityClass(event.priority_class)
+    if event.priority == 0:
+        return PriorityClass.DEFAULT
+    return PriorityClass.INTERACTIVE if event.priority < 0 else PriorityClass.BATCH
+
+
+class Waiting(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One request in the line. ``cost`` is in tokens."""
+
+    event: PlanRequested
+    priority_class: PriorityClass
+    cost: int
+    since_s: float
+    until_s: float
+
+
+class Turned(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody may not wait (any more). ``wait_s`` is the honest prediction; None while the pace is unknown."""
+
+    event: PlanRequested
+    cause: Cause
+    wait_s: float | None
+
+
+class _Lane:
+    """One class."""
+
+    def __init__(self, config: PriorityClassConfig, tenants_max: int) -> None:
+        self.config = config
+        self.share = FairShare(tenants_max)
+        self.flows: dict[str, deque[Waiting]] = {}
+        self.tokens: dict[str, int] = {}
+        self.count = 0
+
+
+class WaitingLine:
+    """``offer`` lets a request wait or turns it away; ``head`` and ``take`` serve; the rest lets go."""
+
+    def __init__(self, config: WaitingConfig) -> None:
+        self._config = config
+        self._classes = FairShare(len(PriorityClass))
+        settings = {
+            PriorityClass.INTERACTIVE: config.interactive,
+            PriorityClass.DEFAULT: config.default,
+            PriorityClass.BATCH: config.batch,
+        }
+        self._lanes = {each: _Lane(settings[each], config.tenants_max) for each in PriorityClass}
+        self._places: dict[PlanKey, Waiting] = {}
+        self._rate = DrainRate(config.drain_window_s)
+        self._tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[PlanKey]:
+        return iter(self._places)
+
+    def __contains__(self, key: PlanKey) -> bool:
+        return key in self._places
+
+    def counts(self) -> dict[PriorityClass, int]:
+        """How many wait, by class."""
+        return {each: lane.count for each, lane in self._lanes.items()}
+
+    def offer(self, event: PlanRequested, cost: int, now_s: float) -> tuple[Waiting | None, Sequence[Turned]]:
+        """Let a request wait; without a place when it may not. ``Turned`` says so of it, or of whom it replaced."""
+        its_class = class_of(event)
+        lane = self._lanes[its_class]
+        wait_s = self.predicted_wait_s(its_class, event.tenant)
+        allowed_s = lane.config.wait_max_s
+        if event.wait_max_s > 0:
+            allowed_s = min(allowed_s, event.wait_max_s)
+        if wait_s is not None and wait_s > allowed_s:
+            return None, (Turned(event=event, cause="wait_too_long", wait_s=wait_s),)
+        turned: list[Turned] = []
+        if lane.count >= lane.config.waiting_max:
+            longest = max(lane.flows, key=lambda tenant: len(lane.flows[tenant]), default=None)
+            if longest is None or len(lane.flows[longest]) <= len(lane.flows.get(event.tenant, ())) + 1:
+                return None, (Turned(event=event, cause="line_full", wait_s=wait_s),)
+            last = lane.flows[longest][-1]
+            turned.append(Turned(event=last.event, cause="line_full", wait_s=self.predicted_wait_s(its_class, longest)))
+            self.remove((last.event.session, last.event.plan_id), now_s)
+        waiting = Waiting(event=event, priority_class=its_class, cost=cost, since_s=now_s, until_s=now_s + allowed_s)
+        self._append(lane, waiting, now_s)
+        return waiting, turned
+
+    def head(self) -> Waiting | None:
+        """Who is to be served next."""
+        its_class = self._classes.turn()
+        if its_class is None:
+            return None
+        lane = self._lanes[PriorityClass(its_class)]
+        tenant = lane.share.turn()
+        assert tenant is not None, its_class
+        return lane.flows[tenant][0]
+
+    def take(self, waiting: Waiting, now_s: float) -> None:
+        """Serve who waits: charge and let go."""
+        self._rate.drained(waiting.cost)
+        self.charge(waiting.event, waiting.cost)
+        self.remove((waiting.event.session, waiting.event.plan_id), now_s)
+
+    def charge(self, event: PlanRequested, cost: int) -> None:
+        """Count a service, also one that did not wait."""
+        its_class = class_of(event)
+        lane = self._lanes[its_class]
+        self._classes.charge(its_class.value, cost, lane.config.weight)
+        lane.share.charge(event.tenant, cost)
+
+    def remove(self, key: PlanKey, now_s: float) -> bool:
+        """Let somebody go, wherever he stands. False when he does not wait."""
+        waiting = self._places.pop(key, None)
+        if waiting is None:
+            return False
+        lane, tenant = self._lanes[waiting.priority_class], waiting.event.tenant
+        flow = lane.flows[tenant]
+        if flow[0] is waiting:
+            flow.popleft()
+        else:
+            flow.remove(waiting)
+        lane.count -= 1
+        lane.tokens[tenant] -= waiting.cost
+        self._tokens -= waiting.cost
+        if not flow:
+            del lane.flows[tenant], lane.tokens[tenant]
+            lane.share.leave(tenant)
+        if lane.count == 0:
+            self._classes.leave(waiting.priority_class.value)
+        self._rate.busy(waiting=bool(self._places), now_s=now_s)
+        return True
+
+    def overdue(self, now_s: float) -> Sequence[Turned]:
+        """Let go of everybody who has waited for as long as he may."""
+        late = [waiting for waiting in self._places.values() if waiting.until_s <= now_s]
+        for waiting in late:
+            self.remove((waiting.event.session, waiting.event.plan_id), now_s)
+        self._rate.busy(waiting=bool(self._places), now_s=now_s)
+        return [
+            Turned(
+                event=waiting.event,
+                cause="waited_out",
+                wait_s=self.predicted_wait_s(waiting.priority_class, waiting.event.tenant),
+            )
+            for waiting in late
+        ]
+
+    def of_session(self, session: int) -> Sequence[PlanKey]:
+        """Everybody of one front proxy."""
+        return [key for key in self._places if key[0] == session]
+
+    def predicted_wait_s(self, its_class: PriorityClass, tenant: str) -> float | None:
+        """How long one more request of this tenant would wait at the present pace; None while it is unknown.
+
+        What is before it is what its tenant has in the line, which moves with the tenant's share of its class's share.
+        """
+        pace = self._rate.tokens_per_s
+        if not self._places:
+            return 0.0
+        if pace is None:
+            return None
+        lane = self._lanes[its_class]
+        weight = lane.config.weight
+        weights = self._classes.weights + (0.0 if lane.count else weight)
+        tenants = len(lane.flows) + (tenant not in lane.flows)
+        before = lane.tokens.get(tenant, 0)
+        return min(before * tenants * weights / (weight * pace), self._tokens / pace)
+
+    def check(self) -> None:
+        """Assert that every count is the count of its parts."""
+        assert len(self._places) == sum(lane.count for lane in self._lanes.values())
+        assert self._tokens == sum(waiting.cost for waiting in self._places.values())
+        for each, lane in self._lanes.items():
+            assert lane.count == sum(len(flow) for flow in lane.flows.values()) <= lane.config.waiting_max, each
+            assert all(lane.tokens[tenant] == sum(w.cost for w in flow) for tenant, flow in lane.flows.items()), each
+            assert set(lane.share) == set(lane.flows), each
+            assert (each.value in set(self._classes)) == (lane.count > 0), each
+        keys = {(w.event.session, w.event.plan_id) for w in itertools.chain.from_iterable(self._flows())}
+        assert keys == set(self._places)
+
+    def _flows(self) -> Iterator[deque[Waiting]]:
+        for lane in self._lanes.values():
+            yield from lane.flows.values()
+
+    def _append(self, lane: _Lane, waiting: Waiting, now_s: float) -> None:
+        event, tenant = waiting.event, waiting.event.tenant
+        self._places[event.session, event.plan_id] = waiting
+        lane.flows.setdefault(tenant, deque()).append(waiting)
+        lane.tokens[tenant] = lane.tokens.get(tenant, 0) + waiting.cost
+        lane.count += 1
+        self._tokens += waiting.cost
+        lane.share.enter(tenant)
+        self._classes.enter(waiting.priority_class.value, lane.config.weight)
+        self._rate.busy(waiting=True, now_s=now_s)

@@ -1,0 +1,310 @@
+"""A fake cluster past its capacity, in virtual time: ``python -m simulation overload``. Runs the production core.
+
+Four API keys ask for the same and a fifth for six times as much, in three priority classes; strangers come and go.
+Whoever is refused comes back once, when he was told to. What has to hold is in ``verdict``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import msgspec
+
+from engine.config import FakeEngineConfig
+from runtime.failures import FailureKind
+from scheduler.actions import ReplyPlan, ReplyRefusal
+from scheduler.config import SchedulerConfig
+from scheduler.core import SchedulerCore
+from scheduler.events import Event, FrontJoined, PlanRequested, RequestEnded, Tick, WorkerJoined
+from scheduler.facts import Role
+from simulation.overload_cluster import Member, SlowDecode, SlowPrefill, facts
+from simulation.spread import Spread
+from simulation.world import World
+
+FRONT = 1000
+WARM_UP_S = 30.0
+REPORT_S = 0.1
+TICK_S = 0.25
+NETWORK_S = 0.001
+WORKERS_PER_ROLE = 2
+DECODE_REQUESTS_MAX = 24
+PREFILL_REQUESTS_MAX = 256
+
+COST = FakeEngineConfig(
+    kv_blocks_total=2048, prefill_us_per_token=500.0, decode_step_us=6000.0, decode_step_us_per_request=500.0
+)
+KEYS = {"greedy": 6.0, "a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0}
+STRANGERS = 0.02
+FAIR_SHARE_MIN = 0.8
+GOODPUT_MIN = 0.95
+MEMORY_GROWTH_KIB_MAX = 8 * 1024
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """Requests of one priority class: share of all, prompt tokens at most, and the time to first token promised."""
+
+    share: float
+    prompt_tokens_max: int
+    ttft_slo_s: float
+
+
+KINDS = {
+    "interactive": Kind(0.3, 400, 2.0),
+    "default": Kind(0.5, 800, 25.0),
+    "batch": Kind(0.2, 1600, 150.0),
+}
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """One request of one client."""
+
+    arrived_s: float
+    kind: str
+    key: str
+    prompt_tokens: int
+    output_tokens: int
+    again: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """What it takes and what it gives."""
+        return self.prompt_tokens + self.output_tokens
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What one run came to. Tokens are prompt and output together, of requests that kept their promise."""
+
+    load: float
+    goodput_tokens_per_s: float
+    interactive_ttft_p99_s: float
+    fair_shares: dict[str, float]
+    """What each key got, over what a fair division of each class would have given it."""
+    outcomes: dict[str, int]
+    came_back: int
+    came_back_in_vain: int
+    waiting_most: int
+    memory_growth_kib: int
+    """Growth of the peak memory after the first sixth of the run."""
+
+
+class Overload:
+    """One run: ``load`` times what the prefill workers can compute."""
+
+    def __init__(self, seed: int, load: float) -> None:
+        self.load = load
+        self.world = world = World(seed, events_max=1 << 60)
+        self.core = SchedulerCore(SchedulerConfig(), world.rng)
+        self.core.handle(FrontJoined(session=FRONT, front_proxy_id="front"), 0.0)
+        self.members: list[Member] = []
+        self._engines: dict[str, SlowPrefill | SlowDecode] = {}
+        for index in range(WORKERS_PER_ROLE):
+            self._add(f"prefill-{index}", Role.PREFILL, SlowPrefill(world, COST), PREFILL_REQUESTS_MAX)
+            self._add(f"decode-{index}", Role.DECODE, SlowDecode(world, COST), DECODE_REQUESTS_MAX)
+        prompt_tokens = sum(kind.share * (kind.prompt_tokens_max * 3 / 4) for kind in KINDS.values())
+        capacity = WORKERS_PER_ROLE * 1e6 / COST.prefill_us_per_token
+        self._arrivals_per_s = load * capacity / prompt_tokens
+        self._asked: dict[int, Asked] = {}
+        self._last_plan_id = 0
+        self._strangers = 0
+        self._good_tokens = 0
+        self._ttft_s: dict[str, Spread] = defaultdict(Spread)
+        self._offered: dict[str, Counter[str]] = defaultdict(Counter)
+        self._served: dict[str, Counter[str]] = defaultdict(Counter)
+        self._outcomes: Counter[str] = Counter()
+        self._waiting_most = 0
+
+    def run(self, for_s: float) -> Report:
+        """Let so much time pass after the warm-up."""
+        self._arrive()
+        self._report()
+        self._tick()
+        self.world.run(WARM_UP_S + for_s / 6)
+        settled_kib = _peak_memory_kib()
+        self.world.run(WARM_UP_S + for_s)
+        self.core.check()
+        return Report(
+            load=self.load,
+            goodput_tokens_per_s=self._good_tokens / for_s,
+            interactive_ttft_p99_s=self._ttft_s["interactive"].quantile(0.99),
+            fair_shares=self._fair_shares(),
+            outcomes=dict(sorted(self._outcomes.items())),
+            came_back=self._outcomes["came back"],
+            came_back_in_vain=self._outcomes["refused again"],
+            waiting_most=self._waiting_most,
+            memory_growth_kib=_peak_memory_kib() - settled_kib,
+        )
+
+    def _add(self, worker_id: str, role: Role, engine: SlowPrefill | SlowDecode, requests_max: int) -> None:
+        member = Member(worker_id, len(self.members) + 1, engine)
+        self.members.append(member)
+        self._engines[worker_id] = engine
+        self.core.handle(WorkerJoined(session=member.session, facts=facts(worker_id, role, COST, requests_max)), 0.0)
+        self.core.handle(member.report(), 0.0)
+
+    def _counts(self) -> bool:
+        return self.world.now_s >= WARM_UP_S
+
+    # What happens by itself
+
+    def _arrive(self) -> None:
+        rng = self.world.rng
+        self.world.after(rng.expovariate(self._arrivals_per_s), self._arrive)
+        kind = rng.choices(list(KINDS), [each.share for each in KINDS.values()])[0]
+        if rng.random() < STRANGERS:
+            self._strangers += 1
+            key = f"stranger-{self._strangers}"
+        else:
+            key = rng.choices(list(KEYS), list(KEYS.values()))[0]
+        most = KINDS[kind].prompt_tokens_max
+        prompt = rng.randint(most // 2, most)
+        asked = Asked(self.world.now_s, kind, key, prompt, prompt // 8)
+        if self._counts():
+            self._offered[kind][key] += asked.tokens
+        self._ask(asked)
+
+    def _report(self) -> None:
+        for member in self.members:
+            self._feed(member.report())
+        self.world.after(REPORT_S, self._report)
+
+    def _tick(self) -> None:
+        self._feed(Tick())
+        self._waiting_most = max(self._waiting_most, sum(self.core.waiting().values()))
+        self.world.after(TICK_S, self._tick)
+
+    # One request
+
+    def _ask(self, asked: Asked) -> None:
+        self._last_plan_id += 1
+        self._asked[self._last_plan_id] = asked
+        self._feed(self.question(self._last_plan_id, asked))
+
+    def question(self, plan_id: int, asked: Asked) -> PlanRequested:
+        """What the scheduler is asked."""
+        return PlanRequested(
+            session=FRONT,
+            plan_id=plan_id,
+            request_id=f"r{plan_id}",
+            prompt_tokens=asked.prompt_tokens,
+            output_tokens_max=asked.output_tokens,
+            tenant=asked.key,
+            priority_class=asked.kind,
+        )
+
+    def _feed(self, event: Event) -> None:
+        for action in self.core.handle(event, self.world.now_s):
+            match action:
+                case ReplyPlan():
+                    self.world.after(NETWORK_S, self._start, action)
+                case ReplyRefusal():
+                    self._refused(action)
+                case _:
+                    pass
+
+    def _refused(self, reply: ReplyRefusal) -> None:
+        asked = self._asked.pop(reply.plan_id)
+        assert reply.failure.kind is FailureKind.EXHAUSTED, reply
+        assert reply.failure.retry_after_s is not None, reply
+        if self._counts():
+            self._outcomes[reply.cause] += 1
+            self._outcomes["refused again"] += asked.again
+        if not asked.again:
+            back = msgspec.structs.replace(asked, arrived_s=self.world.now_s + reply.failure.retry_after_s, again=True)
+            self.world.after(reply.failure.retry_after_s, self._come_back, back)
+
+    def _come_back(self, asked: Asked) -> None:
+        self._outcomes["came back"] += self._counts()
+        self._ask(asked)
+
+    def _start(self, plan: ReplyPlan) -> None:
+        assert plan.prefill is not None
+        engine = self._engines[plan.prefill.worker_id]
+        assert isinstance(engine, SlowPrefill)
+        engine.submit(self._asked[plan.plan_id].prompt_tokens, lambda: self._first_token(plan))
+
+    def _first_token(self, plan: ReplyPlan) -> None:
+        assert plan.decode is not None
+        asked = self._asked[plan.plan_id]
+        ttft_s = self.world.now_s - asked.arrived_s
+        if self._counts():
+            self._ttft_s[asked.kind].add(ttft_s)
+        engine = self._engines[plan.decode.worker_id]
+        assert isinstance(engine, SlowDecode)
+        kept = ttft_s <= KINDS[asked.kind].ttft_slo_s
+        engine.submit(asked.output_tokens, plan.decode_blocks_reserved, lambda: self._finish(plan.plan_id, kept))
+
+    def _finish(self, plan_id: int, kept: bool) -> None:
+        asked = self._asked.pop(plan_id)
+        if self._counts():
+            self._outcomes["finished" if kept else "finished late"] += 1
+            self._good_tokens += asked.tokens * kept
+            self._served[asked.kind][asked.key] += asked.tokens
+        self._feed(RequestEnded(session=FRONT, plan_id=plan_id))
+
+    # What it came to
+
+    def _fair_shares(self) -> dict[str, float]:
+        fair: Counter[str] = Counter()
+        got: Counter[str] = Counter()
+        for kind in KINDS:
+            division = max_min(self._offered[kind], sum(self._served[kind].values()))
+            for key in KEYS:
+                fair[key] += division.get(key, 0)
+                got[key] += self._served[kind][key]
+        return {key: round(got[key] / fair[key], 3) if fair[key] else 1.0 for key in KEYS}
+
+
+def max_min(wanted: Counter[str], total: int) -> Counter[str]:
+    """The fair division of ``total``: nobody gets more than he wants, and what he leaves goes to the others equally."""
+    division: Counter[str] = Counter()
+    left = total
+    for index, (key, tokens) in enumerate(sorted(wanted.items(), key=lambda each: each[1])):
+        division[key] = min(tokens, left // (len(wanted) - index))
+        left -= division[key]
+    return division
+
+
+def verdict(reports: Sequence[Report]) -> Sequence[str]:
+    """What does not hold in the last, heaviest run; empty when all is well."""
+    heaviest = reports[-1]
+    peak = max(report.goodput_tokens_per_s for report in reports)
+    broken = []
+    if heaviest.goodput_tokens_per_s < GOODPUT_MIN * peak:
+        broken.append(f"goodput fell to {heaviest.goodput_tokens_per_s:.0f} of {peak:.0f} tokens/s")
+    if heaviest.interactive_ttft_p99_s > KINDS["interactive"].ttft_slo_s:
+        broken.append(f"interactive requests had a TTFT of {heaviest.interactive_ttft_p99_s:.2f} s (p99)")
+    broken += [
+        f"key {key} got {share:.0%} of its fair share"
+        for key, share in heaviest.fair_shares.items()
+        if share < FAIR_SHARE_MIN
+    ]
+    if heaviest.memory_growth_kib > MEMORY_GROWTH_KIB_MAX:
+        broken.append(f"memory grew by {heaviest.memory_growth_kib} KiB")
+    return broken
+
+
+def main(arguments: Sequence[str]) -> int:
+    """0 when past capacity everything holds, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m simulation overload", description=main.__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--load", type=float, default=3.0, help="times the capacity, in the long run")
+    parser.add_argument("--hours", type=float, default=1.0, help="virtual time of the long run")
+    options = parser.parse_args(arguments)
+    reports = [Overload(options.seed, load).run(300.0) for load in (0.5, 1.0, 1.5, 2.0)]
+    reports.append(Overload(options.seed, options.load).run(options.hours * 3600))
+    for report in reports:
+        print(
+            f"load {report.load:g}: goodput {report.goodput_tokens_per_s:.0f} tokens/s, interactive TTFT p99 "
+            f"{report.interactive_ttft_p99_s:.2f} s, fair shares {report.fair_shares}, {report.outcomes}, at most "
+            f"{report.waiting_most} waiting, memory +{report.memory_growth_kib} KiB"
+        )
+    broken = verdict(reports)
+    print("\n".join(f"BROKEN {each}" for each in broken) or "past capacity everything holds")
+    return 1 if broken else 0
+
+
+def _peak_memory_kib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

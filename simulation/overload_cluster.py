@@ -1,0 +1,140 @@
+"""Workers of a fake cluster in virtual time, by the fake engine's cost model: enough of them to load a scheduler.
+
+A prefill worker computes prompts one after the other. A decode worker gives all its sequences a token at each step, and
+a step takes longer the more there are.
+"""
+
+from __future__ import annotations
+
+import collections
+import heapq
+from collections.abc import Callable
+
+from engine.config import FakeEngineConfig
+from scheduler.events import WorkerLoadReported
+from scheduler.facts import Role, WorkerFacts, WorkerLoad, WorkerState
+from simulation.world import World
+
+BLOCK_TOKENS = 32
+
+Done = Callable[[], None]
+
+
+def facts(worker_id: str, role: Role, cost: FakeEngineConfig, requests_max: int) -> WorkerFacts:
+    """What such a worker registers with."""
+    return WorkerFacts(
+        worker_id=worker_id,
+        role=role,
+        address=f"{worker_id}:1",
+        epoch=1,
+        model="fake",
+        layout_fingerprint="fake",
+        block_size_tokens=BLOCK_TOKENS,
+        kv_blocks_total=cost.kv_blocks_total,
+        engine_version="fake",
+        requests_max=requests_max,
+    )
+
+
+class SlowPrefill:
+    """Computes prompts in the order in which they come."""
+
+    def __init__(self, world: World, cost: FakeEngineConfig) -> None:
+        self._world = world
+        self._s_per_token = cost.prefill_us_per_token / 1e6
+        self._waiting: collections.deque[tuple[int, Done]] = collections.deque()
+        self._queued_tokens = 0
+        self._began_s = 0.0
+        self._running: tuple[int, Done] | None = None
+
+    def submit(self, tokens: int, done: Done) -> None:
+        """Compute a prompt some time."""
+        self._queued_tokens += tokens
+        self._waiting.append((tokens, done))
+        if self._running is None:
+            self._next()
+
+    def load(self) -> WorkerLoad:
+        """What it would report."""
+        computed = 0
+        if self._running is not None:
+            computed = min(self._running[0], int((self._world.now_s - self._began_s) / self._s_per_token))
+        return WorkerLoad(
+            state=WorkerState.READY,
+            requests_running=int(self._running is not None),
+            requests_waiting=len(self._waiting),
+            prefill_tokens_queued=self._queued_tokens - computed,
+        )
+
+    def _next(self) -> None:
+        self._running = self._waiting.popleft() if self._waiting else None
+        if self._running is not None:
+            self._began_s = self._world.now_s
+            self._world.after(self._running[0] * self._s_per_token, self._finish)
+
+    def _finish(self) -> None:
+        assert self._running is not None
+        tokens, done = self._running
+        self._queued_tokens -= tokens
+        self._next()
+        done()
+
+
+class SlowDecode:
+    """Shares its steps among its sequences. ``_given`` counts the tokens that one which never left would have."""
+
+    def __init__(self, world: World, cost: FakeEngineConfig) -> None:
+        self._world = world
+        self._cost = cost
+        self._given = 0.0
+        self._given_s = 0.0
+        self._ends: list[tuple[float, int, int, Done]] = []
+        self._blocks = 0
+        self._turn = 0
+
+    def submit(self, tokens: int, blocks: int, done: Done) -> None:
+        """Decode so many tokens with so many blocks."""
+        self._advance()
+        self._blocks += blocks
+        heapq.heappush(self._ends, (self._given + tokens, self._world.number(), blocks, done))
+        self._plan_next()
+
+    def load(self) -> WorkerLoad:
+        """What it would report."""
+        return WorkerLoad(state=WorkerState.READY, requests_running=len(self._ends), kv_blocks_used=self._blocks)
+
+    def _step_s(self) -> float:
+        return (self._cost.decode_step_us + self._cost.decode_step_us_per_request * len(self._ends)) / 1e6
+
+    def _advance(self) -> None:
+        if self._ends:
+            self._given += (self._world.now_s - self._given_s) / self._step_s()
+        self._given_s = self._world.now_s
+
+    def _plan_next(self) -> None:
+        self._turn += 1
+        if self._ends:
+            left = max(0.0, self._ends[0][0] - self._given)
+            self._world.after(left * self._step_s(), self._finish, self._turn)
+
+    def _finish(self, turn: int) -> None:
+        if turn != self._turn:
+            return  # Somebody came in between, and the end moved.
+        self._advance()
+        _, _, blocks, done = heapq.heappop(self._ends)
+        self._blocks -= blocks
+        self._plan_next()
+        done()
+
+
+class Member:
+    """One worker as the scheduler sees it: its reports are sent when they change, as the real session does."""
+
+    def __init__(self, worker_id: str, session: int, engine: SlowPrefill | SlowDecode) -> None:
+        self.worker_id = worker_id
+        self.session = session
+        self.engine = engine
+
+    def report(self) -> WorkerLoadReported:
+        """The report of now."""
+        return WorkerLoadReported(session=self.session, worker_id=self.worker_id, load=self.engine.load())

@@ -1,0 +1,80 @@
+"""Turns among those who wait."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from scheduler.fair_share import FairShare
+
+
+def serve(share: FairShare, times: int, cost: float = 10.0, weights: dict[str, float] | None = None) -> Counter[str]:
+    served: Counter[str] = Counter()
+    for _ in range(times):
+        key = share.turn()
+        assert key is not None
+        share.charge(key, cost, (weights or {}).get(key, 1.0))
+        served[key] += 1
+    return served
+
+
+def test_equals_take_turns() -> None:
+    share = FairShare(10)
+    for key in "abc":
+        share.enter(key)
+    assert serve(share, 30) == {"a": 10, "b": 10, "c": 10}
+
+
+def test_weights_are_kept() -> None:
+    share, weights = FairShare(10), {"a": 4.0, "b": 1.0}
+    for key, weight in weights.items():
+        share.enter(key, weight)
+    assert serve(share, 100, weights=weights) == {"a": 80, "b": 20}
+    assert share.weights == 5.0
+
+
+def test_what_is_shared_is_cost_and_not_turns() -> None:
+    share = FairShare(10)
+    share.enter("large")
+    share.enter("small")
+    used: Counter[str] = Counter()
+    for _ in range(110):
+        key = share.turn()
+        assert key is not None
+        used[key] += 100 if key == "large" else 10
+        share.charge(key, 100 if key == "large" else 10)
+    assert abs(used["large"] - used["small"]) <= 100
+
+
+def test_who_was_away_is_owed_nothing_and_who_was_served_a_moment_ago_waits() -> None:
+    share = FairShare(10)
+    share.enter("busy")
+    serve(share, 100)
+    share.enter("late")
+    assert serve(share, 20) == {"busy": 10, "late": 10}
+    share.leave("late")
+    share.enter("late")
+    assert abs(serve(share, 20)["late"] - 10) <= 1, "leaving and returning gains nothing"
+
+
+def test_nobody_has_a_turn_when_nobody_waits() -> None:
+    share = FairShare(10)
+    assert share.turn() is None
+    share.enter("a")
+    share.leave("a")
+    share.leave("a")
+    assert share.turn() is None and len(share) == 0
+
+
+def test_memory_is_bounded_by_those_who_wait_and_the_configured_number() -> None:
+    share, rng = FairShare(100), random.Random(1)
+    for step in range(20_000):
+        key = f"k{rng.randrange(5000)}"
+        share.charge(key, rng.random())
+        if step % 3 == 0:
+            share.enter(key)
+        if (turn := share.turn()) is not None and step % 2:
+            share.charge(turn, 1.0)
+            share.leave(turn)
+    assert len(share._starts) <= len(share) + 101
+    assert len(share._heap) <= 2 * len(share) + 65

@@ -1,0 +1,70 @@
+"""Past its capacity the cluster does as much as at its best, fairly, and the urgent first: the hour's run in short."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+import pytest
+
+from scheduler.events import PlanRequested
+from simulation.__main__ import main
+from simulation.overload import Asked, Overload, Report, max_min, verdict
+from simulation.spread import Spread
+
+SHORT_S = 90.0
+
+
+@pytest.fixture(scope="module")
+def calm() -> list[Report]:
+    return [Overload(0, load).run(SHORT_S) for load in (1.0, 1.5)]
+
+
+def test_at_three_times_its_capacity_everything_holds(calm: list[Report]) -> None:
+    heavy = Overload(0, 3.0).run(SHORT_S)
+    assert verdict([*calm, heavy]) == []
+    assert heavy.outcomes["wait_too_long"] > heavy.outcomes["waited_out"], "who cannot be served is mostly told at once"
+    assert heavy.waiting_most < 1000
+
+
+class NamesNobody(Overload):
+    """Takes all keys for one."""
+
+    def question(self, plan_id: int, asked: Asked) -> PlanRequested:
+        return msgspec.structs.replace(super().question(plan_id, asked), tenant="")
+
+
+class TakesAllForBatch(Overload):
+    """Knows no classes."""
+
+    def question(self, plan_id: int, asked: Asked) -> PlanRequested:
+        return msgspec.structs.replace(super().question(plan_id, asked), priority_class="batch")
+
+
+@pytest.mark.parametrize(("bug", "found"), [(NamesNobody, "fair share"), (TakesAllForBatch, "TTFT")])
+def test_a_planted_bug_is_found(calm: list[Report], bug: type[Overload], found: str) -> None:
+    assert any(found in each for each in verdict([*calm, bug(0, 3.0).run(SHORT_S)]))
+
+
+def test_memory_and_goodput_are_judged(calm: list[Report]) -> None:
+    last = msgspec.structs.replace(calm[-1], memory_growth_kib=1 << 20, goodput_tokens_per_s=1.0)
+    assert [each.split()[0] for each in verdict([*calm, last])] == ["goodput", "memory"]
+
+
+def test_a_fair_division_gives_nobody_more_than_he_wants() -> None:
+    assert max_min(Counter(a=10, b=100, c=100), 90) == {"a": 10, "b": 40, "c": 40}
+    assert max_min(Counter(a=10, b=20), 90) == {"a": 10, "b": 20}
+
+
+def test_a_spread_knows_its_quantiles_within_a_few_percent() -> None:
+    spread = Spread()
+    for value in range(1, 1001):
+        spread.add(value / 1000)
+    assert spread.quantile(0.99) == pytest.approx(0.99, rel=0.03)
+    assert spread.quantile(0.5) == pytest.approx(0.5, rel=0.03)
+    assert Spread().quantile(0.5) == 0.0
+
+
+def test_the_command_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["overload", "--hours", "0.02", "--load", "2"]) in (0, 1)
+    assert "load 2: goodput" in capsys.readouterr().out
