@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from runtime.bounds import Count, NonNegative, Positive, PositiveCount
+from runtime.bounds import Count, Fraction, NonNegative, Positive, PositiveCount
 
 
 class FakeEngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +65,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     nixl_threads: PositiveCount = 2
     # How long NIXL's progress thread waits between two looks; 0: it spins, which takes one core of an idle engine.
     nixl_progress_delay_us: Count = 100
+    # Share of hand-offs whose KV is checked by content after it was pulled: the holder computes a checksum of every
+    # block, the taker compares. The rest counts as right when the holder says that it held the KV until the pull ended.
+    kv_check_fraction: Fraction = 1.0
+    # How long a taker waits for a holder's word before it computes the prompt itself.
+    kv_proof_timeout_s: Positive = 2.0
     ucx_tls: str = "tcp,cma,posix,sysv,self"
     # Serve what vLLM's scheduler and connector count (vllm:*) from the worker's /metrics too. It costs CPU every step;
     # vllm:* histograms of single requests stay empty: Baton's own have them (docs/metrics.md).

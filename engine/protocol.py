@@ -106,6 +106,14 @@ class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes_out: int = 0
     pull_failures: int = 0
     """Pulls into this engine that failed; their prompts were computed here."""
+    pulls_checked: int = 0
+    """Pulls into this engine whose blocks had the checksums that their holder told."""
+    pulls_vouched: int = 0
+    """Pulls that were not checked by content, and whose holder said that it held the KV until they were over."""
+    pulls_wrong: int = 0
+    """Pulls whose blocks were not what was held; their prompts were computed here."""
+    pulls_unproved: int = 0
+    """Pulls whose lease ended before they did, or of which nobody could say; their prompts were computed here."""
     leases_expired: int = 0
     """Kept KV that nobody pulled or released in time."""
     late_pulls: int = 0

@@ -124,6 +124,8 @@ def kv_transfer_values(config: EngineConfig, *, engine_id: str, side_channel_por
             "baton_side_channel_host": config.side_channel_host,
             "baton_side_channel_port": side_channel_port,
             "baton_progress_delay_us": config.nixl_progress_delay_us,
+            "baton_check_fraction": config.kv_check_fraction,
+            "baton_proof_timeout_s": config.kv_proof_timeout_s,
             **config.kv_connector_extra,
         },
     }

@@ -8,6 +8,9 @@ from __future__ import annotations
 from typing import Any, Self
 
 from engine.protocol import EngineLoad
+from kv_transfer.pull_proof import Verdict
+
+_VERDICTS = tuple(verdict.value for verdict in Verdict)
 
 
 class LoadRecorder:
@@ -25,6 +28,7 @@ class LoadRecorder:
         self.prompt_tokens_cached = 0
         self.prompt_tokens_external = 0
         self.pull_failures = 0
+        self.pulls = dict.fromkeys(_VERDICTS, 0)
         self.leases_expired = 0
         self.late_pulls = 0
 
@@ -47,6 +51,10 @@ class LoadRecorder:
             kv_bytes_in=self._bytes_in,
             kv_bytes_out=self._blocks_out * self._block_bytes,
             pull_failures=self.pull_failures,
+            pulls_checked=self.pulls["checked"],
+            pulls_vouched=self.pulls["vouched"],
+            pulls_wrong=self.pulls["wrong"],
+            pulls_unproved=self.pulls["unproved"],
             leases_expired=self.leases_expired,
             late_pulls=self.late_pulls,
         )
@@ -78,6 +86,8 @@ class LoadRecorder:
             self._bytes_in += int(sum(part.get("bytes_transferred", ())))
             self._blocks_out += int(sum(part.get("baton_blocks_out", ())))
             self.pull_failures += len(part.get("num_failed_transfers", ())) + len(part.get("num_failed_handshakes", ()))
+            for verdict in _VERDICTS:
+                self.pulls[verdict] += len(part.get(f"baton_pulls_{verdict}", ()))
             self.leases_expired += len(part.get("num_kv_expired_reqs", ()))
             self.late_pulls += len(part.get("num_notifications_after_expiry", ()))
 

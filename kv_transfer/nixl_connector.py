@@ -1,6 +1,6 @@
 """vLLM's NIXL pull connector with exact take-over and release by message. Never decides who pulls from whom.
 
-Four things differ from the stock connector, all through methods it offers for overriding:
+Five things differ from the stock connector, all through methods it offers for overriding:
 
 1. Decode takes over ``min(remote_num_tokens, prompt)`` tokens. Stock takes *all* prompt tokens as remote, which kills
    the engine when the prompt is one token longer than what was prefilled and that token begins a new block.
@@ -10,7 +10,10 @@ Four things differ from the stock connector, all through methods it offers for o
    which stops tracking the request and reports it as sent, exactly once; vLLM's own aggregation over ranks frees it.
 3. A lease is renewed the same way, with ``{"baton_renew": {lease id: seconds from now}}``, on every worker half.
    vLLM's own heartbeats from decode engines renew too, without a bound; a release ends them all the same.
-4. A peer whose process is gone is found out by one connect before the handshake, which would take 5 s, one peer
+4. No pull is used before it is proved (``pull_proof``): the worker half reports a request as received only then, and
+   one that cannot be proved as failed to load. Holding, the worker half computes checksums of the blocks and tells the
+   scheduler half, which answers for them on the side channel.
+5. A peer whose process is gone is found out by one connect before the handshake, which would take 5 s, one peer
    after the other. The load then counts as failed, and ``kv_load_failure_policy`` "recompute" computes the prompt here.
 
 Params Baton adds to vLLM's: ``baton_lease`` (lease id) and ``baton_lease_s`` (seconds to keep the KV) on a prefill.
@@ -19,17 +22,22 @@ Params Baton adds to vLLM's: ``baton_lease`` (lease id) and ``baton_lease_s`` (s
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from vllm import envs
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
     KVConnectorRole,
     KVConnectorTransferResults,
+    KVConnectorWorkerMetadata,
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import (
@@ -38,10 +46,13 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl import (
     NixlPullConnectorWorker,
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlBaseConnector
-from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import GET_META_MSG, NixlConnectorMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
 from vllm.distributed.nixl_utils import NixlWrapper
 
+from kv_transfer import block_sums, holder_book
+from kv_transfer.pull_proof import USABLE, Verdict
+from kv_transfer.pull_prover import Holder, PullProver, SideChannelLines
 from runtime.orphan import stop_with_parent
 
 if TYPE_CHECKING:
@@ -52,6 +63,8 @@ if TYPE_CHECKING:
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
+log = logging.getLogger(__name__)
+
 LEASE = "baton_lease"
 LEASE_S = "baton_lease_s"
 RELEASE = "baton_release"
@@ -60,17 +73,27 @@ RENEW = "baton_renew"
 SIDE_CHANNEL_HOST = "baton_side_channel_host"
 SIDE_CHANNEL_PORT = "baton_side_channel_port"
 PROGRESS_DELAY_US = "baton_progress_delay_us"
+CHECK_FRACTION = "baton_check_fraction"
+PROOF_TIMEOUT_S = "baton_proof_timeout_s"
 # Keys of NixlKVConnectorStats.data; lists of numbers, as all its values.
 BLOCKS_OUT = "baton_blocks_out"
 LEASES_RELEASED = "baton_leases_released"
 PULLED_AFTER_RELEASE = "baton_pulled_after_release"
-_OWN_KEYS = (BLOCKS_OUT, LEASES_RELEASED, PULLED_AFTER_RELEASE)
+PULLS = {verdict: f"baton_pulls_{verdict}" for verdict in Verdict}
+_OWN_KEYS = (BLOCKS_OUT, LEASES_RELEASED, PULLED_AFTER_RELEASE, *PULLS.values())
 _RELEASED_REMEMBERED_MAX = 4096
 _PROBE_TIMEOUT_S = 2.0
 
 
+def _question(request_id: str, rank: int) -> bytes:
+    return holder_book.question(GET_META_MSG, request_id, rank)
+
+
 class BatonNixlStats(NixlKVConnectorStats):
-    """Stock counters and the serving side's: blocks pulled from here, leases released, pulls that crossed a release."""
+    """Stock counters and ours.
+
+    Serving: blocks pulled from here, leases released, pulls that crossed a release. Pulling: verdicts on pulls.
+    """
 
     def reset(self) -> None:
         """Empty every list."""
@@ -91,10 +114,28 @@ class BatonNixlMetadata(NixlConnectorMetadata):
         self.baton_release: set[str] = set()
         # Seconds to keep from now, by request.
         self.baton_renew: dict[str, float] = {}
+        # Block ids to compute checksums of, by request.
+        self.baton_check: dict[str, list[int]] = {}
+
+
+class BatonWorkerMetadata(KVConnectorWorkerMetadata):
+    """What the worker halves tell the scheduler half after a step."""
+
+    def __init__(self, sums: dict[str, dict[int, bytes]], lost: set[str]) -> None:
+        # By request and rank.
+        self.sums = sums
+        # Requests that some rank let go of before its readers were done.
+        self.lost = lost
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
+        """Both ranks' words."""
+        assert isinstance(other, BatonWorkerMetadata)
+        sums = {request_id: self.sums.get(request_id, {}) | ranks for request_id, ranks in other.sums.items()}
+        return BatonWorkerMetadata(self.sums | sums, self.lost | other.lost)
 
 
 class BatonNixlScheduler(NixlPullConnectorScheduler):
-    """Scheduler half: counts tokens to take over, knows which request stands behind a lease."""
+    """Scheduler half: counts tokens to take over, knows the request behind a lease, answers for what it holds."""
 
     def __init__(self, vllm_config: VllmConfig, engine_id: str, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, engine_id, kv_cache_config)
@@ -111,6 +152,10 @@ class BatonNixlScheduler(NixlPullConnectorScheduler):
         self._newly_held: dict[str, int] = {}
         self._to_release: set[str] = set()
         self._to_renew: dict[str, float] = {}
+        self._check_fraction = float(config.get_from_extra_config(CHECK_FRACTION, 1.0))
+        self._to_check: dict[str, list[int]] = {}
+        self._lost: set[str] = set()
+        self._book = holder_book.HolderBook(engine_id, block_sums.KIND)
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
         """Tokens to pull beyond ``num_computed_tokens``, and whether the pull is asynchronous."""
@@ -137,6 +182,9 @@ class BatonNixlScheduler(NixlPullConnectorScheduler):
             self._request_by_lease[params[LEASE]] = request_id
             self._lease_by_request[request_id] = params[LEASE]
             self._newly_held[request_id] = sum(len(group) for group in answer["remote_block_ids"])
+            self._book.hold(request_id)
+            if len(answer["remote_block_ids"]) == 1 and self._is_checked(params[LEASE]):
+                self._to_check[request_id] = list(answer["remote_block_ids"][0])
             if request_id in self._reqs_need_send and LEASE_S in params:
                 self._reqs_need_send[request_id] = time.perf_counter() + float(params[LEASE_S])
         return delay_free, answer
@@ -149,17 +197,43 @@ class BatonNixlScheduler(NixlPullConnectorScheduler):
         meta.baton_held, self._newly_held = self._newly_held, {}
         meta.baton_release, self._to_release = self._to_release, set()
         meta.baton_renew, self._to_renew = self._to_renew, {}
+        meta.baton_check, self._to_check = self._to_check, {}
         return meta
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
-        """Forget the leases whose blocks are about to be freed."""
+        """Learn what the worker halves say; forget the leases whose blocks are about to be freed."""
         super().update_connector_output(connector_output)
+        told = connector_output.kv_connector_worker_meta
+        if isinstance(told, BatonWorkerMetadata):
+            self._lost |= told.lost
+            for request_id, ranks in told.sums.items():
+                for rank, sums in ranks.items():
+                    self._book.learn(request_id, rank, sums)
         for request_id in connector_output.finished_sending or ():
             lease = self._lease_by_request.pop(request_id, None)
             if lease is not None:
                 self._request_by_lease.pop(lease, None)
             self._to_release.discard(request_id)
             self._to_renew.pop(request_id, None)
+            self._to_check.pop(request_id, None)
+            # The blocks are free behind this call: from now on nobody may be told that they are held.
+            self._book.end(request_id, pulled=request_id not in self._lost)
+            self._lost.discard(request_id)
+
+    def _is_checked(self, lease: str) -> bool:
+        return holder_book.is_checked(lease, self._check_fraction)
+
+    def _nixl_handshake_listener(
+        self,
+        encoded_data: dict[tuple[int, int], Any],
+        ready_event: threading.Event,
+        stop_event: threading.Event,
+        host: str,
+        port: int,
+    ) -> None:
+        """The stock thread, which answers what it finds in ``encoded_data``; there it finds our answers too."""
+        answers = holder_book.Answers(encoded_data, self._book)
+        NixlPullConnectorScheduler._nixl_handshake_listener(answers, ready_event, stop_event, host, port)
 
     def _release(self, leases: list[str]) -> None:
         """Unknown leases were pulled, ran out or never began: nothing to do."""
@@ -211,13 +285,65 @@ class BatonNixlWorker(NixlPullConnectorWorker):
         self._released: set[str] = set()
         # Released while a reader may be under way: its notification will still come and means nothing any more.
         self._let_go: dict[str, None] = {}
+        self._lost: set[str] = set()
+        self._regions: list[torch.Tensor] = []
+        # Of what is held, in the order in which the device computes them.
+        self._sums: deque[tuple[str, block_sums.PendingSums]] = deque()
+        self._proof_timeout_s = float(config.get_from_extra_config(PROOF_TIMEOUT_S, _PROBE_TIMEOUT_S))
+        self._prover = PullProver(lines=SideChannelLines(_question), timeout_s=self._proof_timeout_s)
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        """Register with NIXL, and find the memory whose checksums are computed."""
+        super().register_kv_caches(kv_caches)
+        self._regions = self._find_regions(kv_caches)
+        if self._regions:
+            self._prover.close()
+            self._prover = PullProver(
+                lines=SideChannelLines(_question),
+                timeout_s=self._proof_timeout_s,
+                sums_of=self._sums_of,
+                sums_kind=block_sums.KIND,
+            )
+
+    def _find_regions(self, kv_caches: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """What NIXL reads blocks from. Empty where that is not one plain list of blocks: then holders vouch instead."""
+        plain = (
+            len(self.kv_cache_config.kv_cache_groups) == 1
+            and self._physical_blocks_per_logical_kv_block == 1
+            and not (self.use_host_buffer or self._has_mamba or self._mixed_mem_types or self.enable_permute_local_kv)
+        )
+        views = [
+            block_sums.region_view(kv_caches.values(), base=base, block_bytes=size, stride_bytes=stride, blocks=blocks)
+            for base, size, stride, blocks in zip(
+                self.kv_caches_base_addr[self.engine_id][self.tp_rank],
+                self.block_len_per_layer,
+                self.block_stride_per_layer,
+                self.region_num_blocks,
+                strict=True,
+            )
+        ]
+        found = [view for view in views if view is not None]
+        return found if plain and len(found) == len(views) else []
 
     def start_load_kv(self, metadata: NixlConnectorMetadata) -> None:
-        """Start the step's pulls; drop what it releases."""
+        """Start the step's pulls and their proofs; note what is held, drop what is released."""
+        for request_id, wanted in metadata.reqs_to_recv.items():
+            if wanted.awaiting_kvs:
+                assert wanted.remote is not None
+                holder = Holder(
+                    host=wanted.remote.host,
+                    port=wanted.remote.port,
+                    engine_id=wanted.remote.engine_id,
+                    request_id=wanted.remote.request_id,
+                    rank=self.tp_rank,
+                )
+                self._prover.begin(request_id, holder, [block for group in wanted.local_block_ids for block in group])
         super().start_load_kv(metadata)
         if not isinstance(metadata, BatonNixlMetadata):
             return
         self._held_blocks.update(metadata.baton_held)
+        for request_id, block_ids in metadata.baton_check.items():
+            self._note_sums(request_id, block_ids)
         now_s = time.perf_counter()
         for request_id, lease_s in metadata.baton_renew.items():
             if request_id in self._reqs_to_send:
@@ -233,16 +359,34 @@ class BatonNixlWorker(NixlPullConnectorWorker):
             self._forget(next(iter(self._let_go)))
 
     def get_transfer_results(self) -> KVConnectorTransferResults:
-        """Stock results with the requests that were released in this step."""
+        """Stock results with the requests that were released in this step, and pulls only once they are proved."""
         results = super().get_transfer_results()
+        self._hold_back_unproved(results)
         if self._released:
             assert not self._released & results.finished_sending, "a released request was reported twice"
             results.finished_sending.update(self._released)
             self.xfer_stats.data[LEASES_RELEASED].append(len(self._released))
             self._released.clear()
         for request_id in results.finished_sending:
-            self._held_blocks.pop(request_id, None)
+            # One that was pulled has been taken out already.
+            if self._held_blocks.pop(request_id, None) is not None:
+                self._lost.add(request_id)
         return results
+
+    def take_metadata(self) -> BatonWorkerMetadata | None:
+        """What the scheduler half has not been told yet."""
+        sums: dict[str, dict[int, bytes]] = {}
+        while self._sums and (ready := self._sums[0][1].ready()) is not None:
+            request_id, _ = self._sums.popleft()
+            sums[request_id] = {self.tp_rank: ready}
+        lost, self._lost = self._lost, set()
+        return BatonWorkerMetadata(sums, lost) if sums or lost else None
+
+    def shutdown(self) -> None:
+        """End the proofs' threads too, and let go of the KV cache."""
+        super().shutdown()
+        self._prover.close()
+        self._regions = []
 
     def _get_new_notifs(self) -> set[str]:
         """Requests whose every reader is done: their blocks have left this engine.
@@ -271,6 +415,35 @@ class BatonNixlWorker(NixlPullConnectorWorker):
         socket.create_connection((host, port), timeout=_PROBE_TIMEOUT_S).close()
         return super()._nixl_handshake(host, port, *args, **kwargs)
 
+    def _hold_back_unproved(self, results: KVConnectorTransferResults) -> None:
+        """Let the scheduler see only pulls that may be used, or that failed."""
+        for request_id in results.finished_recving & results.failed_recving:
+            self._prover.drop(request_id)
+        for request_id in results.finished_recving - results.failed_recving:
+            self._prover.read_done(request_id)
+            results.finished_recving.discard(request_id)
+        for request_id, (verdict, block_ids) in self._prover.verdicts().items():
+            self.xfer_stats.data[PULLS[verdict]].append(1)
+            results.finished_recving.add(request_id)
+            if verdict not in USABLE:
+                log.warning("the KV pulled for request %s is %s and computed again", request_id, verdict)
+                results.failed_recving.add(request_id)
+                if not self._is_hma_required:
+                    self._invalid_block_ids.put(set(block_ids))
+
+    def _note_sums(self, request_id: str, block_ids: Sequence[int]) -> None:
+        """Compute the checksums of what is held from now on: behind the step that wrote it, before any other writes."""
+        if not self._regions or not block_ids:
+            return
+        self._sums.append((request_id, block_sums.PendingSums(block_sums.block_sums(self._regions, block_ids))))
+
+    def _sums_of(self, block_ids: Sequence[int]) -> block_sums.PendingSums:
+        """Checksums of blocks that were read: on CUDA on a stream that waits for no step of the model."""
+        if self._regions[0].device.type != "cuda":
+            return block_sums.PendingSums(block_sums.block_sums(self._regions, block_ids))
+        with torch.cuda.stream(torch.cuda.Stream(self._regions[0].device)):
+            return block_sums.PendingSums(block_sums.block_sums(self._regions, block_ids))
+
 
 class NixlConnector(NixlPullConnector):
     """The connector that ``kv_transfer_config`` names; builds one of the two halves.
@@ -279,16 +452,23 @@ class NixlConnector(NixlPullConnector):
     (``KVTransferConfig.has_connector``) and, inside a MultiConnector, which class reads its stats.
     """
 
+    scheduler_half = BatonNixlScheduler
+    worker_half = BatonNixlWorker
+
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         # Past NixlPullConnector's own __init__, which would build the stock halves and their NIXL agent.
         NixlBaseConnector.__init__(self, vllm_config, role, kv_cache_config)
         if role is KVConnectorRole.SCHEDULER:
-            self.connector_scheduler = BatonNixlScheduler(vllm_config, self.engine_id, kv_cache_config)
+            self.connector_scheduler = self.scheduler_half(vllm_config, self.engine_id, kv_cache_config)
             # The only code of ours in vLLM's engine process, which does not notice that its parent was killed.
             stop_with_parent()
         else:
             assert role is KVConnectorRole.WORKER
-            self.connector_worker = BatonNixlWorker(vllm_config, self.engine_id, kv_cache_config)
+            self.connector_worker = self.worker_half(vllm_config, self.engine_id, kv_cache_config)
+
+    def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
+        """What this step's scheduler half is told."""
+        return self.connector_worker.take_metadata() if isinstance(self.connector_worker, BatonNixlWorker) else None
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats | None:

@@ -37,10 +37,12 @@ async def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
         start_timeout_s=200,
     )
     if request.param == "vllm":
+        # Ours, and it spoils the KV of requests whose id asks for it.
         folder = tmp_path_factory.mktemp("model")
         tiny_model.save(folder)
         config = EngineConfig(
-            **{field: getattr(config, field) for field in config.__struct_fields__} | {"model": str(folder)}
+            **{field: getattr(config, field) for field in config.__struct_fields__}
+            | {"model": str(folder), "kv_connector_module": "tests.contract.spoiling_connector"}
         )
     prefill, decode = await asyncio.gather(
         factory.start(config, worker_id="p0", role="prefill"), factory.start(config, worker_id="d0", role="decode")

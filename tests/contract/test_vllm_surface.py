@@ -34,12 +34,13 @@ NAMES = {
         "KVConnectorMetadata",
         "KVConnectorRole",
         "KVConnectorTransferResults",
+        "KVConnectorWorkerMetadata",
     ],
     "vllm.distributed.kv_transfer.kv_connector.v1.metrics": ["KVConnectorStats"],
     "vllm.distributed.nixl_utils": ["NixlWrapper"],
     NIXL: ["NixlPullConnector", "NixlPullConnectorScheduler", "NixlPullConnectorWorker"],
     f"{NIXL}.connector": ["NixlBaseConnector"],
-    f"{NIXL}.metadata": ["NixlConnectorMetadata"],
+    f"{NIXL}.metadata": ["GET_META_MSG", "NixlConnectorMetadata"],
     f"{NIXL}.stats": ["NixlKVConnectorStats"],
 }
 
@@ -97,6 +98,12 @@ ATTRIBUTES = {
     f"{NIXL}.base_worker:NixlBaseConnectorWorker": [
         "self._reqs_to_process", "self._reqs_to_send", "self.xfer_stats", "self.consumer_notification_counts_by_req",
         "self.expected_consumer_notifications_by_req",
+        # What NIXL reads blocks from, and how a pull is told as failed.
+        "self.kv_caches_base_addr[self.engine_id][self.tp_rank]", "self.block_len_per_layer",
+        "self.block_stride_per_layer", "self.region_num_blocks", "self._physical_blocks_per_logical_kv_block",
+        "self.use_host_buffer", "self._mixed_mem_types", "self._has_mamba", "self.enable_permute_local_kv",
+        "self._invalid_block_ids.put(", "self._is_hma_required", "failed_recving=failed_recv_reqs",
+        "self.device_kv_caches",
     ],
     "vllm.v1.engine.async_llm:AsyncLLM": [
         "self.output_handler", "self.vllm_config", "def errored", "self.output_processor = OutputProcessor(",
@@ -176,6 +183,18 @@ def test_a_preaborted_request_still_reaches_the_connector() -> None:
     source = inspect.getsource(find("vllm.v1.engine.core:EngineCore.add_request"))  # type: ignore[arg-type]
     assert "abort_immediately" in source
     assert "abort_requests" in source
+
+
+def test_the_handshake_listener_still_looks_its_answers_up_by_what_it_was_sent() -> None:
+    source = inspect.getsource(find(f"{NIXL}.base_scheduler:NixlBaseConnectorScheduler"))  # type: ignore[arg-type]
+    assert "target=self._nixl_handshake_listener" in source
+    assert "msg, target_pp_rank, target_tp_rank = msgspec.msgpack.decode(msg)" in source
+    assert "encoded_data[(target_pp_rank, target_tp_rank)]" in source
+
+
+def test_blocks_are_freed_only_after_the_connector_heard_of_it() -> None:
+    source = inspect.getsource(find("vllm.v1.core.sched.scheduler:Scheduler._update_from_kv_xfer_finished"))  # type: ignore[arg-type]
+    assert source.index("self.connector.update_connector_output(") < source.index("self._free_blocks(")
 
 
 def test_the_nixl_wrapper_still_needs_its_progress_thread_calmed() -> None:

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import queue
 import socket
+import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
+
+from kv_transfer.holder_book import HolderBook
+from kv_transfer.pull_proof import Verdict
+from kv_transfer.pull_prover import PullProver, SideChannelLines
 
 pytestmark = pytest.mark.vllm
 
 connector = pytest.importorskip("kv_transfer.nixl_connector")
+
+import zmq  # noqa: E402
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import (  # noqa: E402
+    NixlAgentMetadata,
+    NixlHandshakePayload,
+)
 
 
 class FakeNixl:
@@ -38,7 +50,9 @@ def worker() -> Any:
         pcp_rank=0, pcp_dcp_sharded=False, _ready_requests=queue.Queue(), _recving_metadata={},
         _recving_transfers=defaultdict(list), _recv_failures=set(), _failed_recv_reqs=queue.Queue(),
         _replicated_pcp_done_sending=set(), tp_rank=0, use_host_buffer=False, _has_mamba=False, _is_hma_required=False,
-        _cleanup_remote_engines=lambda: None, shutdown=lambda: None,
+        _cleanup_remote_engines=lambda: None, shutdown=lambda: None, _lost=set(), _regions=[], _sums=deque(),
+        _prover=PullProver(lines=SideChannelLines(connector._question), timeout_s=2.0),
+        _invalid_block_ids=queue.Queue(),
     )  # fmt: skip
     return half
 
@@ -144,9 +158,158 @@ def test_a_peer_that_does_not_listen_fails_at_once(worker: Any) -> None:
         worker._nixl_handshake("127.0.0.1", port, 1, "p0-1")
 
 
+class Verdicts:
+    """A prover that says what the test wants."""
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
+        self.dropped: list[str] = []
+        self.coming: dict[str, tuple[Verdict, list[int]]] = {}
+
+    def read_done(self, request_id: str) -> None:
+        self.read.append(request_id)
+
+    def drop(self, request_id: str) -> None:
+        self.dropped.append(request_id)
+
+    def verdicts(self) -> dict[str, tuple[Verdict, list[int]]]:
+        coming, self.coming = self.coming, {}
+        return coming
+
+    def close(self) -> None:
+        self.coming = {}
+
+
+def results(received: set[str], failed: set[str] | None = None) -> Any:
+    return connector.KVConnectorTransferResults(
+        finished_sending=set(), finished_recving=received, failed_recving=failed or set()
+    )
+
+
+def test_the_scheduler_hears_of_a_pull_only_when_it_is_proved(worker: Any) -> None:
+    worker._prover = Verdicts()
+    read = results({"r"})
+    worker._hold_back_unproved(read)
+    assert (worker._prover.read, read.finished_recving) == (["r"], set())
+    worker._prover.coming = {"r": (Verdict.CHECKED, [4, 5])}
+    proved = results(set())
+    worker._hold_back_unproved(proved)
+    assert (proved.finished_recving, proved.failed_recving) == ({"r"}, set())
+    assert worker.get_block_ids_with_load_errors() == set()
+
+
+@pytest.mark.parametrize("verdict", [Verdict.WRONG, Verdict.UNPROVED])
+def test_what_cannot_be_proved_failed_to_load_and_is_counted(worker: Any, verdict: Verdict) -> None:
+    worker._prover = Verdicts()
+    worker._prover.coming = {"r": (verdict, [4, 5])}
+    told = results(set())
+    worker._hold_back_unproved(told)
+    assert (told.finished_recving, told.failed_recving) == ({"r"}, {"r"})
+    assert worker.get_block_ids_with_load_errors() == {4, 5}
+    assert worker.xfer_stats.data[connector.PULLS[verdict]] == [1]
+
+
+def test_a_pull_that_failed_is_told_at_once_and_not_proved(worker: Any) -> None:
+    worker._prover = Verdicts()
+    told = results({"r"}, {"r"})
+    worker._hold_back_unproved(told)
+    assert (worker._prover.read, worker._prover.dropped) == ([], ["r"])
+    assert (told.finished_recving, told.failed_recving) == ({"r"}, {"r"})
+
+
+def test_the_scheduler_half_hears_what_was_let_go_before_its_readers_were_done(worker: Any) -> None:
+    step(worker, hold={"pulled": 1, "released": 1, "expired": 1})
+    worker._reqs_to_send["expired"] = 0.0
+    worker.nixl_wrapper.inbox = [b"pulled:1"]
+    assert step(worker, release={"released"}) == {"pulled", "released", "expired"}
+    told = worker.take_metadata()
+    assert told.lost == {"released", "expired"}
+    assert worker.take_metadata() is None
+
+
+def test_ranks_words_are_put_together() -> None:
+    ours = connector.BatonWorkerMetadata({"a": {0: b"0"}}, {"x"})
+    both = ours.aggregate(connector.BatonWorkerMetadata({"a": {1: b"1"}, "b": {1: b"2"}}, {"y"}))
+    assert both.sums == {"a": {0: b"0", 1: b"1"}, "b": {1: b"2"}}
+    assert both.lost == {"x", "y"}
+
+
+def test_how_a_lease_ended_is_known_before_its_blocks_are_free() -> None:
+    half = scheduler()
+    for name in ("pulled", "lost"):
+        half._book.hold(name)
+    half._heartbeat_req_engine = {}
+    told = connector.BatonWorkerMetadata({"pulled": {0: b"12345678"}}, {"lost"})
+    half.update_connector_output(
+        SimpleNamespace(finished_recving=None, finished_sending={"pulled", "lost"}, kv_connector_worker_meta=told)
+    )
+    assert [half._book.answer(name, 0).lease for name in ("pulled", "lost")] == ["pulled", "ended"]
+    assert half._book.answer("pulled", 0).sums == b"12345678"
+    assert not half._lost
+
+
+class Impostor:
+    """An engine of another incarnation on the port that a ticket names."""
+
+    def __init__(self, engine_id: str, compat_hash: str) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self.port = self._socket.bind_to_random_port("tcp://127.0.0.1")
+        fields = dict.fromkeys(NixlAgentMetadata.__dataclass_fields__)
+        fields |= {
+            "engine_id": engine_id, "agent_metadata": b"", "device_id": 0, "kv_caches_base_addr": [], "num_blocks": 1,
+            "block_lens": [], "block_strides": [], "kv_cache_layout": "HND", "block_size": 32, "ssm_sizes": (0, 0),
+            "attn_backend_name": "x", "physical_blocks_per_logical_kv_block": 1,
+        }  # fmt: skip
+        kept = {name: value for name, value in fields.items() if value is not None}
+        encode = msgspec.msgpack.Encoder().encode
+        payload = NixlHandshakePayload(
+            compatibility_hash=compat_hash, agent_metadata_bytes=encode(NixlAgentMetadata(**kept))
+        )
+        self._payload = encode(payload)
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        if self._socket.poll(10_000):
+            identity, _, _ = self._socket.recv_multipart()
+            self._socket.send_multipart((identity, b"", self._payload, msgspec.msgpack.encode(1.0)))
+
+    def close(self) -> None:
+        self._thread.join()
+        self._socket.close(linger=100)
+        self._context.term()
+
+
+def test_a_restarted_engine_on_the_same_port_is_not_taken_for_the_one_that_made_the_ticket(worker: Any) -> None:
+    worker.__dict__.update(
+        _is_csa_linear=False, use_host_buffer=True, compat_hash="same", enforce_compat_hash=True,
+        transfer_topo=SimpleNamespace(handshake_target_ranks=lambda *_: [0]),
+        _validate_remote_parallel_config=lambda _: None,
+        add_remote_agent=lambda *_: pytest.fail("an agent of another incarnation was added"),
+    )  # fmt: skip
+    impostor = Impostor("p0-2", "same")
+    try:
+        with pytest.raises(RuntimeError, match=r"engine ID mismatch. Expected p0-1,received p0-2"):
+            worker._nixl_handshake("127.0.0.1", impostor.port, 1, "p0-1")
+    finally:
+        impostor.close()
+
+
 def scheduler() -> Any:
     half = object.__new__(connector.BatonNixlScheduler)
-    half.__dict__.update(_request_by_lease={}, _lease_by_request={}, _newly_held={}, _to_release=set(), _to_renew={})
+    half.__dict__.update(
+        _request_by_lease={},
+        _lease_by_request={},
+        _newly_held={},
+        _to_release=set(),
+        _to_renew={},
+        _lost=set(),
+        _to_check={},
+        _check_fraction=1.0,
+        _book=HolderBook("p0-1", "sum"),
+        _is_hma_required=False,
+    )
     return half
 
 

@@ -1,0 +1,89 @@
+"""Checksums of KV blocks, computed where the blocks are. Never moves a block; only sums leave the device.
+
+A block's sum is the weighted sum of its 64-bit words modulo 2^64, with odd weights, over all layers. Transfers copy
+bytes, so equality is exact. One changed word always changes the sum; other content has the same sum by a chance of
+2^-64. It is a checksum and no signature: whoever wants to can make two blocks with one sum.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+KIND = "mul64-1"
+SUM_BYTES = 8
+_WORD_BYTES = 8
+_WEIGHTS_SEED = 0x6261746F6E
+_LAYER_FACTOR = 0x9E3779B97F4A7C15 - 2**64
+# What one multiplication may need for its result: small enough for a CPU's cache, large enough for a GPU.
+_CHUNK_BYTES = {"cpu": 1 << 20}
+_CHUNK_BYTES_ELSEWHERE = 64 << 20
+
+
+def region_view(
+    tensors: Iterable[torch.Tensor], *, base: int, block_bytes: int, stride_bytes: int, blocks: int
+) -> torch.Tensor | None:
+    """``[blocks, words]`` int64 over the memory at address ``base``, without a copy.
+
+    None where no tensor holds that memory, or where blocks are no whole number of words.
+    """
+    if block_bytes % _WORD_BYTES or stride_bytes % _WORD_BYTES or blocks < 1:
+        return None
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        offset = base - storage.data_ptr()
+        if offset < 0 or offset + (blocks - 1) * stride_bytes + block_bytes > storage.nbytes():
+            continue
+        if offset % _WORD_BYTES:
+            return None
+        return torch.empty(0, dtype=torch.int64, device=tensor.device).set_(
+            storage,
+            offset // _WORD_BYTES,
+            (blocks, block_bytes // _WORD_BYTES),
+            (stride_bytes // _WORD_BYTES, 1),
+        )
+    return None
+
+
+def block_sums(regions: Sequence[torch.Tensor], block_ids: Sequence[int]) -> torch.Tensor:
+    """One int64 a block, on the regions' device, in the order of ``block_ids``. Asynchronous where the device is."""
+    device = regions[0].device
+    ids = torch.tensor(block_ids, dtype=torch.int64, device=device)
+    total = torch.zeros(len(block_ids), dtype=torch.int64, device=device)
+    for region in regions:
+        words = region.shape[1]
+        weights = _weights(words, device)
+        rows = max(1, _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE) // (words * _WORD_BYTES))
+        parts = [(region.index_select(0, chunk) * weights).sum(1) for chunk in ids.split(rows)]
+        # A factor, so that the same bytes in another layer are something else.
+        total = total * _LAYER_FACTOR + torch.cat(parts)
+    return total
+
+
+class PendingSums:
+    """Sums on their way from the device to the host."""
+
+    def __init__(self, sums: torch.Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        if sums.device.type == "cuda":
+            sums = sums.to("cpu", non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        self._sums = sums
+
+    def ready(self) -> bytes | None:
+        """Little-endian, ``SUM_BYTES`` each; None while they are not there."""
+        if self._event is not None and not self._event.query():
+            return None
+        raw: bytes = self._sums.numpy().astype("<i8").tobytes()
+        return raw
+
+
+@functools.cache
+def _weights(words: int, device: torch.device) -> torch.Tensor:
+    """The same odd numbers in every process: PCG64's raw output is fixed by numpy for good."""
+    raw = np.random.PCG64(_WEIGHTS_SEED).random_raw(words) | np.uint64(1)
+    return torch.from_numpy(raw.view(np.int64)).to(device)
