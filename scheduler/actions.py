@@ -75,10 +75,27 @@ class DrainWorker(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float
 
 
+class EjectWorker(msgspec.Struct, frozen=True, kw_only=True):
+    """Tell operators that a worker is left out for a while, since it fails what it is sent."""
+
+    worker_id: str
+    for_s: float
+
+
 class PublishView(msgspec.Struct, frozen=True):
     """Push the cluster to all front proxies: at once, or when the next throttled push is due."""
 
     at_once: bool
 
 
-Action = ReplyPlan | ReplyWaiting | ReplyRefusal | AcceptWorker | RejectWorker | DropWorker | DrainWorker | PublishView
+Action = (
+    ReplyPlan
+    | ReplyWaiting
+    | ReplyRefusal
+    | AcceptWorker
+    | RejectWorker
+    | DropWorker
+    | DrainWorker
+    | EjectWorker
+    | PublishView
+)

@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from scheduler.actions import Placement
+from scheduler.config import OutlierConfig
 from scheduler.facts import Role, WorkerFacts, WorkerLoad, WorkerState
+from scheduler.outliers import WorkerHealth
 
 PlanKey = tuple[int, int]
 
@@ -29,6 +31,7 @@ class Worker:
         "_rate_queued_tokens",
         "_rate_since_s",
         "_rate_tokens",
+        "avoided",
         "block_size_tokens",
         "blocks_total",
         "careful_blocks",
@@ -37,6 +40,7 @@ class Worker:
         "facts",
         "fingerprint",
         "free_blocks",
+        "health",
         "heard_s",
         "load",
         "placement",
@@ -50,17 +54,29 @@ class Worker:
         "reserved_blocks",
         "role",
         "session",
+        "silent",
         "suspect_until_s",
         "unreported",
         "unreported_tokens",
         "worker_id",
     )
 
-    def __init__(self, facts: WorkerFacts, session: int, now_s: float, initial_tokens_per_s: float) -> None:
+    def __init__(
+        self,
+        facts: WorkerFacts,
+        session: int,
+        now_s: float,
+        initial_tokens_per_s: float,
+        health: WorkerHealth | None = None,
+    ) -> None:
         self.facts = facts
         self.session = session
         self.load = WorkerLoad()
         self.heard_s = now_s
+        # Not heard of for so long that it gets nothing new.
+        self.silent = False
+        self.health = health or WorkerHealth(OutlierConfig())
+        self.avoided = self.health.avoided
         self.suspect_until_s = float("-inf")
         self.drain_asked = False
         # Blocks held here for each plan that has not ended.
@@ -92,6 +108,11 @@ class Worker:
         self._rate_busy_s = 0.0
         # Whether prefill_tokens_per_s is more than an assumption.
         self.rate_observed = False
+
+    @property
+    def unusable(self) -> str:
+        """Why it gets nothing although it says it is well; empty when it does."""
+        return "silent" if self.silent else "ejected" if self.avoided else ""
 
     @property
     def state(self) -> WorkerState:
@@ -139,6 +160,7 @@ class Worker:
         """Take over a load report."""
         self.load = load
         self.heard_s = now_s
+        self.silent = False
         visible = []
         for key, (planned_s, _) in self.unreported.items():
             if planned_s + visible_after_s > now_s:
@@ -168,6 +190,15 @@ class Worker:
             self.prefill_tokens_per_s = before / elapsed_s
             self.rate_observed = True
 
+    def fall_silent(self) -> None:
+        """Take nothing new until the next report."""
+        self.silent = True
+        self._refresh()
+
+    def judge(self) -> None:
+        """Take over what its health says."""
+        self.avoided = self.health.avoided
+
     def drain(self) -> None:
         """Take nothing new from now on, whatever the next report says."""
         self.drain_asked = True
@@ -175,7 +206,7 @@ class Worker:
 
     def _refresh(self) -> None:
         load = self.load
-        self.ready = load.state is WorkerState.READY and not self.drain_asked
+        self.ready = load.state is WorkerState.READY and not self.drain_asked and not self.silent
         reported = load.requests_running + load.requests_waiting
         self.request_count = max(reported + len(self.unreported), len(self.reserved))
         self.queued_tokens = load.prefill_tokens_queued + self.unreported_tokens

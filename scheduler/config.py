@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from runtime.bounds import Count, NonNegative, Port, Positive, PositiveCount
@@ -100,6 +102,22 @@ class WaitingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     drain_window_s: Positive = 10.0
 
 
+class OutlierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a worker that fails its requests gets no more of them."""
+
+    # Failures without a success between them.
+    failures_in_a_row: PositiveCount = 5
+    # Or this share of at least so many requests that ended lately.
+    failure_ratio: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.5
+    requests_min: PositiveCount = 20
+    window_s: Positive = 30.0
+    # The first ejection; each further one lasts twice as long, up to the bound.
+    ejection_s: Positive = 5.0
+    ejection_max_s: Positive = 300.0
+    # Workers of one role that may be out at once.
+    ejected_fraction_max: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.5
+
+
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The scheduler's part of the configuration tree."""
 
@@ -113,6 +131,9 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     # How often a worker must report, and the silence after which it counts as gone.
     heartbeat_interval_s: Positive = 1.0
     worker_lease_s: Positive = 10.0
+    # Silence after which a worker gets nothing new until it speaks again.
+    silence_timeout_s: Positive = 3.0
+    outliers: OutlierConfig = OutlierConfig()
     # Wait for the first message of a new stream.
     register_timeout_s: Positive = 10.0
     # How often leases are looked at.
@@ -156,5 +177,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     def __post_init__(self) -> None:
         if self.worker_lease_s <= self.heartbeat_interval_s:
             raise ValueError("worker_lease_s must be longer than heartbeat_interval_s")
+        if self.silence_timeout_s <= self.heartbeat_interval_s:
+            raise ValueError("silence_timeout_s must be longer than heartbeat_interval_s")
         if self.retry_after_max_s < self.retry_after_min_s:
             raise ValueError("retry_after_max_s must not be less than retry_after_min_s")

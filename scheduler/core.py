@@ -19,6 +19,7 @@ from scheduler.actions import (
     Action,
     DrainWorker,
     DropWorker,
+    EjectWorker,
     Placement,
     PublishView,
     RejectWorker,
@@ -44,8 +45,9 @@ from scheduler.events import (
     WorkerLoadReported,
     WorkerSuspected,
 )
-from scheduler.facts import WorkerFacts
+from scheduler.facts import Role, WorkerFacts
 from scheduler.membership import objection
+from scheduler.outliers import Standing, WorkerHealth
 from scheduler.placement import Chosen, NotPlaced, Planner
 from scheduler.profile import Probe, Random
 from scheduler.refusals import PASSING, refusal, turned_away
@@ -102,6 +104,8 @@ class SchedulerCore:
             release_window_s=config.release_window_s,
         )
         self._line = WaitingLine(config.waiting)
+        # Of workers that left, by their epoch.
+        self._health: dict[str, tuple[int, WorkerHealth]] = {}
         self._story: deque[tuple[float, Event]] = deque(maxlen=STORY_EVENTS_MAX)
 
     def handle(self, event: Event, now_s: float) -> Sequence[Action]:
@@ -111,9 +115,9 @@ class SchedulerCore:
         match event:
             case PlanRequested():
                 return self._ask(event, now_s)
-            case RequestEnded(session=session, plan_id=plan_id):
+            case RequestEnded(session=session, plan_id=plan_id, outcome=outcome):
                 self._line.remove((session, plan_id), now_s)
-                self._end((session, plan_id), now_s)
+                self._end((session, plan_id), now_s, finished=outcome == "finished")
                 return self._serve(now_s)
             case PlansRunning():
                 self._reconcile(event, now_s)
@@ -128,8 +132,7 @@ class SchedulerCore:
             case WorkerLeft(session=session, worker_id=worker_id):
                 return self._leave(session, worker_id)
             case WorkerSuspected(worker_id=worker_id, epoch=epoch):
-                self._suspect(worker_id, epoch, now_s)
-                return ()
+                return self._suspect(worker_id, epoch, now_s)
             case DrainRequested(worker_id=worker_id, deadline_s=deadline_s):
                 return self._drain(worker_id, deadline_s)
             case FrontJoined(session=session, front_proxy_id=front_proxy_id):
@@ -153,13 +156,32 @@ class SchedulerCore:
         worker = self._member(worker_id, session)
         if worker is None:
             return ()
-        self.cluster.remove(worker_id)
+        self._remove(worker)
         return (PublishView(at_once=True),)
 
-    def _suspect(self, worker_id: str, epoch: int, now_s: float) -> None:
+    def _remove(self, worker: Worker) -> None:
+        """A member is gone. The same engine may return, and is no better for having been away."""
+        self.cluster.remove(worker.worker_id)
+        self._health[worker.worker_id] = (worker.facts.epoch, worker.health)
+        if len(self._health) > self._config.workers_max:
+            del self._health[next(iter(self._health))]
+
+    def _suspect(self, worker_id: str, epoch: int, now_s: float) -> Sequence[Action]:
         worker = self.cluster.get(worker_id)
-        if worker is not None and worker.facts.epoch == epoch:
-            worker.suspect_until_s = now_s + self._config.suspect_cooldown_s
+        if worker is None or worker.facts.epoch != epoch:
+            return ()
+        worker.suspect_until_s = now_s + self._config.suspect_cooldown_s
+        if not worker.health.failed(now_s) or not self._may_eject(worker):
+            return ()
+        for_s = worker.health.eject(now_s)
+        worker.judge()
+        return (EjectWorker(worker_id=worker_id, for_s=for_s), PublishView(at_once=True))
+
+    def _may_eject(self, worker: Worker) -> bool:
+        """Most of a pool must stay: when everybody fails, the fault is elsewhere."""
+        pool = self.cluster.with_role(worker.role)
+        out = sum(other.health.standing is not Standing.IN_SERVICE for other in pool if other is not worker)
+        return out + 1 <= self._config.outliers.ejected_fraction_max * len(pool)
 
     def _join(self, session: int, facts: WorkerFacts, now_s: float) -> Sequence[Action]:
         problem = objection(facts, self.cluster, self._config.workers_max)
@@ -175,7 +197,10 @@ class SchedulerCore:
             if former is not None:
                 actions.append(DropWorker(session=former.session, worker_id=facts.worker_id, reason="replaced"))
                 self.cluster.remove(former.worker_id)
-            self._add(Worker(facts, session, now_s, self._config.prefill_initial_tokens_per_s))
+            epoch, health = self._health.pop(facts.worker_id, (0, None))
+            if health is None or epoch != facts.epoch:
+                health = WorkerHealth(self._config.outliers)
+            self._add(Worker(facts, session, now_s, self._config.prefill_initial_tokens_per_s, health))
         actions.append(AcceptWorker(session=session, worker_id=facts.worker_id))
         actions.append(PublishView(at_once=True))
         return actions
@@ -220,10 +245,10 @@ class SchedulerCore:
         worker = self._member(event.worker_id, event.session)
         if worker is None:
             return ()
-        if worker.load == event.load:
+        if worker.load == event.load and not worker.silent:
             worker.report(event.load, now_s, self._config.plan_visible_after_s)
             return ()
-        changed_state = worker.load.state is not event.load.state
+        changed_state = worker.load.state is not event.load.state or worker.silent
         if changed_state:
             self._story.append((now_s, event))
         worker.report(event.load, now_s, self._config.plan_visible_after_s)
@@ -238,13 +263,25 @@ class SchedulerCore:
             self.rebuilding = False
             for worker in self.cluster.workers.values():
                 worker.take_care(0)
-        if not silent and not rebuilt:
+        if not self._look(now_s) and not silent and not rebuilt:
             return ()
         actions: list[Action] = []
         for worker in silent:
-            self.cluster.remove(worker.worker_id)
+            self._remove(worker)
             actions.append(DropWorker(session=worker.session, worker_id=worker.worker_id, reason="silent"))
         return (*actions, PublishView(at_once=True))
+
+    def _look(self, now_s: float) -> bool:
+        """Note who fell silent and whose ejection is over. True when anything changed."""
+        changed = False
+        for worker in self.cluster.workers.values():
+            if not worker.silent and worker.heard_s + self._config.silence_timeout_s <= now_s:
+                worker.fall_silent()
+                changed = True
+            if worker.health.look(now_s):
+                worker.judge()
+                changed = True
+        return changed
 
     def _drain(self, worker_id: str, deadline_s: float) -> Sequence[Action]:
         worker = self.cluster.get(worker_id)
@@ -307,8 +344,10 @@ class SchedulerCore:
         return self._planner.place(event, self.cluster, now_s)
 
     def _passes(self, verdict: NotPlaced) -> bool:
-        """Whether waiting makes sense. Who is missing from a cluster that is being rebuilt may be about to come."""
-        return verdict.cause in PASSING or (self.rebuilding and verdict.cause == "no_worker")
+        """Whether waiting makes sense. Who is silent, or missing from a cluster being rebuilt, may be about to come."""
+        if verdict.cause == "no_worker":
+            return self.rebuilding or any(worker.silent for worker in self.cluster.with_role(Role.DECODE))
+        return verdict.cause in PASSING
 
     def _cost(self, event: PlanRequested) -> int:
         """What a request takes of the cluster, in tokens."""
@@ -325,6 +364,10 @@ class SchedulerCore:
         # A pinned sibling finds its prompt's KV in place and computes next to nothing.
         if chosen.reason is not Reason.PINNED:
             computing.assign_prefill(key, event.prompt_tokens, now_s)
+        for worker in (prefill, decode):
+            if worker is not None and worker.health.standing is Standing.PROBATION:
+                worker.health.planned(key)
+                worker.judge()
         at_prefill = prefill.placement if prefill is not None else None
         at_decode = decode.placement if decode is not None else None
         front.plans[event.plan_id] = GrantedPlan(event.request_id, at_prefill, at_decode, chosen.decode_blocks)
@@ -339,7 +382,7 @@ class SchedulerCore:
             waited_s=now_s - since_s,
         )
 
-    def _end(self, key: PlanKey, now_s: float) -> None:
+    def _end(self, key: PlanKey, now_s: float, *, finished: bool = False) -> None:
         front = self.fronts.get(key[0])
         plan = front.plans.pop(key[1], None) if front is not None else None
         if plan is None:
@@ -350,6 +393,10 @@ class SchedulerCore:
             worker = self._member_of(placed)
             if worker is not None:
                 freed += worker.forget(key)
+                if finished:
+                    worker.health.succeeded(key, now_s)
+                worker.health.ended(key)
+                worker.judge()
         if freed:
             self._admission.released(freed, now_s)
 

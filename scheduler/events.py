@@ -109,6 +109,8 @@ class RequestEnded(msgspec.Struct, frozen=True, kw_only=True):
 
     session: int
     plan_id: int
+    # "finished", "failed" or "cancelled"; only a finish says something about the workers.
+    outcome: str = ""
 
 
 class Tick(msgspec.Struct, frozen=True):

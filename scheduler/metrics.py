@@ -62,6 +62,15 @@ class SchedulerMetrics:
         self._waiting = Gauge(
             "baton_scheduler_waiting", "Requests that wait for a place", ("priority_class",), registry=registry
         )
+        self.ejections = Counter(
+            "baton_scheduler_ejections_total", "Workers left out because they failed requests", registry=registry
+        )
+        self._unusable = Gauge(
+            "baton_scheduler_unusable_workers",
+            "Workers that say they are ready and get nothing",
+            ("reason",),
+            registry=registry,
+        )
         self._labelled: frozenset[str] = frozenset()
 
     def request_ended(self, outcome: str) -> None:
@@ -76,16 +85,21 @@ class SchedulerMetrics:
     def show_cluster(self, workers: Iterable[Worker], *, fronts: int, plans_in_flight: int) -> None:
         """Bring the gauges up to date; labels of workers that left are dropped."""
         counts = {(role, state): 0 for role in Role for state in WorkerState}
+        unusable = dict.fromkeys(("silent", "ejected"), 0)
         seen = set()
         for worker in workers:
             counts[worker.role, worker.state] += 1
             seen.add(worker.worker_id)
+            if worker.unusable:
+                unusable[worker.unusable] += 1
             self._reserved_blocks.labels(worker.worker_id).set(worker.reserved_blocks)
         for worker_id in self._labelled - seen:
             self._reserved_blocks.remove(worker_id)
         self._labelled = frozenset(seen)
         for (role, state), count in counts.items():
             self._workers.labels(role.value, state.value).set(count)
+        for reason, count in unusable.items():
+            self._unusable.labels(reason).set(count)
         self._fronts.set(fronts)
         self._plans_in_flight.set(plans_in_flight)
 

@@ -122,7 +122,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                     shell.feed(wire.plan_requested(session, message.plan, block_hashes_max=hashes_max))
                 case "ended":
                     shell.metrics.request_ended(message.ended.outcome)
-                    shell.feed(RequestEnded(session=session, plan_id=message.ended.plan_id))
+                    ended = message.ended
+                    shell.feed(RequestEnded(session=session, plan_id=ended.plan_id, outcome=ended.outcome))
                 case "running":
                     shell.feed(wire.plans_running(session, message.running))
                 case "suspect":

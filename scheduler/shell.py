@@ -20,6 +20,7 @@ from scheduler.actions import (
     Action,
     DrainWorker,
     DropWorker,
+    EjectWorker,
     PublishView,
     RejectWorker,
     ReplyPlan,
@@ -136,6 +137,9 @@ class SchedulerShell:
             case DrainWorker(session=session, deadline_s=deadline_s):
                 if (outgoing := self.workers.get(session)) is not None:
                     outgoing.put(pb.WorkerCommand(drain=pb.Drain(deadline_ms=round(deadline_s * 1000))))
+            case EjectWorker(worker_id=worker_id, for_s=for_s):
+                log.warning("worker ejected", extra={"worker": worker_id, "for_s": for_s})
+                self.metrics.ejections.inc()
             case PublishView(at_once=at_once):
                 self._publish(at_once=at_once)
             case _:

@@ -148,13 +148,16 @@ def refusal(action: ReplyRefusal) -> pb.FrontReply:
 
 def view(workers: Iterable[Worker], *, rebuilding: bool = False) -> pb.FrontReply:
     """The cluster as front proxies see it."""
-    entries = [pb.WorkerEntry(info=_info(worker.facts), load=_load(worker)) for worker in workers]
+    entries = [
+        pb.WorkerEntry(info=_info(worker.facts), load=_load(worker), unusable=worker.unusable) for worker in workers
+    ]
     return pb.FrontReply(view=pb.ClusterView(workers=entries, rebuilding=rebuilding))
 
 
 def view_entries(message: pb.ClusterView) -> Sequence[tuple[WorkerFacts, WorkerLoad]]:
     """The workers of a view whose role we know: the inverse of ``view``."""
-    entries = ((facts(entry.info), load(entry.load)) for entry in message.workers)
+    # One that the scheduler did not use is not used without it either.
+    entries = ((facts(entry.info), WorkerLoad() if entry.unusable else load(entry.load)) for entry in message.workers)
     return [(known, doing) for known, doing in entries if known is not None]
 
 

@@ -17,6 +17,7 @@ from scheduler.config import (
 from scheduler.policies.excluded_filter import ExcludedFilter
 from scheduler.policies.kv_headroom import CapacityFilter, KvHeadroomFilter, KvHeadroomScorer
 from scheduler.policies.max_score_picker import MaxScorePicker
+from scheduler.policies.outlier_filter import OutlierFilter
 from scheduler.policies.prefill_backlog_filter import PrefillBacklogFilter
 from scheduler.policies.queue_time import QueueTimeScorer
 from scheduler.policies.random_picker import RandomPicker
@@ -31,6 +32,7 @@ def prefill_profile(config: ProfileConfig, wait_max_s: float) -> Profile:
     filters = (
         ReadyFilter(),
         ExcludedFilter(),
+        OutlierFilter(),
         CapacityFilter(),
         RequestSlotFilter(),
         PrefillBacklogFilter(wait_max_s),
@@ -44,6 +46,7 @@ def decode_profile(config: ProfileConfig) -> Profile:
     filters = (
         ReadyFilter(),
         ExcludedFilter(),
+        OutlierFilter(),
         CapacityFilter(),
         KvHeadroomFilter(),
         RequestSlotFilter(),

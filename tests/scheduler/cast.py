@@ -51,8 +51,8 @@ class Stage:
     """A core with a clock and one front proxy."""
 
     def __init__(self, **config: Any) -> None:
-        # Nobody waits unless a test is about waiting: what does not fit is refused.
-        self.core = SchedulerCore(SchedulerConfig(**{"waiting": NO_WAITING, **config}))
+        # Nobody waits and nobody counts as silent unless a test is about that.
+        self.core = SchedulerCore(SchedulerConfig(**{"waiting": NO_WAITING, "silence_timeout_s": 1e9, **config}))
         self.now_s = 0.0
         self._sessions = 0
         self._plans = 0

@@ -18,6 +18,7 @@ from scheduler.actions import (
     Action,
     DrainWorker,
     DropWorker,
+    EjectWorker,
     Placement,
     PublishView,
     RejectWorker,
@@ -106,6 +107,8 @@ def _words(action: Action) -> str:
             return f"drop {worker_id} session={session}: {reason}"
         case DrainWorker(session=session, worker_id=worker_id, deadline_s=deadline_s):
             return f"drain {worker_id} session={session} deadline={deadline_s}s"
+        case EjectWorker(worker_id=worker_id, for_s=for_s):
+            return f"eject {worker_id} for {for_s:g}s"
         case PublishView(at_once=at_once):
             return f"view {'at once' if at_once else 'when due'}"
         case _:

@@ -206,9 +206,11 @@ class ClusterView(_message.Message):
     def __init__(self, workers: _Optional[_Iterable[_Union[WorkerEntry, _Mapping]]] = ..., rebuilding: _Optional[bool] = ...) -> None: ...
 
 class WorkerEntry(_message.Message):
-    __slots__ = ("info", "load")
+    __slots__ = ("info", "load", "unusable")
     INFO_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    UNUSABLE_FIELD_NUMBER: _ClassVar[int]
     info: _cluster_pb2.WorkerInfo
     load: _cluster_pb2.WorkerLoad
-    def __init__(self, info: _Optional[_Union[_cluster_pb2.WorkerInfo, _Mapping]] = ..., load: _Optional[_Union[_cluster_pb2.WorkerLoad, _Mapping]] = ...) -> None: ...
+    unusable: str
+    def __init__(self, info: _Optional[_Union[_cluster_pb2.WorkerInfo, _Mapping]] = ..., load: _Optional[_Union[_cluster_pb2.WorkerLoad, _Mapping]] = ..., unusable: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,20 @@
+"""Keeps workers that do their work. Why one is avoided is ``outliers``' business."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from scheduler.cluster import Worker
+from scheduler.profile import Ask, Signal
+
+
+class OutlierFilter:
+    """Drops ejected workers while anybody else is there: one that may work is better than none."""
+
+    name: Final = "outlier"
+    consumes: Final = frozenset({Signal.SUSPICION})
+
+    def keep(self, ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
+        """Those in service and those on trial, or all when there are none."""
+        return [worker for worker in workers if not worker.avoided] or workers
