@@ -206,7 +206,7 @@ class VllmEngine:
 
     async def _leave(self, live: LiveRequest) -> None:
         """However a request ended: stop it where it runs, and free KV that was kept for nobody."""
-        running = not live.ended.done()
+        running = not live.over
         self._steps.forget(live)
         if self._llm.errored:
             return  # nothing is held by a dead engine

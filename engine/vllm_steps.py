@@ -26,12 +26,14 @@ _NOTHING_TO_RETURN = OutputProcessorOutput(request_outputs=[], reqs_to_abort=[])
 class LiveRequest:
     """One request from before vLLM hears of it until its end."""
 
-    __slots__ = ("ended", "engine_request_id", "first", "handed_over", "on_output", "request")
+    __slots__ = ("ended", "engine_request_id", "first", "handed_over", "on_output", "over", "request")
 
     def __init__(self, request: EngineRequest, on_output: OnOutput) -> None:
         self.request = request
         self.on_output = on_output
         self.first = True
+        # Whether the engine is through with it. ``ended`` does not tell: a waiter that is cancelled cancels it.
+        self.over = False
         # Whether the listener has the hand-off, and with it the duty to release it.
         self.handed_over = False
         # vLLM's own name for it, once it has one.
@@ -40,6 +42,7 @@ class LiveRequest:
 
     def fail(self, error: BaseException) -> None:
         """End it with an error. The first end counts."""
+        self.over = True
         if not self.ended.done():
             self.ended.set_exception(error)
             self.ended.exception()  # whoever waited may have left: not an unheard error then
@@ -153,8 +156,10 @@ class StepOutputs:
         )
         live.on_output(made)
         live.handed_over = handoff is not None
-        if finish is not None and not live.ended.done():
-            live.ended.set_result(None)
+        if finish is not None:
+            live.over = True
+            if not live.ended.done():
+                live.ended.set_result(None)
 
 
 def _times(output: EngineCoreOutput) -> tuple[float, float]:

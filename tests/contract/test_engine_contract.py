@@ -143,6 +143,19 @@ async def test_leaving_frees_everything_whatever_it_was_doing(engines: Pair) -> 
     assert await settles(engines.prefill)
 
 
+async def test_leaving_many_at_once_leaves_no_work_and_no_kv_behind(engines: Pair) -> None:
+    """Most of them are still waiting or half computed: only an abort in the engine ends those."""
+    chooser = random.Random(9)
+    wanted = [request(prompt(900), Hold(lease_s=60.0), max_tokens=1) for _ in range(30)]
+    wanted += [request(prompt(100), max_tokens=800) for _ in range(10)]
+    left = await asyncio.gather(*(leave_after(engines.prefill, one, chooser.random() * 0.2) for one in wanted))
+    for outputs in left:
+        for output in outputs:
+            if output.handoff is not None:
+                await engines.prefill.release(output.handoff.lease_id)
+    assert await settles(engines.prefill)
+
+
 async def test_leaving_while_the_kv_is_under_way_frees_both_sides(engines: Pair) -> None:
     chooser = random.Random(8)
     for _ in range(20):
