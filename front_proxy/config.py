@@ -93,7 +93,9 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     usable_timeout_s: Positive = 600.0
     """Wait for a usable set of workers at start before giving up."""
     drain_timeout_s: NonNegative = 30.0
-    """Time running requests get to finish after the first SIGTERM."""
+    """Time running requests get to finish after the first SIGTERM; a second one cuts it short."""
+    drain_settle_s: NonNegative = 0.5
+    """Silence after which open connections are closed at the end of a drain: before, their clients may be sending."""
     retry_after_s: NonNegative = 1.0
     """Advice in Retry-After when this process itself is full."""
 

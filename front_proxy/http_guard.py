@@ -64,6 +64,8 @@ class HttpGuard:
         self._bounds = bounds
         self._phases_header = bounds.phases_header.lower().encode()
         self.draining = False
+        self.retiring = False
+        """Set: every response tells its client to close the connection."""
         self.requests_running = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -133,7 +135,14 @@ class HttpGuard:
             ]
             receive = _replay(body, receive)
         token = NOTES.set(notes)
-        response = _Response(send, notes, path=scope["path"], explain=explain, retry_after_s=self._bounds.retry_after_s)
+        response = _Response(
+            send,
+            notes,
+            path=scope["path"],
+            explain=explain,
+            retry_after_s=self._bounds.retry_after_s,
+            retiring=lambda: self.retiring,
+        )
         try:
             await self._app({**scope, "headers": headers}, receive, response.send)
         finally:
@@ -172,8 +181,18 @@ class _ClientLeft(Exception):
 class _Response:
     """Passes one response on, adding headers and, on a stream, a last comment line."""
 
-    def __init__(self, send: Send, notes: RequestNotes, *, path: str, explain: bool, retry_after_s: float) -> None:
+    def __init__(
+        self,
+        send: Send,
+        notes: RequestNotes,
+        *,
+        path: str,
+        explain: bool,
+        retry_after_s: float,
+        retiring: Callable[[], bool],
+    ) -> None:
         self._send = send
+        self._retiring = retiring
         self._notes = notes
         self._path = path
         self._explain = explain
@@ -201,6 +220,8 @@ class _Response:
     async def _start(self, message: Message) -> None:
         headers: list[tuple[bytes, bytes]] = list(message.get("headers", ()))
         names = {name.lower() for name, _ in headers}
+        if self._retiring():
+            headers.append((b"connection", b"close"))
         if message["status"] in _RETRY_STATUSES and b"retry-after" not in names:
             headers.append((b"retry-after", _retry_after(self._notes.failure, self._retry_after_s)))
         kind = next((value for name, value in headers if name.lower() == b"content-type"), b"")

@@ -60,13 +60,20 @@ class OpenAiServer:
         )
         self.address = ""
         self._config = config
+        self._listener: socket.socket | None = None
         self._server: HttpServer | None = None
         self._task: asyncio.Task[None] | None = None
 
+    def bind(self, listener: socket.socket | None = None) -> None:
+        """Take ``listener``, a bound socket, or bind one, and know the address. Raises OSError when it is taken."""
+        self._listener = listener or _bind(self._config.host, self._config.port)
+        self.address = join_address(self._config.host, self._listener.getsockname()[1])
+
     async def start(self) -> None:
-        """Bind and listen. Raises OSError when the address is taken."""
-        listener = _bind(self._config.host, self._config.port)
-        self.address = join_address(self._config.host, listener.getsockname()[1])
+        """Accept connections, those included that came while nobody did. Raises OSError when the address is taken."""
+        if self._listener is None:
+            self.bind()
+        assert self._listener is not None
         serving = self._config.serving
         self._server = HttpServer(
             uvicorn.Config(
@@ -76,13 +83,14 @@ class OpenAiServer:
                 # Loggers are set up by runtime.telemetry.
                 log_config=None,
                 lifespan=self._lifespan,
+                backlog=_BACKLOG,
                 timeout_keep_alive=serving.keep_alive_timeout_s,
                 timeout_graceful_shutdown=max(1, round(self._config.close_timeout_s)),
             )
         )
         # vLLM's error handler reads it.
         self.app.state.server = self._server
-        self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="http")
+        self._task = asyncio.create_task(self._server.serve(sockets=[self._listener]), name="http")
         waiter = asyncio.create_task(self._server.listening.wait())
         await asyncio.wait({self._task, waiter}, return_when=asyncio.FIRST_COMPLETED)
         waiter.cancel()
@@ -97,9 +105,22 @@ class OpenAiServer:
         assert self._task is not None, "not started"
         return self._task
 
+    def retire(self) -> None:
+        """Accept no connection any more, and let every response from now on close its connection."""
+        self.guard.retiring = True
+        for server in self._server.servers if self._server is not None and self._server.started else ():
+            server.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether any client has a connection open."""
+        return self._server is not None and bool(self._server.server_state.connections)
+
     async def stop(self) -> None:
         """Close the listener and every connection within the configured bound."""
         if self._server is None or self._task is None:
+            if self._listener is not None:
+                self._listener.close()
             return
         self._server.should_exit = True
         done, _ = await asyncio.wait({self._task}, timeout=2 * self._config.close_timeout_s)
@@ -130,7 +151,6 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen(_BACKLOG)
         listener.setblocking(False)
     except OSError as error:
         listener.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -41,12 +42,14 @@ async def run(
     front: FrontProxyConfig,
     ready: Ready,
     *,
-    stop: asyncio.Event | None = None,
+    stop: lifecycle.Stop | None = None,
     policy: SchedulerConfig | None = None,
+    listener: socket.socket | None = None,
 ) -> None:
     """Serve until a signal, then finish what runs; ``ready`` is told when the first request would succeed.
 
-    ``policy`` are the scheduler's settings, for planning while it is away.
+    ``policy`` are the scheduler's settings, for planning while it is away. ``listener`` is a bound socket to accept
+    HTTP on, which outlives this process; without one ``front.port`` is bound.
 
     Raises SystemExit with one of the codes above when the process cannot go on; the log says why.
     """
@@ -59,10 +62,14 @@ async def run(
     dispatcher = Dispatcher(front, engine_version=version, policy=policy)
     serving = await asyncio.to_thread(_build, engine, front, dispatcher)
     try:
+        http = await serving.http_server(front)
+        http.bind(listener)
+        # Before the scheduler hears of us: it is told once.
+        dispatcher.announce(http.address)
         async with asyncio.TaskGroup() as group:
             streams = group.create_task(dispatcher.run(), name="dispatcher")
             try:
-                await _serve(front, dispatcher, serving, streams, version, ready, stop)
+                await _serve(front, dispatcher, serving, http, streams, version, ready, stop)
             finally:
                 await dispatcher.close()
     finally:
@@ -91,36 +98,35 @@ async def _serve(
     front: FrontProxyConfig,
     dispatcher: Dispatcher,
     serving: VllmServing,
+    http: OpenAiServer,
     streams: asyncio.Task[None],
     version: str,
     ready: Ready,
-    stop: asyncio.Event,
+    stop: lifecycle.Stop,
 ) -> None:
     status = StatusService(dispatcher.front_proxy_id, time.time_ns(), dispatcher)
-    http = await serving.http_server(front)
+    status.address = http.address
     grpc_server = await start_server(
         front.host, front.grpc_port, _services(front, serving, status), message_bytes_max=front.message_bytes_max
     )
     try:
-        await http.start()
-        status.address = http.address
-        dispatcher.announce(http.address)
-        parts: tuple[asyncio.Task[None], ...] = (streams, http.serving)
-        if await _cluster(front, dispatcher, version, parts, stop):
+        if await _cluster(front, dispatcher, version, (streams,), stop):
             serving.client.refresh_limits()
+            # Only now: connections that wait from before this process shall find a cluster that serves.
+            await http.start()
             status.state = "ready"
             await grpc_server.set_serving(True)
             addresses = {"address": http.address, "grpc_address": grpc_server.address, "metrics_address": http.address}
             ready(addresses)
             log.info("front proxy is ready at %s, gRPC at %s", http.address, grpc_server.address)
-            lost = await _first(stop, parts)
+            lost = await _first(stop, (streams, http.serving))
             if lost is not None:
                 log.critical("%s ended on its own", lost.get_name())
                 lost.result()
                 raise SystemExit(EXIT_LOST_PART)
     finally:
         status.state = "draining"
-        await _leave(front, serving, http, grpc_server)
+        await _leave(front, serving, http, grpc_server, stop.hurry)
         status.state = "stopped"
 
 
@@ -152,21 +158,41 @@ async def _cluster(
     return True
 
 
-async def _leave(front: FrontProxyConfig, serving: VllmServing, http: OpenAiServer, grpc_server: RunningServer) -> None:
+async def _leave(
+    front: FrontProxyConfig,
+    serving: VllmServing,
+    http: OpenAiServer,
+    grpc_server: RunningServer,
+    hurry: asyncio.Event,
+) -> None:
     """Refuse what is new, finish what runs, then close: readiness goes first, so that balancers look elsewhere."""
     await grpc_server.set_serving(False)
-    serving.client.draining = True
-    http.guard.draining = True
+    finishing = asyncio.create_task(_finish(front, serving, http), name="finish what runs")
+    hurried = asyncio.create_task(hurry.wait())
+    await asyncio.wait({finishing, hurried}, timeout=front.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    for task in (finishing, hurried):
+        await lifecycle.cancel_and_wait(task, front.close_timeout_s)
     if serving.client.requests_running:
-        log.info("finishing %d sequences", serving.client.requests_running)
-    try:
-        async with asyncio.timeout(front.drain_timeout_s):
-            await serving.client.idle.wait()
-            await http.guard.idle.wait()
-    except TimeoutError:
         log.warning("stopping with %d sequences unfinished", serving.client.requests_running)
+    serving.client.draining = http.guard.draining = True
     # A client may keep a GenerateMany stream open for ever; with nothing running on it there is nothing to wait for.
     await asyncio.gather(http.stop(), grpc_server.stop(min(1.0, front.close_timeout_s)))
+
+
+async def _finish(front: FrontProxyConfig, serving: VllmServing, http: OpenAiServer) -> None:
+    """Wait until nothing runs. What reached this process is served; each connection brings one more request at most."""
+    http.retire()
+    log.info("finishing %d requests, %d sequences", http.guard.requests_running, serving.client.requests_running)
+    await http.guard.idle.wait()
+    while http.connected:
+        # A stream that began earlier could not tell its client that the connection ends: it may send the next request.
+        await asyncio.sleep(front.drain_settle_s)
+        if not http.guard.requests_running:
+            break
+        await http.guard.idle.wait()
+    # Not before: a request that is still being read or rendered was accepted.
+    serving.client.draining = http.guard.draining = True
+    await serving.client.idle.wait()
 
 
 def _services(

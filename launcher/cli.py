@@ -31,17 +31,18 @@ _ROLES: dict[str, Role] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one `baton` command and return its exit code."""
     arguments = _parser().parse_args(argv)
+    from launcher.control import CommandError
     from launcher.demo_model import DemoModelError
     from launcher.model_choice import ModelError
+    from launcher.ports import StartError
     from launcher.state import StateError
-    from launcher.up import StartError
     from runtime.configuration import BadConfiguration
 
     try:
         code: int = arguments.call(arguments)
     except BadConfiguration as error:
         return _fail(f"configuration: {error}", _EXIT_USAGE)
-    except (StartError, StateError, ModelError, DemoModelError) as error:
+    except (StartError, StateError, ModelError, DemoModelError, CommandError) as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return 130
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="print JSON")
     status.set_defaults(call=_status)
 
+    _add_operations(commands, shared)
     _add_roles(commands, shared)
 
     config = commands.add_parser("config", parents=[shared], help="print the settings and where each comes from")
@@ -85,6 +87,20 @@ def _parser() -> argparse.ArgumentParser:
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(call=_version)
     return parser
+
+
+def _add_operations(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser
+) -> None:
+    drain = commands.add_parser("drain", parents=[shared], help="let a worker finish what it runs and take nothing new")
+    drain.add_argument("worker", metavar="WORKER", help="its id in `baton status`; it stays up until it is restarted")
+    _flag(drain, "--state-dir", "launcher.state_dir", "the folder given to `baton up`", metavar="DIR")
+    _flag(drain, "--timeout", "worker.drain_timeout_s", "how long to wait until it is idle", metavar="S")
+    drain.set_defaults(call=_drain)
+    restart = commands.add_parser("restart", parents=[shared], help="replace a process of `baton up`, losing nothing")
+    restart.add_argument("process", metavar="WORKER|all", help="an id in `baton status`, or all, one after the other")
+    _flag(restart, "--state-dir", "launcher.state_dir", "the folder given to `baton up`", metavar="DIR")
+    restart.set_defaults(call=_restart)
 
 
 def _add_roles(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser) -> None:
@@ -139,11 +155,40 @@ def _up(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     from launcher import state, status
 
-    launcher = _load(arguments).value.launcher
-    record = state.read(Path(launcher.state_dir).expanduser().absolute())
-    lines = asyncio.run(status.collect(record, timeout_s=launcher.status_timeout_s))
+    config = _load(arguments).value
+    record = state.read(_state_dir(config))
+    lines = asyncio.run(status.collect(record, timeout_s=config.launcher.status_timeout_s))
     print(status.as_json(lines) if arguments.json else status.as_table(lines))
     return 0
+
+
+def _drain(arguments: argparse.Namespace) -> int:
+    from launcher import operate
+
+    config = _load(arguments).value
+    asyncio.run(
+        operate.drain(
+            _state_dir(config),
+            arguments.worker,
+            timeout_s=config.worker.drain_timeout_s,
+            status_timeout_s=config.launcher.status_timeout_s,
+            say=lambda line: print(line, flush=True),
+        )
+    )
+    print(f"{arguments.worker} is idle and takes nothing new until `baton restart {arguments.worker}`")
+    return 0
+
+
+def _restart(arguments: argparse.Namespace) -> int:
+    from launcher import operate
+
+    state_dir = _state_dir(_load(arguments).value)
+    asyncio.run(operate.restart(state_dir, arguments.process, say=lambda line: print(line, flush=True)))
+    return 0
+
+
+def _state_dir(config: BatonConfig) -> Path:
+    return Path(config.launcher.state_dir).expanduser().absolute()
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -155,7 +200,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         return _fail("worker.scheduler_address: a worker needs its scheduler's HOST:PORT (--scheduler)", 2)
     if arguments.role != "scheduler":
         from launcher import model_choice
-        from launcher.up import tell
+        from launcher.local_processes import tell
 
         config = model_choice.choose(config, loaded.sources, os.environ, tell)
     return serve(arguments.role, config)

@@ -15,6 +15,7 @@ from worker.config import WorkerConfig
 
 Processes = Annotated[int, msgspec.Meta(ge=1, le=512)]
 Seconds = Annotated[float, msgspec.Meta(gt=0.0)]
+Restarts = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 Lines = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
 
 
@@ -41,6 +42,14 @@ class LauncherConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How often waiting is told while processes start."""
     log_tail_lines: Lines = 30
     """Lines of a failed process's log that are shown."""
+    restart_backoff_min_s: Seconds = 0.5
+    """Pause before a process that died is started again; it doubles with each death within restart_window_s."""
+    restart_backoff_max_s: Seconds = 30.0
+    """Longest such pause."""
+    restarts_max: Restarts = 5
+    """Deaths of one process within restart_window_s after which it is started again; one more and it stays down."""
+    restart_window_s: Seconds = 600.0
+    """How long a death counts."""
     status_timeout_s: Seconds = 2.0
     """Time a process has to answer `baton status`."""
 

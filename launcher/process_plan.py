@@ -69,7 +69,7 @@ def plan(config: BatonConfig) -> tuple[ProcessSpec, ...]:
 
 def one_machine(config: BatonConfig, sources: Mapping[str, str]) -> BatonConfig:
     """``config`` adjusted to all processes sharing this machine; what the operator has set stays as it is."""
-    launcher, engine, front, worker = config.launcher, config.engine, config.front_proxy, config.worker
+    launcher, engine, front = config.launcher, config.engine, config.front_proxy
 
     def unset(path: str) -> bool:
         return sources.get(path, DEFAULT) == DEFAULT
@@ -78,14 +78,7 @@ def one_machine(config: BatonConfig, sources: Mapping[str, str]) -> BatonConfig:
         engine = msgspec.structs.replace(engine, engines_per_machine=launcher.prefill + launcher.decode)
     if unset("front_proxy.grpc_port") and front.port:
         front = msgspec.structs.replace(front, grpc_port=front.port + 1 if front.port < 65535 else 0)
-    # A process that is told to stop must be done with draining before the launcher loses patience.
-    drain_s = launcher.stop_timeout_s / 2
-    return msgspec.structs.replace(
-        config,
-        engine=engine,
-        front_proxy=msgspec.structs.replace(front, drain_timeout_s=min(front.drain_timeout_s, drain_s)),
-        worker=msgspec.structs.replace(worker, drain_timeout_s=min(worker.drain_timeout_s, drain_s)),
-    )
+    return msgspec.structs.replace(config, engine=engine, front_proxy=front)
 
 
 def _worker_settings(config: BatonConfig, worker_id: str, ordinal: int) -> tuple[str, ...]:

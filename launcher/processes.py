@@ -39,10 +39,25 @@ class HasEnded(msgspec.Struct, frozen=True):
 Tell = Callable[[SaidReady | HasEnded], None]
 
 
+class _Exit(asyncio.subprocess.SubprocessStreamProtocol):
+    """Says when the process is reaped. ``Process.wait`` waits for its pipe too, which a helper may keep open."""
+
+    def __init__(self) -> None:
+        super().__init__(limit=_READ_BYTES, loop=asyncio.get_running_loop())
+        self.reaped = asyncio.Event()
+
+    def process_exited(self) -> None:
+        """As asyncio's, and say so."""
+        super().process_exited()
+        self.reaped.set()
+
+
 class Child:
     """A running child. Made by ``start``; ``tell`` hears of it at most twice: ready, then ended."""
 
-    def __init__(self, process_id: str, process: asyncio.subprocess.Process, log: Path, tell: Tell) -> None:
+    def __init__(
+        self, process_id: str, process: asyncio.subprocess.Process, reaped: asyncio.Event, log: Path, tell: Tell
+    ) -> None:
         self.id = process_id
         self.pid = process.pid
         self.log = log
@@ -50,25 +65,37 @@ class Child:
         found = kernel_view.facts(process.pid)
         self.start_ticks = found.start_ticks if found else 0
         self._process = process
+        self._reaped = reaped
         self._tell = tell
         self._shared_memory: set[Path] = set()
         self._ended = asyncio.create_task(self._follow(), name=f"follow {process_id}")
 
     @classmethod
     async def start(
-        cls, process_id: str, command: Sequence[str], *, environ: Mapping[str, str], log: Path, tell: Tell
+        cls,
+        process_id: str,
+        command: Sequence[str],
+        *,
+        environ: Mapping[str, str],
+        log: Path,
+        tell: Tell,
+        pass_fds: Sequence[int] = (),
     ) -> Child:
-        """Start ``command`` in a session of its own, with stderr in ``log``. Raises OSError when it cannot start."""
-        with log.open("wb") as stderr:
-            process = await asyncio.create_subprocess_exec(
+        """Start ``command`` in a session of its own, its stderr appended to ``log``. Raises OSError when refused."""
+        with log.open("ab") as stderr:
+            loop = asyncio.get_running_loop()
+            transport, exit_ = await loop.subprocess_exec(
+                _Exit,
                 *command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=stderr,
                 env=dict(environ),
                 start_new_session=True,
+                pass_fds=pass_fds,
             )
-        return cls(process_id, process, log, tell)
+        process = asyncio.subprocess.Process(transport, exit_, loop)
+        return cls(process_id, process, exit_.reaped, log, tell)
 
     @property
     def running(self) -> bool:
@@ -93,10 +120,16 @@ class Child:
         members += kernel_view.group_members(self.pid)
         _kill(pid for pid in members if not kernel_view.is_resource_tracker(pid))
 
-    async def stop(self, timeout_s: float) -> bool:
-        """SIGTERM, then SIGKILL to its group after ``timeout_s``; returns whether it ended by itself."""
+    async def stop(self, *, drain_s: float, timeout_s: float) -> bool:
+        """Let it finish what it runs for ``drain_s``, then hurry it, and kill its group when ``timeout_s`` have passed.
+
+        Returns whether it ended by itself.
+        """
         self.send(signal.SIGTERM)
-        done, _ = await asyncio.wait({self._ended}, timeout=timeout_s)
+        done, _ = await asyncio.wait({self._ended}, timeout=min(drain_s, timeout_s))
+        if not done:
+            self.send(signal.SIGTERM)
+            done, _ = await asyncio.wait({self._ended}, timeout=max(0.0, timeout_s - drain_s))
         if not done:
             self.kill_group()
         await self.ended()
@@ -112,8 +145,9 @@ class Child:
 
     async def _follow(self) -> None:
         await self._read_stdout()
-        code = await self._process.wait()
-        self._tell(HasEnded(self.id, code))
+        await self._reaped.wait()
+        assert self._process.returncode is not None, self.id
+        self._tell(HasEnded(self.id, self._process.returncode))
         await self._clean_up()
 
     async def _clean_up(self) -> None:
@@ -130,15 +164,12 @@ class Child:
         """Hear the ready line; everything else goes to the log. Ends with the process, not with its helpers."""
         assert self._process.stdout is not None
         reading = asyncio.create_task(self._hear(self._process.stdout), name=f"hear {self.id}")
-        waiting = asyncio.create_task(self._process_gone(), name=f"wait {self.id}")
+        waiting = asyncio.create_task(self._reaped.wait(), name=f"wait {self.id}")
         await asyncio.wait({reading, waiting}, return_when=asyncio.FIRST_COMPLETED)
         # What it printed last may still lie in the pipe; a helper that keeps the pipe open must not keep us.
         await asyncio.wait({reading}, timeout=0.2 if waiting.done() else None)
         for task in (reading, waiting):
             task.cancel()
-
-    async def _process_gone(self) -> None:
-        await asyncio.shield(self._process.wait())
 
     async def _hear(self, stdout: asyncio.StreamReader) -> None:
         rest = b""
@@ -182,7 +213,9 @@ def tail(log: Path, lines: int) -> list[str]:
 
 
 async def stop_all(timeouts_s: Mapping[Child, float]) -> list[str]:
-    """Stop children together, each with its own patience; returns the ids of those that had to be killed."""
-    stops: list[Awaitable[bool]] = [child.stop(timeout_s) for child, timeout_s in timeouts_s.items()]
+    """Stop children together, each with its own patience, half of it to drain; the ids of those that were killed."""
+    stops: list[Awaitable[bool]] = [
+        child.stop(drain_s=timeout_s / 2, timeout_s=timeout_s) for child, timeout_s in timeouts_s.items()
+    ]
     by_themselves = await asyncio.gather(*stops)
     return [child.id for child, clean in zip(timeouts_s, by_themselves, strict=True) if not clean]

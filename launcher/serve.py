@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Coroutine, Mapping
 from typing import Any, assert_never
@@ -10,6 +11,7 @@ from typing import Any, assert_never
 import msgspec
 
 from launcher.config import BatonConfig
+from launcher.ports import HTTP_FD_VARIABLE
 from launcher.process_plan import Role
 from launcher.processes import READY_PREFIX
 
@@ -84,6 +86,19 @@ def _main(role: Role, config: BatonConfig) -> Coroutine[Any, Any, None]:
         case "front_proxy":
             from front_proxy.run import run as run_front
 
-            return run_front(config.engine, config.front_proxy, announce, policy=config.scheduler)
+            return run_front(
+                config.engine, config.front_proxy, announce, policy=config.scheduler, listener=_inherited()
+            )
         case _:
             assert_never(role)
+
+
+def _inherited() -> socket.socket | None:
+    """The socket that `baton up` keeps for this front proxy; None where nobody keeps one."""
+    fd = os.environ.pop(HTTP_FD_VARIABLE, "")
+    if not fd:
+        return None
+    listener = socket.socket(fileno=int(fd))
+    listener.set_inheritable(False)
+    listener.setblocking(False)
+    return listener

@@ -18,7 +18,7 @@ LOCK_FILE = "lock"
 LOGS = "logs"
 CONFIG_FILE = "config.json"
 
-RecordedState = Literal["waiting", "starting", "ready", "stopped", "dead"]
+RecordedState = Literal["waiting", "starting", "ready", "stopped", "dead", "restarting", "failed"]
 
 
 class StateError(Exception):
@@ -41,12 +41,19 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True):
     state: RecordedState = "waiting"
     exit_code: int | None = None
     log: str = ""
+    # Times it was started again, for whatever reason, since the cluster was started.
+    restarts: int = 0
+    # Why it is "restarting" or "failed".
+    why: str = ""
 
 
 class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One cluster on this machine."""
 
     launcher_pid: int
+    launcher_start_ticks: int = 0
+    # Where `baton up` serves LauncherService. Empty: not yet.
+    control_address: str = ""
     model: str
     url: str = ""
     grpc_address: str = ""
@@ -73,6 +80,11 @@ class ClusterState:
             for process in self.record.processes
         )
         self.record = msgspec.structs.replace(self.record, processes=processes)
+        self._write()
+
+    def control_at(self, address: str) -> None:
+        """Note where this launcher takes commands."""
+        self.record = msgspec.structs.replace(self.record, control_address=address)
         self._write()
 
     def serve_at(self, url: str, grpc_address: str) -> None:

@@ -28,6 +28,8 @@ _COLUMNS = (
     ("leases_held", "LEASES"),
     ("kv_bytes_in", "BYTES IN"),
     ("kv_bytes_out", "BYTES OUT"),
+    ("restarts", "RESTARTS"),
+    ("why", "WHY"),
 )
 
 
@@ -47,11 +49,15 @@ class StatusLine(msgspec.Struct, frozen=True, kw_only=True):
     leases_held: int = 0
     kv_bytes_in: int = 0
     kv_bytes_out: int = 0
+    # Times `baton up` started it again, and why it is down where it is "restarting" or "failed".
+    restarts: int = 0
+    why: str = ""
 
 
 async def collect(record: ClusterRecord, *, timeout_s: float) -> list[StatusLine]:
     """The truth about every process, asked at the same time; takes ``timeout_s`` at most."""
-    return list(await asyncio.gather(*(_one(process, timeout_s) for process in record.processes)))
+    supervised = kernel_view.is_alive(record.launcher_pid, record.launcher_start_ticks)
+    return list(await asyncio.gather(*(_one(process, supervised, timeout_s) for process in record.processes)))
 
 
 async def ask(address: str, *, timeout_s: float) -> cluster_pb2.ProcessStatus | None:
@@ -72,8 +78,10 @@ async def ask(address: str, *, timeout_s: float) -> cluster_pb2.ProcessStatus | 
     return process
 
 
-def judge(process: ProcessRecord, *, alive: bool, answer: cluster_pb2.ProcessStatus | None) -> StatusLine:
-    """One line from what is recorded, whether the pid lives, and what the process itself said."""
+def judge(
+    process: ProcessRecord, *, alive: bool, supervised: bool, answer: cluster_pb2.ProcessStatus | None
+) -> StatusLine:
+    """One line from what is recorded, whether pid and launcher live, and what the process itself said."""
     known = StatusLine(
         id=process.id,
         role=process.role,
@@ -81,11 +89,18 @@ def judge(process: ProcessRecord, *, alive: bool, answer: cluster_pb2.ProcessSta
         address=process.address,
         epoch=process.epoch,
         state=process.state,
+        restarts=process.restarts,
     )
     if process.pid == 0 or process.state == "stopped":
         return known
     if not alive:
-        return msgspec.structs.replace(known, state="dead")
+        # Without its launcher nobody starts it again, whatever was promised.
+        promised = process.state == "failed" or (process.state == "restarting" and supervised)
+        return (
+            msgspec.structs.replace(known, state=process.state, why=process.why)
+            if promised
+            else msgspec.structs.replace(known, state="dead")
+        )
     if answer is None:
         # Before it was ready it serves nothing, so its silence says nothing.
         return known if process.state == "starting" else msgspec.structs.replace(known, state="unreachable")
@@ -119,10 +134,10 @@ def as_table(lines: Sequence[StatusLine]) -> str:
     )
 
 
-_TEXT = frozenset({"id", "role", "state", "pid", "address"})
+_TEXT = frozenset({"id", "role", "state", "pid", "address", "why"})
 
 
-async def _one(process: ProcessRecord, timeout_s: float) -> StatusLine:
+async def _one(process: ProcessRecord, supervised: bool, timeout_s: float) -> StatusLine:
     alive = process.pid > 0 and kernel_view.is_alive(process.pid, process.start_ticks)
     answer = await ask(process.grpc_address, timeout_s=timeout_s) if alive and process.grpc_address else None
-    return judge(process, alive=alive, answer=answer)
+    return judge(process, alive=alive, supervised=supervised, answer=answer)

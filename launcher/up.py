@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
-import socket
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
+from typing import Any, assert_never
 
-from launcher import model_choice, startup, status
-from launcher.config import BatonConfig
-from launcher.environment import child_environment
-from launcher.process_plan import SCHEDULER_ID, STOP_ORDER, ProcessSpec, one_machine, plan
-from launcher.processes import Child, HasEnded, SaidReady, stop_all
-from launcher.serve import CHILD_VARIABLE
-from launcher.state import CONFIG_FILE, LOGS, ClusterRecord, ClusterState, ProcessRecord, owned, write_atomically
+from launcher import model_choice, startup, supervision
+from launcher.config import BatonConfig, LauncherConfig
+from launcher.control import Refusal, serve_control
+from launcher.local_processes import CommandOf, LocalProcesses, tell
+from launcher.ports import HeldPorts
+from launcher.process_plan import ProcessSpec, one_machine, plan
+from launcher.processes import HasEnded, SaidReady
+from launcher.rolling import Step, in_order, settled
+from launcher.state import CONFIG_FILE, owned, write_atomically
+from launcher.supervision import Supervision
 from runtime.configuration import dump
 
 _FIRST_CHECK_TIMEOUT_S = 10.0
-_STATUS_TIMEOUT_S = 2.0
+# What a process that the system refused to start is said to have ended with: a shell's code for it.
+_EXIT_NOT_STARTED = 126
 
-CommandOf = Callable[[ProcessSpec, Sequence[str]], list[str]]
-
-
-class StartError(Exception):
-    """The cluster cannot be started as asked; the message says why, in a sentence."""
+_Heard = SaidReady | HasEnded | supervision.Replace | signal.Signals
 
 
 def up(config: BatonConfig, sources: Mapping[str, str]) -> int:
@@ -40,40 +41,17 @@ def up(config: BatonConfig, sources: Mapping[str, str]) -> int:
     state_dir = Path(config.launcher.state_dir).expanduser().absolute()
     with owned(state_dir):
         prepared = one_machine(config, sources)
-        check_ports(prepared)
-        # Until the event loop takes over, SIGTERM ends the training of the demo model as Ctrl-C does.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            prepared = model_choice.choose(prepared, sources, os.environ, tell)
-        except KeyboardInterrupt:
-            tell("stopped before anything was started")
-            return 0
-        write_atomically(state_dir / CONFIG_FILE, dump(prepared))
-        return asyncio.run(Cluster(prepared, state_dir).run())
-
-
-def check_ports(config: BatonConfig) -> None:
-    """Raise StartError when a port that clients shall use is taken."""
-    front = config.front_proxy
-    for name, flag, port in (("port", "--port", front.port), ("grpc_port", "--grpc-port", front.grpc_port)):
-        if port == 0:
-            continue
-        family = socket.AF_INET6 if ":" in front.host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            # As servers do: a port whose last connections are only winding down is free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        ports = HeldPorts.take(prepared, plan(prepared))
+        with contextlib.closing(ports):
+            # Until the event loop takes over, SIGTERM ends the training of the demo model as Ctrl-C does.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             try:
-                probe.bind((front.host, port))
-            except OSError as error:
-                raise StartError(
-                    f"cannot listen on {front.host}:{port} (front_proxy.{name}): {error.strerror}; choose another with "
-                    f"{flag}, or 0 for any free one"
-                ) from error
-
-
-def tell(line: str) -> None:
-    """Say something to the person who started us, on stderr."""
-    print(f"baton: {line}", file=sys.stderr, flush=True)
+                prepared = model_choice.choose(prepared, sources, os.environ, tell)
+            except KeyboardInterrupt:
+                tell("stopped before anything was started")
+                return 0
+            write_atomically(state_dir / CONFIG_FILE, dump(prepared))
+            return asyncio.run(Cluster(prepared, state_dir, ports=ports).run())
 
 
 def command_of(state_dir: Path) -> CommandOf:
@@ -88,30 +66,38 @@ def command_of(state_dir: Path) -> CommandOf:
 
 
 class Cluster:
-    """The processes of one cluster, from the first start to the last end."""
+    """One cluster, from the first start to the last end."""
 
     def __init__(
         self,
         config: BatonConfig,
         state_dir: Path,
         *,
-        specs: Sequence[ProcessSpec] | None = None,
         command: CommandOf | None = None,
+        ports: HeldPorts | None = None,
     ) -> None:
         self._config = config
         self._launcher = config.launcher
-        self._state_dir = state_dir
-        self._specs = tuple(specs if specs is not None else plan(config))
-        self._command = command or command_of(state_dir)
-        self._children: dict[str, Child] = {}
-        # At most two events a process, and signals.
-        self._events: asyncio.Queue[SaidReady | HasEnded | signal.Signals] = asyncio.Queue()
-        self._startup = startup.Startup(self._specs, start_timeout_s=self._launcher.start_timeout_s)
-        self._stopping = False
-        records = tuple(ProcessRecord(id=spec.id, role=spec.role, log=str(self._log(spec.id))) for spec in self._specs)
-        self._state = ClusterState(
-            state_dir, ClusterRecord(launcher_pid=os.getpid(), model=config.engine.model, processes=records)
+        self._ports = ports or HeldPorts()
+        # At most two events a process, what an operator asks for, and signals.
+        self._events: asyncio.Queue[_Heard] = asyncio.Queue()
+        specs = plan(config)
+        self._processes = LocalProcesses(
+            config,
+            state_dir,
+            specs,
+            command=command or command_of(state_dir),
+            ports=self._ports,
+            hear=self._events.put_nowait,
         )
+        self._state = self._processes.state
+        self._startup = startup.Startup(specs, start_timeout_s=self._launcher.start_timeout_s)
+        self._supervision = Supervision(specs, _limits(self._launcher))
+        # Who waits for a process to come back, or to be given up: then the answer says why.
+        self._waiting: dict[str, asyncio.Future[str]] = {}
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._restarting = False
+        self._stopping = False
 
     async def run(self) -> int:
         """Start everything, watch it, stop it on a signal."""
@@ -122,19 +108,27 @@ class Cluster:
         try:
             code = await self._start_all()
             if code == 0 and not self._stopping:
-                code = await self._watch()
+                async with serve_control(self) as address:
+                    self._state.control_at(address)
+                    code = await self._watch()
+                    # While commands are still answered: theirs end with what they wait for.
+                    self._abandon("the cluster stops")
+                    self._state.control_at("")
         finally:
-            await self._stop_all()
+            self._stopping = True
+            await self._end_jobs()
+            await self._processes.stop_all()
         return code
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self._stopping:
             tell("told to stop a second time: killing everything")
-            for child in self._children.values():
-                child.kill_group()
+            self._processes.kill_all()
             return
         self._stopping = True
         self._events.put_nowait(number)
+
+    # Coming up
 
     async def _start_all(self) -> int:
         """0 when the cluster is up or was told to stop; anything else is the exit code."""
@@ -144,13 +138,15 @@ class Cluster:
             for action in actions:
                 match action:
                     case startup.Start(process_id):
-                        await self._start(process_id)
+                        await self._processes.start(process_id)
                     case startup.GiveUp(process_id, reason):
-                        self._report(process_id, reason)
+                        self._processes.report(process_id, reason)
                         return 1
                     case startup.AllReady():
                         return await self._announce()
-            event = await self._next_event(told_s + self._launcher.progress_interval_s - time.monotonic())
+                    case _:
+                        assert_never(action)
+            event = await self._next_event(told_s + self._launcher.progress_interval_s)
             now_s = time.monotonic()
             match event:
                 case None:
@@ -158,134 +154,167 @@ class Cluster:
                     self._tell_progress(now_s)
                     actions = self._startup.handle(startup.Tick(), now_s)
                 case SaidReady(process_id, _):
-                    await self._became_ready(event)
+                    await self._processes.became_ready(event)
                     actions = self._startup.handle(startup.BecameReady(process_id), now_s)
                 case HasEnded(process_id, exit_code):
                     self._state.change(process_id, state="dead", exit_code=exit_code)
                     actions = self._startup.handle(startup.Ended(process_id, exit_code), now_s)
                 case signal.Signals():
                     return 0
-
-    async def _watch(self) -> int:
-        """Until a signal (0) or until every process is dead (1). Nothing is started again."""
-        while True:
-            event = await self._next_event(None)
-            match event:
-                case signal.Signals():
-                    return 0
-                case HasEnded(process_id, exit_code):
-                    self._state.change(process_id, state="dead", exit_code=exit_code)
-                    self._report(process_id, startup.describe_exit(exit_code))
-                    if not any(child.running for child in self._children.values()):
-                        tell("every process is dead")
-                        return 1
-                    tell("the other processes go on; nothing is restarted")
-                case SaidReady() | None:
-                    continue
-
-    async def _next_event(self, timeout_s: float | None) -> SaidReady | HasEnded | signal.Signals | None:
-        try:
-            async with asyncio.timeout(None if timeout_s is None else max(0.0, timeout_s)):
-                return await self._events.get()
-        except TimeoutError:
-            return None
-
-    async def _start(self, process_id: str) -> None:
-        spec = self._spec(process_id)
-        settings = list(spec.settings)
-        if spec.id != SCHEDULER_ID and spec.after:
-            address = self._state.process(SCHEDULER_ID).grpc_address
-            section = "front_proxy" if spec.role == "front_proxy" else "worker"
-            settings.append(f"{section}.scheduler_address={address}")
-        local = model_choice.is_local(self._config.engine.model)
-        environ = child_environment(os.environ, threads=spec.threads, model_is_local=local)
-        # What these say is in the configuration file already; said twice, it would win over a process's own settings.
-        environ = {name: value for name, value in environ.items() if not name.startswith("BATON_")}
-        child = await Child.start(
-            spec.id,
-            self._command(spec, settings),
-            environ=environ | {CHILD_VARIABLE: "1"},
-            log=self._log(spec.id),
-            tell=self._events.put_nowait,
-        )
-        self._children[spec.id] = child
-        self._state.change(spec.id, state="starting", pid=child.pid, start_ticks=child.start_ticks)
-        tell(f"{spec.id}: starting (pid {child.pid}, log {child.log})")
-
-    async def _became_ready(self, event: SaidReady) -> None:
-        addresses = event.addresses
-        address = addresses.get("address", "")
-        grpc_address = addresses.get("grpc_address") or address
-        child = self._children[event.id]
-        child.note_shared_memory()
-        said = await status.ask(grpc_address, timeout_s=_STATUS_TIMEOUT_S)
-        self._state.change(
-            event.id,
-            state="ready",
-            address=address,
-            grpc_address=grpc_address,
-            metrics_address=addresses.get("metrics_address", ""),
-            epoch=said.epoch if said is not None else 0,
-        )
-        tell(f"{event.id}: ready at {address} after {time.time() - child.started_at_s:.1f} s")
+                case supervision.Replace():
+                    raise AssertionError("commands are taken only from a cluster that is up")
+                case _:
+                    assert_never(event)
 
     async def _announce(self) -> int:
-        front = next(self._state.process(spec.id) for spec in self._specs if spec.role == "front_proxy")
+        front = next(one for one in self._state.record.processes if one.role == "front_proxy")
         url = f"http://{front.address}"
         problem = await asyncio.to_thread(first_check, url)
         if problem:
-            self._report(front.id, f"said that it is ready, but {problem}")
+            self._processes.report(front.id, f"said that it is ready, but {problem}")
             return 1
         self._state.serve_at(url, front.grpc_address)
-        for child in self._children.values():
-            child.note_shared_memory()
+        self._processes.note_shared_memory()
         name = model_choice.served_name(self._config)
         print(f"ready {url} grpc {front.grpc_address} model {name}", flush=True)
         return 0
 
     def _tell_progress(self, now_s: float) -> None:
         for process_id, seconds in self._startup.waiting_for(now_s):
-            last = self._children[process_id].tail(1)
+            last = self._processes.tail(process_id, 1)
             why = f": {last[0].strip()[:160]}" if last else ""
             tell(f"{process_id}: starting for {seconds:.0f} s{why}")
 
-    def _report(self, process_id: str, what: str) -> None:
-        child = self._children.get(process_id)
-        lines = child.tail(self._launcher.log_tail_lines) if child else []
-        tell(f"error: {process_id} {what}")
-        if lines:
-            tell(f"the last lines of {self._log(process_id)}:")
-            print("\n".join(f"    {line}" for line in lines), file=sys.stderr, flush=True)
+    # Being up
 
-    async def _stop_all(self) -> None:
-        self._stopping = True
-        began_s = time.monotonic()
-        for roles in STOP_ORDER:
-            running = [
-                self._children[spec.id]
-                for spec in self._specs
-                if spec.role in roles and spec.id in self._children and self._children[spec.id].running
-            ]
-            if running:
-                tell(f"stopping {', '.join(child.id for child in running)}")
-            for killed in await stop_all({child: self._patience_s(child) for child in running}):
-                tell(f"{killed} did not end in time and was killed")
-            for child in running:
-                self._state.change(child.id, state="stopped")
-        for child in self._children.values():
-            await child.ended()
-        if self._children:
-            tell(f"everything has stopped after {time.monotonic() - began_s:.1f} s")
+    async def _watch(self) -> int:
+        """Until a signal (0) or until nothing can be served any more (1)."""
+        while True:
+            event = await self._next_event(self._supervision.due_s())
+            told: supervision.Event
+            match event:
+                case signal.Signals():
+                    return 0
+                case None:
+                    told = startup.Tick()
+                case SaidReady(process_id, _):
+                    await self._processes.became_ready(event)
+                    told = startup.BecameReady(process_id)
+                case HasEnded(process_id, exit_code):
+                    self._state.change(process_id, exit_code=exit_code)
+                    told = startup.Ended(process_id, exit_code)
+                case supervision.Replace():
+                    told = event
+                case _:
+                    assert_never(event)
+            for action in self._supervision.handle(told, time.monotonic()):
+                if isinstance(action, supervision.GiveUp):
+                    tell(f"error: {action.why}: stopping the rest")
+                    return 1
+                self._perform(action)
 
-    def _patience_s(self, child: Child) -> float:
-        ready = self._state.process(child.id).state == "ready"
-        return self._launcher.stop_timeout_s if ready else self._launcher.stop_starting_timeout_s
+    def _perform(self, action: supervision.Action) -> None:
+        match action:
+            case startup.Start(process_id):
+                self._run(self._start_again(process_id), f"start {process_id} again")
+            case supervision.Stop(process_id):
+                # It answers for itself as long as it can.
+                self._state.change(process_id, state="restarting", why="somebody asked for a restart")
+                self._run(self._processes.stop(process_id), f"stop {process_id}")
+            case supervision.Kill(process_id, reason):
+                tell(f"error: {process_id} {reason}: killing it")
+                self._processes.kill(process_id)
+            case supervision.Pause(process_id, how, pause_s, deaths):
+                bound = (
+                    f"{deaths} of at most {self._launcher.restarts_max} within {self._launcher.restart_window_s:g} s"
+                )
+                then = f"{how}; starts again in {pause_s:g} s ({bound})"
+                self._state.change(process_id, state="restarting", why=then)
+                tell(f"error: {process_id} {then}, log {self._processes.log(process_id)}")
+            case supervision.Fail(process_id, why):
+                self._state.change(process_id, state="failed", why=why)
+                self._processes.report(process_id, why)
+                self._ports.refuse(process_id)
+                self._answer(process_id, why)
+            case supervision.CameBack(process_id):
+                self._answer(process_id, "")
+            case supervision.GiveUp():
+                raise AssertionError("ends the watch")
+            case _:
+                assert_never(action)
 
-    def _spec(self, process_id: str) -> ProcessSpec:
-        return next(spec for spec in self._specs if spec.id == process_id)
+    async def _start_again(self, process_id: str) -> None:
+        try:
+            await self._processes.start_again(process_id, unless=lambda: self._stopping)
+        except OSError as error:
+            tell(f"error: {process_id} cannot be started: {error}")
+            self._events.put_nowait(HasEnded(process_id, _EXIT_NOT_STARTED))
 
-    def _log(self, process_id: str) -> Path:
-        return self._state_dir / LOGS / f"{process_id}.log"
+    # Commands
+
+    async def restart(self, process_id: str) -> AsyncIterator[Step]:
+        """Replace one process, or "all", one after the other; yields what happens. Raises Refusal."""
+        specs = self._processes.specs
+        if process_id != "all" and process_id not in specs:
+            raise Refusal("unknown", f"there is no process {process_id}; there are {', '.join(specs)}")
+        if self._restarting:
+            raise Refusal("busy", "another restart runs already")
+        if self._stopping:
+            raise Refusal("aborted", "the cluster stops")
+        self._restarting = True
+        try:
+            for one in in_order(specs.values()) if process_id == "all" else [specs[process_id]]:
+                yield Step(one.id, "stopping", self._processes.pid(one.id))
+                await self._replaced(one)
+                yield Step(one.id, "ready", self._processes.pid(one.id))
+        finally:
+            self._restarting = False
+
+    async def _replaced(self, spec: ProcessSpec) -> None:
+        """Until a process has a successor that serves and that the others have found. Raises Refusal."""
+        tell(f"{spec.id}: restarting, as asked")
+        back = asyncio.get_running_loop().create_future()
+        self._waiting[spec.id] = back
+        self._events.put_nowait(supervision.Replace(spec.id))
+        try:
+            problem = await back
+            if not problem:
+                within_s = self._launcher.start_timeout_s
+                problem = await settled(spec, lambda: self._state.record, within_s=within_s)
+        finally:
+            self._waiting.pop(spec.id, None)
+        if problem:
+            raise Refusal("aborted", f"{spec.id} {problem}")
+
+    def _answer(self, process_id: str, problem: str) -> None:
+        if (waiting := self._waiting.pop(process_id, None)) is not None and not waiting.done():
+            waiting.set_result(problem)
+
+    def _abandon(self, why: str) -> None:
+        for process_id in tuple(self._waiting):
+            self._answer(process_id, f"was not waited for: {why}")
+
+    # Plumbing
+
+    async def _next_event(self, until_s: float | None) -> _Heard | None:
+        """What happens next; None when nothing has by ``until_s``."""
+        try:
+            async with asyncio.timeout(None if until_s is None else max(0.0, until_s - time.monotonic())):
+                return await self._events.get()
+        except TimeoutError:
+            return None
+
+    def _run(self, job: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(job, name=name)
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
+
+    async def _end_jobs(self) -> None:
+        """Nothing is started or waited for behind the back of what stops everything."""
+        for task in tuple(self._jobs):
+            if task.get_name().startswith("stop "):
+                task.cancel()
+        await asyncio.gather(*self._jobs, return_exceptions=True)
 
 
 def first_check(url: str) -> str:
@@ -300,3 +329,13 @@ def first_check(url: str) -> str:
     except OSError as error:
         return f"GET /health failed: {error}"
     return "" if code == 200 else f"GET /health answered {code}"
+
+
+def _limits(launcher: LauncherConfig) -> supervision.Limits:
+    return supervision.Limits(
+        backoff_min_s=launcher.restart_backoff_min_s,
+        backoff_max_s=launcher.restart_backoff_max_s,
+        restarts_max=launcher.restarts_max,
+        window_s=launcher.restart_window_s,
+        start_timeout_s=launcher.start_timeout_s,
+    )

@@ -18,17 +18,27 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     return uvloop.run(main)
 
 
-def stop_event() -> asyncio.Event:
-    """An event that the first SIGTERM or SIGINT sets; a second one ends the process at once.
+class Stop(asyncio.Event):
+    """Set when the process shall end. ``hurry`` is set when what still runs shall not be waited for any longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hurry = asyncio.Event()
+
+
+def stop_event() -> Stop:
+    """An event that the first SIGTERM or SIGINT sets; a second sets its ``hurry``, a third ends the process at once.
 
     Call it inside the running event loop, in the main thread.
     """
-    stop = asyncio.Event()
+    stop = Stop()
     loop = asyncio.get_running_loop()
 
     def on_signal(number: int) -> None:
-        if stop.is_set():
+        if stop.hurry.is_set():
             os._exit(128 + number)
+        if stop.is_set():
+            stop.hurry.set()
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -163,6 +163,7 @@ class StatusService(cluster_pb2_grpc.StatusServiceServicer):
             epoch=self._epoch,
             state=self.state,
             requests_running=self._shell.core.plans_in_flight,
+            workers_registered=len(self._shell.core.cluster.workers),
         )
         return cluster_pb2.GetStatusResponse(process=status)
 

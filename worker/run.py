@@ -39,7 +39,7 @@ async def run(
     make_role: MakeRole,
     config: WorkerConfig,
     ready: Ready,
-    stop: asyncio.Event | None = None,
+    stop: lifecycle.Stop | None = None,
     metrics: WorkerMetrics | None = None,
 ) -> None:
     """Serve until a signal, then drain; ``ready`` is told when requests may come.
@@ -65,7 +65,7 @@ async def run(
             raise SystemExit(EXIT_ENGINE_DIED)
 
 
-async def _serve(body: WorkerBody, stop: asyncio.Event, ready: Ready) -> None:
+async def _serve(body: WorkerBody, stop: lifecycle.Stop, ready: Ready) -> None:
     config = body.config
     server = await start_server(
         config.host,
@@ -89,21 +89,23 @@ async def _serve(body: WorkerBody, stop: asyncio.Event, ready: Ready) -> None:
                 ready({"address": body.address, "grpc_address": body.address, "metrics_address": body.metrics_address})
                 log.info("worker %s is ready at %s", body.worker_id, body.address)
                 await _first(stop, body.engine_lost)
-            await _leave(body, session, sessions)
+            await _leave(body, session, sessions, stop.hurry)
             for task in loops:
                 task.cancel()
     finally:
         await _stop(body, server)
 
 
-async def _leave(body: WorkerBody, session: SchedulerSession | None, sessions: list[asyncio.Task[None]]) -> None:
-    """Refuse, finish what runs, hand over what is held, say goodbye: all within ``drain_timeout_s``."""
+async def _leave(
+    body: WorkerBody, session: SchedulerSession | None, sessions: list[asyncio.Task[None]], hurry: asyncio.Event
+) -> None:
+    """Refuse, finish what runs, hand over what is held, say goodbye: all in ``drain_timeout_s``, or in a hurry."""
     if not body.engine_lost.is_set():
         log.info("worker %s drains: %d requests, %d leases", body.worker_id, body.admission.requests,
                  body.role.leases_held)  # fmt: skip
-        left = await body.drain(body.config.drain_timeout_s)
+        await _drain(body, hurry)
         if not body.idle:
-            log.warning("worker %s stops with %d requests and %d leases left", body.worker_id, left,
+            log.warning("worker %s stops with %d requests and %d leases left", body.worker_id, body.admission.requests,
                         body.role.leases_held)  # fmt: skip
             body.happen(Event.TIME_UP)
     if session is not None:
@@ -111,6 +113,17 @@ async def _leave(body: WorkerBody, session: SchedulerSession | None, sessions: l
         _, late = await asyncio.wait(sessions, timeout=body.config.stop_grace_s)
         for task in late:
             task.cancel()
+
+
+async def _drain(body: WorkerBody, hurry: asyncio.Event) -> None:
+    """Until idle, the time is up, the engine dies or somebody is in a hurry."""
+    draining = asyncio.ensure_future(body.drain(body.config.drain_timeout_s))
+    drained = asyncio.Event()
+    draining.add_done_callback(lambda _: drained.set())
+    try:
+        await _first(drained, hurry, body.engine_lost)
+    finally:
+        await lifecycle.cancel_and_wait(draining, body.config.abort_timeout_s)
 
 
 async def _stop(body: WorkerBody, server: RunningServer) -> None:

@@ -19,7 +19,8 @@ from worker.body import WorkerBody
 log = logging.getLogger("baton.worker.session")
 
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined] # the stubs do not know it
-_SESSION_ENDS = (grpc.RpcError, grpc.aio.BaseError, TimeoutError, ConnectionError)
+# InvalidStateError is how gRPC says that the call was over before we wrote.
+_SESSION_ENDS = (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError, TimeoutError, ConnectionError)
 
 
 class SchedulerSession:

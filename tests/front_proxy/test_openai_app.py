@@ -12,7 +12,9 @@ import msgspec
 import pytest
 from vllm.sampling_params import SamplingParams
 
+from front_proxy.config import FrontProxyConfig
 from front_proxy.http_guard import GuardBounds, HttpGuard, routes
+from front_proxy.openai_app import OpenAiServer
 from front_proxy.serving_metrics import DROPPED_FIELDS
 from runtime.failures import Failure, FailureKind
 from tests.front_proxy.conftest import Served
@@ -466,3 +468,25 @@ async def test_images_are_refused(served: Served, http: httpx.AsyncClient) -> No
 
 def test_building_the_app_leaves_the_process_log_level_alone(served: Served) -> None:
     assert logging.root.level == logging.WARNING, "what pytest starts with"
+
+
+async def test_a_retiring_server_takes_no_connection_and_each_open_one_once_more(served: Served) -> None:
+    running = OpenAiServer(served.app, FrontProxyConfig(port=0, close_timeout_s=1), lifespan="off")
+    await running.start()
+    try:
+        async with httpx.AsyncClient(base_url=f"http://{running.address}", timeout=30) as client:
+            before = await client.post("/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 2})
+            assert "connection" not in before.headers
+            assert running.connected
+            running.retire()
+            after = await client.post("/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 2})
+            assert after.status_code == before.status_code
+            assert after.headers["connection"] == "close"
+            with pytest.raises(httpx.ConnectError):
+                await client.get("/health")
+        async with asyncio.timeout(10):
+            while running.connected:
+                await asyncio.sleep(0.01)
+    finally:
+        await running.stop()
+        served.app.state.server = None

@@ -25,23 +25,32 @@ ANSWER = cluster_pb2.ProcessStatus(
 
 
 @pytest.mark.parametrize(
-    ("recorded", "pid", "alive", "answers", "told"),
+    ("recorded", "pid", "alive", "supervised", "answers", "told"),
     [
-        ("ready", 5, True, True, "draining"),
-        ("ready", 5, True, False, "unreachable"),
-        ("ready", 5, False, False, "dead"),
-        ("starting", 5, True, False, "starting"),
-        ("starting", 5, False, False, "dead"),
-        ("dead", 5, False, False, "dead"),
-        ("stopped", 5, False, False, "stopped"),
-        ("waiting", 0, False, False, "waiting"),
+        ("ready", 5, True, True, True, "draining"),
+        ("ready", 5, True, True, False, "unreachable"),
+        ("ready", 5, False, True, False, "dead"),
+        ("starting", 5, True, True, False, "starting"),
+        ("starting", 5, False, True, False, "dead"),
+        ("dead", 5, False, True, False, "dead"),
+        ("stopped", 5, False, False, False, "stopped"),
+        ("waiting", 0, False, True, False, "waiting"),
+        ("restarting", 5, False, True, False, "restarting"),
+        # It was told to end and still finishes what it runs.
+        ("restarting", 5, True, True, True, "draining"),
+        # Who promised to start it again is gone.
+        ("restarting", 5, False, False, False, "dead"),
+        ("failed", 5, False, True, False, "failed"),
+        ("failed", 5, False, False, False, "failed"),
     ],
 )
 def test_the_state_follows_from_record_kernel_and_answer(
-    recorded: Any, pid: int, alive: bool, answers: bool, told: str
+    recorded: Any, pid: int, alive: bool, supervised: bool, answers: bool, told: str
 ) -> None:
-    process = msgspec.structs.replace(READY, state=recorded, pid=pid)
-    line = status.judge(process, alive=alive, answer=ANSWER if answers else None)
+    process = msgspec.structs.replace(READY, state=recorded, pid=pid, restarts=2, why="it fell")
+    line = status.judge(process, alive=alive, supervised=supervised, answer=ANSWER if answers else None)
+    assert line.restarts == 2
+    assert line.why == ("it fell" if told in ("restarting", "failed") else "")
     assert line.state == told
     assert line.requests_running == (2 if answers else 0)
     assert line.epoch == (11 if answers else 9)
@@ -49,12 +58,13 @@ def test_the_state_follows_from_record_kernel_and_answer(
 
 def test_every_key_is_in_the_json_of_every_process() -> None:
     lines = [
-        status.judge(READY, alive=True, answer=ANSWER),
-        status.judge(msgspec.structs.replace(READY, pid=0, state="waiting"), alive=False, answer=None),
+        status.judge(READY, alive=True, supervised=True, answer=ANSWER),
+        status.judge(msgspec.structs.replace(READY, pid=0, state="waiting"), alive=False, supervised=True, answer=None),
     ]
     keys = {
         "id", "role", "pid", "address", "epoch", "state", "requests_running", "requests_waiting", "kv_blocks_used",
         "kv_blocks_total", "leases_held", "kv_bytes_in", "kv_bytes_out",
+        "restarts", "why",
     }  # fmt: skip
     processes = json.loads(status.as_json(lines))["processes"]
     assert [set(process) for process in processes] == [keys, keys]
@@ -62,7 +72,7 @@ def test_every_key_is_in_the_json_of_every_process() -> None:
 
 
 def test_the_table_has_one_line_for_each_process() -> None:
-    table = status.as_table([status.judge(READY, alive=False, answer=None)]).splitlines()
+    table = status.as_table([status.judge(READY, alive=False, supervised=True, answer=None)]).splitlines()
     assert len(table) == 2
     assert "dead" in table[1]
 

@@ -15,10 +15,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from launcher import kernel_view, state
+from launcher import kernel_view, operate, state
 from launcher.config import BatonConfig, LauncherConfig
-from launcher.process_plan import ProcessSpec
-from launcher.up import Cluster, StartError, check_ports, up
+from launcher.control import CommandError
+from launcher.ports import HeldPorts, StartError
+from launcher.process_plan import ProcessSpec, plan
+from launcher.up import Cluster, up
 
 # Says that it is ready, answers /health, writes down when it is told to stop.
 STAND_IN = """
@@ -50,17 +52,33 @@ memory = mmap.mmap(file.fileno(), 1)
 print("BATON-READY " + '{"address": "127.0.0.1:1"}', flush=True)
 threading.Event().wait()
 """
+LOADING = "import threading; threading.Event().wait()"
 
 
 class Bench:
     """A cluster of stand-ins whose scripts a test may exchange."""
 
-    def __init__(self, tmp_path: Path, scripts: dict[str, str] | None = None, *, stop_timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        tmp_path: Path,
+        scripts: dict[str, str] | None = None,
+        *,
+        stop_timeout_s: float = 10.0,
+        restarts_max: int = 2,
+        restart_backoff_s: float = 0.05,
+    ) -> None:
         self.directory = tmp_path / "state"
         (self.directory / "logs").mkdir(parents=True)
         self.notes = tmp_path / "notes"
         self.scripts = scripts or {}
-        launcher = LauncherConfig(stop_timeout_s=stop_timeout_s, progress_interval_s=0.2, start_timeout_s=30.0)
+        launcher = LauncherConfig(
+            stop_timeout_s=stop_timeout_s,
+            progress_interval_s=0.2,
+            start_timeout_s=30.0,
+            restarts_max=restarts_max,
+            restart_backoff_min_s=restart_backoff_s,
+            restart_backoff_max_s=restart_backoff_s,
+        )
         self.cluster = Cluster(BatonConfig(launcher=launcher), self.directory, command=self._command)
 
     def _command(self, spec: ProcessSpec, settings: Sequence[str]) -> list[str]:
@@ -79,6 +97,23 @@ class Bench:
                 return
             await asyncio.sleep(0.05)
         raise AssertionError(f"never {condition}: {self.record()}")
+
+    async def until_restarted(self, process_id: str) -> None:
+        """Wait until it runs for the second time."""
+        for _ in range(600):
+            found = self.record()[process_id]
+            if found.restarts and found.state == "ready":
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"never restarted: {self.record()}")
+
+    async def until_commanded(self) -> None:
+        """Wait until the launcher takes commands."""
+        for _ in range(600):
+            if state.read(self.directory).control_address:
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError("no control address")
 
 
 async def test_a_cluster_comes_up_says_so_once_and_ends_in_order(
@@ -119,21 +154,103 @@ async def test_the_first_process_that_fails_is_named_with_its_exit_code_and_its_
     assert record["scheduler"].state == "stopped"
 
 
-async def test_a_death_later_is_told_at_once_and_the_others_go_on(
+async def test_a_process_that_dies_later_is_started_again_and_the_others_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bench = Bench(tmp_path)
     running = asyncio.create_task(bench.cluster.run())
     await bench.until("up")
+    before = bench.record()
+    os.kill(before["prefill-0"].pid, signal.SIGKILL)
+    await bench.until_restarted("prefill-0")
+    after = bench.record()
+    assert after["prefill-0"].pid != before["prefill-0"].pid
+    assert after["prefill-0"].why == ""
+    assert [(one.pid, one.restarts) for one in after.values() if one.id != "prefill-0"] == [
+        (one.pid, 0) for one in before.values() if one.id != "prefill-0"
+    ]
+    err = capsys.readouterr().err
+    assert (
+        "error: prefill-0 was ended by signal 9 (SIGKILL); starts again in 0.05 s (1 of at most 2 within 600 s)" in err
+    )
+    assert "prefill-0.log" in err
+    # Ending by itself with 0, as after a signal from outside, is a death too: somebody wanted a cluster.
+    os.kill(after["scheduler"].pid, signal.SIGTERM)
+    await bench.until_restarted("scheduler")
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await asyncio.wait_for(running, 30) == 0
+    # Both lives of a process are in its log.
+    assert (bench.directory / "logs" / "prefill-0.log").read_text().count("noise on stdout") == 2
+
+
+async def test_one_death_too_many_and_it_stays_down_and_the_rest_goes_on_while_it_can_serve(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = Bench(tmp_path, restarts_max=1)
+    running = asyncio.create_task(bench.cluster.run())
+    await bench.until("up")
+    bench.scripts["prefill-0"] = FAILING
     os.kill(bench.record()["prefill-0"].pid, signal.SIGKILL)
-    await bench.until("dead", "prefill-0")
-    assert bench.record()["decode-0"].state == "ready"
+    await bench.until("failed", "prefill-0")
+    why = "ended with exit code 3; it stays down (launcher.restarts_max=1 within 600 s)"
+    assert bench.record()["prefill-0"].why == why
     assert kernel_view.is_alive(bench.record()["decode-0"].pid, 0)
-    assert "error: prefill-0 was ended by signal 9 (SIGKILL)" in capsys.readouterr().err
-    for name in ("decode-0", "scheduler", "front-proxy-0"):
-        os.kill(bench.record()[name].pid, signal.SIGKILL)
+    err = capsys.readouterr().err
+    assert f"error: prefill-0 {why}" in err
+    assert "the tokenizer ate the homework" in err
+    bench.scripts["decode-0"] = FAILING
+    os.kill(bench.record()["decode-0"].pid, signal.SIGKILL)
     assert await asyncio.wait_for(running, 30) == 1
-    assert "every process is dead" in capsys.readouterr().err
+    assert "error: no decode worker is left: stopping the rest" in capsys.readouterr().err
+    assert bench.record()["front-proxy-0"].state == "stopped"
+    assert bench.record()["decode-0"].state == "failed"
+
+
+async def test_a_restart_on_demand_goes_one_by_one_and_brings_back_what_had_failed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, restarts_max=0)
+    running = asyncio.create_task(bench.cluster.run())
+    await bench.until("up")
+    os.kill(bench.record()["prefill-0"].pid, signal.SIGKILL)
+    await bench.until("failed", "prefill-0")
+    await bench.until_commanded()
+    said: list[str] = []
+    await operate.restart(bench.directory, "prefill-0", say=said.append)
+    await operate.restart(bench.directory, "decode-0", say=said.append)
+    now = bench.record()
+    assert said == [
+        "prefill-0: stopping",
+        f"prefill-0: ready again (pid {now['prefill-0'].pid})",
+        said[2],
+        f"decode-0: ready again (pid {now['decode-0'].pid})",
+    ]
+    assert said[2].startswith("decode-0: stopping (pid ")
+    assert [now[name].restarts for name in ("prefill-0", "decode-0", "scheduler")] == [1, 1, 0]
+    assert bench.notes.read_text().split() == ["decode-0"]
+    with pytest.raises(CommandError, match="there is no process decode-7; there are scheduler, prefill-0, decode-0"):
+        await operate.restart(bench.directory, "decode-7", say=said.append)
+    # A successor that cannot come up is told, and so is who else is in the way.
+    bench.scripts["decode-0"] = LOADING
+    endless = asyncio.create_task(operate.restart(bench.directory, "decode-0", say=said.append))
+    await bench.until("starting", "decode-0")
+    with pytest.raises(CommandError, match="another restart runs already"):
+        await operate.restart(bench.directory, "all", say=said.append)
+    os.kill(bench.record()["decode-0"].pid, signal.SIGKILL)
+    with pytest.raises(CommandError, match=r"decode-0 was ended by signal 9 \(SIGKILL\); it stays down"):
+        await endless
+    assert await asyncio.wait_for(running, 30) == 1
+    with pytest.raises(CommandError, match="takes no commands"):
+        await operate.restart(bench.directory, "all", say=said.append)
+
+
+async def test_told_to_stop_while_a_process_is_away_starts_nothing_any_more(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, restart_backoff_s=60.0)
+    running = asyncio.create_task(bench.cluster.run())
+    await bench.until("up")
+    os.kill(bench.record()["prefill-0"].pid, signal.SIGKILL)
+    await bench.until("restarting", "prefill-0")
+    os.kill(os.getpid(), signal.SIGINT)
+    assert await asyncio.wait_for(running, 30) == 0
+    assert bench.record()["prefill-0"].restarts == 0
 
 
 async def test_a_process_that_ignores_the_signal_is_killed_with_its_helpers_and_its_shared_memory(
@@ -189,7 +306,7 @@ def test_a_port_that_is_taken_is_told_before_anything_starts() -> None:
         port = taken.getsockname()[1]
         front = msgspec.structs.replace(config.front_proxy, port=port)
         with pytest.raises(StartError, match=rf"cannot listen on 127.0.0.1:{port} \(front_proxy.port\)"):
-            check_ports(msgspec.structs.replace(config, front_proxy=front))
+            HeldPorts.take(msgspec.structs.replace(config, front_proxy=front), plan(config))
 
 
 def test_a_wrong_model_is_told_before_anything_starts(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ async def test_a_signal_sets_the_event() -> None:
         asyncio.get_running_loop().remove_signal_handler(number)
 
 
-def test_a_second_signal_ends_the_process_at_once() -> None:
+def test_a_second_signal_asks_for_hurry_and_a_third_ends_the_process_at_once() -> None:
     program = """
 import asyncio, os, signal
 from runtime import lifecycle
@@ -32,6 +32,9 @@ async def main():
     stop = lifecycle.stop_event()
     os.kill(os.getpid(), signal.SIGTERM)
     await stop.wait()
+    assert not stop.hurry.is_set()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await stop.hurry.wait()
     os.kill(os.getpid(), signal.SIGINT)
     await asyncio.Event().wait()
 lifecycle.run(main())

@@ -98,3 +98,57 @@ async def test_a_dead_engine_ends_it_with_a_clear_line_and_a_code_of_its_own() -
         code, log = await end(process)
     assert code == 3, log
     assert "the engine of worker decode-0 died" in log
+
+
+async def test_a_stop_signal_leaves_a_lease_to_whoever_was_promised_it_and_refuses_what_is_new() -> None:
+    from protos.worker.v1 import worker_pb2 as pb
+    from protos.worker.v1 import worker_pb2_grpc
+    from tests.worker.conftest import Client, submit
+
+    process = await start("prefill")
+    assert process.stdout is not None
+    facts = json.loads(await asyncio.wait_for(process.stdout.readline(), 30))
+    async with channel(facts["address"], 1 << 20) as opened:
+        client = Client(worker_pb2_grpc.WorkerServiceStub(opened).Attach())
+        await client.send(pb.AttachRequest(open=pb.Open(front_proxy_id="f")))
+        await client.call.read()
+        handoff = (await client.one(submit(1, [1] * 40, prefill=True)))[-1].handoff
+        process.send_signal(signal.SIGTERM)
+        status = cluster_pb2_grpc.StatusServiceStub(opened)
+        said = cluster_pb2.ProcessStatus(state="ready")
+        async with asyncio.timeout(WAIT_S):
+            while said.state == "ready":
+                said = (await status.GetStatus(cluster_pb2.GetStatusRequest(), timeout=WAIT_S)).process
+        assert (said.state, said.leases_held) == ("draining", 1)
+        refused = (await client.one(submit(2, [1] * 40, prefill=True)))[-1].failure
+        assert "takes no new requests" in refused.message
+        assert process.returncode is None
+        release = pb.ReleaseHandoff(lease_id=handoff.lease_id, epoch=handoff.epoch, pulled=True)
+        await client.send(pb.AttachRequest(release=release))
+        code, log = await end(process)
+    assert code == 0, log
+    assert "left" not in log
+
+
+async def test_a_second_stop_signal_cuts_the_drain_short_and_still_closes_in_order() -> None:
+    from protos.worker.v1 import worker_pb2 as pb
+    from protos.worker.v1 import worker_pb2_grpc
+    from tests.worker.conftest import Client, submit
+
+    process = await start("prefill", worker={"drain_timeout_s": 600})
+    assert process.stdout is not None
+    facts = json.loads(await asyncio.wait_for(process.stdout.readline(), 30))
+    async with channel(facts["address"], 1 << 20) as opened:
+        client = Client(worker_pb2_grpc.WorkerServiceStub(opened).Attach())
+        await client.send(pb.AttachRequest(open=pb.Open(front_proxy_id="f")))
+        await client.call.read()
+        await client.one(submit(1, [1] * 40, prefill=True))
+        assert process.stderr is not None
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(WAIT_S):
+            while b"drains" not in await process.stderr.readline():
+                pass
+        process.send_signal(signal.SIGTERM)
+        code, log = await end(process)
+    assert code == 0, log
+    assert "stops with 0 requests and 1 leases left" in log

@@ -19,6 +19,12 @@ class ProcessState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PROCESS_STATE_READY: _ClassVar[ProcessState]
     PROCESS_STATE_DRAINING: _ClassVar[ProcessState]
     PROCESS_STATE_STOPPED: _ClassVar[ProcessState]
+
+class RestartStep(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RESTART_STEP_UNSPECIFIED: _ClassVar[RestartStep]
+    RESTART_STEP_STOPPING: _ClassVar[RestartStep]
+    RESTART_STEP_READY: _ClassVar[RestartStep]
 ROLE_UNSPECIFIED: Role
 ROLE_PREFILL: Role
 ROLE_DECODE: Role
@@ -27,6 +33,9 @@ PROCESS_STATE_STARTING: ProcessState
 PROCESS_STATE_READY: ProcessState
 PROCESS_STATE_DRAINING: ProcessState
 PROCESS_STATE_STOPPED: ProcessState
+RESTART_STEP_UNSPECIFIED: RestartStep
+RESTART_STEP_STOPPING: RestartStep
+RESTART_STEP_READY: RestartStep
 
 class KvLayout(_message.Message):
     __slots__ = ("fingerprint", "block_size_tokens", "block_bytes")
@@ -113,7 +122,7 @@ class KvHandoff(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., lease_id: _Optional[str] = ..., engine_id: _Optional[str] = ..., tokens: _Optional[int] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., layout_fingerprint: _Optional[str] = ..., lease_remaining_ms: _Optional[int] = ..., connector_params: _Optional[bytes] = ..., prompt_digest: _Optional[bytes] = ...) -> None: ...
 
 class ProcessStatus(_message.Message):
-    __slots__ = ("id", "role", "pid", "address", "epoch", "state", "requests_running", "requests_waiting", "kv_blocks_used", "kv_blocks_total", "leases_held", "kv_bytes_in", "kv_bytes_out")
+    __slots__ = ("id", "role", "pid", "address", "epoch", "state", "requests_running", "requests_waiting", "kv_blocks_used", "kv_blocks_total", "leases_held", "kv_bytes_in", "kv_bytes_out", "workers_registered")
     ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +136,7 @@ class ProcessStatus(_message.Message):
     LEASES_HELD_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_IN_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_OUT_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_REGISTERED_FIELD_NUMBER: _ClassVar[int]
     id: str
     role: str
     pid: int
@@ -140,7 +150,8 @@ class ProcessStatus(_message.Message):
     leases_held: int
     kv_bytes_in: int
     kv_bytes_out: int
-    def __init__(self, id: _Optional[str] = ..., role: _Optional[str] = ..., pid: _Optional[int] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., state: _Optional[str] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., leases_held: _Optional[int] = ..., kv_bytes_in: _Optional[int] = ..., kv_bytes_out: _Optional[int] = ...) -> None: ...
+    workers_registered: int
+    def __init__(self, id: _Optional[str] = ..., role: _Optional[str] = ..., pid: _Optional[int] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., state: _Optional[str] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., leases_held: _Optional[int] = ..., kv_bytes_in: _Optional[int] = ..., kv_bytes_out: _Optional[int] = ..., workers_registered: _Optional[int] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ()
@@ -151,3 +162,19 @@ class GetStatusResponse(_message.Message):
     PROCESS_FIELD_NUMBER: _ClassVar[int]
     process: ProcessStatus
     def __init__(self, process: _Optional[_Union[ProcessStatus, _Mapping]] = ...) -> None: ...
+
+class RestartRequest(_message.Message):
+    __slots__ = ("process_id",)
+    PROCESS_ID_FIELD_NUMBER: _ClassVar[int]
+    process_id: str
+    def __init__(self, process_id: _Optional[str] = ...) -> None: ...
+
+class RestartProgress(_message.Message):
+    __slots__ = ("process_id", "step", "pid")
+    PROCESS_ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    process_id: str
+    step: RestartStep
+    pid: int
+    def __init__(self, process_id: _Optional[str] = ..., step: _Optional[_Union[RestartStep, str]] = ..., pid: _Optional[int] = ...) -> None: ...

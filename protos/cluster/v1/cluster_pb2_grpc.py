@@ -98,3 +98,81 @@ class StatusService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class LauncherServiceStub:
+    """Served by `baton up` on the loopback address that its state file names, for as long as the cluster is up.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Restart = channel.unary_stream(
+                '/baton.cluster.v1.LauncherService/Restart',
+                request_serializer=protos_dot_cluster_dot_v1_dot_cluster__pb2.RestartRequest.SerializeToString,
+                response_deserializer=protos_dot_cluster_dot_v1_dot_cluster__pb2.RestartProgress.FromString,
+                _registered_method=True)
+
+
+class LauncherServiceServicer:
+    """Served by `baton up` on the loopback address that its state file names, for as long as the cluster is up.
+    """
+
+    def Restart(self, request, context):
+        """Let a process finish what it runs and start it again; it does not count as a death.
+        NOT_FOUND: no such process; the message lists the known ones. FAILED_PRECONDITION: another restart runs.
+        ABORTED: the successor failed for good, or the cluster stops; what comes later in the order was left alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_LauncherServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Restart': grpc.unary_stream_rpc_method_handler(
+                    servicer.Restart,
+                    request_deserializer=protos_dot_cluster_dot_v1_dot_cluster__pb2.RestartRequest.FromString,
+                    response_serializer=protos_dot_cluster_dot_v1_dot_cluster__pb2.RestartProgress.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'baton.cluster.v1.LauncherService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('baton.cluster.v1.LauncherService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class LauncherService:
+    """Served by `baton up` on the loopback address that its state file names, for as long as the cluster is up.
+    """
+
+    @staticmethod
+    def Restart(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/baton.cluster.v1.LauncherService/Restart',
+            protos_dot_cluster_dot_v1_dot_cluster__pb2.RestartRequest.SerializeToString,
+            protos_dot_cluster_dot_v1_dot_cluster__pb2.RestartProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

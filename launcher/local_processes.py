@@ -1,0 +1,202 @@
+"""The processes of one cluster on this machine: starts, records, reports and stops them. Decides nothing by itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import assert_never
+
+from launcher import kernel_view, model_choice, status
+from launcher.config import BatonConfig
+from launcher.environment import child_environment
+from launcher.ports import HTTP_FD_VARIABLE, HeldPorts
+from launcher.process_plan import SCHEDULER_ID, STOP_ORDER, ProcessSpec, Role
+from launcher.processes import Child, HasEnded, SaidReady, stop_all
+from launcher.serve import CHILD_VARIABLE
+from launcher.state import LOGS, ClusterRecord, ClusterState, ProcessRecord
+
+_STATUS_TIMEOUT_S = 2.0
+
+CommandOf = Callable[[ProcessSpec, Sequence[str]], list[str]]
+Hear = Callable[[SaidReady | HasEnded], None]
+
+
+def tell(line: str) -> None:
+    """Say something to the person who started us, on stderr."""
+    print(f"baton: {line}", file=sys.stderr, flush=True)
+
+
+class LocalProcesses:
+    """Children by id, and what the state file says of them. ``hear`` is told of what they do."""
+
+    def __init__(
+        self,
+        config: BatonConfig,
+        state_dir: Path,
+        specs: Sequence[ProcessSpec],
+        *,
+        command: CommandOf,
+        ports: HeldPorts,
+        hear: Hear,
+    ) -> None:
+        self.specs = {spec.id: spec for spec in specs}
+        self._config = config
+        self._launcher = config.launcher
+        self._state_dir = state_dir
+        self._command = command
+        self._ports = ports
+        self._hear = hear
+        self._children: dict[str, Child] = {}
+        records = tuple(ProcessRecord(id=spec.id, role=spec.role, log=str(self.log(spec.id))) for spec in specs)
+        me = kernel_view.facts(os.getpid())
+        self.state = ClusterState(
+            state_dir,
+            ClusterRecord(
+                launcher_pid=os.getpid(),
+                launcher_start_ticks=me.start_ticks if me else 0,
+                model=config.engine.model,
+                processes=records,
+            ),
+        )
+        for spec in specs:
+            # What an earlier cluster wrote is not about this one.
+            self.log(spec.id).unlink(missing_ok=True)
+
+    async def start(self, process_id: str) -> None:
+        """Start a process; one that ran before must have ended. Raises OSError when the system refuses."""
+        spec = self.specs[process_id]
+        settings = [*spec.settings, *self._ports.settings(process_id)]
+        if spec.id != SCHEDULER_ID and spec.after:
+            address = self.state.process(SCHEDULER_ID).grpc_address
+            section = "front_proxy" if spec.role == "front_proxy" else "worker"
+            settings.append(f"{section}.scheduler_address={address}")
+        local = model_choice.is_local(self._config.engine.model)
+        environ = child_environment(os.environ, threads=spec.threads, model_is_local=local)
+        # What these say is in the configuration file already; said twice, it would win over a process's own settings.
+        environ = {name: value for name, value in environ.items() if not name.startswith("BATON_")}
+        environ[CHILD_VARIABLE] = "1"
+        http_fd = self._ports.http_fd(process_id)
+        if http_fd is not None:
+            environ[HTTP_FD_VARIABLE] = str(http_fd)
+        child = await Child.start(
+            spec.id,
+            self._command(spec, settings),
+            environ=environ,
+            log=self.log(spec.id),
+            tell=self._hear,
+            pass_fds=() if http_fd is None else (http_fd,),
+        )
+        self._children[spec.id] = child
+        self.state.change(spec.id, state="starting", pid=child.pid, start_ticks=child.start_ticks, why="")
+        tell(f"{spec.id}: starting (pid {child.pid}, log {child.log})")
+
+    async def start_again(self, process_id: str, *, unless: Callable[[], bool]) -> None:
+        """The same once nothing of its predecessor is left, unless somebody has changed his mind until then."""
+        if (former := self._children.get(process_id)) is not None:
+            await former.ended()
+        if unless():
+            return
+        restarts = self.state.process(process_id).restarts + 1
+        await self.start(process_id)
+        self.state.change(process_id, restarts=restarts)
+
+    async def became_ready(self, event: SaidReady) -> None:
+        """Note what a process said of itself when it began to serve."""
+        addresses = event.addresses
+        address = addresses.get("address", "")
+        grpc_address = addresses.get("grpc_address") or address
+        child = self._children[event.id]
+        child.note_shared_memory()
+        said = await status.ask(grpc_address, timeout_s=_STATUS_TIMEOUT_S)
+        self.state.change(
+            event.id,
+            state="ready",
+            address=address,
+            grpc_address=grpc_address,
+            metrics_address=addresses.get("metrics_address", ""),
+            epoch=said.epoch if said is not None else 0,
+        )
+        tell(f"{event.id}: ready at {address} after {time.time() - child.started_at_s:.1f} s")
+
+    def pid(self, process_id: str) -> int:
+        """The pid of a process that runs; 0 when it does not."""
+        child = self._children.get(process_id)
+        return child.pid if child is not None and child.running else 0
+
+    async def stop(self, process_id: str) -> None:
+        """Let one process finish what it runs, as long as its own configuration says, and end."""
+        child = self._children[process_id]
+        patience_s = self._launcher.stop_timeout_s
+        drain_s = self._drain_s(self.specs[process_id].role)
+        # It ends its own drain; we hurry it only when it has forgotten to.
+        if not await child.stop(drain_s=drain_s + patience_s / 2, timeout_s=drain_s + patience_s):
+            tell(f"{process_id} did not end in time and was killed")
+
+    def kill(self, process_id: str) -> None:
+        """End one process and all it started, now."""
+        if (child := self._children.get(process_id)) is not None:
+            child.kill_group()
+
+    def kill_all(self) -> None:
+        """End every process now."""
+        for process_id in self._children:
+            self.kill(process_id)
+
+    async def stop_all(self) -> None:
+        """End every process in order, within the configured bounds."""
+        began_s = time.monotonic()
+        self._ports.close()
+        for roles in STOP_ORDER:
+            running = [child for child in self._children.values() if self._is_running(child, roles)]
+            if running:
+                tell(f"stopping {', '.join(child.id for child in running)}")
+            for killed in await stop_all({child: self._patience_s(child) for child in running}):
+                tell(f"{killed} did not end in time and was killed")
+            for child in running:
+                self.state.change(child.id, state="stopped")
+        for child in self._children.values():
+            await child.ended()
+        if self._children:
+            tell(f"everything has stopped after {time.monotonic() - began_s:.1f} s")
+
+    def note_shared_memory(self) -> None:
+        """Remember what every process shares now."""
+        for child in self._children.values():
+            child.note_shared_memory()
+
+    def report(self, process_id: str, what: str) -> None:
+        """Say that a process is at fault, with the last lines of its log."""
+        tell(f"error: {process_id} {what}")
+        if lines := self.tail(process_id, self._launcher.log_tail_lines):
+            tell(f"the last lines of {self.log(process_id)}:")
+            print("\n".join(f"    {line}" for line in lines), file=sys.stderr, flush=True)
+
+    def tail(self, process_id: str, lines: int) -> list[str]:
+        """The last lines of a process's log."""
+        child = self._children.get(process_id)
+        return child.tail(lines) if child else []
+
+    def log(self, process_id: str) -> Path:
+        """Where a process and its successors write."""
+        return self._state_dir / LOGS / f"{process_id}.log"
+
+    def _drain_s(self, role: Role) -> float:
+        match role:
+            case "prefill" | "decode":
+                return self._config.worker.drain_timeout_s
+            case "front_proxy":
+                return self._config.front_proxy.drain_timeout_s
+            case "scheduler":
+                return 0.0
+            case _:
+                assert_never(role)
+
+    def _is_running(self, child: Child, roles: Sequence[str]) -> bool:
+        return self.specs[child.id].role in roles and child.running
+
+    def _patience_s(self, child: Child) -> float:
+        ready = self.state.process(child.id).state in ("ready", "restarting")
+        return self._launcher.stop_timeout_s if ready else self._launcher.stop_starting_timeout_s

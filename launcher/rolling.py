@@ -1,0 +1,57 @@
+"""The order of a rolling restart, and when a process that came back is whole again. Restarts nothing itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import msgspec
+
+from launcher import status
+from launcher.process_plan import ProcessSpec, Role
+from launcher.state import ClusterRecord
+
+# The scheduler first: it runs no request, and every worker that comes back later registers with the new one.
+_ORDER: tuple[Role, ...] = ("scheduler", "prefill", "decode", "front_proxy")
+# How often a scheduler that came back is asked who has found it.
+_LOOK_INTERVAL_S = 0.1
+_ASK_TIMEOUT_S = 2.0
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One step of a restart. ``pid`` is of the process that ends, or of its successor; 0: none runs."""
+
+    id: str
+    what: Literal["stopping", "ready"]
+    pid: int
+
+
+def in_order(specs: Iterable[ProcessSpec]) -> list[ProcessSpec]:
+    """Whom to restart after whom."""
+    return sorted(specs, key=lambda spec: _ORDER.index(spec.role))
+
+
+async def settled(spec: ProcessSpec, record: Callable[[], ClusterRecord], *, within_s: float) -> str:
+    """Wait until the others have found a process that came back; what is wrong, or nothing.
+
+    Workers say that they are ready when they are registered, and front proxies when they can serve. A scheduler says it
+    when it listens: whoever else is ready must have registered with it before anybody may go.
+    """
+    if spec.role != "scheduler":
+        return ""
+    try:
+        async with asyncio.timeout(within_s):
+            while True:
+                now = record()
+                address = next(process.grpc_address for process in now.processes if process.id == spec.id)
+                said = await status.ask(address, timeout_s=_ASK_TIMEOUT_S)
+                if said is not None and said.workers_registered >= _ready_workers(now):
+                    return ""
+                await asyncio.sleep(_LOOK_INTERVAL_S)
+    except TimeoutError:
+        return f"came back, but within {within_s:g} s not every worker has registered with it"
+
+
+def _ready_workers(record: ClusterRecord) -> int:
+    return sum(process.role in ("prefill", "decode") and process.state == "ready" for process in record.processes)

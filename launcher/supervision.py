@@ -1,0 +1,210 @@
+"""When a process that ended is started again, as a pure machine: events in, actions out. Starts and stops nothing.
+
+Every process is on its own. A death is answered with a pause that doubles with each death within the window, and past
+the bound the process stays down. A process that is being replaced on purpose is started again at once and not counted.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Sequence
+from typing import assert_never
+
+import msgspec
+
+from launcher.process_plan import ProcessSpec, Role
+from launcher.startup import BecameReady, Ended, Start, Tick, describe_exit
+
+# Without one of these nobody can be served; prefill workers can be done without, since decode workers compute prompts.
+_NEEDED: dict[Role, str] = {"scheduler": "scheduler", "decode": "decode worker", "front_proxy": "front proxy"}
+
+
+class Phase(enum.StrEnum):
+    """Where one process stands."""
+
+    UP = "up"
+    STOPPING = "stopping"
+    """Told to end, to be started again."""
+    PAUSING = "pausing"
+    """Dead, and not started again yet."""
+    STARTING = "starting"
+    FAILED = "failed"
+    """Dead for good, unless somebody asks for it."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """How patient the supervision is."""
+
+    backoff_min_s: float
+    backoff_max_s: float
+    restarts_max: int
+    window_s: float
+    start_timeout_s: float
+
+
+class Replace(msgspec.Struct, frozen=True):
+    """Somebody wants this process started again, whatever it does now."""
+
+    id: str
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """Let this process finish what it runs and end."""
+
+    id: str
+
+
+class Kill(msgspec.Struct, frozen=True):
+    """End this process now; ``reason`` continues a sentence that begins with its name."""
+
+    id: str
+    reason: str
+
+
+class Pause(msgspec.Struct, frozen=True):
+    """This process is dead and is started again in ``pause_s``; ``deaths`` within the window count this one."""
+
+    id: str
+    how: str
+    pause_s: float
+    deaths: int
+
+
+class Fail(msgspec.Struct, frozen=True):
+    """This process stays down."""
+
+    id: str
+    why: str
+
+
+class CameBack(msgspec.Struct, frozen=True):
+    """This process serves again."""
+
+    id: str
+
+
+class GiveUp(msgspec.Struct, frozen=True):
+    """Nothing can be served any more."""
+
+    why: str
+
+
+Event = Ended | BecameReady | Tick | Replace
+Action = Start | Stop | Kill | Pause | Fail | CameBack | GiveUp
+
+
+class _Watched:
+    """What is remembered of one process."""
+
+    __slots__ = ("deaths", "due_s", "killed", "phase", "spec")
+
+    def __init__(self, spec: ProcessSpec) -> None:
+        self.spec = spec
+        self.phase = Phase.UP
+        # PAUSING: when it is started. STARTING: when it must be ready.
+        self.due_s = 0.0
+        self.killed = False
+        # Times of the deaths that still count; never more than restarts_max.
+        self.deaths: deque[float] = deque()
+
+
+class Supervision:
+    """Watches the processes of a cluster that has come up."""
+
+    def __init__(self, specs: Sequence[ProcessSpec], limits: Limits) -> None:
+        assert specs, "a cluster has processes"
+        self._limits = limits
+        self._watched = {spec.id: _Watched(spec) for spec in specs}
+
+    def phase(self, process_id: str) -> Phase:
+        """Where a process stands."""
+        return self._watched[process_id].phase
+
+    def due_s(self) -> float | None:
+        """When the next Tick is needed; None: not before something else happens."""
+        timed = [one.due_s for one in self._watched.values() if one.phase is Phase.PAUSING or _may_be_late(one)]
+        return min(timed, default=None)
+
+    def handle(self, event: Event, now_s: float) -> list[Action]:
+        """What to do now that ``event`` has happened."""
+        match event:
+            case Ended(id, code):
+                return self._ended(self._watched[id], code, now_s)
+            case BecameReady(id):
+                one = self._watched[id]
+                if one.phase is not Phase.STARTING:
+                    return []  # it was told to end while it became ready
+                one.phase = Phase.UP
+                return [CameBack(id)]
+            case Replace(id):
+                return self._replace(self._watched[id], now_s)
+            case Tick():
+                return [action for one in self._watched.values() for action in self._tick(one, now_s)]
+            case _:
+                assert_never(event)
+
+    def _ended(self, one: _Watched, code: int, now_s: float) -> list[Action]:
+        limits, process_id = self._limits, one.spec.id
+        match one.phase:
+            case Phase.STOPPING:
+                return self._start(one, now_s)
+            case Phase.UP | Phase.STARTING:
+                how = describe_exit(code)
+            case Phase.PAUSING | Phase.FAILED:
+                raise AssertionError(f"{process_id} ended although it was {one.phase}")
+            case _:
+                assert_never(one.phase)
+        while one.deaths and one.deaths[0] <= now_s - limits.window_s:
+            one.deaths.popleft()
+        if len(one.deaths) >= limits.restarts_max:
+            one.phase = Phase.FAILED
+            bound = f"launcher.restarts_max={limits.restarts_max} within {limits.window_s:g} s"
+            return [Fail(process_id, f"{how}; it stays down ({bound})"), *self._judge_cluster()]
+        one.deaths.append(now_s)
+        # The exponent is bounded first: 2.0**1024 is an error.
+        doubled = limits.backoff_min_s * 2.0 ** min(len(one.deaths) - 1, 64)
+        pause_s = min(doubled, limits.backoff_max_s)
+        one.phase, one.due_s = Phase.PAUSING, now_s + pause_s
+        return [Pause(process_id, how, pause_s, len(one.deaths))]
+
+    def _judge_cluster(self) -> list[Action]:
+        for role, name in _NEEDED.items():
+            of_role = [one for one in self._watched.values() if one.spec.role == role]
+            if of_role and all(one.phase is Phase.FAILED for one in of_role):
+                return [GiveUp(f"no {name} is left")]
+        return []
+
+    def _replace(self, one: _Watched, now_s: float) -> list[Action]:
+        match one.phase:
+            case Phase.UP:
+                one.phase = Phase.STOPPING
+                return [Stop(one.spec.id)]
+            case Phase.PAUSING | Phase.FAILED:
+                # Whoever asks has seen to what was wrong.
+                one.deaths.clear()
+                return self._start(one, now_s)
+            case Phase.STOPPING | Phase.STARTING:
+                return []
+            case _:
+                assert_never(one.phase)
+
+    def _tick(self, one: _Watched, now_s: float) -> list[Action]:
+        if one.due_s > now_s:
+            return []
+        if one.phase is Phase.PAUSING:
+            return self._start(one, now_s)
+        if _may_be_late(one):
+            one.killed = True
+            return [
+                Kill(one.spec.id, f"was not ready within launcher.start_timeout_s={self._limits.start_timeout_s:g}")
+            ]
+        return []
+
+    def _start(self, one: _Watched, now_s: float) -> list[Action]:
+        one.phase, one.due_s, one.killed = Phase.STARTING, now_s + self._limits.start_timeout_s, False
+        return [Start(one.spec.id)]
+
+
+def _may_be_late(one: _Watched) -> bool:
+    return one.phase is Phase.STARTING and not one.killed

@@ -1,0 +1,76 @@
+"""Addresses that stay while processes come and go."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import pytest
+
+from launcher.config import BatonConfig, LauncherConfig
+from launcher.ports import HeldPorts
+from launcher.process_plan import plan
+from runtime.configuration import load
+from runtime.grpc_server import channel, start_server
+
+CONFIG = load(
+    BatonConfig,
+    file=None,
+    environ={},
+    sets=["front_proxy.port=0", "launcher.front_proxies=2"],
+).value
+WAIT_S = 10.0
+
+
+def ports_of(held: HeldPorts, process_id: str) -> dict[str, int]:
+    return {name: int(port) for name, port in (setting.split("=") for setting in held.settings(process_id))}
+
+
+def test_every_process_that_is_dialled_again_has_a_port_of_its_own() -> None:
+    with contextlib.closing(HeldPorts.take(CONFIG, plan(CONFIG))) as held:
+        told = {spec.id: ports_of(held, spec.id) for spec in plan(CONFIG)}
+        assert set(told["scheduler"]) == {"scheduler.port"}
+        assert set(told["front-proxy-1"]) == {"front_proxy.port", "front_proxy.grpc_port"}
+        # A worker is a new one each time: nobody looks for it where the former one was.
+        assert told["prefill-0"] == {}
+        ports = [port for settings in told.values() for port in settings.values()]
+        assert len(set(ports)) == len(ports) == 5
+        assert held.http_fd("scheduler") is None
+
+
+def test_connections_wait_between_one_listener_and_the_next_and_are_refused_once_nobody_will_come() -> None:
+    with contextlib.closing(HeldPorts.take(CONFIG, plan(CONFIG))) as held:
+        address = ("127.0.0.1", ports_of(held, "front-proxy-0")["front_proxy.port"])
+        fd = held.http_fd("front-proxy-0")
+        assert fd is not None
+        # As a child that inherits it: another descriptor of the same socket.
+        with socket.socket(fileno=socket.dup(fd)) as first:
+            first.listen()
+        with socket.create_connection(address, WAIT_S) as client:
+            with socket.socket(fileno=socket.dup(fd)) as second:
+                second.settimeout(WAIT_S)
+                accepted, peer = second.accept()
+                accepted.close()
+            assert peer == client.getsockname()
+        held.refuse("front-proxy-0")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, WAIT_S)
+
+
+async def test_one_grpc_server_after_the_other_listens_on_a_kept_port_and_nobody_else_gets_it() -> None:
+    with contextlib.closing(HeldPorts.take(CONFIG, plan(CONFIG))) as held:
+        port = ports_of(held, "scheduler")["scheduler.port"]
+        for _ in range(2):
+            server = await start_server("127.0.0.1", port, lambda _: (), message_bytes_max=1 << 20)
+            async with channel(server.address, 1 << 20) as opened:
+                await opened.channel_ready()
+            await server.stop(0)
+        with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
+            stranger.bind(("127.0.0.1", port))
+
+
+def test_a_plan_without_front_proxies_of_ours_keeps_only_what_it_has() -> None:
+    config = BatonConfig(launcher=LauncherConfig())
+    specs = [spec for spec in plan(config) if spec.role != "front_proxy"]
+    with contextlib.closing(HeldPorts.take(config, specs)) as held:
+        assert ports_of(held, "front-proxy-0") == {}
