@@ -49,7 +49,7 @@ from front_proxy.held_handoff import HeldHandoff
 from front_proxy.retries import Retries, RetryBounds
 from front_proxy.shown import ShownTokens
 from front_proxy.stall import Awaited
-from front_proxy.work import Placement, Stage, WorkerOutput
+from front_proxy.work import Placement, Stage, WorkerOutput, broken_by
 from kv_transfer.handoff import KvHandoff
 from runtime.failures import Failure, FailureKind
 
@@ -250,7 +250,7 @@ class RequestFlow:
         output = event.output
         if self.phase is not Phase.PREFILLING or event.attempt != self.attempt:
             return self._held.release_late(output.handoff)
-        broken = _broken(output.finish)
+        broken = broken_by(output.finish)
         if broken is None and output.finish is not None and len(output.token_ids) != 1:
             broken = Failure(kind=FailureKind.INTERNAL, message="A prefill must sample exactly one token.")
         if broken is not None:
@@ -299,7 +299,7 @@ class RequestFlow:
         output = event.output
         if self.phase not in (Phase.HANDING_OFF, Phase.DECODING) or event.attempt != self.attempt:
             return self._held.release_late(output.handoff)
-        broken = _broken(output.finish)
+        broken = broken_by(output.finish)
         if broken is not None:
             return self._attempt_failed(Stage.DECODE, broken)
         actions: list[FlowAction] = []
@@ -362,8 +362,10 @@ class RequestFlow:
             # It broke between its last token and the word that this was the last one.
             finish = EngineFinish("length")
             return [self._emit(WorkerOutput(token_ids=[]), stage, finish=finish), *self._end("finished", None)]
-        if failure.kind in FINAL_KINDS or not self._retries.again():
+        if failure.kind in FINAL_KINDS:
             return self._fail(self._told(worker, failure))
+        if not self._retries.again():
+            return self._wait_for_room(failure) or self._fail(self._told(worker, failure))
         if failure.kind is not FailureKind.STATE_LOST and not self._orphaned:
             # With lost state it is the KV that is gone; the worker that said so is well.
             self._retries.exclude(worker.worker_id)
@@ -371,6 +373,17 @@ class RequestFlow:
         released = self._held.let_go(pulled=False)
         ended = self._end_plan("failed")
         return [*released, *ended, self._retried(stage, failure), *self._ask_plan()]
+
+    def _wait_for_room(self, failure: Failure) -> Sequence[FlowAction]:
+        """A stream that has begun and finds every worker full, by their own word, waits as if the scheduler said so."""
+        wait_s = self._retries.pause_s() if self.output_tokens and failure.kind is FailureKind.EXHAUSTED else None
+        if wait_s is None:
+            return []
+        released = self._held.let_go(pulled=False)
+        ended = self._end_plan("failed")
+        self._plan = None
+        self.phase = Phase.WAITING
+        return [*released, *ended, Pause(attempt=self.attempt, wait_s=wait_s)]
 
     def _told(self, worker: Placement, failure: Failure) -> Failure:
         """What the client hears: after its first token, that a worker's failure cost it the rest."""
@@ -479,12 +492,3 @@ class RequestFlow:
                 decode_worker=decode_worker,
             ),
         )
-
-
-def _broken(finish: EngineFinish | None) -> Failure | None:
-    """The failure an engine's finish stands for, if any: nobody asked it to stop."""
-    if finish is None or finish.reason in ("stop", "length"):
-        return None
-    if finish.reason == "abort":
-        return Failure(kind=FailureKind.UNAVAILABLE, message="The worker stopped this request.")
-    return Failure(kind=FailureKind.INTERNAL, message="The engine failed on this request.")

@@ -9,6 +9,7 @@ import msgspec
 
 from engine.protocol import Finish, Logprobs
 from kv_transfer.handoff import KvHandoff
+from runtime.failures import Failure, FailureKind
 
 
 class Stage(enum.Enum):
@@ -64,3 +65,12 @@ class WorkerOutput(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: Logprobs | None = None
     prompt_logprobs: Logprobs | None = None
     handoff: KvHandoff | None = None
+
+
+def broken_by(finish: Finish | None) -> Failure | None:
+    """The failure an engine's finish stands for, if any: nobody asked it to stop."""
+    if finish is None or finish.reason in ("stop", "length"):
+        return None
+    if finish.reason == "abort":
+        return Failure(kind=FailureKind.UNAVAILABLE, message="The worker stopped this request.")
+    return Failure(kind=FailureKind.INTERNAL, message="The engine failed on this request.")

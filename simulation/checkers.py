@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def check_bounds(cluster: SimCluster) -> None:
     """Nothing grows beyond what the requests account for. Holds at any moment."""
     for front in cluster.fronts:
-        _hold(len(front.pending) <= len(cluster.clients), "questions pile up", front.pending)
+        _hold(len(front.plans.pending) <= len(cluster.clients), "questions pile up", front.plans.pending)
         attempts = sum(client.flow.attempt for client in cluster.clients)
         _hold(len(front.live) <= 2 * attempts, "orders pile up", front.live)
         allowed = front.burst + BUDGET_RATIO * front.requests + BUDGET_PER_S * cluster.world.now_s
@@ -38,7 +38,7 @@ def check_the_end(cluster: SimCluster) -> None:
         if client.front.alive:
             _check_client(client, cluster.faults)
     for front in cluster.fronts:
-        _hold(not front.pending, "questions are left", front.pending)
+        _hold(not front.plans.pending, "questions are left", front.plans.pending)
         _hold(not front.live, "orders are left", front.live)
     for worker in cluster.workers.values():
         if not worker.alive:
@@ -68,7 +68,7 @@ def _check_client(client: Client, faults: Faults) -> None:
     if client.diverged:
         _hold(finish.outcome == "failed" and faults.diverge > 0, "a right replay was refused", (asked, finish))
     if faults.single:
-        full = finish.failure is not None and finish.failure.kind is FailureKind.EXHAUSTED and client.retries == 0
+        full = finish.failure is not None and finish.failure.kind is FailureKind.EXHAUSTED and client.tokens == 0
         turned_away = faults.crowded and full
         _hold(finish.outcome == "finished" or turned_away, "a single failure was noticed", (asked, finish))
         _hold(faults.crowded or client.gap_s <= GAP_S_MAX, "a client waits too long", (asked, client.gap_s))

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import assert_never
 
 import msgspec
 
 from front_proxy.request_flow import Phase, RequestFlow
 from front_proxy.work import Placement, Stage
 from scheduler.actions import DropWorker, ReplyPlan, ReplyRefusal
-from scheduler.actions import Placement as CorePlacement
-from scheduler.config import PriorityClassConfig, SchedulerConfig, WaitingConfig
 from scheduler.core import SchedulerCore
 from scheduler.events import (
     Event,
     FrontJoined,
     FrontLeft,
     PlanRequested,
+    PlansRunning,
     RequestEnded,
     Tick,
     WorkerJoined,
@@ -29,11 +27,15 @@ from scheduler.events import (
 from scheduler.facts import Role, WorkerFacts, WorkerLoad, WorkerState
 from simulation import checkers, faults, workload
 from simulation.faults import Faults
+from simulation.front_plans import WorkerSeen
 from simulation.fronts import Client, SimFront
+from simulation.policies import REFUSING_CONFIG, SCHEDULER_CONFIG
 from simulation.workers import Link, SimWorker
 from simulation.world import DOWN, Stream, Violation, World
 
 REQUESTS = 8
+# Where failures come one at a time, so that each finds streams to break.
+REQUESTS_SINGLE = 16
 TICK_S = 0.25
 TROUBLE_S = 0.6
 # Longer than every deadline, plan timeout and late message together.
@@ -41,24 +43,12 @@ SETTLE_S = 3.0
 RUN_S_MAX = 30.0
 FREEZE_S = (0.1, 2.0)
 LONG_FREEZE_S = (2.0, 6.0)
-RESTART_S = (0.02, 1.0)
+# A supervisor at hand, or one that backs off.
+RESTARTS_S = ((0.005, 0.1), (0.1, 1.0))
+SCHEDULER_AWAY_S = (0.02, 1.5)
 DRAIN_S = (0.0, 0.3)
 # From the end of one failure to the next one, where they come one at a time.
 RECOVERED_S = 2.0
-
-# Shorter than the front proxies' patience with a question.
-_WAITING = PriorityClassConfig(wait_max_s=0.5)
-_REFUSING = PriorityClassConfig(waiting_max=0)
-SCHEDULER_CONFIG = SchedulerConfig(
-    worker_lease_s=2.0,
-    heartbeat_interval_s=0.5,
-    suspect_cooldown_s=0.5,
-    waiting=WaitingConfig(interactive=_WAITING, default=_WAITING, batch=_WAITING),
-)
-# In every other run what fits nowhere is refused, so that front proxies have to cope.
-REFUSING_CONFIG = msgspec.structs.replace(
-    SCHEDULER_CONFIG, waiting=WaitingConfig(interactive=_REFUSING, default=_REFUSING, batch=_REFUSING)
-)
 
 
 class SimScheduler:
@@ -84,20 +74,37 @@ class SimScheduler:
         session = next(self._sessions)
         self._fronts[session] = front
         self._feed(FrontJoined(session=session, front_proxy_id=front.name))
-        front.connected(session, Stream(self._world, self._cluster.delay_s))
+        front.plans.connected(session, Stream(self._world, self._cluster.delay_s))
+        self._show(front)
 
     def disconnect(self, front: SimFront) -> None:
         """A front proxy's stream broke."""
-        if front.stream is not None:
-            front.stream.cut()
-            front.stream = None
-        if self._fronts.pop(front.session, None) is not None:
-            self._feed(FrontLeft(session=front.session))
+        if front.plans.stream is not None:
+            front.plans.stream.cut()
+            front.plans.stream = None
+        if self._fronts.pop(front.plans.session, None) is not None:
+            self._feed(FrontLeft(session=front.plans.session))
 
     def on_plan(self, front: SimFront, event: PlanRequested) -> None:
         """A question arrived."""
-        assert front.stream is not None
+        assert front.plans.stream is not None
         self._feed(event)
+
+    def on_running(self, event: PlansRunning) -> None:
+        """A front proxy says what it runs."""
+        self._feed(event)
+
+    def _show(self, front: SimFront) -> None:
+        stream = front.plans.stream
+        if stream is not None:
+            stream.send(DOWN, front.plans.see, self.view(), self.core.rebuilding)
+
+    def view(self) -> list[WorkerSeen]:
+        """What front proxies are shown of the cluster."""
+        return [
+            (worker.facts, msgspec.structs.replace(worker.load, state=worker.state))
+            for worker in self.core.cluster.workers.values()
+        ]
 
     def _feed(self, event: Event) -> None:
         """Let the core handle it, and send the answers to whom they are for."""
@@ -112,17 +119,9 @@ class SimScheduler:
                     pass
 
     def _answer(self, front: SimFront, reply: ReplyPlan | ReplyRefusal) -> None:
-        stream = front.stream
-        if stream is None or self._world.rng.random() < self._cluster.faults.plan_lost:
-            return
-        match reply:
-            case ReplyPlan():
-                placed = (_placement(reply.prefill), _placement(reply.decode))
-                stream.send(DOWN, front.on_plan, reply.plan_id, *placed, reply.decode_blocks_reserved, reply.reason)
-            case ReplyRefusal():
-                stream.send(DOWN, front.on_refused, reply.plan_id, reply.failure)
-            case _:
-                assert_never(reply)
+        stream = front.plans.stream
+        if stream is not None and self._world.rng.random() >= self._cluster.faults.plan_lost:
+            stream.send(DOWN, front.plans.on_reply, reply)
 
     def on_ended(self, session: int, plan_id: int) -> None:
         """A plan is over."""
@@ -164,9 +163,12 @@ class SimScheduler:
 
     def tick(self) -> None:
         """Time passed."""
-        if self.up:
-            self._feed(Tick())
-            self.core.check()
+        if not self.up:
+            return
+        self._feed(Tick())
+        self.core.check()
+        for front in self._fronts.values():
+            self._show(front)
 
     def crash(self) -> None:
         """Forget everything."""
@@ -174,15 +176,14 @@ class SimScheduler:
         self.up = False
         self.core.check()
         for front in list(self._fronts.values()):
-            stream, front.stream = front.stream, None
-            if stream is not None:
-                stream.cut(front.on_scheduler_lost)
+            if front.plans.stream is not None:
+                front.plans.stream.cut(front.plans.on_lost)
         self._fronts.clear()
         self._worker_sessions.clear()
-        self._world.after(self._world.rng.uniform(0.02, 0.3), self._restart)
+        self._world.after(self._world.rng.uniform(*SCHEDULER_AWAY_S), self._restart)
 
     def _restart(self) -> None:
-        self.core = SchedulerCore(self._config, self._world.rng)
+        self.core = SchedulerCore(self._config, self._world.rng, began_s=self._world.now_s)
         self.up = True
         for worker in self._cluster.workers.values():
             self._world.after(self._world.rng.uniform(0.01, 0.2), self.join, worker)
@@ -211,8 +212,12 @@ class SimCluster:
         self.fronts = [SimFront(world, f"front-{index}", self.faults, self) for index in range(2)]
         for front in self.fronts:
             self.scheduler.connect(front)
+            # A front proxy that has seen no worker serves nobody.
+            front.plans.see(self.scheduler.view(), False)
         self.clients: list[Client] = []
-        for asked in workload.draw(world.rng, self.faults, requests=REQUESTS):
+        for asked in workload.draw(
+            world.rng, self.faults, requests=REQUESTS_SINGLE if self.faults.single else REQUESTS
+        ):
             client = Client(world.rng.choice(self.fronts), asked, flow)
             self.clients.append(client)
             world.after(asked.arrives_s, self._arrive, client)
@@ -277,7 +282,14 @@ class SimCluster:
                 world.after(world.rng.uniform(0.0, TROUBLE_S), what)
 
         at_s = 0.0
-        singles = (self._crash_worker, self._freeze_worker, self._freeze_for_long, self._drain_worker, self._cut_stream)
+        singles = (
+            self._crash_worker,
+            self._freeze_worker,
+            self._freeze_for_long,
+            self._drain_worker,
+            self._cut_stream,
+            self.scheduler.crash,
+        )
         for _ in range(odds.single):
             at_s += world.rng.uniform(0.05, 0.5)
             what = world.rng.choice(singles)
@@ -317,7 +329,7 @@ class SimCluster:
         world = self.world
         worker.crash()
         world.after(self.delay_s(), self.scheduler.leave, worker.worker_id)
-        world.after(world.rng.uniform(*RESTART_S), self._restart_worker, worker)
+        world.after(world.rng.uniform(*world.rng.choice(RESTARTS_S)), self._restart_worker, worker)
 
     def _restart_worker(self, worker: SimWorker) -> None:
         worker.start()
@@ -365,12 +377,6 @@ def simulate(
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
     retries = sum(max(client.flow.attempt - 1, 0) for client in cluster.clients)
     return Verdict(seed=seed, broken=broken, outcomes=outcomes, retries=retries, story=tuple(cluster.world.story))
-
-
-def _placement(placed: CorePlacement | None) -> Placement | None:
-    if placed is None:
-        return None
-    return Placement(worker_id=placed.worker_id, address=placed.address, epoch=placed.epoch)
 
 
 def _facts(worker: SimWorker) -> WorkerFacts:

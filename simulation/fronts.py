@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
 
-import msgspec
-
 from front_proxy.flow_events import (
     AbortWork,
     AskPlan,
@@ -21,8 +19,6 @@ from front_proxy.flow_events import (
     Output,
     Pause,
     PauseOver,
-    Planned,
-    PlanRefused,
     ReleaseHandoff,
     Retried,
     Stalled,
@@ -37,11 +33,12 @@ from front_proxy.stall import StallBounds, stalled_s
 from front_proxy.work import Placement, Stage, WorkerOutput
 from kv_transfer.handoff import KvHandoff
 from runtime.failures import Failure, FailureKind
-from scheduler.events import PlanRequested
 from simulation.faults import Faults
+from simulation.front_plans import FrontPlans
+from simulation.policies import SCHEDULER_CONFIG
 from simulation.workers import Link, OrderKey, order
 from simulation.workload import Asked
-from simulation.world import UP, Stream, Violation, World
+from simulation.world import UP, Violation, World
 
 if TYPE_CHECKING:
     from simulation.cluster import SimCluster
@@ -52,7 +49,6 @@ STALL_BOUNDS = StallBounds(
 )
 STALL_CHECK_S = 0.1
 BUDGET_RATIO, BUDGET_PER_S, BUDGET_BURST, BUDGET_BURST_SMALL = 0.5, 1.0, 100, 2
-PLAN_TIMEOUT_S = 1.0
 CONNECT_FAILURE_S = 0.01
 
 
@@ -128,7 +124,7 @@ class Client:
             raise Violation(f"{self.asked.request_id} goes on after its end: {action}")
         match action:
             case AskPlan(attempt=attempt):
-                self.plan_ids[attempt] = front.ask(self, action)
+                self.plan_ids[attempt] = front.plans.ask(self, action)
             case StartPrefill(attempt=attempt, worker=worker, shown=shown):
                 prompt = [0] * self.asked.prompt_tokens + list(shown)
                 front.submit(self, worker, (number, attempt, Stage.PREFILL), prompt, None, 0)
@@ -149,7 +145,7 @@ class Client:
                 if attempt in self.plans_ended:
                     raise Violation(f"{self.asked.request_id} ends plan {attempt} twice")
                 self.plans_ended.add(attempt)
-                front.end_plan(self.plan_ids[attempt])
+                front.plans.end(self.plan_ids[attempt])
             case Suspect() | Pause() | Retried() | Diverged():
                 self._perform_between_attempts(action)
             case Finish():
@@ -206,11 +202,6 @@ class Client:
         self.told_the_end = emit.delta.finish is not None
 
 
-class _Pending(msgspec.Struct):
-    client: Client
-    ask: AskPlan
-
-
 class SimFront:
     """One front proxy process."""
 
@@ -224,13 +215,10 @@ class SimFront:
         self.burst = BUDGET_BURST_SMALL if faults.small_budget else BUDGET_BURST
         self.budget = RetryBudget(ratio=BUDGET_RATIO, per_s=BUDGET_PER_S, burst_max=self.burst, now_s=0.0)
         self.heard_s: dict[tuple[str, int], float] = {}
-        self.session = 0
-        self.stream: Stream | None = None
-        self.pending: dict[int, _Pending] = {}
+        self.plans = FrontPlans(self, cluster, SCHEDULER_CONFIG)
         self.links: dict[tuple[str, int], Link] = {}
         self.live: dict[tuple[int, OrderKey], Client] = {}
         self._cluster = cluster
-        self._next_plan_id = 1
         world.after(STALL_CHECK_S, self._check_stalls)
 
     def _check_stalls(self) -> None:
@@ -240,83 +228,6 @@ class SimFront:
             if client.front is self and client.flow.phase is not Phase.DONE:
                 client.check_stall()
         self.world.after(STALL_CHECK_S, self._check_stalls)
-
-    # The scheduler
-
-    def connected(self, session: int, stream: Stream) -> None:
-        """A stream to the scheduler is open: ask again what was not answered."""
-        self.session, self.stream = session, stream
-        for plan_id, pending in self.pending.items():
-            self._send_question(plan_id, pending)
-
-    def on_scheduler_lost(self) -> None:
-        """The stream broke."""
-        self.stream = None
-        if self.alive:
-            self.world.after(self.world.rng.uniform(0.01, 0.3), self._cluster.scheduler.connect, self)
-
-    def ask(self, client: Client, ask: AskPlan) -> int:
-        """Where should it run?"""
-        plan_id = self._next_plan_id
-        self._next_plan_id += 1
-        pending = self.pending[plan_id] = _Pending(client, ask)
-        self.world.after(PLAN_TIMEOUT_S, self._on_plan_timeout, plan_id)
-        self._send_question(plan_id, pending)
-        return plan_id
-
-    def end_plan(self, plan_id: int) -> None:
-        """Free what it reserved."""
-        self.pending.pop(plan_id, None)
-        self._send_end(plan_id)
-        if self.world.rng.random() < self.faults.repeat:
-            self._send_end(plan_id)
-
-    def on_plan(
-        self, plan_id: int, prefill: Placement | None, decode: Placement | None, blocks: int, reason: str
-    ) -> None:
-        """The scheduler placed it."""
-        pending = self.pending.pop(plan_id, None)
-        if pending is not None:
-            pending.client.feed(
-                Planned(
-                    attempt=pending.ask.attempt,
-                    prefill=prefill,
-                    decode=decode,
-                    decode_blocks_reserved=blocks,
-                    reason=reason,
-                )
-            )
-
-    def on_refused(self, plan_id: int, failure: Failure) -> None:
-        """It runs nowhere."""
-        pending = self.pending.pop(plan_id, None)
-        if pending is not None:
-            pending.client.feed(PlanRefused(attempt=pending.ask.attempt, failure=failure))
-
-    def _on_plan_timeout(self, plan_id: int) -> None:
-        if plan_id in self.pending and self.alive:
-            self._send_end(plan_id)
-            self.on_refused(plan_id, Failure(kind=FailureKind.UNAVAILABLE, message="no answer"))
-
-    def _send_question(self, plan_id: int, pending: _Pending) -> None:
-        if self.stream is None:
-            return
-        asked, ask = pending.client.asked, pending.ask
-        event = PlanRequested(
-            session=self.session,
-            plan_id=plan_id,
-            request_id=asked.request_id,
-            prompt_tokens=asked.prompt_tokens + ask.shown_tokens,
-            output_tokens_max=asked.output_tokens_max - ask.shown_tokens,
-            excluded_worker_ids=frozenset(ask.excluded_worker_ids),
-            pinned_decode_worker_id=ask.pinned_decode_worker,
-            prefill_only=ask.prefill_only,
-        )
-        self.stream.send(UP, self._cluster.scheduler.on_plan, self, event)
-
-    def _send_end(self, plan_id: int) -> None:
-        if self.stream is not None:
-            self.stream.send(UP, self._cluster.scheduler.on_ended, self.session, plan_id)
 
     # Workers
 
@@ -345,8 +256,7 @@ class SimFront:
 
     def suspect(self, worker: Placement) -> None:
         """Tell the scheduler that a worker does not work."""
-        if self.stream is not None:
-            self.stream.send(UP, self._cluster.scheduler.on_suspect, worker.worker_id, worker.epoch)
+        self.plans.suspect(worker.worker_id, worker.epoch)
 
     def abort(self, worker: Placement, key: OrderKey) -> None:
         """Take an order back."""
@@ -388,8 +298,7 @@ class SimFront:
             del self.links[link.worker.worker_id, link.epoch]
         if not self.alive:
             return
-        if self.stream is not None:
-            self.stream.send(UP, self._cluster.scheduler.on_suspect, link.worker.worker_id, link.epoch)
+        self.plans.suspect(link.worker.worker_id, link.epoch)
         self._tell_of_lost_holder(link)
         for number, key in [at for at in self.live if at[0] == link.number]:
             self.on_failure(link, key, Failure(kind=FailureKind.UNAVAILABLE, message="stream lost"))
@@ -411,5 +320,5 @@ class SimFront:
             link.worker.cut(link)
         self.links.clear()
         self.live.clear()
-        self.pending.clear()
+        self.plans.pending.clear()
         self._cluster.scheduler.disconnect(self)

@@ -129,6 +129,15 @@ def test_a_retry_that_nobody_can_take_waits_and_may_use_every_worker_again() -> 
     assert play.all(Finish)[0].failure.kind is FailureKind.EXHAUSTED
 
 
+def test_a_stream_that_every_worker_refuses_for_want_of_room_waits_too() -> None:
+    play = Play(planned(), prefilled(), decoded(8, external=39), attempts_max=2, replans_max=1)
+    play.tell(failed(Stage.DECODE), planned(2, prefill=None))
+    actions = play.tell(failed(Stage.DECODE, FailureKind.EXHAUSTED, attempt=2))
+    assert kinds(actions) == ["EndPlan", "Pause"] and play.flow.phase is Phase.WAITING
+    play.tell(PauseOver(attempt=2), planned(3, prefill=None), decoded(9, attempt=3, external=0, finish=STOP))
+    assert play.tokens == [7, 8, 9]
+
+
 def test_a_first_question_that_is_refused_does_not_wait() -> None:
     full = Failure(kind=FailureKind.EXHAUSTED, message="full", retry_after_s=9.0)
     assert Play(PlanRefused(attempt=1, failure=full), replans_max=5).all(Pause) == []
