@@ -1,0 +1,191 @@
+"""Every way a hand-off can end frees its KV by a message: no lease and no block is left, and no timer had to do it.
+
+Leases here last far longer than any test waits. Scheduler, workers and front proxy are real, the engines are fake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from decode_worker.config import DecodeWorkerConfig
+from engine.config import FakeEngineConfig
+from prefill_worker.config import PrefillWorkerConfig
+from runtime.failures import FailureError
+from tests.front_proxy.test_over_workers import WAIT_S, Cluster, cluster, collect, request
+from tests.worker.conftest import InProcessWorker, StartWorker, start_worker
+from worker.lifecycle import Event
+
+__all__ = ["start_worker"]
+
+HOUR_S = 3600.0
+SLOW_PREFILL = FakeEngineConfig(prefill_us_per_token=20_000)
+SLOW_PULL = FakeEngineConfig(pull_us_per_block=300_000)
+
+
+@asynccontextmanager
+async def pair(
+    start: StartWorker,
+    *,
+    prefill: FakeEngineConfig | None = None,
+    decode: FakeEngineConfig | None = None,
+    decode_settings: DecodeWorkerConfig | None = None,
+    decodes: int = 1,
+    **front_proxy: Any,
+) -> AsyncIterator[Cluster]:
+    """One prefill worker whose leases last an hour, and ``decodes`` decode workers."""
+
+    @functools.wraps(start)
+    async def made(role: str, **wanted: Any) -> InProcessWorker:
+        if role == "prefill":
+            settings: Any = PrefillWorkerConfig(lease_s=HOUR_S, lease_total_max_s=HOUR_S)
+            wanted |= {"fake": prefill or FakeEngineConfig(), "settings": settings}
+        else:
+            wanted |= {"fake": decode or FakeEngineConfig(), "settings": decode_settings or DecodeWorkerConfig()}
+        worker: InProcessWorker = await start(role, **wanted)
+        return worker
+
+    async with cluster(made, prefills=1, decodes=decodes, **front_proxy) as it:
+        yield it
+
+
+async def until(worker: InProcessWorker, condition: Callable[[], bool]) -> None:
+    """Engines say nothing of their own accord, so this looks again and again."""
+    async with asyncio.timeout(WAIT_S):
+        while not condition():
+            worker.body.changed.clear()
+            await asyncio.wait({asyncio.ensure_future(worker.body.changed.wait())}, timeout=0.005)
+
+
+async def until_pulling(it: Cluster) -> None:
+    """A decode engine reads KV that the prefill worker holds."""
+    holder, *takers = it.workers
+    await until(
+        holder,
+        lambda: holder.body.role.leases_held == 1 and any(taker.engine.load().requests_waiting for taker in takers),
+    )
+
+
+async def until_prefilling(it: Cluster) -> None:
+    holder = it.workers[0]
+    await until(holder, lambda: holder.engine.load().requests_running == 1)
+
+
+async def cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def nothing_is_held(*workers: InProcessWorker) -> None:
+    for worker in workers:
+        await worker.settled()
+        assert not worker.body.role.oldest_leases(1, worker.body.now_s())
+        value = worker.body.metrics.registry.get_sample_value("baton_worker_lease_events_total", {"event": "expired"})
+        assert not value, "a timer freed it"
+
+
+async def test_a_finished_request(start_worker: StartWorker) -> None:
+    async with pair(start_worker) as it:
+        await collect(it.dispatcher, request(1, 8))
+        await nothing_is_held(*it.workers)
+
+
+async def test_a_client_that_leaves_during_the_prefill(start_worker: StartWorker) -> None:
+    async with pair(start_worker, prefill=SLOW_PREFILL) as it:
+        task = asyncio.create_task(collect(it.dispatcher, request(1, 8)))
+        await until_prefilling(it)
+        await cancelled(task)
+        await nothing_is_held(*it.workers)
+
+
+async def test_a_client_that_leaves_during_the_pull(start_worker: StartWorker) -> None:
+    async with pair(start_worker, decode=SLOW_PULL) as it:
+        task = asyncio.create_task(collect(it.dispatcher, request(1, 8)))
+        await until_pulling(it)
+        await cancelled(task)
+        await nothing_is_held(*it.workers)
+
+
+async def test_a_decode_worker_that_refuses_the_hand_off(start_worker: StartWorker) -> None:
+    picky = DecodeWorkerConfig(lease_margin_s=2 * HOUR_S)
+    async with pair(start_worker, decode_settings=picky) as it:
+        deltas = await collect(it.dispatcher, request(1, 8))
+        assert sum(len(delta.token_ids) for delta in deltas) == 8
+        refused = it.workers[1].body.metrics.registry.get_sample_value(
+            "baton_worker_refusals_total", {"reason": "handoff_expired"}
+        )
+        assert refused
+        await nothing_is_held(*it.workers)
+
+
+async def test_a_pull_that_fails_and_is_computed_again(start_worker: StartWorker) -> None:
+    async with pair(start_worker, decode=FakeEngineConfig(pull_failure_every=1)) as it:
+        deltas = await collect(it.dispatcher, request(1, 8))
+        assert sum(len(delta.token_ids) for delta in deltas) == 8
+        await nothing_is_held(*it.workers)
+
+
+async def test_a_decode_worker_that_dies_during_the_pull(start_worker: StartWorker) -> None:
+    async with pair(start_worker, decode=SLOW_PULL, decodes=2) as it:
+        task = asyncio.create_task(collect(it.dispatcher, request(1, 8)))
+        await until_pulling(it)
+        holder, *takers = it.workers
+        victim = next(taker for taker in takers if taker.engine.load().requests_waiting)
+        victim.engine.die()
+        deltas = await asyncio.wait_for(task, WAIT_S)
+        assert sum(len(delta.token_ids) for delta in deltas) == 8
+        await nothing_is_held(holder, *(taker for taker in takers if taker is not victim))
+
+
+async def test_a_prefill_worker_that_drains_during_the_pull(start_worker: StartWorker) -> None:
+    async with pair(start_worker, decode=SLOW_PULL) as it:
+        task = asyncio.create_task(collect(it.dispatcher, request(1, 8)))
+        await until_pulling(it)
+        assert await it.workers[0].body.drain(WAIT_S) == 0
+        # The drain waited for the reader.
+        assert it.workers[1].engine.load().kv_bytes_in > 0
+        deltas = await asyncio.wait_for(task, WAIT_S)
+        assert sum(len(delta.token_ids) for delta in deltas) == 8
+        await nothing_is_held(*it.workers)
+
+
+@pytest.mark.parametrize("when", [until_prefilling, until_pulling], ids=["prefill", "pull"])
+async def test_a_front_proxy_that_ends(start_worker: StartWorker, when: Callable[[Cluster], Any]) -> None:
+    prefill = SLOW_PREFILL if when is until_prefilling else None
+    async with pair(start_worker, prefill=prefill, decode=SLOW_PULL) as it:
+        task = asyncio.create_task(collect(it.dispatcher, request(1, 8)))
+        await when(it)
+        await it.dispatcher.close()
+        await asyncio.wait({task})
+        assert isinstance(task.exception(), FailureError)
+        await nothing_is_held(*it.workers)
+
+
+async def test_a_stream_to_the_prefill_worker_that_breaks_during_the_pull(start_worker: StartWorker) -> None:
+    """The holder lets go of what nobody can release any more; whoever still reads it has to prove what it read."""
+    async with pair(start_worker, decode=SLOW_PULL) as it:
+        task = asyncio.create_task(collect(it.dispatcher, request(1, 8)))
+        await until_pulling(it)
+        holder = it.workers[0]
+        holder.body.fail_streams("the connection is cut")
+        await holder.settled()
+        deltas = await asyncio.wait_for(task, WAIT_S)
+        assert sum(len(delta.token_ids) for delta in deltas) == 8
+        await nothing_is_held(*it.workers)
+
+
+async def test_a_worker_told_to_stop_at_once_during_the_pull(start_worker: StartWorker) -> None:
+    async with pair(start_worker, decode=SLOW_PULL) as it:
+        task = asyncio.create_task(collect(it.dispatcher, request(1, 8)))
+        await until_pulling(it)
+        holder = it.workers[0]
+        holder.body.happen(Event.DRAIN_ASKED)
+        holder.body.happen(Event.TIME_UP)
+        await nothing_is_held(holder)
+        deltas = await asyncio.wait_for(task, WAIT_S)
+        assert sum(len(delta.token_ids) for delta in deltas) == 8
