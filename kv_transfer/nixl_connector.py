@@ -285,6 +285,8 @@ class BatonNixlWorker(NixlPullConnectorWorker):
         self._released: set[str] = set()
         # Released while a reader may be under way: its notification will still come and means nothing any more.
         self._let_go: dict[str, None] = {}
+        # Of this step: every reader was done; and let go before that.
+        self._pulled: set[str] = set()
         self._lost: set[str] = set()
         self._regions: list[torch.Tensor] = []
         # Of what is held, in the order in which the device computes them.
@@ -341,9 +343,11 @@ class BatonNixlWorker(NixlPullConnectorWorker):
         super().start_load_kv(metadata)
         if not isinstance(metadata, BatonNixlMetadata):
             return
-        self._held_blocks.update(metadata.baton_held)
-        for request_id, block_ids in metadata.baton_check.items():
-            self._note_sums(request_id, block_ids)
+        # One whose reader was faster than this step is over already.
+        held = {request_id: blocks for request_id, blocks in metadata.baton_held.items() if self._tracks(request_id)}
+        self._held_blocks.update(held)
+        for request_id in held.keys() & metadata.baton_check.keys():
+            self._note_sums(request_id, metadata.baton_check[request_id])
         now_s = time.perf_counter()
         for request_id, lease_s in metadata.baton_renew.items():
             if request_id in self._reqs_to_send:
@@ -367,10 +371,10 @@ class BatonNixlWorker(NixlPullConnectorWorker):
             results.finished_sending.update(self._released)
             self.xfer_stats.data[LEASES_RELEASED].append(len(self._released))
             self._released.clear()
+        self._lost.update(results.finished_sending - self._pulled)
+        self._pulled.clear()
         for request_id in results.finished_sending:
-            # One that was pulled has been taken out already.
-            if self._held_blocks.pop(request_id, None) is not None:
-                self._lost.add(request_id)
+            self._held_blocks.pop(request_id, None)
         return results
 
     def take_metadata(self) -> BatonWorkerMetadata | None:
@@ -401,9 +405,13 @@ class BatonNixlWorker(NixlPullConnectorWorker):
             self._forget(request_id)
             pulled.discard(request_id)
             self.xfer_stats.data[PULLED_AFTER_RELEASE].append(1)
+        self._pulled.update(pulled)
         for request_id in pulled:
             self.xfer_stats.data[BLOCKS_OUT].append(self._held_blocks.pop(request_id, 0))
         return pulled
+
+    def _tracks(self, request_id: str) -> bool:
+        return request_id in self._reqs_to_process
 
     def _forget(self, request_id: str) -> None:
         del self._let_go[request_id]

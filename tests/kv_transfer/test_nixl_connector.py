@@ -50,7 +50,8 @@ def worker() -> Any:
         pcp_rank=0, pcp_dcp_sharded=False, _ready_requests=queue.Queue(), _recving_metadata={},
         _recving_transfers=defaultdict(list), _recv_failures=set(), _failed_recv_reqs=queue.Queue(),
         _replicated_pcp_done_sending=set(), tp_rank=0, use_host_buffer=False, _has_mamba=False, _is_hma_required=False,
-        _cleanup_remote_engines=lambda: None, shutdown=lambda: None, _lost=set(), _regions=[], _sums=deque(),
+        _cleanup_remote_engines=lambda: None, shutdown=lambda: None,
+        _pulled=set(), _lost=set(), _regions=[], _sums=deque(),
         _prover=PullProver(lines=SideChannelLines(connector._question), timeout_s=2.0),
         _invalid_block_ids=queue.Queue(),
     )  # fmt: skip
@@ -224,6 +225,17 @@ def test_the_scheduler_half_hears_what_was_let_go_before_its_readers_were_done(w
     assert step(worker, release={"released"}) == {"pulled", "released", "expired"}
     told = worker.take_metadata()
     assert told.lost == {"released", "expired"}
+    assert worker.take_metadata() is None
+
+
+def test_a_reader_that_was_faster_than_the_step_that_holds_leaves_nothing_behind(worker: Any) -> None:
+    worker._reqs_to_process.add("r")
+    worker.nixl_wrapper.inbox = [b"r:1"]
+    assert step(worker) == {"r"}
+    late = metadata()
+    late.baton_held = {"r": 4}
+    worker.start_load_kv(late)
+    assert not worker._held_blocks
     assert worker.take_metadata() is None
 
 
