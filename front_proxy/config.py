@@ -19,7 +19,7 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     front_proxy_id: str = ""
     """Unique per process. Empty: made from host, pid and start time."""
     scheduler_address: str = ""
-    """host:port of the scheduler."""
+    """host:port of the scheduler, or of several with commas between them, of which one leads."""
 
     requests_in_flight_max: PositiveCount = 1024
     """Generations running at once, children of n > 1 counted; more are refused with EXHAUSTED."""
@@ -73,6 +73,8 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Wait for one answer from the scheduler, reconnecting included."""
     plan_patience_s: Positive = 0.5
     """Wait for any word from a connected scheduler before a request is planned here, from the last cluster view."""
+    plans_told_interval_s: Positive = 10.0
+    """How often the scheduler is told all that runs here, so that it drops what it reserved for nothing."""
     degraded_view_max_age_s: NonNegative = 300.0
     """Age of the last cluster view up to which requests are planned from it while the scheduler is away."""
     degraded_load_fade_s: Positive = 10.0

@@ -312,6 +312,7 @@ def _scheduler_options(config: FrontProxyConfig, front_proxy_id: str) -> Schedul
         pid=os.getpid(),
         plan_timeout_s=config.plan_timeout_s,
         plan_patience_s=config.plan_patience_s,
+        plans_told_interval_s=config.plans_told_interval_s,
         view_max_age_s=config.degraded_view_max_age_s,
         load_fade_s=config.degraded_load_fade_s,
         connect_timeout_s=config.connect_timeout_s,

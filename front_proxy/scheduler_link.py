@@ -22,6 +22,7 @@ from front_proxy.flow_events import AskPlan, Outcome
 from front_proxy.outage_planner import SESSION
 from front_proxy.work import Placement
 from protos.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from runtime.addresses import Addresses
 from runtime.failures import Failure, FailureKind
 from runtime.grpc_server import channel
 from scheduler import wire as scheduler_wire
@@ -64,10 +65,12 @@ class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How the scheduler is reached."""
 
     address: str
+    """host:port, or several with commas between them: one of them leads."""
     front_proxy_id: str
     pid: int
     plan_timeout_s: float
     plan_patience_s: float
+    plans_told_interval_s: float
     view_max_age_s: float
     load_fade_s: float
     connect_timeout_s: float
@@ -112,12 +115,14 @@ class SchedulerLink:
             on_plan=on_degraded,
         )
         self._loop = asyncio.get_running_loop()
+        self._addresses = Addresses(options.address)
         self._http_address = ""
         self._duplex: Duplex[_Item] | None = None
         self._opened = False
         self._silent = False
         self._pending: dict[int, _Pending] = {}
         self._next_plan_id = 1
+        self._telling: asyncio.TimerHandle | None = None
 
     @property
     def connected(self) -> bool:
@@ -172,6 +177,7 @@ class SchedulerLink:
                 if opened:
                     pause_s = self._options.backoff_min_s
                     self._on_lost(reason)
+                self._addresses.failed()
                 # Many front proxies lose one scheduler at one moment; they must not all return at one moment.
                 wait_s = pause_s * random.uniform(0.5, 1.0)
                 logger.warning("no stream to the scheduler", extra={"reason": reason, "again_in_s": round(wait_s, 3)})
@@ -191,11 +197,14 @@ class SchedulerLink:
         for plan_id, pending in self._pending.items():
             duplex.send(_ask(plan_id, pending.question))
         opened = False
-        async with channel(self._options.address, self._options.message_bytes_max) as connection:
+        async with channel(self._addresses.current, self._options.message_bytes_max) as connection:
             call = scheduler_pb2_grpc.SchedulerServiceStub(connection).FrontSession()
+            self._tell_later()
             try:
                 reason = await duplex.run(call, connect_timeout_s=self._options.connect_timeout_s)
             finally:
+                if self._telling is not None:
+                    self._telling.cancel()
                 if self._answers:
                     self._degraded.still_true(self._loop.time())
                 opened, self._opened = self._opened, False
@@ -218,6 +227,14 @@ class SchedulerLink:
 
     def _plans_running(self) -> _Item:
         return wire.plans_running(self._degraded.running.values(), asked=self._pending, complete=True)
+
+    def _tell_later(self) -> None:
+        self._telling = self._loop.call_later(self._options.plans_told_interval_s, self._tell)
+
+    def _tell(self) -> None:
+        """Say from time to time what runs: an end that got lost must not reserve for ever."""
+        self._send(self._plans_running())
+        self._tell_later()
 
     def _on_message(self, message: scheduler_pb2.FrontReply) -> None:
         self._opened = True

@@ -75,6 +75,22 @@ class DrainWorker(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float
 
 
+class ReportLeak(msgspec.Struct, frozen=True, kw_only=True):
+    """Tell operators that a worker holds KV for a request that no front proxy runs."""
+
+    worker_id: str
+    lease_id: str
+    request_id: str
+    unknown_for_s: float
+
+
+class ReportDropped(msgspec.Struct, frozen=True, kw_only=True):
+    """Tell operators that a reservation was dropped because nobody needed it, and how that was seen."""
+
+    request_id: str
+    reason: str
+
+
 class EjectWorker(msgspec.Struct, frozen=True, kw_only=True):
     """Tell operators that a worker is left out for a while, since it fails what it is sent."""
 
@@ -97,5 +113,7 @@ Action = (
     | DropWorker
     | DrainWorker
     | EjectWorker
+    | ReportLeak
+    | ReportDropped
     | PublishView
 )

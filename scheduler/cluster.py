@@ -42,6 +42,8 @@ class Worker:
         "free_blocks",
         "health",
         "heard_s",
+        "idle_since_s",
+        "lease_ids",
         "load",
         "placement",
         "prefill_tokens_per_s",
@@ -73,6 +75,9 @@ class Worker:
         self.session = session
         self.load = WorkerLoad()
         self.heard_s = now_s
+        # The leases it has held longest, as it last named them, and since when it has nothing to do.
+        self.lease_ids: tuple[str, ...] = ()
+        self.idle_since_s: float | None = None
         # Not heard of for so long that it gets nothing new.
         self.silent = False
         self.health = health or WorkerHealth(OutlierConfig())
@@ -161,6 +166,11 @@ class Worker:
         self.load = load
         self.heard_s = now_s
         self.silent = False
+        busy = load.requests_running or load.requests_waiting or load.kv_blocks_used or load.leases_held
+        if busy:
+            self.idle_since_s = None
+        elif self.idle_since_s is None:
+            self.idle_since_s = now_s
         visible = []
         for key, (planned_s, _) in self.unreported.items():
             if planned_s + visible_after_s > now_s:

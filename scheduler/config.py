@@ -134,6 +134,11 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     # Silence after which a worker gets nothing new until it speaks again.
     silence_timeout_s: Positive = 3.0
     outliers: OutlierConfig = OutlierConfig()
+    # How often reservations and leases are compared with what runs.
+    ledger_interval_s: Positive = 2.0
+    # A lease whose request no front proxy runs for so long is a leak; a reservation on workers that have been idle for
+    # so long is dropped. Longer than a release takes, shorter than a lease.
+    leak_after_s: Positive = 15.0
     # Wait for the first message of a new stream.
     register_timeout_s: Positive = 10.0
     # How often leases are looked at.
@@ -147,6 +152,10 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     message_bytes_max: PositiveCount = 16 * 1024 * 1024
     # Block hashes accepted with one plan request.
     block_hashes_max: PositiveCount = 65536
+    # Of several schedulers that share this file, one leads and the others stand by. Empty: this one is alone.
+    leader_lease_file: str = ""
+    # How often one that stands by tries to lead, and one that leads makes sure that it does.
+    leader_interval_s: Positive = 0.25
     # Wait for running calls at shutdown.
     stop_grace_s: Positive = 1.0
     log_level: str = "info"

@@ -25,6 +25,7 @@ from scheduler.actions import (
     RejectWorker,
     ReplyPlan,
     ReplyWaiting,
+    ReportDropped,
 )
 from scheduler.admission import Admission
 from scheduler.cluster import ClusterState, PlanKey, Worker
@@ -41,11 +42,13 @@ from scheduler.events import (
     RunningPlan,
     Tick,
     WorkerJoined,
+    WorkerLeasesReported,
     WorkerLeft,
     WorkerLoadReported,
     WorkerSuspected,
 )
 from scheduler.facts import Role, WorkerFacts
+from scheduler.ledger import LeaseLedger
 from scheduler.membership import objection
 from scheduler.outliers import Standing, WorkerHealth
 from scheduler.placement import Chosen, NotPlaced, Planner
@@ -56,7 +59,7 @@ from scheduler.waiting_line import PriorityClass, WaitingLine
 STORY_EVENTS_MAX = 64
 
 # So frequent that they would push everything else out of the story.
-UNTOLD = (PlansRunning, RequestEnded, Tick, WorkerLoadReported)
+UNTOLD = (PlansRunning, RequestEnded, Tick, WorkerLeasesReported, WorkerLoadReported)
 
 
 class GrantedPlan(msgspec.Struct, frozen=True, gc=False):
@@ -66,6 +69,7 @@ class GrantedPlan(msgspec.Struct, frozen=True, gc=False):
     prefill: Placement | None
     decode: Placement | None
     decode_blocks: int
+    since_s: float
 
 
 class Front:
@@ -104,6 +108,8 @@ class SchedulerCore:
             release_window_s=config.release_window_s,
         )
         self._line = WaitingLine(config.waiting)
+        self._ledger = LeaseLedger(config.leak_after_s)
+        self._audited_s = float("-inf")
         # Of workers that left, by their epoch.
         self._health: dict[str, tuple[int, WorkerHealth]] = {}
         self._story: deque[tuple[float, Event]] = deque(maxlen=STORY_EVENTS_MAX)
@@ -120,21 +126,18 @@ class SchedulerCore:
                 self._end((session, plan_id), now_s, finished=outcome == "finished")
                 return self._serve(now_s)
             case PlansRunning():
-                self._reconcile(event, now_s)
-                return self._serve(now_s)
+                return (*self._reconcile(event, now_s), *self._serve(now_s))
             case WorkerLoadReported():
                 return (*self._report(event, now_s), *self._serve(now_s))
             case Tick():
                 overdue = [turned_away(each, self._admission, now_s) for each in self._line.overdue(now_s)]
-                return (*self._tick(now_s), *overdue, *self._serve(now_s))
+                return (*self._tick(now_s), *self._audit(now_s), *overdue, *self._serve(now_s))
             case WorkerJoined(session=session, facts=facts):
                 return self._join(session, facts, now_s)
             case WorkerLeft(session=session, worker_id=worker_id):
                 return self._leave(session, worker_id)
-            case WorkerSuspected(worker_id=worker_id, epoch=epoch):
-                return self._suspect(worker_id, epoch, now_s)
-            case DrainRequested(worker_id=worker_id, deadline_s=deadline_s):
-                return self._drain(worker_id, deadline_s)
+            case WorkerSuspected() | DrainRequested() | WorkerLeasesReported():
+                return self._hear(event, now_s)
             case FrontJoined(session=session, front_proxy_id=front_proxy_id):
                 assert session not in self.fronts, session
                 self.fronts[session] = Front(front_proxy_id)
@@ -142,6 +145,21 @@ class SchedulerCore:
             case FrontLeft(session=session):
                 self._front_leave(session, now_s)
                 return self._serve(now_s)
+            case _:
+                assert_never(event)
+
+    def _hear(self, event: WorkerSuspected | DrainRequested | WorkerLeasesReported, now_s: float) -> Sequence[Action]:
+        """What somebody says about one worker, now and then."""
+        match event:
+            case WorkerSuspected(worker_id=worker_id, epoch=epoch):
+                return self._suspect(worker_id, epoch, now_s)
+            case DrainRequested(worker_id=worker_id, deadline_s=deadline_s):
+                return self._drain(worker_id, deadline_s)
+            case WorkerLeasesReported(session=session, worker_id=worker_id, lease_ids=lease_ids):
+                worker = self._member(worker_id, session)
+                if worker is not None:
+                    worker.lease_ids = lease_ids
+                return ()
             case _:
                 assert_never(event)
 
@@ -162,6 +180,7 @@ class SchedulerCore:
     def _remove(self, worker: Worker) -> None:
         """A member is gone. The same engine may return, and is no better for having been away."""
         self.cluster.remove(worker.worker_id)
+        self._ledger.forget(worker.worker_id)
         self._health[worker.worker_id] = (worker.facts.epoch, worker.health)
         if len(self._health) > self._config.workers_max:
             del self._health[next(iter(self._health))]
@@ -215,22 +234,57 @@ class SchedulerCore:
                 if plan.decode == worker.placement:
                     worker.adopt((session, plan_id), plan.decode_blocks)
 
-    def _reconcile(self, event: PlansRunning, now_s: float) -> None:
+    def _reconcile(self, event: PlansRunning, now_s: float) -> Sequence[Action]:
         front = self.fronts[event.session]
         for plan in event.plans:
             if plan.plan_id not in front.plans and self._admission.has_room(self.plans_in_flight):
-                self._adopt(event.session, front, plan)
-        if event.complete:
-            named = event.asked.union(plan.plan_id for plan in event.plans)
-            for plan_id in [plan_id for plan_id in front.plans if plan_id not in named]:
-                self._end((event.session, plan_id), now_s)
-            for key in self._line.of_session(event.session):
-                if key[1] not in named:
-                    self._line.remove(key, now_s)
+                self._adopt(event.session, front, plan, now_s)
+        if not event.complete:
+            return ()
+        named = event.asked.union(plan.plan_id for plan in event.plans)
+        for key in self._line.of_session(event.session):
+            if key[1] not in named:
+                self._line.remove(key, now_s)
+        dropped = [plan_id for plan_id in front.plans if plan_id not in named]
+        return [self._drop((event.session, plan_id), "not_running", now_s) for plan_id in dropped]
 
-    def _adopt(self, session: int, front: Front, plan: RunningPlan) -> None:
+    def _drop(self, key: PlanKey, reason: str, now_s: float) -> ReportDropped:
+        request_id = self.fronts[key[0]].plans[key[1]].request_id
+        self._end(key, now_s)
+        return ReportDropped(request_id=request_id, reason=reason)
+
+    def _audit(self, now_s: float) -> Sequence[Action]:
+        """Compare what is reserved and held with what runs and works."""
+        if now_s < self._audited_s + self._config.ledger_interval_s:
+            return ()
+        self._audited_s = now_s
+        idle = {
+            worker.placement
+            for worker in self.cluster.workers.values()
+            if worker.idle_since_s is not None and worker.idle_since_s + self._config.leak_after_s <= now_s
+        }
+        actions: list[Action] = []
+        running = self._line.request_ids()
+        for session, front in self.fronts.items():
+            for plan_id, plan in list(front.plans.items()):
+                places = {placed for placed in (plan.prefill, plan.decode) if placed is not None}
+                if places <= idle and plan.since_s + self._config.leak_after_s <= now_s:
+                    actions.append(self._drop((session, plan_id), "workers_idle", now_s))
+                else:
+                    running.add(plan.request_id)
+        if self.rebuilding:
+            return actions
+        for worker in self.cluster.workers.values():
+            actions.extend(self._ledger.look(worker.worker_id, worker.lease_ids, running, now_s))
+        return actions
+
+    def leaked_leases(self) -> Mapping[str, int]:
+        """Leases held for requests that nobody runs, by worker."""
+        return self._ledger.leaked()
+
+    def _adopt(self, session: int, front: Front, plan: RunningPlan, now_s: float) -> None:
         """Take over a plan that somebody else made. Its worker may register later."""
-        front.plans[plan.plan_id] = GrantedPlan(plan.request_id, plan.prefill, plan.decode, plan.decode_blocks)
+        front.plans[plan.plan_id] = GrantedPlan(plan.request_id, plan.prefill, plan.decode, plan.decode_blocks, now_s)
         self.plans_in_flight += 1
         worker = self._member_of(plan.decode)
         if worker is not None:
@@ -370,7 +424,7 @@ class SchedulerCore:
                 worker.judge()
         at_prefill = prefill.placement if prefill is not None else None
         at_decode = decode.placement if decode is not None else None
-        front.plans[event.plan_id] = GrantedPlan(event.request_id, at_prefill, at_decode, chosen.decode_blocks)
+        front.plans[event.plan_id] = GrantedPlan(event.request_id, at_prefill, at_decode, chosen.decode_blocks, now_s)
         self.plans_in_flight += 1
         return ReplyPlan(
             session=event.session,

@@ -27,6 +27,14 @@ class WorkerLoadReported(msgspec.Struct, frozen=True, kw_only=True):
     load: WorkerLoad
 
 
+class WorkerLeasesReported(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker named the leases it has held longest, oldest first."""
+
+    session: int
+    worker_id: str
+    lease_ids: tuple[str, ...]
+
+
 class WorkerLeft(msgspec.Struct, frozen=True, kw_only=True):
     """A worker said goodbye or its stream ended."""
 
@@ -120,6 +128,7 @@ class Tick(msgspec.Struct, frozen=True):
 Event = (
     WorkerJoined
     | WorkerLoadReported
+    | WorkerLeasesReported
     | WorkerLeft
     | WorkerSuspected
     | DrainRequested

@@ -71,6 +71,18 @@ class SchedulerMetrics:
             ("reason",),
             registry=registry,
         )
+        self.reservations_dropped = Counter(
+            "baton_scheduler_reservations_dropped_total",
+            "Reservations that nobody needed and nobody had ended",
+            ("reason",),
+            registry=registry,
+        )
+        self._leaks = Gauge(
+            "baton_scheduler_leaked_leases",
+            "Leases held for requests that no front proxy runs",
+            ("worker",),
+            registry=registry,
+        )
         self._labelled: frozenset[str] = frozenset()
 
     def request_ended(self, outcome: str) -> None:
@@ -81,6 +93,12 @@ class SchedulerMetrics:
         """Bring the line's gauges up to date."""
         for priority_class, count in counts.items():
             self._waiting.labels(priority_class.value).set(count)
+
+    def show_leaks(self, leaked: Mapping[str, int]) -> None:
+        """Bring the leaks up to date; labels of workers that left are dropped."""
+        self._leaks.clear()
+        for worker_id, count in leaked.items():
+            self._leaks.labels(worker_id).set(count)
 
     def show_cluster(self, workers: Iterable[Worker], *, fronts: int, plans_in_flight: int) -> None:
         """Bring the gauges up to date; labels of workers that left are dropped."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from runtime import lifecycle
-from runtime.clock import SystemClock
-from runtime.grpc_server import join_address, start_server
+from runtime.clock import Clock, SystemClock
+from runtime.grpc_server import RunningServer, join_address, start_server
 from runtime.telemetry import serve_metrics
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
+from scheduler.leadership import FileLease, LeaderLease
 from scheduler.metrics import PolicyProbe, SchedulerMetrics
 from scheduler.service import StatusService, add_services
 from scheduler.shell import SchedulerShell
@@ -22,6 +25,7 @@ log = logging.getLogger("baton.scheduler.run")
 
 Ready = Callable[[Mapping[str, str]], None]
 EXIT_BROKEN = 3
+EXIT_NOT_LEADER = 4
 
 
 async def run(
@@ -33,13 +37,16 @@ async def run(
 ) -> None:
     """Serve until a signal; ``ready`` is told when workers and front proxies may connect.
 
-    Raises SystemExit when the core broke an invariant: the log has its story.
+    Raises SystemExit when the core broke an invariant, of which the log has the story, or when another one leads.
     """
     stop = stop or lifecycle.stop_event()
     metrics = metrics or SchedulerMetrics()
     clock = SystemClock()
-    core = SchedulerCore(config, rng=random.Random(), probe=PolicyProbe(metrics), began_s=clock.monotonic_s())
-    shell = SchedulerShell(config, core, clock, metrics)
+    make_core = functools.partial(_core, config, clock, metrics)
+    shell = SchedulerShell(config, make_core(), clock, metrics)
+    lease = FileLease(Path(config.leader_lease_file)) if config.leader_lease_file else None
+    if lease is not None:
+        shell.stands_by_for = ""
     status = StatusService(shell, epoch=time.time_ns())
     metrics_address = serve_metrics(config.host, config.metrics_port)
     server = await start_server(
@@ -54,16 +61,51 @@ async def run(
             ticking = group.create_task(shell.tick(), name="tick")
             stopping = group.create_task(stop.wait(), name="stop")
             breaking = group.create_task(shell.broken.wait(), name="broken")
-            status.state = "ready"
-            await server.set_serving(True)
+            status.state = "standby" if lease is not None else "ready"
+            await server.set_serving(lease is None)
             ready({"address": status.address, "grpc_address": status.address, "metrics_address": metrics_address})
             log.info("scheduler is ready at %s", status.address)
-            await asyncio.wait({stopping, breaking, ticking}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (ticking, stopping, breaking):
+            parts = {stopping, breaking, ticking}
+            if lease is not None:
+                parts.add(group.create_task(_lead(config, lease, shell, make_core, server, status), name="lead"))
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            lost = not done <= {stopping, breaking, ticking}
+            for task in parts:
                 task.cancel()
     finally:
+        if lease is not None:
+            lease.release()
         status.state = "stopped"
         shell.close()
         await server.stop(config.stop_grace_s)
     if shell.broken.is_set():
         raise SystemExit(EXIT_BROKEN)
+    if lost:
+        raise SystemExit(EXIT_NOT_LEADER)
+
+
+def _core(config: SchedulerConfig, clock: Clock, metrics: SchedulerMetrics) -> SchedulerCore:
+    return SchedulerCore(config, rng=random.Random(), probe=PolicyProbe(metrics), began_s=clock.monotonic_s())
+
+
+async def _lead(
+    config: SchedulerConfig,
+    lease: LeaderLease,
+    shell: SchedulerShell,
+    make_core: Callable[[], SchedulerCore],
+    server: RunningServer,
+    status: StatusService,
+) -> None:
+    """Stand by until nobody else leads, lead, and return when that is lost: this process must not plan any more."""
+    while (epoch := lease.try_acquire(status.address)) is None:
+        shell.stands_by_for = lease.holder().address
+        await asyncio.sleep(config.leader_interval_s)
+    shell.lead(make_core(), epoch)
+    status.state = "ready"
+    await server.set_serving(True)
+    log.warning("this scheduler leads", extra={"leader_epoch": epoch})
+    while True:
+        await asyncio.sleep(config.leader_interval_s)
+        if not lease.still_held():
+            log.critical("the leader's lease is lost")
+            return

@@ -22,6 +22,7 @@ from scheduler.events import (
     FrontLeft,
     RequestEnded,
     WorkerJoined,
+    WorkerLeasesReported,
     WorkerLeft,
     WorkerLoadReported,
     WorkerSuspected,
@@ -35,6 +36,8 @@ log = logging.getLogger("baton.scheduler.service")
 Read = Callable[[], Awaitable[None]]
 Context = grpc.aio.ServicerContext[Any, Any]
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined] # the stubs do not know it
+# Leases that one report may name; more are a stranger's doing.
+LEASES_NAMED_MAX = 1024
 # How gRPC says that the peer is gone or the call is over.
 _PEER_GONE = (grpc.RpcError, grpc.aio.BaseError)
 
@@ -90,7 +93,10 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             await _abort(context, outgoing.verdict)
 
     async def _first(self, context: Context) -> Any:
-        """The first message of a stream, whatever its kind; aborts where none comes in time."""
+        """The first message of a stream, whatever its kind; aborts where none comes in time, and while standing by."""
+        if (leader := self._shell.stands_by_for) is not None:
+            text = f"This scheduler stands by; {leader or 'nobody that it knows of'} leads."
+            await _abort(context, Failure(kind=FailureKind.UNAVAILABLE, message=text))
         try:
             async with asyncio.timeout(self._shell.config.register_timeout_s):
                 message = await context.read()
@@ -108,6 +114,9 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 case "load":
                     load = wire.load(message.load)
                     self._shell.feed(WorkerLoadReported(session=session, worker_id=worker_id, load=load))
+                case "leases":
+                    held = tuple(message.leases.lease_ids[:LEASES_NAMED_MAX])
+                    self._shell.feed(WorkerLeasesReported(session=session, worker_id=worker_id, lease_ids=held))
                 case "leaving":
                     log.info("worker leaves", extra={"worker": worker_id, "why": message.leaving.reason})
                     self._shell.feed(WorkerLeft(session=session, worker_id=worker_id, reason=message.leaving.reason))

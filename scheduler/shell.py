@@ -26,6 +26,8 @@ from scheduler.actions import (
     ReplyPlan,
     ReplyRefusal,
     ReplyWaiting,
+    ReportDropped,
+    ReportLeak,
 )
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
@@ -55,6 +57,10 @@ class SchedulerShell:
         self.metrics = metrics
         self.workers: dict[int, Outgoing[pb.WorkerCommand]] = {}
         self.fronts: dict[int, Outgoing[pb.FrontReply]] = {}
+        self.leader_epoch = 0
+        """Which leadership this is; 0 where there is only one scheduler."""
+        self.stands_by_for: str | None = None
+        """Address of who leads while this one does not; empty: not known."""
         self.broken = asyncio.Event()
         """Set when the core broke an invariant: the process must end, for its books are wrong."""
         self._clock = clock
@@ -66,6 +72,11 @@ class SchedulerShell:
     def new_session(self) -> int:
         """A number for a new stream, never given twice."""
         return next(self._sessions)
+
+    def lead(self, core: SchedulerCore, epoch: int) -> None:
+        """Take over with fresh books, which those who connect will fill."""
+        assert not self.workers and not self.fronts, "nobody is let in while standing by"
+        self.core, self.leader_epoch, self.stands_by_for = core, epoch, None
 
     def feed(self, event: Event) -> None:
         """Let the core handle one event and do what follows."""
@@ -97,6 +108,7 @@ class SchedulerShell:
             self.core.cluster.workers.values(), fronts=len(self.fronts), plans_in_flight=self.core.plans_in_flight
         )
         self.metrics.show_waiting(self.core.waiting())
+        self.metrics.show_leaks(self.core.leaked_leases())
 
     def close(self, verdict: Failure = _STOPS) -> None:
         """End every stream with this verdict."""
@@ -125,6 +137,7 @@ class SchedulerShell:
                 registered = pb.Registered(
                     heartbeat_interval_ms=round(self.config.heartbeat_interval_s * 1000),
                     lease_ms=round(self.config.worker_lease_s * 1000),
+                    leader_epoch=self.leader_epoch,
                 )
                 self.workers[session].put(pb.WorkerCommand(registered=registered))
             case RejectWorker(session=session, failure=failure):
@@ -137,11 +150,25 @@ class SchedulerShell:
             case DrainWorker(session=session, deadline_s=deadline_s):
                 if (outgoing := self.workers.get(session)) is not None:
                     outgoing.put(pb.WorkerCommand(drain=pb.Drain(deadline_ms=round(deadline_s * 1000))))
+            case ReportLeak() | ReportDropped() | EjectWorker():
+                self._report(action)
+            case PublishView(at_once=at_once):
+                self._publish(at_once=at_once)
+            case _:
+                assert_never(action)
+
+    def _report(self, action: ReportLeak | ReportDropped | EjectWorker) -> None:
+        """Tell operators."""
+        match action:
+            case ReportLeak(worker_id=worker_id, lease_id=lease_id, request_id=request_id, unknown_for_s=for_s):
+                told = {"worker": worker_id, "lease": lease_id, "request_id": request_id, "for_s": round(for_s, 1)}
+                log.error("leaked lease: a worker holds KV for a request that nobody runs", extra=told)
+            case ReportDropped(request_id=request_id, reason=reason):
+                log.warning("reservation dropped", extra={"request_id": request_id, "why": reason})
+                self.metrics.reservations_dropped.labels(reason).inc()
             case EjectWorker(worker_id=worker_id, for_s=for_s):
                 log.warning("worker ejected", extra={"worker": worker_id, "for_s": for_s})
                 self.metrics.ejections.inc()
-            case PublishView(at_once=at_once):
-                self._publish(at_once=at_once)
             case _:
                 assert_never(action)
 

@@ -93,6 +93,10 @@ class WaitingLine:
     def __contains__(self, key: PlanKey) -> bool:
         return key in self._places
 
+    def request_ids(self) -> set[str]:
+        """Whose requests wait."""
+        return {waiting.event.request_id for waiting in self._places.values()}
+
     def counts(self) -> dict[PriorityClass, int]:
         """How many wait, by class."""
         return {each: lane.count for each, lane in self._lanes.items()}

@@ -21,7 +21,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     metrics_port: Port = 0
     """Prometheus port. 0: any free one."""
     scheduler_address: str = ""
-    """host:port of the scheduler. Empty: none, the worker serves whoever connects (tests)."""
+    """host:port of the scheduler, or of several with commas between them, of which one leads.
+    Empty: none, the worker serves whoever connects (tests)."""
 
     message_bytes_max: PositiveCount = 64 * 1024 * 1024
     """Largest gRPC message in either direction."""
@@ -49,6 +50,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Longest silence towards the scheduler, where it does not ask for a shorter one."""
     load_interval_s: Positive = 0.1
     """Shortest time between two load reports."""
+    leases_named_max: PositiveCount = 64
+    """Leases named to the scheduler at a heartbeat, the oldest first, so that it can tell which request leaked."""
     scheduler_backoff_initial_s: Positive = 0.1
     """First wait after the scheduler's session broke."""
     scheduler_backoff_max_s: Positive = 2.0

@@ -12,6 +12,7 @@ import grpc
 from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
+from runtime.addresses import Addresses
 from runtime.grpc_server import channel
 from runtime.lifecycle import cancel_and_wait
 from worker.body import WorkerBody
@@ -30,6 +31,8 @@ class SchedulerSession:
         self._body = body
         self._config = body.config
         self._backoff_s = body.config.scheduler_backoff_initial_s
+        self._addresses = Addresses(body.config.scheduler_address)
+        self._leader_epoch = 0
         self._leaving: str | None = None
         self.registered = asyncio.Event()
         """Set while the scheduler knows this worker."""
@@ -43,8 +46,9 @@ class SchedulerSession:
                 self._body.metrics.session_failures.inc()
                 log.warning(
                     "the session with the scheduler at %s ended: %s; next attempt in about %.1f s",
-                    self._config.scheduler_address, _words(error), self._backoff_s,
+                    self._addresses.current, _words(error), self._backoff_s,
                 )  # fmt: skip
+                self._addresses.failed()
             finally:
                 self.registered.clear()
             if self._leaving is None:
@@ -57,7 +61,7 @@ class SchedulerSession:
 
     async def _attempt(self) -> None:
         config = self._config
-        async with channel(config.scheduler_address, config.message_bytes_max) as connection:
+        async with channel(self._addresses.current, config.message_bytes_max) as connection:
             call: Any = scheduler_pb2_grpc.SchedulerServiceStub(connection).WorkerSession()
             try:
                 async with asyncio.timeout(config.scheduler_call_timeout_s):
@@ -65,10 +69,14 @@ class SchedulerSession:
                     reply = await call.read()
                 if reply is _EOF or reply.WhichOneof("message") != "registered":
                     raise ConnectionError(f"it did not register this worker: {_status(call)}")
+                leader_epoch = reply.registered.leader_epoch
+                if 0 < leader_epoch < self._leader_epoch:
+                    raise ConnectionError("it led once, and another one leads now")
+                self._leader_epoch = max(self._leader_epoch, leader_epoch)
                 self._body.metrics.session_connects.inc()
                 self._backoff_s = config.scheduler_backoff_initial_s
                 self.registered.set()
-                log.info("registered with the scheduler at %s", config.scheduler_address)
+                log.info("registered with the scheduler at %s", self._addresses.current)
                 await self._converse(call, reply.registered)
             finally:
                 call.cancel()
@@ -89,13 +97,19 @@ class SchedulerSession:
         """Send load when it changed, and at every heartbeat; at the end, goodbye."""
         body, loop = self._body, asyncio.get_running_loop()
         sent: cluster_pb2.WorkerLoad | None = None
-        sent_at_s = 0.0
+        sent_at_s = leases_at_s = 0.0
+        leases_told = False
         while self._leaving is None:
             body.changed.clear()
             load = body.load()
             if sent is None or load != sent or loop.time() - sent_at_s >= heartbeat_s:
                 await self._send(call, pb.WorkerUpdate(load=load))
                 sent, sent_at_s = load, loop.time()
+            if loop.time() - leases_at_s >= heartbeat_s and (load.leases_held or leases_told):
+                held = body.role.oldest_leases(self._config.leases_named_max, body.now_s())
+                leases = pb.LeasesHeld(lease_ids=[lease.lease_id for lease in held])
+                await self._send(call, pb.WorkerUpdate(leases=leases))
+                leases_told, leases_at_s = bool(held), loop.time()
             if self._leaving is None:  # leave() may have come while we sent
                 await self._pause(heartbeat_s - (loop.time() - sent_at_s))
         await self._send(call, pb.WorkerUpdate(leaving=pb.Leaving(reason=self._leaving)))

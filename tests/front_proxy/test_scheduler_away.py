@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,22 +35,26 @@ TOKENS = 8
 class SchedulerProcess:
     """A real scheduler on a port of its own, which it keeps over restarts."""
 
-    def __init__(self) -> None:
+    def __init__(self, *settings: str) -> None:
+        self.settings = settings
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.address = f"127.0.0.1:{self.port}"
+        self.metrics_address = ""
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        settings = [f"scheduler.port={self.port}", "scheduler.rebuild_grace_s=1.0"]
+        settings = [f"scheduler.port={self.port}", "scheduler.rebuild_grace_s=1.0", *self.settings]
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "launcher.cli", "scheduler", *(word for each in settings for word in ("--set", each)),
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         assert self.process.stdout is not None
         line = await asyncio.wait_for(self.process.stdout.readline(), WAIT_S)
-        assert json.loads(line[line.index(b"{") :])["address"] == self.address
+        told = json.loads(line[line.index(b"{") :])
+        assert told["address"] == self.address
+        self.metrics_address = told["metrics_address"]
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
@@ -60,6 +65,11 @@ class SchedulerProcess:
         if self.process.returncode is None:
             self.process.kill()
         await asyncio.wait_for(self.process.wait(), WAIT_S)
+
+    async def state(self) -> str:
+        async with channel(self.address, 1 << 20) as opened:
+            stub = cluster_pb2_grpc.StatusServiceStub(opened)
+            return str((await stub.GetStatus(cluster_pb2.GetStatusRequest(), timeout=WAIT_S)).process.state)
 
     async def forgets_all_plans(self) -> None:
         """The last ends are on their way on another stream than the question."""
@@ -95,18 +105,19 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(start: StartWorker) -> AsyncIterator[Scene]:
-    scheduler = SchedulerProcess()
+async def scene(start: StartWorker, scheduler: SchedulerProcess | None = None, *others: str) -> AsyncIterator[Scene]:
+    scheduler = scheduler or SchedulerProcess()
     await scheduler.start()
+    addresses = ",".join((*others, scheduler.address))
     try:
-        config = WorkerConfig(scheduler_address=scheduler.address, load_interval_s=0.01)
+        config = WorkerConfig(scheduler_address=addresses, load_interval_s=0.01)
         roles = ["prefill", "prefill", "decode", "decode"]
         workers = [await start(role, config=config, fake=FakeEngineConfig()) for role in roles]
         sessions = [SchedulerSession(worker.body) for worker in workers]
         tasks = [asyncio.create_task(session.run()) for session in sessions]
         registry = CollectorRegistry()
         # Without a plan from the last view, every one of these requests would wait for a minute.
-        front = FrontProxyConfig(scheduler_address=scheduler.address, plan_timeout_s=60.0, plan_patience_s=0.2)
+        front = FrontProxyConfig(scheduler_address=addresses, plan_timeout_s=60.0, plan_patience_s=0.2)
         dispatcher = Dispatcher(front, metrics=DispatchMetrics(registry))
         running = asyncio.create_task(dispatcher.run())
         try:
@@ -163,3 +174,28 @@ async def test_a_scheduler_that_stands_still_costs_one_short_wait(start_worker: 
         await it.succeed(4)
         assert it.value("degraded_plans_total", outcome="planned") == before
         await it.scheduler.forgets_all_plans()
+
+
+@pytest.mark.timeout(120)
+async def test_a_stand_by_takes_over_when_the_leader_is_killed(start_worker: StartWorker, tmp_path: Path) -> None:
+    shared = f"scheduler.leader_lease_file={tmp_path / 'leader'}"
+    leader, stand_by = SchedulerProcess(shared), SchedulerProcess(shared)
+    async with scene(start_worker, leader, stand_by.address) as it:
+        await stand_by.start()
+        try:
+            assert await stand_by.state() == "standby"
+            await it.succeed(4)
+            under_way = it.requests(8)
+            await leader.kill()
+            await asyncio.gather(*under_way)
+            await it.succeed(8)
+            await it.until(lambda: it.value("scheduler_connected") == 1 and it.value("degraded") == 0)
+            assert await stand_by.state() == "ready"
+            before = it.value("degraded_plans_total", outcome="planned")
+            await it.succeed(4)
+            assert it.value("degraded_plans_total", outcome="planned") == before
+            await stand_by.forgets_all_plans()
+            await leader.start()
+            assert await leader.state() == "standby", "who comes back stands by"
+        finally:
+            await stand_by.kill()

@@ -87,6 +87,7 @@ class Scene:
             "pid": 1,
             "plan_timeout_s": 5.0,
             "plan_patience_s": 2.0,
+            "plans_told_interval_s": 60.0,
             "view_max_age_s": 60.0,
             "load_fade_s": 10.0,
             "connect_timeout_s": 5.0,

@@ -25,6 +25,8 @@ from scheduler.actions import (
     ReplyPlan,
     ReplyRefusal,
     ReplyWaiting,
+    ReportDropped,
+    ReportLeak,
 )
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
@@ -107,6 +109,10 @@ def _words(action: Action) -> str:
             return f"drop {worker_id} session={session}: {reason}"
         case DrainWorker(session=session, worker_id=worker_id, deadline_s=deadline_s):
             return f"drain {worker_id} session={session} deadline={deadline_s}s"
+        case ReportLeak(worker_id=worker_id, lease_id=lease_id, request_id=request_id):
+            return f"leak {lease_id} of {request_id} on {worker_id}"
+        case ReportDropped(request_id=request_id, reason=reason):
+            return f"dropped {request_id}: {reason}"
         case EjectWorker(worker_id=worker_id, for_s=for_s):
             return f"eject {worker_id} for {for_s:g}s"
         case PublishView(at_once=at_once):

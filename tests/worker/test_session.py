@@ -101,6 +101,11 @@ async def test_it_registers_reports_changes_beats_and_says_goodbye(start_worker:
             await scheduler.until(leases_held=0)  # nothing changed: that was a heartbeat
             await (await worker.attach()).one(submit(1, [1] * 40, prefill=True))
             await scheduler.until(leases_held=1, kv_blocks_used=3)
+            async with asyncio.timeout(WAIT_S):
+                while not (named := await scheduler.said.get()).HasField("leases"):
+                    pass
+            (held,) = worker.body.role.oldest_leases(5, worker.body.now_s())
+            assert list(named.leases.lease_ids) == [held.lease_id]
         async with asyncio.timeout(WAIT_S):
             while not (last := await scheduler.said.get()).HasField("leaving"):
                 pass

@@ -8,14 +8,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class WorkerUpdate(_message.Message):
-    __slots__ = ("register", "load", "leaving")
+    __slots__ = ("register", "load", "leaving", "leases")
     REGISTER_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
     register: _cluster_pb2.WorkerInfo
     load: _cluster_pb2.WorkerLoad
     leaving: Leaving
-    def __init__(self, register: _Optional[_Union[_cluster_pb2.WorkerInfo, _Mapping]] = ..., load: _Optional[_Union[_cluster_pb2.WorkerLoad, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ...) -> None: ...
+    leases: LeasesHeld
+    def __init__(self, register: _Optional[_Union[_cluster_pb2.WorkerInfo, _Mapping]] = ..., load: _Optional[_Union[_cluster_pb2.WorkerLoad, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., leases: _Optional[_Union[LeasesHeld, _Mapping]] = ...) -> None: ...
+
+class LeasesHeld(_message.Message):
+    __slots__ = ("lease_ids",)
+    LEASE_IDS_FIELD_NUMBER: _ClassVar[int]
+    lease_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, lease_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Leaving(_message.Message):
     __slots__ = ("reason",)
@@ -32,12 +40,14 @@ class WorkerCommand(_message.Message):
     def __init__(self, registered: _Optional[_Union[Registered, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
 
 class Registered(_message.Message):
-    __slots__ = ("heartbeat_interval_ms", "lease_ms")
+    __slots__ = ("heartbeat_interval_ms", "lease_ms", "leader_epoch")
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    LEADER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     heartbeat_interval_ms: int
     lease_ms: int
-    def __init__(self, heartbeat_interval_ms: _Optional[int] = ..., lease_ms: _Optional[int] = ...) -> None: ...
+    leader_epoch: int
+    def __init__(self, heartbeat_interval_ms: _Optional[int] = ..., lease_ms: _Optional[int] = ..., leader_epoch: _Optional[int] = ...) -> None: ...
 
 class Drain(_message.Message):
     __slots__ = ("deadline_ms",)
