@@ -141,11 +141,11 @@ class Client:
                     raise Violation(f"{self.asked.request_id} releases {key} twice")
                 self.released.add(key)
                 front.release(handoff, pulled)
-            case EndPlan(attempt=attempt):
+            case EndPlan(attempt=attempt, outcome=outcome):
                 if attempt in self.plans_ended:
                     raise Violation(f"{self.asked.request_id} ends plan {attempt} twice")
                 self.plans_ended.add(attempt)
-                front.plans.end(self.plan_ids[attempt])
+                front.plans.end(self.plan_ids[attempt], outcome)
             case Suspect() | Pause() | Retried() | Diverged():
                 self._perform_between_attempts(action)
             case Finish():
