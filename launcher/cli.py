@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher import chaos_command
+
 # Before grpc is imported by anyone: its fork handlers and the engines' own processes do not get on.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
@@ -76,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     status.set_defaults(call=_status)
 
     _add_operations(commands, shared)
+    chaos = commands.add_parser("chaos", parents=[shared], help="break a real cluster under traffic and judge it")
+    chaos_command.add_arguments(chaos)
+    chaos.set_defaults(call=chaos_command.run)
+
     _add_roles(commands, shared)
 
     config = commands.add_parser("config", parents=[shared], help="print the settings and where each comes from")

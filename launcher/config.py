@@ -50,6 +50,8 @@ class LauncherConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Deaths of one process within restart_window_s after which it is started again; one more and it stays down."""
     restart_window_s: Seconds = 600.0
     """How long a death counts."""
+    exit_timeout_s: Seconds = 15.0
+    """Time a process has to be gone once its work has ended; then it ends itself hard, so that it is started again."""
     status_timeout_s: Seconds = 2.0
     """Time a process has to answer `baton status`."""
 

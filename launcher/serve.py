@@ -27,7 +27,7 @@ def serve(role: Role, config: BatonConfig) -> int:
         orphan.stop_with_parent()
     telemetry.configure_logging(config.scheduler.log_level if role == "scheduler" else "info", process_id(role, config))
     try:
-        lifecycle.run(_main(role, config))
+        lifecycle.run(_main(role, config), exit_timeout_s=config.launcher.exit_timeout_s)
     except (OSError, BaseExceptionGroup) as error:
         refused = _operating_system_error(error)
         if refused is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -13,9 +14,28 @@ import uvloop
 T = TypeVar("T")
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run ``main`` to its end on a fresh uvloop event loop."""
-    return uvloop.run(main)
+def run(main: Coroutine[Any, Any, T], *, exit_timeout_s: float | None = None) -> T:
+    """Run ``main`` to its end on a fresh uvloop event loop.
+
+    With ``exit_timeout_s`` the process is ended hard, with status 1, when it has not gone by itself so long after
+    ``main``: a task that swallows its cancellation or a library's thread may hold it for ever, and who supervises it
+    would see a process that lives and does nothing.
+    """
+
+    async def watched() -> T:
+        try:
+            return await main
+        finally:
+            if exit_timeout_s is not None:
+                threading.Thread(target=_end_within, args=(exit_timeout_s,), name="baton-exit", daemon=True).start()
+
+    return uvloop.run(watched())
+
+
+def _end_within(timeout_s: float) -> None:
+    threading.Event().wait(timeout_s)
+    os.write(2, f"baton: this process did not end within {timeout_s:g} s of its work's end\n".encode())
+    os._exit(1)
 
 
 class Stop(asyncio.Event):

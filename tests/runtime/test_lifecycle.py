@@ -135,3 +135,18 @@ async def test_cancel_and_wait_gives_up_on_a_task_that_will_not_end() -> None:
         await lifecycle.cancel_and_wait(task, 0.01)
     release.set()
     await task
+
+
+def test_a_process_that_something_holds_at_its_end_ends_itself() -> None:
+    program = """
+import asyncio, threading
+from runtime import lifecycle
+
+async def main():
+    threading.Thread(target=threading.Event().wait).start()  # not a daemon: the interpreter would wait for it
+
+lifecycle.run(main(), exit_timeout_s=0.2)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], timeout=WAIT_S, check=False, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "did not end within 0.2 s" in ended.stderr

@@ -1,0 +1,56 @@
+"""Which fault hits which process, in which order. Pure: the same seed gives the same schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Literal, get_args
+
+import msgspec
+
+from launcher.process_plan import Role
+
+FaultKind = Literal["kill", "freeze", "terminate", "restart"]
+FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
+
+
+class Target(msgspec.Struct, frozen=True):
+    """A process that may be hit."""
+
+    process_id: str
+    role: Role
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that goes wrong, once ``after_requests`` more requests have ended since the cluster was whole."""
+
+    kind: FaultKind
+    process_id: str
+    role: Role
+    after_requests: int
+
+
+def schedule(
+    seed: int, targets: Sequence[Target], kinds: Sequence[FaultKind], *, rounds: int, after_requests_max: int
+) -> list[Fault]:
+    """Every kind hits every target once a round, in an order drawn from ``seed``.
+
+    One fault at a time: the next comes when the cluster is whole again, at a moment drawn from ``seed`` as well.
+    """
+    assert rounds >= 1
+    assert after_requests_max >= 1
+    chooser = Random(seed)
+    faults: list[Fault] = []
+    for _ in range(rounds):
+        pairs = [(kind, target) for kind in kinds for target in targets]
+        chooser.shuffle(pairs)
+        faults += [
+            Fault(
+                kind=kind,
+                process_id=target.process_id,
+                role=target.role,
+                after_requests=chooser.randint(1, after_requests_max),
+            )
+            for kind, target in pairs
+        ]
+    return faults

@@ -1,0 +1,53 @@
+"""`baton chaos` on fake engines: every process killed, stopped and restarted in turn, and no client notices."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.cluster import BATON
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+
+
+def chaos(tmp_path: Path, *words: str) -> tuple[int, dict[str, object], str]:
+    report = tmp_path / "report.json"
+    fixed = ["--set", "engine.kind=fake", "--set", "launcher.restart_backoff_min_s=0.1", "--output", str(report)]
+    argv = [*BATON, "chaos", "--state-dir", str(tmp_path / "state"), *fixed, *words]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=380, check=False)
+    return done.returncode, json.loads(report.read_text()) if report.exists() else {}, done.stdout + done.stderr
+
+
+def test_a_cluster_with_one_spare_of_each_survives_every_kill_and_freeze(tmp_path: Path) -> None:
+    settings = ["--set", "front_proxy.stream_stall_timeout_s=1"]
+    code, report, said = chaos(
+        tmp_path, "--prefill", "2", "--decode", "2", "--faults", "kill,freeze", "--freeze-s", "4", "--seed", "3",
+        "--roles", "scheduler,prefill,decode", *settings,
+    )  # fmt: skip
+    assert code == 0, said
+    assert report["passed"] is True
+    assert len(report["faults"]) == 10  # type: ignore[arg-type]
+    assert "0 failed, 0 with wrong tokens" in said
+
+
+def test_what_nobody_can_survive_is_told_and_fails(tmp_path: Path) -> None:
+    """The only decode worker: without a spare one requests do fail, and the verdict must say so."""
+    code, report, said = chaos(
+        tmp_path, "--prefill", "1", "--decode", "1", "--front-proxies", "1", "--roles", "decode",
+        "--set", "launcher.restart_backoff_min_s=8", "--set", "front_proxy.replans_max=0",
+        "--set", "front_proxy.attempts_max=1",
+    )  # fmt: skip
+    assert code == 1, said
+    assert report["passed"] is False
+    assert "FAILED" in said
+
+
+@pytest.mark.parametrize("words", [["--faults", "flood"], ["--roles", "nobody"]])
+def test_words_it_does_not_know_are_refused_before_anything_starts(tmp_path: Path, words: list[str]) -> None:
+    code, _, said = chaos(tmp_path, *words)
+    assert code == 2
+    assert words[1] in said
+    assert not (tmp_path / "state").exists()
