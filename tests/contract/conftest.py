@@ -1,4 +1,4 @@
-"""Engines for the contract suite: fake ones always, one pair of real vLLM engines a session. Asserts nothing itself."""
+"""Engines for the contract suite: fake ones always, one pair of real vLLM engines for the whole package. Asserts nothing itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Pair(NamedTuple):
 
 
 @pytest_asyncio.fixture(
-    scope="session", loop_scope="session", params=["fake", pytest.param("vllm", marks=pytest.mark.vllm)]
+    scope="package", loop_scope="session", params=["fake", pytest.param("vllm", marks=pytest.mark.vllm)]
 )
 async def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
     """A prefill and a decode engine of one kind, started once."""

@@ -1,4 +1,4 @@
-"""One real cluster (1 prefill + 1 decode) and one plain vLLM server per test session: three engines, never more."""
+"""One real cluster (1 prefill + 1 decode) and one plain vLLM server for all tests here: three engines."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SERVED = "demo"
 DTYPE = "float32"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def model_dir() -> Path:
     return demo_model.ensure()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def baton(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[Endpoint]:
     state_dir = tmp_path_factory.mktemp("baton")
     arguments = [
@@ -41,7 +41,7 @@ def baton(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator
     assert engine_memory() <= before, "engines left shared memory behind"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def plain(tmp_path_factory: pytest.TempPathFactory, model_dir: Path, baton: Endpoint) -> Iterator[str]:
     """Started after the cluster, so that only one set of engines starts at a time on two cores."""
     arguments = [

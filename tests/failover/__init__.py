@@ -1,0 +1,1 @@
+"""Real vLLM and real NIXL with one worker to spare, on loopback."""
