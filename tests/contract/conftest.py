@@ -1,4 +1,4 @@
-"""Engines for the contract suite: fake ones always, one pair of real vLLM engines for the whole package. Asserts nothing itself."""
+"""Engines for the contract suite: fake ones always, and one pair of real vLLM engines. Asserts nothing itself."""
 
 from __future__ import annotations
 
