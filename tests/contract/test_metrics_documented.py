@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.registry import Collector
 
 import front_proxy.serving_metrics
 from engine.protocol import EngineLoad
@@ -37,6 +39,13 @@ PACKAGES = (
 )
 _ROW = re.compile(r"^\| `(baton_[a-z0-9_]+)` \| (\w+) \|([^|]*)\|([^|]+)\|([^|]+)\|$", re.MULTILINE)
 
+_DEFINED_WITH = ("prometheus_client", "runtime.histogram")
+# What a file must import from there to define a metric.
+_DEFINING = {
+    "Counter", "Gauge", "Histogram", "Summary", "Info", "Enum", "LoopHistogram", "CounterMetricFamily",
+    "GaugeMetricFamily",
+}  # fmt: skip
+
 Described = tuple[str, tuple[str, ...]]
 
 
@@ -44,7 +53,7 @@ def _no_load() -> EngineLoad:
     raise AssertionError("nothing is scraped here")
 
 
-def _collectors() -> list[MetricWrapperBase]:
+def _collectors() -> list[Collector]:
     registry = CollectorRegistry()
     SchedulerMetrics(registry)
     dispatch = DispatchMetrics(registry)
@@ -52,18 +61,27 @@ def _collectors() -> list[MetricWrapperBase]:
     worker = WorkerMetrics("decode", registry)
     worker.watch(load=_no_load, requests=int, front_proxies=int, leases=int, lease_blocks=int, blocks_total=1)
     assert front_proxy.serving_metrics.__doc__, "imported for what it registers"
-    # Prometheus' client offers no public way to the labels of a metric that has no sample yet.
-    found = [*registry._collector_to_names, *REGISTRY._collector_to_names]
-    return [one for one in found if isinstance(one, MetricWrapperBase)]
+    return [*registry._collector_to_names, *REGISTRY._collector_to_names]
+
+
+def _describe(collector: Collector) -> Iterator[tuple[str, Described]]:
+    if isinstance(collector, MetricWrapperBase):
+        # Prometheus' client offers no public way to the labels of a metric that has no sample yet.
+        assert collector._type is not None
+        yield collector._name, (collector._type, tuple(collector._labelnames))
+        return
+    for family in collector.collect():
+        # Ours show every series from the start.
+        labels = {name: None for sample in family.samples for name in sample.labels if name != "le"}
+        yield family.name, (family.type, tuple(labels))
 
 
 def _defined() -> dict[str, Described]:
     metrics: dict[str, Described] = {}
     for collector in _collectors():
-        if collector._name.startswith("baton_"):
-            assert collector._type is not None
-            name = collector._name + ("_total" if collector._type == "counter" else "")
-            metrics[name] = (collector._type, tuple(collector._labelnames))
+        for name, (kind, labels) in _describe(collector):
+            if name.startswith("baton_"):
+                metrics[name + ("_total" if kind == "counter" else "")] = (kind, labels)
     return metrics
 
 
@@ -90,8 +108,8 @@ def test_metrics_are_defined_only_where_this_test_looks() -> None:
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.ImportFrom) and node.module == "prometheus_client":
-                    names = {alias.name for alias in node.names}
-                    if names & {"Counter", "Gauge", "Histogram", "Summary", "Info", "Enum"}:
-                        defining.add(path.relative_to(ROOT).as_posix())
+                if not isinstance(node, ast.ImportFrom) or not str(node.module).startswith(_DEFINED_WITH):
+                    continue
+                if {alias.name for alias in node.names} & _DEFINING:
+                    defining.add(path.relative_to(ROOT).as_posix())
     assert defining == DEFINED_IN
