@@ -4,7 +4,8 @@ Later sources win in that order. Every value remembers where it came from, and e
 Never knows which keys exist: the struct given says so.
 
 An environment variable sets ``a.b_c`` as ``<prefix>A__B_C``. A variable with the prefix but without ``__`` is read only
-when it names a top-level value, since other programs' variables may share the prefix.
+when it names a top-level value, since other programs' variables may share the prefix; one that spells a key but for the
+second underscore is an error.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def load(
         for path, value in _leaves(cls, _read(file), f"file {file}"):
             _put(cls, tree, sources, path, value, f"file {file}")
     for name in sorted(environ):
-        if name.startswith(prefix) and (keys := _environment_path(cls, name.removeprefix(prefix))):
+        if name.startswith(prefix) and (keys := _environment_path(cls, name.removeprefix(prefix), prefix)):
             _put(cls, tree, sources, keys, _Text(environ[name]), f"env {name}")
     for setting in sets:
         key, separator, text = setting.partition("=")
@@ -125,11 +126,21 @@ def _leaves(
             yield path, value
 
 
-def _environment_path(cls: type[msgspec.Struct], name: str) -> tuple[str, ...]:
+def _environment_path(cls: type[msgspec.Struct], name: str, prefix: str) -> tuple[str, ...]:
+    hints = _hints(cls)
     keys = tuple(name.lower().split("__"))
-    if len(keys) == 1 and (keys[0] not in _hints(cls) or _is_struct(_hints(cls)[keys[0]])):
-        return ()
-    return keys
+    if len(keys) > 1 or (keys[0] in hints and not _is_struct(hints[keys[0]])):
+        return keys
+    for section, nested in hints.items():
+        # Too few underscores for what is plainly ours must not pass in silence.
+        key = keys[0].removeprefix(f"{section}_")
+        if key != keys[0] and _is_struct(nested) and key in _hints(nested):
+            raise BadConfiguration(
+                f"{section}.{key}",
+                f"spell it {prefix}{name[: len(section)]}__{name[len(section) + 1 :]}",
+                f"env {prefix}{name}",
+            )
+    return ()
 
 
 def _put(

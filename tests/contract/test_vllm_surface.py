@@ -178,13 +178,11 @@ def test_every_name_we_import_stands_here() -> None:
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
-                match node:
-                    case ast.ImportFrom(module=str(module), names=names) if is_vllm(module):
-                        imported.setdefault(module, set()).update(alias.name for alias in names)
-                    case ast.Import(names=names):
-                        bare = {alias.name for alias in names if is_vllm(alias.name)}
-                        # A bare module's attributes would escape this test; its version is all that is read of it.
-                        assert bare <= {"vllm"}, path
+                if isinstance(node, ast.ImportFrom) and is_vllm(str(node.module)):
+                    imported.setdefault(str(node.module), set()).update(alias.name for alias in node.names)
+                if isinstance(node, ast.Import):
+                    # A bare module's attributes would escape this test; its version is all that is read of it.
+                    assert {alias.name for alias in node.names if is_vllm(alias.name)} <= {"vllm"}, path
     assert {module: sorted(names) for module, names in imported.items()} == NAMES
 
 

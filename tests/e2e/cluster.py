@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -59,13 +60,22 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def engine_memory() -> set[str]:
-    """The names in shared memory that engines use."""
-    return {
-        path.name
-        for path in Path("/dev/shm").iterdir()
-        if path.name.startswith(("psm_", "sem.mp-", "vllm", "nixl", "ucx"))
-    }
+def shared_memory(process: subprocess.Popen[str]) -> set[str]:
+    """The names in shared memory that a process and all below it have mapped; others' names are theirs to clean up."""
+    names: set[str] = set()
+    pids = [process.pid]
+    while pids:
+        folder = Path("/proc") / str(pids.pop())
+        # Any of them may end meanwhile.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            names.update(re.findall(r" /dev/shm/(\S+)", (folder / "maps").read_text()))
+            pids += [int(pid) for children in folder.glob("task/*/children") for pid in children.read_text().split()]
+    return names
+
+
+def left_behind(names: set[str]) -> set[str]:
+    """Those of the names that are still in shared memory."""
+    return {name for name in names if (Path("/dev/shm") / name).exists()}
 
 
 def wait_for(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher import demo_model
-from tests.e2e.cluster import Endpoint, baton_up, engine_memory, is_alive, plain_server, stop
+from tests.e2e.cluster import Endpoint, baton_up, is_alive, left_behind, plain_server, shared_memory, stop
 
 SERVED = "demo"
 # vLLM would round these float32 weights to bfloat16, in which logits of random prompts tie exactly (1 token in 100):
@@ -32,13 +32,14 @@ def baton(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator
         "--set", "front_proxy.serving.tool_call_parser=hermes",
         "--set", "front_proxy.serving.enable_auto_tool_choice=true",
     ]  # fmt: skip
-    before = engine_memory()
     with baton_up(state_dir, arguments) as endpoint:
         yield endpoint
         pids = [process["pid"] for process in endpoint.status()]
+        memory = shared_memory(endpoint.process)
         assert stop(endpoint.process) == 0
         assert not any(is_alive(pid) for pid in pids)
-    assert engine_memory() <= before, "engines left shared memory behind"
+    assert memory, "engines share memory with their processes"
+    assert left_behind(memory) == set()
 
 
 @pytest.fixture(scope="package")

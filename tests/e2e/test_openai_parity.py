@@ -59,6 +59,7 @@ CHAT: dict[str, dict[str, Any]] = {
         "tool_choice": {"type": "function", "function": {"name": "get_weather"}},
         "max_tokens": 40,
     },
+    "required tool": {"tools": [WEATHER], "tool_choice": "required", "max_tokens": 40},
     "auto tool": {
         "tools": [WEATHER],
         "tool_choice": "auto",
@@ -185,6 +186,87 @@ def test_completions_are_the_same(baton: Endpoint, plain: str, name: str) -> Non
         for url in (plain, baton.url)
     ]
     assert replies[1] == replies[0]
+
+
+@pytest.mark.parametrize("name", COMPLETIONS)
+def test_streamed_completions_say_the_same(baton: Endpoint, plain: str, name: str) -> None:
+    request = {"model": SERVED, "prompt": "Prefill is", "temperature": 0, "max_tokens": 16} | COMPLETIONS[name]
+    request |= {"stream": True, "stream_options": {"include_usage": True}}
+
+    def assemble(url: str) -> dict[str, Any]:
+        texts: dict[int, str] = {}
+        finish: dict[int, str | None] = {}
+        logprobs: dict[int, list[Any]] = {}
+        usage: Any = None
+        for chunk in client(url).completions.create(**request):
+            if chunk.usage is not None:
+                usage = (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
+            for choice in chunk.choices:
+                texts[choice.index] = texts.get(choice.index, "") + choice.text
+                if choice.finish_reason:
+                    finish[choice.index] = choice.finish_reason
+                if choice.logprobs and choice.logprobs.tokens:
+                    found = zip(choice.logprobs.tokens, choice.logprobs.token_logprobs or (), strict=True)
+                    logprobs.setdefault(choice.index, []).extend(without_identity([list(pair) for pair in found]))
+        assert usage and finish
+        return {"texts": texts, "finish": finish, "logprobs": logprobs, "usage": usage}
+
+    assert assemble(baton.url) == assemble(plain)
+
+
+def run_together(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Events with text deltas of one kind in a row made one: how a stream is cut is a matter of time."""
+    joined: list[dict[str, Any]] = []
+    for event in events:
+        event.pop("sequence_number", None)
+        delta = event.get("delta")
+        text = delta.get("text") if isinstance(delta, dict) else delta
+        if isinstance(text, str):
+            last = joined[-1] if joined else {}
+            if last.get("type") == event["type"]:
+                last["text"] += text
+                continue
+            joined.append({"type": event["type"], "text": text})
+        else:
+            joined.append(event)
+    return joined
+
+
+def test_streamed_responses_say_the_same(baton: Endpoint, plain: str) -> None:
+    request = {"input": "What is prefill?", "temperature": 0, "max_output_tokens": 24}
+    told = []
+    for url in (plain, baton.url):
+        with client(url).responses.create(model=SERVED, stream=True, **request) as stream:
+            events = [without_identity(event.model_dump()) for event in stream]
+        for event in events:
+            forget_cache(event.get("response") or {})
+        told.append(run_together(events))
+    assert any(event.get("text") for event in told[0])
+    assert told[0][-1]["type"] in ("response.completed", "response.incomplete")
+    assert told[1] == told[0]
+
+
+def test_streamed_messages_say_the_same(baton: Endpoint, plain: str) -> None:
+    told = []
+    for url in (plain, baton.url):
+        with (
+            anthropic.Anthropic(base_url=url, api_key="unused", max_retries=0) as anthropic_client,
+            anthropic_client.messages.create(
+                model=SERVED,
+                max_tokens=24,
+                extra_body={"temperature": 0},
+                messages=[{"role": "user", "content": "What is prefill?"}],
+                stream=True,
+            ) as stream,
+        ):
+            events = [without_identity(event.model_dump()) for event in stream]
+        for event in events:
+            forget_cache(event)
+            forget_cache(event.get("message") or {})
+        told.append(run_together(events))
+    assert any(event.get("text") for event in told[0])
+    assert told[0][-1]["type"] == "message_stop"
+    assert told[1] == told[0]
 
 
 def test_responses_and_messages_are_the_same(baton: Endpoint, plain: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.cluster import BATON, Endpoint, baton_up, is_alive, stop, wait_for
+from tests.e2e.cluster import BATON, Endpoint, baton_up, is_alive, left_behind, shared_memory, stop, wait_for
 from tests.e2e.conftest import SERVED
 
 # The first test of a session also waits for every engine to start.
@@ -37,6 +38,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, model_dir: Any) -> Iterato
         "--set", "launcher.front_proxies=2",
         "--set", f"engine.served_model_name={SERVED}",
         "--set", "engine.kind=fake",
+        # Long enough to be struck in the middle of: 24 prompts take a worker a second.
+        "--set", "engine.fake.prefill_us_per_token=500",
         "--set", f"front_proxy.deadline_s={DEADLINE_S}",
         "--set", "launcher.restart_backoff_min_s=0.1",
         "--set", "launcher.restarts_max=100",
@@ -121,6 +124,12 @@ def _line(cluster: Endpoint, process_id: str) -> Line:
     return next(line for line in cluster.status() if line["id"] == process_id)
 
 
+def _addresses(cluster: Endpoint) -> dict[str, str]:
+    """Where each process shows its metrics, which front proxies do where they serve."""
+    state = json.loads((cluster.state_dir / "cluster.json").read_text())
+    return {process["id"]: process["metrics_address"] for process in state["processes"] if process["metrics_address"]}
+
+
 def _wait_whole(cluster: Endpoint, before: Line) -> Line:
     """Wait until ``before`` was started again and every process is ready."""
 
@@ -146,15 +155,46 @@ def _wait_idle(cluster: Endpoint) -> None:
     wait_for(idle, timeout_s=10, what="nothing is held any more", seen=cluster.status)
 
 
-@pytest.mark.parametrize("victim", ["prefill", "decode", "scheduler"])
-async def test_killing_one_process_under_load_hangs_nobody(cluster: Endpoint, victim: str) -> None:
+def _total(cluster: Endpoint, name: str, **labels: str) -> float:
+    """The sum of a metric's samples with these labels, over all front proxies."""
+    total = 0.0
+    for line in cluster.status():
+        if line["role"] == "front_proxy":
+            total += _shown(f"http://{line['address']}/metrics", name, **labels)
+    return total
+
+
+def _shown(url: str, name: str, **labels: str) -> float:
+    wanted = {f'{label}="{value}"' for label, value in labels.items()}
+    samples = re.findall(rf"^{name}(?:{{([^}}]*)}})? (\S+)$", httpx.get(url, timeout=10).text, re.MULTILINE)
+    return sum(float(value) for found, value in samples if wanted <= set(found.split(",")))
+
+
+# What must be busy when it is killed, and what only those count who felt it.
+STRUCK: dict[str, tuple[str, str, dict[str, str]]] = {
+    "prefill": ("baton_worker_requests_live", "baton_front_proxy_retries_total", {"stage": "prefill"}),
+    "decode": ("baton_worker_requests_live", "baton_front_proxy_retries_total", {"stage": "decode"}),
+    "scheduler": (
+        "baton_scheduler_plans_in_flight", "baton_front_proxy_degraded_plans_total", {"outcome": "planned"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("victim", STRUCK)
+async def test_killing_one_process_under_load_fails_and_hangs_nobody(cluster: Endpoint, victim: str) -> None:
+    busy, felt, labels = STRUCK[victim]
     target = next(line for line in cluster.status() if line["role"] == victim)
+    metrics_url = f"http://{_addresses(cluster)[target['id']]}/metrics"
+    before = _total(cluster, felt, **labels)
     async with httpx.AsyncClient(base_url=cluster.url, timeout=DEADLINE_S + 10) as client:
-        load = [asyncio.create_task(_ask(client, 40 + 10 * i)) for i in range(24)]
-        await asyncio.wait(load, return_when=asyncio.FIRST_COMPLETED, timeout=DEADLINE_S)
+        load = [asyncio.create_task(_ask(client, 100 + 5 * i)) for i in range(24)]
+        while not await asyncio.to_thread(_shown, metrics_url, busy):
+            assert not all(request.done() for request in load), f"{target['id']} got none of them"
         os.kill(int(target["pid"]), signal.SIGKILL)
+        load += [asyncio.create_task(_ask(client, 105 + 5 * i)) for i in range(12)]
         answers = await asyncio.gather(*load)
         assert answers == [200] * len(load), "a spare worker, or the last view of the cluster, takes over"
+        assert _total(cluster, felt, **labels) > before, "it was killed and nobody felt it"
         _wait_whole(cluster, target)
         assert await _ask(client, 64) == 200
     told = (cluster.state_dir / "up.stderr").read_text()
@@ -225,6 +265,8 @@ async def test_a_rolling_restart_of_everything_under_load_loses_nothing(cluster:
 
 def test_an_interrupt_ends_every_process_with_exit_code_zero(cluster: Endpoint) -> None:
     pids = [int(process["pid"]) for process in cluster.status()]
+    memory = shared_memory(cluster.process)
     assert stop(cluster.process) == 0
     assert not any(is_alive(pid) for pid in pids)
+    assert left_behind(memory) == set()
     assert "never retrieved" not in cluster.logs()

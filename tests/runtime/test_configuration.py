@@ -109,6 +109,11 @@ def test_an_unknown_key_in_a_file_or_the_environment_is_an_error_too(tmp_path: P
         load(environ={"BATON_ENGINE__MODLE": "x"})
 
 
+def test_a_key_in_the_environment_with_too_few_underscores_is_an_error_that_spells_it() -> None:
+    with pytest.raises(BadConfiguration, match=r"engine\.model.*BATON_ENGINE__MODEL"):
+        load(environ={"BATON_ENGINE_MODEL": "x"})
+
+
 def test_other_programs_variables_with_the_same_prefix_are_left_alone() -> None:
     assert load(environ={"BATON_HOME": "x", "BATON_ENGINE": "x", "PATH": "x"}).value == Tree()
 
