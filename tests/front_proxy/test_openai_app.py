@@ -19,6 +19,7 @@ from front_proxy.serving_metrics import DROPPED_FIELDS
 from runtime.failures import Failure, FailureKind
 from tests.front_proxy.conftest import Served
 from tests.front_proxy.fake_source import CACHED_TOKENS
+from tests.polling import until
 
 MESSAGES = [{"role": "user", "content": "Say numbers."}]
 SCHEMA = {
@@ -484,9 +485,7 @@ async def test_a_retiring_server_takes_no_connection_and_each_open_one_once_more
             assert after.headers["connection"] == "close"
             with pytest.raises(httpx.ConnectError):
                 await client.get("/health")
-        async with asyncio.timeout(10):
-            while running.connected:
-                await asyncio.sleep(0.01)
+        await until(lambda: not running.connected, within_s=10)
     finally:
         await running.stop()
         served.app.state.server = None

@@ -25,6 +25,7 @@ from scheduler.core import SchedulerCore
 from scheduler.metrics import SchedulerMetrics
 from scheduler.service import StatusService, add_services
 from scheduler.shell import SchedulerShell
+from tests.polling import until
 from tests.worker.conftest import InProcessWorker, StartWorker, start_worker
 from worker.config import WorkerConfig
 from worker.lifecycle import Event
@@ -44,9 +45,8 @@ class Cluster:
     async def settled(self) -> None:
         for worker in self.workers:
             await worker.settled()
-        async with asyncio.timeout(WAIT_S):
-            while self.core.plans_in_flight or self.dispatcher.handoffs_held or self.dispatcher.in_flight:
-                await asyncio.sleep(0.005)
+        front = self.dispatcher
+        await until(lambda: not (self.core.plans_in_flight or front.handoffs_held or front.in_flight), within_s=WAIT_S)
         self.core.check()
 
 

@@ -22,6 +22,7 @@ from front_proxy.metrics import DispatchMetrics
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from runtime.grpc_server import channel
 from tests.front_proxy.test_over_workers import collect, request
+from tests.polling import until
 from tests.worker.conftest import StartWorker, start_worker
 from worker.config import WorkerConfig
 from worker.session import SchedulerSession
@@ -99,9 +100,7 @@ class Scene:
         return self.registry.get_sample_value(f"baton_front_proxy_{name}", labels) or 0.0
 
     async def until(self, holds: Any) -> None:
-        async with asyncio.timeout(WAIT_S):
-            while not holds():
-                await asyncio.sleep(0.02)
+        await until(holds, within_s=WAIT_S)
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ from protos.worker.v1 import worker_pb2 as pb
 from protos.worker.v1 import worker_pb2_grpc
 from runtime.failures import Failure, FailureKind
 from runtime.grpc_server import start_server
+from tests.polling import until
 
 WAIT_S = 10.0
 EPOCH = 7
@@ -86,9 +87,7 @@ class Theatre:
         self.script, self.links, self.worker, self.lost, self.stop_server = script, links, worker, lost, stop
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        async with asyncio.timeout(WAIT_S):
-            while not holds():
-                await asyncio.sleep(0.001)
+        await until(holds, within_s=WAIT_S)
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ from scheduler.events import DrainRequested, Event
 from scheduler.metrics import PolicyProbe, SchedulerMetrics
 from scheduler.service import StatusService, add_services
 from scheduler.shell import SchedulerShell
+from tests.polling import until
 from tests.scheduler.cast import NO_WAITING
 
 WAIT_S = 10.0
@@ -97,9 +98,7 @@ class Setting:
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Let the loop run until the scheduler's books satisfy a condition."""
-        async with asyncio.timeout(WAIT_S):
-            while not holds():
-                await asyncio.sleep(0.001)
+        await until(holds, within_s=WAIT_S)
 
     def reserved(self, worker_id: str) -> int:
         return self.shell.core.cluster.workers[worker_id].reserved_blocks

@@ -14,6 +14,7 @@ from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.grpc_server import RunningServer, start_server
+from tests.polling import until
 from tests.worker.conftest import EOF, WAIT_S, InProcessWorker, StartWorker, submit
 from worker.config import WorkerConfig
 from worker.session import SchedulerSession
@@ -122,9 +123,7 @@ async def test_it_comes_back_after_the_scheduler_did(
         running = session_of(worker)
         session = await running.__aenter__()
         await asyncio.wait_for(session.registered.wait(), WAIT_S)
-    async with asyncio.timeout(WAIT_S):
-        while session.registered.is_set():
-            await asyncio.sleep(0.005)
+    await until(lambda: not session.registered.is_set(), within_s=WAIT_S)
     second = Scheduler()
     async with scheduler_at(second, port):
         await asyncio.wait_for(session.registered.wait(), WAIT_S)
@@ -151,9 +150,7 @@ async def test_a_scheduler_that_refuses_or_is_away_is_asked_again_and_leaving_do
     async with scheduler_at(scheduler) as server:
         worker = await start_worker("decode", config=config(server.address))
         async with session_of(worker) as session:
-            async with asyncio.timeout(WAIT_S):
-                while worker.body.metrics.session_failures._value.get() < 3:
-                    await asyncio.sleep(0.005)
+            await until(lambda: worker.body.metrics.session_failures._value.get() >= 3, within_s=WAIT_S)
             assert not session.registered.is_set()
             scheduler.refuse = False
             await asyncio.wait_for(session.registered.wait(), WAIT_S)
