@@ -106,10 +106,6 @@ class Dispatcher:
         """The cluster as the scheduler last told it."""
         return self._view.snapshot
 
-    def announce(self, address: str) -> None:
-        """Tell the scheduler where users reach this process."""
-        self._scheduler.set_address(address)
-
     async def run(self) -> None:
         """Hold the streams until ``close`` is called, then end everything within ``close_timeout_s``. Call once."""
         try:
@@ -309,7 +305,6 @@ def _scheduler_options(config: FrontProxyConfig, front_proxy_id: str) -> Schedul
     return SchedulerOptions(
         address=config.scheduler_address,
         front_proxy_id=front_proxy_id,
-        pid=os.getpid(),
         plan_timeout_s=config.plan_timeout_s,
         plan_patience_s=config.plan_patience_s,
         plans_told_interval_s=config.plans_told_interval_s,

@@ -172,25 +172,19 @@ class _ManySession:
             retry = self._retry_after_s
             self._fail(name, Failure(kind=FailureKind.EXHAUSTED, message=message, retry_after_s=retry))
         else:
-            self._running[name] = asyncio.create_task(self._run(request), name=f"generate {name}")
+            ended: set[int] = set()
+            task = asyncio.create_task(self._run(request, ended), name=f"generate {name}")
+            self._running[name] = task
+            task.add_done_callback(lambda task: self._on_done(request, ended, task))
 
-    async def _run(self, request: inference_pb2.GenerateRequest) -> None:
+    async def _run(self, request: inference_pb2.GenerateRequest, ended: set[int]) -> None:
+        """Answer one request; the choices that finished are added to ``ended``."""
         name = request.request_id
-        ended: set[int] = set()
         responses = self._inference.generate(request, deadline_s=None)
         try:
             async for response in responses:
                 ended.update(choice.index for choice in response.choices if choice.finish_reason)
                 await self._put(response)
-        except asyncio.CancelledError:
-            # Nobody may have validated n yet.
-            choices = [
-                inference_pb2.Choice(index=index, finish_reason="abort")
-                for index in range(min(max(1, request.sampling.n), self._requests_max))
-                if index not in ended
-            ]
-            self._outputs.append(inference_pb2.GenerateResponse(request_id=name, choices=choices))
-            self._changed.set()
         except FailureError as error:
             self._fail(name, error.failure)
         except Exception:
@@ -198,8 +192,19 @@ class _ManySession:
             self._fail(name, _bug())
         finally:
             await responses.aclose()
-            del self._running[name]
-            self._changed.set()
+
+    def _on_done(self, request: inference_pb2.GenerateRequest, ended: set[int], task: asyncio.Task[None]) -> None:
+        # Not in the task: one that is cancelled before its first step runs none of its code.
+        del self._running[request.request_id]
+        if task.cancelled():
+            # Nobody may have validated n yet.
+            choices = [
+                inference_pb2.Choice(index=index, finish_reason="abort")
+                for index in range(min(max(1, request.sampling.n), self._requests_max))
+                if index not in ended
+            ]
+            self._outputs.append(inference_pb2.GenerateResponse(request_id=request.request_id, choices=choices))
+        self._changed.set()
 
     async def _put(self, response: inference_pb2.GenerateResponse) -> None:
         await self._until_room()

@@ -64,8 +64,6 @@ async def run(
     try:
         http = await serving.http_server(front)
         http.bind(listener)
-        # Before the scheduler hears of us: it is told once.
-        dispatcher.announce(http.address)
         async with asyncio.TaskGroup() as group:
             streams = group.create_task(dispatcher.run(), name="dispatcher")
             try:

@@ -67,7 +67,6 @@ class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     """host:port, or several with commas between them: one of them leads."""
     front_proxy_id: str
-    pid: int
     plan_timeout_s: float
     plan_patience_s: float
     plans_told_interval_s: float
@@ -116,7 +115,6 @@ class SchedulerLink:
         )
         self._loop = asyncio.get_running_loop()
         self._addresses = Addresses(options.address)
-        self._http_address = ""
         self._duplex: Duplex[_Item] | None = None
         self._opened = False
         self._silent = False
@@ -133,11 +131,6 @@ class SchedulerLink:
     def degraded(self) -> bool:
         """Whether requests are planned here."""
         return self._degraded.active
-
-    def set_address(self, address: str) -> None:
-        """Where users reach this front proxy, for ``baton status``; told at once and after every reconnect."""
-        self._http_address = address
-        self._send(self._register())
 
     def plan(self, question: PlanQuestion, receiver: PlanReceiver) -> int:
         """Ask; returns the plan's id, unique in this process. The answer comes later, through ``receiver``."""
@@ -220,9 +213,7 @@ class SchedulerLink:
 
     def _register(self) -> _Item:
         return scheduler_pb2.FrontUpdate(
-            register=scheduler_pb2.FrontProxyInfo(
-                front_proxy_id=self._options.front_proxy_id, address=self._http_address, pid=self._options.pid
-            )
+            register=scheduler_pb2.FrontProxyInfo(front_proxy_id=self._options.front_proxy_id)
         )
 
     def _plans_running(self) -> _Item:

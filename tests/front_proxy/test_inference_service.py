@@ -234,6 +234,19 @@ async def test_what_a_request_costs_before_it_is_validated_does_not_grow_with_n(
     assert [choice.finish_reason for choice in batch.outputs[0].choices] == ["abort"] * 4
 
 
+async def test_a_request_cancelled_before_its_first_step_is_aborted_and_ends_the_stream() -> None:
+    session = _ManySession(Stub(None), requests_max=4, outputs_max=16, retry_after_s=1.0)
+
+    async def said() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
+        yield inference_pb2.GenerateManyRequest(generate=request("x", request_id="r"))
+        yield inference_pb2.GenerateManyRequest(cancel_request_id="r")
+
+    async with asyncio.timeout(5):
+        await session.read(said())
+        (batch,) = [batch async for batch in session.batches()]
+    assert [(output.request_id, output.choices[0].finish_reason) for output in batch.outputs] == [("r", "abort")]
+
+
 async def test_a_client_that_does_not_read_is_not_read_from() -> None:
     refused = Failure(kind=FailureKind.BAD_REQUEST, message="no")
     session = _ManySession(Stub(refused), requests_max=4, outputs_max=8, retry_after_s=1.0)

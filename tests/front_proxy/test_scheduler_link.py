@@ -21,6 +21,7 @@ from runtime.failures import Failure, FailureKind
 from runtime.grpc_server import start_server
 from runtime.lifecycle import cancel_and_wait
 from scheduler.config import SchedulerConfig
+from tests.scheduler.test_service import listening
 
 WAIT_S = 10.0
 
@@ -84,7 +85,6 @@ class Scene:
         options = {
             "address": address,
             "front_proxy_id": "f",
-            "pid": 1,
             "plan_timeout_s": 5.0,
             "plan_patience_s": 2.0,
             "plans_told_interval_s": 60.0,
@@ -235,16 +235,34 @@ async def test_the_view_is_kept_and_says_who_left() -> None:
         assert it.view.snapshot.connected
 
 
-async def test_the_address_is_told_at_once_and_after_every_reconnect() -> None:
+async def test_the_real_scheduler_keeps_one_session_over_a_whole_request() -> None:
+    async with listening() as setting:
+        await setting.worker("p0")
+        await setting.worker("d0")
+        it = Scene(setting.address)
+        running = asyncio.create_task(it.link.run())
+        while not it.view.snapshot.usable:
+            await it.connected()
+        ear = Ear()
+        plan_id = it.link.plan(question(), ear)
+        prefill, decode, blocks, reason = await ear.wait()
+        assert (prefill.worker_id, decode.worker_id, reason) == ("p0", "d0", "remote")
+        assert setting.reserved("d0") == blocks > 0
+        it.link.suspect(Placement(worker_id="d0", address="", epoch=1), "it broke")
+        it.link.end_plan(plan_id, "finished", 1)
+        await setting.until(lambda: setting.reserved("d0") == 0)
+        # Whatever a session is closed for, a message it must not send included, is counted and makes a new session.
+        assert it.link.connected and it.lost == []
+        await cancel_and_wait(running, WAIT_S)
+
+
+async def test_it_says_who_it_is_once_on_every_stream() -> None:
     async with scene() as (it, script):
         await it.connected()
-        it.link.set_address("h:80")
-        async with asyncio.timeout(WAIT_S):
-            while (await script.hears("register")).address != "h:80":
-                pass
+        assert (await script.hears("register")).front_proxy_id == "f"
         script.says.put_nowait(None)
         await it.connected()
-        assert (await script.hears("register")).address == "h:80"
+        assert (await script.hears("register")).front_proxy_id == "f"
         it.link.suspect(Placement(worker_id="w", address="", epoch=4), "it broke")
         suspect = await script.hears("suspect")
         assert (suspect.worker_id, suspect.epoch, suspect.reason) == ("w", 4, "it broke")

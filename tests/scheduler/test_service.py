@@ -75,8 +75,9 @@ class Peer:
 class Setting:
     """A scheduler that listens, and ways to reach it."""
 
-    def __init__(self, shell: SchedulerShell, connection: grpc.aio.Channel) -> None:
+    def __init__(self, shell: SchedulerShell, connection: grpc.aio.Channel, address: str) -> None:
         self.shell = shell
+        self.address = address
         self.stub = scheduler_pb2_grpc.SchedulerServiceStub(connection)
         self.status = cluster_pb2_grpc.StatusServiceStub(connection)
 
@@ -141,7 +142,7 @@ async def listening(**config: Any) -> AsyncIterator[Setting]:
     ticking = asyncio.create_task(shell.tick())
     try:
         async with channel(server.address, BYTES_MAX) as connection:
-            yield Setting(shell, connection)
+            yield Setting(shell, connection, server.address)
     finally:
         ticking.cancel()
         shell.close()
