@@ -116,17 +116,17 @@ class Dispatcher:
                     await self._closing.wait()
                 finally:
                     self._group = None
-                    self._stop_runs()
+                    self.stop_runs()
                     self._links.end_all("the front proxy stops")
                     scheduler.cancel()
         finally:
-            self._stop_runs()
+            self.stop_runs()
             self._stopped.set()
 
     async def close(self) -> None:
         """End every request and every stream. Returns when ``run`` has, at most ``close_timeout_s`` later."""
         self._closing.set()
-        self._stop_runs()
+        self.stop_runs()
         async with asyncio.timeout(self._config.close_timeout_s):
             await self._stopped.wait()
 
@@ -222,7 +222,8 @@ class Dispatcher:
             for run in list(self._runs.values()):
                 run.holder_lost(worker)
 
-    def _stop_runs(self) -> None:
+    def stop_runs(self) -> None:
+        """End every request that runs now with a failure its client is told; what they hold elsewhere is freed."""
         for run in list(self._runs.values()):
             run.feed(Stopped(failure=Failure(kind=FailureKind.UNAVAILABLE, message="The front proxy is stopping.")))
 

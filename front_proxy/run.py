@@ -7,7 +7,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import grpc
 
@@ -26,11 +26,22 @@ from scheduler.config import SchedulerConfig
 
 if TYPE_CHECKING:
     from front_proxy.openai_app import OpenAiServer
+    from front_proxy.remote_engine import RemoteEngineClient
     from front_proxy.vllm_serving import VllmServing
 
 log = logging.getLogger("baton.front_proxy.run")
 
 Ready = Callable[[Mapping[str, str]], None]
+
+
+class Stoppable(Protocol):
+    """What runs the requests; Dispatcher is one."""
+
+    def stop_runs(self) -> None:
+        """End every request that runs now with a failure."""
+        ...
+
+
 EXIT_BAD_OPTION = 2
 EXIT_LOST_PART = 3
 EXIT_NO_CLUSTER = 4
@@ -124,7 +135,7 @@ async def _serve(
                 raise SystemExit(EXIT_LOST_PART)
     finally:
         status.state = "draining"
-        await _leave(front, serving, http, grpc_server, stop.hurry)
+        await _leave(front, dispatcher, serving.client, http, grpc_server, stop.hurry)
         status.state = "stopped"
 
 
@@ -158,29 +169,32 @@ async def _cluster(
 
 async def _leave(
     front: FrontProxyConfig,
-    serving: VllmServing,
+    dispatcher: Stoppable,
+    client: RemoteEngineClient,
     http: OpenAiServer,
     grpc_server: RunningServer,
     hurry: asyncio.Event,
 ) -> None:
     """Refuse what is new, finish what runs, then close: readiness goes first, so that balancers look elsewhere."""
     await grpc_server.set_serving(False)
-    finishing = asyncio.create_task(_finish(front, serving, http), name="finish what runs")
+    finishing = asyncio.create_task(_finish(front, client, http), name="finish what runs")
     hurried = asyncio.create_task(hurry.wait())
     await asyncio.wait({finishing, hurried}, timeout=front.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)
     for task in (finishing, hurried):
         await lifecycle.cancel_and_wait(task, front.close_timeout_s)
-    if serving.client.requests_running:
-        log.warning("stopping with %d sequences unfinished", serving.client.requests_running)
-    serving.client.draining = http.guard.draining = True
+    client.draining = http.guard.draining = True
+    if client.requests_running:
+        log.warning("stopping with %d sequences unfinished", client.requests_running)
+        # While their connections are open: a stream that is cut without a word looks like one that is complete.
+        dispatcher.stop_runs()
     # A client may keep a GenerateMany stream open for ever; with nothing running on it there is nothing to wait for.
     await asyncio.gather(http.stop(), grpc_server.stop(min(1.0, front.close_timeout_s)))
 
 
-async def _finish(front: FrontProxyConfig, serving: VllmServing, http: OpenAiServer) -> None:
+async def _finish(front: FrontProxyConfig, client: RemoteEngineClient, http: OpenAiServer) -> None:
     """Wait until nothing runs. What reached this process is served; each connection brings one more request at most."""
     http.retire()
-    log.info("finishing %d requests, %d sequences", http.guard.requests_running, serving.client.requests_running)
+    log.info("finishing %d requests, %d sequences", http.guard.requests_running, client.requests_running)
     await http.guard.idle.wait()
     while http.connected:
         # A stream that began earlier could not tell its client that the connection ends: it may send the next request.
@@ -189,8 +203,8 @@ async def _finish(front: FrontProxyConfig, serving: VllmServing, http: OpenAiSer
             break
         await http.guard.idle.wait()
     # Not before: a request that is still being read or rendered was accepted.
-    serving.client.draining = http.guard.draining = True
-    await serving.client.idle.wait()
+    client.draining = http.guard.draining = True
+    await client.idle.wait()
 
 
 def _services(

@@ -203,7 +203,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     loaded = _load(arguments)
     config = loaded.value
     if arguments.role in ("prefill", "decode") and not config.worker.scheduler_address:
-        return _fail("worker.scheduler_address: a worker needs its scheduler's HOST:PORT (--scheduler)", 2)
+        return _fail("worker.scheduler_address: a worker needs its scheduler's HOST:PORT (--scheduler)", _EXIT_USAGE)
+    if arguments.role == "front_proxy" and not config.front_proxy.scheduler_address:
+        text = "front_proxy.scheduler_address: a front proxy needs its scheduler's HOST:PORT (--scheduler)"
+        return _fail(text, _EXIT_USAGE)
     if arguments.role != "scheduler":
         from launcher import model_choice
         from launcher.local_processes import tell

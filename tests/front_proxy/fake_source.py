@@ -10,7 +10,7 @@ from vllm.sampling_params import SamplingParams
 
 from engine.protocol import Finish, Logprobs
 from front_proxy.generation import GenerationDelta, GenerationRequest, Phases
-from runtime.failures import Failure, FailureError
+from runtime.failures import Failure, FailureError, FailureKind
 
 PHASES = Phases(plan_s=0.001, queue_s=0.002, prefill_s=0.003, first_token_out_s=0.004)
 CACHED_TOKENS = 4
@@ -52,7 +52,7 @@ class FakeDeltas:
 
 
 class FakeSource:
-    """Answers with ``reply``, one token a delta; ``hold`` stops it for good after so many tokens."""
+    """Answers with ``reply``, one token a delta; ``hold`` stops it after so many tokens, until ``stop_runs``."""
 
     def __init__(self, encode: Callable[[str], list[int]]) -> None:
         self.encode = encode
@@ -71,11 +71,16 @@ class FakeSource:
         self.open = 0
         self.closed = asyncio.Event()
         self.held = asyncio.Event()
+        self.stopping = asyncio.Event()
         self.view = FakeCluster()
 
     def cluster(self) -> FakeCluster:
         """The view."""
         return self.view
+
+    def stop_runs(self) -> None:
+        """As the dispatcher's, for what is held."""
+        self.stopping.set()
 
     def satisfied(self, request_id: str) -> None:
         """Remember who was content."""
@@ -97,7 +102,8 @@ class FakeSource:
             for index, token in enumerate(tokens):
                 if index == self.hold:
                     self.held.set()
-                    await asyncio.Event().wait()
+                    await self.stopping.wait()
+                    raise FailureError(Failure(kind=FailureKind.UNAVAILABLE, message="The front proxy is stopping."))
                 await asyncio.sleep(0)
                 last = index == len(tokens) - 1
                 yield GenerationDelta(

@@ -20,6 +20,9 @@ def test_a_taken_port_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> Non
     assert "Traceback" not in error
 
 
-def test_a_worker_without_a_scheduler_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["decode"]) == 2
-    assert "worker.scheduler_address" in capsys.readouterr().err
+@pytest.mark.parametrize(("command", "section"), [("decode", "worker"), ("front-proxy", "front_proxy")])
+def test_a_process_without_its_scheduler_is_refused_at_once(
+    command: str, section: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([command]) == 2
+    assert f"{section}.scheduler_address" in capsys.readouterr().err

@@ -407,7 +407,7 @@ async def test_a_core_that_breaks_ends_every_stream(monkeypatch: pytest.MonkeyPa
         "127.0.0.1", 0, lambda server: add_services(shell, status, server), message_bytes_max=BYTES_MAX
     )
     async with channel(server.address, BYTES_MAX) as connection:
-        setting = Setting(shell, connection)
+        setting = Setting(shell, connection, server.address)
         front = await setting.front()
         await front.next()
 

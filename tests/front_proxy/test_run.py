@@ -1,0 +1,42 @@
+"""A front proxy process that stops: what its clients get."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from front_proxy.config import FrontProxyConfig
+from front_proxy.openai_app import OpenAiServer
+from front_proxy.run import _leave
+from runtime.grpc_server import start_server
+from tests.front_proxy.conftest import Served
+
+WAIT_S = 20.0
+
+
+@pytest.mark.parametrize("hurried", [False, True])
+async def test_a_drain_that_is_over_tells_the_streams_it_ends(served: Served, hurried: bool) -> None:
+    front = FrontProxyConfig(
+        port=0, close_timeout_s=WAIT_S, drain_timeout_s=WAIT_S * 10 if hurried else 0.05, drain_settle_s=0.0
+    )
+    http = OpenAiServer(served.app, front, lifespan="off")
+    await http.start()
+    grpc_server = await start_server("127.0.0.1", 0, lambda _: [], message_bytes_max=1 << 20)
+    served.source.hold = 3
+    hurry = asyncio.Event()
+    body: dict[str, Any] = {"model": "tiny", "prompt": "x", "max_tokens": 9, "stream": True}
+    async with asyncio.timeout(WAIT_S), httpx.AsyncClient(base_url=f"http://{http.address}") as client:
+        streaming = asyncio.create_task(client.post("/v1/completions", json=body))
+        await served.source.held.wait()
+        if hurried:
+            hurry.set()
+        await _leave(front, served.source, served.client, http, grpc_server, hurry)
+        text = (await streaming).text
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    assert json.loads(lines[-2])["error"]["message"] == "The front proxy is stopping."
+    served.app.state.server = None
