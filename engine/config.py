@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from runtime.bounds import Count, Fraction, NonNegative, Positive, PositiveCount
+
+# What vLLM's random generators take, numpy's among them.
+Seed = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 
 
 class FakeEngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +52,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: PositiveCount = 64
     # None: vLLM's own default.
     max_num_batched_tokens: PositiveCount | None = None
-    seed: int = 0
+    seed: Seed = 0
     # CPU threads of one engine; 0: share the machine's cores evenly between the engines that engines_per_machine says.
     cpu_threads: Count = 0
     engines_per_machine: PositiveCount = 2

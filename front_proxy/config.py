@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from front_proxy.serving_config import ServingConfig
-from runtime.bounds import Count, NonNegative, Port, Positive, PositiveCount
+from runtime.bounds import Count, LogLevel, NonNegative, Port, Positive, PositiveCount
 
 
 class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,8 +101,15 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_s: NonNegative = 1.0
     """Advice in Retry-After when this process itself is full."""
 
+    log_level: LogLevel = "info"
+    """Lines of this level and above are logged; ``serving.log_level`` is the HTTP server's own."""
+
     phases_header: str = "x-baton-explain"
     """Request header: when set to 1, the response carries the phases of its time to first token."""
 
     serving: ServingConfig = ServingConfig()
     """Options of the OpenAI-compatible layer."""
+
+    def __post_init__(self) -> None:
+        if self.scheduler_backoff_max_s < self.scheduler_backoff_min_s:
+            raise ValueError("scheduler_backoff_max_s must not be less than scheduler_backoff_min_s")

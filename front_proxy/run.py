@@ -73,7 +73,7 @@ async def run(
     dispatcher = Dispatcher(front, engine_version=version, policy=policy)
     serving = await asyncio.to_thread(_build, engine, front, dispatcher)
     try:
-        http = await serving.http_server(front)
+        http = await _http_server(serving, front)
         http.bind(listener)
         async with asyncio.TaskGroup() as group:
             streams = group.create_task(dispatcher.run(), name="dispatcher")
@@ -98,6 +98,16 @@ def _build(engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher
 
     try:
         return vllm_serving.build(engine, front, dispatcher)
+    except BadServingOption as error:
+        log.critical("%s", error)
+        raise SystemExit(EXIT_BAD_OPTION) from error
+
+
+async def _http_server(serving: VllmServing, front: FrontProxyConfig) -> OpenAiServer:
+    from front_proxy.vllm_config_recipe import BadServingOption
+
+    try:
+        return await serving.http_server(front)
     except BadServingOption as error:
         log.critical("%s", error)
         raise SystemExit(EXIT_BAD_OPTION) from error

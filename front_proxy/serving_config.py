@@ -6,9 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from runtime.bounds import Count
-
-LogLevel = Literal["critical", "error", "warning", "info", "debug"]
+from runtime.bounds import Count, LogLevel
 
 
 class ServingConfig(msgspec.Struct, frozen=True, kw_only=True):

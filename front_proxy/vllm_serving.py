@@ -6,13 +6,14 @@ from argparse import Namespace
 
 import msgspec
 import vllm
+from vllm.exceptions import VLLMClientError
 
 from engine.config import EngineConfig
 from front_proxy.config import FrontProxyConfig
 from front_proxy.openai_app import OpenAiServer
 from front_proxy.openai_app import build as build_app
 from front_proxy.remote_engine import ClientBounds, RemoteEngineClient
-from front_proxy.vllm_config_recipe import render_config, serve_args
+from front_proxy.vllm_config_recipe import BadServingOption, render_config, serve_args
 from front_proxy.vllm_inference import VllmInference
 from front_proxy.vllm_sequences import SequenceSource
 
@@ -25,8 +26,13 @@ class VllmServing(msgspec.Struct, frozen=True):
     args: Namespace
 
     async def http_server(self, front: FrontProxyConfig) -> OpenAiServer:
-        """The OpenAI app with its HTTP server, not listening yet."""
-        return OpenAiServer(await build_app(self.client, self.args), front)
+        """The OpenAI app with its HTTP server, not listening yet. Raises BadServingOption."""
+        try:
+            app = await build_app(self.client, self.args)
+        except (ValueError, VLLMClientError) as error:
+            # vLLM reads files such as the chat template only now.
+            raise BadServingOption(f"front_proxy.serving: {error}") from error
+        return OpenAiServer(app, front)
 
 
 def engine_version() -> str:

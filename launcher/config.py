@@ -10,11 +10,11 @@ from decode_worker.config import DecodeWorkerConfig
 from engine.config import EngineConfig
 from front_proxy.config import FrontProxyConfig
 from prefill_worker.config import PrefillWorkerConfig
+from runtime.bounds import Positive
 from scheduler.config import SchedulerConfig
 from worker.config import WorkerConfig
 
 Processes = Annotated[int, msgspec.Meta(ge=1, le=512)]
-Seconds = Annotated[float, msgspec.Meta(gt=0.0)]
 Restarts = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 Lines = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
 
@@ -32,28 +32,32 @@ class LauncherConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Where `baton up` keeps its state file, the resolved configuration and the logs."""
     demo_cache_dir: str = ""
     """Where the demo model is kept. Empty: the user's cache folder."""
-    start_timeout_s: Seconds = 900.0
+    start_timeout_s: Positive = 900.0
     """Time all processes together may take to become ready."""
-    stop_timeout_s: Seconds = 15.0
+    stop_timeout_s: Positive = 15.0
     """Time the front proxies get to end, then the workers, then the scheduler; who is late is killed."""
-    stop_starting_timeout_s: Seconds = 3.0
+    stop_starting_timeout_s: Positive = 3.0
     """The same for a process that is not ready yet: it holds nothing, and a loading engine does not listen."""
-    progress_interval_s: Seconds = 5.0
+    progress_interval_s: Positive = 5.0
     """How often waiting is told while processes start."""
     log_tail_lines: Lines = 30
     """Lines of a failed process's log that are shown."""
-    restart_backoff_min_s: Seconds = 0.5
+    restart_backoff_min_s: Positive = 0.5
     """Pause before a process that died is started again; it doubles with each death within restart_window_s."""
-    restart_backoff_max_s: Seconds = 30.0
+    restart_backoff_max_s: Positive = 30.0
     """Longest such pause."""
     restarts_max: Restarts = 5
     """Deaths of one process within restart_window_s after which it is started again; one more and it stays down."""
-    restart_window_s: Seconds = 600.0
+    restart_window_s: Positive = 600.0
     """How long a death counts."""
-    exit_timeout_s: Seconds = 15.0
+    exit_timeout_s: Positive = 15.0
     """Time a process has to be gone once its work has ended; then it ends itself hard, so that it is started again."""
-    status_timeout_s: Seconds = 2.0
+    status_timeout_s: Positive = 2.0
     """Time a process has to answer `baton status`."""
+
+    def __post_init__(self) -> None:
+        if self.restart_backoff_max_s < self.restart_backoff_min_s:
+            raise ValueError("restart_backoff_max_s must not be less than restart_backoff_min_s")
 
 
 class BatonConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,3 +70,10 @@ class BatonConfig(msgspec.Struct, frozen=True, kw_only=True):
     decode_worker: DecodeWorkerConfig = DecodeWorkerConfig()
     front_proxy: FrontProxyConfig = FrontProxyConfig()
     launcher: LauncherConfig = LauncherConfig()
+
+    def __post_init__(self) -> None:
+        if 2 * self.front_proxy.handoff_renew_interval_s > self.prefill_worker.lease_s:
+            raise ValueError(
+                "front_proxy.handoff_renew_interval_s must be at most half of prefill_worker.lease_s: "
+                "a lease must outlive one lost renewal"
+            )

@@ -14,6 +14,7 @@ from launcher.config import BatonConfig
 from launcher.ports import HTTP_FD_VARIABLE
 from launcher.process_plan import Role
 from launcher.processes import READY_PREFIX
+from runtime.bounds import LogLevel
 
 # Set by `baton up` for the processes it starts: they end when it does, however it does.
 CHILD_VARIABLE = "BATON_CHILD"
@@ -25,7 +26,7 @@ def serve(role: Role, config: BatonConfig) -> int:
 
     if os.environ.get(CHILD_VARIABLE):
         orphan.stop_with_parent()
-    telemetry.configure_logging(config.scheduler.log_level if role == "scheduler" else "info", process_id(role, config))
+    telemetry.configure_logging(_log_level(role, config), process_id(role, config))
     try:
         lifecycle.run(_main(role, config), exit_timeout_s=config.launcher.exit_timeout_s)
     except (OSError, BaseExceptionGroup) as error:
@@ -58,6 +59,18 @@ def process_id(role: Role, config: BatonConfig) -> str:
             return config.worker.worker_id or f"{role}-{os.getpid()}"
         case "front_proxy":
             return config.front_proxy.front_proxy_id or f"front-proxy-{os.getpid()}"
+        case _:
+            assert_never(role)
+
+
+def _log_level(role: Role, config: BatonConfig) -> LogLevel:
+    match role:
+        case "scheduler":
+            return config.scheduler.log_level
+        case "prefill" | "decode":
+            return config.worker.log_level
+        case "front_proxy":
+            return config.front_proxy.log_level
         case _:
             assert_never(role)
 

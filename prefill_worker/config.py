@@ -21,3 +21,7 @@ class PrefillWorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     More than 1, because prompts wait their turn in the engine's queue and their blocks soon move on."""
     retry_after_s: NonNegative = 1.0
     """Advice that goes with a refusal for lack of leases."""
+
+    def __post_init__(self) -> None:
+        if self.lease_total_max_s < self.lease_s:
+            raise ValueError("lease_total_max_s must not be less than lease_s")

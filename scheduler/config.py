@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from runtime.bounds import Count, NonNegative, Port, Positive, PositiveCount
+from runtime.bounds import Count, LogLevel, NonNegative, Port, Positive, PositiveCount
 
 
 class QueueTimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="queue_time"):
@@ -117,6 +117,10 @@ class OutlierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     # Workers of one role that may be out at once.
     ejected_fraction_max: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.5
 
+    def __post_init__(self) -> None:
+        if self.ejection_max_s < self.ejection_s:
+            raise ValueError("ejection_max_s must not be less than ejection_s")
+
 
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The scheduler's part of the configuration tree."""
@@ -158,7 +162,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     leader_interval_s: Positive = 0.25
     # Wait for running calls at shutdown.
     stop_grace_s: Positive = 1.0
-    log_level: str = "info"
+    log_level: LogLevel = "info"
     # Plans granted and not ended, over all front proxies. Bounds the scheduler's memory.
     plans_in_flight_max: PositiveCount = 65536
     # Output tokens reserved at most per request; a longer output grows into what is free then.

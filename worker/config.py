@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from runtime.bounds import NonNegative, Port, Positive, PositiveCount
+from runtime.bounds import LogLevel, NonNegative, Port, Positive, PositiveCount
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,3 +71,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Time the gRPC server gets to close its streams."""
     engine_close_timeout_s: NonNegative = 30.0
     """Time the engine gets to close."""
+    log_level: LogLevel = "info"
+    """Lines of this level and above are logged."""
+
+    def __post_init__(self) -> None:
+        if self.scheduler_backoff_max_s < self.scheduler_backoff_initial_s:
+            raise ValueError("scheduler_backoff_max_s must not be less than scheduler_backoff_initial_s")

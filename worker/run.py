@@ -23,6 +23,7 @@ from worker.session import SchedulerSession
 log = logging.getLogger("baton.worker.run")
 
 Ready = Callable[[Mapping[str, str]], None]
+EXIT_BAD_OPTION = 2
 EXIT_ENGINE_DIED = 3
 EXIT_NOT_REGISTERED = 4
 
@@ -169,7 +170,7 @@ async def _follow_serving(body: WorkerBody, server: RunningServer) -> None:
 
 
 async def _start_engine(starting: Awaitable[Engine], stop: asyncio.Event) -> Engine | None:
-    """The engine, or None when the process is told to stop first. EngineDead passes through."""
+    """The engine, or None when the process is told to stop first. SystemExit when it does not start."""
     task = asyncio.ensure_future(starting)
     waiter = asyncio.ensure_future(stop.wait())
     try:
@@ -180,6 +181,10 @@ async def _start_engine(starting: Awaitable[Engine], stop: asyncio.Event) -> Eng
     except EngineDead as error:
         log.critical("the engine did not start: %s", error)
         raise SystemExit(EXIT_ENGINE_DIED) from error
+    except ValueError as error:
+        # What vLLM says of settings it does not take; its sentence names them.
+        log.critical("the engine does not take its settings: %s", error)
+        raise SystemExit(EXIT_BAD_OPTION) from error
     finally:
         waiter.cancel()
         if not task.done():

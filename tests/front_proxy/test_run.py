@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import logging
 from typing import Any
 
 import httpx
@@ -11,7 +13,8 @@ import pytest
 
 from front_proxy.config import FrontProxyConfig
 from front_proxy.openai_app import OpenAiServer
-from front_proxy.run import _leave
+from front_proxy.run import EXIT_BAD_OPTION, _http_server, _leave
+from front_proxy.vllm_serving import VllmServing
 from runtime.grpc_server import start_server
 from tests.front_proxy.conftest import Served
 
@@ -40,3 +43,15 @@ async def test_a_drain_that_is_over_tells_the_streams_it_ends(served: Served, hu
     assert lines[-1] == "[DONE]"
     assert json.loads(lines[-2])["error"]["message"] == "The front proxy is stopping."
     served.app.state.server = None
+
+
+async def test_a_chat_template_that_is_no_file_is_one_sentence(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    args = copy.copy(served.args)
+    args.chat_template = "nowhere/template.jinja"
+    inference: Any = None
+    with pytest.raises(SystemExit) as ended, caplog.at_level(logging.CRITICAL):
+        await _http_server(VllmServing(served.client, inference, args), FrontProxyConfig())
+    assert ended.value.code == EXIT_BAD_OPTION
+    assert "nowhere/template.jinja" in caplog.text

@@ -9,10 +9,14 @@ import sys
 from typing import Any
 
 import grpc
+import pytest
 
+from engine.protocol import Engine
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from runtime import lifecycle
 from runtime.grpc_server import channel
 from tests.worker.conftest import WAIT_S
+from worker.run import EXIT_BAD_OPTION, _start_engine
 
 PROGRAM = """
 import json, sys
@@ -152,3 +156,12 @@ async def test_a_second_stop_signal_cuts_the_drain_short_and_still_closes_in_ord
         code, log = await end(process)
     assert code == 0, log
     assert "stops with 0 requests and 1 leases left" in log
+
+
+async def test_settings_that_the_engine_does_not_take_are_one_sentence() -> None:
+    async def refuse() -> Engine:
+        raise ValueError("engine.args.nonsense: vLLM has no such engine argument")
+
+    with pytest.raises(SystemExit) as ended:
+        await _start_engine(refuse(), lifecycle.Stop())
+    assert ended.value.code == EXIT_BAD_OPTION

@@ -1,0 +1,33 @@
+"""Settings that no process could use are refused where they are given."""
+
+from __future__ import annotations
+
+import pytest
+
+from launcher.config import BatonConfig
+from runtime.configuration import BadConfiguration, load
+
+
+@pytest.mark.parametrize(
+    ("sets", "named"),
+    [
+        (["launcher.stop_timeout_s=inf"], "launcher.stop_timeout_s"),
+        (["front_proxy.drain_timeout_s=inf"], "front_proxy.drain_timeout_s"),
+        (["engine.start_timeout_s=nan"], "engine.start_timeout_s"),
+        (["scheduler.log_level=nope"], "scheduler.log_level"),
+        (["worker.log_level=nope"], "worker.log_level"),
+        (["front_proxy.log_level=INFO"], "front_proxy.log_level"),
+        (["engine.seed=-1"], "engine.seed"),
+        (["engine.seed=18446744073709551616"], "engine.seed"),
+        (["prefill_worker.lease_total_max_s=1"], "lease_total_max_s"),
+        (["front_proxy.handoff_renew_interval_s=500"], "front_proxy.handoff_renew_interval_s"),
+        (["front_proxy.scheduler_backoff_min_s=9"], "scheduler_backoff_max_s"),
+        (["worker.scheduler_backoff_initial_s=9"], "scheduler_backoff_max_s"),
+        (["launcher.restart_backoff_min_s=99"], "restart_backoff_max_s"),
+        (["scheduler.outliers.ejection_s=999"], "ejection_max_s"),
+    ],
+)
+def test_what_no_process_could_use_is_refused_by_name(sets: list[str], named: str) -> None:
+    with pytest.raises(BadConfiguration) as refused:
+        load(BatonConfig, file=None, environ={}, sets=sets)
+    assert named in str(refused.value)
