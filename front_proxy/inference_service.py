@@ -11,16 +11,13 @@ from typing import Protocol
 
 import grpc
 import msgspec
-from google.protobuf import any_pb2, duration_pb2
-from google.rpc import error_details_pb2, status_pb2
 
 from front_proxy.serving_metrics import GRPC_STREAMS
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
-from runtime.failure_status import STATUS
 from runtime.failures import Failure, FailureError, FailureKind
+from runtime.grpc_errors import abort, code_of
 
 SERVICE = "baton.inference.v1.InferenceService"
-ERROR_DOMAIN = "baton"
 NO_DEADLINE_S = 365 * 24 * 3600.0
 log = logging.getLogger("baton.front_proxy.inference_service")
 
@@ -68,10 +65,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 async for response in responses:
                     yield response
             except FailureError as error:
-                await _abort(context, error.failure)
+                await abort(context, error.failure)
             except Exception:
                 log.exception("request failed", extra={"request_id": request.request_id})
-                await _abort(context, _bug())
+                await abort(context, _bug())
             finally:
                 await responses.aclose()
 
@@ -220,7 +217,7 @@ class _ManySession:
         self._errors.append(
             inference_pb2.RequestError(
                 request_id=request_id,
-                code=_code(failure),
+                code=code_of(failure),
                 message=failure.message,
                 reason=failure.kind.value.upper(),
                 retry_after_ms=math.ceil((failure.retry_after_s or 0.0) * 1000),
@@ -233,35 +230,6 @@ def _time_left_s(context: Context) -> float | None:
     remaining = context.time_remaining()
     # A call without a deadline has one a lifetime away.
     return None if remaining is None or remaining > NO_DEADLINE_S else remaining
-
-
-def error_status(failure: Failure) -> status_pb2.Status:
-    """The failure as google.rpc.Status with ErrorInfo and, where there is advice, RetryInfo."""
-    details = [_pack(error_details_pb2.ErrorInfo(reason=failure.kind.value.upper(), domain=ERROR_DOMAIN))]
-    if failure.retry_after_s:
-        delay = duration_pb2.Duration()
-        delay.FromMilliseconds(math.ceil(failure.retry_after_s * 1000))
-        details.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
-    return status_pb2.Status(code=_code(failure), message=failure.message, details=details)
-
-
-async def _abort(context: Context, failure: Failure) -> None:
-    await context.abort(
-        STATUS[failure.kind].grpc_code,
-        failure.message,
-        trailing_metadata=(("grpc-status-details-bin", error_status(failure).SerializeToString()),),
-    )
-
-
-def _pack(message: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> any_pb2.Any:
-    packed = any_pb2.Any()
-    packed.Pack(message)
-    return packed
-
-
-def _code(failure: Failure) -> int:
-    code: tuple[int, str] = STATUS[failure.kind].grpc_code.value
-    return code[0]
 
 
 def _bug() -> Failure:

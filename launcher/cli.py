@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     up = commands.add_parser("up", parents=[shared], help="start a cluster on this machine")
-    _flag(up, "--model", "engine.model", "folder or hub name of the model (default: a small demo model)")
+    _flag(
+        up, "--model", "engine.model", "folder or hub name of the model (default: a small demo model)", metavar="MODEL"
+    )
     _flag(up, "--prefill", "launcher.prefill", "number of prefill workers", metavar="N")
     _flag(up, "--decode", "launcher.decode", "number of decode workers", metavar="M")
     _front_flags(up)
@@ -115,13 +117,25 @@ def _add_roles(commands: argparse._SubParsersAction[argparse.ArgumentParser], sh
     _flag(scheduler, "--port", "scheduler.port", "gRPC port", metavar="P")
     for name in ("prefill", "decode"):
         worker = commands.add_parser(name, parents=[shared], help=f"run one {name} worker")
-        _flag(worker, "--model", "engine.model", "folder or hub name of the model (default: a small demo model)")
-        _flag(worker, "--id", "worker.worker_id", "name of this worker, unique in the cluster")
+        _flag(
+            worker,
+            "--model",
+            "engine.model",
+            "folder or hub name of the model (default: a small demo model)",
+            metavar="MODEL",
+        )
+        _flag(worker, "--id", "worker.worker_id", "name of this worker, unique in the cluster", metavar="ID")
         _flag(worker, "--host", "worker.host", "address to listen on", metavar="H")
         _flag(worker, "--port", "worker.port", "gRPC port", metavar="P")
         _flag(worker, "--scheduler", "worker.scheduler_address", "the scheduler", metavar="HOST:PORT")
     front = commands.add_parser("front-proxy", parents=[shared], help="run one front proxy")
-    _flag(front, "--model", "engine.model", "the workers' model, for its tokenizer (default: a small demo model)")
+    _flag(
+        front,
+        "--model",
+        "engine.model",
+        "the workers' model, for its tokenizer (default: a small demo model)",
+        metavar="MODEL",
+    )
     _front_flags(front)
     _flag(front, "--scheduler", "front_proxy.scheduler_address", "the scheduler", metavar="HOST:PORT")
     for name, role in _ROLES.items():

@@ -52,6 +52,8 @@ class LauncherConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How long a death counts."""
     exit_timeout_s: Positive = 15.0
     """Time a process has to be gone once its work has ended; then it ends itself hard, so that it is started again."""
+    hub_timeout_s: Positive = 10.0
+    """Time the model hub has to say whether it knows the model, before anything is started."""
     status_timeout_s: Positive = 2.0
     """Time a process has to answer `baton status`."""
 

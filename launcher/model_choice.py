@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from launcher.demo_model import Progress
 from runtime.configuration import DEFAULT
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_OFFLINE = {"1", "true", "yes", "on"}
+_YES = {"1", "true", "yes", "on"}
+_HUB = "https://huggingface.co"
 
 
 class ModelError(Exception):
@@ -31,7 +34,7 @@ def choose(
     Raises ModelError, or demo_model.DemoModelError when the demo model cannot be made.
     """
     if config.engine.model:
-        model = check(config.engine.model, environ, progress)
+        model = check(config.engine.model, environ, progress, hub_timeout_s=config.launcher.hub_timeout_s)
         engine = msgspec.structs.replace(config.engine, model=model)
         return msgspec.structs.replace(config, engine=_fitting_fake(engine, sources))
     cache_dir = Path(config.launcher.demo_cache_dir) if config.launcher.demo_cache_dir else None
@@ -55,8 +58,8 @@ def choose(
     )
 
 
-def check(model: str, environ: Mapping[str, str], progress: Progress) -> str:
-    """``model`` as the engines shall get it: an absolute folder, or a hub name."""
+def check(model: str, environ: Mapping[str, str], progress: Progress, *, hub_timeout_s: float) -> str:
+    """``model`` as the engines shall get it: an absolute folder, or a name that the hub or its cache knows."""
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -66,11 +69,13 @@ def check(model: str, environ: Mapping[str, str], progress: Progress) -> str:
         raise ModelError(f"the model {folder} is a file; name the folder that holds config.json and the weights")
     if not _HUB_NAME.fullmatch(model):
         raise ModelError(f"there is no model folder {model}, and a name on the model hub looks like organisation/name")
-    if environ.get("HF_HUB_OFFLINE", "").lower() in _OFFLINE and not _in_hub_cache(model, environ):
+    if environ.get("HF_HUB_OFFLINE", "").lower() in _YES and not _in_hub_cache(model, environ):
         raise ModelError(
             f"there is no folder {model}, and the model hub cannot be asked for it because HF_HUB_OFFLINE is set"
         )
     progress(f"there is no folder {model} here, so it is taken as a name on the model hub")
+    if not _in_hub_cache(model, environ) and environ.get("VLLM_USE_MODELSCOPE", "").lower() not in _YES:
+        _ask_hub(model, environ, hub_timeout_s)
     return model
 
 
@@ -99,7 +104,46 @@ def _fitting_fake(engine: EngineConfig, sources: Mapping[str, str]) -> EngineCon
     return msgspec.structs.replace(engine, fake=msgspec.structs.replace(engine.fake, vocab_size=size))
 
 
+def _ask_hub(model: str, environ: Mapping[str, str], timeout_s: float) -> None:
+    """Look up the model's config.json once: the engines' libraries would retry for minutes, in every process.
+
+    Raises ModelError where the hub does not know it or does not answer.
+    """
+    token = environ.get("HF_TOKEN") or _stored_token(environ)
+    request = urllib.request.Request(  # noqa: S310 - the operator's own endpoint
+        f"{environ.get('HF_ENDPOINT') or _HUB}/{model}/resolve/main/config.json",
+        method="HEAD",
+        headers={"Authorization": f"Bearer {token}"} if token else {},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s):  # noqa: S310
+            pass
+    except urllib.error.HTTPError as error:
+        match error.code:
+            case 404:
+                raise ModelError(f"there is no folder {model}, and the model hub has no such model") from error
+            case 401 | 403:
+                text = f"the model hub has no model {model}, or no token (HF_TOKEN) that was found here opens it"
+                raise ModelError(text) from error
+            case _:
+                return
+    except OSError as error:
+        reason = getattr(error, "reason", None) or error
+        raise ModelError(f"there is no folder {model}, and the model hub cannot be asked for it: {reason}") from error
+
+
 def _in_hub_cache(model: str, environ: Mapping[str, str]) -> bool:
-    home = Path(environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    cache = Path(environ.get("HF_HUB_CACHE") or home / "hub")
+    cache = Path(environ.get("HF_HUB_CACHE") or _hub_home(environ) / "hub")
     return (cache / f"models--{model.replace('/', '--')}").is_dir()
+
+
+def _stored_token(environ: Mapping[str, str]) -> str:
+    """What `hf auth login` left; empty when nothing did."""
+    try:
+        return Path(environ.get("HF_TOKEN_PATH") or _hub_home(environ) / "token").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _hub_home(environ: Mapping[str, str]) -> Path:
+    return Path(environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")

@@ -6,15 +6,15 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
-from runtime.failure_status import STATUS
-from runtime.failures import Failure, FailureError, FailureKind
+from runtime.failures import Failure, FailureKind
+from runtime.grpc_errors import abort
 from runtime.lifecycle import cancel_and_wait
 from scheduler import wire
 from scheduler.events import (
@@ -54,7 +54,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         message = await self._first(context)
         facts = wire.facts(message.register) if message.WhichOneof("message") == "register" else None
         if facts is None:
-            await _abort(context, _bad("The first message must be WorkerInfo with a role."))
+            await abort(context, _bad("The first message must be WorkerInfo with a role."))
         session = shell.new_session()
         outgoing: Outgoing[pb.WorkerCommand] = Outgoing(COMMANDS_MAX)
         shell.workers[session] = outgoing
@@ -66,7 +66,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             shell.feed(WorkerLeft(session=session, worker_id=facts.worker_id, reason="the stream ended"))
             self._note_end("worker", facts.worker_id, outgoing.verdict)
         if outgoing.verdict is not None:
-            await _abort(context, outgoing.verdict)
+            await abort(context, outgoing.verdict)
 
     async def FrontSession(self, _requests: object, context: Context) -> None:  # noqa: N802 - gRPC's name
         """Serve one front proxy until either side ends."""
@@ -74,10 +74,10 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         message = await self._first(context)
         name = message.register.front_proxy_id if message.WhichOneof("message") == "register" else ""
         if not name:
-            await _abort(context, _bad("The first message must be FrontProxyInfo with an id."))
+            await abort(context, _bad("The first message must be FrontProxyInfo with an id."))
         if len(shell.fronts) >= shell.config.fronts_max:
             text = f"The scheduler serves at most {shell.config.fronts_max} front proxies (scheduler.fronts_max)."
-            await _abort(context, Failure(kind=FailureKind.EXHAUSTED, message=text))
+            await abort(context, Failure(kind=FailureKind.EXHAUSTED, message=text))
         session = shell.new_session()
         outgoing: Outgoing[pb.FrontReply] = Outgoing(shell.config.front_replies_max)
         shell.fronts[session] = outgoing
@@ -90,20 +90,20 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             shell.feed(FrontLeft(session=session))
             self._note_end("front_proxy", name, outgoing.verdict)
         if outgoing.verdict is not None:
-            await _abort(context, outgoing.verdict)
+            await abort(context, outgoing.verdict)
 
     async def _first(self, context: Context) -> Any:
         """The first message of a stream, whatever its kind; aborts where none comes in time, and while standing by."""
         if (leader := self._shell.stands_by_for) is not None:
             text = f"This scheduler stands by; {leader or 'nobody that it knows of'} leads."
-            await _abort(context, Failure(kind=FailureKind.UNAVAILABLE, message=text))
+            await abort(context, Failure(kind=FailureKind.UNAVAILABLE, message=text))
         try:
             async with asyncio.timeout(self._shell.config.register_timeout_s):
                 message = await context.read()
         except TimeoutError:
             message = _EOF
         if message is _EOF:
-            await _abort(context, _bad("The first message must say who you are; none came."))
+            await abort(context, _bad("The first message must say who you are; none came."))
         return message
 
     async def _read_worker(
@@ -209,8 +209,3 @@ async def _read_to_end(read: Read, outgoing: Outgoing[Any]) -> None:
 
 def _bad(message: str) -> Failure:
     return Failure(kind=FailureKind.BAD_REQUEST, message=message)
-
-
-async def _abort(context: Context, failure: Failure) -> NoReturn:
-    await context.abort(STATUS[failure.kind].grpc_code, failure.message)
-    raise FailureError(failure)  # abort never returns, which its stubs do not say

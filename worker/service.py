@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from protos.worker.v1 import worker_pb2 as pb
 from protos.worker.v1 import worker_pb2_grpc
-from runtime.failure_status import STATUS
-from runtime.failures import Failure, FailureError, FailureKind
+from runtime.failures import Failure, FailureKind
+from runtime.grpc_errors import abort
 from runtime.lifecycle import cancel_and_wait
 from worker.body import WorkerBody
 from worker.front_stream import FrontStream
@@ -47,7 +47,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             closing = self._close(stream, reader, writer)
             await asyncio.shield(self._body.chores.start(closing, f"end of the stream of {stream.front_proxy_id}"))
         if stream.failed.done():
-            await _abort(context, stream.failed.result())
+            await abort(context, stream.failed.result())
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:  # noqa: N802
         """Refuse new requests; answer when idle or when the time is up."""
@@ -61,15 +61,15 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         except TimeoutError:
             message = _EOF
         if message is _EOF or message.WhichOneof("message") != "open":
-            await _abort(context, Failure(kind=FailureKind.BAD_REQUEST, message="the first message must be Open"))
+            await abort(context, Failure(kind=FailureKind.BAD_REQUEST, message="the first message must be Open"))
         opened: pb.Open = message.open
         ours = self._body.engine.info.engine_version
         if opened.engine_version and opened.engine_version != ours:
             text = f"engine versions differ: front proxy {opened.engine_version}, worker {self._body.worker_id} {ours}"
-            await _abort(context, Failure(kind=FailureKind.INCOMPATIBLE, message=text))
+            await abort(context, Failure(kind=FailureKind.INCOMPATIBLE, message=text))
         if len(self._body.streams) >= self._body.config.front_proxies_max:
             text = f"{len(self._body.streams)} front proxies are attached to worker {self._body.worker_id} already"
-            await _abort(context, Failure(kind=FailureKind.EXHAUSTED, message=text))
+            await abort(context, Failure(kind=FailureKind.EXHAUSTED, message=text))
         return opened
 
     async def _close(self, stream: FrontStream, *parts: asyncio.Task[None]) -> None:
@@ -139,8 +139,3 @@ async def _end(task: asyncio.Task[None], stream: FrontStream, timeout_s: float) 
     except Exception as error:
         log.exception("%s failed", task.get_name())
         stream.fail(Failure(kind=FailureKind.INTERNAL, message=f"{task.get_name()} failed: {type(error).__name__}"))
-
-
-async def _abort(context: Context, failure: Failure) -> NoReturn:
-    await context.abort(STATUS[failure.kind].grpc_code, failure.message)
-    raise FailureError(failure)  # abort never returns, which its stubs do not say

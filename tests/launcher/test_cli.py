@@ -145,3 +145,10 @@ def test_what_must_stay_light_imports_neither_torch_nor_vllm(module: str) -> Non
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["up", "status", "scheduler", "prefill", "decode", "front-proxy"])
+def test_help_names_values_as_people_do(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "SETTING:" not in capsys.readouterr().out

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,24 +25,66 @@ def test_a_folder_with_a_config_is_taken_as_an_absolute_path(tmp_path: Path, mon
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    found = model_choice.check("model", {}, _quiet)
+    found = model_choice.check("model", {}, _quiet, hub_timeout_s=5.0)
     assert found == str(tmp_path / "model")
     assert model_choice.is_local(found)
 
 
-def test_a_hub_name_is_taken_and_said_to_be_one() -> None:
+@contextmanager
+def hub(status: int) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """The environment of a model hub that answers everything with ``status``, and the paths it was asked for."""
+    asked: list[str] = []
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Hub) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            yield {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_CACHE": "/nowhere"}, asked
+        finally:
+            server.shutdown()
+            serving.join()
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_hub_name_is_taken_and_said_to_be_one(status: int) -> None:
     said: list[str] = []
-    assert model_choice.check("some/name", {}, said.append) == "some/name"
+    with hub(status) as (environ, asked):
+        assert model_choice.check("some/name", environ, said.append, hub_timeout_s=5.0) == "some/name"
     assert "model hub" in said[0]
+    assert asked == ["/some/name/resolve/main/config.json"]
     assert not model_choice.is_local("some/name")
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_name_that_the_hub_does_not_know_is_refused(status: int) -> None:
+    with hub(status) as (environ, _), pytest.raises(model_choice.ModelError, match="the model hub has no"):
+        model_choice.check("some/name", environ, _quiet, hub_timeout_s=5.0)
+
+
+def test_a_hub_that_nobody_reaches_is_a_sentence_and_no_retries(tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        environ = {"HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}", "HF_HUB_CACHE": str(tmp_path)}
+        with pytest.raises(model_choice.ModelError, match="cannot be asked"):
+            model_choice.check("some/name", environ, _quiet, hub_timeout_s=0.1)
 
 
 def test_a_hub_name_is_refused_when_the_hub_cannot_be_asked(tmp_path: Path) -> None:
     environ = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
     with pytest.raises(model_choice.ModelError, match="HF_HUB_OFFLINE"):
-        model_choice.check("some/name", environ, _quiet)
+        model_choice.check("some/name", environ, _quiet, hub_timeout_s=5.0)
     (tmp_path / "models--some--name").mkdir()
-    assert model_choice.check("some/name", environ, _quiet) == "some/name"
+    assert model_choice.check("some/name", environ, _quiet, hub_timeout_s=5.0) == "some/name"
 
 
 def test_the_fake_engine_knows_as_many_tokens_as_the_model(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 from prometheus_client import CollectorRegistry
 
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
@@ -103,6 +104,14 @@ class Setting:
 
     def reserved(self, worker_id: str) -> int:
         return self.shell.core.cluster.workers[worker_id].reserved_blocks
+
+
+async def reason_of(call: Any) -> str:
+    """The reason in the ErrorInfo that an ended call carries."""
+    details = dict(await call.trailing_metadata())["grpc-status-details-bin"]
+    info = error_details_pb2.ErrorInfo()
+    assert status_pb2.Status.FromString(details).details[0].Unpack(info)
+    return str(info.reason)
 
 
 def worker_info(worker_id: str, **changes: Any) -> cluster_pb2.WorkerInfo:
@@ -338,6 +347,7 @@ async def test_a_front_proxy_must_say_who_it_is_first() -> None:
         await peer.send(plan(1))
         assert await peer.next() is EOF
         assert await peer.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert await reason_of(call) == "BAD_REQUEST"
 
 
 async def test_a_peer_that_never_speaks_is_sent_away() -> None:

@@ -15,6 +15,7 @@ from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import FailureKind
 from runtime.grpc_server import channel
+from tests.scheduler.test_service import reason_of
 from tests.worker.conftest import WAIT_S, StartWorker, sampling, submit
 from worker.config import WorkerConfig
 
@@ -314,6 +315,7 @@ async def test_more_front_proxies_than_allowed_are_refused(start_worker: StartWo
     call = (await worker.stub()).Attach()
     await call.write(pb.AttachRequest(open=pb.Open(front_proxy_id="one-too-many")))
     assert await asyncio.wait_for(call.code(), WAIT_S) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert await reason_of(call) == "EXHAUSTED"
 
 
 async def test_status_tells_what_is_held(start_worker: StartWorker) -> None:
