@@ -54,6 +54,8 @@ class LauncherConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Time a process has to be gone once its work has ended; then it ends itself hard, so that it is started again."""
     hub_timeout_s: Positive = 10.0
     """Time the model hub has to say whether it knows the model, before anything is started."""
+    first_check_timeout_s: Positive = 10.0
+    """Time the first front proxy has to answer /health once everything is ready."""
     status_timeout_s: Positive = 2.0
     """Time a process has to answer `baton status`."""
 

@@ -18,8 +18,6 @@ from launcher.processes import Child, HasEnded, SaidReady, stop_all
 from launcher.serve import CHILD_VARIABLE
 from launcher.state import LOGS, ClusterRecord, ClusterState, ProcessRecord
 
-_STATUS_TIMEOUT_S = 2.0
-
 CommandOf = Callable[[ProcessSpec, Sequence[str]], list[str]]
 Hear = Callable[[SaidReady | HasEnded], None]
 
@@ -110,7 +108,7 @@ class LocalProcesses:
         grpc_address = addresses.get("grpc_address") or address
         child = self._children[event.id]
         child.note_shared_memory()
-        said = await status.ask(grpc_address, timeout_s=_STATUS_TIMEOUT_S)
+        said = await status.ask(grpc_address, timeout_s=self._launcher.status_timeout_s)
         self.state.change(
             event.id,
             state="ready",

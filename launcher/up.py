@@ -26,7 +26,6 @@ from launcher.state import CONFIG_FILE, owned, write_atomically
 from launcher.supervision import Supervision
 from runtime.configuration import dump
 
-_FIRST_CHECK_TIMEOUT_S = 10.0
 # What a process that the system refused to start is said to have ended with: a shell's code for it.
 _EXIT_NOT_STARTED = 126
 
@@ -169,7 +168,7 @@ class Cluster:
     async def _announce(self) -> int:
         front = next(one for one in self._state.record.processes if one.role == "front_proxy")
         url = f"http://{front.address}"
-        problem = await asyncio.to_thread(first_check, url)
+        problem = await asyncio.to_thread(first_check, url, self._launcher.first_check_timeout_s)
         if problem:
             self._processes.report(front.id, f"said that it is ready, but {problem}")
             return 1
@@ -317,12 +316,12 @@ class Cluster:
         await asyncio.gather(*self._jobs, return_exceptions=True)
 
 
-def first_check(url: str) -> str:
-    """Ask ``url``/health as a client would; returns what is wrong, or nothing."""
+def first_check(url: str, timeout_s: float) -> str:
+    """Ask ``url``/health as a client would; returns what is wrong, or nothing, within ``timeout_s``."""
     reachable = url.replace("://0.0.0.0:", "://127.0.0.1:").replace("://[::]:", "://[::1]:")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"{reachable}/health", timeout=_FIRST_CHECK_TIMEOUT_S) as response:
+        with opener.open(f"{reachable}/health", timeout=timeout_s) as response:
             code: int = response.status
     except urllib.error.HTTPError as error:
         code = error.code

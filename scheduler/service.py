@@ -60,7 +60,12 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         shell.workers[session] = outgoing
         try:
             shell.feed(WorkerJoined(session=session, facts=facts))
-            await _converse(context, outgoing, lambda: self._read_worker(context, session, facts.worker_id, outgoing))
+            await _converse(
+                context,
+                outgoing,
+                shell.config.stop_grace_s,
+                lambda: self._read_worker(context, session, facts.worker_id, outgoing),
+            )
         finally:
             del shell.workers[session]
             shell.feed(WorkerLeft(session=session, worker_id=facts.worker_id, reason="the stream ended"))
@@ -84,7 +89,9 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         log.info("front proxy connected", extra={"front_proxy": name})
         shell.feed(FrontJoined(session=session, front_proxy_id=name))
         try:
-            await _converse(context, outgoing, lambda: self._read_front(context, session, outgoing))
+            await _converse(
+                context, outgoing, shell.config.stop_grace_s, lambda: self._read_front(context, session, outgoing)
+            )
         finally:
             del shell.fronts[session]
             shell.feed(FrontLeft(session=session))
@@ -184,7 +191,7 @@ def add_services(shell: SchedulerShell, status: StatusService, server: grpc.aio.
     return ("baton.scheduler.v1.SchedulerService", "baton.cluster.v1.StatusService")
 
 
-async def _converse(context: Context, outgoing: Outgoing[Any], read: Read) -> None:
+async def _converse(context: Context, outgoing: Outgoing[Any], end_timeout_s: float, read: Read) -> None:
     """Write what is outgoing while ``read`` reads; ends when either does."""
     reader = asyncio.create_task(_read_to_end(read, outgoing), name="reader of a session")
     try:
@@ -193,7 +200,7 @@ async def _converse(context: Context, outgoing: Outgoing[Any], read: Read) -> No
     except _PEER_GONE as error:
         log.info("a peer vanished while written to", extra={"why": str(error)})
     finally:
-        await cancel_and_wait(reader, timeout_s=1.0)
+        await cancel_and_wait(reader, timeout_s=end_timeout_s)
     if not reader.cancelled():
         reader.result()
 

@@ -20,7 +20,7 @@ from launcher.config import BatonConfig, LauncherConfig
 from launcher.control import CommandError
 from launcher.ports import HeldPorts, StartError
 from launcher.process_plan import ProcessSpec, plan
-from launcher.up import Cluster, up
+from launcher.up import Cluster, first_check, up
 
 # Says that it is ready, answers /health, writes down when it is told to stop.
 STAND_IN = """
@@ -296,6 +296,13 @@ def test_shared_memory_that_somebody_uses_or_that_is_older_stays() -> None:
         assert kernel_view.remove_unused([path], made_since_s=time.time()) == [path]
     finally:
         path.unlink(missing_ok=True)
+
+
+def test_a_front_proxy_that_accepts_and_says_nothing_is_told_within_the_bound() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        assert "timed out" in first_check(f"http://127.0.0.1:{silent.getsockname()[1]}", 0.1)
 
 
 def test_a_port_that_is_taken_is_told_before_anything_starts() -> None:
