@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import subprocess
 import sys
@@ -143,6 +144,55 @@ def test_the_generated_code_is_what_the_protos_give(tmp_path: Path) -> None:
     kept = {name_of(path): path.read_text() for path in tracked("protos/*") if is_generated(path)}
     assert sorted(made) == sorted(kept)
     assert [name for name in made if made[name] != kept[name]] == [], "run make proto"
+
+
+_TOLD_IN_A_PROTO = re.compile(
+    r"""\s*(?:
+        (?:message|service|enum|oneof|rpc)\s+\w+
+        | (?:(?:optional|repeated)\s+)?(?:map<[^>]*>|[\w.]+)\s+\w+\s*=\s*\d+\s*[;\[]  # a field
+        | \w+\s*=\s*-?\d+\s*[;\[]  # a value of an enum
+    )""",
+    re.VERBOSE,
+)
+
+
+def uncommented(proto: str) -> list[str]:
+    """Declarations of a .proto text with no comment directly above them or behind them on their line."""
+    lines = proto.splitlines()
+    return [
+        line.strip()
+        for above, line in itertools.pairwise(["", *lines])
+        if _TOLD_IN_A_PROTO.match(line) and "//" not in line and not above.lstrip().startswith("//")
+    ]
+
+
+def test_every_declaration_of_the_protos_is_documented() -> None:
+    told = {name_of(path): path.read_text() for path in tracked("protos/*.proto")}
+    assert told
+    assert {name: bare for name, text in told.items() if (bare := uncommented(text))} == {}
+
+
+@pytest.mark.parametrize(
+    "declaration",
+    [
+        "message Open {",
+        "message Prefill {}",
+        "service StatusService {",
+        "enum Role {",
+        "oneof work {",
+        "rpc Generate(GenerateRequest) returns (stream GenerateResponse);",
+        "uint32 slot = 1;",
+        "repeated uint32 ids = 1 [packed = true];",
+        "optional bool return_text = 10;",
+        "map<sint32, float> logit_bias = 21;",
+        "baton.cluster.v1.WorkerInfo info = 1;",
+        "ROLE_PREFILL = 1;",
+    ],
+)
+def test_a_declaration_without_a_comment_is_found(declaration: str) -> None:
+    assert uncommented(f"// Of something else.\n\n  {declaration}\n") == [declaration]
+    assert uncommented(f"  // What it is.\n  {declaration}\n") == []
+    assert uncommented(f"  {declaration}  // what it is\n") == []
 
 
 @pytest.mark.parametrize(

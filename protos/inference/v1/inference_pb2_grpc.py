@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class InferenceServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Served by every front proxy. Errors carry google.rpc.ErrorInfo, and google.rpc.RetryInfo where there is advice.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -52,24 +53,29 @@ class InferenceServiceStub:
 
 
 class InferenceServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Served by every front proxy. Errors carry google.rpc.ErrorInfo, and google.rpc.RetryInfo where there is advice.
+    """
 
     def Generate(self, request, context):
-        """One request, its outputs as they come.
+        """One request, its outputs as they come. The call's deadline bounds the request, front_proxy.deadline_s (600) at
+        most; without one that is its bound. Cancelling the call cancels the request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GenerateMany(self, request_iterator, context):
-        """Many requests on one stream. Outputs of one engine step arrive in one message.
+        """Many requests on one stream. Outputs that are ready together, as those of one engine step, arrive in one message.
+        A request is bounded by front_proxy.deadline_s alone. The stream ends when the client has closed its side and
+        every request has ended; ending it earlier cancels what runs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """What GenerateRequest.model may name, and how long its requests may be.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -101,7 +107,8 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InferenceService:
-    """Missing associated documentation comment in .proto file."""
+    """Served by every front proxy. Errors carry google.rpc.ErrorInfo, and google.rpc.RetryInfo where there is advice.
+    """
 
     @staticmethod
     def Generate(request,

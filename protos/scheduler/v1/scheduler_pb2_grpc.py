@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class SchedulerServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Served by every scheduler. One that stands by ends both streams with UNAVAILABLE.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -47,17 +48,20 @@ class SchedulerServiceStub:
 
 
 class SchedulerServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Served by every scheduler. One that stands by ends both streams with UNAVAILABLE.
+    """
 
     def WorkerSession(self, request_iterator, context):
-        """Worker membership. First message: WorkerInfo. Silence longer than the lease removes the worker.
+        """Worker membership. First message: WorkerInfo. Silence longer than the lease removes the worker, and so does the end
+        of the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FrontSession(self, request_iterator, context):
-        """Pipelined planning for one front proxy. When the stream ends its reservations are released.
+        """Pipelined planning for one front proxy. First message: FrontProxyInfo. When the stream ends its reservations are
+        released.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,7 +89,8 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SchedulerService:
-    """Missing associated documentation comment in .proto file."""
+    """Served by every scheduler. One that stands by ends both streams with UNAVAILABLE.
+    """
 
     @staticmethod
     def WorkerSession(request_iterator,

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class WorkerServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Served by every worker, prefill and decode.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -47,7 +48,8 @@ class WorkerServiceStub:
 
 
 class WorkerServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Served by every worker, prefill and decode.
+    """
 
     def Attach(self, request_iterator, context):
         """The first message is Open, answered by Opened. When the stream ends, for whatever reason, the worker aborts
@@ -58,7 +60,7 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Stop accepting; finish what runs; return when idle or when the deadline passed.
+        """Stop accepting; finish what runs; return when idle or when the deadline passed. Called by `baton drain`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,7 +88,8 @@ def add_WorkerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WorkerService:
-    """Missing associated documentation comment in .proto file."""
+    """Served by every worker, prefill and decode.
+    """
 
     @staticmethod
     def Attach(request_iterator,
