@@ -41,8 +41,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     step_bytes_max: PositiveCount = 8 * 1024 * 1024
     """Bytes aimed at in one StepOutputs message."""
     output_interval_ms: NonNegative = 5.0
-    """Tokens that come within this time of the message before travel together. 0: every step at once.
-    First tokens, ends and failures never wait; engines whose steps take longer are not slowed at all."""
+    """Tokens that come within this time of the message before travel together: nobody reads 200 pieces a second.
+    0: every step at once. First tokens, ends and failures never wait, and engines whose steps take longer than this
+    are not slowed at all."""
     retry_after_s: NonNegative = 1.0
     """Advice that goes with a refusal for lack of room."""
 
