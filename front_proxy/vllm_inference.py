@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, assert_never
 
 from vllm.exceptions import VLLMError
@@ -67,6 +67,7 @@ class VllmInference:
             )
         NOTES.set(RequestNotes(CLOCK.monotonic_s(), deadline_s))
         usage = inference_pb2.Usage()
+        prompt_told = False
         try:
             self._client.refresh_limits()
             outputs = self._client.generate(
@@ -78,7 +79,12 @@ class VllmInference:
             )
             try:
                 async for output in outputs:
-                    yield _response(request, output, usage)
+                    response = _response(request, output, usage)
+                    if not prompt_told and output.prompt_logprobs:
+                        # Each choice brings them; they are the prompt's, and the same.
+                        prompt_told = True
+                        response.prompt_logprobs.extend(_candidates(row) for row in output.prompt_logprobs)
+                    yield response
             finally:
                 await outputs.aclose()
         except (VLLMError, ValueError, TypeError, OverflowError, NotImplementedError) as error:
@@ -170,11 +176,15 @@ def _choice(choice: CompletionOutput, *, with_text: bool) -> inference_pb2.Choic
             message.stop_token_id = token_id
         case _:
             pass
-    for candidates in choice.logprobs or ():
-        row = message.logprobs.add()
-        for token_id, logprob in candidates.items():
-            row.candidates.append(_token_logprob(token_id, logprob))
+    message.logprobs.extend(_candidates(row) for row in choice.logprobs or ())
     return message
+
+
+def _candidates(row: Mapping[int, Logprob] | None) -> inference_pb2.TokenLogprobs:
+    """One position; None is the prompt's first."""
+    return inference_pb2.TokenLogprobs(
+        candidates=[_token_logprob(token_id, logprob) for token_id, logprob in (row or {}).items()]
+    )
 
 
 def _token_logprob(token_id: int, logprob: Logprob) -> inference_pb2.TokenLogprob:

@@ -136,7 +136,6 @@ class SchedulerShell:
                 log.info("worker registered", extra={"worker": worker_id})
                 registered = pb.Registered(
                     heartbeat_interval_ms=round(self.config.heartbeat_interval_s * 1000),
-                    lease_ms=round(self.config.worker_lease_s * 1000),
                     leader_epoch=self.leader_epoch,
                 )
                 self.workers[session].put(pb.WorkerCommand(registered=registered))

@@ -63,6 +63,20 @@ async def test_several_choices_stop_strings_and_logprobs(api: BatonClient) -> No
         assert len(choice.logprobs[0].candidates) == 2
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("choices", [1, 2])
+async def test_the_prompts_logprobs_come_once_with_a_place_for_each_token(
+    api: BatonClient, stream: bool, choices: int
+) -> None:
+    options = SamplingOptions(max_tokens=3, n=choices, temperature=1.0, prompt_logprobs=1)
+    responses = [response async for response in api.generate("abc", options, stream=stream)]
+    first, *others = responses
+    assert [[one.text for one in row.candidates[:1]] for row in first.prompt_logprobs] == [[], ["b"], ["c"]]
+    assert [(len(row.candidates), row.candidates[0].rank) for row in first.prompt_logprobs[1:]] == [(2, 1)] * 2
+    assert first.prompt_logprobs[1].candidates[0].logprob == -0.5
+    assert not any(response.prompt_logprobs for response in others)
+
+
 def test_every_sampling_option_reaches_vllm() -> None:
     options = SamplingOptions(
         n=2, temperature=0.7, top_p=0.9, top_k=5, min_p=0.1, presence_penalty=0.2, frequency_penalty=0.3,

@@ -301,7 +301,7 @@ async def test_registration_says_how_often_to_report() -> None:
     async with listening(heartbeat_interval_s=0.5, worker_lease_s=4.0) as setting:
         peer = await setting.worker("d0", ready=False)
         registered = (await peer.next()).registered
-        assert (registered.heartbeat_interval_ms, registered.lease_ms) == (500, 4000)
+        assert registered.heartbeat_interval_ms == 500
 
 
 async def test_a_drain_reaches_the_worker() -> None:

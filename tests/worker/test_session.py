@@ -32,7 +32,7 @@ class Scheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         if self.refuse:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "no")
         self.said.put_nowait(await context.read())
-        await context.write(pb.WorkerCommand(registered=pb.Registered(heartbeat_interval_ms=50, lease_ms=500)))
+        await context.write(pb.WorkerCommand(registered=pb.Registered(heartbeat_interval_ms=50)))
         reader = asyncio.create_task(self._read(context))
         command = asyncio.create_task(self.commands.get())
         try:

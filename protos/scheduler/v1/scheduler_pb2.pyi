@@ -40,14 +40,12 @@ class WorkerCommand(_message.Message):
     def __init__(self, registered: _Optional[_Union[Registered, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
 
 class Registered(_message.Message):
-    __slots__ = ("heartbeat_interval_ms", "lease_ms", "leader_epoch")
+    __slots__ = ("heartbeat_interval_ms", "leader_epoch")
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
-    LEASE_MS_FIELD_NUMBER: _ClassVar[int]
     LEADER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     heartbeat_interval_ms: int
-    lease_ms: int
     leader_epoch: int
-    def __init__(self, heartbeat_interval_ms: _Optional[int] = ..., lease_ms: _Optional[int] = ..., leader_epoch: _Optional[int] = ...) -> None: ...
+    def __init__(self, heartbeat_interval_ms: _Optional[int] = ..., leader_epoch: _Optional[int] = ...) -> None: ...
 
 class Drain(_message.Message):
     __slots__ = ("deadline_ms",)
