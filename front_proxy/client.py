@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import grpc
 import msgspec
@@ -17,7 +17,13 @@ from protos.inference.v1 import inference_pb2, inference_pb2_grpc
 GenerateRequest = inference_pb2.GenerateRequest
 GenerateResponse = inference_pb2.GenerateResponse
 SamplingOptions = inference_pb2.SamplingOptions
+PriorityClass = Literal["interactive", "default", "batch"]
 
+_PRIORITY_CLASSES: dict[PriorityClass, inference_pb2.PriorityClass] = {
+    "interactive": inference_pb2.PRIORITY_CLASS_INTERACTIVE,
+    "default": inference_pb2.PRIORITY_CLASS_DEFAULT,
+    "batch": inference_pb2.PRIORITY_CLASS_BATCH,
+}
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 
 
@@ -54,15 +60,32 @@ class Result(msgspec.Struct, kw_only=True):
 
 
 class BatonClient:
-    """Talks to one front proxy: ``async with BatonClient("127.0.0.1:50051") as client: ...``."""
+    """Talks to one front proxy: ``async with BatonClient("127.0.0.1:50051") as client: ...``.
 
-    def __init__(self, address: str, *, channel: grpc.aio.Channel | None = None) -> None:
+    ``api_key``, ``tenant`` and ``priority_class`` go with every call; a request may name its own tenant and class.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        channel: grpc.aio.Channel | None = None,
+        api_key: str = "",
+        tenant: str = "",
+        priority_class: PriorityClass | None = None,
+    ) -> None:
         options = [
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
             ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
         ]
         self._channel = channel or grpc.aio.insecure_channel(address, options=options)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        said = {
+            "authorization": f"Bearer {api_key}" if api_key else "",
+            "x-baton-tenant": tenant,
+            "x-baton-priority": priority_class or "",
+        }
+        self._metadata = tuple((name, value) for name, value in said.items() if value)
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,7 +117,8 @@ class BatonClient:
         timeout_s: float | None = None,
     ) -> AsyncGenerator[GenerateResponse, None]:
         """Responses of one request. Leaving the loop early and closing the iterator cancels it. Raises BatonError."""
-        call = self._stub.Generate(request(prompt, sampling, model=model, stream=stream), timeout=timeout_s)
+        asked = request(prompt, sampling, model=model, stream=stream)
+        call = self._stub.Generate(asked, timeout=timeout_s, metadata=self._metadata)
         try:
             async for response in call:
                 yield response
@@ -137,7 +161,7 @@ class BatonClient:
                 await room.acquire()
                 yield inference_pb2.GenerateManyRequest(generate=one)
 
-        call = self._stub.GenerateMany(outgoing())
+        call = self._stub.GenerateMany(outgoing(), metadata=self._metadata)
         try:
             async for batch in call:
                 for response in batch.outputs:
@@ -164,6 +188,8 @@ def request(
     cache_salt: str = "",
     session_id: str = "",
     return_text: bool = True,
+    tenant: str = "",
+    priority_class: PriorityClass | None = None,
 ) -> GenerateRequest:
     """A request from text or token ids."""
     message = GenerateRequest(
@@ -175,7 +201,10 @@ def request(
         cache_salt=cache_salt,
         session_id=session_id,
         return_text=return_text,
+        tenant=tenant,
     )
+    if priority_class is not None:
+        message.priority_class = _PRIORITY_CLASSES[priority_class]
     if isinstance(prompt, str):
         message.text = prompt
     else:

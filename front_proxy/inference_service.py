@@ -13,12 +13,18 @@ import grpc
 import msgspec
 
 from front_proxy.serving_metrics import GRPC_STREAMS
+from front_proxy.tenancy import Asker, asker_of_call, asker_of_request
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from runtime.failures import Failure, FailureError, FailureKind
 from runtime.grpc_errors import abort, code_of
 
 SERVICE = "baton.inference.v1.InferenceService"
 NO_DEADLINE_S = 365 * 24 * 3600.0
+_PRIORITY_CLASSES: dict[int, str] = {
+    inference_pb2.PRIORITY_CLASS_INTERACTIVE: "interactive",
+    inference_pb2.PRIORITY_CLASS_DEFAULT: "default",
+    inference_pb2.PRIORITY_CLASS_BATCH: "batch",
+}
 log = logging.getLogger("baton.front_proxy.inference_service")
 
 Context = grpc.aio.ServicerContext[object, object]
@@ -39,7 +45,7 @@ class Inference(Protocol):
         ...
 
     def generate(
-        self, request: inference_pb2.GenerateRequest, *, deadline_s: float | None
+        self, request: inference_pb2.GenerateRequest, *, asker: Asker, deadline_s: float | None
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """Responses, the last one with usage. Raises FailureError; closing it cancels the work."""
         ...
@@ -60,7 +66,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         """One request; its responses as they come."""
         request.request_id = request.request_id or _request_id()
         with GRPC_STREAMS.labels("Generate").track_inprogress():
-            responses = self._inference.generate(request, deadline_s=_time_left_s(context))
+            asker = _asker(_caller(context), request)
+            responses = self._inference.generate(request, asker=asker, deadline_s=_time_left_s(context))
             try:
                 async for response in responses:
                     yield response
@@ -76,8 +83,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request_iterator: AsyncIterator[inference_pb2.GenerateManyRequest], context: Context
     ) -> AsyncIterator[inference_pb2.GenerateManyResponse]:
         """Many requests; what one turn of the event loop brought goes out in one message."""
-        del context
-        session = _ManySession(self._inference, self._requests_max, self._outputs_max, self._retry_after_s)
+        session = _ManySession(
+            self._inference, _caller(context), self._requests_max, self._outputs_max, self._retry_after_s
+        )
         reader = asyncio.create_task(session.read(request_iterator), name="generate-many-reader")
         with GRPC_STREAMS.labels("GenerateMany").track_inprogress():
             try:
@@ -106,8 +114,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 class _ManySession:
     """The state of one GenerateMany stream."""
 
-    def __init__(self, inference: Inference, requests_max: int, outputs_max: int, retry_after_s: float) -> None:
+    def __init__(
+        self, inference: Inference, caller: Asker, requests_max: int, outputs_max: int, retry_after_s: float
+    ) -> None:
         self._inference = inference
+        self._caller = caller
         self._requests_max = requests_max
         self._outputs_max = outputs_max
         self._retry_after_s = retry_after_s
@@ -177,7 +188,7 @@ class _ManySession:
     async def _run(self, request: inference_pb2.GenerateRequest, ended: set[int]) -> None:
         """Answer one request; the choices that finished are added to ``ended``."""
         name = request.request_id
-        responses = self._inference.generate(request, deadline_s=None)
+        responses = self._inference.generate(request, asker=_asker(self._caller, request), deadline_s=None)
         try:
             async for response in responses:
                 ended.update(choice.index for choice in response.choices if choice.finish_reason)
@@ -224,6 +235,16 @@ class _ManySession:
             )
         )
         self._changed.set()
+
+
+def _caller(context: Context) -> Asker:
+    return asker_of_call(context.invocation_metadata() or ())
+
+
+def _asker(caller: Asker, request: inference_pb2.GenerateRequest) -> Asker:
+    return asker_of_request(
+        caller, tenant=request.tenant, priority_class=_PRIORITY_CLASSES.get(request.priority_class, "")
+    )
 
 
 def _time_left_s(context: Context) -> float | None:

@@ -1,4 +1,7 @@
-"""On whose behalf a request comes and how urgent it is, from its HTTP headers. Keeps no key, only its digest."""
+"""On whose behalf a request comes and how urgent it is, by its HTTP headers or gRPC metadata and fields.
+
+Keeps no key, only its digest.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import msgspec
 TENANT_HEADER = b"x-baton-tenant"
 PRIORITY_HEADER = b"x-baton-priority"
 PRIORITY_CLASSES = frozenset({"interactive", "default", "batch"})
+_KEY_PREFIX = "key-"
 _DIGEST_BYTES = 8
 _TENANT_CHARACTERS_MAX = 64
 
@@ -35,8 +39,28 @@ def asker(headers: Iterable[tuple[bytes, bytes]]) -> Asker:
             wanted = value.strip().lower()
     tenant = ""
     if key:
-        tenant = "key-" + hashlib.blake2s(key, digest_size=_DIGEST_BYTES).hexdigest()
+        tenant = _KEY_PREFIX + hashlib.blake2s(key, digest_size=_DIGEST_BYTES).hexdigest()
     elif named:
-        tenant = "name-" + named.decode("latin-1")[:_TENANT_CHARACTERS_MAX]
+        tenant = _named(named.decode(errors="replace"))
     priority_class = wanted.decode("latin-1")
     return Asker(tenant=tenant, priority_class=priority_class if priority_class in PRIORITY_CLASSES else "")
+
+
+def asker_of_call(metadata: Iterable[tuple[str, str | bytes]]) -> Asker:
+    """Who asks over gRPC: metadata has the headers' names and meanings."""
+    return asker((name.encode(), value.encode() if isinstance(value, str) else value) for name, value in metadata)
+
+
+def asker_of_request(call: Asker, *, tenant: str, priority_class: str) -> Asker:
+    """Who asks with one of a call's requests: what it says itself goes before what the call says, but not before a key.
+
+    ``priority_class`` is one of PRIORITY_CLASSES, or empty as ``tenant`` may be: as the call says.
+    """
+    if not tenant and not priority_class:
+        return call
+    named = _named(tenant) if tenant and not call.tenant.startswith(_KEY_PREFIX) else call.tenant
+    return Asker(tenant=named, priority_class=priority_class or call.priority_class)
+
+
+def _named(tenant: str) -> str:
+    return "name-" + tenant[:_TENANT_CHARACTERS_MAX]

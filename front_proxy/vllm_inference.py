@@ -16,6 +16,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 from front_proxy.inference_service import NamedModel
 from front_proxy.remote_engine import RemoteEngineClient
 from front_proxy.request_notes import CLOCK, NOTES, RequestNotes
+from front_proxy.tenancy import Asker
 from front_proxy.vllm_errors import from_vllm
 from protos.inference.v1 import inference_pb2
 from runtime.failures import Failure, FailureError, FailureKind
@@ -58,14 +59,16 @@ class VllmInference:
         return [NamedModel(name=name, context_tokens_max=limit) for name in self._names]
 
     async def generate(
-        self, request: inference_pb2.GenerateRequest, *, deadline_s: float | None
+        self, request: inference_pb2.GenerateRequest, *, asker: Asker, deadline_s: float | None
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """Responses of one request, the last one with usage. Closing it cancels the work."""
         if request.model and request.model not in self._names:
             raise FailureError(
                 Failure(kind=FailureKind.NOT_FOUND, message=f"The model `{request.model}` does not exist.")
             )
-        NOTES.set(RequestNotes(CLOCK.monotonic_s(), deadline_s))
+        notes = RequestNotes(CLOCK.monotonic_s(), deadline_s)
+        notes.asker = asker
+        NOTES.set(notes)
         usage = inference_pb2.Usage()
         prompt_told = False
         try:

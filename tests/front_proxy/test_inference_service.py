@@ -11,6 +11,7 @@ import pytest
 
 from front_proxy.client import BatonClient, BatonError, GenerateRequest, SamplingOptions, request
 from front_proxy.inference_service import SERVICE, InferenceService, NamedModel, _ManySession
+from front_proxy.tenancy import Asker, asker
 from front_proxy.vllm_inference import VllmInference, sampling_params
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from runtime.failures import Failure, FailureError, FailureKind
@@ -147,6 +148,32 @@ async def test_the_callers_deadline_reaches_the_dispatcher(served: Served, api: 
     assert second is None
 
 
+async def test_the_key_and_the_class_of_a_call_reach_the_dispatcher_as_over_http(
+    served: Served, api: BatonClient
+) -> None:
+    keyed = BatonClient("", channel=api._channel, api_key="secret", tenant="ignored", priority_class="batch")
+    await keyed.complete("x", SamplingOptions(max_tokens=1))
+    named = BatonClient("", channel=api._channel, tenant="team a")
+    await named.complete("x", SamplingOptions(max_tokens=1))
+    await api.complete("x", SamplingOptions(max_tokens=1))
+    said = [(sent.tenant, sent.priority_class) for sent in served.source.requests]
+    key = asker([(b"authorization", b"Bearer secret")]).tenant
+    assert said == [(key, "batch"), ("name-team a", ""), ("", "")]
+
+
+async def test_each_request_of_a_stream_may_name_its_tenant_and_class(served: Served, api: BatonClient) -> None:
+    named = BatonClient("", channel=api._channel, tenant="gateway", priority_class="batch")
+    options = SamplingOptions(max_tokens=1)
+    asked = [
+        request("x", options, request_id="a", tenant="team a", priority_class="interactive"),
+        request("x", options, request_id="b"),
+    ]
+    async for result in named.generate_many(asked):
+        assert result.error is None
+    said = {(sent.request_id[0], sent.tenant, sent.priority_class) for sent in served.source.requests}
+    assert said == {("a", "name-team a", "interactive"), ("b", "name-gateway", "batch")}
+
+
 async def test_leaving_a_stream_cancels_the_work(served: Served, api: BatonClient) -> None:
     served.source.hold = 3
     responses = api.generate("x", SamplingOptions(max_tokens=9))
@@ -225,7 +252,7 @@ class Stub:
         return []
 
     async def generate(
-        self, request: GenerateRequest, *, deadline_s: float | None
+        self, request: GenerateRequest, *, asker: Asker, deadline_s: float | None
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         if self.failure is not None:
             raise FailureError(self.failure)
@@ -234,7 +261,7 @@ class Stub:
 
 
 async def test_what_a_request_costs_before_it_is_validated_does_not_grow_with_n() -> None:
-    session = _ManySession(Stub(None), requests_max=4, outputs_max=16, retry_after_s=1.0)
+    session = _ManySession(Stub(None), Asker(), requests_max=4, outputs_max=16, retry_after_s=1.0)
 
     async def said() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
         generate = request("x", SamplingOptions(n=2**32 - 1), request_id="r")
@@ -249,7 +276,7 @@ async def test_what_a_request_costs_before_it_is_validated_does_not_grow_with_n(
 
 
 async def test_a_request_cancelled_before_its_first_step_is_aborted_and_ends_the_stream() -> None:
-    session = _ManySession(Stub(None), requests_max=4, outputs_max=16, retry_after_s=1.0)
+    session = _ManySession(Stub(None), Asker(), requests_max=4, outputs_max=16, retry_after_s=1.0)
 
     async def said() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
         yield inference_pb2.GenerateManyRequest(generate=request("x", request_id="r"))
@@ -263,7 +290,7 @@ async def test_a_request_cancelled_before_its_first_step_is_aborted_and_ends_the
 
 async def test_a_client_that_does_not_read_is_not_read_from() -> None:
     refused = Failure(kind=FailureKind.BAD_REQUEST, message="no")
-    session = _ManySession(Stub(refused), requests_max=4, outputs_max=8, retry_after_s=1.0)
+    session = _ManySession(Stub(refused), Asker(), requests_max=4, outputs_max=8, retry_after_s=1.0)
     taken = 0
 
     async def said() -> AsyncIterator[inference_pb2.GenerateManyRequest]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from front_proxy.tenancy import Asker, asker
+from front_proxy.tenancy import Asker, asker, asker_of_call, asker_of_request
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,30 @@ def test_a_key_is_told_apart_but_not_told_and_goes_before_a_name() -> None:
 
 def test_a_name_is_bounded() -> None:
     assert len(asker([(b"x-baton-tenant", b"x" * 10_000)]).tenant) < 100
+
+
+def test_metadata_of_a_call_says_what_the_headers_say() -> None:
+    call = asker_of_call([("x-baton-tenant", "team a"), ("x-baton-priority", "batch"), ("trace-bin", b"\x00\xff")])
+    assert call == asker([(b"x-baton-tenant", b"team a"), (b"x-baton-priority", b"batch")])
+    assert asker_of_call([("x-api-key", "secret-1")]) == asker([(b"authorization", b"Bearer secret-1")])
+
+
+@pytest.mark.parametrize(
+    ("call", "tenant", "priority_class", "expected"),
+    [
+        (Asker(), "", "", Asker()),
+        (Asker(tenant="name-a", priority_class="batch"), "", "", Asker(tenant="name-a", priority_class="batch")),
+        (Asker(tenant="name-a", priority_class="batch"), "b", "", Asker(tenant="name-b", priority_class="batch")),
+        (
+            Asker(),
+            "ü",
+            "interactive",
+            asker([(b"x-baton-tenant", "ü".encode()), (b"x-baton-priority", b"interactive")]),
+        ),
+        (Asker(tenant="key-1"), "b", "batch", Asker(tenant="key-1", priority_class="batch")),
+    ],
+)
+def test_a_request_goes_before_its_call_but_not_before_a_key(
+    call: Asker, tenant: str, priority_class: str, expected: Asker
+) -> None:
+    assert asker_of_request(call, tenant=tenant, priority_class=priority_class) == expected

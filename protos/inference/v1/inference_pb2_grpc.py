@@ -27,6 +27,10 @@ if _version_not_supported:
 
 class InferenceServiceStub:
     """Served by every front proxy. Errors carry google.rpc.ErrorInfo, and google.rpc.RetryInfo where there is advice.
+
+    Both generating calls read metadata, with the names and meanings of the HTTP headers: `authorization` ("Bearer KEY") or
+    `x-api-key`, whose digest is the tenant; `x-baton-tenant`, a tenant without a key; `x-baton-priority`, a priority class.
+    Tenants share the cluster equally when requests have to wait, and classes by weight (docs/operations.md).
     """
 
     def __init__(self, channel):
@@ -54,6 +58,10 @@ class InferenceServiceStub:
 
 class InferenceServiceServicer:
     """Served by every front proxy. Errors carry google.rpc.ErrorInfo, and google.rpc.RetryInfo where there is advice.
+
+    Both generating calls read metadata, with the names and meanings of the HTTP headers: `authorization` ("Bearer KEY") or
+    `x-api-key`, whose digest is the tenant; `x-baton-tenant`, a tenant without a key; `x-baton-priority`, a priority class.
+    Tenants share the cluster equally when requests have to wait, and classes by weight (docs/operations.md).
     """
 
     def Generate(self, request, context):
@@ -108,6 +116,10 @@ def add_InferenceServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class InferenceService:
     """Served by every front proxy. Errors carry google.rpc.ErrorInfo, and google.rpc.RetryInfo where there is advice.
+
+    Both generating calls read metadata, with the names and meanings of the HTTP headers: `authorization` ("Bearer KEY") or
+    `x-api-key`, whose digest is the tenant; `x-baton-tenant`, a tenant without a key; `x-baton-priority`, a priority class.
+    Tenants share the cluster equally when requests have to wait, and classes by weight (docs/operations.md).
     """
 
     @staticmethod
