@@ -82,11 +82,11 @@ class DegradedPlans:
             decode_blocks=reply.decode_blocks_reserved,
         )
 
-    def ended(self, plan_id: int, now_s: float) -> None:
+    def ended(self, plan_id: int, output_tokens: int, now_s: float) -> None:
         """A plan is over. Idempotent."""
         self.running.pop(plan_id, None)
         if self._outage is not None:
-            self._outage.ended(plan_id, now_s)
+            self._outage.ended(plan_id, output_tokens, now_s)
 
     def suspect(self, worker_id: str, epoch: int, reason: str, now_s: float) -> None:
         """A worker could not be used."""

@@ -151,7 +151,7 @@ class ReleaseHandoff(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EndPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """Free what the scheduler reserved for an attempt."""
+    """Free what the scheduler reserved for an attempt, which showed so many tokens."""
 
     attempt: int
     outcome: Outcome

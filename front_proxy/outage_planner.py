@@ -76,9 +76,9 @@ class OutagePlanner:
             self.plans_made += 1
         return reply
 
-    def ended(self, plan_id: int, now_s: float) -> None:
+    def ended(self, plan_id: int, output_tokens: int, now_s: float) -> None:
         """Free what a plan reserved, whoever made it. Idempotent."""
-        self._core.handle(RequestEnded(session=SESSION, plan_id=plan_id), now_s)
+        self._core.handle(RequestEnded(session=SESSION, plan_id=plan_id, output_tokens=output_tokens), now_s)
 
     def suspect(self, worker_id: str, epoch: int, reason: str, now_s: float) -> None:
         """A worker could not be used."""

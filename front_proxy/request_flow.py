@@ -126,6 +126,11 @@ class RequestFlow:
         return len(self._shown)
 
     @property
+    def output_tokens_of_plan(self) -> int:
+        """Tokens shown in the present attempt."""
+        return self._shown.in_attempt
+
+    @property
     def running(self) -> tuple[Stage, Placement] | None:
         """The work that is under way and its worker."""
         if self._plan is None:
@@ -463,7 +468,7 @@ class RequestFlow:
         if not self._plan_open:
             return []
         self._plan_open = False
-        return [EndPlan(attempt=self.attempt, outcome=outcome, output_tokens=self.output_tokens)]
+        return [EndPlan(attempt=self.attempt, outcome=outcome, output_tokens=self.output_tokens_of_plan)]
 
     def _show(
         self, output: WorkerOutput, stage: Stage, *, finish: EngineFinish | None, decode_worker: str | None = None

@@ -441,7 +441,7 @@ class RequestRun:
             self._working.abort(*at)
         self._slots.clear()
         for plan_id in self._plan_ids.values():
-            self._planning.end_plan(plan_id, "failed", self.flow.output_tokens)
+            self._planning.end_plan(plan_id, "failed", self.flow.output_tokens_of_plan)
         self._plan_ids.clear()
         if self._ending is None and self.flow.phase is not Phase.DONE:
             failure = Failure(kind=FailureKind.INTERNAL, message=f"The front proxy failed: {type(error).__name__}.")

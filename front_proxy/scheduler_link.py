@@ -153,7 +153,7 @@ class SchedulerLink:
         pending = self._pending.pop(plan_id, None)
         if pending is not None:
             pending.timer.cancel()
-        self._degraded.ended(plan_id, self._loop.time())
+        self._degraded.ended(plan_id, output_tokens, self._loop.time())
         self._send(wire.request_ended(plan_id, outcome, output_tokens))
 
     def suspect(self, worker: Placement, reason: str) -> None:

@@ -15,12 +15,13 @@ class ShownTokens:
     what was shown before is compared and left out.
     """
 
-    __slots__ = ("_continuing", "_position", "tokens")
+    __slots__ = ("_before", "_continuing", "_position", "tokens")
 
     def __init__(self, *, continuing: bool) -> None:
         self.tokens: list[int] = []
         self._continuing = continuing
         self._position = 0
+        self._before = 0
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -33,6 +34,12 @@ class ShownTokens:
     def begin(self) -> None:
         """A new attempt starts."""
         self._position = len(self.tokens) if self._continuing else 0
+        self._before = len(self.tokens)
+
+    @property
+    def in_attempt(self) -> int:
+        """How many the present attempt has added."""
+        return len(self.tokens) - self._before
 
     @property
     def caught_up(self) -> bool:

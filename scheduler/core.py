@@ -54,7 +54,7 @@ from scheduler.outliers import Standing, WorkerHealth
 from scheduler.placement import Chosen, NotPlaced, Planner
 from scheduler.profile import Probe, Random
 from scheduler.refusals import PASSING, refusal, turned_away
-from scheduler.waiting_line import PriorityClass, WaitingLine
+from scheduler.waiting_line import Charge, PriorityClass, WaitingLine, charge_of
 
 STORY_EVENTS_MAX = 64
 
@@ -70,6 +70,8 @@ class GrantedPlan(msgspec.Struct, frozen=True, gc=False):
     decode: Placement | None
     decode_blocks: int
     since_s: float
+    # None: somebody else made it.
+    charge: Charge | None = None
 
 
 class Front:
@@ -121,9 +123,11 @@ class SchedulerCore:
         match event:
             case PlanRequested():
                 return self._ask(event, now_s)
-            case RequestEnded(session=session, plan_id=plan_id, outcome=outcome):
+            case RequestEnded(session=session, plan_id=plan_id, outcome=outcome, output_tokens=output_tokens):
                 self._line.remove((session, plan_id), now_s)
-                self._end((session, plan_id), now_s, finished=outcome == "finished")
+                charge = self._end((session, plan_id), now_s, finished=outcome == "finished")
+                if charge is not None:
+                    self._line.correct(charge, output_tokens)
                 return self._serve(now_s)
             case PlansRunning():
                 return (*self._reconcile(event, now_s), *self._serve(now_s))
@@ -405,7 +409,11 @@ class SchedulerCore:
 
     def _cost(self, event: PlanRequested) -> int:
         """What a request takes of the cluster, in tokens."""
-        return event.prompt_tokens + min(event.output_tokens_max, self._config.output_reserve_tokens)
+        return event.prompt_tokens + self._output_expected(event)
+
+    def _output_expected(self, event: PlanRequested) -> int:
+        """In tokens; its tenant is charged for what it gave when it ends."""
+        return min(event.output_tokens_max, self._config.output_reserve_tokens)
 
     def _grant(self, event: PlanRequested, chosen: Chosen, now_s: float, *, since_s: float) -> ReplyPlan:
         front = self.fronts[event.session]
@@ -424,7 +432,10 @@ class SchedulerCore:
                 worker.judge()
         at_prefill = prefill.placement if prefill is not None else None
         at_decode = decode.placement if decode is not None else None
-        front.plans[event.plan_id] = GrantedPlan(event.request_id, at_prefill, at_decode, chosen.decode_blocks, now_s)
+        front.plans[event.plan_id] = GrantedPlan(
+            event.request_id, at_prefill, at_decode, chosen.decode_blocks, now_s,
+            charge_of(event, self._output_expected(event)),
+        )  # fmt: skip
         self.plans_in_flight += 1
         return ReplyPlan(
             session=event.session,
@@ -436,11 +447,12 @@ class SchedulerCore:
             waited_s=now_s - since_s,
         )
 
-    def _end(self, key: PlanKey, now_s: float, *, finished: bool = False) -> None:
+    def _end(self, key: PlanKey, now_s: float, *, finished: bool = False) -> Charge | None:
+        """Free what a plan reserves; what its tenant was charged for its output."""
         front = self.fronts.get(key[0])
         plan = front.plans.pop(key[1], None) if front is not None else None
         if plan is None:
-            return
+            return None
         self.plans_in_flight -= 1
         freed = 0
         for placed in (plan.prefill, plan.decode):
@@ -453,6 +465,7 @@ class SchedulerCore:
                 worker.judge()
         if freed:
             self._admission.released(freed, now_s)
+        return plan.charge
 
     def _member_of(self, placed: Placement | None) -> Worker | None:
         """The worker of a plan, if that incarnation is a member now."""

@@ -119,6 +119,8 @@ class RequestEnded(msgspec.Struct, frozen=True, kw_only=True):
     plan_id: int
     # "finished", "failed" or "cancelled"; only a finish says something about the workers.
     outcome: str = ""
+    # Shown to the client under this plan.
+    output_tokens: int = 0
 
 
 class Tick(msgspec.Struct, frozen=True):

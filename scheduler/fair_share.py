@@ -1,7 +1,8 @@
 """Whose turn it is among those who wait: start-time fair queueing with weights. Knows no request and no clock.
 
 Each key has a virtual time, which advances by what it was charged over its weight; the key furthest behind is next.
-A key that was away is not owed anything: it comes back at the virtual time of whoever was served last.
+A key that was away is not owed anything: it comes back at the virtual time of whoever was served last, or of whoever
+is next, where corrections have put him further behind.
 """
 
 from __future__ import annotations
@@ -36,14 +37,15 @@ class FairShare:
     def enter(self, key: str, weight: float = 1.0) -> None:
         """Something of ``key`` waits now. Idempotent."""
         if key not in self._present:
+            start = max(self._floor(), self._starts.get(key, 0.0))
             self._present[key] = weight
-            self._push(key, max(self._virtual, self._starts.get(key, 0.0)))
+            self._push(key, start)
 
     def leave(self, key: str) -> None:
         """Nothing of ``key`` waits any more. Idempotent."""
         if self._present.pop(key, None) is None:
             return
-        if self._starts[key] <= self._virtual:
+        if self._starts[key] <= self._floor():
             del self._starts[key]
         self._bound()
 
@@ -58,13 +60,34 @@ class FairShare:
 
     def charge(self, key: str, cost: float, weight: float = 1.0) -> None:
         """``key`` is served, whether it waited or not."""
-        start = max(self._virtual, self._starts.get(key, 0.0))
-        self._virtual = start
+        start = self._starts[key] if key in self._present else max(self._floor(), self._starts.get(key, 0.0))
+        self._virtual = max(self._virtual, start)
         if key in self._present:
             self._push(key, start + cost / weight)
             return
         self._starts[key] = start + cost / weight
         self._bound()
+
+    def correct(self, key: str, cost: float, weight: float = 1.0) -> None:
+        """``key`` was charged ``cost`` too little, or too much where it is negative.
+
+        Who waits gets back all of it, and so may stand behind everybody else; who does not gets no credit.
+        """
+        if key in self._present:
+            self._push(key, self._starts[key] + cost / weight)
+            return
+        floor = self._floor()
+        start = max(floor, self._starts.get(key, 0.0)) + cost / weight
+        if start > floor:
+            self._starts[key] = start
+        else:
+            self._starts.pop(key, None)
+        self._bound()
+
+    def _floor(self) -> float:
+        """Where a key begins that was not here."""
+        first = self.turn()
+        return self._virtual if first is None else min(self._virtual, self._starts[first])
 
     def _push(self, key: str, start: float) -> None:
         self._starts[key] = start

@@ -20,7 +20,6 @@ from scheduler import wire
 from scheduler.events import (
     FrontJoined,
     FrontLeft,
-    RequestEnded,
     WorkerJoined,
     WorkerLeasesReported,
     WorkerLeft,
@@ -137,9 +136,9 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 case "plan":
                     shell.feed(wire.plan_requested(session, message.plan, block_hashes_max=hashes_max))
                 case "ended":
-                    shell.metrics.request_ended(message.ended.outcome)
                     ended = message.ended
-                    shell.feed(RequestEnded(session=session, plan_id=ended.plan_id, outcome=ended.outcome))
+                    shell.metrics.request_ended(ended.outcome)
+                    shell.feed(wire.request_ended(session, ended))
                 case "running":
                     shell.feed(wire.plans_running(session, message.running))
                 case "suspect":

@@ -57,6 +57,19 @@ class Turned(msgspec.Struct, frozen=True, kw_only=True):
     wait_s: float | None
 
 
+class Charge(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a request was charged for output that it was only expected to give."""
+
+    priority_class: PriorityClass
+    tenant: str
+    output_tokens: int
+
+
+def charge_of(event: PlanRequested, output_tokens: int) -> Charge:
+    """What remains to be corrected of a request's charge."""
+    return Charge(priority_class=class_of(event), tenant=event.tenant, output_tokens=output_tokens)
+
+
 class _Lane:
     """One class."""
 
@@ -145,6 +158,13 @@ class WaitingLine:
         lane = self._lanes[its_class]
         self._classes.charge(its_class.value, cost, lane.config.weight)
         lane.share.charge(event.tenant, cost)
+
+    def correct(self, charge: Charge, output_tokens: int) -> None:
+        """A service ended and gave so much output, not what was expected."""
+        lane = self._lanes[charge.priority_class]
+        cost = output_tokens - charge.output_tokens
+        self._classes.correct(charge.priority_class.value, cost, lane.config.weight)
+        lane.share.correct(charge.tenant, cost)
 
     def remove(self, key: PlanKey, now_s: float) -> bool:
         """Let somebody go, wherever he stands. False when he does not wait."""

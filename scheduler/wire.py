@@ -8,7 +8,7 @@ from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from scheduler.actions import Placement, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.cluster import Worker
-from scheduler.events import PlanRequested, PlansRunning, RunningPlan
+from scheduler.events import PlanRequested, PlansRunning, RequestEnded, RunningPlan
 from scheduler.facts import Role, WorkerFacts, WorkerLoad, WorkerState
 
 _ROLE: dict[int, Role] = {cluster_pb2.ROLE_PREFILL: Role.PREFILL, cluster_pb2.ROLE_DECODE: Role.DECODE}
@@ -80,6 +80,13 @@ def plan_requested(session: int, message: pb.PlanRequest, *, block_hashes_max: i
         prefill_only=message.prefill_only,
         priority_class=message.priority_class,
         wait_max_s=message.wait_max_ms / 1000,
+    )
+
+
+def request_ended(session: int, message: pb.RequestEnded) -> RequestEnded:
+    """A plan that is over."""
+    return RequestEnded(
+        session=session, plan_id=message.plan_id, outcome=message.outcome, output_tokens=message.output_tokens
     )
 
 

@@ -61,6 +61,7 @@ def _check_client(client: Client, faults: Faults) -> None:
     _hold(finish is not None and client.flow.phase is Phase.DONE, "a request has no end", asked)
     assert finish is not None
     _hold(finish.output_tokens == client.tokens, "tokens are counted wrongly", (asked, finish, client.tokens))
+    _hold(client.tokens_charged == client.tokens, "its plans do not add up", (asked, client.tokens_charged))
     _hold((finish.outcome == "finished") == (finish.failure is None), "an end contradicts itself", finish)
     if finish.outcome == "finished" and not asked.satisfied:
         whole = client.tokens == asked.answer_tokens and client.told_the_end

@@ -123,9 +123,9 @@ class SimScheduler:
         if stream is not None and self._world.rng.random() >= self._cluster.faults.plan_lost:
             stream.send(DOWN, front.plans.on_reply, reply)
 
-    def on_ended(self, session: int, plan_id: int, outcome: str) -> None:
+    def on_ended(self, session: int, plan_id: int, outcome: str, output_tokens: int) -> None:
         """A plan is over."""
-        self._feed(RequestEnded(session=session, plan_id=plan_id, outcome=outcome))
+        self._feed(RequestEnded(session=session, plan_id=plan_id, outcome=outcome, output_tokens=output_tokens))
 
     def on_suspect(self, worker_id: str, epoch: int) -> None:
         """Somebody could not use a worker."""

@@ -124,15 +124,15 @@ class FrontPlans:
         self._send_question(plan_id, pending)
         return plan_id
 
-    def end(self, plan_id: int, outcome: Outcome) -> None:
+    def end(self, plan_id: int, outcome: Outcome, output_tokens: int) -> None:
         """Free what a plan reserved."""
         self.pending.pop(plan_id, None)
         self.running.pop(plan_id, None)
         if self._outage is not None:
-            self._outage.ended(plan_id, self._world.now_s)
-        self._send_end(plan_id, outcome)
+            self._outage.ended(plan_id, output_tokens, self._world.now_s)
+        self._send_end(plan_id, outcome, output_tokens)
         if self._world.rng.random() < self._front.faults.repeat:
-            self._send_end(plan_id, outcome)
+            self._send_end(plan_id, outcome, output_tokens)
 
     def suspect(self, worker_id: str, epoch: int) -> None:
         """A worker could not be used."""
@@ -178,7 +178,7 @@ class FrontPlans:
     def _on_timeout(self, plan_id: int) -> None:
         if plan_id not in self.pending or not self._front.alive:
             return
-        self._send_end(plan_id, "failed")
+        self._send_end(plan_id, "failed", 0)
         if self._view:
             self._plan_here(plan_id)
             return
@@ -203,9 +203,9 @@ class FrontPlans:
             question = self._question(self.session, plan_id, pending)
             self.stream.send(UP, self._cluster.scheduler.on_plan, self._front, question)
 
-    def _send_end(self, plan_id: int, outcome: Outcome) -> None:
+    def _send_end(self, plan_id: int, outcome: Outcome, output_tokens: int) -> None:
         if self.stream is not None:
-            self.stream.send(UP, self._cluster.scheduler.on_ended, self.session, plan_id, outcome)
+            self.stream.send(UP, self._cluster.scheduler.on_ended, self.session, plan_id, outcome, output_tokens)
 
     def _tell_running(self, plans: Iterable[RunningPlan], *, complete: bool) -> None:
         if self.stream is not None:

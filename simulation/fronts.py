@@ -66,6 +66,7 @@ class Client:
             pinned_decode_worker="decode-0" if asked.pinned else None,
         )
         self.tokens = 0
+        self.tokens_charged = 0
         self.told_the_end = False
         self.finish: Finish | None = None
         self.plan_ids: dict[int, int] = {}
@@ -141,11 +142,12 @@ class Client:
                     raise Violation(f"{self.asked.request_id} releases {key} twice")
                 self.released.add(key)
                 front.release(handoff, pulled)
-            case EndPlan(attempt=attempt, outcome=outcome):
+            case EndPlan(attempt=attempt, outcome=outcome, output_tokens=output_tokens):
                 if attempt in self.plans_ended:
                     raise Violation(f"{self.asked.request_id} ends plan {attempt} twice")
                 self.plans_ended.add(attempt)
-                front.plans.end(self.plan_ids[attempt], outcome)
+                self.tokens_charged += output_tokens
+                front.plans.end(self.plan_ids[attempt], outcome, output_tokens)
             case Suspect() | Pause() | Retried() | Diverged():
                 self._perform_between_attempts(action)
             case Finish():

@@ -242,7 +242,7 @@ class Overload:
             self._outcomes["finished" if kept else "finished late"] += 1
             self._good_tokens += asked.tokens * kept
             self._served[asked.kind][asked.key] += asked.tokens
-        self._feed(RequestEnded(session=FRONT, plan_id=plan_id))
+        self._feed(RequestEnded(session=FRONT, plan_id=plan_id, output_tokens=asked.output_tokens))
 
     # What it came to
 

@@ -108,6 +108,8 @@ class Play:
         asked = [ask.attempt for ask in self.all(AskPlan)]
         ended = [end.attempt for end in self.all(EndPlan)]
         assert len(ended) == len(set(ended)) and set(ended) <= set(asked)
+        shown = sum(end.output_tokens for end in self.all(EndPlan))
+        assert shown == self.all(Finish)[0].output_tokens, "plans add up to the output"
         leases = [release.handoff.lease_id for release in self.all(ReleaseHandoff)]
         assert len(leases) == len(set(leases)), "a hand-off is released once"
 

@@ -39,8 +39,8 @@ def test_what_runs_already_and_what_it_places_is_reserved_until_it_ends() -> Non
     assert isinstance(ask(made, 2), ReplyPlan)
     refused = ask(made, 3, prompt_tokens=10 * 32)
     assert isinstance(refused, ReplyRefusal) and refused.failure.kind is FailureKind.EXHAUSTED
-    made.ended(1, 100.0)
-    made.ended(1, 100.0)
+    made.ended(1, 0, 100.0)
+    made.ended(1, 0, 100.0)
     assert isinstance(ask(made, 4, prompt_tokens=10 * 32), ReplyPlan)
 
 

@@ -7,6 +7,7 @@ import pytest
 from front_proxy.flow_events import (
     AskPlan,
     Emit,
+    EndPlan,
     Finish,
     FlowEvent,
     HolderLost,
@@ -53,6 +54,7 @@ def test_a_stream_whose_decode_worker_dies_goes_on_elsewhere(kind: FailureKind) 
     assert [retried.how for retried in play.all(Retried)] == ["continue"]
     play.tell(planned(2), prefilled(2, token=10, lease="lease-2"), decoded(11, attempt=2, external=42, finish=LENGTH))
     assert play.tokens == [7, 8, 9, 10, 11]
+    assert [end.output_tokens for end in play.all(EndPlan)] == [3, 2]
     assert [emit.delta.cached_tokens for emit in play.all(Emit)] == [16, None, None, None, None]
 
 
@@ -88,6 +90,7 @@ def test_what_cannot_be_continued_is_computed_again_and_shown_from_where_it_brok
     play.tell(decoded(5, attempt=2, external=39), decoded(6, 7, 8, attempt=2), decoded(9, attempt=2, finish=STOP))
     assert play.tokens == [5, 6, 7, 8, 9]
     assert play.all(Finish)[0].output_tokens == 5
+    assert [end.output_tokens for end in play.all(EndPlan)] == [3, 2]
 
 
 def test_a_replay_that_gives_other_tokens_fails_and_is_stopped() -> None:

@@ -78,3 +78,63 @@ def test_memory_is_bounded_by_those_who_wait_and_the_configured_number() -> None
             share.leave(turn)
     assert len(share._starts) <= len(share) + 101
     assert len(share._heap) <= 2 * len(share) + 65
+
+
+def test_a_charge_that_was_too_high_is_made_up_for_while_its_key_waits() -> None:
+    share = FairShare(10)
+    for key in "ab":
+        share.enter(key)
+    assert serve(share, 20) == {"a": 10, "b": 10}
+    for _ in range(8):
+        share.correct("a", -10.0)
+    assert serve(share, 8) == {"a": 8}
+    assert serve(share, 10) == {"a": 5, "b": 5}
+
+
+def test_a_charge_that_was_too_low_is_made_up_for_also_by_who_left() -> None:
+    share = FairShare(10)
+    for key in "ab":
+        share.enter(key)
+    assert serve(share, 20) == {"a": 10, "b": 10}
+    share.leave("a")
+    share.correct("a", 50.0)
+    share.enter("a")
+    assert serve(share, 5) == {"b": 5}
+
+
+def test_who_does_not_wait_gets_no_credit() -> None:
+    share = FairShare(10)
+    share.enter("b")
+    serve(share, 5)
+    share.correct("a", -100.0)
+    share.enter("a")
+    assert abs(serve(share, 20)["a"] - 10) <= 1
+    share.leave("a")
+    share.correct("a", -100.0)
+    share.enter("a")
+    assert abs(serve(share, 20)["a"] - 10) <= 1
+
+
+def test_who_comes_stands_beside_whoever_is_furthest_behind() -> None:
+    share = FairShare(10)
+    for key in "ab":
+        share.enter(key)
+    serve(share, 20)
+    share.correct("a", -100.0)
+    share.enter("c")
+    assert serve(share, 10) == {"a": 5, "c": 5}
+
+
+def test_corrections_keep_weights() -> None:
+    share, weights = FairShare(10), {"a": 4.0, "b": 1.0}
+    for key, weight in weights.items():
+        share.enter(key, weight)
+    used = {"a": 0.0, "b": 0.0}
+    for _ in range(1000):
+        turn = share.turn()
+        assert turn is not None
+        share.charge(turn, 10.0, weights[turn])
+        actual = 2.0 if turn == "a" else 15.0
+        share.correct(turn, actual - 10.0, weights[turn])
+        used[turn] += actual
+    assert abs(used["a"] / used["b"] - 4.0) < 0.1

@@ -28,9 +28,9 @@ def ask(made: Stage, plan_id: int, **changes: Any) -> list[Action]:
     return made.do(PlanRequested(session=FRONT, plan_id=plan_id, **fields))
 
 
-def end(made: Stage, plan_id: int) -> list[int]:
+def end(made: Stage, plan_id: int, output_tokens: int = 32) -> list[int]:
     """End a plan; the ids of those that got its place."""
-    return granted(made.do(RequestEnded(session=FRONT, plan_id=plan_id)))
+    return granted(made.do(RequestEnded(session=FRONT, plan_id=plan_id, output_tokens=output_tokens)))
 
 
 def granted(actions: list[Action]) -> list[int]:
@@ -63,6 +63,24 @@ def test_nobody_overtakes_within_a_tenant_and_a_large_request_is_not_starved() -
     ask(made, 11, prompt_tokens=60 * 32)
     ask(made, 12, prompt_tokens=32)
     assert [end(made, plan_id) for plan_id in range(1, 8)] == [[], [], [], [], [], [], [11, 12]]
+
+
+def test_tenants_share_what_was_given_and_not_what_was_expected() -> None:
+    made = stage()
+    fill(made)
+    for plan_id in range(11, 611):
+        tenant = "brief" if plan_id % 2 else "long"
+        ask(made, plan_id, prompt_tokens=64, output_tokens_max=256, tenant=tenant)
+    gives, given = {"brief": 16, "long": 256}, {"brief": 0, "long": 0}
+    running = list(range(1, 11))
+    for _ in range(300):
+        plan_id = running.pop(0)
+        tenant = "nobody" if plan_id < 11 else "brief" if plan_id % 2 else "long"
+        running += end(made, plan_id, gives.get(tenant, 32))
+        if tenant in given:
+            given[tenant] += 64 + gives[tenant]
+    # What still runs was charged as expected and is corrected when it ends.
+    assert given["brief"] / given["long"] == pytest.approx(1.0, abs=0.15)
 
 
 def test_what_could_never_fit_does_not_wait() -> None:
