@@ -10,6 +10,7 @@ from vllm.sampling_params import SamplingParams
 
 from engine.protocol import Finish, Logprobs
 from front_proxy.generation import GenerationDelta, GenerationRequest, Phases
+from front_proxy.vllm_sequences import DeltaSource, SequenceSource
 from runtime.failures import Failure, FailureError, FailureKind
 
 PHASES = Phases(plan_s=0.001, queue_s=0.002, prefill_s=0.003, first_token_out_s=0.004)
@@ -73,6 +74,8 @@ class FakeSource:
         self.held = asyncio.Event()
         self.stopping = asyncio.Event()
         self.view = FakeCluster()
+        self.through: SequenceSource | None = None
+        """Set: who answers instead."""
 
     def cluster(self) -> FakeCluster:
         """The view."""
@@ -85,9 +88,14 @@ class FakeSource:
     def satisfied(self, request_id: str) -> None:
         """Remember who was content."""
         self.content.append(request_id)
+        if self.through is not None:
+            self.through.satisfied(request_id)
 
-    def generate(self, request: GenerationRequest) -> FakeDeltas:
+    def generate(self, request: GenerationRequest) -> DeltaSource:
         """One sequence."""
+        if self.through is not None:
+            self.requests.append(request)
+            return self.through.generate(request)
         return FakeDeltas(self._deltas(request), self.burst)
 
     async def _deltas(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:

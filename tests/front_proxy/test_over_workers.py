@@ -52,7 +52,7 @@ class Cluster:
 
 @asynccontextmanager
 async def cluster(
-    start: StartWorker, *, prefills: int = 2, decodes: int = 2, **settings: Any
+    start: StartWorker, *, prefills: int = 2, decodes: int = 2, fake: FakeEngineConfig | None = None, **settings: Any
 ) -> AsyncIterator[Cluster]:
     config = SchedulerConfig()
     core = SchedulerCore(config, random.Random(1))
@@ -65,7 +65,7 @@ async def cluster(
         await start(
             role,
             config=WorkerConfig(scheduler_address=server.address, load_interval_s=0.01),
-            fake=FakeEngineConfig(),
+            fake=fake or FakeEngineConfig(),
         )
         for role in ["prefill"] * prefills + ["decode"] * decodes
     ]

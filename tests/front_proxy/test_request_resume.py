@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import pytest
 
+from engine.protocol import Finish as EngineFinish
+from engine.protocol import Logprobs
 from front_proxy.flow_events import (
     AskPlan,
     Emit,
@@ -11,6 +16,7 @@ from front_proxy.flow_events import (
     Finish,
     FlowEvent,
     HolderLost,
+    Output,
     Pause,
     PauseOver,
     PlanRefused,
@@ -23,7 +29,7 @@ from front_proxy.flow_events import (
 )
 from front_proxy.request_flow import Phase
 from front_proxy.stall import Awaited
-from front_proxy.work import Stage
+from front_proxy.work import FirstFacts, Stage, WorkerOutput
 from runtime.failures import Failure, FailureKind
 from tests.front_proxy.flow_play import LENGTH, STOP, Play, decoded, failed, handoff, kinds, planned, prefilled
 
@@ -91,6 +97,46 @@ def test_what_cannot_be_continued_is_computed_again_and_shown_from_where_it_brok
     assert play.tokens == [5, 6, 7, 8, 9]
     assert play.all(Finish)[0].output_tokens == 5
     assert [end.output_tokens for end in play.all(EndPlan)] == [3, 2]
+
+
+OUTPUT = range(100, 112)
+
+
+def scored(tokens: Sequence[int], attempt: int, finish: EngineFinish | None = None, first: bool = False) -> Output:
+    """A step of a decode with a score for each token, by which it is known again."""
+    output = WorkerOutput(
+        token_ids=list(tokens),
+        finish=finish,
+        first=FirstFacts(external_tokens=1) if first else None,
+        logprobs=Logprobs(
+            width=1, token_ids=list(tokens), logprobs=[-float(t) for t in tokens], ranks=[1] * len(tokens)
+        ),
+    )
+    return Output(attempt=attempt, stage=Stage.DECODE, output=output)
+
+
+@pytest.mark.parametrize("continuing", [True, False], ids=["continue", "replay"])
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_wherever_a_stream_breaks_its_tokens_and_their_scores_come_once_and_in_order(
+    continuing: bool, step: int
+) -> None:
+    for breaks in itertools.combinations(range(1, len(OUTPUT)), 2):
+        play = Play(continuing=continuing, output_tokens_max=len(OUTPUT), attempts_max=9, resumes_max=9)
+        for attempt, until in enumerate((*breaks, len(OUTPUT)), 1):
+            at = play.flow.output_tokens if continuing else 0
+            play.tell(planned(attempt, prefill=None))
+            while at < until:
+                tokens = OUTPUT[at : min(at + step, until)]
+                ends = LENGTH if at + len(tokens) == len(OUTPUT) else None
+                play.tell(scored(tokens, attempt, ends, first=tokens[0] == OUTPUT[0]))
+                at += len(tokens)
+            if until < len(OUTPUT):
+                play.tell(failed(Stage.DECODE, attempt=attempt))
+        deltas = [emit.delta for emit in play.all(Emit)]
+        scores = [score for delta in deltas if delta.logprobs for score in delta.logprobs.logprobs]
+        assert play.tokens == list(OUTPUT) and scores == [-float(token) for token in OUTPUT], breaks
+        assert [delta.finish for delta in deltas if delta.finish] == [LENGTH]
+        assert play.all(Finish)[0].output_tokens == len(OUTPUT)
 
 
 def test_a_replay_that_gives_other_tokens_fails_and_is_stopped() -> None:
