@@ -34,6 +34,8 @@ class Duplex(Generic[Item]):
         self._outbox: collections.deque[Item] = collections.deque()
         self._wake = asyncio.Event()
         self._end_reason: str | None = None
+        self.silent = False
+        """Whether it ended because the peer said nothing; one that refuses says something."""
         self._end = asyncio.Event()
 
     @property
@@ -55,10 +57,10 @@ class Duplex(Generic[Item]):
         self._wake.set()
         return True
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: str, *, silent: bool = False) -> None:
         """End the stream soon. The first reason stays."""
         if not self._end.is_set():
-            self._end_reason = reason
+            self._end_reason, self.silent = reason, silent
             self._end.set()
 
     async def run(self, call: grpc.aio.StreamStreamCall[Any, Any], *, connect_timeout_s: float) -> str:
@@ -87,8 +89,12 @@ class Duplex(Generic[Item]):
         await self._end.wait()
 
     async def _read(self, call: grpc.aio.StreamStreamCall[Any, Any], connect_timeout_s: float) -> None:
-        async with asyncio.timeout(connect_timeout_s):
-            message = await call.read()
+        try:
+            async with asyncio.timeout(connect_timeout_s):
+                message = await call.read()
+        except TimeoutError:
+            self.silent = True
+            raise
         while message is not _EOF:
             self._on_message(message)
             message = await call.read()

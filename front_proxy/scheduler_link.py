@@ -19,6 +19,7 @@ from front_proxy.cluster_view import ClusterView
 from front_proxy.degraded_plans import DegradedPlans
 from front_proxy.duplex import Duplex
 from front_proxy.flow_events import AskPlan, Outcome
+from front_proxy.leader_watch import LeaderWatch
 from front_proxy.outage_planner import SESSION
 from front_proxy.work import Placement
 from protos.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
@@ -73,6 +74,8 @@ class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
     view_max_age_s: float
     load_fade_s: float
     connect_timeout_s: float
+    silence_timeout_s: float
+    """Of several schedulers, one that stays silent for so long is left for the next."""
     backoff_min_s: float
     backoff_max_s: float
     send_messages_max: int
@@ -115,6 +118,7 @@ class SchedulerLink:
         )
         self._loop = asyncio.get_running_loop()
         self._addresses = Addresses(options.address)
+        self._leader = LeaderWatch(silence_timeout_s=options.silence_timeout_s, several=len(self._addresses) > 1)
         self._duplex: Duplex[_Item] | None = None
         self._opened = False
         self._silent = False
@@ -166,11 +170,12 @@ class SchedulerLink:
         pause_s = self._options.backoff_min_s
         try:
             while True:
-                opened, reason = await self._one_stream()
+                opened, silent, reason = await self._one_stream()
                 if opened:
                     pause_s = self._options.backoff_min_s
+                    self._addresses.served()
                     self._on_lost(reason)
-                self._addresses.failed()
+                self._addresses.failed(silent=silent)
                 # Many front proxies lose one scheduler at one moment; they must not all return at one moment.
                 wait_s = pause_s * random.uniform(0.5, 1.0)
                 logger.warning("no stream to the scheduler", extra={"reason": reason, "again_in_s": round(wait_s, 3)})
@@ -179,11 +184,13 @@ class SchedulerLink:
         finally:
             self._refuse_all("The front proxy stops.")
 
-    async def _one_stream(self) -> tuple[bool, str]:
+    async def _one_stream(self) -> tuple[bool, bool, str]:
+        """Whether the scheduler ever spoke, whether the stream ended because it did not, and why it ended."""
         duplex: Duplex[_Item] = Duplex(
             encode=lambda item: item, on_message=self._on_message, send_messages_max=self._options.send_messages_max
         )
         self._duplex, self._silent = duplex, False
+        self._leader.begin(duplex)
         duplex.send(self._register())
         # A scheduler releases everything of a stream that ended: it is told what runs, and asked anew what was asked.
         duplex.send(self._plans_running())
@@ -196,6 +203,7 @@ class SchedulerLink:
             try:
                 reason = await duplex.run(call, connect_timeout_s=self._options.connect_timeout_s)
             finally:
+                self._leader.end()
                 if self._telling is not None:
                     self._telling.cancel()
                 if self._answers:
@@ -204,7 +212,7 @@ class SchedulerLink:
                 self._duplex = None
                 self._view.disconnected()
                 self._plan_pending_here()
-        return opened, reason
+        return opened, duplex.silent, reason
 
     def _send(self, item: _Item) -> None:
         # A silent scheduler is told everything at once when it speaks again; until then nothing piles up.
@@ -228,6 +236,8 @@ class SchedulerLink:
         self._tell_later()
 
     def _on_message(self, message: scheduler_pb2.FrontReply) -> None:
+        if not self._leader.believes(message):
+            return
         self._opened = True
         if self._silent:
             self._silent = False

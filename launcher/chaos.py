@@ -216,7 +216,7 @@ class _Chaos:
         def whole(lines: Sequence[status.StatusLine]) -> bool:
             hit = next(line for line in lines if line.id == fault.process_id)
             anew = fault.kind == "freeze" or hit.pid != before.pid
-            return anew and all(line.state == "ready" for line in lines)
+            return anew and status.all_serve(lines)
 
         await self._until(whole, self._options.recover_timeout_s, f"{fault.process_id} is whole again")
 

@@ -11,10 +11,12 @@ from engine.config import EngineConfig
 from front_proxy.config import FrontProxyConfig
 from prefill_worker.config import PrefillWorkerConfig
 from runtime.bounds import Positive
+from runtime.silence import LOOKS, look_interval_s
 from scheduler.config import SchedulerConfig
 from worker.config import WorkerConfig
 
 Processes = Annotated[int, msgspec.Meta(ge=1, le=512)]
+Schedulers = Annotated[int, msgspec.Meta(ge=1, le=2)]
 Restarts = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 Lines = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
 
@@ -26,6 +28,9 @@ class LauncherConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Prefill workers."""
     decode: Processes = 1
     """Decode workers."""
+    schedulers: Schedulers = 1
+    """Schedulers. Of two, one leads and the other stands by until it is needed. scheduler.port, where it is set, is the
+    first one's; the second takes the next."""
     front_proxies: Processes = 1
     """Front proxies. The first takes front_proxy.port; the others take any free port."""
     state_dir: str = ".baton"
@@ -80,4 +85,16 @@ class BatonConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(
                 "front_proxy.handoff_renew_interval_s must be at most half of prefill_worker.lease_s: "
                 "a lease must outlive one lost renewal"
+            )
+        if self.scheduler.leader_lease_file or self.launcher.schedulers > 1:
+            self._check_takeover()
+
+    def _check_takeover(self) -> None:
+        """Whoever leaves a leader that stands still must be with the next one before that takes him for gone."""
+        left_after_s = look_interval_s(self.worker.scheduler_silence_timeout_s, self.scheduler.sign_of_life_interval_s)
+        if left_after_s * (LOOKS + 1) > self.scheduler.leader_lease_s + self.scheduler.rebuild_grace_s:
+            raise ValueError(
+                "worker.scheduler_silence_timeout_s and a third must not be longer than scheduler.leader_lease_s and "
+                "scheduler.rebuild_grace_s together: workers must have left a leader that stands still before the next "
+                "one takes them for gone"
             )

@@ -13,7 +13,7 @@ from launcher import kernel_view, model_choice, status
 from launcher.config import BatonConfig
 from launcher.environment import child_environment
 from launcher.ports import HTTP_FD_VARIABLE, HeldPorts
-from launcher.process_plan import SCHEDULER_ID, STOP_ORDER, ProcessSpec, Role
+from launcher.process_plan import STOP_ORDER, ProcessSpec, Role
 from launcher.processes import Child, HasEnded, SaidReady, stop_all
 from launcher.serve import CHILD_VARIABLE
 from launcher.state import LOGS, ClusterRecord, ClusterState, ProcessRecord
@@ -67,10 +67,10 @@ class LocalProcesses:
         """Start a process; one that ran before must have ended. Raises OSError when the system refuses."""
         spec = self.specs[process_id]
         settings = [*spec.settings, *self._ports.settings(process_id)]
-        if spec.id != SCHEDULER_ID and spec.after:
-            address = self.state.process(SCHEDULER_ID).grpc_address
+        if spec.role != "scheduler":
+            addresses = ",".join(one.grpc_address for one in self.state.record.processes if one.role == "scheduler")
             section = "front_proxy" if spec.role == "front_proxy" else "worker"
-            settings.append(f"{section}.scheduler_address={address}")
+            settings.append(f"{section}.scheduler_address={addresses}")
         local = model_choice.is_local(self._config.engine.model)
         environ = child_environment(os.environ, threads=spec.threads, model_is_local=local)
         # What these say is in the configuration file already; said twice, it would win over a process's own settings.

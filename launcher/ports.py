@@ -37,10 +37,12 @@ class HeldPorts:
         front, scheduler = config.front_proxy, config.scheduler
         with contextlib.ExitStack() as undo:
             undo.callback(held.close)
-            first = True
+            first, schedulers = True, 0
             for spec in specs:
                 if spec.role == "scheduler":
-                    held._keep(spec.id, scheduler.host, scheduler.port, "scheduler.port")
+                    port = scheduler.port + schedulers if 0 < scheduler.port <= 65535 - schedulers else 0
+                    held._keep(spec.id, scheduler.host, port, "scheduler.port")
+                    schedulers += 1
                 elif spec.role == "front_proxy":
                     port, grpc_port = (front.port, front.grpc_port) if first else (0, 0)
                     listener = _bound(front.host, port, "front_proxy.port", "--port")

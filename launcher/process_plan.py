@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -12,7 +13,7 @@ from runtime.configuration import DEFAULT
 
 Role = Literal["scheduler", "prefill", "decode", "front_proxy"]
 STOP_ORDER: tuple[tuple[Role, ...], ...] = (("front_proxy",), ("prefill", "decode"), ("scheduler",))
-SCHEDULER_ID = "scheduler"
+LEADER_FILE = "leader"
 _COMMANDS: dict[Role, str] = {
     "scheduler": "scheduler",
     "prefill": "prefill",
@@ -43,14 +44,18 @@ def plan(config: BatonConfig) -> tuple[ProcessSpec, ...]:
     launcher = config.launcher
     workers = [("prefill", index) for index in range(launcher.prefill)]
     workers += [("decode", index) for index in range(launcher.decode)]
-    specs = [ProcessSpec(id=SCHEDULER_ID, role="scheduler", threads=1)]
+    schedulers = scheduler_ids(config)
+    specs = [
+        ProcessSpec(id=name, role="scheduler", settings=_scheduler_settings(config, name, ordinal), threads=1)
+        for ordinal, name in enumerate(schedulers)
+    ]
     for ordinal, (role, index) in enumerate(workers):
         assert role in ("prefill", "decode")
         specs.append(
             ProcessSpec(
                 id=f"{role}-{index}",
                 role="prefill" if role == "prefill" else "decode",
-                after=(SCHEDULER_ID,),
+                after=schedulers,
                 settings=_worker_settings(config, f"{role}-{index}", ordinal),
             )
         )
@@ -58,7 +63,7 @@ def plan(config: BatonConfig) -> tuple[ProcessSpec, ...]:
         ProcessSpec(
             id=f"front-proxy-{index}",
             role="front_proxy",
-            after=(SCHEDULER_ID,),
+            after=schedulers,
             settings=_front_settings(f"front-proxy-{index}", index),
             threads=1,
         )
@@ -67,9 +72,15 @@ def plan(config: BatonConfig) -> tuple[ProcessSpec, ...]:
     return tuple(specs)
 
 
-def one_machine(config: BatonConfig, sources: Mapping[str, str]) -> BatonConfig:
+def scheduler_ids(config: BatonConfig) -> tuple[str, ...]:
+    """The names of the schedulers, of which one leads."""
+    count = config.launcher.schedulers
+    return ("scheduler",) if count == 1 else tuple(f"scheduler-{index}" for index in range(count))
+
+
+def one_machine(config: BatonConfig, sources: Mapping[str, str], state_dir: Path) -> BatonConfig:
     """``config`` adjusted to all processes sharing this machine; what the operator has set stays as it is."""
-    launcher, engine, front = config.launcher, config.engine, config.front_proxy
+    launcher, engine, front, scheduler = config.launcher, config.engine, config.front_proxy, config.scheduler
 
     def unset(path: str) -> bool:
         return sources.get(path, DEFAULT) == DEFAULT
@@ -78,7 +89,18 @@ def one_machine(config: BatonConfig, sources: Mapping[str, str]) -> BatonConfig:
         engine = msgspec.structs.replace(engine, engines_per_machine=launcher.prefill + launcher.decode)
     if unset("front_proxy.grpc_port") and front.port:
         front = msgspec.structs.replace(front, grpc_port=front.port + 1 if front.port < 65535 else 0)
-    return msgspec.structs.replace(config, engine=engine, front_proxy=front)
+    if launcher.schedulers > 1 and not scheduler.leader_lease_file:
+        scheduler = msgspec.structs.replace(scheduler, leader_lease_file=str(state_dir / LEADER_FILE))
+    return msgspec.structs.replace(config, engine=engine, front_proxy=front, scheduler=scheduler)
+
+
+def _scheduler_settings(config: BatonConfig, scheduler_id: str, ordinal: int) -> tuple[str, ...]:
+    if config.launcher.schedulers == 1:
+        return ()
+    # As with workers: a fixed port counts up. gRPC's is held by the launcher, which tells it.
+    metrics_port = config.scheduler.metrics_port
+    counted = (f"scheduler.metrics_port={metrics_port + ordinal}",) if metrics_port else ()
+    return (f"scheduler.scheduler_id={scheduler_id}", *counted)
 
 
 def _worker_settings(config: BatonConfig, worker_id: str, ordinal: int) -> tuple[str, ...]:

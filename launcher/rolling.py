@@ -36,7 +36,8 @@ async def settled(spec: ProcessSpec, record: Callable[[], ClusterRecord], *, wit
     """Wait until the others have found a process that came back; what is wrong, or nothing.
 
     Workers say that they are ready when they are registered, and front proxies when they can serve. A scheduler says it
-    when it listens: whoever else is ready must have registered with it before anybody may go.
+    when it listens: whoever else is ready must have registered with the one that leads before anybody may go. That may
+    be another one, for which this one stands by now.
     """
     if spec.role != "scheduler":
         return ""
@@ -44,13 +45,15 @@ async def settled(spec: ProcessSpec, record: Callable[[], ClusterRecord], *, wit
         async with asyncio.timeout(within_s):
             while True:
                 now = record()
-                address = next(process.grpc_address for process in now.processes if process.id == spec.id)
-                said = await status.ask(address, timeout_s=_ASK_TIMEOUT_S)
-                if said is not None and said.workers_registered >= _ready_workers(now):
+                schedulers = [process for process in now.processes if process.role == "scheduler"]
+                asked = [status.ask(one.grpc_address, timeout_s=_ASK_TIMEOUT_S) for one in schedulers]
+                said = dict(zip((one.id for one in schedulers), await asyncio.gather(*asked), strict=True))
+                registered = [each.workers_registered for each in said.values() if each and each.state == "ready"]
+                if said[spec.id] is not None and max(registered, default=-1) >= _ready_workers(now):
                     return ""
                 await asyncio.sleep(_LOOK_INTERVAL_S)
     except TimeoutError:
-        return f"came back, but within {within_s:g} s not every worker has registered with it"
+        return f"came back, but within {within_s:g} s not every worker has registered with a scheduler that leads"
 
 
 def _ready_workers(record: ClusterRecord) -> int:

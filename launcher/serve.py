@@ -54,7 +54,7 @@ def process_id(role: Role, config: BatonConfig) -> str:
     """The name of this process in its log."""
     match role:
         case "scheduler":
-            return "scheduler"
+            return config.scheduler.scheduler_id or "scheduler"
         case "prefill" | "decode":
             return config.worker.worker_id or f"{role}-{os.getpid()}"
         case "front_proxy":

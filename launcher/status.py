@@ -118,6 +118,14 @@ def judge(
     )
 
 
+def all_serve(lines: Sequence[StatusLine]) -> bool:
+    """Whether every process does its part: each is ready, but of several schedulers all that do not lead stand by."""
+    schedulers = [line.state for line in lines if line.role == "scheduler"]
+    others = [line.state for line in lines if line.role != "scheduler"]
+    led = schedulers.count("ready") == 1 and schedulers.count("standby") == len(schedulers) - 1
+    return led and all(state == "ready" for state in others)
+
+
 def as_json(lines: Sequence[StatusLine]) -> str:
     """The machine-readable form."""
     return msgspec.json.format(msgspec.json.encode({"processes": list(lines)}), indent=2).decode()

@@ -39,7 +39,7 @@ def up(config: BatonConfig, sources: Mapping[str, str]) -> int:
     """
     state_dir = Path(config.launcher.state_dir).expanduser().absolute()
     with owned(state_dir):
-        prepared = one_machine(config, sources)
+        prepared = one_machine(config, sources, state_dir)
         ports = HeldPorts.take(prepared, plan(prepared))
         with contextlib.closing(ports):
             # Until the event loop takes over, SIGTERM ends the training of the demo model as Ctrl-C does.

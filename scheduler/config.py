@@ -156,10 +156,17 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     message_bytes_max: PositiveCount = 16 * 1024 * 1024
     # Block hashes accepted with one plan request.
     block_hashes_max: PositiveCount = 65536
-    # Of several schedulers that share this file, one leads and the others stand by. Empty: this one is alone.
+    # This one's name in its log and its status. Empty: "scheduler".
+    scheduler_id: str = ""
+    # Of several schedulers that share this file name, one leads and the others stand by; numbers are put behind it.
+    # Empty: this one is alone.
     leader_lease_file: str = ""
-    # How often one that stands by tries to lead, and one that leads makes sure that it does.
+    # How often one that stands by tries to lead, and one that leads renews.
     leader_interval_s: Positive = 0.25
+    # A leader that could not renew for so long leads no longer, and another one may.
+    leader_lease_s: Positive = 3.0
+    # How often a leader says something to everybody, so that one that stands still is left for the next leader.
+    sign_of_life_interval_s: Positive = 0.5
     # Wait for running calls at shutdown.
     stop_grace_s: Positive = 1.0
     log_level: LogLevel = "info"
@@ -192,5 +199,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             raise ValueError("worker_lease_s must be longer than heartbeat_interval_s")
         if self.silence_timeout_s <= self.heartbeat_interval_s:
             raise ValueError("silence_timeout_s must be longer than heartbeat_interval_s")
+        if self.leader_lease_s < 4 * self.leader_interval_s:
+            raise ValueError("leader_lease_s must be at least four times leader_interval_s: renewals may be late")
         if self.retry_after_max_s < self.retry_after_min_s:
             raise ValueError("retry_after_max_s must not be less than retry_after_min_s")

@@ -1,20 +1,28 @@
-"""Which of several schedulers leads. The seat of any store that can promise one holder; a locked file is one.
+"""Which of several schedulers leads. The seat of any store that can promise one holder; files of one machine are one.
 
-A lease in Kubernetes (``coordination.k8s.io/v1`` Lease) fits the same four calls: ``try_acquire`` takes over an expired
-lease with the resource version it read and counts ``leaseTransitions`` as the epoch, ``still_held`` renews
-``renewTime`` and is False once ``leaseDurationSeconds`` passed without a renewal, ``holder`` is ``holderIdentity``. It
-is not built.
+A leader leads until a moment that it moves on by renewing, and never beyond: one that stood still finds it past when it
+wakes. A stand-by takes over once the kernel says that the leader is dead, or once it has not seen a renewal for as long
+as one holds. Nobody compares clocks: each counts from what it did or saw itself, the leader from before it renewed and
+the stand-by from after it saw that, so the leader's time is over first.
+
+A lease in Kubernetes (``coordination.k8s.io/v1`` Lease) fits the same calls: ``try_acquire`` takes over an expired
+lease with the resource version it read and counts ``leaseTransitions`` as the epoch, ``renew`` writes ``renewTime``,
+``until_s`` is its time plus ``leaseDurationSeconds``, ``holder`` is ``holderIdentity``. It is not built.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
+
+from runtime.clock import Clock
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -25,14 +33,19 @@ class Holder(msgspec.Struct, frozen=True):
 
 
 class LeaderLease(Protocol):
-    """At most one process holds it at any time. Calls do not block for long; OSError says that the store is away."""
+    """At most one process leads at any time. Calls do not block for long; OSError says that the store is away."""
+
+    @property
+    def until_s(self) -> float:
+        """When leading is over unless it is renewed, by the holder's clock; in the past where it does not lead."""
+        ...
 
     def try_acquire(self, address: str) -> int | None:
         """Become the leader, reachable at ``address``: its epoch. None while another one leads."""
         ...
 
-    def still_held(self) -> bool:
-        """Renew. False: lost, and whoever asks must stop leading at once."""
+    def renew(self) -> bool:
+        """Move ``until_s`` on. False: lost, and whoever asks must stop leading at once."""
         ...
 
     def holder(self) -> Holder:
@@ -45,57 +58,129 @@ class LeaderLease(Protocol):
 
 
 class FileLease:
-    """A lock on a file of this machine. The kernel lets go of it when its holder dies, however it does.
+    """One file for each leadership: ``<path>.1``, ``<path>.2``, ... The largest number is the present one.
 
-    A holder that stands still keeps it: front proxies then plan from their last view.
+    Its leader holds a lock on it, of which the kernel lets go when the leader dies, and touches it to renew. A file
+    appears whole and locked, by a link, which only one contender for a number can make: a leader that is dead or frozen
+    need not help, and a contender that freezes halfway hinders nobody. The folder must be a local one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, lease_s: float, clock: Clock) -> None:
         self._path = path
-        self._file: int | None = None
+        self._lease_s = lease_s
+        self._clock = clock
+        # File descriptor and number of the leadership that is ours.
+        self._held: tuple[int, int] | None = None
+        self._touched_ns = 0
+        self._until_s = float("-inf")
+        # Number and last renewal of another one's leadership, and since when we know of that renewal.
+        self._seen: tuple[int, int] | None = None
+        self._seen_s = float("-inf")
+
+    @property
+    def until_s(self) -> float:
+        """When leading is over unless it is renewed."""
+        return self._until_s
 
     def try_acquire(self, address: str) -> int | None:
-        """Lock the file and write down who leads."""
-        assert self._file is None, "it leads already"
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not self._is_the_file(file):
-                return None
-            # Also where the file was deleted, and with it the last leader's epoch.
-            epoch = max(self.holder().epoch + 1, time.time_ns() // 1_000_000)
-            told = msgspec.json.encode(Holder(epoch, address))
-            os.pwrite(file, told, 0)
-            os.ftruncate(file, len(told))
-            os.fsync(file)
-        except BlockingIOError:
+        """Make the file of the next number, unless the leader of the present one is alive and well."""
+        assert self._held is None, "it leads already"
+        began_s = self._clock.monotonic_s()
+        number = self._newest()
+        if number and self._leads(number):
             return None
-        else:
-            self._file, file = file, -1
-            return epoch
-        finally:
-            if file >= 0:
-                os.close(file)
+        # By the clock, so that it grows also where the files were deleted, and with them the last epoch.
+        epoch = max(self._read(number).epoch + 1, time.time_ns() // 1_000_000)
+        file = self._make(number + 1, Holder(epoch, address))
+        if file is None:
+            return None
+        if self._newest() != number + 1:
+            # We stood still for so long that our number was used up and cleaned away meanwhile.
+            os.close(file)
+            return None
+        self._held, self._until_s = (file, number + 1), began_s + self._lease_s
+        self._clean_up(number + 1)
+        return epoch
 
-    def still_held(self) -> bool:
-        """Whether the locked file is still the one that others would lock."""
-        return self._file is not None and self._is_the_file(self._file)
+    def renew(self) -> bool:
+        """Touch the file, if it is still time to and nobody has made the next one."""
+        began_s = self._clock.monotonic_s()
+        if self._held is None or began_s >= self._until_s:
+            return False
+        file, number = self._held
+        # Others look for a change, and the wall clock may go back.
+        self._touched_ns = max(self._touched_ns + 1, time.time_ns())
+        os.utime(file, ns=(self._touched_ns, self._touched_ns))
+        if self._newest() != number:
+            return False
+        self._until_s = began_s + self._lease_s
+        return True
 
     def holder(self) -> Holder:
-        """What the last leader wrote; nobody where nothing whole is written."""
-        try:
-            return msgspec.json.decode(self._path.read_bytes(), type=Holder)
-        except (FileNotFoundError, msgspec.DecodeError):
-            return Holder()
+        """What the last leader wrote; nobody where nothing is written."""
+        return self._read(self._newest())
 
     def release(self) -> None:
         """Unlock."""
-        file, self._file = self._file, None
-        if file is not None:
-            os.close(file)
+        held, self._held, self._until_s = self._held, None, float("-inf")
+        if held is not None:
+            os.close(held[0])
 
-    def _is_the_file(self, file: int) -> bool:
+    def _leads(self, number: int) -> bool:
+        """Whether the leader of this number lives and has renewed in time."""
         try:
-            return os.path.samestat(os.fstat(file), self._path.stat())
+            file = os.open(self._file(number), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
+            return True  # cleaned away, so there is a newer one
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            seen = (number, os.fstat(file).st_mtime_ns)
+        else:
             return False
+        finally:
+            os.close(file)
+        now_s = self._clock.monotonic_s()
+        if seen != self._seen:
+            self._seen, self._seen_s = seen, now_s
+        return now_s < self._seen_s + self._lease_s
+
+    def _make(self, number: int, holder: Holder) -> int | None:
+        """Its open, locked file; None where somebody else was quicker."""
+        file, draft = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
+        made = False
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.write(file, msgspec.json.encode(holder))
+            os.fsync(file)
+            os.link(draft, self._file(number))
+            made = True
+        except FileExistsError:
+            return None
+        finally:
+            Path(draft).unlink()
+            if not made:
+                os.close(file)
+        return file
+
+    def _newest(self) -> int:
+        """The largest number there is; 0 where there is none."""
+        prefix = f"{self._path.name}."
+        names = [file.name for file in self._path.parent.iterdir() if file.name.startswith(prefix)]
+        numbers = [name.removeprefix(prefix) for name in names]
+        return max((int(number) for number in numbers if number.isdecimal()), default=0)
+
+    def _clean_up(self, number: int) -> None:
+        """Of the older leaderships nobody asks any more; where it fails, the next leader tries again."""
+        with contextlib.suppress(OSError):
+            for older in range(number - 1, 0, -1):
+                self._file(older).unlink()
+
+    def _read(self, number: int) -> Holder:
+        try:
+            return msgspec.json.decode(self._file(number).read_bytes(), type=Holder)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return Holder()
+
+    def _file(self, number: int) -> Path:
+        return self._path.with_name(f"{self._path.name}.{number}")

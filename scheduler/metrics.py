@@ -47,6 +47,7 @@ class SchedulerMetrics:
         )
         self._workers = Gauge("baton_scheduler_workers", "Registered workers", ("role", "state"), registry=registry)
         self._fronts = Gauge("baton_scheduler_front_proxies", "Connected front proxies", registry=registry)
+        self._leads = Gauge("baton_scheduler_leads", "1 while this scheduler leads", registry=registry)
         self._plans_in_flight = Gauge(
             "baton_scheduler_plans_in_flight", "Plans granted and not ended", registry=registry
         )
@@ -88,6 +89,10 @@ class SchedulerMetrics:
     def request_ended(self, outcome: str) -> None:
         """Count an end under one of the outcomes we know."""
         self._requests_ended.labels(outcome if outcome in _OUTCOMES else "other").inc()
+
+    def show_leads(self, leads: bool) -> None:
+        """Whether this scheduler leads, or stands by."""
+        self._leads.set(leads)
 
     def show_waiting(self, counts: Mapping[PriorityClass, int]) -> None:
         """Bring the line's gauges up to date."""

@@ -44,7 +44,7 @@ async def run(
     clock = SystemClock()
     make_core = functools.partial(_core, config, clock, metrics)
     shell = SchedulerShell(config, make_core(), clock, metrics)
-    lease = FileLease(Path(config.leader_lease_file)) if config.leader_lease_file else None
+    lease = _lease(config, clock)
     if lease is not None:
         shell.stands_by_for = ""
     status = StatusService(shell, epoch=time.time_ns())
@@ -73,10 +73,12 @@ async def run(
             for task in parts:
                 task.cancel()
     finally:
-        if lease is not None:
-            lease.release()
         status.state = "stopped"
         shell.close()
+        if lease is not None:
+            # The next one may lead from here on, so nothing of what still comes in is decided.
+            shell.leads_until_s = float("-inf")
+            lease.release()
         await server.stop(config.stop_grace_s)
     if shell.broken.is_set():
         raise SystemExit(EXIT_BROKEN)
@@ -88,6 +90,13 @@ def _core(config: SchedulerConfig, clock: Clock, metrics: SchedulerMetrics) -> S
     return SchedulerCore(config, rng=random.Random(), probe=PolicyProbe(metrics), began_s=clock.monotonic_s())
 
 
+def _lease(config: SchedulerConfig, clock: Clock) -> LeaderLease | None:
+    """Where several share the lead; None where this one is alone."""
+    if not config.leader_lease_file:
+        return None
+    return FileLease(Path(config.leader_lease_file), lease_s=config.leader_lease_s, clock=clock)
+
+
 async def _lead(
     config: SchedulerConfig,
     lease: LeaderLease,
@@ -96,16 +105,30 @@ async def _lead(
     server: RunningServer,
     status: StatusService,
 ) -> None:
-    """Stand by until nobody else leads, lead, and return when that is lost: this process must not plan any more."""
-    while (epoch := lease.try_acquire(status.address)) is None:
-        shell.stands_by_for = lease.holder().address
+    """Stand by until nobody else leads, lead, and return when that is lost: this process must not plan any more.
+
+    Raises OSError when the store is away at the first try: then it is not there at all.
+    """
+    epoch = lease.try_acquire(status.address)
+    while epoch is None:
         await asyncio.sleep(config.leader_interval_s)
+        try:
+            shell.stands_by_for = lease.holder().address
+            epoch = lease.try_acquire(status.address)
+        except OSError as error:
+            log.warning("the store of the leader's lease is away", extra={"why": str(error)})
     shell.lead(make_core(), epoch)
+    shell.leads_until_s = lease.until_s
     status.state = "ready"
     await server.set_serving(True)
     log.warning("this scheduler leads", extra={"leader_epoch": epoch})
-    while True:
+    held = True
+    while held:
         await asyncio.sleep(config.leader_interval_s)
-        if not lease.still_held():
-            log.critical("the leader's lease is lost")
-            return
+        try:
+            held = lease.renew()
+        except OSError as error:
+            log.warning("the store of the leader's lease is away", extra={"why": str(error)})
+            held = not shell.deposed
+        shell.leads_until_s = lease.until_s if held else float("-inf")
+    log.critical("the leader's lease is lost", extra={"leader_epoch": epoch})

@@ -103,6 +103,9 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         if (leader := self._shell.stands_by_for) is not None:
             text = f"This scheduler stands by; {leader or 'nobody that it knows of'} leads."
             await abort(context, Failure(kind=FailureKind.UNAVAILABLE, message=text))
+        if self._shell.deposed:
+            text = "This scheduler does not lead any more."
+            await abort(context, Failure(kind=FailureKind.UNAVAILABLE, message=text))
         try:
             async with asyncio.timeout(self._shell.config.register_timeout_s):
                 message = await context.read()
@@ -171,12 +174,13 @@ class StatusService(cluster_pb2_grpc.StatusServiceServicer):
     ) -> cluster_pb2.GetStatusResponse:
         """This process's line of ``baton status``; the requests are plans in flight."""
         status = cluster_pb2.ProcessStatus(
-            id="scheduler",
+            id=self._shell.config.scheduler_id or "scheduler",
             role="scheduler",
             pid=os.getpid(),
             address=self.address,
             epoch=self._epoch,
-            state=self.state,
+            # Deposed, it serves nobody and ends; it may just not have got to it yet.
+            state="stopped" if self._shell.deposed else self.state,
             requests_running=self._shell.core.plans_in_flight,
             workers_registered=len(self._shell.core.cluster.workers),
         )

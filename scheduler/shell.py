@@ -41,6 +41,7 @@ log = logging.getLogger("baton.scheduler.shell")
 COMMANDS_MAX = 16
 
 _STOPS = Failure(kind=FailureKind.UNAVAILABLE, message="The scheduler stops.")
+_DEPOSED = Failure(kind=FailureKind.UNAVAILABLE, message="This scheduler does not lead any more.")
 _DROPPED = {
     "silent": Failure(kind=FailureKind.UNAVAILABLE, message="The worker was silent for longer than its lease."),
     "replaced": Failure(kind=FailureKind.STATE_LOST, message="A newer start of this worker has registered."),
@@ -61,6 +62,8 @@ class SchedulerShell:
         """Which leadership this is; 0 where there is only one scheduler."""
         self.stands_by_for: str | None = None
         """Address of who leads while this one does not; empty: not known."""
+        self.leads_until_s = float("inf")
+        """When this one's leadership is over unless it is renewed: another one may lead from then on."""
         self.broken = asyncio.Event()
         """Set when the core broke an invariant: the process must end, for its books are wrong."""
         self._clock = clock
@@ -78,9 +81,20 @@ class SchedulerShell:
         assert not self.workers and not self.fronts, "nobody is let in while standing by"
         self.core, self.leader_epoch, self.stands_by_for = core, epoch, None
 
+    @property
+    def deposed(self) -> bool:
+        """Whether another one may lead by now.
+
+        Looked at before anything is decided or told, not from time to time: a process that stood still does not know.
+        """
+        return self._clock.monotonic_s() >= self.leads_until_s
+
     def feed(self, event: Event) -> None:
         """Let the core handle one event and do what follows."""
         if self.broken.is_set():
+            return
+        if self.deposed:
+            self.close(_DEPOSED)
             return
         started_s = time.perf_counter()
         try:
@@ -97,16 +111,22 @@ class SchedulerShell:
 
     async def tick(self) -> None:
         """Look at the leases and refresh the gauges for as long as the process lives."""
+        loop = asyncio.get_running_loop()
+        signed_s = loop.time()
         while True:
             self.feed(Tick())
             self.show_metrics()
-            await asyncio.sleep(self.config.tick_interval_s)
+            if self.leader_epoch and loop.time() >= signed_s + self.config.sign_of_life_interval_s:
+                signed_s = loop.time()
+                self._sign()
+            await asyncio.sleep(min(self.config.tick_interval_s, self.config.sign_of_life_interval_s))
 
     def show_metrics(self) -> None:
         """Bring the gauges up to date."""
         self.metrics.show_cluster(
             self.core.cluster.workers.values(), fronts=len(self.fronts), plans_in_flight=self.core.plans_in_flight
         )
+        self.metrics.show_leads(self.stands_by_for is None and not self.deposed)
         self.metrics.show_waiting(self.core.waiting())
         self.metrics.show_leaks(self.core.leaked_leases())
 
@@ -126,19 +146,15 @@ class SchedulerShell:
                     self.metrics.waited_s.observe(waited_s)
                 decision = "local" if prefill is None else "remote"
                 self.metrics.plans.labels(decision, reason).inc()
-                self.fronts[session].put(wire.plan(action))
+                self.fronts[session].put(self._signed(wire.plan(action)))
             case ReplyWaiting(session=session):
-                self.fronts[session].put(wire.waiting(action))
+                self.fronts[session].put(self._signed(wire.waiting(action)))
             case ReplyRefusal(session=session, cause=cause):
                 self.metrics.refusals.labels(cause).inc()
-                self.fronts[session].put(wire.refusal(action))
+                self.fronts[session].put(self._signed(wire.refusal(action)))
             case AcceptWorker(session=session, worker_id=worker_id):
                 log.info("worker registered", extra={"worker": worker_id})
-                registered = pb.Registered(
-                    heartbeat_interval_ms=round(self.config.heartbeat_interval_s * 1000),
-                    leader_epoch=self.leader_epoch,
-                )
-                self.workers[session].put(pb.WorkerCommand(registered=registered))
+                self.workers[session].put(self._registered())
             case RejectWorker(session=session, failure=failure):
                 log.warning("worker rejected", extra={"why": failure.message})
                 self.workers[session].close(failure)
@@ -185,7 +201,38 @@ class SchedulerShell:
 
     def _push_view(self) -> None:
         self._push = None
+        if self.deposed:
+            return
         self._pushed_s = asyncio.get_running_loop().time()
-        message = wire.view(self.core.cluster.workers.values(), rebuilding=self.core.rebuilding)
+        message = wire.view(
+            self.core.cluster.workers.values(),
+            rebuilding=self.core.rebuilding,
+            sign_of_life_s=self._sign_of_life_s,
+        )
         for outgoing in self.fronts.values():
-            outgoing.show(message)
+            outgoing.show(self._signed(message))
+
+    def _sign(self) -> None:
+        """Say something to everybody, so that nobody takes this leader for one that stands still."""
+        self._publish(at_once=True)
+        for worker in self.workers.values():
+            worker.show(self._registered())
+
+    @property
+    def _sign_of_life_s(self) -> float:
+        """How often everybody hears of a leader; 0: one that is alone promises nothing."""
+        return self.config.sign_of_life_interval_s if self.leader_epoch else 0.0
+
+    def _registered(self) -> pb.WorkerCommand:
+        return pb.WorkerCommand(
+            registered=pb.Registered(
+                heartbeat_interval_ms=round(self.config.heartbeat_interval_s * 1000),
+                leader_epoch=self.leader_epoch,
+                sign_of_life_ms=round(self._sign_of_life_s * 1000),
+            )
+        )
+
+    def _signed(self, reply: pb.FrontReply) -> pb.FrontReply:
+        """Say whose word it is."""
+        reply.leader_epoch = self.leader_epoch
+        return reply

@@ -15,6 +15,7 @@ from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.addresses import Addresses
 from runtime.grpc_server import channel
 from runtime.lifecycle import cancel_and_wait
+from runtime.silence import Silence, look_interval_s
 from worker.body import WorkerBody
 
 log = logging.getLogger("baton.worker.session")
@@ -40,15 +41,17 @@ class SchedulerSession:
     async def run(self) -> None:
         """Register, report, reconnect; returns after ``leave``."""
         while self._leaving is None:
+            silent = False
             try:
                 await self._attempt()
             except _SESSION_ENDS as error:
+                silent = isinstance(error, TimeoutError)
                 self._body.metrics.session_failures.inc()
                 log.warning(
                     "the session with the scheduler at %s ended: %s; next attempt in about %.1f s",
                     self._addresses.current, _words(error), self._backoff_s,
                 )  # fmt: skip
-                self._addresses.failed()
+                self._addresses.failed(silent=silent)
             finally:
                 self.registered.clear()
             if self._leaving is None:
@@ -73,6 +76,7 @@ class SchedulerSession:
                 if 0 < leader_epoch < self._leader_epoch:
                     raise ConnectionError("it led once, and another one leads now")
                 self._leader_epoch = max(self._leader_epoch, leader_epoch)
+                self._addresses.served()
                 self._body.metrics.session_connects.inc()
                 self._backoff_s = config.scheduler_backoff_initial_s
                 self.registered.set()
@@ -83,15 +87,28 @@ class SchedulerSession:
 
     async def _converse(self, call: Any, registered: pb.Registered) -> None:
         asked_s = registered.heartbeat_interval_ms / 1000 or self._config.heartbeat_interval_s
-        reporter = asyncio.create_task(self._report(call, min(asked_s, self._config.heartbeat_interval_s)))
-        listener = asyncio.create_task(self._listen(call))
+        silence = Silence()
+        parts = [
+            asyncio.create_task(self._report(call, min(asked_s, self._config.heartbeat_interval_s))),
+            asyncio.create_task(self._listen(call, silence)),
+        ]
+        if registered.sign_of_life_ms and len(self._addresses) > 1:
+            parts.append(asyncio.create_task(self._watch(silence, registered.sign_of_life_ms / 1000)))
         try:
-            done, _ = await asyncio.wait({reporter, listener}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
-            for task in (reporter, listener):
+            for task in parts:
                 await _settle(task, self._config.scheduler_call_timeout_s)
+
+    async def _watch(self, silence: Silence, promised_s: float) -> None:
+        """End the session with a scheduler that stands still; raises TimeoutError."""
+        timeout_s = self._config.scheduler_silence_timeout_s
+        while True:
+            await asyncio.sleep(look_interval_s(timeout_s, promised_s))
+            if silence.look():
+                raise TimeoutError(f"it said nothing for {timeout_s:g} s")
 
     async def _report(self, call: Any, heartbeat_s: float) -> None:
         """Send load when it changed, and at every heartbeat; at the end, goodbye."""
@@ -133,15 +150,16 @@ class SchedulerSession:
         async with asyncio.timeout(self._config.scheduler_call_timeout_s):
             await call.write(update)
 
-    async def _listen(self, call: Any) -> None:
+    async def _listen(self, call: Any, silence: Silence) -> None:
         while (command := await call.read()) is not _EOF:
+            silence.heard()
             match command.WhichOneof("message"):
                 case "drain":
                     deadline_s = command.drain.deadline_ms / 1000 or self._config.drain_timeout_s
                     log.info("the scheduler asks this worker to drain within %.1f s", deadline_s)
                     self._body.chores.start(self._drain(deadline_s), "drain for the scheduler")
                 case "registered":
-                    pass  # said again; nothing new in it
+                    pass  # said again, as a sign of life
                 case other:
                     log.warning("the scheduler sent a command this worker does not know: %s", other)
         if self._leaving is None:

@@ -33,6 +33,16 @@ def test_a_cluster_with_one_spare_of_each_survives_every_kill_and_freeze(tmp_pat
     assert "0 failed, 0 with wrong tokens" in said
 
 
+def test_two_schedulers_survive_whatever_befalls_one_of_them(tmp_path: Path) -> None:
+    code, report, said = chaos(
+        tmp_path, "--prefill", "1", "--decode", "1", "--faults", "kill,freeze,terminate,restart", "--freeze-s", "6",
+        "--seed", "5", "--roles", "scheduler", "--set", "launcher.schedulers=2", "--set", "launcher.restarts_max=50",
+    )  # fmt: skip
+    assert code == 0, said
+    assert len(report["faults"]) == 8  # type: ignore[arg-type]
+    assert "0 failed, 0 with wrong tokens" in said
+
+
 def test_what_nobody_can_survive_is_told_and_fails(tmp_path: Path) -> None:
     """The only decode worker: without a spare one requests do fail, and the verdict must say so."""
     code, report, said = chaos(

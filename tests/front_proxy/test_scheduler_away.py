@@ -21,6 +21,7 @@ from front_proxy.dispatcher import Dispatcher
 from front_proxy.metrics import DispatchMetrics
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from runtime.grpc_server import channel
+from scheduler.run import EXIT_NOT_LEADER
 from tests.front_proxy.test_over_workers import collect, request
 from tests.polling import until
 from tests.worker.conftest import StartWorker, start_worker
@@ -104,19 +105,28 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(start: StartWorker, scheduler: SchedulerProcess | None = None, *others: str) -> AsyncIterator[Scene]:
+async def scene(
+    start: StartWorker, scheduler: SchedulerProcess | None = None, *others: str, silence_timeout_s: float = 3.0
+) -> AsyncIterator[Scene]:
     scheduler = scheduler or SchedulerProcess()
     await scheduler.start()
     addresses = ",".join((*others, scheduler.address))
     try:
-        config = WorkerConfig(scheduler_address=addresses, load_interval_s=0.01)
+        config = WorkerConfig(
+            scheduler_address=addresses, load_interval_s=0.01, scheduler_silence_timeout_s=silence_timeout_s
+        )
         roles = ["prefill", "prefill", "decode", "decode"]
         workers = [await start(role, config=config, fake=FakeEngineConfig()) for role in roles]
         sessions = [SchedulerSession(worker.body) for worker in workers]
         tasks = [asyncio.create_task(session.run()) for session in sessions]
         registry = CollectorRegistry()
         # Without a plan from the last view, every one of these requests would wait for a minute.
-        front = FrontProxyConfig(scheduler_address=addresses, plan_timeout_s=60.0, plan_patience_s=0.2)
+        front = FrontProxyConfig(
+            scheduler_address=addresses,
+            plan_timeout_s=60.0,
+            plan_patience_s=0.2,
+            scheduler_silence_timeout_s=silence_timeout_s,
+        )
         dispatcher = Dispatcher(front, metrics=DispatchMetrics(registry))
         running = asyncio.create_task(dispatcher.run())
         try:
@@ -196,5 +206,41 @@ async def test_a_stand_by_takes_over_when_the_leader_is_killed(start_worker: Sta
             await stand_by.forgets_all_plans()
             await leader.start()
             assert await leader.state() == "standby", "who comes back stands by"
+        finally:
+            await stand_by.kill()
+
+
+@pytest.mark.timeout(120)
+async def test_a_stand_by_takes_over_from_a_leader_that_stands_still(start_worker: StartWorker, tmp_path: Path) -> None:
+    shared = (
+        f"scheduler.leader_lease_file={tmp_path / 'leader'}",
+        "scheduler.leader_lease_s=1.0",
+        "scheduler.rebuild_grace_s=3.0",
+    )
+    leader, stand_by = SchedulerProcess(*shared), SchedulerProcess(*shared)
+    async with scene(start_worker, leader, stand_by.address, silence_timeout_s=1.0) as it:
+        await stand_by.start()
+        try:
+            assert (await leader.state(), await stand_by.state()) == ("ready", "standby")
+            await it.succeed(4)
+            under_way = it.requests(8)
+            leader.signal(signal.SIGSTOP)
+            try:
+                await asyncio.gather(*under_way)
+                await it.succeed(8)
+                async with asyncio.timeout(WAIT_S):
+                    while await stand_by.state() != "ready":
+                        await it.succeed(1)
+                await it.until(lambda: it.value("scheduler_connected") == 1 and it.value("degraded") == 0)
+                await it.succeed(4)
+            finally:
+                leader.signal(signal.SIGCONT)
+            assert leader.process is not None
+            assert await asyncio.wait_for(leader.process.wait(), WAIT_S) == EXIT_NOT_LEADER, "it finds its time over"
+            before = it.value("degraded_plans_total", outcome="planned")
+            await it.succeed(4)
+            assert it.value("degraded_plans_total", outcome="planned") == before
+            assert await stand_by.state() == "ready"
+            await stand_by.forgets_all_plans()
         finally:
             await stand_by.kill()

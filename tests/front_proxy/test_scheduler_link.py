@@ -21,6 +21,7 @@ from runtime.failures import Failure, FailureKind
 from runtime.grpc_server import start_server
 from runtime.lifecycle import cancel_and_wait
 from scheduler.config import SchedulerConfig
+from tests.polling import until
 from tests.scheduler.test_service import listening
 
 WAIT_S = 10.0
@@ -34,6 +35,7 @@ class Script(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.says: asyncio.Queue[pb.FrontReply | None] = asyncio.Queue()
         self.view = pb.ClusterView()
         self.streams = 0
+        self.address = ""
 
     async def FrontSession(self, requests: Any, context: Any) -> AsyncIterator[pb.FrontReply]:  # noqa: N802
         self.streams += 1
@@ -91,6 +93,7 @@ class Scene:
             "view_max_age_s": 60.0,
             "load_fade_s": 10.0,
             "connect_timeout_s": 5.0,
+            "silence_timeout_s": 3.0,
             "backoff_min_s": 0.01,
             "backoff_max_s": 0.05,
             "send_messages_max": 100,
@@ -121,6 +124,7 @@ async def scene(*, port: int = 0, **changes: Any) -> AsyncIterator[tuple[Scene, 
         return ["baton.scheduler.v1.SchedulerService"]
 
     server = await start_server("127.0.0.1", port, add, message_bytes_max=2**20)
+    script.address = server.address
     it = Scene(server.address, **changes)
     running = asyncio.create_task(it.link.run())
     try:
@@ -340,6 +344,50 @@ async def test_a_scheduler_that_falls_silent_is_not_waited_for_and_hears_all_whe
         told = await script.hears("running")
         assert told.complete and [plan.plan_id for plan in told.plans] == [second_id]
         assert it.link.connected and not it.link.degraded and it.degraded == ["planned", "planned"]
+
+
+async def test_a_leader_older_than_one_that_was_seen_is_left_and_its_plan_is_not_used() -> None:
+    async with scene() as (it, script):
+        script.says.put_nowait(pb.FrontReply(view=usable("d"), leader_epoch=8))
+        while not it.view.snapshot.usable:
+            await it.connected()
+        ear = Ear()
+        asked_id = it.link.plan(question(), ear)
+        await script.hears("plan")
+        old = pb.Plan(plan_id=asked_id, decode=pb.Placement(worker_id="d", address="d:1", epoch=1), reason="old")
+        script.says.put_nowait(pb.FrontReply(plan=old, leader_epoch=7))
+        assert (await ear.wait())[3] == "degraded", "planned from the last view, not by who led once"
+        await script.hears("register")
+        assert script.streams == 2 and it.lost == ["it led once, and another one leads now"]
+
+
+async def test_of_several_schedulers_a_silent_one_is_left_and_passed_over() -> None:
+    async with scene() as (one, script), scene() as (two, next_script):
+        await one.connected()
+        await two.connected()
+        both = Scene(f"{script.address},{next_script.address}", silence_timeout_s=0.05)
+        script.view = pb.ClusterView(sign_of_life_ms=1)
+        streams, next_streams = script.streams, next_script.streams
+        running = asyncio.create_task(both.link.run())
+        try:
+            async with asyncio.timeout(WAIT_S):
+                while next_script.streams == next_streams:
+                    await both.changed.wait()
+                    both.changed.clear()
+            assert script.streams == streams + 1
+            assert both.lost == ["it said nothing for 0.05 s"]
+        finally:
+            await cancel_and_wait(running, WAIT_S)
+
+
+async def test_the_only_scheduler_is_not_left_however_silent() -> None:
+    async with scene(silence_timeout_s=0.01) as (it, script):
+        script.says.put_nowait(pb.FrontReply(view=pb.ClusterView(sign_of_life_ms=1)))
+        await it.connected()
+        silent = asyncio.create_task(until(lambda: it.lost, within_s=0.3))
+        with pytest.raises(TimeoutError):
+            await silent
+        assert script.streams == 1
 
 
 async def test_a_view_that_is_too_old_is_not_planned_from() -> None:

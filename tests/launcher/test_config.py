@@ -25,6 +25,10 @@ from runtime.configuration import BadConfiguration, load
         (["worker.scheduler_backoff_initial_s=9"], "scheduler_backoff_max_s"),
         (["launcher.restart_backoff_min_s=99"], "restart_backoff_max_s"),
         (["scheduler.outliers.ejection_s=999"], "ejection_max_s"),
+        (["scheduler.leader_interval_s=2"], "leader_lease_s"),
+        (["launcher.schedulers=2", "worker.scheduler_silence_timeout_s=9"], "scheduler_silence_timeout_s"),
+        (["launcher.schedulers=0"], "launcher.schedulers"),
+        (["launcher.schedulers=3"], "launcher.schedulers"),
     ],
 )
 def test_what_no_process_could_use_is_refused_by_name(sets: list[str], named: str) -> None:

@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from launcher import ports
 from launcher.config import BatonConfig, LauncherConfig
 from launcher.ports import HeldPorts
 from launcher.process_plan import plan
@@ -36,6 +37,22 @@ def test_every_process_that_is_dialled_again_has_a_port_of_its_own() -> None:
         ports = [port for settings in told.values() for port in settings.values()]
         assert len(set(ports)) == len(ports) == 5
         assert held.http_fd("scheduler") is None
+
+
+def test_a_fixed_port_of_the_scheduler_counts_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound, asked = ports._bound, []
+
+    def any_port(host: str, port: int, setting: str, flag: str | None) -> socket.socket:
+        asked.append((setting, port))
+        return bound(host, 0, setting, flag)
+
+    monkeypatch.setattr(ports, "_bound", any_port)
+    sets = ["scheduler.port=7001", "launcher.schedulers=2"]
+    config = load(BatonConfig, file=None, environ={}, sets=sets).value
+    with contextlib.closing(HeldPorts.take(config, plan(config))) as held:
+        assert asked[:2] == [("scheduler.port", 7001), ("scheduler.port", 7002)]
+        told = [ports_of(held, f"scheduler-{index}")["scheduler.port"] for index in (0, 1)]
+        assert told[0] != told[1]
 
 
 def test_connections_wait_between_one_listener_and_the_next_and_are_refused_once_nobody_will_come() -> None:

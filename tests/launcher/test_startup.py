@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from launcher.config import BatonConfig, LauncherConfig
 from launcher.process_plan import one_machine, plan
 from launcher.startup import (
@@ -81,6 +83,24 @@ def test_a_fixed_worker_port_counts_up_and_only_the_first_front_proxy_keeps_its_
 
 def test_engines_share_the_cores_unless_the_operator_said_how() -> None:
     config = BatonConfig(launcher=LauncherConfig(prefill=2, decode=3))
-    assert one_machine(config, {}).engine.engines_per_machine == 5
-    assert one_machine(config, {"engine.engines_per_machine": "--set"}).engine.engines_per_machine == 2
-    assert one_machine(config, {}).front_proxy.grpc_port == config.front_proxy.port + 1
+    there = Path("/state")
+    assert one_machine(config, {}, there).engine.engines_per_machine == 5
+    assert one_machine(config, {"engine.engines_per_machine": "--set"}, there).engine.engines_per_machine == 2
+    assert one_machine(config, {}, there).front_proxy.grpc_port == config.front_proxy.port + 1
+    assert one_machine(config, {}, there).scheduler.leader_lease_file == ""
+
+
+def test_two_schedulers_share_a_lease_and_everybody_starts_after_both() -> None:
+    import msgspec
+
+    config = BatonConfig(launcher=LauncherConfig(schedulers=2))
+    config = msgspec.structs.replace(config, scheduler=msgspec.structs.replace(config.scheduler, metrics_port=9100))
+    specs = {spec.id: spec for spec in plan(config)}
+    assert list(specs) == ["scheduler-0", "scheduler-1", "prefill-0", "decode-0", "front-proxy-0"]
+    assert "scheduler.scheduler_id=scheduler-1" in specs["scheduler-1"].settings
+    assert "scheduler.metrics_port=9101" in specs["scheduler-1"].settings
+    assert specs["decode-0"].after == specs["front-proxy-0"].after == ("scheduler-0", "scheduler-1")
+    assert one_machine(config, {}, Path("/state")).scheduler.leader_lease_file == "/state/leader"
+    own = msgspec.structs.replace(config.scheduler, leader_lease_file="/run/baton/leader")
+    config = msgspec.structs.replace(config, scheduler=own)
+    assert one_machine(config, {}, Path("/state")).scheduler.leader_lease_file == "/run/baton/leader"

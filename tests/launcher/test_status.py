@@ -71,6 +71,23 @@ def test_every_key_is_in_the_json_of_every_process() -> None:
     assert processes[0]["kv_bytes_out"] == 7
 
 
+@pytest.mark.parametrize(
+    ("schedulers", "worker", "serve"),
+    [
+        (["ready"], "ready", True),
+        (["ready", "standby"], "ready", True),
+        (["ready", "standby"], "draining", False),
+        (["ready", "ready"], "ready", False),
+        (["standby", "standby"], "ready", False),
+        (["ready", "stopped"], "ready", False),
+        (["standby"], "ready", False),
+    ],
+)
+def test_a_cluster_is_whole_when_exactly_one_scheduler_leads(schedulers: list[str], worker: str, serve: bool) -> None:
+    lines = [status.StatusLine(id=f"s{index}", role="scheduler", state=one) for index, one in enumerate(schedulers)]
+    assert status.all_serve([*lines, status.StatusLine(id="d", role="decode", state=worker)]) is serve
+
+
 def test_the_table_has_one_line_for_each_process() -> None:
     table = status.as_table([status.judge(READY, alive=False, supervised=True, answer=None)]).splitlines()
     assert len(table) == 2

@@ -1,4 +1,4 @@
-"""One leads, whoever dies; and whoever stands by says so."""
+"""One leads, whoever dies or stands still; and whoever stands by says so."""
 
 from __future__ import annotations
 
@@ -6,36 +6,70 @@ import subprocess
 import sys
 from pathlib import Path
 
-from runtime.addresses import Addresses
+import pytest
+
+from runtime.clock import SystemClock
 from scheduler.leadership import FileLease, Holder
 
+LEASE_S = 3.0
 HOLD = """
 import sys
 from pathlib import Path
+from runtime.clock import SystemClock
 from scheduler.leadership import FileLease
-lease = FileLease(Path(sys.argv[1]))
+lease = FileLease(Path(sys.argv[1]), lease_s=3600.0, clock=SystemClock())
 print(lease.try_acquire("other:1"), flush=True)
 sys.stdin.read()
 """
 
 
-def test_one_holds_the_lease_and_the_next_one_has_a_larger_epoch(tmp_path: Path) -> None:
-    one, two = FileLease(tmp_path / "leader"), FileLease(tmp_path / "leader")
+class Clock:
+    """Time that a test moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+
+class Table:
+    """Contenders for one lease, with one time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.clock = Clock()
+
+    def seat(self) -> FileLease:
+        return FileLease(self.folder / "leader", lease_s=LEASE_S, clock=self.clock)
+
+    def files(self) -> list[str]:
+        return sorted(file.name for file in self.folder.iterdir())
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    return Table(tmp_path)
+
+
+def test_one_holds_the_lease_and_the_next_one_has_a_larger_epoch(table: Table) -> None:
+    one, two = table.seat(), table.seat()
     first = one.try_acquire("a:1")
     assert first is not None and two.try_acquire("b:1") is None
     assert two.holder() == Holder(first, "a:1")
-    assert one.still_held() and not two.still_held()
+    assert one.renew() and not two.renew()
     one.release()
     one.release()
-    assert not one.still_held()
+    assert not one.renew() and one.until_s < table.clock.now_s
     second = two.try_acquire("b:1")
     assert second is not None and second > first
     assert one.holder() == Holder(second, "b:1")
+    assert table.files() == ["leader.2"], "the former one is cleaned away, and no draft stays"
     two.release()
 
 
 def test_a_holder_that_is_killed_lets_go(tmp_path: Path) -> None:
-    mine = FileLease(tmp_path / "leader")
+    mine = FileLease(tmp_path / "leader", lease_s=3600.0, clock=SystemClock())
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path / "leader")],
         stdin=subprocess.PIPE,
@@ -53,32 +87,112 @@ def test_a_holder_that_is_killed_lets_go(tmp_path: Path) -> None:
     mine.release()
 
 
-def test_a_file_that_was_taken_away_is_a_lost_lease(tmp_path: Path) -> None:
-    one, two = FileLease(tmp_path / "leader"), FileLease(tmp_path / "leader")
-    first = one.try_acquire("a:1")
-    (tmp_path / "leader").unlink()
-    second = two.try_acquire("b:1")
-    assert first is not None and second is not None and second >= first
-    assert not one.still_held() and two.still_held()
+def test_a_leader_that_does_not_renew_is_replaced_and_knows_it_is_over_before(table: Table) -> None:
+    one, two = table.seat(), table.seat()
+    assert one.try_acquire("a:1") is not None
+    table.clock.now_s += 1.0
+    assert two.try_acquire("b:1") is None, "the first sight of it: from here on it counts"
+    table.clock.now_s += 1.0
+    assert one.renew() and one.until_s == table.clock.now_s + LEASE_S
+    table.clock.now_s += 1.0
+    assert two.try_acquire("b:1") is None, "it has renewed"
+    table.clock.now_s += LEASE_S - 0.01
+    assert two.try_acquire("b:1") is None
+    assert one.until_s < table.clock.now_s, "it may not lead any more, and nobody else does yet"
+    table.clock.now_s += 0.01
+    epoch = two.try_acquire("b:1")
+    assert epoch is not None and two.holder() == Holder(epoch, "b:1")
+    assert not one.renew() and two.renew()
     one.release()
+    assert two.renew() and table.files() == ["leader.2"]
     two.release()
 
 
-def test_what_is_not_whole_names_nobody(tmp_path: Path) -> None:
-    (tmp_path / "leader").write_text('{"epoch": 3')
-    lease = FileLease(tmp_path / "leader")
+def test_who_wakes_too_late_does_not_lead_even_where_nobody_took_over(table: Table) -> None:
+    one = table.seat()
+    assert one.try_acquire("a:1") is not None
+    table.clock.now_s += LEASE_S
+    assert not one.renew(), "somebody may be about to take over"
+    one.release()
+    assert one.try_acquire("a:1") is not None
+    one.release()
+
+
+def test_a_stand_by_that_stood_still_itself_looks_again_before_it_takes_over(table: Table) -> None:
+    one, two = table.seat(), table.seat()
+    assert one.try_acquire("a:1") is not None and two.try_acquire("b:1") is None
+    for _ in range(20):
+        table.clock.now_s += 1.0
+        assert one.renew()
+    assert two.try_acquire("b:1") is None
+    one.release()
+
+
+def test_only_one_of_two_takes_over_what_both_have_seen_free(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two, three = table.seat(), table.seat(), table.seat()
+    assert one.try_acquire("a:1") is not None
+    one.release()
+    make = FileLease._make
+    won: list[int | None] = []
+
+    def slowly(self: FileLease, number: int, holder: Holder) -> int | None:
+        monkeypatch.setattr(FileLease, "_make", make)
+        won.append(two.try_acquire("b:1"))
+        return make(self, number, holder)
+
+    monkeypatch.setattr(FileLease, "_make", slowly)
+    assert three.try_acquire("c:1") is None
+    assert won[0] is not None and two.renew() and two.holder().address == "b:1"
+    two.release()
+
+
+def test_a_contender_whose_number_was_used_up_while_it_stood_still_does_not_lead(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, late = table.seat(), table.seat(), table.seat()
+    make = FileLease._make
+
+    def slowly(self: FileLease, number: int, holder: Holder) -> int | None:
+        monkeypatch.setattr(FileLease, "_make", make)
+        assert one.try_acquire("a:1") is not None
+        one.release()
+        assert two.try_acquire("b:1") is not None, "this cleans the first number away"
+        return make(self, number, holder)
+
+    monkeypatch.setattr(FileLease, "_make", slowly)
+    assert late.try_acquire("c:1") is None
+    assert two.renew() and late.holder().address == "b:1"
+    two.release()
+
+
+def test_files_that_were_taken_away_are_a_lost_lease(table: Table) -> None:
+    one, two = table.seat(), table.seat()
+    first = one.try_acquire("a:1")
+    (table.folder / "leader.1").unlink()
+    second = two.try_acquire("b:1")
+    assert first is not None and second is not None and second >= first
+    one.release()
+    two.release()
+    three = table.seat()
+    assert three.try_acquire("c:1") is not None
+    (table.folder / "leader.2").unlink()
+    assert not three.renew()
+    three.release()
+
+
+def test_what_is_not_whole_names_nobody(table: Table) -> None:
+    (table.folder / "leader.7").write_text('{"epoch": 3')
+    (table.folder / "leader.old").write_text("")
+    lease = table.seat()
     assert lease.holder() == Holder()
     assert lease.try_acquire("a:1") is not None
+    assert "leader.8" in table.files()
     lease.release()
 
 
-def test_addresses_take_turns() -> None:
-    addresses = Addresses("a:1, b:2")
-    assert (len(addresses), addresses.current) == (2, "a:1")
-    addresses.failed()
-    assert addresses.current == "b:2"
-    addresses.failed()
-    assert addresses.current == "a:1"
-    nobody = Addresses("")
-    nobody.failed()
-    assert nobody.current == ""
+def test_a_folder_that_is_away_is_an_error_and_leaves_nothing(table: Table) -> None:
+    lease = FileLease(table.folder / "nowhere" / "leader", lease_s=LEASE_S, clock=table.clock)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(FileNotFoundError):
+        lease.try_acquire("a:1")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

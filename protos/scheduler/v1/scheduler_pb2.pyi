@@ -40,12 +40,14 @@ class WorkerCommand(_message.Message):
     def __init__(self, registered: _Optional[_Union[Registered, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
 
 class Registered(_message.Message):
-    __slots__ = ("heartbeat_interval_ms", "leader_epoch")
+    __slots__ = ("heartbeat_interval_ms", "leader_epoch", "sign_of_life_ms")
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
     LEADER_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SIGN_OF_LIFE_MS_FIELD_NUMBER: _ClassVar[int]
     heartbeat_interval_ms: int
     leader_epoch: int
-    def __init__(self, heartbeat_interval_ms: _Optional[int] = ..., leader_epoch: _Optional[int] = ...) -> None: ...
+    sign_of_life_ms: int
+    def __init__(self, heartbeat_interval_ms: _Optional[int] = ..., leader_epoch: _Optional[int] = ..., sign_of_life_ms: _Optional[int] = ...) -> None: ...
 
 class Drain(_message.Message):
     __slots__ = ("deadline_ms",)
@@ -112,16 +114,18 @@ class Placement(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class FrontReply(_message.Message):
-    __slots__ = ("plan", "refused", "view", "waiting")
+    __slots__ = ("plan", "refused", "view", "waiting", "leader_epoch")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
+    LEADER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     plan: Plan
     refused: PlanRefused
     view: ClusterView
     waiting: PlanWaiting
-    def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., refused: _Optional[_Union[PlanRefused, _Mapping]] = ..., view: _Optional[_Union[ClusterView, _Mapping]] = ..., waiting: _Optional[_Union[PlanWaiting, _Mapping]] = ...) -> None: ...
+    leader_epoch: int
+    def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., refused: _Optional[_Union[PlanRefused, _Mapping]] = ..., view: _Optional[_Union[ClusterView, _Mapping]] = ..., waiting: _Optional[_Union[PlanWaiting, _Mapping]] = ..., leader_epoch: _Optional[int] = ...) -> None: ...
 
 class Plan(_message.Message):
     __slots__ = ("plan_id", "prefill", "decode", "decode_blocks_reserved", "reason")
@@ -202,12 +206,14 @@ class WorkerSuspect(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ClusterView(_message.Message):
-    __slots__ = ("workers", "rebuilding")
+    __slots__ = ("workers", "rebuilding", "sign_of_life_ms")
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     REBUILDING_FIELD_NUMBER: _ClassVar[int]
+    SIGN_OF_LIFE_MS_FIELD_NUMBER: _ClassVar[int]
     workers: _containers.RepeatedCompositeFieldContainer[WorkerEntry]
     rebuilding: bool
-    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerEntry, _Mapping]]] = ..., rebuilding: _Optional[bool] = ...) -> None: ...
+    sign_of_life_ms: int
+    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerEntry, _Mapping]]] = ..., rebuilding: _Optional[bool] = ..., sign_of_life_ms: _Optional[int] = ...) -> None: ...
 
 class WorkerEntry(_message.Message):
     __slots__ = ("info", "load", "unusable")

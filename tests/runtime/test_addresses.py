@@ -1,0 +1,48 @@
+"""Who is tried after whom, and who is passed over."""
+
+from __future__ import annotations
+
+from runtime.addresses import TURNS_WITHOUT_SILENT, Addresses
+
+
+def test_addresses_take_turns() -> None:
+    addresses = Addresses("a:1, b:2")
+    assert (len(addresses), addresses.current) == (2, "a:1")
+    addresses.failed()
+    assert addresses.current == "b:2"
+    addresses.failed()
+    assert addresses.current == "a:1"
+    nobody = Addresses("")
+    nobody.failed()
+    assert nobody.current == ""
+
+
+def test_one_that_is_silent_is_passed_over_for_a_while() -> None:
+    addresses = Addresses("a:1,b:2,c:3")
+    addresses.failed(silent=True)
+    tried = []
+    while addresses.current != "a:1":
+        tried.append(addresses.current)
+        addresses.failed()
+    # Each round of the others costs it one turn.
+    assert tried == ["b:2", "c:3"] * (TURNS_WITHOUT_SILENT + 1)
+
+
+def test_silence_is_forgotten_once_somebody_served() -> None:
+    addresses = Addresses("a:1,b:2")
+    addresses.failed(silent=True)
+    addresses.served()
+    addresses.failed()
+    assert addresses.current == "a:1"
+
+
+def test_where_everybody_is_silent_each_has_his_turn() -> None:
+    addresses = Addresses("a:1,b:2")
+    tried = []
+    for _ in range(6):
+        tried.append(addresses.current)
+        addresses.failed(silent=True)
+    assert tried == ["a:1", "b:2"] * 3
+    alone = Addresses("a:1")
+    alone.failed(silent=True)
+    assert alone.current == "a:1"
