@@ -43,7 +43,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = "auto"
     # None: what the model says.
     max_model_len: PositiveCount | None = None
-    # On CPU a multiple of 32.
+    # On CPU a multiple of 32; another one is refused before anything starts.
     block_size_tokens: PositiveCount = 32
     # None: vLLM decides from memory (GPU) or 1 GiB (CPU).
     kv_cache_bytes: PositiveCount | None = None
@@ -73,12 +73,17 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_check_fraction: Fraction = 1.0
     # How long a taker waits for a holder's word before it computes the prompt itself.
     kv_proof_timeout_s: Positive = 2.0
+    # How long a taker tries to reach a holder's address before the pull has failed, and the prompt is computed again.
+    kv_holder_connect_timeout_s: Positive = 2.0
     ucx_tls: str = "tcp,cma,posix,sysv,self"
     # Serve what vLLM's scheduler and connector count (vllm:*) from the worker's /metrics too. It costs CPU every step;
     # vllm:* histograms of single requests stay empty: Baton's own have them (docs/metrics.md).
     vllm_metrics: bool = False
-    # Any further field of vLLM's AsyncEngineArgs.
+    # Any further field of vLLM's AsyncEngineArgs; one that vLLM does not know is refused before anything starts.
     args: dict[str, Any] = msgspec.field(default_factory=dict)
     start_timeout_s: Positive = 600.0
+    # How long vLLM's processes have to end when the engine is closed; then vLLM kills them.
     close_timeout_s: NonNegative = 10.0
+    # How much longer closing may take in all, before it is given up.
+    close_grace_s: NonNegative = 5.0
     fake: FakeEngineConfig = FakeEngineConfig()

@@ -126,6 +126,7 @@ def kv_transfer_values(config: EngineConfig, *, engine_id: str, side_channel_por
             "baton_progress_delay_us": config.nixl_progress_delay_us,
             "baton_check_fraction": config.kv_check_fraction,
             "baton_proof_timeout_s": config.kv_proof_timeout_s,
+            "baton_connect_timeout_s": config.kv_holder_connect_timeout_s,
             **config.kv_connector_extra,
         },
     }

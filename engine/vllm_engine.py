@@ -154,10 +154,10 @@ class VllmEngine:
         if (handler := self._llm.output_handler) is not None:
             handler.cancel()  # or it would log the engine's orderly end as a crash
         try:
-            async with asyncio.timeout(timeout_s + 5.0):
+            async with asyncio.timeout(timeout_s + self._config.close_grace_s):
                 await asyncio.to_thread(self._llm.shutdown, timeout_s)
         except TimeoutError:
-            log.error("vLLM did not stop within %.0f s", timeout_s)
+            log.error("vLLM did not stop within %.0f s", timeout_s + self._config.close_grace_s)
 
     async def _tell_connector(self, params: dict[str, Any]) -> None:
         """A message to the connector's scheduler half: the params of a request that vLLM aborts at once."""

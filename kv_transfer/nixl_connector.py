@@ -75,14 +75,16 @@ SIDE_CHANNEL_PORT = "baton_side_channel_port"
 PROGRESS_DELAY_US = "baton_progress_delay_us"
 CHECK_FRACTION = "baton_check_fraction"
 PROOF_TIMEOUT_S = "baton_proof_timeout_s"
+CONNECT_TIMEOUT_S = "baton_connect_timeout_s"
 # Keys of NixlKVConnectorStats.data; lists of numbers, as all its values.
 BLOCKS_OUT = "baton_blocks_out"
 LEASES_RELEASED = "baton_leases_released"
 PULLED_AFTER_RELEASE = "baton_pulled_after_release"
 PULLS = {verdict: f"baton_pulls_{verdict}" for verdict in Verdict}
 _OWN_KEYS = (BLOCKS_OUT, LEASES_RELEASED, PULLED_AFTER_RELEASE, *PULLS.values())
+# Where the engine's settings do not say; Baton's always do.
+_TIMEOUT_S = 2.0
 _RELEASED_REMEMBERED_MAX = 4096
-_PROBE_TIMEOUT_S = 2.0
 
 
 def _question(request_id: str, rank: int) -> bytes:
@@ -291,7 +293,8 @@ class BatonNixlWorker(NixlPullConnectorWorker):
         self._regions: list[torch.Tensor] = []
         # Of what is held, in the order in which the device computes them.
         self._sums: deque[tuple[str, block_sums.PendingSums]] = deque()
-        self._proof_timeout_s = float(config.get_from_extra_config(PROOF_TIMEOUT_S, _PROBE_TIMEOUT_S))
+        self._proof_timeout_s = float(config.get_from_extra_config(PROOF_TIMEOUT_S, _TIMEOUT_S))
+        self._connect_timeout_s = float(config.get_from_extra_config(CONNECT_TIMEOUT_S, _TIMEOUT_S))
         self._prover = PullProver(lines=SideChannelLines(_question), timeout_s=self._proof_timeout_s)
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
@@ -420,7 +423,7 @@ class BatonNixlWorker(NixlPullConnectorWorker):
 
     def _nixl_handshake(self, host: str, port: int, *args: Any, **kwargs: Any) -> Any:
         """Fail at once where nobody listens, instead of after the handshake's own 5 s."""
-        socket.create_connection((host, port), timeout=_PROBE_TIMEOUT_S).close()
+        socket.create_connection((host, port), timeout=self._connect_timeout_s).close()
         return super()._nixl_handshake(host, port, *args, **kwargs)
 
     def _hold_back_unproved(self, results: KVConnectorTransferResults) -> None:

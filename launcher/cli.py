@@ -165,10 +165,21 @@ def _load(arguments: argparse.Namespace) -> Loaded[BatonConfig]:
     return load(BatonConfig, file=arguments.config, environ=os.environ, sets=[*arguments.sets, *flags])
 
 
+def _check_engine(loaded: Loaded[BatonConfig]) -> None:
+    """Raise BadConfiguration for what vLLM would refuse after a long start."""
+    from engine import preflight
+    from runtime.configuration import BadConfiguration, source_of
+
+    found = preflight.objection(loaded.value.engine, os.environ)
+    if found is not None:
+        raise BadConfiguration(found.path, found.reason, source_of(loaded, found.path))
+
+
 def _up(arguments: argparse.Namespace) -> int:
     from launcher.up import up
 
     loaded = _load(arguments)
+    _check_engine(loaded)
     return up(loaded.value, loaded.sources)
 
 
@@ -222,6 +233,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         text = "front_proxy.scheduler_address: a front proxy needs its scheduler's HOST:PORT (--scheduler)"
         return _fail(text, _EXIT_USAGE)
     if arguments.role != "scheduler":
+        _check_engine(loaded)
         from launcher import model_choice
         from launcher.local_processes import tell
 

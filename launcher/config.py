@@ -55,6 +55,10 @@ class LauncherConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Deaths of one process within restart_window_s after which it is started again; one more and it stays down."""
     restart_window_s: Positive = 600.0
     """How long a death counts."""
+    group_exit_timeout_s: Positive = 3.0
+    """Time that what a process started has to end behind it, and once more after it was killed."""
+    last_words_timeout_s: Positive = 0.2
+    """Time for which the stdout of a process that has ended is read on."""
     exit_timeout_s: Positive = 15.0
     """Time a process has to be gone once its work has ended; then it ends itself hard, so that it is started again."""
     hub_timeout_s: Positive = 10.0

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import assert_never
 
-from launcher import kernel_view, model_choice, status
+from launcher import kernel_view, model_choice, scratch, status
 from launcher.config import BatonConfig
 from launcher.environment import child_environment
 from launcher.ports import HTTP_FD_VARIABLE, HeldPorts
 from launcher.process_plan import STOP_ORDER, ProcessSpec, Role
-from launcher.processes import Child, HasEnded, SaidReady, stop_all
+from launcher.processes import Child, CleanUp, HasEnded, SaidReady, stop_all
 from launcher.serve import CHILD_VARIABLE
 from launcher.state import LOGS, ClusterRecord, ClusterState, ProcessRecord
 
@@ -79,17 +79,32 @@ class LocalProcesses:
         http_fd = self._ports.http_fd(process_id)
         if http_fd is not None:
             environ[HTTP_FD_VARIABLE] = str(http_fd)
-        child = await Child.start(
-            spec.id,
-            self._command(spec, settings),
-            environ=environ,
-            log=self.log(spec.id),
-            tell=self._hear,
-            pass_fds=() if http_fd is None else (http_fd,),
-        )
+        child = await self._start_child(spec, settings, environ, () if http_fd is None else (http_fd,))
         self._children[spec.id] = child
         self.state.change(spec.id, state="starting", pid=child.pid, start_ticks=child.start_ticks, why="")
         tell(f"{spec.id}: starting (pid {child.pid}, log {child.log})")
+
+    async def _start_child(
+        self, spec: ProcessSpec, settings: Sequence[str], environ: Mapping[str, str], pass_fds: Sequence[int]
+    ) -> Child:
+        folder = scratch.make()
+        try:
+            return await Child.start(
+                spec.id,
+                self._command(spec, settings),
+                environ=scratch.environment(folder, environ),
+                log=self.log(spec.id),
+                tell=self._hear,
+                clean_up=CleanUp(
+                    group_timeout_s=self._launcher.group_exit_timeout_s,
+                    last_words_timeout_s=self._launcher.last_words_timeout_s,
+                    scratch=folder,
+                ),
+                pass_fds=pass_fds,
+            )
+        except BaseException:
+            scratch.remove(folder)
+            raise
 
     async def start_again(self, process_id: str, *, unless: Callable[[], bool]) -> None:
         """The same once nothing of its predecessor is left, unless somebody has changed his mind until then."""

@@ -12,14 +12,12 @@ from pathlib import Path
 
 import msgspec
 
-from launcher import kernel_view
+from launcher import kernel_view, scratch
 
 READY_PREFIX = "BATON-READY "
 _READ_BYTES = 65536
 _TAIL_BYTES = 262_144
 _LINE_BYTES_MAX = 65536
-# Helpers of a process that has ended notice it and clean up behind it; who is still there after this is killed.
-_GROUP_GRACE_S = 3.0
 
 
 class SaidReady(msgspec.Struct, frozen=True):
@@ -39,6 +37,17 @@ class HasEnded(msgspec.Struct, frozen=True):
 Tell = Callable[[SaidReady | HasEnded], None]
 
 
+class CleanUp(msgspec.Struct, frozen=True, kw_only=True):
+    """What happens behind a process that has ended."""
+
+    group_timeout_s: float
+    """Its helpers notice it and clean up behind it; who is still there after this is killed."""
+    last_words_timeout_s: float
+    """How long its stdout is read on, which a helper may keep open."""
+    scratch: Path | None = None
+    """The folder of its temporary files, to be removed."""
+
+
 class _Exit(asyncio.subprocess.SubprocessStreamProtocol):
     """Says when the process is reaped. ``Process.wait`` waits for its pipe too, which a helper may keep open."""
 
@@ -56,7 +65,13 @@ class Child:
     """A running child. Made by ``start``; ``tell`` hears of it at most twice: ready, then ended."""
 
     def __init__(
-        self, process_id: str, process: asyncio.subprocess.Process, reaped: asyncio.Event, log: Path, tell: Tell
+        self,
+        process_id: str,
+        process: asyncio.subprocess.Process,
+        reaped: asyncio.Event,
+        log: Path,
+        tell: Tell,
+        clean_up: CleanUp,
     ) -> None:
         self.id = process_id
         self.pid = process.pid
@@ -67,6 +82,7 @@ class Child:
         self._process = process
         self._reaped = reaped
         self._tell = tell
+        self._after = clean_up
         self._shared_memory: set[Path] = set()
         self._ended = asyncio.create_task(self._follow(), name=f"follow {process_id}")
 
@@ -79,6 +95,7 @@ class Child:
         environ: Mapping[str, str],
         log: Path,
         tell: Tell,
+        clean_up: CleanUp,
         pass_fds: Sequence[int] = (),
     ) -> Child:
         """Start ``command`` in a session of its own, its stderr appended to ``log``. Raises OSError when refused."""
@@ -95,7 +112,7 @@ class Child:
                 pass_fds=pass_fds,
             )
         process = asyncio.subprocess.Process(transport, exit_, loop)
-        return cls(process_id, process, exit_.reaped, log, tell)
+        return cls(process_id, process, exit_.reaped, log, tell, clean_up)
 
     @property
     def running(self) -> bool:
@@ -154,11 +171,13 @@ class Child:
         members = kernel_view.group_members(self.pid)
         if members:
             self._shared_memory |= kernel_view.shared_memory_of(members)
-            await asyncio.to_thread(kernel_view.wait_until_gone, members, _GROUP_GRACE_S)
+            await asyncio.to_thread(kernel_view.wait_until_gone, members, self._after.group_timeout_s)
             self.kill_group()
-            await asyncio.to_thread(kernel_view.wait_until_gone, members, _GROUP_GRACE_S)
+            await asyncio.to_thread(kernel_view.wait_until_gone, members, self._after.group_timeout_s)
             _kill(kernel_view.group_members(self.pid))
         kernel_view.remove_unused(self._shared_memory, made_since_s=self.started_at_s)
+        if self._after.scratch is not None:
+            await asyncio.to_thread(scratch.remove, self._after.scratch)
 
     async def _read_stdout(self) -> None:
         """Hear the ready line; everything else goes to the log. Ends with the process, not with its helpers."""
@@ -167,7 +186,7 @@ class Child:
         waiting = asyncio.create_task(self._reaped.wait(), name=f"wait {self.id}")
         await asyncio.wait({reading, waiting}, return_when=asyncio.FIRST_COMPLETED)
         # What it printed last may still lie in the pipe; a helper that keeps the pipe open must not keep us.
-        await asyncio.wait({reading}, timeout=0.2 if waiting.done() else None)
+        await asyncio.wait({reading}, timeout=self._after.last_words_timeout_s if waiting.done() else None)
         for task in (reading, waiting):
             task.cancel()
 

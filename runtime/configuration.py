@@ -89,6 +89,11 @@ def settings(loaded: Loaded[Any]) -> list[Setting]:
     ]
 
 
+def source_of(loaded: Loaded[Any], path: str) -> str:
+    """Where the value at ``path`` was set."""
+    return _source(loaded.sources, path)
+
+
 def dump(value: msgspec.Struct) -> bytes:
     """``value`` as a JSON file that ``load`` reads back to an equal one."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"

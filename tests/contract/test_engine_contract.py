@@ -12,6 +12,7 @@ import pytest
 
 from engine.protocol import Engine, EngineOutput, EngineRequest, Hold, InvalidRequest, TakeOver
 from tests.contract.conftest import Pair
+from tests.polling import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -52,13 +53,16 @@ async def prefill(engine: Engine, tokens: list[int], lease_s: float = 60.0) -> E
 
 async def settles(engine: Engine) -> bool:
     """Whether nothing is held or running within the bound. Load is told by the engine's steps: polled, not awaited."""
-    deadline = asyncio.get_running_loop().time() + SETTLE_S
-    while asyncio.get_running_loop().time() < deadline:
+
+    def idle() -> bool:
         load = engine.load()
-        if not (load.kv_blocks_used or load.requests_running or load.requests_waiting):
-            return True
-        await asyncio.sleep(0.005)
-    return False
+        return not (load.kv_blocks_used or load.requests_running or load.requests_waiting)
+
+    try:
+        await until(idle, within_s=SETTLE_S)
+    except TimeoutError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 100])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 from typing import Any
 
 import msgspec
@@ -12,6 +12,7 @@ from engine.protocol import Engine, EngineOutput, EngineRequest, Hold, TakeOver
 from kv_transfer.handoff import KvHandoff
 from tests.contract.conftest import Pair
 from tests.contract.test_engine_contract import collect, prompt, request, settles, tokens_of
+from tests.polling import until
 
 pytestmark = [
     pytest.mark.vllm,
@@ -35,16 +36,16 @@ async def take_over(engines: Pair, handoff: KvHandoff, tokens: list[int]) -> tup
     """What decode made of it, and what was counted."""
     before = engines.decode.load()
     outputs = await collect(engines.decode, request(tokens, TakeOver(handoff)))
-    deadline_s = asyncio.get_running_loop().time() + SETTLE_S
-    counted: dict[str, int] = {}
     names = ("pulls_checked", "pulls_vouched", "pulls_wrong", "pulls_unproved", "pull_failures")
-    while asyncio.get_running_loop().time() < deadline_s:
+
+    def counted() -> dict[str, int]:
         after = engines.decode.load()
-        counted = {name: getattr(after, name) - getattr(before, name) for name in names}
-        if any(counted.values()):
-            break
-        await asyncio.sleep(0.005)
-    return outputs, {name: count for name, count in counted.items() if count}
+        counts = {name: getattr(after, name) - getattr(before, name) for name in names}
+        return {name: count for name, count in counts.items() if count}
+
+    with contextlib.suppress(TimeoutError):
+        await until(counted, within_s=SETTLE_S)
+    return outputs, counted()
 
 
 async def alone(engines: Pair, tokens: list[int]) -> list[int]:
@@ -130,9 +131,7 @@ async def test_a_renewed_lease_outlives_its_first_end_in_the_engine(engines: Pai
     await engines.prefill.renew(handoff.lease_id, 60.0)
     other = (await collect(engines.prefill, request(prompt(100), Hold(lease_s=1.5), max_tokens=1)))[-1].handoff
     assert other is not None
-    deadline_s = asyncio.get_running_loop().time() + SETTLE_S
-    while engines.prefill.load().leases_expired == expired and asyncio.get_running_loop().time() < deadline_s:
-        await asyncio.sleep(0.01)
+    await until(lambda: engines.prefill.load().leases_expired > expired, within_s=SETTLE_S)
     # The one that nobody renewed, and that began later, has run out.
     assert engines.prefill.load().leases_expired == expired + 1
     outputs, counted = await take_over(engines, handoff, tokens)

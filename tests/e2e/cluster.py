@@ -18,6 +18,8 @@ from typing import Any
 
 import msgspec
 
+from launcher import scratch
+
 START_TIMEOUT_S = 420.0
 STOP_TIMEOUT_S = 60.0
 
@@ -132,9 +134,12 @@ def stop(process: subprocess.Popen[str]) -> int:
 
 @contextlib.contextmanager
 def baton_up(state_dir: Path, arguments: Sequence[str]) -> Iterator[Endpoint]:
-    """A running cluster; its ports come from the kernel."""
+    """A running cluster; its ports come from the kernel. It must leave nothing in its temporary folder."""
     state_dir.mkdir(parents=True, exist_ok=True)
     errors = state_dir / "up.stderr"
+    temporary = scratch.make()
+    environ = scratch.environment(temporary, os.environ)
+    del environ["VLLM_RPC_BASE_PATH"]
     with errors.open("w") as stderr:
         process = subprocess.Popen(
             [*BATON, "up", "--port", "0", "--grpc-port", "0", "--state-dir", str(state_dir), *arguments],
@@ -142,6 +147,7 @@ def baton_up(state_dir: Path, arguments: Sequence[str]) -> Iterator[Endpoint]:
             stderr=stderr,
             text=True,
             start_new_session=True,
+            env=environ,
         )
     try:
         try:
@@ -149,8 +155,11 @@ def baton_up(state_dir: Path, arguments: Sequence[str]) -> Iterator[Endpoint]:
         except Exception as failure:
             raise AssertionError(f"baton up did not start:\n{errors.read_text()[-4000:]}") from failure
         yield Endpoint(url=words[1], grpc_address=words[3], state_dir=state_dir, process=process)
+        stop(process)
+        assert [str(left) for left in temporary.rglob("*")] == []
     finally:
         stop(process)
+        scratch.remove(temporary)
 
 
 @contextlib.contextmanager

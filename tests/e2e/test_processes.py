@@ -78,6 +78,7 @@ class Load:
 
     def __init__(self) -> None:
         self.answers = 0
+        self.answered = asyncio.Event()
         self.problems: list[str] = []
         self.over = False
 
@@ -86,7 +87,8 @@ class Load:
         enough = self.answers + more
         async with asyncio.timeout(DEADLINE_S):
             while self.answers < enough:
-                await asyncio.sleep(0.02)
+                self.answered.clear()
+                await self.answered.wait()
 
     async def run(self, url: str, ordinal: int) -> None:
         async with httpx.AsyncClient(base_url=url, timeout=DEADLINE_S + 10, trust_env=False) as client:
@@ -97,6 +99,7 @@ class Load:
                 if problem := await _follow(client, length, tokens=(5, 40, 120)[turn % 3]):
                     self.problems.append(problem)
                 self.answers += 1
+                self.answered.set()
 
 
 @contextlib.asynccontextmanager

@@ -103,22 +103,26 @@ class Stream:
         return self.text, self.token_ids, self.ends, self.usage, self.logprob_tokens, self.errors
 
 
-async def read(client: httpx.AsyncClient, body: dict[str, Any], stream: Stream) -> None:
+async def read(client: httpx.AsyncClient, body: dict[str, Any], stream: Stream, moved: asyncio.Event) -> None:
     async with client.stream("POST", "/v1/completions", json=body) as response:
         assert response.status_code == 200, await response.aread()
         async for line in response.aiter_lines():
             if line.startswith("data: {"):
                 stream.take(json.loads(line.removeprefix("data: ")))
+                moved.set()
 
 
 async def run_all(url: str, wanted: list[dict[str, Any]], midway: Any) -> list[Stream]:
     """Every answer; ``midway`` is called when half of the streams have begun."""
     streams = [Stream() for _ in wanted]
+    moved = asyncio.Event()
     async with httpx.AsyncClient(base_url=url, timeout=ANSWER_S) as client:
-        tasks = [asyncio.create_task(read(client, body, stream)) for body, stream in zip(wanted, streams, strict=True)]
+        pairs = zip(wanted, streams, strict=True)
+        tasks = [asyncio.create_task(read(client, body, stream, moved)) for body, stream in pairs]
         async with asyncio.timeout(ANSWER_S):
             while sum(stream.events >= SHOWN_EVENTS for stream in streams) < BEGUN:
-                await asyncio.sleep(0.005)
+                moved.clear()
+                await moved.wait()
         midway()
         await asyncio.gather(*tasks)
     return streams

@@ -51,7 +51,7 @@ def worker() -> Any:
         _recving_transfers=defaultdict(list), _recv_failures=set(), _failed_recv_reqs=queue.Queue(),
         _replicated_pcp_done_sending=set(), tp_rank=0, use_host_buffer=False, _has_mamba=False, _is_hma_required=False,
         _cleanup_remote_engines=lambda: None, shutdown=lambda: None,
-        _pulled=set(), _lost=set(), _regions=[], _sums=deque(),
+        _pulled=set(), _lost=set(), _regions=[], _sums=deque(), _connect_timeout_s=2.0,
         _prover=PullProver(lines=SideChannelLines(connector._question), timeout_s=2.0),
         _invalid_block_ids=queue.Queue(),
     )  # fmt: skip

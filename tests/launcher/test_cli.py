@@ -152,3 +152,16 @@ def test_help_names_values_as_people_do(command: str, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         main([command, "--help"])
     assert "SETTING:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command", [["up"], ["prefill", "--scheduler", "h:1"], ["decode", "--scheduler", "h:1"]], ids=lambda it: it[0]
+)
+def test_what_vllm_would_refuse_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    sets = ["--set", f"launcher.state_dir={tmp_path / 'state'}", "--set", "engine.args.max_num_seq=3"]
+    assert main([*command, *sets]) == 2
+    said = capsys.readouterr().err
+    assert "engine.args.max_num_seq: vLLM has no such engine argument; did you mean max_num_seqs? (--set)" in said
+    assert not (tmp_path / "state").exists()

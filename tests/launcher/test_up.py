@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -21,6 +21,7 @@ from launcher.control import CommandError
 from launcher.ports import HeldPorts, StartError
 from launcher.process_plan import ProcessSpec, plan
 from launcher.up import Cluster, first_check, up
+from tests.polling import until
 
 # Says that it is ready, answers /health, writes down when it is told to stop.
 STAND_IN = """
@@ -44,7 +45,11 @@ FAILING = "import sys; print('the tokenizer ate the homework', file=sys.stderr);
 DEAF = """
 import os, signal, subprocess, sys, threading
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-helper = subprocess.Popen([sys.executable, "-c", "import threading; threading.Event().wait()"])
+# A test that is killed leaves nobody behind.
+die = "import ctypes, threading; ctypes.CDLL(None).prctl(1, 9);"
+exec(die)
+helper = subprocess.Popen([sys.executable, "-c", die + "threading.Event().wait()"])
+open(os.environ["TMPDIR"] + "/socket", "wb").close()
 open("/dev/shm/baton-test-%d" % os.getpid(), "wb").write(b"x")
 import mmap
 file = open("/dev/shm/baton-test-%d" % os.getpid(), "r+b")
@@ -53,6 +58,23 @@ print("BATON-READY " + '{"address": "127.0.0.1:1"}', flush=True)
 threading.Event().wait()
 """
 LOADING = "import threading; threading.Event().wait()"
+WAIT_S = 30.0
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@pytest.fixture(autouse=True)
+def _no_shared_memory_of_dead_tests() -> Iterator[None]:
+    """A stand-in whose test is killed cannot remove its file any more; the next run does."""
+    yield
+    for file in SHARED_MEMORY.glob("baton-test-*"):
+        if not Path("/proc", file.name.rpartition("-")[2]).exists():
+            file.unlink(missing_ok=True)
+
+
+def temporary_folder(pid: int) -> Path:
+    """Where a process puts its temporary files."""
+    variables = Path("/proc", str(pid), "environ").read_bytes().split(b"\0")
+    return next(Path(os.fsdecode(each[7:])) for each in variables if each.startswith(b"TMPDIR="))
 
 
 class Bench:
@@ -89,31 +111,26 @@ class Bench:
 
     async def until(self, condition: str, process_id: str | None = None) -> None:
         """Wait until the state file shows it; the file is what other processes see."""
-        for _ in range(600):
-            found = state.read(self.directory)
-            if condition == "up" and found.url:
-                return
-            if process_id and self.record()[process_id].state == condition:
-                return
-            await asyncio.sleep(0.05)
-        raise AssertionError(f"never {condition}: {self.record()}")
+
+        def holds() -> bool:
+            if condition == "up":
+                return bool(state.read(self.directory).url)
+            return process_id is not None and self.record()[process_id].state == condition
+
+        await until(holds, within_s=WAIT_S)
 
     async def until_restarted(self, process_id: str) -> None:
         """Wait until it runs for the second time."""
-        for _ in range(600):
+
+        def holds() -> bool:
             found = self.record()[process_id]
-            if found.restarts and found.state == "ready":
-                return
-            await asyncio.sleep(0.05)
-        raise AssertionError(f"never restarted: {self.record()}")
+            return bool(found.restarts) and found.state == "ready"
+
+        await until(holds, within_s=WAIT_S)
 
     async def until_commanded(self) -> None:
         """Wait until the launcher takes commands."""
-        for _ in range(600):
-            if state.read(self.directory).control_address:
-                return
-            await asyncio.sleep(0.05)
-        raise AssertionError("no control address")
+        await until(lambda: state.read(self.directory).control_address, within_s=WAIT_S)
 
 
 async def test_a_cluster_comes_up_says_so_once_and_ends_in_order(
@@ -261,13 +278,14 @@ async def test_a_process_that_ignores_the_signal_is_killed_with_its_helpers_and_
     await bench.until("up")
     pid = bench.record()["decode-0"].pid
     assert len(kernel_view.group_members(pid)) == 2
-    memory = Path(f"/dev/shm/baton-test-{pid}")
-    assert memory.exists()
+    memory = SHARED_MEMORY / f"baton-test-{pid}"
+    folder = temporary_folder(pid)
+    assert memory.exists() and (folder / "socket").exists()
     os.kill(os.getpid(), signal.SIGTERM)
     assert await asyncio.wait_for(running, 30) == 0
     assert "decode-0 did not end in time and was killed" in capsys.readouterr().err
     assert kernel_view.group_members(pid) == []
-    assert not memory.exists()
+    assert not memory.exists() and not folder.exists()
 
 
 async def test_a_signal_while_processes_start_does_not_wait_for_those_that_do_not_listen(tmp_path: Path) -> None:
@@ -279,14 +297,14 @@ async def test_a_signal_while_processes_start_does_not_wait_for_those_that_do_no
     assert await asyncio.wait_for(running, 30) == 0
     pid = bench.record()["decode-0"].pid
     assert kernel_view.group_members(pid) == []
-    assert not Path(f"/dev/shm/baton-test-{pid}").exists()
+    assert not (SHARED_MEMORY / f"baton-test-{pid}").exists()
 
 
 def test_shared_memory_that_somebody_uses_or_that_is_older_stays() -> None:
     import mmap
     import time
 
-    path = Path(f"/dev/shm/baton-test-used-{os.getpid()}")
+    path = SHARED_MEMORY / f"baton-test-used-{os.getpid()}"
     path.write_bytes(b"x")
     try:
         with path.open("r+b") as file, mmap.mmap(file.fileno(), 1):
