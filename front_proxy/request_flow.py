@@ -380,8 +380,10 @@ class RequestFlow:
         return [*released, *ended, self._retried(stage, failure), *self._ask_plan()]
 
     def _wait_for_room(self, failure: Failure) -> Sequence[FlowAction]:
-        """A stream that has begun and finds every worker full, by their own word, waits as if the scheduler said so."""
-        wait_s = self._retries.pause_s() if self.output_tokens and failure.kind is FailureKind.EXHAUSTED else None
+        """A stream that has begun and finds everybody full, by their own word, waits as if the scheduler said so."""
+        # And so does what reaches nobody at all: it is this process then that is cut off.
+        waits = not failure.reached or (self.output_tokens > 0 and failure.kind is FailureKind.EXHAUSTED)
+        wait_s = self._retries.pause_s() if waits else None
         if wait_s is None:
             return []
         released = self._held.let_go(pulled=False)

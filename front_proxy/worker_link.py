@@ -147,9 +147,8 @@ class WorkerLink:
             receiver.on_failure(self._lost(reason))
 
     def _lost(self, reason: str) -> Failure:
-        return Failure(
-            kind=FailureKind.UNAVAILABLE, message=f"The stream to worker {self.worker.worker_id} broke: {reason}"
-        )
+        text = f"The stream to worker {self.worker.worker_id} broke: {reason}"
+        return Failure(kind=FailureKind.UNAVAILABLE, message=text, reached=self.opened)
 
     def _free_slot(self) -> int:
         # Never the number of a slot that just ended: a delta still on its way must not reach the next order.
@@ -244,7 +243,7 @@ class WorkerLinks:
         if link is None or link.ended:
             if self._loop.time() < self._not_before_s.get(key, 0.0):
                 text = f"Worker {worker.worker_id} could not be reached a moment ago."
-                receiver.on_failure(Failure(kind=FailureKind.UNAVAILABLE, message=text))
+                receiver.on_failure(Failure(kind=FailureKind.UNAVAILABLE, message=text, reached=False))
                 return 0
             link = WorkerLink(worker, self._options)
             self._links[key] = link

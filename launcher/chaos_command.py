@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-_FAULT_KINDS = ("kill", "freeze", "terminate", "restart")
+if TYPE_CHECKING:
+    from launcher.process_plan import ProcessSpec
+
+# As launcher.chaos_schedule has them, which this module does not import: the command is read without msgspec.
+_FAULT_KINDS = ("kill", "freeze", "terminate", "restart", "cut", "delay", "blackhole", "disk_full")
+_LENGTHS = (
+    ("--freeze-s", 20.0, "how long a process stands still"),
+    ("--cut-s", 3.0, "how long its connections are cut and new ones are refused"),
+    ("--delay-s", 10.0, "how long its connections are slow"),
+    ("--delay-ms", 200.0, "by how much they are slow, each way"),
+    ("--blackhole-s", 20.0, "how long its connections stay open and carry nothing"),
+    ("--disk-full-s", 5.0, "how long no process can write to a file"),
+)
 _ROLES = ("scheduler", "prefill", "decode", "front_proxy")
 
 
@@ -23,7 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--roles", default=",".join(_ROLES), help="whom it hits (default: every role)", metavar="ROLES")
     parser.add_argument("--rounds", type=int, default=1, help="how often each fault hits each process (default 1)")
     parser.add_argument("--users", type=int, default=6, help="clients at once (default 6)")
-    parser.add_argument("--freeze-s", type=float, default=20.0, help="how long a freeze lasts (default 20)")
+    for flag, default, meaning in _LENGTHS:
+        parser.add_argument(flag, type=float, default=default, help=f"{meaning} (default {default:g})", metavar="N")
+    parser.add_argument(
+        "--recover-timeout-s", type=float, default=240.0, metavar="N",
+        help="longest wait until the cluster is whole again after a fault (default 240)",
+    )  # fmt: skip
     parser.add_argument("--state-dir", type=Path, default=Path(".baton-chaos"), metavar="DIR")
     parser.add_argument("--output", type=Path, default=None, help="where the JSON report goes", metavar="FILE")
 
@@ -33,6 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     import msgspec
 
     from launcher import chaos
+    from launcher.chaos_faults import Lengths
+    from launcher.chaos_report import as_text
 
     kinds = _chosen("--faults", arguments.faults, _FAULT_KINDS)
     roles = _chosen("--roles", arguments.roles, _ROLES)
@@ -41,38 +62,30 @@ def run(arguments: argparse.Namespace) -> int:
     options = chaos.ChaosOptions(
         state_dir=arguments.state_dir.expanduser().absolute(),
         up_arguments=tuple(_up_arguments(arguments)),
+        specs=_specs(arguments),
         seed=arguments.seed,
         kinds=kinds,  # type: ignore[arg-type]
         roles=roles,
         rounds=arguments.rounds,
         users=arguments.users,
-        freeze_s=arguments.freeze_s,
+        lengths=Lengths(**{name: getattr(arguments, name) for name in Lengths.__struct_fields__}),
+        recover_timeout_s=arguments.recover_timeout_s,
     )
-    try:
-        report = chaos.run(options, _tell)
-    except (chaos.ChaosError, OSError, TimeoutError) as error:
-        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
-        return 1
+    report = chaos.run(options, _tell)
     if arguments.output is not None:
         arguments.output.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-    print(_text(report))
+    print(as_text(report))
     return 0 if report.passed else 1
 
 
-def _text(report: object) -> str:
-    from launcher.chaos import ChaosReport
+def _specs(arguments: argparse.Namespace) -> tuple[ProcessSpec, ...]:
+    """The processes that `baton up` is going to start. Raises BadConfiguration, before anything has started."""
+    from launcher.config import BatonConfig
+    from launcher.process_plan import plan
+    from runtime.configuration import load
 
-    assert isinstance(report, ChaosReport)
-    counts = report.counts
-    seen = f"{counts.failed} failed, {counts.wrong} with wrong tokens, {counts.repeated} repeated by their client"
-    verdict = "passed" if report.passed else "FAILED"
-    lines = [
-        f"{counts.requests} requests, {counts.tokens} tokens: {seen}",
-        f"after the traffic: {report.leases_left} leases and {report.blocks_left} KV blocks held",
-        *(f"  request {failure.request} at {failure.at_s} s: {failure.what}" for failure in counts.failures),
-        f"{verdict} (seed {report.seed}, {len(report.faults)} faults, `baton up` ended with {report.exit_code})",
-    ]
-    return "\n".join(lines)
+    counts = [f"launcher.{name}={getattr(arguments, name)}" for name in ("front_proxies", "prefill", "decode")]
+    return plan(load(BatonConfig, file=arguments.config, environ=os.environ, sets=[*counts, *arguments.sets]).value)
 
 
 def _up_arguments(arguments: argparse.Namespace) -> list[str]:

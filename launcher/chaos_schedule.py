@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
-from typing import Literal, get_args
+from typing import Literal, assert_never, get_args
 
 import msgspec
 
 from launcher.process_plan import Role
 
-FaultKind = Literal["kill", "freeze", "terminate", "restart"]
+FaultKind = Literal["kill", "freeze", "terminate", "restart", "cut", "delay", "blackhole", "disk_full"]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
+NETWORK_KINDS: frozenset[FaultKind] = frozenset({"cut", "delay", "blackhole"})
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -28,6 +29,17 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     process_id: str
     role: Role
     after_requests: int
+
+
+def replaces(kind: FaultKind) -> bool:
+    """Whether the process that is hit ends, so that it is whole again only as another one."""
+    match kind:
+        case "kill" | "terminate" | "restart" | "disk_full":
+            return True
+        case "freeze" | "cut" | "delay" | "blackhole":
+            return False
+        case _:
+            assert_never(kind)
 
 
 def schedule(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -24,7 +25,13 @@ Hear = Callable[[SaidReady | HasEnded], None]
 
 def tell(line: str) -> None:
     """Say something to the person who started us, on stderr."""
-    print(f"baton: {line}", file=sys.stderr, flush=True)
+    _say(f"baton: {line}")
+
+
+def _say(text: str) -> None:
+    # Where nobody can hear it, because the disk is full or the terminal gone, the cluster still goes on.
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 class LocalProcesses:
@@ -58,6 +65,7 @@ class LocalProcesses:
                 model=config.engine.model,
                 processes=records,
             ),
+            tell,
         )
         for spec in specs:
             # What an earlier cluster wrote is not about this one.
@@ -185,7 +193,7 @@ class LocalProcesses:
         tell(f"error: {process_id} {what}")
         if lines := self.tail(process_id, self._launcher.log_tail_lines):
             tell(f"the last lines of {self.log(process_id)}:")
-            print("\n".join(f"    {line}" for line in lines), file=sys.stderr, flush=True)
+            _say("\n".join(f"    {line}" for line in lines))
 
     def tail(self, process_id: str, lines: int) -> list[str]:
         """The last lines of a process's log."""

@@ -98,14 +98,15 @@ def _scheduler_settings(config: BatonConfig, scheduler_id: str, ordinal: int) ->
     if config.launcher.schedulers == 1:
         return ()
     # As with workers: a fixed port counts up. gRPC's is held by the launcher, which tells it.
-    metrics_port = config.scheduler.metrics_port
-    counted = (f"scheduler.metrics_port={metrics_port + ordinal}",) if metrics_port else ()
+    ports = {"advertise_port": config.scheduler.advertise_port, "metrics_port": config.scheduler.metrics_port}
+    counted = tuple(f"scheduler.{name}={port + ordinal}" for name, port in ports.items() if port)
     return (f"scheduler.scheduler_id={scheduler_id}", *counted)
 
 
 def _worker_settings(config: BatonConfig, worker_id: str, ordinal: int) -> tuple[str, ...]:
     # Several workers cannot listen on one port: a fixed one counts up.
-    ports = {"port": config.worker.port, "metrics_port": config.worker.metrics_port}
+    worker = config.worker
+    ports = {"port": worker.port, "advertise_port": worker.advertise_port, "metrics_port": worker.metrics_port}
     counted = tuple(f"worker.{name}={port + ordinal}" for name, port in ports.items() if port)
     return (f"worker.worker_id={worker_id}", *counted)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from launcher import kernel_view, scratch
+from runtime.line_writer import LineWriter
 
 READY_PREFIX = "BATON-READY "
 _READ_BYTES = 65536
@@ -193,23 +194,27 @@ class Child:
     async def _hear(self, stdout: asyncio.StreamReader) -> None:
         rest = b""
         with self.log.open("ab") as log:
+            lines = LineWriter(log.fileno(), _lost)
             while chunk := await stdout.read(_READ_BYTES):
                 *whole, rest = (rest + chunk).split(b"\n")
                 for line in whole:
-                    self._heard(line.decode(errors="replace"), log.write)
-                log.flush()
+                    self._heard(line.decode(errors="replace"), lines.write)
                 rest = rest[-_LINE_BYTES_MAX:]
 
-    def _heard(self, line: str, write: Callable[[bytes], object]) -> None:
+    def _heard(self, line: str, write: Callable[[str], None]) -> None:
         if not line.startswith(READY_PREFIX):
-            write(f"{line}\n".encode())
+            write(line)
             return
         try:
             addresses = msgspec.json.decode(line.removeprefix(READY_PREFIX), type=dict[str, str])
         except msgspec.MsgspecError:
-            write(f"not a ready line: {line}\n".encode())
+            write(f"not a ready line: {line}")
             return
         self._tell(SaidReady(self.id, addresses))
+
+
+def _lost(lines: int, why: str) -> str:
+    return f"{lines} lines of its stdout could not be written: {why}"
 
 
 def _kill(pids: Iterable[int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -62,12 +62,21 @@ class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClusterState:
-    """The state file while its cluster runs. Every change is written at once, whole, by rename."""
+    """The state file while its cluster runs. Every change is written at once, whole, by rename.
 
-    def __init__(self, state_dir: Path, record: ClusterRecord) -> None:
+    A file that cannot be written ends no cluster: ``record`` holds what is true, ``tell`` is told, and ``retry`` writes
+    what is missing. Only the first record must be written: StateError.
+    """
+
+    def __init__(self, state_dir: Path, record: ClusterRecord, tell: Callable[[str], None]) -> None:
         self._file = state_dir / STATE_FILE
+        self._tell = tell
         self.record = record
+        self.behind = False
+        """Whether the file says less than ``record``."""
         self._write()
+        if self.behind:
+            raise StateError(f"the state folder {state_dir} cannot be written")
 
     def process(self, process_id: str) -> ProcessRecord:
         """The record of one process."""
@@ -92,15 +101,37 @@ class ClusterState:
         self.record = msgspec.structs.replace(self.record, url=url, grpc_address=grpc_address)
         self._write()
 
+    def retry(self) -> None:
+        """Write what could not be written, if there is any."""
+        if self.behind:
+            self._write()
+
     def _write(self) -> None:
-        write_atomically(self._file, msgspec.json.format(msgspec.json.encode(self.record), indent=2) + b"\n")
+        try:
+            write_atomically(self._file, msgspec.json.format(msgspec.json.encode(self.record), indent=2) + b"\n")
+        except OSError as error:
+            if not self.behind:
+                self._tell(
+                    f"error: cannot write {self._file}: {error.strerror}; the cluster goes on, and until it can be "
+                    "written `baton status` tells what was so before"
+                )
+            self.behind = True
+        else:
+            if self.behind:
+                self._tell(f"{self._file} is written again")
+            self.behind = False
 
 
 def write_atomically(file: Path, content: bytes) -> None:
     """Readers see the old content or the new one, never a part."""
     draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_bytes(content)
-    draft.replace(file)
+    try:
+        draft.write_bytes(content)
+        draft.replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
 
 
 def read(state_dir: Path) -> ClusterRecord:

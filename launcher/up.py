@@ -22,7 +22,7 @@ from launcher.ports import HeldPorts
 from launcher.process_plan import ProcessSpec, one_machine, plan
 from launcher.processes import HasEnded, SaidReady
 from launcher.rolling import Step, in_order, settled
-from launcher.state import CONFIG_FILE, owned, write_atomically
+from launcher.state import CONFIG_FILE, StateError, owned, write_atomically
 from launcher.supervision import Supervision
 from runtime.configuration import dump
 
@@ -49,7 +49,10 @@ def up(config: BatonConfig, sources: Mapping[str, str]) -> int:
             except KeyboardInterrupt:
                 tell("stopped before anything was started")
                 return 0
-            write_atomically(state_dir / CONFIG_FILE, dump(prepared))
+            try:
+                write_atomically(state_dir / CONFIG_FILE, dump(prepared))
+            except OSError as error:
+                raise StateError(f"cannot write {state_dir / CONFIG_FILE}: {error.strerror}") from error
             return asyncio.run(Cluster(prepared, state_dir, ports=ports).run())
 
 
@@ -145,6 +148,7 @@ class Cluster:
                         return await self._announce()
                     case _:
                         assert_never(action)
+            self._state.retry()
             event = await self._next_event(told_s + self._launcher.progress_interval_s)
             now_s = time.monotonic()
             match event:
@@ -189,7 +193,8 @@ class Cluster:
     async def _watch(self) -> int:
         """Until a signal (0) or until nothing can be served any more (1)."""
         while True:
-            event = await self._next_event(self._supervision.due_s())
+            self._state.retry()
+            event = await self._next_event(self._watched_until_s())
             told: supervision.Event
             match event:
                 case signal.Signals():
@@ -211,6 +216,13 @@ class Cluster:
                     tell(f"error: {action.why}: stopping the rest")
                     return 1
                 self._perform(action)
+
+    def _watched_until_s(self) -> float | None:
+        due_s = self._supervision.due_s()
+        if not self._state.behind:
+            return due_s
+        retry_s = time.monotonic() + self._launcher.state_retry_s
+        return retry_s if due_s is None else min(due_s, retry_s)
 
     def _perform(self, action: supervision.Action) -> None:
         match action:

@@ -29,6 +29,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     kind: FailureKind
     message: str
     retry_after_s: float | None = None
+    reached: bool = True
+    """False: whom it was sent to never heard of it. Stays in this process."""
 
 
 class FailureError(Exception):

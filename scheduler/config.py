@@ -130,6 +130,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     advertise_host: str = ""
     # 0: any free port; it is announced.
     port: Port = 0
+    # Port others reach it by, where something forwards to ``port``. 0: ``port``.
+    advertise_port: Port = 0
     # Port of /metrics on the same host. 0: any free port.
     metrics_port: Port = 0
     # How often a worker must report, and the silence after which it counts as gone.

@@ -49,7 +49,7 @@ from scheduler.events import (
 )
 from scheduler.facts import Role, WorkerFacts
 from scheduler.ledger import LeaseLedger
-from scheduler.membership import objection
+from scheduler.membership import is_deaf, objection
 from scheduler.outliers import Standing, WorkerHealth
 from scheduler.placement import Chosen, NotPlaced, Planner
 from scheduler.profile import Probe, Random
@@ -111,7 +111,7 @@ class SchedulerCore:
         )
         self._line = WaitingLine(config.waiting)
         self._ledger = LeaseLedger(config.leak_after_s)
-        self._audited_s = float("-inf")
+        self._audited_s = self._deaf_s = float("-inf")
         # Of workers that left, by their epoch.
         self._health: dict[str, tuple[int, WorkerHealth]] = {}
         self._story: deque[tuple[float, Event]] = deque(maxlen=STORY_EVENTS_MAX)
@@ -137,6 +137,7 @@ class SchedulerCore:
                 overdue = [turned_away(each, self._admission, now_s) for each in self._line.overdue(now_s)]
                 return (*self._tick(now_s), *self._audit(now_s), *overdue, *self._serve(now_s))
             case WorkerJoined(session=session, facts=facts):
+                self._end_isolation(now_s)
                 return self._join(session, facts, now_s)
             case WorkerLeft(session=session, worker_id=worker_id):
                 return self._leave(session, worker_id)
@@ -144,6 +145,7 @@ class SchedulerCore:
                 return self._hear(event, now_s)
             case FrontJoined(session=session, front_proxy_id=front_proxy_id):
                 assert session not in self.fronts, session
+                self._end_isolation(now_s)
                 self.fronts[session] = Front(front_proxy_id)
                 return (PublishView(at_once=True),)
             case FrontLeft(session=session):
@@ -166,6 +168,12 @@ class SchedulerCore:
                 return ()
             case _:
                 assert_never(event)
+
+    def _end_isolation(self, now_s: float) -> None:
+        """The first one returns after nobody was left: as after a start, others know more until all had time to."""
+        if self._health and not self.fronts and not self.cluster.workers:
+            self._rebuilt_at_s = now_s + self._config.rebuild_grace_s
+            self.rebuilding = self._rebuilt_at_s > now_s
 
     def _front_leave(self, session: int, now_s: float) -> None:
         for plan_id in list(self.fronts[session].plans):
@@ -313,9 +321,10 @@ class SchedulerCore:
         return (PublishView(at_once=changed_state),)
 
     def _tick(self, now_s: float) -> Sequence[Action]:
-        silent = [
-            worker for worker in self.cluster.workers.values() if worker.heard_s + self._config.worker_lease_s <= now_s
-        ]
+        if is_deaf(self.cluster):
+            self._deaf_s = now_s
+        heard_by_s = now_s - self._config.worker_lease_s
+        silent = [one for one in self.cluster.workers.values() if max(one.heard_s, self._deaf_s) <= heard_by_s]
         rebuilt = self.rebuilding and self._rebuilt_at_s <= now_s
         if rebuilt:
             self.rebuilding = False

@@ -1,9 +1,15 @@
-"""Who may join the cluster. Says why not; changes nothing."""
+"""Who may join the cluster, and whether it can be heard at all. Says so; changes nothing."""
 
 from __future__ import annotations
 
 from scheduler.cluster import ClusterState
 from scheduler.facts import WorkerFacts
+
+
+def is_deaf(cluster: ClusterState) -> bool:
+    """Whether nobody of several is heard. Then it is the scheduler that is cut off, and nobody is given up for it."""
+    workers = cluster.workers.values()
+    return len(workers) > 1 and all(worker.silent for worker in workers)
 
 
 def objection(facts: WorkerFacts, cluster: ClusterState, workers_max: int) -> str | None:

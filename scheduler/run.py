@@ -55,7 +55,7 @@ async def run(
         lambda server: add_services(shell, status, server),
         message_bytes_max=config.message_bytes_max,
     )
-    status.address = join_address(config.advertise_host or config.host, server.port)
+    status.address = join_address(config.advertise_host or config.host, config.advertise_port or server.port)
     try:
         async with asyncio.TaskGroup() as group:
             ticking = group.create_task(shell.tick(), name="tick")
@@ -97,6 +97,16 @@ def _lease(config: SchedulerConfig, clock: Clock) -> LeaderLease | None:
     return FileLease(Path(config.leader_lease_file), lease_s=config.leader_lease_s, clock=clock)
 
 
+def _acquired(lease: LeaderLease, shell: SchedulerShell, address: str) -> int | None:
+    """The epoch of this leader; None where another one leads, or where the store is away or its disk full."""
+    try:
+        shell.stands_by_for = lease.holder().address
+        return lease.try_acquire(address)
+    except OSError as error:
+        log.warning("the store of the leader's lease is away", extra={"why": str(error)})
+        return None
+
+
 async def _lead(
     config: SchedulerConfig,
     lease: LeaderLease,
@@ -107,16 +117,11 @@ async def _lead(
 ) -> None:
     """Stand by until nobody else leads, lead, and return when that is lost: this process must not plan any more.
 
-    Raises OSError when the store is away at the first try: then it is not there at all.
+    Raises FileNotFoundError when the store is away at the first try: then it is not there at all.
     """
-    epoch = lease.try_acquire(status.address)
-    while epoch is None:
+    lease.holder()
+    while (epoch := _acquired(lease, shell, status.address)) is None:
         await asyncio.sleep(config.leader_interval_s)
-        try:
-            shell.stands_by_for = lease.holder().address
-            epoch = lease.try_acquire(status.address)
-        except OSError as error:
-            log.warning("the store of the leader's lease is away", extra={"why": str(error)})
     shell.lead(make_core(), epoch)
     shell.leads_until_s = lease.until_s
     status.state = "ready"

@@ -18,6 +18,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Host others reach this worker by. Empty: ``host``."""
     port: Port = 0
     """gRPC port. 0: any free one."""
+    advertise_port: Port = 0
+    """gRPC port others reach this worker by, where something forwards to ``port``. 0: ``port``."""
     metrics_port: Port = 0
     """Prometheus port. 0: any free one."""
     scheduler_address: str = ""

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 from engine.protocol import Engine, EngineDead
 from runtime import lifecycle
-from runtime.grpc_server import RunningServer, start_server
+from runtime.grpc_server import RunningServer, join_address, start_server
 from runtime.telemetry import serve_metrics
 from worker import service
 from worker.body import WorkerBody
@@ -75,7 +75,7 @@ async def _serve(body: WorkerBody, stop: lifecycle.Stop, ready: Ready) -> None:
         message_bytes_max=config.message_bytes_max,
     )
     host = config.advertise_host or config.host
-    body.address = f"{host}:{server.port}"
+    body.address = join_address(host, config.advertise_port or server.port)
     session = SchedulerSession(body) if config.scheduler_address else None
     body.happen(Event.STARTED)
     try:

@@ -1,10 +1,11 @@
-"""`baton chaos` on fake engines: every process killed, stopped and restarted in turn, and no client notices."""
+"""`baton chaos` on fake engines: every process killed, frozen, cut off or without a disk in turn, unnoticed."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.e2e.cluster import BATON
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 
-def chaos(tmp_path: Path, *words: str) -> tuple[int, dict[str, object], str]:
+def chaos(tmp_path: Path, *words: str) -> tuple[int, dict[str, Any], str]:
     report = tmp_path / "report.json"
     fixed = ["--set", "engine.kind=fake", "--set", "launcher.restart_backoff_min_s=0.1", "--output", str(report)]
     argv = [*BATON, "chaos", "--state-dir", str(tmp_path / "state"), *fixed, *words]
@@ -29,7 +30,7 @@ def test_a_cluster_with_one_spare_of_each_survives_every_kill_and_freeze(tmp_pat
     )  # fmt: skip
     assert code == 0, said
     assert report["passed"] is True
-    assert len(report["faults"]) == 10  # type: ignore[arg-type]
+    assert len(report["faults"]) == 10
     assert "0 failed, 0 with wrong tokens" in said
 
 
@@ -39,8 +40,53 @@ def test_two_schedulers_survive_whatever_befalls_one_of_them(tmp_path: Path) -> 
         "--seed", "5", "--roles", "scheduler", "--set", "launcher.schedulers=2", "--set", "launcher.restarts_max=50",
     )  # fmt: skip
     assert code == 0, said
-    assert len(report["faults"]) == 8  # type: ignore[arg-type]
+    assert len(report["faults"]) == 8
     assert "0 failed, 0 with wrong tokens" in said
+
+
+def test_cut_slow_and_silent_connections_of_every_process_cost_no_request(tmp_path: Path) -> None:
+    code, report, said = chaos(
+        tmp_path, "--prefill", "1", "--decode", "2", "--faults", "cut,delay,blackhole", "--seed", "5",
+        "--cut-s", "1", "--delay-s", "1", "--blackhole-s", "2", "--set", "front_proxy.stream_stall_timeout_s=1",
+    )  # fmt: skip
+    assert code == 0, said
+    assert {(fault["kind"], fault["process_id"]) for fault in report["faults"]} == {
+        (kind, process_id)
+        for kind in ("cut", "delay", "blackhole")
+        for process_id in ("scheduler", "prefill-0", "decode-0", "decode-1", "front-proxy-0", "front-proxy-1")
+    }
+    # At least the stream to the scheduler, or of a worker to it.
+    assert all(fault["connections"] >= 1 for fault in report["faults"])
+    assert "0 failed, 0 with wrong tokens, 0 repeated" in said
+
+
+def test_a_full_disk_while_processes_die_costs_no_request_and_is_told(tmp_path: Path) -> None:
+    code, report, said = chaos(
+        tmp_path, "--prefill", "1", "--decode", "2", "--faults", "disk_full", "--roles", "scheduler,decode",
+        "--disk-full-s", "2",
+    )  # fmt: skip
+    assert code == 0, said
+    assert len(report["faults"]) == 3
+    assert "cannot write" in said
+    assert "cluster.json is written again" in said
+    logs = "".join(path.read_text(errors="replace") for path in (tmp_path / "state" / "logs").glob("*.log"))
+    assert "lines of this log could not be written" in logs
+
+
+def test_a_cluster_that_does_not_recover_is_reported_with_the_last_words_of_who_is_not_back(tmp_path: Path) -> None:
+    code, report, said = chaos(
+        tmp_path, "--prefill", "1", "--decode", "2", "--faults", "kill", "--roles", "decode",
+        "--set", "launcher.restarts_max=0", "--recover-timeout-s", "2",
+    )  # fmt: skip
+    assert code == 1, said
+    (lost,) = report["not_back"]
+    assert report["passed"] is False
+    assert "is whole again" in report["error"]
+    assert lost["state"] == "failed"
+    assert lost["log_tail"]
+    (fault,) = report["faults"]
+    assert (fault["process_id"], fault["recovered_after_s"]) == (lost["process_id"], None)
+    assert f"{lost['process_id']} is failed" in said
 
 
 def test_what_nobody_can_survive_is_told_and_fails(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from front_proxy.flow_events import (
     StartDecode,
     StartPrefill,
     Suspect,
+    WorkerFailed,
 )
 from front_proxy.request_flow import Phase
 from front_proxy.stall import Awaited
@@ -183,6 +184,30 @@ def test_a_stream_that_every_worker_refuses_for_want_of_room_waits_too() -> None
     play.tell(failed(Stage.DECODE), planned(2, prefill=None))
     actions = play.tell(failed(Stage.DECODE, FailureKind.EXHAUSTED, attempt=2))
     assert kinds(actions) == ["EndPlan", "Pause"] and play.flow.phase is Phase.WAITING
+    play.tell(PauseOver(attempt=2), planned(3, prefill=None), decoded(9, attempt=3, external=0, finish=STOP))
+    assert play.tokens == [7, 8, 9]
+
+
+def unreached(stage: Stage, attempt: int) -> WorkerFailed:
+    failure = Failure(kind=FailureKind.UNAVAILABLE, message="no connection", reached=False)
+    return WorkerFailed(attempt=attempt, stage=stage, failure=failure)
+
+
+def test_a_request_that_reaches_nobody_waits_for_the_network_and_not_for_ever() -> None:
+    play = Play(planned(), attempts_max=2, replans_max=2)
+    play.tell(unreached(Stage.PREFILL, 1), planned(2))
+    assert kinds(play.tell(unreached(Stage.PREFILL, 2))) == ["EndPlan", "Pause"]
+    (ask,) = play.tell(PauseOver(attempt=2))
+    assert isinstance(ask, AskPlan) and ask.excluded_worker_ids == ()
+    assert kinds(play.tell(planned(3), unreached(Stage.PREFILL, 3))) == ["StartPrefill", "EndPlan", "Pause"]
+    play.tell(PauseOver(attempt=3), planned(4), unreached(Stage.PREFILL, 4))
+    assert play.all(Finish)[0].failure.message == "no connection"
+
+
+def test_a_stream_whose_network_is_cut_goes_on_when_it_is_back() -> None:
+    play = Play(planned(), prefilled(), decoded(8, external=39), attempts_max=2, replans_max=1)
+    play.tell(failed(Stage.DECODE), planned(2, prefill=None))
+    assert kinds(play.tell(unreached(Stage.DECODE, 2))) == ["EndPlan", "Pause"]
     play.tell(PauseOver(attempt=2), planned(3, prefill=None), decoded(9, attempt=3, external=0, finish=STOP))
     assert play.tokens == [7, 8, 9]
 

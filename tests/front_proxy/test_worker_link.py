@@ -323,10 +323,12 @@ async def test_a_worker_that_is_gone_fails_orders_at_once_and_is_not_dialled_aga
         await at.stop_server()
         ear = Ear()
         at.links.submit(at.worker, order(), ear)
-        assert (await ear.next()).kind is FailureKind.UNAVAILABLE
+        failure = await ear.next()
+        assert failure.kind is FailureKind.UNAVAILABLE and not failure.reached
         await at.until(lambda: len(at.lost) == 1)
         at.links.submit(at.worker, order(), ear)
-        assert "a moment ago" in (await ear.next()).message
+        refused = await ear.next()
+        assert "a moment ago" in refused.message and not refused.reached
 
 
 async def test_a_worker_that_does_not_answer_is_given_up() -> None:

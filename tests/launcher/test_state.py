@@ -15,7 +15,7 @@ def _record() -> ClusterRecord:
 
 
 def test_what_is_written_is_read_back_and_no_draft_stays(tmp_path: Path) -> None:
-    state = ClusterState(tmp_path, _record())
+    state = ClusterState(tmp_path, _record(), print)
     state.change("decode-0", pid=7, state="ready", epoch=2**63)
     state.serve_at("http://h:1", "h:2")
     assert read(tmp_path) == state.record

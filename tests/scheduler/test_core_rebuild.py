@@ -121,3 +121,54 @@ def test_only_a_grace_period_makes_a_scheduler_careful(grace_s: float) -> None:
     stage.do(WorkerJoined(session=1, facts=facts("d0")))
     assert stage.core.rebuilding == (grace_s > 0)
     assert (stage.core.cluster.workers["d0"].careful_blocks > 0) == (grace_s > 0)
+
+
+def test_after_nobody_was_left_it_is_as_careful_as_after_a_start() -> None:
+    """Its network was cut: those who return first know of workers that it does not know yet."""
+    stage = Stage(rebuild_grace_s=3.0)
+    for worker_id in ("p0", "d0", "d1"):
+        stage.enter(worker_id)
+    stage.now_s = 100.0
+    stage.do(Tick())
+    for worker_id in ("p0", "d0", "d1"):
+        stage.do(WorkerLeft(session=stage.session_of[worker_id], worker_id=worker_id, reason="cut"))
+    stage.do(FrontLeft(session=FRONT))
+    stage.do(FrontJoined(session=FRONT + 1, front_proxy_id="front-0"))
+    careful = [stage.core.rebuilding]
+    stage.now_s = 102.0
+    stage.enter("d0")
+    stage.now_s = 103.0
+    assert PublishView(at_once=True) in stage.do(Tick())
+    assert [*careful, stage.core.rebuilding] == [True, False]
+
+
+def test_one_worker_that_returns_to_the_others_changes_nothing() -> None:
+    stage = Stage(rebuild_grace_s=3.0)
+    for worker_id in ("p0", "d0"):
+        stage.enter(worker_id)
+    stage.now_s = 100.0
+    stage.do(Tick())
+    stage.do(WorkerLeft(session=stage.session_of["d0"], worker_id="d0", reason="cut"))
+    stage.enter("d0")
+    assert not stage.core.rebuilding
+
+
+def test_nobody_is_given_up_while_nobody_at_all_is_heard() -> None:
+    stage = Stage(silence_timeout_s=3.0, worker_lease_s=10.0)
+    for worker_id in ("p0", "d0", "d1"):
+        stage.enter(worker_id)
+    for now_s in range(0, 61, 1):
+        stage.now_s = float(now_s)
+        stage.do(Tick())
+    assert set(stage.core.cluster.workers) == {"p0", "d0", "d1"}
+    # Heard again: each has the whole of its lease to speak up, and then those who do not are gone.
+    stage.report("d0")
+    for now_s in range(61, 70):
+        stage.now_s = float(now_s)
+        stage.report("d0")
+        stage.do(Tick())
+    assert set(stage.core.cluster.workers) == {"p0", "d0", "d1"}
+    stage.now_s = 71.0
+    stage.report("d0")
+    stage.do(Tick())
+    assert set(stage.core.cluster.workers) == {"d0"}

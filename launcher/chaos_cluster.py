@@ -1,0 +1,161 @@
+"""The cluster that chaos breaks: a `baton up` of its own, started, asked and stopped. Breaks nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import aiohttp
+
+from launcher import state
+from launcher.chaos_report import NotBack
+from launcher.processes import tail
+from launcher.status import StatusLine, all_serve, collect
+
+_POLL_S = 0.2
+_READY = "ready http://"
+_STATUS_TIMEOUT_S = 2.0
+_LOG_TAIL_LINES = 30
+# A scheduler that stands by serves as well as it should.
+_WELL = ("ready", "standby")
+
+Condition = Callable[[Sequence[StatusLine]], bool]
+
+
+class ChaosError(Exception):
+    """The cluster did not come up, or did not become whole again; the message says what was missing."""
+
+
+class ChaosCluster:
+    """One `baton up`. ``start``, ``ready``, ask, ``stop``."""
+
+    def __init__(self, state_dir: Path, up_arguments: Sequence[str], tell: Callable[[str], None]) -> None:
+        self.state_dir = state_dir
+        self._up_arguments = up_arguments
+        self._tell = tell
+        self._launcher: asyncio.subprocess.Process | None = None
+        self._pump: asyncio.Task[None] | None = None
+
+    @property
+    def launcher_pid(self) -> int:
+        """The pid of `baton up`."""
+        assert self._launcher is not None, "start() comes first"
+        return self._launcher.pid
+
+    async def start(self) -> None:
+        """Start `baton up`."""
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        argv = [sys.executable, "-m", "launcher.cli", "up", "--port", "0", "--grpc-port", "0"]
+        argv += ["--state-dir", str(self.state_dir), *self._up_arguments]
+        self._launcher = await asyncio.create_subprocess_exec(
+            *argv, stdout=asyncio.subprocess.PIPE, start_new_session=True
+        )
+
+    async def ready(self, timeout_s: float) -> str:
+        """Wait until it serves; the name of its model. Raises ChaosError."""
+        assert self._launcher is not None and self._launcher.stdout is not None
+        stdout = self._launcher.stdout
+        try:
+            async with asyncio.timeout(timeout_s):
+                while line := (await stdout.readline()).decode():
+                    self._tell(line.rstrip())
+                    if line.startswith(_READY):
+                        break
+                else:
+                    raise ChaosError("`baton up` ended before it was ready")
+                url = line.split()[1]
+                async with aiohttp.ClientSession() as session, session.get(f"{url}/v1/models") as response:
+                    model = str((await response.json())["data"][0]["id"])
+        except TimeoutError:
+            raise ChaosError(f"the cluster was not ready after {timeout_s:g} s") from None
+        self._pump = asyncio.create_task(self._pass_on(stdout))
+        return model
+
+    async def stop(self, timeout_s: float) -> int:
+        """Stop it as Ctrl-C does; its exit code."""
+        launcher = self._launcher
+        if launcher is None:
+            return 0
+        if launcher.returncode is None:
+            # Not send_signal: it reaps a process that has just ended, and then nobody can tell its exit code.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(launcher.pid, signal.SIGINT)
+        try:
+            async with asyncio.timeout(timeout_s):
+                code = await launcher.wait()
+        except TimeoutError:
+            os.killpg(launcher.pid, signal.SIGKILL)
+            code = await launcher.wait()
+        if self._pump is not None:
+            await self._pump
+        return code
+
+    async def restart(self, process_id: str, timeout_s: float) -> None:
+        """`baton restart`. Raises ChaosError when it is refused or does not end in time."""
+        argv = [sys.executable, "-m", "launcher.cli", "restart", process_id, "--state-dir", str(self.state_dir)]
+        process = await asyncio.create_subprocess_exec(*argv, stdout=sys.stderr, start_new_session=True)
+        try:
+            async with asyncio.timeout(timeout_s):
+                code = await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            raise ChaosError(f"`baton restart {process_id}` did not end within {timeout_s:g} s") from None
+        if code:
+            raise ChaosError(f"`baton restart {process_id}` ended with {code}")
+
+    async def status(self) -> list[StatusLine]:
+        """What every process says now."""
+        return await collect(state.read(self.state_dir), timeout_s=_STATUS_TIMEOUT_S)
+
+    async def line(self, process_id: str) -> StatusLine:
+        """What one process says now."""
+        return next(line for line in await self.status() if line.id == process_id)
+
+    async def until(self, condition: Condition, timeout_s: float, what: str) -> Sequence[StatusLine]:
+        """Other processes are asked again and again: nothing here hears of their changes. Raises ChaosError."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s
+        while not condition(lines := await self.status()):
+            if loop.time() > deadline_s:
+                seen = ", ".join(f"{line.id} {line.state} {line.leases_held}/{line.kv_blocks_used}" for line in lines)
+                raise ChaosError(f"not within {timeout_s:g} s: {what}; {seen}")
+            await asyncio.sleep(_POLL_S)
+        return lines
+
+    async def whole_again(self, process_id: str, *, instead_of_pid: int | None, timeout_s: float) -> None:
+        """Wait until a process serves, under another pid where one is named, and every other one too."""
+
+        def whole(lines: Sequence[StatusLine]) -> bool:
+            hit = next(line for line in lines if line.id == process_id)
+            return hit.pid != instead_of_pid and all_serve(lines)
+
+        await self.until(whole, timeout_s, f"{process_id} is whole again")
+
+    async def not_back(self) -> list[NotBack]:
+        """Who does not serve now, with the last lines of his log; nobody where no cluster was started."""
+        try:
+            record = state.read(self.state_dir)
+        except state.StateError:
+            return []
+        logs = {process.id: process.log for process in record.processes}
+        return [
+            NotBack(
+                process_id=line.id,
+                state=line.state,
+                why=line.why,
+                log=logs[line.id],
+                log_tail=tail(Path(logs[line.id]), _LOG_TAIL_LINES),
+            )
+            for line in await self.status()
+            if line.state not in _WELL
+        ]
+
+    async def _pass_on(self, stream: asyncio.StreamReader) -> None:
+        while line := await stream.readline():
+            self._tell(line.decode().rstrip())

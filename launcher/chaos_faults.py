@@ -1,0 +1,90 @@
+"""Performs one fault on a real process and undoes what has to be undone. Judges nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import assert_never
+
+import msgspec
+import psutil
+
+from launcher import chaos_disk, status
+from launcher.chaos_cluster import ChaosCluster
+from launcher.chaos_relay import Blackhole, Cut, Delay, Disturbance, Relays
+from launcher.chaos_schedule import Fault
+
+
+class Lengths(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a fault lasts, and how much a delay is."""
+
+    freeze_s: float = 20.0
+    cut_s: float = 3.0
+    delay_s: float = 10.0
+    delay_ms: float = 200.0
+    blackhole_s: float = 20.0
+    disk_full_s: float = 5.0
+
+
+class Faults:
+    """``hit`` returns when the fault is over; whether the process is whole again by then is another question."""
+
+    def __init__(
+        self, cluster: ChaosCluster, relays: Relays | None, lengths: Lengths, *, restart_timeout_s: float
+    ) -> None:
+        self._cluster = cluster
+        self._relays = relays
+        self._lengths = lengths
+        self._restart_timeout_s = restart_timeout_s
+
+    async def hit(self, fault: Fault, line: status.StatusLine) -> int:
+        """Break it; the number of connections that were disturbed. Raises ChaosError, ProcessLookupError."""
+        lengths = self._lengths
+        match fault.kind:
+            case "kill":
+                os.kill(line.pid, signal.SIGKILL)
+            case "terminate":
+                os.kill(line.pid, signal.SIGTERM)
+            case "restart":
+                await self._cluster.restart(fault.process_id, self._restart_timeout_s)
+            case "freeze":
+                await self._freeze(line.pid)
+            case "cut":
+                return await self._disturb(line, Cut(), lengths.cut_s)
+            case "delay":
+                return await self._disturb(line, Delay(lengths.delay_ms / 1000), lengths.delay_s)
+            case "blackhole":
+                return await self._disturb(line, Blackhole(), lengths.blackhole_s)
+            case "disk_full":
+                with chaos_disk.full(self._cluster.launcher_pid):
+                    # Nothing but a death makes the cluster write more than logs.
+                    os.kill(line.pid, signal.SIGKILL)
+                    await _last(lengths.disk_full_s)
+            case _:
+                assert_never(fault.kind)
+        return 0
+
+    async def _freeze(self, pid: int) -> None:
+        root = psutil.Process(pid)
+        frozen = [root, *root.children(recursive=True)]
+        try:
+            for process in frozen:
+                process.suspend()
+            await _last(self._lengths.freeze_s)
+        finally:
+            for process in frozen:
+                if process.is_running():
+                    process.resume()
+
+    async def _disturb(self, line: status.StatusLine, what: Disturbance, seconds: float) -> int:
+        relays = self._relays
+        assert relays is not None, "the cluster was started without relays"
+        before = relays.disturbed_connections
+        async with relays.disturbed(line.id, line.pid, what):
+            await _last(seconds)
+        return relays.disturbed_connections - before
+
+
+async def _last(seconds: float) -> None:
+    await asyncio.sleep(seconds)

@@ -1,0 +1,67 @@
+"""The ports of a cluster whose processes are reached through relays, and the settings that make it so."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Sequence
+
+from launcher.chaos_relay import Relays, Route
+from launcher.process_plan import ProcessSpec
+
+HOST = "127.0.0.1"
+_ATTEMPTS_MAX = 64
+
+
+class Network:
+    """Ports for every process that others dial: its own, and its relay's in front of it."""
+
+    def __init__(self, specs: Sequence[ProcessSpec]) -> None:
+        """Raises OSError when this machine has no run of ports left that is long enough."""
+        self._kept: list[socket.socket] = []
+        self.settings: list[str] = []
+        """What `baton up` must be told."""
+        routes: list[Route] = []
+        for section, roles in (("scheduler", ("scheduler",)), ("worker", ("prefill", "decode"))):
+            ids = [spec.id for spec in specs if spec.role in roles]
+            # Bound and not listened on: the process itself may listen there, now and whenever it is started again.
+            own, relays = _bound_run(len(ids)), _bound_run(len(ids))
+            self._kept += own
+            self.settings += [f"{section}.port={_port(own[0])}", f"{section}.advertise_port={_port(relays[0])}"]
+            routes += [Route(one, relay, _port(mine)) for one, relay, mine in zip(ids, relays, own, strict=True)]
+        self.relays = Relays(HOST, routes)
+
+    async def close(self) -> None:
+        """End the relays and let the ports go."""
+        await self.relays.close()
+        for kept in self._kept:
+            kept.close()
+
+
+def _bound_run(count: int) -> list[socket.socket]:
+    """Sockets bound to ``count`` ports in a row, as workers count theirs."""
+    for _ in range(_ATTEMPTS_MAX):
+        with contextlib.ExitStack() as undo:
+            first = undo.enter_context(_bound(0))
+            try:
+                rest = [undo.enter_context(_bound(_port(first) + offset)) for offset in range(1, count)]
+            except (OSError, OverflowError):
+                continue  # somebody has one of them
+            undo.pop_all()
+            return [first, *rest]
+    raise OSError(f"no {count} free ports in a row on {HOST}")
+
+
+def _bound(port: int) -> socket.socket:
+    found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((HOST, port))
+    except (OSError, OverflowError):
+        found.close()
+        raise
+    return found
+
+
+def _port(bound: socket.socket) -> int:
+    return int(bound.getsockname()[1])

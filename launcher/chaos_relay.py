@@ -1,0 +1,207 @@
+"""TCP relays between the processes of a cluster, which can cut, delay or black-hole one process's connections.
+
+Everybody dials the relay of whom he wants to reach; chaos gives its ports out as ``advertise_port``. Whose connection
+one is, is seen by its two ends: the relay's own process, and the process that has the socket at the other end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import AsyncIterator, Sequence
+from typing import assert_never
+
+import msgspec
+import psutil
+
+_CHUNK_BYTES = 65_536
+# Chunks under way in one direction; the sender waits for the rest, as on a wire.
+_CHUNKS_MAX = 256
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Cut(msgspec.Struct, frozen=True):
+    """Every connection is reset, and so is every new one."""
+
+
+class Delay(msgspec.Struct, frozen=True):
+    """Every byte comes so much later, each way."""
+
+    each_way_s: float
+
+
+class Blackhole(msgspec.Struct, frozen=True):
+    """Connections stay open and carry nothing; what was sent meanwhile arrives afterwards."""
+
+
+Disturbance = Cut | Delay | Blackhole
+
+
+class Route(msgspec.Struct, frozen=True):
+    """``listener`` stands for the process ``process_id``, which listens on ``port`` of the same host."""
+
+    process_id: str
+    listener: socket.socket
+    port: int
+
+
+class _Trouble(msgspec.Struct, frozen=True):
+    process_id: str
+    pid: int
+    what: Disturbance
+
+
+class _Connection:
+    """Two sockets and what passes between them. ``client_port`` is the one at the far end of the accepted socket."""
+
+    def __init__(self, target: str, client_port: int) -> None:
+        self.target = target
+        self.client_port = client_port
+        self.writers: list[asyncio.StreamWriter] = []
+        self.passing = asyncio.Event()
+        self.passing.set()
+        self.delay_s = 0.0
+        self.was_cut = False
+
+    def disturb(self, what: Disturbance) -> None:
+        match what:
+            case Cut():
+                self.was_cut = True
+                self.reset()
+            case Delay(each_way_s):
+                self.delay_s = each_way_s
+            case Blackhole():
+                self.passing.clear()
+            case _:
+                assert_never(what)
+
+    def heal(self) -> None:
+        self.delay_s = 0.0
+        self.passing.set()
+
+    def reset(self) -> None:
+        """End both sides with RST, not FIN: what is under way is lost, as when a network breaks."""
+        for writer in self.writers:
+            with contextlib.suppress(OSError):
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            writer.transport.abort()
+
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Pass one direction on until its end."""
+        held: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_CHUNKS_MAX)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._take(reader, held))
+            group.create_task(self._give(held, writer))
+
+    async def _take(self, reader: asyncio.StreamReader, held: asyncio.Queue[tuple[float, bytes]]) -> None:
+        chunk = b"-"
+        while chunk:
+            await self.passing.wait()
+            chunk = await reader.read(_CHUNK_BYTES)
+            await held.put((asyncio.get_running_loop().time(), chunk))
+
+    async def _give(self, held: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            came_s, chunk = await held.get()
+            if (left_s := came_s + self.delay_s - loop.time()) > 0:
+                await asyncio.sleep(left_s)
+            await self.passing.wait()
+            if not chunk:
+                writer.write_eof()
+                return
+            writer.write(chunk)
+            await writer.drain()
+
+
+class Relays:
+    """All relays of a cluster. ``start`` once, ``close`` once; one disturbance at a time."""
+
+    def __init__(self, host: str, routes: Sequence[Route]) -> None:
+        self._host = host
+        self._routes = routes
+        self._servers: list[asyncio.Server] = []
+        self._open: set[_Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._trouble: _Trouble | None = None
+        self.disturbed_connections = 0
+        """Connections that were hit by any disturbance so far."""
+
+    async def start(self) -> None:
+        """Accept connections."""
+        for route in self._routes:
+
+            async def accepted(
+                reader: asyncio.StreamReader, writer: asyncio.StreamWriter, route: Route = route
+            ) -> None:
+                task = asyncio.current_task()
+                assert task is not None
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+                await self._relay(route, reader, writer)
+
+            self._servers.append(await asyncio.start_server(accepted, sock=route.listener))
+
+    async def close(self) -> None:
+        """End everything."""
+        for server in self._servers:
+            server.close()
+        for connection in tuple(self._open):
+            connection.reset()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @contextlib.asynccontextmanager
+    async def disturbed(self, process_id: str, pid: int, what: Disturbance) -> AsyncIterator[None]:
+        """Let ``what`` happen to all connections from and to a process while the block runs."""
+        assert self._trouble is None, "one at a time"
+        trouble = _Trouble(process_id, pid, what)
+        self._trouble = trouble
+        try:
+            await self._hit(trouble, tuple(self._open))
+            yield
+        finally:
+            self._trouble = None
+            for connection in self._open:
+                connection.heal()
+
+    async def _hit(self, trouble: _Trouble, connections: Sequence[_Connection]) -> None:
+        ports = await asyncio.to_thread(_ports_of, trouble.pid)
+        for connection in connections:
+            if connection.target == trouble.process_id or connection.client_port in ports:
+                self.disturbed_connections += 1
+                connection.disturb(trouble.what)
+
+    async def _relay(self, route: Route, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = _Connection(route.process_id, writer.get_extra_info("peername")[1])
+        connection.writers.append(writer)
+        self._open.add(connection)
+        try:
+            if (trouble := self._trouble) is not None:
+                await self._hit(trouble, [connection])
+                if self._trouble is None:
+                    connection.heal()
+            if connection.was_cut:
+                return
+            await connection.passing.wait()
+            far_reader, far_writer = await asyncio.open_connection(self._host, route.port)
+            connection.writers.append(far_writer)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(connection.carry(reader, far_writer))
+                group.create_task(connection.carry(far_reader, writer))
+        except* OSError:
+            pass  # one side broke: the other one shall see it too
+        finally:
+            self._open.discard(connection)
+            connection.reset()
+
+
+def _ports_of(pid: int) -> set[int]:
+    """Local ports of a process's TCP sockets; none where it is gone."""
+    try:
+        return {found.laddr.port for found in psutil.Process(pid).net_connections("tcp") if found.laddr}
+    except psutil.Error:
+        return set()

@@ -1,0 +1,73 @@
+"""What a chaos run found: the verdict, everything it rests on, and how it is told. Finds nothing out itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from launcher.chaos_schedule import FaultKind
+from launcher.chaos_traffic import Counts
+
+
+class FaultRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One fault and what the traffic saw while it lasted."""
+
+    kind: FaultKind
+    process_id: str
+    # None: it was not whole again in time.
+    recovered_after_s: float | None
+    # Connections that were cut, delayed or black-holed.
+    connections: int
+    requests: int
+    failed: int
+    repeated: int
+
+
+class NotBack(msgspec.Struct, frozen=True, kw_only=True):
+    """A process that did not serve when the run ended without a verdict of the traffic."""
+
+    process_id: str
+    state: str
+    why: str
+    log: str
+    log_tail: list[str]
+
+
+class ChaosReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The verdict and everything it rests on."""
+
+    seed: int
+    passed: bool
+    # Why the run ended before its time; empty: it did not.
+    error: str = ""
+    not_back: list[NotBack] = msgspec.field(default_factory=list)
+    counts: Counts = msgspec.field(default_factory=Counts)
+    faults: list[FaultRecord] = msgspec.field(default_factory=list)
+    # None: nobody could be asked.
+    leases_left: int | None = None
+    blocks_left: int | None = None
+    exit_code: int = 0
+
+
+def as_text(report: ChaosReport) -> str:
+    """The form for people; the verdict is its last line."""
+    return "\n".join(_lines(report))
+
+
+def _lines(report: ChaosReport) -> Iterator[str]:
+    counts = report.counts
+    seen = f"{counts.failed} failed, {counts.wrong} with wrong tokens, {counts.repeated} repeated by their client"
+    yield f"{counts.requests} requests, {counts.tokens} tokens: {seen}"
+    if report.leases_left is not None:
+        yield f"after the traffic: {report.leases_left} leases and {report.blocks_left} KV blocks held"
+    for failure in counts.failures:
+        yield f"  request {failure.request} at {failure.at_s} s: {failure.what}"
+    if report.error:
+        yield f"ended early: {report.error}"
+    for process in report.not_back:
+        why = f" ({process.why})" if process.why else ""
+        yield f"{process.process_id} is {process.state}{why}; the last lines of {process.log}:"
+        yield from (f"    {line}" for line in process.log_tail)
+    verdict = "passed" if report.passed else "FAILED"
+    yield f"{verdict} (seed {report.seed}, {len(report.faults)} faults, `baton up` ended with {report.exit_code})"

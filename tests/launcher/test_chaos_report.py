@@ -1,0 +1,58 @@
+"""A run that ended early has a verdict too: what went wrong, who is not back, and what he said last."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from launcher import chaos, chaos_command
+from launcher.chaos_cluster import ChaosCluster
+from launcher.chaos_report import ChaosReport, NotBack, as_text
+from launcher.chaos_schedule import FAULT_KINDS
+from launcher.process_plan import ProcessSpec
+from launcher.state import ClusterRecord, ClusterState, ProcessRecord
+
+
+def test_the_command_knows_every_kind_of_fault() -> None:
+    assert chaos_command._FAULT_KINDS == FAULT_KINDS
+
+
+def test_a_report_names_who_is_not_back_and_ends_with_the_verdict() -> None:
+    lost = NotBack(process_id="decode-0", state="dead", why="twice", log="/l/decode-0.log", log_tail=["a", "b"])
+    text = as_text(ChaosReport(seed=3, passed=False, error="not within 1 s: all of it", not_back=[lost]))
+    lines = text.splitlines()
+    assert "ended early: not within 1 s: all of it" in lines
+    assert "decode-0 is dead (twice); the last lines of /l/decode-0.log:" in lines
+    assert lines[-3:-1] == ["    a", "    b"]
+    assert lines[-1].startswith("FAILED (seed 3")
+    assert "held" not in text, "nobody could be asked"
+
+
+async def test_who_does_not_serve_is_found_with_the_last_lines_of_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "decode-0.log"
+    log.write_text("first\nlast words\n")
+    gone = ProcessRecord(id="decode-0", role="decode", pid=2**22 + 1, state="ready", log=str(log))
+    ClusterState(tmp_path, ClusterRecord(launcher_pid=os.getpid(), model="m", processes=(gone,)), print)
+    (found,) = await ChaosCluster(tmp_path, (), print).not_back()
+    assert (found.process_id, found.state, found.log_tail) == ("decode-0", "dead", ["first", "last words"])
+
+
+def test_a_cluster_that_does_not_start_is_a_failed_run(tmp_path: Path) -> None:
+    options = chaos.ChaosOptions(
+        state_dir=tmp_path / "state",
+        up_arguments=("--set", "launcher.nothing=1"),
+        specs=(ProcessSpec(id="scheduler", role="scheduler"),),
+    )
+    report = chaos.run(options, lambda _: None)
+    assert (report.passed, report.exit_code) == (False, 2)
+    assert "ended before it was ready" in report.error
+    assert (report.not_back, report.faults) == ([], [])
+
+
+@pytest.mark.parametrize("kind", FAULT_KINDS)
+def test_every_kind_either_ends_its_process_or_leaves_it(kind: str) -> None:
+    from launcher.chaos_schedule import replaces
+
+    assert replaces(kind) == (kind in {"kill", "terminate", "restart", "disk_full"})  # type: ignore[arg-type]
