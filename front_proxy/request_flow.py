@@ -383,8 +383,7 @@ class RequestFlow:
         """A stream that has begun and finds everybody full, by their own word, waits as if the scheduler said so."""
         # And so does what reaches nobody at all: it is this process then that is cut off.
         waits = not failure.reached or (self.output_tokens > 0 and failure.kind is FailureKind.EXHAUSTED)
-        wait_s = self._retries.pause_s() if waits else None
-        if wait_s is None:
+        if not waits or (wait_s := self._retries.pause_s()) is None:
             return []
         released = self._held.let_go(pulled=False)
         ended = self._end_plan("failed")

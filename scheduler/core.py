@@ -11,8 +11,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import assert_never
 
-import msgspec
-
 from runtime.failures import Failure, FailureKind
 from scheduler.actions import (
     AcceptWorker,
@@ -48,6 +46,7 @@ from scheduler.events import (
     WorkerSuspected,
 )
 from scheduler.facts import Role, WorkerFacts
+from scheduler.fronts import Front, GrantedPlan
 from scheduler.ledger import LeaseLedger
 from scheduler.membership import is_deaf, objection
 from scheduler.outliers import Standing, WorkerHealth
@@ -60,28 +59,6 @@ STORY_EVENTS_MAX = 64
 
 # So frequent that they would push everything else out of the story.
 UNTOLD = (PlansRunning, RequestEnded, Tick, WorkerLeasesReported, WorkerLoadReported)
-
-
-class GrantedPlan(msgspec.Struct, frozen=True, gc=False):
-    """A plan that has not ended. Names incarnations: one that left may return with what it holds, one restarted not."""
-
-    request_id: str
-    prefill: Placement | None
-    decode: Placement | None
-    decode_blocks: int
-    since_s: float
-    # None: somebody else made it.
-    charge: Charge | None = None
-
-
-class Front:
-    """One front proxy's stream and its plans in flight, by plan id."""
-
-    __slots__ = ("front_proxy_id", "plans")
-
-    def __init__(self, front_proxy_id: str) -> None:
-        self.front_proxy_id = front_proxy_id
-        self.plans: dict[int, GrantedPlan] = {}
 
 
 class SchedulerCore:
