@@ -32,7 +32,7 @@ class LineFormatter(logging.Formatter):
         return " ".join((head, *_fields(record, self))).replace("\r", "\\r").replace("\n", "\\n")
 
 
-class LineHandler(logging.Handler):
+class LoggedLines(logging.Handler):
     """Writes each event to ``fd`` at once. Events that cannot be written are counted, and told as an event later."""
 
     def __init__(self, fd: int, process_id: str) -> None:
@@ -58,7 +58,7 @@ class LineHandler(logging.Handler):
 
 def configure_logging(level: str, process_id: str) -> None:
     """Send every log of this process to stderr, one line each, at ``level`` (a name such as ``info``) and above."""
-    logging.basicConfig(level=level.upper(), handlers=[LineHandler(_STDERR_FD, process_id)], force=True)
+    logging.basicConfig(level=level.upper(), handlers=[LoggedLines(_STDERR_FD, process_id)], force=True)
     logging.captureWarnings(True)
 
 

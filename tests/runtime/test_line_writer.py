@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runtime.line_writer import LineWriter
-from runtime.telemetry import LineHandler
+from runtime.telemetry import LoggedLines
 
 
 def lost(lines: int, why: str) -> str:
@@ -74,7 +74,7 @@ def test_a_line_of_which_only_a_part_fitted_is_lost_and_the_next_begins_anew() -
 
 
 def test_a_logger_on_a_full_disk_raises_nothing_and_says_later_what_is_missing(disk: Disk) -> None:
-    handler = LineHandler(disk.fd, "p-1")
+    handler = LoggedLines(disk.fd, "p-1")
     logger = logging.Logger("demo", logging.INFO)  # noqa: LOG001 - no other test shall hear it
     logger.addHandler(handler)
     disk.fill()
@@ -88,7 +88,7 @@ def test_a_logger_on_a_full_disk_raises_nothing_and_says_later_what_is_missing(d
 
 
 def test_an_event_whose_arguments_do_not_fit_ends_nobody(disk: Disk, capsys: pytest.CaptureFixture[str]) -> None:
-    handler = LineHandler(disk.fd, "p-1")
+    handler = LoggedLines(disk.fd, "p-1")
     logger = logging.Logger("demo", logging.INFO)  # noqa: LOG001 - no other test shall hear it
     logger.addHandler(handler)
     logger.info("%d", "not a number")
