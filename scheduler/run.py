@@ -120,8 +120,10 @@ async def _lead(
     Raises FileNotFoundError when the store is away at the first try: then it is not there at all.
     """
     lease.holder()
-    while (epoch := _acquired(lease, shell, status.address)) is None:
+    epoch = _acquired(lease, shell, status.address)
+    while epoch is None:
         await asyncio.sleep(config.leader_interval_s)
+        epoch = _acquired(lease, shell, status.address)
     shell.lead(make_core(), epoch)
     shell.leads_until_s = lease.until_s
     status.state = "ready"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from runtime.clock import SystemClock
 from scheduler.leadership import FileLease, Holder
+from scheduler.run import _acquired
 
 LEASE_S = 3.0
 HOLD = """
@@ -196,3 +198,28 @@ def test_a_folder_that_is_away_is_an_error_and_leaves_nothing(table: Table) -> N
     with pytest.raises(FileNotFoundError):
         lease.try_acquire("a:1")
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+class FullStore(FileLease):
+    """Its disk takes nothing, once."""
+
+    full = True
+
+    def try_acquire(self, address: str) -> int | None:
+        if self.full:
+            self.full = False
+            raise OSError(28, "No space left on device")
+        return super().try_acquire(address)
+
+
+class Shell:
+    stands_by_for: str | None = None
+
+
+def test_a_full_disk_ends_no_scheduler_that_would_lead(tmp_path: Path) -> None:
+    lease = FullStore(tmp_path / "leader", lease_s=LEASE_S, clock=Clock())
+    shell: Any = Shell()
+    assert _acquired(lease, shell, "a:1") is None
+    assert _acquired(lease, shell, "a:1") is not None
+    assert shell.stands_by_for == ""
+    lease.release()
