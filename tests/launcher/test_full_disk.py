@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from launcher import chaos_disk
-from launcher.processes import Child, HasEnded, SaidReady
+from launcher.processes import Child, CleanUp, HasEnded, SaidReady
 from launcher.state import ClusterState, StateError, read
 from tests.launcher.test_state import _record
 from tests.launcher.test_up import Bench
+from tests.polling import until
 
 WAIT_S = 30.0
 
@@ -66,11 +67,12 @@ async def test_a_process_that_dies_meanwhile_is_started_again_and_recorded_when_
     before = bench.record()["decode-0"]
     with Refusing(bench.directory):
         os.kill(before.pid, signal.SIGKILL)
-        for _ in range(600):
+
+        def is_back() -> bool:
             now = bench.cluster._state.process("decode-0")
-            if now.restarts and now.state == "ready":
-                break
-            await asyncio.sleep(0.05)
+            return now.restarts > 0 and now.state == "ready"
+
+        await until(is_back, within_s=WAIT_S)
         assert bench.record()["decode-0"].pid == before.pid, "nothing could be written"
     # Nothing more happens to the cluster: it is written because it is tried again.
     await bench.until_restarted("decode-0")
@@ -82,11 +84,12 @@ async def test_a_process_that_dies_meanwhile_is_started_again_and_recorded_when_
 
 async def test_a_process_that_prints_much_is_heard_though_its_log_is_full() -> None:
     heard: asyncio.Queue[SaidReady | HasEnded] = asyncio.Queue()
-    script = "print('x' * 99 + '\\n' * 1, flush=True)\nfor _ in range(20000): print('x' * 99)\n"
+    script = "for _ in range(20000): print('x' * 99)\n"
     script += "print('BATON-READY {}', flush=True)"
     child = await Child.start(
-        "one", [sys.executable, "-c", script], environ=os.environ, log=Path("/dev/full"), tell=heard.put_nowait
-    )
+        "one", [sys.executable, "-c", script], environ=os.environ, log=Path("/dev/full"), tell=heard.put_nowait,
+        clean_up=CleanUp(group_timeout_s=3.0, last_words_timeout_s=1.0, scratch=None),
+    )  # fmt: skip
     assert isinstance(await asyncio.wait_for(heard.get(), WAIT_S), SaidReady)
     assert await asyncio.wait_for(heard.get(), WAIT_S) == HasEnded("one", 0)
     await asyncio.wait_for(child.ended(), WAIT_S)
