@@ -10,12 +10,12 @@ The caller performs the actions in order and feeds what happens back.
 from __future__ import annotations
 
 import collections
-import enum
 from collections.abc import Callable, Sequence
 from typing import assert_never
 
 from engine.protocol import Finish as EngineFinish
-from engine.protocol import Logprobs
+from front_proxy import flow_endings
+from front_proxy.flow_endings import FINAL_KINDS, PASSING_KINDS
 from front_proxy.flow_events import (
     AbortWork,
     AskPlan,
@@ -34,7 +34,6 @@ from front_proxy.flow_events import (
     PauseOver,
     Planned,
     PlanRefused,
-    Resumption,
     Retried,
     Stalled,
     StartDecode,
@@ -43,44 +42,19 @@ from front_proxy.flow_events import (
     Suspect,
     WorkerFailed,
 )
+from front_proxy.flow_phase import Phase
 from front_proxy.flow_story import title
 from front_proxy.generation import GenerationDelta
 from front_proxy.held_handoff import HeldHandoff
+from front_proxy.prompt_facts import PromptFacts
 from front_proxy.retries import Retries, RetryBounds
 from front_proxy.shown import ShownTokens
-from front_proxy.stall import Awaited
+from front_proxy.stall import Awaited, awaited
 from front_proxy.work import Placement, Stage, WorkerOutput, broken_by
 from kv_transfer.handoff import KvHandoff
 from runtime.failures import Failure, FailureKind
 
 STORY_EVENTS_MAX = 64
-
-# Another worker would say the same to these, so they are not tried again.
-FINAL_KINDS = frozenset(
-    {
-        FailureKind.BAD_REQUEST,
-        FailureKind.NOT_FOUND,
-        FailureKind.TOO_LARGE,
-        FailureKind.DEADLINE,
-        FailureKind.UNSUPPORTED,
-    }
-)
-# Refusals of a plan that may be over in a moment: a worker is starting again, or others are about to end.
-PASSING_KINDS = frozenset({FailureKind.EXHAUSTED, FailureKind.UNAVAILABLE})
-
-
-class Phase(enum.Enum):
-    """Where a request stands."""
-
-    NEW = "new"
-    PLANNING = "planning"
-    WAITING = "waiting"
-    """A retry that nobody could take waits a moment before it is planned again."""
-    PREFILLING = "prefilling"
-    HANDING_OFF = "handing_off"
-    """Submitted to the decode worker, which has not produced anything yet."""
-    DECODING = "decoding"
-    DONE = "done"
 
 
 class RequestFlow:
@@ -110,9 +84,7 @@ class RequestFlow:
         self._plan_open = False
         self._orphaned = False
         self._held = HeldHandoff()
-        self._cached_tokens: int | None = None
-        self._prompt_logprobs: Logprobs | None = None
-        self._emitted = False
+        self._facts = PromptFacts()
         self._last_failure: Failure | None = None
 
     @property
@@ -146,17 +118,7 @@ class RequestFlow:
     @property
     def awaited(self) -> Awaited | None:
         """What the present work should produce next; None while no worker has any."""
-        match self.phase:
-            case Phase.PREFILLING:
-                return Awaited.PROMPT
-            case Phase.HANDING_OFF if self.handoff is None:
-                return Awaited.PROMPT
-            case Phase.HANDING_OFF:
-                return Awaited.ORPHANED_PULL if self._orphaned else Awaited.PULL
-            case Phase.DECODING:
-                return Awaited.STEP
-            case _:
-                return None
+        return awaited(self.phase, pulling=self.handoff is not None, orphaned=self._orphaned)
 
     def start(self) -> Sequence[FlowAction]:
         """The first actions. Call once."""
@@ -189,7 +151,7 @@ class RequestFlow:
             case PauseOver(attempt=attempt):
                 return self._ask_plan() if self.phase is Phase.WAITING and attempt == self.attempt else []
             case ClientGone() | DeadlinePassed() | Stopped():
-                return self._on_end_from_outside(event)
+                return self._give_up(*flow_endings.from_outside(event))
             case _:
                 assert_never(event)
 
@@ -200,7 +162,7 @@ class RequestFlow:
         """
         if self.phase is not Phase.DECODING or attempt != self.attempt or stage is not Stage.DECODE:
             return None
-        if output.finish is not None or output.handoff is not None or not (self._emitted and output.token_ids):
+        if output.finish is not None or output.handoff is not None or not (self._facts.told and output.token_ids):
             return None
         if not self._shown.caught_up:
             return None
@@ -230,7 +192,7 @@ class RequestFlow:
                 )
             ]
         if event.decode is None:
-            return self._fail(Failure(kind=FailureKind.INTERNAL, message="The scheduler's plan names no worker."))
+            return self._fail(flow_endings.planless("worker"))
         return self._start_decode()
 
     def _on_plan_refused(self, event: PlanRefused) -> Sequence[FlowAction]:
@@ -255,16 +217,11 @@ class RequestFlow:
         output = event.output
         if self.phase is not Phase.PREFILLING or event.attempt != self.attempt:
             return self._held.release_late(output.handoff)
-        broken = broken_by(output.finish)
-        if broken is None and output.finish is not None and len(output.token_ids) != 1:
-            broken = Failure(kind=FailureKind.INTERNAL, message="A prefill must sample exactly one token.")
+        broken = flow_endings.broken_prefill(output)
         if broken is not None:
             late = self._held.release_late(output.handoff)
             return [*late, *self._attempt_failed(Stage.PREFILL, broken)]
-        if output.first is not None and self._cached_tokens is None:
-            self._cached_tokens = output.first.cached_tokens
-        if output.prompt_logprobs is not None and self._prompt_logprobs is None:
-            self._prompt_logprobs = output.prompt_logprobs
+        self._facts.note_prefill(output)
         if output.finish is None and output.handoff is None:
             # A prefill may report facts before its token; nothing to decide yet.
             return []
@@ -285,9 +242,7 @@ class RequestFlow:
     def _start_decode(self) -> Sequence[FlowAction]:
         assert self._plan is not None
         if self._plan.decode is None:
-            return self._fail(
-                Failure(kind=FailureKind.INTERNAL, message="The scheduler's plan names no decode worker.")
-            )
+            return self._fail(flow_endings.planless("decode worker"))
         self.phase = Phase.HANDING_OFF
         self._orphaned = False
         return [
@@ -314,8 +269,7 @@ class RequestFlow:
             decode_worker = self._plan.decode.worker_id
             external_tokens = output.first.external_tokens if output.first is not None else 0
             actions += self._held.let_go(pulled=external_tokens > 0)
-            if output.first is not None and self._cached_tokens is None:
-                self._cached_tokens = output.first.cached_tokens
+            self._facts.note(output)
             self.phase = Phase.DECODING
         emit = self._show(output, Stage.DECODE, finish=output.finish, decode_worker=decode_worker)
         if emit is None:
@@ -338,14 +292,13 @@ class RequestFlow:
         if running is None or event.attempt != self.attempt or event.stage is not running[0]:
             return []
         stage, worker = running
-        text = f"Worker {worker.worker_id} has produced nothing for {event.waited_s:.1f} s."
+        failure = flow_endings.stalled(worker, event.waited_s)
         actions: list[FlowAction] = [AbortWork(attempt=self.attempt, stage=stage, worker=worker)]
         if self.handoff is not None:
             # Either end of the pull may be to blame.
             self._retries.exclude(self.handoff.worker_id)
         if not self._orphaned:
-            actions.append(Suspect(worker=worker, reason=text))
-        failure = Failure(kind=FailureKind.UNAVAILABLE, message=text)
+            actions.append(Suspect(worker=worker, reason=failure.message))
         return [*actions, *self._attempt_failed(stage, failure)]
 
     def _on_holder_lost(self, event: HolderLost) -> Sequence[FlowAction]:
@@ -368,9 +321,9 @@ class RequestFlow:
             finish = EngineFinish("length")
             return [self._emit(WorkerOutput(token_ids=[]), stage, finish=finish), *self._end("finished", None)]
         if failure.kind in FINAL_KINDS:
-            return self._fail(self._told(worker, failure))
+            return self._fail(flow_endings.told(worker, failure, self.output_tokens))
         if not self._retries.again():
-            return self._wait_for_room(failure) or self._fail(self._told(worker, failure))
+            return self._wait_for_room(failure) or self._fail(flow_endings.told(worker, failure, self.output_tokens))
         if failure.kind is not FailureKind.STATE_LOST and not self._orphaned:
             # With lost state it is the KV that is gone; the worker that said so is well.
             self._retries.exclude(worker.worker_id)
@@ -391,23 +344,13 @@ class RequestFlow:
         self.phase = Phase.WAITING
         return [*released, *ended, Pause(attempt=self.attempt, wait_s=wait_s)]
 
-    def _told(self, worker: Placement, failure: Failure) -> Failure:
-        """What the client hears: after its first token, that a worker's failure cost it the rest."""
-        if not self.output_tokens or failure.kind is FailureKind.DEADLINE:
-            return failure
-        text = f"Worker {worker.worker_id} failed after {self.output_tokens} tokens: {failure.message}"
-        return Failure(kind=FailureKind.UNAVAILABLE, message=text)
-
     def _diverged(self) -> Sequence[FlowAction]:
         """A replay contradicts what the client has: no answer is better than one that is put together from two."""
-        text = f"A worker failed after {self.output_tokens} tokens, and computing them again gave other ones."
-        failure = Failure(kind=FailureKind.INTERNAL, message=text)
+        failure = flow_endings.diverged(self.output_tokens)
         return [Diverged(shown_tokens=self.output_tokens), *self._give_up("failed", failure)]
 
     def _retried(self, stage: Stage, failure: Failure) -> Retried:
-        how: Resumption = "restart"
-        if self.output_tokens:
-            how = "continue" if self._continuing else "replay"
+        how = flow_endings.resumption(self.output_tokens, continuing=self._continuing)
         return Retried(stage=stage, failure=failure, how=how)
 
     def _ask_plan(self) -> Sequence[FlowAction]:
@@ -429,20 +372,6 @@ class RequestFlow:
                 prefill_only=self._prefill_only,
             )
         ]
-
-    def _on_end_from_outside(self, event: ClientGone | DeadlinePassed | Stopped) -> Sequence[FlowAction]:
-        match event:
-            case ClientGone(satisfied=True):
-                return self._give_up("finished", None)
-            case ClientGone():
-                return self._give_up("cancelled", Failure(kind=FailureKind.CANCELLED, message="The client went away."))
-            case DeadlinePassed():
-                failure = Failure(kind=FailureKind.DEADLINE, message="The request's deadline passed.")
-                return self._give_up("failed", failure)
-            case Stopped(failure=failure):
-                return self._give_up("failed", failure)
-            case _:
-                assert_never(event)
 
     def _give_up(self, outcome: Outcome, failure: Failure | None) -> Sequence[FlowAction]:
         """End from outside, in whatever phase: the work still runs and must be told."""
@@ -485,16 +414,4 @@ class RequestFlow:
     def _emit(
         self, output: WorkerOutput, stage: Stage, *, finish: EngineFinish | None, decode_worker: str | None = None
     ) -> Emit:
-        first, self._emitted = not self._emitted, True
-        return Emit(
-            stage=stage,
-            delta=GenerationDelta(
-                token_ids=output.token_ids,
-                finish=finish,
-                logprobs=output.logprobs,
-                # The prefill's are complete; a decode that took KV over saw only the prompt's end.
-                prompt_logprobs=(self._prompt_logprobs or output.prompt_logprobs) if first else None,
-                cached_tokens=self._cached_tokens if first else None,
-                decode_worker=decode_worker,
-            ),
-        )
+        return Emit(stage=stage, delta=self._facts.delta(output, finish=finish, decode_worker=decode_worker))

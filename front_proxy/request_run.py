@@ -39,9 +39,10 @@ from front_proxy.flow_events import (
     Suspect,
     WorkerFailed,
 )
+from front_proxy.flow_phase import Phase
 from front_proxy.generation import GenerationDelta, GenerationRequest, Phases
 from front_proxy.metrics import DispatchMetrics
-from front_proxy.request_flow import Phase, RequestFlow
+from front_proxy.request_flow import RequestFlow
 from front_proxy.retries import RetryBounds
 from front_proxy.scheduler_link import PlanQuestion, PlanReceiver
 from front_proxy.stall import StallBounds, stalled_s

@@ -7,6 +7,8 @@ from typing import assert_never
 
 import msgspec
 
+from front_proxy.flow_phase import Phase
+
 
 class Awaited(enum.Enum):
     """What a request waits for from its worker."""
@@ -19,6 +21,23 @@ class Awaited(enum.Enum):
     """The same, and the stream to the worker that holds the KV is lost."""
     STEP = "step"
     """The next step of a running decode."""
+
+
+def awaited(phase: Phase, *, pulling: bool, orphaned: bool) -> Awaited | None:
+    """What a request in ``phase`` waits for; None while no worker has any work of it."""
+    match phase:
+        case Phase.PREFILLING:
+            return Awaited.PROMPT
+        case Phase.HANDING_OFF if not pulling:
+            return Awaited.PROMPT
+        case Phase.HANDING_OFF:
+            return Awaited.ORPHANED_PULL if orphaned else Awaited.PULL
+        case Phase.DECODING:
+            return Awaited.STEP
+        case Phase.NEW | Phase.PLANNING | Phase.WAITING | Phase.DONE:
+            return None
+        case _:
+            assert_never(phase)
 
 
 class StallBounds(msgspec.Struct, frozen=True, kw_only=True):

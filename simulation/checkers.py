@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from front_proxy.request_flow import STORY_EVENTS_MAX, Phase
+from front_proxy.flow_phase import Phase
+from front_proxy.request_flow import STORY_EVENTS_MAX
 from runtime.failures import FailureKind
 from simulation.faults import Faults
 from simulation.fronts import BUDGET_PER_S, BUDGET_RATIO

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from front_proxy.request_flow import Phase, RequestFlow
+from front_proxy.flow_phase import Phase
+from front_proxy.request_flow import RequestFlow
 from front_proxy.work import Placement, Stage
 from scheduler.actions import DropWorker, ReplyPlan, ReplyRefusal
 from scheduler.core import SchedulerCore

@@ -27,7 +27,8 @@ from front_proxy.flow_events import (
     Suspect,
     WorkerFailed,
 )
-from front_proxy.request_flow import Phase, RequestFlow
+from front_proxy.flow_phase import Phase
+from front_proxy.request_flow import RequestFlow
 from front_proxy.retries import RetryBounds, RetryBudget
 from front_proxy.stall import StallBounds, stalled_s
 from front_proxy.work import Placement, Stage, WorkerOutput

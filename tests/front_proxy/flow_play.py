@@ -18,7 +18,8 @@ from front_proxy.flow_events import (
     ReleaseHandoff,
     WorkerFailed,
 )
-from front_proxy.request_flow import Phase, RequestFlow
+from front_proxy.flow_phase import Phase
+from front_proxy.request_flow import RequestFlow
 from front_proxy.retries import RetryBounds
 from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput
 from kv_transfer.handoff import KvHandoff

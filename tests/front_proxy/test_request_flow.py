@@ -24,7 +24,8 @@ from front_proxy.flow_events import (
     StartPrefill,
     Stopped,
 )
-from front_proxy.request_flow import STORY_EVENTS_MAX, Phase
+from front_proxy.flow_phase import Phase
+from front_proxy.request_flow import STORY_EVENTS_MAX
 from front_proxy.work import FirstFacts, Stage, WorkerOutput
 from runtime.failures import Failure, FailureKind
 from tests.front_proxy.flow_play import LENGTH, P0, STOP, Play, decoded, failed, handoff, kinds, planned, prefilled

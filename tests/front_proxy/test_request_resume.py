@@ -28,7 +28,7 @@ from front_proxy.flow_events import (
     Suspect,
     WorkerFailed,
 )
-from front_proxy.request_flow import Phase
+from front_proxy.flow_phase import Phase
 from front_proxy.stall import Awaited
 from front_proxy.work import FirstFacts, Stage, WorkerOutput
 from runtime.failures import Failure, FailureKind

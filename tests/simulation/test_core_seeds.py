@@ -22,8 +22,9 @@ from front_proxy.flow_events import (
     StartDecode,
     WorkerFailed,
 )
+from front_proxy.flow_phase import Phase
 from front_proxy.held_handoff import HeldHandoff
-from front_proxy.request_flow import Phase, RequestFlow
+from front_proxy.request_flow import RequestFlow
 from front_proxy.shown import ShownTokens
 from front_proxy.work import Stage, WorkerOutput
 from kv_transfer.handoff import KvHandoff
