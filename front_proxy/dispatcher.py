@@ -10,12 +10,13 @@ from collections.abc import Callable
 
 import msgspec
 
+from front_proxy.cluster_parts import Planning, Working
 from front_proxy.cluster_view import ClusterSnapshot, ClusterView
 from front_proxy.config import FrontProxyConfig
 from front_proxy.flow_events import Stopped
 from front_proxy.generation import GenerationDelta, GenerationRequest
 from front_proxy.metrics import DispatchMetrics
-from front_proxy.request_run import Planning, RequestRun, RunLimits, Working
+from front_proxy.request_run import RequestRun, RunLimits
 from front_proxy.retries import RetryBounds, RetryBudget
 from front_proxy.scheduler_link import SchedulerLink, SchedulerOptions
 from front_proxy.stall import StallBounds

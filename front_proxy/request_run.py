@@ -7,10 +7,13 @@ import collections
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol, assert_never
+from typing import assert_never
 
 import msgspec
 
+from front_proxy import orders
+from front_proxy.attempt_receivers import PlanAnswer, WorkEnd
+from front_proxy.cluster_parts import Planning, Working
 from front_proxy.first_token import FirstTokenWatch
 from front_proxy.flow_events import (
     AbortWork,
@@ -44,11 +47,8 @@ from front_proxy.generation import GenerationDelta, GenerationRequest, Phases
 from front_proxy.metrics import DispatchMetrics
 from front_proxy.request_flow import RequestFlow
 from front_proxy.retries import RetryBounds
-from front_proxy.scheduler_link import PlanQuestion, PlanReceiver
 from front_proxy.stall import StallBounds, stalled_s
 from front_proxy.work import Placement, Stage, WorkerOutput, WorkOrder
-from front_proxy.worker_link import Receiver
-from kv_transfer.handoff import KvHandoff
 from runtime.clock import precise_clock
 from runtime.failures import Failure, FailureError, FailureKind
 
@@ -57,42 +57,6 @@ logger = logging.getLogger(__name__)
 READER_TURNS_MAX = 4
 """Turns of the event loop that a decode waits for the reader of the first token. One is enough where nothing stands
 between the reader and its socket."""
-
-
-class Planning(Protocol):
-    """The scheduler, as a request needs it; SchedulerLink is one."""
-
-    def plan(self, question: PlanQuestion, receiver: PlanReceiver) -> int:
-        """Ask; the answer comes through ``receiver``."""
-        ...
-
-    def end_plan(self, plan_id: int, outcome: Outcome, output_tokens: int) -> None:
-        """Free what a plan reserved."""
-        ...
-
-    def suspect(self, worker: Placement, reason: str) -> None:
-        """Say that a worker does not work."""
-        ...
-
-
-class Working(Protocol):
-    """The workers, as a request needs them; WorkerLinks is one."""
-
-    def submit(self, worker: Placement, order: WorkOrder, receiver: Receiver) -> int:
-        """Send an order; returns its slot on that worker."""
-        ...
-
-    def abort(self, worker: Placement, slot: int) -> None:
-        """Stop an order's work."""
-        ...
-
-    def release(self, handoff: KvHandoff, *, pulled: bool) -> bool:
-        """Give a hand-off back."""
-        ...
-
-    def heard_s(self, worker: Placement) -> float:
-        """When that incarnation last said anything here, on the loop's clock; long ago where it never did."""
-        ...
 
 
 class RunLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -269,8 +233,8 @@ class RequestRun:
         match action:
             case AskPlan():
                 self._ask(action)
-            case StartPrefill():
-                self._start_prefill(action)
+            case StartPrefill(attempt=attempt, worker=worker):
+                self._submit(attempt, worker, orders.prefill(self._request, action, left_s=self._left_s()))
             case StartDecode():
                 if self._waiter is not None and self._waiter.done():
                     # The reader was just woken with the first token and writes it to its client when its turn comes.
@@ -317,20 +281,14 @@ class RequestRun:
         return ()
 
     def _ask(self, ask: AskPlan) -> None:
-        request = self._request
-        question = PlanQuestion(
-            ask=ask,
-            request_id=request.request_id,
-            prompt_tokens=len(request.token_ids) + ask.shown_tokens,
-            output_tokens_max=request.output_tokens_max - ask.shown_tokens,
-            priority=request.priority,
-            priority_class=request.priority_class,
-            tenant=request.tenant,
-            wait_max_s=max(self._deadline_s - self._loop.time(), 0.001),
-        )
+        question = orders.question(self._request, ask, left_s=self._left_s())
         self._watch.new_attempt()
-        answer = _PlanAnswer(self, ask.attempt, self._now_s())
+        answer = PlanAnswer(self, ask.attempt, self._now_s())
         self._plan_ids[ask.attempt] = self._planning.plan(question, answer)
+
+    def _left_s(self) -> float:
+        """What is left of the deadline; 0 would mean that there is none."""
+        return max(self._deadline_s - self._loop.time(), 0.001)
 
     def _perform_between_attempts(self, action: Suspect | Pause | Retried | Diverged) -> None:
         told = {"request_id": self._request.request_id, "shown_tokens": self.flow.output_tokens}
@@ -351,52 +309,14 @@ class RequestRun:
             case _:
                 assert_never(action)
 
-    def _start_prefill(self, action: StartPrefill) -> None:
-        request = self._request
-        sampling = request.decode_sampling if action.whole else request.prefill_sampling
-        if action.shown:
-            assert request.continuation is not None, "tokens are given to an engine that cannot go on from them"
-            sampling = request.continuation.first(len(action.shown))
-        order = self._order(action.attempt, Stage.PREFILL, sampling)
-        if action.shown:
-            order = msgspec.structs.replace(order, token_ids=[*request.token_ids, *action.shown])
-        self._submit(action.attempt, action.worker, order)
-
     def _start_decode(self, action: StartDecode) -> None:
-        request = self._request
-        sampling = request.decode_sampling
-        if action.shown:
-            assert request.continuation is not None, "tokens are given to an engine that cannot go on from them"
-            sampling = request.continuation.rest(len(action.shown))
         self._watch.on_decode_started(self._now_s(), remote=action.handoff is not None)
-        order = self._order(action.attempt, Stage.DECODE, sampling)
-        order = msgspec.structs.replace(
-            order,
-            token_ids=[*request.token_ids, *action.shown],
-            handoff=action.handoff,
-            blocks_reserved=action.blocks_reserved,
-        )
+        order = orders.decode(self._request, action, left_s=self._left_s())
         self._submit(action.attempt, action.worker, order)
-
-    def _order(self, attempt: int, stage: Stage, sampling: bytes) -> WorkOrder:
-        request = self._request
-        return WorkOrder(
-            request_id=f"{request.request_id}-{stage.value[0]}{attempt}",
-            stage=stage,
-            token_ids=request.token_ids,
-            sampling=sampling,
-            deadline_s=max(self._deadline_s - self._loop.time(), 0.001),
-            priority=request.priority,
-            cache_salt=request.cache_salt,
-            session_id=request.session_id,
-            trace_headers=request.trace_headers,
-            reasoning_ended=request.reasoning_ended,
-            reasoning_parser_kwargs=request.reasoning_parser_kwargs,
-        )
 
     def _submit(self, attempt: int, worker: Placement, order: WorkOrder) -> None:
         self._since_s = self._now_s()
-        slot = self._working.submit(worker, order, _WorkEnd(self, attempt, order.stage))
+        slot = self._working.submit(worker, order, WorkEnd(self, attempt, order.stage))
         self._slots[attempt, order.stage] = (worker, slot)
 
     def _emit(self, delta: GenerationDelta) -> None:
@@ -451,46 +371,3 @@ class RequestRun:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-
-class _PlanAnswer:
-    """Numbers an answer with its attempt."""
-
-    __slots__ = ("_asked_s", "_attempt", "_run")
-
-    def __init__(self, run: RequestRun, attempt: int, asked_s: float) -> None:
-        self._run = run
-        self._attempt = attempt
-        self._asked_s = asked_s
-
-    def on_plan(
-        self, prefill: Placement | None, decode: Placement | None, decode_blocks_reserved: int, reason: str
-    ) -> None:
-        event = Planned(
-            attempt=self._attempt,
-            prefill=prefill,
-            decode=decode,
-            decode_blocks_reserved=decode_blocks_reserved,
-            reason=reason,
-        )
-        self._run.on_answer(event, self._asked_s)
-
-    def on_refused(self, failure: Failure) -> None:
-        self._run.on_answer(PlanRefused(attempt=self._attempt, failure=failure), self._asked_s)
-
-
-class _WorkEnd:
-    """Numbers a worker's words with the attempt and stage they are about."""
-
-    __slots__ = ("_attempt", "_run", "_stage")
-
-    def __init__(self, run: RequestRun, attempt: int, stage: Stage) -> None:
-        self._run = run
-        self._attempt = attempt
-        self._stage = stage
-
-    def on_output(self, output: WorkerOutput) -> None:
-        self._run.on_output(self._attempt, self._stage, output)
-
-    def on_failure(self, failure: Failure) -> None:
-        self._run.on_failure(self._attempt, self._stage, failure)
