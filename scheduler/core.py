@@ -1,8 +1,7 @@
 """The scheduler's decisions: events in, actions out. No clock, no I/O; chance only through an argument.
 
-Holds the membership of workers and front proxies and the reservations between them. ``check`` asserts, among others:
-a worker's reserved blocks are the sum over the plans that name it and never exceed its total; no reservation outlives
-its worker or its front proxy.
+Holds the membership of workers and what is known of their health. Plans and reservations are in ``books``, the line of
+those who wait in ``waiting_line``, and whose turn it is in ``turns``. ``check`` asserts the invariants of all.
 """
 
 from __future__ import annotations
@@ -18,17 +17,13 @@ from scheduler.actions import (
     DrainWorker,
     DropWorker,
     EjectWorker,
-    Placement,
     PublishView,
     RejectWorker,
-    ReplyPlan,
-    ReplyWaiting,
-    ReportDropped,
 )
 from scheduler.admission import Admission
-from scheduler.cluster import ClusterState, PlanKey, Worker
+from scheduler.books import Books
+from scheduler.cluster import ClusterState, Worker
 from scheduler.config import SchedulerConfig
-from scheduler.disaggregation import Reason
 from scheduler.events import (
     DrainRequested,
     Event,
@@ -37,7 +32,6 @@ from scheduler.events import (
     PlanRequested,
     PlansRunning,
     RequestEnded,
-    RunningPlan,
     Tick,
     WorkerJoined,
     WorkerLeasesReported,
@@ -45,15 +39,16 @@ from scheduler.events import (
     WorkerLoadReported,
     WorkerSuspected,
 )
-from scheduler.facts import Role, WorkerFacts
-from scheduler.fronts import Front, GrantedPlan
+from scheduler.facts import WorkerFacts
+from scheduler.fronts import Front
 from scheduler.ledger import LeaseLedger
 from scheduler.membership import is_deaf, objection
 from scheduler.outliers import Standing, WorkerHealth
-from scheduler.placement import Chosen, NotPlaced, Planner
+from scheduler.placement import Planner
 from scheduler.profile import Probe, Random
-from scheduler.refusals import PASSING, refusal, turned_away
-from scheduler.waiting_line import Charge, PriorityClass, WaitingLine, charge_of
+from scheduler.refusals import turned_away
+from scheduler.turns import Turns
+from scheduler.waiting_line import PriorityClass, WaitingLine
 
 STORY_EVENTS_MAX = 64
 
@@ -76,22 +71,31 @@ class SchedulerCore:
         self.rebuilding = began_s + config.rebuild_grace_s > began_s
         self._rebuilt_at_s = began_s + config.rebuild_grace_s
         self.cluster = ClusterState()
-        self.fronts: dict[int, Front] = {}
-        self.plans_in_flight = 0
         self._config = config
-        self._planner = Planner(config, rng, probe)
         self._admission = Admission(
             plans_in_flight_max=config.plans_in_flight_max,
             retry_after_min_s=config.retry_after_min_s,
             retry_after_max_s=config.retry_after_max_s,
             release_window_s=config.release_window_s,
         )
+        self._books = Books(self.cluster, self._admission)
         self._line = WaitingLine(config.waiting)
+        self._turns = Turns(config, Planner(config, rng, probe), self.cluster, self._books, self._line, self._admission)
         self._ledger = LeaseLedger(config.leak_after_s)
         self._audited_s = self._deaf_s = float("-inf")
         # Of workers that left, by their epoch.
         self._health: dict[str, tuple[int, WorkerHealth]] = {}
         self._story: deque[tuple[float, Event]] = deque(maxlen=STORY_EVENTS_MAX)
+
+    @property
+    def plans_in_flight(self) -> int:
+        """Plans granted and not ended, over all front proxies."""
+        return self._books.plans_in_flight
+
+    @property
+    def fronts(self) -> Mapping[int, Front]:
+        """Front proxies' streams, by session."""
+        return self._books.fronts
 
     def handle(self, event: Event, now_s: float) -> Sequence[Action]:
         """What follows from one event."""
@@ -99,10 +103,10 @@ class SchedulerCore:
             self._story.append((now_s, event))
         match event:
             case PlanRequested():
-                return self._ask(event, now_s)
+                return self._turns.ask(event, now_s, rebuilding=self.rebuilding)
             case RequestEnded(session=session, plan_id=plan_id, outcome=outcome, output_tokens=output_tokens):
                 self._line.remove((session, plan_id), now_s)
-                charge = self._end((session, plan_id), now_s, finished=outcome == "finished")
+                charge = self._books.end((session, plan_id), now_s, finished=outcome == "finished")
                 if charge is not None:
                     self._line.correct(charge, output_tokens)
                 return self._serve(now_s)
@@ -121,9 +125,8 @@ class SchedulerCore:
             case WorkerSuspected() | DrainRequested() | WorkerLeasesReported():
                 return self._hear(event, now_s)
             case FrontJoined(session=session, front_proxy_id=front_proxy_id):
-                assert session not in self.fronts, session
                 self._end_isolation(now_s)
-                self.fronts[session] = Front(front_proxy_id)
+                self._books.join(session, front_proxy_id)
                 return (PublishView(at_once=True),)
             case FrontLeft(session=session):
                 self._front_leave(session, now_s)
@@ -153,11 +156,9 @@ class SchedulerCore:
             self.rebuilding = self._rebuilt_at_s > now_s
 
     def _front_leave(self, session: int, now_s: float) -> None:
-        for plan_id in list(self.fronts[session].plans):
-            self._end((session, plan_id), now_s)
+        self._books.leave(session, now_s)
         for key in self._line.of_session(session):
             self._line.remove(key, now_s)
-        del self.fronts[session]
 
     def _leave(self, session: int, worker_id: str) -> Sequence[Action]:
         worker = self._member(worker_id, session)
@@ -218,29 +219,17 @@ class SchedulerCore:
         self.cluster.add(worker)
         if self.rebuilding:
             worker.take_care(-(-self._config.output_reserve_tokens // worker.block_size_tokens))
-        for session, front in self.fronts.items():
-            for plan_id, plan in front.plans.items():
-                if plan.decode == worker.placement:
-                    worker.adopt((session, plan_id), plan.decode_blocks)
+        self._books.returned(worker)
 
     def _reconcile(self, event: PlansRunning, now_s: float) -> Sequence[Action]:
-        front = self.fronts[event.session]
-        for plan in event.plans:
-            if plan.plan_id not in front.plans and self._admission.has_room(self.plans_in_flight):
-                self._adopt(event.session, front, plan, now_s)
+        self._books.take_over(event.session, event.plans, now_s)
         if not event.complete:
             return ()
         named = event.asked.union(plan.plan_id for plan in event.plans)
         for key in self._line.of_session(event.session):
             if key[1] not in named:
                 self._line.remove(key, now_s)
-        dropped = [plan_id for plan_id in front.plans if plan_id not in named]
-        return [self._drop((event.session, plan_id), "not_running", now_s) for plan_id in dropped]
-
-    def _drop(self, key: PlanKey, reason: str, now_s: float) -> ReportDropped:
-        request_id = self.fronts[key[0]].plans[key[1]].request_id
-        self._end(key, now_s)
-        return ReportDropped(request_id=request_id, reason=reason)
+        return self._books.drop_unnamed(event.session, named, now_s)
 
     def _audit(self, now_s: float) -> Sequence[Action]:
         """Compare what is reserved and held with what runs and works."""
@@ -253,14 +242,8 @@ class SchedulerCore:
             if worker.idle_since_s is not None and worker.idle_since_s + self._config.leak_after_s <= now_s
         }
         actions: list[Action] = []
-        running = self._line.request_ids()
-        for session, front in self.fronts.items():
-            for plan_id, plan in list(front.plans.items()):
-                places = {placed for placed in (plan.prefill, plan.decode) if placed is not None}
-                if places <= idle and plan.since_s + self._config.leak_after_s <= now_s:
-                    actions.append(self._drop((session, plan_id), "workers_idle", now_s))
-                else:
-                    running.add(plan.request_id)
+        actions.extend(self._books.drop_idle(idle, self._config.leak_after_s, now_s))
+        running = self._line.request_ids() | self._books.request_ids()
         if self.rebuilding:
             return actions
         for worker in self.cluster.workers.values():
@@ -270,14 +253,6 @@ class SchedulerCore:
     def leaked_leases(self) -> Mapping[str, int]:
         """Leases held for requests that nobody runs, by worker."""
         return self._ledger.leaked()
-
-    def _adopt(self, session: int, front: Front, plan: RunningPlan, now_s: float) -> None:
-        """Take over a plan that somebody else made. Its worker may register later."""
-        front.plans[plan.plan_id] = GrantedPlan(plan.request_id, plan.prefill, plan.decode, plan.decode_blocks, now_s)
-        self.plans_in_flight += 1
-        worker = self._member_of(plan.decode)
-        if worker is not None:
-            worker.adopt((session, plan.plan_id), plan.decode_blocks)
 
     def _member(self, worker_id: str, session: int) -> Worker | None:
         """The worker if this stream is its present one."""
@@ -337,126 +312,8 @@ class SchedulerCore:
             PublishView(at_once=True),
         )
 
-    def _ask(self, event: PlanRequested, now_s: float) -> Sequence[Action]:
-        """Place a request, let it wait for its turn, or refuse it."""
-        key = (event.session, event.plan_id)
-        if event.plan_id in self.fronts[event.session].plans or key in self._line:
-            in_use = NotPlaced(cause="plan_id_in_use", message="The plan_id is in use.")
-            return (refusal(event, in_use, self._admission, now_s),)
-        placed = self._place(event, now_s)
-        if isinstance(placed, NotPlaced) and not self._passes(placed):
-            return (refusal(event, placed, self._admission, now_s),)
-        # A request that a worker failed has had its turn already.
-        if isinstance(placed, Chosen) and (not self._line or event.excluded_worker_ids):
-            self._line.charge(event, self._cost(event))
-            return (self._grant(event, placed, now_s, since_s=now_s),)
-        nobody_waits = not self._line
-        waiting, turned = self._line.offer(event, self._cost(event), now_s)
-        if waiting is None and nobody_waits and isinstance(placed, NotPlaced):
-            return (refusal(event, placed, self._admission, now_s),)
-        actions: list[Action] = [turned_away(each, self._admission, now_s) for each in turned]
-        actions.extend(self._serve(now_s))
-        if waiting is not None and key in self._line:
-            actions.append(
-                ReplyWaiting(session=event.session, plan_id=event.plan_id, wait_max_s=waiting.until_s - now_s)
-            )
-        return actions
-
     def _serve(self, now_s: float) -> Sequence[Action]:
-        """Give places to those who wait, in their order, until one fits nowhere: he must not be overtaken for ever."""
-        if not self._line:
-            return ()
-        actions: list[Action] = []
-        while (waiting := self._line.head()) is not None:
-            event = waiting.event
-            placed = self._place(event, now_s)
-            if isinstance(placed, Chosen):
-                self._line.take(waiting, now_s)
-                actions.append(self._grant(event, placed, now_s, since_s=waiting.since_s))
-            elif self._passes(placed):
-                break
-            else:
-                self._line.remove((event.session, event.plan_id), now_s)
-                actions.append(refusal(event, placed, self._admission, now_s))
-        return actions
-
-    def _place(self, event: PlanRequested, now_s: float) -> Chosen | NotPlaced:
-        if not self._admission.has_room(self.plans_in_flight):
-            limit = self._config.plans_in_flight_max
-            message = f"{limit} requests are in flight, the configured most."
-            return NotPlaced(cause="plans_in_flight", message=message)
-        return self._planner.place(event, self.cluster, now_s)
-
-    def _passes(self, verdict: NotPlaced) -> bool:
-        """Whether waiting makes sense. Who is silent, or missing from a cluster being rebuilt, may be about to come."""
-        if verdict.cause == "no_worker":
-            return self.rebuilding or any(worker.silent for worker in self.cluster.with_role(Role.DECODE))
-        return verdict.cause in PASSING
-
-    def _cost(self, event: PlanRequested) -> int:
-        """What a request takes of the cluster, in tokens."""
-        return event.prompt_tokens + self._output_expected(event)
-
-    def _output_expected(self, event: PlanRequested) -> int:
-        """In tokens; its tenant is charged for what it gave when it ends."""
-        return min(event.output_tokens_max, self._config.output_reserve_tokens)
-
-    def _grant(self, event: PlanRequested, chosen: Chosen, now_s: float, *, since_s: float) -> ReplyPlan:
-        front = self.fronts[event.session]
-        key = (event.session, event.plan_id)
-        prefill, decode = chosen.prefill, chosen.decode
-        computing = prefill or decode
-        assert computing is not None
-        if decode is not None:
-            decode.reserve(key, chosen.decode_blocks)
-        # A pinned sibling finds its prompt's KV in place and computes next to nothing.
-        if chosen.reason is not Reason.PINNED:
-            computing.assign_prefill(key, event.prompt_tokens, now_s)
-        for worker in (prefill, decode):
-            if worker is not None and worker.health.standing is Standing.PROBATION:
-                worker.health.planned(key)
-                worker.judge()
-        at_prefill = prefill.placement if prefill is not None else None
-        at_decode = decode.placement if decode is not None else None
-        front.plans[event.plan_id] = GrantedPlan(
-            event.request_id, at_prefill, at_decode, chosen.decode_blocks, now_s,
-            charge_of(event, self._output_expected(event)),
-        )  # fmt: skip
-        self.plans_in_flight += 1
-        return ReplyPlan(
-            session=event.session,
-            plan_id=event.plan_id,
-            prefill=at_prefill,
-            decode=at_decode,
-            decode_blocks_reserved=chosen.decode_blocks,
-            reason=chosen.reason.value,
-            waited_s=now_s - since_s,
-        )
-
-    def _end(self, key: PlanKey, now_s: float, *, finished: bool = False) -> Charge | None:
-        """Free what a plan reserves; what its tenant was charged for its output."""
-        front = self.fronts.get(key[0])
-        plan = front.plans.pop(key[1], None) if front is not None else None
-        if plan is None:
-            return None
-        self.plans_in_flight -= 1
-        freed = 0
-        for placed in (plan.prefill, plan.decode):
-            worker = self._member_of(placed)
-            if worker is not None:
-                freed += worker.forget(key)
-                if finished:
-                    worker.health.succeeded(key, now_s)
-                worker.health.ended(key)
-                worker.judge()
-        if freed:
-            self._admission.released(freed, now_s)
-        return plan.charge
-
-    def _member_of(self, placed: Placement | None) -> Worker | None:
-        """The worker of a plan, if that incarnation is a member now."""
-        worker = self.cluster.get(placed.worker_id) if placed is not None else None
-        return worker if worker is not None and worker.placement == placed else None
+        return self._turns.serve(now_s, rebuilding=self.rebuilding)
 
     def waiting(self) -> Mapping[PriorityClass, int]:
         """How many requests wait for a place, by class."""
@@ -472,15 +329,5 @@ class SchedulerCore:
         self._line.check()
         for session, plan_id in self._line:
             assert plan_id not in self.fronts[session].plans, (session, plan_id)
-        assert self.plans_in_flight == sum(len(front.plans) for front in self.fronts.values())
+        self._books.check()
         assert self.plans_in_flight <= self._config.plans_in_flight_max
-        for worker in self.cluster.workers.values():
-            for session, plan_id in worker.reserved:
-                assert self.fronts[session].plans[plan_id].decode == worker.placement, (worker.worker_id, plan_id)
-            for session, plan_id in worker.unreported:
-                plan = self.fronts[session].plans[plan_id]
-                assert worker.placement == (plan.prefill or plan.decode), (worker.worker_id, plan_id)
-        for session, front in self.fronts.items():
-            for plan_id, plan in front.plans.items():
-                decode = self._member_of(plan.decode)
-                assert decode is None or (session, plan_id) in decode.reserved, (session, plan_id)

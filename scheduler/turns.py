@@ -1,0 +1,104 @@
+"""Whose turn it is: a request is placed at once, waits in the line, or is refused. Chooses no worker itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scheduler.actions import Action, ReplyPlan, ReplyWaiting
+from scheduler.admission import Admission
+from scheduler.books import Books
+from scheduler.cluster import ClusterState
+from scheduler.config import SchedulerConfig
+from scheduler.events import PlanRequested
+from scheduler.facts import Role
+from scheduler.placement import Chosen, NotPlaced, Planner
+from scheduler.refusals import PASSING, refusal, turned_away
+from scheduler.waiting_line import WaitingLine, charge_of
+
+
+class Turns:
+    """Between those who ask and the workers: the line, and the plans that have got a place."""
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        planner: Planner,
+        cluster: ClusterState,
+        books: Books,
+        line: WaitingLine,
+        admission: Admission,
+    ) -> None:
+        self._config = config
+        self._planner = planner
+        self._cluster = cluster
+        self._books = books
+        self._line = line
+        self._admission = admission
+
+    def ask(self, event: PlanRequested, now_s: float, *, rebuilding: bool) -> Sequence[Action]:
+        """Place a request, let it wait for its turn, or refuse it."""
+        key = (event.session, event.plan_id)
+        if event.plan_id in self._books.fronts[event.session].plans or key in self._line:
+            in_use = NotPlaced(cause="plan_id_in_use", message="The plan_id is in use.")
+            return (refusal(event, in_use, self._admission, now_s),)
+        placed = self._place(event, now_s)
+        if isinstance(placed, NotPlaced) and not self._passes(placed, rebuilding=rebuilding):
+            return (refusal(event, placed, self._admission, now_s),)
+        # A request that a worker failed has had its turn already.
+        if isinstance(placed, Chosen) and (not self._line or event.excluded_worker_ids):
+            self._line.charge(event, self._cost(event))
+            return (self._grant(event, placed, now_s, since_s=now_s),)
+        nobody_waits = not self._line
+        waiting, turned = self._line.offer(event, self._cost(event), now_s)
+        if waiting is None and nobody_waits and isinstance(placed, NotPlaced):
+            return (refusal(event, placed, self._admission, now_s),)
+        actions: list[Action] = [turned_away(each, self._admission, now_s) for each in turned]
+        actions.extend(self.serve(now_s, rebuilding=rebuilding))
+        if waiting is not None and key in self._line:
+            actions.append(
+                ReplyWaiting(session=event.session, plan_id=event.plan_id, wait_max_s=waiting.until_s - now_s)
+            )
+        return actions
+
+    def serve(self, now_s: float, *, rebuilding: bool) -> Sequence[Action]:
+        """Give places to those who wait, in their order, until one fits nowhere: he must not be overtaken for ever."""
+        if not self._line:
+            return ()
+        actions: list[Action] = []
+        while (waiting := self._line.head()) is not None:
+            event = waiting.event
+            placed = self._place(event, now_s)
+            if isinstance(placed, Chosen):
+                self._line.take(waiting, now_s)
+                actions.append(self._grant(event, placed, now_s, since_s=waiting.since_s))
+            elif self._passes(placed, rebuilding=rebuilding):
+                break
+            else:
+                self._line.remove((event.session, event.plan_id), now_s)
+                actions.append(refusal(event, placed, self._admission, now_s))
+        return actions
+
+    def _place(self, event: PlanRequested, now_s: float) -> Chosen | NotPlaced:
+        if not self._books.has_room():
+            limit = self._config.plans_in_flight_max
+            message = f"{limit} requests are in flight, the configured most."
+            return NotPlaced(cause="plans_in_flight", message=message)
+        return self._planner.place(event, self._cluster, now_s)
+
+    def _passes(self, verdict: NotPlaced, *, rebuilding: bool) -> bool:
+        """Whether waiting makes sense. Who is silent, or missing from a cluster being rebuilt, may be about to come."""
+        if verdict.cause == "no_worker":
+            return rebuilding or any(worker.silent for worker in self._cluster.with_role(Role.DECODE))
+        return verdict.cause in PASSING
+
+    def _grant(self, event: PlanRequested, chosen: Chosen, now_s: float, *, since_s: float) -> ReplyPlan:
+        charge = charge_of(event, self._output_expected(event))
+        return self._books.grant(event, chosen, charge, now_s, since_s=since_s)
+
+    def _cost(self, event: PlanRequested) -> int:
+        """What a request takes of the cluster, in tokens."""
+        return event.prompt_tokens + self._output_expected(event)
+
+    def _output_expected(self, event: PlanRequested) -> int:
+        """In tokens; its tenant is charged for what it gave when it ends."""
+        return min(event.output_tokens_max, self._config.output_reserve_tokens)
