@@ -46,6 +46,18 @@ def test_a_planted_bug_is_found(calm: list[Report], bug: type[Overload], found: 
     assert any(found in each for each in verdict([*calm, bug(0, 3.0).run(SHORT_S)]))
 
 
+class NamesNoLength(Overload):
+    """One key leaves open how long its answers may be, and gets short ones."""
+
+    def question(self, plan_id: int, asked: Asked) -> PlanRequested:
+        question = super().question(plan_id, asked)
+        return msgspec.structs.replace(question, output_tokens_max=512) if asked.key == "b" else question
+
+
+def test_a_key_that_names_no_length_gets_its_share_of_what_is_given() -> None:
+    assert NamesNoLength(0, 3.0).run(SHORT_S).fair_shares["b"] > 0.97
+
+
 def test_memory_and_goodput_are_judged(calm: list[Report]) -> None:
     last = msgspec.structs.replace(calm[-1], memory_growth_kib=1 << 20, goodput_tokens_per_s=1.0)
     assert [each.split()[0] for each in verdict([*calm, last])] == ["goodput", "memory"]
