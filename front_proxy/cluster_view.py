@@ -65,11 +65,13 @@ class ClusterView:
     def apply(self, workers: Sequence[WorkerEntry], *, rebuilding: bool = False) -> Sequence[tuple[str, int]]:
         """Take over a new picture; returns the (worker id, epoch) pairs that are not in it any more.
 
-        A scheduler that is ``rebuilding`` does not know everybody yet: whom it does not name stays as he was.
+        A scheduler that is ``rebuilding`` does not know everybody yet: whom it does not name, or has not heard of
+        being ready, stays as he was.
         """
         if rebuilding:
-            named = {worker.worker_id for worker in workers}
-            workers = [*workers, *(worker for worker in self._snapshot.workers if worker.worker_id not in named)]
+            known = {worker.worker_id: worker for worker in self._snapshot.workers}
+            workers = [_as_known(worker, known.pop(worker.worker_id, None)) for worker in workers]
+            workers = [*workers, *known.values()]
         now = {(worker.worker_id, worker.epoch) for worker in workers}
         gone = [
             (worker.worker_id, worker.epoch)
@@ -82,3 +84,9 @@ class ClusterView:
     def disconnected(self) -> None:
         """The scheduler is away: the picture stays, marked as old."""
         self._snapshot = msgspec.structs.replace(self._snapshot, connected=False)
+
+
+def _as_known(now: WorkerEntry, known: WorkerEntry | None) -> WorkerEntry:
+    """A worker that has registered anew and not reported yet is what it was, if it is the same incarnation."""
+    same = known is not None and known.epoch == now.epoch
+    return known if same and known is not None and now.state == "starting" else now

@@ -53,9 +53,12 @@ class DegradedPlans:
         if not self.knows_more:
             self._entries, self._true_s = entries, now_s
             return
-        self._entries.update(entries)
+        # One that has registered anew and not reported yet is what it was, if it is the same incarnation.
+        told = [entry for entry in entries.values() if _says_more(entry, self._entries.get(entry.info.worker_id))]
+        self._entries.update({entry.info.worker_id: entry for entry in told})
         if self._outage is not None:
-            self._outage.show(scheduler_wire.view_entries(view), now_s, now_s)
+            fresh = scheduler_pb2.ClusterView(workers=told)
+            self._outage.show(scheduler_wire.view_entries(fresh), now_s, now_s)
 
     def still_true(self, now_s: float) -> None:
         """The scheduler was there until now, so the last view was true until now."""
@@ -112,6 +115,11 @@ class DegradedPlans:
         view = scheduler_pb2.ClusterView(workers=self._entries.values())
         outage.show(scheduler_wire.view_entries(view), self._true_s, now_s)
         return outage
+
+
+def _says_more(now: scheduler_pb2.WorkerEntry, known: scheduler_pb2.WorkerEntry | None) -> bool:
+    """Whether an entry tells more than the one that is known."""
+    return known is None or known.info.epoch != now.info.epoch or _is_back(now, known)
 
 
 def _is_back(now: scheduler_pb2.WorkerEntry | None, before: scheduler_pb2.WorkerEntry) -> bool:

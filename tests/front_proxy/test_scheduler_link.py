@@ -415,3 +415,35 @@ async def test_a_request_that_is_told_to_wait_is_not_planned_here() -> None:
             await asyncio.wait_for(asyncio.shield(ear.answer), 0.3)
         script.says.put_nowait(pb.FrontReply(plan=pb.Plan(plan_id=plan_id, reason="remote")))
         assert (await ear.wait())[3] == "remote" and it.degraded == []
+
+
+async def test_a_worker_that_the_next_leader_has_not_heard_of_being_ready_stays_usable() -> None:
+    """It registered a moment ago; its first report follows. Nobody is refused in between."""
+    async with scene() as (it, script):
+        script.view = usable("d")
+        script.says.put_nowait(pb.FrontReply(view=script.view))
+        while not it.view.snapshot.usable:
+            await it.connected()
+        script.view = usable("d")
+        script.view.rebuilding = True
+        script.view.workers[0].load.state = cluster_pb2.PROCESS_STATE_UNSPECIFIED
+        script.says.put_nowait(None)
+        await it.connected()
+        assert it.view.snapshot.usable
+        ear = Ear()
+        it.link.plan(question(), ear)
+        _, decode, _, reason = await ear.wait()
+        assert (decode.worker_id, reason) == ("d", "degraded")
+
+
+@pytest.mark.parametrize(("epoch", "state"), [(1, "ready"), (2, "starting")])
+def test_only_the_same_incarnation_is_still_what_it_was(epoch: int, state: str) -> None:
+    from front_proxy import wire
+
+    view = ClusterView()
+    view.apply(wire.cluster(usable("d")))
+    again = usable("d")
+    again.workers[0].info.epoch = epoch
+    again.workers[0].load.state = cluster_pb2.PROCESS_STATE_UNSPECIFIED
+    view.apply(wire.cluster(again), rebuilding=True)
+    assert [(worker.epoch, worker.state) for worker in view.snapshot.workers] == [(epoch, state)]
