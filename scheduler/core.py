@@ -152,8 +152,9 @@ class SchedulerCore:
     def _end_isolation(self, now_s: float) -> None:
         """The first one returns after nobody was left: as after a start, others know more until all had time to."""
         if self._health and not self.fronts and not self.cluster.workers:
-            self._rebuilt_at_s = now_s + self._config.rebuild_grace_s
-            self.rebuilding = self._rebuilt_at_s > now_s
+            # Whoever lost it tries ever more seldom: it is given the time that one who falls silent has.
+            self._rebuilt_at_s = now_s + max(self._config.rebuild_grace_s, self._config.worker_lease_s)
+            self.rebuilding = self._config.rebuild_grace_s > 0
 
     def _front_leave(self, session: int, now_s: float) -> None:
         self._books.leave(session, now_s)

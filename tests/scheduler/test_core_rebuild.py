@@ -125,7 +125,7 @@ def test_only_a_grace_period_makes_a_scheduler_careful(grace_s: float) -> None:
 
 def test_after_nobody_was_left_it_is_as_careful_as_after_a_start() -> None:
     """Its network was cut: those who return first know of workers that it does not know yet."""
-    stage = Stage(rebuild_grace_s=3.0)
+    stage = Stage(rebuild_grace_s=3.0, worker_lease_s=10.0)
     for worker_id in ("p0", "d0", "d1"):
         stage.enter(worker_id)
     stage.now_s = 100.0
@@ -137,9 +137,13 @@ def test_after_nobody_was_left_it_is_as_careful_as_after_a_start() -> None:
     careful = [stage.core.rebuilding]
     stage.now_s = 102.0
     stage.enter("d0")
-    stage.now_s = 103.0
+    stage.now_s = 109.0
+    stage.report("d0")
+    stage.do(Tick())
+    careful.append(stage.core.rebuilding)
+    stage.now_s = 110.0
     assert PublishView(at_once=True) in stage.do(Tick())
-    assert [*careful, stage.core.rebuilding] == [True, False]
+    assert [*careful, stage.core.rebuilding] == [True, True, False]
 
 
 def test_one_worker_that_returns_to_the_others_changes_nothing() -> None:
