@@ -6,15 +6,19 @@ All run engines of one shape: same model, block size, context, KV space and thre
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
 import msgspec
+import psutil
 
+from bench import cpu
 from bench.children import Child, free_port, start_child
 from bench.plain_server import ENVIRONMENT
 
@@ -164,12 +168,27 @@ _STARTS: Mapping[SystemName, Callable[[EngineShape, PeerOptions, list[Child]], A
 }
 
 
+def free_engines(root_pids: Sequence[int]) -> None:
+    """Let every engine's threads run on every core this process may use.
+
+    The stock NixlConnector binds the thread that computes, on CPU, to the machine's last core, and so both engines of a
+    peer to the same one; Baton's connector does not. The peers are measured without that handicap.
+    """
+    cores = os.sched_getaffinity(0)
+    for pid in cpu.engine_pids(cpu.read(root_pids)):
+        for thread in psutil.Process(pid).threads():
+            # It may have ended since it was listed.
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(thread.id, cores)
+
+
 async def start_system(name: SystemName, shape: EngineShape, options: PeerOptions) -> System:
     """Start one system and return when it would answer its first request; nothing is left running if it fails."""
     options.logs_dir.mkdir(parents=True, exist_ok=True)
     system = System(name=name, base_url="", children=[], stop_timeout_s=options.stop_timeout_s)
     try:
         system.base_url = await _STARTS[name](shape, options, system.children)
+        free_engines(system.root_pids)
     except BaseException:
         await system.stop()
         raise

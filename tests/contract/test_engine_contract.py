@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import multiprocessing
+import os
 import random
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 
 from engine.protocol import Engine, EngineOutput, EngineRequest, Hold, InvalidRequest, TakeOver
@@ -327,3 +330,11 @@ async def test_two_engines_of_one_configuration_can_exchange_blocks(engines: Pai
     assert theirs.engine_id == f"d0-{theirs.epoch}"
     assert ours.kv_blocks_total > 0
     assert ours.block_bytes > 0
+
+
+async def test_an_engine_may_compute_on_every_core(engines: Pair) -> None:
+    assert engines.prefill is not engines.decode
+    for child in multiprocessing.active_children():
+        assert child.pid is not None
+        for thread in psutil.Process(child.pid).threads():
+            assert os.sched_getaffinity(thread.id) == os.sched_getaffinity(0)
