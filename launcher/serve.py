@@ -77,6 +77,9 @@ def _log_level(role: Role, config: BatonConfig) -> LogLevel:
 
 def announce(addresses: Mapping[str, str]) -> None:
     """Tell whoever started this process that it serves, on one line of stdout."""
+    from runtime import lifecycle
+
+    lifecycle.settle_heap()
     line = msgspec.json.encode({"pid": str(os.getpid()), **addresses}).decode()
     sys.stdout.write(f"{READY_PREFIX}{line}\n")
     sys.stdout.flush()

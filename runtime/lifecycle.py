@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import threading
@@ -30,6 +31,16 @@ def run(main: Coroutine[Any, Any, T], *, exit_timeout_s: float | None = None) ->
                 threading.Thread(target=_end_within, args=(exit_timeout_s,), name="baton-exit", daemon=True).start()
 
     return uvloop.run(watched())
+
+
+def settle_heap() -> None:
+    """Take what start-up made out of garbage collection for good. Call it once, when the process is about to serve.
+
+    vLLM and torch bring about a million objects that live as long as the process. Looking through them again held
+    every stream for 100 ms at a time (measured on a decode worker).
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _end_within(timeout_s: float) -> None:

@@ -150,3 +150,15 @@ lifecycle.run(main(), exit_timeout_s=0.2)
     ended = subprocess.run([sys.executable, "-c", program], timeout=WAIT_S, check=False, capture_output=True, text=True)
     assert ended.returncode == 1
     assert "did not end within 0.2 s" in ended.stderr
+
+
+def test_what_start_up_made_is_not_looked_through_again() -> None:
+    program = """
+import gc
+from runtime import lifecycle
+before = [[] for _ in range(1000)]
+lifecycle.settle_heap()
+assert gc.get_freeze_count() >= 1000
+assert not any(one is before for one in gc.get_objects())
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=WAIT_S)
