@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -81,13 +82,16 @@ def renew(handoff: KvHandoff) -> worker_pb2.AttachRequest:
     return worker_pb2.AttachRequest(renew=worker_pb2.RenewHandoff(lease_id=handoff.lease_id, epoch=handoff.epoch))
 
 
-def plain_tokens(delta: worker_pb2.Delta) -> list[int] | None:
-    """The tokens of a delta that says nothing else, as nearly every one of a long generation; None: it says more."""
-    has = delta.HasField
-    if delta.finish or has("failure") or has("handoff") or has("first") or has("logprobs"):
-        return None
+def token_parts(step: worker_pb2.StepOutputs) -> Iterable[tuple[int, list[int]]]:
+    """Slot by slot the tokens in a step's columns. Raises ValueError when the columns do not fit together."""
     # A slice: three times as fast as list() of it.
-    return delta.token_ids[:]
+    slots, counts, token_ids = step.token_slots[:], step.token_counts[:], step.token_ids[:]
+    if not counts and len(slots) == len(token_ids):
+        return zip(slots, ([token] for token in token_ids), strict=True)
+    if len(counts) != len(slots) or sum(counts) != len(token_ids):
+        raise ValueError(f"{len(slots)} slots, {len(counts)} counts and {len(token_ids)} tokens do not fit together")
+    ends = list(itertools.accumulate(counts))
+    return [(slot, token_ids[end - count : end]) for slot, count, end in zip(slots, counts, ends, strict=True)]
 
 
 def worker_output(delta: worker_pb2.Delta) -> WorkerOutput:

@@ -175,24 +175,34 @@ class WorkerLink:
             return None
 
     def _on_message(self, message: worker_pb2.AttachResponse) -> None:
+        if self._duplex.ended:
+            return  # after a message that was not understood, the next would leave a gap
         self.heard_s = self._loop.time()
         if message.HasField("step"):
-            for delta in message.step.deltas:
-                self._on_delta(delta)
+            self._on_step(message.step)
         elif message.HasField("opened"):
             self.opened = True
             told = message.opened.worker
             if told.epoch != self.worker.epoch:
                 self._duplex.end(f"it was started again (epoch {told.epoch}, not {self.worker.epoch})")
 
+    def _on_step(self, step: worker_pb2.StepOutputs) -> None:
+        try:
+            parts = wire.token_parts(step)
+        except ValueError as error:
+            # Whose tokens they are cannot be known: all that runs here goes on elsewhere.
+            self._duplex.end(f"its message makes no sense: {error}")
+            return
+        for slot, token_ids in parts:
+            receiver = self._slots.get(slot) or self._aborted.get(slot)
+            if receiver is not None:
+                receiver.on_output(WorkerOutput(token_ids=token_ids))
+        for delta in step.deltas:
+            self._on_delta(delta)
+
     def _on_delta(self, delta: worker_pb2.Delta) -> None:
         slot = delta.slot
         receiver = self._slots.get(slot) or self._aborted.get(slot)
-        tokens = wire.plain_tokens(delta)
-        if tokens is not None:
-            if receiver is not None:
-                receiver.on_output(WorkerOutput(token_ids=tokens))
-            return
         output = None
         if not delta.HasField("failure"):
             output = wire.worker_output(delta)

@@ -1,6 +1,6 @@
 """vLLM's NIXL pull connector with exact take-over and release by message. Never decides who pulls from whom.
 
-Six things differ from the stock connector, all through methods it offers for overriding:
+Five things differ from the stock connector, all through methods it offers for overriding:
 
 1. Decode takes over ``min(remote_num_tokens, prompt)`` tokens. Stock takes *all* prompt tokens as remote, which kills
    the engine when the prompt is one token longer than what was prefilled and that token begins a new block.
@@ -13,9 +13,7 @@ Six things differ from the stock connector, all through methods it offers for ov
 4. No pull is used before it is proved (``pull_proof``): the worker half reports a request as received only then, and
    one that cannot be proved as failed to load. Holding, the worker half computes checksums of the blocks and tells the
    scheduler half, which answers for them on the side channel.
-5. The thread that builds the worker half keeps its cores. Stock binds it, on CPU, to the last core of every NUMA node:
-   with the model in the same thread, all engines of a machine then compute on that one core.
-6. A peer whose process is gone is found out by one connect before the handshake, which would take 5 s, one peer
+5. A peer whose process is gone is found out by one connect before the handshake, which would take 5 s, one peer
    after the other. The load then counts as failed, and ``kv_load_failure_policy`` "recompute" computes the prompt here.
 
 Params Baton adds to vLLM's: ``baton_lease`` (lease id) and ``baton_lease_s`` (seconds to keep the KV) on a prefill.
@@ -25,7 +23,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import socket
 import sys
 import threading
@@ -277,26 +274,13 @@ def progress_delay(delay_us: int) -> Iterator[None]:
         bindings.nixlAgentConfig = stock
 
 
-@contextlib.contextmanager
-def cores_kept() -> Iterator[None]:
-    """Whatever happens inside, the calling thread may run where it might before."""
-    if not hasattr(os, "sched_getaffinity"):
-        yield
-        return
-    cores = os.sched_getaffinity(0)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
-
-
 class BatonNixlWorker(NixlPullConnectorWorker):
     """Worker half: pulls, serves pulls, and lets go of released requests."""
 
     def __init__(self, vllm_config: VllmConfig, engine_id: str, kv_cache_config: KVCacheConfig) -> None:
         config = vllm_config.kv_transfer_config
         assert config is not None
-        with progress_delay(config.get_from_extra_config(PROGRESS_DELAY_US, 0)), cores_kept():
+        with progress_delay(config.get_from_extra_config(PROGRESS_DELAY_US, 0)):
             super().__init__(vllm_config, engine_id, kv_cache_config)
         self.xfer_stats = BatonNixlStats()
         self._held_blocks: dict[str, int] = {}

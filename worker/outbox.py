@@ -1,8 +1,8 @@
 """Batches everything one engine step made for one front proxy into one message. Never talks to a network.
 
 An engine step gives out all of its outputs in one turn of the event loop. Whoever waits in ``next_step`` is woken one
-turn later and so finds the whole step. While a message is being written the next ones gather, and plain tokens of one
-request become one delta, so a slow reader gets fewer, larger messages, up to a bound that is an error to cross.
+turn later and so finds the whole step. While a message is being written the next ones gather, so a slow reader gets
+fewer, larger messages, up to a bound that is an error to cross.
 
 Engines of small models make a step every millisecond or two, faster than anybody reads: tokens that nothing waits for
 are held until ``interval_s`` after the message before. A first token, an end or a failure never waits.
@@ -17,13 +17,16 @@ from collections import deque
 from protos.worker.v1 import worker_pb2 as pb
 from worker.wire import TOKEN_BYTES, size_estimate_bytes
 
+# About what one slot adds to a message beside its tokens.
+SLOT_BYTES = 8
+
 
 class OutboxOverflow(Exception):
     """The front proxy reads more slowly than its requests produce."""
 
 
 class Outbox:
-    """Deltas on their way to one front proxy, oldest first."""
+    """Deltas and tokens on their way to one front proxy; of one slot, oldest first."""
 
     def __init__(
         self,
@@ -44,9 +47,12 @@ class Outbox:
         self._step_deltas_max = step_deltas_max
         self._step_bytes_max = step_bytes_max
         self._interval_s = interval_s
-        self._waiting: deque[pb.Delta] = deque()
-        # By slot: its last delta, while that may still grow.
-        self._open: dict[int, pb.Delta] = {}
+        # With its estimated size.
+        self._deltas: deque[tuple[pb.Delta, int]] = deque()
+        # How many of them each slot has.
+        self._delta_slots: dict[int, int] = {}
+        # By slot: tokens that were made before all of its waiting deltas.
+        self._tokens: dict[int, list[int]] = {}
         self._bytes = 0
         self._loop = asyncio.get_running_loop()
         self._flush_scheduled = False
@@ -56,7 +62,7 @@ class Outbox:
         self._closed = False
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._deltas) + len(self._tokens)
 
     @property
     def bytes_waiting(self) -> int:
@@ -67,21 +73,22 @@ class Outbox:
         """Add one delta, which leaves at once. Raises OutboxOverflow beyond the bounds; once closed, drops it."""
         if self._closed:
             return
-        self._open.pop(delta.slot, None)
-        self._add(delta, size_estimate_bytes(delta))
+        self._add_delta(delta)
         self._flush_soon()
 
     def append_tokens(self, slot: int, token_ids: list[int]) -> None:
         """Add tokens of a request that go on; they may wait for ``interval_s``. Raises as ``append`` does."""
         if self._closed:
             return
-        if (delta := self._open.get(slot)) is None:
-            delta = pb.Delta(slot=slot, token_ids=token_ids)
-            self._add(delta, size_estimate_bytes(delta))
-            self._open[slot] = delta
+        if slot in self._delta_slots:
+            # In the columns they would come before the delta that waits.
+            self._add_delta(pb.Delta(slot=slot, token_ids=token_ids))
+        elif (tokens := self._tokens.get(slot)) is None:
+            self._make_room(SLOT_BYTES + TOKEN_BYTES * len(token_ids), items=1)
+            self._tokens[slot] = token_ids.copy()
         else:
-            self._make_room(more_bytes=TOKEN_BYTES * len(token_ids))
-            delta.token_ids.extend(token_ids)
+            self._make_room(TOKEN_BYTES * len(token_ids), items=0)
+            tokens += token_ids
         if self._timer is None and not self._flush_scheduled:
             wait_s = self._flushed_s + self._interval_s - self._loop.time()
             if wait_s > 0:
@@ -89,52 +96,81 @@ class Outbox:
             else:
                 self._flush_soon()
 
-    def _add(self, delta: pb.Delta, size: int) -> None:
-        if len(self._waiting) >= self._deltas_max:
-            raise self._overflow()
-        self._make_room(more_bytes=size)
-        self._waiting.append(delta)
+    def _add_delta(self, delta: pb.Delta) -> None:
+        size = size_estimate_bytes(delta)
+        self._make_room(size, items=1)
+        self._deltas.append((delta, size))
+        self._delta_slots[delta.slot] = self._delta_slots.get(delta.slot, 0) + 1
 
-    def _make_room(self, *, more_bytes: int) -> None:
-        if self._bytes + more_bytes > self._bytes_max:
-            raise self._overflow()
+    def _make_room(self, more_bytes: int, *, items: int) -> None:
+        if (items and len(self) >= self._deltas_max) or self._bytes + more_bytes > self._bytes_max:
+            raise OutboxOverflow(f"{len(self)} deltas ({self._bytes} bytes) wait for this front proxy")
         self._bytes += more_bytes
 
-    def _overflow(self) -> OutboxOverflow:
-        return OutboxOverflow(f"{len(self._waiting)} deltas ({self._bytes} bytes) wait for this front proxy")
-
     async def next_step(self) -> pb.StepOutputs | None:
-        """Wait for deltas that are due and take as many as one message may hold. None once it is closed."""
+        """Wait for what is due and take as much as one message may hold. None once it is closed."""
         await self._ready.wait()
         if self._closed:
             return None
-        assert self._waiting
         step = pb.StepOutputs()
-        size = 0
-        while self._waiting and len(step.deltas) < self._step_deltas_max:
-            delta = self._waiting[0]
-            delta_size = size_estimate_bytes(delta)
-            if step.deltas and size + delta_size > self._step_bytes_max:
-                break
-            self._waiting.popleft()
-            if self._open.get(delta.slot) is delta:
-                del self._open[delta.slot]
-            self._bytes -= delta_size
-            size += delta_size
-            step.deltas.append(delta)
-        assert step.deltas
+        size = self._take_tokens(step) if self._tokens else 0
+        if not self._tokens:
+            # Never before the tokens: one of these may be the end of a slot that still has some.
+            self._take_deltas(step, size)
+        assert step.token_slots or step.deltas
         assert self._bytes >= 0
-        if self._waiting:
-            self._ready.set()
-        else:
+        if not len(self):
             self._ready.clear()
         return step
+
+    def _take_tokens(self, step: pb.StepOutputs) -> int:
+        """Fill the columns; how many bytes they take."""
+        slots: list[int] = []
+        counts: list[int] = []
+        token_ids: list[int] = []
+        size = 0
+        for slot, tokens in self._tokens.items():
+            weight = SLOT_BYTES + TOKEN_BYTES * len(tokens)
+            if slots and (len(slots) == self._step_deltas_max or size + weight > self._step_bytes_max):
+                break
+            slots.append(slot)
+            counts.append(len(tokens))
+            token_ids += tokens
+            size += weight
+        if len(slots) == len(self._tokens):
+            self._tokens.clear()
+        else:
+            for slot in slots:
+                del self._tokens[slot]
+        step.token_slots.extend(slots)
+        step.token_ids.extend(token_ids)
+        if len(token_ids) != len(slots):
+            step.token_counts.extend(counts)
+        self._bytes -= size
+        return size
+
+    def _take_deltas(self, step: pb.StepOutputs, size: int) -> None:
+        taken = len(step.token_slots)
+        while self._deltas and taken < self._step_deltas_max:
+            delta, weight = self._deltas[0]
+            if taken and size + weight > self._step_bytes_max:
+                break
+            self._deltas.popleft()
+            if (left := self._delta_slots[delta.slot] - 1) == 0:
+                del self._delta_slots[delta.slot]
+            else:
+                self._delta_slots[delta.slot] = left
+            self._bytes -= weight
+            size += weight
+            taken += 1
+            step.deltas.append(delta)
 
     def close(self) -> None:
         """Drop what waits and wake the writer. Idempotent."""
         self._closed = True
-        self._waiting.clear()
-        self._open.clear()
+        self._deltas.clear()
+        self._delta_slots.clear()
+        self._tokens.clear()
         self._bytes = 0
         if self._timer is not None:
             self._timer.cancel()
@@ -152,5 +188,5 @@ class Outbox:
             self._timer.cancel()
             self._timer = None
         self._flushed_s = self._loop.time()
-        if self._waiting:
+        if len(self):
             self._ready.set()

@@ -121,8 +121,8 @@ async def _write(body: WorkerBody, stream: FrontStream, context: Context) -> Non
     await context.write(pb.AttachResponse(opened=pb.Opened(worker=body.info())))
     while (step := await stream.outbox.next_step()) is not None:
         body.metrics.step_messages.inc()
-        body.metrics.step_deltas.observe(len(step.deltas))
-        body.metrics.output_tokens.inc(sum(len(delta.token_ids) for delta in step.deltas))
+        body.metrics.step_deltas.observe(len(step.deltas) + len(step.token_slots))
+        body.metrics.output_tokens.inc(len(step.token_ids) + sum(len(delta.token_ids) for delta in step.deltas))
         await context.write(pb.AttachResponse(step=step))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -61,6 +62,18 @@ def submit(
     return pb.AttachRequest(submit=message)
 
 
+def told(step: pb.StepOutputs) -> list[pb.Delta]:
+    """What a step says, the tokens in its columns as deltas of their own."""
+    counts = list(step.token_counts) or [1] * len(step.token_slots)
+    tokens = iter(step.token_ids)
+    columns = [
+        pb.Delta(slot=slot, token_ids=itertools.islice(tokens, count))
+        for slot, count in zip(step.token_slots, counts, strict=True)
+    ]
+    assert next(tokens, None) is None
+    return [*columns, *step.deltas]
+
+
 class Client:
     """A front proxy's end of one Attach stream."""
 
@@ -75,7 +88,7 @@ class Client:
     async def step(self) -> list[pb.Delta]:
         message = await asyncio.wait_for(self.call.read(), WAIT_S)
         assert message is not EOF, "the stream ended"
-        self.steps.append(list(message.step.deltas))
+        self.steps.append(told(message.step))
         return self.steps[-1]
 
     async def until_end(self, *slots: int) -> dict[int, list[pb.Delta]]:

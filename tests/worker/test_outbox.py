@@ -21,7 +21,7 @@ def delta(slot: int, tokens: int = 1) -> pb.Delta:
 
 def slots(step: pb.StepOutputs | None) -> list[int]:
     assert step is not None
-    return [one.slot for one in step.deltas]
+    return [*step.token_slots, *(one.slot for one in step.deltas)]
 
 
 async def test_deltas_of_one_turn_of_the_loop_share_a_message() -> None:
@@ -60,7 +60,7 @@ async def test_one_delta_too_many_is_an_error_and_is_not_kept(bounds: dict[str, 
     assert slots(await box.next_step()) == [0, 1, 2]
 
 
-async def test_tokens_that_gather_become_one_delta_a_request_in_order() -> None:
+async def test_tokens_that_gather_become_columns_in_front_of_their_slots_deltas() -> None:
     box = outbox()
     for token in range(3):
         box.append_tokens(1, [token])
@@ -68,23 +68,51 @@ async def test_tokens_that_gather_become_one_delta_a_request_in_order() -> None:
     box.append(pb.Delta(slot=1, token_ids=[3], finish=pb.FINISH_REASON_LENGTH))
     box.append_tokens(2, [13])
     box.append_tokens(1, [99])
+    box.append_tokens(1, [100])
     step = await box.next_step()
     assert step is not None
-    assert [(one.slot, list(one.token_ids)) for one in step.deltas] == [
-        (1, [0, 1, 2]), (2, [10, 11, 12, 13]), (1, [3]), (1, [99]),
-    ]  # fmt: skip
+    assert (list(step.token_slots), list(step.token_counts)) == ([1, 2], [3, 4])
+    assert list(step.token_ids) == [0, 1, 2, 10, 11, 12, 13]
+    # The slot was taken by the next request before its last delta had left: what comes then stays behind it.
+    assert [(one.slot, list(one.token_ids)) for one in step.deltas] == [(1, [3]), (1, [99]), (1, [100])]
+    assert len(box) == box.bytes_waiting == 0
+    box.append_tokens(1, [5])
+    step = await box.next_step()
+    assert step is not None
+    assert (list(step.token_slots), list(step.token_counts), list(step.token_ids)) == ([1], [], [5])
+
+
+async def test_what_does_not_fit_one_message_keeps_each_slots_order() -> None:
+    box = outbox(step_deltas_max=2)
+    for slot in (1, 2, 3):
+        box.append_tokens(slot, [slot, slot])
+    for slot in (3, 1):
+        box.append(delta(slot))
+    steps = [await box.next_step() for _ in range(3)]
+    assert [slots(step) for step in steps] == [[1, 2], [3, 3], [1]]
     assert len(box) == box.bytes_waiting == 0
 
 
-async def test_tokens_after_a_message_do_not_grow_what_was_sent() -> None:
+async def test_a_heavy_slot_goes_alone_and_bounds_hold_for_the_columns() -> None:
+    box = outbox(step_bytes_max=100)
+    for slot, count in ((1, 1), (2, 1000), (3, 1), (4, 1)):
+        box.append_tokens(slot, [7] * count)
+    assert [slots(await box.next_step()) for _ in range(3)] == [[1], [2], [3, 4]]
+    assert len(box) == box.bytes_waiting == 0
+
+
+async def test_tokens_are_copied_once_they_wait() -> None:
     box = outbox()
-    box.append_tokens(1, [0])
+    made = [1]
+    box.append_tokens(1, made)
+    box.append_tokens(1, [2])
+    assert made == [1]
     first = await box.next_step()
-    box.append_tokens(1, [1])
+    box.append_tokens(1, [3])
     second = await box.next_step()
     assert first is not None
     assert second is not None
-    assert [list(step.deltas[0].token_ids) for step in (first, second)] == [[0], [1]]
+    assert (list(first.token_ids), list(second.token_ids)) == ([1, 2], [3])
 
 
 async def test_tokens_wait_for_the_interval_and_leave_with_anything_that_does_not() -> None:
@@ -109,9 +137,12 @@ async def test_tokens_leave_by_themselves_when_the_interval_is_over() -> None:
 
 
 async def test_tokens_count_towards_the_bounds_as_deltas_do() -> None:
-    box = outbox(bytes_max=80)
+    box = outbox(bytes_max=40, deltas_max=2)
     box.append_tokens(1, [0])
-    with pytest.raises(OutboxOverflow):
+    box.append_tokens(2, [0])
+    with pytest.raises(OutboxOverflow, match="2 deltas"):
+        box.append_tokens(3, [0])
+    with pytest.raises(OutboxOverflow, match="2 deltas"):
         box.append_tokens(1, [1, 2, 3, 4, 5])
 
 
