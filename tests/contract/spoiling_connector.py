@@ -11,9 +11,11 @@ from typing import Any, ClassVar
 import torch
 
 from kv_transfer import nixl_connector as shipped
+from kv_transfer.nixl_scheduler import BatonNixlScheduler
+from kv_transfer.nixl_worker import BatonNixlWorker
 
 
-class Scheduler(shipped.BatonNixlScheduler):
+class Scheduler(BatonNixlScheduler):
     """Remembers which blocks are held, for the worker half in the same process."""
 
     blocks: ClassVar[dict[str, list[int]]] = {}
@@ -28,7 +30,7 @@ class Scheduler(shipped.BatonNixlScheduler):
         return "unchecked" not in lease and super()._is_checked(lease)
 
 
-class Worker(shipped.BatonNixlWorker):
+class Worker(BatonNixlWorker):
     """Spoils."""
 
     def start_load_kv(self, metadata: Any) -> None:

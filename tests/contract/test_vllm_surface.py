@@ -241,7 +241,7 @@ def test_blocks_are_freed_only_after_the_connector_heard_of_it() -> None:
 
 
 def test_the_nixl_wrapper_still_needs_its_progress_thread_calmed() -> None:
-    """When NIXL stops writing 0 here, kv_transfer.nixl_connector.progress_delay can go."""
+    """When NIXL stops writing 0 here, kv_transfer.nixl_worker.progress_delay can go."""
     wrapper = find("vllm.distributed.nixl_utils:NixlWrapper")
     assert "pthrDelay = 0" in inspect.getsource(wrapper.__init__)  # type: ignore[misc]
 

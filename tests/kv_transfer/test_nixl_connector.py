@@ -20,6 +20,9 @@ from kv_transfer.pull_prover import PullProver, SideChannelLines
 pytestmark = pytest.mark.vllm
 
 connector = pytest.importorskip("kv_transfer.nixl_connector")
+messages = pytest.importorskip("kv_transfer.nixl_messages")
+scheduler_half = pytest.importorskip("kv_transfer.nixl_scheduler")
+worker_half = pytest.importorskip("kv_transfer.nixl_worker")
 
 import zmq  # noqa: E402
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import (  # noqa: E402
@@ -42,9 +45,9 @@ class FakeNixl:
 @pytest.fixture
 def worker() -> Any:
     """A worker half without an agent: only what a release and a notification touch."""
-    half = object.__new__(connector.BatonNixlWorker)
+    half = object.__new__(worker_half.BatonNixlWorker)
     half.__dict__.update(
-        nixl_wrapper=FakeNixl(), xfer_stats=connector.BatonNixlStats(), transfer_topo=SimpleNamespace(),
+        nixl_wrapper=FakeNixl(), xfer_stats=messages.BatonNixlStats(), transfer_topo=SimpleNamespace(),
         _held_blocks={}, _released=set(), _let_go={}, _reqs_to_process=set(), _reqs_to_send={},
         consumer_notification_counts_by_req=defaultdict(int), expected_consumer_notifications_by_req={},
         pcp_rank=0, pcp_dcp_sharded=False, _ready_requests=queue.Queue(), _recving_metadata={},
@@ -52,7 +55,7 @@ def worker() -> Any:
         _replicated_pcp_done_sending=set(), tp_rank=0, use_host_buffer=False, _has_mamba=False, _is_hma_required=False,
         _cleanup_remote_engines=lambda: None, shutdown=lambda: None,
         _pulled=set(), _lost=set(), _regions=[], _sums=deque(), _connect_timeout_s=2.0,
-        _prover=PullProver(lines=SideChannelLines(connector._question), timeout_s=2.0),
+        _prover=PullProver(lines=SideChannelLines(messages.question), timeout_s=2.0),
         _invalid_block_ids=queue.Queue(),
     )  # fmt: skip
     return half
@@ -65,7 +68,7 @@ def metadata(
     renew: dict[str, float] | None = None,
     lease_ends_s: float = 1e12,
 ) -> Any:
-    meta = connector.BatonNixlMetadata()
+    meta = messages.BatonNixlMetadata()
     meta.baton_held = hold or {}
     meta.reqs_in_batch = set(hold or {})
     meta.reqs_to_send = dict.fromkeys(hold or {}, lease_ends_s)
@@ -101,7 +104,7 @@ def test_a_pull_frees_and_counts_the_blocks_that_left(worker: Any) -> None:
     step(worker, hold={"r": 4})
     worker.nixl_wrapper.inbox = [b"r:1"]
     assert step(worker) == {"r"}
-    assert worker.xfer_stats.data[connector.BLOCKS_OUT] == [4]
+    assert worker.xfer_stats.data[messages.BLOCKS_OUT] == [4]
     assert step(worker, release={"r"}) == set()
 
 
@@ -134,7 +137,7 @@ def test_a_notification_that_crossed_a_release_is_no_sign_of_corruption(worker: 
     step(worker, release={"r"})
     worker.nixl_wrapper.inbox = [b"r:1"]
     assert step(worker) == set()
-    assert worker.xfer_stats.data[connector.PULLED_AFTER_RELEASE] == [1]
+    assert worker.xfer_stats.data[messages.PULLED_AFTER_RELEASE] == [1]
     assert worker.xfer_stats.data["num_notifications_after_expiry"] == []
 
 
@@ -145,7 +148,7 @@ def test_a_pull_after_the_lease_ran_out_is_still_told(worker: Any) -> None:
 
 
 def test_what_is_remembered_of_releases_is_bounded(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connector, "_RELEASED_REMEMBERED_MAX", 3)
+    monkeypatch.setattr(worker_half, "_RELEASED_REMEMBERED_MAX", 3)
     for number in range(10):
         step(worker, hold={f"r{number}": 1}, release={f"r{number}"})
     assert list(worker._let_go) == ["r7", "r8", "r9"]
@@ -182,7 +185,7 @@ class Verdicts:
 
 
 def results(received: set[str], failed: set[str] | None = None) -> Any:
-    return connector.KVConnectorTransferResults(
+    return worker_half.KVConnectorTransferResults(
         finished_sending=set(), finished_recving=received, failed_recving=failed or set()
     )
 
@@ -207,7 +210,7 @@ def test_what_cannot_be_proved_failed_to_load_and_is_counted(worker: Any, verdic
     worker._hold_back_unproved(told)
     assert (told.finished_recving, told.failed_recving) == ({"r"}, {"r"})
     assert worker.get_block_ids_with_load_errors() == {4, 5}
-    assert worker.xfer_stats.data[connector.PULLS[verdict]] == [1]
+    assert worker.xfer_stats.data[messages.PULLS[verdict]] == [1]
 
 
 def test_a_pull_that_failed_is_told_at_once_and_not_proved(worker: Any) -> None:
@@ -240,8 +243,8 @@ def test_a_reader_that_was_faster_than_the_step_that_holds_leaves_nothing_behind
 
 
 def test_ranks_words_are_put_together() -> None:
-    ours = connector.BatonWorkerMetadata({"a": {0: b"0"}}, {"x"})
-    both = ours.aggregate(connector.BatonWorkerMetadata({"a": {1: b"1"}, "b": {1: b"2"}}, {"y"}))
+    ours = messages.BatonWorkerMetadata({"a": {0: b"0"}}, {"x"})
+    both = ours.aggregate(messages.BatonWorkerMetadata({"a": {1: b"1"}, "b": {1: b"2"}}, {"y"}))
     assert both.sums == {"a": {0: b"0", 1: b"1"}, "b": {1: b"2"}}
     assert both.lost == {"x", "y"}
 
@@ -251,7 +254,7 @@ def test_how_a_lease_ended_is_known_before_its_blocks_are_free() -> None:
     for name in ("pulled", "lost"):
         half._book.hold(name)
     half._heartbeat_req_engine = {}
-    told = connector.BatonWorkerMetadata({"pulled": {0: b"12345678"}}, {"lost"})
+    told = messages.BatonWorkerMetadata({"pulled": {0: b"12345678"}}, {"lost"})
     half.update_connector_output(
         SimpleNamespace(finished_recving=None, finished_sending={"pulled", "lost"}, kv_connector_worker_meta=told)
     )
@@ -309,7 +312,7 @@ def test_a_restarted_engine_on_the_same_port_is_not_taken_for_the_one_that_made_
 
 
 def scheduler() -> Any:
-    half = object.__new__(connector.BatonNixlScheduler)
+    half = object.__new__(scheduler_half.BatonNixlScheduler)
     half.__dict__.update(
         _request_by_lease={},
         _lease_by_request={},
@@ -339,7 +342,7 @@ def test_exactly_what_was_prefilled_is_taken_over(remote: int, prompt: int, comp
 def test_a_release_names_leases_and_unknown_ones_are_ignored() -> None:
     half = scheduler()
     half._request_by_lease = {"lease": "lease-1a2b"}
-    request = SimpleNamespace(kv_transfer_params={connector.RELEASE: ["lease", "unknown"]}, request_id="x")
+    request = SimpleNamespace(kv_transfer_params={messages.RELEASE: ["lease", "unknown"]}, request_id="x")
     assert half.request_finished(request, ([1],)) == (False, None)
     assert half._to_release == {"lease-1a2b"}
 
@@ -347,15 +350,15 @@ def test_a_release_names_leases_and_unknown_ones_are_ignored() -> None:
 def test_a_renewal_names_leases_and_unknown_ones_are_ignored() -> None:
     half = scheduler()
     half._request_by_lease = {"lease": "lease-1a2b"}
-    request = SimpleNamespace(kv_transfer_params={connector.RENEW: {"lease": 30.0, "gone": 30.0}}, request_id="x")
+    request = SimpleNamespace(kv_transfer_params={messages.RENEW: {"lease": 30.0, "gone": 30.0}}, request_id="x")
     assert half.request_finished(request, ([1],)) == (False, None)
     assert half._to_renew == {"lease-1a2b": 30.0}
 
 
 def test_stats_survive_a_process_boundary() -> None:
-    stats = connector.BatonNixlStats()
+    stats = messages.BatonNixlStats()
     assert stats.is_empty()
-    stats.data[connector.BLOCKS_OUT].append(3)
+    stats.data[messages.BLOCKS_OUT].append(3)
     assert not stats.is_empty()
     again = connector.NixlConnector.build_kv_connector_stats(data=dict(stats.data))
-    assert again.data[connector.BLOCKS_OUT] == [3]
+    assert again.data[messages.BLOCKS_OUT] == [3]

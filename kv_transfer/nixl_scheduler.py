@@ -1,0 +1,147 @@
+"""The scheduler half of Baton's NIXL connector: what is taken over, held, released and vouched for. Moves nothing.
+
+``nixl_connector`` says how it differs from the stock one.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from vllm import envs
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlPullConnectorScheduler
+
+from kv_transfer import block_sums, holder_book
+from kv_transfer.nixl_messages import (
+    CHECK_FRACTION,
+    LEASE,
+    LEASE_S,
+    RELEASE,
+    RENEW,
+    SIDE_CHANNEL_HOST,
+    SIDE_CHANNEL_PORT,
+    BatonNixlMetadata,
+    BatonWorkerMetadata,
+)
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.utils import BlockIds
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+
+class BatonNixlScheduler(NixlPullConnectorScheduler):
+    """Scheduler half: counts tokens to take over, knows the request behind a lease, answers for what it holds."""
+
+    def __init__(self, vllm_config: VllmConfig, engine_id: str, kv_cache_config: KVCacheConfig) -> None:
+        super().__init__(vllm_config, engine_id, kv_cache_config)
+        config = vllm_config.kv_transfer_config
+        assert config is not None
+        # By value, not by vLLM's environment variables: two engines may start in one process.
+        host: str = config.get_from_extra_config(SIDE_CHANNEL_HOST, "")
+        self.side_channel_host = host or envs.VLLM_NIXL_SIDE_CHANNEL_HOST
+        port = config.get_from_extra_config(SIDE_CHANNEL_PORT, None)
+        if port is not None:
+            self.side_channel_port = port + vllm_config.parallel_config.data_parallel_index
+        self._request_by_lease: dict[str, str] = {}
+        self._lease_by_request: dict[str, str] = {}
+        self._newly_held: dict[str, int] = {}
+        self._to_release: set[str] = set()
+        self._to_renew: dict[str, float] = {}
+        self._check_fraction = float(config.get_from_extra_config(CHECK_FRACTION, 1.0))
+        self._to_check: dict[str, list[int]] = {}
+        self._lost: set[str] = set()
+        self._book = holder_book.HolderBook(engine_id, block_sums.KIND)
+
+    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
+        """Tokens to pull beyond ``num_computed_tokens``, and whether the pull is asynchronous."""
+        params = request.kv_transfer_params
+        if params is not None and params.get("do_remote_prefill") and params.get("remote_num_tokens"):
+            covered = min(int(params["remote_num_tokens"]), request.num_prompt_tokens)
+            count = covered - num_computed_tokens
+            return (count, True) if count > 0 else (0, False)
+        return super().get_num_new_matched_tokens(request, num_computed_tokens)
+
+    def request_finished(self, request: Request, block_ids: BlockIds) -> tuple[bool, dict[str, Any] | None]:
+        """Note a lease that begins here, or the leases that a release message names."""
+        params = request.kv_transfer_params
+        if params is not None and RELEASE in params:
+            self._release(params[RELEASE])
+            return False, None
+        if params is not None and RENEW in params:
+            self._renew(params[RENEW])
+            return False, None
+        delay_free, answer = super().request_finished(request, block_ids)
+        if delay_free and params is not None and LEASE in params:
+            assert answer is not None
+            request_id = request.request_id
+            self._request_by_lease[params[LEASE]] = request_id
+            self._lease_by_request[request_id] = params[LEASE]
+            self._newly_held[request_id] = sum(len(group) for group in answer["remote_block_ids"])
+            self._book.hold(request_id)
+            if len(answer["remote_block_ids"]) == 1 and self._is_checked(params[LEASE]):
+                self._to_check[request_id] = list(answer["remote_block_ids"][0])
+            if request_id in self._reqs_need_send and LEASE_S in params:
+                self._reqs_need_send[request_id] = time.perf_counter() + float(params[LEASE_S])
+        return delay_free, answer
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
+        """Stock metadata with what was held and released since the last step."""
+        stock = super().build_connector_meta(scheduler_output)
+        meta = BatonNixlMetadata()
+        meta.__dict__ |= stock.__dict__
+        meta.baton_held, self._newly_held = self._newly_held, {}
+        meta.baton_release, self._to_release = self._to_release, set()
+        meta.baton_renew, self._to_renew = self._to_renew, {}
+        meta.baton_check, self._to_check = self._to_check, {}
+        return meta
+
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        """Learn what the worker halves say; forget the leases whose blocks are about to be freed."""
+        super().update_connector_output(connector_output)
+        told = connector_output.kv_connector_worker_meta
+        if isinstance(told, BatonWorkerMetadata):
+            self._lost |= told.lost
+            for request_id, ranks in told.sums.items():
+                for rank, sums in ranks.items():
+                    self._book.learn(request_id, rank, sums)
+        for request_id in connector_output.finished_sending or ():
+            lease = self._lease_by_request.pop(request_id, None)
+            if lease is not None:
+                self._request_by_lease.pop(lease, None)
+            self._to_release.discard(request_id)
+            self._to_renew.pop(request_id, None)
+            self._to_check.pop(request_id, None)
+            # The blocks are free behind this call: from now on nobody may be told that they are held.
+            self._book.end(request_id, pulled=request_id not in self._lost)
+            self._lost.discard(request_id)
+
+    def _is_checked(self, lease: str) -> bool:
+        return holder_book.is_checked(lease, self._check_fraction)
+
+    def _nixl_handshake_listener(
+        self,
+        encoded_data: dict[tuple[int, int], Any],
+        ready_event: threading.Event,
+        stop_event: threading.Event,
+        host: str,
+        port: int,
+    ) -> None:
+        """The stock thread, which answers what it finds in ``encoded_data``; there it finds our answers too."""
+        answers = holder_book.Answers(encoded_data, self._book)
+        NixlPullConnectorScheduler._nixl_handshake_listener(answers, ready_event, stop_event, host, port)
+
+    def _release(self, leases: list[str]) -> None:
+        """Unknown leases were pulled, ran out or never began: nothing to do."""
+        self._to_release.update(self._request_by_lease[lease] for lease in leases if lease in self._request_by_lease)
+
+    def _renew(self, leases: dict[str, float]) -> None:
+        """Unknown leases have ended: what ended does not come back."""
+        for lease, lease_s in leases.items():
+            if (request_id := self._request_by_lease.get(lease)) is not None:
+                self._to_renew[request_id] = float(lease_s)
