@@ -1,6 +1,6 @@
 """vLLM's NIXL pull connector with exact take-over and release by message. Never decides who pulls from whom.
 
-Five things differ from the stock connector, all through methods it offers for overriding:
+Six things differ from the stock connector, all through methods it offers for overriding:
 
 1. Decode takes over ``min(remote_num_tokens, prompt)`` tokens. Stock takes *all* prompt tokens as remote, which kills
    the engine when the prompt is one token longer than what was prefilled and that token begins a new block.
@@ -13,7 +13,9 @@ Five things differ from the stock connector, all through methods it offers for o
 4. No pull is used before it is proved (``pull_proof``): the worker half reports a request as received only then, and
    one that cannot be proved as failed to load. Holding, the worker half computes checksums of the blocks and tells the
    scheduler half, which answers for them on the side channel.
-5. A peer whose process is gone is found out by one connect before the handshake, which would take 5 s, one peer
+5. The thread that builds the worker half keeps its cores. Stock binds it, on CPU, to the last core of every NUMA node:
+   with the model in the same thread, all engines of a machine then compute on that one core.
+6. A peer whose process is gone is found out by one connect before the handshake, which would take 5 s, one peer
    after the other. The load then counts as failed, and ``kv_load_failure_policy`` "recompute" computes the prompt here.
 
 Params Baton adds to vLLM's: ``baton_lease`` (lease id) and ``baton_lease_s`` (seconds to keep the KV) on a prefill.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import sys
 import time
@@ -74,13 +75,26 @@ def progress_delay(delay_us: int) -> Iterator[None]:
         bindings.nixlAgentConfig = stock
 
 
+@contextlib.contextmanager
+def cores_kept() -> Iterator[None]:
+    """Whatever happens inside, the calling thread may run where it might before."""
+    if not hasattr(os, "sched_getaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 class BatonNixlWorker(NixlPullConnectorWorker):
     """Worker half: pulls, serves pulls, and lets go of released requests."""
 
     def __init__(self, vllm_config: VllmConfig, engine_id: str, kv_cache_config: KVCacheConfig) -> None:
         config = vllm_config.kv_transfer_config
         assert config is not None
-        with progress_delay(config.get_from_extra_config(PROGRESS_DELAY_US, 0)):
+        with progress_delay(config.get_from_extra_config(PROGRESS_DELAY_US, 0)), cores_kept():
             super().__init__(vllm_config, engine_id, kv_cache_config)
         self.xfer_stats = BatonNixlStats()
         self._held_blocks: dict[str, int] = {}

@@ -26,7 +26,10 @@ class WorkerMetrics:
         self.output_tokens = _counter(registry, "output_tokens", "Tokens sent to front proxies")
         self.step_messages = _counter(registry, "step_messages", "StepOutputs messages sent")
         self.step_deltas = Histogram(
-            "baton_worker_step_deltas", "Requests that one StepOutputs message tells of", buckets=COUNT, registry=registry
+            "baton_worker_step_deltas",
+            "Requests that one StepOutputs message tells of",
+            buckets=COUNT,
+            registry=registry,
         )
         self.outbox_overflows = _counter(
             registry, "outbox_overflows", "Streams cut because the front proxy read slowly"

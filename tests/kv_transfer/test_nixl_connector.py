@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import socket
 import threading
@@ -152,6 +153,13 @@ def test_what_is_remembered_of_releases_is_bounded(worker: Any, monkeypatch: pyt
     for number in range(10):
         step(worker, hold={f"r{number}": 1}, release={f"r{number}"})
     assert list(worker._let_go) == ["r7", "r8", "r9"]
+
+
+def test_the_thread_that_builds_a_worker_half_keeps_its_cores() -> None:
+    before = os.sched_getaffinity(0)
+    with worker_half.cores_kept():
+        os.sched_setaffinity(0, {max(before)})
+    assert os.sched_getaffinity(0) == before
 
 
 def test_a_peer_that_does_not_listen_fails_at_once(worker: Any) -> None:
