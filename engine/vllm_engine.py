@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import msgspec
+import zmq.asyncio
 from vllm.exceptions import VLLMClientError
 from vllm.inputs.engine import tokens_input
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -32,6 +33,7 @@ from engine.protocol import (
     OnOutput,
     TakeOver,
 )
+from engine.quick_receive import receive_quickly
 from engine.vllm_load import LoadRecorder
 from engine.vllm_steps import LiveRequest, StepOutputs
 from kv_transfer.handoff import KvHandoff
@@ -63,6 +65,9 @@ class VllmEngine:
         # Before its first request: AsyncLLM's output loop, which starts then, keeps the processor it finds.
         assert llm.output_handler is None
         llm.output_processor = self._steps
+        socket = llm.engine_core.resources.output_socket
+        assert isinstance(socket, zmq.asyncio.Socket)
+        receive_quickly(socket)
 
     @classmethod
     async def start(cls, config: EngineConfig, *, worker_id: str, role: str) -> VllmEngine:

@@ -149,6 +149,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     register_timeout_s: Positive = 10.0
     # How often leases are looked at.
     tick_interval_s: Positive = 0.25
+    # How often the gauges of /metrics are brought up to date.
+    metrics_interval_s: Positive = 1.0
     # Load changes reach front proxies at most this often; membership changes go at once.
     view_interval_s: Positive = 0.25
     # Replies waiting for one front proxy that does not read; beyond it the session is closed.

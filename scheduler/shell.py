@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import time
 from typing import assert_never
 
@@ -113,9 +114,12 @@ class SchedulerShell:
         """Look at the leases and refresh the gauges for as long as the process lives."""
         loop = asyncio.get_running_loop()
         signed_s = loop.time()
+        shown_s = -math.inf
         while True:
             self.feed(Tick())
-            self.show_metrics()
+            if loop.time() >= shown_s + self.config.metrics_interval_s:
+                shown_s = loop.time()
+                self.show_metrics()
             if self.leader_epoch and loop.time() >= signed_s + self.config.sign_of_life_interval_s:
                 signed_s = loop.time()
                 self._sign()

@@ -42,8 +42,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Deltas in one StepOutputs message; more become several messages."""
     step_bytes_max: PositiveCount = 8 * 1024 * 1024
     """Bytes aimed at in one StepOutputs message."""
-    output_interval_ms: NonNegative = 5.0
-    """Tokens that come within this time of the message before travel together: nobody reads 200 pieces a second.
+    output_interval_ms: NonNegative = 20.0
+    """Tokens that come within this time of the message before travel together: nobody reads 50 pieces a second.
     0: every step at once. First tokens, ends and failures never wait, and engines whose steps take longer than this
     are not slowed at all."""
     retry_after_s: NonNegative = 1.0

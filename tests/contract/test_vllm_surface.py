@@ -135,6 +135,10 @@ ATTRIBUTES = {
         "self.output_handler", "self.vllm_config", "def errored", "self.output_processor = OutputProcessor(",
         "output_processor = self.output_processor", "output_processor.process_outputs(", "self.logger_manager",
     ],
+    # Whose socket we read in our own way (engine/quick_receive.py).
+    "vllm.v1.engine.core_client:AsyncMPClient": [
+        "output_socket = resources.output_socket", "await output_socket.recv_multipart(copy=False)",
+    ],
     "vllm.v1.metrics.loggers:StatLoggerManager": ["self.stat_loggers"],
     "vllm.v1.metrics.stats:SchedulerStats": [
         "kv_cache_usage", "num_running_reqs", "num_waiting_reqs", "num_skipped_waiting_reqs", "kv_connector_stats",

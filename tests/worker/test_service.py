@@ -116,7 +116,9 @@ async def test_a_stream_that_ends_takes_its_requests_and_leases_with_it(start_wo
 
 
 async def test_requests_of_one_engine_step_share_one_message(start_worker: StartWorker) -> None:
-    worker = await start_worker("decode", fake=FakeEngineConfig(decode_step_us=10_000))
+    worker = await start_worker(
+        "decode", fake=FakeEngineConfig(decode_step_us=10_000), config=WorkerConfig(output_interval_ms=0.0)
+    )
     front = await worker.attach()
     for slot in range(32):
         await front.send(submit(slot, [slot + 1] * 8, sampling=sampling(10)))
