@@ -43,7 +43,8 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     resumes_max: Count = 8
     """Times one stream may go on after further failures with the attempts counted anew."""
     replans_max: Count = 30
-    """Times a retry that no worker can take now is planned again."""
+    """Times a retry that no worker can take now, or reach, is planned again. With ``replan_wait_s`` this is how long a
+    request waits for the network to come back: 22 s and the tries themselves; never beyond its deadline."""
     replan_wait_s: Positive = 0.1
     """First pause before that; it doubles up to eight times itself."""
     retry_budget_burst: PositiveCount = 2048

@@ -9,6 +9,8 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
+from runtime.grpc_errors import serves_instead
+
 Item = TypeVar("Item")
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined] # the stubs do not know it
 
@@ -36,6 +38,8 @@ class Duplex(Generic[Item]):
         self._end_reason: str | None = None
         self.silent = False
         """Whether it ended because the peer said nothing; one that refuses says something."""
+        self.serves_instead = ""
+        """Who serves, by the word of a peer that refused."""
         self._end = asyncio.Event()
 
     @property
@@ -74,6 +78,7 @@ class Duplex(Generic[Item]):
         parts = (reader, writer, ender)
         try:
             await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            self.serves_instead = await serves_instead(call)
         finally:
             self._end.set()
             call.cancel()

@@ -170,32 +170,30 @@ class SchedulerLink:
         pause_s = self._options.backoff_min_s
         try:
             while True:
-                opened, silent, reason = await self._one_stream()
+                opened, ended, reason = await self._one_stream()
                 if opened:
                     pause_s = self._options.backoff_min_s
                     self._addresses.served()
                     self._on_lost(reason)
-                self._addresses.failed(silent=silent)
+                pause = self._addresses.failed(silent=ended.silent, instead=ended.serves_instead)
                 # Many front proxies lose one scheduler at one moment; they must not all return at one moment.
-                wait_s = pause_s * random.uniform(0.5, 1.0)
+                wait_s = pause_s * random.uniform(0.5, 1.0) if pause else 0.0
                 logger.warning("no stream to the scheduler", extra={"reason": reason, "again_in_s": round(wait_s, 3)})
-                await asyncio.sleep(wait_s)
-                pause_s = min(pause_s * 2, self._options.backoff_max_s)
+                if pause:
+                    await asyncio.sleep(wait_s)
+                    pause_s = min(pause_s * 2, self._options.backoff_max_s)
         finally:
             self._refuse_all("The front proxy stops.")
 
-    async def _one_stream(self) -> tuple[bool, bool, str]:
-        """Whether the scheduler ever spoke, whether the stream ended because it did not, and why it ended."""
+    async def _one_stream(self) -> tuple[bool, Duplex[_Item], str]:
+        """Whether the scheduler ever spoke, the stream that has ended, and why it has."""
         duplex: Duplex[_Item] = Duplex(
             encode=lambda item: item, on_message=self._on_message, send_messages_max=self._options.send_messages_max
         )
         self._duplex, self._silent = duplex, False
         self._leader.begin(duplex)
+        # Nothing behind it until it is answered: a write that meets a refusal would hide what the refusal says.
         duplex.send(self._register())
-        # A scheduler releases everything of a stream that ended: it is told what runs, and asked anew what was asked.
-        duplex.send(self._plans_running())
-        for plan_id, pending in self._pending.items():
-            duplex.send(_ask(plan_id, pending.question))
         opened = False
         async with channel(self._addresses.current, self._options.message_bytes_max) as connection:
             call = scheduler_pb2_grpc.SchedulerServiceStub(connection).FrontSession()
@@ -212,12 +210,18 @@ class SchedulerLink:
                 self._duplex = None
                 self._view.disconnected()
                 self._plan_pending_here()
-        return opened, duplex.silent, reason
+        return opened, duplex, reason
 
     def _send(self, item: _Item) -> None:
-        # A silent scheduler is told everything at once when it speaks again; until then nothing piles up.
-        if self._duplex is not None and not self._silent:
+        # A silent scheduler is told everything at once when it speaks; until then nothing piles up.
+        if self._duplex is not None and self._opened and not self._silent:
             self._duplex.send(item)
+
+    def _tell_all(self) -> None:
+        """A scheduler releases everything of a stream that ended: say what runs, and ask anew what was asked."""
+        self._send(self._plans_running())
+        for plan_id, pending in self._pending.items():
+            self._send(_ask(plan_id, pending.question))
 
     def _register(self) -> _Item:
         return scheduler_pb2.FrontUpdate(
@@ -238,7 +242,9 @@ class SchedulerLink:
     def _on_message(self, message: scheduler_pb2.FrontReply) -> None:
         if not self._leader.believes(message):
             return
-        self._opened = True
+        if not self._opened:
+            self._opened = True
+            self._tell_all()
         if self._silent:
             self._silent = False
             self._send(self._plans_running())

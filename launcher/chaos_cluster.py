@@ -15,12 +15,14 @@ import aiohttp
 from launcher import state
 from launcher.chaos_report import NotBack
 from launcher.processes import tail
-from launcher.status import StatusLine, all_serve, collect
+from launcher.status import StatusLine, all_known, all_serve, collect
 
 _POLL_S = 0.2
 _READY = "ready http://"
 _STATUS_TIMEOUT_S = 2.0
 _LOG_TAIL_LINES = 30
+# Looks in a row that must find everything whole.
+_LOOKS_WHOLE = 2
 # A scheduler that stands by serves as well as it should.
 _WELL = ("ready", "standby")
 
@@ -129,11 +131,19 @@ class ChaosCluster:
         return lines
 
     async def whole_again(self, process_id: str, *, instead_of_pid: int | None, timeout_s: float) -> None:
-        """Wait until a process serves, under another pid where one is named, and every other one too."""
+        """Wait until a process serves, under another pid where one is named, and every other one too.
+
+        All have found the scheduler that leads again as well: a fault that hits while one has not is a second one at
+        the same time.
+        """
+        looks = 0
 
         def whole(lines: Sequence[StatusLine]) -> bool:
+            nonlocal looks
             hit = next(line for line in lines if line.id == process_id)
-            return hit.pid != instead_of_pid and all_serve(lines)
+            looks = looks + 1 if hit.pid != instead_of_pid and all_serve(lines) and all_known(lines) else 0
+            # That somebody had left is told to the scheduler only now, where it could not be before.
+            return looks == _LOOKS_WHOLE
 
         await self.until(whole, timeout_s, f"{process_id} is whole again")
 

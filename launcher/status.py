@@ -49,6 +49,9 @@ class StatusLine(msgspec.Struct, frozen=True, kw_only=True):
     leases_held: int = 0
     kv_bytes_in: int = 0
     kv_bytes_out: int = 0
+    # A scheduler's: workers it may plan on, and front proxies that ask it.
+    workers_ready: int = 0
+    front_proxies_registered: int = 0
     # Times `baton up` started it again, and why it is down where it is "restarting" or "failed".
     restarts: int = 0
     why: str = ""
@@ -115,6 +118,8 @@ def judge(
         leases_held=answer.leases_held,
         kv_bytes_in=answer.kv_bytes_in,
         kv_bytes_out=answer.kv_bytes_out,
+        workers_ready=answer.workers_ready,
+        front_proxies_registered=answer.front_proxies_registered,
     )
 
 
@@ -124,6 +129,17 @@ def all_serve(lines: Sequence[StatusLine]) -> bool:
     others = [line.state for line in lines if line.role != "scheduler"]
     led = schedulers.count("ready") == 1 and schedulers.count("standby") == len(schedulers) - 1
     return led and all(state == "ready" for state in others)
+
+
+def all_known(lines: Sequence[StatusLine]) -> bool:
+    """Whether a scheduler that leads may plan on every worker, and every front proxy asks it."""
+    workers = sum(line.role in ("prefill", "decode") for line in lines)
+    fronts = sum(line.role == "front_proxy" for line in lines)
+    return any(
+        line.state == "ready" and line.workers_ready >= workers and line.front_proxies_registered >= fronts
+        for line in lines
+        if line.role == "scheduler"
+    )
 
 
 def as_json(lines: Sequence[StatusLine]) -> str:

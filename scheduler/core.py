@@ -152,9 +152,12 @@ class SchedulerCore:
     def _end_isolation(self, now_s: float) -> None:
         """The first one returns after nobody was left: as after a start, others know more until all had time to."""
         if self._health and not self.fronts and not self.cluster.workers:
-            # Whoever lost it tries ever more seldom: it is given the time that one who falls silent has.
-            self._rebuilt_at_s = now_s + max(self._config.rebuild_grace_s, self._config.worker_lease_s)
-            self.rebuilding = self._config.rebuild_grace_s > 0
+            self._doubt(now_s)
+
+    def _doubt(self, now_s: float) -> None:
+        """It was cut off itself, so others know more. Whoever lost it is given the time that one who is silent has."""
+        self._rebuilt_at_s = now_s + max(self._config.rebuild_grace_s, self._config.worker_lease_s)
+        self.rebuilding = self._config.rebuild_grace_s > 0
 
     def _front_leave(self, session: int, now_s: float) -> None:
         self._books.leave(session, now_s)
@@ -276,6 +279,8 @@ class SchedulerCore:
     def _tick(self, now_s: float) -> Sequence[Action]:
         if is_deaf(self.cluster):
             self._deaf_s = now_s
+            # Those who left it meanwhile are heard of all at once, and before they return.
+            self._doubt(now_s)
         heard_by_s = now_s - self._config.worker_lease_s
         silent = [one for one in self.cluster.workers.values() if max(one.heard_s, self._deaf_s) <= heard_by_s]
         rebuilt = self.rebuilding and self._rebuilt_at_s <= now_s

@@ -52,6 +52,11 @@ class LeaderLease(Protocol):
         """The last one that led."""
         ...
 
+    @property
+    def sees_leader(self) -> bool:
+        """Whether ``try_acquire`` lately saw another one renew: it leads for sure, whoever else does not hear it."""
+        ...
+
     def release(self) -> None:
         """Stop leading. Idempotent."""
         ...
@@ -119,6 +124,11 @@ class FileLease:
     def holder(self) -> Holder:
         """What the last leader wrote; nobody where nothing is written."""
         return self._read(self._newest())
+
+    @property
+    def sees_leader(self) -> bool:
+        """Whether a renewal was seen within half of the time that one holds: who stands still is not named."""
+        return self._clock.monotonic_s() < self._seen_s + self._lease_s / 2
 
     def release(self) -> None:
         """Unlock."""

@@ -99,12 +99,13 @@ def _lease(config: SchedulerConfig, clock: Clock) -> LeaderLease | None:
 
 def _acquired(lease: LeaderLease, shell: SchedulerShell, address: str) -> int | None:
     """The epoch of this leader; None where another one leads, or where the store is away or its disk full."""
+    leader, epoch = "", None
     try:
-        shell.stands_by_for = lease.holder().address
-        return lease.try_acquire(address)
+        leader, epoch = lease.holder().address, lease.try_acquire(address)
     except OSError as error:
         log.warning("the store of the leader's lease is away", extra={"why": str(error)})
-        return None
+    shell.stands_by_for = leader if lease.sees_leader else ""
+    return epoch
 
 
 async def _lead(

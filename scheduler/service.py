@@ -100,17 +100,18 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
 
     async def _first(self, context: Context) -> Any:
         """The first message of a stream, whatever its kind; aborts where none comes in time, and while standing by."""
-        if (leader := self._shell.stands_by_for) is not None:
-            text = f"This scheduler stands by; {leader or 'nobody that it knows of'} leads."
-            await abort(context, Failure(kind=FailureKind.UNAVAILABLE, message=text))
-        if self._shell.deposed:
-            text = "This scheduler does not lead any more."
-            await abort(context, Failure(kind=FailureKind.UNAVAILABLE, message=text))
+        # Read before anything is refused: a write that fails would hide the refusal from whoever is refused.
         try:
             async with asyncio.timeout(self._shell.config.register_timeout_s):
                 message = await context.read()
         except TimeoutError:
             message = _EOF
+        if (leader := self._shell.stands_by_for) is not None:
+            text = f"This scheduler stands by; {leader or 'nobody that it knows of'} leads."
+            await abort(context, Failure(kind=FailureKind.UNAVAILABLE, message=text), serves_instead=leader)
+        if self._shell.deposed:
+            text = "This scheduler does not lead any more."
+            await abort(context, Failure(kind=FailureKind.UNAVAILABLE, message=text))
         if message is _EOF:
             await abort(context, _bad("The first message must say who you are; none came."))
         return message
@@ -183,6 +184,8 @@ class StatusService(cluster_pb2_grpc.StatusServiceServicer):
             state="stopped" if self._shell.deposed else self.state,
             requests_running=self._shell.core.plans_in_flight,
             workers_registered=len(self._shell.core.cluster.workers),
+            workers_ready=sum(worker.ready for worker in self._shell.core.cluster.workers.values()),
+            front_proxies_registered=len(self._shell.fronts),
         )
         return cluster_pb2.GetStatusResponse(process=status)
 

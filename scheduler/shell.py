@@ -62,7 +62,7 @@ class SchedulerShell:
         self.leader_epoch = 0
         """Which leadership this is; 0 where there is only one scheduler."""
         self.stands_by_for: str | None = None
-        """Address of who leads while this one does not; empty: not known."""
+        """Address of who leads while this one does not; empty: not known, or it has not renewed of late."""
         self.leads_until_s = float("inf")
         """When this one's leadership is over unless it is renewed: another one may lead from then on."""
         self.broken = asyncio.Event()

@@ -13,6 +13,7 @@ from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.addresses import Addresses
+from runtime.grpc_errors import serves_instead
 from runtime.grpc_server import channel
 from runtime.lifecycle import cancel_and_wait
 from runtime.silence import Silence, look_interval_s
@@ -34,6 +35,8 @@ class SchedulerSession:
         self._backoff_s = body.config.scheduler_backoff_initial_s
         self._addresses = Addresses(body.config.scheduler_address)
         self._leader_epoch = 0
+        # Who leads, by the word of a scheduler that refused.
+        self._instead = ""
         self._leaving: str | None = None
         self.registered = asyncio.Event()
         """Set while the scheduler knows this worker."""
@@ -41,20 +44,20 @@ class SchedulerSession:
     async def run(self) -> None:
         """Register, report, reconnect; returns after ``leave``."""
         while self._leaving is None:
-            silent = False
+            pause, self._instead = False, ""
             try:
                 await self._attempt()
             except _SESSION_ENDS as error:
-                silent = isinstance(error, TimeoutError)
                 self._body.metrics.session_failures.inc()
+                tried = self._addresses.current
+                pause = self._addresses.failed(silent=isinstance(error, TimeoutError), instead=self._instead)
                 log.warning(
-                    "the session with the scheduler at %s ended: %s; next attempt in about %.1f s",
-                    self._addresses.current, _words(error), self._backoff_s,
+                    "the session with the scheduler at %s ended: %s; next attempt, at %s, %s", tried, _words(error),
+                    self._addresses.current, f"in about {self._backoff_s:.1f} s" if pause else "at once",
                 )  # fmt: skip
-                self._addresses.failed(silent=silent)
             finally:
                 self.registered.clear()
-            if self._leaving is None:
+            if self._leaving is None and pause:
                 await self._back_off()
 
     def leave(self, reason: str) -> None:
@@ -67,7 +70,7 @@ class SchedulerSession:
         async with channel(self._addresses.current, config.message_bytes_max) as connection:
             call: Any = scheduler_pb2_grpc.SchedulerServiceStub(connection).WorkerSession()
             try:
-                async with asyncio.timeout(config.scheduler_call_timeout_s):
+                async with asyncio.timeout(self._register_timeout_s):
                     await call.write(pb.WorkerUpdate(register=self._body.info()))
                     reply = await call.read()
                 if reply is _EOF or reply.WhichOneof("message") != "registered":
@@ -82,8 +85,18 @@ class SchedulerSession:
                 self.registered.set()
                 log.info("registered with the scheduler at %s", self._addresses.current)
                 await self._converse(call, reply.registered)
+            except _SESSION_ENDS:
+                self._instead = await serves_instead(call)
+                raise
             finally:
                 call.cancel()
+
+    @property
+    def _register_timeout_s(self) -> float:
+        """Where there is another scheduler, this one is not waited for longer than for one that leads."""
+        config = self._config
+        several = len(self._addresses) > 1
+        return min(config.scheduler_call_timeout_s, config.scheduler_silence_timeout_s if several else float("inf"))
 
     async def _converse(self, call: Any, registered: pb.Registered) -> None:
         asked_s = registered.heartbeat_interval_ms / 1000 or self._config.heartbeat_interval_s

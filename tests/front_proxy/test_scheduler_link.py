@@ -18,6 +18,7 @@ from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.failures import Failure, FailureKind
+from runtime.grpc_errors import abort
 from runtime.grpc_server import start_server
 from runtime.lifecycle import cancel_and_wait
 from scheduler.config import SchedulerConfig
@@ -36,9 +37,14 @@ class Script(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.view = pb.ClusterView()
         self.streams = 0
         self.address = ""
+        # Where it stands by: who leads.
+        self.leader = ""
 
     async def FrontSession(self, requests: Any, context: Any) -> AsyncIterator[pb.FrontReply]:  # noqa: N802
         self.streams += 1
+        if self.leader:
+            standing_by = Failure(kind=FailureKind.UNAVAILABLE, message="stands by")
+            await abort(context, standing_by, serves_instead=self.leader)
 
         async def listen() -> None:
             async for message in requests:
@@ -376,6 +382,24 @@ async def test_of_several_schedulers_a_silent_one_is_left_and_passed_over() -> N
                     both.changed.clear()
             assert script.streams == streams + 1
             assert both.lost == ["it said nothing for 0.05 s"]
+        finally:
+            await cancel_and_wait(running, WAIT_S)
+
+
+async def test_a_silent_leader_that_the_stand_by_still_names_is_asked_again_at_once() -> None:
+    """It was this front proxy whose network was away."""
+    async with scene() as (one, leader), scene() as (two, stand_by):
+        await one.connected()
+        await two.connected()
+        stand_by.leader = leader.address
+        both = Scene(f"{leader.address},{stand_by.address}", silence_timeout_s=1.0, backoff_max_s=60.0)
+        leader.view = pb.ClusterView(sign_of_life_ms=1)
+        streams, refused = leader.streams, stand_by.streams
+        running = asyncio.create_task(both.link.run())
+        try:
+            await until(lambda: stand_by.streams > refused, within_s=WAIT_S)
+            await until(lambda: both.link.connected, within_s=WAIT_S)
+            assert (leader.streams - streams, stand_by.streams - refused) == (2, 1)
         finally:
             await cancel_and_wait(running, WAIT_S)
 

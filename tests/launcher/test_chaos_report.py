@@ -13,6 +13,7 @@ from launcher.chaos_report import ChaosReport, NotBack, as_text
 from launcher.chaos_schedule import FAULT_KINDS
 from launcher.process_plan import ProcessSpec
 from launcher.state import ClusterRecord, ClusterState, ProcessRecord
+from launcher.status import StatusLine
 
 
 def test_the_command_knows_every_kind_of_fault() -> None:
@@ -37,6 +38,24 @@ async def test_who_does_not_serve_is_found_with_the_last_lines_of_its_log(tmp_pa
     ClusterState(tmp_path, ClusterRecord(launcher_pid=os.getpid(), model="m", processes=(gone,)), print)
     (found,) = await ChaosCluster(tmp_path, (), print).not_back()
     assert (found.process_id, found.state, found.log_tail) == ("decode-0", "dead", ["first", "last words"])
+
+
+class Returning(ChaosCluster):
+    """One whose decode worker needs a while to find the scheduler again, and is not heard of at first."""
+
+    def __init__(self, folder: Path, *known: int) -> None:
+        super().__init__(folder, (), print)
+        self.known = list(known)
+
+    async def status(self) -> list[StatusLine]:
+        scheduler = StatusLine(id="s", role="scheduler", state="ready", workers_ready=self.known.pop(0))
+        return [scheduler, StatusLine(id="d", role="decode", pid=2, state="ready")]
+
+
+async def test_a_cluster_is_whole_again_only_once_its_scheduler_knows_everybody(tmp_path: Path) -> None:
+    cluster = Returning(tmp_path, 1, 0, 0, 1, 1, 9)
+    await cluster.whole_again("d", instead_of_pid=None, timeout_s=60)
+    assert cluster.known == [9]
 
 
 def test_a_cluster_that_does_not_start_is_a_failed_run(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_every_key_is_in_the_json_of_every_process() -> None:
     keys = {
         "id", "role", "pid", "address", "epoch", "state", "requests_running", "requests_waiting", "kv_blocks_used",
         "kv_blocks_total", "leases_held", "kv_bytes_in", "kv_bytes_out",
-        "restarts", "why",
+        "workers_ready", "front_proxies_registered", "restarts", "why",
     }  # fmt: skip
     processes = json.loads(status.as_json(lines))["processes"]
     assert [set(process) for process in processes] == [keys, keys]
@@ -86,6 +86,23 @@ def test_every_key_is_in_the_json_of_every_process() -> None:
 def test_a_cluster_is_whole_when_exactly_one_scheduler_leads(schedulers: list[str], worker: str, serve: bool) -> None:
     lines = [status.StatusLine(id=f"s{index}", role="scheduler", state=one) for index, one in enumerate(schedulers)]
     assert status.all_serve([*lines, status.StatusLine(id="d", role="decode", state=worker)]) is serve
+
+
+def _clustered(workers: int, fronts: int, *, leads: bool = True) -> list[status.StatusLine]:
+    """Two workers and a front proxy, as far as their scheduler knows them."""
+    state = "ready" if leads else "standby"
+    known = status.StatusLine(
+        id="s", role="scheduler", state=state, workers_ready=workers, front_proxies_registered=fronts
+    )
+    others = [("p", "prefill"), ("d", "decode"), ("f", "front_proxy")]
+    return [known, *(status.StatusLine(id=name, role=role, state="ready") for name, role in others)]
+
+
+def test_all_are_known_when_the_scheduler_that_leads_knows_every_worker_and_front_proxy() -> None:
+    assert status.all_known(_clustered(2, 1))
+    assert not status.all_known(_clustered(1, 1))
+    assert not status.all_known(_clustered(2, 0))
+    assert not status.all_known(_clustered(2, 1, leads=False))
 
 
 def test_the_table_has_one_line_for_each_process() -> None:

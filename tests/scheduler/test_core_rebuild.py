@@ -146,6 +146,23 @@ def test_after_nobody_was_left_it_is_as_careful_as_after_a_start() -> None:
     assert [*careful, stage.core.rebuilding] == [True, True, False]
 
 
+def test_after_it_heard_nobody_others_know_more_whoever_returns_first() -> None:
+    """It was cut off: that they left it is told all at once, while some are back already."""
+    stage = Stage(rebuild_grace_s=3.0, silence_timeout_s=3.0, worker_lease_s=10.0)
+    for worker_id in ("d0", "d1"):
+        stage.enter(worker_id)
+    for now_s in (4.0, 5.0):
+        stage.now_s = now_s
+        stage.do(Tick())
+    stage.do(FrontJoined(session=FRONT + 1, front_proxy_id="front-1"))
+    for worker_id in ("d0", "d1"):
+        stage.do(WorkerLeft(session=stage.session_of[worker_id], worker_id=worker_id, reason="cut"))
+    assert stage.core.rebuilding
+    stage.now_s = 15.0
+    stage.do(Tick())
+    assert not stage.core.rebuilding
+
+
 def test_one_worker_that_returns_to_the_others_changes_nothing() -> None:
     stage = Stage(rebuild_grace_s=3.0)
     for worker_id in ("p0", "d0"):

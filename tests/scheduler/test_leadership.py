@@ -200,6 +200,20 @@ def test_a_folder_that_is_away_is_an_error_and_leaves_nothing(table: Table) -> N
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+def test_who_stands_by_sees_a_leader_that_renews_and_soon_none_that_stands_still(table: Table) -> None:
+    one, two = table.seat(), table.seat()
+    sees = [two.sees_leader]
+    assert one.try_acquire("a:1") is not None and two.try_acquire("b:1") is None
+    sees.append(two.sees_leader)
+    table.clock.now_s += LEASE_S / 2
+    assert two.try_acquire("b:1") is None
+    sees.append(two.sees_leader)
+    assert one.renew() and two.try_acquire("b:1") is None
+    sees.append(two.sees_leader)
+    assert sees == [False, True, False, True]
+    one.release()
+
+
 class FullStore(FileLease):
     """Its disk takes nothing, once."""
 

@@ -386,6 +386,11 @@ async def test_status_tells_the_plans_in_flight() -> None:
         response = await setting.status.GetStatus(cluster_pb2.GetStatusRequest(), timeout=WAIT_S)
         assert (response.process.id, response.process.role) == ("scheduler", "scheduler")
         assert (response.process.epoch, response.process.requests_running) == (7, 1)
+        assert response.process.front_proxies_registered == 1
+        await setting.worker("d1", ready=False)
+        await setting.until(lambda: "d1" in setting.shell.core.cluster.workers)
+        status = (await setting.status.GetStatus(cluster_pb2.GetStatusRequest(), timeout=WAIT_S)).process
+        assert (status.workers_registered, status.workers_ready) == (2, 1)
 
 
 async def test_the_gauges_follow_the_workers() -> None:
@@ -422,9 +427,8 @@ async def test_a_leader_whose_time_is_over_decides_nothing_and_ends_every_stream
         assert await front.code() is grpc.StatusCode.UNAVAILABLE
         assert await decode.code() is grpc.StatusCode.UNAVAILABLE
         assert shell.core.plans_in_flight == 1, "nothing of what came later is in its books"
-        # Refused before it says who it is, so nothing is written to it.
-        late: Any = setting.stub.FrontSession()
-        assert await Peer(late).code() is grpc.StatusCode.UNAVAILABLE
+        late = await setting.front("front-1")
+        assert await late.code() is grpc.StatusCode.UNAVAILABLE
         assert (await setting.status.GetStatus(cluster_pb2.GetStatusRequest())).process.state == "stopped"
 
 
