@@ -312,12 +312,6 @@ class WorkerBody:
 
     async def watch_leases(self) -> None:
         """Let leases run out."""
-        loop = self._loop
         while True:
-            wake = loop.create_future()
-            timer = loop.call_later(self.config.lease_tick_s, wake.set_result, None)
-            try:
-                await wake
-            finally:
-                timer.cancel()
+            await asyncio.sleep(self.config.lease_tick_s)
             self.apply(self.role.tick(self.now_s()))
