@@ -200,6 +200,10 @@ class Worker:
             self.prefill_tokens_per_s = before / elapsed_s
             self.rate_observed = True
 
+    def forgive(self, seconds: float, now_s: float) -> None:
+        """Count so much of its silence as the scheduler's own: what was not heard then is not the worker's fault."""
+        self.heard_s = max(self.heard_s, min(self.heard_s + seconds, now_s))
+
     def fall_silent(self) -> None:
         """Take nothing new until the next report."""
         self.silent = True

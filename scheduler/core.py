@@ -114,7 +114,9 @@ class SchedulerCore:
                 return (*self._reconcile(event, now_s), *self._serve(now_s))
             case WorkerLoadReported():
                 return (*self._report(event, now_s), *self._serve(now_s))
-            case Tick():
+            case Tick(late_s=late_s):
+                for worker in self.cluster.workers.values():
+                    worker.forgive(late_s, now_s)
                 overdue = [turned_away(each, self._admission, now_s) for each in self._line.overdue(now_s)]
                 return (*self._tick(now_s), *self._audit(now_s), *overdue, *self._serve(now_s))
             case WorkerJoined(session=session, facts=facts):

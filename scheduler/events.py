@@ -124,7 +124,9 @@ class RequestEnded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tick(msgspec.Struct, frozen=True):
-    """Time passed."""
+    """Time passed. ``late_s``: so much later than it was due, because this process stood still."""
+
+    late_s: float = 0.0
 
 
 Event = (

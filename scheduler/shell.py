@@ -115,15 +115,18 @@ class SchedulerShell:
         loop = asyncio.get_running_loop()
         signed_s = loop.time()
         shown_s = -math.inf
+        due_s = loop.time()
         while True:
-            self.feed(Tick())
+            self.feed(Tick(late_s=max(loop.time() - due_s, 0.0)))
             if loop.time() >= shown_s + self.config.metrics_interval_s:
                 shown_s = loop.time()
                 self.show_metrics()
             if self.leader_epoch and loop.time() >= signed_s + self.config.sign_of_life_interval_s:
                 signed_s = loop.time()
                 self._sign()
-            await asyncio.sleep(min(self.config.tick_interval_s, self.config.sign_of_life_interval_s))
+            pause_s = min(self.config.tick_interval_s, self.config.sign_of_life_interval_s)
+            due_s = loop.time() + pause_s
+            await asyncio.sleep(pause_s)
 
     def show_metrics(self) -> None:
         """Bring the gauges up to date."""

@@ -193,3 +193,19 @@ def test_nobody_is_given_up_while_nobody_at_all_is_heard() -> None:
     stage.report("d0")
     stage.do(Tick())
     assert set(stage.core.cluster.workers) == {"d0"}
+
+
+def test_a_scheduler_that_stood_still_itself_gives_nobody_up_for_it() -> None:
+    stage = Stage(silence_timeout_s=3.0, worker_lease_s=10.0)
+    for worker_id in ("p0", "d0", "d1"):
+        stage.enter(worker_id)
+    stage.now_s += 20.0
+    # The first words that were waiting for it are of one worker; the others' come behind its own tick.
+    stage.report("p0")
+    stage.do(Tick(late_s=19.9))
+    assert {one.worker_id for one in stage.core.cluster.workers.values() if not one.silent} == {"p0", "d0", "d1"}
+    # From now on everybody's silence counts again.
+    stage.now_s += 10.0
+    stage.report("p0")
+    stage.do(Tick())
+    assert set(stage.core.cluster.workers) == {"p0"}
