@@ -15,6 +15,9 @@ KEEPALIVE_TIMEOUT_MS = 10_000
 PING_INTERVAL_MIN_MS = KEEPALIVE_TIME_MS // 2
 RECONNECT_BACKOFF_FIRST_MS = 100
 RECONNECT_BACKOFF_MAX_MS = 2_000
+# gRPC takes its least reconnect backoff for its connect timeout too. A refused connection is known at once and tried
+# again after the first backoff; an accepted one on a busy machine needs more than that to say its settings.
+CONNECT_TIMEOUT_MS = 2_000
 
 AddServices = Callable[[grpc.aio.Server], Sequence[str]]
 
@@ -75,7 +78,7 @@ def channel(address: str, message_bytes_max: int) -> grpc.aio.Channel:
         options=[
             *_shared_options(message_bytes_max),
             ("grpc.initial_reconnect_backoff_ms", RECONNECT_BACKOFF_FIRST_MS),
-            ("grpc.min_reconnect_backoff_ms", RECONNECT_BACKOFF_FIRST_MS),
+            ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
             ("grpc.max_reconnect_backoff_ms", RECONNECT_BACKOFF_MAX_MS),
             # These channels stay inside the cluster; a proxy from the environment is never meant for them.
             ("grpc.enable_http_proxy", 0),
