@@ -324,8 +324,10 @@ class RequestFlow:
             return self._fail(flow_endings.told(worker, failure, self.output_tokens))
         if not self._retries.again():
             return self._wait_for_room(failure) or self._fail(flow_endings.told(worker, failure, self.output_tokens))
-        if failure.kind is not FailureKind.STATE_LOST and not self._orphaned:
-            # With lost state it is the KV that is gone; the worker that said so is well.
+        if failure.kind is FailureKind.STATE_LOST and self.handoff is not None:
+            # It is the KV that is gone, and its holder may lose the next one too; the worker that said so is well.
+            self._retries.exclude(self.handoff.worker_id)
+        elif not self._orphaned:
             self._retries.exclude(worker.worker_id)
         self._pinned = None
         released = self._held.let_go(pulled=False)

@@ -136,7 +136,11 @@ def test_a_failed_prefill_is_planned_again_without_its_worker(kind: FailureKind)
 
 @pytest.mark.parametrize(
     ("kind", "excluded"),
-    [(FailureKind.STATE_LOST, ()), (FailureKind.EXHAUSTED, ("decode-0",)), (FailureKind.INCOMPATIBLE, ("decode-0",))],
+    [
+        (FailureKind.STATE_LOST, ("prefill-0",)),
+        (FailureKind.EXHAUSTED, ("decode-0",)),
+        (FailureKind.INCOMPATIBLE, ("decode-0",)),
+    ],
 )
 def test_a_refused_hand_off_is_released_and_planned_again(kind: FailureKind, excluded: tuple[str, ...]) -> None:
     play = Play(planned(), prefilled(), continuing=False)
@@ -144,6 +148,13 @@ def test_a_refused_hand_off_is_released_and_planned_again(kind: FailureKind, exc
     assert kinds(actions) == ["ReleaseHandoff", "EndPlan", "Retried", "AskPlan"]
     assert play.all(ReleaseHandoff)[0].pulled is False
     assert play.all(AskPlan)[1].excluded_worker_ids == excluded
+
+
+def test_a_holder_whose_every_ticket_is_refused_is_done_without() -> None:
+    play = Play(planned(), prefilled(), failed(Stage.DECODE, FailureKind.STATE_LOST), continuing=False)
+    assert play.all(AskPlan)[1].excluded_worker_ids == ("prefill-0",)
+    play.tell(planned(2, prefill=None), decoded(7, 8, attempt=2, finish=LENGTH))
+    assert play.tokens == [7, 8] and play.all(Finish)[0].outcome == "finished"
 
 
 def test_attempts_are_bounded() -> None:
