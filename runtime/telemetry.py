@@ -16,6 +16,8 @@ _STDERR_FD = 2
 
 # What every LogRecord has; anything beyond came from ``extra`` and is a field of the event.
 _RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+# Put into every record of a process by the library, whoever logs.
+_FOREIGN_FIELDS = frozenset({"vllm_process_name"})
 
 
 class LineFormatter(logging.Formatter):
@@ -73,7 +75,7 @@ def serve_metrics(host: str, port: int) -> str:
 
 def _fields(record: logging.LogRecord, formatter: logging.Formatter) -> Iterator[str]:
     for key, value in vars(record).items():
-        if key not in _RECORD_FIELDS:
+        if key not in _RECORD_FIELDS and key not in _FOREIGN_FIELDS:
             yield f"{key}={_text(value)}"
     if record.exc_info:
         yield f"exception={json.dumps(formatter.formatException(record.exc_info))}"

@@ -25,6 +25,10 @@ def test_an_event_is_its_level_process_logger_message_and_fields() -> None:
     )
 
 
+def test_what_vllm_puts_into_every_record_is_no_field_of_an_event() -> None:
+    assert line("ready", vllm_process_name="MainProcess").endswith("info p-1 demo ready")
+
+
 def test_an_event_never_spans_lines_even_with_an_exception() -> None:
     try:
         raise ValueError("first\nsecond")
