@@ -81,6 +81,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     vllm_metrics: bool = False
     # Any further field of vLLM's AsyncEngineArgs; one that vLLM does not know is refused before anything starts.
     args: dict[str, Any] = msgspec.field(default_factory=dict)
+    # Epochs are milliseconds of the wall clock. Whoever starts a worker again names its last epoch + 1 here, so that it
+    # looks newer also where the clock was put back meanwhile; `baton up` does. 0: the clock alone.
+    epoch_min: Count = 0
     start_timeout_s: Positive = 600.0
     # How long vLLM's processes have to end when the engine is closed; then vLLM kills them.
     close_timeout_s: NonNegative = 10.0

@@ -8,12 +8,12 @@ as in a real engine: one step admits, sleeps for what the cost model says, and g
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import OrderedDict, deque
 
 import msgspec
 
 from engine.config import EngineConfig
+from engine.epoch import next_epoch
 from engine.fake_fabric import FakeKvFabric, digest_of, process_fabric
 from engine.fake_model import FakeSampling, first_tokens_logprobs, prompt_scores, refuse, sequence_state
 from engine.fake_sequence import Sequence
@@ -64,7 +64,7 @@ class FakeEngine:
     async def start(cls, config: EngineConfig, *, worker_id: str) -> FakeEngine:
         """An engine with an epoch of its own, after the configured start-up time."""
         await asyncio.sleep(config.fake.start_s)
-        return cls(config, worker_id=worker_id, epoch=time.time_ns() // 1_000_000)
+        return cls(config, worker_id=worker_id, epoch=next_epoch(config.epoch_min))
 
     @property
     def info(self) -> EngineInfo:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import time
 from typing import Any
 
 import msgspec
@@ -22,6 +21,7 @@ from vllm.version import __version__ as vllm_version
 
 from engine import vllm_args, vllm_values
 from engine.config import EngineConfig
+from engine.epoch import next_epoch
 from engine.protocol import (
     EngineDead,
     EngineError,
@@ -75,7 +75,7 @@ class VllmEngine:
         if not config.model:
             raise ValueError("engine.model: no model is set")
         vllm_args.prepare_environment(config)
-        epoch = time.time_ns() // 1_000_000
+        epoch = next_epoch(config.epoch_min)
         engine_id = f"{worker_id}-{epoch}"
         args = vllm_args.engine_args(
             config, engine_id=engine_id, side_channel_port=vllm_args.free_port(config.side_channel_host)

@@ -55,6 +55,8 @@ class LocalProcesses:
         self._ports = ports
         self._hear = hear
         self._children: dict[str, Child] = {}
+        # Of workers, the largest that was heard: what comes after it must not look older, whatever the clock says.
+        self._epochs: dict[str, int] = {}
         records = tuple(ProcessRecord(id=spec.id, role=spec.role, log=str(self.log(spec.id))) for spec in specs)
         me = kernel_view.facts(os.getpid())
         self.state = ClusterState(
@@ -79,6 +81,8 @@ class LocalProcesses:
             addresses = ",".join(one.grpc_address for one in self.state.record.processes if one.role == "scheduler")
             section = "front_proxy" if spec.role == "front_proxy" else "worker"
             settings.append(f"{section}.scheduler_address={addresses}")
+        if (epoch := self._epochs.get(process_id)) is not None:
+            settings.append(f"engine.epoch_min={epoch + 1}")
         local = model_choice.is_local(self._config.engine.model)
         environ = child_environment(os.environ, threads=spec.threads, model_is_local=local)
         # What these say is in the configuration file already; said twice, it would win over a process's own settings.
@@ -132,6 +136,8 @@ class LocalProcesses:
         child = self._children[event.id]
         child.note_shared_memory()
         said = await status.ask(grpc_address, timeout_s=self._launcher.status_timeout_s)
+        if said is not None and self.specs[event.id].role in ("prefill", "decode"):
+            self._epochs[event.id] = max(said.epoch, self._epochs.get(event.id, 0))
         self.state.change(
             event.id,
             state="ready",

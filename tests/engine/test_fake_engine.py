@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from engine.config import EngineConfig, FakeEngineConfig
+from engine.epoch import next_epoch
 from engine.fake_engine import FakeEngine
 from engine.fake_fabric import FakeKvFabric
 from engine.protocol import EngineDead, EngineOutput, EngineRequest, Hold, TakeOver
@@ -45,6 +46,13 @@ async def started(fake: FakeEngine, wanted: EngineRequest) -> asyncio.Task[None]
 
 def tokens_of(outputs: list[EngineOutput]) -> list[int]:
     return [token for output in outputs for token in output.token_ids]
+
+
+async def test_an_engine_is_newer_than_its_predecessor_also_where_the_clock_was_put_back() -> None:
+    ahead = 10**15
+    started = await FakeEngine.start(EngineConfig(kind="fake", epoch_min=ahead), worker_id="p0")
+    assert (started.info.epoch, started.info.engine_id) == (ahead, f"p0-{ahead}")
+    assert 0 < next_epoch(0) < ahead
 
 
 async def test_tokens_depend_on_everything_before_them_and_on_nothing_else() -> None:

@@ -15,12 +15,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from launcher import kernel_view, operate, state
+from launcher import kernel_view, operate, state, status
 from launcher.config import BatonConfig, LauncherConfig
 from launcher.control import CommandError
 from launcher.ports import HeldPorts, StartError
 from launcher.process_plan import ProcessSpec, plan
 from launcher.up import Cluster, first_check, up
+from protos.cluster.v1 import cluster_pb2
 from tests.polling import until
 
 # Says that it is ready, answers /health, writes down when it is told to stop.
@@ -93,6 +94,7 @@ class Bench:
         (self.directory / "logs").mkdir(parents=True)
         self.notes = tmp_path / "notes"
         self.scripts = scripts or {}
+        self.settings: dict[str, list[str]] = {}
         launcher = LauncherConfig(
             stop_timeout_s=stop_timeout_s,
             progress_interval_s=0.2,
@@ -104,6 +106,7 @@ class Bench:
         self.cluster = Cluster(BatonConfig(launcher=launcher), self.directory, command=self._command)
 
     def _command(self, spec: ProcessSpec, settings: Sequence[str]) -> list[str]:
+        self.settings[spec.id] = list(settings)
         return [sys.executable, "-c", self.scripts.get(spec.id, STAND_IN), spec.id, str(self.notes)]
 
     def record(self) -> dict[str, state.ProcessRecord]:
@@ -198,6 +201,27 @@ async def test_a_process_that_dies_later_is_started_again_and_the_others_go_on(
     assert await asyncio.wait_for(running, 30) == 0
     # Both lives of a process are in its log.
     assert (bench.directory / "logs" / "prefill-0.log").read_text().count("noise on stdout") == 2
+
+
+async def test_a_worker_that_is_started_again_is_told_the_epoch_of_its_predecessor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ask(*_: object, **__: object) -> cluster_pb2.ProcessStatus:
+        return cluster_pb2.ProcessStatus(epoch=41)
+
+    monkeypatch.setattr(status, "ask", ask)
+    bench = Bench(tmp_path)
+    running = asyncio.create_task(bench.cluster.run())
+    await bench.until("up")
+    assert "engine.epoch_min" not in str(bench.settings)
+    os.kill(bench.record()["prefill-0"].pid, signal.SIGKILL)
+    await bench.until_restarted("prefill-0")
+    assert "engine.epoch_min=42" in bench.settings["prefill-0"]
+    os.kill(bench.record()["scheduler"].pid, signal.SIGKILL)
+    await bench.until_restarted("scheduler")
+    assert "engine.epoch_min" not in str(bench.settings["scheduler"])
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await asyncio.wait_for(running, 30) == 0
 
 
 async def test_one_death_too_many_and_it_stays_down_and_the_rest_goes_on_while_it_can_serve(
