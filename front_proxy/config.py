@@ -27,6 +27,9 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Longest HTTP body accepted."""
     request_body_timeout_s: Positive = 60.0
     """Time a client may take to send its body; a stalled upload must not hold a place for a request."""
+    client_send_timeout_s: Positive = 60.0
+    """Time an HTTP client may leave its answer unread, once the buffers on the way are full, before its connection is
+    ended and its request given up: it holds a place and memory of workers meanwhile."""
     prompt_tokens_max: PositiveCount = 1_048_576
     """Longest prompt accepted before any worker is asked; the workers' own limit is checked too."""
     message_bytes_max: PositiveCount = 64 * 1024 * 1024

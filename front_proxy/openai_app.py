@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import socket
 from argparse import Namespace
@@ -16,6 +17,7 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 
 from front_proxy.config import FrontProxyConfig
+from front_proxy.http_connection import HttpConnection
 from front_proxy.http_guard import GENERATION_ROUTES, GuardBounds, HttpGuard, routes
 from front_proxy.remote_engine import TASKS, RemoteEngineClient
 from runtime.grpc_server import join_address
@@ -78,6 +80,7 @@ class OpenAiServer:
         self._server = HttpServer(
             uvicorn.Config(
                 self.guard,
+                http=functools.partial(HttpConnection, send_timeout_s=self._config.client_send_timeout_s),
                 log_level=serving.log_level,
                 access_log=serving.access_log,
                 # Loggers are set up by runtime.telemetry.

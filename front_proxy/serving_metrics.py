@@ -17,6 +17,10 @@ DROPPED_FIELDS = Counter(
     "Fields and headers only Baton may set that clients sent and that were dropped.",
     ["field"],
 )
+UNREAD_CONNECTIONS = Counter(
+    "baton_front_proxy_unread_connections_total",
+    "HTTP connections ended because their client left the answer unread for client_send_timeout_s.",
+)
 SEQUENCES = Counter(
     "baton_front_proxy_sequences_total",
     "Sequences by where their first token comes from: prefill (shown at once) or decode (computed again).",
