@@ -86,16 +86,22 @@ class PriorityClassConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     weight: Positive = 1.0
     # Requests of this class that may wait. 0: none.
     waiting_max: Count = 4096
-    # Longest wait; who would wait longer by the present pace is refused at once.
+    # Longest wait for room; who would wait longer by the present pace is refused at once. Past the cluster's capacity
+    # everybody who is served has waited about this long and ``scheduler.prefill_wait_max_s`` more: keep both together
+    # below the time to first token that the class is promised, or what is served is served too late.
     wait_max_s: Positive = 10.0
 
 
 class WaitingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The line of requests that fit nowhere now."""
 
-    interactive: PriorityClassConfig = PriorityClassConfig(weight=16.0, wait_max_s=5.0)
+    # For a first token within two seconds.
+    interactive: PriorityClassConfig = PriorityClassConfig(weight=16.0, wait_max_s=0.5)
     default: PriorityClassConfig = PriorityClassConfig(weight=4.0, wait_max_s=20.0)
     batch: PriorityClassConfig = PriorityClassConfig(weight=1.0, wait_max_s=120.0)
+    # Longest wait, of a class that waits no longer for room, while workers are missing that may be about to return:
+    # all of them silent, or the scheduler just started. Longer than ``scheduler.rebuild_grace_s``.
+    missing_workers_wait_max_s: Positive = 5.0
     # Tenants whose use is remembered while nothing of theirs waits.
     tenants_max: PositiveCount = 4096
     # Memory of the pace at which the line moves.

@@ -49,7 +49,8 @@ class Turns:
             self._line.charge(event, self._cost(event))
             return (self._grant(event, placed, now_s, since_s=now_s),)
         nobody_waits = not self._line
-        waiting, turned = self._line.offer(event, self._cost(event), now_s)
+        missing = _workers_missing(placed, rebuilding=rebuilding)
+        waiting, turned = self._line.offer(event, self._cost(event), now_s, missing=missing)
         if waiting is None and nobody_waits and isinstance(placed, NotPlaced):
             return (refusal(event, placed, self._admission, now_s),)
         actions: list[Action] = [turned_away(each, self._admission, now_s) for each in turned]
@@ -72,6 +73,7 @@ class Turns:
                 self._line.take(waiting, now_s)
                 actions.append(self._grant(event, placed, now_s, since_s=waiting.since_s))
             elif self._passes(placed, rebuilding=rebuilding):
+                self._line.miss(now_s, missing=_workers_missing(placed, rebuilding=rebuilding))
                 break
             else:
                 self._line.remove((event.session, event.plan_id), now_s)
@@ -102,3 +104,8 @@ class Turns:
     def _output_expected(self, event: PlanRequested) -> int:
         """In tokens; its tenant is charged for what it gave when it ends."""
         return min(event.output_tokens_max, self._config.output_reserve_tokens)
+
+
+def _workers_missing(verdict: Chosen | NotPlaced, *, rebuilding: bool) -> bool:
+    """Whether who waits, waits for workers rather than for room: after a start the room is not all there yet."""
+    return rebuilding or (isinstance(verdict, NotPlaced) and verdict.cause == "no_worker")

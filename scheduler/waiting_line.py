@@ -40,7 +40,7 @@ def class_of(event: PlanRequested) -> PriorityClass:
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One request in the line. ``cost`` is in tokens."""
+    """One request in the line. ``cost`` is in tokens. ``until_s``: the end of its wait, whatever it is for."""
 
     event: PlanRequested
     priority_class: PriorityClass
@@ -96,6 +96,9 @@ class WaitingLine:
         self._places: dict[PlanKey, Waiting] = {}
         self._rate = DrainRate(config.drain_window_s)
         self._tokens = 0
+        # Whether workers are missing, and until when they were.
+        self._missing = False
+        self._missed_until_s = float("-inf")
 
     def __len__(self) -> int:
         return len(self._places)
@@ -114,14 +117,26 @@ class WaitingLine:
         """How many wait, by class."""
         return {each: lane.count for each, lane in self._lanes.items()}
 
-    def offer(self, event: PlanRequested, cost: int, now_s: float) -> tuple[Waiting | None, Sequence[Turned]]:
-        """Let a request wait; without a place when it may not. ``Turned`` says so of it, or of whom it replaced."""
+    def miss(self, now_s: float, *, missing: bool) -> None:
+        """Whether those who wait do so for workers that may return, and not for room: then they may wait longer."""
+        if missing or self._missing:
+            self._missed_until_s = now_s
+        self._missing = missing
+
+    def offer(
+        self, event: PlanRequested, cost: int, now_s: float, *, missing: bool = False
+    ) -> tuple[Waiting | None, Sequence[Turned]]:
+        """Let a request wait; without a place when it may not. ``Turned`` says so of it, or of whom it replaced.
+
+        ``missing``: as of ``miss``.
+        """
         its_class = class_of(event)
         lane = self._lanes[its_class]
         wait_s = self.predicted_wait_s(its_class, event.tenant)
-        allowed_s = lane.config.wait_max_s
+        longest_s = max(lane.config.wait_max_s, self._config.missing_workers_wait_max_s)
         if event.wait_max_s > 0:
-            allowed_s = min(allowed_s, event.wait_max_s)
+            longest_s = min(longest_s, event.wait_max_s)
+        allowed_s = longest_s if missing else min(longest_s, lane.config.wait_max_s)
         if wait_s is not None and wait_s > allowed_s:
             return None, (Turned(event=event, cause="wait_too_long", wait_s=wait_s),)
         turned: list[Turned] = []
@@ -132,7 +147,7 @@ class WaitingLine:
             last = lane.flows[longest][-1]
             turned.append(Turned(event=last.event, cause="line_full", wait_s=self.predicted_wait_s(its_class, longest)))
             self.remove((last.event.session, last.event.plan_id), now_s)
-        waiting = Waiting(event=event, priority_class=its_class, cost=cost, since_s=now_s, until_s=now_s + allowed_s)
+        waiting = Waiting(event=event, priority_class=its_class, cost=cost, since_s=now_s, until_s=now_s + longest_s)
         self._append(lane, waiting, now_s)
         return waiting, turned
 
@@ -190,7 +205,7 @@ class WaitingLine:
 
     def overdue(self, now_s: float) -> Sequence[Turned]:
         """Let go of everybody who has waited for as long as he may."""
-        late = [waiting for waiting in self._places.values() if waiting.until_s <= now_s]
+        late = [waiting for waiting in self._places.values() if self._until_s(waiting) <= now_s]
         for waiting in late:
             self.remove((waiting.event.session, waiting.event.plan_id), now_s)
         self._rate.busy(waiting=bool(self._places), now_s=now_s)
@@ -235,6 +250,13 @@ class WaitingLine:
             assert (each.value in set(self._classes)) == (lane.count > 0), each
         keys = {(w.event.session, w.event.plan_id) for w in itertools.chain.from_iterable(self._flows())}
         assert keys == set(self._places)
+
+    def _until_s(self, waiting: Waiting) -> float:
+        """When its wait ends as things are. Its wait for room begins when nobody is missing any more."""
+        if self._missing:
+            return waiting.until_s
+        since_s = max(waiting.since_s, self._missed_until_s)
+        return min(waiting.until_s, since_s + self._lanes[waiting.priority_class].config.wait_max_s)
 
     def _flows(self) -> Iterator[deque[Waiting]]:
         for lane in self._lanes.values():

@@ -111,6 +111,18 @@ def test_requirements_are_exact_and_name_no_source(name: str) -> None:
     assert not re.search(r"://|--|\s@\s", source)
 
 
+def test_every_test_that_a_document_names_exists() -> None:
+    missing, named = [], 0
+    for document in tracked("*.md"):
+        for file, function in re.findall(r"\b(tests/[\w/]+\.py)(?:::(\w+))?", document.read_text()):
+            named += bool(function)
+            path = ROOT / file
+            if not path.is_file() or (function and not re.search(rf"def {function}\(", path.read_text())):
+                missing.append(f"{name_of(document)}: {file}::{function}")
+    assert named > 20, "the pattern finds none"
+    assert missing == []
+
+
 def test_no_committed_file_names_a_package_index() -> None:
     # The words are built here, so that this file does not name one either.
     hosts = re.compile("|".join(("py" + r"pi\.org", r"download\.pytor" + r"ch\.org", "pythonhosted" + r"\.org")))

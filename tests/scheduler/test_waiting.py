@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from runtime.failures import FailureKind
-from scheduler.actions import Action, ReplyPlan, ReplyRefusal, ReplyWaiting
+from scheduler.actions import Action, PublishView, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.config import PriorityClassConfig, WaitingConfig
 from scheduler.core import SchedulerCore
 from scheduler.events import FrontJoined, FrontLeft, PlanRequested, PlansRunning, RequestEnded, Tick
@@ -162,9 +162,9 @@ def test_a_wait_ends_in_time() -> None:
     fill(made)
     ask(made, 11, priority_class="interactive")
     ask(made, 12, wait_max_s=7.0)
-    made.now_s = 4.9
+    made.now_s = 0.4
     assert made.do(Tick()) == []
-    made.now_s = 5.0
+    made.now_s = 0.5
     (reply,) = refused(made.do(Tick()))
     assert (reply.plan_id, reply.cause, reply.failure.kind) == (11, "waited_out", FailureKind.EXHAUSTED)
     made.report("d0")
@@ -225,3 +225,53 @@ def test_a_new_scheduler_lets_requests_wait_for_workers_that_may_come_back() -> 
     made.now_s = math.nextafter(3.0, 4.0)
     made.do(Tick())
     assert isinstance(ask(made, 2)[0], ReplyWaiting)
+
+
+def test_the_wait_for_workers_that_may_come_back_is_longer_than_the_wait_for_room() -> None:
+    made = stage(silence_timeout_s=3.0)
+    fill(made)
+    made.now_s = 3.0
+    made.do(Tick())
+    assert ask(made, 11, priority_class="interactive") == [ReplyWaiting(session=FRONT, plan_id=11, wait_max_s=5.0)]
+    ask(made, 12, priority_class="interactive", wait_max_s=2.0)
+    for now_s in (3.5, 4.0, 4.9):
+        made.now_s = now_s
+        assert made.do(Tick()) == []
+    made.now_s = 5.0
+    assert [reply.plan_id for reply in refused(made.do(Tick()))] == [12], "nobody waits for longer than he said"
+    made.now_s = 7.0
+    assert made.report("d0") == [PublishView(at_once=True)], "it is back, and full"
+    made.now_s = 7.4
+    assert made.do(Tick()) == []
+    made.now_s = 7.5
+    assert [reply.plan_id for reply in refused(made.do(Tick()))] == [11], "from its return the wait is one for room"
+
+
+def test_a_wait_for_workers_ends_too() -> None:
+    made = stage(silence_timeout_s=3.0, worker_lease_s=60.0)
+    fill(made)
+    ask(made, 11, priority_class="interactive")
+    made.now_s = 0.4
+    made.do(Tick())
+    made.now_s = 3.0
+    assert [reply.plan_id for reply in refused(made.do(Tick()))] == [11], "it waited for room"
+    ask(made, 12, priority_class="interactive")
+    made.now_s = 7.9
+    assert made.do(Tick()) == []
+    made.now_s = 8.0
+    assert [reply.plan_id for reply in refused(made.do(Tick()))] == [12]
+
+
+@pytest.mark.parametrize("first", [(), ("d0",)])
+def test_after_a_start_an_interactive_request_waits_for_the_workers_that_return(first: tuple[str, ...]) -> None:
+    made = Stage(waiting=WaitingConfig())
+    made.core = SchedulerCore(made.core._config, began_s=0.0)
+    made.do(FrontJoined(session=FRONT, front_proxy_id="f"))
+    for worker_id in first:
+        made.join(worker_id)
+        made.report(worker_id, ready(kv_blocks_used=100))
+    ask(made, 1, priority_class="interactive")
+    made.now_s = 2.5
+    assert made.do(Tick()) == []
+    made.join("d1")
+    assert granted(made.report("d1")) == [1]
