@@ -15,7 +15,7 @@ from engine.config import EngineConfig
 from launcher import demo_model
 from launcher.config import BatonConfig
 from launcher.demo_model import Progress
-from runtime.configuration import DEFAULT
+from runtime.configuration import COMMAND_LINE, DEFAULT
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _YES = {"1", "true", "yes", "on"}
@@ -37,6 +37,9 @@ def choose(
         model = check(config.engine.model, environ, progress, hub_timeout_s=config.launcher.hub_timeout_s)
         engine = msgspec.structs.replace(config.engine, model=model)
         return msgspec.structs.replace(config, engine=_fitting_fake(engine, sources))
+    if sources.get("engine.model") == COMMAND_LINE:
+        # An unset variable on the command line, and not the wish for the demo model. A file may spell the default.
+        raise ModelError("engine.model (--model) is empty; leave it out for the demo model")
     cache_dir = Path(config.launcher.demo_cache_dir) if config.launcher.demo_cache_dir else None
     folder = demo_model.ensure(cache_dir, progress)
     serving = config.front_proxy.serving

@@ -23,6 +23,7 @@ import msgspec
 T = TypeVar("T", bound=msgspec.Struct)
 
 DEFAULT = "default"
+COMMAND_LINE = "--set"
 _ERROR_PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 
 
@@ -76,7 +77,7 @@ def load(
         key, separator, text = setting.partition("=")
         if not separator or not key.strip():
             raise BadConfiguration(key.strip(), f"expected key=value, got {setting!r}", "--set")
-        _put(cls, tree, sources, tuple(key.strip().split(".")), _Text(text), "--set")
+        _put(cls, tree, sources, tuple(key.strip().split(".")), _Text(text), COMMAND_LINE)
     value = _convert(cls, tree, sources)
     return Loaded(value=value, sources=_all_sources(value, sources))
 

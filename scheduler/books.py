@@ -46,6 +46,7 @@ class Books:
     def grant(self, event: PlanRequested, chosen: Chosen, charge: Charge, now_s: float, *, since_s: float) -> ReplyPlan:
         """Reserve what was chosen; the answer to a request that waited since ``since_s``."""
         key = (event.session, event.plan_id)
+        assert event.plan_id not in self.fronts[event.session].plans, key
         prefill, decode = chosen.prefill, chosen.decode
         computing = prefill or decode
         assert computing is not None

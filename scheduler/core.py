@@ -228,6 +228,9 @@ class SchedulerCore:
         self._books.returned(worker)
 
     def _reconcile(self, event: PlansRunning, now_s: float) -> Sequence[Action]:
+        for plan in event.plans:
+            # Its front proxy lost patience and planned it itself: nobody waits for a place any more.
+            self._line.remove((event.session, plan.plan_id), now_s)
         self._books.take_over(event.session, event.plans, now_s)
         if not event.complete:
             return ()

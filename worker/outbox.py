@@ -78,7 +78,7 @@ class Outbox:
 
     def append_tokens(self, slot: int, token_ids: list[int]) -> None:
         """Add tokens of a request that go on; they may wait for ``interval_s``. Raises as ``append`` does."""
-        if self._closed:
+        if self._closed or not token_ids:
             return
         if slot in self._delta_slots:
             # In the columns they would come before the delta that waits.
@@ -144,7 +144,7 @@ class Outbox:
                 del self._tokens[slot]
         step.token_slots.extend(slots)
         step.token_ids.extend(token_ids)
-        if len(token_ids) != len(slots):
+        if counts.count(1) != len(counts):
             step.token_counts.extend(counts)
         self._bytes -= size
         return size

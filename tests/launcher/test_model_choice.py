@@ -105,3 +105,8 @@ def test_without_a_model_the_demo_model_is_served_with_its_own_tool_parser(
     assert config.front_proxy.serving.enable_auto_tool_choice
     kept = model_choice.choose(BatonConfig(), {"front_proxy.serving.tool_call_parser": "--set"}, {}, _quiet)
     assert not kept.front_proxy.serving.enable_auto_tool_choice
+
+
+def test_an_empty_model_on_the_command_line_is_no_wish_for_the_demo_model() -> None:
+    with pytest.raises(model_choice.ModelError, match="engine.model"):
+        model_choice.choose(BatonConfig(), {"engine.model": "--set"}, {}, _quiet)

@@ -6,8 +6,19 @@ import pytest
 
 from runtime.failures import FailureKind
 from scheduler.actions import Placement, PublishView
+from scheduler.config import WaitingConfig
 from scheduler.core import SchedulerCore
-from scheduler.events import FrontJoined, FrontLeft, PlansRunning, RunningPlan, Tick, WorkerJoined, WorkerLeft
+from scheduler.events import (
+    FrontJoined,
+    FrontLeft,
+    PlanRequested,
+    PlansRunning,
+    RequestEnded,
+    RunningPlan,
+    Tick,
+    WorkerJoined,
+    WorkerLeft,
+)
 from tests.scheduler.cast import FRONT, Stage, facts, ready
 
 
@@ -44,6 +55,25 @@ def test_a_plan_that_another_made_is_reserved_and_ends_like_any_other() -> None:
     assert stage.reserved("d0") == 3, "what a complete list leaves out is over"
     stage.do(FrontLeft(session=FRONT))
     assert stage.reserved("d0") == 0 == stage.core.plans_in_flight
+
+
+@pytest.mark.parametrize("planned_at", ["d0", "d1", None])
+def test_a_waiting_request_that_its_front_proxy_planned_itself_gets_no_second_plan(planned_at: str | None) -> None:
+    stage = Stage(waiting=WaitingConfig())
+    stage.enter("p0")
+    for worker_id in ("d0", "d1"):
+        stage.enter(worker_id, requests_max=1)
+    first = [stage.plan() for _ in range(2)]
+    question = PlanRequested(session=FRONT, plan_id=50, request_id="r50", prompt_tokens=64, output_tokens_max=32)
+    stage.do(question)
+    assert sum(stage.core.waiting().values()) == 1
+    tell(stage, running(50, planned_at), complete=True, asked=frozenset(plan.plan_id for plan in first))
+    assert sum(stage.core.waiting().values()) == 0
+    for plan in first:
+        stage.do(RequestEnded(session=FRONT, plan_id=plan.plan_id))
+    assert stage.core.plans_in_flight == 1
+    stage.do(RequestEnded(session=FRONT, plan_id=50))
+    assert stage.core.plans_in_flight == stage.reserved("d0") == stage.reserved("d1") == 0
 
 
 def test_a_question_on_its_way_is_not_taken_for_an_end() -> None:

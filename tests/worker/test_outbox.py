@@ -82,6 +82,16 @@ async def test_tokens_that_gather_become_columns_in_front_of_their_slots_deltas(
     assert (list(step.token_slots), list(step.token_counts), list(step.token_ids)) == ([1], [], [5])
 
 
+async def test_no_tokens_are_no_news() -> None:
+    box = outbox()
+    box.append_tokens(1, [5, 6])
+    box.append_tokens(2, [])
+    step = await box.next_step()
+    assert step is not None
+    assert (list(step.token_slots), list(step.token_counts), list(step.token_ids)) == ([1], [2], [5, 6])
+    assert len(box) == box.bytes_waiting == 0
+
+
 async def test_what_does_not_fit_one_message_keeps_each_slots_order() -> None:
     box = outbox(step_deltas_max=2)
     for slot in (1, 2, 3):
