@@ -108,5 +108,5 @@ def test_without_a_model_the_demo_model_is_served_with_its_own_tool_parser(
 
 
 def test_an_empty_model_on_the_command_line_is_no_wish_for_the_demo_model() -> None:
-    with pytest.raises(model_choice.ModelError, match="engine.model"):
+    with pytest.raises(model_choice.ModelError, match=r"engine\.model"):
         model_choice.choose(BatonConfig(), {"engine.model": "--set"}, {}, _quiet)
