@@ -2,6 +2,7 @@
 
 Every process is on its own. A death is answered with a pause that doubles with each death within the window, and past
 the bound the process stays down. A process that is being replaced on purpose is started again at once and not counted.
+Nor is a scheduler counted that ended since it leads no more: it pauses in the same way, and never stays down for that.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ import msgspec
 
 from launcher.process_plan import ProcessSpec, Role
 from launcher.startup import BecameReady, Ended, Start, Tick, describe_exit
+from scheduler.exit_codes import EXIT_NOT_LEADER
 
 # Without one of these nobody can be served; prefill workers can be done without, since decode workers compute prompts.
 _NEEDED: dict[Role, str] = {"scheduler": "scheduler", "decode": "decode worker", "front_proxy": "front proxy"}
+# Of the step-downs within the window so many are remembered; the pause is at its bound long before.
+_STEP_DOWNS_MAX = 64
 
 
 class Phase(enum.StrEnum):
@@ -63,7 +67,10 @@ class Kill(msgspec.Struct, frozen=True):
 
 
 class Pause(msgspec.Struct, frozen=True):
-    """This process is dead and is started again in ``pause_s``; ``deaths`` within the window count this one."""
+    """This process is dead and is started again in ``pause_s``; ``deaths`` within the window count this one.
+
+    A scheduler that only stepped down has not died: that one is not among them.
+    """
 
     id: str
     how: str
@@ -97,7 +104,7 @@ Action = Start | Stop | Kill | Pause | Fail | CameBack | GiveUp
 class _Watched:
     """What is remembered of one process."""
 
-    __slots__ = ("deaths", "due_s", "killed", "phase", "spec")
+    __slots__ = ("deaths", "due_s", "killed", "phase", "spec", "step_downs")
 
     def __init__(self, spec: ProcessSpec) -> None:
         self.spec = spec
@@ -107,6 +114,8 @@ class _Watched:
         self.killed = False
         # Times of the deaths that still count; never more than restarts_max.
         self.deaths: deque[float] = deque()
+        # Times of its last step-downs, which count for the pause only.
+        self.step_downs: deque[float] = deque(maxlen=_STEP_DOWNS_MAX)
 
 
 class Supervision:
@@ -155,15 +164,17 @@ class Supervision:
                 raise AssertionError(f"{process_id} ended although it was {one.phase}")
             case _:
                 assert_never(one.phase)
-        while one.deaths and one.deaths[0] <= now_s - limits.window_s:
-            one.deaths.popleft()
-        if len(one.deaths) >= limits.restarts_max:
+        stepped_down = one.spec.role == "scheduler" and code == EXIT_NOT_LEADER
+        _forget(one.deaths, now_s - limits.window_s)
+        _forget(one.step_downs, now_s - limits.window_s)
+        if not stepped_down and len(one.deaths) >= limits.restarts_max:
             one.phase = Phase.FAILED
             bound = f"launcher.restarts_max={limits.restarts_max} within {limits.window_s:g} s"
             return [Fail(process_id, f"{how}; it stays down ({bound})"), *self._judge_cluster()]
-        one.deaths.append(now_s)
+        counted = one.step_downs if stepped_down else one.deaths
+        counted.append(now_s)
         # The exponent is bounded first: 2.0**1024 is an error.
-        doubled = limits.backoff_min_s * 2.0 ** min(len(one.deaths) - 1, 64)
+        doubled = limits.backoff_min_s * 2.0 ** min(len(counted) - 1, 64)
         pause_s = min(doubled, limits.backoff_max_s)
         one.phase, one.due_s = Phase.PAUSING, now_s + pause_s
         return [Pause(process_id, how, pause_s, len(one.deaths))]
@@ -183,6 +194,7 @@ class Supervision:
             case Phase.PAUSING | Phase.FAILED:
                 # Whoever asks has seen to what was wrong.
                 one.deaths.clear()
+                one.step_downs.clear()
                 return self._start(one, now_s)
             case Phase.STOPPING | Phase.STARTING:
                 return []
@@ -204,6 +216,11 @@ class Supervision:
     def _start(self, one: _Watched, now_s: float) -> list[Action]:
         one.phase, one.due_s, one.killed = Phase.STARTING, now_s + self._limits.start_timeout_s, False
         return [Start(one.spec.id)]
+
+
+def _forget(times_s: deque[float], until_s: float) -> None:
+    while times_s and times_s[0] <= until_s:
+        times_s.popleft()
 
 
 def _may_be_late(one: _Watched) -> bool:

@@ -5,6 +5,9 @@ wakes. A stand-by takes over once the kernel says that the leader is dead, or on
 as one holds. Nobody compares clocks: each counts from what it did or saw itself, the leader from before it renewed and
 the stand-by from after it saw that, so the leader's time is over first.
 
+That holds wherever either is held up. A stand-by that takes over looked after the leader's time was over, so what it
+has not seen was written later still; and a renewal counts only if it was written before the time it prolongs was over.
+
 A lease in Kubernetes (``coordination.k8s.io/v1`` Lease) fits the same calls: ``try_acquire`` takes over an expired
 lease with the resource version it read and counts ``leaseTransitions`` as the epoch, ``renew`` writes ``renewTime``,
 ``until_s`` is its time plus ``leaseDurationSeconds``, ``holder`` is ``holderIdentity``. It is not built.
@@ -99,16 +102,17 @@ class FileLease:
         file = self._make(number + 1, Holder(epoch, address))
         if file is None:
             return None
-        if self._newest() != number + 1:
-            # We stood still for so long that our number was used up and cleaned away meanwhile.
+        if self._newest() != number + 1 or self._clock.monotonic_s() >= began_s + self._lease_s:
+            # We stood still for so long that our number was used up and cleaned away meanwhile, or our time with it.
             os.close(file)
             return None
         self._held, self._until_s = (file, number + 1), began_s + self._lease_s
+        self._touched_ns = os.fstat(file).st_mtime_ns
         self._clean_up(number + 1)
         return epoch
 
     def renew(self) -> bool:
-        """Touch the file, if it is still time to and nobody has made the next one."""
+        """Touch the file, if it was still time to when that was done and nobody has made the next one."""
         began_s = self._clock.monotonic_s()
         if self._held is None or began_s >= self._until_s:
             return False
@@ -116,7 +120,8 @@ class FileLease:
         # Others look for a change, and the wall clock may go back.
         self._touched_ns = max(self._touched_ns + 1, time.time_ns())
         os.utime(file, ns=(self._touched_ns, self._touched_ns))
-        if self._newest() != number:
+        if self._newest() != number or self._clock.monotonic_s() >= self._until_s:
+            # Whoever looked before the touch may have found our time over, and have yet to make its file.
             return False
         self._until_s = began_s + self._lease_s
         return True
@@ -138,6 +143,8 @@ class FileLease:
 
     def _leads(self, number: int) -> bool:
         """Whether the leader of this number lives and has renewed in time."""
+        # What is renewed after this may be missed below, so nothing later may be the moment to judge for.
+        looked_s = self._clock.monotonic_s()
         try:
             file = os.open(self._file(number), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -150,10 +157,10 @@ class FileLease:
             return False
         finally:
             os.close(file)
-        now_s = self._clock.monotonic_s()
         if seen != self._seen:
-            self._seen, self._seen_s = seen, now_s
-        return now_s < self._seen_s + self._lease_s
+            # It may have been renewed until just now: nothing earlier may be the moment to count from.
+            self._seen, self._seen_s = seen, self._clock.monotonic_s()
+        return looked_s < self._seen_s + self._lease_s
 
     def _make(self, number: int, holder: Holder) -> int | None:
         """Its open, locked file; None where somebody else was quicker."""

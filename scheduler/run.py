@@ -16,6 +16,7 @@ from runtime.grpc_server import RunningServer, join_address, start_server
 from runtime.telemetry import serve_metrics
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
+from scheduler.exit_codes import EXIT_BROKEN, EXIT_NOT_LEADER
 from scheduler.leadership import FileLease, LeaderLease
 from scheduler.metrics import PolicyProbe, SchedulerMetrics
 from scheduler.service import StatusService, add_services
@@ -24,8 +25,6 @@ from scheduler.shell import SchedulerShell
 log = logging.getLogger("baton.scheduler.run")
 
 Ready = Callable[[Mapping[str, str]], None]
-EXIT_BROKEN = 3
-EXIT_NOT_LEADER = 4
 
 
 async def run(

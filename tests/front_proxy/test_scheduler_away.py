@@ -21,7 +21,7 @@ from front_proxy.dispatcher import Dispatcher
 from front_proxy.metrics import DispatchMetrics
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from runtime.grpc_server import channel
-from scheduler.run import EXIT_NOT_LEADER
+from scheduler.exit_codes import EXIT_NOT_LEADER
 from tests.front_proxy.test_over_workers import collect, request
 from tests.polling import until
 from tests.worker.conftest import StartWorker, start_worker

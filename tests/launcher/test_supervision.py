@@ -24,8 +24,10 @@ from launcher.supervision import (
     Stop,
     Supervision,
 )
+from scheduler.exit_codes import EXIT_NOT_LEADER
 
 SPECS = plan(BatonConfig(launcher=LauncherConfig(prefill=1, decode=2)))
+TWO_SCHEDULERS = plan(BatonConfig(launcher=LauncherConfig(schedulers=2)))
 LIMITS = Limits(backoff_min_s=1.0, backoff_max_s=5.0, restarts_max=4, window_s=100.0, start_timeout_s=60.0)
 KILLED = "was ended by signal 9 (SIGKILL)"
 ONE = "decode-1"
@@ -106,6 +108,39 @@ def test_processes_do_not_share_their_deaths() -> None:
             (2.0, BecameReady("prefill-0"), [CameBack("prefill-0")]),
         ]
     )
+
+
+def test_a_scheduler_that_leads_no_more_pauses_and_is_never_given_up() -> None:
+    machine = Supervision(TWO_SCHEDULERS, LIMITS)
+    pauses: list[list[float]] = []
+    for turn in range(20):
+        now_s = turn * 10.0
+        acts = [machine.handle(Ended(name, EXIT_NOT_LEADER), now_s) for name in ("scheduler-0", "scheduler-1")]
+        told = [act for [act] in acts if isinstance(act, Pause)]
+        assert [(pause.how, pause.deaths) for pause in told] == [("ended with exit code 4", 0)] * 2
+        pauses.append([pause.pause_s for pause in told])
+        assert machine.handle(Tick(), now_s + 5.0) == [Start("scheduler-0"), Start("scheduler-1")]
+    assert pauses == [[1.0] * 2, [2.0] * 2, [4.0] * 2, *[[5.0] * 2] * 17], "it cannot spin"
+
+
+def test_a_step_down_neither_counts_as_a_death_nor_hides_one() -> None:
+    machine = Supervision(TWO_SCHEDULERS, msgspec.structs.replace(LIMITS, restarts_max=1))
+    assert machine.handle(Ended("scheduler-0", EXIT_NOT_LEADER), 0.0) == [
+        Pause("scheduler-0", "ended with exit code 4", 1.0, 0)
+    ]
+    assert machine.handle(Tick(), 1.0) == [Start("scheduler-0")]
+    assert machine.handle(Ended("scheduler-0", -9), 2.0) == [Pause("scheduler-0", KILLED, 1.0, 1)]
+    assert machine.handle(Tick(), 3.0) == [Start("scheduler-0")]
+    assert machine.handle(Ended("scheduler-0", EXIT_NOT_LEADER), 4.0) == [
+        Pause("scheduler-0", "ended with exit code 4", 2.0, 1)
+    ]
+    assert machine.handle(Tick(), 6.0) == [Start("scheduler-0")]
+    [fail] = machine.handle(Ended("scheduler-0", 3), 7.0)
+    assert isinstance(fail, Fail), "the other one is left"
+
+
+def test_the_same_exit_code_of_any_other_process_is_a_death() -> None:
+    play([(0.0, Ended(ONE, EXIT_NOT_LEADER), [Pause(ONE, "ended with exit code 4", 1.0, 1)])])
 
 
 NO_RESTARTS = msgspec.structs.replace(LIMITS, restarts_max=0)
