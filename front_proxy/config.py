@@ -36,6 +36,8 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Longest gRPC message in either direction."""
     output_deltas_max: PositiveCount = 4096
     """Deltas waiting for one slow client; beyond it the request fails rather than holding memory."""
+    output_bytes_max: PositiveCount = 16 * 1024 * 1024
+    """Bytes of output waiting on one GenerateMany stream whose client reads slowly; beyond it, its requests wait."""
     send_messages_max: PositiveCount = 8192
     """Messages waiting to be written on one stream to a worker or the scheduler."""
 

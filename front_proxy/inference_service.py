@@ -12,6 +12,7 @@ from typing import Protocol
 import grpc
 import msgspec
 
+from front_proxy.many_outputs import ManyOutputs
 from front_proxy.serving_metrics import GRPC_STREAMS
 from front_proxy.tenancy import Asker, asker_of_call, asker_of_request
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
@@ -25,6 +26,7 @@ _PRIORITY_CLASSES: dict[int, str] = {
     inference_pb2.PRIORITY_CLASS_DEFAULT: "default",
     inference_pb2.PRIORITY_CLASS_BATCH: "batch",
 }
+_MESSAGE_CHARACTERS_MAX = 4096
 log = logging.getLogger("baton.front_proxy.inference_service")
 
 Context = grpc.aio.ServicerContext[object, object]
@@ -51,14 +53,25 @@ class Inference(Protocol):
         ...
 
 
-class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
-    """Bounds: sequences in flight are the inference's; ``outputs_max`` wait for one slow GenerateMany reader."""
+class StreamBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of one GenerateMany stream; sequences in flight over all streams are the inference's."""
 
-    def __init__(self, inference: Inference, *, requests_max: int, outputs_max: int, retry_after_s: float) -> None:
+    requests_max: int
+    outputs_max: int
+    """Outputs that wait for a slow reader."""
+    output_bytes_max: int
+    """Bytes of them."""
+    message_bytes_max: int
+    """Longest message of the server."""
+    retry_after_s: float
+
+
+class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
+    """The rpcs over one inference."""
+
+    def __init__(self, inference: Inference, bounds: StreamBounds) -> None:
         self._inference = inference
-        self._requests_max = requests_max
-        self._outputs_max = outputs_max
-        self._retry_after_s = retry_after_s
+        self._bounds = bounds
 
     async def Generate(  # noqa: N802 - gRPC's name
         self, request: inference_pb2.GenerateRequest, context: Context
@@ -82,10 +95,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     async def GenerateMany(  # noqa: N802 - gRPC's name
         self, request_iterator: AsyncIterator[inference_pb2.GenerateManyRequest], context: Context
     ) -> AsyncIterator[inference_pb2.GenerateManyResponse]:
-        """Many requests; what one turn of the event loop brought goes out in one message."""
-        session = _ManySession(
-            self._inference, _caller(context), self._requests_max, self._outputs_max, self._retry_after_s
-        )
+        """Many requests; what one turn of the event loop brought goes out in one message, or in as few as hold it."""
+        session = _ManySession(self._inference, _caller(context), self._bounds)
         reader = asyncio.create_task(session.read(request_iterator), name="generate-many-reader")
         with GRPC_STREAMS.labels("GenerateMany").track_inprogress():
             try:
@@ -114,21 +125,18 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 class _ManySession:
     """The state of one GenerateMany stream."""
 
-    def __init__(
-        self, inference: Inference, caller: Asker, requests_max: int, outputs_max: int, retry_after_s: float
-    ) -> None:
+    def __init__(self, inference: Inference, caller: Asker, bounds: StreamBounds) -> None:
         self._inference = inference
         self._caller = caller
-        self._requests_max = requests_max
-        self._outputs_max = outputs_max
-        self._retry_after_s = retry_after_s
+        self._bounds = bounds
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._outputs: list[inference_pb2.GenerateResponse] = []
-        self._errors: list[inference_pb2.RequestError] = []
+        self._outputs = ManyOutputs(
+            count_max=bounds.outputs_max,
+            bytes_max=bounds.output_bytes_max,
+            message_bytes_max=bounds.message_bytes_max,
+        )
         self._reading = True
         self._changed = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
 
     async def read(self, requests: AsyncIterator[inference_pb2.GenerateManyRequest]) -> None:
         """Start and stop requests until the client has said everything."""
@@ -137,7 +145,7 @@ class _ManySession:
                 match message.WhichOneof("message"):
                     case "generate":
                         # A client that does not read is not read from either: refusals take memory too.
-                        await self._until_room()
+                        await self._outputs.until_room()
                         self._start(message.generate)
                     case "cancel_request_id":
                         if (task := self._running.get(message.cancel_request_id)) is not None:
@@ -152,11 +160,8 @@ class _ManySession:
         """Messages until the client is done and every request has ended."""
         while True:
             self._changed.clear()
-            if self._outputs or self._errors:
-                batch = inference_pb2.GenerateManyResponse(outputs=self._outputs, errors=self._errors)
-                self._outputs, self._errors = [], []
-                self._room.set()
-                yield batch
+            if self._outputs:
+                yield self._outputs.take()
             elif not self._reading and not self._running:
                 return
             else:
@@ -175,9 +180,9 @@ class _ManySession:
         if name in self._running:
             message = f"Request {name} already runs on this stream."
             self._fail(name, Failure(kind=FailureKind.BAD_REQUEST, message=message))
-        elif len(self._running) >= self._requests_max:
-            message = f"This stream already runs {self._requests_max} requests."
-            retry = self._retry_after_s
+        elif len(self._running) >= self._bounds.requests_max:
+            message = f"This stream already runs {self._bounds.requests_max} requests."
+            retry = self._bounds.retry_after_s
             self._fail(name, Failure(kind=FailureKind.EXHAUSTED, message=message, retry_after_s=retry))
         else:
             ended: set[int] = set()
@@ -208,28 +213,23 @@ class _ManySession:
             # Nobody may have validated n yet.
             choices = [
                 inference_pb2.Choice(index=index, finish_reason="abort")
-                for index in range(min(max(1, request.sampling.n), self._requests_max))
+                for index in range(min(max(1, request.sampling.n), self._bounds.requests_max))
                 if index not in ended
             ]
-            self._outputs.append(inference_pb2.GenerateResponse(request_id=request.request_id, choices=choices))
+            self._outputs.add(inference_pb2.GenerateResponse(request_id=request.request_id, choices=choices))
         self._changed.set()
 
     async def _put(self, response: inference_pb2.GenerateResponse) -> None:
-        await self._until_room()
-        self._outputs.append(response)
+        await self._outputs.until_room()
+        self._outputs.add(response)
         self._changed.set()
 
-    async def _until_room(self) -> None:
-        while len(self._outputs) + len(self._errors) >= self._outputs_max:
-            self._room.clear()
-            await self._room.wait()
-
     def _fail(self, request_id: str, failure: Failure) -> None:
-        self._errors.append(
+        self._outputs.add(
             inference_pb2.RequestError(
                 request_id=request_id,
                 code=code_of(failure),
-                message=failure.message,
+                message=failure.message[:_MESSAGE_CHARACTERS_MAX],
                 reason=failure.kind.value.upper(),
                 retry_after_ms=math.ceil((failure.retry_after_s or 0.0) * 1000),
             )

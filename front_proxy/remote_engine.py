@@ -193,7 +193,19 @@ class RemoteEngineClient(GenerationOnlyClient):
         self.input_processor.assign_request_id(request)
         assert request.sampling_params is not None
         drop_forbidden(request.sampling_params)
+        self._fit_context(request.sampling_params, prompt_tokens)
         return request
+
+    def _fit_context(self, params: SamplingParams, prompt_tokens: int) -> None:
+        """Ask for no more than the context holds, as vLLM's HTTP layer does: an output that ends there is whole."""
+        room = self.model_config.max_model_len - prompt_tokens
+        if params.max_tokens is None or params.max_tokens > room:
+            params.max_tokens = room
+        if params.min_tokens > room:
+            raise VLLMValidationError(
+                f"min_tokens must be at most {room}, what the context has left, got {params.min_tokens}.",
+                parameter="min_tokens",
+            )
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """End requests by their external ids; their generators yield a last output with finish reason abort."""

@@ -15,7 +15,7 @@ from engine.config import EngineConfig
 from front_proxy import inference_service, status_service
 from front_proxy.config import FrontProxyConfig
 from front_proxy.dispatcher import Dispatcher
-from front_proxy.inference_service import InferenceService
+from front_proxy.inference_service import InferenceService, StreamBounds
 from front_proxy.status_service import StatusService
 from protos.cluster.v1 import cluster_pb2_grpc
 from protos.inference.v1 import inference_pb2_grpc
@@ -222,9 +222,13 @@ def _services(
 ) -> Callable[[grpc.aio.Server], Sequence[str]]:
     inference = InferenceService(
         serving.inference,
-        requests_max=front.requests_in_flight_max,
-        outputs_max=front.output_deltas_max,
-        retry_after_s=front.retry_after_s,
+        StreamBounds(
+            requests_max=front.requests_in_flight_max,
+            outputs_max=front.output_deltas_max,
+            output_bytes_max=front.output_bytes_max,
+            message_bytes_max=front.message_bytes_max,
+            retry_after_s=front.retry_after_s,
+        ),
     )
 
     def add(server: grpc.aio.Server) -> Sequence[str]:

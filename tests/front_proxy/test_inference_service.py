@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
 
-from front_proxy.client import BatonClient, BatonError, GenerateRequest, SamplingOptions, request
-from front_proxy.inference_service import SERVICE, InferenceService, NamedModel, _ManySession
+from front_proxy.client import BatonClient, BatonError, GenerateRequest, Result, SamplingOptions, request
+from front_proxy.inference_service import SERVICE, InferenceService, NamedModel, StreamBounds, _ManySession
+from front_proxy.many_outputs import ManyOutputs
 from front_proxy.tenancy import Asker, asker
 from front_proxy.vllm_inference import VllmInference, sampling_params
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
@@ -18,19 +20,25 @@ from runtime.failures import Failure, FailureError, FailureKind
 from runtime.grpc_server import start_server
 from tests.front_proxy.conftest import Served
 from tests.front_proxy.fake_source import CACHED_TOKENS
+from tests.polling import until
+
+MESSAGE_BYTES_MAX = 1 << 20
+
+
+def bounds(**changed: Any) -> StreamBounds:
+    usual = {"requests_max": 4, "outputs_max": 16, "output_bytes_max": MESSAGE_BYTES_MAX, "retry_after_s": 1.0}
+    return StreamBounds(**{**usual, "message_bytes_max": MESSAGE_BYTES_MAX, **changed})
 
 
 @pytest.fixture
 async def api(served: Served) -> AsyncIterator[BatonClient]:
-    service = InferenceService(
-        VllmInference(served.client, served.args), requests_max=6, outputs_max=16, retry_after_s=2.0
-    )
+    service = InferenceService(VllmInference(served.client, served.args), bounds(requests_max=6, retry_after_s=2.0))
 
     def add(server: grpc.aio.Server) -> list[str]:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
         return [SERVICE]
 
-    running = await start_server("127.0.0.1", 0, add, message_bytes_max=1 << 20)
+    running = await start_server("127.0.0.1", 0, add, message_bytes_max=MESSAGE_BYTES_MAX)
     async with BatonClient(running.address) as client:
         yield client
     await running.stop(1.0)
@@ -128,6 +136,29 @@ async def test_bad_input_is_an_error_with_a_reason(
     with pytest.raises(BatonError) as caught:
         await api.complete(prompt, options, model=model)
     assert (caught.value.code, caught.value.reason) == (code, reason), caught.value
+    assert served.source.requests == []
+
+
+@pytest.mark.parametrize(("asked", "given"), [(1, 1), (2, 1), (50, 1), (None, 1)])
+@pytest.mark.parametrize("n", [1, 2])
+async def test_an_output_ends_where_the_context_does(
+    served: Served, api: BatonClient, asked: int | None, given: int, n: int
+) -> None:
+    served.source.view.context_tokens_max = 100
+    options = SamplingOptions(max_tokens=asked, n=n, temperature=1.0)
+    completions = await api.complete([5] * 99, options)
+    assert [(len(one.token_ids), one.finish_reason) for one in completions] == [(given, "length")] * n
+    assert [sent.output_tokens_max for sent in served.source.requests] == [given] * n
+
+
+@pytest.mark.parametrize(("prompt_tokens", "min_tokens"), [(100, 0), (101, 0), (95, 6)])
+async def test_what_the_context_cannot_hold_is_refused(
+    served: Served, api: BatonClient, prompt_tokens: int, min_tokens: int
+) -> None:
+    served.source.view.context_tokens_max = 100
+    with pytest.raises(BatonError) as caught:
+        await api.complete([5] * prompt_tokens, SamplingOptions(max_tokens=50, min_tokens=min_tokens))
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
     assert served.source.requests == []
 
 
@@ -261,7 +292,7 @@ class Stub:
 
 
 async def test_what_a_request_costs_before_it_is_validated_does_not_grow_with_n() -> None:
-    session = _ManySession(Stub(None), Asker(), requests_max=4, outputs_max=16, retry_after_s=1.0)
+    session = _ManySession(Stub(None), Asker(), bounds())
 
     async def said() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
         generate = request("x", SamplingOptions(n=2**32 - 1), request_id="r")
@@ -276,7 +307,7 @@ async def test_what_a_request_costs_before_it_is_validated_does_not_grow_with_n(
 
 
 async def test_a_request_cancelled_before_its_first_step_is_aborted_and_ends_the_stream() -> None:
-    session = _ManySession(Stub(None), Asker(), requests_max=4, outputs_max=16, retry_after_s=1.0)
+    session = _ManySession(Stub(None), Asker(), bounds())
 
     async def said() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
         yield inference_pb2.GenerateManyRequest(generate=request("x", request_id="r"))
@@ -290,7 +321,7 @@ async def test_a_request_cancelled_before_its_first_step_is_aborted_and_ends_the
 
 async def test_a_client_that_does_not_read_is_not_read_from() -> None:
     refused = Failure(kind=FailureKind.BAD_REQUEST, message="no")
-    session = _ManySession(Stub(refused), Asker(), requests_max=4, outputs_max=8, retry_after_s=1.0)
+    session = _ManySession(Stub(refused), Asker(), bounds(outputs_max=8))
     taken = 0
 
     async def said() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
@@ -307,6 +338,69 @@ async def test_a_client_that_does_not_read_is_not_read_from() -> None:
         errors = [error.request_id async for batch in session.batches() for error in batch.errors]
         await reading
     assert sorted(errors) == sorted(f"r{i}" for i in range(1, 101))
+
+
+class Wide:
+    """An inference whose every request has one response of so many bytes."""
+
+    def __init__(self, sizes_bytes: list[int]) -> None:
+        self.sizes_bytes = sizes_bytes
+        self.given = 0
+
+    def models(self) -> list[NamedModel]:
+        return []
+
+    async def generate(
+        self, request: GenerateRequest, *, asker: Asker, deadline_s: float | None
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+        self.given += 1
+        choice = inference_pb2.Choice(text="x" * self.sizes_bytes[int(request.request_id)], finish_reason="stop")
+        yield inference_pb2.GenerateResponse(
+            request_id=request.request_id, choices=[choice], usage=inference_pb2.Usage(completion_tokens=1)
+        )
+
+
+@pytest.mark.parametrize("output_bytes_max", [40_000, 16 << 20])
+async def test_a_reader_that_paused_gets_everything_in_messages_within_the_bound(output_bytes_max: int) -> None:
+    sizes = [10_000] * 100 + [70_000, 50_000, 1]
+    wide = Wide(sizes)
+    limits = bounds(requests_max=200, outputs_max=4096, output_bytes_max=output_bytes_max, message_bytes_max=64_000)
+    service = InferenceService(wide, limits)
+
+    def add(server: grpc.aio.Server) -> list[str]:
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
+        return [SERVICE]
+
+    running = await start_server("127.0.0.1", 0, add, message_bytes_max=limits.message_bytes_max)
+    async with asyncio.timeout(20), BatonClient(running.address) as client:
+        asked = [request("x", request_id=str(i)) for i in range(len(sizes))]
+        results: list[Result] = []
+        async for result in client.generate_many(asked):
+            if not results:
+                # As long as nobody reads: until everything waits, or no more may.
+                await until(lambda: wide.given == len(sizes), within_s=10)
+            results.append(result)
+    await running.stop(0)
+    failed = {result.request_id: result.error.reason for result in results if result.error}
+    assert failed == {"100": "TOO_LARGE"}
+    assert sorted(int(result.request_id) for result in results) == list(range(len(sizes)))
+
+
+async def test_what_waits_is_bounded_by_bytes_and_so_is_each_message() -> None:
+    outputs = ManyOutputs(count_max=1000, bytes_max=30_000, message_bytes_max=25_000)
+    one = inference_pb2.GenerateResponse(request_id="r", choices=[inference_pb2.Choice(text="x" * 10_000)])
+    for _ in range(3):
+        await asyncio.wait_for(outputs.until_room(), 5)
+        outputs.add(one)
+    waiting = asyncio.create_task(outputs.until_room())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    outputs.add(inference_pb2.RequestError(request_id="r", message="the end"))
+    first, second = outputs.take(), outputs.take()
+    await asyncio.wait_for(waiting, 5)
+    assert [(len(batch.outputs), len(batch.errors)) for batch in (first, second)] == [(2, 0), (1, 1)]
+    assert max(first.ByteSize(), second.ByteSize()) <= 25_000
+    assert not outputs
 
 
 async def test_models_are_listed(api: BatonClient) -> None:
