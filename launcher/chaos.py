@@ -55,7 +55,8 @@ class _Chaos:
     def __init__(self, options: ChaosOptions, tell: Callable[[str], None]) -> None:
         self._options = options
         self._tell = tell
-        self._front_proxy_down = False
+        # The front proxy that is being replaced; connections to another one may not break.
+        self._url_down = ""
         # What a report holds however early the run ends.
         self._counts = Counts()
         self._records: list[FaultRecord] = []
@@ -109,13 +110,13 @@ class _Chaos:
             options.seed, count=options.prompts, tokens_max=options.prompt_tokens_max,
             output_tokens_max=options.output_tokens_max, vocabulary=range(10, 500),
         )  # fmt: skip
-        urls = [f"http://{line.address}" for line in lines if line.role == "front_proxy"]
+        urls = [_url(line) for line in lines if line.role == "front_proxy"]
         timeout = aiohttp.ClientTimeout(total=options.request_timeout_s)
         # A connection a front proxy closed while it was idle must not look like a lost request.
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
             traffic = Traffic(
-                session, model=model, urls=urls, prompts=prompts, may_repeat=lambda: self._front_proxy_down
+                session, model=model, urls=urls, prompts=prompts, may_repeat=lambda url: url == self._url_down
             )
             self._counts = traffic.counts
             self._tell(f"learning {len(prompts)} answers of the undisturbed cluster")
@@ -144,8 +145,8 @@ class _Chaos:
         loop = asyncio.get_running_loop()
         await self._more_ended(traffic, fault.after_requests)
         before = msgspec.structs.replace(traffic.counts)
-        self._front_proxy_down = fault.role == "front_proxy" and replaces(fault.kind)
         line = await cluster.line(fault.process_id)
+        self._url_down = _url(line) if fault.role == "front_proxy" and replaces(fault.kind) else ""
         self._tell(f"{fault.kind} {fault.process_id} (pid {line.pid})")
         began_s = loop.time()
         connections, recovered_after_s = 0, None
@@ -162,7 +163,7 @@ class _Chaos:
         finally:
             record = _seen(fault, before, traffic.counts, connections, recovered_after_s)
             self._records.append(record)
-        self._front_proxy_down = False
+        self._url_down = ""
         hit = f", {connections} connections hit" if fault.kind in NETWORK_KINDS else ""
         self._tell(
             f"{fault.process_id} whole again after {recovered_after_s} s{hit}: {record.requests} requests ended, "
@@ -187,6 +188,10 @@ class _Chaos:
         except ChaosError:
             lines = await cluster.status()
         return sum(line.leases_held for line in lines), sum(line.kv_blocks_used for line in lines)
+
+
+def _url(line: status.StatusLine) -> str:
+    return f"http://{line.address}"
 
 
 def _seen(

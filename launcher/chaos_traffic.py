@@ -72,11 +72,14 @@ def make_prompts(seed: int, *, count: int, tokens_max: int, output_tokens_max: i
 
 
 class Traffic:
-    """``users`` clients, each sending its next request when its last one has ended."""
+    """Clients, each sending its next request when its last one has ended.
+
+    ``may_repeat`` says of a URL whether its front proxy is down, so that a connection to it may break.
+    """
 
     def __init__(
         self, session: aiohttp.ClientSession, *, model: str, urls: Sequence[str], prompts: Sequence[Prompt],
-        may_repeat: Callable[[], bool],
+        may_repeat: Callable[[str], bool],
     ) -> None:  # fmt: skip
         self.counts = Counts()
         self._session = session
@@ -138,7 +141,7 @@ class Traffic:
             try:
                 await self._check(url, index)
             except NoFrontProxy as error:
-                if not self._may_repeat():
+                if not self._may_repeat(url):
                     self._fail(number, f"connection to {url}: {error}")
                     return
                 self.counts.repeated += 1

@@ -59,7 +59,13 @@ async def traffic_to(server: Server, *, may_repeat: bool = False) -> AsyncIterat
     server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     prompts = make_prompts(5, count=8, tokens_max=4, output_tokens_max=6, vocabulary=range(10, 20))
     async with aiohttp.ClientSession() as session:
-        traffic = Traffic(session, model="m", urls=[server.url], prompts=prompts, may_repeat=lambda: may_repeat)
+        traffic = Traffic(
+            session,
+            model="m",
+            urls=[server.url],
+            prompts=prompts,
+            may_repeat=lambda url: may_repeat and url == server.url,
+        )
         await traffic.learn(2)
         yield traffic
     await runner.cleanup()
@@ -105,6 +111,14 @@ async def test_an_error_status_is_a_failure() -> None:
         await send(traffic, 8)
         assert traffic.counts.failed == traffic.counts.requests
         assert "503" in traffic.counts.failures[0].what
+
+
+async def test_a_connection_to_a_front_proxy_that_is_not_down_may_not_break() -> None:
+    async with traffic_to(Server(), may_repeat=True) as traffic:
+        traffic._urls[0] = "http://127.0.0.1:1"  # nobody listens there, and it is not the one that is down
+        await send(traffic, 8)
+        assert traffic.counts.failed == traffic.counts.requests
+        assert traffic.counts.repeated == 0
 
 
 @pytest.mark.parametrize("may_repeat", [False, True])
