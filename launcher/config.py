@@ -92,6 +92,15 @@ class BatonConfig(msgspec.Struct, frozen=True, kw_only=True):
                 "front_proxy.handoff_renew_interval_s must be at most half of prefill_worker.lease_s: "
                 "a lease must outlive one lost renewal"
             )
+        for name, bytes_max in (
+            ("worker.message_bytes_max", self.worker.message_bytes_max),
+            ("front_proxy.message_bytes_max", self.front_proxy.message_bytes_max),
+        ):
+            # Twice: the bytes of a step are estimated, and what does not fit ends the stream with all its requests.
+            if bytes_max < 2 * self.worker.step_bytes_max:
+                raise ValueError(
+                    f"{name} must be at least twice worker.step_bytes_max: a step's outputs are one message"
+                )
         if self.scheduler.leader_lease_file or self.launcher.schedulers > 1:
             self._check_takeover()
 

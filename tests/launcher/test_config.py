@@ -27,6 +27,15 @@ from runtime.configuration import BadConfiguration, load
         (["scheduler.outliers.ejection_s=999"], "ejection_max_s"),
         (["scheduler.leader_interval_s=2"], "leader_lease_s"),
         (["launcher.schedulers=2", "worker.scheduler_silence_timeout_s=9"], "scheduler_silence_timeout_s"),
+        (
+            ["worker.message_bytes_max=16777215"],
+            "worker.message_bytes_max must be at least twice worker.step_bytes_max",
+        ),
+        (
+            ["front_proxy.message_bytes_max=9"],
+            "front_proxy.message_bytes_max must be at least twice worker.step_bytes_max",
+        ),
+        (["worker.step_bytes_max=99999999"], "worker.message_bytes_max must be at least twice worker.step_bytes_max"),
         (["launcher.schedulers=0"], "launcher.schedulers"),
         (["launcher.schedulers=3"], "launcher.schedulers"),
     ],
