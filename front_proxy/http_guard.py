@@ -15,7 +15,7 @@ from front_proxy.request_notes import CLOCK, NOTES, RequestNotes, phases_ms, ser
 from front_proxy.serving_metrics import DROPPED_FIELDS, REFUSALS
 from front_proxy.tenancy import asker
 from runtime.failure_status import STATUS
-from runtime.failures import Failure, FailureKind
+from runtime.failures import Failure, FailureError, FailureKind
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -101,7 +101,11 @@ class HttpGuard:
 
     async def _forward(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         notes = RequestNotes(CLOCK.monotonic_s())
-        notes.asker = asker(scope["headers"])
+        try:
+            notes.asker = asker(scope["headers"])
+        except FailureError as error:
+            await self._refuse(scope, send, "bad_header", HTTPStatus.BAD_REQUEST, error.failure.message)
+            return
         headers: list[tuple[bytes, bytes]] = []
         explain = False
         length = 0

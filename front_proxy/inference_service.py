@@ -14,7 +14,7 @@ import msgspec
 
 from front_proxy.many_outputs import ManyOutputs
 from front_proxy.serving_metrics import GRPC_STREAMS
-from front_proxy.tenancy import Asker, asker_of_call, asker_of_request
+from front_proxy.tenancy import Asker, asker_of_call, asker_of_request, unknown_class
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from runtime.failures import Failure, FailureError, FailureKind
 from runtime.grpc_errors import abort, code_of
@@ -27,6 +27,9 @@ _PRIORITY_CLASSES: dict[int, str] = {
     inference_pb2.PRIORITY_CLASS_BATCH: "batch",
 }
 _MESSAGE_CHARACTERS_MAX = 4096
+NAME_CHARACTERS_MAX = 1024
+"""Longest request_id, tenant, session_id and cache_salt: they are kept, logged and sent on with every message."""
+_NAMES = ("request_id", "tenant", "session_id", "cache_salt")
 log = logging.getLogger("baton.front_proxy.inference_service")
 
 Context = grpc.aio.ServicerContext[object, object]
@@ -79,7 +82,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         """One request; its responses as they come."""
         request.request_id = request.request_id or _request_id()
         with GRPC_STREAMS.labels("Generate").track_inprogress():
-            asker = _asker(_caller(context), request)
+            try:
+                _check_names(request)
+                asker = _asker(_caller(context), request)
+            except FailureError as error:
+                await abort(context, error.failure)
             responses = self._inference.generate(request, asker=asker, deadline_s=_time_left_s(context))
             try:
                 async for response in responses:
@@ -96,7 +103,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request_iterator: AsyncIterator[inference_pb2.GenerateManyRequest], context: Context
     ) -> AsyncIterator[inference_pb2.GenerateManyResponse]:
         """Many requests; what one turn of the event loop brought goes out in one message, or in as few as hold it."""
-        session = _ManySession(self._inference, _caller(context), self._bounds)
+        try:
+            caller = _caller(context)
+        except FailureError as error:
+            await abort(context, error.failure)
+        session = _ManySession(self._inference, caller, self._bounds)
         reader = asyncio.create_task(session.read(request_iterator), name="generate-many-reader")
         with GRPC_STREAMS.labels("GenerateMany").track_inprogress():
             try:
@@ -177,6 +188,12 @@ class _ManySession:
     def _start(self, request: inference_pb2.GenerateRequest) -> None:
         request.request_id = request.request_id or _request_id()
         name = request.request_id
+        try:
+            _check_names(request)
+            asker = _asker(self._caller, request)
+        except FailureError as error:
+            self._fail(name[:NAME_CHARACTERS_MAX], error.failure)
+            return
         if name in self._running:
             message = f"Request {name} already runs on this stream."
             self._fail(name, Failure(kind=FailureKind.BAD_REQUEST, message=message))
@@ -186,14 +203,14 @@ class _ManySession:
             self._fail(name, Failure(kind=FailureKind.EXHAUSTED, message=message, retry_after_s=retry))
         else:
             ended: set[int] = set()
-            task = asyncio.create_task(self._run(request, ended), name=f"generate {name}")
+            task = asyncio.create_task(self._run(request, asker, ended), name=f"generate {name}")
             self._running[name] = task
             task.add_done_callback(lambda task: self._on_done(request, ended, task))
 
-    async def _run(self, request: inference_pb2.GenerateRequest, ended: set[int]) -> None:
+    async def _run(self, request: inference_pb2.GenerateRequest, asker: Asker, ended: set[int]) -> None:
         """Answer one request; the choices that finished are added to ``ended``."""
         name = request.request_id
-        responses = self._inference.generate(request, asker=_asker(self._caller, request), deadline_s=None)
+        responses = self._inference.generate(request, asker=asker, deadline_s=None)
         try:
             async for response in responses:
                 ended.update(choice.index for choice in response.choices if choice.finish_reason)
@@ -242,9 +259,18 @@ def _caller(context: Context) -> Asker:
 
 
 def _asker(caller: Asker, request: inference_pb2.GenerateRequest) -> Asker:
-    return asker_of_request(
-        caller, tenant=request.tenant, priority_class=_PRIORITY_CLASSES.get(request.priority_class, "")
-    )
+    """On whose behalf it comes. Raises FailureError for a class that is none."""
+    number = request.priority_class
+    if number and number not in _PRIORITY_CLASSES:
+        raise unknown_class("priority_class", str(number))
+    return asker_of_request(caller, tenant=request.tenant, priority_class=_PRIORITY_CLASSES.get(number, ""))
+
+
+def _check_names(request: inference_pb2.GenerateRequest) -> None:
+    for field in _NAMES:
+        if (length := len(getattr(request, field))) > NAME_CHARACTERS_MAX:
+            message = f"{field} must have at most {NAME_CHARACTERS_MAX} characters, got {length}."
+            raise FailureError(Failure(kind=FailureKind.BAD_REQUEST, message=message))
 
 
 def _time_left_s(context: Context) -> float | None:

@@ -10,9 +10,11 @@ from collections.abc import Iterable
 
 import msgspec
 
+from runtime.failures import Failure, FailureError, FailureKind
+
 TENANT_HEADER = b"x-baton-tenant"
 PRIORITY_HEADER = b"x-baton-priority"
-PRIORITY_CLASSES = frozenset({"interactive", "default", "batch"})
+PRIORITY_CLASSES = ("interactive", "default", "batch")
 _KEY_PREFIX = "key-"
 _DIGEST_BYTES = 8
 _TENANT_CHARACTERS_MAX = 64
@@ -26,7 +28,10 @@ class Asker(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def asker(headers: Iterable[tuple[bytes, bytes]]) -> Asker:
-    """Who asks. An API key is proof and goes before the header, which anybody can write."""
+    """Who asks. An API key is proof and goes before the header, which anybody can write.
+
+    Raises FailureError (BAD_REQUEST) for a class that is none: as another one it would be missed only under overload.
+    """
     key, named, wanted = b"", b"", b""
     for name, value in headers:
         if name == b"authorization" and value[:7].lower() == b"bearer ":
@@ -43,7 +48,9 @@ def asker(headers: Iterable[tuple[bytes, bytes]]) -> Asker:
     elif named:
         tenant = _named(named.decode(errors="replace"))
     priority_class = wanted.decode("latin-1")
-    return Asker(tenant=tenant, priority_class=priority_class if priority_class in PRIORITY_CLASSES else "")
+    if priority_class and priority_class not in PRIORITY_CLASSES:
+        raise unknown_class(PRIORITY_HEADER.decode(), priority_class)
+    return Asker(tenant=tenant, priority_class=priority_class)
 
 
 def asker_of_call(metadata: Iterable[tuple[str, str | bytes]]) -> Asker:
@@ -60,6 +67,13 @@ def asker_of_request(call: Asker, *, tenant: str, priority_class: str) -> Asker:
         return call
     named = _named(tenant) if tenant and not call.tenant.startswith(_KEY_PREFIX) else call.tenant
     return Asker(tenant=named, priority_class=priority_class or call.priority_class)
+
+
+def unknown_class(field: str, value: str) -> FailureError:
+    """The refusal of ``value``, which is no priority class."""
+    known = ", ".join(PRIORITY_CLASSES)
+    message = f"{field} must be one of {known}, got {value[:_TENANT_CHARACTERS_MAX]!r}."
+    return FailureError(Failure(kind=FailureKind.BAD_REQUEST, message=message))
 
 
 def _named(tenant: str) -> str:

@@ -11,7 +11,14 @@ import grpc
 import pytest
 
 from front_proxy.client import BatonClient, BatonError, GenerateRequest, Result, SamplingOptions, request
-from front_proxy.inference_service import SERVICE, InferenceService, NamedModel, StreamBounds, _ManySession
+from front_proxy.inference_service import (
+    NAME_CHARACTERS_MAX,
+    SERVICE,
+    InferenceService,
+    NamedModel,
+    StreamBounds,
+    _ManySession,
+)
 from front_proxy.many_outputs import ManyOutputs
 from front_proxy.tenancy import Asker, asker
 from front_proxy.vllm_inference import VllmInference, sampling_params
@@ -159,6 +166,40 @@ async def test_what_the_context_cannot_hold_is_refused(
     with pytest.raises(BatonError) as caught:
         await api.complete([5] * prompt_tokens, SamplingOptions(max_tokens=50, min_tokens=min_tokens))
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert served.source.requests == []
+
+
+@pytest.mark.parametrize("field", ["request_id", "tenant", "session_id", "cache_salt"])
+async def test_a_name_without_bound_is_refused_by_its_field(served: Served, api: BatonClient, field: str) -> None:
+    def asking(characters: int) -> GenerateRequest:
+        asked = request("x", SamplingOptions(max_tokens=1))
+        setattr(asked, field, "x" * characters)
+        return asked
+
+    longest, longer = asking(NAME_CHARACTERS_MAX), asking(NAME_CHARACTERS_MAX + 1)
+    with pytest.raises(grpc.aio.AioRpcError, match=f"{field} must have at most") as refused:
+        await api._stub.Generate(longer).read()
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    async with asyncio.timeout(10):
+        results = [result async for result in api.generate_many([longer, longest], in_flight_max=1)]
+    (error,) = [result.error for result in results if result.error]
+    assert (error.reason, str(error).startswith(field)) == ("BAD_REQUEST", True)
+    assert len(served.source.requests) == 1
+
+
+async def test_a_priority_class_that_is_none_is_refused(served: Served, api: BatonClient) -> None:
+    asked = request("x", SamplingOptions(max_tokens=1))
+    metadata = [("x-baton-priority", "urgent")]
+    for call in (
+        api._stub.Generate(asked, metadata=metadata),
+        api._stub.GenerateMany(iter(()), metadata=metadata),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError, match="must be one of interactive, default, batch") as refused:
+            await call.read()
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    asked.priority_class = 9  # type: ignore[assignment]
+    (result,) = [result async for result in api.generate_many([asked])]
+    assert "priority_class must be one of interactive, default, batch" in str(result.error)
     assert served.source.requests == []
 
 

@@ -302,6 +302,14 @@ async def test_what_no_message_can_carry_gets_400_and_leaves_nothing_behind(
     assert served.client.requests_running == 0
 
 
+async def test_a_priority_class_that_is_none_gets_400(served: Served, http: httpx.AsyncClient) -> None:
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 1}
+    refused = await http.post("/v1/completions", json=body, headers={"x-baton-priority": "urgent"})
+    assert refused.status_code == 400
+    assert "interactive, default, batch" in refused.json()["error"]["message"]
+    assert served.source.requests == []
+
+
 async def test_a_body_over_the_bound_gets_413(served: Served, http: httpx.AsyncClient) -> None:
     response = await post(http, "/v1/completions", prompt="x" * 30_000, max_tokens=2)
     assert response.status_code == 413

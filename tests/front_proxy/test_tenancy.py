@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from front_proxy.tenancy import Asker, asker, asker_of_call, asker_of_request
+from runtime.failures import FailureError
 
 
 @pytest.mark.parametrize(
@@ -13,12 +14,19 @@ from front_proxy.tenancy import Asker, asker, asker_of_call, asker_of_request
         ([], Asker()),
         ([(b"x-baton-tenant", b"team a")], Asker(tenant="name-team a")),
         ([(b"x-baton-priority", b"Batch")], Asker(priority_class="batch")),
-        ([(b"x-baton-priority", b"at once")], Asker()),
+        ([(b"x-baton-priority", b" ")], Asker()),
         ([(b"authorization", b"Basic abc")], Asker()),
     ],
 )
 def test_the_headers_say_who_asks(headers: list[tuple[bytes, bytes]], expected: Asker) -> None:
     assert asker(headers) == expected
+
+
+def test_a_class_that_is_none_is_refused_with_those_that_are() -> None:
+    with pytest.raises(
+        FailureError, match="x-baton-priority must be one of interactive, default, batch, got 'at once'"
+    ):
+        asker([(b"x-baton-priority", b"at once")])
 
 
 def test_a_key_is_told_apart_but_not_told_and_goes_before_a_name() -> None:
