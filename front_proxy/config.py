@@ -51,7 +51,9 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Times a retry that no worker can take now, or reach, is planned again. With ``replan_wait_s`` this is how long a
     request waits for the network to come back: 22 s and the tries themselves; never beyond its deadline."""
     replan_wait_s: Positive = 0.1
-    """First pause before that; it doubles up to eight times itself."""
+    """First pause before that, in the middle; it doubles up to eight times itself, and each is drawn between a half and
+    one and a half of that. The retry budget does not count these: in the long run a front proxy plans at most
+    ``requests_in_flight_max`` requests again in four times this."""
     retry_budget_burst: PositiveCount = 2048
     """Retries that may follow at once, over all requests: what a dying worker ran must fit."""
     retry_budget_ratio: NonNegative = 0.5

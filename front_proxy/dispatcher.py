@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import random
 import time
 from collections.abc import Callable
 
@@ -56,6 +57,7 @@ class Dispatcher:
         self._limits = _run_limits(config)
         self._stall_bounds = _stall_bounds(config)
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._rng = random.Random()
         self._retry_budget = RetryBudget(
             ratio=config.retry_budget_ratio,
             per_s=config.retry_budget_per_s,
@@ -157,6 +159,7 @@ class Dispatcher:
             metrics=self._metrics,
             limits=msgspec.structs.replace(self._limits, deadline_s=min(wanted_s, self._config.deadline_s)),
             budget=self._take_retry,
+            draw=self._rng.random,
             on_done=lambda: self._forget(request.request_id),
         )
         self._runs[request.request_id] = run

@@ -1,4 +1,4 @@
-"""One request from arrival to its last token, as a pure machine. No clock, no I/O, no randomness.
+"""One request from arrival to its last token, as a pure machine. No clock, no I/O; chance is injected.
 
 Only the front proxy knows which tokens were already shown, so retry, cancellation and deadlines are decided here.
 Work is numbered by attempt: whatever an abandoned attempt still delivers is told apart, and a hand-off that arrives
@@ -65,11 +65,15 @@ class RequestFlow:
         *,
         bounds: RetryBounds,
         budget: Callable[[], bool],
+        draw: Callable[[], float],
         output_tokens_max: int,
         continuing: bool,
         pinned_decode_worker: str | None = None,
     ) -> None:
-        """``continuing``: an engine given prompt + shown tokens goes on as one that was never disturbed."""
+        """``continuing``: an engine given prompt + shown tokens goes on as one that was never disturbed.
+
+        ``draw`` gives numbers in [0, 1), by which pauses differ.
+        """
         assert output_tokens_max >= 1, output_tokens_max
         self.phase = Phase.NEW
         self.attempt = 0
@@ -77,7 +81,7 @@ class RequestFlow:
         self._output_tokens_max = output_tokens_max
         self._continuing = continuing
         self._pinned = pinned_decode_worker
-        self._retries = Retries(bounds, budget)
+        self._retries = Retries(bounds, budget, draw)
         self._shown = ShownTokens(continuing=continuing)
         self._prefill_only = False
         self._plan: Planned | None = None

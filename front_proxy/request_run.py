@@ -79,11 +79,13 @@ class RequestRun:
         metrics: DispatchMetrics,
         limits: RunLimits,
         budget: Callable[[], bool],
+        draw: Callable[[], float],
         on_done: Callable[[], None],
     ) -> None:
         self.flow = RequestFlow(
             bounds=limits.retries,
             budget=budget,
+            draw=draw,
             output_tokens_max=request.output_tokens_max,
             continuing=request.continuation is not None,
             pinned_decode_worker=request.pinned_decode_worker,
@@ -296,6 +298,7 @@ class RequestRun:
             case Suspect(worker=worker, reason=reason):
                 self._planning.suspect(worker, reason)
             case Pause(attempt=attempt, wait_s=wait_s):
+                self._metrics.replans.inc()
                 self._pause = self._loop.call_later(wait_s, self.feed, PauseOver(attempt=attempt))
             case Retried(stage=stage, failure=failure, how=how):
                 self._metrics.retries.labels(stage.value, failure.kind.value).inc()

@@ -1,4 +1,4 @@
-"""How often a request may be tried again, and how often all of a front proxy together. Pure: time is an argument."""
+"""How often a request may be tried again, and all of a front proxy together. Pure: time and chance are arguments."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import msgspec
 
 # The pause before a refused retry is planned again doubles up to this multiple of the first one.
 PAUSE_GROWTH_MAX = 8
+# Each is drawn between these shares of that: what waits for the same worker must not come back as one.
+PAUSE_SHARE_MIN, PAUSE_SHARE_MAX = 0.5, 1.5
 
 
 class RetryBounds(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,16 +56,20 @@ class RetryBudget:
 
 
 class Retries:
-    """The counts of one request. ``budget`` is asked last: what is refused for another reason must not cost it."""
+    """The counts of one request. ``budget`` is asked last: what is refused for another reason must not cost it.
 
-    __slots__ = ("_bounds", "_budget", "_replans", "_resumes", "_tries", "excluded")
+    ``draw`` gives numbers in [0, 1).
+    """
 
-    def __init__(self, bounds: RetryBounds, budget: Callable[[], bool]) -> None:
+    __slots__ = ("_bounds", "_budget", "_draw", "_replans", "_resumes", "_tries", "excluded")
+
+    def __init__(self, bounds: RetryBounds, budget: Callable[[], bool], draw: Callable[[], float]) -> None:
         assert bounds.attempts_max >= 1, bounds
         self.excluded: list[str] = []
         """Workers that failed since the client last got something; one that is well by then may be used again."""
         self._bounds = bounds
         self._budget = budget
+        self._draw = draw
         self._tries = 1
         self._resumes = 0
         self._replans = 0
@@ -101,4 +107,4 @@ class Retries:
         self._replans += 1
         # Nobody else is left: one of the excluded may have been started again by then.
         self.excluded.clear()
-        return wait_s
+        return wait_s * (PAUSE_SHARE_MIN + self._draw() * (PAUSE_SHARE_MAX - PAUSE_SHARE_MIN))

@@ -62,6 +62,7 @@ class Client:
         self.flow = flow(
             bounds=RETRY_BOUNDS,
             budget=lambda: front.budget.take(front.world.now_s),
+            draw=front.world.rng.random,
             output_tokens_max=asked.output_tokens_max,
             continuing=asked.continuing,
             pinned_decode_worker="decode-0" if asked.pinned else None,

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 from front_proxy.retries import PAUSE_GROWTH_MAX, Retries, RetryBounds, RetryBudget
 
 BOUNDS = RetryBounds(attempts_max=3, resumes_max=2, replans_max=6, replan_wait_s=0.1)
+
+
+def middle() -> float:
+    return 0.5
 
 
 def test_a_full_bucket_moves_a_whole_worker_at_once_and_then_no_more() -> None:
@@ -27,7 +33,7 @@ def test_a_clock_that_stands_still_fills_nothing() -> None:
 
 
 def test_tries_in_a_row_are_bounded_and_progress_begins_them_anew_a_bounded_number_of_times() -> None:
-    retries = Retries(BOUNDS, lambda: True)
+    retries = Retries(BOUNDS, lambda: True, middle)
     tries = 1
     while retries.again():
         tries += 1
@@ -36,7 +42,7 @@ def test_tries_in_a_row_are_bounded_and_progress_begins_them_anew_a_bounded_numb
             retries.progressed()
             assert retries.excluded == [] or tries > 4
     assert tries < retries.attempts_bound
-    assert Retries(BOUNDS, lambda: False).again() is False
+    assert Retries(BOUNDS, lambda: False, middle).again() is False
 
 
 def test_a_try_that_is_not_allowed_does_not_cost_the_budget() -> None:
@@ -46,13 +52,20 @@ def test_a_try_that_is_not_allowed_does_not_cost_the_budget() -> None:
         asked.append(True)
         return True
 
-    retries = Retries(BOUNDS, budget)
+    retries = Retries(BOUNDS, budget, middle)
     assert [retries.again() for _ in range(5)] == [True, True, False, False, False]
     assert len(asked) == 2
 
 
+def test_what_waits_for_the_same_worker_does_not_come_back_as_one() -> None:
+    rng = random.Random(7)
+    first = [Retries(BOUNDS, lambda: True, rng.random).pause_s() or 0.0 for _ in range(100)]
+    assert len(set(first)) == 100
+    assert all(0.5 * BOUNDS.replan_wait_s <= pause_s < 1.5 * BOUNDS.replan_wait_s for pause_s in first)
+
+
 def test_pauses_grow_to_a_bound_and_end() -> None:
-    retries = Retries(BOUNDS, lambda: True)
+    retries = Retries(BOUNDS, lambda: True, middle)
     retries.exclude("decode-0")
     pauses = [retries.pause_s() for _ in range(7)]
     assert pauses == [0.1, 0.2, 0.4, 0.8, 0.1 * PAUSE_GROWTH_MAX, 0.1 * PAUSE_GROWTH_MAX, None]
