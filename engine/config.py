@@ -58,6 +58,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     engines_per_machine: PositiveCount = 2
     # How long a prefill engine keeps KV nobody took over, where no release message comes.
     lease_duration_s: Positive = 30.0
+    # When an engine is told to free KV that another one says it has, many at once: the transfer layer has told it
+    # before, but not where the pull failed and nobody knows it.
+    pulled_release_delay_s: Positive = 1.0
     # Where this engine offers its NIXL metadata; other machines must reach it. The port is asked from the kernel.
     side_channel_host: str = "127.0.0.1"
     # The connector class and its module; "MultiConnector" with an empty module composes several (kv_connector_extra).

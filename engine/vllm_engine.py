@@ -22,6 +22,7 @@ from vllm.version import __version__ as vllm_version
 from engine import vllm_args, vllm_values
 from engine.config import EngineConfig
 from engine.epoch import next_epoch
+from engine.late_releases import LateReleases
 from engine.protocol import (
     EngineDead,
     EngineError,
@@ -60,6 +61,7 @@ class VllmEngine:
         self._config = config
         self._worker_id = worker_id
         self._message_ids = itertools.count()
+        self._late_releases = LateReleases(self._release, config.pulled_release_delay_s)
         self._closed = False
         self._steps = StepOutputs(load, self._handoff)
         # Before its first request: AsyncLLM's output loop, which starts then, keeps the processor it finds.
@@ -130,14 +132,15 @@ class VllmEngine:
 
     async def release(self, handoff_lease_id: str) -> None:
         """Free the KV a ``Hold`` kept. Idempotent; safe while or after it is pulled."""
-        await self._tell_connector({"baton_release": [handoff_lease_id]})
+        await self._release([handoff_lease_id])
 
     async def renew(self, handoff_lease_id: str, lease_s: float) -> None:
         """Keep the KV of a ``Hold`` for ``lease_s`` from now, if it is still held; never shorter than before."""
         await self._tell_connector({"baton_renew": {handoff_lease_id: lease_s}})
 
     def pulled(self, handoff_lease_id: str) -> None:
-        """Nothing: NIXL's notification has freed the blocks."""
+        """Release it a moment later: NIXL's notification has freed the blocks, but where the pull had failed."""
+        self._late_releases.add(handoff_lease_id)
 
     def load(self) -> EngineLoad:
         """The latest known load, without waiting."""
@@ -155,6 +158,7 @@ class VllmEngine:
         if self._closed:
             return
         self._closed = True
+        self._late_releases.close()
         timeout_s = self._config.close_timeout_s
         if (handler := self._llm.output_handler) is not None:
             handler.cancel()  # or it would log the engine's orderly end as a crash
@@ -163,6 +167,9 @@ class VllmEngine:
                 await asyncio.to_thread(self._llm.shutdown, timeout_s)
         except TimeoutError:
             log.error("vLLM did not stop within %.0f s", timeout_s + self._config.close_grace_s)
+
+    async def _release(self, lease_ids: list[str]) -> None:
+        await self._tell_connector({"baton_release": lease_ids})
 
     async def _tell_connector(self, params: dict[str, Any]) -> None:
         """A message to the connector's scheduler half: the params of a request that vLLM aborts at once."""

@@ -143,7 +143,7 @@ class StepOutputs:
         first = None
         if live.first:
             live.first = False
-            first = vllm_values.first_output(output.prefill_stats, _times(output), timestamp_s, request.transfer)
+            first = vllm_values.first_output(output.prefill_stats, _times(output), timestamp_s)
             self._load.count_prompt(output.prefill_stats)
         logprobs, scored = output.new_logprobs, output.new_prompt_logprobs_tensors
         made = EngineOutput(

@@ -8,7 +8,7 @@ from typing import Any, cast
 import msgspec
 
 from engine.config import EngineConfig
-from engine.protocol import EngineInfo, Finish, FinishReason, FirstOutput, Hold, Logprobs, TakeOver
+from engine.protocol import EngineInfo, Finish, FinishReason, FirstOutput, Logprobs
 from kv_transfer import layout
 from kv_transfer.handoff import KvHandoff
 
@@ -80,19 +80,16 @@ def finish(reason: Any, stop_reason: Any) -> Finish:
     return Finish(cast(FinishReason, known), stop_reason if isinstance(stop_reason, int) else None)
 
 
-def first_output(
-    stats: Any, times_s: tuple[float, float], ended_s: float, transfer: Hold | TakeOver | None
-) -> FirstOutput:
+def first_output(stats: Any, times_s: tuple[float, float], ended_s: float) -> FirstOutput:
     """Facts of a first output: vLLM's PrefillStats, when it was queued and scheduled, when its step ended.
 
-    VLLM tells cached tokens as one number; with a take-over we count them all as taken over.
+    They are vLLM's plan for the prompt. A pull that failed behind a local prefix is still in it, so that external
+    tokens do not prove that the holder was told.
     """
-    cached = stats.num_cached_tokens if stats is not None else 0
-    taken_over = isinstance(transfer, TakeOver)
     queued_s, scheduled_s = times_s
     return FirstOutput(
-        cached_tokens=0 if taken_over else cached,
-        external_tokens=cached if taken_over else 0,
+        cached_tokens=stats.num_local_cached_tokens if stats is not None else 0,
+        external_tokens=stats.num_external_cached_tokens if stats is not None else 0,
         queue_s=max(0.0, scheduled_s - queued_s) if scheduled_s else 0.0,
         compute_s=max(0.0, ended_s - scheduled_s) if scheduled_s else 0.0,
     )

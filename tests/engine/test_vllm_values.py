@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from engine.protocol import Finish, TakeOver
+from engine.protocol import Finish
 from engine.vllm_values import _weights_identity, finish, first_output, logprob_columns, take_over_params
 from kv_transfer.handoff import KvHandoff
 
@@ -43,12 +43,12 @@ def test_finish_reasons_by_name(reason: str, stop_reason: int | None, wanted: Fi
     assert finish(reason, stop_reason) == wanted
 
 
-def test_cached_tokens_of_a_take_over_are_counted_as_taken_over() -> None:
-    stats = SimpleNamespace(num_cached_tokens=31)
-    local = first_output(stats, (1.0, 1.5), 2.5, None)
+def test_a_local_prefix_is_not_counted_as_taken_over() -> None:
+    local = first_output(SimpleNamespace(num_local_cached_tokens=31, num_external_cached_tokens=0), (1.0, 1.5), 2.5)
     assert (local.cached_tokens, local.external_tokens, local.queue_s, local.compute_s) == (31, 0, 0.5, 1.0)
-    remote = first_output(stats, (0.0, 0.0), 2.5, TakeOver(ticket(b"")))
-    assert (remote.cached_tokens, remote.external_tokens, remote.queue_s, remote.compute_s) == (0, 31, 0.0, 0.0)
+    both = first_output(SimpleNamespace(num_local_cached_tokens=32, num_external_cached_tokens=7), (0.0, 0.0), 2.5)
+    assert (both.cached_tokens, both.external_tokens, both.queue_s, both.compute_s) == (32, 7, 0.0, 0.0)
+    assert first_output(None, (0.0, 0.0), 2.5).external_tokens == 0
 
 
 def ticket(params: bytes) -> KvHandoff:

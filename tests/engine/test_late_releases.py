@@ -1,0 +1,30 @@
+"""Leases that were pulled are released all the same, together."""
+
+from __future__ import annotations
+
+import asyncio
+
+from engine.late_releases import LateReleases
+
+
+async def test_what_was_pulled_is_released_together_and_once() -> None:
+    told: asyncio.Queue[list[str]] = asyncio.Queue()
+    late = LateReleases(told.put, 0.001)
+    async with asyncio.timeout(5):
+        late.add("a")
+        late.add("b")
+        assert await told.get() == ["a", "b"]
+        late.add("c")
+        assert await told.get() == ["c"]
+    assert told.empty()
+
+
+async def test_a_closed_engine_is_told_nothing() -> None:
+    told: asyncio.Queue[list[str]] = asyncio.Queue()
+    late, other = LateReleases(told.put, 0.001), LateReleases(told.put, 0.002)
+    late.add("a")
+    late.close()
+    other.add("b")
+    async with asyncio.timeout(5):
+        assert await told.get() == ["b"]
+    assert told.empty()
