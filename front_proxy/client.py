@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Literal, Self
@@ -52,11 +53,8 @@ class Result(msgspec.Struct, kw_only=True):
     request_id: str
     response: GenerateResponse | None = None
     error: BatonError | None = None
-
-    @property
-    def finished(self) -> bool:
-        """Nothing follows for this request."""
-        return self.error is not None or (self.response is not None and _is_last(self.response))
+    finished: bool
+    """Nothing follows for this request."""
 
 
 class BatonClient:
@@ -155,22 +153,26 @@ class BatonClient:
         A failed request is a Result with ``error``; only the loss of the stream raises BatonError.
         """
         room = asyncio.Semaphore(in_flight_max)
+        choices = _OpenChoices()
 
         async def outgoing() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
             async for one in _each(requests):
                 await room.acquire()
-                yield inference_pb2.GenerateManyRequest(generate=one)
+                message = inference_pb2.GenerateManyRequest(generate=one)
+                choices.sent(message.generate)
+                yield message
 
         call = self._stub.GenerateMany(outgoing(), metadata=self._metadata)
         try:
             async for batch in call:
                 for response in batch.outputs:
-                    if _is_last(response):
+                    if finished := choices.ended(response):
                         room.release()
-                    yield Result(request_id=response.request_id, response=response)
+                    yield Result(request_id=response.request_id, response=response, finished=finished)
                 for failed in batch.errors:
+                    choices.failed(failed.request_id)
                     room.release()
-                    yield Result(request_id=failed.request_id, error=_request_error(failed))
+                    yield Result(request_id=failed.request_id, error=_request_error(failed), finished=True)
         except grpc.aio.AioRpcError as error:
             raise _failed(error) from error
         finally:
@@ -221,9 +223,34 @@ async def _each(requests: Iterable[GenerateRequest] | AsyncIterable[GenerateRequ
         yield one
 
 
-def _is_last(response: GenerateResponse) -> bool:
-    # A cancelled request ends without usage.
-    return response.HasField("usage") or any(choice.finish_reason == "abort" for choice in response.choices)
+class _OpenChoices:
+    """How many choices each request of a stream still has: one that was cancelled ends without usage."""
+
+    def __init__(self) -> None:
+        self._left: dict[str, int] = {}
+
+    def sent(self, asked: GenerateRequest) -> None:
+        """Count it, under a name of ours where it has none."""
+        asked.request_id = asked.request_id or f"gen-{uuid.uuid4().hex}"
+        self._left[asked.request_id] = max(1, asked.sampling.n)
+
+    def ended(self, response: GenerateResponse) -> bool:
+        """Whether nothing follows for its request; true once."""
+        name = response.request_id
+        if response.HasField("usage"):
+            self._left.pop(name, None)
+            return True
+        if any(choice.finish_reason for choice in response.choices) and name in self._left:
+            self._left[name] -= sum(bool(choice.finish_reason) for choice in response.choices)
+            # A choice may end by itself before the last; only aborts end a request without its usage.
+            if self._left[name] <= 0 and any(choice.finish_reason == "abort" for choice in response.choices):
+                del self._left[name]
+                return True
+        return False
+
+    def failed(self, request_id: str) -> None:
+        """Its error came."""
+        self._left.pop(request_id, None)
 
 
 def _failed(error: grpc.aio.AioRpcError) -> BatonError:

@@ -1,0 +1,15 @@
+"""Bounds of a GenerateMany stream for tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from front_proxy.inference_service import StreamBounds
+
+MESSAGE_BYTES_MAX = 1 << 20
+
+
+def bounds(**changed: Any) -> StreamBounds:
+    """The usual ones but for what is ``changed``."""
+    usual = {"requests_max": 4, "outputs_max": 16, "output_bytes_max": MESSAGE_BYTES_MAX, "retry_after_s": 1.0}
+    return StreamBounds(**{**usual, "message_bytes_max": MESSAGE_BYTES_MAX, **changed})

@@ -1,0 +1,147 @@
+"""GenerateMany where its client or its outputs are not as they should be: slow, long, aborted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import grpc
+import pytest
+
+from front_proxy.client import BatonClient, GenerateRequest, Result, SamplingOptions, _OpenChoices, request
+from front_proxy.inference_service import SERVICE, InferenceService, NamedModel
+from front_proxy.many_outputs import ManyOutputs
+from front_proxy.tenancy import Asker
+from protos.inference.v1 import inference_pb2, inference_pb2_grpc
+from runtime.grpc_server import start_server
+from tests.front_proxy.stream_bounds import MESSAGE_BYTES_MAX, bounds
+from tests.polling import until
+
+
+class Wide:
+    """An inference whose every request has one response of so many bytes."""
+
+    def __init__(self, sizes_bytes: list[int]) -> None:
+        self.sizes_bytes = sizes_bytes
+        self.given = 0
+
+    def models(self) -> list[NamedModel]:
+        return []
+
+    async def generate(
+        self, request: GenerateRequest, *, asker: Asker, deadline_s: float | None
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+        self.given += 1
+        choice = inference_pb2.Choice(text="x" * self.sizes_bytes[int(request.request_id)], finish_reason="stop")
+        yield inference_pb2.GenerateResponse(
+            request_id=request.request_id, choices=[choice], usage=inference_pb2.Usage(completion_tokens=1)
+        )
+
+
+@pytest.mark.parametrize("output_bytes_max", [40_000, 16 << 20])
+async def test_a_reader_that_paused_gets_everything_in_messages_within_the_bound(output_bytes_max: int) -> None:
+    sizes = [10_000] * 100 + [70_000, 50_000, 1]
+    wide = Wide(sizes)
+    limits = bounds(requests_max=200, outputs_max=4096, output_bytes_max=output_bytes_max, message_bytes_max=64_000)
+    service = InferenceService(wide, limits)
+
+    def add(server: grpc.aio.Server) -> list[str]:
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
+        return [SERVICE]
+
+    running = await start_server("127.0.0.1", 0, add, message_bytes_max=limits.message_bytes_max)
+    async with asyncio.timeout(20), BatonClient(running.address) as client:
+        asked = [request("x", request_id=str(i)) for i in range(len(sizes))]
+        results: list[Result] = []
+        async for result in client.generate_many(asked):
+            if not results:
+                # As long as nobody reads: until everything waits, or no more may.
+                await until(lambda: wide.given == len(sizes), within_s=10)
+            results.append(result)
+    await running.stop(0)
+    failed = {result.request_id: result.error.reason for result in results if result.error}
+    assert failed == {"100": "TOO_LARGE"}
+    assert sorted(int(result.request_id) for result in results) == list(range(len(sizes)))
+
+
+async def test_what_waits_is_bounded_by_bytes_and_so_is_each_message() -> None:
+    outputs = ManyOutputs(count_max=1000, bytes_max=30_000, message_bytes_max=25_000)
+    one = inference_pb2.GenerateResponse(request_id="r", choices=[inference_pb2.Choice(text="x" * 10_000)])
+    for _ in range(3):
+        await asyncio.wait_for(outputs.until_room(), 5)
+        outputs.add(one)
+    waiting = asyncio.create_task(outputs.until_room())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    outputs.add(inference_pb2.RequestError(request_id="r", message="the end"))
+    first, second = outputs.take(), outputs.take()
+    await asyncio.wait_for(waiting, 5)
+    assert [(len(batch.outputs), len(batch.errors)) for batch in (first, second)] == [(2, 0), (1, 1)]
+    assert max(first.ByteSize(), second.ByteSize()) <= 25_000
+    assert not outputs
+
+
+class Aborting:
+    """An inference that says ``said`` of every request: (choice, finish reason, whether usage comes with it)."""
+
+    def __init__(self, said: list[tuple[int, str, bool]]) -> None:
+        self.said = said
+        self.running = self.most = 0
+
+    def models(self) -> list[NamedModel]:
+        return []
+
+    async def generate(
+        self, request: GenerateRequest, *, asker: Asker, deadline_s: float | None
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        for index, reason, last in self.said:
+            if last:
+                self.running -= 1
+            yield inference_pb2.GenerateResponse(
+                request_id=request.request_id,
+                choices=[inference_pb2.Choice(index=index, finish_reason=reason)],
+                usage=inference_pb2.Usage() if last else None,
+            )
+            # Several turns: what the client does with this one must show.
+            for _ in range(20):
+                await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [(0, "abort", False), (1, "stop", True)],
+        [(0, "stop", False), (1, "abort", True)],
+        [(0, "abort", False), (1, "abort", True)],
+    ],
+)
+async def test_a_request_of_which_a_choice_was_aborted_counts_once(said: list[tuple[int, str, bool]]) -> None:
+    inference = Aborting(said)
+    service = InferenceService(inference, bounds())
+
+    def add(server: grpc.aio.Server) -> list[str]:
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
+        return [SERVICE]
+
+    running = await start_server("127.0.0.1", 0, add, message_bytes_max=MESSAGE_BYTES_MAX)
+    async with asyncio.timeout(20), BatonClient(running.address) as client:
+        asked = [request("x", SamplingOptions(n=2)) for _ in range(6)]
+        results = [result async for result in client.generate_many(asked, in_flight_max=1)]
+    await running.stop(0)
+    assert [result.finished for result in results] == [False, True] * 6
+    assert inference.most == 1
+
+
+def test_a_cancelled_request_ends_with_the_abort_of_its_last_choices() -> None:
+    choices = _OpenChoices()
+    asked = request("x", SamplingOptions(n=3), request_id="r")
+    choices.sent(asked)
+
+    def response(*ended: tuple[int, str]) -> inference_pb2.GenerateResponse:
+        told = [inference_pb2.Choice(index=index, finish_reason=reason) for index, reason in ended]
+        return inference_pb2.GenerateResponse(request_id="r", choices=told)
+
+    assert [choices.ended(response((0, "stop"))), choices.ended(response((1, "abort"), (2, "abort")))] == [False, True]
+    assert not choices.ended(response((1, "abort")))
