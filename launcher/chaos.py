@@ -18,9 +18,9 @@ from launcher.chaos_cluster import ChaosCluster, ChaosError
 from launcher.chaos_faults import Faults, Lengths
 from launcher.chaos_network import Network
 from launcher.chaos_report import ChaosReport, FaultRecord
-from launcher.chaos_schedule import NETWORK_KINDS, Fault, FaultKind, Target, replaces, schedule
 from launcher.chaos_traffic import Counts, Traffic, make_prompts
 from launcher.process_plan import ProcessSpec
+from simulation.schedule import NETWORK_KINDS, Fault, FaultKind, Target, replaces, schedule
 
 
 class ChaosOptions(msgspec.Struct, frozen=True, kw_only=True):

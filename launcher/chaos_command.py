@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from launcher.process_plan import ProcessSpec
 
-# As launcher.chaos_schedule has them, which this module does not import: the command is read without msgspec.
+# As simulation.schedule has them, which this module does not import: the command is read without msgspec.
 _FAULT_KINDS = ("kill", "freeze", "terminate", "restart", "cut", "delay", "blackhole", "disk_full")
 _LENGTHS = (
     ("--freeze-s", 20.0, "how long a process stands still"),

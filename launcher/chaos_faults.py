@@ -13,7 +13,7 @@ import psutil
 from launcher import chaos_disk, status
 from launcher.chaos_cluster import ChaosCluster
 from launcher.chaos_relay import Blackhole, Cut, Delay, Disturbance, Relays
-from launcher.chaos_schedule import Fault
+from simulation.schedule import Fault
 
 
 class Lengths(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from launcher.chaos_schedule import FaultKind
 from launcher.chaos_traffic import Counts
+from simulation.schedule import FaultKind
 
 
 class FaultRecord(msgspec.Struct, frozen=True, kw_only=True):

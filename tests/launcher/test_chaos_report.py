@@ -10,10 +10,10 @@ import pytest
 from launcher import chaos, chaos_command
 from launcher.chaos_cluster import ChaosCluster
 from launcher.chaos_report import ChaosReport, NotBack, as_text
-from launcher.chaos_schedule import FAULT_KINDS
 from launcher.process_plan import ProcessSpec
 from launcher.state import ClusterRecord, ClusterState, ProcessRecord
 from launcher.status import StatusLine
+from simulation.schedule import FAULT_KINDS
 
 
 def test_the_command_knows_every_kind_of_fault() -> None:
@@ -72,6 +72,6 @@ def test_a_cluster_that_does_not_start_is_a_failed_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", FAULT_KINDS)
 def test_every_kind_either_ends_its_process_or_leaves_it(kind: str) -> None:
-    from launcher.chaos_schedule import replaces
+    from simulation.schedule import replaces
 
     assert replaces(kind) == (kind in {"kill", "terminate", "restart", "disk_full"})  # type: ignore[arg-type]

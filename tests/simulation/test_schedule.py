@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from launcher.chaos_schedule import FAULT_KINDS, Target, schedule
+from simulation.schedule import FAULT_KINDS, Target, schedule
 
 TARGETS = [Target("scheduler", "scheduler"), Target("prefill-0", "prefill"), Target("decode-0", "decode")]
 

@@ -1,4 +1,7 @@
-"""Which fault hits which process, in which order. Pure: the same seed gives the same schedule."""
+"""Which fault hits which process, in which order: the one schedule of `baton chaos` and of the simulation.
+
+Pure: the same seed gives the same schedule to both. Breaks nothing; whoever performs a fault matches on its kind.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from typing import Literal, assert_never, get_args
 
 import msgspec
 
-from launcher.process_plan import Role
-
+# As launcher.process_plan has it, which is above this package.
+Role = Literal["scheduler", "prefill", "decode", "front_proxy"]
 FaultKind = Literal["kill", "freeze", "terminate", "restart", "cut", "delay", "blackhole", "disk_full"]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 NETWORK_KINDS: frozenset[FaultKind] = frozenset({"cut", "delay", "blackhole"})
