@@ -17,12 +17,16 @@ from runtime.telemetry import serve_metrics
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 from scheduler.exit_codes import EXIT_BROKEN, EXIT_NOT_LEADER
-from scheduler.leadership import FileLease, LeaderLease
+from scheduler.leadership import LeaderLease
+from scheduler.leadership_file import FileLease
 from scheduler.metrics import PolicyProbe, SchedulerMetrics
 from scheduler.service import StatusService, add_services
 from scheduler.shell import SchedulerShell
 
 log = logging.getLogger("baton.scheduler.run")
+
+# What a store raises where it is not there at all, or not for us.
+_MISSING = (FileNotFoundError, PermissionError)
 
 Ready = Callable[[Mapping[str, str]], None]
 
@@ -77,7 +81,7 @@ async def run(
         if lease is not None:
             # The next one may lead from here on, so nothing of what still comes in is decided.
             shell.leads_until_s = float("-inf")
-            lease.release()
+            await lease.release()
         await server.stop(config.stop_grace_s)
     if shell.broken.is_set():
         raise SystemExit(EXIT_BROKEN)
@@ -96,14 +100,18 @@ def _lease(config: SchedulerConfig, clock: Clock) -> LeaderLease | None:
     return FileLease(Path(config.leader_lease_file), lease_s=config.leader_lease_s, clock=clock)
 
 
-def _acquired(lease: LeaderLease, shell: SchedulerShell, address: str) -> int | None:
+async def _acquired(
+    lease: LeaderLease, shell: SchedulerShell, address: str, *, fatal: tuple[type[OSError], ...] = ()
+) -> int | None:
     """The epoch of this leader; None where another one leads, or where the store is away or its disk full."""
-    leader, epoch = "", None
+    epoch = None
     try:
-        leader, epoch = lease.holder().address, lease.try_acquire(address)
+        epoch = await lease.try_acquire(address)
+    except fatal:
+        raise
     except OSError as error:
         log.warning("the store of the leader's lease is away", extra={"why": str(error)})
-    shell.stands_by_for = leader if lease.sees_leader else ""
+    shell.stands_by_for = lease.leader.address if lease.sees_leader else ""
     return epoch
 
 
@@ -117,13 +125,12 @@ async def _lead(
 ) -> None:
     """Stand by until nobody else leads, lead, and return when that is lost: this process must not plan any more.
 
-    Raises FileNotFoundError when the store is away at the first try: then it is not there at all.
+    Raises what ``_MISSING`` names at the first try: then the store is not away but wrong, and only people can mend it.
     """
-    lease.holder()
-    epoch = _acquired(lease, shell, status.address)
+    epoch = await _acquired(lease, shell, status.address, fatal=_MISSING)
     while epoch is None:
         await asyncio.sleep(config.leader_interval_s)
-        epoch = _acquired(lease, shell, status.address)
+        epoch = await _acquired(lease, shell, status.address)
     shell.lead(make_core(), epoch)
     shell.leads_until_s = lease.until_s
     status.state = "ready"
@@ -133,7 +140,7 @@ async def _lead(
     while held:
         await asyncio.sleep(config.leader_interval_s)
         try:
-            held = lease.renew()
+            held = await lease.renew()
         except OSError as error:
             log.warning("the store of the leader's lease is away", extra={"why": str(error)})
             held = not shell.deposed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,29 +11,21 @@ from typing import Any
 import pytest
 
 from runtime.clock import SystemClock
-from scheduler.leadership import FileLease, Holder
+from scheduler.leadership import Holder
+from scheduler.leadership_file import FileLease
 from scheduler.run import _acquired
+from tests.scheduler.seats import LEASE_S, Clock, Seat
 
-LEASE_S = 3.0
 HOLD = """
 import sys
 from pathlib import Path
 from runtime.clock import SystemClock
-from scheduler.leadership import FileLease
-lease = FileLease(Path(sys.argv[1]), lease_s=3600.0, clock=SystemClock())
+from scheduler.leadership_file import FileLease
+from tests.scheduler.seats import Seat
+lease = Seat(FileLease(Path(sys.argv[1]), lease_s=3600.0, clock=SystemClock()))
 print(lease.try_acquire("other:1"), flush=True)
 sys.stdin.read()
 """
-
-
-class Clock:
-    """Time that a test moves."""
-
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def monotonic_s(self) -> float:
-        return self.now_s
 
 
 class Table:
@@ -42,8 +35,8 @@ class Table:
         self.folder = folder
         self.clock = Clock()
 
-    def seat(self) -> FileLease:
-        return FileLease(self.folder / "leader", lease_s=LEASE_S, clock=self.clock)
+    def seat(self, name: str = "leader") -> Seat:
+        return Seat(FileLease(self.folder / name, lease_s=LEASE_S, clock=self.clock))
 
     def files(self) -> list[str]:
         return sorted(file.name for file in self.folder.iterdir())
@@ -58,20 +51,20 @@ def test_one_holds_the_lease_and_the_next_one_has_a_larger_epoch(table: Table) -
     one, two = table.seat(), table.seat()
     first = one.try_acquire("a:1")
     assert first is not None and two.try_acquire("b:1") is None
-    assert two.holder() == Holder(first, "a:1")
+    assert one.leader == two.leader == Holder(first, "a:1")
     assert one.renew() and not two.renew()
     one.release()
     one.release()
     assert not one.renew() and one.until_s < table.clock.now_s
     second = two.try_acquire("b:1")
     assert second is not None and second > first
-    assert one.holder() == Holder(second, "b:1")
+    assert one.try_acquire("a:1") is None and one.leader == Holder(second, "b:1")
     assert table.files() == ["leader.2"], "the former one is cleaned away, and no draft stays"
     two.release()
 
 
 def test_a_holder_that_is_killed_lets_go(tmp_path: Path) -> None:
-    mine = FileLease(tmp_path / "leader", lease_s=3600.0, clock=SystemClock())
+    mine = Seat(FileLease(tmp_path / "leader", lease_s=3600.0, clock=SystemClock()))
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path / "leader")],
         stdin=subprocess.PIPE,
@@ -81,7 +74,7 @@ def test_a_holder_that_is_killed_lets_go(tmp_path: Path) -> None:
         assert other.stdout is not None
         first = int(other.stdout.readline())
         assert mine.try_acquire("mine:1") is None
-        assert mine.holder().address == "other:1"
+        assert mine.leader.address == "other:1"
         other.kill()
         other.wait(30)
     epoch = mine.try_acquire("mine:1")
@@ -103,7 +96,7 @@ def test_a_leader_that_does_not_renew_is_replaced_and_knows_it_is_over_before(ta
     assert one.until_s < table.clock.now_s, "it may not lead any more, and nobody else does yet"
     table.clock.now_s += 0.01
     epoch = two.try_acquire("b:1")
-    assert epoch is not None and two.holder() == Holder(epoch, "b:1")
+    assert epoch is not None and two.leader == Holder(epoch, "b:1")
     assert not one.renew() and two.renew()
     one.release()
     assert two.renew() and table.files() == ["leader.2"]
@@ -144,7 +137,7 @@ def test_only_one_of_two_takes_over_what_both_have_seen_free(table: Table, monke
 
     monkeypatch.setattr(FileLease, "_make", slowly)
     assert three.try_acquire("c:1") is None
-    assert won[0] is not None and two.renew() and two.holder().address == "b:1"
+    assert won[0] is not None and two.renew() and two.leader.address == "b:1"
     two.release()
 
 
@@ -163,7 +156,7 @@ def test_a_contender_whose_number_was_used_up_while_it_stood_still_does_not_lead
 
     monkeypatch.setattr(FileLease, "_make", slowly)
     assert late.try_acquire("c:1") is None
-    assert two.renew() and late.holder().address == "b:1"
+    assert two.renew() and late.try_acquire("c:1") is None and late.leader.address == "b:1"
     two.release()
 
 
@@ -186,14 +179,14 @@ def test_what_is_not_whole_names_nobody(table: Table) -> None:
     (table.folder / "leader.7").write_text('{"epoch": 3')
     (table.folder / "leader.old").write_text("")
     lease = table.seat()
-    assert lease.holder() == Holder()
+    assert lease.leader == Holder()
     assert lease.try_acquire("a:1") is not None
     assert "leader.8" in table.files()
     lease.release()
 
 
 def test_a_folder_that_is_away_is_an_error_and_leaves_nothing(table: Table) -> None:
-    lease = FileLease(table.folder / "nowhere" / "leader", lease_s=LEASE_S, clock=table.clock)
+    lease = table.seat("nowhere/leader")
     before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(FileNotFoundError):
         lease.try_acquire("a:1")
@@ -219,21 +212,50 @@ class FullStore(FileLease):
 
     full = True
 
-    def try_acquire(self, address: str) -> int | None:
+    async def try_acquire(self, address: str) -> int | None:
         if self.full:
             self.full = False
             raise OSError(28, "No space left on device")
-        return super().try_acquire(address)
+        return await super().try_acquire(address)
 
 
 class Shell:
     stands_by_for: str | None = None
 
 
-def test_a_full_disk_ends_no_scheduler_that_would_lead(tmp_path: Path) -> None:
+async def test_a_full_disk_ends_no_scheduler_that_would_lead(tmp_path: Path) -> None:
     lease = FullStore(tmp_path / "leader", lease_s=LEASE_S, clock=Clock())
     shell: Any = Shell()
-    assert _acquired(lease, shell, "a:1") is None
-    assert _acquired(lease, shell, "a:1") is not None
+    assert await _acquired(lease, shell, "a:1") is None
+    assert await _acquired(lease, shell, "a:1") is not None
     assert shell.stands_by_for == ""
-    lease.release()
+    await lease.release()
+
+
+@pytest.mark.parametrize("moment", ["_newest", "fstat", "unlink"])
+def test_a_claim_whose_folder_goes_away_leaves_no_open_file_and_no_leader(
+    table: Table, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    one, two = table.seat(), table.seat()
+    make = FileLease._make
+
+    def away(*_args: object, **_options: object) -> None:
+        monkeypatch.undo()
+        raise OSError(5, "Input/output error")
+
+    def made(self: FileLease, number: int, holder: Holder) -> int | None:
+        if moment == "unlink":
+            monkeypatch.setattr(Path, "unlink", away)
+            return make(self, number, holder)
+        file = make(self, number, holder)
+        monkeypatch.setattr(FileLease if moment == "_newest" else os, moment, away)
+        return file
+
+    monkeypatch.setattr(FileLease, "_make", made)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(OSError, match="Input/output"):
+        one.try_acquire("a:1")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert one.until_s < table.clock.now_s
+    assert two.try_acquire("b:1") is not None, "at once: nobody holds it"
+    two.release()

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from scheduler.leadership import FileLease, Holder
-from tests.scheduler.test_leadership import LEASE_S, Clock, Table
+from scheduler.leadership import Holder
+from scheduler.leadership_file import FileLease
+from tests.scheduler.seats import LEASE_S, Clock, Seat
+from tests.scheduler.test_leadership import Table
 
 WAIT_S = 30.0
 Hook = Callable[[], object] | None
@@ -185,13 +187,13 @@ def test_in_no_order_of_their_steps_do_a_renewing_leader_and_a_stand_by_lead_at_
         monkeypatch.setattr(os, name, stepped)
     monkeypatch.setattr(os, "fsync", lambda _file: None)
     ends = set()
-    for number, leaders in enumerate(itertools.combinations(range(10), 4)):
+    for number, leaders in enumerate(itertools.combinations(range(12), 4)):
         clock = SteppedClock()
         (folder := tmp_path / str(number)).mkdir()
-        one, two = (FileLease(folder / "leader", lease_s=LEASE_S, clock=clock) for _ in range(2))
+        one, two = (Seat(FileLease(folder / "leader", lease_s=LEASE_S, clock=clock)) for _ in range(2))
         assert one.try_acquire("a:1") is not None and two.try_acquire("b:1") is None
         clock.now_s = one.until_s - late_steps * step_s
-        order = [0 if place in leaders else 1 for place in range(10)]
+        order = [0 if place in leaders else 1 for place in range(12)]
         turns = clock.turns = Turns(clock, order, step_s)
         turns.run(one.renew, partial(two.try_acquire, "b:1"))
         turns = clock.turns = None
