@@ -20,7 +20,16 @@ from launcher.chaos_network import Network
 from launcher.chaos_report import ChaosReport, FaultRecord
 from launcher.chaos_traffic import Counts, Traffic, make_prompts
 from launcher.process_plan import ProcessSpec
-from simulation.schedule import NETWORK_KINDS, Fault, FaultKind, Target, replaces, schedule
+from simulation.schedule import (
+    CONNECTION_KINDS,
+    MESSAGE_KINDS,
+    NETWORK_KINDS,
+    Fault,
+    FaultKind,
+    Target,
+    replaces,
+    schedule,
+)
 
 
 class ChaosOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +73,8 @@ class _Chaos:
     async def run(self) -> ChaosReport:
         options = self._options
         try:
-            network = Network(options.specs) if NETWORK_KINDS.intersection(options.kinds) else None
+            wanted = NETWORK_KINDS.intersection(options.kinds)
+            network = Network(options.specs, wanted, options.seed) if wanted else None
         except OSError as error:
             return self._failed(error)
         arguments = list(options.up_arguments)
@@ -75,15 +85,10 @@ class _Chaos:
         report: ChaosReport | None = None
         try:
             if network is not None:
-                await network.relays.start()
+                await network.start()
             await cluster.start()
             model = await cluster.ready(options.start_timeout_s)
-            faults = Faults(
-                cluster,
-                network.relays if network else None,
-                options.lengths,
-                restart_timeout_s=options.recover_timeout_s,
-            )
+            faults = Faults(cluster, network, options.lengths, restart_timeout_s=options.recover_timeout_s)
             report = await self._measure(cluster, faults, model)
         except Exception as error:  # noqa: BLE001 - whatever ended it is the verdict, and nobody else would tell it
             report = self._failed(error)
@@ -149,9 +154,9 @@ class _Chaos:
         self._url_down = _url(line) if fault.role == "front_proxy" and replaces(fault.kind) else ""
         self._tell(f"{fault.kind} {fault.process_id} (pid {line.pid})")
         began_s = loop.time()
-        connections, recovered_after_s = 0, None
+        disturbed, recovered_after_s = 0, None
         try:
-            connections = await faults.hit(fault, line)
+            disturbed = await faults.hit(fault, line)
             await cluster.whole_again(
                 fault.process_id,
                 instead_of_pid=line.pid if replaces(fault.kind) else None,
@@ -161,10 +166,10 @@ class _Chaos:
             # Requests that were under way when it was hit show their end only now.
             await self._more_ended(traffic, self._options.users)
         finally:
-            record = _seen(fault, before, traffic.counts, connections, recovered_after_s)
+            record = _seen(fault, before, traffic.counts, disturbed, recovered_after_s)
             self._records.append(record)
         self._url_down = ""
-        hit = f", {connections} connections hit" if fault.kind in NETWORK_KINDS else ""
+        hit = _hit(fault.kind, disturbed)
         self._tell(
             f"{fault.process_id} whole again after {recovered_after_s} s{hit}: {record.requests} requests ended, "
             f"{record.failed} failed, {record.repeated} repeated by their client"
@@ -194,14 +199,18 @@ def _url(line: status.StatusLine) -> str:
     return f"http://{line.address}"
 
 
-def _seen(
-    fault: Fault, before: Counts, after: Counts, connections: int, recovered_after_s: float | None
-) -> FaultRecord:
+def _hit(kind: FaultKind, disturbed: int) -> str:
+    if kind in CONNECTION_KINDS:
+        return f", {disturbed} connections hit"
+    return f", {disturbed} messages hit" if kind in MESSAGE_KINDS else ""
+
+
+def _seen(fault: Fault, before: Counts, after: Counts, disturbed: int, recovered_after_s: float | None) -> FaultRecord:
     return FaultRecord(
         kind=fault.kind,
         process_id=fault.process_id,
         recovered_after_s=recovered_after_s,
-        connections=connections,
+        disturbed=disturbed,
         requests=after.requests - before.requests,
         failed=after.failed - before.failed,
         repeated=after.repeated - before.repeated,

@@ -12,13 +12,19 @@ if TYPE_CHECKING:
     from launcher.process_plan import ProcessSpec
 
 # As simulation.schedule has them, which this module does not import: the command is read without msgspec.
-_FAULT_KINDS = ("kill", "freeze", "terminate", "restart", "cut", "delay", "blackhole", "disk_full")
+_FAULT_KINDS = (
+    "kill", "freeze", "terminate", "restart", "cut", "delay", "blackhole", "duplicate", "late", "disk_full",
+)  # fmt: skip
 _LENGTHS = (
     ("--freeze-s", 20.0, "how long a process stands still"),
     ("--cut-s", 3.0, "how long its connections are cut and new ones are refused"),
     ("--delay-s", 10.0, "how long its connections are slow"),
     ("--delay-ms", 200.0, "by how much they are slow, each way"),
     ("--blackhole-s", 20.0, "how long its connections stay open and carry nothing"),
+    ("--duplicate-s", 5.0, "how long what is said again finds itself known, and messages come twice"),
+    ("--late-s", 10.0, "how long its messages may come late"),
+    ("--late-max-ms", 2000.0, "by how much a late message is late at most"),
+    ("--late-fraction", 0.2, "how many of its messages are late"),
     ("--disk-full-s", 5.0, "how long no process can write to a file"),
 )
 _ROLES = ("scheduler", "prefill", "decode", "front_proxy")

@@ -12,18 +12,24 @@ import psutil
 
 from launcher import chaos_disk, status
 from launcher.chaos_cluster import ChaosCluster
-from launcher.chaos_relay import Blackhole, Cut, Delay, Disturbance, Relays
+from launcher.chaos_grpc_relay import Disorder, Duplicate, Late
+from launcher.chaos_network import Network
+from launcher.chaos_relay import Blackhole, Cut, Delay, Disturbance
 from simulation.schedule import Fault
 
 
 class Lengths(msgspec.Struct, frozen=True, kw_only=True):
-    """How long a fault lasts, and how much a delay is."""
+    """How long a fault lasts, how much a delay is, and how many messages are how late."""
 
     freeze_s: float = 20.0
     cut_s: float = 3.0
     delay_s: float = 10.0
     delay_ms: float = 200.0
     blackhole_s: float = 20.0
+    duplicate_s: float = 5.0
+    late_s: float = 10.0
+    late_max_ms: float = 2000.0
+    late_fraction: float = 0.2
     disk_full_s: float = 5.0
 
 
@@ -31,15 +37,15 @@ class Faults:
     """``hit`` returns when the fault is over; whether the process is whole again by then is another question."""
 
     def __init__(
-        self, cluster: ChaosCluster, relays: Relays | None, lengths: Lengths, *, restart_timeout_s: float
+        self, cluster: ChaosCluster, network: Network | None, lengths: Lengths, *, restart_timeout_s: float
     ) -> None:
         self._cluster = cluster
-        self._relays = relays
+        self._network = network
         self._lengths = lengths
         self._restart_timeout_s = restart_timeout_s
 
     async def hit(self, fault: Fault, line: status.StatusLine) -> int:
-        """Break it; the number of connections that were disturbed. Raises ChaosError, ProcessLookupError."""
+        """Break it; how many connections or messages were disturbed. Raises ChaosError, ProcessLookupError."""
         lengths = self._lengths
         match fault.kind:
             case "kill":
@@ -56,6 +62,11 @@ class Faults:
                 return await self._disturb(line, Delay(lengths.delay_ms / 1000), lengths.delay_s)
             case "blackhole":
                 return await self._disturb(line, Blackhole(), lengths.blackhole_s)
+            case "duplicate":
+                return await self._disorder(line, Duplicate(), lengths.duplicate_s)
+            case "late":
+                what = Late(lengths.late_max_ms / 1000, lengths.late_fraction)
+                return await self._disorder(line, what, lengths.late_s)
             case "disk_full":
                 with chaos_disk.full(self._cluster.launcher_pid):
                     # Nothing but a death makes the cluster write more than logs.
@@ -78,12 +89,20 @@ class Faults:
                     process.resume()
 
     async def _disturb(self, line: status.StatusLine, what: Disturbance, seconds: float) -> int:
-        relays = self._relays
-        assert relays is not None, "the cluster was started without relays"
+        assert self._network is not None, "the cluster was started without relays"
+        relays = self._network.relays
         before = relays.disturbed_connections
         async with relays.disturbed(line.id, line.pid, what):
             await _last(seconds)
         return relays.disturbed_connections - before
+
+    async def _disorder(self, line: status.StatusLine, what: Disorder, seconds: float) -> int:
+        assert self._network is not None, "the cluster was started without relays"
+        relays = self._network.message_relays
+        before = relays.disturbed_messages
+        async with relays.disturbed(line.id, what):
+            await _last(seconds)
+        return relays.disturbed_messages - before
 
 
 async def _last(seconds: float) -> None:

@@ -17,8 +17,9 @@ class FaultRecord(msgspec.Struct, frozen=True, kw_only=True):
     process_id: str
     # None: it was not whole again in time.
     recovered_after_s: float | None
-    # Connections that were cut, delayed or black-holed.
-    connections: int
+    # Connections that were cut, delayed or black-holed; messages that came late or twice, and streams that only their
+    # callers lost.
+    disturbed: int
     requests: int
     failed: int
     repeated: int

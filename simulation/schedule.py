@@ -13,9 +13,14 @@ import msgspec
 
 # As launcher.process_plan has it, which is above this package.
 Role = Literal["scheduler", "prefill", "decode", "front_proxy"]
-FaultKind = Literal["kill", "freeze", "terminate", "restart", "cut", "delay", "blackhole", "disk_full"]
+FaultKind = Literal[
+    "kill", "freeze", "terminate", "restart", "cut", "delay", "blackhole", "duplicate", "late", "disk_full"
+]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
-NETWORK_KINDS: frozenset[FaultKind] = frozenset({"cut", "delay", "blackhole"})
+# What happens to connections, whatever they carry, and what happens to single messages.
+CONNECTION_KINDS: frozenset[FaultKind] = frozenset({"cut", "delay", "blackhole"})
+MESSAGE_KINDS: frozenset[FaultKind] = frozenset({"duplicate", "late"})
+NETWORK_KINDS: frozenset[FaultKind] = CONNECTION_KINDS | MESSAGE_KINDS
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -39,7 +44,7 @@ def replaces(kind: FaultKind) -> bool:
     match kind:
         case "kill" | "terminate" | "restart" | "disk_full":
             return True
-        case "freeze" | "cut" | "delay" | "blackhole":
+        case "freeze" | "cut" | "delay" | "blackhole" | "duplicate" | "late":
             return False
         case _:
             assert_never(kind)

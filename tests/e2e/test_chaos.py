@@ -56,7 +56,21 @@ def test_cut_slow_and_silent_connections_of_every_process_cost_no_request(tmp_pa
         for process_id in ("scheduler", "prefill-0", "decode-0", "decode-1", "front-proxy-0", "front-proxy-1")
     }
     # At least the stream to the scheduler, or of a worker to it.
-    assert all(fault["connections"] >= 1 for fault in report["faults"])
+    assert all(fault["disturbed"] >= 1 for fault in report["faults"])
+    assert "0 failed, 0 with wrong tokens, 0 repeated" in said
+
+
+def test_late_messages_and_what_is_said_again_cost_no_request(tmp_path: Path) -> None:
+    code, report, said = chaos(
+        tmp_path, "--prefill", "1", "--decode", "2", "--faults", "late,duplicate", "--seed", "4", "--duplicate-s", "1",
+        "--late-s", "2", "--late-fraction", "0.5", "--late-max-ms", "1000",
+    )  # fmt: skip
+    assert code == 0, said
+    assert len(report["faults"]) == 12
+    # A process that has just been let back in may have little to say.
+    assert sum(fault["disturbed"] for fault in report["faults"] if fault["kind"] == "late") >= 6
+    # Its one stream to the scheduler, or all streams of the others to it.
+    assert all(fault["disturbed"] >= 1 for fault in report["faults"] if fault["kind"] == "duplicate")
     assert "0 failed, 0 with wrong tokens, 0 repeated" in said
 
 
