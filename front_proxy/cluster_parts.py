@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from front_proxy.desk_events import PlanQuestion
 from front_proxy.flow_events import Outcome
-from front_proxy.scheduler_link import PlanQuestion, PlanReceiver
+from front_proxy.scheduler_link import PlanReceiver
 from front_proxy.work import Placement, WorkOrder
 from front_proxy.worker_link import Receiver
 from kv_transfer.handoff import KvHandoff

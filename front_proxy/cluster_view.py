@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import msgspec
 
-WorkerRole = Literal["prefill", "decode"]
-WorkerState = Literal["starting", "ready", "draining", "stopped"]
+from scheduler.facts import Role, WorkerFacts, WorkerLoad, WorkerState
 
 
-class WorkerEntry(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerEntry(msgspec.Struct, frozen=True):
     """One worker incarnation and what it last reported."""
 
-    worker_id: str
-    role: WorkerRole
-    address: str
-    epoch: int
-    state: WorkerState
-    model: str = ""
-    engine_version: str = ""
-    context_tokens_max: int = 0
-    block_size_tokens: int = 0
-    kv_blocks_total: int = 0
-    kv_blocks_used: int = 0
-    requests_running: int = 0
-    requests_waiting: int = 0
+    facts: WorkerFacts
+    load: WorkerLoad
+    unusable: str = ""
+    """Why the scheduler does not use it, however ready it is; empty: it does."""
+
+    @property
+    def worker_id(self) -> str:
+        """The name it keeps over its incarnations."""
+        return self.facts.worker_id
+
+    @property
+    def epoch(self) -> int:
+        """Which incarnation it is."""
+        return self.facts.epoch
+
+    @property
+    def state(self) -> WorkerState:
+        """Where it is in its life."""
+        return self.load.state
+
+    @property
+    def engine_version(self) -> str:
+        """What it runs."""
+        return self.facts.engine_version
+
+    @property
+    def load_to_plan_by(self) -> WorkerLoad:
+        """What it does, for who plans without the scheduler: what that did not use is not used without it either."""
+        return WorkerLoad() if self.unusable else self.load
 
 
 class ClusterSnapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,17 +52,27 @@ class ClusterSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def usable(self) -> bool:
         """Whether a request can be served: one ready decode worker suffices, since it can prefill itself."""
-        return any(worker.role == "decode" and worker.state == "ready" for worker in self.workers)
+        return any(
+            worker.facts.role is Role.DECODE and worker.load.state is WorkerState.READY for worker in self.workers
+        )
 
     @property
     def context_tokens_max(self) -> int:
         """The longest prompt + output that every worker accepts; 0 while there is none."""
-        return min((worker.context_tokens_max for worker in self.workers if worker.context_tokens_max), default=0)
+        limits = (worker.facts.context_tokens_max for worker in self.workers)
+        return min((limit for limit in limits if limit), default=0)
 
     @property
     def models(self) -> tuple[str, ...]:
         """What the workers serve, each once; one entry in a healthy cluster."""
-        return tuple(dict.fromkeys(worker.model for worker in self.workers if worker.model))
+        return tuple(dict.fromkeys(worker.facts.model for worker in self.workers if worker.facts.model))
+
+
+class ViewChange(msgspec.Struct, frozen=True):
+    """What a new picture said. ``told``: the entries that were taken over from it."""
+
+    gone: Sequence[tuple[str, int]]
+    told: Sequence[WorkerEntry]
 
 
 class ClusterView:
@@ -56,37 +80,41 @@ class ClusterView:
 
     def __init__(self) -> None:
         self._snapshot = ClusterSnapshot()
+        self.knows_more = False
+        """Whether the scheduler that showed the last picture is rebuilding and does not know everybody known here."""
 
     @property
     def snapshot(self) -> ClusterSnapshot:
         """The latest picture."""
         return self._snapshot
 
-    def apply(self, workers: Sequence[WorkerEntry], *, rebuilding: bool = False) -> Sequence[tuple[str, int]]:
-        """Take over a new picture; returns the (worker id, epoch) pairs that are not in it any more.
+    def apply(self, workers: Sequence[WorkerEntry], *, rebuilding: bool = False) -> ViewChange:
+        """Take over a new picture.
 
         A scheduler that is ``rebuilding`` does not know everybody yet: whom it does not name, or has not heard of
         being ready, stays as he was.
         """
+        told = workers
+        self.knows_more = False
         if rebuilding:
             known = {worker.worker_id: worker for worker in self._snapshot.workers}
-            workers = [_as_known(worker, known.pop(worker.worker_id, None)) for worker in workers]
-            workers = [*workers, *known.values()]
+            told = [worker for worker in workers if _says_more(worker, known.get(worker.worker_id))]
+            back = {worker.worker_id for worker in told}
+            self.knows_more = not known.keys() <= back
+            stay = [worker for worker_id, worker in known.items() if worker_id not in back]
+            workers = [*told, *stay]
         now = {(worker.worker_id, worker.epoch) for worker in workers}
-        gone = [
-            (worker.worker_id, worker.epoch)
-            for worker in self._snapshot.workers
-            if (worker.worker_id, worker.epoch) not in now
-        ]
+        known_before = [(worker.worker_id, worker.epoch) for worker in self._snapshot.workers]
         self._snapshot = ClusterSnapshot(workers=tuple(workers), connected=True)
-        return gone
+        return ViewChange([each for each in known_before if each not in now], told)
 
     def disconnected(self) -> None:
         """The scheduler is away: the picture stays, marked as old."""
         self._snapshot = msgspec.structs.replace(self._snapshot, connected=False)
 
 
-def _as_known(now: WorkerEntry, known: WorkerEntry | None) -> WorkerEntry:
-    """A worker that has registered anew and not reported yet is what it was, if it is the same incarnation."""
-    same = known is not None and known.epoch == now.epoch
-    return known if same and known is not None and now.state == "starting" else now
+def _says_more(now: WorkerEntry, known: WorkerEntry | None) -> bool:
+    """Whether an entry replaces the known one: not where a worker that was ready has only registered anew so far."""
+    if known is None or known.epoch != now.epoch:
+        return True
+    return now.state is not WorkerState.STARTING or known.state is not WorkerState.READY

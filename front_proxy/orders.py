@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from front_proxy.desk_events import PlanQuestion
 from front_proxy.flow_events import AskPlan, StartDecode, StartPrefill
 from front_proxy.generation import Continuation, GenerationRequest
-from front_proxy.scheduler_link import PlanQuestion
 from front_proxy.work import Stage, WorkOrder
 from kv_transfer.handoff import KvHandoff
 

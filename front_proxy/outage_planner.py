@@ -7,7 +7,7 @@ the last word.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, KeysView, Mapping, Sequence
 
 import msgspec
 
@@ -54,7 +54,7 @@ class OutagePlanner:
         self._sessions = SESSION
         self._faded_s = now_s
         self._core.handle(FrontJoined(session=SESSION, front_proxy_id="this"), now_s)
-        self._core.handle(PlansRunning(session=SESSION, plans=tuple(running)), now_s)
+        self.take_over(tuple(running), now_s)
 
     def show(self, workers: Sequence[tuple[WorkerFacts, WorkerLoad]], seen_s: float, now_s: float) -> None:
         """Take over a picture that was true at ``seen_s``. Workers that are not in it stay as they are."""
@@ -76,6 +76,10 @@ class OutagePlanner:
             self.plans_made += 1
         return reply
 
+    def take_over(self, plans: tuple[RunningPlan, ...], now_s: float) -> None:
+        """Reserve what plans take that somebody else made."""
+        self._core.handle(PlansRunning(session=SESSION, plans=plans), now_s)
+
     def ended(self, plan_id: int, output_tokens: int, now_s: float) -> None:
         """Free what a plan reserved, whoever made it. Idempotent."""
         self._core.handle(RequestEnded(session=SESSION, plan_id=plan_id, output_tokens=output_tokens), now_s)
@@ -88,6 +92,11 @@ class OutagePlanner:
     def reserved_blocks(self) -> Mapping[str, int]:
         """KV blocks reserved, by worker."""
         return {worker.worker_id: worker.reserved_blocks for worker in self._core.cluster.workers.values()}
+
+    @property
+    def plan_ids(self) -> KeysView[int]:
+        """Whose reservations it keeps."""
+        return self._core.fronts[SESSION].plans.keys()
 
     def check(self) -> None:
         """Assert every invariant of the books. Slow: for tests."""

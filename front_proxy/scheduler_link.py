@@ -1,35 +1,52 @@
-"""The front proxy's stream to the scheduler: pipelined plans, the cluster view, reconnecting.
-
-It picks no worker while the scheduler answers. While it is away, silent, or only coming back to itself after a restart,
-requests are planned by ``outage_planner`` from the last cluster view, and the scheduler is told once it is well.
-"""
+"""The front proxy's stream to the scheduler, over gRPC. Performs what ``plan_desk`` decides; decides nothing itself."""
 
 from __future__ import annotations
 
 import asyncio
+import collections
 import logging
 import random
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, assert_never
 
 import msgspec
 
 from front_proxy import wire
 from front_proxy.cluster_view import ClusterView
-from front_proxy.degraded_plans import DegradedPlans
+from front_proxy.desk_events import (
+    AnswerPlan,
+    AnswerRefusal,
+    Asked,
+    Closed,
+    DeskAction,
+    DeskEvent,
+    Dial,
+    Dialled,
+    Ended,
+    Heard,
+    Leave,
+    OutageBegan,
+    OutageOver,
+    PlanQuestion,
+    SchedulerLost,
+    SendEnd,
+    SendQuestion,
+    SendRunning,
+    SendSuspect,
+    StreamLost,
+    Suspected,
+    ViewChanged,
+    Woke,
+)
 from front_proxy.duplex import Duplex
-from front_proxy.flow_events import AskPlan, Outcome
-from front_proxy.leader_watch import LeaderWatch
-from front_proxy.outage_planner import SESSION
+from front_proxy.flow_events import Outcome
+from front_proxy.plan_desk import NEVER_S, DeskBounds, PlanDesk
 from front_proxy.work import Placement
 from protos.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
-from runtime.addresses import Addresses
-from runtime.failures import Failure, FailureKind
+from runtime.failures import Failure
 from runtime.grpc_server import channel
-from scheduler import wire as scheduler_wire
 from scheduler.actions import Placement as CorePlacement
 from scheduler.config import SchedulerConfig
-from scheduler.events import RunningPlan
 
 logger = logging.getLogger(__name__)
 
@@ -46,20 +63,6 @@ class PlanReceiver(Protocol):
     def on_refused(self, failure: Failure) -> None:
         """It may not run, or nobody answered in time; nothing is reserved."""
         ...
-
-
-class PlanQuestion(msgspec.Struct, frozen=True, kw_only=True):
-    """What the scheduler is told about a request; never its tokens."""
-
-    ask: AskPlan
-    request_id: str
-    prompt_tokens: int
-    output_tokens_max: int
-    priority: int
-    priority_class: str = ""
-    tenant: str = ""
-    wait_max_s: float = 0.0
-    """Longest wait for a place; 0: the scheduler's own bound."""
 
 
 class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,17 +85,11 @@ class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
     message_bytes_max: int
 
 
-class _Pending(msgspec.Struct):
-    question: PlanQuestion
-    receiver: PlanReceiver
-    timer: asyncio.Handle
-
-
 _Item = scheduler_pb2.FrontUpdate
 
 
 class SchedulerLink:
-    """Questions that nobody can answer now wait for the scheduler, at most ``plan_timeout_s``."""
+    """Questions in, answers out through their receivers; ``run`` holds the stream."""
 
     def __init__(
         self,
@@ -105,246 +102,187 @@ class SchedulerLink:
         on_degraded: Callable[[str], None],
         policy: SchedulerConfig,
     ) -> None:
+        """``on_degraded`` is told "planned" or "refused" for every request planned without the scheduler."""
         self._options = options
-        self._view = view
         self._on_view = on_view
         self._on_gone = on_gone
         self._on_lost = on_lost
-        self._degraded = DegradedPlans(
-            policy,
-            view_max_age_s=options.view_max_age_s,
-            load_fade_s=options.load_fade_s,
-            on_plan=on_degraded,
+        self._on_degraded = on_degraded
+        self._desk = PlanDesk(
+            _bounds(options), addresses=options.address, view=view, policy=policy, rng=random.Random()
         )
         self._loop = asyncio.get_running_loop()
-        self._addresses = Addresses(options.address)
-        self._leader = LeaderWatch(silence_timeout_s=options.silence_timeout_s, several=len(self._addresses) > 1)
         self._duplex: Duplex[_Item] | None = None
-        self._opened = False
-        self._silent = False
-        self._pending: dict[int, _Pending] = {}
+        # Each with its question as it goes over the wire.
+        self._receivers: dict[int, tuple[PlanReceiver, _Item]] = {}
         self._next_plan_id = 1
-        self._telling: asyncio.TimerHandle | None = None
+        self._actions: collections.deque[DeskAction] = collections.deque()
+        self._busy = False
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_s = NEVER_S
+        self._dial_after_s = 0.0
 
     @property
     def connected(self) -> bool:
         """Whether the scheduler is on the line and answers."""
-        return self._opened and not self._silent
+        return self._desk.connected
 
     @property
     def degraded(self) -> bool:
         """Whether requests are planned here."""
-        return self._degraded.active
+        return self._desk.degraded
 
     def plan(self, question: PlanQuestion, receiver: PlanReceiver) -> int:
         """Ask; returns the plan's id, unique in this process. The answer comes later, through ``receiver``."""
         plan_id = self._next_plan_id
         self._next_plan_id += 1
-        # First, so that a question that cannot be encoded is not asked anew after a reconnect.
-        asked = _ask(plan_id, question)
-        timer: asyncio.Handle
-        if not self._answers and self._can_plan():
-            timer = self._loop.call_soon(self._plan_here, plan_id)
-        else:
-            self._send(asked)
-            wait_s = min(self._options.plan_patience_s, self._options.plan_timeout_s)
-            timer = self._loop.call_later(wait_s, self._on_impatience, plan_id)
-        self._pending[plan_id] = _Pending(question, receiver, timer)
+        # First, so that a question that cannot be encoded is never asked.
+        self._receivers[plan_id] = (receiver, _ask(plan_id, question))
+        self._handle(Asked(plan_id, question))
         return plan_id
 
     def end_plan(self, plan_id: int, outcome: Outcome, output_tokens: int) -> None:
-        """Free what a plan reserved. Of a question not answered yet, its answer too: the stream keeps their order."""
-        pending = self._pending.pop(plan_id, None)
-        if pending is not None:
-            pending.timer.cancel()
-        self._degraded.ended(plan_id, output_tokens, self._loop.time())
-        self._send(wire.request_ended(plan_id, outcome, output_tokens))
+        """Free what a plan reserved. Of a question not answered yet, its answer too."""
+        self._receivers.pop(plan_id, None)
+        self._handle(Ended(plan_id, outcome, output_tokens))
 
     def suspect(self, worker: Placement, reason: str) -> None:
         """Tell the scheduler that a worker could not be used."""
-        self._degraded.suspect(worker.worker_id, worker.epoch, reason, self._loop.time())
-        self._send(wire.suspect(worker.worker_id, worker.epoch, reason))
+        self._handle(Suspected(worker.worker_id, worker.epoch, reason))
 
     async def run(self) -> None:
         """Keep a stream to the scheduler until cancelled."""
-        pause_s = self._options.backoff_min_s
         try:
             while True:
-                opened, ended, reason = await self._one_stream()
-                if opened:
-                    pause_s = self._options.backoff_min_s
-                    self._addresses.served()
-                    self._on_lost(reason)
-                pause = self._addresses.failed(silent=ended.silent, instead=ended.serves_instead)
-                # Many front proxies lose one scheduler at one moment; they must not all return at one moment.
-                wait_s = pause_s * random.uniform(0.5, 1.0) if pause else 0.0
-                logger.warning("no stream to the scheduler", extra={"reason": reason, "again_in_s": round(wait_s, 3)})
-                if pause:
-                    await asyncio.sleep(wait_s)
-                    pause_s = min(pause_s * 2, self._options.backoff_max_s)
+                await self._one_stream()
+                if self._dial_after_s:
+                    await asyncio.sleep(self._dial_after_s)
         finally:
-            self._refuse_all("The front proxy stops.")
+            self._handle(Closed())
 
-    async def _one_stream(self) -> tuple[bool, Duplex[_Item], str]:
-        """Whether the scheduler ever spoke, the stream that has ended, and why it has."""
+    async def _one_stream(self) -> None:
         duplex: Duplex[_Item] = Duplex(
             encode=lambda item: item, on_message=self._on_message, send_messages_max=self._options.send_messages_max
         )
-        self._duplex, self._silent = duplex, False
-        self._leader.begin(duplex)
+        self._begin_stream(duplex)
         # Nothing behind it until it is answered: a write that meets a refusal would hide what the refusal says.
         duplex.send(self._register())
-        opened = False
-        async with channel(self._addresses.current, self._options.message_bytes_max) as connection:
+        async with channel(self._desk.address, self._options.message_bytes_max) as connection:
             call = scheduler_pb2_grpc.SchedulerServiceStub(connection).FrontSession()
-            self._tell_later()
             try:
                 reason = await duplex.run(call, connect_timeout_s=self._options.connect_timeout_s)
             finally:
-                self._leader.end()
-                if self._telling is not None:
-                    self._telling.cancel()
-                if self._answers:
-                    self._degraded.still_true(self._loop.time())
-                opened, self._opened = self._opened, False
                 self._duplex = None
-                self._view.disconnected()
-                self._plan_pending_here()
-        return opened, duplex, reason
+            self._handle(StreamLost(reason, silent=duplex.silent, serves_instead=duplex.serves_instead))
 
-    def _send(self, item: _Item) -> None:
-        # A silent scheduler is told everything at once when it speaks; until then nothing piles up.
-        if self._duplex is not None and self._opened and not self._silent:
-            self._duplex.send(item)
-
-    def _tell_all(self) -> None:
-        """A scheduler releases everything of a stream that ended: say what runs, and ask anew what was asked."""
-        self._send(self._plans_running())
-        for plan_id, pending in self._pending.items():
-            self._send(_ask(plan_id, pending.question))
+    def _begin_stream(self, duplex: Duplex[_Item]) -> None:
+        self._duplex = duplex
+        self._handle(Dialled())
 
     def _register(self) -> _Item:
         return scheduler_pb2.FrontUpdate(
             register=scheduler_pb2.FrontProxyInfo(front_proxy_id=self._options.front_proxy_id)
         )
 
-    def _plans_running(self) -> _Item:
-        return wire.plans_running(self._degraded.running.values(), asked=self._pending, complete=True)
-
-    def _tell_later(self) -> None:
-        self._telling = self._loop.call_later(self._options.plans_told_interval_s, self._tell)
-
-    def _tell(self) -> None:
-        """Say from time to time what runs: an end that got lost must not reserve for ever."""
-        self._send(self._plans_running())
-        self._tell_later()
-
     def _on_message(self, message: scheduler_pb2.FrontReply) -> None:
-        if not self._leader.believes(message):
-            return
-        if not self._opened:
-            self._opened = True
-            self._tell_all()
-        if self._silent:
-            self._silent = False
-            self._send(self._plans_running())
-        if message.HasField("plan"):
-            plan = message.plan
-            if (pending := self._answered(plan.plan_id)) is not None:
-                request_id = pending.question.request_id
-                self._granted(scheduler_wire.granted(request_id, plan), pending, plan.reason)
-        elif message.HasField("refused"):
-            refused = message.refused
-            if (pending := self._answered(refused.plan_id)) is not None:
-                pending.receiver.on_refused(wire.failure(refused.kind, refused.message, refused.retry_after_ms))
-        elif message.HasField("waiting"):
-            self._on_waiting(message.waiting)
-        elif message.HasField("view"):
-            self._on_new_view(message.view)
-        if self._answers:
-            self._degraded.resume()
+        self._handle(Heard(wire.word(message), message.leader_epoch))
 
-    def _on_waiting(self, waiting: scheduler_pb2.PlanWaiting) -> None:
-        """The request waits for its turn: the scheduler answers within that time, or it is not well."""
-        pending = self._pending.get(waiting.plan_id)
-        if pending is not None:
-            pending.timer.cancel()
-            wait_s = waiting.wait_max_ms / 1000 + self._options.plan_patience_s
-            pending.timer = self._loop.call_later(wait_s, self._on_impatience, waiting.plan_id)
+    def _handle(self, event: DeskEvent) -> None:
+        """Let the desk decide, and do what it says, behind what is being done now."""
+        actions = self._desk.handle(event, self._loop.time())
+        if self._busy:
+            self._actions.extend(actions)
+        elif actions:
+            self._perform(actions)
+        if self._desk.wake_s < self._alarm_s:
+            self._set_alarm(self._desk.wake_s)
 
-    def _on_new_view(self, view: scheduler_pb2.ClusterView) -> None:
-        self._degraded.see(view, self._loop.time())
-        for worker_id, epoch in self._view.apply(wire.cluster(view), rebuilding=view.rebuilding):
-            self._on_gone(worker_id, epoch)
-        self._on_view()
+    def _perform(self, actions: Sequence[DeskAction]) -> None:
+        self._busy = True
+        try:
+            for action in actions:
+                self._do(action)
+            while self._actions:
+                self._do(self._actions.popleft())
+        finally:
+            self._busy = False
 
-    def _granted(self, plan: RunningPlan, pending: _Pending, reason: str) -> None:
-        self._degraded.running[plan.plan_id] = plan
-        pending.receiver.on_plan(_placement(plan.prefill), _placement(plan.decode), plan.decode_blocks, reason)
+    def _set_alarm(self, at_s: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_s = at_s
+        self._alarm = self._loop.call_at(at_s, self._on_alarm)
 
-    def _answered(self, plan_id: int) -> _Pending | None:
-        """The question behind an answer; None when nobody waits for it, whose end was sent already."""
-        pending = self._pending.pop(plan_id, None)
-        if pending is not None:
-            pending.timer.cancel()
-        return pending
+    def _on_alarm(self) -> None:
+        self._alarm, self._alarm_s = None, NEVER_S
+        self._handle(Woke())
 
-    @property
-    def _answers(self) -> bool:
-        """Whether the scheduler is asked. One that is rebuilding may know less than we do."""
-        return self._opened and not self._silent and not self._degraded.knows_more
+    def _do(self, action: DeskAction) -> None:
+        match action:
+            case SendQuestion(plan_id=plan_id):
+                # Its request may have left while other things were done; then nobody wants the answer.
+                if (asked := self._receivers.get(plan_id)) is not None:
+                    self._send(asked[1])
+            case AnswerPlan(plan=plan, reason=reason, here=here):
+                if here:
+                    self._on_degraded("planned")
+                if (asked := self._receivers.pop(plan.plan_id, None)) is not None:
+                    asked[0].on_plan(_placement(plan.prefill), _placement(plan.decode), plan.decode_blocks, reason)
+            case SendEnd(plan_id=plan_id, outcome=outcome, output_tokens=output_tokens):
+                self._send(wire.request_ended(plan_id, outcome, output_tokens))
+            case AnswerRefusal(plan_id=plan_id, failure=failure, here=here):
+                if here:
+                    self._on_degraded("refused")
+                if (asked := self._receivers.pop(plan_id, None)) is not None:
+                    asked[0].on_refused(failure)
+            case SendRunning(plans=plans, asked=asked_ids, complete=complete):
+                self._send(wire.plans_running(plans, asked=asked_ids, complete=complete))
+            case ViewChanged(gone=gone):
+                for worker_id, epoch in gone:
+                    self._on_gone(worker_id, epoch)
+                self._on_view()
+            case SendSuspect() | Leave() | Dial() | SchedulerLost() | OutageBegan() | OutageOver():
+                self._do_seldom(action)
+            case _:
+                assert_never(action)
 
-    def _can_plan(self) -> bool:
-        """Whether the last view is good enough to plan from."""
-        return self._degraded.fresh(self._loop.time()) and self._view.snapshot.usable
+    def _do_seldom(self, action: SendSuspect | Leave | Dial | SchedulerLost | OutageBegan | OutageOver) -> None:
+        match action:
+            case SendSuspect(worker_id=worker_id, epoch=epoch, reason=reason):
+                self._send(wire.suspect(worker_id, epoch, reason))
+            case Leave(reason=reason, silent=silent):
+                if self._duplex is not None:
+                    self._duplex.end(reason, silent=silent)
+            case Dial(after_s=after_s, reason=reason):
+                again = {"reason": reason, "again_in_s": round(after_s, 3)}
+                logger.warning("no stream to the scheduler", extra=again)
+                self._dial_after_s = after_s
+            case SchedulerLost(reason=reason):
+                self._on_lost(reason)
+            case OutageBegan(why=why, view_age_s=view_age_s):
+                told = {"why": why, "view_age_s": round(view_age_s, 3)}
+                logger.warning("planning without the scheduler", extra=told)
+            case OutageOver(plans_made=plans_made):
+                logger.warning("the scheduler plans again", extra={"planned_without_it": plans_made})
+            case _:
+                assert_never(action)
 
-    def _plan_pending_here(self) -> None:
-        """The stream is lost: whoever waits for an answer on it need not wait for the next one."""
-        if self._can_plan():
-            for plan_id in list(self._pending):
-                self._plan_here(plan_id)
+    def _send(self, item: _Item) -> None:
+        if self._duplex is not None:
+            self._duplex.send(item)
 
-    def _plan_here(self, plan_id: int) -> None:
-        pending = self._answered(plan_id)
-        assert pending is not None, plan_id
-        why = "away" if not self._opened else "silent" if self._silent else "rebuilding"
-        question = scheduler_wire.plan_requested(SESSION, _ask(plan_id, pending.question).plan, block_hashes_max=0)
-        plan = self._degraded.plan(question, why, self._loop.time())
-        if isinstance(plan, Failure):
-            pending.receiver.on_refused(plan)
-        else:
-            self._granted(plan, pending, "degraded")
-            self._send(wire.plans_running([plan], asked=(), complete=False))
 
-    def _on_impatience(self, plan_id: int) -> None:
-        """Nothing came within ``plan_patience_s``: plan here, or give the scheduler the rest of ``plan_timeout_s``."""
-        if self._can_plan():
-            # Behind the question on the same stream: should the answer still come, its reservation is freed.
-            self._send(wire.request_ended(plan_id, "failed", 0))
-            if self._answers:
-                self._degraded.still_true(self._loop.time())
-            self._silent = self._opened
-            self._plan_here(plan_id)
-            return
-        rest_s = max(0.0, self._options.plan_timeout_s - self._options.plan_patience_s)
-        self._pending[plan_id].timer = self._loop.call_later(rest_s, self._on_timeout, plan_id)
-
-    def _on_timeout(self, plan_id: int) -> None:
-        pending = self._pending.pop(plan_id)
-        self._send(wire.request_ended(plan_id, "failed", 0))
-        away = "" if self._opened else " It is not reachable."
-        pending.receiver.on_refused(
-            Failure(
-                kind=FailureKind.UNAVAILABLE,
-                message=f"The scheduler did not answer within {self._options.plan_timeout_s:g} s.{away}",
-            )
-        )
-
-    def _refuse_all(self, message: str) -> None:
-        waiting, self._pending = self._pending, {}
-        for pending in waiting.values():
-            pending.timer.cancel()
-            pending.receiver.on_refused(Failure(kind=FailureKind.UNAVAILABLE, message=message))
+def _bounds(options: SchedulerOptions) -> DeskBounds:
+    return DeskBounds(
+        plan_timeout_s=options.plan_timeout_s,
+        plan_patience_s=options.plan_patience_s,
+        plans_told_interval_s=options.plans_told_interval_s,
+        view_max_age_s=options.view_max_age_s,
+        load_fade_s=options.load_fade_s,
+        silence_timeout_s=options.silence_timeout_s,
+        backoff_min_s=options.backoff_min_s,
+        backoff_max_s=options.backoff_max_s,
+    )
 
 
 def _placement(placed: CorePlacement | None) -> Placement | None:

@@ -7,15 +7,16 @@ import math
 from collections.abc import Iterable, Sequence
 
 from engine.protocol import Finish, FinishReason, Logprobs
-from front_proxy.cluster_view import WorkerEntry, WorkerRole, WorkerState
+from front_proxy.cluster_view import WorkerEntry
+from front_proxy.desk_events import Granted, Refused, ToldToWait, ViewShown
 from front_proxy.flow_events import AskPlan, Outcome
-from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput, WorkOrder
+from front_proxy.work import FirstFacts, Stage, WorkerOutput, WorkOrder
 from kv_transfer import handoff_wire
 from kv_transfer.handoff import KvHandoff
-from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2
 from runtime.failures import Failure, FailureKind
+from scheduler import wire as scheduler_wire
 from scheduler.actions import Placement as CorePlacement
 from scheduler.events import RunningPlan
 
@@ -24,13 +25,6 @@ _FINISH: dict[int, FinishReason] = {
     worker_pb2.FINISH_REASON_LENGTH: "length",
     worker_pb2.FINISH_REASON_ABORT: "abort",
     worker_pb2.FINISH_REASON_ERROR: "error",
-}
-_ROLE: dict[int, WorkerRole] = {cluster_pb2.ROLE_PREFILL: "prefill", cluster_pb2.ROLE_DECODE: "decode"}
-_STATE: dict[int, WorkerState] = {
-    cluster_pb2.PROCESS_STATE_STARTING: "starting",
-    cluster_pb2.PROCESS_STATE_READY: "ready",
-    cluster_pb2.PROCESS_STATE_DRAINING: "draining",
-    cluster_pb2.PROCESS_STATE_STOPPED: "stopped",
 }
 
 
@@ -210,29 +204,39 @@ def suspect(worker_id: str, epoch: int, reason: str) -> scheduler_pb2.FrontUpdat
     )
 
 
-def placement(message: scheduler_pb2.Placement) -> Placement:
-    """The worker a plan names."""
-    return Placement(worker_id=message.worker_id, address=message.address, epoch=message.epoch)
+def word(message: scheduler_pb2.FrontReply) -> Granted | Refused | ToldToWait | ViewShown | None:
+    """What the scheduler says; None for what this version does not know."""
+    match message.WhichOneof("message"):
+        case "plan":
+            plan = message.plan
+            return Granted(
+                plan.plan_id,
+                _core_placement(plan.prefill) if plan.HasField("prefill") else None,
+                _core_placement(plan.decode) if plan.HasField("decode") else None,
+                plan.decode_blocks_reserved,
+                plan.reason,
+            )
+        case "refused":
+            told = message.refused
+            return Refused(told.plan_id, failure(told.kind, told.message, told.retry_after_ms))
+        case "waiting":
+            return ToldToWait(message.waiting.plan_id, message.waiting.wait_max_ms / 1000)
+        case "view":
+            view = message.view
+            return ViewShown(cluster(view), view.rebuilding, view.sign_of_life_ms / 1000)
+        case _:
+            return None
+
+
+def _core_placement(message: scheduler_pb2.Placement) -> CorePlacement:
+    return CorePlacement(message.worker_id, message.address, message.epoch)
 
 
 def cluster(message: scheduler_pb2.ClusterView) -> Sequence[WorkerEntry]:
     """The workers of a view whose role we know."""
+    entries = ((scheduler_wire.facts(entry.info), entry) for entry in message.workers)
     return [
-        WorkerEntry(
-            worker_id=entry.info.worker_id,
-            role=_ROLE[entry.info.role],
-            address=entry.info.address,
-            epoch=entry.info.epoch,
-            state=_STATE.get(entry.load.state, "starting"),
-            model=entry.info.model,
-            engine_version=entry.info.engine_version,
-            context_tokens_max=entry.info.context_tokens_max,
-            block_size_tokens=entry.info.layout.block_size_tokens,
-            kv_blocks_total=entry.info.kv_blocks_total,
-            kv_blocks_used=entry.load.kv_blocks_used,
-            requests_running=entry.load.requests_running,
-            requests_waiting=entry.load.requests_waiting,
-        )
-        for entry in message.workers
-        if entry.info.role in _ROLE
+        WorkerEntry(facts, scheduler_wire.load(entry.load), entry.unusable)
+        for facts, entry in entries
+        if facts is not None
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
@@ -90,17 +90,6 @@ def request_ended(session: int, message: pb.RequestEnded) -> RequestEnded:
     )
 
 
-def granted(request_id: str, message: pb.Plan) -> RunningPlan:
-    """A granted plan as the front proxy that asked for it keeps it."""
-    return RunningPlan(
-        plan_id=message.plan_id,
-        request_id=request_id,
-        prefill=_placed(message.prefill) if message.HasField("prefill") else None,
-        decode=_placed(message.decode) if message.HasField("decode") else None,
-        decode_blocks=message.decode_blocks_reserved,
-    )
-
-
 def plans_running(session: int, message: pb.PlansRunning) -> PlansRunning:
     """What a front proxy says it runs."""
     plans = tuple(
@@ -160,13 +149,6 @@ def view(workers: Iterable[Worker], *, rebuilding: bool = False, sign_of_life_s:
     ]
     sign_of_life_ms = round(sign_of_life_s * 1000)
     return pb.FrontReply(view=pb.ClusterView(workers=entries, rebuilding=rebuilding, sign_of_life_ms=sign_of_life_ms))
-
-
-def view_entries(message: pb.ClusterView) -> Sequence[tuple[WorkerFacts, WorkerLoad]]:
-    """The workers of a view whose role we know: the inverse of ``view``."""
-    # One that the scheduler did not use is not used without it either.
-    entries = ((facts(entry.info), WorkerLoad() if entry.unusable else load(entry.load)) for entry in message.workers)
-    return [(known, doing) for known, doing in entries if known is not None]
 
 
 def _placed(message: pb.Placement) -> Placement:

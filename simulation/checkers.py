@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def check_bounds(cluster: SimCluster) -> None:
     """Nothing grows beyond what the requests account for. Holds at any moment."""
     for front in cluster.fronts:
-        _hold(len(front.plans.pending) <= len(cluster.clients), "questions pile up", front.plans.pending)
+        unanswered = front.plans.desk.unanswered
+        _hold(unanswered <= len(cluster.clients), "questions pile up", unanswered)
         attempts = sum(client.flow.attempt for client in cluster.clients)
         _hold(len(front.live) <= 2 * attempts, "orders pile up", front.live)
         allowed = front.burst + BUDGET_RATIO * front.requests + BUDGET_PER_S * cluster.world.now_s
@@ -39,7 +40,8 @@ def check_the_end(cluster: SimCluster) -> None:
         if client.front.alive:
             _check_client(client, cluster.faults)
     for front in cluster.fronts:
-        _hold(not front.plans.pending, "questions are left", front.plans.pending)
+        left = (front.plans.desk.unanswered, front.plans.desk.running)
+        _hold(not front.alive or left == (0, {}), "questions or plans are left", left)
         _hold(not front.live, "orders are left", front.live)
     for worker in cluster.workers.values():
         if not worker.alive:

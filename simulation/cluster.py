@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 
 import msgspec
 
+from front_proxy.cluster_view import WorkerEntry
+from front_proxy.desk_events import ViewShown
 from front_proxy.flow_phase import Phase
+from front_proxy.plan_desk import PlanDesk
 from front_proxy.request_flow import RequestFlow
 from front_proxy.work import Placement, Stage
-from scheduler.actions import DropWorker, ReplyPlan, ReplyRefusal
+from scheduler.actions import DropWorker, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.core import SchedulerCore
 from scheduler.events import (
     Event,
@@ -26,9 +30,8 @@ from scheduler.events import (
     WorkerSuspected,
 )
 from scheduler.facts import Role, WorkerFacts, WorkerLoad, WorkerState
-from simulation import checkers, faults, workload
+from simulation import checkers, faults, front_plans, workload
 from simulation.faults import Faults
-from simulation.front_plans import WorkerSeen
 from simulation.fronts import Client, SimFront
 from simulation.policies import REFUSING_CONFIG, SCHEDULER_CONFIG
 from simulation.workers import Link, SimWorker
@@ -67,22 +70,19 @@ class SimScheduler:
 
     def connect(self, front: SimFront) -> None:
         """A front proxy opens its stream, if there is anybody to open it to."""
-        if not front.alive:
-            return
         if not self.up:
-            self._world.after(0.1, self.connect, front)
+            self._world.after(self._cluster.delay_s(), front.plans.on_lost, None, "nobody is there")
             return
         session = next(self._sessions)
         self._fronts[session] = front
         self._feed(FrontJoined(session=session, front_proxy_id=front.name))
-        front.plans.connected(session, Stream(self._world, self._cluster.delay_s))
+        front.plans.connected(self, session, Stream(self._world, self._cluster.delay_s))
         self._show(front)
 
-    def disconnect(self, front: SimFront) -> None:
-        """A front proxy's stream broke."""
+    def hang_up(self, front: SimFront) -> None:
+        """A front proxy ends its stream, or is gone."""
         if front.plans.stream is not None:
             front.plans.stream.cut()
-            front.plans.stream = None
         if self._fronts.pop(front.plans.session, None) is not None:
             self._feed(FrontLeft(session=front.plans.session))
 
@@ -98,20 +98,23 @@ class SimScheduler:
     def _show(self, front: SimFront) -> None:
         stream = front.plans.stream
         if stream is not None:
-            stream.send(DOWN, front.plans.see, self.view(), self.core.rebuilding)
+            stream.send(DOWN, front.plans.hear, self.view())
 
-    def view(self) -> list[WorkerSeen]:
+    def view(self) -> ViewShown:
         """What front proxies are shown of the cluster."""
-        return [
-            (worker.facts, msgspec.structs.replace(worker.load, state=worker.state))
-            for worker in self.core.cluster.workers.values()
-        ]
+        return ViewShown(
+            [
+                WorkerEntry(worker.facts, msgspec.structs.replace(worker.load, state=worker.state), worker.unusable)
+                for worker in self.core.cluster.workers.values()
+            ],
+            rebuilding=self.core.rebuilding,
+        )
 
     def _feed(self, event: Event) -> None:
         """Let the core handle it, and send the answers to whom they are for."""
         for action in self.core.handle(event, self._world.now_s):
             match action:
-                case ReplyPlan() | ReplyRefusal():
+                case ReplyPlan() | ReplyRefusal() | ReplyWaiting():
                     self._answer(self._fronts[action.session], action)
                 case DropWorker(worker_id=worker_id, reason="silent"):
                     # Its stream is closed, which it learns when it moves again.
@@ -119,10 +122,10 @@ class SimScheduler:
                 case _:
                     pass
 
-    def _answer(self, front: SimFront, reply: ReplyPlan | ReplyRefusal) -> None:
+    def _answer(self, front: SimFront, reply: ReplyPlan | ReplyRefusal | ReplyWaiting) -> None:
         stream = front.plans.stream
         if stream is not None and self._world.rng.random() >= self._cluster.faults.plan_lost:
-            stream.send(DOWN, front.plans.on_reply, reply)
+            stream.send(DOWN, front.plans.hear, front_plans.word(reply))
 
     def on_ended(self, session: int, plan_id: int, outcome: str, output_tokens: int) -> None:
         """A plan is over."""
@@ -177,8 +180,9 @@ class SimScheduler:
         self.up = False
         self.core.check()
         for front in list(self._fronts.values()):
-            if front.plans.stream is not None:
-                front.plans.stream.cut(front.plans.on_lost)
+            stream = front.plans.stream
+            if stream is not None:
+                stream.cut(functools.partial(front.plans.on_lost, stream, "the scheduler is gone"))
         self._fronts.clear()
         self._worker_sessions.clear()
         self._world.after(self._world.rng.uniform(*SCHEDULER_AWAY_S), self._restart)
@@ -200,6 +204,7 @@ class SimCluster:
         telling: bool = False,
         flow: type[RequestFlow] = RequestFlow,
         worker: type[SimWorker] = SimWorker,
+        desk: type[PlanDesk] = PlanDesk,
     ) -> None:
         self.world = world = World(seed, telling=telling)
         self.faults: Faults = faults.draw(world.rng)
@@ -210,11 +215,11 @@ class SimCluster:
         for name, stage in names:
             self.workers[name] = worker(world, name, stage, self.faults, self.workers.__getitem__)
             self.scheduler.join(self.workers[name])
-        self.fronts = [SimFront(world, f"front-{index}", self.faults, self) for index in range(2)]
+        self.fronts = [SimFront(world, f"front-{index}", self.faults, self, desk) for index in range(2)]
         for front in self.fronts:
-            self.scheduler.connect(front)
+            front.plans.dial(front.plans.desk.address)
             # A front proxy that has seen no worker serves nobody.
-            front.plans.see(self.scheduler.view(), False)
+            front.plans.hear(self.scheduler.view())
         self.clients: list[Client] = []
         for asked in workload.draw(
             world.rng, self.faults, requests=REQUESTS_SINGLE if self.faults.single else REQUESTS
@@ -224,6 +229,11 @@ class SimCluster:
             world.after(asked.arrives_s, self._arrive, client)
         self._plan_trouble()
         world.tell("faults", self.faults)
+
+    def dial(self, front: SimFront, address: str) -> None:
+        """A front proxy calls the scheduler at that address; there is one."""
+        del address
+        self.scheduler.connect(front)
 
     def delay_s(self) -> float:
         """How long one message is under way."""
@@ -364,9 +374,10 @@ def simulate(
     telling: bool = False,
     flow: type[RequestFlow] = RequestFlow,
     worker: type[SimWorker] = SimWorker,
+    desk: type[PlanDesk] = PlanDesk,
 ) -> Verdict:
-    """One run; the same seed gives the same run. Tests plant bugs with ``flow`` and ``worker``."""
-    cluster = SimCluster(seed, telling=telling, flow=flow, worker=worker)
+    """One run; the same seed gives the same run. Tests plant bugs with ``flow``, ``worker`` and ``desk``."""
+    cluster = SimCluster(seed, telling=telling, flow=flow, worker=worker, desk=desk)
     broken = None
     try:
         cluster.run()

@@ -1,114 +1,161 @@
-"""How a front proxy in virtual time gets its plans: from the scheduler, or from its own planner while that is away."""
+"""How a front proxy in virtual time gets its plans: production's PlanDesk, over streams that a simulation can break.
+
+Decides nothing. It looks over the desk's shoulder: a plan from a view that is too old is a violation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+import collections
+from typing import TYPE_CHECKING, assert_never
 
-import msgspec
-
+from front_proxy.cluster_view import ClusterView
+from front_proxy.desk_events import (
+    AnswerPlan,
+    AnswerRefusal,
+    Asked,
+    DeskAction,
+    DeskEvent,
+    Dial,
+    Dialled,
+    Ended,
+    Granted,
+    Heard,
+    Leave,
+    OutageBegan,
+    OutageOver,
+    PlanQuestion,
+    Refused,
+    SchedulerLost,
+    SendEnd,
+    SendQuestion,
+    SendRunning,
+    SendSuspect,
+    StreamLost,
+    Suspected,
+    ToldToWait,
+    ViewChanged,
+    ViewShown,
+    Woke,
+    requested,
+)
 from front_proxy.flow_events import AskPlan, Outcome, Planned, PlanRefused
-from front_proxy.outage_planner import SESSION, OutagePlanner
+from front_proxy.plan_desk import NEVER_S, DeskBounds, PlanDesk
 from front_proxy.work import Placement
-from runtime.failures import Failure, FailureKind
 from scheduler.actions import Placement as CorePlacement
-from scheduler.actions import ReplyPlan, ReplyRefusal
+from scheduler.actions import ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.config import SchedulerConfig
-from scheduler.events import PlanRequested, PlansRunning, RunningPlan
-from scheduler.facts import WorkerFacts, WorkerLoad
-from simulation.world import UP, Stream
+from scheduler.events import PlansRunning
+from simulation.world import UP, Stream, Violation
 
 if TYPE_CHECKING:
-    from simulation.cluster import SimCluster
+    from simulation.cluster import SimCluster, SimScheduler
     from simulation.fronts import Client, SimFront
 
-PLAN_TIMEOUT_S = 1.0
+PLAN_TIMEOUT_S, PLAN_PATIENCE_S = 1.0, 0.3
 LOAD_FADE_S = 1.0
+# Long ones hide nothing that was not told at once; an old view is as good as none.
+PLANS_TOLD_INTERVALS_S = (0.5, 60.0)
+VIEW_MAX_AGES_S = (0.1, 60.0, 60.0)
+BACKOFF_S = (0.02, 0.3)
+SILENCE_TIMEOUT_S = 0.6
+CONNECT_TIMEOUT_S = 0.3
 
-WorkerSeen = tuple[WorkerFacts, WorkerLoad]
-
-
-class _Pending(msgspec.Struct):
-    client: Client
-    ask: AskPlan
+Reply = ReplyPlan | ReplyRefusal | ReplyWaiting
 
 
 class FrontPlans:
-    """The plans of one front proxy and its stream to the scheduler."""
+    """The plans of one front proxy and its stream to the scheduler. ``addresses`` as production's configuration."""
 
-    def __init__(self, front: SimFront, cluster: SimCluster, policy: SchedulerConfig) -> None:
+    def __init__(
+        self,
+        front: SimFront,
+        cluster: SimCluster,
+        policy: SchedulerConfig,
+        *,
+        addresses: str = "scheduler",
+        desk: type[PlanDesk] = PlanDesk,
+    ) -> None:
         self.stream: Stream | None = None
         self.session = 0
-        self.pending: dict[int, _Pending] = {}
-        self.running: dict[int, RunningPlan] = {}
+        self.connected_s = NEVER_S
+        """Since when the desk has an open stream to a scheduler that is not silent."""
+        self.answered_s: dict[int, float] = {}
+        """When each plan that runs was given to its request."""
         self._front = front
-        self._world = front.world
+        self._world = world = front.world
         self._cluster = cluster
-        self._policy = policy
+        # One failure at a time may not be noticed, the scheduler's included.
+        self._view_max_age_s = VIEW_MAX_AGES_S[-1] if front.faults.single else world.rng.choice(VIEW_MAX_AGES_S)
+        self.desk = desk(
+            DeskBounds(
+                plan_timeout_s=PLAN_TIMEOUT_S,
+                plan_patience_s=PLAN_PATIENCE_S,
+                plans_told_interval_s=world.rng.choice(PLANS_TOLD_INTERVALS_S),
+                view_max_age_s=self._view_max_age_s,
+                load_fade_s=LOAD_FADE_S,
+                silence_timeout_s=SILENCE_TIMEOUT_S,
+                backoff_min_s=BACKOFF_S[0],
+                backoff_max_s=BACKOFF_S[1],
+            ),
+            addresses=addresses,
+            view=ClusterView(),
+            policy=policy,
+            rng=world.rng,
+        )
+        self._scheduler: SimScheduler | None = None
+        self._clients: dict[int, tuple[Client, AskPlan]] = {}
         self._next_plan_id = 1
-        self._opened = False
-        self._knows_more = False
-        self._view: dict[str, WorkerSeen] = {}
-        self._view_s = 0.0
-        self._outage: OutagePlanner | None = None
+        self._actions: collections.deque[DeskAction] = collections.deque()
+        self._busy = False
+        self._alarm_s = NEVER_S
+        self._dials = 0
+        # Until when the last view was true at most, as seen from outside.
+        self._true_s = 0.0
 
-    # From the scheduler
+    # The stream
 
-    def connected(self, session: int, stream: Stream) -> None:
-        """A stream is open: say what runs, and ask again what was not answered."""
-        self.session, self.stream, self._opened = session, stream, False
-        self._tell_running(self.running.values(), complete=True)
-        for plan_id, pending in self.pending.items():
-            self._send_question(plan_id, pending)
-
-    def on_lost(self) -> None:
-        """The stream broke."""
-        if self._answers:
-            self._view_s = self._world.now_s
-        self.stream, self._opened = None, False
+    def dial(self, address: str) -> None:
+        """Begin a stream; ``connected`` follows, or ``on_lost``."""
         if not self._front.alive:
             return
-        self._world.after(self._world.rng.uniform(0.01, 0.3), self._cluster.scheduler.connect, self._front)
-        for plan_id in list(self.pending):
-            self._plan_here(plan_id)
+        self._dials += 1
+        self._handle(Dialled())
+        self._world.after(CONNECT_TIMEOUT_S, self._on_connect_timeout, self._dials)
+        self._cluster.dial(self._front, address)
 
-    def see(self, workers: Sequence[WorkerSeen], rebuilding: bool) -> None:
-        """The scheduler shows the cluster. One that is rebuilding may know less than we do."""
-        self._opened = True
-        now = {facts.worker_id: (facts, load) for facts, load in workers}
-        self._knows_more = rebuilding and not self._view.keys() <= now.keys()
-        if not self._knows_more:
-            self._view, self._view_s, self._outage = now, self._world.now_s, None
-            return
-        self._view.update(now)
-        if self._outage is not None:
-            self._outage.show(workers, self._world.now_s, self._world.now_s)
+    def connected(self, scheduler: SimScheduler, session: int, stream: Stream) -> None:
+        """A stream came about; the scheduler is about to speak."""
+        self._scheduler, self.session, self.stream = scheduler, session, stream
 
-    def on_reply(self, reply: ReplyPlan | ReplyRefusal) -> None:
-        """The answer to a question; nobody may wait for it any more."""
-        self._opened = True
-        pending = self.pending.pop(reply.plan_id, None)
-        if pending is None:
+    def hear(self, word: Granted | Refused | ToldToWait | ViewShown, leader_epoch: int = 0) -> None:
+        """The scheduler says something on the stream."""
+        if self._front.alive:
+            self._true_s = self._world.now_s
+            self._handle(Heard(word, leader_epoch))
+
+    def on_lost(self, stream: Stream | None, reason: str, *, silent: bool = False, instead: str = "") -> None:
+        """The stream broke, or none came about (None)."""
+        if not self._front.alive or stream is not self.stream:
             return
-        if isinstance(reply, ReplyRefusal):
-            pending.client.feed(PlanRefused(attempt=pending.ask.attempt, failure=reply.failure))
-            return
-        self.running[reply.plan_id] = RunningPlan(
-            plan_id=reply.plan_id,
-            request_id=pending.client.asked.request_id,
-            prefill=reply.prefill,
-            decode=reply.decode,
-            decode_blocks=reply.decode_blocks_reserved,
-        )
-        pending.client.feed(
-            Planned(
-                attempt=pending.ask.attempt,
-                prefill=_placement(reply.prefill),
-                decode=_placement(reply.decode),
-                decode_blocks_reserved=reply.decode_blocks_reserved,
-                reason=reply.reason,
-            )
-        )
+        self.stream = self._scheduler = None
+        # A dial that is over has no timeout any more.
+        self._dials += 1
+        self._handle(StreamLost(reason, silent=silent, serves_instead=instead))
+
+    def crash(self) -> None:
+        """The front proxy is gone."""
+        self.stream = self._scheduler = None
+        self._clients.clear()
+
+    def _on_connect_timeout(self, dial: int) -> None:
+        if dial == self._dials and not self.desk.connected:
+            self._leave("it did not answer in time", silent=True)
+
+    def _leave(self, reason: str, *, silent: bool) -> None:
+        stream = self.stream
+        if self._scheduler is not None:
+            self._scheduler.hang_up(self._front)
+        self.on_lost(stream, reason, silent=silent)
 
     # From the requests
 
@@ -116,103 +163,132 @@ class FrontPlans:
         """Where should it run?"""
         plan_id = self._next_plan_id
         self._next_plan_id += 1
-        pending = self.pending[plan_id] = _Pending(client, ask)
-        if not self._answers and self._view:
-            self._world.after(0.0, self._plan_here, plan_id)
-            return plan_id
-        self._world.after(PLAN_TIMEOUT_S, self._on_timeout, plan_id)
-        self._send_question(plan_id, pending)
+        self._clients[plan_id] = (client, ask)
+        asked = client.asked
+        question = PlanQuestion(
+            ask=ask,
+            request_id=asked.request_id,
+            prompt_tokens=asked.prompt_tokens + ask.shown_tokens,
+            output_tokens_max=asked.output_tokens_max - ask.shown_tokens,
+            priority=0,
+            wait_max_s=max(asked.arrives_s + asked.deadline_s - self._world.now_s, 0.001),
+        )
+        self._handle(Asked(plan_id, question))
         return plan_id
 
     def end(self, plan_id: int, outcome: Outcome, output_tokens: int) -> None:
         """Free what a plan reserved."""
-        self.pending.pop(plan_id, None)
-        self.running.pop(plan_id, None)
-        if self._outage is not None:
-            self._outage.ended(plan_id, output_tokens, self._world.now_s)
-        self._send_end(plan_id, outcome, output_tokens)
-        if self._world.rng.random() < self._front.faults.repeat:
-            self._send_end(plan_id, outcome, output_tokens)
+        self._clients.pop(plan_id, None)
+        self.answered_s.pop(plan_id, None)
+        self._handle(Ended(plan_id, outcome, output_tokens))
 
     def suspect(self, worker_id: str, epoch: int) -> None:
         """A worker could not be used."""
-        if self._outage is not None:
-            self._outage.suspect(worker_id, epoch, "lost", self._world.now_s)
-        if self.stream is not None:
-            self.stream.send(UP, self._cluster.scheduler.on_suspect, worker_id, epoch)
+        self._handle(Suspected(worker_id, epoch, "lost"))
 
-    # Without the scheduler
+    # The desk
 
-    @property
-    def _answers(self) -> bool:
-        return self._opened and not self._knows_more
+    def _handle(self, event: DeskEvent) -> None:
+        was_connected = self.desk.connected
+        self._actions.extend(self.desk.handle(event, self._world.now_s))
+        self.desk.check()
+        if was_connected != self.desk.connected:
+            self.connected_s = NEVER_S if was_connected else self._world.now_s
+            self._true_s = self._world.now_s
+        if not self._busy:
+            self._busy = True
+            while self._actions:
+                self._do(self._actions.popleft())
+            self._busy = False
+        if self.desk.wake_s < self._alarm_s:
+            self._alarm_s = self.desk.wake_s
+            self._world.at(max(self._alarm_s, self._world.now_s), self._on_alarm, self._alarm_s)
 
-    def _plan_here(self, plan_id: int) -> None:
-        pending = self.pending.get(plan_id)
-        if pending is None or not self._view or not self._front.alive:
+    def _on_alarm(self, alarm_s: float) -> None:
+        if alarm_s == self._alarm_s and self._front.alive:
+            self._alarm_s = NEVER_S
+            self._handle(Woke())
+
+    def _do(self, action: DeskAction) -> None:
+        match action:
+            case SendQuestion() | SendEnd() | SendRunning() | SendSuspect():
+                self._send(action)
+            case AnswerPlan():
+                self._answer(action)
+            case AnswerRefusal(plan_id=plan_id, failure=failure):
+                if (asked := self._clients.pop(plan_id, None)) is not None:
+                    asked[0].feed(PlanRefused(attempt=asked[1].attempt, failure=failure))
+            case ViewChanged(gone=gone):
+                for worker_id, epoch in gone:
+                    self._front.forget(worker_id, epoch)
+            case Leave(reason=reason, silent=silent):
+                self._world.tell(self._front.name, f"leaves the scheduler: {reason}")
+                self._world.after(0.0, self._leave_soon, self.stream, reason, silent)
+            case Dial(address=address, after_s=after_s):
+                self._world.after(after_s, self.dial, address)
+            case OutageBegan() | OutageOver() | SchedulerLost():
+                self._world.tell(self._front.name, action)
+            case _:
+                assert_never(action)
+
+    def _leave_soon(self, stream: Stream | None, reason: str, silent: bool) -> None:
+        if stream is not None and stream is self.stream and self._front.alive:
+            self._leave(reason, silent=silent)
+
+    def _send(self, action: SendQuestion | SendEnd | SendRunning | SendSuspect) -> None:
+        stream, scheduler = self.stream, self._scheduler
+        if stream is None or scheduler is None:
             return
-        now_s = self._world.now_s
-        if self._outage is None:
-            self._outage = OutagePlanner(
-                self._policy,
-                running=self.running.values(),
-                load_fade_s=LOAD_FADE_S,
-                rng=self._world.rng,
-                now_s=now_s,
+        match action:
+            case SendQuestion(plan_id=plan_id, question=question):
+                stream.send(UP, scheduler.on_plan, self._front, requested(self.session, plan_id, question))
+            case SendEnd(plan_id=plan_id, outcome=outcome, output_tokens=output_tokens):
+                ended = (self.session, plan_id, outcome, output_tokens)
+                stream.send(UP, scheduler.on_ended, *ended)
+                if self._world.rng.random() < self._front.faults.repeat:
+                    stream.send(UP, scheduler.on_ended, *ended)
+            case SendRunning(plans=plans, asked=asked, complete=complete):
+                told = PlansRunning(session=self.session, plans=tuple(plans), asked=frozenset(asked), complete=complete)
+                stream.send(UP, scheduler.on_running, told)
+            case SendSuspect(worker_id=worker_id, epoch=epoch):
+                stream.send(UP, scheduler.on_suspect, worker_id, epoch)
+            case _:
+                assert_never(action)
+
+    def _answer(self, answer: AnswerPlan) -> None:
+        plan, now_s = answer.plan, self._world.now_s
+        asked = self._clients.pop(plan.plan_id, None)
+        if asked is None:
+            return
+        client, ask = asked
+        if answer.here:
+            self._world.tell(self._front.name, f"plans {client.asked.request_id} itself")
+            age_s = now_s - self._true_s
+            if age_s > self._view_max_age_s:
+                raise Violation(f"{client.asked.request_id} is planned from a view that was true {age_s:.3f} s ago")
+        self.answered_s[plan.plan_id] = now_s
+        client.feed(
+            Planned(
+                attempt=ask.attempt,
+                prefill=_placement(plan.prefill),
+                decode=_placement(plan.decode),
+                decode_blocks_reserved=plan.decode_blocks,
+                reason=answer.reason,
             )
-            self._outage.show(list(self._view.values()), self._view_s, now_s)
-        reply = self._outage.plan(self._question(SESSION, plan_id, pending), now_s)
-        self._outage.check()
-        self._world.tell(self._front.name, f"plans {pending.client.asked.request_id} itself")
-        self.on_reply_here(reply)
-
-    def on_reply_here(self, reply: ReplyPlan | ReplyRefusal) -> None:
-        """As ``on_reply``, and the scheduler hears of the plan when it is there."""
-        opened = self._opened
-        self.on_reply(reply)
-        self._opened = opened
-        plan = self.running.get(reply.plan_id)
-        if plan is not None:
-            self._tell_running([plan], complete=False)
-
-    def _on_timeout(self, plan_id: int) -> None:
-        if plan_id not in self.pending or not self._front.alive:
-            return
-        self._send_end(plan_id, "failed", 0)
-        if self._view:
-            self._plan_here(plan_id)
-            return
-        failure = Failure(kind=FailureKind.UNAVAILABLE, message="no answer")
-        self.on_reply(ReplyRefusal(session=self.session, plan_id=plan_id, failure=failure, cause="no_worker"))
-
-    def _question(self, session: int, plan_id: int, pending: _Pending) -> PlanRequested:
-        asked, ask = pending.client.asked, pending.ask
-        return PlanRequested(
-            session=session,
-            plan_id=plan_id,
-            request_id=asked.request_id,
-            prompt_tokens=asked.prompt_tokens + ask.shown_tokens,
-            output_tokens_max=asked.output_tokens_max - ask.shown_tokens,
-            excluded_worker_ids=frozenset(ask.excluded_worker_ids),
-            pinned_decode_worker_id=ask.pinned_decode_worker,
-            prefill_only=ask.prefill_only,
         )
 
-    def _send_question(self, plan_id: int, pending: _Pending) -> None:
-        if self.stream is not None:
-            question = self._question(self.session, plan_id, pending)
-            self.stream.send(UP, self._cluster.scheduler.on_plan, self._front, question)
 
-    def _send_end(self, plan_id: int, outcome: Outcome, output_tokens: int) -> None:
-        if self.stream is not None:
-            self.stream.send(UP, self._cluster.scheduler.on_ended, self.session, plan_id, outcome, output_tokens)
-
-    def _tell_running(self, plans: Iterable[RunningPlan], *, complete: bool) -> None:
-        if self.stream is not None:
-            told = PlansRunning(
-                session=self.session, plans=tuple(plans), asked=frozenset(self.pending), complete=complete
-            )
-            self.stream.send(UP, self._cluster.scheduler.on_running, told)
+def word(reply: Reply) -> Granted | Refused | ToldToWait:
+    """What the front proxy hears of the scheduler's reply."""
+    match reply:
+        case ReplyPlan(plan_id=plan_id, prefill=prefill, decode=decode, decode_blocks_reserved=blocks):
+            return Granted(plan_id, prefill, decode, blocks, reply.reason)
+        case ReplyRefusal(plan_id=plan_id, failure=failure):
+            return Refused(plan_id, failure)
+        case ReplyWaiting(plan_id=plan_id, wait_max_s=wait_max_s):
+            return ToldToWait(plan_id, wait_max_s)
+        case _:
+            assert_never(reply)
 
 
 def _placement(placed: CorePlacement | None) -> Placement | None:

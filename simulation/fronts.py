@@ -28,6 +28,7 @@ from front_proxy.flow_events import (
     WorkerFailed,
 )
 from front_proxy.flow_phase import Phase
+from front_proxy.plan_desk import PlanDesk
 from front_proxy.request_flow import RequestFlow
 from front_proxy.retries import RetryBounds, RetryBudget
 from front_proxy.stall import StallBounds, stalled_s
@@ -209,7 +210,9 @@ class Client:
 class SimFront:
     """One front proxy process."""
 
-    def __init__(self, world: World, name: str, faults: Faults, cluster: SimCluster) -> None:
+    def __init__(
+        self, world: World, name: str, faults: Faults, cluster: SimCluster, desk: type[PlanDesk] = PlanDesk
+    ) -> None:
         self.world = world
         self.name = name
         self.faults = faults
@@ -219,7 +222,7 @@ class SimFront:
         self.burst = BUDGET_BURST_SMALL if faults.small_budget else BUDGET_BURST
         self.budget = RetryBudget(ratio=BUDGET_RATIO, per_s=BUDGET_PER_S, burst_max=self.burst, now_s=0.0)
         self.heard_s: dict[tuple[str, int], float] = {}
-        self.plans = FrontPlans(self, cluster, SCHEDULER_CONFIG)
+        self.plans = FrontPlans(self, cluster, SCHEDULER_CONFIG, desk=desk)
         self.links: dict[tuple[str, int], Link] = {}
         self.live: dict[tuple[int, OrderKey], Client] = {}
         self._cluster = cluster
@@ -308,6 +311,20 @@ class SimFront:
             self.on_failure(link, key, Failure(kind=FailureKind.UNAVAILABLE, message="stream lost"))
             assert (number, key) not in self.live
 
+    def forget(self, worker_id: str, epoch: int) -> None:
+        """The scheduler does not know this incarnation any more: end its stream if nothing needs it."""
+        link = self.links.get((worker_id, epoch))
+        if link is not None and not self._needs(link):
+            link.worker.cut(link)
+
+    def _needs(self, link: Link) -> bool:
+        """Whether work runs over a stream, or KV is held whose release must go over it."""
+        if any(number == link.number for number, _ in self.live):
+            return True
+        name, epoch = link.worker.worker_id, link.epoch
+        held = (client.flow.handoff for client in self._cluster.clients if client.front is self)
+        return any(one is not None and (one.worker_id, one.epoch) == (name, epoch) for one in held)
+
     def _tell_of_lost_holder(self, link: Link) -> None:
         name, epoch = link.worker.worker_id, link.epoch
         for client in self._cluster.clients:
@@ -324,5 +341,5 @@ class SimFront:
             link.worker.cut(link)
         self.links.clear()
         self.live.clear()
-        self.plans.pending.clear()
-        self._cluster.scheduler.disconnect(self)
+        self._cluster.scheduler.hang_up(self)
+        self.plans.crash()

@@ -11,8 +11,9 @@ import msgspec
 import pytest
 
 from front_proxy.cluster_view import ClusterView
+from front_proxy.desk_events import PlanQuestion
 from front_proxy.flow_events import AskPlan
-from front_proxy.scheduler_link import PlanQuestion, SchedulerLink, SchedulerOptions
+from front_proxy.scheduler_link import SchedulerLink, SchedulerOptions
 from front_proxy.work import Placement
 from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
