@@ -101,7 +101,7 @@ class BatonConfig(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(
                     f"{name} must be at least twice worker.step_bytes_max: a step's outputs are one message"
                 )
-        if self.scheduler.leader_lease_file or self.launcher.schedulers > 1:
+        if not self.scheduler.alone or self.launcher.schedulers > 1:
             self._check_takeover()
 
     def _check_takeover(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -17,8 +18,10 @@ from runtime.telemetry import serve_metrics
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 from scheduler.exit_codes import EXIT_BROKEN, EXIT_NOT_LEADER
+from scheduler.kubernetes_api import in_cluster, namespace_of
 from scheduler.leadership import LeaderLease
 from scheduler.leadership_file import FileLease
+from scheduler.leadership_kubernetes import KubernetesLease
 from scheduler.metrics import PolicyProbe, SchedulerMetrics
 from scheduler.service import StatusService, add_services
 from scheduler.shell import SchedulerShell
@@ -95,9 +98,17 @@ def _core(config: SchedulerConfig, clock: Clock, metrics: SchedulerMetrics) -> S
 
 def _lease(config: SchedulerConfig, clock: Clock) -> LeaderLease | None:
     """Where several share the lead; None where this one is alone."""
-    if not config.leader_lease_file:
+    if config.alone:
         return None
-    return FileLease(Path(config.leader_lease_file), lease_s=config.leader_lease_s, clock=clock)
+    if config.leader_store == "file":
+        return FileLease(Path(config.leader_lease_file), lease_s=config.leader_lease_s, clock=clock)
+    return KubernetesLease(
+        in_cluster(config.kubernetes, os.environ),
+        namespace=namespace_of(config.kubernetes),
+        name=config.kubernetes.lease_name,
+        lease_s=config.leader_lease_s,
+        clock=clock,
+    )
 
 
 async def _acquired(

@@ -26,6 +26,12 @@ from runtime.configuration import BadConfiguration, load
         (["launcher.restart_backoff_min_s=99"], "restart_backoff_max_s"),
         (["scheduler.outliers.ejection_s=999"], "ejection_max_s"),
         (["scheduler.leader_interval_s=2"], "leader_lease_s"),
+        (["scheduler.leader_store=etcd"], "scheduler.leader_store"),
+        (["scheduler.leader_store=kubernetes", "scheduler.leader_lease_file=/run/leader"], "leader_lease_file"),
+        (["scheduler.leader_store=kubernetes", "scheduler.kubernetes.call_timeout_s=2"], "kubernetes.call_timeout_s"),
+        (["scheduler.kubernetes.lease_name=../secrets"], "scheduler.kubernetes.lease_name"),
+        (["scheduler.kubernetes.namespace=kube-system/x"], "scheduler.kubernetes.namespace"),
+        (["scheduler.kubernetes.call_timeout_s=0"], "scheduler.kubernetes.call_timeout_s"),
         (["launcher.schedulers=2", "worker.scheduler_silence_timeout_s=9"], "scheduler_silence_timeout_s"),
         (
             ["worker.message_bytes_max=16777215"],

@@ -106,3 +106,6 @@ def test_two_schedulers_share_a_lease_and_everybody_starts_after_both() -> None:
     own = msgspec.structs.replace(config.scheduler, leader_lease_file="/run/baton/leader")
     config = msgspec.structs.replace(config, scheduler=own)
     assert one_machine(config, {}, Path("/state")).scheduler.leader_lease_file == "/run/baton/leader"
+    elsewhere = msgspec.structs.replace(config.scheduler, leader_lease_file="", leader_store="kubernetes")
+    config = msgspec.structs.replace(config, scheduler=elsewhere)
+    assert one_machine(config, {}, Path("/state")).scheduler.leader_lease_file == ""

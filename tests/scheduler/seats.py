@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+import os
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import pytest
 
 from scheduler.leadership import Holder, LeaderLease
+from scheduler.leadership_file import FileLease
+from scheduler.leadership_kubernetes import KubernetesLease
+from tests.scheduler.lease_store import NAMESPACE, LeaseStore, Step
 
 LEASE_S = 3.0
 T = TypeVar("T")
+Hook = Callable[[], object] | None
+
+# Of a file lease: where a look sees the last renewal, where a renewal is seen, where a claim is made.
+CALLS: dict[Step, str] = {"look": "fstat", "renew": "utime", "claim": "link"}
 
 
 class Clock:
@@ -57,3 +68,124 @@ class Seat:
 
     def release(self) -> None:
         finish(self.lease.release())
+
+
+class Table(Protocol):
+    """Contenders for one lease, with one time."""
+
+    clock: Clock
+
+    def seat(self) -> Seat: ...
+
+    def fresh(self, clock: Clock) -> Table:
+        """Another table, with nobody at it."""
+        ...
+
+    def wipe(self) -> None:
+        """Take away what the store has."""
+        ...
+
+    def hold_up(self, step: Step, *, before: Hook = None, after: Hook = None) -> None:
+        """Have the next such step held up: others get their turn before or after it."""
+        ...
+
+    def each_step(self, hook: Callable[[], object]) -> None:
+        """Call this before every step of everybody."""
+        ...
+
+
+class FileTable:
+    """In files of a folder."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock | None = None) -> None:
+        self.folder = folder
+        self.clock = clock or Clock()
+        self._monkeypatch = monkeypatch
+        self._tables = 0
+
+    def seat(self, name: str = "leader") -> Seat:
+        return Seat(FileLease(self.folder / name, lease_s=LEASE_S, clock=self.clock))
+
+    def fresh(self, clock: Clock) -> FileTable:
+        self._tables += 1
+        (folder := self.folder / f"{self._tables}").mkdir()
+        return FileTable(folder, self._monkeypatch, clock)
+
+    def files(self) -> list[str]:
+        return sorted(file.name for file in self.folder.iterdir())
+
+    def wipe(self) -> None:
+        for file in self.folder.iterdir():
+            file.unlink()
+
+    def hold_up(self, step: Step, *, before: Hook = None, after: Hook = None) -> None:
+        real = getattr(os, CALLS[step])
+
+        def held_up(*args: Any, **options: Any) -> Any:
+            self._monkeypatch.setattr(os, CALLS[step], real)
+            if before is not None:
+                before()
+            result = real(*args, **options)
+            if after is not None:
+                after()
+            return result
+
+        self._monkeypatch.setattr(os, CALLS[step], held_up)
+
+    def each_step(self, hook: Callable[[], object]) -> None:
+        for name in CALLS.values():
+            real = getattr(os, name)
+
+            def stepped(*args: Any, _real: Callable[..., Any] = real, **options: Any) -> Any:
+                hook()
+                return _real(*args, **options)
+
+            self._monkeypatch.setattr(os, name, stepped)
+        self._monkeypatch.setattr(os, "fsync", lambda _file: None)
+
+
+class KubernetesTable:
+    """In a Lease, of an API server without a network."""
+
+    def __init__(self, clock: Clock | None = None, store: LeaseStore | None = None) -> None:
+        self.clock = clock or Clock()
+        self.store = store or LeaseStore()
+        self._hook: Callable[[], object] = lambda: None
+
+    def seat(self) -> Seat:
+        lease = KubernetesLease(self.store, namespace=NAMESPACE, name="lead", lease_s=LEASE_S, clock=self.clock)
+        return Seat(lease)
+
+    def fresh(self, clock: Clock) -> KubernetesTable:
+        table = KubernetesTable(clock)
+        table.each_step(self._hook)
+        return table
+
+    def wipe(self) -> None:
+        self.store.leases.clear()
+
+    def hold_up(self, step: Step, *, before: Hook = None, after: Hook = None) -> None:
+        def begun(at: Step) -> None:
+            if at == step:
+                self.store.on_step = lambda _step: None
+                if before is not None:
+                    before()
+                if after is not None:
+                    self.store.after_step = ended
+
+        def ended(at: Step) -> None:
+            self.store.after_step = lambda _step: None
+            assert at == step and after is not None
+            after()
+
+        self.store.on_step = begun
+
+    def each_step(self, hook: Callable[[], object]) -> None:
+        self._hook = hook
+        self.store.on_step = lambda _step: hook()
+
+
+@pytest.fixture(params=["file", "kubernetes"])
+def table(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Table:
+    """One with each store."""
+    return FileTable(tmp_path, monkeypatch) if request.param == "file" else KubernetesTable()

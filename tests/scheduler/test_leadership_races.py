@@ -1,51 +1,25 @@
-"""Whoever is held up, and wherever: two schedulers never lead at once. Real files, the test's time and turns."""
+"""Whoever is held up, and wherever: two schedulers never lead at once. Either store, the test's time and turns."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from scheduler.leadership import Holder
-from scheduler.leadership_file import FileLease
-from tests.scheduler.seats import LEASE_S, Clock, Seat
-from tests.scheduler.test_leadership import Table
+from tests.scheduler.seats import LEASE_S, Clock, Table, table
+
+__all__ = ["table"]
 
 WAIT_S = 30.0
-Hook = Callable[[], object] | None
+# Of a renewal and of a takeover together, with either store; some of them are beginnings and ends.
+STEPS, RENEWAL_STEPS = 12, 4
 
 
-@pytest.fixture
-def table(tmp_path: Path) -> Table:
-    return Table(tmp_path)
-
-
-def once(monkeypatch: pytest.MonkeyPatch, name: str, *, before: Hook = None, after: Hook = None) -> None:
-    """Have the next call of ``os.<name>`` held up: others get their turn before or after it."""
-    real = getattr(os, name)
-
-    def held_up(*args: Any, **options: Any) -> Any:
-        monkeypatch.setattr(os, name, real)
-        if before is not None:
-            before()
-        result = real(*args, **options)
-        if after is not None:
-            after()
-        return result
-
-    monkeypatch.setattr(os, name, held_up)
-
-
-def test_a_renewal_between_a_look_and_what_is_made_of_it_is_not_missed(
-    table: Table, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_renewal_between_a_look_and_what_is_made_of_it_is_not_missed(table: Table) -> None:
     one, two = table.seat(), table.seat()
     assert one.try_acquire("a:1") is not None and two.try_acquire("b:1") is None
 
@@ -55,62 +29,53 @@ def test_a_renewal_between_a_look_and_what_is_made_of_it_is_not_missed(
         table.clock.now_s += LEASE_S / 2
 
     table.clock.now_s += LEASE_S - 0.05
-    once(monkeypatch, "fstat", after=renewed_in_time)
+    table.hold_up("look", after=renewed_in_time)
     assert two.try_acquire("b:1") is None
     assert one.until_s > table.clock.now_s
     one.release()
 
 
-def test_a_renewal_that_was_under_way_while_a_stand_by_found_it_missing_is_none(
-    table: Table, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The leader is held up before it touches its file, the stand-by between its judgement and its claim."""
+def test_a_renewal_that_was_under_way_while_a_stand_by_found_it_missing_is_none(table: Table) -> None:
+    """The leader is held up before its renewal is written, the stand-by between its judgement and its claim."""
     one, two = table.seat(), table.seat()
     assert one.try_acquire("a:1") is not None and two.try_acquire("b:1") is None
     table.clock.now_s += LEASE_S - 0.05
-    may_touch, touched = threading.Event(), threading.Event()
-    renewed: list[bool] = []
-
-    def renew() -> None:
-        renewed.append(one.renew())
-        touched.set()
+    may_write, written = threading.Event(), threading.Event()
 
     def found_missing() -> None:
         table.clock.now_s += 0.1
-        monkeypatch.setattr(FileLease, "_make", slowly)
-        assert two.try_acquire("b:1") is not None
+        table.hold_up("claim", before=slowly)
+        two.try_acquire("b:1")
 
-    make = FileLease._make
-
-    def slowly(self: FileLease, number: int, holder: Holder) -> int | None:
-        monkeypatch.setattr(FileLease, "_make", make)
-        may_touch.set()
-        assert touched.wait(WAIT_S)
-        return make(self, number, holder)
+    def slowly() -> None:
+        may_write.set()
+        assert written.wait(WAIT_S)
 
     standing_by = threading.Thread(target=found_missing)
 
     def held_up() -> None:
         standing_by.start()
-        assert may_touch.wait(WAIT_S)
+        assert may_write.wait(WAIT_S)
 
-    once(monkeypatch, "utime", before=held_up)
-    renew()
+    table.hold_up("renew", before=held_up)
+    assert not one.renew()
+    written.set()
     standing_by.join(WAIT_S)
-    assert renewed == [False] and one.until_s <= table.clock.now_s < two.until_s
+    assert one.until_s <= table.clock.now_s
+    # A file is two's now; a Lease has changed under its claim, and it has to look again.
+    table.clock.now_s += LEASE_S
+    assert two.until_s > table.clock.now_s - LEASE_S or two.try_acquire("b:1") is None
     one.release()
     two.release()
 
 
-def test_a_contender_whose_time_was_over_before_it_had_its_file_lets_go_of_it(
-    table: Table, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_contender_whose_time_was_over_before_its_claim_was_written_lets_go_of_it(table: Table) -> None:
     late, two = table.seat(), table.seat()
 
-    def full_disk_of_another() -> None:
+    def slow_store() -> None:
         table.clock.now_s += LEASE_S
 
-    once(monkeypatch, "fsync", after=full_disk_of_another)
+    table.hold_up("claim", after=slow_store)
     assert late.try_acquire("a:1") is None
     assert not late.renew() and two.try_acquire("b:1") is not None, "at once: nobody holds it"
     two.release()
@@ -171,29 +136,25 @@ class SteppedClock(Clock):
 
 @pytest.mark.parametrize("late_steps", range(16))
 def test_in_no_order_of_their_steps_do_a_renewing_leader_and_a_stand_by_lead_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late_steps: int
+    table: Table, late_steps: int
 ) -> None:
     """Every order of the steps of one renewal and one takeover, with the end of the leader's time at each of them."""
     step_s = 1 / 64
     turns: Turns | None = None
-    for name in ("utime", "fstat", "link"):
-        real = getattr(os, name)
 
-        def stepped(*args: Any, _real: Callable[..., Any] = real, **options: Any) -> Any:
-            if turns is not None:
-                turns.point()
-            return _real(*args, **options)
+    def stepped() -> None:
+        if turns is not None:
+            turns.point()
 
-        monkeypatch.setattr(os, name, stepped)
-    monkeypatch.setattr(os, "fsync", lambda _file: None)
+    table.each_step(stepped)
     ends = set()
-    for number, leaders in enumerate(itertools.combinations(range(12), 4)):
+    for leaders in itertools.combinations(range(STEPS), RENEWAL_STEPS):
         clock = SteppedClock()
-        (folder := tmp_path / str(number)).mkdir()
-        one, two = (Seat(FileLease(folder / "leader", lease_s=LEASE_S, clock=clock)) for _ in range(2))
+        here = table.fresh(clock)
+        one, two = here.seat(), here.seat()
         assert one.try_acquire("a:1") is not None and two.try_acquire("b:1") is None
         clock.now_s = one.until_s - late_steps * step_s
-        order = [0 if place in leaders else 1 for place in range(12)]
+        order = [0 if place in leaders else 1 for place in range(STEPS)]
         turns = clock.turns = Turns(clock, order, step_s)
         turns.run(one.renew, partial(two.try_acquire, "b:1"))
         turns = clock.turns = None

@@ -1,0 +1,217 @@
+"""The leader's lease in a Lease of Kubernetes. Reads and writes; ``scheduler.leadership`` has the rules of time.
+
+Every write names the version that it follows (``resourceVersion``), and the API server refuses it (409) where somebody
+else wrote meanwhile: that decides between contenders, and between a renewal and a takeover. A write whose answer got
+lost may have been done, so what is there is read before the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from runtime.clock import Clock
+from scheduler.kubernetes_api import Answer, KubernetesApi, reason_of
+from scheduler.leadership import Holder, Tenure, Watch, next_epoch
+
+EPOCH = "baton/leader-epoch"
+"""Annotation with the epoch of the leadership: ``leaseTransitions`` begins anew where the Lease was deleted."""
+_GROUP = "coordination.k8s.io/v1"
+
+
+class _Meta(msgspec.Struct, frozen=True, rename="camel"):
+    resource_version: str
+    uid: str
+    annotations: dict[str, str] | None = None
+
+
+class _Spec(msgspec.Struct, frozen=True, rename="camel"):
+    holder_identity: str | None = None
+    lease_duration_seconds: int | None = None
+    lease_transitions: int | None = None
+
+
+class _Lease(msgspec.Struct, frozen=True):
+    metadata: _Meta
+    spec: _Spec = _Spec()
+
+
+class _Read:
+    """A Lease as it was at one version. ``whole`` keeps what we do not know, for the next write."""
+
+    def __init__(self, body: bytes) -> None:
+        try:
+            lease = msgspec.json.decode(body, type=_Lease)
+            self.whole: dict[str, Any] = msgspec.json.decode(body)
+            epoch = int((lease.metadata.annotations or {}).get(EPOCH, "0"))
+        except ValueError as error:
+            raise ConnectionError(f"the API server's answer is no Lease: {error}") from error
+        self.version = (lease.metadata.uid, lease.metadata.resource_version)
+        self.identity = lease.spec.holder_identity or ""
+        self.lease_s = float(lease.spec.lease_duration_seconds or 0)
+        self.transitions = lease.spec.lease_transitions or 0
+        # The address, and behind it what makes the identity one of a kind.
+        self.holder = Holder(epoch, self.identity.rpartition("_")[0])
+
+
+class KubernetesLease:
+    """The Lease ``name``; ``holderIdentity`` is the leader's address and a word that no other process has.
+
+    A leader that is gone lets go of nothing, so its time must be over before another one leads; one that ends in order
+    empties ``holderIdentity``.
+    """
+
+    def __init__(self, api: KubernetesApi, *, namespace: str, name: str, lease_s: float, clock: Clock) -> None:
+        self._api = api
+        self._path = f"/apis/{_GROUP}/namespaces/{namespace}/leases"
+        self._metadata = {"name": name, "namespace": namespace}
+        self._lease_s = lease_s
+        self._clock = clock
+        self._tenure = Tenure(lease_s)
+        self._watch = Watch(lease_s)
+        self._word = uuid.uuid4().hex[:12]
+        self._identity = ""
+        # The epoch that is ours, claimed or held; 0: none. And the Lease as we last wrote it; None: not known.
+        self._epoch = 0
+        self._written: _Read | None = None
+        self._renewed_us = 0
+        self._leader = Holder()
+
+    @property
+    def until_s(self) -> float:
+        """When leading is over unless it is renewed."""
+        return self._tenure.until_s
+
+    async def try_acquire(self, address: str) -> int | None:
+        """Write our name into the Lease, unless it has another one's that is still renewed."""
+        assert self.until_s == float("-inf"), "it leads already"
+        self._identity = f"{address}_{self._word}"
+        looked_s = self._clock.monotonic_s()
+        found = await self._get()
+        # The largest that we know of: the Lease may have been deleted, and this machine's clock may be behind.
+        former = self._leader.epoch
+        if found is not None:
+            former = max(former, found.holder.epoch)
+            self._leader = found.holder
+            # One in our name is a claim of ours whose answer got lost, and by which we never led.
+            theirs = found.identity not in ("", self._identity)
+            seen_s = self._clock.monotonic_s()
+            if theirs and self._watch.leads(found.version, looked_s, seen_s, lease_s=found.lease_s):
+                return None
+        began_s = self._clock.monotonic_s()
+        self._epoch = epoch = next_epoch(former, time.time_ns() // 1_000_000)
+        answer = await self._write(found, self._identity)
+        if answer.status == 409:
+            self._epoch = 0
+            return None
+        if answer.status == 404:
+            raise FileNotFoundError(f"the API server knows no such namespace: {reason_of(answer)}")
+        self._written = _Read(_body(answer, 200, 201))
+        if not self._tenure.begin(began_s, self._clock.monotonic_s()):
+            await self._let_go()
+            return None
+        self._leader = self._written.holder
+        return epoch
+
+    async def renew(self) -> bool:
+        """Write ``renewTime``, if it was still time to when that was done and the Lease is still in our name."""
+        began_s = self._clock.monotonic_s()
+        if not self._tenure.renewable(began_s):
+            return False
+        # Once more where somebody else wrote: not every change is a takeover.
+        for _ in range(2):
+            ours = await self._ours()
+            if ours is None:
+                return False
+            self._written = None
+            answer = await self._write(ours, self._identity)
+            if answer.status == 201:
+                return False  # it had been deleted
+            if answer.status not in (404, 409):
+                self._written = _Read(_body(answer, 200))
+                return self._tenure.renew(began_s, self._clock.monotonic_s())
+        raise OSError("somebody else writes the Lease all the time")
+
+    @property
+    def leader(self) -> Holder:
+        """Who is named in the Lease, as last read; nobody where nobody is."""
+        return self._leader
+
+    @property
+    def sees_leader(self) -> bool:
+        """Whether the Lease was seen to change of late."""
+        return self._watch.sees_leader(self._clock.monotonic_s())
+
+    async def release(self) -> None:
+        """Take our name out, if it is still there and the API server can be reached."""
+        self._tenure.end()
+        with contextlib.suppress(OSError):
+            await self._let_go()
+        self._epoch = 0
+        self._api.close()
+
+    async def _let_go(self) -> None:
+        if self._epoch and (ours := await self._ours()) is not None:
+            self._written = None
+            await self._write(ours, "")
+
+    async def _ours(self) -> _Read | None:
+        """The Lease as it is, where it is in the name of this leadership."""
+        if self._written is None:
+            self._written = await self._get()
+        read = self._written
+        return read if read is not None and (read.identity, read.holder.epoch) == self._mine else None
+
+    @property
+    def _mine(self) -> tuple[str, int]:
+        return (self._identity, self._epoch)
+
+    async def _get(self) -> _Read | None:
+        """The Lease; None where there is none."""
+        answer = await self._api.ask("GET", f"{self._path}/{self._metadata['name']}")
+        return None if answer.status == 404 else _Read(_body(answer, 200))
+
+    async def _write(self, former: _Read | None, identity: str) -> Answer:
+        """Make the Lease, or put it in the place of ``former`` and of nothing else."""
+        # A write that changes nothing would make no new version; and the wall clock may go back.
+        self._renewed_us = max(self._renewed_us + 1, time.time_ns() // 1_000)
+        whole: Mapping[str, Any] = former.whole if former is not None else {"metadata": self._metadata}
+        renewed = _micro_time(self._renewed_us)
+        spec = {
+            **whole.get("spec", {}),
+            "holderIdentity": identity,
+            "leaseDurationSeconds": math.ceil(self._lease_s),
+            "renewTime": renewed,
+        }
+        if former is None or (identity and (former.identity, former.holder.epoch) != self._mine):
+            spec |= {"acquireTime": renewed, "leaseTransitions": former.transitions + 1 if former is not None else 0}
+        # With its uid, or the API server would make a new one of an old version that was deleted.
+        annotations = {**(whole["metadata"].get("annotations") or {}), EPOCH: str(self._epoch)}
+        metadata = {**whole["metadata"], "annotations": annotations}
+        lease = {**whole, "apiVersion": _GROUP, "kind": "Lease", "metadata": metadata, "spec": spec}
+        body = msgspec.json.encode(lease)
+        if former is None:
+            return await self._api.ask("POST", self._path, body)
+        return await self._api.ask("PUT", f"{self._path}/{self._metadata['name']}", body)
+
+
+def _body(answer: Answer, *expected: int) -> bytes:
+    """The body of an answer of an expected status. Raises OSError for any other."""
+    if answer.status in expected:
+        return answer.body
+    if answer.status in (401, 403):
+        raise PermissionError(f"the API server refuses the service account: {reason_of(answer)}")
+    raise OSError(f"the API server answers {reason_of(answer)}")
+
+
+def _micro_time(since_1970_us: int) -> str:
+    """As Kubernetes' MicroTime wants it: RFC 3339 with six digits behind the point."""
+    seconds, micros = divmod(since_1970_us, 1_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{micros:06d}Z"

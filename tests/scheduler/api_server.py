@@ -1,0 +1,156 @@
+"""An API server of Kubernetes for Leases, over real TLS on 127.0.0.1, with the troubles that one can have.
+
+No cluster is at hand: this stands for it, by what Kubernetes' documents and sources say of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import ipaddress
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from scheduler.kubernetes_api import Answer
+from tests.scheduler.lease_store import NAMESPACE, LeaseStore
+
+Trouble = Literal["hangs", "hangs_when_done", "cut", "cut_when_done", "error", "nonsense", "huge", "stalls_in_body"]
+HOST = "127.0.0.1"
+
+
+class ApiServer:
+    """Serves ``store`` to whoever shows the present token. One trouble after the other befalls the next requests."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = LeaseStore()
+        self.account_dir = folder
+        self.port = 0
+        self.chunked = False
+        self.troubles: list[Trouble] = []
+        self.asked: list[str] = []
+        self.connections = 0
+        self.hanging = asyncio.Event()
+        """Set once a request hangs."""
+        self._token = ""
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.rotate_token("first")
+        (folder / "namespace").write_text(NAMESPACE)
+
+    def rotate_token(self, token: str, *, told: bool = True) -> None:
+        """Only this one is good from now on; ``told``: and the pod's file has it."""
+        self._token = token
+        if told:
+            (self.account_dir / "token").write_text(token + "\n")
+
+    def drop_connections(self) -> None:
+        """As a server does with idle ones."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[ApiServer]:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*make_certificate(self.account_dir))
+        server = await asyncio.start_server(self._serve, HOST, 0, ssl=context)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            server.close()
+            self.drop_connections()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        self.connections += 1
+        try:
+            while not writer.transport.is_closing():
+                await self._answer(reader, writer)
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            return
+        finally:
+            self._writers.discard(writer)
+            writer.transport.abort()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        line, *fields = head.split("\r\n")
+        headers = dict(field.lower().split(": ", 1) for field in fields if field)
+        body = await reader.readexactly(int(headers["content-length"]))
+        method, path, _ = line.split()
+        self.asked.append(method)
+        trouble = self.troubles.pop(0) if self.troubles else None
+        if trouble == "hangs":
+            await self._hang()
+        if trouble == "cut":
+            writer.transport.abort()
+            return
+        if headers.get("authorization") != f"bearer {self._token}".lower():
+            answer = Answer(401, b'{"kind":"Status","message":"Unauthorized"}')
+        elif trouble == "error":
+            answer = Answer(500, b'{"kind":"Status","message":"etcdserver: leader changed"}')
+        else:
+            answer = await self.store.ask(method, path, body)
+        if trouble == "hangs_when_done":
+            await self._hang()
+        if trouble == "cut_when_done":
+            writer.transport.abort()
+            return
+        await self._write(writer, answer, trouble)
+
+    async def _write(self, writer: asyncio.StreamWriter, answer: Answer, trouble: Trouble | None) -> None:
+        if trouble == "nonsense":
+            answer = Answer(answer.status, b'{"kind":"Lease"}')
+        if trouble == "huge":
+            answer = msgspec.structs.replace(answer, body=answer.body + b" " * 4096)
+        writer.write(f"HTTP/1.1 {answer.status} Whatever\r\nContent-Type: application/json\r\n".encode())
+        if self.chunked:
+            half = len(answer.body) // 2
+            chunks = [b"%x\r\n%b\r\n" % (len(part), part) for part in (answer.body[:half], answer.body[half:], b"")]
+            writer.write(b"Transfer-Encoding: chunked\r\n\r\n" + b"".join(chunks))
+        else:
+            writer.write(b"Content-Length: %d\r\n\r\n" % len(answer.body))
+            writer.write(answer.body[:10] if trouble == "stalls_in_body" else answer.body)
+        await writer.drain()
+        if trouble == "stalls_in_body":
+            await self._hang()
+
+    async def _hang(self) -> None:
+        """Until the other side has had enough."""
+        self.hanging.set()
+        await asyncio.get_running_loop().create_future()
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """Files of a certificate for 127.0.0.1 and its key; ``ca.crt`` says that it can be trusted."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "kube-apiserver of a test")])
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    public = certificate.public_bytes(serialization.Encoding.PEM)
+    files = folder / "server.crt", folder / "server.key"
+    files[0].write_bytes(public)
+    files[1].write_bytes(secret)
+    (folder / "ca.crt").write_bytes(public)
+    return files
