@@ -14,11 +14,13 @@ import aiohttp
 import msgspec
 
 from launcher import status
+from launcher.chaos_clients import Clients
 from launcher.chaos_cluster import ChaosCluster, ChaosError
 from launcher.chaos_faults import Faults, Lengths
 from launcher.chaos_network import Network
 from launcher.chaos_report import ChaosReport, FaultRecord
-from launcher.chaos_traffic import Counts, Traffic, make_prompts
+from launcher.chaos_requests import REQUEST_KINDS, RequestKind, Sizes, make_asks
+from launcher.chaos_traffic import Counts, Traffic
 from launcher.process_plan import ProcessSpec
 from simulation.schedule import (
     CONNECTION_KINDS,
@@ -43,7 +45,8 @@ class ChaosOptions(msgspec.Struct, frozen=True, kw_only=True):
     roles: tuple[str, ...] = ("scheduler", "prefill", "decode", "front_proxy")
     rounds: int = 1
     users: int = 6
-    prompts: int = 24
+    request_kinds: tuple[RequestKind, ...] = REQUEST_KINDS
+    prompts: int = 36
     prompt_tokens_max: int = 400
     output_tokens_max: int = 64
     lengths: Lengths = Lengths()
@@ -53,6 +56,8 @@ class ChaosOptions(msgspec.Struct, frozen=True, kw_only=True):
     recover_timeout_s: float = 240.0
     settle_timeout_s: float = 10.0
     stop_timeout_s: float = 60.0
+    look_interval_s: float = 0.2
+    status_timeout_s: float = 2.0
 
 
 def run(options: ChaosOptions, tell: Callable[[str], None]) -> ChaosReport:
@@ -81,7 +86,13 @@ class _Chaos:
         if network is not None:
             for setting in network.settings:
                 arguments += ["--set", setting]
-        cluster = ChaosCluster(options.state_dir, arguments, self._tell)
+        cluster = ChaosCluster(
+            options.state_dir,
+            arguments,
+            self._tell,
+            look_interval_s=options.look_interval_s,
+            status_timeout_s=options.status_timeout_s,
+        )
         report: ChaosReport | None = None
         try:
             if network is not None:
@@ -111,21 +122,22 @@ class _Chaos:
         planned = schedule(
             options.seed, targets, options.kinds, rounds=options.rounds, after_requests_max=options.after_requests_max
         )
-        prompts = make_prompts(
-            options.seed, count=options.prompts, tokens_max=options.prompt_tokens_max,
-            output_tokens_max=options.output_tokens_max, vocabulary=range(10, 500),
-        )  # fmt: skip
-        urls = [_url(line) for line in lines if line.role == "front_proxy"]
-        timeout = aiohttp.ClientTimeout(total=options.request_timeout_s)
+        sizes = Sizes(
+            prompt_tokens_max=options.prompt_tokens_max,
+            output_tokens_max=options.output_tokens_max,
+            vocabulary=range(10, 500),
+        )
+        asks = make_asks(options.seed, options.request_kinds, count=options.prompts, sizes=sizes)
         # A connection a front proxy closed while it was idle must not look like a lost request.
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
-        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-            traffic = Traffic(
-                session, model=model, urls=urls, prompts=prompts, may_repeat=lambda url: url == self._url_down
-            )
+        async with aiohttp.ClientSession(connector=connector) as session:
+            clients = Clients(session, model=model, timeout_s=options.request_timeout_s)
+            traffic = Traffic(clients, doors=cluster.doors(), asks=asks, may_repeat=lambda url: url == self._url_down)
             self._counts = traffic.counts
-            self._tell(f"learning {len(prompts)} answers of the undisturbed cluster")
+            self._tell(f"learning {len(asks)} answers of the undisturbed cluster, twice")
             await traffic.learn(options.users)
+            for kind, count in traffic.counts.left_out.items():
+                self._tell(f"{count} requests of kind {kind} are left out: their two answers differ")
             sending = asyncio.create_task(traffic.run(options.users))
             try:
                 for fault in planned:

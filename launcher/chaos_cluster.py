@@ -13,13 +13,12 @@ from pathlib import Path
 import aiohttp
 
 from launcher import state
+from launcher.chaos_clients import Door
 from launcher.chaos_report import NotBack
 from launcher.processes import tail
 from launcher.status import StatusLine, all_known, all_serve, collect
 
-_POLL_S = 0.2
 _READY = "ready http://"
-_STATUS_TIMEOUT_S = 2.0
 _LOG_TAIL_LINES = 30
 # Looks in a row that must find everything whole.
 _LOOKS_WHOLE = 2
@@ -36,10 +35,20 @@ class ChaosError(Exception):
 class ChaosCluster:
     """One `baton up`. ``start``, ``ready``, ask, ``stop``."""
 
-    def __init__(self, state_dir: Path, up_arguments: Sequence[str], tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        up_arguments: Sequence[str],
+        tell: Callable[[str], None],
+        *,
+        look_interval_s: float = 0.2,
+        status_timeout_s: float = 2.0,
+    ) -> None:
         self.state_dir = state_dir
         self._up_arguments = up_arguments
         self._tell = tell
+        self._look_interval_s = look_interval_s
+        self._status_timeout_s = status_timeout_s
         self._launcher: asyncio.subprocess.Process | None = None
         self._pump: asyncio.Task[None] | None = None
 
@@ -113,21 +122,28 @@ class ChaosCluster:
 
     async def status(self) -> list[StatusLine]:
         """What every process says now."""
-        return await collect(state.read(self.state_dir), timeout_s=_STATUS_TIMEOUT_S)
+        return await collect(state.read(self.state_dir), timeout_s=self._status_timeout_s)
 
     async def line(self, process_id: str) -> StatusLine:
         """What one process says now."""
         return next(line for line in await self.status() if line.id == process_id)
 
+    def doors(self) -> list[Door]:
+        """Where clients reach it; those addresses outlive the processes."""
+        fronts = [one for one in state.read(self.state_dir).processes if one.role == "front_proxy"]
+        return [Door(url=f"http://{one.address}", grpc_address=one.grpc_address) for one in fronts]
+
     async def until(self, condition: Condition, timeout_s: float, what: str) -> Sequence[StatusLine]:
-        """Other processes are asked again and again: nothing here hears of their changes. Raises ChaosError."""
+        """Look again and again, every ``look_interval_s``, until it is so. Raises ChaosError."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
         while not condition(lines := await self.status()):
             if loop.time() > deadline_s:
                 seen = ", ".join(f"{line.id} {line.state} {line.leases_held}/{line.kv_blocks_used}" for line in lines)
                 raise ChaosError(f"not within {timeout_s:g} s: {what}; {seen}")
-            await asyncio.sleep(_POLL_S)
+            # Processes tell of themselves only when asked: what chaos waits for, such as a lease that has ended or
+            # a worker that a scheduler knows again, is no event outside of its process.
+            await asyncio.sleep(self._look_interval_s)
         return lines
 
     async def whole_again(self, process_id: str, *, instead_of_pid: int | None, timeout_s: float) -> None:

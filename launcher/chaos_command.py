@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 _FAULT_KINDS = (
     "kill", "freeze", "terminate", "restart", "cut", "delay", "blackhole", "duplicate", "late", "disk_full",
 )  # fmt: skip
+# As launcher.chaos_requests has them, which needs protobuf.
+_REQUEST_KINDS = (
+    "completion", "chat", "seeded", "several", "stop", "logprobs", "penalties", "json_schema", "regex", "tool", "grpc",
+    "grpc_many",
+)  # fmt: skip
 _LENGTHS = (
     ("--freeze-s", 20.0, "how long a process stands still"),
     ("--cut-s", 3.0, "how long its connections are cut and new ones are refused"),
@@ -40,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--faults", default="kill", help=f"what goes wrong, of {','.join(_FAULT_KINDS)} (default kill)", metavar="KINDS"
     )
+    parser.add_argument(
+        "--requests", default=",".join(_REQUEST_KINDS), help="what clients ask (default: every kind)", metavar="KINDS"
+    )
     parser.add_argument("--roles", default=",".join(_ROLES), help="whom it hits (default: every role)", metavar="ROLES")
     parser.add_argument("--rounds", type=int, default=1, help="how often each fault hits each process (default 1)")
     parser.add_argument("--users", type=int, default=6, help="clients at once (default 6)")
@@ -63,7 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     kinds = _chosen("--faults", arguments.faults, _FAULT_KINDS)
     roles = _chosen("--roles", arguments.roles, _ROLES)
-    if kinds is None or roles is None:
+    requests = _chosen("--requests", arguments.requests, _REQUEST_KINDS)
+    if kinds is None or roles is None or requests is None:
         return 2
     options = chaos.ChaosOptions(
         state_dir=arguments.state_dir.expanduser().absolute(),
@@ -72,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         kinds=kinds,  # type: ignore[arg-type]
         roles=roles,
+        request_kinds=requests,  # type: ignore[arg-type]
         rounds=arguments.rounds,
         users=arguments.users,
         lengths=Lengths(**{name: getattr(arguments, name) for name in Lengths.__struct_fields__}),

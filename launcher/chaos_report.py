@@ -58,12 +58,16 @@ def as_text(report: ChaosReport) -> str:
 
 def _lines(report: ChaosReport) -> Iterator[str]:
     counts = report.counts
-    seen = f"{counts.failed} failed, {counts.wrong} with wrong tokens, {counts.repeated} repeated by their client"
+    seen = f"{counts.failed} failed, {counts.wrong} with wrong answers, {counts.repeated} repeated by their client"
     yield f"{counts.requests} requests, {counts.tokens} tokens: {seen}"
+    if counts.kinds:
+        yield "  of them " + ", ".join(f"{count} {kind}" for kind, count in sorted(counts.kinds.items()))
+    for kind, count in counts.left_out.items():
+        yield f"  {count} of kind {kind} were left out: undisturbed, their two answers differed"
     if report.leases_left is not None:
         yield f"after the traffic: {report.leases_left} leases and {report.blocks_left} KV blocks held"
     for failure in counts.failures:
-        yield f"  request {failure.request} at {failure.at_s} s: {failure.what}"
+        yield f"  request {failure.request} ({failure.kind}) at {failure.at_s} s: {failure.what}"
     if report.error:
         yield f"ended early: {report.error}"
     for process in report.not_back:

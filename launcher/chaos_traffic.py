@@ -1,6 +1,6 @@
 """Steady traffic whose every answer is known beforehand. Counts what clients see; breaks nothing itself.
 
-A stream that ends without its end, an HTTP status of 400 and more, an error inside a stream and a token that differs
+A stream that ends without its end, an HTTP status of 400 and more, an error inside a stream and an answer that differs
 from the undisturbed run are failures. A connection that ends because its front proxy died is not the cluster's to
 mend: the client repeats the request elsewhere, as HTTP clients do, and that is counted by itself.
 """
@@ -9,28 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import random
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import aiohttp
 import msgspec
 
+from launcher.chaos_answers import Answer, BadAnswer, difference
+from launcher.chaos_clients import Clients, Door, NoFrontProxy
+from launcher.chaos_requests import Ask, RequestKind
+
 _FAILURES_KEPT = 50
-
-
-class Prompt(msgspec.Struct, frozen=True, kw_only=True):
-    """One request of the traffic."""
-
-    token_ids: list[int]
-    output_tokens: int
-    stream: bool
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """One request that a client would complain about."""
 
     request: int
+    kind: RequestKind
     at_s: float
     what: str
 
@@ -44,31 +38,14 @@ class Counts(msgspec.Struct, kw_only=True):
     wrong: int = 0
     repeated: int = 0
     failures: list[Failure] = msgspec.field(default_factory=list)
+    # Requests that ended, by kind.
+    kinds: dict[RequestKind, int] = msgspec.field(default_factory=dict)
+    # Of each kind, how many requests were not sent, since the undisturbed cluster gave two answers to them.
+    left_out: dict[RequestKind, int] = msgspec.field(default_factory=dict)
 
 
-class WrongTokens(Exception):
+class WrongAnswer(Exception):
     """The answer is not that of the undisturbed run."""
-
-
-class BadAnswer(Exception):
-    """The answer is an error."""
-
-
-class NoFrontProxy(Exception):
-    """The connection was refused or broke before the answer was whole."""
-
-
-def make_prompts(seed: int, *, count: int, tokens_max: int, output_tokens_max: int, vocabulary: range) -> list[Prompt]:
-    """Random prompts, alternately streamed and not."""
-    chooser = random.Random(seed)
-    return [
-        Prompt(
-            token_ids=[chooser.choice(vocabulary) for _ in range(chooser.randint(1, tokens_max))],
-            output_tokens=chooser.randint(2, output_tokens_max),
-            stream=index % 4 != 3,
-        )
-        for index in range(count)
-    ]
 
 
 class Traffic:
@@ -78,16 +55,14 @@ class Traffic:
     """
 
     def __init__(
-        self, session: aiohttp.ClientSession, *, model: str, urls: Sequence[str], prompts: Sequence[Prompt],
-        may_repeat: Callable[[str], bool],
-    ) -> None:  # fmt: skip
+        self, clients: Clients, *, doors: Sequence[Door], asks: Sequence[Ask], may_repeat: Callable[[str], bool]
+    ) -> None:
         self.counts = Counts()
-        self._session = session
-        self._model = model
-        self._urls = list(urls)
-        self._prompts = prompts
+        self._clients = clients
+        self._doors = list(doors)
+        self._asks = list(asks)
         self._may_repeat = may_repeat
-        self._expected: list[list[int]] = []
+        self._expected: list[Answer] = []
         self._numbers = itertools.count()
         self._ended = asyncio.Event()
         self._stopping = False
@@ -95,17 +70,30 @@ class Traffic:
         self._began_s = self._loop.time()
 
     async def learn(self, at_once: int) -> None:
-        """Ask every prompt while nothing is broken; its answer is what every later one must equal."""
+        """Ask everything twice while nothing is broken; what then is one answer is what every later one must equal.
+
+        Raises BadAnswer, NoFrontProxy.
+        """
         gate = asyncio.Semaphore(at_once)
 
-        async def one(prompt: Prompt) -> list[int]:
+        async def one(ask: Ask) -> Answer:
+            answer = Answer()
             async with gate:
-                return [token async for tokens in self._ask(self._urls[0], prompt) for token in tokens]
+                await self._clients.ask(self._doors[0], ask, answer)
+            return answer
 
-        self._expected = list(await asyncio.gather(*(one(prompt) for prompt in self._prompts)))
-        short = [p for p, got in zip(self._prompts, self._expected, strict=True) if len(got) != p.output_tokens]
-        if short:
-            raise BadAnswer(f"{len(short)} answers of the undisturbed cluster are incomplete")
+        first = await asyncio.gather(*(one(ask) for ask in self._asks))
+        second = await asyncio.gather(*(one(ask) for ask in self._asks))
+        kept: list[Ask] = []
+        for ask, answer, other in zip(self._asks, first, second, strict=True):
+            if difference(other, answer, whole=True):
+                self.counts.left_out[ask.kind] = self.counts.left_out.get(ask.kind, 0) + 1
+            else:
+                kept.append(ask)
+                self._expected.append(answer)
+        self._asks = kept
+        if not kept:
+            raise BadAnswer("the undisturbed cluster answered nothing twice in the same way")
 
     async def run(self, users: int) -> None:
         """Send until ``stop``."""
@@ -129,90 +117,52 @@ class Traffic:
     async def _user(self) -> None:
         while not self._stopping:
             number = next(self._numbers)
-            await self._one(number)
+            kind = self._asks[number % len(self._asks)].kind
+            await self._one(number, kind)
             self.counts.requests += 1
+            self.counts.kinds[kind] = self.counts.kinds.get(kind, 0) + 1
             self._ended.set()
 
-    async def _one(self, number: int) -> None:
-        index = number % len(self._prompts)
-        # Each URL once, and the first one again: it may have come back.
-        for attempt in range(len(self._urls) + 1):
-            url = self._urls[(number + attempt) % len(self._urls)]
+    async def _one(self, number: int, kind: RequestKind) -> None:
+        # Each door once, and the first one again: it may have come back.
+        for attempt in range(len(self._doors) + 1):
+            door = self._doors[(number + attempt) % len(self._doors)]
             try:
-                await self._check(url, index)
+                await self._check(door, number % len(self._asks))
             except NoFrontProxy as error:
-                if not self._may_repeat(url):
-                    self._fail(number, f"connection to {url}: {error}")
+                if not self._may_repeat(door.url):
+                    self._fail(number, kind, f"connection to {door.url}: {error}")
                     return
                 self.counts.repeated += 1
-            except WrongTokens as error:
+            except WrongAnswer as error:
                 self.counts.wrong += 1
-                self._fail(number, str(error))
+                self._fail(number, kind, str(error))
                 return
             except BadAnswer as error:
-                self._fail(number, str(error))
+                self._fail(number, kind, str(error))
                 return
             else:
                 return
-        self._fail(number, "no front proxy answered")
+        self._fail(number, kind, "no front proxy answered")
 
-    def _fail(self, number: int, what: str) -> None:
+    def _fail(self, number: int, kind: RequestKind, what: str) -> None:
         self.counts.failed += 1
         if len(self.counts.failures) < _FAILURES_KEPT:
             at_s = round(self._loop.time() - self._began_s, 3)
-            self.counts.failures.append(Failure(request=number, at_s=at_s, what=what[:500]))
+            self.counts.failures.append(Failure(request=number, kind=kind, at_s=at_s, what=what[:500]))
 
-    async def _check(self, url: str, index: int) -> None:
-        expected = self._expected[index]
-        got: list[int] = []
-        async for tokens in self._ask(url, self._prompts[index]):
-            got += tokens
-            self.counts.tokens += len(tokens)
-            if got != expected[: len(got)]:
-                raise WrongTokens(f"prompt {index}: {_first_difference(got, expected)}")
-        if len(got) != len(expected):
-            raise WrongTokens(f"prompt {index}: {len(got)} tokens instead of {len(expected)}")
-
-    async def _ask(self, url: str, prompt: Prompt) -> AsyncIterator[list[int]]:
-        body = {
-            "model": self._model,
-            "prompt": prompt.token_ids,
-            "max_tokens": prompt.output_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "return_token_ids": True,
-            "stream": prompt.stream,
-        }
+    async def _check(self, door: Door, index: int) -> None:
+        got = Answer()
         try:
-            async with self._session.post(f"{url}/v1/completions", json=body) as response:
-                if response.status >= 400:
-                    raise BadAnswer(f"HTTP {response.status}: {(await response.text())[:300]}")
-                if not prompt.stream:
-                    yield msgspec.json.decode(await response.read())["choices"][0]["token_ids"]
-                    return
-                async for line in response.content:
-                    if line.startswith(b"data: [DONE]"):
-                        return
-                    if line.startswith(b"data: "):
-                        yield _tokens_of(msgspec.json.decode(line[len(b"data: ") :]))
-                raise NoFrontProxy("the stream ended without its end")
-        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
-            raise NoFrontProxy(f"{type(error).__name__}: {error}") from error
-        except TimeoutError as error:
-            raise BadAnswer("no answer in time") from error
+            await self._clients.ask(door, self._asks[index], got)
+        except (BadAnswer, NoFrontProxy):
+            # What came before it broke must be how the answer begins.
+            self._compare(got, index, whole=False)
+            raise
+        finally:
+            self.counts.tokens += got.tokens
+        self._compare(got, index, whole=True)
 
-
-def _tokens_of(chunk: dict[str, Any]) -> list[int]:
-    if "error" in chunk:
-        raise BadAnswer(f"an error inside a stream: {chunk['error']}")
-    choices = chunk.get("choices") or [{}]
-    return list(choices[0].get("token_ids") or ())
-
-
-def _first_difference(got: Sequence[int], expected: Sequence[int]) -> str:
-    for place, token in enumerate(got):
-        if place >= len(expected):
-            return f"{len(got) - len(expected)} tokens too many"
-        if token != expected[place]:
-            return f"token {place} of {len(expected)} is {token} instead of {expected[place]}"
-    return "the same"
+    def _compare(self, got: Answer, index: int, *, whole: bool) -> None:
+        if found := difference(got, self._expected[index], whole=whole):
+            raise WrongAnswer(f"request {index}: {found}")

@@ -68,7 +68,9 @@ class LauncherConfig(msgspec.Struct, frozen=True, kw_only=True):
     first_check_timeout_s: Positive = 10.0
     """Time the first front proxy has to answer /health once everything is ready."""
     status_timeout_s: Positive = 2.0
-    """Time a process has to answer `baton status`."""
+    """Time a process has to answer `baton status`, and the launcher where it asks."""
+    look_interval_s: Positive = 0.1
+    """How often a scheduler that came back in a restart is asked whether the workers have found it."""
 
     def __post_init__(self) -> None:
         if self.restart_backoff_max_s < self.restart_backoff_min_s:

@@ -14,9 +14,6 @@ from launcher.state import ClusterRecord
 
 # The scheduler first: it runs no request, and every worker that comes back later registers with the new one.
 _ORDER: tuple[Role, ...] = ("scheduler", "prefill", "decode", "front_proxy")
-# How often a scheduler that came back is asked who has found it.
-_LOOK_INTERVAL_S = 0.1
-_ASK_TIMEOUT_S = 2.0
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -32,7 +29,14 @@ def in_order(specs: Iterable[ProcessSpec]) -> list[ProcessSpec]:
     return sorted(specs, key=lambda spec: _ORDER.index(spec.role))
 
 
-async def settled(spec: ProcessSpec, record: Callable[[], ClusterRecord], *, within_s: float) -> str:
+async def settled(
+    spec: ProcessSpec,
+    record: Callable[[], ClusterRecord],
+    *,
+    within_s: float,
+    look_interval_s: float,
+    ask_timeout_s: float,
+) -> str:
     """Wait until the others have found a process that came back; what is wrong, or nothing.
 
     Workers say that they are ready when they are registered, and front proxies when they can serve. A scheduler says it
@@ -46,12 +50,14 @@ async def settled(spec: ProcessSpec, record: Callable[[], ClusterRecord], *, wit
             while True:
                 now = record()
                 schedulers = [process for process in now.processes if process.role == "scheduler"]
-                asked = [status.ask(one.grpc_address, timeout_s=_ASK_TIMEOUT_S) for one in schedulers]
+                asked = [status.ask(one.grpc_address, timeout_s=ask_timeout_s) for one in schedulers]
                 said = dict(zip((one.id for one in schedulers), await asyncio.gather(*asked), strict=True))
                 registered = [each.workers_registered for each in said.values() if each and each.state == "ready"]
                 if said[spec.id] is not None and max(registered, default=-1) >= _ready_workers(now):
                     return ""
-                await asyncio.sleep(_LOOK_INTERVAL_S)
+                # The launcher hears of its processes' starts and ends; who has found whom, a scheduler tells only
+                # those who ask.
+                await asyncio.sleep(look_interval_s)
     except TimeoutError:
         return f"came back, but within {within_s:g} s not every worker has registered with a scheduler that leads"
 

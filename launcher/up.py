@@ -290,8 +290,13 @@ class Cluster:
         try:
             problem = await back
             if not problem:
-                within_s = self._launcher.start_timeout_s
-                problem = await settled(spec, lambda: self._state.record, within_s=within_s)
+                problem = await settled(
+                    spec,
+                    lambda: self._state.record,
+                    within_s=self._launcher.start_timeout_s,
+                    look_interval_s=self._launcher.look_interval_s,
+                    ask_timeout_s=self._launcher.status_timeout_s,
+                )
         finally:
             self._waiting.pop(spec.id, None)
         if problem:

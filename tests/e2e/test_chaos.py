@@ -31,7 +31,7 @@ def test_a_cluster_with_one_spare_of_each_survives_every_kill_and_freeze(tmp_pat
     assert code == 0, said
     assert report["passed"] is True
     assert len(report["faults"]) == 10
-    assert "0 failed, 0 with wrong tokens" in said
+    assert "0 failed, 0 with wrong answers" in said
 
 
 def test_two_schedulers_survive_whatever_befalls_one_of_them(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_two_schedulers_survive_whatever_befalls_one_of_them(tmp_path: Path) -> 
     )  # fmt: skip
     assert code == 0, said
     assert len(report["faults"]) == 8
-    assert "0 failed, 0 with wrong tokens" in said
+    assert "0 failed, 0 with wrong answers" in said
 
 
 def test_cut_slow_and_silent_connections_of_every_process_cost_no_request(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_cut_slow_and_silent_connections_of_every_process_cost_no_request(tmp_pa
     }
     # At least the stream to the scheduler, or of a worker to it.
     assert all(fault["disturbed"] >= 1 for fault in report["faults"])
-    assert "0 failed, 0 with wrong tokens, 0 repeated" in said
+    assert "0 failed, 0 with wrong answers, 0 repeated" in said
 
 
 def test_late_messages_and_what_is_said_again_cost_no_request(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_late_messages_and_what_is_said_again_cost_no_request(tmp_path: Path) ->
     assert sum(fault["disturbed"] for fault in report["faults"] if fault["kind"] == "late") >= 6
     # Its one stream to the scheduler, or all streams of the others to it.
     assert all(fault["disturbed"] >= 1 for fault in report["faults"] if fault["kind"] == "duplicate")
-    assert "0 failed, 0 with wrong tokens, 0 repeated" in said
+    assert "0 failed, 0 with wrong answers, 0 repeated" in said
 
 
 def test_a_full_disk_while_processes_die_costs_no_request_and_is_told(tmp_path: Path) -> None:

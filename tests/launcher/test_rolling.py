@@ -51,5 +51,7 @@ async def test_a_scheduler_is_back_when_one_leads_whom_every_worker_has_found(
         return {"scheduler-0": restarted, "scheduler-1": other}[address]
 
     monkeypatch.setattr(status, "ask", ask)
-    problem = await settled(SPECS["scheduler-0"], lambda: RECORD, within_s=0.05)
+    problem = await settled(
+        SPECS["scheduler-0"], lambda: RECORD, within_s=0.05, look_interval_s=0.01, ask_timeout_s=0.01
+    )
     assert (problem == "") is whole
