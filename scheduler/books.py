@@ -140,11 +140,12 @@ class Books:
         """Assert that plans and reservations are the same. Slow."""
         assert self.plans_in_flight == sum(len(front.plans) for front in self.fronts.values())
         for worker in self._cluster.workers.values():
-            for session, plan_id in worker.reserved:
-                assert self.fronts[session].plans[plan_id].decode == worker.placement, (worker.worker_id, plan_id)
-            for session, plan_id in worker.unreported:
-                plan = self.fronts[session].plans[plan_id]
-                assert worker.placement == (plan.prefill or plan.decode), (worker.worker_id, plan_id)
+            for key in worker.reserved:
+                plan = self._plan(key)
+                assert plan is not None and plan.decode == worker.placement, (worker.worker_id, key)
+            for key in worker.unreported:
+                plan = self._plan(key)
+                assert plan is not None and worker.placement == (plan.prefill or plan.decode), (worker.worker_id, key)
         for session, front in self.fronts.items():
             for plan_id, plan in front.plans.items():
                 decode = self._member_of(plan.decode)
@@ -154,6 +155,10 @@ class Books:
         request_id = self.fronts[key[0]].plans[key[1]].request_id
         self.end(key, now_s)
         return ReportDropped(request_id=request_id, reason=reason)
+
+    def _plan(self, key: PlanKey) -> GrantedPlan | None:
+        front = self.fronts.get(key[0])
+        return front.plans.get(key[1]) if front is not None else None
 
     def _member_of(self, placed: Placement | None) -> Worker | None:
         """The worker of a plan, if that incarnation is a member now."""

@@ -58,14 +58,15 @@ RECOVERED_S = 2.0
 class SimScheduler:
     """The scheduler process over all its incarnations: a core and its streams."""
 
-    def __init__(self, world: World, cluster: SimCluster) -> None:
+    def __init__(self, world: World, cluster: SimCluster, core: type[SchedulerCore]) -> None:
         self._world = world
         self._cluster = cluster
         self._sessions = itertools.count(1)
         self._fronts: dict[int, SimFront] = {}
         self._worker_sessions: dict[str, int] = {}
         self._config = world.rng.choice((SCHEDULER_CONFIG, REFUSING_CONFIG))
-        self.core = SchedulerCore(self._config, world.rng)
+        self._core = core
+        self.core = core(self._config, world.rng)
         self.up = True
 
     def connect(self, front: SimFront) -> None:
@@ -188,7 +189,7 @@ class SimScheduler:
         self._world.after(self._world.rng.uniform(*SCHEDULER_AWAY_S), self._restart)
 
     def _restart(self) -> None:
-        self.core = SchedulerCore(self._config, self._world.rng, began_s=self._world.now_s)
+        self.core = self._core(self._config, self._world.rng, began_s=self._world.now_s)
         self.up = True
         for worker in self._cluster.workers.values():
             self._world.after(self._world.rng.uniform(0.01, 0.2), self.join, worker)
@@ -205,10 +206,11 @@ class SimCluster:
         flow: type[RequestFlow] = RequestFlow,
         worker: type[SimWorker] = SimWorker,
         desk: type[PlanDesk] = PlanDesk,
+        core: type[SchedulerCore] = SchedulerCore,
     ) -> None:
         self.world = world = World(seed, telling=telling)
         self.faults: Faults = faults.draw(world.rng)
-        self.scheduler = SimScheduler(world, self)
+        self.scheduler = SimScheduler(world, self, core)
         names = [("prefill-0", Stage.PREFILL), ("prefill-1", Stage.PREFILL)]
         names += [("decode-0", Stage.DECODE), ("decode-1", Stage.DECODE)]
         self.workers: dict[str, SimWorker] = {}
@@ -375,9 +377,10 @@ def simulate(
     flow: type[RequestFlow] = RequestFlow,
     worker: type[SimWorker] = SimWorker,
     desk: type[PlanDesk] = PlanDesk,
+    core: type[SchedulerCore] = SchedulerCore,
 ) -> Verdict:
-    """One run; the same seed gives the same run. Tests plant bugs with ``flow``, ``worker`` and ``desk``."""
-    cluster = SimCluster(seed, telling=telling, flow=flow, worker=worker, desk=desk)
+    """One run; the same seed gives the same run. Tests plant bugs with ``flow``, ``worker``, ``desk`` and ``core``."""
+    cluster = SimCluster(seed, telling=telling, flow=flow, worker=worker, desk=desk, core=core)
     broken = None
     try:
         cluster.run()

@@ -13,11 +13,14 @@ from engine.protocol import EngineInfo
 from engine.protocol import Finish as EngineFinish
 from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput
 from kv_transfer.handoff import KvHandoff
+from kv_transfer.holder_book import HolderBook
 from kv_transfer.lease import Count, FreeBlocks, KeepBlocks, LeaseAction
+from kv_transfer.pull_proof import PullProof
 from prefill_worker.config import PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import Failure, FailureKind
 from simulation.faults import Faults
+from simulation.pulls import Pull
 from simulation.workload import TOKENS_A_REQUEST, Asked
 from simulation.world import DOWN, Stream, Violation, World
 from worker.admission import Admission
@@ -68,7 +71,11 @@ class Work(msgspec.Struct):
 
 
 class SimWorker:
-    """One worker process over all its incarnations."""
+    """One worker process over all its incarnations. Tests plant bugs in the production machines that it is made of."""
+
+    prefill_role: type[PrefillRole] = PrefillRole
+    decode_role: type[DecodeRole] = DecodeRole
+    pull_proof: type[PullProof] = PullProof
 
     def __init__(
         self, world: World, worker_id: str, stage: Stage, faults: Faults, holder_of: Callable[[str], SimWorker]
@@ -104,17 +111,20 @@ class SimWorker:
             kv_blocks_total=KV_BLOCKS * self.room,
             context_tokens_max=CONTEXT_TOKENS_MAX,
         )
-        self.prefill = PrefillRole(
+        self.prefill = self.prefill_role(
             PrefillWorkerConfig(lease_s=self.lease_s, leases_max=LEASES_MAX * self.room, kv_overcommit_factor=4.0),
             self.info,
             self.worker_id,
         )
-        self.decode = DecodeRole(DecodeWorkerConfig(lease_margin_s=0.01), self.info, self.worker_id)
+        self.decode = self.decode_role(DecodeWorkerConfig(lease_margin_s=0.01), self.info, self.worker_id)
         limit = self.prefill.blocks_limit if self.stage is Stage.PREFILL else self.decode.blocks_limit
         self.admission = Admission(requests_max=self.requests_max, blocks_limit=limit)
         self.works: dict[tuple[int, OrderKey], Work] = {}
         # Leases whose KV the engine itself still keeps.
         self.kept: set[str] = set()
+        # What its side channel says of them, and the leases that it was told to give up.
+        self.book = HolderBook(self.info.engine_id, "")
+        self.freed: set[str] = set()
 
     @property
     def requests_max(self) -> int:
@@ -214,29 +224,21 @@ class SimWorker:
         if self.alive and not self.frozen and self.stage is Stage.PREFILL:
             self._apply(self.prefill.tick(self._world.now_s))
 
-    def begin_pull(self, handoff: KvHandoff) -> bool:
+    def pull_began(self, handoff: KvHandoff) -> None:
         """Another engine starts to read."""
-        if not self._gives(handoff):
+        if handoff.epoch == self.epoch:
+            self._apply(self.prefill.leases.pull_started(handoff.lease_id))
+
+    def pull_ended(self, handoff: KvHandoff) -> bool:
+        """Another engine has read. Whether what it was promised still lay there; then the transfer layer frees it."""
+        if handoff.epoch != self.epoch or handoff.lease_id not in self.kept:
             return False
-        self._apply(self.prefill.leases.pull_started(handoff.lease_id))
+        self._give_up(handoff.lease_id, pulled=True)
         return True
 
-    def end_pull(self, handoff: KvHandoff) -> bool:
-        """It has read everything, if it was still there; the transfer layer frees it on its own."""
-        if not self._gives(handoff):
-            return False
-        self.kept.discard(handoff.lease_id)
-        return True
-
-    def transfer_refuses(self, handoff: KvHandoff) -> bool:
-        """The transfer layer knows engines by their ids: memory of an older engine is not there any more."""
-        return handoff.engine_id != self.info.engine_id
-
-    def _gives(self, handoff: KvHandoff) -> bool:
-        if not self.alive or self.transfer_refuses(handoff):
-            return False
-        # Addresses of another engine can always be read. They hold something else.
-        return handoff.lease_id in self.kept or handoff.epoch != self.epoch
+    def _give_up(self, lease_id: str, *, pulled: bool) -> None:
+        self.kept.discard(lease_id)
+        self.book.end(lease_id, pulled=pulled)
 
     def _prefill_done(self, work: Work) -> None:
         if not self._runs(work) or work.stuck:
@@ -254,6 +256,7 @@ class SimWorker:
             output = WorkerOutput(token_ids=[token], finish=EngineFinish("stop"), first=first)
         else:
             self.kept.add(request.request_id)
+            self.book.hold(request.request_id)
             offer = self.prefill.offer(self._ticket(request), request, work.link.number, self._world.now_s)
             self._apply(offer.actions)
             output = WorkerOutput(token_ids=[token], finish=EngineFinish("length"), first=first, handoff=offer.handoff)
@@ -280,27 +283,33 @@ class SimWorker:
         if handoff is None:
             self._after(world.rng.uniform(0.02, 0.1), self._step, work)
             return
-        there = self._holder_of(handoff.worker_id).begin_pull(handoff)
-        slow = world.rng.random() < self._faults.slow_pull
-        pull_s = world.rng.uniform(0.05, 0.3) if slow else world.rng.uniform(0.002, 0.02)
-        # A holder that stands still sends nothing.
-        late_s = max(self._holder_of(handoff.worker_id).frozen_until_s - world.now_s, 0.0)
-        self._after(late_s + pull_s, self._pulled, work, handoff, there)
-
-    def _pulled(self, work: Work, handoff: KvHandoff, there: bool) -> None:
-        # A read that was begun ends also when nobody waits for it any more.
         holder = self._holder_of(handoff.worker_id)
-        arrived = there and holder.end_pull(handoff)
+        slow = world.rng.random() < self._faults.slow_pull
+        read_s = world.rng.uniform(0.05, 0.3) if slow else world.rng.uniform(0.002, 0.02)
+        # A holder that stands still sends nothing.
+        late_s = max(holder.frozen_until_s - world.now_s, 0.0)
+        pull = Pull(
+            world,
+            handoff=handoff,
+            taker=self,
+            holder=holder,
+            proof=self.pull_proof(handoff.engine_id, ""),
+            on_over=lambda right: self._pulled(work, handoff, right),
+        )
+        pull.begin(late_s + read_s)
+
+    def _pulled(self, work: Work, handoff: KvHandoff, right: bool | None) -> None:
+        """``right`` None: nothing that may be used arrived."""
         if not self._runs(work):
             return
-        if arrived:
-            if handoff.epoch != holder.epoch:
-                work.offset = TOKENS_A_REQUEST // 2
-            work.external_tokens = handoff.tokens
-            self._step(work)
-        else:
+        if right is None:
             # kv_load_failure_policy is "recompute".
             self._after(self._world.rng.uniform(0.02, 0.1), self._step, work)
+            return
+        if not right:
+            work.offset = TOKENS_A_REQUEST // 2
+        work.external_tokens = handoff.tokens
+        self._step(work)
 
     def _step(self, work: Work) -> None:
         if not self._runs(work) or work.stuck:
@@ -345,7 +354,10 @@ class SimWorker:
                 case KeepBlocks():
                     pass  # this engine keeps KV until it is told
                 case FreeBlocks(lease_id=lease_id):
-                    self.kept.discard(lease_id)
+                    if lease_id in self.freed:
+                        raise Violation(f"{self.worker_id} frees {lease_id} twice: {self.prefill.leases.story()}")
+                    self.freed.add(lease_id)
+                    self._give_up(lease_id, pulled=False)
                 case Count(what="expired") if self.lease_s == LONG_LEASE_S:
                     # Every deadline is shorter than this lease: somebody forgot to release it by message.
                     raise Violation(

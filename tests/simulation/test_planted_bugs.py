@@ -1,0 +1,219 @@
+"""Bugs planted in the production machines of workers and of the scheduler: each is found within a thousand seeds.
+
+Those of a front proxy's flow are in ``test_core_seeds.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from decode_worker.intake import Holders
+from decode_worker.role import DecodeRole
+from kv_transfer.lease import FreeBlocks, LeaseAction
+from kv_transfer.pull_proof import Answered, ProofAction, ProofEvent, PullProof, Verdict
+from prefill_worker.role import PrefillRole
+from scheduler.actions import Action
+from scheduler.books import Books
+from scheduler.cluster import Worker
+from scheduler.core import SchedulerCore
+from scheduler.events import Event, FrontLeft, RequestEnded, RunningPlan
+from simulation.cluster import simulate
+from simulation.workers import SimWorker
+
+SEEDS_TO_FIND_A_BUG = 1_000
+
+
+def found(**planted: Any) -> int | None:
+    return next((seed for seed in range(SEEDS_TO_FIND_A_BUG) if simulate(seed, **planted).broken is not None), None)
+
+
+# Wrong KV. The simulated transfer layer checks nothing: it reads what lies there, whoever's it is by then.
+
+
+class _HasSeenNoNewer(Holders):
+    def newest(self, worker_id: str, epoch: int) -> int:
+        return epoch
+
+
+class _TakesOldTickets(DecodeRole):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.intake.holders.__class__ = _HasSeenNoNewer
+
+
+class _HearsWordsForOthers(PrefillRole):
+    def released(self, lease_id: str, epoch: int, pulled: bool) -> Sequence[LeaseAction]:
+        return super().released(lease_id, self._info.epoch, pulled)
+
+    def renewed(self, lease_id: str, epoch: int, now_s: float) -> Sequence[LeaseAction]:
+        return super().renewed(lease_id, self._info.epoch, now_s)
+
+
+class _BelievesEveryRead(PullProof):
+    def _decide(self, verdict: Verdict) -> Sequence[ProofAction]:
+        return super()._decide(Verdict.VOUCHED)
+
+
+class _TakesEveryEngineForTheHolder(PullProof):
+    def handle(self, event: ProofEvent) -> Sequence[ProofAction]:
+        match event:
+            case Answered(answer=answer) if answer is not None and answer.engine_id != self._engine_id:
+                event = Answered(msgspec.structs.replace(answer, engine_id=self._engine_id, lease="held"))
+        return super().handle(event)
+
+
+class _BelievesAWordOfDuringTheRead(PullProof):
+    def _judge(self) -> Sequence[ProofAction]:
+        self._asking_since_done = True
+        return super()._judge()
+
+
+class AcceptsStaleEpochs(SimWorker):
+    """Checks no epoch, neither of tickets nor of releases, and takes any engine's word for the one that was asked."""
+
+    decode_role = _TakesOldTickets
+    prefill_role = _HearsWordsForOthers
+    pull_proof = _TakesEveryEngineForTheHolder
+
+
+class ProvesNoPull(SimWorker):
+    """Uses what was read, whatever its holder says."""
+
+    pull_proof = _BelievesEveryRead
+
+
+class ProvesPullsTooEarly(SimWorker):
+    """Lets a word count that was given before the read was over."""
+
+    pull_proof = _BelievesAWordOfDuringTheRead
+
+
+# Leaks, and what is freed twice.
+
+
+class _ForgetsStreams(PrefillRole):
+    def owner_gone(self, owner: int) -> Sequence[LeaseAction]:
+        return ()
+
+
+class _ForgetsReleases(PrefillRole):
+    def released(self, lease_id: str, epoch: int, pulled: bool) -> Sequence[LeaseAction]:
+        return super().released(lease_id, epoch, pulled) if pulled else ()
+
+
+class _FreesWhatItDoesNotHold(PrefillRole):
+    def released(self, lease_id: str, epoch: int, pulled: bool) -> Sequence[LeaseAction]:
+        return super().released(lease_id, epoch, pulled) or ([] if pulled else [FreeBlocks(lease_id)])
+
+
+class LosesTheLeasesOfABrokenStream(SimWorker):
+    """Keeps the KV that was offered on a stream which is no more."""
+
+    prefill_role = _ForgetsStreams
+
+
+class LosesReleases(SimWorker):
+    """Keeps the KV that nobody wants any more."""
+
+    prefill_role = _ForgetsReleases
+
+
+class FreesTwice(SimWorker):
+    """Frees at every release, however often it is told."""
+
+    prefill_role = _FreesWhatItDoesNotHold
+
+
+@pytest.mark.parametrize(
+    "worker",
+    [
+        AcceptsStaleEpochs,
+        ProvesNoPull,
+        ProvesPullsTooEarly,
+        LosesTheLeasesOfABrokenStream,
+        LosesReleases,
+        FreesTwice,
+    ],
+)
+def test_a_bug_of_a_worker_is_found(worker: type[SimWorker]) -> None:
+    assert found(worker=worker) is not None, f"{worker.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
+
+
+class _Deaf(SchedulerCore):
+    def hears(self, event: Event) -> bool:
+        raise NotImplementedError
+
+    def handle(self, event: Event, now_s: float) -> Sequence[Action]:
+        return super().handle(event, now_s) if self.hears(event) else ()
+
+
+class ForgetsEnds(_Deaf):
+    """Goes on reserving for a request that failed."""
+
+    def hears(self, event: Event) -> bool:
+        return not isinstance(event, RequestEnded) or event.outcome == "finished"
+
+
+class ForgetsFronts(_Deaf):
+    """Goes on reserving for a front proxy that is no more."""
+
+    def hears(self, event: Event) -> bool:
+        return not isinstance(event, FrontLeft)
+
+
+class _Planted(SchedulerCore):
+    books: type[Books]
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._books.__class__ = self.books
+
+
+class _ReservesAgain(Books):
+    def take_over(self, session: int, plans: Iterable[RunningPlan], now_s: float) -> None:
+        for plan in plans:
+            worker = self._member_of(plan.decode)
+            if worker is not None and (session, plan.plan_id) in worker.reserved:
+                worker.reserved_blocks += plan.decode_blocks
+        super().take_over(session, plans, now_s)
+
+
+class _CountsAgain(Books):
+    def take_over(self, session: int, plans: Iterable[RunningPlan], now_s: float) -> None:
+        self.plans_in_flight += sum(plan.plan_id in self.fronts[session].plans for plan in plans)
+        super().take_over(session, plans, now_s)
+
+
+class _ReservesOnSuccessors(Books):
+    def returned(self, worker: Worker) -> None:
+        for session, front in self.fronts.items():
+            for plan_id, plan in front.plans.items():
+                if plan.decode is not None and plan.decode.worker_id == worker.worker_id:
+                    worker.adopt((session, plan_id), plan.decode_blocks)
+
+
+class ReservesTwice(_Planted):
+    """Reserves once more for each time that it hears of a plan."""
+
+    books = _ReservesAgain
+
+
+class CountsTwice(_Planted):
+    """Counts a plan once more for each time that it hears of it."""
+
+    books = _CountsAgain
+
+
+class ReservesForOldEpochs(_Planted):
+    """Takes a worker that was started again for the one that a plan names."""
+
+    books = _ReservesOnSuccessors
+
+
+@pytest.mark.parametrize("core", [ForgetsEnds, ForgetsFronts, ReservesTwice, CountsTwice, ReservesForOldEpochs])
+def test_a_bug_of_the_scheduler_is_found(core: type[SchedulerCore]) -> None:
+    assert found(core=core) is not None, f"{core.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
