@@ -28,6 +28,8 @@ class FakeEngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     pull_failure_every: Count = 0
     # The engine dies after this many requests (0: never).
     dies_after_requests: Count = 0
+    # The engine stands still after this many requests, and answers nothing any more (0: never).
+    hangs_after_requests: Count = 0
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -57,6 +57,9 @@ class FakeEngine:
         self._pulls = 0
         self._requests = 0
         self._dead = False
+        self._steps = 0
+        # What a hung engine waits for.
+        self._never = asyncio.Event()
         self._stepper: asyncio.Task[None] | None = None
         self._fabric.join(self._info.engine_id, self._pulled_from_here)
 
@@ -110,12 +113,19 @@ class FakeEngine:
             kv_blocks_used=self._blocks_used,
             kv_bytes_in=self._bytes_in,
             kv_bytes_out=self._bytes_out,
+            steps=self._steps,
         )
 
     async def check_health(self) -> None:
         """Raise EngineDead when the engine can do no more work."""
         if self._dead:
             raise EngineDead("the fake engine died")
+
+    async def ping(self) -> None:
+        """Return at once, unless it hangs."""
+        await self.check_health()
+        if self._hangs:
+            await self._never.wait()
 
     async def close(self) -> None:
         """End every sequence and lease."""
@@ -179,8 +189,14 @@ class FakeEngine:
 
     # --- steps
 
+    @property
+    def _hangs(self) -> bool:
+        return 0 < self._fake.hangs_after_requests < self._requests
+
     async def _step_while_busy(self) -> None:
         while (self._waiting or self._running) and not self._dead:
+            if self._hangs:
+                await self._never.wait()
             compute_us = self._admit()
             if not self._running:
                 return  # a finished pull, a freed block or an arrival starts the next stepper
@@ -188,6 +204,7 @@ class FakeEngine:
                 compute_us += self._fake.decode_step_us
             compute_us += self._fake.decode_step_us_per_request * len(self._running)
             await asyncio.sleep(compute_us / 1e6)
+            self._steps += 1
             for sequence in list(self._running):
                 if sequence in self._running:
                     self._advance(sequence)

@@ -97,7 +97,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot. ``kv_blocks_used`` counts blocks that a request or a held hand-off owns; the last five only grow."""
+    """A snapshot. ``kv_blocks_used`` counts blocks that a request or a held hand-off owns; what follows only grows."""
 
     requests_running: int = 0
     requests_waiting: int = 0
@@ -118,6 +118,8 @@ class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
     """Kept KV that nobody pulled or released in time."""
     late_pulls: int = 0
     """Pulls out of this engine after their KV was no longer kept: what was read may be wrong. Must stay 0."""
+    steps: int = 0
+    """Steps that it has told of, whether or not a request got anything by them: a sign of life."""
 
 
 class EngineError(Exception):
@@ -171,6 +173,10 @@ class Engine(Protocol):
 
     async def check_health(self) -> None:
         """Raise EngineDead when the engine can do no more work."""
+        ...
+
+    async def ping(self) -> None:
+        """Return when the engine has answered between two steps; never, while it stands still. Raises EngineError."""
         ...
 
     async def close(self) -> None:

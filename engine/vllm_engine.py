@@ -153,6 +153,13 @@ class VllmEngine:
         except EngineDeadError as error:
             raise EngineDead("the vLLM engine process is gone") from error
 
+    async def ping(self) -> None:
+        """Return when the engine core's loop has answered, which it does between two steps. Raises EngineDead."""
+        try:
+            await self._llm.is_sleeping()
+        except EngineDeadError as error:
+            raise EngineDead("the vLLM engine process is gone") from error
+
     async def close(self) -> None:
         """Stop the engine and free what it holds, within the configured bound."""
         if self._closed:

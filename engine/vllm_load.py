@@ -31,6 +31,7 @@ class LoadRecorder:
         self.pulls = dict.fromkeys(_VERDICTS, 0)
         self.leases_expired = 0
         self.late_pulls = 0
+        self.steps = 0
 
     def logger_factory(self, *_: object) -> Self:
         """What vLLM calls to make its logger: all data-parallel ranks share this recorder."""
@@ -57,6 +58,7 @@ class LoadRecorder:
             pulls_unproved=self.pulls["unproved"],
             leases_expired=self.leases_expired,
             late_pulls=self.late_pulls,
+            steps=self.steps,
         )
 
     def count_prompt(self, stats: Any) -> None:
@@ -73,7 +75,8 @@ class LoadRecorder:
         mm_cache_stats: Any = None,
         engine_idx: int = 0,
     ) -> None:
-        """Called by vLLM once a step."""
+        """Called by vLLM once a step, of one too that gave no request anything."""
+        self.steps += 1
         if scheduler_stats is None:
             return
         self._usage[engine_idx] = scheduler_stats.kv_cache_usage

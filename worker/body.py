@@ -65,8 +65,10 @@ class WorkerBody:
         self.prefill_tokens_queued = 0
         # Set whenever something that the scheduler wants to know may have changed.
         self.changed = asyncio.Event()
-        # Set when health or a request found the engine dead.
+        # Set when health or a request found the engine dead, or standing still.
         self.engine_lost = asyncio.Event()
+        self.engine_stalled = False
+        self.engine_silent_s = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
         # Set when requests begin or cease to be accepted: what gRPC health follows.
@@ -81,6 +83,7 @@ class WorkerBody:
             leases=lambda: role.leases_held,
             lease_blocks=lambda: role.blocks_held,
             blocks_total=engine.info.kv_blocks_total,
+            engine_silent_s=lambda: self.engine_silent_s,
         )
 
     # What others may know
@@ -279,6 +282,18 @@ class WorkerBody:
             self.engine_lost.set()
             self.happen(Event.ENGINE_LOST)
 
+    def stall_engine(self, silent_s: float) -> None:
+        """The engine's process lives and does nothing: as good as dead. Idempotent."""
+        if not self.engine_lost.is_set():
+            self.engine_stalled = True
+            log.critical(
+                "the engine of worker %s stands still: for %.1f s it ended no step and answered no ping"
+                " (worker.engine_stall_timeout_s), with %d requests and %d leases",
+                self.worker_id, silent_s, self.admission.requests, self.role.leases_held,
+            )  # fmt: skip
+            self.engine_lost.set()
+            self.happen(Event.ENGINE_LOST)
+
     def fail_streams(self, message: str) -> None:
         """End every stream; each aborts its requests and releases its leases."""
         failure = Failure(kind=FailureKind.UNAVAILABLE, message=message)
@@ -296,19 +311,7 @@ class WorkerBody:
         self.happen(Event.IDLE)
         return 0
 
-    # Loops, for the process's task group
-
-    async def watch_engine(self) -> None:
-        """Ask the engine for its health until it is dead."""
-        while not self.engine_lost.is_set():
-            try:
-                async with asyncio.timeout(self.config.health_interval_s):
-                    await self.engine_lost.wait()
-            except TimeoutError:
-                try:
-                    await self.engine.check_health()
-                except EngineDead as error:
-                    self.lose_engine(f"({error})")
+    # A loop, for the process's task group
 
     async def watch_leases(self) -> None:
         """Let leases run out."""

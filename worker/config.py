@@ -71,6 +71,11 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Time running requests and held leases get when the worker is told to stop."""
     health_interval_s: Positive = 1.0
     """How often the engine is asked whether it lives."""
+    engine_stall_timeout_s: NonNegative = 120.0
+    """Time an engine whose process lives may end no step and answer no ping, before the worker ends so that it is
+    started again. Longer than its longest single step: one chunk of a prompt (``engine.max_num_batched_tokens``), with
+    whatever is compiled at its first use, but no whole prompt and no pull. What runs there has gone on elsewhere
+    before (``front_proxy.*_stall_*``). vLLM's own bound for a step over several GPUs is 300 s. 0: it is never ended."""
     abort_timeout_s: Positive = 10.0
     """Time the engine gets to take back one request or one lease."""
     stop_grace_s: NonNegative = 2.0

@@ -53,6 +53,7 @@ class WorkerMetrics:
         leases: Callable[[], int],
         lease_blocks: Callable[[], int],
         blocks_total: int,
+        engine_silent_s: Callable[[], float],
     ) -> None:
         """Show what the worker knows at the moment of every scrape."""
         gauges: list[tuple[str, str, Callable[[], float]]] = [
@@ -62,6 +63,7 @@ class WorkerMetrics:
             ("lease_blocks_held", "KV blocks that leases hold", lease_blocks),
             ("kv_blocks_used", "KV blocks that a request or a lease holds", lambda: load().kv_blocks_used),
             ("kv_blocks_total", "KV blocks the engine has", lambda: blocks_total),
+            ("engine_silent_seconds", "Time since the engine last said anything", engine_silent_s),
             ("kv_bytes_in", "KV bytes pulled into this engine since start", lambda: load().kv_bytes_in),
             ("kv_bytes_out", "KV bytes others pulled out of this engine since start", lambda: load().kv_bytes_out),
             ("pull_failures", "Pulls into this engine that failed since start", lambda: load().pull_failures),

@@ -15,6 +15,7 @@ from runtime.telemetry import serve_metrics
 from worker import service
 from worker.body import WorkerBody
 from worker.config import WorkerConfig
+from worker.engine_health import EngineHealth
 from worker.lifecycle import Event
 from worker.metrics import WorkerMetrics
 from worker.role import MakeRole, RoleName
@@ -26,6 +27,7 @@ Ready = Callable[[Mapping[str, str]], None]
 EXIT_BAD_OPTION = 2
 EXIT_ENGINE_DIED = 3
 EXIT_NOT_REGISTERED = 4
+EXIT_ENGINE_STALLED = 5
 
 
 def worker_id_of(config: WorkerConfig, role: RoleName) -> str:
@@ -63,7 +65,7 @@ async def run(
         body.metrics_address = metrics_address
         await _serve(body, stop, ready)
         if body.engine_lost.is_set():
-            raise SystemExit(EXIT_ENGINE_DIED)
+            raise SystemExit(EXIT_ENGINE_STALLED if body.engine_stalled else EXIT_ENGINE_DIED)
 
 
 async def _serve(body: WorkerBody, stop: lifecycle.Stop, ready: Ready) -> None:
@@ -81,7 +83,7 @@ async def _serve(body: WorkerBody, stop: lifecycle.Stop, ready: Ready) -> None:
     try:
         async with asyncio.TaskGroup() as group:
             loops = [
-                group.create_task(body.watch_engine(), name="engine health"),
+                group.create_task(EngineHealth(body).run(), name="engine health"),
                 group.create_task(body.watch_leases(), name="lease expiry"),
                 group.create_task(_follow_serving(body, server), name="gRPC health"),
             ]
@@ -110,10 +112,17 @@ async def _leave(
                         body.role.leases_held)  # fmt: skip
             body.happen(Event.TIME_UP)
     if session is not None:
-        session.leave("engine died" if body.engine_lost.is_set() else "stopped")
+        session.leave(_why(body))
         _, late = await asyncio.wait(sessions, timeout=body.config.stop_grace_s)
         for task in late:
             task.cancel()
+
+
+def _why(body: WorkerBody) -> str:
+    """What the scheduler is told at the end."""
+    if body.engine_stalled:
+        return "engine stands still"
+    return "engine died" if body.engine_lost.is_set() else "stopped"
 
 
 async def _drain(body: WorkerBody, hurry: asyncio.Event) -> None:

@@ -7,6 +7,7 @@ import itertools
 import multiprocessing
 import os
 import random
+import signal
 from typing import Any
 
 import msgspec
@@ -341,6 +342,37 @@ async def test_two_engines_of_one_configuration_can_exchange_blocks(engines: Pai
     assert theirs.engine_id == f"d0-{theirs.epoch}"
     assert ours.kv_blocks_total > 0
     assert ours.block_bytes > 0
+
+
+async def test_an_engine_answers_a_ping_between_steps_and_tells_of_steps_that_give_nobody_anything(
+    engines: Pair,
+) -> None:
+    before = engines.decode.load().steps
+    await engines.decode.ping()
+    running = asyncio.create_task(collect(engines.decode, request(prompt(64), max_tokens=50)))
+    await engines.decode.ping()
+    assert len(tokens_of(await running)) == 50
+    assert engines.decode.load().steps >= before + 50
+
+
+async def test_an_engine_core_that_stands_still_while_its_process_lives_answers_no_ping(engines: Pair) -> None:
+    cores = multiprocessing.active_children()
+    if not cores:
+        pytest.skip("a fake engine has no process of its own; tests/worker/test_run.py lets one hang")
+    for core in cores:
+        assert core.pid is not None
+        os.kill(core.pid, signal.SIGSTOP)
+    pings = [asyncio.create_task(engine.ping()) for engine in engines]
+    try:
+        done, _ = await asyncio.wait(pings, timeout=0.5)
+        assert not done
+        await engines.decode.check_health()
+    finally:
+        for core in cores:
+            assert core.pid is not None
+            os.kill(core.pid, signal.SIGCONT)
+    async with asyncio.timeout(SETTLE_S):
+        await asyncio.gather(*pings)
 
 
 async def test_an_engine_may_compute_on_every_core(engines: Pair) -> None:

@@ -59,7 +59,15 @@ def _collectors() -> list[Collector]:
     dispatch = DispatchMetrics(registry)
     dispatch.watch(in_flight=int, handoffs_held=int, connected=bool, degraded=bool)
     worker = WorkerMetrics("decode", registry)
-    worker.watch(load=_no_load, requests=int, front_proxies=int, leases=int, lease_blocks=int, blocks_total=1)
+    worker.watch(
+        load=_no_load,
+        requests=int,
+        front_proxies=int,
+        leases=int,
+        lease_blocks=int,
+        blocks_total=1,
+        engine_silent_s=float,
+    )
     assert front_proxy.serving_metrics.__doc__, "imported for what it registers"
     return [*registry._collector_to_names, *REGISTRY._collector_to_names]
 

@@ -95,6 +95,7 @@ SIGNATURES = {
     ],
     "vllm.v1.engine.async_llm:AsyncLLM.shutdown": ["self", "timeout"],
     "vllm.v1.engine.async_llm:AsyncLLM.check_health": ["self"],
+    "vllm.v1.engine.async_llm:AsyncLLM.is_sleeping": ["self"],
     "vllm.inputs.engine:tokens_input": ["prompt_token_ids", "prompt", "cache_salt"],
     "vllm.v1.metrics.loggers:StatLoggerBase.record": [
         "self", "scheduler_stats", "iteration_stats", "mm_cache_stats", "engine_idx",
@@ -223,6 +224,16 @@ def test_an_engine_client_must_implement_what_we_implement() -> None:
     }  # fmt: skip
     actual = set(find("vllm.engine.protocol:EngineClient").__abstractmethods__)  # type: ignore[attr-defined]
     assert actual == wanted
+
+
+def test_a_ping_is_answered_by_the_loop_that_steps_and_every_step_is_told() -> None:
+    """That an engine stands still is told by silence: from its steps' statistics, and from this call."""
+    source = inspect.getsource(find("vllm.v1.engine.async_llm:AsyncLLM.is_sleeping"))  # type: ignore[arg-type]
+    assert "self.engine_core.is_sleeping_async()" in source
+    loop = inspect.getsource(find("vllm.v1.engine.core:EngineCoreProc"))  # type: ignore[arg-type]
+    assert loop.index("self._process_input_queue()") < loop.index("self._process_engine_step()")
+    step = inspect.getsource(find("vllm.v1.core.sched.scheduler:Scheduler.update_from_output"))  # type: ignore[arg-type]
+    assert "We must return the stats even if there are no request" in step
 
 
 def test_a_preaborted_request_still_reaches_the_connector() -> None:

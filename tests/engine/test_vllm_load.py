@@ -39,6 +39,7 @@ def test_usage_becomes_blocks_and_transfers_add_up() -> None:
         kv_bytes_out=60,
         leases_expired=2,
         pull_failures=2,
+        steps=2,
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from tests.e2e.cluster import START_TIMEOUT_S, Endpoint, baton_up, wait_for
@@ -23,6 +24,8 @@ from tests.e2e.conftest import DTYPE, SERVED
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 STALL_S = 4.0
+# Some sampler code is compiled at its first use, for 20 s.
+ENGINE_STALL_S = 40.0
 ANSWER_S = 120.0
 TOKENS = 1200
 # So many streams have shown so much before a worker is hit; some wait for a grammar to be compiled.
@@ -48,6 +51,7 @@ def spare_decode(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> I
         "--set", f"engine.dtype={DTYPE}",
         "--set", "engine.max_model_len=2048",
         "--set", f"front_proxy.stream_stall_timeout_s={STALL_S}",
+        "--set", f"worker.engine_stall_timeout_s={ENGINE_STALL_S}",
     ]  # fmt: skip
     with baton_up(tmp_path_factory.mktemp("spare"), arguments) as endpoint:
 
@@ -176,6 +180,39 @@ async def test_nobody_notices_a_decode_worker_that_stands_still_and_one_that_is_
         return all(p["leases_held"] == 0 and p["kv_blocks_used"] == 0 and p["requests_running"] == 0 for p in alive)
 
     wait_for(idle, timeout_s=10, what="every lease and block is free", seen=baton.status)
+
+
+async def test_nobody_notices_an_engine_core_that_alone_stands_still_and_its_worker_is_started_again(
+    spare_decode: Endpoint,
+) -> None:
+    baton = spare_decode
+
+    def restarts() -> dict[str, int] | None:
+        lines = [line for line in baton.status() if line["role"] == "decode"]
+        return {line["id"]: line["restarts"] for line in lines} if all_ready(lines) else None
+
+    def all_ready(lines: list[dict[str, Any]]) -> bool:
+        return all(line["state"] == "ready" for line in lines)
+
+    before = wait_for(restarts, timeout_s=START_TIMEOUT_S, what="both decode workers are ready", seen=baton.status)
+    undisturbed = await run_all(baton.url, bodies(3), lambda: None)
+
+    def strike() -> None:
+        worker = psutil.Process(busiest_decode(baton))
+        core = max(worker.children(recursive=True), key=lambda child: child.memory_info().rss)
+        os.kill(core.pid, signal.SIGSTOP)
+
+    check(await run_all(baton.url, bodies(3), strike), undisturbed)
+
+    def one_more() -> bool:
+        now = restarts()
+        return now is not None and sum(now.values()) == sum(before.values()) + 1
+
+    wait_for(one_more, timeout_s=START_TIMEOUT_S, what="its worker was started again", seen=baton.status)
+    assert "ended with exit code 5" in (baton.state_dir / "up.stderr").read_text()
+    assert "stands still: for 4" in baton.logs()
+    assert all(line["leases_held"] == line["kv_blocks_used"] == line["requests_running"] == 0
+               for line in baton.status() if line["role"] in ("prefill", "decode"))  # fmt: skip
 
 
 def check(got: list[Stream], undisturbed: list[Stream]) -> None:

@@ -104,6 +104,33 @@ async def test_a_dead_engine_ends_it_with_a_clear_line_and_a_code_of_its_own() -
     assert "the engine of worker decode-0 died" in log
 
 
+async def test_an_engine_that_stands_still_ends_it_with_a_clear_line_and_a_code_of_its_own() -> None:
+    from protos.worker.v1 import worker_pb2 as pb
+    from protos.worker.v1 import worker_pb2_grpc
+    from tests.worker.conftest import Client, submit
+
+    process = await start(
+        "decode",
+        engine={"fake": {"hangs_after_requests": 1}},
+        worker={"engine_stall_timeout_s": 0.5, "health_interval_s": 0.1},
+    )
+    assert process.stdout is not None
+    facts = json.loads(await asyncio.wait_for(process.stdout.readline(), 30))
+    async with channel(facts["address"], 1 << 20) as opened:
+        client = Client(worker_pb2_grpc.WorkerServiceStub(opened).Attach())
+        await client.send(pb.AttachRequest(open=pb.Open(front_proxy_id="f")))
+        await client.call.read()
+        await client.one(submit(1, [1, 2, 3]))
+        await client.send(submit(2, [1, 2, 3]))
+        # Whoever asked has long gone elsewhere when the worker ends: it is not about this request.
+        await client.send(pb.AttachRequest(abort=pb.Abort(slot=2)))
+        assert await client.ended() is grpc.StatusCode.UNAVAILABLE
+        code, log = await end(process)
+    assert code == 5, log
+    assert "the engine of worker decode-0 stands still: for 0." in log
+    assert "Traceback" not in log, log
+
+
 async def test_a_stop_signal_leaves_a_lease_to_whoever_was_promised_it_and_refuses_what_is_new() -> None:
     from protos.worker.v1 import worker_pb2 as pb
     from protos.worker.v1 import worker_pb2_grpc
