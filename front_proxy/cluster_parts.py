@@ -23,8 +23,8 @@ class Planning(Protocol):
         """Free what a plan reserved."""
         ...
 
-    def suspect(self, worker: Placement, reason: str) -> None:
-        """Say that a worker does not work."""
+    def suspect(self, worker: Placement, reason: str, request_id: str = "") -> None:
+        """Say that a worker does not work, or that this request failed in its engine."""
         ...
 
 

@@ -96,10 +96,10 @@ class DegradedPlans:
         if self._outage is not None:
             self._outage.ended(plan_id, output_tokens, now_s)
 
-    def suspect(self, worker_id: str, epoch: int, reason: str, now_s: float) -> None:
+    def suspect(self, worker_id: str, epoch: int, reason: str, now_s: float, request_id: str = "") -> None:
         """A worker could not be used."""
         if self._outage is not None:
-            self._outage.suspect(worker_id, epoch, reason, now_s)
+            self._outage.suspect(worker_id, epoch, reason, now_s, request_id)
 
     def resume(self) -> int:
         """The scheduler plans again; how many plans were made without it."""

@@ -62,11 +62,12 @@ class Ended(msgspec.Struct, frozen=True, gc=False):
 
 
 class Suspected(msgspec.Struct, frozen=True):
-    """A worker could not be used."""
+    """A worker could not be used. ``request_id``: as in the scheduler's ``WorkerSuspected``."""
 
     worker_id: str
     epoch: int
     reason: str
+    request_id: str = ""
 
 
 class Dialled(msgspec.Struct, frozen=True):
@@ -172,6 +173,7 @@ class SendSuspect(msgspec.Struct, frozen=True):
     worker_id: str
     epoch: int
     reason: str
+    request_id: str = ""
 
 
 class SendRunning(msgspec.Struct, frozen=True):

@@ -26,6 +26,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One sequence (one child of n > 1). Samplings are msgpack of vLLM's SamplingParams."""
 
     request_id: str
+    family: str = ""
+    """One id for all sequences of a client's request. Empty: this is the only one."""
     token_ids: list[int]
     prefill_sampling: bytes
     """One token, computed on the prefill worker."""

@@ -84,9 +84,10 @@ class OutagePlanner:
         """Free what a plan reserved, whoever made it. Idempotent."""
         self._core.handle(RequestEnded(session=SESSION, plan_id=plan_id, output_tokens=output_tokens), now_s)
 
-    def suspect(self, worker_id: str, epoch: int, reason: str, now_s: float) -> None:
+    def suspect(self, worker_id: str, epoch: int, reason: str, now_s: float, request_id: str = "") -> None:
         """A worker could not be used."""
-        self._core.handle(WorkerSuspected(worker_id=worker_id, epoch=epoch, reason=reason), now_s)
+        suspected = WorkerSuspected(worker_id=worker_id, epoch=epoch, reason=reason, request_id=request_id)
+        self._core.handle(suspected, now_s)
 
     @property
     def reserved_blocks(self) -> Mapping[str, int]:

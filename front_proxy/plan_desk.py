@@ -142,9 +142,9 @@ class PlanDesk:
                 return self._hear(event, now_s)
             case Ended():
                 return self._end(event, now_s)
-            case Suspected(worker_id=worker_id, epoch=epoch, reason=reason):
-                self._plans.suspect(worker_id, epoch, reason, now_s)
-                return (SendSuspect(worker_id, epoch, reason),) if self.connected else ()
+            case Suspected(worker_id=worker_id, epoch=epoch, reason=reason, request_id=request_id):
+                self._plans.suspect(worker_id, epoch, reason, now_s, request_id)
+                return (SendSuspect(worker_id, epoch, reason, request_id),) if self.connected else ()
             case Woke():
                 return self._wake(now_s)
             case Dialled():

@@ -181,7 +181,7 @@ class RequestRun:
         at = self._slots.pop((attempt, stage), None)
         if at is not None and failure.kind is FailureKind.INTERNAL:
             # Its stream is well and its work is not: only the scheduler sees whether that happens to others too.
-            self._planning.suspect(at[0], failure.message)
+            self._planning.suspect(at[0], failure.message, self._request.family or self._request.request_id)
         self.feed(WorkerFailed(attempt=attempt, stage=stage, failure=failure))
 
     def on_answer(self, event: Planned | PlanRefused, asked_s: float) -> None:

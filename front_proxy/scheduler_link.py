@@ -146,9 +146,9 @@ class SchedulerLink:
         self._receivers.pop(plan_id, None)
         self._handle(Ended(plan_id, outcome, output_tokens))
 
-    def suspect(self, worker: Placement, reason: str) -> None:
-        """Tell the scheduler that a worker could not be used."""
-        self._handle(Suspected(worker.worker_id, worker.epoch, reason))
+    def suspect(self, worker: Placement, reason: str, request_id: str = "") -> None:
+        """Tell the scheduler that a worker could not be used. ``request_id``: as in ``WorkerSuspected``."""
+        self._handle(Suspected(worker.worker_id, worker.epoch, reason, request_id))
 
     async def run(self) -> None:
         """Keep a stream to the scheduler until cancelled."""
@@ -248,8 +248,8 @@ class SchedulerLink:
 
     def _do_seldom(self, action: SendSuspect | Leave | Dial | SchedulerLost | OutageBegan | OutageOver) -> None:
         match action:
-            case SendSuspect(worker_id=worker_id, epoch=epoch, reason=reason):
-                self._send(wire.suspect(worker_id, epoch, reason))
+            case SendSuspect():
+                self._send(wire.suspect(action.worker_id, action.epoch, action.reason, action.request_id))
             case Leave(reason=reason, silent=silent):
                 if self._duplex is not None:
                     self._duplex.end(reason, silent=silent)

@@ -133,7 +133,7 @@ class Sequences:
             child_request = copy(request)
             child_request.request_id, child_request.sampling_params = parent.get_child_info(index)
             self._output_processor.add_request(child_request, text, parent, index, collector)
-            children.append(_Child(child_request))
+            children.append(_Child(child_request, family=parent.request_id))
         family = asyncio.create_task(self._run_family(children, collector))
         try:
             while True:
@@ -165,7 +165,7 @@ class Sequences:
             collector.put(error if isinstance(error, Exception) else EngineDeadError())
 
     async def _run_child(self, child: _Child, landed: asyncio.Event | None) -> None:
-        deltas = self._source.generate(self._generation(child.request, child.pinned_decode_worker))
+        deltas = self._source.generate(self._generation(child.request, child))
         try:
             async for delta in deltas:
                 self._take(child, delta)
@@ -180,7 +180,7 @@ class Sequences:
         finally:
             await deltas.aclose()
 
-    def _generation(self, request: EngineCoreRequest, pinned_decode_worker: str | None = None) -> GenerationRequest:
+    def _generation(self, request: EngineCoreRequest, child: _Child | None = None) -> GenerationRequest:
         params = request.sampling_params
         encodings = encode(params, replay_seed=secrets.randbits(REPLAY_SEED_BITS) if self._seed_for_replay else None)
         notes = NOTES.get()
@@ -191,6 +191,7 @@ class Sequences:
         kwargs = request.reasoning_parser_kwargs
         return GenerationRequest(
             request_id=request.request_id,
+            family="" if child is None else child.family,
             token_ids=request.prompt_token_ids,
             prefill_sampling=encodings.prefill,
             decode_sampling=encodings.decode,
@@ -205,7 +206,7 @@ class Sequences:
             trace_headers=request.trace_headers,
             reasoning_ended=request.reasoning_ended,
             reasoning_parser_kwargs=b"" if kwargs is None else msgspec.msgpack.encode(kwargs),
-            pinned_decode_worker=pinned_decode_worker,
+            pinned_decode_worker=None if child is None else child.pinned_decode_worker,
         )
 
     def _take(self, child: _Child, delta: GenerationDelta) -> None:
@@ -231,10 +232,11 @@ class Sequences:
 class _Child:
     """One sequence of a request and what became known of it."""
 
-    __slots__ = ("cached_tokens", "decode_worker", "pinned_decode_worker", "request", "started")
+    __slots__ = ("cached_tokens", "decode_worker", "family", "pinned_decode_worker", "request", "started")
 
-    def __init__(self, request: EngineCoreRequest) -> None:
+    def __init__(self, request: EngineCoreRequest, family: str = "") -> None:
         self.request = request
+        self.family = family
         self.started = False
         self.cached_tokens: int | None = None
         self.decode_worker: str | None = None

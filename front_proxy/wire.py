@@ -197,10 +197,10 @@ def request_ended(plan_id: int, outcome: Outcome, output_tokens: int) -> schedul
     )
 
 
-def suspect(worker_id: str, epoch: int, reason: str) -> scheduler_pb2.FrontUpdate:
-    """Advice: this worker could not be used."""
+def suspect(worker_id: str, epoch: int, reason: str, request_id: str) -> scheduler_pb2.FrontUpdate:
+    """Advice: this worker could not be used; where a request failed in its engine, by which one."""
     return scheduler_pb2.FrontUpdate(
-        suspect=scheduler_pb2.WorkerSuspect(worker_id=worker_id, epoch=epoch, reason=reason)
+        suspect=scheduler_pb2.WorkerSuspect(worker_id=worker_id, epoch=epoch, reason=reason, request_id=request_id)
     )
 
 

@@ -117,6 +117,10 @@ class OutlierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     failure_ratio: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.5
     requests_min: PositiveCount = 20
     window_s: Positive = 30.0
+    # Requests that failed in an engine and are remembered, and for how long: one that fails at a second worker is held
+    # against none. Longer than a request takes to its second try.
+    failed_requests_max: PositiveCount = 4096
+    failed_request_age_s: Positive = 60.0
     # The first ejection; each further one lasts twice as long, up to the bound.
     ejection_s: Positive = 5.0
     ejection_max_s: Positive = 300.0

@@ -14,6 +14,7 @@ from runtime.failures import Failure, FailureKind
 from scheduler.actions import (
     AcceptWorker,
     Action,
+    BlameRequest,
     DrainWorker,
     DropWorker,
     EjectWorker,
@@ -43,7 +44,7 @@ from scheduler.facts import WorkerFacts
 from scheduler.fronts import Front
 from scheduler.ledger import LeaseLedger
 from scheduler.membership import is_deaf, objection
-from scheduler.outliers import Standing, WorkerHealth
+from scheduler.outliers import CountedFailure, FailedRequests, Standing, WorkerHealth
 from scheduler.placement import Planner
 from scheduler.profile import Probe, Random
 from scheduler.refusals import turned_away
@@ -85,6 +86,7 @@ class SchedulerCore:
         self._audited_s = self._deaf_s = float("-inf")
         # Of workers that left, by their epoch.
         self._health: dict[str, tuple[int, WorkerHealth]] = {}
+        self._failed_requests = FailedRequests(config.outliers)
         self._story: deque[tuple[float, Event]] = deque(maxlen=STORY_EVENTS_MAX)
 
     @property
@@ -139,8 +141,8 @@ class SchedulerCore:
     def _hear(self, event: WorkerSuspected | DrainRequested | WorkerLeasesReported, now_s: float) -> Sequence[Action]:
         """What somebody says about one worker, now and then."""
         match event:
-            case WorkerSuspected(worker_id=worker_id, epoch=epoch):
-                return self._suspect(worker_id, epoch, now_s)
+            case WorkerSuspected():
+                return self._suspect(event, now_s)
             case DrainRequested(worker_id=worker_id, deadline_s=deadline_s):
                 return self._drain(worker_id, deadline_s)
             case WorkerLeasesReported(session=session, worker_id=worker_id, lease_ids=lease_ids):
@@ -181,16 +183,33 @@ class SchedulerCore:
         if len(self._health) > self._config.workers_max:
             del self._health[next(iter(self._health))]
 
-    def _suspect(self, worker_id: str, epoch: int, now_s: float) -> Sequence[Action]:
-        worker = self.cluster.get(worker_id)
-        if worker is None or worker.facts.epoch != epoch:
+    def _suspect(self, event: WorkerSuspected, now_s: float) -> Sequence[Action]:
+        worker = self.cluster.get(event.worker_id)
+        if worker is None or worker.facts.epoch != event.epoch:
             return ()
+        request_id = event.request_id
+        if request_id and (excused := self._failed_requests.judge(request_id, worker.health, now_s)) is not None:
+            return [action for failure in excused for action in self._excuse(request_id, failure, now_s)]
         worker.suspect_until_s = now_s + self._config.suspect_cooldown_s
-        if not worker.health.failed(now_s) or not self._may_eject(worker):
+        fails = worker.health.failed(now_s)
+        if request_id:
+            self._failed_requests.count(request_id, worker.health.last_failure(now_s))
+        if not fails or not self._may_eject(worker):
             return ()
         for_s = worker.health.eject(now_s)
         worker.judge()
-        return (EjectWorker(worker_id=worker_id, for_s=for_s), PublishView(at_once=True))
+        return (EjectWorker(worker_id=worker.worker_id, for_s=for_s), PublishView(at_once=True))
+
+    def _excuse(self, request_id: str, failure: CountedFailure, now_s: float) -> Sequence[Action]:
+        """A failure turned out to be the request's own."""
+        back = failure.health.take_back(failure, now_s)
+        for worker in self.cluster.workers.values():
+            if worker.health is failure.health:
+                worker.judge()
+                if worker.suspect_until_s == failure.at_s + self._config.suspect_cooldown_s:
+                    worker.suspect_until_s = now_s
+        blame = BlameRequest(request_id=request_id)
+        return (blame, PublishView(at_once=True)) if back else (blame,)
 
     def _may_eject(self, worker: Worker) -> bool:
         """Most of a pool must stay: when everybody fails, the fault is elsewhere."""

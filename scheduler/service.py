@@ -24,7 +24,6 @@ from scheduler.events import (
     WorkerLeasesReported,
     WorkerLeft,
     WorkerLoadReported,
-    WorkerSuspected,
 )
 from scheduler.outgoing import Outgoing
 from scheduler.shell import COMMANDS_MAX, SchedulerShell
@@ -148,7 +147,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 case "suspect":
                     suspect = message.suspect
                     log.info("worker suspected", extra={"worker": suspect.worker_id, "why": suspect.reason})
-                    shell.feed(WorkerSuspected(worker_id=suspect.worker_id, epoch=suspect.epoch, reason=suspect.reason))
+                    shell.feed(wire.worker_suspected(suspect))
                 case other:
                     outgoing.close(_bad(f"A registered front proxy must not send {other or 'an empty message'}."))
 

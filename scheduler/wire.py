@@ -8,7 +8,7 @@ from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from scheduler.actions import Placement, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.cluster import Worker
-from scheduler.events import PlanRequested, PlansRunning, RequestEnded, RunningPlan
+from scheduler.events import PlanRequested, PlansRunning, RequestEnded, RunningPlan, WorkerSuspected
 from scheduler.facts import Role, WorkerFacts, WorkerLoad, WorkerState
 
 _ROLE: dict[int, Role] = {cluster_pb2.ROLE_PREFILL: Role.PREFILL, cluster_pb2.ROLE_DECODE: Role.DECODE}
@@ -61,6 +61,13 @@ def load(message: cluster_pb2.WorkerLoad) -> WorkerLoad:
         kv_bytes_in=message.kv_bytes_in,
         kv_bytes_out=message.kv_bytes_out,
         prefill_tokens_queued=message.prefill_tokens_queued,
+    )
+
+
+def worker_suspected(message: pb.WorkerSuspect) -> WorkerSuspected:
+    """A front proxy's word about a worker."""
+    return WorkerSuspected(
+        worker_id=message.worker_id, epoch=message.epoch, reason=message.reason, request_id=message.request_id
     )
 
 

@@ -44,6 +44,8 @@ class FakeCluster:
         self.silent = False
         self.pulled: list[bool] = []
         self.suspects: list[str] = []
+        # The requests that were told to have failed inside an engine.
+        self.broken_requests: list[str] = []
         self.questions: list[PlanQuestion] = []
         # Steps after which the next decode says nothing more, and whether its worker still lives for others.
         self.freeze_after: int | None = None
@@ -72,8 +74,10 @@ class FakeCluster:
         self.plans.remove(plan_id)
         self.outcomes.append(outcome)
 
-    def suspect(self, worker: Placement, reason: str) -> None:
+    def suspect(self, worker: Placement, reason: str, request_id: str = "") -> None:
         self.suspects.append(worker.worker_id)
+        if request_id:
+            self.broken_requests.append(request_id)
 
     def heard_s(self, worker: Placement) -> float:
         return asyncio.get_running_loop().time() if self.alive else float("-inf")

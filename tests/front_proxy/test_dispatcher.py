@@ -152,6 +152,17 @@ def test_a_held_decode_that_cannot_be_sent_costs_only_its_own_request(monkeypatc
     virtual_loop.run(play())
 
 
+@pytest.mark.parametrize(("family", "told"), [("", "r"), ("of-three", "of-three")])
+def test_a_failure_inside_an_engine_is_told_with_the_clients_request(family: str, told: str) -> None:
+    async def play() -> None:
+        async with serving() as (dispatcher, cluster, _):
+            cluster.fail[Stage.DECODE] = Failure(kind=FailureKind.INTERNAL, message="the engine broke")
+            assert len(tokens_of(await collect(dispatcher, generation("r", family=family)))) == 5
+            assert cluster.broken_requests == [told]
+
+    virtual_loop.run(play())
+
+
 def test_a_pinned_sibling_runs_on_its_decode_worker_alone() -> None:
     async def play() -> None:
         async with serving() as (dispatcher, cluster, _):
