@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from engine.config import EngineConfig
@@ -57,11 +58,22 @@ def runs_in_one_process(config: EngineConfig) -> bool:
 
 
 def free_port(host: str) -> int:
-    """A port the kernel says is free on ``host`` now; NIXL's listener binds it seconds later."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as listener:
-        listener.bind((host, 0))
-        port: int = listener.getsockname()[1]
+    """A port the kernel says is free on ``host`` now."""
+    with held_port(host) as port:
         return port
+
+
+@contextlib.contextmanager
+def held_port(host: str) -> Iterator[int]:
+    """A free port on ``host`` that the kernel gives to nobody else meanwhile, and on which one process may listen.
+
+    NIXL's listener binds it when the model is loaded, a minute later. Where somebody had got it by then the engine hung
+    in its start: the listener is a thread, and nobody hears that it died. The socket is bound and not listened on.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind((host, 0))
+        yield held.getsockname()[1]
 
 
 def engine_args(config: EngineConfig, *, engine_id: str, side_channel_port: int) -> AsyncEngineArgs:

@@ -77,11 +77,14 @@ class VllmEngine:
         if not config.model:
             raise ValueError("engine.model: no model is set")
         vllm_args.prepare_environment(config)
+        with vllm_args.held_port(config.side_channel_host) as port:
+            return await cls._start_at(config, worker_id=worker_id, role=role, side_channel_port=port)
+
+    @classmethod
+    async def _start_at(cls, config: EngineConfig, *, worker_id: str, role: str, side_channel_port: int) -> VllmEngine:
         epoch = next_epoch(config.epoch_min)
         engine_id = f"{worker_id}-{epoch}"
-        args = vllm_args.engine_args(
-            config, engine_id=engine_id, side_channel_port=vllm_args.free_port(config.side_channel_host)
-        )
+        args = vllm_args.engine_args(config, engine_id=engine_id, side_channel_port=side_channel_port)
         load = _StatLogger()
         log.info("starting vLLM for %s (%s), engine %s", worker_id, role, engine_id)
         try:

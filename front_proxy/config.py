@@ -52,8 +52,13 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     request waits for the network to come back: 22 s and the tries themselves; never beyond its deadline."""
     replan_wait_s: Positive = 0.1
     """First pause before that, in the middle; it doubles up to eight times itself, and each is drawn between a half and
-    one and a half of that. The retry budget does not count these: in the long run a front proxy plans at most
-    ``requests_in_flight_max`` requests again in four times this."""
+    one and a half of that. The retry budget does not count these."""
+    replan_budget_burst: PositiveCount = 512
+    """Requests that may be planned again for lack of room at once, over all. Beyond it nobody fails: whoever comes
+    waits for his turn, for as long as his deadline lets him."""
+    replan_budget_per_s: Positive = 250.0
+    """Requests that may be planned again for lack of room each second, over all: what the scheduler can be asked by
+    each front proxy while it has no room, beside what is new."""
     retry_budget_burst: PositiveCount = 2048
     """Retries that may follow at once, over all requests: what a dying worker ran must fit."""
     retry_budget_ratio: NonNegative = 0.5

@@ -18,7 +18,7 @@ from front_proxy.flow_events import Stopped
 from front_proxy.generation import GenerationDelta, GenerationRequest
 from front_proxy.metrics import DispatchMetrics
 from front_proxy.request_run import RequestRun, RunLimits
-from front_proxy.retries import RetryBounds, RetryBudget
+from front_proxy.retries import ReplanPace, RetryBounds, RetryBudget
 from front_proxy.scheduler_link import SchedulerLink, SchedulerOptions
 from front_proxy.stall import StallBounds
 from front_proxy.work import Placement
@@ -63,6 +63,9 @@ class Dispatcher:
             per_s=config.retry_budget_per_s,
             burst_max=config.retry_budget_burst,
             now_s=self._loop.time(),
+        )
+        self._replan_pace = ReplanPace(
+            per_s=config.replan_budget_per_s, burst_max=config.replan_budget_burst, now_s=self._loop.time()
         )
         self._links = WorkerLinks(
             LinkOptions(
@@ -159,6 +162,7 @@ class Dispatcher:
             metrics=self._metrics,
             limits=msgspec.structs.replace(self._limits, deadline_s=min(wanted_s, self._config.deadline_s)),
             budget=self._take_retry,
+            pace=self._replan_wait_s,
             draw=self._rng.random,
             on_done=lambda: self._forget(request.request_id),
         )
@@ -193,6 +197,12 @@ class Dispatcher:
             return True
         self._metrics.retries_denied.inc()
         return False
+
+    def _replan_wait_s(self) -> float:
+        wait_s = self._replan_pace.wait_s(self._loop.time())
+        if wait_s > 0:
+            self._metrics.replans_held_back.inc()
+        return wait_s
 
     def _arm_stall_timer(self) -> None:
         if self._stall_timer is None and self._runs:

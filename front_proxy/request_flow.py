@@ -65,6 +65,7 @@ class RequestFlow:
         *,
         bounds: RetryBounds,
         budget: Callable[[], bool],
+        pace: Callable[[], float],
         draw: Callable[[], float],
         output_tokens_max: int,
         continuing: bool,
@@ -72,7 +73,8 @@ class RequestFlow:
     ) -> None:
         """``continuing``: an engine given prompt + shown tokens goes on as one that was never disturbed.
 
-        ``draw`` gives numbers in [0, 1), by which pauses differ.
+        ``budget`` and ``pace`` bound the retries and the replans of all requests of a front proxy together. ``draw``
+        gives numbers in [0, 1), by which pauses differ.
         """
         assert output_tokens_max >= 1, output_tokens_max
         self.phase = Phase.NEW
@@ -81,7 +83,7 @@ class RequestFlow:
         self._output_tokens_max = output_tokens_max
         self._continuing = continuing
         self._pinned = pinned_decode_worker
-        self._retries = Retries(bounds, budget, draw)
+        self._retries = Retries(bounds, budget, pace, draw)
         self._shown = ShownTokens(continuing=continuing)
         self._prefill_only = False
         self._plan: Planned | None = None

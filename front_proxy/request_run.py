@@ -79,12 +79,14 @@ class RequestRun:
         metrics: DispatchMetrics,
         limits: RunLimits,
         budget: Callable[[], bool],
+        pace: Callable[[], float],
         draw: Callable[[], float],
         on_done: Callable[[], None],
     ) -> None:
         self.flow = RequestFlow(
             bounds=limits.retries,
             budget=budget,
+            pace=pace,
             draw=draw,
             output_tokens_max=request.output_tokens_max,
             continuing=request.continuation is not None,

@@ -55,20 +55,50 @@ class RetryBudget:
         return True
 
 
+class ReplanPace:
+    """How often a whole front proxy asks the scheduler again for requests that had no place: a bucket of tokens too.
+
+    Unlike a retry nobody is refused one. Whoever finds it empty is given the moment at which his will be there, in the
+    order in which they came, so that a wait for room gets longer with the number of those who wait.
+    """
+
+    def __init__(self, *, per_s: float, burst_max: int, now_s: float) -> None:
+        assert per_s > 0.0 and burst_max >= 1, (per_s, burst_max)
+        self._per_s = per_s
+        self._burst_max = float(burst_max)
+        # Negative: so many are promised that are not there yet.
+        self._tokens = self._burst_max
+        self._at_s = now_s
+
+    def wait_s(self, now_s: float) -> float:
+        """Take one; how long until it is there."""
+        self._tokens = min(self._tokens + max(now_s - self._at_s, 0.0) * self._per_s, self._burst_max)
+        self._at_s = max(now_s, self._at_s)
+        self._tokens -= 1.0
+        return max(0.0, -self._tokens / self._per_s)
+
+
 class Retries:
     """The counts of one request. ``budget`` is asked last: what is refused for another reason must not cost it.
 
-    ``draw`` gives numbers in [0, 1).
+    ``pace`` says how long a front proxy's next replan has to wait. ``draw`` gives numbers in [0, 1).
     """
 
-    __slots__ = ("_bounds", "_budget", "_draw", "_replans", "_resumes", "_tries", "excluded")
+    __slots__ = ("_bounds", "_budget", "_draw", "_pace", "_replans", "_resumes", "_tries", "excluded")
 
-    def __init__(self, bounds: RetryBounds, budget: Callable[[], bool], draw: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        bounds: RetryBounds,
+        budget: Callable[[], bool],
+        pace: Callable[[], float],
+        draw: Callable[[], float],
+    ) -> None:
         assert bounds.attempts_max >= 1, bounds
         self.excluded: list[str] = []
         """Workers that failed since the client last got something; one that is well by then may be used again."""
         self._bounds = bounds
         self._budget = budget
+        self._pace = pace
         self._draw = draw
         self._tries = 1
         self._resumes = 0
@@ -107,4 +137,5 @@ class Retries:
         self._replans += 1
         # Nobody else is left: one of the excluded may have been started again by then.
         self.excluded.clear()
-        return wait_s * (PAUSE_SHARE_MIN + self._draw() * (PAUSE_SHARE_MAX - PAUSE_SHARE_MIN))
+        drawn_s = wait_s * (PAUSE_SHARE_MIN + self._draw() * (PAUSE_SHARE_MAX - PAUSE_SHARE_MIN))
+        return max(drawn_s, self._pace())

@@ -8,7 +8,7 @@ from front_proxy.flow_phase import Phase
 from front_proxy.request_flow import STORY_EVENTS_MAX
 from runtime.failures import FailureKind
 from simulation.faults import Faults
-from simulation.fronts import BUDGET_PER_S, BUDGET_RATIO
+from simulation.fronts import BUDGET_PER_S, BUDGET_RATIO, REPLAN_PER_S
 from simulation.world import Violation
 
 # One stall, a place elsewhere and a prompt there, with every message on the way late.
@@ -28,6 +28,8 @@ def check_bounds(cluster: SimCluster) -> None:
         _hold(len(front.live) <= 2 * attempts, "orders pile up", front.live)
         allowed = front.burst + BUDGET_RATIO * front.requests + BUDGET_PER_S * cluster.world.now_s
         _hold(front.retries <= allowed, "retries storm", (front.retries, allowed))
+        replans = front.replan_burst + REPLAN_PER_S * cluster.world.now_s
+        _hold(front.replans <= replans, "replans storm", (front.replans, replans))
     for worker in cluster.workers.values():
         worker.prefill.leases.check()
     for client in cluster.clients:

@@ -30,7 +30,7 @@ from front_proxy.flow_events import (
 from front_proxy.flow_phase import Phase
 from front_proxy.plan_desk import PlanDesk
 from front_proxy.request_flow import RequestFlow
-from front_proxy.retries import RetryBounds, RetryBudget
+from front_proxy.retries import ReplanPace, RetryBounds, RetryBudget
 from front_proxy.stall import StallBounds, stalled_s
 from front_proxy.work import Placement, Stage, WorkerOutput
 from kv_transfer.handoff import KvHandoff
@@ -51,6 +51,7 @@ STALL_BOUNDS = StallBounds(
 )
 STALL_CHECK_S = 0.1
 BUDGET_RATIO, BUDGET_PER_S, BUDGET_BURST, BUDGET_BURST_SMALL = 0.5, 1.0, 100, 2
+REPLAN_BURST, REPLAN_BURST_SMALL, REPLAN_PER_S = 3, 1, 1.0
 CONNECT_FAILURE_S = 0.01
 
 
@@ -63,6 +64,7 @@ class Client:
         self.flow = flow(
             bounds=RETRY_BOUNDS,
             budget=lambda: front.budget.take(front.world.now_s),
+            pace=lambda: front.pace.wait_s(front.world.now_s),
             draw=front.world.rng.random,
             output_tokens_max=asked.output_tokens_max,
             continuing=asked.continuing,
@@ -163,13 +165,17 @@ class Client:
             case Suspect(worker=worker):
                 self.front.suspect(worker)
             case Pause(attempt=attempt, wait_s=wait_s):
-                self.front.world.after(wait_s, self.feed, PauseOver(attempt=attempt))
+                self.front.world.after(wait_s, self._replan, attempt)
             case Retried():
                 self._count_retry()
             case Diverged():
                 self.diverged = True
             case _:
                 assert_never(action)
+
+    def _replan(self, attempt: int) -> None:
+        self.front.replans += self.flow.phase is Phase.WAITING and attempt == self.flow.attempt
+        self.feed(PauseOver(attempt=attempt))
 
     def _count_retry(self) -> None:
         self.retries += 1
@@ -221,6 +227,9 @@ class SimFront:
         self.retries = 0
         self.burst = BUDGET_BURST_SMALL if faults.small_budget else BUDGET_BURST
         self.budget = RetryBudget(ratio=BUDGET_RATIO, per_s=BUDGET_PER_S, burst_max=self.burst, now_s=0.0)
+        self.replans = 0
+        self.replan_burst = REPLAN_BURST_SMALL if faults.small_budget else REPLAN_BURST
+        self.pace = ReplanPace(per_s=REPLAN_PER_S, burst_max=self.replan_burst, now_s=0.0)
         self.heard_s: dict[tuple[str, int], float] = {}
         self.plans = FrontPlans(self, cluster, SCHEDULER_CONFIG, desk=desk)
         self.links: dict[tuple[str, int], Link] = {}

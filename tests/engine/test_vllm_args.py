@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
+import socket
+
+import pytest
+
 from engine.config import EngineConfig
-from engine.vllm_args import cpu_threads, engine_arg_values, free_port, kv_transfer_values, prepare_environment
+from engine.vllm_args import (
+    cpu_threads,
+    engine_arg_values,
+    free_port,
+    held_port,
+    kv_transfer_values,
+    prepare_environment,
+)
+
+
+def test_a_port_that_is_held_lets_one_process_listen_and_nobody_else_have_it() -> None:
+    with held_port("127.0.0.1") as port, socket.socket() as listener:
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
+        with socket.create_connection(("127.0.0.1", port), timeout=5):
+            pass
 
 
 def test_what_the_operator_set_stays() -> None:

@@ -20,7 +20,7 @@ from front_proxy.scheduler_link import PlanReceiver
 from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput, WorkOrder
 from front_proxy.worker_link import Receiver
 from kv_transfer.handoff import KvHandoff
-from runtime.failures import Failure
+from runtime.failures import Failure, FailureKind
 
 P0 = Placement(worker_id="prefill-0", address="p0", epoch=1)
 D0 = Placement(worker_id="decode-0", address="d0", epoch=2)
@@ -51,6 +51,8 @@ class FakeCluster:
         self.freeze_after: int | None = None
         self.alive = False
         self.diverge = False
+        # Until then, on the loop's clock, whoever asks for a second plan is told that there is no room.
+        self.full_until_s = 0.0
 
     @property
     def held(self) -> tuple[int, int, int]:
@@ -63,7 +65,10 @@ class FakeCluster:
         self.plans.add(plan_id)
 
         def answer() -> None:
-            if plan_id in self.plans and not self.silent:
+            if question.ask.attempt > 1 and asyncio.get_running_loop().time() < self.full_until_s:
+                self.plans.discard(plan_id)
+                receiver.on_refused(Failure(kind=FailureKind.EXHAUSTED, message="full"))
+            elif plan_id in self.plans and not self.silent:
                 prefill = None if question.ask.pinned_decode_worker else P0
                 receiver.on_plan(prefill, D0, 3, "test")
 

@@ -81,7 +81,8 @@ class Play:
             replans_max=options.pop("replans_max", 0),
             replan_wait_s=0.1,
         )
-        options = {"output_tokens_max": 16, "continuing": True, "budget": lambda: True, "draw": lambda: 0.5, **options}
+        bounded = {"budget": lambda: True, "pace": lambda: 0.0, "draw": lambda: 0.5}
+        options = {"output_tokens_max": 16, "continuing": True, **bounded, **options}
         self.flow = RequestFlow(bounds=bounds, **options)
         self.actions: list[FlowAction] = list(self.flow.start())
         self.flow.check()

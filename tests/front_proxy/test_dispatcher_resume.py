@@ -151,3 +151,42 @@ def test_retries_of_all_requests_together_are_bounded() -> None:
             assert registry.get_sample_value("baton_front_proxy_retries_denied_total") == 3
 
     virtual_loop.run(play())
+
+
+def test_replans_of_all_requests_together_are_paced_and_none_fails_by_it() -> None:
+    async def play() -> None:
+        settings = {"replan_budget_burst": 2, "replan_budget_per_s": 4.0, "replan_wait_s": 0.01, "replans_max": 8}
+        async with serving(**settings) as (dispatcher, cluster, registry):
+            loop = asyncio.get_running_loop()
+            cluster.full_until_s = loop.time() + 1.0
+
+            async def one(number: int) -> None:
+                await asyncio.sleep(number * 0.001)
+                cluster.fail[Stage.PREFILL] = decode_failure()
+                assert len(tokens_of(await collect(dispatcher, generation(f"r{number}")))) == TOKENS
+
+            await asyncio.gather(*(one(number) for number in range(12)))
+            replans = registry.get_sample_value("baton_front_proxy_replans_total") or 0.0
+            assert 12 <= replans <= 2 + 4.0 * loop.time() + 12, "so many, of which the last have just been let go"
+            assert (registry.get_sample_value("baton_front_proxy_replans_held_back_total") or 0.0) >= 10
+            # Twelve who all need one at least, two of them at once and four each second.
+            assert loop.time() >= (12 - 2) / 4.0
+            assert cluster.held == (0, 0, 0)
+
+    virtual_loop.run(play())
+
+
+def test_a_request_whose_turn_to_be_planned_again_is_beyond_its_deadline_ends_with_it() -> None:
+    async def play() -> None:
+        settings = {"replan_budget_burst": 1, "replan_budget_per_s": 0.01, "deadline_s": 3.0}
+        async with serving(**settings) as (dispatcher, cluster, _):
+            loop = asyncio.get_running_loop()
+            cluster.full_until_s = 1000.0
+            cluster.fail[Stage.PREFILL] = decode_failure()
+            with pytest.raises(FailureError) as caught:
+                await collect(dispatcher, generation())
+            assert caught.value.failure.kind is FailureKind.DEADLINE
+            assert loop.time() == pytest.approx(3.0, abs=0.01)
+            assert cluster.held == (0, 0, 0)
+
+    virtual_loop.run(play())

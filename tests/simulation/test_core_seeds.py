@@ -156,6 +156,13 @@ class RetriesWithoutBudget(RequestFlow):
         super().__init__(budget=lambda: True, **options)
 
 
+class ReplansWithoutBudget(RequestFlow):
+    """Never asks whether all requests together have been planned again often enough for the moment."""
+
+    def __init__(self, *, pace: Callable[[], float], **options: Any) -> None:
+        super().__init__(pace=lambda: 0.0, **options)
+
+
 class RetriesForever(RequestFlow):
     """Never has tried often enough."""
 
@@ -224,6 +231,7 @@ class EndsWithoutAWord(RequestFlow):
         DropsATokenOnResume,
         BelievesEveryReplay,
         RetriesWithoutBudget,
+        ReplansWithoutBudget,
         RetriesForever,
         NeverResumes,
         WaitsForStalledWork,
