@@ -314,17 +314,19 @@ class PlanDesk:
     def _overdue(self, plan_id: int, now_s: float) -> Sequence[DeskAction]:
         """No answer came in time: plan here, or give the scheduler what is left of ``plan_timeout_s``."""
         pending = self._pending[plan_id]
-        if self._plans.possible(now_s):
-            if not pending.sent:
-                return self._plan_here(plan_id, now_s)
+        possible = self._plans.possible(now_s)
+        if not pending.sent and self.connected and (self._answers or not possible) and now_s < pending.until_s:
+            # It could not be asked before, and now it can.
+            return (self._send(plan_id, pending, now_s),)
+        if possible and not pending.sent:
+            return self._plan_here(plan_id, now_s)
+        if possible:
             if self._answers:
                 self._plans.still_true(now_s)
             self._silent = True
             # Behind the question on the same stream: should the answer still come, its reservation is freed.
             return (SendEnd(plan_id, "failed", 0), *self._plan_here(plan_id, now_s))
         if now_s < pending.until_s:
-            if self.connected and not pending.sent:
-                return (self._send(plan_id, pending, now_s),)
             pending.due_s = pending.until_s
             return ()
         del self._pending[plan_id]

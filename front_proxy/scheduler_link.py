@@ -137,7 +137,7 @@ class SchedulerLink:
         plan_id = self._next_plan_id
         self._next_plan_id += 1
         # First, so that a question that cannot be encoded is never asked.
-        self._receivers[plan_id] = (receiver, _ask(plan_id, question))
+        self._receivers[plan_id] = (receiver, wire.plan_request(plan_id, question))
         self._handle(Asked(plan_id, question))
         return plan_id
 
@@ -289,17 +289,3 @@ def _placement(placed: CorePlacement | None) -> Placement | None:
     if placed is None:
         return None
     return Placement(worker_id=placed.worker_id, address=placed.address, epoch=placed.epoch)
-
-
-def _ask(plan_id: int, question: PlanQuestion) -> _Item:
-    return wire.plan_request(
-        plan_id,
-        question.ask,
-        request_id=question.request_id,
-        prompt_tokens=question.prompt_tokens,
-        output_tokens_max=question.output_tokens_max,
-        priority=question.priority,
-        priority_class=question.priority_class,
-        tenant=question.tenant,
-        wait_max_s=question.wait_max_s,
-    )

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from engine.protocol import Finish, FinishReason, Logprobs
 from front_proxy.cluster_view import WorkerEntry
-from front_proxy.desk_events import Granted, Refused, ToldToWait, ViewShown
-from front_proxy.flow_events import AskPlan, Outcome
+from front_proxy.desk_events import Granted, PlanQuestion, Refused, ToldToWait, ViewShown
+from front_proxy.flow_events import Outcome
 from front_proxy.work import FirstFacts, Stage, WorkerOutput, WorkOrder
 from kv_transfer import handoff_wire
 from kv_transfer.handoff import KvHandoff
@@ -138,34 +138,27 @@ def failure(kind: str, message: str, retry_after_ms: int) -> Failure:
     )
 
 
-def plan_request(
-    plan_id: int,
-    ask: AskPlan,
-    *,
-    request_id: str,
-    prompt_tokens: int,
-    output_tokens_max: int,
-    priority: int,
-    priority_class: str,
-    tenant: str,
-    wait_max_s: float,
-) -> scheduler_pb2.FrontUpdate:
-    """The question behind ``ask``."""
-    return scheduler_pb2.FrontUpdate(
-        plan=scheduler_pb2.PlanRequest(
-            plan_id=plan_id,
-            request_id=request_id,
-            prompt_tokens=prompt_tokens,
-            output_tokens_max=output_tokens_max,
-            priority=priority,
-            excluded_worker_ids=ask.excluded_worker_ids,
-            pinned_decode_worker_id=ask.pinned_decode_worker or "",
-            prefill_only=ask.prefill_only,
-            priority_class=priority_class,
-            tenant=tenant,
-            wait_max_ms=math.ceil(wait_max_s * 1000),
-        )
-    )
+def plan_request(plan_id: int, question: PlanQuestion) -> scheduler_pb2.FrontUpdate:
+    """The question as it is sent."""
+    # Filled where it lies, here and below: a third of what a message costs that is built and then copied.
+    update = scheduler_pb2.FrontUpdate()
+    message, ask = update.plan, question.ask
+    message.plan_id = plan_id
+    message.request_id = question.request_id
+    message.prompt_tokens = question.prompt_tokens
+    message.output_tokens_max = question.output_tokens_max
+    message.priority = question.priority
+    message.tenant = question.tenant
+    message.wait_max_ms = math.ceil(question.wait_max_s * 1000)
+    if ask.excluded_worker_ids:
+        message.excluded_worker_ids.extend(ask.excluded_worker_ids)
+    if ask.pinned_decode_worker:
+        message.pinned_decode_worker_id = ask.pinned_decode_worker
+    if ask.prefill_only:
+        message.prefill_only = True
+    if question.priority_class:
+        message.priority_class = question.priority_class
+    return update
 
 
 def plans_running(plans: Iterable[RunningPlan], *, asked: Iterable[int], complete: bool) -> scheduler_pb2.FrontUpdate:
@@ -192,9 +185,12 @@ def _placed(placement: CorePlacement | None) -> scheduler_pb2.Placement | None:
 
 def request_ended(plan_id: int, outcome: Outcome, output_tokens: int) -> scheduler_pb2.FrontUpdate:
     """The plan's reservation is free."""
-    return scheduler_pb2.FrontUpdate(
-        ended=scheduler_pb2.RequestEnded(plan_id=plan_id, outcome=outcome, output_tokens=output_tokens)
-    )
+    update = scheduler_pb2.FrontUpdate()
+    ended = update.ended
+    ended.plan_id = plan_id
+    ended.outcome = outcome
+    ended.output_tokens = output_tokens
+    return update
 
 
 def suspect(worker_id: str, epoch: int, reason: str, request_id: str) -> scheduler_pb2.FrontUpdate:

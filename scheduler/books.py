@@ -39,9 +39,18 @@ class Books:
 
     def leave(self, session: int, now_s: float) -> None:
         """Its stream ended, and its plans with it."""
+        self.end_all(session, now_s)
+        del self.fronts[session]
+
+    def end_all(self, session: int, now_s: float) -> None:
+        """Free what a stream's plans reserve."""
         for plan_id in list(self.fronts[session].plans):
             self.end((session, plan_id), now_s)
-        del self.fronts[session]
+
+    def streams_of_same(self, session: int) -> Sequence[int]:
+        """The other streams of the same front proxy that have not ended here, by session."""
+        name = self.fronts[session].front_proxy_id
+        return [other for other, front in self.fronts.items() if other != session and front.front_proxy_id == name]
 
     def grant(self, event: PlanRequested, chosen: Chosen, charge: Charge, now_s: float, *, since_s: float) -> ReplyPlan:
         """Reserve what was chosen; the answer to a request that waited since ``since_s``."""

@@ -165,8 +165,24 @@ class SchedulerCore:
 
     def _front_leave(self, session: int, now_s: float) -> None:
         self._books.leave(session, now_s)
+        self._forget_waiting(session, now_s)
+
+    def _forget_waiting(self, session: int, now_s: float) -> None:
         for key in self._line.of_session(session):
             self._line.remove(key, now_s)
+
+    def _replace_former(self, session: int, now_s: float) -> bool:
+        """What a front proxy says on its newest stream replaces what is known of those that it has lost before.
+
+        Such a stream may end here much later than there. False: this is such a stream itself.
+        """
+        others = self._books.streams_of_same(session)
+        if any(other > session for other in others):
+            return False
+        for former in others:
+            self._books.end_all(former, now_s)
+            self._forget_waiting(former, now_s)
+        return True
 
     def _leave(self, session: int, worker_id: str) -> Sequence[Action]:
         worker = self._member(worker_id, session)
@@ -247,6 +263,8 @@ class SchedulerCore:
         self._books.returned(worker)
 
     def _reconcile(self, event: PlansRunning, now_s: float) -> Sequence[Action]:
+        if not self._replace_former(event.session, now_s):
+            return ()
         for plan in event.plans:
             # Its front proxy lost patience and planned it itself: nobody waits for a place any more.
             self._line.remove((event.session, plan.plan_id), now_s)

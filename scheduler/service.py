@@ -84,7 +84,9 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         session = shell.new_session()
         outgoing: Outgoing[pb.FrontReply] = Outgoing(shell.config.front_replies_max)
         shell.fronts[session] = outgoing
-        log.info("front proxy connected", extra={"front_proxy": name})
+        # Its former stream may not have ended here yet; two processes of one name would look the same, for ever.
+        again = any(front.front_proxy_id == name for front in shell.core.fronts.values())
+        log.info("front proxy connected", extra={"front_proxy": name, "beside_an_older_stream": again})
         shell.feed(FrontJoined(session=session, front_proxy_id=name))
         try:
             await _converse(

@@ -13,10 +13,12 @@ from simulation.world import Violation
 
 # One stall, a place elsewhere and a prompt there, with every message on the way late.
 GAP_S_MAX = 3.5
+# From a plan, or from the moment a scheduler speaks, until that knows of it: messages on the way, all of them late.
+TOLD_S_MAX = 0.5
 
 if TYPE_CHECKING:
     from simulation.cluster import SimCluster
-    from simulation.fronts import Client
+    from simulation.fronts import Client, SimFront
 
 
 def check_bounds(cluster: SimCluster) -> None:
@@ -30,10 +32,27 @@ def check_bounds(cluster: SimCluster) -> None:
         _hold(front.retries <= allowed, "retries storm", (front.retries, allowed))
         replans = front.replan_burst + REPLAN_PER_S * cluster.world.now_s
         _hold(front.replans <= replans, "replans storm", (front.replans, replans))
+        _check_books(cluster, front)
     for worker in cluster.workers.values():
         worker.prefill.leases.check()
     for client in cluster.clients:
         _hold(len(client.flow.story) <= STORY_EVENTS_MAX, "a story grows", client.asked)
+
+
+def _check_books(cluster: SimCluster, front: SimFront) -> None:
+    """A scheduler that speaks with a front proxy knows what that runs, and where."""
+    plans, told_s = front.plans, cluster.world.now_s - TOLD_S_MAX
+    books = cluster.scheduler.core.fronts.get(plans.session)
+    if books is None or not front.alive or plans.connected_s > told_s:
+        return
+    for plan_id, plan in plans.desk.running.items():
+        if plans.answered_s.get(plan_id, cluster.world.now_s) <= told_s:
+            known = books.plans.get(plan_id)
+            _hold(known is not None, "the scheduler does not know of a plan that runs", plan)
+            assert known is not None
+            _hold(
+                (known.prefill, known.decode) == (plan.prefill, plan.decode), "it takes it for another", (plan, known)
+            )
 
 
 def check_the_end(cluster: SimCluster) -> None:

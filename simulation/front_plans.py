@@ -1,6 +1,7 @@
 """How a front proxy in virtual time gets its plans: production's PlanDesk, over streams that a simulation can break.
 
-Decides nothing. It looks over the desk's shoulder: a plan from a view that is too old is a violation.
+Decides nothing. It looks over the desk's shoulder: a plan from a view that is too old is a violation, and so is one
+for a request that was told to wait for its turn and has not waited so long.
 """
 
 from __future__ import annotations
@@ -109,8 +110,9 @@ class FrontPlans:
         self._busy = False
         self._alarm_s = NEVER_S
         self._dials = 0
-        # Until when the last view was true at most, as seen from outside.
+        # Until when the last view was true at most, as seen from outside, and who has to wait until when.
         self._true_s = 0.0
+        self._waits_until_s: dict[int, float] = {}
 
     # The stream
 
@@ -131,6 +133,8 @@ class FrontPlans:
         """The scheduler says something on the stream."""
         if self._front.alive:
             self._true_s = self._world.now_s
+            if isinstance(word, ToldToWait):
+                self._waits_until_s[word.plan_id] = self._world.now_s + word.wait_max_s
             self._handle(Heard(word, leader_epoch))
 
     def on_lost(self, stream: Stream | None, reason: str, *, silent: bool = False, instead: str = "") -> None:
@@ -138,6 +142,7 @@ class FrontPlans:
         if not self._front.alive or stream is not self.stream:
             return
         self.stream = self._scheduler = None
+        self._waits_until_s.clear()
         # A dial that is over has no timeout any more.
         self._dials += 1
         self._handle(StreamLost(reason, silent=silent, serves_instead=instead))
@@ -180,6 +185,7 @@ class FrontPlans:
         """Free what a plan reserved."""
         self._clients.pop(plan_id, None)
         self.answered_s.pop(plan_id, None)
+        self._waits_until_s.pop(plan_id, None)
         self._handle(Ended(plan_id, outcome, output_tokens))
 
     def suspect(self, worker_id: str, epoch: int) -> None:
@@ -262,10 +268,7 @@ class FrontPlans:
             return
         client, ask = asked
         if answer.here:
-            self._world.tell(self._front.name, f"plans {client.asked.request_id} itself")
-            age_s = now_s - self._true_s
-            if age_s > self._view_max_age_s:
-                raise Violation(f"{client.asked.request_id} is planned from a view that was true {age_s:.3f} s ago")
+            self._check_planned_here(plan.plan_id, client.asked.request_id)
         self.answered_s[plan.plan_id] = now_s
         client.feed(
             Planned(
@@ -276,6 +279,15 @@ class FrontPlans:
                 reason=answer.reason,
             )
         )
+
+    def _check_planned_here(self, plan_id: int, request_id: str) -> None:
+        now_s = self._world.now_s
+        self._world.tell(self._front.name, f"plans {request_id} itself")
+        age_s = now_s - self._true_s
+        if age_s > self._view_max_age_s:
+            raise Violation(f"{request_id} is planned from a view that was true {age_s:.3f} s ago")
+        if now_s < self._waits_until_s.get(plan_id, 0.0):
+            raise Violation(f"{request_id} does not wait for its turn")
 
 
 def word(reply: Reply) -> Granted | Refused | ToldToWait:

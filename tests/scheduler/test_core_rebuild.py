@@ -76,6 +76,32 @@ def test_a_waiting_request_that_its_front_proxy_planned_itself_gets_no_second_pl
     assert stage.core.plans_in_flight == stage.reserved("d0") == stage.reserved("d1") == 0
 
 
+def test_a_front_proxy_on_a_second_stream_reserves_once_while_the_first_has_not_ended_here() -> None:
+    stage = Stage(waiting=WaitingConfig())
+    stage.enter("p0")
+    stage.enter("d0", requests_max=2)
+    plans = [stage.plan() for _ in range(2)]
+    waits = PlanRequested(session=FRONT, plan_id=50, request_id="r50", prompt_tokens=64, output_tokens_max=32)
+    stage.do(waits)
+    assert sum(stage.core.waiting().values()) == 1
+    again = FRONT + 1
+    stage.do(FrontJoined(session=again, front_proxy_id="front-0"))
+    stage.do(FrontJoined(session=again + 1, front_proxy_id="front-1"))
+    told = tuple(running(plan.plan_id, blocks=plan.decode_blocks_reserved) for plan in plans)
+    before = stage.reserved("d0")
+    stage.do(PlansRunning(session=again, plans=told, complete=True, asked=frozenset({50})))
+    assert (stage.reserved("d0"), stage.core.plans_in_flight) == (before, 2)
+    assert sum(stage.core.waiting().values()) == 0, "it is about to ask again on the new one"
+    stage.do(PlansRunning(session=FRONT, plans=told, complete=True))
+    assert stage.core.plans_in_flight == 2, "said on the first one before it was lost"
+    stage.do(RequestEnded(session=FRONT, plan_id=plans[0].plan_id))
+    stage.do(FrontLeft(session=FRONT))
+    assert (stage.reserved("d0"), stage.core.plans_in_flight) == (before, 2)
+    stage.do(RequestEnded(session=again, plan_id=plans[0].plan_id))
+    stage.do(FrontLeft(session=again))
+    assert stage.reserved("d0") == 0 == stage.core.plans_in_flight
+
+
 def test_a_question_on_its_way_is_not_taken_for_an_end() -> None:
     stage = restarted()
     stage.enter("d0")

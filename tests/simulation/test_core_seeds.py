@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from engine.protocol import Finish as EngineFinish
+from front_proxy.desk_events import DeskAction, DeskEvent, Heard, SendEnd, SendRunning, Woke
 from front_proxy.flow_events import (
     AbortWork,
     Emit,
@@ -24,6 +25,7 @@ from front_proxy.flow_events import (
 )
 from front_proxy.flow_phase import Phase
 from front_proxy.held_handoff import HeldHandoff
+from front_proxy.plan_desk import DeskBounds, PlanDesk
 from front_proxy.request_flow import RequestFlow
 from front_proxy.shown import ShownTokens
 from front_proxy.work import Stage, WorkerOutput
@@ -260,6 +262,50 @@ class LosesAborts(SimWorker):
 @pytest.mark.parametrize("worker", [LosesReleases, LosesAborts])
 def test_lost_messages_to_workers_are_found(worker: type[SimWorker]) -> None:
     assert found(worker=worker) is not None, f"{worker.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
+
+
+class ForgetsWhatItGaveUp(PlanDesk):
+    """Leaves a question with the scheduler that it does not wait for any more."""
+
+    def handle(self, event: DeskEvent, now_s: float) -> Sequence[DeskAction]:
+        forgets = isinstance(event, Woke)
+        return [action for action in super().handle(event, now_s) if not (forgets and isinstance(action, SendEnd))]
+
+
+class PlansFromAnyView(PlanDesk):
+    """Does not ask how old the picture is that it plans from."""
+
+    def __init__(self, bounds: DeskBounds, **options: Any) -> None:
+        super().__init__(msgspec.structs.replace(bounds, view_max_age_s=float("inf")), **options)
+
+
+class DoesNotSayWhatRuns(PlanDesk):
+    """Leaves a scheduler that has just come back with what it knows."""
+
+    def handle(self, event: DeskEvent, now_s: float) -> Sequence[DeskAction]:
+        forgets = isinstance(event, Heard)
+        return [action for action in super().handle(event, now_s) if not (forgets and isinstance(action, SendRunning))]
+
+
+class NeverPlansHere(PlanDesk):
+    """Waits for the scheduler however long that is away."""
+
+    def __init__(self, bounds: DeskBounds, **options: Any) -> None:
+        super().__init__(msgspec.structs.replace(bounds, view_max_age_s=-1.0), **options)
+
+
+class DoesNotWaitForItsTurn(PlanDesk):
+    """Plans a request that the scheduler has put in the line."""
+
+    def _put_off(self, plan_id: int, wait_max_s: float, now_s: float) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "desk", [ForgetsWhatItGaveUp, PlansFromAnyView, DoesNotSayWhatRuns, NeverPlansHere, DoesNotWaitForItsTurn]
+)
+def test_a_planted_bug_of_the_desk_is_found(desk: type[PlanDesk]) -> None:
+    assert found(desk=desk) is not None, f"{desk.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
 
 
 def found(**planted: Any) -> int | None:

@@ -1,0 +1,182 @@
+"""A desk with a clock and short names, and one to which anything happens. Asserts what must hold after every event."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from front_proxy.cluster_view import ClusterView, WorkerEntry
+from front_proxy.desk_events import (
+    AnswerPlan,
+    AnswerRefusal,
+    Asked,
+    DeskAction,
+    DeskEvent,
+    Dialled,
+    Ended,
+    Granted,
+    Heard,
+    PlanQuestion,
+    Refused,
+    SendEnd,
+    SendQuestion,
+    SendRunning,
+    SendSuspect,
+    StreamLost,
+    ToldToWait,
+    ViewShown,
+    Woke,
+)
+from front_proxy.flow_events import AskPlan
+from front_proxy.plan_desk import DeskBounds, PlanDesk
+from runtime.failures import Failure, FailureKind
+from scheduler.actions import Placement
+from scheduler.config import SchedulerConfig
+from scheduler.facts import WorkerLoad, WorkerState
+from tests.scheduler.cast import facts
+
+A = TypeVar("A")
+
+BOUNDS = DeskBounds(
+    plan_timeout_s=5.0,
+    plan_patience_s=0.5,
+    plans_told_interval_s=10.0,
+    view_max_age_s=100.0,
+    load_fade_s=10.0,
+    silence_timeout_s=3.0,
+    backoff_min_s=0.1,
+    backoff_max_s=0.4,
+)
+QUESTION = PlanQuestion(ask=AskPlan(attempt=1), request_id="r", prompt_tokens=64, output_tokens_max=32, priority=0)
+FULL = Failure(kind=FailureKind.EXHAUSTED, message="full")
+
+
+def entry(worker_id: str, state: WorkerState = WorkerState.READY, *, epoch: int = 1, unusable: str = "") -> WorkerEntry:
+    return WorkerEntry(facts(worker_id, epoch=epoch), WorkerLoad(state=state), unusable)
+
+
+USABLE = ViewShown([entry("d0")])
+EMPTY = ViewShown([])
+REBUILDING = ViewShown([], rebuilding=True)
+
+
+def granted(plan_id: int, decode: str = "d0") -> Granted:
+    return Granted(plan_id, None, Placement(decode, f"{decode}:1", 1), 3, "remote")
+
+
+class Play:
+    """A desk with a clock; every event is followed by a check of the desk's own invariants."""
+
+    def __init__(self, *, addresses: str = "a", **bounds: float) -> None:
+        self.view = ClusterView()
+        self.desk = PlanDesk(
+            msgspec.structs.replace(BOUNDS, **bounds),
+            addresses=addresses,
+            view=self.view,
+            policy=SchedulerConfig(),
+            rng=random.Random(7),
+        )
+        self.now_s = 1000.0
+        self._plan_ids = 0
+
+    def do(self, event: DeskEvent) -> list[DeskAction]:
+        actions = list(self.desk.handle(event, self.now_s))
+        self.desk.check()
+        return actions
+
+    def hear(self, *words: Any, leader_epoch: int = 0) -> list[DeskAction]:
+        return [action for word in words for action in self.do(Heard(word, leader_epoch))]
+
+    def open(self, *words: Any) -> list[DeskAction]:
+        self.do(Dialled())
+        return self.hear(*words)
+
+    def lose(self, reason: str = "broken", **how: Any) -> list[DeskAction]:
+        return self.do(StreamLost(reason, **how))
+
+    def ask(self, question: PlanQuestion = QUESTION) -> tuple[int, list[DeskAction]]:
+        self._plan_ids += 1
+        return self._plan_ids, self.do(Asked(self._plan_ids, question))
+
+    def wake_until(self, until_s: float) -> list[DeskAction]:
+        """Everything that is due until then, each at its time. Bounded: a desk that never sleeps is broken."""
+        actions: list[DeskAction] = []
+        for _ in range(1000):
+            if self.desk.wake_s > until_s:
+                self.now_s = until_s
+                return actions
+            self.now_s = max(self.now_s, self.desk.wake_s)
+            actions += self.do(Woke())
+        raise AssertionError("it wakes up again and again")
+
+    def wait(self, wait_s: float) -> list[DeskAction]:
+        return self.wake_until(self.now_s + wait_s)
+
+
+def only(actions: Sequence[object], kind: type[A]) -> list[A]:
+    return [action for action in actions if isinstance(action, kind)]
+
+
+class Anything:
+    """Events in any order that a transport may give; keeps its own account of who waits and what runs."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = rng = random.Random(seed)
+        self.it = Play(view_max_age_s=rng.choice((0.0, 1.0, 100.0)), addresses=rng.choice(("a", "a,b")))
+        self.dialled = self.opened = False
+        self.waiting: dict[int, float] = {}
+        self.running: set[int] = set()
+
+    def take(self, actions: Sequence[DeskAction]) -> None:
+        for action in actions:
+            match action:
+                case AnswerPlan(plan=plan):
+                    del self.waiting[plan.plan_id]
+                    self.running.add(plan.plan_id)
+                case AnswerRefusal(plan_id=plan_id):
+                    del self.waiting[plan_id]
+                case SendQuestion() | SendEnd() | SendRunning() | SendSuspect():
+                    assert self.opened, action
+                case _:
+                    pass
+
+    def step(self) -> None:
+        it, rng = self.it, self.rng
+        match rng.choice(("ask", "ask", "answer", "answer", "view", "end", "lose", "wait", "put off")):
+            case "ask":
+                plan_id, actions = it.ask()
+                self.waiting[plan_id] = it.now_s
+                self.take(actions)
+            case "end" if self.waiting or self.running:
+                plan_id = rng.choice([*self.waiting, *self.running])
+                self.waiting.pop(plan_id, None)
+                self.running.discard(plan_id)
+                self.take(it.do(Ended(plan_id, "finished", 1)))
+            case "lose" if rng.random() < 0.3:
+                self.take(it.lose(silent=rng.random() < 0.5))
+                self.opened = False
+                self.dialled = rng.random() < 0.8
+                if self.dialled:
+                    it.do(Dialled())
+            case "wait":
+                self.take(it.wait(rng.choice((0.0, 0.1, 0.6, 3.0))))
+            case word if self.dialled:
+                self.opened = True
+                self.hear(word)
+            case _:
+                pass
+
+    def hear(self, word: str) -> None:
+        rng = self.rng
+        plan_id = rng.choice([*self.waiting, 1])
+        if word == "answer":
+            self.take(self.it.hear(rng.choice((granted(plan_id), Refused(plan_id, FULL), None))))
+        elif word == "view":
+            workers = [entry(f"d{number}", rng.choice(list(WorkerState))) for number in range(rng.randint(0, 3))]
+            self.take(self.it.hear(ViewShown(workers, rng.random() < 0.4, rng.choice((0.0, 1.0)))))
+        elif plan_id in self.waiting:
+            self.take(self.it.hear(ToldToWait(plan_id, 1.0)))
+            self.waiting[plan_id] = self.it.now_s + 1.0
