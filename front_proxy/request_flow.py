@@ -238,8 +238,7 @@ class RequestFlow:
         # "length" is only the prefill's own limit of one token.
         ends = self._prefill_only or (output.finish is not None and output.finish.reason == "stop")
         emit = self._show(output, Stage.PREFILL, finish=(output.finish or EngineFinish("length")) if ends else None)
-        if emit is None:
-            return [*self._held.release_late(output.handoff), *self._diverged()]
+        assert emit is not None, "what goes on behind the shown tokens, or is the only one, repeats nothing"
         if ends:
             return [emit, *self._held.release_late(output.handoff), *self._end("finished", None)]
         self._held.take(output.handoff)
@@ -250,7 +249,6 @@ class RequestFlow:
         if self._plan.decode is None:
             return self._fail(flow_endings.planless("decode worker"))
         self.phase = Phase.HANDING_OFF
-        self._orphaned = False
         return [
             StartDecode(
                 attempt=self.attempt,

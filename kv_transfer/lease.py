@@ -167,7 +167,7 @@ class Lease:
             )
         if isinstance(event, Offered):
             self.expires_at_s = event.expires_at_s
-        if isinstance(event, Renewed) and self.holding:
+        if isinstance(event, Renewed):
             self.expires_at_s = max(self.expires_at_s, event.expires_at_s)
         if step.to is not self.state or step.count:
             self._story.append(f"{self.state or 'new'}+{type(event).__name__}->{step.to}")

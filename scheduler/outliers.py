@@ -142,7 +142,7 @@ class WorkerHealth:
         """Let an ejection run out. True when it did."""
         if self.standing is not Standing.EJECTED or now_s < self._until_s:
             return False
-        self.standing, self.probe = Standing.PROBATION, None
+        self.standing = Standing.PROBATION
         return True
 
     @property

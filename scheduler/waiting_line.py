@@ -234,10 +234,8 @@ class WaitingLine:
             return None
         lane = self._lanes[its_class]
         weight = lane.config.weight
-        weights = self._classes.weights + (0.0 if lane.count else weight)
-        tenants = len(lane.flows) + (tenant not in lane.flows)
         before = lane.tokens.get(tenant, 0)
-        return min(before * tenants * weights / (weight * pace), self._tokens / pace)
+        return min(before * len(lane.flows) * self._classes.weights / (weight * pace), self._tokens / pace)
 
     def check(self) -> None:
         """Assert that every count is the count of its parts."""

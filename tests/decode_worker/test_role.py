@@ -57,6 +57,8 @@ def test_a_good_hand_off_is_taken_over_and_none_is_computed_here() -> None:
         ({"blocks": 2}, FailureKind.STATE_LOST, "handoff_blocks"),
         ({"epoch": 0}, FailureKind.STATE_LOST, "handoff_incomplete"),
         ({"engine_id": ""}, FailureKind.STATE_LOST, "handoff_incomplete"),
+        ({"worker_id": ""}, FailureKind.STATE_LOST, "handoff_incomplete"),
+        ({"lease_id": ""}, FailureKind.STATE_LOST, "handoff_incomplete"),
         ({"epoch": 4}, FailureKind.STATE_LOST, "handoff_epoch"),
     ],
 )
@@ -85,8 +87,13 @@ def test_tokens_behind_what_the_hand_off_covers_are_free() -> None:
 
 def test_after_a_holder_restarted_its_old_tickets_are_refused_and_its_new_ones_taken() -> None:
     decode = role()
-    assert isinstance(decode.accept(request(msgspec.structs.replace(HANDOFF, epoch=6))), Accepted)
-    assert isinstance(decode.accept(request(HANDOFF)), Refused)
+    restarted = msgspec.structs.replace(HANDOFF, epoch=6)
+    for _ in range(2):
+        assert isinstance(decode.accept(request(HANDOFF)), Accepted)
+    for _ in range(2):
+        assert isinstance(decode.accept(request(restarted)), Accepted)
+        refused = decode.accept(request(HANDOFF))
+        assert isinstance(refused, Refused) and refused.reason == "handoff_epoch"
     assert isinstance(decode.accept(request(msgspec.structs.replace(HANDOFF, worker_id="prefill-1"))), Accepted)
 
 
@@ -115,3 +122,21 @@ def test_memory_of_holders_is_bounded() -> None:
         ticket = msgspec.structs.replace(HANDOFF, worker_id=f"prefill-{number}")
         assert isinstance(decode.accept(request(ticket)), Accepted)
     assert len(decode.intake.holders) == 2
+
+
+def test_the_holder_that_was_not_heard_of_for_longest_is_forgotten_first() -> None:
+    decode = role(holders_max=2)
+    for worker_id in ("prefill-0", "prefill-1", "prefill-0", "prefill-2"):
+        ticket = msgspec.structs.replace(HANDOFF, worker_id=worker_id, epoch=6)
+        assert isinstance(decode.accept(request(ticket)), Accepted)
+    old = [msgspec.structs.replace(HANDOFF, worker_id=f"prefill-{number}") for number in (0, 2, 1)]
+    verdicts = [type(decode.accept(request(ticket))) for ticket in old]
+    assert verdicts == [Refused, Refused, Accepted], "prefill-1 was forgotten"
+
+
+def test_no_request_is_admitted_with_more_blocks_than_there_are() -> None:
+    greedy, long = role().accept(request(None, blocks_reserved=41)), role(output_headroom_tokens=10_000)
+    assert isinstance(greedy, Accepted) and greedy.blocks == INFO.kv_blocks_total
+    headroom = long.accept(request(None))
+    assert isinstance(headroom, Accepted)
+    assert headroom.blocks == INFO.context_tokens_max // INFO.block_size_tokens, "no output is longer than the context"

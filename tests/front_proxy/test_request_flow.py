@@ -18,8 +18,10 @@ from front_proxy.flow_events import (
     Finish,
     FlowEvent,
     Output,
+    PauseOver,
     PlanRefused,
     ReleaseHandoff,
+    Stalled,
     StartDecode,
     StartPrefill,
     Stopped,
@@ -189,6 +191,40 @@ def test_when_nobody_is_left_the_first_cause_is_told() -> None:
     assert play.all(Finish)[0].failure.kind is FailureKind.EXHAUSTED
 
 
+def test_the_cause_that_is_told_is_what_broke_and_not_that_the_others_were_full() -> None:
+    nobody = PlanRefused(attempt=3, failure=Failure(kind=FailureKind.UNAVAILABLE, message="nobody"))
+    play = Play(planned(), failed(Stage.PREFILL), planned(2), failed(Stage.PREFILL, FailureKind.EXHAUSTED, 2), nobody)
+    assert play.all(Finish)[0].failure == Failure(kind=FailureKind.UNAVAILABLE, message="it broke")
+
+
+def test_a_retry_that_no_wait_would_help_does_not_wait() -> None:
+    too_large = PlanRefused(attempt=2, failure=Failure(kind=FailureKind.BAD_REQUEST, message="too long"))
+    assert kinds(Play(planned(), failed(Stage.PREFILL), replans_max=5).tell(too_large)) == ["Finish"]
+
+
+@pytest.mark.parametrize("kind", [FailureKind.EXHAUSTED, FailureKind.UNAVAILABLE])
+def test_a_retry_that_may_find_a_place_in_a_moment_waits(kind: FailureKind) -> None:
+    nobody = PlanRefused(attempt=2, failure=Failure(kind=kind, message="not now"))
+    assert kinds(Play(planned(), failed(Stage.PREFILL), replans_max=5).tell(nobody)) == ["Pause"]
+
+
+@pytest.mark.parametrize("tokens", [[], [7, 8]], ids=str)
+def test_a_prefill_that_ends_with_anything_but_one_token_is_broken(tokens: list[int]) -> None:
+    output = WorkerOutput(token_ids=tokens, finish=LENGTH, handoff=handoff())
+    play = Play(planned(), Output(attempt=1, stage=Stage.PREFILL, output=output))
+    assert play.tokens == [] and len(play.all(ReleaseHandoff)) == 1 and len(play.all(AskPlan)) == 2
+
+
+def test_a_deadline_that_a_worker_found_passed_is_told_as_one_also_in_the_middle_of_a_stream() -> None:
+    play = Play(planned(), prefilled(), decoded(8, external=39), failed(Stage.DECODE, FailureKind.DEADLINE))
+    assert play.all(Finish)[0].failure.kind is FailureKind.DEADLINE
+
+
+def test_a_pinned_sibling_whose_worker_failed_goes_anywhere() -> None:
+    play = Play(planned(prefill=None), failed(Stage.DECODE), pinned_decode_worker="decode-0")
+    assert [ask.pinned_decode_worker for ask in play.all(AskPlan)] == ["decode-0", None]
+
+
 def test_a_sibling_that_cannot_be_pinned_goes_anywhere() -> None:
     nobody = PlanRefused(attempt=1, failure=Failure(kind=FailureKind.UNAVAILABLE, message="gone"))
     play = Play(nobody, pinned_decode_worker="decode-0")
@@ -244,16 +280,44 @@ LATE: list[FlowEvent] = [
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_hand_off_that_comes_after_the_end_is_released_once(phase: str) -> None:
     play = Play(*PHASES[phase][0], ClientGone(), replans_max=1)
-    play.tell(*LATE, *LATE)
+    came = [*LATE, *(PauseOver(attempt=attempt) for attempt in (1, 2, 3))]
+    late = play.tell(*came, *came)
     assert len(play.all(ReleaseHandoff)) == 1
-    assert play.all(StartDecode) == [a for a in play.all(StartDecode) if phase in ("handing off", "decoding")]
+    assert {type(action) for action in late} <= {ReleaseHandoff}, "nothing else follows an end"
 
 
 def test_news_of_an_abandoned_attempt_changes_nothing_but_releases_its_hand_off() -> None:
     play = Play(planned(), failed(Stage.PREFILL), planned(2))
     assert kinds(play.tell(prefilled(1))) == ["ReleaseHandoff"]
-    assert play.tell(planned(1), failed(Stage.PREFILL), decoded(5)) == []
+    nobody = PlanRefused(attempt=1, failure=Failure(kind=FailureKind.UNAVAILABLE, message="nobody"))
+    assert play.tell(planned(1), nobody, failed(Stage.PREFILL), decoded(5)) == []
     assert play.flow.phase is Phase.PREFILLING
+
+
+def test_a_late_refusal_of_an_earlier_question_ends_nothing() -> None:
+    play = Play(planned(), failed(Stage.PREFILL))
+    assert play.tell(PlanRefused(attempt=1, failure=FULL)) == []
+    assert play.flow.phase is Phase.PLANNING
+
+
+@pytest.mark.parametrize("second", [planned(2), planned(2, prefill=None)], ids=["prefilling", "decoding"])
+def test_tokens_of_an_abandoned_attempt_are_not_shown_among_the_next_ones(second: FlowEvent) -> None:
+    play = Play(planned(), prefilled(), decoded(8, external=39), failed(Stage.DECODE), second)
+    assert play.tell(decoded(9), decoded(9, external=1), decoded(9, finish=STOP)) == []
+    play.tell(decoded(9, attempt=2, external=0))
+    assert play.tell(decoded(10), decoded(10, finish=STOP)) == []
+    assert 10 not in play.tokens and play.flow.phase is not Phase.DONE
+
+
+def test_late_words_of_a_prefill_change_nothing_in_its_decode() -> None:
+    told: list[FlowEvent] = [
+        failed(Stage.PREFILL),
+        Stalled(attempt=1, stage=Stage.PREFILL, waited_s=9.0),
+        Output(attempt=1, stage=Stage.PREFILL, output=WorkerOutput(token_ids=[9])),
+    ]
+    for external in (None, 39):
+        play = Play(planned(), prefilled(), *([] if external is None else [decoded(8, external=external)]))
+        assert play.tell(*told) == [], external
 
 
 def test_a_repeated_hand_off_that_is_in_use_is_not_released() -> None:
@@ -275,7 +339,8 @@ def test_the_short_way_of_a_token_is_open_in_the_middle_of_a_stream_only() -> No
     for events in ([], [planned()], [planned(), prefilled()]):
         assert ask(Play(*events), decoded(8)) is None, events
     play = Play(planned(), prefilled(), decoded(8, external=32))
-    for other in (decoded(9, attempt=2), decoded(9, finish=STOP), decoded(), prefilled(lease=None)):
+    facts = Output(attempt=1, stage=Stage.PREFILL, output=WorkerOutput(token_ids=[9]))
+    for other in (decoded(9, attempt=2), decoded(9, finish=STOP), decoded(), prefilled(lease=None), facts):
         assert ask(play, other) is None, other
     assert ask(play, decoded(9, 10)) == [9, 10] and play.flow.output_tokens == 4
     play.tell(decoded(11), decoded(12, finish=STOP))

@@ -30,7 +30,7 @@ from front_proxy.flow_events import (
 )
 from front_proxy.flow_phase import Phase
 from front_proxy.stall import Awaited
-from front_proxy.work import FirstFacts, Stage, WorkerOutput
+from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput
 from runtime.failures import Failure, FailureKind
 from tests.front_proxy.flow_play import LENGTH, STOP, Play, decoded, failed, handoff, kinds, planned, prefilled
 
@@ -140,6 +140,27 @@ def test_wherever_a_stream_breaks_its_tokens_and_their_scores_come_once_and_in_o
         assert play.all(Finish)[0].output_tokens == len(OUTPUT)
 
 
+def test_a_replay_that_ends_with_the_last_shown_token_tells_the_end() -> None:
+    play = Play(planned(prefill=None), decoded(5, 6, external=0), failed(Stage.DECODE), continuing=False)
+    play.tell(planned(2, prefill=None), decoded(5, attempt=2, external=0), decoded(6, attempt=2, finish=STOP))
+    assert play.tokens == [5, 6] and play.all(Emit)[-1].delta.finish == STOP
+    assert play.all(Finish)[0].outcome == "finished"
+
+
+def test_a_replay_brings_nothing_new_before_it_has_caught_up() -> None:
+    play = Play(planned(prefill=None), decoded(5, 6, external=0), continuing=False, attempts_max=2)
+    play.tell(failed(Stage.DECODE), planned(2, prefill=None), decoded(5, attempt=2, external=0))
+    play.tell(failed(Stage.DECODE, attempt=2))
+    assert play.all(Finish)[0].outcome == "failed" and len(play.all(AskPlan)) == 2
+
+
+def test_a_replay_that_has_caught_up_brings_something_new_with_its_next_token() -> None:
+    play = Play(planned(prefill=None), decoded(5, 6, external=0), continuing=False, attempts_max=2)
+    play.tell(failed(Stage.DECODE), planned(2, prefill=None), decoded(5, 6, attempt=2, external=0))
+    play.tell(decoded(7, attempt=2), failed(Stage.DECODE, attempt=2))
+    assert play.flow.phase is Phase.PLANNING and play.all(AskPlan)[2].excluded_worker_ids == ("decode-0",)
+
+
 def test_a_replay_that_gives_other_tokens_fails_and_is_stopped() -> None:
     play = Play(planned(), prefilled(), decoded(5, 6, external=39), failed(Stage.DECODE), continuing=False)
     play.tell(planned(2), prefilled(2, lease="lease-2"))
@@ -186,6 +207,16 @@ def test_a_stream_that_every_worker_refuses_for_want_of_room_waits_too() -> None
     assert kinds(actions) == ["EndPlan", "Pause"] and play.flow.phase is Phase.WAITING
     play.tell(PauseOver(attempt=2), planned(3, prefill=None), decoded(9, attempt=3, external=0, finish=STOP))
     assert play.tokens == [7, 8, 9]
+
+
+def test_kv_is_not_held_while_its_request_waits_for_room() -> None:
+    play = Play(planned(), prefilled(), attempts_max=1, replans_max=1)
+    assert kinds(play.tell(failed(Stage.DECODE, FailureKind.EXHAUSTED))) == ["ReleaseHandoff", "EndPlan", "Pause"]
+
+
+def test_a_request_of_which_nothing_was_shown_does_not_wait_for_full_workers() -> None:
+    play = Play(planned(), failed(Stage.PREFILL, FailureKind.EXHAUSTED), attempts_max=1, replans_max=1)
+    assert play.all(Pause) == [] and play.all(Finish)[0].failure.kind is FailureKind.EXHAUSTED
 
 
 def unreached(stage: Stage, attempt: int) -> WorkerFailed:
@@ -250,13 +281,23 @@ def test_late_words_of_a_stalled_worker_change_nothing() -> None:
 
 
 def test_a_pull_whose_holder_is_lost_is_the_holders_fault() -> None:
-    play = Play(planned(), prefilled(), HolderLost(worker_id="prefill-0", epoch=9))
+    other_epoch, other_worker = (HolderLost(worker_id=f"prefill-{n}", epoch=e) for n, e in ((0, 9), (1, 1)))
+    play = Play(planned(), prefilled(), other_epoch, other_worker)
     awaited = [play.flow.awaited]
     play.tell(HolderLost(worker_id="prefill-0", epoch=1))
     awaited.append(play.flow.awaited)
-    assert awaited == [Awaited.PULL, Awaited.ORPHANED_PULL], "the first one was of another incarnation"
+    assert awaited == [Awaited.PULL, Awaited.ORPHANED_PULL], "the first ones were of others"
     play.tell(Stalled(attempt=1, stage=Stage.DECODE, waited_s=5.0))
     assert play.all(Suspect) == [] and play.all(AskPlan)[1].excluded_worker_ids == ("prefill-0",)
+
+
+def test_a_decode_that_fails_without_its_holder_is_the_holders_fault_this_once() -> None:
+    play = Play(planned(), prefilled(), HolderLost(worker_id="prefill-0", epoch=1), failed(Stage.DECODE))
+    assert play.all(AskPlan)[1].excluded_worker_ids == ("prefill-0",)
+    play.tell(
+        planned(2, prefill=Placement(worker_id="prefill-1", address="p1", epoch=1)), failed(Stage.PREFILL, attempt=2)
+    )
+    assert play.all(AskPlan)[2].excluded_worker_ids == ("prefill-0", "prefill-1")
 
 
 def test_a_decode_that_recovers_from_its_lost_holder_just_goes_on() -> None:

@@ -32,6 +32,19 @@ def test_in_the_long_run_retries_are_a_share_of_the_requests_and_a_floor_each_se
     assert 0.95 * (4 + 1000 * 0.5 + 100 * 2) <= taken <= 4 + 1000 * 0.5 + 100 * 2
 
 
+def test_no_time_and_no_number_of_requests_fills_it_beyond_the_burst() -> None:
+    budget = RetryBudget(ratio=1.0, per_s=1.0, burst_max=3, now_s=0.0)
+    for _ in range(10):
+        budget.request_came()
+    assert budget.tokens == 3
+    assert [budget.take(1000.0) for _ in range(5)] == [True] * 3 + [False] * 2
+
+
+def test_a_clock_that_went_back_counts_no_time_twice() -> None:
+    budget = RetryBudget(ratio=0.0, per_s=1.0, burst_max=1, now_s=0.0)
+    assert [budget.take(now_s) for now_s in (10.0, 9.0, 10.0, 11.0)] == [True, False, False, True]
+
+
 def test_a_clock_that_stands_still_fills_nothing() -> None:
     budget = RetryBudget(ratio=0.0, per_s=1000.0, burst_max=1, now_s=5.0)
     assert budget.take(5.0) and not budget.take(5.0) and not budget.take(4.0)

@@ -89,6 +89,18 @@ def test_a_pulled_lease_frees_nothing_because_the_transfer_layer_did() -> None:
     assert lease_in(LeaseState.PULLING).handle(Pulled()) == [Count("pulled")]
 
 
+@pytest.mark.parametrize("state", [LeaseState.OFFERED, LeaseState.PULLING])
+@pytest.mark.parametrize(
+    ("event", "frees"),
+    [(Released(), True), (LATE, True), (Pulled(), False), (HolderGone(), False)],
+    ids=["released", "expired", "pulled", "holder gone"],
+)
+def test_blocks_are_freed_by_whoever_still_can_and_has_not(state: LeaseState, event: LeaseEvent, frees: bool) -> None:
+    lease = lease_in(state)
+    assert (FreeBlocks("l") in lease.handle(event)) is frees
+    assert not lease.holding
+
+
 @given(
     st.lists(
         st.sampled_from([Pulled(), Released(), HolderGone(), Tick(5.0), LATE, PullStarted(), Renewed(50.0)]),

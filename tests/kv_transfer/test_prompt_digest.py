@@ -31,8 +31,8 @@ def test_no_salt_is_the_empty_salt_and_borders_between_the_parts_count() -> None
 
 def test_it_is_the_same_on_every_machine() -> None:
     context = hashlib.blake2b(struct.pack("<Q", 1) + b"s" + struct.pack("<Q", 1) + b"m", digest_size=16).digest()
-    wanted = hashlib.blake2b(struct.pack("<3I", 1, 2, 2**32 - 1), digest_size=8, key=context).digest()
-    assert prompt_digest([1, 2, 2**32 - 1], cache_salt="s", model="m") == wanted
+    wanted = hashlib.blake2b(struct.pack("<3I", 2, 2**32 - 1, 1), digest_size=8, key=context).digest()
+    assert prompt_digest([2, 2**32 - 1, 1], cache_salt="s", model="m") == wanted
 
 
 @pytest.mark.parametrize("token", [-1, 2**32])

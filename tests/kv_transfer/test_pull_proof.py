@@ -82,6 +82,21 @@ def test_sums_that_cannot_be_compared_here_leave_it_to_the_holders_word(kind: st
     assert list(pull.handle(Answered(answer("pulled", sums=SUMS)))) == [Decide(Verdict.VOUCHED)]
 
 
+def test_where_nobody_has_sums_there_are_none_to_be_equal() -> None:
+    pull = proof("")
+    pull.handle(Answered(answer("held")))
+    assert list(pull.handle(ReadDone())) == [Ask()]
+    assert list(pull.handle(Answered(answer("ended")))) == [Decide(Verdict.UNPROVED)]
+
+
+def test_a_verdict_is_the_last_word() -> None:
+    pull = proof()
+    for event in (Answered(answer(sums=SUMS)), ReadDone(), Compared(False)):
+        pull.handle(event)
+    with pytest.raises(AssertionError, match="after the verdict wrong"):
+        pull.handle(Compared(True))
+
+
 def test_sums_of_another_incarnation_prove_nothing() -> None:
     pull = proof()
     pull.handle(Answered(answer(sums=SUMS, engine_id="prefill-0-6")))

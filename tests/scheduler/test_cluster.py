@@ -28,6 +28,26 @@ def test_more_than_is_free_is_never_reserved() -> None:
         decode.reserve((1, 1), 101)
 
 
+def test_a_plan_is_reserved_once_and_a_worker_registered_once() -> None:
+    decode, cluster = worker("d0"), ClusterState()
+    decode.reserve((1, 1), 3)
+    with pytest.raises(AssertionError):
+        decode.reserve((1, 1), 3)
+    with pytest.raises(AssertionError):
+        decode.adopt((1, 1), 3)
+    cluster.add(decode)
+    with pytest.raises(AssertionError):
+        cluster.add(worker("d0", epoch=2))
+
+
+def test_no_worker_is_forgiven_more_silence_than_there_was() -> None:
+    decode = worker("d0")
+    decode.forgive(20.0, 5.0)
+    assert decode.heard_s == 5.0
+    decode.forgive(1.0, 9.0)
+    assert decode.heard_s == 6.0
+
+
 def test_a_report_beyond_the_total_leaves_nothing_free() -> None:
     decode = worker("d0", ready(kv_blocks_used=1000))
     assert decode.free_blocks == 0
@@ -67,6 +87,14 @@ def test_the_prefill_rate_is_learnt_from_reports_of_a_busy_worker() -> None:
     assert prefill.prefill_tokens_per_s == pytest.approx(3000)
     prefill.report(ready(prefill_tokens_queued=500), 3.0, 0.1)
     assert prefill.prefill_tokens_per_s == pytest.approx((0.9 * 3000 + 500) / 1.9)
+
+
+def test_prompts_that_came_between_two_reports_were_computed_too() -> None:
+    prefill = worker("p0", ready(prefill_tokens_queued=1000))
+    prefill.report(ready(prefill_tokens_queued=1000), 1.0, 0.1)
+    prefill.assign_prefill((1, 1), 2000, now_s=1.5)
+    prefill.report(ready(prefill_tokens_queued=1000), 2.0, 0.1)
+    assert prefill.prefill_tokens_per_s == pytest.approx(2000)
 
 
 def test_a_worker_that_ran_dry_is_not_taken_for_slow() -> None:

@@ -163,6 +163,7 @@ def test_a_pinned_sibling_stays_where_its_prompt_lies_and_reserves_only_what_it_
     sibling = stage.plan(prompt_tokens=70, output_tokens_max=30, pinned_decode_worker_id=pinned)
     assert where(sibling) == (None, pinned, "pinned")
     assert (first.decode_blocks_reserved, sibling.decode_blocks_reserved) == (4, 2)
+    assert stage.core.cluster.workers[pinned].queued_tokens == 0, "its prompt is not computed again"
 
 
 @pytest.mark.parametrize("pin", ["gone", "p0"])
@@ -198,10 +199,13 @@ def test_a_suspect_is_avoided_while_its_cooldown_lasts_and_used_when_alone() -> 
     assert stage.core.cluster.workers["p0"].suspect_until_s <= stage.now_s
 
 
-def test_suspicion_of_an_older_incarnation_is_ignored() -> None:
+@pytest.mark.parametrize("epoch", [4, 6])
+def test_suspicion_of_another_incarnation_is_ignored(epoch: int) -> None:
     stage = pair()
+    stage.enter("p0", epoch=5)
     stage.enter("p1")
-    stage.do(WorkerSuspected(worker_id="p0", epoch=7, reason="old news"))
+    for _ in range(10):
+        assert stage.do(WorkerSuspected(worker_id="p0", epoch=epoch, reason="old news")) == []
     assert where(stage.plan())[0] == "p0"
 
 
@@ -320,6 +324,16 @@ def test_the_same_epoch_on_a_new_stream_keeps_its_reservations() -> None:
     assert stage.reserved("d0") == plan.decode_blocks_reserved
 
 
+def test_a_worker_that_opened_a_new_stream_was_heard_then() -> None:
+    stage = pair(worker_lease_s=10.0)
+    stage.now_s = 9.0
+    stage.join("d0")
+    stage.now_s = 18.9
+    stage.report("p0")
+    stage.do(Tick())
+    assert "d0" in stage.core.cluster.workers
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -337,7 +351,12 @@ def test_a_worker_that_does_not_belong_is_rejected_with_a_sentence(changes: dict
     assert isinstance(action, RejectWorker)
     assert action.failure.kind is FailureKind.INCOMPATIBLE
     assert word in action.failure.message
-    assert "d1" not in stage.core.cluster.workers
+    assert set(stage.core.cluster.workers) == {"p0", "d0"}
+
+
+def test_a_worker_without_a_name_is_rejected() -> None:
+    (action,) = pair().join("", Role.DECODE)
+    assert isinstance(action, RejectWorker)
 
 
 def test_an_older_start_of_a_registered_worker_is_rejected() -> None:
@@ -366,6 +385,16 @@ def test_workers_are_bounded() -> None:
     stage.enter("d0")
     (action,) = stage.join("d1")
     assert isinstance(action, RejectWorker)
+    stage.enter("d0", epoch=2)
+    assert stage.core.cluster.workers["d0"].facts.epoch == 2, "a new start of a member is none too many"
+
+
+def test_what_is_remembered_of_workers_that_left_is_bounded() -> None:
+    stage = Stage(workers_max=2)
+    for number in range(9):
+        stage.enter(f"d{number}")
+        stage.do(WorkerLeft(session=stage.session_of[f"d{number}"], worker_id=f"d{number}", reason="gone"))
+    assert len(stage.core._health) == 2
 
 
 def test_load_changes_wait_for_the_throttle_and_state_changes_do_not() -> None:

@@ -224,9 +224,25 @@ def test_one_worker_that_returns_to_the_others_changes_nothing() -> None:
     for worker_id in ("p0", "d0"):
         stage.enter(worker_id)
     stage.now_s = 100.0
+    stage.report("p0")
+    stage.report("d0")
     stage.do(Tick())
     stage.do(WorkerLeft(session=stage.session_of["d0"], worker_id="d0", reason="cut"))
     stage.enter("d0")
+    assert not stage.core.rebuilding
+
+
+def test_a_front_proxy_that_returns_to_the_workers_changes_nothing() -> None:
+    stage = Stage(rebuild_grace_s=3.0)
+    for worker_id in ("p0", "d0"):
+        stage.enter(worker_id)
+    stage.now_s = 100.0
+    stage.report("p0")
+    stage.report("d0")
+    stage.do(Tick())
+    stage.do(WorkerLeft(session=stage.session_of["d0"], worker_id="d0", reason="cut"))
+    stage.do(FrontLeft(session=FRONT))
+    stage.do(FrontJoined(session=FRONT + 1, front_proxy_id="front-0"))
     assert not stage.core.rebuilding
 
 

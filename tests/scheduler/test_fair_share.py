@@ -78,6 +78,41 @@ def test_memory_is_bounded_by_those_who_wait_and_the_configured_number() -> None
             share.leave(turn)
     assert len(share._starts) <= len(share) + 101
     assert len(share._heap) <= 2 * len(share) + 65
+    for step in range(1_000):
+        share.charge(f"debtor{step}", 1e6)
+    assert len(share._starts) <= len(share) + 101
+
+
+def test_memory_of_one_who_waits_long_while_others_are_served_is_bounded() -> None:
+    share = FairShare(10)
+    for key in "ab":
+        share.enter(key)
+    for _ in range(1_000):
+        share.charge("b", 1.0)
+    assert share.turn() == "a" and len(share._heap) <= 2 * len(share) + 65
+
+
+def test_those_who_owe_most_are_remembered_longest() -> None:
+    share = FairShare(4)
+    share.enter("busy")
+    share.charge("debtor", 1_000.0)
+    serve(share, 10)
+    for key in "stuvwxyz":
+        share.charge(key, 1.0)
+        serve(share, 2)
+    share.enter("debtor")
+    assert serve(share, 50) == {"busy": 50}
+
+
+def test_time_does_not_go_back_when_somebody_gets_something_back() -> None:
+    share = FairShare(10)
+    for key in "ab":
+        share.enter(key)
+    serve(share, 20)
+    share.correct("a", -100.0)
+    share.charge("a", 150.0)
+    share.enter("c")
+    assert abs(serve(share, 12)["c"] - 6) <= 1, "who comes now is owed nothing of what went back"
 
 
 def test_a_charge_that_was_too_high_is_made_up_for_while_its_key_waits() -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from scheduler.actions import Action, ReportDropped, ReportLeak
-from scheduler.events import PlansRunning, RunningPlan, Tick, WorkerLeasesReported, WorkerLeft
+from scheduler.config import WaitingConfig
+from scheduler.core import SchedulerCore
+from scheduler.events import PlanRequested, PlansRunning, RunningPlan, Tick, WorkerLeasesReported, WorkerLeft
 from scheduler.ledger import LeaseLedger, request_of
 from tests.scheduler.cast import FRONT, Stage, ready
 
@@ -99,3 +103,73 @@ def test_a_reservation_on_workers_that_have_long_been_idle_is_dropped_whatever_i
     made.now_s = 17.0
     assert made.do(Tick()) == [ReportDropped(request_id="r1", reason="workers_idle")]
     assert made.reserved("d0") == 0 == made.core.plans_in_flight
+
+
+def idle_since_long_ago(**config: Any) -> Stage:
+    """Both workers have had nothing to do for ten seconds, at 20 s."""
+    made = stage(**config)
+    for now_s in (10.0, 20.0):
+        made.now_s = now_s
+        made.report("p0")
+        made.report("d0")
+    return made
+
+
+def test_a_plan_that_was_just_made_for_idle_workers_is_not_dropped() -> None:
+    made = idle_since_long_ago()
+    made.plan()
+    for now_s, reserved in ((20.0, 3), (29.9, 3), (31.9, 0)):
+        made.now_s = now_s
+        made.do(Tick())
+        assert made.reserved("d0") == reserved, now_s
+
+
+def test_a_plan_is_dropped_as_soon_as_it_is_old_enough() -> None:
+    made = idle_since_long_ago()
+    made.plan()
+    made.now_s = 30.0
+    assert made.do(Tick()) == [ReportDropped(request_id="r1", reason="workers_idle")]
+
+
+@pytest.mark.parametrize(("busy", "idle"), [("p0", "d0"), ("d0", "p0")])
+@pytest.mark.parametrize("work", [{"requests_running": 1}, {"requests_waiting": 1}, {"leases_held": 1}], ids=str)
+def test_a_plan_one_of_whose_workers_has_anything_at_all_to_do_stays(
+    busy: str, idle: str, work: dict[str, int]
+) -> None:
+    made = stage()
+    made.plan()
+    for now_s in (1.0, 20.0, 40.0):
+        made.now_s = now_s
+        made.report(busy, ready(**work))
+        made.report(idle)
+        assert made.do(Tick()) == []
+    assert made.reserved("d0") == 3
+
+
+def test_a_lease_of_a_request_that_waits_for_a_place_is_no_leak() -> None:
+    made = stage(waiting=WaitingConfig())
+    made.plan(prompt_tokens=97 * 32)
+    made.do(PlanRequested(session=FRONT, plan_id=9, request_id="again", prompt_tokens=320, output_tokens_max=32,
+                          wait_max_s=1000.0, priority_class="batch"))  # fmt: skip
+    hold(made, "again-p1")
+    assert at(made, 2.0) == at(made, 14.0) == []
+    assert sum(made.core.waiting().values()) == 1
+
+
+def test_what_a_new_scheduler_has_not_been_told_yet_is_no_leak() -> None:
+    made = stage(leak_after_s=1.0, ledger_interval_s=0.5, rebuild_grace_s=5.0)
+    made.core = SchedulerCore(made.core._config, began_s=0.0)
+    made.enter("p0")
+    made.enter("d0")
+    hold(made, "r1-p1")
+    assert at(made, 2.0) == at(made, 4.0) == at(made, 5.0) == []
+    assert len(at(made, 6.0)) == 1
+
+
+def test_the_books_are_compared_no_more_often_than_configured() -> None:
+    made = stage()
+    assert at(made, 2.0) == []
+    hold(made, "lost-p1")
+    assert at(made, 3.9) == at(made, 4.0) == at(made, 12.0) == at(made, 13.9) == []
+    (leak,) = at(made, 14.0)
+    assert isinstance(leak, ReportLeak) and leak.unknown_for_s == 10.0

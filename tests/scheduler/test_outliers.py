@@ -65,11 +65,45 @@ def play(story: str) -> WorkerHealth:
         ("- - - 5 p P 9 - - - 10", "probation", False),
         ("- - - 5 p P 11 + - - - 5", "probation", False),
         ("- - - 5 p P 1 + - - - 5", "ejected", True),
+        # Back only since 9: that was too short to be well again.
+        ("- - - 5 4 p P 3 + - - - 5", "ejected", True),
+        # What began before it was ejected says nothing new.
+        ("- - - 1 - 4", "probation", False),
+        ("- - - 5 p - 9 P", "ejected", True),
+        # Exactly the share that is too much.
+        ("+ - + - + - + -", "ejected", True),
+        # What happened long ago does not count, good or bad.
+        ("+ + - + - + - + - + - + + - + - + - + 9999 + -", "in_service", False),
+        ("+ + + + 9999 + - - + - - + - -", "ejected", True),
     ],
 )
 def test_a_story_ends_as_told(story: str, standing: str, avoided: bool) -> None:
     health = play(story)
     assert (health.standing.value, health.avoided) == (standing, avoided)
+
+
+def on_probation() -> WorkerHealth:
+    health = play("- - - 5")
+    health.planned((1, 7))
+    return health
+
+
+def test_one_probe_decides_and_others_that_had_to_go_there_do_not() -> None:
+    health = on_probation()
+    health.planned((1, 8))
+    standings = []
+    for key in ((1, 8), (1, 7)):
+        health.succeeded(key, 6.0)
+        standings.append(health.standing)
+    assert standings == [Standing.PROBATION, Standing.IN_SERVICE]
+
+
+def test_the_end_of_another_request_does_not_make_room_for_a_second_probe() -> None:
+    health = on_probation()
+    health.ended((1, 1))
+    assert health.avoided
+    health.ended((1, 7))
+    assert not health.avoided
 
 
 def stage(*worker_ids: str, **config: Any) -> Stage:
@@ -202,6 +236,7 @@ def test_a_probe_that_says_nothing_makes_room_for_another() -> None:
     for _ in range(3):
         probe = next(plan for plan in (made.plan() for _ in range(6)) if where(plan)[1] == "d0")
         made.do(RequestEnded(session=FRONT, plan_id=probe.plan_id, outcome="cancelled"))
+        assert made.core.cluster.workers["d0"].health.standing is Standing.PROBATION
 
 
 def test_most_of_a_pool_stays() -> None:
@@ -237,6 +272,7 @@ def test_coming_back_does_not_make_a_worker_better_but_a_new_start_does() -> Non
     made.do(WorkerLeft(session=made.session_of["d0"], worker_id="d0", reason="cut"))
     made.enter("d0")
     assert made.core.cluster.workers["d0"].avoided
+    made.do(WorkerLeft(session=made.session_of["d0"], worker_id="d0", reason="restarted"))
     made.enter("d0", epoch=2)
     assert not made.core.cluster.workers["d0"].avoided
 
