@@ -115,3 +115,12 @@ class BatonConfig(msgspec.Struct, frozen=True, kw_only=True):
                 "scheduler.rebuild_grace_s together: workers must have left a leader that stands still before the next "
                 "one takes them for gone"
             )
+        # One pause before the address that does not answer, one behind it.
+        answer_s = min(self.worker.scheduler_call_timeout_s, self.worker.scheduler_silence_timeout_s)
+        back_after_s = answer_s + 2 * self.worker.scheduler_backoff_max_s
+        if self.scheduler.deaf_step_down_s and back_after_s > self.scheduler.worker_lease_s:
+            raise ValueError(
+                "worker.scheduler_silence_timeout_s and twice worker.scheduler_backoff_max_s must not be longer than "
+                "scheduler.worker_lease_s: workers may be at the address of a leader that made way, as nobody reached "
+                "it, when the next one begins (scheduler.deaf_step_down_s)"
+            )

@@ -133,7 +133,7 @@ class OutlierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 # As Kubernetes wants them, and nothing that changes the path of a request.
-LeaseName = Annotated[str, msgspec.Meta(max_length=253, pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")]
+LeaseName = Annotated[str, msgspec.Meta(max_length=247, pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")]
 Namespace = Annotated[str, msgspec.Meta(max_length=63, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")]
 
 
@@ -205,6 +205,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     leader_interval_s: Positive = 0.25
     # A leader that could not renew for so long leads no longer, and another one may.
     leader_lease_s: Positive = 3.0
+    # A leader that hears nobody for so long makes way for one that stands by and is asked. 0: never.
+    deaf_step_down_s: NonNegative = 5.0
     # How often a leader says something to everybody, so that one that stands still is left for the next leader.
     sign_of_life_interval_s: Positive = 0.5
     # Wait for running calls at shutdown.

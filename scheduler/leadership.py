@@ -8,6 +8,8 @@ stand-by from after it saw that, so the leader's time is over first.
 That holds wherever either is held up. A stand-by that takes over looked after the leader's time was over, so what it
 has not seen was written later still; and a renewal counts only if it was written before the time it prolongs was over.
 ``Tenure`` is the leader's side of it and ``Watch`` the stand-by's, for every store: a store only reads and writes.
+
+A leader that is cut off from everybody but the store would renew for ever. ``Deafness`` says when it makes way.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from collections.abc import Hashable
 from typing import Protocol
 
 import msgspec
+
+from runtime.silence import LOOKS
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -56,6 +60,14 @@ class LeaderLease(Protocol):
     @property
     def sees_leader(self) -> bool:
         """Whether ``try_acquire`` lately saw another one renew: it leads for sure, whoever else does not hear it."""
+        ...
+
+    async def tell_asked(self) -> None:
+        """Let the leader know that somebody asks this one, who stands by."""
+        ...
+
+    async def other_asked(self) -> bool:
+        """Whether somebody who stands by has told that since the last look at it."""
         ...
 
     async def release(self) -> None:
@@ -125,3 +137,47 @@ class Watch:
     def sees_leader(self, now_s: float) -> bool:
         """Whether a renewal was seen within half of the time that one holds: who stands still is not named."""
         return now_s < self._seen_s + self._lease_s / 2
+
+
+class Deafness:
+    """Whether a leader makes way, because nobody reaches it and somebody asks the one that stands by.
+
+    Looked at in equal intervals: a process that stood still itself looks late but not often. Without one that is asked
+    the leader stays: then nobody is there, or nobody reaches anybody, and leading elsewhere would help no one. Asked
+    once, or before nobody was heard, is not enough: whoever tries the other address first comes here next.
+    """
+
+    def __init__(self) -> None:
+        self._silent_looks = 0
+        self._asked_looks = 0
+
+    def look(self, *, hears: bool, other_asked: bool) -> bool:
+        """Whether to make way; what was heard, and asked of the other one, since the last look."""
+        if hears:
+            self._silent_looks = self._asked_looks = 0
+            return False
+        self._silent_looks += 1
+        if other_asked and self._silent_looks > 1:
+            self._asked_looks += 1
+        return self._silent_looks > LOOKS and self._asked_looks > 1
+
+
+class Asked:
+    """For how long somebody has been asking a scheduler that stands by, who leaves pauses of up to ``pause_max_s``."""
+
+    def __init__(self, pause_max_s: float) -> None:
+        self._pause_max_s = pause_max_s
+        self.count = 0
+        """How often so far."""
+        self._since_s = self._last_s = float("-inf")
+
+    def note(self, now_s: float) -> None:
+        """Somebody asked."""
+        if now_s > self._last_s + self._pause_max_s:
+            self._since_s = now_s
+        self._last_s = now_s
+        self.count += 1
+
+    def for_s(self, now_s: float) -> float:
+        """Time since the first of those who still ask; 0 where nobody does."""
+        return now_s - self._since_s if now_s <= self._last_s + self._pause_max_s else 0.0

@@ -33,6 +33,9 @@ class FileLease:
         self._held: tuple[int, int] | None = None
         self._touched_ns = 0
         self._leader = Holder()
+        # Touched by who stands by and is asked; when it last was, as we saw it.
+        self._asked_file = path.with_name(f"{path.name}.asked")
+        self._asked_ns = 0
 
     @property
     def until_s(self) -> float:
@@ -85,6 +88,17 @@ class FileLease:
     def sees_leader(self) -> bool:
         """Whether a renewal was seen of late."""
         return self._watch.sees_leader(self._clock.monotonic_s())
+
+    async def tell_asked(self) -> None:
+        """Touch the file that is there for it."""
+        self._asked_file.touch()
+
+    async def other_asked(self) -> bool:
+        """Whether that file was touched."""
+        before = self._asked_ns
+        with contextlib.suppress(FileNotFoundError):
+            self._asked_ns = self._asked_file.stat().st_mtime_ns
+        return self._asked_ns != before
 
     async def release(self) -> None:
         """Unlock."""

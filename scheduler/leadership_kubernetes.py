@@ -23,6 +23,7 @@ from scheduler.leadership import Holder, Tenure, Watch, next_epoch
 
 EPOCH = "baton/leader-epoch"
 """Annotation with the epoch of the leadership: ``leaseTransitions`` begins anew where the Lease was deleted."""
+_ASKED = "-asked"
 _GROUP = "coordination.k8s.io/v1"
 
 
@@ -71,7 +72,8 @@ class KubernetesLease:
     def __init__(self, api: KubernetesApi, *, namespace: str, name: str, lease_s: float, clock: Clock) -> None:
         self._api = api
         self._path = f"/apis/{_GROUP}/namespaces/{namespace}/leases"
-        self._metadata = {"name": name, "namespace": namespace}
+        self._namespace = namespace
+        self._name = name
         self._lease_s = lease_s
         self._clock = clock
         self._tenure = Tenure(lease_s)
@@ -83,6 +85,8 @@ class KubernetesLease:
         self._written: _Read | None = None
         self._renewed_us = 0
         self._leader = Holder()
+        # By whom stands by and is asked: the version of its word, as we saw it.
+        self._asked = ("", "")
 
     @property
     def until_s(self) -> float:
@@ -149,6 +153,19 @@ class KubernetesLease:
         """Whether the Lease was seen to change of late."""
         return self._watch.sees_leader(self._clock.monotonic_s())
 
+    async def tell_asked(self) -> None:
+        """Renew a Lease that is there for it."""
+        answer = await self._put(await self._get(_ASKED), {"renewTime": self._now()}, {}, _ASKED)
+        if answer.status != 409:  # somebody else told it
+            _body(answer, 200, 201)
+
+    async def other_asked(self) -> bool:
+        """Whether that Lease has changed."""
+        before, found = self._asked, await self._get(_ASKED)
+        if found is not None:
+            self._asked = found.version
+        return self._asked != before
+
     async def release(self) -> None:
         """Take our name out, if it is still there and the API server can be reached."""
         self._tenure.end()
@@ -173,33 +190,42 @@ class KubernetesLease:
     def _mine(self) -> tuple[str, int]:
         return (self._identity, self._epoch)
 
-    async def _get(self) -> _Read | None:
+    async def _get(self, suffix: str = "") -> _Read | None:
         """The Lease; None where there is none."""
-        answer = await self._api.ask("GET", f"{self._path}/{self._metadata['name']}")
+        answer = await self._api.ask("GET", f"{self._path}/{self._name}{suffix}")
         return None if answer.status == 404 else _Read(_body(answer, 200))
 
     async def _write(self, former: _Read | None, identity: str) -> Answer:
-        """Make the Lease, or put it in the place of ``former`` and of nothing else."""
-        # A write that changes nothing would make no new version; and the wall clock may go back.
-        self._renewed_us = max(self._renewed_us + 1, time.time_ns() // 1_000)
-        whole: Mapping[str, Any] = former.whole if former is not None else {"metadata": self._metadata}
-        renewed = _micro_time(self._renewed_us)
+        """Write who leads."""
+        renewed = self._now()
         spec = {
-            **whole.get("spec", {}),
             "holderIdentity": identity,
             "leaseDurationSeconds": math.ceil(self._lease_s),
             "renewTime": renewed,
         }
         if former is None or (identity and (former.identity, former.holder.epoch) != self._mine):
             spec |= {"acquireTime": renewed, "leaseTransitions": former.transitions + 1 if former is not None else 0}
+        return await self._put(former, spec, {EPOCH: str(self._epoch)})
+
+    async def _put(
+        self, former: _Read | None, spec: Mapping[str, object], annotations: Mapping[str, str], suffix: str = ""
+    ) -> Answer:
+        """Make a Lease, or put it in the place of ``former`` and of nothing else."""
+        name = f"{self._name}{suffix}"
+        new: dict[str, Any] = {"metadata": {"name": name, "namespace": self._namespace}}
+        whole = former.whole if former is not None else new
         # With its uid, or the API server would make a new one of an old version that was deleted.
-        annotations = {**(whole["metadata"].get("annotations") or {}), EPOCH: str(self._epoch)}
-        metadata = {**whole["metadata"], "annotations": annotations}
-        lease = {**whole, "apiVersion": _GROUP, "kind": "Lease", "metadata": metadata, "spec": spec}
-        body = msgspec.json.encode(lease)
+        metadata = {**whole["metadata"], "annotations": {**(whole["metadata"].get("annotations") or {}), **annotations}}
+        kind = {"apiVersion": _GROUP, "kind": "Lease"}
+        body = msgspec.json.encode({**whole, **kind, "metadata": metadata, "spec": {**whole.get("spec", {}), **spec}})
         if former is None:
             return await self._api.ask("POST", self._path, body)
-        return await self._api.ask("PUT", f"{self._path}/{self._metadata['name']}", body)
+        return await self._api.ask("PUT", f"{self._path}/{name}", body)
+
+    def _now(self) -> str:
+        """Later each time: a write that changes nothing would make no new version, and the wall clock may go back."""
+        self._renewed_us = max(self._renewed_us + 1, time.time_ns() // 1_000)
+        return _micro_time(self._renewed_us)
 
 
 def _body(answer: Answer, *expected: int) -> bytes:

@@ -22,14 +22,12 @@ from scheduler.kubernetes_api import in_cluster, namespace_of
 from scheduler.leadership import LeaderLease
 from scheduler.leadership_file import FileLease
 from scheduler.leadership_kubernetes import KubernetesLease
+from scheduler.leading import lead, sought, stand_by
 from scheduler.metrics import PolicyProbe, SchedulerMetrics
 from scheduler.service import StatusService, add_services
 from scheduler.shell import SchedulerShell
 
 log = logging.getLogger("baton.scheduler.run")
-
-# What a store raises where it is not there at all, or not for us.
-_MISSING = (FileNotFoundError, PermissionError)
 
 Ready = Callable[[Mapping[str, str]], None]
 
@@ -73,7 +71,7 @@ async def run(
             log.info("scheduler is ready at %s", status.address)
             parts = {stopping, breaking, ticking}
             if lease is not None:
-                parts.add(group.create_task(_lead(config, lease, shell, make_core, server, status), name="lead"))
+                parts.add(group.create_task(_lead(config, lease, shell, make_core, clock, server, status), name="lead"))
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             lost = not done <= {stopping, breaking, ticking}
             for task in parts:
@@ -92,8 +90,9 @@ async def run(
         raise SystemExit(EXIT_NOT_LEADER)
 
 
-def _core(config: SchedulerConfig, clock: Clock, metrics: SchedulerMetrics) -> SchedulerCore:
-    return SchedulerCore(config, rng=random.Random(), probe=PolicyProbe(metrics), began_s=clock.monotonic_s())
+def _core(config: SchedulerConfig, clock: Clock, metrics: SchedulerMetrics, *, careful: bool = False) -> SchedulerCore:
+    probe = PolicyProbe(metrics)
+    return SchedulerCore(config, rng=random.Random(), probe=probe, began_s=clock.monotonic_s(), careful=careful)
 
 
 def _lease(config: SchedulerConfig, clock: Clock) -> LeaderLease | None:
@@ -111,49 +110,22 @@ def _lease(config: SchedulerConfig, clock: Clock) -> LeaderLease | None:
     )
 
 
-async def _acquired(
-    lease: LeaderLease, shell: SchedulerShell, address: str, *, fatal: tuple[type[OSError], ...] = ()
-) -> int | None:
-    """The epoch of this leader; None where another one leads, or where the store is away or its disk full."""
-    epoch = None
-    try:
-        epoch = await lease.try_acquire(address)
-    except fatal:
-        raise
-    except OSError as error:
-        log.warning("the store of the leader's lease is away", extra={"why": str(error)})
-    shell.stands_by_for = lease.leader.address if lease.sees_leader else ""
-    return epoch
-
-
 async def _lead(
     config: SchedulerConfig,
     lease: LeaderLease,
     shell: SchedulerShell,
-    make_core: Callable[[], SchedulerCore],
+    make_core: Callable[..., SchedulerCore],
+    clock: Clock,
     server: RunningServer,
     status: StatusService,
 ) -> None:
-    """Stand by until nobody else leads, lead, and return when that is lost: this process must not plan any more.
-
-    Raises what ``_MISSING`` names at the first try: then the store is not away but wrong, and only people can mend it.
-    """
-    epoch = await _acquired(lease, shell, status.address, fatal=_MISSING)
-    while epoch is None:
-        await asyncio.sleep(config.leader_interval_s)
-        epoch = await _acquired(lease, shell, status.address)
-    shell.lead(make_core(), epoch)
+    """Stand by until nobody else leads, lead, and return when that is over: this process must not plan any more."""
+    epoch = await stand_by(config, lease, shell, status.address)
+    careful = sought(config, shell, clock.monotonic_s())
+    shell.lead(make_core(careful=careful), epoch)
     shell.leads_until_s = lease.until_s
     status.state = "ready"
     await server.set_serving(True)
-    log.warning("this scheduler leads", extra={"leader_epoch": epoch})
-    held = True
-    while held:
-        await asyncio.sleep(config.leader_interval_s)
-        try:
-            held = await lease.renew()
-        except OSError as error:
-            log.warning("the store of the leader's lease is away", extra={"why": str(error)})
-            held = not shell.deposed
-        shell.leads_until_s = lease.until_s if held else float("-inf")
-    log.critical("the leader's lease is lost", extra={"leader_epoch": epoch})
+    log.warning("this scheduler leads", extra={"leader_epoch": epoch, "careful": careful})
+    why = await lead(config, lease, shell, clock)
+    log.critical("this scheduler leads no longer", extra={"leader_epoch": epoch, "why": why})

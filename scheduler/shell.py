@@ -34,6 +34,7 @@ from scheduler.actions import (
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 from scheduler.events import Event, PlanRequested, Tick
+from scheduler.leadership import Asked
 from scheduler.metrics import SchedulerMetrics
 from scheduler.outgoing import Outgoing
 
@@ -66,6 +67,10 @@ class SchedulerShell:
         """Address of who leads while this one does not; empty: not known, or it has not renewed of late."""
         self.leads_until_s = float("inf")
         """When this one's leadership is over unless it is renewed: another one may lead from then on."""
+        self.heard = 0
+        """Messages of workers and front proxies so far."""
+        self.asked = Asked(config.worker_lease_s)
+        """Workers and front proxies that were refused because another one leads."""
         self.broken = asyncio.Event()
         """Set when the core broke an invariant: the process must end, for its books are wrong."""
         self._clock = clock
@@ -82,6 +87,10 @@ class SchedulerShell:
         """Take over with fresh books, which those who connect will fill."""
         assert not self.workers and not self.fronts, "nobody is let in while standing by"
         self.core, self.leader_epoch, self.stands_by_for = core, epoch, None
+
+    def refused_one(self) -> None:
+        """Somebody asked, while another one leads."""
+        self.asked.note(self._clock.monotonic_s())
 
     @property
     def deposed(self) -> bool:

@@ -33,6 +33,7 @@ from runtime.configuration import BadConfiguration, load
         (["scheduler.kubernetes.namespace=kube-system/x"], "scheduler.kubernetes.namespace"),
         (["scheduler.kubernetes.call_timeout_s=0"], "scheduler.kubernetes.call_timeout_s"),
         (["launcher.schedulers=2", "worker.scheduler_silence_timeout_s=9"], "scheduler_silence_timeout_s"),
+        (["launcher.schedulers=2", "worker.scheduler_backoff_max_s=4"], "scheduler.worker_lease_s"),
         (
             ["worker.message_bytes_max=16777215"],
             "worker.message_bytes_max must be at least twice worker.step_bytes_max",

@@ -12,7 +12,7 @@ from scheduler.kubernetes_api import Answer
 
 NAMESPACE = "serving"
 PATH = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
-Step = Literal["look", "renew", "claim", "release"]
+Step = Literal["look", "renew", "claim", "release", "other"]
 
 _MICRO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
@@ -87,6 +87,8 @@ class LeaseStore:
         if method == "GET":
             return "look"
         present = self.leases.get(lease["metadata"]["name"], {}).get("spec", {})
+        if "holderIdentity" not in lease["spec"]:
+            return "other"
         if not lease["spec"]["holderIdentity"]:
             return "release"
         return "renew" if lease["spec"].get("acquireTime") == present.get("acquireTime") else "claim"
@@ -97,12 +99,12 @@ def _problem(lease: dict[str, Any]) -> str:
     spec = lease["spec"]
     if (lease.get("apiVersion"), lease.get("kind")) != ("coordination.k8s.io/v1", "Lease"):
         return "it is no Lease"
-    if type(spec["leaseDurationSeconds"]) is not int or spec["leaseDurationSeconds"] <= 0:
+    if type(spec.get("leaseDurationSeconds", 1)) is not int or spec.get("leaseDurationSeconds", 1) <= 0:
         return "spec.leaseDurationSeconds: must be greater than 0"
-    if type(spec["leaseTransitions"]) is not int or not 0 <= spec["leaseTransitions"] < 2**31:
+    if type(spec.get("leaseTransitions", 0)) is not int or not 0 <= spec.get("leaseTransitions", 0) < 2**31:
         return "spec.leaseTransitions: must be greater than or equal to 0"
     for name in ("acquireTime", "renewTime"):
-        if not _MICRO_TIME.fullmatch(spec[name]):
+        if name in spec and not _MICRO_TIME.fullmatch(spec[name]):
             return f"spec.{name}: cannot be parsed as a MicroTime"
     return ""
 

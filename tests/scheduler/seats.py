@@ -66,6 +66,12 @@ class Seat:
     def renew(self) -> bool:
         return finish(self.lease.renew())
 
+    def tell_asked(self) -> None:
+        finish(self.lease.tell_asked())
+
+    def other_asked(self) -> bool:
+        return finish(self.lease.other_asked())
+
     def release(self) -> None:
         finish(self.lease.release())
 

@@ -13,7 +13,7 @@ import pytest
 from runtime.clock import SystemClock
 from scheduler.leadership import Holder
 from scheduler.leadership_file import FileLease
-from scheduler.run import _acquired
+from scheduler.leading import acquired
 from tests.scheduler.seats import LEASE_S, Clock, FileTable, Seat
 
 HOLD = """
@@ -130,8 +130,8 @@ class Shell:
 async def test_a_full_disk_ends_no_scheduler_that_would_lead(tmp_path: Path) -> None:
     lease = FullStore(tmp_path / "leader", lease_s=LEASE_S, clock=Clock())
     shell: Any = Shell()
-    assert await _acquired(lease, shell, "a:1") is None
-    assert await _acquired(lease, shell, "a:1") is not None
+    assert await acquired(lease, shell, "a:1") is None
+    assert await acquired(lease, shell, "a:1") is not None
     assert shell.stands_by_for == ""
     await lease.release()
 
