@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from runtime.bounds import NonNegative, Positive, PositiveCount
+from runtime.bounds import Positive, PositiveCount
 
 
 class PrefillWorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,8 +19,6 @@ class PrefillWorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_overcommit_factor: Positive = 8.0
     """KV blocks that admitted prompts and held leases may need together, as a multiple of what the engine has.
     More than 1, because prompts wait their turn in the engine's queue and their blocks soon move on."""
-    retry_after_s: NonNegative = 1.0
-    """Advice that goes with a refusal for lack of leases."""
 
     def __post_init__(self) -> None:
         if self.lease_total_max_s < self.lease_s:

@@ -62,8 +62,7 @@ class PrefillRole:
             return Refused(failure=Failure(kind=FailureKind.TOO_LARGE, message=message), reason="too_large")
         if self.leases_held >= self._config.leases_max:
             message = f"worker {self._worker_id} holds {self.leases_held} hand-offs that nobody has pulled yet"
-            failure = Failure(kind=FailureKind.EXHAUSTED, message=message, retry_after_s=self._config.retry_after_s)
-            return Refused(failure=failure, reason="leases_max")
+            return Refused(failure=Failure(kind=FailureKind.EXHAUSTED, message=message), reason="leases_max")
         return Accepted(engine_request=request.engine_request(Hold(self._config.lease_s)), blocks=blocks)
 
     def offer(self, handoff: KvHandoff, request: WorkerRequest, owner: int, now_s: float) -> Offer:

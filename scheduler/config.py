@@ -92,6 +92,9 @@ class PriorityClassConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     wait_max_s: Positive = 10.0
 
 
+ShareOfPace = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
+
+
 class WaitingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The line of requests that fit nowhere now."""
 
@@ -106,6 +109,14 @@ class WaitingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     tenants_max: PositiveCount = 4096
     # Memory of the pace at which the line moves.
     drain_window_s: Positive = 10.0
+    # Share of that pace for requests that were refused and told when to come back (Retry-After): they are told one
+    # time after the other, so far apart. The larger, the sooner they come, and the more of them find no room again.
+    come_back_share: ShareOfPace = 0.25
+    # Shortest such advice: whoever comes back sooner comes back into the same burst.
+    come_back_min_s: Positive = 5.0
+    # Longest such advice. Where the cluster is past its capacity for long, those who are refused are told times between
+    # half of this and this, and most of them are refused again whatever they are told.
+    come_back_max_s: Positive = 600.0
 
 
 class OutlierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -84,6 +84,7 @@ class SchedulerCore:
             retry_after_min_s=config.retry_after_min_s,
             retry_after_max_s=config.retry_after_max_s,
             release_window_s=config.release_window_s,
+            come_back_share=config.waiting.come_back_share,
         )
         self._books = Books(self.cluster, self._admission)
         self._line = WaitingLine(config.waiting)
@@ -372,6 +373,10 @@ class SchedulerCore:
     def waiting(self) -> Mapping[PriorityClass, int]:
         """How many requests wait for a place, by class."""
         return self._line.counts()
+
+    def predicted_wait_s(self, its_class: PriorityClass, tenant: str) -> float | None:
+        """How long one more request would wait; None while the pace is unknown."""
+        return self._line.predicted_wait_s(its_class, tenant)
 
     def story(self) -> Sequence[str]:
         """The last telling events, oldest first: for error messages."""

@@ -25,7 +25,7 @@ RETRY_AFTER_MAX_S = 3600.0
 def refusal(
     event: PlanRequested, verdict: NotPlaced, admission: Admission, now_s: float, *, wait_s: float | None = None
 ) -> ReplyRefusal:
-    """The answer to a request. ``wait_s``: how long it would have waited, where a line knows."""
+    """The answer to a request. ``wait_s``: when to come back, where a line knows."""
     kind = _FINAL.get(verdict.cause, FailureKind.EXHAUSTED)
     retry_after_s = None
     if kind is FailureKind.EXHAUSTED and wait_s:
@@ -48,4 +48,5 @@ def turned_away(turned: Turned, admission: Admission, now_s: float) -> ReplyRefu
             message = f"The cluster is full, and as many requests wait as may{soon}."
         case _:
             message = f"The cluster is full, and the request has waited for as long as it may{soon}."
-    return refusal(turned.event, NotPlaced(cause=turned.cause, message=message), admission, now_s, wait_s=turned.wait_s)
+    not_placed = NotPlaced(cause=turned.cause, message=message)
+    return refusal(turned.event, not_placed, admission, now_s, wait_s=turned.retry_after_s)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from scheduler.cluster import PlanKey
+from scheduler.comebacks import ComeBacks
 from scheduler.config import PriorityClassConfig, WaitingConfig
 from scheduler.drain_rate import DrainRate
 from scheduler.events import PlanRequested
@@ -50,11 +51,15 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Turned(msgspec.Struct, frozen=True, kw_only=True):
-    """Somebody may not wait (any more). ``wait_s`` is the honest prediction; None while the pace is unknown."""
+    """Somebody may not wait (any more). ``wait_s``: how long he would; ``retry_after_s``: when to come back instead.
+
+    Both are None while the pace is unknown.
+    """
 
     event: PlanRequested
     cause: Cause
     wait_s: float | None
+    retry_after_s: float | None
 
 
 class Charge(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -73,12 +78,13 @@ def charge_of(event: PlanRequested, output_tokens: int) -> Charge:
 class _Lane:
     """One class."""
 
-    def __init__(self, config: PriorityClassConfig, tenants_max: int) -> None:
+    def __init__(self, config: PriorityClassConfig, waiting: WaitingConfig) -> None:
         self.config = config
-        self.share = FairShare(tenants_max)
+        self.share = FairShare(waiting.tenants_max)
         self.flows: dict[str, deque[Waiting]] = {}
         self.tokens: dict[str, int] = {}
         self.count = 0
+        self.comebacks = ComeBacks(waiting)
 
 
 class WaitingLine:
@@ -92,7 +98,7 @@ class WaitingLine:
             PriorityClass.DEFAULT: config.default,
             PriorityClass.BATCH: config.batch,
         }
-        self._lanes = {each: _Lane(settings[each], config.tenants_max) for each in PriorityClass}
+        self._lanes = {each: _Lane(settings[each], config) for each in PriorityClass}
         self._places: dict[PlanKey, Waiting] = {}
         self._rate = DrainRate(config.drain_window_s)
         self._tokens = 0
@@ -138,14 +144,14 @@ class WaitingLine:
             longest_s = min(longest_s, event.wait_max_s)
         allowed_s = longest_s if missing else min(longest_s, lane.config.wait_max_s)
         if wait_s is not None and wait_s > allowed_s:
-            return None, (Turned(event=event, cause="wait_too_long", wait_s=wait_s),)
+            return None, (self._turn(event, "wait_too_long", cost, now_s),)
         turned: list[Turned] = []
         if lane.count >= lane.config.waiting_max:
             longest = max(lane.flows, key=lambda tenant: len(lane.flows[tenant]), default=None)
             if longest is None or len(lane.flows[longest]) <= len(lane.flows.get(event.tenant, ())) + 1:
-                return None, (Turned(event=event, cause="line_full", wait_s=wait_s),)
+                return None, (self._turn(event, "line_full", cost, now_s),)
             last = lane.flows[longest][-1]
-            turned.append(Turned(event=last.event, cause="line_full", wait_s=self.predicted_wait_s(its_class, longest)))
+            turned.append(self._turn(last.event, "line_full", last.cost, now_s))
             self.remove((last.event.session, last.event.plan_id), now_s)
         waiting = Waiting(event=event, priority_class=its_class, cost=cost, since_s=now_s, until_s=now_s + longest_s)
         self._append(lane, waiting, now_s)
@@ -209,14 +215,7 @@ class WaitingLine:
         for waiting in late:
             self.remove((waiting.event.session, waiting.event.plan_id), now_s)
         self._rate.busy(waiting=bool(self._places), now_s=now_s)
-        return [
-            Turned(
-                event=waiting.event,
-                cause="waited_out",
-                wait_s=self.predicted_wait_s(waiting.priority_class, waiting.event.tenant),
-            )
-            for waiting in late
-        ]
+        return [self._turn(waiting.event, "waited_out", waiting.cost, now_s) for waiting in late]
 
     def of_session(self, session: int) -> Sequence[PlanKey]:
         """Everybody of one front proxy."""
@@ -236,6 +235,18 @@ class WaitingLine:
         weight = lane.config.weight
         before = lane.tokens.get(tenant, 0)
         return min(before * len(lane.flows) * self._classes.weights / (weight * pace), self._tokens / pace)
+
+    def _turn(self, event: PlanRequested, cause: Cause, cost: int, now_s: float) -> Turned:
+        """Turn somebody away, and tell him when all who were told before him will have been served."""
+        its_class = class_of(event)
+        wait_s, pace = self.predicted_wait_s(its_class, event.tenant), self._rate.tokens_per_s
+        if wait_s is None or pace is None:
+            return Turned(event=event, cause=cause, wait_s=wait_s, retry_after_s=None)
+        lane = self._lanes[its_class]
+        owed = sum(each.config.weight for each in self._lanes.values() if each is lane or each.comebacks.owed(now_s))
+        its_pace = pace * lane.config.weight / owed
+        at_s = lane.comebacks.book(event.tenant, cost, now_s, pace=its_pace, not_before_s=now_s + wait_s)
+        return Turned(event=event, cause=cause, wait_s=wait_s, retry_after_s=at_s - now_s)
 
     def check(self) -> None:
         """Assert that every count is the count of its parts."""

@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 
-from simulation import overload
+from simulation import overload, overload_burst
 from simulation.cluster import Verdict, simulate
 
 
@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     """0 when every invariant held in every run, else 1."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["overload"]:
-        return overload.main(arguments[1:])
+        return overload.main(arguments[1:], overload_burst.judge)
     parser = argparse.ArgumentParser(prog="python -m simulation", description=main.__doc__)
     parser.add_argument("--seeds", type=int, default=10_000, help="how many runs")
     parser.add_argument("--first-seed", type=int, default=0, help="seed of the first one")

@@ -2,7 +2,7 @@
 
 Four API keys ask for the same and a fifth for six times as much, in three priority classes; strangers come and go.
 Whoever is refused comes back once, when he was told to. The same again with interactive requests only. What has to hold
-is in ``verdict``.
+is in ``verdict``. Whether what they were told was honest, only the end of a burst can show: ``overload_burst``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import gc
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -291,8 +291,8 @@ def verdict(reports: Sequence[Report]) -> Sequence[str]:
     return broken
 
 
-def main(arguments: Sequence[str]) -> int:
-    """0 when past capacity everything holds, else 1."""
+def main(arguments: Sequence[str], judge_bursts: Callable[[int], Sequence[str]]) -> int:
+    """0 when past capacity everything holds, else 1. ``judge_bursts``: what is wrong after them, by the seed."""
     parser = argparse.ArgumentParser(prog="python -m simulation overload", description=main.__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--load", type=float, default=3.0, help="times the capacity, in the long run")
@@ -307,6 +307,7 @@ def main(arguments: Sequence[str]) -> int:
         for report in reports:
             print(f"{name}, {_told(report)}")
         broken += [f"{name}: {each}" for each in verdict(reports)]
+    broken += judge_bursts(options.seed)
     print("\n".join(f"BROKEN {each}" for each in broken) or "past capacity everything holds")
     return 1 if broken else 0
 

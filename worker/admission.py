@@ -32,6 +32,10 @@ class Admission:
         """Whether it is admitted and not ended."""
         return request_id in self._blocks_of
 
+    def blocks_of(self, request_id: str) -> int:
+        """Blocks it was admitted with; 0 when it is not."""
+        return self._blocks_of.get(request_id, 0)
+
     def admit(self, request_id: str, blocks: int, *, blocks_held: int, blocks_used: int) -> NoRoom | None:
         """Take the request on, or say what is missing.
 

@@ -11,6 +11,8 @@ import os
 from collections.abc import Sequence
 from typing import Protocol, assert_never
 
+import msgspec
+
 from engine.protocol import Engine, EngineDead
 from kv_transfer.lease import Count, FreeBlocks, KeepBlocks, LeaseAction
 from protos.cluster.v1 import cluster_pb2
@@ -18,6 +20,7 @@ from protos.worker.v1 import worker_pb2 as pb
 from runtime.clock import precise_clock
 from runtime.failures import Failure, FailureKind
 from worker.admission import Admission
+from worker.advice import Advice
 from worker.chores import Chores
 from worker.config import WorkerConfig
 from worker.lifecycle import Action, Event, Lifecycle, State
@@ -60,6 +63,7 @@ class WorkerBody:
         self.metrics_address = ""
         self.lifecycle = Lifecycle()
         self.admission = Admission(requests_max=config.requests_max, blocks_limit=role.blocks_limit)
+        self.advice = Advice(config)
         self.chores = Chores()
         self.streams: dict[int, Stream] = {}
         self.prefill_tokens_queued = 0
@@ -179,6 +183,8 @@ class WorkerBody:
             return Refused(failure=Failure(kind=FailureKind.BAD_REQUEST, message=message), reason="request_id")
         judged = self.role.accept(request)
         if isinstance(judged, Refused):
+            if judged.failure.kind is FailureKind.EXHAUSTED:
+                return self._advised(judged, 0)
             return judged
         no_room = self.admission.admit(
             request.request_id,
@@ -188,15 +194,20 @@ class WorkerBody:
         )
         if no_room is None:
             return judged
-        failure = Failure(
-            kind=FailureKind.EXHAUSTED,
-            message=f"worker {self.worker_id} has no room ({no_room}): {self.admission.requests} requests run",
-            retry_after_s=self.config.retry_after_s,
-        )
-        return Refused(failure=failure, reason=no_room)
+        message = f"worker {self.worker_id} has no room ({no_room}): {self.admission.requests} requests run"
+        refused = Refused(failure=Failure(kind=FailureKind.EXHAUSTED, message=message), reason=no_room)
+        return self._advised(refused, judged.blocks if no_room == "kv_blocks" else 0)
+
+    def _advised(self, refused: Refused, blocks: int) -> Refused:
+        """With when to come back: ``blocks`` are missing, or where there are 0 it is another request's place."""
+        retry_after_s = self.advice.retry_after_s(blocks, self.now_s())
+        failure = msgspec.structs.replace(refused.failure, retry_after_s=retry_after_s)
+        return msgspec.structs.replace(refused, failure=failure)
 
     def ended(self, request_id: str) -> None:
         """A request that was taken on is over. Idempotent."""
+        if self.admission.has(request_id):
+            self.advice.released(self.admission.blocks_of(request_id), self.now_s())
         self.admission.release(request_id)
         self.note_change()
 

@@ -208,7 +208,7 @@ async def test_a_hand_off_of_another_prompt_is_refused_by_the_decode_worker(star
 
 
 async def test_no_room_is_said_with_advice_when_to_come_back(start_worker: StartWorker) -> None:
-    few = await start_worker("decode", fake=SLOW, config=WorkerConfig(requests_max=1, retry_after_s=2.5))
+    few = await start_worker("decode", fake=SLOW, config=WorkerConfig(requests_max=1, retry_after_min_s=2.5))
     front = await few.attach()
     await front.send(submit(1, PROMPT, sampling=sampling(100)))
     await front.send(submit(2, PROMPT))

@@ -1,0 +1,55 @@
+"""When those whom the line turns away shall come back, so that they find room then: by class and tenant. Pure.
+
+Each class has a share of the pace by its weight, and the tenants of a class that are owed a return share equally. A
+tenant that alone was told to come back as often as all others together waits no longer than all of them would.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+from runtime.appointments import Appointments
+from scheduler.config import WaitingConfig
+
+
+class ComeBacks:
+    """The books of one class."""
+
+    def __init__(self, config: WaitingConfig) -> None:
+        # Both kinds of books are open at once: one for all in their order, and one for each tenant's equal part.
+        self._share = config.come_back_share / 2
+        self._max_s = config.come_back_max_s
+        self._min_s = config.come_back_min_s
+        self._tenants_max = config.tenants_max
+        self._all = Appointments(self._share, self._max_s)
+        self._own: dict[str, Appointments] = {}
+        # By the end of their last appointment as it was once; looked at again when it comes up.
+        self._ends: list[tuple[float, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+    def owed(self, now_s: float) -> bool:
+        """Whether anybody is still to come back."""
+        return self._all.until_s > now_s
+
+    def book(self, tenant: str, tokens: int, now_s: float, *, pace: float, not_before_s: float) -> float:
+        """When this tenant may come back with so many tokens. ``pace``: tokens a second, of its class."""
+        self._forget(now_s)
+        not_before_s = max(not_before_s, now_s + self._min_s)
+        at_s = self._all.book(tokens, now_s, pace=pace, not_before_s=not_before_s)
+        own = self._own.get(tenant)
+        if own is None:
+            if len(self._own) >= self._tenants_max:
+                return at_s
+            own = self._own[tenant] = Appointments(self._share, self._max_s)
+            heapq.heappush(self._ends, (now_s, tenant))
+        return min(at_s, own.book(tokens, now_s, pace=pace / len(self._own), not_before_s=not_before_s))
+
+    def _forget(self, now_s: float) -> None:
+        while self._ends and self._ends[0][0] <= now_s:
+            _, tenant = heapq.heappop(self._ends)
+            if (until_s := self._own[tenant].until_s) <= now_s:
+                del self._own[tenant]
+            else:
+                heapq.heappush(self._ends, (until_s, tenant))
