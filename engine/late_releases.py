@@ -30,7 +30,6 @@ class LateReleases:
         """Nothing is released any more: the engine goes, and all it holds."""
         if self._timer is not None:
             self._timer.cancel()
-        self._leases.clear()
 
     def _due(self) -> None:
         self._timer = None

@@ -60,7 +60,10 @@ class OutagePlanner:
         """Take over a picture that was true at ``seen_s``. Workers that are not in it stay as they are."""
         for facts, load in workers:
             known = self._core.cluster.get(facts.worker_id)
-            if known is None or known.facts.epoch < facts.epoch:
+            if known is not None and known.facts.epoch > facts.epoch:
+                # An older picture, of an engine that is no more.
+                continue
+            if known is None or known.facts.epoch != facts.epoch:
                 self._sessions += 1
                 self._core.handle(WorkerJoined(session=self._sessions, facts=facts), now_s)
             self._seen[facts.worker_id] = (load, seen_s)

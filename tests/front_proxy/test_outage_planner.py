@@ -59,6 +59,36 @@ def test_a_worker_that_could_not_be_used_is_avoided() -> None:
         assert isinstance(reply, ReplyPlan) and where(reply)[1] == "d1"
 
 
+def test_what_was_seen_long_ago_counts_nothing_and_not_less_than_nothing() -> None:
+    made = planner(p0=ready(prefill_tokens_queued=5000), p1=ready(), d0=ready())
+    replies = [ask(made, plan_id, now_s=1000.0) for plan_id in range(1, 5)]
+    assert {where(reply)[0] for reply in replies if isinstance(reply, ReplyPlan)} == {"p0", "p1"}
+
+
+def test_requests_that_were_seen_running_are_believed_to_end() -> None:
+    made = OutagePlanner(SchedulerConfig(), running=(), load_fade_s=10.0, rng=None, now_s=100.0)
+    made.show([(facts("d0", requests_max=1), ready(requests_running=1))], 100.0, 100.0)
+    assert isinstance(ask(made, 1), ReplyRefusal)
+    assert isinstance(ask(made, 2, now_s=105.0), ReplyPlan)
+
+
+def test_a_picture_of_an_older_start_says_nothing_of_the_newer_one() -> None:
+    made = planner()
+    for epoch, load in ((2, ready()), (1, ready(kv_blocks_used=99))):
+        made.show([(facts("d0", epoch=epoch), load)], 100.0, 100.0)
+    reply = ask(made, 1)
+    assert isinstance(reply, ReplyPlan) and reply.decode is not None and reply.decode.epoch == 2
+
+
+def test_a_worker_that_is_shown_again_keeps_what_is_reserved_on_it() -> None:
+    made = planner(d0=ready())
+    ask(made, 1)
+    made.show([(facts("d0"), ready())], 101.0, 101.0)
+    assert made.reserved_blocks == {"d0": 3}
+    made.ended(1, 0, 101.0)
+    assert made.reserved_blocks == {"d0": 0}
+
+
 def test_a_new_start_of_a_worker_replaces_the_old_one() -> None:
     old = RunningPlan(plan_id=1, request_id="r1", prefill=None, decode=Placement("d0", "d0:1", 1), decode_blocks=90)
     made = planner(old, d0=ready())

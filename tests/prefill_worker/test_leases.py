@@ -78,6 +78,13 @@ def test_a_renewal_never_shortens_a_lease_and_nothing_outlives_the_bound() -> No
         assert ("a" in table) is (second < 40)
 
 
+@pytest.mark.parametrize("now_s", [10.0, 11.0])
+def test_a_lease_that_ran_out_is_not_renewed_although_nobody_has_ended_it_yet(now_s: float) -> None:
+    table = table_of(("a", 1))
+    assert table.renew("a", now_s=now_s, lease_s=30.0, total_max_s=100.0) == (Count("renewed_too_late"),)
+    assert freed(table.tick(now_s)) == ["a"]
+
+
 def test_a_dead_engine_leaves_nothing_held_and_nothing_to_free() -> None:
     table = table_of(("a", 1), ("b", 2))
     assert freed(table.holder_gone()) == []
