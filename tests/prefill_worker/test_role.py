@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from engine.protocol import EngineInfo, Hold
 from kv_transfer.handoff import KvHandoff
@@ -45,10 +46,13 @@ def test_the_ticket_says_whose_it_is_and_how_long_it_lasts() -> None:
     assert FreeBlocks("r") in prefill.tick(130.0)
 
 
-def test_a_release_for_another_epoch_is_not_for_us() -> None:
+@pytest.mark.parametrize("pulled", [False, True])
+@pytest.mark.parametrize("epoch", [6, 8])
+def test_a_release_for_another_epoch_is_not_for_us(epoch: int, pulled: bool) -> None:
     prefill = role()
     prefill.offer(HANDOFF, REQUEST, 1, 0.0)
-    assert prefill.released("r", 6, pulled=False) == ()
+    assert prefill.released("r", epoch, pulled=pulled) == ()
+    assert prefill.leases_held == 1
     assert FreeBlocks("r") in prefill.released("r", 7, pulled=False)
 
 
@@ -69,10 +73,11 @@ def test_a_lease_whose_decode_still_waits_is_renewed_up_to_the_bound() -> None:
     assert prefill.renewed("r", 7, 171.0) == (Count("renewed_too_late"),)
 
 
-def test_a_renewal_for_another_epoch_keeps_nothing() -> None:
+@pytest.mark.parametrize("epoch", [6, 8])
+def test_a_renewal_for_another_epoch_keeps_nothing(epoch: int) -> None:
     prefill = role(lease_s=30.0)
     prefill.offer(HANDOFF, REQUEST, 1, 100.0)
-    assert prefill.renewed("r", 6, 120.0) == (Count("renewed_too_late"),)
+    assert prefill.renewed("r", epoch, 120.0) == (Count("renewed_too_late"),)
     assert FreeBlocks("r") in prefill.tick(130.0)
 
 
