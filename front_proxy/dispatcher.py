@@ -20,7 +20,7 @@ from front_proxy.metrics import DispatchMetrics
 from front_proxy.request_run import RequestRun, RunLimits
 from front_proxy.retries import ReplanPace, RetryBounds, RetryBudget
 from front_proxy.scheduler_link import SchedulerLink, SchedulerOptions
-from front_proxy.stall import StallBounds
+from front_proxy.stall import Looks, StallBounds
 from front_proxy.work import Placement
 from front_proxy.worker_link import LinkOptions, WorkerLink, WorkerLinks
 from runtime.failures import Failure, FailureError, FailureKind
@@ -56,6 +56,7 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._limits = _run_limits(config)
         self._stall_bounds = _stall_bounds(config)
+        self._stall_looks = Looks(config.stall_check_interval_s)
         self._stall_timer: asyncio.TimerHandle | None = None
         self._rng = random.Random()
         self._retry_budget = RetryBudget(
@@ -206,16 +207,16 @@ class Dispatcher:
 
     def _arm_stall_timer(self) -> None:
         if self._stall_timer is None and self._runs:
-            interval_s = self._config.stall_check_interval_s
-            due_s = self._loop.time() + interval_s
-            self._stall_timer = self._loop.call_at(due_s, self._check_stalls, due_s + interval_s)
+            due_s = self._stall_looks.next_s(self._loop.time())
+            self._stall_timer = self._loop.call_at(due_s, self._check_stalls)
 
-    def _check_stalls(self, late_after_s: float) -> None:
+    def _check_stalls(self) -> None:
         """One look at all requests, whatever their number, costs less than a timer for each."""
         self._stall_timer = None
         now_s = self._loop.time()
+        late = self._stall_looks.late(now_s)
         for run in list(self._runs.values()):
-            if now_s > late_after_s:
+            if late:
                 run.forgive(now_s)
             else:
                 run.check_stall(now_s, self._stall_bounds)

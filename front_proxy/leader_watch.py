@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from runtime.newest_leader import NewestLeader
 from runtime.silence import Silence, look_interval_s
 
 NEVER_S = float("inf")
@@ -15,7 +16,7 @@ class LeaderWatch:
         """When to ``look`` next."""
         self._silence_timeout_s = silence_timeout_s
         self._several = several
-        self._newest_epoch = 0
+        self._newest = NewestLeader()
         self._silence = Silence()
         self._promised_s = 0.0
 
@@ -26,10 +27,7 @@ class LeaderWatch:
     def believes(self, leader_epoch: int) -> bool:
         """Whether a message comes from the newest leader seen. An older one stood still and does not know it yet."""
         self._silence.heard()
-        if 0 < leader_epoch < self._newest_epoch:
-            return False
-        self._newest_epoch = max(self._newest_epoch, leader_epoch)
-        return True
+        return self._newest.believes(leader_epoch)
 
     def promised(self, sign_of_life_s: float, now_s: float) -> None:
         """It says that it will speak so often; 0: it promises nothing."""

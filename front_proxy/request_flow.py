@@ -336,7 +336,17 @@ class RequestFlow:
         self._pinned = None
         released = self._held.let_go(pulled=False)
         ended = self._end_plan("failed")
-        return [*released, *ended, self._retried(stage, failure), *self._ask_plan()]
+        return [*released, *ended, self._retried(stage, failure), *self._try_again(failure)]
+
+    def _try_again(self, failure: Failure) -> Sequence[FlowAction]:
+        """At once, but for the last try behind a worker that went away: all of ours may be going at this moment."""
+        if failure.kind is not FailureKind.UNAVAILABLE or not self._retries.last_of_several:
+            return self._ask_plan()
+        # Streams that one broken network takes down are lost one after the other, each with one try of the same request
+        # that had just come there. A moment later none is left, and what reaches nobody waits for the network.
+        self._plan = None
+        self.phase = Phase.WAITING
+        return [Pause(attempt=self.attempt, wait_s=self._retries.breath_s())]
 
     def _wait_for_room(self, failure: Failure) -> Sequence[FlowAction]:
         """A stream that has begun and finds everybody full, by their own word, waits as if the scheduler said so."""

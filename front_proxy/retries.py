@@ -129,6 +129,15 @@ class Retries:
         self._tries += 1
         return True
 
+    @property
+    def last_of_several(self) -> bool:
+        """Whether the try that was counted is the third or later one in a row, and none may follow it."""
+        return self._tries >= max(self._bounds.attempts_max, 3)
+
+    def breath_s(self) -> float:
+        """A pause before the last try; ``attempts_max`` bounds how many there are, and the pace is that of replans."""
+        return self._drawn_s(self._bounds.replan_wait_s)
+
     def pause_s(self) -> float | None:
         """How long to wait before a refused retry is planned again; None when it has waited often enough."""
         if self._replans >= self._bounds.replans_max:
@@ -137,5 +146,8 @@ class Retries:
         self._replans += 1
         # Nobody else is left: one of the excluded may have been started again by then.
         self.excluded.clear()
+        return self._drawn_s(wait_s)
+
+    def _drawn_s(self, wait_s: float) -> float:
         drawn_s = wait_s * (PAUSE_SHARE_MIN + self._draw() * (PAUSE_SHARE_MAX - PAUSE_SHARE_MIN))
         return max(drawn_s, self._pace())

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 
 from simulation import overload, overload_burst
-from simulation.cluster import Verdict, simulate
+from simulation.seeds import Verdict, simulate
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from front_proxy.flow_phase import Phase
 from front_proxy.request_flow import STORY_EVENTS_MAX
+from front_proxy.stall import Awaited
 from runtime.failures import FailureKind
 from simulation.faults import Faults
-from simulation.fronts import BUDGET_PER_S, BUDGET_RATIO, REPLAN_PER_S
 from simulation.world import Violation
 
 # One stall, a place elsewhere and a prompt there, with every message on the way late.
@@ -19,18 +19,20 @@ TOLD_S_MAX = 0.5
 if TYPE_CHECKING:
     from simulation.cluster import SimCluster
     from simulation.fronts import Client, SimFront
+    from simulation.schedulers import SimScheduler
 
 
 def check_bounds(cluster: SimCluster) -> None:
     """Nothing grows beyond what the requests account for. Holds at any moment."""
     for front in cluster.fronts:
-        unanswered = front.plans.desk.unanswered
-        _hold(unanswered <= len(cluster.clients), "questions pile up", unanswered)
-        attempts = sum(client.flow.attempt for client in cluster.clients)
+        settings, unanswered = front.settings, front.plans.desk.unanswered
+        _hold(not front.alive or unanswered <= len(front.clients), "questions pile up", unanswered)
+        attempts = sum(client.flow.attempt for client in cluster.clients if client.front is front)
         _hold(len(front.live) <= 2 * attempts, "orders pile up", front.live)
-        allowed = front.burst + BUDGET_RATIO * front.requests + BUDGET_PER_S * cluster.world.now_s
+        lived_s = cluster.world.now_s - front.began_s
+        allowed = front.burst + settings.budget_ratio * front.requests + settings.budget_per_s * lived_s
         _hold(front.retries <= allowed, "retries storm", (front.retries, allowed))
-        replans = front.replan_burst + REPLAN_PER_S * cluster.world.now_s
+        replans = front.replan_burst + settings.replan_per_s * lived_s
         _hold(front.replans <= replans, "replans storm", (front.replans, replans))
         _check_books(cluster, front)
     for worker in cluster.workers.values():
@@ -42,7 +44,10 @@ def check_bounds(cluster: SimCluster) -> None:
 def _check_books(cluster: SimCluster, front: SimFront) -> None:
     """A scheduler that speaks with a front proxy knows what that runs, and where."""
     plans, told_s = front.plans, cluster.world.now_s - TOLD_S_MAX
-    books = cluster.scheduler.core.fronts.get(plans.session)
+    leader = plans.scheduler
+    if leader is None or not leader.leads or cluster.world.stuck_until_s > told_s:
+        return
+    books = leader.core.fronts.get(plans.session)
     if books is None or not front.alive or plans.connected_s > told_s:
         return
     for plan_id, plan in plans.desk.running.items():
@@ -53,6 +58,36 @@ def _check_books(cluster: SimCluster, front: SimFront) -> None:
             _hold(
                 (known.prefill, known.decode) == (plan.prefill, plan.decode), "it takes it for another", (plan, known)
             )
+
+
+def check_blame(client: Client, awaited: Awaited, waited_s: float) -> None:
+    """Work is taken from a worker for silence that its front proxy was awake to hear, and for no other."""
+    front, bounds = client.front, client.front.settings.stalls
+    match awaited:
+        case Awaited.STEP:
+            bound_s = bounds.step_s
+        case Awaited.PROMPT:
+            bound_s = bounds.prompt_s
+        case Awaited.PULL:
+            bound_s = bounds.pull_s
+        case Awaited.ORPHANED_PULL:
+            bound_s = bounds.orphaned_pull_s
+        case _:
+            assert_never(awaited)
+    now_s = front.world.now_s
+    slept_s = max(0.0, min(front.frozen_until_s, now_s) - max(front.frozen_from_s, now_s - waited_s))
+    # Looks are an interval apart, and one that is late by less than that still counts.
+    heard_s = waited_s - slept_s + 2 * front.settings.stall_check_interval_s
+    _hold(heard_s >= bound_s, "a worker is blamed for its front proxy's sleep", (client.asked, awaited, waited_s))
+
+
+def check_given_up(scheduler: SimScheduler, worker_id: str) -> None:
+    """A worker is given up for silence that the scheduler was awake to hear, and for no other."""
+    now_s, heard_s = scheduler.world.now_s, scheduler.heard_s.get(worker_id, 0.0)
+    slept_s = max(0.0, min(scheduler.frozen_until_s, now_s) - max(scheduler.frozen_from_s, heard_s))
+    silent_s = now_s - heard_s - slept_s
+    told = (worker_id, silent_s, slept_s)
+    _hold(silent_s >= scheduler.config.worker_lease_s / 2, "a worker is given up for the scheduler's sleep", told)
 
 
 def check_the_end(cluster: SimCluster) -> None:
@@ -73,7 +108,11 @@ def check_the_end(cluster: SimCluster) -> None:
         _hold(worker.admission.requests == 0, f"requests are left on {name}", worker.admission.requests)
         _hold(worker.admission.blocks == 0, f"blocks are left on {name}", worker.admission.blocks)
         _hold(not worker.works, f"work is left on {name}", worker.works)
-    core = cluster.scheduler.core
+    leaders = [scheduler for scheduler in cluster.schedulers.values() if scheduler.leads]
+    _hold(len(leaders) == 1, "not one leads", [scheduler.name for scheduler in leaders])
+    core = leaders[0].core
+    missing = [worker.worker_id for worker in cluster.workers.values() if core.cluster.get(worker.worker_id) is None]
+    _hold(not missing, "a worker that is well is not known", (missing, core.story()))
     core.check()
     _hold(core.plans_in_flight == 0, "plans are left", core.story())
     for member in core.cluster.workers.values():
@@ -97,7 +136,7 @@ def _check_client(client: Client, faults: Faults) -> None:
         turned_away = faults.crowded and full
         _hold(finish.outcome == "finished" or turned_away, "a single failure was noticed", (asked, finish))
         _hold(faults.crowded or client.gap_s <= GAP_S_MAX, "a client waits too long", (asked, client.gap_s))
-    if finish.outcome == "failed" and faults == Faults():
+    if finish.outcome == "failed" and faults == Faults(schedulers=faults.schedulers):
         assert finish.failure is not None
         _hold(finish.failure.kind is FailureKind.EXHAUSTED, "a request failed and nothing was wrong", finish)
 

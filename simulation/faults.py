@@ -38,6 +38,19 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     stream_cuts: int = 0
     scheduler_restarts: int = 0
     front_crashes: int = 0
+    freezes: int = 0
+    """Front proxies and schedulers that stand still for a while."""
+    holes: int = 0
+    """Processes whose connections stay open and carry nothing for a while."""
+    link_holes: int = 0
+    """Single connections of which the same is true."""
+    cut_offs: int = 0
+    """Processes that lose every connection and get no new one for a while."""
+    disorders: int = 0
+    """Processes whose messages are slow, late or said twice for a while."""
+    full_disks: int = 0
+    """Times in which no scheduler can write its lease, and one process dies."""
+    schedulers: int = 1
     short_leases: bool = False
     short_deadlines: bool = False
     small_budget: bool = False
@@ -49,20 +62,21 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def draw(rng: random.Random) -> Faults:
-    """One run's faults: some runs have none, some one kind, most several; a quarter has one failure at a time."""
+    """One run's faults: some runs have none, some one kind, most several; three in ten have one failure at a time."""
 
     def odds(of_run: float, most: float) -> float:
         return rng.random() * most if rng.random() < of_run else 0.0
 
     if rng.random() < 0.05:
-        return Faults()
-    if rng.random() < 0.25:
+        return Faults(schedulers=_schedulers(rng))
+    if rng.random() < 0.3:
         return Faults(
             repeat=odds(0.4, 0.5),
             late=odds(0.4, 0.2),
             slow_pull=odds(0.3, 0.5),
             single=rng.randint(1, 3),
-            crowded=rng.random() < 0.3,
+            crowded=rng.random() < 0.45,
+            schedulers=_schedulers(rng),
         )
     return Faults(
         refuse=odds(0.4, 0.3),
@@ -81,7 +95,18 @@ def draw(rng: random.Random) -> Faults:
         stream_cuts=rng.choice((0, 0, 0, 1, 2)),
         scheduler_restarts=rng.choice((0, 0, 0, 1)),
         front_crashes=rng.choice((0, 0, 0, 0, 1)),
+        freezes=rng.choice((0, 0, 1)),
+        holes=rng.choice((0, 0, 0, 0, 1)),
+        link_holes=rng.choice((0, 0, 0, 0, 1)),
+        cut_offs=rng.choice((0, 0, 0, 0, 1)),
+        disorders=rng.choice((0, 0, 0, 1)),
+        full_disks=rng.choice((0, 0, 0, 0, 0, 1)),
+        schedulers=_schedulers(rng),
         short_leases=rng.random() < 0.25,
         short_deadlines=rng.random() < 0.25,
         small_budget=rng.random() < 0.2,
     )
+
+
+def _schedulers(rng: random.Random) -> int:
+    return 2 if rng.random() < 0.35 else 1

@@ -46,11 +46,13 @@ from scheduler.actions import Placement as CorePlacement
 from scheduler.actions import ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.config import SchedulerConfig
 from scheduler.events import PlansRunning
-from simulation.world import UP, Stream, Violation
+from simulation.network import DOWN, UP, Stream
+from simulation.world import Violation
 
 if TYPE_CHECKING:
-    from simulation.cluster import SimCluster, SimScheduler
+    from simulation.cluster import SimCluster
     from simulation.fronts import Client, SimFront
+    from simulation.schedulers import SimScheduler
 
 PLAN_TIMEOUT_S, PLAN_PATIENCE_S = 1.0, 0.3
 LOAD_FADE_S = 1.0
@@ -59,7 +61,6 @@ PLANS_TOLD_INTERVALS_S = (0.5, 60.0)
 VIEW_MAX_AGES_S = (0.1, 60.0, 60.0)
 BACKOFF_S = (0.02, 0.3)
 SILENCE_TIMEOUT_S = 0.6
-CONNECT_TIMEOUT_S = 0.3
 
 Reply = ReplyPlan | ReplyRefusal | ReplyWaiting
 
@@ -86,24 +87,28 @@ class FrontPlans:
         self._world = world = front.world
         self._cluster = cluster
         # One failure at a time may not be noticed, the scheduler's included.
-        self._view_max_age_s = VIEW_MAX_AGES_S[-1] if front.faults.single else world.rng.choice(VIEW_MAX_AGES_S)
+        view_max_age_s = VIEW_MAX_AGES_S[-1] if front.faults.single else world.rng.choice(VIEW_MAX_AGES_S)
+        bounds = front.settings.desk or DeskBounds(
+            plan_timeout_s=PLAN_TIMEOUT_S,
+            plan_patience_s=PLAN_PATIENCE_S,
+            plans_told_interval_s=world.rng.choice(PLANS_TOLD_INTERVALS_S),
+            view_max_age_s=view_max_age_s,
+            load_fade_s=LOAD_FADE_S,
+            silence_timeout_s=SILENCE_TIMEOUT_S,
+            backoff_min_s=BACKOFF_S[0],
+            backoff_max_s=BACKOFF_S[1],
+        )
+        self._view_max_age_s = bounds.view_max_age_s
+        self.view = ClusterView()
         self.desk = desk(
-            DeskBounds(
-                plan_timeout_s=PLAN_TIMEOUT_S,
-                plan_patience_s=PLAN_PATIENCE_S,
-                plans_told_interval_s=world.rng.choice(PLANS_TOLD_INTERVALS_S),
-                view_max_age_s=self._view_max_age_s,
-                load_fade_s=LOAD_FADE_S,
-                silence_timeout_s=SILENCE_TIMEOUT_S,
-                backoff_min_s=BACKOFF_S[0],
-                backoff_max_s=BACKOFF_S[1],
-            ),
+            bounds,
             addresses=addresses,
-            view=ClusterView(),
+            view=self.view,
             policy=policy,
             rng=world.rng,
         )
-        self._scheduler: SimScheduler | None = None
+        self.scheduler: SimScheduler | None = None
+        """At the other end of the stream."""
         self._clients: dict[int, tuple[Client, AskPlan]] = {}
         self._next_plan_id = 1
         self._actions: collections.deque[DeskAction] = collections.deque()
@@ -122,12 +127,23 @@ class FrontPlans:
             return
         self._dials += 1
         self._handle(Dialled())
-        self._world.after(CONNECT_TIMEOUT_S, self._on_connect_timeout, self._dials)
+        self._front.after(self._front.settings.connect_timeout_s, self._on_connect_timeout, self._dials)
         self._cluster.dial(self._front, address)
 
-    def connected(self, scheduler: SimScheduler, session: int, stream: Stream) -> None:
-        """A stream came about; the scheduler is about to speak."""
-        self._scheduler, self.session, self.stream = scheduler, session, stream
+    def connected(self, scheduler: SimScheduler, stream: Stream) -> None:
+        """A stream came about; the scheduler may speak on it."""
+        self.scheduler, self.session, self.stream = scheduler, 0, stream
+
+    def numbered(self, stream: Stream, session: int) -> None:
+        """The scheduler's own number of the stream."""
+        if stream is self.stream:
+            self.session = session
+
+    def on_refused(self, stream: Stream, instead: str) -> None:
+        """The scheduler stands by, and may know who leads."""
+        if stream is self.stream and self._front.alive:
+            stream.drop(DOWN)
+            self.on_lost(stream, "it stands by", instead=instead)
 
     def hear(self, word: Granted | Refused | ToldToWait | ViewShown, leader_epoch: int = 0) -> None:
         """The scheduler says something on the stream."""
@@ -137,11 +153,15 @@ class FrontPlans:
                 self._waits_until_s[word.plan_id] = self._world.now_s + word.wait_max_s
             self._handle(Heard(word, leader_epoch))
 
+    def see(self, view: ViewShown, leader_epoch: int) -> None:
+        """The scheduler shows the cluster, which it does again and again."""
+        self.hear(view, leader_epoch)
+
     def on_lost(self, stream: Stream | None, reason: str, *, silent: bool = False, instead: str = "") -> None:
         """The stream broke, or none came about (None)."""
         if not self._front.alive or stream is not self.stream:
             return
-        self.stream = self._scheduler = None
+        self.stream = self.scheduler = None
         self._waits_until_s.clear()
         # A dial that is over has no timeout any more.
         self._dials += 1
@@ -149,17 +169,17 @@ class FrontPlans:
 
     def crash(self) -> None:
         """The front proxy is gone."""
-        self.stream = self._scheduler = None
+        self.stream = self.scheduler = None
         self._clients.clear()
 
     def _on_connect_timeout(self, dial: int) -> None:
-        if dial == self._dials and not self.desk.connected:
+        if self._front.alive and dial == self._dials and not self.desk.connected:
             self._leave("it did not answer in time", silent=True)
 
     def _leave(self, reason: str, *, silent: bool) -> None:
         stream = self.stream
-        if self._scheduler is not None:
-            self._scheduler.hang_up(self._front)
+        if stream is not None:
+            stream.drop(DOWN)
         self.on_lost(stream, reason, silent=silent)
 
     # From the requests
@@ -208,7 +228,7 @@ class FrontPlans:
             self._busy = False
         if self.desk.wake_s < self._alarm_s:
             self._alarm_s = self.desk.wake_s
-            self._world.at(max(self._alarm_s, self._world.now_s), self._on_alarm, self._alarm_s)
+            self._front.after(max(self._alarm_s - self._world.now_s, 0.0), self._on_alarm, self._alarm_s)
 
     def _on_alarm(self, alarm_s: float) -> None:
         if alarm_s == self._alarm_s and self._front.alive:
@@ -229,9 +249,9 @@ class FrontPlans:
                     self._front.forget(worker_id, epoch)
             case Leave(reason=reason, silent=silent):
                 self._world.tell(self._front.name, f"leaves the scheduler: {reason}")
-                self._world.after(0.0, self._leave_soon, self.stream, reason, silent)
+                self._front.after(0.0, self._leave_soon, self.stream, reason, silent)
             case Dial(address=address, after_s=after_s):
-                self._world.after(after_s, self.dial, address)
+                self._front.after(after_s, self.dial, address)
             case OutageBegan() | OutageOver() | SchedulerLost():
                 self._world.tell(self._front.name, action)
             case _:
@@ -242,12 +262,12 @@ class FrontPlans:
             self._leave(reason, silent=silent)
 
     def _send(self, action: SendQuestion | SendEnd | SendRunning | SendSuspect) -> None:
-        stream, scheduler = self.stream, self._scheduler
+        stream, scheduler = self.stream, self.scheduler
         if stream is None or scheduler is None:
             return
         match action:
             case SendQuestion(plan_id=plan_id, question=question):
-                stream.send(UP, scheduler.on_plan, self._front, requested(self.session, plan_id, question))
+                stream.send(UP, scheduler.on_plan, requested(self.session, plan_id, question))
             case SendEnd(plan_id=plan_id, outcome=outcome, output_tokens=output_tokens):
                 ended = (self.session, plan_id, outcome, output_tokens)
                 stream.send(UP, scheduler.on_ended, *ended)

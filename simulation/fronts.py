@@ -30,28 +30,25 @@ from front_proxy.flow_events import (
 from front_proxy.flow_phase import Phase
 from front_proxy.plan_desk import PlanDesk
 from front_proxy.request_flow import RequestFlow
-from front_proxy.retries import ReplanPace, RetryBounds, RetryBudget
-from front_proxy.stall import StallBounds, stalled_s
+from front_proxy.retries import ReplanPace, RetryBudget
+from front_proxy.stall import Looks, stalled_s
 from front_proxy.work import Placement, Stage, WorkerOutput
 from kv_transfer.handoff import KvHandoff
 from runtime.failures import Failure, FailureKind
+from simulation import checkers
 from simulation.faults import Faults
 from simulation.front_plans import FrontPlans
-from simulation.policies import SCHEDULER_CONFIG
+from simulation.network import DOWN, UP, Process
+from simulation.policies import Settings
 from simulation.workers import Link, OrderKey, order
 from simulation.workload import Asked
-from simulation.world import UP, Violation, World
+from simulation.world import Violation, World
 
 if TYPE_CHECKING:
     from simulation.cluster import SimCluster
 
-RETRY_BOUNDS = RetryBounds(attempts_max=3, resumes_max=4, replans_max=12, replan_wait_s=0.05)
-STALL_BOUNDS = StallBounds(
-    step_s=0.4, step_alive_s=1.2, prompt_s=0.6, prompt_alive_s=1.6, pull_s=0.8, orphaned_pull_s=0.2
-)
-STALL_CHECK_S = 0.1
-BUDGET_RATIO, BUDGET_PER_S, BUDGET_BURST, BUDGET_BURST_SMALL = 0.5, 1.0, 100, 2
-REPLAN_BURST, REPLAN_BURST_SMALL, REPLAN_PER_S = 3, 1, 1.0
+BUDGET_BURST_SMALL = 2
+REPLAN_BURST_SMALL = 1
 CONNECT_FAILURE_S = 0.01
 
 
@@ -62,7 +59,7 @@ class Client:
         self.asked = asked
         self.front = front
         self.flow = flow(
-            bounds=RETRY_BOUNDS,
+            bounds=front.settings.retries,
             budget=lambda: front.budget.take(front.world.now_s),
             pace=lambda: front.pace.wait_s(front.world.now_s),
             draw=front.world.rng.random,
@@ -91,9 +88,10 @@ class Client:
         self.front.requests += 1
         world.tell(asked.request_id, asked)
         self.shown_s = world.now_s
-        world.after(asked.deadline_s, self.feed, DeadlinePassed())
+        self.front.clients[self] = None
+        self.front.after(asked.deadline_s, self.feed, DeadlinePassed())
         if asked.leaves_after_s is not None:
-            world.after(asked.leaves_after_s, self.feed, ClientGone(satisfied=asked.satisfied))
+            self.front.after(asked.leaves_after_s, self.feed, ClientGone(satisfied=asked.satisfied))
         for action in self.flow.start():
             self._perform(action)
 
@@ -114,7 +112,7 @@ class Client:
                 world.tell(self.asked.request_id, f"    -> {action}")
             self._perform(action)
         if not repeated and world.rng.random() < self.front.faults.repeat:
-            world.after(world.rng.uniform(0.0, 0.3), self.feed, event, True)
+            self.front.after(world.rng.uniform(0.0, 0.3), self.feed, event, True)
 
     def _is_live_decode(self, event: FlowEvent) -> bool:
         return (
@@ -157,6 +155,7 @@ class Client:
                 self._perform_between_attempts(action)
             case Finish():
                 self.finish = action
+                self.front.clients.pop(self, None)
             case _:
                 assert_never(action)
 
@@ -165,7 +164,7 @@ class Client:
             case Suspect(worker=worker):
                 self.front.suspect(worker)
             case Pause(attempt=attempt, wait_s=wait_s):
-                self.front.world.after(wait_s, self._replan, attempt)
+                self.front.after(wait_s, self._replan, attempt)
             case Retried():
                 self._count_retry()
             case Diverged():
@@ -181,7 +180,7 @@ class Client:
         self.retries += 1
         self.retries_in_a_row += 1
         self.front.retries += 1
-        bounds = RETRY_BOUNDS
+        bounds = self.front.settings.retries
         if self.retries_in_a_row >= bounds.attempts_max:
             raise Violation(f"{self.asked.request_id} tries a {self.retries_in_a_row + 1}th time in a row")
         if self.retries >= bounds.attempts_max * (bounds.resumes_max + 1):
@@ -195,14 +194,18 @@ class Client:
             return
         stage, worker = running
         heard_s = self.front.heard_s.get((worker.worker_id, worker.epoch), 0.0)
-        waited_s = stalled_s(awaited, since_s=self.since_s, heard_s=heard_s, now_s=now_s, bounds=STALL_BOUNDS)
+        waited_s = stalled_s(
+            awaited, since_s=self.since_s, heard_s=heard_s, now_s=now_s, bounds=self.front.settings.stalls
+        )
         if waited_s is not None:
+            checkers.check_blame(self, awaited, waited_s)
             self.feed(Stalled(attempt=flow.attempt, stage=stage, waited_s=waited_s))
 
     def _show(self, emit: Emit) -> None:
         assert self.shown_s is not None
-        self.gap_s = max(self.gap_s, self.front.world.now_s - self.shown_s)
-        self.shown_s = self.front.world.now_s
+        now_s = self.front.world.now_s
+        self.gap_s = max(self.gap_s, now_s - max(self.shown_s, self.front.excused_s))
+        self.shown_s = now_s
         if self.told_the_end:
             raise Violation(f"{self.asked.request_id} shows {emit.delta} after its last delta")
         for token in emit.delta.token_ids:
@@ -213,37 +216,57 @@ class Client:
         self.told_the_end = emit.delta.finish is not None
 
 
-class SimFront:
+class SimFront(Process):
     """One front proxy process."""
 
+    looks: type[Looks] = Looks
+
     def __init__(
-        self, world: World, name: str, faults: Faults, cluster: SimCluster, desk: type[PlanDesk] = PlanDesk
+        self, world: World, name: str, faults: Faults, settings: Settings, cluster: SimCluster, desk: type[PlanDesk]
     ) -> None:
-        self.world = world
-        self.name = name
+        super().__init__(world, name)
         self.faults = faults
-        self.alive = True
+        self.settings = settings
+        self.draining = False
         self.requests = 0
         self.retries = 0
-        self.burst = BUDGET_BURST_SMALL if faults.small_budget else BUDGET_BURST
-        self.budget = RetryBudget(ratio=BUDGET_RATIO, per_s=BUDGET_PER_S, burst_max=self.burst, now_s=0.0)
+        self.excused_s = 0.0
+        """When it or its network last stood still: what its clients waited before is not the cluster's doing."""
+        self.began_s = world.now_s
+        small = faults.small_budget
+        self.burst = BUDGET_BURST_SMALL if small else settings.budget_burst
+        self.budget = RetryBudget(
+            ratio=settings.budget_ratio, per_s=settings.budget_per_s, burst_max=self.burst, now_s=world.now_s
+        )
         self.replans = 0
-        self.replan_burst = REPLAN_BURST_SMALL if faults.small_budget else REPLAN_BURST
-        self.pace = ReplanPace(per_s=REPLAN_PER_S, burst_max=self.replan_burst, now_s=0.0)
+        self.replan_burst = REPLAN_BURST_SMALL if small else settings.replan_burst
+        self.pace = ReplanPace(per_s=settings.replan_per_s, burst_max=self.replan_burst, now_s=world.now_s)
         self.heard_s: dict[tuple[str, int], float] = {}
-        self.plans = FrontPlans(self, cluster, SCHEDULER_CONFIG, desk=desk)
+        self.plans = FrontPlans(self, cluster, settings.scheduler, addresses=",".join(cluster.schedulers), desk=desk)
         self.links: dict[tuple[str, int], Link] = {}
         self.live: dict[tuple[int, OrderKey], Client] = {}
+        self.clients: dict[Client, None] = {}
+        """Whose requests run here."""
+        self._not_before_s: dict[tuple[str, int], float] = {}
         self._cluster = cluster
-        world.after(STALL_CHECK_S, self._check_stalls)
+        self._looks = self.looks(settings.stall_check_interval_s)
+        self._look_later()
+
+    def _look_later(self) -> None:
+        now_s = self.world.now_s
+        self.after(self._looks.next_s(now_s) - now_s, self._check_stalls)
 
     def _check_stalls(self) -> None:
         if not self.alive:
             return
-        for client in self._cluster.clients:
-            if client.front is self and client.flow.phase is not Phase.DONE:
+        now_s = self.world.now_s
+        late = self._looks.late(now_s)
+        for client in list(self.clients):
+            if late:
+                client.since_s = now_s
+            else:
                 client.check_stall()
-        self.world.after(STALL_CHECK_S, self._check_stalls)
+        self._look_later()
 
     # Workers
 
@@ -258,17 +281,44 @@ class SimFront:
     ) -> None:
         """Send an order, connecting first where there is no stream."""
         client.since_s = self.world.now_s
-        link = self.links.get((worker.worker_id, worker.epoch)) or self._cluster.open_link(self, worker)
-        if link is None:
-            failure = Failure(kind=FailureKind.UNAVAILABLE, message="cannot connect")
-            event = WorkerFailed(attempt=key[1], stage=key[2], failure=failure)
-            self.world.after(CONNECT_FAILURE_S, client.feed, event)
+        link = self._link_to(worker)
+        if isinstance(link, Failure):
+            self.after(CONNECT_FAILURE_S, client.feed, WorkerFailed(attempt=key[1], stage=key[2], failure=link))
             return
-        self.links[worker.worker_id, worker.epoch] = link
         self.live[link.number, key] = client
         request = order(key, client.asked, tokens, handoff, blocks)
         there = link.worker
-        link.stream.send(UP, there.when_awake, there.on_submit, link, key, client.asked, request, client.tokens)
+        link.stream.send(UP, there.on_submit, link, key, client.asked, request, client.tokens)
+
+    def _link_to(self, worker: Placement) -> Link | Failure:
+        """The stream to this incarnation, opened where there is none."""
+        key = (worker.worker_id, worker.epoch)
+        if key in self.links:
+            return self.links[key]
+        if self.world.now_s < self._not_before_s.get(key, 0.0):
+            return Failure(kind=FailureKind.UNAVAILABLE, message="not reached a moment ago", reached=False)
+        there = self._cluster.workers[worker.worker_id]
+        if not self.reaches(there):
+            self._not_before_s[key] = self.world.now_s + self.settings.connect_retry_s
+            self.plans.suspect(*key)
+            return Failure(kind=FailureKind.UNAVAILABLE, message="cannot connect", reached=False)
+        if there.epoch != worker.epoch:
+            self.plans.suspect(*key)
+            return Failure(kind=FailureKind.UNAVAILABLE, message="it was started again")
+        link = self.links[key] = self._cluster.link(self, there)
+        link.stream.send(UP, there.on_open, link)
+        self.after(self.settings.connect_timeout_s, self._on_connect_timeout, link)
+        return link
+
+    def on_link_opened(self, link: Link) -> None:
+        """The worker answers."""
+        link.opened = True
+        self.heard_s[link.worker.worker_id, link.epoch] = self.world.now_s
+
+    def _on_connect_timeout(self, link: Link) -> None:
+        if self.alive and not link.opened and link.stream.open:
+            link.stream.drop(DOWN)
+            self.on_link_lost(link)
 
     def suspect(self, worker: Placement) -> None:
         """Tell the scheduler that a worker does not work."""
@@ -278,7 +328,7 @@ class SimFront:
         """Take an order back."""
         link = self.links.get((worker.worker_id, worker.epoch))
         if link is not None:
-            link.stream.send(UP, link.worker.when_awake, link.worker.on_abort, link, key)
+            link.stream.send(UP, link.worker.on_abort, link, key)
 
     def release(self, handoff: KvHandoff, pulled: bool) -> None:
         """Let a hand-off go; where the stream is lost the worker did so by itself."""
@@ -287,9 +337,9 @@ class SimFront:
             return
         message = (handoff.lease_id, handoff.epoch, pulled)
         there = link.worker
-        link.stream.send(UP, there.when_awake, there.on_release, *message)
+        link.stream.send(UP, there.on_release, *message)
         if self.world.rng.random() < self.faults.repeat:
-            link.stream.send(UP, there.when_awake, there.on_release, *message)
+            link.stream.send(UP, there.on_release, *message)
 
     def on_output(self, link: Link, key: OrderKey, output: WorkerOutput) -> None:
         """A worker produced something."""
@@ -310,45 +360,48 @@ class SimFront:
 
     def on_link_lost(self, link: Link) -> None:
         """A stream to a worker broke."""
-        if self.links.get((link.worker.worker_id, link.epoch)) is link:
-            del self.links[link.worker.worker_id, link.epoch]
+        key = (link.worker.worker_id, link.epoch)
+        if self.links.get(key) is link:
+            del self.links[key]
         if not self.alive:
             return
-        self.plans.suspect(link.worker.worker_id, link.epoch)
+        if not link.opened:
+            self._not_before_s[key] = self.world.now_s + self.settings.connect_retry_s
+        self.plans.suspect(*key)
         self._tell_of_lost_holder(link)
-        for number, key in [at for at in self.live if at[0] == link.number]:
-            self.on_failure(link, key, Failure(kind=FailureKind.UNAVAILABLE, message="stream lost"))
-            assert (number, key) not in self.live
+        failure = Failure(kind=FailureKind.UNAVAILABLE, message="stream lost", reached=link.opened)
+        for number, order_key in [at for at in self.live if at[0] == link.number]:
+            self.on_failure(link, order_key, failure)
+            assert (number, order_key) not in self.live
 
     def forget(self, worker_id: str, epoch: int) -> None:
         """The scheduler does not know this incarnation any more: end its stream if nothing needs it."""
         link = self.links.get((worker_id, epoch))
         if link is not None and not self._needs(link):
-            link.worker.cut(link)
+            link.stream.cut()
 
     def _needs(self, link: Link) -> bool:
         """Whether work runs over a stream, or KV is held whose release must go over it."""
         if any(number == link.number for number, _ in self.live):
             return True
         name, epoch = link.worker.worker_id, link.epoch
-        held = (client.flow.handoff for client in self._cluster.clients if client.front is self)
+        held = (client.flow.handoff for client in self.clients)
         return any(one is not None and (one.worker_id, one.epoch) == (name, epoch) for one in held)
 
     def _tell_of_lost_holder(self, link: Link) -> None:
         name, epoch = link.worker.worker_id, link.epoch
-        for client in self._cluster.clients:
+        for client in list(self.clients):
             held = client.flow.handoff
-            if client.front is self and held is not None and (held.worker_id, held.epoch) == (name, epoch):
+            if held is not None and (held.worker_id, held.epoch) == (name, epoch):
                 client.since_s = self.world.now_s
                 client.feed(HolderLost(worker_id=name, epoch=epoch))
 
     def crash(self) -> None:
         """Lose everything at once; its clients see their connections break."""
         self.alive = False
-        self.world.tell(self.name, "crashes")
-        for link in list(self.links.values()):
-            link.worker.cut(link)
+        self.world.tell(self.name, "ends")
         self.links.clear()
         self.live.clear()
-        self._cluster.scheduler.hang_up(self)
+        self.clients.clear()
         self.plans.crash()
+        self.cut_streams()

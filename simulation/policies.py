@@ -1,10 +1,15 @@
-"""The scheduler's settings in virtual time. Holds values only."""
+"""Settings of processes in virtual time: short ones for many seeds, production's own for chaos. Holds values only."""
 
 from __future__ import annotations
 
 import msgspec
 
+from front_proxy.config import FrontProxyConfig
+from front_proxy.plan_desk import DeskBounds
+from front_proxy.retries import RetryBounds
+from front_proxy.stall import StallBounds
 from scheduler.config import PriorityClassConfig, SchedulerConfig, WaitingConfig
+from worker.config import WorkerConfig
 
 # Shorter than the front proxies' patience with a question.
 _WAITING = PriorityClassConfig(wait_max_s=0.5)
@@ -13,11 +18,94 @@ _REFUSING = PriorityClassConfig(waiting_max=0)
 SCHEDULER_CONFIG = SchedulerConfig(
     worker_lease_s=2.0,
     heartbeat_interval_s=0.5,
+    silence_timeout_s=0.8,
     suspect_cooldown_s=0.5,
     rebuild_grace_s=0.6,
-    waiting=WaitingConfig(interactive=_WAITING, default=_WAITING, batch=_WAITING),
+    leader_interval_s=0.1,
+    leader_lease_s=0.6,
+    sign_of_life_interval_s=0.1,
+    waiting=WaitingConfig(interactive=_WAITING, default=_WAITING, batch=_WAITING, missing_workers_wait_max_s=2.0),
 )
-# In every other run what fits nowhere is refused, so that front proxies have to cope.
+# In every other run what fits nowhere is refused, so that front proxies have to cope. Then nobody waits for workers
+# either that a scheduler does not hear, so it must not think so of all of them where nobody may notice a failure.
 REFUSING_CONFIG = msgspec.structs.replace(
-    SCHEDULER_CONFIG, waiting=WaitingConfig(interactive=_REFUSING, default=_REFUSING, batch=_REFUSING)
+    SCHEDULER_CONFIG,
+    silence_timeout_s=3.0,
+    waiting=WaitingConfig(interactive=_REFUSING, default=_REFUSING, batch=_REFUSING),
 )
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What production reads from its configuration, and how fast a virtual engine is."""
+
+    scheduler: SchedulerConfig = SCHEDULER_CONFIG
+    retries: RetryBounds = RetryBounds(attempts_max=3, resumes_max=4, replans_max=12, replan_wait_s=0.05)
+    stalls: StallBounds = StallBounds(
+        step_s=0.4, step_alive_s=1.2, prompt_s=0.6, prompt_alive_s=1.6, pull_s=0.8, orphaned_pull_s=0.2
+    )
+    stall_check_interval_s: float = 0.1
+    budget_ratio: float = 0.5
+    budget_per_s: float = 1.0
+    budget_burst: int = 100
+    replan_per_s: float = 1.0
+    replan_burst: int = 3
+    # None: drawn for each front proxy.
+    desk: DeskBounds | None = None
+    connect_timeout_s: float = 0.3
+    connect_retry_s: float = 0.05
+    # Of a worker that looks for the scheduler.
+    backoff_min_s: float = 0.05
+    backoff_max_s: float = 0.3
+    silence_timeout_s: float = 0.6
+    report_interval_s: float = 0.25
+    step_s: float = 0.01
+    prefill_s: tuple[float, float] = (0.01, 0.08)
+    pull_s: tuple[float, float] = (0.002, 0.02)
+    slow_pull_s: tuple[float, float] = (0.05, 0.3)
+
+
+def production_settings() -> Settings:
+    """What processes do by default, beside an engine that takes 50 ms a step."""
+    front, worker = FrontProxyConfig(), WorkerConfig()
+    return Settings(
+        scheduler=SchedulerConfig(),
+        retries=RetryBounds(
+            attempts_max=front.attempts_max,
+            resumes_max=front.resumes_max,
+            replans_max=front.replans_max,
+            replan_wait_s=front.replan_wait_s,
+        ),
+        stalls=StallBounds(
+            step_s=front.stream_stall_timeout_s,
+            step_alive_s=front.stream_stall_alive_timeout_s,
+            prompt_s=front.prefill_stall_timeout_s,
+            prompt_alive_s=front.prefill_stall_alive_timeout_s,
+            pull_s=front.handoff_stall_timeout_s,
+            orphaned_pull_s=front.orphaned_pull_timeout_s,
+        ),
+        stall_check_interval_s=front.stall_check_interval_s,
+        budget_ratio=front.retry_budget_ratio,
+        budget_per_s=front.retry_budget_per_s,
+        budget_burst=front.retry_budget_burst,
+        replan_per_s=front.replan_budget_per_s,
+        replan_burst=front.replan_budget_burst,
+        desk=DeskBounds(
+            plan_timeout_s=front.plan_timeout_s,
+            plan_patience_s=front.plan_patience_s,
+            plans_told_interval_s=front.plans_told_interval_s,
+            view_max_age_s=front.degraded_view_max_age_s,
+            load_fade_s=front.degraded_load_fade_s,
+            silence_timeout_s=front.scheduler_silence_timeout_s,
+            backoff_min_s=front.scheduler_backoff_min_s,
+            backoff_max_s=front.scheduler_backoff_max_s,
+        ),
+        connect_timeout_s=front.connect_timeout_s,
+        connect_retry_s=front.worker_connect_retry_s,
+        backoff_min_s=worker.scheduler_backoff_initial_s,
+        backoff_max_s=worker.scheduler_backoff_max_s,
+        silence_timeout_s=worker.scheduler_silence_timeout_s,
+        report_interval_s=worker.heartbeat_interval_s / 4,
+        step_s=0.05,
+        prefill_s=(0.1, 0.4),
+        pull_s=(0.01, 0.05),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,15 +19,20 @@ from kv_transfer.pull_proof import PullProof
 from prefill_worker.config import PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import Failure, FailureKind
+from scheduler.facts import Role, WorkerFacts, WorkerLoad, WorkerState
 from simulation.faults import Faults
+from simulation.network import DOWN, UP, Process, Stream
+from simulation.policies import Settings
 from simulation.pulls import Pull
 from simulation.workload import TOKENS_A_REQUEST, Asked
-from simulation.world import DOWN, Stream, Violation, World
+from simulation.world import Violation, World
 from worker.admission import Admission
 from worker.role import Accepted, Decode, Prefill, Refused, WorkerRequest
 
 if TYPE_CHECKING:
+    from simulation.dial import Dial
     from simulation.fronts import SimFront
+    from simulation.schedulers import SimScheduler
 
 BLOCK_SIZE_TOKENS = 8
 KV_BLOCKS = 40
@@ -38,7 +43,6 @@ CONTEXT_TOKENS_MAX = 256
 ROOMY_FACTOR, CROWDED_FACTOR = 10, 2
 LONG_LEASE_S = 30.0
 SHORT_LEASE_S = 0.08
-STEP_S = 0.01
 # What an engine samples where the right answer is already known to someone else: nobody may ever see it.
 OTHER_TOKEN = -1
 
@@ -48,12 +52,20 @@ OrderKey = tuple[int, int, Stage]
 class Link:
     """One Attach stream, seen from both ends."""
 
-    def __init__(self, number: int, front: SimFront, worker: SimWorker, stream: Stream) -> None:
+    def __init__(self, number: int, front: SimFront, worker: SimWorker, calm_s: Callable[[], float]) -> None:
         self.number = number
         self.front = front
         self.worker = worker
         self.epoch = worker.epoch
-        self.stream = stream
+        self.opened = False
+        """Whether the worker has ever answered."""
+        self.stream = Stream(
+            calm_s,
+            worker,
+            front,
+            lost_by_callee=lambda: worker.on_link_lost(self),
+            lost_by_caller=lambda: front.on_link_lost(self),
+        )
 
 
 class Work(msgspec.Struct):
@@ -70,27 +82,32 @@ class Work(msgspec.Struct):
     external_tokens: int = 0
 
 
-class SimWorker:
+class SimWorker(Process):
     """One worker process over all its incarnations. Tests plant bugs in the production machines that it is made of."""
 
     prefill_role: type[PrefillRole] = PrefillRole
     decode_role: type[DecodeRole] = DecodeRole
     pull_proof: type[PullProof] = PullProof
 
+    dial: Dial
+    """Its way to the scheduler, made anew at each start by whoever starts it."""
+
     def __init__(
-        self, world: World, worker_id: str, stage: Stage, faults: Faults, holder_of: Callable[[str], SimWorker]
-    ) -> None:
+        self, world: World, worker_id: str, stage: Stage, faults: Faults, settings: Settings,
+        holder_of: Callable[[str], SimWorker],
+    ) -> None:  # fmt: skip
+        super().__init__(world, worker_id)
         self.worker_id = worker_id
         self.stage = stage
-        self.alive = False
         self.epoch = 0
         self.draining = False
-        self.frozen_until_s = 0.0
         self.room = (CROWDED_FACTOR if faults.crowded else ROOMY_FACTOR) if faults.single else 1
-        self.links: list[Link] = []
         self._world = world
         self._faults = faults
+        self._settings = settings
         self._holder_of = holder_of
+        # The scheduler that serves it, the number of that stream, and the stream.
+        self._session: tuple[SimScheduler, int, Stream] | None = None
         self.start()
 
     def start(self) -> None:
@@ -125,16 +142,13 @@ class SimWorker:
         # What its side channel says of them, and the leases that it was told to give up.
         self.book = HolderBook(self.info.engine_id, "")
         self.freed: set[str] = set()
+        self._session = None
+        self.after(self._settings.report_interval_s, self._tick, self.epoch)
 
     @property
     def requests_max(self) -> int:
         """Requests it admits."""
         return REQUESTS_MAX * self.room
-
-    @property
-    def frozen(self) -> bool:
-        """It stands still: it neither hears nor says anything."""
-        return self.frozen_until_s > self._world.now_s
 
     @property
     def placement(self) -> Placement:
@@ -144,41 +158,74 @@ class SimWorker:
     def crash(self) -> None:
         """Lose everything at once."""
         self.alive = False
-        self._world.tell(self.worker_id, "crashes")
-        for link in list(self.links):
-            self.cut(link)
+        self._world.tell(self.worker_id, "ends")
+        self.dial.close()
         self.works.clear()
-
-    def freeze(self, for_s: float) -> None:
-        """Stand still, as under SIGSTOP."""
-        self._world.tell(self.worker_id, f"freezes for {for_s:.3f} s")
-        self.frozen_until_s = self._world.now_s + for_s
+        self.cut_streams()
 
     def drain(self) -> None:
         """Take nothing new."""
         self._world.tell(self.worker_id, "drains")
         self.draining = True
+        self.report()
 
-    def when_awake(self, what: Callable[..., None], *arguments: Any) -> None:
-        """Do it now, or as soon as this process moves again; in order."""
-        if self.frozen:
-            self._world.at(self.frozen_until_s, self.when_awake, what, *arguments)
-        else:
-            what(*arguments)
+    # The scheduler
 
-    def _after(self, delay_s: float, what: Callable[..., None], *arguments: Any) -> None:
-        self._world.after(delay_s, self.when_awake, what, *arguments)
+    def opened(self, scheduler: SimScheduler, session: int, stream: Stream) -> None:
+        """It is registered."""
+        self._session = (scheduler, session, stream)
+        self.report()
 
-    def cut(self, link: Link) -> None:
-        """The stream breaks; both ends learn of it, a dead one does not care."""
-        if link in self.links:
-            self.links.remove(link)
-        link.stream.cut(lambda: self.when_awake(self._on_link_lost, link), lambda: link.front.on_link_lost(link))
+    def lost(self) -> None:
+        """It is not registered any more."""
+        self._session = None
+
+    def report(self) -> None:
+        """Say what it does, where somebody listens."""
+        if self._session is None or not self.alive or self.frozen:
+            return
+        load = WorkerLoad(
+            state=WorkerState.DRAINING if self.draining else WorkerState.READY,
+            requests_running=self.admission.requests,
+            kv_blocks_used=min(self.admission.blocks + self.prefill.blocks_held, self.info.kv_blocks_total),
+            leases_held=self.prefill.leases_held,
+        )
+        scheduler, session, stream = self._session
+        stream.send(UP, scheduler.on_load, session, self.worker_id, load)
+
+    def say_goodbye(self) -> None:
+        """Leave the cluster, where somebody listens."""
+        if self._session is not None:
+            scheduler, session, stream = self._session
+            stream.send(UP, scheduler.on_leaving, session)
+
+    def facts(self) -> WorkerFacts:
+        """What it registers with."""
+        info = self.info
+        return WorkerFacts(
+            worker_id=self.worker_id,
+            role=Role.PREFILL if self.stage is Stage.PREFILL else Role.DECODE,
+            address=self.worker_id,
+            epoch=self.epoch,
+            model=info.model,
+            layout_fingerprint=info.layout_fingerprint,
+            block_size_tokens=info.block_size_tokens,
+            kv_blocks_total=info.kv_blocks_total,
+            engine_version=info.engine_version,
+            context_tokens_max=info.context_tokens_max,
+            requests_max=self.requests_max,
+        )
+
+    # Front proxies
+
+    def on_open(self, link: Link) -> None:
+        """A front proxy wants to talk."""
+        link.stream.send(DOWN, link.front.on_link_opened, link)
 
     def on_submit(self, link: Link, key: OrderKey, asked: Asked, request: WorkerRequest, shown: int) -> None:
         """An order arrived. ``shown``: tokens its client has seen already, which an engine cannot know."""
         world, faults = self._world, self._faults
-        if link.epoch != self.epoch or not link.stream.open:
+        if link.epoch != self.epoch:
             return
         if self.draining:
             self._fail(link, key, Failure(kind=FailureKind.UNAVAILABLE, message="draining"))
@@ -204,7 +251,7 @@ class SimWorker:
             work.offset = TOKENS_A_REQUEST // 2
         self.works[link.number, key] = work
         if self.stage is Stage.PREFILL:
-            self._after(world.rng.uniform(0.01, 0.08), self._prefill_done, work)
+            self.after(world.rng.uniform(*self._settings.prefill_s), self._prefill_done, work)
         else:
             self._begin_decode(work)
 
@@ -219,10 +266,14 @@ class SimWorker:
         """The front proxy lets a hand-off go."""
         self._apply(self.prefill.released(lease_id, epoch, pulled))
 
-    def tick(self) -> None:
-        """Expire leases."""
-        if self.alive and not self.frozen and self.stage is Stage.PREFILL:
+    def _tick(self, epoch: int) -> None:
+        """Expire leases and report."""
+        if epoch != self.epoch or not self.alive:
+            return
+        if self.stage is Stage.PREFILL:
             self._apply(self.prefill.tick(self._world.now_s))
+        self.report()
+        self.after(self._settings.report_interval_s, self._tick, epoch)
 
     def pull_began(self, handoff: KvHandoff) -> None:
         """Another engine starts to read."""
@@ -281,11 +332,11 @@ class SimWorker:
         handoff = work.request.work.handoff
         work.position = len(work.request.token_ids) - work.asked.prompt_tokens
         if handoff is None:
-            self._after(world.rng.uniform(0.02, 0.1), self._step, work)
+            self.after(world.rng.uniform(0.02, 0.1), self._step, work)
             return
         holder = self._holder_of(handoff.worker_id)
         slow = world.rng.random() < self._faults.slow_pull
-        read_s = world.rng.uniform(0.05, 0.3) if slow else world.rng.uniform(0.002, 0.02)
+        read_s = world.rng.uniform(*(self._settings.slow_pull_s if slow else self._settings.pull_s))
         # A holder that stands still sends nothing.
         late_s = max(holder.frozen_until_s - world.now_s, 0.0)
         pull = Pull(
@@ -304,7 +355,7 @@ class SimWorker:
             return
         if right is None:
             # kv_load_failure_policy is "recompute".
-            self._after(self._world.rng.uniform(0.02, 0.1), self._step, work)
+            self.after(self._world.rng.uniform(0.02, 0.1), self._step, work)
             return
         if not right:
             work.offset = TOKENS_A_REQUEST // 2
@@ -332,7 +383,7 @@ class SimWorker:
         first = FirstFacts(cached_tokens=0, external_tokens=work.external_tokens) if is_first else None
         self._send(work.link, work.key, WorkerOutput(token_ids=tokens, finish=finish, first=first))
         if finish is None:
-            self._after(STEP_S, self._step, work)
+            self.after(self._settings.step_s, self._step, work)
 
     def _runs(self, work: Work) -> bool:
         return self.works.get((work.link.number, work.key)) is work
@@ -341,7 +392,8 @@ class SimWorker:
         del self.works[work.link.number, work.key]
         self.admission.release(work.request.request_id)
 
-    def _on_link_lost(self, link: Link) -> None:
+    def on_link_lost(self, link: Link) -> None:
+        """A front proxy's stream broke."""
         if not self.alive or link.epoch != self.epoch:
             return
         for work in [work for work in self.works.values() if work.link is link]:

@@ -51,7 +51,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 def draw(rng: random.Random, faults: Faults, *, requests: int) -> list[Asked]:
     """The requests, in order of arrival."""
     asked = []
-    spread = 1 if not faults.single else 6 if faults.crowded else 30
+    spread = 1 if not faults.single else 4 if faults.crowded else 30
     longest = 150 if faults.single else rng.choice((8, 8, 40))
     at_s = 0.0
     for number in range(requests):

@@ -23,9 +23,11 @@ class World:
         self._events_max = events_max
         self.rng = random.Random(seed)
         self.now_s = 0.0
+        self.stuck_until_s = 0.0
+        """Until then at least one process or stream does not move."""
         self.telling = telling
         self.story: collections.deque[str] = collections.deque(maxlen=STORY_LINES_MAX)
-        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._heap: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._count = 0
         self._numbers = 0
 
@@ -34,19 +36,20 @@ class World:
         self._numbers += 1
         return self._numbers
 
-    def after(self, delay_s: float, what: Callable[..., None], *arguments: Any) -> None:
+    def after(self, delay_s: float, what: Callable[..., object], *arguments: Any) -> None:
         """Call ``what`` after so long."""
         self.at(self.now_s + delay_s, what, *arguments)
 
-    def at(self, at_s: float, what: Callable[..., None], *arguments: Any) -> None:
+    def at(self, at_s: float, what: Callable[..., object], *arguments: Any) -> None:
         """Call ``what`` then; what is asked first for one moment happens first."""
         self._count += 1
         heapq.heappush(self._heap, (at_s, self._count, what, arguments))
 
     def run(self, until_s: float) -> None:
         """Let everything happen that is due until then. Time ends there, also when nothing is left."""
-        while self._heap and self._heap[0][0] <= until_s:
-            self.now_s, _, what, arguments = heapq.heappop(self._heap)
+        heap, pop = self._heap, heapq.heappop
+        while heap and heap[0][0] <= until_s:
+            self.now_s, _, what, arguments = pop(heap)
             what(*arguments)
             if self._count > self._events_max:
                 raise Violation(f"more than {self._events_max} events: something goes round in circles")
@@ -56,40 +59,3 @@ class World:
         """Add to the story. Callers test ``telling`` first where making the text costs something."""
         if self.telling:
             self.story.append(f"{self.now_s:9.4f} {who:<12} {what}")
-
-
-class Stream:
-    """One direction's order and both directions' end: what gRPC promises of a stream, and nothing more.
-
-    Messages arrive in order, each a while after it was sent. A cut loses what is under way; each side learns of it
-    at a time of its own.
-    """
-
-    def __init__(self, world: World, delay_s: Callable[[], float]) -> None:
-        self.open = True
-        self._world = world
-        self._delay_s = delay_s
-        self._last_s = [0.0, 0.0]
-
-    def send(self, direction: int, what: Callable[..., None], *arguments: Any) -> None:
-        """Call ``what`` at the other side, unless the stream is cut before."""
-        if not self.open:
-            return
-        at_s = max(self._last_s[direction], self._world.now_s + self._delay_s())
-        self._last_s[direction] = at_s
-        self._world.at(at_s, self._arrive, what, arguments)
-
-    def cut(self, *told: Callable[[], None]) -> None:
-        """End the stream; everybody in ``told`` learns of it."""
-        if not self.open:
-            return
-        self.open = False
-        for notice in told:
-            self._world.after(self._delay_s(), notice)
-
-    def _arrive(self, what: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        if self.open:
-            what(*arguments)
-
-
-UP, DOWN = 0, 1

@@ -16,6 +16,7 @@ from runtime.addresses import Addresses
 from runtime.grpc_errors import serves_instead
 from runtime.grpc_server import channel
 from runtime.lifecycle import cancel_and_wait
+from runtime.newest_leader import NewestLeader
 from runtime.silence import Silence, look_interval_s
 from worker.body import WorkerBody
 
@@ -34,7 +35,7 @@ class SchedulerSession:
         self._config = body.config
         self._backoff_s = body.config.scheduler_backoff_initial_s
         self._addresses = Addresses(body.config.scheduler_address)
-        self._leader_epoch = 0
+        self._newest_leader = NewestLeader()
         # Who leads, by the word of a scheduler that refused.
         self._instead = ""
         self._leaving: str | None = None
@@ -75,10 +76,8 @@ class SchedulerSession:
                     reply = await call.read()
                 if reply is _EOF or reply.WhichOneof("message") != "registered":
                     raise ConnectionError(f"it did not register this worker: {_status(call)}")
-                leader_epoch = reply.registered.leader_epoch
-                if 0 < leader_epoch < self._leader_epoch:
+                if not self._newest_leader.believes(reply.registered.leader_epoch):
                     raise ConnectionError("it led once, and another one leads now")
-                self._leader_epoch = max(self._leader_epoch, leader_epoch)
                 self._addresses.served()
                 self._body.metrics.session_connects.inc()
                 self._backoff_s = config.scheduler_backoff_initial_s

@@ -297,6 +297,7 @@ def test_a_decode_that_fails_without_its_holder_is_the_holders_fault_this_once()
     play.tell(
         planned(2, prefill=Placement(worker_id="prefill-1", address="p1", epoch=1)), failed(Stage.PREFILL, attempt=2)
     )
+    play.tell(PauseOver(attempt=2))
     assert play.all(AskPlan)[2].excluded_worker_ids == ("prefill-0", "prefill-1")
 
 
@@ -304,3 +305,19 @@ def test_a_decode_that_recovers_from_its_lost_holder_just_goes_on() -> None:
     play = Play(planned(), prefilled(), HolderLost(worker_id="prefill-0", epoch=1), decoded(8, external=0))
     assert play.flow.awaited is Awaited.STEP and play.tokens == [7, 8]
     assert play.tell(HolderLost(worker_id="prefill-0", epoch=1)) == []
+
+
+def test_the_last_of_three_tries_does_not_follow_the_second_lost_stream_at_once() -> None:
+    """A cut network takes all streams down one after the other, faster than a request moves on."""
+    play = Play(planned(), failed(Stage.PREFILL), planned(2), attempts_max=3, replans_max=2)
+    assert kinds(play.tell(failed(Stage.PREFILL, attempt=2))) == ["EndPlan", "Retried", "Pause"]
+    assert play.flow.phase is Phase.WAITING and len(play.all(AskPlan)) == 2
+    play.tell(PauseOver(attempt=2), planned(3))
+    # By then none is left, and what reaches nobody waits for the network.
+    assert kinds(play.tell(unreached(Stage.PREFILL, 3))) == ["EndPlan", "Pause"]
+
+
+def test_a_last_try_behind_an_engine_error_is_made_at_once() -> None:
+    play = Play(planned(), failed(Stage.PREFILL), planned(2), attempts_max=3)
+    play.tell(failed(Stage.PREFILL, FailureKind.INTERNAL, attempt=2))
+    assert len(play.all(AskPlan)) == 3

@@ -28,11 +28,18 @@ from front_proxy.held_handoff import HeldHandoff
 from front_proxy.plan_desk import DeskBounds, PlanDesk
 from front_proxy.request_flow import RequestFlow
 from front_proxy.shown import ShownTokens
+from front_proxy.stall import Looks
 from front_proxy.work import Stage, WorkerOutput
 from kv_transfer.handoff import KvHandoff
 from runtime.failures import Failure
+from scheduler.actions import Action
+from scheduler.cluster import Worker
+from scheduler.core import SchedulerCore
+from scheduler.events import Event, Tick
 from simulation.__main__ import main
-from simulation.cluster import simulate
+from simulation.fronts import SimFront
+from simulation.schedulers import SimScheduler
+from simulation.seeds import simulate
 from simulation.workers import Link, OrderKey, SimWorker
 
 SEEDS = 500
@@ -306,6 +313,68 @@ class DoesNotWaitForItsTurn(PlanDesk):
 )
 def test_a_planted_bug_of_the_desk_is_found(desk: type[PlanDesk]) -> None:
     assert found(desk=desk) is not None, f"{desk.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
+
+
+class BlamesOthersForItsOwnSleep(Looks):
+    """Does not notice that it stood still itself."""
+
+    def late(self, now_s: float) -> bool:
+        return False
+
+
+class SleepyFront(SimFront):
+    """Gives work up that was silent while nobody listened."""
+
+    looks = BlamesOthersForItsOwnSleep
+
+
+class DoesNotKnowThatItSlept(SchedulerCore):
+    """Counts its own sleep, and being cut off itself, as everybody else's silence."""
+
+    def handle(self, event: Event, now_s: float) -> Sequence[Action]:
+        return super().handle(Tick() if isinstance(event, Tick) else event, now_s)
+
+    def _doubt(self, now_s: float) -> None:
+        pass
+
+
+class BelievesOldStreams(SchedulerCore):
+    """Takes what is said on a stream that was replaced for the present one's."""
+
+    def _member(self, worker_id: str, session: int) -> Worker | None:
+        return self.cluster.get(worker_id)
+
+
+class LeadsOn(SimScheduler):
+    """Decides also when its time is over."""
+
+    @property
+    def deposed(self) -> bool:
+        return False
+
+
+class TakesNobodyForCutOff(RequestFlow):
+    """Fails what reaches nobody at once."""
+
+    def handle(self, event: FlowEvent) -> Sequence[FlowAction]:
+        if isinstance(event, WorkerFailed):
+            event = msgspec.structs.replace(event, failure=msgspec.structs.replace(event.failure, reached=True))
+        return super().handle(event)
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        {"front": SleepyFront},
+        {"core": DoesNotKnowThatItSlept},
+        {"core": BelievesOldStreams},
+        {"scheduler": LeadsOn},
+        {"flow": TakesNobodyForCutOff},
+    ],
+    ids=lambda planted: next(iter(planted.values())).__name__,
+)
+def test_a_planted_bug_of_a_process_that_stands_still_or_is_cut_off_is_found(planted: dict[str, Any]) -> None:
+    assert found(**planted) is not None, f"{planted} survived {SEEDS_TO_FIND_A_BUG} seeds"
 
 
 def found(**planted: Any) -> int | None:

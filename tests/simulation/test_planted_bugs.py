@@ -21,7 +21,7 @@ from scheduler.books import Books
 from scheduler.cluster import Worker
 from scheduler.core import SchedulerCore
 from scheduler.events import Event, FrontLeft, RequestEnded, RunningPlan
-from simulation.cluster import simulate
+from simulation.seeds import simulate
 from simulation.workers import SimWorker
 
 SEEDS_TO_FIND_A_BUG = 1_000

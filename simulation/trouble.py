@@ -1,0 +1,240 @@
+"""Breaks a simulated cluster as ``faults.Faults`` says: everything at once, or one thing after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from simulation.cluster import SimCluster
+from simulation.fronts import SimFront
+from simulation.network import Disorder, Process
+from simulation.schedulers import SimScheduler
+from simulation.workers import SimWorker
+
+TROUBLE_S = 0.6
+FREEZE_S = (0.1, 2.0)
+LONG_FREEZE_S = (2.0, 6.0)
+# What a front proxy that is cut off from everybody lasts: its requests are stalled wherever they go.
+HOLE_S = (0.1, 1.0)
+CUT_OFF_S = (0.1, 1.5)
+# Longer than a worker's lease too: it must not take its own sleep for others' silence.
+SCHEDULER_FREEZE_S = (0.1, 4.0)
+DISORDER_S = (0.2, 1.5)
+FULL_DISK_S = (0.2, 1.5)
+# A supervisor at hand, or one that backs off.
+RESTARTS_S = ((0.005, 0.1), (0.1, 1.0))
+SCHEDULER_AWAY_S = (0.02, 1.5)
+DRAIN_S = (0.0, 0.3)
+# From the end of one failure to the next one, where they come one at a time.
+RECOVERED_S = 2.0
+
+WORKERS_SHARE = 0.5
+
+# How long it lasts.
+Break = Callable[[], float]
+
+
+class Trouble:
+    """One run's. ``plan`` once."""
+
+    def __init__(self, cluster: SimCluster, busy: Callable[[], bool]) -> None:
+        self._cluster = cluster
+        self._world = cluster.world
+        self._rng = cluster.world.rng
+        self._busy = busy
+        for scheduler in cluster.schedulers.values():
+            scheduler.on_stepped_down = self._restarter(scheduler)
+
+    def plan(self) -> None:
+        """Have everything happen that the faults say."""
+        odds = self._cluster.faults
+        for what, count in (
+            (self._crash_worker, odds.worker_crashes),
+            (self._freeze_worker, odds.worker_freezes),
+            (self._drain_worker, odds.drains),
+            (self._cut_stream, odds.stream_cuts),
+            (self._crash_scheduler, odds.scheduler_restarts),
+            (self._crash_front, odds.front_crashes),
+            (self._freeze_other, odds.freezes),
+            (self._black_hole, odds.holes),
+            (self._black_link, odds.link_holes),
+            (self._cut_off, odds.cut_offs),
+            (self._disorder, odds.disorders),
+            (self._fill_disk, odds.full_disks),
+        ):
+            for _ in range(count):
+                self._world.after(self._rng.uniform(0.0, TROUBLE_S), what)
+        if odds.single:
+            self._world.after(self._rng.uniform(0.05, 0.5), self._next, odds.single)
+
+    def _next(self, left: int) -> None:
+        """One thing that may go wrong without anybody noticing, and the next when everybody is well again."""
+        if not self._busy():
+            return
+        # A worker's troubles are most of them: each meets another moment of a stream.
+        workers: tuple[Break, ...] = (
+            self._crash_worker, self._freeze_worker, self._freeze_for_long, self._drain_worker, self._cut_stream,
+        )  # fmt: skip
+        others: tuple[Break, ...] = (
+            self._crash_scheduler, self._freeze_other, self._black_hole, self._black_link, self._cut_off,
+            self._cut_off, self._disorder, self._fill_disk,
+        )  # fmt: skip
+        share = 1.0 if self._cluster.faults.crowded else WORKERS_SHARE
+        kinds = workers if self._rng.random() < share else others
+        lasts_s = self._rng.choice(kinds)()
+        if left > 1:
+            self._world.after(lasts_s + RECOVERED_S + self._rng.uniform(0.05, 0.5), self._next, left - 1)
+
+    def _any(self, of: list[Process]) -> Process | None:
+        """One that is well."""
+        well = [process for process in of if not process.troubled]
+        return self._rng.choice(well) if well else None
+
+    def _worker(self) -> SimWorker | None:
+        worker = self._any(list(self._cluster.workers.values()))
+        assert worker is None or isinstance(worker, SimWorker)
+        return worker
+
+    # Workers
+
+    def _crash_worker(self) -> float:
+        worker = self._worker()
+        return self._end_worker(worker) if worker is not None else 0.0
+
+    def _end_worker(self, worker: SimWorker) -> float:
+        worker.crash()
+        away_s = self._rng.uniform(*self._rng.choice(RESTARTS_S))
+        self._world.after(away_s, self._cluster.restart_worker, worker)
+        return away_s
+
+    def _freeze_worker(self) -> float:
+        return self._freeze(self._worker(), FREEZE_S)
+
+    def _freeze_for_long(self) -> float:
+        return self._freeze(self._worker(), LONG_FREEZE_S)
+
+    def _freeze(self, process: Process | None, between_s: tuple[float, float]) -> float:
+        if process is None:
+            return 0.0
+        for_s = self._rng.uniform(*between_s)
+        process.freeze(for_s)
+        excuse(process, for_s)
+        return for_s
+
+    def _drain_worker(self) -> float:
+        worker = self._worker()
+        if worker is None:
+            return 0.0
+        worker.drain()
+        for_s = self._rng.uniform(*DRAIN_S)
+        self._world.after(for_s, self._end_drain, worker, worker.epoch)
+        return for_s + RESTARTS_S[1][1]
+
+    def _end_drain(self, worker: SimWorker, epoch: int) -> None:
+        if worker.alive and worker.epoch == epoch:
+            self._end_worker(worker)
+
+    # The others
+
+    def _scheduler(self) -> SimScheduler | None:
+        """Mostly the one that leads."""
+        leader = self._cluster.leader
+        if leader is not None and not leader.troubled and self._rng.random() < 0.7:
+            return leader
+        other = self._any(list(self._cluster.schedulers.values()))
+        assert other is None or isinstance(other, SimScheduler)
+        return other
+
+    def _crash_scheduler(self) -> float:
+        scheduler = self._scheduler()
+        if scheduler is None:
+            return 0.0
+        scheduler.crash()
+        away_s = self._rng.uniform(*SCHEDULER_AWAY_S)
+        self._world.after(away_s, self._cluster.restart_scheduler, scheduler)
+        return away_s
+
+    def _restarter(self, scheduler: SimScheduler) -> Callable[[], None]:
+        def restart() -> None:
+            self._world.after(self._rng.uniform(*RESTARTS_S[1]), self._cluster.restart_scheduler, scheduler)
+
+        return restart
+
+    def _crash_front(self) -> float:
+        self._rng.choice(self._cluster.fronts).crash()
+        return 0.0
+
+    def _freeze_other(self) -> float:
+        if self._rng.random() < 0.5:
+            return self._freeze(self._scheduler(), SCHEDULER_FREEZE_S)
+        return self._freeze(self._any(list(self._cluster.fronts)), FREEZE_S)
+
+    # Networks and disks
+
+    def _cut_stream(self) -> float:
+        streams = [stream for process in self._cluster.processes for stream in process.streams]
+        if streams:
+            self._world.tell("network", "a stream is cut")
+            self._rng.choice(streams).cut()
+        return 0.0
+
+    def _black_link(self) -> float:
+        streams = [stream for process in self._cluster.processes for stream in process.streams]
+        for_s = self._rng.uniform(*HOLE_S)
+        if streams:
+            self._world.tell("network", f"a stream is a black hole for {for_s:.3f} s")
+            self._rng.choice(streams).silence(for_s)
+        return for_s
+
+    def _black_hole(self) -> float:
+        process = self._any(self._cluster.processes)
+        for_s = self._rng.uniform(*HOLE_S)
+        if process is not None:
+            process.silence(for_s)
+            excuse(process, for_s)
+        return for_s
+
+    def _cut_off(self) -> float:
+        of = self._cluster.processes
+        process = self._any(of if self._rng.random() < 0.5 else list(self._cluster.fronts))
+        for_s = self._rng.uniform(*CUT_OFF_S)
+        if process is not None:
+            process.cut_off(for_s)
+            excuse(process, for_s)
+        return for_s
+
+    def _disorder(self) -> float:
+        process = self._any(self._cluster.processes)
+        for_s = self._rng.uniform(*DISORDER_S)
+        kind = self._rng.choice(("slow", "late", "twice"))
+        if process is None:
+            return 0.0
+        match kind:
+            case "slow":
+                process.disturb(Disorder(slow_s=self._rng.uniform(0.01, 0.1)), for_s)
+            case "late":
+                process.disturb(Disorder(late_max_s=0.3, late_fraction=self._rng.uniform(0.1, 0.5)), for_s)
+            case _:
+                process.disturb(Disorder(twice=True), for_s)
+                half_open(process, for_s)
+        return for_s
+
+    def _fill_disk(self) -> float:
+        """No scheduler can renew or claim its lease, and one process dies meanwhile."""
+        store = self._cluster.store
+        for_s = self._rng.uniform(*FULL_DISK_S)
+        if store is not None:
+            store.fill(for_s)
+        return max(for_s, self._crash_worker() if self._rng.random() < 0.5 else self._crash_scheduler())
+
+
+def excuse(process: Process, for_s: float) -> None:
+    """What the clients of a front proxy that stands still or hears nobody wait for is not the cluster's doing."""
+    if isinstance(process, SimFront):
+        process.excused_s = process.world.now_s + for_s
+
+
+def half_open(process: Process, for_s: float) -> None:
+    """Every stream is lost to its caller, while its other end holds it for whole until the end."""
+    for stream in list(process.streams):
+        stream.lose_for_caller()
+        process.world.after(for_s, stream.cut)
