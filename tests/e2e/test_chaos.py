@@ -51,7 +51,7 @@ def test_a_leader_that_nobody_reaches_is_replaced_under_load(tmp_path: Path) -> 
     )  # fmt: skip
     assert code == 0, said
     assert [fault["kind"] for fault in report["faults"]] == ["blackhole", "blackhole"]
-    assert "0 failed, 0 with wrong tokens" in said
+    assert "0 failed, 0 with wrong answers" in said
     # One of the two hits the leader, and perhaps both: the next one leads by the second.
     assert "ended with exit code 4; starts again" in said
     told = "".join(log.read_text() for log in (tmp_path / "state" / "logs").glob("scheduler-*.log"))
