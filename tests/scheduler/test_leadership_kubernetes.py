@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from runtime.clock import SystemClock
 from runtime.configuration import BadConfiguration
@@ -240,11 +241,36 @@ def test_outside_a_pod_it_says_what_is_missing(tmp_path: Path) -> None:
     assert in_cluster(config, {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443"}) is not None
 
 
-async def test_the_system_clock_fits(setting: Setting) -> None:
-    config = KubernetesConfig(api_host=HOST, api_port=setting.server.port, account_dir=str(setting.server.account_dir))
-    lease = KubernetesLease(
-        in_cluster(config, {}), namespace=NAMESPACE, name="own", lease_s=LEASE_S, clock=SystemClock()
-    )
-    assert await lease.try_acquire("a:1") is not None
-    assert await lease.renew()
-    await lease.release()
+def test_the_loop_that_processes_run_on_fails_no_other_way(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with ApiServer(tmp_path).listening() as server:
+            setting = Setting(server)
+            one = setting.seat(call_timeout_s=CALL_TIMEOUT_S)
+            assert await one.try_acquire("a:1") is not None
+            troubles: list[Trouble] = ["hangs", "hangs_when_done", "cut", "cut_when_done", "error", "stalls_in_body"]
+            for trouble in troubles:
+                server.troubles += [trouble, trouble]
+                with pytest.raises(OSError, match=r"no answer within|connection ended|500 Internal"):
+                    await one.renew()
+                server.troubles.clear()
+                assert await one.renew(), trouble
+            server.drop_connections()
+            assert await one.renew()
+            await one.release()
+            make_certificate(tmp_path)
+            with pytest.raises(OSError, match="certificate verify failed"):
+                await one.try_acquire("a:1")
+
+    uvloop.run(story())
+
+
+def test_it_runs_by_the_clock_of_the_machine(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with ApiServer(tmp_path).listening() as server:
+            api = in_cluster(KubernetesConfig(api_host=HOST, api_port=server.port, account_dir=str(tmp_path)), {})
+            lease = KubernetesLease(api, namespace=NAMESPACE, name="lead", lease_s=LEASE_S, clock=SystemClock())
+            assert await lease.try_acquire("a:1") is not None
+            assert await lease.renew()
+            await lease.release()
+
+    uvloop.run(story())

@@ -82,11 +82,14 @@ class Script:
         self.until_s = float("inf")
         self.leader = Holder(1, "a:1")
         self.sees_leader = True
+        self.errors: list[OSError] = []
         self.refusals = 0
         self.told = 0
         self.asked: bool | None = False
 
     async def try_acquire(self, address: str) -> int | None:
+        if self.errors:
+            raise self.errors.pop(0)
         if not self.refusals:
             return 7
         self.refusals -= 1
@@ -138,6 +141,18 @@ async def test_who_stands_by_tells_that_it_is_asked_and_only_then() -> None:
     lease.refusals = 9
     assert await stand_by(CONFIG, lease, lease.shell, "b:1") == 7
     assert lease.shell.asked.count == 4 and lease.told == 4
+
+
+@pytest.mark.parametrize("wrong", [FileNotFoundError, PermissionError])
+async def test_a_store_that_is_not_there_at_the_start_is_an_error_and_one_that_is_away_is_waited_for(
+    wrong: type[OSError],
+) -> None:
+    lease: Any = script([])
+    lease.errors = [wrong("no such namespace")]
+    with pytest.raises(wrong):
+        await stand_by(CONFIG, lease, lease.shell, "b:1")
+    lease.errors = [TimeoutError("no answer"), wrong("for a moment"), ConnectionError("no answer")]
+    assert await stand_by(CONFIG, lease, lease.shell, "b:1") == 7
 
 
 def test_who_takes_over_knows_whether_others_were_looking_for_the_leader_for_long() -> None:

@@ -33,6 +33,8 @@ class Running:
             leader_store="kubernetes",
             leader_interval_s=0.05,
             leader_lease_s=1.0,
+            heartbeat_interval_s=0.1,
+            deaf_step_down_s=0.3,
             kubernetes=KubernetesConfig(
                 api_host=HOST, api_port=server.port, account_dir=str(server.account_dir), call_timeout_s=0.4
             ),
@@ -104,3 +106,18 @@ async def test_a_leader_whose_renewals_hang_ends_and_somebody_leads_again_when_t
         assert not stand_by.ended.done(), "who stands by waits for the API server to be back"
         server.troubles.clear()
         await stand_by.until("ready")
+
+
+@pytest.mark.timeout(120)
+async def test_a_leader_that_nobody_asks_makes_way_for_the_one_that_is_asked(tmp_path: Path) -> None:
+    async with ApiServer(tmp_path).listening() as server, two(server) as (leader, stand_by):
+
+        async def ask() -> None:
+            while True:
+                await stand_by.refers_to()
+
+        asking = asyncio.create_task(ask())
+        assert await asyncio.wait_for(leader.ended, WAIT_S) == EXIT_NOT_LEADER
+        asking.cancel()
+        await stand_by.until("ready")
+        assert set(server.store.leases) == {"baton-scheduler", "baton-scheduler-asked"}
