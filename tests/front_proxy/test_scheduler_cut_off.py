@@ -36,7 +36,7 @@ async def test_a_stand_by_takes_over_from_a_leader_that_nobody_reaches(
 ) -> None:
     shared = (
         f"scheduler.leader_lease_file={tmp_path / 'leader'}",
-        "scheduler.leader_lease_s=1.0",
+        "scheduler.leader_lease_s=3.0",
         "scheduler.heartbeat_interval_s=0.3",
         "scheduler.deaf_step_down_s=1.0",
         # Shorter than workers may take to come from the address that does not answer.

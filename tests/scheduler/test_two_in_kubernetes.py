@@ -28,11 +28,11 @@ POLL_S = 0.02
 class Running:
     """A scheduler in this process."""
 
-    def __init__(self, server: ApiServer) -> None:
+    def __init__(self, server: ApiServer, lease_s: float) -> None:
         self._config = SchedulerConfig(
             leader_store="kubernetes",
             leader_interval_s=0.05,
-            leader_lease_s=1.0,
+            leader_lease_s=lease_s,
             heartbeat_interval_s=0.1,
             deaf_step_down_s=0.3,
             kubernetes=KubernetesConfig(
@@ -77,10 +77,10 @@ class Running:
 
 
 @asynccontextmanager
-async def two(server: ApiServer) -> AsyncIterator[tuple[Running, Running]]:
-    leader = Running(server)
+async def two(server: ApiServer, lease_s: float = 30.0) -> AsyncIterator[tuple[Running, Running]]:
+    leader = Running(server, lease_s)
     await leader.until("ready")
-    stand_by = Running(server)
+    stand_by = Running(server, lease_s)
     try:
         await stand_by.until("standby")
         yield leader, stand_by
@@ -100,7 +100,7 @@ async def test_the_one_that_stands_by_names_the_leader_and_follows_it_when_it_st
 
 @pytest.mark.timeout(120)
 async def test_a_leader_whose_renewals_hang_ends_and_somebody_leads_again_when_they_do_not(tmp_path: Path) -> None:
-    async with ApiServer(tmp_path).listening() as server, two(server) as (leader, stand_by):
+    async with ApiServer(tmp_path).listening() as server, two(server, lease_s=2.0) as (leader, stand_by):
         server.troubles += ["hangs"] * 1000
         assert await asyncio.wait_for(leader.ended, WAIT_S) == EXIT_NOT_LEADER
         assert not stand_by.ended.done(), "who stands by waits for the API server to be back"
