@@ -84,7 +84,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     # Serve what vLLM's scheduler and connector count (vllm:*) from the worker's /metrics too. It costs CPU every step;
     # vllm:* histograms of single requests stay empty: Baton's own have them (docs/metrics.md).
     vllm_metrics: bool = False
-    # Any further field of vLLM's AsyncEngineArgs; one that vLLM does not know is refused before anything starts.
+    # Any further field of vLLM's AsyncEngineArgs; one that vLLM does not know, or that is set above, is refused before
+    # anything starts.
     args: dict[str, Any] = msgspec.field(default_factory=dict)
     # Epochs are milliseconds of the wall clock. Whoever starts a worker again names its last epoch + 1 here, so that it
     # looks newer also where the clock was put back meanwhile; `baton up` does. 0: the clock alone.

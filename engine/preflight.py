@@ -16,10 +16,22 @@ from engine.config import EngineConfig
 CPU_BLOCK_TOKENS = 32
 """vLLM's attention on CPU works on whole multiples of it."""
 
-# Arguments that are settings of their own, which more than the engine reads.
+# Arguments that are settings of their own, which more than the engine reads, and which would silently lose to these.
 _OWN_SETTINGS = {
     "model": "engine.model",
+    "served_model_name": "engine.served_model_name",
+    "tokenizer": "engine.tokenizer",
+    "trust_remote_code": "engine.trust_remote_code",
+    "dtype": "engine.dtype",
+    "max_model_len": "engine.max_model_len",
     "block_size": "engine.block_size_tokens",
+    "kv_cache_memory_bytes": "engine.kv_cache_bytes",
+    "enforce_eager": "engine.enforce_eager",
+    "tensor_parallel_size": "engine.tensor_parallel_size",
+    "max_num_seqs": "engine.max_num_seqs",
+    "max_num_batched_tokens": "engine.max_num_batched_tokens",
+    "seed": "engine.seed",
+    "disable_log_stats": "engine.vllm_metrics",
     "kv_transfer_config": "engine.kv_connector and the settings beside it",
 }
 _ARGUMENTS_FILE = Path("engine", "arg_utils.py")

@@ -32,6 +32,9 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     ended and its request given up: it holds a place and memory of workers meanwhile."""
     prompt_tokens_max: PositiveCount = 1_048_576
     """Longest prompt accepted before any worker is asked; the workers' own limit is checked too."""
+    name_characters_max: PositiveCount = 1024
+    """Longest request_id, session_id and cache_salt of a request, over gRPC its tenant too: they are kept, logged and
+    sent on with every message. Of a request_id over HTTP what is put before it (``chatcmpl-``) counts."""
     message_bytes_max: PositiveCount = 64 * 1024 * 1024
     """Longest gRPC message in either direction."""
     output_deltas_max: PositiveCount = 4096

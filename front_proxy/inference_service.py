@@ -27,8 +27,6 @@ _PRIORITY_CLASSES: dict[int, str] = {
     inference_pb2.PRIORITY_CLASS_BATCH: "batch",
 }
 _MESSAGE_CHARACTERS_MAX = 4096
-NAME_CHARACTERS_MAX = 1024
-"""Longest request_id, tenant, session_id and cache_salt: they are kept, logged and sent on with every message."""
 _NAMES = ("request_id", "tenant", "session_id", "cache_salt")
 log = logging.getLogger("baton.front_proxy.inference_service")
 
@@ -66,6 +64,8 @@ class StreamBounds(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of them."""
     message_bytes_max: int
     """Longest message of the server."""
+    name_characters_max: int
+    """Longest of the names that a request has."""
     retry_after_s: float
 
 
@@ -83,7 +83,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         request.request_id = request.request_id or _request_id()
         with GRPC_STREAMS.labels("Generate").track_inprogress():
             try:
-                _check_names(request)
+                _check_names(request, self._bounds.name_characters_max)
                 asker = _asker(_caller(context), request)
             except FailureError as error:
                 await abort(context, error.failure)
@@ -189,10 +189,10 @@ class _ManySession:
         request.request_id = request.request_id or _request_id()
         name = request.request_id
         try:
-            _check_names(request)
+            _check_names(request, self._bounds.name_characters_max)
             asker = _asker(self._caller, request)
         except FailureError as error:
-            self._fail(name[:NAME_CHARACTERS_MAX], error.failure)
+            self._fail(name[: self._bounds.name_characters_max], error.failure)
             return
         if name in self._running:
             message = f"Request {name} already runs on this stream."
@@ -266,10 +266,10 @@ def _asker(caller: Asker, request: inference_pb2.GenerateRequest) -> Asker:
     return asker_of_request(caller, tenant=request.tenant, priority_class=_PRIORITY_CLASSES.get(number, ""))
 
 
-def _check_names(request: inference_pb2.GenerateRequest) -> None:
+def _check_names(request: inference_pb2.GenerateRequest, characters_max: int) -> None:
     for field in _NAMES:
-        if (length := len(getattr(request, field))) > NAME_CHARACTERS_MAX:
-            message = f"{field} must have at most {NAME_CHARACTERS_MAX} characters, got {length}."
+        if (length := len(getattr(request, field))) > characters_max:
+            message = f"{field} must have at most {characters_max} characters, got {length}."
             raise FailureError(Failure(kind=FailureKind.BAD_REQUEST, message=message))
 
 

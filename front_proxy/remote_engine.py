@@ -42,6 +42,7 @@ class ClientBounds(msgspec.Struct, frozen=True, kw_only=True):
     requests_in_flight_max: int
     prompt_tokens_max: int
     block_size_tokens: int
+    name_characters_max: int
     retry_after_s: float
     seed_for_replay: bool = True
 
@@ -189,7 +190,7 @@ class RemoteEngineClient(GenerationOnlyClient):
             REFUSALS.labels("too_large").inc()
             message = f"The prompt has {prompt_tokens} tokens; at most {self._bounds.prompt_tokens_max} are accepted."
             raise _refusal(Failure(kind=FailureKind.TOO_LARGE, message=message))
-        _check_wire(request)
+        _check_wire(request, self._bounds.name_characters_max)
         self.input_processor.assign_request_id(request)
         assert request.sampling_params is not None
         drop_forbidden(request.sampling_params)
@@ -217,16 +218,21 @@ class RemoteEngineClient(GenerationOnlyClient):
         self.renderer.shutdown()
 
 
-def _check_wire(request: EngineCoreRequest) -> None:
-    """Refuse what vLLM would take and no message of ours can carry."""
+def _check_wire(request: EngineCoreRequest, name_characters_max: int) -> None:
+    """Refuse what vLLM would take and no message of ours can carry, or would carry again and again."""
     if not -_PRIORITY_LIMIT <= request.priority < _PRIORITY_LIMIT:
         raise VLLMValidationError(
             f"priority must be between {-_PRIORITY_LIMIT} and {_PRIORITY_LIMIT - 1}, got {request.priority}.",
             parameter="priority",
         )
     for name in ("request_id", "cache_salt", "session_id"):
+        value = getattr(request, name) or ""
+        if len(value) > name_characters_max:
+            raise VLLMValidationError(
+                f"{name} must have at most {name_characters_max} characters, got {len(value)}.", parameter=name
+            )
         try:
-            (getattr(request, name) or "").encode()
+            value.encode()
         except UnicodeEncodeError as error:
             raise VLLMValidationError(f"{name} is not valid Unicode: {error.reason}.", parameter=name) from error
 

@@ -227,6 +227,7 @@ def _services(
             outputs_max=front.output_deltas_max,
             output_bytes_max=front.output_bytes_max,
             message_bytes_max=front.message_bytes_max,
+            name_characters_max=front.name_characters_max,
             retry_after_s=front.retry_after_s,
         ),
     )

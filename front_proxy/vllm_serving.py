@@ -47,6 +47,7 @@ def build(engine: EngineConfig, front: FrontProxyConfig, source: SequenceSource)
         requests_in_flight_max=front.requests_in_flight_max,
         prompt_tokens_max=front.prompt_tokens_max,
         block_size_tokens=engine.block_size_tokens,
+        name_characters_max=front.name_characters_max,
         retry_after_s=front.retry_after_s,
         seed_for_replay=front.seed_for_replay,
     )

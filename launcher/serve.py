@@ -6,10 +6,12 @@ import os
 import socket
 import sys
 from collections.abc import Coroutine, Mapping
+from pathlib import Path
 from typing import Any, assert_never
 
 import msgspec
 
+from launcher import scratch
 from launcher.config import BatonConfig
 from launcher.ports import HTTP_FD_VARIABLE
 from launcher.process_plan import Role
@@ -22,10 +24,27 @@ CHILD_VARIABLE = "BATON_CHILD"
 
 def serve(role: Role, config: BatonConfig) -> int:
     """Run the process to its end and return its exit code."""
-    from runtime import lifecycle, orphan, telemetry
+    from runtime import orphan
 
-    if os.environ.get(CHILD_VARIABLE):
-        orphan.stop_with_parent()
+    if not os.environ.get(CHILD_VARIABLE):
+        return _serve(role, config)
+    clean_up_behind_parent = orphan.stop_with_parent(clean_up=_remove_scratch)
+    try:
+        return _serve(role, config)
+    finally:
+        clean_up_behind_parent()
+
+
+def _remove_scratch() -> None:
+    """Remove the folder that `baton up` made for this process's temporary files, where it made one."""
+    folder = Path(os.environ.get("TMPDIR", ""))
+    if folder.name.startswith(scratch.PREFIX):
+        scratch.remove(folder)
+
+
+def _serve(role: Role, config: BatonConfig) -> int:
+    from runtime import lifecycle, telemetry
+
     telemetry.configure_logging(_log_level(role, config), process_id(role, config))
     try:
         lifecycle.run(_main(role, config), exit_timeout_s=config.launcher.exit_timeout_s)

@@ -43,7 +43,13 @@ def _parts(tiny_model_folder: Path) -> Iterator[tuple[Any, Any, Any]]:
     config = render_config(args)
     tokenizer = renderer_from_config(config).tokenizer
     source = FakeSource(lambda text: tokenizer.encode(text, add_special_tokens=False))
-    bounds = ClientBounds(requests_in_flight_max=8, prompt_tokens_max=900, block_size_tokens=32, retry_after_s=2.0)
+    bounds = ClientBounds(
+        requests_in_flight_max=8,
+        prompt_tokens_max=900,
+        block_size_tokens=32,
+        name_characters_max=1024,
+        retry_after_s=2.0,
+    )
     client = RemoteEngineClient(config, source, bounds)
     yield source, client, args
     client.shutdown()

@@ -11,7 +11,6 @@ import pytest
 
 from front_proxy.client import BatonClient, BatonError, GenerateRequest, SamplingOptions, request
 from front_proxy.inference_service import (
-    NAME_CHARACTERS_MAX,
     SERVICE,
     InferenceService,
     NamedModel,
@@ -166,7 +165,7 @@ async def test_a_name_without_bound_is_refused_by_its_field(served: Served, api:
         setattr(asked, field, "x" * characters)
         return asked
 
-    longest, longer = asking(NAME_CHARACTERS_MAX), asking(NAME_CHARACTERS_MAX + 1)
+    longest, longer = asking(1024), asking(1025)
     with pytest.raises(grpc.aio.AioRpcError, match=f"{field} must have at most") as refused:
         await api._stub.Generate(longer).read()
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT

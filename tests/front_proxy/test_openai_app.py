@@ -210,6 +210,7 @@ async def test_the_context_is_the_smallest_of_the_workers(served: Served, http: 
         ("/v1/completions", {"prompt": "x", "max_tokens": -1}, 400, "max_tokens"),
         ("/v1/completions", {"prompt": [5] * 950, "max_tokens": 2}, 413, "900"),
         ("/v1/completions", {"prompt": "x", "n": 9, "temperature": 1.0}, 400, "n must be at most"),
+        ("/v1/completions", {"prompt": "x", "session_id": "x" * 1025}, 400, "session_id must have at most 1024"),
         ("/v1/chat/completions", {"messages": MESSAGES, "tools": "no"}, 400, "tools"),
         ("/v1/chat/completions", {"messages": MESSAGES, "tools": [{"type": "function"}]}, 400, "function"),
         (
