@@ -120,5 +120,6 @@ class OutagePlanner:
                 kv_blocks_used=int(load.kv_blocks_used * share),
                 prefill_tokens_queued=int(load.prefill_tokens_queued * share),
             )
-            report = WorkerLoadReported(session=worker.session, worker_id=worker_id, load=faded)
+            # Faded, a queue seems worked off at a pace that says nothing of the worker.
+            report = WorkerLoadReported(session=worker.session, worker_id=worker_id, load=faded, remembered=True)
             self._core.handle(report, now_s)

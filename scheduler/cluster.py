@@ -161,8 +161,8 @@ class Worker:
         self._refresh()
         return blocks
 
-    def report(self, load: WorkerLoad, now_s: float, visible_after_s: float) -> None:
-        """Take over a load report."""
+    def report(self, load: WorkerLoad, now_s: float, visible_after_s: float, *, remembered: bool = False) -> None:
+        """Take over a load report. How fast a worker computes is not learnt from one that is only remembered."""
         self.load = load
         self.heard_s = now_s
         self.silent = False
@@ -178,7 +178,8 @@ class Worker:
             visible.append(key)
         for key in visible:
             self.unreported_tokens -= self.unreported.pop(key)[1]
-        self._observe_rate(now_s)
+        if not remembered:
+            self._observe_rate(now_s)
         self._refresh()
 
     def _observe_rate(self, now_s: float) -> None:

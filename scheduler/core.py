@@ -317,12 +317,12 @@ class SchedulerCore:
         if worker is None:
             return ()
         if worker.load == event.load and not worker.silent:
-            worker.report(event.load, now_s, self._config.plan_visible_after_s)
+            worker.report(event.load, now_s, self._config.plan_visible_after_s, remembered=event.remembered)
             return ()
         changed_state = worker.load.state is not event.load.state or worker.silent
         if changed_state:
             self._story.append((now_s, event))
-        worker.report(event.load, now_s, self._config.plan_visible_after_s)
+        worker.report(event.load, now_s, self._config.plan_visible_after_s, remembered=event.remembered)
         return (PublishView(at_once=changed_state),)
 
     def _tick(self, now_s: float) -> Sequence[Action]:

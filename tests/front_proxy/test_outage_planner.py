@@ -51,6 +51,16 @@ def test_the_load_that_was_seen_loses_its_weight() -> None:
     assert isinstance(ask(made, 3, now_s=110.0, prompt_tokens=90 * 32), ReplyPlan)
 
 
+def test_no_pace_of_a_worker_is_learnt_from_a_load_that_only_fades() -> None:
+    """Of 2000 tokens that waited, few seem computed from one look to the next: that must turn nobody away."""
+    made = planner(p0=ready(prefill_tokens_queued=2000), d0=ready())
+    for plan_id in range(1, 40):
+        now_s = 100.0 + 0.1 * plan_id
+        reply = ask(made, plan_id, now_s)
+        assert isinstance(reply, ReplyPlan) and where(reply) == ("p0", "d0", "remote")
+        made.ended(plan_id, 0, now_s)
+
+
 def test_a_worker_that_could_not_be_used_is_avoided() -> None:
     made = planner(d0=ready(), d1=ready())
     made.suspect("d0", 1, "lost", 100.0)
