@@ -119,9 +119,10 @@ class Watch:
 
     def __init__(self, lease_s: float) -> None:
         self._lease_s = lease_s
-        # What was seen of the last renewal, and since when it is known.
+        # What was seen of the last renewal, since when it is known, and for how long it holds.
         self._seen: Hashable = None
         self._seen_s = float("-inf")
+        self._holds_s = lease_s
 
     def leads(self, seen: Hashable, looked_s: float, seen_s: float, *, lease_s: float = 0.0) -> bool:
         """Whether the leader may still lead, by a look that was begun and done at these times.
@@ -131,8 +132,15 @@ class Watch:
         if seen != self._seen:
             # It may have been renewed until just now: nothing earlier may be the moment to count from.
             self._seen, self._seen_s = seen, seen_s
-        # What was renewed after the look began may have been missed: nothing later may be the moment to judge for.
-        return looked_s < self._seen_s + max(self._lease_s, lease_s)
+        self._holds_s = max(self._lease_s, lease_s)
+        return self.may_lead(looked_s)
+
+    def may_lead(self, looked_s: float) -> bool:
+        """Whether the leader last seen may still lead, by a look that began then and found nothing in the store.
+
+        What was renewed after the look began may have been missed: nothing later may be the moment to judge for.
+        """
+        return looked_s < self._seen_s + self._holds_s
 
     def sees_leader(self, now_s: float) -> bool:
         """Whether a renewal was seen within half of the time that one holds: who stands still is not named."""

@@ -48,7 +48,7 @@ class FileLease:
         began_s = self._clock.monotonic_s()
         number = self._newest()
         self._leader = self._read(number)
-        if number and self._leads(number):
+        if self._leads(number) if number else self._watch.may_lead(began_s):
             return None
         epoch = next_epoch(self._leader.epoch, time.time_ns() // 1_000_000)
         file = self._make(number + 1, mine := Holder(epoch, address))

@@ -101,6 +101,8 @@ class KubernetesLease:
         found = await self._get()
         # The largest that we know of: the Lease may have been deleted, and this machine's clock may be behind.
         former = self._leader.epoch
+        if found is None and self._watch.may_lead(looked_s):
+            return None
         if found is not None:
             former = max(former, found.holder.epoch)
             self._leader = found.holder

@@ -218,6 +218,7 @@ async def test_a_lease_that_was_deleted_is_lost_and_the_next_epoch_is_larger(
     setting.server.store.leases.clear()
     assert not await one.renew()
     await one.release()
+    setting.clock.now_s += LEASE_S
     # On another machine, whose clock is behind.
     monkeypatch.setattr("scheduler.leadership_kubernetes.time.time_ns", lambda: 10**18)
     second = await two.try_acquire("b:1")
