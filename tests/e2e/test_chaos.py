@@ -31,7 +31,7 @@ def chaos(tmp_path: Path, *words: str) -> tuple[int, dict[str, Any], str]:
 def test_a_cluster_with_one_spare_of_each_survives_every_kill_freeze_and_full_disk(tmp_path: Path) -> None:
     code, report, said = chaos(
         tmp_path, "--prefill", "2", "--decode", "2", *ONE_FRONT, *QUICK_STALL, "--faults", "kill,freeze,disk_full",
-        "--seed", "3", "--freeze-s", "3", "--disk-full-s", "1", "--roles", "scheduler,prefill,decode",
+        "--seed", "3", "--freeze-s", "2", "--disk-full-s", "1", "--roles", "scheduler,prefill,decode",
     )  # fmt: skip
     assert code == 0, said
     assert report["passed"] is True
@@ -59,8 +59,9 @@ def test_two_schedulers_survive_whatever_befalls_one_of_them(tmp_path: Path) -> 
 
 def test_a_leader_that_nobody_reaches_is_replaced_under_load(tmp_path: Path) -> None:
     code, report, said = chaos(
-        tmp_path, "--prefill", "1", "--decode", "1", *ONE_FRONT, "--faults", "blackhole", "--blackhole-s", "20",
+        tmp_path, "--prefill", "1", "--decode", "1", *ONE_FRONT, "--faults", "blackhole", "--blackhole-s", "10",
         "--seed", "5", "--roles", "scheduler", "--set", "launcher.schedulers=2",
+        "--set", "scheduler.deaf_step_down_s=2",
     )  # fmt: skip
     assert code == 0, said
     assert [fault["kind"] for fault in report["faults"]] == ["blackhole", "blackhole"]
