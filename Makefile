@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 PROFILE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 SEED ?= 0
-SEEDS ?= 10000
+SEEDS ?= 20000
 ARGS ?=
 
 VENV := .venv
@@ -58,7 +58,7 @@ proto: setup ## Generate code from protos/**/*.proto
 proto-check: setup ## Fail when the generated code is not what the protos give
 	$(BIN)/python -m pytest -q tests/test_repository.py -k generated
 
-sim: setup ## Simulate requests under faults (SEED=17 repeats one; SEEDS=10000 runs that many from 0)
+sim: setup ## Simulate requests under faults, on all cores (SEED=17 repeats one; SEEDS=20000 runs that many from 0)
 	$(BIN)/python -m simulation $(if $(filter command line,$(origin SEED)),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
 
 bench: setup ## Measure Baton beside plain vLLM and vllm-router (ARGS="overhead --rounds 5"; docs/benchmarks.md)

@@ -13,22 +13,27 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
-from launcher import status
+from launcher import chaos_metrics, status
 from launcher.chaos_clients import Clients
 from launcher.chaos_cluster import ChaosCluster, ChaosError
-from launcher.chaos_faults import Faults, Lengths
+from launcher.chaos_faults import Faults
 from launcher.chaos_network import Network
 from launcher.chaos_report import ChaosReport, FaultRecord
 from launcher.chaos_requests import REQUEST_KINDS, RequestKind, Sizes, make_asks
 from launcher.chaos_traffic import Counts, Traffic
+from launcher.config import BatonConfig
 from launcher.process_plan import ProcessSpec
 from simulation.schedule import (
+    AFTER_REQUESTS_MAX,
     CONNECTION_KINDS,
     MESSAGE_KINDS,
     NETWORK_KINDS,
+    USERS,
     Fault,
     FaultKind,
+    Lengths,
     Target,
+    may_repeat,
     replaces,
     schedule,
 )
@@ -44,13 +49,14 @@ class ChaosOptions(msgspec.Struct, frozen=True, kw_only=True):
     kinds: tuple[FaultKind, ...] = ("kill",)
     roles: tuple[str, ...] = ("scheduler", "prefill", "decode", "front_proxy")
     rounds: int = 1
-    users: int = 6
+    users: int = USERS
     request_kinds: tuple[RequestKind, ...] = REQUEST_KINDS
     prompts: int = 36
     prompt_tokens_max: int = 400
     output_tokens_max: int = 64
     lengths: Lengths = Lengths()
-    after_requests_max: int = 8
+    bounds: chaos_metrics.Bounds = chaos_metrics.Bounds.of(BatonConfig())
+    after_requests_max: int = AFTER_REQUESTS_MAX
     request_timeout_s: float = 120.0
     start_timeout_s: float = 600.0
     recover_timeout_s: float = 240.0
@@ -74,6 +80,7 @@ class _Chaos:
         # What a report holds however early the run ends.
         self._counts = Counts()
         self._records: list[FaultRecord] = []
+        self._broken: chaos_metrics.Broken = {}
 
     async def run(self) -> ChaosReport:
         options = self._options
@@ -149,21 +156,40 @@ class _Chaos:
                 sending.cancel()
                 await asyncio.wait({sending})
         leases, blocks = await self._settled(cluster)
+        await self._look_at_metrics(cluster)
+        self._broken.update(await self._left(cluster))
         return ChaosReport(
             seed=options.seed,
-            passed=not (self._counts.failed or leases or blocks),
+            passed=not (self._counts.failed or leases or blocks or self._broken),
             counts=self._counts,
             faults=self._records,
             leases_left=leases,
             blocks_left=blocks,
+            broken=self._broken,
         )
+
+    async def _look_at_metrics(self, cluster: ChaosCluster) -> None:
+        """Whether any process says now what it may never say."""
+        samples = await chaos_metrics.look(cluster.record())
+        for invariant, whats in chaos_metrics.beyond_bounds(samples, self._options.bounds).items():
+            self._broken.setdefault(invariant, []).extend(whats)
+
+    async def _left(self, cluster: ChaosCluster) -> chaos_metrics.Broken:
+        """What is still reserved or held by the processes' own words when the bound after the traffic is over."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + self._options.settle_timeout_s
+        while broken := chaos_metrics.left(await chaos_metrics.look(cluster.record())):
+            if loop.time() > deadline_s:
+                break
+            await asyncio.sleep(self._options.look_interval_s)
+        return broken
 
     async def _break(self, cluster: ChaosCluster, faults: Faults, fault: Fault, traffic: Traffic) -> None:
         loop = asyncio.get_running_loop()
         await self._more_ended(traffic, fault.after_requests)
         before = msgspec.structs.replace(traffic.counts)
         line = await cluster.line(fault.process_id)
-        self._url_down = _url(line) if fault.role == "front_proxy" and replaces(fault.kind) else ""
+        self._url_down = _url(line) if fault.role == "front_proxy" and may_repeat(fault, line.id) else ""
         self._tell(f"{fault.kind} {fault.process_id} (pid {line.pid})")
         began_s = loop.time()
         disturbed, recovered_after_s = 0, None
@@ -177,6 +203,7 @@ class _Chaos:
             recovered_after_s = round(loop.time() - began_s, 2)
             # Requests that were under way when it was hit show their end only now.
             await self._more_ended(traffic, self._options.users)
+            await self._look_at_metrics(cluster)
         finally:
             record = _seen(fault, before, traffic.counts, disturbed, recovered_after_s)
             self._records.append(record)

@@ -120,6 +120,10 @@ class ChaosCluster:
         if code:
             raise ChaosError(f"`baton restart {process_id}` ended with {code}")
 
+    def record(self) -> state.ClusterRecord:
+        """What the launcher knows of every process now."""
+        return state.read(self.state_dir)
+
     async def status(self) -> list[StatusLine]:
         """What every process says now."""
         return await collect(state.read(self.state_dir), timeout_s=self._status_timeout_s)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from launcher.process_plan import ProcessSpec
+    from launcher.config import BatonConfig
 
 # As simulation.schedule has them, which this module does not import: the command is read without msgspec.
 _FAULT_KINDS = (
@@ -66,18 +66,22 @@ def run(arguments: argparse.Namespace) -> int:
     import msgspec
 
     from launcher import chaos
-    from launcher.chaos_faults import Lengths
+    from launcher.chaos_metrics import Bounds
     from launcher.chaos_report import as_text
+    from launcher.process_plan import plan
+    from simulation.schedule import Lengths
 
     kinds = _chosen("--faults", arguments.faults, _FAULT_KINDS)
     roles = _chosen("--roles", arguments.roles, _ROLES)
     requests = _chosen("--requests", arguments.requests, _REQUEST_KINDS)
     if kinds is None or roles is None or requests is None:
         return 2
+    config = _config(arguments)
     options = chaos.ChaosOptions(
         state_dir=arguments.state_dir.expanduser().absolute(),
         up_arguments=tuple(_up_arguments(arguments)),
-        specs=_specs(arguments),
+        specs=plan(config),
+        bounds=Bounds.of(config),
         seed=arguments.seed,
         kinds=kinds,  # type: ignore[arg-type]
         roles=roles,
@@ -94,14 +98,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if report.passed else 1
 
 
-def _specs(arguments: argparse.Namespace) -> tuple[ProcessSpec, ...]:
-    """The processes that `baton up` is going to start. Raises BadConfiguration, before anything has started."""
+def _config(arguments: argparse.Namespace) -> BatonConfig:
+    """What `baton up` is going to start by. Raises BadConfiguration, before anything has started."""
     from launcher.config import BatonConfig
-    from launcher.process_plan import plan
     from runtime.configuration import load
 
     counts = [f"launcher.{name}={getattr(arguments, name)}" for name in ("front_proxies", "prefill", "decode")]
-    return plan(load(BatonConfig, file=arguments.config, environ=os.environ, sets=[*counts, *arguments.sets]).value)
+    return load(BatonConfig, file=arguments.config, environ=os.environ, sets=[*counts, *arguments.sets]).value
 
 
 def _up_arguments(arguments: argparse.Namespace) -> list[str]:

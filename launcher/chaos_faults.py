@@ -7,7 +7,6 @@ import os
 import signal
 from typing import assert_never
 
-import msgspec
 import psutil
 
 from launcher import chaos_disk, status
@@ -15,22 +14,7 @@ from launcher.chaos_cluster import ChaosCluster
 from launcher.chaos_grpc_relay import Disorder, Duplicate, Late
 from launcher.chaos_network import Network
 from launcher.chaos_relay import Blackhole, Cut, Delay, Disturbance
-from simulation.schedule import Fault
-
-
-class Lengths(msgspec.Struct, frozen=True, kw_only=True):
-    """How long a fault lasts, how much a delay is, and how many messages are how late."""
-
-    freeze_s: float = 20.0
-    cut_s: float = 3.0
-    delay_s: float = 10.0
-    delay_ms: float = 200.0
-    blackhole_s: float = 20.0
-    duplicate_s: float = 5.0
-    late_s: float = 10.0
-    late_max_ms: float = 2000.0
-    late_fraction: float = 0.2
-    disk_full_s: float = 5.0
+from simulation.schedule import Fault, Lengths
 
 
 class Faults:

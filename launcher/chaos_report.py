@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import msgspec
 
 from launcher.chaos_traffic import Counts
+from simulation.invariants import Invariant
 from simulation.schedule import FaultKind
 
 
@@ -48,7 +49,27 @@ class ChaosReport(msgspec.Struct, frozen=True, kw_only=True):
     # None: nobody could be asked.
     leases_left: int | None = None
     blocks_left: int | None = None
+    # What processes said on /metrics that they may not say, by the invariant that it breaks.
+    broken: dict[Invariant, list[str]] = msgspec.field(default_factory=dict)
     exit_code: int = 0
+
+
+def judged(report: ChaosReport) -> dict[Invariant, bool]:
+    """Whether each invariant that can be seen from outside held; none where the run ended before its time."""
+    if report.error:
+        return {}
+    counts = report.counts
+    nothing_left = not (report.leases_left or report.blocks_left)
+    return {
+        # A run whose requests do not all end does not end by itself either.
+        Invariant.ENDS_ONCE: True,
+        Invariant.TOKENS: not counts.wrong,
+        Invariant.UNDISTURBED: not counts.wrong,
+        Invariant.UNNOTICED: counts.failed == counts.wrong,
+        Invariant.RETURNED: nothing_left and Invariant.RETURNED not in report.broken,
+        Invariant.QUEUES: Invariant.QUEUES not in report.broken,
+        Invariant.RETRIES: Invariant.RETRIES not in report.broken,
+    }
 
 
 def as_text(report: ChaosReport) -> str:
@@ -68,6 +89,10 @@ def _lines(report: ChaosReport) -> Iterator[str]:
         yield f"after the traffic: {report.leases_left} leases and {report.blocks_left} KV blocks held"
     for failure in counts.failures:
         yield f"  request {failure.request} ({failure.kind}) at {failure.at_s} s: {failure.what}"
+    for invariant, whats in report.broken.items():
+        yield from (f"  {invariant}: {what}" for what in whats)
+    for invariant, held in judged(report).items():
+        yield f"{'held  ' if held else 'BROKEN'} {invariant}"
     if report.error:
         yield f"ended early: {report.error}"
     for process in report.not_back:

@@ -9,10 +9,9 @@ from front_proxy.request_flow import STORY_EVENTS_MAX
 from front_proxy.stall import Awaited
 from runtime.failures import FailureKind
 from simulation.faults import Faults
+from simulation.invariants import Invariant
 from simulation.world import Violation
 
-# One stall, a place elsewhere and a prompt there, with every message on the way late.
-GAP_S_MAX = 3.5
 # From a plan, or from the moment a scheduler speaks, until that knows of it: messages on the way, all of them late.
 TOLD_S_MAX = 0.5
 
@@ -26,19 +25,19 @@ def check_bounds(cluster: SimCluster) -> None:
     """Nothing grows beyond what the requests account for. Holds at any moment."""
     for front in cluster.fronts:
         settings, unanswered = front.settings, front.plans.desk.unanswered
-        _hold(not front.alive or unanswered <= len(front.clients), "questions pile up", unanswered)
+        _hold(Invariant.QUEUES, not front.alive or unanswered <= len(front.clients), "questions pile up", unanswered)
         attempts = sum(client.flow.attempt for client in cluster.clients if client.front is front)
-        _hold(len(front.live) <= 2 * attempts, "orders pile up", front.live)
+        _hold(Invariant.QUEUES, len(front.live) <= 2 * attempts, "orders pile up", front.live)
         lived_s = cluster.world.now_s - front.began_s
         allowed = front.burst + settings.budget_ratio * front.requests + settings.budget_per_s * lived_s
-        _hold(front.retries <= allowed, "retries storm", (front.retries, allowed))
+        _hold(Invariant.RETRIES, front.retries <= allowed, "retries storm", (front.retries, allowed))
         replans = front.replan_burst + settings.replan_per_s * lived_s
-        _hold(front.replans <= replans, "replans storm", (front.replans, replans))
+        _hold(Invariant.RETRIES, front.replans <= replans, "replans storm", (front.replans, replans))
         _check_books(cluster, front)
     for worker in cluster.workers.values():
         worker.prefill.leases.check()
     for client in cluster.clients:
-        _hold(len(client.flow.story) <= STORY_EVENTS_MAX, "a story grows", client.asked)
+        _hold(Invariant.QUEUES, len(client.flow.story) <= STORY_EVENTS_MAX, "a story grows", client.asked)
 
 
 def _check_books(cluster: SimCluster, front: SimFront) -> None:
@@ -53,10 +52,13 @@ def _check_books(cluster: SimCluster, front: SimFront) -> None:
     for plan_id, plan in plans.desk.running.items():
         if plans.answered_s.get(plan_id, cluster.world.now_s) <= told_s:
             known = books.plans.get(plan_id)
-            _hold(known is not None, "the scheduler does not know of a plan that runs", plan)
+            _hold(Invariant.RETURNED, known is not None, "the scheduler does not know of a plan that runs", plan)
             assert known is not None
             _hold(
-                (known.prefill, known.decode) == (plan.prefill, plan.decode), "it takes it for another", (plan, known)
+                Invariant.RETURNED,
+                (known.prefill, known.decode) == (plan.prefill, plan.decode),
+                "it takes it for another",
+                (plan, known),
             )
 
 
@@ -78,7 +80,12 @@ def check_blame(client: Client, awaited: Awaited, waited_s: float) -> None:
     slept_s = max(0.0, min(front.frozen_until_s, now_s) - max(front.frozen_from_s, now_s - waited_s))
     # Looks are an interval apart, and one that is late by less than that still counts.
     heard_s = waited_s - slept_s + 2 * front.settings.stall_check_interval_s
-    _hold(heard_s >= bound_s, "a worker is blamed for its front proxy's sleep", (client.asked, awaited, waited_s))
+    _hold(
+        Invariant.BLAME,
+        heard_s >= bound_s,
+        "a worker is blamed for its front proxy's sleep",
+        (client.asked, awaited, waited_s),
+    )
 
 
 def check_given_up(scheduler: SimScheduler, worker_id: str) -> None:
@@ -87,60 +94,114 @@ def check_given_up(scheduler: SimScheduler, worker_id: str) -> None:
     slept_s = max(0.0, min(scheduler.frozen_until_s, now_s) - max(scheduler.frozen_from_s, heard_s))
     silent_s = now_s - heard_s - slept_s
     told = (worker_id, silent_s, slept_s)
-    _hold(silent_s >= scheduler.config.worker_lease_s / 2, "a worker is given up for the scheduler's sleep", told)
+    _hold(
+        Invariant.BLAME,
+        silent_s >= scheduler.config.worker_lease_s / 2,
+        "a worker is given up for the scheduler's sleep",
+        told,
+    )
 
 
 def check_the_end(cluster: SimCluster) -> None:
     """Every request ended once and rightly, and nothing is left of any."""
     for client in cluster.clients:
         if client.front.alive:
-            _check_client(client, cluster.faults)
+            check_client(client, cluster)
     for front in cluster.fronts:
         left = (front.plans.desk.unanswered, front.plans.desk.running)
-        _hold(not front.alive or left == (0, {}), "questions or plans are left", left)
-        _hold(not front.live, "orders are left", front.live)
+        _hold(Invariant.RETURNED, not front.alive or left == (0, {}), "questions or plans are left", left)
+        _hold(Invariant.RETURNED, not front.live, "orders are left", front.live)
     for worker in cluster.workers.values():
         if not worker.alive:
             continue
         name = worker.worker_id
-        _hold(worker.prefill.leases_held == 0, f"leases are left on {name}", worker.prefill.leases.story())
-        _hold(not worker.kept, f"the engine of {name} still keeps KV", worker.kept)
-        _hold(worker.admission.requests == 0, f"requests are left on {name}", worker.admission.requests)
-        _hold(worker.admission.blocks == 0, f"blocks are left on {name}", worker.admission.blocks)
-        _hold(not worker.works, f"work is left on {name}", worker.works)
+        _hold(
+            Invariant.RETURNED,
+            worker.prefill.leases_held == 0,
+            f"leases are left on {name}",
+            worker.prefill.leases.story(),
+        )
+        _hold(Invariant.RETURNED, not worker.kept, f"the engine of {name} still keeps KV", worker.kept)
+        _hold(
+            Invariant.RETURNED,
+            worker.admission.requests == 0,
+            f"requests are left on {name}",
+            worker.admission.requests,
+        )
+        _hold(Invariant.RETURNED, worker.admission.blocks == 0, f"blocks are left on {name}", worker.admission.blocks)
+        _hold(Invariant.RETURNED, not worker.works, f"work is left on {name}", worker.works)
     leaders = [scheduler for scheduler in cluster.schedulers.values() if scheduler.leads]
-    _hold(len(leaders) == 1, "not one leads", [scheduler.name for scheduler in leaders])
+    _hold(Invariant.ONE_LEADS, len(leaders) == 1, "not one leads", [scheduler.name for scheduler in leaders])
     core = leaders[0].core
     missing = [worker.worker_id for worker in cluster.workers.values() if core.cluster.get(worker.worker_id) is None]
-    _hold(not missing, "a worker that is well is not known", (missing, core.story()))
+    _hold(Invariant.UNNOTICED, not missing, "a worker that is well is not known", (missing, core.story()))
     core.check()
-    _hold(core.plans_in_flight == 0, "plans are left", core.story())
+    _hold(Invariant.RETURNED, core.plans_in_flight == 0, "plans are left", core.story())
     for member in core.cluster.workers.values():
-        _hold(member.reserved_blocks == 0, f"blocks are reserved on {member.worker_id}", core.story())
+        _hold(
+            Invariant.RETURNED, member.reserved_blocks == 0, f"blocks are reserved on {member.worker_id}", core.story()
+        )
 
 
-def _check_client(client: Client, faults: Faults) -> None:
+def check_client(client: Client, cluster: SimCluster) -> None:
+    """A request ended once and rightly."""
+    faults = cluster.faults
     asked, finish = client.asked, client.finish
-    _hold(finish is not None and client.flow.phase is Phase.DONE, "a request has no end", asked)
+    _hold(Invariant.ENDS_ONCE, finish is not None and client.flow.phase is Phase.DONE, "a request has no end", asked)
     assert finish is not None
-    _hold(finish.output_tokens == client.tokens, "tokens are counted wrongly", (asked, finish, client.tokens))
-    _hold(client.tokens_charged == client.tokens, "its plans do not add up", (asked, client.tokens_charged))
-    _hold((finish.outcome == "finished") == (finish.failure is None), "an end contradicts itself", finish)
+    _hold(
+        Invariant.TOKENS,
+        finish.output_tokens == client.tokens,
+        "tokens are counted wrongly",
+        (asked, finish, client.tokens),
+    )
+    _hold(
+        Invariant.TOKENS,
+        client.tokens_charged == client.tokens,
+        "its plans do not add up",
+        (asked, client.tokens_charged),
+    )
+    _hold(
+        Invariant.ENDS_ONCE,
+        (finish.outcome == "finished") == (finish.failure is None),
+        "an end contradicts itself",
+        finish,
+    )
     if finish.outcome == "finished" and not asked.satisfied:
         whole = client.tokens == asked.answer_tokens and client.told_the_end
-        _hold(whole, "an answer is not whole", (asked, client.tokens))
+        _hold(Invariant.TOKENS, whole, "an answer is not whole", (asked, client.tokens))
     if client.diverged:
-        _hold(finish.outcome == "failed" and faults.diverge > 0, "a right replay was refused", (asked, finish))
+        _hold(
+            Invariant.UNDISTURBED,
+            finish.outcome == "failed" and faults.diverge > 0,
+            "a right replay was refused",
+            (asked, finish),
+        )
     if faults.single:
         full = finish.failure is not None and finish.failure.kind is FailureKind.EXHAUSTED and client.tokens == 0
         turned_away = faults.crowded and full
-        _hold(finish.outcome == "finished" or turned_away, "a single failure was noticed", (asked, finish))
-        _hold(faults.crowded or client.gap_s <= GAP_S_MAX, "a client waits too long", (asked, client.gap_s))
+        _hold(
+            Invariant.UNNOTICED,
+            finish.outcome == "finished" or turned_away,
+            "a single failure was noticed",
+            (asked, finish),
+        )
+        _hold(
+            Invariant.UNNOTICED,
+            faults.crowded or client.gap_s <= cluster.gap_s_max,
+            "a client waits too long",
+            (asked, client.gap_s),
+        )
     if finish.outcome == "failed" and faults == Faults(schedulers=faults.schedulers):
         assert finish.failure is not None
-        _hold(finish.failure.kind is FailureKind.EXHAUSTED, "a request failed and nothing was wrong", finish)
+        _hold(
+            Invariant.UNNOTICED,
+            finish.failure.kind is FailureKind.EXHAUSTED,
+            "a request failed and nothing was wrong",
+            finish,
+        )
 
 
-def _hold(holds: bool, what: str, evidence: object) -> None:
+def _hold(invariant: Invariant, holds: bool, what: str, evidence: object) -> None:
     if not holds:
-        raise Violation(f"{what}: {evidence}")
+        raise Violation(f"{invariant}: {what}: {evidence}")

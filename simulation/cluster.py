@@ -13,6 +13,7 @@ from scheduler.facts import WorkerState
 from simulation.dial import REFUSED_S, Dial
 from simulation.faults import Faults
 from simulation.fronts import Client, SimFront
+from simulation.invariants import Invariant
 from simulation.lease_store import LeaseStore
 from simulation.network import UP, Process, Stream
 from simulation.policies import Settings
@@ -21,6 +22,8 @@ from simulation.schedulers import SimScheduler
 from simulation.workers import Link, SimWorker
 from simulation.world import Violation, World
 
+# One stall, a place elsewhere and a prompt there, with every message on the way late.
+GAP_S_MAX = 3.5
 # Everybody has found the scheduler by then, however late messages are.
 GATHER_S_MAX = 10.0
 
@@ -66,6 +69,7 @@ class SimCluster:
         self.settings = settings
         self.parts = parts
         self.store = LeaseStore(world) if topology.schedulers > 1 else None
+        self.gap_s_max = GAP_S_MAX
         self.clients: list[Client] = []
         """Whose end is not checked yet."""
         self.schedulers: dict[str, SimScheduler] = {}
@@ -103,7 +107,7 @@ class SimCluster:
         """One decides at a time. Raises Violation."""
         others = [other.name for other in self.schedulers.values() if other.leads and other is not scheduler]
         if others:
-            raise Violation(f"two decide: {scheduler.name} does while {others} may")
+            raise Violation(f"{Invariant.ONE_LEADS}: {scheduler.name} does while {others} may")
 
     def delay_s(self) -> float:
         """How long one message is under way."""

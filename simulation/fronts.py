@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, assert_never
 
 from front_proxy.flow_events import (
@@ -38,6 +39,7 @@ from runtime.failures import Failure, FailureKind
 from simulation import checkers
 from simulation.faults import Faults
 from simulation.front_plans import FrontPlans
+from simulation.invariants import Invariant
 from simulation.network import DOWN, UP, Process
 from simulation.policies import Settings
 from simulation.workers import Link, OrderKey, order
@@ -58,6 +60,8 @@ class Client:
     def __init__(self, front: SimFront, asked: Asked, flow: type[RequestFlow]) -> None:
         self.asked = asked
         self.front = front
+        self.on_over: Callable[[Client], None] = lambda _client: None
+        """Told when it has its end, or has lost its front proxy."""
         self.flow = flow(
             bounds=front.settings.retries,
             budget=lambda: front.budget.take(front.world.now_s),
@@ -125,7 +129,7 @@ class Client:
     def _perform(self, action: FlowAction) -> None:
         front, number = self.front, self.asked.number
         if self.finish is not None and not isinstance(action, ReleaseHandoff):
-            raise Violation(f"{self.asked.request_id} goes on after its end: {action}")
+            raise Violation(f"{Invariant.ENDS_ONCE}: {self.asked.request_id} goes on after its end: {action}")
         match action:
             case AskPlan(attempt=attempt):
                 self.plan_ids[attempt] = front.plans.ask(self, action)
@@ -142,12 +146,12 @@ class Client:
             case ReleaseHandoff(handoff=handoff, pulled=pulled):
                 key = (handoff.worker_id, handoff.epoch, handoff.lease_id)
                 if key in self.released:
-                    raise Violation(f"{self.asked.request_id} releases {key} twice")
+                    raise Violation(f"{Invariant.RETURNED}: {self.asked.request_id} releases {key} twice")
                 self.released.add(key)
                 front.release(handoff, pulled)
             case EndPlan(attempt=attempt, outcome=outcome, output_tokens=output_tokens):
                 if attempt in self.plans_ended:
-                    raise Violation(f"{self.asked.request_id} ends plan {attempt} twice")
+                    raise Violation(f"{Invariant.RETURNED}: {self.asked.request_id} ends plan {attempt} twice")
                 self.plans_ended.add(attempt)
                 self.tokens_charged += output_tokens
                 front.plans.end(self.plan_ids[attempt], outcome, output_tokens)
@@ -156,6 +160,7 @@ class Client:
             case Finish():
                 self.finish = action
                 self.front.clients.pop(self, None)
+                self.on_over(self)
             case _:
                 assert_never(action)
 
@@ -182,9 +187,11 @@ class Client:
         self.front.retries += 1
         bounds = self.front.settings.retries
         if self.retries_in_a_row >= bounds.attempts_max:
-            raise Violation(f"{self.asked.request_id} tries a {self.retries_in_a_row + 1}th time in a row")
+            raise Violation(
+                f"{Invariant.RETRIES}: {self.asked.request_id} tries a {self.retries_in_a_row + 1}th time in a row"
+            )
         if self.retries >= bounds.attempts_max * (bounds.resumes_max + 1):
-            raise Violation(f"{self.asked.request_id} is tried {self.retries} times")
+            raise Violation(f"{Invariant.RETRIES}: {self.asked.request_id} is tried {self.retries} times")
 
     def check_stall(self) -> None:
         """As the production front proxy does for each of its requests."""
@@ -207,10 +214,12 @@ class Client:
         self.gap_s = max(self.gap_s, now_s - max(self.shown_s, self.front.excused_s))
         self.shown_s = now_s
         if self.told_the_end:
-            raise Violation(f"{self.asked.request_id} shows {emit.delta} after its last delta")
+            raise Violation(f"{Invariant.TOKENS}: {self.asked.request_id} shows {emit.delta} after its last delta")
         for token in emit.delta.token_ids:
             if token != self.asked.first_token + self.tokens:
-                raise Violation(f"{self.asked.request_id} shows token {token} at position {self.tokens}")
+                raise Violation(
+                    f"{Invariant.TOKENS}: {self.asked.request_id} shows token {token} at position {self.tokens}"
+                )
             self.tokens += 1
             self.retries_in_a_row = 0
         self.told_the_end = emit.delta.finish is not None
@@ -402,6 +411,8 @@ class SimFront(Process):
         self.world.tell(self.name, "ends")
         self.links.clear()
         self.live.clear()
-        self.clients.clear()
+        clients, self.clients = self.clients, {}
         self.plans.crash()
         self.cut_streams()
+        for client in clients:
+            client.on_over(client)

@@ -102,7 +102,8 @@ class Process:
         """Let something befall its messages for a while."""
         self.world.tell(self.name, f"for {for_s:.3f} s: {disorder}")
         self.disorder = disorder
-        self.world.stuck_until_s = max(self.world.stuck_until_s, self.world.now_s + for_s)
+        over_s = self.world.now_s + for_s + disorder.slow_s + disorder.late_max_s
+        self.world.stuck_until_s = max(self.world.stuck_until_s, over_s)
         self.world.after(for_s, self._calm)
 
     def _calm(self) -> None:

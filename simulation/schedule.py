@@ -23,6 +23,11 @@ MESSAGE_KINDS: frozenset[FaultKind] = frozenset({"duplicate", "late"})
 NETWORK_KINDS: frozenset[FaultKind] = CONNECTION_KINDS | MESSAGE_KINDS
 
 
+# Most requests that end between two faults, and clients at once, where nobody says otherwise.
+AFTER_REQUESTS_MAX = 8
+USERS = 6
+
+
 class Target(msgspec.Struct, frozen=True):
     """A process that may be hit."""
 
@@ -37,6 +42,29 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     process_id: str
     role: Role
     after_requests: int
+
+
+class Lengths(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a fault lasts, how much a delay is, and how many messages are how late."""
+
+    freeze_s: float = 20.0
+    cut_s: float = 3.0
+    delay_s: float = 10.0
+    delay_ms: float = 200.0
+    blackhole_s: float = 20.0
+    duplicate_s: float = 5.0
+    late_s: float = 10.0
+    late_max_ms: float = 2000.0
+    late_fraction: float = 0.2
+    disk_full_s: float = 5.0
+
+
+def may_repeat(fault: Fault | None, front_proxy_id: str) -> bool:
+    """Whether a client may see its connection to that front proxy break, and ask again elsewhere: it ends just now.
+
+    It is the one thing that clients may notice, spare or not: nobody else can answer on a connection that is gone.
+    """
+    return fault is not None and fault.process_id == front_proxy_id and replaces(fault.kind)
 
 
 def replaces(kind: FaultKind) -> bool:
@@ -56,10 +84,13 @@ def schedule(
     """Every kind hits every target once a round, in an order drawn from ``seed``.
 
     One fault at a time: the next comes when the cluster is whole again, at a moment drawn from ``seed`` as well.
+    In which order kinds and targets are named does not matter.
     """
     assert rounds >= 1
     assert after_requests_max >= 1
     chooser = Random(seed)
+    kinds = [kind for kind in FAULT_KINDS if kind in kinds]
+    targets = sorted(targets, key=lambda target: target.process_id)
     faults: list[Fault] = []
     for _ in range(rounds):
         pairs = [(kind, target) for kind in kinds for target in targets]

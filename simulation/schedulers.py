@@ -72,7 +72,7 @@ class SimScheduler(Process):
         """When each worker last said what it does."""
         self._numbers = itertools.count(1)
         self._sessions: dict[int, _Session] = {}
-        self._incarnation = 0
+        self.incarnation = 0
         self._begin()
         if store is not None:
             self._try_to_lead(fresh=False)
@@ -126,15 +126,15 @@ class SimScheduler(Process):
     # Time and the lead
 
     def _begin(self) -> None:
-        self._incarnation += 1
-        self.after(TICK_S, self._tick, self._incarnation, self.world.now_s + TICK_S)
+        self.incarnation += 1
+        self.after(TICK_S, self._tick, self.incarnation, self.world.now_s + TICK_S)
         if self._store is not None:
             self._lease = SimLease(self._store, self.config.leader_lease_s)
             self.stands_by_for, self.leads_until_s = "", float("-inf")
-            self.after(self.config.leader_interval_s, self._look_at_the_lease, self._incarnation)
+            self.after(self.config.leader_interval_s, self._look_at_the_lease, self.incarnation)
 
     def _tick(self, incarnation: int, due_s: float) -> None:
-        if incarnation != self._incarnation or not self.alive:
+        if incarnation != self.incarnation or not self.alive:
             return
         if self.stands_by_for is None:
             self._feed(Tick(late_s=max(self.world.now_s - due_s, 0.0)))
@@ -143,7 +143,7 @@ class SimScheduler(Process):
         self.after(TICK_S, self._tick, incarnation, self.world.now_s + TICK_S)
 
     def _look_at_the_lease(self, incarnation: int) -> None:
-        if incarnation != self._incarnation or not self.alive:
+        if incarnation != self.incarnation or not self.alive:
             return
         assert self._lease is not None
         if self.stands_by_for is not None:

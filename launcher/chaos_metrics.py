@@ -1,0 +1,121 @@
+"""What the processes of a real cluster say of themselves on /metrics, held against what must be. Breaks nothing.
+
+Counters begin anew with each incarnation, and so does the budget that they are held against.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import aiohttp
+import msgspec
+from prometheus_client.parser import text_string_to_metric_families
+
+from launcher.config import BatonConfig
+from launcher.state import ClusterRecord
+from simulation.invariants import Invariant
+
+_TIMEOUT_S = 2.0
+_CLASSES = ("interactive", "default", "batch")
+# Of what must be nothing once the traffic is over, by the role that says it.
+_LEFT = {
+    "scheduler": ("baton_scheduler_plans_in_flight", "baton_scheduler_reserved_blocks"),
+    "front_proxy": ("baton_front_proxy_requests_in_flight", "baton_front_proxy_handoffs_held"),
+}
+
+Broken = dict[Invariant, list[str]]
+
+
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """What the cluster's configuration allows."""
+
+    waiting_max: Mapping[str, int]
+    requests_in_flight_max: int
+    retry_burst: int
+    retry_ratio: float
+    retry_per_s: float
+
+    @classmethod
+    def of(cls, config: BatonConfig) -> Bounds:
+        """Those of this configuration."""
+        front, waiting = config.front_proxy, config.scheduler.waiting
+        return cls(
+            waiting_max={name: getattr(waiting, name).waiting_max for name in _CLASSES},
+            requests_in_flight_max=front.requests_in_flight_max,
+            retry_burst=front.retry_budget_burst,
+            retry_ratio=front.retry_budget_ratio,
+            retry_per_s=front.retry_budget_per_s,
+        )
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """One process's metrics: each summed over its labels, and the line of those who wait by class."""
+
+    process_id: str
+    role: str
+    up_s: float
+    sums: Mapping[str, float]
+    waiting: Mapping[str, float]
+
+
+async def look(record: ClusterRecord) -> list[Sample]:
+    """What every process says that answers."""
+    timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+    samples = []
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        for process in record.processes:
+            try:
+                async with session.get(f"http://{process.metrics_address}/metrics") as response:
+                    text = await response.text()
+            except (aiohttp.ClientError, TimeoutError, ValueError):
+                continue  # it ends or begins just now
+            samples.append(read(process.id, process.role, text, time.time()))
+    return samples
+
+
+def read(process_id: str, role: str, text: str, now_s: float) -> Sample:
+    """The numbers of a scrape at this time of the wall clock."""
+    sums: dict[str, float] = {}
+    waiting: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+            if sample.name == "baton_scheduler_waiting":
+                waiting[sample.labels["priority_class"]] = sample.value
+    up_s = now_s - sums.get("process_start_time_seconds", now_s)
+    return Sample(process_id=process_id, role=role, up_s=up_s, sums=sums, waiting=waiting)
+
+
+def beyond_bounds(samples: Sequence[Sample], bounds: Bounds) -> Broken:
+    """What no process may ever say."""
+    broken: Broken = {}
+    for sample in samples:
+        for name, count in sample.waiting.items():
+            if count > bounds.waiting_max.get(name, 0):
+                _note(broken, Invariant.QUEUES, f"{count:g} requests of class {name} wait in {sample.process_id}")
+        running = sample.sums.get("baton_front_proxy_requests_in_flight", 0.0)
+        if running > bounds.requests_in_flight_max:
+            _note(broken, Invariant.QUEUES, f"{running:g} requests run in {sample.process_id}")
+        retries = sample.sums.get("baton_front_proxy_retries_total", 0.0)
+        requests = sample.sums.get("baton_front_proxy_requests_total", 0.0) + running
+        allowed = bounds.retry_burst + bounds.retry_ratio * requests + bounds.retry_per_s * sample.up_s
+        if retries > allowed:
+            _note(
+                broken, Invariant.RETRIES, f"{sample.process_id} retried {retries:g} times, {allowed:.0f} are allowed"
+            )
+    return broken
+
+
+def left(samples: Sequence[Sample]) -> Broken:
+    """What must be nothing once nobody asks for anything."""
+    broken: Broken = {}
+    for sample in samples:
+        for name in _LEFT.get(sample.role, ()):
+            if sample.sums.get(name, 0.0):
+                _note(broken, Invariant.RETURNED, f"{sample.process_id} says {name} {sample.sums[name]:g}")
+    return broken
+
+
+def _note(broken: Broken, invariant: Invariant, what: str) -> None:
+    broken.setdefault(invariant, []).append(what)

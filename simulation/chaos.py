@@ -1,0 +1,293 @@
+"""`baton chaos` in virtual time: the schedule that it draws for a seed, performed on the production machines.
+
+One fault at a time, for as long as on a real cluster and with production's own settings; the next one comes when the
+cluster is whole again. What clients see is judged as there, by the same names (``invariants.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, assert_never
+
+import msgspec
+
+from simulation import checkers
+from simulation.cluster import Parts, SimCluster, Topology
+from simulation.faults import Faults
+from simulation.fronts import SimFront
+from simulation.network import Disorder, Process
+from simulation.policies import production_settings
+from simulation.schedule import AFTER_REQUESTS_MAX, USERS, Fault, FaultKind, Lengths, may_repeat, replaces, schedule
+from simulation.schedulers import SimScheduler
+from simulation.trouble import half_open
+from simulation.users import Counts, Users
+from simulation.workers import SimWorker
+from simulation.world import Violation, World
+
+EVENTS_MAX = 50_000_000
+CHECK_S = 1.0
+LOOK_S = 0.2
+# Looks in a row that must find everything whole.
+LOOKS_WHOLE = 2
+DRAIN_S_MAX = 30.0
+# From its start until a process serves.
+START_S = {"scheduler": 0.5, "prefill": 2.0, "decode": 2.0, "front_proxy": 1.0}
+# As launcher.restart_backoff_min_s and restart_backoff_max_s.
+BACKOFF_S = (0.5, 30.0)
+RECOVER_S_MAX = 240.0
+SETTLE_S = 10.0
+# A client's patience with one request.
+GAP_S_MAX = 120.0
+
+
+class ChaosOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """One run, as ``launcher.chaos.ChaosOptions``."""
+
+    topology: Topology = Topology(prefill=1, decode=2)
+    kinds: tuple[FaultKind, ...] = ("kill",)
+    roles: tuple[str, ...] = ("scheduler", "prefill", "decode", "front_proxy")
+    rounds: int = 1
+    users: int = USERS
+    lengths: Lengths = Lengths()
+
+
+class ChaosVerdict(msgspec.Struct, frozen=True, kw_only=True):
+    """``broken``: an invariant that did not hold; empty: all did."""
+
+    seed: int
+    passed: bool
+    broken: str
+    counts: Counts
+    faults: int
+    """So many were performed."""
+    virtual_s: float
+    story: tuple[str, ...] = ()
+
+
+def planned(seed: int, options: ChaosOptions) -> list[Fault]:
+    """The schedule, which `baton chaos` draws for the same seed and the same processes."""
+    targets = [target for target in options.topology.targets() if target.role in options.roles]
+    return schedule(seed, targets, options.kinds, rounds=options.rounds, after_requests_max=AFTER_REQUESTS_MAX)
+
+
+def run(seed: int, options: ChaosOptions, *, telling: bool = False, **planted: Any) -> ChaosVerdict:
+    """One run; the same seed gives the same one. Tests plant bugs, by the names in ``Parts``."""
+    chaos: _Chaos | None = None
+    broken = ""
+    try:
+        chaos = _Chaos(seed, options, telling=telling, parts=Parts(**planted))
+        chaos.run()
+    except AssertionError as error:
+        broken = f"{type(error).__name__}: {error}"
+    if chaos is None:
+        return ChaosVerdict(seed=seed, passed=False, broken=broken, counts=Counts(), faults=0, virtual_s=0.0)
+    counts = chaos.users.counts
+    return ChaosVerdict(
+        seed=seed,
+        passed=not broken and not counts.failed,
+        broken=broken,
+        counts=counts,
+        faults=chaos.done,
+        virtual_s=chaos.world.now_s,
+        story=tuple(chaos.world.story),
+    )
+
+
+class _Chaos:
+    def __init__(self, seed: int, options: ChaosOptions, *, telling: bool, parts: Parts) -> None:
+        self.world = World(seed, telling=telling, events_max=EVENTS_MAX)
+        self.done = 0
+        self._options = options
+        settings = production_settings()
+        # Room as where one failure may not be noticed: the other workers of its role hold everything.
+        faults = Faults(single=1, schedulers=options.topology.schedulers)
+        self._cluster = SimCluster(self.world, faults, settings, settings.scheduler, options.topology, parts)
+        self._cluster.gap_s_max = GAP_S_MAX
+        self._left = planned(seed, options)
+        self._now: Fault | None = None
+        self._deaths: dict[str, int] = {}
+        self._over = False
+        self.users = Users(self._cluster, seed, lambda name: may_repeat(self._now, name))
+        for scheduler in self._cluster.schedulers.values():
+            scheduler.on_stepped_down = self._restarter(scheduler)
+
+    def run(self) -> None:
+        """All faults, one after the other. Raises Violation or AssertionError."""
+        self.users.start(self._options.users)
+        self._check()
+        self._next()
+        limit_s = len(self._left) * (RECOVER_S_MAX + GAP_S_MAX) + GAP_S_MAX
+        while not (self._over and not self.users.running):
+            if self.world.now_s > limit_s:
+                raise Violation("the run does not end: a request or a fault hangs")
+            self.world.run(self.world.now_s + 1.0)
+        self.world.run(self.world.now_s + SETTLE_S)
+        # Whose end was wrong was checked when it came; whom a client complains about is counted.
+        self._cluster.clients.clear()
+        checkers.check_the_end(self._cluster)
+
+    def _check(self) -> None:
+        checkers.check_bounds(self._cluster)
+        self.world.after(CHECK_S, self._check)
+
+    def _next(self) -> None:
+        self._now = None
+        if not self._left:
+            self.users.after_more(self._options.users, self._end)
+            return
+        fault = self._left.pop(0)
+        self.users.after_more(fault.after_requests, lambda: self._hit(fault))
+
+    def _end(self) -> None:
+        self._over = True
+        self.users.stop()
+
+    def _hit(self, fault: Fault) -> None:
+        self._now = fault
+        self.world.tell("chaos", fault)
+        process = self._process(fault.process_id)
+        lasts_s = self._break(fault, process)
+        deadline_s = self.world.now_s + lasts_s + RECOVER_S_MAX
+        incarnation = _incarnation(process)
+        self.world.after(lasts_s, self._look, fault, incarnation, 0, deadline_s)
+
+    def _look(self, fault: Fault, incarnation: object, looks: int, deadline_s: float) -> None:
+        """Until the cluster is whole: every process serves and knows who leads."""
+        process = self._process(fault.process_id)
+        replaced = not replaces(fault.kind) or _incarnation(process) != incarnation
+        well = not any(each.troubled for each in self._cluster.processes)
+        looks = looks + 1 if replaced and well and self._cluster.known_to_leader() else 0
+        if looks >= LOOKS_WHOLE:
+            self.done += 1
+            self.users.after_more(self._options.users, self._next)
+        elif self.world.now_s > deadline_s:
+            raise Violation(f"the cluster is not whole again after {fault}")
+        else:
+            self.world.after(LOOK_S, self._look, fault, incarnation, looks, deadline_s)
+
+    def _process(self, process_id: str) -> Process:
+        return next(process for process in self._cluster.processes if process.name == process_id)
+
+    # Faults
+
+    def _break(self, fault: Fault, process: Process) -> float:
+        """Perform it; how long it lasts."""
+        lengths = self._options.lengths
+        match fault.kind:
+            case "kill":
+                self._kill(process)
+            case "terminate" | "restart":
+                self._drain(process, at_once=fault.kind == "restart")
+            case "freeze":
+                process.freeze(lengths.freeze_s)
+                return lengths.freeze_s
+            case "cut":
+                process.cut_off(lengths.cut_s)
+                return lengths.cut_s
+            case "delay":
+                process.disturb(Disorder(slow_s=lengths.delay_ms / 1000), lengths.delay_s)
+                return lengths.delay_s
+            case "blackhole":
+                process.silence(lengths.blackhole_s)
+                return lengths.blackhole_s
+            case "duplicate":
+                process.disturb(Disorder(twice=True), lengths.duplicate_s)
+                half_open(process, lengths.duplicate_s)
+                return lengths.duplicate_s
+            case "late":
+                late = Disorder(late_max_s=lengths.late_max_ms / 1000, late_fraction=lengths.late_fraction)
+                process.disturb(late, lengths.late_s)
+                return lengths.late_s
+            case "disk_full":
+                if self._cluster.store is not None:
+                    self._cluster.store.fill(lengths.disk_full_s)
+                self._kill(process)
+                return lengths.disk_full_s
+            case _:
+                assert_never(fault.kind)
+        return 0.0
+
+    def _kill(self, process: Process) -> None:
+        _end(process)
+        self._start_later(process, self._pause_s(process.name))
+
+    def _pause_s(self, process_id: str) -> float:
+        """As the supervision of `baton up`, without its window: every death counts."""
+        self._deaths[process_id] = deaths = self._deaths.get(process_id, 0) + 1
+        return min(BACKOFF_S[0] * 2.0 ** (deaths - 1), BACKOFF_S[1])
+
+    def _start_later(self, process: Process, pause_s: float) -> None:
+        role = next(target.role for target in self._options.topology.targets() if target.process_id == process.name)
+        self.world.after(pause_s + START_S[role], self._start, process)
+
+    def _start(self, process: Process) -> None:
+        match process:
+            case SimWorker():
+                self._cluster.restart_worker(process)
+            case SimFront():
+                self._cluster.restart_front(process)
+            case SimScheduler():
+                self._cluster.restart_scheduler(process)
+            case _:
+                raise AssertionError(process)
+
+    def _restarter(self, scheduler: SimScheduler) -> Callable[[], None]:
+        return lambda: self._start_later(scheduler, BACKOFF_S[0])
+
+    def _drain(self, process: Process, *, at_once: bool) -> None:
+        """SIGTERM: it finishes what it runs and ends, and is started again: at once, or as after a death."""
+        match process:
+            case SimWorker():
+                process.drain()
+            case SimFront():
+                process.draining = True
+            case _:
+                pass  # a scheduler has nothing to finish
+        self._end_when_idle(process, self.world.now_s + DRAIN_S_MAX, 0.0 if at_once else self._pause_s(process.name))
+
+    def _end_when_idle(self, process: Process, deadline_s: float, pause_s: float) -> None:
+        if _busy(process) and self.world.now_s < deadline_s:
+            self.world.after(0.1, self._end_when_idle, process, deadline_s, pause_s)
+            return
+        if isinstance(process, SimWorker):
+            process.say_goodbye()
+        _end(process)
+        self._start_later(process, pause_s)
+
+
+def _busy(process: Process) -> bool:
+    match process:
+        case SimWorker():
+            return bool(process.works) or process.prefill.leases_held > 0
+        case SimFront():
+            return bool(process.clients)
+        case _:
+            return False
+
+
+def _end(process: Process) -> None:
+    assert isinstance(process, SimWorker | SimFront | SimScheduler)
+    process.crash()
+
+
+def _incarnation(process: Process) -> object:
+    match process:
+        case SimWorker():
+            return process.epoch
+        case SimScheduler():
+            return process.incarnation
+        case _:
+            return id(process)
+
+
+def told(verdict: ChaosVerdict, faults: Sequence[Fault]) -> list[str]:
+    """The form for people; the verdict is its last line."""
+    lines = [f"{fault.kind} {fault.process_id} after {fault.after_requests} requests" for fault in faults]
+    counts = verdict.counts
+    seen = f"{counts.failed} failed, {counts.repeated} repeated by their client"
+    lines.append(f"{counts.requests} requests in {verdict.virtual_s:.0f} s of virtual time: {seen}")
+    lines += [f"  {failure}" for failure in counts.failures]
+    if verdict.broken:
+        lines.append(f"BROKEN {verdict.broken}")
+    lines.append(f"{'passed' if verdict.passed else 'FAILED'} (seed {verdict.seed}, {verdict.faults} faults)")
+    return lines

@@ -1,0 +1,19 @@
+"""What must hold whatever fails, by one name each: for the simulation's checkers and the verdict of `baton chaos`."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Invariant(enum.StrEnum):
+    """All but the last two can be seen from outside a real cluster, and are judged there too."""
+
+    ENDS_ONCE = "every request ends exactly once"
+    TOKENS = "tokens come once and in order"
+    UNDISTURBED = "greedy output equals the undisturbed run"
+    RETURNED = "leases and reservations return to zero"
+    QUEUES = "queue bounds hold"
+    RETRIES = "retries stay within their budget"
+    UNNOTICED = "nobody notices one failure where there is a spare"
+    BLAME = "nobody is given up for another one's standing still"
+    ONE_LEADS = "one scheduler decides at a time"

@@ -1,0 +1,75 @@
+"""What chaos judges by the processes' own numbers: bounds at any time, and nothing left at the end."""
+
+from __future__ import annotations
+
+from launcher.chaos_metrics import Bounds, beyond_bounds, left, read
+from launcher.chaos_report import ChaosReport, as_text, judged
+from launcher.chaos_traffic import Counts
+from launcher.config import BatonConfig
+from simulation.invariants import Invariant
+
+BOUNDS = Bounds(
+    waiting_max={"interactive": 2, "default": 5},
+    requests_in_flight_max=10,
+    retry_burst=3,
+    retry_ratio=0.5,
+    retry_per_s=0.1,
+)
+
+
+def front(retries: int, requests: int, in_flight: int = 0) -> str:
+    return (
+        "# TYPE baton_front_proxy_retries counter\n"
+        f'baton_front_proxy_retries_total{{stage="decode",reason="unavailable"}} {retries - 1}\n'
+        'baton_front_proxy_retries_total{stage="prefill",reason="unavailable"} 1\n'
+        "# TYPE baton_front_proxy_requests counter\n"
+        f'baton_front_proxy_requests_total{{outcome="finished"}} {requests}\n'
+        "# TYPE baton_front_proxy_requests_in_flight gauge\n"
+        f"baton_front_proxy_requests_in_flight {in_flight}\n"
+        "process_start_time_seconds 1000\n"
+    )
+
+
+def scheduler(waiting: int, plans: int) -> str:
+    return (
+        "# TYPE baton_scheduler_waiting gauge\n"
+        f'baton_scheduler_waiting{{priority_class="interactive"}} {waiting}\n'
+        f"baton_scheduler_plans_in_flight {plans}\n"
+    )
+
+
+def test_retries_are_held_against_the_budget_of_this_incarnation() -> None:
+    # 3 at once, 0.5 for each of 10 requests, 0.1 for each of 20 seconds.
+    within = read("front-proxy-0", "front_proxy", front(10, 10), 1020.0)
+    beyond = read("front-proxy-1", "front_proxy", front(11, 10), 1020.0)
+    assert beyond_bounds([within], BOUNDS) == {}
+    assert list(beyond_bounds([within, beyond], BOUNDS)) == [Invariant.RETRIES]
+
+
+def test_a_line_and_a_front_proxy_that_are_longer_than_they_may_be_are_told() -> None:
+    full = [read("scheduler", "scheduler", scheduler(2, 0), 0.0), read("f", "front_proxy", front(1, 1, 10), 1000.0)]
+    assert beyond_bounds(full, BOUNDS) == {}
+    over = [read("scheduler", "scheduler", scheduler(3, 0), 0.0), read("f", "front_proxy", front(1, 1, 11), 1000.0)]
+    assert len(beyond_bounds(over, BOUNDS)[Invariant.QUEUES]) == 2
+
+
+def test_plans_and_requests_that_are_left_are_told() -> None:
+    assert left([read("scheduler", "scheduler", scheduler(0, 0), 0.0)]) == {}
+    broken = left([read("scheduler", "scheduler", scheduler(0, 2), 0.0)])
+    assert broken == {Invariant.RETURNED: ["scheduler says baton_scheduler_plans_in_flight 2"]}
+
+
+def test_the_verdict_names_every_invariant_that_can_be_seen() -> None:
+    broken = {Invariant.RETRIES: ["front-proxy-0 retried 9 times, 3 are allowed"]}
+    report = ChaosReport(seed=1, passed=False, counts=Counts(requests=3), leases_left=0, blocks_left=0, broken=broken)
+    unseen = {Invariant.BLAME, Invariant.ONE_LEADS}
+    assert set(judged(report)) == set(Invariant) - unseen
+    assert [invariant for invariant, held in judged(report).items() if not held] == [Invariant.RETRIES]
+    assert f"BROKEN {Invariant.RETRIES}" in as_text(report).splitlines()
+
+
+def test_the_bounds_are_those_of_the_configuration() -> None:
+    config = BatonConfig()
+    bounds = Bounds.of(config)
+    assert bounds.retry_burst == config.front_proxy.retry_budget_burst
+    assert set(bounds.waiting_max) == {"interactive", "default", "batch"}
