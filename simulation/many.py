@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
 # Seeds that one process takes at once: fewer, and handing them out costs; more, and the last process is waited for.
-SEEDS_AT_ONCE = 50
+SEEDS_AT_ONCE = 12
 
 Found = TypeVar("Found")
 
