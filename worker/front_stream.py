@@ -157,8 +157,7 @@ class FrontStream:
         assert not live.finished
         live.finished = True
         self._body.metrics.requests_ended.labels(outcome).inc()
-        if self._live.get(live.request.slot) is live:
-            del self._live[live.request.slot]
+        del self._live[live.request.slot]
 
     def _ended(self, live: LiveRequest, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

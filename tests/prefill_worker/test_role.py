@@ -46,6 +46,22 @@ def test_the_ticket_says_whose_it_is_and_how_long_it_lasts() -> None:
     assert FreeBlocks("r") in prefill.tick(130.0)
 
 
+def test_kv_that_was_pulled_or_went_with_its_engine_is_not_freed_again() -> None:
+    for pulled in (True, False):
+        prefill = role()
+        prefill.offer(HANDOFF, REQUEST, 1, 0.0)
+        actions = prefill.released("r", 7, pulled=True) if pulled else prefill.engine_gone()
+        assert actions == [Count("pulled" if pulled else "holder_gone")]
+        assert (prefill.leases_held, prefill.blocks_held) == (0, 0)
+
+
+def test_no_ticket_promises_more_than_the_engine_does() -> None:
+    prefill = role(lease_s=30.0)
+    ticket = prefill.offer(msgspec.structs.replace(HANDOFF, lease_remaining_s=5.0), REQUEST, 1, 100.0).handoff
+    assert ticket.lease_remaining_s == 5.0
+    assert FreeBlocks("r") in prefill.tick(105.0)
+
+
 @pytest.mark.parametrize("pulled", [False, True])
 @pytest.mark.parametrize("epoch", [6, 8])
 def test_a_release_for_another_epoch_is_not_for_us(epoch: int, pulled: bool) -> None:

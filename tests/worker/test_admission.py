@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +22,13 @@ def test_blocks_of_leases_and_of_requests_that_outgrew_their_estimate_count() ->
     assert room.admit("a", 5, blocks_held=6, blocks_used=0) == "kv_blocks"
     assert room.admit("a", 2, blocks_held=0, blocks_used=0) is None
     assert room.admit("b", 2, blocks_held=0, blocks_used=9) == "kv_blocks"
+
+
+def test_a_request_is_admitted_once() -> None:
+    room = Admission(requests_max=9, blocks_limit=10)
+    room.admit("a", 2, blocks_held=0, blocks_used=0)
+    with pytest.raises(AssertionError):
+        room.admit("a", 2, blocks_held=0, blocks_used=0)
 
 
 def test_a_stale_report_of_the_engine_never_locks_an_idle_worker() -> None:
