@@ -208,9 +208,9 @@ class FrontPlans:
         self._waits_until_s.pop(plan_id, None)
         self._handle(Ended(plan_id, outcome, output_tokens))
 
-    def suspect(self, worker_id: str, epoch: int) -> None:
-        """A worker could not be used."""
-        self._handle(Suspected(worker_id, epoch, "lost"))
+    def suspect(self, worker_id: str, epoch: int, request_id: str = "") -> None:
+        """A worker could not be used, or a request failed in its engine."""
+        self._handle(Suspected(worker_id, epoch, "lost", request_id))
 
     # The desk
 
@@ -276,8 +276,8 @@ class FrontPlans:
             case SendRunning(plans=plans, asked=asked, complete=complete):
                 told = PlansRunning(session=self.session, plans=tuple(plans), asked=frozenset(asked), complete=complete)
                 stream.send(UP, scheduler.on_running, told)
-            case SendSuspect(worker_id=worker_id, epoch=epoch):
-                stream.send(UP, scheduler.on_suspect, worker_id, epoch)
+            case SendSuspect(worker_id=worker_id, epoch=epoch, request_id=request_id):
+                stream.send(UP, scheduler.on_suspect, worker_id, epoch, request_id)
             case _:
                 assert_never(action)
 

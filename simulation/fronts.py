@@ -365,6 +365,8 @@ class SimFront(Process):
         """A worker's part is over."""
         client = self.live.pop((link.number, key), None)
         if client is not None:
+            if failure.kind is FailureKind.INTERNAL:
+                self.plans.suspect(link.worker.worker_id, link.epoch, client.asked.request_id)
             client.feed(WorkerFailed(attempt=key[1], stage=key[2], failure=failure))
 
     def on_link_lost(self, link: Link) -> None:
