@@ -217,14 +217,12 @@ class PlanDesk:
 
         A scheduler releases everything of a stream that ended, and on a new stream it was asked nothing.
         """
-        if not self._opened:
-            self._opened = True
-            self._tell_s = now_s + self._bounds.plans_told_interval_s
-            self._wake_by(self._tell_s)
-        self._silent = False
+        self._opened, self._silent = True, False
+        self._tell_s = now_s + self._bounds.plans_told_interval_s
+        self._wake_by(self._tell_s)
         actions: list[DeskAction] = [self._all_that_runs()]
         for plan_id, pending in self._pending.items():
-            # What is due is planned here in a moment.
+            # What is due waits for the next wake-up: what it says now may be that it is rebuilding.
             if not pending.sent and pending.due_s > now_s:
                 actions.append(self._send(plan_id, pending, now_s))
         return actions

@@ -160,6 +160,38 @@ def test_a_question_that_is_given_up_is_ended_behind_it_and_the_scheduler_is_sil
     assert it.do(Suspected("d0", 1, "it broke")) == [SendSuspect("d0", 1, "it broke")]
 
 
+def test_what_a_silent_scheduler_was_asked_is_ended_there_and_not_asked_again() -> None:
+    it = Play()
+    it.open(USABLE)
+    it.ask()
+    it.now_s += 0.3
+    stays, leaves = it.ask()[0], it.ask()[0]
+    it.wait(0.2)
+    assert not it.desk.connected and it.desk.unanswered == 2
+    assert it.do(Ended(leaves, "cancelled", 0)) == [SendEnd(leaves, "cancelled", 0)]
+    told, _ = it.hear(None)
+    assert isinstance(told, SendRunning) and told.asked == (stays,)
+
+
+def test_who_asked_before_the_scheduler_came_back_is_planned_here_if_that_is_rebuilding_and_else_asked() -> None:
+    it = Play()
+    away(it)
+    it.ask()
+    assert only(it.open(REBUILDING), SendQuestion) == []
+    assert only(it.wait(0.0), AnswerPlan)
+    it = Play()
+    away(it)
+    it.ask()
+    assert only(it.open(USABLE), SendQuestion) == []
+    assert only(it.wait(0.0), SendQuestion)
+    it = Play()
+    it.open(ViewShown([entry("d0"), entry("d1", WorkerState.DRAINING)]))
+    it.lose()
+    it.ask()
+    it.open(ViewShown([entry("d0", WorkerState.DRAINING)], rebuilding=True))
+    assert only(it.wait(0.0), SendQuestion), "it is rebuilding, but nobody here is better off"
+
+
 def test_without_a_view_to_plan_from_the_scheduler_gets_all_of_the_timeout() -> None:
     it = Play()
     it.open(EMPTY)
@@ -345,6 +377,15 @@ def test_pauses_grow_to_a_bound_and_begin_anew_after_a_stream_that_was_served() 
     it.hear(USABLE)
     (dial,) = only(it.lose(), Dial)
     assert dial.after_s <= 0.1
+
+
+def test_when_the_leader_of_several_dies_all_that_it_served_pause_first() -> None:
+    it = Play(addresses="a,b")
+    it.open(ViewShown([entry("d0")], sign_of_life_s=1.0))
+    (dial,) = only(it.lose(), Dial)
+    assert dial.address == "b" and dial.after_s > 0.0
+    it.wait(20.0)
+    assert it.desk.wake_s == float("inf"), "there is nothing to tell and nobody to look at"
 
 
 def test_a_leader_older_than_one_that_was_heard_is_left_and_not_believed() -> None:
