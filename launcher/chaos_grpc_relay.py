@@ -117,11 +117,19 @@ class MessageRelays:
         self._open.add(call)
         try:
             lost = await call.run(far, context)
+        except BaseException:
+            # Its caller may leave at the moment at which he loses it.
+            await call.end()
+            raise
         finally:
             self._open.discard(call)
-        if lost:
+        if not lost:
+            return
+        if self._trouble is None:
+            await call.end()  # all is well again by now
+        else:
             self._half_open.add(call)
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection is lost, as chaos wants it")
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection is lost, as chaos wants it")
 
     def _concerns(self, call: _Call) -> bool:
         return self._trouble is not None and self._trouble.process_id in (call.target, call.caller)
@@ -218,11 +226,12 @@ class _Call:
         return self._lost.is_set()
 
     async def end(self) -> None:
-        """End it at its far end too."""
+        """End it at its far end too. Idempotent."""
         self._far.cancel()
         for part in self._parts:
             part.cancel()
-        await asyncio.wait(self._parts)
+        if self._parts:
+            await asyncio.wait(self._parts)
 
     async def _up(self, context: Context) -> None:
         async def end() -> None:
