@@ -46,6 +46,11 @@ def _check_books(cluster: SimCluster, front: SimFront) -> None:
     leader = plans.scheduler
     if leader is None or not leader.leads or cluster.world.stuck_until_s > told_s:
         return
+    # An answer that lay there for as long as it stood still may have been dropped since its workers had nothing to do:
+    # that is told with all that runs.
+    desk = front.settings.desk
+    if front.frozen_until_s and desk is not None and front.frozen_until_s + desk.plans_told_interval_s > told_s:
+        return
     books = leader.core.fronts.get(plans.session)
     if books is None or not front.alive or plans.connected_s > told_s:
         return

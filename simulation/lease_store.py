@@ -20,6 +20,8 @@ class LeaseStore:
         self.renewals = 0
         self.locked: SimLease | None = None
         """Whose lock it is; a process that dies loses it."""
+        self.asked = 0
+        """How often one that stands by was asked."""
         self.disk_full = False
 
     def fill(self, for_s: float) -> None:
@@ -45,6 +47,7 @@ class SimLease:
         self._now_s: Callable[[], float] = lambda: store.world.now_s
         self._tenure = Tenure(lease_s)
         self._watch = Watch(lease_s)
+        self._asked = store.asked
         self.leader = Holder()
         """Who led, as ``try_acquire`` last saw it."""
 
@@ -77,6 +80,16 @@ class SimLease:
         store.write()
         store.renewals += 1
         return self._tenure.renew(now_s, now_s)
+
+    def tell_asked(self) -> None:
+        """Somebody asks here. Raises OSError."""
+        self._store.write()
+        self._store.asked += 1
+
+    def other_asked(self) -> bool:
+        """Whether somebody has asked one that stands by since this was last called."""
+        before, self._asked = self._asked, self._store.asked
+        return self._asked != before
 
     def release(self) -> None:
         """Lead no longer; what a process's death does too."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import msgspec
 
 from front_proxy.cluster_view import WorkerEntry
 from front_proxy.desk_events import ViewShown
+from runtime.silence import look_interval_s
 from scheduler.actions import AcceptWorker, Action, DropWorker, RejectWorker, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
@@ -27,6 +29,7 @@ from scheduler.events import (
     WorkerSuspected,
 )
 from scheduler.facts import WorkerLoad
+from scheduler.leadership import Asked, Deafness
 from simulation import checkers, front_plans
 from simulation.dial import Dial
 from simulation.fronts import SimFront
@@ -68,6 +71,8 @@ class SimScheduler(Process):
         self._store = store
         self._make_core = core
         self._lease: SimLease | None = None
+        self._asked, self._told = Asked(config.worker_lease_s), 0
+        self._deafness, self._looked_s, self._heard = Deafness(), 0.0, False
         self.heard_s: dict[str, float] = {}
         """When each worker last said what it does."""
         self._numbers = itertools.count(1)
@@ -130,6 +135,7 @@ class SimScheduler(Process):
         self.after(TICK_S, self._tick, self.incarnation, self.world.now_s + TICK_S)
         if self._store is not None:
             self._lease = SimLease(self._store, self.config.leader_lease_s)
+            self._asked, self._told = Asked(self.config.worker_lease_s), 0
             self.stands_by_for, self.leads_until_s = "", float("-inf")
             self.after(self.config.leader_interval_s, self._look_at_the_lease, self.incarnation)
 
@@ -147,6 +153,10 @@ class SimScheduler(Process):
             return
         assert self._lease is not None
         if self.stands_by_for is not None:
+            if self._told != self._asked.count:
+                self._told = self._asked.count
+                with contextlib.suppress(OSError):
+                    self._lease.tell_asked()
             self._try_to_lead(fresh=True)
         else:
             try:
@@ -154,10 +164,19 @@ class SimScheduler(Process):
             except OSError:
                 held = not self.deposed
             self.leads_until_s = self._lease.until_s if held else float("-inf")
-            if not held:
+            if not held or self._makes_way():
                 self._step_down()
                 return
         self.after(self.config.leader_interval_s, self._look_at_the_lease, incarnation)
+
+    def _makes_way(self) -> bool:
+        """Whether nobody was heard for long, while the one that stands by is asked."""
+        look_s = look_interval_s(self.config.deaf_step_down_s, self.config.heartbeat_interval_s)
+        if self.world.now_s < self._looked_s + look_s:
+            return False
+        assert self._lease is not None
+        hears, self._looked_s, self._heard = self._heard, self.world.now_s, False
+        return self._deafness.look(hears=hears, other_asked=not hears and self._lease.other_asked())
 
     def _try_to_lead(self, *, fresh: bool) -> None:
         lease = self._lease
@@ -170,7 +189,10 @@ class SimScheduler(Process):
         if epoch is None:
             return
         if fresh:
-            self.core = self._make_core(self.config, self.world.rng, began_s=self.world.now_s)
+            look_s = look_interval_s(self.config.deaf_step_down_s, self.config.heartbeat_interval_s)
+            careful = self._asked.for_s(self.world.now_s) >= look_s
+            self.core = self._make_core(self.config, self.world.rng, began_s=self.world.now_s, careful=careful)
+        self._deafness, self._looked_s, self._heard = Deafness(), self.world.now_s, False
         self.epoch, self.stands_by_for, self.leads_until_s = epoch, None, lease.until_s
         self.world.tell(self.name, f"leads, epoch {epoch}")
 
@@ -183,7 +205,7 @@ class SimScheduler(Process):
 
     def on_worker(self, dial: Dial, stream: Stream) -> None:
         """A worker registers, if there is anybody to hear it."""
-        if self._serves_nobody:
+        if self._refuses():
             stream.send(DOWN, dial.on_refused, stream, self.stands_by_for or "")
             return
         session = self._begin_session(dial, stream)
@@ -191,7 +213,7 @@ class SimScheduler(Process):
 
     def on_front(self, front: SimFront, stream: Stream) -> None:
         """A front proxy registers, if there is anybody to hear it."""
-        if self._serves_nobody:
+        if self._refuses():
             stream.send(DOWN, front.plans.on_refused, stream, self.stands_by_for or "")
             return
         session = self._begin_session(front, stream)
@@ -199,11 +221,13 @@ class SimScheduler(Process):
         stream.send(DOWN, front.plans.numbered, stream, session.number)
         stream.send(DOWN, front.plans.see, self.view(), self.epoch)
 
-    @property
-    def _serves_nobody(self) -> bool:
+    def _refuses(self) -> bool:
+        if self.stands_by_for is not None:
+            self._asked.note(self.world.now_s)
         return self.stands_by_for is not None or self.deposed
 
     def _begin_session(self, peer: Dial | SimFront, stream: Stream) -> _Session:
+        self._heard = True
         session = _Session(next(self._numbers), peer, stream)
         self._sessions[session.number] = session
         return session
@@ -239,23 +263,28 @@ class SimScheduler(Process):
 
     def on_plan(self, event: PlanRequested) -> None:
         """A question arrived."""
+        self._heard = True
         self._feed(event)
 
     def on_running(self, event: PlansRunning) -> None:
         """A front proxy says what it runs."""
+        self._heard = True
         self._feed(event)
 
     def on_ended(self, session: int, plan_id: int, outcome: str, output_tokens: int) -> None:
         """A plan is over."""
+        self._heard = True
         self._feed(RequestEnded(session=session, plan_id=plan_id, outcome=outcome, output_tokens=output_tokens))
 
     def on_suspect(self, worker_id: str, epoch: int, request_id: str) -> None:
         """Somebody could not use a worker, or a request failed in its engine."""
+        self._heard = True
         suspected = WorkerSuspected(worker_id=worker_id, epoch=epoch, reason="lost", request_id=request_id)
         self._feed(suspected)
 
     def on_load(self, session: int, worker_id: str, load: WorkerLoad) -> None:
         """A worker says what it does."""
+        self._heard = True
         self.heard_s[worker_id] = self.world.now_s
         self._feed(WorkerLoadReported(session=session, worker_id=worker_id, load=load))
 
