@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from runtime.fading import PACE_MIN_PER_S
+
 _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 
@@ -27,9 +29,9 @@ class Appointments:
         """When the last one who was told will have been served, at the pace of then."""
 
     def book(self, work: float, now_s: float, *, pace: float, not_before_s: float) -> float:
-        """When to come back with so much work, where ``pace`` of it is done each second."""
-        assert pace > 0.0, pace
-        share = self._share * pace
+        """When to come back with so much work, where ``pace`` of it is done each second, be it none."""
+        assert pace >= 0.0, pace
+        share = max(self._share * pace, PACE_MIN_PER_S)
         self._owed = max(0.0, self._owed - share * (now_s - self._at_s))
         self._at_s = now_s
         wait_s = max(self._owed / share, not_before_s - now_s)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-# After less than this a window's worth of time is assumed to have passed, which makes the pace look low.
-KNOWN_AFTER_S = 0.5
+from runtime.fading import KNOWN_AFTER_S, PACE_MIN_PER_S, left_after
 
 
 class ReleaseRate:
@@ -25,13 +22,14 @@ class ReleaseRate:
             self._first_s = now_s
 
     def per_s(self, now_s: float) -> float:
-        """The present rate."""
+        """The present rate; 0 when nothing was released for so long that it says nothing any more."""
         self._decay(now_s)
         elapsed_s = 0.0 if self._first_s is None else now_s - self._first_s
-        seen = 1.0 - math.exp(-elapsed_s / self._window_s) if elapsed_s >= KNOWN_AFTER_S else 1.0
-        return self._released / (self._window_s * seen)
+        # Before it is known a window's worth of time is assumed to have passed, which makes the pace look low.
+        seen = 1.0 - left_after(elapsed_s, self._window_s) if elapsed_s >= KNOWN_AFTER_S else 1.0
+        pace = self._released / (self._window_s * seen)
+        return pace if pace >= PACE_MIN_PER_S else 0.0
 
     def _decay(self, now_s: float) -> None:
-        elapsed_s = max(0.0, now_s - self._at_s)
-        self._released *= math.exp(-elapsed_s / self._window_s)
+        self._released *= left_after(now_s - self._at_s, self._window_s)
         self._at_s = max(self._at_s, now_s)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-# Less waiting than this says nothing about the pace.
-KNOWN_AFTER_S = 0.5
+from runtime.fading import KNOWN_AFTER_S, PACE_MIN_PER_S, left_after
 
 
 class DrainRate:
@@ -22,7 +19,7 @@ class DrainRate:
         """Say whether somebody waits from now on."""
         if self._busy:
             elapsed_s = max(0.0, now_s - self._at_s)
-            kept = math.exp(-elapsed_s / self._window_s)
+            kept = left_after(elapsed_s, self._window_s)
             self._tokens *= kept
             self._busy_s = self._busy_s * kept + elapsed_s
         self._at_s, self._busy = now_s, waiting
@@ -33,5 +30,8 @@ class DrainRate:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """The present pace; None while nothing is known."""
-        return self._tokens / self._busy_s if self._busy_s >= KNOWN_AFTER_S and self._tokens > 0 else None
+        """The present pace; None while nothing is known, and when nobody was served for as long as to forget it."""
+        if self._busy_s < KNOWN_AFTER_S:
+            return None
+        pace = self._tokens / self._busy_s
+        return pace if pace >= PACE_MIN_PER_S else None

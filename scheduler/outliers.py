@@ -10,12 +10,12 @@ A request may be at fault itself: what fails at two workers is not held against 
 from __future__ import annotations
 
 import enum
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
 
 import msgspec
 
+from runtime.fading import left_after
 from scheduler.config import OutlierConfig
 
 
@@ -170,7 +170,7 @@ class WorkerHealth:
 
     def _kept(self, elapsed_s: float) -> float:
         """What is left of one failure after so long."""
-        return math.exp(-max(0.0, elapsed_s) / self._config.window_s)
+        return left_after(elapsed_s, self._config.window_s)
 
 
 class CountedFailure(msgspec.Struct, frozen=True, eq=False):

@@ -36,3 +36,9 @@ def test_beyond_the_bound_times_are_spread_and_the_book_does_not_grow() -> None:
     assert max(sum(second <= at_s < second + 1 for at_s in late) for second in range(30, 60)) <= 20
     assert book.until_s == 60.0
     assert book.book(1, 0.0, pace=1.0, not_before_s=75.0) == 75.0, "a longer line is told all the same"
+
+
+@pytest.mark.parametrize("pace", [0.0, 5e-324, 1e-300])
+def test_a_pace_next_to_nothing_is_a_slow_one(pace: float) -> None:
+    book = Appointments(share=0.125, max_s=60.0)
+    assert all(0.0 <= book.book(1, float(second), pace=pace, not_before_s=0.0) - second <= 60.0 for second in range(9))

@@ -275,3 +275,20 @@ def test_after_a_start_an_interactive_request_waits_for_the_workers_that_return(
     assert made.do(Tick()) == []
     made.join("d1")
     assert granted(made.report("d1")) == [1]
+
+
+def test_a_line_that_moved_once_and_stands_still_for_hours_still_answers() -> None:
+    made = stage()
+    fill(made)
+    ask(made, 11)
+    made.now_s = 1.0
+    made.do(Tick())
+    assert end(made, 1) == [11]
+    answers: list[ReplyRefusal] = []
+    for second in range(2, 3 * 3600):
+        made.now_s = float(second)
+        made.report("d0", ready(kv_blocks_used=100))
+        answers += refused([*ask(made, 100 + 2 * second), *ask(made, 101 + 2 * second), *made.do(Tick())])
+    # All but those who may still wait.
+    assert len(answers) >= 2 * (3 * 3600 - 2) - 2 * 21
+    assert all(each.failure.retry_after_s for each in answers)

@@ -29,3 +29,11 @@ def test_it_is_bounded() -> None:
     made = Advice(CONFIG)
     made.released(1, 0.0)
     assert all(1.0 <= made.retry_after_s(1000, 1.0) <= 100.0 for _ in range(50))
+
+
+@pytest.mark.parametrize("blocks", [0, 80])
+def test_hours_in_which_nothing_ended_are_as_if_nothing_ever_had(blocks: int) -> None:
+    made = Advice(CONFIG)
+    made.released(10, 0.0)
+    told = [made.retry_after_s(blocks, float(second)) for second in range(1, 3 * 3600, 60)]
+    assert all(1.0 <= each <= 100.0 for each in told) and told[-1] == 1.0
