@@ -409,11 +409,29 @@ def test_of_several_schedulers_one_that_falls_silent_is_left(addresses: str, lef
     it = Play(addresses=addresses, plans_told_interval_s=1e9)
     it.open(ViewShown([entry("d0")], sign_of_life_s=1.0))
     for _ in range(20):
-        it.wait(0.9)
+        assert only(it.wait(0.9), Leave) == []
         assert it.hear(ViewShown([entry("d0")], sign_of_life_s=1.0)) == [ViewChanged([])]
     assert bool(only(it.wait(4.5), Leave)) is left
     (dial,) = only(it.lose(silent=True), Dial)
     assert dial.address == ("b" if left else "a")
+
+
+def test_a_scheduler_that_promised_no_sign_of_life_is_not_left() -> None:
+    it = Play(addresses="a,b")
+    it.open(USABLE)
+    assert only(it.wait(100.0), Leave) == []
+
+
+def test_who_is_new_to_a_scheduler_that_is_rebuilding_is_planned_to_in_the_outage() -> None:
+    it = Play()
+    away(it)
+    it.ask()
+    it.wait(0.0)
+    it.open(ViewShown([entry("d1")], rebuilding=True))
+    it.do(Suspected("d0", 1, "lost"))
+    it.ask()
+    (answer,) = only(it.wait(0.0), AnswerPlan)
+    assert answer.here and answer.plan.decode is not None and answer.plan.decode.worker_id == "d1"
 
 
 def test_who_stood_still_itself_blames_nobody() -> None:
