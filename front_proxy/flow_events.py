@@ -100,13 +100,17 @@ FlowEvent = (
 
 
 class AskPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask the scheduler where this attempt should run. ``shown_tokens`` lengthen its prompt and are not asked for."""
+    """Ask the scheduler where this attempt should run. ``shown_tokens`` lengthen its prompt and are not asked for.
+
+    ``tries_again``, here and below: when it is refused for want of room, no client hears of it.
+    """
 
     attempt: int
     shown_tokens: int = 0
     excluded_worker_ids: tuple[str, ...] = ()
     pinned_decode_worker: str | None = None
     prefill_only: bool = False
+    tries_again: bool = False
 
 
 class StartPrefill(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +120,7 @@ class StartPrefill(msgspec.Struct, frozen=True, kw_only=True):
     worker: Placement
     whole: bool
     shown: tuple[int, ...] = ()
+    tries_again: bool = False
 
 
 class StartDecode(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,6 +131,7 @@ class StartDecode(msgspec.Struct, frozen=True, kw_only=True):
     handoff: KvHandoff | None
     shown: tuple[int, ...]
     blocks_reserved: int
+    tries_again: bool = False
 
 
 class Emit(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,7 +28,7 @@ def prefill(request: GenerationRequest, start: StartPrefill, *, left_s: float) -
     sampling = request.decode_sampling if start.whole else request.prefill_sampling
     if start.shown:
         sampling = _continuation(request).first(len(start.shown))
-    return _order(request, start.attempt, Stage.PREFILL, sampling, start.shown, left_s=left_s)
+    return _order(request, start, Stage.PREFILL, sampling, left_s=left_s)
 
 
 def decode(request: GenerationRequest, start: StartDecode, *, left_s: float) -> WorkOrder:
@@ -38,10 +38,9 @@ def decode(request: GenerationRequest, start: StartDecode, *, left_s: float) -> 
         sampling = _continuation(request).rest(len(start.shown))
     return _order(
         request,
-        start.attempt,
+        start,
         Stage.DECODE,
         sampling,
-        start.shown,
         left_s=left_s,
         handoff=start.handoff,
         blocks_reserved=start.blocks_reserved,
@@ -55,22 +54,22 @@ def _continuation(request: GenerationRequest) -> Continuation:
 
 def _order(
     request: GenerationRequest,
-    attempt: int,
+    start: StartPrefill | StartDecode,
     stage: Stage,
     sampling: bytes,
-    shown: tuple[int, ...],
     *,
     left_s: float,
     handoff: KvHandoff | None = None,
     blocks_reserved: int = 0,
 ) -> WorkOrder:
     return WorkOrder(
-        request_id=f"{request.request_id}-{stage.value[0]}{attempt}",
+        request_id=f"{request.request_id}-{stage.value[0]}{start.attempt}",
         stage=stage,
-        token_ids=[*request.token_ids, *shown] if shown else request.token_ids,
+        token_ids=[*request.token_ids, *start.shown] if start.shown else request.token_ids,
         sampling=sampling,
         handoff=handoff,
         blocks_reserved=blocks_reserved,
+        tries_again=start.tries_again,
         deadline_s=left_s,
         priority=request.priority,
         cache_salt=request.cache_salt,

@@ -194,7 +194,11 @@ class RequestFlow:
             self.phase = Phase.PREFILLING
             return [
                 StartPrefill(
-                    attempt=self.attempt, worker=event.prefill, whole=self._prefill_only, shown=self._shown.given
+                    attempt=self.attempt,
+                    worker=event.prefill,
+                    whole=self._prefill_only,
+                    shown=self._shown.given,
+                    tries_again=self._goes_elsewhere,
                 )
             ]
         if event.decode is None:
@@ -256,6 +260,7 @@ class RequestFlow:
                 handoff=self.handoff,
                 shown=self._shown.given,
                 blocks_reserved=self._plan.decode_blocks_reserved,
+                tries_again=self._goes_elsewhere,
             )
         ]
 
@@ -360,6 +365,11 @@ class RequestFlow:
         self.phase = Phase.WAITING
         return [*released, *ended, Pause(attempt=self.attempt, wait_s=wait_s)]
 
+    @property
+    def _goes_elsewhere(self) -> bool:
+        """Whether no client hears of a worker that has no room: it is tried elsewhere, or too late for a status."""
+        return self._retries.left or self.output_tokens > 0
+
     def _diverged(self) -> Sequence[FlowAction]:
         """A replay contradicts what the client has: no answer is better than one that is put together from two."""
         failure = flow_endings.diverged(self.output_tokens)
@@ -386,6 +396,7 @@ class RequestFlow:
                 excluded_worker_ids=tuple(self._retries.excluded),
                 pinned_decode_worker=self._pinned,
                 prefill_only=self._prefill_only,
+                tries_again=self._pinned is not None or (self._last_failure is not None and self._retries.replans_left),
             )
         ]
 

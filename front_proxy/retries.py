@@ -122,9 +122,19 @@ class Retries:
             self._resumes += 1
             self.excluded.clear()
 
+    @property
+    def left(self) -> bool:
+        """Whether another try may follow a failed one, should the budget allow it."""
+        return self._tries < self._bounds.attempts_max
+
+    @property
+    def replans_left(self) -> bool:
+        """Whether a refused retry would be planned again."""
+        return self._replans < self._bounds.replans_max
+
     def again(self) -> bool:
         """Whether another try may follow a failed one; true counts it."""
-        if self._tries >= self._bounds.attempts_max or not self._budget():
+        if not self.left or not self._budget():
             return False
         self._tries += 1
         return True
@@ -140,7 +150,7 @@ class Retries:
 
     def pause_s(self) -> float | None:
         """How long to wait before a refused retry is planned again; None when it has waited often enough."""
-        if self._replans >= self._bounds.replans_max:
+        if not self.replans_left:
             return None
         wait_s = self._bounds.replan_wait_s * min(2.0**self._replans, PAUSE_GROWTH_MAX)
         self._replans += 1

@@ -28,8 +28,11 @@ class Appointments:
         self.until_s = float("-inf")
         """When the last one who was told will have been served, at the pace of then."""
 
-    def book(self, work: float, now_s: float, *, pace: float, not_before_s: float) -> float:
-        """When to come back with so much work, where ``pace`` of it is done each second, be it none."""
+    def book(self, work: float, now_s: float, *, pace: float, not_before_s: float, noted: bool = True) -> float:
+        """When to come back with so much work, where ``pace`` of it is done each second, be it none.
+
+        ``noted`` False: only say when, for somebody who comes back whenever he likes. Others wait no longer for it.
+        """
         assert pace >= 0.0, pace
         share = max(self._share * pace, PACE_MIN_PER_S)
         self._owed = max(0.0, self._owed - share * (now_s - self._at_s))
@@ -37,9 +40,10 @@ class Appointments:
         wait_s = max(self._owed / share, not_before_s - now_s)
         if wait_s + work / share > self._max_s:
             # Multiples of the golden ratio, less their whole part, lie evenly however many there are.
-            self._beyond += 1
+            self._beyond += noted
             spread_s = self._max_s * (1.0 - 0.5 * (self._beyond * _GOLDEN % 1.0))
             return max(now_s + spread_s, not_before_s)
-        self._owed = wait_s * share + work
-        self.until_s = now_s + wait_s + work / share
+        if noted:
+            self._owed = wait_s * share + work
+            self.until_s = now_s + wait_s + work / share
         return now_s + wait_s

@@ -34,11 +34,15 @@ class Admission:
         """A plan ended and gave these blocks back."""
         self._rate.released(blocks, now_s)
 
-    def retry_after_s(self, missing_blocks: int, now_s: float) -> float:
-        """When this many blocks should be free at the present pace, and nobody else comes back; bounded."""
+    def retry_after_s(self, missing_blocks: int, now_s: float, *, noted: bool = True) -> float:
+        """When this many blocks should be free at the present pace, and nobody else comes back; bounded.
+
+        ``noted``: as of ``Appointments.book``.
+        """
         pace = self._rate.per_s(now_s)
         # Before the first release nothing is known: the middle of the bounds, by their ratio.
         unknown_s = math.sqrt(self.retry_after_min_s * self._retry_after_max_s)
         wait_s = missing_blocks / pace if pace > 0 else unknown_s
         wait_s = min(self._retry_after_max_s, max(self.retry_after_min_s, wait_s))
-        return self._appointments.book(wait_s, now_s, pace=1.0, not_before_s=now_s + wait_s) - now_s
+        at_s = self._appointments.book(wait_s, now_s, pace=1.0, not_before_s=now_s + wait_s, noted=noted)
+        return at_s - now_s

@@ -33,18 +33,24 @@ class ComeBacks:
         """Whether anybody is still to come back."""
         return self._all.until_s > now_s
 
-    def book(self, tenant: str, tokens: int, now_s: float, *, pace: float, not_before_s: float) -> float:
-        """When this tenant may come back with so many tokens. ``pace``: tokens a second, of its class."""
+    def book(
+        self, tenant: str, tokens: int, now_s: float, *, pace: float, not_before_s: float, noted: bool = True
+    ) -> float:
+        """When this tenant may come back with so many tokens. ``pace``: tokens a second, of its class.
+
+        ``noted``: as of ``Appointments.book``.
+        """
         self._forget(now_s)
         not_before_s = max(not_before_s, now_s + self._min_s)
-        at_s = self._all.book(tokens, now_s, pace=pace, not_before_s=not_before_s)
+        at_s = self._all.book(tokens, now_s, pace=pace, not_before_s=not_before_s, noted=noted)
         own = self._own.get(tenant)
         if own is None:
-            if len(self._own) >= self._tenants_max:
+            if not noted or len(self._own) >= self._tenants_max:
                 return at_s
             own = self._own[tenant] = Appointments(self._share, self._max_s)
             heapq.heappush(self._ends, (now_s, tenant))
-        return min(at_s, own.book(tokens, now_s, pace=pace / len(self._own), not_before_s=not_before_s))
+        its_pace = pace / len(self._own)
+        return min(at_s, own.book(tokens, now_s, pace=its_pace, not_before_s=not_before_s, noted=noted))
 
     def _forget(self, now_s: float) -> None:
         while self._ends and self._ends[0][0] <= now_s:

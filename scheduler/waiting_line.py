@@ -237,7 +237,10 @@ class WaitingLine:
         return min(before * len(lane.flows) * self._classes.weights / (weight * pace), self._tokens / pace)
 
     def _turn(self, event: PlanRequested, cause: Cause, cost: int, now_s: float) -> Turned:
-        """Turn somebody away, and tell him when all who were told before him will have been served."""
+        """Turn somebody away, and tell him when all who were told before him will have been served.
+
+        Who tries again by himself, whatever he is told, comes back instead of nobody: no time is kept for him.
+        """
         its_class = class_of(event)
         wait_s, pace = self.predicted_wait_s(its_class, event.tenant), self._rate.tokens_per_s
         if wait_s is None or pace is None:
@@ -245,7 +248,9 @@ class WaitingLine:
         lane = self._lanes[its_class]
         owed = sum(each.config.weight for each in self._lanes.values() if each is lane or each.comebacks.owed(now_s))
         its_pace = pace * lane.config.weight / owed
-        at_s = lane.comebacks.book(event.tenant, cost, now_s, pace=its_pace, not_before_s=now_s + wait_s)
+        at_s = lane.comebacks.book(
+            event.tenant, cost, now_s, pace=its_pace, not_before_s=now_s + wait_s, noted=not event.tries_again
+        )
         return Turned(event=event, cause=cause, wait_s=wait_s, retry_after_s=at_s - now_s)
 
     def check(self) -> None:

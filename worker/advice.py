@@ -21,12 +21,15 @@ class Advice:
         self._requests.released(1, now_s)
         self._blocks.released(blocks, now_s)
 
-    def retry_after_s(self, blocks: int, now_s: float) -> float:
-        """When there is room for one more request, or for one of so many blocks where ``blocks`` are missing."""
+    def retry_after_s(self, blocks: int, now_s: float, *, noted: bool = True) -> float:
+        """When there is room for one more request, or for one of so many blocks where ``blocks`` are missing.
+
+        ``noted``: as of ``Appointments.book``.
+        """
         config = self._config
         pace = self._blocks.per_s(now_s) if blocks else self._requests.per_s(now_s)
         work = float(blocks or 1)
         # Nothing has ended yet: the shortest advice, as far apart as that is long.
         pace = pace or work / config.retry_after_min_s
         not_before_s = now_s + max(min(work / pace, config.retry_after_max_s), config.retry_after_min_s)
-        return self._appointments.book(work, now_s, pace=pace, not_before_s=not_before_s) - now_s
+        return self._appointments.book(work, now_s, pace=pace, not_before_s=not_before_s, noted=noted) - now_s

@@ -100,7 +100,7 @@ def test_a_first_token_that_stops_needs_no_decode() -> None:
 def test_one_output_token_is_a_prefill_alone_with_the_whole_sampling() -> None:
     play = Play(planned(decode=None), output_tokens_max=1, continuing=False)
     assert play.all(AskPlan)[0].prefill_only
-    assert play.all(StartPrefill) == [StartPrefill(attempt=1, worker=P0, whole=True)]
+    assert play.all(StartPrefill) == [StartPrefill(attempt=1, worker=P0, whole=True, tries_again=True)]
     play.tell(prefilled(finish=LENGTH))
     assert play.tokens == [7] and play.all(Emit)[0].delta.finish == LENGTH
     assert play.all(ReleaseHandoff) == [ReleaseHandoff(handoff=handoff(), pulled=False)]
@@ -355,3 +355,27 @@ def test_the_story_is_bounded_and_skips_the_stream_of_tokens() -> None:
     for _ in range(200):
         play.tell(planned(7))
     assert len(play.flow.story) == STORY_EVENTS_MAX
+
+
+def test_the_scheduler_is_told_when_no_client_will_hear_its_refusal() -> None:
+    full = Failure(kind=FailureKind.EXHAUSTED, message="full", retry_after_s=9.0)
+    play = Play(planned(), failed(Stage.PREFILL), replans_max=2)
+    play.tell(PlanRefused(attempt=2, failure=full), PauseOver(attempt=2), PlanRefused(attempt=3, failure=full))
+    play.tell(PauseOver(attempt=3), PlanRefused(attempt=4, failure=full))
+    assert [ask.tries_again for ask in play.all(AskPlan)] == [False, True, True, False]
+    assert play.all(Finish)[0].failure == full, "and this one is told"
+
+
+def test_a_sibling_s_first_question_is_one_whose_refusal_no_client_hears() -> None:
+    refused = PlanRefused(attempt=1, failure=Failure(kind=FailureKind.EXHAUSTED, message="full"))
+    play = Play(refused, pinned_decode_worker="decode-0")
+    assert [ask.tries_again for ask in play.all(AskPlan)] == [True, False]
+
+
+def test_workers_are_told_when_no_client_will_hear_their_refusal() -> None:
+    play = Play(planned(), attempts_max=2)
+    play.tell(failed(Stage.PREFILL, FailureKind.EXHAUSTED), planned(2), prefilled(2))
+    assert [start.tries_again for start in play.all(StartPrefill)] == [True, False]
+    assert play.all(StartDecode)[0].tries_again, "its client has the first token"
+    replayed = Play(planned(), prefilled(), attempts_max=1, continuing=False)
+    assert not replayed.all(StartDecode)[0].tries_again

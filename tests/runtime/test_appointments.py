@@ -42,3 +42,14 @@ def test_beyond_the_bound_times_are_spread_and_the_book_does_not_grow() -> None:
 def test_a_pace_next_to_nothing_is_a_slow_one(pace: float) -> None:
     book = Appointments(share=0.125, max_s=60.0)
     assert all(0.0 <= book.book(1, float(second), pace=pace, not_before_s=0.0) - second <= 60.0 for second in range(9))
+
+
+@pytest.mark.parametrize("max_s", [15.0, 1000.0])
+def test_who_is_only_told_and_comes_when_he_likes_takes_nobody_s_time(max_s: float) -> None:
+    alone, among = Appointments(share=0.5, max_s=max_s), Appointments(share=0.5, max_s=max_s)
+    for _ in range(5):
+        for _ in range(100):
+            among.book(10, 0.0, pace=4.0, not_before_s=1.0, noted=False)
+        told = alone.book(10, 0.0, pace=4.0, not_before_s=1.0)
+        assert among.book(10, 0.0, pace=4.0, not_before_s=1.0) == told
+        assert among.until_s == alone.until_s

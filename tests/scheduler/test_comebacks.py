@@ -36,3 +36,11 @@ def test_tenants_are_forgotten_when_nothing_of_theirs_is_owed_and_are_bounded() 
     assert len(made) == 1
     book(made, "g", now_s=5000.0)
     assert len(made) == 1 and not made.owed(6000.0)
+
+
+def test_who_only_asks_takes_no_time_of_his_class_or_tenant_and_is_no_tenant_that_is_owed_one() -> None:
+    made = ComeBacks(CONFIG)
+    assert [made.book("a", 100, 0.0, pace=100.0, not_before_s=0.0, noted=False) for _ in range(9)] == [2.0] * 9
+    assert len(made) == 0 and not made.owed(0.0)
+    assert book(made, "a") == 2.0
+    assert made.book("a", 100, 0.0, pace=100.0, not_before_s=0.0, noted=False) == book(made, "a") == 6.0

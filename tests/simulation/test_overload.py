@@ -120,14 +120,14 @@ def test_after_a_burst_those_whom_a_worker_itself_refused_are_served_when_they_c
 
 
 def test_who_is_told_the_length_of_the_line_alone_comes_back_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Appointments, "book", lambda self, work, now_s, *, pace, not_before_s: not_before_s)
+    monkeypatch.setattr(Appointments, "book", lambda self, work, now_s, *, not_before_s, **_: not_before_s)
     assert any("were served" in each for each in dishonest(Burst(0, ALL_INTERACTIVE).run_burst()))
     wrong = dishonest(WorkerBurst(0).run_burst())
     assert any("were served" in each for each in wrong) and any("in one second" in each for each in wrong)
 
 
 def test_who_is_told_a_time_before_the_line_can_be_over_is_told_too_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Appointments, "book", lambda self, work, now_s, *, pace, not_before_s: now_s + 1.0)
+    monkeypatch.setattr(Appointments, "book", lambda self, work, now_s, **_: now_s + 1.0)
     assert any("before the line" in each for each in dishonest(Burst(0, KINDS).run_burst()))
 
 

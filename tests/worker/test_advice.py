@@ -37,3 +37,9 @@ def test_hours_in_which_nothing_ended_are_as_if_nothing_ever_had(blocks: int) ->
     made.released(10, 0.0)
     told = [made.retry_after_s(blocks, float(second)) for second in range(1, 3 * 3600, 60)]
     assert all(1.0 <= each <= 100.0 for each in told) and told[-1] == 1.0
+
+
+def test_who_goes_elsewhere_takes_nobody_s_time() -> None:
+    made = Advice(CONFIG)
+    assert [made.retry_after_s(0, 0.0, noted=False) for _ in range(200)] == [1.0] * 200
+    assert [made.retry_after_s(0, 0.0) for _ in range(2)] == [1.0, 3.0]
