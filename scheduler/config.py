@@ -214,7 +214,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     kubernetes: KubernetesConfig = KubernetesConfig()
     # How often one that stands by tries to lead, and one that leads renews.
     leader_interval_s: Positive = 0.25
-    # A leader that could not renew for so long leads no longer, and another one may.
+    # A leader that could not renew for so long leads no longer, and another one may. Who finds no lease, as at the
+    # first start, waits for so long too.
     leader_lease_s: Positive = 3.0
     # A leader that hears nobody for so long makes way for one that stands by and is asked. 0: never.
     deaf_step_down_s: NonNegative = 5.0

@@ -118,33 +118,46 @@ class Watch:
     """The stand-by's side: since when the leader is not seen to renew."""
 
     def __init__(self, lease_s: float) -> None:
-        self._lease_s = lease_s
-        # What was seen of the last renewal, since when it is known, and for how long it holds.
+        # The longest that any renewal is known to hold.
+        self._holds_s = self._lease_s = lease_s
+        # What was seen of the last renewal, since when it is known, and whether it is one.
         self._seen: Hashable = None
         self._seen_s = float("-inf")
-        self._holds_s = lease_s
+        self._is_renewal = False
+
+    @property
+    def holds_s(self) -> float:
+        """The longest time that any renewal seen, or one of ours, holds."""
+        return self._holds_s
 
     def leads(self, seen: Hashable, looked_s: float, seen_s: float, *, lease_s: float = 0.0) -> bool:
         """Whether the leader may still lead, by a look that was begun and done at these times.
 
         ``seen`` differs with every renewal. ``lease_s``: what the leader says that a renewal holds, if that is longer.
         """
-        if seen != self._seen:
-            # It may have been renewed until just now: nothing earlier may be the moment to count from.
-            self._seen, self._seen_s = seen, seen_s
-        self._holds_s = max(self._lease_s, lease_s)
-        return self.may_lead(looked_s)
+        self._is_renewal = True
+        return self._may_lead(("renewal", seen), looked_s, seen_s, lease_s)
 
-    def may_lead(self, looked_s: float) -> bool:
-        """Whether the leader last seen may still lead, by a look that began then and found nothing in the store.
+    def may_lead_unseen(self, seen: Hashable, looked_s: float, seen_s: float, *, lease_s: float = 0.0) -> bool:
+        """Whether somebody may lead where the store, by such a look, tells of nobody who ever led.
 
-        What was renewed after the look began may have been missed: nothing later may be the moment to judge for.
+        A record that was deleted may have been renewed until just then, and its leader does not know yet. ``seen``
+        differs wherever what now stands in its place may be another one.
         """
-        return looked_s < self._seen_s + self._holds_s
+        self._is_renewal = False
+        return self._may_lead(("nobody", seen), looked_s, seen_s, lease_s)
 
     def sees_leader(self, now_s: float) -> bool:
         """Whether a renewal was seen within half of the time that one holds: who stands still is not named."""
-        return now_s < self._seen_s + self._lease_s / 2
+        return self._is_renewal and now_s < self._seen_s + self._lease_s / 2
+
+    def _may_lead(self, seen: Hashable, looked_s: float, seen_s: float, lease_s: float) -> bool:
+        if seen != self._seen:
+            # It may have been renewed until just now: nothing earlier may be the moment to count from.
+            self._seen, self._seen_s = seen, seen_s
+        self._holds_s = max(self._holds_s, lease_s)
+        # What was renewed after the look began may have been missed: nothing later may be the moment to judge for.
+        return looked_s < self._seen_s + self._holds_s
 
 
 class Deafness:

@@ -22,6 +22,9 @@ class FileLease:
     appears whole and locked, by a link, which only one contender for a number can make: a leader that is dead or frozen
     need not help, and a contender that freezes halfway hinders nobody. The folder must be a local one, whose few calls
     take no time; so no call here is ever suspended.
+
+    Where there is no file, as at the first start, somebody may lead whose file was deleted: who finds none waits for as
+    long as a renewal holds. What was claimed and deleted between two looks is not seen.
     """
 
     def __init__(self, path: Path, *, lease_s: float, clock: Clock) -> None:
@@ -33,6 +36,8 @@ class FileLease:
         self._held: tuple[int, int] | None = None
         self._touched_ns = 0
         self._leader = Holder()
+        # The largest epoch that we know of: the files may have been deleted, and the wall clock may go back.
+        self._former = 0
         # Touched by who stands by and is asked; when it last was, as we saw it.
         self._asked_file = path.with_name(f"{path.name}.asked")
         self._asked_ns = 0
@@ -48,9 +53,10 @@ class FileLease:
         began_s = self._clock.monotonic_s()
         number = self._newest()
         self._leader = self._read(number)
-        if self._leads(number) if number else self._watch.may_lead(began_s):
+        self._former = max(self._former, self._leader.epoch)
+        if self._leads(number) if number else self._may_lead_unseen(began_s):
             return None
-        epoch = next_epoch(self._leader.epoch, time.time_ns() // 1_000_000)
+        epoch = next_epoch(self._former, time.time_ns() // 1_000_000)
         file = self._make(number + 1, mine := Holder(epoch, address))
         if file is None:
             return None
@@ -123,6 +129,10 @@ class FileLease:
         finally:
             os.close(file)
         return self._watch.leads(seen, looked_s, self._clock.monotonic_s())
+
+    def _may_lead_unseen(self, looked_s: float) -> bool:
+        """Whether somebody may lead though there is no file: until it renews, it does not know that it was deleted."""
+        return self._watch.may_lead_unseen(None, looked_s, self._clock.monotonic_s())
 
     def _make(self, number: int, holder: Holder) -> int | None:
         """Its open, locked file; None where somebody else was quicker."""

@@ -37,6 +37,7 @@ class _Spec(msgspec.Struct, frozen=True, rename="camel"):
     holder_identity: str | None = None
     lease_duration_seconds: int | None = None
     lease_transitions: int | None = None
+    acquire_time: str | None = None
 
 
 class _Lease(msgspec.Struct, frozen=True):
@@ -57,7 +58,9 @@ class _Read:
         self.version = (lease.metadata.uid, lease.metadata.resource_version)
         self.identity = lease.spec.holder_identity or ""
         self.lease_s = float(lease.spec.lease_duration_seconds or 0)
-        self.transitions = lease.spec.lease_transitions or 0
+        # One more than this with the next leader. One that nobody ever held tells of no leadership, so begins with 0.
+        self.ever_held = lease.spec.acquire_time is not None
+        self.transitions = (lease.spec.lease_transitions or 0) if self.ever_held else -1
         # The address, and behind it what makes the identity one of a kind.
         self.holder = Holder(epoch, self.identity.rpartition("_")[0])
 
@@ -66,7 +69,9 @@ class KubernetesLease:
     """The Lease ``name``; ``holderIdentity`` is the leader's address and a word that no other process has.
 
     A leader that is gone lets go of nothing, so its time must be over before another one leads; one that ends in order
-    empties ``holderIdentity``.
+    empties ``holderIdentity``. One whose Lease was deleted may lead until it renews, so who finds none only makes one
+    that nobody holds; whoever claims that has seen it unchanged for as long as a renewal holds. Every claim follows
+    a version, and that one was there all the time from before the wait, so no deletion makes two lead.
     """
 
     def __init__(self, api: KubernetesApi, *, namespace: str, name: str, lease_s: float, clock: Clock) -> None:
@@ -85,6 +90,8 @@ class KubernetesLease:
         self._written: _Read | None = None
         self._renewed_us = 0
         self._leader = Holder()
+        # The largest epoch that we know of: the Lease may have been deleted, and this machine's clock may be behind.
+        self._former = 0
         # By whom stands by and is asked: the version of its word, as we saw it.
         self._asked = ("", "")
 
@@ -99,27 +106,20 @@ class KubernetesLease:
         self._identity = f"{address}_{self._word}"
         looked_s = self._clock.monotonic_s()
         found = await self._get()
-        # The largest that we know of: the Lease may have been deleted, and this machine's clock may be behind.
-        former = self._leader.epoch
-        if found is None and self._watch.may_lead(looked_s):
+        if found is None:
+            await self._create()
             return None
-        if found is not None:
-            former = max(former, found.holder.epoch)
-            self._leader = found.holder
-            # One in our name is a claim of ours whose answer got lost, and by which we never led.
-            theirs = found.identity not in ("", self._identity)
-            seen_s = self._clock.monotonic_s()
-            if theirs and self._watch.leads(found.version, looked_s, seen_s, lease_s=found.lease_s):
-                return None
+        self._leader = found.holder
+        self._former = max(self._former, found.holder.epoch)
+        if self._may_lead(found, looked_s, self._clock.monotonic_s()):
+            return None
         began_s = self._clock.monotonic_s()
-        self._epoch = epoch = next_epoch(former, time.time_ns() // 1_000_000)
+        self._epoch = epoch = next_epoch(self._former, time.time_ns() // 1_000_000)
         answer = await self._write(found, self._identity)
-        if answer.status == 409:
+        if answer.status in (404, 409):
             self._epoch = 0
             return None
-        if answer.status == 404:
-            raise FileNotFoundError(f"the API server knows no such namespace: {reason_of(answer)}")
-        self._written = _Read(_body(answer, 200, 201))
+        self._written = _Read(_body(answer, 200))
         if not self._tenure.begin(began_s, self._clock.monotonic_s()):
             await self._let_go()
             return None
@@ -176,6 +176,24 @@ class KubernetesLease:
         self._epoch = 0
         self._api.close()
 
+    async def _create(self) -> None:
+        """Make a Lease that nobody holds, for a claim to follow: only a claim that follows one is refused in time."""
+        spec = {"leaseDurationSeconds": math.ceil(self._watch.holds_s)}
+        answer = await self._put(None, spec, {EPOCH: str(self._former)})
+        if answer.status == 404:
+            raise FileNotFoundError(f"the API server knows no such namespace: {reason_of(answer)}")
+        if answer.status != 409:  # somebody else made it
+            _body(answer, 201)
+
+    def _may_lead(self, found: _Read, looked_s: float, seen_s: float) -> bool:
+        """Whether another one may lead, by a look that was begun and done at these times."""
+        if not found.ever_held:
+            # It was made where there was none, so the one before was perhaps deleted under a leader.
+            return self._watch.may_lead_unseen(found.version, looked_s, seen_s, lease_s=found.lease_s)
+        # One in our name is a claim of ours whose answer got lost, and by which we never led.
+        theirs = found.identity not in ("", self._identity)
+        return theirs and self._watch.leads(found.version, looked_s, seen_s, lease_s=found.lease_s)
+
     async def _let_go(self) -> None:
         if self._epoch and (ours := await self._ours()) is not None:
             self._written = None
@@ -197,7 +215,7 @@ class KubernetesLease:
         answer = await self._api.ask("GET", f"{self._path}/{self._name}{suffix}")
         return None if answer.status == 404 else _Read(_body(answer, 200))
 
-    async def _write(self, former: _Read | None, identity: str) -> Answer:
+    async def _write(self, former: _Read, identity: str) -> Answer:
         """Write who leads."""
         renewed = self._now()
         spec = {
@@ -205,8 +223,8 @@ class KubernetesLease:
             "leaseDurationSeconds": math.ceil(self._lease_s),
             "renewTime": renewed,
         }
-        if former is None or (identity and (former.identity, former.holder.epoch) != self._mine):
-            spec |= {"acquireTime": renewed, "leaseTransitions": former.transitions + 1 if former is not None else 0}
+        if identity and (former.identity, former.holder.epoch) != self._mine:
+            spec |= {"acquireTime": renewed, "leaseTransitions": former.transitions + 1}
         return await self._put(former, spec, {EPOCH: str(self._epoch)})
 
     async def _put(

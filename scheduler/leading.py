@@ -36,6 +36,7 @@ async def stand_by(config: SchedulerConfig, lease: LeaderLease, shell: Scheduler
 async def lead(config: SchedulerConfig, lease: LeaderLease, shell: SchedulerShell, clock: Clock) -> str:
     """Renew until leading is over: why it is. From then on this process must not plan any more."""
     deafness = Deafness()
+    questions = _Questions(lease)
     look_s = _look_s(config)
     looked_s, heard = clock.monotonic_s(), shell.heard
     while True:
@@ -52,7 +53,7 @@ async def lead(config: SchedulerConfig, lease: LeaderLease, shell: SchedulerShel
             continue
         hears = shell.heard != heard
         looked_s, heard = clock.monotonic_s(), shell.heard
-        if deafness.look(hears=hears, other_asked=not hears and await _other_asked(lease)):
+        if deafness.look(hears=hears, other_asked=not hears and await questions.other_asked()):
             return "nobody is heard, and the one that stands by is asked"
 
 
@@ -90,8 +91,26 @@ async def _tell_asked(lease: LeaderLease) -> None:
         log.warning("the leader cannot be told that somebody asks here", extra={"why": str(error)})
 
 
-async def _other_asked(lease: LeaderLease) -> bool:
-    try:
-        return await lease.other_asked()
-    except OSError:
-        return False
+class _Questions:
+    """Whether the one that stands by is asked, by the store. Logs when that begins to fail and when it is over."""
+
+    def __init__(self, lease: LeaderLease) -> None:
+        self._lease = lease
+        self._failing = False
+
+    async def other_asked(self) -> bool:
+        """Whether it was asked since the last look; not, as far as is known, where the store does not tell."""
+        try:
+            asked = await self._lease.other_asked()
+        except OSError as error:
+            if not self._failing:
+                log.warning(
+                    "the store does not tell whether the one that stands by is asked: this leader does not make way",
+                    extra={"why": str(error)},
+                )
+            self._failing = True
+            return False
+        if self._failing:
+            log.warning("the store tells again whether the one that stands by is asked")
+        self._failing = False
+        return asked

@@ -26,6 +26,23 @@ class LeaseStore:
         self.after_step: Callable[[Step], object] = lambda step: None
         self._versions = itertools.count(1)
 
+    def put_free(self, name: str) -> None:
+        """A Lease that was held once and let go of, as every start but the first finds it."""
+        self._keep(
+            {
+                "apiVersion": "coordination.k8s.io/v1",
+                "kind": "Lease",
+                "metadata": {"name": name, "namespace": NAMESPACE},
+                "spec": {
+                    "holderIdentity": "",
+                    "leaseDurationSeconds": 1,
+                    "leaseTransitions": 0,
+                    "acquireTime": "2026-01-01T00:00:00.000000Z",
+                },
+            },
+            uid=f"uid-{next(self._versions)}",
+        )
+
     async def ask(self, method: str, path: str, body: bytes = b"") -> Answer:
         """Do one request."""
         lease = json.loads(body) if body else {}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import msgspec
 import pytest
 
 from scheduler.leadership import Holder, LeaderLease
@@ -20,6 +21,11 @@ Hook = Callable[[], object] | None
 
 # Of a file lease: where a look sees the last renewal, where a renewal is seen, where a claim is made.
 CALLS: dict[Step, str] = {"look": "fstat", "renew": "utime", "claim": "link"}
+
+
+def put_free(path: Path) -> None:
+    """The file of a leadership that is over, as every start but the first finds it."""
+    path.with_name(f"{path.name}.1").write_bytes(msgspec.json.encode(Holder(1)))
 
 
 class Clock:
@@ -77,7 +83,7 @@ class Seat:
 
 
 class Table(Protocol):
-    """Contenders for one lease, with one time."""
+    """Contenders for one lease, with one time. Somebody has led before, and let go of it."""
 
     clock: Clock
 
@@ -108,6 +114,7 @@ class FileTable:
         self.clock = clock or Clock()
         self._monkeypatch = monkeypatch
         self._tables = 0
+        put_free(folder / "leader")
 
     def seat(self, name: str = "leader") -> Seat:
         return Seat(FileLease(self.folder / name, lease_s=LEASE_S, clock=self.clock))
@@ -153,9 +160,10 @@ class FileTable:
 class KubernetesTable:
     """In a Lease, of an API server without a network."""
 
-    def __init__(self, clock: Clock | None = None, store: LeaseStore | None = None) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
         self.clock = clock or Clock()
-        self.store = store or LeaseStore()
+        self.store = LeaseStore()
+        self.store.put_free("lead")
         self._hook: Callable[[], object] = lambda: None
 
     def seat(self) -> Seat:

@@ -91,12 +91,57 @@ def test_what_was_taken_away_is_a_lost_lease_and_the_next_epoch_is_larger_nevert
     assert first is not None and two.try_acquire("b:1") is None
     table.wipe()
     assert two.try_acquire("b:1") is None, "the leader does not know yet"
+    assert two.try_acquire("b:1") is None and not two.sees_leader
     assert one.until_s > table.clock.now_s and not one.renew()
     table.clock.now_s += LEASE_S
     second = two.try_acquire("b:1")
     assert second is not None and second >= first
     one.release()
     assert two.renew()
+    two.release()
+
+
+def test_who_starts_when_the_lease_was_deleted_leads_no_sooner_than_its_leader_is_over(table: Table) -> None:
+    one = table.seat()
+    assert one.try_acquire("a:1") is not None
+    table.clock.now_s += LEASE_S / 2
+    assert one.renew()
+    table.wipe()
+    two = table.seat()
+    for _ in range(6):
+        assert two.try_acquire("b:1") is None
+        assert one.until_s > table.clock.now_s, "it leads and does not know"
+        table.clock.now_s += LEASE_S / 6
+    assert one.until_s == table.clock.now_s
+    # A Lease is made by the first look and seen by the next, a sixth later.
+    table.clock.now_s += LEASE_S / 6
+    assert two.try_acquire("b:1") is not None
+    two.release()
+
+
+def test_who_did_not_see_the_deleted_leader_waits_for_it_too(table: Table) -> None:
+    """It looked last while another one led, or nobody did."""
+    one, two = table.seat(), table.seat()
+    table.hold_up("claim", before=lambda: two.try_acquire("b:1"))
+    assert one.try_acquire("a:1") is None
+    two.release()
+    table.clock.now_s += 9 * LEASE_S
+    three = table.seat()
+    assert three.try_acquire("c:1") is not None
+    table.wipe()
+    assert one.try_acquire("a:1") is None and three.until_s > table.clock.now_s
+    three.release()
+
+
+def test_of_those_that_start_where_nobody_ever_led_one_leads_after_as_long_as_a_renewal_holds(table: Table) -> None:
+    table.wipe()
+    one, two = table.seat(), table.seat()
+    for seat in (one, two, one, two):
+        assert seat.try_acquire("a:1") is None
+    table.clock.now_s += LEASE_S
+    assert one.try_acquire("a:1") is not None and two.try_acquire("b:1") is None
+    one.release()
+    assert two.try_acquire("b:1") is not None, "at once: it was let go of"
     two.release()
 
 

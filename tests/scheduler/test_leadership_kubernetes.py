@@ -54,6 +54,7 @@ class Setting:
 async def setting(tmp_path: Path) -> AsyncIterator[Setting]:
     async with ApiServer(tmp_path).listening() as server:
         setting = Setting(server)
+        server.store.put_free("lead")
         yield setting
         for api in setting.apis:
             api.close()
@@ -67,14 +68,14 @@ async def test_the_lease_says_who_leads_as_kubernetes_tools_expect_it(setting: S
     assert await one.renew()
     spec = setting.lease["spec"]
     assert spec["holderIdentity"].startswith("10.0.0.1:7000_")
-    assert (spec["leaseDurationSeconds"], spec["leaseTransitions"]) == (3, 0)
+    assert (spec["leaseDurationSeconds"], spec["leaseTransitions"]) == (3, 1)
     assert spec["renewTime"] > spec["acquireTime"]
     assert setting.lease["metadata"]["annotations"] == {EPOCH: str(first)}
     assert await two.try_acquire("10.0.0.2:7000") is None and two.leader == Holder(first or 0, "10.0.0.1:7000")
     await one.release()
     assert setting.lease["spec"]["holderIdentity"] == ""
     assert await two.try_acquire("10.0.0.2:7000") is not None
-    assert setting.lease["spec"]["leaseTransitions"] == 1
+    assert setting.lease["spec"]["leaseTransitions"] == 2
     assert setting.server.connections == 2, "one for each, kept"
 
 
@@ -218,11 +219,45 @@ async def test_a_lease_that_was_deleted_is_lost_and_the_next_epoch_is_larger(
     setting.server.store.leases.clear()
     assert not await one.renew()
     await one.release()
+    for _ in range(2):
+        assert await two.try_acquire("b:1") is None, "it makes one that nobody holds, and looks at it"
+    assert setting.lease["spec"] == {"leaseDurationSeconds": LEASE_S}
     setting.clock.now_s += LEASE_S
     # On another machine, whose clock is behind.
     monkeypatch.setattr("scheduler.leadership_kubernetes.time.time_ns", lambda: 10**18)
     second = await two.try_acquire("b:1")
-    assert second == first + 1
+    assert second == first + 1 and setting.lease["spec"]["leaseTransitions"] == 0
+
+
+async def test_a_lease_that_is_deleted_and_made_again_below_a_claim_refuses_it(setting: Setting) -> None:
+    """A claim that follows nothing would be good wherever there is nothing, and whoever led a moment ago."""
+    one, two, store = setting.seat(), setting.seat(), setting.server.store
+    store.leases.clear()
+    for _ in range(2):
+        assert await one.try_acquire("a:1") is None and await two.try_acquire("b:1") is None
+    setting.clock.now_s += LEASE_S
+
+    def deleted(step: str) -> None:
+        if step == "claim":
+            store.on_step = lambda _step: None
+            store.leases.clear()
+
+    store.on_step = deleted
+    assert await one.try_acquire("a:1") is None and await two.try_acquire("b:1") is None
+    assert "holderIdentity" not in setting.lease["spec"]
+
+
+async def test_where_the_longest_lease_was_deleted_all_wait_for_as_long_as_that(setting: Setting) -> None:
+    one, two, late = setting.seat(), setting.seat(), setting.seat()
+    assert await one.try_acquire("a:1") is not None
+    setting.lease["spec"]["leaseDurationSeconds"] = 10
+    assert await two.try_acquire("b:1") is None
+    setting.server.store.leases.clear()
+    assert await two.try_acquire("b:1") is None and await late.try_acquire("c:1") is None
+    setting.clock.now_s += 9.0
+    assert await late.try_acquire("c:1") is None
+    setting.clock.now_s += 1.0
+    assert await late.try_acquire("c:1") is not None
 
 
 async def test_a_namespace_that_is_not_there_is_named(setting: Setting) -> None:
@@ -246,6 +281,7 @@ def test_the_loop_that_processes_run_on_fails_no_other_way(tmp_path: Path) -> No
     async def story() -> None:
         async with ApiServer(tmp_path).listening() as server:
             setting = Setting(server)
+            server.store.put_free("lead")
             one = setting.seat(call_timeout_s=CALL_TIMEOUT_S)
             assert await one.try_acquire("a:1") is not None
             troubles: list[Trouble] = ["hangs", "hangs_when_done", "cut", "cut_when_done", "error", "stalls_in_body"]
@@ -268,6 +304,7 @@ def test_the_loop_that_processes_run_on_fails_no_other_way(tmp_path: Path) -> No
 def test_it_runs_by_the_clock_of_the_machine(tmp_path: Path) -> None:
     async def story() -> None:
         async with ApiServer(tmp_path).listening() as server:
+            server.store.put_free("lead")
             api = in_cluster(KubernetesConfig(api_host=HOST, api_port=server.port, account_dir=str(tmp_path)), {})
             lease = KubernetesLease(api, namespace=NAMESPACE, name="lead", lease_s=LEASE_S, clock=SystemClock())
             assert await lease.try_acquire("a:1") is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -134,6 +135,18 @@ async def test_a_leader_that_is_deaf_stops_leading(looks: Sequence[tuple[bool, b
     lease: Any = script(looks)
     assert (await lead(CONFIG, lease, lease.shell, lease.clock)).startswith(why)
     assert (next(lease.looks, None) is not None) == (why == "nobody is heard")
+
+
+async def test_a_leader_that_cannot_learn_that_the_other_one_is_asked_says_so_once_and_when_it_can_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lease: Any = script([SILENCE] * 5 + [ASKED] + [SILENCE] * 2 + [HEARS])
+    with caplog.at_level(logging.INFO, "baton.scheduler.leading"):
+        assert await lead(CONFIG, lease, lease.shell, lease.clock) == "the lease is lost"
+    told = [(each.levelname, each.getMessage().partition(":")[0]) for each in caplog.records]
+    fails = ("WARNING", "the store does not tell whether the one that stands by is asked")
+    assert told == [fails, ("WARNING", "the store tells again whether the one that stands by is asked"), fails]
+    assert vars(caplog.records[0])["why"] == "away"
 
 
 async def test_who_stands_by_tells_that_it_is_asked_and_only_then() -> None:

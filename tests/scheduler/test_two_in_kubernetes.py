@@ -78,6 +78,7 @@ class Running:
 
 @asynccontextmanager
 async def two(server: ApiServer, lease_s: float = 30.0) -> AsyncIterator[tuple[Running, Running]]:
+    server.store.put_free("baton-scheduler")
     leader = Running(server, lease_s)
     await leader.until("ready")
     stand_by = Running(server, lease_s)
