@@ -6,7 +6,10 @@ over gRPC and the simulation's ``front_plans``. What becomes of a question:
     asked while the scheduler answers, or while nobody can plan   -> waits for its answer, ``plan_patience_s`` at first
     asked while it does not, with a view to plan from             -> is planned here at the next wake-up
     told to wait for its turn                                     -> waits that long and ``plan_patience_s``
-    patience over or stream lost, with a view to plan from        -> is planned here
+    patience over or stream lost, with a view to plan from        -> is planned here, and all others that wait
+    planned here and nobody has room                              -> waits here, by the scheduler's own settings and
+                                                                     not longer than that told it, for room here
+    waits here when the scheduler answers again                   -> is asked anew
     patience over without one                                     -> waits until ``plan_timeout_s`` is over: refused
 
 The scheduler **answers** when its stream is open (it has spoken), it is not silent (nobody's patience with it ran out
@@ -52,8 +55,10 @@ from front_proxy.desk_events import (
     Woke,
 )
 from front_proxy.leader_watch import LeaderWatch
+from front_proxy.outage_planner import FADE_INTERVAL_S, PlannerReply
 from runtime.addresses import Addresses
 from runtime.failures import Failure, FailureKind
+from scheduler.actions import ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.config import SchedulerConfig
 from scheduler.events import RunningPlan
 from scheduler.profile import Random
@@ -61,6 +66,8 @@ from scheduler.profile import Random
 NEVER_S = float("inf")
 HERE = "degraded"
 """Reason of a plan that was made here."""
+WAIT_MIN_S = 0.001
+"""0 would be the longest wait: who has waited for as long as he may gets a place now or is refused."""
 
 
 class DeskBounds(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,12 +84,18 @@ class DeskBounds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Pending(msgspec.Struct, gc=False):
-    """A question without an answer. ``sent``: on the stream that is open now, so an end must follow it there."""
+    """A question without an answer. ``sent``: on the stream that is open now, so an end must follow it there.
+
+    ``told_s``: until when it waits for its turn by the word of the scheduler that has it. ``place_s``: until when a
+    place is of use, by the word of whoever said so last.
+    """
 
     question: PlanQuestion
     due_s: float
     until_s: float
     sent: bool
+    told_s: float = -NEVER_S
+    place_s: float = NEVER_S
 
 
 class PlanDesk:
@@ -106,6 +119,7 @@ class PlanDesk:
         self._opened = False
         self._silent = False
         self._tell_s = NEVER_S
+        self._look_s = NEVER_S
         self._pause_s = bounds.backoff_min_s
 
     @property
@@ -135,6 +149,8 @@ class PlanDesk:
 
     def handle(self, event: DeskEvent, now_s: float) -> Sequence[DeskAction]:
         """What follows from one event."""
+        if self._plans.waiting and not self._plans.possible(now_s):
+            self._let_go(now_s)
         match event:
             case Asked():
                 return self._ask(event, now_s)
@@ -153,7 +169,7 @@ class PlanDesk:
             case StreamLost():
                 return self._lose(event, now_s)
             case Closed():
-                return self._close()
+                return self._close(now_s)
             case _:
                 assert_never(event)
 
@@ -168,7 +184,7 @@ class PlanDesk:
             if not self._view.knows_more or not self._plans.possible(now_s):
                 return (self._send(plan_id, pending, now_s),)
         elif not self._plans.possible(now_s):
-            pending.due_s = self._patience_over_s(pending, now_s)
+            pending.due_s = now_s + self._patience_s
         # Planned here at the next wake-up, not now: who asks does not expect the answer before it has asked.
         self._wake_by(pending.due_s)
         return ()
@@ -176,11 +192,12 @@ class PlanDesk:
     def _end(self, event: Ended, now_s: float) -> Sequence[DeskAction]:
         """Of a question not answered yet, its answer is freed too: the stream keeps their order."""
         pending = self._pending.pop(event.plan_id, None)
-        self._plans.ended(event.plan_id, event.output_tokens, now_s)
+        replies = self._plans.ended(event.plan_id, event.outcome, event.output_tokens, now_s)
         # A silent scheduler is told everything at once when it speaks; until then nothing piles up.
+        told: Sequence[DeskAction] = ()
         if (self._opened and not self._silent) or (pending is not None and pending.sent):
-            return (SendEnd(event.plan_id, event.outcome, event.output_tokens),)
-        return ()
+            told = (SendEnd(event.plan_id, event.outcome, event.output_tokens),)
+        return [*told, *self._answer_here(replies, now_s)] if replies else told
 
     # Of the scheduler
 
@@ -200,15 +217,17 @@ class PlanDesk:
                 # Nobody may wait for it any more: its end was sent already.
                 if self._pending.pop(plan_id, None) is not None:
                     actions.append(AnswerRefusal(plan_id, failure))
+                    actions.extend(self._answer_here(self._plans.ended(plan_id, "failed", 0, now_s), now_s))
             case ToldToWait(plan_id=plan_id, wait_max_s=wait_max_s):
                 self._put_off(plan_id, wait_max_s, now_s)
             case ViewShown():
-                actions.append(self._see(event.word, now_s))
+                actions.extend(self._see(event.word, now_s))
             case None:
                 pass
             case _:
                 assert_never(event.word)
         if self._plans.active and self._answers:
+            self._let_go(now_s)
             actions.append(OutageOver(self._plans.resume()))
         return actions
 
@@ -220,10 +239,13 @@ class PlanDesk:
         self._opened, self._silent = True, False
         self._tell_s = now_s + self._bounds.plans_told_interval_s
         self._wake_by(self._tell_s)
+        self._let_go(now_s)
         actions: list[DeskAction] = [self._all_that_runs()]
         for plan_id, pending in self._pending.items():
             # What is due waits for the next wake-up: what it says now may be that it is rebuilding.
-            if not pending.sent and pending.due_s > now_s:
+            if pending.sent:
+                self._await(pending, now_s)
+            elif pending.due_s > now_s:
                 actions.append(self._send(plan_id, pending, now_s))
         return actions
 
@@ -238,8 +260,9 @@ class PlanDesk:
             decode=word.decode,
             decode_blocks=word.decode_blocks,
         )
-        self._plans.granted(plan, now_s)
+        replies = self._plans.granted(plan, now_s)
         actions.append(AnswerPlan(plan, word.reason))
+        actions.extend(self._answer_here(replies, now_s))
 
     def _put_off(self, plan_id: int, wait_max_s: float, now_s: float) -> None:
         """The request waits for its turn: the scheduler answers within that time, or it is not well."""
@@ -247,19 +270,20 @@ class PlanDesk:
         if pending is None:
             return
         bounds = self._bounds
-        pending.due_s = now_s + wait_max_s + bounds.plan_patience_s
-        pending.until_s = max(pending.due_s, now_s + wait_max_s + bounds.plan_timeout_s)
+        pending.told_s = pending.place_s = now_s + wait_max_s
+        pending.due_s = pending.told_s + bounds.plan_patience_s
+        pending.until_s = max(pending.due_s, pending.told_s + bounds.plan_timeout_s)
         self._wake_by(pending.due_s)
 
-    def _see(self, view: ViewShown, now_s: float) -> ViewChanged:
+    def _see(self, view: ViewShown, now_s: float) -> Sequence[DeskAction]:
         change = self._view.apply(view.workers, rebuilding=view.rebuilding)
-        self._plans.shown(change.told, now_s)
+        replies = self._plans.shown(change.told, now_s)
         self._leader.promised(view.sign_of_life_s, now_s)
         self._wake_by(self._leader.look_s)
-        return ViewChanged(change.gone)
+        return (ViewChanged(change.gone), *self._answer_here(replies, now_s))
 
     def _lose(self, event: StreamLost, now_s: float) -> Sequence[DeskAction]:
-        """Whoever waits for an answer on the stream need not wait for the next one."""
+        """Whoever waits for an answer on the stream need not wait for the next one, but where nobody has room."""
         actions: list[DeskAction] = []
         if self._answers:
             self._plans.still_true(now_s)
@@ -275,7 +299,8 @@ class PlanDesk:
             pending.sent = False
         if self._plans.possible(now_s):
             for plan_id in list(self._pending):
-                actions.extend(self._plan_here(plan_id, now_s))
+                if plan_id in self._pending and plan_id not in self._plans.waiting:
+                    actions.extend(self._plan_here(plan_id, now_s))
         actions.append(self._dial_again(event))
         return actions
 
@@ -295,8 +320,13 @@ class PlanDesk:
 
     def _wake(self, now_s: float) -> Sequence[DeskAction]:
         actions: list[DeskAction] = []
+        if self._look_s <= now_s:
+            actions.extend(self._answer_here(self._plans.look(now_s), now_s))
+            self._look_s = now_s + FADE_INTERVAL_S if self._plans.waiting else NEVER_S
         for plan_id in [plan_id for plan_id, pending in self._pending.items() if pending.due_s <= now_s]:
-            actions.extend(self._overdue(plan_id, now_s))
+            # Somebody else may have taken its place in the line here.
+            if plan_id in self._pending:
+                actions.extend(self._overdue(plan_id, now_s))
         if self._tell_s <= now_s:
             # An end that got lost must not reserve for ever.
             self._tell_s = now_s + self._bounds.plans_told_interval_s
@@ -306,7 +336,7 @@ class PlanDesk:
             actions.append(Leave(f"it said nothing for {self._bounds.silence_timeout_s:g} s", silent=True))
         # Looked for here and nowhere else: an event that takes something away leaves a wake-up too many, no more.
         first_s = min((pending.due_s for pending in self._pending.values()), default=NEVER_S)
-        self.wake_s = min(first_s, self._tell_s, self._leader.look_s)
+        self.wake_s = min(first_s, self._tell_s, self._look_s, self._leader.look_s)
         return actions
 
     def _overdue(self, plan_id: int, now_s: float) -> Sequence[DeskAction]:
@@ -321,9 +351,8 @@ class PlanDesk:
         if possible:
             if self._answers:
                 self._plans.still_true(now_s)
-            self._silent = True
-            # Behind the question on the same stream: should the answer still come, its reservation is freed.
-            return (SendEnd(plan_id, "failed", 0), *self._plan_here(plan_id, now_s))
+            self._fall_silent(now_s)
+            return self._plan_here(plan_id, now_s)
         if now_s < pending.until_s:
             pending.due_s = pending.until_s
             return ()
@@ -333,8 +362,18 @@ class PlanDesk:
         refusal = AnswerRefusal(plan_id, Failure(kind=FailureKind.UNAVAILABLE, message=text))
         return (SendEnd(plan_id, "failed", 0), refusal) if pending.sent else (refusal,)
 
-    def _close(self) -> Sequence[DeskAction]:
+    def _fall_silent(self, now_s: float) -> None:
+        """Whom it told to wait would wait for nothing too. At the next wake-up: they may be many."""
+        if self._silent:
+            return
+        self._silent = True
+        for plan_id, pending in self._pending.items():
+            if plan_id not in self._plans.waiting:
+                pending.due_s = now_s
+
+    def _close(self, now_s: float) -> Sequence[DeskAction]:
         failure = Failure(kind=FailureKind.UNAVAILABLE, message="The front proxy stops.")
+        self._let_go(now_s)
         waiting, self._pending = list(self._pending), {}
         self._opened = self._silent = False
         self.wake_s = self._tell_s = NEVER_S
@@ -344,32 +383,77 @@ class PlanDesk:
     # What both have in common
 
     def _send(self, plan_id: int, pending: _Pending, now_s: float) -> SendQuestion:
-        pending.sent = True
-        pending.due_s = due_s = self._patience_over_s(pending, now_s)
-        self._wake_by(due_s)
+        pending.sent, pending.told_s, pending.place_s = True, -NEVER_S, NEVER_S
+        self._await(pending, now_s)
         return SendQuestion(plan_id, pending.question)
 
-    def _patience_over_s(self, pending: _Pending, now_s: float) -> float:
-        return min(now_s + self._bounds.plan_patience_s, pending.until_s)
+    def _await(self, pending: _Pending, now_s: float) -> None:
+        """The scheduler has the question: give it its time to answer, however late it was asked."""
+        pending.due_s = max(now_s, pending.told_s) + self._patience_s
+        pending.until_s = max(pending.until_s, pending.due_s)
+        self._wake_by(pending.due_s)
+
+    @property
+    def _patience_s(self) -> float:
+        return min(self._bounds.plan_patience_s, self._bounds.plan_timeout_s)
 
     def _all_that_runs(self) -> SendRunning:
         return SendRunning(tuple(self._plans.running.values()), tuple(self._pending), complete=True)
 
     def _plan_here(self, plan_id: int, now_s: float) -> Sequence[DeskAction]:
-        question = self._pending.pop(plan_id).question
-        actions: list[DeskAction] = []
+        pending = self._pending[plan_id]
+        question, actions = pending.question, list[DeskAction]()
         if not self._plans.active:
             why = "away" if not self._opened else "silent" if self._silent else "rebuilding"
             actions.append(OutageBegan(why, self._plans.view_age_s(now_s)))
             self._plans.begin(now_s)
-        plan = self._plans.plan(plan_id, question, now_s)
-        if isinstance(plan, Failure):
-            actions.append(AnswerRefusal(plan_id, plan, here=True))
-            return actions
-        if self.connected:
-            actions.append(SendRunning((plan,), (), complete=False))
-        actions.append(AnswerPlan(plan, HERE, here=True))
+        if pending.place_s < NEVER_S:
+            question = msgspec.structs.replace(question, wait_max_s=max(pending.place_s - now_s, WAIT_MIN_S))
+        actions.extend(self._answer_here(self._plans.plan(plan_id, question, now_s), now_s))
         return actions
+
+    def _answer_here(self, replies: Sequence[PlannerReply], now_s: float) -> Sequence[DeskAction]:
+        """What was found here, for whomever. Who is to wait stays with the scheduler too, should that have him."""
+        actions: list[DeskAction] = []
+        for reply in replies:
+            plan_id = reply.plan_id
+            if isinstance(reply, ReplyWaiting):
+                self._wait_here(self._pending[plan_id], reply.wait_max_s, now_s)
+                continue
+            pending = self._pending.pop(plan_id)
+            if pending.sent:
+                # Behind the question on the same stream: should the answer still come, its reservation is freed.
+                actions.append(SendEnd(plan_id, "failed", 0))
+            match reply:
+                case ReplyRefusal(failure=failure):
+                    actions.append(AnswerRefusal(plan_id, failure, here=True))
+                case ReplyPlan():
+                    plan = self._plans.made(reply, pending.question.request_id)
+                    if self.connected:
+                        actions.append(SendRunning((plan,), (), complete=False))
+                    actions.append(AnswerPlan(plan, HERE, here=True))
+                case _:
+                    assert_never(reply)
+        return actions
+
+    def _wait_here(self, pending: _Pending, wait_max_s: float, now_s: float) -> None:
+        pending.place_s = now_s + wait_max_s
+        # The planner says itself when the wait is over, at the first look after it.
+        pending.due_s = pending.until_s = max(pending.until_s, pending.place_s + 2 * FADE_INTERVAL_S)
+        self._look_s = min(self._look_s, now_s + FADE_INTERVAL_S)
+        self._wake_by(self._look_s)
+
+    def _let_go(self, now_s: float) -> None:
+        """Nobody waits here any more: the scheduler has them or is asked, or the view is too old to plan from."""
+        self._look_s = NEVER_S
+        for plan_id in self._plans.let_go(now_s):
+            pending = self._pending[plan_id]
+            pending.until_s = max(pending.until_s, now_s + self._bounds.plan_timeout_s)
+            if pending.sent and self.connected:
+                self._await(pending, now_s)
+            else:
+                pending.due_s = now_s
+                self._wake_by(now_s)
 
     def check(self) -> None:
         """Assert every invariant. Slow: for tests."""
@@ -379,5 +463,7 @@ class PlanDesk:
             assert plan_id not in self._plans.running, plan_id
             assert not pending.sent or self._opened, "a question was sent and there is no stream"
             assert self.wake_s <= pending.due_s <= pending.until_s, (plan_id, pending, self.wake_s)
-        assert self.wake_s <= self._tell_s and self.wake_s <= self._leader.look_s
+        assert self.wake_s <= min(self._tell_s, self._look_s, self._leader.look_s)
+        assert self._plans.waiting <= self._pending.keys(), "somebody waits here whom nobody asked for"
+        assert self._look_s < NEVER_S or not self._plans.waiting, "nobody looks after those who wait"
         assert not (self._plans.active and self._answers), "an outage lasts while the scheduler answers"

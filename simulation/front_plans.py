@@ -99,6 +99,7 @@ class FrontPlans:
             backoff_max_s=BACKOFF_S[1],
         )
         self._view_max_age_s = bounds.view_max_age_s
+        self._patience_s = min(bounds.plan_patience_s, bounds.plan_timeout_s)
         self.view = ClusterView()
         self.desk = desk(
             bounds,
@@ -118,6 +119,8 @@ class FrontPlans:
         # Until when the last view was true at most, as seen from outside, and who has to wait until when.
         self._true_s = 0.0
         self._waits_until_s: dict[int, float] = {}
+        # When the scheduler should have answered each question that it was asked on this stream.
+        self._answers_by_s: dict[int, float] = {}
 
     # The stream
 
@@ -151,6 +154,9 @@ class FrontPlans:
             self._true_s = self._world.now_s
             if isinstance(word, ToldToWait):
                 self._waits_until_s[word.plan_id] = self._world.now_s + word.wait_max_s
+                self._answers_by_s[word.plan_id] = self._world.now_s + word.wait_max_s + self._patience_s
+            elif isinstance(word, Granted | Refused):
+                self._answers_by_s.pop(word.plan_id, None)
             self._handle(Heard(word, leader_epoch))
 
     def see(self, view: ViewShown, leader_epoch: int) -> None:
@@ -163,6 +169,7 @@ class FrontPlans:
             return
         self.stream = self.scheduler = None
         self._waits_until_s.clear()
+        self._answers_by_s.clear()
         # A dial that is over has no timeout any more.
         self._dials += 1
         self._handle(StreamLost(reason, silent=silent, serves_instead=instead))
@@ -206,6 +213,7 @@ class FrontPlans:
         self._clients.pop(plan_id, None)
         self.answered_s.pop(plan_id, None)
         self._waits_until_s.pop(plan_id, None)
+        self._answers_by_s.pop(plan_id, None)
         self._handle(Ended(plan_id, outcome, output_tokens))
 
     def suspect(self, worker_id: str, epoch: int, request_id: str = "") -> None:
@@ -221,6 +229,7 @@ class FrontPlans:
         if was_connected != self.desk.connected:
             self.connected_s = NEVER_S if was_connected else self._world.now_s
             self._true_s = self._world.now_s
+            self._check_silence()
         if not self._busy:
             self._busy = True
             while self._actions:
@@ -267,8 +276,10 @@ class FrontPlans:
             return
         match action:
             case SendQuestion(plan_id=plan_id, question=question):
+                self._answers_by_s[plan_id] = self._world.now_s + self._patience_s
                 stream.send(UP, scheduler.on_plan, requested(self.session, plan_id, question))
             case SendEnd(plan_id=plan_id, outcome=outcome, output_tokens=output_tokens):
+                self._answers_by_s.pop(plan_id, None)
                 ended = (self.session, plan_id, outcome, output_tokens)
                 stream.send(UP, scheduler.on_ended, *ended)
                 if self._world.rng.random() < self._front.faults.repeat:
@@ -300,13 +311,21 @@ class FrontPlans:
             )
         )
 
+    def _check_silence(self) -> None:
+        """Whoever is taken to be silent owes an answer: who was told to wait lost his turn by that."""
+        if self.desk.connected or self.stream is None:
+            return
+        if min(self._answers_by_s.values(), default=NEVER_S) > self._world.now_s:
+            raise Violation("a scheduler is taken to be silent that owes nobody an answer yet")
+
     def _check_planned_here(self, plan_id: int, request_id: str) -> None:
         now_s = self._world.now_s
         self._world.tell(self._front.name, f"plans {request_id} itself")
         age_s = now_s - self._true_s
         if age_s > self._view_max_age_s:
             raise Violation(f"{request_id} is planned from a view that was true {age_s:.3f} s ago")
-        if now_s < self._waits_until_s.get(plan_id, 0.0):
+        # Nobody waits for his turn with a scheduler that is silent.
+        if self.desk.connected and now_s < self._waits_until_s.get(plan_id, 0.0):
             raise Violation(f"{request_id} does not wait for its turn")
 
 

@@ -62,6 +62,10 @@ USABLE = ViewShown([entry("d0")])
 EMPTY = ViewShown([])
 REBUILDING = ViewShown([], rebuilding=True)
 
+# One of them has room at a time, and none for as long as what was seen last is believed: nine seconds of ten.
+BIG = msgspec.structs.replace(QUESTION, prompt_tokens=60 * 32)
+BUSY = ViewShown([msgspec.structs.replace(entry("d0"), load=WorkerLoad(state=WorkerState.READY, kv_blocks_used=99))])
+
 
 def granted(plan_id: int, decode: str = "d0") -> Granted:
     return Granted(plan_id, None, Placement(decode, f"{decode}:1", 1), 3, "remote")
@@ -98,8 +102,16 @@ class Play:
         return self.do(StreamLost(reason, **how))
 
     def ask(self, question: PlanQuestion = QUESTION) -> tuple[int, list[DeskAction]]:
+        plan_id = self.next_id()
+        return plan_id, self.do(Asked(plan_id, question))
+
+    def next_id(self) -> int:
         self._plan_ids += 1
-        return self._plan_ids, self.do(Asked(self._plan_ids, question))
+        return self._plan_ids
+
+    def do_unchecked(self, event: DeskEvent) -> list[DeskAction]:
+        """For many at once."""
+        return list(self.desk.handle(event, self.now_s))
 
     def wake_until(self, until_s: float) -> list[DeskAction]:
         """Everything that is due until then, each at its time. Bounded: a desk that never sleeps is broken."""
@@ -138,7 +150,10 @@ class Anything:
                     self.running.add(plan.plan_id)
                 case AnswerRefusal(plan_id=plan_id):
                     del self.waiting[plan_id]
-                case SendQuestion() | SendEnd() | SendRunning() | SendSuspect():
+                case SendQuestion(plan_id=plan_id):
+                    assert self.opened, action
+                    self.waiting[plan_id] = self.it.now_s
+                case SendEnd() | SendRunning() | SendSuspect():
                     assert self.opened, action
                 case _:
                     pass
@@ -147,7 +162,9 @@ class Anything:
         it, rng = self.it, self.rng
         match rng.choice(("ask", "ask", "answer", "answer", "view", "end", "lose", "wait", "put off")):
             case "ask":
-                plan_id, actions = it.ask()
+                # A few of the large ones fill a worker: then the line here is used too.
+                tokens = rng.choice((64, 64, 800, 1600))
+                plan_id, actions = it.ask(msgspec.structs.replace(QUESTION, prompt_tokens=tokens))
                 self.waiting[plan_id] = it.now_s
                 self.take(actions)
             case "end" if self.waiting or self.running:
