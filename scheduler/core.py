@@ -67,17 +67,17 @@ class SchedulerCore:
         probe: Probe | None = None,
         *,
         began_s: float = float("-inf"),
-        careful: bool = False,
+        rebuild_longer: bool = False,
     ) -> None:
         """``began_s``: when this scheduler took over; for ``rebuild_grace_s`` from then it knows not everything.
 
-        ``careful``: for as long as after it was cut off itself: they look for it where nobody answers.
+        ``rebuild_longer``: for as long as after it was cut off itself: they look for it where nobody answers.
         """
         self.rebuilding = began_s + config.rebuild_grace_s > began_s
         self._rebuilt_at_s = began_s + config.rebuild_grace_s
         self.cluster = ClusterState()
         self._config = config
-        if careful:
+        if rebuild_longer:
             self._doubt(began_s)
         self._admission = Admission(
             plans_in_flight_max=config.plans_in_flight_max,

@@ -9,7 +9,7 @@ That holds wherever either is held up. A stand-by that takes over looked after t
 has not seen was written later still; and a renewal counts only if it was written before the time it prolongs was over.
 ``Tenure`` is the leader's side of it and ``Watch`` the stand-by's, for every store: a store only reads and writes.
 
-A leader that is cut off from everybody but the store would renew for ever. ``Deafness`` says when it makes way.
+A leader that is cut off from everybody but the store would renew for ever. ``Reachability`` says when it makes way.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class Watch:
         return looked_s < self._seen_s + self._holds_s
 
 
-class Deafness:
+class Reachability:
     """Whether a leader makes way, because nobody reaches it and somebody asks the one that stands by.
 
     Looked at in equal intervals: a process that stood still itself looks late but not often. Without one that is asked
@@ -183,7 +183,7 @@ class Deafness:
         return self._silent_looks > LOOKS and self._asked_looks > 1
 
 
-class Asked:
+class StandbyDemand:
     """For how long somebody has been asking a scheduler that stands by, who leaves pauses of up to ``pause_max_s``."""
 
     def __init__(self, pause_max_s: float) -> None:

@@ -8,7 +8,7 @@ import logging
 from runtime.clock import Clock
 from runtime.silence import look_interval_s
 from scheduler.config import SchedulerConfig
-from scheduler.leadership import Deafness, LeaderLease
+from scheduler.leadership import LeaderLease, Reachability
 from scheduler.shell import SchedulerShell
 
 log = logging.getLogger("baton.scheduler.leading")
@@ -23,10 +23,10 @@ async def stand_by(config: SchedulerConfig, lease: LeaderLease, shell: Scheduler
     Raises what ``_MISSING`` names at the first try: then the store is not away but wrong, and only people can mend it.
     """
     epoch = await acquired(lease, shell, address, fatal=_MISSING)
-    told = shell.asked.count
+    told = shell.standby_demand.count
     while epoch is None:
-        if told != shell.asked.count:
-            told = shell.asked.count
+        if told != shell.standby_demand.count:
+            told = shell.standby_demand.count
             await _tell_asked(lease)
         await asyncio.sleep(config.leader_interval_s)
         epoch = await acquired(lease, shell, address)
@@ -35,7 +35,7 @@ async def stand_by(config: SchedulerConfig, lease: LeaderLease, shell: Scheduler
 
 async def lead(config: SchedulerConfig, lease: LeaderLease, shell: SchedulerShell, clock: Clock) -> str:
     """Renew until leading is over: why it is. From then on this process must not plan any more."""
-    deafness = Deafness()
+    reachability = Reachability()
     questions = _Questions(lease)
     look_s = _look_s(config)
     looked_s, heard = clock.monotonic_s(), shell.heard
@@ -53,7 +53,7 @@ async def lead(config: SchedulerConfig, lease: LeaderLease, shell: SchedulerShel
             continue
         hears = shell.heard != heard
         looked_s, heard = clock.monotonic_s(), shell.heard
-        if deafness.look(hears=hears, other_asked=not hears and await questions.other_asked()):
+        if reachability.look(hears=hears, other_asked=not hears and await questions.other_asked()):
             return "nobody is heard, and the one that stands by is asked"
 
 
@@ -72,12 +72,12 @@ async def acquired(
     return epoch
 
 
-def sought(config: SchedulerConfig, shell: SchedulerShell, now_s: float) -> bool:
+def demand_persists(config: SchedulerConfig, shell: SchedulerShell, now_s: float) -> bool:
     """Whether others were looking for the leader for as long as one that nobody reaches leads on at least.
 
     Then some may still be at its address, where they wait for an answer.
     """
-    return shell.asked.for_s(now_s) >= _look_s(config)
+    return shell.standby_demand.for_s(now_s) >= _look_s(config)
 
 
 def _look_s(config: SchedulerConfig) -> float:

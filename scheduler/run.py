@@ -22,7 +22,7 @@ from scheduler.kubernetes_api import in_cluster, namespace_of
 from scheduler.leadership import LeaderLease
 from scheduler.leadership_file import FileLease
 from scheduler.leadership_kubernetes import KubernetesLease
-from scheduler.leading import lead, sought, stand_by
+from scheduler.leading import demand_persists, lead, stand_by
 from scheduler.metrics import PolicyProbe, SchedulerMetrics
 from scheduler.service import StatusService, add_services
 from scheduler.shell import SchedulerShell
@@ -90,9 +90,13 @@ async def run(
         raise SystemExit(EXIT_NOT_LEADER)
 
 
-def _core(config: SchedulerConfig, clock: Clock, metrics: SchedulerMetrics, *, careful: bool = False) -> SchedulerCore:
+def _core(
+    config: SchedulerConfig, clock: Clock, metrics: SchedulerMetrics, *, rebuild_longer: bool = False
+) -> SchedulerCore:
     probe = PolicyProbe(metrics)
-    return SchedulerCore(config, rng=random.Random(), probe=probe, began_s=clock.monotonic_s(), careful=careful)
+    return SchedulerCore(
+        config, rng=random.Random(), probe=probe, began_s=clock.monotonic_s(), rebuild_longer=rebuild_longer
+    )
 
 
 def _lease(config: SchedulerConfig, clock: Clock) -> LeaderLease | None:
@@ -121,11 +125,11 @@ async def _lead(
 ) -> None:
     """Stand by until nobody else leads, lead, and return when that is over: this process must not plan any more."""
     epoch = await stand_by(config, lease, shell, status.address)
-    careful = sought(config, shell, clock.monotonic_s())
-    shell.lead(make_core(careful=careful), epoch)
+    rebuild_longer = demand_persists(config, shell, clock.monotonic_s())
+    shell.lead(make_core(rebuild_longer=rebuild_longer), epoch)
     shell.leads_until_s = lease.until_s
     status.state = "ready"
     await server.set_serving(True)
-    log.warning("this scheduler leads", extra={"leader_epoch": epoch, "careful": careful})
+    log.warning("this scheduler leads", extra={"leader_epoch": epoch, "rebuild_longer": rebuild_longer})
     why = await lead(config, lease, shell, clock)
     log.critical("this scheduler leads no longer", extra={"leader_epoch": epoch, "why": why})

@@ -34,7 +34,7 @@ from scheduler.actions import (
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 from scheduler.events import Event, PlanRequested, Tick
-from scheduler.leadership import Asked
+from scheduler.leadership import StandbyDemand
 from scheduler.metrics import SchedulerMetrics
 from scheduler.outgoing import Outgoing
 
@@ -69,7 +69,7 @@ class SchedulerShell:
         """When this one's leadership is over unless it is renewed: another one may lead from then on."""
         self.heard = 0
         """Messages of workers and front proxies so far."""
-        self.asked = Asked(config.worker_lease_s)
+        self.standby_demand = StandbyDemand(config.worker_lease_s)
         """Workers and front proxies that were refused because another one leads."""
         self.broken = asyncio.Event()
         """Set when the core broke an invariant: the process must end, for its books are wrong."""
@@ -90,7 +90,7 @@ class SchedulerShell:
 
     def refused_one(self) -> None:
         """Somebody asked, while another one leads."""
-        self.asked.note(self._clock.monotonic_s())
+        self.standby_demand.note(self._clock.monotonic_s())
 
     @property
     def deposed(self) -> bool:

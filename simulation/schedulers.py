@@ -29,7 +29,7 @@ from scheduler.events import (
     WorkerSuspected,
 )
 from scheduler.facts import WorkerLoad
-from scheduler.leadership import Asked, Deafness
+from scheduler.leadership import Reachability, StandbyDemand
 from simulation import checkers, front_plans
 from simulation.dial import Dial
 from simulation.fronts import SimFront
@@ -71,8 +71,8 @@ class SimScheduler(Process):
         self._store = store
         self._make_core = core
         self._lease: SimLease | None = None
-        self._asked, self._told = Asked(config.worker_lease_s), 0
-        self._deafness, self._looked_s, self._heard = Deafness(), 0.0, False
+        self._standby_demand, self._told = StandbyDemand(config.worker_lease_s), 0
+        self._reachability, self._looked_s, self._heard = Reachability(), 0.0, False
         self.heard_s: dict[str, float] = {}
         """When each worker last said what it does."""
         self._numbers = itertools.count(1)
@@ -135,7 +135,7 @@ class SimScheduler(Process):
         self.after(TICK_S, self._tick, self.incarnation, self.world.now_s + TICK_S)
         if self._store is not None:
             self._lease = SimLease(self._store, self.config.leader_lease_s)
-            self._asked, self._told = Asked(self.config.worker_lease_s), 0
+            self._standby_demand, self._told = StandbyDemand(self.config.worker_lease_s), 0
             self.stands_by_for, self.leads_until_s = "", float("-inf")
             self.after(self.config.leader_interval_s, self._look_at_the_lease, self.incarnation)
 
@@ -153,8 +153,8 @@ class SimScheduler(Process):
             return
         assert self._lease is not None
         if self.stands_by_for is not None:
-            if self._told != self._asked.count:
-                self._told = self._asked.count
+            if self._told != self._standby_demand.count:
+                self._told = self._standby_demand.count
                 with contextlib.suppress(OSError):
                     self._lease.tell_asked()
             self._try_to_lead(fresh=True)
@@ -176,7 +176,7 @@ class SimScheduler(Process):
             return False
         assert self._lease is not None
         hears, self._looked_s, self._heard = self._heard, self.world.now_s, False
-        return self._deafness.look(hears=hears, other_asked=not hears and self._lease.other_asked())
+        return self._reachability.look(hears=hears, other_asked=not hears and self._lease.other_asked())
 
     def _try_to_lead(self, *, fresh: bool) -> None:
         lease = self._lease
@@ -190,9 +190,11 @@ class SimScheduler(Process):
             return
         if fresh:
             look_s = look_interval_s(self.config.deaf_step_down_s, self.config.heartbeat_interval_s)
-            careful = self._asked.for_s(self.world.now_s) >= look_s
-            self.core = self._make_core(self.config, self.world.rng, began_s=self.world.now_s, careful=careful)
-        self._deafness, self._looked_s, self._heard = Deafness(), self.world.now_s, False
+            rebuild_longer = self._standby_demand.for_s(self.world.now_s) >= look_s
+            self.core = self._make_core(
+                self.config, self.world.rng, began_s=self.world.now_s, rebuild_longer=rebuild_longer
+            )
+        self._reachability, self._looked_s, self._heard = Reachability(), self.world.now_s, False
         self.epoch, self.stands_by_for, self.leads_until_s = epoch, None, lease.until_s
         self.world.tell(self.name, f"leads, epoch {epoch}")
 
@@ -223,7 +225,7 @@ class SimScheduler(Process):
 
     def _refuses(self) -> bool:
         if self.stands_by_for is not None:
-            self._asked.note(self.world.now_s)
+            self._standby_demand.note(self.world.now_s)
         return self.stands_by_for is not None or self.deposed
 
     def _begin_session(self, peer: Dial | SimFront, stream: Stream) -> _Session:

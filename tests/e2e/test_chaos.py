@@ -70,7 +70,7 @@ def test_a_leader_that_nobody_reaches_is_replaced_under_load(tmp_path: Path) -> 
     assert "ended with exit code 4; starts again" in said
     told = "".join(log.read_text() for log in (tmp_path / "state" / "logs").glob("scheduler-*.log"))
     assert "nobody is heard, and the one that stands by is asked" in told
-    assert "careful=True" in told, "the next one knows that some may be at the former one's address"
+    assert "rebuild_longer=True" in told, "the next one knows that some may be at the former one's address"
 
 
 def test_whatever_befalls_connections_and_messages_of_every_process_costs_no_request(tmp_path: Path) -> None:

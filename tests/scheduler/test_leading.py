@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry
 from runtime.silence import LOOKS
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
-from scheduler.leadership import Deafness, Holder
-from scheduler.leading import lead, sought, stand_by
+from scheduler.leadership import Holder, Reachability
+from scheduler.leading import demand_persists, lead, stand_by
 from scheduler.metrics import SchedulerMetrics
 from scheduler.shell import SchedulerShell
 from tests.scheduler.seats import Clock, Table, table
@@ -26,9 +26,9 @@ CONFIG = SchedulerConfig(deaf_step_down_s=LOOKS * LOOK_S, leader_interval_s=0.00
 
 def steps_down_at(looks: Sequence[tuple[bool, bool]]) -> int | None:
     """Number of the look, each (hears, other_asked), at which a leader makes way."""
-    deafness = Deafness()
+    reachability = Reachability()
     for number, (hears, other_asked) in enumerate(looks, 1):
-        if deafness.look(hears=hears, other_asked=other_asked):
+        if reachability.look(hears=hears, other_asked=other_asked):
             return number
     return None
 
@@ -153,7 +153,7 @@ async def test_who_stands_by_tells_that_it_is_asked_and_only_then() -> None:
     lease: Any = script([])
     lease.refusals = 9
     assert await stand_by(CONFIG, lease, lease.shell, "b:1") == 7
-    assert lease.shell.asked.count == 4 and lease.told == 4
+    assert lease.shell.standby_demand.count == 4 and lease.told == 4
 
 
 @pytest.mark.parametrize("wrong", [FileNotFoundError, PermissionError])
@@ -170,12 +170,12 @@ async def test_a_store_that_is_not_there_at_the_start_is_an_error_and_one_that_i
 
 def test_who_takes_over_knows_whether_others_were_looking_for_the_leader_for_long() -> None:
     clock, shell = (lease := script([])).clock, lease.shell
-    seen = [sought(CONFIG, shell, clock.now_s)]
+    seen = [demand_persists(CONFIG, shell, clock.now_s)]
     # Somebody asks, as when a leader has just died; then for longer than one that is deaf stays; then nobody.
     for step_s in (0.1, LOOK_S, CONFIG.worker_lease_s, CONFIG.worker_lease_s + 0.1):
         shell.refused_one()
         clock.now_s += step_s
-        seen.append(sought(CONFIG, shell, clock.now_s))
+        seen.append(demand_persists(CONFIG, shell, clock.now_s))
     shell.refused_one()
-    seen.append(sought(CONFIG, shell, clock.now_s))
+    seen.append(demand_persists(CONFIG, shell, clock.now_s))
     assert seen == [False, False, True, True, False, False]
