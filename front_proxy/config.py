@@ -7,6 +7,9 @@ import msgspec
 from front_proxy.serving_config import ServingConfig
 from runtime.bounds import Count, LogLevel, NonNegative, Port, Positive, PositiveCount
 
+# The end of the plan a request has, and the question for its next one: it has one at a time.
+MESSAGES_A_TURN = 2
+
 
 class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Every bound carries its unit in its name. Durations ending in ``_s`` are seconds."""
@@ -42,7 +45,8 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     output_bytes_max: PositiveCount = 16 * 1024 * 1024
     """Bytes of output waiting on one GenerateMany stream whose client reads slowly; beyond it, its requests wait."""
     send_messages_max: PositiveCount = 8192
-    """Messages waiting to be written on one stream to a worker or the scheduler."""
+    """Messages waiting to be written on one stream to a worker or the scheduler; more end it. More than twice
+    ``requests_in_flight_max``: all at once may end the plan they have and ask for the next one."""
 
     deadline_s: Positive = 600.0
     """Time a request may take when the client named none, and the most it may name."""
@@ -132,3 +136,8 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.scheduler_backoff_max_s < self.scheduler_backoff_min_s:
             raise ValueError("scheduler_backoff_max_s must not be less than scheduler_backoff_min_s")
+        if self.send_messages_max <= MESSAGES_A_TURN * self.requests_in_flight_max:
+            raise ValueError(
+                f"send_messages_max ({self.send_messages_max}) must be more than {MESSAGES_A_TURN} times "
+                f"requests_in_flight_max ({self.requests_in_flight_max}): every new stream to the scheduler would end"
+            )

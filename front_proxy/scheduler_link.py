@@ -6,6 +6,7 @@ import asyncio
 import collections
 import logging
 import random
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Protocol, assert_never
 
@@ -112,6 +113,8 @@ class SchedulerLink:
             _bounds(options), addresses=options.address, view=view, policy=policy, rng=random.Random()
         )
         self._loop = asyncio.get_running_loop()
+        # Never 0, which says nothing.
+        self._incarnation = secrets.randbits(64) or 1
         self._duplex: Duplex[_Item] | None = None
         # Each with its question as it goes over the wire.
         self._receivers: dict[int, tuple[PlanReceiver, _Item]] = {}
@@ -180,9 +183,8 @@ class SchedulerLink:
         self._handle(Dialled())
 
     def _register(self) -> _Item:
-        return scheduler_pb2.FrontUpdate(
-            register=scheduler_pb2.FrontProxyInfo(front_proxy_id=self._options.front_proxy_id)
-        )
+        info = scheduler_pb2.FrontProxyInfo(front_proxy_id=self._options.front_proxy_id, incarnation=self._incarnation)
+        return scheduler_pb2.FrontUpdate(register=info)
 
     def _on_message(self, message: scheduler_pb2.FrontReply) -> None:
         self._handle(Heard(wire.word(message), message.leader_epoch))

@@ -32,10 +32,10 @@ class Books:
         """Whether one more plan may be granted."""
         return self._admission.has_room(self.plans_in_flight)
 
-    def join(self, session: int, front_proxy_id: str) -> None:
+    def join(self, session: int, front_proxy_id: str, incarnation: int) -> None:
         """A front proxy opened a stream."""
         assert session not in self.fronts, session
-        self.fronts[session] = Front(front_proxy_id)
+        self.fronts[session] = Front(front_proxy_id, incarnation)
 
     def leave(self, session: int, now_s: float) -> None:
         """Its stream ended, and its plans with it."""
@@ -48,9 +48,14 @@ class Books:
             self.end((session, plan_id), now_s)
 
     def streams_of_same(self, session: int) -> Sequence[int]:
-        """The other streams of the same front proxy that have not ended here, by session."""
-        name = self.fronts[session].front_proxy_id
-        return [other for other, front in self.fronts.items() if other != session and front.front_proxy_id == name]
+        """The other streams of the same process that have not ended here, by session."""
+        own = self.fronts[session]
+        name = (own.front_proxy_id, own.incarnation)
+        return [
+            other
+            for other, front in self.fronts.items()
+            if other != session and (front.front_proxy_id, front.incarnation) == name
+        ]
 
     def grant(self, event: PlanRequested, chosen: Chosen, charge: Charge, now_s: float, *, since_s: float) -> ReplyPlan:
         """Reserve what was chosen; the answer to a request that waited since ``since_s``."""

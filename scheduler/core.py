@@ -135,9 +135,9 @@ class SchedulerCore:
                 return self._leave(session, worker_id)
             case WorkerSuspected() | DrainRequested() | WorkerLeasesReported():
                 return self._hear(event, now_s)
-            case FrontJoined(session=session, front_proxy_id=front_proxy_id):
+            case FrontJoined(session=session, front_proxy_id=front_proxy_id, incarnation=incarnation):
                 self._end_isolation(now_s)
-                self._books.join(session, front_proxy_id)
+                self._books.join(session, front_proxy_id, incarnation)
                 return (PublishView(at_once=True),)
             case FrontLeft(session=session):
                 self._front_leave(session, now_s)

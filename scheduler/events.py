@@ -65,10 +65,11 @@ class DrainRequested(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FrontJoined(msgspec.Struct, frozen=True, kw_only=True):
-    """A front proxy opened its stream."""
+    """A front proxy opened its stream. ``incarnation``: which process of that id; 0: it does not say."""
 
     session: int
     front_proxy_id: str
+    incarnation: int = 0
 
 
 class FrontLeft(msgspec.Struct, frozen=True, kw_only=True):

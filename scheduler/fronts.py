@@ -23,8 +23,9 @@ class GrantedPlan(msgspec.Struct, frozen=True, gc=False):
 class Front:
     """One front proxy's stream and its plans in flight, by plan id."""
 
-    __slots__ = ("front_proxy_id", "plans")
+    __slots__ = ("front_proxy_id", "incarnation", "plans")
 
-    def __init__(self, front_proxy_id: str) -> None:
+    def __init__(self, front_proxy_id: str, incarnation: int) -> None:
         self.front_proxy_id = front_proxy_id
+        self.incarnation = incarnation
         self.plans: dict[int, GrantedPlan] = {}

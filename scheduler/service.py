@@ -45,6 +45,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
 
     def __init__(self, shell: SchedulerShell) -> None:
         self._shell = shell
+        self._shared_names: set[str] = set()
+        """Ids of front proxies that several processes had, and that were told of."""
 
     async def WorkerSession(self, _requests: object, context: Context) -> None:  # noqa: N802 - gRPC's name
         """Serve one worker until either side ends."""
@@ -75,7 +77,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         """Serve one front proxy until either side ends."""
         shell = self._shell
         message = await self._first(context)
-        name = message.register.front_proxy_id if message.WhichOneof("message") == "register" else ""
+        register = message.register
+        name = register.front_proxy_id if message.WhichOneof("message") == "register" else ""
         if not name:
             await abort(context, _bad("The first message must be FrontProxyInfo with an id."))
         if len(shell.fronts) >= shell.config.fronts_max:
@@ -84,10 +87,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         session = shell.new_session()
         outgoing: Outgoing[pb.FrontReply] = Outgoing(shell.config.front_replies_max)
         shell.fronts[session] = outgoing
-        # Its former stream may not have ended here yet; two processes of one name would look the same, for ever.
-        again = any(front.front_proxy_id == name for front in shell.core.fronts.values())
-        log.info("front proxy connected", extra={"front_proxy": name, "beside_an_older_stream": again})
-        shell.feed(FrontJoined(session=session, front_proxy_id=name))
+        self._note_front(name, register.incarnation)
+        shell.feed(FrontJoined(session=session, front_proxy_id=name, incarnation=register.incarnation))
         try:
             await _converse(
                 context, outgoing, shell.config.stop_grace_s, lambda: self._read_front(context, session, outgoing)
@@ -157,6 +158,18 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                     shell.feed(wire.worker_suspected(suspect))
                 case other:
                     outgoing.close(_bad(f"A registered front proxy must not send {other or 'an empty message'}."))
+
+    def _note_front(self, name: str, incarnation: int) -> None:
+        """Its former stream may not have ended here yet. Of another process with its name, tell once."""
+        others = [front for front in self._shell.core.fronts.values() if front.front_proxy_id == name]
+        log.info("front proxy connected", extra={"front_proxy": name, "beside_an_older_stream": bool(others)})
+        if name in self._shared_names or all(front.incarnation == incarnation for front in others):
+            return
+        if len(self._shared_names) >= self._shell.config.fronts_max:
+            self._shared_names.clear()
+        self._shared_names.add(name)
+        text = "another process has this front_proxy_id, or its predecessor has not ended here yet: ids must be unique"
+        log.warning(text, extra={"front_proxy": name})
 
     def _note_end(self, peer: str, name: str, verdict: Failure | None) -> None:
         reason = verdict.kind.value if verdict is not None else "ended"

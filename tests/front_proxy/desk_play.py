@@ -113,6 +113,9 @@ class Play:
         """For many at once."""
         return list(self.desk.handle(event, self.now_s))
 
+    def ask_unchecked(self, question: PlanQuestion = QUESTION) -> None:
+        self.do_unchecked(Asked(self.next_id(), question))
+
     def wake_until(self, until_s: float) -> list[DeskAction]:
         """Everything that is due until then, each at its time. Bounded: a desk that never sleeps is broken."""
         actions: list[DeskAction] = []

@@ -9,7 +9,6 @@ import pytest
 from front_proxy.desk_events import (
     AnswerPlan,
     AnswerRefusal,
-    Asked,
     Ended,
     OutageOver,
     Refused,
@@ -107,7 +106,7 @@ def test_a_thousand_who_wait_here_cost_one_look_at_the_first_of_them_each_time(
     runs, _ = it.ask(BIG)
     it.hear(granted(runs))
     for _ in range(1000):
-        it.do_unchecked(Asked(it.next_id(), BIG))
+        it.ask_unchecked(BIG)
     it.lose()
     placed: list[int] = []
     place = Planner.place

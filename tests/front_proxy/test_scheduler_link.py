@@ -153,6 +153,19 @@ def entry(worker_id: str, epoch: int, role: cluster_pb2.Role = cluster_pb2.ROLE_
     )
 
 
+async def test_it_is_the_same_process_on_each_of_its_streams_and_no_other() -> None:
+    said = []
+    for _ in range(2):
+        async with scene() as (it, script):
+            await it.connected()
+            first = await script.hears("register")
+            script.says.put_nowait(None)
+            again = await script.hears("register")
+            assert first.front_proxy_id == "f" and first == again
+            said.append(first.incarnation)
+    assert len({0, *said}) == 3
+
+
 async def test_a_question_gets_its_own_answer() -> None:
     async with scene() as (it, script):
         ears = [Ear(), Ear()]

@@ -179,6 +179,22 @@ def test_only_a_grace_period_makes_a_scheduler_careful(grace_s: float) -> None:
     assert (stage.core.cluster.workers["d0"].careful_blocks > 0) == (grace_s > 0)
 
 
+def test_what_one_process_says_takes_nothing_from_another_one_of_its_id() -> None:
+    stage = Stage(waiting=WaitingConfig())
+    stage.enter("d0", requests_max=1)
+    first, second = FRONT + 1, FRONT + 2
+    for session in (first, second):
+        stage.do(FrontJoined(session=session, front_proxy_id="web", incarnation=session))
+    for plan_id in (1, 2):
+        ask = PlanRequested(session=first, plan_id=plan_id, request_id="r", prompt_tokens=64, output_tokens_max=32)
+        stage.do(ask)
+    stage.do(PlansRunning(session=second, plans=(), complete=True))
+    assert (stage.core.plans_in_flight, sum(stage.core.waiting().values())) == (1, 1)
+    stage.do(FrontJoined(session=second + 1, front_proxy_id="web", incarnation=first))
+    stage.do(PlansRunning(session=second + 1, plans=(), complete=True))
+    assert (stage.core.plans_in_flight, sum(stage.core.waiting().values())) == (0, 0)
+
+
 def test_after_nobody_was_left_it_is_as_careful_as_after_a_start() -> None:
     """Its network was cut: those who return first know of workers that it does not know yet."""
     stage = Stage(rebuild_grace_s=3.0, worker_lease_s=10.0)

@@ -92,10 +92,11 @@ class Setting:
             await peer.send(pb.WorkerUpdate(load=load()))
         return peer
 
-    async def front(self, front_proxy_id: str = "front-0") -> Peer:
+    async def front(self, front_proxy_id: str = "front-0", incarnation: int = 0) -> Peer:
         call: Any = self.stub.FrontSession()
         peer = Peer(call)
-        await peer.send(pb.FrontUpdate(register=pb.FrontProxyInfo(front_proxy_id=front_proxy_id)))
+        info = pb.FrontProxyInfo(front_proxy_id=front_proxy_id, incarnation=incarnation)
+        await peer.send(pb.FrontUpdate(register=info))
         return peer
 
     async def until(self, holds: Callable[[], bool]) -> None:

@@ -70,10 +70,12 @@ class FrontUpdate(_message.Message):
     def __init__(self, register: _Optional[_Union[FrontProxyInfo, _Mapping]] = ..., plan: _Optional[_Union[PlanRequest, _Mapping]] = ..., ended: _Optional[_Union[RequestEnded, _Mapping]] = ..., suspect: _Optional[_Union[WorkerSuspect, _Mapping]] = ..., running: _Optional[_Union[PlansRunning, _Mapping]] = ...) -> None: ...
 
 class FrontProxyInfo(_message.Message):
-    __slots__ = ("front_proxy_id",)
+    __slots__ = ("front_proxy_id", "incarnation")
     FRONT_PROXY_ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     front_proxy_id: str
-    def __init__(self, front_proxy_id: _Optional[str] = ...) -> None: ...
+    incarnation: int
+    def __init__(self, front_proxy_id: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
     __slots__ = ("plan_id", "request_id", "prompt_tokens", "output_tokens_max", "priority", "block_hashes", "excluded_worker_ids", "pinned_decode_worker_id", "tenant", "prefill_only", "priority_class", "wait_max_ms", "tries_again")
