@@ -66,7 +66,10 @@ class Dispatcher:
             now_s=self._loop.time(),
         )
         self._replan_pace = ReplanPace(
-            per_s=config.replan_budget_per_s, burst_max=config.replan_budget_burst, now_s=self._loop.time()
+            per_s=config.replan_budget_per_s,
+            burst_max=config.replan_budget_burst,
+            waiting_max=config.requests_in_flight_max,
+            now_s=self._loop.time(),
         )
         self._links = WorkerLinks(
             LinkOptions(

@@ -21,7 +21,25 @@ class RetryBounds(msgspec.Struct, frozen=True, kw_only=True):
     replan_wait_s: float
 
 
-class RetryBudget:
+class _Bucket:
+    """Tokens that time brings, up to a number."""
+
+    def __init__(self, *, per_s: float, burst_max: int, now_s: float) -> None:
+        assert per_s >= 0.0 and burst_max >= 1, (per_s, burst_max)
+        self._per_s = per_s
+        self._burst_max = float(burst_max)
+        self._tokens = self._burst_max
+        self._at_s = now_s
+
+    def _add(self, tokens: float) -> None:
+        self._tokens = min(self._tokens + tokens, self._burst_max)
+
+    def _pass(self, now_s: float) -> None:
+        self._add(max(now_s - self._at_s, 0.0) * self._per_s)
+        self._at_s = max(now_s, self._at_s)
+
+
+class RetryBudget(_Bucket):
     """One bucket of tokens for a whole front proxy: a retry takes one, requests and time fill it up.
 
     It starts full, so that a worker's death can move all that ran there at once. What it forbids is a cluster kept
@@ -29,12 +47,9 @@ class RetryBudget:
     """
 
     def __init__(self, *, ratio: float, per_s: float, burst_max: int, now_s: float) -> None:
-        assert ratio >= 0.0 and per_s >= 0.0 and burst_max >= 1, (ratio, per_s, burst_max)
+        assert ratio >= 0.0, ratio
+        super().__init__(per_s=per_s, burst_max=burst_max, now_s=now_s)
         self._ratio = ratio
-        self._per_s = per_s
-        self._burst_max = float(burst_max)
-        self._tokens = self._burst_max
-        self._at_s = now_s
 
     @property
     def tokens(self) -> float:
@@ -43,38 +58,39 @@ class RetryBudget:
 
     def request_came(self) -> None:
         """A request was taken on."""
-        self._tokens = min(self._tokens + self._ratio, self._burst_max)
+        self._add(self._ratio)
 
     def take(self, now_s: float) -> bool:
         """Whether one more retry may run; true takes it."""
-        self._tokens = min(self._tokens + max(now_s - self._at_s, 0.0) * self._per_s, self._burst_max)
-        self._at_s = max(now_s, self._at_s)
+        self._pass(now_s)
         if self._tokens < 1.0:
             return False
         self._tokens -= 1.0
         return True
 
 
-class ReplanPace:
+class ReplanPace(_Bucket):
     """How often a whole front proxy asks the scheduler again for requests that had no place: a bucket of tokens too.
 
     Unlike a retry nobody is refused one. Whoever finds it empty is given the moment at which his will be there, in the
     order in which they came, so that a wait for room gets longer with the number of those who wait.
     """
 
-    def __init__(self, *, per_s: float, burst_max: int, now_s: float) -> None:
-        assert per_s > 0.0 and burst_max >= 1, (per_s, burst_max)
-        self._per_s = per_s
-        self._burst_max = float(burst_max)
-        # Negative: so many are promised that are not there yet.
-        self._tokens = self._burst_max
-        self._at_s = now_s
+    def __init__(self, *, per_s: float, burst_max: int, waiting_max: int, now_s: float) -> None:
+        """``waiting_max``: how many can wait at once. So many tokens are promised at most.
+
+        Those of requests that end before their turn are never used: without a bound a long storm would leave a debt
+        behind that nobody waits for, and whoever comes after it would wait for all of that.
+        """
+        assert per_s > 0.0 and waiting_max >= 1, (per_s, waiting_max)
+        super().__init__(per_s=per_s, burst_max=burst_max, now_s=now_s)
+        self._promised_max = float(waiting_max)
 
     def wait_s(self, now_s: float) -> float:
         """Take one; how long until it is there."""
-        self._tokens = min(self._tokens + max(now_s - self._at_s, 0.0) * self._per_s, self._burst_max)
-        self._at_s = max(now_s, self._at_s)
-        self._tokens -= 1.0
+        self._pass(now_s)
+        # Negative: so many are promised that are not there yet.
+        self._tokens = max(self._tokens - 1.0, -self._promised_max)
         return max(0.0, -self._tokens / self._per_s)
 
 

@@ -8,13 +8,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import assert_never
 
 from launcher import kernel_view, model_choice, scratch, status
 from launcher.config import BatonConfig
 from launcher.environment import child_environment
 from launcher.ports import HTTP_FD_VARIABLE, HeldPorts
-from launcher.process_plan import STOP_ORDER, ProcessSpec, Role
+from launcher.process_plan import STOP_ORDER, ProcessSpec, drain_s
 from launcher.processes import Child, CleanUp, HasEnded, SaidReady, stop_all
 from launcher.serve import CHILD_VARIABLE
 from launcher.state import LOGS, ClusterRecord, ClusterState, ProcessRecord
@@ -157,9 +156,9 @@ class LocalProcesses:
         """Let one process finish what it runs, as long as its own configuration says, and end."""
         child = self._children[process_id]
         patience_s = self._launcher.stop_timeout_s
-        drain_s = self._drain_s(self.specs[process_id].role)
+        finishing_s = drain_s(self.specs[process_id].role, self._config)
         # It ends its own drain; we hurry it only when it has forgotten to.
-        if not await child.stop(drain_s=drain_s + patience_s / 2, timeout_s=drain_s + patience_s):
+        if not await child.stop(drain_s=finishing_s + patience_s / 2, timeout_s=finishing_s + patience_s):
             tell(f"{process_id} did not end in time and was killed")
 
     def kill(self, process_id: str) -> None:
@@ -209,17 +208,6 @@ class LocalProcesses:
     def log(self, process_id: str) -> Path:
         """Where a process and its successors write."""
         return self._state_dir / LOGS / f"{process_id}.log"
-
-    def _drain_s(self, role: Role) -> float:
-        match role:
-            case "prefill" | "decode":
-                return self._config.worker.drain_timeout_s
-            case "front_proxy":
-                return self._config.front_proxy.drain_timeout_s
-            case "scheduler":
-                return 0.0
-            case _:
-                assert_never(role)
 
     def _is_running(self, child: Child, roles: Sequence[str]) -> bool:
         return self.specs[child.id].role in roles and child.running

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, assert_never
 
 import msgspec
 
@@ -114,3 +114,16 @@ def _worker_settings(config: BatonConfig, worker_id: str, ordinal: int) -> tuple
 def _front_settings(front_proxy_id: str, index: int) -> tuple[str, ...]:
     others = ("front_proxy.port=0", "front_proxy.grpc_port=0") if index else ()
     return (f"front_proxy.front_proxy_id={front_proxy_id}", *others)
+
+
+def drain_s(role: Role, config: BatonConfig) -> float:
+    """How long it may take to finish what it has begun."""
+    match role:
+        case "scheduler":
+            return 0.0
+        case "prefill" | "decode":
+            return config.worker.drain_timeout_s
+        case "front_proxy":
+            return config.front_proxy.drain_timeout_s
+        case _:
+            assert_never(role)

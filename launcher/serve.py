@@ -14,7 +14,7 @@ import msgspec
 from launcher import scratch
 from launcher.config import BatonConfig
 from launcher.ports import HTTP_FD_VARIABLE
-from launcher.process_plan import Role
+from launcher.process_plan import Role, drain_s
 from launcher.processes import READY_PREFIX
 from runtime.bounds import LogLevel
 
@@ -28,7 +28,9 @@ def serve(role: Role, config: BatonConfig) -> int:
 
     if not os.environ.get(CHILD_VARIABLE):
         return _serve(role, config)
-    clean_up_behind_parent = orphan.stop_with_parent(clean_up=_remove_scratch)
+    # As long as `baton up` would have given it.
+    grace_s = drain_s(role, config) + config.launcher.stop_timeout_s
+    clean_up_behind_parent = orphan.stop_with_parent(grace_s, clean_up=_remove_scratch)
     try:
         return _serve(role, config)
     finally:

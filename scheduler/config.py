@@ -117,6 +117,12 @@ class WaitingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     # Longest such advice. Where the cluster is past its capacity for long, those who are refused are told times between
     # half of this and this, and most of them are refused again whatever they are told.
     come_back_max_s: Positive = 600.0
+    # Longest advice where the line alone takes longer than that: nobody is helped by being told next week.
+    come_back_line_max_s: Positive = 3600.0
+
+    def __post_init__(self) -> None:
+        if self.come_back_line_max_s < self.come_back_max_s:
+            raise ValueError("come_back_line_max_s must not be less than come_back_max_s")
 
 
 class OutlierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -35,7 +35,9 @@ class WorkerHealth:
         "_bad",
         "_before",
         "_config",
+        "_ejected_by",
         "_ejections",
+        "_failures",
         "_good",
         "_in_a_row",
         "_row",
@@ -57,6 +59,9 @@ class WorkerHealth:
         self._at_s = 0.0
         self._until_s = float("-inf")
         self._ejections = 0
+        # All failures ever, and which of them was followed by its last ejection.
+        self._failures = 0
+        self._ejected_by = 0
         # How it stood before its last ejection, and until when the one before that lasted.
         self._before = (Standing.IN_SERVICE, self._until_s)
 
@@ -90,6 +95,7 @@ class WorkerHealth:
         self._fade(now_s)
         self._bad += 1.0
         self._in_a_row += 1
+        self._failures += 1
         match self.standing:
             case Standing.EJECTED:
                 return False
@@ -100,7 +106,7 @@ class WorkerHealth:
 
     def last_failure(self, now_s: float) -> CountedFailure:
         """What was just counted, so that it can be taken back."""
-        return CountedFailure(health=self, row=self._row, at_s=now_s)
+        return CountedFailure(health=self, number=self._failures, row=self._row, at_s=now_s)
 
     def take_back(self, failure: CountedFailure, now_s: float) -> bool:
         """A failure was the request's own. True: without it the worker would not be out, and it is as before."""
@@ -112,8 +118,10 @@ class WorkerHealth:
         if self.standing is not Standing.EJECTED:
             return False
         standing, until_s = self._before
-        # On probation one failure is enough to be ejected, and it is not known that there was another.
         if standing is Standing.IN_SERVICE and self._fails:
+            return False
+        # On probation one failure is enough to be ejected. Those before it were not its cause.
+        if standing is not Standing.IN_SERVICE and failure.number != self._ejected_by:
             return False
         self.standing, self._until_s = standing, until_s
         self._ejections -= 1
@@ -122,6 +130,7 @@ class WorkerHealth:
     def eject(self, now_s: float) -> float:
         """Out, for twice as long as the last time; returns for how long."""
         self._before = (self.standing, self._until_s)
+        self._ejected_by = self._failures
         self._ejections += 1
         length_s = self._length_s()
         self.standing, self.probe = Standing.EJECTED, None
@@ -174,9 +183,10 @@ class WorkerHealth:
 
 
 class CountedFailure(msgspec.Struct, frozen=True, eq=False):
-    """One failure that counts against a worker's incarnation. ``row``: which run of failures it belongs to."""
+    """One failure that counts against a worker's incarnation: its ``number`` there, and which run it belongs to."""
 
     health: WorkerHealth
+    number: int
     row: int
     at_s: float
 

@@ -18,8 +18,6 @@ _FINAL: dict[Cause, FailureKind] = {
     "too_large": FailureKind.BAD_REQUEST,
     "plan_id_in_use": FailureKind.BAD_REQUEST,
 }
-# Nobody is helped by advice to come back next week.
-RETRY_AFTER_MAX_S = 3600.0
 
 
 def refusal(
@@ -29,7 +27,7 @@ def refusal(
     kind = _FINAL.get(verdict.cause, FailureKind.EXHAUSTED)
     retry_after_s = None
     if kind is FailureKind.EXHAUSTED and wait_s:
-        retry_after_s = min(RETRY_AFTER_MAX_S, max(admission.retry_after_min_s, wait_s))
+        retry_after_s = max(admission.retry_after_min_s, wait_s)
     elif kind is FailureKind.EXHAUSTED:
         retry_after_s = admission.retry_after_s(max(1, verdict.missing_blocks), now_s, noted=not event.tries_again)
     elif kind is FailureKind.UNAVAILABLE:

@@ -251,7 +251,8 @@ class WaitingLine:
         at_s = lane.comebacks.book(
             event.tenant, cost, now_s, pace=its_pace, not_before_s=now_s + wait_s, noted=not event.tries_again
         )
-        return Turned(event=event, cause=cause, wait_s=wait_s, retry_after_s=at_s - now_s)
+        retry_after_s = min(at_s - now_s, self._config.come_back_line_max_s)
+        return Turned(event=event, cause=cause, wait_s=wait_s, retry_after_s=retry_after_s)
 
     def check(self) -> None:
         """Assert that every count is the count of its parts."""

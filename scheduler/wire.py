@@ -25,6 +25,7 @@ _STATE_NUMBER = {
     WorkerState.DRAINING: cluster_pb2.PROCESS_STATE_DRAINING,
     WorkerState.STOPPED: cluster_pb2.PROCESS_STATE_STOPPED,
 }
+_UINT32_MAX = 2**32 - 1
 
 
 def facts(info: cluster_pb2.WorkerInfo) -> WorkerFacts | None:
@@ -139,7 +140,7 @@ def refusal(action: ReplyRefusal) -> pb.FrontReply:
     retry_after_ms = 0
     if action.failure.retry_after_s is not None:
         # 0 would mean "no advice".
-        retry_after_ms = max(1, round(action.failure.retry_after_s * 1000))
+        retry_after_ms = max(1, min(round(action.failure.retry_after_s * 1000), _UINT32_MAX))
     return pb.FrontReply(
         refused=pb.PlanRefused(
             plan_id=action.plan_id,

@@ -249,7 +249,12 @@ class SimFront(Process):
         )
         self.replans = 0
         self.replan_burst = REPLAN_BURST_SMALL if small else settings.replan_burst
-        self.pace = ReplanPace(per_s=settings.replan_per_s, burst_max=self.replan_burst, now_s=world.now_s)
+        self.pace = ReplanPace(
+            per_s=settings.replan_per_s,
+            burst_max=self.replan_burst,
+            waiting_max=settings.replans_waiting_max,
+            now_s=world.now_s,
+        )
         self.heard_s: dict[tuple[str, int], float] = {}
         self.plans = FrontPlans(self, cluster, settings.scheduler, addresses=",".join(cluster.schedulers), desk=desk)
         self.links: dict[tuple[str, int], Link] = {}

@@ -49,6 +49,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     budget_burst: int = 100
     replan_per_s: float = 1.0
     replan_burst: int = 3
+    replans_waiting_max: int = 1024
     # None: drawn for each front proxy.
     desk: DeskBounds | None = None
     connect_timeout_s: float = 0.3
@@ -89,6 +90,7 @@ def production_settings() -> Settings:
         budget_burst=front.retry_budget_burst,
         replan_per_s=front.replan_budget_per_s,
         replan_burst=front.replan_budget_burst,
+        replans_waiting_max=front.requests_in_flight_max,
         desk=DeskBounds(
             plan_timeout_s=front.plan_timeout_s,
             plan_patience_s=front.plan_patience_s,

@@ -49,8 +49,9 @@ class EngineHealth:
         steps = self._body.engine.load().steps
         heard, self._steps = steps != self._steps, steps
         if self._ping is not None and self._ping.done():
-            # Any answer will do, a refusal too; that it is dead, its health tells.
-            heard = heard or not isinstance(self._ping.exception(), EngineDead)
+            # Any answer will do, a refusal too; that it is dead, its health tells. One that the engine's
+            # client cancelled is none, and its exception would be raised here and be taken for the end of this watch.
+            heard = heard or not (self._ping.cancelled() or isinstance(self._ping.exception(), EngineDead))
             self._ping = None
         verdict = self._watch.look(heard=heard, now_s=self._body.now_s())
         self._body.engine_silent_s = self._watch.silent_s

@@ -91,7 +91,7 @@ def test_pauses_grow_to_a_bound_and_end() -> None:
 
 
 def test_replans_beyond_the_budget_wait_for_their_turn_one_after_the_other() -> None:
-    pace = ReplanPace(per_s=4.0, burst_max=3, now_s=0.0)
+    pace = ReplanPace(per_s=4.0, burst_max=3, waiting_max=1000, now_s=0.0)
     assert [pace.wait_s(0.0) for _ in range(6)] == [0.0, 0.0, 0.0, 0.25, 0.5, 0.75]
     assert pace.wait_s(0.5) == 0.5, "who comes later waits behind those who came before"
     assert pace.wait_s(100.0) == 0.0, "and nobody waits for a storm that is over"
@@ -99,7 +99,7 @@ def test_replans_beyond_the_budget_wait_for_their_turn_one_after_the_other() -> 
 
 
 def test_however_many_ask_again_they_are_bounded_and_each_gets_its_turn() -> None:
-    pace, rng = ReplanPace(per_s=50.0, burst_max=20, now_s=0.0), random.Random(3)
+    pace, rng = ReplanPace(per_s=50.0, burst_max=20, waiting_max=1000, now_s=0.0), random.Random(3)
     due = [(rng.uniform(0.0, 2.0), 1) for _ in range(1000)]
     heapq.heapify(due)
     asked: list[float] = []
@@ -114,6 +114,14 @@ def test_however_many_ask_again_they_are_bounded_and_each_gets_its_turn() -> Non
     asked.sort()
     assert all(count <= 20 + 50.0 * at_s + 1e-6 for count, at_s in enumerate(asked, start=1))
     assert asked[-1] <= 3000 / 50.0, "none is put off for longer than all before it take"
+
+
+def test_what_is_promised_to_those_who_give_up_before_their_turn_is_bounded() -> None:
+    pace = ReplanPace(per_s=250.0, burst_max=512, waiting_max=1024, now_s=0.0)
+    # A minute without anybody to ask, and clients that give up after two seconds and ask anew.
+    waits = [pace.wait_s(at_s / 10) for at_s in range(600) for _ in range(1024)]
+    assert max(waits) == 1024 / 250.0
+    assert pace.wait_s(60.0 + 1024 / 250.0) == 0.0
 
 
 def test_a_pause_is_as_long_as_the_front_proxys_turn_is_away() -> None:

@@ -6,9 +6,13 @@ import socket
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
-from launcher import cli
+from launcher import cli, serve
+from launcher.config import BatonConfig
+from launcher.process_plan import Role
+from runtime import orphan
 
 
 def test_a_taken_port_is_one_sentence() -> None:
@@ -30,3 +34,25 @@ def test_a_process_without_its_scheduler_is_refused_at_once(
 ) -> None:
     assert cli.main([command]) == 2
     assert f"{section}.scheduler_address" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("role", "grace_s"), [("scheduler", 7.0), ("decode", 107.0), ("front_proxy", 207.0)])
+def test_a_process_whose_launcher_died_is_given_the_time_that_it_may_take_to_drain(
+    role: Role, grace_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    def stop_with_parent(grace_s: float, **_: object) -> object:
+        given.append(grace_s)
+        return lambda: None
+
+    monkeypatch.setenv(serve.CHILD_VARIABLE, "1")
+    monkeypatch.setattr(orphan, "stop_with_parent", stop_with_parent)
+    monkeypatch.setattr(serve, "_serve", lambda _role, _config: 0)
+    settings = {
+        "launcher": {"stop_timeout_s": 7.0},
+        "worker": {"drain_timeout_s": 100.0},
+        "front_proxy": {"drain_timeout_s": 200.0},
+    }
+    assert serve.serve(role, msgspec.convert(settings, BatonConfig)) == 0
+    assert given == [grace_s]

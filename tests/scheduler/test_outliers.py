@@ -188,6 +188,24 @@ def test_a_failure_before_a_success_is_not_taken_from_the_failures_after_it() ->
     assert health.failed(3.0), "two and one are three in a row"
 
 
+def test_on_probation_only_the_failure_that_ended_it_is_taken_back() -> None:
+    health = WorkerHealth(CONFIG)
+    older = []
+    for now_s in (0.0, 1.0):
+        assert not health.failed(now_s)
+        older.append(health.last_failure(now_s))
+    assert health.failed(2.0) and health.eject(2.0) == 5.0
+    assert health.look(7.0) and health.failed(8.0)
+    cause = health.last_failure(8.0)
+    assert health.eject(8.0) == 10.0
+    assert not health.failed(8.0)
+    late = health.last_failure(8.0)
+    assert not any(health.take_back(each, 9.0) for each in (*older, late))
+    assert (health.avoided, health.look(17.9)) == (True, False)
+    assert (health.take_back(cause, 17.9), health.avoided) == (True, False)
+    assert health.failed(18.0) and health.eject(18.0) == 10.0, "it was the second, and is so again"
+
+
 def test_failed_requests_are_remembered_in_bounded_number_and_for_a_bounded_time() -> None:
     health, other = WorkerHealth(CONFIG), WorkerHealth(CONFIG)
     config = OutlierConfig(failed_requests_max=3, failed_request_age_s=10.0)

@@ -7,7 +7,9 @@ import pytest
 from front_proxy import wire as front_wire
 from front_proxy.desk_events import PlanQuestion, requested
 from front_proxy.flow_events import AskPlan
+from runtime.failures import Failure, FailureKind
 from scheduler import wire
+from scheduler.actions import ReplyRefusal
 
 
 @pytest.mark.parametrize(
@@ -25,3 +27,9 @@ def test_a_question_arrives_whole(ask: AskPlan) -> None:
     )  # fmt: skip
     sent = front_wire.plan_request(7, question)
     assert wire.plan_requested(5, sent.plan, block_hashes_max=0) == requested(5, 7, question)
+
+
+def test_advice_that_no_message_can_say_is_the_longest_that_one_can() -> None:
+    failure = Failure(kind=FailureKind.EXHAUSTED, message="full", retry_after_s=1e9)
+    told = wire.refusal(ReplyRefusal(session=1, plan_id=1, failure=failure, cause="line_full"))
+    assert told.refused.retry_after_ms == 2**32 - 1
