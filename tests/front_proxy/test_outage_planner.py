@@ -149,3 +149,13 @@ def test_however_long_nobody_asks_no_worker_falls_silent_and_no_reservation_is_d
         made.check()
         assert made.reserved_blocks == {"d0": 90, "d1": 0}
         assert not any(worker.silent for worker in made._core.cluster.workers.values())
+
+
+def test_who_waits_here_and_gets_a_place_from_the_scheduler_waits_no_more() -> None:
+    old = RunningPlan(plan_id=1, request_id="r1", prefill=None, decode=Placement("d0", "d0:1", 1), decode_blocks=99)
+    made = planner(old, d0=ready(), d1=ready(kv_blocks_used=99))
+    assert isinstance(ask(made, 2), ReplyWaiting)
+    granted = RunningPlan(plan_id=2, request_id="r2", prefill=None, decode=Placement("d1", "d1:1", 1), decode_blocks=3)
+    assert made.take_over((granted,), 100.0) == [] and not made.waiting
+    made.check()
+    assert made.reserved_blocks == {"d0": 99, "d1": 3}
