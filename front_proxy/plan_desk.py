@@ -342,6 +342,9 @@ class PlanDesk:
     def _overdue(self, plan_id: int, now_s: float) -> Sequence[DeskAction]:
         """No answer came in time: plan here, or give the scheduler what is left of ``plan_timeout_s``."""
         pending = self._pending[plan_id]
+        if pending.sent and self._answers:
+            # It was there until it was asked. An idle cluster's view is not told anew, so it is old and still true.
+            self._plans.still_true(now_s)
         possible = self._plans.possible(now_s)
         if not pending.sent and self.connected and (self._answers or not possible) and now_s < pending.until_s:
             # It could not be asked before, and now it can.
@@ -349,8 +352,6 @@ class PlanDesk:
         if possible and not pending.sent:
             return self._plan_here(plan_id, now_s)
         if possible:
-            if self._answers:
-                self._plans.still_true(now_s)
             self._fall_silent(now_s)
             return self._plan_here(plan_id, now_s)
         if now_s < pending.until_s:

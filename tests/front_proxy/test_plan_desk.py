@@ -291,6 +291,14 @@ def test_the_view_grows_old_from_the_moment_the_scheduler_was_last_there(after_s
     assert bool(only(it.wait(0.0), AnswerPlan)) is planned
 
 
+def test_the_view_of_an_idle_cluster_is_old_and_still_true_when_its_scheduler_falls_silent() -> None:
+    it = Play()
+    it.open(USABLE)
+    it.wait(BOUNDS.view_max_age_s + 1.0)
+    it.ask()
+    assert only(it.wait(BOUNDS.plan_patience_s), AnswerPlan)
+
+
 def test_a_view_grows_old_while_its_scheduler_is_silent() -> None:
     it = Play()
     silent(it)
