@@ -51,7 +51,8 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: Positive = 600.0
     """Time a request may take when the client named none, and the most it may name."""
     attempts_max: PositiveCount = 3
-    """Placements tried in a row for one request, without anything new for its client, before it fails."""
+    """Placements tried in a row for one request, without anything new for its client or a replay that got further than
+    those before it, before it fails."""
     resumes_max: Count = 8
     """Times one stream may go on after further failures with the attempts counted anew."""
     replans_max: Count = 30

@@ -431,10 +431,13 @@ class RequestFlow:
         self, output: WorkerOutput, stage: Stage, *, finish: EngineFinish | None, decode_worker: str | None = None
     ) -> Emit | None:
         """What of ``output`` the client has not seen; None where it contradicts what the client has."""
+        furthest = self._shown.furthest
         fresh = self._shown.fresh(output)
         if fresh is None:
             return None
-        if fresh.token_ids:
+        if fresh.token_ids or self._shown.furthest > furthest:
+            # A replay that gets further than those before is on its way, and what breaks it is another fault. One that
+            # always ends at the same token is no progress.
             self._retries.progressed()
         return self._emit(fresh, stage, finish=finish, decode_worker=decode_worker)
 

@@ -111,7 +111,7 @@ class Retries:
     ) -> None:
         assert bounds.attempts_max >= 1, bounds
         self.excluded: list[str] = []
-        """Workers that failed since the client last got something; one that is well by then may be used again."""
+        """Workers that failed since there was progress; one that is well by then may be used again."""
         self._bounds = bounds
         self._budget = budget
         self._pace = pace
@@ -132,7 +132,7 @@ class Retries:
             self.excluded.append(worker_id)
 
     def progressed(self) -> None:
-        """The client got something new: the tries begin anew, as often as a stream may resume."""
+        """Something new for the client, or on the way to it: the tries begin anew, as often as a stream may resume."""
         if self._tries > 1 and self._resumes < self._bounds.resumes_max:
             self._tries = 1
             self._resumes += 1

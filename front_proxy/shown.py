@@ -15,10 +15,12 @@ class ShownTokens:
     what was shown before is compared and left out.
     """
 
-    __slots__ = ("_before", "_continuing", "_position", "tokens")
+    __slots__ = ("_before", "_continuing", "_position", "furthest", "tokens")
 
     def __init__(self, *, continuing: bool) -> None:
         self.tokens: list[int] = []
+        self.furthest = 0
+        """Tokens that the best replay since the last new token has produced again."""
         self._continuing = continuing
         self._position = 0
         self._before = 0
@@ -33,6 +35,8 @@ class ShownTokens:
 
     def begin(self) -> None:
         """A new attempt starts."""
+        if self.in_attempt:
+            self.furthest = 0
         self._position = len(self.tokens) if self._continuing else 0
         self._before = len(self.tokens)
 
@@ -65,6 +69,7 @@ class ShownTokens:
             return None
         if output.finish is not None and seen < behind:
             return None
+        self.furthest = max(self.furthest, at + seen)
         self.tokens += output.token_ids[seen:]
         return msgspec.structs.replace(
             output,

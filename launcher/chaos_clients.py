@@ -75,7 +75,9 @@ class Clients:
             raise NoFrontProxy(f"{type(error).__name__}: {error}") from error
 
     async def _grpc(self, address: str, ask: GrpcAsk, answer: Answer) -> None:
-        channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        # gRPC gives up a connection after 20 s unless told otherwise; HTTP clients wait for a frozen front proxy.
+        patience = ("grpc.min_reconnect_backoff_ms", round(self._timeout_s * 1000))
+        channel = grpc.aio.insecure_channel(address, options=(*_CHANNEL_OPTIONS, patience))
         async with BatonClient(address, channel=channel) as client:
             try:
                 if ask.many:

@@ -81,6 +81,8 @@ class Client:
         self.since_s = 0.0
         self.retries = 0
         self.retries_in_a_row = 0
+        # Tokens that the present attempt, and the best one since the last new token, computed again.
+        self.replayed = self.furthest = 0
         self.diverged = False
         self.shown_s: float | None = None
         self.gap_s = 0.0
@@ -106,6 +108,8 @@ class Client:
         if repeated and self._is_live_decode(event):
             # Streams keep order and repeat nothing; what may come twice is everything that is decided on.
             return
+        if isinstance(event, Output) and self._is_live_decode(event):
+            self._count_replayed(len(event.output.token_ids))
         world = self.front.world
         if world.telling:
             world.tell(self.asked.request_id, f"{self.flow.phase.value}/{self.flow.attempt} <- {event}")
@@ -132,6 +136,7 @@ class Client:
             raise Violation(f"{Invariant.ENDS_ONCE}: {self.asked.request_id} goes on after its end: {action}")
         match action:
             case AskPlan(attempt=attempt):
+                self.replayed = 0
                 self.plan_ids[attempt] = front.plans.ask(self, action)
             case StartPrefill(attempt=attempt, worker=worker, shown=shown):
                 prompt = [0] * self.asked.prompt_tokens + list(shown)
@@ -181,6 +186,13 @@ class Client:
         self.front.replans += self.flow.phase is Phase.WAITING and attempt == self.flow.attempt
         self.feed(PauseOver(attempt=attempt))
 
+    def _count_replayed(self, tokens: int) -> None:
+        """A replay that gets further than those before may fail as if it were the first."""
+        self.replayed += tokens
+        if not self.asked.continuing and self.furthest < self.replayed <= self.tokens:
+            self.furthest = self.replayed
+            self.retries_in_a_row = 0
+
     def _count_retry(self) -> None:
         self.retries += 1
         self.retries_in_a_row += 1
@@ -221,7 +233,7 @@ class Client:
                     f"{Invariant.TOKENS}: {self.asked.request_id} shows token {token} at position {self.tokens}"
                 )
             self.tokens += 1
-            self.retries_in_a_row = 0
+            self.retries_in_a_row = self.furthest = 0
         self.told_the_end = emit.delta.finish is not None
 
 

@@ -147,13 +147,6 @@ def test_a_replay_that_ends_with_the_last_shown_token_tells_the_end() -> None:
     assert play.all(Finish)[0].outcome == "finished"
 
 
-def test_a_replay_brings_nothing_new_before_it_has_caught_up() -> None:
-    play = Play(planned(prefill=None), decoded(5, 6, external=0), continuing=False, attempts_max=2)
-    play.tell(failed(Stage.DECODE), planned(2, prefill=None), decoded(5, attempt=2, external=0))
-    play.tell(failed(Stage.DECODE, attempt=2))
-    assert play.all(Finish)[0].outcome == "failed" and len(play.all(AskPlan)) == 2
-
-
 def test_a_replay_that_has_caught_up_brings_something_new_with_its_next_token() -> None:
     play = Play(planned(prefill=None), decoded(5, 6, external=0), continuing=False, attempts_max=2)
     play.tell(failed(Stage.DECODE), planned(2, prefill=None), decoded(5, 6, attempt=2, external=0))
@@ -180,6 +173,16 @@ def test_a_stream_moves_more_often_than_attempts_when_each_brought_something_new
     finish = play.all(Finish)[0]
     assert finish.outcome == "failed" and finish.failure.kind is FailureKind.UNAVAILABLE
     assert "after 4 tokens" in finish.failure.message
+
+
+def test_a_replay_that_gets_further_has_all_its_tries_again_and_one_that_breaks_at_the_same_token_has_not() -> None:
+    shown = Play(
+        planned(prefill=None), decoded(7, 8, 9, 10, external=0), failed(Stage.DECODE), continuing=False, attempts_max=2
+    )
+    shown.tell(planned(2, prefill=None), decoded(7, 8, 9, attempt=2, external=0), failed(Stage.DECODE, attempt=2))
+    assert shown.flow.phase is Phase.PLANNING and shown.flow.attempt == 3, "it was on its way: another fault broke it"
+    shown.tell(planned(3, prefill=None), decoded(7, 8, 9, attempt=3, external=0), failed(Stage.DECODE, attempt=3))
+    assert shown.all(Finish)[0].outcome == "failed" and shown.tokens == [7, 8, 9, 10]
 
 
 def test_without_budget_a_failure_is_told_at_once() -> None:

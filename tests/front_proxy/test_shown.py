@@ -53,6 +53,18 @@ def test_a_replay_shows_only_what_is_new_with_its_own_logprobs() -> None:
     assert shown.tokens == [1, 2, 3, 4]
 
 
+def test_it_is_known_how_far_the_best_replay_got_since_the_last_new_token() -> None:
+    shown = ShownTokens(continuing=False)
+    shown.begin()
+    shown.fresh(output([1, 2, 3]))
+    seen = []
+    for replayed in ([1], [1, 2], [1], [1, 2, 3, 4], [1, 2]):
+        shown.begin()
+        shown.fresh(output(replayed))
+        seen.append(shown.furthest)
+    assert seen == [1, 2, 2, 3, 2], "a new token begins the count anew"
+
+
 def test_a_replay_that_differs_is_refused_and_shows_nothing() -> None:
     shown = ShownTokens(continuing=False)
     shown.begin()
