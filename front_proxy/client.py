@@ -26,6 +26,7 @@ _PRIORITY_CLASSES: dict[PriorityClass, inference_pb2.PriorityClass] = {
     "batch": inference_pb2.PRIORITY_CLASS_BATCH,
 }
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
+CONNECT_TIMEOUT_S = 120.0
 
 
 class BatonError(Exception):
@@ -61,6 +62,7 @@ class BatonClient:
     """Talks to one front proxy: ``async with BatonClient("127.0.0.1:50051") as client: ...``.
 
     ``api_key``, ``tenant`` and ``priority_class`` go with every call; a request may name its own tenant and class.
+    ``connect_timeout_s``: longest wait for a connection; gRPC's own, 20 s, is less than a front proxy may stand still.
     """
 
     def __init__(
@@ -71,8 +73,10 @@ class BatonClient:
         api_key: str = "",
         tenant: str = "",
         priority_class: PriorityClass | None = None,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
         options = [
+            ("grpc.min_reconnect_backoff_ms", round(connect_timeout_s * 1000)),
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
             ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
         ]

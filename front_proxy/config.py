@@ -97,7 +97,7 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     plans_told_interval_s: Positive = 10.0
     """How often the scheduler is told all that runs here, so that it drops what it reserved for nothing."""
     degraded_view_max_age_s: NonNegative = 300.0
-    """Age of the last cluster view up to which requests are planned from it while the scheduler is away."""
+    """Age of the last cluster view up to which requests are planned from it while the scheduler is away. 0: none is."""
     degraded_load_fade_s: Positive = 10.0
     """Time in which the workers' load in that view loses its weight: afterwards only our own plans count."""
     connect_timeout_s: Positive = 3.0

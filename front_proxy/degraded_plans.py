@@ -61,8 +61,8 @@ class DegradedPlans:
         return now_s - self._true_s
 
     def possible(self, now_s: float) -> bool:
-        """Whether the last view is good enough to plan from."""
-        return self.view_age_s(now_s) <= self._view_max_age_s and self._view.snapshot.usable
+        """Whether the last view is good enough to plan from; none is where 0 is the oldest that may be."""
+        return 0.0 < self._view_max_age_s >= self.view_age_s(now_s) and self._view.snapshot.usable
 
     def begin(self, now_s: float) -> None:
         """An outage begins."""

@@ -384,9 +384,9 @@ class PlanDesk:
     # What both have in common
 
     def _send(self, plan_id: int, pending: _Pending, now_s: float) -> SendQuestion:
-        pending.sent, pending.told_s, pending.place_s = True, -NEVER_S, NEVER_S
+        pending.sent, pending.told_s = True, -NEVER_S
         self._await(pending, now_s)
-        return SendQuestion(plan_id, pending.question)
+        return SendQuestion(plan_id, _with_its_time(pending, now_s))
 
     def _await(self, pending: _Pending, now_s: float) -> None:
         """The scheduler has the question: give it its time to answer, however late it was asked."""
@@ -403,13 +403,12 @@ class PlanDesk:
 
     def _plan_here(self, plan_id: int, now_s: float) -> Sequence[DeskAction]:
         pending = self._pending[plan_id]
-        question, actions = pending.question, list[DeskAction]()
+        actions = list[DeskAction]()
         if not self._plans.active:
             why = "away" if not self._opened else "silent" if self._silent else "rebuilding"
             actions.append(OutageBegan(why, self._plans.view_age_s(now_s)))
             self._plans.begin(now_s)
-        if pending.place_s < NEVER_S:
-            question = msgspec.structs.replace(question, wait_max_s=max(pending.place_s - now_s, WAIT_MIN_S))
+        question = _with_its_time(pending, now_s)
         actions.extend(self._answer_here(self._plans.plan(plan_id, question, now_s), now_s))
         return actions
 
@@ -468,3 +467,10 @@ class PlanDesk:
         assert self._plans.waiting <= self._pending.keys(), "somebody waits here whom nobody asked for"
         assert self._look_s < NEVER_S or not self._plans.waiting, "nobody looks after those who wait"
         assert not (self._plans.active and self._answers), "an outage lasts while the scheduler answers"
+
+
+def _with_its_time(pending: _Pending, now_s: float) -> PlanQuestion:
+    """Who was told how long to wait has what is left of that, wherever he is asked for next."""
+    if pending.place_s == NEVER_S:
+        return pending.question
+    return msgspec.structs.replace(pending.question, wait_max_s=max(pending.place_s - now_s, WAIT_MIN_S))

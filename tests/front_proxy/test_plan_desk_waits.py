@@ -18,6 +18,7 @@ from front_proxy.desk_events import (
     ViewShown,
 )
 from runtime.failures import FailureKind
+from scheduler.config import SchedulerConfig
 from scheduler.events import PlanRequested
 from scheduler.placement import Planner
 from tests.front_proxy.desk_play import BIG, BUSY, FULL, USABLE, Play, granted, only
@@ -80,8 +81,24 @@ def test_who_waits_here_is_asked_anew_when_the_scheduler_is_back_and_knows_every
     assert it.wait(1.0) == [] and it.desk.unanswered == 1, "it waits here on"
     *_, over = it.hear(BUSY)
     assert over == OutageOver(0)
-    assert only(it.wait(0.0), SendQuestion) == [SendQuestion(plan_id, BIG)]
+    (asked,) = only(it.wait(0.0), SendQuestion)
+    assert asked.plan_id == plan_id
+    assert 0.0 < asked.question.wait_max_s <= SchedulerConfig().waiting.default.wait_max_s - 1.0, "what is left of it"
     assert only(it.hear(ToldToWait(plan_id, 3.0), granted(plan_id)), AnswerPlan)
+
+
+def test_who_is_told_to_wait_by_one_scheduler_after_the_other_waits_no_longer_than_the_first_one_said() -> None:
+    it = Play()
+    it.open(BUSY)
+    plan_id, _ = it.ask(BIG)
+    it.hear(ToldToWait(plan_id, 3.0))
+    asked = []
+    for _ in range(3):
+        it.wait(0.9)
+        it.lose()
+        asked += only(it.open(BUSY), SendQuestion)
+        asked += only(it.wait(0.0), SendQuestion)
+    assert [round(one.question.wait_max_s, 1) for one in asked] == [2.1, 1.2, 0.3]
 
 
 def test_who_waits_here_gets_no_place_from_a_view_that_is_too_old() -> None:
