@@ -40,7 +40,6 @@ from front_proxy.desk_events import (
     Leave,
     OutageBegan,
     OutageOver,
-    PlanQuestion,
     Refused,
     SchedulerLost,
     SendEnd,
@@ -56,6 +55,7 @@ from front_proxy.desk_events import (
 )
 from front_proxy.leader_watch import LeaderWatch
 from front_proxy.outage_planner import FADE_INTERVAL_S, PlannerReply
+from front_proxy.pending_question import NEVER_S, PendingQuestion
 from runtime.addresses import Addresses
 from runtime.failures import Failure, FailureKind
 from scheduler.actions import ReplyPlan, ReplyRefusal, ReplyWaiting
@@ -63,11 +63,8 @@ from scheduler.config import SchedulerConfig
 from scheduler.events import RunningPlan
 from scheduler.profile import Random
 
-NEVER_S = float("inf")
 HERE = "degraded"
 """Reason of a plan that was made here."""
-WAIT_MIN_S = 0.001
-"""0 would be the longest wait: who has waited for as long as he may gets a place now or is refused."""
 
 
 class DeskBounds(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,21 +78,6 @@ class DeskBounds(msgspec.Struct, frozen=True, kw_only=True):
     silence_timeout_s: float
     backoff_min_s: float
     backoff_max_s: float
-
-
-class _Pending(msgspec.Struct, gc=False):
-    """A question without an answer. ``sent``: on the stream that is open now, so an end must follow it there.
-
-    ``told_s``: until when it waits for its turn by the word of the scheduler that has it. ``place_s``: until when a
-    place is of use, by the word of whoever said so last.
-    """
-
-    question: PlanQuestion
-    due_s: float
-    until_s: float
-    sent: bool
-    told_s: float = -NEVER_S
-    place_s: float = NEVER_S
 
 
 class PlanDesk:
@@ -115,7 +97,7 @@ class PlanDesk:
         )
         self._addresses = Addresses(addresses)
         self._leader = LeaderWatch(silence_timeout_s=bounds.silence_timeout_s, several=len(self._addresses) > 1)
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, PendingQuestion] = {}
         self._opened = False
         self._silent = False
         self._tell_s = NEVER_S
@@ -179,7 +161,7 @@ class PlanDesk:
         plan_id = event.plan_id
         assert plan_id not in self._pending and plan_id not in self._plans.running, plan_id
         until_s = now_s + self._bounds.plan_timeout_s
-        pending = self._pending[plan_id] = _Pending(event.question, now_s, until_s, False)
+        pending = self._pending[plan_id] = PendingQuestion(event.question, now_s, until_s, False)
         if self._opened and not self._silent:
             if not self._view.knows_more or not self._plans.possible(now_s):
                 return (self._send(plan_id, pending, now_s),)
@@ -383,12 +365,12 @@ class PlanDesk:
 
     # What both have in common
 
-    def _send(self, plan_id: int, pending: _Pending, now_s: float) -> SendQuestion:
+    def _send(self, plan_id: int, pending: PendingQuestion, now_s: float) -> SendQuestion:
         pending.sent, pending.told_s = True, -NEVER_S
         self._await(pending, now_s)
-        return SendQuestion(plan_id, _with_its_time(pending, now_s))
+        return SendQuestion(plan_id, pending.with_time_left(now_s))
 
-    def _await(self, pending: _Pending, now_s: float) -> None:
+    def _await(self, pending: PendingQuestion, now_s: float) -> None:
         """The scheduler has the question: give it its time to answer, however late it was asked."""
         pending.due_s = max(now_s, pending.told_s) + self._patience_s
         pending.until_s = max(pending.until_s, pending.due_s)
@@ -408,7 +390,7 @@ class PlanDesk:
             why = "away" if not self._opened else "silent" if self._silent else "rebuilding"
             actions.append(OutageBegan(why, self._plans.view_age_s(now_s)))
             self._plans.begin(now_s)
-        question = _with_its_time(pending, now_s)
+        question = pending.with_time_left(now_s)
         actions.extend(self._answer_here(self._plans.plan(plan_id, question, now_s), now_s))
         return actions
 
@@ -436,7 +418,7 @@ class PlanDesk:
                     assert_never(reply)
         return actions
 
-    def _wait_here(self, pending: _Pending, wait_max_s: float, now_s: float) -> None:
+    def _wait_here(self, pending: PendingQuestion, wait_max_s: float, now_s: float) -> None:
         pending.place_s = now_s + wait_max_s
         # The planner says itself when the wait is over, at the first look after it.
         pending.due_s = pending.until_s = max(pending.until_s, pending.place_s + 2 * FADE_INTERVAL_S)
@@ -467,10 +449,3 @@ class PlanDesk:
         assert self._plans.waiting <= self._pending.keys(), "somebody waits here whom nobody asked for"
         assert self._look_s < NEVER_S or not self._plans.waiting, "nobody looks after those who wait"
         assert not (self._plans.active and self._answers), "an outage lasts while the scheduler answers"
-
-
-def _with_its_time(pending: _Pending, now_s: float) -> PlanQuestion:
-    """Who was told how long to wait has what is left of that, wherever he is asked for next."""
-    if pending.place_s == NEVER_S:
-        return pending.question
-    return msgspec.structs.replace(pending.question, wait_max_s=max(pending.place_s - now_s, WAIT_MIN_S))

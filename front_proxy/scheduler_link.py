@@ -41,7 +41,8 @@ from front_proxy.desk_events import (
 )
 from front_proxy.duplex import Duplex
 from front_proxy.flow_events import Outcome
-from front_proxy.plan_desk import NEVER_S, DeskBounds, PlanDesk
+from front_proxy.pending_question import NEVER_S
+from front_proxy.plan_desk import DeskBounds, PlanDesk
 from front_proxy.work import Placement
 from protos.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from runtime.failures import Failure

@@ -40,7 +40,8 @@ from front_proxy.desk_events import (
     requested,
 )
 from front_proxy.flow_events import AskPlan, Outcome, Planned, PlanRefused
-from front_proxy.plan_desk import NEVER_S, DeskBounds, PlanDesk
+from front_proxy.pending_question import NEVER_S
+from front_proxy.plan_desk import DeskBounds, PlanDesk
 from front_proxy.work import Placement
 from scheduler.actions import Placement as CorePlacement
 from scheduler.actions import ReplyPlan, ReplyRefusal, ReplyWaiting

@@ -33,6 +33,7 @@ NEAR = {
     "front_proxy": f"{_FLOW} {_FRONT}held_handoff.py {_RUN}",
     "front_proxy/outage_planner.py": f"{_FRONT}outage_planner.py",
     "front_proxy/plan_desk.py": f"{_FRONT}plan_desk.py {_FRONT}plan_desk_waits.py",
+    "front_proxy/pending_question.py": f"{_FRONT}plan_desk_waits.py",
     "front_proxy/worker_link.py": f"{_FRONT}worker_link_slots.py {_FRONT}worker_link.py",
     "kv_transfer": "tests/kv_transfer tests/prefill_worker/test_leases.py tests/decode_worker --ignore="
     "tests/kv_transfer/test_nixl_connector.py",
