@@ -127,7 +127,7 @@ class DegradedPlans:
             assert plan.plan_id == plan_id, (plan_id, plan)
         if self._outage is not None:
             self._outage.check()
-            assert self._outage.plan_ids <= self.running.keys(), "the outage's books keep what does not run"
+            assert self._outage.plan_ids == self.running.keys(), "the outage's books are not what runs"
 
     def _show(
         self, outage: OutagePlanner, entries: Sequence[WorkerEntry], seen_s: float, now_s: float

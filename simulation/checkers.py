@@ -197,6 +197,11 @@ def check_client(client: Client, cluster: SimCluster) -> None:
             "a client waits too long",
             (asked, client.gap_s),
         )
+    if faults.line and finish.outcome == "failed":
+        assert finish.failure is not None
+        # Whoever waits is told in time that there is no room, or nobody who knows of any.
+        turned_away = finish.failure.kind in (FailureKind.EXHAUSTED, FailureKind.UNAVAILABLE)
+        _hold(Invariant.UNNOTICED, turned_away, "a request in line was forgotten", (asked, finish))
     if finish.outcome == "failed" and faults == Faults(schedulers=faults.schedulers):
         assert finish.failure is not None
         _hold(

@@ -26,6 +26,11 @@ SCHEDULER_CONFIG = SchedulerConfig(
     sign_of_life_interval_s=0.1,
     waiting=WaitingConfig(interactive=_WAITING, default=_WAITING, batch=_WAITING, missing_workers_wait_max_s=2.0),
 )
+# Where requests wait in line while the scheduler is away: some wait longer than it is.
+LINE_CONFIG = msgspec.structs.replace(
+    SCHEDULER_CONFIG,
+    waiting=WaitingConfig(default=PriorityClassConfig(wait_max_s=3.0), missing_workers_wait_max_s=3.0),
+)
 # In every other run what fits nowhere is refused, so that front proxies have to cope. Then nobody waits for workers
 # either that a scheduler does not hear, so it must not think so of all of them where nobody may notice a failure.
 REFUSING_CONFIG = msgspec.structs.replace(

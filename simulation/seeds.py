@@ -10,13 +10,17 @@ from front_proxy.flow_phase import Phase
 from simulation import checkers, faults, workload
 from simulation.cluster import Parts, SimCluster, Topology
 from simulation.fronts import Client
-from simulation.policies import REFUSING_CONFIG, SCHEDULER_CONFIG, Settings
+from simulation.policies import LINE_CONFIG, REFUSING_CONFIG, SCHEDULER_CONFIG, Settings
 from simulation.trouble import TROUBLE_S, Trouble
 from simulation.world import Violation, World
 
 REQUESTS = 8
 # Where failures come one at a time, so that each finds streams to break.
 REQUESTS_SINGLE = 16
+# So many that some must wait.
+REQUESTS_LINE = 24
+# So slow that who is placed first is still there when the others have waited.
+STEP_LINE_S = 0.03
 CHECK_S = 0.25
 # Longer than every deadline, plan timeout and late message together.
 SETTLE_S = 3.0
@@ -30,13 +34,16 @@ class SeededRun:
         self.world = world = World(seed, telling=telling)
         drawn = faults.draw(world.rng)
         world.tell("faults", drawn)
-        config = world.rng.choice((SCHEDULER_CONFIG, REFUSING_CONFIG))
+        config = world.rng.choice((SCHEDULER_CONFIG, LINE_CONFIG if drawn.line else REFUSING_CONFIG))
         # Where nobody may notice a failure, the pace at which everybody comes back must not be what is noticed.
         settings = Settings(replan_per_s=20.0) if drawn.single else Settings()
+        if drawn.line:
+            settings = Settings(scheduler=config, step_s=STEP_LINE_S)
         self.cluster = SimCluster(world, drawn, settings, config, Topology(schedulers=drawn.schedulers), parts)
         self.clients = self.cluster.clients
         self._began_s = world.now_s
-        for asked in workload.draw(world.rng, drawn, requests=REQUESTS_SINGLE if drawn.single else REQUESTS):
+        requests = REQUESTS_SINGLE if drawn.single else REQUESTS_LINE if drawn.line else REQUESTS
+        for asked in workload.draw(world.rng, drawn, requests=requests):
             client = Client(world.rng.choice(self.cluster.fronts), asked, parts.flow)
             self.clients.append(client)
             world.after(asked.arrives_s, client.front.when_awake, self._arrive, client)
@@ -86,7 +93,8 @@ def simulate(seed: int, *, telling: bool = False, **planted: Any) -> Verdict:
     broken = None
     try:
         run.run()
-    except AssertionError as error:
+    except (AssertionError, LookupError) as error:
+        # A machine that looks for what it has forgotten, or for whom, is broken too.
         broken = f"{type(error).__name__}: {error}"
     outcomes: dict[str, int] = {}
     for client in run.clients:
