@@ -1,7 +1,9 @@
 """When those whom the line turns away shall come back, so that they find room then: by class and tenant. Pure.
 
 Each class has a share of the pace by its weight, and the tenants of a class that are owed a return share equally. A
-tenant that alone was told to come back as often as all others together waits no longer than all of them would.
+tenant that alone was told to come back as often as all others together waits no longer than all of them would. Equal
+parts alone would tell many tenants of one request each the same time: nothing is owed in a book that was just opened.
+So their first requests take turns among each other.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ class ComeBacks:
         self._min_s = config.come_back_min_s
         self._tenants_max = config.tenants_max
         self._all = Appointments(self._share, self._max_s)
+        # Of a tenant's requests only the first: what its own book, still empty, cannot know of the others'.
+        self._firsts = Appointments(self._share, self._max_s)
         self._own: dict[str, Appointments] = {}
         # By the end of their last appointment as it was once; looked at again when it comes up.
         self._ends: list[tuple[float, str]] = []
@@ -47,10 +51,19 @@ class ComeBacks:
         if own is None:
             if not noted or len(self._own) >= self._tenants_max:
                 return at_s
-            own = self._own[tenant] = Appointments(self._share, self._max_s)
-            heapq.heappush(self._ends, (now_s, tenant))
+            return min(at_s, self._open(tenant, tokens, now_s, pace, not_before_s))
         its_pace = pace / len(self._own)
         return min(at_s, own.book(tokens, now_s, pace=its_pace, not_before_s=not_before_s, noted=noted))
+
+    def _open(self, tenant: str, tokens: int, now_s: float, pace: float, not_before_s: float) -> float:
+        """Open a tenant's own book; when its first request may come back: behind those of others who are new too."""
+        at_s = self._firsts.book(tokens, now_s, pace=pace, not_before_s=not_before_s)
+        own = self._own[tenant] = Appointments(self._share, self._max_s)
+        # Its later ones come behind that. Among so many that its part is beyond the bound the book stays empty, and is
+        # forgotten again.
+        own.book(tokens, now_s, pace=pace / len(self._own), not_before_s=at_s)
+        heapq.heappush(self._ends, (now_s, tenant))
+        return at_s
 
     def _forget(self, now_s: float) -> None:
         while self._ends and self._ends[0][0] <= now_s:

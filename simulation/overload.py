@@ -97,7 +97,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 class Overload:
     """One run: ``load`` times what the prefill workers can compute."""
 
-    def __init__(self, seed: int, load: float, kinds: Mapping[str, Kind] = KINDS) -> None:
+    def __init__(
+        self, seed: int, load: float, kinds: Mapping[str, Kind] = KINDS, keys: Mapping[str, float] = KEYS
+    ) -> None:
+        self._keys = keys
         self.load = load
         self._kinds = kinds
         self.world = world = World(seed, events_max=1 << 60)
@@ -162,7 +165,7 @@ class Overload:
             self._strangers += 1
             key = f"stranger-{self._strangers}"
         else:
-            key = rng.choices(list(KEYS), list(KEYS.values()))[0]
+            key = rng.choices(list(self._keys), list(self._keys.values()))[0]
         most = self._kinds[kind].prompt_tokens_max
         prompt = rng.randint(most // 2, most)
         asked = Asked(self.world.now_s, kind, key, prompt, prompt // 8)
@@ -256,10 +259,10 @@ class Overload:
         got: Counter[str] = Counter()
         for kind in self._kinds:
             division = max_min(self._offered[kind], sum(self._served[kind].values()))
-            for key in KEYS:
+            for key in self._keys:
                 fair[key] += division.get(key, 0)
                 got[key] += self._served[kind][key]
-        return {key: round(got[key] / fair[key], 3) if fair[key] else 1.0 for key in KEYS}
+        return {key: round(got[key] / fair[key], 3) if fair[key] else 1.0 for key in self._keys}
 
 
 def max_min(wanted: Counter[str], total: int) -> Counter[str]:

@@ -13,7 +13,7 @@ import msgspec
 
 from scheduler.actions import ReplyRefusal
 from scheduler.waiting_line import PriorityClass
-from simulation.overload import ALL_INTERACTIVE, COST, DECODE_REQUESTS_MAX, KINDS, Asked, Kind, Overload
+from simulation.overload import ALL_INTERACTIVE, COST, DECODE_REQUESTS_MAX, KEYS, KINDS, Asked, Kind, Overload
 from simulation.overload_cluster import BLOCK_TOKENS, SlowDecode
 from simulation.world import World
 from worker.admission import Admission
@@ -91,8 +91,8 @@ def dishonest(found: Advice) -> Sequence[str]:
 class Burst(Overload):
     """The cluster of ``Overload``; its load falls at the end of the burst."""
 
-    def __init__(self, seed: int, kinds: Mapping[str, Kind] = KINDS) -> None:
-        super().__init__(seed, BURST_LOAD, kinds)
+    def __init__(self, seed: int, kinds: Mapping[str, Kind] = KINDS, keys: Mapping[str, float] = KEYS) -> None:
+        super().__init__(seed, BURST_LOAD, kinds, keys)
         self.told: list[Told] = []
         self._again = self._refused_again = 0
 

@@ -23,8 +23,13 @@ def test_one_tenant_waits_as_long_as_all_that_was_told_takes_and_another_one_doe
     greedy = [book(made, "greedy") for _ in range(10)]
     # A quarter of the pace is for all in their order: four seconds each.
     assert greedy == [2.0 + 4.0 * number for number in range(10)]
-    assert book(made, "modest") == 2.0
-    assert book(made, "modest") == 10.0, "half of the other quarter is its own"
+    assert book(made, "modest") == 6.0, "behind the first one of the other"
+    assert book(made, "modest") == 14.0, "half of the other quarter is its own"
+
+
+def test_tenants_of_one_request_each_are_told_one_after_the_other() -> None:
+    made = ComeBacks(CONFIG)
+    assert [book(made, tenant) for tenant in "abc"] == [2.0, 6.0, 10.0]
 
 
 def test_tenants_are_forgotten_when_nothing_of_theirs_is_owed_and_are_bounded() -> None:

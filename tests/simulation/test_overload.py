@@ -113,6 +113,12 @@ def test_after_a_burst_those_who_come_back_as_told_are_served(kinds: dict[str, K
     assert dishonest(found) == [] and found.came_back > 100
 
 
+@pytest.mark.parametrize("kinds", [KINDS, ALL_INTERACTIVE], ids=["mixed", "all interactive"])
+def test_after_a_burst_of_many_tenants_those_who_come_back_as_told_are_served(kinds: dict[str, Kind]) -> None:
+    found = Burst(0, kinds, {f"key-{number}": 1.0 for number in range(300)}).run_burst()
+    assert dishonest(found) == [] and found.came_back > 100
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_after_a_burst_those_whom_a_worker_itself_refused_are_served_when_they_come_back_as_told(seed: int) -> None:
     found = WorkerBurst(seed).run_burst()
