@@ -92,7 +92,7 @@ def engine_environment(shape: EngineShape) -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": str(shape.kv_cache_gib),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        # As Baton runs its engines (engine/vllm_args.py): without worker processes whose spinning fills small machines.
+        # As Baton runs its engines (engine/vllm/args.py): without worker processes whose spinning fills small machines.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         **({"TORCH_COMPILE_DISABLE": "1"} if shape.enforce_eager else {}),
     }

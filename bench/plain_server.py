@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from engine.vllm_args import free_port
+from engine.vllm.args import free_port
 
 SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
 DEFAULT_HOST = "127.0.0.1"

@@ -16,10 +16,10 @@ async def start(config: EngineConfig, *, worker_id: str, role: Literal["prefill"
     """
     match config.kind:
         case "fake":
-            from engine.fake_engine import FakeEngine
+            from engine.fake.engine import FakeEngine
 
             return await FakeEngine.start(config, worker_id=worker_id)
         case "vllm":
-            from engine.vllm_engine import VllmEngine
+            from engine.vllm.engine import VllmEngine
 
             return await VllmEngine.start(config, worker_id=worker_id, role=role)

@@ -81,7 +81,7 @@ SIGNATURES = {
         "reasoning_parser_kwargs", "kv_hints",
     ],
     "vllm.v1.engine.async_llm:AsyncLLM.abort": ["self", "request_id", "internal"],
-    # engine/vllm_steps.py stands where this class stands in AsyncLLM.
+    # engine/vllm/steps.py stands where this class stands in AsyncLLM.
     "vllm.v1.engine.output_processor:OutputProcessor.add_request": [
         "self", "request", "prompt", "parent_req", "request_index", "queue",
     ],
@@ -136,7 +136,7 @@ ATTRIBUTES = {
         "self.output_handler", "self.vllm_config", "def errored", "self.output_processor = OutputProcessor(",
         "output_processor = self.output_processor", "output_processor.process_outputs(", "self.logger_manager",
     ],
-    # Whose socket we read in our own way (engine/quick_receive.py).
+    # Whose socket we read in our own way (engine/vllm/fast_receiver.py).
     "vllm.v1.engine.core_client:AsyncMPClient": [
         "output_socket = resources.output_socket", "await output_socket.recv_multipart(copy=False)",
     ],
@@ -262,7 +262,7 @@ def test_the_nixl_wrapper_still_needs_its_progress_thread_calmed() -> None:
 
 
 def test_the_cpu_platform_still_wants_a_variable_before_it_runs_without_a_worker_process() -> None:
-    """When vLLM stops asking for it, engine.vllm_args need not set it."""
+    """When vLLM stops asking for it, engine.vllm.args need not set it."""
     platform = importlib.import_module("vllm.platforms.cpu").CpuPlatform
     source = inspect.getsource(platform.check_and_update_config)
     assert "VLLM_ENABLE_V1_MULTIPROCESSING" in source

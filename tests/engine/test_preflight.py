@@ -12,7 +12,7 @@ import pytest
 from engine import preflight
 from engine.config import EngineConfig
 from engine.preflight import Objection, argument_names, objection, runs_on_cpu
-from engine.vllm_args import engine_arg_values
+from engine.vllm.args import engine_arg_values
 
 CPU = {"VLLM_TARGET_DEVICE": "cpu"}
 

@@ -16,10 +16,10 @@ import httpx
 import msgspec
 import pytest
 
-from engine import fake_engine
 from engine.config import FakeEngineConfig
-from engine.fake_model import FakeSampling
-from engine.fake_sequence import Sequence as FakeSequence
+from engine.fake import engine as fake_engine
+from engine.fake.model import FakeSampling
+from engine.fake.sequence import Sequence as FakeSequence
 from engine.protocol import EngineError
 from tests.front_proxy.conftest import Served
 from tests.front_proxy.test_over_workers import Cluster, cluster

@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry
 from decode_worker.config import DecodeWorkerConfig
 from decode_worker.role import DecodeRole
 from engine.config import EngineConfig, FakeEngineConfig
-from engine.fake_engine import FakeEngine
-from engine.fake_fabric import FakeKvFabric
+from engine.fake.engine import FakeEngine
+from engine.fake.fabric import FakeKvFabric
 from prefill_worker.config import PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from protos.cluster.v1 import cluster_pb2

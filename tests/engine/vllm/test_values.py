@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engine.protocol import Finish
-from engine.vllm_values import _weights_identity, finish, first_output, logprob_columns, take_over_params
+from engine.vllm.values import _weights_identity, finish, first_output, logprob_columns, take_over_params
 from kv_transfer.handoff import KvHandoff
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.protocol import EngineOutput, EngineRequest, Hold
-from engine.vllm_load import LoadRecorder
+from engine.vllm.load import LoadRecorder
 from kv_transfer.handoff import KvHandoff
 
 pytestmark = pytest.mark.vllm
@@ -32,7 +32,7 @@ class Steps:
         from vllm.sampling_params import SamplingParams
         from vllm.v1.engine import EngineCoreRequest
 
-        from engine.vllm_steps import StepOutputs
+        from engine.vllm.steps import StepOutputs
 
         self.load = LoadRecorder()
         self.steps = StepOutputs(self.load, make_handoff)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from engine.late_releases import LateReleases
+from engine.vllm.release_batcher import ReleaseBatcher
 
 
 async def test_what_was_pulled_is_released_together_and_once() -> None:
     told: asyncio.Queue[list[str]] = asyncio.Queue()
-    late = LateReleases(told.put, 0.001)
+    late = ReleaseBatcher(told.put, 0.001)
     async with asyncio.timeout(5):
         late.add("a")
         late.add("b")
@@ -21,7 +21,7 @@ async def test_what_was_pulled_is_released_together_and_once() -> None:
 
 async def test_a_closed_engine_is_told_nothing() -> None:
     told: asyncio.Queue[list[str]] = asyncio.Queue()
-    late, other = LateReleases(told.put, 0.001), LateReleases(told.put, 0.002)
+    late, other = ReleaseBatcher(told.put, 0.001), ReleaseBatcher(told.put, 0.002)
     late.add("a")
     late.close()
     other.add("b")

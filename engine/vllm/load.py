@@ -1,6 +1,6 @@
 """The latest load of a vLLM engine, from the statistics it sends with every step. Never asks the engine.
 
-Imports nothing of vLLM: ``vllm_engine`` joins it to vLLM's hook.
+Imports nothing of vLLM: ``engine.vllm.engine`` joins it to vLLM's hook.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from typing import Any
 from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine.output_processor import OutputProcessorOutput
 
-from engine import vllm_values
 from engine.protocol import EngineOutput, EngineRequest, OnOutput
-from engine.vllm_load import LoadRecorder
+from engine.vllm import values
+from engine.vllm.load import LoadRecorder
 from kv_transfer.handoff import KvHandoff
 
 MakeHandoff = Callable[[EngineRequest, dict[str, Any]], KvHandoff]
@@ -135,7 +135,7 @@ class StepOutputs:
         finish = None
         handoff = None
         if output.finish_reason is not None:
-            finish = vllm_values.finish(output.finish_reason, output.stop_reason)
+            finish = values.finish(output.finish_reason, output.stop_reason)
             self.forget(live)
             # Any other end is the request's own: nobody will ask for its KV.
             if output.kv_transfer_params and finish.reason == "length":
@@ -143,15 +143,15 @@ class StepOutputs:
         first = None
         if live.first:
             live.first = False
-            first = vllm_values.first_output(output.prefill_stats, _times(output), timestamp_s)
+            first = values.first_output(output.prefill_stats, _times(output), timestamp_s)
             self._load.count_prompt(output.prefill_stats)
         logprobs, scored = output.new_logprobs, output.new_prompt_logprobs_tensors
         made = EngineOutput(
             token_ids=output.new_token_ids,
             finish=finish,
             first=first,
-            logprobs=None if logprobs is None else vllm_values.logprob_columns(*logprobs[:3]),
-            prompt_logprobs=None if scored is None else vllm_values.logprob_columns(*scored[:3]),
+            logprobs=None if logprobs is None else values.logprob_columns(*logprobs[:3]),
+            prompt_logprobs=None if scored is None else values.logprob_columns(*scored[:3]),
             handoff=handoff,
         )
         live.on_output(made)

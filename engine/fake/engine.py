@@ -14,9 +14,9 @@ import msgspec
 
 from engine.config import EngineConfig
 from engine.epoch import next_epoch
-from engine.fake_fabric import FakeKvFabric, digest_of, process_fabric
-from engine.fake_model import FakeSampling, first_tokens_logprobs, prompt_scores, refuse, sequence_state
-from engine.fake_sequence import Sequence
+from engine.fake.fabric import FakeKvFabric, digest_of, process_fabric
+from engine.fake.model import FakeSampling, first_tokens_logprobs, prompt_scores, refuse, sequence_state
+from engine.fake.sequence import Sequence
 from engine.protocol import (
     EngineDead,
     EngineError,

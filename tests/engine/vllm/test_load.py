@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 
 from engine.protocol import EngineLoad
-from engine.vllm_load import LoadRecorder
+from engine.vllm.load import LoadRecorder
 
 NIXL = {
     "bytes_transferred": [100, 20],

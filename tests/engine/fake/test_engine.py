@@ -9,8 +9,8 @@ import pytest
 
 from engine.config import EngineConfig, FakeEngineConfig
 from engine.epoch import next_epoch
-from engine.fake_engine import FakeEngine
-from engine.fake_fabric import FakeKvFabric
+from engine.fake.engine import FakeEngine
+from engine.fake.fabric import FakeKvFabric
 from engine.protocol import EngineDead, EngineOutput, EngineRequest, Hold, TakeOver
 
 TOKENS = list(range(3, 103))

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from engine.config import EngineConfig
-from engine.vllm_args import (
+from engine.vllm.args import (
     cpu_threads,
     engine_arg_values,
     free_port,

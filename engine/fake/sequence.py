@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import struct
 
-from engine.fake_model import FakeSampling, TokenState
+from engine.fake.model import FakeSampling, TokenState
 from engine.protocol import EngineError, EngineOutput, EngineRequest, Finish, OnOutput
 
 

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 
-class LateReleases:
+class ReleaseBatcher:
     """What was added is released together ``delay_s`` after the first of it."""
 
     def __init__(self, release: Callable[[list[str]], Awaitable[None]], delay_s: float) -> None:

@@ -19,10 +19,8 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import PrometheusStatLogger, StatLoggerBase
 from vllm.version import __version__ as vllm_version
 
-from engine import vllm_args, vllm_values
 from engine.config import EngineConfig
 from engine.epoch import next_epoch
-from engine.late_releases import LateReleases
 from engine.protocol import (
     EngineDead,
     EngineError,
@@ -34,9 +32,11 @@ from engine.protocol import (
     OnOutput,
     TakeOver,
 )
-from engine.quick_receive import receive_quickly
-from engine.vllm_load import LoadRecorder
-from engine.vllm_steps import LiveRequest, StepOutputs
+from engine.vllm import args, values
+from engine.vllm.fast_receiver import install_fast_receiver
+from engine.vllm.load import LoadRecorder
+from engine.vllm.release_batcher import ReleaseBatcher
+from engine.vllm.steps import LiveRequest, StepOutputs
 from kv_transfer.handoff import KvHandoff
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class VllmEngine:
         self._config = config
         self._worker_id = worker_id
         self._message_ids = itertools.count()
-        self._late_releases = LateReleases(self._release, config.pulled_release_delay_s)
+        self._release_batcher = ReleaseBatcher(self._release, config.pulled_release_delay_s)
         self._closed = False
         self._steps = StepOutputs(load, self._handoff)
         # Before its first request: AsyncLLM's output loop, which starts then, keeps the processor it finds.
@@ -69,22 +69,22 @@ class VllmEngine:
         llm.output_processor = self._steps
         socket = llm.engine_core.resources.output_socket
         assert isinstance(socket, zmq.asyncio.Socket)
-        receive_quickly(socket)
+        install_fast_receiver(socket)
 
     @classmethod
     async def start(cls, config: EngineConfig, *, worker_id: str, role: str) -> VllmEngine:
         """Start the engine's processes and let it serve one token, so that the first client does not pay for it."""
         if not config.model:
             raise ValueError("engine.model: no model is set")
-        vllm_args.prepare_environment(config)
-        with vllm_args.held_port(config.side_channel_host) as port:
+        args.prepare_environment(config)
+        with args.held_port(config.side_channel_host) as port:
             return await cls._start_at(config, worker_id=worker_id, role=role, side_channel_port=port)
 
     @classmethod
     async def _start_at(cls, config: EngineConfig, *, worker_id: str, role: str, side_channel_port: int) -> VllmEngine:
         epoch = next_epoch(config.epoch_min)
         engine_id = f"{worker_id}-{epoch}"
-        args = vllm_args.engine_args(config, engine_id=engine_id, side_channel_port=side_channel_port)
+        arguments = args.engine_args(config, engine_id=engine_id, side_channel_port=side_channel_port)
         load = _StatLogger()
         log.info("starting vLLM for %s (%s), engine %s", worker_id, role, engine_id)
         try:
@@ -92,11 +92,11 @@ class VllmEngine:
                 # In a thread: it takes many seconds, and signals and health checks must go on.
                 llm = await asyncio.to_thread(
                     AsyncLLM.from_engine_args,
-                    args,
+                    arguments,
                     usage_context=UsageContext.ENGINE_CONTEXT,
                     stat_loggers=[load.logger_factory],
                 )
-                info = vllm_values.engine_info(
+                info = values.engine_info(
                     llm.vllm_config, config, version=vllm_version, epoch=epoch, engine_id=engine_id
                 )
                 if not config.vllm_metrics:
@@ -143,7 +143,7 @@ class VllmEngine:
 
     def pulled(self, handoff_lease_id: str) -> None:
         """Release it a moment later: NIXL's notification has freed the blocks, but where the pull had failed."""
-        self._late_releases.add(handoff_lease_id)
+        self._release_batcher.add(handoff_lease_id)
 
     def load(self) -> EngineLoad:
         """The latest known load, without waiting."""
@@ -168,7 +168,7 @@ class VllmEngine:
         if self._closed:
             return
         self._closed = True
-        self._late_releases.close()
+        self._release_batcher.close()
         timeout_s = self._config.close_timeout_s
         if (handler := self._llm.output_handler) is not None:
             handler.cancel()  # or it would log the engine's orderly end as a crash
@@ -203,11 +203,11 @@ class VllmEngine:
         extra = {k: v for k, v in (params.extra_args or {}).items() if not k.endswith("_transfer_params")}
         match request.transfer:
             case Hold(lease_s=lease_s):
-                extra["kv_transfer_params"] = vllm_values.hold_params(request.request_id, lease_s)
+                extra["kv_transfer_params"] = values.hold_params(request.request_id, lease_s)
             case TakeOver(handoff=handoff):
                 # The prefill engine scored the prompt; asking again would make this one compute it.
                 params.prompt_logprobs = None
-                extra["kv_transfer_params"] = vllm_values.take_over_params(handoff)
+                extra["kv_transfer_params"] = values.take_over_params(handoff)
             case None:
                 pass
         params.extra_args = extra or None
@@ -241,7 +241,7 @@ class VllmEngine:
 
     def _handoff(self, request: EngineRequest, params: dict[str, Any]) -> KvHandoff:
         assert isinstance(request.transfer, Hold)
-        return vllm_values.handoff(
+        return values.handoff(
             params,
             self._info,
             worker_id=self._worker_id,

@@ -1,7 +1,7 @@
 """Receives from a zmq socket in asyncio with one callback a message. Knows nothing of what the messages say.
 
 zmq.asyncio spends two futures, two turns of the event loop and eight enum operations on a message that one engine
-process sends every few milliseconds; for a worker that only passes tokens on, that was a fifth of its CPU (measured).
+process sends every few milliseconds. For a worker that only passes tokens on, that was a fifth of its CPU (measured).
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import zmq
 import zmq.asyncio
 
 
-def receive_quickly(socket: zmq.asyncio.Socket) -> None:
+def install_fast_receiver(socket: zmq.asyncio.Socket) -> None:
     """Replace ``recv_multipart`` of this socket, on which nothing may have been received through asyncio before.
 
     Call it in the event loop in which the socket will be read, by one reader. Closing the socket ends it.
     """
-    _QuickReceiver(socket)
+    FastZmqReceiver(socket)
 
 
-class _QuickReceiver:
+class FastZmqReceiver:
+    """Stands behind ``recv_multipart`` and ``close`` of one socket."""
+
     def __init__(self, socket: zmq.asyncio.Socket) -> None:
         self._loop = asyncio.get_running_loop()
         # The same zmq socket without asyncio around it.
