@@ -10,9 +10,9 @@ from collections import OrderedDict
 import msgspec
 
 from engine.protocol import EngineInfo
-from kv_transfer.handoff import KvHandoff
-from kv_transfer.layout import Layout, compatible
-from kv_transfer.prompt_digest import prompt_digest
+from kv_transfer.handoff.handoff import KvHandoff
+from kv_transfer.handoff.layout import Layout, compatible
+from kv_transfer.integrity.prompt_digest import prompt_digest
 from runtime.failures import Failure, FailureKind
 from worker.role import Refused, WorkerRequest, blocks_for
 

@@ -8,8 +8,8 @@ from typing import assert_never
 from decode_worker.config import DecodeWorkerConfig
 from decode_worker.intake import Holders, Intake
 from engine.protocol import EngineInfo, TakeOver
-from kv_transfer.handoff import KvHandoff
-from kv_transfer.lease import HeldLease, LeaseAction
+from kv_transfer.handoff.handoff import KvHandoff
+from kv_transfer.handoff.lease import HeldLease, LeaseAction
 from runtime.failures import Failure, FailureKind
 from worker.role import Accepted, Decode, Offer, Prefill, Refused, RoleName, WorkerRequest, blocks_for
 

@@ -67,7 +67,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     side_channel_host: str = "127.0.0.1"
     # The connector class and its module; "MultiConnector" with an empty module composes several (kv_connector_extra).
     kv_connector: str = "NixlConnector"
-    kv_connector_module: str = "kv_transfer.nixl_connector"
+    kv_connector_module: str = "kv_transfer.nixl.connector"
     kv_connector_extra: dict[str, Any] = msgspec.field(default_factory=dict)
     nixl_backends: list[str] = msgspec.field(default_factory=lambda: ["UCX"])
     nixl_threads: PositiveCount = 2

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff.handoff import KvHandoff
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -108,7 +108,7 @@ class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
     """Pulls into this engine that failed; their prompts were computed here."""
     pulls_checked: int = 0
     """Pulls into this engine whose blocks had the checksums that their holder told."""
-    pulls_vouched: int = 0
+    pulls_attested: int = 0
     """Pulls that were not checked by content, and whose holder said that it held the KV until they were over."""
     pulls_wrong: int = 0
     """Pulls whose blocks were not what was held; their prompts were computed here."""

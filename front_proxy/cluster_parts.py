@@ -9,7 +9,7 @@ from front_proxy.flow_events import Outcome
 from front_proxy.scheduler_link import PlanReceiver
 from front_proxy.work import Placement, WorkOrder
 from front_proxy.worker_link import Receiver
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff.handoff import KvHandoff
 
 
 class Planning(Protocol):

@@ -8,7 +8,7 @@ import msgspec
 
 from front_proxy.generation import GenerationDelta
 from front_proxy.work import Placement, Stage, WorkerOutput
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure
 
 Outcome = Literal["finished", "failed", "cancelled"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from front_proxy.flow_events import ReleaseHandoff
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff.handoff import KvHandoff
 
 
 class HeldHandoff:

@@ -6,7 +6,7 @@ from front_proxy.desk_events import PlanQuestion
 from front_proxy.flow_events import AskPlan, StartDecode, StartPrefill
 from front_proxy.generation import Continuation, GenerationRequest
 from front_proxy.work import Stage, WorkOrder
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff.handoff import KvHandoff
 
 
 def question(request: GenerationRequest, ask: AskPlan, *, left_s: float) -> PlanQuestion:

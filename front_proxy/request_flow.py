@@ -51,7 +51,7 @@ from front_proxy.retries import Retries, RetryBounds
 from front_proxy.shown import ShownTokens
 from front_proxy.stall import Awaited, awaited
 from front_proxy.work import Placement, Stage, WorkerOutput, broken_by
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure, FailureKind
 
 STORY_EVENTS_MAX = 64

@@ -11,8 +11,8 @@ from front_proxy.cluster_view import WorkerEntry
 from front_proxy.desk_events import Granted, PlanQuestion, Refused, ToldToWait, ViewShown
 from front_proxy.flow_events import Outcome
 from front_proxy.work import FirstFacts, Stage, WorkerOutput, WorkOrder
-from kv_transfer import handoff_wire
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff import wire as handoff_wire
+from kv_transfer.handoff.handoff import KvHandoff
 from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2
 from runtime.failures import Failure, FailureKind

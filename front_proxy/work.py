@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from engine.protocol import Finish, Logprobs
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure, FailureKind
 
 

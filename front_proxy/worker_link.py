@@ -14,7 +14,7 @@ from front_proxy import wire
 from front_proxy.duplex import Duplex
 from front_proxy.lease_keeper import LeaseKeeper
 from front_proxy.work import Placement, WorkerOutput, WorkOrder
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff.handoff import KvHandoff
 from protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from runtime.failures import Failure, FailureKind
 from runtime.grpc_server import channel

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from kv_transfer.lease import (
+from kv_transfer.handoff.lease import (
     Count,
     HeldLease,
     HolderGone,

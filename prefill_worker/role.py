@@ -8,9 +8,9 @@ from typing import assert_never
 import msgspec
 
 from engine.protocol import EngineInfo, Hold
-from kv_transfer.handoff import KvHandoff
-from kv_transfer.lease import Count, HeldLease, LeaseAction
-from kv_transfer.prompt_digest import prompt_digest
+from kv_transfer.handoff.handoff import KvHandoff
+from kv_transfer.handoff.lease import Count, HeldLease, LeaseAction
+from kv_transfer.integrity.prompt_digest import prompt_digest
 from prefill_worker.config import PrefillWorkerConfig
 from prefill_worker.leases import LeaseTable
 from runtime.failures import Failure, FailureKind

@@ -34,7 +34,7 @@ from front_proxy.request_flow import RequestFlow
 from front_proxy.retries import ReplanPace, RetryBudget
 from front_proxy.stall import Looks, stalled_s
 from front_proxy.work import Placement, Stage, WorkerOutput
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure, FailureKind
 from simulation import checkers
 from simulation.faults import Faults

@@ -1,7 +1,7 @@
 """Pulls in virtual time: a transfer layer that checks nothing, and the production proof of what it read.
 
-A read gives whatever lies at its addresses when it ends, also where the lease is over by then and where another engine
-has taken the holder's place. Whether that may be used is for ``kv_transfer.pull_proof`` to say, by the holder's word.
+A read gives the bytes at its addresses when it ends. The lease may be over by then, or another engine may have taken
+the holder's place. By the holder's reply, ``kv_transfer.integrity.transfer_proof`` decides whether they may be used.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, assert_never
 
-from kv_transfer.handoff import KvHandoff
-from kv_transfer.pull_proof import (
+from kv_transfer.handoff.handoff import KvHandoff
+from kv_transfer.integrity.transfer_proof import (
     USABLE,
-    Answer,
-    Answered,
-    Ask,
-    Compare,
+    AskHolder,
+    CompareChecksums,
     Decide,
+    HolderReplied,
+    HolderReply,
     ProofAction,
     ProofEvent,
-    PullProof,
     ReadDone,
+    TransferProof,
 )
 from simulation.world import World
 
@@ -42,7 +42,7 @@ class Pull:
         handoff: KvHandoff,
         taker: SimWorker,
         holder: SimWorker,
-        proof: PullProof,
+        proof: TransferProof,
         on_over: Callable[[bool | None], None],
     ) -> None:
         self._world = world
@@ -77,24 +77,24 @@ class Pull:
     def _perform(self, actions: Sequence[ProofAction]) -> None:
         for action in actions:
             match action:
-                case Ask():
+                case AskHolder():
                     self._asked += 1
                     self._open = True
                     self._world.after(SIDE_CHANNEL_S, self._holder.when_awake, self._answer, self._asked)
                     self._world.after(PROOF_TIMEOUT_S, self._taker.when_awake, self._hear, self._asked, None)
                 case Decide(verdict=verdict):
                     self._on_over(self._right if verdict in USABLE else None)
-                case Compare():
+                case CompareChecksums():
                     raise AssertionError("these engines compute no checksums")
                 case _:
                     assert_never(action)
 
     def _answer(self, asked: int) -> None:
         if self._holder.alive:
-            answer = self._holder.book.answer(self._handoff.lease_id, 0)
+            answer = self._holder.registry.reply(self._handoff.lease_id, 0)
             self._world.after(SIDE_CHANNEL_S, self._taker.when_awake, self._hear, asked, answer)
 
-    def _hear(self, asked: int, answer: Answer | None) -> None:
+    def _hear(self, asked: int, answer: HolderReply | None) -> None:
         if self._open and asked == self._asked:
             self._open = False
-            self._tell(Answered(answer))
+            self._tell(HolderReplied(answer))

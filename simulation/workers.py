@@ -12,10 +12,10 @@ from decode_worker.role import DecodeRole
 from engine.protocol import EngineInfo
 from engine.protocol import Finish as EngineFinish
 from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput
-from kv_transfer.handoff import KvHandoff
-from kv_transfer.holder_book import HolderBook
-from kv_transfer.lease import Count, FreeBlocks, KeepBlocks, LeaseAction
-from kv_transfer.pull_proof import PullProof
+from kv_transfer.handoff.handoff import KvHandoff
+from kv_transfer.handoff.lease import Count, FreeBlocks, KeepBlocks, LeaseAction
+from kv_transfer.integrity.held_kv_registry import HeldKvRegistry
+from kv_transfer.integrity.transfer_proof import TransferProof
 from prefill_worker.config import PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import Failure, FailureKind
@@ -87,7 +87,7 @@ class SimWorker(Process):
 
     prefill_role: type[PrefillRole] = PrefillRole
     decode_role: type[DecodeRole] = DecodeRole
-    pull_proof: type[PullProof] = PullProof
+    transfer_proof: type[TransferProof] = TransferProof
 
     dial: Dial
     """Its way to the scheduler, made anew at each start by whoever starts it."""
@@ -140,7 +140,7 @@ class SimWorker(Process):
         # Leases whose KV the engine itself still keeps.
         self.kept: set[str] = set()
         # What its side channel says of them, and the leases that it was told to give up.
-        self.book = HolderBook(self.info.engine_id, "")
+        self.registry = HeldKvRegistry(self.info.engine_id, "")
         self.freed: set[str] = set()
         self._session = None
         self.after(self._settings.report_interval_s, self._tick, self.epoch)
@@ -289,7 +289,7 @@ class SimWorker(Process):
 
     def _give_up(self, lease_id: str, *, pulled: bool) -> None:
         self.kept.discard(lease_id)
-        self.book.end(lease_id, pulled=pulled)
+        self.registry.end(lease_id, pulled=pulled)
 
     def _prefill_done(self, work: Work) -> None:
         if not self._runs(work) or work.stuck:
@@ -307,7 +307,7 @@ class SimWorker(Process):
             output = WorkerOutput(token_ids=[token], finish=EngineFinish("stop"), first=first)
         else:
             self.kept.add(request.request_id)
-            self.book.hold(request.request_id)
+            self.registry.hold(request.request_id)
             offer = self.prefill.offer(self._ticket(request), request, work.link.number, self._world.now_s)
             self._apply(offer.actions)
             output = WorkerOutput(token_ids=[token], finish=EngineFinish("length"), first=first, handoff=offer.handoff)
@@ -344,7 +344,7 @@ class SimWorker(Process):
             handoff=handoff,
             taker=self,
             holder=holder,
-            proof=self.pull_proof(handoff.engine_id, ""),
+            proof=self.transfer_proof(handoff.engine_id, ""),
             on_over=lambda right: self._pulled(work, handoff, right),
         )
         pull.begin(late_s + read_s)

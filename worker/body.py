@@ -14,7 +14,7 @@ from typing import Protocol, assert_never
 import msgspec
 
 from engine.protocol import Engine, EngineDead
-from kv_transfer.lease import Count, FreeBlocks, KeepBlocks, LeaseAction
+from kv_transfer.handoff.lease import Count, FreeBlocks, KeepBlocks, LeaseAction
 from protos.cluster.v1 import cluster_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.clock import precise_clock
@@ -300,8 +300,11 @@ class WorkerBody:
             log.critical(
                 "the engine of worker %s stands still: for %.1f s it ended no step and answered no ping"
                 " (worker.engine_stall_timeout_s), with %d requests and %d leases",
-                self.worker_id, silent_s, self.admission.requests, self.role.leases_held,
-            )  # fmt: skip
+                self.worker_id,
+                silent_s,
+                self.admission.requests,
+                self.role.leases_held,
+            )
             self.engine_lost.set()
             self.happen(Event.ENGINE_LOST)
 

@@ -68,7 +68,7 @@ class WorkerMetrics:
             ("kv_bytes_out", "KV bytes others pulled out of this engine since start", lambda: load().kv_bytes_out),
             ("pull_failures", "Pulls into this engine that failed since start", lambda: load().pull_failures),
             ("pulls_checked", "Pulls whose checksums were right since start", lambda: load().pulls_checked),
-            ("pulls_vouched", "Pulls that their holder vouched for since start", lambda: load().pulls_vouched),
+            ("pulls_vouched", "Pulls that their holder attested since start", lambda: load().pulls_attested),
             ("pulls_wrong", "Pulls whose checksums were wrong since start", lambda: load().pulls_wrong),
             ("pulls_unproved", "Pulls that nothing proved since start", lambda: load().pulls_unproved),
             ("engine_leases_expired", "Kept KV nobody took in time since start", lambda: load().leases_expired),

@@ -8,8 +8,8 @@ from typing import Literal, Protocol
 import msgspec
 
 from engine.protocol import EngineInfo, EngineRequest, Hold, TakeOver
-from kv_transfer.handoff import KvHandoff
-from kv_transfer.lease import HeldLease, LeaseAction
+from kv_transfer.handoff.handoff import KvHandoff
+from kv_transfer.handoff.lease import HeldLease, LeaseAction
 from runtime.failures import Failure
 
 RoleName = Literal["prefill", "decode"]

@@ -104,12 +104,17 @@ async def _leave(
 ) -> None:
     """Refuse, finish what runs, hand over what is held, say goodbye: all in ``drain_timeout_s``, or in a hurry."""
     if not body.engine_lost.is_set():
-        log.info("worker %s drains: %d requests, %d leases", body.worker_id, body.admission.requests,
-                 body.role.leases_held)  # fmt: skip
+        log.info(
+            "worker %s drains: %d requests, %d leases", body.worker_id, body.admission.requests, body.role.leases_held
+        )
         await _drain(body, hurry)
         if not body.idle:
-            log.warning("worker %s stops with %d requests and %d leases left", body.worker_id, body.admission.requests,
-                        body.role.leases_held)  # fmt: skip
+            log.warning(
+                "worker %s stops with %d requests and %d leases left",
+                body.worker_id,
+                body.admission.requests,
+                body.role.leases_held,
+            )
             body.happen(Event.TIME_UP)
     if session is not None:
         session.leave(_why(body))
@@ -154,8 +159,10 @@ async def _registered(session: SchedulerSession | None, body: WorkerBody, stop: 
         except TimeoutError as error:
             log.critical(
                 "no scheduler at %s registered %s within %.0f s",
-                body.config.scheduler_address, body.worker_id, body.config.register_timeout_s,
-            )  # fmt: skip
+                body.config.scheduler_address,
+                body.worker_id,
+                body.config.register_timeout_s,
+            )
             raise SystemExit(EXIT_NOT_REGISTERED) from error
     return not (stop.is_set() or body.engine_lost.is_set())
 

@@ -53,9 +53,12 @@ class SchedulerSession:
                 tried = self._addresses.current
                 pause = self._addresses.failed(silent=isinstance(error, TimeoutError), instead=self._instead)
                 log.warning(
-                    "the session with the scheduler at %s ended: %s; next attempt, at %s, %s", tried, _words(error),
-                    self._addresses.current, f"in about {self._backoff_s:.1f} s" if pause else "at once",
-                )  # fmt: skip
+                    "the session with the scheduler at %s ended: %s; next attempt, at %s, %s",
+                    tried,
+                    _words(error),
+                    self._addresses.current,
+                    f"in about {self._backoff_s:.1f} s" if pause else "at once",
+                )
             finally:
                 self.registered.clear()
             if self._leaving is None and pause:

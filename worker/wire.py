@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from engine.protocol import EngineOutput, FinishReason, FirstOutput, Logprobs
-from kv_transfer import handoff_wire
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff import wire as handoff_wire
+from kv_transfer.handoff.handoff import KvHandoff
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure
 from worker.role import Decode, Prefill, WorkerRequest

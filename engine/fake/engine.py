@@ -31,8 +31,8 @@ from engine.protocol import (
     OnOutput,
     TakeOver,
 )
-from kv_transfer import layout
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff import layout
+from kv_transfer.handoff.handoff import KvHandoff
 
 _CONTEXT_TOKENS_MAX = 4096
 

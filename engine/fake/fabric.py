@@ -6,7 +6,7 @@ import hashlib
 import struct
 from collections.abc import Callable, Sequence
 
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff.handoff import KvHandoff
 
 
 class FakeKvFabric:

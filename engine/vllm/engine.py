@@ -37,7 +37,7 @@ from engine.vllm.fast_receiver import install_fast_receiver
 from engine.vllm.load import LoadRecorder
 from engine.vllm.release_batcher import ReleaseBatcher
 from engine.vllm.steps import LiveRequest, StepOutputs
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff.handoff import KvHandoff
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any, Self
 
 from engine.protocol import EngineLoad
-from kv_transfer.pull_proof import Verdict
+from kv_transfer.integrity.transfer_proof import TransferVerdict
 
-_VERDICTS = tuple(verdict.value for verdict in Verdict)
+_VERDICTS = tuple(verdict.value for verdict in TransferVerdict)
 
 
 class LoadRecorder:
@@ -53,7 +53,7 @@ class LoadRecorder:
             kv_bytes_out=self._blocks_out * self._block_bytes,
             pull_failures=self.pull_failures,
             pulls_checked=self.pulls["checked"],
-            pulls_vouched=self.pulls["vouched"],
+            pulls_attested=self.pulls["attested"],
             pulls_wrong=self.pulls["wrong"],
             pulls_unproved=self.pulls["unproved"],
             leases_expired=self.leases_expired,

@@ -16,7 +16,7 @@ from vllm.v1.engine.output_processor import OutputProcessorOutput
 from engine.protocol import EngineOutput, EngineRequest, OnOutput
 from engine.vllm import values
 from engine.vllm.load import LoadRecorder
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff.handoff import KvHandoff
 
 MakeHandoff = Callable[[EngineRequest, dict[str, Any]], KvHandoff]
 

@@ -9,8 +9,8 @@ import msgspec
 
 from engine.config import EngineConfig
 from engine.protocol import EngineInfo, Finish, FinishReason, FirstOutput, Logprobs
-from kv_transfer import layout
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff import layout
+from kv_transfer.handoff.handoff import KvHandoff
 
 # What a decode engine needs of the answer of vLLM's NIXL connector. Nothing else of it leaves this process.
 _HANDOFF_KEYS = (

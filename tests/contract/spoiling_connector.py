@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from kv_transfer import nixl_connector as shipped
-from kv_transfer.nixl_scheduler import BatonNixlScheduler
-from kv_transfer.nixl_worker import BatonNixlWorker
+from kv_transfer.nixl import connector as shipped
+from kv_transfer.nixl.scheduler import BatonNixlScheduler
+from kv_transfer.nixl.worker import BatonNixlWorker
 
 
 class Scheduler(BatonNixlScheduler):

@@ -42,9 +42,16 @@ _ROW = re.compile(r"^\| `(baton_[a-z0-9_]+)` \| (\w+) \|([^|]*)\|([^|]+)\|([^|]+
 _DEFINED_WITH = ("prometheus_client", "runtime.histogram")
 # What a file must import from there to define a metric.
 _DEFINING = {
-    "Counter", "Gauge", "Histogram", "Summary", "Info", "Enum", "LoopHistogram", "CounterMetricFamily",
+    "Counter",
+    "Gauge",
+    "Histogram",
+    "Summary",
+    "Info",
+    "Enum",
+    "LoopHistogram",
+    "CounterMetricFamily",
     "GaugeMetricFamily",
-}  # fmt: skip
+}
 
 Described = tuple[str, tuple[str, ...]]
 

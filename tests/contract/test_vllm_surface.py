@@ -73,32 +73,63 @@ NAMES = {
 # "module:owner.callable" -> its parameters, in order. What we call or override must keep them.
 SIGNATURES = {
     "vllm.v1.engine.async_llm:AsyncLLM.from_engine_args": [
-        "engine_args", "start_engine_loop", "usage_context", "stat_loggers",
+        "engine_args",
+        "start_engine_loop",
+        "usage_context",
+        "stat_loggers",
     ],
     "vllm.v1.engine.async_llm:AsyncLLM.add_request": [
-        "self", "request_id", "prompt", "params", "arrival_time", "lora_request", "tokenization_kwargs",
-        "trace_headers", "priority", "data_parallel_rank", "session_id", "prompt_text", "reasoning_ended",
-        "reasoning_parser_kwargs", "kv_hints",
+        "self",
+        "request_id",
+        "prompt",
+        "params",
+        "arrival_time",
+        "lora_request",
+        "tokenization_kwargs",
+        "trace_headers",
+        "priority",
+        "data_parallel_rank",
+        "session_id",
+        "prompt_text",
+        "reasoning_ended",
+        "reasoning_parser_kwargs",
+        "kv_hints",
     ],
     "vllm.v1.engine.async_llm:AsyncLLM.abort": ["self", "request_id", "internal"],
     # engine/vllm/steps.py stands where this class stands in AsyncLLM.
     "vllm.v1.engine.output_processor:OutputProcessor.add_request": [
-        "self", "request", "prompt", "parent_req", "request_index", "queue",
+        "self",
+        "request",
+        "prompt",
+        "parent_req",
+        "request_index",
+        "queue",
     ],
     "vllm.v1.engine.output_processor:OutputProcessor.process_outputs": [
-        "self", "engine_core_outputs", "engine_core_timestamp", "iteration_stats", "weight_version",
+        "self",
+        "engine_core_outputs",
+        "engine_core_timestamp",
+        "iteration_stats",
+        "weight_version",
     ],
     "vllm.v1.engine.output_processor:OutputProcessor.abort_requests": ["self", "request_ids", "internal"],
     "vllm.v1.engine.output_processor:OutputProcessor.propagate_error": ["self", "e"],
     "vllm.v1.engine.async_llm:AsyncLLM.notify_kv_transfer_request_rejected": [
-        "self", "request_id", "kv_transfer_params", "data_parallel_rank",
+        "self",
+        "request_id",
+        "kv_transfer_params",
+        "data_parallel_rank",
     ],
     "vllm.v1.engine.async_llm:AsyncLLM.shutdown": ["self", "timeout"],
     "vllm.v1.engine.async_llm:AsyncLLM.check_health": ["self"],
     "vllm.v1.engine.async_llm:AsyncLLM.is_sleeping": ["self"],
     "vllm.inputs.engine:tokens_input": ["prompt_token_ids", "prompt", "cache_salt"],
     "vllm.v1.metrics.loggers:StatLoggerBase.record": [
-        "self", "scheduler_stats", "iteration_stats", "mm_cache_stats", "engine_idx",
+        "self",
+        "scheduler_stats",
+        "iteration_stats",
+        "mm_cache_stats",
+        "engine_idx",
     ],
     f"{NIXL}.connector:NixlBaseConnector.__init__": ["self", "vllm_config", "role", "kv_cache_config"],
     f"{NIXL}.connector:NixlPullConnector.build_kv_connector_stats": ["data"],
@@ -112,54 +143,107 @@ SIGNATURES = {
     f"{NIXL}:NixlPullConnectorWorker.get_transfer_results": ["self"],
     f"{NIXL}:NixlPullConnectorWorker._get_new_notifs": ["self"],
     f"{NIXL}:NixlPullConnectorWorker._nixl_handshake": [
-        "self", "host", "port", "remote_tp_size", "expected_engine_id", "remote_dcp_size", "remote_pp_size",
+        "self",
+        "host",
+        "port",
+        "remote_tp_size",
+        "expected_engine_id",
+        "remote_dcp_size",
+        "remote_pp_size",
         "notif_agents_only",
     ],
-}  # fmt: skip
+}
 
 # Attributes without a signature that we read or write, by the source that must mention them.
 ATTRIBUTES = {
     f"{NIXL}.base_scheduler:NixlBaseConnectorScheduler": [
-        "self._reqs_need_send", "self.side_channel_host", "self.side_channel_port",
+        "self._reqs_need_send",
+        "self.side_channel_host",
+        "self.side_channel_port",
     ],
     f"{NIXL}.base_worker:NixlBaseConnectorWorker": [
-        "self._reqs_to_process", "self._reqs_to_send", "self.xfer_stats", "self.consumer_notification_counts_by_req",
+        "self._reqs_to_process",
+        "self._reqs_to_send",
+        "self.xfer_stats",
+        "self.consumer_notification_counts_by_req",
         "self.expected_consumer_notifications_by_req",
         # What NIXL reads blocks from, and how a pull is told as failed.
-        "self.kv_caches_base_addr[self.engine_id][self.tp_rank]", "self.block_len_per_layer",
-        "self.block_stride_per_layer", "self.region_num_blocks", "self._physical_blocks_per_logical_kv_block",
-        "self.use_host_buffer", "self._mixed_mem_types", "self._has_mamba", "self.enable_permute_local_kv",
-        "self._invalid_block_ids.put(", "self._is_hma_required", "failed_recving=failed_recv_reqs",
+        "self.kv_caches_base_addr[self.engine_id][self.tp_rank]",
+        "self.block_len_per_layer",
+        "self.block_stride_per_layer",
+        "self.region_num_blocks",
+        "self._physical_blocks_per_logical_kv_block",
+        "self.use_host_buffer",
+        "self._mixed_mem_types",
+        "self._has_mamba",
+        "self.enable_permute_local_kv",
+        "self._invalid_block_ids.put(",
+        "self._is_hma_required",
+        "failed_recving=failed_recv_reqs",
         "self.device_kv_caches",
     ],
     "vllm.v1.engine.async_llm:AsyncLLM": [
-        "self.output_handler", "self.vllm_config", "def errored", "self.output_processor = OutputProcessor(",
-        "output_processor = self.output_processor", "output_processor.process_outputs(", "self.logger_manager",
+        "self.output_handler",
+        "self.vllm_config",
+        "def errored",
+        "self.output_processor = OutputProcessor(",
+        "output_processor = self.output_processor",
+        "output_processor.process_outputs(",
+        "self.logger_manager",
     ],
     # Whose socket we read in our own way (engine/vllm/fast_receiver.py).
     "vllm.v1.engine.core_client:AsyncMPClient": [
-        "output_socket = resources.output_socket", "await output_socket.recv_multipart(copy=False)",
+        "output_socket = resources.output_socket",
+        "await output_socket.recv_multipart(copy=False)",
     ],
     "vllm.v1.metrics.loggers:StatLoggerManager": ["self.stat_loggers"],
     "vllm.v1.metrics.stats:SchedulerStats": [
-        "kv_cache_usage", "num_running_reqs", "num_waiting_reqs", "num_skipped_waiting_reqs", "kv_connector_stats",
+        "kv_cache_usage",
+        "num_running_reqs",
+        "num_waiting_reqs",
+        "num_skipped_waiting_reqs",
+        "kv_connector_stats",
     ],
     "vllm.v1.metrics.stats:PrefillStats": [
-        "num_computed_tokens", "num_cached_tokens", "num_local_cached_tokens", "num_external_cached_tokens",
+        "num_computed_tokens",
+        "num_cached_tokens",
+        "num_local_cached_tokens",
+        "num_external_cached_tokens",
     ],
     "vllm.v1.metrics.stats:IterationStats": ["self.num_generation_tokens"],
     "vllm.v1.engine:EngineCoreOutput": [
-        "request_id", "new_token_ids", "new_logprobs", "new_prompt_logprobs_tensors", "finish_reason", "stop_reason",
-        "events", "kv_transfer_params", "prefill_stats",
+        "request_id",
+        "new_token_ids",
+        "new_logprobs",
+        "new_prompt_logprobs_tensors",
+        "finish_reason",
+        "stop_reason",
+        "events",
+        "kv_transfer_params",
+        "prefill_stats",
     ],
-}  # fmt: skip
+}
 
 ENGINE_ARGS = {
-    "model", "dtype", "trust_remote_code", "block_size", "enforce_eager", "tensor_parallel_size", "max_num_seqs",
-    "seed", "enable_prefix_caching", "prefix_caching_hash_algo", "disable_log_stats", "enable_log_requests",
-    "kv_transfer_config", "served_model_name", "tokenizer", "max_model_len", "max_num_batched_tokens",
+    "model",
+    "dtype",
+    "trust_remote_code",
+    "block_size",
+    "enforce_eager",
+    "tensor_parallel_size",
+    "max_num_seqs",
+    "seed",
+    "enable_prefix_caching",
+    "prefix_caching_hash_algo",
+    "disable_log_stats",
+    "enable_log_requests",
+    "kv_transfer_config",
+    "served_model_name",
+    "tokenizer",
+    "max_model_len",
+    "max_num_batched_tokens",
     "kv_cache_memory_bytes",
-}  # fmt: skip
+}
 
 
 def is_vllm(module: str) -> bool:
@@ -216,12 +300,32 @@ def test_the_engine_arguments_we_set_exist() -> None:
 
 def test_an_engine_client_must_implement_what_we_implement() -> None:
     wanted = {
-        "abort", "add_lora", "check_health", "dead_error", "do_log_stats", "encode", "errored", "generate",
-        "is_paused", "is_running", "is_sleeping", "is_stopped", "is_tracing_enabled",
-        "notify_kv_transfer_request_rejected", "pause_generation", "release_kv_cache_memory", "reset_encoder_cache",
-        "reset_mm_cache", "reset_prefix_cache", "resume_generation", "shutdown", "sleep", "start_profile",
-        "stop_profile", "wake_up",
-    }  # fmt: skip
+        "abort",
+        "add_lora",
+        "check_health",
+        "dead_error",
+        "do_log_stats",
+        "encode",
+        "errored",
+        "generate",
+        "is_paused",
+        "is_running",
+        "is_sleeping",
+        "is_stopped",
+        "is_tracing_enabled",
+        "notify_kv_transfer_request_rejected",
+        "pause_generation",
+        "release_kv_cache_memory",
+        "reset_encoder_cache",
+        "reset_mm_cache",
+        "reset_prefix_cache",
+        "resume_generation",
+        "shutdown",
+        "sleep",
+        "start_profile",
+        "stop_profile",
+        "wake_up",
+    }
     actual = set(find("vllm.engine.protocol:EngineClient").__abstractmethods__)  # type: ignore[attr-defined]
     assert actual == wanted
 
@@ -256,7 +360,7 @@ def test_blocks_are_freed_only_after_the_connector_heard_of_it() -> None:
 
 
 def test_the_nixl_wrapper_still_needs_its_progress_thread_calmed() -> None:
-    """When NIXL stops writing 0 here, kv_transfer.nixl_worker.progress_delay can go."""
+    """When NIXL stops writing 0 here, kv_transfer.nixl.worker.progress_delay can go."""
     wrapper = find("vllm.distributed.nixl_utils:NixlWrapper")
     assert "pthrDelay = 0" in inspect.getsource(wrapper.__init__)  # type: ignore[misc]
 

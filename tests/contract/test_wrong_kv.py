@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from engine.protocol import Engine, EngineOutput, EngineRequest, Hold, TakeOver
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff.handoff import KvHandoff
 from tests.contract.conftest import Pair
 from tests.contract.test_engine_contract import collect, prompt, request, settles, tokens_of
 from tests.polling import until
@@ -36,7 +36,7 @@ async def take_over(engines: Pair, handoff: KvHandoff, tokens: list[int]) -> tup
     """What decode made of it, and what was counted."""
     before = engines.decode.load()
     outputs = await collect(engines.decode, request(tokens, TakeOver(handoff)))
-    names = ("pulls_checked", "pulls_vouched", "pulls_wrong", "pulls_unproved", "pull_failures")
+    names = ("pulls_checked", "pulls_attested", "pulls_wrong", "pulls_unproved", "pull_failures")
 
     def counted() -> dict[str, int]:
         after = engines.decode.load()
@@ -64,7 +64,7 @@ async def alone(engines: Pair, tokens: list[int]) -> list[int]:
 async def test_a_sound_pull_is_proved_by_content_and_one_that_is_not_checked_by_word(
     engines: Pair, length: int
 ) -> None:
-    for kind, counter in (("checked", "pulls_checked"), ("unchecked", "pulls_vouched")):
+    for kind, counter in (("checked", "pulls_checked"), ("unchecked", "pulls_attested")):
         tokens = prompt(length)
         handoff = await hold(engines.prefill, tokens, f"{kind}-{length}")
         outputs, counted = await take_over(engines, handoff, [*tokens, 7])
@@ -91,7 +91,7 @@ async def test_without_the_check_the_same_spoilt_kv_is_served(engines: Pair) -> 
     """Shows that the tests above can fail."""
     tokens = prompt(100)
     outputs, counted = await take_over(engines, await hold(engines.prefill, tokens, "unchecked-negate"), tokens)
-    assert counted == {"pulls_vouched": 1}
+    assert counted == {"pulls_attested": 1}
     assert tokens_of(outputs) != await alone(engines, tokens)
 
 

@@ -10,19 +10,34 @@ import pytest
 from decode_worker.config import DecodeWorkerConfig
 from decode_worker.role import DecodeRole
 from engine.protocol import EngineInfo, TakeOver
-from kv_transfer.handoff import KvHandoff
-from kv_transfer.prompt_digest import prompt_digest
+from kv_transfer.handoff.handoff import KvHandoff
+from kv_transfer.integrity.prompt_digest import prompt_digest
 from runtime.failures import FailureKind
 from worker.role import Accepted, Decode, Prefill, Refused, WorkerRequest
 
 INFO = EngineInfo(
-    epoch=7, engine_id="decode-0-7", model="m", engine_version="fake", layout_fingerprint="f", block_size_tokens=16,
-    block_bytes=100, kv_blocks_total=40, context_tokens_max=400,
-)  # fmt: skip
+    epoch=7,
+    engine_id="decode-0-7",
+    model="m",
+    engine_version="fake",
+    layout_fingerprint="f",
+    block_size_tokens=16,
+    block_bytes=100,
+    kv_blocks_total=40,
+    context_tokens_max=400,
+)
 HANDOFF = KvHandoff(
-    worker_id="prefill-0", epoch=5, lease_id="l", engine_id="prefill-0-5", tokens=33, blocks=3, bytes=300,
-    layout_fingerprint="f", lease_remaining_s=20.0, prompt_digest=prompt_digest([1] * 33, cache_salt=None, model="m"),
-)  # fmt: skip
+    worker_id="prefill-0",
+    epoch=5,
+    lease_id="l",
+    engine_id="prefill-0-5",
+    tokens=33,
+    blocks=3,
+    bytes=300,
+    layout_fingerprint="f",
+    lease_remaining_s=20.0,
+    prompt_digest=prompt_digest([1] * 33, cache_salt=None, model="m"),
+)
 
 
 def role(**settings: float) -> DecodeRole:

@@ -19,7 +19,7 @@ from front_proxy.metrics import DispatchMetrics
 from front_proxy.scheduler_link import PlanReceiver
 from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput, WorkOrder
 from front_proxy.worker_link import Receiver
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure, FailureKind
 
 P0 = Placement(worker_id="prefill-0", address="p0", epoch=1)

@@ -22,7 +22,7 @@ from front_proxy.flow_phase import Phase
 from front_proxy.request_flow import RequestFlow
 from front_proxy.retries import RetryBounds
 from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure, FailureKind
 
 P0 = Placement(worker_id="prefill-0", address="p0", epoch=1)

@@ -12,8 +12,8 @@ import pytest
 from front_proxy.lease_keeper import LeaseKeeper
 from front_proxy.work import Placement, Stage, WorkerOutput, WorkOrder
 from front_proxy.worker_link import LinkOptions, WorkerLink, WorkerLinks
-from kv_transfer.handoff import KvHandoff
-from kv_transfer.handoff_wire import from_wire
+from kv_transfer.handoff.handoff import KvHandoff
+from kv_transfer.handoff.wire import from_wire
 from protos.cluster.v1 import cluster_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from protos.worker.v1 import worker_pb2_grpc

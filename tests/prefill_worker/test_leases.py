@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kv_transfer.lease import Count, FreeBlocks, LeaseAction
+from kv_transfer.handoff.lease import Count, FreeBlocks, LeaseAction
 from prefill_worker.leases import LeaseTable
 
 

@@ -6,23 +6,38 @@ import msgspec
 import pytest
 
 from engine.protocol import EngineInfo, Hold
-from kv_transfer.handoff import KvHandoff
-from kv_transfer.lease import Count, FreeBlocks, KeepBlocks
-from kv_transfer.prompt_digest import prompt_digest
+from kv_transfer.handoff.handoff import KvHandoff
+from kv_transfer.handoff.lease import Count, FreeBlocks, KeepBlocks
+from kv_transfer.integrity.prompt_digest import prompt_digest
 from prefill_worker.config import PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import FailureKind
 from worker.role import Accepted, Decode, Prefill, Refused, WorkerRequest
 
 INFO = EngineInfo(
-    epoch=7, engine_id="prefill-0-7", model="m", engine_version="fake", layout_fingerprint="f", block_size_tokens=16,
-    block_bytes=100, kv_blocks_total=10, context_tokens_max=1000,
-)  # fmt: skip
+    epoch=7,
+    engine_id="prefill-0-7",
+    model="m",
+    engine_version="fake",
+    layout_fingerprint="f",
+    block_size_tokens=16,
+    block_bytes=100,
+    kv_blocks_total=10,
+    context_tokens_max=1000,
+)
 REQUEST = WorkerRequest(slot=1, request_id="r", token_ids=[1] * 33, sampling=b"", work=Prefill())
 HANDOFF = KvHandoff(
-    worker_id="", epoch=0, lease_id="r", engine_id="", tokens=33, blocks=0, bytes=0, layout_fingerprint="",
-    lease_remaining_s=60.0, connector_params=b"x",
-)  # fmt: skip
+    worker_id="",
+    epoch=0,
+    lease_id="r",
+    engine_id="",
+    tokens=33,
+    blocks=0,
+    bytes=0,
+    layout_fingerprint="",
+    lease_remaining_s=60.0,
+    connector_params=b"x",
+)
 
 
 def role(**settings: float) -> PrefillRole:

@@ -30,7 +30,7 @@ from front_proxy.request_flow import RequestFlow
 from front_proxy.shown import ShownTokens
 from front_proxy.stall import Looks
 from front_proxy.work import Stage, WorkerOutput
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure
 from scheduler.actions import Action
 from scheduler.cluster import Worker

@@ -13,8 +13,8 @@ import pytest
 
 from decode_worker.intake import Holders
 from decode_worker.role import DecodeRole
-from kv_transfer.lease import FreeBlocks, LeaseAction
-from kv_transfer.pull_proof import Answered, ProofAction, ProofEvent, PullProof, Verdict
+from kv_transfer.handoff.lease import FreeBlocks, LeaseAction
+from kv_transfer.integrity.transfer_proof import HolderReplied, ProofAction, ProofEvent, TransferProof, TransferVerdict
 from prefill_worker.role import PrefillRole
 from scheduler.actions import Action
 from scheduler.books import Books
@@ -53,22 +53,22 @@ class _HearsWordsForOthers(PrefillRole):
         return super().renewed(lease_id, self._info.epoch, now_s)
 
 
-class _BelievesEveryRead(PullProof):
-    def _decide(self, verdict: Verdict) -> Sequence[ProofAction]:
-        return super()._decide(Verdict.VOUCHED)
+class _BelievesEveryRead(TransferProof):
+    def _decide(self, verdict: TransferVerdict) -> Sequence[ProofAction]:
+        return super()._decide(TransferVerdict.ATTESTED)
 
 
-class _TakesEveryEngineForTheHolder(PullProof):
+class _TakesEveryEngineForTheHolder(TransferProof):
     def handle(self, event: ProofEvent) -> Sequence[ProofAction]:
         match event:
-            case Answered(answer=answer) if answer is not None and answer.engine_id != self._engine_id:
-                event = Answered(msgspec.structs.replace(answer, engine_id=self._engine_id, lease="held"))
+            case HolderReplied(reply=answer) if answer is not None and answer.engine_id != self._engine_id:
+                event = HolderReplied(msgspec.structs.replace(answer, engine_id=self._engine_id, lease="held"))
         return super().handle(event)
 
 
-class _BelievesAWordOfDuringTheRead(PullProof):
+class _BelievesAWordOfDuringTheRead(TransferProof):
     def _judge(self) -> Sequence[ProofAction]:
-        self._asking_since_done = True
+        self._asked_since_done = True
         return super()._judge()
 
 
@@ -77,19 +77,19 @@ class AcceptsStaleEpochs(SimWorker):
 
     decode_role = _TakesOldTickets
     prefill_role = _HearsWordsForOthers
-    pull_proof = _TakesEveryEngineForTheHolder
+    transfer_proof = _TakesEveryEngineForTheHolder
 
 
 class ProvesNoPull(SimWorker):
     """Uses what was read, whatever its holder says."""
 
-    pull_proof = _BelievesEveryRead
+    transfer_proof = _BelievesEveryRead
 
 
 class ProvesPullsTooEarly(SimWorker):
     """Lets a word count that was given before the read was over."""
 
-    pull_proof = _BelievesAWordOfDuringTheRead
+    transfer_proof = _BelievesAWordOfDuringTheRead
 
 
 # Leaks, and what is freed twice.

@@ -21,7 +21,7 @@ from engine.protocol import (
     InvalidRequest,
     OnOutput,
 )
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff.handoff import KvHandoff
 from prefill_worker.config import PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from protos.worker.v1 import worker_pb2 as pb
@@ -35,9 +35,16 @@ from worker.lifecycle import Event
 from worker.metrics import WorkerMetrics
 
 INFO = EngineInfo(
-    epoch=7, engine_id="e-7", model="m", engine_version="", layout_fingerprint="f", block_size_tokens=16,
-    block_bytes=1, kv_blocks_total=100, context_tokens_max=1000,
-)  # fmt: skip
+    epoch=7,
+    engine_id="e-7",
+    model="m",
+    engine_version="",
+    layout_fingerprint="f",
+    block_size_tokens=16,
+    block_bytes=1,
+    kv_blocks_total=100,
+    context_tokens_max=1000,
+)
 PROMPT = [1] * 20
 
 
@@ -96,9 +103,16 @@ class Puppet:
     def hand_over(self, name: str) -> None:
         """The prefill of ``name`` is done; its KV is held."""
         handoff = KvHandoff(
-            worker_id="", epoch=0, lease_id=name, engine_id="", tokens=20, blocks=2, bytes=2, layout_fingerprint="",
+            worker_id="",
+            epoch=0,
+            lease_id=name,
+            engine_id="",
+            tokens=20,
+            blocks=2,
+            bytes=2,
+            layout_fingerprint="",
             lease_remaining_s=60.0,
-        )  # fmt: skip
+        )
         self.outputs[name](EngineOutput(token_ids=[5], finish=Finish("length"), handoff=handoff))
 
     def end(self, name: str) -> None:

@@ -42,8 +42,11 @@ def test_a_plain_life_serves_refuses_and_ends() -> None:
     lifecycle = Lifecycle()
     events = [Event.STARTED, Event.DRAIN_ASKED, Event.IDLE, Event.STOPPED]
     assert [lifecycle.handle(event) for event in events] == [
-        (Action.SERVE,), (Action.REFUSE,), (), (Action.ABORT,),
-    ]  # fmt: skip
+        (Action.SERVE,),
+        (Action.REFUSE,),
+        (),
+        (Action.ABORT,),
+    ]
     assert lifecycle.story()[-1] == "draining+stopped->stopped"
 
 

@@ -39,9 +39,13 @@ lifecycle.run(run.run(
 async def start(role: str, **settings: Any) -> asyncio.subprocess.Process:
     program = PROGRAM.format(role=role, kind=role.capitalize())
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-c", program, json.dumps(settings),
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+        sys.executable,
+        "-c",
+        program,
+        json.dumps(settings),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
 
 
 async def end(process: asyncio.subprocess.Process) -> tuple[int, str]:

@@ -9,7 +9,7 @@ import pytest
 
 from decode_worker.config import DecodeWorkerConfig
 from engine.config import FakeEngineConfig
-from kv_transfer.handoff_wire import from_wire
+from kv_transfer.handoff.wire import from_wire
 from prefill_worker.config import PrefillWorkerConfig
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from protos.worker.v1 import worker_pb2 as pb

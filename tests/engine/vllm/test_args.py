@@ -55,7 +55,7 @@ def test_further_arguments_win_but_not_over_the_connector() -> None:
 
 def test_the_connector_is_named_by_module_and_recomputes_what_fails() -> None:
     values = kv_transfer_values(EngineConfig(), engine_id="p0-1", side_channel_port=5)
-    assert values["kv_connector_module_path"] == "kv_transfer.nixl_connector"
+    assert values["kv_connector_module_path"] == "kv_transfer.nixl.connector"
     assert values["kv_load_failure_policy"] == "recompute"
     assert values["kv_role"] == "kv_both"
     assert values["engine_id"] == "p0-1"

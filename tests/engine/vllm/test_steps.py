@@ -9,7 +9,7 @@ import pytest
 
 from engine.protocol import EngineOutput, EngineRequest, Hold
 from engine.vllm.load import LoadRecorder
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff.handoff import KvHandoff
 
 pytestmark = pytest.mark.vllm
 
@@ -20,9 +20,17 @@ def request(request_id: str, transfer: Hold | None = None) -> EngineRequest:
 
 def make_handoff(request: EngineRequest, params: dict[str, Any]) -> KvHandoff:
     return KvHandoff(
-        worker_id="p0", epoch=1, lease_id=request.request_id, engine_id="p0-1", tokens=2, blocks=1, bytes=1,
-        layout_fingerprint="f", lease_remaining_s=1.0, connector_params=b"",
-    )  # fmt: skip
+        worker_id="p0",
+        epoch=1,
+        lease_id=request.request_id,
+        engine_id="p0-1",
+        tokens=2,
+        blocks=1,
+        bytes=1,
+        layout_fingerprint="f",
+        lease_remaining_s=1.0,
+        connector_params=b"",
+    )
 
 
 class Steps:
@@ -44,12 +52,22 @@ class Steps:
         for name in self.got:
             self.steps.add_request(
                 EngineCoreRequest(
-                    request_id=f"{name}-internal", prompt_token_ids=[1, 2], mm_features=None,
-                    sampling_params=SamplingParams(), pooling_params=None, arrival_time=0.0, lora_request=None,
-                    cache_salt=None, data_parallel_rank=None, external_req_id=name,
+                    request_id=f"{name}-internal",
+                    prompt_token_ids=[1, 2],
+                    mm_features=None,
+                    sampling_params=SamplingParams(),
+                    pooling_params=None,
+                    arrival_time=0.0,
+                    lora_request=None,
+                    cache_salt=None,
+                    data_parallel_rank=None,
+                    external_req_id=name,
                 ),
-                None, None, 0, object(),
-            )  # fmt: skip
+                None,
+                None,
+                0,
+                object(),
+            )
 
 
 def output(name: str, tokens: list[int], **more: Any) -> Any:

@@ -11,7 +11,7 @@ import pytest
 
 from engine.protocol import Finish
 from engine.vllm.values import _weights_identity, finish, first_output, logprob_columns, take_over_params
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff.handoff import KvHandoff
 
 
 def test_the_samplers_arrays_become_columns_row_by_row() -> None:
@@ -53,9 +53,17 @@ def test_a_local_prefix_is_not_counted_as_taken_over() -> None:
 
 def ticket(params: bytes) -> KvHandoff:
     return KvHandoff(
-        worker_id="p0", epoch=1, lease_id="l", engine_id="p0-1", tokens=32, blocks=1, bytes=1, layout_fingerprint="f",
-        lease_remaining_s=1.0, connector_params=params,
-    )  # fmt: skip
+        worker_id="p0",
+        epoch=1,
+        lease_id="l",
+        engine_id="p0-1",
+        tokens=32,
+        blocks=1,
+        bytes=1,
+        layout_fingerprint="f",
+        lease_remaining_s=1.0,
+        connector_params=params,
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,9 +75,12 @@ def test_an_unreadable_handoff_asks_for_no_transfer(params: bytes) -> None:
 
 def test_a_handoff_carries_only_the_keys_we_know() -> None:
     known = {
-        "remote_block_ids": [[1]], "remote_engine_id": "p0-1", "remote_request_id": "r", "remote_host": "h",
+        "remote_block_ids": [[1]],
+        "remote_engine_id": "p0-1",
+        "remote_request_id": "r",
+        "remote_host": "h",
         "remote_port": 1,
-    }  # fmt: skip
+    }
     params = take_over_params(ticket(msgspec.msgpack.encode(known | {"evil": 1, "remote_num_tokens": 999})))
     assert params == known | {"do_remote_prefill": True, "do_remote_decode": False, "remote_num_tokens": 32}
 

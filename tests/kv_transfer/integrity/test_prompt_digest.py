@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kv_transfer.prompt_digest import DIGEST_BYTES, prompt_digest
+from kv_transfer.integrity.prompt_digest import DIGEST_BYTES, prompt_digest
 
 TOKENS = st.lists(st.integers(0, 2**32 - 1), max_size=50)
 PROMPTS = st.tuples(TOKENS, st.text(max_size=5), st.text(max_size=5))

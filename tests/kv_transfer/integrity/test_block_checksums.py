@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kv_transfer.block_sums import KIND, SUM_BYTES, PendingSums, block_sums, region_view
+from kv_transfer.integrity.block_checksums import CHECKSUM_BYTES, KIND, PendingChecksums, block_checksums, region_view
 
 BLOCKS, WORDS = 6, 40
 
@@ -25,9 +25,9 @@ def regions(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def sums(tensors: list[torch.Tensor], ids: list[int]) -> list[bytes]:
-    raw = PendingSums(block_sums(regions(tensors), ids)).ready()
+    raw = PendingChecksums(block_checksums(regions(tensors), ids)).ready()
     assert raw is not None
-    return [raw[at : at + SUM_BYTES] for at in range(0, len(raw), SUM_BYTES)]
+    return [raw[at : at + CHECKSUM_BYTES] for at in range(0, len(raw), CHECKSUM_BYTES)]
 
 
 def test_a_copy_into_other_blocks_has_the_same_sums() -> None:
@@ -79,9 +79,9 @@ def test_a_region_with_gaps_between_its_blocks_is_found_and_only_its_bytes_count
     )
     assert view is not None
     assert torch.equal(view.view(torch.float32), backing[:, 1])
-    before = PendingSums(block_sums([view], [0, 5])).ready()
+    before = PendingChecksums(block_checksums([view], [0, 5])).ready()
     backing[:, 0] = 0.0
-    assert PendingSums(block_sums([view], [0, 5])).ready() == before
+    assert PendingChecksums(block_checksums([view], [0, 5])).ready() == before
 
 
 def test_memory_that_is_nobodys_or_no_whole_words_has_no_view() -> None:

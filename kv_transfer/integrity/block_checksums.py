@@ -1,8 +1,8 @@
-"""Checksums of KV blocks, computed where the blocks are. Never moves a block; only sums leave the device.
+"""Checksums of KV blocks, computed on the device that holds the blocks. Only checksums leave the device.
 
-A block's sum is the weighted sum of its 64-bit words modulo 2^64, with odd weights, over all layers. Transfers copy
-bytes, so equality is exact. One changed word always changes the sum; other content has the same sum by a chance of
-2^-64. It is a checksum and no signature: whoever wants to can make two blocks with one sum.
+A block's checksum is the weighted sum of its 64-bit words modulo 2^64, with odd weights, over all layers. Transfers
+copy bytes, so equality is exact. One changed word always changes the checksum. Other content has the same checksum with
+a chance of 2^-64. It is a checksum and no signature: two blocks with one checksum can be made on purpose.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 KIND = "mul64-1"
-SUM_BYTES = 8
+CHECKSUM_BYTES = 8
 _WORD_BYTES = 8
 _WEIGHTS_SEED = 0x6261746F6E
 _LAYER_FACTOR = 0x9E3779B97F4A7C15 - 2**64
@@ -28,7 +28,7 @@ def region_view(
 ) -> torch.Tensor | None:
     """``[blocks, words]`` int64 over the memory at address ``base``, without a copy.
 
-    None where no tensor holds that memory, or where blocks are no whole number of words.
+    None where no tensor holds that memory, or where a block is not a whole number of words.
     """
     if block_bytes % _WORD_BYTES or stride_bytes % _WORD_BYTES or blocks < 1:
         return None
@@ -48,8 +48,8 @@ def region_view(
     return None
 
 
-def block_sums(regions: Sequence[torch.Tensor], block_ids: Sequence[int]) -> torch.Tensor:
-    """One int64 a block, on the regions' device, in the order of ``block_ids``. Asynchronous where the device is."""
+def block_checksums(regions: Sequence[torch.Tensor], block_ids: Sequence[int]) -> torch.Tensor:
+    """One int64 a block, on the regions' device, in the order of ``block_ids``. Asynchronous on CUDA."""
     device = regions[0].device
     ids = torch.tensor(block_ids, dtype=torch.int64, device=device)
     total = torch.zeros(len(block_ids), dtype=torch.int64, device=device)
@@ -58,27 +58,27 @@ def block_sums(regions: Sequence[torch.Tensor], block_ids: Sequence[int]) -> tor
         weights = _weights(words, device)
         rows = max(1, _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE) // (words * _WORD_BYTES))
         parts = [(region.index_select(0, chunk) * weights).sum(1) for chunk in ids.split(rows)]
-        # A factor, so that the same bytes in another layer are something else.
+        # A factor, so that the same bytes in another layer give another checksum.
         total = total * _LAYER_FACTOR + torch.cat(parts)
     return total
 
 
-class PendingSums:
-    """Sums on their way from the device to the host."""
+class PendingChecksums:
+    """Checksums on their way from the device to the host."""
 
-    def __init__(self, sums: torch.Tensor) -> None:
+    def __init__(self, checksums: torch.Tensor) -> None:
         self._event: torch.cuda.Event | None = None
-        if sums.device.type == "cuda":
-            sums = sums.to("cpu", non_blocking=True)
+        if checksums.device.type == "cuda":
+            checksums = checksums.to("cpu", non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record()
-        self._sums = sums
+        self._checksums = checksums
 
     def ready(self) -> bytes | None:
-        """Little-endian, ``SUM_BYTES`` each; None while they are not there."""
+        """Little-endian, ``CHECKSUM_BYTES`` each; None while they are not on the host."""
         if self._event is not None and not self._event.query():
             return None
-        raw: bytes = self._sums.numpy().astype("<i8").tobytes()
+        raw: bytes = self._checksums.numpy().astype("<i8").tobytes()
         return raw
 
 

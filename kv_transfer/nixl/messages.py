@@ -1,4 +1,4 @@
-"""What the halves of Baton's NIXL connector tell each other, count and are told. Holds values; decides nothing."""
+"""Messages between the halves of Baton's NIXL connector, their counters, and the keys of their settings."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorWorkerM
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import GET_META_MSG, NixlConnectorMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
 
-from kv_transfer import holder_book
-from kv_transfer.pull_proof import Verdict
+from kv_transfer.integrity import held_kv_registry
+from kv_transfer.integrity.transfer_proof import TransferVerdict
 
 # Keys of a request's kv_transfer_params.
 LEASE = "baton_lease"
@@ -21,23 +21,23 @@ PROGRESS_DELAY_US = "baton_progress_delay_us"
 CHECK_FRACTION = "baton_check_fraction"
 PROOF_TIMEOUT_S = "baton_proof_timeout_s"
 CONNECT_TIMEOUT_S = "baton_connect_timeout_s"
-# Keys of NixlKVConnectorStats.data; lists of numbers, as all its values.
+# Keys of NixlKVConnectorStats.data. Their values are lists of numbers, like all of its values.
 BLOCKS_OUT = "baton_blocks_out"
 LEASES_RELEASED = "baton_leases_released"
 PULLED_AFTER_RELEASE = "baton_pulled_after_release"
-PULLS = {verdict: f"baton_pulls_{verdict}" for verdict in Verdict}
+PULLS = {verdict: f"baton_pulls_{verdict}" for verdict in TransferVerdict}
 _OWN_KEYS = (BLOCKS_OUT, LEASES_RELEASED, PULLED_AFTER_RELEASE, *PULLS.values())
 
 
 def question(request_id: str, rank: int) -> bytes:
-    """What a taker asks the holder of its KV on the side channel."""
-    return holder_book.question(GET_META_MSG, request_id, rank)
+    """The message with which a taker asks the holder of its KV, on the side channel."""
+    return held_kv_registry.question(GET_META_MSG, request_id, rank)
 
 
 class BatonNixlStats(NixlKVConnectorStats):
     """Stock counters and ours.
 
-    Serving: blocks pulled from here, leases released, pulls that crossed a release. Pulling: verdicts on pulls.
+    On the holder: blocks pulled from it, leases released, pulls that crossed a release. On the taker: verdicts.
     """
 
     def reset(self) -> None:
@@ -66,14 +66,14 @@ class BatonNixlMetadata(NixlConnectorMetadata):
 class BatonWorkerMetadata(KVConnectorWorkerMetadata):
     """What the worker halves tell the scheduler half after a step."""
 
-    def __init__(self, sums: dict[str, dict[int, bytes]], lost: set[str]) -> None:
+    def __init__(self, checksums: dict[str, dict[int, bytes]], lost: set[str]) -> None:
         # By request and rank.
-        self.sums = sums
-        # Requests that some rank let go of before its readers were done.
+        self.checksums = checksums
+        # Requests that some rank released before its readers were done.
         self.lost = lost
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
-        """Both ranks' words."""
+        """What both ranks report."""
         assert isinstance(other, BatonWorkerMetadata)
-        sums = {request_id: self.sums.get(request_id, {}) | ranks for request_id, ranks in other.sums.items()}
-        return BatonWorkerMetadata(self.sums | sums, self.lost | other.lost)
+        merged = {name: self.checksums.get(name, {}) | ranks for name, ranks in other.checksums.items()}
+        return BatonWorkerMetadata(self.checksums | merged, self.lost | other.lost)

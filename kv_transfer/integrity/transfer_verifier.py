@@ -1,7 +1,7 @@
-"""Carries out the proofs of an engine's pulls: asks holders over their side channel, has checksums computed.
+"""Carries out the proofs of an engine's pulls: asks holders over their side channel and has checksums computed.
 
-Nothing here waits, and nothing runs on a thread of its own: an engine's thread leaves another one little of Python's
-lock (measured: 2 ms a pull with threads, against 0.1 ms).
+Nothing here waits, and nothing runs on its own thread. The engine's thread leaves other threads little of Python's lock
+(measured: 2 ms a pull with threads, 0.1 ms without).
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import Protocol, assert_never
 import msgspec
 import zmq
 
-from kv_transfer.pull_proof import (
-    Answer,
-    Answered,
-    Ask,
-    Compare,
-    Compared,
+from kv_transfer.integrity.transfer_proof import (
+    AskHolder,
+    ChecksumsCompared,
+    CompareChecksums,
     Decide,
+    HolderReplied,
+    HolderReply,
     ProofAction,
-    PullProof,
     ReadDone,
-    Verdict,
+    TransferProof,
+    TransferVerdict,
 )
 
-_LINES_MAX = 256
+_SOCKETS_MAX = 256
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
-    """Whom to ask, and about what."""
+    """The engine to ask, and the request to ask about."""
 
     host: str
     port: int
@@ -41,27 +41,27 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
     rank: int
 
 
-class Sums(Protocol):
+class Checksums(Protocol):
     """Checksums that a device may still be computing."""
 
     def ready(self) -> bytes | None:
-        """The sums, or None while they are not there. Never waits."""
+        """The checksums, or None while they are not computed. Never waits."""
         ...
 
 
-class Lines(Protocol):
+class HolderChannel(Protocol):
     """How holders are asked."""
 
     def ask(self, holder: Holder) -> None:
         """Send one question."""
         ...
 
-    def answers(self) -> Iterator[tuple[str, int, Answer]]:
-        """Host, port and answer of whatever has come. Never waits."""
+    def replies(self) -> Iterator[tuple[str, int, HolderReply]]:
+        """Host, port and reply of everything that has arrived. Never waits."""
         ...
 
     def give_up(self, holder: Holder) -> None:
-        """It did not answer: what is still to come from there is for nobody."""
+        """The holder did not reply. Drop whatever it still sends."""
         ...
 
     def close(self) -> None:
@@ -70,36 +70,36 @@ class Lines(Protocol):
 
 
 class _Pull:
-    __slots__ = ("asked_s", "block_ids", "holder", "proof", "sums", "wanted")
+    __slots__ = ("asked_s", "block_ids", "checksums", "holder", "proof", "wanted")
 
-    def __init__(self, holder: Holder, block_ids: Sequence[int], proof: PullProof) -> None:
+    def __init__(self, holder: Holder, block_ids: Sequence[int], proof: TransferProof) -> None:
         self.holder = holder
         self.block_ids = block_ids
         self.proof = proof
         # Since when a question is open.
         self.asked_s: float | None = None
-        # Ours, and the holder's that they are held against.
-        self.sums: Sums | None = None
+        # Ours, and the holder's to compare them with.
+        self.checksums: Checksums | None = None
         self.wanted = b""
 
 
-class PullProver:
+class TransferVerifier:
     """Every pull of one engine that is not proved yet. All methods are called from the engine's thread."""
 
     def __init__(
         self,
         *,
-        lines: Lines,
+        channel: HolderChannel,
         timeout_s: float,
-        sums_of: Callable[[Sequence[int]], Sums] | None = None,
-        sums_kind: str = "",
+        checksums_of: Callable[[Sequence[int]], Checksums] | None = None,
+        checksum_kind: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``sums_of`` None: this engine cannot compute sums, and only the holders' words count."""
-        self._lines = lines
+        """``checksums_of`` None: this engine cannot compute checksums, and only attestations count."""
+        self._channel = channel
         self._timeout_s = timeout_s
-        self._sums_of = sums_of
-        self._sums_kind = sums_kind if sums_of is not None else ""
+        self._checksums_of = checksums_of
+        self._checksum_kind = checksum_kind if checksums_of is not None else ""
         self._clock = clock
         self._pulls: dict[str, _Pull] = {}
 
@@ -107,13 +107,13 @@ class PullProver:
         return len(self._pulls)
 
     def begin(self, request_id: str, holder: Holder, block_ids: Sequence[int]) -> None:
-        """A read begins: ``block_ids`` are those it fills here, the last ones of the hand-off."""
-        pull = _Pull(holder, block_ids, PullProof(holder.engine_id, self._sums_kind))
+        """A read begins. It fills ``block_ids`` here with the last blocks of the hand-off."""
+        pull = _Pull(holder, block_ids, TransferProof(holder.engine_id, self._checksum_kind))
         self._pulls[request_id] = pull
         self._perform(pull, pull.proof.start())
 
     def read_done(self, request_id: str) -> None:
-        """Its last byte is here."""
+        """The last byte has arrived."""
         pull = self._pulls[request_id]
         self._perform(pull, pull.proof.handle(ReadDone()))
 
@@ -121,19 +121,19 @@ class PullProver:
         """The read failed, so there is nothing to prove. Idempotent."""
         self._pulls.pop(request_id, None)
 
-    def verdicts(self) -> dict[str, tuple[Verdict, Sequence[int]]]:
-        """The proofs that ended since the last call, and the blocks they are about, by request. Never waits."""
+    def verdicts(self) -> dict[str, tuple[TransferVerdict, Sequence[int]]]:
+        """The proofs that ended since the last call, with the blocks they are about, by request. Never waits."""
         if not self._pulls:
             return {}
-        told = {(host, port, answer.request_id): answer for host, port, answer in self._lines.answers()}
+        replies = {(host, port, reply.request_id): reply for host, port, reply in self._channel.replies()}
         now_s = self._clock()
-        done: dict[str, tuple[Verdict, Sequence[int]]] = {}
+        done: dict[str, tuple[TransferVerdict, Sequence[int]]] = {}
         for request_id, pull in self._pulls.items():
-            self._hear(pull, told, now_s)
-            if pull.sums is not None and (ours := pull.sums.ready()) is not None:
-                pull.sums = None
-                # A prefix that is cached here was not read: what was read is the end.
-                self._perform(pull, pull.proof.handle(Compared(pull.wanted.endswith(ours))))
+            self._receive(pull, replies, now_s)
+            if pull.checksums is not None and (ours := pull.checksums.ready()) is not None:
+                pull.checksums = None
+                # A prefix that is cached here was not read: the read covers the end.
+                self._perform(pull, pull.proof.handle(ChecksumsCompared(pull.wanted.endswith(ours))))
             if pull.proof.verdict is not None:
                 done[request_id] = pull.proof.verdict, pull.block_ids
         for request_id in done:
@@ -143,38 +143,38 @@ class PullProver:
     def close(self) -> None:
         """Ask and prove nothing more."""
         self._pulls.clear()
-        self._lines.close()
+        self._channel.close()
 
-    def _hear(self, pull: _Pull, told: dict[tuple[str, int, str], Answer], now_s: float) -> None:
+    def _receive(self, pull: _Pull, replies: dict[tuple[str, int, str], HolderReply], now_s: float) -> None:
         if pull.asked_s is None:
             return
         holder = pull.holder
-        answer = told.get((holder.host, holder.port, holder.request_id))
-        if answer is None and now_s - pull.asked_s < self._timeout_s:
+        reply = replies.get((holder.host, holder.port, holder.request_id))
+        if reply is None and now_s - pull.asked_s < self._timeout_s:
             return
-        if answer is None:
-            self._lines.give_up(holder)
+        if reply is None:
+            self._channel.give_up(holder)
         pull.asked_s = None
-        self._perform(pull, pull.proof.handle(Answered(answer)))
+        self._perform(pull, pull.proof.handle(HolderReplied(reply)))
 
     def _perform(self, pull: _Pull, actions: Sequence[ProofAction]) -> None:
         for action in actions:
             match action:
-                case Ask():
+                case AskHolder():
                     pull.asked_s = self._clock()
-                    self._lines.ask(pull.holder)
-                case Compare(sums=sums):
-                    assert self._sums_of is not None
-                    pull.wanted = sums
-                    pull.sums = self._sums_of(pull.block_ids)
+                    self._channel.ask(pull.holder)
+                case CompareChecksums(checksums=checksums):
+                    assert self._checksums_of is not None
+                    pull.wanted = checksums
+                    pull.checksums = self._checksums_of(pull.block_ids)
                 case Decide():
                     pass
                 case _:
                     assert_never(action)
 
 
-class SideChannelLines:
-    """Questions over the side channel on which engines ask for each other's NIXL metadata; one socket a holder."""
+class SideChannel:
+    """Questions over the side channel on which engines ask for each other's NIXL metadata. One socket a holder."""
 
     def __init__(self, question: Callable[[str, int], bytes]) -> None:
         """``question``: the message that asks about a request id and a rank."""
@@ -183,19 +183,19 @@ class SideChannelLines:
         self._sockets: OrderedDict[tuple[str, int], zmq.Socket[bytes]] = OrderedDict()
 
     def ask(self, holder: Holder) -> None:
-        """Send one question. One that cannot be sent is one that is not answered."""
+        """Send one question. A question that cannot be sent counts as unanswered."""
         socket = self._socket(holder.host, holder.port)
         with contextlib.suppress(zmq.ZMQError):
             socket.send_multipart((b"", self._question(holder.request_id, holder.rank)), zmq.DONTWAIT)
 
-    def answers(self) -> Iterator[tuple[str, int, Answer]]:
-        """Host, port and answer of whatever has come; what makes no sense is no answer."""
+    def replies(self) -> Iterator[tuple[str, int, HolderReply]]:
+        """Host, port and reply of everything that has arrived. An unreadable message is ignored."""
         for (host, port), socket in self._sockets.items():
             with contextlib.suppress(zmq.Again):
                 while True:
                     parts = socket.recv_multipart(zmq.DONTWAIT)
                     with contextlib.suppress(msgspec.DecodeError, IndexError):
-                        yield host, port, msgspec.msgpack.decode(parts[1], type=Answer)
+                        yield host, port, msgspec.msgpack.decode(parts[1], type=HolderReply)
 
     def give_up(self, holder: Holder) -> None:
         """The next question goes over a new connection."""
@@ -219,7 +219,7 @@ class SideChannelLines:
             socket.connect(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
             self._sockets[key] = socket
         self._sockets.move_to_end(key)
-        if len(self._sockets) > _LINES_MAX:
+        if len(self._sockets) > _SOCKETS_MAX:
             _, oldest = self._sockets.popitem(last=False)
             oldest.close(linger=0)
         return socket

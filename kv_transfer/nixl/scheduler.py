@@ -1,6 +1,6 @@
-"""The scheduler half of Baton's NIXL connector: what is taken over, held, released and vouched for. Moves nothing.
+"""The scheduler half of Baton's NIXL connector: takes over, holds, releases and attests. Moves nothing.
 
-``nixl_connector`` says how it differs from the stock one.
+``kv_transfer.nixl.connector`` says how it differs from the stock half.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from vllm import envs
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlPullConnectorScheduler
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata
 
-from kv_transfer import block_sums, holder_book
-from kv_transfer.nixl_messages import (
+from kv_transfer.integrity import block_checksums, held_kv_registry
+from kv_transfer.nixl import private
+from kv_transfer.nixl.messages import (
     CHECK_FRACTION,
     LEASE,
     LEASE_S,
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class BatonNixlScheduler(NixlPullConnectorScheduler):
-    """Scheduler half: counts tokens to take over, knows the request behind a lease, answers for what it holds."""
+    """Counts tokens to take over, knows the request behind a lease, and replies about the KV that is held."""
 
     def __init__(self, vllm_config: VllmConfig, engine_id: str, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, engine_id, kv_cache_config)
@@ -56,7 +58,7 @@ class BatonNixlScheduler(NixlPullConnectorScheduler):
         self._check_fraction = float(config.get_from_extra_config(CHECK_FRACTION, 1.0))
         self._to_check: dict[str, list[int]] = {}
         self._lost: set[str] = set()
-        self._book = holder_book.HolderBook(engine_id, block_sums.KIND)
+        self._registry = held_kv_registry.HeldKvRegistry(engine_id, block_checksums.KIND)
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
         """Tokens to pull beyond ``num_computed_tokens``, and whether the pull is asynchronous."""
@@ -68,7 +70,7 @@ class BatonNixlScheduler(NixlPullConnectorScheduler):
         return super().get_num_new_matched_tokens(request, num_computed_tokens)
 
     def request_finished(self, request: Request, block_ids: BlockIds) -> tuple[bool, dict[str, Any] | None]:
-        """Note a lease that begins here, or the leases that a release message names."""
+        """Start a lease, or take a message that releases or renews leases."""
         params = request.kv_transfer_params
         if params is not None and RELEASE in params:
             self._release(params[RELEASE])
@@ -83,18 +85,19 @@ class BatonNixlScheduler(NixlPullConnectorScheduler):
             self._request_by_lease[params[LEASE]] = request_id
             self._lease_by_request[request_id] = params[LEASE]
             self._newly_held[request_id] = sum(len(group) for group in answer["remote_block_ids"])
-            self._book.hold(request_id)
+            self._registry.hold(request_id)
             if len(answer["remote_block_ids"]) == 1 and self._is_checked(params[LEASE]):
                 self._to_check[request_id] = list(answer["remote_block_ids"][0])
-            if request_id in self._reqs_need_send and LEASE_S in params:
-                self._reqs_need_send[request_id] = time.perf_counter() + float(params[LEASE_S])
+            if LEASE_S in params:
+                private.set_lease_end(self, request_id, time.perf_counter() + float(params[LEASE_S]))
         return delay_free, answer
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
         """Stock metadata with what was held and released since the last step."""
         stock = super().build_connector_meta(scheduler_output)
+        assert isinstance(stock, NixlConnectorMetadata)
         meta = BatonNixlMetadata()
-        meta.__dict__ |= stock.__dict__
+        private.copy_metadata(stock, meta)
         meta.baton_held, self._newly_held = self._newly_held, {}
         meta.baton_release, self._to_release = self._to_release, set()
         meta.baton_renew, self._to_renew = self._to_renew, {}
@@ -102,14 +105,14 @@ class BatonNixlScheduler(NixlPullConnectorScheduler):
         return meta
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
-        """Learn what the worker halves say; forget the leases whose blocks are about to be freed."""
+        """Take the worker halves' reports. Forget the leases whose blocks are about to be freed."""
         super().update_connector_output(connector_output)
         told = connector_output.kv_connector_worker_meta
         if isinstance(told, BatonWorkerMetadata):
             self._lost |= told.lost
-            for request_id, ranks in told.sums.items():
-                for rank, sums in ranks.items():
-                    self._book.learn(request_id, rank, sums)
+            for request_id, ranks in told.checksums.items():
+                for rank, checksums in ranks.items():
+                    self._registry.learn(request_id, rank, checksums)
         for request_id in connector_output.finished_sending or ():
             lease = self._lease_by_request.pop(request_id, None)
             if lease is not None:
@@ -117,12 +120,12 @@ class BatonNixlScheduler(NixlPullConnectorScheduler):
             self._to_release.discard(request_id)
             self._to_renew.pop(request_id, None)
             self._to_check.pop(request_id, None)
-            # The blocks are free behind this call: from now on nobody may be told that they are held.
-            self._book.end(request_id, pulled=request_id not in self._lost)
+            # After this call the blocks are free. No reply may say any more that they are held.
+            self._registry.end(request_id, pulled=request_id not in self._lost)
             self._lost.discard(request_id)
 
     def _is_checked(self, lease: str) -> bool:
-        return holder_book.is_checked(lease, self._check_fraction)
+        return held_kv_registry.is_checked(lease, self._check_fraction)
 
     def _nixl_handshake_listener(
         self,
@@ -132,16 +135,16 @@ class BatonNixlScheduler(NixlPullConnectorScheduler):
         host: str,
         port: int,
     ) -> None:
-        """The stock thread, which answers what it finds in ``encoded_data``; there it finds our answers too."""
-        answers = holder_book.Answers(encoded_data, self._book)
-        NixlPullConnectorScheduler._nixl_handshake_listener(answers, ready_event, stop_event, host, port)
+        """The stock thread replies with what it finds in ``encoded_data``. There it also finds our replies."""
+        replies = held_kv_registry.HandshakeResponder(encoded_data, self._registry)
+        private.serve_handshakes(replies, ready_event, stop_event, host, port)
 
     def _release(self, leases: list[str]) -> None:
-        """Unknown leases were pulled, ran out or never began: nothing to do."""
+        """Unknown leases were pulled, ran out or never began. They need nothing."""
         self._to_release.update(self._request_by_lease[lease] for lease in leases if lease in self._request_by_lease)
 
     def _renew(self, leases: dict[str, float]) -> None:
-        """Unknown leases have ended: what ended does not come back."""
+        """Unknown leases have ended. They do not come back."""
         for lease, lease_s in leases.items():
             if (request_id := self._request_by_lease.get(lease)) is not None:
                 self._to_renew[request_id] = float(lease_s)

@@ -14,16 +14,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from kv_transfer.holder_book import HolderBook
-from kv_transfer.pull_proof import Verdict
-from kv_transfer.pull_prover import PullProver, SideChannelLines
+from kv_transfer.integrity.held_kv_registry import HeldKvRegistry
+from kv_transfer.integrity.transfer_proof import TransferVerdict
+from kv_transfer.integrity.transfer_verifier import SideChannel, TransferVerifier
 
 pytestmark = pytest.mark.vllm
 
-connector = pytest.importorskip("kv_transfer.nixl_connector")
-messages = pytest.importorskip("kv_transfer.nixl_messages")
-scheduler_half = pytest.importorskip("kv_transfer.nixl_scheduler")
-worker_half = pytest.importorskip("kv_transfer.nixl_worker")
+connector = pytest.importorskip("kv_transfer.nixl.connector")
+messages = pytest.importorskip("kv_transfer.nixl.messages")
+scheduler_half = pytest.importorskip("kv_transfer.nixl.scheduler")
+worker_half = pytest.importorskip("kv_transfer.nixl.worker")
 
 import zmq  # noqa: E402
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import (  # noqa: E402
@@ -48,17 +48,38 @@ def worker() -> Any:
     """A worker half without an agent: only what a release and a notification touch."""
     half = object.__new__(worker_half.BatonNixlWorker)
     half.__dict__.update(
-        nixl_wrapper=FakeNixl(), xfer_stats=messages.BatonNixlStats(), transfer_topo=SimpleNamespace(),
-        _held_blocks={}, _released=set(), _let_go={}, _reqs_to_process=set(), _reqs_to_send={},
-        consumer_notification_counts_by_req=defaultdict(int), expected_consumer_notifications_by_req={},
-        pcp_rank=0, pcp_dcp_sharded=False, _ready_requests=queue.Queue(), _recving_metadata={},
-        _recving_transfers=defaultdict(list), _recv_failures=set(), _failed_recv_reqs=queue.Queue(),
-        _replicated_pcp_done_sending=set(), tp_rank=0, use_host_buffer=False, _has_mamba=False, _is_hma_required=False,
-        _cleanup_remote_engines=lambda: None, shutdown=lambda: None,
-        _pulled=set(), _lost=set(), _regions=[], _sums=deque(), _connect_timeout_s=2.0,
-        _prover=PullProver(lines=SideChannelLines(messages.question), timeout_s=2.0),
+        nixl_wrapper=FakeNixl(),
+        xfer_stats=messages.BatonNixlStats(),
+        transfer_topo=SimpleNamespace(),
+        _held_blocks={},
+        _released=set(),
+        _dismissed={},
+        _reqs_to_process=set(),
+        _reqs_to_send={},
+        consumer_notification_counts_by_req=defaultdict(int),
+        expected_consumer_notifications_by_req={},
+        pcp_rank=0,
+        pcp_dcp_sharded=False,
+        _ready_requests=queue.Queue(),
+        _recving_metadata={},
+        _recving_transfers=defaultdict(list),
+        _recv_failures=set(),
+        _failed_recv_reqs=queue.Queue(),
+        _replicated_pcp_done_sending=set(),
+        tp_rank=0,
+        use_host_buffer=False,
+        _has_mamba=False,
+        _is_hma_required=False,
+        _cleanup_remote_engines=lambda: None,
+        shutdown=lambda: None,
+        _pulled=set(),
+        _lost=set(),
+        _regions=[],
+        _checksums=deque(),
+        _connect_timeout_s=2.0,
+        _verifier=TransferVerifier(channel=SideChannel(messages.question), timeout_s=2.0),
         _invalid_block_ids=queue.Queue(),
-    )  # fmt: skip
+    )
     return half
 
 
@@ -152,7 +173,7 @@ def test_what_is_remembered_of_releases_is_bounded(worker: Any, monkeypatch: pyt
     monkeypatch.setattr(worker_half, "_RELEASED_REMEMBERED_MAX", 3)
     for number in range(10):
         step(worker, hold={f"r{number}": 1}, release={f"r{number}"})
-    assert list(worker._let_go) == ["r7", "r8", "r9"]
+    assert list(worker._dismissed) == ["r7", "r8", "r9"]
 
 
 def test_the_thread_that_builds_a_worker_half_keeps_its_cores() -> None:
@@ -176,7 +197,7 @@ class Verdicts:
     def __init__(self) -> None:
         self.read: list[str] = []
         self.dropped: list[str] = []
-        self.coming: dict[str, tuple[Verdict, list[int]]] = {}
+        self.coming: dict[str, tuple[TransferVerdict, list[int]]] = {}
 
     def read_done(self, request_id: str) -> None:
         self.read.append(request_id)
@@ -184,7 +205,7 @@ class Verdicts:
     def drop(self, request_id: str) -> None:
         self.dropped.append(request_id)
 
-    def verdicts(self) -> dict[str, tuple[Verdict, list[int]]]:
+    def verdicts(self) -> dict[str, tuple[TransferVerdict, list[int]]]:
         coming, self.coming = self.coming, {}
         return coming
 
@@ -199,21 +220,21 @@ def results(received: set[str], failed: set[str] | None = None) -> Any:
 
 
 def test_the_scheduler_hears_of_a_pull_only_when_it_is_proved(worker: Any) -> None:
-    worker._prover = Verdicts()
+    worker._verifier = Verdicts()
     read = results({"r"})
     worker._hold_back_unproved(read)
-    assert (worker._prover.read, read.finished_recving) == (["r"], set())
-    worker._prover.coming = {"r": (Verdict.CHECKED, [4, 5])}
+    assert (worker._verifier.read, read.finished_recving) == (["r"], set())
+    worker._verifier.coming = {"r": (TransferVerdict.CHECKED, [4, 5])}
     proved = results(set())
     worker._hold_back_unproved(proved)
     assert (proved.finished_recving, proved.failed_recving) == ({"r"}, set())
     assert worker.get_block_ids_with_load_errors() == set()
 
 
-@pytest.mark.parametrize("verdict", [Verdict.WRONG, Verdict.UNPROVED])
-def test_what_cannot_be_proved_failed_to_load_and_is_counted(worker: Any, verdict: Verdict) -> None:
-    worker._prover = Verdicts()
-    worker._prover.coming = {"r": (verdict, [4, 5])}
+@pytest.mark.parametrize("verdict", [TransferVerdict.WRONG, TransferVerdict.UNPROVED])
+def test_what_cannot_be_proved_failed_to_load_and_is_counted(worker: Any, verdict: TransferVerdict) -> None:
+    worker._verifier = Verdicts()
+    worker._verifier.coming = {"r": (verdict, [4, 5])}
     told = results(set())
     worker._hold_back_unproved(told)
     assert (told.finished_recving, told.failed_recving) == ({"r"}, {"r"})
@@ -222,14 +243,14 @@ def test_what_cannot_be_proved_failed_to_load_and_is_counted(worker: Any, verdic
 
 
 def test_a_pull_that_failed_is_told_at_once_and_not_proved(worker: Any) -> None:
-    worker._prover = Verdicts()
+    worker._verifier = Verdicts()
     told = results({"r"}, {"r"})
     worker._hold_back_unproved(told)
-    assert (worker._prover.read, worker._prover.dropped) == ([], ["r"])
+    assert (worker._verifier.read, worker._verifier.dropped) == ([], ["r"])
     assert (told.finished_recving, told.failed_recving) == ({"r"}, {"r"})
 
 
-def test_the_scheduler_half_hears_what_was_let_go_before_its_readers_were_done(worker: Any) -> None:
+def test_the_scheduler_half_hears_what_was_dismissed_before_its_readers_were_done(worker: Any) -> None:
     step(worker, hold={"pulled": 1, "released": 1, "expired": 1})
     worker._reqs_to_send["expired"] = 0.0
     worker.nixl_wrapper.inbox = [b"pulled:1"]
@@ -253,21 +274,21 @@ def test_a_reader_that_was_faster_than_the_step_that_holds_leaves_nothing_behind
 def test_ranks_words_are_put_together() -> None:
     ours = messages.BatonWorkerMetadata({"a": {0: b"0"}}, {"x"})
     both = ours.aggregate(messages.BatonWorkerMetadata({"a": {1: b"1"}, "b": {1: b"2"}}, {"y"}))
-    assert both.sums == {"a": {0: b"0", 1: b"1"}, "b": {1: b"2"}}
+    assert both.checksums == {"a": {0: b"0", 1: b"1"}, "b": {1: b"2"}}
     assert both.lost == {"x", "y"}
 
 
 def test_how_a_lease_ended_is_known_before_its_blocks_are_free() -> None:
     half = scheduler()
     for name in ("pulled", "lost"):
-        half._book.hold(name)
+        half._registry.hold(name)
     half._heartbeat_req_engine = {}
     told = messages.BatonWorkerMetadata({"pulled": {0: b"12345678"}}, {"lost"})
     half.update_connector_output(
         SimpleNamespace(finished_recving=None, finished_sending={"pulled", "lost"}, kv_connector_worker_meta=told)
     )
-    assert [half._book.answer(name, 0).lease for name in ("pulled", "lost")] == ["pulled", "ended"]
-    assert half._book.answer("pulled", 0).sums == b"12345678"
+    assert [half._registry.reply(name, 0).lease for name in ("pulled", "lost")] == ["pulled", "ended"]
+    assert half._registry.reply("pulled", 0).checksums == b"12345678"
     assert not half._lost
 
 
@@ -280,10 +301,19 @@ class Impostor:
         self.port = self._socket.bind_to_random_port("tcp://127.0.0.1")
         fields = dict.fromkeys(NixlAgentMetadata.__dataclass_fields__)
         fields |= {
-            "engine_id": engine_id, "agent_metadata": b"", "device_id": 0, "kv_caches_base_addr": [], "num_blocks": 1,
-            "block_lens": [], "block_strides": [], "kv_cache_layout": "HND", "block_size": 32, "ssm_sizes": (0, 0),
-            "attn_backend_name": "x", "physical_blocks_per_logical_kv_block": 1,
-        }  # fmt: skip
+            "engine_id": engine_id,
+            "agent_metadata": b"",
+            "device_id": 0,
+            "kv_caches_base_addr": [],
+            "num_blocks": 1,
+            "block_lens": [],
+            "block_strides": [],
+            "kv_cache_layout": "HND",
+            "block_size": 32,
+            "ssm_sizes": (0, 0),
+            "attn_backend_name": "x",
+            "physical_blocks_per_logical_kv_block": 1,
+        }
         kept = {name: value for name, value in fields.items() if value is not None}
         encode = msgspec.msgpack.Encoder().encode
         payload = NixlHandshakePayload(
@@ -306,11 +336,14 @@ class Impostor:
 
 def test_a_restarted_engine_on_the_same_port_is_not_taken_for_the_one_that_made_the_ticket(worker: Any) -> None:
     worker.__dict__.update(
-        _is_csa_linear=False, use_host_buffer=True, compat_hash="same", enforce_compat_hash=True,
+        _is_csa_linear=False,
+        use_host_buffer=True,
+        compat_hash="same",
+        enforce_compat_hash=True,
         transfer_topo=SimpleNamespace(handshake_target_ranks=lambda *_: [0]),
         _validate_remote_parallel_config=lambda _: None,
         add_remote_agent=lambda *_: pytest.fail("an agent of another incarnation was added"),
-    )  # fmt: skip
+    )
     impostor = Impostor("p0-2", "same")
     try:
         with pytest.raises(RuntimeError, match=r"engine ID mismatch. Expected p0-1,received p0-2"):
@@ -330,7 +363,7 @@ def scheduler() -> Any:
         _lost=set(),
         _to_check={},
         _check_fraction=1.0,
-        _book=HolderBook("p0-1", "sum"),
+        _registry=HeldKvRegistry("p0-1", "sum"),
         _is_hma_required=False,
     )
     return half

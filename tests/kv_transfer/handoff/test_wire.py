@@ -5,14 +5,22 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from kv_transfer.handoff import KvHandoff
-from kv_transfer.handoff_wire import aged, from_wire, to_wire
+from kv_transfer.handoff.handoff import KvHandoff
+from kv_transfer.handoff.wire import aged, from_wire, to_wire
 
 HANDOFF = KvHandoff(
-    worker_id="prefill-0", epoch=2**63 + 1, lease_id="l", engine_id="e", tokens=33, blocks=2, bytes=2**40,
-    layout_fingerprint="ab", lease_remaining_s=29.5, connector_params=b"\x81",
+    worker_id="prefill-0",
+    epoch=2**63 + 1,
+    lease_id="l",
+    engine_id="e",
+    tokens=33,
+    blocks=2,
+    bytes=2**40,
+    layout_fingerprint="ab",
+    lease_remaining_s=29.5,
+    connector_params=b"\x81",
     prompt_digest=b"12345678",
-)  # fmt: skip
+)
 
 
 def test_every_field_comes_back() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kv_transfer.lease import (
+from kv_transfer.handoff.lease import (
     TRANSITIONS,
     Count,
     FreeBlocks,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from kv_transfer.handoff import KvHandoff
+from kv_transfer.handoff.handoff import KvHandoff
 from protos.cluster.v1 import cluster_pb2
 
 _UINT32_MAX = 2**32 - 1

@@ -10,35 +10,35 @@ import pytest
 
 zmq = pytest.importorskip("zmq")
 
-from kv_transfer.holder_book import Answers, HolderBook, question  # noqa: E402
-from kv_transfer.pull_proof import Answer, Verdict  # noqa: E402
-from kv_transfer.pull_prover import Holder, PullProver, SideChannelLines  # noqa: E402
+from kv_transfer.integrity.held_kv_registry import HandshakeResponder, HeldKvRegistry, question  # noqa: E402
+from kv_transfer.integrity.transfer_proof import HolderReply, TransferVerdict  # noqa: E402
+from kv_transfer.integrity.transfer_verifier import Holder, SideChannel, TransferVerifier  # noqa: E402
 
 WAIT_S = 10.0
 HELD = b"aaaaaaaabbbbbbbbcccccccc"
 
 
 class Ready:
-    def __init__(self, sums: bytes) -> None:
-        self._sums = sums
+    def __init__(self, checksums: bytes) -> None:
+        self._checksums = checksums
 
     def ready(self) -> bytes | None:
-        return self._sums
+        return self._checksums
 
 
 class Script:
-    """Lines on which the test speaks."""
+    """A channel on which the test speaks."""
 
     def __init__(self) -> None:
         self.asked: list[Holder] = []
         self.given_up: list[Holder] = []
-        self.coming: list[Answer] = []
+        self.coming: list[HolderReply] = []
         self.now_s = 100.0
 
     def ask(self, holder: Holder) -> None:
         self.asked.append(holder)
 
-    def answers(self) -> Iterator[tuple[str, int, Answer]]:
+    def replies(self) -> Iterator[tuple[str, int, HolderReply]]:
         coming, self.coming = self.coming, []
         for answer in coming:
             yield "h", 1, answer
@@ -57,27 +57,29 @@ def holder(request_id: str = "r", port: int = 1) -> Holder:
     return Holder(host="h" if port == 1 else "127.0.0.1", port=port, engine_id="p0-1", request_id=request_id, rank=0)
 
 
-def prover(script: Script, ours: bytes = HELD) -> PullProver:
-    def sums_of(block_ids: Sequence[int]) -> Ready:
+def verifier(script: Script, ours: bytes = HELD) -> TransferVerifier:
+    def checksums_of(block_ids: Sequence[int]) -> Ready:
         return Ready(ours[-8 * len(block_ids) :])
 
-    return PullProver(lines=script, timeout_s=2.0, sums_of=sums_of, sums_kind="kind", clock=script.clock)
+    return TransferVerifier(
+        channel=script, timeout_s=2.0, checksums_of=checksums_of, checksum_kind="kind", clock=script.clock
+    )
 
 
-def told(request_id: str = "r", sums: bytes = HELD) -> Answer:
-    return Answer(engine_id="p0-1", request_id=request_id, lease="held", sums_kind="kind", sums=sums)
+def told(request_id: str = "r", checksums: bytes = HELD) -> HolderReply:
+    return HolderReply(engine_id="p0-1", request_id=request_id, lease="held", checksum_kind="kind", checksums=checksums)
 
 
 def test_a_whole_pull_and_one_behind_a_cached_prefix_are_checked() -> None:
     script = Script()
-    proofs = prover(script)
+    proofs = verifier(script)
     proofs.begin("whole", holder("a"), [4, 5, 6])
     proofs.begin("tail", holder("b"), [9])
     script.coming = [told("b"), told("a")]
     assert proofs.verdicts() == {}
     proofs.read_done("whole")
     proofs.read_done("tail")
-    assert proofs.verdicts() == {"whole": (Verdict.CHECKED, [4, 5, 6]), "tail": (Verdict.CHECKED, [9])}
+    assert proofs.verdicts() == {"whole": (TransferVerdict.CHECKED, [4, 5, 6]), "tail": (TransferVerdict.CHECKED, [9])}
     assert len(proofs) == 0
     assert len(script.asked) == 2
 
@@ -85,16 +87,16 @@ def test_a_whole_pull_and_one_behind_a_cached_prefix_are_checked() -> None:
 @pytest.mark.parametrize("ours", [b"aaaaaaaabbbbbbbbccccccc!", b"!" + HELD[1:]])
 def test_one_wrong_block_makes_the_pull_wrong(ours: bytes) -> None:
     script = Script()
-    proofs = prover(script, ours)
+    proofs = verifier(script, ours)
     proofs.begin("d", holder(), [1, 2, 3])
     proofs.read_done("d")
     script.coming = [told()]
-    assert proofs.verdicts() == {"d": (Verdict.WRONG, [1, 2, 3])}
+    assert proofs.verdicts() == {"d": (TransferVerdict.WRONG, [1, 2, 3])}
 
 
 def test_a_holder_that_does_not_answer_is_given_up_twice_and_then_the_pull_is_unproved() -> None:
     script = Script()
-    proofs = prover(script)
+    proofs = verifier(script)
     proofs.begin("d", holder(), [1])
     proofs.read_done("d")
     assert proofs.verdicts() == {}
@@ -103,13 +105,13 @@ def test_a_holder_that_does_not_answer_is_given_up_twice_and_then_the_pull_is_un
     assert proofs.verdicts() == {}
     assert len(script.asked) == 2
     script.now_s += 2.0
-    assert proofs.verdicts() == {"d": (Verdict.UNPROVED, [1])}
+    assert proofs.verdicts() == {"d": (TransferVerdict.UNPROVED, [1])}
     assert script.given_up == [holder(), holder()]
 
 
 def test_a_read_that_failed_needs_no_proof() -> None:
     script = Script()
-    proofs = prover(script)
+    proofs = verifier(script)
     proofs.begin("d", holder(), [1])
     proofs.drop("d")
     proofs.drop("d")
@@ -120,11 +122,11 @@ def test_a_read_that_failed_needs_no_proof() -> None:
 class Listener:
     """A side channel as vLLM's listener serves it."""
 
-    def __init__(self, book: HolderBook) -> None:
+    def __init__(self, book: HeldKvRegistry) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self.port = self._socket.bind_to_random_port("tcp://127.0.0.1")
-        self._answers = Answers({}, book)
+        self._answers = HandshakeResponder({}, book)
         self._thread = threading.Thread(target=self._serve)
         self._stop = threading.Event()
         self._thread.start()
@@ -144,51 +146,51 @@ class Listener:
 
 
 @pytest.fixture
-def lines() -> Iterator[SideChannelLines]:
-    made = SideChannelLines(lambda request_id, rank: question(b"get_meta", request_id, rank))
+def channel() -> Iterator[SideChannel]:
+    made = SideChannel(lambda request_id, rank: question(b"get_meta", request_id, rank))
     yield made
     made.close()
 
 
-def next_answer(lines: SideChannelLines) -> Answer:
+def next_reply(channel: SideChannel) -> HolderReply:
     waiting = threading.Event()
     for _ in range(int(WAIT_S * 1000)):
-        for _, _, answer in lines.answers():
+        for _, _, answer in channel.replies():
             return answer
         waiting.wait(0.001)
-    raise AssertionError("no answer came")
+    raise AssertionError("no reply came")
 
 
-def test_holders_answer_over_the_side_channel(lines: SideChannelLines) -> None:
-    book = HolderBook("p0-1", "kind")
+def test_holders_answer_over_the_side_channel(channel: SideChannel) -> None:
+    book = HeldKvRegistry("p0-1", "kind")
     book.hold("r")
     book.learn("r", 0, HELD)
     listener = Listener(book)
     try:
-        lines.ask(holder("r", listener.port))
-        assert next_answer(lines) == told()
+        channel.ask(holder("r", listener.port))
+        assert next_reply(channel) == told()
         book.end("r", pulled=False)
-        lines.ask(holder("r", listener.port))
-        assert next_answer(lines).lease == "ended"
-        lines.give_up(holder("r", listener.port))
-        lines.ask(holder("s", listener.port))
-        assert next_answer(lines).lease == "unknown"
+        channel.ask(holder("r", listener.port))
+        assert next_reply(channel).lease == "ended"
+        channel.give_up(holder("r", listener.port))
+        channel.ask(holder("s", listener.port))
+        assert next_reply(channel).lease == "unknown"
     finally:
         listener.close()
 
 
-def test_an_engine_that_came_up_on_the_port_speaks_for_itself_only(lines: SideChannelLines) -> None:
-    listener = Listener(HolderBook("p0-2", "kind"))
+def test_an_engine_that_came_up_on_the_port_speaks_for_itself_only(channel: SideChannel) -> None:
+    listener = Listener(HeldKvRegistry("p0-2", "kind"))
     try:
-        proofs = PullProver(lines=lines, timeout_s=WAIT_S)
+        proofs = TransferVerifier(channel=channel, timeout_s=WAIT_S)
         proofs.begin("d", holder("r", listener.port), [1])
         proofs.read_done("d")
         waiting = threading.Event()
-        verdicts: dict[str, tuple[Verdict, Sequence[int]]] = {}
+        verdicts: dict[str, tuple[TransferVerdict, Sequence[int]]] = {}
         for _ in range(int(WAIT_S * 1000)):
             if verdicts := proofs.verdicts():
                 break
             waiting.wait(0.001)
-        assert verdicts == {"d": (Verdict.UNPROVED, [1])}
+        assert verdicts == {"d": (TransferVerdict.UNPROVED, [1])}
     finally:
         listener.close()

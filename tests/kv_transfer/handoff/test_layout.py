@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kv_transfer.layout import Layout, compatible, fingerprint
+from kv_transfer.handoff.layout import Layout, compatible, fingerprint
 
 PARTS = st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=5)
 

@@ -1,0 +1,1 @@
+"""The NIXL connector: moves KV blocks between engines. The only room of kv_transfer/ that imports vLLM."""
