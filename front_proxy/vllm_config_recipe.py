@@ -7,7 +7,6 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
-from vllm import envs
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
@@ -17,6 +16,7 @@ from vllm.tool_parsers import ToolParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from engine.config import EngineConfig
+from front_proxy import vllm_private
 from front_proxy.serving_config import ServingConfig
 
 
@@ -67,11 +67,10 @@ def render_config(args: Namespace) -> VllmConfig:
     model_config = engine_args.create_model_config()
     # No kernels run here, so nothing may ask whether this machine has them.
     model_config.quantization = None
-    envs.VLLM_CPU_KVCACHE_SPACE = 0
+    vllm_private.reserve_no_kv_memory()
     further: dict[str, Any] = {}
     if engine_args.reasoning_parser:
-        engine_args._set_default_reasoning_config_args()
-        further["reasoning_config"] = engine_args.reasoning_config
+        further["reasoning_config"] = vllm_private.default_reasoning_config(engine_args)
     return VllmConfig(
         model_config=model_config,
         logging_config=engine_args.create_logging_config(),

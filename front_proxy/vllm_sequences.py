@@ -15,6 +15,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 from vllm.v1.engine.parallel_sampling import ParentRequest
 
+from front_proxy import vllm_private
 from front_proxy.generation import GenerationDelta, GenerationRequest
 from front_proxy.request_notes import CLOCK, NOTES
 from front_proxy.serving_metrics import RENDER_S, SEQUENCES
@@ -145,7 +146,7 @@ class Sequences:
             # Nothing awaits before all is given up: a server that cancels us cancels every further await as well.
             family.cancel()
             self._output_processor.abort_requests([child.request.request_id for child in children], internal=True)
-            self._output_processor.parent_requests.pop(parent.request_id, None)
+            vllm_private.forget_parent(self._output_processor, parent.request_id)
             await asyncio.gather(family, return_exceptions=True)
 
     async def _run_family(self, children: list[_Child], collector: RequestOutputCollector) -> None:

@@ -9,14 +9,13 @@ import logging
 from typing import Any
 
 import msgspec
-import zmq.asyncio
 from vllm.exceptions import VLLMClientError
 from vllm.inputs.engine import tokens_input
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
-from vllm.v1.metrics.loggers import PrometheusStatLogger, StatLoggerBase
+from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.version import __version__ as vllm_version
 
 from engine.config import EngineConfig
@@ -32,8 +31,7 @@ from engine.protocol import (
     OnOutput,
     TakeOver,
 )
-from engine.vllm import args, values
-from engine.vllm.fast_receiver import install_fast_receiver
+from engine.vllm import args, private, values
 from engine.vllm.load import LoadRecorder
 from engine.vllm.release_batcher import ReleaseBatcher
 from engine.vllm.steps import LiveRequest, StepOutputs
@@ -64,16 +62,12 @@ class VllmEngine:
         self._release_batcher = ReleaseBatcher(self._release, config.pulled_release_delay_s)
         self._closed = False
         self._steps = StepOutputs(load, self._handoff)
-        # Before its first request: AsyncLLM's output loop, which starts then, keeps the processor it finds.
-        assert llm.output_handler is None
-        llm.output_processor = self._steps
-        socket = llm.engine_core.resources.output_socket
-        assert isinstance(socket, zmq.asyncio.Socket)
-        install_fast_receiver(socket)
+        private.replace_output_processor(llm, self._steps)
+        private.receive_fast(llm)
 
     @classmethod
     async def start(cls, config: EngineConfig, *, worker_id: str, role: str) -> VllmEngine:
-        """Start the engine's processes and let it serve one token, so that the first client does not pay for it."""
+        """Start the engine's processes and serve one token, so that the first client does not pay for that."""
         if not config.model:
             raise ValueError("engine.model: no model is set")
         args.prepare_environment(config)
@@ -100,7 +94,7 @@ class VllmEngine:
                     llm.vllm_config, config, version=vllm_version, epoch=epoch, engine_id=engine_id
                 )
                 if not config.vllm_metrics:
-                    _without_prometheus(llm)
+                    private.remove_prometheus(llm)
                 load.set_capacity(blocks=info.kv_blocks_total, block_bytes=info.block_bytes)
                 engine = cls(llm, info, load, config, worker_id)
                 await engine._serve_one_token()
@@ -142,7 +136,7 @@ class VllmEngine:
         await self._tell_connector({"baton_renew": {handoff_lease_id: lease_s}})
 
     def pulled(self, handoff_lease_id: str) -> None:
-        """Release it a moment later: NIXL's notification has freed the blocks, but where the pull had failed."""
+        """Release it a moment later. NIXL's notification has freed the blocks already, unless the pull had failed."""
         self._release_batcher.add(handoff_lease_id)
 
     def load(self) -> EngineLoad:
@@ -170,8 +164,7 @@ class VllmEngine:
         self._closed = True
         self._release_batcher.close()
         timeout_s = self._config.close_timeout_s
-        if (handler := self._llm.output_handler) is not None:
-            handler.cancel()  # or it would log the engine's orderly end as a crash
+        private.stop_output_loop(self._llm)
         try:
             async with asyncio.timeout(timeout_s + self._config.close_grace_s):
                 await asyncio.to_thread(self._llm.shutdown, timeout_s)
@@ -182,14 +175,13 @@ class VllmEngine:
         await self._tell_connector({"baton_release": lease_ids})
 
     async def _tell_connector(self, params: dict[str, Any]) -> None:
-        """A message to the connector's scheduler half: the params of a request that vLLM aborts at once."""
         if self._closed or self._llm.errored:
             return
         with contextlib.suppress(EngineDeadError):
-            await self._llm.notify_kv_transfer_request_rejected(f"baton-message-{next(self._message_ids)}", params)
+            await private.tell_connector(self._llm, f"baton-message-{next(self._message_ids)}", params)
 
     def _sampling(self, request: EngineRequest) -> SamplingParams:
-        """The request's sampling for vLLM, with the transfer it asks for and none that a client sneaked in."""
+        """The request's sampling for vLLM, with the transfer it asks for. Transfer params of a client are dropped."""
         try:
             params = _sampling_decoder.decode(request.sampling)
         except VLLMClientError as error:
@@ -227,7 +219,7 @@ class VllmEngine:
         )
 
     async def _leave(self, live: LiveRequest) -> None:
-        """However a request ended: stop it where it runs, and free KV that was kept for nobody."""
+        """However a request ended: stop it in the engine, and free KV that nothing will pull."""
         running = not live.over
         self._steps.forget(live)
         if self._llm.errored:
@@ -236,7 +228,7 @@ class VllmEngine:
             if running and live.engine_request_id is not None:
                 await self._llm.abort(live.engine_request_id, internal=True)
             if isinstance(live.request.transfer, Hold) and not live.handed_over:
-                # It may have finished in the engine while we left, or ended with its first token: KV held for nobody.
+                # It may have finished in the engine while we left, or ended with its first token. Nothing pulls its KV.
                 await self.release(live.request.request_id)
 
     def _handoff(self, request: EngineRequest, params: dict[str, Any]) -> KvHandoff:
@@ -253,10 +245,3 @@ class VllmEngine:
         sampling = msgspec.msgpack.encode(SamplingParams(max_tokens=1, temperature=0.0))
         request = EngineRequest(request_id=f"warm-up-{self._info.engine_id}", token_ids=[0], sampling=sampling)
         await self.generate(request, lambda _: None)
-
-
-def _without_prometheus(llm: AsyncLLM) -> None:
-    """VLLM adds its Prometheus logger even where statistics are disabled, and it works at every step."""
-    manager = llm.logger_manager
-    assert manager is not None
-    manager.stat_loggers = [one for one in manager.stat_loggers if not isinstance(one, PrometheusStatLogger)]

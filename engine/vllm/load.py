@@ -1,4 +1,4 @@
-"""The latest load of a vLLM engine, from the statistics it sends with every step. Never asks the engine.
+"""The latest load of a vLLM engine, from the statistics that it sends with every step. Never queries the engine.
 
 Imports nothing of vLLM: ``engine.vllm.engine`` joins it to vLLM's hook.
 """
@@ -75,7 +75,7 @@ class LoadRecorder:
         mm_cache_stats: Any = None,
         engine_idx: int = 0,
     ) -> None:
-        """Called by vLLM once a step, of one too that gave no request anything."""
+        """Called by vLLM once a step, also for a step that produced no output."""
         self.steps += 1
         if scheduler_stats is None:
             return

@@ -1,7 +1,8 @@
-"""Leases whose end their engine should know already, told to it all the same, many at once and a moment later.
+"""Releases pulled leases in batches, a moment after their pull.
 
-A reader that failed may still say that it has the KV: then no transfer layer tells the holder, which would keep it
-until its lease ran out. A message for every lease would cost a step of the engine each.
+The transfer layer tells the holder of a pull, so most of these releases change nothing. But a reader that failed may
+still report that it has the KV. Then the transfer layer tells nothing, and the holder would keep the KV until the lease
+runs out. A message for each lease would cost one engine step each, so they go together.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 
 class ReleaseBatcher:
-    """What was added is released together ``delay_s`` after the first of it."""
+    """Releases the leases that were added together, ``delay_s`` after the first of them."""
 
     def __init__(self, release: Callable[[list[str]], Awaitable[None]], delay_s: float) -> None:
         self._release = release
@@ -27,7 +28,7 @@ class ReleaseBatcher:
             self._timer = asyncio.get_running_loop().call_later(self._delay_s, self._due)
 
     def close(self) -> None:
-        """Nothing is released any more: the engine goes, and all it holds."""
+        """Release nothing more. The engine ends, and everything it holds with it."""
         if self._timer is not None:
             self._timer.cancel()
 

@@ -1,7 +1,7 @@
-"""Takes an engine step's outputs apart in one loop, in the turn of the event loop in which the step arrives.
+"""Delivers an engine step's outputs in one loop, in the turn of the event loop in which the step arrives.
 
-Stands where vLLM's OutputProcessor stands in AsyncLLM. That one detokenises, builds a RequestOutput and wakes one task
-for every token; here token ids go straight to whoever asked, so a step costs what its tokens cost and nothing more.
+Takes the place of vLLM's OutputProcessor in AsyncLLM. vLLM's own detokenises, builds a RequestOutput and wakes one task
+for every token. Here token ids go straight to the request's listener, so a step costs what its tokens cost.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NOTHING_TO_RETURN = OutputProcessorOutput(request_outputs=[], reqs_to_abort=[])
 
 
 class LiveRequest:
-    """One request from before vLLM hears of it until its end."""
+    """One request, from before vLLM is given it until its end."""
 
     __slots__ = ("ended", "engine_request_id", "first", "handed_over", "on_output", "over", "request")
 
@@ -32,7 +32,7 @@ class LiveRequest:
         self.request = request
         self.on_output = on_output
         self.first = True
-        # Whether the engine is through with it. ``ended`` does not tell: a waiter that is cancelled cancels it.
+        # Whether the engine has finished it. ``ended`` does not say: a waiter that is cancelled cancels the future.
         self.over = False
         # Whether the listener has the hand-off, and with it the duty to release it.
         self.handed_over = False
@@ -45,11 +45,11 @@ class LiveRequest:
         self.over = True
         if not self.ended.done():
             self.ended.set_exception(error)
-            self.ended.exception()  # whoever waited may have left: not an unheard error then
+            self.ended.exception()  # the waiter may have left: mark the error as retrieved
 
 
 class StepOutputs:
-    """What AsyncLLM asks of its output processor, for requests announced with ``expect``."""
+    """The methods of OutputProcessor that AsyncLLM calls, for requests announced with ``expect``."""
 
     def __init__(self, load: LoadRecorder, make_handoff: MakeHandoff) -> None:
         self._load = load
@@ -64,7 +64,7 @@ class StepOutputs:
         return live
 
     def forget(self, live: LiveRequest) -> None:
-        """Nobody listens any more. Idempotent."""
+        """Nothing listens any more. Idempotent."""
         self._expected.pop(live.request.request_id, None)
         if live.engine_request_id is not None:
             self._live.pop(live.engine_request_id, None)
@@ -103,8 +103,8 @@ class StepOutputs:
         return OutputProcessorOutput(request_outputs=[], reqs_to_abort=broken) if broken else _NOTHING_TO_RETURN
 
     def abort_requests(self, request_ids: Iterable[str], internal: bool) -> list[str]:
-        """Which of these the engine must be told of: all, since only we abort and only what runs."""
-        assert internal, "nobody knows requests by another name here"
+        """Which of these the engine must abort: all, since only we abort, and only requests that run."""
+        assert internal, "requests have only their internal names here"
         return list(request_ids)
 
     def propagate_error(self, error: Exception) -> None:
@@ -137,7 +137,7 @@ class StepOutputs:
         if output.finish_reason is not None:
             finish = values.finish(output.finish_reason, output.stop_reason)
             self.forget(live)
-            # Any other end is the request's own: nobody will ask for its KV.
+            # After any other end no decode follows, so nothing will pull its KV.
             if output.kv_transfer_params and finish.reason == "length":
                 handoff = self._make_handoff(request, output.kv_transfer_params)
         first = None

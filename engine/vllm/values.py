@@ -46,7 +46,7 @@ def take_over_params(handoff: KvHandoff) -> dict[str, Any]:
 
 
 def handoff(params: dict[str, Any], info: EngineInfo, *, worker_id: str, lease_id: str, lease_s: float) -> KvHandoff:
-    """The ticket for what vLLM says it kept."""
+    """The hand-off for the KV that vLLM says it holds."""
     blocks = sum(len(group) for group in params["remote_block_ids"])
     return KvHandoff(
         worker_id=worker_id,
@@ -83,8 +83,8 @@ def finish(reason: Any, stop_reason: Any) -> Finish:
 def first_output(stats: Any, times_s: tuple[float, float], ended_s: float) -> FirstOutput:
     """Facts of a first output: vLLM's PrefillStats, when it was queued and scheduled, when its step ended.
 
-    They are vLLM's plan for the prompt. A pull that failed behind a local prefix is still in it, so that external
-    tokens do not prove that the holder was told.
+    They are vLLM's plan for the prompt. A pull that failed behind a local prefix still counts in it. So external tokens
+    do not prove that the holder was notified.
     """
     queued_s, scheduled_s = times_s
     return FirstOutput(
@@ -133,9 +133,9 @@ def _block_bytes(model: Any, cache: Any) -> int:
 
 
 def _weights_identity(model: str, revision: str | None) -> str:
-    """What tells two models apart that share a name. For a folder: its configuration and a sample of its weights.
+    """What tells apart two models of one name. For a folder: its configuration and a sample of its weights.
 
-    KV of other weights is not an error anyone would notice, so the name alone is not enough.
+    The name alone is not enough: KV of other weights raises no error.
     """
     folder = Path(model)
     if not folder.is_dir():
