@@ -1,1 +1,1 @@
-"""What only a decode worker does: judge a hand-off before the engine takes it over."""
+"""What only a decode worker does: validate a hand-off before the engine takes it over."""

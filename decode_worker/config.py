@@ -8,7 +8,7 @@ from runtime.bounds import Count, NonNegative, Positive, PositiveCount
 
 
 class DecodeWorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How picky the worker is about a hand-off, and how full it lets its KV cache become."""
+    """Bounds on the hand-offs that the worker takes over, and on the use of its KV cache."""
 
     lease_margin_s: NonNegative = 1.0
     """A hand-off with less time left than this is refused: the pull might outlive the lease."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from decode_worker.config import DecodeWorkerConfig
-from decode_worker.intake import Holders, Intake
+from decode_worker.handoff_validator import HandoffValidator, KnownEpochs
 from engine.protocol import EngineInfo, TakeOver
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.handoff.lease import HeldLease, LeaseAction
@@ -20,9 +20,9 @@ class DecodeRole:
     def __init__(self, config: DecodeWorkerConfig, info: EngineInfo, worker_id: str) -> None:
         self._info = info
         self._worker_id = worker_id
-        self.intake = Intake(
+        self.validator = HandoffValidator(
             info=info,
-            holders=Holders(config.holders_max),
+            known_epochs=KnownEpochs(config.holders_max),
             lease_margin_s=config.lease_margin_s,
             output_headroom_tokens=config.output_headroom_tokens,
         )
@@ -57,10 +57,10 @@ class DecodeRole:
         if needed > self._info.kv_blocks_total:
             message = f"the prompt needs {needed} KV blocks; worker {self._worker_id} has {self._info.kv_blocks_total}"
             return Refused(failure=Failure(kind=FailureKind.TOO_LARGE, message=message), reason="too_large")
-        if handoff is not None and (refused := self.intake.judge(handoff, request)) is not None:
+        if handoff is not None and (refused := self.validator.judge(handoff, request)) is not None:
             return refused
         transfer = TakeOver(handoff) if handoff is not None else None
-        return Accepted(engine_request=request.engine_request(transfer), blocks=self.intake.blocks(request))
+        return Accepted(engine_request=request.engine_request(transfer), blocks=self.validator.blocks(request))
 
     def offer(self, handoff: KvHandoff, request: WorkerRequest, owner: int, now_s: float) -> Offer:
         """Never: no request of this role asks the engine to hold anything."""

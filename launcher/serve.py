@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import sys
@@ -113,13 +114,17 @@ def _main(role: Role, config: BatonConfig) -> Coroutine[Any, Any, None]:
 
             return run_scheduler(config.scheduler, announce)
         case "prefill":
-            from prefill_worker.run import run as run_prefill
+            from prefill_worker.role import PrefillRole
+            from worker.run import serve as serve_worker
 
-            return run_prefill(config.engine, config.worker, config.prefill_worker, announce)
+            make_prefill = functools.partial(PrefillRole, config.prefill_worker)
+            return serve_worker(role, make_prefill, config.engine, config.worker, announce)
         case "decode":
-            from decode_worker.run import run as run_decode
+            from decode_worker.role import DecodeRole
+            from worker.run import serve as serve_worker
 
-            return run_decode(config.engine, config.worker, config.decode_worker, announce)
+            make_decode = functools.partial(DecodeRole, config.decode_worker)
+            return serve_worker(role, make_decode, config.engine, config.worker, announce)
         case "front_proxy":
             from front_proxy.run import run as run_front
 

@@ -1,4 +1,4 @@
-"""A worker process from its engine's start to its end, whatever its role. Holds the order of things, no policy."""
+"""A worker process of either role, from the start of its engine to its end. Holds the order of steps, no policy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
+from engine import factory
+from engine.config import EngineConfig
 from engine.protocol import Engine, EngineDead
 from runtime import lifecycle
 from runtime.grpc_server import RunningServer, join_address, start_server
@@ -31,30 +33,23 @@ EXIT_ENGINE_STALLED = 5
 
 
 def worker_id_of(config: WorkerConfig, role: RoleName) -> str:
-    """The configured name, or one that at least differs from its neighbours'."""
+    """The configured name, or one that differs from other workers on this machine."""
     return config.worker_id or f"{role}-{os.getpid()}"
 
 
-async def run(
-    *,
-    role: RoleName,
-    start_engine: Callable[[str], Awaitable[Engine]],
-    make_role: MakeRole,
-    config: WorkerConfig,
-    ready: Ready,
-    stop: lifecycle.Stop | None = None,
-    metrics: WorkerMetrics | None = None,
+async def serve(
+    role: RoleName, make_role: MakeRole, engine_config: EngineConfig, config: WorkerConfig, ready: Ready
 ) -> None:
-    """Serve until a signal, then drain; ``ready`` is told when requests may come.
+    """Start an engine, serve ``role`` on it until a signal, then drain. Calls ``ready`` when requests may come.
 
-    Raises SystemExit with one of the codes above when the process cannot go on; the log says why.
+    Raises SystemExit with one of the codes above when the process cannot go on. The log says why.
     """
-    stop = stop or lifecycle.stop_event()
+    stop = lifecycle.stop_event()
     worker_id = worker_id_of(config, role)
-    metrics = metrics or WorkerMetrics(role)
+    metrics = WorkerMetrics(role)
     log.info("starting the engine of worker %s", worker_id)
     metrics_address = serve_metrics(config.host, config.metrics_port)
-    engine = await _start_engine(start_engine(worker_id), stop)
+    engine = await _start_engine(factory.start(engine_config, worker_id=worker_id, role=role), stop)
     if engine is None:
         log.info("stopped before the engine was up")
         return
@@ -102,7 +97,7 @@ async def _serve(body: WorkerBody, stop: lifecycle.Stop, ready: Ready) -> None:
 async def _leave(
     body: WorkerBody, session: SchedulerSession | None, sessions: list[asyncio.Task[None]], hurry: asyncio.Event
 ) -> None:
-    """Refuse, finish what runs, hand over what is held, say goodbye: all in ``drain_timeout_s``, or in a hurry."""
+    """Refuse new requests, finish running ones, release leases, say goodbye: in ``drain_timeout_s``, or in a hurry."""
     if not body.engine_lost.is_set():
         log.info(
             "worker %s drains: %d requests, %d leases", body.worker_id, body.admission.requests, body.role.leases_held
@@ -124,14 +119,14 @@ async def _leave(
 
 
 def _why(body: WorkerBody) -> str:
-    """What the scheduler is told at the end."""
+    """The reason that the scheduler is given at the end."""
     if body.engine_stalled:
         return "engine stands still"
     return "engine died" if body.engine_lost.is_set() else "stopped"
 
 
 async def _drain(body: WorkerBody, hurry: asyncio.Event) -> None:
-    """Until idle, the time is up, the engine dies or somebody is in a hurry."""
+    """Drain until idle, the time is up, the engine dies, or a second signal asks for a hurry."""
     draining = asyncio.ensure_future(body.drain(body.config.drain_timeout_s))
     drained = asyncio.Event()
     draining.add_done_callback(lambda _: drained.set())
@@ -151,7 +146,7 @@ async def _stop(body: WorkerBody, server: RunningServer) -> None:
 
 
 async def _registered(session: SchedulerSession | None, body: WorkerBody, stop: asyncio.Event) -> bool:
-    """Wait until the scheduler knows us; False when the process is to end instead."""
+    """Wait until the scheduler has registered this worker. False when the process must end instead."""
     if session is not None:
         try:
             async with asyncio.timeout(body.config.register_timeout_s):
@@ -178,7 +173,7 @@ async def _first(*events: asyncio.Event) -> None:
 
 
 async def _follow_serving(body: WorkerBody, server: RunningServer) -> None:
-    """Keep grpc.health.v1 in step with what the body says."""
+    """Keep grpc.health.v1 equal to the state of the body."""
     while True:
         await body.serving_flipped.wait()
         body.serving_flipped.clear()
@@ -198,7 +193,7 @@ async def _start_engine(starting: Awaitable[Engine], stop: asyncio.Event) -> Eng
         log.critical("the engine did not start: %s", error)
         raise SystemExit(EXIT_ENGINE_DIED) from error
     except ValueError as error:
-        # What vLLM says of settings it does not take; its sentence names them.
+        # VLLM refuses a setting; its message names it.
         log.critical("the engine does not take its settings: %s", error)
         raise SystemExit(EXIT_BAD_OPTION) from error
     finally:

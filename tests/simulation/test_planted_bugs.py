@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from decode_worker.intake import Holders
+from decode_worker.handoff_validator import KnownEpochs
 from decode_worker.role import DecodeRole
 from kv_transfer.handoff.lease import FreeBlocks, LeaseAction
 from kv_transfer.integrity.transfer_proof import HolderReplied, ProofAction, ProofEvent, TransferProof, TransferVerdict
@@ -34,7 +34,7 @@ def found(**planted: Any) -> int | None:
 # Wrong KV. The simulated transfer layer checks nothing: it reads what lies there, whoever's it is by then.
 
 
-class _HasSeenNoNewer(Holders):
+class _HasSeenNoNewer(KnownEpochs):
     def newest(self, worker_id: str, epoch: int) -> int:
         return epoch
 
@@ -42,7 +42,7 @@ class _HasSeenNoNewer(Holders):
 class _TakesOldTickets(DecodeRole):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.intake.holders.__class__ = _HasSeenNoNewer
+        self.validator.known_epochs.__class__ = _HasSeenNoNewer
 
 
 class _HearsWordsForOthers(PrefillRole):

@@ -19,18 +19,21 @@ from tests.worker.conftest import WAIT_S
 from worker.run import EXIT_BAD_OPTION, _start_engine
 
 PROGRAM = """
-import json, sys
-from {role}_worker import config, run
-from engine.config import EngineConfig, FakeEngineConfig
+import functools, json, sys
+from {role}_worker.config import {kind}WorkerConfig
+from {role}_worker.role import {kind}Role
+from engine.config import EngineConfig
 from runtime import lifecycle, telemetry
 from worker.config import WorkerConfig
+from worker.run import serve
 import msgspec
 telemetry.configure_logging("info", "{role}-0")
 settings = json.loads(sys.argv[1])
-lifecycle.run(run.run(
+lifecycle.run(serve(
+    "{role}",
+    functools.partial({kind}Role, {kind}WorkerConfig()),
     msgspec.convert({{"kind": "fake", **settings.get("engine", {{}})}}, EngineConfig),
     msgspec.convert({{"worker_id": "{role}-0", **settings.get("worker", {{}})}}, WorkerConfig),
-    config.{kind}WorkerConfig(),
     lambda facts: print(json.dumps(dict(facts)), flush=True),
 ))
 """

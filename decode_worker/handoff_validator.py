@@ -1,6 +1,7 @@
-"""Judges a hand-off and the room it needs before the engine sees either. Pure: values in, a verdict out.
+"""Validates a hand-off, and counts the blocks that its request needs, before the engine is given either. Pure.
 
-Wrong KV must never become an answer, so whatever cannot be proved right here is refused and computed again elsewhere.
+Wrong KV must never become an answer. So a hand-off that cannot be proved right is refused, and the prompt is computed
+again elsewhere.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from runtime.failures import Failure, FailureKind
 from worker.role import Refused, WorkerRequest, blocks_for
 
 
-class Holders:
-    """The newest epoch seen of every prefill worker. Epochs only grow, so an older one is of a dead engine."""
+class KnownEpochs:
+    """The newest epoch seen of each prefill worker. Epochs only grow, so an older one belongs to a dead engine."""
 
     def __init__(self, holders_max: int) -> None:
         assert holders_max >= 1
@@ -29,7 +30,7 @@ class Holders:
         return len(self._epoch_of)
 
     def newest(self, worker_id: str, epoch: int) -> int:
-        """Remember ``epoch`` and say which is the newest of this worker; the longest unheard-of is forgotten."""
+        """Remember ``epoch`` and return the newest one of this worker. Forgets the worker that was seen longest ago."""
         newest = max(epoch, self._epoch_of.pop(worker_id, 0))
         self._epoch_of[worker_id] = newest
         if len(self._epoch_of) > self._holders_max:
@@ -37,11 +38,11 @@ class Holders:
         return newest
 
 
-class Intake(msgspec.Struct, frozen=True, kw_only=True):
-    """What hand-offs are held against."""
+class HandoffValidator(msgspec.Struct, frozen=True, kw_only=True):
+    """The facts that a hand-off must agree with."""
 
     info: EngineInfo
-    holders: Holders
+    known_epochs: KnownEpochs
     lease_margin_s: float
     output_headroom_tokens: int
 
@@ -54,8 +55,10 @@ class Intake(msgspec.Struct, frozen=True, kw_only=True):
         if wrong is not None:
             return _refused(FailureKind.INCOMPATIBLE, "handoff_layout", handoff, wrong.sentence())
         if not (handoff.worker_id and handoff.epoch and handoff.lease_id and handoff.engine_id):
-            return _refused(FailureKind.STATE_LOST, "handoff_incomplete", handoff, "it does not say whose it is")
-        newest = self.holders.newest(handoff.worker_id, handoff.epoch)
+            return _refused(
+                FailureKind.STATE_LOST, "handoff_incomplete", handoff, "it names no worker, epoch, lease or engine"
+            )
+        newest = self.known_epochs.newest(handoff.worker_id, handoff.epoch)
         if handoff.epoch != newest:
             text = f"it is of epoch {handoff.epoch}, and {handoff.worker_id} is at {newest}"
             return _refused(FailureKind.STATE_LOST, "handoff_epoch", handoff, text)
@@ -73,7 +76,7 @@ class Intake(msgspec.Struct, frozen=True, kw_only=True):
         if handoff.prompt_digest != digest:
             # Never the tokens: a log must not hold a prompt.
             return _refused(FailureKind.STATE_LOST, "handoff_prompt", handoff, "it is of another prompt")
-        # More than that is possible: a model with several kinds of attention keeps blocks for each.
+        # More blocks are possible: a model with several kinds of attention keeps blocks for each.
         if handoff.blocks < blocks_for(handoff.tokens, block):
             text = f"it names {handoff.blocks} blocks for {handoff.tokens} tokens in blocks of {block}"
             return _refused(FailureKind.STATE_LOST, "handoff_blocks", handoff, text)
