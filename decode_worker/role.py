@@ -1,4 +1,4 @@
-"""The decode job: take over proven KV, or compute the prompt here, and generate to the end. Pure; holds no lease."""
+"""The decode job: take over validated KV, or compute the prompt here, and generate to the end. Pure; holds no lease."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DecodeRole:
 
     @property
     def leases_held(self) -> int:
-        """None: what it decodes from lies in its own engine."""
+        """None: this role holds no KV for other workers."""
         return 0
 
     @property
@@ -44,7 +44,7 @@ class DecodeRole:
         return 0
 
     def accept(self, request: WorkerRequest) -> Accepted | Refused:
-        """Take a decode whose hand-off, if any, is proved right."""
+        """Accept a decode if its hand-off, where it has one, is valid."""
         match request.work:
             case Decode(handoff=handoff):
                 pass
@@ -63,7 +63,7 @@ class DecodeRole:
         return Accepted(engine_request=request.engine_request(transfer), blocks=self.validator.blocks(request))
 
     def offer(self, handoff: KvHandoff, request: WorkerRequest, owner: int, now_s: float) -> Offer:
-        """Never: no request of this role asks the engine to hold anything."""
+        """Never called: no request of this role asks the engine to hold KV."""
         raise AssertionError(f"the engine offered {handoff.lease_id} on decode worker {self._worker_id}")
 
     def released(self, lease_id: str, epoch: int, pulled: bool) -> Sequence[LeaseAction]:

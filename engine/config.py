@@ -33,7 +33,7 @@ class FakeEngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What every worker of a cluster starts its engine with; roles differ in nothing here, so that they can flip."""
+    """Settings of every engine of a cluster. They are the same for both roles, so that a worker can change its role."""
 
     kind: Literal["vllm", "fake"] = "vllm"
     # A folder, or a name that the model hub knows.
@@ -58,10 +58,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     # CPU threads of one engine; 0: share the machine's cores evenly between the engines that engines_per_machine says.
     cpu_threads: Count = 0
     engines_per_machine: PositiveCount = 2
-    # How long a prefill engine keeps KV nobody took over, where no release message comes.
+    # How long a prefill engine keeps KV that is not pulled and not released by message.
     lease_duration_s: Positive = 30.0
-    # When an engine is told to free KV that another one says it has, many at once: the transfer layer has told it
-    # before, but not where the pull failed and nobody knows it.
+    # How long after a reported pull the holder is told to free the KV; releases of that time go together. The transfer
+    # layer has told the holder already, unless the pull had failed unnoticed.
     pulled_release_delay_s: Positive = 1.0
     # Where this engine offers its NIXL metadata; other machines must reach it. The port is asked from the kernel.
     side_channel_host: str = "127.0.0.1"
@@ -76,7 +76,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     # Share of hand-offs whose KV is checked by content after it was pulled: the holder computes a checksum of every
     # block, the taker compares. The rest counts as right when the holder says that it held the KV until the pull ended.
     kv_check_fraction: Fraction = 1.0
-    # How long a taker waits for a holder's word before it computes the prompt itself.
+    # How long a taker waits for a holder's reply before it computes the prompt itself.
     kv_proof_timeout_s: Positive = 2.0
     # How long a taker tries to reach a holder's address before the pull has failed, and the prompt is computed again.
     kv_holder_connect_timeout_s: Positive = 2.0
@@ -87,8 +87,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     # Any further field of vLLM's AsyncEngineArgs; one that vLLM does not know, or that is set above, is refused before
     # anything starts.
     args: dict[str, Any] = msgspec.field(default_factory=dict)
-    # Epochs are milliseconds of the wall clock. Whoever starts a worker again names its last epoch + 1 here, so that it
-    # looks newer also where the clock was put back meanwhile; `baton up` does. 0: the clock alone.
+    # Epochs are milliseconds of the wall clock. Set a restarted worker's last epoch + 1 here, so that it looks newer
+    # even if the clock was put back meanwhile; `baton up` does. 0: the clock alone.
     epoch_min: Count = 0
     start_timeout_s: Positive = 600.0
     # How long vLLM's processes have to end when the engine is closed; then vLLM kills them.

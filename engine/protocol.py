@@ -1,4 +1,4 @@
-"""What Baton asks of an inference engine. Holds types only; no vLLM type appears here.
+"""The interface of an inference engine. Holds types only; no vLLM type appears here.
 
 The engine knows token ids, never text: tokenising and detokenising happen in the front proxy.
 """
@@ -79,7 +79,7 @@ class EngineOutput(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 OnOutput = Callable[[EngineOutput], None]
-"""Where a request's outputs go, in the turn of the event loop in which the engine's step arrived."""
+"""Takes a request's outputs, in the turn of the event loop in which the engine's step arrived."""
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,19 +107,19 @@ class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
     pull_failures: int = 0
     """Pulls into this engine that failed; their prompts were computed here."""
     pulls_checked: int = 0
-    """Pulls into this engine whose blocks had the checksums that their holder told."""
+    """Pulls into this engine whose blocks had the holder's checksums."""
     pulls_attested: int = 0
-    """Pulls that were not checked by content, and whose holder said that it held the KV until they were over."""
+    """Pulls not checked by content, for which the holder attested that it held the KV until they were over."""
     pulls_wrong: int = 0
-    """Pulls whose blocks were not what was held; their prompts were computed here."""
+    """Pulls whose blocks differed from the holder's; their prompts were computed here."""
     pulls_unproved: int = 0
-    """Pulls whose lease ended before they did, or of which nobody could say; their prompts were computed here."""
+    """Pulls whose lease ended first, or whose holder did not reply; their prompts were computed here."""
     leases_expired: int = 0
-    """Kept KV that nobody pulled or released in time."""
+    """Held KV that was neither pulled nor released in time."""
     late_pulls: int = 0
-    """Pulls out of this engine after their KV was no longer kept: what was read may be wrong. Must stay 0."""
+    """Pulls out of this engine after its hold on the KV ended: the KV that was read may be wrong. Must stay 0."""
     steps: int = 0
-    """Steps that it has told of, whether or not a request got anything by them: a sign of life."""
+    """Steps that the engine has reported, with or without output for a request: a sign of life."""
 
 
 class EngineError(Exception):
@@ -149,8 +149,8 @@ class Engine(Protocol):
     async def generate(self, request: EngineRequest, on_output: OnOutput) -> None:
         """Run one sequence to its end: the output with ``finish`` is the last, and then this returns.
 
-        All outputs of one step are given out in one turn of the event loop, without a task a request. Cancelling
-        aborts: nothing is given out any more, and what a ``Hold`` kept is freed if its hand-off was not given out.
+        All outputs of one step are delivered in one turn of the event loop, without a task for each request. Cancelling
+        aborts: nothing is delivered any more, and KV of a ``Hold`` is freed if its hand-off was not delivered.
         Raises EngineError.
         """
         ...
@@ -164,7 +164,7 @@ class Engine(Protocol):
         ...
 
     def pulled(self, handoff_lease_id: str) -> None:
-        """Hear that another engine has this lease's KV; a transfer layer that told the engine itself makes it moot."""
+        """Another engine has this lease's KV. Changes nothing where the transfer layer has told the engine already."""
         ...
 
     def load(self) -> EngineLoad:
@@ -176,7 +176,7 @@ class Engine(Protocol):
         ...
 
     async def ping(self) -> None:
-        """Return when the engine has answered between two steps; never, while it stands still. Raises EngineError."""
+        """Return when the engine has answered between two steps. Waits while it hangs. Raises EngineError."""
         ...
 
     async def close(self) -> None:

@@ -29,7 +29,7 @@ STORY_EVENTS_MAX = 64
 
 
 class Held(msgspec.Struct, frozen=True):
-    """One lease, the stream it was offered on, since when, and how much it keeps."""
+    """One lease: the stream of its offer, its start, and its blocks."""
 
     lease: Lease
     owner: int
@@ -38,7 +38,7 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class LeaseTable:
-    """Leases that hold KV. One that ended is forgotten, so whatever is said about it later changes nothing."""
+    """Leases that hold KV. An ended lease is forgotten, so later messages about it change nothing."""
 
     def __init__(self) -> None:
         self._held: dict[str, Held] = {}
@@ -61,7 +61,7 @@ class LeaseTable:
         return tuple(self._story)
 
     def oldest(self, count: int, now_s: float) -> Sequence[HeldLease]:
-        """Up to ``count`` leases held longest, the oldest first: where a leak has its name."""
+        """Up to ``count`` leases held longest, the oldest first: they show a leak."""
         # Offered in the order of time, and a dict keeps it.
         return [
             HeldLease(
@@ -87,14 +87,14 @@ class LeaseTable:
         return actions
 
     def pull_started(self, lease_id: str) -> Sequence[LeaseAction]:
-        """A decode engine began to read. Where it is too late for that, it is only counted."""
+        """A decode engine began to read. A read that comes too late is only counted."""
         held = self._held.get(lease_id)
         if held is None:
             return (Count("pull_too_late"),)
         return self._tell(held, PullStarted()) if held.lease.state is LeaseState.OFFERED else ()
 
     def renew(self, lease_id: str, *, now_s: float, lease_s: float, total_max_s: float) -> Sequence[LeaseAction]:
-        """Who has the ticket still waits for the KV. Bounded by ``total_max_s`` since the offer."""
+        """The receiver of the hand-off still waits for the KV. Bounded by ``total_max_s`` since the offer."""
         held = self._held.get(lease_id)
         if held is None or held.lease.expires_at_s <= now_s:
             return (Count("renewed_too_late"),)
@@ -110,7 +110,7 @@ class LeaseTable:
         return () if held is None else self._tell(held, Pulled())
 
     def release(self, lease_id: str) -> Sequence[LeaseAction]:
-        """Nobody needs it. Unknown leases are ignored."""
+        """The KV is not needed any more. Unknown leases are ignored."""
         held = self._held.get(lease_id)
         return () if held is None else self._tell(held, Released())
 

@@ -1,4 +1,4 @@
-"""The prefill job: compute a prompt, hold its KV under a lease, hand out the ticket. Pure; frees nothing itself."""
+"""The prefill job: compute a prompt, hold its KV under a lease, give out a hand-off. Pure; frees nothing itself."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class PrefillRole:
         return self.leases.blocks
 
     def accept(self, request: WorkerRequest) -> Accepted | Refused:
-        """Take a prefill where there is a lease left for it."""
+        """Accept a prefill if a lease is left for it."""
         match request.work:
             case Prefill():
                 pass
@@ -61,19 +61,19 @@ class PrefillRole:
             message = f"the prompt needs {blocks} KV blocks; worker {self._worker_id} has {self._info.kv_blocks_total}"
             return Refused(failure=Failure(kind=FailureKind.TOO_LARGE, message=message), reason="too_large")
         if self.leases_held >= self._config.leases_max:
-            message = f"worker {self._worker_id} holds {self.leases_held} hand-offs that nobody has pulled yet"
+            message = f"worker {self._worker_id} holds {self.leases_held} hand-offs that are not pulled yet"
             return Refused(failure=Failure(kind=FailureKind.EXHAUSTED, message=message), reason="leases_max")
         return Accepted(engine_request=request.engine_request(Hold(self._config.lease_s)), blocks=blocks)
 
     def offer(self, handoff: KvHandoff, request: WorkerRequest, owner: int, now_s: float) -> Offer:
-        """Start the lease now: the engine's own began at most a moment ago and ends by our release or later."""
+        """Start the lease now. The engine's own began a moment ago and ends with our release or later."""
         assert 0 < handoff.tokens <= len(request.token_ids), (handoff.tokens, request.request_id)
         lease_s = min(handoff.lease_remaining_s, self._config.lease_s)
         blocks = handoff.blocks or blocks_for(handoff.tokens, self._info.block_size_tokens)
         actions = self.leases.offer(
             handoff.lease_id, owner=owner, blocks=blocks, now_s=now_s, expires_at_s=now_s + lease_s
         )
-        ticket = msgspec.structs.replace(
+        offered = msgspec.structs.replace(
             handoff,
             worker_id=self._worker_id,
             epoch=self._info.epoch,
@@ -86,16 +86,16 @@ class PrefillRole:
                 request.token_ids[: handoff.tokens], cache_salt=request.cache_salt, model=self._info.model
             ),
         )
-        return Offer(handoff=ticket, actions=actions)
+        return Offer(handoff=offered, actions=actions)
 
     def released(self, lease_id: str, epoch: int, pulled: bool) -> Sequence[LeaseAction]:
-        """A release of another incarnation's lease is not for us, even where the ids are equal."""
+        """A release of another incarnation's lease is ignored, even where the ids are equal."""
         if epoch != self._info.epoch:
             return ()
         return self.leases.pulled(lease_id) if pulled else self.leases.release(lease_id)
 
     def renewed(self, lease_id: str, epoch: int, now_s: float) -> Sequence[LeaseAction]:
-        """Who has the ticket still waits. A renewal of another incarnation's lease is only counted."""
+        """The receiver of the hand-off still waits. A renewal of another incarnation's lease is only counted."""
         if epoch != self._info.epoch:
             return (Count("renewed_too_late"),)
         return self.leases.renew(
@@ -107,7 +107,7 @@ class PrefillRole:
         return self.leases.oldest(count, now_s)
 
     def owner_gone(self, owner: int) -> Sequence[LeaseAction]:
-        """Nobody is left who could hand the tickets on."""
+        """No process is left that could forward these hand-offs."""
         return self.leases.owner_gone(owner)
 
     def tick(self, now_s: float) -> Sequence[LeaseAction]:

@@ -99,7 +99,7 @@ class FakeEngine:
         self._leases[handoff_lease_id] = (held[0], timer)
 
     def pulled(self, handoff_lease_id: str) -> None:
-        """Free what an engine in another process took over: no transfer layer connects fake engines."""
+        """Free KV that an engine in another process took over: no transfer layer connects fake engines."""
         held = self._leases.get(handoff_lease_id)
         if held is not None:
             self._bytes_out += held[0] * self._info.block_bytes
@@ -136,7 +136,7 @@ class FakeEngine:
             await asyncio.wait([stepper])
 
     def die(self) -> None:
-        """What a killed engine process looks like from outside; also a fault that tests inject."""
+        """Behave as a killed engine process does; also a fault that tests inject."""
         if self._dead:
             return
         self._dead = True
@@ -179,7 +179,7 @@ class FakeEngine:
         return sequence
 
     def _leave(self, sequence: Sequence) -> None:
-        """Drop an unfinished sequence. One whose KV is under way keeps its blocks until the pull has ended."""
+        """Drop an unfinished sequence. While its KV is being pulled it keeps its blocks until the pull has ended."""
         sequence.left = True
         if sequence in self._waiting:
             self._waiting.remove(sequence)
@@ -210,7 +210,7 @@ class FakeEngine:
                     self._advance(sequence)
 
     def _admit(self) -> float:
-        """Seat waiting sequences in order while seats and blocks last. Returns the prefill time they cost, in us."""
+        """Admit waiting sequences in order while seats and blocks last. Returns their prefill time in us."""
         compute_us = 0.0
         while self._waiting and len(self._running) + len(self._pulling) < self._config.max_num_seqs:
             sequence = self._waiting[0]
@@ -294,7 +294,7 @@ class FakeEngine:
         )
 
     def _grow(self, sequence: Sequence) -> None:
-        """A block for the next token. A full cache makes room the way vLLM does: the latest arrival starts over."""
+        """Take a block for the next token. A full cache preempts as vLLM does: the latest arrival starts over."""
         wanted = self._blocks_for(len(sequence.tokens) + 1)
         if wanted <= sequence.blocks:
             return

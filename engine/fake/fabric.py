@@ -1,4 +1,4 @@
-"""Where fake engines of one process find each other's kept KV. Holds callbacks, never KV."""
+"""Where fake engines of one process find each other's held KV. Holds callbacks, never KV."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kv_transfer.handoff.handoff import KvHandoff
 
 
 class FakeKvFabric:
-    """Stands for the network between engines: who is up, and who frees what when it was read."""
+    """Stands for the network between engines: which engines are up, and what they free after a read."""
 
     def __init__(self) -> None:
         self._engines: dict[str, Callable[[KvHandoff], bool]] = {}
@@ -27,7 +27,7 @@ class FakeKvFabric:
             self._gone.add(engine_id)
 
     def pull(self, handoff: KvHandoff) -> bool:
-        """Read a hand-off. An engine this process never knew is one of another process: trusted to be there."""
+        """Read a hand-off. An engine that was never here is in another process: assume that it is up."""
         on_pulled = self._engines.get(handoff.engine_id)
         if on_pulled is None:
             return handoff.engine_id not in self._gone
@@ -35,7 +35,7 @@ class FakeKvFabric:
 
 
 def digest_of(token_ids: Sequence[int]) -> bytes:
-    """What a fake hand-off carries in place of KV."""
+    """A digest that a fake hand-off carries in place of KV."""
     return hashlib.blake2b(struct.pack(f"<{len(token_ids)}I", *token_ids), digest_size=16).digest()
 
 

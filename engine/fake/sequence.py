@@ -1,4 +1,4 @@
-"""One sequence in the fake engine: what it has, what it holds, when it ends. Never decides whose turn it is."""
+"""One sequence in the fake engine: its tokens, its blocks, its end. Never decides which sequence runs next."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Sequence:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def deliver(self, output: EngineOutput) -> None:
-        """Give out what a step made; the output with ``finish`` is the last."""
+        """Deliver the output of a step. The output with ``finish`` is the last."""
         if self.ended.done():
             return
         try:
@@ -57,7 +57,7 @@ class Sequence:
         """The engine is lost."""
         if not self.ended.done():
             self.ended.set_exception(error)
-            self.ended.exception()  # whoever waited may have left: not an unheard error then
+            self.ended.exception()  # the waiter may have left: mark the error as retrieved
 
     def append(self, token: int) -> None:
         """A new token was made."""

@@ -65,10 +65,11 @@ def free_port(host: str) -> int:
 
 @contextlib.contextmanager
 def held_port(host: str) -> Iterator[int]:
-    """A free port on ``host`` that the kernel gives to nobody else meanwhile, and on which one process may listen.
+    """A free port on ``host`` that the kernel gives to no other process meanwhile. One process may listen on it.
 
-    NIXL's listener binds it when the model is loaded, a minute later. Where somebody had got it by then the engine hung
-    in its start: the listener is a thread, and nobody hears that it died. The socket is bound and not listened on.
+    NIXL's listener binds it when the model is loaded, a minute later. If another process had the port by then, the
+    engine hung during its start: the listener is a thread, and its death goes unnoticed. The socket is bound, but does
+    not listen.
     """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -8,7 +8,7 @@ import msgspec
 
 
 class KvHandoff(msgspec.Struct, frozen=True, kw_only=True):
-    """Single-use ticket made by the engine that holds the KV; ``protos/cluster/v1`` documents each field."""
+    """A single-use hand-off, made by the engine that holds the KV. ``protos/cluster/v1`` documents each field."""
 
     worker_id: str
     epoch: int

@@ -1,7 +1,7 @@
 """The life of one held hand-off, as a pure machine: events in, actions out. Never frees a block itself.
 
-A lease is offered once, renewed while it is wanted, pulled at most once, and ends once. Whatever ends it may be told
-again and again: messages repeat and cross each other, so every ending is idempotent.
+A lease is offered once, renewed while its KV is wanted, pulled at most once, and ends once. Messages repeat and cross
+each other, so every ending is idempotent.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HOLDING = frozenset({LeaseState.OFFERED, LeaseState.PULLING})
 
 
 class Offered(msgspec.Struct, frozen=True):
-    """The engine kept the KV and the ticket is about to leave this process."""
+    """The engine holds the KV, and the hand-off is about to leave this process."""
 
     expires_at_s: float
 
@@ -38,7 +38,7 @@ class PullStarted(msgspec.Struct, frozen=True):
 
 
 class Renewed(msgspec.Struct, frozen=True):
-    """Who was given the ticket still waits for the KV. Never shortens a lease."""
+    """The receiver of the hand-off still waits for the KV. Never shortens a lease."""
 
     expires_at_s: float
 
@@ -48,7 +48,7 @@ class Pulled(msgspec.Struct, frozen=True):
 
 
 class Released(msgspec.Struct, frozen=True):
-    """Nobody needs the KV any more: by message, or because the stream it was offered on ended."""
+    """The KV is not needed any more: by message, or because the stream of the offer ended."""
 
 
 class Tick(msgspec.Struct, frozen=True):
@@ -58,7 +58,7 @@ class Tick(msgspec.Struct, frozen=True):
 
 
 class HolderGone(msgspec.Struct, frozen=True):
-    """The engine that holds the KV is closed or dead; there is nothing left to free."""
+    """The engine that holds the KV is closed or dead. There is nothing left to free."""
 
 
 LeaseEvent = Offered | PullStarted | Renewed | Pulled | Released | Tick | HolderGone
@@ -126,7 +126,7 @@ TRANSITIONS: dict[tuple[LeaseState | None, type[LeaseEvent]], Step] = {
 
 
 class HeldLease(msgspec.Struct, frozen=True, kw_only=True):
-    """A lease as others may know it. ``lease_id`` is the id of the request that was prefilled."""
+    """A lease as reported to other processes. ``lease_id`` is the id of the request that was prefilled."""
 
     lease_id: str
     age_s: float

@@ -45,6 +45,6 @@ def from_wire(message: cluster_pb2.KvHandoff) -> KvHandoff:
 
 
 def aged(handoff: KvHandoff, held_s: float) -> KvHandoff:
-    """The same ticket after ``held_s`` in someone's hands. What every forwarder applies before it sends."""
+    """The same hand-off ``held_s`` later. Every forwarder applies this before it sends."""
     assert held_s >= 0, held_s
     return msgspec.structs.replace(handoff, lease_remaining_s=max(handoff.lease_remaining_s - held_s, 0.0))

@@ -1,4 +1,4 @@
-"""What ties a hand-off to its prompt: eight bytes over everything its KV depends on. Never keeps a token."""
+"""Ties a hand-off to its prompt: eight bytes over everything that its KV depends on. Keeps no token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DIGEST_BYTES = 8
 def prompt_digest(token_ids: Sequence[int], *, cache_salt: str | None, model: str) -> bytes:
     """Digest of the tokens that KV covers, of the salt it may be shared under, and of the model that computed it.
 
-    Everyone who has these values gets the same eight bytes, whatever the machine. Raises OverflowError for a token
+    The same values give the same eight bytes on every machine. Raises OverflowError for a token
     that is negative or does not fit 32 bits. 2,000 tokens take about 30 us.
     """
     tokens = array("I", token_ids)
