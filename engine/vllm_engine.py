@@ -63,7 +63,7 @@ class VllmEngine:
         self._message_ids = itertools.count()
         self._late_releases = LateReleases(self._release, config.pulled_release_delay_s)
         self._closed = False
-        self._steps = StepOutputs(load, self._handoff)
+        self._steps = StepOutputs(self._handoff)
         # Before its first request: AsyncLLM's output loop, which starts then, keeps the processor it finds.
         assert llm.output_handler is None
         llm.output_processor = self._steps
