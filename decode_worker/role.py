@@ -9,7 +9,7 @@ from decode_worker.config import DecodeWorkerConfig
 from decode_worker.handoff_validator import HandoffValidator, KnownEpochs
 from engine.protocol import EngineInfo, TakeOver
 from kv_transfer.handoff.handoff import KvHandoff
-from kv_transfer.handoff.lease import HeldLease, LeaseAction
+from kv_transfer.handoff.lease import LeaseAction
 from runtime.failures import Failure, FailureKind
 from worker.role import Accepted, Decode, Offer, Prefill, Refused, RoleName, WorkerRequest, blocks_for
 
@@ -74,7 +74,7 @@ class DecodeRole:
         """No lease is held here."""
         return ()
 
-    def oldest_leases(self, count: int, now_s: float) -> Sequence[HeldLease]:
+    def oldest_leases(self, count: int) -> Sequence[str]:
         """No lease is held here."""
         return ()
 

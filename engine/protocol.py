@@ -134,10 +134,6 @@ class InvalidRequest(EngineError):
     """The engine refuses this request for what it asks, in the engine's own words."""
 
 
-class HandoffLost(EngineError):
-    """The KV behind a hand-off could not be taken over; the prompt must be computed again."""
-
-
 class Engine(Protocol):
     """One running engine. All methods are called from one event loop."""
 

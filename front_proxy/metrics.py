@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from front_proxy.generation import Phases
 from runtime.buckets import PHASE_S, TIME_TO_FIRST_TOKEN_S
-from runtime.histogram import LoopHistogram
 
 PHASES = ("plan", "queue", "prefill", "first_token_out", "handoff", "decode_admission")
 
@@ -52,34 +51,33 @@ class DispatchMetrics:
         # Looking up a child takes longer than counting, and every request would do it.
         self.ended_as = functools.cache(self.requests.labels)
         self.let_go = functools.cache(self.handoffs.labels)
-        self.ttft_s = LoopHistogram(
+        self.ttft_s = Histogram(
             f"{prefix}_ttft_seconds",
             "Dispatcher entered to the client's first token ready; the phases add up to it.",
             buckets=TIME_TO_FIRST_TOKEN_S,
             registry=registry,
         )
-        ttft_phase = LoopHistogram(
+        ttft_phase = Histogram(
             f"{prefix}_ttft_phase_seconds",
             "Where the time to the client's first token went.",
+            ["phase"],
             buckets=PHASE_S,
             registry=registry,
-            label="phase",
-            values=PHASES,
         )
-        self._phases = [(f"{name}_s", ttft_phase.series(name)) for name in PHASES]
-        self.plan_s = LoopHistogram(
+        self._phases = [(f"{name}_s", ttft_phase.labels(name)) for name in PHASES]
+        self.plan_s = Histogram(
             f"{prefix}_plan_seconds",
             "One question to the scheduler and its answer.",
             buckets=PHASE_S,
             registry=registry,
         )
-        self.handoff_s = LoopHistogram(
+        self.handoff_s = Histogram(
             f"{prefix}_handoff_seconds",
             "Hand-off submitted to the decode worker until its first output.",
             buckets=PHASE_S,
             registry=registry,
         )
-        self.decode_admission_s = LoopHistogram(
+        self.decode_admission_s = Histogram(
             f"{prefix}_decode_admission_seconds",
             "Submit received by the decode worker until its engine had the sequence.",
             buckets=PHASE_S,

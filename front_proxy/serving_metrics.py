@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from prometheus_client import REGISTRY, Counter, Gauge
+from prometheus_client import Counter, Gauge, Histogram
 
 from runtime.buckets import PHASE_S
-from runtime.histogram import LoopHistogram
 
 REFUSALS = Counter(
     "baton_front_proxy_refusals_total",
@@ -26,11 +25,10 @@ SEQUENCES = Counter(
     "Sequences by where their first token comes from: prefill (shown at once) or decode (computed again).",
     ["first_token"],
 )
-RENDER_S = LoopHistogram(
+RENDER_S = Histogram(
     "baton_front_proxy_render_seconds",
     "Request received to first sequence handed to the dispatcher: reading, tokenising, validating.",
     buckets=PHASE_S,
-    registry=REGISTRY,
 )
 GRPC_STREAMS = Gauge(
     "baton_front_proxy_grpc_streams",

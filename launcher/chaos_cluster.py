@@ -52,12 +52,6 @@ class ChaosCluster:
         self._launcher: asyncio.subprocess.Process | None = None
         self._pump: asyncio.Task[None] | None = None
 
-    @property
-    def launcher_pid(self) -> int:
-        """The pid of `baton up`."""
-        assert self._launcher is not None, "start() comes first"
-        return self._launcher.pid
-
     async def start(self) -> None:
         """Start `baton up`."""
         self.state_dir.mkdir(parents=True, exist_ok=True)

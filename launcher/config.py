@@ -45,8 +45,6 @@ class LauncherConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The same for a process that is not ready yet: it holds nothing, and a loading engine does not listen."""
     progress_interval_s: Positive = 5.0
     """How often waiting is told while processes start."""
-    state_retry_s: Positive = 1.0
-    """How often a state file that could not be written is tried again."""
     log_tail_lines: Lines = 30
     """Lines of a failed process's log that are shown."""
     restart_backoff_min_s: Positive = 0.5

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from launcher import kernel_view, model_choice, scratch, status
 from launcher.config import BatonConfig
 from launcher.environment import child_environment
@@ -19,7 +21,13 @@ from launcher.serve import CHILD_VARIABLE
 from launcher.state import LOGS, ClusterRecord, ClusterState, ProcessRecord
 
 CommandOf = Callable[[ProcessSpec, Sequence[str]], list[str]]
-Hear = Callable[[SaidReady | HasEnded], None]
+
+
+class StateLost(msgspec.Struct, frozen=True):
+    """The state file cannot be written, so nobody can find or command this cluster any more."""
+
+
+Hear = Callable[[SaidReady | HasEnded | StateLost], None]
 
 
 def tell(line: str) -> None:
@@ -28,7 +36,7 @@ def tell(line: str) -> None:
 
 
 def _say(text: str) -> None:
-    # Where nobody can hear it, because the disk is full or the terminal gone, the cluster still goes on.
+    # Where nobody can hear it, because the terminal is gone, the cluster still goes on.
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
@@ -66,11 +74,15 @@ class LocalProcesses:
                 model=config.engine.model,
                 processes=records,
             ),
-            tell,
+            self._state_failed,
         )
         for spec in specs:
             # What an earlier cluster wrote is not about this one.
             self.log(spec.id).unlink(missing_ok=True)
+
+    def _state_failed(self, why: str) -> None:
+        tell(f"error: {why}")
+        self._hear(StateLost())
 
     async def start(self, process_id: str) -> None:
         """Start a process; one that ran before must have ended. Raises OSError when the system refuses."""

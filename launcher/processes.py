@@ -13,7 +13,6 @@ from pathlib import Path
 import msgspec
 
 from launcher import kernel_view, scratch
-from runtime.line_writer import LineWriter
 
 READY_PREFIX = "BATON-READY "
 _READ_BYTES = 65536
@@ -193,12 +192,17 @@ class Child:
 
     async def _hear(self, stdout: asyncio.StreamReader) -> None:
         rest = b""
-        with self.log.open("ab") as log:
-            lines = LineWriter(log.fileno(), _lost)
+        with self.log.open("ab", buffering=0) as log:
+
+            def write(line: str) -> None:
+                # A full disk loses the line. The ready line behind it must be heard all the same.
+                with contextlib.suppress(OSError):
+                    log.write(f"{line}\n".encode())
+
             while chunk := await stdout.read(_READ_BYTES):
                 *whole, rest = (rest + chunk).split(b"\n")
                 for line in whole:
-                    self._heard(line.decode(errors="replace"), lines.write)
+                    self._heard(line.decode(errors="replace"), write)
                 rest = rest[-_LINE_BYTES_MAX:]
 
     def _heard(self, line: str, write: Callable[[str], None]) -> None:
@@ -211,10 +215,6 @@ class Child:
             write(f"not a ready line: {line}")
             return
         self._tell(SaidReady(self.id, addresses))
-
-
-def _lost(lines: int, why: str) -> str:
-    return f"{lines} lines of its stdout could not be written: {why}"
 
 
 def _kill(pids: Iterable[int]) -> None:

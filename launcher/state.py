@@ -64,19 +64,14 @@ class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
 class ClusterState:
     """The state file while its cluster runs. Every change is written at once, whole, by rename.
 
-    A file that cannot be written ends no cluster: ``record`` holds what is true, ``tell`` is told, and ``retry`` writes
-    what is missing. Only the first record must be written: StateError.
+    ``failed`` is called with the reason each time it cannot be written. The first time StateError is raised instead.
     """
 
-    def __init__(self, state_dir: Path, record: ClusterRecord, tell: Callable[[str], None]) -> None:
+    def __init__(self, state_dir: Path, record: ClusterRecord, failed: Callable[[str], None]) -> None:
         self._file = state_dir / STATE_FILE
-        self._tell = tell
+        self._failed = failed
         self.record = record
-        self.behind = False
-        """Whether the file says less than ``record``."""
         self._write()
-        if self.behind:
-            raise StateError(f"the state folder {state_dir} cannot be written")
 
     def process(self, process_id: str) -> ProcessRecord:
         """The record of one process."""
@@ -88,38 +83,28 @@ class ClusterState:
             msgspec.structs.replace(process, **changes) if process.id == process_id else process
             for process in self.record.processes
         )
-        self.record = msgspec.structs.replace(self.record, processes=processes)
-        self._write()
+        self._update(processes=processes)
 
     def control_at(self, address: str) -> None:
         """Note where this launcher takes commands."""
-        self.record = msgspec.structs.replace(self.record, control_address=address)
-        self._write()
+        self._update(control_address=address)
 
     def serve_at(self, url: str, grpc_address: str) -> None:
         """Note where clients reach the cluster."""
-        self.record = msgspec.structs.replace(self.record, url=url, grpc_address=grpc_address)
-        self._write()
+        self._update(url=url, grpc_address=grpc_address)
 
-    def retry(self) -> None:
-        """Write what could not be written, if there is any."""
-        if self.behind:
+    def _update(self, **changes: object) -> None:
+        self.record = msgspec.structs.replace(self.record, **changes)
+        try:
             self._write()
+        except StateError as error:
+            self._failed(str(error))
 
     def _write(self) -> None:
         try:
             write_atomically(self._file, msgspec.json.format(msgspec.json.encode(self.record), indent=2) + b"\n")
         except OSError as error:
-            if not self.behind:
-                self._tell(
-                    f"error: cannot write {self._file}: {error.strerror}; the cluster goes on, and until it can be "
-                    "written `baton status` tells what was so before"
-                )
-            self.behind = True
-        else:
-            if self.behind:
-                self._tell(f"{self._file} is written again")
-            self.behind = False
+            raise StateError(f"cannot write {self._file}: {error.strerror}") from error
 
 
 def write_atomically(file: Path, content: bytes) -> None:

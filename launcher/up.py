@@ -17,7 +17,7 @@ from typing import Any, assert_never
 from launcher import model_choice, startup, supervision
 from launcher.config import BatonConfig, LauncherConfig
 from launcher.control import Refusal, serve_control
-from launcher.local_processes import CommandOf, LocalProcesses, tell
+from launcher.local_processes import CommandOf, LocalProcesses, StateLost, tell
 from launcher.ports import HeldPorts
 from launcher.process_plan import ProcessSpec, one_machine, plan
 from launcher.processes import HasEnded, SaidReady
@@ -29,7 +29,7 @@ from runtime.configuration import dump
 # What a process that the system refused to start is said to have ended with: a shell's code for it.
 _EXIT_NOT_STARTED = 126
 
-_Heard = SaidReady | HasEnded | supervision.Replace | signal.Signals
+_Heard = SaidReady | HasEnded | StateLost | supervision.Replace | signal.Signals
 
 
 def up(config: BatonConfig, sources: Mapping[str, str]) -> int:
@@ -148,7 +148,6 @@ class Cluster:
                         return await self._announce()
                     case _:
                         assert_never(action)
-            self._state.retry()
             event = await self._next_event(told_s + self._launcher.progress_interval_s)
             now_s = time.monotonic()
             match event:
@@ -164,6 +163,8 @@ class Cluster:
                     actions = self._startup.handle(startup.Ended(process_id, exit_code), now_s)
                 case signal.Signals():
                     return 0
+                case StateLost():
+                    return 1
                 case supervision.Replace():
                     raise AssertionError("commands are taken only from a cluster that is up")
                 case _:
@@ -193,12 +194,13 @@ class Cluster:
     async def _watch(self) -> int:
         """Until a signal (0) or until nothing can be served any more (1)."""
         while True:
-            self._state.retry()
-            event = await self._next_event(self._watched_until_s())
+            event = await self._next_event(self._supervision.due_s())
             told: supervision.Event
             match event:
                 case signal.Signals():
                     return 0
+                case StateLost():
+                    return 1
                 case None:
                     told = startup.Tick()
                 case SaidReady(process_id, _):
@@ -216,13 +218,6 @@ class Cluster:
                     tell(f"error: {action.why}: stopping the rest")
                     return 1
                 self._perform(action)
-
-    def _watched_until_s(self) -> float | None:
-        due_s = self._supervision.due_s()
-        if not self._state.behind:
-            return due_s
-        retry_s = time.monotonic() + self._launcher.state_retry_s
-        return retry_s if due_s is None else min(due_s, retry_s)
 
     def _perform(self, action: supervision.Action) -> None:
         match action:

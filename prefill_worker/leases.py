@@ -10,7 +10,6 @@ import msgspec
 
 from kv_transfer.handoff.lease import (
     Count,
-    HeldLease,
     HolderGone,
     KeepBlocks,
     Lease,
@@ -60,19 +59,10 @@ class LeaseTable:
         """How the latest leases went, oldest first, bounded."""
         return tuple(self._story)
 
-    def oldest(self, count: int, now_s: float) -> Sequence[HeldLease]:
-        """Up to ``count`` leases held longest, the oldest first: they show a leak."""
+    def oldest(self, count: int) -> Sequence[str]:
+        """Ids of up to ``count`` leases held longest, the oldest first: a leak is among them."""
         # Offered in the order of time, and a dict keeps it.
-        return [
-            HeldLease(
-                lease_id=lease_id,
-                age_s=max(now_s - held.since_s, 0.0),
-                blocks=held.blocks,
-                pulling=held.lease.state is LeaseState.PULLING,
-                owner=held.owner,
-            )
-            for lease_id, held in itertools.islice(self._held.items(), count)
-        ]
+        return list(itertools.islice(self._held, count))
 
     def offer(
         self, lease_id: str, *, owner: int, blocks: int, now_s: float, expires_at_s: float

@@ -9,7 +9,7 @@ import msgspec
 
 from engine.protocol import EngineInfo, Hold
 from kv_transfer.handoff.handoff import KvHandoff
-from kv_transfer.handoff.lease import Count, HeldLease, LeaseAction
+from kv_transfer.handoff.lease import Count, LeaseAction
 from kv_transfer.integrity.prompt_digest import prompt_digest
 from prefill_worker.config import PrefillWorkerConfig
 from prefill_worker.leases import LeaseTable
@@ -102,9 +102,9 @@ class PrefillRole:
             lease_id, now_s=now_s, lease_s=self._config.lease_s, total_max_s=self._config.lease_total_max_s
         )
 
-    def oldest_leases(self, count: int, now_s: float) -> Sequence[HeldLease]:
-        """Up to ``count`` leases held longest, the oldest first."""
-        return self.leases.oldest(count, now_s)
+    def oldest_leases(self, count: int) -> Sequence[str]:
+        """Ids of up to ``count`` leases held longest, the oldest first."""
+        return self.leases.oldest(count)
 
     def owner_gone(self, owner: int) -> Sequence[LeaseAction]:
         """No process is left that could forward these hand-offs."""

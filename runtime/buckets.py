@@ -7,13 +7,6 @@ TIME_TO_FIRST_TOKEN_S = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0,
     640.0, 2560.0,
 )  # fmt: skip
-INTER_TOKEN_LATENCY_S = (
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-)  # fmt: skip
-REQUEST_DURATION_S = (
-    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0,
-    960.0, 1920.0, 7680.0,
-)  # fmt: skip
 
 # One phase of a request: from a scheduler's round trip (tens of microseconds) to a long prefill.
 PHASE_S = (
@@ -23,12 +16,6 @@ PHASE_S = (
 
 # Pure decisions: microseconds to a few milliseconds.
 DECISION_S = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.1)
-
-# Something held for a while: a lease, a reservation, a connection.
-HELD_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0)
-
-# Sizes: 4 KiB to 16 GiB in steps of four.
-SIZE_BYTES = tuple(float(4**exponent) for exponent in range(6, 18))
 
 # Counts of tokens or blocks: 1 to 1 Mi in steps of four.
 COUNT = tuple(float(4**exponent) for exponent in range(11))

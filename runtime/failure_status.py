@@ -1,4 +1,4 @@
-"""The one table that maps a failure to a gRPC status and an HTTP status. Both directions use it."""
+"""The one table that maps a failure to a gRPC status and an HTTP status."""
 
 from __future__ import annotations
 
@@ -28,8 +28,3 @@ STATUS: dict[FailureKind, StatusPair] = {
     FailureKind.UNSUPPORTED: StatusPair(grpc.StatusCode.UNIMPLEMENTED, 501),
     FailureKind.INTERNAL: StatusPair(grpc.StatusCode.INTERNAL, 500),
 }
-
-
-def kind_from_grpc(code: grpc.StatusCode) -> FailureKind:
-    """The kind a peer meant with ``code``; INTERNAL when it is none of ours."""
-    return next((kind for kind, pair in STATUS.items() if pair.grpc_code is code), FailureKind.INTERNAL)

@@ -77,25 +77,6 @@ def stop_event() -> Stop:
     return stop
 
 
-async def run_until(stop: asyncio.Event, *work: Coroutine[Any, Any, object], stop_timeout_s: float = 10.0) -> None:
-    """Run all of ``work`` until ``stop`` is set or every part has ended.
-
-    The first part that fails ends the others, and its exception is raised. When ``stop`` is set the parts are
-    cancelled and given ``stop_timeout_s`` to end.
-    """
-    parts = [asyncio.ensure_future(part) for part in work]
-    waiter = asyncio.ensure_future(stop.wait())
-    pending: set[asyncio.Future[Any]] = set(parts)
-    try:
-        while pending and not stop.is_set():
-            done, _ = await asyncio.wait({*pending, waiter}, return_when=asyncio.FIRST_COMPLETED)
-            pending -= done
-            for part in done - {waiter}:
-                part.result()
-    finally:
-        await asyncio.gather(*(cancel_and_wait(task, stop_timeout_s) for task in (waiter, *pending)))
-
-
 async def cancel_and_wait(task: asyncio.Future[Any], timeout_s: float) -> None:
     """Cancel ``task`` and wait until it has ended, for at most ``timeout_s``.
 

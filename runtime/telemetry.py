@@ -10,9 +10,6 @@ from datetime import UTC, datetime
 import prometheus_client
 
 from runtime.grpc_server import join_address
-from runtime.line_writer import LineWriter
-
-_STDERR_FD = 2
 
 # What every LogRecord has; anything beyond came from ``extra`` and is a field of the event.
 _RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -34,33 +31,11 @@ class LineFormatter(logging.Formatter):
         return " ".join((head, *_fields(record, self))).replace("\r", "\\r").replace("\n", "\\n")
 
 
-class LoggedLines(logging.Handler):
-    """Writes each event to ``fd`` at once. Events that cannot be written are counted, and told as an event later."""
-
-    def __init__(self, fd: int, process_id: str) -> None:
-        super().__init__()
-        self.setFormatter(LineFormatter(process_id))
-        self._lines = LineWriter(fd, self._lost)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one event; as every handler, without raising."""
-        try:
-            line = self.format(record)
-        except Exception:  # noqa: BLE001 - a message that does not fit its arguments must not end who logs it
-            self.handleError(record)
-        else:
-            self._lines.write(line)
-
-    def _lost(self, lines: int, why: str) -> str:
-        text = "lines of this log could not be written"
-        record = logging.LogRecord("baton.log", logging.WARNING, "", 0, text, (), None)
-        vars(record).update(lines=lines, reason=why)
-        return self.format(record)
-
-
 def configure_logging(level: str, process_id: str) -> None:
     """Send every log of this process to stderr, one line each, at ``level`` (a name such as ``info``) and above."""
-    logging.basicConfig(level=level.upper(), handlers=[LoggedLines(_STDERR_FD, process_id)], force=True)
+    stderr = logging.StreamHandler()
+    stderr.setFormatter(LineFormatter(process_id))
+    logging.basicConfig(level=level.upper(), handlers=[stderr], force=True)
     logging.captureWarnings(True)
 
 

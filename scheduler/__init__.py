@@ -4,11 +4,10 @@
 that knows grpc. A front proxy that lost its scheduler runs the same core over its last cluster view.
 
 One plan: filters drop the workers that cannot serve (``policies/``), scorers rate the rest in [0, 1], a picker takes
-one (``profile``). Prefill and decode are chosen together (``placement``), because their KV layouts must be equal, and
-the decode blocks are reserved before any prefill is spent. ``disaggregation`` says whether a remote prefill pays.
+one (``profile``). Prefill and decode are chosen together (``placement``), and the decode blocks are reserved before any
+prefill is spent. ``disaggregation`` says whether a remote prefill pays.
 
 What fits nowhere waits its turn (``waiting_line``, ``fair_share``), in bounds, or is refused with when to come back.
 
-Absent on purpose: prefix-aware routing. Its seat: ``PlanRequested.block_hashes`` arrives,
-``profile.Signal.PREFIX_BLOCKS`` names the missing signal, and an affinity scorer is one more file in ``policies/``.
+Absent on purpose: prefix-aware routing. A scorer for it is one more file in ``policies/``.
 """

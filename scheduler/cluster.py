@@ -38,7 +38,6 @@ class Worker:
         "context_tokens_max",
         "drain_asked",
         "facts",
-        "fingerprint",
         "free_blocks",
         "health",
         "heard_s",
@@ -95,7 +94,6 @@ class Worker:
         self.block_size_tokens = facts.block_size_tokens
         self.context_tokens_max = facts.context_tokens_max
         self.requests_max = facts.requests_max
-        self.fingerprint = facts.layout_fingerprint
         self.ready = False
         # Blocks held for each running request whose plan is not known here: a new scheduler's care.
         self.careful_blocks = 0
@@ -240,22 +238,19 @@ class Worker:
 
 
 class ClusterState:
-    """All registered workers, by id and by role, in order of arrival."""
+    """All registered workers, by id and by role, in order of arrival.
+
+    They have one model and one KV layout, or ``membership`` refuses them. More models would be a map of such states.
+    """
 
     def __init__(self) -> None:
         self._workers: dict[str, Worker] = {}
         self._by_role: dict[Role, list[Worker]] = {role: [] for role in Role}
-        self._layouts: dict[str, int] = {}
 
     @property
     def workers(self) -> Mapping[str, Worker]:
         """Read-only, by worker id."""
         return MappingProxyType(self._workers)
-
-    @property
-    def single_layout(self) -> bool:
-        """True when every registered worker can exchange KV with every other."""
-        return len(self._layouts) <= 1
 
     def get(self, worker_id: str) -> Worker | None:
         """The registered incarnation of a worker."""
@@ -274,15 +269,11 @@ class ClusterState:
         assert worker.worker_id not in self._workers, worker.worker_id
         self._workers[worker.worker_id] = worker
         self._by_role[worker.role].append(worker)
-        self._layouts[worker.fingerprint] = self._layouts.get(worker.fingerprint, 0) + 1
 
     def remove(self, worker_id: str) -> Worker:
         """Forget a worker; its reservations go with it."""
         worker = self._workers.pop(worker_id)
         self._by_role[worker.role].remove(worker)
-        self._layouts[worker.fingerprint] -= 1
-        if self._layouts[worker.fingerprint] == 0:
-            del self._layouts[worker.fingerprint]
         return worker
 
     def check(self) -> None:
@@ -293,7 +284,3 @@ class ClusterState:
         listed = [worker.worker_id for workers in self._by_role.values() for worker in workers]
         assert sorted(listed) == sorted(self._workers)
         assert all(worker.role is role for role, workers in self._by_role.items() for worker in workers)
-        layouts: dict[str, int] = {}
-        for worker in self._workers.values():
-            layouts[worker.fingerprint] = layouts.get(worker.fingerprint, 0) + 1
-        assert layouts == self._layouts

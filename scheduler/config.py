@@ -207,8 +207,6 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     fronts_max: PositiveCount = 1024
     workers_max: PositiveCount = 4096
     message_bytes_max: PositiveCount = 16 * 1024 * 1024
-    # Block hashes accepted with one plan request.
-    block_hashes_max: PositiveCount = 65536
     # This one's name in its log and its status. Empty: "scheduler".
     scheduler_id: str = ""
     # Where several schedulers keep who of them leads: in files (``leader_lease_file``), or in a Lease of the Kubernetes

@@ -87,8 +87,6 @@ class PlanRequested(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     output_tokens_max: int
     priority: int = 0
-    # Seat of prefix-aware routing: chained hashes of the prompt's full blocks. No policy reads them yet.
-    block_hashes: tuple[int, ...] = ()
     excluded_worker_ids: frozenset[str] = frozenset()
     pinned_decode_worker_id: str | None = None
     # Requests of one tenant wait for one another; tenants share.

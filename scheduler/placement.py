@@ -14,7 +14,6 @@ from scheduler.disaggregation import Reason, wants_remote_prefill
 from scheduler.events import PlanRequested
 from scheduler.facts import Role
 from scheduler.policies.kv_headroom import could_hold
-from scheduler.policies.model_layout_filter import LayoutGroup, layout_groups
 from scheduler.profile import Ask, Emptied, Picked, Probe, Random
 
 Cause = Literal[
@@ -85,22 +84,10 @@ class Planner:
             if (busy := _prefill_busy(prefills)) is not None:
                 return busy
             return self._local(decode_ask, decodes.workers, Reason.NO_PREFILL_WORKER, now_s)
-        if cluster.single_layout:
-            groups: Sequence[LayoutGroup] = (LayoutGroup(prefills.workers, decodes.workers),)
-        else:
-            groups = [group for group in layout_groups(prefills.workers, decodes.workers) if group.prefills]
-        if not groups:
-            return self._local(decode_ask, decodes.workers, Reason.NO_PREFILL_WORKER, now_s)
-        prefill, decode = max(
-            (self._best_pair(prefill_ask, decode_ask, group, now_s) for group in groups),
-            key=lambda pair: pair[0].score + pair[1].score,
-        )
+        # All workers have one KV layout, so every pair is possible and the best pair is the best of each side.
+        prefill = self._prefill.best(prefill_ask, prefills.workers, now_s, self._rng, self._probe)
+        decode = self._decode.best(decode_ask, decodes.workers, now_s, self._rng, self._probe)
         return _chosen(prefill.worker, decode.worker, decode_ask, Reason.REMOTE)
-
-    def _best_pair(self, prefill_ask: Ask, decode_ask: Ask, group: LayoutGroup, now_s: float) -> tuple[Picked, Picked]:
-        """Within one layout every pair is possible, so the best pair is the best of each side."""
-        prefill = self._prefill.best(prefill_ask, group.prefills, now_s, self._rng, self._probe)
-        return prefill, self._decode.best(decode_ask, group.decodes, now_s, self._rng, self._probe)
 
     def _local(self, ask: Ask, decodes: Sequence[Worker], reason: Reason, now_s: float) -> Chosen:
         decode = self._decode.best(ask, decodes, now_s, self._rng, self._probe).worker

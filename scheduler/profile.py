@@ -1,33 +1,16 @@
 """Filter, score, pick: how one worker is chosen among many. Holds the frame; the policies are in ``policies/``.
 
-Policies read ``Worker`` and ``Ask`` and change nothing. Each declares the signals it consumes, so a profile that needs
-a signal nobody provides fails when it is built, not at the first request.
+Policies read ``Worker`` and ``Ask`` and change nothing.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
 
 from scheduler.cluster import Worker
-
-
-class Signal(enum.Enum):
-    """What a policy may read."""
-
-    STATE = "state"
-    KV_BLOCKS = "kv_blocks"
-    QUEUED_TOKENS = "queued_tokens"
-    REQUESTS = "requests"
-    SUSPICION = "suspicion"
-    # Which workers hold which prefix blocks. Nothing provides it yet: the seat of prefix-aware routing.
-    PREFIX_BLOCKS = "prefix_blocks"
-
-
-PROVIDED: frozenset[Signal] = frozenset(Signal) - {Signal.PREFIX_BLOCKS}
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -72,11 +55,6 @@ class Policy(Protocol):
     @property
     def name(self) -> str:
         """Unique, short; a metric label."""
-        ...
-
-    @property
-    def consumes(self) -> frozenset[Signal]:
-        """The signals it reads."""
         ...
 
 
@@ -127,24 +105,11 @@ class Emptied(msgspec.Struct, frozen=True, gc=False):
 class Profile:
     """The policies by which one role's worker is chosen."""
 
-    def __init__(
-        self,
-        filters: Sequence[Filter],
-        scorers: Sequence[tuple[Scorer, float]],
-        picker: Picker,
-        *,
-        provided: frozenset[Signal] = PROVIDED,
-    ) -> None:
+    def __init__(self, filters: Sequence[Filter], scorers: Sequence[tuple[Scorer, float]], picker: Picker) -> None:
         self._filters = tuple(filters)
         self._scorers = tuple((scorer, weight) for scorer, weight in scorers if weight > 0)
         self._picker = picker
         self._weights_sum = sum(weight for _, weight in self._scorers) or 1.0
-        policies: list[Policy] = [*filters, *(scorer for scorer, _ in scorers), picker]
-        for policy in policies:
-            missing = policy.consumes - provided
-            if missing:
-                names = ", ".join(sorted(signal.value for signal in missing))
-                raise ValueError(f"policy {policy.name} needs {names}, which nothing provides")
 
     def run(
         self, ask: Ask, workers: Sequence[Worker], now_s: float, rng: Random | None = None, probe: Probe | None = None

@@ -140,12 +140,12 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                     outgoing.close(_bad(f"A registered worker must not send {other or 'an empty message'}."))
 
     async def _read_front(self, context: Context, session: int, outgoing: Outgoing[pb.FrontReply]) -> None:
-        shell, hashes_max = self._shell, self._shell.config.block_hashes_max
+        shell = self._shell
         while not outgoing.closed and (message := await context.read()) is not _EOF:
             shell.heard += 1
             match message.WhichOneof("message"):
                 case "plan":
-                    shell.feed(wire.plan_requested(session, message.plan, block_hashes_max=hashes_max))
+                    shell.feed(wire.plan_requested(session, message.plan))
                 case "ended":
                     ended = message.ended
                     shell.metrics.request_ended(ended.outcome)

@@ -72,8 +72,8 @@ def worker_suspected(message: pb.WorkerSuspect) -> WorkerSuspected:
     )
 
 
-def plan_requested(session: int, message: pb.PlanRequest, *, block_hashes_max: int) -> PlanRequested:
-    """A front proxy's question. Hashes beyond the bound are dropped: they are a hint."""
+def plan_requested(session: int, message: pb.PlanRequest) -> PlanRequested:
+    """A front proxy's question."""
     return PlanRequested(
         session=session,
         plan_id=message.plan_id,
@@ -81,7 +81,6 @@ def plan_requested(session: int, message: pb.PlanRequest, *, block_hashes_max: i
         prompt_tokens=message.prompt_tokens,
         output_tokens_max=message.output_tokens_max,
         priority=message.priority,
-        block_hashes=tuple(message.block_hashes[:block_hashes_max]),
         excluded_worker_ids=frozenset(message.excluded_worker_ids),
         pinned_decode_worker_id=message.pinned_decode_worker_id or None,
         tenant=message.tenant,

@@ -1,6 +1,6 @@
 """The lease of several schedulers in virtual time: production's rules of time over a store that is one row.
 
-As with files, the store knows that a holder is dead, and a disk that is full lets nobody write.
+As with files, the store knows that a holder is dead.
 """
 
 from __future__ import annotations
@@ -22,21 +22,6 @@ class LeaseStore:
         """Whose lock it is; a process that dies loses it."""
         self.asked = 0
         """How often one that stands by was asked."""
-        self.disk_full = False
-
-    def fill(self, for_s: float) -> None:
-        """Let nobody write for a while."""
-        self.world.tell("disk", f"is full for {for_s:.3f} s")
-        self.disk_full = True
-        self.world.after(for_s, self._empty)
-
-    def _empty(self) -> None:
-        self.disk_full = False
-
-    def write(self) -> None:
-        """Raises OSError where nothing can be written."""
-        if self.disk_full:
-            raise OSError("No space left on device")
 
 
 class SimLease:
@@ -62,28 +47,25 @@ class SimLease:
         return self._watch.sees_leader(self._now_s())
 
     def try_acquire(self, address: str) -> int | None:
-        """The epoch of a leadership that begins now; None while another one leads. Raises OSError."""
+        """The epoch of a leadership that begins now; None while another one leads."""
         store, now_s = self._store, self._now_s()
         self.leader = store.holder
         if store.locked is not None and self._watch.leads((store.holder.epoch, store.renewals), now_s, now_s):
             return None
-        store.write()
         epoch = next_epoch(store.holder.epoch, 0)
         store.holder, store.locked = Holder(epoch, address), self
         return epoch if self._tenure.begin(now_s, now_s) else None
 
     def renew(self) -> bool:
-        """Whether leading goes on. Raises OSError."""
+        """Whether leading goes on."""
         store, now_s = self._store, self._now_s()
         if not self._tenure.renewable(now_s) or store.locked is not self:
             return False
-        store.write()
         store.renewals += 1
         return self._tenure.renew(now_s, now_s)
 
     def tell_asked(self) -> None:
-        """Somebody asks here. Raises OSError."""
-        self._store.write()
+        """Somebody asks here."""
         self._store.asked += 1
 
     def other_asked(self) -> bool:

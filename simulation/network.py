@@ -17,7 +17,8 @@ from simulation.world import World
 # Towards who was called, and back to who called.
 UP, DOWN = 0, 1
 
-# What production says again by itself, so that it may come twice in a row (launcher/chaos_messages.py says why).
+# What production repeats by itself: as a sign of life, from time to time, or on the next stream while the last one is
+# still open at its other end. So it may come twice in a row. gRPC repeats nothing, so nothing else does.
 SAID_AGAIN = frozenset({"on_load", "on_ended", "on_suspect", "on_running", "see", "on_abort", "on_release"})
 
 # Ends of streams that break at one moment do not learn of it at one moment.

@@ -11,9 +11,9 @@ import functools
 import logging
 from typing import Literal
 
-from engine.protocol import EngineDead, EngineOutput, EngineRequest, HandoffLost, InvalidRequest
+from engine.protocol import EngineDead, EngineOutput, EngineRequest, InvalidRequest
 from protos.worker.v1 import worker_pb2 as pb
-from runtime.failures import Failure, FailureError, FailureKind
+from runtime.failures import Failure, FailureKind
 from worker import wire
 from worker.body import WorkerBody
 from worker.outbox import Outbox, OutboxOverflow
@@ -188,10 +188,6 @@ class FrontStream:
                 return Failure(kind=FailureKind.UNAVAILABLE, message=f"the engine of {self._body.worker_id} died")
             case InvalidRequest():
                 return Failure(kind=FailureKind.BAD_REQUEST, message=str(error))
-            case HandoffLost():
-                return Failure(kind=FailureKind.STATE_LOST, message=str(error))
-            case FailureError(failure=failure):
-                return failure
             case None if live.ending == "deadline":
                 left = f"{live.request.deadline_s:.3f} s"
                 return Failure(kind=FailureKind.DEADLINE, message=f"request {request_id} did not end within its {left}")

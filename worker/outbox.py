@@ -64,11 +64,6 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._deltas) + len(self._tokens)
 
-    @property
-    def bytes_waiting(self) -> int:
-        """About how much memory the waiting deltas take."""
-        return self._bytes
-
     def append(self, delta: pb.Delta) -> None:
         """Add one delta, which leaves at once. Raises OutboxOverflow beyond the bounds; once closed, drops it."""
         if self._closed:
@@ -120,6 +115,7 @@ class Outbox:
         assert step.token_slots or step.deltas
         assert self._bytes >= 0
         if not len(self):
+            assert self._bytes == 0
             self._ready.clear()
         return step
 

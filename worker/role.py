@@ -9,7 +9,7 @@ import msgspec
 
 from engine.protocol import EngineInfo, EngineRequest, Hold, TakeOver
 from kv_transfer.handoff.handoff import KvHandoff
-from kv_transfer.handoff.lease import HeldLease, LeaseAction
+from kv_transfer.handoff.lease import LeaseAction
 from runtime.failures import Failure
 
 RoleName = Literal["prefill", "decode"]
@@ -119,8 +119,8 @@ class Role(Protocol):
         """A RenewHandoff message came. Idempotent; strangers' leases are ignored."""
         ...
 
-    def oldest_leases(self, count: int, now_s: float) -> Sequence[HeldLease]:
-        """Up to ``count`` leases held longest, the oldest first: for whoever looks for a leak."""
+    def oldest_leases(self, count: int) -> Sequence[str]:
+        """Ids of up to ``count`` leases held longest, the oldest first: a leak is among them."""
         ...
 
     def owner_gone(self, owner: int) -> Sequence[LeaseAction]:

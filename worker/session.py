@@ -138,9 +138,8 @@ class SchedulerSession:
                 await self._send(call, pb.WorkerUpdate(load=load))
                 sent, sent_at_s = load, loop.time()
             if loop.time() - leases_at_s >= heartbeat_s and (load.leases_held or leases_told):
-                held = body.role.oldest_leases(self._config.leases_named_max, body.now_s())
-                leases = pb.LeasesHeld(lease_ids=[lease.lease_id for lease in held])
-                await self._send(call, pb.WorkerUpdate(leases=leases))
+                held = body.role.oldest_leases(self._config.leases_named_max)
+                await self._send(call, pb.WorkerUpdate(leases=pb.LeasesHeld(lease_ids=held)))
                 leases_told, leases_at_s = bool(held), loop.time()
             if self._leaving is None:  # leave() may have come while we sent
                 await self._pause(heartbeat_s - (loop.time() - sent_at_s))

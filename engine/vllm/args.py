@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import socket
 from collections.abc import Iterator, MutableMapping
@@ -85,9 +86,10 @@ def engine_args(config: EngineConfig, *, engine_id: str, side_channel_port: int)
     values = engine_arg_values(
         config, engine_id=engine_id, side_channel_port=side_channel_port, on_cpu=current_platform.is_cpu()
     )
-    unknown = sorted(values.keys() - AsyncEngineArgs.__dataclass_fields__.keys())
-    if unknown:
-        raise ValueError(f"engine.args.{unknown[0]}: vLLM has no such engine argument")
+    known = AsyncEngineArgs.__dataclass_fields__
+    for name in values.keys() - known.keys():
+        near = "".join(f"; did you mean {each}?" for each in difflib.get_close_matches(name, known, n=1))
+        raise ValueError(f"engine.args.{name}: vLLM has no such engine argument{near}")
     return AsyncEngineArgs(**values)
 
 

@@ -61,7 +61,7 @@ class VllmEngine:
         self._message_ids = itertools.count()
         self._release_batcher = ReleaseBatcher(self._release, config.pulled_release_delay_s)
         self._closed = False
-        self._steps = StepOutputs(load, self._handoff)
+        self._steps = StepOutputs(self._handoff)
         private.replace_output_processor(llm, self._steps)
         private.receive_fast(llm)
 

@@ -24,9 +24,6 @@ class LoadRecorder:
         self._block_bytes = 0
         self._bytes_in = 0
         self._blocks_out = 0
-        self.prompt_tokens_computed = 0
-        self.prompt_tokens_cached = 0
-        self.prompt_tokens_external = 0
         self.pull_failures = 0
         self.pulls = dict.fromkeys(_VERDICTS, 0)
         self.leases_expired = 0
@@ -60,13 +57,6 @@ class LoadRecorder:
             late_pulls=self.late_pulls,
             steps=self.steps,
         )
-
-    def count_prompt(self, stats: Any) -> None:
-        """One request's vLLM PrefillStats, which come with its first output."""
-        if stats is not None:
-            self.prompt_tokens_computed += stats.num_computed_tokens
-            self.prompt_tokens_cached += stats.num_local_cached_tokens
-            self.prompt_tokens_external += stats.num_external_cached_tokens
 
     def record(
         self,

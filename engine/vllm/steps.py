@@ -15,7 +15,6 @@ from vllm.v1.engine.output_processor import OutputProcessorOutput
 
 from engine.protocol import EngineOutput, EngineRequest, OnOutput
 from engine.vllm import values
-from engine.vllm.load import LoadRecorder
 from kv_transfer.handoff.handoff import KvHandoff
 
 MakeHandoff = Callable[[EngineRequest, dict[str, Any]], KvHandoff]
@@ -51,8 +50,7 @@ class LiveRequest:
 class StepOutputs:
     """The methods of OutputProcessor that AsyncLLM calls, for requests announced with ``expect``."""
 
-    def __init__(self, load: LoadRecorder, make_handoff: MakeHandoff) -> None:
-        self._load = load
+    def __init__(self, make_handoff: MakeHandoff) -> None:
         self._make_handoff = make_handoff
         self._expected: dict[str, LiveRequest] = {}
         self._live: dict[str, LiveRequest] = {}
@@ -144,7 +142,6 @@ class StepOutputs:
         if live.first:
             live.first = False
             first = values.first_output(output.prefill_stats, _times(output), timestamp_s)
-            self._load.count_prompt(output.prefill_stats)
         logprobs, scored = output.new_logprobs, output.new_prompt_logprobs_tensors
         made = EngineOutput(
             token_ids=output.new_token_ids,

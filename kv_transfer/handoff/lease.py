@@ -125,17 +125,6 @@ TRANSITIONS: dict[tuple[LeaseState | None, type[LeaseEvent]], Step] = {
 }
 
 
-class HeldLease(msgspec.Struct, frozen=True, kw_only=True):
-    """A lease as reported to other processes. ``lease_id`` is the id of the request that was prefilled."""
-
-    lease_id: str
-    age_s: float
-    blocks: int
-    pulling: bool
-    owner: int
-    """The stream it was offered on: a number of ``WorkerBody.streams``."""
-
-
 class IllegalLeaseEvent(Exception):
     """An event that cannot happen in this state; the message tells the lease's story."""
 

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from scheduler.cluster import Worker
-from scheduler.profile import Ask, Signal
+from scheduler.profile import Ask
 
 
 class ExcludedFilter:
     """Drops the workers that the request names."""
 
     name: Final = "excluded"
-    consumes: Final[frozenset[Signal]] = frozenset()
 
     def keep(self, ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
         """All but the named ones."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from scheduler.cluster import Worker
-from scheduler.profile import Ask, Signal
+from scheduler.profile import Ask
 
 
 def could_hold(ask: Ask, worker: Worker) -> bool:
@@ -19,7 +19,6 @@ class CapacityFilter:
     """Drops workers that could never hold the request."""
 
     name: Final = "kv_capacity"
-    consumes: Final = frozenset({Signal.KV_BLOCKS})
 
     def keep(self, ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
         """The large enough ones."""
@@ -38,7 +37,6 @@ class KvHeadroomFilter:
     """Drops workers that cannot hold the request now."""
 
     name: Final = "kv_headroom"
-    consumes: Final = frozenset({Signal.KV_BLOCKS})
 
     def keep(self, ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
         """Those with enough free blocks."""
@@ -51,7 +49,6 @@ class KvHeadroomScorer:
     """Prefers the larger free share."""
 
     name: Final = "kv_headroom_score"
-    consumes: Final = frozenset({Signal.KV_BLOCKS})
 
     def score(self, ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[float]:
         """Free blocks over total blocks."""

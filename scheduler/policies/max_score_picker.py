@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from scheduler.cluster import Worker
-from scheduler.profile import Random, Signal
+from scheduler.profile import Random
 
 # Scores closer than this are equal: the order of a float sum must not decide.
 SCORE_TOLERANCE = 1e-9
@@ -16,7 +16,6 @@ class MaxScorePicker:
     """The highest score wins; chance decides between equals, so that equals share the work."""
 
     name: Final = "max_score"
-    consumes: Final[frozenset[Signal]] = frozenset()
 
     def pick(self, workers: Sequence[Worker], scores: Sequence[float], rng: Random | None) -> int:
         """Index of the winner."""

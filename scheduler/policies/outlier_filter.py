@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from scheduler.cluster import Worker
-from scheduler.profile import Ask, Signal
+from scheduler.profile import Ask
 
 
 class OutlierFilter:
     """Drops ejected workers while anybody else is there: one that may work is better than none."""
 
     name: Final = "outlier"
-    consumes: Final = frozenset({Signal.SUSPICION})
 
     def keep(self, ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
         """Those in service and those on trial, or all when there are none."""

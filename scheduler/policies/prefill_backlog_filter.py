@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from scheduler.cluster import Worker
-from scheduler.profile import Ask, Signal
+from scheduler.profile import Ask
 
 
 class PrefillBacklogFilter:
     """Drops workers whose queue is predicted to last too long. An idle one, or one of unknown speed, is kept."""
 
     name: Final = "prefill_backlog"
-    consumes: Final = frozenset({Signal.QUEUED_TOKENS})
 
     def __init__(self, wait_max_s: float) -> None:
         self._wait_max_s = wait_max_s

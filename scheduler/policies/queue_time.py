@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from scheduler.cluster import Worker
-from scheduler.profile import Ask, Signal
+from scheduler.profile import Ask
 
 
 def predicted_wait_s(worker: Worker) -> float:
@@ -18,7 +18,6 @@ class QueueTimeScorer:
     """Prefers the worker that will start soonest."""
 
     name: Final = "queue_time"
-    consumes: Final = frozenset({Signal.QUEUED_TOKENS})
 
     def __init__(self, half_score_s: float) -> None:
         self._half_score_s = half_score_s

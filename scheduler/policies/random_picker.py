@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from scheduler.cluster import Worker
-from scheduler.profile import Random, Signal
+from scheduler.profile import Random
 
 
 class RandomPicker:
     """Every worker is as likely as every other."""
 
     name: Final = "random"
-    consumes: Final[frozenset[Signal]] = frozenset()
 
     def pick(self, workers: Sequence[Worker], scores: Sequence[float], rng: Random | None) -> int:
         """Index of the winner."""

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from scheduler.cluster import Worker
-from scheduler.profile import Ask, Signal
+from scheduler.profile import Ask
 
 
 class ReadyFilter:
     """Drops workers that are starting, draining or stopped."""
 
     name: Final = "ready"
-    consumes: Final = frozenset({Signal.STATE})
 
     def keep(self, ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
         """The ready ones."""

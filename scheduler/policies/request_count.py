@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from scheduler.cluster import Worker
-from scheduler.profile import Ask, Signal
+from scheduler.profile import Ask
 
 
 class RequestSlotFilter:
     """Drops workers that would refuse one more request."""
 
     name: Final = "request_slots"
-    consumes: Final = frozenset({Signal.REQUESTS})
 
     def keep(self, ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
         """Those below their own limit; 0 means no limit."""
@@ -24,7 +23,6 @@ class RequestCountScorer:
     """Prefers the worker with fewer requests."""
 
     name: Final = "request_count"
-    consumes: Final = frozenset({Signal.REQUESTS})
 
     def __init__(self, half_score_requests: int) -> None:
         self._half_score_requests = half_score_requests

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from scheduler.cluster import Worker
-from scheduler.profile import Ask, Signal
+from scheduler.profile import Ask
 
 
 class SuspectFilter:
     """Drops suspects while anybody else is left."""
 
     name: Final = "suspect"
-    consumes: Final = frozenset({Signal.SUSPICION})
 
     def keep(self, ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
         """The unsuspected ones, or all when there are none."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine import preflight
 from engine.config import EngineConfig
-from engine.preflight import Objection, argument_names, objection, runs_on_cpu
-from engine.vllm.args import engine_arg_values
+from engine.preflight import VLLM_VERSION, Objection, objection, runs_on_cpu
+from engine.vllm.args import engine_arg_values, engine_args
 
 CPU = {"VLLM_TARGET_DEVICE": "cpu"}
 
@@ -20,8 +21,6 @@ CPU = {"VLLM_TARGET_DEVICE": "cpu"}
 @pytest.mark.parametrize(
     ("settings", "path", "reason"),
     [
-        ({"args": {"max_num_seq": 3}}, "engine.args.max_num_seq", "did you mean max_num_seqs?"),
-        ({"args": {"nonsense_entirely": 3}}, "engine.args.nonsense_entirely", "vLLM has no such engine argument"),
         ({"args": {"block_size": 64}}, "engine.args.block_size", "set engine.block_size_tokens instead"),
         ({"args": {"dtype": "half"}}, "engine.args.dtype", "set engine.dtype instead"),
         ({"args": {"tensor_parallel_size": 2}}, "engine.args.tensor_parallel_size", "set engine.tensor_parallel_size"),
@@ -42,8 +41,19 @@ def test_what_can_be_used_is_let_through(monkeypatch: pytest.MonkeyPatch) -> Non
     assert objection(EngineConfig(kind="fake", block_size_tokens=16, args={"nonsense": 1}), CPU) is None
     monkeypatch.setattr(preflight, "runs_on_cpu", lambda environ: False)
     assert objection(EngineConfig(block_size_tokens=16), {}) is None
-    monkeypatch.setattr(preflight, "argument_names", lambda: None)
-    assert objection(EngineConfig(args={"nonsense": 1}), {}) is None, "vLLM is not here to be asked"
+
+
+@pytest.mark.parametrize(("installed", "fits"), [(None, True), ("0.32.0+cpu", True), ("0.33.1", False)])
+def test_another_version_of_vllm_is_refused(installed: str | None, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "_version", lambda distribution: installed)
+    found = objection(EngineConfig(), CPU)
+    assert (found is None) == fits
+    assert found is None or found.reason == "needs vLLM 0.32.0; vLLM 0.33.1 is installed"
+
+
+def test_every_profile_installs_the_version_that_is_asked_for() -> None:
+    pyproject = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert set(re.findall(r'"vllm(?:-cpu)?==([\d.]+)"', pyproject)) == {VLLM_VERSION}
 
 
 def test_every_argument_that_is_made_of_a_setting_is_refused_beside_it() -> None:
@@ -57,10 +67,12 @@ def test_every_argument_that_is_made_of_a_setting_is_refused_beside_it() -> None
         assert objection(EngineConfig(args={name: 1}), CPU) is not None, name
 
 
-def test_the_source_says_the_same_as_the_class() -> None:
-    from vllm.engine.arg_utils import AsyncEngineArgs
-
-    assert argument_names() == frozenset(field.name for field in dataclasses.fields(AsyncEngineArgs))
+@pytest.mark.parametrize(
+    ("name", "said"), [("max_num_batched_token", "; did you mean max_num_batched_tokens?"), ("zzz", "")]
+)
+def test_an_argument_that_vllm_does_not_know_is_named_when_the_engine_starts(name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"^engine\.args\.{name}: vLLM has no such engine argument{re.escape(said)}$"):
+        engine_args(EngineConfig(args={name: 1}), engine_id="e", side_channel_port=1)
 
 
 def test_the_platform_is_the_one_that_vllm_chooses() -> None:

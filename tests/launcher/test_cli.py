@@ -160,8 +160,8 @@ def test_help_names_values_as_people_do(command: str, capsys: pytest.CaptureFixt
 def test_what_vllm_would_refuse_is_refused_before_anything_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
-    sets = ["--set", f"launcher.state_dir={tmp_path / 'state'}", "--set", "engine.args.max_num_seq=3"]
+    sets = ["--set", f"launcher.state_dir={tmp_path / 'state'}", "--set", "engine.args.max_num_seqs=3"]
     assert main([*command, *sets]) == 2
     said = capsys.readouterr().err
-    assert "engine.args.max_num_seq: vLLM has no such engine argument; did you mean max_num_seqs? (--set)" in said
+    assert "engine.args.max_num_seqs: set engine.max_num_seqs instead (--set)" in said
     assert not (tmp_path / "state").exists()

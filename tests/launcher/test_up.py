@@ -20,8 +20,10 @@ from launcher.config import BatonConfig, LauncherConfig
 from launcher.control import CommandError
 from launcher.ports import HeldPorts, StartError
 from launcher.process_plan import ProcessSpec, plan
+from launcher.processes import Child, CleanUp, HasEnded, SaidReady
 from launcher.up import Cluster, first_check, up
 from protos.cluster.v1 import cluster_pb2
+from tests.launcher.test_state import Refusing
 from tests.polling import until
 
 # Says that it is ready, answers /health, writes down when it is told to stop.
@@ -395,3 +397,32 @@ def test_the_state_folder_of_a_running_cluster_is_refused(tmp_path: Path) -> Non
 def test_the_state_file_is_json_that_others_can_read(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     assert json.loads((bench.directory / "cluster.json").read_text())["processes"][0]["state"] == "waiting"
+
+
+async def test_a_state_file_that_cannot_be_written_ends_the_cluster_which_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = Bench(tmp_path)
+    running = asyncio.create_task(bench.cluster.run())
+    await bench.until_commanded()
+    with Refusing(bench.directory):
+        os.kill(bench.record()["decode-0"].pid, signal.SIGKILL)
+        assert await asyncio.wait_for(running, WAIT_S) == 1
+    assert "error: cannot write" in capsys.readouterr().err
+    assert sorted(bench.notes.read_text().split()) == ["front-proxy-0", "prefill-0", "scheduler"]
+
+
+async def test_a_process_that_prints_much_is_heard_though_its_log_cannot_be_written() -> None:
+    heard: asyncio.Queue[object] = asyncio.Queue()
+    script = "for _ in range(20000): print('x' * 99)\nprint('BATON-READY {}', flush=True)"
+    child = await Child.start(
+        "one",
+        [sys.executable, "-c", script],
+        environ=os.environ,
+        log=Path("/dev/full"),
+        tell=heard.put_nowait,
+        clean_up=CleanUp(group_timeout_s=3.0, last_words_timeout_s=1.0),
+    )
+    assert isinstance(await asyncio.wait_for(heard.get(), WAIT_S), SaidReady)
+    assert await asyncio.wait_for(heard.get(), WAIT_S) == HasEnded("one", 0)
+    await asyncio.wait_for(child.ended(), WAIT_S)

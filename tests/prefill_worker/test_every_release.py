@@ -84,7 +84,7 @@ async def cancelled(task: asyncio.Task[Any]) -> None:
 async def nothing_is_held(*workers: InProcessWorker) -> None:
     for worker in workers:
         await worker.settled()
-        assert not worker.body.role.oldest_leases(1, worker.body.now_s())
+        assert not worker.body.role.oldest_leases(1)
         value = worker.body.metrics.registry.get_sample_value("baton_worker_lease_events_total", {"event": "expired"})
         assert not value, "a timer freed it"
 

@@ -50,45 +50,6 @@ def test_run_gives_what_the_coroutine_returns() -> None:
     assert lifecycle.run(answer()) == 42
 
 
-async def test_work_runs_until_stop_and_is_then_cancelled() -> None:
-    stop = asyncio.Event()
-    ended: list[str] = []
-
-    async def serve(name: str) -> None:
-        try:
-            stop.set()
-            await asyncio.Event().wait()
-        finally:
-            ended.append(name)
-
-    await lifecycle.run_until(stop, serve("a"), serve("b"))
-    assert sorted(ended) == ["a", "b"]
-
-
-async def test_work_that_ends_by_itself_needs_no_stop() -> None:
-    async def brief() -> None:
-        return
-
-    await lifecycle.run_until(asyncio.Event(), brief(), brief())
-
-
-async def test_the_first_failure_ends_the_rest_and_is_raised() -> None:
-    ended = asyncio.Event()
-
-    async def fails() -> None:
-        raise ValueError("broken")
-
-    async def serves() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    with pytest.raises(ValueError, match="broken"):
-        await lifecycle.run_until(asyncio.Event(), serves(), fails())
-    assert ended.is_set()
-
-
 async def test_cancel_and_wait_returns_once_the_task_has_ended() -> None:
     task = asyncio.ensure_future(asyncio.Event().wait())
     await lifecycle.cancel_and_wait(task, WAIT_S)

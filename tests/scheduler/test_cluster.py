@@ -113,21 +113,13 @@ def test_reports_in_quick_succession_are_one_rate_sample() -> None:
     assert prefill.prefill_tokens_per_s == pytest.approx(2000)
 
 
-def test_the_cluster_knows_its_workers_by_id_role_and_layout() -> None:
+def test_the_cluster_knows_its_workers_by_id_and_role() -> None:
     cluster = ClusterState()
     for each in (worker("p0"), worker("d0"), worker("d1")):
         cluster.add(each)
     assert [each.worker_id for each in cluster.with_role(Role.DECODE)] == ["d0", "d1"]
-    cluster.add(worker("d2", layout_fingerprint="other"))
+    cluster.add(worker("d2"))
     cluster.check()
     cluster.remove("d2")
     assert [each.worker_id for each in cluster.others("p0")] == ["d0", "d1"]
     cluster.check()
-
-
-@pytest.mark.parametrize(("layouts", "single"), [((), True), (("a", "a"), True), (("a", "b"), False)])
-def test_the_cluster_knows_whether_every_pair_can_exchange_kv(layouts: tuple[str, ...], single: bool) -> None:
-    cluster = ClusterState()
-    for index, layout in enumerate(layouts):
-        cluster.add(worker(f"d{index}", layout_fingerprint=layout))
-    assert cluster.single_layout is single

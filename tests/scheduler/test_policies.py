@@ -11,7 +11,6 @@ from scheduler.config import ProfileConfig, RandomPickerConfig, SchedulerConfig
 from scheduler.facts import WorkerLoad, WorkerState
 from scheduler.policies.excluded_filter import ExcludedFilter
 from scheduler.policies.kv_headroom import CapacityFilter, KvHeadroomFilter, KvHeadroomScorer
-from scheduler.policies.model_layout_filter import layout_groups
 from scheduler.policies.queue_time import QueueTimeScorer, predicted_wait_s
 from scheduler.policies.ready_filter import ReadyFilter
 from scheduler.policies.request_count import RequestCountScorer, RequestSlotFilter
@@ -93,16 +92,6 @@ def test_the_queue_score_halves_at_the_configured_wait() -> None:
     workers = [worker("p0", ready(prefill_tokens_queued=tokens)) for tokens in (0, 500, 1500)]
     assert [predicted_wait_s(each) for each in workers] == [0.0, 0.5, 1.5]
     assert QueueTimeScorer(0.5).score(Ask(held_tokens=1), workers, 0.0) == [1.0, 0.5, 0.25]
-
-
-def test_only_workers_of_one_layout_are_paired_and_groups_that_can_hand_over_come_first() -> None:
-    prefills = [worker("p0", layout_fingerprint="b"), worker("p1", layout_fingerprint="c")]
-    decodes = [worker("d0", layout_fingerprint="a"), worker("d1", layout_fingerprint="b")]
-    groups = layout_groups(prefills, decodes)
-    named = [
-        ([each.worker_id for each in group.prefills], [each.worker_id for each in group.decodes]) for group in groups
-    ]
-    assert named == [(["p0"], ["d1"]), ([], ["d0"])]
 
 
 def test_profiles_are_built_from_configuration() -> None:

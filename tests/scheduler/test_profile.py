@@ -11,7 +11,7 @@ from scheduler.cluster import Worker
 from scheduler.policies.max_score_picker import MaxScorePicker
 from scheduler.policies.random_picker import RandomPicker
 from scheduler.policies.ready_filter import ReadyFilter
-from scheduler.profile import Ask, Emptied, Picked, Profile, Signal
+from scheduler.profile import Ask, Emptied, Picked, Profile
 from tests.scheduler.cast import worker
 
 ASK = Ask(held_tokens=64)
@@ -20,12 +20,9 @@ ASK = Ask(held_tokens=64)
 class Named:
     """Scores workers by a table."""
 
-    consumes = frozenset({Signal.REQUESTS})
-
-    def __init__(self, name: str, scores: dict[str, float], consumes: frozenset[Signal] = consumes) -> None:
+    def __init__(self, name: str, scores: dict[str, float]) -> None:
         self.name = name
         self.scores = scores
-        self.consumes = consumes
 
     def score(self, ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[float]:
         return [self.scores[each.worker_id] for each in workers]
@@ -94,12 +91,6 @@ def test_the_filter_that_dropped_the_last_worker_is_named() -> None:
     assert isinstance(emptied, Emptied)
     assert (emptied.by, emptied.dropped) == ("ready", [starting])
     assert profile.run(ASK, [], 0.0) == Emptied("")
-
-
-def test_a_policy_that_needs_a_signal_nobody_provides_fails_when_the_profile_is_built() -> None:
-    affinity = Named("prefix_affinity", {}, frozenset({Signal.PREFIX_BLOCKS}))
-    with pytest.raises(ValueError, match="prefix_affinity needs prefix_blocks"):
-        Profile((), [(affinity, 1.0)], MaxScorePicker())
 
 
 def test_a_score_outside_zero_to_one_is_a_bug() -> None:

@@ -26,7 +26,7 @@ def test_a_question_arrives_whole(ask: AskPlan) -> None:
         tenant="t", wait_max_s=1.5,
     )  # fmt: skip
     sent = front_wire.plan_request(7, question)
-    assert wire.plan_requested(5, sent.plan, block_hashes_max=0) == requested(5, 7, question)
+    assert wire.plan_requested(5, sent.plan) == requested(5, 7, question)
 
 
 def test_advice_that_no_message_can_say_is_the_longest_that_one_can() -> None:

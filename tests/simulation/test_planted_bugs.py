@@ -1,11 +1,11 @@
-"""Bugs planted in the production machines of workers and of the scheduler: each is found within a thousand seeds.
+"""Bugs planted in the production machines: each is found within a thousand seeds.
 
-Those of a front proxy's flow are in ``test_core_seeds.py``.
+Those of a front proxy's flow and of its questions to the scheduler are in ``test_core_seeds.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -13,8 +13,11 @@ import pytest
 
 from decode_worker.handoff_validator import KnownEpochs
 from decode_worker.role import DecodeRole
+from front_proxy.held_handoff import HeldHandoff
+from front_proxy.shown import ShownTokens
 from kv_transfer.handoff.lease import FreeBlocks, LeaseAction
 from kv_transfer.integrity.transfer_proof import HolderReplied, ProofAction, ProofEvent, TransferProof, TransferVerdict
+from prefill_worker.leases import LeaseTable
 from prefill_worker.role import PrefillRole
 from scheduler.actions import Action
 from scheduler.books import Books
@@ -23,6 +26,7 @@ from scheduler.core import SchedulerCore
 from scheduler.events import Event, FrontLeft, RequestEnded, RunningPlan
 from simulation.seeds import simulate
 from simulation.workers import SimWorker
+from worker.admission import Admission
 
 SEEDS_TO_FIND_A_BUG = 1_000
 
@@ -217,3 +221,30 @@ class ReservesForOldEpochs(_Planted):
 @pytest.mark.parametrize("core", [ForgetsEnds, ForgetsFronts, ReservesTwice, CountsTwice, ReservesForOldEpochs])
 def test_a_bug_of_the_scheduler_is_found(core: type[SchedulerCore]) -> None:
     assert found(core=core) is not None, f"{core.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
+
+
+def nothing(*_: object, **__: object) -> tuple[()]:
+    return ()
+
+
+@pytest.mark.parametrize(
+    ("machine", "method", "instead"),
+    [
+        (Admission, "release", nothing),  # a worker never gives the room of a request back
+        (LeaseTable, "release", LeaseTable.pulled),  # the KV of a hand-off that nobody wants is not freed
+        (HeldHandoff, "take", nothing),  # a hand-off is not remembered
+        (ShownTokens, "begin", nothing),  # a new attempt does not know what the client has
+        (Books, "take_over", nothing),  # a new scheduler does not reserve for what runs
+        (Books, "returned", nothing),  # nor for what runs on a worker that registers later
+        (Books, "drop_unnamed", nothing),  # a plan whose end got lost stays
+        (Worker, "forgive", nothing),  # others are given up for the scheduler's own sleep
+        (SchedulerCore, "_replace_former", nothing),  # a front proxy on its second stream has two of everything
+        (SchedulerCore, "_forget_waiting", nothing),  # requests of a front proxy that left go on waiting
+    ],
+    ids=lambda part: getattr(part, "__name__", None),
+)
+def test_a_method_that_does_not_do_its_work_is_found(
+    machine: type[Any], method: str, instead: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, method, instead)
+    assert found() is not None, f"{machine.__name__}.{method} survived {SEEDS_TO_FIND_A_BUG} seeds"

@@ -17,7 +17,6 @@ from engine.protocol import (
     EngineOutput,
     EngineRequest,
     Finish,
-    HandoffLost,
     InvalidRequest,
     OnOutput,
 )
@@ -233,7 +232,6 @@ async def test_a_request_that_is_over_leaves_no_task_and_no_timer_on_a_stream_th
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (HandoffLost("its KV is gone"), FailureKind.STATE_LOST),
         (InvalidRequest("no such token"), FailureKind.BAD_REQUEST),
         (EngineDead("it died"), FailureKind.UNAVAILABLE),
         (RuntimeError("a bug"), FailureKind.INTERNAL),

@@ -40,7 +40,7 @@ async def test_what_gathers_while_a_message_is_written_goes_out_together_and_in_
         box.append(delta(slot))
         await asyncio.sleep(0)
     assert slots(await box.next_step()) == [3, 1, 2, 1]
-    assert len(box) == box.bytes_waiting == 0
+    assert len(box) == 0
 
 
 async def test_a_message_holds_at_most_so_many_deltas_and_bytes_but_always_one() -> None:
@@ -75,7 +75,7 @@ async def test_tokens_that_gather_become_columns_in_front_of_their_slots_deltas(
     assert list(step.token_ids) == [0, 1, 2, 10, 11, 12, 13]
     # The slot was taken by the next request before its last delta had left: what comes then stays behind it.
     assert [(one.slot, list(one.token_ids)) for one in step.deltas] == [(1, [3]), (1, [99]), (1, [100])]
-    assert len(box) == box.bytes_waiting == 0
+    assert len(box) == 0
     box.append_tokens(1, [5])
     step = await box.next_step()
     assert step is not None
@@ -89,7 +89,7 @@ async def test_no_tokens_are_no_news() -> None:
     step = await box.next_step()
     assert step is not None
     assert (list(step.token_slots), list(step.token_counts), list(step.token_ids)) == ([1], [2], [5, 6])
-    assert len(box) == box.bytes_waiting == 0
+    assert len(box) == 0
 
 
 async def test_what_does_not_fit_one_message_keeps_each_slots_order() -> None:
@@ -100,7 +100,7 @@ async def test_what_does_not_fit_one_message_keeps_each_slots_order() -> None:
         box.append(delta(slot))
     steps = [await box.next_step() for _ in range(3)]
     assert [slots(step) for step in steps] == [[1, 2], [3, 3], [1]]
-    assert len(box) == box.bytes_waiting == 0
+    assert len(box) == 0
 
 
 async def test_a_heavy_slot_goes_alone_and_bounds_hold_for_the_columns() -> None:
@@ -108,7 +108,7 @@ async def test_a_heavy_slot_goes_alone_and_bounds_hold_for_the_columns() -> None
     for slot, count in ((1, 1), (2, 1000), (3, 1), (4, 1)):
         box.append_tokens(slot, [7] * count)
     assert [slots(await box.next_step()) for _ in range(3)] == [[1], [2], [3, 4]]
-    assert len(box) == box.bytes_waiting == 0
+    assert len(box) == 0
 
 
 async def test_tokens_are_copied_once_they_wait() -> None:

@@ -25,15 +25,13 @@ _sym_db = _symbol_database.Default()
 from protos.cluster.v1 import cluster_pb2 as protos_dot_cluster_dot_v1_dot_cluster__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#protos/scheduler/v1/scheduler.proto\x12\x12\x62\x61ton.scheduler.v1\x1a\x1fprotos/cluster/v1/cluster.proto\"\xdb\x01\n\x0cWorkerUpdate\x12\x30\n\x08register\x18\x01 \x01(\x0b\x32\x1c.baton.cluster.v1.WorkerInfoH\x00\x12,\n\x04load\x18\x02 \x01(\x0b\x32\x1c.baton.cluster.v1.WorkerLoadH\x00\x12.\n\x07leaving\x18\x03 \x01(\x0b\x32\x1b.baton.scheduler.v1.LeavingH\x00\x12\x30\n\x06leases\x18\x04 \x01(\x0b\x32\x1e.baton.scheduler.v1.LeasesHeldH\x00\x42\t\n\x07message\"\x1f\n\nLeasesHeld\x12\x11\n\tlease_ids\x18\x01 \x03(\t\"\x19\n\x07Leaving\x12\x0e\n\x06reason\x18\x01 \x01(\t\"|\n\rWorkerCommand\x12\x34\n\nregistered\x18\x01 \x01(\x0b\x32\x1e.baton.scheduler.v1.RegisteredH\x00\x12*\n\x05\x64rain\x18\x02 \x01(\x0b\x32\x19.baton.scheduler.v1.DrainH\x00\x42\t\n\x07message\"j\n\nRegistered\x12\x1d\n\x15heartbeat_interval_ms\x18\x01 \x01(\r\x12\x14\n\x0cleader_epoch\x18\x03 \x01(\x04\x12\x17\n\x0fsign_of_life_ms\x18\x04 \x01(\rJ\x04\x08\x02\x10\x03R\x08lease_ms\"\x1c\n\x05\x44rain\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x01 \x01(\r\"\x9f\x02\n\x0b\x46rontUpdate\x12\x36\n\x08register\x18\x01 \x01(\x0b\x32\".baton.scheduler.v1.FrontProxyInfoH\x00\x12/\n\x04plan\x18\x02 \x01(\x0b\x32\x1f.baton.scheduler.v1.PlanRequestH\x00\x12\x31\n\x05\x65nded\x18\x03 \x01(\x0b\x32 .baton.scheduler.v1.RequestEndedH\x00\x12\x34\n\x07suspect\x18\x04 \x01(\x0b\x32!.baton.scheduler.v1.WorkerSuspectH\x00\x12\x33\n\x07running\x18\x05 \x01(\x0b\x32 .baton.scheduler.v1.PlansRunningH\x00\x42\t\n\x07message\"W\n\x0e\x46rontProxyInfo\x12\x16\n\x0e\x66ront_proxy_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04J\x04\x08\x02\x10\x03J\x04\x08\x03\x10\x04R\x07\x61\x64\x64ressR\x03pid\"\xb6\x02\n\x0bPlanRequest\x12\x0f\n\x07plan_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11output_tokens_max\x18\x04 \x01(\r\x12\x10\n\x08priority\x18\x05 \x01(\x11\x12\x18\n\x0c\x62lock_hashes\x18\x06 \x03(\x06\x42\x02\x10\x01\x12\x1b\n\x13\x65xcluded_worker_ids\x18\x07 \x03(\t\x12\x1f\n\x17pinned_decode_worker_id\x18\x08 \x01(\t\x12\x0e\n\x06tenant\x18\t \x01(\t\x12\x14\n\x0cprefill_only\x18\n \x01(\x08\x12\x16\n\x0epriority_class\x18\x0b \x01(\t\x12\x13\n\x0bwait_max_ms\x18\x0c \x01(\r\x12\x13\n\x0btries_again\x18\r \x01(\x08\">\n\tPlacement\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x06\"\xf0\x01\n\nFrontReply\x12(\n\x04plan\x18\x01 \x01(\x0b\x32\x18.baton.scheduler.v1.PlanH\x00\x12\x32\n\x07refused\x18\x02 \x01(\x0b\x32\x1f.baton.scheduler.v1.PlanRefusedH\x00\x12/\n\x04view\x18\x03 \x01(\x0b\x32\x1f.baton.scheduler.v1.ClusterViewH\x00\x12\x32\n\x07waiting\x18\x04 \x01(\x0b\x32\x1f.baton.scheduler.v1.PlanWaitingH\x00\x12\x14\n\x0cleader_epoch\x18\x05 \x01(\x04\x42\t\n\x07message\"\xa6\x01\n\x04Plan\x12\x0f\n\x07plan_id\x18\x01 \x01(\x04\x12.\n\x07prefill\x18\x02 \x01(\x0b\x32\x1d.baton.scheduler.v1.Placement\x12-\n\x06\x64\x65\x63ode\x18\x03 \x01(\x0b\x32\x1d.baton.scheduler.v1.Placement\x12\x1e\n\x16\x64\x65\x63ode_blocks_reserved\x18\x04 \x01(\r\x12\x0e\n\x06reason\x18\x05 \x01(\t\"3\n\x0bPlanWaiting\x12\x0f\n\x07plan_id\x18\x01 \x01(\x04\x12\x13\n\x0bwait_max_ms\x18\x02 \x01(\r\"U\n\x0bPlanRefused\x12\x0f\n\x07plan_id\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\r\"G\n\x0cRequestEnded\x12\x0f\n\x07plan_id\x18\x01 \x01(\x04\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\x15\n\routput_tokens\x18\x03 \x01(\r\"h\n\x0cPlansRunning\x12.\n\x05plans\x18\x01 \x03(\x0b\x32\x1f.baton.scheduler.v1.RunningPlan\x12\x16\n\x0e\x61sked_plan_ids\x18\x02 \x03(\x04\x12\x10\n\x08\x63omplete\x18\x03 \x01(\x08\"\xb1\x01\n\x0bRunningPlan\x12\x0f\n\x07plan_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12.\n\x07prefill\x18\x03 \x01(\x0b\x32\x1d.baton.scheduler.v1.Placement\x12-\n\x06\x64\x65\x63ode\x18\x04 \x01(\x0b\x32\x1d.baton.scheduler.v1.Placement\x12\x1e\n\x16\x64\x65\x63ode_blocks_reserved\x18\x05 \x01(\r\"U\n\rWorkerSuspect\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"l\n\x0b\x43lusterView\x12\x30\n\x07workers\x18\x01 \x03(\x0b\x32\x1f.baton.scheduler.v1.WorkerEntry\x12\x12\n\nrebuilding\x18\x02 \x01(\x08\x12\x17\n\x0fsign_of_life_ms\x18\x03 \x01(\r\"w\n\x0bWorkerEntry\x12*\n\x04info\x18\x01 \x01(\x0b\x32\x1c.baton.cluster.v1.WorkerInfo\x12*\n\x04load\x18\x02 \x01(\x0b\x32\x1c.baton.cluster.v1.WorkerLoad\x12\x10\n\x08unusable\x18\x03 \x01(\t2\xc1\x01\n\x10SchedulerService\x12X\n\rWorkerSession\x12 .baton.scheduler.v1.WorkerUpdate\x1a!.baton.scheduler.v1.WorkerCommand(\x01\x30\x01\x12S\n\x0c\x46rontSession\x12\x1f.baton.scheduler.v1.FrontUpdate\x1a\x1e.baton.scheduler.v1.FrontReply(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#protos/scheduler/v1/scheduler.proto\x12\x12\x62\x61ton.scheduler.v1\x1a\x1fprotos/cluster/v1/cluster.proto\"\xdb\x01\n\x0cWorkerUpdate\x12\x30\n\x08register\x18\x01 \x01(\x0b\x32\x1c.baton.cluster.v1.WorkerInfoH\x00\x12,\n\x04load\x18\x02 \x01(\x0b\x32\x1c.baton.cluster.v1.WorkerLoadH\x00\x12.\n\x07leaving\x18\x03 \x01(\x0b\x32\x1b.baton.scheduler.v1.LeavingH\x00\x12\x30\n\x06leases\x18\x04 \x01(\x0b\x32\x1e.baton.scheduler.v1.LeasesHeldH\x00\x42\t\n\x07message\"\x1f\n\nLeasesHeld\x12\x11\n\tlease_ids\x18\x01 \x03(\t\"\x19\n\x07Leaving\x12\x0e\n\x06reason\x18\x01 \x01(\t\"|\n\rWorkerCommand\x12\x34\n\nregistered\x18\x01 \x01(\x0b\x32\x1e.baton.scheduler.v1.RegisteredH\x00\x12*\n\x05\x64rain\x18\x02 \x01(\x0b\x32\x19.baton.scheduler.v1.DrainH\x00\x42\t\n\x07message\"j\n\nRegistered\x12\x1d\n\x15heartbeat_interval_ms\x18\x01 \x01(\r\x12\x14\n\x0cleader_epoch\x18\x03 \x01(\x04\x12\x17\n\x0fsign_of_life_ms\x18\x04 \x01(\rJ\x04\x08\x02\x10\x03R\x08lease_ms\"\x1c\n\x05\x44rain\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x01 \x01(\r\"\x9f\x02\n\x0b\x46rontUpdate\x12\x36\n\x08register\x18\x01 \x01(\x0b\x32\".baton.scheduler.v1.FrontProxyInfoH\x00\x12/\n\x04plan\x18\x02 \x01(\x0b\x32\x1f.baton.scheduler.v1.PlanRequestH\x00\x12\x31\n\x05\x65nded\x18\x03 \x01(\x0b\x32 .baton.scheduler.v1.RequestEndedH\x00\x12\x34\n\x07suspect\x18\x04 \x01(\x0b\x32!.baton.scheduler.v1.WorkerSuspectH\x00\x12\x33\n\x07running\x18\x05 \x01(\x0b\x32 .baton.scheduler.v1.PlansRunningH\x00\x42\t\n\x07message\"W\n\x0e\x46rontProxyInfo\x12\x16\n\x0e\x66ront_proxy_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04J\x04\x08\x02\x10\x03J\x04\x08\x03\x10\x04R\x07\x61\x64\x64ressR\x03pid\"\xb0\x02\n\x0bPlanRequest\x12\x0f\n\x07plan_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11output_tokens_max\x18\x04 \x01(\r\x12\x10\n\x08priority\x18\x05 \x01(\x11\x12\x1b\n\x13\x65xcluded_worker_ids\x18\x07 \x03(\t\x12\x1f\n\x17pinned_decode_worker_id\x18\x08 \x01(\t\x12\x0e\n\x06tenant\x18\t \x01(\t\x12\x14\n\x0cprefill_only\x18\n \x01(\x08\x12\x16\n\x0epriority_class\x18\x0b \x01(\t\x12\x13\n\x0bwait_max_ms\x18\x0c \x01(\r\x12\x13\n\x0btries_again\x18\r \x01(\x08J\x04\x08\x06\x10\x07R\x0c\x62lock_hashes\">\n\tPlacement\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x06\"\xf0\x01\n\nFrontReply\x12(\n\x04plan\x18\x01 \x01(\x0b\x32\x18.baton.scheduler.v1.PlanH\x00\x12\x32\n\x07refused\x18\x02 \x01(\x0b\x32\x1f.baton.scheduler.v1.PlanRefusedH\x00\x12/\n\x04view\x18\x03 \x01(\x0b\x32\x1f.baton.scheduler.v1.ClusterViewH\x00\x12\x32\n\x07waiting\x18\x04 \x01(\x0b\x32\x1f.baton.scheduler.v1.PlanWaitingH\x00\x12\x14\n\x0cleader_epoch\x18\x05 \x01(\x04\x42\t\n\x07message\"\xa6\x01\n\x04Plan\x12\x0f\n\x07plan_id\x18\x01 \x01(\x04\x12.\n\x07prefill\x18\x02 \x01(\x0b\x32\x1d.baton.scheduler.v1.Placement\x12-\n\x06\x64\x65\x63ode\x18\x03 \x01(\x0b\x32\x1d.baton.scheduler.v1.Placement\x12\x1e\n\x16\x64\x65\x63ode_blocks_reserved\x18\x04 \x01(\r\x12\x0e\n\x06reason\x18\x05 \x01(\t\"3\n\x0bPlanWaiting\x12\x0f\n\x07plan_id\x18\x01 \x01(\x04\x12\x13\n\x0bwait_max_ms\x18\x02 \x01(\r\"U\n\x0bPlanRefused\x12\x0f\n\x07plan_id\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\r\"G\n\x0cRequestEnded\x12\x0f\n\x07plan_id\x18\x01 \x01(\x04\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\x15\n\routput_tokens\x18\x03 \x01(\r\"h\n\x0cPlansRunning\x12.\n\x05plans\x18\x01 \x03(\x0b\x32\x1f.baton.scheduler.v1.RunningPlan\x12\x16\n\x0e\x61sked_plan_ids\x18\x02 \x03(\x04\x12\x10\n\x08\x63omplete\x18\x03 \x01(\x08\"\xb1\x01\n\x0bRunningPlan\x12\x0f\n\x07plan_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12.\n\x07prefill\x18\x03 \x01(\x0b\x32\x1d.baton.scheduler.v1.Placement\x12-\n\x06\x64\x65\x63ode\x18\x04 \x01(\x0b\x32\x1d.baton.scheduler.v1.Placement\x12\x1e\n\x16\x64\x65\x63ode_blocks_reserved\x18\x05 \x01(\r\"U\n\rWorkerSuspect\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"l\n\x0b\x43lusterView\x12\x30\n\x07workers\x18\x01 \x03(\x0b\x32\x1f.baton.scheduler.v1.WorkerEntry\x12\x12\n\nrebuilding\x18\x02 \x01(\x08\x12\x17\n\x0fsign_of_life_ms\x18\x03 \x01(\r\"w\n\x0bWorkerEntry\x12*\n\x04info\x18\x01 \x01(\x0b\x32\x1c.baton.cluster.v1.WorkerInfo\x12*\n\x04load\x18\x02 \x01(\x0b\x32\x1c.baton.cluster.v1.WorkerLoad\x12\x10\n\x08unusable\x18\x03 \x01(\t2\xc1\x01\n\x10SchedulerService\x12X\n\rWorkerSession\x12 .baton.scheduler.v1.WorkerUpdate\x1a!.baton.scheduler.v1.WorkerCommand(\x01\x30\x01\x12S\n\x0c\x46rontSession\x12\x1f.baton.scheduler.v1.FrontUpdate\x1a\x1e.baton.scheduler.v1.FrontReply(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.scheduler.v1.scheduler_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PLANREQUEST'].fields_by_name['block_hashes']._loaded_options = None
-  _globals['_PLANREQUEST'].fields_by_name['block_hashes']._serialized_options = b'\020\001'
   _globals['_WORKERUPDATE']._serialized_start=93
   _globals['_WORKERUPDATE']._serialized_end=312
   _globals['_LEASESHELD']._serialized_start=314
@@ -51,29 +49,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FRONTPROXYINFO']._serialized_start=928
   _globals['_FRONTPROXYINFO']._serialized_end=1015
   _globals['_PLANREQUEST']._serialized_start=1018
-  _globals['_PLANREQUEST']._serialized_end=1328
-  _globals['_PLACEMENT']._serialized_start=1330
-  _globals['_PLACEMENT']._serialized_end=1392
-  _globals['_FRONTREPLY']._serialized_start=1395
-  _globals['_FRONTREPLY']._serialized_end=1635
-  _globals['_PLAN']._serialized_start=1638
-  _globals['_PLAN']._serialized_end=1804
-  _globals['_PLANWAITING']._serialized_start=1806
-  _globals['_PLANWAITING']._serialized_end=1857
-  _globals['_PLANREFUSED']._serialized_start=1859
-  _globals['_PLANREFUSED']._serialized_end=1944
-  _globals['_REQUESTENDED']._serialized_start=1946
-  _globals['_REQUESTENDED']._serialized_end=2017
-  _globals['_PLANSRUNNING']._serialized_start=2019
-  _globals['_PLANSRUNNING']._serialized_end=2123
-  _globals['_RUNNINGPLAN']._serialized_start=2126
-  _globals['_RUNNINGPLAN']._serialized_end=2303
-  _globals['_WORKERSUSPECT']._serialized_start=2305
-  _globals['_WORKERSUSPECT']._serialized_end=2390
-  _globals['_CLUSTERVIEW']._serialized_start=2392
-  _globals['_CLUSTERVIEW']._serialized_end=2500
-  _globals['_WORKERENTRY']._serialized_start=2502
-  _globals['_WORKERENTRY']._serialized_end=2621
-  _globals['_SCHEDULERSERVICE']._serialized_start=2624
-  _globals['_SCHEDULERSERVICE']._serialized_end=2817
+  _globals['_PLANREQUEST']._serialized_end=1322
+  _globals['_PLACEMENT']._serialized_start=1324
+  _globals['_PLACEMENT']._serialized_end=1386
+  _globals['_FRONTREPLY']._serialized_start=1389
+  _globals['_FRONTREPLY']._serialized_end=1629
+  _globals['_PLAN']._serialized_start=1632
+  _globals['_PLAN']._serialized_end=1798
+  _globals['_PLANWAITING']._serialized_start=1800
+  _globals['_PLANWAITING']._serialized_end=1851
+  _globals['_PLANREFUSED']._serialized_start=1853
+  _globals['_PLANREFUSED']._serialized_end=1938
+  _globals['_REQUESTENDED']._serialized_start=1940
+  _globals['_REQUESTENDED']._serialized_end=2011
+  _globals['_PLANSRUNNING']._serialized_start=2013
+  _globals['_PLANSRUNNING']._serialized_end=2117
+  _globals['_RUNNINGPLAN']._serialized_start=2120
+  _globals['_RUNNINGPLAN']._serialized_end=2297
+  _globals['_WORKERSUSPECT']._serialized_start=2299
+  _globals['_WORKERSUSPECT']._serialized_end=2384
+  _globals['_CLUSTERVIEW']._serialized_start=2386
+  _globals['_CLUSTERVIEW']._serialized_end=2494
+  _globals['_WORKERENTRY']._serialized_start=2496
+  _globals['_WORKERENTRY']._serialized_end=2615
+  _globals['_SCHEDULERSERVICE']._serialized_start=2618
+  _globals['_SCHEDULERSERVICE']._serialized_end=2811
 # @@protoc_insertion_point(module_scope)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from engine.protocol import EngineOutput, EngineRequest, Hold
-from engine.vllm.load import LoadRecorder
 from kv_transfer.handoff.handoff import KvHandoff
 
 pytestmark = pytest.mark.vllm
@@ -42,8 +41,7 @@ class Steps:
 
         from engine.vllm.steps import StepOutputs
 
-        self.load = LoadRecorder()
-        self.steps = StepOutputs(self.load, make_handoff)
+        self.steps = StepOutputs(make_handoff)
         self.got: dict[str, list[EngineOutput]] = {"a": [], "b": []}
         self.live = {
             name: self.steps.expect(request(name, Hold(1.0) if name == "a" else None), self.got[name].append)
@@ -92,7 +90,6 @@ async def test_a_step_goes_to_its_requests_at_once_and_the_first_output_has_the_
     assert (first.cached_tokens, first.queue_s, first.compute_s) == (1, 0.25, 0.75)
     assert [made.token_ids for made in steps.got["a"]] == [[5], [7]]
     assert steps.got["a"][1].first is None
-    assert steps.load.prompt_tokens_computed == steps.load.prompt_tokens_cached == 1
     assert steps.steps.get_num_unfinished_requests() == 2
 
 
