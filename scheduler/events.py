@@ -98,8 +98,8 @@ class PlanRequested(msgspec.Struct, frozen=True, kw_only=True):
     # Longest wait the request itself allows. 0: its class's.
     wait_max_s: float = 0.0
     prefill_only: bool = False
-    # Its front proxy does not tell a client that it was refused, but asks again.
-    tries_again: bool = False
+    # An earlier attempt of it failed on a worker: it waits ahead of new requests of its class.
+    resumed: bool = False
 
 
 class RunningPlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,7 +29,7 @@ def refusal(
     if kind is FailureKind.EXHAUSTED and wait_s:
         retry_after_s = max(admission.retry_after_min_s, wait_s)
     elif kind is FailureKind.EXHAUSTED:
-        retry_after_s = admission.retry_after_s(max(1, verdict.missing_blocks), now_s, noted=not event.tries_again)
+        retry_after_s = admission.retry_after_s(max(1, verdict.missing_blocks), now_s, noted=not event.resumed)
     elif kind is FailureKind.UNAVAILABLE:
         retry_after_s = admission.retry_after_min_s
     failure = Failure(kind=kind, message=verdict.message, retry_after_s=retry_after_s)

@@ -249,7 +249,7 @@ class WaitingLine:
         owed = sum(each.config.weight for each in self._lanes.values() if each is lane or each.comebacks.owed(now_s))
         its_pace = pace * lane.config.weight / owed
         at_s = lane.comebacks.book(
-            event.tenant, cost, now_s, pace=its_pace, not_before_s=now_s + wait_s, noted=not event.tries_again
+            event.tenant, cost, now_s, pace=its_pace, not_before_s=now_s + wait_s, noted=not event.resumed
         )
         retry_after_s = min(at_s - now_s, self._config.come_back_line_max_s)
         return Turned(event=event, cause=cause, wait_s=wait_s, retry_after_s=retry_after_s)

@@ -88,7 +88,7 @@ def plan_requested(session: int, message: pb.PlanRequest, *, block_hashes_max: i
         prefill_only=message.prefill_only,
         priority_class=message.priority_class,
         wait_max_s=message.wait_max_ms / 1000,
-        tries_again=message.tries_again,
+        resumed=message.resumed,
     )
 
 
