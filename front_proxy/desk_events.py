@@ -43,7 +43,6 @@ def requested(session: int, plan_id: int, question: PlanQuestion) -> PlanRequest
         prefill_only=ask.prefill_only,
         priority_class=question.priority_class,
         wait_max_s=question.wait_max_s,
-        tries_again=ask.tries_again,
     )
 
 

@@ -252,7 +252,7 @@ class SchedulerLink:
     def _do_seldom(self, action: SendSuspect | Leave | Dial | SchedulerLost | OutageBegan | OutageOver) -> None:
         match action:
             case SendSuspect():
-                self._send(wire.suspect(action.worker_id, action.epoch, action.reason, action.request_id))
+                self._send(wire.suspect(action.worker_id, action.epoch, action.reason))
             case Leave(reason=reason, silent=silent):
                 if self._duplex is not None:
                     self._duplex.end(reason, silent=silent)
