@@ -153,13 +153,11 @@ class Worker:
         self._rate_assigned_tokens += tokens
         self._refresh()
 
-    def forget(self, key: PlanKey) -> int:
-        """Drop all that is held for a plan; returns the blocks that were reserved."""
-        blocks = self.reserved.pop(key, 0)
-        self.reserved_blocks -= blocks
+    def forget(self, key: PlanKey) -> None:
+        """Drop all that is held for a plan."""
+        self.reserved_blocks -= self.reserved.pop(key, 0)
         self.unreported_tokens -= self.unreported.pop(key, (0.0, 0))[1]
         self._refresh()
-        return blocks
 
     def report(self, load: WorkerLoad, now_s: float, visible_after_s: float, *, remembered: bool = False) -> None:
         """Take over a load report. How fast a worker computes is not learnt from one that is only remembered."""

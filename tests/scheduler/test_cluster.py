@@ -17,7 +17,7 @@ def test_free_blocks_are_what_neither_book_holds() -> None:
     assert decode.free_blocks == 55
     decode.reserve((1, 2), 20)
     assert decode.free_blocks == 50
-    assert decode.forget((1, 1)) == 30
+    decode.forget((1, 1))
     assert decode.free_blocks == 55
     decode.check()
 
@@ -68,7 +68,7 @@ def test_a_prompt_counts_until_a_report_can_include_it() -> None:
 def test_a_request_that_ends_before_any_report_leaves_no_work_behind() -> None:
     prefill = worker("p0")
     prefill.assign_prefill((1, 1), 500, now_s=1.0)
-    assert prefill.forget((1, 1)) == 0
+    prefill.forget((1, 1))
     assert prefill.queued_tokens == 0
 
 
