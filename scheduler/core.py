@@ -127,6 +127,7 @@ class SchedulerCore:
                 for worker in self.cluster.workers.values():
                     worker.forgive(late_s, now_s)
                 overdue = [turned_away(each, self._admission, now_s) for each in self._line.overdue(now_s)]
+                self._line.bring_back(now_s)
                 return (*self._tick(now_s), *self._audit(now_s), *overdue, *self._serve(now_s))
             case WorkerJoined(session=session, facts=facts):
                 self._end_isolation(now_s)
@@ -322,6 +323,7 @@ class SchedulerCore:
         changed_state = worker.load.state is not event.load.state or worker.silent
         if changed_state:
             self._story.append((now_s, event))
+            self._line.bring_back(now_s)
         worker.report(event.load, now_s, self._config.plan_visible_after_s, remembered=event.remembered)
         return (PublishView(at_once=changed_state),)
 

@@ -98,7 +98,7 @@ class PlanRequested(msgspec.Struct, frozen=True, kw_only=True):
     # Longest wait the request itself allows. 0: its class's.
     wait_max_s: float = 0.0
     prefill_only: bool = False
-    # An earlier attempt of it failed on a worker: it waits ahead of new requests of its class.
+    # An earlier attempt of it failed on a worker: it waits ahead of new requests of its class, for a usable worker too.
     resumed: bool = False
 
 

@@ -42,6 +42,8 @@ def turned_away(turned: Turned, admission: Admission, now_s: float) -> ReplyRefu
     match turned.cause:
         case "wait_too_long":
             message = f"The cluster is full{soon}, which is longer than it may wait."
+        case "no_worker":
+            message = "No worker was usable for as long as the request may wait for one."
         case "line_full":
             message = f"The cluster is full, and as many requests wait as may{soon}."
         case _:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from scheduler.actions import Action, ReplyPlan, ReplyWaiting
 from scheduler.admission import Admission
 from scheduler.books import Books
@@ -13,7 +15,7 @@ from scheduler.events import PlanRequested
 from scheduler.facts import Role
 from scheduler.placement import Chosen, NotPlaced, Planner
 from scheduler.refusals import PASSING, refusal, turned_away
-from scheduler.waiting_line import WaitingLine, charge_of
+from scheduler.waiting_line import EXCLUDED_MAX_S, Waiting, WaitingLine, charge_of, class_of
 
 
 class Turns:
@@ -42,10 +44,11 @@ class Turns:
             in_use = NotPlaced(cause="plan_id_in_use", message="The plan_id is in use.")
             return (refusal(event, in_use, self._admission, now_s),)
         placed = self._place(event, now_s)
-        if isinstance(placed, NotPlaced) and not self._passes(placed, rebuilding=rebuilding):
+        if isinstance(placed, NotPlaced) and not self._passes(event, placed, rebuilding=rebuilding):
             return (refusal(event, placed, self._admission, now_s),)
         # A request that a worker failed has had its turn already.
-        if isinstance(placed, Chosen) and (not self._line or event.excluded_worker_ids):
+        first = not self._line or (event.resumed and not self._line.has_resumed(class_of(event)))
+        if isinstance(placed, Chosen) and first:
             self._line.charge(event, self._cost(event))
             return (self._grant(event, placed, now_s, since_s=now_s),)
         nobody_waits = not self._line
@@ -62,17 +65,19 @@ class Turns:
         return actions
 
     def serve(self, now_s: float, *, rebuilding: bool) -> Sequence[Action]:
-        """Give places to those who wait, in their order, until one fits nowhere: he must not be overtaken for ever."""
+        """Give places to those that wait, in order, until one finds no room: it must not be overtaken for ever."""
         if not self._line:
             return ()
         actions: list[Action] = []
         while (waiting := self._line.head()) is not None:
-            event = waiting.event
+            event = _as_of(waiting, now_s)
             placed = self._place(event, now_s)
             if isinstance(placed, Chosen):
                 self._line.take(waiting, now_s)
                 actions.append(self._grant(event, placed, now_s, since_s=waiting.since_s))
-            elif self._passes(placed, rebuilding=rebuilding):
+            elif event.resumed and placed.cause == "no_worker":
+                self._line.set_aside(waiting, now_s)
+            elif self._passes(event, placed, rebuilding=rebuilding):
                 self._line.miss(now_s, missing=_workers_missing(placed, rebuilding=rebuilding))
                 break
             else:
@@ -87,10 +92,10 @@ class Turns:
             return NotPlaced(cause="plans_in_flight", message=message)
         return self._planner.place(event, self._cluster, now_s)
 
-    def _passes(self, verdict: NotPlaced, *, rebuilding: bool) -> bool:
-        """Whether waiting makes sense. Who is silent, or missing from a cluster being rebuilt, may be about to come."""
+    def _passes(self, event: PlanRequested, verdict: NotPlaced, *, rebuilding: bool) -> bool:
+        """Whether waiting makes sense. A worker that is silent, or missing after a start, may be about to come."""
         if verdict.cause == "no_worker":
-            return rebuilding or any(worker.silent for worker in self._cluster.with_role(Role.DECODE))
+            return event.resumed or rebuilding or any(worker.silent for worker in self._cluster.with_role(Role.DECODE))
         return verdict.cause in PASSING
 
     def _grant(self, event: PlanRequested, chosen: Chosen, now_s: float, *, since_s: float) -> ReplyPlan:
@@ -104,6 +109,14 @@ class Turns:
     def _output_expected(self, event: PlanRequested) -> int:
         """In tokens; its tenant is charged for what it gave when it ends."""
         return min(event.output_tokens_max, self._config.output_reserve_tokens)
+
+
+def _as_of(waiting: Waiting, now_s: float) -> PlanRequested:
+    """The request as it is asked now: what failed it is allowed again after a while."""
+    event = waiting.event
+    if event.excluded_worker_ids and waiting.since_s + EXCLUDED_MAX_S <= now_s:
+        return msgspec.structs.replace(event, excluded_worker_ids=frozenset())
+    return event
 
 
 def _workers_missing(verdict: Chosen | NotPlaced, *, rebuilding: bool) -> bool:

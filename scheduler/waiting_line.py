@@ -1,8 +1,9 @@
 """Requests that fit nowhere now: a bounded line for each priority class and tenant. Places nothing.
 
-Classes share by weight, tenants of a class share equally, in tokens, and one tenant's requests keep their order. Nobody
-waits in vain: who cannot start in time by the present pace is refused at once, and when a class is full, the tenant
-with the most in it gives way.
+Classes share by weight, tenants of a class share equally, in tokens, and one tenant's requests keep their order. A
+request that cannot start in time by the present pace is refused at once, and when a class is full, the tenant with the
+most in it gives way. A resumed request (a worker failed it) goes before the new ones of its class. Where no worker can
+take it at present it is set aside, so that it holds up nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,14 @@ from scheduler.drain_rate import DrainRate
 from scheduler.events import PlanRequested
 from scheduler.fair_share import FairShare
 from scheduler.placement import Cause
+
+RESUMED_WAIT_MAX_S = 30.0
+"""Longest wait of a resumed request, for room or for a usable worker."""
+RESUMED_WAITING_MAX = 65536
+"""Resumed requests that may wait. Each had a place before, so this is as many as plans may be in flight by default."""
+EXCLUDED_MAX_S = 1.0
+"""Wait after which the workers that failed a resumed request are allowed again: else one that failed everywhere could
+go nowhere."""
 
 
 class PriorityClass(enum.StrEnum):
@@ -84,6 +93,8 @@ class _Lane:
         self.flows: dict[str, deque[Waiting]] = {}
         self.tokens: dict[str, int] = {}
         self.count = 0
+        # Ahead of all flows, in the order of their coming.
+        self.resumed: deque[Waiting] = deque()
         self.comebacks = ComeBacks(waiting)
 
 
@@ -100,6 +111,8 @@ class WaitingLine:
         }
         self._lanes = {each: _Lane(settings[each], config) for each in PriorityClass}
         self._places: dict[PlanKey, Waiting] = {}
+        # Resumed requests that no worker can take at present: in ``_places``, but in no lane.
+        self._aside: dict[PlanKey, Waiting] = {}
         self._rate = DrainRate(config.drain_window_s)
         self._tokens = 0
         # Whether workers are missing, and until when they were.
@@ -121,7 +134,14 @@ class WaitingLine:
 
     def counts(self) -> dict[PriorityClass, int]:
         """How many wait, by class."""
-        return {each: lane.count for each, lane in self._lanes.items()}
+        counts = {each: lane.count + len(lane.resumed) for each, lane in self._lanes.items()}
+        for waiting in self._aside.values():
+            counts[waiting.priority_class] += 1
+        return counts
+
+    def has_resumed(self, its_class: PriorityClass) -> bool:
+        """Whether resumed requests of this class wait for room."""
+        return bool(self._lanes[its_class].resumed)
 
     def miss(self, now_s: float, *, missing: bool) -> None:
         """Whether those who wait do so for workers that may return, and not for room: then they may wait longer."""
@@ -138,6 +158,8 @@ class WaitingLine:
         """
         its_class = class_of(event)
         lane = self._lanes[its_class]
+        if event.resumed:
+            return self._offer_resumed(event, cost, now_s)
         wait_s = self.predicted_wait_s(its_class, event.tenant)
         longest_s = max(lane.config.wait_max_s, self._config.missing_workers_wait_max_s)
         if event.wait_max_s > 0:
@@ -157,12 +179,40 @@ class WaitingLine:
         self._append(lane, waiting, now_s)
         return waiting, turned
 
+    def _offer_resumed(self, event: PlanRequested, cost: int, now_s: float) -> tuple[Waiting | None, Sequence[Turned]]:
+        """No length of its class bounds it: it had a place before."""
+        its_class = class_of(event)
+        if sum(len(lane.resumed) for lane in self._lanes.values()) + len(self._aside) >= RESUMED_WAITING_MAX:
+            return None, (self._turn(event, "line_full", cost, now_s),)
+        longest_s = min(RESUMED_WAIT_MAX_S, event.wait_max_s or RESUMED_WAIT_MAX_S)
+        waiting = Waiting(event=event, priority_class=its_class, cost=cost, since_s=now_s, until_s=now_s + longest_s)
+        self._append(self._lanes[its_class], waiting, now_s)
+        return waiting, ()
+
+    def set_aside(self, waiting: Waiting, now_s: float) -> None:
+        """No worker can take this resumed request at present: others go on without it, until ``bring_back``."""
+        key = (waiting.event.session, waiting.event.plan_id)
+        self.remove(key, now_s)
+        self._places[key] = self._aside[key] = waiting
+
+    def bring_back(self, now_s: float) -> None:
+        """Let those that were set aside stand in the line again, each where it came."""
+        returning, self._aside = list(self._aside.values()), {}
+        for waiting in returning:
+            lane = self._lanes[waiting.priority_class]
+            self._append(lane, waiting, now_s)
+        for its_class in {waiting.priority_class for waiting in returning}:
+            lane = self._lanes[its_class]
+            lane.resumed = deque(sorted(lane.resumed, key=lambda waiting: waiting.since_s))
+
     def head(self) -> Waiting | None:
         """Who is to be served next."""
         its_class = self._classes.turn()
         if its_class is None:
             return None
         lane = self._lanes[PriorityClass(its_class)]
+        if lane.resumed:
+            return lane.resumed[0]
         tenant = lane.share.turn()
         assert tenant is not None, its_class
         return lane.flows[tenant][0]
@@ -192,30 +242,42 @@ class WaitingLine:
         waiting = self._places.pop(key, None)
         if waiting is None:
             return False
+        if self._aside.pop(key, None) is not None:
+            return True
         lane, tenant = self._lanes[waiting.priority_class], waiting.event.tenant
-        flow = lane.flows[tenant]
+        flow = lane.resumed if waiting.event.resumed else lane.flows[tenant]
         if flow[0] is waiting:
             flow.popleft()
         else:
             flow.remove(waiting)
-        lane.count -= 1
-        lane.tokens[tenant] -= waiting.cost
         self._tokens -= waiting.cost
-        if not flow:
-            del lane.flows[tenant], lane.tokens[tenant]
-            lane.share.leave(tenant)
-        if lane.count == 0:
+        if not waiting.event.resumed:
+            lane.count -= 1
+            lane.tokens[tenant] -= waiting.cost
+            if not flow:
+                del lane.flows[tenant], lane.tokens[tenant]
+                lane.share.leave(tenant)
+        if lane.count == 0 and not lane.resumed:
             self._classes.leave(waiting.priority_class.value)
-        self._rate.busy(waiting=bool(self._places), now_s=now_s)
+        self._note_busy(now_s)
         return True
+
+    def _note_busy(self, now_s: float) -> None:
+        """Whether anything waits for room: time in which nothing does says nothing about the pace."""
+        self._rate.busy(waiting=len(self._places) > len(self._aside), now_s=now_s)
 
     def overdue(self, now_s: float) -> Sequence[Turned]:
         """Let go of everybody who has waited for as long as he may."""
         late = [waiting for waiting in self._places.values() if self._until_s(waiting) <= now_s]
+        aside = set(self._aside)
+        turned = []
         for waiting in late:
-            self.remove((waiting.event.session, waiting.event.plan_id), now_s)
-        self._rate.busy(waiting=bool(self._places), now_s=now_s)
-        return [self._turn(waiting.event, "waited_out", waiting.cost, now_s) for waiting in late]
+            key = (waiting.event.session, waiting.event.plan_id)
+            self.remove(key, now_s)
+            cause: Cause = "no_worker" if key in aside else "waited_out"
+            turned.append(self._turn(waiting.event, cause, waiting.cost, now_s))
+        self._note_busy(now_s)
+        return turned
 
     def of_session(self, session: int) -> Sequence[PlanKey]:
         """Everybody of one front proxy."""
@@ -227,7 +289,7 @@ class WaitingLine:
         What is before it is what its tenant has in the line, which moves with the tenant's share of its class's share.
         """
         pace = self._rate.tokens_per_s
-        if not self._places:
+        if len(self._places) == len(self._aside):
             return 0.0
         if pace is None:
             return None
@@ -256,34 +318,40 @@ class WaitingLine:
 
     def check(self) -> None:
         """Assert that every count is the count of its parts."""
-        assert len(self._places) == sum(lane.count for lane in self._lanes.values())
-        assert self._tokens == sum(waiting.cost for waiting in self._places.values())
+        assert set(self._aside) <= set(self._places)
+        placed = [self._places[key] for key in self._places if key not in self._aside]
+        assert len(placed) == sum(lane.count + len(lane.resumed) for lane in self._lanes.values())
+        assert self._tokens == sum(waiting.cost for waiting in placed)
         for each, lane in self._lanes.items():
             assert lane.count == sum(len(flow) for flow in lane.flows.values()) <= lane.config.waiting_max, each
             assert all(lane.tokens[tenant] == sum(w.cost for w in flow) for tenant, flow in lane.flows.items()), each
             assert set(lane.share) == set(lane.flows), each
-            assert (each.value in set(self._classes)) == (lane.count > 0), each
+            assert (each.value in set(self._classes)) == (lane.count > 0 or bool(lane.resumed)), each
         keys = {(w.event.session, w.event.plan_id) for w in itertools.chain.from_iterable(self._flows())}
-        assert keys == set(self._places)
+        assert keys == set(self._places) - set(self._aside)
 
     def _until_s(self, waiting: Waiting) -> float:
         """When its wait ends as things are. Its wait for room begins when nobody is missing any more."""
-        if self._missing:
+        if self._missing or waiting.event.resumed:
             return waiting.until_s
         since_s = max(waiting.since_s, self._missed_until_s)
         return min(waiting.until_s, since_s + self._lanes[waiting.priority_class].config.wait_max_s)
 
     def _flows(self) -> Iterator[deque[Waiting]]:
         for lane in self._lanes.values():
+            yield lane.resumed
             yield from lane.flows.values()
 
     def _append(self, lane: _Lane, waiting: Waiting, now_s: float) -> None:
         event, tenant = waiting.event, waiting.event.tenant
         self._places[event.session, event.plan_id] = waiting
-        lane.flows.setdefault(tenant, deque()).append(waiting)
-        lane.tokens[tenant] = lane.tokens.get(tenant, 0) + waiting.cost
-        lane.count += 1
+        if event.resumed:
+            lane.resumed.append(waiting)
+        else:
+            lane.flows.setdefault(tenant, deque()).append(waiting)
+            lane.tokens[tenant] = lane.tokens.get(tenant, 0) + waiting.cost
+            lane.count += 1
+            lane.share.enter(tenant)
         self._tokens += waiting.cost
-        lane.share.enter(tenant)
         self._classes.enter(waiting.priority_class.value, lane.config.weight)
-        self._rate.busy(waiting=True, now_s=now_s)
+        self._note_busy(now_s)

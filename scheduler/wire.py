@@ -67,9 +67,7 @@ def load(message: cluster_pb2.WorkerLoad) -> WorkerLoad:
 
 def worker_suspected(message: pb.WorkerSuspect) -> WorkerSuspected:
     """A front proxy's word about a worker."""
-    return WorkerSuspected(
-        worker_id=message.worker_id, epoch=message.epoch, reason=message.reason, request_id=message.request_id
-    )
+    return WorkerSuspected(worker_id=message.worker_id, epoch=message.epoch, reason=message.reason)
 
 
 def plan_requested(session: int, message: pb.PlanRequest, *, block_hashes_max: int) -> PlanRequested:

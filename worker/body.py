@@ -200,7 +200,7 @@ class WorkerBody:
 
     def _advised(self, refused: Refused, blocks: int, request: WorkerRequest) -> Refused:
         """With when to come back: ``blocks`` are missing, or where there are 0 it is another request's place."""
-        retry_after_s = self.advice.retry_after_s(blocks, self.now_s(), noted=not request.tries_again)
+        retry_after_s = self.advice.retry_after_s(blocks, self.now_s())
         failure = msgspec.structs.replace(refused.failure, retry_after_s=retry_after_s)
         return msgspec.structs.replace(refused, failure=failure)
 

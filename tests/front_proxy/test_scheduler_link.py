@@ -170,13 +170,12 @@ async def test_a_question_gets_its_own_answer() -> None:
     async with scene() as (it, script):
         ears = [Ear(), Ear()]
         ids = [
-            it.link.plan(question(excluded_worker_ids=("x",), pinned_decode_worker="d", tries_again=True), ear)
+            it.link.plan(question(excluded_worker_ids=("x",), pinned_decode_worker="d"), ear)
             for ear in ears
         ]
         told = await script.hears("plan")
         assert (told.plan_id, told.request_id, told.prompt_tokens, told.output_tokens_max) == (ids[0], "r", 30, 9)
         assert list(told.excluded_worker_ids) == ["x"] and told.pinned_decode_worker_id == "d" and told.priority == 2
-        assert told.tries_again
         decode = pb.Placement(worker_id="d", address="a:1", epoch=3)
         script.says.put_nowait(
             pb.FrontReply(plan=pb.Plan(plan_id=ids[1], decode=decode, decode_blocks_reserved=4, reason="pinned"))

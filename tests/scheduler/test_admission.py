@@ -50,10 +50,3 @@ def test_advice_stays_within_its_bounds(released: int, advice_s: float) -> None:
 @pytest.mark.parametrize(("in_flight", "room"), [(0, True), (1, True), (2, False)])
 def test_plans_in_flight_have_a_bound(in_flight: int, room: bool) -> None:
     assert admission().has_room(in_flight) is room
-
-
-def test_who_tries_again_by_himself_takes_nobody_s_time() -> None:
-    judge = admission()
-    judge.released(1000, 0.0)
-    assert [judge.retry_after_s(20, 0.0, noted=False) for _ in range(50)] == pytest.approx([0.2] * 50)
-    assert [judge.retry_after_s(20, 0.0) for _ in range(2)] == pytest.approx([0.2, 1.0])

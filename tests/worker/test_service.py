@@ -226,17 +226,6 @@ async def test_no_room_is_said_with_advice_when_to_come_back(start_worker: Start
     assert (await front.one(submit(2, PROMPT, blocks_reserved=4)))[-1].finish == pb.FINISH_REASON_LENGTH
 
 
-async def test_refusals_after_which_a_front_proxy_goes_elsewhere_do_not_send_clients_further_away(
-    start_worker: StartWorker,
-) -> None:
-    few = await start_worker("decode", fake=SLOW, config=WorkerConfig(requests_max=1, retry_after_min_s=2.5))
-    front = await few.attach()
-    await front.send(submit(1, PROMPT, sampling=sampling(100)))
-    for slot in range(2, 12):
-        assert (await front.one(submit(slot, PROMPT, tries_again=True)))[0].failure.kind == FailureKind.EXHAUSTED
-    assert (await front.one(submit(12, PROMPT)))[0].failure.retry_after_ms == 2500
-
-
 async def test_what_the_engine_refuses_is_told_in_its_words(start_worker: StartWorker) -> None:
     worker = await start_worker("decode")
     front = await worker.attach()

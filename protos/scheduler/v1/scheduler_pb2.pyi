@@ -200,16 +200,14 @@ class RunningPlan(_message.Message):
     def __init__(self, plan_id: _Optional[int] = ..., request_id: _Optional[str] = ..., prefill: _Optional[_Union[Placement, _Mapping]] = ..., decode: _Optional[_Union[Placement, _Mapping]] = ..., decode_blocks_reserved: _Optional[int] = ...) -> None: ...
 
 class WorkerSuspect(_message.Message):
-    __slots__ = ("worker_id", "epoch", "reason", "request_id")
+    __slots__ = ("worker_id", "epoch", "reason")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
-    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: int
     reason: str
-    request_id: str
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ClusterView(_message.Message):
     __slots__ = ("workers", "rebuilding", "sign_of_life_ms")
