@@ -156,6 +156,8 @@ def plan_request(plan_id: int, question: PlanQuestion) -> scheduler_pb2.FrontUpd
         message.pinned_decode_worker_id = ask.pinned_decode_worker
     if ask.prefill_only:
         message.prefill_only = True
+    if ask.resumed:
+        message.resumed = True
     if question.priority_class:
         message.priority_class = question.priority_class
     return update
@@ -194,7 +196,7 @@ def request_ended(plan_id: int, outcome: Outcome, output_tokens: int) -> schedul
 
 
 def suspect(worker_id: str, epoch: int, reason: str) -> scheduler_pb2.FrontUpdate:
-    """Advice: this worker could not be used; where a request failed in its engine, by which one."""
+    """Advice: this worker could not be used."""
     return scheduler_pb2.FrontUpdate(
         suspect=scheduler_pb2.WorkerSuspect(worker_id=worker_id, epoch=epoch, reason=reason)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from front_proxy.outage_planner import SESSION, OutagePlanner, PlannerReply
+
 from runtime.failures import FailureKind
 from scheduler.actions import Placement, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.config import SchedulerConfig
