@@ -192,12 +192,12 @@ class WaitingLine:
 
     def bring_back(self, now_s: float) -> None:
         """Let those that were set aside stand in the line again, each where it came."""
-        returning, self._aside = list(self._aside.values()), {}
-        for waiting in returning:
-            lane = self._lanes[waiting.priority_class]
-            self._append(lane, waiting, now_s)
-        for its_class in {waiting.priority_class for waiting in returning}:
-            lane = self._lanes[its_class]
+        if not self._aside:
+            return
+        returning, self._aside = self._aside, {}
+        for waiting in returning.values():
+            self._append(self._lanes[waiting.priority_class], waiting, now_s)
+        for lane in self._lanes.values():
             lane.resumed = deque(sorted(lane.resumed, key=lambda waiting: waiting.since_s))
 
     def head(self) -> Waiting | None:
