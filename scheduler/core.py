@@ -14,14 +14,12 @@ from runtime.failures import Failure, FailureKind
 from scheduler.actions import (
     AcceptWorker,
     Action,
-    BlameRequest,
     DrainWorker,
     DropWorker,
     EjectWorker,
     PublishView,
     RejectWorker,
 )
-from scheduler.admission import Admission
 from scheduler.books import Books
 from scheduler.cluster import ClusterState, Worker
 from scheduler.config import SchedulerConfig
@@ -44,10 +42,10 @@ from scheduler.facts import WorkerFacts
 from scheduler.fronts import Front
 from scheduler.ledger import LeaseLedger
 from scheduler.membership import is_deaf, objection
-from scheduler.outliers import CountedFailure, FailedRequests, Standing, WorkerHealth
+from scheduler.outliers import Standing, WorkerHealth
 from scheduler.placement import Planner
 from scheduler.profile import Probe, Random
-from scheduler.refusals import turned_away
+from scheduler.refusals import Refusals
 from scheduler.turns import Turns
 from scheduler.waiting_line import PriorityClass, WaitingLine
 
@@ -79,21 +77,14 @@ class SchedulerCore:
         self._config = config
         if rebuild_longer:
             self._doubt(began_s)
-        self._admission = Admission(
-            plans_in_flight_max=config.plans_in_flight_max,
-            retry_after_min_s=config.retry_after_min_s,
-            retry_after_max_s=config.retry_after_max_s,
-            release_window_s=config.release_window_s,
-            come_back_share=config.waiting.come_back_share,
-        )
-        self._books = Books(self.cluster, self._admission)
+        self._books = Books(self.cluster, config.plans_in_flight_max)
         self._line = WaitingLine(config.waiting)
-        self._turns = Turns(config, Planner(config, rng, probe), self.cluster, self._books, self._line, self._admission)
+        self._refusals = Refusals(config, self._line, rng)
+        self._turns = Turns(config, Planner(config, rng, probe), self.cluster, self._books, self._line, self._refusals)
         self._ledger = LeaseLedger(config.leak_after_s)
         self._audited_s = self._deaf_s = float("-inf")
         # Of workers that left, by their epoch.
         self._health: dict[str, tuple[int, WorkerHealth]] = {}
-        self._failed_requests = FailedRequests(config.outliers)
         self._story: deque[tuple[float, Event]] = deque(maxlen=STORY_EVENTS_MAX)
 
     @property
@@ -126,7 +117,7 @@ class SchedulerCore:
             case Tick(late_s=late_s):
                 for worker in self.cluster.workers.values():
                     worker.forgive(late_s, now_s)
-                overdue = [turned_away(each, self._admission, now_s) for each in self._line.overdue(now_s)]
+                overdue = [self._refusals.turned(each) for each in self._line.overdue(now_s)]
                 self._line.bring_back(now_s)
                 return (*self._tick(now_s), *self._audit(now_s), *overdue, *self._serve(now_s))
             case WorkerJoined(session=session, facts=facts):
@@ -211,29 +202,12 @@ class SchedulerCore:
         worker = self.cluster.get(event.worker_id)
         if worker is None or worker.facts.epoch != event.epoch:
             return ()
-        request_id = event.request_id
-        if request_id and (excused := self._failed_requests.judge(request_id, worker.health, now_s)) is not None:
-            return [action for failure in excused for action in self._excuse(request_id, failure, now_s)]
         worker.suspect_until_s = now_s + self._config.suspect_cooldown_s
-        fails = worker.health.failed(now_s)
-        if request_id:
-            self._failed_requests.count(request_id, worker.health.last_failure(now_s))
-        if not fails or not self._may_eject(worker):
+        if not worker.health.failed(now_s) or not self._may_eject(worker):
             return ()
         for_s = worker.health.eject(now_s)
         worker.judge()
         return (EjectWorker(worker_id=worker.worker_id, for_s=for_s), PublishView(at_once=True))
-
-    def _excuse(self, request_id: str, failure: CountedFailure, now_s: float) -> Sequence[Action]:
-        """A failure turned out to be the request's own."""
-        back = failure.health.take_back(failure, now_s)
-        for worker in self.cluster.workers.values():
-            if worker.health is failure.health:
-                worker.judge()
-                if worker.suspect_until_s == failure.at_s + self._config.suspect_cooldown_s:
-                    worker.suspect_until_s = now_s
-        blame = BlameRequest(request_id=request_id)
-        return (blame, PublishView(at_once=True)) if back else (blame,)
 
     def _may_eject(self, worker: Worker) -> bool:
         """Most of a pool must stay: when everybody fails, the fault is elsewhere."""

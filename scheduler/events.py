@@ -47,14 +47,12 @@ class WorkerLeft(msgspec.Struct, frozen=True, kw_only=True):
 class WorkerSuspected(msgspec.Struct, frozen=True, kw_only=True):
     """A front proxy could not use this incarnation of a worker.
 
-    ``request_id``: the request that failed there inside its engine, and may be at fault itself. Empty: it was the
-    worker, whose stream broke or whose work stalled.
+    Its stream broke, its work stalled, or a request that failed in its engine then succeeded elsewhere.
     """
 
     worker_id: str
     epoch: int
     reason: str
-    request_id: str = ""
 
 
 class DrainRequested(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 import msgspec
 
 from scheduler.actions import Action, ReplyPlan, ReplyWaiting
-from scheduler.admission import Admission
 from scheduler.books import Books
 from scheduler.cluster import ClusterState
 from scheduler.config import SchedulerConfig
 from scheduler.events import PlanRequested
 from scheduler.facts import Role
 from scheduler.placement import Chosen, NotPlaced, Planner
-from scheduler.refusals import PASSING, refusal, turned_away
+from scheduler.refusals import PASSING, Refusals
 from scheduler.waiting_line import EXCLUDED_MAX_S, Waiting, WaitingLine, charge_of, class_of
 
 
@@ -28,24 +27,24 @@ class Turns:
         cluster: ClusterState,
         books: Books,
         line: WaitingLine,
-        admission: Admission,
+        refusals: Refusals,
     ) -> None:
         self._config = config
         self._planner = planner
         self._cluster = cluster
         self._books = books
         self._line = line
-        self._admission = admission
+        self._refusals = refusals
 
     def ask(self, event: PlanRequested, now_s: float, *, rebuilding: bool) -> Sequence[Action]:
         """Place a request, let it wait for its turn, or refuse it."""
         key = (event.session, event.plan_id)
         if event.plan_id in self._books.fronts[event.session].plans or key in self._line:
             in_use = NotPlaced(cause="plan_id_in_use", message="The plan_id is in use.")
-            return (refusal(event, in_use, self._admission, now_s),)
+            return (self._refusals.refuse(event, in_use),)
         placed = self._place(event, now_s)
         if isinstance(placed, NotPlaced) and not self._passes(event, placed, rebuilding=rebuilding):
-            return (refusal(event, placed, self._admission, now_s),)
+            return (self._refusals.refuse(event, placed),)
         # A request that a worker failed has had its turn already.
         first = not self._line or (event.resumed and not self._line.has_resumed(class_of(event)))
         if isinstance(placed, Chosen) and first:
@@ -55,8 +54,8 @@ class Turns:
         missing = _workers_missing(placed, rebuilding=rebuilding)
         waiting, turned = self._line.offer(event, self._cost(event), now_s, missing=missing)
         if waiting is None and nobody_waits and isinstance(placed, NotPlaced):
-            return (refusal(event, placed, self._admission, now_s),)
-        actions: list[Action] = [turned_away(each, self._admission, now_s) for each in turned]
+            return (self._refusals.refuse(event, placed),)
+        actions: list[Action] = [self._refusals.turned(each) for each in turned]
         actions.extend(self.serve(now_s, rebuilding=rebuilding))
         if waiting is not None and key in self._line:
             actions.append(
@@ -82,7 +81,7 @@ class Turns:
                 break
             else:
                 self._line.remove((event.session, event.plan_id), now_s)
-                actions.append(refusal(event, placed, self._admission, now_s))
+                actions.append(self._refusals.refuse(event, placed))
         return actions
 
     def _place(self, event: PlanRequested, now_s: float) -> Chosen | NotPlaced:

@@ -15,14 +15,15 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from runtime.decaying_rate import DecayingRate
 from scheduler.cluster import PlanKey
-from scheduler.comebacks import ComeBacks
 from scheduler.config import PriorityClassConfig, WaitingConfig
-from scheduler.drain_rate import DrainRate
 from scheduler.events import PlanRequested
 from scheduler.fair_share import FairShare
 from scheduler.placement import Cause
 
+DRAIN_WINDOW_S = 10.0
+"""Memory of the pace at which the line moves."""
 RESUMED_WAIT_MAX_S = 30.0
 """Longest wait of a resumed request, for room or for a usable worker."""
 RESUMED_WAITING_MAX = 65536
@@ -60,15 +61,10 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Turned(msgspec.Struct, frozen=True, kw_only=True):
-    """Somebody may not wait (any more). ``wait_s``: how long he would; ``retry_after_s``: when to come back instead.
-
-    Both are None while the pace is unknown.
-    """
+    """A request may not wait (any more)."""
 
     event: PlanRequested
     cause: Cause
-    wait_s: float | None
-    retry_after_s: float | None
 
 
 class Charge(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -95,7 +91,6 @@ class _Lane:
         self.count = 0
         # Ahead of all flows, in the order of their coming.
         self.resumed: deque[Waiting] = deque()
-        self.comebacks = ComeBacks(waiting)
 
 
 class WaitingLine:
@@ -113,7 +108,7 @@ class WaitingLine:
         self._places: dict[PlanKey, Waiting] = {}
         # Resumed requests that no worker can take at present: in ``_places``, but in no lane.
         self._aside: dict[PlanKey, Waiting] = {}
-        self._rate = DrainRate(config.drain_window_s)
+        self._rate = DecayingRate(DRAIN_WINDOW_S)
         self._tokens = 0
         # Whether workers are missing, and until when they were.
         self._missing = False
@@ -166,14 +161,14 @@ class WaitingLine:
             longest_s = min(longest_s, event.wait_max_s)
         allowed_s = longest_s if missing else min(longest_s, lane.config.wait_max_s)
         if wait_s is not None and wait_s > allowed_s:
-            return None, (self._turn(event, "wait_too_long", cost, now_s),)
+            return None, (Turned(event=event, cause="wait_too_long"),)
         turned: list[Turned] = []
         if lane.count >= lane.config.waiting_max:
             longest = max(lane.flows, key=lambda tenant: len(lane.flows[tenant]), default=None)
             if longest is None or len(lane.flows[longest]) <= len(lane.flows.get(event.tenant, ())) + 1:
-                return None, (self._turn(event, "line_full", cost, now_s),)
+                return None, (Turned(event=event, cause="line_full"),)
             last = lane.flows[longest][-1]
-            turned.append(self._turn(last.event, "line_full", last.cost, now_s))
+            turned.append(Turned(event=last.event, cause="line_full"))
             self.remove((last.event.session, last.event.plan_id), now_s)
         waiting = Waiting(event=event, priority_class=its_class, cost=cost, since_s=now_s, until_s=now_s + longest_s)
         self._append(lane, waiting, now_s)
@@ -183,7 +178,7 @@ class WaitingLine:
         """No length of its class bounds it: it had a place before."""
         its_class = class_of(event)
         if sum(len(lane.resumed) for lane in self._lanes.values()) + len(self._aside) >= RESUMED_WAITING_MAX:
-            return None, (self._turn(event, "line_full", cost, now_s),)
+            return None, (Turned(event=event, cause="line_full"),)
         longest_s = min(RESUMED_WAIT_MAX_S, event.wait_max_s or RESUMED_WAIT_MAX_S)
         waiting = Waiting(event=event, priority_class=its_class, cost=cost, since_s=now_s, until_s=now_s + longest_s)
         self._append(self._lanes[its_class], waiting, now_s)
@@ -197,12 +192,12 @@ class WaitingLine:
 
     def bring_back(self, now_s: float) -> None:
         """Let those that were set aside stand in the line again, each where it came."""
-        returning, self._aside = list(self._aside.values()), {}
-        for waiting in returning:
-            lane = self._lanes[waiting.priority_class]
-            self._append(lane, waiting, now_s)
-        for its_class in {waiting.priority_class for waiting in returning}:
-            lane = self._lanes[its_class]
+        if not self._aside:
+            return
+        returning, self._aside = self._aside, {}
+        for waiting in returning.values():
+            self._append(self._lanes[waiting.priority_class], waiting, now_s)
+        for lane in self._lanes.values():
             lane.resumed = deque(sorted(lane.resumed, key=lambda waiting: waiting.since_s))
 
     def head(self) -> Waiting | None:
@@ -219,7 +214,7 @@ class WaitingLine:
 
     def take(self, waiting: Waiting, now_s: float) -> None:
         """Serve who waits: charge and let go."""
-        self._rate.drained(waiting.cost)
+        self._rate.add(waiting.cost)
         self.charge(waiting.event, waiting.cost)
         self.remove((waiting.event.session, waiting.event.plan_id), now_s)
 
@@ -264,7 +259,7 @@ class WaitingLine:
 
     def _note_busy(self, now_s: float) -> None:
         """Whether anything waits for room: time in which nothing does says nothing about the pace."""
-        self._rate.busy(waiting=len(self._places) > len(self._aside), now_s=now_s)
+        self._rate.at(now_s, counts=len(self._places) > len(self._aside))
 
     def overdue(self, now_s: float) -> Sequence[Turned]:
         """Let go of everybody who has waited for as long as he may."""
@@ -275,7 +270,7 @@ class WaitingLine:
             key = (waiting.event.session, waiting.event.plan_id)
             self.remove(key, now_s)
             cause: Cause = "no_worker" if key in aside else "waited_out"
-            turned.append(self._turn(waiting.event, cause, waiting.cost, now_s))
+            turned.append(Turned(event=waiting.event, cause=cause))
         self._note_busy(now_s)
         return turned
 
@@ -283,38 +278,21 @@ class WaitingLine:
         """Everybody of one front proxy."""
         return [key for key in self._places if key[0] == session]
 
+    def ahead_of(self, its_class: PriorityClass, tenant: str) -> tuple[float, float | None]:
+        """Tokens that would be served before one more request of this tenant, and the pace; None while it is unknown.
+
+        Its tenant's own requests are before it, and while they move all others get their shares.
+        """
+        lane = self._lanes[its_class]
+        before = lane.tokens.get(tenant, 0) * len(lane.flows) * self._classes.weights / lane.config.weight
+        return min(before, self._tokens), self._rate.per_s
+
     def predicted_wait_s(self, its_class: PriorityClass, tenant: str) -> float | None:
-        """How long one more request of this tenant would wait at the present pace; None while it is unknown.
-
-        What is before it is what its tenant has in the line, which moves with the tenant's share of its class's share.
-        """
-        pace = self._rate.tokens_per_s
-        if len(self._places) == len(self._aside):
+        """How long one more request of this tenant would wait at the present pace; None while it is unknown."""
+        tokens, pace = self.ahead_of(its_class, tenant)
+        if not tokens:
             return 0.0
-        if pace is None:
-            return None
-        lane = self._lanes[its_class]
-        weight = lane.config.weight
-        before = lane.tokens.get(tenant, 0)
-        return min(before * len(lane.flows) * self._classes.weights / (weight * pace), self._tokens / pace)
-
-    def _turn(self, event: PlanRequested, cause: Cause, cost: int, now_s: float) -> Turned:
-        """Turn somebody away, and tell him when all who were told before him will have been served.
-
-        Who tries again by himself, whatever he is told, comes back instead of nobody: no time is kept for him.
-        """
-        its_class = class_of(event)
-        wait_s, pace = self.predicted_wait_s(its_class, event.tenant), self._rate.tokens_per_s
-        if wait_s is None or pace is None:
-            return Turned(event=event, cause=cause, wait_s=wait_s, retry_after_s=None)
-        lane = self._lanes[its_class]
-        owed = sum(each.config.weight for each in self._lanes.values() if each is lane or each.comebacks.owed(now_s))
-        its_pace = pace * lane.config.weight / owed
-        at_s = lane.comebacks.book(
-            event.tenant, cost, now_s, pace=its_pace, not_before_s=now_s + wait_s, noted=not event.resumed
-        )
-        retry_after_s = min(at_s - now_s, self._config.come_back_line_max_s)
-        return Turned(event=event, cause=cause, wait_s=wait_s, retry_after_s=retry_after_s)
+        return tokens / pace if pace is not None else None
 
     def check(self) -> None:
         """Assert that every count is the count of its parts."""

@@ -292,17 +292,3 @@ def test_a_line_that_moved_once_and_stands_still_for_hours_still_answers() -> No
     # All but those who may still wait.
     assert len(answers) >= 2 * (3 * 3600 - 2) - 2 * 21
     assert all(each.failure.retry_after_s for each in answers)
-
-
-def test_no_bound_but_the_configured_ones_holds_for_advice() -> None:
-    one = PriorityClassConfig(waiting_max=1)
-    made = stage(waiting=WaitingConfig(default=one, come_back_max_s=90_000.0, come_back_line_max_s=100_000.0))
-    fill(made)
-    ask(made, 11)
-    made.now_s = 1.0
-    assert end(made, 1) == [11]
-    ask(made, 12)
-    told = [refused(ask(made, plan_id))[0].failure.retry_after_s or 0.0 for plan_id in range(100, 2100)]
-    assert 3600.0 < max(told) <= 90_000.0
-    with pytest.raises(ValueError, match="come_back_line_max_s"):
-        WaitingConfig(come_back_max_s=7200.0)
