@@ -77,7 +77,8 @@ async def served(_parts: tuple[Any, Any, Any]) -> AsyncIterator[Served]:
         phases_header="x-baton-explain",
         routes=routes([]),
     )
-    yield Served(source=source, client=client, args=args, app=_built["app"], guard=HttpGuard(_built["app"], bounds))
+    guard = HttpGuard(_built["app"], bounds, draining=lambda: client.draining)
+    yield Served(source=source, client=client, args=args, app=_built["app"], guard=guard)
     assert client.requests_running == 0, "a test left sequences behind"
 
 

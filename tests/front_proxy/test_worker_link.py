@@ -140,9 +140,7 @@ def handoff(lease_id: str = "lease") -> cluster_pb2.KvHandoff:
 async def test_an_order_waits_for_the_stream_and_its_answers_come_back() -> None:
     async with stage() as at:
         ear = Ear()
-        slot = at.links.submit(
-            at.worker, order(deadline_s=9.0, blocks_reserved=4, cache_salt="salt"), ear
-        )
+        slot = at.links.submit(at.worker, order(deadline_s=9.0, blocks_reserved=4, cache_salt="salt"), ear)
         opening = await at.script.hears("open")
         assert (opening.front_proxy_id, opening.engine_version) == ("f", "v")
         told = await at.script.hears("submit")

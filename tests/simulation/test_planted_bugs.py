@@ -165,6 +165,13 @@ class ForgetsFronts(_Deaf):
         return not isinstance(event, FrontLeft)
 
 
+class ForgetsTheQueueOfFronts(SchedulerCore):
+    """Keeps requests queued whose front proxy is no more."""
+
+    def _forget_waiting(self, session: int, now_s: float) -> None:
+        pass
+
+
 class _Planted(SchedulerCore):
     books: type[Books]
 
@@ -214,6 +221,8 @@ class ReservesForOldEpochs(_Planted):
     books = _ReservesOnSuccessors
 
 
-@pytest.mark.parametrize("core", [ForgetsEnds, ForgetsFronts, ReservesTwice, CountsTwice, ReservesForOldEpochs])
+@pytest.mark.parametrize(
+    "core", [ForgetsEnds, ForgetsFronts, ForgetsTheQueueOfFronts, ReservesTwice, CountsTwice, ReservesForOldEpochs]
+)
 def test_a_bug_of_the_scheduler_is_found(core: type[SchedulerCore]) -> None:
     assert found(core=core) is not None, f"{core.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
