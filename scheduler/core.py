@@ -1,7 +1,7 @@
 """The scheduler's decisions: events in, actions out. No clock, no I/O; chance only through an argument.
 
-Holds the membership of workers and what is known of their health. Plans and reservations are in ``books``, the line of
-those who wait in ``waiting_line``, and whose turn it is in ``turns``. ``check`` asserts the invariants of all.
+Holds the membership of workers and what is known of their health. Plans and reservations are in ``books``, the
+requests that wait in ``waiting_line``, and which is placed next in ``turns``. ``check`` asserts the invariants of all.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class SchedulerCore:
                 assert_never(event)
 
     def _hear(self, event: WorkerSuspected | DrainRequested | WorkerLeasesReported, now_s: float) -> Sequence[Action]:
-        """What somebody says about one worker, now and then."""
+        """What is said about one worker, now and then."""
         match event:
             case WorkerSuspected():
                 return self._suspect(event, now_s)
@@ -153,12 +153,12 @@ class SchedulerCore:
                 assert_never(event)
 
     def _end_isolation(self, now_s: float) -> None:
-        """The first one returns after nobody was left: as after a start, others know more until all had time to."""
+        """The first peer returns after none was left: as after a start, others know more until all had time to return."""
         if self._health and not self.fronts and not self.cluster.workers:
             self._doubt(now_s)
 
     def _doubt(self, now_s: float) -> None:
-        """It was cut off itself, so others know more. Whoever lost it is given the time that one who is silent has."""
+        """It was cut off itself, so others know more. A peer that lost it is given the time that a silent one has."""
         self._rebuilt_at_s = now_s + max(self._config.rebuild_grace_s, self._config.worker_lease_s)
         self.rebuilding = self._config.rebuild_grace_s > 0
 
@@ -210,7 +210,7 @@ class SchedulerCore:
         return (EjectWorker(worker_id=worker.worker_id, for_s=for_s), PublishView(at_once=True))
 
     def _may_eject(self, worker: Worker) -> bool:
-        """Most of a pool must stay: when everybody fails, the fault is elsewhere."""
+        """Most of a pool must stay: when all of it fails, the fault is elsewhere."""
         pool = self.cluster.with_role(worker.role)
         out = sum(other.health.standing is not Standing.IN_SERVICE for other in pool if other is not worker)
         return out + 1 <= self._config.outliers.ejected_fraction_max * len(pool)
@@ -248,7 +248,7 @@ class SchedulerCore:
         if not self._replace_former(event.session, now_s):
             return ()
         for plan in event.plans:
-            # Its front proxy lost patience and planned it itself: nobody waits for a place any more.
+            # Its front proxy lost patience and planned it itself: it waits for no place any more.
             self._line.remove((event.session, plan.plan_id), now_s)
         self._books.take_over(event.session, event.plans, now_s)
         if not event.complete:
@@ -279,7 +279,7 @@ class SchedulerCore:
         return actions
 
     def leaked_leases(self) -> Mapping[str, int]:
-        """Leases held for requests that nobody runs, by worker."""
+        """Leases held for requests that no front proxy runs, by worker."""
         return self._ledger.leaked()
 
     def _member(self, worker_id: str, session: int) -> Worker | None:
@@ -304,7 +304,7 @@ class SchedulerCore:
     def _tick(self, now_s: float) -> Sequence[Action]:
         if is_deaf(self.cluster):
             self._deaf_s = now_s
-            # Those who left it meanwhile are heard of all at once, and before they return.
+            # The ends of streams meanwhile are heard of all at once, and before the peers return.
             self._doubt(now_s)
         heard_by_s = now_s - self._config.worker_lease_s
         silent = [one for one in self.cluster.workers.values() if max(one.heard_s, self._deaf_s) <= heard_by_s]
@@ -322,7 +322,7 @@ class SchedulerCore:
         return (*actions, PublishView(at_once=True))
 
     def _look(self, now_s: float) -> bool:
-        """Note who fell silent and whose ejection is over. True when anything changed."""
+        """Note which workers fell silent and which ejections are over. True when anything changed."""
         changed = False
         for worker in self.cluster.workers.values():
             if not worker.silent and worker.heard_s + self._config.silence_timeout_s <= now_s:

@@ -71,7 +71,7 @@ class FrontJoined(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FrontLeft(msgspec.Struct, frozen=True, kw_only=True):
-    """A front proxy's stream ended: nobody will end its plans any more."""
+    """A front proxy's stream ended: its plans are ended by nothing else."""
 
     session: int
 

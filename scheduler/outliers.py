@@ -17,7 +17,7 @@ from scheduler.config import OutlierConfig
 
 
 class Standing(enum.StrEnum):
-    """How a worker stands with those who send it requests."""
+    """Whether a worker gets requests."""
 
     IN_SERVICE = "in_service"
     EJECTED = "ejected"
@@ -117,7 +117,7 @@ class WorkerHealth:
 
     @property
     def _fails(self) -> bool:
-        """Whether what is counted is enough to eject who is in service."""
+        """Whether what is counted is enough to eject a worker in service."""
         config = self._config
         ended = self._good.amount + self._bad.amount
         return self._in_a_row >= config.failures_in_a_row or (

@@ -1,4 +1,4 @@
-"""Whose turn it is: a request is placed at once, waits in the line, or is refused. Chooses no worker itself."""
+"""The admission of requests: one is placed at once, waits in the line, or is refused. Chooses no worker itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scheduler.waiting_line import EXCLUDED_MAX_S, Waiting, WaitingLine, charge_
 
 
 class Turns:
-    """Between those who ask and the workers: the line, and the plans that have got a place."""
+    """Between front proxies and workers: the line, and the plans that have got a place."""
 
     def __init__(
         self,
@@ -50,10 +50,10 @@ class Turns:
         if isinstance(placed, Chosen) and first:
             self._line.charge(event, self._cost(event))
             return (self._grant(event, placed, now_s, since_s=now_s),)
-        nobody_waits = not self._line
+        none_waits = not self._line
         missing = _workers_missing(placed, rebuilding=rebuilding)
         waiting, turned = self._line.offer(event, self._cost(event), now_s, missing=missing)
-        if waiting is None and nobody_waits and isinstance(placed, NotPlaced):
+        if waiting is None and none_waits and isinstance(placed, NotPlaced):
             return (self._refusals.refuse(event, placed),)
         actions: list[Action] = [self._refusals.turned(each) for each in turned]
         actions.extend(self.serve(now_s, rebuilding=rebuilding))
@@ -119,5 +119,5 @@ def _as_of(waiting: Waiting, now_s: float) -> PlanRequested:
 
 
 def _workers_missing(verdict: Chosen | NotPlaced, *, rebuilding: bool) -> bool:
-    """Whether who waits, waits for workers rather than for room: after a start the room is not all there yet."""
+    """Whether requests wait for workers rather than for room: after a start the room is not all there yet."""
     return rebuilding or (isinstance(verdict, NotPlaced) and verdict.cause == "no_worker")

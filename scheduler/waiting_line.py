@@ -34,7 +34,7 @@ go nowhere."""
 
 
 class PriorityClass(enum.StrEnum):
-    """Who goes before whom."""
+    """By how much a request goes before others."""
 
     INTERACTIVE = "interactive"
     DEFAULT = "default"
@@ -139,7 +139,7 @@ class WaitingLine:
         return bool(self._lanes[its_class].resumed)
 
     def miss(self, now_s: float, *, missing: bool) -> None:
-        """Whether those who wait do so for workers that may return, and not for room: then they may wait longer."""
+        """Whether requests wait for workers that may return, and not for room: then they may wait longer."""
         if missing or self._missing:
             self._missed_until_s = now_s
         self._missing = missing
@@ -147,7 +147,7 @@ class WaitingLine:
     def offer(
         self, event: PlanRequested, cost: int, now_s: float, *, missing: bool = False
     ) -> tuple[Waiting | None, Sequence[Turned]]:
-        """Let a request wait; without a place when it may not. ``Turned`` says so of it, or of whom it replaced.
+        """Let a request wait; without a place when it may not. ``Turned`` says so of it, or of the one it replaced.
 
         ``missing``: as of ``miss``.
         """
@@ -201,7 +201,7 @@ class WaitingLine:
             lane.resumed = deque(sorted(lane.resumed, key=lambda waiting: waiting.since_s))
 
     def head(self) -> Waiting | None:
-        """Who is to be served next."""
+        """The request to be served next."""
         its_class = self._classes.turn()
         if its_class is None:
             return None
@@ -213,7 +213,7 @@ class WaitingLine:
         return lane.flows[tenant][0]
 
     def take(self, waiting: Waiting, now_s: float) -> None:
-        """Serve who waits: charge and let go."""
+        """Serve a request: charge and let go."""
         self._rate.add(waiting.cost)
         self.charge(waiting.event, waiting.cost)
         self.remove((waiting.event.session, waiting.event.plan_id), now_s)
@@ -233,7 +233,7 @@ class WaitingLine:
         lane.share.correct(charge.tenant, cost)
 
     def remove(self, key: PlanKey, now_s: float) -> bool:
-        """Let somebody go, wherever he stands. False when he does not wait."""
+        """Let a request go, wherever it stands. False when it does not wait."""
         waiting = self._places.pop(key, None)
         if waiting is None:
             return False
@@ -262,7 +262,7 @@ class WaitingLine:
         self._rate.at(now_s, counts=len(self._places) > len(self._aside))
 
     def overdue(self, now_s: float) -> Sequence[Turned]:
-        """Let go of everybody who has waited for as long as he may."""
+        """Let go of every request that has waited for as long as it may."""
         late = [waiting for waiting in self._places.values() if self._until_s(waiting) <= now_s]
         aside = set(self._aside)
         turned = []
@@ -275,7 +275,7 @@ class WaitingLine:
         return turned
 
     def of_session(self, session: int) -> Sequence[PlanKey]:
-        """Everybody of one front proxy."""
+        """The requests of one front proxy."""
         return [key for key in self._places if key[0] == session]
 
     def ahead_of(self, its_class: PriorityClass, tenant: str) -> tuple[float, float | None]:
@@ -309,7 +309,7 @@ class WaitingLine:
         assert keys == set(self._places) - set(self._aside)
 
     def _until_s(self, waiting: Waiting) -> float:
-        """When its wait ends as things are. Its wait for room begins when nobody is missing any more."""
+        """When its wait ends as things are. Its wait for room begins when no worker is missing any more."""
         if self._missing or waiting.event.resumed:
             return waiting.until_s
         since_s = max(waiting.since_s, self._missed_until_s)

@@ -272,7 +272,7 @@ class Overload:
 
 
 def max_min(wanted: Counter[str], total: int) -> Counter[str]:
-    """The fair division of ``total``: nobody gets more than he wants, and what he leaves goes to the others equally."""
+    """The fair division of ``total``: no key gets more than it wants, and what it leaves goes to the others equally."""
     division: Counter[str] = Counter()
     left = total
     for index, (key, tokens) in enumerate(sorted(wanted.items(), key=lambda each: each[1])):

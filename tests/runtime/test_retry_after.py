@@ -11,9 +11,7 @@ from runtime.retry_after import retry_after_s
     ("queued", "rate_per_s", "told_s"),
     [(100.0, 10.0, 10.0), (0.0, 10.0, 2.0), (1e9, 10.0, 40.0), (100.0, None, 2.0), (100.0, 1e-6, 40.0)],
 )
-def test_it_is_the_queue_over_its_pace_in_bounds(
-    queued: float, rate_per_s: float | None, told_s: float
-) -> None:
+def test_it_is_the_queue_over_its_pace_in_bounds(queued: float, rate_per_s: float | None, told_s: float) -> None:
     assert retry_after_s(queued, rate_per_s, min_s=2.0, max_s=40.0, draw=0.5) == told_s
 
 

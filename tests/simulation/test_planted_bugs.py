@@ -20,7 +20,7 @@ from scheduler.actions import Action
 from scheduler.books import Books
 from scheduler.cluster import Worker
 from scheduler.core import SchedulerCore
-from scheduler.events import Event, FrontLeft, RequestEnded, RunningPlan
+from scheduler.events import Event, FrontLeft, PlanRequested, RequestEnded, RunningPlan
 from simulation.seeds import simulate
 from simulation.workers import SimWorker
 
@@ -172,6 +172,15 @@ class ForgetsTheQueueOfFronts(SchedulerCore):
         pass
 
 
+class TakesResumedForNew(SchedulerCore):
+    """Refuses a request that a worker failed where no other worker is usable."""
+
+    def handle(self, event: Event, now_s: float) -> Sequence[Action]:
+        if isinstance(event, PlanRequested):
+            event = msgspec.structs.replace(event, resumed=False)
+        return super().handle(event, now_s)
+
+
 class _Planted(SchedulerCore):
     books: type[Books]
 
@@ -222,7 +231,16 @@ class ReservesForOldEpochs(_Planted):
 
 
 @pytest.mark.parametrize(
-    "core", [ForgetsEnds, ForgetsFronts, ForgetsTheQueueOfFronts, ReservesTwice, CountsTwice, ReservesForOldEpochs]
+    "core",
+    [
+        ForgetsEnds,
+        ForgetsFronts,
+        ForgetsTheQueueOfFronts,
+        TakesResumedForNew,
+        ReservesTwice,
+        CountsTwice,
+        ReservesForOldEpochs,
+    ],
 )
 def test_a_bug_of_the_scheduler_is_found(core: type[SchedulerCore]) -> None:
     assert found(core=core) is not None, f"{core.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"

@@ -213,7 +213,8 @@ async def test_no_room_is_said_with_advice_when_to_come_back(start_worker: Start
     await front.send(submit(1, PROMPT, sampling=sampling(100)))
     await front.send(submit(2, PROMPT))
     refused = (await front.until_end(2))[2][0].failure
-    assert (refused.kind, refused.retry_after_ms) == (FailureKind.EXHAUSTED, 2500)
+    assert refused.kind == FailureKind.EXHAUSTED
+    assert 1250 <= refused.retry_after_ms < 3750, "half of the least, more or less"
 
     small = await start_worker("decode", fake=FakeEngineConfig(kv_blocks_total=8, decode_step_us=20_000))
     front = await small.attach()
