@@ -86,9 +86,9 @@ class PriorityClassConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     weight: Positive = 1.0
     # Requests of this class that may wait. 0: none.
     waiting_max: Count = 4096
-    # Longest wait for room; a request that would wait longer by the present pace is refused at once. Past capacity
-    # every request that is served has waited about this long and ``scheduler.prefill_wait_max_s`` more: keep both together
-    # below the time to first token that the class is promised, or what is served is served too late.
+    # Longest wait for room; a request that would wait longer by the present pace is refused at once. Past the cluster's
+    # capacity every request that is served has waited about this long, and ``scheduler.prefill_wait_max_s`` more: keep
+    # both together below the time to first token that the class is promised, or what is served is served too late.
     wait_max_s: Positive = 10.0
 
 

@@ -153,12 +153,12 @@ class SchedulerCore:
                 assert_never(event)
 
     def _end_isolation(self, now_s: float) -> None:
-        """The first peer returns after none was left: as after a start, others know more until all had time to return."""
+        """The first peer returns after none was left: as after a start, others know more until all are back."""
         if self._health and not self.fronts and not self.cluster.workers:
             self._doubt(now_s)
 
     def _doubt(self, now_s: float) -> None:
-        """It was cut off itself, so others know more. A peer that lost it is given the time that a silent one has."""
+        """It was cut off itself, so others know more. A peer that lost it gets the time that a silent one has."""
         self._rebuilt_at_s = now_s + max(self._config.rebuild_grace_s, self._config.worker_lease_s)
         self.rebuilding = self._config.rebuild_grace_s > 0
 
