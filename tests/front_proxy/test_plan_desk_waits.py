@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import pytest
 
 from front_proxy.desk_events import (
     AnswerPlan,
     AnswerRefusal,
+    DeskAction,
     Ended,
     OutageOver,
     Refused,
@@ -23,6 +26,10 @@ from tests.front_proxy.desk_play import BIG, BOUNDS, BUSY, FULL, QUESTION, USABL
 # Of a worker that failed it; BIG of the two fits nowhere while d0 is as full as it was seen.
 RESUMED = msgspec.structs.replace(QUESTION, ask=AskPlan(attempt=2, excluded_worker_ids=("d1",), resumed=True))
 RESUMED_BIG = msgspec.structs.replace(RESUMED, prompt_tokens=BIG.prompt_tokens)
+
+
+def answers(actions: Sequence[DeskAction]) -> list[DeskAction]:
+    return [action for action in actions if isinstance(action, AnswerPlan | AnswerRefusal)]
 
 
 def test_what_finds_no_room_while_the_scheduler_is_silent_is_refused_and_ended_there() -> None:
@@ -42,8 +49,8 @@ def test_what_a_scheduler_queued_is_planned_here_when_it_falls_silent() -> None:
     queued, _ = it.ask(BIG)
     it.hear(ToldToWait(queued, 120.0), USABLE)
     plan_id, _ = it.ask()
-    answers = only(it.wait(0.5), AnswerPlan)
-    assert {answer.plan.plan_id for answer in answers} == {queued, plan_id} and it.desk.unanswered == 0
+    planned = only(it.wait(0.5), AnswerPlan)
+    assert {answer.plan.plan_id for answer in planned} == {queued, plan_id} and it.desk.unanswered == 0
 
 
 def test_of_the_queue_of_a_scheduler_that_dies_what_fits_is_placed_and_the_rest_refused() -> None:
@@ -66,8 +73,8 @@ def test_a_resumed_request_is_tried_every_patience_until_there_is_room(queued: b
     plan_id, _ = it.ask(RESUMED_BIG)
     if queued:
         it.hear(ToldToWait(plan_id, 30.0))
-    assert only(it.lose(), AnswerPlan | AnswerRefusal) == [], "all that one fault breaks is broken a moment later"
-    assert only(it.wait(4.0), AnswerPlan | AnswerRefusal) == [] and it.desk.unanswered == 1
+    assert answers(it.lose()) == [], "all that one fault breaks is broken a moment later"
+    assert answers(it.wait(4.0)) == [] and it.desk.unanswered == 1
     if queued:
         (answer,) = only(it.wait(5.5), AnswerPlan)
         assert answer.plan.plan_id == plan_id and answer.here, "what was seen there is believed to end"
@@ -125,7 +132,7 @@ def test_a_silent_scheduler_that_speaks_again_may_still_answer_a_resumed_request
     it = Play()
     it.open(BUSY)
     plan_id, _ = it.ask(RESUMED_BIG)
-    assert only(it.wait(1.0), AnswerPlan | AnswerRefusal) == [] and not it.desk.connected
+    assert answers(it.wait(1.0)) == [] and not it.desk.connected
     assert only(it.hear(None), SendQuestion) == [], "it has the question"
     assert it.wait(0.4) == [], "it has its time to answer again"
     assert FULL in [answer.failure for answer in only(it.hear(Refused(plan_id, FULL)), AnswerRefusal)]
