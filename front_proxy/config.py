@@ -2,13 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import msgspec
 
-from front_proxy.serving_config import ServingConfig
 from runtime.bounds import Count, LogLevel, NonNegative, Port, Positive, PositiveCount
 
 # The end of the plan a request has, and the question for its next one: it has one at a time.
 MESSAGES_A_TURN = 2
+
+
+class ServingConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What vLLM's serving layer is told. The names are those of `vllm serve`; the model itself is the engine's."""
+
+    served_model_name: list[str] = msgspec.field(default_factory=list)
+    """Names clients may use; the first one is put into answers. Empty: the engine's name, else its model path."""
+    chat_template: str | None = None
+    """A file or a template. Unset: the tokenizer's own."""
+    chat_template_content_format: Literal["auto", "string", "openai"] = "auto"
+    tool_call_parser: str | None = None
+    """How tool calls are read from the model's text; needed by automatic tool choice."""
+    enable_auto_tool_choice: bool = False
+    reasoning_parser: str | None = None
+    """How reasoning is told from the answer. Workers need it too where grammars start after the reasoning."""
+    return_tokens_as_token_ids: bool = False
+    """Show `token_id:N` in place of text in log probabilities."""
+    enable_prompt_tokens_details: bool = True
+    """Put cached tokens into usage."""
+    enable_request_id_headers: bool = True
+    """Answer with X-Request-Id."""
+    enable_force_include_usage: bool = False
+    """Usage on every stream, asked for or not."""
+    sse_keep_alive_interval_s: Count = 0
+    """Comment lines on an idle stream every so many seconds. 0: none."""
+    allowed_origins: list[str] = msgspec.field(default_factory=list)
+    """Origins that browsers may call from. Empty: none."""
+    extra_routes: list[str] = msgspec.field(default_factory=list)
+    """Further paths of vLLM's app to publish, such as /docs. Everything else answers 404."""
+    keep_alive_timeout_s: Count = 5
+    """An idle HTTP connection is closed after this time."""
+    log_level: LogLevel = "warning"
+    """Of the HTTP server."""
+    access_log: bool = False
+    extra_args: dict[str, Any] = msgspec.field(default_factory=dict)
+    """Any further option of `vllm serve` that concerns serving: {"default_chat_template_kwargs": {"k": 1}}."""
 
 
 class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,18 +92,6 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     those before it, before it fails."""
     resumes_max: Count = 8
     """Times one stream may go on after further failures with the attempts counted anew."""
-    replans_max: Count = 30
-    """Times a retry that no worker can take now, or reach, is planned again. With ``replan_wait_s`` this is how long a
-    request waits for the network to come back: 22 s and the tries themselves; never beyond its deadline."""
-    replan_wait_s: Positive = 0.1
-    """First pause before that, in the middle; it doubles up to eight times itself, and each is drawn between a half and
-    one and a half of that. The retry budget does not count these."""
-    replan_budget_burst: PositiveCount = 512
-    """Requests that may be planned again for lack of room at once, over all. Beyond it nobody fails: whoever comes
-    waits for his turn, for as long as his deadline lets him."""
-    replan_budget_per_s: Positive = 250.0
-    """Requests that may be planned again for lack of room each second, over all: what the scheduler can be asked by
-    each front proxy while it has no room, beside what is new."""
     retry_budget_burst: PositiveCount = 2048
     """Retries that may follow at once, over all requests: what a dying worker ran must fit."""
     retry_budget_ratio: NonNegative = 0.5
@@ -93,7 +118,8 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     plan_timeout_s: Positive = 5.0
     """Wait for one answer from the scheduler, reconnecting included."""
     plan_patience_s: Positive = 0.5
-    """Wait for any word from a connected scheduler before a request is planned here, from the last cluster view."""
+    """Wait for any word from a connected scheduler before a request is planned here, from the last cluster view. While
+    the scheduler is away, requests that a worker failed are planned here after so long."""
     plans_told_interval_s: Positive = 10.0
     """How often the scheduler is told all that runs here, so that it drops what it reserved for nothing."""
     degraded_view_max_age_s: NonNegative = 300.0

@@ -43,7 +43,7 @@ def requested(session: int, plan_id: int, question: PlanQuestion) -> PlanRequest
         prefill_only=ask.prefill_only,
         priority_class=question.priority_class,
         wait_max_s=question.wait_max_s,
-        tries_again=ask.tries_again,
+        resumed=ask.resumed,
     )
 
 
@@ -63,12 +63,11 @@ class Ended(msgspec.Struct, frozen=True, gc=False):
 
 
 class Suspected(msgspec.Struct, frozen=True):
-    """A worker could not be used. ``request_id``: as in the scheduler's ``WorkerSuspected``."""
+    """A worker could not be used."""
 
     worker_id: str
     epoch: int
     reason: str
-    request_id: str = ""
 
 
 class Dialled(msgspec.Struct, frozen=True):
@@ -93,7 +92,7 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class ToldToWait(msgspec.Struct, frozen=True):
-    """The scheduler has the request wait for its turn; it will answer within that time."""
+    """The request is in the scheduler's queue, which answers within that time."""
 
     plan_id: int
     wait_max_s: float
@@ -174,7 +173,6 @@ class SendSuspect(msgspec.Struct, frozen=True):
     worker_id: str
     epoch: int
     reason: str
-    request_id: str = ""
 
 
 class SendRunning(msgspec.Struct, frozen=True):

@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-import random
 import time
 from collections.abc import Callable
 
 import msgspec
 
-from front_proxy.cluster_parts import Planning, Working
 from front_proxy.cluster_view import ClusterSnapshot, ClusterView
 from front_proxy.config import FrontProxyConfig
 from front_proxy.flow_events import Stopped
 from front_proxy.generation import GenerationDelta, GenerationRequest
 from front_proxy.metrics import DispatchMetrics
+from front_proxy.ports import Planning, Working
 from front_proxy.request_run import RequestRun, RunLimits
-from front_proxy.retries import ReplanPace, RetryBounds, RetryBudget
+from front_proxy.retries import RetryBounds, RetryBudget
 from front_proxy.scheduler_link import SchedulerLink, SchedulerOptions
 from front_proxy.stall import Looks, StallBounds
 from front_proxy.work import Placement
@@ -58,17 +57,10 @@ class Dispatcher:
         self._stall_bounds = _stall_bounds(config)
         self._stall_looks = Looks(config.stall_check_interval_s)
         self._stall_timer: asyncio.TimerHandle | None = None
-        self._rng = random.Random()
         self._retry_budget = RetryBudget(
             ratio=config.retry_budget_ratio,
             per_s=config.retry_budget_per_s,
             burst_max=config.retry_budget_burst,
-            now_s=self._loop.time(),
-        )
-        self._replan_pace = ReplanPace(
-            per_s=config.replan_budget_per_s,
-            burst_max=config.replan_budget_burst,
-            waiting_max=config.requests_in_flight_max,
             now_s=self._loop.time(),
         )
         self._links = WorkerLinks(
@@ -166,8 +158,6 @@ class Dispatcher:
             metrics=self._metrics,
             limits=msgspec.structs.replace(self._limits, deadline_s=min(wanted_s, self._config.deadline_s)),
             budget=self._take_retry,
-            pace=self._replan_wait_s,
-            draw=self._rng.random,
             on_done=lambda: self._forget(request.request_id),
         )
         self._runs[request.request_id] = run
@@ -185,14 +175,8 @@ class Dispatcher:
     def _admit(self, request: GenerationRequest) -> None:
         if self._closing.is_set() or (self._group is None and self._planning is self._scheduler):
             raise _failure(FailureKind.UNAVAILABLE, "The front proxy is not serving.")
-        if len(self._runs) >= self._config.requests_in_flight_max:
-            text = f"{len(self._runs)} sequences are running, which is the most this front proxy takes."
-            raise _failure(FailureKind.EXHAUSTED, text, self._config.retry_after_s)
         if not request.token_ids:
             raise _failure(FailureKind.BAD_REQUEST, "The prompt has no tokens.")
-        if len(request.token_ids) > self._config.prompt_tokens_max:
-            text = f"The prompt has {len(request.token_ids)} tokens; {self._config.prompt_tokens_max} are accepted."
-            raise _failure(FailureKind.TOO_LARGE, text)
         if request.request_id in self._runs:
             raise _failure(FailureKind.BAD_REQUEST, f"The request id {request.request_id} is in use.")
 
@@ -201,12 +185,6 @@ class Dispatcher:
             return True
         self._metrics.retries_denied.inc()
         return False
-
-    def _replan_wait_s(self) -> float:
-        wait_s = self._replan_pace.wait_s(self._loop.time())
-        if wait_s > 0:
-            self._metrics.replans_held_back.inc()
-        return wait_s
 
     def _arm_stall_timer(self) -> None:
         if self._stall_timer is None and self._runs:
@@ -292,18 +270,13 @@ class Deltas:
         self._over = True
 
 
-def _failure(kind: FailureKind, message: str, retry_after_s: float | None = None) -> FailureError:
-    return FailureError(Failure(kind=kind, message=message, retry_after_s=retry_after_s))
+def _failure(kind: FailureKind, message: str) -> FailureError:
+    return FailureError(Failure(kind=kind, message=message))
 
 
 def _run_limits(config: FrontProxyConfig) -> RunLimits:
     return RunLimits(
-        retries=RetryBounds(
-            attempts_max=config.attempts_max,
-            resumes_max=config.resumes_max,
-            replans_max=config.replans_max,
-            replan_wait_s=config.replan_wait_s,
-        ),
+        retries=RetryBounds(attempts_max=config.attempts_max, resumes_max=config.resumes_max),
         deadline_s=config.deadline_s,
         output_deltas_max=config.output_deltas_max,
     )

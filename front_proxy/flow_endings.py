@@ -18,8 +18,6 @@ FINAL_KINDS = frozenset(
         FailureKind.UNSUPPORTED,
     }
 )
-# Refusals of a plan that may be over in a moment: a worker is starting again, or others are about to end.
-PASSING_KINDS = frozenset({FailureKind.EXHAUSTED, FailureKind.UNAVAILABLE})
 
 
 def from_outside(event: ClientGone | DeadlinePassed | Stopped) -> tuple[Outcome, Failure | None]:

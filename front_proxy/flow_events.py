@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import enum
+from typing import Literal, assert_never
 
 import msgspec
 
@@ -13,6 +14,18 @@ from runtime.failures import Failure
 
 Outcome = Literal["finished", "failed", "cancelled"]
 Resumption = Literal["restart", "continue", "replay"]
+
+
+class Phase(enum.Enum):
+    """Where a request stands."""
+
+    NEW = "new"
+    PLANNING = "planning"
+    PREFILLING = "prefilling"
+    HANDING_OFF = "handing_off"
+    """Submitted to the decode worker, which has not produced anything yet."""
+    DECODING = "decoding"
+    DONE = "done"
 
 
 class Planned(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,12 +76,6 @@ class HolderLost(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
 
 
-class PauseOver(msgspec.Struct, frozen=True, kw_only=True):
-    """The pause after an attempt that was not placed is over."""
-
-    attempt: int
-
-
 class ClientGone(msgspec.Struct, frozen=True, kw_only=True):
     """Nobody waits for this request any more. ``satisfied``: because they have all they wanted (a stop string)."""
 
@@ -85,24 +92,38 @@ class Stopped(msgspec.Struct, frozen=True, kw_only=True):
     failure: Failure
 
 
-FlowEvent = (
-    Planned
-    | PlanRefused
-    | Output
-    | WorkerFailed
-    | Stalled
-    | HolderLost
-    | PauseOver
-    | ClientGone
-    | DeadlinePassed
-    | Stopped
-)
+FlowEvent = Planned | PlanRefused | Output | WorkerFailed | Stalled | HolderLost | ClientGone | DeadlinePassed | Stopped
+
+
+def title(event: FlowEvent) -> str:
+    """The event in a few words, for logs and error messages. Never tells what a token was."""
+    match event:
+        case Planned(prefill=prefill, decode=decode):
+            return f"planned/{event.attempt} {prefill and prefill.worker_id} -> {decode and decode.worker_id}"
+        case PlanRefused(failure=failure):
+            return f"plan refused/{event.attempt} {failure.kind.value}"
+        case Output(stage=stage, output=output):
+            ends = output.finish.reason if output.finish else "-"
+            lease = output.handoff.lease_id if output.handoff else "-"
+            return f"{stage.value}/{event.attempt} {len(output.token_ids)} tokens finish={ends} lease={lease}"
+        case WorkerFailed(stage=stage, failure=failure):
+            return f"{stage.value}/{event.attempt} failed {failure.kind.value}"
+        case Stalled(stage=stage, waited_s=waited_s):
+            return f"{stage.value}/{event.attempt} stalled {waited_s:.3f} s"
+        case HolderLost(worker_id=worker_id):
+            return f"holder {worker_id} lost"
+        case Stopped(failure=failure):
+            return f"stopped {failure.kind.value}"
+        case ClientGone() | DeadlinePassed():
+            return type(event).__name__
+        case _:
+            assert_never(event)
 
 
 class AskPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Ask the scheduler where this attempt should run. ``shown_tokens`` lengthen its prompt and are not asked for.
 
-    ``tries_again``, here and below: when it is refused for want of room, no client hears of it.
+    ``resumed``: an earlier attempt of this request failed on a worker. It waits ahead of new requests of its class.
     """
 
     attempt: int
@@ -110,7 +131,7 @@ class AskPlan(msgspec.Struct, frozen=True, kw_only=True):
     excluded_worker_ids: tuple[str, ...] = ()
     pinned_decode_worker: str | None = None
     prefill_only: bool = False
-    tries_again: bool = False
+    resumed: bool = False
 
 
 class StartPrefill(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,7 +141,6 @@ class StartPrefill(msgspec.Struct, frozen=True, kw_only=True):
     worker: Placement
     whole: bool
     shown: tuple[int, ...] = ()
-    tries_again: bool = False
 
 
 class StartDecode(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,7 +151,6 @@ class StartDecode(msgspec.Struct, frozen=True, kw_only=True):
     handoff: KvHandoff | None
     shown: tuple[int, ...]
     blocks_reserved: int
-    tries_again: bool = False
 
 
 class Emit(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,28 +184,23 @@ class EndPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Suspect(msgspec.Struct, frozen=True, kw_only=True):
-    """Tell the scheduler that a worker does not work."""
+    """Tell the scheduler that a worker failed a request which then went on elsewhere."""
 
     worker: Placement
     reason: str
-
-
-class Pause(msgspec.Struct, frozen=True, kw_only=True):
-    """Say PauseOver after so long: nobody can take the request now."""
-
-    attempt: int
-    wait_s: float
 
 
 class Retried(msgspec.Struct, frozen=True, kw_only=True):
     """For the counters: an attempt failed and another one follows.
 
     ``how``: from the start because nothing was shown, behind the shown tokens, or all again with a comparison.
+    ``counted``: it used up one of the request's tries; else no worker took it.
     """
 
     stage: Stage
     failure: Failure
     how: Resumption
+    counted: bool = True
 
 
 class Diverged(msgspec.Struct, frozen=True, kw_only=True):
@@ -212,7 +226,6 @@ FlowAction = (
     | ReleaseHandoff
     | EndPlan
     | Suspect
-    | Pause
     | Retried
     | Diverged
     | Finish

@@ -1,4 +1,4 @@
-"""A generation as the serving layers ask for it and the deltas they get back. Decides nothing."""
+"""A generation as the serving layers ask for it, and the deltas they get back. Pure; decides nothing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 
 from engine.protocol import Finish, Logprobs
+from front_proxy.work import WorkerOutput
 
 
 class Continuation(Protocol):
@@ -26,8 +27,6 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One sequence (one child of n > 1). Samplings are msgpack of vLLM's SamplingParams."""
 
     request_id: str
-    family: str = ""
-    """One id for all sequences of a client's request. Empty: this is the only one."""
     token_ids: list[int]
     prefill_sampling: bytes
     """One token, computed on the prefill worker."""
@@ -95,3 +94,41 @@ class GenerationDelta(msgspec.Struct, frozen=True, kw_only=True):
     """Set once the prompt's KV lies on this decode worker: siblings may be pinned there."""
     phases: Phases | None = None
     """On the delta with the client's first token."""
+
+
+class PromptFacts:
+    """What became known of a request's prompt; told once, with the client's first delta.
+
+    The first word on each fact counts: a later attempt finds another attempt's cache.
+    """
+
+    __slots__ = ("_cached_tokens", "_prompt_logprobs", "told")
+
+    def __init__(self) -> None:
+        self.told = False
+        """Something was given to the client."""
+        self._cached_tokens: int | None = None
+        self._prompt_logprobs: Logprobs | None = None
+
+    def note(self, output: WorkerOutput) -> None:
+        """Keep how much of the prompt was cached where it was computed."""
+        if output.first is not None and self._cached_tokens is None:
+            self._cached_tokens = output.first.cached_tokens
+
+    def note_prefill(self, output: WorkerOutput) -> None:
+        """A prefill's facts; its prompt logprobs are complete, and a decode that takes KV over sees only the end."""
+        self.note(output)
+        if output.prompt_logprobs is not None and self._prompt_logprobs is None:
+            self._prompt_logprobs = output.prompt_logprobs
+
+    def delta(self, output: WorkerOutput, *, finish: Finish | None, decode_worker: str | None) -> GenerationDelta:
+        """What the client gets of ``output``."""
+        first, self.told = not self.told, True
+        return GenerationDelta(
+            token_ids=output.token_ids,
+            finish=finish,
+            logprobs=output.logprobs,
+            prompt_logprobs=(self._prompt_logprobs or output.prompt_logprobs) if first else None,
+            cached_tokens=self._cached_tokens if first else None,
+            decode_worker=decode_worker,
+        )

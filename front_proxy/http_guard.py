@@ -57,13 +57,13 @@ class GuardBounds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HttpGuard:
-    """Wraps an ASGI app. ``draining`` refuses new generations; ``requests_running`` counts those that run."""
+    """Wraps an ASGI app. While ``draining`` it refuses new generations; ``requests_running`` counts those that run."""
 
-    def __init__(self, app: AsgiApp, bounds: GuardBounds) -> None:
+    def __init__(self, app: AsgiApp, bounds: GuardBounds, *, draining: Callable[[], bool] = lambda: False) -> None:
         self._app = app
         self._bounds = bounds
+        self._draining = draining
         self._phases_header = bounds.phases_header.lower().encode()
-        self.draining = False
         self.retiring = False
         """Set: every response tells its client to close the connection."""
         self.requests_running = 0
@@ -81,7 +81,7 @@ class HttpGuard:
         if scope["path"] not in GENERATION_ROUTES or scope["method"] != "POST":
             await self._forward(scope, receive, send)
             return
-        if self.draining:
+        if self._draining():
             await self._refuse(
                 scope, send, "draining", HTTPStatus.SERVICE_UNAVAILABLE, "This front proxy is shutting down."
             )

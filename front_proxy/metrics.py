@@ -106,16 +106,6 @@ class DispatchMetrics:
         self.retries_denied = Counter(
             f"{prefix}_retries_denied_total", "Retries that the retry budget forbade.", registry=registry
         )
-        self.replans = Counter(
-            f"{prefix}_replans_total",
-            "Pauses after which a retry that nobody could take, or that reached nobody, is planned again.",
-            registry=registry,
-        )
-        self.replans_held_back = Counter(
-            f"{prefix}_replans_held_back_total",
-            "Pauses made longer because the front proxy's budget of replans was used up.",
-            registry=registry,
-        )
         self.stalls = Counter(
             f"{prefix}_stalls_total",
             "Work taken from a worker because it produced nothing for too long.",

@@ -8,7 +8,7 @@ import functools
 import logging
 import socket
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import uvicorn
@@ -46,7 +46,14 @@ class HttpServer(uvicorn.Server):
 class OpenAiServer:
     """The app, listening. ``start`` returns when connections are accepted."""
 
-    def __init__(self, app: FastAPI, config: FrontProxyConfig, *, lifespan: Literal["on", "off"] = "on") -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        config: FrontProxyConfig,
+        *,
+        draining: Callable[[], bool] = lambda: False,
+        lifespan: Literal["on", "off"] = "on",
+    ) -> None:
         self.app = app
         self._lifespan = lifespan
         self.guard = HttpGuard(
@@ -59,6 +66,7 @@ class OpenAiServer:
                 phases_header=config.phases_header,
                 routes=routes(config.serving.extra_routes),
             ),
+            draining=draining,
         )
         self.address = ""
         self._config = config

@@ -69,7 +69,6 @@ def _order(
         sampling=sampling,
         handoff=handoff,
         blocks_reserved=blocks_reserved,
-        tries_again=start.tries_again,
         deadline_s=left_s,
         priority=request.priority,
         cache_salt=request.cache_salt,

@@ -5,15 +5,18 @@ over gRPC and the simulation's ``front_plans``. What becomes of a question:
 
     asked while the scheduler answers, or while nobody can plan   -> waits for its answer, ``plan_patience_s`` at first
     asked while it does not, with a view to plan from             -> is planned here at the next wake-up
-    told to wait for its turn                                     -> waits that long and ``plan_patience_s``
+    queued by the scheduler                                       -> waits that long and ``plan_patience_s``
     patience over or stream lost, with a view to plan from        -> is planned here, and all others that wait
-    planned here and nobody has room                              -> waits here, by the scheduler's own settings and
-                                                                     not longer than that told it, for room here
-    waits here when the scheduler answers again                   -> is asked anew
-    patience over without one                                     -> waits until ``plan_timeout_s`` is over: refused
+    planned here and no worker has room                           -> is refused with Retry-After
+    patience over without a view                                  -> waits until ``plan_timeout_s`` is over: refused
+
+A *resumed* question belongs to a request that a worker failed, perhaps in the middle of its stream. It is planned here
+after ``plan_patience_s``, when all the connections that one fault breaks are known to be broken. Where no worker has
+room it is tried again every ``plan_patience_s``, then on every worker, and asked of the scheduler when that answers
+again, until ``plan_timeout_s`` is over.
 
 The scheduler **answers** when its stream is open (it has spoken), it is not silent (nobody's patience with it ran out
-since it last spoke), and it knows everybody that is known here (after a restart it may be rebuilding).
+since it last spoke), and it knows all workers that are known here (after a restart it may be rebuilding).
 """
 
 from __future__ import annotations
@@ -24,7 +27,6 @@ from typing import assert_never
 import msgspec
 
 from front_proxy.cluster_view import ClusterView
-from front_proxy.degraded_plans import DegradedPlans
 from front_proxy.desk_events import (
     AnswerPlan,
     AnswerRefusal,
@@ -40,6 +42,7 @@ from front_proxy.desk_events import (
     Leave,
     OutageBegan,
     OutageOver,
+    PlanQuestion,
     Refused,
     SchedulerLost,
     SendEnd,
@@ -53,12 +56,11 @@ from front_proxy.desk_events import (
     ViewShown,
     Woke,
 )
-from front_proxy.leader_watch import LeaderWatch
-from front_proxy.outage_planner import FADE_INTERVAL_S, PlannerReply
-from front_proxy.pending_question import NEVER_S, PendingQuestion
+from front_proxy.fallback_planner import FallbackPlanner
+from front_proxy.leader_watch import NEVER_S, LeaderWatch
 from runtime.addresses import Addresses
 from runtime.failures import Failure, FailureKind
-from scheduler.actions import ReplyPlan, ReplyRefusal, ReplyWaiting
+from scheduler.actions import ReplyRefusal
 from scheduler.config import SchedulerConfig
 from scheduler.events import RunningPlan
 from scheduler.profile import Random
@@ -80,6 +82,25 @@ class DeskBounds(msgspec.Struct, frozen=True, kw_only=True):
     backoff_max_s: float
 
 
+class _Pending(msgspec.Struct, gc=False):
+    """A question to the scheduler without an answer yet.
+
+    ``sent``: on the stream that is open now, so an end must follow it there. ``due_s``: when something is done about it
+    next. ``until_s``: when it is refused at the latest. ``queued_s``: until when the scheduler that has it queues it.
+    """
+
+    question: PlanQuestion
+    due_s: float
+    until_s: float
+    sent: bool = False
+    queued_s: float = -NEVER_S
+
+    @property
+    def resumed(self) -> bool:
+        """Whether its request was under way already."""
+        return self.question.ask.resumed
+
+
 class PlanDesk:
     """Feed it events, do what the actions say in order, and tell it ``Woke`` at ``wake_s``."""
 
@@ -92,16 +113,15 @@ class PlanDesk:
         self._bounds = bounds
         self._view = view
         self._rng = rng
-        self._plans = DegradedPlans(
+        self._plans = FallbackPlanner(
             policy, view, view_max_age_s=bounds.view_max_age_s, load_fade_s=bounds.load_fade_s, rng=rng
         )
         self._addresses = Addresses(addresses)
         self._leader = LeaderWatch(silence_timeout_s=bounds.silence_timeout_s, several=len(self._addresses) > 1)
-        self._pending: dict[int, PendingQuestion] = {}
+        self._pending: dict[int, _Pending] = {}
         self._opened = False
         self._silent = False
         self._tell_s = NEVER_S
-        self._look_s = NEVER_S
         self._pause_s = bounds.backoff_min_s
 
     @property
@@ -131,8 +151,6 @@ class PlanDesk:
 
     def handle(self, event: DeskEvent, now_s: float) -> Sequence[DeskAction]:
         """What follows from one event."""
-        if self._plans.waiting and not self._plans.possible(now_s):
-            self._let_go(now_s)
         match event:
             case Asked():
                 return self._ask(event, now_s)
@@ -140,9 +158,9 @@ class PlanDesk:
                 return self._hear(event, now_s)
             case Ended():
                 return self._end(event, now_s)
-            case Suspected(worker_id=worker_id, epoch=epoch, reason=reason, request_id=request_id):
-                self._plans.suspect(worker_id, epoch, reason, now_s, request_id)
-                return (SendSuspect(worker_id, epoch, reason, request_id),) if self.connected else ()
+            case Suspected(worker_id=worker_id, epoch=epoch, reason=reason):
+                self._plans.suspect(worker_id, epoch, reason, now_s)
+                return (SendSuspect(worker_id, epoch, reason),) if self.connected else ()
             case Woke():
                 return self._wake(now_s)
             case Dialled():
@@ -160,48 +178,46 @@ class PlanDesk:
     def _ask(self, event: Asked, now_s: float) -> Sequence[DeskAction]:
         plan_id = event.plan_id
         assert plan_id not in self._pending and plan_id not in self._plans.running, plan_id
-        until_s = now_s + self._bounds.plan_timeout_s
-        pending = self._pending[plan_id] = PendingQuestion(event.question, now_s, until_s, False)
-        if self._opened and not self._silent:
-            if not self._view.knows_more or not self._plans.possible(now_s):
-                return (self._send(plan_id, pending, now_s),)
-        elif not self._plans.possible(now_s):
+        possible = self._plans.possible(now_s)
+        pending = _Pending(event.question, now_s, now_s + self._bounds.plan_timeout_s)
+        self._pending[plan_id] = pending
+        if self.connected and not (self._view.knows_more and possible):
+            return (self._send(plan_id, pending, now_s),)
+        if pending.resumed or not possible:
             pending.due_s = now_s + self._patience_s
-        # Planned here at the next wake-up, not now: who asks does not expect the answer before it has asked.
+        # Planned here at the next wake-up, not now: the request does not expect the answer before it has asked.
         self._wake_by(pending.due_s)
         return ()
 
     def _end(self, event: Ended, now_s: float) -> Sequence[DeskAction]:
         """Of a question not answered yet, its answer is freed too: the stream keeps their order."""
         pending = self._pending.pop(event.plan_id, None)
-        replies = self._plans.ended(event.plan_id, event.outcome, event.output_tokens, now_s)
+        self._plans.ended(event.plan_id, event.outcome, event.output_tokens, now_s)
         # A silent scheduler is told everything at once when it speaks; until then nothing piles up.
-        told: Sequence[DeskAction] = ()
-        if (self._opened and not self._silent) or (pending is not None and pending.sent):
-            told = (SendEnd(event.plan_id, event.outcome, event.output_tokens),)
-        return [*told, *self._answer_here(replies, now_s)] if replies else told
+        if self.connected or (pending is not None and pending.sent):
+            return (SendEnd(event.plan_id, event.outcome, event.output_tokens),)
+        return ()
 
     # Of the scheduler
 
     @property
     def _answers(self) -> bool:
         """Whether the scheduler is asked. One that is rebuilding may know less than we do."""
-        return self._opened and not self._silent and not self._view.knows_more
+        return self.connected and not self._view.knows_more
 
     def _hear(self, event: Heard, now_s: float) -> Sequence[DeskAction]:
         if not self._leader.believes(event.leader_epoch):
             return (Leave("it led once, and another one leads now"),)
-        actions: list[DeskAction] = [] if self._opened and not self._silent else self._catch_up(now_s)
+        actions: list[DeskAction] = [] if self.connected else self._catch_up(now_s)
         match event.word:
             case Granted():
                 self._grant(event.word, actions, now_s)
             case Refused(plan_id=plan_id, failure=failure):
-                # Nobody may wait for it any more: its end was sent already.
+                # Its request may have left: then its end was sent already.
                 if self._pending.pop(plan_id, None) is not None:
                     actions.append(AnswerRefusal(plan_id, failure))
-                    actions.extend(self._answer_here(self._plans.ended(plan_id, "failed", 0, now_s), now_s))
             case ToldToWait(plan_id=plan_id, wait_max_s=wait_max_s):
-                self._put_off(plan_id, wait_max_s, now_s)
+                self._queue(plan_id, wait_max_s, now_s)
             case ViewShown():
                 actions.extend(self._see(event.word, now_s))
             case None:
@@ -209,7 +225,6 @@ class PlanDesk:
             case _:
                 assert_never(event.word)
         if self._plans.active and self._answers:
-            self._let_go(now_s)
             actions.append(OutageOver(self._plans.resume()))
         return actions
 
@@ -221,15 +236,14 @@ class PlanDesk:
         self._opened, self._silent = True, False
         self._tell_s = now_s + self._bounds.plans_told_interval_s
         self._wake_by(self._tell_s)
-        self._let_go(now_s)
-        actions: list[DeskAction] = [self._all_that_runs()]
-        for plan_id, pending in self._pending.items():
-            # What is due waits for the next wake-up: what it says now may be that it is rebuilding.
+        for pending in self._pending.values():
             if pending.sent:
                 self._await(pending, now_s)
-            elif pending.due_s > now_s:
-                actions.append(self._send(plan_id, pending, now_s))
-        return actions
+            else:
+                # At the next wake-up: what it says now may be that it is rebuilding.
+                pending.due_s = now_s
+                self._wake_by(now_s)
+        return [self._all_that_runs()]
 
     def _grant(self, word: Granted, actions: list[DeskAction], now_s: float) -> None:
         pending = self._pending.pop(word.plan_id, None)
@@ -242,30 +256,29 @@ class PlanDesk:
             decode=word.decode,
             decode_blocks=word.decode_blocks,
         )
-        replies = self._plans.granted(plan, now_s)
+        self._plans.granted(plan, now_s)
         actions.append(AnswerPlan(plan, word.reason))
-        actions.extend(self._answer_here(replies, now_s))
 
-    def _put_off(self, plan_id: int, wait_max_s: float, now_s: float) -> None:
-        """The request waits for its turn: the scheduler answers within that time, or it is not well."""
+    def _queue(self, plan_id: int, wait_max_s: float, now_s: float) -> None:
+        """The scheduler queues the request: it answers within that time, or it is not well."""
         pending = self._pending.get(plan_id)
         if pending is None:
             return
         bounds = self._bounds
-        pending.told_s = pending.place_s = now_s + wait_max_s
-        pending.due_s = pending.told_s + bounds.plan_patience_s
-        pending.until_s = max(pending.due_s, pending.told_s + bounds.plan_timeout_s)
+        pending.queued_s = now_s + wait_max_s
+        pending.due_s = pending.queued_s + bounds.plan_patience_s
+        pending.until_s = max(pending.due_s, pending.queued_s + bounds.plan_timeout_s)
         self._wake_by(pending.due_s)
 
     def _see(self, view: ViewShown, now_s: float) -> Sequence[DeskAction]:
         change = self._view.apply(view.workers, rebuilding=view.rebuilding)
-        replies = self._plans.shown(change.told, now_s)
+        self._plans.shown(change.told, now_s)
         self._leader.promised(view.sign_of_life_s, now_s)
         self._wake_by(self._leader.look_s)
-        return (ViewChanged(change.gone), *self._answer_here(replies, now_s))
+        return (ViewChanged(change.gone),)
 
     def _lose(self, event: StreamLost, now_s: float) -> Sequence[DeskAction]:
-        """Whoever waits for an answer on the stream need not wait for the next one, but where nobody has room."""
+        """What waits for an answer on the stream need not wait for the next one."""
         actions: list[DeskAction] = []
         if self._answers:
             self._plans.still_true(now_s)
@@ -277,12 +290,13 @@ class PlanDesk:
         self._tell_s = NEVER_S
         self._leader.end()
         self._view.disconnected()
-        for pending in self._pending.values():
-            pending.sent = False
-        if self._plans.possible(now_s):
-            for plan_id in list(self._pending):
-                if plan_id in self._pending and plan_id not in self._plans.waiting:
-                    actions.extend(self._plan_here(plan_id, now_s))
+        possible = self._plans.possible(now_s)
+        for plan_id, pending in list(self._pending.items()):
+            was_sent, pending.sent = pending.sent, False
+            if not pending.resumed and possible:
+                actions.extend(self._plan_here(plan_id, now_s))
+            elif pending.resumed and was_sent:
+                self._try_later(pending, now_s)
         actions.append(self._dial_again(event))
         return actions
 
@@ -302,13 +316,8 @@ class PlanDesk:
 
     def _wake(self, now_s: float) -> Sequence[DeskAction]:
         actions: list[DeskAction] = []
-        if self._look_s <= now_s:
-            actions.extend(self._answer_here(self._plans.look(now_s), now_s))
-            self._look_s = now_s + FADE_INTERVAL_S if self._plans.waiting else NEVER_S
         for plan_id in [plan_id for plan_id, pending in self._pending.items() if pending.due_s <= now_s]:
-            # Somebody else may have taken its place in the line here.
-            if plan_id in self._pending:
-                actions.extend(self._overdue(plan_id, now_s))
+            actions.extend(self._overdue(plan_id, now_s))
         if self._tell_s <= now_s:
             # An end that got lost must not reserve for ever.
             self._tell_s = now_s + self._bounds.plans_told_interval_s
@@ -318,7 +327,7 @@ class PlanDesk:
             actions.append(Leave(f"it said nothing for {self._bounds.silence_timeout_s:g} s", silent=True))
         # Looked for here and nowhere else: an event that takes something away leaves a wake-up too many, no more.
         first_s = min((pending.due_s for pending in self._pending.values()), default=NEVER_S)
-        self.wake_s = min(first_s, self._tell_s, self._look_s, self._leader.look_s)
+        self.wake_s = min(first_s, self._tell_s, self._leader.look_s)
         return actions
 
     def _overdue(self, plan_id: int, now_s: float) -> Sequence[DeskAction]:
@@ -331,10 +340,9 @@ class PlanDesk:
         if not pending.sent and self.connected and (self._answers or not possible) and now_s < pending.until_s:
             # It could not be asked before, and now it can.
             return (self._send(plan_id, pending, now_s),)
-        if possible and not pending.sent:
-            return self._plan_here(plan_id, now_s)
         if possible:
-            self._fall_silent(now_s)
+            if pending.sent:
+                self._fall_silent(now_s)
             return self._plan_here(plan_id, now_s)
         if now_s < pending.until_s:
             pending.due_s = pending.until_s
@@ -346,17 +354,18 @@ class PlanDesk:
         return (SendEnd(plan_id, "failed", 0), refusal) if pending.sent else (refusal,)
 
     def _fall_silent(self, now_s: float) -> None:
-        """Whom it told to wait would wait for nothing too. At the next wake-up: they may be many."""
+        """What it queues would wait for nothing too. At the next wake-up: they may be many."""
         if self._silent:
             return
         self._silent = True
-        for plan_id, pending in self._pending.items():
-            if plan_id not in self._plans.waiting:
+        for pending in self._pending.values():
+            if pending.resumed:
+                self._try_later(pending, now_s)
+            else:
                 pending.due_s = now_s
 
     def _close(self, now_s: float) -> Sequence[DeskAction]:
         failure = Failure(kind=FailureKind.UNAVAILABLE, message="The front proxy stops.")
-        self._let_go(now_s)
         waiting, self._pending = list(self._pending), {}
         self._opened = self._silent = False
         self.wake_s = self._tell_s = NEVER_S
@@ -365,14 +374,14 @@ class PlanDesk:
 
     # What both have in common
 
-    def _send(self, plan_id: int, pending: PendingQuestion, now_s: float) -> SendQuestion:
-        pending.sent, pending.told_s = True, -NEVER_S
+    def _send(self, plan_id: int, pending: _Pending, now_s: float) -> SendQuestion:
+        pending.sent, pending.queued_s = True, -NEVER_S
         self._await(pending, now_s)
-        return SendQuestion(plan_id, pending.with_time_left(now_s))
+        return SendQuestion(plan_id, pending.question)
 
-    def _await(self, pending: PendingQuestion, now_s: float) -> None:
+    def _await(self, pending: _Pending, now_s: float) -> None:
         """The scheduler has the question: give it its time to answer, however late it was asked."""
-        pending.due_s = max(now_s, pending.told_s) + self._patience_s
+        pending.due_s = max(now_s, pending.queued_s) + self._patience_s
         pending.until_s = max(pending.until_s, pending.due_s)
         self._wake_by(pending.due_s)
 
@@ -390,52 +399,31 @@ class PlanDesk:
             why = "away" if not self._opened else "silent" if self._silent else "rebuilding"
             actions.append(OutageBegan(why, self._plans.view_age_s(now_s)))
             self._plans.begin(now_s)
-        question = pending.with_time_left(now_s)
-        actions.extend(self._answer_here(self._plans.plan(plan_id, question, now_s), now_s))
+        planned = self._plans.plan(plan_id, pending.question, now_s)
+        if isinstance(planned, ReplyRefusal) and self._may_wait(pending, planned.failure, now_s):
+            ask = msgspec.structs.replace(pending.question.ask, excluded_worker_ids=())
+            pending.question = msgspec.structs.replace(pending.question, ask=ask)
+            self._try_later(pending, now_s)
+            return actions
+        del self._pending[plan_id]
+        if pending.sent:
+            # Behind the question on the same stream: should the answer still come, its reservation is freed.
+            actions.append(SendEnd(plan_id, "failed", 0))
+        if isinstance(planned, ReplyRefusal):
+            actions.append(AnswerRefusal(plan_id, planned.failure, here=True))
+            return actions
+        if self.connected:
+            actions.append(SendRunning((planned,), (), complete=False))
+        actions.append(AnswerPlan(planned, HERE, here=True))
         return actions
 
-    def _answer_here(self, replies: Sequence[PlannerReply], now_s: float) -> Sequence[DeskAction]:
-        """What was found here, for whomever. Who is to wait stays with the scheduler too, should that have him."""
-        actions: list[DeskAction] = []
-        for reply in replies:
-            plan_id = reply.plan_id
-            if isinstance(reply, ReplyWaiting):
-                self._wait_here(self._pending[plan_id], reply.wait_max_s, now_s)
-                continue
-            pending = self._pending.pop(plan_id)
-            if pending.sent:
-                # Behind the question on the same stream: should the answer still come, its reservation is freed.
-                actions.append(SendEnd(plan_id, "failed", 0))
-            match reply:
-                case ReplyRefusal(failure=failure):
-                    actions.append(AnswerRefusal(plan_id, failure, here=True))
-                case ReplyPlan():
-                    plan = self._plans.made(reply, pending.question.request_id)
-                    if self.connected:
-                        actions.append(SendRunning((plan,), (), complete=False))
-                    actions.append(AnswerPlan(plan, HERE, here=True))
-                case _:
-                    assert_never(reply)
-        return actions
+    def _may_wait(self, pending: _Pending, failure: Failure, now_s: float) -> bool:
+        return pending.resumed and failure.kind is not FailureKind.BAD_REQUEST and now_s < pending.until_s
 
-    def _wait_here(self, pending: PendingQuestion, wait_max_s: float, now_s: float) -> None:
-        pending.place_s = now_s + wait_max_s
-        # The planner says itself when the wait is over, at the first look after it.
-        pending.due_s = pending.until_s = max(pending.until_s, pending.place_s + 2 * FADE_INTERVAL_S)
-        self._look_s = min(self._look_s, now_s + FADE_INTERVAL_S)
-        self._wake_by(self._look_s)
-
-    def _let_go(self, now_s: float) -> None:
-        """Nobody waits here any more: the scheduler has them or is asked, or the view is too old to plan from."""
-        self._look_s = NEVER_S
-        for plan_id in self._plans.let_go(now_s):
-            pending = self._pending[plan_id]
-            pending.until_s = max(pending.until_s, now_s + self._bounds.plan_timeout_s)
-            if pending.sent and self.connected:
-                self._await(pending, now_s)
-            else:
-                pending.due_s = now_s
-                self._wake_by(now_s)
+    def _try_later(self, pending: _Pending, now_s: float) -> None:
+        """A resumed request is planned here when ``plan_patience_s`` has passed."""
+        pending.due_s = min(now_s + self._patience_s, pending.until_s)
+        self._wake_by(pending.due_s)
 
     def check(self) -> None:
         """Assert every invariant. Slow: for tests."""
@@ -445,7 +433,5 @@ class PlanDesk:
             assert plan_id not in self._plans.running, plan_id
             assert not pending.sent or self._opened, "a question was sent and there is no stream"
             assert self.wake_s <= pending.due_s <= pending.until_s, (plan_id, pending, self.wake_s)
-        assert self.wake_s <= min(self._tell_s, self._look_s, self._leader.look_s)
-        assert self._plans.waiting <= self._pending.keys(), "somebody waits here whom nobody asked for"
-        assert self._look_s < NEVER_S or not self._plans.waiting, "nobody looks after those who wait"
+        assert self.wake_s <= min(self._tell_s, self._leader.look_s)
         assert not (self._plans.active and self._answers), "an outage lasts while the scheduler answers"

@@ -15,7 +15,7 @@ from typing import assert_never
 
 from engine.protocol import Finish as EngineFinish
 from front_proxy import flow_endings
-from front_proxy.flow_endings import FINAL_KINDS, PASSING_KINDS
+from front_proxy.flow_endings import FINAL_KINDS
 from front_proxy.flow_events import (
     AbortWork,
     AskPlan,
@@ -30,8 +30,7 @@ from front_proxy.flow_events import (
     HolderLost,
     Outcome,
     Output,
-    Pause,
-    PauseOver,
+    Phase,
     Planned,
     PlanRefused,
     Retried,
@@ -41,12 +40,10 @@ from front_proxy.flow_events import (
     Stopped,
     Suspect,
     WorkerFailed,
+    title,
 )
-from front_proxy.flow_phase import Phase
-from front_proxy.flow_story import title
-from front_proxy.generation import GenerationDelta
+from front_proxy.generation import GenerationDelta, PromptFacts
 from front_proxy.held_handoff import HeldHandoff
-from front_proxy.prompt_facts import PromptFacts
 from front_proxy.retries import Retries, RetryBounds
 from front_proxy.shown import ShownTokens
 from front_proxy.stall import Awaited, awaited
@@ -65,16 +62,13 @@ class RequestFlow:
         *,
         bounds: RetryBounds,
         budget: Callable[[], bool],
-        pace: Callable[[], float],
-        draw: Callable[[], float],
         output_tokens_max: int,
         continuing: bool,
         pinned_decode_worker: str | None = None,
     ) -> None:
         """``continuing``: an engine given prompt + shown tokens goes on as one that was never disturbed.
 
-        ``budget`` and ``pace`` bound the retries and the replans of all requests of a front proxy together. ``draw``
-        gives numbers in [0, 1), by which pauses differ.
+        ``budget`` bounds the retries of all requests of a front proxy together.
         """
         assert output_tokens_max >= 1, output_tokens_max
         self.phase = Phase.NEW
@@ -83,7 +77,7 @@ class RequestFlow:
         self._output_tokens_max = output_tokens_max
         self._continuing = continuing
         self._pinned = pinned_decode_worker
-        self._retries = Retries(bounds, budget, pace, draw)
+        self._retries = Retries(bounds, budget)
         self._shown = ShownTokens(continuing=continuing)
         self._prefill_only = False
         self._plan: Planned | None = None
@@ -92,6 +86,8 @@ class RequestFlow:
         self._held = HeldHandoff()
         self._facts = PromptFacts()
         self._last_failure: Failure | None = None
+        # Workers that broke an attempt by a fault that may be the request's own, and of which part of its work.
+        self._blamed: list[tuple[Stage, Suspect]] = []
 
     @property
     def handoff(self) -> KvHandoff | None:
@@ -154,8 +150,6 @@ class RequestFlow:
                 return self._on_stalled(event)
             case HolderLost():
                 return self._on_holder_lost(event)
-            case PauseOver(attempt=attempt):
-                return self._ask_plan() if self.phase is Phase.WAITING and attempt == self.attempt else []
             case ClientGone() | DeadlinePassed() | Stopped():
                 return self._give_up(*flow_endings.from_outside(event))
             case _:
@@ -170,7 +164,7 @@ class RequestFlow:
             return None
         if output.finish is not None or output.handoff is not None or not (self._facts.told and output.token_ids):
             return None
-        if not self._shown.caught_up:
+        if not self._shown.caught_up or self._blamed:
             return None
         self._shown.add(output.token_ids)
         self._retries.progressed()
@@ -180,7 +174,7 @@ class RequestFlow:
         """Assert what must hold between events."""
         assert 0 <= self.attempt <= self._retries.attempts_bound, self.story
         assert (self.handoff is None) or self.phase is Phase.HANDING_OFF, self.story
-        assert self._plan_open == (self.phase not in (Phase.NEW, Phase.WAITING, Phase.DONE)), self.story
+        assert self._plan_open == (self.phase not in (Phase.NEW, Phase.DONE)), self.story
         working = self.phase in (Phase.PREFILLING, Phase.HANDING_OFF, Phase.DECODING)
         assert (self._plan is not None) == working, self.story
         assert self.output_tokens <= self._output_tokens_max, self.story
@@ -198,7 +192,6 @@ class RequestFlow:
                     worker=event.prefill,
                     whole=self._prefill_only,
                     shown=self._shown.given,
-                    tries_again=self._goes_elsewhere,
                 )
             ]
         if event.decode is None:
@@ -214,13 +207,9 @@ class RequestFlow:
             # The worker with the sibling's KV cannot take it: anywhere else is still right, only slower.
             self._pinned = None
             return self._ask_plan()
-        if self._last_failure is not None:
-            if failure.kind in PASSING_KINDS and (wait_s := self._retries.pause_s()) is not None:
-                self.phase = Phase.WAITING
-                return [Pause(attempt=self.attempt, wait_s=wait_s)]
-            if failure.kind is not FailureKind.EXHAUSTED:
-                # "Nobody is left" is the consequence; what broke the earlier attempt is the cause.
-                failure = self._last_failure
+        if self._last_failure is not None and (self.output_tokens or failure.kind is not FailureKind.EXHAUSTED):
+            # "Nobody is left" is the consequence; what broke the earlier attempt is the cause.
+            failure = self._last_failure
         return self._fail(failure)
 
     def _on_prefilled(self, event: Output) -> Sequence[FlowAction]:
@@ -244,9 +233,10 @@ class RequestFlow:
         emit = self._show(output, Stage.PREFILL, finish=(output.finish or EngineFinish("length")) if ends else None)
         assert emit is not None, "what goes on behind the shown tokens, or is the only one, repeats nothing"
         if ends:
-            return [emit, *self._held.release_late(output.handoff), *self._end("finished", None)]
+            late = self._held.release_late(output.handoff)
+            return [emit, *self._confirm_blame(Stage.PREFILL), *late, *self._end("finished", None)]
         self._held.take(output.handoff)
-        return [emit, *self._start_decode()]
+        return [emit, *self._confirm_blame(Stage.PREFILL), *self._start_decode()]
 
     def _start_decode(self) -> Sequence[FlowAction]:
         assert self._plan is not None
@@ -260,7 +250,6 @@ class RequestFlow:
                 handoff=self.handoff,
                 shown=self._shown.given,
                 blocks_reserved=self._plan.decode_blocks_reserved,
-                tries_again=self._goes_elsewhere,
             )
         ]
 
@@ -286,6 +275,8 @@ class RequestFlow:
         if emit.delta.token_ids or output.finish is not None or decode_worker is not None:
             # Else all of it was shown before.
             actions.append(emit)
+        if emit.delta.token_ids or output.finish is not None:
+            actions += self._confirm_blame(Stage.DECODE)
         if output.finish is not None:
             actions += self._end("finished", None)
         return actions
@@ -306,9 +297,7 @@ class RequestFlow:
         if self.handoff is not None:
             # Either end of the pull may be to blame.
             self._retries.exclude(self.handoff.worker_id)
-        if not self._orphaned:
-            actions.append(Suspect(worker=worker, reason=failure.message))
-        return [*actions, *self._attempt_failed(stage, failure)]
+        return [*actions, *self._attempt_failed(stage, failure, stalled=not self._orphaned)]
 
     def _on_holder_lost(self, event: HolderLost) -> Sequence[FlowAction]:
         """The pull may have ended already, or the engine computes the prompt itself: it gets a little time for it."""
@@ -318,7 +307,7 @@ class RequestFlow:
             self._retries.exclude(handoff.worker_id)
         return []
 
-    def _attempt_failed(self, stage: Stage, failure: Failure) -> Sequence[FlowAction]:
+    def _attempt_failed(self, stage: Stage, failure: Failure, *, stalled: bool = False) -> Sequence[FlowAction]:
         """The current attempt's work has ended by itself: release, end its plan, then try again or fail."""
         running = self.running
         assert running is not None and running[0] is stage
@@ -329,10 +318,12 @@ class RequestFlow:
             # It broke between its last token and the word that this was the last one.
             finish = EngineFinish("length")
             return [self._emit(WorkerOutput(token_ids=[]), stage, finish=finish), *self._end("finished", None)]
-        if failure.kind in FINAL_KINDS:
+        untaken = not failure.reached or (failure.kind is FailureKind.EXHAUSTED and self.output_tokens > 0)
+        uncounted = untaken and self._retries.again_untaken()
+        if failure.kind in FINAL_KINDS or not (uncounted or self._retries.again()):
             return self._fail(flow_endings.told(worker, failure, self.output_tokens))
-        if not self._retries.again():
-            return self._wait_for_room(failure) or self._fail(flow_endings.told(worker, failure, self.output_tokens))
+        if stalled or failure.kind is FailureKind.INTERNAL:
+            self._blamed.append((stage, Suspect(worker=worker, reason=failure.message)))
         if failure.kind is FailureKind.STATE_LOST and self.handoff is not None:
             # It is the KV that is gone, and its holder may lose the next one too; the worker that said so is well.
             self._retries.exclude(self.handoff.worker_id)
@@ -341,43 +332,25 @@ class RequestFlow:
         self._pinned = None
         released = self._held.let_go(pulled=False)
         ended = self._end_plan("failed")
-        return [*released, *ended, self._retried(stage, failure), *self._try_again(failure)]
+        how = flow_endings.resumption(self.output_tokens, continuing=self._continuing)
+        retried = Retried(stage=stage, failure=failure, how=how, counted=not uncounted)
+        return [*released, *ended, retried, *self._ask_plan()]
 
-    def _try_again(self, failure: Failure) -> Sequence[FlowAction]:
-        """At once, but for the last try behind a worker that went away: all of ours may be going at this moment."""
-        if failure.kind is not FailureKind.UNAVAILABLE or not self._retries.last_of_several:
-            return self._ask_plan()
-        # Streams that one broken network takes down are lost one after the other, each with one try of the same request
-        # that had just come there. A moment later none is left, and what reaches nobody waits for the network.
-        self._plan = None
-        self.phase = Phase.WAITING
-        return [Pause(attempt=self.attempt, wait_s=self._retries.breath_s())]
+    def _confirm_blame(self, stage: Stage) -> Sequence[FlowAction]:
+        """The request got further in ``stage``: workers that broke it before are at fault, and the request is not.
 
-    def _wait_for_room(self, failure: Failure) -> Sequence[FlowAction]:
-        """A stream that has begun and finds everybody full, by their own word, waits as if the scheduler said so."""
-        # And so does what reaches nobody at all: it is this process then that is cut off.
-        waits = not failure.reached or (self.output_tokens > 0 and failure.kind is FailureKind.EXHAUSTED)
-        if not waits or (wait_s := self._retries.pause_s()) is None:
-            return []
-        released = self._held.let_go(pulled=False)
-        ended = self._end_plan("failed")
-        self._plan = None
-        self.phase = Phase.WAITING
-        return [*released, *ended, Pause(attempt=self.attempt, wait_s=wait_s)]
-
-    @property
-    def _goes_elsewhere(self) -> bool:
-        """Whether no client hears of a worker that has no room: it is tried elsewhere, or too late for a status."""
-        return self._retries.left or self.output_tokens > 0
+        A request that no worker can serve blames none of them. A prefill says nothing of what a decode can do.
+        """
+        running = self.running
+        assert running is not None
+        proved = [blame for blame in self._blamed if stage is Stage.DECODE or blame[0] is stage]
+        self._blamed = [blame for blame in self._blamed if blame not in proved]
+        return [suspect for _, suspect in proved if suspect.worker != running[1]]
 
     def _diverged(self) -> Sequence[FlowAction]:
         """A replay contradicts what the client has: no answer is better than one that is put together from two."""
         failure = flow_endings.diverged(self.output_tokens)
         return [Diverged(shown_tokens=self.output_tokens), *self._give_up("failed", failure)]
-
-    def _retried(self, stage: Stage, failure: Failure) -> Retried:
-        how = flow_endings.resumption(self.output_tokens, continuing=self._continuing)
-        return Retried(stage=stage, failure=failure, how=how)
 
     def _ask_plan(self) -> Sequence[FlowAction]:
         assert not self._plan_open
@@ -396,7 +369,7 @@ class RequestFlow:
                 excluded_worker_ids=tuple(self._retries.excluded),
                 pinned_decode_worker=self._pinned,
                 prefill_only=self._prefill_only,
-                tries_again=self._pinned is not None or (self._last_failure is not None and self._retries.replans_left),
+                resumed=self._last_failure is not None,
             )
         ]
 

@@ -12,8 +12,6 @@ from typing import assert_never
 import msgspec
 
 from front_proxy import orders
-from front_proxy.attempt_receivers import PlanAnswer, WorkEnd
-from front_proxy.cluster_parts import Planning, Working
 from front_proxy.first_token import FirstTokenWatch
 from front_proxy.flow_events import (
     AbortWork,
@@ -29,8 +27,7 @@ from front_proxy.flow_events import (
     HolderLost,
     Outcome,
     Output,
-    Pause,
-    PauseOver,
+    Phase,
     Planned,
     PlanRefused,
     ReleaseHandoff,
@@ -42,9 +39,9 @@ from front_proxy.flow_events import (
     Suspect,
     WorkerFailed,
 )
-from front_proxy.flow_phase import Phase
 from front_proxy.generation import GenerationDelta, GenerationRequest, Phases
 from front_proxy.metrics import DispatchMetrics
+from front_proxy.ports import PlanAnswer, Planning, WorkEnd, Working
 from front_proxy.request_flow import RequestFlow
 from front_proxy.retries import RetryBounds
 from front_proxy.stall import StallBounds, stalled_s
@@ -54,9 +51,8 @@ from runtime.failures import Failure, FailureError, FailureKind
 
 logger = logging.getLogger(__name__)
 
-READER_TURNS_MAX = 4
-"""Turns of the event loop that a decode waits for the reader of the first token. One is enough where nothing stands
-between the reader and its socket."""
+FIRST_TOKEN_HEAD_START_MAX_S = 0.002
+"""Longest time that a decode waits for the reader to pass the first token on."""
 
 
 class RunLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,15 +75,11 @@ class RequestRun:
         metrics: DispatchMetrics,
         limits: RunLimits,
         budget: Callable[[], bool],
-        pace: Callable[[], float],
-        draw: Callable[[], float],
         on_done: Callable[[], None],
     ) -> None:
         self.flow = RequestFlow(
             bounds=limits.retries,
             budget=budget,
-            pace=pace,
-            draw=draw,
             output_tokens_max=request.output_tokens_max,
             continuing=request.continuation is not None,
             pinned_decode_worker=request.pinned_decode_worker,
@@ -104,7 +96,6 @@ class RequestRun:
         self._started_s = self._now_s()
         self._deadline_s = self._started_s + limits.deadline_s
         self._timer = self._loop.call_at(self._deadline_s, self.feed, DeadlinePassed())
-        self._pause: asyncio.TimerHandle | None = None
         # When the present work was submitted or last produced something.
         self._since_s = self._started_s
         self._tokens_seen = 0
@@ -151,6 +142,9 @@ class RequestRun:
             if self.done:
                 raise FailureError(Failure(kind=FailureKind.CANCELLED, message="Its reader had left."))
             self._waiter = self._loop.create_future()
+            if self._held_decode is not None:
+                # The reader has passed the first token on.
+                self._start_held(self._held_decode)
             try:
                 await self._waiter
             finally:
@@ -180,10 +174,7 @@ class RequestRun:
 
     def on_failure(self, attempt: int, stage: Stage, failure: Failure) -> None:
         """A worker's part is over."""
-        at = self._slots.pop((attempt, stage), None)
-        if at is not None and failure.kind is FailureKind.INTERNAL:
-            # Its stream is well and its work is not: only the scheduler sees whether that happens to others too.
-            self._planning.suspect(at[0], failure.message, self._request.family or self._request.request_id)
+        self._slots.pop((attempt, stage), None)
         self.feed(WorkerFailed(attempt=attempt, stage=stage, failure=failure))
 
     def on_answer(self, event: Planned | PlanRefused, asked_s: float) -> None:
@@ -244,7 +235,7 @@ class RequestRun:
                     # The reader was just woken with the first token and writes it to its client when its turn comes.
                     # Encoding and sending the decode before that would be time that the client waits.
                     self._held_decode = action
-                    self._loop.call_soon(self._on_turn, action, READER_TURNS_MAX)
+                    self._loop.call_later(FIRST_TOKEN_HEAD_START_MAX_S, self._start_held, action)
                 else:
                     self._start_decode(action)
             case Emit(delta=delta):
@@ -260,29 +251,25 @@ class RequestRun:
                 self._working.release(handoff, pulled=pulled)
             case EndPlan(attempt=attempt, outcome=outcome, output_tokens=output_tokens):
                 self._planning.end_plan(self._plan_ids.pop(attempt), outcome, output_tokens)
-            case Suspect() | Pause() | Retried() | Diverged():
+            case Suspect() | Retried() | Diverged():
                 self._perform_between_attempts(action)
             case Finish(outcome=outcome, failure=failure):
                 self._finish(outcome, failure)
             case _:
                 assert_never(action)
 
-    def _on_turn(self, action: StartDecode, turns_left: int) -> None:
-        """Start the held decode when the reader waits again, so has passed the token on, or had turns enough."""
+    def _start_held(self, action: StartDecode) -> None:
+        """Start the decode that waits for the reader, unless that was done or is not wanted any more."""
         if self._held_decode is not action:
             return
-        reads_again = self._waiter is not None and not self._waiter.done()
-        if reads_again or turns_left == 0:
-            self._perform_all(self._start_held)
-            self._drain()
-        else:
-            self._loop.call_soon(self._on_turn, action, turns_left - 1)
 
-    def _start_held(self) -> Sequence[FlowAction]:
-        action, self._held_decode = self._held_decode, None
-        assert action is not None
-        self._start_decode(action)
-        return ()
+        def start() -> Sequence[FlowAction]:
+            self._held_decode = None
+            self._start_decode(action)
+            return ()
+
+        self._perform_all(start)
+        self._drain()
 
     def _ask(self, ask: AskPlan) -> None:
         question = orders.question(self._request, ask, left_s=self._left_s())
@@ -294,14 +281,11 @@ class RequestRun:
         """What is left of the deadline; 0 would mean that there is none."""
         return max(self._deadline_s - self._loop.time(), 0.001)
 
-    def _perform_between_attempts(self, action: Suspect | Pause | Retried | Diverged) -> None:
+    def _perform_between_attempts(self, action: Suspect | Retried | Diverged) -> None:
         told = {"request_id": self._request.request_id, "shown_tokens": self.flow.output_tokens}
         match action:
             case Suspect(worker=worker, reason=reason):
                 self._planning.suspect(worker, reason)
-            case Pause(attempt=attempt, wait_s=wait_s):
-                self._metrics.replans.inc()
-                self._pause = self._loop.call_later(wait_s, self.feed, PauseOver(attempt=attempt))
             case Retried(stage=stage, failure=failure, how=how):
                 self._metrics.retries.labels(stage.value, failure.kind.value).inc()
                 if how != "restart":
@@ -347,8 +331,6 @@ class RequestRun:
 
     def _finish(self, outcome: Outcome, failure: Failure | None) -> None:
         self._timer.cancel()
-        if self._pause is not None:
-            self._pause.cancel()
         self._metrics.ended_as(outcome).inc()
         if failure is not None:
             self._ending = failure

@@ -192,7 +192,7 @@ async def _leave(
     await asyncio.wait({finishing, hurried}, timeout=front.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)
     for task in (finishing, hurried):
         await lifecycle.cancel_and_wait(task, front.close_timeout_s)
-    client.draining = http.guard.draining = True
+    client.draining = True
     if client.requests_running:
         log.warning("stopping with %d sequences unfinished", client.requests_running)
         # While their connections are open: a stream that is cut without a word looks like one that is complete.
@@ -213,7 +213,7 @@ async def _finish(front: FrontProxyConfig, client: RemoteEngineClient, http: Ope
             break
         await http.guard.idle.wait()
     # Not before: a request that is still being read or rendered was accepted.
-    client.draining = http.guard.draining = True
+    client.draining = True
     await client.idle.wait()
 
 

@@ -41,7 +41,7 @@ from front_proxy.desk_events import (
 )
 from front_proxy.duplex import Duplex
 from front_proxy.flow_events import Outcome
-from front_proxy.pending_question import NEVER_S
+from front_proxy.leader_watch import NEVER_S
 from front_proxy.plan_desk import DeskBounds, PlanDesk
 from front_proxy.work import Placement
 from protos.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
@@ -150,9 +150,9 @@ class SchedulerLink:
         self._receivers.pop(plan_id, None)
         self._handle(Ended(plan_id, outcome, output_tokens))
 
-    def suspect(self, worker: Placement, reason: str, request_id: str = "") -> None:
-        """Tell the scheduler that a worker could not be used. ``request_id``: as in ``WorkerSuspected``."""
-        self._handle(Suspected(worker.worker_id, worker.epoch, reason, request_id))
+    def suspect(self, worker: Placement, reason: str) -> None:
+        """Tell the scheduler that a worker could not be used."""
+        self._handle(Suspected(worker.worker_id, worker.epoch, reason))
 
     async def run(self) -> None:
         """Keep a stream to the scheduler until cancelled."""
@@ -252,7 +252,7 @@ class SchedulerLink:
     def _do_seldom(self, action: SendSuspect | Leave | Dial | SchedulerLost | OutageBegan | OutageOver) -> None:
         match action:
             case SendSuspect():
-                self._send(wire.suspect(action.worker_id, action.epoch, action.reason, action.request_id))
+                self._send(wire.suspect(action.worker_id, action.epoch, action.reason))
             case Leave(reason=reason, silent=silent):
                 if self._duplex is not None:
                     self._duplex.end(reason, silent=silent)

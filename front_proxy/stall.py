@@ -7,7 +7,7 @@ from typing import assert_never
 
 import msgspec
 
-from front_proxy.flow_phase import Phase
+from front_proxy.flow_events import Phase
 
 
 class Awaited(enum.Enum):
@@ -34,7 +34,7 @@ def awaited(phase: Phase, *, pulling: bool, orphaned: bool) -> Awaited | None:
             return Awaited.ORPHANED_PULL if orphaned else Awaited.PULL
         case Phase.DECODING:
             return Awaited.STEP
-        case Phase.NEW | Phase.PLANNING | Phase.WAITING | Phase.DONE:
+        case Phase.NEW | Phase.PLANNING | Phase.DONE:
             return None
         case _:
             assert_never(phase)

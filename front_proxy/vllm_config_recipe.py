@@ -17,7 +17,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from engine.config import EngineConfig
 from front_proxy import vllm_private
-from front_proxy.serving_config import ServingConfig
+from front_proxy.config import ServingConfig
 
 
 class BadServingOption(ValueError):

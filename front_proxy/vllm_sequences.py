@@ -134,7 +134,7 @@ class Sequences:
             child_request = copy(request)
             child_request.request_id, child_request.sampling_params = parent.get_child_info(index)
             self._output_processor.add_request(child_request, text, parent, index, collector)
-            children.append(_Child(child_request, family=parent.request_id))
+            children.append(_Child(child_request))
         family = asyncio.create_task(self._run_family(children, collector))
         try:
             while True:
@@ -192,7 +192,6 @@ class Sequences:
         kwargs = request.reasoning_parser_kwargs
         return GenerationRequest(
             request_id=request.request_id,
-            family="" if child is None else child.family,
             token_ids=request.prompt_token_ids,
             prefill_sampling=encodings.prefill,
             decode_sampling=encodings.decode,
@@ -233,11 +232,10 @@ class Sequences:
 class _Child:
     """One sequence of a request and what became known of it."""
 
-    __slots__ = ("cached_tokens", "decode_worker", "family", "pinned_decode_worker", "request", "started")
+    __slots__ = ("cached_tokens", "decode_worker", "pinned_decode_worker", "request", "started")
 
-    def __init__(self, request: EngineCoreRequest, family: str = "") -> None:
+    def __init__(self, request: EngineCoreRequest) -> None:
         self.request = request
-        self.family = family
         self.started = False
         self.cached_tokens: int | None = None
         self.decode_worker: str | None = None

@@ -32,7 +32,7 @@ class VllmServing(msgspec.Struct, frozen=True):
         except (ValueError, VLLMClientError) as error:
             # vLLM reads files such as the chat template only now.
             raise BadServingOption(f"front_proxy.serving: {error}") from error
-        return OpenAiServer(app, front)
+        return OpenAiServer(app, front, draining=lambda: self.client.draining)
 
 
 def engine_version() -> str:

@@ -48,8 +48,6 @@ def submit(slot: int, order: WorkOrder, held_s: float) -> worker_pb2.AttachReque
     # 0 would mean "no deadline", so the last moments count as one millisecond.
     message.deadline_ms = max(int((order.deadline_s - held_s) * 1000), 1) if order.deadline_s else 0
     message.blocks_reserved = order.blocks_reserved
-    if order.tries_again:
-        message.tries_again = True
     match order.stage:
         case Stage.PREFILL:
             message.prefill.SetInParent()
@@ -158,8 +156,8 @@ def plan_request(plan_id: int, question: PlanQuestion) -> scheduler_pb2.FrontUpd
         message.pinned_decode_worker_id = ask.pinned_decode_worker
     if ask.prefill_only:
         message.prefill_only = True
-    if ask.tries_again:
-        message.tries_again = True
+    if ask.resumed:
+        message.resumed = True
     if question.priority_class:
         message.priority_class = question.priority_class
     return update
@@ -197,10 +195,10 @@ def request_ended(plan_id: int, outcome: Outcome, output_tokens: int) -> schedul
     return update
 
 
-def suspect(worker_id: str, epoch: int, reason: str, request_id: str) -> scheduler_pb2.FrontUpdate:
-    """Advice: this worker could not be used; where a request failed in its engine, by which one."""
+def suspect(worker_id: str, epoch: int, reason: str) -> scheduler_pb2.FrontUpdate:
+    """Advice: this worker could not be used."""
     return scheduler_pb2.FrontUpdate(
-        suspect=scheduler_pb2.WorkerSuspect(worker_id=worker_id, epoch=epoch, reason=reason, request_id=request_id)
+        suspect=scheduler_pb2.WorkerSuspect(worker_id=worker_id, epoch=epoch, reason=reason)
     )
 
 

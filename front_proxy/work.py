@@ -36,8 +36,6 @@ class WorkOrder(msgspec.Struct, frozen=True, kw_only=True):
     sampling: bytes
     handoff: KvHandoff | None = None
     blocks_reserved: int = 0
-    tries_again: bool = False
-    """When it is refused for want of room, no client hears of it."""
     deadline_s: float = 0.0
     """Time left when the order was made; 0 is none."""
     priority: int = 0

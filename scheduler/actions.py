@@ -98,12 +98,6 @@ class EjectWorker(msgspec.Struct, frozen=True, kw_only=True):
     for_s: float
 
 
-class BlameRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Tell operators that a request failed at a second worker: it is held against none of them."""
-
-    request_id: str
-
-
 class PublishView(msgspec.Struct, frozen=True):
     """Push the cluster to all front proxies: at once, or when the next throttled push is due."""
 
@@ -119,7 +113,6 @@ Action = (
     | DropWorker
     | DrainWorker
     | EjectWorker
-    | BlameRequest
     | ReportLeak
     | ReportDropped
     | PublishView

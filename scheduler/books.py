@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from scheduler.actions import Placement, ReplyPlan, ReportDropped
-from scheduler.admission import Admission
 from scheduler.cluster import ClusterState, PlanKey, Worker
 from scheduler.disaggregation import Reason
 from scheduler.events import PlanRequested, RunningPlan
@@ -22,15 +21,15 @@ from scheduler.waiting_line import Charge
 class Books:
     """The plans of every front proxy. Keeps the workers' reservations equal to them."""
 
-    def __init__(self, cluster: ClusterState, admission: Admission) -> None:
+    def __init__(self, cluster: ClusterState, plans_in_flight_max: int) -> None:
         self.fronts: dict[int, Front] = {}
         self.plans_in_flight = 0
         self._cluster = cluster
-        self._admission = admission
+        self._plans_in_flight_max = plans_in_flight_max
 
     def has_room(self) -> bool:
         """Whether one more plan may be granted."""
-        return self._admission.has_room(self.plans_in_flight)
+        return self.plans_in_flight < self._plans_in_flight_max
 
     def join(self, session: int, front_proxy_id: str, incarnation: int) -> None:
         """A front proxy opened a stream."""
@@ -96,17 +95,14 @@ class Books:
         if plan is None:
             return None
         self.plans_in_flight -= 1
-        freed = 0
         for placed in (plan.prefill, plan.decode):
             worker = self._member_of(placed)
             if worker is not None:
-                freed += worker.forget(key)
+                worker.forget(key)
                 if finished:
                     worker.health.succeeded(key, now_s)
                 worker.health.ended(key)
                 worker.judge()
-        if freed:
-            self._admission.released(freed, now_s)
         return plan.charge
 
     def returned(self, worker: Worker) -> None:

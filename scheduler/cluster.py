@@ -13,24 +13,15 @@ from scheduler.actions import Placement
 from scheduler.config import OutlierConfig
 from scheduler.facts import Role, WorkerFacts, WorkerLoad, WorkerState
 from scheduler.outliers import WorkerHealth
+from scheduler.prefill_speed import PrefillSpeed
 
 PlanKey = tuple[int, int]
-
-# A rate sample over less time than this is noise; shorter reports are joined.
-RATE_SAMPLE_MIN_S = 0.05
-# Share of what is remembered of the rate that one sample replaces.
-RATE_SMOOTHING = 0.1
 
 
 class Worker:
     """One incarnation. The derived fields are kept current so that policies only read attributes."""
 
     __slots__ = (
-        "_rate_assigned_tokens",
-        "_rate_busy_s",
-        "_rate_queued_tokens",
-        "_rate_since_s",
-        "_rate_tokens",
         "avoided",
         "block_size_tokens",
         "blocks_total",
@@ -45,9 +36,7 @@ class Worker:
         "lease_ids",
         "load",
         "placement",
-        "prefill_tokens_per_s",
         "queued_tokens",
-        "rate_observed",
         "ready",
         "request_count",
         "requests_max",
@@ -56,6 +45,7 @@ class Worker:
         "role",
         "session",
         "silent",
+        "speed",
         "suspect_until_s",
         "unreported",
         "unreported_tokens",
@@ -102,15 +92,7 @@ class Worker:
         self.free_blocks = facts.kv_blocks_total
         self.request_count = 0
         self.queued_tokens = 0
-        self.prefill_tokens_per_s = initial_tokens_per_s
-        self._rate_since_s = now_s
-        self._rate_queued_tokens = 0
-        self._rate_assigned_tokens = 0
-        # Prompt tokens computed in that much busy time, older samples counting less.
-        self._rate_tokens = 0.0
-        self._rate_busy_s = 0.0
-        # Whether prefill_tokens_per_s is more than an assumption.
-        self.rate_observed = False
+        self.speed = PrefillSpeed(initial_tokens_per_s, now_s)
 
     @property
     def unusable(self) -> str:
@@ -148,16 +130,14 @@ class Worker:
         assert key not in self.unreported, key
         self.unreported[key] = (now_s, tokens)
         self.unreported_tokens += tokens
-        self._rate_assigned_tokens += tokens
+        self.speed.assigned(tokens)
         self._refresh()
 
-    def forget(self, key: PlanKey) -> int:
-        """Drop all that is held for a plan; returns the blocks that were reserved."""
-        blocks = self.reserved.pop(key, 0)
-        self.reserved_blocks -= blocks
+    def forget(self, key: PlanKey) -> None:
+        """Drop all that is held for a plan."""
+        self.reserved_blocks -= self.reserved.pop(key, 0)
         self.unreported_tokens -= self.unreported.pop(key, (0.0, 0))[1]
         self._refresh()
-        return blocks
 
     def report(self, load: WorkerLoad, now_s: float, visible_after_s: float, *, remembered: bool = False) -> None:
         """Take over a load report. How fast a worker computes is not learnt from one that is only remembered."""
@@ -177,27 +157,8 @@ class Worker:
         for key in visible:
             self.unreported_tokens -= self.unreported.pop(key)[1]
         if not remembered:
-            self._observe_rate(now_s)
+            self.speed.reported(load.prefill_tokens_queued, now_s)
         self._refresh()
-
-    def _observe_rate(self, now_s: float) -> None:
-        """Learn from what was computed between two reports. Only between two busy ones is that all it can compute."""
-        elapsed_s = now_s - self._rate_since_s
-        if elapsed_s < RATE_SAMPLE_MIN_S:
-            return
-        before, assigned, queued = self._rate_queued_tokens, self._rate_assigned_tokens, self.load.prefill_tokens_queued
-        self._rate_since_s, self._rate_queued_tokens, self._rate_assigned_tokens = now_s, queued, 0
-        if before > 0 and queued > 0:
-            # A prompt on its way to the worker counts too early here and too late in the next sample: sums are right.
-            self._rate_tokens = (1.0 - RATE_SMOOTHING) * self._rate_tokens + before + assigned - queued
-            self._rate_busy_s = (1.0 - RATE_SMOOTHING) * self._rate_busy_s + elapsed_s
-            if self._rate_tokens > 0:
-                self.prefill_tokens_per_s = self._rate_tokens / self._rate_busy_s
-                self.rate_observed = True
-        elif before > self.prefill_tokens_per_s * elapsed_s:
-            # It ran dry at some moment in between: only a lower bound.
-            self.prefill_tokens_per_s = before / elapsed_s
-            self.rate_observed = True
 
     def forgive(self, seconds: float, now_s: float) -> None:
         """Count so much of its silence as the scheduler's own: what was not heard then is not the worker's fault."""
@@ -234,7 +195,7 @@ class Worker:
         assert self.reserved_blocks <= self.blocks_total, self.worker_id
         assert self.unreported_tokens == sum(tokens for _, tokens in self.unreported.values()), self.worker_id
         assert 0 <= self.free_blocks <= self.blocks_total - self.reserved_blocks, self.worker_id
-        assert self.prefill_tokens_per_s > 0, self.worker_id
+        assert self.speed.tokens_per_s > 0, self.worker_id
 
 
 class ClusterState:

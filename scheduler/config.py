@@ -86,13 +86,10 @@ class PriorityClassConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     weight: Positive = 1.0
     # Requests of this class that may wait. 0: none.
     waiting_max: Count = 4096
-    # Longest wait for room; who would wait longer by the present pace is refused at once. Past the cluster's capacity
-    # everybody who is served has waited about this long and ``scheduler.prefill_wait_max_s`` more: keep both together
-    # below the time to first token that the class is promised, or what is served is served too late.
+    # Longest wait for room; a request that would wait longer by the present pace is refused at once. Past the cluster's
+    # capacity every request that is served has waited about this long, and ``scheduler.prefill_wait_max_s`` more: keep
+    # both together below the time to first token that the class is promised, or what is served is served too late.
     wait_max_s: Positive = 10.0
-
-
-ShareOfPace = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
 
 
 class WaitingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -107,22 +104,6 @@ class WaitingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     missing_workers_wait_max_s: Positive = 5.0
     # Tenants whose use is remembered while nothing of theirs waits.
     tenants_max: PositiveCount = 4096
-    # Memory of the pace at which the line moves.
-    drain_window_s: Positive = 10.0
-    # Share of that pace for requests that were refused and told when to come back (Retry-After): they are told one
-    # time after the other, so far apart. The larger, the sooner they come, and the more of them find no room again.
-    come_back_share: ShareOfPace = 0.25
-    # Shortest such advice: whoever comes back sooner comes back into the same burst.
-    come_back_min_s: Positive = 5.0
-    # Longest such advice. Where the cluster is past its capacity for long, those who are refused are told times between
-    # half of this and this, and most of them are refused again whatever they are told.
-    come_back_max_s: Positive = 600.0
-    # Longest advice where the line alone takes longer than that: nobody is helped by being told next week.
-    come_back_line_max_s: Positive = 3600.0
-
-    def __post_init__(self) -> None:
-        if self.come_back_line_max_s < self.come_back_max_s:
-            raise ValueError("come_back_line_max_s must not be less than come_back_max_s")
 
 
 class OutlierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -134,10 +115,6 @@ class OutlierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     failure_ratio: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.5
     requests_min: PositiveCount = 20
     window_s: Positive = 30.0
-    # Requests that failed in an engine and are remembered, and for how long: one that fails at a second worker is held
-    # against none. Longer than a request takes to its second try.
-    failed_requests_max: PositiveCount = 4096
-    failed_request_age_s: Positive = 60.0
     # The first ejection; each further one lasts twice as long, up to the bound.
     ejection_s: Positive = 5.0
     ejection_max_s: Positive = 300.0
@@ -232,10 +209,10 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     plans_in_flight_max: PositiveCount = 65536
     # Output tokens reserved at most per request; a longer output grows into what is free then.
     output_reserve_tokens: PositiveCount = 256
-    # Bounds of the advice in a refusal, and the memory of the observed release rate it is estimated from.
-    retry_after_min_s: Positive = 0.1
-    retry_after_max_s: Positive = 10.0
-    release_window_s: Positive = 10.0
+    # Bounds of the advice in a refusal (Retry-After): the queue over its pace. Half of it more or less is told, by
+    # chance, so that requests that are refused together do not come back together.
+    retry_after_min_s: Positive = 2.0
+    retry_after_max_s: Positive = 40.0
     # Predicted wait in a prefill worker's own queue beyond which it gets nothing new: then requests wait here.
     prefill_wait_max_s: Positive = 1.0
     waiting: WaitingConfig = WaitingConfig()

@@ -1,7 +1,7 @@
 """The scheduler's decisions: events in, actions out. No clock, no I/O; chance only through an argument.
 
-Holds the membership of workers and what is known of their health. Plans and reservations are in ``books``, the line of
-those who wait in ``waiting_line``, and whose turn it is in ``turns``. ``check`` asserts the invariants of all.
+Holds the membership of workers and what is known of their health. Plans and reservations are in ``books``, the
+requests that wait in ``waiting_line``, and which is placed next in ``turns``. ``check`` asserts the invariants of all.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from runtime.failures import Failure, FailureKind
 from scheduler.actions import (
     AcceptWorker,
     Action,
-    BlameRequest,
     DrainWorker,
     DropWorker,
     EjectWorker,
     PublishView,
     RejectWorker,
 )
-from scheduler.admission import Admission
 from scheduler.books import Books
 from scheduler.cluster import ClusterState, Worker
 from scheduler.config import SchedulerConfig
@@ -44,10 +42,10 @@ from scheduler.facts import WorkerFacts
 from scheduler.fronts import Front
 from scheduler.ledger import LeaseLedger
 from scheduler.membership import is_deaf, objection
-from scheduler.outliers import CountedFailure, FailedRequests, Standing, WorkerHealth
+from scheduler.outliers import Standing, WorkerHealth
 from scheduler.placement import Planner
 from scheduler.profile import Probe, Random
-from scheduler.refusals import turned_away
+from scheduler.refusals import Refusals
 from scheduler.turns import Turns
 from scheduler.waiting_line import PriorityClass, WaitingLine
 
@@ -79,21 +77,14 @@ class SchedulerCore:
         self._config = config
         if rebuild_longer:
             self._doubt(began_s)
-        self._admission = Admission(
-            plans_in_flight_max=config.plans_in_flight_max,
-            retry_after_min_s=config.retry_after_min_s,
-            retry_after_max_s=config.retry_after_max_s,
-            release_window_s=config.release_window_s,
-            come_back_share=config.waiting.come_back_share,
-        )
-        self._books = Books(self.cluster, self._admission)
+        self._books = Books(self.cluster, config.plans_in_flight_max)
         self._line = WaitingLine(config.waiting)
-        self._turns = Turns(config, Planner(config, rng, probe), self.cluster, self._books, self._line, self._admission)
+        self._refusals = Refusals(config, self._line, rng)
+        self._turns = Turns(config, Planner(config, rng, probe), self.cluster, self._books, self._line, self._refusals)
         self._ledger = LeaseLedger(config.leak_after_s)
         self._audited_s = self._deaf_s = float("-inf")
         # Of workers that left, by their epoch.
         self._health: dict[str, tuple[int, WorkerHealth]] = {}
-        self._failed_requests = FailedRequests(config.outliers)
         self._story: deque[tuple[float, Event]] = deque(maxlen=STORY_EVENTS_MAX)
 
     @property
@@ -126,7 +117,8 @@ class SchedulerCore:
             case Tick(late_s=late_s):
                 for worker in self.cluster.workers.values():
                     worker.forgive(late_s, now_s)
-                overdue = [turned_away(each, self._admission, now_s) for each in self._line.overdue(now_s)]
+                overdue = [self._refusals.turned(each) for each in self._line.overdue(now_s)]
+                self._line.bring_back(now_s)
                 return (*self._tick(now_s), *self._audit(now_s), *overdue, *self._serve(now_s))
             case WorkerJoined(session=session, facts=facts):
                 self._end_isolation(now_s)
@@ -146,7 +138,7 @@ class SchedulerCore:
                 assert_never(event)
 
     def _hear(self, event: WorkerSuspected | DrainRequested | WorkerLeasesReported, now_s: float) -> Sequence[Action]:
-        """What somebody says about one worker, now and then."""
+        """What is said about one worker, now and then."""
         match event:
             case WorkerSuspected():
                 return self._suspect(event, now_s)
@@ -161,12 +153,12 @@ class SchedulerCore:
                 assert_never(event)
 
     def _end_isolation(self, now_s: float) -> None:
-        """The first one returns after nobody was left: as after a start, others know more until all had time to."""
+        """The first peer returns after none was left: as after a start, others know more until all are back."""
         if self._health and not self.fronts and not self.cluster.workers:
             self._doubt(now_s)
 
     def _doubt(self, now_s: float) -> None:
-        """It was cut off itself, so others know more. Whoever lost it is given the time that one who is silent has."""
+        """It was cut off itself, so others know more. A peer that lost it gets the time that a silent one has."""
         self._rebuilt_at_s = now_s + max(self._config.rebuild_grace_s, self._config.worker_lease_s)
         self.rebuilding = self._config.rebuild_grace_s > 0
 
@@ -210,32 +202,15 @@ class SchedulerCore:
         worker = self.cluster.get(event.worker_id)
         if worker is None or worker.facts.epoch != event.epoch:
             return ()
-        request_id = event.request_id
-        if request_id and (excused := self._failed_requests.judge(request_id, worker.health, now_s)) is not None:
-            return [action for failure in excused for action in self._excuse(request_id, failure, now_s)]
         worker.suspect_until_s = now_s + self._config.suspect_cooldown_s
-        fails = worker.health.failed(now_s)
-        if request_id:
-            self._failed_requests.count(request_id, worker.health.last_failure(now_s))
-        if not fails or not self._may_eject(worker):
+        if not worker.health.failed(now_s) or not self._may_eject(worker):
             return ()
         for_s = worker.health.eject(now_s)
         worker.judge()
         return (EjectWorker(worker_id=worker.worker_id, for_s=for_s), PublishView(at_once=True))
 
-    def _excuse(self, request_id: str, failure: CountedFailure, now_s: float) -> Sequence[Action]:
-        """A failure turned out to be the request's own."""
-        back = failure.health.take_back(failure, now_s)
-        for worker in self.cluster.workers.values():
-            if worker.health is failure.health:
-                worker.judge()
-                if worker.suspect_until_s == failure.at_s + self._config.suspect_cooldown_s:
-                    worker.suspect_until_s = now_s
-        blame = BlameRequest(request_id=request_id)
-        return (blame, PublishView(at_once=True)) if back else (blame,)
-
     def _may_eject(self, worker: Worker) -> bool:
-        """Most of a pool must stay: when everybody fails, the fault is elsewhere."""
+        """Most of a pool must stay: when all of it fails, the fault is elsewhere."""
         pool = self.cluster.with_role(worker.role)
         out = sum(other.health.standing is not Standing.IN_SERVICE for other in pool if other is not worker)
         return out + 1 <= self._config.outliers.ejected_fraction_max * len(pool)
@@ -273,7 +248,7 @@ class SchedulerCore:
         if not self._replace_former(event.session, now_s):
             return ()
         for plan in event.plans:
-            # Its front proxy lost patience and planned it itself: nobody waits for a place any more.
+            # Its front proxy lost patience and planned it itself: it waits for no place any more.
             self._line.remove((event.session, plan.plan_id), now_s)
         self._books.take_over(event.session, event.plans, now_s)
         if not event.complete:
@@ -304,7 +279,7 @@ class SchedulerCore:
         return actions
 
     def leaked_leases(self) -> Mapping[str, int]:
-        """Leases held for requests that nobody runs, by worker."""
+        """Leases held for requests that no front proxy runs, by worker."""
         return self._ledger.leaked()
 
     def _member(self, worker_id: str, session: int) -> Worker | None:
@@ -322,13 +297,14 @@ class SchedulerCore:
         changed_state = worker.load.state is not event.load.state or worker.silent
         if changed_state:
             self._story.append((now_s, event))
+            self._line.bring_back(now_s)
         worker.report(event.load, now_s, self._config.plan_visible_after_s, remembered=event.remembered)
         return (PublishView(at_once=changed_state),)
 
     def _tick(self, now_s: float) -> Sequence[Action]:
         if is_deaf(self.cluster):
             self._deaf_s = now_s
-            # Those who left it meanwhile are heard of all at once, and before they return.
+            # The ends of streams meanwhile are heard of all at once, and before the peers return.
             self._doubt(now_s)
         heard_by_s = now_s - self._config.worker_lease_s
         silent = [one for one in self.cluster.workers.values() if max(one.heard_s, self._deaf_s) <= heard_by_s]
@@ -346,7 +322,7 @@ class SchedulerCore:
         return (*actions, PublishView(at_once=True))
 
     def _look(self, now_s: float) -> bool:
-        """Note who fell silent and whose ejection is over. True when anything changed."""
+        """Note which workers fell silent and which ejections are over. True when anything changed."""
         changed = False
         for worker in self.cluster.workers.values():
             if not worker.silent and worker.heard_s + self._config.silence_timeout_s <= now_s:

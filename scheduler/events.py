@@ -47,14 +47,12 @@ class WorkerLeft(msgspec.Struct, frozen=True, kw_only=True):
 class WorkerSuspected(msgspec.Struct, frozen=True, kw_only=True):
     """A front proxy could not use this incarnation of a worker.
 
-    ``request_id``: the request that failed there inside its engine, and may be at fault itself. Empty: it was the
-    worker, whose stream broke or whose work stalled.
+    Its stream broke, its work stalled, or a request that failed in its engine then succeeded elsewhere.
     """
 
     worker_id: str
     epoch: int
     reason: str
-    request_id: str = ""
 
 
 class DrainRequested(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +71,7 @@ class FrontJoined(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FrontLeft(msgspec.Struct, frozen=True, kw_only=True):
-    """A front proxy's stream ended: nobody will end its plans any more."""
+    """A front proxy's stream ended: its plans are ended by nothing else."""
 
     session: int
 
@@ -96,8 +94,8 @@ class PlanRequested(msgspec.Struct, frozen=True, kw_only=True):
     # Longest wait the request itself allows. 0: its class's.
     wait_max_s: float = 0.0
     prefill_only: bool = False
-    # Its front proxy does not tell a client that it was refused, but asks again.
-    tries_again: bool = False
+    # An earlier attempt of it failed on a worker: it waits ahead of new requests of its class, for a usable worker too.
+    resumed: bool = False
 
 
 class RunningPlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,8 +1,8 @@
-"""Whose turn it is among those who wait: start-time fair queueing with weights. Knows no request and no clock.
+"""Which key is served next: start-time fair queueing with weights. Knows no request and no clock.
 
 Each key has a virtual time, which advances by what it was charged over its weight; the key furthest behind is next.
-A key that was away is not owed anything: it comes back at the virtual time of whoever was served last, or of whoever
-is next, where corrections have put him further behind.
+A key that was away is not owed anything: it comes back at the virtual time of the key that was served last, or of
+the next key, where corrections have put that further behind.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class FairShare:
 
     @property
     def weights(self) -> float:
-        """Sum over those who wait."""
+        """Sum over the keys that wait."""
         return sum(self._present.values())
 
     def enter(self, key: str, weight: float = 1.0) -> None:
@@ -50,7 +50,7 @@ class FairShare:
         self._bound()
 
     def turn(self) -> str | None:
-        """Who is next; None when nobody waits."""
+        """The next key; None when none waits."""
         while self._heap:
             start, _, key = self._heap[0]
             if key in self._present and self._starts.get(key) == start:
@@ -71,7 +71,7 @@ class FairShare:
     def correct(self, key: str, cost: float, weight: float = 1.0) -> None:
         """``key`` was charged ``cost`` too little, or too much where it is negative.
 
-        Who waits gets back all of it, and so may stand behind everybody else; who does not gets no credit.
+        A key that waits gets back all of it, and so may stand behind all others; one that does not gets no credit.
         """
         if key in self._present:
             self._push(key, self._starts[key] + cost / weight)

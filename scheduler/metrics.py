@@ -66,11 +66,6 @@ class SchedulerMetrics:
         self.ejections = Counter(
             "baton_scheduler_ejections_total", "Workers left out because they failed requests", registry=registry
         )
-        self.requests_blamed = Counter(
-            "baton_scheduler_requests_blamed_total",
-            "Times a request failed at a second worker and was held against none",
-            registry=registry,
-        )
         self._unusable = Gauge(
             "baton_scheduler_unusable_workers",
             "Workers that say they are ready and get nothing",

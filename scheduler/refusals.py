@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from runtime.failures import Failure, FailureKind
+from runtime.retry_after import retry_after_s
 from scheduler.actions import ReplyRefusal
-from scheduler.admission import Admission
+from scheduler.config import SchedulerConfig
 from scheduler.events import PlanRequested
 from scheduler.placement import Cause, NotPlaced
-from scheduler.waiting_line import Turned
+from scheduler.profile import Random
+from scheduler.waiting_line import Turned, WaitingLine, class_of
 
 # What passes when requests end, so that waiting for it makes sense.
 PASSING: frozenset[Cause] = frozenset(
@@ -18,33 +20,39 @@ _FINAL: dict[Cause, FailureKind] = {
     "too_large": FailureKind.BAD_REQUEST,
     "plan_id_in_use": FailureKind.BAD_REQUEST,
 }
+_TURNED: dict[Cause, str] = {
+    "wait_too_long": "The cluster is full, and at the present pace the request would wait longer than it may.",
+    "line_full": "The cluster is full, and as many requests wait as may.",
+    "waited_out": "The cluster is full, and the request has waited for as long as it may.",
+    "no_worker": "No worker was usable for as long as the request may wait for one.",
+}
 
 
-def refusal(
-    event: PlanRequested, verdict: NotPlaced, admission: Admission, now_s: float, *, wait_s: float | None = None
-) -> ReplyRefusal:
-    """The answer to a request. ``wait_s``: when to come back, where a line knows."""
-    kind = _FINAL.get(verdict.cause, FailureKind.EXHAUSTED)
-    retry_after_s = None
-    if kind is FailureKind.EXHAUSTED and wait_s:
-        retry_after_s = max(admission.retry_after_min_s, wait_s)
-    elif kind is FailureKind.EXHAUSTED:
-        retry_after_s = admission.retry_after_s(max(1, verdict.missing_blocks), now_s, noted=not event.tries_again)
-    elif kind is FailureKind.UNAVAILABLE:
-        retry_after_s = admission.retry_after_min_s
-    failure = Failure(kind=kind, message=verdict.message, retry_after_s=retry_after_s)
-    return ReplyRefusal(session=event.session, plan_id=event.plan_id, failure=failure, cause=verdict.cause)
+class Refusals:
+    """Answers in words; ``line`` says how long it is."""
 
+    def __init__(self, config: SchedulerConfig, line: WaitingLine, rng: Random | None) -> None:
+        self._config = config
+        self._line = line
+        self._rng = rng
 
-def turned_away(turned: Turned, admission: Admission, now_s: float) -> ReplyRefusal:
-    """The answer to a request that may not wait (any more)."""
-    soon = "" if turned.wait_s is None else f"; at the present pace its wait would be {turned.wait_s:.1f} s"
-    match turned.cause:
-        case "wait_too_long":
-            message = f"The cluster is full{soon}, which is longer than it may wait."
-        case "line_full":
-            message = f"The cluster is full, and as many requests wait as may{soon}."
-        case _:
-            message = f"The cluster is full, and the request has waited for as long as it may{soon}."
-    not_placed = NotPlaced(cause=turned.cause, message=message)
-    return refusal(turned.event, not_placed, admission, now_s, wait_s=turned.retry_after_s)
+    def turned(self, turned: Turned) -> ReplyRefusal:
+        """The answer to a request that may not wait (any more)."""
+        return self.refuse(turned.event, NotPlaced(cause=turned.cause, message=_TURNED[turned.cause]))
+
+    def refuse(self, event: PlanRequested, verdict: NotPlaced) -> ReplyRefusal:
+        """The answer to a request that gets no place. One that can never have one is not told to come back."""
+        kind = _FINAL.get(verdict.cause, FailureKind.EXHAUSTED)
+        when_s = None if kind is FailureKind.BAD_REQUEST else self._retry_after_s(event)
+        failure = Failure(kind=kind, message=verdict.message, retry_after_s=when_s)
+        return ReplyRefusal(session=event.session, plan_id=event.plan_id, failure=failure, cause=verdict.cause)
+
+    def _retry_after_s(self, event: PlanRequested) -> float:
+        tokens, pace = self._line.ahead_of(class_of(event), event.tenant)
+        return retry_after_s(
+            tokens,
+            pace,
+            min_s=self._config.retry_after_min_s,
+            max_s=self._config.retry_after_max_s,
+            draw=self._rng.random() if self._rng is not None else 0.5,
+        )

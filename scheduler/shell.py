@@ -19,7 +19,6 @@ from scheduler import wire
 from scheduler.actions import (
     AcceptWorker,
     Action,
-    BlameRequest,
     DrainWorker,
     DropWorker,
     EjectWorker,
@@ -182,14 +181,14 @@ class SchedulerShell:
             case DrainWorker(session=session, deadline_s=deadline_s):
                 if (outgoing := self.workers.get(session)) is not None:
                     outgoing.put(pb.WorkerCommand(drain=pb.Drain(deadline_ms=round(deadline_s * 1000))))
-            case ReportLeak() | ReportDropped() | EjectWorker() | BlameRequest():
+            case ReportLeak() | ReportDropped() | EjectWorker():
                 self._report(action)
             case PublishView(at_once=at_once):
                 self._publish(at_once=at_once)
             case _:
                 assert_never(action)
 
-    def _report(self, action: ReportLeak | ReportDropped | EjectWorker | BlameRequest) -> None:
+    def _report(self, action: ReportLeak | ReportDropped | EjectWorker) -> None:
         """Tell operators."""
         match action:
             case ReportLeak(worker_id=worker_id, lease_id=lease_id, request_id=request_id, unknown_for_s=for_s):
@@ -201,9 +200,6 @@ class SchedulerShell:
             case EjectWorker(worker_id=worker_id, for_s=for_s):
                 log.warning("worker ejected", extra={"worker": worker_id, "for_s": for_s})
                 self.metrics.ejections.inc()
-            case BlameRequest(request_id=request_id):
-                log.warning("a request fails wherever it runs; no worker is blamed", extra={"request_id": request_id})
-                self.metrics.requests_blamed.inc()
             case _:
                 assert_never(action)
 

@@ -1,23 +1,24 @@
-"""Whose turn it is: a request is placed at once, waits in the line, or is refused. Chooses no worker itself."""
+"""The admission of requests: one is placed at once, waits in the line, or is refused. Chooses no worker itself."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from scheduler.actions import Action, ReplyPlan, ReplyWaiting
-from scheduler.admission import Admission
 from scheduler.books import Books
 from scheduler.cluster import ClusterState
 from scheduler.config import SchedulerConfig
 from scheduler.events import PlanRequested
 from scheduler.facts import Role
 from scheduler.placement import Chosen, NotPlaced, Planner
-from scheduler.refusals import PASSING, refusal, turned_away
-from scheduler.waiting_line import WaitingLine, charge_of
+from scheduler.refusals import PASSING, Refusals
+from scheduler.waiting_line import EXCLUDED_MAX_S, Waiting, WaitingLine, charge_of, class_of
 
 
 class Turns:
-    """Between those who ask and the workers: the line, and the plans that have got a place."""
+    """Between front proxies and workers: the line, and the plans that have got a place."""
 
     def __init__(
         self,
@@ -26,34 +27,35 @@ class Turns:
         cluster: ClusterState,
         books: Books,
         line: WaitingLine,
-        admission: Admission,
+        refusals: Refusals,
     ) -> None:
         self._config = config
         self._planner = planner
         self._cluster = cluster
         self._books = books
         self._line = line
-        self._admission = admission
+        self._refusals = refusals
 
     def ask(self, event: PlanRequested, now_s: float, *, rebuilding: bool) -> Sequence[Action]:
         """Place a request, let it wait for its turn, or refuse it."""
         key = (event.session, event.plan_id)
         if event.plan_id in self._books.fronts[event.session].plans or key in self._line:
             in_use = NotPlaced(cause="plan_id_in_use", message="The plan_id is in use.")
-            return (refusal(event, in_use, self._admission, now_s),)
+            return (self._refusals.refuse(event, in_use),)
         placed = self._place(event, now_s)
-        if isinstance(placed, NotPlaced) and not self._passes(placed, rebuilding=rebuilding):
-            return (refusal(event, placed, self._admission, now_s),)
+        if isinstance(placed, NotPlaced) and not self._passes(event, placed, rebuilding=rebuilding):
+            return (self._refusals.refuse(event, placed),)
         # A request that a worker failed has had its turn already.
-        if isinstance(placed, Chosen) and (not self._line or event.excluded_worker_ids):
+        first = not self._line or (event.resumed and not self._line.has_resumed(class_of(event)))
+        if isinstance(placed, Chosen) and first:
             self._line.charge(event, self._cost(event))
             return (self._grant(event, placed, now_s, since_s=now_s),)
-        nobody_waits = not self._line
+        none_waits = not self._line
         missing = _workers_missing(placed, rebuilding=rebuilding)
         waiting, turned = self._line.offer(event, self._cost(event), now_s, missing=missing)
-        if waiting is None and nobody_waits and isinstance(placed, NotPlaced):
-            return (refusal(event, placed, self._admission, now_s),)
-        actions: list[Action] = [turned_away(each, self._admission, now_s) for each in turned]
+        if waiting is None and none_waits and isinstance(placed, NotPlaced):
+            return (self._refusals.refuse(event, placed),)
+        actions: list[Action] = [self._refusals.turned(each) for each in turned]
         actions.extend(self.serve(now_s, rebuilding=rebuilding))
         if waiting is not None and key in self._line:
             actions.append(
@@ -62,22 +64,24 @@ class Turns:
         return actions
 
     def serve(self, now_s: float, *, rebuilding: bool) -> Sequence[Action]:
-        """Give places to those who wait, in their order, until one fits nowhere: he must not be overtaken for ever."""
+        """Give places to those that wait, in order, until one finds no room: it must not be overtaken for ever."""
         if not self._line:
             return ()
         actions: list[Action] = []
         while (waiting := self._line.head()) is not None:
-            event = waiting.event
+            event = _as_of(waiting, now_s)
             placed = self._place(event, now_s)
             if isinstance(placed, Chosen):
                 self._line.take(waiting, now_s)
                 actions.append(self._grant(event, placed, now_s, since_s=waiting.since_s))
-            elif self._passes(placed, rebuilding=rebuilding):
+            elif event.resumed and placed.cause == "no_worker":
+                self._line.set_aside(waiting, now_s)
+            elif self._passes(event, placed, rebuilding=rebuilding):
                 self._line.miss(now_s, missing=_workers_missing(placed, rebuilding=rebuilding))
                 break
             else:
                 self._line.remove((event.session, event.plan_id), now_s)
-                actions.append(refusal(event, placed, self._admission, now_s))
+                actions.append(self._refusals.refuse(event, placed))
         return actions
 
     def _place(self, event: PlanRequested, now_s: float) -> Chosen | NotPlaced:
@@ -87,10 +91,10 @@ class Turns:
             return NotPlaced(cause="plans_in_flight", message=message)
         return self._planner.place(event, self._cluster, now_s)
 
-    def _passes(self, verdict: NotPlaced, *, rebuilding: bool) -> bool:
-        """Whether waiting makes sense. Who is silent, or missing from a cluster being rebuilt, may be about to come."""
+    def _passes(self, event: PlanRequested, verdict: NotPlaced, *, rebuilding: bool) -> bool:
+        """Whether waiting makes sense. A worker that is silent, or missing after a start, may be about to come."""
         if verdict.cause == "no_worker":
-            return rebuilding or any(worker.silent for worker in self._cluster.with_role(Role.DECODE))
+            return event.resumed or rebuilding or any(worker.silent for worker in self._cluster.with_role(Role.DECODE))
         return verdict.cause in PASSING
 
     def _grant(self, event: PlanRequested, chosen: Chosen, now_s: float, *, since_s: float) -> ReplyPlan:
@@ -106,6 +110,14 @@ class Turns:
         return min(event.output_tokens_max, self._config.output_reserve_tokens)
 
 
+def _as_of(waiting: Waiting, now_s: float) -> PlanRequested:
+    """The request as it is asked now: what failed it is allowed again after a while."""
+    event = waiting.event
+    if event.excluded_worker_ids and waiting.since_s + EXCLUDED_MAX_S <= now_s:
+        return msgspec.structs.replace(event, excluded_worker_ids=frozenset())
+    return event
+
+
 def _workers_missing(verdict: Chosen | NotPlaced, *, rebuilding: bool) -> bool:
-    """Whether who waits, waits for workers rather than for room: after a start the room is not all there yet."""
+    """Whether requests wait for workers rather than for room: after a start the room is not all there yet."""
     return rebuilding or (isinstance(verdict, NotPlaced) and verdict.cause == "no_worker")

@@ -67,9 +67,7 @@ def load(message: cluster_pb2.WorkerLoad) -> WorkerLoad:
 
 def worker_suspected(message: pb.WorkerSuspect) -> WorkerSuspected:
     """A front proxy's word about a worker."""
-    return WorkerSuspected(
-        worker_id=message.worker_id, epoch=message.epoch, reason=message.reason, request_id=message.request_id
-    )
+    return WorkerSuspected(worker_id=message.worker_id, epoch=message.epoch, reason=message.reason)
 
 
 def plan_requested(session: int, message: pb.PlanRequest) -> PlanRequested:
@@ -87,7 +85,7 @@ def plan_requested(session: int, message: pb.PlanRequest) -> PlanRequested:
         prefill_only=message.prefill_only,
         priority_class=message.priority_class,
         wait_max_s=message.wait_max_ms / 1000,
-        tries_again=message.tries_again,
+        resumed=message.resumed,
     )
 
 

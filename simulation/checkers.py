@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
 
-from front_proxy.flow_phase import Phase
+from front_proxy.flow_events import Phase
 from front_proxy.request_flow import STORY_EVENTS_MAX
 from front_proxy.stall import Awaited
 from runtime.failures import FailureKind
@@ -31,8 +31,6 @@ def check_bounds(cluster: SimCluster) -> None:
         lived_s = cluster.world.now_s - front.began_s
         allowed = front.burst + settings.budget_ratio * front.requests + settings.budget_per_s * lived_s
         _hold(Invariant.RETRIES, front.retries <= allowed, "retries storm", (front.retries, allowed))
-        replans = front.replan_burst + settings.replan_per_s * lived_s
-        _hold(Invariant.RETRIES, front.replans <= replans, "replans storm", (front.replans, replans))
         _check_books(cluster, front)
     for worker in cluster.workers.values():
         worker.prefill.leases.check()
@@ -197,11 +195,6 @@ def check_client(client: Client, cluster: SimCluster) -> None:
             "a client waits too long",
             (asked, client.gap_s),
         )
-    if faults.line and finish.outcome == "failed":
-        assert finish.failure is not None
-        # Whoever waits is told in time that there is no room, or nobody who knows of any.
-        turned_away = finish.failure.kind in (FailureKind.EXHAUSTED, FailureKind.UNAVAILABLE)
-        _hold(Invariant.UNNOTICED, turned_away, "a request in line was forgotten", (asked, finish))
     if finish.outcome == "failed" and faults == Faults(schedulers=faults.schedulers):
         assert finish.failure is not None
         _hold(

@@ -57,30 +57,16 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     """So many workers fail, one after the other is well again, and nobody may notice: there is a spare of each."""
     crowded: bool = False
     """Half of the workers cannot hold everything at once."""
-    line: bool = False
-    """More is asked than the workers hold, and the scheduler is away meanwhile: requests wait without it."""
 
 
 def draw(rng: random.Random) -> Faults:
-    """One run's faults: some runs have none, some one kind, most several; three in ten have one failure at a time.
-
-    In one of fourteen requests wait in line while the scheduler is away.
-    """
+    """One run's faults: some runs have none, some one kind, most several; three in ten have one failure at a time."""
 
     def odds(of_run: float, most: float) -> float:
         return rng.random() * most if rng.random() < of_run else 0.0
 
-    kind = rng.random()
-    if kind < 0.05:
+    if rng.random() < 0.05:
         return Faults(schedulers=_schedulers(rng))
-    if kind > 0.93:
-        return Faults(
-            repeat=odds(0.3, 0.3),
-            cancel=odds(0.3, 0.3),
-            front_crashes=rng.choice((0, 0, 1)),
-            schedulers=_schedulers(rng),
-            line=True,
-        )
     if rng.random() < 0.3:
         return Faults(
             repeat=odds(0.4, 0.5),

@@ -40,7 +40,7 @@ from front_proxy.desk_events import (
     requested,
 )
 from front_proxy.flow_events import AskPlan, Outcome, Planned, PlanRefused
-from front_proxy.pending_question import NEVER_S
+from front_proxy.leader_watch import NEVER_S
 from front_proxy.plan_desk import DeskBounds, PlanDesk
 from front_proxy.work import Placement
 from scheduler.actions import Placement as CorePlacement
@@ -217,9 +217,9 @@ class FrontPlans:
         self._answers_by_s.pop(plan_id, None)
         self._handle(Ended(plan_id, outcome, output_tokens))
 
-    def suspect(self, worker_id: str, epoch: int, request_id: str = "") -> None:
-        """A worker could not be used, or a request failed in its engine."""
-        self._handle(Suspected(worker_id, epoch, "lost", request_id))
+    def suspect(self, worker_id: str, epoch: int) -> None:
+        """A worker could not be used."""
+        self._handle(Suspected(worker_id, epoch, "lost"))
 
     # The desk
 
@@ -288,8 +288,8 @@ class FrontPlans:
             case SendRunning(plans=plans, asked=asked, complete=complete):
                 told = PlansRunning(session=self.session, plans=tuple(plans), asked=frozenset(asked), complete=complete)
                 stream.send(UP, scheduler.on_running, told)
-            case SendSuspect(worker_id=worker_id, epoch=epoch, request_id=request_id):
-                stream.send(UP, scheduler.on_suspect, worker_id, epoch, request_id)
+            case SendSuspect(worker_id=worker_id, epoch=epoch):
+                stream.send(UP, scheduler.on_suspect, worker_id, epoch)
             case _:
                 assert_never(action)
 

@@ -18,8 +18,7 @@ from front_proxy.flow_events import (
     FlowEvent,
     HolderLost,
     Output,
-    Pause,
-    PauseOver,
+    Phase,
     ReleaseHandoff,
     Retried,
     Stalled,
@@ -28,10 +27,9 @@ from front_proxy.flow_events import (
     Suspect,
     WorkerFailed,
 )
-from front_proxy.flow_phase import Phase
 from front_proxy.plan_desk import PlanDesk
 from front_proxy.request_flow import RequestFlow
-from front_proxy.retries import ReplanPace, RetryBudget
+from front_proxy.retries import RetryBudget
 from front_proxy.stall import Looks, stalled_s
 from front_proxy.work import Placement, Stage, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
@@ -50,7 +48,6 @@ if TYPE_CHECKING:
     from simulation.cluster import SimCluster
 
 BUDGET_BURST_SMALL = 2
-REPLAN_BURST_SMALL = 1
 CONNECT_FAILURE_S = 0.01
 
 
@@ -65,8 +62,6 @@ class Client:
         self.flow = flow(
             bounds=front.settings.retries,
             budget=lambda: front.budget.take(front.world.now_s),
-            pace=lambda: front.pace.wait_s(front.world.now_s),
-            draw=front.world.rng.random,
             output_tokens_max=asked.output_tokens_max,
             continuing=asked.continuing,
             pinned_decode_worker="decode-0" if asked.pinned else None,
@@ -160,7 +155,7 @@ class Client:
                 self.plans_ended.add(attempt)
                 self.tokens_charged += output_tokens
                 front.plans.end(self.plan_ids[attempt], outcome, output_tokens)
-            case Suspect() | Pause() | Retried() | Diverged():
+            case Suspect() | Retried() | Diverged():
                 self._perform_between_attempts(action)
             case Finish():
                 self.finish = action
@@ -169,22 +164,17 @@ class Client:
             case _:
                 assert_never(action)
 
-    def _perform_between_attempts(self, action: Suspect | Pause | Retried | Diverged) -> None:
+    def _perform_between_attempts(self, action: Suspect | Retried | Diverged) -> None:
         match action:
             case Suspect(worker=worker):
                 self.front.suspect(worker)
-            case Pause(attempt=attempt, wait_s=wait_s):
-                self.front.after(wait_s, self._replan, attempt)
-            case Retried():
-                self._count_retry()
+            case Retried(counted=counted):
+                if counted:
+                    self._count_retry()
             case Diverged():
                 self.diverged = True
             case _:
                 assert_never(action)
-
-    def _replan(self, attempt: int) -> None:
-        self.front.replans += self.flow.phase is Phase.WAITING and attempt == self.flow.attempt
-        self.feed(PauseOver(attempt=attempt))
 
     def _count_replayed(self, tokens: int) -> None:
         """A replay that gets further than those before may fail as if it were the first."""
@@ -258,14 +248,6 @@ class SimFront(Process):
         self.burst = BUDGET_BURST_SMALL if small else settings.budget_burst
         self.budget = RetryBudget(
             ratio=settings.budget_ratio, per_s=settings.budget_per_s, burst_max=self.burst, now_s=world.now_s
-        )
-        self.replans = 0
-        self.replan_burst = REPLAN_BURST_SMALL if small else settings.replan_burst
-        self.pace = ReplanPace(
-            per_s=settings.replan_per_s,
-            burst_max=self.replan_burst,
-            waiting_max=settings.replans_waiting_max,
-            now_s=world.now_s,
         )
         self.heard_s: dict[tuple[str, int], float] = {}
         self.plans = FrontPlans(self, cluster, settings.scheduler, addresses=",".join(cluster.schedulers), desk=desk)
@@ -382,8 +364,6 @@ class SimFront(Process):
         """A worker's part is over."""
         client = self.live.pop((link.number, key), None)
         if client is not None:
-            if failure.kind is FailureKind.INTERNAL:
-                self.plans.suspect(link.worker.worker_id, link.epoch, client.asked.request_id)
             client.feed(WorkerFailed(attempt=key[1], stage=key[2], failure=failure))
 
     def on_link_lost(self, link: Link) -> None:

@@ -1,8 +1,8 @@
 """A fake cluster past its capacity, in virtual time: ``python -m simulation overload``. Runs the production core.
 
 Four API keys ask for the same and a fifth for six times as much, in three priority classes; strangers come and go.
-Whoever is refused comes back once, when he was told to. The same again with interactive requests only. What has to hold
-is in ``verdict``. Whether what they were told was honest, only the end of a burst can show: ``overload_burst``.
+A client that is refused comes back once, when it was told to. The same again with interactive requests only. What has
+to hold is in ``verdict``. What clients find after a burst is in ``overload_burst``.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Asked(msgspec.Struct, frozen=True):
     key: str
     prompt_tokens: int
     output_tokens: int
-    again: bool = False
+    tries: int = 1
 
     @property
     def tokens(self) -> int:
@@ -98,9 +98,14 @@ class Overload:
     """One run: ``load`` times what the prefill workers can compute."""
 
     def __init__(
-        self, seed: int, load: float, kinds: Mapping[str, Kind] = KINDS, keys: Mapping[str, float] = KEYS
+        self,
+        seed: int,
+        load: float,
+        kinds: Mapping[str, Kind] = KINDS,
+        *,
+        tries_max: int = 2,
     ) -> None:
-        self._keys = keys
+        self._tries_max = tries_max
         self.load = load
         self._kinds = kinds
         self.world = world = World(seed, events_max=1 << 60)
@@ -165,7 +170,7 @@ class Overload:
             self._strangers += 1
             key = f"stranger-{self._strangers}"
         else:
-            key = rng.choices(list(self._keys), list(self._keys.values()))[0]
+            key = rng.choices(list(KEYS), list(KEYS.values()))[0]
         most = self._kinds[kind].prompt_tokens_max
         prompt = rng.randint(most // 2, most)
         asked = Asked(self.world.now_s, kind, key, prompt, prompt // 8)
@@ -218,10 +223,11 @@ class Overload:
         assert reply.failure.retry_after_s is not None, reply
         if self._counts():
             self._outcomes[reply.cause] += 1
-            self._outcomes["refused again"] += asked.again
-        if not asked.again:
-            back = msgspec.structs.replace(asked, arrived_s=self.world.now_s + reply.failure.retry_after_s, again=True)
-            self.world.after(reply.failure.retry_after_s, self._come_back, back)
+            self._outcomes["refused again"] += asked.tries > 1
+        if asked.tries < self._tries_max:
+            again_s = reply.failure.retry_after_s
+            back = msgspec.structs.replace(asked, arrived_s=self.world.now_s + again_s, tries=asked.tries + 1)
+            self.world.after(again_s, self._come_back, back)
 
     def _come_back(self, asked: Asked) -> None:
         self._outcomes["came back"] += self._counts()
@@ -259,14 +265,14 @@ class Overload:
         got: Counter[str] = Counter()
         for kind in self._kinds:
             division = max_min(self._offered[kind], sum(self._served[kind].values()))
-            for key in self._keys:
+            for key in KEYS:
                 fair[key] += division.get(key, 0)
                 got[key] += self._served[kind][key]
-        return {key: round(got[key] / fair[key], 3) if fair[key] else 1.0 for key in self._keys}
+        return {key: round(got[key] / fair[key], 3) if fair[key] else 1.0 for key in KEYS}
 
 
 def max_min(wanted: Counter[str], total: int) -> Counter[str]:
-    """The fair division of ``total``: nobody gets more than he wants, and what he leaves goes to the others equally."""
+    """The fair division of ``total``: no key gets more than it wants, and what it leaves goes to the others equally."""
     division: Counter[str] = Counter()
     left = total
     for index, (key, tokens) in enumerate(sorted(wanted.items(), key=lambda each: each[1])):

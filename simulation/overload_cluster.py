@@ -119,7 +119,7 @@ class SlowDecode:
 
     def _finish(self, turn: int) -> None:
         if turn != self._turn:
-            return  # Somebody came in between, and the end moved.
+            return  # Another one came in between, and the end moved.
         self._advance()
         _, _, blocks, done = heapq.heappop(self._ends)
         self._blocks -= blocks

@@ -26,11 +26,6 @@ SCHEDULER_CONFIG = SchedulerConfig(
     sign_of_life_interval_s=0.1,
     waiting=WaitingConfig(interactive=_WAITING, default=_WAITING, batch=_WAITING, missing_workers_wait_max_s=2.0),
 )
-# Where requests wait in line while the scheduler is away: some wait longer than it is.
-LINE_CONFIG = msgspec.structs.replace(
-    SCHEDULER_CONFIG,
-    waiting=WaitingConfig(default=PriorityClassConfig(wait_max_s=3.0), missing_workers_wait_max_s=3.0),
-)
 # In every other run what fits nowhere is refused, so that front proxies have to cope. Then nobody waits for workers
 # either that a scheduler does not hear, so it must not think so of all of them where nobody may notice a failure.
 REFUSING_CONFIG = msgspec.structs.replace(
@@ -44,7 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What production reads from its configuration, and how fast a virtual engine is."""
 
     scheduler: SchedulerConfig = SCHEDULER_CONFIG
-    retries: RetryBounds = RetryBounds(attempts_max=3, resumes_max=4, replans_max=12, replan_wait_s=0.05)
+    retries: RetryBounds = RetryBounds(attempts_max=3, resumes_max=4)
     stalls: StallBounds = StallBounds(
         step_s=0.4, step_alive_s=1.2, prompt_s=0.6, prompt_alive_s=1.6, pull_s=0.8, orphaned_pull_s=0.2
     )
@@ -52,9 +47,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     budget_ratio: float = 0.5
     budget_per_s: float = 1.0
     budget_burst: int = 100
-    replan_per_s: float = 1.0
-    replan_burst: int = 3
-    replans_waiting_max: int = 1024
     # None: drawn for each front proxy.
     desk: DeskBounds | None = None
     connect_timeout_s: float = 0.3
@@ -75,12 +67,7 @@ def production_settings() -> Settings:
     front, worker = FrontProxyConfig(), WorkerConfig()
     return Settings(
         scheduler=SchedulerConfig(),
-        retries=RetryBounds(
-            attempts_max=front.attempts_max,
-            resumes_max=front.resumes_max,
-            replans_max=front.replans_max,
-            replan_wait_s=front.replan_wait_s,
-        ),
+        retries=RetryBounds(attempts_max=front.attempts_max, resumes_max=front.resumes_max),
         stalls=StallBounds(
             step_s=front.stream_stall_timeout_s,
             step_alive_s=front.stream_stall_alive_timeout_s,
@@ -93,9 +80,6 @@ def production_settings() -> Settings:
         budget_ratio=front.retry_budget_ratio,
         budget_per_s=front.retry_budget_per_s,
         budget_burst=front.retry_budget_burst,
-        replan_per_s=front.replan_budget_per_s,
-        replan_burst=front.replan_budget_burst,
-        replans_waiting_max=front.requests_in_flight_max,
         desk=DeskBounds(
             plan_timeout_s=front.plan_timeout_s,
             plan_patience_s=front.plan_patience_s,

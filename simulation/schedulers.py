@@ -278,11 +278,10 @@ class SimScheduler(Process):
         self._heard = True
         self._feed(RequestEnded(session=session, plan_id=plan_id, outcome=outcome, output_tokens=output_tokens))
 
-    def on_suspect(self, worker_id: str, epoch: int, request_id: str) -> None:
-        """Somebody could not use a worker, or a request failed in its engine."""
+    def on_suspect(self, worker_id: str, epoch: int) -> None:
+        """Somebody could not use a worker."""
         self._heard = True
-        suspected = WorkerSuspected(worker_id=worker_id, epoch=epoch, reason="lost", request_id=request_id)
-        self._feed(suspected)
+        self._feed(WorkerSuspected(worker_id=worker_id, epoch=epoch, reason="lost"))
 
     def on_load(self, session: int, worker_id: str, load: WorkerLoad) -> None:
         """A worker says what it does."""

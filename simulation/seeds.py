@@ -6,21 +6,17 @@ from typing import Any
 
 import msgspec
 
-from front_proxy.flow_phase import Phase
+from front_proxy.flow_events import Phase
 from simulation import checkers, faults, workload
 from simulation.cluster import Parts, SimCluster, Topology
 from simulation.fronts import Client
-from simulation.policies import LINE_CONFIG, REFUSING_CONFIG, SCHEDULER_CONFIG, Settings
+from simulation.policies import REFUSING_CONFIG, SCHEDULER_CONFIG, Settings
 from simulation.trouble import TROUBLE_S, Trouble
 from simulation.world import Violation, World
 
 REQUESTS = 8
 # Where failures come one at a time, so that each finds streams to break.
 REQUESTS_SINGLE = 16
-# So many that some must wait.
-REQUESTS_LINE = 24
-# So slow that who is placed first is still there when the others have waited.
-STEP_LINE_S = 0.03
 CHECK_S = 0.25
 # Longer than every deadline, plan timeout and late message together.
 SETTLE_S = 3.0
@@ -34,15 +30,12 @@ class SeededRun:
         self.world = world = World(seed, telling=telling)
         drawn = faults.draw(world.rng)
         world.tell("faults", drawn)
-        config = world.rng.choice((SCHEDULER_CONFIG, LINE_CONFIG if drawn.line else REFUSING_CONFIG))
-        # Where nobody may notice a failure, the pace at which everybody comes back must not be what is noticed.
-        settings = Settings(replan_per_s=20.0) if drawn.single else Settings()
-        if drawn.line:
-            settings = Settings(scheduler=config, step_s=STEP_LINE_S)
+        config = world.rng.choice((SCHEDULER_CONFIG, REFUSING_CONFIG))
+        settings = Settings()
         self.cluster = SimCluster(world, drawn, settings, config, Topology(schedulers=drawn.schedulers), parts)
         self.clients = self.cluster.clients
         self._began_s = world.now_s
-        requests = REQUESTS_SINGLE if drawn.single else REQUESTS_LINE if drawn.line else REQUESTS
+        requests = REQUESTS_SINGLE if drawn.single else REQUESTS
         for asked in workload.draw(world.rng, drawn, requests=requests):
             client = Client(world.rng.choice(self.cluster.fronts), asked, parts.flow)
             self.clients.append(client)

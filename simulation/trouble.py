@@ -22,8 +22,6 @@ DISORDER_S = (0.2, 1.5)
 # A supervisor at hand, or one that backs off.
 RESTARTS_S = ((0.005, 0.1), (0.1, 1.0))
 SCHEDULER_AWAY_S = (0.02, 1.5)
-# Where requests wait in line: long enough for the line without it to fill and to move.
-LINE_AWAY_S = (1.0, 4.0)
 DRAIN_S = (0.0, 0.3)
 # From the end of one failure to the next one, where they come one at a time.
 RECOVERED_S = 2.0
@@ -63,8 +61,6 @@ class Trouble:
         ):
             for _ in range(count):
                 self._world.after(self._rng.uniform(0.0, TROUBLE_S), what)
-        if odds.line:
-            self._world.after(self._rng.uniform(0.1, TROUBLE_S), self._scheduler_away)
         if odds.single:
             self._world.after(self._rng.uniform(0.05, 0.5), self._next, odds.single)
 
@@ -150,22 +146,10 @@ class Trouble:
         scheduler = self._scheduler()
         if scheduler is None:
             return 0.0
-        return self._end_scheduler(scheduler, SCHEDULER_AWAY_S)
-
-    def _end_scheduler(self, scheduler: SimScheduler, between_s: tuple[float, float]) -> float:
         scheduler.crash()
-        away_s = self._rng.uniform(*between_s)
+        away_s = self._rng.uniform(*SCHEDULER_AWAY_S)
         self._world.after(away_s, self._cluster.restart_scheduler, scheduler)
         return away_s
-
-    def _scheduler_away(self) -> None:
-        leader = self._cluster.leader
-        if leader is None:
-            return
-        if self._rng.random() < 0.5:
-            self._freeze(leader, LINE_AWAY_S)
-        else:
-            self._end_scheduler(leader, LINE_AWAY_S)
 
     def _restarter(self, scheduler: SimScheduler) -> Callable[[], None]:
         def restart() -> None:

@@ -51,8 +51,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 def draw(rng: random.Random, faults: Faults, *, requests: int) -> list[Asked]:
     """The requests, in order of arrival."""
     asked = []
-    spread = 2 if faults.line else 1 if not faults.single else 4 if faults.crowded else 30
-    longest = 150 if faults.single or faults.line else rng.choice((8, 8, 40))
+    spread = 1 if not faults.single else 4 if faults.crowded else 30
+    longest = 150 if faults.single else rng.choice((8, 8, 40))
     at_s = 0.0
     for number in range(requests):
         # Failures one at a time take longer, and streams must be there to be hit.
@@ -77,6 +77,6 @@ def draw(rng: random.Random, faults: Faults, *, requests: int) -> list[Asked]:
 
 
 def _deadline_s(rng: random.Random, faults: Faults) -> float:
-    if faults.single or faults.line:
+    if faults.single:
         return 20.0
     return rng.uniform(0.02, 0.4) if faults.short_deadlines else rng.uniform(2.0, 8.0)

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from runtime.appointments import Appointments
-from runtime.release_rate import ReleaseRate
+from runtime.decaying_rate import DecayingRate
+from runtime.retry_after import retry_after_s
 from worker.config import WorkerConfig
+
+RELEASE_WINDOW_S = 10.0
+"""Memory of that pace."""
 
 
 class Advice:
-    """One worker's advice. Whoever is refused gets a time of his own: together they would find no room again."""
+    """One worker's advice."""
 
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
-        self._requests = ReleaseRate(config.release_window_s)
-        self._blocks = ReleaseRate(config.release_window_s)
-        self._appointments = Appointments(config.come_back_share, config.retry_after_max_s)
+        self._requests = DecayingRate(RELEASE_WINDOW_S)
+        self._blocks = DecayingRate(RELEASE_WINDOW_S)
 
     def released(self, blocks: int, now_s: float) -> None:
         """A request ended, which had been admitted with so many blocks."""
-        self._requests.released(1, now_s)
-        self._blocks.released(blocks, now_s)
+        for rate, amount in ((self._requests, 1), (self._blocks, blocks)):
+            rate.at(now_s)
+            rate.add(amount)
 
-    def retry_after_s(self, blocks: int, now_s: float, *, noted: bool = True) -> float:
-        """When there is room for one more request, or for one of so many blocks where ``blocks`` are missing.
+    def retry_after_s(self, blocks: int, now_s: float, draw: float) -> float:
+        """For a request of so many blocks where ``blocks`` are missing; 0: another request's place is.
 
-        ``noted``: as of ``Appointments.book``.
+        ``draw``: by chance, from [0, 1).
         """
+        rate = self._blocks if blocks else self._requests
+        rate.at(now_s)
         config = self._config
-        pace = self._blocks.per_s(now_s) if blocks else self._requests.per_s(now_s)
-        work = float(blocks or 1)
-        # Nothing has ended yet: the shortest advice, as far apart as that is long.
-        pace = pace or work / config.retry_after_min_s
-        not_before_s = now_s + max(min(work / pace, config.retry_after_max_s), config.retry_after_min_s)
-        return self._appointments.book(work, now_s, pace=pace, not_before_s=not_before_s, noted=noted) - now_s
+        return retry_after_s(
+            blocks or 1, rate.per_s, min_s=config.retry_after_min_s, max_s=config.retry_after_max_s, draw=draw
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 from collections.abc import Sequence
 from typing import Protocol, assert_never
 
@@ -184,7 +185,7 @@ class WorkerBody:
         judged = self.role.accept(request)
         if isinstance(judged, Refused):
             if judged.failure.kind is FailureKind.EXHAUSTED:
-                return self._advised(judged, 0, request)
+                return self._advised(judged, 0)
             return judged
         no_room = self.admission.admit(
             request.request_id,
@@ -196,11 +197,11 @@ class WorkerBody:
             return judged
         message = f"worker {self.worker_id} has no room ({no_room}): {self.admission.requests} requests run"
         refused = Refused(failure=Failure(kind=FailureKind.EXHAUSTED, message=message), reason=no_room)
-        return self._advised(refused, judged.blocks if no_room == "kv_blocks" else 0, request)
+        return self._advised(refused, judged.blocks if no_room == "kv_blocks" else 0)
 
-    def _advised(self, refused: Refused, blocks: int, request: WorkerRequest) -> Refused:
+    def _advised(self, refused: Refused, blocks: int) -> Refused:
         """With when to come back: ``blocks`` are missing, or where there are 0 it is another request's place."""
-        retry_after_s = self.advice.retry_after_s(blocks, self.now_s(), noted=not request.tries_again)
+        retry_after_s = self.advice.retry_after_s(blocks, self.now_s(), random.random())
         failure = msgspec.structs.replace(refused.failure, retry_after_s=retry_after_s)
         return msgspec.structs.replace(refused, failure=failure)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import msgspec
 
 from runtime.bounds import LogLevel, NonNegative, Port, Positive, PositiveCount
@@ -48,15 +46,11 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that come within this time of the message before travel together: nobody reads 50 pieces a second.
     0: every step at once. First tokens, ends and failures never wait, and engines whose steps take longer than this
     are not slowed at all."""
-    retry_after_min_s: Positive = 5.0
-    """Shortest advice that goes with a refusal for lack of room. Else it is when there is room again at the pace at
-    which requests end, behind all who were told before."""
-    retry_after_max_s: Positive = 600.0
-    """Longest such advice. Where it is not enough, those who are refused are told times between half of it and it."""
-    come_back_share: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.125
-    """Share of that pace for those who were told to come back."""
-    release_window_s: Positive = 10.0
-    """Memory of that pace."""
+    retry_after_min_s: Positive = 2.0
+    """Least estimate in a refusal for lack of room (Retry-After): when there is room again at the pace at which
+    requests end. Half of it more or less is told, by chance, so that refused requests do not come back together."""
+    retry_after_max_s: Positive = 40.0
+    """Largest such estimate."""
 
     heartbeat_interval_s: Positive = 1.0
     """Longest silence towards the scheduler, where it does not ask for a shorter one."""

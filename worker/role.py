@@ -41,7 +41,6 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_parser_kwargs: bytes = b""
     deadline_s: float | None = None
     blocks_reserved: int = 0
-    tries_again: bool = False
 
     def engine_request(self, transfer: Hold | TakeOver | None) -> EngineRequest:
         """The same request in the engine's words."""

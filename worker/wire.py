@@ -46,7 +46,6 @@ def request_of(submit: pb.Submit) -> WorkerRequest | None:
         reasoning_parser_kwargs=submit.reasoning_parser_kwargs,
         deadline_s=submit.deadline_ms / 1000 if submit.deadline_ms else None,
         blocks_reserved=submit.blocks_reserved,
-        tries_again=submit.tries_again,
     )
 
 

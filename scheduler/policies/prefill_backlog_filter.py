@@ -23,5 +23,5 @@ class PrefillBacklogFilter:
         return [
             worker
             for worker in workers
-            if worker.queued_tokens <= longest_s * worker.prefill_tokens_per_s or not worker.rate_observed
+            if worker.queued_tokens <= longest_s * worker.speed.tokens_per_s or not worker.speed.observed
         ]

@@ -11,7 +11,7 @@ from scheduler.profile import Ask
 
 def predicted_wait_s(worker: Worker) -> float:
     """Prompt tokens ahead, reported or not yet, over the worker's observed speed."""
-    return worker.queued_tokens / worker.prefill_tokens_per_s
+    return worker.queued_tokens / worker.speed.tokens_per_s
 
 
 class QueueTimeScorer:
@@ -25,4 +25,4 @@ class QueueTimeScorer:
     def score(self, ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[float]:
         """1 for no wait, one half at ``half_score_s``, towards 0 beyond."""
         half_s = self._half_score_s
-        return [half_s / (half_s + worker.queued_tokens / worker.prefill_tokens_per_s) for worker in workers]
+        return [half_s / (half_s + worker.queued_tokens / worker.speed.tokens_per_s) for worker in workers]

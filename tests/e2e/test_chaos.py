@@ -105,8 +105,7 @@ def test_what_nobody_can_survive_is_told_and_fails(tmp_path: Path) -> None:
     """The only decode worker: without a spare one requests do fail, and the verdict must say so."""
     code, report, said = chaos(
         tmp_path, "--prefill", "1", "--decode", "1", *ONE_FRONT, "--roles", "decode", "--requests", "completion",
-        "--set", "launcher.restart_backoff_min_s=3", "--set", "front_proxy.replans_max=0",
-        "--set", "front_proxy.attempts_max=1",
+        "--set", "launcher.restart_backoff_min_s=3", "--set", "front_proxy.attempts_max=1",
     )  # fmt: skip
     assert code == 1, said
     assert report["passed"] is False

@@ -33,8 +33,8 @@ def _parts(tiny_model_folder: Path) -> Iterator[tuple[Any, Any, Any]]:
     from vllm.renderers import renderer_from_config
 
     from engine.config import EngineConfig
+    from front_proxy.config import ServingConfig
     from front_proxy.remote_engine import ClientBounds, RemoteEngineClient
-    from front_proxy.serving_config import ServingConfig
     from front_proxy.vllm_config_recipe import render_config, serve_args
     from tests.front_proxy.fake_source import FakeSource
 
@@ -77,7 +77,8 @@ async def served(_parts: tuple[Any, Any, Any]) -> AsyncIterator[Served]:
         phases_header="x-baton-explain",
         routes=routes([]),
     )
-    yield Served(source=source, client=client, args=args, app=_built["app"], guard=HttpGuard(_built["app"], bounds))
+    guard = HttpGuard(_built["app"], bounds, draining=lambda: client.draining)
+    yield Served(source=source, client=client, args=args, app=_built["app"], guard=guard)
     assert client.requests_running == 0, "a test left sequences behind"
 
 

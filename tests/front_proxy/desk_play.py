@@ -109,13 +109,6 @@ class Play:
         self._plan_ids += 1
         return self._plan_ids
 
-    def do_unchecked(self, event: DeskEvent) -> list[DeskAction]:
-        """For many at once."""
-        return list(self.desk.handle(event, self.now_s))
-
-    def ask_unchecked(self, question: PlanQuestion = QUESTION) -> None:
-        self.do_unchecked(Asked(self.next_id(), question))
-
     def wake_until(self, until_s: float) -> list[DeskAction]:
         """Everything that is due until then, each at its time. Bounded: a desk that never sleeps is broken."""
         actions: list[DeskAction] = []
@@ -165,9 +158,9 @@ class Anything:
         it, rng = self.it, self.rng
         match rng.choice(("ask", "ask", "answer", "answer", "view", "end", "lose", "wait", "put off")):
             case "ask":
-                # A few of the large ones fill a worker: then the line here is used too.
-                tokens = rng.choice((64, 64, 800, 1600))
-                plan_id, actions = it.ask(msgspec.structs.replace(QUESTION, prompt_tokens=tokens))
+                # A few of the large ones fill a worker.
+                tokens, ask = rng.choice((64, 64, 800, 1600)), AskPlan(attempt=1, resumed=rng.random() < 0.5)
+                plan_id, actions = it.ask(msgspec.structs.replace(QUESTION, prompt_tokens=tokens, ask=ask))
                 self.waiting[plan_id] = it.now_s
                 self.take(actions)
             case "end" if self.waiting or self.running:

@@ -20,10 +20,11 @@ from front_proxy.scheduler_link import PlanReceiver
 from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput, WorkOrder
 from front_proxy.worker_link import Receiver
 from kv_transfer.handoff.handoff import KvHandoff
-from runtime.failures import Failure, FailureKind
+from runtime.failures import Failure
 
 P0 = Placement(worker_id="prefill-0", address="p0", epoch=1)
 D0 = Placement(worker_id="decode-0", address="d0", epoch=2)
+D1 = Placement(worker_id="decode-1", address="d1", epoch=3)
 
 PLAN_S, PREFILL_S, PULL_S, STEP_S = 0.003, 0.020, 0.008, 0.005
 TOKENS = 5
@@ -44,15 +45,13 @@ class FakeCluster:
         self.silent = False
         self.pulled: list[bool] = []
         self.suspects: list[str] = []
-        # The requests that were told to have failed inside an engine.
-        self.broken_requests: list[str] = []
         self.questions: list[PlanQuestion] = []
         # Steps after which the next decode says nothing more, and whether its worker still lives for others.
         self.freeze_after: int | None = None
         self.alive = False
         self.diverge = False
-        # Until then, on the loop's clock, whoever asks for a second plan is told that there is no room.
-        self.full_until_s = 0.0
+        # Whether requests that ask for a second plan wait for room, for ever.
+        self.full = False
 
     @property
     def held(self) -> tuple[int, int, int]:
@@ -65,12 +64,10 @@ class FakeCluster:
         self.plans.add(plan_id)
 
         def answer() -> None:
-            if question.ask.attempt > 1 and asyncio.get_running_loop().time() < self.full_until_s:
-                self.plans.discard(plan_id)
-                receiver.on_refused(Failure(kind=FailureKind.EXHAUSTED, message="full"))
-            elif plan_id in self.plans and not self.silent:
+            if plan_id in self.plans and not self.silent and not (self.full and question.ask.resumed):
                 prefill = None if question.ask.pinned_decode_worker else P0
-                receiver.on_plan(prefill, D0, 3, "test")
+                decode = D1 if D0.worker_id in question.ask.excluded_worker_ids else D0
+                receiver.on_plan(prefill, decode, 3, "test")
 
         asyncio.get_running_loop().call_later(PLAN_S, answer)
         return plan_id
@@ -79,10 +76,8 @@ class FakeCluster:
         self.plans.remove(plan_id)
         self.outcomes.append(outcome)
 
-    def suspect(self, worker: Placement, reason: str, request_id: str = "") -> None:
+    def suspect(self, worker: Placement, reason: str) -> None:
         self.suspects.append(worker.worker_id)
-        if request_id:
-            self.broken_requests.append(request_id)
 
     def heard_s(self, worker: Placement) -> float:
         return asyncio.get_running_loop().time() if self.alive else float("-inf")

@@ -14,11 +14,11 @@ from front_proxy.flow_events import (
     FlowAction,
     FlowEvent,
     Output,
+    Phase,
     Planned,
     ReleaseHandoff,
     WorkerFailed,
 )
-from front_proxy.flow_phase import Phase
 from front_proxy.request_flow import RequestFlow
 from front_proxy.retries import RetryBounds
 from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput
@@ -78,11 +78,8 @@ class Play:
         bounds = RetryBounds(
             attempts_max=options.pop("attempts_max", 3),
             resumes_max=options.pop("resumes_max", 2),
-            replans_max=options.pop("replans_max", 0),
-            replan_wait_s=0.1,
         )
-        bounded = {"budget": lambda: True, "pace": lambda: 0.0, "draw": lambda: 0.5}
-        options = {"output_tokens_max": 16, "continuing": True, **bounded, **options}
+        options = {"output_tokens_max": 16, "continuing": True, "budget": lambda: True, **options}
         self.flow = RequestFlow(bounds=bounds, **options)
         self.actions: list[FlowAction] = list(self.flow.start())
         self.flow.check()

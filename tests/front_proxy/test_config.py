@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from front_proxy.config import FrontProxyConfig
-from front_proxy.desk_events import SendQuestion
-from tests.front_proxy.desk_play import EMPTY, Play
+from front_proxy.desk_events import Asked, SendQuestion
+from tests.front_proxy.desk_play import EMPTY, QUESTION, Play
 
 
 @pytest.mark.parametrize(
@@ -14,10 +14,9 @@ from tests.front_proxy.desk_play import EMPTY, Play
 )
 def test_all_that_are_in_flight_can_ask_a_scheduler_that_comes_back(config: FrontProxyConfig) -> None:
     it = Play()
-    for _ in range(config.requests_in_flight_max):
-        it.ask_unchecked()
-    it.now_s += 0.1
-    messages = it.open(EMPTY)
+    for plan_id in range(1, config.requests_in_flight_max + 1):
+        it.desk.handle(Asked(plan_id, QUESTION), it.now_s)
+    messages = it.open(EMPTY) + it.wait(0.0)
     assert sum(isinstance(message, SendQuestion) for message in messages) == config.requests_in_flight_max
     assert len(messages) <= config.send_messages_max
 

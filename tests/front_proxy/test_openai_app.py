@@ -414,7 +414,7 @@ async def test_without_workers_health_and_requests_say_503(served: Served, http:
 
 
 async def test_a_draining_proxy_refuses_and_reports_unhealthy(served: Served, http: httpx.AsyncClient) -> None:
-    served.client.draining = served.guard.draining = True
+    served.client.draining = True
     assert (await http.get("/health")).status_code == 503
     assert (await post(http, "/v1/completions", prompt="x", max_tokens=2)).status_code == 503
 

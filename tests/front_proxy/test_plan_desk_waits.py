@@ -1,14 +1,16 @@
-"""Who finds no room without the scheduler waits for it here, as he would there, one sentence each."""
+"""Requests that find no room without the scheduler: new ones are refused, those under way are tried again."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from front_proxy.desk_events import (
     AnswerPlan,
     AnswerRefusal,
+    DeskAction,
     Ended,
     OutageOver,
     Refused,
@@ -17,124 +19,136 @@ from front_proxy.desk_events import (
     ToldToWait,
     ViewShown,
 )
+from front_proxy.flow_events import AskPlan
 from runtime.failures import FailureKind
-from scheduler.config import SchedulerConfig
-from scheduler.events import PlanRequested
-from scheduler.placement import Planner
-from tests.front_proxy.desk_play import BIG, BUSY, FULL, USABLE, Play, granted, only
+from tests.front_proxy.desk_play import BIG, BOUNDS, BUSY, FULL, QUESTION, USABLE, Play, entry, granted, only
+
+# Of a worker that failed it; BIG of the two fits nowhere while d0 is as full as it was seen.
+RESUMED = msgspec.structs.replace(QUESTION, ask=AskPlan(attempt=2, excluded_worker_ids=("d1",), resumed=True))
+RESUMED_BIG = msgspec.structs.replace(RESUMED, prompt_tokens=BIG.prompt_tokens)
 
 
-def test_who_waits_here_while_the_scheduler_is_silent_is_ended_there_when_it_gets_a_place_here() -> None:
+def answers(actions: Sequence[DeskAction]) -> list[DeskAction]:
+    return [action for action in actions if isinstance(action, AnswerPlan | AnswerRefusal)]
+
+
+def test_what_finds_no_room_while_the_scheduler_is_silent_is_refused_and_ended_there() -> None:
     it = Play()
     it.open(BUSY)
     plan_id, _ = it.ask(BIG)
-    assert only(it.wait(1.0), AnswerPlan) == []
-    end, answer = it.wait(10.0)
+    _, end, refusal = it.wait(0.5)
     assert end == SendEnd(plan_id, "failed", 0)
-    assert isinstance(answer, AnswerPlan) and answer.here
-    refused = Play()
-    refused.open(BUSY)
-    plan_id, _ = refused.ask(BIG)
-    refused.wait(1.0)
-    assert FULL in [answer.failure for answer in only(refused.hear(Refused(plan_id, FULL)), AnswerRefusal)]
-    assert refused.desk.unanswered == 0
+    assert isinstance(refusal, AnswerRefusal) and refusal.here
+    assert refusal.failure.kind is FailureKind.EXHAUSTED and refusal.failure.retry_after_s
+    assert it.desk.unanswered == 0
 
 
-def test_a_scheduler_that_falls_silent_has_nobody_wait_for_his_turn() -> None:
+def test_what_a_scheduler_queued_is_planned_here_when_it_falls_silent() -> None:
     it = Play()
     it.open(BUSY)
-    turn, _ = it.ask(BIG)
-    it.hear(ToldToWait(turn, 120.0), USABLE)
+    queued, _ = it.ask(BIG)
+    it.hear(ToldToWait(queued, 120.0), USABLE)
     plan_id, _ = it.ask()
-    answers = only(it.wait(0.5), AnswerPlan)
-    assert {answer.plan.plan_id for answer in answers} == {turn, plan_id} and it.desk.unanswered == 0
+    planned = only(it.wait(0.5), AnswerPlan)
+    assert {answer.plan.plan_id for answer in planned} == {queued, plan_id} and it.desk.unanswered == 0
 
 
-def test_the_waiting_line_of_a_scheduler_that_dies_waits_on_for_room_here() -> None:
+def test_of_the_queue_of_a_scheduler_that_dies_what_fits_is_placed_and_the_rest_refused() -> None:
     it = Play()
-    it.open(BUSY)
-    line = [it.ask(BIG)[0] for _ in range(3)]
-    for plan_id in line:
+    it.open(USABLE)
+    queue = [it.ask(BIG)[0] for _ in range(3)]
+    for plan_id in queue:
         it.hear(ToldToWait(plan_id, 15.0))
-    it.wait(1.0)
-    assert only(it.lose(), AnswerRefusal) == []
-    fresh, _ = it.ask(BIG)
-    assert only(it.wait(1.0), AnswerRefusal) == [] and it.desk.unanswered == 4
-    assert it.lose("refused")[:-1] == [], "a dial that fails changes nothing of it"
-    first = only(it.wait(9.0), AnswerPlan)
-    assert [answer.plan.plan_id for answer in first] == line[:1], "what was seen there is believed to end"
-    (second,) = only(it.do(Ended(line[0], "finished", 1)), AnswerPlan)
-    assert second.plan.plan_id == line[1] and second.here, "in their order, whoever ends"
-    over = only(it.wait(4.5), AnswerRefusal)
-    assert [refusal.plan_id for refusal in over] == line[2:], "as long as it was told, and not longer"
-    assert over[0].failure.kind is FailureKind.EXHAUSTED and over[0].here
-    over = only(it.wait(7.0), AnswerRefusal)
-    assert [refusal.plan_id for refusal in over] == [fresh], "as long as the scheduler would have it wait"
+    lost = it.lose()
+    assert [answer.plan.plan_id for answer in only(lost, AnswerPlan)] == queue[:1]
+    refused = only(lost, AnswerRefusal)
+    assert [one.plan_id for one in refused] == queue[1:]
+    assert all(one.failure.kind is FailureKind.EXHAUSTED and one.failure.retry_after_s for one in refused)
 
 
-def test_who_waits_here_is_asked_anew_when_the_scheduler_is_back_and_knows_everybody() -> None:
+@pytest.mark.parametrize("queued", [True, False])
+def test_a_resumed_request_is_tried_every_patience_until_there_is_room(queued: bool) -> None:
     it = Play()
     it.open(BUSY)
-    plan_id, _ = it.ask(BIG)
+    plan_id, _ = it.ask(RESUMED_BIG)
+    if queued:
+        it.hear(ToldToWait(plan_id, 30.0))
+    assert answers(it.lose()) == [], "all that one fault breaks is broken a moment later"
+    assert answers(it.wait(4.0)) == [] and it.desk.unanswered == 1
+    if queued:
+        (answer,) = only(it.wait(5.5), AnswerPlan)
+        assert answer.plan.plan_id == plan_id and answer.here, "what was seen there is believed to end"
+    else:
+        (refusal,) = only(it.wait(1.0), AnswerRefusal)
+        assert refusal.plan_id == plan_id and it.now_s == 1005.0, "plan_timeout_s is over"
+        assert refusal.failure.kind is FailureKind.EXHAUSTED
+
+
+def test_a_resumed_request_that_comes_in_an_outage_is_planned_after_a_patience_and_a_new_one_at_once() -> None:
+    it = Play()
+    it.open(USABLE)
     it.lose()
+    new, _ = it.ask()
+    resumed, _ = it.ask(RESUMED)
+    assert [answer.plan.plan_id for answer in only(it.wait(0.4), AnswerPlan)] == [new]
+    assert [answer.plan.plan_id for answer in only(it.wait(0.1), AnswerPlan)] == [resumed]
+
+
+def test_a_resumed_request_avoids_the_workers_that_failed_it_once() -> None:
+    it = Play()
+    it.open(ViewShown([entry("d1")]))
+    it.lose()
+    it.ask(RESUMED)
+    assert only(it.wait(0.9), AnswerPlan) == []
+    (answer,) = only(it.wait(0.1), AnswerPlan)
+    assert answer.plan.decode is not None and answer.plan.decode.worker_id == "d1"
+
+
+def test_a_resumed_request_that_can_never_fit_is_refused_at_once() -> None:
+    it = Play()
+    it.open(USABLE)
+    it.lose()
+    it.ask(msgspec.structs.replace(RESUMED, prompt_tokens=10_000 * 32))
+    (refusal,) = only(it.wait(0.5), AnswerRefusal)
+    assert refusal.failure.kind is FailureKind.BAD_REQUEST
+
+
+def test_a_resumed_request_is_asked_of_the_scheduler_when_that_is_back_and_knows_all_workers() -> None:
+    it = Play()
+    it.open(BUSY)
+    plan_id, _ = it.ask(RESUMED_BIG)
+    it.lose()
+    it.wait(1.0)
     assert only(it.open(ViewShown([], rebuilding=True)), SendQuestion) == []
-    assert it.wait(1.0) == [] and it.desk.unanswered == 1, "it waits here on"
+    assert it.wait(1.0) == [] and it.desk.unanswered == 1, "it is tried here on"
     *_, over = it.hear(BUSY)
     assert over == OutageOver(0)
-    (asked,) = only(it.wait(0.0), SendQuestion)
-    assert asked.plan_id == plan_id
-    assert 0.0 < asked.question.wait_max_s <= SchedulerConfig().waiting.default.wait_max_s - 1.0, "what is left of it"
+    (asked,) = only(it.wait(0.5), SendQuestion)
+    assert asked.plan_id == plan_id and asked.question.ask.resumed and asked.question.ask.excluded_worker_ids == ()
     assert only(it.hear(ToldToWait(plan_id, 3.0), granted(plan_id)), AnswerPlan)
 
 
-def test_who_is_told_to_wait_by_one_scheduler_after_the_other_waits_no_longer_than_the_first_one_said() -> None:
+def test_a_silent_scheduler_that_speaks_again_may_still_answer_a_resumed_request() -> None:
     it = Play()
     it.open(BUSY)
-    plan_id, _ = it.ask(BIG)
-    it.hear(ToldToWait(plan_id, 3.0))
-    asked = []
-    for _ in range(3):
-        it.wait(0.9)
-        it.lose()
-        asked += only(it.open(BUSY), SendQuestion)
-        asked += only(it.wait(0.0), SendQuestion)
-    assert [round(one.question.wait_max_s, 1) for one in asked] == [2.1, 1.2, 0.3]
+    plan_id, _ = it.ask(RESUMED_BIG)
+    assert answers(it.wait(1.0)) == [] and not it.desk.connected
+    assert only(it.hear(None), SendQuestion) == [], "it has the question"
+    assert it.wait(0.4) == [], "it has its time to answer again"
+    assert FULL in [answer.failure for answer in only(it.hear(Refused(plan_id, FULL)), AnswerRefusal)]
 
 
-def test_who_waits_here_gets_no_place_from_a_view_that_is_too_old() -> None:
+def test_nothing_is_placed_from_a_view_that_is_too_old() -> None:
     it = Play(view_max_age_s=1.0)
     it.open(BUSY)
     runs, _ = it.ask(BIG)
     it.hear(granted(runs))
-    plan_id, _ = it.ask(BIG)
     it.lose()
+    plan_id, _ = it.ask(RESUMED_BIG)
     it.wait(1.1)
     assert it.do(Ended(runs, "finished", 1)) == []
-    (refusal,) = only(it.wait(20.0), AnswerRefusal)
+    (refusal,) = only(it.wait(5.0), AnswerRefusal)
     assert refusal.plan_id == plan_id and refusal.failure.kind is FailureKind.UNAVAILABLE
-    assert it.do(Ended(plan_id, "failed", 0)) == []
-
-
-def test_a_thousand_who_wait_here_cost_one_look_at_the_first_of_them_each_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    it = Play()
-    it.open(BUSY)
-    runs, _ = it.ask(BIG)
-    it.hear(granted(runs))
-    for _ in range(1000):
-        it.ask_unchecked(BIG)
-    it.lose()
-    placed: list[int] = []
-    place = Planner.place
-
-    def counted(planner: Planner, event: PlanRequested, *rest: Any) -> Any:
-        placed.append(event.plan_id)
-        return place(planner, event, *rest)
-
-    monkeypatch.setattr(Planner, "place", counted)
-    it.do_unchecked(Ended(runs, "finished", 1))
-    assert len(placed) <= 3 and it.desk.unanswered >= 999
 
 
 def test_a_scheduler_that_is_asked_late_has_its_time_to_answer_all_the_same() -> None:
@@ -143,7 +157,7 @@ def test_a_scheduler_that_is_asked_late_has_its_time_to_answer_all_the_same() ->
     it.lose()
     it.ask()
     it.wait(0.5)
-    it.now_s += 4.4
+    it.now_s += BOUNDS.plan_timeout_s - 0.6
     it.open(USABLE)
     it.wait(0.0)
     it.wait(0.4)

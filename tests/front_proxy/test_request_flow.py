@@ -18,7 +18,7 @@ from front_proxy.flow_events import (
     Finish,
     FlowEvent,
     Output,
-    PauseOver,
+    Phase,
     PlanRefused,
     ReleaseHandoff,
     Stalled,
@@ -26,7 +26,6 @@ from front_proxy.flow_events import (
     StartPrefill,
     Stopped,
 )
-from front_proxy.flow_phase import Phase
 from front_proxy.request_flow import STORY_EVENTS_MAX
 from front_proxy.work import FirstFacts, Stage, WorkerOutput
 from runtime.failures import Failure, FailureKind
@@ -100,7 +99,7 @@ def test_a_first_token_that_stops_needs_no_decode() -> None:
 def test_one_output_token_is_a_prefill_alone_with_the_whole_sampling() -> None:
     play = Play(planned(decode=None), output_tokens_max=1, continuing=False)
     assert play.all(AskPlan)[0].prefill_only
-    assert play.all(StartPrefill) == [StartPrefill(attempt=1, worker=P0, whole=True, tries_again=True)]
+    assert play.all(StartPrefill) == [StartPrefill(attempt=1, worker=P0, whole=True)]
     play.tell(prefilled(finish=LENGTH))
     assert play.tokens == [7] and play.all(Emit)[0].delta.finish == LENGTH
     assert play.all(ReleaseHandoff) == [ReleaseHandoff(handoff=handoff(), pulled=False)]
@@ -197,17 +196,6 @@ def test_the_cause_that_is_told_is_what_broke_and_not_that_the_others_were_full(
     assert play.all(Finish)[0].failure == Failure(kind=FailureKind.UNAVAILABLE, message="it broke")
 
 
-def test_a_retry_that_no_wait_would_help_does_not_wait() -> None:
-    too_large = PlanRefused(attempt=2, failure=Failure(kind=FailureKind.BAD_REQUEST, message="too long"))
-    assert kinds(Play(planned(), failed(Stage.PREFILL), replans_max=5).tell(too_large)) == ["Finish"]
-
-
-@pytest.mark.parametrize("kind", [FailureKind.EXHAUSTED, FailureKind.UNAVAILABLE])
-def test_a_retry_that_may_find_a_place_in_a_moment_waits(kind: FailureKind) -> None:
-    nobody = PlanRefused(attempt=2, failure=Failure(kind=kind, message="not now"))
-    assert kinds(Play(planned(), failed(Stage.PREFILL), replans_max=5).tell(nobody)) == ["Pause"]
-
-
 @pytest.mark.parametrize("tokens", [[], [7, 8]], ids=str)
 def test_a_prefill_that_ends_with_anything_but_one_token_is_broken(tokens: list[int]) -> None:
     output = WorkerOutput(token_ids=tokens, finish=LENGTH, handoff=handoff())
@@ -237,14 +225,6 @@ PHASES: dict[str, tuple[list[FlowEvent], list[str]]] = {
     "prefilling": ([planned()], ["AbortWork", "EndPlan", "Finish"]),
     "handing off": ([planned(), prefilled()], ["AbortWork", "ReleaseHandoff", "EndPlan", "Finish"]),
     "decoding": ([planned(), prefilled(), decoded(8, external=39)], ["AbortWork", "EndPlan", "Finish"]),
-    "waiting": (
-        [
-            planned(),
-            failed(Stage.PREFILL),
-            PlanRefused(attempt=2, failure=FULL),
-        ],
-        ["Finish"],
-    ),
     "planning again": ([planned(), failed(Stage.PREFILL)], ["EndPlan", "Finish"]),
 }
 ENDINGS: dict[str, tuple[FlowEvent, str]] = {
@@ -260,7 +240,7 @@ ENDINGS: dict[str, tuple[FlowEvent, str]] = {
 def test_an_end_from_outside_stops_the_work_and_frees_everything(phase: str, ending: str) -> None:
     events, expected = PHASES[phase]
     event, outcome = ENDINGS[ending]
-    play = Play(*events, replans_max=1)
+    play = Play(*events)
     assert kinds(play.tell(event)) == expected
     assert play.all(Finish)[0].outcome == outcome
     aborts = play.all(AbortWork)
@@ -279,9 +259,8 @@ LATE: list[FlowEvent] = [
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_hand_off_that_comes_after_the_end_is_released_once(phase: str) -> None:
-    play = Play(*PHASES[phase][0], ClientGone(), replans_max=1)
-    came = [*LATE, *(PauseOver(attempt=attempt) for attempt in (1, 2, 3))]
-    late = play.tell(*came, *came)
+    play = Play(*PHASES[phase][0], ClientGone())
+    late = play.tell(*LATE, *LATE)
     assert len(play.all(ReleaseHandoff)) == 1
     assert {type(action) for action in late} <= {ReleaseHandoff}, "nothing else follows an end"
 
@@ -357,25 +336,14 @@ def test_the_story_is_bounded_and_skips_the_stream_of_tokens() -> None:
     assert len(play.flow.story) == STORY_EVENTS_MAX
 
 
-def test_the_scheduler_is_told_when_no_client_will_hear_its_refusal() -> None:
+def test_the_scheduler_is_told_which_requests_a_worker_failed() -> None:
+    play = Play(planned(), failed(Stage.PREFILL), planned(2), failed(Stage.PREFILL, attempt=2))
+    assert [ask.resumed for ask in play.all(AskPlan)] == [False, True, True]
+
+
+def test_a_resumed_request_for_which_there_is_no_room_is_told_to_come_back_before_its_first_token_only() -> None:
     full = Failure(kind=FailureKind.EXHAUSTED, message="full", retry_after_s=9.0)
-    play = Play(planned(), failed(Stage.PREFILL), replans_max=2)
-    play.tell(PlanRefused(attempt=2, failure=full), PauseOver(attempt=2), PlanRefused(attempt=3, failure=full))
-    play.tell(PauseOver(attempt=3), PlanRefused(attempt=4, failure=full))
-    assert [ask.tries_again for ask in play.all(AskPlan)] == [False, True, True, False]
-    assert play.all(Finish)[0].failure == full, "and this one is told"
-
-
-def test_a_sibling_s_first_question_is_one_whose_refusal_no_client_hears() -> None:
-    refused = PlanRefused(attempt=1, failure=Failure(kind=FailureKind.EXHAUSTED, message="full"))
-    play = Play(refused, pinned_decode_worker="decode-0")
-    assert [ask.tries_again for ask in play.all(AskPlan)] == [True, False]
-
-
-def test_workers_are_told_when_no_client_will_hear_their_refusal() -> None:
-    play = Play(planned(), attempts_max=2)
-    play.tell(failed(Stage.PREFILL, FailureKind.EXHAUSTED), planned(2), prefilled(2))
-    assert [start.tries_again for start in play.all(StartPrefill)] == [True, False]
-    assert play.all(StartDecode)[0].tries_again, "its client has the first token"
-    replayed = Play(planned(), prefilled(), attempts_max=1, continuing=False)
-    assert not replayed.all(StartDecode)[0].tries_again
+    play = Play(planned(), failed(Stage.PREFILL), PlanRefused(attempt=2, failure=full))
+    assert play.all(Finish)[0].failure == full
+    shown = Play(planned(), prefilled(), failed(Stage.DECODE), PlanRefused(attempt=2, failure=full))
+    assert shown.all(Finish)[0].failure == Failure(kind=FailureKind.UNAVAILABLE, message="it broke")

@@ -17,9 +17,7 @@ from front_proxy.flow_events import (
     FlowEvent,
     HolderLost,
     Output,
-    Pause,
-    PauseOver,
-    PlanRefused,
+    Phase,
     ReleaseHandoff,
     Retried,
     Stalled,
@@ -28,7 +26,7 @@ from front_proxy.flow_events import (
     Suspect,
     WorkerFailed,
 )
-from front_proxy.flow_phase import Phase
+from front_proxy.retries import UNTAKEN_MAX
 from front_proxy.stall import Awaited
 from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput
 from runtime.failures import Failure, FailureKind
@@ -190,65 +188,13 @@ def test_without_budget_a_failure_is_told_at_once() -> None:
     assert len(play.all(AskPlan)) == 1 and play.all(Finish)[0].failure.kind is FailureKind.INTERNAL
 
 
-def test_a_retry_that_nobody_can_take_waits_and_may_use_every_worker_again() -> None:
-    full = Failure(kind=FailureKind.EXHAUSTED, message="full", retry_after_s=9.0)
-    play = Play(planned(), prefilled(), decoded(8, external=39), failed(Stage.DECODE), replans_max=2)
-    assert play.tell(PlanRefused(attempt=2, failure=full)) == [Pause(attempt=2, wait_s=0.1)]
-    assert play.flow.phase is Phase.WAITING and play.flow.awaited is None
-    assert play.tell(PlanRefused(attempt=2, failure=full), PauseOver(attempt=1)) == []
-    (ask,) = play.tell(PauseOver(attempt=2))
-    assert isinstance(ask, AskPlan) and (ask.attempt, ask.excluded_worker_ids, ask.shown_tokens) == (3, (), 2)
-    play.tell(PlanRefused(attempt=3, failure=full))
-    assert play.tell(PauseOver(attempt=3), PlanRefused(attempt=4, failure=full))[-1] == play.all(Finish)[0]
-    assert play.all(Finish)[0].failure.kind is FailureKind.EXHAUSTED
-
-
-def test_a_stream_that_every_worker_refuses_for_want_of_room_waits_too() -> None:
-    play = Play(planned(), prefilled(), decoded(8, external=39), attempts_max=2, replans_max=1)
-    play.tell(failed(Stage.DECODE), planned(2, prefill=None))
-    actions = play.tell(failed(Stage.DECODE, FailureKind.EXHAUSTED, attempt=2))
-    assert kinds(actions) == ["EndPlan", "Pause"] and play.flow.phase is Phase.WAITING
-    play.tell(PauseOver(attempt=2), planned(3, prefill=None), decoded(9, attempt=3, external=0, finish=STOP))
-    assert play.tokens == [7, 8, 9]
-
-
-def test_kv_is_not_held_while_its_request_waits_for_room() -> None:
-    play = Play(planned(), prefilled(), attempts_max=1, replans_max=1)
-    assert kinds(play.tell(failed(Stage.DECODE, FailureKind.EXHAUSTED))) == ["ReleaseHandoff", "EndPlan", "Pause"]
-
-
-def test_a_request_of_which_nothing_was_shown_does_not_wait_for_full_workers() -> None:
-    play = Play(planned(), failed(Stage.PREFILL, FailureKind.EXHAUSTED), attempts_max=1, replans_max=1)
-    assert play.all(Pause) == [] and play.all(Finish)[0].failure.kind is FailureKind.EXHAUSTED
+P1 = Placement(worker_id="prefill-1", address="p1", epoch=1)
+D1 = Placement(worker_id="decode-1", address="d1", epoch=1)
 
 
 def unreached(stage: Stage, attempt: int) -> WorkerFailed:
     failure = Failure(kind=FailureKind.UNAVAILABLE, message="no connection", reached=False)
     return WorkerFailed(attempt=attempt, stage=stage, failure=failure)
-
-
-def test_a_request_that_reaches_nobody_waits_for_the_network_and_not_for_ever() -> None:
-    play = Play(planned(), attempts_max=2, replans_max=2)
-    play.tell(unreached(Stage.PREFILL, 1), planned(2))
-    assert kinds(play.tell(unreached(Stage.PREFILL, 2))) == ["EndPlan", "Pause"]
-    (ask,) = play.tell(PauseOver(attempt=2))
-    assert isinstance(ask, AskPlan) and ask.excluded_worker_ids == ()
-    assert kinds(play.tell(planned(3), unreached(Stage.PREFILL, 3))) == ["StartPrefill", "EndPlan", "Pause"]
-    play.tell(PauseOver(attempt=3), planned(4), unreached(Stage.PREFILL, 4))
-    assert play.all(Finish)[0].failure.message == "no connection"
-
-
-def test_a_stream_whose_network_is_cut_goes_on_when_it_is_back() -> None:
-    play = Play(planned(), prefilled(), decoded(8, external=39), attempts_max=2, replans_max=1)
-    play.tell(failed(Stage.DECODE), planned(2, prefill=None))
-    assert kinds(play.tell(unreached(Stage.DECODE, 2))) == ["EndPlan", "Pause"]
-    play.tell(PauseOver(attempt=2), planned(3, prefill=None), decoded(9, attempt=3, external=0, finish=STOP))
-    assert play.tokens == [7, 8, 9]
-
-
-def test_a_first_question_that_is_refused_does_not_wait() -> None:
-    full = Failure(kind=FailureKind.EXHAUSTED, message="full", retry_after_s=9.0)
-    assert Play(PlanRefused(attempt=1, failure=full), replans_max=5).all(Pause) == []
 
 
 STALLS: dict[str, tuple[list[FlowEvent], Awaited, Stage, tuple[str, ...]]] = {
@@ -260,19 +206,13 @@ STALLS: dict[str, tuple[list[FlowEvent], Awaited, Stage, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("where", STALLS)
-def test_stalled_work_is_stopped_told_of_and_done_elsewhere(where: str) -> None:
+def test_stalled_work_is_stopped_and_done_elsewhere(where: str) -> None:
     events, awaited, stage, excluded = STALLS[where]
     play = Play(*events)
     assert play.flow.awaited is awaited
     assert play.tell(Stalled(attempt=7, stage=stage, waited_s=9.0)) == []
     actions = kinds(play.tell(Stalled(attempt=1, stage=stage, waited_s=9.0)))
-    assert [name for name in actions if name != "ReleaseHandoff"] == [
-        "AbortWork",
-        "Suspect",
-        "EndPlan",
-        "Retried",
-        "AskPlan",
-    ]
+    assert [name for name in actions if name != "ReleaseHandoff"] == ["AbortWork", "EndPlan", "Retried", "AskPlan"]
     assert ("ReleaseHandoff" in actions) == (where == "pulling")
     assert play.all(AskPlan)[1].excluded_worker_ids == excluded
 
@@ -291,16 +231,15 @@ def test_a_pull_whose_holder_is_lost_is_the_holders_fault() -> None:
     awaited.append(play.flow.awaited)
     assert awaited == [Awaited.PULL, Awaited.ORPHANED_PULL], "the first ones were of others"
     play.tell(Stalled(attempt=1, stage=Stage.DECODE, waited_s=5.0))
-    assert play.all(Suspect) == [] and play.all(AskPlan)[1].excluded_worker_ids == ("prefill-0",)
+    assert play.all(AskPlan)[1].excluded_worker_ids == ("prefill-0",)
+    play.tell(planned(2, prefill=None, decode=D1), decoded(8, attempt=2, external=0))
+    assert play.tokens == [7, 8] and play.all(Suspect) == []
 
 
 def test_a_decode_that_fails_without_its_holder_is_the_holders_fault_this_once() -> None:
     play = Play(planned(), prefilled(), HolderLost(worker_id="prefill-0", epoch=1), failed(Stage.DECODE))
     assert play.all(AskPlan)[1].excluded_worker_ids == ("prefill-0",)
-    play.tell(
-        planned(2, prefill=Placement(worker_id="prefill-1", address="p1", epoch=1)), failed(Stage.PREFILL, attempt=2)
-    )
-    play.tell(PauseOver(attempt=2))
+    play.tell(planned(2, prefill=P1), failed(Stage.PREFILL, attempt=2))
     assert play.all(AskPlan)[2].excluded_worker_ids == ("prefill-0", "prefill-1")
 
 
@@ -310,17 +249,68 @@ def test_a_decode_that_recovers_from_its_lost_holder_just_goes_on() -> None:
     assert play.tell(HolderLost(worker_id="prefill-0", epoch=1)) == []
 
 
-def test_the_last_of_three_tries_does_not_follow_the_second_lost_stream_at_once() -> None:
-    """A cut network takes all streams down one after the other, faster than a request moves on."""
-    play = Play(planned(), failed(Stage.PREFILL), planned(2), attempts_max=3, replans_max=2)
-    assert kinds(play.tell(failed(Stage.PREFILL, attempt=2))) == ["EndPlan", "Retried", "Pause"]
-    assert play.flow.phase is Phase.WAITING and len(play.all(AskPlan)) == 2
-    play.tell(PauseOver(attempt=2), planned(3))
-    # By then none is left, and what reaches nobody waits for the network.
-    assert kinds(play.tell(unreached(Stage.PREFILL, 3))) == ["EndPlan", "Pause"]
+def test_a_try_that_reaches_no_worker_is_not_counted_and_there_are_so_many_of_them() -> None:
+    play = Play(planned(), attempts_max=1)
+    for attempt in range(1, UNTAKEN_MAX + 1):
+        (_, retried, ask) = play.tell(unreached(Stage.PREFILL, attempt))
+        assert isinstance(retried, Retried) and not retried.counted
+        assert isinstance(ask, AskPlan) and ask.resumed and ask.excluded_worker_ids == ("prefill-0",)
+        play.tell(planned(attempt + 1))
+    play.tell(unreached(Stage.PREFILL, UNTAKEN_MAX + 1))
+    assert play.all(Finish)[0].failure.message == "no connection"
 
 
-def test_a_last_try_behind_an_engine_error_is_made_at_once() -> None:
-    play = Play(planned(), failed(Stage.PREFILL), planned(2), attempts_max=3)
-    play.tell(failed(Stage.PREFILL, FailureKind.INTERNAL, attempt=2))
-    assert len(play.all(AskPlan)) == 3
+def test_a_stream_that_finds_all_workers_full_goes_on_and_a_request_before_its_first_token_is_refused() -> None:
+    play = Play(planned(), prefilled(), failed(Stage.DECODE, FailureKind.EXHAUSTED), attempts_max=1)
+    assert kinds(play.actions)[-4:] == ["ReleaseHandoff", "EndPlan", "Retried", "AskPlan"], "no KV is held meanwhile"
+    play.tell(planned(2, prefill=None), decoded(8, attempt=2, external=0, finish=STOP))
+    assert play.tokens == [7, 8]
+    begins = Play(planned(), failed(Stage.PREFILL, FailureKind.EXHAUSTED), attempts_max=1)
+    assert begins.all(Finish)[0].failure.kind is FailureKind.EXHAUSTED
+
+
+def test_a_worker_is_used_again_when_the_stream_went_on_elsewhere() -> None:
+    play = Play(planned(prefill=None), unreached(Stage.DECODE, 1), planned(2, prefill=None, decode=D1))
+    play.tell(decoded(7, attempt=2, external=0), failed(Stage.DECODE, attempt=2))
+    assert play.all(AskPlan)[2].excluded_worker_ids == ("decode-1",)
+
+
+BREAKS: dict[str, WorkerFailed | Stalled] = {
+    "fails it": failed(Stage.DECODE, FailureKind.INTERNAL),
+    "stands still": Stalled(attempt=1, stage=Stage.DECODE, waited_s=9.0),
+}
+
+
+@pytest.mark.parametrize("how", BREAKS)
+def test_a_worker_is_suspected_when_the_request_that_it_broke_goes_on_elsewhere(how: str) -> None:
+    play = Play(planned(), prefilled(), decoded(8, external=39), BREAKS[how])
+    play.tell(planned(2), prefilled(2, token=9, lease="lease-2"))
+    assert play.all(Suspect) == [], "a prefill says nothing of what a decode can do"
+    actions = play.tell(decoded(10, attempt=2, external=41))
+    assert play.all(Suspect) == [], "it is the same worker, which did it this time"
+    play.tell(failed(Stage.DECODE, FailureKind.INTERNAL, attempt=2), planned(3, prefill=None, decode=D1))
+    actions = play.tell(decoded(11, attempt=3, external=0))
+    assert kinds(actions) == ["Emit", "Suspect"] and play.all(Suspect)[0].worker.worker_id == "decode-0"
+    play.tell(decoded(12, attempt=3), decoded(13, attempt=3, finish=STOP))
+    assert len(play.all(Suspect)) == 1 and play.tokens == [7, 8, 9, 10, 11, 12, 13]
+
+
+def test_a_replay_blames_a_worker_with_its_first_new_token() -> None:
+    play = Play(planned(prefill=None), decoded(7, 8, external=0), BREAKS["fails it"], continuing=False)
+    play.tell(planned(2, prefill=None, decode=D1), decoded(7, 8, attempt=2, external=0))
+    assert play.all(Suspect) == []
+    assert kinds(play.tell(decoded(9, attempt=2))) == ["Emit", "Suspect"]
+
+
+def test_a_failed_prefill_is_blamed_when_another_one_succeeds_and_what_was_only_lost_never_is() -> None:
+    play = Play(planned(), failed(Stage.PREFILL, FailureKind.INTERNAL), planned(2, prefill=P1))
+    assert kinds(play.tell(prefilled(2))) == ["Emit", "Suspect", "StartDecode"]
+    lost = Play(planned(), failed(Stage.PREFILL), planned(2, prefill=P1), prefilled(2))
+    assert lost.all(Suspect) == []
+
+
+def test_a_request_that_no_worker_can_serve_blames_none() -> None:
+    play = Play(planned(), failed(Stage.PREFILL, FailureKind.INTERNAL), planned(2, prefill=P1))
+    play.tell(failed(Stage.PREFILL, FailureKind.INTERNAL, attempt=2), planned(3, prefill=None))
+    play.tell(failed(Stage.DECODE, FailureKind.INTERNAL, attempt=3))
+    assert play.all(Finish)[0].outcome == "failed" and play.all(Suspect) == []

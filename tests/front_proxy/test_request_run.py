@@ -61,10 +61,9 @@ def test_a_request_whose_flow_broke_holds_nothing_also_when_a_hand_off_comes_lat
 def test_a_request_that_is_over_is_kept_by_nothing(how: str) -> None:
     async def play() -> None:
         async with serving(attempts_max=2, deadline_s=1000.0) as (dispatcher, cluster, _):
-            loop = asyncio.get_running_loop()
             if how != "finished":
                 cluster.fail[Stage.PREFILL] = Failure(kind=FailureKind.UNAVAILABLE, message="it died")
-                cluster.full_until_s = loop.time() + (0.0 if how == "failed" else 500.0)
+                cluster.full = how.startswith("left")
             reader = asyncio.create_task(collect(dispatcher, generation()))
             await asyncio.sleep(PLAN_S * 2.5)
             run = weakref.ref(dispatcher._runs["r"])

@@ -140,14 +140,12 @@ def handoff(lease_id: str = "lease") -> cluster_pb2.KvHandoff:
 async def test_an_order_waits_for_the_stream_and_its_answers_come_back() -> None:
     async with stage() as at:
         ear = Ear()
-        slot = at.links.submit(
-            at.worker, order(deadline_s=9.0, blocks_reserved=4, cache_salt="salt", tries_again=True), ear
-        )
+        slot = at.links.submit(at.worker, order(deadline_s=9.0, blocks_reserved=4, cache_salt="salt"), ear)
         opening = await at.script.hears("open")
         assert (opening.front_proxy_id, opening.engine_version) == ("f", "v")
         told = await at.script.hears("submit")
         assert (told.slot, told.request_id, list(told.token_ids)) == (slot, "r-p1", [1, 2, 3])
-        assert told.HasField("prefill") and told.blocks_reserved == 4 and told.cache_salt == "salt" and told.tries_again
+        assert told.HasField("prefill") and told.blocks_reserved == 4 and told.cache_salt == "salt"
         assert 8_000 < told.deadline_ms <= 9_000
         assert not told.HasField("reasoning_ended")
         facts = pb.FirstDelta(cached_tokens=2, admission_us=1_000, queue_us=2_000, compute_us=3_000)

@@ -54,6 +54,7 @@ plans = st.builds(
     excluded_worker_ids=st.frozensets(worker_ids, max_size=2),
     pinned_decode_worker_id=st.none() | worker_ids,
     prefill_only=st.booleans(),
+    resumed=st.booleans(),
 )
 placements = st.none() | st.builds(
     lambda worker_id, epoch: Placement(worker_id, f"{worker_id}:1", epoch), worker_ids, epochs

@@ -16,7 +16,6 @@ import pytest
 from scheduler.actions import (
     AcceptWorker,
     Action,
-    BlameRequest,
     DrainWorker,
     DropWorker,
     EjectWorker,
@@ -116,8 +115,6 @@ def _words(action: Action) -> str:
             return f"dropped {request_id}: {reason}"
         case EjectWorker(worker_id=worker_id, for_s=for_s):
             return f"eject {worker_id} for {for_s:g}s"
-        case BlameRequest(request_id=request_id):
-            return f"blame {request_id}"
         case PublishView(at_once=at_once):
             return f"view {'at once' if at_once else 'when due'}"
         case _:

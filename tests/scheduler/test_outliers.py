@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from scheduler.actions import BlameRequest, DropWorker, EjectWorker, PublishView, ReplyPlan, ReplyWaiting
+from scheduler.actions import DropWorker, EjectWorker, PublishView, ReplyPlan, ReplyWaiting
 from scheduler.config import OutlierConfig, WaitingConfig
 from scheduler.events import PlanRequested, RequestEnded, Tick, WorkerLeft, WorkerSuspected
-from scheduler.outliers import FailedRequests, Standing, WorkerHealth
+from scheduler.outliers import Standing, WorkerHealth
 from tests.scheduler.cast import FRONT, Stage, ready, where
 
 CONFIG = OutlierConfig(
@@ -123,106 +123,6 @@ def suspect(made: Stage, worker_id: str, times: int = 5) -> list[Any]:
 
 def chosen(made: Stage, times: int = 6) -> set[str | None]:
     return {where(made.plan())[1] for _ in range(times)}
-
-
-def fail(made: Stage, request_id: str, *worker_ids: str) -> list[Any]:
-    """One request fails inside the engines of these workers, one after the other."""
-    return [
-        action
-        for worker_id in worker_ids
-        for action in made.do(WorkerSuspected(worker_id=worker_id, epoch=1, reason="broke", request_id=request_id))
-    ]
-
-
-def test_requests_that_fail_wherever_they_run_eject_nobody() -> None:
-    made = stage("d0", "d1", "d2")
-    for number in range(20):
-        assert fail(made, f"r{number}", "d0", "d1", "d2", "d0") == [BlameRequest(request_id=f"r{number}")]
-        assert all(worker.health.standing is Standing.IN_SERVICE for worker in made.core.cluster.workers.values())
-        # Nor is anybody avoided for a while, which would leave all work to the others.
-        assert all(worker.suspect_until_s <= made.now_s for worker in made.core.cluster.workers.values())
-        made.now_s += 0.1
-
-
-def test_what_one_request_does_to_a_worker_counts_once_and_what_several_do_counts_for_each() -> None:
-    made = stage("d0", "d1")
-    assert fail(made, "one", *["d0"] * 20) == []
-    assert [bool(fail(made, f"r{number}", "d0")) for number in range(4)] == [False, False, False, True]
-
-
-def test_a_worker_that_is_out_for_a_failure_which_was_not_its_own_is_back_at_once() -> None:
-    made = stage("d0", "d1", suspect_cooldown_s=0.001)
-    suspect(made, "d0", 4)
-    assert fail(made, "poison", "d0") == [EjectWorker(worker_id="d0", for_s=5.0), PublishView(at_once=True)]
-    made.now_s = 1.0
-    assert chosen(made) == {"d1"}
-    assert fail(made, "poison", "d1") == [BlameRequest(request_id="poison"), PublishView(at_once=True)]
-    assert "d0" in chosen(made)
-    # One of its own is still one too many, and then it is out for as long as for the first time.
-    assert suspect(made, "d0", 1) == [EjectWorker(worker_id="d0", for_s=5.0), PublishView(at_once=True)]
-
-
-def test_a_probe_that_fails_everywhere_says_nothing_about_the_worker_on_trial() -> None:
-    made = stage("d0", "d1", suspect_cooldown_s=0.001)
-    suspect(made, "d0")
-    made.now_s = 2.9
-    made.report("d0")
-    made.report("d1")
-    made.now_s = 5.0
-    made.do(Tick())
-    health = made.core.cluster.workers["d0"].health
-    assert fail(made, "poison", "d0") == [EjectWorker(worker_id="d0", for_s=10.0), PublishView(at_once=True)]
-    fail(made, "poison", "d1")
-    assert health.standing is Standing.PROBATION and not health.avoided
-
-
-def test_a_failure_before_a_success_is_not_taken_from_the_failures_after_it() -> None:
-    health, other = WorkerHealth(CONFIG), WorkerHealth(CONFIG)
-    failed = FailedRequests(CONFIG)
-    health.failed(0.0)
-    failed.count("poison", health.last_failure(0.0))
-    health.succeeded((1, 1), 0.0)
-    assert [health.failed(1.0), health.failed(1.0)] == [False, False]
-    (excused,) = failed.judge("poison", other, 2.0) or ()
-    assert not health.take_back(excused, 2.0)
-    assert health.failed(3.0), "two and one are three in a row"
-
-
-def test_on_probation_only_the_failure_that_ended_it_is_taken_back() -> None:
-    health = WorkerHealth(CONFIG)
-    older = []
-    for now_s in (0.0, 1.0):
-        assert not health.failed(now_s)
-        older.append(health.last_failure(now_s))
-    assert health.failed(2.0) and health.eject(2.0) == 5.0
-    assert health.look(7.0) and health.failed(8.0)
-    cause = health.last_failure(8.0)
-    assert health.eject(8.0) == 10.0
-    assert not health.failed(8.0)
-    late = health.last_failure(8.0)
-    assert not any(health.take_back(each, 9.0) for each in (*older, late))
-    assert (health.avoided, health.look(17.9)) == (True, False)
-    assert (health.take_back(cause, 17.9), health.avoided) == (True, False)
-    assert health.failed(18.0) and health.eject(18.0) == 10.0, "it was the second, and is so again"
-
-
-def test_failed_requests_are_remembered_in_bounded_number_and_for_a_bounded_time() -> None:
-    health, other = WorkerHealth(CONFIG), WorkerHealth(CONFIG)
-    config = OutlierConfig(failed_requests_max=3, failed_request_age_s=10.0)
-    failed = FailedRequests(config)
-
-    def count(request_id: str, now_s: float) -> None:
-        assert failed.judge(request_id, health, now_s) is None
-        failed.count(request_id, health.last_failure(now_s))
-
-    for number in range(5):
-        count(f"r{number}", 0.0)
-        assert len(failed) == min(number + 1, 3)
-    assert failed.judge("r0", other, 1.0) is None, "forgotten for later ones"
-    assert failed.judge("r4", other, 9.9) is not None
-    assert failed.judge("r3", other, 10.0) is None, "too long ago"
-    assert failed.judge("r4", other, 19.8) == (), "who failed again is remembered from then on"
-    assert len(failed) == 1
 
 
 def test_a_worker_that_answers_health_checks_but_not_requests_is_ejected_and_returns_on_trial() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from runtime.decaying_rate import DecayingRate
 from runtime.failures import FailureKind
 from scheduler.actions import Action, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.config import PriorityClassConfig, WaitingConfig
@@ -161,12 +162,14 @@ QUICK = PriorityClassConfig(weight=16.0, wait_max_s=0.5)
 
 def line(tokens_per_s: int | None = 100, **settings: Any) -> WaitingLine:
     """A line that was served at this pace for ten seconds, and in which two tenants' batch requests wait."""
-    made = WaitingLine(WaitingConfig(**{"interactive": QUICK, "drain_window_s": 1000.0, **settings}))
+    made = WaitingLine(WaitingConfig(**{"interactive": QUICK, **settings}))
     for plan_id, tenant in ((1, "a"), (2, "b")):
         made.offer(question(plan_id, tenant=tenant, priority_class="batch"), 100, 0.0)
     if tokens_per_s is not None:
-        made._rate.drained(tokens_per_s * 10)
-        made._rate.busy(waiting=True, now_s=10.0)
+        made._rate = DecayingRate(window_s=1000.0)
+        made._rate.at(0.0)
+        made._rate.add(tokens_per_s * 10)
+        made._rate.at(10.0)
     return made
 
 

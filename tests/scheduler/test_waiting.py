@@ -98,7 +98,7 @@ def test_a_request_that_a_worker_failed_does_not_wait_again_where_there_is_room(
         ask(made, plan_id)
     ask(made, 21, prompt_tokens=60 * 32)
     end(made, 1)
-    assert granted(ask(made, 22, prompt_tokens=32, excluded_worker_ids=frozenset({"x"}))) == [22]
+    assert granted(ask(made, 22, prompt_tokens=32, resumed=True)) == [22]
 
 
 @pytest.mark.parametrize(
@@ -292,41 +292,3 @@ def test_a_line_that_moved_once_and_stands_still_for_hours_still_answers() -> No
     # All but those who may still wait.
     assert len(answers) >= 2 * (3 * 3600 - 2) - 2 * 21
     assert all(each.failure.retry_after_s for each in answers)
-
-
-@pytest.mark.parametrize("again", [True, False])
-def test_refusals_that_no_client_hears_do_not_send_clients_further_away(again: bool) -> None:
-    made = stage(waiting=WaitingConfig(default=PriorityClassConfig(waiting_max=1)))
-    fill(made)
-    ask(made, 11)
-    made.now_s = 1.0
-    assert end(made, 1) == [11]
-    ask(made, 12)
-    for plan_id in range(100, 200):
-        assert len(refused(ask(made, plan_id, tries_again=again))) == 1
-    (reply,) = refused(ask(made, 13))
-    assert reply.failure.retry_after_s is not None
-    # A plan of 320 tokens was granted in the second in which somebody waited.
-    assert (reply.failure.retry_after_s == 5.0) == again
-
-
-@pytest.mark.parametrize("again", [True, False])
-def test_the_advice_of_a_scheduler_whose_pace_is_unknown_does_not_count_them_either(again: bool) -> None:
-    made = stage(waiting=WaitingConfig(default=PriorityClassConfig(waiting_max=0)), retry_after_max_s=100.0)
-    fill(made)
-    first, *_, last = [refused(ask(made, plan_id, tries_again=again))[0].failure for plan_id in range(11, 31)]
-    assert (first.retry_after_s == last.retry_after_s) == again
-
-
-def test_no_bound_but_the_configured_ones_holds_for_advice() -> None:
-    one = PriorityClassConfig(waiting_max=1)
-    made = stage(waiting=WaitingConfig(default=one, come_back_max_s=90_000.0, come_back_line_max_s=100_000.0))
-    fill(made)
-    ask(made, 11)
-    made.now_s = 1.0
-    assert end(made, 1) == [11]
-    ask(made, 12)
-    told = [refused(ask(made, plan_id))[0].failure.retry_after_s or 0.0 for plan_id in range(100, 2100)]
-    assert 3600.0 < max(told) <= 90_000.0
-    with pytest.raises(ValueError, match="come_back_line_max_s"):
-        WaitingConfig(come_back_max_s=7200.0)

@@ -10,20 +10,21 @@ import pytest
 
 from engine.protocol import Finish as EngineFinish
 from front_proxy.desk_events import DeskAction, DeskEvent, Heard, SendEnd, SendRunning, Woke
+from front_proxy.fallback_planner import FallbackPlanner
 from front_proxy.flow_events import (
     AbortWork,
+    AskPlan,
     Emit,
     EndPlan,
     FlowAction,
     FlowEvent,
     Output,
-    PlanRefused,
+    Phase,
     ReleaseHandoff,
     Stalled,
     StartDecode,
     WorkerFailed,
 )
-from front_proxy.flow_phase import Phase
 from front_proxy.held_handoff import HeldHandoff
 from front_proxy.plan_desk import DeskBounds, PlanDesk
 from front_proxy.request_flow import RequestFlow
@@ -165,13 +166,6 @@ class RetriesWithoutBudget(RequestFlow):
         super().__init__(budget=lambda: True, **options)
 
 
-class ReplansWithoutBudget(RequestFlow):
-    """Never asks whether all requests together have been planned again often enough for the moment."""
-
-    def __init__(self, *, pace: Callable[[], float], **options: Any) -> None:
-        super().__init__(pace=lambda: 0.0, **options)
-
-
 class RetriesForever(RequestFlow):
     """Never has tried often enough."""
 
@@ -183,8 +177,8 @@ class RetriesForever(RequestFlow):
 class NeverResumes(RequestFlow):
     """Gives a stream up with its worker."""
 
-    def _attempt_failed(self, stage: Stage, failure: Failure) -> Sequence[FlowAction]:
-        return self._fail(failure) if self.output_tokens else super()._attempt_failed(stage, failure)
+    def _attempt_failed(self, stage: Stage, failure: Failure, **more: bool) -> Sequence[FlowAction]:
+        return self._fail(failure) if self.output_tokens else super()._attempt_failed(stage, failure, **more)
 
 
 class WaitsForStalledWork(RequestFlow):
@@ -201,12 +195,14 @@ class DoesNotStopStalledWork(_Filtered):
         return not isinstance(action, AbortWork) or self.phase is Phase.DONE
 
 
-class DoesNotWaitForRoom(RequestFlow):
-    """Fails a retry that nobody can take this moment."""
+class AsksAsIfItWereNew(RequestFlow):
+    """Does not say that its request was under way already."""
 
-    def _on_plan_refused(self, event: PlanRefused) -> Sequence[FlowAction]:
-        self._last_failure = None
-        return super()._on_plan_refused(event)
+    def _ask_plan(self) -> Sequence[FlowAction]:
+        return [
+            msgspec.structs.replace(action, resumed=False) if isinstance(action, AskPlan) else action
+            for action in super()._ask_plan()
+        ]
 
 
 class BelievesEveryAttempt(RequestFlow):
@@ -240,12 +236,11 @@ class EndsWithoutAWord(RequestFlow):
         DropsATokenOnResume,
         BelievesEveryReplay,
         RetriesWithoutBudget,
-        ReplansWithoutBudget,
         RetriesForever,
         NeverResumes,
         WaitsForStalledWork,
         DoesNotStopStalledWork,
-        DoesNotWaitForRoom,
+        AsksAsIfItWereNew,
     ],
 )
 def test_a_planted_bug_is_found(flow: type[RequestFlow]) -> None:
@@ -302,14 +297,45 @@ class NeverPlansHere(PlanDesk):
 
 
 class DoesNotWaitForItsTurn(PlanDesk):
-    """Plans a request that the scheduler has put in the line."""
+    """Plans a request that the scheduler queues."""
 
-    def _put_off(self, plan_id: int, wait_max_s: float, now_s: float) -> None:
+    def _queue(self, plan_id: int, wait_max_s: float, now_s: float) -> None:
         pass
 
 
+class RefusesStreams(PlanDesk):
+    """Gives a request up that was under way, when it fits nowhere while the scheduler is away."""
+
+    def _may_wait(self, *_: object) -> bool:
+        return False
+
+
+class ReservesNothing(PlanDesk):
+    """Plans as if nothing ran."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._plans.__class__ = _ReservesNothing
+
+
+class _ReservesNothing(FallbackPlanner):
+    def begin(self, now_s: float) -> None:
+        running, self.running = self.running, {}
+        super().begin(now_s)
+        self.running = running
+
+
 @pytest.mark.parametrize(
-    "desk", [ForgetsWhatItGaveUp, PlansFromAnyView, DoesNotSayWhatRuns, NeverPlansHere, DoesNotWaitForItsTurn]
+    "desk",
+    [
+        ForgetsWhatItGaveUp,
+        PlansFromAnyView,
+        DoesNotSayWhatRuns,
+        NeverPlansHere,
+        DoesNotWaitForItsTurn,
+        RefusesStreams,
+        ReservesNothing,
+    ],
 )
 def test_a_planted_bug_of_the_desk_is_found(desk: type[PlanDesk]) -> None:
     assert found(desk=desk) is not None, f"{desk.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"

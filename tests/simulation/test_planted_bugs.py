@@ -23,7 +23,7 @@ from scheduler.actions import Action
 from scheduler.books import Books
 from scheduler.cluster import Worker
 from scheduler.core import SchedulerCore
-from scheduler.events import Event, FrontLeft, RequestEnded, RunningPlan
+from scheduler.events import Event, FrontLeft, PlanRequested, RequestEnded, RunningPlan
 from simulation.seeds import simulate
 from simulation.workers import SimWorker
 from worker.admission import Admission
@@ -169,6 +169,22 @@ class ForgetsFronts(_Deaf):
         return not isinstance(event, FrontLeft)
 
 
+class ForgetsTheQueueOfFronts(SchedulerCore):
+    """Keeps requests queued whose front proxy is no more."""
+
+    def _forget_waiting(self, session: int, now_s: float) -> None:
+        pass
+
+
+class TakesResumedForNew(SchedulerCore):
+    """Refuses a request that a worker failed where no other worker is usable."""
+
+    def handle(self, event: Event, now_s: float) -> Sequence[Action]:
+        if isinstance(event, PlanRequested):
+            event = msgspec.structs.replace(event, resumed=False)
+        return super().handle(event, now_s)
+
+
 class _Planted(SchedulerCore):
     books: type[Books]
 
@@ -218,7 +234,18 @@ class ReservesForOldEpochs(_Planted):
     books = _ReservesOnSuccessors
 
 
-@pytest.mark.parametrize("core", [ForgetsEnds, ForgetsFronts, ReservesTwice, CountsTwice, ReservesForOldEpochs])
+@pytest.mark.parametrize(
+    "core",
+    [
+        ForgetsEnds,
+        ForgetsFronts,
+        ForgetsTheQueueOfFronts,
+        TakesResumedForNew,
+        ReservesTwice,
+        CountsTwice,
+        ReservesForOldEpochs,
+    ],
+)
 def test_a_bug_of_the_scheduler_is_found(core: type[SchedulerCore]) -> None:
     assert found(core=core) is not None, f"{core.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
 

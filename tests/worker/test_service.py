@@ -212,7 +212,8 @@ async def test_no_room_is_said_with_advice_when_to_come_back(start_worker: Start
     await front.send(submit(1, PROMPT, sampling=sampling(100)))
     await front.send(submit(2, PROMPT))
     refused = (await front.until_end(2))[2][0].failure
-    assert (refused.kind, refused.retry_after_ms) == (FailureKind.EXHAUSTED, 2500)
+    assert refused.kind == FailureKind.EXHAUSTED
+    assert 1250 <= refused.retry_after_ms < 3750, "half of the least, more or less"
 
     small = await start_worker("decode", fake=FakeEngineConfig(kv_blocks_total=8, decode_step_us=20_000))
     front = await small.attach()
@@ -223,17 +224,6 @@ async def test_no_room_is_said_with_advice_when_to_come_back(start_worker: Start
     await front.until_end(1)
     await small.settled()
     assert (await front.one(submit(2, PROMPT, blocks_reserved=4)))[-1].finish == pb.FINISH_REASON_LENGTH
-
-
-async def test_refusals_after_which_a_front_proxy_goes_elsewhere_do_not_send_clients_further_away(
-    start_worker: StartWorker,
-) -> None:
-    few = await start_worker("decode", fake=SLOW, config=WorkerConfig(requests_max=1, retry_after_min_s=2.5))
-    front = await few.attach()
-    await front.send(submit(1, PROMPT, sampling=sampling(100)))
-    for slot in range(2, 12):
-        assert (await front.one(submit(slot, PROMPT, tries_again=True)))[0].failure.kind == FailureKind.EXHAUSTED
-    assert (await front.one(submit(12, PROMPT)))[0].failure.retry_after_ms == 2500
 
 
 async def test_what_the_engine_refuses_is_told_in_its_words(start_worker: StartWorker) -> None:

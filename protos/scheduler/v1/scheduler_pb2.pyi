@@ -78,7 +78,7 @@ class FrontProxyInfo(_message.Message):
     def __init__(self, front_proxy_id: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
-    __slots__ = ("plan_id", "request_id", "prompt_tokens", "output_tokens_max", "priority", "excluded_worker_ids", "pinned_decode_worker_id", "tenant", "prefill_only", "priority_class", "wait_max_ms", "tries_again")
+    __slots__ = ("plan_id", "request_id", "prompt_tokens", "output_tokens_max", "priority", "excluded_worker_ids", "pinned_decode_worker_id", "tenant", "prefill_only", "priority_class", "wait_max_ms", "resumed")
     PLAN_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -90,7 +90,7 @@ class PlanRequest(_message.Message):
     PREFILL_ONLY_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_CLASS_FIELD_NUMBER: _ClassVar[int]
     WAIT_MAX_MS_FIELD_NUMBER: _ClassVar[int]
-    TRIES_AGAIN_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
     plan_id: int
     request_id: str
     prompt_tokens: int
@@ -102,8 +102,8 @@ class PlanRequest(_message.Message):
     prefill_only: bool
     priority_class: str
     wait_max_ms: int
-    tries_again: bool
-    def __init__(self, plan_id: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens_max: _Optional[int] = ..., priority: _Optional[int] = ..., excluded_worker_ids: _Optional[_Iterable[str]] = ..., pinned_decode_worker_id: _Optional[str] = ..., tenant: _Optional[str] = ..., prefill_only: _Optional[bool] = ..., priority_class: _Optional[str] = ..., wait_max_ms: _Optional[int] = ..., tries_again: _Optional[bool] = ...) -> None: ...
+    resumed: bool
+    def __init__(self, plan_id: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens_max: _Optional[int] = ..., priority: _Optional[int] = ..., excluded_worker_ids: _Optional[_Iterable[str]] = ..., pinned_decode_worker_id: _Optional[str] = ..., tenant: _Optional[str] = ..., prefill_only: _Optional[bool] = ..., priority_class: _Optional[str] = ..., wait_max_ms: _Optional[int] = ..., resumed: _Optional[bool] = ...) -> None: ...
 
 class Placement(_message.Message):
     __slots__ = ("worker_id", "address", "epoch")
@@ -198,16 +198,14 @@ class RunningPlan(_message.Message):
     def __init__(self, plan_id: _Optional[int] = ..., request_id: _Optional[str] = ..., prefill: _Optional[_Union[Placement, _Mapping]] = ..., decode: _Optional[_Union[Placement, _Mapping]] = ..., decode_blocks_reserved: _Optional[int] = ...) -> None: ...
 
 class WorkerSuspect(_message.Message):
-    __slots__ = ("worker_id", "epoch", "reason", "request_id")
+    __slots__ = ("worker_id", "epoch", "reason")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
-    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: int
     reason: str
-    request_id: str
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ClusterView(_message.Message):
     __slots__ = ("workers", "rebuilding", "sign_of_life_ms")

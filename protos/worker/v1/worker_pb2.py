@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos.cluster.v1 import cluster_pb2 as protos_dot_cluster_dot_v1_dot_cluster__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/worker/v1/worker.proto\x12\x0f\x62\x61ton.worker.v1\x1a\x1fprotos/cluster/v1/cluster.proto\"\xf9\x01\n\rAttachRequest\x12%\n\x04open\x18\x01 \x01(\x0b\x32\x15.baton.worker.v1.OpenH\x00\x12)\n\x06submit\x18\x02 \x01(\x0b\x32\x17.baton.worker.v1.SubmitH\x00\x12\'\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x16.baton.worker.v1.AbortH\x00\x12\x32\n\x07release\x18\x04 \x01(\x0b\x32\x1f.baton.worker.v1.ReleaseHandoffH\x00\x12.\n\x05renew\x18\x05 \x01(\x0b\x32\x1d.baton.worker.v1.RenewHandoffH\x00\x42\t\n\x07message\"t\n\x0e\x41ttachResponse\x12)\n\x06opened\x18\x01 \x01(\x0b\x32\x17.baton.worker.v1.OpenedH\x00\x12,\n\x04step\x18\x02 \x01(\x0b\x32\x1c.baton.worker.v1.StepOutputsH\x00\x42\t\n\x07message\"6\n\x04Open\x12\x16\n\x0e\x66ront_proxy_id\x18\x01 \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x02 \x01(\t\"6\n\x06Opened\x12,\n\x06worker\x18\x01 \x01(\x0b\x32\x1c.baton.cluster.v1.WorkerInfo\"\xfa\x03\n\x06Submit\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\ttoken_ids\x18\x03 \x03(\rB\x02\x10\x01\x12\x10\n\x08sampling\x18\x04 \x01(\x0c\x12\x10\n\x08priority\x18\x05 \x01(\x11\x12\x12\n\ncache_salt\x18\x06 \x01(\t\x12\x12\n\nsession_id\x18\x07 \x01(\t\x12@\n\rtrace_headers\x18\x08 \x03(\x0b\x32).baton.worker.v1.Submit.TraceHeadersEntry\x12\x1c\n\x0freasoning_ended\x18\t \x01(\x08H\x01\x88\x01\x01\x12\x1f\n\x17reasoning_parser_kwargs\x18\n \x01(\x0c\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x0b \x01(\x04\x12\x17\n\x0f\x62locks_reserved\x18\x0c \x01(\r\x12+\n\x07prefill\x18\r \x01(\x0b\x32\x18.baton.worker.v1.PrefillH\x00\x12)\n\x06\x64\x65\x63ode\x18\x0e \x01(\x0b\x32\x17.baton.worker.v1.DecodeH\x00\x12\x13\n\x0btries_again\x18\x0f \x01(\x08\x1a\x33\n\x11TraceHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x06\n\x04workB\x12\n\x10_reasoning_ended\"\t\n\x07Prefill\"6\n\x06\x44\x65\x63ode\x12,\n\x07handoff\x18\x01 \x01(\x0b\x32\x1b.baton.cluster.v1.KvHandoff\"\x15\n\x05\x41\x62ort\x12\x0c\n\x04slot\x18\x01 \x01(\r\"A\n\x0eReleaseHandoff\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\x12\x0e\n\x06pulled\x18\x03 \x01(\x08\"/\n\x0cRenewHandoff\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\"\x7f\n\x0bStepOutputs\x12&\n\x06\x64\x65ltas\x18\x01 \x03(\x0b\x32\x16.baton.worker.v1.Delta\x12\x17\n\x0btoken_slots\x18\x02 \x03(\rB\x02\x10\x01\x12\x18\n\x0ctoken_counts\x18\x03 \x03(\rB\x02\x10\x01\x12\x15\n\ttoken_ids\x18\x04 \x03(\rB\x02\x10\x01\"\xef\x02\n\x05\x44\x65lta\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x15\n\ttoken_ids\x18\x02 \x03(\rB\x02\x10\x01\x12-\n\x06\x66inish\x18\x03 \x01(\x0e\x32\x1d.baton.worker.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x04 \x01(\x12H\x00\x88\x01\x01\x12*\n\x05\x66irst\x18\x05 \x01(\x0b\x32\x1b.baton.worker.v1.FirstDelta\x12+\n\x08logprobs\x18\x06 \x01(\x0b\x32\x19.baton.worker.v1.Logprobs\x12\x32\n\x0fprompt_logprobs\x18\x07 \x01(\x0b\x32\x19.baton.worker.v1.Logprobs\x12,\n\x07handoff\x18\x08 \x01(\x0b\x32\x1b.baton.cluster.v1.KvHandoff\x12)\n\x07\x66\x61ilure\x18\t \x01(\x0b\x32\x18.baton.worker.v1.FailureB\x10\n\x0e_stop_token_id\"x\n\nFirstDelta\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x17\n\x0f\x65xternal_tokens\x18\x02 \x01(\r\x12\x14\n\x0c\x61\x64mission_us\x18\x03 \x01(\x04\x12\x10\n\x08queue_us\x18\x04 \x01(\x04\x12\x12\n\ncompute_us\x18\x05 \x01(\x04\"Y\n\x08Logprobs\x12\r\n\x05width\x18\x01 \x01(\r\x12\x15\n\ttoken_ids\x18\x02 \x03(\rB\x02\x10\x01\x12\x14\n\x08logprobs\x18\x03 \x03(\x02\x42\x02\x10\x01\x12\x11\n\x05ranks\x18\x04 \x03(\rB\x02\x10\x01\"@\n\x07\x46\x61ilure\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\"#\n\x0c\x44rainRequest\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x01 \x01(\r\"&\n\rDrainResponse\x12\x15\n\rrequests_left\x18\x01 \x01(\r*\x91\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x32\xa6\x01\n\rWorkerService\x12M\n\x06\x41ttach\x12\x1e.baton.worker.v1.AttachRequest\x1a\x1f.baton.worker.v1.AttachResponse(\x01\x30\x01\x12\x46\n\x05\x44rain\x12\x1d.baton.worker.v1.DrainRequest\x1a\x1e.baton.worker.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/worker/v1/worker.proto\x12\x0f\x62\x61ton.worker.v1\x1a\x1fprotos/cluster/v1/cluster.proto\"\xf9\x01\n\rAttachRequest\x12%\n\x04open\x18\x01 \x01(\x0b\x32\x15.baton.worker.v1.OpenH\x00\x12)\n\x06submit\x18\x02 \x01(\x0b\x32\x17.baton.worker.v1.SubmitH\x00\x12\'\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x16.baton.worker.v1.AbortH\x00\x12\x32\n\x07release\x18\x04 \x01(\x0b\x32\x1f.baton.worker.v1.ReleaseHandoffH\x00\x12.\n\x05renew\x18\x05 \x01(\x0b\x32\x1d.baton.worker.v1.RenewHandoffH\x00\x42\t\n\x07message\"t\n\x0e\x41ttachResponse\x12)\n\x06opened\x18\x01 \x01(\x0b\x32\x17.baton.worker.v1.OpenedH\x00\x12,\n\x04step\x18\x02 \x01(\x0b\x32\x1c.baton.worker.v1.StepOutputsH\x00\x42\t\n\x07message\"6\n\x04Open\x12\x16\n\x0e\x66ront_proxy_id\x18\x01 \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x02 \x01(\t\"6\n\x06Opened\x12,\n\x06worker\x18\x01 \x01(\x0b\x32\x1c.baton.cluster.v1.WorkerInfo\"\xf8\x03\n\x06Submit\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\ttoken_ids\x18\x03 \x03(\rB\x02\x10\x01\x12\x10\n\x08sampling\x18\x04 \x01(\x0c\x12\x10\n\x08priority\x18\x05 \x01(\x11\x12\x12\n\ncache_salt\x18\x06 \x01(\t\x12\x12\n\nsession_id\x18\x07 \x01(\t\x12@\n\rtrace_headers\x18\x08 \x03(\x0b\x32).baton.worker.v1.Submit.TraceHeadersEntry\x12\x1c\n\x0freasoning_ended\x18\t \x01(\x08H\x01\x88\x01\x01\x12\x1f\n\x17reasoning_parser_kwargs\x18\n \x01(\x0c\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x0b \x01(\x04\x12\x17\n\x0f\x62locks_reserved\x18\x0c \x01(\r\x12+\n\x07prefill\x18\r \x01(\x0b\x32\x18.baton.worker.v1.PrefillH\x00\x12)\n\x06\x64\x65\x63ode\x18\x0e \x01(\x0b\x32\x17.baton.worker.v1.DecodeH\x00\x1a\x33\n\x11TraceHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x06\n\x04workB\x12\n\x10_reasoning_endedJ\x04\x08\x0f\x10\x10R\x0btries_again\"\t\n\x07Prefill\"6\n\x06\x44\x65\x63ode\x12,\n\x07handoff\x18\x01 \x01(\x0b\x32\x1b.baton.cluster.v1.KvHandoff\"\x15\n\x05\x41\x62ort\x12\x0c\n\x04slot\x18\x01 \x01(\r\"A\n\x0eReleaseHandoff\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\x12\x0e\n\x06pulled\x18\x03 \x01(\x08\"/\n\x0cRenewHandoff\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\"\x7f\n\x0bStepOutputs\x12&\n\x06\x64\x65ltas\x18\x01 \x03(\x0b\x32\x16.baton.worker.v1.Delta\x12\x17\n\x0btoken_slots\x18\x02 \x03(\rB\x02\x10\x01\x12\x18\n\x0ctoken_counts\x18\x03 \x03(\rB\x02\x10\x01\x12\x15\n\ttoken_ids\x18\x04 \x03(\rB\x02\x10\x01\"\xef\x02\n\x05\x44\x65lta\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x15\n\ttoken_ids\x18\x02 \x03(\rB\x02\x10\x01\x12-\n\x06\x66inish\x18\x03 \x01(\x0e\x32\x1d.baton.worker.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x04 \x01(\x12H\x00\x88\x01\x01\x12*\n\x05\x66irst\x18\x05 \x01(\x0b\x32\x1b.baton.worker.v1.FirstDelta\x12+\n\x08logprobs\x18\x06 \x01(\x0b\x32\x19.baton.worker.v1.Logprobs\x12\x32\n\x0fprompt_logprobs\x18\x07 \x01(\x0b\x32\x19.baton.worker.v1.Logprobs\x12,\n\x07handoff\x18\x08 \x01(\x0b\x32\x1b.baton.cluster.v1.KvHandoff\x12)\n\x07\x66\x61ilure\x18\t \x01(\x0b\x32\x18.baton.worker.v1.FailureB\x10\n\x0e_stop_token_id\"x\n\nFirstDelta\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x17\n\x0f\x65xternal_tokens\x18\x02 \x01(\r\x12\x14\n\x0c\x61\x64mission_us\x18\x03 \x01(\x04\x12\x10\n\x08queue_us\x18\x04 \x01(\x04\x12\x12\n\ncompute_us\x18\x05 \x01(\x04\"Y\n\x08Logprobs\x12\r\n\x05width\x18\x01 \x01(\r\x12\x15\n\ttoken_ids\x18\x02 \x03(\rB\x02\x10\x01\x12\x14\n\x08logprobs\x18\x03 \x03(\x02\x42\x02\x10\x01\x12\x11\n\x05ranks\x18\x04 \x03(\rB\x02\x10\x01\"@\n\x07\x46\x61ilure\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\"#\n\x0c\x44rainRequest\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x01 \x01(\r\"&\n\rDrainResponse\x12\x15\n\rrequests_left\x18\x01 \x01(\r*\x91\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x32\xa6\x01\n\rWorkerService\x12M\n\x06\x41ttach\x12\x1e.baton.worker.v1.AttachRequest\x1a\x1f.baton.worker.v1.AttachResponse(\x01\x30\x01\x12\x46\n\x05\x44rain\x12\x1d.baton.worker.v1.DrainRequest\x1a\x1e.baton.worker.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,8 +50,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOGPROBS'].fields_by_name['logprobs']._serialized_options = b'\020\001'
   _globals['_LOGPROBS'].fields_by_name['ranks']._loaded_options = None
   _globals['_LOGPROBS'].fields_by_name['ranks']._serialized_options = b'\020\001'
-  _globals['_FINISHREASON']._serialized_start=2136
-  _globals['_FINISHREASON']._serialized_end=2281
+  _globals['_FINISHREASON']._serialized_start=2134
+  _globals['_FINISHREASON']._serialized_end=2279
   _globals['_ATTACHREQUEST']._serialized_start=84
   _globals['_ATTACHREQUEST']._serialized_end=333
   _globals['_ATTACHRESPONSE']._serialized_start=335
@@ -61,33 +61,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENED']._serialized_start=509
   _globals['_OPENED']._serialized_end=563
   _globals['_SUBMIT']._serialized_start=566
-  _globals['_SUBMIT']._serialized_end=1072
-  _globals['_SUBMIT_TRACEHEADERSENTRY']._serialized_start=993
-  _globals['_SUBMIT_TRACEHEADERSENTRY']._serialized_end=1044
-  _globals['_PREFILL']._serialized_start=1074
-  _globals['_PREFILL']._serialized_end=1083
-  _globals['_DECODE']._serialized_start=1085
-  _globals['_DECODE']._serialized_end=1139
-  _globals['_ABORT']._serialized_start=1141
-  _globals['_ABORT']._serialized_end=1162
-  _globals['_RELEASEHANDOFF']._serialized_start=1164
-  _globals['_RELEASEHANDOFF']._serialized_end=1229
-  _globals['_RENEWHANDOFF']._serialized_start=1231
-  _globals['_RENEWHANDOFF']._serialized_end=1278
-  _globals['_STEPOUTPUTS']._serialized_start=1280
-  _globals['_STEPOUTPUTS']._serialized_end=1407
-  _globals['_DELTA']._serialized_start=1410
-  _globals['_DELTA']._serialized_end=1777
-  _globals['_FIRSTDELTA']._serialized_start=1779
-  _globals['_FIRSTDELTA']._serialized_end=1899
-  _globals['_LOGPROBS']._serialized_start=1901
-  _globals['_LOGPROBS']._serialized_end=1990
-  _globals['_FAILURE']._serialized_start=1992
-  _globals['_FAILURE']._serialized_end=2056
-  _globals['_DRAINREQUEST']._serialized_start=2058
-  _globals['_DRAINREQUEST']._serialized_end=2093
-  _globals['_DRAINRESPONSE']._serialized_start=2095
-  _globals['_DRAINRESPONSE']._serialized_end=2133
-  _globals['_WORKERSERVICE']._serialized_start=2284
-  _globals['_WORKERSERVICE']._serialized_end=2450
+  _globals['_SUBMIT']._serialized_end=1070
+  _globals['_SUBMIT_TRACEHEADERSENTRY']._serialized_start=972
+  _globals['_SUBMIT_TRACEHEADERSENTRY']._serialized_end=1023
+  _globals['_PREFILL']._serialized_start=1072
+  _globals['_PREFILL']._serialized_end=1081
+  _globals['_DECODE']._serialized_start=1083
+  _globals['_DECODE']._serialized_end=1137
+  _globals['_ABORT']._serialized_start=1139
+  _globals['_ABORT']._serialized_end=1160
+  _globals['_RELEASEHANDOFF']._serialized_start=1162
+  _globals['_RELEASEHANDOFF']._serialized_end=1227
+  _globals['_RENEWHANDOFF']._serialized_start=1229
+  _globals['_RENEWHANDOFF']._serialized_end=1276
+  _globals['_STEPOUTPUTS']._serialized_start=1278
+  _globals['_STEPOUTPUTS']._serialized_end=1405
+  _globals['_DELTA']._serialized_start=1408
+  _globals['_DELTA']._serialized_end=1775
+  _globals['_FIRSTDELTA']._serialized_start=1777
+  _globals['_FIRSTDELTA']._serialized_end=1897
+  _globals['_LOGPROBS']._serialized_start=1899
+  _globals['_LOGPROBS']._serialized_end=1988
+  _globals['_FAILURE']._serialized_start=1990
+  _globals['_FAILURE']._serialized_end=2054
+  _globals['_DRAINREQUEST']._serialized_start=2056
+  _globals['_DRAINREQUEST']._serialized_end=2091
+  _globals['_DRAINRESPONSE']._serialized_start=2093
+  _globals['_DRAINRESPONSE']._serialized_end=2131
+  _globals['_WORKERSERVICE']._serialized_start=2282
+  _globals['_WORKERSERVICE']._serialized_end=2448
 # @@protoc_insertion_point(module_scope)

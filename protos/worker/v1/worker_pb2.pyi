@@ -58,7 +58,7 @@ class Opened(_message.Message):
     def __init__(self, worker: _Optional[_Union[_cluster_pb2.WorkerInfo, _Mapping]] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("slot", "request_id", "token_ids", "sampling", "priority", "cache_salt", "session_id", "trace_headers", "reasoning_ended", "reasoning_parser_kwargs", "deadline_ms", "blocks_reserved", "prefill", "decode", "tries_again")
+    __slots__ = ("slot", "request_id", "token_ids", "sampling", "priority", "cache_salt", "session_id", "trace_headers", "reasoning_ended", "reasoning_parser_kwargs", "deadline_ms", "blocks_reserved", "prefill", "decode")
     class TraceHeadersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -80,7 +80,6 @@ class Submit(_message.Message):
     BLOCKS_RESERVED_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     DECODE_FIELD_NUMBER: _ClassVar[int]
-    TRIES_AGAIN_FIELD_NUMBER: _ClassVar[int]
     slot: int
     request_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -95,8 +94,7 @@ class Submit(_message.Message):
     blocks_reserved: int
     prefill: Prefill
     decode: Decode
-    tries_again: bool
-    def __init__(self, slot: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[bytes] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., session_id: _Optional[str] = ..., trace_headers: _Optional[_Mapping[str, str]] = ..., reasoning_ended: _Optional[bool] = ..., reasoning_parser_kwargs: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ..., blocks_reserved: _Optional[int] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., decode: _Optional[_Union[Decode, _Mapping]] = ..., tries_again: _Optional[bool] = ...) -> None: ...
+    def __init__(self, slot: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[bytes] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., session_id: _Optional[str] = ..., trace_headers: _Optional[_Mapping[str, str]] = ..., reasoning_ended: _Optional[bool] = ..., reasoning_parser_kwargs: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ..., blocks_reserved: _Optional[int] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., decode: _Optional[_Union[Decode, _Mapping]] = ...) -> None: ...
 
 class Prefill(_message.Message):
     __slots__ = ()

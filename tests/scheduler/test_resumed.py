@@ -1,0 +1,103 @@
+"""Resumed requests: a worker failed them, so they wait ahead of new ones, also for a worker."""
+
+from __future__ import annotations
+
+import pytest
+
+from runtime.failures import FailureKind
+from scheduler.actions import ReplyWaiting
+from scheduler.config import PriorityClassConfig, WaitingConfig
+from scheduler.events import Tick, WorkerLeft
+from tests.scheduler.cast import FRONT, Stage, facts, ready
+from tests.scheduler.test_waiting import ask, end, fill, granted, refused, stage
+
+
+def leave(made: Stage, worker_id: str) -> None:
+    made.do(WorkerLeft(session=made.session_of[worker_id], worker_id=worker_id, reason="gone"))
+
+
+def tick(made: Stage, now_s: float) -> list[int]:
+    """The plans granted by a look at ``now_s``; the workers were heard just before."""
+    made.now_s = now_s
+    got = []
+    for worker_id in made.core.cluster.workers:
+        got += granted(made.report(worker_id, ready(requests_running=1)))
+    return got + granted(made.do(Tick()))
+
+
+def test_they_go_before_new_ones_of_their_class_in_the_order_of_their_coming() -> None:
+    made = stage()
+    fill(made)
+    for plan_id in range(11, 16):
+        ask(made, plan_id, resumed=plan_id in (13, 14))
+    assert [end(made, plan_id) for plan_id in range(1, 6)] == [[13], [14], [11], [12], [15]]
+
+
+def test_they_do_not_go_before_a_class_with_more_weight() -> None:
+    made = stage()
+    fill(made)
+    ask(made, 11, priority_class="batch", resumed=True)
+    ask(made, 12, priority_class="batch", resumed=True)
+    ask(made, 13, priority_class="interactive")
+    assert [end(made, 1), end(made, 2)] == [[11], [13]]
+
+
+def test_no_length_of_the_class_and_no_shorter_wait_bounds_them() -> None:
+    made = stage(waiting=WaitingConfig(default=PriorityClassConfig(waiting_max=0, wait_max_s=0.5)))
+    fill(made)
+    assert ask(made, 11, resumed=True) == [ReplyWaiting(session=FRONT, plan_id=11, wait_max_s=30.0)]
+    assert ask(made, 12, resumed=True, wait_max_s=3.0) == [ReplyWaiting(session=FRONT, plan_id=12, wait_max_s=3.0)]
+    assert tick(made, 29.0) == [] and end(made, 1) == [11]
+
+
+def test_one_waits_for_a_worker_where_a_new_one_is_refused() -> None:
+    made = stage()
+    leave(made, "d0")
+    assert refused(ask(made, 1))[0].failure.kind is FailureKind.UNAVAILABLE
+    ask(made, 2, resumed=True)
+    made.join("d0", epoch=2)
+    assert granted(made.report("d0")) == [2]
+
+
+def test_one_for_which_no_worker_comes_is_refused_and_told_so() -> None:
+    made = stage()
+    leave(made, "d0")
+    ask(made, 1, resumed=True)
+    made.now_s = 30.0
+    (reply,) = refused(made.do(Tick()))
+    assert (reply.cause, reply.failure.kind) == ("no_worker", FailureKind.UNAVAILABLE)
+
+
+def test_one_that_failed_everywhere_is_tried_again_after_a_pause() -> None:
+    made = stage()
+    ask(made, 1, resumed=True, excluded_worker_ids=frozenset({"d0"}))
+    assert tick(made, 0.9) == []
+    assert tick(made, 1.0) == [1]
+
+
+def test_one_that_no_worker_can_take_at_present_holds_up_nothing() -> None:
+    made = stage()
+    fill(made)
+    for plan_id in (11, 12):
+        ask(made, plan_id, resumed=True, excluded_worker_ids=frozenset({"d0"}))
+    ask(made, 13)
+    assert end(made, 1) == [13]
+    made.now_s = 0.5
+    ask(made, 14, resumed=True)
+    assert sum(made.core.waiting().values()) == 3
+    # Those set aside stand before the one that came later.
+    assert tick(made, 1.0) == []
+    assert [end(made, plan_id) for plan_id in (2, 3, 4)] == [[11], [12], [14]]
+
+
+def test_one_that_is_set_aside_can_be_taken_back() -> None:
+    made = stage()
+    ask(made, 1, resumed=True, excluded_worker_ids=frozenset({"d0"}))
+    assert end(made, 1) == [] and tick(made, 1.0) == []
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_what_can_never_fit_is_refused_at_once(resumed: bool) -> None:
+    made = stage()
+    (reply,) = refused(ask(made, 1, prompt_tokens=facts("d0").kv_blocks_total * 32 + 1, resumed=resumed))
+    assert reply.failure.kind is FailureKind.BAD_REQUEST
