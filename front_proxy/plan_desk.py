@@ -53,7 +53,6 @@ from front_proxy.desk_events import (
     ViewShown,
     Woke,
 )
-from front_proxy.leader_watch import LeaderWatch
 from front_proxy.outage_planner import FADE_INTERVAL_S, PlannerReply
 from front_proxy.pending_question import NEVER_S, PendingQuestion
 from runtime.addresses import Addresses
@@ -75,7 +74,6 @@ class DeskBounds(msgspec.Struct, frozen=True, kw_only=True):
     plans_told_interval_s: float
     view_max_age_s: float
     load_fade_s: float
-    silence_timeout_s: float
     backoff_min_s: float
     backoff_max_s: float
 
@@ -96,7 +94,8 @@ class PlanDesk:
             policy, view, view_max_age_s=bounds.view_max_age_s, load_fade_s=bounds.load_fade_s, rng=rng
         )
         self._addresses = Addresses(addresses)
-        self._leader = LeaderWatch(silence_timeout_s=bounds.silence_timeout_s, several=len(self._addresses) > 1)
+        # The largest that a scheduler named. An older leader stood still and does not know yet that another one leads.
+        self._leader_epoch = 0
         self._pending: dict[int, PendingQuestion] = {}
         self._opened = False
         self._silent = False
@@ -189,8 +188,9 @@ class PlanDesk:
         return self._opened and not self._silent and not self._view.knows_more
 
     def _hear(self, event: Heard, now_s: float) -> Sequence[DeskAction]:
-        if not self._leader.believes(event.leader_epoch):
+        if 0 < event.leader_epoch < self._leader_epoch:
             return (Leave("it led once, and another one leads now"),)
+        self._leader_epoch = max(self._leader_epoch, event.leader_epoch)
         actions: list[DeskAction] = [] if self._opened and not self._silent else self._catch_up(now_s)
         match event.word:
             case Granted():
@@ -260,8 +260,6 @@ class PlanDesk:
     def _see(self, view: ViewShown, now_s: float) -> Sequence[DeskAction]:
         change = self._view.apply(view.workers, rebuilding=view.rebuilding)
         replies = self._plans.shown(change.told, now_s)
-        self._leader.promised(view.sign_of_life_s, now_s)
-        self._wake_by(self._leader.look_s)
         return (ViewChanged(change.gone), *self._answer_here(replies, now_s))
 
     def _lose(self, event: StreamLost, now_s: float) -> Sequence[DeskAction]:
@@ -275,7 +273,6 @@ class PlanDesk:
             actions.append(SchedulerLost(event.reason))
         self._opened = self._silent = False
         self._tell_s = NEVER_S
-        self._leader.end()
         self._view.disconnected()
         for pending in self._pending.values():
             pending.sent = False
@@ -288,7 +285,7 @@ class PlanDesk:
 
     def _dial_again(self, event: StreamLost) -> Dial:
         after_s = 0.0
-        if self._addresses.failed(silent=event.silent, instead=event.serves_instead):
+        if self._addresses.failed(silent=event.silent):
             # Many front proxies lose one scheduler at one moment; they must not all return at one moment.
             after_s = self._pause_s * (0.5 + 0.5 * self._rng.random())
             self._pause_s = min(self._pause_s * 2, self._bounds.backoff_max_s)
@@ -314,11 +311,9 @@ class PlanDesk:
             self._tell_s = now_s + self._bounds.plans_told_interval_s
             if self.connected:
                 actions.append(self._all_that_runs())
-        if self._leader.look_s <= now_s and self._leader.look(now_s):
-            actions.append(Leave(f"it said nothing for {self._bounds.silence_timeout_s:g} s", silent=True))
         # Looked for here and nowhere else: an event that takes something away leaves a wake-up too many, no more.
         first_s = min((pending.due_s for pending in self._pending.values()), default=NEVER_S)
-        self.wake_s = min(first_s, self._tell_s, self._look_s, self._leader.look_s)
+        self.wake_s = min(first_s, self._tell_s, self._look_s)
         return actions
 
     def _overdue(self, plan_id: int, now_s: float) -> Sequence[DeskAction]:
@@ -360,7 +355,6 @@ class PlanDesk:
         waiting, self._pending = list(self._pending), {}
         self._opened = self._silent = False
         self.wake_s = self._tell_s = NEVER_S
-        self._leader.end()
         return [AnswerRefusal(plan_id, failure) for plan_id in waiting]
 
     # What both have in common
@@ -445,7 +439,7 @@ class PlanDesk:
             assert plan_id not in self._plans.running, plan_id
             assert not pending.sent or self._opened, "a question was sent and there is no stream"
             assert self.wake_s <= pending.due_s <= pending.until_s, (plan_id, pending, self.wake_s)
-        assert self.wake_s <= min(self._tell_s, self._look_s, self._leader.look_s)
+        assert self.wake_s <= min(self._tell_s, self._look_s)
         assert self._plans.waiting <= self._pending.keys(), "somebody waits here whom nobody asked for"
         assert self._look_s < NEVER_S or not self._plans.waiting, "nobody looks after those who wait"
         assert not (self._plans.active and self._answers), "an outage lasts while the scheduler answers"

@@ -199,8 +199,7 @@ class _Chaos:
                 process.disturb(late, lengths.late_s)
                 return lengths.late_s
             case "disk_full":
-                if self._cluster.store is not None:
-                    self._cluster.store.fill(lengths.disk_full_s)
+                # Nothing here writes to a disk.
                 self._kill(process)
                 return lengths.disk_full_s
             case _:

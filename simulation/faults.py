@@ -48,8 +48,6 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     """Processes that lose every connection and get no new one for a while."""
     disorders: int = 0
     """Processes whose messages are slow, late or said twice for a while."""
-    full_disks: int = 0
-    """Times in which no scheduler can write its lease, and one process dies."""
     schedulers: int = 1
     short_leases: bool = False
     short_deadlines: bool = False
@@ -114,7 +112,6 @@ def draw(rng: random.Random) -> Faults:
         link_holes=rng.choice((0, 0, 0, 0, 1)),
         cut_offs=rng.choice((0, 0, 0, 0, 1)),
         disorders=rng.choice((0, 0, 0, 1)),
-        full_disks=rng.choice((0, 0, 0, 0, 0, 1)),
         schedulers=_schedulers(rng),
         short_leases=rng.random() < 0.25,
         short_deadlines=rng.random() < 0.25,

@@ -19,7 +19,6 @@ CUT_OFF_S = (0.1, 1.5)
 # Longer than a worker's lease too: it must not take its own sleep for others' silence.
 SCHEDULER_FREEZE_S = (0.1, 4.0)
 DISORDER_S = (0.2, 1.5)
-FULL_DISK_S = (0.2, 1.5)
 # A supervisor at hand, or one that backs off.
 RESTARTS_S = ((0.005, 0.1), (0.1, 1.0))
 SCHEDULER_AWAY_S = (0.02, 1.5)
@@ -61,7 +60,6 @@ class Trouble:
             (self._black_link, odds.link_holes),
             (self._cut_off, odds.cut_offs),
             (self._disorder, odds.disorders),
-            (self._fill_disk, odds.full_disks),
         ):
             for _ in range(count):
                 self._world.after(self._rng.uniform(0.0, TROUBLE_S), what)
@@ -80,7 +78,7 @@ class Trouble:
         )  # fmt: skip
         others: tuple[Break, ...] = (
             self._crash_scheduler, self._freeze_other, self._black_hole, self._black_link, self._cut_off,
-            self._cut_off, self._disorder, self._fill_disk,
+            self._cut_off, self._disorder,
         )  # fmt: skip
         share = 1.0 if self._cluster.faults.crowded else WORKERS_SHARE
         kinds = workers if self._rng.random() < share else others
@@ -184,7 +182,7 @@ class Trouble:
             return self._freeze(self._scheduler(), SCHEDULER_FREEZE_S)
         return self._freeze(self._any(list(self._cluster.fronts)), FREEZE_S)
 
-    # Networks and disks
+    # Networks
 
     def _cut_stream(self) -> float:
         streams = [stream for process in self._cluster.processes for stream in process.streams]
@@ -233,14 +231,6 @@ class Trouble:
                 process.disturb(Disorder(twice=True), for_s)
                 half_open(process, for_s)
         return for_s
-
-    def _fill_disk(self) -> float:
-        """No scheduler can renew or claim its lease, and one process dies meanwhile."""
-        store = self._cluster.store
-        for_s = self._rng.uniform(*FULL_DISK_S)
-        if store is not None:
-            store.fill(for_s)
-        return max(for_s, self._crash_worker() if self._rng.random() < 0.5 else self._crash_scheduler())
 
 
 def excuse(process: Process, for_s: float) -> None:
