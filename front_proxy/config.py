@@ -137,9 +137,6 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     """First pause before a lost scheduler is dialled again; it doubles each time, less up to half by chance."""
     scheduler_backoff_max_s: Positive = 2.0
     """Longest such pause."""
-    scheduler_silence_timeout_s: Positive = 3.0
-    """Where there are several schedulers: silence after which the leader is left for the next one. Not less than
-    ``scheduler.leader_lease_s``, or that one does not lead yet."""
     close_timeout_s: NonNegative = 5.0
     """Wait for streams to end when the front proxy stops."""
     usable_timeout_s: Positive = 600.0

@@ -103,8 +103,6 @@ class ViewShown(msgspec.Struct, frozen=True):
 
     workers: Sequence[WorkerEntry]
     rebuilding: bool = False
-    sign_of_life_s: float = 0.0
-    """How often it promises to say something; 0: it promises nothing."""
 
 
 class Heard(msgspec.Struct, frozen=True, gc=False):
@@ -121,8 +119,6 @@ class StreamLost(msgspec.Struct, frozen=True):
     reason: str
     silent: bool = False
     """The peer did not even refuse."""
-    serves_instead: str = ""
-    """Who leads, by the word of a peer that refused."""
 
 
 class Woke(msgspec.Struct, frozen=True):
@@ -187,7 +183,6 @@ class Leave(msgspec.Struct, frozen=True):
     """End the stream, for this reason; StreamLost is to follow."""
 
     reason: str
-    silent: bool = False
 
 
 class Dial(msgspec.Struct, frozen=True):

@@ -303,7 +303,6 @@ def _scheduler_options(config: FrontProxyConfig, front_proxy_id: str) -> Schedul
         view_max_age_s=config.degraded_view_max_age_s,
         load_fade_s=config.degraded_load_fade_s,
         connect_timeout_s=config.connect_timeout_s,
-        silence_timeout_s=config.scheduler_silence_timeout_s,
         backoff_min_s=config.scheduler_backoff_min_s,
         backoff_max_s=config.scheduler_backoff_max_s,
         send_messages_max=config.send_messages_max,

@@ -9,8 +9,6 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
-from runtime.grpc_errors import serves_instead
-
 Item = TypeVar("Item")
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined] # the stubs do not know it
 
@@ -38,8 +36,6 @@ class Duplex(Generic[Item]):
         self._end_reason: str | None = None
         self.silent = False
         """Whether it ended because the peer said nothing; one that refuses says something."""
-        self.serves_instead = ""
-        """Who serves, by the word of a peer that refused."""
         self._end = asyncio.Event()
 
     @property
@@ -61,10 +57,10 @@ class Duplex(Generic[Item]):
         self._wake.set()
         return True
 
-    def end(self, reason: str, *, silent: bool = False) -> None:
+    def end(self, reason: str) -> None:
         """End the stream soon. The first reason stays."""
         if not self._end.is_set():
-            self._end_reason, self.silent = reason, silent
+            self._end_reason = reason
             self._end.set()
 
     async def run(self, call: grpc.aio.StreamStreamCall[Any, Any], *, connect_timeout_s: float) -> str:
@@ -78,7 +74,6 @@ class Duplex(Generic[Item]):
         parts = (reader, writer, ender)
         try:
             await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-            self.serves_instead = await serves_instead(call)
         finally:
             self._end.set()
             call.cancel()

@@ -57,7 +57,6 @@ from front_proxy.desk_events import (
     Woke,
 )
 from front_proxy.fallback_planner import FallbackPlanner
-from front_proxy.leader_watch import NEVER_S, LeaderWatch
 from runtime.addresses import Addresses
 from runtime.failures import Failure, FailureKind
 from scheduler.actions import ReplyRefusal
@@ -65,6 +64,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.events import RunningPlan
 from scheduler.profile import Random
 
+NEVER_S = float("inf")
 HERE = "degraded"
 """Reason of a plan that was made here."""
 
@@ -77,7 +77,6 @@ class DeskBounds(msgspec.Struct, frozen=True, kw_only=True):
     plans_told_interval_s: float
     view_max_age_s: float
     load_fade_s: float
-    silence_timeout_s: float
     backoff_min_s: float
     backoff_max_s: float
 
@@ -117,7 +116,8 @@ class PlanDesk:
             policy, view, view_max_age_s=bounds.view_max_age_s, load_fade_s=bounds.load_fade_s, rng=rng
         )
         self._addresses = Addresses(addresses)
-        self._leader = LeaderWatch(silence_timeout_s=bounds.silence_timeout_s, several=len(self._addresses) > 1)
+        # The largest that a scheduler named. An older leader stood still and does not know yet that another one leads.
+        self._leader_epoch = 0
         self._pending: dict[int, _Pending] = {}
         self._opened = False
         self._silent = False
@@ -206,8 +206,9 @@ class PlanDesk:
         return self.connected and not self._view.knows_more
 
     def _hear(self, event: Heard, now_s: float) -> Sequence[DeskAction]:
-        if not self._leader.believes(event.leader_epoch):
+        if 0 < event.leader_epoch < self._leader_epoch:
             return (Leave("it led once, and another one leads now"),)
+        self._leader_epoch = max(self._leader_epoch, event.leader_epoch)
         actions: list[DeskAction] = [] if self.connected else self._catch_up(now_s)
         match event.word:
             case Granted():
@@ -273,8 +274,6 @@ class PlanDesk:
     def _see(self, view: ViewShown, now_s: float) -> Sequence[DeskAction]:
         change = self._view.apply(view.workers, rebuilding=view.rebuilding)
         self._plans.shown(change.told, now_s)
-        self._leader.promised(view.sign_of_life_s, now_s)
-        self._wake_by(self._leader.look_s)
         return (ViewChanged(change.gone),)
 
     def _lose(self, event: StreamLost, now_s: float) -> Sequence[DeskAction]:
@@ -288,7 +287,6 @@ class PlanDesk:
             actions.append(SchedulerLost(event.reason))
         self._opened = self._silent = False
         self._tell_s = NEVER_S
-        self._leader.end()
         self._view.disconnected()
         possible = self._plans.possible(now_s)
         for plan_id, pending in list(self._pending.items()):
@@ -302,7 +300,7 @@ class PlanDesk:
 
     def _dial_again(self, event: StreamLost) -> Dial:
         after_s = 0.0
-        if self._addresses.failed(silent=event.silent, instead=event.serves_instead):
+        if self._addresses.failed(silent=event.silent):
             # Many front proxies lose one scheduler at one moment; they must not all return at one moment.
             after_s = self._pause_s * (0.5 + 0.5 * self._rng.random())
             self._pause_s = min(self._pause_s * 2, self._bounds.backoff_max_s)
@@ -323,11 +321,9 @@ class PlanDesk:
             self._tell_s = now_s + self._bounds.plans_told_interval_s
             if self.connected:
                 actions.append(self._all_that_runs())
-        if self._leader.look_s <= now_s and self._leader.look(now_s):
-            actions.append(Leave(f"it said nothing for {self._bounds.silence_timeout_s:g} s", silent=True))
         # Looked for here and nowhere else: an event that takes something away leaves a wake-up too many, no more.
         first_s = min((pending.due_s for pending in self._pending.values()), default=NEVER_S)
-        self.wake_s = min(first_s, self._tell_s, self._leader.look_s)
+        self.wake_s = min(first_s, self._tell_s)
         return actions
 
     def _overdue(self, plan_id: int, now_s: float) -> Sequence[DeskAction]:
@@ -369,7 +365,6 @@ class PlanDesk:
         waiting, self._pending = list(self._pending), {}
         self._opened = self._silent = False
         self.wake_s = self._tell_s = NEVER_S
-        self._leader.end()
         return [AnswerRefusal(plan_id, failure) for plan_id in waiting]
 
     # What both have in common
@@ -433,5 +428,5 @@ class PlanDesk:
             assert plan_id not in self._plans.running, plan_id
             assert not pending.sent or self._opened, "a question was sent and there is no stream"
             assert self.wake_s <= pending.due_s <= pending.until_s, (plan_id, pending, self.wake_s)
-        assert self.wake_s <= min(self._tell_s, self._leader.look_s)
+        assert self.wake_s <= self._tell_s
         assert not (self._plans.active and self._answers), "an outage lasts while the scheduler answers"

@@ -41,8 +41,7 @@ from front_proxy.desk_events import (
 )
 from front_proxy.duplex import Duplex
 from front_proxy.flow_events import Outcome
-from front_proxy.leader_watch import NEVER_S
-from front_proxy.plan_desk import DeskBounds, PlanDesk
+from front_proxy.plan_desk import NEVER_S, DeskBounds, PlanDesk
 from front_proxy.work import Placement
 from protos.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from runtime.failures import Failure
@@ -79,8 +78,6 @@ class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
     view_max_age_s: float
     load_fade_s: float
     connect_timeout_s: float
-    silence_timeout_s: float
-    """Of several schedulers, one that stays silent for so long is left for the next."""
     backoff_min_s: float
     backoff_max_s: float
     send_messages_max: int
@@ -171,13 +168,14 @@ class SchedulerLink:
         self._begin_stream(duplex)
         # Nothing behind it until it is answered: a write that meets a refusal would hide what the refusal says.
         duplex.send(self._register())
-        async with channel(self._desk.address, self._options.message_bytes_max) as connection:
+        several = "," in self._options.address
+        async with channel(self._desk.address, self._options.message_bytes_max, quick_keepalive=several) as connection:
             call = scheduler_pb2_grpc.SchedulerServiceStub(connection).FrontSession()
             try:
                 reason = await duplex.run(call, connect_timeout_s=self._options.connect_timeout_s)
             finally:
                 self._duplex = None
-            self._handle(StreamLost(reason, silent=duplex.silent, serves_instead=duplex.serves_instead))
+            self._handle(StreamLost(reason, silent=duplex.silent))
 
     def _begin_stream(self, duplex: Duplex[_Item]) -> None:
         self._duplex = duplex
@@ -253,9 +251,9 @@ class SchedulerLink:
         match action:
             case SendSuspect():
                 self._send(wire.suspect(action.worker_id, action.epoch, action.reason))
-            case Leave(reason=reason, silent=silent):
+            case Leave(reason=reason):
                 if self._duplex is not None:
-                    self._duplex.end(reason, silent=silent)
+                    self._duplex.end(reason)
             case Dial(after_s=after_s, reason=reason):
                 again = {"reason": reason, "again_in_s": round(after_s, 3)}
                 logger.warning("no stream to the scheduler", extra=again)
@@ -282,7 +280,6 @@ def _bounds(options: SchedulerOptions) -> DeskBounds:
         plans_told_interval_s=options.plans_told_interval_s,
         view_max_age_s=options.view_max_age_s,
         load_fade_s=options.load_fade_s,
-        silence_timeout_s=options.silence_timeout_s,
         backoff_min_s=options.backoff_min_s,
         backoff_max_s=options.backoff_max_s,
     )

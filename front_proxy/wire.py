@@ -221,7 +221,7 @@ def word(message: scheduler_pb2.FrontReply) -> Granted | Refused | ToldToWait | 
             return ToldToWait(message.waiting.plan_id, message.waiting.wait_max_ms / 1000)
         case "view":
             view = message.view
-            return ViewShown(cluster(view), view.rebuilding, view.sign_of_life_ms / 1000)
+            return ViewShown(cluster(view), view.rebuilding)
         case _:
             return None
 

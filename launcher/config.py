@@ -11,7 +11,6 @@ from engine.config import EngineConfig
 from front_proxy.config import FrontProxyConfig
 from prefill_worker.config import PrefillWorkerConfig
 from runtime.bounds import Positive
-from runtime.silence import LOOKS, look_interval_s
 from scheduler.config import SchedulerConfig
 from worker.config import WorkerConfig
 
@@ -101,24 +100,3 @@ class BatonConfig(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(
                     f"{name} must be at least twice worker.step_bytes_max: a step's outputs are one message"
                 )
-        if not self.scheduler.alone or self.launcher.schedulers > 1:
-            self._check_takeover()
-
-    def _check_takeover(self) -> None:
-        """Whoever leaves a leader that stands still must be with the next one before that takes him for gone."""
-        left_after_s = look_interval_s(self.worker.scheduler_silence_timeout_s, self.scheduler.sign_of_life_interval_s)
-        if left_after_s * (LOOKS + 1) > self.scheduler.leader_lease_s + self.scheduler.rebuild_grace_s:
-            raise ValueError(
-                "worker.scheduler_silence_timeout_s and a third must not be longer than scheduler.leader_lease_s and "
-                "scheduler.rebuild_grace_s together: workers must have left a leader that stands still before the next "
-                "one takes them for gone"
-            )
-        # One pause before the address that does not answer, one behind it.
-        answer_s = min(self.worker.scheduler_call_timeout_s, self.worker.scheduler_silence_timeout_s)
-        back_after_s = answer_s + 2 * self.worker.scheduler_backoff_max_s
-        if self.scheduler.deaf_step_down_s and back_after_s > self.scheduler.worker_lease_s:
-            raise ValueError(
-                "worker.scheduler_silence_timeout_s and twice worker.scheduler_backoff_max_s must not be longer than "
-                "scheduler.worker_lease_s: workers may be at the address of a leader that made way, as nobody reached "
-                "it, when the next one begins (scheduler.deaf_step_down_s)"
-            )

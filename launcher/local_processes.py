@@ -62,6 +62,8 @@ class LocalProcesses:
         self._ports = ports
         self._hear = hear
         self._children: dict[str, Child] = {}
+        # Where those that say so are reached without whatever others dial in between.
+        self._local_addresses: dict[str, str] = {}
         # Of workers, the largest that was heard: what comes after it must not look older, whatever the clock says.
         self._epochs: dict[str, int] = {}
         records = tuple(ProcessRecord(id=spec.id, role=spec.role, log=str(self.log(spec.id))) for spec in specs)
@@ -144,6 +146,7 @@ class LocalProcesses:
         addresses = event.addresses
         address = addresses.get("address", "")
         grpc_address = addresses.get("grpc_address") or address
+        self._local_addresses[event.id] = addresses.get("local_address") or grpc_address
         child = self._children[event.id]
         child.note_shared_memory()
         said = await status.ask(grpc_address, timeout_s=self._launcher.status_timeout_s)
@@ -158,6 +161,10 @@ class LocalProcesses:
             epoch=said.epoch if said is not None else 0,
         )
         tell(f"{event.id}: ready at {address} after {time.time() - child.started_at_s:.1f} s")
+
+    async def answers(self, process_id: str, timeout_s: float) -> bool:
+        """Whether a process that became ready answers for its status in time."""
+        return await status.ask(self._local_addresses[process_id], timeout_s=timeout_s) is not None
 
     def pid(self, process_id: str) -> int:
         """The pid of a process that runs; 0 when it does not."""

@@ -90,7 +90,7 @@ def one_machine(config: BatonConfig, sources: Mapping[str, str], state_dir: Path
     if unset("front_proxy.grpc_port") and front.port:
         front = msgspec.structs.replace(front, grpc_port=front.port + 1 if front.port < 65535 else 0)
     if launcher.schedulers > 1 and scheduler.alone:
-        scheduler = msgspec.structs.replace(scheduler, leader_lease_file=str(state_dir / LEADER_FILE))
+        scheduler = msgspec.structs.replace(scheduler, leader_lock_file=str(state_dir / LEADER_FILE))
     return msgspec.structs.replace(config, engine=engine, front_proxy=front, scheduler=scheduler)
 
 

@@ -2,7 +2,7 @@
 
 Every process is on its own. A death is answered with a pause that doubles with each death within the window, and past
 the bound the process stays down. A process that is being replaced on purpose is started again at once and not counted.
-Nor is a scheduler counted that ended since it leads no more: it pauses in the same way, and never stays down for that.
+A scheduler that does not answer is killed: while it stands still it keeps the leader's lock, and no other one can lead.
 """
 
 from __future__ import annotations
@@ -16,12 +16,17 @@ import msgspec
 
 from launcher.process_plan import ProcessSpec, Role
 from launcher.startup import BecameReady, Ended, Start, Tick, describe_exit
-from scheduler.exit_codes import EXIT_NOT_LEADER
 
 # Without one of these nobody can be served; prefill workers can be done without, since decode workers compute prompts.
 _NEEDED: dict[Role, str] = {"scheduler": "scheduler", "decode": "decode worker", "front_proxy": "front proxy"}
-# Of the step-downs within the window so many are remembered; the pause is at its bound long before.
-_STEP_DOWNS_MAX = 64
+SCHEDULER_UNRESPONSIVE_MAX_S = 10.0
+"""A scheduler that has not answered its status for so long is killed."""
+SCHEDULER_ASK_INTERVAL_S = 2.5
+"""How often a scheduler is asked for its status, and how long it has to answer.
+
+Unanswered questions are counted, not seconds: a launcher that stood still itself comes late to one answer, not to all.
+"""
+_UNANSWERED_MAX = round(SCHEDULER_UNRESPONSIVE_MAX_S / SCHEDULER_ASK_INTERVAL_S)
 
 
 class Phase(enum.StrEnum):
@@ -53,6 +58,13 @@ class Replace(msgspec.Struct, frozen=True):
     id: str
 
 
+class Asked(msgspec.Struct, frozen=True):
+    """A scheduler was asked for its status."""
+
+    id: str
+    answered: bool
+
+
 class Stop(msgspec.Struct, frozen=True):
     """Let this process finish what it runs and end."""
 
@@ -67,10 +79,7 @@ class Kill(msgspec.Struct, frozen=True):
 
 
 class Pause(msgspec.Struct, frozen=True):
-    """This process is dead and is started again in ``pause_s``; ``deaths`` within the window count this one.
-
-    A scheduler that only stepped down has not died: that one is not among them.
-    """
+    """This process is dead and is started again in ``pause_s``; ``deaths`` within the window count this one."""
 
     id: str
     how: str
@@ -97,14 +106,14 @@ class GiveUp(msgspec.Struct, frozen=True):
     why: str
 
 
-Event = Ended | BecameReady | Tick | Replace
+Event = Ended | BecameReady | Tick | Replace | Asked
 Action = Start | Stop | Kill | Pause | Fail | CameBack | GiveUp
 
 
 class _Watched:
     """What is remembered of one process."""
 
-    __slots__ = ("deaths", "due_s", "killed", "phase", "spec", "step_downs")
+    __slots__ = ("deaths", "due_s", "killed", "phase", "spec", "unanswered")
 
     def __init__(self, spec: ProcessSpec) -> None:
         self.spec = spec
@@ -114,8 +123,8 @@ class _Watched:
         self.killed = False
         # Times of the deaths that still count; never more than restarts_max.
         self.deaths: deque[float] = deque()
-        # Times of its last step-downs, which count for the pause only.
-        self.step_downs: deque[float] = deque(maxlen=_STEP_DOWNS_MAX)
+        # Questions for its status in a row.
+        self.unanswered = 0
 
 
 class Supervision:
@@ -148,6 +157,8 @@ class Supervision:
                 return [CameBack(id)]
             case Replace(id):
                 return self._replace(self._watched[id], now_s)
+            case Asked(id, answered):
+                return self._asked(self._watched[id], answered=answered)
             case Tick():
                 return [action for one in self._watched.values() for action in self._tick(one, now_s)]
             case _:
@@ -164,17 +175,14 @@ class Supervision:
                 raise AssertionError(f"{process_id} ended although it was {one.phase}")
             case _:
                 assert_never(one.phase)
-        stepped_down = one.spec.role == "scheduler" and code == EXIT_NOT_LEADER
         _forget(one.deaths, now_s - limits.window_s)
-        _forget(one.step_downs, now_s - limits.window_s)
-        if not stepped_down and len(one.deaths) >= limits.restarts_max:
+        if len(one.deaths) >= limits.restarts_max:
             one.phase = Phase.FAILED
             bound = f"launcher.restarts_max={limits.restarts_max} within {limits.window_s:g} s"
             return [Fail(process_id, f"{how}; it stays down ({bound})"), *self._judge_cluster()]
-        counted = one.step_downs if stepped_down else one.deaths
-        counted.append(now_s)
+        one.deaths.append(now_s)
         # The exponent is bounded first: 2.0**1024 is an error.
-        doubled = limits.backoff_min_s * 2.0 ** min(len(counted) - 1, 64)
+        doubled = limits.backoff_min_s * 2.0 ** min(len(one.deaths) - 1, 64)
         pause_s = min(doubled, limits.backoff_max_s)
         one.phase, one.due_s = Phase.PAUSING, now_s + pause_s
         return [Pause(process_id, how, pause_s, len(one.deaths))]
@@ -194,12 +202,18 @@ class Supervision:
             case Phase.PAUSING | Phase.FAILED:
                 # Whoever asks has seen to what was wrong.
                 one.deaths.clear()
-                one.step_downs.clear()
                 return self._start(one, now_s)
             case Phase.STOPPING | Phase.STARTING:
                 return []
             case _:
                 assert_never(one.phase)
+
+    def _asked(self, one: _Watched, *, answered: bool) -> list[Action]:
+        one.unanswered = 0 if answered or one.phase is not Phase.UP else one.unanswered + 1
+        if one.unanswered < _UNANSWERED_MAX:
+            return []
+        one.unanswered = 0
+        return [Kill(one.spec.id, f"has not answered for {SCHEDULER_UNRESPONSIVE_MAX_S:g} s")]
 
     def _tick(self, one: _Watched, now_s: float) -> list[Action]:
         if one.due_s > now_s:

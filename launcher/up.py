@@ -29,7 +29,7 @@ from runtime.configuration import dump
 # What a process that the system refused to start is said to have ended with: a shell's code for it.
 _EXIT_NOT_STARTED = 126
 
-_Heard = SaidReady | HasEnded | StateLost | supervision.Replace | signal.Signals
+_Heard = SaidReady | HasEnded | StateLost | supervision.Replace | supervision.Asked | signal.Signals
 
 
 def up(config: BatonConfig, sources: Mapping[str, str]) -> int:
@@ -81,7 +81,7 @@ class Cluster:
         self._config = config
         self._launcher = config.launcher
         self._ports = ports or HeldPorts()
-        # At most two events a process, what an operator asks for, and signals.
+        # At most two events a process, an answer of each scheduler, what an operator asks for, and signals.
         self._events: asyncio.Queue[_Heard] = asyncio.Queue()
         specs = plan(config)
         self._processes = LocalProcesses(
@@ -112,6 +112,9 @@ class Cluster:
             if code == 0 and not self._stopping:
                 async with serve_control(self) as address:
                     self._state.control_at(address)
+                    for spec in self._processes.specs.values():
+                        if spec.role == "scheduler":
+                            self._run(self._ask(spec.id), f"ask {spec.id}")
                     code = await self._watch()
                     # While commands are still answered: theirs end with what they wait for.
                     self._abandon("the cluster stops")
@@ -165,8 +168,8 @@ class Cluster:
                     return 0
                 case StateLost():
                     return 1
-                case supervision.Replace():
-                    raise AssertionError("commands are taken only from a cluster that is up")
+                case supervision.Replace() | supervision.Asked():
+                    raise AssertionError("comes only of a cluster that is up")
                 case _:
                     assert_never(event)
 
@@ -209,7 +212,7 @@ class Cluster:
                 case HasEnded(process_id, exit_code):
                     self._state.change(process_id, exit_code=exit_code)
                     told = startup.Ended(process_id, exit_code)
-                case supervision.Replace():
+                case supervision.Replace() | supervision.Asked():
                     told = event
                 case _:
                     assert_never(event)
@@ -218,6 +221,16 @@ class Cluster:
                     tell(f"error: {action.why}: stopping the rest")
                     return 1
                 self._perform(action)
+
+    async def _ask(self, process_id: str) -> None:
+        """Ask a scheduler for its status again and again."""
+        interval_s = supervision.SCHEDULER_ASK_INTERVAL_S
+        asked_s = time.monotonic()
+        while True:
+            await asyncio.sleep(max(0.0, asked_s + interval_s - time.monotonic()))
+            asked_s = time.monotonic()
+            answered = await self._processes.answers(process_id, interval_s)
+            self._events.put_nowait(supervision.Asked(process_id, answered))
 
     def _perform(self, action: supervision.Action) -> None:
         match action:
@@ -323,7 +336,7 @@ class Cluster:
     async def _end_jobs(self) -> None:
         """Nothing is started or waited for behind the back of what stops everything."""
         for task in tuple(self._jobs):
-            if task.get_name().startswith("stop "):
+            if task.get_name().startswith(("stop ", "ask ")):
                 task.cancel()
         await asyncio.gather(*self._jobs, return_exceptions=True)
 

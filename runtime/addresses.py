@@ -1,22 +1,21 @@
-"""Several addresses of one service, of which one serves at a time. Says whom to try; dials nobody."""
+"""Several addresses of one service, of which one serves at a time. Says which to try; dials nobody."""
 
 from __future__ import annotations
 
 # Turns of others before an address that answered nothing is tried again: waiting for it costs a timeout each time.
-TURNS_WITHOUT_SILENT = 8
+TURNS_WITHOUT_SILENT = 3
 
 
 class Addresses:
-    """``host:port`` of each, separated by commas. Pauses are for whoever dials: one a round, not one an address."""
+    """``host:port`` of each, separated by commas. Pauses are for the caller: one a round, not one an address."""
 
     def __init__(self, text: str) -> None:
         self._all = tuple(part.strip() for part in text.split(",") if part.strip())
         self._index = 0
         # Turns that an address is still passed over for.
         self._passed_over = [0] * len(self._all)
-        # Since the last pause: who had no turn yet, and whether somebody's word was followed.
+        # Those that had no turn since the last pause.
         self._untried = set(range(len(self._all)))
-        self._followed = False
 
     def __len__(self) -> int:
         return len(self._all)
@@ -32,28 +31,20 @@ class Addresses:
         # When it dies, all that it served look for the next one at one moment: they pause first.
         self._untried.clear()
 
-    def failed(self, *, silent: bool = False, instead: str = "") -> bool:
+    def failed(self, *, silent: bool = False) -> bool:
         """The current one does not serve: the next one's turn. True: only after a pause, for all had theirs.
 
-        ``silent``: it did not even refuse. ``instead``: who serves, by its word. That one is tried at once, silent or
-        not: whoever knows that it serves knows better. Once a round, since it may be wrong, or right and unreachable.
+        ``silent``: it did not even refuse.
         """
         if not self._all:
             return True
         self._untried.discard(self._index)
         if silent:
             self._passed_over[self._index] = TURNS_WITHOUT_SILENT
-        if instead and not self._followed and instead != self.current:
-            # A name that we do not know is one of ours by another name.
-            self._passed_over = [0] * len(self._all)
-            if instead in self._all:
-                self._followed = True
-                self._index = self._all.index(instead)
-                return False
         self._index = self._next()
         if self._index in self._untried:
             return False
-        self._untried, self._followed = set(range(len(self._all))), False
+        self._untried = set(range(len(self._all)))
         return True
 
     def _next(self) -> int:

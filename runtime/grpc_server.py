@@ -11,8 +11,12 @@ from grpc_reflection.v1alpha import reflection
 
 KEEPALIVE_TIME_MS = 20_000
 KEEPALIVE_TIMEOUT_MS = 10_000
+# To one of several schedulers: another one may lead while this one stands still. Both together are shorter than a
+# lease and ``scheduler.rebuild_grace_s``: a worker that is still connected here must not be gone for the next leader.
+QUICK_KEEPALIVE_TIME_MS = 2_000
+QUICK_KEEPALIVE_TIMEOUT_MS = 3_000
 # Half of what our own clients send, so that their pings are never taken for abuse.
-PING_INTERVAL_MIN_MS = KEEPALIVE_TIME_MS // 2
+PING_INTERVAL_MIN_MS = QUICK_KEEPALIVE_TIME_MS // 2
 RECONNECT_BACKOFF_FIRST_MS = 100
 RECONNECT_BACKOFF_MAX_MS = 2_000
 # gRPC takes its least reconnect backoff for its connect timeout too. A refused connection is known at once and tried
@@ -71,12 +75,18 @@ async def start_server(host: str, port: int, add: AddServices, *, message_bytes_
     return running
 
 
-def channel(address: str, message_bytes_max: int) -> grpc.aio.Channel:
-    """A channel to ``address`` that notices a dead peer within keepalive time plus timeout and reconnects quickly."""
+def channel(address: str, message_bytes_max: int, *, quick_keepalive: bool = False) -> grpc.aio.Channel:
+    """A channel to ``address`` that reconnects quickly.
+
+    It notices a frozen peer after ``KEEPALIVE_TIME_MS`` and gRPC's own 60 s. ``quick_keepalive``: within the 5 s above,
+    for there is another one to go to.
+    """
     return grpc.aio.insecure_channel(
         address,
         options=[
-            *_shared_options(message_bytes_max),
+            *_shared_options(message_bytes_max, QUICK_KEEPALIVE_TIME_MS if quick_keepalive else KEEPALIVE_TIME_MS),
+            # Not grpc.keepalive_timeout_ms: gRPC 1.85 does not heed that one, and gives an unanswered ping 60 s.
+            *([("grpc.http2.ping_timeout_ms", QUICK_KEEPALIVE_TIMEOUT_MS)] if quick_keepalive else []),
             ("grpc.initial_reconnect_backoff_ms", RECONNECT_BACKOFF_FIRST_MS),
             ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
             ("grpc.max_reconnect_backoff_ms", RECONNECT_BACKOFF_MAX_MS),
@@ -91,11 +101,11 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _shared_options(message_bytes_max: int) -> list[tuple[str, int]]:
+def _shared_options(message_bytes_max: int, keepalive_time_ms: int = KEEPALIVE_TIME_MS) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", message_bytes_max),
         ("grpc.max_send_message_length", message_bytes_max),
-        ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+        ("grpc.keepalive_time_ms", keepalive_time_ms),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),

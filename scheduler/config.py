@@ -128,24 +128,19 @@ class OutlierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 # As Kubernetes wants them, and nothing that changes the path of a request.
 LeaseName = Annotated[str, msgspec.Meta(max_length=247, pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")]
+# Long enough for workers to notice that the leader stands still before the next one takes them for gone.
+LeaseSeconds = Annotated[int, msgspec.Meta(ge=3, le=3600)]
 Namespace = Annotated[str, msgspec.Meta(max_length=63, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")]
 
 
 class KubernetesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The Lease that the leader holds, and how its API server is reached from a pod."""
+    """The Lease that the leader holds. The API server is that of the pod, or of the file that KUBECONFIG names."""
 
     lease_name: LeaseName = "baton-scheduler"
     # Empty: the pod's own.
     namespace: Namespace = ""
-    # Folder of the service account's ``token``, ``ca.crt`` and ``namespace``.
-    account_dir: str = "/var/run/secrets/kubernetes.io/serviceaccount"
-    # Of the API server. Empty and 0: as the pod's KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT say.
-    api_host: str = ""
-    api_port: Port = 0
-    # Time the API server has for one call, the connection included.
-    call_timeout_s: Positive = 1.0
-    # Largest answer that is read.
-    answer_bytes_max: PositiveCount = 1024 * 1024
+    # A leader that could not renew for so long leads no longer, and another one may. Renewed five times meanwhile.
+    lease_duration_s: LeaseSeconds = 5
 
 
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -186,22 +181,13 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     message_bytes_max: PositiveCount = 16 * 1024 * 1024
     # This one's name in its log and its status. Empty: "scheduler".
     scheduler_id: str = ""
-    # Where several schedulers keep who of them leads: in files (``leader_lease_file``), or in a Lease of the Kubernetes
-    # cluster that their pods are in (``kubernetes``).
+    # What says which of several schedulers leads: a lock on a file of one machine (``leader_lock_file``), or a Lease of
+    # the Kubernetes cluster that their pods are in (``kubernetes``).
     leader_store: Literal["file", "kubernetes"] = "file"
-    # Of several schedulers that share this file name, one leads and the others stand by; numbers are put behind it.
+    # Of several schedulers with this file, one leads and the others stand by. The folder must be on a local disk.
     # Empty: this one is alone, unless ``leader_store`` is kubernetes.
-    leader_lease_file: str = ""
+    leader_lock_file: str = ""
     kubernetes: KubernetesConfig = KubernetesConfig()
-    # How often one that stands by tries to lead, and one that leads renews.
-    leader_interval_s: Positive = 0.25
-    # A leader that could not renew for so long leads no longer, and another one may. Who finds no lease, as at the
-    # first start, waits for so long too.
-    leader_lease_s: Positive = 3.0
-    # A leader that hears nobody for so long makes way for one that stands by and is asked. 0: never.
-    deaf_step_down_s: NonNegative = 5.0
-    # How often a leader says something to everybody, so that one that stands still is left for the next leader.
-    sign_of_life_interval_s: Positive = 0.5
     # Wait for running calls at shutdown.
     stop_grace_s: Positive = 1.0
     log_level: LogLevel = "info"
@@ -234,20 +220,12 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             raise ValueError("worker_lease_s must be longer than heartbeat_interval_s")
         if self.silence_timeout_s <= self.heartbeat_interval_s:
             raise ValueError("silence_timeout_s must be longer than heartbeat_interval_s")
-        if self.leader_lease_s < 4 * self.leader_interval_s:
-            raise ValueError("leader_lease_s must be at least four times leader_interval_s: renewals may be late")
-        if self.leader_store == "kubernetes":
-            if self.leader_lease_file:
-                raise ValueError("leader_lease_file is not used where leader_store is kubernetes: leave it empty")
-            # One renewal may hang, and the one behind it must still be in time.
-            if self.leader_lease_s <= 2 * (self.leader_interval_s + self.kubernetes.call_timeout_s):
-                raise ValueError(
-                    "leader_lease_s must be longer than twice leader_interval_s and kubernetes.call_timeout_s together"
-                )
+        if self.leader_store == "kubernetes" and self.leader_lock_file:
+            raise ValueError("leader_lock_file is not used where leader_store is kubernetes: leave it empty")
         if self.retry_after_max_s < self.retry_after_min_s:
             raise ValueError("retry_after_max_s must not be less than retry_after_min_s")
 
     @property
     def alone(self) -> bool:
         """Whether there is no other scheduler to share the lead with."""
-        return self.leader_store == "file" and not self.leader_lease_file
+        return self.leader_store == "file" and not self.leader_lock_file

@@ -65,18 +65,12 @@ class SchedulerCore:
         probe: Probe | None = None,
         *,
         began_s: float = float("-inf"),
-        rebuild_longer: bool = False,
     ) -> None:
-        """``began_s``: when this scheduler took over; for ``rebuild_grace_s`` from then it knows not everything.
-
-        ``rebuild_longer``: for as long as after it was cut off itself: they look for it where nobody answers.
-        """
+        """``began_s``: when this scheduler took over; for ``rebuild_grace_s`` from then it knows not everything."""
         self.rebuilding = began_s + config.rebuild_grace_s > began_s
         self._rebuilt_at_s = began_s + config.rebuild_grace_s
         self.cluster = ClusterState()
         self._config = config
-        if rebuild_longer:
-            self._doubt(began_s)
         self._books = Books(self.cluster, config.plans_in_flight_max)
         self._line = WaitingLine(config.waiting)
         self._refusals = Refusals(config, self._line, rng)

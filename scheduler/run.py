@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import os
 import random
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from typing import Any
 
 from runtime import lifecycle
 from runtime.clock import Clock, SystemClock
@@ -18,11 +17,8 @@ from runtime.telemetry import serve_metrics
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 from scheduler.exit_codes import EXIT_BROKEN, EXIT_NOT_LEADER
-from scheduler.kubernetes_api import in_cluster, namespace_of
-from scheduler.leadership import LeaderLease
-from scheduler.leadership_file import FileLease
-from scheduler.leadership_kubernetes import KubernetesLease
-from scheduler.leading import demand_persists, lead, stand_by
+from scheduler.leadership.rules import Leadership
+from scheduler.leadership.store import leadership_of
 from scheduler.metrics import PolicyProbe, SchedulerMetrics
 from scheduler.service import StatusService, add_services
 from scheduler.shell import SchedulerShell
@@ -48,9 +44,7 @@ async def run(
     clock = SystemClock()
     make_core = functools.partial(_core, config, clock, metrics)
     shell = SchedulerShell(config, make_core(), clock, metrics)
-    lease = _lease(config, clock)
-    if lease is not None:
-        shell.stands_by_for = ""
+    shell.stands_by = not config.alone
     status = StatusService(shell, epoch=time.time_ns())
     metrics_address = serve_metrics(config.host, config.metrics_port)
     server = await start_server(
@@ -60,76 +54,66 @@ async def run(
         message_bytes_max=config.message_bytes_max,
     )
     status.address = join_address(config.advertise_host or config.host, config.advertise_port or server.port)
+    leadership: Leadership | None = None
+    leading: asyncio.Task[None] | None = None
     try:
+        leadership = leadership_of(config, status.address, clock)
         async with asyncio.TaskGroup() as group:
             ticking = group.create_task(shell.tick(), name="tick")
             stopping = group.create_task(stop.wait(), name="stop")
             breaking = group.create_task(shell.broken.wait(), name="broken")
-            status.state = "standby" if lease is not None else "ready"
-            await server.set_serving(lease is None)
-            ready({"address": status.address, "grpc_address": status.address, "metrics_address": metrics_address})
+            parts: set[asyncio.Task[Any]] = {stopping, breaking, ticking}
+            status.state = "standby" if leadership is not None else "ready"
+            await server.set_serving(leadership is None)
+            ready(
+                {
+                    "address": status.address,
+                    "grpc_address": status.address,
+                    "local_address": server.address,
+                    "metrics_address": metrics_address,
+                }
+            )
             log.info("scheduler is ready at %s", status.address)
-            parts = {stopping, breaking, ticking}
-            if lease is not None:
-                parts.add(group.create_task(_lead(config, lease, shell, make_core, clock, server, status), name="lead"))
+            if leadership is not None:
+                leading = group.create_task(_lead(leadership, shell, make_core, server, status), name="lead")
+                parts.add(leading)
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-            lost = not done <= {stopping, breaking, ticking}
             for task in parts:
                 task.cancel()
     finally:
         status.state = "stopped"
         shell.close()
-        if lease is not None:
+        if leadership is not None:
             # The next one may lead from here on, so nothing of what still comes in is decided.
-            shell.leads_until_s = float("-inf")
-            await lease.release()
+            shell.leads_until_s = _never
+            await leadership.release()
         await server.stop(config.stop_grace_s)
     if shell.broken.is_set():
         raise SystemExit(EXIT_BROKEN)
-    if lost:
+    if leading in done:
         raise SystemExit(EXIT_NOT_LEADER)
 
 
-def _core(
-    config: SchedulerConfig, clock: Clock, metrics: SchedulerMetrics, *, rebuild_longer: bool = False
-) -> SchedulerCore:
-    probe = PolicyProbe(metrics)
-    return SchedulerCore(
-        config, rng=random.Random(), probe=probe, began_s=clock.monotonic_s(), rebuild_longer=rebuild_longer
-    )
+def _core(config: SchedulerConfig, clock: Clock, metrics: SchedulerMetrics) -> SchedulerCore:
+    return SchedulerCore(config, rng=random.Random(), probe=PolicyProbe(metrics), began_s=clock.monotonic_s())
 
 
-def _lease(config: SchedulerConfig, clock: Clock) -> LeaderLease | None:
-    """Where several share the lead; None where this one is alone."""
-    if config.alone:
-        return None
-    if config.leader_store == "file":
-        return FileLease(Path(config.leader_lease_file), lease_s=config.leader_lease_s, clock=clock)
-    return KubernetesLease(
-        in_cluster(config.kubernetes, os.environ),
-        namespace=namespace_of(config.kubernetes),
-        name=config.kubernetes.lease_name,
-        lease_s=config.leader_lease_s,
-        clock=clock,
-    )
+def _never() -> float:
+    return float("-inf")
 
 
 async def _lead(
-    config: SchedulerConfig,
-    lease: LeaderLease,
+    leadership: Leadership,
     shell: SchedulerShell,
-    make_core: Callable[..., SchedulerCore],
-    clock: Clock,
+    make_core: Callable[[], SchedulerCore],
     server: RunningServer,
     status: StatusService,
 ) -> None:
-    """Stand by until nobody else leads, lead, and return when that is over: this process must not plan any more."""
-    epoch = await stand_by(config, lease, shell, status.address)
-    rebuild_longer = demand_persists(config, shell, clock.monotonic_s())
-    shell.lead(make_core(rebuild_longer=rebuild_longer), epoch)
-    shell.leads_until_s = lease.until_s
+    """Stand by, lead, and return when that is over: this process must not plan any more."""
+    record = await leadership.acquire()
+    shell.lead(make_core(), record.epoch, lambda: leadership.until_s)
     status.state = "ready"
     await server.set_serving(True)
-    log.warning("this scheduler leads", extra={"leader_epoch": epoch, "rebuild_longer": rebuild_longer})
-    why = await lead(config, lease, shell, clock)
-    log.critical("this scheduler leads no longer", extra={"leader_epoch": epoch, "why": why})
+    log.warning("this scheduler leads", extra={"leader_epoch": record.epoch})
+    why = await leadership.lost()
+    log.critical("this scheduler leads no longer", extra={"leader_epoch": record.epoch, "why": why})

@@ -36,6 +36,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined] # the stubs do not know it
 # Leases that one report may name; more are a stranger's doing.
 LEASES_NAMED_MAX = 1024
+_STANDS_BY = Failure(kind=FailureKind.UNAVAILABLE, message="This scheduler stands by: another one leads.")
 # How gRPC says that the peer is gone or the call is over.
 _PEER_GONE = (grpc.RpcError, grpc.aio.BaseError)
 
@@ -108,24 +109,19 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 message = await context.read()
         except TimeoutError:
             message = _EOF
-        if (leader := self._shell.stands_by_for) is not None:
-            text = f"This scheduler stands by; {leader or 'nobody that it knows of'} leads."
-            if message is not _EOF:
-                self._shell.refused_one()
-            await abort(context, Failure(kind=FailureKind.UNAVAILABLE, message=text), serves_instead=leader)
+        if self._shell.stands_by:
+            await abort(context, _STANDS_BY)
         if self._shell.deposed:
             text = "This scheduler does not lead any more."
             await abort(context, Failure(kind=FailureKind.UNAVAILABLE, message=text))
         if message is _EOF:
             await abort(context, _bad("The first message must say who you are; none came."))
-        self._shell.heard += 1
         return message
 
     async def _read_worker(
         self, context: Context, session: int, worker_id: str, outgoing: Outgoing[pb.WorkerCommand]
     ) -> None:
         while not outgoing.closed and (message := await context.read()) is not _EOF:
-            self._shell.heard += 1
             match message.WhichOneof("message"):
                 case "load":
                     load = wire.load(message.load)
@@ -142,7 +138,6 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
     async def _read_front(self, context: Context, session: int, outgoing: Outgoing[pb.FrontReply]) -> None:
         shell = self._shell
         while not outgoing.closed and (message := await context.read()) is not _EOF:
-            shell.heard += 1
             match message.WhichOneof("message"):
                 case "plan":
                     shell.feed(wire.plan_requested(session, message.plan))

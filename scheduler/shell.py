@@ -10,6 +10,7 @@ import itertools
 import logging
 import math
 import time
+from collections.abc import Callable
 from typing import assert_never
 
 from protos.scheduler.v1 import scheduler_pb2 as pb
@@ -33,7 +34,6 @@ from scheduler.actions import (
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 from scheduler.events import Event, PlanRequested, Tick
-from scheduler.leadership import StandbyDemand
 from scheduler.metrics import SchedulerMetrics
 from scheduler.outgoing import Outgoing
 
@@ -62,14 +62,10 @@ class SchedulerShell:
         self.fronts: dict[int, Outgoing[pb.FrontReply]] = {}
         self.leader_epoch = 0
         """Which leadership this is; 0 where there is only one scheduler."""
-        self.stands_by_for: str | None = None
-        """Address of who leads while this one does not; empty: not known, or it has not renewed of late."""
-        self.leads_until_s = float("inf")
+        self.stands_by = False
+        """Whether another scheduler leads, or none yet."""
+        self.leads_until_s: Callable[[], float] = lambda: float("inf")
         """When this one's leadership is over unless it is renewed: another one may lead from then on."""
-        self.heard = 0
-        """Messages of workers and front proxies so far."""
-        self.standby_demand = StandbyDemand(config.worker_lease_s)
-        """Workers and front proxies that were refused because another one leads."""
         self.broken = asyncio.Event()
         """Set when the core broke an invariant: the process must end, for its books are wrong."""
         self._clock = clock
@@ -82,14 +78,10 @@ class SchedulerShell:
         """A number for a new stream, never given twice."""
         return next(self._sessions)
 
-    def lead(self, core: SchedulerCore, epoch: int) -> None:
-        """Take over with fresh books, which those who connect will fill."""
+    def lead(self, core: SchedulerCore, epoch: int, until_s: Callable[[], float]) -> None:
+        """Take over with fresh books, which workers and front proxies fill when they connect."""
         assert not self.workers and not self.fronts, "nobody is let in while standing by"
-        self.core, self.leader_epoch, self.stands_by_for = core, epoch, None
-
-    def refused_one(self) -> None:
-        """Somebody asked, while another one leads."""
-        self.standby_demand.note(self._clock.monotonic_s())
+        self.core, self.leader_epoch, self.leads_until_s, self.stands_by = core, epoch, until_s, False
 
     @property
     def deposed(self) -> bool:
@@ -97,7 +89,7 @@ class SchedulerShell:
 
         Looked at before anything is decided or told, not from time to time: a process that stood still does not know.
         """
-        return self._clock.monotonic_s() >= self.leads_until_s
+        return self._clock.monotonic_s() >= self.leads_until_s()
 
     def feed(self, event: Event) -> None:
         """Let the core handle one event and do what follows."""
@@ -122,7 +114,6 @@ class SchedulerShell:
     async def tick(self) -> None:
         """Look at the leases and refresh the gauges for as long as the process lives."""
         loop = asyncio.get_running_loop()
-        signed_s = loop.time()
         shown_s = -math.inf
         due_s = loop.time()
         while True:
@@ -130,19 +121,15 @@ class SchedulerShell:
             if loop.time() >= shown_s + self.config.metrics_interval_s:
                 shown_s = loop.time()
                 self.show_metrics()
-            if self.leader_epoch and loop.time() >= signed_s + self.config.sign_of_life_interval_s:
-                signed_s = loop.time()
-                self._sign()
-            pause_s = min(self.config.tick_interval_s, self.config.sign_of_life_interval_s)
-            due_s = loop.time() + pause_s
-            await asyncio.sleep(pause_s)
+            due_s = loop.time() + self.config.tick_interval_s
+            await asyncio.sleep(self.config.tick_interval_s)
 
     def show_metrics(self) -> None:
         """Bring the gauges up to date."""
         self.metrics.show_cluster(
             self.core.cluster.workers.values(), fronts=len(self.fronts), plans_in_flight=self.core.plans_in_flight
         )
-        self.metrics.show_leads(self.stands_by_for is None and not self.deposed)
+        self.metrics.show_leads(not self.stands_by and not self.deposed)
         self.metrics.show_waiting(self.core.waiting())
         self.metrics.show_leaks(self.core.leaked_leases())
 
@@ -220,31 +207,15 @@ class SchedulerShell:
         if self.deposed:
             return
         self._pushed_s = asyncio.get_running_loop().time()
-        message = wire.view(
-            self.core.cluster.workers.values(),
-            rebuilding=self.core.rebuilding,
-            sign_of_life_s=self._sign_of_life_s,
-        )
+        message = wire.view(self.core.cluster.workers.values(), rebuilding=self.core.rebuilding)
         for outgoing in self.fronts.values():
             outgoing.show(self._signed(message))
-
-    def _sign(self) -> None:
-        """Say something to everybody, so that nobody takes this leader for one that stands still."""
-        self._publish(at_once=True)
-        for worker in self.workers.values():
-            worker.show(self._registered())
-
-    @property
-    def _sign_of_life_s(self) -> float:
-        """How often everybody hears of a leader; 0: one that is alone promises nothing."""
-        return self.config.sign_of_life_interval_s if self.leader_epoch else 0.0
 
     def _registered(self) -> pb.WorkerCommand:
         return pb.WorkerCommand(
             registered=pb.Registered(
                 heartbeat_interval_ms=round(self.config.heartbeat_interval_s * 1000),
                 leader_epoch=self.leader_epoch,
-                sign_of_life_ms=round(self._sign_of_life_s * 1000),
             )
         )
 

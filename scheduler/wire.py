@@ -148,13 +148,12 @@ def refusal(action: ReplyRefusal) -> pb.FrontReply:
     )
 
 
-def view(workers: Iterable[Worker], *, rebuilding: bool = False, sign_of_life_s: float = 0.0) -> pb.FrontReply:
-    """The cluster as front proxies see it. ``sign_of_life_s`` 0: no next view is promised."""
+def view(workers: Iterable[Worker], *, rebuilding: bool = False) -> pb.FrontReply:
+    """The cluster as front proxies see it."""
     entries = [
         pb.WorkerEntry(info=_info(worker.facts), load=_load(worker), unusable=worker.unusable) for worker in workers
     ]
-    sign_of_life_ms = round(sign_of_life_s * 1000)
-    return pb.FrontReply(view=pb.ClusterView(workers=entries, rebuilding=rebuilding, sign_of_life_ms=sign_of_life_ms))
+    return pb.FrontReply(view=pb.ClusterView(workers=entries, rebuilding=rebuilding))
 
 
 def _placed(message: pb.Placement) -> Placement:

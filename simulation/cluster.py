@@ -68,7 +68,7 @@ class SimCluster:
         self.faults = faults
         self.settings = settings
         self.parts = parts
-        self.store = LeaseStore(world) if topology.schedulers > 1 else None
+        self.store = LeaseStore() if topology.schedulers > 1 else None
         self.gap_s_max = GAP_S_MAX
         self.clients: list[Client] = []
         """Whose end is not checked yet."""
@@ -138,6 +138,8 @@ class SimCluster:
             lost_by_callee=lambda: scheduler.on_lost(stream),
             lost_by_caller=lambda: plans.on_lost(stream, "the stream broke"),
         )
+        if len(self.schedulers) > 1:
+            stream.keep_alive(self.settings.keepalive_s)
         plans.connected(scheduler, stream)
         stream.send(UP, scheduler.on_front, front, stream)
 

@@ -1,7 +1,7 @@
 """How a worker keeps its stream to whichever scheduler leads, by the rules that its production shell goes by.
 
-Addresses in turn, pauses between rounds, leaders that are older than one that was heard, and silence: production's own
-machines, driven as ``worker/session.py`` drives them.
+Addresses in turn, pauses between rounds, and leaders that are older than one that was heard, as ``worker/session.py``
+has them.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from runtime.addresses import Addresses
-from runtime.newest_leader import NewestLeader
-from runtime.silence import Silence, look_interval_s
 from simulation.network import DOWN, UP, Stream
 from simulation.policies import Settings
 
@@ -34,11 +32,9 @@ class Dial:
         self._settings = settings
         self._calm_s = calm_s
         self._addresses = Addresses(",".join(schedulers))
-        self._newest = NewestLeader()
-        self._silence = Silence()
+        self._leader_epoch = 0
         self._opened = False
         self._backoff_s = settings.backoff_min_s
-        self._instead = ""
         self._ended = False
 
     def close(self) -> None:
@@ -61,26 +57,27 @@ class Dial:
             lost_by_callee=lambda: scheduler.on_lost(stream),
             lost_by_caller=lambda: self._on_lost(stream),
         )
-        self.stream, self._opened, self._instead = stream, False, ""
+        self.stream, self._opened = stream, False
+        if len(self._addresses) > 1:
+            stream.keep_alive(self._settings.keepalive_s)
         stream.send(UP, scheduler.on_worker, self, stream)
         self.process.after(self._settings.connect_timeout_s, self._on_timeout, stream)
 
     # What the scheduler says
 
-    def on_refused(self, stream: Stream, instead: str) -> None:
-        """It stands by, and may know who leads."""
+    def on_refused(self, stream: Stream) -> None:
+        """It stands by."""
         if stream is self.stream:
-            self._instead = instead
             self._leave(silent=False)
 
     def on_message(self, stream: Stream, epoch: int, what: Callable[..., None], *arguments: Any) -> None:
         """A message of a leader of this epoch, to be believed or not."""
         if stream is not self.stream:
             return
-        self._silence.heard()
-        if not self._newest.believes(epoch):
+        if 0 < epoch < self._leader_epoch:
             self._leave(silent=False)
             return
+        self._leader_epoch = max(self._leader_epoch, epoch)
         what(*arguments)
 
     def on_opened(self, scheduler: SimScheduler, session: int) -> None:
@@ -90,24 +87,8 @@ class Dial:
         self._addresses.served()
         self._backoff_s = self._settings.backoff_min_s
         self.process.opened(scheduler, session, self.stream)
-        if scheduler.promises_s and len(self._addresses) > 1:
-            self._look_later(self.stream, scheduler.promises_s)
-
-    def said(self) -> None:
-        """Said again, as a sign of life."""
 
     # How it ends
-
-    def _look_later(self, stream: Stream, promised_s: float) -> None:
-        wait_s = look_interval_s(self._settings.silence_timeout_s, promised_s)
-        self.process.after(wait_s, self._look, stream, promised_s)
-
-    def _look(self, stream: Stream, promised_s: float) -> None:
-        if stream is not self.stream or not self.process.alive:
-            return
-        self._look_later(stream, promised_s)
-        if self._silence.look():
-            self._leave(silent=True)
 
     def _on_timeout(self, stream: Stream) -> None:
         if stream is self.stream and not self._opened and self.process.alive:
@@ -124,7 +105,6 @@ class Dial:
 
     def _over(self, *, silent: bool) -> None:
         opened, self._opened, self.stream = self._opened, False, None
-        self._silence.heard()
         if opened:
             self.process.lost()
         self._failed(silent)
@@ -133,8 +113,7 @@ class Dial:
         if self._ended or not self.process.alive:
             return
         wait_s = 0.0
-        if self._addresses.failed(silent=silent, instead=self._instead):
+        if self._addresses.failed(silent=silent):
             wait_s = self._backoff_s * self.process.world.rng.uniform(0.5, 1.0)
             self._backoff_s = min(self._backoff_s * 2, self._settings.backoff_max_s)
-        self._instead = ""
         self.process.after(wait_s, self.dial)

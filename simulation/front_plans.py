@@ -40,8 +40,7 @@ from front_proxy.desk_events import (
     requested,
 )
 from front_proxy.flow_events import AskPlan, Outcome, Planned, PlanRefused
-from front_proxy.leader_watch import NEVER_S
-from front_proxy.plan_desk import DeskBounds, PlanDesk
+from front_proxy.plan_desk import NEVER_S, DeskBounds, PlanDesk
 from front_proxy.work import Placement
 from scheduler.actions import Placement as CorePlacement
 from scheduler.actions import ReplyPlan, ReplyRefusal, ReplyWaiting
@@ -61,7 +60,6 @@ LOAD_FADE_S = 1.0
 PLANS_TOLD_INTERVALS_S = (0.5, 60.0)
 VIEW_MAX_AGES_S = (0.1, 60.0, 60.0)
 BACKOFF_S = (0.02, 0.3)
-SILENCE_TIMEOUT_S = 0.6
 
 Reply = ReplyPlan | ReplyRefusal | ReplyWaiting
 
@@ -95,7 +93,6 @@ class FrontPlans:
             plans_told_interval_s=world.rng.choice(PLANS_TOLD_INTERVALS_S),
             view_max_age_s=view_max_age_s,
             load_fade_s=LOAD_FADE_S,
-            silence_timeout_s=SILENCE_TIMEOUT_S,
             backoff_min_s=BACKOFF_S[0],
             backoff_max_s=BACKOFF_S[1],
         )
@@ -143,11 +140,11 @@ class FrontPlans:
         if stream is self.stream:
             self.session = session
 
-    def on_refused(self, stream: Stream, instead: str) -> None:
-        """The scheduler stands by, and may know who leads."""
+    def on_refused(self, stream: Stream) -> None:
+        """The scheduler stands by."""
         if stream is self.stream and self._front.alive:
             stream.drop(DOWN)
-            self.on_lost(stream, "it stands by", instead=instead)
+            self.on_lost(stream, "it stands by")
 
     def hear(self, word: Granted | Refused | ToldToWait | ViewShown, leader_epoch: int = 0) -> None:
         """The scheduler says something on the stream."""
@@ -164,7 +161,7 @@ class FrontPlans:
         """The scheduler shows the cluster, which it does again and again."""
         self.hear(view, leader_epoch)
 
-    def on_lost(self, stream: Stream | None, reason: str, *, silent: bool = False, instead: str = "") -> None:
+    def on_lost(self, stream: Stream | None, reason: str, *, silent: bool = False) -> None:
         """The stream broke, or none came about (None)."""
         if not self._front.alive or stream is not self.stream:
             return
@@ -173,7 +170,7 @@ class FrontPlans:
         self._answers_by_s.clear()
         # A dial that is over has no timeout any more.
         self._dials += 1
-        self._handle(StreamLost(reason, silent=silent, serves_instead=instead))
+        self._handle(StreamLost(reason, silent=silent))
 
     def crash(self) -> None:
         """The front proxy is gone."""
@@ -257,9 +254,9 @@ class FrontPlans:
             case ViewChanged(gone=gone):
                 for worker_id, epoch in gone:
                     self._front.forget(worker_id, epoch)
-            case Leave(reason=reason, silent=silent):
+            case Leave(reason=reason):
                 self._world.tell(self._front.name, f"leaves the scheduler: {reason}")
-                self._front.after(0.0, self._leave_soon, self.stream, reason, silent)
+                self._front.after(0.0, self._leave_soon, self.stream, reason)
             case Dial(address=address, after_s=after_s):
                 self._front.after(after_s, self.dial, address)
             case OutageBegan() | OutageOver() | SchedulerLost():
@@ -267,9 +264,9 @@ class FrontPlans:
             case _:
                 assert_never(action)
 
-    def _leave_soon(self, stream: Stream | None, reason: str, silent: bool) -> None:
+    def _leave_soon(self, stream: Stream | None, reason: str) -> None:
         if stream is not None and stream is self.stream and self._front.alive:
-            self._leave(reason, silent=silent)
+            self._leave(reason, silent=False)
 
     def _send(self, action: SendQuestion | SendEnd | SendRunning | SendSuspect) -> None:
         stream, scheduler = self.stream, self.scheduler

@@ -1,80 +1,50 @@
-"""The lease of several schedulers in virtual time: production's rules of time over a store that is one row.
-
-As with files, the store knows that a holder is dead.
-"""
+"""Which of several schedulers leads in virtual time: one record, and production's rules of time for a Lease."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from scheduler.leadership import Holder, Tenure, Watch, next_epoch
-from simulation.world import World
+from scheduler.leadership.rules import LeaseTerm
 
 
 class LeaseStore:
-    """What all schedulers share."""
+    """What all schedulers share. A read and a write behind it happen at one moment, so no version can conflict."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.holder = Holder()
-        self.renewals = 0
-        self.locked: SimLease | None = None
-        """Whose lock it is; a process that dies loses it."""
-        self.asked = 0
-        """How often one that stands by was asked."""
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.version = 0
 
 
 class SimLease:
-    """One scheduler incarnation's seat: ``LeaderLease`` without waiting, since in virtual time nothing does."""
+    """One scheduler incarnation's side of it."""
 
     def __init__(self, store: LeaseStore, lease_s: float) -> None:
         self._store = store
-        self._now_s: Callable[[], float] = lambda: store.world.now_s
-        self._tenure = Tenure(lease_s)
-        self._watch = Watch(lease_s)
-        self._asked = store.asked
-        self.leader = Holder()
-        """Who led, as ``try_acquire`` last saw it."""
+        self._lease_s = lease_s
+        self._term = LeaseTerm(lease_s)
+        self.epoch = 0
+        """Of this leadership; 0: a candidate."""
 
     @property
     def until_s(self) -> float:
         """When leading is over unless it is renewed."""
-        return self._tenure.until_s
+        return self._term.until_s
 
-    @property
-    def sees_leader(self) -> bool:
-        """Whether another one was lately seen to renew."""
-        return self._watch.sees_leader(self._now_s())
-
-    def try_acquire(self, address: str) -> int | None:
-        """The epoch of a leadership that begins now; None while another one leads."""
-        store, now_s = self._store, self._now_s()
-        self.leader = store.holder
-        if store.locked is not None and self._watch.leads((store.holder.epoch, store.renewals), now_s, now_s):
-            return None
-        epoch = next_epoch(store.holder.epoch, 0)
-        store.holder, store.locked = Holder(epoch, address), self
-        return epoch if self._tenure.begin(now_s, now_s) else None
-
-    def renew(self) -> bool:
-        """Whether leading goes on."""
-        store, now_s = self._store, self._now_s()
-        if not self._tenure.renewable(now_s) or store.locked is not self:
+    def claim(self, now_s: float) -> bool:
+        """Whether this one leads from now on."""
+        store = self._store
+        if store.epoch and not self._term.is_over(store.version, now_s, lease_s=self._lease_s):
             return False
-        store.renewals += 1
-        return self._tenure.renew(now_s, now_s)
+        store.epoch += 1
+        self.epoch = store.epoch
+        self._write(now_s)
+        return True
 
-    def tell_asked(self) -> None:
-        """Somebody asks here."""
-        self._store.asked += 1
+    def renew(self, now_s: float) -> bool:
+        """Whether this one still leads."""
+        if self._store.epoch != self.epoch or now_s >= self.until_s:
+            return False
+        self._write(now_s)
+        return True
 
-    def other_asked(self) -> bool:
-        """Whether somebody has asked one that stands by since this was last called."""
-        before, self._asked = self._asked, self._store.asked
-        return self._asked != before
-
-    def release(self) -> None:
-        """Lead no longer; what a process's death does too."""
-        self._tenure.end()
-        if self._store.locked is self:
-            self._store.locked = None
+    def _write(self, now_s: float) -> None:
+        self._store.version += 1
+        self._term.wrote(now_s)

@@ -6,6 +6,7 @@ what is under way; each end learns of it at a time of its own, and one that stan
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -188,6 +189,19 @@ class Stream:
         """Only its caller loses it: its other end holds it for whole until it is cut as well."""
         self._ends[DOWN].streams.pop(self, None)
         self._lose(DOWN)
+
+    def keep_alive(self, interval_s: float) -> None:
+        """Break where its caller is awake and its callee cannot answer at two looks, as by gRPC's keepalive."""
+        self._look(interval_s, stuck=False)
+
+    def _look(self, interval_s: float, *, stuck: bool) -> None:
+        if not self._whole[DOWN]:
+            return
+        now_stuck = self._held_until_s(UP) > self._world.now_s
+        if stuck and now_stuck:
+            self.cut()
+            return
+        self._ends[DOWN].after(interval_s, functools.partial(self._look, interval_s, stuck=now_stuck))
 
     def silence(self, for_s: float) -> None:
         """This one link is a black hole."""

@@ -8,6 +8,7 @@ from front_proxy.config import FrontProxyConfig
 from front_proxy.plan_desk import DeskBounds
 from front_proxy.retries import RetryBounds
 from front_proxy.stall import StallBounds
+from runtime.grpc_server import QUICK_KEEPALIVE_TIME_MS, QUICK_KEEPALIVE_TIMEOUT_MS
 from scheduler.config import PriorityClassConfig, SchedulerConfig, WaitingConfig
 from worker.config import WorkerConfig
 
@@ -21,9 +22,6 @@ SCHEDULER_CONFIG = SchedulerConfig(
     silence_timeout_s=0.8,
     suspect_cooldown_s=0.5,
     rebuild_grace_s=0.6,
-    leader_interval_s=0.1,
-    leader_lease_s=0.6,
-    sign_of_life_interval_s=0.1,
     waiting=WaitingConfig(interactive=_WAITING, default=_WAITING, batch=_WAITING, missing_workers_wait_max_s=2.0),
 )
 # In every other run what fits nowhere is refused, so that front proxies have to cope. Then nobody waits for workers
@@ -54,7 +52,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # Of a worker that looks for the scheduler.
     backoff_min_s: float = 0.05
     backoff_max_s: float = 0.3
-    silence_timeout_s: float = 0.6
+    lease_s: float = 0.6
+    """Of the scheduler that leads."""
+    keepalive_s: float = 0.3
+    """How often connections to one of several schedulers are tested."""
     report_interval_s: float = 0.25
     step_s: float = 0.01
     prefill_s: tuple[float, float] = (0.01, 0.08)
@@ -86,7 +87,6 @@ def production_settings() -> Settings:
             plans_told_interval_s=front.plans_told_interval_s,
             view_max_age_s=front.degraded_view_max_age_s,
             load_fade_s=front.degraded_load_fade_s,
-            silence_timeout_s=front.scheduler_silence_timeout_s,
             backoff_min_s=front.scheduler_backoff_min_s,
             backoff_max_s=front.scheduler_backoff_max_s,
         ),
@@ -94,7 +94,8 @@ def production_settings() -> Settings:
         connect_retry_s=front.worker_connect_retry_s,
         backoff_min_s=worker.scheduler_backoff_initial_s,
         backoff_max_s=worker.scheduler_backoff_max_s,
-        silence_timeout_s=worker.scheduler_silence_timeout_s,
+        lease_s=SchedulerConfig().kubernetes.lease_duration_s,
+        keepalive_s=(QUICK_KEEPALIVE_TIME_MS + QUICK_KEEPALIVE_TIMEOUT_MS) / 2000,
         report_interval_s=worker.heartbeat_interval_s / 4,
         step_s=0.05,
         prefill_s=(0.1, 0.4),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -11,7 +10,6 @@ import msgspec
 
 from front_proxy.cluster_view import WorkerEntry
 from front_proxy.desk_events import ViewShown
-from runtime.silence import look_interval_s
 from scheduler.actions import AcceptWorker, Action, DropWorker, RejectWorker, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
@@ -29,7 +27,7 @@ from scheduler.events import (
     WorkerSuspected,
 )
 from scheduler.facts import WorkerLoad
-from scheduler.leadership import Reachability, StandbyDemand
+from scheduler.leadership.rules import LOOKS_PER_TERM
 from simulation import checkers, front_plans
 from simulation.dial import Dial
 from simulation.fronts import SimFront
@@ -64,15 +62,13 @@ class SimScheduler(Process):
         self.core = core(config, world.rng)
         self.epoch = 0
         self.leads_until_s = float("inf")
-        self.stands_by_for: str | None = None
+        self.stands_by = False
         self.on_stepped_down: Callable[[], None] = lambda: None
         """Told when it has ended itself since it leads no more."""
         self._cluster = cluster
         self._store = store
         self._make_core = core
         self._lease: SimLease | None = None
-        self._standby_demand, self._told = StandbyDemand(config.worker_lease_s), 0
-        self._reachability, self._looked_s, self._heard = Reachability(), 0.0, False
         self.heard_s: dict[str, float] = {}
         """When each worker last said what it does."""
         self._numbers = itertools.count(1)
@@ -80,17 +76,12 @@ class SimScheduler(Process):
         self.incarnation = 0
         self._begin()
         if store is not None:
-            self._try_to_lead(fresh=False)
-
-    @property
-    def promises_s(self) -> float:
-        """How often everybody hears of it; 0 where it is alone."""
-        return self.config.sign_of_life_interval_s if self._store is not None else 0.0
+            self._try_to_lead()
 
     @property
     def leads(self) -> bool:
         """Whether it may decide."""
-        return self.alive and self.stands_by_for is None and self.world.now_s < self.leads_until_s
+        return self.alive and not self.stands_by and self.world.now_s < self.leads_until_s
 
     @property
     def deposed(self) -> bool:
@@ -114,8 +105,6 @@ class SimScheduler(Process):
         self.core.check()
         self._sessions.clear()
         self.cut_streams()
-        if self._lease is not None:
-            self._lease.release()
 
     def view(self) -> ViewShown:
         """What front proxies are shown of the cluster."""
@@ -125,7 +114,6 @@ class SimScheduler(Process):
                 for worker in self.core.cluster.workers.values()
             ],
             rebuilding=self.core.rebuilding,
-            sign_of_life_s=self.promises_s,
         )
 
     # Time and the lead
@@ -134,15 +122,17 @@ class SimScheduler(Process):
         self.incarnation += 1
         self.after(TICK_S, self._tick, self.incarnation, self.world.now_s + TICK_S)
         if self._store is not None:
-            self._lease = SimLease(self._store, self.config.leader_lease_s)
-            self._standby_demand, self._told = StandbyDemand(self.config.worker_lease_s), 0
-            self.stands_by_for, self.leads_until_s = "", float("-inf")
-            self.after(self.config.leader_interval_s, self._look_at_the_lease, self.incarnation)
+            self._lease = SimLease(self._store, self._cluster.settings.lease_s)
+            self.stands_by, self.leads_until_s = True, float("-inf")
+            self._look_later()
+
+    def _look_later(self) -> None:
+        self.after(self._cluster.settings.lease_s / LOOKS_PER_TERM, self._look_at_the_lease, self.incarnation)
 
     def _tick(self, incarnation: int, due_s: float) -> None:
         if incarnation != self.incarnation or not self.alive:
             return
-        if self.stands_by_for is None:
+        if not self.stands_by:
             self._feed(Tick(late_s=max(self.world.now_s - due_s, 0.0)))
             self.core.check()
             self._show_all()
@@ -152,51 +142,22 @@ class SimScheduler(Process):
         if incarnation != self.incarnation or not self.alive:
             return
         assert self._lease is not None
-        if self.stands_by_for is not None:
-            if self._told != self._standby_demand.count:
-                self._told = self._standby_demand.count
-                with contextlib.suppress(OSError):
-                    self._lease.tell_asked()
-            self._try_to_lead(fresh=True)
+        if self.stands_by:
+            self._try_to_lead()
+        elif self._lease.renew(self.world.now_s):
+            self.leads_until_s = self._lease.until_s
         else:
-            try:
-                held = self._lease.renew()
-            except OSError:
-                held = not self.deposed
-            self.leads_until_s = self._lease.until_s if held else float("-inf")
-            if not held or self._makes_way():
-                self._step_down()
-                return
-        self.after(self.config.leader_interval_s, self._look_at_the_lease, incarnation)
-
-    def _makes_way(self) -> bool:
-        """Whether nobody was heard for long, while the one that stands by is asked."""
-        look_s = look_interval_s(self.config.deaf_step_down_s, self.config.heartbeat_interval_s)
-        if self.world.now_s < self._looked_s + look_s:
-            return False
-        assert self._lease is not None
-        hears, self._looked_s, self._heard = self._heard, self.world.now_s, False
-        return self._reachability.look(hears=hears, other_asked=not hears and self._lease.other_asked())
-
-    def _try_to_lead(self, *, fresh: bool) -> None:
-        lease = self._lease
-        assert lease is not None
-        try:
-            epoch = lease.try_acquire(self.name)
-        except OSError:
-            epoch = None
-        self.stands_by_for = lease.leader.address if lease.sees_leader else ""
-        if epoch is None:
+            self._step_down()
             return
-        if fresh:
-            look_s = look_interval_s(self.config.deaf_step_down_s, self.config.heartbeat_interval_s)
-            rebuild_longer = self._standby_demand.for_s(self.world.now_s) >= look_s
-            self.core = self._make_core(
-                self.config, self.world.rng, began_s=self.world.now_s, rebuild_longer=rebuild_longer
-            )
-        self._reachability, self._looked_s, self._heard = Reachability(), self.world.now_s, False
-        self.epoch, self.stands_by_for, self.leads_until_s = epoch, None, lease.until_s
-        self.world.tell(self.name, f"leads, epoch {epoch}")
+        self._look_later()
+
+    def _try_to_lead(self) -> None:
+        lease, now_s = self._lease, self.world.now_s
+        assert lease is not None
+        if lease.claim(now_s):
+            self.core = self._make_core(self.config, self.world.rng, began_s=now_s)
+            self.epoch, self.stands_by, self.leads_until_s = lease.epoch, False, lease.until_s
+            self.world.tell(self.name, f"leads, epoch {lease.epoch}")
 
     def _step_down(self) -> None:
         self.world.tell(self.name, "does not lead any more")
@@ -208,7 +169,7 @@ class SimScheduler(Process):
     def on_worker(self, dial: Dial, stream: Stream) -> None:
         """A worker registers, if there is anybody to hear it."""
         if self._refuses():
-            stream.send(DOWN, dial.on_refused, stream, self.stands_by_for or "")
+            stream.send(DOWN, dial.on_refused, stream)
             return
         session = self._begin_session(dial, stream)
         self._feed(WorkerJoined(session=session.number, facts=dial.process.facts()))
@@ -216,7 +177,7 @@ class SimScheduler(Process):
     def on_front(self, front: SimFront, stream: Stream) -> None:
         """A front proxy registers, if there is anybody to hear it."""
         if self._refuses():
-            stream.send(DOWN, front.plans.on_refused, stream, self.stands_by_for or "")
+            stream.send(DOWN, front.plans.on_refused, stream)
             return
         session = self._begin_session(front, stream)
         self._feed(FrontJoined(session=session.number, front_proxy_id=front.name))
@@ -224,12 +185,9 @@ class SimScheduler(Process):
         stream.send(DOWN, front.plans.see, self.view(), self.epoch)
 
     def _refuses(self) -> bool:
-        if self.stands_by_for is not None:
-            self._standby_demand.note(self.world.now_s)
-        return self.stands_by_for is not None or self.deposed
+        return self.stands_by or self.deposed
 
     def _begin_session(self, peer: Dial | SimFront, stream: Stream) -> _Session:
-        self._heard = True
         session = _Session(next(self._numbers), peer, stream)
         self._sessions[session.number] = session
         return session
@@ -255,8 +213,6 @@ class SimScheduler(Process):
         for session in list(self._sessions.values()):
             if isinstance(session.peer, SimFront):
                 session.stream.send(DOWN, session.peer.plans.see, view, self.epoch)
-            elif self._store is not None:
-                self._say(session, session.peer, session.peer.said)
 
     def _say(self, session: _Session, dial: Dial, what: Callable[..., None], *arguments: object) -> None:
         session.stream.send(DOWN, dial.on_message, session.stream, self.epoch, what, *arguments)
@@ -265,27 +221,22 @@ class SimScheduler(Process):
 
     def on_plan(self, event: PlanRequested) -> None:
         """A question arrived."""
-        self._heard = True
         self._feed(event)
 
     def on_running(self, event: PlansRunning) -> None:
         """A front proxy says what it runs."""
-        self._heard = True
         self._feed(event)
 
     def on_ended(self, session: int, plan_id: int, outcome: str, output_tokens: int) -> None:
         """A plan is over."""
-        self._heard = True
         self._feed(RequestEnded(session=session, plan_id=plan_id, outcome=outcome, output_tokens=output_tokens))
 
     def on_suspect(self, worker_id: str, epoch: int) -> None:
         """Somebody could not use a worker."""
-        self._heard = True
         self._feed(WorkerSuspected(worker_id=worker_id, epoch=epoch, reason="lost"))
 
     def on_load(self, session: int, worker_id: str, load: WorkerLoad) -> None:
         """A worker says what it does."""
-        self._heard = True
         self.heard_s[worker_id] = self.world.now_s
         self._feed(WorkerLoadReported(session=session, worker_id=worker_id, load=load))
 

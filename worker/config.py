@@ -63,10 +63,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     scheduler_backoff_max_s: Positive = 2.0
     """Longest wait between attempts to reach the scheduler. It never gives up."""
     scheduler_call_timeout_s: Positive = 10.0
-    """Time the scheduler has to answer a registration."""
-    scheduler_silence_timeout_s: Positive = 3.0
-    """Where there are several schedulers: silence after which the leader is left for the next one. Not less than
-    ``scheduler.leader_lease_s``, or that one does not lead yet."""
+    """Time the scheduler has to answer a registration; one of several has 2 s."""
     register_timeout_s: Positive = 120.0
     """Time a starting worker may wait for its first registration."""
 

@@ -13,16 +13,15 @@ from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.addresses import Addresses
-from runtime.grpc_errors import serves_instead
 from runtime.grpc_server import channel
 from runtime.lifecycle import cancel_and_wait
-from runtime.newest_leader import NewestLeader
-from runtime.silence import Silence, look_interval_s
 from worker.body import WorkerBody
 
 log = logging.getLogger("baton.worker.session")
 
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined] # the stubs do not know it
+# Of several schedulers, one that answers nothing for so long is left for the next.
+REGISTER_TIMEOUT_S = 2.0
 # InvalidStateError is how gRPC says that the call was over before we wrote.
 _SESSION_ENDS = (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError, TimeoutError, ConnectionError)
 
@@ -35,9 +34,8 @@ class SchedulerSession:
         self._config = body.config
         self._backoff_s = body.config.scheduler_backoff_initial_s
         self._addresses = Addresses(body.config.scheduler_address)
-        self._newest_leader = NewestLeader()
-        # Who leads, by the word of a scheduler that refused.
-        self._instead = ""
+        # The largest that a scheduler named. An older leader stood still and does not know yet that another one leads.
+        self._leader_epoch = 0
         self._leaving: str | None = None
         self.registered = asyncio.Event()
         """Set while the scheduler knows this worker."""
@@ -45,13 +43,13 @@ class SchedulerSession:
     async def run(self) -> None:
         """Register, report, reconnect; returns after ``leave``."""
         while self._leaving is None:
-            pause, self._instead = False, ""
+            pause = False
             try:
                 await self._attempt()
             except _SESSION_ENDS as error:
                 self._body.metrics.session_failures.inc()
                 tried = self._addresses.current
-                pause = self._addresses.failed(silent=isinstance(error, TimeoutError), instead=self._instead)
+                pause = self._addresses.failed(silent=isinstance(error, TimeoutError))
                 log.warning(
                     "the session with the scheduler at %s ended: %s; next attempt, at %s, %s",
                     tried,
@@ -71,7 +69,8 @@ class SchedulerSession:
 
     async def _attempt(self) -> None:
         config = self._config
-        async with channel(self._addresses.current, config.message_bytes_max) as connection:
+        several = len(self._addresses) > 1
+        async with channel(self._addresses.current, config.message_bytes_max, quick_keepalive=several) as connection:
             call: Any = scheduler_pb2_grpc.SchedulerServiceStub(connection).WorkerSession()
             try:
                 async with asyncio.timeout(self._register_timeout_s):
@@ -79,17 +78,15 @@ class SchedulerSession:
                     reply = await call.read()
                 if reply is _EOF or reply.WhichOneof("message") != "registered":
                     raise ConnectionError(f"it did not register this worker: {_status(call)}")
-                if not self._newest_leader.believes(reply.registered.leader_epoch):
+                if 0 < reply.registered.leader_epoch < self._leader_epoch:
                     raise ConnectionError("it led once, and another one leads now")
+                self._leader_epoch = max(self._leader_epoch, reply.registered.leader_epoch)
                 self._addresses.served()
                 self._body.metrics.session_connects.inc()
                 self._backoff_s = config.scheduler_backoff_initial_s
                 self.registered.set()
                 log.info("registered with the scheduler at %s", self._addresses.current)
                 await self._converse(call, reply.registered)
-            except _SESSION_ENDS:
-                self._instead = await serves_instead(call)
-                raise
             finally:
                 call.cancel()
 
@@ -98,17 +95,14 @@ class SchedulerSession:
         """Where there is another scheduler, this one is not waited for longer than for one that leads."""
         config = self._config
         several = len(self._addresses) > 1
-        return min(config.scheduler_call_timeout_s, config.scheduler_silence_timeout_s if several else float("inf"))
+        return min(config.scheduler_call_timeout_s, REGISTER_TIMEOUT_S if several else float("inf"))
 
     async def _converse(self, call: Any, registered: pb.Registered) -> None:
         asked_s = registered.heartbeat_interval_ms / 1000 or self._config.heartbeat_interval_s
-        silence = Silence()
         parts = [
             asyncio.create_task(self._report(call, min(asked_s, self._config.heartbeat_interval_s))),
-            asyncio.create_task(self._listen(call, silence)),
+            asyncio.create_task(self._listen(call)),
         ]
-        if registered.sign_of_life_ms and len(self._addresses) > 1:
-            parts.append(asyncio.create_task(self._watch(silence, registered.sign_of_life_ms / 1000)))
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -116,14 +110,6 @@ class SchedulerSession:
         finally:
             for task in parts:
                 await _settle(task, self._config.scheduler_call_timeout_s)
-
-    async def _watch(self, silence: Silence, promised_s: float) -> None:
-        """End the session with a scheduler that stands still; raises TimeoutError."""
-        timeout_s = self._config.scheduler_silence_timeout_s
-        while True:
-            await asyncio.sleep(look_interval_s(timeout_s, promised_s))
-            if silence.look():
-                raise TimeoutError(f"it said nothing for {timeout_s:g} s")
 
     async def _report(self, call: Any, heartbeat_s: float) -> None:
         """Send load when it changed, and at every heartbeat; at the end, goodbye."""
@@ -164,16 +150,15 @@ class SchedulerSession:
         async with asyncio.timeout(self._config.scheduler_call_timeout_s):
             await call.write(update)
 
-    async def _listen(self, call: Any, silence: Silence) -> None:
+    async def _listen(self, call: Any) -> None:
         while (command := await call.read()) is not _EOF:
-            silence.heard()
             match command.WhichOneof("message"):
                 case "drain":
                     deadline_s = command.drain.deadline_ms / 1000 or self._config.drain_timeout_s
                     log.info("the scheduler asks this worker to drain within %.1f s", deadline_s)
                     self._body.chores.start(self._drain(deadline_s), "drain for the scheduler")
                 case "registered":
-                    pass  # said again, as a sign of life
+                    pass  # said again
                 case other:
                     log.warning("the scheduler sent a command this worker does not know: %s", other)
         if self._leaving is None:

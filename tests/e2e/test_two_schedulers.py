@@ -1,4 +1,4 @@
-"""Two schedulers, real processes, fake engines: whoever of them dies or stands still under load, no request fails.
+"""Two schedulers, real processes, fake engines: either of them dies or stands still under load, and no request fails.
 
 One cluster serves all tests of this module, in the order of the file: each leaves it whole.
 """
@@ -20,9 +20,8 @@ from tests.e2e.test_processes import CLIENTS, Line, load_on
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-# Longer than any bound a takeover has by default, and than the issue asks for.
-FREEZE_S = 20.0
-TAKEOVER_TIMEOUT_S = 20.0
+# Of one that stands still: until `baton up` has killed it, and until everybody has found the next one.
+TAKEOVER_TIMEOUT_S = 30.0
 RESTART_TIMEOUT_S = 60.0
 
 
@@ -106,21 +105,15 @@ async def test_the_leader_of_two_stands_still_under_load_and_no_request_fails(cl
     leader, stand_by = _only(cluster, "ready"), _only(cluster, "standby")
     async with load_on(cluster) as load:
         os.kill(int(leader["pid"]), signal.SIGSTOP)
-        try:
-            thaw_at_s = asyncio.get_running_loop().time() + FREEZE_S
-            await _taken_over(cluster, stand_by)
-            while asyncio.get_running_loop().time() < thaw_at_s:
-                await load.until(CLIENTS)
-        finally:
-            os.kill(int(leader["pid"]), signal.SIGCONT)
-        # It must find that its time is over, not lead beside the other one.
+        await _taken_over(cluster, stand_by)
+        await load.until(CLIENTS)
         await _two_again(cluster, leader)
         assert _only(cluster, "ready")["id"] == stand_by["id"]
         await load.until(2 * CLIENTS)
     assert load.problems == []
     told = (cluster.state_dir / "up.stderr").read_text()
-    assert f"error: {leader['id']} ended with exit code 4; starts again" in told
-    assert "does not lead any more answered" not in cluster.logs(), "nobody heard two leaders"
+    assert f"error: {leader['id']} has not answered for 10 s: killing it" in told
+    assert "it led once, and another one leads now" not in cluster.logs(), "nobody heard two leaders"
     processes._wait_idle(cluster)
 
 

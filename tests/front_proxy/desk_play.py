@@ -46,7 +46,6 @@ BOUNDS = DeskBounds(
     plans_told_interval_s=10.0,
     view_max_age_s=100.0,
     load_fade_s=10.0,
-    silence_timeout_s=3.0,
     backoff_min_s=0.1,
     backoff_max_s=0.4,
 )
@@ -189,7 +188,7 @@ class Anything:
             self.take(self.it.hear(rng.choice((granted(plan_id), Refused(plan_id, FULL), None))))
         elif word == "view":
             workers = [entry(f"d{number}", rng.choice(list(WorkerState))) for number in range(rng.randint(0, 3))]
-            self.take(self.it.hear(ViewShown(workers, rng.random() < 0.4, rng.choice((0.0, 1.0)))))
+            self.take(self.it.hear(ViewShown(workers, rng.random() < 0.4)))
         elif plan_id in self.waiting:
             self.take(self.it.hear(ToldToWait(plan_id, 1.0)))
             self.waiting[plan_id] = self.it.now_s + 1.0

@@ -401,7 +401,7 @@ def test_pauses_grow_to_a_bound_and_begin_anew_after_a_stream_that_was_served() 
 
 def test_when_the_leader_of_several_dies_all_that_it_served_pause_first() -> None:
     it = Play(addresses="a,b")
-    it.open(ViewShown([entry("d0")], sign_of_life_s=1.0))
+    it.open(ViewShown([entry("d0")]))
     (dial,) = only(it.lose(), Dial)
     assert dial.address == "b" and dial.after_s > 0.0
     it.wait(20.0)
@@ -424,24 +424,6 @@ def test_a_leader_older_than_one_that_was_heard_is_left_and_not_believed() -> No
     assert it.view.snapshot.usable
 
 
-@pytest.mark.parametrize(("addresses", "left"), [("a,b", True), ("a", False)])
-def test_of_several_schedulers_one_that_falls_silent_is_left(addresses: str, left: bool) -> None:
-    it = Play(addresses=addresses, plans_told_interval_s=1e9)
-    it.open(ViewShown([entry("d0")], sign_of_life_s=1.0))
-    for _ in range(20):
-        assert only(it.wait(0.9), Leave) == []
-        assert it.hear(ViewShown([entry("d0")], sign_of_life_s=1.0)) == [ViewChanged([])]
-    assert bool(only(it.wait(4.5), Leave)) is left
-    (dial,) = only(it.lose(silent=True), Dial)
-    assert dial.address == ("b" if left else "a")
-
-
-def test_a_scheduler_that_promised_no_sign_of_life_is_not_left() -> None:
-    it = Play(addresses="a,b")
-    it.open(USABLE)
-    assert only(it.wait(100.0), Leave) == []
-
-
 def test_who_is_new_to_a_scheduler_that_is_rebuilding_is_planned_to_in_the_outage() -> None:
     it = Play()
     away(it)
@@ -452,22 +434,6 @@ def test_who_is_new_to_a_scheduler_that_is_rebuilding_is_planned_to_in_the_outag
     it.ask()
     (answer,) = only(it.wait(0.0), AnswerPlan)
     assert answer.here and answer.plan.decode is not None and answer.plan.decode.worker_id == "d1"
-
-
-def test_who_stood_still_itself_blames_nobody() -> None:
-    it = Play(addresses="a,b")
-    it.open(ViewShown([entry("d0")], sign_of_life_s=1.0))
-    it.now_s += 60.0
-    assert only(it.do(Woke()), Leave) == []
-    assert it.hear(None) == []
-    assert only(it.wait(2.9), Leave) == []
-
-
-def test_who_serves_instead_is_dialled_at_once() -> None:
-    it = Play(addresses="a,b,c")
-    assert it.desk.address == "a"
-    (dial,) = it.lose("it stands by", serves_instead="c")
-    assert dial == Dial("c", 0.0, "it stands by") and it.desk.address == "c"
 
 
 def test_closing_answers_whoever_still_waits_and_dials_nobody() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
@@ -24,6 +25,7 @@ from runtime.grpc_server import channel
 from scheduler.exit_codes import EXIT_NOT_LEADER
 from tests.front_proxy.test_over_workers import collect, request
 from tests.polling import until
+from tests.scheduler.api_server import ApiServer
 from tests.worker.conftest import StartWorker, start_worker
 from worker.config import WorkerConfig
 from worker.session import SchedulerSession
@@ -105,16 +107,12 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(
-    start: StartWorker, scheduler: SchedulerProcess | None = None, *others: str, silence_timeout_s: float = 3.0
-) -> AsyncIterator[Scene]:
+async def scene(start: StartWorker, scheduler: SchedulerProcess | None = None, *others: str) -> AsyncIterator[Scene]:
     scheduler = scheduler or SchedulerProcess()
     await scheduler.start()
     addresses = ",".join((*others, scheduler.address))
     try:
-        config = WorkerConfig(
-            scheduler_address=addresses, load_interval_s=0.01, scheduler_silence_timeout_s=silence_timeout_s
-        )
+        config = WorkerConfig(scheduler_address=addresses, load_interval_s=0.01)
         roles = ["prefill", "prefill", "decode", "decode"]
         workers = [await start(role, config=config, fake=FakeEngineConfig()) for role in roles]
         sessions = [SchedulerSession(worker.body) for worker in workers]
@@ -125,7 +123,6 @@ async def scene(
             scheduler_address=addresses,
             plan_timeout_s=60.0,
             plan_patience_s=0.2,
-            scheduler_silence_timeout_s=silence_timeout_s,
         )
         dispatcher = Dispatcher(front, metrics=DispatchMetrics(registry))
         running = asyncio.create_task(dispatcher.run())
@@ -187,7 +184,7 @@ async def test_a_scheduler_that_stands_still_costs_one_short_wait(start_worker: 
 
 @pytest.mark.timeout(120)
 async def test_a_stand_by_takes_over_when_the_leader_is_killed(start_worker: StartWorker, tmp_path: Path) -> None:
-    shared = f"scheduler.leader_lease_file={tmp_path / 'leader'}"
+    shared = f"scheduler.leader_lock_file={tmp_path / 'leader'}"
     leader, stand_by = SchedulerProcess(shared), SchedulerProcess(shared)
     async with scene(start_worker, leader, stand_by.address) as it:
         await stand_by.start()
@@ -211,14 +208,20 @@ async def test_a_stand_by_takes_over_when_the_leader_is_killed(start_worker: Sta
 
 
 @pytest.mark.timeout(120)
-async def test_a_stand_by_takes_over_from_a_leader_that_stands_still(start_worker: StartWorker, tmp_path: Path) -> None:
+async def test_a_stand_by_takes_over_the_lease_of_a_leader_that_stands_still(
+    start_worker: StartWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In Kubernetes. Of two with a lock on a file, `baton up` kills it first: ``tests/e2e/test_two_schedulers.py``."""
     shared = (
-        f"scheduler.leader_lease_file={tmp_path / 'leader'}",
-        "scheduler.leader_lease_s=1.0",
+        "scheduler.leader_store=kubernetes",
+        "scheduler.kubernetes.lease_duration_s=3",
         "scheduler.rebuild_grace_s=3.0",
     )
     leader, stand_by = SchedulerProcess(*shared), SchedulerProcess(*shared)
-    async with scene(start_worker, leader, stand_by.address, silence_timeout_s=1.0) as it:
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(ApiServer(tmp_path).listening())
+        monkeypatch.setenv("KUBECONFIG", str(server.kube_config()))
+        it = await stack.enter_async_context(scene(start_worker, leader, stand_by.address))
         await stand_by.start()
         try:
             assert (await leader.state(), await stand_by.state()) == ("ready", "standby")

@@ -19,11 +19,9 @@ from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.failures import Failure, FailureKind
-from runtime.grpc_errors import abort
 from runtime.grpc_server import start_server
 from runtime.lifecycle import cancel_and_wait
 from scheduler.config import SchedulerConfig
-from tests.polling import until
 from tests.scheduler.test_service import listening
 
 WAIT_S = 10.0
@@ -38,14 +36,9 @@ class Script(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.view = pb.ClusterView()
         self.streams = 0
         self.address = ""
-        # Where it stands by: who leads.
-        self.leader = ""
 
     async def FrontSession(self, requests: Any, context: Any) -> AsyncIterator[pb.FrontReply]:  # noqa: N802
         self.streams += 1
-        if self.leader:
-            standing_by = Failure(kind=FailureKind.UNAVAILABLE, message="stands by")
-            await abort(context, standing_by, serves_instead=self.leader)
 
         async def listen() -> None:
             async for message in requests:
@@ -100,7 +93,6 @@ class Scene:
             "view_max_age_s": 60.0,
             "load_fade_s": 10.0,
             "connect_timeout_s": 5.0,
-            "silence_timeout_s": 3.0,
             "backoff_min_s": 0.01,
             "backoff_max_s": 0.05,
             "send_messages_max": 100,
@@ -379,53 +371,6 @@ async def test_a_leader_older_than_one_that_was_seen_is_left_and_its_plan_is_not
         assert (await ear.wait())[3] == "degraded", "planned from the last view, not by who led once"
         await script.hears("register")
         assert script.streams == 2 and it.lost == ["it led once, and another one leads now"]
-
-
-async def test_of_several_schedulers_a_silent_one_is_left_and_passed_over() -> None:
-    async with scene() as (one, script), scene() as (two, next_script):
-        await one.connected()
-        await two.connected()
-        both = Scene(f"{script.address},{next_script.address}", silence_timeout_s=0.05)
-        script.view = pb.ClusterView(sign_of_life_ms=1)
-        streams, next_streams = script.streams, next_script.streams
-        running = asyncio.create_task(both.link.run())
-        try:
-            async with asyncio.timeout(WAIT_S):
-                while next_script.streams == next_streams:
-                    await both.changed.wait()
-                    both.changed.clear()
-            assert script.streams == streams + 1
-            assert both.lost == ["it said nothing for 0.05 s"]
-        finally:
-            await cancel_and_wait(running, WAIT_S)
-
-
-async def test_a_silent_leader_that_the_stand_by_still_names_is_asked_again_at_once() -> None:
-    """It was this front proxy whose network was away."""
-    async with scene() as (one, leader), scene() as (two, stand_by):
-        await one.connected()
-        await two.connected()
-        stand_by.leader = leader.address
-        both = Scene(f"{leader.address},{stand_by.address}", silence_timeout_s=1.0, backoff_max_s=60.0)
-        leader.view = pb.ClusterView(sign_of_life_ms=1)
-        streams, refused = leader.streams, stand_by.streams
-        running = asyncio.create_task(both.link.run())
-        try:
-            await until(lambda: stand_by.streams > refused, within_s=WAIT_S)
-            await until(lambda: both.link.connected, within_s=WAIT_S)
-            assert (leader.streams - streams, stand_by.streams - refused) == (2, 1)
-        finally:
-            await cancel_and_wait(running, WAIT_S)
-
-
-async def test_the_only_scheduler_is_not_left_however_silent() -> None:
-    async with scene(silence_timeout_s=0.01) as (it, script):
-        script.says.put_nowait(pb.FrontReply(view=pb.ClusterView(sign_of_life_ms=1)))
-        await it.connected()
-        silent = asyncio.create_task(until(lambda: it.lost, within_s=0.3))
-        with pytest.raises(TimeoutError):
-            await silent
-        assert script.streams == 1
 
 
 async def test_a_view_that_is_too_old_is_not_planned_from() -> None:

@@ -89,10 +89,10 @@ def test_engines_share_the_cores_unless_the_operator_said_how() -> None:
     assert one_machine(config, {}, there).engine.engines_per_machine == 5
     assert one_machine(config, {"engine.engines_per_machine": "--set"}, there).engine.engines_per_machine == 2
     assert one_machine(config, {}, there).front_proxy.grpc_port == config.front_proxy.port + 1
-    assert one_machine(config, {}, there).scheduler.leader_lease_file == ""
+    assert one_machine(config, {}, there).scheduler.leader_lock_file == ""
 
 
-def test_two_schedulers_share_a_lease_and_everybody_starts_after_both() -> None:
+def test_two_schedulers_share_a_lock_and_everybody_starts_after_both() -> None:
     import msgspec
 
     config = BatonConfig(launcher=LauncherConfig(schedulers=2))
@@ -102,10 +102,10 @@ def test_two_schedulers_share_a_lease_and_everybody_starts_after_both() -> None:
     assert "scheduler.scheduler_id=scheduler-1" in specs["scheduler-1"].settings
     assert "scheduler.metrics_port=9101" in specs["scheduler-1"].settings
     assert specs["decode-0"].after == specs["front-proxy-0"].after == ("scheduler-0", "scheduler-1")
-    assert one_machine(config, {}, Path("/state")).scheduler.leader_lease_file == "/state/leader"
-    own = msgspec.structs.replace(config.scheduler, leader_lease_file="/run/baton/leader")
+    assert one_machine(config, {}, Path("/state")).scheduler.leader_lock_file == "/state/leader"
+    own = msgspec.structs.replace(config.scheduler, leader_lock_file="/run/baton/leader")
     config = msgspec.structs.replace(config, scheduler=own)
-    assert one_machine(config, {}, Path("/state")).scheduler.leader_lease_file == "/run/baton/leader"
-    elsewhere = msgspec.structs.replace(config.scheduler, leader_lease_file="", leader_store="kubernetes")
+    assert one_machine(config, {}, Path("/state")).scheduler.leader_lock_file == "/run/baton/leader"
+    elsewhere = msgspec.structs.replace(config.scheduler, leader_lock_file="", leader_store="kubernetes")
     config = msgspec.structs.replace(config, scheduler=elsewhere)
-    assert one_machine(config, {}, Path("/state")).scheduler.leader_lease_file == ""
+    assert one_machine(config, {}, Path("/state")).scheduler.leader_lock_file == ""

@@ -11,7 +11,10 @@ from launcher.config import BatonConfig, LauncherConfig
 from launcher.process_plan import plan
 from launcher.startup import BecameReady, Ended, Start, Tick
 from launcher.supervision import (
+    SCHEDULER_ASK_INTERVAL_S,
+    SCHEDULER_UNRESPONSIVE_MAX_S,
     Action,
+    Asked,
     CameBack,
     Event,
     Fail,
@@ -24,7 +27,6 @@ from launcher.supervision import (
     Stop,
     Supervision,
 )
-from scheduler.exit_codes import EXIT_NOT_LEADER
 
 SPECS = plan(BatonConfig(launcher=LauncherConfig(prefill=1, decode=2)))
 TWO_SCHEDULERS = plan(BatonConfig(launcher=LauncherConfig(schedulers=2)))
@@ -110,37 +112,16 @@ def test_processes_do_not_share_their_deaths() -> None:
     )
 
 
-def test_a_scheduler_that_leads_no_more_pauses_and_is_never_given_up() -> None:
-    machine = Supervision(TWO_SCHEDULERS, LIMITS)
-    pauses: list[list[float]] = []
-    for turn in range(20):
-        now_s = turn * 10.0
-        acts = [machine.handle(Ended(name, EXIT_NOT_LEADER), now_s) for name in ("scheduler-0", "scheduler-1")]
-        told = [act for [act] in acts if isinstance(act, Pause)]
-        assert [(pause.how, pause.deaths) for pause in told] == [("ended with exit code 4", 0)] * 2
-        pauses.append([pause.pause_s for pause in told])
-        assert machine.handle(Tick(), now_s + 5.0) == [Start("scheduler-0"), Start("scheduler-1")]
-    assert pauses == [[1.0] * 2, [2.0] * 2, [4.0] * 2, *[[5.0] * 2] * 17], "it cannot spin"
-
-
-def test_a_step_down_neither_counts_as_a_death_nor_hides_one() -> None:
-    machine = Supervision(TWO_SCHEDULERS, msgspec.structs.replace(LIMITS, restarts_max=1))
-    assert machine.handle(Ended("scheduler-0", EXIT_NOT_LEADER), 0.0) == [
-        Pause("scheduler-0", "ended with exit code 4", 1.0, 0)
-    ]
-    assert machine.handle(Tick(), 1.0) == [Start("scheduler-0")]
-    assert machine.handle(Ended("scheduler-0", -9), 2.0) == [Pause("scheduler-0", KILLED, 1.0, 1)]
-    assert machine.handle(Tick(), 3.0) == [Start("scheduler-0")]
-    assert machine.handle(Ended("scheduler-0", EXIT_NOT_LEADER), 4.0) == [
-        Pause("scheduler-0", "ended with exit code 4", 2.0, 1)
-    ]
-    assert machine.handle(Tick(), 6.0) == [Start("scheduler-0")]
-    [fail] = machine.handle(Ended("scheduler-0", 3), 7.0)
-    assert isinstance(fail, Fail), "the other one is left"
-
-
-def test_the_same_exit_code_of_any_other_process_is_a_death() -> None:
-    play([(0.0, Ended(ONE, EXIT_NOT_LEADER), [Pause(ONE, "ended with exit code 4", 1.0, 1)])])
+def test_a_scheduler_that_does_not_answer_for_long_is_killed_once_and_one_that_is_slow_is_not() -> None:
+    silent, well = Asked("scheduler", answered=False), Asked("scheduler", answered=True)
+    asked = round(SCHEDULER_UNRESPONSIVE_MAX_S / SCHEDULER_ASK_INTERVAL_S)
+    kill = Kill("scheduler", f"has not answered for {SCHEDULER_UNRESPONSIVE_MAX_S:g} s")
+    # However late it is: a launcher that stood still itself was late for one answer.
+    nearly: Script = [*[(100.0, silent, []) for _ in range(asked - 1)], (1e6, well, [])]
+    machine = play([*nearly, *nearly, *nearly[:-1], (1e6, silent, [kill])])
+    assert machine.handle(silent, 1e6) == []
+    machine.handle(Ended("scheduler", -9), 1e6)
+    assert [machine.handle(silent, 1e6) for _ in range(2 * asked)] == [[]] * (2 * asked), "it is dead, or starts"
 
 
 NO_RESTARTS = msgspec.structs.replace(LIMITS, restarts_max=0)

@@ -1,4 +1,4 @@
-"""Who is tried after whom, who is passed over, whose word is followed, and when there is a pause."""
+"""Which address is tried after which, which is passed over, and when there is a pause."""
 
 from __future__ import annotations
 
@@ -32,29 +32,6 @@ def test_one_that_is_silent_is_passed_over_for_a_while() -> None:
         addresses.failed()
     # Each round of the others costs it one turn.
     assert tried == ["b:2", "c:3"] * (TURNS_WITHOUT_SILENT + 1)
-
-
-def test_who_serves_by_anothers_word_is_tried_at_once_although_it_was_silent() -> None:
-    addresses = Addresses("a:1,b:2,c:3")
-    addresses.served()
-    assert addresses.failed(silent=True) is True
-    assert (addresses.failed(instead="a:1"), addresses.current) == (False, "a:1")
-    # It led and could not be reached: the word is believed again after the next pause, not before.
-    assert (addresses.failed(silent=True), addresses.current) == (True, "b:2")
-    assert (addresses.failed(instead="a:1"), addresses.current) == (False, "a:1")
-
-
-def test_two_that_name_each_other_are_not_tried_without_a_pause() -> None:
-    addresses = Addresses("a:1,b:2")
-    pauses = [addresses.failed(instead="b:2" if addresses.current == "a:1" else "a:1") for _ in range(12)]
-    assert all(any(pauses[start : start + 3]) for start in range(10)), pauses
-
-
-def test_a_name_that_is_not_known_lets_everybody_be_tried_again() -> None:
-    addresses = Addresses("a:1,b:2")
-    addresses.failed(silent=True)
-    addresses.failed(instead="a.example:1")
-    assert addresses.current == "a:1"
 
 
 def test_silence_is_forgotten_once_somebody_served() -> None:

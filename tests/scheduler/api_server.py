@@ -8,21 +8,20 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import ipaddress
+import json
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
-import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from scheduler.kubernetes_api import Answer
-from tests.scheduler.lease_store import NAMESPACE, LeaseStore
+from tests.scheduler.lease_store import NAMESPACE, Answer, LeaseStore
 
-Trouble = Literal["hangs", "hangs_when_done", "cut", "cut_when_done", "error", "nonsense", "huge", "stalls_in_body"]
+Trouble = Literal["hangs", "hangs_when_done", "cut", "cut_when_done", "error"]
 HOST = "127.0.0.1"
 
 
@@ -33,16 +32,10 @@ class ApiServer:
         self.store = LeaseStore()
         self.account_dir = folder
         self.port = 0
-        self.chunked = False
         self.troubles: list[Trouble] = []
-        self.asked: list[str] = []
-        self.connections = 0
-        self.hanging = asyncio.Event()
-        """Set once a request hangs."""
         self._token = ""
         self._writers: set[asyncio.StreamWriter] = set()
         self.rotate_token("first")
-        (folder / "namespace").write_text(NAMESPACE)
 
     def rotate_token(self, token: str, *, told: bool = True) -> None:
         """Only this one is good from now on; ``told``: and the pod's file has it."""
@@ -54,6 +47,22 @@ class ApiServer:
         """As a server does with idle ones."""
         for writer in self._writers:
             writer.transport.abort()
+
+    def kube_config(self) -> Path:
+        """What a pod finds in its service account, as a file for KUBECONFIG."""
+        cluster = {
+            "server": f"https://{HOST}:{self.port}",
+            "certificate-authority": str(self.account_dir / "ca.crt"),
+        }
+        config = {
+            "current-context": "test",
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": NAMESPACE}}],
+            "clusters": [{"name": "test", "cluster": cluster}],
+            "users": [{"name": "test", "user": {"tokenFile": str(self.account_dir / "token")}}],
+        }
+        file = self.account_dir / "kubeconfig"
+        file.write_text(json.dumps(config))
+        return file
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[ApiServer]:
@@ -69,7 +78,6 @@ class ApiServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
-        self.connections += 1
         try:
             while not writer.transport.is_closing():
                 await self._answer(reader, writer)
@@ -83,9 +91,8 @@ class ApiServer:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         line, *fields = head.split("\r\n")
         headers = dict(field.lower().split(": ", 1) for field in fields if field)
-        body = await reader.readexactly(int(headers["content-length"]))
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
         method, path, _ = line.split()
-        self.asked.append(method)
         trouble = self.troubles.pop(0) if self.troubles else None
         if trouble == "hangs":
             await self._hang()
@@ -97,35 +104,23 @@ class ApiServer:
         elif trouble == "error":
             answer = Answer(500, b'{"kind":"Status","message":"etcdserver: leader changed"}')
         else:
-            answer = await self.store.ask(method, path, body)
+            answer = self.store.ask(method, path, body)
         if trouble == "hangs_when_done":
             await self._hang()
         if trouble == "cut_when_done":
             writer.transport.abort()
             return
-        await self._write(writer, answer, trouble)
-
-    async def _write(self, writer: asyncio.StreamWriter, answer: Answer, trouble: Trouble | None) -> None:
-        if trouble == "nonsense":
-            answer = Answer(answer.status, b'{"kind":"Lease"}')
-        if trouble == "huge":
-            answer = msgspec.structs.replace(answer, body=answer.body + b" " * 4096)
-        writer.write(f"HTTP/1.1 {answer.status} Whatever\r\nContent-Type: application/json\r\n".encode())
-        if self.chunked:
-            half = len(answer.body) // 2
-            chunks = [b"%x\r\n%b\r\n" % (len(part), part) for part in (answer.body[:half], answer.body[half:], b"")]
-            writer.write(b"Transfer-Encoding: chunked\r\n\r\n" + b"".join(chunks))
-        else:
-            writer.write(b"Content-Length: %d\r\n\r\n" % len(answer.body))
-            writer.write(answer.body[:10] if trouble == "stalls_in_body" else answer.body)
-        await writer.drain()
-        if trouble == "stalls_in_body":
-            await self._hang()
+        await _write(writer, answer)
 
     async def _hang(self) -> None:
         """Until the other side has had enough."""
-        self.hanging.set()
         await asyncio.get_running_loop().create_future()
+
+
+async def _write(writer: asyncio.StreamWriter, answer: Answer) -> None:
+    writer.write(f"HTTP/1.1 {answer.status} Whatever\r\nContent-Type: application/json\r\n".encode())
+    writer.write(b"Content-Length: %d\r\n\r\n" % len(answer.body) + answer.body)
+    await writer.drain()
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:

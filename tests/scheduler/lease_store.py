@@ -5,55 +5,32 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable
-from typing import Any, Literal
-
-from scheduler.kubernetes_api import Answer
+from typing import Any, NamedTuple
 
 NAMESPACE = "serving"
 PATH = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
-Step = Literal["look", "renew", "claim", "release", "other"]
 
 _MICRO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
 
+class Answer(NamedTuple):
+    """Of the API server."""
+
+    status: int
+    body: bytes
+
+
 class LeaseStore:
-    """The Leases of one namespace. ``on_step`` is called before each request is done, and ``after_step`` behind it."""
+    """The Leases of one namespace."""
 
     def __init__(self) -> None:
         self.leases: dict[str, dict[str, Any]] = {}
-        self.on_step: Callable[[Step], object] = lambda step: None
-        self.after_step: Callable[[Step], object] = lambda step: None
         self._versions = itertools.count(1)
 
-    def put_free(self, name: str) -> None:
-        """A Lease that was held once and let go of, as every start but the first finds it."""
-        self._keep(
-            {
-                "apiVersion": "coordination.k8s.io/v1",
-                "kind": "Lease",
-                "metadata": {"name": name, "namespace": NAMESPACE},
-                "spec": {
-                    "holderIdentity": "",
-                    "leaseDurationSeconds": 1,
-                    "leaseTransitions": 0,
-                    "acquireTime": "2026-01-01T00:00:00.000000Z",
-                },
-            },
-            uid=f"uid-{next(self._versions)}",
-        )
-
-    async def ask(self, method: str, path: str, body: bytes = b"") -> Answer:
+    def ask(self, method: str, path: str, body: bytes = b"") -> Answer:
         """Do one request."""
-        lease = json.loads(body) if body else {}
-        step = self._step(method, path, lease)
-        self.on_step(step)
-        status, said = self.do(method, path, lease)
-        self.after_step(step)
+        status, said = self.do(method, path, json.loads(body) if body else {})
         return Answer(status, json.dumps(said).encode())
-
-    def close(self) -> None:
-        """Nothing is held."""
 
     def do(self, method: str, path: str, lease: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Status and body of the answer."""
@@ -99,16 +76,6 @@ class LeaseStore:
         kept = {**lease, "metadata": metadata}
         self.leases[metadata["name"]] = kept
         return kept
-
-    def _step(self, method: str, path: str, lease: dict[str, Any]) -> Step:
-        if method == "GET":
-            return "look"
-        present = self.leases.get(lease["metadata"]["name"], {}).get("spec", {})
-        if "holderIdentity" not in lease["spec"]:
-            return "other"
-        if not lease["spec"]["holderIdentity"]:
-            return "release"
-        return "renew" if lease["spec"].get("acquireTime") == present.get("acquireTime") else "claim"
 
 
 def _problem(lease: dict[str, Any]) -> str:

@@ -297,15 +297,3 @@ def test_a_scheduler_that_stood_still_itself_gives_nobody_up_for_it() -> None:
     stage.report("p0")
     stage.do(Tick())
     assert set(stage.core.cluster.workers) == {"p0"}
-
-
-def test_who_follows_a_leader_that_nobody_reached_gives_all_time_to_come_from_its_address() -> None:
-    stage = Stage(rebuild_grace_s=3.0, worker_lease_s=10.0)
-    stage.core = SchedulerCore(stage.core._config, began_s=0.0, rebuild_longer=True)
-    stage.do(FrontJoined(session=FRONT, front_proxy_id="front-0"))
-    stage.now_s = 9.9
-    stage.do(Tick())
-    assert stage.core.rebuilding
-    stage.now_s = 10.0
-    stage.do(Tick())
-    assert not stage.core.rebuilding

@@ -1,159 +1,290 @@
-"""One leads, whoever stands still, and whoever stands by says so: the same with every store of the lease."""
+"""One contract over both stores of leadership: one leads, its epoch is the largest, and it learns of its end."""
 
 from __future__ import annotations
 
-from scheduler.leadership import Holder
-from tests.scheduler.seats import LEASE_S, Table, table
+import asyncio
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Protocol
 
-__all__ = ["table"]
+import pytest
+from lightkube import KubeConfig
 
+from runtime.clock import SystemClock
+from runtime.configuration import BadConfiguration
+from scheduler.leadership import file_lock, kubernetes
+from scheduler.leadership.file_lock import FileLock
+from scheduler.leadership.kubernetes import EPOCH, KubernetesLease, kube_config
+from scheduler.leadership.rules import Leadership, LeaseTerm, next_epoch
+from tests.scheduler.api_server import ApiServer
+from tests.scheduler.lease_store import NAMESPACE
 
-def test_one_holds_the_lease_and_the_next_one_has_a_larger_epoch(table: Table) -> None:
-    one, two = table.seat(), table.seat()
-    first = one.try_acquire("a:1")
-    assert first is not None and two.try_acquire("b:1") is None
-    assert one.leader == two.leader == Holder(first, "a:1")
-    assert one.renew() and not two.renew()
-    one.release()
-    one.release()
-    assert not one.renew() and one.until_s < table.clock.now_s
-    second = two.try_acquire("b:1")
-    assert second is not None and second > first, "at once: it is free"
-    assert one.try_acquire("a:1") is None and one.leader == two.leader == Holder(second, "b:1")
-    two.release()
-
-
-def test_a_leader_that_does_not_renew_is_replaced_and_knows_it_is_over_before(table: Table) -> None:
-    one, two = table.seat(), table.seat()
-    assert one.try_acquire("a:1") is not None
-    table.clock.now_s += 1.0
-    assert two.try_acquire("b:1") is None, "the first sight of it: from here on it counts"
-    table.clock.now_s += 1.0
-    assert one.renew() and one.until_s == table.clock.now_s + LEASE_S
-    table.clock.now_s += 1.0
-    assert two.try_acquire("b:1") is None, "it has renewed"
-    table.clock.now_s += LEASE_S - 0.01
-    assert two.try_acquire("b:1") is None
-    assert one.until_s < table.clock.now_s, "it may not lead any more, and nobody else does yet"
-    table.clock.now_s += 0.01
-    epoch = two.try_acquire("b:1")
-    assert epoch is not None and two.leader == Holder(epoch, "b:1")
-    assert not one.renew() and two.renew()
-    one.release()
-    assert two.renew(), "the former one has nothing left to let go of"
-    two.release()
+WAIT_S = 30.0
+LEASE_S = 1.0
+# Longer than a candidate waits in either store.
+TAKEOVER_S = 2.5 * LEASE_S
+NAME = "baton-scheduler"
 
 
-def test_who_wakes_too_late_does_not_lead_even_where_nobody_took_over(table: Table) -> None:
-    one = table.seat()
-    assert one.try_acquire("a:1") is not None
-    table.clock.now_s += LEASE_S
-    assert not one.renew(), "somebody may be about to take over"
-    one.release()
-    assert one.try_acquire("a:1") is not None
-    one.release()
+class Store(Protocol):
+    def claim(self, address: str) -> Leadership: ...
+
+    def die(self, leader: Leadership) -> None:
+        """Its process is killed: nobody releases anything."""
+        ...
+
+    def wipe(self) -> None: ...
+
+    def break_down(self) -> None: ...
+
+    def mend(self) -> None: ...
 
 
-def test_a_stand_by_that_stood_still_itself_looks_again_before_it_takes_over(table: Table) -> None:
-    one, two = table.seat(), table.seat()
-    assert one.try_acquire("a:1") is not None and two.try_acquire("b:1") is None
-    for _ in range(20):
-        table.clock.now_s += 1.0
-        assert one.renew()
-    assert two.try_acquire("b:1") is None
-    one.release()
+class FileStore:
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "leader"
+
+    def claim(self, address: str) -> FileLock:
+        return FileLock(self.path, address=address)
+
+    def die(self, leader: Leadership) -> None:
+        assert isinstance(leader, FileLock) and leader._file is not None
+        os.close(leader._file)
+        leader._file = None
+
+    def wipe(self) -> None:
+        self.path.unlink()
+
+    def break_down(self) -> None:
+        shutil.rmtree(self.path.parent)
+
+    def mend(self) -> None:
+        self.path.parent.mkdir()
 
 
-def test_only_one_of_two_takes_over_what_both_have_seen_free(table: Table) -> None:
-    one, two, three = table.seat(), table.seat(), table.seat()
-    assert one.try_acquire("a:1") is not None
-    one.release()
-    won: list[int | None] = []
-    table.hold_up("claim", before=lambda: won.append(two.try_acquire("b:1")))
-    assert three.try_acquire("c:1") is None
-    assert won[0] is not None and two.renew() and two.leader == Holder(won[0], "b:1")
-    assert not three.renew() and three.until_s < table.clock.now_s
-    two.release()
+class LeaseOfKubernetes:
+    def __init__(self, server: ApiServer) -> None:
+        self.server = server
+        self.claims: list[KubernetesLease] = []
+
+    def claim(self, address: str) -> KubernetesLease:
+        config = KubeConfig.from_file(self.server.kube_config())
+        clock = SystemClock()
+        claim = KubernetesLease(config, namespace="", name=NAME, lease_s=LEASE_S, address=address, clock=clock)
+        self.claims.append(claim)
+        return claim
+
+    def die(self, leader: Leadership) -> None:
+        """It renews no more."""
+
+    def wipe(self) -> None:
+        self.server.store.leases.clear()
+
+    def break_down(self) -> None:
+        self.server.troubles += ["error", "cut", "cut_when_done"] * 1000
+
+    def mend(self) -> None:
+        self.server.troubles.clear()
 
 
-def test_only_one_of_two_makes_the_first_claim(table: Table) -> None:
-    one, two = table.seat(), table.seat()
-    won: list[int | None] = []
-    table.hold_up("claim", before=lambda: won.append(two.try_acquire("b:1")))
-    assert one.try_acquire("a:1") is None and won[0] is not None
-    assert two.renew()
-    two.release()
+@contextlib.asynccontextmanager
+async def api_server(folder: Path) -> AsyncIterator[LeaseOfKubernetes]:
+    async with ApiServer(folder).listening() as server:
+        store = LeaseOfKubernetes(server)
+        try:
+            yield store
+        finally:
+            store.mend()
+            await asyncio.gather(*(claim.release() for claim in store.claims))
 
 
-def test_what_was_taken_away_is_a_lost_lease_and_the_next_epoch_is_larger_nevertheless(table: Table) -> None:
-    one, two = table.seat(), table.seat()
-    first = one.try_acquire("a:1")
-    assert first is not None and two.try_acquire("b:1") is None
-    table.wipe()
-    assert two.try_acquire("b:1") is None, "the leader does not know yet"
-    assert two.try_acquire("b:1") is None and not two.sees_leader
-    assert one.until_s > table.clock.now_s and not one.renew()
-    table.clock.now_s += LEASE_S
-    second = two.try_acquire("b:1")
-    assert second is not None and second >= first
-    one.release()
-    assert two.renew()
-    two.release()
+@pytest.fixture(params=["file", "kubernetes"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    (folder := tmp_path / "store").mkdir()
+    if request.param == "file":
+        yield FileStore(folder)
+    else:
+        async with api_server(folder) as made:
+            yield made
 
 
-def test_who_starts_when_the_lease_was_deleted_leads_no_sooner_than_its_leader_is_over(table: Table) -> None:
-    one = table.seat()
-    assert one.try_acquire("a:1") is not None
-    table.clock.now_s += LEASE_S / 2
-    assert one.renew()
-    table.wipe()
-    two = table.seat()
-    for _ in range(6):
-        assert two.try_acquire("b:1") is None
-        assert one.until_s > table.clock.now_s, "it leads and does not know"
-        table.clock.now_s += LEASE_S / 6
-    assert one.until_s == table.clock.now_s
-    # A Lease is made by the first look and seen by the next, a sixth later.
-    table.clock.now_s += LEASE_S / 6
-    assert two.try_acquire("b:1") is not None
-    two.release()
+@pytest.fixture
+async def lease(tmp_path: Path) -> AsyncIterator[LeaseOfKubernetes]:
+    async with api_server(tmp_path) as made:
+        yield made
 
 
-def test_who_did_not_see_the_deleted_leader_waits_for_it_too(table: Table) -> None:
-    """It looked last while another one led, or nobody did."""
-    one, two = table.seat(), table.seat()
-    table.hold_up("claim", before=lambda: two.try_acquire("b:1"))
-    assert one.try_acquire("a:1") is None
-    two.release()
-    table.clock.now_s += 9 * LEASE_S
-    three = table.seat()
-    assert three.try_acquire("c:1") is not None
-    table.wipe()
-    assert one.try_acquire("a:1") is None and three.until_s > table.clock.now_s
-    three.release()
+async def leads(claim: Leadership) -> int:
+    """Its epoch, once it leads."""
+    record = await asyncio.wait_for(claim.acquire(), WAIT_S)
+    assert time.monotonic() < claim.until_s
+    return record.epoch
 
 
-def test_of_those_that_start_where_nobody_ever_led_one_leads_after_as_long_as_a_renewal_holds(table: Table) -> None:
-    table.wipe()
-    one, two = table.seat(), table.seat()
-    for seat in (one, two, one, two):
-        assert seat.try_acquire("a:1") is None
-    table.clock.now_s += LEASE_S
-    assert one.try_acquire("a:1") is not None and two.try_acquire("b:1") is None
-    one.release()
-    assert two.try_acquire("b:1") is not None, "at once: it was let go of"
-    two.release()
+@contextlib.asynccontextmanager
+async def renewing(claim: Leadership) -> AsyncIterator[asyncio.Task[str]]:
+    task = asyncio.create_task(claim.lost())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
-def test_who_stands_by_sees_a_leader_that_renews_and_soon_none_that_stands_still(table: Table) -> None:
-    one, two = table.seat(), table.seat()
-    sees = [two.sees_leader]
-    assert one.try_acquire("a:1") is not None and two.try_acquire("b:1") is None
-    sees.append(two.sees_leader)
-    table.clock.now_s += LEASE_S / 2
-    assert two.try_acquire("b:1") is None
-    sees.append(two.sees_leader)
-    assert one.renew() and two.try_acquire("b:1") is None
-    sees.append(two.sees_leader)
-    assert sees == [False, True, False, True]
-    one.release()
+async def waits(claim: Leadership) -> asyncio.Task[int]:
+    """A candidate that does not lead, though it tries for as long as a takeover would take."""
+    task = asyncio.create_task(leads(claim))
+    done, _ = await asyncio.wait([task], timeout=TAKEOVER_S)
+    assert not done, "two lead"
+    return task
+
+
+async def test_a_stand_by_waits_and_follows_with_a_larger_epoch_when_the_leader_stops(store: Store) -> None:
+    one, two = store.claim("a:1"), store.claim("b:1")
+    epoch = await leads(one)
+    async with renewing(one):
+        candidate = await waits(two)
+    await one.release()
+    await one.release()
+    assert one.until_s == float("-inf")
+    assert await candidate > epoch
+    await two.release()
+
+
+async def test_a_leader_that_is_killed_is_followed_with_a_larger_epoch(store: Store) -> None:
+    epochs = []
+    for turn in range(3):
+        claim = store.claim(f"a:{turn}")
+        epochs.append(await leads(claim))
+        store.die(claim)
+    assert epochs == sorted(set(epochs))
+
+
+async def test_a_leader_whose_record_is_deleted_ends_and_the_epoch_still_grows(store: Store) -> None:
+    one, two = store.claim("a:1"), store.claim("b:1")
+    epoch = await leads(one)
+    async with renewing(one) as lost:
+        store.wipe()
+        assert "deleted" in await asyncio.wait_for(lost, WAIT_S)
+    await one.release()
+    assert await leads(two) > epoch
+    await two.release()
+
+
+async def test_of_many_candidates_one_leads_at_a_time(store: Store) -> None:
+    leading: list[str] = []
+    epochs: list[int] = []
+
+    async def lead(address: str) -> None:
+        claim = store.claim(address)
+        epoch = await leads(claim)
+        leading.append(address)
+        assert leading == [address]
+        epochs.append(epoch)
+        async with renewing(claim):
+            await asyncio.sleep(0.05)
+        leading.remove(address)
+        await claim.release()
+
+    await asyncio.gather(*(lead(f"a:{number}") for number in range(5)))
+    assert epochs == sorted(set(epochs)) and len(epochs) == 5
+
+
+async def test_a_store_that_is_away_is_waited_for(store: Store) -> None:
+    store.break_down()
+    claim = store.claim("a:1")
+    candidate = asyncio.create_task(leads(claim))
+    await asyncio.sleep(LEASE_S)
+    assert not candidate.done()
+    store.mend()
+    assert await candidate
+    await claim.release()
+
+
+async def test_a_frozen_leader_keeps_its_lock(tmp_path: Path) -> None:
+    """`baton up` kills it: see ``test_supervision``."""
+    one, two = FileLock(tmp_path / "leader", address="a:1"), FileLock(tmp_path / "leader", address="b:1")
+    await leads(one)
+    candidate = await waits(two)
+    assert two.leader == one.leader, "and the stand-by sees which one leads"
+    await one.release()
+    await candidate
+    await two.release()
+
+
+async def test_an_epoch_that_a_crash_has_torn_is_followed_by_the_clock(tmp_path: Path) -> None:
+    (path := tmp_path / "leader").write_bytes(b'{"epoch":12')
+    claim = FileLock(path, address="a:1")
+    assert await leads(claim) >= next_epoch(0, round(time.time() * 1000) - 60_000)
+    await claim.release()
+
+
+async def test_a_frozen_leader_of_a_lease_is_over_before_the_next_one_leads(lease: LeaseOfKubernetes) -> None:
+    one, two = lease.claim("a:1"), lease.claim("b:1")
+    epoch = await leads(one)
+    until_s = one.until_s
+    assert await leads(two) > epoch
+    assert time.monotonic() >= until_s == one.until_s
+    # It wakes.
+    assert await asyncio.wait_for(one.lost(), WAIT_S) == "the Lease was not renewed in time"
+    async with renewing(two) as lost:
+        await one.release()
+        await asyncio.sleep(LEASE_S)
+        assert not lost.done(), "what the former leader still wrote is refused"
+    await two.release()
+
+
+async def test_a_leader_ends_in_time_while_the_api_server_hangs(lease: LeaseOfKubernetes) -> None:
+    await leads(claim := lease.claim("a:1"))
+    lease.server.troubles += ["hangs"] * 1000
+    assert await asyncio.wait_for(claim.lost(), WAIT_S) == "the Lease was not renewed in time"
+    assert claim.until_s <= time.monotonic() < claim.until_s + LEASE_S
+    await claim.release()
+
+
+async def test_lost_answers_a_replaced_token_and_a_strangers_change_cost_no_leadership(
+    lease: LeaseOfKubernetes,
+) -> None:
+    server = lease.server
+    # Of making the Lease, of a look, and of the claim.
+    server.troubles += ["cut_when_done"] * 3
+    await leads(claim := lease.claim("a:1"))
+    async with renewing(claim) as lost:
+        for _ in range(3):
+            server.troubles.append("hangs_when_done")
+            server.rotate_token("next")
+            metadata = dict(server.store.leases[NAME]["metadata"], labels={"seen": "by somebody"})
+            server.store.do("PUT", f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{NAME}",
+                            dict(server.store.leases[NAME], metadata=metadata))  # fmt: skip
+            await asyncio.sleep(LEASE_S)
+        assert not lost.done() and time.monotonic() < claim.until_s
+    kept = server.store.leases[NAME]
+    assert kept["metadata"]["labels"] == {"seen": "by somebody"}
+    assert kept["metadata"]["annotations"][EPOCH] == str(claim.leader.epoch)
+    assert kept["spec"]["holderIdentity"].startswith("a:1_")
+    await claim.release()
+    assert server.store.leases[NAME]["spec"].get("holderIdentity", "") == ""
+
+
+def test_where_there_is_no_cluster_it_is_an_error_that_names_the_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(BadConfiguration, match="leader_store"):
+        kube_config()
+
+
+def test_a_candidate_counts_from_the_last_change_that_it_saw() -> None:
+    term = LeaseTerm(3.0)
+    looks = [(1, 0.0), (1, 2.9), (2, 2.95), (2, 5.9), (2, 5.95), (3, 9.0)]
+    assert [term.is_over(version, now_s, lease_s=0.0) for version, now_s in looks] == [False] * 4 + [True, False]
+    assert not term.is_over(3, 12.0, lease_s=5.0), "who leads says that its lease is longer"
+    assert term.is_over(3, 14.0, lease_s=5.0)
+
+
+def test_both_stores_log_by_one_name() -> None:
+    assert file_lock.log is kubernetes.log

@@ -413,16 +413,20 @@ async def test_the_gauges_follow_the_workers() -> None:
         assert sample("baton_scheduler_reserved_blocks", {"worker": "d0"}) is None
 
 
-async def test_a_leader_whose_time_is_over_decides_nothing_and_ends_every_stream() -> None:
-    async with listening(sign_of_life_interval_s=60.0, tick_interval_s=60.0) as setting:
+async def test_a_stand_by_refuses_and_a_leader_whose_time_is_over_decides_nothing_and_ends_every_stream() -> None:
+    async with listening(tick_interval_s=60.0) as setting:
         shell = setting.shell
-        shell.lead(SchedulerCore(shell.config), epoch=7)
+        shell.stands_by = True
+        for refused in (await setting.front(), await setting.worker("d0", ready=False)):
+            assert await refused.code() is grpc.StatusCode.UNAVAILABLE
+        until_s = float("inf")
+        shell.lead(SchedulerCore(shell.config), 7, lambda: until_s)
         decode = await setting.worker("d0")
         front = await setting.front()
         await front.view_where(ready_view("d0"))
         await front.send(plan(1))
         assert (await front.reply()).leader_epoch == 7
-        shell.leads_until_s = float("-inf")
+        until_s = float("-inf")
         await front.send(plan(2))
         assert await front.reply() is EOF
         assert await front.code() is grpc.StatusCode.UNAVAILABLE
@@ -431,24 +435,6 @@ async def test_a_leader_whose_time_is_over_decides_nothing_and_ends_every_stream
         late = await setting.front("front-1")
         assert await late.code() is grpc.StatusCode.UNAVAILABLE
         assert (await setting.status.GetStatus(cluster_pb2.GetStatusRequest())).process.state == "stopped"
-
-
-async def test_a_leader_gives_signs_of_life_and_one_that_is_alone_promises_none() -> None:
-    async with listening(sign_of_life_interval_s=0.05) as setting:
-        decode = await setting.worker("d0", ready=False)
-        assert (await decode.next()).registered.sign_of_life_ms == 0
-        front = await setting.front()
-        assert (await front.next()).view.sign_of_life_ms == 0
-    async with listening(sign_of_life_interval_s=0.05) as setting:
-        setting.shell.lead(SchedulerCore(setting.shell.config), epoch=7)
-        decode = await setting.worker("d0")
-        front = await setting.front()
-        for _ in range(3):
-            again = await decode.next()
-            assert (again.registered.leader_epoch, again.registered.sign_of_life_ms) == (7, 50)
-        while (said := await front.next()).view.sign_of_life_ms != 50:
-            pass
-        assert said.leader_epoch == 7
 
 
 async def test_a_core_that_breaks_ends_every_stream(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,12 +74,3 @@ def test_the_command_runs_many_seeds_and_refuses_words_it_does_not_know(capsys: 
     assert main(["chaos", "--seeds", "3"]) == 0
     assert capsys.readouterr().out.startswith("3 seeds passed: 18 faults")
     assert main(["chaos", "--faults", "flood"]) == 2
-
-
-def test_a_leader_that_nobody_reaches_makes_way_for_the_other_one_unnoticed() -> None:
-    two = Topology(prefill=1, decode=2, schedulers=2)
-    options = ChaosOptions(topology=two, kinds=("blackhole",), roles=("scheduler",))
-    verdict = chaos.run(1, options, telling=True)
-    assert verdict.passed
-    assert any("scheduler-0" in line and "does not lead any more" in line for line in verdict.story)
-    assert any("scheduler-1" in line and "leads, epoch 2" in line for line in verdict.story)

@@ -8,14 +8,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-import msgspec
 import pytest
 
 from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
-from runtime.failures import Failure, FailureKind
-from runtime.grpc_errors import abort
 from runtime.grpc_server import RunningServer, start_server
 from tests.polling import until
 from tests.worker.conftest import EOF, WAIT_S, InProcessWorker, StartWorker, submit
@@ -31,15 +28,8 @@ class Scheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.commands: asyncio.Queue[pb.WorkerCommand | None] = asyncio.Queue()
         self.refuse = False
         self.registered = pb.Registered(heartbeat_interval_ms=50)
-        # Where it stands by: who leads.
-        self.leader = ""
-        self.called = 0
 
     async def WorkerSession(self, _requests: object, context: Any) -> None:  # noqa: N802
-        self.called += 1
-        if self.leader:
-            standing_by = Failure(kind=FailureKind.UNAVAILABLE, message="stands by")
-            await abort(context, standing_by, serves_instead=self.leader)
         if self.refuse:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "no")
         self.said.put_nowait(await context.read())
@@ -143,21 +133,20 @@ async def test_it_comes_back_after_the_scheduler_did(
     assert "the session with the scheduler at" in caplog.text
 
 
-async def test_it_returns_at_once_to_a_silent_leader_that_the_stand_by_still_names(start_worker: StartWorker) -> None:
-    """Its own network was away for a while: the leader was silent, and leads."""
-    leader, stand_by = Scheduler(), Scheduler()
-    leader.registered = pb.Registered(heartbeat_interval_ms=50, sign_of_life_ms=1)
-    async with scheduler_at(leader) as one, scheduler_at(stand_by) as two:
-        stand_by.leader = one.address
-        several = msgspec.structs.replace(
-            config(f"{one.address},{two.address}"), scheduler_silence_timeout_s=1.0, scheduler_backoff_max_s=60.0
-        )
-        worker = await start_worker("decode", config=several)
+async def test_a_leader_older_than_one_that_was_heard_is_left(
+    start_worker: StartWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    former, leader = Scheduler(), Scheduler()
+    former.registered.leader_epoch, leader.registered.leader_epoch = 7, 8
+    async with scheduler_at(leader) as one, scheduler_at(former) as two:
+        worker = await start_worker("decode", config=config(f"{one.address},{two.address}"))
         async with session_of(worker) as session:
             await asyncio.wait_for(session.registered.wait(), WAIT_S)
-            await until(lambda: stand_by.called, within_s=WAIT_S)
-            await until(session.registered.is_set, within_s=WAIT_S)
-            assert (leader.called, stand_by.called) == (2, 1)
+            leader.commands.put_nowait(None)
+            await until(lambda: not session.registered.is_set(), within_s=WAIT_S)
+            await asyncio.wait_for(session.registered.wait(), WAIT_S)
+            assert former.said.qsize() and leader.said.qsize() > former.said.qsize()
+    assert "it led once, and another one leads now" in caplog.text
 
 
 async def test_the_scheduler_can_drain_it(start_worker: StartWorker) -> None:

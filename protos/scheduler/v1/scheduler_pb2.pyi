@@ -40,14 +40,12 @@ class WorkerCommand(_message.Message):
     def __init__(self, registered: _Optional[_Union[Registered, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
 
 class Registered(_message.Message):
-    __slots__ = ("heartbeat_interval_ms", "leader_epoch", "sign_of_life_ms")
+    __slots__ = ("heartbeat_interval_ms", "leader_epoch")
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
     LEADER_EPOCH_FIELD_NUMBER: _ClassVar[int]
-    SIGN_OF_LIFE_MS_FIELD_NUMBER: _ClassVar[int]
     heartbeat_interval_ms: int
     leader_epoch: int
-    sign_of_life_ms: int
-    def __init__(self, heartbeat_interval_ms: _Optional[int] = ..., leader_epoch: _Optional[int] = ..., sign_of_life_ms: _Optional[int] = ...) -> None: ...
+    def __init__(self, heartbeat_interval_ms: _Optional[int] = ..., leader_epoch: _Optional[int] = ...) -> None: ...
 
 class Drain(_message.Message):
     __slots__ = ("deadline_ms",)
@@ -208,14 +206,12 @@ class WorkerSuspect(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ClusterView(_message.Message):
-    __slots__ = ("workers", "rebuilding", "sign_of_life_ms")
+    __slots__ = ("workers", "rebuilding")
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     REBUILDING_FIELD_NUMBER: _ClassVar[int]
-    SIGN_OF_LIFE_MS_FIELD_NUMBER: _ClassVar[int]
     workers: _containers.RepeatedCompositeFieldContainer[WorkerEntry]
     rebuilding: bool
-    sign_of_life_ms: int
-    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerEntry, _Mapping]]] = ..., rebuilding: _Optional[bool] = ..., sign_of_life_ms: _Optional[int] = ...) -> None: ...
+    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerEntry, _Mapping]]] = ..., rebuilding: _Optional[bool] = ...) -> None: ...
 
 class WorkerEntry(_message.Message):
     __slots__ = ("info", "load", "unusable")

@@ -1,0 +1,1 @@
+"""Which of several schedulers leads: ``rules`` (pure) and two stores, a locked file and a Lease of Kubernetes."""

@@ -1,0 +1,123 @@
+"""Leadership by a lock on a local file, which the kernel frees when its holder dies. Knows no time and renews nothing.
+
+The file keeps the last epoch. A leader that stands still keeps its lock: ``baton up`` kills a scheduler that does not
+answer (``launcher.supervision``). The lock is polled and not waited for in a thread: four calls a second cost nothing,
+and a thread that waits in ``flock`` cannot be cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import time
+from pathlib import Path
+
+import msgspec
+
+from scheduler.leadership.rules import LeaderRecord, next_epoch
+
+log = logging.getLogger("baton.scheduler.leadership")
+
+LOOK_INTERVAL_S = 0.25
+"""How often a stand-by tries the lock, and how often a leader looks whether its file is still there."""
+# A record is padded to this, so that one write replaces all of the one before.
+_RECORD_BYTES = 512
+
+
+class FileLock:
+    """A lock on ``path``, in a folder on a local disk."""
+
+    def __init__(self, path: Path, *, address: str) -> None:
+        self._path = path
+        self._address = address
+        self._file: int | None = None
+        self.leader = LeaderRecord()
+        """The last leadership that this process saw."""
+
+    @property
+    def until_s(self) -> float:
+        """Never while the lock is held."""
+        return float("-inf") if self._file is None else float("inf")
+
+    async def acquire(self) -> LeaderRecord:
+        """Wait until this process holds the lock and has written its epoch."""
+        told = ""
+        while True:
+            try:
+                if self._try():
+                    return self.leader
+                told = ""
+            except OSError as error:
+                if str(error) != told:
+                    log.warning("the leader's file cannot be used", extra={"why": str(error)})
+                told = str(error)
+            await asyncio.sleep(LOOK_INTERVAL_S)
+
+    async def lost(self) -> str:
+        """Wait until somebody deletes or replaces the file: then another process can lock the new one."""
+        assert self._file is not None, "it does not lead"
+        while _is_at(self._file, self._path):  # noqa: ASYNC110 - nobody tells us that a file was deleted
+            await asyncio.sleep(LOOK_INTERVAL_S)
+        return "the leader's file was deleted"
+
+    async def release(self) -> None:
+        """Unlock."""
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
+
+    def _try(self) -> bool:
+        assert self._file is None, "it leads already"
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            locked = _lock(file)
+            self.leader = _newer(self.leader, _read(file))
+            # Somebody may have deleted the file after it was opened: that lock is worth nothing.
+            if locked and _is_at(file, self._path):
+                record = LeaderRecord(next_epoch(self.leader.epoch, time.time_ns() // 1_000_000), self._address)
+                _write(file, self._path, record)
+                self._file, self.leader = file, record
+        finally:
+            if self._file is None:
+                os.close(file)
+        return self._file is not None
+
+
+def _lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _read(file: int) -> LeaderRecord:
+    """Nobody's where the file is new or was torn by a crash; then the clock alone makes the next epoch larger."""
+    try:
+        return msgspec.json.decode(os.pread(file, _RECORD_BYTES, 0), type=LeaderRecord)
+    except msgspec.DecodeError:
+        return LeaderRecord()
+
+
+def _newer(one: LeaderRecord, other: LeaderRecord) -> LeaderRecord:
+    return other if other.epoch >= one.epoch else one
+
+
+def _write(file: int, path: Path, record: LeaderRecord) -> None:
+    """Durably, the file's name included."""
+    os.pwrite(file, msgspec.json.encode(record).ljust(_RECORD_BYTES), 0)
+    os.fsync(file)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
