@@ -25,8 +25,6 @@ from launcher.config import BatonConfig
 from launcher.process_plan import ProcessSpec
 from simulation.schedule import (
     AFTER_REQUESTS_MAX,
-    CONNECTION_KINDS,
-    MESSAGE_KINDS,
     NETWORK_KINDS,
     USERS,
     Fault,
@@ -85,8 +83,7 @@ class _Chaos:
     async def run(self) -> ChaosReport:
         options = self._options
         try:
-            wanted = NETWORK_KINDS.intersection(options.kinds)
-            network = Network(options.specs, wanted, options.seed) if wanted else None
+            network = Network(options.specs) if NETWORK_KINDS.intersection(options.kinds) else None
         except OSError as error:
             return self._failed(error)
         arguments = list(options.up_arguments)
@@ -208,7 +205,7 @@ class _Chaos:
             record = _seen(fault, before, traffic.counts, disturbed, recovered_after_s)
             self._records.append(record)
         self._url_down = ""
-        hit = _hit(fault.kind, disturbed)
+        hit = f", {disturbed} connections hit" if fault.kind in NETWORK_KINDS else ""
         self._tell(
             f"{fault.process_id} whole again after {recovered_after_s} s{hit}: {record.requests} requests ended, "
             f"{record.failed} failed, {record.repeated} repeated by their client"
@@ -236,12 +233,6 @@ class _Chaos:
 
 def _url(line: status.StatusLine) -> str:
     return f"http://{line.address}"
-
-
-def _hit(kind: FaultKind, disturbed: int) -> str:
-    if kind in CONNECTION_KINDS:
-        return f", {disturbed} connections hit"
-    return f", {disturbed} messages hit" if kind in MESSAGE_KINDS else ""
 
 
 def _seen(fault: Fault, before: Counts, after: Counts, disturbed: int, recovered_after_s: float | None) -> FaultRecord:

@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from launcher.config import BatonConfig
 
 # As simulation.schedule has them, which this module does not import: the command is read without msgspec.
-_FAULT_KINDS = (
-    "kill", "freeze", "terminate", "restart", "cut", "delay", "blackhole", "duplicate", "late", "disk_full",
-)  # fmt: skip
+_FAULT_KINDS = ("kill", "freeze", "terminate", "restart", "cut", "delay", "blackhole")
 # As launcher.chaos_requests has them, which needs protobuf.
 _REQUEST_KINDS = (
     "completion", "chat", "seeded", "several", "stop", "logprobs", "penalties", "json_schema", "regex", "tool", "grpc",
@@ -26,11 +24,6 @@ _LENGTHS = (
     ("--delay-s", 10.0, "how long its connections are slow"),
     ("--delay-ms", 200.0, "by how much they are slow, each way"),
     ("--blackhole-s", 20.0, "how long its connections stay open and carry nothing"),
-    ("--duplicate-s", 5.0, "how long what is said again finds itself known, and messages come twice"),
-    ("--late-s", 10.0, "how long its messages may come late"),
-    ("--late-max-ms", 2000.0, "by how much a late message is late at most"),
-    ("--late-fraction", 0.2, "how many of its messages are late"),
-    ("--disk-full-s", 5.0, "how long no process can write to a file"),
 )
 _ROLES = ("scheduler", "prefill", "decode", "front_proxy")
 

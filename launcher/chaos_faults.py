@@ -9,9 +9,8 @@ from typing import assert_never
 
 import psutil
 
-from launcher import chaos_disk, status
+from launcher import status
 from launcher.chaos_cluster import ChaosCluster
-from launcher.chaos_grpc_relay import Disorder, Duplicate, Late
 from launcher.chaos_network import Network
 from launcher.chaos_relay import Blackhole, Cut, Delay, Disturbance
 from simulation.schedule import Fault, Lengths
@@ -29,7 +28,7 @@ class Faults:
         self._restart_timeout_s = restart_timeout_s
 
     async def hit(self, fault: Fault, line: status.StatusLine) -> int:
-        """Break it; how many connections or messages were disturbed. Raises ChaosError, ProcessLookupError."""
+        """Break it; returns how many connections were disturbed. Raises ChaosError, ProcessLookupError."""
         lengths = self._lengths
         match fault.kind:
             case "kill":
@@ -46,16 +45,6 @@ class Faults:
                 return await self._disturb(line, Delay(lengths.delay_ms / 1000), lengths.delay_s)
             case "blackhole":
                 return await self._disturb(line, Blackhole(), lengths.blackhole_s)
-            case "duplicate":
-                return await self._disorder(line, Duplicate(), lengths.duplicate_s)
-            case "late":
-                what = Late(lengths.late_max_ms / 1000, lengths.late_fraction)
-                return await self._disorder(line, what, lengths.late_s)
-            case "disk_full":
-                with chaos_disk.full(self._cluster.launcher_pid):
-                    # Nothing but a death makes the cluster write more than logs.
-                    os.kill(line.pid, signal.SIGKILL)
-                    await _last(lengths.disk_full_s)
             case _:
                 assert_never(fault.kind)
         return 0
@@ -79,14 +68,6 @@ class Faults:
         async with relays.disturbed(line.id, line.pid, what):
             await _last(seconds)
         return relays.disturbed_connections - before
-
-    async def _disorder(self, line: status.StatusLine, what: Disorder, seconds: float) -> int:
-        assert self._network is not None, "the cluster was started without relays"
-        relays = self._network.message_relays
-        before = relays.disturbed_messages
-        async with relays.disturbed(line.id, what):
-            await _last(seconds)
-        return relays.disturbed_messages - before
 
 
 async def _last(seconds: float) -> None:

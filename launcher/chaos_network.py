@@ -4,61 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
-from launcher.chaos_grpc_relay import MessageRelays, MessageRoute
 from launcher.chaos_relay import Relays, Route
 from launcher.process_plan import ProcessSpec
-from simulation.schedule import CONNECTION_KINDS, MESSAGE_KINDS, FaultKind
 
 HOST = "127.0.0.1"
 _ATTEMPTS_MAX = 64
 
 
 class Network:
-    """Ports for every process that others dial: its own, and in front of it those of the relays that ``kinds`` need.
+    """Two ports for every process that others dial: its own, and its relay's, which the others are told."""
 
-    Whoever dials comes to the relay of connections first, which sees by its sockets who that is, then to the relay of
-    messages, which reads who speaks.
-    """
-
-    def __init__(self, specs: Sequence[ProcessSpec], kinds: Collection[FaultKind], seed: int) -> None:
+    def __init__(self, specs: Sequence[ProcessSpec]) -> None:
         """Raises OSError when this machine has no run of ports left that is long enough."""
         self._kept: list[socket.socket] = []
         self.settings: list[str] = []
         """What `baton up` must be told."""
-        connections: list[Route] = []
-        messages: list[MessageRoute] = []
+        routes: list[Route] = []
         for section, roles in (("scheduler", ("scheduler",)), ("worker", ("prefill", "decode"))):
             ids = [spec.id for spec in specs if spec.role in roles]
-            # Bound and not listened on: who serves there may do so, now and whenever it is started again.
-            own = dialled = self._keep(len(ids))
-            if MESSAGE_KINDS.intersection(kinds):
-                dialled = self._keep(len(ids))
-                messages += map(MessageRoute, ids, map(_port, dialled), map(_port, own))
-            if CONNECTION_KINDS.intersection(kinds):
-                behind, dialled = dialled, _bound_run(len(ids))
-                connections += map(Route, ids, dialled, map(_port, behind))
+            # Bound and not listened on: the process may listen there, now and whenever it is started again.
+            own, dialled = _bound_run(len(ids)), _bound_run(len(ids))
+            self._kept += own
+            routes += map(Route, ids, dialled, map(_port, own))
             self.settings += [f"{section}.port={_port(own[0])}", f"{section}.advertise_port={_port(dialled[0])}"]
-        self.relays = Relays(HOST, connections)
-        self.message_relays = MessageRelays(HOST, messages, seed)
+        self.relays = Relays(HOST, routes)
 
     async def start(self) -> None:
         """Relay."""
-        await self.message_relays.start()
         await self.relays.start()
 
     async def close(self) -> None:
         """End the relays and let the ports go."""
         await self.relays.close()
-        await self.message_relays.close()
         for kept in self._kept:
             kept.close()
-
-    def _keep(self, count: int) -> list[socket.socket]:
-        kept = _bound_run(count)
-        self._kept += kept
-        return kept
 
 
 def _bound_run(count: int) -> list[socket.socket]:

@@ -1,7 +1,7 @@
 """TCP relays between the processes of a cluster, which can cut, delay or black-hole one process's connections.
 
-Everybody dials the relay of whom he wants to reach; chaos gives its ports out as ``advertise_port``. Whose connection
-one is, is seen by its two ends: the relay's own process, and the process that has the socket at the other end.
+Each process connects through its target's relay: chaos gives out the relay's port as ``advertise_port``. A connection
+belongs to two processes: the one behind the relay, and the one that has the socket at the other end.
 """
 
 from __future__ import annotations

@@ -18,8 +18,7 @@ class FaultRecord(msgspec.Struct, frozen=True, kw_only=True):
     process_id: str
     # None: it was not whole again in time.
     recovered_after_s: float | None
-    # Connections that were cut, delayed or black-holed; messages that came late or twice, and streams that only their
-    # callers lost.
+    # Connections that were cut, delayed or black-holed.
     disturbed: int
     requests: int
     failed: int

@@ -19,7 +19,6 @@ from simulation.network import Disorder, Process
 from simulation.policies import production_settings
 from simulation.schedule import AFTER_REQUESTS_MAX, USERS, Fault, FaultKind, Lengths, may_repeat, replaces, schedule
 from simulation.schedulers import SimScheduler
-from simulation.trouble import half_open
 from simulation.users import Counts, Users
 from simulation.workers import SimWorker
 from simulation.world import Violation, World
@@ -190,19 +189,6 @@ class _Chaos:
             case "blackhole":
                 process.silence(lengths.blackhole_s)
                 return lengths.blackhole_s
-            case "duplicate":
-                process.disturb(Disorder(twice=True), lengths.duplicate_s)
-                half_open(process, lengths.duplicate_s)
-                return lengths.duplicate_s
-            case "late":
-                late = Disorder(late_max_s=lengths.late_max_ms / 1000, late_fraction=lengths.late_fraction)
-                process.disturb(late, lengths.late_s)
-                return lengths.late_s
-            case "disk_full":
-                if self._cluster.store is not None:
-                    self._cluster.store.fill(lengths.disk_full_s)
-                self._kill(process)
-                return lengths.disk_full_s
             case _:
                 assert_never(fault.kind)
         return 0.0

@@ -13,14 +13,10 @@ import msgspec
 
 # As launcher.process_plan has it, which is above this package.
 Role = Literal["scheduler", "prefill", "decode", "front_proxy"]
-FaultKind = Literal[
-    "kill", "freeze", "terminate", "restart", "cut", "delay", "blackhole", "duplicate", "late", "disk_full"
-]
+FaultKind = Literal["kill", "freeze", "terminate", "restart", "cut", "delay", "blackhole"]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
-# What happens to connections, whatever they carry, and what happens to single messages.
-CONNECTION_KINDS: frozenset[FaultKind] = frozenset({"cut", "delay", "blackhole"})
-MESSAGE_KINDS: frozenset[FaultKind] = frozenset({"duplicate", "late"})
-NETWORK_KINDS: frozenset[FaultKind] = CONNECTION_KINDS | MESSAGE_KINDS
+# What happens to a process's connections and not to the process itself.
+NETWORK_KINDS: frozenset[FaultKind] = frozenset({"cut", "delay", "blackhole"})
 
 
 # Most requests that end between two faults, and clients at once, where nobody says otherwise.
@@ -45,18 +41,13 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lengths(msgspec.Struct, frozen=True, kw_only=True):
-    """How long a fault lasts, how much a delay is, and how many messages are how late."""
+    """How long a fault lasts, and how much a delay is."""
 
     freeze_s: float = 20.0
     cut_s: float = 3.0
     delay_s: float = 10.0
     delay_ms: float = 200.0
     blackhole_s: float = 20.0
-    duplicate_s: float = 5.0
-    late_s: float = 10.0
-    late_max_ms: float = 2000.0
-    late_fraction: float = 0.2
-    disk_full_s: float = 5.0
 
 
 def may_repeat(fault: Fault | None, front_proxy_id: str) -> bool:
@@ -70,9 +61,9 @@ def may_repeat(fault: Fault | None, front_proxy_id: str) -> bool:
 def replaces(kind: FaultKind) -> bool:
     """Whether the process that is hit ends, so that it is whole again only as another one."""
     match kind:
-        case "kill" | "terminate" | "restart" | "disk_full":
+        case "kill" | "terminate" | "restart":
             return True
-        case "freeze" | "cut" | "delay" | "blackhole" | "duplicate" | "late":
+        case "freeze" | "cut" | "delay" | "blackhole":
             return False
         case _:
             assert_never(kind)

@@ -1,4 +1,4 @@
-"""`baton chaos` on fake engines: every process killed, frozen, cut off or without a disk in turn, unnoticed."""
+"""`baton chaos` on fake engines: every process killed, frozen or cut off in turn, unnoticed."""
 
 from __future__ import annotations
 
@@ -28,23 +28,18 @@ def chaos(tmp_path: Path, *words: str) -> tuple[int, dict[str, Any], str]:
     return done.returncode, json.loads(report.read_text()) if report.exists() else {}, done.stdout + done.stderr
 
 
-def test_a_cluster_with_one_spare_of_each_survives_every_kill_freeze_and_full_disk(tmp_path: Path) -> None:
+def test_a_cluster_with_one_spare_of_each_survives_every_kill_and_freeze(tmp_path: Path) -> None:
     code, report, said = chaos(
-        tmp_path, "--prefill", "2", "--decode", "2", *ONE_FRONT, *QUICK_STALL, "--faults", "kill,freeze,disk_full",
-        "--seed", "3", "--freeze-s", "2", "--disk-full-s", "1", "--roles", "scheduler,prefill,decode",
+        tmp_path, "--prefill", "2", "--decode", "2", *ONE_FRONT, *QUICK_STALL, "--faults", "kill,freeze",
+        "--seed", "3", "--freeze-s", "2", "--roles", "scheduler,prefill,decode",
     )  # fmt: skip
     assert code == 0, said
     assert report["passed"] is True
-    assert len(report["faults"]) == 15
+    assert len(report["faults"]) == 10
     assert "0 failed, 0 with wrong answers" in said
     # Nothing is judged by a part of the kinds only: every one is sent, and has one answer.
     assert report["counts"]["left_out"] == {}
     assert set(report["counts"]["kinds"]) == set(REQUEST_KINDS)
-    # What could not be written is told.
-    assert "cannot write" in said
-    assert "cluster.json is written again" in said
-    logs = "".join(path.read_text(errors="replace") for path in (tmp_path / "state" / "logs").glob("*.log"))
-    assert "lines of this log could not be written" in logs
 
 
 def test_two_schedulers_survive_whatever_befalls_one_of_them(tmp_path: Path) -> None:
@@ -73,12 +68,11 @@ def test_a_leader_that_nobody_reaches_is_replaced_under_load(tmp_path: Path) -> 
     assert "rebuild_longer=True" in told, "the next one knows that some may be at the former one's address"
 
 
-def test_whatever_befalls_connections_and_messages_of_every_process_costs_no_request(tmp_path: Path) -> None:
-    kinds = ("cut", "delay", "blackhole", "late", "duplicate")
+def test_whatever_befalls_connections_of_every_process_costs_no_request(tmp_path: Path) -> None:
+    kinds = ("cut", "delay", "blackhole")
     code, report, said = chaos(
         tmp_path, "--prefill", "1", "--decode", "2", *ONE_FRONT, *QUICK_STALL, "--faults", ",".join(kinds),
-        "--seed", "5", "--cut-s", "0.5", "--delay-s", "0.5", "--blackhole-s", "1.5", "--duplicate-s", "0.5",
-        "--late-s", "1", "--late-fraction", "0.5", "--late-max-ms", "1000",
+        "--seed", "5", "--cut-s", "0.5", "--delay-s", "0.5", "--blackhole-s", "1.5",
     )  # fmt: skip
     assert code == 0, said
     assert {(fault["kind"], fault["process_id"]) for fault in report["faults"]} == {
@@ -87,9 +81,7 @@ def test_whatever_befalls_connections_and_messages_of_every_process_costs_no_req
         for process_id in ("scheduler", "prefill-0", "decode-0", "decode-1", "front-proxy-0")
     }
     # At least the stream to the scheduler, or of a worker to it.
-    assert all(fault["disturbed"] >= 1 for fault in report["faults"] if fault["kind"] != "late")
-    # A process that was let back in just now may have nothing to say in so short a time.
-    assert sum(fault["disturbed"] for fault in report["faults"] if fault["kind"] == "late") >= 5
+    assert all(fault["disturbed"] >= 1 for fault in report["faults"])
     assert "0 failed, 0 with wrong answers, 0 repeated" in said
 
 

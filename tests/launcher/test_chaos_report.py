@@ -74,4 +74,4 @@ def test_a_cluster_that_does_not_start_is_a_failed_run(tmp_path: Path) -> None:
 def test_every_kind_either_ends_its_process_or_leaves_it(kind: str) -> None:
     from simulation.schedule import replaces
 
-    assert replaces(kind) == (kind in {"kill", "terminate", "restart", "disk_full"})  # type: ignore[arg-type]
+    assert replaces(kind) == (kind in {"kill", "terminate", "restart"})  # type: ignore[arg-type]
