@@ -11,7 +11,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-$(PROFILE)
-PACKAGES := bench decode_worker engine front_proxy kv_transfer launcher prefill_worker runtime scheduler simulation tests worker
+PACKAGES := bench chaos cli decode_worker engine front_proxy kv_transfer launcher prefill_worker runtime scheduler simulation tests worker
 
 .PHONY: help setup serve test check sim bench fmt lint types imports proto proto-check config clean
 

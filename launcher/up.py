@@ -62,7 +62,7 @@ def command_of(state_dir: Path) -> CommandOf:
     def command(spec: ProcessSpec, settings: Sequence[str]) -> list[str]:
         arguments = [part for setting in settings for part in ("--set", setting)]
         config = str(state_dir / CONFIG_FILE)
-        return [sys.executable, "-m", "launcher.cli", spec.command, "--config", config, *arguments]
+        return [sys.executable, "-m", "cli", spec.command, "--config", config, *arguments]
 
     return command
 

@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 
-from simulation import chaos_command, many, overload, overload_burst
+from simulation import many, overload, overload_burst
 from simulation.seeds import Verdict, simulate
 
 
@@ -16,8 +16,6 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["overload"]:
         return overload.main(arguments[1:], overload_burst.judge)
-    if arguments[:1] == ["chaos"]:
-        return chaos_command.main(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m simulation", description=main.__doc__)
     parser.add_argument("--seeds", type=int, default=10_000, help="how many runs")
     parser.add_argument("--first-seed", type=int, default=0, help="seed of the first one")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.chaos_relay import Blackhole, Relays, Route
+from chaos.relay import Blackhole, Relays, Route
 from scheduler.exit_codes import EXIT_NOT_LEADER
 from tests.front_proxy.test_scheduler_away import WAIT_S, SchedulerProcess, scene
 from tests.worker.conftest import StartWorker, start_worker

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from launcher import chaos_command
-from launcher.chaos_answers import Answer, BadAnswer, Choice, difference
-from launcher.chaos_requests import REQUEST_KINDS, GrpcAsk, HttpAsk, Sizes, make_asks
+from chaos.answers import Answer, BadAnswer, Choice, difference
+from chaos.requests import REQUEST_KINDS, GrpcAsk, HttpAsk, Sizes, make_asks
+from cli import chaos_command
 from protos.inference.v1 import inference_pb2
 
 SIZES = Sizes(prompt_tokens_max=40, output_tokens_max=8, vocabulary=range(10, 20))

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from launcher.cli import main
+from cli.__main__ import main
 from launcher.config import BatonConfig
 
 
@@ -135,9 +135,7 @@ def test_status_without_a_cluster_says_so(tmp_path: Path, capsys: pytest.Capture
     assert "no cluster was started with the state folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "module", ["launcher.cli", "launcher.up", "launcher.status", "launcher.serve", "scheduler.run"]
-)
+@pytest.mark.parametrize("module", ["cli.app", "launcher.up", "launcher.status", "launcher.serve", "scheduler.run"])
 def test_what_must_stay_light_imports_neither_torch_nor_vllm(module: str) -> None:
     program = (
         f"import sys, importlib; importlib.import_module({module!r}); "

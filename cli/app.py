@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import chaos_command
+from cli import chaos_command
 
 # Before grpc is imported by anyone: its fork handlers and the engines' own processes do not get on.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -269,7 +269,3 @@ def _version(_: argparse.Namespace) -> int:
 def _fail(message: str, code: int) -> int:
     print(f"baton: error: {message}", file=sys.stderr)
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,8 +11,8 @@ from typing import Literal, assert_never, get_args
 
 import msgspec
 
-# As launcher.process_plan has it, which is above this package.
-Role = Literal["scheduler", "prefill", "decode", "front_proxy"]
+from simulation.faults import Role, Target
+
 FaultKind = Literal["kill", "freeze", "terminate", "restart", "cut", "delay", "blackhole"]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 # What happens to a process's connections and not to the process itself.
@@ -22,13 +22,6 @@ NETWORK_KINDS: frozenset[FaultKind] = frozenset({"cut", "delay", "blackhole"})
 # Most requests that end between two faults, and clients at once, where nobody says otherwise.
 AFTER_REQUESTS_MAX = 8
 USERS = 6
-
-
-class Target(msgspec.Struct, frozen=True):
-    """A process that may be hit."""
-
-    process_id: str
-    role: Role
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):

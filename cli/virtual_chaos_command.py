@@ -7,10 +7,12 @@ import functools
 import sys
 from typing import TypeVar, get_args
 
-from simulation import chaos, many
-from simulation.chaos import ChaosOptions
+from chaos import virtual_run
+from chaos.schedule import FAULT_KINDS, USERS, Lengths
+from chaos.virtual_run import ChaosOptions
+from simulation import many
 from simulation.cluster import Topology
-from simulation.schedule import FAULT_KINDS, USERS, Lengths, Role
+from simulation.faults import Role
 
 Word = TypeVar("Word", bound=str)
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -18,7 +20,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 def main(arguments: list[str]) -> int:
     """0 when nobody noticed anything and every invariant held, 1 otherwise, 2 for words it does not know."""
-    parser = argparse.ArgumentParser(prog="python -m simulation chaos", description=chaos.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m simulation chaos", description=virtual_run.__doc__)
     parser.add_argument("--prefill", type=int, default=1, metavar="N")
     parser.add_argument("--decode", type=int, default=2, metavar="M")
     parser.add_argument("--front-proxies", type=int, default=2, metavar="F")
@@ -54,7 +56,7 @@ def main(arguments: list[str]) -> int:
         return _one(words.seed, options, story=words.story)
     seeds = range(words.seed, words.seed + words.seeds)
     requests = faults = repeated = 0
-    for verdict in many.over(functools.partial(chaos.run, options=options), seeds):
+    for verdict in many.over(functools.partial(virtual_run.run, options=options), seeds):
         if not verdict.passed:
             return _one(verdict.seed, options, story=words.story)
         requests += verdict.counts.requests
@@ -65,8 +67,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _one(seed: int, options: ChaosOptions, *, story: bool) -> int:
-    verdict = chaos.run(seed, options, telling=story)
-    print("\n".join((*verdict.story, *chaos.told(verdict, chaos.planned(seed, options)))))
+    verdict = virtual_run.run(seed, options, telling=story)
+    print("\n".join((*verdict.story, *virtual_run.told(verdict, virtual_run.planned(seed, options)))))
     return 0 if verdict.passed else 1
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from launcher.config import BatonConfig
 
-# As simulation.schedule has them, which this module does not import: the command is read without msgspec.
+# As chaos.schedule has them, which this module does not import: the command is read without msgspec.
 _FAULT_KINDS = ("kill", "freeze", "terminate", "restart", "cut", "delay", "blackhole")
-# As launcher.chaos_requests has them, which needs protobuf.
+# As chaos.requests has them, which needs protobuf.
 _REQUEST_KINDS = (
     "completion", "chat", "seeded", "several", "stop", "logprobs", "penalties", "json_schema", "regex", "tool", "grpc",
     "grpc_many",
@@ -58,11 +58,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Exit status 0 when no request failed, no token was wrong and nothing is held; 1 otherwise."""
     import msgspec
 
-    from launcher import chaos
-    from launcher.chaos_metrics import Bounds
-    from launcher.chaos_report import as_text
+    from chaos import real_run
+    from chaos.metrics import Bounds
+    from chaos.report import as_text
+    from chaos.schedule import Lengths
     from launcher.process_plan import plan
-    from simulation.schedule import Lengths
 
     kinds = _chosen("--faults", arguments.faults, _FAULT_KINDS)
     roles = _chosen("--roles", arguments.roles, _ROLES)
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     if kinds is None or roles is None or requests is None:
         return 2
     config = _config(arguments)
-    options = chaos.ChaosOptions(
+    options = real_run.ChaosOptions(
         state_dir=arguments.state_dir.expanduser().absolute(),
         up_arguments=tuple(_up_arguments(arguments)),
         specs=plan(config),
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         lengths=Lengths(**{name: getattr(arguments, name) for name in Lengths.__struct_fields__}),
         recover_timeout_s=arguments.recover_timeout_s,
     )
-    report = chaos.run(options, _tell)
+    report = real_run.run(options, _tell)
     if arguments.output is not None:
         arguments.output.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
     print(as_text(report))
