@@ -5,6 +5,7 @@ Pure: the same seed gives the same schedule to both. Breaks nothing; whoever per
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from random import Random
 from typing import Literal, assert_never, get_args
@@ -33,14 +34,20 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     after_requests: int
 
 
-class Lengths(msgspec.Struct, frozen=True, kw_only=True):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lengths:
     """How long a fault lasts, and how much a delay is."""
 
     freeze_s: float = 20.0
+    """how long a process stands still"""
     cut_s: float = 3.0
+    """how long its connections are cut and new ones are refused"""
     delay_s: float = 10.0
+    """how long its connections are slow"""
     delay_ms: float = 200.0
+    """by how much they are slow, each way"""
     blackhole_s: float = 20.0
+    """how long its connections stay open and carry nothing"""
 
 
 def may_repeat(fault: Fault | None, front_proxy_id: str) -> bool:

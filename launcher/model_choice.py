@@ -16,13 +16,14 @@ from launcher import demo_model
 from launcher.config import BatonConfig
 from launcher.demo_model import Progress
 from runtime.configuration import COMMAND_LINE, DEFAULT
+from runtime.user_error import UserError
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _YES = {"1", "true", "yes", "on"}
 _HUB = "https://huggingface.co"
 
 
-class ModelError(Exception):
+class ModelError(UserError):
     """The model cannot be served; the message is one clear sentence."""
 
 

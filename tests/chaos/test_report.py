@@ -11,14 +11,9 @@ from chaos import real_run
 from chaos.cluster import ChaosCluster
 from chaos.report import ChaosReport, NotBack, as_text
 from chaos.schedule import FAULT_KINDS
-from cli import chaos_command
 from launcher.process_plan import ProcessSpec
 from launcher.state import ClusterRecord, ClusterState, ProcessRecord
 from launcher.status import StatusLine
-
-
-def test_the_command_knows_every_kind_of_fault() -> None:
-    assert chaos_command._FAULT_KINDS == FAULT_KINDS
 
 
 def test_a_report_names_who_is_not_back_and_ends_with_the_verdict() -> None:

@@ -10,7 +10,7 @@ import pytest
 from chaos import real_run, virtual_run
 from chaos.schedule import AFTER_REQUESTS_MAX, FAULT_KINDS, Lengths, schedule
 from chaos.virtual_run import ChaosOptions
-from cli.virtual_chaos_command import main
+from cli.app import main
 from launcher.config import BatonConfig
 from launcher.process_plan import plan
 from runtime.configuration import load
@@ -63,7 +63,7 @@ def test_a_planted_bug_is_noticed(kinds: Any, planted: dict[str, Any]) -> None:
 
 
 def test_the_command_prints_the_schedule_and_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--prefill", "1", "--decode", "2", "--faults", "kill,freeze", "--seed", "7"]) == 0
+    assert main(["chaos", "virtual", "--prefill", "1", "--decode", "2", "--faults", "kill,freeze", "--seed", "7"]) == 0
     lines = capsys.readouterr().out.splitlines()
     first = virtual_run.planned(7, ChaosOptions(kinds=("kill", "freeze")))[0]
     assert lines[0] == f"{first.kind} {first.process_id} after {first.after_requests} requests"
@@ -71,9 +71,9 @@ def test_the_command_prints_the_schedule_and_the_verdict(capsys: pytest.CaptureF
 
 
 def test_the_command_runs_many_seeds_and_refuses_words_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--seeds", "3"]) == 0
+    assert main(["chaos", "virtual", "--seeds", "3"]) == 0
     assert capsys.readouterr().out.startswith("3 seeds passed: 18 faults")
-    assert main(["--faults", "flood"]) == 2
+    assert main(["chaos", "virtual", "--faults", "flood"]) == 2
 
 
 def test_a_leader_that_nobody_reaches_makes_way_for_the_other_one_unnoticed() -> None:
