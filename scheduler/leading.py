@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+
+import structlog
 
 from runtime.clock import Clock
 from runtime.silence import look_interval_s
@@ -11,7 +12,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.leadership import LeaderLease, Reachability
 from scheduler.shell import SchedulerShell
 
-log = logging.getLogger("baton.scheduler.leading")
+log = structlog.get_logger(__name__)
 
 # What a store raises where it is not there at all, or not for us.
 _MISSING = (FileNotFoundError, PermissionError)
@@ -44,7 +45,7 @@ async def lead(config: SchedulerConfig, lease: LeaderLease, shell: SchedulerShel
         try:
             held = await lease.renew()
         except OSError as error:
-            log.warning("the store of the leader's lease is away", extra={"why": str(error)})
+            log.warning("the store of the leader's lease is away", why=str(error))
             held = not shell.deposed
         shell.leads_until_s = lease.until_s if held else float("-inf")
         if not held:
@@ -67,7 +68,7 @@ async def acquired(
     except fatal:
         raise
     except OSError as error:
-        log.warning("the store of the leader's lease is away", extra={"why": str(error)})
+        log.warning("the store of the leader's lease is away", why=str(error))
     shell.stands_by_for = lease.leader.address if lease.sees_leader else ""
     return epoch
 
@@ -88,7 +89,7 @@ async def _tell_asked(lease: LeaderLease) -> None:
     try:
         await lease.tell_asked()
     except OSError as error:
-        log.warning("the leader cannot be told that somebody asks here", extra={"why": str(error)})
+        log.warning("the leader cannot be told that somebody asks here", why=str(error))
 
 
 class _Questions:
@@ -106,7 +107,7 @@ class _Questions:
             if not self._failing:
                 log.warning(
                     "the store does not tell whether the one that stands by is asked: this leader does not make way",
-                    extra={"why": str(error)},
+                    why=str(error),
                 )
             self._failing = True
             return False

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import os
 import random
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import structlog
 
 from runtime import lifecycle
 from runtime.clock import Clock, SystemClock
@@ -27,7 +28,7 @@ from scheduler.metrics import PolicyProbe, SchedulerMetrics
 from scheduler.service import StatusService, add_services
 from scheduler.shell import SchedulerShell
 
-log = logging.getLogger("baton.scheduler.run")
+log = structlog.get_logger(__name__)
 
 Ready = Callable[[Mapping[str, str]], None]
 
@@ -68,7 +69,7 @@ async def run(
             status.state = "standby" if lease is not None else "ready"
             await server.set_serving(lease is None)
             ready({"address": status.address, "grpc_address": status.address, "metrics_address": metrics_address})
-            log.info("scheduler is ready at %s", status.address)
+            log.info("scheduler is ready", address=status.address)
             parts = {stopping, breaking, ticking}
             if lease is not None:
                 parts.add(group.create_task(_lead(config, lease, shell, make_core, clock, server, status), name="lead"))
@@ -130,6 +131,6 @@ async def _lead(
     shell.leads_until_s = lease.until_s
     status.state = "ready"
     await server.set_serving(True)
-    log.warning("this scheduler leads", extra={"leader_epoch": epoch, "rebuild_longer": rebuild_longer})
+    log.warning("this scheduler leads", leader_epoch=epoch, rebuild_longer=rebuild_longer)
     why = await lead(config, lease, shell, clock)
-    log.critical("this scheduler leads no longer", extra={"leader_epoch": epoch, "why": why})
+    log.critical("this scheduler leads no longer", leader_epoch=epoch, why=why)

@@ -140,7 +140,7 @@ async def test_it_comes_back_after_the_scheduler_did(
         await asyncio.wait_for(session.registered.wait(), WAIT_S)
         assert (await second.said.get()).register.worker_id == worker.body.worker_id
         await running.__aexit__(None, None, None)
-    assert "the session with the scheduler at" in caplog.text
+    assert "the session with the scheduler ended" in caplog.text
 
 
 async def test_it_returns_at_once_to_a_silent_leader_that_the_stand_by_still_names(start_worker: StartWorker) -> None:
