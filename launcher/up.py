@@ -8,8 +8,6 @@ import os
 import signal
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, assert_never
@@ -335,14 +333,12 @@ class Cluster:
 
 def first_check(url: str, timeout_s: float) -> str:
     """Ask ``url``/health as a client would; returns what is wrong, or nothing, within ``timeout_s``."""
+    import httpx
+
     reachable = url.replace("://0.0.0.0:", "://127.0.0.1:").replace("://[::]:", "://[::1]:")
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"{reachable}/health", timeout=timeout_s) as response:
-            code: int = response.status
-    except urllib.error.HTTPError as error:
-        code = error.code
-    except OSError as error:
+        code = httpx.get(f"{reachable}/health", timeout=timeout_s, trust_env=False).status_code
+    except httpx.HTTPError as error:
         return f"GET /health failed: {error}"
     return "" if code == 200 else f"GET /health answered {code}"
 
