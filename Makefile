@@ -11,7 +11,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-$(PROFILE)
-PACKAGES := bench decode_worker engine front_proxy kv_transfer launcher prefill_worker runtime scheduler simulation tests worker
+PACKAGES := bench chaos cli decode_worker engine front_proxy kv_transfer launcher prefill_worker runtime scheduler simulation tests worker
 
 .PHONY: help setup serve test check sim bench fmt lint types imports proto proto-check config clean
 
@@ -65,7 +65,7 @@ bench: setup ## Measure Baton beside plain vLLM and vllm-router (ARGS="overhead 
 	@$(BIN)/python -m pip install --quiet --no-deps -r requirements/bench.txt || echo "vllm-router could not be installed: left out"
 	$(BIN)/python -m bench $(ARGS)
 
-config: setup ## Print the resolved configuration with where each value came from
+config: setup ## Print the settings that differ from the defaults, and where each came from (ARGS=--all: every one)
 	@$(BIN)/baton config $(ARGS)
 
 clean: ## Remove the environment and every cache

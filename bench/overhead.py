@@ -8,11 +8,12 @@ stops its system. The order turns by one from round to round, so that a drift of
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import aiohttp
 import msgspec
@@ -20,14 +21,19 @@ import msgspec
 from bench import cpu
 from bench.load import LoadRun, LoadSpec, OpenAiBackend, client_session, run_load
 from bench.measures import RatioSpread, ratio_spread, summarise
-from bench.peers import ENGINES, EngineShape, PeerOptions, System, SystemName, start_system
+from bench.peers import ENGINES, SYSTEM_NAMES, EngineShape, PeerOptions, System, SystemName, start_system
 from bench.prompts import Tokenizer, make_prompts
+from runtime import command_line
 
 
-class OverheadSpec(msgspec.Struct, frozen=True, kw_only=True):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OverheadSpec:
     """Sizes of a visit. Lengths are tokens."""
 
-    systems: tuple[SystemName, ...]
+    systems: Annotated[
+        tuple[SystemName, ...],
+        command_line.one_or_more_of(SYSTEM_NAMES, "what is compared (default: what is installed)", "NAMES"),
+    ] = ()
     rounds: int = 3
     latency_requests: int = 20
     latency_prompt_tokens: int = 512
@@ -39,8 +45,8 @@ class OverheadSpec(msgspec.Struct, frozen=True, kw_only=True):
     warmup_requests: int = 4
     seed: int = 0
     timeout_s: float = 120.0
-    # More engines than this are not started side by side.
     engines_at_once_max: int = 3
+    """more engines than this are not started side by side"""
 
 
 class Visit(msgspec.Struct, frozen=True, kw_only=True):

@@ -107,7 +107,7 @@ def router_argv(python: str, port: int, prefill_url: str, decode_url: str, metri
 
 def baton_argv(shape: EngineShape, port: int, state_dir: Path, sets: Sequence[str]) -> list[str]:
     """The command of Baton 1P1D."""
-    argv = [sys.executable, "-m", "launcher.cli", "up", "--model", shape.model, "--prefill", "1", "--decode", "1"]
+    argv = [sys.executable, "-m", "cli", "up", "--model", shape.model, "--prefill", "1", "--decode", "1"]
     argv += ["--host", "127.0.0.1", "--port", str(port), "--grpc-port", "0", "--state-dir", str(state_dir)]
     settings = {
         "engine.served_model_name": shape.served_model_name,

@@ -8,13 +8,14 @@ process, with the environment a CPU engine needs, and prints one line beginning 
 
 from __future__ import annotations
 
-import http.client
 import os
 import runpy
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+
+import httpx
 
 from engine.vllm.args import free_port
 
@@ -63,14 +64,10 @@ def completed(argv: Sequence[str]) -> list[str]:
 
 def is_healthy(base_url: str, timeout_s: float = 2.0) -> bool:
     """Whether /health answers 200 now."""
-    connection = http.client.HTTPConnection(base_url.removeprefix("http://"), timeout=timeout_s)
     try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
+        return httpx.get(f"{base_url}/health", timeout=timeout_s, trust_env=False).status_code == 200
+    except httpx.HTTPError:
         return False
-    finally:
-        connection.close()
 
 
 def _announce(base_url: str) -> None:

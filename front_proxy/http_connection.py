@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Any
 
+import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from front_proxy.serving_metrics import UNREAD_CONNECTIONS
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class HttpConnection(HttpToolsProtocol):
@@ -47,6 +47,6 @@ class HttpConnection(HttpToolsProtocol):
     def _give_up(self) -> None:
         self._unread = None
         UNREAD_CONNECTIONS.inc()
-        log.warning("a client read nothing for %g s: its connection is ended", self._send_timeout_s)
+        log.warning("a client reads nothing: its connection is ended", waited_s=self._send_timeout_s)
         # Not close(): that waits for the client to read the rest.
         self.transport.abort()

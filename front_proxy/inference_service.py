@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -11,6 +10,7 @@ from typing import Protocol
 
 import grpc
 import msgspec
+import structlog
 
 from front_proxy.many_outputs import ManyOutputs
 from front_proxy.serving_metrics import GRPC_STREAMS
@@ -28,7 +28,7 @@ _PRIORITY_CLASSES: dict[int, str] = {
 }
 _MESSAGE_CHARACTERS_MAX = 4096
 _NAMES = ("request_id", "tenant", "session_id", "cache_salt")
-log = logging.getLogger("baton.front_proxy.inference_service")
+log = structlog.get_logger(__name__)
 
 Context = grpc.aio.ServicerContext[object, object]
 
@@ -94,7 +94,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             except FailureError as error:
                 await abort(context, error.failure)
             except Exception:
-                log.exception("request failed", extra={"request_id": request.request_id})
+                log.exception("request failed", request_id=request.request_id)
                 await abort(context, _bug())
             finally:
                 await responses.aclose()
@@ -218,7 +218,7 @@ class _ManySession:
         except FailureError as error:
             self._fail(name, error.failure)
         except Exception:
-            log.exception("request failed", extra={"request_id": name})
+            log.exception("request failed", request_id=name)
             self._fail(name, _bug())
         finally:
             await responses.aclose()

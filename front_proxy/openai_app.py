@@ -91,7 +91,7 @@ class OpenAiServer:
                 http=functools.partial(HttpConnection, send_timeout_s=self._config.client_send_timeout_s),
                 log_level=serving.log_level,
                 access_log=serving.access_log,
-                # Loggers are set up by runtime.telemetry.
+                # Loggers are set up by runtime.logs.
                 log_config=None,
                 lifespan=self._lifespan,
                 backlog=_BACKLOG,

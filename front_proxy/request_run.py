@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import collections
 import functools
-import logging
 from collections.abc import Callable, Sequence
 from typing import assert_never
 
 import msgspec
+import structlog
 
 from front_proxy import orders
 from front_proxy.first_token import FirstTokenWatch
@@ -49,7 +49,7 @@ from front_proxy.work import Placement, Stage, WorkerOutput, WorkOrder
 from runtime.clock import precise_clock
 from runtime.failures import Failure, FailureError, FailureKind
 
-logger = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 FIRST_TOKEN_HEAD_START_MAX_S = 0.002
 """Longest time that a decode waits for the reader to pass the first token on."""
@@ -217,9 +217,7 @@ class RequestRun:
                 self._perform(action)
         except Exception as error:
             # A mistake in one request's bookkeeping must not take down the others that share this process.
-            logger.exception(
-                "request broke", extra={"request_id": self._request.request_id, "story": list(self.flow.story)}
-            )
+            log.exception("request broke", request_id=self._request.request_id, story=list(self.flow.story))
             self._break(error)
         finally:
             self._busy = False
@@ -291,10 +289,10 @@ class RequestRun:
                 if how != "restart":
                     self._metrics.resumes.labels(how).inc()
                 told |= {"stage": stage.value, "how": how, "reason": failure.message}
-                logger.info("attempt failed, trying again", extra=told)
+                log.info("attempt failed, trying again", **told)
             case Diverged():
                 self._metrics.replays_diverged.inc()
-                logger.error("a replay gave other tokens", extra=told)
+                log.error("a replay gave other tokens", **told)
             case _:
                 assert_never(action)
 

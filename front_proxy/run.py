@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import grpc
+import structlog
 
 from engine.config import EngineConfig
 from front_proxy import inference_service, status_service
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from front_proxy.remote_engine import RemoteEngineClient
     from front_proxy.vllm_serving import VllmServing
 
-log = logging.getLogger("baton.front_proxy.run")
+log = structlog.get_logger(__name__)
 
 Ready = Callable[[Mapping[str, str]], None]
 
@@ -65,7 +65,7 @@ async def run(
     Raises SystemExit with one of the codes above when the process cannot go on; the log says why.
     """
     stop = stop or lifecycle.stop_event()
-    log.info("loading tokenizer and serving layer of %s", engine.model)
+    log.info("loading tokenizer and serving layer", model=engine.model)
     # In a thread, so that a signal is heard while libraries load.
     version = await asyncio.to_thread(_engine_version, engine)
     if stop.is_set():
@@ -99,7 +99,7 @@ def _build(engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher
     try:
         return vllm_serving.build(engine, front, dispatcher)
     except BadServingOption as error:
-        log.critical("%s", error)
+        log.critical("a setting of serving is wrong", why=str(error))
         raise SystemExit(EXIT_BAD_OPTION) from error
 
 
@@ -109,7 +109,7 @@ async def _http_server(serving: VllmServing, front: FrontProxyConfig) -> OpenAiS
     try:
         return await serving.http_server(front)
     except BadServingOption as error:
-        log.critical("%s", error)
+        log.critical("a setting of serving is wrong", why=str(error))
         raise SystemExit(EXIT_BAD_OPTION) from error
 
 
@@ -137,10 +137,10 @@ async def _serve(
             await grpc_server.set_serving(True)
             addresses = {"address": http.address, "grpc_address": grpc_server.address, "metrics_address": http.address}
             ready(addresses)
-            log.info("front proxy is ready at %s, gRPC at %s", http.address, grpc_server.address)
+            log.info("front proxy is ready", http=http.address, grpc=grpc_server.address)
             lost = await _first(stop, (streams, http.serving))
             if lost is not None:
-                log.critical("%s ended on its own", lost.get_name())
+                log.critical("a part ended on its own", part=lost.get_name())
                 lost.result()
                 raise SystemExit(EXIT_LOST_PART)
     finally:
@@ -168,11 +168,11 @@ async def _cluster(
     try:
         waiting.result()
     except FailureError as error:
-        log.critical("%s", error.failure.message)
+        log.critical("no cluster to serve", why=error.failure.message)
         raise SystemExit(EXIT_NO_CLUSTER) from error
     others = sorted({worker.engine_version for worker in dispatcher.cluster().workers} - {version, ""})
     if version and others:
-        log.critical("engine versions differ: this front proxy has %s, workers have %s", version, ", ".join(others))
+        log.critical("engine versions differ", own=version, workers=", ".join(others))
         raise SystemExit(EXIT_VERSION)
     return True
 
@@ -194,7 +194,7 @@ async def _leave(
         await lifecycle.cancel_and_wait(task, front.close_timeout_s)
     client.draining = True
     if client.requests_running:
-        log.warning("stopping with %d sequences unfinished", client.requests_running)
+        log.warning("stopping with sequences unfinished", sequences=client.requests_running)
         # While their connections are open: a stream that is cut without a word looks like one that is complete.
         dispatcher.stop_runs()
     # A client may keep a GenerateMany stream open for ever; with nothing running on it there is nothing to wait for.
@@ -204,7 +204,7 @@ async def _leave(
 async def _finish(front: FrontProxyConfig, client: RemoteEngineClient, http: OpenAiServer) -> None:
     """Wait until nothing runs. What reached this process is served; each connection brings one more request at most."""
     http.retire()
-    log.info("finishing %d requests, %d sequences", http.guard.requests_running, client.requests_running)
+    log.info("finishing requests", requests=http.guard.requests_running, sequences=client.requests_running)
     await http.guard.idle.wait()
     while http.connected:
         # A stream that began earlier could not tell its client that the connection ends: it may send the next request.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import logging
 import random
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Protocol, assert_never
 
 import msgspec
+import structlog
 
 from front_proxy import wire
 from front_proxy.cluster_view import ClusterView
@@ -49,7 +49,7 @@ from runtime.grpc_server import channel
 from scheduler.actions import Placement as CorePlacement
 from scheduler.config import SchedulerConfig
 
-logger = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class PlanReceiver(Protocol):
@@ -256,15 +256,15 @@ class SchedulerLink:
                     self._duplex.end(reason)
             case Dial(after_s=after_s, reason=reason):
                 again = {"reason": reason, "again_in_s": round(after_s, 3)}
-                logger.warning("no stream to the scheduler", extra=again)
+                log.warning("no stream to the scheduler", **again)
                 self._dial_after_s = after_s
             case SchedulerLost(reason=reason):
                 self._on_lost(reason)
             case OutageBegan(why=why, view_age_s=view_age_s):
                 told = {"why": why, "view_age_s": round(view_age_s, 3)}
-                logger.warning("planning without the scheduler", extra=told)
+                log.warning("planning without the scheduler", **told)
             case OutageOver(plans_made=plans_made):
-                logger.warning("the scheduler plans again", extra={"planned_without_it": plans_made})
+                log.warning("the scheduler plans again", planned_without_it=plans_made)
             case _:
                 assert_never(action)
 

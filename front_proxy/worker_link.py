@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import logging
 from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
+import structlog
 
 from front_proxy import wire
 from front_proxy.duplex import Duplex
@@ -19,7 +19,7 @@ from protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from runtime.failures import Failure, FailureKind
 from runtime.grpc_server import channel
 
-logger = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 # Work that was aborted and whose last word has not come yet. Beyond it the link itself releases what comes late.
 ABORTED_SLOTS_MAX = 4096
@@ -169,7 +169,7 @@ class WorkerLink:
             return wire.submit(item.slot, item.order, self._loop.time() - item.queued_at_s)
         except (ValueError, TypeError, OverflowError) as error:
             # What validation let through must cost its own request only, not the stream that all share.
-            logger.exception("request cannot be put on the wire", extra={"request_id": item.order.request_id})
+            log.exception("request cannot be put on the wire", request_id=item.order.request_id)
             text = f"The request cannot be sent to a worker: {type(error).__name__}."
             self._slots.pop(item.slot).on_failure(Failure(kind=FailureKind.INTERNAL, message=text))
             return None
@@ -309,5 +309,5 @@ class WorkerLinks:
             # Kept short: incarnations that can be dialled again are dropped with the rest.
             self._not_before_s = {at: until for at, until in self._not_before_s.items() if until > now_s}
             self._not_before_s[key] = now_s + self._retry_after_s
-        logger.info("stream to worker ended", extra={"worker_id": link.worker.worker_id, "reason": reason})
+        log.info("stream to worker ended", worker_id=link.worker.worker_id, reason=reason)
         self._on_lost(link.worker, reason)

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from runtime.user_error import UserError
+
 if TYPE_CHECKING:
     import grpc
 
@@ -18,7 +20,7 @@ _MESSAGE_BYTES_MAX = 1 << 20
 _STOP_GRACE_S = 1.0
 
 
-class CommandError(Exception):
+class CommandError(UserError):
     """A command of an operator that was not carried out; the message says why, in a sentence."""
 
 

@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 
 from launcher.environment import child_environment
+from runtime.user_error import UserError
 
 NAME = "baton-demo"
 CHAT_TOOL_PARSER = "hermes"
@@ -34,7 +35,7 @@ _TOLD_ON_FAILURE_LINES = 20
 Progress = Callable[[str], None]
 
 
-class DemoModelError(Exception):
+class DemoModelError(UserError):
     """The demo model could not be made; the message says why, in a sentence."""
 
 

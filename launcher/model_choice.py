@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,13 +14,14 @@ from launcher import demo_model
 from launcher.config import BatonConfig
 from launcher.demo_model import Progress
 from runtime.configuration import COMMAND_LINE, DEFAULT
+from runtime.user_error import UserError
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _YES = {"1", "true", "yes", "on"}
 _HUB = "https://huggingface.co"
 
 
-class ModelError(Exception):
+class ModelError(UserError):
     """The model cannot be served; the message is one clear sentence."""
 
 
@@ -112,27 +111,26 @@ def _ask_hub(model: str, environ: Mapping[str, str], timeout_s: float) -> None:
 
     Raises ModelError where the hub does not know it or does not answer.
     """
+    # Here, so that a start without a hub's model does not pay for it.
+    import httpx
+
     token = environ.get("HF_TOKEN") or _stored_token(environ)
-    request = urllib.request.Request(  # noqa: S310 - the operator's own endpoint
-        f"{environ.get('HF_ENDPOINT') or _HUB}/{model}/resolve/main/config.json",
-        method="HEAD",
-        headers={"Authorization": f"Bearer {token}"} if token else {},
-    )
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s):  # noqa: S310
-            pass
-    except urllib.error.HTTPError as error:
-        match error.code:
-            case 404:
-                raise ModelError(f"there is no folder {model}, and the model hub has no such model") from error
-            case 401 | 403:
-                text = f"the model hub has no model {model}, or no token (HF_TOKEN) that was found here opens it"
-                raise ModelError(text) from error
-            case _:
-                return
-    except OSError as error:
-        reason = getattr(error, "reason", None) or error
-        raise ModelError(f"there is no folder {model}, and the model hub cannot be asked for it: {reason}") from error
+        reply = httpx.head(
+            f"{environ.get('HF_ENDPOINT') or _HUB}/{model}/resolve/main/config.json",
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            timeout=timeout_s,
+            follow_redirects=True,
+        )
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ModelError(f"there is no folder {model}, and the model hub cannot be asked for it: {error}") from error
+    match reply.status_code:
+        case 404:
+            raise ModelError(f"there is no folder {model}, and the model hub has no such model")
+        case 401 | 403:
+            raise ModelError(f"the model hub has no model {model}, or no token (HF_TOKEN) that was found here opens it")
+        case _:
+            return
 
 
 def _in_hub_cache(model: str, environ: Mapping[str, str]) -> bool:

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 
 from launcher.config import BatonConfig
 from launcher.process_plan import ProcessSpec
+from runtime.user_error import UserError
 
 # Names the inherited socket in a front proxy's environment.
 HTTP_FD_VARIABLE = "BATON_HTTP_FD"
 
 
-class StartError(Exception):
+class StartError(UserError):
     """The cluster cannot be started as asked; the message says why, in a sentence."""
 
 

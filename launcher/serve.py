@@ -6,7 +6,7 @@ import functools
 import os
 import socket
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -46,9 +46,10 @@ def _remove_scratch() -> None:
 
 
 def _serve(role: Role, config: BatonConfig) -> int:
-    from runtime import lifecycle, telemetry
+    from runtime import lifecycle, logs
 
-    telemetry.configure_logging(_log_level(role, config), process_id(role, config))
+    logs.configure_logging(_log_level(role, config), process_id(role, config))
+    _log_as_we_do(os.environ)
     try:
         lifecycle.run(_main(role, config), exit_timeout_s=config.launcher.exit_timeout_s)
     except (OSError, BaseExceptionGroup) as error:
@@ -59,6 +60,12 @@ def _serve(role: Role, config: BatonConfig) -> int:
         print(f"baton: error: {process_id(role, config)}: {refused}", file=sys.stderr)
         return 1
     return 0
+
+
+def _log_as_we_do(environ: MutableMapping[str, str]) -> None:
+    """Have vLLM's processes write their logs in our form, unless the operator has a say in them."""
+    if not any(name.startswith(("VLLM_LOGGING_", "VLLM_CONFIGURE_LOGGING")) for name in environ):
+        environ["VLLM_LOGGING_CONFIG_PATH"] = str(Path(__file__).parent.parent / "engine" / "vllm_logging.json")
 
 
 def _operating_system_error(error: BaseException) -> OSError | None:

@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from launcher.process_plan import Role
+from runtime.user_error import UserError
 
 STATE_FILE = "cluster.json"
 LOCK_FILE = "lock"
@@ -21,7 +22,7 @@ CONFIG_FILE = "config.json"
 RecordedState = Literal["waiting", "starting", "ready", "stopped", "dead", "restarting", "failed"]
 
 
-class StateError(Exception):
+class StateError(UserError):
     """The state folder cannot be used; the message says why, in a sentence."""
 
 

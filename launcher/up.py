@@ -8,8 +8,6 @@ import os
 import signal
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, assert_never
@@ -62,7 +60,7 @@ def command_of(state_dir: Path) -> CommandOf:
     def command(spec: ProcessSpec, settings: Sequence[str]) -> list[str]:
         arguments = [part for setting in settings for part in ("--set", setting)]
         config = str(state_dir / CONFIG_FILE)
-        return [sys.executable, "-m", "launcher.cli", spec.command, "--config", config, *arguments]
+        return [sys.executable, "-m", "cli", spec.command, "--config", config, *arguments]
 
     return command
 
@@ -343,14 +341,12 @@ class Cluster:
 
 def first_check(url: str, timeout_s: float) -> str:
     """Ask ``url``/health as a client would; returns what is wrong, or nothing, within ``timeout_s``."""
+    import httpx
+
     reachable = url.replace("://0.0.0.0:", "://127.0.0.1:").replace("://[::]:", "://[::1]:")
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"{reachable}/health", timeout=timeout_s) as response:
-            code: int = response.status
-    except urllib.error.HTTPError as error:
-        code = error.code
-    except OSError as error:
+        code = httpx.get(f"{reachable}/health", timeout=timeout_s, trust_env=False).status_code
+    except httpx.HTTPError as error:
         return f"GET /health failed: {error}"
     return "" if code == 200 else f"GET /health answered {code}"
 

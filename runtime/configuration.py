@@ -20,18 +20,23 @@ from typing import Any, Generic, TypeVar, get_origin, get_type_hints
 
 import msgspec
 
+from runtime.user_error import UserError
+
 T = TypeVar("T", bound=msgspec.Struct)
 
 DEFAULT = "default"
+_NO_DEFAULT = object()
 COMMAND_LINE = "--set"
 _ERROR_PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 
 
-class BadConfiguration(Exception):
+class BadConfiguration(UserError):
     """A configuration that cannot be used; ``path`` is the dotted key at fault, empty when it is the whole source."""
 
+    exit_code = 2
+
     def __init__(self, path: str, reason: str, source: str) -> None:
-        super().__init__(f"{path}: {reason} ({source})" if path else f"{reason} ({source})")
+        super().__init__("configuration: " + (f"{path}: {reason} ({source})" if path else f"{reason} ({source})"))
         self.path = path
         self.reason = reason
         self.source = source
@@ -88,6 +93,13 @@ def settings(loaded: Loaded[Any]) -> list[Setting]:
         Setting(path=".".join(path), value=msgspec.to_builtins(value), source=_source(loaded.sources, ".".join(path)))
         for path, value in _struct_leaves(loaded.value)
     ]
+
+
+def differing(loaded: Loaded[Any]) -> list[Setting]:
+    """The values of ``loaded`` that are not the defaults."""
+    plain = load(type(loaded.value), file=None, environ={}, sets=())
+    defaults = {setting.path: setting.value for setting in settings(plain)}
+    return [setting for setting in settings(loaded) if setting.value != defaults.get(setting.path, _NO_DEFAULT)]
 
 
 def source_of(loaded: Loaded[Any], path: str) -> str:

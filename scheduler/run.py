@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import random
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import structlog
 
 from runtime import lifecycle
 from runtime.clock import Clock, SystemClock
@@ -23,7 +24,7 @@ from scheduler.metrics import PolicyProbe, SchedulerMetrics
 from scheduler.service import StatusService, add_services
 from scheduler.shell import SchedulerShell
 
-log = logging.getLogger("baton.scheduler.run")
+log = structlog.get_logger(__name__)
 
 Ready = Callable[[Mapping[str, str]], None]
 
@@ -73,7 +74,7 @@ async def run(
                     "metrics_address": metrics_address,
                 }
             )
-            log.info("scheduler is ready at %s", status.address)
+            log.info("scheduler is ready", address=status.address)
             if leadership is not None:
                 leading = group.create_task(_lead(leadership, shell, make_core, server, status), name="lead")
                 parts.add(leading)
@@ -114,6 +115,6 @@ async def _lead(
     shell.lead(make_core(), record.epoch, lambda: leadership.until_s)
     status.state = "ready"
     await server.set_serving(True)
-    log.warning("this scheduler leads", extra={"leader_epoch": record.epoch})
+    log.warning("this scheduler leads", leader_epoch=record.epoch)
     why = await leadership.lost()
-    log.critical("this scheduler leads no longer", extra={"leader_epoch": record.epoch, "why": why})
+    log.critical("this scheduler leads no longer", leader_epoch=record.epoch, why=why)

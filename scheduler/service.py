@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
+import structlog
 
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from protos.scheduler.v1 import scheduler_pb2 as pb
@@ -28,7 +28,7 @@ from scheduler.events import (
 from scheduler.outgoing import Outgoing
 from scheduler.shell import COMMANDS_MAX, SchedulerShell
 
-log = logging.getLogger("baton.scheduler.service")
+log = structlog.get_logger(__name__)
 
 # A function, not a coroutine: a stream that ends before it begins never calls it.
 Read = Callable[[], Awaitable[None]]
@@ -130,7 +130,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                     held = tuple(message.leases.lease_ids[:LEASES_NAMED_MAX])
                     self._shell.feed(WorkerLeasesReported(session=session, worker_id=worker_id, lease_ids=held))
                 case "leaving":
-                    log.info("worker leaves", extra={"worker": worker_id, "why": message.leaving.reason})
+                    log.info("worker leaves", worker=worker_id, why=message.leaving.reason)
                     self._shell.feed(WorkerLeft(session=session, worker_id=worker_id, reason=message.leaving.reason))
                 case other:
                     outgoing.close(_bad(f"A registered worker must not send {other or 'an empty message'}."))
@@ -149,7 +149,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                     shell.feed(wire.plans_running(session, message.running))
                 case "suspect":
                     suspect = message.suspect
-                    log.info("worker suspected", extra={"worker": suspect.worker_id, "why": suspect.reason})
+                    log.info("worker suspected", worker=suspect.worker_id, why=suspect.reason)
                     shell.feed(wire.worker_suspected(suspect))
                 case other:
                     outgoing.close(_bad(f"A registered front proxy must not send {other or 'an empty message'}."))
@@ -157,19 +157,19 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
     def _note_front(self, name: str, incarnation: int) -> None:
         """Its former stream may not have ended here yet. Of another process with its name, tell once."""
         others = [front for front in self._shell.core.fronts.values() if front.front_proxy_id == name]
-        log.info("front proxy connected", extra={"front_proxy": name, "beside_an_older_stream": bool(others)})
+        log.info("front proxy connected", front_proxy=name, beside_an_older_stream=bool(others))
         if name in self._shared_names or all(front.incarnation == incarnation for front in others):
             return
         if len(self._shared_names) >= self._shell.config.fronts_max:
             self._shared_names.clear()
         self._shared_names.add(name)
         text = "another process has this front_proxy_id, or its predecessor has not ended here yet: ids must be unique"
-        log.warning(text, extra={"front_proxy": name})
+        log.warning(text, front_proxy=name)
 
     def _note_end(self, peer: str, name: str, verdict: Failure | None) -> None:
         reason = verdict.kind.value if verdict is not None else "ended"
         self._shell.metrics.sessions_closed.labels(peer, reason).inc()
-        log.info("session ended", extra={"peer": peer, "id": name, "why": verdict.message if verdict else "peer ended"})
+        log.info("session ended", peer=peer, id=name, why=verdict.message if verdict else "peer ended")
 
 
 class StatusService(cluster_pb2_grpc.StatusServiceServicer):
@@ -218,7 +218,7 @@ async def _converse(context: Context, outgoing: Outgoing[Any], end_timeout_s: fl
         while (message := await outgoing.take()) is not None:
             await context.write(message)
     except _PEER_GONE as error:
-        log.info("a peer vanished while written to", extra={"why": str(error)})
+        log.info("a peer vanished while written to", why=str(error))
     finally:
         await cancel_and_wait(reader, timeout_s=end_timeout_s)
     if not reader.cancelled():
@@ -229,7 +229,7 @@ async def _read_to_end(read: Read, outgoing: Outgoing[Any]) -> None:
     try:
         await read()
     except _PEER_GONE as error:
-        log.info("a peer vanished while read from", extra={"why": str(error)})
+        log.info("a peer vanished while read from", why=str(error))
     finally:
         outgoing.close()
 

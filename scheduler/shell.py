@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import math
 import time
 from collections.abc import Callable
 from typing import assert_never
+
+import structlog
 
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from runtime.clock import Clock
@@ -37,7 +38,7 @@ from scheduler.events import Event, PlanRequested, Tick
 from scheduler.metrics import SchedulerMetrics
 from scheduler.outgoing import Outgoing
 
-log = logging.getLogger("baton.scheduler.shell")
+log = structlog.get_logger(__name__)
 
 # Commands waiting for one worker: it gets one at registration and few ever after.
 COMMANDS_MAX = 16
@@ -102,7 +103,7 @@ class SchedulerShell:
         try:
             actions = self.core.handle(event, self._clock.monotonic_s())
         except Exception:
-            log.critical("the core failed", exc_info=True, extra={"story": "; ".join(self.core.story())})
+            log.critical("the core failed", exc_info=True, story="; ".join(self.core.story()))
             self.broken.set()
             self.close(Failure(kind=FailureKind.INTERNAL, message="The scheduler broke; its log says how."))
             return
@@ -156,13 +157,13 @@ class SchedulerShell:
                 self.metrics.refusals.labels(cause).inc()
                 self.fronts[session].put(self._signed(wire.refusal(action)))
             case AcceptWorker(session=session, worker_id=worker_id):
-                log.info("worker registered", extra={"worker": worker_id})
+                log.info("worker registered", worker=worker_id)
                 self.workers[session].put(self._registered())
             case RejectWorker(session=session, failure=failure):
-                log.warning("worker rejected", extra={"why": failure.message})
+                log.warning("worker rejected", why=failure.message)
                 self.workers[session].close(failure)
             case DropWorker(session=session, worker_id=worker_id, reason=reason):
-                log.warning("worker dropped", extra={"worker": worker_id, "why": reason})
+                log.warning("worker dropped", worker=worker_id, why=reason)
                 if (outgoing := self.workers.get(session)) is not None:
                     outgoing.close(_DROPPED[reason])
             case DrainWorker(session=session, deadline_s=deadline_s):
@@ -180,12 +181,12 @@ class SchedulerShell:
         match action:
             case ReportLeak(worker_id=worker_id, lease_id=lease_id, request_id=request_id, unknown_for_s=for_s):
                 told = {"worker": worker_id, "lease": lease_id, "request_id": request_id, "for_s": round(for_s, 1)}
-                log.error("leaked lease: a worker holds KV for a request that nobody runs", extra=told)
+                log.error("leaked lease: a worker holds KV for a request that nobody runs", **told)
             case ReportDropped(request_id=request_id, reason=reason):
-                log.warning("reservation dropped", extra={"request_id": request_id, "why": reason})
+                log.warning("reservation dropped", request_id=request_id, why=reason)
                 self.metrics.reservations_dropped.labels(reason).inc()
             case EjectWorker(worker_id=worker_id, for_s=for_s):
-                log.warning("worker ejected", extra={"worker": worker_id, "for_s": for_s})
+                log.warning("worker ejected", worker=worker_id, for_s=for_s)
                 self.metrics.ejections.inc()
             case _:
                 assert_never(action)

@@ -2,41 +2,64 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 
-from simulation import chaos_command, many, overload, overload_burst
+from runtime import command_line
+from simulation import many, overload_burst
+from simulation.overload import check_overload
 from simulation.seeds import Verdict, simulate
 
+app = command_line.new_app("python -m simulation", "Run the production machines in virtual time, and break them.")
 
-def main(arguments: list[str] | None = None) -> int:
-    """0 when every invariant held in every run, else 1."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["overload"]:
-        return overload.main(arguments[1:], overload_burst.judge)
-    if arguments[:1] == ["chaos"]:
-        return chaos_command.main(arguments[1:])
-    parser = argparse.ArgumentParser(prog="python -m simulation", description=main.__doc__)
-    parser.add_argument("--seeds", type=int, default=10_000, help="how many runs")
-    parser.add_argument("--first-seed", type=int, default=0, help="seed of the first one")
-    parser.add_argument("--seed", type=int, help="repeat one run and tell its story")
-    options = parser.parse_args(arguments)
-    if options.seed is not None:
-        return _tell(simulate(options.seed, telling=True))
+
+@app.default
+def seeds(*, seeds: int = 10_000, first_seed: int = 0, seed: int | None = None) -> int:
+    """Run many seeds; the exit code is 0 when every invariant held in every run, else 1.
+
+    Parameters
+    ----------
+    seeds
+        how many runs
+    first_seed
+        seed of the first one
+    seed
+        repeat one run and tell its story
+    """
+    if seed is not None:
+        return _tell(simulate(seed, telling=True))
     outcomes: Counter[str] = Counter()
     retries = 0
     started_s = time.perf_counter()
-    for verdict in many.over(simulate, range(options.first_seed, options.first_seed + options.seeds)):
+    for verdict in many.over(simulate, range(first_seed, first_seed + seeds)):
         if verdict.broken is not None:
             return _tell(simulate(verdict.seed, telling=True))
         outcomes.update(verdict.outcomes)
         retries += verdict.retries
     spent_s = time.perf_counter() - started_s
     told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
-    print(f"{options.seeds} seeds held: {told}; {retries} retries; {spent_s:.1f} s")
+    print(f"{seeds} seeds held: {told}; {retries} retries; {spent_s:.1f} s")
     return 0
+
+
+@app.command
+def overload(*, seed: int = 0, load: float = 3.0, hours: float = 1.0, short_s: float = 300.0) -> int:
+    """Ask more than a fake cluster can do; the exit code is 0 when everything holds past its capacity, else 1.
+
+    Parameters
+    ----------
+    load
+        times the capacity, in the long run
+    hours
+        virtual time of the long run
+    short_s
+        virtual time of each other run
+    """
+    broken = [*check_overload(seed, load, hours * 3600, short_s), *overload_burst.judge(seed)]
+    print("\n".join(f"BROKEN {each}" for each in broken) or "past capacity everything holds")
+    return 1 if broken else 0
 
 
 def _tell(verdict: Verdict) -> int:
@@ -47,6 +70,11 @@ def _tell(verdict: Verdict) -> int:
         return 0
     print(f"BROKEN {verdict.broken}\nrepeat it with: make sim SEED={verdict.seed}")
     return 1
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    return command_line.run(app, words)
 
 
 if __name__ == "__main__":

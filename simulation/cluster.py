@@ -11,13 +11,12 @@ from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 from scheduler.facts import WorkerState
 from simulation.dial import REFUSED_S, Dial
-from simulation.faults import Faults
+from simulation.faults import Faults, Target
 from simulation.fronts import Client, SimFront
 from simulation.invariants import Invariant
 from simulation.lease_store import LeaseStore
 from simulation.network import UP, Process, Stream
 from simulation.policies import Settings
-from simulation.schedule import Target
 from simulation.schedulers import SimScheduler
 from simulation.workers import Link, SimWorker
 from simulation.world import Violation, World

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import random
+from typing import Literal
 
 import msgspec
+
+# As launcher.process_plan has it, which is above this package.
+Role = Literal["scheduler", "prefill", "decode", "front_proxy"]
+
+
+class Target(msgspec.Struct, frozen=True):
+    """A process that may be hit."""
+
+    process_id: str
+    role: Role
 
 
 class Faults(msgspec.Struct, frozen=True, kw_only=True):

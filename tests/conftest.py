@@ -7,6 +7,8 @@ import shutil
 import pytest
 from hypothesis import settings
 
+import runtime.logs  # noqa: F401 - logs pass through the standard library, where caplog finds them
+
 # The same examples every time: a failure in CI is the failure everybody sees. The simulation is where seeds vary.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

@@ -6,13 +6,13 @@ Everything runs on one event loop; nothing here is touched from another thread.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import random
 from collections.abc import Sequence
 from typing import Protocol, assert_never
 
 import msgspec
+import structlog
 
 from engine.protocol import Engine, EngineDead
 from kv_transfer.handoff.lease import Count, FreeBlocks, KeepBlocks, LeaseAction
@@ -28,7 +28,7 @@ from worker.lifecycle import Action, Event, Lifecycle, State
 from worker.metrics import WorkerMetrics
 from worker.role import Accepted, Refused, Role, WorkerRequest
 
-log = logging.getLogger("baton.worker")
+log = structlog.get_logger(__name__)
 
 ROLES = {"prefill": cluster_pb2.ROLE_PREFILL, "decode": cluster_pb2.ROLE_DECODE}
 STATES = {
@@ -169,7 +169,7 @@ class WorkerBody:
                 self.note_change()
             case Refused(failure=failure, reason=reason):
                 self.metrics.refusals.labels(reason).inc()
-                log.info("refused request %s: %s", request.request_id, failure.message)
+                log.info("request refused", request_id=request.request_id, why=failure.message)
             case _:
                 assert_never(judged)
         return judged
@@ -248,7 +248,7 @@ class WorkerBody:
             self.lose_engine("while a lease was renewed")
         except TimeoutError:
             # Then the engine's own lease ends first, and who pulls finds out.
-            log.error("the engine did not renew lease %s within %s s", lease_id, self.config.abort_timeout_s)
+            log.error("the engine did not renew a lease in time", lease=lease_id, waited_s=self.config.abort_timeout_s)
 
     async def _free(self, lease_id: str) -> None:
         try:
@@ -258,7 +258,9 @@ class WorkerBody:
             self.lose_engine("while a lease was released")
         except TimeoutError:
             self.metrics.lease_release_failures.inc()
-            log.error("the engine did not take back lease %s within %s s", lease_id, self.config.abort_timeout_s)
+            log.error(
+                "the engine did not take back a lease in time", lease=lease_id, waited_s=self.config.abort_timeout_s
+            )
 
     # State
 
@@ -290,7 +292,7 @@ class WorkerBody:
     def lose_engine(self, when: str) -> None:
         """The engine is dead. Idempotent; the process ends soon after."""
         if not self.engine_lost.is_set():
-            log.critical("the engine of worker %s died %s", self.worker_id, when)
+            log.critical("the engine died", worker=self.worker_id, when=when)
             self.engine_lost.set()
             self.happen(Event.ENGINE_LOST)
 
@@ -299,12 +301,11 @@ class WorkerBody:
         if not self.engine_lost.is_set():
             self.engine_stalled = True
             log.critical(
-                "the engine of worker %s stands still: for %.1f s it ended no step and answered no ping"
-                " (worker.engine_stall_timeout_s), with %d requests and %d leases",
-                self.worker_id,
-                silent_s,
-                self.admission.requests,
-                self.role.leases_held,
+                "the engine stands still: it ended no step and answered no ping (worker.engine_stall_timeout_s)",
+                worker=self.worker_id,
+                silent_s=silent_s,
+                requests=self.admission.requests,
+                leases=self.role.leases_held,
             )
             self.engine_lost.set()
             self.happen(Event.ENGINE_LOST)

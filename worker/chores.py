@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Coroutine
 from typing import Any
 
-log = logging.getLogger("baton.worker.chores")
+import structlog
+
+log = structlog.get_logger(__name__)
 
 
 class Chores:
@@ -37,4 +38,4 @@ class Chores:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("%s failed: %s", task.get_name(), error, exc_info=error)
+            log.error("background job failed", job=task.get_name(), why=str(error), exc_info=error)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 from typing import Literal
+
+import structlog
 
 from engine.protocol import EngineDead, EngineOutput, EngineRequest, InvalidRequest
 from protos.worker.v1 import worker_pb2 as pb
@@ -19,7 +20,7 @@ from worker.body import WorkerBody
 from worker.outbox import Outbox, OutboxOverflow
 from worker.role import Refused, WorkerRequest
 
-log = logging.getLogger("baton.worker.stream")
+log = structlog.get_logger(__name__)
 
 Ending = Literal["aborted", "deadline", "stream"]
 
@@ -104,7 +105,9 @@ class FrontStream:
         if self._tasks:
             _, late = await asyncio.wait(tuple(self._tasks), timeout=self._body.config.abort_timeout_s)
             if late:
-                log.error("%d requests of %s did not end in time", len(late), self.front_proxy_id)
+                log.error(
+                    "requests of a front proxy did not end in time", requests=len(late), front_proxy=self.front_proxy_id
+                )
         self._body.apply(self._body.role.owner_gone(self._id))
         self._body.streams.pop(self._id, None)
         self._body.note_change()
@@ -194,7 +197,7 @@ class FrontStream:
             case None:
                 return Failure(kind=FailureKind.INTERNAL, message=f"request {request_id} ended without a reason")
             case _:
-                log.error("request %s failed in the engine", request_id, exc_info=error)
+                log.error("request failed in the engine", request_id=request_id, exc_info=error)
                 message = f"request {request_id} failed: {type(error).__name__}"
                 return Failure(kind=FailureKind.INTERNAL, message=message)
 
@@ -208,7 +211,7 @@ class FrontStream:
         except OutboxOverflow as overflow:
             if not self.failed.done():
                 self._body.metrics.outbox_overflows.inc()
-                log.error("stream of %s is cut: %s", self.front_proxy_id, overflow)
+                log.error("stream of a front proxy is cut", front_proxy=self.front_proxy_id, why=str(overflow))
             self.fail(Failure(kind=FailureKind.EXHAUSTED, message=str(overflow)))
             # Nothing after a lost delta may be delivered: the other side could not tell.
             self.outbox.close()

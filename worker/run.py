@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+import structlog
 
 from engine import factory
 from engine.config import EngineConfig
@@ -23,7 +24,7 @@ from worker.metrics import WorkerMetrics
 from worker.role import MakeRole, RoleName
 from worker.session import SchedulerSession
 
-log = logging.getLogger("baton.worker.run")
+log = structlog.get_logger(__name__)
 
 Ready = Callable[[Mapping[str, str]], None]
 EXIT_BAD_OPTION = 2
@@ -47,7 +48,7 @@ async def serve(
     stop = lifecycle.stop_event()
     worker_id = worker_id_of(config, role)
     metrics = WorkerMetrics(role)
-    log.info("starting the engine of worker %s", worker_id)
+    log.info("starting the engine", worker=worker_id)
     metrics_address = serve_metrics(config.host, config.metrics_port)
     engine = await _start_engine(factory.start(engine_config, worker_id=worker_id, role=role), stop)
     if engine is None:
@@ -85,7 +86,7 @@ async def _serve(body: WorkerBody, stop: lifecycle.Stop, ready: Ready) -> None:
             sessions = [group.create_task(session.run(), name="scheduler session")] if session else []
             if await _registered(session, body, stop):
                 ready({"address": body.address, "grpc_address": body.address, "metrics_address": body.metrics_address})
-                log.info("worker %s is ready at %s", body.worker_id, body.address)
+                log.info("worker is ready", worker=body.worker_id, address=body.address)
                 await _first(stop, body.engine_lost)
             await _leave(body, session, sessions, stop.hurry)
             for task in loops:
@@ -99,16 +100,14 @@ async def _leave(
 ) -> None:
     """Refuse new requests, finish running ones, release leases, say goodbye: in ``drain_timeout_s``, or in a hurry."""
     if not body.engine_lost.is_set():
-        log.info(
-            "worker %s drains: %d requests, %d leases", body.worker_id, body.admission.requests, body.role.leases_held
-        )
+        log.info("worker drains", worker=body.worker_id, requests=body.admission.requests, leases=body.role.leases_held)
         await _drain(body, hurry)
         if not body.idle:
             log.warning(
-                "worker %s stops with %d requests and %d leases left",
-                body.worker_id,
-                body.admission.requests,
-                body.role.leases_held,
+                "worker stops with work left",
+                worker=body.worker_id,
+                requests=body.admission.requests,
+                leases=body.role.leases_held,
             )
             body.happen(Event.TIME_UP)
     if session is not None:
@@ -141,7 +140,7 @@ async def _stop(body: WorkerBody, server: RunningServer) -> None:
     body.happen(Event.STOPPED)
     await server.stop(config.stop_grace_s)
     if (left := await body.chores.wait(config.abort_timeout_s)) > 0:
-        log.error("%d clean-up jobs did not end in time", left)
+        log.error("clean-up jobs did not end in time", jobs=left)
     body.apply(body.role.engine_gone())
 
 
@@ -153,10 +152,10 @@ async def _registered(session: SchedulerSession | None, body: WorkerBody, stop: 
                 await _first(session.registered, stop, body.engine_lost)
         except TimeoutError as error:
             log.critical(
-                "no scheduler at %s registered %s within %.0f s",
-                body.config.scheduler_address,
-                body.worker_id,
-                body.config.register_timeout_s,
+                "no scheduler registered this worker in time",
+                address=body.config.scheduler_address,
+                worker=body.worker_id,
+                waited_s=body.config.register_timeout_s,
             )
             raise SystemExit(EXIT_NOT_REGISTERED) from error
     return not (stop.is_set() or body.engine_lost.is_set())
@@ -190,11 +189,11 @@ async def _start_engine(starting: Awaitable[Engine], stop: asyncio.Event) -> Eng
             return task.result()
         return None
     except EngineDead as error:
-        log.critical("the engine did not start: %s", error)
+        log.critical("the engine did not start", why=str(error))
         raise SystemExit(EXIT_ENGINE_DIED) from error
     except ValueError as error:
-        # VLLM refuses a setting; its message names it.
-        log.critical("the engine does not take its settings: %s", error)
+        # What vLLM says of settings it does not take; its sentence names them.
+        log.critical("the engine does not take its settings", why=str(error))
         raise SystemExit(EXIT_BAD_OPTION) from error
     finally:
         waiter.cancel()
@@ -213,4 +212,4 @@ async def _closing(engine: Engine, config: WorkerConfig) -> AsyncIterator[None]:
             async with asyncio.timeout(config.engine_close_timeout_s):
                 await engine.close()
         except TimeoutError:
-            log.error("the engine did not close within %s s", config.engine_close_timeout_s)
+            log.error("the engine did not close in time", waited_s=config.engine_close_timeout_s)

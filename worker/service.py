@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 import grpc
+import structlog
 
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from protos.worker.v1 import worker_pb2 as pb
@@ -18,7 +18,7 @@ from runtime.lifecycle import cancel_and_wait
 from worker.body import WorkerBody
 from worker.front_stream import FrontStream
 
-log = logging.getLogger("baton.worker.service")
+log = structlog.get_logger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined] # the stubs do not know it
@@ -36,7 +36,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         """Serve one front proxy until either side ends."""
         opened = await self._open(context)
         stream = FrontStream(self._body, opened.front_proxy_id)
-        log.info("front proxy attached", extra={"front_proxy": stream.front_proxy_id})
+        log.info("front proxy attached", front_proxy=stream.front_proxy_id)
         reader = asyncio.create_task(_read(self._body, stream, context), name=f"reader of {stream.front_proxy_id}")
         writer = asyncio.create_task(_write(self._body, stream, context), name=f"writer of {stream.front_proxy_id}")
         parts: set[asyncio.Future[Any]] = {reader, writer, stream.failed}
@@ -51,7 +51,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:  # noqa: N802
         """Refuse new requests; answer when idle or when the time is up."""
-        log.info("drain asked by %s", context.peer())
+        log.info("drain asked", peer=context.peer())
         return pb.DrainResponse(requests_left=await self._body.drain(request.deadline_ms / 1000))
 
     async def _open(self, context: Context) -> pb.Open:
@@ -76,7 +76,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         for part in parts:
             await _end(part, stream, self._body.config.abort_timeout_s)
         await stream.close()
-        log.info("front proxy detached", extra={"front_proxy": stream.front_proxy_id})
+        log.info("front proxy detached", front_proxy=stream.front_proxy_id)
 
 
 class StatusService(cluster_pb2_grpc.StatusServiceServicer):
@@ -133,9 +133,9 @@ async def _end(task: asyncio.Task[None], stream: FrontStream, timeout_s: float) 
         if task.done() and not task.cancelled():
             task.result()
     except _PEER_GONE as error:
-        log.info("%s ended: %s", task.get_name(), error)
+        log.info("part of a stream ended", part=task.get_name(), why=str(error))
     except TimeoutError as error:
-        log.error("%s", error)
+        log.error("part of a stream did not end in time", part=task.get_name(), why=str(error))
     except Exception as error:
-        log.exception("%s failed", task.get_name())
+        log.exception("part of a stream failed", part=task.get_name())
         stream.fail(Failure(kind=FailureKind.INTERNAL, message=f"{task.get_name()} failed: {type(error).__name__}"))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from typing import Any
 
 import grpc
+import structlog
 
 from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
@@ -17,7 +17,7 @@ from runtime.grpc_server import channel
 from runtime.lifecycle import cancel_and_wait
 from worker.body import WorkerBody
 
-log = logging.getLogger("baton.worker.session")
+log = structlog.get_logger(__name__)
 
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined] # the stubs do not know it
 # Of several schedulers, one that answers nothing for so long is left for the next.
@@ -51,11 +51,11 @@ class SchedulerSession:
                 tried = self._addresses.current
                 pause = self._addresses.failed(silent=isinstance(error, TimeoutError))
                 log.warning(
-                    "the session with the scheduler at %s ended: %s; next attempt, at %s, %s",
-                    tried,
-                    _words(error),
-                    self._addresses.current,
-                    f"in about {self._backoff_s:.1f} s" if pause else "at once",
+                    "the session with the scheduler ended",
+                    address=tried,
+                    why=_words(error),
+                    next_address=self._addresses.current,
+                    next_attempt_in_s=self._backoff_s if pause else 0.0,
                 )
             finally:
                 self.registered.clear()
@@ -85,7 +85,7 @@ class SchedulerSession:
                 self._body.metrics.session_connects.inc()
                 self._backoff_s = config.scheduler_backoff_initial_s
                 self.registered.set()
-                log.info("registered with the scheduler at %s", self._addresses.current)
+                log.info("registered with the scheduler", address=self._addresses.current)
                 await self._converse(call, reply.registered)
             finally:
                 call.cancel()
@@ -155,18 +155,18 @@ class SchedulerSession:
             match command.WhichOneof("message"):
                 case "drain":
                     deadline_s = command.drain.deadline_ms / 1000 or self._config.drain_timeout_s
-                    log.info("the scheduler asks this worker to drain within %.1f s", deadline_s)
+                    log.info("the scheduler asks this worker to drain", within_s=deadline_s)
                     self._body.chores.start(self._drain(deadline_s), "drain for the scheduler")
                 case "registered":
                     pass  # said again
                 case other:
-                    log.warning("the scheduler sent a command this worker does not know: %s", other)
+                    log.warning("the scheduler sent an unknown command", command=other)
         if self._leaving is None:
             raise ConnectionError(f"it closed the stream: {_status(call)}")
 
     async def _drain(self, deadline_s: float) -> None:
         left = await self._body.drain(deadline_s)
-        log.info("drained for the scheduler, %d requests left", left)
+        log.info("drained for the scheduler", requests_left=left)
 
     async def _back_off(self) -> None:
         wait_s = self._backoff_s * random.uniform(0.5, 1.0)
@@ -187,7 +187,7 @@ async def _settle(task: asyncio.Task[None], timeout_s: float) -> None:
     try:
         await cancel_and_wait(task, timeout_s)
     except _SESSION_ENDS as error:
-        log.debug("while the session ended: %s", error)
+        log.debug("error while the session ended", why=str(error))
     if task.done() and not task.cancelled():
         task.exception()  # seen, so that asyncio does not report it again
 

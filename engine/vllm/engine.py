@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import logging
 from typing import Any
 
 import msgspec
+import structlog
 from vllm.exceptions import VLLMClientError
 from vllm.inputs.engine import tokens_input
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -37,7 +37,7 @@ from engine.vllm.release_batcher import ReleaseBatcher
 from engine.vllm.steps import LiveRequest, StepOutputs
 from kv_transfer.handoff.handoff import KvHandoff
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 _sampling_decoder = msgspec.msgpack.Decoder(SamplingParams)
 _map_decoder = msgspec.msgpack.Decoder(dict[str, Any])
@@ -80,7 +80,7 @@ class VllmEngine:
         engine_id = f"{worker_id}-{epoch}"
         arguments = args.engine_args(config, engine_id=engine_id, side_channel_port=side_channel_port)
         load = _StatLogger()
-        log.info("starting vLLM for %s (%s), engine %s", worker_id, role, engine_id)
+        log.info("starting vLLM", worker=worker_id, role=role, engine=engine_id)
         try:
             async with asyncio.timeout(config.start_timeout_s):
                 # In a thread: it takes many seconds, and signals and health checks must go on.
@@ -169,7 +169,7 @@ class VllmEngine:
             async with asyncio.timeout(timeout_s + self._config.close_grace_s):
                 await asyncio.to_thread(self._llm.shutdown, timeout_s)
         except TimeoutError:
-            log.error("vLLM did not stop within %.0f s", timeout_s + self._config.close_grace_s)
+            log.error("vLLM did not stop in time", waited_s=timeout_s + self._config.close_grace_s)
 
     async def _release(self, lease_ids: list[str]) -> None:
         await self._tell_connector({"baton_release": lease_ids})

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
 import time
@@ -14,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import structlog
 import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlPullConnectorWorker
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 # Where the connector's settings do not say; Baton's always do.
 _TIMEOUT_S = 2.0
@@ -204,7 +204,9 @@ class BatonNixlWorker(NixlPullConnectorWorker):
             self.xfer_stats.data[PULLS[verdict]].append(1)
             results.finished_recving.add(request_id)
             if verdict not in USABLE:
-                log.warning("the KV pulled for request %s is %s and computed again", request_id, verdict)
+                log.warning(
+                    "pulled KV is not used, its prompt is computed again", request_id=request_id, verdict=str(verdict)
+                )
                 results.failed_recving.add(request_id)
                 private.report_load_failure(self, block_ids)
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import logging
 import os
 import time
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from scheduler.leadership.rules import LeaderRecord, next_epoch
 
-log = logging.getLogger("baton.scheduler.leadership")
+log = structlog.get_logger(__name__)
 
 LOOK_INTERVAL_S = 0.25
 """How often a stand-by tries the lock, and how often a leader looks whether its file is still there."""
@@ -51,7 +51,7 @@ class FileLock:
                 told = ""
             except OSError as error:
                 if str(error) != told:
-                    log.warning("the leader's file cannot be used", extra={"why": str(error)})
+                    log.warning("the leader's file cannot be used", why=str(error))
                 told = str(error)
             await asyncio.sleep(LOOK_INTERVAL_S)
 

@@ -8,7 +8,6 @@ first start, counts like one that a leader may still hold: that leader may not k
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import secrets
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from http import HTTPStatus
 
 import httpx2
 import msgspec
+import structlog
 from lightkube import ApiError, AsyncClient, KubeConfig
 from lightkube.core.exceptions import ConfigError
 from lightkube.models.coordination_v1 import LeaseSpec
@@ -26,7 +26,7 @@ from runtime.clock import Clock
 from runtime.configuration import BadConfiguration
 from scheduler.leadership.rules import LOOKS_PER_TERM, LeaderRecord, LeaseTerm, next_epoch
 
-log = logging.getLogger("baton.scheduler.leadership")
+log = structlog.get_logger(__name__)
 
 EPOCH = "baton/leader-epoch"
 """Annotation with the last epoch. ``leaseTransitions`` has 32 bits and begins anew with a new Lease."""
@@ -182,7 +182,7 @@ class KubernetesLease:
         """Once, until it works again."""
         why = str(error) or type(error).__name__
         if why != self._told:
-            log.warning("the leader's Lease cannot be used", extra={"why": why})
+            log.warning("the leader's Lease cannot be used", why=why)
         self._told = why
 
 

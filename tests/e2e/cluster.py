@@ -50,7 +50,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         return "\n".join(path.read_text(errors="replace") for path in sorted((self.state_dir / "logs").glob("*.log")))
 
 
-BATON = (sys.executable, "-m", "launcher.cli")
+BATON = (sys.executable, "-m", "cli")
 
 
 def is_alive(pid: int) -> bool:

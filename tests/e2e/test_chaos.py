@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launcher.chaos_requests import REQUEST_KINDS
+from chaos.requests import REQUEST_KINDS
 from tests.e2e.cluster import BATON
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]

@@ -48,6 +48,6 @@ def test_engines_that_stop_working_cost_no_request_even_where_there_is_no_spare_
         return any(line["id"] == "decode-0" and line["restarts"] >= 1 for line in cluster.status())
 
     wait_for(restarted, timeout_s=DEADLINE_S, what="the decode worker was started again", seen=cluster.status)
-    assert "the engine of worker decode-0 stands still: for 1." in cluster.logs()
+    assert "the engine stands still" in cluster.logs() and "silent_s=1." in cluster.logs()
     told = (cluster.state_dir / "up.stderr").read_text()
     assert "decode-0 ended with exit code 5" in told

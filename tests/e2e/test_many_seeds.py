@@ -12,10 +12,11 @@ from collections import Counter
 
 import pytest
 
-from simulation import chaos, many
-from simulation.chaos import ChaosOptions
+from chaos import virtual_run
+from chaos.schedule import FAULT_KINDS
+from chaos.virtual_run import ChaosOptions
+from simulation import many
 from simulation.cluster import Topology
-from simulation.schedule import FAULT_KINDS
 from simulation.seeds import simulate
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -38,7 +39,7 @@ def test_every_invariant_holds_under_every_seed() -> None:
 @pytest.mark.parametrize("schedulers", [1, 2])
 def test_nobody_notices_the_whole_schedule_of_many_seeds_of_chaos(schedulers: int) -> None:
     options = ChaosOptions(topology=Topology(prefill=1, decode=2, schedulers=schedulers), kinds=FAULT_KINDS)
-    verdicts = many.over(functools.partial(chaos.run, options=options), range(CHAOS_SEEDS))
+    verdicts = many.over(functools.partial(virtual_run.run, options=options), range(CHAOS_SEEDS))
     assert [verdict for verdict in verdicts if not verdict.passed] == []
 
 

@@ -51,7 +51,7 @@ class SchedulerProcess:
     async def start(self) -> None:
         settings = [f"scheduler.port={self.port}", "scheduler.rebuild_grace_s=1.0", *self.settings]
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "launcher.cli", "scheduler", *(word for each in settings for word in ("--set", each)),
+            sys.executable, "-m", "cli", "scheduler", *(word for each in settings for word in ("--set", each)),
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         assert self.process.stdout is not None

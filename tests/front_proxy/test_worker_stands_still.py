@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import urllib.request
 
+import httpx
 import pytest
 
 from tests.front_proxy.test_scheduler_away import SchedulerProcess, scene
@@ -22,12 +22,10 @@ SETTINGS = ("scheduler.silence_timeout_s=0.6", "scheduler.heartbeat_interval_s=0
 async def unusable(scheduler: SchedulerProcess) -> dict[str, int]:
     """The scheduler's own count of workers that it sends nothing."""
 
-    def read() -> str:
-        with urllib.request.urlopen(f"http://{scheduler.metrics_address}/metrics", timeout=WAIT_S) as response:
-            return str(response.read().decode())
-
+    async with httpx.AsyncClient(trust_env=False, timeout=WAIT_S) as client:
+        text = (await client.get(f"http://{scheduler.metrics_address}/metrics")).text
     name = "baton_scheduler_unusable_workers{"
-    lines = [line for line in (await asyncio.to_thread(read)).splitlines() if line.startswith(name)]
+    lines = [line for line in text.splitlines() if line.startswith(name)]
     return {line.split('"')[1]: int(float(line.split()[-1])) for line in lines}
 
 

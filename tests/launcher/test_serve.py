@@ -9,7 +9,8 @@ import sys
 import msgspec
 import pytest
 
-from launcher import cli, serve
+from cli import app
+from launcher import serve
 from launcher.config import BatonConfig
 from launcher.process_plan import Role
 from runtime import orphan
@@ -21,7 +22,7 @@ def test_a_taken_port_is_one_sentence() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         # A process of its own: one that has served is ended hard after `launcher.exit_timeout_s`.
-        command = [sys.executable, "-m", "launcher.cli", "scheduler", "--set", f"scheduler.port={port}"]
+        command = [sys.executable, "-m", "cli", "scheduler", "--set", f"scheduler.port={port}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
@@ -32,7 +33,7 @@ def test_a_taken_port_is_one_sentence() -> None:
 def test_a_process_without_its_scheduler_is_refused_at_once(
     command: str, section: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main([command]) == 2
+    assert app.main([command]) == 2
     assert f"{section}.scheduler_address" in capsys.readouterr().err
 
 

@@ -361,7 +361,7 @@ def test_a_port_that_is_taken_is_told_before_anything_starts() -> None:
 
 
 def test_a_wrong_model_is_told_before_anything_starts(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "launcher.cli", "up", "--model", str(tmp_path), "--port", "0"]
+    command = [sys.executable, "-m", "cli", "up", "--model", str(tmp_path), "--port", "0"]
     command += ["--state-dir", str(tmp_path / "state")]
     result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert result.returncode == 1

@@ -23,11 +23,11 @@ import functools, json, sys
 from {role}_worker.config import {kind}WorkerConfig
 from {role}_worker.role import {kind}Role
 from engine.config import EngineConfig
-from runtime import lifecycle, telemetry
+from runtime import lifecycle, logs
 from worker.config import WorkerConfig
 from worker.run import serve
 import msgspec
-telemetry.configure_logging("info", "{role}-0")
+logs.configure_logging("info", "{role}-0")
 settings = json.loads(sys.argv[1])
 lifecycle.run(serve(
     "{role}",
@@ -87,7 +87,7 @@ async def test_no_scheduler_ends_it_with_a_clear_line_and_a_code_of_its_own() ->
     process = await start("decode", worker={"scheduler_address": "127.0.0.1:1", "register_timeout_s": 0.3})
     code, log = await end(process)
     assert code == 4, log
-    assert "no scheduler at 127.0.0.1:1 registered decode-0" in log
+    assert "no scheduler registered this worker in time address=127.0.0.1:1 worker=decode-0" in log
 
 
 async def test_a_dead_engine_ends_it_with_a_clear_line_and_a_code_of_its_own() -> None:
@@ -108,7 +108,7 @@ async def test_a_dead_engine_ends_it_with_a_clear_line_and_a_code_of_its_own() -
         assert await client.ended() is grpc.StatusCode.UNAVAILABLE
         code, log = await end(process)
     assert code == 3, log
-    assert "the engine of worker decode-0 died" in log
+    assert "the engine died worker=decode-0" in log
 
 
 async def test_an_engine_that_stands_still_ends_it_with_a_clear_line_and_a_code_of_its_own() -> None:
@@ -134,7 +134,7 @@ async def test_an_engine_that_stands_still_ends_it_with_a_clear_line_and_a_code_
         assert await client.ended() is grpc.StatusCode.UNAVAILABLE
         code, log = await end(process)
     assert code == 5, log
-    assert "the engine of worker decode-0 stands still: for 0." in log
+    assert "the engine stands still" in log and "silent_s=0." in log
     assert "Traceback" not in log, log
 
 
@@ -189,7 +189,7 @@ async def test_a_second_stop_signal_cuts_the_drain_short_and_still_closes_in_ord
         process.send_signal(signal.SIGTERM)
         code, log = await end(process)
     assert code == 0, log
-    assert "stops with 0 requests and 1 leases left" in log
+    assert "worker stops with work left" in log and "requests=0 leases=1" in log
 
 
 async def test_settings_that_the_engine_does_not_take_are_one_sentence() -> None:

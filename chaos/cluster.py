@@ -12,9 +12,9 @@ from pathlib import Path
 
 import aiohttp
 
+from chaos.clients import Door
+from chaos.report import NotBack
 from launcher import state
-from launcher.chaos_clients import Door
-from launcher.chaos_report import NotBack
 from launcher.processes import tail
 from launcher.status import StatusLine, all_known, all_serve, collect
 
@@ -55,7 +55,7 @@ class ChaosCluster:
     async def start(self) -> None:
         """Start `baton up`."""
         self.state_dir.mkdir(parents=True, exist_ok=True)
-        argv = [sys.executable, "-m", "launcher.cli", "up", "--port", "0", "--grpc-port", "0"]
+        argv = [sys.executable, "-m", "cli", "up", "--port", "0", "--grpc-port", "0"]
         argv += ["--state-dir", str(self.state_dir), *self._up_arguments]
         self._launcher = await asyncio.create_subprocess_exec(
             *argv, stdout=asyncio.subprocess.PIPE, start_new_session=True
@@ -102,7 +102,7 @@ class ChaosCluster:
 
     async def restart(self, process_id: str, timeout_s: float) -> None:
         """`baton restart`. Raises ChaosError when it is refused or does not end in time."""
-        argv = [sys.executable, "-m", "launcher.cli", "restart", process_id, "--state-dir", str(self.state_dir)]
+        argv = [sys.executable, "-m", "cli", "restart", process_id, "--state-dir", str(self.state_dir)]
         process = await asyncio.create_subprocess_exec(*argv, stdout=sys.stderr, start_new_session=True)
         try:
             async with asyncio.timeout(timeout_s):

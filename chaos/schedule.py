@@ -5,14 +5,15 @@ Pure: the same seed gives the same schedule to both. Breaks nothing; whoever per
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from random import Random
 from typing import Literal, assert_never, get_args
 
 import msgspec
 
-# As launcher.process_plan has it, which is above this package.
-Role = Literal["scheduler", "prefill", "decode", "front_proxy"]
+from simulation.faults import Role, Target
+
 FaultKind = Literal["kill", "freeze", "terminate", "restart", "cut", "delay", "blackhole"]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 # What happens to a process's connections and not to the process itself.
@@ -24,13 +25,6 @@ AFTER_REQUESTS_MAX = 8
 USERS = 6
 
 
-class Target(msgspec.Struct, frozen=True):
-    """A process that may be hit."""
-
-    process_id: str
-    role: Role
-
-
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that goes wrong, once ``after_requests`` more requests have ended since the cluster was whole."""
 
@@ -40,14 +34,20 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     after_requests: int
 
 
-class Lengths(msgspec.Struct, frozen=True, kw_only=True):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lengths:
     """How long a fault lasts, and how much a delay is."""
 
     freeze_s: float = 20.0
+    """how long a process stands still"""
     cut_s: float = 3.0
+    """how long its connections are cut and new ones are refused"""
     delay_s: float = 10.0
+    """how long its connections are slow"""
     delay_ms: float = 200.0
+    """by how much they are slow, each way"""
     blackhole_s: float = 20.0
+    """how long its connections stay open and carry nothing"""
 
 
 def may_repeat(fault: Fault | None, front_proxy_id: str) -> bool:

@@ -13,28 +13,29 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
-from launcher import chaos_metrics, status
-from launcher.chaos_clients import Clients
-from launcher.chaos_cluster import ChaosCluster, ChaosError
-from launcher.chaos_faults import Faults
-from launcher.chaos_network import Network
-from launcher.chaos_report import ChaosReport, FaultRecord
-from launcher.chaos_requests import REQUEST_KINDS, RequestKind, Sizes, make_asks
-from launcher.chaos_traffic import Counts, Traffic
-from launcher.config import BatonConfig
-from launcher.process_plan import ProcessSpec
-from simulation.schedule import (
+from chaos import metrics
+from chaos.clients import Clients
+from chaos.cluster import ChaosCluster, ChaosError
+from chaos.faults import Faults
+from chaos.network import Network
+from chaos.report import ChaosReport, FaultRecord
+from chaos.requests import REQUEST_KINDS, RequestKind, Sizes, make_asks
+from chaos.schedule import (
     AFTER_REQUESTS_MAX,
     NETWORK_KINDS,
     USERS,
     Fault,
     FaultKind,
     Lengths,
-    Target,
     may_repeat,
     replaces,
     schedule,
 )
+from chaos.traffic import Counts, Traffic
+from launcher import status
+from launcher.config import BatonConfig
+from launcher.process_plan import ProcessSpec
+from simulation.faults import Target
 
 
 class ChaosOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +54,7 @@ class ChaosOptions(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens_max: int = 400
     output_tokens_max: int = 64
     lengths: Lengths = Lengths()
-    bounds: chaos_metrics.Bounds = chaos_metrics.Bounds.of(BatonConfig())
+    bounds: metrics.Bounds = metrics.Bounds.of(BatonConfig())
     after_requests_max: int = AFTER_REQUESTS_MAX
     request_timeout_s: float = 120.0
     start_timeout_s: float = 600.0
@@ -78,7 +79,7 @@ class _Chaos:
         # What a report holds however early the run ends.
         self._counts = Counts()
         self._records: list[FaultRecord] = []
-        self._broken: chaos_metrics.Broken = {}
+        self._broken: metrics.Broken = {}
 
     async def run(self) -> ChaosReport:
         options = self._options
@@ -167,15 +168,15 @@ class _Chaos:
 
     async def _look_at_metrics(self, cluster: ChaosCluster) -> None:
         """Whether any process says now what it may never say."""
-        samples = await chaos_metrics.look(cluster.record())
-        for invariant, whats in chaos_metrics.beyond_bounds(samples, self._options.bounds).items():
+        samples = await metrics.look(cluster.record())
+        for invariant, whats in metrics.beyond_bounds(samples, self._options.bounds).items():
             self._broken.setdefault(invariant, []).extend(whats)
 
-    async def _left(self, cluster: ChaosCluster) -> chaos_metrics.Broken:
+    async def _left(self, cluster: ChaosCluster) -> metrics.Broken:
         """What is still reserved or held by the processes' own words when the bound after the traffic is over."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self._options.settle_timeout_s
-        while broken := chaos_metrics.left(await chaos_metrics.look(cluster.record())):
+        while broken := metrics.left(await metrics.look(cluster.record())):
             if loop.time() > deadline_s:
                 break
             await asyncio.sleep(self._options.look_interval_s)

@@ -10,9 +10,9 @@ import aiohttp
 import grpc
 import msgspec
 
+from chaos.answers import Answer, BadAnswer
+from chaos.requests import Ask, GrpcAsk, HttpAsk
 from front_proxy.client import BatonClient, BatonError, GenerateRequest
-from launcher.chaos_answers import Answer, BadAnswer
-from launcher.chaos_requests import Ask, GrpcAsk, HttpAsk
 
 # How gRPC says that a connection broke, or that nobody is there.
 _NOBODY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)

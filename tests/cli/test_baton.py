@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from launcher.cli import main
+from cli.app import app, main
 from launcher.config import BatonConfig
 
 
@@ -30,7 +30,7 @@ def test_each_setting_comes_from_the_strongest_source_and_says_which(
     file.write_text("[engine]\nseed = 1\nmax_num_seqs = 2\ndtype = 'float32'\n")
     monkeypatch.setenv("BATON_ENGINE__SEED", "3")
     monkeypatch.setenv("BATON_ENGINE__MAX_NUM_SEQS", "4")
-    assert main(["config", "--config", str(file), "--set", "engine.seed=5"]) == 0
+    assert main(["config", "--all", "--config", str(file), "--set", "engine.seed=5"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "engine.seed = 5  # --set" in lines
     assert "engine.max_num_seqs = 4  # env BATON_ENGINE__MAX_NUM_SEQS" in lines
@@ -135,9 +135,7 @@ def test_status_without_a_cluster_says_so(tmp_path: Path, capsys: pytest.Capture
     assert "no cluster was started with the state folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "module", ["launcher.cli", "launcher.up", "launcher.status", "launcher.serve", "scheduler.run"]
-)
+@pytest.mark.parametrize("module", ["cli.app", "launcher.up", "launcher.status", "launcher.serve", "scheduler.run"])
 def test_what_must_stay_light_imports_neither_torch_nor_vllm(module: str) -> None:
     program = (
         f"import sys, importlib; importlib.import_module({module!r}); "
@@ -147,11 +145,64 @@ def test_what_must_stay_light_imports_neither_torch_nor_vllm(module: str) -> Non
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["up", "status", "scheduler", "prefill", "decode", "front-proxy"])
-def test_help_names_values_as_people_do(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main([command, "--help"])
-    assert "SETTING:" not in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("up", ["--model MODEL", "--prefill N", "--decode M", "--port P", "--grpc-port G", "--state-dir DIR"]),
+        ("status", ["--state-dir DIR", "--json"]),
+        ("drain", ["WORKER", "--timeout S"]),
+        ("restart", ["PROCESS"]),
+        ("scheduler", ["--host H", "--port P"]),
+        ("prefill", ["--id ID", "--scheduler HOST:PORT"]),
+        ("decode", ["--id ID", "--scheduler HOST:PORT"]),
+        ("front-proxy", ["--grpc-port G", "--scheduler HOST:PORT"]),
+        ("chaos", ["--faults KINDS", "--freeze-s", "--roles ROLES", "virtual"]),
+        ("config", ["--all", "--json", "--schema"]),
+    ],
+)
+def test_help_names_every_option(command: str, told: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    further = ["--config FILE", "--set KEY=VALUE"]
+    assert [each for each in (*told, *further) if each not in out] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["upp"], 'Unknown command "upp". Did you mean "up"?'),
+        (["up", "--prefil", "2"], "Unknown option: --prefil. Did you mean --prefill?"),
+        (["up", "--model"], "--model requires an argument"),
+        (["restart"], "PROCESS requires an argument"),
+        (["status", "everything"], "everything"),
+        (["config", "--all", "--json"], "Mutually exclusive arguments: {--all, --json}"),
+        (["chaos", "--faults", "kill,flood"], "--faults: flood is not one of kill, freeze"),
+        (["chaos", "virtual", "--seeds", "x"], '--seeds: unable to convert "x" into int'),
+        (["prefill"], "worker.scheduler_address: needs the scheduler's HOST:PORT"),
+    ],
+)
+def test_wrong_words_are_one_line_and_exit_code_2(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("baton: error: ") and told in err
+    assert len(err.splitlines()) == 1
+
+
+def test_config_shows_what_differs_and_all_of_it_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--set", "launcher.decode=3", "--set", "launcher.prefill=1"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["launcher.decode = 3  # --set"]
+    assert main(["config"]) == 0
+    assert capsys.readouterr().out.startswith("# every setting has its default")
+    assert main(["config", "--all"]) == 0
+    assert "launcher.prefill = 1  # default" in capsys.readouterr().out
+
+
+def test_shells_complete_commands_and_options() -> None:
+    script = app.generate_completion(shell="bash")
+    assert "front-proxy" in script and "--state-dir" in script and "--blackhole-s" in script
 
 
 @pytest.mark.parametrize(

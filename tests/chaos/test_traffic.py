@@ -13,10 +13,10 @@ import grpc
 import pytest
 from aiohttp import web
 
-from launcher.chaos_answers import BadAnswer
-from launcher.chaos_clients import Clients, Door
-from launcher.chaos_requests import REQUEST_KINDS, RequestKind, Sizes, make_asks
-from launcher.chaos_traffic import Traffic
+from chaos.answers import BadAnswer
+from chaos.clients import Clients, Door
+from chaos.requests import REQUEST_KINDS, RequestKind, Sizes, make_asks
+from chaos.traffic import Traffic
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from runtime.grpc_server import start_server
 

@@ -11,15 +11,15 @@ from typing import Any, assert_never
 
 import msgspec
 
+from chaos.schedule import AFTER_REQUESTS_MAX, USERS, Fault, FaultKind, Lengths, may_repeat, replaces, schedule
+from chaos.virtual_users import Counts, Users
 from simulation import checkers
 from simulation.cluster import Parts, SimCluster, Topology
 from simulation.faults import Faults
 from simulation.fronts import SimFront
 from simulation.network import Disorder, Process
 from simulation.policies import production_settings
-from simulation.schedule import AFTER_REQUESTS_MAX, USERS, Fault, FaultKind, Lengths, may_repeat, replaces, schedule
 from simulation.schedulers import SimScheduler
-from simulation.users import Counts, Users
 from simulation.workers import SimWorker
 from simulation.world import Violation, World
 
@@ -40,7 +40,7 @@ GAP_S_MAX = 120.0
 
 
 class ChaosOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """One run, as ``launcher.chaos.ChaosOptions``."""
+    """One run, as ``chaos.real_run.ChaosOptions``."""
 
     topology: Topology = Topology(prefill=1, decode=2)
     kinds: tuple[FaultKind, ...] = ("kill",)

@@ -6,7 +6,7 @@ import contextlib
 import socket
 from collections.abc import Sequence
 
-from launcher.chaos_relay import Relays, Route
+from chaos.relay import Relays, Route
 from launcher.process_plan import ProcessSpec
 
 HOST = "127.0.0.1"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from simulation.schedule import FAULT_KINDS, Target, schedule
+from chaos.schedule import FAULT_KINDS, schedule
+from simulation.faults import Target
 
 TARGETS = [Target("scheduler", "scheduler"), Target("prefill-0", "prefill"), Target("decode-0", "decode")]
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from launcher import chaos as baton_chaos
+from chaos import real_run, virtual_run
+from chaos.schedule import AFTER_REQUESTS_MAX, FAULT_KINDS, Lengths, schedule
+from chaos.virtual_run import ChaosOptions
+from cli.app import main
 from launcher.config import BatonConfig
 from launcher.process_plan import plan
 from runtime.configuration import load
-from simulation import chaos
-from simulation.__main__ import main
-from simulation.chaos import ChaosOptions
 from simulation.cluster import Topology
-from simulation.schedule import AFTER_REQUESTS_MAX, FAULT_KINDS, Lengths, Target, schedule
+from simulation.faults import Target
 from tests.simulation.test_core_seeds import NeverResumes, SleepyFront
 
 SPARES = Topology(prefill=1, decode=2)
@@ -28,8 +28,8 @@ def test_it_draws_the_schedule_that_baton_chaos_draws(schedulers: int) -> None:
     targets = [Target(spec.id, spec.role) for spec in specs]
     options = ChaosOptions(topology=Topology(prefill=1, decode=2, schedulers=schedulers), kinds=("freeze", "kill"))
     there = schedule(7, targets, ("kill", "freeze"), rounds=1, after_requests_max=AFTER_REQUESTS_MAX)
-    assert chaos.planned(7, options) == there
-    real = baton_chaos.ChaosOptions(state_dir=Path("nowhere"))
+    assert virtual_run.planned(7, options) == there
+    real = real_run.ChaosOptions(state_dir=Path("nowhere"))
     assert (real.users, real.after_requests_max, real.lengths) == (options.users, AFTER_REQUESTS_MAX, Lengths())
 
 
@@ -38,20 +38,20 @@ def test_it_draws_the_schedule_that_baton_chaos_draws(schedulers: int) -> None:
 )
 def test_nobody_notices_any_kind_of_fault_of_any_process(topology: Topology) -> None:
     options = ChaosOptions(topology=topology, kinds=FAULT_KINDS)
-    verdicts = [chaos.run(seed, options) for seed in range(3)]
+    verdicts = [virtual_run.run(seed, options) for seed in range(3)]
     assert [verdict for verdict in verdicts if not verdict.passed] == []
-    assert all(verdict.faults == len(chaos.planned(0, options)) for verdict in verdicts)
+    assert all(verdict.faults == len(virtual_run.planned(0, options)) for verdict in verdicts)
     assert sum(verdict.counts.repeated for verdict in verdicts) > 0, "front proxies end under requests"
 
 
 def test_a_seed_repeats_itself() -> None:
     options = ChaosOptions(kinds=FAULT_KINDS)
-    assert chaos.run(3, options, telling=True) == chaos.run(3, options, telling=True)
+    assert virtual_run.run(3, options, telling=True) == virtual_run.run(3, options, telling=True)
 
 
 def test_without_a_spare_decode_worker_clients_notice_and_every_invariant_holds() -> None:
     alone = Topology(prefill=1, decode=1)
-    verdict = chaos.run(1, ChaosOptions(topology=alone, kinds=FAULT_KINDS, roles=("decode",)))
+    verdict = virtual_run.run(1, ChaosOptions(topology=alone, kinds=FAULT_KINDS, roles=("decode",)))
     assert not verdict.passed and verdict.counts.failed > 0 and verdict.broken == ""
 
 
@@ -59,18 +59,18 @@ def test_without_a_spare_decode_worker_clients_notice_and_every_invariant_holds(
     ("kinds", "planted"), [(("kill",), {"flow": NeverResumes}), (("freeze",), {"front": SleepyFront})]
 )
 def test_a_planted_bug_is_noticed(kinds: Any, planted: dict[str, Any]) -> None:
-    assert not all(chaos.run(seed, ChaosOptions(kinds=kinds), **planted).passed for seed in range(5))
+    assert not all(virtual_run.run(seed, ChaosOptions(kinds=kinds), **planted).passed for seed in range(5))
 
 
 def test_the_command_prints_the_schedule_and_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["chaos", "--prefill", "1", "--decode", "2", "--faults", "kill,freeze", "--seed", "7"]) == 0
+    assert main(["chaos", "virtual", "--prefill", "1", "--decode", "2", "--faults", "kill,freeze", "--seed", "7"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    first = chaos.planned(7, ChaosOptions(kinds=("kill", "freeze")))[0]
+    first = virtual_run.planned(7, ChaosOptions(kinds=("kill", "freeze")))[0]
     assert lines[0] == f"{first.kind} {first.process_id} after {first.after_requests} requests"
     assert lines[-1] == "passed (seed 7, 12 faults)"
 
 
 def test_the_command_runs_many_seeds_and_refuses_words_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["chaos", "--seeds", "3"]) == 0
+    assert main(["chaos", "virtual", "--seeds", "3"]) == 0
     assert capsys.readouterr().out.startswith("3 seeds passed: 18 faults")
-    assert main(["chaos", "--faults", "flood"]) == 2
+    assert main(["chaos", "virtual", "--faults", "flood"]) == 2

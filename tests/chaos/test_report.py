@@ -7,17 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from launcher import chaos, chaos_command
-from launcher.chaos_cluster import ChaosCluster
-from launcher.chaos_report import ChaosReport, NotBack, as_text
+from chaos import real_run
+from chaos.cluster import ChaosCluster
+from chaos.report import ChaosReport, NotBack, as_text
+from chaos.schedule import FAULT_KINDS
 from launcher.process_plan import ProcessSpec
 from launcher.state import ClusterRecord, ClusterState, ProcessRecord
 from launcher.status import StatusLine
-from simulation.schedule import FAULT_KINDS
-
-
-def test_the_command_knows_every_kind_of_fault() -> None:
-    assert chaos_command._FAULT_KINDS == FAULT_KINDS
 
 
 def test_a_report_names_who_is_not_back_and_ends_with_the_verdict() -> None:
@@ -59,12 +55,12 @@ async def test_a_cluster_is_whole_again_only_once_its_scheduler_knows_everybody(
 
 
 def test_a_cluster_that_does_not_start_is_a_failed_run(tmp_path: Path) -> None:
-    options = chaos.ChaosOptions(
+    options = real_run.ChaosOptions(
         state_dir=tmp_path / "state",
         up_arguments=("--set", "launcher.nothing=1"),
         specs=(ProcessSpec(id="scheduler", role="scheduler"),),
     )
-    report = chaos.run(options, lambda _: None)
+    report = real_run.run(options, lambda _: None)
     assert (report.passed, report.exit_code) == (False, 2)
     assert "ended before it was ready" in report.error
     assert (report.not_back, report.faults) == ([], [])
@@ -72,6 +68,6 @@ def test_a_cluster_that_does_not_start_is_a_failed_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", FAULT_KINDS)
 def test_every_kind_either_ends_its_process_or_leaves_it(kind: str) -> None:
-    from simulation.schedule import replaces
+    from chaos.schedule import replaces
 
     assert replaces(kind) == (kind in {"kill", "terminate", "restart"})  # type: ignore[arg-type]

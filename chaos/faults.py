@@ -9,11 +9,11 @@ from typing import assert_never
 
 import psutil
 
+from chaos.cluster import ChaosCluster
+from chaos.network import Network
+from chaos.relay import Blackhole, Cut, Delay, Disturbance
+from chaos.schedule import Fault, Lengths
 from launcher import status
-from launcher.chaos_cluster import ChaosCluster
-from launcher.chaos_network import Network
-from launcher.chaos_relay import Blackhole, Cut, Delay, Disturbance
-from simulation.schedule import Fault, Lengths
 
 
 class Faults:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from launcher.chaos_answers import Answer, BadAnswer, difference
-from launcher.chaos_clients import Clients, Door, NoFrontProxy
-from launcher.chaos_requests import Ask, RequestKind
+from chaos.answers import Answer, BadAnswer, difference
+from chaos.clients import Clients, Door, NoFrontProxy
+from chaos.requests import Ask, RequestKind
 
 _FAILURES_KEPT = 50
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from launcher import chaos_command
-from launcher.chaos_answers import Answer, BadAnswer, Choice, difference
-from launcher.chaos_requests import REQUEST_KINDS, GrpcAsk, HttpAsk, Sizes, make_asks
+from chaos.answers import Answer, BadAnswer, Choice, difference
+from chaos.requests import REQUEST_KINDS, GrpcAsk, HttpAsk, Sizes, make_asks
 from protos.inference.v1 import inference_pb2
 
 SIZES = Sizes(prompt_tokens_max=40, output_tokens_max=8, vocabulary=range(10, 20))
@@ -127,7 +126,3 @@ def test_requests_follow_from_the_seed_and_every_kind_is_among_them() -> None:
         if isinstance(ask, GrpcAsk):
             assert len(ask.requests) == (3 if ask.many else 1)
             assert all(one.sampling.temperature == 0 or one.sampling.HasField("seed") for one in ask.requests)
-
-
-def test_the_command_knows_every_kind_of_request() -> None:
-    assert chaos_command._REQUEST_KINDS == REQUEST_KINDS

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import msgspec
 
-from launcher.chaos_traffic import Counts
+from chaos.schedule import FaultKind
+from chaos.traffic import Counts
 from simulation.invariants import Invariant
-from simulation.schedule import FaultKind
 
 
 class FaultRecord(msgspec.Struct, frozen=True, kw_only=True):

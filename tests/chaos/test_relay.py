@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from launcher.chaos_network import HOST, Network
-from launcher.chaos_relay import Blackhole, Cut, Delay, Relays, Route
+from chaos.network import HOST, Network
+from chaos.relay import Blackhole, Cut, Delay, Relays, Route
 from launcher.config import BatonConfig, LauncherConfig
 from launcher.process_plan import ProcessSpec, plan
 

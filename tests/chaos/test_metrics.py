@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from launcher.chaos_metrics import Bounds, beyond_bounds, left, read
-from launcher.chaos_report import ChaosReport, as_text, judged
-from launcher.chaos_traffic import Counts
+from chaos.metrics import Bounds, beyond_bounds, left, read
+from chaos.report import ChaosReport, as_text, judged
+from chaos.traffic import Counts
 from launcher.config import BatonConfig
 from simulation.invariants import Invariant
 

@@ -1,0 +1,1 @@
+"""The `baton` command: reads arguments and configuration, and calls what does the work."""

@@ -1,0 +1,56 @@
+"""The `baton` command: which commands there are. Imports nothing heavy; commands import what they use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib import metadata
+
+from cyclopts import Group
+
+from cli import cluster, process
+from cli.config import config
+from runtime import command_line
+
+# Before grpc is imported by anyone: its fork handlers and the engines' own processes do not get on.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+
+def version() -> str:
+    """The line that names the installed version."""
+    try:
+        return f"baton {metadata.version('baton-llm')}"
+    except metadata.PackageNotFoundError:
+        return "baton (not installed)"
+
+
+def _print_version() -> None:
+    """Print the version."""
+    print(version())
+
+
+_CLUSTER = Group.create_ordered("A cluster on this machine")
+_PROCESSES = Group.create_ordered("One process")
+_SETTINGS = Group.create_ordered("About")
+
+app = command_line.new_app("baton", "Serve language models with prefill and decode apart.", version=version)
+app.command(cluster.up, group=_CLUSTER)
+app.command(cluster.status, group=_CLUSTER)
+app.command(cluster.drain, group=_CLUSTER)
+app.command(cluster.restart, group=_CLUSTER)
+# Imported when it is used: it reads messages of the gRPC API.
+app.command(
+    "cli.chaos:app", name="chaos", help="Break a cluster under traffic, and judge what clients saw.", group=_CLUSTER
+)
+app.command(process.scheduler, group=_PROCESSES)
+app.command(process.prefill, group=_PROCESSES)
+app.command(process.decode, group=_PROCESSES)
+app.command(process.front_proxy, group=_PROCESSES)
+app.command(config, group=_SETTINGS)
+app.command(_print_version, name="version", group=_SETTINGS)
+app.register_install_completion_command(group=_SETTINGS)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one `baton` command and return its exit code."""
+    return command_line.run(app, words)

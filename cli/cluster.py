@@ -1,0 +1,114 @@
+"""`baton up`, `status`, `drain` and `restart`: a cluster on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from cli.settings import (
+    NO_SOURCES,
+    FrontGrpcPort,
+    FrontHost,
+    FrontPort,
+    Model,
+    Sources,
+    StateDir,
+    check_engine,
+    load,
+    setting,
+    state_folder,
+)
+
+
+def up(
+    *,
+    model: Model = None,
+    prefill: Annotated[str | None, setting("launcher.prefill", "number of prefill workers", "N")] = None,
+    decode: Annotated[str | None, setting("launcher.decode", "number of decode workers", "M")] = None,
+    host: FrontHost = None,
+    port: FrontPort = None,
+    grpc_port: FrontGrpcPort = None,
+    state_dir: StateDir = None,
+    sources: Sources = NO_SOURCES,
+) -> int:
+    """Start a cluster, and serve until Ctrl-C."""
+    from launcher.up import up as start
+
+    loaded = load(sources, model, prefill, decode, host, port, grpc_port, state_dir)
+    check_engine(loaded)
+    return start(loaded.value, loaded.sources)
+
+
+def status(
+    *,
+    state_dir: StateDir = None,
+    json: bool = False,
+    sources: Sources = NO_SOURCES,
+) -> None:
+    """Show every process of a cluster.
+
+    Parameters
+    ----------
+    json
+        print JSON
+    """
+    from launcher import state
+    from launcher.status import as_json, as_table, collect
+
+    config = load(sources, state_dir).value
+    record = state.read(state_folder(config))
+    lines = asyncio.run(collect(record, timeout_s=config.launcher.status_timeout_s))
+    print(as_json(lines) if json else as_table(lines))
+
+
+def drain(
+    worker: str,
+    /,
+    *,
+    state_dir: StateDir = None,
+    timeout: Annotated[str | None, setting("worker.drain_timeout_s", "how long to wait until it is idle", "S")] = None,
+    sources: Sources = NO_SOURCES,
+) -> None:
+    """Let a worker finish what it runs and take nothing new.
+
+    Parameters
+    ----------
+    worker
+        its id in `baton status`; it stays up until it is restarted
+    """
+    from launcher import operate
+
+    config = load(sources, state_dir, timeout).value
+    asyncio.run(
+        operate.drain(
+            state_folder(config),
+            worker,
+            timeout_s=config.worker.drain_timeout_s,
+            status_timeout_s=config.launcher.status_timeout_s,
+            say=_say,
+        )
+    )
+    print(f"{worker} is idle and takes nothing new until `baton restart {worker}`")
+
+
+def restart(
+    process: str,
+    /,
+    *,
+    state_dir: StateDir = None,
+    sources: Sources = NO_SOURCES,
+) -> None:
+    """Replace a process of `baton up`, losing nothing.
+
+    Parameters
+    ----------
+    process
+        an id in `baton status`, or all, one after the other
+    """
+    from launcher import operate
+
+    asyncio.run(operate.restart(state_folder(load(sources, state_dir).value), process, say=_say))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,98 @@
+"""`baton scheduler`, `prefill`, `decode` and `front-proxy`: one process of a cluster."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+from cli.settings import (
+    NO_SOURCES,
+    FrontGrpcPort,
+    FrontHost,
+    FrontPort,
+    Model,
+    Sources,
+    check_engine,
+    load,
+    setting,
+)
+
+if TYPE_CHECKING:
+    from launcher.config import BatonConfig
+    from launcher.process_plan import Role
+    from runtime.configuration import Loaded
+
+_WorkerId = Annotated[str | None, setting("worker.worker_id", "name of this worker, unique in the cluster", "ID")]
+_WorkerHost = Annotated[str | None, setting("worker.host", "address to listen on", "H")]
+_WorkerPort = Annotated[str | None, setting("worker.port", "gRPC port", "P")]
+_WorkerScheduler = Annotated[str | None, setting("worker.scheduler_address", "the scheduler", "HOST:PORT")]
+
+
+def scheduler(
+    *,
+    host: Annotated[str | None, setting("scheduler.host", "address to listen on", "H")] = None,
+    port: Annotated[str | None, setting("scheduler.port", "gRPC port", "P")] = None,
+    sources: Sources = NO_SOURCES,
+) -> int:
+    """Run one scheduler."""
+    from launcher.serve import serve
+
+    return serve("scheduler", load(sources, host, port).value)
+
+
+def prefill(
+    *,
+    model: Model = None,
+    id: _WorkerId = None,  # noqa: A002 - the option's name
+    host: _WorkerHost = None,
+    port: _WorkerPort = None,
+    scheduler: _WorkerScheduler = None,
+    sources: Sources = NO_SOURCES,
+) -> int:
+    """Run one prefill worker."""
+    loaded = load(sources, model, id, host, port, scheduler)
+    return _serve("prefill", loaded, "worker", loaded.value.worker.scheduler_address)
+
+
+def decode(
+    *,
+    model: Model = None,
+    id: _WorkerId = None,  # noqa: A002 - the option's name
+    host: _WorkerHost = None,
+    port: _WorkerPort = None,
+    scheduler: _WorkerScheduler = None,
+    sources: Sources = NO_SOURCES,
+) -> int:
+    """Run one decode worker."""
+    loaded = load(sources, model, id, host, port, scheduler)
+    return _serve("decode", loaded, "worker", loaded.value.worker.scheduler_address)
+
+
+def front_proxy(
+    *,
+    model: Annotated[
+        str | None,
+        setting("engine.model", "the workers' model, for its tokenizer (default: a small demo model)", "MODEL"),
+    ] = None,
+    host: FrontHost = None,
+    port: FrontPort = None,
+    grpc_port: FrontGrpcPort = None,
+    scheduler: Annotated[str | None, setting("front_proxy.scheduler_address", "the scheduler", "HOST:PORT")] = None,
+    sources: Sources = NO_SOURCES,
+) -> int:
+    """Run one front proxy."""
+    loaded = load(sources, model, host, port, grpc_port, scheduler)
+    return _serve("front_proxy", loaded, "front_proxy", loaded.value.front_proxy.scheduler_address)
+
+
+def _serve(role: Role, loaded: Loaded[BatonConfig], section: str, scheduler_address: str) -> int:
+    from launcher import model_choice
+    from launcher.local_processes import tell
+    from launcher.serve import serve
+    from runtime.configuration import BadConfiguration, source_of
+
+    if not scheduler_address:
+        path = f"{section}.scheduler_address"
+        raise BadConfiguration(path, "needs the scheduler's HOST:PORT (--scheduler)", source_of(loaded, path))
+    check_engine(loaded)
+    return serve(role, model_choice.choose(loaded.value, loaded.sources, os.environ, tell))

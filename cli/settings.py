@@ -1,0 +1,71 @@
+"""The options that stand for settings, and the configuration that they give together with its other sources."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter, Token
+
+if TYPE_CHECKING:
+    from launcher.config import BatonConfig
+    from runtime.configuration import Loaded
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where settings come from, beside the environment."""
+
+    config: Annotated[Path | None, Parameter(metavar="FILE")] = None
+    """TOML or JSON file with settings"""
+    sets: Annotated[Sequence[str], Parameter(name="--set", metavar="KEY=VALUE")] = field(default_factory=list)
+    """one setting; may be repeated"""
+
+
+NO_SOURCES = Sources()
+
+
+def setting(path: str, meaning: str, metavar: str) -> Parameter:
+    """An option that is short for one setting: its value is `path=text`, which the configuration checks."""
+
+    def convert(_: Any, tokens: Sequence[Token]) -> str:
+        return f"{path}={tokens[0].value}"
+
+    return Parameter(converter=convert, help=f"{meaning} [{path}]", metavar=metavar)
+
+
+Model = Annotated[
+    str | None, setting("engine.model", "folder or hub name of the model (default: a small demo model)", "MODEL")
+]
+StateDir = Annotated[str | None, setting("launcher.state_dir", "folder for state and logs", "DIR")]
+FrontHost = Annotated[str | None, setting("front_proxy.host", "address to listen on", "H")]
+FrontPort = Annotated[str | None, setting("front_proxy.port", "HTTP port; 0: any free one", "P")]
+FrontGrpcPort = Annotated[str | None, setting("front_proxy.grpc_port", "gRPC port; 0: any free one", "G")]
+
+
+def load(sources: Sources, *options: str | None) -> Loaded[BatonConfig]:
+    """The configuration from every source; options win. Raises BadConfiguration."""
+    from launcher.config import BatonConfig
+    from runtime.configuration import load
+
+    given = [option for option in options if option is not None]
+    return load(BatonConfig, file=sources.config, environ=os.environ, sets=[*sources.sets, *given])
+
+
+def check_engine(loaded: Loaded[BatonConfig]) -> None:
+    """Raise BadConfiguration for what vLLM would refuse after a long start."""
+    from engine import preflight
+    from runtime.configuration import BadConfiguration, source_of
+
+    found = preflight.objection(loaded.value.engine, os.environ)
+    if found is not None:
+        raise BadConfiguration(found.path, found.reason, source_of(loaded, found.path))
+
+
+def state_folder(config: BatonConfig) -> Path:
+    """The folder with the state of the cluster."""
+    return Path(config.launcher.state_dir).expanduser().absolute()

@@ -1,0 +1,73 @@
+"""One dialect of logs: ``log.info("lease expired", lease=..., held_s=...)`` is one line on stderr.
+
+Events pass through the standard library's loggers, and libraries' own logs are written in the same form.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import structlog
+from structlog.typing import EventDict
+
+# Names this process in its logs, also in those of the processes that a library starts for it.
+_PROCESS_ID = "BATON_PROCESS_ID"
+
+
+class LineFormatter(logging.Formatter):
+    """``time level process logger event key=value ...`` on exactly one line, exceptions included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line for ``record``."""
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        process_id = os.environ.get(_PROCESS_ID, str(record.process))
+        words = [at, record.levelname.lower(), process_id, record.name, record.getMessage(), *self._trace(record)]
+        return " ".join(words).replace("\r", "\\r").replace("\n", "\\n")
+
+    def _trace(self, record: logging.LogRecord) -> Iterator[str]:
+        """What only libraries' records carry beside their message."""
+        if record.exc_info:
+            yield f"exception={json.dumps(self.formatException(record.exc_info))}"
+        if record.stack_info:
+            yield f"stack={json.dumps(record.stack_info)}"
+
+
+def configure_logging(level: str, process_id: str) -> None:
+    """Send every log of this process to stderr, one line each, at ``level`` (a name such as ``info``) and above."""
+    os.environ[_PROCESS_ID] = process_id
+    stderr = logging.StreamHandler()
+    stderr.setFormatter(LineFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[stderr], force=True)
+    logging.captureWarnings(True)
+    # An event below the level costs one call that does nothing.
+    enabled = structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()])
+    structlog.configure(wrapper_class=enabled, cache_logger_on_first_use=True)
+
+
+def _event_line(_: object, __: str, event: EventDict) -> str:
+    return " ".join((str(event.pop("event")), *(f"{key}={_text(value)}" for key, value in event.items())))
+
+
+def _text(value: object) -> str:
+    match value:
+        case float():
+            return f"{value:.6g}"
+        case str() if value and not any(character.isspace() or character in '"=' for character in value):
+            return value
+        case str():
+            return json.dumps(value, ensure_ascii=False)
+        case _:
+            text = str(value)
+            return json.dumps(text, ensure_ascii=False) if any(c.isspace() for c in text) else text
+
+
+# Until configure_logging() is called, as in tests, the standard library's settings decide what is written.
+structlog.configure(
+    processors=[structlog.stdlib.filter_by_level, structlog.processors.format_exc_info, _event_line],
+    wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
+    logger_factory=structlog.stdlib.LoggerFactory(),
+)
