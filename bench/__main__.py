@@ -82,7 +82,7 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo_folder() -> Path:
-    return demo_model.ensure(demo_model.default_cache_dir(os.environ), lambda line: print(line, file=sys.stderr))
+    return demo_model.ensure(demo_model.default_cache_dir(os.environ))
 
 
 def _overhead_model(named: str) -> Path:
