@@ -86,10 +86,13 @@ class VllmEngine:
         engine_id = f"{worker_id}-{epoch}"
         args = vllm_args.engine_args(config, engine_id=engine_id, side_channel_port=side_channel_port)
         load = _StatLogger()
-        log.info("starting vLLM for %s (%s), engine %s", worker_id, role, engine_id)
+        how = "eager" if args.enforce_eager else "compiled"
+        why = "" if config.enforce_eager is not None else ", since engine.enforce_eager is not set"
+        log.info("starting vLLM for %s (%s), engine %s, %s%s", worker_id, role, engine_id, how, why)
         try:
             async with asyncio.timeout(config.start_timeout_s):
-                # In a thread: it takes many seconds, and signals and health checks must go on.
+                # In threads: they take many seconds, and signals and health checks must go on.
+                await asyncio.to_thread(vllm_args.load_model_class, config.model)
                 llm = await asyncio.to_thread(
                     AsyncLLM.from_engine_args,
                     args,
