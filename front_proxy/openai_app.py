@@ -9,7 +9,7 @@ import logging
 import socket
 from argparse import Namespace
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import uvicorn
 from fastapi import FastAPI
@@ -20,6 +20,7 @@ from front_proxy.config import FrontProxyConfig
 from front_proxy.http_connection import HttpConnection
 from front_proxy.http_guard import GENERATION_ROUTES, GuardBounds, HttpGuard, routes
 from front_proxy.remote_engine import TASKS, RemoteEngineClient
+from front_proxy.vllm_config_recipe import in_settings
 from runtime.grpc_server import join_address
 
 _BACKLOG = 2048
@@ -139,6 +140,7 @@ async def build(client: RemoteEngineClient, args: Namespace) -> FastAPI:
     try:
         app = build_app(args, TASKS, client.model_config)
         await init_app_state(client, app.state, args, TASKS)
+        _refuse_in_settings(app.state.online_renderer)
         # A request is held against one route after the other, by the router and by vLLM's metrics; no two routes share
         # a path, so the order is free, and the paths that matter come first.
         app.router.routes.sort(key=lambda route: getattr(route, "path", "") not in GENERATION_ROUTES)
@@ -146,6 +148,16 @@ async def build(client: RemoteEngineClient, args: Namespace) -> FastAPI:
         # A library that vLLM's app uses for other hosts sets the whole process to log errors only.
         logging.root.setLevel(level)
     return app
+
+
+def _refuse_in_settings(renderer: Any) -> None:
+    """Let vLLM's renderer name settings of Baton where it refuses a request for a flag that is not set."""
+    refuse = renderer.create_error_response
+
+    def in_our_words(message: str | Exception, *args: Any, **kwargs: Any) -> Any:
+        return refuse(in_settings(message) if isinstance(message, str) else message, *args, **kwargs)
+
+    renderer.create_error_response = in_our_words
 
 
 def _bind(host: str, port: int) -> socket.socket:

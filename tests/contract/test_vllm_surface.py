@@ -16,7 +16,7 @@ NIXL = "vllm.distributed.kv_transfer.kv_connector.v1.nixl"
 
 # module -> what we import from it; the first test compares this with the code.
 NAMES = {
-    "vllm": ["envs"],
+    "vllm": ["ModelRegistry", "envs"],
     "vllm.config": ["VllmConfig"],
     "vllm.distributed.kv_transfer.kv_connector.utils": ["BlockIds"],
     "vllm.distributed.kv_transfer.kv_connector.v1.base": [
@@ -140,6 +140,16 @@ ATTRIBUTES = {
     "vllm.v1.engine.core_client:AsyncMPClient": [
         "output_socket = resources.output_socket", "await output_socket.recv_multipart(copy=False)",
     ],
+    # Whose refusals we put into Baton's words (front_proxy/openai_app.py).
+    "vllm.renderers.online_renderer:OnlineRenderer": [
+        "def create_error_response(\n        self,\n        message:", "return self.create_error_response(",
+    ],
+    "vllm.entrypoints.launchers.api_server.app_state:init_app_state": [
+        "state.online_renderer = OnlineRenderer(",
+    ],
+    # Whose classes we load where vLLM would start a process for it (engine/vllm_args.py).
+    "vllm.model_executor.models.registry:_ModelRegistry": ["models: dict[str,", "_RegisteredModel.from_model_cls("],
+    "vllm.model_executor.models.registry:_BaseRegisteredModel": ["def load_model_cls(self)"],
     "vllm.v1.metrics.loggers:StatLoggerManager": ["self.stat_loggers"],
     "vllm.v1.metrics.stats:SchedulerStats": [
         "kv_cache_usage", "num_running_reqs", "num_waiting_reqs", "num_skipped_waiting_reqs", "kv_connector_stats",
