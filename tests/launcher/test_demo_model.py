@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from launcher import demo_model, demo_text
+from launcher import demo_model
+from launcher.demo_text import PAGE, weather_tool
 
 SIZE_MAX_BYTES = 3 << 20
 # Far above what batches of other shapes change in float32, which is about 1e-5.
@@ -41,7 +42,7 @@ def test_the_same_recipe_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_the_template_renders_what_the_model_is_trained_on() -> None:
     training, recipe = _small()
     tokenizer = training.build_tokenizer(recipe)
-    tool = demo_text.weather_tool(demo_text.TOOL_DESCRIPTIONS[0], "city")
+    tool = weather_tool(PAGE.tool_descriptions[0], "city")
     messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "Weather in Oslo?"}]},
@@ -83,7 +84,7 @@ def test_the_shipped_model_says_every_answer_of_the_page_and_is_sure_of_each_tok
     model = AutoModelForCausalLM.from_pretrained(demo_model.SHIPPED)
     assert model.dtype == torch.float32
     wrong, unsure = [], []
-    for pair in demo_text.ALL_PAIRS:
+    for pair in PAGE.pairs:
         for question in pair.questions:
             prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
             asked = tokenizer.encode(prompt, add_special_tokens=False)
