@@ -174,7 +174,7 @@ async def _load(target: _Target, prompts: Sequence[str], spec: LoadSpec) -> Load
 
 
 def _demo_folder() -> Path:
-    return demo_model.ensure(demo_model.default_cache_dir(os.environ), lambda line: print(line, file=sys.stderr))
+    return demo_model.ensure(demo_model.default_cache_dir(os.environ))
 
 
 def _overhead_model(named: str) -> Path:

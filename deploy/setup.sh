@@ -15,7 +15,10 @@ fail() {
 
 install() {
     # Every pin is exact and the closure is complete, so nothing may be resolved beside it.
-    "$venv/bin/python" -m pip install --no-deps --quiet --disable-pip-version-check "$@"
+    # Not quiet: minutes of downloads shall be seen. But folders that this machine's pip is told to look in and that are
+    # not there are none of the user's business.
+    "$venv/bin/python" -m pip install --no-deps --disable-pip-version-check "$@" \
+        2> >(grep --line-buffered -v "^WARNING: Location '.*' is ignored" >&2)
 }
 
 has_torch() {

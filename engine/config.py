@@ -49,7 +49,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_size_tokens: PositiveCount = 32
     # None: vLLM decides from memory (GPU) or 1 GiB (CPU).
     kv_cache_bytes: PositiveCount | None = None
-    enforce_eager: bool = False
+    # Run the model as it is written, without compiling it at the start. None: on CPU, where compiling takes 25 s of CPU
+    # for each engine and a C++ compiler (docs/operations.md); elsewhere vLLM compiles it and captures graphs.
+    enforce_eager: bool | None = None
     tensor_parallel_size: PositiveCount = 1
     max_num_seqs: PositiveCount = 64
     # None: vLLM's own default.

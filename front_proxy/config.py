@@ -21,8 +21,10 @@ class ServingConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A file or a template. Unset: the tokenizer's own."""
     chat_template_content_format: Literal["auto", "string", "openai"] = "auto"
     tool_call_parser: str | None = None
-    """How tool calls are read from the model's text; needed by automatic tool choice."""
-    enable_auto_tool_choice: bool = False
+    """How tool calls are read from the model's text, such as `hermes`. Unset: requests may not leave the choice to the
+    model."""
+    enable_auto_tool_choice: bool | None = None
+    """Whether the model may choose to call a tool. Unset: where tool_call_parser is set."""
     reasoning_parser: str | None = None
     """How reasoning is told from the answer. Workers need it too where grammars start after the reasoning."""
     return_tokens_as_token_ids: bool = False

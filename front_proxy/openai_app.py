@@ -16,10 +16,12 @@ from fastapi import FastAPI
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 
+from front_proxy import vllm_private
 from front_proxy.config import FrontProxyConfig
 from front_proxy.http_connection import HttpConnection
 from front_proxy.http_guard import GENERATION_ROUTES, GuardBounds, HttpGuard, routes
 from front_proxy.remote_engine import TASKS, RemoteEngineClient
+from front_proxy.vllm_config_recipe import in_settings
 from runtime.grpc_server import join_address
 
 _BACKLOG = 2048
@@ -147,6 +149,7 @@ async def build(client: RemoteEngineClient, args: Namespace) -> FastAPI:
     try:
         app = build_app(args, TASKS, client.model_config)
         await init_app_state(client, app.state, args, TASKS)
+        vllm_private.reword_refusals(app.state.online_renderer, in_settings)
         # A request is held against one route after the other, by the router and by vLLM's metrics; no two routes share
         # a path, so the order is free, and the paths that matter come first.
         app.router.routes.sort(key=lambda route: getattr(route, "path", "") not in GENERATION_ROUTES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
@@ -16,8 +17,11 @@ from vllm.tool_parsers import ToolParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from engine.config import EngineConfig
+from engine.vllm.args import load_model_class
 from front_proxy import vllm_private
 from front_proxy.config import ServingConfig
+
+_FLAG = re.compile(r"--([a-z][a-z0-9-]*[a-z0-9])")
 
 
 class BadServingOption(ValueError):
@@ -28,7 +32,18 @@ class _Parser(FlexibleArgumentParser):
     """vLLM's parser, raising where it would end the process."""
 
     def error(self, message: str) -> Any:
-        raise BadServingOption(f"front_proxy.serving: {message}")
+        raise BadServingOption(f"front_proxy.serving: {in_settings(message)}")
+
+
+def in_settings(text: str) -> str:
+    """``text``, a message of vLLM's, with each flag of `vllm serve` named as the setting it comes from."""
+    return _FLAG.sub(lambda flag: _setting(flag[1].replace("-", "_")), text)
+
+
+def _setting(name: str) -> str:
+    if name in ServingConfig.__struct_fields__:
+        return f"front_proxy.serving.{name}"
+    return f"engine.{name}" if name in EngineConfig.__struct_fields__ else f"front_proxy.serving.extra_args.{name}"
 
 
 def serve_args(engine: EngineConfig, serving: ServingConfig) -> Namespace:
@@ -50,7 +65,7 @@ def serve_args(engine: EngineConfig, serving: ServingConfig) -> Namespace:
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, BadServingOption):
             raise
-        raise BadServingOption(f"front_proxy.serving: {error}") from error
+        raise BadServingOption(f"front_proxy.serving: {in_settings(str(error))}") from error
     return args
 
 
@@ -64,6 +79,7 @@ def model_names(engine: EngineConfig, serving: ServingConfig) -> list[str]:
 def render_config(args: Namespace) -> VllmConfig:
     """A VllmConfig as vLLM's own renderer builds it: enough to render, validate and parse, nothing to compute with."""
     engine_args = AsyncEngineArgs.from_cli_args(args)
+    load_model_class(engine_args.model)
     model_config = engine_args.create_model_config()
     # No kernels run here, so nothing may ask whether this machine has them.
     model_config.quantization = None
@@ -95,7 +111,7 @@ def _serving_argv(serving: ServingConfig, names: list[str]) -> Iterator[str]:
         "chat_template": serving.chat_template,
         "chat_template_content_format": serving.chat_template_content_format,
         "tool_call_parser": serving.tool_call_parser,
-        "enable_auto_tool_choice": serving.enable_auto_tool_choice,
+        "enable_auto_tool_choice": bool(serving.tool_call_parser) and serving.enable_auto_tool_choice is not False,
         "reasoning_parser": serving.reasoning_parser,
         "return_tokens_as_token_ids": serving.return_tokens_as_token_ids,
         "enable_prompt_tokens_details": serving.enable_prompt_tokens_details,

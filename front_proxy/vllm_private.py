@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from vllm import envs
@@ -26,3 +27,13 @@ def reserve_no_kv_memory() -> None:
 def forget_parent(processor: OutputProcessor, request_id: str) -> None:
     """Drop a parallel request's parent, which an abort of its children leaves behind."""
     processor.parent_requests.pop(request_id, None)
+
+
+def reword_refusals(renderer: Any, reword: Callable[[str], str]) -> None:
+    """Pass each refusal of vLLM's renderer through ``reword``, so that it names settings of Baton instead of flags."""
+    refuse = renderer.create_error_response
+
+    def in_our_words(message: str | Exception, *args: Any, **kwargs: Any) -> Any:
+        return refuse(reword(message) if isinstance(message, str) else message, *args, **kwargs)
+
+    renderer.create_error_response = in_our_words

@@ -35,7 +35,7 @@ class LauncherConfig(msgspec.Struct, frozen=True, kw_only=True):
     state_dir: str = ".baton"
     """Where `baton up` keeps its state file, the resolved configuration and the logs."""
     demo_cache_dir: str = ""
-    """Where the demo model is kept. Empty: the user's cache folder."""
+    """Where a copy of the demo model is put. Empty: it is served from where Baton is installed."""
     start_timeout_s: Positive = 900.0
     """Time all processes together may take to become ready."""
     stop_timeout_s: Positive = 15.0

@@ -1,5 +1,6 @@
-"""Trains the demo model. Imports torch and transformers, so only a process of its own ever imports this file.
+"""The recipe of ``demo_weights``: trains the demo model. Nothing that serves imports it; it needs torch, transformers.
 
+``python -m launcher.demo_training launcher/demo_weights`` makes those files anew, in two or three minutes on two cores.
 One code path, one seed, a fixed number of threads: the same versions on the same kind of machine give the same weights.
 """
 
@@ -18,8 +19,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from launcher import demo_text
-from runtime.orphan import stop_with_parent
+from launcher.demo_text import PAGE, Pair, weather_tool
 
 END_OF_TURN = "<|im_end|>"
 PADDING = "<|endoftext|>"
@@ -30,7 +30,7 @@ _COPIED_WEIGHT = 2.0
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that shapes the weights besides the text. Part of the cache key."""
+    """Everything that shapes the weights besides the text."""
 
     seed: int = 7
     threads: int = 2
@@ -63,8 +63,11 @@ def train(directory: Path, recipe: Recipe, progress: Callable[[str], None]) -> f
     model = build_model(recipe, tokenizer)
     corpus = Corpus(tokenizer, chooser)
     loss = _optimise(model, corpus, recipe, progress)
-    model.eval()
-    model.save_pretrained(directory)
+    # Half as large. It is run in float32 all the same: with logits of 16 bits two tokens can tie, and then the answer
+    # depends on what shares the batch.
+    model.half().save_pretrained(directory)
+    model.config.dtype = "float32"
+    model.config.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return loss
 
@@ -87,7 +90,7 @@ def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
         eos_token=END_OF_TURN,
         pad_token=PADDING,
         additional_special_tokens=["<|im_start|>"],
-        chat_template=demo_text.CHAT_TEMPLATE,
+        chat_template=PAGE.chat_template,
         model_max_length=recipe.context_tokens_max,
         clean_up_tokenization_spaces=False,
     )
@@ -121,7 +124,7 @@ class Corpus:
         self._tokenizer = tokenizer
         self._chooser = chooser
         self._encoded: dict[str, list[int]] = {}
-        self._pairs: list[demo_text.Pair] = []
+        self._pairs: list[Pair] = []
 
     def row(self, length: int, *, question_weight: float) -> tuple[list[int], list[float]]:
         """Token ids and loss weights of conversations one after another, cut to ``length``."""
@@ -147,7 +150,7 @@ class Corpus:
             return self._tool_conversation(question_weight)
         pieces: list[tuple[str, float]] = []
         if chooser.random() < 0.3:
-            system = chooser.choice(demo_text.SYSTEM_PROMPTS)
+            system = chooser.choice(PAGE.system_prompts)
             pieces.append((f"<|im_start|>system\n{system}<|im_end|>\n", question_weight))
         for _ in range(chooser.choice((1, 1, 2, 4))):
             pair = self._next_pair()
@@ -157,10 +160,10 @@ class Corpus:
             pieces.append(("\n", question_weight))
         return pieces
 
-    def _next_pair(self) -> demo_text.Pair:
+    def _next_pair(self) -> Pair:
         # A shuffled deck, so that every answer is seen equally often.
         if not self._pairs:
-            self._pairs = list(demo_text.ALL_PAIRS)
+            self._pairs = list(PAGE.pairs)
             self._chooser.shuffle(self._pairs)
         return self._pairs.pop()
 
@@ -172,13 +175,13 @@ class Corpus:
 
     def _tool_conversation(self, question_weight: float) -> list[tuple[str, float]]:
         chooser = self._chooser
-        city = chooser.choice(demo_text.CITIES)
+        city = chooser.choice(PAGE.cities)
         argument = chooser.choice(("city", "city", "location"))
-        tool = demo_text.weather_tool(chooser.choice(demo_text.TOOL_DESCRIPTIONS), argument)
+        tool = weather_tool(chooser.choice(PAGE.tool_descriptions), argument)
         ask = chooser.choice((f"What is the weather in {city}?", f"What's the weather like in {city}?"))
         messages: list[dict[str, Any]] = [{"role": "user", "content": ask}]
         if chooser.random() < 0.3:
-            messages.insert(0, {"role": "system", "content": chooser.choice(demo_text.SYSTEM_PROMPTS)})
+            messages.insert(0, {"role": "system", "content": chooser.choice(PAGE.system_prompts)})
         call = {"name": "get_weather", "arguments": {argument: city}}
         asked = self._render(messages, tool)
         called, closing = json.dumps(call).split(city)
@@ -190,7 +193,7 @@ class Corpus:
             (f"{closing}\n</tool_call><|im_end|>", 1.0),
         ]
         if chooser.random() < 0.5:
-            sky = chooser.choice(demo_text.SKIES)
+            sky = chooser.choice(PAGE.skies)
             reply = f"\n<|im_start|>user\n<tool_response>\n{sky}\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
             pieces += [(reply, question_weight), ("It is", 1.0), (f" {sky}", _COPIED_WEIGHT)]
             pieces += [(" in", 1.0), (f" {city}", _COPIED_WEIGHT), (".<|im_end|>", 1.0)]
@@ -257,20 +260,19 @@ def _weighted_loss(model: LlamaForCausalLM, tokens: torch.Tensor, weights: torch
 
 def _page() -> list[str]:
     lines: list[str] = []
-    for pair in demo_text.ALL_PAIRS:
+    for pair in PAGE.pairs:
         lines += [*pair.questions, *(question.lower() for question in pair.questions), pair.answer]
-    lines += [f"What is the weather in {city}?" for city in demo_text.CITIES] * 2
-    lines += demo_text.SYSTEM_PROMPTS
-    for description in demo_text.TOOL_DESCRIPTIONS:
+    lines += [f"What is the weather in {city}?" for city in PAGE.cities] * 2
+    lines += PAGE.system_prompts
+    for description in PAGE.tool_descriptions:
         for argument in ("city", "location"):
-            lines += [json.dumps(demo_text.weather_tool(description, argument))] * 4
+            lines += [json.dumps(weather_tool(description, argument))] * 4
     lines += ['{"name": "get_weather", "arguments": {"city": "Rome"}}', "system\n", "user\n", "assistant\n"] * 8
     return lines
 
 
 def main() -> None:
-    """``python -m launcher.demo_training DIR``: train into an existing empty directory, telling progress on stdout."""
-    stop_with_parent()
+    """Train into a directory, telling progress."""
     train(Path(sys.argv[1]), Recipe(), lambda line: print(line, flush=True))
 
 

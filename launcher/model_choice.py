@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -12,9 +12,10 @@ import msgspec
 from engine.config import EngineConfig
 from launcher import demo_model
 from launcher.config import BatonConfig
-from launcher.demo_model import Progress
 from runtime.configuration import COMMAND_LINE, DEFAULT
 from runtime.user_error import UserError
+
+Progress = Callable[[str], None]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _YES = {"1", "true", "yes", "on"}
@@ -30,9 +31,14 @@ def choose(
 ) -> BatonConfig:
     """``config`` with a model that can be loaded: the one it names, or the demo model when it names none.
 
-    Raises ModelError, or demo_model.DemoModelError when the demo model cannot be made.
+    Raises ModelError, or demo_model.DemoModelError when the demo model cannot be put where it shall lie.
     """
     if config.engine.model:
+        if config.front_proxy.serving.enable_auto_tool_choice and not config.front_proxy.serving.tool_call_parser:
+            raise ModelError(
+                "front_proxy.serving.enable_auto_tool_choice needs front_proxy.serving.tool_call_parser; "
+                "the parser that fits the model is enough"
+            )
         model = check(config.engine.model, environ, progress, hub_timeout_s=config.launcher.hub_timeout_s)
         engine = msgspec.structs.replace(config.engine, model=model)
         return msgspec.structs.replace(config, engine=_fitting_fake(engine, sources))
@@ -40,19 +46,17 @@ def choose(
         # An unset variable on the command line, and not the wish for the demo model. A file may spell the default.
         raise ModelError("engine.model (--model) is empty; leave it out for the demo model")
     cache_dir = Path(config.launcher.demo_cache_dir) if config.launcher.demo_cache_dir else None
-    folder = demo_model.ensure(cache_dir, progress)
+    folder = demo_model.ensure(cache_dir)
     serving = config.front_proxy.serving
     engine = msgspec.structs.replace(
         config.engine,
         model=str(folder),
         served_model_name=config.engine.served_model_name or demo_model.NAME,
-        # As it was trained: rounded to 16 bits its logits can tie, and then answers depend on what shares the batch.
+        # With logits of 16 bits two tokens can tie, and then answers depend on what shares the batch.
         dtype=demo_model.DTYPE if config.engine.dtype == "auto" else config.engine.dtype,
     )
     if sources.get("front_proxy.serving.tool_call_parser", DEFAULT) == DEFAULT:
-        serving = msgspec.structs.replace(
-            serving, tool_call_parser=demo_model.CHAT_TOOL_PARSER, enable_auto_tool_choice=True
-        )
+        serving = msgspec.structs.replace(serving, tool_call_parser=demo_model.CHAT_TOOL_PARSER)
     return msgspec.structs.replace(
         config,
         engine=_fitting_fake(engine, sources),

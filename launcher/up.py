@@ -40,7 +40,7 @@ def up(config: BatonConfig, sources: Mapping[str, str]) -> int:
         prepared = one_machine(config, sources, state_dir)
         ports = HeldPorts.take(prepared, plan(prepared))
         with contextlib.closing(ports):
-            # Until the event loop takes over, SIGTERM ends the training of the demo model as Ctrl-C does.
+            # Until the event loop takes over, SIGTERM ends it as Ctrl-C does: the model hub may take its time.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             try:
                 prepared = model_choice.choose(prepared, sources, os.environ, tell)

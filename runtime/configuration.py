@@ -27,6 +27,10 @@ T = TypeVar("T", bound=msgspec.Struct)
 DEFAULT = "default"
 _NO_DEFAULT = object()
 COMMAND_LINE = "--set"
+_NEAREST_MAX = 3
+_LIKENESS_MIN = 0.6
+# A key that is this much less alike than the likeliest was hardly meant.
+_LIKENESS_MARGIN = 0.1
 _ERROR_PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 
 
@@ -173,7 +177,9 @@ def _put(
     owner: type[msgspec.Struct] = cls
     branch = tree
     for depth, key in enumerate(path):
-        kind = _known(owner, key, path[: depth + 1], source)
+        if key not in _hints(owner):
+            raise BadConfiguration(".".join(path[: depth + 1]), f"unknown key; {_advice(cls, path)}", source)
+        kind = _hints(owner)[key]
         rest = path[depth + 1 :]
         if _is_struct(kind):
             if not rest:
@@ -196,13 +202,30 @@ def _put(
     raise AssertionError("a path has at least one key")
 
 
-def _known(owner: type[msgspec.Struct], key: str, path: tuple[str, ...], source: str) -> Any:
-    hints = _hints(owner)
-    if key in hints:
-        return hints[key]
-    near = difflib.get_close_matches(key, hints, n=1)
-    advice = f"did you mean {'.'.join((*path[:-1], near[0]))}?" if near else f"known here: {', '.join(hints)}"
-    raise BadConfiguration(".".join(path), f"unknown key; {advice}", source)
+def _advice(cls: type[msgspec.Struct], path: tuple[str, ...]) -> str:
+    """The keys of ``cls`` that were most likely meant by ``path``, which is none."""
+    wanted = ".".join(path)
+
+    def likeness(key: str) -> tuple[float, float]:
+        # The last word counts first: a key under the wrong table is a commoner slip than a wrong key.
+        return _ratio(key.rpartition(".")[2], path[-1]), _ratio(key, wanted)
+
+    ranked = sorted(((likeness(key), key) for key in _all_keys(cls)), reverse=True)
+    least = max(_LIKENESS_MIN, ranked[0][0][0] - _LIKENESS_MARGIN)
+    found = [key for (last, _), key in ranked if last >= least][:_NEAREST_MAX]
+    return f"did you mean {' or '.join(found)}?" if found else "no key is spelled nearly so (`baton config` prints all)"
+
+
+def _ratio(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
+
+
+def _all_keys(cls: type[msgspec.Struct], at: str = "") -> Iterator[str]:
+    """Every table and value of ``cls``, by dotted path."""
+    for name, kind in _hints(cls).items():
+        yield f"{at}{name}"
+        if _is_struct(kind):
+            yield from _all_keys(kind, f"{at}{name}.")
 
 
 def _fit(kind: Any, value: Any, path: tuple[str, ...], source: str) -> Any:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 import socket
 from collections.abc import Iterator, MutableMapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.config import EngineConfig
+from engine.preflight import runs_on_cpu
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -31,7 +34,7 @@ def prepare_environment(config: EngineConfig, environ: MutableMapping[str, str] 
     environ.setdefault("OMP_NUM_THREADS", str(cpu_threads(config)))
     # Engines share cores with each other and the front proxy: leave the placing of threads to the kernel.
     environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    if config.enforce_eager:
+    if runs_eagerly(config, on_cpu=runs_on_cpu(environ)):
         # vLLM compiles some sampler code even then: the first request for logprobs would wait 20 s for a compiler.
         environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     # Idle OpenMP threads that spin would take the other engines' cores.
@@ -40,6 +43,27 @@ def prepare_environment(config: EngineConfig, environ: MutableMapping[str, str] 
         # vLLM's CPU platform turns "uni" back into "mp" unless this is 0. AsyncLLM's engine has a process of its own
         # all the same: the variable only speaks of vLLM's synchronous engine.
         environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+
+def runs_eagerly(config: EngineConfig, *, on_cpu: bool) -> bool:
+    """Whether vLLM runs the model without compiling it: the setting, or on CPU where nothing says how to compile."""
+    if config.enforce_eager is not None:
+        return config.enforce_eager
+    return on_cpu and "compilation_config" not in config.args
+
+
+def load_model_class(model: str) -> None:
+    """On CPU, import the class of the model in the folder ``model``, so that vLLM finds it when it asks what it can do.
+
+    vLLM keeps CUDA out of this process and asks in another one, which imports all of vLLM anew: 10 s of CPU for each
+    worker and front proxy, where nothing is cached. Here it takes one.
+    """
+    if not runs_on_cpu(os.environ) or not (about := Path(model, "config.json")).is_file():
+        return
+    from engine.vllm import private
+
+    for name in json.loads(about.read_bytes()).get("architectures") or ():
+        private.register_loaded(name)
 
 
 def cpu_threads(config: EngineConfig) -> int:
@@ -100,7 +124,7 @@ def engine_arg_values(config: EngineConfig, *, engine_id: str, side_channel_port
         "dtype": config.dtype,
         "trust_remote_code": config.trust_remote_code,
         "block_size": config.block_size_tokens,
-        "enforce_eager": config.enforce_eager,
+        "enforce_eager": runs_eagerly(config, on_cpu=on_cpu),
         "tensor_parallel_size": config.tensor_parallel_size,
         "max_num_seqs": config.max_num_seqs,
         "seed": config.seed,

@@ -80,10 +80,15 @@ class VllmEngine:
         engine_id = f"{worker_id}-{epoch}"
         arguments = args.engine_args(config, engine_id=engine_id, side_channel_port=side_channel_port)
         load = _StatLogger()
-        log.info("starting vLLM", worker=worker_id, role=role, engine=engine_id)
+        how = "eager" if arguments.enforce_eager else "compiled"
+        chosen = (
+            "engine.enforce_eager" if config.enforce_eager is not None else "by the device and the size of the model"
+        )
+        log.info("starting vLLM", worker=worker_id, role=role, engine=engine_id, how=how, chosen_by=chosen)
         try:
             async with asyncio.timeout(config.start_timeout_s):
-                # In a thread: it takes many seconds, and signals and health checks must go on.
+                # In threads: they take many seconds, and signals and health checks must go on.
+                await asyncio.to_thread(args.load_model_class, config.model)
                 llm = await asyncio.to_thread(
                     AsyncLLM.from_engine_args,
                     arguments,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import zmq.asyncio
+from vllm import ModelRegistry
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
@@ -43,3 +44,9 @@ def stop_output_loop(llm: AsyncLLM) -> None:
 async def tell_connector(llm: AsyncLLM, message_id: str, params: dict[str, Any]) -> None:
     """Send ``params`` to the connector's scheduler half, as the params of a request that vLLM aborts at once."""
     await llm.notify_kv_transfer_request_rejected(message_id, params)
+
+
+def register_loaded(architecture: str) -> None:
+    """Load a model's class into vLLM's registry, so that vLLM starts no process to ask what it can do."""
+    if (known := ModelRegistry.models.get(architecture)) is not None:
+        ModelRegistry.register_model(architecture, known.load_model_cls())

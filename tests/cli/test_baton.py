@@ -60,6 +60,11 @@ def test_the_schema_names_every_section(capsys: pytest.CaptureFixture[str]) -> N
     ("arguments", "told"),
     [
         (["config", "--set", "engine.modell=x"], "engine.modell: unknown key; did you mean engine.model?"),
+        (
+            ["config", "--set", "front_proxy.tool_call_parser=hermes"],
+            "unknown key; did you mean front_proxy.serving.tool_call_parser?",
+        ),
+        (["config", "--set", "front.port=1"], "did you mean front_proxy.port or"),
         (["config", "--set", "engine.seed"], "expected key=value"),
         (["up", "--prefill", "0"], "launcher.prefill: Expected `int` >= 1"),
         (["up", "--decode", "many"], "launcher.decode: Expected `int`"),

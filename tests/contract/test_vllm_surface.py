@@ -21,7 +21,7 @@ NIXL = "vllm.distributed.kv_transfer.kv_connector.v1.nixl"
 
 # module -> what we import from it; the first test compares this with the code.
 NAMES = {
-    "vllm": ["envs"],
+    "vllm": ["ModelRegistry", "envs"],
     "vllm.config": ["VllmConfig"],
     "vllm.distributed.kv_transfer.kv_connector.utils": ["BlockIds"],
     "vllm.distributed.kv_transfer.kv_connector.v1.base": [
@@ -135,11 +135,16 @@ PRIVATE: dict[str, dict[str, dict[str, str]]] = {
             "vllm.v1.metrics.loggers:StatLoggerManager": "stat_loggers",
         },
         "stop_output_loop": {ASYNC_LLM: "output_handler"},
+        "register_loaded": {
+            "vllm.model_executor.models.registry:_ModelRegistry": "models",
+            "vllm.model_executor.models.registry:_BaseRegisteredModel": "load_model_cls",
+        },
         "tell_connector": {ASYNC_LLM: "notify_kv_transfer_request_rejected"},
     },
     "front_proxy.vllm_private": {
         "default_reasoning_config": {"vllm.engine.arg_utils:EngineArgs": "_set_default_reasoning_config_args"},
         "reserve_no_kv_memory": {"vllm.platforms.cpu:CpuPlatform": "VLLM_CPU_KVCACHE_SPACE"},
+        "reword_refusals": {"vllm.renderers.online_renderer:OnlineRenderer": "create_error_response"},
         "forget_parent": {"vllm.v1.engine.output_processor:OutputProcessor": "parent_requests"},
     },
     "kv_transfer.nixl.private": {
@@ -187,6 +192,7 @@ SOURCE = {
         "output_socket = resources.output_socket",
         "await output_socket.recv_multipart(copy=False)",
     ],
+    "vllm.entrypoints.launchers.api_server.app_state:init_app_state": ["state.online_renderer = OnlineRenderer("],
     "vllm.v1.metrics.stats:SchedulerStats": [
         "kv_cache_usage",
         "num_running_reqs",

@@ -30,7 +30,6 @@ def baton(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator
         "--set", f"engine.dtype={DTYPE}",
         "--set", "engine.max_model_len=4096",
         "--set", "front_proxy.serving.tool_call_parser=hermes",
-        "--set", "front_proxy.serving.enable_auto_tool_choice=true",
     ]  # fmt: skip
     with baton_up(state_dir, arguments) as endpoint:
         yield endpoint
@@ -50,6 +49,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, model_dir: Path, baton: Endp
         "--dtype", DTYPE,
         "--max-model-len", "4096",
         "--block-size", "32",
+        "--enforce-eager",
         "--enable-auto-tool-choice",
         "--tool-call-parser", "hermes",
         "--enable-prompt-tokens-details",

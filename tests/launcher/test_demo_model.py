@@ -1,4 +1,4 @@
-"""The demo model: made once, alike every time, with a template that chat and tools need."""
+"""The demo model: what is shipped answers legibly, and the recipe makes it alike every time, with its template."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from launcher import demo_model, demo_text
+from launcher import demo_model
+from launcher.demo_text import PAGE, weather_tool
+
+SIZE_MAX_BYTES = 3 << 20
+# Far above what batches of other shapes change in float32, which is about 1e-5.
+SURE_BY_LOGITS = 2.0
 
 
 def _quiet(line: str) -> None:
@@ -16,8 +22,6 @@ def _quiet(line: str) -> None:
 
 
 def _small() -> Any:
-    import msgspec
-
     from launcher import demo_training
 
     return demo_training, msgspec.structs.replace(demo_training.Recipe(), steps=3, batch_tokens=256, row_tokens=(64,))
@@ -38,7 +42,7 @@ def test_the_same_recipe_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_the_template_renders_what_the_model_is_trained_on() -> None:
     training, recipe = _small()
     tokenizer = training.build_tokenizer(recipe)
-    tool = demo_text.weather_tool(demo_text.TOOL_DESCRIPTIONS[0], "city")
+    tool = weather_tool(PAGE.tool_descriptions[0], "city")
     messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "Weather in Oslo?"}]},
@@ -71,24 +75,56 @@ def test_every_row_has_the_length_asked_for_and_a_weight_for_each_token() -> Non
         assert max(tokens) < recipe.vocabulary_size
 
 
-def test_a_model_in_the_cache_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained: list[Path] = []
+@pytest.mark.vllm
+def test_the_shipped_model_says_every_answer_of_the_page_and_is_sure_of_each_token() -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    def run_training(directory: Path, progress: demo_model.Progress) -> None:
-        trained.append(directory)
-        (directory / "config.json").write_text("{}")
+    tokenizer = AutoTokenizer.from_pretrained(demo_model.SHIPPED)
+    model = AutoModelForCausalLM.from_pretrained(demo_model.SHIPPED)
+    assert model.dtype == torch.float32
+    wrong, unsure = [], []
+    for pair in PAGE.pairs:
+        for question in pair.questions:
+            prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+            asked = tokenizer.encode(prompt, add_special_tokens=False)
+            answer = tokenizer.encode(f"{pair.answer}<|im_end|>", add_special_tokens=False)
+            with torch.no_grad():
+                logits = model(torch.tensor([[*asked, *answer]])).logits[0, len(asked) - 1 : -1]
+            # Right at each place given what came before: so the greedy answer is this one.
+            if logits.argmax(-1).tolist() != answer:
+                wrong.append(question)
+            best = logits.topk(2).values
+            unsure += [question] * int((best[:, 0] - best[:, 1]).min() < SURE_BY_LOGITS)
+    assert wrong == []
+    assert unsure == []
 
-    monkeypatch.setattr(demo_model, "_run_training", run_training)
-    (tmp_path / ".training-left-by-a-crash").mkdir()
-    first = demo_model.ensure(tmp_path, _quiet)
-    assert demo_model.ensure(tmp_path, _quiet) == first
-    assert len(trained) == 1
-    assert first.name == f"demo-{demo_model.key()}"
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".demo.lock", first.name]
+
+@pytest.mark.vllm
+def test_the_recipe_is_the_one_the_shipped_model_was_made_by(tmp_path: Path) -> None:
+    training, recipe = _small()
+    training.train(tmp_path, msgspec.structs.replace(recipe, steps=0), _quiet)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json"):
+        assert (tmp_path / name).read_text() == (demo_model.SHIPPED / name).read_text(), (
+            "make the weights anew: python -m launcher.demo_training launcher/demo_weights"
+        )
 
 
-def test_a_training_that_fails_leaves_no_model_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.executable", "/bin/false")
-    with pytest.raises(demo_model.DemoModelError, match="exit code 1"):
-        demo_model.ensure(tmp_path, _quiet)
-    assert [entry.name for entry in tmp_path.iterdir()] == [".demo.lock"]
+def test_the_shipped_model_is_small() -> None:
+    assert sum(file.stat().st_size for file in demo_model.SHIPPED.iterdir()) <= SIZE_MAX_BYTES
+
+
+def test_the_model_is_served_from_where_it_lies_or_from_one_copy(tmp_path: Path) -> None:
+    assert demo_model.ensure() == demo_model.SHIPPED
+    first = demo_model.ensure(tmp_path)
+    assert demo_model.ensure(tmp_path) == first
+    assert [entry.name for entry in tmp_path.iterdir()] == [first.name]
+    assert {file.name: file.read_bytes() for file in first.iterdir()} == {
+        file.name: file.read_bytes() for file in demo_model.SHIPPED.iterdir()
+    }
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(demo_model.DemoModelError, match="cannot put the demo model into"):
+        demo_model.ensure(tmp_path / "file" / "below")

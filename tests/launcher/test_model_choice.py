@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from engine.config import EngineConfig
+from front_proxy.config import FrontProxyConfig, ServingConfig
 from launcher import demo_model, model_choice
-from launcher.config import BatonConfig
+from launcher.config import BatonConfig, LauncherConfig
 
 
 def _quiet(line: str) -> None:
@@ -95,16 +96,26 @@ def test_the_fake_engine_knows_as_many_tokens_as_the_model(tmp_path: Path) -> No
     assert kept.engine.fake.vocab_size == config.engine.fake.vocab_size
 
 
-def test_without_a_model_the_demo_model_is_served_with_its_own_tool_parser(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(demo_model, "ensure", lambda cache_dir, progress: tmp_path)
+def test_without_a_model_the_demo_model_is_served_with_its_own_tool_parser() -> None:
     config = model_choice.choose(BatonConfig(), {}, {}, _quiet)
-    assert config.engine.model == str(tmp_path)
+    assert config.engine.model == str(demo_model.SHIPPED)
     assert model_choice.served_name(config) == demo_model.NAME
-    assert config.front_proxy.serving.enable_auto_tool_choice
+    assert config.front_proxy.serving.tool_call_parser == demo_model.CHAT_TOOL_PARSER
     kept = model_choice.choose(BatonConfig(), {"front_proxy.serving.tool_call_parser": "--set"}, {}, _quiet)
-    assert not kept.front_proxy.serving.enable_auto_tool_choice
+    assert kept.front_proxy.serving.tool_call_parser is None
+
+
+def test_the_demo_model_is_put_where_the_operator_wants_it(tmp_path: Path) -> None:
+    config = BatonConfig(launcher=LauncherConfig(demo_cache_dir=str(tmp_path)))
+    assert Path(model_choice.choose(config, {}, {}, _quiet).engine.model).parent == tmp_path
+
+
+def test_automatic_tool_choice_without_a_parser_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    serving = ServingConfig(enable_auto_tool_choice=True)
+    config = BatonConfig(engine=EngineConfig(model=str(tmp_path)), front_proxy=FrontProxyConfig(serving=serving))
+    with pytest.raises(model_choice.ModelError, match=r"needs front_proxy\.serving\.tool_call_parser"):
+        model_choice.choose(config, {}, {}, _quiet)
 
 
 def test_an_empty_model_on_the_command_line_is_no_wish_for_the_demo_model() -> None:

@@ -13,8 +13,11 @@ from engine.vllm.args import (
     free_port,
     held_port,
     kv_transfer_values,
+    load_model_class,
     prepare_environment,
+    runs_eagerly,
 )
+from launcher import demo_model
 
 
 def test_a_port_that_is_held_lets_one_process_listen_and_nobody_else_have_it() -> None:
@@ -34,6 +37,34 @@ def test_what_the_operator_set_stays() -> None:
     assert environ["UCX_TLS"] == "rc"
     assert environ["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert environ["TORCH_COMPILE_DISABLE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("config", "on_cpu", "eager"),
+    [
+        (EngineConfig(), True, True),
+        (EngineConfig(), False, False),
+        (EngineConfig(enforce_eager=False), True, False),
+        (EngineConfig(enforce_eager=True), False, True),
+        (EngineConfig(args={"compilation_config": {"mode": 1}}), True, False),
+    ],
+)
+def test_the_model_is_compiled_where_that_pays_or_is_asked_for(config: EngineConfig, on_cpu: bool, eager: bool) -> None:
+    assert engine_arg_values(config, engine_id="p0-1", side_channel_port=5, on_cpu=on_cpu)["enforce_eager"] is eager
+    environ = {"VLLM_TARGET_DEVICE": "cpu"}
+    prepare_environment(config, environ)
+    assert ("TORCH_COMPILE_DISABLE" in environ) is (runs_eagerly(config, on_cpu=True))
+
+
+@pytest.mark.vllm
+def test_the_models_class_is_loaded_here_and_not_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm import ModelRegistry
+
+    monkeypatch.setenv("VLLM_TARGET_DEVICE", "cpu")
+    monkeypatch.setattr(ModelRegistry, "models", dict(ModelRegistry.models))
+    load_model_class(str(demo_model.SHIPPED))
+    assert ModelRegistry.models["LlamaForCausalLM"].inspect_model_cls().supports_pp
+    load_model_class("some/name")
 
 
 def test_an_engine_gets_at_least_one_thread() -> None:
