@@ -1,4 +1,4 @@
-"""The demo model: its files lie beside this one, in ``demo_weights``. Copies them where they are wanted; loads nothing.
+"""The demo model: its files lie beside this one, in ``weights``. Copies them where they are wanted; loads nothing.
 
 ``launcher/demo_training.py`` made them, and says how.
 """
@@ -16,7 +16,7 @@ from runtime.user_error import UserError
 NAME = "baton-demo"
 CHAT_TOOL_PARSER = "hermes"
 DTYPE = "float32"
-SHIPPED = Path(__file__).with_name("demo_weights")
+SHIPPED = Path(__file__).with_name("weights")
 _KEY_LENGTH = 12
 
 

@@ -1,4 +1,4 @@
-"""The page that the demo model learns by heart, read from ``demo_page.toml``. Holds words only, no code that trains."""
+"""The page that the demo model learns by heart, read from ``page.toml``. Holds words only, no code that trains."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Page(msgspec.Struct, frozen=True):
     chat_template: str
 
 
-PAGE = msgspec.convert(tomllib.loads(Path(__file__).with_name("demo_page.toml").read_text()), Page)
+PAGE = msgspec.convert(tomllib.loads(Path(__file__).with_name("page.toml").read_text()), Page)
 
 
 def weather_tool(description: str, argument: str) -> dict[str, object]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from runtime import GRPC_ENVIRONMENT
 
+# Set by `baton up` for the processes it starts: they end when it does, however it does.
+CHILD_VARIABLE = "BATON_CHILD"
 # What the operator has set wins over all of these.
 _DEFAULTS = {
     "PYTHONUNBUFFERED": "1",

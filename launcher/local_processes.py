@@ -13,11 +13,10 @@ import msgspec
 
 from launcher import kernel_view, model_choice, scratch, status
 from launcher.config import BatonConfig
-from launcher.environment import child_environment
+from launcher.environment import CHILD_VARIABLE, child_environment
 from launcher.ports import HTTP_FD_VARIABLE, HeldPorts
 from launcher.process_plan import STOP_ORDER, ProcessSpec, drain_s
 from launcher.processes import Child, CleanUp, HasEnded, SaidReady, stop_all
-from launcher.serve import CHILD_VARIABLE
 from launcher.state import LOGS, ClusterRecord, ClusterState, ProcessRecord
 
 CommandOf = Callable[[ProcessSpec, Sequence[str]], list[str]]

@@ -14,13 +14,12 @@ import msgspec
 
 from launcher import scratch
 from launcher.config import BatonConfig
+from launcher.environment import CHILD_VARIABLE
 from launcher.ports import HTTP_FD_VARIABLE
 from launcher.process_plan import Role, drain_s
 from launcher.processes import READY_PREFIX
 from runtime.bounds import LogLevel
 
-# Set by `baton up` for the processes it starts: they end when it does, however it does.
-CHILD_VARIABLE = "BATON_CHILD"
 
 
 def serve(role: Role, config: BatonConfig) -> int:

@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
-import front_proxy.serving_metrics
+from front_proxy import serving_metrics
 from engine.protocol import EngineLoad
 from front_proxy.metrics import DispatchMetrics
 from scheduler.metrics import SchedulerMetrics
@@ -67,7 +67,7 @@ def _collectors() -> list[Collector]:
         blocks_total=1,
         engine_silent_s=float,
     )
-    assert front_proxy.serving_metrics.__doc__, "imported for what it registers"
+    assert serving_metrics.__doc__, "imported for what it registers"
     return [*registry._collector_to_names, *REGISTRY._collector_to_names]
 
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from cli import app
-from launcher import serve
+from launcher import environment, serve
 from launcher.config import BatonConfig
 from launcher.process_plan import Role
 from runtime import orphan
@@ -47,7 +47,7 @@ def test_a_process_whose_launcher_died_is_given_the_time_that_it_may_take_to_dra
         given.append(grace_s)
         return lambda: None
 
-    monkeypatch.setenv(serve.CHILD_VARIABLE, "1")
+    monkeypatch.setenv(environment.CHILD_VARIABLE, "1")
     monkeypatch.setattr(orphan, "stop_with_parent", stop_with_parent)
     monkeypatch.setattr(serve, "_serve", lambda _role, _config: 0)
     settings = {
