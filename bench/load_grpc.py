@@ -9,7 +9,7 @@ from typing import Self
 
 from bench.load import Timeline
 from bench.measures import RequestRecord
-from front_proxy import client as baton
+from front_proxy.grpc_api import client as baton
 
 
 class _Ear:

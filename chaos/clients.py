@@ -12,7 +12,7 @@ import msgspec
 
 from chaos.answers import Answer, BadAnswer
 from chaos.requests import Ask, GrpcAsk, HttpAsk
-from front_proxy.client import BatonClient, BatonError, GenerateRequest
+from front_proxy.grpc_api.client import BatonClient, BatonError, GenerateRequest
 
 # How gRPC says that a connection broke, or that nobody is there.
 _NOBODY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)

@@ -12,10 +12,11 @@ import grpc
 import structlog
 
 from engine.config import EngineConfig
-from front_proxy import inference_service, status_service
+from front_proxy import status_service
 from front_proxy.config import FrontProxyConfig
-from front_proxy.dispatcher import Dispatcher
-from front_proxy.inference_service import InferenceService, StreamBounds
+from front_proxy.dispatch.dispatcher import Dispatcher
+from front_proxy.grpc_api import service
+from front_proxy.grpc_api.service import InferenceService, StreamBounds
 from front_proxy.status_service import StatusService
 from protos.cluster.v1 import cluster_pb2_grpc
 from protos.inference.v1 import inference_pb2_grpc
@@ -25,9 +26,9 @@ from runtime.grpc_server import RunningServer, start_server
 from scheduler.config import SchedulerConfig
 
 if TYPE_CHECKING:
-    from front_proxy.openai_app import OpenAiServer
-    from front_proxy.remote_engine import RemoteEngineClient
-    from front_proxy.vllm_serving import VllmServing
+    from front_proxy.build import VllmServing
+    from front_proxy.engine_client.client import RemoteEngineClient
+    from front_proxy.openai_api.server import OpenAiServer
 
 log = structlog.get_logger(__name__)
 
@@ -87,24 +88,24 @@ async def run(
 
 def _engine_version(engine: EngineConfig) -> str:
     """Front proxies and workers must agree on it. Empty: not checked, since the fake engine renders nothing."""
-    from front_proxy import vllm_serving
+    from front_proxy import build
 
-    return "" if engine.kind == "fake" else vllm_serving.engine_version()
+    return "" if engine.kind == "fake" else build.engine_version()
 
 
 def _build(engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher) -> VllmServing:
-    from front_proxy import vllm_serving
-    from front_proxy.vllm_config_recipe import BadServingOption
+    from front_proxy import build
+    from front_proxy.engine_client.vllm_config import BadServingOption
 
     try:
-        return vllm_serving.build(engine, front, dispatcher)
+        return build.build(engine, front, dispatcher)
     except BadServingOption as error:
         log.critical("a setting of serving is wrong", why=str(error))
         raise SystemExit(EXIT_BAD_OPTION) from error
 
 
 async def _http_server(serving: VllmServing, front: FrontProxyConfig) -> OpenAiServer:
-    from front_proxy.vllm_config_recipe import BadServingOption
+    from front_proxy.engine_client.vllm_config import BadServingOption
 
     try:
         return await serving.http_server(front)
@@ -235,7 +236,7 @@ def _services(
     def add(server: grpc.aio.Server) -> Sequence[str]:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
         cluster_pb2_grpc.add_StatusServiceServicer_to_server(status, server)
-        return inference_service.SERVICE, status_service.SERVICE
+        return service.SERVICE, status_service.SERVICE
 
     return add
 

@@ -21,7 +21,6 @@ from launcher.processes import READY_PREFIX
 from runtime.bounds import LogLevel
 
 
-
 def serve(role: Role, config: BatonConfig) -> int:
     """Run the process to its end and return its exit code."""
     from runtime import orphan

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
 
-from front_proxy.flow_events import Phase
-from front_proxy.request_flow import STORY_EVENTS_MAX
-from front_proxy.stall import Awaited
+from front_proxy.request.events import Phase
+from front_proxy.request.flow import STORY_EVENTS_MAX
+from front_proxy.request.stall_detector import Awaited
 from runtime.failures import FailureKind
 from simulation.faults import Faults
 from simulation.invariants import Invariant

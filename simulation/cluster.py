@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from front_proxy.plan_desk import PlanDesk
-from front_proxy.request_flow import RequestFlow
-from front_proxy.work import Stage
+from front_proxy.planning.plan_client import PlanDesk
+from front_proxy.request.flow import RequestFlow
+from front_proxy.request.work import Stage
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 from scheduler.facts import WorkerState

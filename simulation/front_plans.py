@@ -9,8 +9,8 @@ from __future__ import annotations
 import collections
 from typing import TYPE_CHECKING, assert_never
 
-from front_proxy.cluster_view import ClusterView
-from front_proxy.desk_events import (
+from front_proxy.planning.cluster_view import ClusterView
+from front_proxy.planning.events import (
     AnswerPlan,
     AnswerRefusal,
     Asked,
@@ -39,9 +39,9 @@ from front_proxy.desk_events import (
     Woke,
     requested,
 )
-from front_proxy.flow_events import AskPlan, Outcome, Planned, PlanRefused
-from front_proxy.plan_desk import NEVER_S, DeskBounds, PlanDesk
-from front_proxy.work import Placement
+from front_proxy.planning.plan_client import NEVER_S, DeskBounds, PlanDesk
+from front_proxy.request.events import AskPlan, Outcome, Planned, PlanRefused
+from front_proxy.request.work import Placement
 from scheduler.actions import Placement as CorePlacement
 from scheduler.actions import ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.config import SchedulerConfig

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, assert_never
 
-from front_proxy.flow_events import (
+from front_proxy.planning.plan_client import PlanDesk
+from front_proxy.request.events import (
     AbortWork,
     AskPlan,
     ClientGone,
@@ -27,11 +28,10 @@ from front_proxy.flow_events import (
     Suspect,
     WorkerFailed,
 )
-from front_proxy.plan_desk import PlanDesk
-from front_proxy.request_flow import RequestFlow
-from front_proxy.retries import RetryBudget
-from front_proxy.stall import Looks, stalled_s
-from front_proxy.work import Placement, Stage, WorkerOutput
+from front_proxy.request.flow import RequestFlow
+from front_proxy.request.retry_policy import RetryBudget
+from front_proxy.request.stall_detector import Looks, stalled_s
+from front_proxy.request.work import Placement, Stage, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure, FailureKind
 from simulation import checkers

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from front_proxy.config import FrontProxyConfig
-from front_proxy.plan_desk import DeskBounds
-from front_proxy.retries import RetryBounds
-from front_proxy.stall import StallBounds
+from front_proxy.planning.plan_client import DeskBounds
+from front_proxy.request.retry_policy import RetryBounds
+from front_proxy.request.stall_detector import StallBounds
 from runtime.grpc_server import QUICK_KEEPALIVE_TIME_MS, QUICK_KEEPALIVE_TIMEOUT_MS
 from scheduler.config import PriorityClassConfig, SchedulerConfig, WaitingConfig
 from worker.config import WorkerConfig

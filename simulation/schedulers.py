@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from front_proxy.cluster_view import WorkerEntry
-from front_proxy.desk_events import ViewShown
+from front_proxy.planning.cluster_view import WorkerEntry
+from front_proxy.planning.events import ViewShown
 from scheduler.actions import AcceptWorker, Action, DropWorker, RejectWorker, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from front_proxy.flow_events import Phase
+from front_proxy.request.events import Phase
 from simulation import checkers, faults, workload
 from simulation.cluster import Parts, SimCluster, Topology
 from simulation.fronts import Client

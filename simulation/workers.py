@@ -11,7 +11,7 @@ from decode_worker.config import DecodeWorkerConfig
 from decode_worker.role import DecodeRole
 from engine.protocol import EngineInfo
 from engine.protocol import Finish as EngineFinish
-from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput
+from front_proxy.request.work import FirstFacts, Placement, Stage, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.handoff.lease import Count, FreeBlocks, KeepBlocks, LeaseAction
 from kv_transfer.integrity.held_kv_registry import HeldKvRegistry

@@ -11,17 +11,17 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
-from front_proxy import serving_metrics
 from engine.protocol import EngineLoad
-from front_proxy.metrics import DispatchMetrics
+from front_proxy.dispatch.metrics import DispatchMetrics
+from front_proxy.engine_client import serving_metrics
 from scheduler.metrics import SchedulerMetrics
 from worker.metrics import WorkerMetrics
 
 ROOT = Path(__file__).parents[2]
 # Every file that may define metrics; what is defined in them is read below.
 DEFINED_IN = {
-    "front_proxy/metrics.py",
-    "front_proxy/serving_metrics.py",
+    "front_proxy/dispatch/metrics.py",
+    "front_proxy/engine_client/serving_metrics.py",
     "scheduler/metrics.py",
     "worker/metrics.py",
 }

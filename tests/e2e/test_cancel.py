@@ -9,7 +9,7 @@ import random
 import httpx
 import pytest
 
-from front_proxy.client import BatonClient
+from front_proxy.grpc_api.client import BatonClient
 from protos.inference.v1.inference_pb2 import SamplingOptions
 from tests.e2e.cluster import Endpoint, wait_for
 from tests.e2e.conftest import SERVED

@@ -34,8 +34,8 @@ def _parts(tiny_model_folder: Path) -> Iterator[tuple[Any, Any, Any]]:
 
     from engine.config import EngineConfig
     from front_proxy.config import ServingConfig
-    from front_proxy.remote_engine import ClientBounds, RemoteEngineClient
-    from front_proxy.vllm_config_recipe import render_config, serve_args
+    from front_proxy.engine_client.client import ClientBounds, RemoteEngineClient
+    from front_proxy.engine_client.vllm_config import render_config, serve_args
     from tests.front_proxy.fake_source import FakeSource
 
     serving = ServingConfig(served_model_name=["tiny"], tool_call_parser="hermes", enable_auto_tool_choice=True)
@@ -60,8 +60,8 @@ _built: dict[str, Any] = {}
 
 @pytest.fixture
 async def served(_parts: tuple[Any, Any, Any]) -> AsyncIterator[Served]:
-    from front_proxy.http_guard import GuardBounds, HttpGuard, routes
-    from front_proxy.openai_app import build
+    from front_proxy.openai_api.guard import GuardBounds, HttpGuard, routes
+    from front_proxy.openai_api.server import build
 
     source, client, args = _parts
     source.reset()
@@ -93,7 +93,7 @@ async def http(served: Served) -> AsyncIterator[httpx.AsyncClient]:
 async def server(served: Served) -> AsyncIterator[httpx.AsyncClient]:
     """A client over real sockets, for what only a connection can say: that it closed."""
     from front_proxy.config import FrontProxyConfig
-    from front_proxy.openai_app import OpenAiServer
+    from front_proxy.openai_api.server import OpenAiServer
 
     # vLLM's lifespan takes the app's state with it when it ends, and the app is shared.
     running = OpenAiServer(served.app, FrontProxyConfig(port=0, close_timeout_s=1), lifespan="off")

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from front_proxy.cluster_view import ClusterView, WorkerEntry
-from front_proxy.desk_events import (
+from front_proxy.planning.cluster_view import ClusterView, WorkerEntry
+from front_proxy.planning.events import (
     AnswerPlan,
     AnswerRefusal,
     Asked,
@@ -30,8 +30,8 @@ from front_proxy.desk_events import (
     ViewShown,
     Woke,
 )
-from front_proxy.flow_events import AskPlan
-from front_proxy.plan_desk import DeskBounds, PlanDesk
+from front_proxy.planning.plan_client import DeskBounds, PlanDesk
+from front_proxy.request.events import AskPlan
 from runtime.failures import Failure, FailureKind
 from scheduler.actions import Placement
 from scheduler.config import SchedulerConfig

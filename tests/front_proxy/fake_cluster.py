@@ -11,14 +11,14 @@ from prometheus_client import CollectorRegistry
 
 from engine.protocol import Finish
 from front_proxy.config import FrontProxyConfig
-from front_proxy.desk_events import PlanQuestion
-from front_proxy.dispatcher import Dispatcher
-from front_proxy.flow_events import Outcome
-from front_proxy.generation import GenerationDelta, GenerationRequest
-from front_proxy.metrics import DispatchMetrics
-from front_proxy.scheduler_link import PlanReceiver
-from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput, WorkOrder
-from front_proxy.worker_link import Receiver
+from front_proxy.dispatch.dispatcher import Dispatcher
+from front_proxy.dispatch.metrics import DispatchMetrics
+from front_proxy.dispatch.scheduler_link import PlanReceiver
+from front_proxy.dispatch.worker_link import Receiver
+from front_proxy.planning.events import PlanQuestion
+from front_proxy.request.events import Outcome
+from front_proxy.request.generation import GenerationDelta, GenerationRequest
+from front_proxy.request.work import FirstFacts, Placement, Stage, WorkerOutput, WorkOrder
 from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure
 

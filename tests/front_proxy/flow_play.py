@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.protocol import Finish as EngineFinish
-from front_proxy.flow_events import (
+from front_proxy.request.events import (
     AskPlan,
     Emit,
     EndPlan,
@@ -19,9 +19,9 @@ from front_proxy.flow_events import (
     ReleaseHandoff,
     WorkerFailed,
 )
-from front_proxy.request_flow import RequestFlow
-from front_proxy.retries import RetryBounds
-from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput
+from front_proxy.request.flow import RequestFlow
+from front_proxy.request.retry_policy import RetryBounds
+from front_proxy.request.work import FirstFacts, Placement, Stage, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure, FailureKind
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from front_proxy.inference_service import StreamBounds
+from front_proxy.grpc_api.service import StreamBounds
 
 MESSAGE_BYTES_MAX = 1 << 20
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from front_proxy.config import FrontProxyConfig
-from front_proxy.desk_events import Asked, SendQuestion
+from front_proxy.planning.events import Asked, SendQuestion
 from tests.front_proxy.desk_play import EMPTY, QUESTION, Play
 
 

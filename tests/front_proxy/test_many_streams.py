@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator
 import grpc
 import pytest
 
-from front_proxy.client import BatonClient, GenerateRequest, Result, SamplingOptions, _OpenChoices, request
-from front_proxy.inference_service import SERVICE, InferenceService, NamedModel
-from front_proxy.many_outputs import ManyOutputs
-from front_proxy.tenancy import Asker
+from front_proxy.gateway.identity import Asker
+from front_proxy.grpc_api.client import BatonClient, GenerateRequest, Result, SamplingOptions, _OpenChoices, request
+from front_proxy.grpc_api.output_queue import ManyOutputs
+from front_proxy.grpc_api.service import SERVICE, InferenceService, NamedModel
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from runtime.grpc_server import start_server
 from tests.front_proxy.stream_bounds import MESSAGE_BYTES_MAX, bounds

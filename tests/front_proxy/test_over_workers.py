@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry
 
 from engine.config import FakeEngineConfig
 from front_proxy.config import FrontProxyConfig
-from front_proxy.dispatcher import Dispatcher
-from front_proxy.generation import GenerationDelta, GenerationRequest
-from front_proxy.metrics import DispatchMetrics
+from front_proxy.dispatch.dispatcher import Dispatcher
+from front_proxy.dispatch.metrics import DispatchMetrics
+from front_proxy.request.generation import GenerationDelta, GenerationRequest
 from runtime.clock import SystemClock
 from runtime.failures import FailureError
 from runtime.grpc_server import start_server

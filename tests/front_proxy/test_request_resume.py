@@ -9,7 +9,7 @@ import pytest
 
 from engine.protocol import Finish as EngineFinish
 from engine.protocol import Logprobs
-from front_proxy.flow_events import (
+from front_proxy.request.events import (
     AskPlan,
     Emit,
     EndPlan,
@@ -26,9 +26,9 @@ from front_proxy.flow_events import (
     Suspect,
     WorkerFailed,
 )
-from front_proxy.retries import UNTAKEN_MAX
-from front_proxy.stall import Awaited
-from front_proxy.work import FirstFacts, Placement, Stage, WorkerOutput
+from front_proxy.request.retry_policy import UNTAKEN_MAX
+from front_proxy.request.stall_detector import Awaited
+from front_proxy.request.work import FirstFacts, Placement, Stage, WorkerOutput
 from runtime.failures import Failure, FailureKind
 from tests.front_proxy.flow_play import LENGTH, STOP, Play, decoded, failed, handoff, kinds, planned, prefilled
 

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
+from front_proxy.build import VllmServing
 from front_proxy.config import FrontProxyConfig
-from front_proxy.openai_app import OpenAiServer
+from front_proxy.openai_api.server import OpenAiServer
 from front_proxy.run import EXIT_BAD_OPTION, _http_server, _leave
-from front_proxy.vllm_serving import VllmServing
 from runtime.grpc_server import start_server
 from tests.front_proxy.conftest import Served
 

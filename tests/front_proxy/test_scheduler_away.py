@@ -18,8 +18,8 @@ from prometheus_client import CollectorRegistry
 
 from engine.config import FakeEngineConfig
 from front_proxy.config import FrontProxyConfig
-from front_proxy.dispatcher import Dispatcher
-from front_proxy.metrics import DispatchMetrics
+from front_proxy.dispatch.dispatcher import Dispatcher
+from front_proxy.dispatch.metrics import DispatchMetrics
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from runtime.grpc_server import channel
 from scheduler.exit_codes import EXIT_NOT_LEADER

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from front_proxy import wire as front_wire
-from front_proxy.desk_events import PlanQuestion, requested
-from front_proxy.flow_events import AskPlan
+from front_proxy.dispatch import wire as front_wire
+from front_proxy.planning.events import PlanQuestion, requested
+from front_proxy.request.events import AskPlan
 from runtime.failures import Failure, FailureKind
 from scheduler import wire
 from scheduler.actions import ReplyRefusal

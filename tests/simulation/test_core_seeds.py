@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from engine.protocol import Finish as EngineFinish
-from front_proxy.desk_events import DeskAction, DeskEvent, Heard, SendEnd, SendRunning, Woke
-from front_proxy.fallback_planner import FallbackPlanner
-from front_proxy.flow_events import (
+from front_proxy.planning.events import DeskAction, DeskEvent, Heard, SendEnd, SendRunning, Woke
+from front_proxy.planning.fallback_planner import FallbackPlanner
+from front_proxy.planning.plan_client import DeskBounds, PlanDesk
+from front_proxy.request.events import (
     AbortWork,
     AskPlan,
     Emit,
@@ -25,12 +26,11 @@ from front_proxy.flow_events import (
     StartDecode,
     WorkerFailed,
 )
-from front_proxy.held_handoff import HeldHandoff
-from front_proxy.plan_desk import DeskBounds, PlanDesk
-from front_proxy.request_flow import RequestFlow
-from front_proxy.shown import ShownTokens
-from front_proxy.stall import Looks
-from front_proxy.work import Stage, WorkerOutput
+from front_proxy.request.flow import RequestFlow
+from front_proxy.request.handoff_slot import HeldHandoff
+from front_proxy.request.output_log import ShownTokens
+from front_proxy.request.stall_detector import Looks
+from front_proxy.request.work import Stage, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure
 from scheduler.actions import Action

@@ -13,8 +13,8 @@ import pytest
 
 from decode_worker.handoff_validator import KnownEpochs
 from decode_worker.role import DecodeRole
-from front_proxy.held_handoff import HeldHandoff
-from front_proxy.shown import ShownTokens
+from front_proxy.request.handoff_slot import HeldHandoff
+from front_proxy.request.output_log import ShownTokens
 from kv_transfer.handoff.lease import FreeBlocks, LeaseAction
 from kv_transfer.integrity.transfer_proof import HolderReplied, ProofAction, ProofEvent, TransferProof, TransferVerdict
 from prefill_worker.leases import LeaseTable

@@ -1,0 +1,55 @@
+"""Everything of a front proxy that needs vLLM, built in one place so that the rest imports none of it."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import msgspec
+import vllm
+from vllm.exceptions import VLLMClientError
+
+from engine.config import EngineConfig
+from front_proxy.config import FrontProxyConfig
+from front_proxy.engine_client.client import ClientBounds, RemoteEngineClient
+from front_proxy.engine_client.sequences import SequenceSource
+from front_proxy.engine_client.vllm_config import BadServingOption, render_config, serve_args
+from front_proxy.grpc_api.generate import VllmInference
+from front_proxy.openai_api.server import OpenAiServer
+from front_proxy.openai_api.server import build as build_app
+
+
+class VllmServing(msgspec.Struct, frozen=True):
+    """The engine client and the two faces of it."""
+
+    client: RemoteEngineClient
+    inference: VllmInference
+    args: Namespace
+
+    async def http_server(self, front: FrontProxyConfig) -> OpenAiServer:
+        """The OpenAI app with its HTTP server, not listening yet. Raises BadServingOption."""
+        try:
+            app = await build_app(self.client, self.args)
+        except (ValueError, VLLMClientError) as error:
+            # vLLM reads files such as the chat template only now.
+            raise BadServingOption(f"front_proxy.serving: {error}") from error
+        return OpenAiServer(app, front, draining=lambda: self.client.draining)
+
+
+def engine_version() -> str:
+    """As the workers' engines say it."""
+    return f"vllm-{vllm.__version__}"
+
+
+def build(engine: EngineConfig, front: FrontProxyConfig, source: SequenceSource) -> VllmServing:
+    """Load tokenizer and configuration. Raises BadServingOption, or vLLM's and transformers' own errors."""
+    args = serve_args(engine, front.serving)
+    bounds = ClientBounds(
+        requests_in_flight_max=front.requests_in_flight_max,
+        prompt_tokens_max=front.prompt_tokens_max,
+        block_size_tokens=engine.block_size_tokens,
+        name_characters_max=front.name_characters_max,
+        retry_after_s=front.retry_after_s,
+        seed_for_replay=front.seed_for_replay,
+    )
+    client = RemoteEngineClient(render_config(args), source, bounds)
+    return VllmServing(client, VllmInference(client, args), args)

@@ -1,0 +1,1 @@
+"""The shells that drive requests: streams to scheduler and workers, timers, metrics."""

@@ -1,0 +1,310 @@
+"""Runs generations over the cluster for the serving layers above. Never looks into a token."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from front_proxy.config import FrontProxyConfig
+from front_proxy.dispatch.metrics import DispatchMetrics
+from front_proxy.dispatch.ports import Planning, Working
+from front_proxy.dispatch.request_driver import RequestRun, RunLimits
+from front_proxy.dispatch.scheduler_link import SchedulerLink, SchedulerOptions
+from front_proxy.dispatch.worker_link import LinkOptions, WorkerLink, WorkerLinks
+from front_proxy.planning.cluster_view import ClusterSnapshot, ClusterView
+from front_proxy.request.events import Stopped
+from front_proxy.request.generation import GenerationDelta, GenerationRequest
+from front_proxy.request.retry_policy import RetryBounds, RetryBudget
+from front_proxy.request.stall_detector import Looks, StallBounds
+from front_proxy.request.work import Placement
+from runtime.failures import Failure, FailureError, FailureKind
+from scheduler.config import SchedulerConfig
+
+
+class Dispatcher:
+    """``run()`` holds the streams for as long as the process serves; the rest may be called from any task of its loop.
+
+    Construct inside the running loop. ``planning`` and ``working`` replace the real links in tests.
+    """
+
+    def __init__(
+        self,
+        config: FrontProxyConfig,
+        *,
+        engine_version: str = "",
+        metrics: DispatchMetrics | None = None,
+        planning: Planning | None = None,
+        working: Working | None = None,
+        policy: SchedulerConfig | None = None,
+    ) -> None:
+        """``policy``: the scheduler's settings, for planning while it is away."""
+        self.front_proxy_id = config.front_proxy_id or f"front-{os.getpid()}-{time.time_ns():x}"
+        self._config = config
+        self._metrics = metrics or DispatchMetrics()
+        self._view = ClusterView()
+        self._changed = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._group: asyncio.TaskGroup | None = None
+        self._runs: dict[str, RequestRun] = {}
+        self._loop = asyncio.get_running_loop()
+        self._limits = _run_limits(config)
+        self._stall_bounds = _stall_bounds(config)
+        self._stall_looks = Looks(config.stall_check_interval_s)
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._retry_budget = RetryBudget(
+            ratio=config.retry_budget_ratio,
+            per_s=config.retry_budget_per_s,
+            burst_max=config.retry_budget_burst,
+            now_s=self._loop.time(),
+        )
+        self._links = WorkerLinks(
+            LinkOptions(
+                front_proxy_id=self.front_proxy_id,
+                engine_version=engine_version,
+                connect_timeout_s=config.connect_timeout_s,
+                send_messages_max=config.send_messages_max,
+                message_bytes_max=config.message_bytes_max,
+                handoff_renew_interval_s=config.handoff_renew_interval_s,
+            ),
+            retry_after_s=config.worker_connect_retry_s,
+            spawn=self._spawn,
+            on_lost=self._on_worker_lost,
+        )
+        self._scheduler = SchedulerLink(
+            _scheduler_options(config, self.front_proxy_id),
+            self._view,
+            on_view=self._changed.set,
+            on_gone=self._links.forget,
+            on_lost=lambda _reason: self._metrics.stream_losses.labels("scheduler").inc(),
+            on_degraded=lambda outcome: self._metrics.degraded_plans.labels(outcome).inc(),
+            policy=policy or SchedulerConfig(),
+        )
+        self._planning: Planning = planning or self._scheduler
+        self._working: Working = working or self._links
+        self._metrics.watch(
+            in_flight=lambda: len(self._runs),
+            handoffs_held=lambda: self._links.leases_held,
+            connected=lambda: self._scheduler.connected,
+            degraded=lambda: self._scheduler.degraded,
+        )
+
+    @property
+    def in_flight(self) -> int:
+        """Generations running."""
+        return len(self._runs)
+
+    @property
+    def handoffs_held(self) -> int:
+        """Hand-offs received from workers and not let go."""
+        return self._links.leases_held
+
+    def cluster(self) -> ClusterSnapshot:
+        """The cluster as the scheduler last told it."""
+        return self._view.snapshot
+
+    async def run(self) -> None:
+        """Hold the streams until ``close`` is called, then end everything within ``close_timeout_s``. Call once."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                scheduler = group.create_task(self._scheduler.run(), name="scheduler-link")
+                try:
+                    await self._closing.wait()
+                finally:
+                    self._group = None
+                    self.stop_runs()
+                    self._links.end_all("the front proxy stops")
+                    scheduler.cancel()
+        finally:
+            self.stop_runs()
+            self._stopped.set()
+
+    async def close(self) -> None:
+        """End every request and every stream. Returns when ``run`` has, at most ``close_timeout_s`` later."""
+        self._closing.set()
+        self.stop_runs()
+        async with asyncio.timeout(self._config.close_timeout_s):
+            await self._stopped.wait()
+
+    async def wait_usable(self, timeout_s: float) -> None:
+        """Wait until a request could be served. Raises FailureError(UNAVAILABLE) after ``timeout_s``."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not (self._view.snapshot.connected and self._view.snapshot.usable):
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            what = "no decode worker is ready" if self._scheduler.connected else "the scheduler is not reachable"
+            text = f"After {timeout_s:g} s {what}."
+            raise FailureError(Failure(kind=FailureKind.UNAVAILABLE, message=text)) from None
+
+    def generate(self, request: GenerationRequest) -> Deltas:
+        """The request's deltas. It is admitted and begins when the first one is asked for."""
+        return Deltas(functools.partial(self._begin, request))
+
+    def _begin(self, request: GenerationRequest) -> RequestRun:
+        self._admit(request)
+        wanted_s = request.deadline_s or self._config.deadline_s
+        run = RequestRun(
+            request,
+            planning=self._planning,
+            working=self._working,
+            metrics=self._metrics,
+            limits=msgspec.structs.replace(self._limits, deadline_s=min(wanted_s, self._config.deadline_s)),
+            budget=self._take_retry,
+            on_done=lambda: self._forget(request.request_id),
+        )
+        self._runs[request.request_id] = run
+        self._retry_budget.request_came()
+        self._arm_stall_timer()
+        run.start()
+        return run
+
+    def satisfied(self, request_id: str) -> None:
+        """The caller has all it wanted of a generation (a stop string) and is about to close it: no cancellation."""
+        run = self._runs.get(request_id)
+        if run is not None:
+            run.leave(satisfied=True)
+
+    def _admit(self, request: GenerationRequest) -> None:
+        if self._closing.is_set() or (self._group is None and self._planning is self._scheduler):
+            raise _failure(FailureKind.UNAVAILABLE, "The front proxy is not serving.")
+        if not request.token_ids:
+            raise _failure(FailureKind.BAD_REQUEST, "The prompt has no tokens.")
+        if request.request_id in self._runs:
+            raise _failure(FailureKind.BAD_REQUEST, f"The request id {request.request_id} is in use.")
+
+    def _take_retry(self) -> bool:
+        if self._retry_budget.take(self._loop.time()):
+            return True
+        self._metrics.retries_denied.inc()
+        return False
+
+    def _arm_stall_timer(self) -> None:
+        if self._stall_timer is None and self._runs:
+            due_s = self._stall_looks.next_s(self._loop.time())
+            self._stall_timer = self._loop.call_at(due_s, self._check_stalls)
+
+    def _check_stalls(self) -> None:
+        """One look at all requests, whatever their number, costs less than a timer for each."""
+        self._stall_timer = None
+        now_s = self._loop.time()
+        late = self._stall_looks.late(now_s)
+        for run in list(self._runs.values()):
+            if late:
+                run.forgive(now_s)
+            else:
+                run.check_stall(now_s, self._stall_bounds)
+        self._arm_stall_timer()
+
+    def _forget(self, request_id: str) -> None:
+        self._runs.pop(request_id, None)
+
+    def _spawn(self, link: WorkerLink) -> None:
+        if self._group is None:
+            raise _failure(FailureKind.UNAVAILABLE, "The front proxy is not running.")
+        self._group.create_task(self._links.run_link(link), name=f"worker-link-{link.worker.worker_id}")
+
+    def _on_worker_lost(self, worker: Placement, reason: str) -> None:
+        if not self._closing.is_set():
+            self._metrics.stream_losses.labels("worker").inc()
+            self._scheduler.suspect(worker, reason)
+            for run in list(self._runs.values()):
+                run.holder_lost(worker)
+
+    def stop_runs(self) -> None:
+        """End every request that runs now with a failure its client is told; what they hold elsewhere is freed."""
+        for run in list(self._runs.values()):
+            run.feed(Stopped(failure=Failure(kind=FailureKind.UNAVAILABLE, message="The front proxy is stopping.")))
+
+
+class Deltas:
+    """Deltas until one has ``finish``. Closing it cancels everything. Raises FailureError.
+
+    An async generator in all but its frame: one await a delta, and none for those that are there already.
+    """
+
+    __slots__ = ("_begin", "_over", "_run")
+
+    def __init__(self, begin: Callable[[], RequestRun]) -> None:
+        self._begin = begin
+        self._run: RequestRun | None = None
+        self._over = False
+
+    def __aiter__(self) -> Deltas:
+        """Itself: it is read once."""
+        return self
+
+    async def __anext__(self) -> GenerationDelta:
+        """The next delta, waiting for it."""
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            if self._run is None:
+                self._run = self._begin()
+            delta = await self._run.next()
+        except BaseException:
+            await self.aclose()
+            raise
+        self._over = delta.finish is not None
+        return delta
+
+    def waiting(self) -> GenerationDelta | None:
+        """One more delta if there is one already."""
+        if self._over or self._run is None:
+            return None
+        delta = self._run.waiting()
+        self._over = delta is not None and delta.finish is not None
+        return delta
+
+    async def aclose(self) -> None:
+        """Give up what still runs. May be called again."""
+        if not self._over and self._run is not None:
+            self._run.leave(satisfied=False)
+        self._over = True
+
+
+def _failure(kind: FailureKind, message: str) -> FailureError:
+    return FailureError(Failure(kind=kind, message=message))
+
+
+def _run_limits(config: FrontProxyConfig) -> RunLimits:
+    return RunLimits(
+        retries=RetryBounds(attempts_max=config.attempts_max, resumes_max=config.resumes_max),
+        deadline_s=config.deadline_s,
+        output_deltas_max=config.output_deltas_max,
+    )
+
+
+def _stall_bounds(config: FrontProxyConfig) -> StallBounds:
+    return StallBounds(
+        step_s=config.stream_stall_timeout_s,
+        step_alive_s=config.stream_stall_alive_timeout_s,
+        prompt_s=config.prefill_stall_timeout_s,
+        prompt_alive_s=config.prefill_stall_alive_timeout_s,
+        pull_s=config.handoff_stall_timeout_s,
+        orphaned_pull_s=config.orphaned_pull_timeout_s,
+    )
+
+
+def _scheduler_options(config: FrontProxyConfig, front_proxy_id: str) -> SchedulerOptions:
+    return SchedulerOptions(
+        address=config.scheduler_address,
+        front_proxy_id=front_proxy_id,
+        plan_timeout_s=config.plan_timeout_s,
+        plan_patience_s=config.plan_patience_s,
+        plans_told_interval_s=config.plans_told_interval_s,
+        view_max_age_s=config.degraded_view_max_age_s,
+        load_fade_s=config.degraded_load_fade_s,
+        connect_timeout_s=config.connect_timeout_s,
+        backoff_min_s=config.scheduler_backoff_min_s,
+        backoff_max_s=config.scheduler_backoff_max_s,
+        send_messages_max=config.send_messages_max,
+        message_bytes_max=config.message_bytes_max,
+    )

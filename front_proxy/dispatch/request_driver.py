@@ -1,0 +1,358 @@
+"""Performs one RequestFlow's actions and feeds what happens back. Holds clocks and queues; decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import functools
+from collections.abc import Callable, Sequence
+from typing import assert_never
+
+import msgspec
+import structlog
+
+from front_proxy.dispatch import submissions
+from front_proxy.dispatch.metrics import DispatchMetrics
+from front_proxy.dispatch.ports import PlanAnswer, Planning, WorkEnd, Working
+from front_proxy.dispatch.ttft_breakdown import FirstTokenWatch
+from front_proxy.request.events import (
+    AbortWork,
+    AskPlan,
+    ClientGone,
+    DeadlinePassed,
+    Diverged,
+    Emit,
+    EndPlan,
+    Finish,
+    FlowAction,
+    FlowEvent,
+    HolderLost,
+    Outcome,
+    Output,
+    Phase,
+    Planned,
+    PlanRefused,
+    ReleaseHandoff,
+    Retried,
+    Stalled,
+    StartDecode,
+    StartPrefill,
+    Stopped,
+    Suspect,
+    WorkerFailed,
+)
+from front_proxy.request.flow import RequestFlow
+from front_proxy.request.generation import GenerationDelta, GenerationRequest, Phases
+from front_proxy.request.retry_policy import RetryBounds
+from front_proxy.request.stall_detector import StallBounds, stalled_s
+from front_proxy.request.work import Placement, Stage, WorkerOutput, WorkOrder
+from runtime.clock import precise_clock
+from runtime.failures import Failure, FailureError, FailureKind
+
+log = structlog.get_logger(__name__)
+
+FIRST_TOKEN_HEAD_START_MAX_S = 0.002
+"""Longest time that a decode waits for the reader to pass the first token on."""
+
+
+class RunLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """The bounds of one request."""
+
+    retries: RetryBounds
+    deadline_s: float
+    output_deltas_max: int
+
+
+class RequestRun:
+    """One request on its way. Everything happens on the event loop's thread, without a task of its own."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        *,
+        planning: Planning,
+        working: Working,
+        metrics: DispatchMetrics,
+        limits: RunLimits,
+        budget: Callable[[], bool],
+        on_done: Callable[[], None],
+    ) -> None:
+        self.flow = RequestFlow(
+            bounds=limits.retries,
+            budget=budget,
+            output_tokens_max=request.output_tokens_max,
+            continuing=request.continuation is not None,
+            pinned_decode_worker=request.pinned_decode_worker,
+        )
+        self._request = request
+        self._planning = planning
+        self._working = working
+        self._metrics = metrics
+        self._limits = limits
+        self._on_done = on_done
+        self._loop = asyncio.get_running_loop()
+        # Phases are fractions of a millisecond; deadlines are kept on the loop's own clock, which has the same origin.
+        self._now_s = precise_clock(self._loop)
+        self._started_s = self._now_s()
+        self._deadline_s = self._started_s + limits.deadline_s
+        self._timer = self._loop.call_at(self._deadline_s, self.feed, DeadlinePassed())
+        # When the present work was submitted or last produced something.
+        self._since_s = self._started_s
+        self._tokens_seen = 0
+        self._inbox: collections.deque[FlowEvent] = collections.deque()
+        self._busy = False
+        self._broken = False
+        self._deltas: collections.deque[GenerationDelta] = collections.deque()
+        self._ending: Failure | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._held_decode: StartDecode | None = None
+        self._plan_ids: dict[int, int] = {}
+        self._slots: dict[tuple[int, Stage], tuple[Placement, int]] = {}
+        self._watch = FirstTokenWatch(self._started_s)
+
+    @property
+    def done(self) -> bool:
+        """Whether the flow came to its end; late news may still follow."""
+        return self._broken or self.flow.phase is Phase.DONE
+
+    def start(self) -> None:
+        """Take the first step."""
+        self._perform_all(self.flow.start)
+        self._drain()
+
+    def feed(self, event: FlowEvent) -> None:
+        """Tell the flow, after whatever it is being told now, and do what it says."""
+        self._inbox.append(event)
+        if not self._busy:
+            self._drain()
+
+    def _drain(self) -> None:
+        while self._inbox:
+            event = self._inbox.popleft()
+            if not self._broken:
+                self._perform_all(functools.partial(self.flow.handle, event))
+            elif isinstance(event, Output) and event.output.handoff is not None:
+                self._working.release(event.output.handoff, pulled=False)
+
+    async def next(self) -> GenerationDelta:
+        """The next delta. Raises FailureError at a failed request's end. The deadline bounds the wait."""
+        while not self._deltas:
+            if self._ending is not None:
+                raise FailureError(self._ending)
+            if self.done:
+                raise FailureError(Failure(kind=FailureKind.CANCELLED, message="Its reader had left."))
+            self._waiter = self._loop.create_future()
+            if self._held_decode is not None:
+                # The reader has passed the first token on.
+                self._start_held(self._held_decode)
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._deltas.popleft()
+
+    def waiting(self) -> GenerationDelta | None:
+        """The next delta if it is there already; what comes behind the last one is for ``next`` to say."""
+        return self._deltas.popleft() if self._deltas else None
+
+    def leave(self, *, satisfied: bool) -> None:
+        """The reader is gone, whatever was still to come."""
+        self.feed(ClientGone(satisfied=satisfied))
+        self._deltas.clear()
+
+    def on_output(self, attempt: int, stage: Stage, output: WorkerOutput) -> None:
+        """A worker produced something."""
+        if self._watch.over and not self._busy and (delta := self.flow.next_tokens(attempt, stage, output)):
+            self._pass_on(delta)
+            return
+        if output.finish is not None:
+            self._slots.pop((attempt, stage), None)
+        if attempt == self.flow.attempt:
+            self._since_s = self._now_s()
+            self._watch.on_output(stage, output, self._since_s)
+        self.feed(Output(attempt=attempt, stage=stage, output=output))
+
+    def on_failure(self, attempt: int, stage: Stage, failure: Failure) -> None:
+        """A worker's part is over."""
+        self._slots.pop((attempt, stage), None)
+        self.feed(WorkerFailed(attempt=attempt, stage=stage, failure=failure))
+
+    def on_answer(self, event: Planned | PlanRefused, asked_s: float) -> None:
+        """The scheduler answered."""
+        now_s = self._now_s()
+        self._metrics.plan_s.observe(now_s - asked_s)
+        self._watch.planned_s = now_s
+        self.feed(event)
+
+    def check_stall(self, now_s: float, bounds: StallBounds) -> None:
+        """Take work elsewhere that has produced nothing for too long."""
+        awaited, running = self.flow.awaited, self.flow.running
+        if awaited is None or running is None or self._broken:
+            return
+        if self.flow.output_tokens != self._tokens_seen:
+            # No clock is read for each token: here is time enough.
+            self._tokens_seen, self._since_s = self.flow.output_tokens, now_s
+        stage, worker = running
+        heard_s = self._working.heard_s(worker)
+        waited_s = stalled_s(awaited, since_s=self._since_s, heard_s=heard_s, now_s=now_s, bounds=bounds)
+        if waited_s is not None:
+            self._metrics.stalls.labels(stage.value).inc()
+            self.feed(Stalled(attempt=self.flow.attempt, stage=stage, waited_s=waited_s))
+
+    def forgive(self, now_s: float) -> None:
+        """This process itself stood still: what was not heard meanwhile is nobody's fault."""
+        self._since_s = now_s
+
+    def holder_lost(self, worker: Placement) -> None:
+        """The stream to a worker is lost, which may hold KV that is on its way."""
+        held = self.flow.handoff
+        if held is not None and (held.worker_id, held.epoch) == (worker.worker_id, worker.epoch):
+            self._since_s = self._now_s()
+            self.feed(HolderLost(worker_id=worker.worker_id, epoch=worker.epoch))
+
+    def _perform_all(self, step: Callable[[], Sequence[FlowAction]]) -> None:
+        self._busy = True
+        try:
+            for action in step():
+                self._perform(action)
+        except Exception as error:
+            # A mistake in one request's bookkeeping must not take down the others that share this process.
+            log.exception("request broke", request_id=self._request.request_id, story=list(self.flow.story))
+            self._break(error)
+        finally:
+            self._busy = False
+
+    def _perform(self, action: FlowAction) -> None:
+        match action:
+            case AskPlan():
+                self._ask(action)
+            case StartPrefill(attempt=attempt, worker=worker):
+                self._submit(attempt, worker, submissions.prefill(self._request, action, left_s=self._left_s()))
+            case StartDecode():
+                if self._waiter is not None and self._waiter.done():
+                    # The reader was just woken with the first token and writes it to its client when its turn comes.
+                    # Encoding and sending the decode before that would be time that the client waits.
+                    self._held_decode = action
+                    self._loop.call_later(FIRST_TOKEN_HEAD_START_MAX_S, self._start_held, action)
+                else:
+                    self._start_decode(action)
+            case Emit(delta=delta):
+                self._emit(delta)
+            case AbortWork(attempt=attempt, stage=stage):
+                if stage is Stage.DECODE:
+                    self._held_decode = None
+                at = self._slots.pop((attempt, stage), None)
+                if at is not None:
+                    self._working.abort(*at)
+            case ReleaseHandoff(handoff=handoff, pulled=pulled):
+                self._metrics.let_go("true" if pulled else "false").inc()
+                self._working.release(handoff, pulled=pulled)
+            case EndPlan(attempt=attempt, outcome=outcome, output_tokens=output_tokens):
+                self._planning.end_plan(self._plan_ids.pop(attempt), outcome, output_tokens)
+            case Suspect() | Retried() | Diverged():
+                self._perform_between_attempts(action)
+            case Finish(outcome=outcome, failure=failure):
+                self._finish(outcome, failure)
+            case _:
+                assert_never(action)
+
+    def _start_held(self, action: StartDecode) -> None:
+        """Start the decode that waits for the reader, unless that was done or is not wanted any more."""
+        if self._held_decode is not action:
+            return
+
+        def start() -> Sequence[FlowAction]:
+            self._held_decode = None
+            self._start_decode(action)
+            return ()
+
+        self._perform_all(start)
+        self._drain()
+
+    def _ask(self, ask: AskPlan) -> None:
+        question = submissions.question(self._request, ask, left_s=self._left_s())
+        self._watch.new_attempt()
+        answer = PlanAnswer(self, ask.attempt, self._now_s())
+        self._plan_ids[ask.attempt] = self._planning.plan(question, answer)
+
+    def _left_s(self) -> float:
+        """What is left of the deadline; 0 would mean that there is none."""
+        return max(self._deadline_s - self._loop.time(), 0.001)
+
+    def _perform_between_attempts(self, action: Suspect | Retried | Diverged) -> None:
+        told = {"request_id": self._request.request_id, "shown_tokens": self.flow.output_tokens}
+        match action:
+            case Suspect(worker=worker, reason=reason):
+                self._planning.suspect(worker, reason)
+            case Retried(stage=stage, failure=failure, how=how):
+                self._metrics.retries.labels(stage.value, failure.kind.value).inc()
+                if how != "restart":
+                    self._metrics.resumes.labels(how).inc()
+                told |= {"stage": stage.value, "how": how, "reason": failure.message}
+                log.info("attempt failed, trying again", **told)
+            case Diverged():
+                self._metrics.replays_diverged.inc()
+                log.error("a replay gave other tokens", **told)
+            case _:
+                assert_never(action)
+
+    def _start_decode(self, action: StartDecode) -> None:
+        self._watch.on_decode_started(self._now_s(), remote=action.handoff is not None)
+        order = submissions.decode(self._request, action, left_s=self._left_s())
+        self._submit(action.attempt, action.worker, order)
+
+    def _submit(self, attempt: int, worker: Placement, order: WorkOrder) -> None:
+        self._since_s = self._now_s()
+        slot = self._working.submit(worker, order, WorkEnd(self, attempt, order.stage))
+        self._slots[attempt, order.stage] = (worker, slot)
+
+    def _emit(self, delta: GenerationDelta) -> None:
+        phases: Phases | None = None
+        if delta.token_ids and not self._watch.over:
+            phases = self._watch.first_token(self._now_s())
+            delta = msgspec.structs.replace(delta, phases=phases)
+        if delta.decode_worker is not None:
+            self._watch.observe_decode(self._metrics)
+        self._pass_on(delta)
+        if phases is not None:
+            # Behind the reader's turn, which is what the client waits for.
+            self._loop.call_soon(self._metrics.observe_first_token, phases)
+
+    def _pass_on(self, delta: GenerationDelta) -> None:
+        self._metrics.output_tokens += len(delta.token_ids)
+        if len(self._deltas) >= self._limits.output_deltas_max:
+            text = f"The client reads too slowly: {len(self._deltas)} pieces of output wait for it."
+            self.feed(Stopped(failure=Failure(kind=FailureKind.EXHAUSTED, message=text)))
+            return
+        self._deltas.append(delta)
+        self._wake()
+
+    def _finish(self, outcome: Outcome, failure: Failure | None) -> None:
+        self._timer.cancel()
+        self._metrics.ended_as(outcome).inc()
+        if failure is not None:
+            self._ending = failure
+            if outcome == "failed":
+                self._metrics.failures.labels(failure.kind.value).inc()
+        self._wake()
+        self._on_done()
+
+    def _break(self, error: Exception) -> None:
+        """End without the flow's help: stop all work, let go of the KV, free every plan."""
+        self._broken = True
+        self._held_decode = None
+        if self.flow.handoff is not None:
+            self._working.release(self.flow.handoff, pulled=False)
+        for at in self._slots.values():
+            self._working.abort(*at)
+        self._slots.clear()
+        for plan_id in self._plan_ids.values():
+            self._planning.end_plan(plan_id, "failed", self.flow.output_tokens_of_plan)
+        self._plan_ids.clear()
+        if self._ending is None and self.flow.phase is not Phase.DONE:
+            failure = Failure(kind=FailureKind.INTERNAL, message=f"The front proxy failed: {type(error).__name__}.")
+            self._finish("failed", failure)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

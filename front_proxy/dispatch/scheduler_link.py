@@ -1,0 +1,291 @@
+"""The front proxy's stream to the scheduler, over gRPC. Performs what ``plan_desk`` decides; decides nothing itself."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import random
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Protocol, assert_never
+
+import msgspec
+import structlog
+
+from front_proxy.dispatch import wire
+from front_proxy.dispatch.bidi_stream import Duplex
+from front_proxy.planning.cluster_view import ClusterView
+from front_proxy.planning.events import (
+    AnswerPlan,
+    AnswerRefusal,
+    Asked,
+    Closed,
+    DeskAction,
+    DeskEvent,
+    Dial,
+    Dialled,
+    Ended,
+    Heard,
+    Leave,
+    OutageBegan,
+    OutageOver,
+    PlanQuestion,
+    SchedulerLost,
+    SendEnd,
+    SendQuestion,
+    SendRunning,
+    SendSuspect,
+    StreamLost,
+    Suspected,
+    ViewChanged,
+    Woke,
+)
+from front_proxy.planning.plan_client import NEVER_S, DeskBounds, PlanDesk
+from front_proxy.request.events import Outcome
+from front_proxy.request.work import Placement
+from protos.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from runtime.failures import Failure
+from runtime.grpc_server import channel
+from scheduler.actions import Placement as CorePlacement
+from scheduler.config import SchedulerConfig
+
+log = structlog.get_logger(__name__)
+
+
+class PlanReceiver(Protocol):
+    """Gets the one answer to one question."""
+
+    def on_plan(
+        self, prefill: Placement | None, decode: Placement | None, decode_blocks_reserved: int, reason: str
+    ) -> None:
+        """The attempt may run there."""
+        ...
+
+    def on_refused(self, failure: Failure) -> None:
+        """It may not run, or nobody answered in time; nothing is reserved."""
+        ...
+
+
+class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How the scheduler is reached."""
+
+    address: str
+    """host:port, or several with commas between them: one of them leads."""
+    front_proxy_id: str
+    plan_timeout_s: float
+    plan_patience_s: float
+    plans_told_interval_s: float
+    view_max_age_s: float
+    load_fade_s: float
+    connect_timeout_s: float
+    backoff_min_s: float
+    backoff_max_s: float
+    send_messages_max: int
+    message_bytes_max: int
+
+
+_Item = scheduler_pb2.FrontUpdate
+
+
+class SchedulerLink:
+    """Questions in, answers out through their receivers; ``run`` holds the stream."""
+
+    def __init__(
+        self,
+        options: SchedulerOptions,
+        view: ClusterView,
+        *,
+        on_view: Callable[[], None],
+        on_gone: Callable[[str, int], None],
+        on_lost: Callable[[str], None],
+        on_degraded: Callable[[str], None],
+        policy: SchedulerConfig,
+    ) -> None:
+        """``on_degraded`` is told "planned" or "refused" for every request planned without the scheduler."""
+        self._options = options
+        self._on_view = on_view
+        self._on_gone = on_gone
+        self._on_lost = on_lost
+        self._on_degraded = on_degraded
+        self._desk = PlanDesk(
+            _bounds(options), addresses=options.address, view=view, policy=policy, rng=random.Random()
+        )
+        self._loop = asyncio.get_running_loop()
+        # Never 0, which says nothing.
+        self._incarnation = secrets.randbits(64) or 1
+        self._duplex: Duplex[_Item] | None = None
+        # Each with its question as it goes over the wire.
+        self._receivers: dict[int, tuple[PlanReceiver, _Item]] = {}
+        self._next_plan_id = 1
+        self._actions: collections.deque[DeskAction] = collections.deque()
+        self._busy = False
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_s = NEVER_S
+        self._dial_after_s = 0.0
+
+    @property
+    def connected(self) -> bool:
+        """Whether the scheduler is on the line and answers."""
+        return self._desk.connected
+
+    @property
+    def degraded(self) -> bool:
+        """Whether requests are planned here."""
+        return self._desk.degraded
+
+    def plan(self, question: PlanQuestion, receiver: PlanReceiver) -> int:
+        """Ask; returns the plan's id, unique in this process. The answer comes later, through ``receiver``."""
+        plan_id = self._next_plan_id
+        self._next_plan_id += 1
+        # First, so that a question that cannot be encoded is never asked.
+        self._receivers[plan_id] = (receiver, wire.plan_request(plan_id, question))
+        self._handle(Asked(plan_id, question))
+        return plan_id
+
+    def end_plan(self, plan_id: int, outcome: Outcome, output_tokens: int) -> None:
+        """Free what a plan reserved. Of a question not answered yet, its answer too."""
+        self._receivers.pop(plan_id, None)
+        self._handle(Ended(plan_id, outcome, output_tokens))
+
+    def suspect(self, worker: Placement, reason: str) -> None:
+        """Tell the scheduler that a worker could not be used."""
+        self._handle(Suspected(worker.worker_id, worker.epoch, reason))
+
+    async def run(self) -> None:
+        """Keep a stream to the scheduler until cancelled."""
+        try:
+            while True:
+                await self._one_stream()
+                if self._dial_after_s:
+                    await asyncio.sleep(self._dial_after_s)
+        finally:
+            self._handle(Closed())
+
+    async def _one_stream(self) -> None:
+        duplex: Duplex[_Item] = Duplex(
+            encode=lambda item: item, on_message=self._on_message, send_messages_max=self._options.send_messages_max
+        )
+        self._begin_stream(duplex)
+        # Nothing behind it until it is answered: a write that meets a refusal would hide what the refusal says.
+        duplex.send(self._register())
+        several = "," in self._options.address
+        async with channel(self._desk.address, self._options.message_bytes_max, quick_keepalive=several) as connection:
+            call = scheduler_pb2_grpc.SchedulerServiceStub(connection).FrontSession()
+            try:
+                reason = await duplex.run(call, connect_timeout_s=self._options.connect_timeout_s)
+            finally:
+                self._duplex = None
+            self._handle(StreamLost(reason, silent=duplex.silent))
+
+    def _begin_stream(self, duplex: Duplex[_Item]) -> None:
+        self._duplex = duplex
+        self._handle(Dialled())
+
+    def _register(self) -> _Item:
+        info = scheduler_pb2.FrontProxyInfo(front_proxy_id=self._options.front_proxy_id, incarnation=self._incarnation)
+        return scheduler_pb2.FrontUpdate(register=info)
+
+    def _on_message(self, message: scheduler_pb2.FrontReply) -> None:
+        self._handle(Heard(wire.word(message), message.leader_epoch))
+
+    def _handle(self, event: DeskEvent) -> None:
+        """Let the desk decide, and do what it says, behind what is being done now."""
+        actions = self._desk.handle(event, self._loop.time())
+        if self._busy:
+            self._actions.extend(actions)
+        elif actions:
+            self._perform(actions)
+        if self._desk.wake_s < self._alarm_s:
+            self._set_alarm(self._desk.wake_s)
+
+    def _perform(self, actions: Sequence[DeskAction]) -> None:
+        self._busy = True
+        try:
+            for action in actions:
+                self._do(action)
+            while self._actions:
+                self._do(self._actions.popleft())
+        finally:
+            self._busy = False
+
+    def _set_alarm(self, at_s: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_s = at_s
+        self._alarm = self._loop.call_at(at_s, self._on_alarm)
+
+    def _on_alarm(self) -> None:
+        self._alarm, self._alarm_s = None, NEVER_S
+        self._handle(Woke())
+
+    def _do(self, action: DeskAction) -> None:
+        match action:
+            case SendQuestion(plan_id=plan_id):
+                # Its request may have left while other things were done; then nobody wants the answer.
+                if (asked := self._receivers.get(plan_id)) is not None:
+                    self._send(asked[1])
+            case AnswerPlan(plan=plan, reason=reason, here=here):
+                if here:
+                    self._on_degraded("planned")
+                if (asked := self._receivers.pop(plan.plan_id, None)) is not None:
+                    asked[0].on_plan(_placement(plan.prefill), _placement(plan.decode), plan.decode_blocks, reason)
+            case SendEnd(plan_id=plan_id, outcome=outcome, output_tokens=output_tokens):
+                self._send(wire.request_ended(plan_id, outcome, output_tokens))
+            case AnswerRefusal(plan_id=plan_id, failure=failure, here=here):
+                if here:
+                    self._on_degraded("refused")
+                if (asked := self._receivers.pop(plan_id, None)) is not None:
+                    asked[0].on_refused(failure)
+            case SendRunning(plans=plans, asked=asked_ids, complete=complete):
+                self._send(wire.plans_running(plans, asked=asked_ids, complete=complete))
+            case ViewChanged(gone=gone):
+                for worker_id, epoch in gone:
+                    self._on_gone(worker_id, epoch)
+                self._on_view()
+            case SendSuspect() | Leave() | Dial() | SchedulerLost() | OutageBegan() | OutageOver():
+                self._do_seldom(action)
+            case _:
+                assert_never(action)
+
+    def _do_seldom(self, action: SendSuspect | Leave | Dial | SchedulerLost | OutageBegan | OutageOver) -> None:
+        match action:
+            case SendSuspect():
+                self._send(wire.suspect(action.worker_id, action.epoch, action.reason))
+            case Leave(reason=reason):
+                if self._duplex is not None:
+                    self._duplex.end(reason)
+            case Dial(after_s=after_s, reason=reason):
+                again = {"reason": reason, "again_in_s": round(after_s, 3)}
+                log.warning("no stream to the scheduler", **again)
+                self._dial_after_s = after_s
+            case SchedulerLost(reason=reason):
+                self._on_lost(reason)
+            case OutageBegan(why=why, view_age_s=view_age_s):
+                told = {"why": why, "view_age_s": round(view_age_s, 3)}
+                log.warning("planning without the scheduler", **told)
+            case OutageOver(plans_made=plans_made):
+                log.warning("the scheduler plans again", planned_without_it=plans_made)
+            case _:
+                assert_never(action)
+
+    def _send(self, item: _Item) -> None:
+        if self._duplex is not None:
+            self._duplex.send(item)
+
+
+def _bounds(options: SchedulerOptions) -> DeskBounds:
+    return DeskBounds(
+        plan_timeout_s=options.plan_timeout_s,
+        plan_patience_s=options.plan_patience_s,
+        plans_told_interval_s=options.plans_told_interval_s,
+        view_max_age_s=options.view_max_age_s,
+        load_fade_s=options.load_fade_s,
+        backoff_min_s=options.backoff_min_s,
+        backoff_max_s=options.backoff_max_s,
+    )
+
+
+def _placement(placed: CorePlacement | None) -> Placement | None:
+    if placed is None:
+        return None
+    return Placement(worker_id=placed.worker_id, address=placed.address, epoch=placed.epoch)

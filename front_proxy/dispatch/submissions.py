@@ -1,0 +1,79 @@
+"""What a request asks of the scheduler and of its workers, from what its machine decided. Pure; sends nothing."""
+
+from __future__ import annotations
+
+from front_proxy.planning.events import PlanQuestion
+from front_proxy.request.events import AskPlan, StartDecode, StartPrefill
+from front_proxy.request.generation import Continuation, GenerationRequest
+from front_proxy.request.work import Stage, WorkOrder
+from kv_transfer.handoff.handoff import KvHandoff
+
+
+def question(request: GenerationRequest, ask: AskPlan, *, left_s: float) -> PlanQuestion:
+    """Where may it run? ``left_s`` is what is left of its deadline, in all three."""
+    return PlanQuestion(
+        ask=ask,
+        request_id=request.request_id,
+        prompt_tokens=len(request.token_ids) + ask.shown_tokens,
+        output_tokens_max=request.output_tokens_max - ask.shown_tokens,
+        priority=request.priority,
+        priority_class=request.priority_class,
+        tenant=request.tenant,
+        wait_max_s=left_s,
+    )
+
+
+def prefill(request: GenerationRequest, start: StartPrefill, *, left_s: float) -> WorkOrder:
+    """Prompt and shown tokens, and one token more."""
+    sampling = request.decode_sampling if start.whole else request.prefill_sampling
+    if start.shown:
+        sampling = _continuation(request).first(len(start.shown))
+    return _order(request, start, Stage.PREFILL, sampling, left_s=left_s)
+
+
+def decode(request: GenerationRequest, start: StartDecode, *, left_s: float) -> WorkOrder:
+    """Prompt and shown tokens, and all that is left."""
+    sampling = request.decode_sampling
+    if start.shown:
+        sampling = _continuation(request).rest(len(start.shown))
+    return _order(
+        request,
+        start,
+        Stage.DECODE,
+        sampling,
+        left_s=left_s,
+        handoff=start.handoff,
+        blocks_reserved=start.blocks_reserved,
+    )
+
+
+def _continuation(request: GenerationRequest) -> Continuation:
+    assert request.continuation is not None, "tokens are given to an engine that cannot go on from them"
+    return request.continuation
+
+
+def _order(
+    request: GenerationRequest,
+    start: StartPrefill | StartDecode,
+    stage: Stage,
+    sampling: bytes,
+    *,
+    left_s: float,
+    handoff: KvHandoff | None = None,
+    blocks_reserved: int = 0,
+) -> WorkOrder:
+    return WorkOrder(
+        request_id=f"{request.request_id}-{stage.value[0]}{start.attempt}",
+        stage=stage,
+        token_ids=[*request.token_ids, *start.shown] if start.shown else request.token_ids,
+        sampling=sampling,
+        handoff=handoff,
+        blocks_reserved=blocks_reserved,
+        deadline_s=left_s,
+        priority=request.priority,
+        cache_salt=request.cache_salt,
+        session_id=request.session_id,
+        trace_headers=request.trace_headers,
+        reasoning_ended=request.reasoning_ended,
+        reasoning_parser_kwargs=request.reasoning_parser_kwargs,
+    )

@@ -1,0 +1,240 @@
+"""The front proxy's values to and from protobuf. Converts; never decides."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+
+from engine.protocol import Finish, FinishReason, Logprobs
+from front_proxy.planning.cluster_view import WorkerEntry
+from front_proxy.planning.events import Granted, PlanQuestion, Refused, ToldToWait, ViewShown
+from front_proxy.request.events import Outcome
+from front_proxy.request.work import FirstFacts, Stage, WorkerOutput, WorkOrder
+from kv_transfer.handoff import wire as handoff_wire
+from kv_transfer.handoff.handoff import KvHandoff
+from protos.scheduler.v1 import scheduler_pb2
+from protos.worker.v1 import worker_pb2
+from runtime.failures import Failure, FailureKind
+from scheduler import wire as scheduler_wire
+from scheduler.actions import Placement as CorePlacement
+from scheduler.events import RunningPlan
+
+_FINISH: dict[int, FinishReason] = {
+    worker_pb2.FINISH_REASON_STOP: "stop",
+    worker_pb2.FINISH_REASON_LENGTH: "length",
+    worker_pb2.FINISH_REASON_ABORT: "abort",
+    worker_pb2.FINISH_REASON_ERROR: "error",
+}
+
+
+def submit(slot: int, order: WorkOrder, held_s: float) -> worker_pb2.AttachRequest:
+    """The submission of ``order`` after it waited ``held_s`` here."""
+    # Filled where it lies: a message given to another one's constructor is copied, with all its tokens.
+    request = worker_pb2.AttachRequest()
+    message = request.submit
+    message.slot = slot
+    message.request_id = order.request_id
+    message.token_ids.extend(order.token_ids)
+    message.sampling = order.sampling
+    message.priority = order.priority
+    message.cache_salt = order.cache_salt or ""
+    message.session_id = order.session_id or ""
+    if order.trace_headers:
+        message.trace_headers.update(order.trace_headers)
+    if order.reasoning_ended is not None:
+        message.reasoning_ended = order.reasoning_ended
+    message.reasoning_parser_kwargs = order.reasoning_parser_kwargs
+    # 0 would mean "no deadline", so the last moments count as one millisecond.
+    message.deadline_ms = max(int((order.deadline_s - held_s) * 1000), 1) if order.deadline_s else 0
+    message.blocks_reserved = order.blocks_reserved
+    match order.stage:
+        case Stage.PREFILL:
+            message.prefill.SetInParent()
+        case Stage.DECODE:
+            message.decode.SetInParent()
+            if order.handoff is not None:
+                aged = handoff_wire.aged(order.handoff, held_s)
+                message.decode.handoff.CopyFrom(handoff_wire.to_wire(aged))
+    return request
+
+
+def abort(slot: int) -> worker_pb2.AttachRequest:
+    """Stop the work on ``slot``."""
+    return worker_pb2.AttachRequest(abort=worker_pb2.Abort(slot=slot))
+
+
+def release(handoff: KvHandoff, *, pulled: bool) -> worker_pb2.AttachRequest:
+    """The hand-off is not needed any more."""
+    return worker_pb2.AttachRequest(
+        release=worker_pb2.ReleaseHandoff(lease_id=handoff.lease_id, epoch=handoff.epoch, pulled=pulled)
+    )
+
+
+def renew(handoff: KvHandoff) -> worker_pb2.AttachRequest:
+    """A decode worker that was given the hand-off has not answered yet."""
+    return worker_pb2.AttachRequest(renew=worker_pb2.RenewHandoff(lease_id=handoff.lease_id, epoch=handoff.epoch))
+
+
+def token_parts(step: worker_pb2.StepOutputs) -> Iterable[tuple[int, list[int]]]:
+    """Slot by slot the tokens in a step's columns. Raises ValueError when the columns do not fit together."""
+    # A slice: three times as fast as list() of it.
+    slots, counts, token_ids = step.token_slots[:], step.token_counts[:], step.token_ids[:]
+    if not counts and len(slots) == len(token_ids):
+        return zip(slots, ([token] for token in token_ids), strict=True)
+    if len(counts) != len(slots) or sum(counts) != len(token_ids):
+        raise ValueError(f"{len(slots)} slots, {len(counts)} counts and {len(token_ids)} tokens do not fit together")
+    ends = list(itertools.accumulate(counts))
+    return [(slot, token_ids[end - count : end]) for slot, count, end in zip(slots, counts, ends, strict=True)]
+
+
+def worker_output(delta: worker_pb2.Delta) -> WorkerOutput:
+    """What a delta without a failure says."""
+    finish: Finish | None = None
+    if delta.finish:
+        stop = delta.stop_token_id if delta.HasField("stop_token_id") else None
+        finish = Finish(_FINISH.get(delta.finish, "error"), stop)
+    return WorkerOutput(
+        token_ids=delta.token_ids[:],
+        finish=finish,
+        first=_first(delta.first) if delta.HasField("first") else None,
+        logprobs=_logprobs(delta.logprobs) if delta.HasField("logprobs") else None,
+        prompt_logprobs=_logprobs(delta.prompt_logprobs) if delta.HasField("prompt_logprobs") else None,
+        handoff=handoff_wire.from_wire(delta.handoff) if delta.HasField("handoff") else None,
+    )
+
+
+def ends_slot(delta: worker_pb2.Delta) -> bool:
+    """Whether nothing more follows on the delta's slot."""
+    return bool(delta.finish) or delta.HasField("failure")
+
+
+def _first(message: worker_pb2.FirstDelta) -> FirstFacts:
+    return FirstFacts(
+        cached_tokens=message.cached_tokens,
+        external_tokens=message.external_tokens,
+        admission_s=message.admission_us / 1e6,
+        queue_s=message.queue_us / 1e6,
+        compute_s=message.compute_us / 1e6,
+    )
+
+
+def _logprobs(message: worker_pb2.Logprobs) -> Logprobs:
+    return Logprobs(
+        width=message.width,
+        token_ids=message.token_ids[:],
+        logprobs=message.logprobs[:],
+        ranks=message.ranks[:],
+    )
+
+
+def failure(kind: str, message: str, retry_after_ms: int) -> Failure:
+    """A failure a peer told us about; one we do not know is internal."""
+    known = kind in FailureKind._value2member_map_
+    return Failure(
+        kind=FailureKind(kind) if known else FailureKind.INTERNAL,
+        message=message,
+        retry_after_s=retry_after_ms / 1000 if retry_after_ms else None,
+    )
+
+
+def plan_request(plan_id: int, question: PlanQuestion) -> scheduler_pb2.FrontUpdate:
+    """The question as it is sent."""
+    # Filled where it lies, here and below: a third of what a message costs that is built and then copied.
+    update = scheduler_pb2.FrontUpdate()
+    message, ask = update.plan, question.ask
+    message.plan_id = plan_id
+    message.request_id = question.request_id
+    message.prompt_tokens = question.prompt_tokens
+    message.output_tokens_max = question.output_tokens_max
+    message.priority = question.priority
+    message.tenant = question.tenant
+    message.wait_max_ms = math.ceil(question.wait_max_s * 1000)
+    if ask.excluded_worker_ids:
+        message.excluded_worker_ids.extend(ask.excluded_worker_ids)
+    if ask.pinned_decode_worker:
+        message.pinned_decode_worker_id = ask.pinned_decode_worker
+    if ask.prefill_only:
+        message.prefill_only = True
+    if ask.resumed:
+        message.resumed = True
+    if question.priority_class:
+        message.priority_class = question.priority_class
+    return update
+
+
+def plans_running(plans: Iterable[RunningPlan], *, asked: Iterable[int], complete: bool) -> scheduler_pb2.FrontUpdate:
+    """What this front proxy runs."""
+    told = [
+        scheduler_pb2.RunningPlan(
+            plan_id=plan.plan_id,
+            request_id=plan.request_id,
+            prefill=_placed(plan.prefill),
+            decode=_placed(plan.decode),
+            decode_blocks_reserved=plan.decode_blocks,
+        )
+        for plan in plans
+    ]
+    running = scheduler_pb2.PlansRunning(plans=told, asked_plan_ids=asked, complete=complete)
+    return scheduler_pb2.FrontUpdate(running=running)
+
+
+def _placed(placement: CorePlacement | None) -> scheduler_pb2.Placement | None:
+    if placement is None:
+        return None
+    return scheduler_pb2.Placement(worker_id=placement.worker_id, address=placement.address, epoch=placement.epoch)
+
+
+def request_ended(plan_id: int, outcome: Outcome, output_tokens: int) -> scheduler_pb2.FrontUpdate:
+    """The plan's reservation is free."""
+    update = scheduler_pb2.FrontUpdate()
+    ended = update.ended
+    ended.plan_id = plan_id
+    ended.outcome = outcome
+    ended.output_tokens = output_tokens
+    return update
+
+
+def suspect(worker_id: str, epoch: int, reason: str) -> scheduler_pb2.FrontUpdate:
+    """Advice: this worker could not be used."""
+    return scheduler_pb2.FrontUpdate(
+        suspect=scheduler_pb2.WorkerSuspect(worker_id=worker_id, epoch=epoch, reason=reason)
+    )
+
+
+def word(message: scheduler_pb2.FrontReply) -> Granted | Refused | ToldToWait | ViewShown | None:
+    """What the scheduler says; None for what this version does not know."""
+    match message.WhichOneof("message"):
+        case "plan":
+            plan = message.plan
+            return Granted(
+                plan.plan_id,
+                _core_placement(plan.prefill) if plan.HasField("prefill") else None,
+                _core_placement(plan.decode) if plan.HasField("decode") else None,
+                plan.decode_blocks_reserved,
+                plan.reason,
+            )
+        case "refused":
+            told = message.refused
+            return Refused(told.plan_id, failure(told.kind, told.message, told.retry_after_ms))
+        case "waiting":
+            return ToldToWait(message.waiting.plan_id, message.waiting.wait_max_ms / 1000)
+        case "view":
+            view = message.view
+            return ViewShown(cluster(view), view.rebuilding)
+        case _:
+            return None
+
+
+def _core_placement(message: scheduler_pb2.Placement) -> CorePlacement:
+    return CorePlacement(message.worker_id, message.address, message.epoch)
+
+
+def cluster(message: scheduler_pb2.ClusterView) -> Sequence[WorkerEntry]:
+    """The workers of a view whose role we know."""
+    entries = ((scheduler_wire.facts(entry.info), entry) for entry in message.workers)
+    return [
+        WorkerEntry(facts, scheduler_wire.load(entry.load), entry.unusable)
+        for facts, entry in entries
+        if facts is not None
+    ]

@@ -1,0 +1,313 @@
+"""One Attach stream to one worker incarnation: slots, submissions, releases. Never decides what a failure means."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from front_proxy.dispatch import wire
+from front_proxy.dispatch.bidi_stream import Duplex
+from front_proxy.dispatch.lease_renewer import LeaseKeeper
+from front_proxy.request.work import Placement, WorkerOutput, WorkOrder
+from kv_transfer.handoff.handoff import KvHandoff
+from protos.worker.v1 import worker_pb2, worker_pb2_grpc
+from runtime.failures import Failure, FailureKind
+from runtime.grpc_server import channel
+
+log = structlog.get_logger(__name__)
+
+# Work that was aborted and whose last word has not come yet. Beyond it the link itself releases what comes late.
+ABORTED_SLOTS_MAX = 4096
+SLOT_MAX = 2**32
+
+
+class Receiver(Protocol):
+    """Gets what becomes of one order. Nothing follows a failure or an output with a finish."""
+
+    def on_output(self, output: WorkerOutput) -> None:
+        """The worker produced something."""
+        ...
+
+    def on_failure(self, failure: Failure) -> None:
+        """The worker refused or failed, or the stream to it is lost."""
+        ...
+
+
+class LinkOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What every link of a front proxy has in common."""
+
+    front_proxy_id: str
+    engine_version: str
+    connect_timeout_s: float
+    send_messages_max: int
+    message_bytes_max: int
+    handoff_renew_interval_s: float
+
+
+class _Submission(msgspec.Struct, frozen=True):
+    slot: int
+    order: WorkOrder
+    queued_at_s: float
+
+
+_Item = _Submission | worker_pb2.AttachRequest
+
+
+class WorkerLink:
+    """Orders may be submitted before the stream is open; they wait for it, and fail with it."""
+
+    def __init__(self, worker: Placement, options: LinkOptions) -> None:
+        self.worker = worker
+        self.opened = False
+        self.heard_s = float("-inf")
+        """When the worker last said anything, on the loop's clock."""
+        self._options = options
+        self._loop = asyncio.get_running_loop()
+        self._duplex: Duplex[_Item] = Duplex(
+            encode=self._encode, on_message=self._on_message, send_messages_max=options.send_messages_max
+        )
+        self._slots: dict[int, Receiver] = {}
+        self._aborted: collections.OrderedDict[int, Receiver] = collections.OrderedDict()
+        self._leases: set[str] = set()
+        self._next_slot = 1
+        opening = worker_pb2.Open(front_proxy_id=options.front_proxy_id, engine_version=options.engine_version)
+        self._duplex.send(worker_pb2.AttachRequest(open=opening))
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can be submitted any more."""
+        return self._duplex.ended
+
+    @property
+    def idle(self) -> bool:
+        """Whether ending the stream would cost nobody anything."""
+        return not self._slots and not self._leases and not self._aborted
+
+    @property
+    def leases_held(self) -> int:
+        """Hand-offs received over this stream and not released over it."""
+        return len(self._leases)
+
+    def submit(self, order: WorkOrder, receiver: Receiver) -> int:
+        """Send an order; returns its slot. A stream that is over is told through ``receiver`` at once."""
+        slot = self._free_slot()
+        self._slots[slot] = receiver
+        if not self._duplex.send(_Submission(slot, order, self._loop.time())):
+            del self._slots[slot]
+            receiver.on_failure(self._lost("the stream is over"))
+        return slot
+
+    def abort(self, slot: int) -> None:
+        """Stop what runs on ``slot``; its receiver still gets what was already on its way."""
+        receiver = self._slots.pop(slot, None)
+        if receiver is None:
+            return
+        self._aborted[slot] = receiver
+        if len(self._aborted) > ABORTED_SLOTS_MAX:
+            self._aborted.popitem(last=False)
+        self._duplex.send(wire.abort(slot))
+
+    def release(self, handoff: KvHandoff, *, pulled: bool) -> bool:
+        """Tell the worker. False when there is no stream: then the worker has released it already."""
+        if handoff.lease_id not in self._leases:
+            return False
+        self._leases.discard(handoff.lease_id)
+        return self._duplex.send(wire.release(handoff, pulled=pulled))
+
+    def renew(self, handoff: KvHandoff) -> bool:
+        """Ask the worker to hold it longer. False when it was released, or there is no stream."""
+        return handoff.lease_id in self._leases and self._duplex.send(wire.renew(handoff))
+
+    def end(self, reason: str) -> None:
+        """End the stream soon; what runs on it fails."""
+        self._duplex.end(reason)
+
+    async def run(self) -> str:
+        """Hold the stream open until it ends; returns why."""
+        reason = "the front proxy stops"
+        async with channel(self.worker.address, self._options.message_bytes_max) as connection:
+            call = worker_pb2_grpc.WorkerServiceStub(connection).Attach()
+            try:
+                reason = await self._duplex.run(call, connect_timeout_s=self._options.connect_timeout_s)
+            finally:
+                self._fail_all(reason)
+        return reason
+
+    def _fail_all(self, reason: str) -> None:
+        # The worker aborts and releases everything of a stream that ended, so nothing is left to be told.
+        self._leases.clear()
+        self._aborted.clear()
+        slots, self._slots = self._slots, {}
+        for receiver in slots.values():
+            receiver.on_failure(self._lost(reason))
+
+    def _lost(self, reason: str) -> Failure:
+        text = f"The stream to worker {self.worker.worker_id} broke: {reason}"
+        return Failure(kind=FailureKind.UNAVAILABLE, message=text, reached=self.opened)
+
+    def _free_slot(self) -> int:
+        # Never the number of a slot that just ended: a delta still on its way must not reach the next order.
+        while self._next_slot in self._slots or self._next_slot in self._aborted:
+            self._next_slot = self._next_slot % (SLOT_MAX - 1) + 1
+        slot = self._next_slot
+        self._next_slot = slot % (SLOT_MAX - 1) + 1
+        return slot
+
+    def _encode(self, item: _Item) -> worker_pb2.AttachRequest | None:
+        if not isinstance(item, _Submission):
+            return item
+        if item.slot not in self._slots:
+            # Aborted before it left. The abort behind it in the queue is for a slot the worker never saw.
+            self._aborted.pop(item.slot, None)
+            return None
+        try:
+            return wire.submit(item.slot, item.order, self._loop.time() - item.queued_at_s)
+        except (ValueError, TypeError, OverflowError) as error:
+            # What validation let through must cost its own request only, not the stream that all share.
+            log.exception("request cannot be put on the wire", request_id=item.order.request_id)
+            text = f"The request cannot be sent to a worker: {type(error).__name__}."
+            self._slots.pop(item.slot).on_failure(Failure(kind=FailureKind.INTERNAL, message=text))
+            return None
+
+    def _on_message(self, message: worker_pb2.AttachResponse) -> None:
+        if self._duplex.ended:
+            return  # after a message that was not understood, the next would leave a gap
+        self.heard_s = self._loop.time()
+        if message.HasField("step"):
+            self._on_step(message.step)
+        elif message.HasField("opened"):
+            self.opened = True
+            told = message.opened.worker
+            if told.epoch != self.worker.epoch:
+                self._duplex.end(f"it was started again (epoch {told.epoch}, not {self.worker.epoch})")
+
+    def _on_step(self, step: worker_pb2.StepOutputs) -> None:
+        try:
+            parts = wire.token_parts(step)
+        except ValueError as error:
+            # Whose tokens they are cannot be known: all that runs here goes on elsewhere.
+            self._duplex.end(f"its message makes no sense: {error}")
+            return
+        for slot, token_ids in parts:
+            receiver = self._slots.get(slot) or self._aborted.get(slot)
+            if receiver is not None:
+                receiver.on_output(WorkerOutput(token_ids=token_ids))
+        for delta in step.deltas:
+            self._on_delta(delta)
+
+    def _on_delta(self, delta: worker_pb2.Delta) -> None:
+        slot = delta.slot
+        receiver = self._slots.get(slot) or self._aborted.get(slot)
+        output = None
+        if not delta.HasField("failure"):
+            output = wire.worker_output(delta)
+            if output.handoff is not None:
+                self._leases.add(output.handoff.lease_id)
+        if wire.ends_slot(delta):
+            self._slots.pop(slot, None)
+            self._aborted.pop(slot, None)
+        if receiver is None:
+            if output is not None and output.handoff is not None:
+                self.release(output.handoff, pulled=False)
+        elif output is not None:
+            receiver.on_output(output)
+        else:
+            told = delta.failure
+            receiver.on_failure(wire.failure(told.kind, told.message, told.retry_after_ms))
+
+
+class WorkerLinks:
+    """All links of a front proxy, one per worker incarnation, dialled when first needed."""
+
+    def __init__(
+        self,
+        options: LinkOptions,
+        *,
+        retry_after_s: float,
+        spawn: Callable[[WorkerLink], None],
+        on_lost: Callable[[Placement, str], None],
+    ) -> None:
+        self._options = options
+        self._retry_after_s = retry_after_s
+        self._spawn = spawn
+        self._on_lost = on_lost
+        self._links: dict[tuple[str, int], WorkerLink] = {}
+        self._not_before_s: dict[tuple[str, int], float] = {}
+        self._loop = asyncio.get_running_loop()
+        self._keeper = LeaseKeeper(options.handoff_renew_interval_s, self._renew)
+
+    @property
+    def leases_held(self) -> int:
+        """Hand-offs received and not let go, over all workers."""
+        return sum(link.leases_held for link in self._links.values())
+
+    def submit(self, worker: Placement, order: WorkOrder, receiver: Receiver) -> int:
+        """Send an order to a worker, connecting first where needed; returns its slot there."""
+        key = (worker.worker_id, worker.epoch)
+        link = self._links.get(key)
+        if link is None or link.ended:
+            if self._loop.time() < self._not_before_s.get(key, 0.0):
+                text = f"Worker {worker.worker_id} could not be reached a moment ago."
+                receiver.on_failure(Failure(kind=FailureKind.UNAVAILABLE, message=text, reached=False))
+                return 0
+            link = WorkerLink(worker, self._options)
+            self._links[key] = link
+            self._spawn(link)
+        if order.handoff is not None:
+            self._keeper.keep(order.handoff)
+        return link.submit(order, receiver)
+
+    def abort(self, worker: Placement, slot: int) -> None:
+        """Stop an order's work."""
+        link = self._links.get((worker.worker_id, worker.epoch))
+        if link is not None:
+            link.abort(slot)
+
+    def release(self, handoff: KvHandoff, *, pulled: bool) -> bool:
+        """Give a hand-off back to its holder. False where the holder knows already."""
+        self._keeper.drop(handoff)
+        link = self._links.get((handoff.worker_id, handoff.epoch))
+        return link is not None and link.release(handoff, pulled=pulled)
+
+    def _renew(self, handoff: KvHandoff) -> bool:
+        link = self._links.get((handoff.worker_id, handoff.epoch))
+        return link is not None and link.renew(handoff)
+
+    def heard_s(self, worker: Placement) -> float:
+        """When a worker last said anything here, on the loop's clock; minus infinity where there is no stream."""
+        link = self._links.get((worker.worker_id, worker.epoch))
+        return link.heard_s if link is not None else float("-inf")
+
+    def forget(self, worker_id: str, epoch: int) -> None:
+        """The scheduler does not know this incarnation any more: end its stream if nothing needs it."""
+        self._not_before_s.pop((worker_id, epoch), None)
+        link = self._links.get((worker_id, epoch))
+        if link is not None and link.idle:
+            link.end("the worker left the cluster")
+
+    def end_all(self, reason: str) -> None:
+        """End every stream."""
+        self._keeper.close()
+        for link in self._links.values():
+            link.end(reason)
+
+    async def run_link(self, link: WorkerLink) -> None:
+        """Hold one link open to its end; what ``spawn`` starts."""
+        key = (link.worker.worker_id, link.worker.epoch)
+        try:
+            reason = await link.run()
+        finally:
+            if self._links.get(key) is link:
+                del self._links[key]
+        if not link.opened:
+            now_s = self._loop.time()
+            # Kept short: incarnations that can be dialled again are dropped with the rest.
+            self._not_before_s = {at: until for at, until in self._not_before_s.items() if until > now_s}
+            self._not_before_s[key] = now_s + self._retry_after_s
+        log.info("stream to worker ended", worker_id=link.worker.worker_id, reason=reason)
+        self._on_lost(link.worker, reason)

@@ -1,0 +1,1 @@
+"""vLLM's EngineClient over remote workers: sampling, sequences, outputs. Imports vLLM."""

@@ -1,0 +1,246 @@
+"""vLLM's EngineClient over remote engines. Renders, validates and detokenises here; computes and schedules nothing.
+
+vLLM's own InputProcessor, OutputProcessor and ParentRequest do their usual work; only the engine core is elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from vllm.config import VllmConfig
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+from vllm.outputs import RequestOutput
+from vllm.renderers import renderer_from_config
+from vllm.renderers.inputs.preprocess import extract_prompt_components
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.engine.output_processor import OutputProcessor
+
+from front_proxy.engine_client.client_base import GenerationOnlyClient
+from front_proxy.engine_client.errors import to_vllm
+from front_proxy.engine_client.sampling import drop_forbidden
+from front_proxy.engine_client.sequences import Sequences, SequenceSource
+from front_proxy.engine_client.serving_metrics import REFUSALS
+from front_proxy.gateway.request_context import NOTES
+from runtime.failures import Failure, FailureError, FailureKind
+
+TASKS = ("generate",)
+_PRIORITY_LIMIT = 2**31
+_SHUT = "This front proxy is shutting down."
+_NO_WORKER = "No usable worker set: a decode worker must be up and registered."
+
+
+class ClientBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of one front proxy."""
+
+    requests_in_flight_max: int
+    prompt_tokens_max: int
+    block_size_tokens: int
+    name_characters_max: int
+    retry_after_s: float
+    seed_for_replay: bool = True
+
+
+class RemoteEngineClient(GenerationOnlyClient):
+    """What vLLM's serving classes take for their engine."""
+
+    def __init__(self, vllm_config: VllmConfig, source: SequenceSource, bounds: ClientBounds) -> None:
+        self.vllm_config = vllm_config
+        self.model_config = vllm_config.model_config
+        self.renderer = renderer_from_config(vllm_config)
+        self.input_processor = InputProcessor(vllm_config, self.renderer)
+        self.output_processor = OutputProcessor(self.renderer.tokenizer, log_stats=False)
+        self.draining = False
+        self.idle = asyncio.Event()
+        """Set while no request runs."""
+        self.idle.set()
+        self._open = 0
+        self._source = source
+        self._sequences = Sequences(
+            source, self.output_processor, bounds.block_size_tokens, seed_for_replay=bounds.seed_for_replay
+        )
+        self._bounds = bounds
+        self._context_tokens_model = self.model_config.max_model_len
+
+    # --- what the app asks before it starts a response -------------------------------------------------------------
+
+    @property
+    def is_running(self) -> bool:
+        """Always true: vLLM's error handler ends the HTTP server of an engine that is not."""
+        return True
+
+    @property
+    def is_stopped(self) -> bool:
+        """Never: see is_running."""
+        return False
+
+    @property
+    def errored(self) -> bool:
+        """No new request can be served now."""
+        return self.draining or not self._source.cluster().usable
+
+    @property
+    def dead_error(self) -> BaseException:
+        """Why, as an answer with 503."""
+        REFUSALS.labels("draining" if self.draining else "no_worker").inc()
+        return GracefulHTTPError(_SHUT if self.draining else _NO_WORKER, HTTPStatus.SERVICE_UNAVAILABLE)
+
+    async def check_health(self) -> None:
+        """Raise EngineDeadError (503 on /health) when no new request can be served."""
+        if self.errored:
+            raise EngineDeadError
+
+    def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
+        """Refuse with 429 what would exceed the bound on sequences in flight."""
+        self.refresh_limits()
+        if n > self._bounds.requests_in_flight_max:
+            raise VLLMValidationError(
+                f"n must be at most {self._bounds.requests_in_flight_max}, got {n}.", parameter="n"
+            )
+        if self.requests_running + n > self._bounds.requests_in_flight_max:
+            REFUSALS.labels("in_flight").inc()
+            failure = Failure(
+                kind=FailureKind.EXHAUSTED,
+                message=f"This front proxy already runs {self.requests_running} of at most "
+                f"{self._bounds.requests_in_flight_max} sequences. Please try again later.",
+                retry_after_s=self._bounds.retry_after_s,
+            )
+            raise _refusal(failure)
+
+    def refresh_limits(self) -> None:
+        """Accept no prompt that the workers would refuse: engines may shrink their context to fit KV memory."""
+        workers = self._source.cluster().context_tokens_max
+        limit = min(self._context_tokens_model, workers) if workers else self._context_tokens_model
+        if self.model_config.max_model_len != limit:
+            self.model_config.max_model_len = limit
+
+    @property
+    def requests_running(self) -> int:
+        """Sequences in flight."""
+        return int(self.output_processor.get_num_unfinished_requests())
+
+    async def get_supported_tasks(self) -> tuple[Any, ...]:
+        """Generation only."""
+        return TASKS
+
+    # --- generation ------------------------------------------------------------------------------------------------
+
+    async def generate(
+        self,
+        prompt: Any,
+        sampling_params: SamplingParams,
+        request_id: str,
+        *,
+        prompt_text: str | None = None,
+        lora_request: Any = None,
+        tokenization_kwargs: dict[str, Any] | None = None,
+        trace_headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+        data_parallel_rank: int | None = None,
+        session_id: str | None = None,
+        kv_hints: Any = None,
+        reasoning_ended: bool | None = None,
+        reasoning_parser_kwargs: dict[str, Any] | None = None,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Yield outputs as AsyncLLM does. Closing or cancelling it cancels all remote work."""
+        # First of all, so that bad input gets vLLM's own words and costs no worker anything.
+        request = self._validated(
+            prompt,
+            sampling_params,
+            request_id,
+            lora_request=lora_request,
+            trace_headers=trace_headers,
+            priority=priority,
+            session_id=session_id,
+        )
+        request.reasoning_ended = reasoning_ended
+        request.reasoning_parser_kwargs = reasoning_parser_kwargs
+        text, _, _ = extract_prompt_components(self.model_config, prompt)
+        self.check_admission(request.sampling_params.n)
+        if self.errored:
+            raise self.dead_error
+        outputs = self._sequences.outputs(request, text)
+        self._open += 1
+        self.idle.clear()
+        try:
+            async for output in outputs:
+                yield output
+        except FailureError as error:
+            raise _refusal(error.failure) from error
+        finally:
+            self._open -= 1
+            if self._open == 0:
+                self.idle.set()
+            await outputs.aclose()
+
+    def _validated(self, prompt: Any, params: SamplingParams, request_id: str, **facts: Any) -> EngineCoreRequest:
+        if not isinstance(prompt, dict) or prompt.get("type") != "token":
+            raise NotImplementedError("Only text and token prompts are supported; no images, audio or embeddings.")
+        if params.prompt_logprob_token_ids is not None:
+            raise NotImplementedError("prompt_logprob_token_ids is not supported.")
+        request = self.input_processor.process_inputs(request_id, prompt, params, TASKS, **facts)
+        prompt_tokens = len(request.prompt_token_ids or ())
+        if prompt_tokens > self._bounds.prompt_tokens_max:
+            REFUSALS.labels("too_large").inc()
+            message = f"The prompt has {prompt_tokens} tokens; at most {self._bounds.prompt_tokens_max} are accepted."
+            raise _refusal(Failure(kind=FailureKind.TOO_LARGE, message=message))
+        _check_wire(request, self._bounds.name_characters_max)
+        self.input_processor.assign_request_id(request)
+        assert request.sampling_params is not None
+        drop_forbidden(request.sampling_params)
+        self._fit_context(request.sampling_params, prompt_tokens)
+        return request
+
+    def _fit_context(self, params: SamplingParams, prompt_tokens: int) -> None:
+        """Ask for no more than the context holds, as vLLM's HTTP layer does: an output that ends there is whole."""
+        room = self.model_config.max_model_len - prompt_tokens
+        if params.max_tokens is None or params.max_tokens > room:
+            params.max_tokens = room
+        if params.min_tokens > room:
+            raise VLLMValidationError(
+                f"min_tokens must be at most {room}, what the context has left, got {params.min_tokens}.",
+                parameter="min_tokens",
+            )
+
+    async def abort(self, request_id: str | Iterable[str]) -> None:
+        """End requests by their external ids; their generators yield a last output with finish reason abort."""
+        ids = [request_id] if isinstance(request_id, str) else list(request_id)
+        self.output_processor.abort_requests(ids, internal=False)
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """Free the renderer's threads. Remote engines stay as they are."""
+        self.renderer.shutdown()
+
+
+def _check_wire(request: EngineCoreRequest, name_characters_max: int) -> None:
+    """Refuse what vLLM would take and no message of ours can carry, or would carry again and again."""
+    if not -_PRIORITY_LIMIT <= request.priority < _PRIORITY_LIMIT:
+        raise VLLMValidationError(
+            f"priority must be between {-_PRIORITY_LIMIT} and {_PRIORITY_LIMIT - 1}, got {request.priority}.",
+            parameter="priority",
+        )
+    for name in ("request_id", "cache_salt", "session_id"):
+        value = getattr(request, name) or ""
+        if len(value) > name_characters_max:
+            raise VLLMValidationError(
+                f"{name} must have at most {name_characters_max} characters, got {len(value)}.", parameter=name
+            )
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise VLLMValidationError(f"{name} is not valid Unicode: {error.reason}.", parameter=name) from error
+
+
+def _refusal(failure: Failure) -> Exception:
+    """The exception for vLLM's app; the HTTP layer reads the failure itself from the notes, gRPC from the cause."""
+    if (notes := NOTES.get()) is not None:
+        notes.failure = failure
+    error = to_vllm(failure)
+    error.__cause__ = FailureError(failure)
+    return error

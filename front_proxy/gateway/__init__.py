@@ -1,0 +1,1 @@
+"""Identity and context of a request, resolved before either API."""

@@ -1,0 +1,1 @@
+"""The gRPC API for services that want throughput, and its client."""

@@ -1,0 +1,196 @@
+"""The public gRPC API's requests through vLLM's renderer and the RemoteEngineClient. Knows no gRPC."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, assert_never
+
+from vllm.exceptions import VLLMError
+from vllm.inputs.engine import tokens_input
+from vllm.logprobs import Logprob
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.renderers.inputs.preprocess import parse_model_prompt
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+from front_proxy.engine_client.client import RemoteEngineClient
+from front_proxy.engine_client.errors import from_vllm
+from front_proxy.gateway.identity import Asker
+from front_proxy.gateway.request_context import CLOCK, NOTES, RequestNotes
+from front_proxy.grpc_api.service import NamedModel
+from protos.inference.v1 import inference_pb2
+from runtime.failures import Failure, FailureError, FailureKind
+
+_SCALARS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "n",
+    "seed",
+    "ignore_eos",
+    "max_tokens",
+    "min_tokens",
+    "logprobs",
+    "prompt_logprobs",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "include_stop_str_in_output",
+)
+_LISTS = ("stop", "stop_token_ids", "bad_words", "allowed_token_ids")
+
+
+class VllmInference:
+    """Turns one GenerateRequest into GenerateResponses. Raises FailureError."""
+
+    def __init__(self, client: RemoteEngineClient, args: Namespace) -> None:
+        self._client = client
+        self._names: list[str] = list(args.served_model_name or [args.model])
+        # As the OpenAI side does: what the model's own generation config says holds where the client says nothing.
+        self._defaults: dict[str, Any] = client.model_config.get_diff_sampling_param()
+
+    def models(self) -> list[NamedModel]:
+        """What can be asked for."""
+        self._client.refresh_limits()
+        limit = self._client.model_config.max_model_len
+        return [NamedModel(name=name, context_tokens_max=limit) for name in self._names]
+
+    async def generate(
+        self, request: inference_pb2.GenerateRequest, *, asker: Asker, deadline_s: float | None
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+        """Responses of one request, the last one with usage. Closing it cancels the work."""
+        if request.model and request.model not in self._names:
+            raise FailureError(
+                Failure(kind=FailureKind.NOT_FOUND, message=f"The model `{request.model}` does not exist.")
+            )
+        notes = RequestNotes(CLOCK.monotonic_s(), deadline_s)
+        notes.asker = asker
+        NOTES.set(notes)
+        usage = inference_pb2.Usage()
+        prompt_told = False
+        try:
+            self._client.refresh_limits()
+            outputs = self._client.generate(
+                await self._prompt(request),
+                sampling_params(request, self._defaults),
+                request.request_id,
+                priority=request.priority,
+                session_id=request.session_id or None,
+            )
+            try:
+                async for output in outputs:
+                    response = _response(request, output, usage)
+                    if not prompt_told and output.prompt_logprobs:
+                        # Each choice brings them; they are the prompt's, and the same.
+                        prompt_told = True
+                        response.prompt_logprobs.extend(_candidates(row) for row in output.prompt_logprobs)
+                    yield response
+            finally:
+                await outputs.aclose()
+        except (VLLMError, ValueError, TypeError, OverflowError, NotImplementedError) as error:
+            raise FailureError(from_vllm(error)) from error
+
+    async def _prompt(self, request: inference_pb2.GenerateRequest) -> Any:
+        salt = request.cache_salt or None
+        match request.WhichOneof("prompt"):
+            case "tokens":
+                return tokens_input(list(request.tokens.ids), cache_salt=salt)
+            case "text":
+                renderer = self._client.renderer
+                parsed = parse_model_prompt(self._client.model_config, request.text)
+                (rendered,) = await renderer.render_cmpl_async([parsed], renderer.default_cmpl_tok_params)
+                if salt is not None:
+                    rendered["cache_salt"] = salt
+                return rendered
+            case None:
+                raise FailureError(Failure(kind=FailureKind.BAD_REQUEST, message="Neither text nor tokens are set."))
+            case other:
+                assert_never(other)
+
+
+def sampling_params(request: inference_pb2.GenerateRequest, defaults: dict[str, Any]) -> SamplingParams:
+    """vLLM's SamplingParams for the request's options; raises vLLM's own validation errors."""
+    options = request.sampling
+    values: dict[str, Any] = {"max_tokens": None, **defaults}
+    for name in _SCALARS:
+        if options.HasField(name):
+            value = getattr(options, name)
+            # A float travelled as float32; its shortest decimal is what the client wrote.
+            values[name] = float(f"{value:.7g}") if isinstance(value, float) else value
+    for name in _LISTS:
+        if items := getattr(options, name):
+            values[name] = list(items)
+    if options.logit_bias:
+        values["logit_bias"] = {token: float(f"{bias:.7g}") for token, bias in options.logit_bias.items()}
+    values["structured_outputs"] = _structured(options)
+    if request.HasField("return_text") and not request.return_text and not options.stop:
+        values["detokenize"] = False
+    kind = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
+    return SamplingParams.from_optional(**values, output_kind=kind, skip_clone=True)
+
+
+def _structured(options: inference_pb2.SamplingOptions) -> StructuredOutputsParams | None:
+    match options.WhichOneof("structured_output"):
+        case None:
+            return None
+        case "json_schema":
+            return StructuredOutputsParams(json=options.json_schema)
+        case "regex":
+            return StructuredOutputsParams(regex=options.regex)
+        case "choice":
+            return StructuredOutputsParams(choice=list(options.choice.choices))
+        case "grammar":
+            return StructuredOutputsParams(grammar=options.grammar)
+        case "json_object":
+            return StructuredOutputsParams(json_object=options.json_object)
+        case other:
+            assert_never(other)
+
+
+def _response(
+    request: inference_pb2.GenerateRequest, output: RequestOutput, usage: inference_pb2.Usage
+) -> inference_pb2.GenerateResponse:
+    with_text = not request.HasField("return_text") or request.return_text
+    usage.completion_tokens += sum(len(choice.token_ids) for choice in output.outputs)
+    response = inference_pb2.GenerateResponse(
+        request_id=request.request_id, choices=[_choice(choice, with_text=with_text) for choice in output.outputs]
+    )
+    if output.finished:
+        usage.prompt_tokens = len(output.prompt_token_ids or ())
+        usage.cached_tokens = output.num_cached_tokens or 0
+        response.usage.CopyFrom(usage)
+    return response
+
+
+def _choice(choice: CompletionOutput, *, with_text: bool) -> inference_pb2.Choice:
+    message = inference_pb2.Choice(
+        index=choice.index,
+        text=choice.text if with_text else "",
+        token_ids=choice.token_ids,
+        finish_reason=choice.finish_reason or "",
+    )
+    match choice.stop_reason:
+        case str(text):
+            message.stop_text = text
+        case int(token_id):
+            message.stop_token_id = token_id
+        case _:
+            pass
+    message.logprobs.extend(_candidates(row) for row in choice.logprobs or ())
+    return message
+
+
+def _candidates(row: Mapping[int, Logprob] | None) -> inference_pb2.TokenLogprobs:
+    """One position; None is the prompt's first."""
+    return inference_pb2.TokenLogprobs(
+        candidates=[_token_logprob(token_id, logprob) for token_id, logprob in (row or {}).items()]
+    )
+
+
+def _token_logprob(token_id: int, logprob: Logprob) -> inference_pb2.TokenLogprob:
+    return inference_pb2.TokenLogprob(
+        token_id=token_id, logprob=logprob.logprob, rank=logprob.rank or 0, text=logprob.decoded_token or ""
+    )

@@ -1,0 +1,287 @@
+"""The public gRPC service: Generate, GenerateMany, ListModels. Knows gRPC and our messages, no vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Protocol
+
+import grpc
+import msgspec
+import structlog
+
+from front_proxy.engine_client.serving_metrics import GRPC_STREAMS
+from front_proxy.gateway.identity import Asker, asker_of_call, asker_of_request, unknown_class
+from front_proxy.grpc_api.output_queue import ManyOutputs
+from protos.inference.v1 import inference_pb2, inference_pb2_grpc
+from runtime.failures import Failure, FailureError, FailureKind
+from runtime.grpc_errors import abort, code_of
+
+SERVICE = "baton.inference.v1.InferenceService"
+NO_DEADLINE_S = 365 * 24 * 3600.0
+_PRIORITY_CLASSES: dict[int, str] = {
+    inference_pb2.PRIORITY_CLASS_INTERACTIVE: "interactive",
+    inference_pb2.PRIORITY_CLASS_DEFAULT: "default",
+    inference_pb2.PRIORITY_CLASS_BATCH: "batch",
+}
+_MESSAGE_CHARACTERS_MAX = 4096
+_NAMES = ("request_id", "tenant", "session_id", "cache_salt")
+log = structlog.get_logger(__name__)
+
+Context = grpc.aio.ServicerContext[object, object]
+
+
+class NamedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model as clients see it."""
+
+    name: str
+    context_tokens_max: int
+
+
+class Inference(Protocol):
+    """What answers the requests."""
+
+    def models(self) -> Sequence[NamedModel]:
+        """What can be asked for."""
+        ...
+
+    def generate(
+        self, request: inference_pb2.GenerateRequest, *, asker: Asker, deadline_s: float | None
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+        """Responses, the last one with usage. Raises FailureError; closing it cancels the work."""
+        ...
+
+
+class StreamBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of one GenerateMany stream; sequences in flight over all streams are the inference's."""
+
+    requests_max: int
+    outputs_max: int
+    """Outputs that wait for a slow reader."""
+    output_bytes_max: int
+    """Bytes of them."""
+    message_bytes_max: int
+    """Longest message of the server."""
+    name_characters_max: int
+    """Longest of the names that a request has."""
+    retry_after_s: float
+
+
+class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
+    """The rpcs over one inference."""
+
+    def __init__(self, inference: Inference, bounds: StreamBounds) -> None:
+        self._inference = inference
+        self._bounds = bounds
+
+    async def Generate(  # noqa: N802 - gRPC's name
+        self, request: inference_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        """One request; its responses as they come."""
+        request.request_id = request.request_id or _request_id()
+        with GRPC_STREAMS.labels("Generate").track_inprogress():
+            try:
+                _check_names(request, self._bounds.name_characters_max)
+                asker = _asker(_caller(context), request)
+            except FailureError as error:
+                await abort(context, error.failure)
+            responses = self._inference.generate(request, asker=asker, deadline_s=_time_left_s(context))
+            try:
+                async for response in responses:
+                    yield response
+            except FailureError as error:
+                await abort(context, error.failure)
+            except Exception:
+                log.exception("request failed", request_id=request.request_id)
+                await abort(context, _bug())
+            finally:
+                await responses.aclose()
+
+    async def GenerateMany(  # noqa: N802 - gRPC's name
+        self, request_iterator: AsyncIterator[inference_pb2.GenerateManyRequest], context: Context
+    ) -> AsyncIterator[inference_pb2.GenerateManyResponse]:
+        """Many requests; what one turn of the event loop brought goes out in one message, or in as few as hold it."""
+        try:
+            caller = _caller(context)
+        except FailureError as error:
+            await abort(context, error.failure)
+        session = _ManySession(self._inference, caller, self._bounds)
+        reader = asyncio.create_task(session.read(request_iterator), name="generate-many-reader")
+        with GRPC_STREAMS.labels("GenerateMany").track_inprogress():
+            try:
+                async for batch in session.batches():
+                    yield batch
+                # A client whose own iterator failed ends the stream with its error.
+                await reader
+            finally:
+                reader.cancel()
+                await asyncio.gather(reader, return_exceptions=True)
+                await session.close()
+
+    async def ListModels(  # noqa: N802 - gRPC's name
+        self, request: inference_pb2.ListModelsRequest, context: Context
+    ) -> inference_pb2.ListModelsResponse:
+        """The served models."""
+        del request, context
+        return inference_pb2.ListModelsResponse(
+            models=[
+                inference_pb2.Model(id=model.name, context_tokens_max=model.context_tokens_max)
+                for model in self._inference.models()
+            ]
+        )
+
+
+class _ManySession:
+    """The state of one GenerateMany stream."""
+
+    def __init__(self, inference: Inference, caller: Asker, bounds: StreamBounds) -> None:
+        self._inference = inference
+        self._caller = caller
+        self._bounds = bounds
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._outputs = ManyOutputs(
+            count_max=bounds.outputs_max,
+            bytes_max=bounds.output_bytes_max,
+            message_bytes_max=bounds.message_bytes_max,
+        )
+        self._reading = True
+        self._changed = asyncio.Event()
+
+    async def read(self, requests: AsyncIterator[inference_pb2.GenerateManyRequest]) -> None:
+        """Start and stop requests until the client has said everything."""
+        try:
+            async for message in requests:
+                match message.WhichOneof("message"):
+                    case "generate":
+                        # A client that does not read is not read from either: refusals take memory too.
+                        await self._outputs.until_room()
+                        self._start(message.generate)
+                    case "cancel_request_id":
+                        if (task := self._running.get(message.cancel_request_id)) is not None:
+                            task.cancel()
+                    case _:
+                        pass
+        finally:
+            self._reading = False
+            self._changed.set()
+
+    async def batches(self) -> AsyncIterator[inference_pb2.GenerateManyResponse]:
+        """Messages until the client is done and every request has ended."""
+        while True:
+            self._changed.clear()
+            if self._outputs:
+                yield self._outputs.take()
+            elif not self._reading and not self._running:
+                return
+            else:
+                await self._changed.wait()
+
+    async def close(self) -> None:
+        """Cancel what still runs."""
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _start(self, request: inference_pb2.GenerateRequest) -> None:
+        request.request_id = request.request_id or _request_id()
+        name = request.request_id
+        try:
+            _check_names(request, self._bounds.name_characters_max)
+            asker = _asker(self._caller, request)
+        except FailureError as error:
+            self._fail(name[: self._bounds.name_characters_max], error.failure)
+            return
+        if name in self._running:
+            message = f"Request {name} already runs on this stream."
+            self._fail(name, Failure(kind=FailureKind.BAD_REQUEST, message=message))
+        elif len(self._running) >= self._bounds.requests_max:
+            message = f"This stream already runs {self._bounds.requests_max} requests."
+            retry = self._bounds.retry_after_s
+            self._fail(name, Failure(kind=FailureKind.EXHAUSTED, message=message, retry_after_s=retry))
+        else:
+            ended: set[int] = set()
+            task = asyncio.create_task(self._run(request, asker, ended), name=f"generate {name}")
+            self._running[name] = task
+            task.add_done_callback(lambda task: self._on_done(request, ended, task))
+
+    async def _run(self, request: inference_pb2.GenerateRequest, asker: Asker, ended: set[int]) -> None:
+        """Answer one request; the choices that finished are added to ``ended``."""
+        name = request.request_id
+        responses = self._inference.generate(request, asker=asker, deadline_s=None)
+        try:
+            async for response in responses:
+                ended.update(choice.index for choice in response.choices if choice.finish_reason)
+                await self._put(response)
+        except FailureError as error:
+            self._fail(name, error.failure)
+        except Exception:
+            log.exception("request failed", request_id=name)
+            self._fail(name, _bug())
+        finally:
+            await responses.aclose()
+
+    def _on_done(self, request: inference_pb2.GenerateRequest, ended: set[int], task: asyncio.Task[None]) -> None:
+        # Not in the task: one that is cancelled before its first step runs none of its code.
+        del self._running[request.request_id]
+        if task.cancelled():
+            # Nobody may have validated n yet.
+            choices = [
+                inference_pb2.Choice(index=index, finish_reason="abort")
+                for index in range(min(max(1, request.sampling.n), self._bounds.requests_max))
+                if index not in ended
+            ]
+            self._outputs.add(inference_pb2.GenerateResponse(request_id=request.request_id, choices=choices))
+        self._changed.set()
+
+    async def _put(self, response: inference_pb2.GenerateResponse) -> None:
+        await self._outputs.until_room()
+        self._outputs.add(response)
+        self._changed.set()
+
+    def _fail(self, request_id: str, failure: Failure) -> None:
+        self._outputs.add(
+            inference_pb2.RequestError(
+                request_id=request_id,
+                code=code_of(failure),
+                message=failure.message[:_MESSAGE_CHARACTERS_MAX],
+                reason=failure.kind.value.upper(),
+                retry_after_ms=math.ceil((failure.retry_after_s or 0.0) * 1000),
+            )
+        )
+        self._changed.set()
+
+
+def _caller(context: Context) -> Asker:
+    return asker_of_call(context.invocation_metadata() or ())
+
+
+def _asker(caller: Asker, request: inference_pb2.GenerateRequest) -> Asker:
+    """On whose behalf it comes. Raises FailureError for a class that is none."""
+    number = request.priority_class
+    if number and number not in _PRIORITY_CLASSES:
+        raise unknown_class("priority_class", str(number))
+    return asker_of_request(caller, tenant=request.tenant, priority_class=_PRIORITY_CLASSES.get(number, ""))
+
+
+def _check_names(request: inference_pb2.GenerateRequest, characters_max: int) -> None:
+    for field in _NAMES:
+        if (length := len(getattr(request, field))) > characters_max:
+            message = f"{field} must have at most {characters_max} characters, got {length}."
+            raise FailureError(Failure(kind=FailureKind.BAD_REQUEST, message=message))
+
+
+def _time_left_s(context: Context) -> float | None:
+    remaining = context.time_remaining()
+    # A call without a deadline has one a lifetime away.
+    return None if remaining is None or remaining > NO_DEADLINE_S else remaining
+
+
+def _bug() -> Failure:
+    return Failure(kind=FailureKind.INTERNAL, message="The request failed inside the front proxy; its log says why.")
+
+
+def _request_id() -> str:
+    return f"gen-{uuid.uuid4().hex}"

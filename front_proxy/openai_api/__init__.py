@@ -1,0 +1,1 @@
+"""The OpenAI server: vLLM's application, its guard and its connections."""

@@ -1,0 +1,315 @@
+"""The ASGI layer around vLLM's app: published routes, bounds, dropped fields, Retry-After, phases. Knows no vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+from front_proxy.engine_client.serving_metrics import DROPPED_FIELDS, REFUSALS
+from front_proxy.gateway.identity import asker
+from front_proxy.gateway.request_context import CLOCK, NOTES, RequestNotes, phases_ms, server_timing
+from runtime.failure_status import STATUS
+from runtime.failures import Failure, FailureError, FailureKind
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+AsgiApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+GENERATION_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
+# vLLM registers more; what is not named here answers 404.
+ROUTES = GENERATION_ROUTES | {
+    "/v1/models",
+    "/v1/messages/count_tokens",
+    "/tokenize",
+    "/detokenize",
+    "/health",
+    "/ping",
+    "/load",
+    "/version",
+    "/metrics",
+}
+FORBIDDEN_HEADERS = frozenset({b"x-data-parallel-rank"})
+FORBIDDEN_FIELDS = ("kv_transfer_params", "ec_transfer_params")
+# Told as a status instead of inside a 200 stream, so that clients and balancers retry.
+_STATUS_BEFORE_STREAM = frozenset(
+    {FailureKind.EXHAUSTED, FailureKind.UNAVAILABLE, FailureKind.STATE_LOST, FailureKind.DEADLINE}
+)
+_ABSENT = object()
+_RETRY_STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+
+
+class GuardBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds and switches of the guard."""
+
+    request_bytes_max: int
+    request_body_timeout_s: float
+    requests_in_flight_max: int
+    retry_after_s: float
+    phases_header: str
+    routes: frozenset[str]
+
+
+class HttpGuard:
+    """Wraps an ASGI app. While ``draining`` it refuses new generations; ``requests_running`` counts those that run."""
+
+    def __init__(self, app: AsgiApp, bounds: GuardBounds, *, draining: Callable[[], bool] = lambda: False) -> None:
+        self._app = app
+        self._bounds = bounds
+        self._draining = draining
+        self._phases_header = bounds.phases_header.lower().encode()
+        self.retiring = False
+        """Set: every response tells its client to close the connection."""
+        self.requests_running = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """One ASGI connection."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http" or scope["path"] not in self._bounds.routes:
+            await self._refuse(scope, send, "no_route", HTTPStatus.NOT_FOUND, "Not Found")
+            return
+        if scope["path"] not in GENERATION_ROUTES or scope["method"] != "POST":
+            await self._forward(scope, receive, send)
+            return
+        if self._draining():
+            await self._refuse(
+                scope, send, "draining", HTTPStatus.SERVICE_UNAVAILABLE, "This front proxy is shutting down."
+            )
+            return
+        if self.requests_running >= self._bounds.requests_in_flight_max:
+            message = f"This front proxy already runs {self.requests_running} requests. Please try again later."
+            await self._refuse(scope, send, "in_flight", HTTPStatus.TOO_MANY_REQUESTS, message)
+            return
+        self.requests_running += 1
+        self.idle.clear()
+        try:
+            await self._forward(scope, receive, send)
+        finally:
+            self.requests_running -= 1
+            if self.requests_running == 0:
+                self.idle.set()
+
+    async def _forward(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        notes = RequestNotes(CLOCK.monotonic_s())
+        try:
+            notes.asker = asker(scope["headers"])
+        except FailureError as error:
+            await self._refuse(scope, send, "bad_header", HTTPStatus.BAD_REQUEST, error.failure.message)
+            return
+        headers: list[tuple[bytes, bytes]] = []
+        explain = False
+        length = 0
+        for name, value in scope["headers"]:
+            if name in FORBIDDEN_HEADERS:
+                DROPPED_FIELDS.labels(name.decode()).inc()
+                continue
+            if name == self._phases_header:
+                explain = value.strip() in (b"1", b"true")
+            elif name == b"content-length" and value.isdigit():
+                length = int(value)
+            headers.append((name, value))
+        body: bytes | None = None
+        if scope["method"] == "POST":
+            try:
+                async with asyncio.timeout(self._bounds.request_body_timeout_s):
+                    body = await self._body(receive) if length <= self._bounds.request_bytes_max else None
+            except _ClientLeft:
+                return
+            except TimeoutError:
+                message = f"The request body did not arrive within {self._bounds.request_body_timeout_s:g} s."
+                await self._refuse(scope, send, "slow_body", HTTPStatus.REQUEST_TIMEOUT, message)
+                return
+            if body is None:
+                message = f"The request body is longer than {self._bounds.request_bytes_max} bytes."
+                await self._refuse(scope, send, "too_large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
+                return
+            body = _without_forbidden_fields(body)
+            headers = [
+                (name, str(len(body)).encode() if name == b"content-length" else value) for name, value in headers
+            ]
+            receive = _replay(body, receive)
+        token = NOTES.set(notes)
+        response = _Response(
+            send,
+            notes,
+            path=scope["path"],
+            explain=explain,
+            retry_after_s=self._bounds.retry_after_s,
+            retiring=lambda: self.retiring,
+        )
+        try:
+            await self._app({**scope, "headers": headers}, receive, response.send)
+        finally:
+            NOTES.reset(token)
+
+    async def _body(self, receive: Receive) -> bytes | None:
+        """The whole body; None when it is longer than the bound."""
+        chunks: list[bytes] = []
+        total = 0
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise _ClientLeft
+            chunk = message.get("body", b"")
+            total += len(chunk)
+            if total > self._bounds.request_bytes_max:
+                return None
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return b"".join(chunks)
+
+    async def _refuse(
+        self, scope: MutableMapping[str, Any], send: Send, reason: str, status: HTTPStatus, message: str
+    ) -> None:
+        REFUSALS.labels(reason).inc()
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": message})
+            return
+        await _send_error(send, scope["path"], status, message, self._bounds.retry_after_s)
+
+
+class _ClientLeft(Exception):
+    """The connection closed while the body was still being sent."""
+
+
+class _Response:
+    """Passes one response on, adding headers and, on a stream, a last comment line."""
+
+    def __init__(
+        self,
+        send: Send,
+        notes: RequestNotes,
+        *,
+        path: str,
+        explain: bool,
+        retry_after_s: float,
+        retiring: Callable[[], bool],
+    ) -> None:
+        self._send = send
+        self._retiring = retiring
+        self._notes = notes
+        self._path = path
+        self._explain = explain
+        self._retry_after_s = retry_after_s
+        self._held: Message | None = None
+        self._streaming = False
+        self._replaced = False
+        self._passing = False
+        """Nothing is left to be done but to pass on."""
+
+    async def send(self, message: Message) -> None:
+        """The app's messages, in order."""
+        if self._passing:
+            await self._send(message)
+            return
+        if self._replaced:
+            return
+        if message["type"] == "http.response.start":
+            await self._start(message)
+        elif message["type"] == "http.response.body":
+            await self._body(message)
+        else:
+            await self._send(message)
+
+    async def _start(self, message: Message) -> None:
+        headers: list[tuple[bytes, bytes]] = list(message.get("headers", ()))
+        names = {name.lower() for name, _ in headers}
+        if self._retiring():
+            headers.append((b"connection", b"close"))
+        if message["status"] in _RETRY_STATUSES and b"retry-after" not in names:
+            headers.append((b"retry-after", _retry_after(self._notes.failure, self._retry_after_s)))
+        kind = next((value for name, value in headers if name.lower() == b"content-type"), b"")
+        self._streaming = kind.startswith(b"text/event-stream")
+        if self._explain and not self._streaming and (timing := server_timing(self._notes)):
+            headers.append((b"server-timing", timing.encode()))
+        started = {**message, "headers": headers}
+        if self._streaming:
+            # Until the first chunk is there nothing was promised, and a failure may still become a status.
+            self._held = started
+            return
+        await self._send(started)
+
+    async def _body(self, message: Message) -> None:
+        if self._held is not None:
+            failure = self._notes.failure
+            if failure is not None and not self._notes.shown and failure.kind in _STATUS_BEFORE_STREAM:
+                self._replaced = True
+                status = HTTPStatus(STATUS[failure.kind].http_status)
+                retry_after_s = failure.retry_after_s or self._retry_after_s
+                await _send_error(self._send, self._path, status, failure.message, retry_after_s)
+                return
+            await self._send(self._held)
+            self._held = None
+            self._passing = not self._explain
+        last = not message.get("more_body", False)
+        if last and self._streaming and self._explain and (phases := phases_ms(self._notes)):
+            comment = f": baton {json.dumps(phases)}\n\n".encode()
+            message = {**message, "body": message.get("body", b"") + comment}
+        await self._send(message)
+
+
+def routes(extra: Iterable[str]) -> frozenset[str]:
+    """The published paths with those the operator added."""
+    return ROUTES | frozenset(extra)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if not given:
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        # What comes after the body is the client leaving.
+        return await receive()
+
+    return replay
+
+
+def _without_forbidden_fields(body: bytes) -> bytes:
+    """The body without fields that only Baton may set. Parsed only when it may hold one, escaped or in UTF-16."""
+    if b"_transfer_params" not in body and b"\\u00" not in body and b"\0" not in body:
+        return body
+    try:
+        value = json.loads(body)
+        if not isinstance(value, dict):
+            return body
+        dropped = [field for field in FORBIDDEN_FIELDS if value.pop(field, _ABSENT) is not _ABSENT]
+        cleaned = json.dumps(value).encode() if dropped else body
+    except (ValueError, RecursionError):
+        return body  # vLLM's own words for malformed or too deeply nested JSON
+    for field in dropped:
+        DROPPED_FIELDS.labels(field).inc()
+    return cleaned
+
+
+def _retry_after(failure: Failure | None, default_s: float) -> bytes:
+    seconds = failure.retry_after_s if failure is not None and failure.retry_after_s else default_s
+    return str(max(1, math.ceil(seconds))).encode()
+
+
+async def _send_error(send: Send, path: str, status: HTTPStatus, message: str, retry_after_s: float) -> None:
+    error: dict[str, Any] = {"message": message, "type": status.phrase, "param": None, "code": int(status)}
+    body: dict[str, Any] = {"error": error}
+    if path == "/v1/messages":
+        body = {"type": "error", "error": {"type": status.phrase, "message": message}}
+    content = json.dumps(body).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    if status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        # The rest of the body was not read and is not worth reading.
+        headers.append((b"connection", b"close"))
+    if status in _RETRY_STATUSES:
+        headers.append((b"retry-after", str(max(1, math.ceil(retry_after_s))).encode()))
+    await send({"type": "http.response.start", "status": int(status), "headers": headers})
+    await send({"type": "http.response.body", "body": content, "more_body": False})

@@ -1,0 +1,172 @@
+"""vLLM's own OpenAI app over a RemoteEngineClient, guarded, and the HTTP server around it. Owns no engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import socket
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import uvicorn
+from fastapi import FastAPI
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+
+from front_proxy.config import FrontProxyConfig
+from front_proxy.engine_client import private
+from front_proxy.engine_client.client import TASKS, RemoteEngineClient
+from front_proxy.engine_client.vllm_config import in_settings
+from front_proxy.openai_api.connection import HttpConnection
+from front_proxy.openai_api.guard import GENERATION_ROUTES, GuardBounds, HttpGuard, routes
+from runtime.grpc_server import join_address
+
+_BACKLOG = 2048
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its own signal handling: the process decides when to stop, and what stops first."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, and say so."""
+        await super().startup(sockets=sockets)
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to runtime.lifecycle."""
+        yield
+
+
+class OpenAiServer:
+    """The app, listening. ``start`` returns when connections are accepted."""
+
+    def __init__(
+        self,
+        app: FastAPI,
+        config: FrontProxyConfig,
+        *,
+        draining: Callable[[], bool] = lambda: False,
+        lifespan: Literal["on", "off"] = "on",
+    ) -> None:
+        self.app = app
+        self._lifespan = lifespan
+        self.guard = HttpGuard(
+            app,
+            GuardBounds(
+                request_bytes_max=config.request_bytes_max,
+                request_body_timeout_s=config.request_body_timeout_s,
+                requests_in_flight_max=config.requests_in_flight_max,
+                retry_after_s=config.retry_after_s,
+                phases_header=config.phases_header,
+                routes=routes(config.serving.extra_routes),
+            ),
+            draining=draining,
+        )
+        self.address = ""
+        self._config = config
+        self._listener: socket.socket | None = None
+        self._server: HttpServer | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def bind(self, listener: socket.socket | None = None) -> None:
+        """Take ``listener``, a bound socket, or bind one, and know the address. Raises OSError when it is taken."""
+        self._listener = listener or _bind(self._config.host, self._config.port)
+        self.address = join_address(self._config.host, self._listener.getsockname()[1])
+
+    async def start(self) -> None:
+        """Accept connections, those included that came while nobody did. Raises OSError when the address is taken."""
+        if self._listener is None:
+            self.bind()
+        assert self._listener is not None
+        serving = self._config.serving
+        self._server = HttpServer(
+            uvicorn.Config(
+                self.guard,
+                http=functools.partial(HttpConnection, send_timeout_s=self._config.client_send_timeout_s),
+                log_level=serving.log_level,
+                access_log=serving.access_log,
+                # Loggers are set up by runtime.logs.
+                log_config=None,
+                lifespan=self._lifespan,
+                backlog=_BACKLOG,
+                timeout_keep_alive=serving.keep_alive_timeout_s,
+                timeout_graceful_shutdown=max(1, round(self._config.close_timeout_s)),
+            )
+        )
+        # vLLM's error handler reads it.
+        self.app.state.server = self._server
+        self._task = asyncio.create_task(self._server.serve(sockets=[self._listener]), name="http")
+        waiter = asyncio.create_task(self._server.listening.wait())
+        await asyncio.wait({self._task, waiter}, return_when=asyncio.FIRST_COMPLETED)
+        waiter.cancel()
+        if self._task.done():
+            self._task.result()
+        if not self._server.started:
+            raise RuntimeError("The HTTP server did not start; the log says why.")
+
+    @property
+    def serving(self) -> asyncio.Task[None]:
+        """Ends only when the server does."""
+        assert self._task is not None, "not started"
+        return self._task
+
+    def retire(self) -> None:
+        """Accept no connection any more, and let every response from now on close its connection."""
+        self.guard.retiring = True
+        for server in self._server.servers if self._server is not None and self._server.started else ():
+            server.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether any client has a connection open."""
+        return self._server is not None and bool(self._server.server_state.connections)
+
+    async def stop(self) -> None:
+        """Close the listener and every connection within the configured bound."""
+        if self._server is None or self._task is None:
+            if self._listener is not None:
+                self._listener.close()
+            return
+        self._server.should_exit = True
+        done, _ = await asyncio.wait({self._task}, timeout=2 * self._config.close_timeout_s)
+        if not done:
+            self._server.force_exit = True
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=self._config.close_timeout_s)
+
+
+async def build(client: RemoteEngineClient, args: Namespace) -> FastAPI:
+    """vLLM's app with its state, ready to be called."""
+    level = logging.root.level
+    try:
+        app = build_app(args, TASKS, client.model_config)
+        await init_app_state(client, app.state, args, TASKS)
+        private.reword_refusals(app.state.online_renderer, in_settings)
+        # A request is held against one route after the other, by the router and by vLLM's metrics; no two routes share
+        # a path, so the order is free, and the paths that matter come first.
+        app.router.routes.sort(key=lambda route: getattr(route, "path", "") not in GENERATION_ROUTES)
+    finally:
+        # A library that vLLM's app uses for other hosts sets the whole process to log errors only.
+        logging.root.setLevel(level)
+    return app
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise OSError(f"cannot listen on {join_address(host, port)}: {error}") from error
+    return listener

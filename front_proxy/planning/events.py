@@ -1,0 +1,235 @@
+"""The vocabulary of PlanDesk: what it is told and what it wants done. Holds values only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from front_proxy.planning.cluster_view import WorkerEntry
+from front_proxy.request.events import AskPlan, Outcome
+from runtime.failures import Failure
+from scheduler.actions import Placement
+from scheduler.events import PlanRequested, RunningPlan
+
+
+class PlanQuestion(msgspec.Struct, frozen=True, kw_only=True):
+    """What the scheduler is told about a request; never its tokens."""
+
+    ask: AskPlan
+    request_id: str
+    prompt_tokens: int
+    output_tokens_max: int
+    priority: int
+    priority_class: str = ""
+    tenant: str = ""
+    wait_max_s: float = 0.0
+    """Longest wait for a place; 0: the scheduler's own bound."""
+
+
+def requested(session: int, plan_id: int, question: PlanQuestion) -> PlanRequested:
+    """The question as a scheduler's core hears it."""
+    ask = question.ask
+    return PlanRequested(
+        session=session,
+        plan_id=plan_id,
+        request_id=question.request_id,
+        prompt_tokens=question.prompt_tokens,
+        output_tokens_max=question.output_tokens_max,
+        priority=question.priority,
+        excluded_worker_ids=frozenset(ask.excluded_worker_ids),
+        pinned_decode_worker_id=ask.pinned_decode_worker or None,
+        tenant=question.tenant,
+        prefill_only=ask.prefill_only,
+        priority_class=question.priority_class,
+        wait_max_s=question.wait_max_s,
+        resumed=ask.resumed,
+    )
+
+
+class Asked(msgspec.Struct, frozen=True, gc=False):
+    """A request asks where to run. ``plan_id`` was never used before by this front proxy."""
+
+    plan_id: int
+    question: PlanQuestion
+
+
+class Ended(msgspec.Struct, frozen=True, gc=False):
+    """A request needs a plan no more, whether it was answered or not."""
+
+    plan_id: int
+    outcome: Outcome
+    output_tokens: int
+
+
+class Suspected(msgspec.Struct, frozen=True):
+    """A worker could not be used."""
+
+    worker_id: str
+    epoch: int
+    reason: str
+
+
+class Dialled(msgspec.Struct, frozen=True):
+    """A stream was begun to the address that ``PlanDesk.address`` names. Nothing came on it yet."""
+
+
+class Granted(msgspec.Struct, frozen=True, gc=False):
+    """The scheduler placed a request."""
+
+    plan_id: int
+    prefill: Placement | None
+    decode: Placement | None
+    decode_blocks: int
+    reason: str
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """The scheduler has no place for a request; nothing is reserved."""
+
+    plan_id: int
+    failure: Failure
+
+
+class ToldToWait(msgspec.Struct, frozen=True):
+    """The request is in the scheduler's queue, which answers within that time."""
+
+    plan_id: int
+    wait_max_s: float
+
+
+class ViewShown(msgspec.Struct, frozen=True):
+    """The scheduler shows the cluster. ``rebuilding``: it may not know everybody yet."""
+
+    workers: Sequence[WorkerEntry]
+    rebuilding: bool = False
+
+
+class Heard(msgspec.Struct, frozen=True, gc=False):
+    """A message of the scheduler. ``word`` None: one that this version does not know."""
+
+    word: Granted | Refused | ToldToWait | ViewShown | None
+    leader_epoch: int = 0
+    """Which leadership it speaks for; 0: there is only one scheduler."""
+
+
+class StreamLost(msgspec.Struct, frozen=True):
+    """The stream that was dialled is over, or never came about."""
+
+    reason: str
+    silent: bool = False
+    """The peer did not even refuse."""
+
+
+class Woke(msgspec.Struct, frozen=True):
+    """The time that ``PlanDesk.wake_s`` names has come. Told too early or once too often it changes nothing."""
+
+
+class Closed(msgspec.Struct, frozen=True):
+    """The front proxy stops: nothing more is dialled."""
+
+
+DeskEvent = Asked | Ended | Suspected | Dialled | Heard | StreamLost | Woke | Closed
+
+
+class AnswerPlan(msgspec.Struct, frozen=True, gc=False):
+    """Tell who asked for ``plan.plan_id`` where it may run. ``here``: planned without the scheduler."""
+
+    plan: RunningPlan
+    reason: str
+    here: bool = False
+
+
+class AnswerRefusal(msgspec.Struct, frozen=True):
+    """Tell who asked that it may not run, or that nobody answered in time. ``here`` as above."""
+
+    plan_id: int
+    failure: Failure
+    here: bool = False
+
+
+class SendQuestion(msgspec.Struct, frozen=True, gc=False):
+    """Ask the scheduler, on the stream that is open; so is all that is sent."""
+
+    plan_id: int
+    question: PlanQuestion
+
+
+class SendEnd(msgspec.Struct, frozen=True, gc=False):
+    """Have the scheduler free what a plan reserves, and forget the question if it is one still."""
+
+    plan_id: int
+    outcome: Outcome
+    output_tokens: int
+
+
+class SendSuspect(msgspec.Struct, frozen=True):
+    """Advise the scheduler against a worker."""
+
+    worker_id: str
+    epoch: int
+    reason: str
+
+
+class SendRunning(msgspec.Struct, frozen=True):
+    """Tell the scheduler what runs here. ``complete``: nothing else does, but for what is ``asked``."""
+
+    plans: Sequence[RunningPlan]
+    asked: Sequence[int]
+    complete: bool
+
+
+class Leave(msgspec.Struct, frozen=True):
+    """End the stream, for this reason; StreamLost is to follow."""
+
+    reason: str
+
+
+class Dial(msgspec.Struct, frozen=True):
+    """Begin a stream to ``address`` after so long."""
+
+    address: str
+    after_s: float
+    reason: str
+    """Why there is none."""
+
+
+class ViewChanged(msgspec.Struct, frozen=True):
+    """Tell everybody that there is another picture, and that the incarnations in ``gone`` are not in it any more."""
+
+    gone: Sequence[tuple[str, int]]
+
+
+class SchedulerLost(msgspec.Struct, frozen=True):
+    """Tell operators that a stream on which a scheduler had spoken is lost."""
+
+    reason: str
+
+
+class OutageBegan(msgspec.Struct, frozen=True):
+    """Tell operators that requests are planned without the scheduler from now on. ``why``: a short label."""
+
+    why: str
+    view_age_s: float
+
+
+class OutageOver(msgspec.Struct, frozen=True):
+    """Tell operators that the scheduler plans again."""
+
+    plans_made: int
+
+
+DeskAction = (
+    AnswerPlan
+    | AnswerRefusal
+    | SendQuestion
+    | SendEnd
+    | SendSuspect
+    | SendRunning
+    | Leave
+    | Dial
+    | ViewChanged
+    | SchedulerLost
+    | OutageBegan
+    | OutageOver
+)

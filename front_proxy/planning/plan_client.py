@@ -1,0 +1,432 @@
+"""One front proxy's dealings with the scheduler: who plans a request, what is told, and whom to dial. Pure.
+
+Events in, actions out; time is an argument that never goes back, and chance is given. The shells are ``scheduler_link``
+over gRPC and the simulation's ``front_plans``. What becomes of a question:
+
+    asked while the scheduler answers, or while nobody can plan   -> waits for its answer, ``plan_patience_s`` at first
+    asked while it does not, with a view to plan from             -> is planned here at the next wake-up
+    queued by the scheduler                                       -> waits that long and ``plan_patience_s``
+    patience over or stream lost, with a view to plan from        -> is planned here, and all others that wait
+    planned here and no worker has room                           -> is refused with Retry-After
+    patience over without a view                                  -> waits until ``plan_timeout_s`` is over: refused
+
+A *resumed* question belongs to a request that a worker failed, perhaps in the middle of its stream. It is planned here
+after ``plan_patience_s``, when all the connections that one fault breaks are known to be broken. Where no worker has
+room it is tried again every ``plan_patience_s``, then on every worker, and asked of the scheduler when that answers
+again, until ``plan_timeout_s`` is over.
+
+The scheduler **answers** when its stream is open (it has spoken), it is not silent (nobody's patience with it ran out
+since it last spoke), and it knows all workers that are known here (after a restart it may be rebuilding).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import assert_never
+
+import msgspec
+
+from front_proxy.planning.cluster_view import ClusterView
+from front_proxy.planning.events import (
+    AnswerPlan,
+    AnswerRefusal,
+    Asked,
+    Closed,
+    DeskAction,
+    DeskEvent,
+    Dial,
+    Dialled,
+    Ended,
+    Granted,
+    Heard,
+    Leave,
+    OutageBegan,
+    OutageOver,
+    PlanQuestion,
+    Refused,
+    SchedulerLost,
+    SendEnd,
+    SendQuestion,
+    SendRunning,
+    SendSuspect,
+    StreamLost,
+    Suspected,
+    ToldToWait,
+    ViewChanged,
+    ViewShown,
+    Woke,
+)
+from front_proxy.planning.fallback_planner import FallbackPlanner
+from runtime.addresses import Addresses
+from runtime.failures import Failure, FailureKind
+from scheduler.actions import ReplyRefusal
+from scheduler.config import SchedulerConfig
+from scheduler.events import RunningPlan
+from scheduler.profile import Random
+
+NEVER_S = float("inf")
+HERE = "degraded"
+"""Reason of a plan that was made here."""
+
+
+class DeskBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """``front_proxy/config.py`` documents each."""
+
+    plan_timeout_s: float
+    plan_patience_s: float
+    plans_told_interval_s: float
+    view_max_age_s: float
+    load_fade_s: float
+    backoff_min_s: float
+    backoff_max_s: float
+
+
+class _Pending(msgspec.Struct, gc=False):
+    """A question to the scheduler without an answer yet.
+
+    ``sent``: on the stream that is open now, so an end must follow it there. ``due_s``: when something is done about it
+    next. ``until_s``: when it is refused at the latest. ``queued_s``: until when the scheduler that has it queues it.
+    """
+
+    question: PlanQuestion
+    due_s: float
+    until_s: float
+    sent: bool = False
+    queued_s: float = -NEVER_S
+
+    @property
+    def resumed(self) -> bool:
+        """Whether its request was under way already."""
+        return self.question.ask.resumed
+
+
+class PlanDesk:
+    """Feed it events, do what the actions say in order, and tell it ``Woke`` at ``wake_s``."""
+
+    def __init__(
+        self, bounds: DeskBounds, *, addresses: str, view: ClusterView, policy: SchedulerConfig, rng: Random
+    ) -> None:
+        """``addresses``: of the scheduler, or of several with commas between them. ``policy``: its settings."""
+        self.wake_s = NEVER_S
+        """When something is due next unless an event comes before; changes with every event."""
+        self._bounds = bounds
+        self._view = view
+        self._rng = rng
+        self._plans = FallbackPlanner(
+            policy, view, view_max_age_s=bounds.view_max_age_s, load_fade_s=bounds.load_fade_s, rng=rng
+        )
+        self._addresses = Addresses(addresses)
+        # The largest that a scheduler named. An older leader stood still and does not know yet that another one leads.
+        self._leader_epoch = 0
+        self._pending: dict[int, _Pending] = {}
+        self._opened = False
+        self._silent = False
+        self._tell_s = NEVER_S
+        self._pause_s = bounds.backoff_min_s
+
+    @property
+    def connected(self) -> bool:
+        """Whether the scheduler is on the line and answers."""
+        return self._opened and not self._silent
+
+    @property
+    def degraded(self) -> bool:
+        """Whether requests are planned here."""
+        return self._plans.active
+
+    @property
+    def address(self) -> str:
+        """Whom to dial."""
+        return self._addresses.current
+
+    @property
+    def running(self) -> Mapping[int, RunningPlan]:
+        """Every plan in flight, whoever made it."""
+        return self._plans.running
+
+    @property
+    def unanswered(self) -> int:
+        """Questions that wait for their answer."""
+        return len(self._pending)
+
+    def handle(self, event: DeskEvent, now_s: float) -> Sequence[DeskAction]:
+        """What follows from one event."""
+        match event:
+            case Asked():
+                return self._ask(event, now_s)
+            case Heard():
+                return self._hear(event, now_s)
+            case Ended():
+                return self._end(event, now_s)
+            case Suspected(worker_id=worker_id, epoch=epoch, reason=reason):
+                self._plans.suspect(worker_id, epoch, reason, now_s)
+                return (SendSuspect(worker_id, epoch, reason),) if self.connected else ()
+            case Woke():
+                return self._wake(now_s)
+            case Dialled():
+                assert not self._opened, "a stream is dialled while one is open"
+                return ()
+            case StreamLost():
+                return self._lose(event, now_s)
+            case Closed():
+                return self._close(now_s)
+            case _:
+                assert_never(event)
+
+    # Of the requests
+
+    def _ask(self, event: Asked, now_s: float) -> Sequence[DeskAction]:
+        plan_id = event.plan_id
+        assert plan_id not in self._pending and plan_id not in self._plans.running, plan_id
+        possible = self._plans.possible(now_s)
+        pending = _Pending(event.question, now_s, now_s + self._bounds.plan_timeout_s)
+        self._pending[plan_id] = pending
+        if self.connected and not (self._view.knows_more and possible):
+            return (self._send(plan_id, pending, now_s),)
+        if pending.resumed or not possible:
+            pending.due_s = now_s + self._patience_s
+        # Planned here at the next wake-up, not now: the request does not expect the answer before it has asked.
+        self._wake_by(pending.due_s)
+        return ()
+
+    def _end(self, event: Ended, now_s: float) -> Sequence[DeskAction]:
+        """Of a question not answered yet, its answer is freed too: the stream keeps their order."""
+        pending = self._pending.pop(event.plan_id, None)
+        self._plans.ended(event.plan_id, event.outcome, event.output_tokens, now_s)
+        # A silent scheduler is told everything at once when it speaks; until then nothing piles up.
+        if self.connected or (pending is not None and pending.sent):
+            return (SendEnd(event.plan_id, event.outcome, event.output_tokens),)
+        return ()
+
+    # Of the scheduler
+
+    @property
+    def _answers(self) -> bool:
+        """Whether the scheduler is asked. One that is rebuilding may know less than we do."""
+        return self.connected and not self._view.knows_more
+
+    def _hear(self, event: Heard, now_s: float) -> Sequence[DeskAction]:
+        if 0 < event.leader_epoch < self._leader_epoch:
+            return (Leave("it led once, and another one leads now"),)
+        self._leader_epoch = max(self._leader_epoch, event.leader_epoch)
+        actions: list[DeskAction] = [] if self.connected else self._catch_up(now_s)
+        match event.word:
+            case Granted():
+                self._grant(event.word, actions, now_s)
+            case Refused(plan_id=plan_id, failure=failure):
+                # Its request may have left: then its end was sent already.
+                if self._pending.pop(plan_id, None) is not None:
+                    actions.append(AnswerRefusal(plan_id, failure))
+            case ToldToWait(plan_id=plan_id, wait_max_s=wait_max_s):
+                self._queue(plan_id, wait_max_s, now_s)
+            case ViewShown():
+                actions.extend(self._see(event.word, now_s))
+            case None:
+                pass
+            case _:
+                assert_never(event.word)
+        if self._plans.active and self._answers:
+            actions.append(OutageOver(self._plans.resume()))
+        return actions
+
+    def _catch_up(self, now_s: float) -> list[DeskAction]:
+        """It speaks, for the first time or again: say what runs, and ask what it was not asked yet.
+
+        A scheduler releases everything of a stream that ended, and on a new stream it was asked nothing.
+        """
+        self._opened, self._silent = True, False
+        self._tell_s = now_s + self._bounds.plans_told_interval_s
+        self._wake_by(self._tell_s)
+        for pending in self._pending.values():
+            if pending.sent:
+                self._await(pending, now_s)
+            else:
+                # At the next wake-up: what it says now may be that it is rebuilding.
+                pending.due_s = now_s
+                self._wake_by(now_s)
+        return [self._all_that_runs()]
+
+    def _grant(self, word: Granted, actions: list[DeskAction], now_s: float) -> None:
+        pending = self._pending.pop(word.plan_id, None)
+        if pending is None:
+            return
+        plan = RunningPlan(
+            plan_id=word.plan_id,
+            request_id=pending.question.request_id,
+            prefill=word.prefill,
+            decode=word.decode,
+            decode_blocks=word.decode_blocks,
+        )
+        self._plans.granted(plan, now_s)
+        actions.append(AnswerPlan(plan, word.reason))
+
+    def _queue(self, plan_id: int, wait_max_s: float, now_s: float) -> None:
+        """The scheduler queues the request: it answers within that time, or it is not well."""
+        pending = self._pending.get(plan_id)
+        if pending is None:
+            return
+        bounds = self._bounds
+        pending.queued_s = now_s + wait_max_s
+        pending.due_s = pending.queued_s + bounds.plan_patience_s
+        pending.until_s = max(pending.due_s, pending.queued_s + bounds.plan_timeout_s)
+        self._wake_by(pending.due_s)
+
+    def _see(self, view: ViewShown, now_s: float) -> Sequence[DeskAction]:
+        change = self._view.apply(view.workers, rebuilding=view.rebuilding)
+        self._plans.shown(change.told, now_s)
+        return (ViewChanged(change.gone),)
+
+    def _lose(self, event: StreamLost, now_s: float) -> Sequence[DeskAction]:
+        """What waits for an answer on the stream need not wait for the next one."""
+        actions: list[DeskAction] = []
+        if self._answers:
+            self._plans.still_true(now_s)
+        if self._opened:
+            self._pause_s = self._bounds.backoff_min_s
+            self._addresses.served()
+            actions.append(SchedulerLost(event.reason))
+        self._opened = self._silent = False
+        self._tell_s = NEVER_S
+        self._view.disconnected()
+        possible = self._plans.possible(now_s)
+        for plan_id, pending in list(self._pending.items()):
+            was_sent, pending.sent = pending.sent, False
+            if not pending.resumed and possible:
+                actions.extend(self._plan_here(plan_id, now_s))
+            elif pending.resumed and was_sent:
+                self._try_later(pending, now_s)
+        actions.append(self._dial_again(event))
+        return actions
+
+    def _dial_again(self, event: StreamLost) -> Dial:
+        after_s = 0.0
+        if self._addresses.failed(silent=event.silent):
+            # Many front proxies lose one scheduler at one moment; they must not all return at one moment.
+            after_s = self._pause_s * (0.5 + 0.5 * self._rng.random())
+            self._pause_s = min(self._pause_s * 2, self._bounds.backoff_max_s)
+        return Dial(self._addresses.current, after_s, event.reason)
+
+    # Of time
+
+    def _wake_by(self, due_s: float) -> None:
+        if due_s < self.wake_s:
+            self.wake_s = due_s
+
+    def _wake(self, now_s: float) -> Sequence[DeskAction]:
+        actions: list[DeskAction] = []
+        for plan_id in [plan_id for plan_id, pending in self._pending.items() if pending.due_s <= now_s]:
+            actions.extend(self._overdue(plan_id, now_s))
+        if self._tell_s <= now_s:
+            # An end that got lost must not reserve for ever.
+            self._tell_s = now_s + self._bounds.plans_told_interval_s
+            if self.connected:
+                actions.append(self._all_that_runs())
+        # Looked for here and nowhere else: an event that takes something away leaves a wake-up too many, no more.
+        first_s = min((pending.due_s for pending in self._pending.values()), default=NEVER_S)
+        self.wake_s = min(first_s, self._tell_s)
+        return actions
+
+    def _overdue(self, plan_id: int, now_s: float) -> Sequence[DeskAction]:
+        """No answer came in time: plan here, or give the scheduler what is left of ``plan_timeout_s``."""
+        pending = self._pending[plan_id]
+        if pending.sent and self._answers:
+            # It was there until it was asked. An idle cluster's view is not told anew, so it is old and still true.
+            self._plans.still_true(now_s)
+        possible = self._plans.possible(now_s)
+        if not pending.sent and self.connected and (self._answers or not possible) and now_s < pending.until_s:
+            # It could not be asked before, and now it can.
+            return (self._send(plan_id, pending, now_s),)
+        if possible:
+            if pending.sent:
+                self._fall_silent(now_s)
+            return self._plan_here(plan_id, now_s)
+        if now_s < pending.until_s:
+            pending.due_s = pending.until_s
+            return ()
+        del self._pending[plan_id]
+        away = "" if self._opened else " It is not reachable."
+        text = f"The scheduler did not answer within {self._bounds.plan_timeout_s:g} s.{away}"
+        refusal = AnswerRefusal(plan_id, Failure(kind=FailureKind.UNAVAILABLE, message=text))
+        return (SendEnd(plan_id, "failed", 0), refusal) if pending.sent else (refusal,)
+
+    def _fall_silent(self, now_s: float) -> None:
+        """What it queues would wait for nothing too. At the next wake-up: they may be many."""
+        if self._silent:
+            return
+        self._silent = True
+        for pending in self._pending.values():
+            if pending.resumed:
+                self._try_later(pending, now_s)
+            else:
+                pending.due_s = now_s
+
+    def _close(self, now_s: float) -> Sequence[DeskAction]:
+        failure = Failure(kind=FailureKind.UNAVAILABLE, message="The front proxy stops.")
+        waiting, self._pending = list(self._pending), {}
+        self._opened = self._silent = False
+        self.wake_s = self._tell_s = NEVER_S
+        return [AnswerRefusal(plan_id, failure) for plan_id in waiting]
+
+    # What both have in common
+
+    def _send(self, plan_id: int, pending: _Pending, now_s: float) -> SendQuestion:
+        pending.sent, pending.queued_s = True, -NEVER_S
+        self._await(pending, now_s)
+        return SendQuestion(plan_id, pending.question)
+
+    def _await(self, pending: _Pending, now_s: float) -> None:
+        """The scheduler has the question: give it its time to answer, however late it was asked."""
+        pending.due_s = max(now_s, pending.queued_s) + self._patience_s
+        pending.until_s = max(pending.until_s, pending.due_s)
+        self._wake_by(pending.due_s)
+
+    @property
+    def _patience_s(self) -> float:
+        return min(self._bounds.plan_patience_s, self._bounds.plan_timeout_s)
+
+    def _all_that_runs(self) -> SendRunning:
+        return SendRunning(tuple(self._plans.running.values()), tuple(self._pending), complete=True)
+
+    def _plan_here(self, plan_id: int, now_s: float) -> Sequence[DeskAction]:
+        pending = self._pending[plan_id]
+        actions = list[DeskAction]()
+        if not self._plans.active:
+            why = "away" if not self._opened else "silent" if self._silent else "rebuilding"
+            actions.append(OutageBegan(why, self._plans.view_age_s(now_s)))
+            self._plans.begin(now_s)
+        planned = self._plans.plan(plan_id, pending.question, now_s)
+        if isinstance(planned, ReplyRefusal) and self._may_wait(pending, planned.failure, now_s):
+            ask = msgspec.structs.replace(pending.question.ask, excluded_worker_ids=())
+            pending.question = msgspec.structs.replace(pending.question, ask=ask)
+            self._try_later(pending, now_s)
+            return actions
+        del self._pending[plan_id]
+        if pending.sent:
+            # Behind the question on the same stream: should the answer still come, its reservation is freed.
+            actions.append(SendEnd(plan_id, "failed", 0))
+        if isinstance(planned, ReplyRefusal):
+            actions.append(AnswerRefusal(plan_id, planned.failure, here=True))
+            return actions
+        if self.connected:
+            actions.append(SendRunning((planned,), (), complete=False))
+        actions.append(AnswerPlan(planned, HERE, here=True))
+        return actions
+
+    def _may_wait(self, pending: _Pending, failure: Failure, now_s: float) -> bool:
+        return pending.resumed and failure.kind is not FailureKind.BAD_REQUEST and now_s < pending.until_s
+
+    def _try_later(self, pending: _Pending, now_s: float) -> None:
+        """A resumed request is planned here when ``plan_patience_s`` has passed."""
+        pending.due_s = min(now_s + self._patience_s, pending.until_s)
+        self._wake_by(pending.due_s)
+
+    def check(self) -> None:
+        """Assert every invariant. Slow: for tests."""
+        self._plans.check()
+        assert not self._silent or self._opened, "a stream that is not there is silent"
+        for plan_id, pending in self._pending.items():
+            assert plan_id not in self._plans.running, plan_id
+            assert not pending.sent or self._opened, "a question was sent and there is no stream"
+            assert self.wake_s <= pending.due_s <= pending.until_s, (plan_id, pending, self.wake_s)
+        assert self.wake_s <= self._tell_s
+        assert not (self._plans.active and self._answers), "an outage lasts while the scheduler answers"

@@ -1,0 +1,75 @@
+"""Why a request or an attempt ends, and in which words its client hears it. Pure functions; decides no next step."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from front_proxy.request.events import ClientGone, DeadlinePassed, Outcome, Resumption, Stopped
+from front_proxy.request.work import Placement, WorkerOutput, broken_by
+from runtime.failures import Failure, FailureKind
+
+# Another worker would say the same to these, so they are not tried again.
+FINAL_KINDS = frozenset(
+    {
+        FailureKind.BAD_REQUEST,
+        FailureKind.NOT_FOUND,
+        FailureKind.TOO_LARGE,
+        FailureKind.DEADLINE,
+        FailureKind.UNSUPPORTED,
+    }
+)
+
+
+def from_outside(event: ClientGone | DeadlinePassed | Stopped) -> tuple[Outcome, Failure | None]:
+    """The end that somebody else than a worker gives a request."""
+    match event:
+        case ClientGone(satisfied=True):
+            return "finished", None
+        case ClientGone():
+            return "cancelled", Failure(kind=FailureKind.CANCELLED, message="The client went away.")
+        case DeadlinePassed():
+            return "failed", Failure(kind=FailureKind.DEADLINE, message="The request's deadline passed.")
+        case Stopped(failure=failure):
+            return "failed", failure
+        case _:
+            assert_never(event)
+
+
+def broken_prefill(output: WorkerOutput) -> Failure | None:
+    """What is wrong with the output of a prefill, if anything is."""
+    broken = broken_by(output.finish)
+    if broken is None and output.finish is not None and len(output.token_ids) != 1:
+        return Failure(kind=FailureKind.INTERNAL, message="A prefill must sample exactly one token.")
+    return broken
+
+
+def planless(who: str) -> Failure:
+    """The scheduler's plan lacks ``who`` should work."""
+    return Failure(kind=FailureKind.INTERNAL, message=f"The scheduler's plan names no {who}.")
+
+
+def stalled(worker: Placement, waited_s: float) -> Failure:
+    """Work that may still run and shows nothing."""
+    text = f"Worker {worker.worker_id} has produced nothing for {waited_s:.1f} s."
+    return Failure(kind=FailureKind.UNAVAILABLE, message=text)
+
+
+def told(worker: Placement, failure: Failure, shown_tokens: int) -> Failure:
+    """What the client hears: after its first token, that a worker's failure cost it the rest."""
+    if not shown_tokens or failure.kind is FailureKind.DEADLINE:
+        return failure
+    text = f"Worker {worker.worker_id} failed after {shown_tokens} tokens: {failure.message}"
+    return Failure(kind=FailureKind.UNAVAILABLE, message=text)
+
+
+def diverged(shown_tokens: int) -> Failure:
+    """A replay contradicts what the client has."""
+    text = f"A worker failed after {shown_tokens} tokens, and computing them again gave other ones."
+    return Failure(kind=FailureKind.INTERNAL, message=text)
+
+
+def resumption(shown_tokens: int, *, continuing: bool) -> Resumption:
+    """How the attempt behind a failed one goes on."""
+    if not shown_tokens:
+        return "restart"
+    return "continue" if continuing else "replay"

@@ -1,0 +1,232 @@
+"""The vocabulary of RequestFlow: what may happen to a request and what may be asked for it. Holds values only."""
+
+from __future__ import annotations
+
+import enum
+from typing import Literal, assert_never
+
+import msgspec
+
+from front_proxy.request.generation import GenerationDelta
+from front_proxy.request.work import Placement, Stage, WorkerOutput
+from kv_transfer.handoff.handoff import KvHandoff
+from runtime.failures import Failure
+
+Outcome = Literal["finished", "failed", "cancelled"]
+Resumption = Literal["restart", "continue", "replay"]
+
+
+class Phase(enum.Enum):
+    """Where a request stands."""
+
+    NEW = "new"
+    PLANNING = "planning"
+    PREFILLING = "prefilling"
+    HANDING_OFF = "handing_off"
+    """Submitted to the decode worker, which has not produced anything yet."""
+    DECODING = "decoding"
+    DONE = "done"
+
+
+class Planned(msgspec.Struct, frozen=True, kw_only=True):
+    """The scheduler placed an attempt. ``prefill`` None: the decode worker computes the prompt."""
+
+    attempt: int
+    prefill: Placement | None
+    decode: Placement | None
+    decode_blocks_reserved: int = 0
+    reason: str = ""
+
+
+class PlanRefused(msgspec.Struct, frozen=True, kw_only=True):
+    """No placement for this attempt, by the scheduler's word or because it did not answer; nothing is reserved."""
+
+    attempt: int
+    failure: Failure
+
+
+class Output(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker produced something for an attempt."""
+
+    attempt: int
+    stage: Stage
+    output: WorkerOutput
+
+
+class WorkerFailed(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker refused, lost or broke an attempt's work; nothing more follows from it."""
+
+    attempt: int
+    stage: Stage
+    failure: Failure
+
+
+class Stalled(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt's work has produced nothing for too long; it may still run."""
+
+    attempt: int
+    stage: Stage
+    waited_s: float
+
+
+class HolderLost(msgspec.Struct, frozen=True, kw_only=True):
+    """The stream to a worker incarnation is lost; KV that it holds may never arrive."""
+
+    worker_id: str
+    epoch: int
+
+
+class ClientGone(msgspec.Struct, frozen=True, kw_only=True):
+    """Nobody waits for this request any more. ``satisfied``: because they have all they wanted (a stop string)."""
+
+    satisfied: bool = False
+
+
+class DeadlinePassed(msgspec.Struct, frozen=True):
+    """The request took as long as it may."""
+
+
+class Stopped(msgspec.Struct, frozen=True, kw_only=True):
+    """The front proxy itself ends the request: a reader that is too slow, a shutdown."""
+
+    failure: Failure
+
+
+FlowEvent = Planned | PlanRefused | Output | WorkerFailed | Stalled | HolderLost | ClientGone | DeadlinePassed | Stopped
+
+
+def title(event: FlowEvent) -> str:
+    """The event in a few words, for logs and error messages. Never tells what a token was."""
+    match event:
+        case Planned(prefill=prefill, decode=decode):
+            return f"planned/{event.attempt} {prefill and prefill.worker_id} -> {decode and decode.worker_id}"
+        case PlanRefused(failure=failure):
+            return f"plan refused/{event.attempt} {failure.kind.value}"
+        case Output(stage=stage, output=output):
+            ends = output.finish.reason if output.finish else "-"
+            lease = output.handoff.lease_id if output.handoff else "-"
+            return f"{stage.value}/{event.attempt} {len(output.token_ids)} tokens finish={ends} lease={lease}"
+        case WorkerFailed(stage=stage, failure=failure):
+            return f"{stage.value}/{event.attempt} failed {failure.kind.value}"
+        case Stalled(stage=stage, waited_s=waited_s):
+            return f"{stage.value}/{event.attempt} stalled {waited_s:.3f} s"
+        case HolderLost(worker_id=worker_id):
+            return f"holder {worker_id} lost"
+        case Stopped(failure=failure):
+            return f"stopped {failure.kind.value}"
+        case ClientGone() | DeadlinePassed():
+            return type(event).__name__
+        case _:
+            assert_never(event)
+
+
+class AskPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask the scheduler where this attempt should run. ``shown_tokens`` lengthen its prompt and are not asked for.
+
+    ``resumed``: an earlier attempt of this request failed on a worker. It waits ahead of new requests of its class.
+    """
+
+    attempt: int
+    shown_tokens: int = 0
+    excluded_worker_ids: tuple[str, ...] = ()
+    pinned_decode_worker: str | None = None
+    prefill_only: bool = False
+    resumed: bool = False
+
+
+class StartPrefill(msgspec.Struct, frozen=True, kw_only=True):
+    """Submit prompt + ``shown`` tokens. ``whole`` uses the full sampling: this one token is the whole output."""
+
+    attempt: int
+    worker: Placement
+    whole: bool
+    shown: tuple[int, ...] = ()
+
+
+class StartDecode(msgspec.Struct, frozen=True, kw_only=True):
+    """Submit prompt + ``shown`` tokens; the continuation's sampling is meant when there are shown ones."""
+
+    attempt: int
+    worker: Placement
+    handoff: KvHandoff | None
+    shown: tuple[int, ...]
+    blocks_reserved: int
+
+
+class Emit(msgspec.Struct, frozen=True, kw_only=True):
+    """Give this to the client. ``stage`` is where its tokens were computed."""
+
+    delta: GenerationDelta
+    stage: Stage
+
+
+class AbortWork(msgspec.Struct, frozen=True, kw_only=True):
+    """Stop an attempt's running work on its worker."""
+
+    attempt: int
+    stage: Stage
+    worker: Placement
+
+
+class ReleaseHandoff(msgspec.Struct, frozen=True, kw_only=True):
+    """Tell the holder that its KV is not needed any more. ``pulled``: it arrived where it should."""
+
+    handoff: KvHandoff
+    pulled: bool
+
+
+class EndPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Free what the scheduler reserved for an attempt, which showed so many tokens."""
+
+    attempt: int
+    outcome: Outcome
+    output_tokens: int
+
+
+class Suspect(msgspec.Struct, frozen=True, kw_only=True):
+    """Tell the scheduler that a worker failed a request which then went on elsewhere."""
+
+    worker: Placement
+    reason: str
+
+
+class Retried(msgspec.Struct, frozen=True, kw_only=True):
+    """For the counters: an attempt failed and another one follows.
+
+    ``how``: from the start because nothing was shown, behind the shown tokens, or all again with a comparison.
+    ``counted``: it used up one of the request's tries; else no worker took it.
+    """
+
+    stage: Stage
+    failure: Failure
+    how: Resumption
+    counted: bool = True
+
+
+class Diverged(msgspec.Struct, frozen=True, kw_only=True):
+    """For the counters: a replay gave other tokens than those that the client has."""
+
+    shown_tokens: int
+
+
+class Finish(msgspec.Struct, frozen=True, kw_only=True):
+    """The last action of every request. ``failure`` is None when it finished."""
+
+    outcome: Outcome
+    failure: Failure | None
+    output_tokens: int
+
+
+FlowAction = (
+    AskPlan
+    | StartPrefill
+    | StartDecode
+    | Emit
+    | AbortWork
+    | ReleaseHandoff
+    | EndPlan
+    | Suspect
+    | Retried
+    | Diverged
+    | Finish
+)

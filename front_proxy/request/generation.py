@@ -1,0 +1,134 @@
+"""A generation as the serving layers ask for it, and the deltas they get back. Pure; decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import msgspec
+
+from engine.protocol import Finish, Logprobs
+from front_proxy.request.work import WorkerOutput
+
+
+class Continuation(Protocol):
+    """Encodes the sampling of work that starts behind tokens of the output, as msgpack of vLLM's SamplingParams."""
+
+    def first(self, shown_tokens: int) -> bytes:
+        """The next token alone, for a prefill of prompt + shown tokens."""
+        ...
+
+    def rest(self, shown_tokens: int) -> bytes:
+        """All that is left, for a decode of prompt + shown tokens; at least one token is shown."""
+        ...
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One sequence (one child of n > 1). Samplings are msgpack of vLLM's SamplingParams."""
+
+    request_id: str
+    token_ids: list[int]
+    prefill_sampling: bytes
+    """One token, computed on the prefill worker."""
+    decode_sampling: bytes
+    """The whole output, first token included: used when decode computes the first token itself."""
+    continuation: Continuation | None
+    """How an engine goes on behind shown tokens as if undisturbed. None: it cannot. Then the prefill worker's token
+    is not shown, and what was shown before a failure is computed again and compared."""
+    output_tokens_max: int
+    priority: int = 0
+    priority_class: str = ""
+    """"interactive", "default" or "batch". Empty: by ``priority``."""
+    tenant: str = ""
+    """Whose request it is, for the fair share."""
+    cache_salt: str | None = None
+    session_id: str | None = None
+    deadline_s: float | None = None
+    """Time it may take from now. None: the configured one."""
+    trace_headers: Mapping[str, str] | None = None
+    reasoning_ended: bool | None = None
+    reasoning_parser_kwargs: bytes = b""
+    pinned_decode_worker: str | None = None
+    """Run on this decode worker alone: its prefix cache already holds the prompt."""
+
+
+class Phases(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the time to the client's first token went, in seconds; the six add up to it. Unused ones are 0."""
+
+    plan_s: float = 0.0
+    """Request accepted until the (last) plan came, failed attempts before it included."""
+    queue_s: float = 0.0
+    """Waiting in the engine that computed the prompt."""
+    prefill_s: float = 0.0
+    """Computing the prompt."""
+    first_token_out_s: float = 0.0
+    """Everything else on the way: wire, worker, loop turns."""
+    handoff_s: float = 0.0
+    """KV moving to the decode worker, when the client's first token had to wait for it."""
+    decode_admission_s: float = 0.0
+    """Admission on the decode worker, when the client's first token had to wait for it."""
+
+    @property
+    def total_s(self) -> float:
+        """Time to first token as the dispatcher measured it."""
+        return (
+            self.plan_s
+            + self.queue_s
+            + self.prefill_s
+            + self.first_token_out_s
+            + self.handoff_s
+            + self.decode_admission_s
+        )
+
+
+class GenerationDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """New output of one sequence. The last one has ``finish``. A delta without tokens carries facts only."""
+
+    token_ids: list[int]
+    finish: Finish | None = None
+    logprobs: Logprobs | None = None
+    prompt_logprobs: Logprobs | None = None
+    cached_tokens: int | None = None
+    """Prompt tokens the worker that computed the prompt found in its prefix cache; on the first delta."""
+    decode_worker: str | None = None
+    """Set once the prompt's KV lies on this decode worker: siblings may be pinned there."""
+    phases: Phases | None = None
+    """On the delta with the client's first token."""
+
+
+class PromptFacts:
+    """What became known of a request's prompt; told once, with the client's first delta.
+
+    The first word on each fact counts: a later attempt finds another attempt's cache.
+    """
+
+    __slots__ = ("_cached_tokens", "_prompt_logprobs", "told")
+
+    def __init__(self) -> None:
+        self.told = False
+        """Something was given to the client."""
+        self._cached_tokens: int | None = None
+        self._prompt_logprobs: Logprobs | None = None
+
+    def note(self, output: WorkerOutput) -> None:
+        """Keep how much of the prompt was cached where it was computed."""
+        if output.first is not None and self._cached_tokens is None:
+            self._cached_tokens = output.first.cached_tokens
+
+    def note_prefill(self, output: WorkerOutput) -> None:
+        """A prefill's facts; its prompt logprobs are complete, and a decode that takes KV over sees only the end."""
+        self.note(output)
+        if output.prompt_logprobs is not None and self._prompt_logprobs is None:
+            self._prompt_logprobs = output.prompt_logprobs
+
+    def delta(self, output: WorkerOutput, *, finish: Finish | None, decode_worker: str | None) -> GenerationDelta:
+        """What the client gets of ``output``."""
+        first, self.told = not self.told, True
+        return GenerationDelta(
+            token_ids=output.token_ids,
+            finish=finish,
+            logprobs=output.logprobs,
+            prompt_logprobs=(self._prompt_logprobs or output.prompt_logprobs) if first else None,
+            cached_tokens=self._cached_tokens if first else None,
+            decode_worker=decode_worker,
+        )

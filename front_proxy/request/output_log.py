@@ -1,0 +1,87 @@
+"""What a request's client has seen, and what of a later attempt's output it has not. Pure; ends nothing."""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.protocol import Logprobs
+from front_proxy.request.work import WorkerOutput
+
+
+class ShownTokens:
+    """The tokens of one sequence in order, each once, however many attempts produce them.
+
+    ``continuing``: an attempt starts behind what was shown. Otherwise it replays the output from its beginning, and
+    what was shown before is compared and left out.
+    """
+
+    __slots__ = ("_before", "_continuing", "_position", "furthest", "tokens")
+
+    def __init__(self, *, continuing: bool) -> None:
+        self.tokens: list[int] = []
+        self.furthest = 0
+        """Tokens that the best replay since the last new token has produced again."""
+        self._continuing = continuing
+        self._position = 0
+        self._before = 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def given(self) -> tuple[int, ...]:
+        """What an attempt is given behind the prompt."""
+        return tuple(self.tokens) if self._continuing else ()
+
+    def begin(self) -> None:
+        """A new attempt starts."""
+        if self.in_attempt:
+            self.furthest = 0
+        self._position = len(self.tokens) if self._continuing else 0
+        self._before = len(self.tokens)
+
+    @property
+    def in_attempt(self) -> int:
+        """How many the present attempt has added."""
+        return len(self.tokens) - self._before
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether all that follows in this attempt is new."""
+        return self._position == len(self.tokens)
+
+    def add(self, token_ids: list[int]) -> None:
+        """Show tokens of an attempt that has caught up."""
+        self.tokens += token_ids
+        self._position = len(self.tokens)
+
+    def fresh(self, output: WorkerOutput) -> WorkerOutput | None:
+        """What of the attempt's next output is new; it counts as shown now. None: it contradicts what was shown."""
+        if self.caught_up:
+            self.add(output.token_ids)
+            return output
+        count = len(output.token_ids)
+        behind = len(self.tokens) - self._position
+        self._position += count
+        seen = min(behind, count)
+        at = len(self.tokens) - behind
+        if output.token_ids[:seen] != self.tokens[at : at + seen]:
+            return None
+        if output.finish is not None and seen < behind:
+            return None
+        self.furthest = max(self.furthest, at + seen)
+        self.tokens += output.token_ids[seen:]
+        return msgspec.structs.replace(
+            output,
+            token_ids=output.token_ids[seen:],
+            logprobs=None if output.logprobs is None or seen == count else _from_row(output.logprobs, seen),
+        )
+
+
+def _from_row(table: Logprobs, row: int) -> Logprobs:
+    return Logprobs(
+        width=table.width,
+        token_ids=table.token_ids[row * table.width :],
+        logprobs=table.logprobs[row * table.width :],
+        ranks=table.ranks[row:],
+    )

@@ -1,0 +1,94 @@
+"""When work that produces nothing counts as stalled. Pure: every moment is an argument."""
+
+from __future__ import annotations
+
+import enum
+from typing import assert_never
+
+import msgspec
+
+from front_proxy.request.events import Phase
+
+
+class Awaited(enum.Enum):
+    """What a request waits for from its worker."""
+
+    PROMPT = "prompt"
+    """The prompt's computation, on either kind of worker; it may queue behind many others."""
+    PULL = "pull"
+    """A decode worker's first output, for which it moves KV and computes next to nothing."""
+    ORPHANED_PULL = "orphaned_pull"
+    """The same, and the stream to the worker that holds the KV is lost."""
+    STEP = "step"
+    """The next step of a running decode."""
+
+
+def awaited(phase: Phase, *, pulling: bool, orphaned: bool) -> Awaited | None:
+    """What a request in ``phase`` waits for; None while no worker has any work of it."""
+    match phase:
+        case Phase.PREFILLING:
+            return Awaited.PROMPT
+        case Phase.HANDING_OFF if not pulling:
+            return Awaited.PROMPT
+        case Phase.HANDING_OFF:
+            return Awaited.ORPHANED_PULL if orphaned else Awaited.PULL
+        case Phase.DECODING:
+            return Awaited.STEP
+        case Phase.NEW | Phase.PLANNING | Phase.DONE:
+            return None
+        case _:
+            assert_never(phase)
+
+
+class Looks:
+    """When all requests are looked at. A look that is late by an interval says that this process stood still itself.
+
+    Then what was not heard meanwhile is nobody's fault, and nobody is judged at that look.
+    """
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._late_after_s = float("inf")
+
+    def next_s(self, now_s: float) -> float:
+        """When to look again."""
+        due_s = now_s + self._interval_s
+        self._late_after_s = due_s + self._interval_s
+        return due_s
+
+    def late(self, now_s: float) -> bool:
+        """Whether the look that is taken now is too late to judge by."""
+        return now_s > self._late_after_s
+
+
+class StallBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """Times without output after which work is taken elsewhere; configuration says what each is for."""
+
+    step_s: float
+    step_alive_s: float
+    prompt_s: float
+    prompt_alive_s: float
+    pull_s: float
+    orphaned_pull_s: float
+
+
+def stalled_s(awaited: Awaited, *, since_s: float, heard_s: float, now_s: float, bounds: StallBounds) -> float | None:
+    """How long the work has been without output, when that is too long.
+
+    ``since_s``: when it was submitted or last produced something. ``heard_s``: when its worker last said anything, to
+    whichever request; a worker that works for others is given more time for this one.
+    """
+    waited_s = now_s - since_s
+    silent_s = now_s - max(since_s, heard_s)
+    match awaited:
+        case Awaited.STEP:
+            over = silent_s >= bounds.step_s or waited_s >= bounds.step_alive_s
+        case Awaited.PROMPT:
+            over = silent_s >= bounds.prompt_s or waited_s >= bounds.prompt_alive_s
+        case Awaited.PULL:
+            over = waited_s >= bounds.pull_s
+        case Awaited.ORPHANED_PULL:
+            over = waited_s >= bounds.orphaned_pull_s
+        case _:
+            assert_never(awaited)
+    return waited_s if over else None

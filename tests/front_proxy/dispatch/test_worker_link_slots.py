@@ -1,0 +1,157 @@
+"""A link's slots and leases, with its stream's messages put in by hand: nothing is mixed up, kept, or said too late."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from front_proxy.dispatch import worker_link
+from front_proxy.dispatch.worker_link import LinkOptions, WorkerLink, WorkerLinks
+from front_proxy.request.work import Placement, Stage, WorkerOutput, WorkOrder
+from kv_transfer.handoff.wire import from_wire
+from protos.cluster.v1 import cluster_pb2
+from protos.worker.v1 import worker_pb2 as pb
+from runtime.failures import Failure
+
+OPTIONS = LinkOptions(
+    front_proxy_id="f",
+    engine_version="v",
+    connect_timeout_s=1.0,
+    send_messages_max=1000,
+    message_bytes_max=2**20,
+    handoff_renew_interval_s=60.0,
+)
+ORDER = WorkOrder(request_id="r-p1", stage=Stage.PREFILL, token_ids=[1], sampling=b"")
+HANDOFF = cluster_pb2.KvHandoff(worker_id="w", epoch=7, lease_id="lease", tokens=1, blocks=1, lease_remaining_ms=30_000)
+
+
+class Ear:
+    def __init__(self) -> None:
+        self.heard: list[WorkerOutput | Failure] = []
+
+    def on_output(self, output: WorkerOutput) -> None:
+        self.heard.append(output)
+
+    def on_failure(self, failure: Failure) -> None:
+        self.heard.append(failure)
+
+
+def link() -> WorkerLink:
+    return WorkerLink(Placement(worker_id="w", address="nowhere:1", epoch=7), OPTIONS)
+
+
+def say(made: WorkerLink, *deltas: pb.Delta) -> None:
+    made._on_message(pb.AttachResponse(step=pb.StepOutputs(deltas=deltas)))
+
+
+def send(made: WorkerLink) -> list[pb.AttachRequest]:
+    """What leaves for the worker of all that is queued."""
+    items = list(made._duplex._outbox)
+    made._duplex._outbox.clear()
+    return [message for item in items if (message := made._encode(item)) is not None]
+
+
+async def test_nothing_is_believed_behind_a_message_that_made_no_sense() -> None:
+    made, ear = link(), Ear()
+    slot = made.submit(ORDER, ear)
+    say(made, pb.Delta(slot=slot, token_ids=[1]))
+    made._on_message(pb.AttachResponse(step=pb.StepOutputs(token_slots=[slot], token_counts=[5], token_ids=[2])))
+    say(made, pb.Delta(slot=slot, token_ids=[3]))
+    assert [output.token_ids for output in ear.heard if isinstance(output, WorkerOutput)] == [[1]]
+
+
+async def test_words_for_an_aborted_order_never_reach_the_next_one() -> None:
+    made, first, second = link(), Ear(), Ear()
+    aborted = made.submit(ORDER, first)
+    send(made)
+    made.abort(aborted)
+    made._next_slot = aborted
+    assert made.submit(ORDER, second) != aborted
+    say(made, pb.Delta(slot=aborted, token_ids=[9]))
+    assert second.heard == [] and len(first.heard) == 1
+
+
+async def test_what_is_remembered_of_aborted_orders_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_link, "ABORTED_SLOTS_MAX", 3)
+    made = link()
+    for _ in range(9):
+        slot = made.submit(ORDER, Ear())
+        send(made)
+        made.abort(slot)
+    assert len(made._aborted) == 3
+
+
+async def test_an_order_aborted_before_it_left_is_forgotten_and_the_link_is_idle() -> None:
+    made = link()
+    made.abort(made.submit(ORDER, Ear()))
+    assert not any(message.HasField("submit") for message in send(made))
+    assert made.idle
+
+
+async def test_the_last_word_on_an_aborted_order_leaves_the_link_idle() -> None:
+    made = link()
+    slot = made.submit(ORDER, Ear())
+    send(made)
+    made.abort(slot)
+    assert not made.idle
+    say(made, pb.Delta(slot=slot, finish=pb.FINISH_REASON_ABORT))
+    assert made.idle
+
+
+async def test_a_lease_that_was_let_go_is_neither_released_again_nor_renewed() -> None:
+    made = link()
+    say(made, pb.Delta(slot=made.submit(ORDER, Ear()), handoff=HANDOFF))
+    handoff = from_wire(HANDOFF)
+    assert made.leases_held == 1 and made.renew(handoff)
+    assert made.release(handoff, pulled=True) and made.leases_held == 0
+    assert not made.release(handoff, pulled=False) and not made.renew(handoff)
+    assert sum(message.HasField("release") for message in send(made)) == 1
+
+
+async def test_a_stream_that_is_lost_holds_nothing_and_tells_everybody_once() -> None:
+    made, again = link(), Ear()
+
+    class Retries(Ear):
+        def on_failure(self, failure: Failure) -> None:
+            super().on_failure(failure)
+            made.submit(ORDER, again)
+
+    ears = [Retries() for _ in range(3)]
+    for ear in ears:
+        say(made, pb.Delta(slot=made.submit(ORDER, ear), handoff=HANDOFF))
+    made.end("cut")
+    made._fail_all("cut")
+    assert [len(ear.heard) for ear in ears] == [2, 2, 2], "its hand-off and its loss"
+    assert len(again.heard) == 3 and made.leases_held == 0 and made.idle
+
+
+def links() -> WorkerLinks:
+    return WorkerLinks(OPTIONS, retry_after_s=1.0, spawn=lambda _link: None, on_lost=lambda _worker, _why: None)
+
+
+async def test_a_release_for_a_worker_of_before_is_not_sent_to_its_successor() -> None:
+    made = links()
+    for epoch in (6, 7):
+        made.submit(Placement(worker_id="w", address="nowhere:1", epoch=epoch), ORDER, Ear())
+    successor = made._links["w", 7]
+    say(successor, pb.Delta(slot=1, handoff=HANDOFF))
+    old = msgspec.structs.replace(from_wire(HANDOFF), epoch=6)
+    assert not made.release(old, pulled=False) and made.leases_held == 1
+    assert made.release(from_wire(HANDOFF), pulled=False) and made.leases_held == 0
+
+
+async def test_the_end_of_a_stream_does_not_take_its_successor_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, worker = links(), Placement(worker_id="w", address="nowhere:1", epoch=7)
+    made.submit(worker, ORDER, Ear())
+    former = made._links["w", 7]
+    former.end("cut")
+    made.submit(worker, ORDER, Ear())
+    successor = made._links["w", 7]
+    assert successor is not former
+
+    async def over() -> str:
+        return "cut"
+
+    monkeypatch.setattr(former, "run", over)
+    await made.run_link(former)
+    assert made._links["w", 7] is successor

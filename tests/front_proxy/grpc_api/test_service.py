@@ -1,0 +1,383 @@
+"""The public gRPC API through a real server in this process and our own client, over vLLM's renderer."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import grpc
+import pytest
+
+from front_proxy.gateway.identity import Asker, asker
+from front_proxy.grpc_api.client import BatonClient, BatonError, GenerateRequest, SamplingOptions, request
+from front_proxy.grpc_api.generate import VllmInference, sampling_params
+from front_proxy.grpc_api.service import (
+    SERVICE,
+    InferenceService,
+    NamedModel,
+    _ManySession,
+)
+from protos.inference.v1 import inference_pb2, inference_pb2_grpc
+from runtime.failures import Failure, FailureError, FailureKind
+from runtime.grpc_server import start_server
+from tests.front_proxy.conftest import Served
+from tests.front_proxy.fake_source import CACHED_TOKENS
+from tests.front_proxy.stream_bounds import MESSAGE_BYTES_MAX, bounds
+
+
+@pytest.fixture
+async def api(served: Served) -> AsyncIterator[BatonClient]:
+    service = InferenceService(VllmInference(served.client, served.args), bounds(requests_max=6, retry_after_s=2.0))
+
+    def add(server: grpc.aio.Server) -> list[str]:
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
+        return [SERVICE]
+
+    running = await start_server("127.0.0.1", 0, add, message_bytes_max=MESSAGE_BYTES_MAX)
+    async with BatonClient(running.address) as client:
+        yield client
+    await running.stop(1.0)
+
+
+async def test_text_is_answered_with_text_tokens_and_usage(api: BatonClient) -> None:
+    responses = [response async for response in api.generate("abc", SamplingOptions(max_tokens=7))]
+    assert "".join(response.choices[0].text for response in responses if response.choices) == "one two"
+    assert sum(len(response.choices[0].token_ids) for response in responses) == 7
+    last = responses[-1]
+    assert last.choices[0].finish_reason == "length"
+    assert (last.usage.prompt_tokens, last.usage.completion_tokens, last.usage.cached_tokens) == (3, 7, CACHED_TOKENS)
+    assert not any(response.HasField("usage") for response in responses[:-1])
+
+
+async def test_tokens_are_taken_as_they_are(served: Served, api: BatonClient) -> None:
+    (completion,) = await api.complete([5, 6, 7], SamplingOptions(max_tokens=3))
+    assert (completion.text, completion.finish_reason, len(completion.token_ids)) == ("one", "length", 3)
+    assert served.source.requests[0].token_ids == [5, 6, 7]
+
+
+async def test_several_choices_stop_strings_and_logprobs(api: BatonClient) -> None:
+    options = SamplingOptions(max_tokens=40, n=2, stop=[" three"], logprobs=1)
+    responses = [response async for response in api.generate("abc", options, stream=False)]
+    (response,) = responses
+    assert [choice.index for choice in response.choices] == [0, 1]
+    for choice in response.choices:
+        assert (choice.text, choice.finish_reason, choice.stop_text) == ("one two", "stop", " three")
+        assert choice.logprobs[0].candidates[0].text == "o"
+        assert choice.logprobs[0].candidates[0].logprob == -0.5
+        assert len(choice.logprobs[0].candidates) == 2
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("choices", [1, 2])
+async def test_the_prompts_logprobs_come_once_with_a_place_for_each_token(
+    api: BatonClient, stream: bool, choices: int
+) -> None:
+    options = SamplingOptions(max_tokens=3, n=choices, temperature=1.0, prompt_logprobs=1)
+    responses = [response async for response in api.generate("abc", options, stream=stream)]
+    first, *others = responses
+    assert [[one.text for one in row.candidates[:1]] for row in first.prompt_logprobs] == [[], ["b"], ["c"]]
+    assert [(len(row.candidates), row.candidates[0].rank) for row in first.prompt_logprobs[1:]] == [(2, 1)] * 2
+    assert first.prompt_logprobs[1].candidates[0].logprob == -0.5
+    assert not any(response.prompt_logprobs for response in others)
+
+
+def test_every_sampling_option_reaches_vllm() -> None:
+    options = SamplingOptions(
+        n=2, temperature=0.7, top_p=0.9, top_k=5, min_p=0.1, presence_penalty=0.2, frequency_penalty=0.3,
+        repetition_penalty=1.1, seed=4, stop=["a"], stop_token_ids=[3], bad_words=["b"], ignore_eos=True, max_tokens=9,
+        min_tokens=2, logprobs=1, prompt_logprobs=1, skip_special_tokens=False, spaces_between_special_tokens=False,
+        include_stop_str_in_output=True, logit_bias={4: 0.1}, allowed_token_ids=[1, 2], regex="a+",
+    )  # fmt: skip
+    params = sampling_params(GenerateRequest(sampling=options), {"temperature": 0.1})
+    named = {field.name for field, _ in options.ListFields()} - {"regex"}
+    oneof = {"json_schema", "regex", "choice", "grammar", "json_object"}
+    assert named == {field.name for field in SamplingOptions.DESCRIPTOR.fields} - oneof
+    for name in named - {"logit_bias"}:
+        expected = getattr(options, name)
+        value = getattr(params, name)
+        assert (list(expected) if isinstance(value, list) else pytest.approx(expected)) == value, name
+    # What the client wrote, not what float32 made of it.
+    assert (params.temperature, params.logit_bias) == (0.7, {4: 0.1})
+    assert params.structured_outputs.regex == "a+"
+
+
+def test_what_is_unset_is_the_models_default() -> None:
+    params = sampling_params(GenerateRequest(), {"temperature": 0.1})
+    assert (params.temperature, params.max_tokens, params.logprobs) == (0.1, None, None)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "model", "code", "reason"),
+    [
+        ("x", SamplingOptions(temperature=-1), "", grpc.StatusCode.INVALID_ARGUMENT, "BAD_REQUEST"),
+        ("x", SamplingOptions(n=2, temperature=0), "", grpc.StatusCode.INVALID_ARGUMENT, "BAD_REQUEST"),
+        ([5] * 3000, SamplingOptions(), "", grpc.StatusCode.INVALID_ARGUMENT, "BAD_REQUEST"),
+        ([99999], SamplingOptions(), "", grpc.StatusCode.INVALID_ARGUMENT, "BAD_REQUEST"),
+        ("", SamplingOptions(), "", grpc.StatusCode.INVALID_ARGUMENT, "BAD_REQUEST"),
+        ("x", SamplingOptions(regex="(("), "", grpc.StatusCode.INVALID_ARGUMENT, "BAD_REQUEST"),
+        ("x", SamplingOptions(), "nope", grpc.StatusCode.NOT_FOUND, "NOT_FOUND"),
+        ([5] * 950, SamplingOptions(max_tokens=1), "", grpc.StatusCode.OUT_OF_RANGE, "TOO_LARGE"),
+    ],
+)
+async def test_bad_input_is_an_error_with_a_reason(
+    served: Served,
+    api: BatonClient,
+    prompt: str | list[int],
+    options: SamplingOptions,
+    model: str,
+    code: grpc.StatusCode,
+    reason: str,
+) -> None:
+    with pytest.raises(BatonError) as caught:
+        await api.complete(prompt, options, model=model)
+    assert (caught.value.code, caught.value.reason) == (code, reason), caught.value
+    assert served.source.requests == []
+
+
+@pytest.mark.parametrize(("asked", "given"), [(1, 1), (2, 1), (50, 1), (None, 1)])
+@pytest.mark.parametrize("n", [1, 2])
+async def test_an_output_ends_where_the_context_does(
+    served: Served, api: BatonClient, asked: int | None, given: int, n: int
+) -> None:
+    served.source.view.context_tokens_max = 100
+    options = SamplingOptions(max_tokens=asked, n=n, temperature=1.0)
+    completions = await api.complete([5] * 99, options)
+    assert [(len(one.token_ids), one.finish_reason) for one in completions] == [(given, "length")] * n
+    assert [sent.output_tokens_max for sent in served.source.requests] == [given] * n
+
+
+@pytest.mark.parametrize(("prompt_tokens", "min_tokens"), [(100, 0), (101, 0), (95, 6)])
+async def test_what_the_context_cannot_hold_is_refused(
+    served: Served, api: BatonClient, prompt_tokens: int, min_tokens: int
+) -> None:
+    served.source.view.context_tokens_max = 100
+    with pytest.raises(BatonError) as caught:
+        await api.complete([5] * prompt_tokens, SamplingOptions(max_tokens=50, min_tokens=min_tokens))
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert served.source.requests == []
+
+
+@pytest.mark.parametrize("field", ["request_id", "tenant", "session_id", "cache_salt"])
+async def test_a_name_without_bound_is_refused_by_its_field(served: Served, api: BatonClient, field: str) -> None:
+    def asking(characters: int) -> GenerateRequest:
+        asked = request("x", SamplingOptions(max_tokens=1))
+        setattr(asked, field, "x" * characters)
+        return asked
+
+    longest, longer = asking(1024), asking(1025)
+    with pytest.raises(grpc.aio.AioRpcError, match=f"{field} must have at most") as refused:
+        await api._stub.Generate(longer).read()
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    async with asyncio.timeout(10):
+        results = [result async for result in api.generate_many([longer, longest], in_flight_max=1)]
+    (error,) = [result.error for result in results if result.error]
+    assert (error.reason, str(error).startswith(field)) == ("BAD_REQUEST", True)
+    assert len(served.source.requests) == 1
+
+
+async def test_a_priority_class_that_is_none_is_refused(served: Served, api: BatonClient) -> None:
+    asked = request("x", SamplingOptions(max_tokens=1))
+    metadata = [("x-baton-priority", "urgent")]
+    for call in (
+        api._stub.Generate(asked, metadata=metadata),
+        api._stub.GenerateMany(iter(()), metadata=metadata),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError, match="must be one of interactive, default, batch") as refused:
+            await call.read()
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    asked.priority_class = 9  # type: ignore[assignment]
+    (result,) = [result async for result in api.generate_many([asked])]
+    assert "priority_class must be one of interactive, default, batch" in str(result.error)
+    assert served.source.requests == []
+
+
+async def test_a_failure_carries_its_retry_advice(served: Served, api: BatonClient) -> None:
+    served.source.failure = Failure(kind=FailureKind.EXHAUSTED, message="Nothing fits.", retry_after_s=1.5)
+    with pytest.raises(BatonError, match=r"Nothing fits\.") as caught:
+        await api.complete("x")
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (caught.value.reason, caught.value.retry_after_s) == ("EXHAUSTED", 1.5)
+
+
+async def test_the_callers_deadline_reaches_the_dispatcher(served: Served, api: BatonClient) -> None:
+    await api.complete("x", SamplingOptions(max_tokens=1), timeout_s=20)
+    await api.complete("x", SamplingOptions(max_tokens=1))
+    first, second = (sent.deadline_s for sent in served.source.requests)
+    assert first is not None
+    assert 10 < first < 22
+    assert second is None
+
+
+async def test_the_key_and_the_class_of_a_call_reach_the_dispatcher_as_over_http(
+    served: Served, api: BatonClient
+) -> None:
+    keyed = BatonClient("", channel=api._channel, api_key="secret", tenant="ignored", priority_class="batch")
+    await keyed.complete("x", SamplingOptions(max_tokens=1))
+    named = BatonClient("", channel=api._channel, tenant="team a")
+    await named.complete("x", SamplingOptions(max_tokens=1))
+    await api.complete("x", SamplingOptions(max_tokens=1))
+    said = [(sent.tenant, sent.priority_class) for sent in served.source.requests]
+    key = asker([(b"authorization", b"Bearer secret")]).tenant
+    assert said == [(key, "batch"), ("name-team a", ""), ("", "")]
+
+
+async def test_each_request_of_a_stream_may_name_its_tenant_and_class(served: Served, api: BatonClient) -> None:
+    named = BatonClient("", channel=api._channel, tenant="gateway", priority_class="batch")
+    options = SamplingOptions(max_tokens=1)
+    asked = [
+        request("x", options, request_id="a", tenant="team a", priority_class="interactive"),
+        request("x", options, request_id="b"),
+    ]
+    async for result in named.generate_many(asked):
+        assert result.error is None
+    said = {(sent.request_id[0], sent.tenant, sent.priority_class) for sent in served.source.requests}
+    assert said == {("a", "name-team a", "interactive"), ("b", "name-gateway", "batch")}
+
+
+async def test_leaving_a_stream_cancels_the_work(served: Served, api: BatonClient) -> None:
+    served.source.hold = 3
+    responses = api.generate("x", SamplingOptions(max_tokens=9))
+    async for _ in responses:
+        if served.source.held.is_set() or _.choices:
+            break
+    await responses.aclose()
+    await asyncio.wait_for(served.source.closed.wait(), 5)
+
+
+async def test_many_requests_share_a_stream_and_fail_alone(served: Served, api: BatonClient) -> None:
+    asked = [request("x" * (i + 1), SamplingOptions(max_tokens=7), request_id=f"r{i}") for i in range(20)]
+    asked[3] = request("x", SamplingOptions(temperature=-1), request_id="r3")
+    texts: dict[str, str] = {}
+    errors: dict[str, str] = {}
+    async for result in api.generate_many(asked, in_flight_max=5):
+        if result.error is not None:
+            errors[result.request_id] = result.error.reason
+        else:
+            assert result.response is not None
+            text = "".join(choice.text for choice in result.response.choices)
+            texts[result.request_id] = texts.get(result.request_id, "") + text
+    assert errors == {"r3": "BAD_REQUEST"}
+    assert texts == {f"r{i}": "one two" for i in range(20) if i != 3}
+
+
+async def test_what_one_turn_of_the_loop_brought_goes_out_together(served: Served, api: BatonClient) -> None:
+    async def asked() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
+        for i in range(6):
+            options = SamplingOptions(max_tokens=20)
+            yield inference_pb2.GenerateManyRequest(generate=request("x", options, request_id=f"r{i}"))
+
+    call = api._stub.GenerateMany(asked())
+    sizes = [len(batch.outputs) async for batch in call]
+    assert sum(sizes) == 120
+    assert max(sizes) > 1
+
+
+async def test_one_request_of_a_stream_is_cancelled_and_more_than_the_bound_are_refused(
+    served: Served, api: BatonClient
+) -> None:
+    served.source.hold = 1
+    queue: asyncio.Queue[inference_pb2.GenerateManyRequest | None] = asyncio.Queue()
+
+    async def asked() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
+        while (message := await queue.get()) is not None:
+            yield message
+
+    call = api._stub.GenerateMany(asked())
+    for i in range(7):
+        generate = request("x", SamplingOptions(max_tokens=20, n=1), request_id=f"r{i}")
+        queue.put_nowait(inference_pb2.GenerateManyRequest(generate=generate))
+    refused: list[str] = []
+    ended: list[str] = []
+    started: set[str] = set()
+    async for batch in call:
+        refused += [error.request_id for error in batch.errors]
+        started |= {output.request_id for output in batch.outputs}
+        ended += [o.request_id for o in batch.outputs if any(c.finish_reason == "abort" for c in o.choices)]
+        if len(started) == 6 and refused and not ended:
+            queue.put_nowait(inference_pb2.GenerateManyRequest(cancel_request_id="r2"))
+        if ended:
+            break
+    assert (refused, ended) == (["r6"], ["r2"])
+    call.cancel()
+    await asyncio.wait_for(served.source.closed.wait(), 5)
+
+
+class Stub:
+    """An inference that refuses at once, or hangs."""
+
+    def __init__(self, failure: Failure | None) -> None:
+        self.failure = failure
+
+    def models(self) -> list[NamedModel]:
+        return []
+
+    async def generate(
+        self, request: GenerateRequest, *, asker: Asker, deadline_s: float | None
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+        if self.failure is not None:
+            raise FailureError(self.failure)
+        await asyncio.Event().wait()
+        yield inference_pb2.GenerateResponse()
+
+
+async def test_what_a_request_costs_before_it_is_validated_does_not_grow_with_n() -> None:
+    session = _ManySession(Stub(None), Asker(), bounds())
+
+    async def said() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
+        generate = request("x", SamplingOptions(n=2**32 - 1), request_id="r")
+        yield inference_pb2.GenerateManyRequest(generate=generate)
+        await asyncio.sleep(0)
+        yield inference_pb2.GenerateManyRequest(cancel_request_id="r")
+
+    async with asyncio.timeout(5):
+        await session.read(said())
+        (batch,) = [batch async for batch in session.batches()]
+    assert [choice.finish_reason for choice in batch.outputs[0].choices] == ["abort"] * 4
+
+
+async def test_a_request_cancelled_before_its_first_step_is_aborted_and_ends_the_stream() -> None:
+    session = _ManySession(Stub(None), Asker(), bounds())
+
+    async def said() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
+        yield inference_pb2.GenerateManyRequest(generate=request("x", request_id="r"))
+        yield inference_pb2.GenerateManyRequest(cancel_request_id="r")
+
+    async with asyncio.timeout(5):
+        await session.read(said())
+        (batch,) = [batch async for batch in session.batches()]
+    assert [(output.request_id, output.choices[0].finish_reason) for output in batch.outputs] == [("r", "abort")]
+
+
+async def test_a_client_that_does_not_read_is_not_read_from() -> None:
+    refused = Failure(kind=FailureKind.BAD_REQUEST, message="no")
+    session = _ManySession(Stub(refused), Asker(), bounds(outputs_max=8))
+    taken = 0
+
+    async def said() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
+        nonlocal taken
+        for taken in range(1, 101):
+            yield inference_pb2.GenerateManyRequest(generate=request("x", request_id=f"r{taken}"))
+            await asyncio.sleep(0)
+
+    async with asyncio.timeout(5):
+        reading = asyncio.create_task(session.read(said()))
+        for _ in range(500):
+            await asyncio.sleep(0)
+        assert taken <= 8 + 4
+        errors = [error.request_id async for batch in session.batches() for error in batch.errors]
+        await reading
+    assert sorted(errors) == sorted(f"r{i}" for i in range(1, 101))
+
+
+async def test_models_are_listed(api: BatonClient) -> None:
+    assert await api.models() == ["tiny"]
+
+
+async def test_the_client_needs_no_vllm() -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "import sys, front_proxy.grpc_api.client; sys.exit(any(m.split('.')[0] in ('vllm', 'torch') for m in sys.modules))",
+    )
+    assert await asyncio.wait_for(process.wait(), 60) == 0

@@ -1,0 +1,166 @@
+"""Requests that find no room without the scheduler: new ones are refused, those under way are tried again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+
+from front_proxy.planning.events import (
+    AnswerPlan,
+    AnswerRefusal,
+    DeskAction,
+    Ended,
+    OutageOver,
+    Refused,
+    SendEnd,
+    SendQuestion,
+    ToldToWait,
+    ViewShown,
+)
+from front_proxy.request.events import AskPlan
+from runtime.failures import FailureKind
+from tests.front_proxy.desk_play import BIG, BOUNDS, BUSY, FULL, QUESTION, USABLE, Play, entry, granted, only
+
+# Of a worker that failed it; BIG of the two fits nowhere while d0 is as full as it was seen.
+RESUMED = msgspec.structs.replace(QUESTION, ask=AskPlan(attempt=2, excluded_worker_ids=("d1",), resumed=True))
+RESUMED_BIG = msgspec.structs.replace(RESUMED, prompt_tokens=BIG.prompt_tokens)
+
+
+def answers(actions: Sequence[DeskAction]) -> list[DeskAction]:
+    return [action for action in actions if isinstance(action, AnswerPlan | AnswerRefusal)]
+
+
+def test_what_finds_no_room_while_the_scheduler_is_silent_is_refused_and_ended_there() -> None:
+    it = Play()
+    it.open(BUSY)
+    plan_id, _ = it.ask(BIG)
+    _, end, refusal = it.wait(0.5)
+    assert end == SendEnd(plan_id, "failed", 0)
+    assert isinstance(refusal, AnswerRefusal) and refusal.here
+    assert refusal.failure.kind is FailureKind.EXHAUSTED and refusal.failure.retry_after_s
+    assert it.desk.unanswered == 0
+
+
+def test_what_a_scheduler_queued_is_planned_here_when_it_falls_silent() -> None:
+    it = Play()
+    it.open(BUSY)
+    queued, _ = it.ask(BIG)
+    it.hear(ToldToWait(queued, 120.0), USABLE)
+    plan_id, _ = it.ask()
+    planned = only(it.wait(0.5), AnswerPlan)
+    assert {answer.plan.plan_id for answer in planned} == {queued, plan_id} and it.desk.unanswered == 0
+
+
+def test_of_the_queue_of_a_scheduler_that_dies_what_fits_is_placed_and_the_rest_refused() -> None:
+    it = Play()
+    it.open(USABLE)
+    queue = [it.ask(BIG)[0] for _ in range(3)]
+    for plan_id in queue:
+        it.hear(ToldToWait(plan_id, 15.0))
+    lost = it.lose()
+    assert [answer.plan.plan_id for answer in only(lost, AnswerPlan)] == queue[:1]
+    refused = only(lost, AnswerRefusal)
+    assert [one.plan_id for one in refused] == queue[1:]
+    assert all(one.failure.kind is FailureKind.EXHAUSTED and one.failure.retry_after_s for one in refused)
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_a_resumed_request_is_tried_every_patience_until_there_is_room(queued: bool) -> None:
+    it = Play()
+    it.open(BUSY)
+    plan_id, _ = it.ask(RESUMED_BIG)
+    if queued:
+        it.hear(ToldToWait(plan_id, 30.0))
+    assert answers(it.lose()) == [], "all that one fault breaks is broken a moment later"
+    assert answers(it.wait(4.0)) == [] and it.desk.unanswered == 1
+    if queued:
+        (answer,) = only(it.wait(5.5), AnswerPlan)
+        assert answer.plan.plan_id == plan_id and answer.here, "what was seen there is believed to end"
+    else:
+        (refusal,) = only(it.wait(1.0), AnswerRefusal)
+        assert refusal.plan_id == plan_id and it.now_s == 1005.0, "plan_timeout_s is over"
+        assert refusal.failure.kind is FailureKind.EXHAUSTED
+
+
+def test_a_resumed_request_that_comes_in_an_outage_is_planned_after_a_patience_and_a_new_one_at_once() -> None:
+    it = Play()
+    it.open(USABLE)
+    it.lose()
+    new, _ = it.ask()
+    resumed, _ = it.ask(RESUMED)
+    assert [answer.plan.plan_id for answer in only(it.wait(0.4), AnswerPlan)] == [new]
+    assert [answer.plan.plan_id for answer in only(it.wait(0.1), AnswerPlan)] == [resumed]
+
+
+def test_a_resumed_request_avoids_the_workers_that_failed_it_once() -> None:
+    it = Play()
+    it.open(ViewShown([entry("d1")]))
+    it.lose()
+    it.ask(RESUMED)
+    assert only(it.wait(0.9), AnswerPlan) == []
+    (answer,) = only(it.wait(0.1), AnswerPlan)
+    assert answer.plan.decode is not None and answer.plan.decode.worker_id == "d1"
+
+
+def test_a_resumed_request_that_can_never_fit_is_refused_at_once() -> None:
+    it = Play()
+    it.open(USABLE)
+    it.lose()
+    it.ask(msgspec.structs.replace(RESUMED, prompt_tokens=10_000 * 32))
+    (refusal,) = only(it.wait(0.5), AnswerRefusal)
+    assert refusal.failure.kind is FailureKind.BAD_REQUEST
+
+
+def test_a_resumed_request_is_asked_of_the_scheduler_when_that_is_back_and_knows_all_workers() -> None:
+    it = Play()
+    it.open(BUSY)
+    plan_id, _ = it.ask(RESUMED_BIG)
+    it.lose()
+    it.wait(1.0)
+    assert only(it.open(ViewShown([], rebuilding=True)), SendQuestion) == []
+    assert it.wait(1.0) == [] and it.desk.unanswered == 1, "it is tried here on"
+    *_, over = it.hear(BUSY)
+    assert over == OutageOver(0)
+    (asked,) = only(it.wait(0.5), SendQuestion)
+    assert asked.plan_id == plan_id and asked.question.ask.resumed and asked.question.ask.excluded_worker_ids == ()
+    assert only(it.hear(ToldToWait(plan_id, 3.0), granted(plan_id)), AnswerPlan)
+
+
+def test_a_silent_scheduler_that_speaks_again_may_still_answer_a_resumed_request() -> None:
+    it = Play()
+    it.open(BUSY)
+    plan_id, _ = it.ask(RESUMED_BIG)
+    assert answers(it.wait(1.0)) == [] and not it.desk.connected
+    assert only(it.hear(None), SendQuestion) == [], "it has the question"
+    assert it.wait(0.4) == [], "it has its time to answer again"
+    assert FULL in [answer.failure for answer in only(it.hear(Refused(plan_id, FULL)), AnswerRefusal)]
+
+
+def test_nothing_is_placed_from_a_view_that_is_too_old() -> None:
+    it = Play(view_max_age_s=1.0)
+    it.open(BUSY)
+    runs, _ = it.ask(BIG)
+    it.hear(granted(runs))
+    it.lose()
+    plan_id, _ = it.ask(RESUMED_BIG)
+    it.wait(1.1)
+    assert it.do(Ended(runs, "finished", 1)) == []
+    (refusal,) = only(it.wait(5.0), AnswerRefusal)
+    assert refusal.plan_id == plan_id and refusal.failure.kind is FailureKind.UNAVAILABLE
+
+
+def test_a_scheduler_that_is_asked_late_has_its_time_to_answer_all_the_same() -> None:
+    it = Play()
+    it.open(ViewShown([]))
+    it.lose()
+    it.ask()
+    it.wait(0.5)
+    it.now_s += BOUNDS.plan_timeout_s - 0.6
+    it.open(USABLE)
+    it.wait(0.0)
+    it.wait(0.4)
+    assert (it.desk.connected, it.desk.unanswered) == (True, 1)
+    it.wait(0.1)
+    assert (it.desk.connected, it.desk.unanswered) == (False, 0)

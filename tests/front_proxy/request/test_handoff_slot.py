@@ -1,0 +1,33 @@
+"""One request's hand-offs: each that ever came is released once, whoever made it."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from front_proxy.request.handoff_slot import HeldHandoff
+from tests.front_proxy.flow_play import handoff
+
+HANDOFF = handoff()
+
+
+@pytest.mark.parametrize("change", [{"worker_id": "prefill-1"}, {"epoch": 2}, {"lease_id": "lease-2"}], ids=str)
+@pytest.mark.parametrize("let_go", [False, True])
+def test_a_late_hand_off_of_another_worker_start_or_lease_is_released_too(
+    change: dict[str, object], let_go: bool
+) -> None:
+    held = HeldHandoff()
+    held.take(HANDOFF)
+    if let_go:
+        held.let_go(pulled=True)
+    other = msgspec.structs.replace(HANDOFF, **change)
+    assert held.release_late(HANDOFF) == []
+    assert [release.handoff for release in held.release_late(other)] == [other]
+    assert held.release_late(other) == []
+
+
+def test_a_second_hand_off_is_not_held_in_place_of_the_first() -> None:
+    held = HeldHandoff()
+    held.take(HANDOFF)
+    with pytest.raises(AssertionError):
+        held.take(handoff("lease-2"))

@@ -1,0 +1,69 @@
+"""Retries are bounded for one request and for all together."""
+
+from __future__ import annotations
+
+from front_proxy.request.retry_policy import UNTAKEN_MAX, Retries, RetryBounds, RetryBudget
+
+BOUNDS = RetryBounds(attempts_max=3, resumes_max=2)
+
+
+def test_a_full_bucket_moves_a_whole_worker_at_once_and_then_no_more() -> None:
+    budget = RetryBudget(ratio=0.0, per_s=0.0, burst_max=5, now_s=0.0)
+    assert [budget.take(0.0) for _ in range(7)] == [True] * 5 + [False] * 2
+
+
+def test_in_the_long_run_retries_are_a_share_of_the_requests_and_a_floor_each_second() -> None:
+    budget = RetryBudget(ratio=0.5, per_s=2.0, burst_max=4, now_s=0.0)
+    taken = 0
+    for tenth in range(1000):
+        budget.request_came()
+        taken += sum(budget.take(tenth / 10) for _ in range(5))
+    assert 0.95 * (4 + 1000 * 0.5 + 100 * 2) <= taken <= 4 + 1000 * 0.5 + 100 * 2
+
+
+def test_no_time_and_no_number_of_requests_fills_it_beyond_the_burst() -> None:
+    budget = RetryBudget(ratio=1.0, per_s=1.0, burst_max=3, now_s=0.0)
+    for _ in range(10):
+        budget.request_came()
+    assert budget.tokens == 3
+    assert [budget.take(1000.0) for _ in range(5)] == [True] * 3 + [False] * 2
+
+
+def test_a_clock_that_went_back_counts_no_time_twice() -> None:
+    budget = RetryBudget(ratio=0.0, per_s=1.0, burst_max=1, now_s=0.0)
+    assert [budget.take(now_s) for now_s in (10.0, 9.0, 10.0, 11.0)] == [True, False, False, True]
+
+
+def test_a_clock_that_stands_still_fills_nothing() -> None:
+    budget = RetryBudget(ratio=0.0, per_s=1000.0, burst_max=1, now_s=5.0)
+    assert budget.take(5.0) and not budget.take(5.0) and not budget.take(4.0)
+
+
+def test_tries_in_a_row_are_bounded_and_progress_begins_them_anew_a_bounded_number_of_times() -> None:
+    retries = Retries(BOUNDS, lambda: True)
+    tries = 1
+    while retries.again():
+        tries += 1
+        retries.exclude(f"worker-{tries}")
+        if tries % 2 == 0:
+            retries.progressed()
+            assert retries.excluded == [] or tries > 4
+    assert tries < retries.attempts_bound
+    assert Retries(BOUNDS, lambda: False).again() is False
+
+
+def test_a_try_that_is_not_allowed_does_not_cost_the_budget() -> None:
+    asked: list[bool] = []
+
+    def budget() -> bool:
+        asked.append(True)
+        return True
+
+    retries = Retries(BOUNDS, budget)
+    assert [retries.again() for _ in range(5)] == [True, True, False, False, False]
+    assert len(asked) == 2
+
+
+def test_what_no_worker_takes_costs_no_budget_and_is_bounded() -> None:
+    retries = Retries(BOUNDS, lambda: False)
+    assert [retries.again_untaken() for _ in range(UNTAKEN_MAX + 1)] == [True] * UNTAKEN_MAX + [False]
