@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 from runtime.failures import Failure, FailureKind
-from scheduler.actions import (
+from scheduler.api.actions import (
     AcceptWorker,
     Action,
     DrainWorker,
@@ -20,10 +20,7 @@ from scheduler.actions import (
     PublishView,
     RejectWorker,
 )
-from scheduler.books import Books
-from scheduler.cluster import ClusterState, Worker
-from scheduler.config import SchedulerConfig
-from scheduler.events import (
+from scheduler.api.events import (
     DrainRequested,
     Event,
     FrontJoined,
@@ -38,16 +35,19 @@ from scheduler.events import (
     WorkerLoadReported,
     WorkerSuspected,
 )
-from scheduler.facts import WorkerFacts
-from scheduler.fronts import Front
-from scheduler.ledger import LeaseLedger
-from scheduler.membership import is_deaf, objection
-from scheduler.outliers import Standing, WorkerHealth
-from scheduler.placement import Planner
-from scheduler.profile import Probe, Random
-from scheduler.refusals import Refusals
-from scheduler.turns import Turns
-from scheduler.waiting_line import PriorityClass, WaitingLine
+from scheduler.api.worker_info import WorkerFacts
+from scheduler.cluster.lease_audit import LeaseLedger
+from scheduler.cluster.membership import is_deaf, objection
+from scheduler.cluster.outlier_detector import Standing, WorkerHealth
+from scheduler.cluster.state import ClusterState, Worker
+from scheduler.config import SchedulerConfig
+from scheduler.queueing.admission import Turns
+from scheduler.queueing.front_sessions import Front
+from scheduler.queueing.refusals import Refusals
+from scheduler.queueing.reservations import Books
+from scheduler.queueing.wait_queue import PriorityClass, WaitingLine
+from scheduler.routing.placement import Planner
+from scheduler.routing.profile import Probe, Random
 
 STORY_EVENTS_MAX = 64
 

@@ -17,7 +17,7 @@ from runtime.failures import Failure, FailureKind
 from runtime.grpc_errors import abort
 from runtime.lifecycle import cancel_and_wait
 from scheduler import wire
-from scheduler.events import (
+from scheduler.api.events import (
     FrontJoined,
     FrontLeft,
     WorkerJoined,
@@ -25,7 +25,7 @@ from scheduler.events import (
     WorkerLeft,
     WorkerLoadReported,
 )
-from scheduler.outgoing import Outgoing
+from scheduler.send_queue import Outgoing
 from scheduler.shell import COMMANDS_MAX, SchedulerShell
 
 log = structlog.get_logger(__name__)

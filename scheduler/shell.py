@@ -18,7 +18,7 @@ from protos.scheduler.v1 import scheduler_pb2 as pb
 from runtime.clock import Clock
 from runtime.failures import Failure, FailureKind
 from scheduler import wire
-from scheduler.actions import (
+from scheduler.api.actions import (
     AcceptWorker,
     Action,
     DrainWorker,
@@ -32,11 +32,11 @@ from scheduler.actions import (
     ReportDropped,
     ReportLeak,
 )
+from scheduler.api.events import Event, PlanRequested, Tick
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
-from scheduler.events import Event, PlanRequested, Tick
 from scheduler.metrics import SchedulerMetrics
-from scheduler.outgoing import Outgoing
+from scheduler.send_queue import Outgoing
 
 log = structlog.get_logger(__name__)
 

@@ -7,9 +7,9 @@ import msgspec
 from front_proxy.planning.plan_client import PlanDesk
 from front_proxy.request.flow import RequestFlow
 from front_proxy.request.work import Stage
+from scheduler.api.worker_info import WorkerState
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
-from scheduler.facts import WorkerState
 from simulation.dial import REFUSED_S, Dial
 from simulation.faults import Faults, Target
 from simulation.fronts import Client, SimFront

@@ -42,10 +42,10 @@ from front_proxy.planning.events import (
 from front_proxy.planning.plan_client import NEVER_S, DeskBounds, PlanDesk
 from front_proxy.request.events import AskPlan, Outcome, Planned, PlanRefused
 from front_proxy.request.work import Placement
-from scheduler.actions import Placement as CorePlacement
-from scheduler.actions import ReplyPlan, ReplyRefusal, ReplyWaiting
+from scheduler.api.actions import Placement as CorePlacement
+from scheduler.api.actions import ReplyPlan, ReplyRefusal, ReplyWaiting
+from scheduler.api.events import PlansRunning
 from scheduler.config import SchedulerConfig
-from scheduler.events import PlansRunning
 from simulation.network import DOWN, UP, Stream
 from simulation.world import Violation
 

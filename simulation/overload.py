@@ -17,11 +17,11 @@ import msgspec
 
 from engine.config import FakeEngineConfig
 from runtime.failures import FailureKind
-from scheduler.actions import ReplyPlan, ReplyRefusal
+from scheduler.api.actions import ReplyPlan, ReplyRefusal
+from scheduler.api.events import Event, FrontJoined, PlanRequested, RequestEnded, Tick, WorkerJoined
+from scheduler.api.worker_info import Role
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
-from scheduler.events import Event, FrontJoined, PlanRequested, RequestEnded, Tick, WorkerJoined
-from scheduler.facts import Role
 from simulation.overload_cluster import Member, SlowDecode, SlowPrefill, facts
 from simulation.spread import Spread
 from simulation.world import World

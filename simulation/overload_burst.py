@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from scheduler.actions import ReplyRefusal
+from scheduler.api.actions import ReplyRefusal
 from simulation.overload import Asked, Overload
 
 BURST_S = 30.0

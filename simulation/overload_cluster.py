@@ -11,8 +11,8 @@ import heapq
 from collections.abc import Callable
 
 from engine.config import FakeEngineConfig
-from scheduler.events import WorkerLoadReported
-from scheduler.facts import Role, WorkerFacts, WorkerLoad, WorkerState
+from scheduler.api.events import WorkerLoadReported
+from scheduler.api.worker_info import Role, WorkerFacts, WorkerLoad, WorkerState
 from simulation.world import World
 
 BLOCK_TOKENS = 32

@@ -10,10 +10,8 @@ import msgspec
 
 from front_proxy.planning.cluster_view import WorkerEntry
 from front_proxy.planning.events import ViewShown
-from scheduler.actions import AcceptWorker, Action, DropWorker, RejectWorker, ReplyPlan, ReplyRefusal, ReplyWaiting
-from scheduler.config import SchedulerConfig
-from scheduler.core import SchedulerCore
-from scheduler.events import (
+from scheduler.api.actions import AcceptWorker, Action, DropWorker, RejectWorker, ReplyPlan, ReplyRefusal, ReplyWaiting
+from scheduler.api.events import (
     Event,
     FrontJoined,
     FrontLeft,
@@ -26,7 +24,9 @@ from scheduler.events import (
     WorkerLoadReported,
     WorkerSuspected,
 )
-from scheduler.facts import WorkerLoad
+from scheduler.api.worker_info import WorkerLoad
+from scheduler.config import SchedulerConfig
+from scheduler.core import SchedulerCore
 from scheduler.leadership.rules import LOOKS_PER_TERM
 from simulation import checkers, front_plans
 from simulation.dial import Dial

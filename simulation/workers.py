@@ -19,7 +19,7 @@ from kv_transfer.integrity.transfer_proof import TransferProof
 from prefill_worker.config import PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import Failure, FailureKind
-from scheduler.facts import Role, WorkerFacts, WorkerLoad, WorkerState
+from scheduler.api.worker_info import Role, WorkerFacts, WorkerLoad, WorkerState
 from simulation.faults import Faults
 from simulation.network import DOWN, UP, Process, Stream
 from simulation.policies import Settings

@@ -46,7 +46,7 @@ from front_proxy.request.work import Placement
 from protos.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from runtime.failures import Failure
 from runtime.grpc_server import channel
-from scheduler.actions import Placement as CorePlacement
+from scheduler.api.actions import Placement as CorePlacement
 from scheduler.config import SchedulerConfig
 
 log = structlog.get_logger(__name__)

@@ -17,8 +17,8 @@ from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2
 from runtime.failures import Failure, FailureKind
 from scheduler import wire as scheduler_wire
-from scheduler.actions import Placement as CorePlacement
-from scheduler.events import RunningPlan
+from scheduler.api.actions import Placement as CorePlacement
+from scheduler.api.events import RunningPlan
 
 _FINISH: dict[int, FinishReason] = {
     worker_pb2.FINISH_REASON_STOP: "stop",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from scheduler.facts import Role, WorkerFacts, WorkerLoad, WorkerState
+from scheduler.api.worker_info import Role, WorkerFacts, WorkerLoad, WorkerState
 
 
 class WorkerEntry(msgspec.Struct, frozen=True):

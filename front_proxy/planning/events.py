@@ -9,8 +9,8 @@ import msgspec
 from front_proxy.planning.cluster_view import WorkerEntry
 from front_proxy.request.events import AskPlan, Outcome
 from runtime.failures import Failure
-from scheduler.actions import Placement
-from scheduler.events import PlanRequested, RunningPlan
+from scheduler.api.actions import Placement
+from scheduler.api.events import PlanRequested, RunningPlan
 
 
 class PlanQuestion(msgspec.Struct, frozen=True, kw_only=True):

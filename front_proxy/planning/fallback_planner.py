@@ -15,10 +15,8 @@ import msgspec
 from front_proxy.planning.cluster_view import ClusterView, WorkerEntry
 from front_proxy.planning.events import PlanQuestion, requested
 from front_proxy.request.events import Outcome
-from scheduler.actions import ReplyPlan, ReplyRefusal
-from scheduler.config import PriorityClassConfig, SchedulerConfig, WaitingConfig
-from scheduler.core import SchedulerCore
-from scheduler.events import (
+from scheduler.api.actions import ReplyPlan, ReplyRefusal
+from scheduler.api.events import (
     FrontJoined,
     PlansRunning,
     RequestEnded,
@@ -28,8 +26,10 @@ from scheduler.events import (
     WorkerLoadReported,
     WorkerSuspected,
 )
-from scheduler.facts import WorkerLoad
-from scheduler.profile import Random
+from scheduler.api.worker_info import WorkerLoad
+from scheduler.config import PriorityClassConfig, SchedulerConfig, WaitingConfig
+from scheduler.core import SchedulerCore
+from scheduler.routing.profile import Random
 
 SESSION = 1
 FADE_INTERVAL_S = 0.25

@@ -59,10 +59,10 @@ from front_proxy.planning.events import (
 from front_proxy.planning.fallback_planner import FallbackPlanner
 from runtime.addresses import Addresses
 from runtime.failures import Failure, FailureKind
-from scheduler.actions import ReplyRefusal
+from scheduler.api.actions import ReplyRefusal
+from scheduler.api.events import RunningPlan
 from scheduler.config import SchedulerConfig
-from scheduler.events import RunningPlan
-from scheduler.profile import Random
+from scheduler.routing.profile import Random
 
 NEVER_S = float("inf")
 HERE = "degraded"

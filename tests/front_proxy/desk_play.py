@@ -33,9 +33,9 @@ from front_proxy.planning.events import (
 from front_proxy.planning.plan_client import DeskBounds, PlanDesk
 from front_proxy.request.events import AskPlan
 from runtime.failures import Failure, FailureKind
-from scheduler.actions import Placement
+from scheduler.api.actions import Placement
+from scheduler.api.worker_info import WorkerLoad, WorkerState
 from scheduler.config import SchedulerConfig
-from scheduler.facts import WorkerLoad, WorkerState
 from tests.scheduler.cast import facts
 
 A = TypeVar("A")

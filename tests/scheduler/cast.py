@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from runtime.failures import Failure
-from scheduler.actions import Action, ReplyPlan, ReplyRefusal
-from scheduler.cluster import Worker
+from scheduler.api.actions import Action, ReplyPlan, ReplyRefusal
+from scheduler.api.events import Event, FrontJoined, PlanRequested, RequestEnded, WorkerJoined, WorkerLoadReported
+from scheduler.api.worker_info import Role, WorkerFacts, WorkerLoad, WorkerState
+from scheduler.cluster.state import Worker
 from scheduler.config import PriorityClassConfig, SchedulerConfig, WaitingConfig
 from scheduler.core import SchedulerCore
-from scheduler.events import Event, FrontJoined, PlanRequested, RequestEnded, WorkerJoined, WorkerLoadReported
-from scheduler.facts import Role, WorkerFacts, WorkerLoad, WorkerState
 
 FRONT = 1000
 _NONE = PriorityClassConfig(waiting_max=0)

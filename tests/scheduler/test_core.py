@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from runtime.failures import FailureKind
-from scheduler.actions import AcceptWorker, DrainWorker, DropWorker, PublishView, RejectWorker
-from scheduler.core import STORY_EVENTS_MAX
-from scheduler.events import (
+from scheduler.api.actions import AcceptWorker, DrainWorker, DropWorker, PublishView, RejectWorker
+from scheduler.api.events import (
     DrainRequested,
     FrontJoined,
     FrontLeft,
@@ -20,7 +19,8 @@ from scheduler.events import (
     WorkerLoadReported,
     WorkerSuspected,
 )
-from scheduler.facts import Role, WorkerLoad, WorkerState
+from scheduler.api.worker_info import Role, WorkerLoad, WorkerState
+from scheduler.core import STORY_EVENTS_MAX
 from tests.scheduler.cast import FRONT, Stage, ready, where
 
 

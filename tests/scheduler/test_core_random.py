@@ -5,10 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.actions import Placement, ReplyPlan
-from scheduler.config import SchedulerConfig
-from scheduler.core import SchedulerCore
-from scheduler.events import (
+from scheduler.api.actions import Placement, ReplyPlan
+from scheduler.api.events import (
     DrainRequested,
     Event,
     FrontJoined,
@@ -23,7 +21,9 @@ from scheduler.events import (
     WorkerLoadReported,
     WorkerSuspected,
 )
-from scheduler.facts import WorkerLoad, WorkerState
+from scheduler.api.worker_info import WorkerLoad, WorkerState
+from scheduler.config import SchedulerConfig
+from scheduler.core import SchedulerCore
 from tests.scheduler.cast import facts
 
 WORKERS = ("p0", "p1", "d0", "d1", "d2")

@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 
 from runtime.failures import FailureKind
-from scheduler.actions import Placement, PublishView
-from scheduler.config import WaitingConfig
-from scheduler.core import SchedulerCore
-from scheduler.events import (
+from scheduler.api.actions import Placement, PublishView
+from scheduler.api.events import (
     FrontJoined,
     FrontLeft,
     PlanRequested,
@@ -19,6 +17,8 @@ from scheduler.events import (
     WorkerJoined,
     WorkerLeft,
 )
+from scheduler.config import WaitingConfig
+from scheduler.core import SchedulerCore
 from tests.scheduler.cast import FRONT, Stage, facts, ready
 
 

@@ -13,7 +13,7 @@ from typing import Any, assert_never
 
 import pytest
 
-from scheduler.actions import (
+from scheduler.api.actions import (
     AcceptWorker,
     Action,
     DrainWorker,
@@ -28,9 +28,7 @@ from scheduler.actions import (
     ReportDropped,
     ReportLeak,
 )
-from scheduler.config import SchedulerConfig
-from scheduler.core import SchedulerCore
-from scheduler.events import (
+from scheduler.api.events import (
     DrainRequested,
     Event,
     FrontJoined,
@@ -43,7 +41,9 @@ from scheduler.events import (
     WorkerLoadReported,
     WorkerSuspected,
 )
-from scheduler.facts import WorkerLoad, WorkerState
+from scheduler.api.worker_info import WorkerLoad, WorkerState
+from scheduler.config import SchedulerConfig
+from scheduler.core import SchedulerCore
 from tests.scheduler.cast import facts
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -7,9 +7,9 @@ import itertools
 import pytest
 from prometheus_client import CollectorRegistry
 
+from scheduler.api.events import FrontJoined, PlanRequested, WorkerJoined, WorkerLoadReported
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
-from scheduler.events import FrontJoined, PlanRequested, WorkerJoined, WorkerLoadReported
 from scheduler.metrics import POLICY_SAMPLE_EVERY, PolicyProbe, SchedulerMetrics
 from tests.scheduler.cast import FRONT, facts, ready
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from runtime.failures import FailureKind
-from scheduler.actions import ReplyWaiting
+from scheduler.api.actions import ReplyWaiting
+from scheduler.api.events import Tick, WorkerLeft
 from scheduler.config import PriorityClassConfig, WaitingConfig
-from scheduler.events import Tick, WorkerLeft
 from tests.scheduler.cast import FRONT, Stage, facts, ready
 from tests.scheduler.test_waiting import ask, end, fill, granted, refused, stage
 

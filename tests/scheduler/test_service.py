@@ -18,9 +18,9 @@ from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.clock import SystemClock
 from runtime.grpc_server import channel, start_server
 from scheduler import run as scheduler_run
+from scheduler.api.events import DrainRequested, Event
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
-from scheduler.events import DrainRequested, Event
 from scheduler.metrics import PolicyProbe, SchedulerMetrics
 from scheduler.service import StatusService, add_services
 from scheduler.shell import SchedulerShell

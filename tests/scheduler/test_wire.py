@@ -9,7 +9,7 @@ from front_proxy.planning.events import PlanQuestion, requested
 from front_proxy.request.events import AskPlan
 from runtime.failures import Failure, FailureKind
 from scheduler import wire
-from scheduler.actions import ReplyRefusal
+from scheduler.api.actions import ReplyRefusal
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,10 @@ from front_proxy.request.stall_detector import Looks
 from front_proxy.request.work import Stage, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure
-from scheduler.actions import Action
-from scheduler.cluster import Worker
+from scheduler.api.actions import Action
+from scheduler.api.events import Event, Tick
+from scheduler.cluster.state import Worker
 from scheduler.core import SchedulerCore
-from scheduler.events import Event, Tick
 from simulation.__main__ import main
 from simulation.fronts import SimFront
 from simulation.schedulers import SimScheduler

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 import msgspec
 import pytest
 
-from scheduler.events import PlanRequested
+from scheduler.api.events import PlanRequested
 from simulation.__main__ import main
 from simulation.overload import ALL_INTERACTIVE, Asked, Overload, Report, max_min, memory_kib, verdict
 from simulation.overload_burst import judge
@@ -111,7 +111,7 @@ def test_after_a_burst_clients_that_come_back_as_told_are_served_within_five_tri
 
 
 def test_clients_that_are_told_to_come_back_at_once_are_refused_five_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scheduler.refusals.retry_after_s", lambda *_, **__: 0.1)
+    monkeypatch.setattr("scheduler.queueing.refusals.retry_after_s", lambda *_, **__: 0.1)
     assert judge(0) != []
 
 

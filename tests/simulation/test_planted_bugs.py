@@ -19,11 +19,11 @@ from kv_transfer.handoff.lease import FreeBlocks, LeaseAction
 from kv_transfer.integrity.transfer_proof import HolderReplied, ProofAction, ProofEvent, TransferProof, TransferVerdict
 from prefill_worker.leases import LeaseTable
 from prefill_worker.role import PrefillRole
-from scheduler.actions import Action
-from scheduler.books import Books
-from scheduler.cluster import Worker
+from scheduler.api.actions import Action
+from scheduler.api.events import Event, FrontLeft, PlanRequested, RequestEnded, RunningPlan
+from scheduler.cluster.state import Worker
 from scheduler.core import SchedulerCore
-from scheduler.events import Event, FrontLeft, PlanRequested, RequestEnded, RunningPlan
+from scheduler.queueing.reservations import Books
 from simulation.seeds import simulate
 from simulation.workers import SimWorker
 from worker.admission import Admission

@@ -10,12 +10,12 @@ import msgspec
 from front_proxy.planning.cluster_view import ClusterView, WorkerEntry
 from front_proxy.planning.fallback_planner import SESSION, FallbackPlanner
 from runtime.failures import FailureKind
-from scheduler.actions import Placement, ReplyRefusal
+from scheduler.api.actions import Placement, ReplyRefusal
+from scheduler.api.events import RunningPlan
+from scheduler.api.worker_info import WorkerLoad
+from scheduler.cluster.outlier_detector import Standing
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
-from scheduler.events import RunningPlan
-from scheduler.facts import WorkerLoad
-from scheduler.outliers import Standing
 from tests.front_proxy.desk_play import QUESTION
 from tests.scheduler.cast import facts, ready
 

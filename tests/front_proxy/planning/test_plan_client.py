@@ -32,9 +32,9 @@ from front_proxy.planning.events import (
 )
 from front_proxy.request.events import AskPlan
 from runtime.failures import FailureKind
-from scheduler.actions import Placement
+from scheduler.api.actions import Placement
+from scheduler.api.worker_info import WorkerState
 from scheduler.config import SchedulerConfig
-from scheduler.facts import WorkerState
 from tests.front_proxy.desk_play import (
     BIG,
     BOUNDS,

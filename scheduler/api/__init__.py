@@ -1,0 +1,1 @@
+"""The words others may import: events, actions and what is known of a worker. Values only."""

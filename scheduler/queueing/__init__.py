@@ -1,0 +1,1 @@
+"""Which request is placed next, waits or is refused. Pure."""

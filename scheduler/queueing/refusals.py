@@ -1,0 +1,58 @@
+"""How a request that gets no place is told: the kind of failure, the words, and when to come back."""
+
+from __future__ import annotations
+
+from runtime.failures import Failure, FailureKind
+from runtime.retry_after import retry_after_s
+from scheduler.api.actions import ReplyRefusal
+from scheduler.api.events import PlanRequested
+from scheduler.config import SchedulerConfig
+from scheduler.queueing.wait_queue import Turned, WaitingLine, class_of
+from scheduler.routing.placement import Cause, NotPlaced
+from scheduler.routing.profile import Random
+
+# What passes when requests end, so that waiting for it makes sense.
+PASSING: frozenset[Cause] = frozenset(
+    {"plans_in_flight", "no_headroom", "decode_slots", "prefill_slots", "prefill_backlog"}
+)
+_FINAL: dict[Cause, FailureKind] = {
+    "no_worker": FailureKind.UNAVAILABLE,
+    "too_large": FailureKind.BAD_REQUEST,
+    "plan_id_in_use": FailureKind.BAD_REQUEST,
+}
+_TURNED: dict[Cause, str] = {
+    "wait_too_long": "The cluster is full, and at the present pace the request would wait longer than it may.",
+    "line_full": "The cluster is full, and as many requests wait as may.",
+    "waited_out": "The cluster is full, and the request has waited for as long as it may.",
+    "no_worker": "No worker was usable for as long as the request may wait for one.",
+}
+
+
+class Refusals:
+    """Answers in words; ``line`` says how long it is."""
+
+    def __init__(self, config: SchedulerConfig, line: WaitingLine, rng: Random | None) -> None:
+        self._config = config
+        self._line = line
+        self._rng = rng
+
+    def turned(self, turned: Turned) -> ReplyRefusal:
+        """The answer to a request that may not wait (any more)."""
+        return self.refuse(turned.event, NotPlaced(cause=turned.cause, message=_TURNED[turned.cause]))
+
+    def refuse(self, event: PlanRequested, verdict: NotPlaced) -> ReplyRefusal:
+        """The answer to a request that gets no place. One that can never have one is not told to come back."""
+        kind = _FINAL.get(verdict.cause, FailureKind.EXHAUSTED)
+        when_s = None if kind is FailureKind.BAD_REQUEST else self._retry_after_s(event)
+        failure = Failure(kind=kind, message=verdict.message, retry_after_s=when_s)
+        return ReplyRefusal(session=event.session, plan_id=event.plan_id, failure=failure, cause=verdict.cause)
+
+    def _retry_after_s(self, event: PlanRequested) -> float:
+        tokens, pace = self._line.ahead_of(class_of(event), event.tenant)
+        return retry_after_s(
+            tokens,
+            pace,
+            min_s=self._config.retry_after_min_s,
+            max_s=self._config.retry_after_max_s,
+            draw=self._rng.random() if self._rng is not None else 0.5,
+        )

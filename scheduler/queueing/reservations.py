@@ -1,0 +1,176 @@
+"""Which plans have not ended, and what they reserve on the workers that are members now. Places and refuses nothing.
+
+A worker's reserved blocks are the sum over the plans that name it; no reservation outlives its worker or its front
+proxy. ``check`` asserts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from scheduler.api.actions import Placement, ReplyPlan, ReportDropped
+from scheduler.api.events import PlanRequested, RunningPlan
+from scheduler.cluster.outlier_detector import Standing
+from scheduler.cluster.state import ClusterState, PlanKey, Worker
+from scheduler.queueing.front_sessions import Front, GrantedPlan
+from scheduler.queueing.wait_queue import Charge
+from scheduler.routing.disaggregation import Reason
+from scheduler.routing.placement import Chosen
+
+
+class Books:
+    """The plans of every front proxy. Keeps the workers' reservations equal to them."""
+
+    def __init__(self, cluster: ClusterState, plans_in_flight_max: int) -> None:
+        self.fronts: dict[int, Front] = {}
+        self.plans_in_flight = 0
+        self._cluster = cluster
+        self._plans_in_flight_max = plans_in_flight_max
+
+    def has_room(self) -> bool:
+        """Whether one more plan may be granted."""
+        return self.plans_in_flight < self._plans_in_flight_max
+
+    def join(self, session: int, front_proxy_id: str, incarnation: int) -> None:
+        """A front proxy opened a stream."""
+        assert session not in self.fronts, session
+        self.fronts[session] = Front(front_proxy_id, incarnation)
+
+    def leave(self, session: int, now_s: float) -> None:
+        """Its stream ended, and its plans with it."""
+        self.end_all(session, now_s)
+        del self.fronts[session]
+
+    def end_all(self, session: int, now_s: float) -> None:
+        """Free what a stream's plans reserve."""
+        for plan_id in list(self.fronts[session].plans):
+            self.end((session, plan_id), now_s)
+
+    def streams_of_same(self, session: int) -> Sequence[int]:
+        """The other streams of the same process that have not ended here, by session."""
+        own = self.fronts[session]
+        name = (own.front_proxy_id, own.incarnation)
+        return [
+            other
+            for other, front in self.fronts.items()
+            if other != session and (front.front_proxy_id, front.incarnation) == name
+        ]
+
+    def grant(self, event: PlanRequested, chosen: Chosen, charge: Charge, now_s: float, *, since_s: float) -> ReplyPlan:
+        """Reserve what was chosen; the answer to a request that waited since ``since_s``."""
+        key = (event.session, event.plan_id)
+        assert event.plan_id not in self.fronts[event.session].plans, key
+        prefill, decode = chosen.prefill, chosen.decode
+        computing = prefill or decode
+        assert computing is not None
+        if decode is not None:
+            decode.reserve(key, chosen.decode_blocks)
+        # A pinned sibling finds its prompt's KV in place and computes next to nothing.
+        if chosen.reason is not Reason.PINNED:
+            computing.assign_prefill(key, event.prompt_tokens, now_s)
+        for worker in (prefill, decode):
+            if worker is not None and worker.health.standing is Standing.PROBATION:
+                worker.health.planned(key)
+                worker.judge()
+        at_prefill = prefill.placement if prefill is not None else None
+        at_decode = decode.placement if decode is not None else None
+        self.fronts[event.session].plans[event.plan_id] = GrantedPlan(
+            event.request_id, at_prefill, at_decode, chosen.decode_blocks, now_s, charge
+        )
+        self.plans_in_flight += 1
+        return ReplyPlan(
+            session=event.session,
+            plan_id=event.plan_id,
+            prefill=at_prefill,
+            decode=at_decode,
+            decode_blocks_reserved=chosen.decode_blocks,
+            reason=chosen.reason.value,
+            waited_s=now_s - since_s,
+        )
+
+    def end(self, key: PlanKey, now_s: float, *, finished: bool = False) -> Charge | None:
+        """Free what a plan reserves, if there is such a plan; what its tenant was charged for its output."""
+        front = self.fronts.get(key[0])
+        plan = front.plans.pop(key[1], None) if front is not None else None
+        if plan is None:
+            return None
+        self.plans_in_flight -= 1
+        for placed in (plan.prefill, plan.decode):
+            worker = self._member_of(placed)
+            if worker is not None:
+                worker.forget(key)
+                if finished:
+                    worker.health.succeeded(key, now_s)
+                worker.health.ended(key)
+                worker.judge()
+        return plan.charge
+
+    def returned(self, worker: Worker) -> None:
+        """A new member. Plans that name this very incarnation go on: only its stream was away."""
+        for session, front in self.fronts.items():
+            for plan_id, plan in front.plans.items():
+                if plan.decode == worker.placement:
+                    worker.adopt((session, plan_id), plan.decode_blocks)
+
+    def take_over(self, session: int, plans: Iterable[RunningPlan], now_s: float) -> None:
+        """Count plans that somebody else made, those known left as they are. Their workers may register later."""
+        front = self.fronts[session]
+        for plan in plans:
+            if plan.plan_id in front.plans or not self.has_room():
+                continue
+            front.plans[plan.plan_id] = GrantedPlan(
+                plan.request_id, plan.prefill, plan.decode, plan.decode_blocks, now_s
+            )
+            self.plans_in_flight += 1
+            worker = self._member_of(plan.decode)
+            if worker is not None:
+                worker.adopt((session, plan.plan_id), plan.decode_blocks)
+
+    def drop_unnamed(self, session: int, named: Collection[int], now_s: float) -> Sequence[ReportDropped]:
+        """End the plans of a front proxy that it does not name any more."""
+        unnamed = [plan_id for plan_id in self.fronts[session].plans if plan_id not in named]
+        return [self._drop((session, plan_id), "not_running", now_s) for plan_id in unnamed]
+
+    def drop_idle(self, idle: Collection[Placement], after_s: float, now_s: float) -> Sequence[ReportDropped]:
+        """End the plans that are ``after_s`` old and all of whose workers are ``idle``."""
+        unneeded = [
+            (session, plan_id)
+            for session, front in self.fronts.items()
+            for plan_id, plan in front.plans.items()
+            if plan.since_s + after_s <= now_s
+            and all(placed in idle for placed in (plan.prefill, plan.decode) if placed is not None)
+        ]
+        return [self._drop(key, "workers_idle", now_s) for key in unneeded]
+
+    def request_ids(self) -> set[str]:
+        """Whose requests run."""
+        return {plan.request_id for front in self.fronts.values() for plan in front.plans.values()}
+
+    def check(self) -> None:
+        """Assert that plans and reservations are the same. Slow."""
+        assert self.plans_in_flight == sum(len(front.plans) for front in self.fronts.values())
+        for worker in self._cluster.workers.values():
+            for key in worker.reserved:
+                plan = self._plan(key)
+                assert plan is not None and plan.decode == worker.placement, (worker.worker_id, key)
+            for key in worker.unreported:
+                plan = self._plan(key)
+                assert plan is not None and worker.placement == (plan.prefill or plan.decode), (worker.worker_id, key)
+        for session, front in self.fronts.items():
+            for plan_id, plan in front.plans.items():
+                decode = self._member_of(plan.decode)
+                assert decode is None or (session, plan_id) in decode.reserved, (session, plan_id)
+
+    def _drop(self, key: PlanKey, reason: str, now_s: float) -> ReportDropped:
+        request_id = self.fronts[key[0]].plans[key[1]].request_id
+        self.end(key, now_s)
+        return ReportDropped(request_id=request_id, reason=reason)
+
+    def _plan(self, key: PlanKey) -> GrantedPlan | None:
+        front = self.fronts.get(key[0])
+        return front.plans.get(key[1]) if front is not None else None
+
+    def _member_of(self, placed: Placement | None) -> Worker | None:
+        """The worker of a plan, if that incarnation is a member now."""
+        worker = self._cluster.get(placed.worker_id) if placed is not None else None
+        return worker if worker is not None and worker.placement == placed else None

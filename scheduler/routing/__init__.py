@@ -1,0 +1,1 @@
+"""Where a request runs: filters, cost and choice. Pure."""

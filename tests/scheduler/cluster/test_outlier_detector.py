@@ -1,0 +1,222 @@
+"""Ejection and return, as a table of what happens and how the worker stands then; and what the core makes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from scheduler.api.actions import DropWorker, EjectWorker, PublishView, ReplyPlan, ReplyWaiting
+from scheduler.api.events import PlanRequested, RequestEnded, Tick, WorkerLeft, WorkerSuspected
+from scheduler.cluster.outlier_detector import Standing, WorkerHealth
+from scheduler.config import OutlierConfig, WaitingConfig
+from tests.scheduler.cast import FRONT, Stage, ready, where
+
+CONFIG = OutlierConfig(
+    failures_in_a_row=3, failure_ratio=0.5, requests_min=8, window_s=1000.0, ejection_s=5.0, ejection_max_s=30.0
+)
+
+
+def play(story: str) -> WorkerHealth:
+    """``+`` a success, ``-`` a failure (which ejects where it should), ``p`` a probe, ``P`` its success, ``c`` its
+    cancellation, a number that many seconds."""
+    health, now_s = WorkerHealth(CONFIG), 0.0
+    for word in story.split():
+        match word:
+            case "+":
+                health.succeeded((1, 1), now_s)
+            case "-":
+                if health.failed(now_s):
+                    health.eject(now_s)
+            case "p":
+                health.planned((1, 7))
+            case "P":
+                health.succeeded((1, 7), now_s)
+            case "c":
+                health.ended((1, 7))
+            case _:
+                now_s += float(word)
+                health.look(now_s)
+    return health
+
+
+@pytest.mark.parametrize(
+    ("story", "standing", "avoided"),
+    [
+        ("", "in_service", False),
+        ("- -", "in_service", False),
+        ("- - + - -", "in_service", False),
+        ("- - -", "ejected", True),
+        ("- - - + + +", "ejected", True),
+        ("+ + + + - - + -", "in_service", False),
+        ("+ + - - + - - + -", "ejected", True),
+        ("- - - 4.9", "ejected", True),
+        ("- - - 5", "probation", False),
+        ("- - - 5 +", "probation", False),
+        ("- - - 5 p", "probation", True),
+        ("- - - 5 p c", "probation", False),
+        ("- - - 5 p P", "in_service", False),
+        ("- - - 5 p P - -", "in_service", False),
+        ("- - - 5 -", "ejected", True),
+        ("- - - 5 p - 9.9", "ejected", True),
+        ("- - - 5 p - 10", "probation", False),
+        ("- - - 5 - 10 - 20 - 29.9", "ejected", True),
+        ("- - - 5 - 10 - 20 - 30", "probation", False),
+        ("- - - 5 p P 9 - - - 10", "probation", False),
+        ("- - - 5 p P 11 + - - - 5", "probation", False),
+        ("- - - 5 p P 1 + - - - 5", "ejected", True),
+        # Back only since 9: that was too short to be well again.
+        ("- - - 5 4 p P 3 + - - - 5", "ejected", True),
+        # What began before it was ejected says nothing new.
+        ("- - - 1 - 4", "probation", False),
+        ("- - - 5 p - 9 P", "ejected", True),
+        # Exactly the share that is too much.
+        ("+ - + - + - + -", "ejected", True),
+        # What happened long ago does not count, good or bad.
+        ("+ + - + - + - + - + - + + - + - + - + 9999 + -", "in_service", False),
+        ("+ + + + 9999 + - - + - - + - -", "ejected", True),
+    ],
+)
+def test_a_story_ends_as_told(story: str, standing: str, avoided: bool) -> None:
+    health = play(story)
+    assert (health.standing.value, health.avoided) == (standing, avoided)
+
+
+def on_probation() -> WorkerHealth:
+    health = play("- - - 5")
+    health.planned((1, 7))
+    return health
+
+
+def test_one_probe_decides_and_others_that_had_to_go_there_do_not() -> None:
+    health = on_probation()
+    health.planned((1, 8))
+    standings = []
+    for key in ((1, 8), (1, 7)):
+        health.succeeded(key, 6.0)
+        standings.append(health.standing)
+    assert standings == [Standing.PROBATION, Standing.IN_SERVICE]
+
+
+def test_the_end_of_another_request_does_not_make_room_for_a_second_probe() -> None:
+    health = on_probation()
+    health.ended((1, 1))
+    assert health.avoided
+    health.ended((1, 7))
+    assert not health.avoided
+
+
+def stage(*worker_ids: str, **config: Any) -> Stage:
+    made = Stage(**config)
+    for worker_id in worker_ids:
+        made.enter(worker_id)
+    return made
+
+
+def suspect(made: Stage, worker_id: str, times: int = 5) -> list[Any]:
+    return [
+        action
+        for _ in range(times)
+        for action in made.do(WorkerSuspected(worker_id=worker_id, epoch=1, reason="it stalled"))
+    ]
+
+
+def chosen(made: Stage, times: int = 6) -> set[str | None]:
+    return {where(made.plan())[1] for _ in range(times)}
+
+
+def test_a_worker_that_answers_health_checks_but_not_requests_is_ejected_and_returns_on_trial() -> None:
+    made = stage("d0", "d1", suspect_cooldown_s=0.001)
+    assert suspect(made, "d0") == [EjectWorker(worker_id="d0", for_s=5.0), PublishView(at_once=True)]
+    assert made.core.cluster.workers["d0"].unusable == "ejected"
+    made.now_s = 1.0
+    assert chosen(made) == {"d1"}
+    made.report("d0")
+    made.report("d1")
+    made.now_s = 5.0
+    assert made.do(Tick()) == [PublishView(at_once=True)]
+    plans = [made.plan() for _ in range(6)]
+    probes = [plan for plan in plans if where(plan)[1] == "d0"]
+    assert len(probes) == 1, "one request is let through"
+    made.do(RequestEnded(session=FRONT, plan_id=probes[0].plan_id, outcome="finished"))
+    assert made.core.cluster.workers["d0"].health.standing is Standing.IN_SERVICE
+    assert "d0" in chosen(made)
+
+
+def test_a_probe_that_says_nothing_makes_room_for_another() -> None:
+    made = stage("d0", "d1", suspect_cooldown_s=0.001)
+    suspect(made, "d0")
+    made.now_s = 2.9
+    made.report("d0")
+    made.report("d1")
+    made.now_s = 5.0
+    made.do(Tick())
+    for _ in range(3):
+        probe = next(plan for plan in (made.plan() for _ in range(6)) if where(plan)[1] == "d0")
+        made.do(RequestEnded(session=FRONT, plan_id=probe.plan_id, outcome="cancelled"))
+        assert made.core.cluster.workers["d0"].health.standing is Standing.PROBATION
+
+
+def test_most_of_a_pool_stays() -> None:
+    made = stage("d0", "d1", "d2", suspect_cooldown_s=0.001)
+    assert suspect(made, "d0")
+    assert suspect(made, "d1", 20) == []
+    assert stage_alone() == []
+
+
+def stage_alone() -> list[Any]:
+    return suspect(stage("d0"), "d0", 20)
+
+
+def test_when_nobody_else_is_there_an_ejected_worker_is_used() -> None:
+    made = stage("d0", "d1", suspect_cooldown_s=0.001)
+    suspect(made, "d0")
+    made.do(WorkerLeft(session=made.session_of["d1"], worker_id="d1", reason="gone"))
+    made.now_s = 1.0
+    assert chosen(made) == {"d0"}
+
+
+def test_requests_wait_for_a_worker_in_service_rather_than_go_to_an_ejected_one() -> None:
+    made = stage("d0", "d1", waiting=WaitingConfig(), suspect_cooldown_s=0.001)
+    suspect(made, "d0")
+    made.plan(1600)
+    held: dict[str, Any] = {"request_id": "r", "prompt_tokens": 1600, "output_tokens_max": 32}
+    assert isinstance(made.do(PlanRequested(session=FRONT, plan_id=902, **held))[0], ReplyWaiting)
+
+
+def test_coming_back_does_not_make_a_worker_better_but_a_new_start_does() -> None:
+    made = stage("d0", "d1")
+    suspect(made, "d0")
+    made.do(WorkerLeft(session=made.session_of["d0"], worker_id="d0", reason="cut"))
+    made.enter("d0")
+    assert made.core.cluster.workers["d0"].avoided
+    made.do(WorkerLeft(session=made.session_of["d0"], worker_id="d0", reason="restarted"))
+    made.enter("d0", epoch=2)
+    assert not made.core.cluster.workers["d0"].avoided
+
+
+def test_a_silent_worker_gets_nothing_new_until_it_speaks_and_is_gone_when_its_lease_ran_out() -> None:
+    made = stage("d0", "d1", silence_timeout_s=3.0, worker_lease_s=10.0)
+    made.now_s = 2.5
+    made.report("d1")
+    made.now_s = 3.0
+    assert made.do(Tick()) == [PublishView(at_once=True)]
+    assert made.core.cluster.workers["d0"].unusable == "silent"
+    assert chosen(made) == {"d1"}
+    assert made.report("d0") == [PublishView(at_once=True)]
+    assert chosen(made, 20) == {"d0", "d1"}
+    made.now_s = 12.9
+    made.report("d1")
+    made.do(Tick())
+    assert made.core.cluster.get("d0") is not None
+    made.now_s = 13.0
+    assert any(isinstance(action, DropWorker) for action in made.do(Tick()))
+
+
+def test_requests_wait_for_a_silent_worker_where_there_is_no_other() -> None:
+    made = stage("d0", waiting=WaitingConfig(), silence_timeout_s=3.0)
+    made.now_s = 3.0
+    made.do(Tick())
+    (reply,) = made.do(PlanRequested(session=FRONT, plan_id=1, request_id="r", prompt_tokens=64, output_tokens_max=32))
+    assert isinstance(reply, ReplyWaiting)
+    assert any(isinstance(action, ReplyPlan) for action in made.report("d0", ready()))
