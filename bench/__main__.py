@@ -21,7 +21,7 @@ from bench.load import LoadRun, LoadSpec, OpenAiBackend, client_session, run_loa
 from bench.load_grpc import GrpcBackend
 from bench.peers import SYSTEM_NAMES, EngineShape, PeerOptions, SystemName, router_is_installed
 from bench.prompts import FileTokenizer, make_prompts
-from launcher import demo_model
+from launcher.demo import model as demo_model
 from runtime import command_line
 
 app = command_line.new_app("python -m bench", "Measure Baton and its peers from the outside.")

@@ -14,9 +14,9 @@ import aiohttp
 
 from chaos.clients import Door
 from chaos.report import NotBack
-from launcher import state
-from launcher.processes import tail
-from launcher.status import StatusLine, all_known, all_serve, collect
+from launcher.local import state_file
+from launcher.local.child import tail
+from launcher.local.status import StatusLine, all_known, all_serve, collect
 
 _READY = "ready http://"
 _LOG_TAIL_LINES = 30
@@ -114,13 +114,13 @@ class ChaosCluster:
         if code:
             raise ChaosError(f"`baton restart {process_id}` ended with {code}")
 
-    def record(self) -> state.ClusterRecord:
+    def record(self) -> state_file.ClusterRecord:
         """What the launcher knows of every process now."""
-        return state.read(self.state_dir)
+        return state_file.read(self.state_dir)
 
     async def status(self) -> list[StatusLine]:
         """What every process says now."""
-        return await collect(state.read(self.state_dir), timeout_s=self._status_timeout_s)
+        return await collect(state_file.read(self.state_dir), timeout_s=self._status_timeout_s)
 
     async def line(self, process_id: str) -> StatusLine:
         """What one process says now."""
@@ -128,7 +128,7 @@ class ChaosCluster:
 
     def doors(self) -> list[Door]:
         """Where clients reach it; those addresses outlive the processes."""
-        fronts = [one for one in state.read(self.state_dir).processes if one.role == "front_proxy"]
+        fronts = [one for one in state_file.read(self.state_dir).processes if one.role == "front_proxy"]
         return [Door(url=f"http://{one.address}", grpc_address=one.grpc_address) for one in fronts]
 
     async def until(self, condition: Condition, timeout_s: float, what: str) -> Sequence[StatusLine]:
@@ -164,8 +164,8 @@ class ChaosCluster:
     async def not_back(self) -> list[NotBack]:
         """Who does not serve now, with the last lines of his log; nobody where no cluster was started."""
         try:
-            record = state.read(self.state_dir)
-        except state.StateError:
+            record = state_file.read(self.state_dir)
+        except state_file.StateError:
             return []
         logs = {process.id: process.log for process in record.processes}
         return [

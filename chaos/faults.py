@@ -13,7 +13,7 @@ from chaos.cluster import ChaosCluster
 from chaos.network import Network
 from chaos.relay import Blackhole, Cut, Delay, Disturbance
 from chaos.schedule import Fault, Lengths
-from launcher import status
+from launcher.local import status
 
 
 class Faults:

@@ -13,7 +13,7 @@ import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from launcher.config import BatonConfig
-from launcher.state import ClusterRecord
+from launcher.local.state_file import ClusterRecord
 from simulation.invariants import Invariant
 
 _TIMEOUT_S = 2.0

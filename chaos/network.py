@@ -7,7 +7,7 @@ import socket
 from collections.abc import Sequence
 
 from chaos.relay import Relays, Route
-from launcher.process_plan import ProcessSpec
+from launcher.local.process_plan import ProcessSpec
 
 HOST = "127.0.0.1"
 _ATTEMPTS_MAX = 64

@@ -32,9 +32,9 @@ from chaos.schedule import (
     schedule,
 )
 from chaos.traffic import Counts, Traffic
-from launcher import status
 from launcher.config import BatonConfig
-from launcher.process_plan import ProcessSpec
+from launcher.local import status
+from launcher.local.process_plan import ProcessSpec
 from simulation.faults import Target
 
 

@@ -52,11 +52,11 @@ def status(
     json
         print JSON
     """
-    from launcher import state
-    from launcher.status import as_json, as_table, collect
+    from launcher.local import state_file
+    from launcher.local.status import as_json, as_table, collect
 
     config = load(sources, state_dir).value
-    record = state.read(state_folder(config))
+    record = state_file.read(state_folder(config))
     lines = asyncio.run(collect(record, timeout_s=config.launcher.status_timeout_s))
     print(as_json(lines) if json else as_table(lines))
 
@@ -76,11 +76,11 @@ def drain(
     worker
         its id in `baton status`; it stays up until it is restarted
     """
-    from launcher import operate
+    from launcher.local import operator_commands
 
     config = load(sources, state_dir, timeout).value
     asyncio.run(
-        operate.drain(
+        operator_commands.drain(
             state_folder(config),
             worker,
             timeout_s=config.worker.drain_timeout_s,
@@ -105,9 +105,9 @@ def restart(
     process
         an id in `baton status`, or all, one after the other
     """
-    from launcher import operate
+    from launcher.local import operator_commands
 
-    asyncio.run(operate.restart(state_folder(load(sources, state_dir).value), process, say=_say))
+    asyncio.run(operator_commands.restart(state_folder(load(sources, state_dir).value), process, say=_say))
 
 
 def _say(line: str) -> None:

@@ -19,7 +19,7 @@ from cli.settings import (
 
 if TYPE_CHECKING:
     from launcher.config import BatonConfig
-    from launcher.process_plan import Role
+    from launcher.local.process_plan import Role
     from runtime.configuration import Loaded
 
 _WorkerId = Annotated[str | None, setting("worker.worker_id", "name of this worker, unique in the cluster", "ID")]
@@ -35,7 +35,7 @@ def scheduler(
     sources: Sources = NO_SOURCES,
 ) -> int:
     """Run one scheduler."""
-    from launcher.serve import serve
+    from launcher.run_process import serve
 
     return serve("scheduler", load(sources, host, port).value)
 
@@ -87,8 +87,8 @@ def front_proxy(
 
 def _serve(role: Role, loaded: Loaded[BatonConfig], section: str, scheduler_address: str) -> int:
     from launcher import model_choice
-    from launcher.local_processes import tell
-    from launcher.serve import serve
+    from launcher.local.process_group import tell
+    from launcher.run_process import serve
     from runtime.configuration import BadConfiguration, source_of
 
     if not scheduler_address:

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 
 from engine.config import EngineConfig
-from launcher import demo_model
 from launcher.config import BatonConfig
+from launcher.demo import model as demo_model
 from runtime.configuration import COMMAND_LINE, DEFAULT
 from runtime.user_error import UserError
 

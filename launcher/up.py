@@ -12,16 +12,17 @@ from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, assert_never
 
-from launcher import model_choice, startup, supervision
+from launcher import model_choice
 from launcher.config import BatonConfig, LauncherConfig
-from launcher.control import Refusal, serve_control
-from launcher.local_processes import CommandOf, LocalProcesses, StateLost, tell
-from launcher.ports import HeldPorts
-from launcher.process_plan import ProcessSpec, one_machine, plan
-from launcher.processes import HasEnded, SaidReady
-from launcher.rolling import Step, in_order, settled
-from launcher.state import CONFIG_FILE, StateError, owned, write_atomically
-from launcher.supervision import Supervision
+from launcher.local import startup, supervision
+from launcher.local.child import HasEnded, SaidReady
+from launcher.local.control_service import Refusal, serve_control
+from launcher.local.ports import HeldPorts
+from launcher.local.process_group import CommandOf, LocalProcesses, StateLost, tell
+from launcher.local.process_plan import ProcessSpec, one_machine, plan
+from launcher.local.rolling_restart import Step, in_order, settled
+from launcher.local.state_file import CONFIG_FILE, StateError, owned, write_atomically
+from launcher.local.supervision import Supervision
 from runtime.configuration import dump
 
 # What a process that the system refused to start is said to have ended with: a shell's code for it.

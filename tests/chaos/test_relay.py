@@ -15,7 +15,7 @@ import pytest
 from chaos.network import HOST, Network
 from chaos.relay import Blackhole, Cut, Delay, Relays, Route
 from launcher.config import BatonConfig, LauncherConfig
-from launcher.process_plan import ProcessSpec, plan
+from launcher.local.process_plan import ProcessSpec, plan
 
 WAIT_S = 20.0
 NOBODY = 0

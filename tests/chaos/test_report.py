@@ -11,9 +11,9 @@ from chaos import real_run
 from chaos.cluster import ChaosCluster
 from chaos.report import ChaosReport, NotBack, as_text
 from chaos.schedule import FAULT_KINDS
-from launcher.process_plan import ProcessSpec
-from launcher.state import ClusterRecord, ClusterState, ProcessRecord
-from launcher.status import StatusLine
+from launcher.local.process_plan import ProcessSpec
+from launcher.local.state_file import ClusterRecord, ClusterState, ProcessRecord
+from launcher.local.status import StatusLine
 
 
 def test_a_report_names_who_is_not_back_and_ends_with_the_verdict() -> None:

@@ -12,7 +12,7 @@ from chaos.schedule import AFTER_REQUESTS_MAX, FAULT_KINDS, Lengths, schedule
 from chaos.virtual_run import ChaosOptions
 from cli.app import main
 from launcher.config import BatonConfig
-from launcher.process_plan import plan
+from launcher.local.process_plan import plan
 from runtime.configuration import load
 from simulation.cluster import Topology
 from simulation.faults import Target

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from launcher import scratch
+from launcher.local import temp_dirs
 
 START_TIMEOUT_S = 420.0
 STOP_TIMEOUT_S = 60.0
@@ -137,8 +137,8 @@ def baton_up(state_dir: Path, arguments: Sequence[str]) -> Iterator[Endpoint]:
     """A running cluster; its ports come from the kernel. It must leave nothing in its temporary folder."""
     state_dir.mkdir(parents=True, exist_ok=True)
     errors = state_dir / "up.stderr"
-    temporary = scratch.make()
-    environ = scratch.environment(temporary, os.environ)
+    temporary = temp_dirs.make()
+    environ = temp_dirs.environment(temporary, os.environ)
     del environ["VLLM_RPC_BASE_PATH"]
     with errors.open("w") as stderr:
         process = subprocess.Popen(
@@ -159,7 +159,7 @@ def baton_up(state_dir: Path, arguments: Sequence[str]) -> Iterator[Endpoint]:
         assert [str(left) for left in temporary.rglob("*")] == []
     finally:
         stop(process)
-        scratch.remove(temporary)
+        temp_dirs.remove(temporary)
 
 
 @contextlib.contextmanager

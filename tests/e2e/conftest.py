@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import demo_model
+from launcher.demo import model as demo_model
 from tests.e2e.cluster import Endpoint, baton_up, is_alive, left_behind, plain_server, shared_memory, stop
 
 SERVED = "demo"

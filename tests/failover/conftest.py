@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import demo_model
+from launcher.demo import model as demo_model
 
 
 @pytest.fixture(scope="package")

@@ -14,8 +14,9 @@ import pytest
 
 from engine.config import EngineConfig
 from front_proxy.config import FrontProxyConfig, ServingConfig
-from launcher import demo_model, model_choice
+from launcher import model_choice
 from launcher.config import BatonConfig, LauncherConfig
+from launcher.demo import model as demo_model
 
 
 def _quiet(line: str) -> None:

@@ -15,15 +15,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from launcher import kernel_view, operate, state, status
 from launcher.config import BatonConfig, LauncherConfig
-from launcher.control import CommandError
-from launcher.ports import HeldPorts, StartError
-from launcher.process_plan import ProcessSpec, plan
-from launcher.processes import Child, CleanUp, HasEnded, SaidReady
+from launcher.local import operator_commands, procfs, state_file, status
+from launcher.local.child import Child, CleanUp, HasEnded, SaidReady
+from launcher.local.control_service import CommandError
+from launcher.local.ports import HeldPorts, StartError
+from launcher.local.process_plan import ProcessSpec, plan
 from launcher.up import Cluster, first_check, up
 from protos.cluster.v1 import cluster_pb2
-from tests.launcher.test_state import Refusing
+from tests.launcher.local.test_state_file import Refusing
 from tests.polling import until
 
 # Says that it is ready, answers /health, writes down when it is told to stop.
@@ -111,15 +111,15 @@ class Bench:
         self.settings[spec.id] = list(settings)
         return [sys.executable, "-c", self.scripts.get(spec.id, STAND_IN), spec.id, str(self.notes)]
 
-    def record(self) -> dict[str, state.ProcessRecord]:
-        return {process.id: process for process in state.read(self.directory).processes}
+    def record(self) -> dict[str, state_file.ProcessRecord]:
+        return {process.id: process for process in state_file.read(self.directory).processes}
 
     async def until(self, condition: str, process_id: str | None = None) -> None:
         """Wait until the state file shows it; the file is what other processes see."""
 
         def holds() -> bool:
             if condition == "up":
-                return bool(state.read(self.directory).url)
+                return bool(state_file.read(self.directory).url)
             return process_id is not None and self.record()[process_id].state == condition
 
         await until(holds, within_s=WAIT_S)
@@ -135,7 +135,7 @@ class Bench:
 
     async def until_commanded(self) -> None:
         """Wait until the launcher takes commands."""
-        await until(lambda: state.read(self.directory).control_address, within_s=WAIT_S)
+        await until(lambda: state_file.read(self.directory).control_address, within_s=WAIT_S)
 
 
 async def test_a_cluster_comes_up_says_so_once_and_ends_in_order(
@@ -156,7 +156,7 @@ async def test_a_cluster_comes_up_says_so_once_and_ends_in_order(
     assert set(order[1:3]) == {"prefill-0", "decode-0"}
     assert order[3] == "scheduler"
     assert {process.state for process in bench.record().values()} == {"stopped"}
-    assert all(kernel_view.facts(pid) is None for pid in pids)
+    assert all(procfs.facts(pid) is None for pid in pids)
     assert "noise on stdout" in (bench.directory / "logs" / "scheduler.log").read_text()
     assert "error" not in err
 
@@ -237,7 +237,7 @@ async def test_one_death_too_many_and_it_stays_down_and_the_rest_goes_on_while_i
     await bench.until("failed", "prefill-0")
     why = "ended with exit code 3; it stays down (launcher.restarts_max=1 within 600 s)"
     assert bench.record()["prefill-0"].why == why
-    assert kernel_view.is_alive(bench.record()["decode-0"].pid, 0)
+    assert procfs.is_alive(bench.record()["decode-0"].pid, 0)
     err = capsys.readouterr().err
     assert f"error: prefill-0 {why}" in err
     assert "the tokenizer ate the homework" in err
@@ -257,8 +257,8 @@ async def test_a_restart_on_demand_goes_one_by_one_and_brings_back_what_had_fail
     await bench.until("failed", "prefill-0")
     await bench.until_commanded()
     said: list[str] = []
-    await operate.restart(bench.directory, "prefill-0", say=said.append)
-    await operate.restart(bench.directory, "decode-0", say=said.append)
+    await operator_commands.restart(bench.directory, "prefill-0", say=said.append)
+    await operator_commands.restart(bench.directory, "decode-0", say=said.append)
     now = bench.record()
     assert said == [
         "prefill-0: stopping",
@@ -270,19 +270,19 @@ async def test_a_restart_on_demand_goes_one_by_one_and_brings_back_what_had_fail
     assert [now[name].restarts for name in ("prefill-0", "decode-0", "scheduler")] == [1, 1, 0]
     assert bench.notes.read_text().split() == ["decode-0"]
     with pytest.raises(CommandError, match="there is no process decode-7; there are scheduler, prefill-0, decode-0"):
-        await operate.restart(bench.directory, "decode-7", say=said.append)
+        await operator_commands.restart(bench.directory, "decode-7", say=said.append)
     # A successor that cannot come up is told, and so is who else is in the way.
     bench.scripts["decode-0"] = LOADING
-    endless = asyncio.create_task(operate.restart(bench.directory, "decode-0", say=said.append))
+    endless = asyncio.create_task(operator_commands.restart(bench.directory, "decode-0", say=said.append))
     await bench.until("starting", "decode-0")
     with pytest.raises(CommandError, match="another restart runs already"):
-        await operate.restart(bench.directory, "all", say=said.append)
+        await operator_commands.restart(bench.directory, "all", say=said.append)
     os.kill(bench.record()["decode-0"].pid, signal.SIGKILL)
     with pytest.raises(CommandError, match=r"decode-0 was ended by signal 9 \(SIGKILL\); it stays down"):
         await endless
     assert await asyncio.wait_for(running, 30) == 1
     with pytest.raises(CommandError, match="takes no commands"):
-        await operate.restart(bench.directory, "all", say=said.append)
+        await operator_commands.restart(bench.directory, "all", say=said.append)
 
 
 async def test_told_to_stop_while_a_process_is_away_starts_nothing_any_more(tmp_path: Path) -> None:
@@ -303,14 +303,14 @@ async def test_a_process_that_ignores_the_signal_is_killed_with_its_helpers_and_
     running = asyncio.create_task(bench.cluster.run())
     await bench.until("up")
     pid = bench.record()["decode-0"].pid
-    assert len(kernel_view.group_members(pid)) == 2
+    assert len(procfs.group_members(pid)) == 2
     memory = SHARED_MEMORY / f"baton-test-{pid}"
     folder = temporary_folder(pid)
     assert memory.exists() and (folder / "socket").exists()
     os.kill(os.getpid(), signal.SIGTERM)
     assert await asyncio.wait_for(running, 30) == 0
     assert "decode-0 did not end in time and was killed" in capsys.readouterr().err
-    assert kernel_view.group_members(pid) == []
+    assert procfs.group_members(pid) == []
     assert not memory.exists() and not folder.exists()
 
 
@@ -322,7 +322,7 @@ async def test_a_signal_while_processes_start_does_not_wait_for_those_that_do_no
     os.kill(os.getpid(), signal.SIGTERM)
     assert await asyncio.wait_for(running, 30) == 0
     pid = bench.record()["decode-0"].pid
-    assert kernel_view.group_members(pid) == []
+    assert procfs.group_members(pid) == []
     assert not (SHARED_MEMORY / f"baton-test-{pid}").exists()
 
 
@@ -334,10 +334,10 @@ def test_shared_memory_that_somebody_uses_or_that_is_older_stays() -> None:
     path.write_bytes(b"x")
     try:
         with path.open("r+b") as file, mmap.mmap(file.fileno(), 1):
-            assert path in kernel_view.shared_memory_of([os.getpid()])
-            assert kernel_view.remove_unused([path], made_since_s=time.time()) == []
-        assert kernel_view.remove_unused([path], made_since_s=time.time() + 60) == []
-        assert kernel_view.remove_unused([path], made_since_s=time.time()) == [path]
+            assert path in procfs.shared_memory_of([os.getpid()])
+            assert procfs.remove_unused([path], made_since_s=time.time()) == []
+        assert procfs.remove_unused([path], made_since_s=time.time() + 60) == []
+        assert procfs.remove_unused([path], made_since_s=time.time()) == [path]
     finally:
         path.unlink(missing_ok=True)
 
@@ -385,12 +385,12 @@ def test_a_cluster_dies_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
     assert pids[0] == 1
     launcher.kill()
     launcher.wait()
-    assert kernel_view.wait_until_gone([pids[1]], 10.0)
+    assert procfs.wait_until_gone([pids[1]], 10.0)
 
 
 def test_the_state_folder_of_a_running_cluster_is_refused(tmp_path: Path) -> None:
     config = BatonConfig(launcher=LauncherConfig(state_dir=str(tmp_path)))
-    with state.owned(tmp_path), pytest.raises(state.StateError, match="another `baton up`"):
+    with state_file.owned(tmp_path), pytest.raises(state_file.StateError, match="another `baton up`"):
         up(config, {})
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import runtime
-from launcher.environment import child_environment
+from launcher.local.environment import child_environment
 
 _OPEN_A_CHANNEL = """
 import runtime, os, grpc

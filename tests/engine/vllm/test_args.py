@@ -17,7 +17,7 @@ from engine.vllm.args import (
     prepare_environment,
     runs_eagerly,
 )
-from launcher import demo_model
+from launcher.demo import model as demo_model
 
 
 def test_a_port_that_is_held_lets_one_process_listen_and_nobody_else_have_it() -> None:

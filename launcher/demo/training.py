@@ -19,7 +19,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from launcher.demo_text import PAGE, Pair, weather_tool
+from launcher.demo.text import PAGE, Pair, weather_tool
 
 END_OF_TURN = "<|im_end|>"
 PADDING = "<|endoftext|>"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.state import ClusterRecord, ClusterState, ProcessRecord, StateError, owned, read
+from launcher.local.state_file import ClusterRecord, ClusterState, ProcessRecord, StateError, owned, read
 
 
 def _record() -> ClusterRecord:

@@ -12,8 +12,8 @@ import grpc
 import msgspec
 import pytest
 
-from launcher import kernel_view, status
-from launcher.state import ClusterRecord, ProcessRecord
+from launcher.local import procfs, status
+from launcher.local.state_file import ClusterRecord, ProcessRecord
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from runtime.grpc_server import start_server
 
@@ -127,7 +127,7 @@ async def test_all_processes_are_asked_and_none_can_hold_up_the_others() -> None
     server = await start_server("127.0.0.1", 0, _add, message_bytes_max=1 << 20)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    me = kernel_view.facts(os.getpid())
+    me = procfs.facts(os.getpid())
     assert me is not None
     alive = msgspec.structs.replace(READY, pid=me.pid, start_ticks=me.start_ticks)
     record = ClusterRecord(

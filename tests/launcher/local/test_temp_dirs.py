@@ -10,53 +10,53 @@ from pathlib import Path
 
 import pytest
 
-from launcher import scratch
+from launcher.local import temp_dirs
 
 
 def test_a_socket_named_by_a_uuid_fits_even_where_the_temporary_folder_has_a_long_name(tmp_path: Path) -> None:
     long = tmp_path / ("long" * 30)
     long.mkdir()
-    folder = scratch.make((str(tmp_path / "missing"), str(long), "/tmp"))
+    folder = temp_dirs.make((str(tmp_path / "missing"), str(long), "/tmp"))
     try:
         assert folder.parent == Path("/tmp") and folder.stat().st_mode & 0o777 == 0o700
         assert list(long.iterdir()) == []
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(folder / str(uuid.uuid4())))
     finally:
-        scratch.remove(folder)
+        temp_dirs.remove(folder)
     assert not folder.exists()
-    scratch.remove(folder)
+    temp_dirs.remove(folder)
 
 
 def test_where_no_folder_can_be_made_the_first_refusal_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="missing"):
-        scratch.make((str(tmp_path / "missing"),))
+        temp_dirs.make((str(tmp_path / "missing"),))
 
 
 def test_sockets_and_temporary_files_lie_there_and_compiled_code_does_not() -> None:
-    folder = scratch.make()
+    folder = temp_dirs.make()
     try:
-        environ = scratch.environment(folder, {"PATH": "/bin", "TMPDIR": "/var/tmp"})
+        environ = temp_dirs.environment(folder, {"PATH": "/bin", "TMPDIR": "/var/tmp"})
         assert environ["TMPDIR"] == environ["VLLM_RPC_BASE_PATH"] == str(folder)
-        assert environ["TORCHINDUCTOR_CACHE_DIR"] == scratch.environment(folder, {})["TORCHINDUCTOR_CACHE_DIR"]
+        assert environ["TORCHINDUCTOR_CACHE_DIR"] == temp_dirs.environment(folder, {})["TORCHINDUCTOR_CACHE_DIR"]
         assert not environ["TORCHINDUCTOR_CACHE_DIR"].startswith(str(folder))
-        asked = scratch.environment(folder, {"VLLM_RPC_BASE_PATH": "/run/x", "TORCHINDUCTOR_CACHE_DIR": "/c"})
+        asked = temp_dirs.environment(folder, {"VLLM_RPC_BASE_PATH": "/run/x", "TORCHINDUCTOR_CACHE_DIR": "/c"})
         assert (asked["VLLM_RPC_BASE_PATH"], asked["TORCHINDUCTOR_CACHE_DIR"]) == ("/run/x", "/c")
     finally:
-        scratch.remove(folder)
+        temp_dirs.remove(folder)
 
 
 def test_vllm_puts_its_sockets_and_rendezvous_files_there() -> None:
-    folder = scratch.make()
+    folder = temp_dirs.make()
     code = (
         "from vllm.utils.network_utils import get_file_store_init_method, get_open_zmq_ipc_path\n"
         "print(get_open_zmq_ipc_path(), get_file_store_init_method())"
     )
     try:
-        environ = scratch.environment(folder, {"PYTHONPATH": ":".join(sys.path)})
+        environ = temp_dirs.environment(folder, {"PYTHONPATH": ":".join(sys.path)})
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=120)
     finally:
-        scratch.remove(folder)
+        temp_dirs.remove(folder)
     address, rendezvous = done.stdout.splitlines()[-1].split()
     assert address.startswith(f"ipc://{folder}/") and rendezvous.startswith(f"file://{folder}/")

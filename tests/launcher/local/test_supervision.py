@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from launcher.config import BatonConfig, LauncherConfig
-from launcher.process_plan import plan
-from launcher.startup import BecameReady, Ended, Start, Tick
-from launcher.supervision import (
+from launcher.local.process_plan import plan
+from launcher.local.startup import BecameReady, Ended, Start, Tick
+from launcher.local.supervision import (
     SCHEDULER_ASK_INTERVAL_S,
     SCHEDULER_UNRESPONSIVE_MAX_S,
     Action,

@@ -9,9 +9,9 @@ from typing import Any
 
 import grpc
 
-from launcher import kernel_view, state, status
-from launcher.control import CommandError
-from launcher.state import ClusterRecord, ProcessRecord
+from launcher.local import procfs, state_file, status
+from launcher.local.control_service import CommandError
+from launcher.local.state_file import ClusterRecord, ProcessRecord
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from runtime.grpc_server import channel
@@ -26,9 +26,9 @@ Say = Callable[[str], None]
 
 async def drain(state_dir: Path, worker_id: str, *, timeout_s: float, status_timeout_s: float, say: Say) -> None:
     """Let a worker take nothing new and wait until it is idle. It stays up. Raises CommandError or StateError."""
-    record = state.read(state_dir)
+    record = state_file.read(state_dir)
     worker = _worker(record, worker_id)
-    if not kernel_view.is_alive(worker.pid, worker.start_ticks) or not worker.grpc_address:
+    if not procfs.is_alive(worker.pid, worker.start_ticks) or not worker.grpc_address:
         raise CommandError(f"{worker_id} does not run; `baton status` says more")
     async with channel(worker.grpc_address, _MESSAGE_BYTES_MAX) as opened:
         asked = asyncio.create_task(_ask_to_drain(opened, timeout_s), name=f"drain {worker_id}")
@@ -54,10 +54,10 @@ async def drain(state_dir: Path, worker_id: str, *, timeout_s: float, status_tim
 
 async def restart(state_dir: Path, process_id: str, *, say: Say) -> None:
     """Replace one process or "all". Raises CommandError or StateError."""
-    record = state.read(state_dir)
+    record = state_file.read(state_dir)
     if process_id != "all":
         _process(record, process_id)
-    if not kernel_view.is_alive(record.launcher_pid, record.launcher_start_ticks):
+    if not procfs.is_alive(record.launcher_pid, record.launcher_start_ticks):
         raise CommandError(f"the `baton up` of the state folder {state_dir} (pid {record.launcher_pid}) has ended")
     if not record.control_address:
         raise CommandError(f"the cluster of the state folder {state_dir} takes no commands: it is not up yet, or stops")

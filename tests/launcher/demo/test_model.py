@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from launcher import demo_model
-from launcher.demo_text import PAGE, weather_tool
+from launcher.demo import model as demo_model
+from launcher.demo.text import PAGE, weather_tool
 
 SIZE_MAX_BYTES = 3 << 20
 # Far above what batches of other shapes change in float32, which is about 1e-5.
@@ -22,7 +22,7 @@ def _quiet(line: str) -> None:
 
 
 def _small() -> Any:
-    from launcher import demo_training
+    from launcher.demo import training as demo_training
 
     return demo_training, msgspec.structs.replace(demo_training.Recipe(), steps=3, batch_tokens=256, row_tokens=(64,))
 

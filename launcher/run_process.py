@@ -12,12 +12,12 @@ from typing import Any, assert_never
 
 import msgspec
 
-from launcher import scratch
 from launcher.config import BatonConfig
-from launcher.environment import CHILD_VARIABLE
-from launcher.ports import HTTP_FD_VARIABLE
-from launcher.process_plan import Role, drain_s
-from launcher.processes import READY_PREFIX
+from launcher.local import temp_dirs
+from launcher.local.child import READY_PREFIX
+from launcher.local.environment import CHILD_VARIABLE
+from launcher.local.ports import HTTP_FD_VARIABLE
+from launcher.local.process_plan import Role, drain_s
 from runtime.bounds import LogLevel
 
 
@@ -39,8 +39,8 @@ def serve(role: Role, config: BatonConfig) -> int:
 def _remove_scratch() -> None:
     """Remove the folder that `baton up` made for this process's temporary files, where it made one."""
     folder = Path(os.environ.get("TMPDIR", ""))
-    if folder.name.startswith(scratch.PREFIX):
-        scratch.remove(folder)
+    if folder.name.startswith(temp_dirs.PREFIX):
+        temp_dirs.remove(folder)
 
 
 def _serve(role: Role, config: BatonConfig) -> int:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import msgspec
 
-from launcher import kernel_view, model_choice, scratch, status
+from launcher import model_choice
 from launcher.config import BatonConfig
-from launcher.environment import CHILD_VARIABLE, child_environment
-from launcher.ports import HTTP_FD_VARIABLE, HeldPorts
-from launcher.process_plan import STOP_ORDER, ProcessSpec, drain_s
-from launcher.processes import Child, CleanUp, HasEnded, SaidReady, stop_all
-from launcher.state import LOGS, ClusterRecord, ClusterState, ProcessRecord
+from launcher.local import procfs, status, temp_dirs
+from launcher.local.child import Child, CleanUp, HasEnded, SaidReady, stop_all
+from launcher.local.environment import CHILD_VARIABLE, child_environment
+from launcher.local.ports import HTTP_FD_VARIABLE, HeldPorts
+from launcher.local.process_plan import STOP_ORDER, ProcessSpec, drain_s
+from launcher.local.state_file import LOGS, ClusterRecord, ClusterState, ProcessRecord
 
 CommandOf = Callable[[ProcessSpec, Sequence[str]], list[str]]
 
@@ -66,7 +67,7 @@ class LocalProcesses:
         # Of workers, the largest that was heard: what comes after it must not look older, whatever the clock says.
         self._epochs: dict[str, int] = {}
         records = tuple(ProcessRecord(id=spec.id, role=spec.role, log=str(self.log(spec.id))) for spec in specs)
-        me = kernel_view.facts(os.getpid())
+        me = procfs.facts(os.getpid())
         self.state = ClusterState(
             state_dir,
             ClusterRecord(
@@ -111,12 +112,12 @@ class LocalProcesses:
     async def _start_child(
         self, spec: ProcessSpec, settings: Sequence[str], environ: Mapping[str, str], pass_fds: Sequence[int]
     ) -> Child:
-        folder = scratch.make()
+        folder = temp_dirs.make()
         try:
             return await Child.start(
                 spec.id,
                 self._command(spec, settings),
-                environ=scratch.environment(folder, environ),
+                environ=temp_dirs.environment(folder, environ),
                 log=self.log(spec.id),
                 tell=self._hear,
                 clean_up=CleanUp(
@@ -127,7 +128,7 @@ class LocalProcesses:
                 pass_fds=pass_fds,
             )
         except BaseException:
-            scratch.remove(folder)
+            temp_dirs.remove(folder)
             raise
 
     async def start_again(self, process_id: str, *, unless: Callable[[], bool]) -> None:

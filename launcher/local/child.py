@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from launcher import kernel_view, scratch
+from launcher.local import procfs, temp_dirs
 
 READY_PREFIX = "BATON-READY "
 _READ_BYTES = 65536
@@ -77,7 +77,7 @@ class Child:
         self.pid = process.pid
         self.log = log
         self.started_at_s = time.time()
-        found = kernel_view.facts(process.pid)
+        found = procfs.facts(process.pid)
         self.start_ticks = found.start_ticks if found else 0
         self._process = process
         self._reaped = reaped
@@ -121,7 +121,7 @@ class Child:
 
     def note_shared_memory(self) -> None:
         """Remember the shared memory that its group uses now: after a kill nobody can be asked any more."""
-        self._shared_memory |= kernel_view.shared_memory_of(kernel_view.group_members(self.pid))
+        self._shared_memory |= procfs.shared_memory_of(procfs.group_members(self.pid))
 
     def send(self, number: signal.Signals) -> None:
         """Signal the process itself, if it still runs."""
@@ -134,8 +134,8 @@ class Child:
         # Once they are dead nobody can be asked what they used.
         self.note_shared_memory()
         members = [self.pid] if self.running else []
-        members += kernel_view.group_members(self.pid)
-        _kill(pid for pid in members if not kernel_view.is_resource_tracker(pid))
+        members += procfs.group_members(self.pid)
+        _kill(pid for pid in members if not procfs.is_resource_tracker(pid))
 
     async def stop(self, *, drain_s: float, timeout_s: float) -> bool:
         """Let it finish what it runs for ``drain_s``, then hurry it, and kill its group when ``timeout_s`` have passed.
@@ -168,16 +168,16 @@ class Child:
         await self._clean_up()
 
     async def _clean_up(self) -> None:
-        members = kernel_view.group_members(self.pid)
+        members = procfs.group_members(self.pid)
         if members:
-            self._shared_memory |= kernel_view.shared_memory_of(members)
-            await asyncio.to_thread(kernel_view.wait_until_gone, members, self._after.group_timeout_s)
+            self._shared_memory |= procfs.shared_memory_of(members)
+            await asyncio.to_thread(procfs.wait_until_gone, members, self._after.group_timeout_s)
             self.kill_group()
-            await asyncio.to_thread(kernel_view.wait_until_gone, members, self._after.group_timeout_s)
-            _kill(kernel_view.group_members(self.pid))
-        kernel_view.remove_unused(self._shared_memory, made_since_s=self.started_at_s)
+            await asyncio.to_thread(procfs.wait_until_gone, members, self._after.group_timeout_s)
+            _kill(procfs.group_members(self.pid))
+        procfs.remove_unused(self._shared_memory, made_since_s=self.started_at_s)
         if self._after.scratch is not None:
-            await asyncio.to_thread(scratch.remove, self._after.scratch)
+            await asyncio.to_thread(temp_dirs.remove, self._after.scratch)
 
     async def _read_stdout(self) -> None:
         """Hear the ready line; everything else goes to the log. Ends with the process, not with its helpers."""

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from launcher.process_plan import Role
+from launcher.local.process_plan import Role
 from runtime.user_error import UserError
 
 STATE_FILE = "cluster.json"

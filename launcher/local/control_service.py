@@ -11,7 +11,7 @@ from runtime.user_error import UserError
 if TYPE_CHECKING:
     import grpc
 
-    from launcher.rolling import Step
+    from launcher.local.rolling_restart import Step
     from protos.cluster.v1 import cluster_pb2
 
 SERVICE = "baton.cluster.v1.LauncherService"

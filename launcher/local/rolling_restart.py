@@ -8,9 +8,9 @@ from typing import Literal
 
 import msgspec
 
-from launcher import status
-from launcher.process_plan import ProcessSpec, Role
-from launcher.state import ClusterRecord
+from launcher.local import status
+from launcher.local.process_plan import ProcessSpec, Role
+from launcher.local.state_file import ClusterRecord
 
 # The scheduler first: it runs no request, and every worker that comes back later registers with the new one.
 _ORDER: tuple[Role, ...] = ("scheduler", "prefill", "decode", "front_proxy")

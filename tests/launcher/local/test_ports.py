@@ -7,10 +7,10 @@ import socket
 
 import pytest
 
-from launcher import ports
 from launcher.config import BatonConfig, LauncherConfig
-from launcher.ports import HeldPorts
-from launcher.process_plan import plan
+from launcher.local import ports
+from launcher.local.ports import HeldPorts
+from launcher.local.process_plan import plan
 from runtime.configuration import load
 from runtime.grpc_server import channel, start_server
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from launcher import kernel_view
-from launcher.state import ClusterRecord, ProcessRecord
+from launcher.local import procfs
+from launcher.local.state_file import ClusterRecord, ProcessRecord
 
 if TYPE_CHECKING:
     from protos.cluster.v1 import cluster_pb2
@@ -59,7 +59,7 @@ class StatusLine(msgspec.Struct, frozen=True, kw_only=True):
 
 async def collect(record: ClusterRecord, *, timeout_s: float) -> list[StatusLine]:
     """The truth about every process, asked at the same time; takes ``timeout_s`` at most."""
-    supervised = kernel_view.is_alive(record.launcher_pid, record.launcher_start_ticks)
+    supervised = procfs.is_alive(record.launcher_pid, record.launcher_start_ticks)
     return list(await asyncio.gather(*(_one(process, supervised, timeout_s) for process in record.processes)))
 
 
@@ -162,6 +162,6 @@ _TEXT = frozenset({"id", "role", "state", "pid", "address", "why"})
 
 
 async def _one(process: ProcessRecord, supervised: bool, timeout_s: float) -> StatusLine:
-    alive = process.pid > 0 and kernel_view.is_alive(process.pid, process.start_ticks)
+    alive = process.pid > 0 and procfs.is_alive(process.pid, process.start_ticks)
     answer = await ask(process.grpc_address, timeout_s=timeout_s) if alive and process.grpc_address else None
     return judge(process, alive=alive, supervised=supervised, answer=answer)

@@ -9,7 +9,7 @@ from typing import assert_never
 
 import msgspec
 
-from launcher.process_plan import ProcessSpec
+from launcher.local.process_plan import ProcessSpec
 
 
 class Phase(enum.StrEnum):

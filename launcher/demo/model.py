@@ -1,6 +1,6 @@
 """The demo model: its files lie beside this one, in ``weights``. Copies them where they are wanted; loads nothing.
 
-``launcher/demo_training.py`` made them, and says how.
+``launcher/demo/training.py`` made them, and says how.
 """
 
 from __future__ import annotations

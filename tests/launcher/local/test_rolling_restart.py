@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from launcher import status
 from launcher.config import BatonConfig, LauncherConfig
-from launcher.process_plan import plan
-from launcher.rolling import in_order, settled
-from launcher.state import ClusterRecord, ProcessRecord
+from launcher.local import status
+from launcher.local.process_plan import plan
+from launcher.local.rolling_restart import in_order, settled
+from launcher.local.state_file import ClusterRecord, ProcessRecord
 from protos.cluster.v1 import cluster_pb2
 
 SPECS = {spec.id: spec for spec in plan(BatonConfig(launcher=LauncherConfig(schedulers=2, decode=2)))}

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Sequence
 
 from launcher.config import BatonConfig
-from launcher.process_plan import ProcessSpec
+from launcher.local.process_plan import ProcessSpec
 from runtime.user_error import UserError
 
 # Names the inherited socket in a front proxy's environment.

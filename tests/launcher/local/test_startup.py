@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from launcher.config import BatonConfig, LauncherConfig
-from launcher.process_plan import one_machine, plan
-from launcher.startup import (
+from launcher.local.process_plan import one_machine, plan
+from launcher.local.startup import (
     AllReady,
     BecameReady,
     Begin,

@@ -10,9 +10,10 @@ import msgspec
 import pytest
 
 from cli import app
-from launcher import environment, serve
+from launcher import run_process
 from launcher.config import BatonConfig
-from launcher.process_plan import Role
+from launcher.local import environment
+from launcher.local.process_plan import Role
 from runtime import orphan
 
 
@@ -49,11 +50,11 @@ def test_a_process_whose_launcher_died_is_given_the_time_that_it_may_take_to_dra
 
     monkeypatch.setenv(environment.CHILD_VARIABLE, "1")
     monkeypatch.setattr(orphan, "stop_with_parent", stop_with_parent)
-    monkeypatch.setattr(serve, "_serve", lambda _role, _config: 0)
+    monkeypatch.setattr(run_process, "_serve", lambda _role, _config: 0)
     settings = {
         "launcher": {"stop_timeout_s": 7.0},
         "worker": {"drain_timeout_s": 100.0},
         "front_proxy": {"drain_timeout_s": 200.0},
     }
-    assert serve.serve(role, msgspec.convert(settings, BatonConfig)) == 0
+    assert run_process.serve(role, msgspec.convert(settings, BatonConfig)) == 0
     assert given == [grace_s]

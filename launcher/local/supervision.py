@@ -14,8 +14,8 @@ from typing import assert_never
 
 import msgspec
 
-from launcher.process_plan import ProcessSpec, Role
-from launcher.startup import BecameReady, Ended, Start, Tick, describe_exit
+from launcher.local.process_plan import ProcessSpec, Role
+from launcher.local.startup import BecameReady, Ended, Start, Tick, describe_exit
 
 # Without one of these nobody can be served; prefill workers can be done without, since decode workers compute prompts.
 _NEEDED: dict[Role, str] = {"scheduler": "scheduler", "decode": "decode worker", "front_proxy": "front proxy"}

@@ -1,0 +1,1 @@
+"""The small model that `baton up` serves when none is named."""
