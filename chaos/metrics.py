@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from launcher.config import BatonConfig
 from launcher.local.state_file import ClusterRecord
-from simulation.invariants import Invariant
+from simulation.faults.invariants import Invariant
 
 _TIMEOUT_S = 2.0
 _CLASSES = ("interactive", "default", "batch")

@@ -35,7 +35,7 @@ from chaos.traffic import Counts, Traffic
 from launcher.config import BatonConfig
 from launcher.local import status
 from launcher.local.process_plan import ProcessSpec
-from simulation.faults import Target
+from simulation.faults.fault_kinds import Target
 
 
 class ChaosOptions(msgspec.Struct, frozen=True, kw_only=True):

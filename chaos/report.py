@@ -8,7 +8,7 @@ import msgspec
 
 from chaos.schedule import FaultKind
 from chaos.traffic import Counts
-from simulation.invariants import Invariant
+from simulation.faults.invariants import Invariant
 
 
 class FaultRecord(msgspec.Struct, frozen=True, kw_only=True):

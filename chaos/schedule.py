@@ -12,7 +12,7 @@ from typing import Literal, assert_never, get_args
 
 import msgspec
 
-from simulation.faults import Role, Target
+from simulation.faults.fault_kinds import Role, Target
 
 FaultKind = Literal["kill", "freeze", "terminate", "restart", "cut", "delay", "blackhole"]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)

@@ -13,15 +13,15 @@ import msgspec
 
 from chaos.schedule import AFTER_REQUESTS_MAX, USERS, Fault, FaultKind, Lengths, may_repeat, replaces, schedule
 from chaos.virtual_users import Counts, Users
-from simulation import checkers
-from simulation.cluster import Parts, SimCluster, Topology
-from simulation.faults import Faults
-from simulation.fronts import SimFront
-from simulation.network import Disorder, Process
-from simulation.policies import production_settings
-from simulation.schedulers import SimScheduler
-from simulation.workers import SimWorker
-from simulation.world import Violation, World
+from simulation.faults import checkers
+from simulation.faults.cluster import Parts, SimCluster, Topology
+from simulation.faults.fault_kinds import Faults
+from simulation.faults.fronts import SimFront
+from simulation.faults.schedulers import SimScheduler
+from simulation.faults.settings import production_settings
+from simulation.faults.workers import SimWorker
+from simulation.kernel.network import Disorder, Process
+from simulation.kernel.world import Violation, World
 
 EVENTS_MAX = 50_000_000
 CHECK_S = 1.0

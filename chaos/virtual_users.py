@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import msgspec
 
-from simulation import checkers
-from simulation.cluster import SimCluster
-from simulation.fronts import Client, SimFront
-from simulation.workload import Asked
+from simulation.faults import checkers
+from simulation.faults.cluster import SimCluster
+from simulation.faults.fronts import Client, SimFront
+from simulation.faults.workload import Asked
 
 PROMPT_TOKENS_MAX, OUTPUT_TOKENS_MAX = 40, 64
 DEADLINE_S = 120.0

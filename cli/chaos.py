@@ -16,7 +16,7 @@ from chaos.requests import REQUEST_KINDS, RequestKind
 from chaos.schedule import FAULT_KINDS, USERS, FaultKind, Lengths
 from cli.settings import NO_SOURCES, Sources, load
 from runtime import command_line
-from simulation.faults import Role
+from simulation.faults.fault_kinds import Role
 
 _ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -138,8 +138,8 @@ def virtual(
         tell all that happened
     """
     from chaos import virtual_run
-    from simulation import many
-    from simulation.cluster import Topology
+    from simulation.faults.cluster import Topology
+    from simulation.kernel import parallel
 
     options = virtual_run.ChaosOptions(
         topology=Topology(
@@ -160,7 +160,9 @@ def virtual(
     if seeds == 1:
         return tell(plan.seed)
     requests = faults = repeated = 0
-    for verdict in many.over(functools.partial(virtual_run.run, options=options), range(plan.seed, plan.seed + seeds)):
+    for verdict in parallel.over(
+        functools.partial(virtual_run.run, options=options), range(plan.seed, plan.seed + seeds)
+    ):
         if not verdict.passed:
             return tell(verdict.seed)
         requests += verdict.counts.requests

@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from runtime import command_line
-from simulation import many, overload_burst
-from simulation.overload import check_overload
-from simulation.seeds import Verdict, simulate
+from simulation.faults.seeds import Verdict, simulate
+from simulation.kernel import parallel
+from simulation.overload import burst
+from simulation.overload.model import check_overload
 
 app = command_line.new_app("python -m simulation", "Run the production machines in virtual time, and break them.")
 
@@ -33,7 +34,7 @@ def seeds(*, seeds: int = 10_000, first_seed: int = 0, seed: int | None = None) 
     outcomes: Counter[str] = Counter()
     retries = 0
     started_s = time.perf_counter()
-    for verdict in many.over(simulate, range(first_seed, first_seed + seeds)):
+    for verdict in parallel.over(simulate, range(first_seed, first_seed + seeds)):
         if verdict.broken is not None:
             return _tell(simulate(verdict.seed, telling=True))
         outcomes.update(verdict.outcomes)
@@ -57,7 +58,7 @@ def overload(*, seed: int = 0, load: float = 3.0, hours: float = 1.0, short_s: f
     short_s
         virtual time of each other run
     """
-    broken = [*check_overload(seed, load, hours * 3600, short_s), *overload_burst.judge(seed)]
+    broken = [*check_overload(seed, load, hours * 3600, short_s), *burst.judge(seed)]
     print("\n".join(f"BROKEN {each}" for each in broken) or "past capacity everything holds")
     return 1 if broken else 0
 

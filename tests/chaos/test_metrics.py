@@ -6,7 +6,7 @@ from chaos.metrics import Bounds, beyond_bounds, left, read
 from chaos.report import ChaosReport, as_text, judged
 from chaos.traffic import Counts
 from launcher.config import BatonConfig
-from simulation.invariants import Invariant
+from simulation.faults.invariants import Invariant
 
 BOUNDS = Bounds(
     waiting_max={"interactive": 2, "default": 5},

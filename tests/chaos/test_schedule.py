@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from chaos.schedule import FAULT_KINDS, schedule
-from simulation.faults import Target
+from simulation.faults.fault_kinds import Target
 
 TARGETS = [Target("scheduler", "scheduler"), Target("prefill-0", "prefill"), Target("decode-0", "decode")]
 

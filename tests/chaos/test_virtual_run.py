@@ -14,8 +14,8 @@ from cli.app import main
 from launcher.config import BatonConfig
 from launcher.local.process_plan import plan
 from runtime.configuration import load
-from simulation.cluster import Topology
-from simulation.faults import Target
+from simulation.faults.cluster import Topology
+from simulation.faults.fault_kinds import Target
 from tests.simulation.test_core_seeds import NeverResumes, SleepyFront
 
 SPARES = Topology(prefill=1, decode=2)

@@ -15,9 +15,9 @@ import pytest
 from chaos import virtual_run
 from chaos.schedule import FAULT_KINDS
 from chaos.virtual_run import ChaosOptions
-from simulation import many
-from simulation.cluster import Topology
-from simulation.seeds import simulate
+from simulation.faults.cluster import Topology
+from simulation.faults.seeds import simulate
+from simulation.kernel import parallel
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -28,7 +28,7 @@ CHAOS_SEEDS = 24
 def test_every_invariant_holds_under_every_seed() -> None:
     outcomes: Counter[str] = Counter()
     broken = []
-    for verdict in many.over(simulate, range(SEEDS)):
+    for verdict in parallel.over(simulate, range(SEEDS)):
         outcomes.update(verdict.outcomes)
         if verdict.broken is not None:
             broken.append(verdict)
@@ -39,7 +39,7 @@ def test_every_invariant_holds_under_every_seed() -> None:
 @pytest.mark.parametrize("schedulers", [1, 2])
 def test_nobody_notices_the_whole_schedule_of_many_seeds_of_chaos(schedulers: int) -> None:
     options = ChaosOptions(topology=Topology(prefill=1, decode=2, schedulers=schedulers), kinds=FAULT_KINDS)
-    verdicts = many.over(functools.partial(virtual_run.run, options=options), range(CHAOS_SEEDS))
+    verdicts = parallel.over(functools.partial(virtual_run.run, options=options), range(CHAOS_SEEDS))
     assert [verdict for verdict in verdicts if not verdict.passed] == []
 
 

@@ -38,10 +38,10 @@ from scheduler.api.events import Event, Tick
 from scheduler.cluster.state import Worker
 from scheduler.core import SchedulerCore
 from simulation.__main__ import main
-from simulation.fronts import SimFront
-from simulation.schedulers import SimScheduler
-from simulation.seeds import simulate
-from simulation.workers import Link, OrderKey, SimWorker
+from simulation.faults.fronts import SimFront
+from simulation.faults.schedulers import SimScheduler
+from simulation.faults.seeds import simulate
+from simulation.faults.workers import Link, OrderKey, SimWorker
 
 SEEDS = 500
 SEEDS_TO_FIND_A_BUG = 1_000

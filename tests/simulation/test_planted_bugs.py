@@ -24,8 +24,8 @@ from scheduler.api.events import Event, FrontLeft, PlanRequested, RequestEnded, 
 from scheduler.cluster.state import Worker
 from scheduler.core import SchedulerCore
 from scheduler.queueing.reservations import Books
-from simulation.seeds import simulate
-from simulation.workers import SimWorker
+from simulation.faults.seeds import simulate
+from simulation.faults.workers import SimWorker
 from worker.admission import Admission
 
 SEEDS_TO_FIND_A_BUG = 1_000

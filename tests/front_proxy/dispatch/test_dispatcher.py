@@ -12,7 +12,7 @@ from front_proxy.dispatch.request_driver import FIRST_TOKEN_HEAD_START_MAX_S
 from front_proxy.request.events import DeadlinePassed, Stopped
 from front_proxy.request.work import Stage
 from runtime.failures import Failure, FailureError, FailureKind
-from simulation import virtual_loop
+from simulation.kernel import virtual_loop
 from tests.front_proxy.fake_cluster import (
     PLAN_S,
     PULL_S,

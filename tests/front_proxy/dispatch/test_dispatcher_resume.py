@@ -8,7 +8,7 @@ import pytest
 
 from front_proxy.request.work import Stage
 from runtime.failures import Failure, FailureError, FailureKind
-from simulation import virtual_loop
+from simulation.kernel import virtual_loop
 from tests.front_proxy.fake_cluster import (
     P0,
     PLAN_S,

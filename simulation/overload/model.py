@@ -22,9 +22,9 @@ from scheduler.api.events import Event, FrontJoined, PlanRequested, RequestEnded
 from scheduler.api.worker_info import Role
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
-from simulation.overload_cluster import Member, SlowDecode, SlowPrefill, facts
-from simulation.spread import Spread
-from simulation.world import World
+from simulation.kernel.world import World
+from simulation.overload.cluster import Member, SlowDecode, SlowPrefill, facts
+from simulation.overload.histogram import Spread
 
 FRONT = 1000
 WARM_UP_S = 30.0

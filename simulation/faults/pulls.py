@@ -22,10 +22,10 @@ from kv_transfer.integrity.transfer_proof import (
     ReadDone,
     TransferProof,
 )
-from simulation.world import World
+from simulation.kernel.world import World
 
 if TYPE_CHECKING:
-    from simulation.workers import SimWorker
+    from simulation.faults.workers import SimWorker
 
 # A question or an answer on the side channel, and how long one is waited for.
 SIDE_CHANNEL_S = 0.001

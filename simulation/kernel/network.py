@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from simulation.world import World
+from simulation.kernel.world import World
 
 # Towards who was called, and back to who called.
 UP, DOWN = 0, 1

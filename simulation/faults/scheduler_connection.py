@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from runtime.addresses import Addresses
-from simulation.network import DOWN, UP, Stream
-from simulation.policies import Settings
+from simulation.faults.settings import Settings
+from simulation.kernel.network import DOWN, UP, Stream
 
 if TYPE_CHECKING:
-    from simulation.schedulers import SimScheduler
-    from simulation.workers import SimWorker
+    from simulation.faults.schedulers import SimScheduler
+    from simulation.faults.workers import SimWorker
 
 REFUSED_S = 0.001
 

@@ -28,15 +28,15 @@ from scheduler.api.worker_info import WorkerLoad
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 from scheduler.leadership.rules import LOOKS_PER_TERM
-from simulation import checkers, front_plans
-from simulation.dial import Dial
-from simulation.fronts import SimFront
-from simulation.lease_store import LeaseStore, SimLease
-from simulation.network import DOWN, UP, Process, Stream
-from simulation.world import World
+from simulation.faults import checkers, front_plans
+from simulation.faults.fronts import SimFront
+from simulation.faults.lease_store import LeaseStore, SimLease
+from simulation.faults.scheduler_connection import Dial
+from simulation.kernel.network import DOWN, UP, Process, Stream
+from simulation.kernel.world import World
 
 if TYPE_CHECKING:
-    from simulation.cluster import SimCluster
+    from simulation.faults.cluster import SimCluster
 
 # How often it looks at its leases and shows the cluster.
 TICK_S = 0.25

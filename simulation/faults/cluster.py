@@ -10,16 +10,16 @@ from front_proxy.request.work import Stage
 from scheduler.api.worker_info import WorkerState
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
-from simulation.dial import REFUSED_S, Dial
-from simulation.faults import Faults, Target
-from simulation.fronts import Client, SimFront
-from simulation.invariants import Invariant
-from simulation.lease_store import LeaseStore
-from simulation.network import UP, Process, Stream
-from simulation.policies import Settings
-from simulation.schedulers import SimScheduler
-from simulation.workers import Link, SimWorker
-from simulation.world import Violation, World
+from simulation.faults.fault_kinds import Faults, Target
+from simulation.faults.fronts import Client, SimFront
+from simulation.faults.invariants import Invariant
+from simulation.faults.lease_store import LeaseStore
+from simulation.faults.scheduler_connection import REFUSED_S, Dial
+from simulation.faults.schedulers import SimScheduler
+from simulation.faults.settings import Settings
+from simulation.faults.workers import Link, SimWorker
+from simulation.kernel.network import UP, Process, Stream
+from simulation.kernel.world import Violation, World
 
 # One stall, a place elsewhere and a prompt there, with every message on the way late.
 GAP_S_MAX = 3.5

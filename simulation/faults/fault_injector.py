@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from simulation.cluster import SimCluster
-from simulation.fronts import SimFront
-from simulation.network import Disorder, Process
-from simulation.schedulers import SimScheduler
-from simulation.workers import SimWorker
+from simulation.faults.cluster import SimCluster
+from simulation.faults.fronts import SimFront
+from simulation.faults.schedulers import SimScheduler
+from simulation.faults.workers import SimWorker
+from simulation.kernel.network import Disorder, Process
 
 TROUBLE_S = 0.6
 FREEZE_S = (0.1, 2.0)

@@ -46,13 +46,13 @@ from scheduler.api.actions import Placement as CorePlacement
 from scheduler.api.actions import ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.api.events import PlansRunning
 from scheduler.config import SchedulerConfig
-from simulation.network import DOWN, UP, Stream
-from simulation.world import Violation
+from simulation.kernel.network import DOWN, UP, Stream
+from simulation.kernel.world import Violation
 
 if TYPE_CHECKING:
-    from simulation.cluster import SimCluster
-    from simulation.fronts import Client, SimFront
-    from simulation.schedulers import SimScheduler
+    from simulation.faults.cluster import SimCluster
+    from simulation.faults.fronts import Client, SimFront
+    from simulation.faults.schedulers import SimScheduler
 
 PLAN_TIMEOUT_S, PLAN_PATIENCE_S = 1.0, 0.3
 LOAD_FADE_S = 1.0

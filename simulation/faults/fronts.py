@@ -34,18 +34,18 @@ from front_proxy.request.stall_detector import Looks, stalled_s
 from front_proxy.request.work import Placement, Stage, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure, FailureKind
-from simulation import checkers
-from simulation.faults import Faults
-from simulation.front_plans import FrontPlans
-from simulation.invariants import Invariant
-from simulation.network import DOWN, UP, Process
-from simulation.policies import Settings
-from simulation.workers import Link, OrderKey, order
-from simulation.workload import Asked
-from simulation.world import Violation, World
+from simulation.faults import checkers
+from simulation.faults.fault_kinds import Faults
+from simulation.faults.front_plans import FrontPlans
+from simulation.faults.invariants import Invariant
+from simulation.faults.settings import Settings
+from simulation.faults.workers import Link, OrderKey, order
+from simulation.faults.workload import Asked
+from simulation.kernel.network import DOWN, UP, Process
+from simulation.kernel.world import Violation, World
 
 if TYPE_CHECKING:
-    from simulation.cluster import SimCluster
+    from simulation.faults.cluster import SimCluster
 
 BUDGET_BURST_SMALL = 2
 CONNECT_FAILURE_S = 0.01

@@ -11,9 +11,9 @@ import pytest
 
 from scheduler.api.events import PlanRequested
 from simulation.__main__ import main
-from simulation.overload import ALL_INTERACTIVE, Asked, Overload, Report, max_min, memory_kib, verdict
-from simulation.overload_burst import judge
-from simulation.spread import Spread
+from simulation.overload.burst import judge
+from simulation.overload.histogram import Spread
+from simulation.overload.model import ALL_INTERACTIVE, Asked, Overload, Report, max_min, memory_kib, verdict
 
 SHORT_S = 90.0
 
@@ -140,6 +140,6 @@ def test_the_command_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> N
 def test_the_command_fails_when_something_does_not_hold(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simulation.overload.GOODPUT_MIN", 2.0)
+    monkeypatch.setattr("simulation.overload.model.GOODPUT_MIN", 2.0)
     assert main(["overload", "--hours", "0.002", "--short-s", "6", "--load", "2.5"]) == 1
     assert "BROKEN mixed: goodput fell" in capsys.readouterr().out

@@ -7,12 +7,12 @@ from typing import Any
 import msgspec
 
 from front_proxy.request.events import Phase
-from simulation import checkers, faults, workload
-from simulation.cluster import Parts, SimCluster, Topology
-from simulation.fronts import Client
-from simulation.policies import REFUSING_CONFIG, SCHEDULER_CONFIG, Settings
-from simulation.trouble import TROUBLE_S, Trouble
-from simulation.world import Violation, World
+from simulation.faults import checkers, fault_kinds, workload
+from simulation.faults.cluster import Parts, SimCluster, Topology
+from simulation.faults.fault_injector import TROUBLE_S, Trouble
+from simulation.faults.fronts import Client
+from simulation.faults.settings import REFUSING_CONFIG, SCHEDULER_CONFIG, Settings
+from simulation.kernel.world import Violation, World
 
 REQUESTS = 8
 # Where failures come one at a time, so that each finds streams to break.
@@ -28,7 +28,7 @@ class SeededRun:
 
     def __init__(self, seed: int, *, telling: bool, parts: Parts) -> None:
         self.world = world = World(seed, telling=telling)
-        drawn = faults.draw(world.rng)
+        drawn = fault_kinds.draw(world.rng)
         world.tell("faults", drawn)
         config = world.rng.choice((SCHEDULER_CONFIG, REFUSING_CONFIG))
         settings = Settings()

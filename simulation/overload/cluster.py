@@ -13,7 +13,7 @@ from collections.abc import Callable
 from engine.config import FakeEngineConfig
 from scheduler.api.events import WorkerLoadReported
 from scheduler.api.worker_info import Role, WorkerFacts, WorkerLoad, WorkerState
-from simulation.world import World
+from simulation.kernel.world import World
 
 BLOCK_TOKENS = 32
 

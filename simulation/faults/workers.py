@@ -20,19 +20,19 @@ from prefill_worker.config import PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import Failure, FailureKind
 from scheduler.api.worker_info import Role, WorkerFacts, WorkerLoad, WorkerState
-from simulation.faults import Faults
-from simulation.network import DOWN, UP, Process, Stream
-from simulation.policies import Settings
-from simulation.pulls import Pull
-from simulation.workload import TOKENS_A_REQUEST, Asked
-from simulation.world import Violation, World
+from simulation.faults.fault_kinds import Faults
+from simulation.faults.pulls import Pull
+from simulation.faults.settings import Settings
+from simulation.faults.workload import TOKENS_A_REQUEST, Asked
+from simulation.kernel.network import DOWN, UP, Process, Stream
+from simulation.kernel.world import Violation, World
 from worker.admission import Admission
 from worker.role import Accepted, Decode, Prefill, Refused, WorkerRequest
 
 if TYPE_CHECKING:
-    from simulation.dial import Dial
-    from simulation.fronts import SimFront
-    from simulation.schedulers import SimScheduler
+    from simulation.faults.fronts import SimFront
+    from simulation.faults.scheduler_connection import Dial
+    from simulation.faults.schedulers import SimScheduler
 
 BLOCK_SIZE_TOKENS = 8
 KV_BLOCKS = 40

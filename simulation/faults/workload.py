@@ -6,7 +6,7 @@ import random
 
 import msgspec
 
-from simulation.faults import Faults
+from simulation.faults.fault_kinds import Faults
 
 TOKENS_A_REQUEST = 1_000
 

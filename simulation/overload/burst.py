@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from scheduler.api.actions import ReplyRefusal
-from simulation.overload import Asked, Overload
+from simulation.overload.model import Asked, Overload
 
 BURST_S = 30.0
 BURST_LOAD = 3.0

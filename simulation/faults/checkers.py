@@ -8,17 +8,17 @@ from front_proxy.request.events import Phase
 from front_proxy.request.flow import STORY_EVENTS_MAX
 from front_proxy.request.stall_detector import Awaited
 from runtime.failures import FailureKind
-from simulation.faults import Faults
-from simulation.invariants import Invariant
-from simulation.world import Violation
+from simulation.faults.fault_kinds import Faults
+from simulation.faults.invariants import Invariant
+from simulation.kernel.world import Violation
 
 # From a plan, or from the moment a scheduler speaks, until that knows of it: messages on the way, all of them late.
 TOLD_S_MAX = 0.5
 
 if TYPE_CHECKING:
-    from simulation.cluster import SimCluster
-    from simulation.fronts import Client, SimFront
-    from simulation.schedulers import SimScheduler
+    from simulation.faults.cluster import SimCluster
+    from simulation.faults.fronts import Client, SimFront
+    from simulation.faults.schedulers import SimScheduler
 
 
 def check_bounds(cluster: SimCluster) -> None:

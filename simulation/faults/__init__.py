@@ -1,0 +1,1 @@
+"""The production machines under faults, seed by seed, and what must hold."""

@@ -1,0 +1,1 @@
+"""The cluster past its capacity, in virtual time."""
