@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 
 from engine.protocol import EngineDead
-from worker.body import WorkerBody
+from worker.core import WorkerBody
 from worker.engine_watch import EngineWatch, Verdict
 
 

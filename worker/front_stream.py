@@ -16,8 +16,8 @@ from engine.protocol import EngineDead, EngineOutput, EngineRequest, InvalidRequ
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure, FailureKind
 from worker import wire
-from worker.body import WorkerBody
-from worker.outbox import Outbox, OutboxOverflow
+from worker.core import WorkerBody
+from worker.output_batcher import Outbox, OutboxOverflow
 from worker.role import Refused, WorkerRequest
 
 log = structlog.get_logger(__name__)

@@ -16,8 +16,8 @@ from runtime import lifecycle
 from runtime.grpc_server import RunningServer, join_address, start_server
 from runtime.telemetry import serve_metrics
 from worker import service
-from worker.body import WorkerBody
 from worker.config import WorkerConfig
+from worker.core import WorkerBody
 from worker.engine_health import EngineHealth
 from worker.lifecycle import Event
 from worker.metrics import WorkerMetrics

@@ -15,7 +15,7 @@ from protos.worker.v1 import worker_pb2_grpc
 from runtime.failures import Failure, FailureKind
 from runtime.grpc_errors import abort
 from runtime.lifecycle import cancel_and_wait
-from worker.body import WorkerBody
+from worker.core import WorkerBody
 from worker.front_stream import FrontStream
 
 log = structlog.get_logger(__name__)

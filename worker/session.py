@@ -15,7 +15,7 @@ from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.addresses import Addresses
 from runtime.grpc_server import channel
 from runtime.lifecycle import cancel_and_wait
-from worker.body import WorkerBody
+from worker.core import WorkerBody
 
 log = structlog.get_logger(__name__)
 

@@ -25,8 +25,8 @@ from protos.worker.v1 import worker_pb2 as pb
 from protos.worker.v1 import worker_pb2_grpc
 from runtime.grpc_server import channel, start_server
 from worker import service
-from worker.body import WorkerBody
 from worker.config import WorkerConfig
+from worker.core import WorkerBody
 from worker.lifecycle import Event
 from worker.metrics import WorkerMetrics
 from worker.role import Role

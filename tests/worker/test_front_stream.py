@@ -27,8 +27,8 @@ from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure, FailureKind
 from tests.polling import until
 from tests.worker.conftest import submit
-from worker.body import WorkerBody
 from worker.config import WorkerConfig
+from worker.core import WorkerBody
 from worker.front_stream import FrontStream
 from worker.lifecycle import Event
 from worker.metrics import WorkerMetrics

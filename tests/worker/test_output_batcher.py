@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from protos.worker.v1 import worker_pb2 as pb
-from worker.outbox import Outbox, OutboxOverflow
+from worker.output_batcher import Outbox, OutboxOverflow
 
 
 def outbox(interval_s: float = 0.0, **bounds: int) -> Outbox:

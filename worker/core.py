@@ -22,7 +22,7 @@ from runtime.clock import precise_clock
 from runtime.failures import Failure, FailureKind
 from worker.admission import Admission
 from worker.advice import Advice
-from worker.chores import Chores
+from worker.background_tasks import Chores
 from worker.config import WorkerConfig
 from worker.lifecycle import Action, Event, Lifecycle, State
 from worker.metrics import WorkerMetrics
