@@ -378,6 +378,7 @@ async def test_the_client_needs_no_vllm() -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
-        "import sys, front_proxy.grpc_api.client; sys.exit(any(m.split('.')[0] in ('vllm', 'torch') for m in sys.modules))",
+        "import sys, front_proxy.grpc_api.client\n"
+        "sys.exit(any(m.split('.')[0] in ('vllm', 'torch') for m in sys.modules))",
     )
     assert await asyncio.wait_for(process.wait(), 60) == 0
