@@ -63,7 +63,7 @@ def _serve(role: Role, config: BatonConfig) -> int:
 def _log_as_we_do(environ: MutableMapping[str, str]) -> None:
     """Have vLLM's processes write their logs in our form, unless the operator has a say in them."""
     if not any(name.startswith(("VLLM_LOGGING_", "VLLM_CONFIGURE_LOGGING")) for name in environ):
-        environ["VLLM_LOGGING_CONFIG_PATH"] = str(Path(__file__).parent.parent / "engine" / "vllm_logging.json")
+        environ["VLLM_LOGGING_CONFIG_PATH"] = str(Path(__file__).parent.parent / "engine" / "vllm" / "logging.json")
 
 
 def _operating_system_error(error: BaseException) -> OSError | None:

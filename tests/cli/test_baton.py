@@ -140,7 +140,9 @@ def test_status_without_a_cluster_says_so(tmp_path: Path, capsys: pytest.Capture
     assert "no cluster was started with the state folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", ["cli.app", "launcher.up", "launcher.status", "launcher.serve", "scheduler.run"])
+@pytest.mark.parametrize(
+    "module", ["cli.app", "launcher.up", "launcher.local.status", "launcher.run_process", "scheduler.run"]
+)
 def test_what_must_stay_light_imports_neither_torch_nor_vllm(module: str) -> None:
     program = (
         f"import sys, importlib; importlib.import_module({module!r}); "

@@ -51,7 +51,7 @@ def test_vllm_is_told_to_log_in_the_same_form() -> None:
     import json
     import logging.config
 
-    told = json.loads((Path(__file__).parents[2] / "engine" / "vllm_logging.json").read_text())
+    told = json.loads((Path(__file__).parents[2] / "engine" / "vllm" / "logging.json").read_text())
     told["loggers"] = {f"test_{name}": rest for name, rest in told["loggers"].items()}
     logging.config.dictConfig(told)
     (handler,) = logging.getLogger("test_vllm").handlers
