@@ -16,7 +16,6 @@ from lightkube import KubeConfig
 
 from runtime.clock import SystemClock
 from runtime.configuration import BadConfiguration
-from scheduler.leadership import file_lock, kubernetes
 from scheduler.leadership.file_lock import FileLock
 from scheduler.leadership.kubernetes import EPOCH, KubernetesLease, kube_config
 from scheduler.leadership.rules import Leadership, LeaseTerm, next_epoch
@@ -284,7 +283,3 @@ def test_a_candidate_counts_from_the_last_change_that_it_saw() -> None:
     assert [term.is_over(version, now_s, lease_s=0.0) for version, now_s in looks] == [False] * 4 + [True, False]
     assert not term.is_over(3, 12.0, lease_s=5.0), "who leads says that its lease is longer"
     assert term.is_over(3, 14.0, lease_s=5.0)
-
-
-def test_both_stores_log_by_one_name() -> None:
-    assert file_lock.log is kubernetes.log
