@@ -213,7 +213,7 @@ def _advice(cls: type[msgspec.Struct], path: tuple[str, ...]) -> str:
     ranked = sorted(((likeness(key), key) for key in _all_keys(cls)), reverse=True)
     least = max(_LIKENESS_MIN, ranked[0][0][0] - _LIKENESS_MARGIN)
     found = [key for (last, _), key in ranked if last >= least][:_NEAREST_MAX]
-    return f"did you mean {' or '.join(found)}?" if found else "no key is spelled nearly so (`baton config` prints all)"
+    return f"did you mean {' or '.join(found)}?" if found else "no key is spelled like it (`baton config --all`)"
 
 
 def _ratio(one: str, other: str) -> float:

@@ -81,10 +81,8 @@ class VllmEngine:
         arguments = args.engine_args(config, engine_id=engine_id, side_channel_port=side_channel_port)
         load = _StatLogger()
         how = "eager" if arguments.enforce_eager else "compiled"
-        chosen = (
-            "engine.enforce_eager" if config.enforce_eager is not None else "by the device and the size of the model"
-        )
-        log.info("starting vLLM", worker=worker_id, role=role, engine=engine_id, how=how, chosen_by=chosen)
+        chosen_by = "the device" if config.enforce_eager is None else "engine.enforce_eager"
+        log.info("starting vLLM", worker=worker_id, role=role, engine=engine_id, how=how, chosen_by=chosen_by)
         try:
             async with asyncio.timeout(config.start_timeout_s):
                 # In threads: they take many seconds, and signals and health checks must go on.

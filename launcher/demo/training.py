@@ -1,6 +1,6 @@
 """The recipe of ``weights``: trains the demo model. Nothing that serves imports it; it needs torch, transformers.
 
-``python -m launcher.demo_training launcher/demo/weights`` makes those files anew, in two or three minutes on two cores.
+``python -m launcher.demo.training launcher/demo/weights`` makes those files anew, in two or three minutes on two cores.
 One code path, one seed, a fixed number of threads: the same versions on the same kind of machine give the same weights.
 """
 

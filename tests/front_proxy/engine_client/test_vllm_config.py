@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx
 import pytest
 
 from engine.config import EngineConfig
 from front_proxy.config import ServingConfig
+from tests.front_proxy.conftest import Served
 
 pytestmark = pytest.mark.vllm
 
@@ -39,3 +41,16 @@ def test_flags_that_baton_does_not_have_are_told_as_settings() -> None:
     assert in_settings("--max-model-len: no") == "engine.max_model_len: no"
     said = "--trust-request-chat-template is not set."
     assert in_settings(said) == "front_proxy.serving.extra_args.trust_request_chat_template is not set."
+
+
+async def test_a_tool_choice_without_a_parser_is_refused_with_the_settings(
+    served: Served, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renderer = served.app.state.online_renderer
+    monkeypatch.setattr(renderer, "parser", None)
+    monkeypatch.setattr(renderer, "enable_auto_tools", False)
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "tools": [tool], "tool_choice": "auto"}
+    refused = await http.post("/v1/chat/completions", json=body)
+    assert refused.status_code == 400
+    assert "front_proxy.serving.tool_call_parser to be set" in refused.text

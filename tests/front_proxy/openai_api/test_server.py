@@ -165,17 +165,6 @@ async def test_automatic_tool_choice_parses_the_models_text(served: Served, http
     assert answer["choices"][0]["finish_reason"] == "tool_calls"
 
 
-async def test_a_tool_choice_without_a_parser_is_refused_in_baton_s_words(
-    served: Served, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    renderer = served.app.state.online_renderer
-    monkeypatch.setattr(renderer, "parser", None)
-    monkeypatch.setattr(renderer, "enable_auto_tools", False)
-    refused = await post(http, "/v1/chat/completions", messages=MESSAGES, tools=[TOOL], tool_choice="auto")
-    assert refused.status_code == 400
-    assert "front_proxy.serving.tool_call_parser to be set" in refused.text
-
-
 async def test_named_tool_choice_constrains_the_output(served: Served, http: httpx.AsyncClient) -> None:
     served.source.reply = '<tool_call>\n{"name": "look", "arguments": {"ok": true}}\n</tool_call>'
     choice = {"type": "function", "function": {"name": "look"}}

@@ -106,7 +106,7 @@ def test_the_recipe_is_the_one_the_shipped_model_was_made_by(tmp_path: Path) -> 
     training.train(tmp_path, msgspec.structs.replace(recipe, steps=0), _quiet)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json"):
         assert (tmp_path / name).read_text() == (demo_model.SHIPPED / name).read_text(), (
-            "make the weights anew: python -m launcher.demo_training launcher/demo/weights"
+            "make the weights anew: python -m launcher.demo.training launcher/demo/weights"
         )
 
 
