@@ -79,8 +79,8 @@ class SchedulerCore:
         )
         self._lease_auditor = LeaseAuditor(config.leak_after_s)
         self._audited_s = self._isolated_s = float("-inf")
-        # Of workers that left, by their epoch.
-        self._health: dict[str, tuple[int, WorkerHealth]] = {}
+        # The last incarnation of each worker that left.
+        self._departed: dict[str, Worker] = {}
         self._event_log: deque[tuple[float, Event]] = deque(maxlen=EVENT_LOG_MAX)
 
     @property
@@ -150,7 +150,7 @@ class SchedulerCore:
 
     def _end_isolation(self, now_s: float) -> None:
         """The first peer returns after none was left: as after a start, others know more until all are back."""
-        if self._health and not self.fronts and not self.cluster.workers:
+        if self._departed and not self.fronts and not self.cluster.workers:
             self._doubt(now_s)
 
     def _doubt(self, now_s: float) -> None:
@@ -190,9 +190,9 @@ class SchedulerCore:
         """A member is gone. The same engine may return, and is no better for having been away."""
         self.cluster.remove(worker.worker_id)
         self._lease_auditor.forget(worker.worker_id)
-        self._health[worker.worker_id] = (worker.info.epoch, worker.health)
-        if len(self._health) > self._config.workers_max:
-            del self._health[next(iter(self._health))]
+        self._departed[worker.worker_id] = worker
+        if len(self._departed) > self._config.workers_max:
+            del self._departed[next(iter(self._departed))]
 
     def _suspect(self, event: WorkerSuspected, now_s: float) -> Sequence[Action]:
         worker = self.cluster.get(event.worker_id)
@@ -225,13 +225,24 @@ class SchedulerCore:
             if former is not None:
                 actions.append(DropWorker(session=former.session, worker_id=info.worker_id, reason="replaced"))
                 self.cluster.remove(former.worker_id)
-            epoch, health = self._health.pop(info.worker_id, (0, None))
-            if health is None or epoch != info.epoch:
-                health = WorkerHealth(self._config.outliers)
-            self._add(Worker(info, session, now_s, self._config.prefill_initial_tokens_per_s, health))
+            self._add(self._arrived(info, session, now_s))
         actions.append(AcceptWorker(session=session, worker_id=info.worker_id))
+        member = self.cluster.workers[info.worker_id]
+        if member.drain_within_s is not None:
+            # Its former stream may have ended before it was told.
+            actions.append(DrainWorker(session=session, worker_id=info.worker_id, deadline_s=member.drain_within_s))
         actions.append(PublishView(at_once=True))
         return actions
+
+    def _arrived(self, info: WorkerInfo, session: int, now_s: float) -> Worker:
+        """A new member. The same engine is no better for having been away, and is still to drain if it was."""
+        departed = self._departed.pop(info.worker_id, None)
+        same = departed is not None and departed.info.epoch == info.epoch
+        health = departed.health if departed is not None and same else WorkerHealth(self._config.outliers)
+        worker = Worker(info, session, now_s, self._config.prefill_initial_tokens_per_s, health)
+        if departed is not None and same and departed.drain_within_s is not None:
+            worker.drain(departed.drain_within_s)
+        return worker
 
     def _add(self, worker: Worker) -> None:
         """A new member. Plans that name this very incarnation go on: only its stream was away."""
@@ -331,9 +342,9 @@ class SchedulerCore:
 
     def _drain(self, worker_id: str, deadline_s: float) -> Sequence[Action]:
         worker = self.cluster.get(worker_id)
-        if worker is None or worker.drain_asked:
+        if worker is None or worker.drain_within_s is not None:
             return ()
-        worker.drain()
+        worker.drain(deadline_s)
         return (
             DrainWorker(session=worker.session, worker_id=worker_id, deadline_s=deadline_s),
             PublishView(at_once=True),

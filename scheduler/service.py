@@ -1,4 +1,4 @@
-"""The gRPC face of the scheduler: WorkerSession, FrontSession and GetStatus. Moves messages; the core decides."""
+"""The scheduler's gRPC services: sessions of workers and front proxies, drain, status. Moves messages; the core decides."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from runtime.grpc_errors import abort
 from runtime.lifecycle import cancel_and_wait
 from scheduler import wire
 from scheduler.api.events import (
+    DrainRequested,
     FrontJoined,
     FrontLeft,
     WorkerJoined,
@@ -100,6 +101,17 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             self._note_end("front_proxy", name, outgoing.verdict)
         if outgoing.verdict is not None:
             await abort(context, outgoing.verdict)
+
+    async def DrainWorker(self, request: pb.DrainWorkerRequest, context: Context) -> pb.DrainWorkerResponse:  # noqa: N802
+        """Have one worker emptied. It stays a member, idle and draining, until its process ends or is restarted."""
+        if self._shell.stands_by or self._shell.deposed:
+            await abort(context, _STANDS_BY)
+        if self._shell.core.cluster.get(request.worker_id) is None:
+            text = f"No worker {request.worker_id!r} is registered with the scheduler."
+            await abort(context, Failure(kind=FailureKind.NOT_FOUND, message=text))
+        log.info("drain requested", worker=request.worker_id, peer=context.peer())
+        self._shell.feed(DrainRequested(worker_id=request.worker_id, deadline_s=request.deadline_ms / 1000))
+        return pb.DrainWorkerResponse()
 
     async def _first(self, context: Context) -> Any:
         """The first message of a stream, whatever its kind; aborts where none comes in time, and while standing by."""

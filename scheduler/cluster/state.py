@@ -26,7 +26,7 @@ class Worker:
         "block_size_tokens",
         "blocks_total",
         "context_tokens_max",
-        "drain_asked",
+        "drain_within_s",
         "free_blocks",
         "health",
         "heard_s",
@@ -72,7 +72,8 @@ class Worker:
         self.health = health or WorkerHealth(OutlierConfig())
         self.avoided = self.health.avoided
         self.suspect_until_s = float("-inf")
-        self.drain_asked = False
+        # Time an operator gave it to finish what it runs. None: it is not to drain. Holds until this incarnation ends.
+        self.drain_within_s: float | None = None
         # Blocks held here for each plan that has not ended.
         self.reserved: dict[PlanKey, int] = {}
         # Prompts sent here that no load report includes yet: (planned at, tokens), oldest first.
@@ -101,8 +102,9 @@ class Worker:
 
     @property
     def state(self) -> WorkerState:
-        """What it reported, or DRAINING from the moment we asked it to drain."""
-        return WorkerState.DRAINING if self.drain_asked and self.load.state is WorkerState.READY else self.load.state
+        """What it reported, or DRAINING from the moment it was asked to drain."""
+        asked = self.drain_within_s is not None and self.load.state is WorkerState.READY
+        return WorkerState.DRAINING if asked else self.load.state
 
     def reserve(self, key: PlanKey, blocks: int) -> None:
         """Hold ``blocks`` for a plan. The caller has seen that they are free."""
@@ -173,14 +175,14 @@ class Worker:
         """Take over what its health says."""
         self.avoided = self.health.avoided
 
-    def drain(self) -> None:
+    def drain(self, within_s: float) -> None:
         """Take nothing new from now on, whatever the next report says."""
-        self.drain_asked = True
+        self.drain_within_s = within_s
         self._refresh()
 
     def _refresh(self) -> None:
         load = self.load
-        self.ready = load.state is WorkerState.READY and not self.drain_asked and not self.silent
+        self.ready = load.state is WorkerState.READY and self.drain_within_s is None and not self.silent
         reported = load.requests_running + load.requests_waiting
         self.request_count = max(reported + len(self.unreported), len(self.reserved))
         self.queued_tokens = load.prefill_tokens_queued + self.unreported_tokens

@@ -85,7 +85,7 @@ def test_the_same_seed_makes_the_same_choices() -> None:
 
 def test_the_filter_that_dropped_the_last_worker_is_named() -> None:
     starting = worker("d0")
-    starting.drain()
+    starting.drain(1.0)
     profile = Profile((ReadyFilter(),), [], MaxScorePicker())
     emptied = profile.run(ASK, [starting], 0.0)
     assert isinstance(emptied, Emptied)
