@@ -20,6 +20,7 @@ from scheduler.api.actions import (
     PublishView,
     RejectWorker,
 )
+from scheduler.api.chance import Random
 from scheduler.api.events import (
     DrainRequested,
     Event,
@@ -39,15 +40,15 @@ from scheduler.api.worker_info import WorkerInfo
 from scheduler.cluster.lease_audit import LeaseAuditor
 from scheduler.cluster.membership import is_isolated, objection
 from scheduler.cluster.outlier_detector import Standing, WorkerHealth
-from scheduler.cluster.state import ClusterState, Worker
+from scheduler.cluster.state import ClusterState
+from scheduler.cluster.worker import Worker
 from scheduler.config import SchedulerConfig
 from scheduler.queueing.admission import AdmissionController
-from scheduler.queueing.front_sessions import FrontProxySession
 from scheduler.queueing.refusals import Refusals
-from scheduler.queueing.reservations import Reservations
+from scheduler.queueing.reservations import FrontProxySession, Reservations
 from scheduler.queueing.wait_queue import PriorityClass, WaitQueue
+from scheduler.routing.filters import Probe
 from scheduler.routing.placement import Planner
-from scheduler.routing.profile import Probe, Random
 
 EVENT_LOG_MAX = 64
 
@@ -65,6 +66,7 @@ class SchedulerCore:
         probe: Probe | None = None,
         *,
         began_s: float = float("-inf"),
+        explain: bool = False,
     ) -> None:
         """``began_s``: when this scheduler took over; for ``recovery_grace_s`` from then it knows not everything."""
         self.recovering = began_s + config.recovery_grace_s > began_s
@@ -75,7 +77,12 @@ class SchedulerCore:
         self._queue = WaitQueue(config.waiting)
         self._refusals = Refusals(config, self._queue, rng)
         self._admission = AdmissionController(
-            config, Planner(config, rng, probe), self.cluster, self._reservations, self._queue, self._refusals
+            config,
+            Planner(config, rng, probe, explain=explain),
+            self.cluster,
+            self._reservations,
+            self._queue,
+            self._refusals,
         )
         self._lease_auditor = LeaseAuditor(config.leak_after_s)
         self._audited_s = self._isolated_s = float("-inf")
@@ -207,7 +214,7 @@ class SchedulerCore:
 
     def _may_eject(self, worker: Worker) -> bool:
         """Most of a pool must stay: when all of it fails, the fault is elsewhere."""
-        pool = self.cluster.with_role(worker.role)
+        pool = self.cluster.pool_of(worker).with_role(worker.role)
         out = sum(other.health.standing is not Standing.IN_SERVICE for other in pool if other is not worker)
         return out + 1 <= self._config.outliers.ejected_fraction_max * len(pool)
 

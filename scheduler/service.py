@@ -1,4 +1,4 @@
-"""The scheduler's gRPC services: sessions of workers and front proxies, drain, status. Moves messages; the core decides."""
+"""The scheduler over gRPC: sessions of workers and front proxies, drain, status. Moves messages; the core decides."""
 
 from __future__ import annotations
 

@@ -60,9 +60,9 @@ from front_proxy.planning.fallback_planner import FallbackPlanner
 from runtime.addresses import Addresses
 from runtime.failures import Failure, FailureKind
 from scheduler.api.actions import ReplyRefusal
+from scheduler.api.chance import Random
 from scheduler.api.events import RunningPlan
 from scheduler.config import SchedulerConfig
-from scheduler.routing.profile import Random
 
 NEVER_S = float("inf")
 HERE = "degraded"
