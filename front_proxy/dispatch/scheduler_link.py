@@ -1,4 +1,4 @@
-"""The front proxy's stream to the scheduler, over gRPC. Performs what ``plan_desk`` decides; decides nothing itself."""
+"""The front proxy's stream to the scheduler, over gRPC. Performs what ``plan_client`` decides."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from front_proxy.planning.cluster_view import ClusterView
 from front_proxy.planning.events import (
     AnswerPlan,
     AnswerRefusal,
-    Asked,
     Closed,
-    DeskAction,
-    DeskEvent,
     Dial,
-    Dialled,
-    Ended,
-    Heard,
     Leave,
+    MessageReceived,
     OutageBegan,
     OutageOver,
+    PlanClientAction,
+    PlanClientEvent,
+    PlanEnded,
+    PlanNeeded,
     PlanQuestion,
     SchedulerLost,
     SendEnd,
     SendQuestion,
     SendRunning,
     SendSuspect,
+    StreamDialled,
     StreamLost,
     Suspected,
+    TimerFired,
     ViewChanged,
-    Woke,
 )
-from front_proxy.planning.plan_client import NEVER_S, DeskBounds, PlanDesk
+from front_proxy.planning.plan_client import NEVER_S, PlanClient, PlanClientLimits
 from front_proxy.request.events import Outcome
 from front_proxy.request.work import Placement
 from protos.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
@@ -107,7 +107,7 @@ class SchedulerLink:
         self._on_gone = on_gone
         self._on_lost = on_lost
         self._on_degraded = on_degraded
-        self._desk = PlanDesk(
+        self._plan_client = PlanClient(
             _bounds(options), addresses=options.address, view=view, policy=policy, rng=random.Random()
         )
         self._loop = asyncio.get_running_loop()
@@ -117,7 +117,7 @@ class SchedulerLink:
         # Each with its question as it goes over the wire.
         self._receivers: dict[int, tuple[PlanReceiver, _Item]] = {}
         self._next_plan_id = 1
-        self._actions: collections.deque[DeskAction] = collections.deque()
+        self._actions: collections.deque[PlanClientAction] = collections.deque()
         self._busy = False
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_s = NEVER_S
@@ -126,12 +126,12 @@ class SchedulerLink:
     @property
     def connected(self) -> bool:
         """Whether the scheduler is on the line and answers."""
-        return self._desk.connected
+        return self._plan_client.connected
 
     @property
     def degraded(self) -> bool:
         """Whether requests are planned here."""
-        return self._desk.degraded
+        return self._plan_client.degraded
 
     def plan(self, question: PlanQuestion, receiver: PlanReceiver) -> int:
         """Ask; returns the plan's id, unique in this process. The answer comes later, through ``receiver``."""
@@ -139,13 +139,13 @@ class SchedulerLink:
         self._next_plan_id += 1
         # First, so that a question that cannot be encoded is never asked.
         self._receivers[plan_id] = (receiver, wire.plan_request(plan_id, question))
-        self._handle(Asked(plan_id, question))
+        self._handle(PlanNeeded(plan_id, question))
         return plan_id
 
     def end_plan(self, plan_id: int, outcome: Outcome, output_tokens: int) -> None:
         """Free what a plan reserved. Of a question not answered yet, its answer too."""
         self._receivers.pop(plan_id, None)
-        self._handle(Ended(plan_id, outcome, output_tokens))
+        self._handle(PlanEnded(plan_id, outcome, output_tokens))
 
     def suspect(self, worker: Placement, reason: str) -> None:
         """Tell the scheduler that a worker could not be used."""
@@ -169,7 +169,9 @@ class SchedulerLink:
         # Nothing behind it until it is answered: a write that meets a refusal would hide what the refusal says.
         duplex.send(self._register())
         several = "," in self._options.address
-        async with channel(self._desk.address, self._options.message_bytes_max, quick_keepalive=several) as connection:
+        async with channel(
+            self._plan_client.address, self._options.message_bytes_max, quick_keepalive=several
+        ) as connection:
             call = scheduler_pb2_grpc.SchedulerServiceStub(connection).FrontSession()
             try:
                 reason = await duplex.run(call, connect_timeout_s=self._options.connect_timeout_s)
@@ -179,26 +181,26 @@ class SchedulerLink:
 
     def _begin_stream(self, duplex: Duplex[_Item]) -> None:
         self._duplex = duplex
-        self._handle(Dialled())
+        self._handle(StreamDialled())
 
     def _register(self) -> _Item:
         info = scheduler_pb2.FrontProxyInfo(front_proxy_id=self._options.front_proxy_id, incarnation=self._incarnation)
         return scheduler_pb2.FrontUpdate(register=info)
 
     def _on_message(self, message: scheduler_pb2.FrontReply) -> None:
-        self._handle(Heard(wire.word(message), message.leader_epoch))
+        self._handle(MessageReceived(wire.word(message), message.leader_epoch))
 
-    def _handle(self, event: DeskEvent) -> None:
-        """Let the desk decide, and do what it says, behind what is being done now."""
-        actions = self._desk.handle(event, self._loop.time())
+    def _handle(self, event: PlanClientEvent) -> None:
+        """Let the plan client decide, and do what it says, behind what is being done now."""
+        actions = self._plan_client.handle(event, self._loop.time())
         if self._busy:
             self._actions.extend(actions)
         elif actions:
             self._perform(actions)
-        if self._desk.wake_s < self._alarm_s:
-            self._set_alarm(self._desk.wake_s)
+        if self._plan_client.wake_s < self._alarm_s:
+            self._set_alarm(self._plan_client.wake_s)
 
-    def _perform(self, actions: Sequence[DeskAction]) -> None:
+    def _perform(self, actions: Sequence[PlanClientAction]) -> None:
         self._busy = True
         try:
             for action in actions:
@@ -216,23 +218,23 @@ class SchedulerLink:
 
     def _on_alarm(self) -> None:
         self._alarm, self._alarm_s = None, NEVER_S
-        self._handle(Woke())
+        self._handle(TimerFired())
 
-    def _do(self, action: DeskAction) -> None:
+    def _do(self, action: PlanClientAction) -> None:
         match action:
             case SendQuestion(plan_id=plan_id):
                 # Its request may have left while other things were done; then nobody wants the answer.
                 if (asked := self._receivers.get(plan_id)) is not None:
                     self._send(asked[1])
-            case AnswerPlan(plan=plan, reason=reason, here=here):
-                if here:
+            case AnswerPlan(plan=plan, reason=reason, local=local):
+                if local:
                     self._on_degraded("planned")
                 if (asked := self._receivers.pop(plan.plan_id, None)) is not None:
                     asked[0].on_plan(_placement(plan.prefill), _placement(plan.decode), plan.decode_blocks, reason)
             case SendEnd(plan_id=plan_id, outcome=outcome, output_tokens=output_tokens):
                 self._send(wire.request_ended(plan_id, outcome, output_tokens))
-            case AnswerRefusal(plan_id=plan_id, failure=failure, here=here):
-                if here:
+            case AnswerRefusal(plan_id=plan_id, failure=failure, local=local):
+                if local:
                     self._on_degraded("refused")
                 if (asked := self._receivers.pop(plan_id, None)) is not None:
                     asked[0].on_refused(failure)
@@ -273,8 +275,8 @@ class SchedulerLink:
             self._duplex.send(item)
 
 
-def _bounds(options: SchedulerOptions) -> DeskBounds:
-    return DeskBounds(
+def _bounds(options: SchedulerOptions) -> PlanClientLimits:
+    return PlanClientLimits(
         plan_timeout_s=options.plan_timeout_s,
         plan_patience_s=options.plan_patience_s,
         plans_told_interval_s=options.plans_told_interval_s,
