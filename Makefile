@@ -10,13 +10,14 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
 STAMP := $(VENV)/installed-$(PROFILE)
 PACKAGES := bench chaos cli decode_worker engine front_proxy kv_transfer launcher prefill_worker runtime scheduler simulation tests worker
 
-.PHONY: help setup serve test check sim bench fmt lint types imports proto proto-check config clean
+.PHONY: help setup serve test test-unit test-sim test-engine test-e2e prove check sim bench fmt lint types imports proto proto-check config clean
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with exactly the pinned packages (PROFILE=cpu|cuda, PYTHON=python3.12, TORCH_INDEX=URL)
 
@@ -27,8 +28,29 @@ $(STAMP): requirements/$(PROFILE).txt requirements/dev.txt pyproject.toml deploy
 serve: setup ## Serve the demo model on this machine (ARGS="--model ... --prefill 2")
 	@exec $(BIN)/baton up $(ARGS)
 
-test: setup ## Run every test (ARGS="tests/scheduler -k lease")
-	$(BIN)/python -m pytest $(ARGS)
+test: setup ## Run every test, suite by suite (ARGS="tests/scheduler -k lease" runs only those)
+ifdef ARGS
+	$(PYTEST) $(ARGS)
+else
+	@failed=0; for suite in unit sim engine e2e; do \
+		echo "== $$suite"; $(MAKE) --no-print-directory test-$$suite || failed=1; \
+	done; exit $$failed
+endif
+
+test-unit: setup ## Run what needs no vLLM and no cluster, on all cores
+	$(PYTEST) --suite=unit --numprocesses auto --slowest=build/slowest/unit.txt
+
+test-sim: setup ## Run the simulation's tests, 2,000 seeds included, on all cores
+	$(PYTEST) --suite=sim --numprocesses auto --slowest=build/slowest/sim.txt
+
+test-engine: setup ## Run what imports or starts vLLM in one process
+	$(PYTEST) --suite=engine --slowest=build/slowest/engine.txt
+
+test-e2e: setup ## Run real clusters: fake engines, and three real ones
+	$(PYTEST) --suite=e2e --slowest=build/slowest/e2e.txt
+
+prove: setup ## Run what takes an hour: 20,000 seeds, chaos with real engines, tables beside peers
+	@deploy/prove.sh
 
 check: setup ## Formatting, lint, types, import contracts, generated code
 	@failed=0; for step in format-check lint types imports proto-check; do \

@@ -333,7 +333,7 @@ class PlanClient:
             # It was there until it was asked. An idle cluster's view is not told anew, so it is old and still true.
             self._plans.still_true(now_s)
         possible = self._plans.possible(now_s)
-        if not pending.sent and self.connected and (self._answers or not possible) and now_s < pending.until_s:
+        if not pending.sent and self.connected and (self._answers or not possible):
             # It could not be asked before, and now it can.
             return (self._send(plan_id, pending, now_s),)
         if possible:

@@ -45,12 +45,12 @@ class Turns:
         placed = self._place(event, now_s)
         if isinstance(placed, NotPlaced) and not self._passes(event, placed, rebuilding=rebuilding):
             return (self._refusals.refuse(event, placed),)
-        # A request that a worker failed has had its turn already.
-        first = not self._line or (event.resumed and not self._line.has_resumed(class_of(event)))
+        # A request that a worker failed has had its turn already, and one that was set aside holds up none.
+        none_waits = self._line.head() is None
+        first = none_waits or (event.resumed and not self._line.has_resumed(class_of(event)))
         if isinstance(placed, Chosen) and first:
             self._line.charge(event, self._cost(event))
             return (self._grant(event, placed, now_s, since_s=now_s),)
-        none_waits = not self._line
         missing = _workers_missing(placed, rebuilding=rebuilding)
         waiting, turned = self._line.offer(event, self._cost(event), now_s, missing=missing)
         if waiting is None and none_waits and isinstance(placed, NotPlaced):

@@ -90,6 +90,12 @@ def test_one_that_no_worker_can_take_at_present_holds_up_nothing() -> None:
     assert [end(made, plan_id) for plan_id in (2, 3, 4)] == [[11], [12], [14]]
 
 
+def test_one_that_was_set_aside_costs_no_new_one_its_place_where_new_ones_may_not_wait() -> None:
+    made = stage(waiting=WaitingConfig(default=PriorityClassConfig(waiting_max=0)))
+    ask(made, 1, resumed=True, excluded_worker_ids=frozenset({"d0"}))
+    assert granted(ask(made, 2)) == [2]
+
+
 def test_one_that_is_set_aside_can_be_taken_back() -> None:
     made = stage()
     ask(made, 1, resumed=True, excluded_worker_ids=frozenset({"d0"}))

@@ -164,3 +164,14 @@ def test_a_scheduler_that_is_asked_late_has_its_time_to_answer_all_the_same() ->
     assert (it.plan_client.connected, it.plan_client.unanswered) == (True, 1)
     it.wait(0.1)
     assert (it.plan_client.connected, it.plan_client.unanswered) == (False, 0)
+
+
+def test_a_scheduler_that_is_back_when_a_wait_is_over_is_asked() -> None:
+    it = Play()
+    it.open(BUSY)
+    it.lose()
+    plan_id, _ = it.ask(RESUMED_BIG)
+    it.wait(BOUNDS.plan_timeout_s - 0.1)
+    it.now_s += 0.1
+    it.open(BUSY)
+    assert [asked.plan_id for asked in only(it.wait(0.0), SendQuestion)] == [plan_id]
