@@ -53,24 +53,24 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         """Serve one worker until either side ends."""
         shell = self._shell
         message = await self._first(context)
-        facts = wire.facts(message.register) if message.WhichOneof("message") == "register" else None
-        if facts is None:
+        info = wire.worker_info(message.register) if message.WhichOneof("message") == "register" else None
+        if info is None:
             await abort(context, _bad("The first message must be WorkerInfo with a role."))
         session = shell.new_session()
         outgoing: Outgoing[pb.WorkerCommand] = Outgoing(COMMANDS_MAX)
         shell.workers[session] = outgoing
         try:
-            shell.feed(WorkerJoined(session=session, facts=facts))
+            shell.feed(WorkerJoined(session=session, info=info))
             await _converse(
                 context,
                 outgoing,
                 shell.config.stop_grace_s,
-                lambda: self._read_worker(context, session, facts.worker_id, outgoing),
+                lambda: self._read_worker(context, session, info.worker_id, outgoing),
             )
         finally:
             del shell.workers[session]
-            shell.feed(WorkerLeft(session=session, worker_id=facts.worker_id, reason="the stream ended"))
-            self._note_end("worker", facts.worker_id, outgoing.verdict)
+            shell.feed(WorkerLeft(session=session, worker_id=info.worker_id, reason="the stream ended"))
+            self._note_end("worker", info.worker_id, outgoing.verdict)
         if outgoing.verdict is not None:
             await abort(context, outgoing.verdict)
 

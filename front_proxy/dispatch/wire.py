@@ -221,7 +221,7 @@ def word(message: scheduler_pb2.FrontReply) -> PlanGranted | PlanRejected | Plan
             return PlanQueued(message.waiting.plan_id, message.waiting.wait_max_ms / 1000)
         case "view":
             view = message.view
-            return ViewShown(cluster(view), view.rebuilding)
+            return ViewShown(cluster(view), view.recovering)
         case _:
             return None
 
@@ -232,9 +232,9 @@ def _core_placement(message: scheduler_pb2.Placement) -> CorePlacement:
 
 def cluster(message: scheduler_pb2.ClusterView) -> Sequence[WorkerEntry]:
     """The workers of a view whose role we know."""
-    entries = ((scheduler_wire.facts(entry.info), entry) for entry in message.workers)
+    entries = ((scheduler_wire.worker_info(entry.info), entry) for entry in message.workers)
     return [
-        WorkerEntry(facts, scheduler_wire.load(entry.load), entry.unusable)
-        for facts, entry in entries
-        if facts is not None
+        WorkerEntry(info, scheduler_wire.load(entry.load), entry.unusable)
+        for info, entry in entries
+        if info is not None
     ]

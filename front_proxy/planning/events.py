@@ -99,10 +99,10 @@ class PlanQueued(msgspec.Struct, frozen=True):
 
 
 class ViewShown(msgspec.Struct, frozen=True):
-    """The scheduler shows the cluster. ``rebuilding``: it may not know everybody yet."""
+    """The scheduler shows the cluster. ``recovering``: it may not know everybody yet."""
 
     workers: Sequence[WorkerEntry]
-    rebuilding: bool = False
+    recovering: bool = False
 
 
 class MessageReceived(msgspec.Struct, frozen=True, gc=False):

@@ -16,7 +16,7 @@ room it is tried again every ``plan_patience_s``, then on every worker, and aske
 again, until ``plan_timeout_s`` is over.
 
 The scheduler **answers** when its stream is open (it has spoken), it is not silent (nobody's patience with it ran out
-since it last spoke), and it knows all workers that are known here (after a restart it may be rebuilding).
+since it last spoke), and it knows all workers that are known here (after a restart it may be recovering).
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ class PlanClient:
 
     @property
     def _answers(self) -> bool:
-        """Whether the scheduler is asked. One that is rebuilding may know less than we do."""
+        """Whether the scheduler is asked. One that is recovering may know less than we do."""
         return self.connected and not self._view.knows_more
 
     def _hear(self, event: MessageReceived, now_s: float) -> Sequence[PlanClientAction]:
@@ -241,7 +241,7 @@ class PlanClient:
             if pending.sent:
                 self._await(pending, now_s)
             else:
-                # At the next wake-up: what it says now may be that it is rebuilding.
+                # At the next wake-up: what it says now may be that it is recovering.
                 pending.due_s = now_s
                 self._wake_by(now_s)
         return [self._all_that_runs()]
@@ -272,7 +272,7 @@ class PlanClient:
         self._wake_by(pending.due_s)
 
     def _see(self, view: ViewShown, now_s: float) -> Sequence[PlanClientAction]:
-        change = self._view.apply(view.workers, rebuilding=view.rebuilding)
+        change = self._view.apply(view.workers, recovering=view.recovering)
         self._plans.shown(change.told, now_s)
         return (ViewChanged(change.gone),)
 
@@ -391,7 +391,7 @@ class PlanClient:
         pending = self._pending[plan_id]
         actions = list[PlanClientAction]()
         if not self._plans.active:
-            why = "away" if not self._opened else "silent" if self._silent else "rebuilding"
+            why = "away" if not self._opened else "silent" if self._silent else "recovering"
             actions.append(OutageBegan(why, self._plans.view_age_s(now_s)))
             self._plans.begin(now_s)
         planned = self._plans.plan(plan_id, pending.question, now_s)

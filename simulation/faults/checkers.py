@@ -137,12 +137,15 @@ def check_the_end(cluster: SimCluster) -> None:
     _hold(Invariant.ONE_LEADS, len(leaders) == 1, "not one leads", [scheduler.name for scheduler in leaders])
     core = leaders[0].core
     missing = [worker.worker_id for worker in cluster.workers.values() if core.cluster.get(worker.worker_id) is None]
-    _hold(Invariant.UNNOTICED, not missing, "a worker that is well is not known", (missing, core.story()))
+    _hold(Invariant.UNNOTICED, not missing, "a worker that is well is not known", (missing, core.event_log()))
     core.check()
-    _hold(Invariant.RETURNED, core.plans_in_flight == 0, "plans are left", core.story())
+    _hold(Invariant.RETURNED, core.plans_in_flight == 0, "plans are left", core.event_log())
     for member in core.cluster.workers.values():
         _hold(
-            Invariant.RETURNED, member.reserved_blocks == 0, f"blocks are reserved on {member.worker_id}", core.story()
+            Invariant.RETURNED,
+            member.reserved_blocks == 0,
+            f"blocks are reserved on {member.worker_id}",
+            core.event_log(),
         )
 
 

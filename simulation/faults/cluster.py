@@ -145,7 +145,7 @@ class SimCluster:
     def known_to_leader(self) -> bool:
         """Whether the scheduler that leads knows every process, and has heard of every worker that it is ready."""
         leader = self.leader
-        if leader is None or leader.core.rebuilding:
+        if leader is None or leader.core.recovering:
             return False
         ready = [worker for worker in leader.core.cluster.workers.values() if worker.ready]
         return len(ready) == len(self.workers) and len(leader.core.fronts) == len(self.fronts)

@@ -21,7 +21,7 @@ SCHEDULER_CONFIG = SchedulerConfig(
     heartbeat_interval_s=0.5,
     silence_timeout_s=0.8,
     suspect_cooldown_s=0.5,
-    rebuild_grace_s=0.6,
+    recovery_grace_s=0.6,
     waiting=WaitingConfig(interactive=_WAITING, default=_WAITING, batch=_WAITING, missing_workers_wait_max_s=2.0),
 )
 # In every other run what fits nowhere is refused, so that front proxies have to cope. Then nobody waits for workers

@@ -18,7 +18,7 @@ from kv_transfer.integrity.transfer_proof import TransferProof
 from prefill_worker.config import PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import Failure, FailureKind
-from scheduler.api.worker_info import Role, WorkerFacts, WorkerLoad, WorkerState
+from scheduler.api.worker_info import Role, WorkerInfo, WorkerLoad, WorkerState
 from simulation.faults.fault_kinds import Faults
 from simulation.faults.pulls import Pull
 from simulation.faults.settings import Settings
@@ -198,10 +198,10 @@ class SimWorker(Process):
             scheduler, session, stream = self._session
             stream.send(UP, scheduler.on_leaving, session)
 
-    def facts(self) -> WorkerFacts:
+    def worker_info(self) -> WorkerInfo:
         """What it registers with."""
         info = self.info
-        return WorkerFacts(
+        return WorkerInfo(
             worker_id=self.worker_id,
             role=Role.PREFILL if self.stage is Stage.PREFILL else Role.DECODE,
             address=self.worker_id,

@@ -36,7 +36,7 @@ from runtime.failures import Failure, FailureKind
 from scheduler.api.actions import Placement
 from scheduler.api.worker_info import WorkerLoad, WorkerState
 from scheduler.config import SchedulerConfig
-from tests.scheduler.cast import facts
+from tests.scheduler.cast import worker_info
 
 A = TypeVar("A")
 
@@ -54,12 +54,12 @@ FULL = Failure(kind=FailureKind.EXHAUSTED, message="full")
 
 
 def entry(worker_id: str, state: WorkerState = WorkerState.READY, *, epoch: int = 1, unusable: str = "") -> WorkerEntry:
-    return WorkerEntry(facts(worker_id, epoch=epoch), WorkerLoad(state=state), unusable)
+    return WorkerEntry(worker_info(worker_id, epoch=epoch), WorkerLoad(state=state), unusable)
 
 
 USABLE = ViewShown([entry("d0")])
 EMPTY = ViewShown([])
-REBUILDING = ViewShown([], rebuilding=True)
+REBUILDING = ViewShown([], recovering=True)
 
 # One of them has room at a time, and none for as long as what was seen last is believed: nine seconds of ten.
 BIG = msgspec.structs.replace(QUESTION, prompt_tokens=60 * 32)

@@ -70,7 +70,7 @@ def silent(it: Play) -> None:
     it.do(PlanEnded(1, "finished", 0))
 
 
-def rebuilding(it: Play) -> None:
+def recovering(it: Play) -> None:
     it.open(USABLE)
     it.lose()
     it.open(REBUILDING)
@@ -92,7 +92,7 @@ def opened_and_unusable(it: Play) -> None:
 
 def rebuilding_and_unusable(it: Play) -> None:
     it.open(ViewShown([entry("d0"), entry("d1", WorkerState.DRAINING)]))
-    it.hear(ViewShown([entry("d0", WorkerState.DRAINING)], rebuilding=True))
+    it.hear(ViewShown([entry("d0", WorkerState.DRAINING)], recovering=True))
 
 
 def silent_for_long(it: Play) -> None:
@@ -108,7 +108,7 @@ def silent_for_long(it: Play) -> None:
         (opened_and_unusable, "sent"),
         (silent, "planned"),
         (silent_for_long, "waits"),
-        (rebuilding, "planned"),
+        (recovering, "planned"),
         (rebuilding_and_unusable, "sent"),
         (away, "planned"),
         (away_for_long, "waits"),
@@ -198,8 +198,8 @@ def test_who_asked_before_the_scheduler_came_back_is_planned_here_if_that_is_reb
     it.open(ViewShown([entry("d0"), entry("d1", WorkerState.DRAINING)]))
     it.lose()
     it.ask()
-    it.open(ViewShown([entry("d0", WorkerState.DRAINING)], rebuilding=True))
-    assert only(it.wait(0.0), SendQuestion), "it is rebuilding, but nobody here is better off"
+    it.open(ViewShown([entry("d0", WorkerState.DRAINING)], recovering=True))
+    assert only(it.wait(0.0), SendQuestion), "it is recovering, but nobody here is better off"
 
 
 def test_without_a_view_to_plan_from_the_scheduler_gets_all_of_the_timeout() -> None:
@@ -314,16 +314,16 @@ def test_a_scheduler_that_comes_back_to_itself_is_not_believed_before_it_knows_e
     it = Play()
     it.open(ViewShown([entry("d0"), entry("d1")]))
     it.lose()
-    assert it.open(ViewShown([entry("d0", WorkerState.STARTING)], rebuilding=True))[-1] == ViewChanged([])
+    assert it.open(ViewShown([entry("d0", WorkerState.STARTING)], recovering=True))[-1] == ViewChanged([])
     assert it.view.snapshot.usable, "who has only registered anew is what it was"
     plan_id, actions = it.ask()
     assert actions == []
     began, told, answer = it.wait(0.0)
-    assert began == OutageBegan("rebuilding", 0.0)
+    assert began == OutageBegan("recovering", 0.0)
     assert isinstance(told, SendRunning) and not told.complete and told.plans[0].plan_id == plan_id
     assert isinstance(answer, AnswerPlan)
-    assert it.hear(ViewShown([entry("d0")], rebuilding=True)) == [ViewChanged([])]
-    changed, over = it.hear(ViewShown([entry("d0"), entry("d1")], rebuilding=True))
+    assert it.hear(ViewShown([entry("d0")], recovering=True)) == [ViewChanged([])]
+    changed, over = it.hear(ViewShown([entry("d0"), entry("d1")], recovering=True))
     assert changed == ViewChanged([]) and over == OutageOver(1)
     assert it.ask()[1][0] == SendQuestion(plan_id + 1, QUESTION)
 
@@ -332,7 +332,7 @@ def test_what_the_scheduler_grants_in_an_outage_is_reserved_by_its_planner() -> 
     it = Play()
     it.open(ViewShown([entry("d0")]))
     asked, _ = it.ask()
-    it.hear(ViewShown([], rebuilding=True))
+    it.hear(ViewShown([], recovering=True))
     it.ask()
     it.wait(0.0)
     assert it.plan_client.degraded
@@ -429,7 +429,7 @@ def test_who_is_new_to_a_scheduler_that_is_rebuilding_is_planned_to_in_the_outag
     away(it)
     it.ask()
     it.wait(0.0)
-    it.open(ViewShown([entry("d1")], rebuilding=True))
+    it.open(ViewShown([entry("d1")], recovering=True))
     it.do(Suspected("d0", 1, "lost"))
     it.ask()
     (answer,) = only(it.wait(0.0), AnswerPlan)

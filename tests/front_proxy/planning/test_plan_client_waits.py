@@ -119,7 +119,7 @@ def test_a_resumed_request_is_asked_of_the_scheduler_when_that_is_back_and_knows
     plan_id, _ = it.ask(RESUMED_BIG)
     it.lose()
     it.wait(1.0)
-    assert only(it.open(ViewShown([], rebuilding=True)), SendQuestion) == []
+    assert only(it.open(ViewShown([], recovering=True)), SendQuestion) == []
     assert it.wait(1.0) == [] and it.plan_client.unanswered == 1, "it is tried here on"
     *_, over = it.hear(BUSY)
     assert over == OutageOver(0)
