@@ -17,6 +17,7 @@ import structlog
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from runtime.clock import Clock
 from runtime.failures import Failure, FailureKind
+from runtime.send_queue import SendQueue
 from scheduler import wire
 from scheduler.api.actions import (
     AcceptWorker,
@@ -36,7 +37,6 @@ from scheduler.api.events import Event, PlanRequested, Tick
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 from scheduler.metrics import SchedulerMetrics
-from scheduler.send_queue import Outgoing
 
 log = structlog.get_logger(__name__)
 
@@ -59,8 +59,8 @@ class SchedulerShell:
         self.config = config
         self.core = core
         self.metrics = metrics
-        self.workers: dict[int, Outgoing[pb.WorkerCommand]] = {}
-        self.fronts: dict[int, Outgoing[pb.FrontReply]] = {}
+        self.workers: dict[int, SendQueue[pb.WorkerCommand]] = {}
+        self.fronts: dict[int, SendQueue[pb.FrontReply]] = {}
         self.leader_epoch = 0
         """Which leadership this is; 0 where there is only one scheduler."""
         self.stands_by = False

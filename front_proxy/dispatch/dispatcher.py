@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import random
 import time
 from collections.abc import Callable
 
@@ -22,6 +23,7 @@ from front_proxy.request.generation import GenerationDelta, GenerationRequest
 from front_proxy.request.retry_policy import RetryBounds, RetryBudget
 from front_proxy.request.stall_detector import Looks, StallBounds
 from front_proxy.request.work import Placement
+from runtime.bidi_stream import Dial
 from runtime.failures import Failure, FailureError, FailureKind
 from scheduler.config import SchedulerConfig
 
@@ -41,8 +43,11 @@ class Dispatcher:
         planning: Planning | None = None,
         working: Working | None = None,
         policy: SchedulerConfig | None = None,
+        dial_scheduler: Dial | None = None,
+        dial_worker: Dial | None = None,
+        rng: random.Random | None = None,
     ) -> None:
-        """``policy``: the scheduler's settings, for planning while it is away."""
+        """``policy``: the scheduler's settings, for planning while it is away. The last three: None is the real one."""
         self.front_proxy_id = config.front_proxy_id or f"front-{os.getpid()}-{time.time_ns():x}"
         self._config = config
         self._metrics = metrics or DispatchMetrics()
@@ -75,6 +80,7 @@ class Dispatcher:
             retry_after_s=config.worker_connect_retry_s,
             spawn=self._spawn,
             on_lost=self._on_worker_lost,
+            dial=dial_worker,
         )
         self._scheduler = SchedulerLink(
             _scheduler_options(config, self.front_proxy_id),
@@ -84,6 +90,8 @@ class Dispatcher:
             on_lost=lambda _reason: self._metrics.stream_losses.labels("scheduler").inc(),
             on_degraded=lambda outcome: self._metrics.degraded_plans.labels(outcome).inc(),
             policy=policy or SchedulerConfig(),
+            dial=dial_scheduler,
+            rng=rng,
         )
         self._planning: Planning = planning or self._scheduler
         self._working: Working = working or self._links
