@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 from runtime.failures import Failure, FailureKind
+from runtime.priority_class import PriorityClass
 from scheduler.api.actions import (
     AcceptWorker,
     Action,
@@ -45,7 +46,7 @@ from scheduler.queueing.admission import Turns
 from scheduler.queueing.front_sessions import Front
 from scheduler.queueing.refusals import Refusals
 from scheduler.queueing.reservations import Books
-from scheduler.queueing.wait_queue import PriorityClass, WaitingLine
+from scheduler.queueing.wait_queue import WaitingLine
 from scheduler.routing.placement import Planner
 from scheduler.routing.profile import Probe, Random
 

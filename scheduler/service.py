@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import grpc
 import structlog
 
-from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.bidi_stream import ServerStream, StreamBroken, converse, first
 from runtime.failures import Failure, FailureKind
 from runtime.grpc_stream import GrpcServerStream
 from runtime.send_queue import SendQueue
+from runtime.status_service import StatusService
 from scheduler import wire
 from scheduler.api.events import (
     FrontJoined,
@@ -190,43 +190,27 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         log.info("session ended", peer=peer, id=name, why=failure.message if failure else "peer ended")
 
 
-class StatusService(cluster_pb2_grpc.StatusServiceServicer):
-    """StatusService of the scheduler process."""
+def status_service(shell: SchedulerShell, *, epoch: int) -> StatusService:
+    """The scheduler's line of ``baton status``; its requests are plans in flight."""
 
-    def __init__(self, shell: SchedulerShell, *, epoch: int) -> None:
-        self._shell = shell
-        self._epoch = epoch
-        self.address = ""
-        """Set once the server listens."""
-        self.state = "starting"
-
-    async def GetStatus(  # noqa: N802 - gRPC's name and arguments
-        self,
-        request: cluster_pb2.GetStatusRequest,
-        context: Context,
-    ) -> cluster_pb2.GetStatusResponse:
-        """This process's line of ``baton status``; the requests are plans in flight."""
-        status = cluster_pb2.ProcessStatus(
-            id=self._shell.config.scheduler_id or "scheduler",
-            role="scheduler",
-            pid=os.getpid(),
-            address=self.address,
-            epoch=self._epoch,
-            # Deposed, it serves nobody and ends; it may just not have got to it yet.
-            state="stopped" if self._shell.deposed else self.state,
-            requests_running=self._shell.core.plans_in_flight,
-            workers_registered=len(self._shell.core.cluster.workers),
-            workers_ready=sum(worker.ready for worker in self._shell.core.cluster.workers.values()),
-            front_proxies_registered=len(self._shell.fronts),
+    def snapshot() -> cluster_pb2.ProcessStatus:
+        workers = shell.core.cluster.workers.values()
+        return cluster_pb2.ProcessStatus(
+            # Deposed, it serves no peer and ends; it may just not have got to it yet.
+            state="stopped" if shell.deposed else "",
+            requests_running=shell.core.plans_in_flight,
+            workers_registered=len(workers),
+            workers_ready=sum(worker.ready for worker in workers),
+            front_proxies_registered=len(shell.fronts),
         )
-        return cluster_pb2.GetStatusResponse(process=status)
+
+    return StatusService(shell.config.scheduler_id or "scheduler", "scheduler", epoch, snapshot)
 
 
 def add_services(shell: SchedulerShell, status: StatusService, server: grpc.aio.Server) -> Sequence[str]:
     """Register both services; their full names."""
     scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerService(shell), server)
-    cluster_pb2_grpc.add_StatusServiceServicer_to_server(status, server)
-    return ("baton.scheduler.v1.SchedulerService", "baton.cluster.v1.StatusService")
+    return ("baton.scheduler.v1.SchedulerService", status.add_to(server))
 
 
 def _bad(message: str) -> Failure:

@@ -9,12 +9,12 @@ from typing import Any
 import grpc
 import structlog
 
-from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from protos.worker.v1 import worker_pb2 as pb
 from protos.worker.v1 import worker_pb2_grpc
 from runtime.bidi_stream import ServerStream, StreamBroken, converse, first
 from runtime.failures import Failure, FailureKind
 from runtime.grpc_stream import GrpcServerStream
+from runtime.status_service import StatusService
 from worker.core import WorkerBody
 from worker.front_stream import FrontStream
 
@@ -83,26 +83,11 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         return opened
 
 
-class StatusService(cluster_pb2_grpc.StatusServiceServicer):
-    """StatusService over one body."""
-
-    def __init__(self, body: WorkerBody) -> None:
-        self._body = body
-
-    async def GetStatus(  # noqa: N802 - gRPC's name and arguments
-        self,
-        request: cluster_pb2.GetStatusRequest,
-        context: Context,
-    ) -> cluster_pb2.GetStatusResponse:
-        """This process's line of ``baton status``."""
-        return cluster_pb2.GetStatusResponse(process=self._body.status())
-
-
 def add_services(body: WorkerBody, server: grpc.aio.Server) -> Sequence[str]:
     """Register both services; their full names."""
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(body), server)
-    cluster_pb2_grpc.add_StatusServiceServicer_to_server(StatusService(body), server)
-    return ("baton.worker.v1.WorkerService", "baton.cluster.v1.StatusService")
+    status = StatusService(body.worker_id, body.role.name, body.engine.info.epoch, body.status)
+    return ("baton.worker.v1.WorkerService", status.add_to(server))
 
 
 async def _read(body: WorkerBody, front: FrontStream, stream: AttachStream) -> None:

@@ -11,6 +11,7 @@ from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.addresses import Addresses
+from runtime.backoff import backoff_s
 from runtime.bidi_stream import ClientStream, Dial, StreamBroken, answer_within, converse
 from runtime.grpc_stream import grpc_dial
 from worker.core import WorkerBody
@@ -29,7 +30,7 @@ class SchedulerSession:
         self._body = body
         self._config = body.config
         self._rng = rng or random.Random()
-        self._backoff_s = body.config.scheduler_backoff_initial_s
+        self._rounds_failed = 0
         self._addresses = Addresses(body.config.scheduler_address)
         self._dial = dial or grpc_dial(
             lambda channel: scheduler_pb2_grpc.SchedulerServiceStub(channel).WorkerSession(),
@@ -57,7 +58,7 @@ class SchedulerSession:
                     address=tried,
                     why=str(broken),
                     next_address=self._addresses.current,
-                    next_attempt_in_s=self._backoff_s if pause else 0.0,
+                    at_once=not pause,
                 )
             finally:
                 self.registered.clear()
@@ -81,7 +82,7 @@ class SchedulerSession:
             self._leader_epoch = max(self._leader_epoch, reply.registered.leader_epoch)
             self._addresses.served()
             self._body.metrics.session_connects.inc()
-            self._backoff_s = self._config.scheduler_backoff_initial_s
+            self._rounds_failed = 0
             self.registered.set()
             log.info("registered with the scheduler", address=self._addresses.current)
             asked_s = reply.registered.heartbeat_interval_ms / 1000 or self._config.heartbeat_interval_s
@@ -156,8 +157,11 @@ class SchedulerSession:
         log.info("drained for the scheduler", requests_left=left)
 
     async def _back_off(self) -> None:
-        wait_s = self._backoff_s * self._rng.uniform(0.5, 1.0)
-        self._backoff_s = min(self._backoff_s * 2, self._config.scheduler_backoff_max_s)
+        self._rounds_failed += 1
+        config = self._config
+        wait_s = backoff_s(
+            self._rounds_failed, min_s=config.scheduler_backoff_initial_s, max_s=config.scheduler_backoff_max_s
+        ) * self._rng.uniform(0.5, 1.0)
         loop = asyncio.get_running_loop()
         until_s = loop.time() + wait_s
         while self._leaving is None and (left_s := until_s - loop.time()) > 0:

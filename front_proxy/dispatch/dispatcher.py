@@ -21,8 +21,9 @@ from front_proxy.planning.cluster_view import ClusterSnapshot, ClusterView
 from front_proxy.request.events import Stopped
 from front_proxy.request.generation import GenerationDelta, GenerationRequest
 from front_proxy.request.retry_policy import RetryBounds, RetryBudget
-from front_proxy.request.stall_detector import Looks, StallBounds
+from front_proxy.request.stall_detector import StallBounds
 from front_proxy.request.work import Placement
+from runtime.awake_clock import AwakeClock
 from runtime.bidi_stream import Dial
 from runtime.failures import Failure, FailureError, FailureKind
 from scheduler.config import SchedulerConfig
@@ -60,7 +61,7 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._limits = _run_limits(config)
         self._stall_bounds = _stall_bounds(config)
-        self._stall_looks = Looks(config.stall_check_interval_s)
+        self._stall_clock = AwakeClock(config.stall_check_interval_s)
         self._stall_timer: asyncio.TimerHandle | None = None
         self._retry_budget = RetryBudget(
             ratio=config.retry_budget_ratio,
@@ -196,16 +197,17 @@ class Dispatcher:
 
     def _arm_stall_timer(self) -> None:
         if self._stall_timer is None and self._runs:
-            due_s = self._stall_looks.next_s(self._loop.time())
-            self._stall_timer = self._loop.call_at(due_s, self._check_stalls)
+            now_s = self._loop.time()
+            self._stall_clock.start(now_s)
+            self._stall_timer = self._loop.call_at(now_s + self._config.stall_check_interval_s, self._check_stalls)
 
     def _check_stalls(self) -> None:
         """One look at all requests, whatever their number, costs less than a timer for each."""
         self._stall_timer = None
         now_s = self._loop.time()
-        late = self._stall_looks.late(now_s)
+        self._stall_clock.look(now_s)
         for run in list(self._runs.values()):
-            if late:
+            if self._stall_clock.lost_s:
                 run.forgive(now_s)
             else:
                 run.check_stall(now_s, self._stall_bounds)
