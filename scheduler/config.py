@@ -100,7 +100,7 @@ class WaitingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     default: PriorityClassConfig = PriorityClassConfig(weight=4.0, wait_max_s=20.0)
     batch: PriorityClassConfig = PriorityClassConfig(weight=1.0, wait_max_s=120.0)
     # Longest wait, of a class that waits no longer for room, while workers are missing that may be about to return:
-    # all of them silent, or the scheduler just started. Longer than ``scheduler.rebuild_grace_s``.
+    # all of them silent, or the scheduler just started. Longer than ``scheduler.recovery_grace_s``.
     missing_workers_wait_max_s: Positive = 5.0
     # Tenants whose use is remembered while nothing of theirs waits.
     tenants_max: PositiveCount = 4096
@@ -210,7 +210,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     plan_visible_after_s: Positive = 0.1
     # After its start a scheduler takes workers that are missing as about to come back, and reserves for requests it
     # does not know. Longer than workers and front proxies take to reconnect.
-    rebuild_grace_s: NonNegative = 3.0
+    recovery_grace_s: NonNegative = 3.0
     # Prefill speed assumed of a worker until its own is observed.
     prefill_initial_tokens_per_s: Positive = 2000.0
     routing: RoutingConfig = msgspec.field(default_factory=RoutingConfig)

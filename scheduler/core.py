@@ -36,24 +36,24 @@ from scheduler.api.events import (
     WorkerLoadReported,
     WorkerSuspected,
 )
-from scheduler.api.worker_info import WorkerFacts
-from scheduler.cluster.lease_audit import LeaseLedger
-from scheduler.cluster.membership import is_deaf, objection
+from scheduler.api.worker_info import WorkerInfo
+from scheduler.cluster.lease_audit import LeaseAuditor
+from scheduler.cluster.membership import is_isolated, objection
 from scheduler.cluster.outlier_detector import Standing, WorkerHealth
 from scheduler.cluster.state import ClusterState, Worker
 from scheduler.config import SchedulerConfig
-from scheduler.queueing.admission import Turns
-from scheduler.queueing.front_sessions import Front
+from scheduler.queueing.admission import AdmissionController
+from scheduler.queueing.front_sessions import FrontProxySession
 from scheduler.queueing.refusals import Refusals
-from scheduler.queueing.reservations import Books
-from scheduler.queueing.wait_queue import WaitingLine
+from scheduler.queueing.reservations import Reservations
+from scheduler.queueing.wait_queue import WaitQueue
 from scheduler.routing.placement import Planner
 from scheduler.routing.profile import Probe, Random
 
-STORY_EVENTS_MAX = 64
+EVENT_LOG_MAX = 64
 
-# So frequent that they would push everything else out of the story.
-UNTOLD = (PlansRunning, RequestEnded, Tick, WorkerLeasesReported, WorkerLoadReported)
+# So frequent that they would push everything else out of the event_log.
+NOT_LOGGED = (PlansRunning, RequestEnded, Tick, WorkerLeasesReported, WorkerLoadReported)
 
 
 class SchedulerCore:
@@ -67,43 +67,45 @@ class SchedulerCore:
         *,
         began_s: float = float("-inf"),
     ) -> None:
-        """``began_s``: when this scheduler took over; for ``rebuild_grace_s`` from then it knows not everything."""
-        self.rebuilding = began_s + config.rebuild_grace_s > began_s
-        self._rebuilt_at_s = began_s + config.rebuild_grace_s
+        """``began_s``: when this scheduler took over; for ``recovery_grace_s`` from then it knows not everything."""
+        self.recovering = began_s + config.recovery_grace_s > began_s
+        self._recovered_at_s = began_s + config.recovery_grace_s
         self.cluster = ClusterState()
         self._config = config
-        self._books = Books(self.cluster, config.plans_in_flight_max)
-        self._line = WaitingLine(config.waiting)
-        self._refusals = Refusals(config, self._line, rng)
-        self._turns = Turns(config, Planner(config, rng, probe), self.cluster, self._books, self._line, self._refusals)
-        self._ledger = LeaseLedger(config.leak_after_s)
-        self._audited_s = self._deaf_s = float("-inf")
+        self._reservations = Reservations(self.cluster, config.plans_in_flight_max)
+        self._queue = WaitQueue(config.waiting)
+        self._refusals = Refusals(config, self._queue, rng)
+        self._admission = AdmissionController(
+            config, Planner(config, rng, probe), self.cluster, self._reservations, self._queue, self._refusals
+        )
+        self._lease_auditor = LeaseAuditor(config.leak_after_s)
+        self._audited_s = self._isolated_s = float("-inf")
         # Of workers that left, by their epoch.
         self._health: dict[str, tuple[int, WorkerHealth]] = {}
-        self._story: deque[tuple[float, Event]] = deque(maxlen=STORY_EVENTS_MAX)
+        self._event_log: deque[tuple[float, Event]] = deque(maxlen=EVENT_LOG_MAX)
 
     @property
     def plans_in_flight(self) -> int:
         """Plans granted and not ended, over all front proxies."""
-        return self._books.plans_in_flight
+        return self._reservations.plans_in_flight
 
     @property
-    def fronts(self) -> Mapping[int, Front]:
+    def fronts(self) -> Mapping[int, FrontProxySession]:
         """Front proxies' streams, by session."""
-        return self._books.fronts
+        return self._reservations.fronts
 
     def handle(self, event: Event, now_s: float) -> Sequence[Action]:
         """What follows from one event."""
-        if not isinstance(event, UNTOLD):
-            self._story.append((now_s, event))
+        if not isinstance(event, NOT_LOGGED):
+            self._event_log.append((now_s, event))
         match event:
             case PlanRequested():
-                return self._turns.ask(event, now_s, rebuilding=self.rebuilding)
+                return self._admission.ask(event, now_s, recovering=self.recovering)
             case RequestEnded(session=session, plan_id=plan_id, outcome=outcome, output_tokens=output_tokens):
-                self._line.remove((session, plan_id), now_s)
-                charge = self._books.end((session, plan_id), now_s, finished=outcome == "finished")
+                self._queue.remove((session, plan_id), now_s)
+                charge = self._reservations.end((session, plan_id), now_s, finished=outcome == "finished")
                 if charge is not None:
-                    self._line.correct(charge, output_tokens)
+                    self._queue.correct(charge, output_tokens)
                 return self._serve(now_s)
             case PlansRunning():
                 return (*self._reconcile(event, now_s), *self._serve(now_s))
@@ -112,19 +114,19 @@ class SchedulerCore:
             case Tick(late_s=late_s):
                 for worker in self.cluster.workers.values():
                     worker.forgive(late_s, now_s)
-                overdue = [self._refusals.turned(each) for each in self._line.overdue(now_s)]
-                self._line.bring_back(now_s)
+                overdue = [self._refusals.rejected(each) for each in self._queue.overdue(now_s)]
+                self._queue.bring_back(now_s)
                 return (*self._tick(now_s), *self._audit(now_s), *overdue, *self._serve(now_s))
-            case WorkerJoined(session=session, facts=facts):
+            case WorkerJoined(session=session, info=info):
                 self._end_isolation(now_s)
-                return self._join(session, facts, now_s)
+                return self._join(session, info, now_s)
             case WorkerLeft(session=session, worker_id=worker_id):
                 return self._leave(session, worker_id)
             case WorkerSuspected() | DrainRequested() | WorkerLeasesReported():
                 return self._hear(event, now_s)
             case FrontJoined(session=session, front_proxy_id=front_proxy_id, incarnation=incarnation):
                 self._end_isolation(now_s)
-                self._books.join(session, front_proxy_id, incarnation)
+                self._reservations.join(session, front_proxy_id, incarnation)
                 return (PublishView(at_once=True),)
             case FrontLeft(session=session):
                 self._front_leave(session, now_s)
@@ -154,27 +156,27 @@ class SchedulerCore:
 
     def _doubt(self, now_s: float) -> None:
         """It was cut off itself, so others know more. A peer that lost it gets the time that a silent one has."""
-        self._rebuilt_at_s = now_s + max(self._config.rebuild_grace_s, self._config.worker_lease_s)
-        self.rebuilding = self._config.rebuild_grace_s > 0
+        self._recovered_at_s = now_s + max(self._config.recovery_grace_s, self._config.worker_lease_s)
+        self.recovering = self._config.recovery_grace_s > 0
 
     def _front_leave(self, session: int, now_s: float) -> None:
-        self._books.leave(session, now_s)
+        self._reservations.leave(session, now_s)
         self._forget_waiting(session, now_s)
 
     def _forget_waiting(self, session: int, now_s: float) -> None:
-        for key in self._line.of_session(session):
-            self._line.remove(key, now_s)
+        for key in self._queue.of_session(session):
+            self._queue.remove(key, now_s)
 
     def _replace_former(self, session: int, now_s: float) -> bool:
         """What a front proxy says on its newest stream replaces what is known of those that it has lost before.
 
         Such a stream may end here much later than there. False: this is such a stream itself.
         """
-        others = self._books.streams_of_same(session)
+        others = self._reservations.streams_of_same(session)
         if any(other > session for other in others):
             return False
         for former in others:
-            self._books.end_all(former, now_s)
+            self._reservations.end_all(former, now_s)
             self._forget_waiting(former, now_s)
         return True
 
@@ -188,14 +190,14 @@ class SchedulerCore:
     def _remove(self, worker: Worker) -> None:
         """A member is gone. The same engine may return, and is no better for having been away."""
         self.cluster.remove(worker.worker_id)
-        self._ledger.forget(worker.worker_id)
-        self._health[worker.worker_id] = (worker.facts.epoch, worker.health)
+        self._lease_auditor.forget(worker.worker_id)
+        self._health[worker.worker_id] = (worker.info.epoch, worker.health)
         if len(self._health) > self._config.workers_max:
             del self._health[next(iter(self._health))]
 
     def _suspect(self, event: WorkerSuspected, now_s: float) -> Sequence[Action]:
         worker = self.cluster.get(event.worker_id)
-        if worker is None or worker.facts.epoch != event.epoch:
+        if worker is None or worker.info.epoch != event.epoch:
             return ()
         worker.suspect_until_s = now_s + self._config.suspect_cooldown_s
         if not worker.health.failed(now_s) or not self._may_eject(worker):
@@ -210,49 +212,49 @@ class SchedulerCore:
         out = sum(other.health.standing is not Standing.IN_SERVICE for other in pool if other is not worker)
         return out + 1 <= self._config.outliers.ejected_fraction_max * len(pool)
 
-    def _join(self, session: int, facts: WorkerFacts, now_s: float) -> Sequence[Action]:
-        problem = objection(facts, self.cluster, self._config.workers_max)
+    def _join(self, session: int, info: WorkerInfo, now_s: float) -> Sequence[Action]:
+        problem = objection(info, self.cluster, self._config.workers_max)
         if problem is not None:
             return (RejectWorker(session=session, failure=Failure(kind=FailureKind.INCOMPATIBLE, message=problem)),)
         actions: list[Action] = []
-        former = self.cluster.get(facts.worker_id)
-        if former is not None and former.facts.epoch == facts.epoch:
+        former = self.cluster.get(info.worker_id)
+        if former is not None and former.info.epoch == info.epoch:
             # The same engine on a new stream: what it holds is still there, and so are its reservations.
-            actions.append(DropWorker(session=former.session, worker_id=facts.worker_id, reason="reconnected"))
+            actions.append(DropWorker(session=former.session, worker_id=info.worker_id, reason="reconnected"))
             former.session, former.heard_s = session, now_s
         else:
             if former is not None:
-                actions.append(DropWorker(session=former.session, worker_id=facts.worker_id, reason="replaced"))
+                actions.append(DropWorker(session=former.session, worker_id=info.worker_id, reason="replaced"))
                 self.cluster.remove(former.worker_id)
-            epoch, health = self._health.pop(facts.worker_id, (0, None))
-            if health is None or epoch != facts.epoch:
+            epoch, health = self._health.pop(info.worker_id, (0, None))
+            if health is None or epoch != info.epoch:
                 health = WorkerHealth(self._config.outliers)
-            self._add(Worker(facts, session, now_s, self._config.prefill_initial_tokens_per_s, health))
-        actions.append(AcceptWorker(session=session, worker_id=facts.worker_id))
+            self._add(Worker(info, session, now_s, self._config.prefill_initial_tokens_per_s, health))
+        actions.append(AcceptWorker(session=session, worker_id=info.worker_id))
         actions.append(PublishView(at_once=True))
         return actions
 
     def _add(self, worker: Worker) -> None:
         """A new member. Plans that name this very incarnation go on: only its stream was away."""
         self.cluster.add(worker)
-        if self.rebuilding:
-            worker.take_care(-(-self._config.output_reserve_tokens // worker.block_size_tokens))
-        self._books.returned(worker)
+        if self.recovering:
+            worker.reserve_for_recovery(-(-self._config.output_reserve_tokens // worker.block_size_tokens))
+        self._reservations.returned(worker)
 
     def _reconcile(self, event: PlansRunning, now_s: float) -> Sequence[Action]:
         if not self._replace_former(event.session, now_s):
             return ()
         for plan in event.plans:
             # Its front proxy lost patience and planned it itself: it waits for no place any more.
-            self._line.remove((event.session, plan.plan_id), now_s)
-        self._books.take_over(event.session, event.plans, now_s)
+            self._queue.remove((event.session, plan.plan_id), now_s)
+        self._reservations.take_over(event.session, event.plans, now_s)
         if not event.complete:
             return ()
         named = event.asked.union(plan.plan_id for plan in event.plans)
-        for key in self._line.of_session(event.session):
+        for key in self._queue.of_session(event.session):
             if key[1] not in named:
-                self._line.remove(key, now_s)
-        return self._books.drop_unnamed(event.session, named, now_s)
+                self._queue.remove(key, now_s)
+        return self._reservations.drop_unnamed(event.session, named, now_s)
 
     def _audit(self, now_s: float) -> Sequence[Action]:
         """Compare what is reserved and held with what runs and works."""
@@ -265,17 +267,17 @@ class SchedulerCore:
             if worker.idle_since_s is not None and worker.idle_since_s + self._config.leak_after_s <= now_s
         }
         actions: list[Action] = []
-        actions.extend(self._books.drop_idle(idle, self._config.leak_after_s, now_s))
-        running = self._line.request_ids() | self._books.request_ids()
-        if self.rebuilding:
+        actions.extend(self._reservations.drop_idle(idle, self._config.leak_after_s, now_s))
+        running = self._queue.request_ids() | self._reservations.request_ids()
+        if self.recovering:
             return actions
         for worker in self.cluster.workers.values():
-            actions.extend(self._ledger.look(worker.worker_id, worker.lease_ids, running, now_s))
+            actions.extend(self._lease_auditor.look(worker.worker_id, worker.lease_ids, running, now_s))
         return actions
 
     def leaked_leases(self) -> Mapping[str, int]:
         """Leases held for requests that no front proxy runs, by worker."""
-        return self._ledger.leaked()
+        return self._lease_auditor.leaked()
 
     def _member(self, worker_id: str, session: int) -> Worker | None:
         """The worker if this stream is its present one."""
@@ -291,24 +293,24 @@ class SchedulerCore:
             return ()
         changed_state = worker.load.state is not event.load.state or worker.silent
         if changed_state:
-            self._story.append((now_s, event))
-            self._line.bring_back(now_s)
+            self._event_log.append((now_s, event))
+            self._queue.bring_back(now_s)
         worker.report(event.load, now_s, self._config.plan_visible_after_s, remembered=event.remembered)
         return (PublishView(at_once=changed_state),)
 
     def _tick(self, now_s: float) -> Sequence[Action]:
-        if is_deaf(self.cluster):
-            self._deaf_s = now_s
+        if is_isolated(self.cluster):
+            self._isolated_s = now_s
             # The ends of streams meanwhile are heard of all at once, and before the peers return.
             self._doubt(now_s)
         heard_by_s = now_s - self._config.worker_lease_s
-        silent = [one for one in self.cluster.workers.values() if max(one.heard_s, self._deaf_s) <= heard_by_s]
-        rebuilt = self.rebuilding and self._rebuilt_at_s <= now_s
-        if rebuilt:
-            self.rebuilding = False
+        silent = [one for one in self.cluster.workers.values() if max(one.heard_s, self._isolated_s) <= heard_by_s]
+        recovered = self.recovering and self._recovered_at_s <= now_s
+        if recovered:
+            self.recovering = False
             for worker in self.cluster.workers.values():
-                worker.take_care(0)
-        if not self._look(now_s) and not silent and not rebuilt:
+                worker.reserve_for_recovery(0)
+        if not self._look(now_s) and not silent and not recovered:
             return ()
         actions: list[Action] = []
         for worker in silent:
@@ -339,25 +341,25 @@ class SchedulerCore:
         )
 
     def _serve(self, now_s: float) -> Sequence[Action]:
-        return self._turns.serve(now_s, rebuilding=self.rebuilding)
+        return self._admission.serve(now_s, recovering=self.recovering)
 
     def waiting(self) -> Mapping[PriorityClass, int]:
         """How many requests wait for a place, by class."""
-        return self._line.counts()
+        return self._queue.counts()
 
     def predicted_wait_s(self, its_class: PriorityClass, tenant: str) -> float | None:
         """How long one more request would wait; None while the pace is unknown."""
-        return self._line.predicted_wait_s(its_class, tenant)
+        return self._queue.predicted_wait_s(its_class, tenant)
 
-    def story(self) -> Sequence[str]:
+    def event_log(self) -> Sequence[str]:
         """The last telling events, oldest first: for error messages."""
-        return [f"{at_s:.3f} {event}" for at_s, event in self._story]
+        return [f"{at_s:.3f} {event}" for at_s, event in self._event_log]
 
     def check(self) -> None:
         """Assert every invariant of the books. Slow: for tests and after a failure."""
         self.cluster.check()
-        self._line.check()
-        for session, plan_id in self._line:
+        self._queue.check()
+        for session, plan_id in self._queue:
             assert plan_id not in self.fronts[session].plans, (session, plan_id)
-        self._books.check()
+        self._reservations.check()
         assert self.plans_in_flight <= self._config.plans_in_flight_max

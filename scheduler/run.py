@@ -39,7 +39,7 @@ async def run(
 ) -> None:
     """Serve until a signal; ``ready`` is told when workers and front proxies may connect.
 
-    Raises SystemExit when the core broke an invariant, of which the log has the story, or when another one leads.
+    Raises SystemExit when the core broke an invariant, of which the log has the event_log, or when another one leads.
     """
     stop = stop or lifecycle.stop_event()
     metrics = metrics or SchedulerMetrics()

@@ -59,21 +59,21 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         """Serve one worker until either side ends."""
         shell = self._shell
         message: pb.WorkerUpdate = await self._first(stream)
-        facts = wire.facts(message.register) if message.WhichOneof("message") == "register" else None
-        if facts is None:
+        info = wire.worker_info(message.register) if message.WhichOneof("message") == "register" else None
+        if info is None:
             await stream.refuse(_bad("The first message must be WorkerInfo with a role."))
         session = shell.new_session()
         outgoing: SendQueue[pb.WorkerCommand] = SendQueue(COMMANDS_MAX)
         shell.workers[session] = outgoing
         try:
-            shell.feed(WorkerJoined(session=session, facts=facts))
+            shell.feed(WorkerJoined(session=session, info=info))
             await self._converse(
-                stream, outgoing, lambda message: self._on_worker(message, session, facts.worker_id, outgoing)
+                stream, outgoing, lambda message: self._on_worker(message, session, info.worker_id, outgoing)
             )
         finally:
             del shell.workers[session]
-            shell.feed(WorkerLeft(session=session, worker_id=facts.worker_id, reason="the stream ended"))
-            self._note_end("worker", facts.worker_id, outgoing.failure)
+            shell.feed(WorkerLeft(session=session, worker_id=info.worker_id, reason="the stream ended"))
+            self._note_end("worker", info.worker_id, outgoing.failure)
         if outgoing.failure is not None:
             await stream.refuse(outgoing.failure)
 

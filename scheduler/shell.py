@@ -104,7 +104,7 @@ class SchedulerShell:
         try:
             actions = self.core.handle(event, self._clock.monotonic_s())
         except Exception:
-            log.critical("the core failed", exc_info=True, story="; ".join(self.core.story()))
+            log.critical("the core failed", exc_info=True, event_log="; ".join(self.core.event_log()))
             self.broken.set()
             self.close(Failure(kind=FailureKind.INTERNAL, message="The scheduler broke; its log says how."))
             return
@@ -209,7 +209,7 @@ class SchedulerShell:
         if self.deposed:
             return
         self._pushed_s = asyncio.get_running_loop().time()
-        message = wire.view(self.core.cluster.workers.values(), rebuilding=self.core.rebuilding)
+        message = wire.view(self.core.cluster.workers.values(), recovering=self.core.recovering)
         for outgoing in self.fronts.values():
             outgoing.show(self._signed(message))
 

@@ -8,7 +8,7 @@ from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from scheduler.api.actions import Placement, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.api.events import PlanRequested, PlansRunning, RequestEnded, RunningPlan, WorkerSuspected
-from scheduler.api.worker_info import Role, WorkerFacts, WorkerLoad, WorkerState
+from scheduler.api.worker_info import Role, WorkerInfo, WorkerLoad, WorkerState
 from scheduler.cluster.state import Worker
 
 _ROLE: dict[int, Role] = {cluster_pb2.ROLE_PREFILL: Role.PREFILL, cluster_pb2.ROLE_DECODE: Role.DECODE}
@@ -28,26 +28,26 @@ _STATE_NUMBER = {
 _UINT32_MAX = 2**32 - 1
 
 
-def facts(info: cluster_pb2.WorkerInfo) -> WorkerFacts | None:
+def worker_info(message: cluster_pb2.WorkerInfo) -> WorkerInfo | None:
     """What a worker says it is; None when it names no role."""
-    role = _ROLE.get(info.role)
+    role = _ROLE.get(message.role)
     if role is None:
         return None
-    return WorkerFacts(
-        worker_id=info.worker_id,
+    return WorkerInfo(
+        worker_id=message.worker_id,
         role=role,
-        address=info.address,
-        epoch=info.epoch,
-        model=info.model,
-        layout_fingerprint=info.layout.fingerprint,
-        block_size_tokens=info.layout.block_size_tokens,
-        block_bytes=info.layout.block_bytes,
-        kv_blocks_total=info.kv_blocks_total,
-        context_tokens_max=info.context_tokens_max,
-        engine_version=info.engine_version,
-        pid=info.pid,
-        metrics_address=info.metrics_address,
-        requests_max=info.requests_max,
+        address=message.address,
+        epoch=message.epoch,
+        model=message.model,
+        layout_fingerprint=message.layout.fingerprint,
+        block_size_tokens=message.layout.block_size_tokens,
+        block_bytes=message.layout.block_bytes,
+        kv_blocks_total=message.kv_blocks_total,
+        context_tokens_max=message.context_tokens_max,
+        engine_version=message.engine_version,
+        pid=message.pid,
+        metrics_address=message.metrics_address,
+        requests_max=message.requests_max,
     )
 
 
@@ -148,12 +148,12 @@ def refusal(action: ReplyRefusal) -> pb.FrontReply:
     )
 
 
-def view(workers: Iterable[Worker], *, rebuilding: bool = False) -> pb.FrontReply:
+def view(workers: Iterable[Worker], *, recovering: bool = False) -> pb.FrontReply:
     """The cluster as front proxies see it."""
     entries = [
-        pb.WorkerEntry(info=_info(worker.facts), load=_load(worker), unusable=worker.unusable) for worker in workers
+        pb.WorkerEntry(info=_info(worker.info), load=_load(worker), unusable=worker.unusable) for worker in workers
     ]
-    return pb.FrontReply(view=pb.ClusterView(workers=entries, rebuilding=rebuilding))
+    return pb.FrontReply(view=pb.ClusterView(workers=entries, recovering=recovering))
 
 
 def _placed(message: pb.Placement) -> Placement:
@@ -166,7 +166,7 @@ def _placement(placement: Placement | None) -> pb.Placement | None:
     return pb.Placement(worker_id=placement.worker_id, address=placement.address, epoch=placement.epoch)
 
 
-def _info(known: WorkerFacts) -> cluster_pb2.WorkerInfo:
+def _info(known: WorkerInfo) -> cluster_pb2.WorkerInfo:
     return cluster_pb2.WorkerInfo(
         worker_id=known.worker_id,
         role=_ROLE_NUMBER[known.role],

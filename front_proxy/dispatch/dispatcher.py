@@ -13,8 +13,8 @@ import msgspec
 
 from front_proxy.config import FrontProxyConfig
 from front_proxy.dispatch.metrics import DispatchMetrics
-from front_proxy.dispatch.ports import Planning, Working
-from front_proxy.dispatch.request_driver import RequestRun, RunLimits
+from front_proxy.dispatch.ports import PlanSource, WorkerPool
+from front_proxy.dispatch.request_driver import RequestDriver, RunLimits
 from front_proxy.dispatch.scheduler_link import SchedulerLink, SchedulerOptions
 from front_proxy.dispatch.worker_link import LinkOptions, WorkerLink, WorkerLinks
 from front_proxy.planning.cluster_view import ClusterSnapshot, ClusterView
@@ -41,8 +41,8 @@ class Dispatcher:
         *,
         engine_version: str = "",
         metrics: DispatchMetrics | None = None,
-        planning: Planning | None = None,
-        working: Working | None = None,
+        planning: PlanSource | None = None,
+        working: WorkerPool | None = None,
         policy: SchedulerConfig | None = None,
         dial_scheduler: Dial | None = None,
         dial_worker: Dial | None = None,
@@ -57,7 +57,7 @@ class Dispatcher:
         self._closing = asyncio.Event()
         self._stopped = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
-        self._runs: dict[str, RequestRun] = {}
+        self._runs: dict[str, RequestDriver] = {}
         self._loop = asyncio.get_running_loop()
         self._limits = _run_limits(config)
         self._stall_bounds = _stall_bounds(config)
@@ -94,8 +94,8 @@ class Dispatcher:
             dial=dial_scheduler,
             rng=rng,
         )
-        self._planning: Planning = planning or self._scheduler
-        self._working: Working = working or self._links
+        self._planning: PlanSource = planning or self._scheduler
+        self._working: WorkerPool = working or self._links
         self._metrics.watch(
             in_flight=lambda: len(self._runs),
             handoffs_held=lambda: self._links.leases_held,
@@ -157,10 +157,10 @@ class Dispatcher:
         """The request's deltas. It is admitted and begins when the first one is asked for."""
         return Deltas(functools.partial(self._begin, request))
 
-    def _begin(self, request: GenerationRequest) -> RequestRun:
+    def _begin(self, request: GenerationRequest) -> RequestDriver:
         self._admit(request)
         wanted_s = request.deadline_s or self._config.deadline_s
-        run = RequestRun(
+        run = RequestDriver(
             request,
             planning=self._planning,
             working=self._working,
@@ -242,9 +242,9 @@ class Deltas:
 
     __slots__ = ("_begin", "_over", "_run")
 
-    def __init__(self, begin: Callable[[], RequestRun]) -> None:
+    def __init__(self, begin: Callable[[], RequestDriver]) -> None:
         self._begin = begin
-        self._run: RequestRun | None = None
+        self._run: RequestDriver | None = None
         self._over = False
 
     def __aiter__(self) -> Deltas:

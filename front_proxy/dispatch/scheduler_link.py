@@ -1,4 +1,4 @@
-"""The front proxy's stream to the scheduler, over gRPC. Performs what ``plan_desk`` decides; decides nothing itself."""
+"""The front proxy's stream to the scheduler, over gRPC. Performs what ``plan_client`` decides."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from front_proxy.planning.cluster_view import ClusterView
 from front_proxy.planning.events import (
     AnswerPlan,
     AnswerRefusal,
-    Asked,
     Closed,
-    DeskAction,
-    DeskEvent,
-    Dialled,
-    Ended,
-    Heard,
     Leave,
+    MessageReceived,
     OutageBegan,
     OutageOver,
+    PlanClientAction,
+    PlanClientEvent,
+    PlanEnded,
+    PlanNeeded,
     PlanQuestion,
     SchedulerLost,
     SendEnd,
     SendQuestion,
     SendRunning,
     SendSuspect,
+    StreamDialled,
     StreamLost,
     Suspected,
+    TimerFired,
     ViewChanged,
-    Woke,
 )
 from front_proxy.planning.events import (
     Dial as DialAgain,
 )
-from front_proxy.planning.plan_client import NEVER_S, DeskBounds, PlanDesk
+from front_proxy.planning.plan_client import NEVER_S, PlanClient, PlanClientLimits
 from front_proxy.request.events import Outcome
 from front_proxy.request.work import Placement
 from protos.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
@@ -117,7 +117,7 @@ class SchedulerLink:
             quick_keepalive="," in options.address,
         )
         rng = rng or random.Random()
-        self._desk = PlanDesk(_bounds(options), addresses=options.address, view=view, policy=policy, rng=rng)
+        self._plan_client = PlanClient(_bounds(options), addresses=options.address, view=view, policy=policy, rng=rng)
         self._loop = asyncio.get_running_loop()
         # Never 0, which says nothing.
         self._incarnation = rng.getrandbits(64) or 1
@@ -125,7 +125,7 @@ class SchedulerLink:
         # Each with its question as it goes over the wire.
         self._receivers: dict[int, tuple[PlanReceiver, _Item]] = {}
         self._next_plan_id = 1
-        self._actions: collections.deque[DeskAction] = collections.deque()
+        self._actions: collections.deque[PlanClientAction] = collections.deque()
         self._busy = False
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_s = NEVER_S
@@ -134,12 +134,12 @@ class SchedulerLink:
     @property
     def connected(self) -> bool:
         """Whether the scheduler is on the line and answers."""
-        return self._desk.connected
+        return self._plan_client.connected
 
     @property
     def degraded(self) -> bool:
         """Whether requests are planned here."""
-        return self._desk.degraded
+        return self._plan_client.degraded
 
     def plan(self, question: PlanQuestion, receiver: PlanReceiver) -> int:
         """Ask; returns the plan's id, unique in this process. The answer comes later, through ``receiver``."""
@@ -147,13 +147,13 @@ class SchedulerLink:
         self._next_plan_id += 1
         # First, so that a question that cannot be encoded is never asked.
         self._receivers[plan_id] = (receiver, wire.plan_request(plan_id, question))
-        self._handle(Asked(plan_id, question))
+        self._handle(PlanNeeded(plan_id, question))
         return plan_id
 
     def end_plan(self, plan_id: int, outcome: Outcome, output_tokens: int) -> None:
         """Free what a plan reserved. Of a question not answered yet, its answer too."""
         self._receivers.pop(plan_id, None)
-        self._handle(Ended(plan_id, outcome, output_tokens))
+        self._handle(PlanEnded(plan_id, outcome, output_tokens))
 
     def suspect(self, worker: Placement, reason: str) -> None:
         """Tell the scheduler that a worker could not be used."""
@@ -171,13 +171,13 @@ class SchedulerLink:
 
     async def _one_stream(self) -> None:
         self._sending = sending = SendQueue[_Item](self._options.send_messages_max)
-        self._handle(Dialled())
+        self._handle(StreamDialled())
         # Nothing behind it until it is answered: a write that meets a refusal would hide what the refusal says.
         sending.put(self._register())
         try:
             ended = await exchange(
                 self._dial,
-                self._desk.address,
+                self._plan_client.address,
                 sending,
                 on_message=self._on_message,
                 first_timeout_s=self._options.connect_timeout_s,
@@ -191,19 +191,19 @@ class SchedulerLink:
         return scheduler_pb2.FrontUpdate(register=info)
 
     def _on_message(self, message: scheduler_pb2.FrontReply) -> None:
-        self._handle(Heard(wire.word(message), message.leader_epoch))
+        self._handle(MessageReceived(wire.word(message), message.leader_epoch))
 
-    def _handle(self, event: DeskEvent) -> None:
-        """Let the desk decide, and do what it says, behind what is being done now."""
-        actions = self._desk.handle(event, self._loop.time())
+    def _handle(self, event: PlanClientEvent) -> None:
+        """Let the plan client decide, and do what it says, behind what is being done now."""
+        actions = self._plan_client.handle(event, self._loop.time())
         if self._busy:
             self._actions.extend(actions)
         elif actions:
             self._perform(actions)
-        if self._desk.wake_s < self._alarm_s:
-            self._set_alarm(self._desk.wake_s)
+        if self._plan_client.wake_s < self._alarm_s:
+            self._set_alarm(self._plan_client.wake_s)
 
-    def _perform(self, actions: Sequence[DeskAction]) -> None:
+    def _perform(self, actions: Sequence[PlanClientAction]) -> None:
         self._busy = True
         try:
             for action in actions:
@@ -221,23 +221,23 @@ class SchedulerLink:
 
     def _on_alarm(self) -> None:
         self._alarm, self._alarm_s = None, NEVER_S
-        self._handle(Woke())
+        self._handle(TimerFired())
 
-    def _do(self, action: DeskAction) -> None:
+    def _do(self, action: PlanClientAction) -> None:
         match action:
             case SendQuestion(plan_id=plan_id):
                 # Its request may have left while other things were done; then nobody wants the answer.
                 if (asked := self._receivers.get(plan_id)) is not None:
                     self._send(asked[1])
-            case AnswerPlan(plan=plan, reason=reason, here=here):
-                if here:
+            case AnswerPlan(plan=plan, reason=reason, local=local):
+                if local:
                     self._on_degraded("planned")
                 if (asked := self._receivers.pop(plan.plan_id, None)) is not None:
                     asked[0].on_plan(_placement(plan.prefill), _placement(plan.decode), plan.decode_blocks, reason)
             case SendEnd(plan_id=plan_id, outcome=outcome, output_tokens=output_tokens):
                 self._send(wire.request_ended(plan_id, outcome, output_tokens))
-            case AnswerRefusal(plan_id=plan_id, failure=failure, here=here):
-                if here:
+            case AnswerRefusal(plan_id=plan_id, failure=failure, local=local):
+                if local:
                     self._on_degraded("refused")
                 if (asked := self._receivers.pop(plan_id, None)) is not None:
                     asked[0].on_refused(failure)
@@ -278,8 +278,8 @@ class SchedulerLink:
             self._sending.put(item)
 
 
-def _bounds(options: SchedulerOptions) -> DeskBounds:
-    return DeskBounds(
+def _bounds(options: SchedulerOptions) -> PlanClientLimits:
+    return PlanClientLimits(
         plan_timeout_s=options.plan_timeout_s,
         plan_patience_s=options.plan_patience_s,
         plans_told_interval_s=options.plans_told_interval_s,

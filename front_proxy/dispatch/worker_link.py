@@ -11,8 +11,8 @@ import msgspec
 import structlog
 
 from front_proxy.dispatch import wire
-from front_proxy.dispatch.lease_renewer import LeaseKeeper
-from front_proxy.request.work import Placement, WorkerOutput, WorkOrder
+from front_proxy.dispatch.lease_renewer import LeaseRenewer
+from front_proxy.request.work import Placement, Submission, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from runtime.bidi_stream import Dial
@@ -28,7 +28,7 @@ SLOT_MAX = 2**32
 
 
 class Receiver(Protocol):
-    """Gets what becomes of one order. Nothing follows a failure or an output with a finish."""
+    """Gets what becomes of one submission. Nothing follows a failure or an output with a finish."""
 
     def on_output(self, output: WorkerOutput) -> None:
         """The worker produced something."""
@@ -50,17 +50,17 @@ class LinkOptions(msgspec.Struct, frozen=True, kw_only=True):
     handoff_renew_interval_s: float
 
 
-class _Submission(msgspec.Struct, frozen=True):
+class _Queued(msgspec.Struct, frozen=True):
     slot: int
-    order: WorkOrder
+    submission: Submission
     queued_at_s: float
 
 
-_Item = _Submission | worker_pb2.AttachRequest
+_Item = _Queued | worker_pb2.AttachRequest
 
 
 class WorkerLink:
-    """Orders may be submitted before the stream is open; they wait for it, and fail with it."""
+    """Submissions may be submitted before the stream is open; they wait for it, and fail with it."""
 
     def __init__(self, worker: Placement, options: LinkOptions, dial: Dial) -> None:
         self.worker = worker
@@ -93,11 +93,11 @@ class WorkerLink:
         """Hand-offs received over this stream and not released over it."""
         return len(self._leases)
 
-    def submit(self, order: WorkOrder, receiver: Receiver) -> int:
-        """Send an order; returns its slot. A stream that is over is told through ``receiver`` at once."""
+    def submit(self, submission: Submission, receiver: Receiver) -> int:
+        """Send a submission; returns its slot. A stream that is over is told through ``receiver`` at once."""
         slot = self._free_slot()
         self._slots[slot] = receiver
-        if not self._sending.put(_Submission(slot, order, self._loop.time())):
+        if not self._sending.put(_Queued(slot, submission, self._loop.time())):
             del self._slots[slot]
             receiver.on_failure(self._lost("the stream is over"))
         return slot
@@ -157,7 +157,7 @@ class WorkerLink:
         return Failure(kind=FailureKind.UNAVAILABLE, message=text, reached=self.opened)
 
     def _free_slot(self) -> int:
-        # Never the number of a slot that just ended: a delta still on its way must not reach the next order.
+        # Never the number of a slot that just ended: a delta still on its way must not reach the next submission.
         while self._next_slot in self._slots or self._next_slot in self._aborted:
             self._next_slot = self._next_slot % (SLOT_MAX - 1) + 1
         slot = self._next_slot
@@ -165,17 +165,17 @@ class WorkerLink:
         return slot
 
     def _encode(self, item: _Item) -> worker_pb2.AttachRequest | None:
-        if not isinstance(item, _Submission):
+        if not isinstance(item, _Queued):
             return item
         if item.slot not in self._slots:
             # Aborted before it left. The abort behind it in the queue is for a slot the worker never saw.
             self._aborted.pop(item.slot, None)
             return None
         try:
-            return wire.submit(item.slot, item.order, self._loop.time() - item.queued_at_s)
+            return wire.submit(item.slot, item.submission, self._loop.time() - item.queued_at_s)
         except (ValueError, TypeError, OverflowError) as error:
             # What validation let through must cost its own request only, not the stream that all share.
-            log.exception("request cannot be put on the wire", request_id=item.order.request_id)
+            log.exception("request cannot be put on the wire", request_id=item.submission.request_id)
             text = f"The request cannot be sent to a worker: {type(error).__name__}."
             self._slots.pop(item.slot).on_failure(Failure(kind=FailureKind.INTERNAL, message=text))
             return None
@@ -250,15 +250,15 @@ class WorkerLinks:
         self._links: dict[tuple[str, int], WorkerLink] = {}
         self._not_before_s: dict[tuple[str, int], float] = {}
         self._loop = asyncio.get_running_loop()
-        self._keeper = LeaseKeeper(options.handoff_renew_interval_s, self._renew)
+        self._keeper = LeaseRenewer(options.handoff_renew_interval_s, self._renew)
 
     @property
     def leases_held(self) -> int:
         """Hand-offs received and not let go, over all workers."""
         return sum(link.leases_held for link in self._links.values())
 
-    def submit(self, worker: Placement, order: WorkOrder, receiver: Receiver) -> int:
-        """Send an order to a worker, connecting first where needed; returns its slot there."""
+    def submit(self, worker: Placement, submission: Submission, receiver: Receiver) -> int:
+        """Send a submission to a worker, connecting first where needed; returns its slot there."""
         key = (worker.worker_id, worker.epoch)
         link = self._links.get(key)
         if link is None or link.ended:
@@ -269,12 +269,12 @@ class WorkerLinks:
             link = WorkerLink(worker, self._options, self._dial)
             self._links[key] = link
             self._spawn(link)
-        if order.handoff is not None:
-            self._keeper.keep(order.handoff)
-        return link.submit(order, receiver)
+        if submission.handoff is not None:
+            self._keeper.keep(submission.handoff)
+        return link.submit(submission, receiver)
 
     def abort(self, worker: Placement, slot: int) -> None:
-        """Stop an order's work."""
+        """Stop a submission's work."""
         link = self._links.get((worker.worker_id, worker.epoch))
         if link is not None:
             link.abort(slot)

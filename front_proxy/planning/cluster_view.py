@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import msgspec
 
-from scheduler.api.worker_info import Role, WorkerFacts, WorkerLoad, WorkerState
+from scheduler.api.worker_info import Role, WorkerInfo, WorkerLoad, WorkerState
 
 
 class WorkerEntry(msgspec.Struct, frozen=True):
     """One worker incarnation and what it last reported."""
 
-    facts: WorkerFacts
+    info: WorkerInfo
     load: WorkerLoad
     unusable: str = ""
     """Why the scheduler does not use it, however ready it is; empty: it does."""
@@ -20,12 +20,12 @@ class WorkerEntry(msgspec.Struct, frozen=True):
     @property
     def worker_id(self) -> str:
         """The name it keeps over its incarnations."""
-        return self.facts.worker_id
+        return self.info.worker_id
 
     @property
     def epoch(self) -> int:
         """Which incarnation it is."""
-        return self.facts.epoch
+        return self.info.epoch
 
     @property
     def state(self) -> WorkerState:
@@ -35,7 +35,7 @@ class WorkerEntry(msgspec.Struct, frozen=True):
     @property
     def engine_version(self) -> str:
         """What it runs."""
-        return self.facts.engine_version
+        return self.info.engine_version
 
     @property
     def load_to_plan_by(self) -> WorkerLoad:
@@ -53,19 +53,19 @@ class ClusterSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     def usable(self) -> bool:
         """Whether a request can be served: one ready decode worker suffices, since it can prefill itself."""
         return any(
-            worker.facts.role is Role.DECODE and worker.load.state is WorkerState.READY for worker in self.workers
+            worker.info.role is Role.DECODE and worker.load.state is WorkerState.READY for worker in self.workers
         )
 
     @property
     def context_tokens_max(self) -> int:
         """The longest prompt + output that every worker accepts; 0 while there is none."""
-        limits = (worker.facts.context_tokens_max for worker in self.workers)
+        limits = (worker.info.context_tokens_max for worker in self.workers)
         return min((limit for limit in limits if limit), default=0)
 
     @property
     def models(self) -> tuple[str, ...]:
         """What the workers serve, each once; one entry in a healthy cluster."""
-        return tuple(dict.fromkeys(worker.facts.model for worker in self.workers if worker.facts.model))
+        return tuple(dict.fromkeys(worker.info.model for worker in self.workers if worker.info.model))
 
 
 class ViewChange(msgspec.Struct, frozen=True):
@@ -81,22 +81,22 @@ class ClusterView:
     def __init__(self) -> None:
         self._snapshot = ClusterSnapshot()
         self.knows_more = False
-        """Whether the scheduler that showed the last picture is rebuilding and does not know everybody known here."""
+        """Whether the scheduler that showed the last picture is recovering and does not know everybody known here."""
 
     @property
     def snapshot(self) -> ClusterSnapshot:
         """The latest picture."""
         return self._snapshot
 
-    def apply(self, workers: Sequence[WorkerEntry], *, rebuilding: bool = False) -> ViewChange:
+    def apply(self, workers: Sequence[WorkerEntry], *, recovering: bool = False) -> ViewChange:
         """Take over a new picture.
 
-        A scheduler that is ``rebuilding`` does not know everybody yet: whom it does not name, or has not heard of
+        A scheduler that is ``recovering`` does not know everybody yet: whom it does not name, or has not heard of
         being ready, stays as he was.
         """
         told = workers
         self.knows_more = False
-        if rebuilding:
+        if recovering:
             known = {worker.worker_id: worker for worker in self._snapshot.workers}
             told = [worker for worker in workers if _says_more(worker, known.get(worker.worker_id))]
             back = {worker.worker_id for worker in told}

@@ -3,7 +3,7 @@
 It keeps what runs at all times, and a core of its own for as long as an outage lasts. The load that the view shows
 counts less with time and nothing after ``load_fade_s``. What this front proxy placed is reserved until it ends. Other
 front proxies do the same unseen, so the workers' own admission has the last word. A request is placed or refused:
-nothing is queued here. ``plan_desk`` decides when to plan here.
+nothing is queued here. ``plan_client`` decides when to plan here.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class FallbackPlanner:
         self._true_s = now_s
 
     def shown(self, told: Sequence[WorkerEntry], now_s: float) -> None:
-        """The view has these entries of a scheduler that knows all workers, or of one that is rebuilding."""
+        """The view has these entries of a scheduler that knows all workers, or of one that is recovering."""
         if not self._view.knows_more:
             self.still_true(now_s)
         elif self._core is not None:
@@ -153,12 +153,12 @@ class FallbackPlanner:
         """Take over a view that was true at ``seen_s``. Workers that are not in it stay as they are."""
         for entry in entries:
             known = core.cluster.get(entry.worker_id)
-            if known is not None and known.facts.epoch > entry.epoch:
+            if known is not None and known.info.epoch > entry.epoch:
                 # An older view, of an engine that is no more.
                 continue
-            if known is None or known.facts.epoch != entry.epoch:
+            if known is None or known.info.epoch != entry.epoch:
                 self._sessions += 1
-                core.handle(WorkerJoined(session=self._sessions, facts=entry.facts), now_s)
+                core.handle(WorkerJoined(session=self._sessions, info=entry.info), now_s)
             self._loads[entry.worker_id] = (entry.load_to_plan_by, seen_s)
         self._fade(core, now_s)
 

@@ -7,7 +7,7 @@ from typing import assert_never
 
 import msgspec
 
-from front_proxy.request.events import Phase
+from front_proxy.request.events import RequestPhase
 
 
 class Awaited(enum.Enum):
@@ -23,18 +23,18 @@ class Awaited(enum.Enum):
     """The next step of a running decode."""
 
 
-def awaited(phase: Phase, *, pulling: bool, orphaned: bool) -> Awaited | None:
+def awaited(phase: RequestPhase, *, pulling: bool, orphaned: bool) -> Awaited | None:
     """What a request in ``phase`` waits for; None while no worker has any work of it."""
     match phase:
-        case Phase.PREFILLING:
+        case RequestPhase.PREFILLING:
             return Awaited.PROMPT
-        case Phase.HANDING_OFF if not pulling:
+        case RequestPhase.HANDING_OFF if not pulling:
             return Awaited.PROMPT
-        case Phase.HANDING_OFF:
+        case RequestPhase.HANDING_OFF:
             return Awaited.ORPHANED_PULL if orphaned else Awaited.PULL
-        case Phase.DECODING:
+        case RequestPhase.DECODING:
             return Awaited.STEP
-        case Phase.NEW | Phase.PLANNING | Phase.DONE:
+        case RequestPhase.NEW | RequestPhase.PLANNING | RequestPhase.DONE:
             return None
         case _:
             assert_never(phase)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import msgspec
 
 from scheduler.api.actions import Placement
-from scheduler.api.worker_info import WorkerFacts, WorkerLoad
+from scheduler.api.worker_info import WorkerInfo, WorkerLoad
 
 
 class WorkerJoined(msgspec.Struct, frozen=True, kw_only=True):
     """A worker registered on its stream."""
 
     session: int
-    facts: WorkerFacts
+    info: WorkerInfo
 
 
 class WorkerLoadReported(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ class WorkerState(enum.StrEnum):
     STOPPED = "stopped"
 
 
-class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Identity and capacity, fixed for one epoch; ``protos/cluster/v1`` documents each field."""
 
     worker_id: str

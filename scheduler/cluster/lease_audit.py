@@ -19,7 +19,7 @@ def request_of(lease_id: str) -> str:
     return lease_id.rpartition("-")[0] or lease_id
 
 
-class LeaseLedger:
+class LeaseAuditor:
     """Watches the oldest leases of each worker, so its memory is bounded by what workers report."""
 
     def __init__(self, leak_after_s: float) -> None:

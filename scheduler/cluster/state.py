@@ -1,4 +1,4 @@
-"""The workers as the scheduler believes them to be: facts, load, reservations. Decides nothing.
+"""The workers as the scheduler believes them to be: info, load, reservations. Decides nothing.
 
 Two books are kept per worker, and the larger counts: blocks it reports as used, and blocks reserved for plans that have
 not ended. Between a plan and the first report that includes it, the plan's prompt is counted here as unreported work.
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from scheduler.api.actions import Placement
-from scheduler.api.worker_info import Role, WorkerFacts, WorkerLoad, WorkerState
+from scheduler.api.worker_info import Role, WorkerInfo, WorkerLoad, WorkerState
 from scheduler.cluster.outlier_detector import WorkerHealth
 from scheduler.cluster.prefill_speed import PrefillSpeed
 from scheduler.config import OutlierConfig
@@ -25,19 +25,19 @@ class Worker:
         "avoided",
         "block_size_tokens",
         "blocks_total",
-        "careful_blocks",
         "context_tokens_max",
         "drain_asked",
-        "facts",
         "free_blocks",
         "health",
         "heard_s",
         "idle_since_s",
+        "info",
         "lease_ids",
         "load",
         "placement",
         "queued_tokens",
         "ready",
+        "recovery_reserve",
         "request_count",
         "requests_max",
         "reserved",
@@ -54,13 +54,13 @@ class Worker:
 
     def __init__(
         self,
-        facts: WorkerFacts,
+        info: WorkerInfo,
         session: int,
         now_s: float,
         initial_tokens_per_s: float,
         health: WorkerHealth | None = None,
     ) -> None:
-        self.facts = facts
+        self.info = info
         self.session = session
         self.load = WorkerLoad()
         self.heard_s = now_s
@@ -77,19 +77,19 @@ class Worker:
         self.reserved: dict[PlanKey, int] = {}
         # Prompts sent here that no load report includes yet: (planned at, tokens), oldest first.
         self.unreported: dict[PlanKey, tuple[float, int]] = {}
-        self.worker_id = facts.worker_id
-        self.placement = Placement(facts.worker_id, facts.address, facts.epoch)
-        self.role = facts.role
-        self.blocks_total = facts.kv_blocks_total
-        self.block_size_tokens = facts.block_size_tokens
-        self.context_tokens_max = facts.context_tokens_max
-        self.requests_max = facts.requests_max
+        self.worker_id = info.worker_id
+        self.placement = Placement(info.worker_id, info.address, info.epoch)
+        self.role = info.role
+        self.blocks_total = info.kv_blocks_total
+        self.block_size_tokens = info.block_size_tokens
+        self.context_tokens_max = info.context_tokens_max
+        self.requests_max = info.requests_max
         self.ready = False
         # Blocks held for each running request whose plan is not known here: a new scheduler's care.
-        self.careful_blocks = 0
+        self.recovery_reserve = 0
         self.reserved_blocks = 0
         self.unreported_tokens = 0
-        self.free_blocks = facts.kv_blocks_total
+        self.free_blocks = info.kv_blocks_total
         self.request_count = 0
         self.queued_tokens = 0
         self.speed = PrefillSpeed(initial_tokens_per_s, now_s)
@@ -120,9 +120,9 @@ class Worker:
         self.reserved_blocks += blocks
         self._refresh()
 
-    def take_care(self, blocks_per_request: int) -> None:
+    def reserve_for_recovery(self, blocks_per_request: int) -> None:
         """From now on hold so many blocks for every running request whose plan is not known; 0 ends it."""
-        self.careful_blocks = blocks_per_request
+        self.recovery_reserve = blocks_per_request
         self._refresh()
 
     def assign_prefill(self, key: PlanKey, tokens: int, now_s: float) -> None:
@@ -185,8 +185,8 @@ class Worker:
         self.request_count = max(reported + len(self.unreported), len(self.reserved))
         self.queued_tokens = load.prefill_tokens_queued + self.unreported_tokens
         held = max(self.reserved_blocks, load.kv_blocks_used)
-        if self.careful_blocks:
-            held += self.careful_blocks * max(0, reported - len(self.reserved))
+        if self.recovery_reserve:
+            held += self.recovery_reserve * max(0, reported - len(self.reserved))
         self.free_blocks = max(0, self.blocks_total - held)
 
     def check(self) -> None:

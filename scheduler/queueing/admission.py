@@ -12,12 +12,12 @@ from scheduler.api.worker_info import Role
 from scheduler.cluster.state import ClusterState
 from scheduler.config import SchedulerConfig
 from scheduler.queueing.refusals import PASSING, Refusals
-from scheduler.queueing.reservations import Books
-from scheduler.queueing.wait_queue import EXCLUDED_MAX_S, Waiting, WaitingLine, charge_of, class_of
+from scheduler.queueing.reservations import Reservations
+from scheduler.queueing.wait_queue import EXCLUDED_MAX_S, Waiting, WaitQueue, charge_of, class_of
 from scheduler.routing.placement import Chosen, NotPlaced, Planner
 
 
-class Turns:
+class AdmissionController:
     """Between front proxies and workers: the line, and the plans that have got a place."""
 
     def __init__(
@@ -25,81 +25,81 @@ class Turns:
         config: SchedulerConfig,
         planner: Planner,
         cluster: ClusterState,
-        books: Books,
-        line: WaitingLine,
+        reservations: Reservations,
+        queue: WaitQueue,
         refusals: Refusals,
     ) -> None:
         self._config = config
         self._planner = planner
         self._cluster = cluster
-        self._books = books
-        self._line = line
+        self._reservations = reservations
+        self._queue = queue
         self._refusals = refusals
 
-    def ask(self, event: PlanRequested, now_s: float, *, rebuilding: bool) -> Sequence[Action]:
+    def ask(self, event: PlanRequested, now_s: float, *, recovering: bool) -> Sequence[Action]:
         """Place a request, let it wait for its turn, or refuse it."""
         key = (event.session, event.plan_id)
-        if event.plan_id in self._books.fronts[event.session].plans or key in self._line:
+        if event.plan_id in self._reservations.fronts[event.session].plans or key in self._queue:
             in_use = NotPlaced(cause="plan_id_in_use", message="The plan_id is in use.")
             return (self._refusals.refuse(event, in_use),)
         placed = self._place(event, now_s)
-        if isinstance(placed, NotPlaced) and not self._passes(event, placed, rebuilding=rebuilding):
+        if isinstance(placed, NotPlaced) and not self._passes(event, placed, recovering=recovering):
             return (self._refusals.refuse(event, placed),)
         # A request that a worker failed has had its turn already, and one that was set aside holds up none.
-        none_waits = self._line.head() is None
-        first = none_waits or (event.resumed and not self._line.has_resumed(class_of(event)))
+        none_waits = self._queue.head() is None
+        first = none_waits or (event.resumed and not self._queue.has_resumed(class_of(event)))
         if isinstance(placed, Chosen) and first:
-            self._line.charge(event, self._cost(event))
+            self._queue.charge(event, self._cost(event))
             return (self._grant(event, placed, now_s, since_s=now_s),)
-        missing = _workers_missing(placed, rebuilding=rebuilding)
-        waiting, turned = self._line.offer(event, self._cost(event), now_s, missing=missing)
+        missing = _workers_missing(placed, recovering=recovering)
+        waiting, rejected = self._queue.offer(event, self._cost(event), now_s, missing=missing)
         if waiting is None and none_waits and isinstance(placed, NotPlaced):
             return (self._refusals.refuse(event, placed),)
-        actions: list[Action] = [self._refusals.turned(each) for each in turned]
-        actions.extend(self.serve(now_s, rebuilding=rebuilding))
-        if waiting is not None and key in self._line:
+        actions: list[Action] = [self._refusals.rejected(each) for each in rejected]
+        actions.extend(self.serve(now_s, recovering=recovering))
+        if waiting is not None and key in self._queue:
             actions.append(
                 ReplyWaiting(session=event.session, plan_id=event.plan_id, wait_max_s=waiting.until_s - now_s)
             )
         return actions
 
-    def serve(self, now_s: float, *, rebuilding: bool) -> Sequence[Action]:
+    def serve(self, now_s: float, *, recovering: bool) -> Sequence[Action]:
         """Give places to those that wait, in order, until one finds no room: it must not be overtaken for ever."""
-        if not self._line:
+        if not self._queue:
             return ()
         actions: list[Action] = []
-        while (waiting := self._line.head()) is not None:
+        while (waiting := self._queue.head()) is not None:
             event = _as_of(waiting, now_s)
             placed = self._place(event, now_s)
             if isinstance(placed, Chosen):
-                self._line.take(waiting, now_s)
+                self._queue.take(waiting, now_s)
                 actions.append(self._grant(event, placed, now_s, since_s=waiting.since_s))
             elif event.resumed and placed.cause == "no_worker":
-                self._line.set_aside(waiting, now_s)
-            elif self._passes(event, placed, rebuilding=rebuilding):
-                self._line.miss(now_s, missing=_workers_missing(placed, rebuilding=rebuilding))
+                self._queue.set_aside(waiting, now_s)
+            elif self._passes(event, placed, recovering=recovering):
+                self._queue.miss(now_s, missing=_workers_missing(placed, recovering=recovering))
                 break
             else:
-                self._line.remove((event.session, event.plan_id), now_s)
+                self._queue.remove((event.session, event.plan_id), now_s)
                 actions.append(self._refusals.refuse(event, placed))
         return actions
 
     def _place(self, event: PlanRequested, now_s: float) -> Chosen | NotPlaced:
-        if not self._books.has_room():
+        if not self._reservations.has_room():
             limit = self._config.plans_in_flight_max
             message = f"{limit} requests are in flight, the configured most."
             return NotPlaced(cause="plans_in_flight", message=message)
         return self._planner.place(event, self._cluster, now_s)
 
-    def _passes(self, event: PlanRequested, verdict: NotPlaced, *, rebuilding: bool) -> bool:
+    def _passes(self, event: PlanRequested, verdict: NotPlaced, *, recovering: bool) -> bool:
         """Whether waiting makes sense. A worker that is silent, or missing after a start, may be about to come."""
         if verdict.cause == "no_worker":
-            return event.resumed or rebuilding or any(worker.silent for worker in self._cluster.with_role(Role.DECODE))
+            return event.resumed or recovering or any(worker.silent for worker in self._cluster.with_role(Role.DECODE))
         return verdict.cause in PASSING
 
     def _grant(self, event: PlanRequested, chosen: Chosen, now_s: float, *, since_s: float) -> ReplyPlan:
         charge = charge_of(event, self._output_expected(event))
-        return self._books.grant(event, chosen, charge, now_s, since_s=since_s)
+        return self._reservations.grant(event, chosen, charge, now_s, since_s=since_s)
 
     def _cost(self, event: PlanRequested) -> int:
         """What a request takes of the cluster, in tokens."""
@@ -118,6 +118,6 @@ def _as_of(waiting: Waiting, now_s: float) -> PlanRequested:
     return event
 
 
-def _workers_missing(verdict: Chosen | NotPlaced, *, rebuilding: bool) -> bool:
+def _workers_missing(verdict: Chosen | NotPlaced, *, recovering: bool) -> bool:
     """Whether requests wait for workers rather than for room: after a start the room is not all there yet."""
-    return rebuilding or (isinstance(verdict, NotPlaced) and verdict.cause == "no_worker")
+    return recovering or (isinstance(verdict, NotPlaced) and verdict.cause == "no_worker")

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterator
 
 
-class FairShare:
+class FairQueue:
     """Keys enter when something of theirs waits and leave when nothing does."""
 
     def __init__(self, keys_max: int) -> None:
@@ -49,7 +49,7 @@ class FairShare:
             del self._starts[key]
         self._bound()
 
-    def turn(self) -> str | None:
+    def next_key(self) -> str | None:
         """The next key; None when none waits."""
         while self._heap:
             start, _, key = self._heap[0]
@@ -86,7 +86,7 @@ class FairShare:
 
     def _floor(self) -> float:
         """Where a key begins that was not here."""
-        first = self.turn()
+        first = self.next_key()
         return self._virtual if first is None else min(self._virtual, self._starts[first])
 
     def _push(self, key: str, start: float) -> None:

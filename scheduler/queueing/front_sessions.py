@@ -1,4 +1,4 @@
-"""Front proxies as the scheduler knows them, with the plans they run. Holds facts, decides nothing."""
+"""Front proxies as the scheduler knows them, with the plans they run. Holds info, decides nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class GrantedPlan(msgspec.Struct, frozen=True, gc=False):
     charge: Charge | None = None
 
 
-class Front:
+class FrontProxySession:
     """One front proxy's stream and its plans in flight, by plan id."""
 
     __slots__ = ("front_proxy_id", "incarnation", "plans")

@@ -7,7 +7,7 @@ from runtime.retry_after import retry_after_s
 from scheduler.api.actions import ReplyRefusal
 from scheduler.api.events import PlanRequested
 from scheduler.config import SchedulerConfig
-from scheduler.queueing.wait_queue import Turned, WaitingLine, class_of
+from scheduler.queueing.wait_queue import Rejected, WaitQueue, class_of
 from scheduler.routing.placement import Cause, NotPlaced
 from scheduler.routing.profile import Random
 
@@ -22,7 +22,7 @@ _FINAL: dict[Cause, FailureKind] = {
 }
 _TURNED: dict[Cause, str] = {
     "wait_too_long": "The cluster is full, and at the present pace the request would wait longer than it may.",
-    "line_full": "The cluster is full, and as many requests wait as may.",
+    "queue_full": "The cluster is full, and as many requests wait as may.",
     "waited_out": "The cluster is full, and the request has waited for as long as it may.",
     "no_worker": "No worker was usable for as long as the request may wait for one.",
 }
@@ -31,14 +31,14 @@ _TURNED: dict[Cause, str] = {
 class Refusals:
     """Answers in words; ``line`` says how long it is."""
 
-    def __init__(self, config: SchedulerConfig, line: WaitingLine, rng: Random | None) -> None:
+    def __init__(self, config: SchedulerConfig, queue: WaitQueue, rng: Random | None) -> None:
         self._config = config
-        self._line = line
+        self._queue = queue
         self._rng = rng
 
-    def turned(self, turned: Turned) -> ReplyRefusal:
+    def rejected(self, rejected: Rejected) -> ReplyRefusal:
         """The answer to a request that may not wait (any more)."""
-        return self.refuse(turned.event, NotPlaced(cause=turned.cause, message=_TURNED[turned.cause]))
+        return self.refuse(rejected.event, NotPlaced(cause=rejected.cause, message=_TURNED[rejected.cause]))
 
     def refuse(self, event: PlanRequested, verdict: NotPlaced) -> ReplyRefusal:
         """The answer to a request that gets no place. One that can never have one is not told to come back."""
@@ -48,7 +48,7 @@ class Refusals:
         return ReplyRefusal(session=event.session, plan_id=event.plan_id, failure=failure, cause=verdict.cause)
 
     def _retry_after_s(self, event: PlanRequested) -> float:
-        tokens, pace = self._line.ahead_of(class_of(event), event.tenant)
+        tokens, pace = self._queue.ahead_of(class_of(event), event.tenant)
         return retry_after_s(
             tokens,
             pace,

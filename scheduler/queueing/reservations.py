@@ -12,17 +12,17 @@ from scheduler.api.actions import Placement, ReplyPlan, ReportDropped
 from scheduler.api.events import PlanRequested, RunningPlan
 from scheduler.cluster.outlier_detector import Standing
 from scheduler.cluster.state import ClusterState, PlanKey, Worker
-from scheduler.queueing.front_sessions import Front, GrantedPlan
+from scheduler.queueing.front_sessions import FrontProxySession, GrantedPlan
 from scheduler.queueing.wait_queue import Charge
 from scheduler.routing.disaggregation import Reason
 from scheduler.routing.placement import Chosen
 
 
-class Books:
+class Reservations:
     """The plans of every front proxy. Keeps the workers' reservations equal to them."""
 
     def __init__(self, cluster: ClusterState, plans_in_flight_max: int) -> None:
-        self.fronts: dict[int, Front] = {}
+        self.fronts: dict[int, FrontProxySession] = {}
         self.plans_in_flight = 0
         self._cluster = cluster
         self._plans_in_flight_max = plans_in_flight_max
@@ -34,7 +34,7 @@ class Books:
     def join(self, session: int, front_proxy_id: str, incarnation: int) -> None:
         """A front proxy opened a stream."""
         assert session not in self.fronts, session
-        self.fronts[session] = Front(front_proxy_id, incarnation)
+        self.fronts[session] = FrontProxySession(front_proxy_id, incarnation)
 
     def leave(self, session: int, now_s: float) -> None:
         """Its stream ended, and its plans with it."""

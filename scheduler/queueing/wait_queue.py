@@ -19,7 +19,7 @@ from runtime.priority_class import PriorityClass
 from scheduler.api.events import PlanRequested
 from scheduler.cluster.state import PlanKey
 from scheduler.config import PriorityClassConfig, WaitingConfig
-from scheduler.queueing.fair_queue import FairShare
+from scheduler.queueing.fair_queue import FairQueue
 from scheduler.routing.placement import Cause
 
 DRAIN_WINDOW_S = 10.0
@@ -52,7 +52,7 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     until_s: float
 
 
-class Turned(msgspec.Struct, frozen=True, kw_only=True):
+class Rejected(msgspec.Struct, frozen=True, kw_only=True):
     """A request may not wait (any more)."""
 
     event: PlanRequested
@@ -72,12 +72,12 @@ def charge_of(event: PlanRequested, output_tokens: int) -> Charge:
     return Charge(priority_class=class_of(event), tenant=event.tenant, output_tokens=output_tokens)
 
 
-class _Lane:
+class ClassQueue:
     """One class."""
 
     def __init__(self, config: PriorityClassConfig, waiting: WaitingConfig) -> None:
         self.config = config
-        self.share = FairShare(waiting.tenants_max)
+        self.tenants = FairQueue(waiting.tenants_max)
         self.flows: dict[str, deque[Waiting]] = {}
         self.tokens: dict[str, int] = {}
         self.count = 0
@@ -85,20 +85,20 @@ class _Lane:
         self.resumed: deque[Waiting] = deque()
 
 
-class WaitingLine:
+class WaitQueue:
     """``offer`` lets a request wait or turns it away; ``head`` and ``take`` serve; the rest lets go."""
 
     def __init__(self, config: WaitingConfig) -> None:
         self._config = config
-        self._classes = FairShare(len(PriorityClass))
+        self._classes = FairQueue(len(PriorityClass))
         settings = {
             PriorityClass.INTERACTIVE: config.interactive,
             PriorityClass.DEFAULT: config.default,
             PriorityClass.BATCH: config.batch,
         }
-        self._lanes = {each: _Lane(settings[each], config) for each in PriorityClass}
+        self._queues = {each: ClassQueue(settings[each], config) for each in PriorityClass}
         self._places: dict[PlanKey, Waiting] = {}
-        # Resumed requests that no worker can take at present: in ``_places``, but in no lane.
+        # Resumed requests that no worker can take at present: in ``_places``, but in no queue.
         self._aside: dict[PlanKey, Waiting] = {}
         self._rate = DecayingRate(DRAIN_WINDOW_S)
         self._tokens = 0
@@ -121,14 +121,14 @@ class WaitingLine:
 
     def counts(self) -> dict[PriorityClass, int]:
         """How many wait, by class."""
-        counts = {each: lane.count + len(lane.resumed) for each, lane in self._lanes.items()}
+        counts = {each: queue.count + len(queue.resumed) for each, queue in self._queues.items()}
         for waiting in self._aside.values():
             counts[waiting.priority_class] += 1
         return counts
 
     def has_resumed(self, its_class: PriorityClass) -> bool:
         """Whether resumed requests of this class wait for room."""
-        return bool(self._lanes[its_class].resumed)
+        return bool(self._queues[its_class].resumed)
 
     def miss(self, now_s: float, *, missing: bool) -> None:
         """Whether requests wait for workers that may return, and not for room: then they may wait longer."""
@@ -138,42 +138,44 @@ class WaitingLine:
 
     def offer(
         self, event: PlanRequested, cost: int, now_s: float, *, missing: bool = False
-    ) -> tuple[Waiting | None, Sequence[Turned]]:
-        """Let a request wait; without a place when it may not. ``Turned`` says so of it, or of the one it replaced.
+    ) -> tuple[Waiting | None, Sequence[Rejected]]:
+        """Let a request wait; without a place when it may not. ``Rejected`` says so of it, or of the one it replaced.
 
         ``missing``: as of ``miss``.
         """
         its_class = class_of(event)
-        lane = self._lanes[its_class]
+        queue = self._queues[its_class]
         if event.resumed:
             return self._offer_resumed(event, cost, now_s)
         wait_s = self.predicted_wait_s(its_class, event.tenant)
-        longest_s = max(lane.config.wait_max_s, self._config.missing_workers_wait_max_s)
+        longest_s = max(queue.config.wait_max_s, self._config.missing_workers_wait_max_s)
         if event.wait_max_s > 0:
             longest_s = min(longest_s, event.wait_max_s)
-        allowed_s = longest_s if missing else min(longest_s, lane.config.wait_max_s)
+        allowed_s = longest_s if missing else min(longest_s, queue.config.wait_max_s)
         if wait_s is not None and wait_s > allowed_s:
-            return None, (Turned(event=event, cause="wait_too_long"),)
-        turned: list[Turned] = []
-        if lane.count >= lane.config.waiting_max:
-            longest = max(lane.flows, key=lambda tenant: len(lane.flows[tenant]), default=None)
-            if longest is None or len(lane.flows[longest]) <= len(lane.flows.get(event.tenant, ())) + 1:
-                return None, (Turned(event=event, cause="line_full"),)
-            last = lane.flows[longest][-1]
-            turned.append(Turned(event=last.event, cause="line_full"))
+            return None, (Rejected(event=event, cause="wait_too_long"),)
+        rejected: list[Rejected] = []
+        if queue.count >= queue.config.waiting_max:
+            longest = max(queue.flows, key=lambda tenant: len(queue.flows[tenant]), default=None)
+            if longest is None or len(queue.flows[longest]) <= len(queue.flows.get(event.tenant, ())) + 1:
+                return None, (Rejected(event=event, cause="queue_full"),)
+            last = queue.flows[longest][-1]
+            rejected.append(Rejected(event=last.event, cause="queue_full"))
             self.remove((last.event.session, last.event.plan_id), now_s)
         waiting = Waiting(event=event, priority_class=its_class, cost=cost, since_s=now_s, until_s=now_s + longest_s)
-        self._append(lane, waiting, now_s)
-        return waiting, turned
+        self._append(queue, waiting, now_s)
+        return waiting, rejected
 
-    def _offer_resumed(self, event: PlanRequested, cost: int, now_s: float) -> tuple[Waiting | None, Sequence[Turned]]:
+    def _offer_resumed(
+        self, event: PlanRequested, cost: int, now_s: float
+    ) -> tuple[Waiting | None, Sequence[Rejected]]:
         """No length of its class bounds it: it had a place before."""
         its_class = class_of(event)
-        if sum(len(lane.resumed) for lane in self._lanes.values()) + len(self._aside) >= RESUMED_WAITING_MAX:
-            return None, (Turned(event=event, cause="line_full"),)
+        if sum(len(queue.resumed) for queue in self._queues.values()) + len(self._aside) >= RESUMED_WAITING_MAX:
+            return None, (Rejected(event=event, cause="queue_full"),)
         longest_s = min(RESUMED_WAIT_MAX_S, event.wait_max_s or RESUMED_WAIT_MAX_S)
         waiting = Waiting(event=event, priority_class=its_class, cost=cost, since_s=now_s, until_s=now_s + longest_s)
-        self._append(self._lanes[its_class], waiting, now_s)
+        self._append(self._queues[its_class], waiting, now_s)
         return waiting, ()
 
     def set_aside(self, waiting: Waiting, now_s: float) -> None:
@@ -188,21 +190,21 @@ class WaitingLine:
             return
         returning, self._aside = self._aside, {}
         for waiting in returning.values():
-            self._append(self._lanes[waiting.priority_class], waiting, now_s)
-        for lane in self._lanes.values():
-            lane.resumed = deque(sorted(lane.resumed, key=lambda waiting: waiting.since_s))
+            self._append(self._queues[waiting.priority_class], waiting, now_s)
+        for queue in self._queues.values():
+            queue.resumed = deque(sorted(queue.resumed, key=lambda waiting: waiting.since_s))
 
     def head(self) -> Waiting | None:
         """The request to be served next."""
-        its_class = self._classes.turn()
+        its_class = self._classes.next_key()
         if its_class is None:
             return None
-        lane = self._lanes[PriorityClass(its_class)]
-        if lane.resumed:
-            return lane.resumed[0]
-        tenant = lane.share.turn()
+        queue = self._queues[PriorityClass(its_class)]
+        if queue.resumed:
+            return queue.resumed[0]
+        tenant = queue.tenants.next_key()
         assert tenant is not None, its_class
-        return lane.flows[tenant][0]
+        return queue.flows[tenant][0]
 
     def take(self, waiting: Waiting, now_s: float) -> None:
         """Serve a request: charge and let go."""
@@ -213,16 +215,16 @@ class WaitingLine:
     def charge(self, event: PlanRequested, cost: int) -> None:
         """Count a service, also one that did not wait."""
         its_class = class_of(event)
-        lane = self._lanes[its_class]
-        self._classes.charge(its_class.value, cost, lane.config.weight)
-        lane.share.charge(event.tenant, cost)
+        queue = self._queues[its_class]
+        self._classes.charge(its_class.value, cost, queue.config.weight)
+        queue.tenants.charge(event.tenant, cost)
 
     def correct(self, charge: Charge, output_tokens: int) -> None:
         """A service ended and gave so much output, not what was expected."""
-        lane = self._lanes[charge.priority_class]
+        queue = self._queues[charge.priority_class]
         cost = output_tokens - charge.output_tokens
-        self._classes.correct(charge.priority_class.value, cost, lane.config.weight)
-        lane.share.correct(charge.tenant, cost)
+        self._classes.correct(charge.priority_class.value, cost, queue.config.weight)
+        queue.tenants.correct(charge.tenant, cost)
 
     def remove(self, key: PlanKey, now_s: float) -> bool:
         """Let a request go, wherever it stands. False when it does not wait."""
@@ -231,20 +233,20 @@ class WaitingLine:
             return False
         if self._aside.pop(key, None) is not None:
             return True
-        lane, tenant = self._lanes[waiting.priority_class], waiting.event.tenant
-        flow = lane.resumed if waiting.event.resumed else lane.flows[tenant]
+        queue, tenant = self._queues[waiting.priority_class], waiting.event.tenant
+        flow = queue.resumed if waiting.event.resumed else queue.flows[tenant]
         if flow[0] is waiting:
             flow.popleft()
         else:
             flow.remove(waiting)
         self._tokens -= waiting.cost
         if not waiting.event.resumed:
-            lane.count -= 1
-            lane.tokens[tenant] -= waiting.cost
+            queue.count -= 1
+            queue.tokens[tenant] -= waiting.cost
             if not flow:
-                del lane.flows[tenant], lane.tokens[tenant]
-                lane.share.leave(tenant)
-        if lane.count == 0 and not lane.resumed:
+                del queue.flows[tenant], queue.tokens[tenant]
+                queue.tenants.leave(tenant)
+        if queue.count == 0 and not queue.resumed:
             self._classes.leave(waiting.priority_class.value)
         self._note_busy(now_s)
         return True
@@ -253,18 +255,18 @@ class WaitingLine:
         """Whether anything waits for room: time in which nothing does says nothing about the pace."""
         self._rate.at(now_s, counts=len(self._places) > len(self._aside))
 
-    def overdue(self, now_s: float) -> Sequence[Turned]:
+    def overdue(self, now_s: float) -> Sequence[Rejected]:
         """Let go of every request that has waited for as long as it may."""
         late = [waiting for waiting in self._places.values() if self._until_s(waiting) <= now_s]
         aside = set(self._aside)
-        turned = []
+        rejected = []
         for waiting in late:
             key = (waiting.event.session, waiting.event.plan_id)
             self.remove(key, now_s)
             cause: Cause = "no_worker" if key in aside else "waited_out"
-            turned.append(Turned(event=waiting.event, cause=cause))
+            rejected.append(Rejected(event=waiting.event, cause=cause))
         self._note_busy(now_s)
-        return turned
+        return rejected
 
     def of_session(self, session: int) -> Sequence[PlanKey]:
         """The requests of one front proxy."""
@@ -275,8 +277,8 @@ class WaitingLine:
 
         Its tenant's own requests are before it, and while they move all others get their shares.
         """
-        lane = self._lanes[its_class]
-        before = lane.tokens.get(tenant, 0) * len(lane.flows) * self._classes.weights / lane.config.weight
+        queue = self._queues[its_class]
+        before = queue.tokens.get(tenant, 0) * len(queue.flows) * self._classes.weights / queue.config.weight
         return min(before, self._tokens), self._rate.per_s
 
     def predicted_wait_s(self, its_class: PriorityClass, tenant: str) -> float | None:
@@ -290,13 +292,13 @@ class WaitingLine:
         """Assert that every count is the count of its parts."""
         assert set(self._aside) <= set(self._places)
         placed = [self._places[key] for key in self._places if key not in self._aside]
-        assert len(placed) == sum(lane.count + len(lane.resumed) for lane in self._lanes.values())
+        assert len(placed) == sum(queue.count + len(queue.resumed) for queue in self._queues.values())
         assert self._tokens == sum(waiting.cost for waiting in placed)
-        for each, lane in self._lanes.items():
-            assert lane.count == sum(len(flow) for flow in lane.flows.values()) <= lane.config.waiting_max, each
-            assert all(lane.tokens[tenant] == sum(w.cost for w in flow) for tenant, flow in lane.flows.items()), each
-            assert set(lane.share) == set(lane.flows), each
-            assert (each.value in set(self._classes)) == (lane.count > 0 or bool(lane.resumed)), each
+        for each, queue in self._queues.items():
+            assert queue.count == sum(len(flow) for flow in queue.flows.values()) <= queue.config.waiting_max, each
+            assert all(queue.tokens[tenant] == sum(w.cost for w in flow) for tenant, flow in queue.flows.items()), each
+            assert set(queue.tenants) == set(queue.flows), each
+            assert (each.value in set(self._classes)) == (queue.count > 0 or bool(queue.resumed)), each
         keys = {(w.event.session, w.event.plan_id) for w in itertools.chain.from_iterable(self._flows())}
         assert keys == set(self._places) - set(self._aside)
 
@@ -305,23 +307,23 @@ class WaitingLine:
         if self._missing or waiting.event.resumed:
             return waiting.until_s
         since_s = max(waiting.since_s, self._missed_until_s)
-        return min(waiting.until_s, since_s + self._lanes[waiting.priority_class].config.wait_max_s)
+        return min(waiting.until_s, since_s + self._queues[waiting.priority_class].config.wait_max_s)
 
     def _flows(self) -> Iterator[deque[Waiting]]:
-        for lane in self._lanes.values():
-            yield lane.resumed
-            yield from lane.flows.values()
+        for queue in self._queues.values():
+            yield queue.resumed
+            yield from queue.flows.values()
 
-    def _append(self, lane: _Lane, waiting: Waiting, now_s: float) -> None:
+    def _append(self, queue: ClassQueue, waiting: Waiting, now_s: float) -> None:
         event, tenant = waiting.event, waiting.event.tenant
         self._places[event.session, event.plan_id] = waiting
         if event.resumed:
-            lane.resumed.append(waiting)
+            queue.resumed.append(waiting)
         else:
-            lane.flows.setdefault(tenant, deque()).append(waiting)
-            lane.tokens[tenant] = lane.tokens.get(tenant, 0) + waiting.cost
-            lane.count += 1
-            lane.share.enter(tenant)
+            queue.flows.setdefault(tenant, deque()).append(waiting)
+            queue.tokens[tenant] = queue.tokens.get(tenant, 0) + waiting.cost
+            queue.count += 1
+            queue.tenants.enter(tenant)
         self._tokens += waiting.cost
-        self._classes.enter(waiting.priority_class.value, lane.config.weight)
+        self._classes.enter(waiting.priority_class.value, queue.config.weight)
         self._note_busy(now_s)

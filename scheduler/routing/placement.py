@@ -26,7 +26,7 @@ Cause = Literal[
     "prefill_slots",
     "prefill_backlog",
     "wait_too_long",
-    "line_full",
+    "queue_full",
     "waited_out",
 ]
 

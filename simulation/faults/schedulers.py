@@ -110,10 +110,10 @@ class SimScheduler(Process):
         """What front proxies are shown of the cluster."""
         return ViewShown(
             [
-                WorkerEntry(worker.facts, msgspec.structs.replace(worker.load, state=worker.state), worker.unusable)
+                WorkerEntry(worker.info, msgspec.structs.replace(worker.load, state=worker.state), worker.unusable)
                 for worker in self.core.cluster.workers.values()
             ],
-            rebuilding=self.core.rebuilding,
+            recovering=self.core.recovering,
         )
 
     # Time and the lead
@@ -172,7 +172,7 @@ class SimScheduler(Process):
             stream.send(DOWN, dial.on_refused, stream)
             return
         session = self._begin_session(dial, stream)
-        self._feed(WorkerJoined(session=session.number, facts=dial.process.facts()))
+        self._feed(WorkerJoined(session=session.number, info=dial.process.worker_info()))
 
     def on_front(self, front: SimFront, stream: Stream) -> None:
         """A front proxy registers, if there is anybody to hear it."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from engine.config import FakeEngineConfig
 from scheduler.api.events import WorkerLoadReported
-from scheduler.api.worker_info import Role, WorkerFacts, WorkerLoad, WorkerState
+from scheduler.api.worker_info import Role, WorkerInfo, WorkerLoad, WorkerState
 from simulation.kernel.world import World
 
 BLOCK_TOKENS = 32
@@ -20,9 +20,9 @@ BLOCK_TOKENS = 32
 Done = Callable[[], None]
 
 
-def facts(worker_id: str, role: Role, cost: FakeEngineConfig, requests_max: int) -> WorkerFacts:
+def worker_info(worker_id: str, role: Role, cost: FakeEngineConfig, requests_max: int) -> WorkerInfo:
     """What such a worker registers with."""
-    return WorkerFacts(
+    return WorkerInfo(
         worker_id=worker_id,
         role=role,
         address=f"{worker_id}:1",

@@ -24,7 +24,7 @@ from scheduler.api.worker_info import Role
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 from simulation.kernel.world import World
-from simulation.overload.cluster import Member, SlowDecode, SlowPrefill, facts
+from simulation.overload.cluster import Member, SlowDecode, SlowPrefill, worker_info
 from simulation.overload.histogram import Spread
 
 FRONT = 1000
@@ -154,7 +154,9 @@ class Overload:
         member = Member(worker_id, len(self.members) + 1, engine)
         self.members.append(member)
         self._engines[worker_id] = engine
-        self.core.handle(WorkerJoined(session=member.session, facts=facts(worker_id, role, COST, requests_max)), 0.0)
+        self.core.handle(
+            WorkerJoined(session=member.session, info=worker_info(worker_id, role, COST, requests_max)), 0.0
+        )
         self.core.handle(member.report(), 0.0)
 
     def _counts(self) -> bool:

@@ -96,11 +96,11 @@ class Behind:
     def __init__(self, tokens: int) -> None:
         self._tokens = tokens
 
-    def first(self, shown_tokens: int) -> bytes:
+    def first(self, resume_tokens: int) -> bytes:
         return msgspec.msgpack.encode({"max_tokens": 1})
 
-    def rest(self, shown_tokens: int) -> bytes:
-        return msgspec.msgpack.encode({"max_tokens": self._tokens - shown_tokens})
+    def rest(self, resume_tokens: int) -> bytes:
+        return msgspec.msgpack.encode({"max_tokens": self._tokens - resume_tokens})
 
 
 def request(number: int, tokens: int, prompt: int = 40, *, continuing: bool = True) -> GenerationRequest:

@@ -7,7 +7,7 @@ from typing import Any
 from runtime.failures import Failure
 from scheduler.api.actions import Action, ReplyPlan, ReplyRefusal
 from scheduler.api.events import Event, FrontJoined, PlanRequested, RequestEnded, WorkerJoined, WorkerLoadReported
-from scheduler.api.worker_info import Role, WorkerFacts, WorkerLoad, WorkerState
+from scheduler.api.worker_info import Role, WorkerInfo, WorkerLoad, WorkerState
 from scheduler.cluster.state import Worker
 from scheduler.config import PriorityClassConfig, SchedulerConfig, WaitingConfig
 from scheduler.core import SchedulerCore
@@ -18,7 +18,7 @@ NO_WAITING = WaitingConfig(interactive=_NONE, default=_NONE, batch=_NONE)
 BLOCK_TOKENS = 32
 
 
-def facts(worker_id: str, role: Role | None = None, **changes: Any) -> WorkerFacts:
+def worker_info(worker_id: str, role: Role | None = None, **changes: Any) -> WorkerInfo:
     """A worker called p… prefills and one called d… decodes, unless told otherwise."""
     fields: dict[str, Any] = {
         "worker_id": worker_id,
@@ -32,7 +32,7 @@ def facts(worker_id: str, role: Role | None = None, **changes: Any) -> WorkerFac
         "engine_version": "fake",
         **changes,
     }
-    return WorkerFacts(**fields)
+    return WorkerInfo(**fields)
 
 
 def ready(**changes: Any) -> WorkerLoad:
@@ -42,7 +42,7 @@ def ready(**changes: Any) -> WorkerLoad:
 
 def worker(worker_id: str, load: WorkerLoad | None = None, **changes: Any) -> Worker:
     """A worker outside of any core, ready and idle unless told otherwise."""
-    made = Worker(facts(worker_id, **changes), session=1, now_s=0.0, initial_tokens_per_s=1000.0)
+    made = Worker(worker_info(worker_id, **changes), session=1, now_s=0.0, initial_tokens_per_s=1000.0)
     made.report(load or ready(), 0.0, 0.1)
     return made
 
@@ -68,7 +68,7 @@ class Stage:
     def join(self, worker_id: str, role: Role | None = None, **changes: Any) -> list[Action]:
         """Register a worker on a new stream."""
         self._sessions += 1
-        actions = self.do(WorkerJoined(session=self._sessions, facts=facts(worker_id, role, **changes)))
+        actions = self.do(WorkerJoined(session=self._sessions, info=worker_info(worker_id, role, **changes)))
         if not any(type(action).__name__ == "RejectWorker" for action in actions):
             self.session_of[worker_id] = self._sessions
         return actions

@@ -20,7 +20,7 @@ from scheduler.api.events import (
     WorkerSuspected,
 )
 from scheduler.api.worker_info import Role, WorkerLoad, WorkerState
-from scheduler.core import STORY_EVENTS_MAX
+from scheduler.core import EVENT_LOG_MAX
 from tests.scheduler.cast import FRONT, Stage, ready, where
 
 
@@ -352,7 +352,7 @@ def test_an_older_start_of_a_registered_worker_is_rejected() -> None:
     stage.enter("d0", epoch=5)
     (action,) = stage.join("d0", epoch=4)
     assert isinstance(action, RejectWorker)
-    assert stage.core.cluster.workers["d0"].facts.epoch == 5
+    assert stage.core.cluster.workers["d0"].info.epoch == 5
 
 
 def test_facts_that_change_without_a_new_epoch_are_rejected() -> None:
@@ -365,7 +365,7 @@ def test_the_only_worker_may_come_back_as_something_else() -> None:
     stage = Stage()
     stage.enter("d0")
     stage.enter("d0", Role.PREFILL, epoch=2, model="other")
-    assert stage.core.cluster.workers["d0"].facts.model == "other"
+    assert stage.core.cluster.workers["d0"].info.model == "other"
 
 
 def test_workers_are_bounded() -> None:
@@ -374,7 +374,7 @@ def test_workers_are_bounded() -> None:
     (action,) = stage.join("d1")
     assert isinstance(action, RejectWorker)
     stage.enter("d0", epoch=2)
-    assert stage.core.cluster.workers["d0"].facts.epoch == 2, "a new start of a member is none too many"
+    assert stage.core.cluster.workers["d0"].info.epoch == 2, "a new start of a member is none too many"
 
 
 def test_what_is_remembered_of_workers_that_left_is_bounded() -> None:
@@ -407,12 +407,12 @@ def test_a_worker_asked_to_drain_gets_nothing_new_although_it_still_reports_read
 
 def test_the_story_is_bounded_and_leaves_out_heartbeats() -> None:
     stage = pair()
-    for _ in range(STORY_EVENTS_MAX * 2):
+    for _ in range(EVENT_LOG_MAX * 2):
         stage.end(stage.plan())
         stage.do(Tick())
         stage.report("d0")
-    assert len(stage.core.story()) == STORY_EVENTS_MAX
-    assert all("PlanRequested" in line for line in stage.core.story())
+    assert len(stage.core.event_log()) == EVENT_LOG_MAX
+    assert all("PlanRequested" in line for line in stage.core.event_log())
 
 
 def test_broken_books_are_noticed() -> None:

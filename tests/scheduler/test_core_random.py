@@ -24,7 +24,7 @@ from scheduler.api.events import (
 from scheduler.api.worker_info import WorkerLoad, WorkerState
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
-from tests.scheduler.cast import facts
+from tests.scheduler.cast import worker_info
 
 WORKERS = ("p0", "p1", "d0", "d1", "d2")
 worker_ids = st.sampled_from(WORKERS)
@@ -40,7 +40,7 @@ loads = st.builds(
 )
 joins = st.builds(
     lambda session, worker_id, epoch, layout: WorkerJoined(
-        session=session, facts=facts(worker_id, epoch=epoch, layout_fingerprint=layout, kv_blocks_total=50)
+        session=session, info=worker_info(worker_id, epoch=epoch, layout_fingerprint=layout, kv_blocks_total=50)
     ),
     sessions, worker_ids, epochs, st.sampled_from(("same", "same", "same", "other")),
 )  # fmt: skip
@@ -95,7 +95,7 @@ def test_the_books_stay_right_under_any_events(steps: list[tuple[float, Event]])
     core = SchedulerCore(SchedulerConfig(worker_lease_s=3.0, plans_in_flight_max=20), began_s=0.0)
     now_s = 0.0
     for session, worker_id in enumerate(WORKERS, start=1):
-        core.handle(WorkerJoined(session=session, facts=facts(worker_id, kv_blocks_total=50)), now_s)
+        core.handle(WorkerJoined(session=session, info=worker_info(worker_id, kv_blocks_total=50)), now_s)
         ready = WorkerLoad(state=WorkerState.READY)
         core.handle(WorkerLoadReported(session=session, worker_id=worker_id, load=ready), now_s)
     core.handle(FrontJoined(session=1, front_proxy_id="front"), now_s)
@@ -114,7 +114,7 @@ def test_the_books_stay_right_under_any_events(steps: list[tuple[float, Event]])
                     if placement is not None:
                         worker = core.cluster.workers[placement.worker_id]
                         assert worker.ready
-                        assert worker.facts.epoch == placement.epoch
+                        assert worker.info.epoch == placement.epoch
                 assert action.prefill or action.decode
                 assert (action.decode_blocks_reserved > 0) == (action.decode is not None)
         core.check()

@@ -44,7 +44,7 @@ from scheduler.api.events import (
 from scheduler.api.worker_info import WorkerLoad, WorkerState
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
-from tests.scheduler.cast import facts
+from tests.scheduler.cast import worker_info
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 SCRIPTS = sorted(GOLDEN.glob("scheduler_*.txt"))
@@ -81,7 +81,7 @@ def _load(name: str, options: Options) -> Event:
 READERS: dict[str, Callable[[str, Options], Event]] = {
     "front": lambda name, options: FrontJoined(session=options["session"], front_proxy_id=name),
     "front_left": lambda _, options: FrontLeft(session=options["session"]),
-    "join": lambda name, options: WorkerJoined(session=options.pop("session"), facts=facts(name, **options)),
+    "join": lambda name, options: WorkerJoined(session=options.pop("session"), info=worker_info(name, **options)),
     "load": _load,
     "left": lambda name, options: WorkerLeft(session=options["session"], worker_id=name, reason="script"),
     "suspect": lambda name, options: WorkerSuspected(worker_id=name, epoch=options["epoch"], reason="script"),

@@ -11,7 +11,7 @@ from scheduler.api.events import FrontJoined, PlanRequested, WorkerJoined, Worke
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 from scheduler.metrics import POLICY_SAMPLE_EVERY, PolicyProbe, SchedulerMetrics
-from tests.scheduler.cast import FRONT, facts, ready
+from tests.scheduler.cast import FRONT, ready, worker_info
 
 POLICIES = (
     "ready",
@@ -30,7 +30,7 @@ def test_every_policy_is_sampled_in_the_long_run() -> None:
     clock = itertools.count()
     core = SchedulerCore(SchedulerConfig(), probe=PolicyProbe(metrics, read_s=lambda: float(next(clock))))
     for session, worker_id in enumerate(("p0", "d0")):
-        core.handle(WorkerJoined(session=session, facts=facts(worker_id, kv_blocks_total=10_000)), 0.0)
+        core.handle(WorkerJoined(session=session, info=worker_info(worker_id, kv_blocks_total=10_000)), 0.0)
         core.handle(WorkerLoadReported(session=session, worker_id=worker_id, load=ready()), 0.0)
     core.handle(FrontJoined(session=FRONT, front_proxy_id="front-0"), 0.0)
     for plan_id in range(POLICY_SAMPLE_EVERY):

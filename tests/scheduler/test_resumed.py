@@ -8,7 +8,7 @@ from runtime.failures import FailureKind
 from scheduler.api.actions import ReplyWaiting
 from scheduler.api.events import Tick, WorkerLeft
 from scheduler.config import PriorityClassConfig, WaitingConfig
-from tests.scheduler.cast import FRONT, Stage, facts, ready
+from tests.scheduler.cast import FRONT, Stage, ready, worker_info
 from tests.scheduler.test_waiting import ask, end, fill, granted, refused, stage
 
 
@@ -105,5 +105,5 @@ def test_one_that_is_set_aside_can_be_taken_back() -> None:
 @pytest.mark.parametrize("resumed", [False, True])
 def test_what_can_never_fit_is_refused_at_once(resumed: bool) -> None:
     made = stage()
-    (reply,) = refused(ask(made, 1, prompt_tokens=facts("d0").kv_blocks_total * 32 + 1, resumed=resumed))
+    (reply,) = refused(ask(made, 1, prompt_tokens=worker_info("d0").kv_blocks_total * 32 + 1, resumed=resumed))
     assert reply.failure.kind is FailureKind.BAD_REQUEST

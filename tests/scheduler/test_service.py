@@ -466,8 +466,8 @@ async def test_a_whole_process_announces_itself_serves_and_stops() -> None:
     told: dict[str, str] = {}
     stop, ready = asyncio.Event(), asyncio.Event()
 
-    def announce(facts: Any) -> None:
-        told.update(facts)
+    def announce(info: Any) -> None:
+        told.update(info)
         ready.set()
 
     metrics = SchedulerMetrics(CollectorRegistry())

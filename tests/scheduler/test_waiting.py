@@ -181,9 +181,9 @@ def test_when_a_class_is_full_the_tenant_with_the_most_gives_way() -> None:
     for plan_id in range(11, 15):
         ask(made, plan_id, tenant="greedy")
     (reply,) = refused(ask(made, 15, tenant="greedy"))
-    assert (reply.plan_id, reply.cause) == (15, "line_full")
-    turned, waits = ask(made, 16, tenant="modest")
-    assert isinstance(turned, ReplyRefusal) and turned.plan_id == 14
+    assert (reply.plan_id, reply.cause) == (15, "queue_full")
+    rejected, waits = ask(made, 16, tenant="modest")
+    assert isinstance(rejected, ReplyRefusal) and rejected.plan_id == 14
     assert isinstance(waits, ReplyWaiting)
     assert isinstance(ask(made, 17, tenant="modest")[0], ReplyRefusal)
     (last,) = refused(ask(made, 18, tenant="modest"))

@@ -16,7 +16,7 @@ from scheduler.api.actions import ReplyRefusal
     "ask",
     [
         AskPlan(attempt=1),
-        AskPlan(attempt=3, shown_tokens=2, excluded_worker_ids=("a", "b"), prefill_only=True),
+        AskPlan(attempt=3, resume_tokens=2, excluded_worker_ids=("a", "b"), prefill_only=True),
         AskPlan(attempt=1, pinned_decode_worker="d"),
     ],
 )
@@ -31,5 +31,5 @@ def test_a_question_arrives_whole(ask: AskPlan) -> None:
 
 def test_advice_that_no_message_can_say_is_the_longest_that_one_can() -> None:
     failure = Failure(kind=FailureKind.EXHAUSTED, message="full", retry_after_s=1e9)
-    told = wire.refusal(ReplyRefusal(session=1, plan_id=1, failure=failure, cause="line_full"))
+    told = wire.refusal(ReplyRefusal(session=1, plan_id=1, failure=failure, cause="queue_full"))
     assert told.refused.retry_after_ms == 2**32 - 1

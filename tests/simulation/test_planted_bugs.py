@@ -13,8 +13,8 @@ import pytest
 
 from decode_worker.handoff_validator import KnownEpochs
 from decode_worker.role import DecodeRole
-from front_proxy.request.handoff_slot import HeldHandoff
-from front_proxy.request.output_log import ShownTokens
+from front_proxy.request.handoff_slot import HandoffSlot
+from front_proxy.request.output_log import OutputLog
 from kv_transfer.handoff.lease import FreeBlocks, LeaseAction
 from kv_transfer.integrity.transfer_proof import HolderReplied, ProofAction, ProofEvent, TransferProof, TransferVerdict
 from prefill_worker.leases import LeaseTable
@@ -23,7 +23,7 @@ from scheduler.api.actions import Action
 from scheduler.api.events import Event, FrontLeft, PlanRequested, RequestEnded, RunningPlan
 from scheduler.cluster.state import Worker
 from scheduler.core import SchedulerCore
-from scheduler.queueing.reservations import Books
+from scheduler.queueing.reservations import Reservations
 from simulation.faults.seeds import simulate
 from simulation.faults.workers import SimWorker
 from worker.admission import Admission
@@ -186,14 +186,14 @@ class TakesResumedForNew(SchedulerCore):
 
 
 class _Planted(SchedulerCore):
-    books: type[Books]
+    books: type[Reservations]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._books.__class__ = self.books
+        self._reservations.__class__ = self.books
 
 
-class _ReservesAgain(Books):
+class _ReservesAgain(Reservations):
     def take_over(self, session: int, plans: Iterable[RunningPlan], now_s: float) -> None:
         for plan in plans:
             worker = self._member_of(plan.decode)
@@ -202,13 +202,13 @@ class _ReservesAgain(Books):
         super().take_over(session, plans, now_s)
 
 
-class _CountsAgain(Books):
+class _CountsAgain(Reservations):
     def take_over(self, session: int, plans: Iterable[RunningPlan], now_s: float) -> None:
         self.plans_in_flight += sum(plan.plan_id in self.fronts[session].plans for plan in plans)
         super().take_over(session, plans, now_s)
 
 
-class _ReservesOnSuccessors(Books):
+class _ReservesOnSuccessors(Reservations):
     def returned(self, worker: Worker) -> None:
         for session, front in self.fronts.items():
             for plan_id, plan in front.plans.items():
@@ -259,11 +259,11 @@ def nothing(*_: object, **__: object) -> tuple[()]:
     [
         (Admission, "release", nothing),  # a worker never gives the room of a request back
         (LeaseTable, "release", LeaseTable.pulled),  # the KV of a hand-off that nobody wants is not freed
-        (HeldHandoff, "take", nothing),  # a hand-off is not remembered
-        (ShownTokens, "begin", nothing),  # a new attempt does not know what the client has
-        (Books, "take_over", nothing),  # a new scheduler does not reserve for what runs
-        (Books, "returned", nothing),  # nor for what runs on a worker that registers later
-        (Books, "drop_unnamed", nothing),  # a plan whose end got lost stays
+        (HandoffSlot, "hold", nothing),  # a hand-off is not remembered
+        (OutputLog, "begin", nothing),  # a new attempt does not know what the client has
+        (Reservations, "take_over", nothing),  # a new scheduler does not reserve for what runs
+        (Reservations, "returned", nothing),  # nor for what runs on a worker that registers later
+        (Reservations, "drop_unnamed", nothing),  # a plan whose end got lost stays
         (Worker, "forgive", nothing),  # others are given up for the scheduler's own sleep
         (SchedulerCore, "_replace_former", nothing),  # a front proxy on its second stream has two of everything
         (SchedulerCore, "_forget_waiting", nothing),  # requests of a front proxy that left go on waiting

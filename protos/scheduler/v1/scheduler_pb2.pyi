@@ -206,12 +206,12 @@ class WorkerSuspect(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ClusterView(_message.Message):
-    __slots__ = ("workers", "rebuilding")
+    __slots__ = ("workers", "recovering")
     WORKERS_FIELD_NUMBER: _ClassVar[int]
-    REBUILDING_FIELD_NUMBER: _ClassVar[int]
+    RECOVERING_FIELD_NUMBER: _ClassVar[int]
     workers: _containers.RepeatedCompositeFieldContainer[WorkerEntry]
-    rebuilding: bool
-    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerEntry, _Mapping]]] = ..., rebuilding: _Optional[bool] = ...) -> None: ...
+    recovering: bool
+    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerEntry, _Mapping]]] = ..., recovering: _Optional[bool] = ...) -> None: ...
 
 class WorkerEntry(_message.Message):
     __slots__ = ("info", "load", "unusable")

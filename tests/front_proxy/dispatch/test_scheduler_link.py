@@ -315,7 +315,7 @@ async def test_without_the_scheduler_requests_are_planned_from_the_last_view_and
         before = Ear()
         asked_id = it.link.plan(question(), before)
         await script.hears("plan")
-        script.view = pb.ClusterView(rebuilding=True)
+        script.view = pb.ClusterView(recovering=True)
         script.says.put_nowait(None)
         prefill, decode, blocks, reason = await before.wait()
         assert (prefill, decode.worker_id, decode.address, blocks, reason) == (None, "d", "d:1", 3, "degraded")
@@ -408,7 +408,7 @@ async def test_a_worker_that_the_next_leader_has_not_heard_of_being_ready_stays_
         while not it.view.snapshot.usable:
             await it.connected()
         script.view = usable("d")
-        script.view.rebuilding = True
+        script.view.recovering = True
         script.view.workers[0].load.state = cluster_pb2.PROCESS_STATE_UNSPECIFIED
         script.says.put_nowait(None)
         await it.connected()
@@ -428,5 +428,5 @@ def test_only_the_same_incarnation_is_still_what_it_was(epoch: int, state: str) 
     again = usable("d")
     again.workers[0].info.epoch = epoch
     again.workers[0].load.state = cluster_pb2.PROCESS_STATE_UNSPECIFIED
-    view.apply(wire.cluster(again), rebuilding=True)
+    view.apply(wire.cluster(again), recovering=True)
     assert [(worker.epoch, worker.state) for worker in view.snapshot.workers] == [(epoch, state)]

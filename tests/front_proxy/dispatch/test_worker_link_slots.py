@@ -7,7 +7,7 @@ import pytest
 
 from front_proxy.dispatch import worker_link
 from front_proxy.dispatch.worker_link import LinkOptions, WorkerLink, WorkerLinks
-from front_proxy.request.work import Placement, Stage, WorkerOutput, WorkOrder
+from front_proxy.request.work import Placement, Stage, Submission, WorkerOutput
 from kv_transfer.handoff.wire import from_wire
 from protos.cluster.v1 import cluster_pb2
 from protos.worker.v1 import worker_pb2 as pb
@@ -22,7 +22,7 @@ OPTIONS = LinkOptions(
     message_bytes_max=2**20,
     handoff_renew_interval_s=60.0,
 )
-ORDER = WorkOrder(request_id="r-p1", stage=Stage.PREFILL, token_ids=[1], sampling=b"")
+ORDER = Submission(request_id="r-p1", stage=Stage.PREFILL, token_ids=[1], sampling=b"")
 HANDOFF = cluster_pb2.KvHandoff(worker_id="w", epoch=7, lease_id="lease", tokens=1, blocks=1, lease_remaining_ms=30_000)
 
 
@@ -115,12 +115,12 @@ async def test_a_lease_that_was_let_go_is_neither_released_again_nor_renewed() -
 async def test_a_stream_that_is_lost_holds_nothing_and_tells_everybody_once() -> None:
     made, again = link(), Ear()
 
-    class Retries(Ear):
+    class SubmitsAgain(Ear):
         def on_failure(self, failure: Failure) -> None:
             super().on_failure(failure)
             made.submit(ORDER, again)
 
-    ears = [Retries() for _ in range(3)]
+    ears = [SubmitsAgain() for _ in range(3)]
     for ear in ears:
         say(made, pb.Delta(slot=made.submit(ORDER, ear), handoff=HANDOFF))
     made.end("cut")

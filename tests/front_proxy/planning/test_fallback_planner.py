@@ -1,4 +1,4 @@
-"""Planning from the last view, one sentence each."""
+"""PlanSource from the last view, one sentence each."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from scheduler.api.worker_info import WorkerLoad
 from scheduler.cluster.outlier_detector import Standing
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
-from tests.front_proxy.desk_play import QUESTION
-from tests.scheduler.cast import facts, ready
+from tests.front_proxy.plan_client_play import QUESTION
+from tests.scheduler.cast import ready, worker_info
 
 OLD = RunningPlan(plan_id=1, request_id="r1", prefill=None, decode=Placement("d0", "d0:1", 1), decode_blocks=90)
 
 
 def show(made: FallbackPlanner, now_s: float, epoch: int = 1, **loads: WorkerLoad) -> None:
-    """What a scheduler that is rebuilding says."""
-    made.shown([WorkerEntry(facts(worker_id, epoch=epoch), load) for worker_id, load in loads.items()], now_s)
+    """What a scheduler that is recovering says."""
+    made.shown([WorkerEntry(worker_info(worker_id, epoch=epoch), load) for worker_id, load in loads.items()], now_s)
 
 
 def planner(*running: RunningPlan, **loads: WorkerLoad) -> FallbackPlanner:
@@ -33,7 +33,7 @@ def planner(*running: RunningPlan, **loads: WorkerLoad) -> FallbackPlanner:
     made = FallbackPlanner(SchedulerConfig(), view, view_max_age_s=1e9, load_fade_s=10.0, rng=random.Random(7))
     for plan in running:
         made.granted(plan, 90.0)
-    change = view.apply([WorkerEntry(facts(worker_id), load) for worker_id, load in loads.items()])
+    change = view.apply([WorkerEntry(worker_info(worker_id), load) for worker_id, load in loads.items()])
     made.shown(change.told, 100.0)
     made.begin(100.0)
     view.knows_more = True
@@ -97,7 +97,7 @@ def test_the_load_that_was_seen_loses_its_weight() -> None:
 
 def test_requests_that_were_seen_running_are_believed_to_end() -> None:
     made = planner()
-    made.shown([WorkerEntry(facts("d0", requests_max=1), ready(requests_running=1))], 100.0)
+    made.shown([WorkerEntry(worker_info("d0", requests_max=1), ready(requests_running=1))], 100.0)
     assert isinstance(ask(made, 1), ReplyRefusal)
     assert placed(made, 1, now_s=105.0)
 

@@ -8,7 +8,7 @@ import pytest
 
 from scheduler.api.actions import Action, ReportDropped, ReportLeak
 from scheduler.api.events import PlanRequested, PlansRunning, RunningPlan, Tick, WorkerLeasesReported, WorkerLeft
-from scheduler.cluster.lease_audit import LeaseLedger, request_of
+from scheduler.cluster.lease_audit import LeaseAuditor, request_of
 from scheduler.config import WaitingConfig
 from scheduler.core import SchedulerCore
 from tests.scheduler.cast import FRONT, Stage, ready
@@ -67,7 +67,7 @@ def test_leases_are_named_after_their_requests() -> None:
 
 
 def test_a_lease_that_is_known_again_is_no_leak() -> None:
-    ledger = LeaseLedger(10.0)
+    ledger = LeaseAuditor(10.0)
     assert ledger.look("p0", ["r-p1"], set(), 0.0) == []
     assert ledger.look("p0", ["r-p1"], {"r"}, 9.0) == []
     assert ledger.look("p0", ["r-p1"], set(), 11.0) == []
@@ -157,7 +157,7 @@ def test_a_lease_of_a_request_that_waits_for_a_place_is_no_leak() -> None:
 
 
 def test_what_a_new_scheduler_has_not_been_told_yet_is_no_leak() -> None:
-    made = stage(leak_after_s=1.0, ledger_interval_s=0.5, rebuild_grace_s=5.0)
+    made = stage(leak_after_s=1.0, ledger_interval_s=0.5, recovery_grace_s=5.0)
     made.core = SchedulerCore(made.core._config, began_s=0.0)
     made.enter("p0")
     made.enter("d0")

@@ -17,11 +17,11 @@ CONFIG = OutlierConfig(
 )
 
 
-def play(story: str) -> WorkerHealth:
+def play(event_log: str) -> WorkerHealth:
     """``+`` a success, ``-`` a failure (which ejects where it should), ``p`` a probe, ``P`` its success, ``c`` its
     cancellation, a number that many seconds."""
     health, now_s = WorkerHealth(CONFIG), 0.0
-    for word in story.split():
+    for word in event_log.split():
         match word:
             case "+":
                 health.succeeded((1, 1), now_s)
@@ -41,7 +41,7 @@ def play(story: str) -> WorkerHealth:
 
 
 @pytest.mark.parametrize(
-    ("story", "standing", "avoided"),
+    ("event_log", "standing", "avoided"),
     [
         ("", "in_service", False),
         ("- -", "in_service", False),
@@ -77,8 +77,8 @@ def play(story: str) -> WorkerHealth:
         ("+ + + + 9999 + - - + - - + - -", "ejected", True),
     ],
 )
-def test_a_story_ends_as_told(story: str, standing: str, avoided: bool) -> None:
-    health = play(story)
+def test_a_story_ends_as_told(event_log: str, standing: str, avoided: bool) -> None:
+    health = play(event_log)
     assert (health.standing.value, health.avoided) == (standing, avoided)
 
 

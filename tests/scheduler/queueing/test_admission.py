@@ -20,7 +20,7 @@ from scheduler.api.events import (
     WorkerLeft,
 )
 from scheduler.config import PriorityClassConfig, WaitingConfig
-from scheduler.queueing.wait_queue import Charge, WaitingLine
+from scheduler.queueing.wait_queue import Charge, WaitQueue
 from tests.scheduler.cast import FRONT, Stage
 
 OTHER_FRONT = FRONT + 1
@@ -161,9 +161,9 @@ def test_nobody_takes_the_place_of_one_who_would_then_have_less_than_he() -> Non
 QUICK = PriorityClassConfig(weight=16.0, wait_max_s=0.5)
 
 
-def line(tokens_per_s: int | None = 100, **settings: Any) -> WaitingLine:
+def line(tokens_per_s: int | None = 100, **settings: Any) -> WaitQueue:
     """A line that was served at this pace for ten seconds, and in which two tenants' batch requests wait."""
-    made = WaitingLine(WaitingConfig(**{"interactive": QUICK, **settings}))
+    made = WaitQueue(WaitingConfig(**{"interactive": QUICK, **settings}))
     for plan_id, tenant in ((1, "a"), (2, "b")):
         made.offer(question(plan_id, tenant=tenant, priority_class="batch"), 100, 0.0)
     if tokens_per_s is not None:
@@ -174,7 +174,7 @@ def line(tokens_per_s: int | None = 100, **settings: Any) -> WaitingLine:
     return made
 
 
-def predicted_s(made: WaitingLine, its_class: PriorityClass, tenant: str) -> float:
+def predicted_s(made: WaitQueue, its_class: PriorityClass, tenant: str) -> float:
     wait_s = made.predicted_wait_s(its_class, tenant)
     assert wait_s is not None
     return wait_s
@@ -213,7 +213,7 @@ def test_time_in_which_nothing_moves_slows_the_pace() -> None:
 
 
 def test_a_class_gets_back_what_it_was_charged_and_did_not_use() -> None:
-    made = WaitingLine(WaitingConfig())
+    made = WaitQueue(WaitingConfig())
     for plan_id, its_class in ((1, "batch"), (2, "default"), (3, "batch"), (4, "default"), (5, "batch")):
         made.offer(question(plan_id, priority_class=its_class), 100, 0.0)
     order = []

@@ -1,17 +1,17 @@
-"""Turns among those who wait."""
+"""AdmissionController among those who wait."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
 
-from scheduler.queueing.fair_queue import FairShare
+from scheduler.queueing.fair_queue import FairQueue
 
 
-def serve(share: FairShare, times: int, cost: float = 10.0, weights: dict[str, float] | None = None) -> Counter[str]:
+def serve(share: FairQueue, times: int, cost: float = 10.0, weights: dict[str, float] | None = None) -> Counter[str]:
     served: Counter[str] = Counter()
     for _ in range(times):
-        key = share.turn()
+        key = share.next_key()
         assert key is not None
         share.charge(key, cost, (weights or {}).get(key, 1.0))
         served[key] += 1
@@ -19,14 +19,14 @@ def serve(share: FairShare, times: int, cost: float = 10.0, weights: dict[str, f
 
 
 def test_equals_take_turns() -> None:
-    share = FairShare(10)
+    share = FairQueue(10)
     for key in "abc":
         share.enter(key)
     assert serve(share, 30) == {"a": 10, "b": 10, "c": 10}
 
 
 def test_weights_are_kept() -> None:
-    share, weights = FairShare(10), {"a": 4.0, "b": 1.0}
+    share, weights = FairQueue(10), {"a": 4.0, "b": 1.0}
     for key, weight in weights.items():
         share.enter(key, weight)
     assert serve(share, 100, weights=weights) == {"a": 80, "b": 20}
@@ -34,12 +34,12 @@ def test_weights_are_kept() -> None:
 
 
 def test_what_is_shared_is_cost_and_not_turns() -> None:
-    share = FairShare(10)
+    share = FairQueue(10)
     share.enter("large")
     share.enter("small")
     used: Counter[str] = Counter()
     for _ in range(110):
-        key = share.turn()
+        key = share.next_key()
         assert key is not None
         used[key] += 100 if key == "large" else 10
         share.charge(key, 100 if key == "large" else 10)
@@ -47,7 +47,7 @@ def test_what_is_shared_is_cost_and_not_turns() -> None:
 
 
 def test_who_was_away_is_owed_nothing_and_who_was_served_a_moment_ago_waits() -> None:
-    share = FairShare(10)
+    share = FairQueue(10)
     share.enter("busy")
     serve(share, 100)
     share.enter("late")
@@ -58,22 +58,22 @@ def test_who_was_away_is_owed_nothing_and_who_was_served_a_moment_ago_waits() ->
 
 
 def test_nobody_has_a_turn_when_nobody_waits() -> None:
-    share = FairShare(10)
-    assert share.turn() is None
+    share = FairQueue(10)
+    assert share.next_key() is None
     share.enter("a")
     share.leave("a")
     share.leave("a")
-    assert share.turn() is None and len(share) == 0
+    assert share.next_key() is None and len(share) == 0
 
 
 def test_memory_is_bounded_by_those_who_wait_and_the_configured_number() -> None:
-    share, rng = FairShare(100), random.Random(1)
+    share, rng = FairQueue(100), random.Random(1)
     for step in range(20_000):
         key = f"k{rng.randrange(5000)}"
         share.charge(key, rng.random())
         if step % 3 == 0:
             share.enter(key)
-        if (turn := share.turn()) is not None and step % 2:
+        if (turn := share.next_key()) is not None and step % 2:
             share.charge(turn, 1.0)
             share.leave(turn)
     assert len(share._starts) <= len(share) + 101
@@ -84,16 +84,16 @@ def test_memory_is_bounded_by_those_who_wait_and_the_configured_number() -> None
 
 
 def test_memory_of_one_who_waits_long_while_others_are_served_is_bounded() -> None:
-    share = FairShare(10)
+    share = FairQueue(10)
     for key in "ab":
         share.enter(key)
     for _ in range(1_000):
         share.charge("b", 1.0)
-    assert share.turn() == "a" and len(share._heap) <= 2 * len(share) + 65
+    assert share.next_key() == "a" and len(share._heap) <= 2 * len(share) + 65
 
 
 def test_those_who_owe_most_are_remembered_longest() -> None:
-    share = FairShare(4)
+    share = FairQueue(4)
     share.enter("busy")
     share.charge("debtor", 1_000.0)
     serve(share, 10)
@@ -105,7 +105,7 @@ def test_those_who_owe_most_are_remembered_longest() -> None:
 
 
 def test_time_does_not_go_back_when_somebody_gets_something_back() -> None:
-    share = FairShare(10)
+    share = FairQueue(10)
     for key in "ab":
         share.enter(key)
     serve(share, 20)
@@ -116,7 +116,7 @@ def test_time_does_not_go_back_when_somebody_gets_something_back() -> None:
 
 
 def test_a_charge_that_was_too_high_is_made_up_for_while_its_key_waits() -> None:
-    share = FairShare(10)
+    share = FairQueue(10)
     for key in "ab":
         share.enter(key)
     assert serve(share, 20) == {"a": 10, "b": 10}
@@ -127,7 +127,7 @@ def test_a_charge_that_was_too_high_is_made_up_for_while_its_key_waits() -> None
 
 
 def test_a_charge_that_was_too_low_is_made_up_for_also_by_who_left() -> None:
-    share = FairShare(10)
+    share = FairQueue(10)
     for key in "ab":
         share.enter(key)
     assert serve(share, 20) == {"a": 10, "b": 10}
@@ -138,7 +138,7 @@ def test_a_charge_that_was_too_low_is_made_up_for_also_by_who_left() -> None:
 
 
 def test_who_does_not_wait_gets_no_credit() -> None:
-    share = FairShare(10)
+    share = FairQueue(10)
     share.enter("b")
     serve(share, 5)
     share.correct("a", -100.0)
@@ -151,7 +151,7 @@ def test_who_does_not_wait_gets_no_credit() -> None:
 
 
 def test_who_comes_stands_beside_whoever_is_furthest_behind() -> None:
-    share = FairShare(10)
+    share = FairQueue(10)
     for key in "ab":
         share.enter(key)
     serve(share, 20)
@@ -161,12 +161,12 @@ def test_who_comes_stands_beside_whoever_is_furthest_behind() -> None:
 
 
 def test_corrections_keep_weights() -> None:
-    share, weights = FairShare(10), {"a": 4.0, "b": 1.0}
+    share, weights = FairQueue(10), {"a": 4.0, "b": 1.0}
     for key, weight in weights.items():
         share.enter(key, weight)
     used = {"a": 0.0, "b": 0.0}
     for _ in range(1000):
-        turn = share.turn()
+        turn = share.next_key()
         assert turn is not None
         share.charge(turn, 10.0, weights[turn])
         actual = 2.0 if turn == "a" else 15.0

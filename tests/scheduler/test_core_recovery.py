@@ -19,7 +19,7 @@ from scheduler.api.events import (
 )
 from scheduler.config import WaitingConfig
 from scheduler.core import SchedulerCore
-from tests.scheduler.cast import FRONT, Stage, facts, ready
+from tests.scheduler.cast import FRONT, Stage, ready, worker_info
 
 
 def running(plan_id: int, decode: str | None = "d0", *, blocks: int = 3, epoch: int = 1) -> RunningPlan:
@@ -148,7 +148,7 @@ def test_a_worker_whose_stream_broke_finds_its_reservations_again() -> None:
 
 
 def test_requests_whose_plans_are_unknown_are_given_room_until_everybody_had_time_to_tell() -> None:
-    stage = restarted(rebuild_grace_s=3.0)
+    stage = restarted(recovery_grace_s=3.0)
     stage.join("d0")
     # Ten requests, each of which may yet grow by 256 tokens, which are 8 blocks.
     stage.report("d0", ready(requests_running=10, kv_blocks_used=15))
@@ -160,7 +160,7 @@ def test_requests_whose_plans_are_unknown_are_given_room_until_everybody_had_tim
     stage.report("d0", ready(requests_running=10, kv_blocks_used=15))
     stage.now_s = 3.0
     assert stage.do(Tick()) == [PublishView(at_once=True)]
-    assert not stage.core.rebuilding
+    assert not stage.core.recovering
     assert stage.core.cluster.workers["d0"].free_blocks == 100 - stage.reserved("d0")
 
 
@@ -173,10 +173,10 @@ def test_plans_taken_over_respect_the_bound_on_plans() -> None:
 
 @pytest.mark.parametrize("grace_s", [0.0, 3.0])
 def test_only_a_grace_period_makes_a_scheduler_careful(grace_s: float) -> None:
-    stage = restarted(rebuild_grace_s=grace_s)
-    stage.do(WorkerJoined(session=1, facts=facts("d0")))
-    assert stage.core.rebuilding == (grace_s > 0)
-    assert (stage.core.cluster.workers["d0"].careful_blocks > 0) == (grace_s > 0)
+    stage = restarted(recovery_grace_s=grace_s)
+    stage.do(WorkerJoined(session=1, info=worker_info("d0")))
+    assert stage.core.recovering == (grace_s > 0)
+    assert (stage.core.cluster.workers["d0"].recovery_reserve > 0) == (grace_s > 0)
 
 
 def test_what_one_process_says_takes_nothing_from_another_one_of_its_id() -> None:
@@ -197,7 +197,7 @@ def test_what_one_process_says_takes_nothing_from_another_one_of_its_id() -> Non
 
 def test_after_nobody_was_left_it_is_as_careful_as_after_a_start() -> None:
     """Its network was cut: those who return first know of workers that it does not know yet."""
-    stage = Stage(rebuild_grace_s=3.0, worker_lease_s=10.0)
+    stage = Stage(recovery_grace_s=3.0, worker_lease_s=10.0)
     for worker_id in ("p0", "d0", "d1"):
         stage.enter(worker_id)
     stage.now_s = 100.0
@@ -206,21 +206,21 @@ def test_after_nobody_was_left_it_is_as_careful_as_after_a_start() -> None:
         stage.do(WorkerLeft(session=stage.session_of[worker_id], worker_id=worker_id, reason="cut"))
     stage.do(FrontLeft(session=FRONT))
     stage.do(FrontJoined(session=FRONT + 1, front_proxy_id="front-0"))
-    careful = [stage.core.rebuilding]
+    careful = [stage.core.recovering]
     stage.now_s = 102.0
     stage.enter("d0")
     stage.now_s = 109.0
     stage.report("d0")
     stage.do(Tick())
-    careful.append(stage.core.rebuilding)
+    careful.append(stage.core.recovering)
     stage.now_s = 110.0
     assert PublishView(at_once=True) in stage.do(Tick())
-    assert [*careful, stage.core.rebuilding] == [True, True, False]
+    assert [*careful, stage.core.recovering] == [True, True, False]
 
 
 def test_after_it_heard_nobody_others_know_more_whoever_returns_first() -> None:
     """It was cut off: that they left it is told all at once, while some are back already."""
-    stage = Stage(rebuild_grace_s=3.0, silence_timeout_s=3.0, worker_lease_s=10.0)
+    stage = Stage(recovery_grace_s=3.0, silence_timeout_s=3.0, worker_lease_s=10.0)
     for worker_id in ("d0", "d1"):
         stage.enter(worker_id)
     for now_s in (4.0, 5.0):
@@ -229,14 +229,14 @@ def test_after_it_heard_nobody_others_know_more_whoever_returns_first() -> None:
     stage.do(FrontJoined(session=FRONT + 1, front_proxy_id="front-1"))
     for worker_id in ("d0", "d1"):
         stage.do(WorkerLeft(session=stage.session_of[worker_id], worker_id=worker_id, reason="cut"))
-    assert stage.core.rebuilding
+    assert stage.core.recovering
     stage.now_s = 15.0
     stage.do(Tick())
-    assert not stage.core.rebuilding
+    assert not stage.core.recovering
 
 
 def test_one_worker_that_returns_to_the_others_changes_nothing() -> None:
-    stage = Stage(rebuild_grace_s=3.0)
+    stage = Stage(recovery_grace_s=3.0)
     for worker_id in ("p0", "d0"):
         stage.enter(worker_id)
     stage.now_s = 100.0
@@ -245,11 +245,11 @@ def test_one_worker_that_returns_to_the_others_changes_nothing() -> None:
     stage.do(Tick())
     stage.do(WorkerLeft(session=stage.session_of["d0"], worker_id="d0", reason="cut"))
     stage.enter("d0")
-    assert not stage.core.rebuilding
+    assert not stage.core.recovering
 
 
 def test_a_front_proxy_that_returns_to_the_workers_changes_nothing() -> None:
-    stage = Stage(rebuild_grace_s=3.0)
+    stage = Stage(recovery_grace_s=3.0)
     for worker_id in ("p0", "d0"):
         stage.enter(worker_id)
     stage.now_s = 100.0
@@ -259,7 +259,7 @@ def test_a_front_proxy_that_returns_to_the_workers_changes_nothing() -> None:
     stage.do(WorkerLeft(session=stage.session_of["d0"], worker_id="d0", reason="cut"))
     stage.do(FrontLeft(session=FRONT))
     stage.do(FrontJoined(session=FRONT + 1, front_proxy_id="front-0"))
-    assert not stage.core.rebuilding
+    assert not stage.core.recovering
 
 
 def test_nobody_is_given_up_while_nobody_at_all_is_heard() -> None:
