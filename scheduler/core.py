@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 from runtime.failures import Failure, FailureKind
+from runtime.priority_class import PriorityClass
 from scheduler.api.actions import (
     AcceptWorker,
     Action,
@@ -45,7 +46,7 @@ from scheduler.queueing.admission import AdmissionController
 from scheduler.queueing.front_sessions import FrontProxySession
 from scheduler.queueing.refusals import Refusals
 from scheduler.queueing.reservations import Reservations
-from scheduler.queueing.wait_queue import PriorityClass, WaitQueue
+from scheduler.queueing.wait_queue import WaitQueue
 from scheduler.routing.placement import Planner
 from scheduler.routing.profile import Probe, Random
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import random
-import secrets
 from collections.abc import Callable, Sequence
 from typing import Protocol, assert_never
 
@@ -13,13 +12,11 @@ import msgspec
 import structlog
 
 from front_proxy.dispatch import wire
-from front_proxy.dispatch.bidi_stream import Duplex
 from front_proxy.planning.cluster_view import ClusterView
 from front_proxy.planning.events import (
     AnswerPlan,
     AnswerRefusal,
     Closed,
-    Dial,
     Leave,
     MessageReceived,
     OutageBegan,
@@ -40,12 +37,17 @@ from front_proxy.planning.events import (
     TimerFired,
     ViewChanged,
 )
+from front_proxy.planning.events import (
+    Dial as DialAgain,
+)
 from front_proxy.planning.plan_client import NEVER_S, PlanClient, PlanClientLimits
 from front_proxy.request.events import Outcome
 from front_proxy.request.work import Placement
 from protos.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
-from runtime.failures import Failure
-from runtime.grpc_server import channel
+from runtime.bidi_stream import Dial
+from runtime.failures import Failure, FailureKind
+from runtime.grpc_stream import grpc_dial
+from runtime.send_queue import SendQueue, exchange
 from scheduler.api.actions import Placement as CorePlacement
 from scheduler.config import SchedulerConfig
 
@@ -100,6 +102,8 @@ class SchedulerLink:
         on_lost: Callable[[str], None],
         on_degraded: Callable[[str], None],
         policy: SchedulerConfig,
+        dial: Dial | None = None,
+        rng: random.Random | None = None,
     ) -> None:
         """``on_degraded`` is told "planned" or "refused" for every request planned without the scheduler."""
         self._options = options
@@ -107,13 +111,17 @@ class SchedulerLink:
         self._on_gone = on_gone
         self._on_lost = on_lost
         self._on_degraded = on_degraded
-        self._plan_client = PlanClient(
-            _bounds(options), addresses=options.address, view=view, policy=policy, rng=random.Random()
+        self._dial = dial or grpc_dial(
+            lambda channel: scheduler_pb2_grpc.SchedulerServiceStub(channel).FrontSession(),
+            message_bytes_max=options.message_bytes_max,
+            quick_keepalive="," in options.address,
         )
+        rng = rng or random.Random()
+        self._plan_client = PlanClient(_bounds(options), addresses=options.address, view=view, policy=policy, rng=rng)
         self._loop = asyncio.get_running_loop()
         # Never 0, which says nothing.
-        self._incarnation = secrets.randbits(64) or 1
-        self._duplex: Duplex[_Item] | None = None
+        self._incarnation = rng.getrandbits(64) or 1
+        self._sending: SendQueue[_Item] | None = None
         # Each with its question as it goes over the wire.
         self._receivers: dict[int, tuple[PlanReceiver, _Item]] = {}
         self._next_plan_id = 1
@@ -162,26 +170,21 @@ class SchedulerLink:
             self._handle(Closed())
 
     async def _one_stream(self) -> None:
-        duplex: Duplex[_Item] = Duplex(
-            encode=lambda item: item, on_message=self._on_message, send_messages_max=self._options.send_messages_max
-        )
-        self._begin_stream(duplex)
-        # Nothing behind it until it is answered: a write that meets a refusal would hide what the refusal says.
-        duplex.send(self._register())
-        several = "," in self._options.address
-        async with channel(
-            self._plan_client.address, self._options.message_bytes_max, quick_keepalive=several
-        ) as connection:
-            call = scheduler_pb2_grpc.SchedulerServiceStub(connection).FrontSession()
-            try:
-                reason = await duplex.run(call, connect_timeout_s=self._options.connect_timeout_s)
-            finally:
-                self._duplex = None
-            self._handle(StreamLost(reason, silent=duplex.silent))
-
-    def _begin_stream(self, duplex: Duplex[_Item]) -> None:
-        self._duplex = duplex
+        self._sending = sending = SendQueue[_Item](self._options.send_messages_max)
         self._handle(StreamDialled())
+        # Nothing behind it until it is answered: a write that meets a refusal would hide what the refusal says.
+        sending.put(self._register())
+        try:
+            ended = await exchange(
+                self._dial,
+                self._plan_client.address,
+                sending,
+                on_message=self._on_message,
+                first_timeout_s=self._options.connect_timeout_s,
+            )
+        finally:
+            self._sending = None
+        self._handle(StreamLost(str(ended), silent=ended.silent))
 
     def _register(self) -> _Item:
         info = scheduler_pb2.FrontProxyInfo(front_proxy_id=self._options.front_proxy_id, incarnation=self._incarnation)
@@ -244,19 +247,19 @@ class SchedulerLink:
                 for worker_id, epoch in gone:
                     self._on_gone(worker_id, epoch)
                 self._on_view()
-            case SendSuspect() | Leave() | Dial() | SchedulerLost() | OutageBegan() | OutageOver():
+            case SendSuspect() | Leave() | DialAgain() | SchedulerLost() | OutageBegan() | OutageOver():
                 self._do_seldom(action)
             case _:
                 assert_never(action)
 
-    def _do_seldom(self, action: SendSuspect | Leave | Dial | SchedulerLost | OutageBegan | OutageOver) -> None:
+    def _do_seldom(self, action: SendSuspect | Leave | DialAgain | SchedulerLost | OutageBegan | OutageOver) -> None:
         match action:
             case SendSuspect():
                 self._send(wire.suspect(action.worker_id, action.epoch, action.reason))
             case Leave(reason=reason):
-                if self._duplex is not None:
-                    self._duplex.end(reason)
-            case Dial(after_s=after_s, reason=reason):
+                if self._sending is not None:
+                    self._sending.close(Failure(kind=FailureKind.UNAVAILABLE, message=reason))
+            case DialAgain(after_s=after_s, reason=reason):
                 again = {"reason": reason, "again_in_s": round(after_s, 3)}
                 log.warning("no stream to the scheduler", **again)
                 self._dial_after_s = after_s
@@ -271,8 +274,8 @@ class SchedulerLink:
                 assert_never(action)
 
     def _send(self, item: _Item) -> None:
-        if self._duplex is not None:
-            self._duplex.send(item)
+        if self._sending is not None:
+            self._sending.put(item)
 
 
 def _bounds(options: SchedulerOptions) -> PlanClientLimits:

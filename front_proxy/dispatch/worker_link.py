@@ -11,13 +11,14 @@ import msgspec
 import structlog
 
 from front_proxy.dispatch import wire
-from front_proxy.dispatch.bidi_stream import Duplex
 from front_proxy.dispatch.lease_renewer import LeaseRenewer
 from front_proxy.request.work import Placement, Submission, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from protos.worker.v1 import worker_pb2, worker_pb2_grpc
+from runtime.bidi_stream import Dial
 from runtime.failures import Failure, FailureKind
-from runtime.grpc_server import channel
+from runtime.grpc_stream import grpc_dial
+from runtime.send_queue import SendQueue, exchange
 
 log = structlog.get_logger(__name__)
 
@@ -61,27 +62,26 @@ _Item = _Queued | worker_pb2.AttachRequest
 class WorkerLink:
     """Submissions may be submitted before the stream is open; they wait for it, and fail with it."""
 
-    def __init__(self, worker: Placement, options: LinkOptions) -> None:
+    def __init__(self, worker: Placement, options: LinkOptions, dial: Dial) -> None:
         self.worker = worker
         self.opened = False
         self.heard_s = float("-inf")
         """When the worker last said anything, on the loop's clock."""
         self._options = options
         self._loop = asyncio.get_running_loop()
-        self._duplex: Duplex[_Item] = Duplex(
-            encode=self._encode, on_message=self._on_message, send_messages_max=options.send_messages_max
-        )
+        self._dial = dial
+        self._sending: SendQueue[_Item] = SendQueue(options.send_messages_max)
         self._slots: dict[int, Receiver] = {}
         self._aborted: collections.OrderedDict[int, Receiver] = collections.OrderedDict()
         self._leases: set[str] = set()
         self._next_slot = 1
         opening = worker_pb2.Open(front_proxy_id=options.front_proxy_id, engine_version=options.engine_version)
-        self._duplex.send(worker_pb2.AttachRequest(open=opening))
+        self._sending.put(worker_pb2.AttachRequest(open=opening))
 
     @property
     def ended(self) -> bool:
         """Whether nothing can be submitted any more."""
-        return self._duplex.ended
+        return self._sending.closed
 
     @property
     def idle(self) -> bool:
@@ -97,7 +97,7 @@ class WorkerLink:
         """Send a submission; returns its slot. A stream that is over is told through ``receiver`` at once."""
         slot = self._free_slot()
         self._slots[slot] = receiver
-        if not self._duplex.send(_Queued(slot, submission, self._loop.time())):
+        if not self._sending.put(_Queued(slot, submission, self._loop.time())):
             del self._slots[slot]
             receiver.on_failure(self._lost("the stream is over"))
         return slot
@@ -110,32 +110,38 @@ class WorkerLink:
         self._aborted[slot] = receiver
         if len(self._aborted) > ABORTED_SLOTS_MAX:
             self._aborted.popitem(last=False)
-        self._duplex.send(wire.abort(slot))
+        self._sending.put(wire.abort(slot))
 
     def release(self, handoff: KvHandoff, *, pulled: bool) -> bool:
         """Tell the worker. False when there is no stream: then the worker has released it already."""
         if handoff.lease_id not in self._leases:
             return False
         self._leases.discard(handoff.lease_id)
-        return self._duplex.send(wire.release(handoff, pulled=pulled))
+        return self._sending.put(wire.release(handoff, pulled=pulled))
 
     def renew(self, handoff: KvHandoff) -> bool:
         """Ask the worker to hold it longer. False when it was released, or there is no stream."""
-        return handoff.lease_id in self._leases and self._duplex.send(wire.renew(handoff))
+        return handoff.lease_id in self._leases and self._sending.put(wire.renew(handoff))
 
     def end(self, reason: str) -> None:
         """End the stream soon; what runs on it fails."""
-        self._duplex.end(reason)
+        self._sending.close(Failure(kind=FailureKind.UNAVAILABLE, message=reason))
 
     async def run(self) -> str:
         """Hold the stream open until it ends; returns why."""
         reason = "the front proxy stops"
-        async with channel(self.worker.address, self._options.message_bytes_max) as connection:
-            call = worker_pb2_grpc.WorkerServiceStub(connection).Attach()
-            try:
-                reason = await self._duplex.run(call, connect_timeout_s=self._options.connect_timeout_s)
-            finally:
-                self._fail_all(reason)
+        try:
+            ended = await exchange(
+                self._dial,
+                self.worker.address,
+                self._sending,
+                encode=self._encode,
+                on_message=self._on_message,
+                first_timeout_s=self._options.connect_timeout_s,
+            )
+            reason = str(ended)
+        finally:
+            self._fail_all(reason)
         return reason
 
     def _fail_all(self, reason: str) -> None:
@@ -175,7 +181,7 @@ class WorkerLink:
             return None
 
     def _on_message(self, message: worker_pb2.AttachResponse) -> None:
-        if self._duplex.ended:
+        if self._sending.closed:
             return  # after a message that was not understood, the next would leave a gap
         self.heard_s = self._loop.time()
         if message.HasField("step"):
@@ -184,14 +190,14 @@ class WorkerLink:
             self.opened = True
             told = message.opened.worker
             if told.epoch != self.worker.epoch:
-                self._duplex.end(f"it was started again (epoch {told.epoch}, not {self.worker.epoch})")
+                self.end(f"it was started again (epoch {told.epoch}, not {self.worker.epoch})")
 
     def _on_step(self, step: worker_pb2.StepOutputs) -> None:
         try:
             parts = wire.token_parts(step)
         except ValueError as error:
             # Whose tokens they are cannot be known: all that runs here goes on elsewhere.
-            self._duplex.end(f"its message makes no sense: {error}")
+            self.end(f"its message makes no sense: {error}")
             return
         for slot, token_ids in parts:
             receiver = self._slots.get(slot) or self._aborted.get(slot)
@@ -231,8 +237,13 @@ class WorkerLinks:
         retry_after_s: float,
         spawn: Callable[[WorkerLink], None],
         on_lost: Callable[[Placement, str], None],
+        dial: Dial | None = None,
     ) -> None:
         self._options = options
+        self._dial = dial or grpc_dial(
+            lambda channel: worker_pb2_grpc.WorkerServiceStub(channel).Attach(),
+            message_bytes_max=options.message_bytes_max,
+        )
         self._retry_after_s = retry_after_s
         self._spawn = spawn
         self._on_lost = on_lost
@@ -255,7 +266,7 @@ class WorkerLinks:
                 text = f"Worker {worker.worker_id} could not be reached a moment ago."
                 receiver.on_failure(Failure(kind=FailureKind.UNAVAILABLE, message=text, reached=False))
                 return 0
-            link = WorkerLink(worker, self._options)
+            link = WorkerLink(worker, self._options, self._dial)
             self._links[key] = link
             self._spawn(link)
         if submission.handoff is not None:

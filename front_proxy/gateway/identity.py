@@ -11,10 +11,10 @@ from collections.abc import Iterable
 import msgspec
 
 from runtime.failures import Failure, FailureError, FailureKind
+from runtime.priority_class import PriorityClass
 
 TENANT_HEADER = b"x-baton-tenant"
 PRIORITY_HEADER = b"x-baton-priority"
-PRIORITY_CLASSES = ("interactive", "default", "batch")
 _KEY_PREFIX = "key-"
 _DIGEST_BYTES = 8
 _TENANT_CHARACTERS_MAX = 64
@@ -48,7 +48,7 @@ def caller(headers: Iterable[tuple[bytes, bytes]]) -> Caller:
     elif named:
         tenant = _named(named.decode(errors="replace"))
     priority_class = wanted.decode("latin-1")
-    if priority_class and priority_class not in PRIORITY_CLASSES:
+    if priority_class and priority_class not in list(PriorityClass):
         raise unknown_class(PRIORITY_HEADER.decode(), priority_class)
     return Caller(tenant=tenant, priority_class=priority_class)
 
@@ -61,7 +61,7 @@ def caller_of_call(metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
 def caller_of_request(call: Caller, *, tenant: str, priority_class: str) -> Caller:
     """Who asks with one of a call's requests: what it says itself goes before what the call says, but not before a key.
 
-    ``priority_class`` is one of PRIORITY_CLASSES, or empty as ``tenant`` may be: as the call says.
+    ``priority_class`` is a PriorityClass, or empty as ``tenant`` may be: as the call says.
     """
     if not tenant and not priority_class:
         return call
@@ -71,7 +71,7 @@ def caller_of_request(call: Caller, *, tenant: str, priority_class: str) -> Call
 
 def unknown_class(field: str, value: str) -> FailureError:
     """The refusal of ``value``, which is no priority class."""
-    known = ", ".join(PRIORITY_CLASSES)
+    known = ", ".join(PriorityClass)
     message = f"{field} must be one of {known}, got {value[:_TENANT_CHARACTERS_MAX]!r}."
     return FailureError(Failure(kind=FailureKind.BAD_REQUEST, message=message))
 

@@ -18,13 +18,12 @@ from front_proxy.grpc_api.output_queue import OutputQueue
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from runtime.failures import Failure, FailureError, FailureKind
 from runtime.grpc_errors import abort, code_of
+from runtime.priority_class import PriorityClass
 
 SERVICE = "baton.inference.v1.InferenceService"
 NO_DEADLINE_S = 365 * 24 * 3600.0
-_PRIORITY_CLASSES: dict[int, str] = {
-    inference_pb2.PRIORITY_CLASS_INTERACTIVE: "interactive",
-    inference_pb2.PRIORITY_CLASS_DEFAULT: "default",
-    inference_pb2.PRIORITY_CLASS_BATCH: "batch",
+_PRIORITY_CLASSES = {
+    int(inference_pb2.PriorityClass.Value(f"PRIORITY_CLASS_{each.name}")): each.value for each in PriorityClass
 }
 _MESSAGE_CHARACTERS_MAX = 4096
 _NAMES = ("request_id", "tenant", "session_id", "cache_salt")

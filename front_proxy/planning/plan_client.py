@@ -58,6 +58,7 @@ from front_proxy.planning.events import (
 )
 from front_proxy.planning.fallback_planner import FallbackPlanner
 from runtime.addresses import Addresses
+from runtime.backoff import backoff_s
 from runtime.failures import Failure, FailureKind
 from scheduler.api.actions import ReplyRefusal
 from scheduler.api.events import RunningPlan
@@ -122,7 +123,7 @@ class PlanClient:
         self._opened = False
         self._silent = False
         self._tell_s = NEVER_S
-        self._pause_s = bounds.backoff_min_s
+        self._dials_failed = 0
 
     @property
     def connected(self) -> bool:
@@ -282,7 +283,7 @@ class PlanClient:
         if self._answers:
             self._plans.still_true(now_s)
         if self._opened:
-            self._pause_s = self._bounds.backoff_min_s
+            self._dials_failed = 0
             self._addresses.served()
             actions.append(SchedulerLost(event.reason))
         self._opened = self._silent = False
@@ -302,8 +303,10 @@ class PlanClient:
         after_s = 0.0
         if self._addresses.failed(silent=event.silent):
             # Many front proxies lose one scheduler at one moment; they must not all return at one moment.
-            after_s = self._pause_s * (0.5 + 0.5 * self._rng.random())
-            self._pause_s = min(self._pause_s * 2, self._bounds.backoff_max_s)
+            self._dials_failed += 1
+            bounds = self._bounds
+            pause_s = backoff_s(self._dials_failed, min_s=bounds.backoff_min_s, max_s=bounds.backoff_max_s)
+            after_s = pause_s * (0.5 + 0.5 * self._rng.random())
         return Dial(self._addresses.current, after_s, event.reason)
 
     # Of time

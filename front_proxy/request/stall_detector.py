@@ -40,27 +40,6 @@ def awaited(phase: RequestPhase, *, pulling: bool, orphaned: bool) -> Awaited | 
             assert_never(phase)
 
 
-class Looks:
-    """When all requests are looked at. A look that is late by an interval says that this process stood still itself.
-
-    Then what was not heard meanwhile is nobody's fault, and nobody is judged at that look.
-    """
-
-    def __init__(self, interval_s: float) -> None:
-        self._interval_s = interval_s
-        self._late_after_s = float("inf")
-
-    def next_s(self, now_s: float) -> float:
-        """When to look again."""
-        due_s = now_s + self._interval_s
-        self._late_after_s = due_s + self._interval_s
-        return due_s
-
-    def late(self, now_s: float) -> bool:
-        """Whether the look that is taken now is too late to judge by."""
-        return now_s > self._late_after_s
-
-
 class StallBounds(msgspec.Struct, frozen=True, kw_only=True):
     """Times without output after which work is taken elsewhere; configuration says what each is for."""
 

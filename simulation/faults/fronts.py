@@ -30,9 +30,10 @@ from front_proxy.request.events import (
 )
 from front_proxy.request.flow import RequestFlow
 from front_proxy.request.retry_policy import RetryBudget
-from front_proxy.request.stall_detector import Looks, stalled_s
+from front_proxy.request.stall_detector import stalled_s
 from front_proxy.request.work import Placement, Stage, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
+from runtime.awake_clock import AwakeClock
 from runtime.failures import Failure, FailureKind
 from simulation.faults import checkers
 from simulation.faults.fault_kinds import Faults
@@ -230,7 +231,7 @@ class Client:
 class SimFront(Process):
     """One front proxy process."""
 
-    looks: type[Looks] = Looks
+    clock: type[AwakeClock] = AwakeClock
 
     def __init__(
         self,
@@ -265,20 +266,20 @@ class SimFront(Process):
         """Whose requests run here."""
         self._not_before_s: dict[tuple[str, int], float] = {}
         self._cluster = cluster
-        self._looks = self.looks(settings.stall_check_interval_s)
+        self._stall_clock = self.clock(settings.stall_check_interval_s)
         self._look_later()
 
     def _look_later(self) -> None:
-        now_s = self.world.now_s
-        self.after(self._looks.next_s(now_s) - now_s, self._check_stalls)
+        self._stall_clock.start(self.world.now_s)
+        self.after(self.settings.stall_check_interval_s, self._check_stalls)
 
     def _check_stalls(self) -> None:
         if not self.alive:
             return
         now_s = self.world.now_s
-        late = self._looks.late(now_s)
+        self._stall_clock.look(now_s)
         for client in list(self.clients):
-            if late:
+            if self._stall_clock.lost_s:
                 client.since_s = now_s
             else:
                 client.check_stall()

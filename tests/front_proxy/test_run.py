@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 from front_proxy.build import VllmServing
 from front_proxy.config import FrontProxyConfig
 from front_proxy.openai_api.server import OpenAiServer
-from front_proxy.run import EXIT_BAD_OPTION, _http_server, _leave
+from front_proxy.run import _http_server, _leave
+from runtime.exit_codes import ExitCode
 from runtime.grpc_server import start_server
 from tests.front_proxy.conftest import Served
 
@@ -51,5 +52,5 @@ async def test_a_chat_template_that_is_no_file_is_one_sentence(served: Served) -
     inference: Any = None
     with pytest.raises(SystemExit) as ended, capture_logs() as logged:
         await _http_server(VllmServing(served.client, inference, args), FrontProxyConfig())
-    assert ended.value.code == EXIT_BAD_OPTION
+    assert ended.value.code == ExitCode.BAD_OPTION
     assert "nowhere/template.jinja" in logged[-1]["why"]

@@ -36,9 +36,9 @@ from front_proxy.request.events import (
 from front_proxy.request.flow import RequestFlow
 from front_proxy.request.handoff_slot import HandoffSlot
 from front_proxy.request.output_log import OutputLog
-from front_proxy.request.stall_detector import Looks
 from front_proxy.request.work import Stage, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
+from runtime.awake_clock import AwakeClock
 from runtime.failures import Failure
 from scheduler.api.actions import Action
 from scheduler.api.events import Event, Tick
@@ -348,17 +348,17 @@ def test_a_planted_bug_of_the_desk_is_found(plan_client: type[PlanClient]) -> No
     assert found(plan_client=plan_client) is not None, f"{plan_client.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
 
 
-class BlamesOthersForItsOwnSleep(Looks):
+class BlamesOthersForItsOwnSleep(AwakeClock):
     """Does not notice that it stood still itself."""
 
-    def late(self, now_s: float) -> bool:
-        return False
+    def look(self, now_s: float) -> float:
+        return 0.0
 
 
 class SleepyFront(SimFront):
     """Gives work up that was silent while nobody listened."""
 
-    looks = BlamesOthersForItsOwnSleep
+    clock = BlamesOthersForItsOwnSleep
 
 
 class DoesNotKnowThatItSlept(SchedulerCore):

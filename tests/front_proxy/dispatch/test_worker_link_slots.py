@@ -12,6 +12,7 @@ from kv_transfer.handoff.wire import from_wire
 from protos.cluster.v1 import cluster_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure
+from runtime.grpc_stream import grpc_dial
 
 OPTIONS = LinkOptions(
     front_proxy_id="f",
@@ -37,7 +38,8 @@ class Ear:
 
 
 def link() -> WorkerLink:
-    return WorkerLink(Placement(worker_id="w", address="nowhere:1", epoch=7), OPTIONS)
+    dial = grpc_dial(lambda _channel: None, message_bytes_max=1)
+    return WorkerLink(Placement(worker_id="w", address="nowhere:1", epoch=7), OPTIONS, dial)
 
 
 def say(made: WorkerLink, *deltas: pb.Delta) -> None:
@@ -46,9 +48,11 @@ def say(made: WorkerLink, *deltas: pb.Delta) -> None:
 
 def send(made: WorkerLink) -> list[pb.AttachRequest]:
     """What leaves for the worker of all that is queued."""
-    items = list(made._duplex._outbox)
-    made._duplex._outbox.clear()
-    return [message for item in items if (message := made._encode(item)) is not None]
+    left = []
+    while (item := made._sending.take_now()) is not None:
+        if (message := made._encode(item)) is not None:
+            left.append(message)
+    return left
 
 
 async def test_nothing_is_believed_behind_a_message_that_made_no_sense() -> None:
