@@ -38,16 +38,16 @@ else
 endif
 
 test-unit: setup ## Run what needs no vLLM and no cluster, on all cores
-	$(PYTEST) --suite unit --numprocesses auto --slowest build/slowest/unit.txt
+	$(PYTEST) --suite=unit --numprocesses auto --slowest=build/slowest/unit.txt
 
 test-sim: setup ## Run the simulation's tests, 2,000 seeds included, on all cores
-	$(PYTEST) --suite sim --numprocesses auto --slowest build/slowest/sim.txt
+	$(PYTEST) --suite=sim --numprocesses auto --slowest=build/slowest/sim.txt
 
 test-engine: setup ## Run what imports or starts vLLM in one process
-	$(PYTEST) --suite engine --slowest build/slowest/engine.txt
+	$(PYTEST) --suite=engine --slowest=build/slowest/engine.txt
 
 test-e2e: setup ## Run real clusters: fake engines, and three real ones
-	$(PYTEST) --suite e2e --slowest build/slowest/e2e.txt
+	$(PYTEST) --suite=e2e --slowest=build/slowest/e2e.txt
 
 prove: setup ## Run what takes an hour: 20,000 seeds, chaos with real engines, tables beside peers
 	@deploy/prove.sh

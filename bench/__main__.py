@@ -23,6 +23,7 @@ from bench.peers import SYSTEM_NAMES, EngineShape, PeerOptions, SystemName, rout
 from bench.prompts import FileTokenizer, make_prompts
 from launcher.demo import model as demo_model
 from runtime import command_line
+from runtime.exit_codes import ExitCode
 
 app = command_line.new_app("python -m bench", "Measure Baton and its peers from the outside.")
 _TARGET = Group("Target", validator=validators.LimitedChoice(1, 1))
@@ -213,7 +214,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         return command_line.run(app, words)
     except ValueError as error:
-        return command_line.fail(app, str(error), command_line.EXIT_USAGE)
+        return command_line.fail(app, str(error), ExitCode.BAD_OPTION)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from launcher.config import BatonConfig
 from launcher.local.state_file import ClusterRecord
+from runtime.priority_class import PriorityClass
 from simulation.faults.invariants import Invariant
 
 _TIMEOUT_S = 2.0
-_CLASSES = ("interactive", "default", "batch")
 # Of what must be nothing once the traffic is over, by the role that says it.
 _LEFT = {
     "scheduler": ("baton_scheduler_plans_in_flight", "baton_scheduler_reserved_blocks"),
@@ -41,7 +41,7 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
         """Those of this configuration."""
         front, waiting = config.front_proxy, config.scheduler.waiting
         return cls(
-            waiting_max={name: getattr(waiting, name).waiting_max for name in _CLASSES},
+            waiting_max={name: getattr(waiting, name).waiting_max for name in PriorityClass},
             requests_in_flight_max=front.requests_in_flight_max,
             retry_burst=front.retry_budget_burst,
             retry_ratio=front.retry_budget_ratio,

@@ -13,6 +13,7 @@ import msgspec
 
 from chaos.schedule import AFTER_REQUESTS_MAX, USERS, Fault, FaultKind, Lengths, may_repeat, replaces, schedule
 from chaos.virtual_users import Counts, Users
+from runtime.backoff import backoff_s
 from simulation.faults import checkers
 from simulation.faults.cluster import Parts, SimCluster, Topology
 from simulation.faults.fault_kinds import Faults
@@ -200,7 +201,7 @@ class _Chaos:
     def _pause_s(self, process_id: str) -> float:
         """As the supervision of `baton up`, without its window: every death counts."""
         self._deaths[process_id] = deaths = self._deaths.get(process_id, 0) + 1
-        return min(BACKOFF_S[0] * 2.0 ** (deaths - 1), BACKOFF_S[1])
+        return backoff_s(deaths, min_s=BACKOFF_S[0], max_s=BACKOFF_S[1])
 
     def _start_later(self, process: Process, pause_s: float) -> None:
         role = next(target.role for target in self._options.topology.targets() if target.process_id == process.name)

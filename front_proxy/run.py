@@ -12,17 +12,17 @@ import grpc
 import structlog
 
 from engine.config import EngineConfig
-from front_proxy import status_service
 from front_proxy.config import FrontProxyConfig
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.grpc_api import service
 from front_proxy.grpc_api.service import InferenceService, StreamBounds
-from front_proxy.status_service import StatusService
-from protos.cluster.v1 import cluster_pb2_grpc
+from protos.cluster.v1 import cluster_pb2
 from protos.inference.v1 import inference_pb2_grpc
 from runtime import lifecycle
+from runtime.exit_codes import ExitCode
 from runtime.failures import FailureError
 from runtime.grpc_server import RunningServer, start_server
+from runtime.status_service import StatusService
 from scheduler.config import SchedulerConfig
 
 if TYPE_CHECKING:
@@ -43,12 +43,6 @@ class Stoppable(Protocol):
         ...
 
 
-EXIT_BAD_OPTION = 2
-EXIT_LOST_PART = 3
-EXIT_NO_CLUSTER = 4
-EXIT_VERSION = 5
-
-
 async def run(
     engine: EngineConfig,
     front: FrontProxyConfig,
@@ -63,7 +57,7 @@ async def run(
     ``policy`` are the scheduler's settings, for planning while it is away. ``listener`` is a bound socket to accept
     HTTP on, which outlives this process; without one ``front.port`` is bound.
 
-    Raises SystemExit with one of the codes above when the process cannot go on; the log says why.
+    Raises SystemExit with an ExitCode when the process cannot go on; the log says why.
     """
     stop = stop or lifecycle.stop_event()
     log.info("loading tokenizer and serving layer", model=engine.model)
@@ -101,7 +95,7 @@ def _build(engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher
         return build.build(engine, front, dispatcher)
     except BadServingOption as error:
         log.critical("a setting of serving is wrong", why=str(error))
-        raise SystemExit(EXIT_BAD_OPTION) from error
+        raise SystemExit(ExitCode.BAD_OPTION) from error
 
 
 async def _http_server(serving: VllmServing, front: FrontProxyConfig) -> OpenAiServer:
@@ -111,7 +105,7 @@ async def _http_server(serving: VllmServing, front: FrontProxyConfig) -> OpenAiS
         return await serving.http_server(front)
     except BadServingOption as error:
         log.critical("a setting of serving is wrong", why=str(error))
-        raise SystemExit(EXIT_BAD_OPTION) from error
+        raise SystemExit(ExitCode.BAD_OPTION) from error
 
 
 async def _serve(
@@ -124,7 +118,7 @@ async def _serve(
     ready: Ready,
     stop: lifecycle.Stop,
 ) -> None:
-    status = StatusService(dispatcher.front_proxy_id, time.time_ns(), dispatcher)
+    status = StatusService(dispatcher.front_proxy_id, "front_proxy", time.time_ns(), lambda: _snapshot(dispatcher))
     status.address = http.address
     grpc_server = await start_server(
         front.host, front.grpc_port, _services(front, serving, status), message_bytes_max=front.message_bytes_max
@@ -143,7 +137,7 @@ async def _serve(
             if lost is not None:
                 log.critical("a part ended on its own", part=lost.get_name())
                 lost.result()
-                raise SystemExit(EXIT_LOST_PART)
+                raise SystemExit(ExitCode.PART_DIED)
     finally:
         status.state = "draining"
         await _leave(front, dispatcher, serving.client, http, grpc_server, stop.hurry)
@@ -170,11 +164,11 @@ async def _cluster(
         waiting.result()
     except FailureError as error:
         log.critical("no cluster to serve", why=error.failure.message)
-        raise SystemExit(EXIT_NO_CLUSTER) from error
+        raise SystemExit(ExitCode.NO_CLUSTER) from error
     others = sorted({worker.engine_version for worker in dispatcher.cluster().workers} - {version, ""})
     if version and others:
         log.critical("engine versions differ", own=version, workers=", ".join(others))
-        raise SystemExit(EXIT_VERSION)
+        raise SystemExit(ExitCode.VERSIONS_DIFFER)
     return True
 
 
@@ -235,10 +229,13 @@ def _services(
 
     def add(server: grpc.aio.Server) -> Sequence[str]:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
-        cluster_pb2_grpc.add_StatusServiceServicer_to_server(status, server)
-        return service.SERVICE, status_service.SERVICE
+        return service.SERVICE, status.add_to(server)
 
     return add
+
+
+def _snapshot(dispatcher: Dispatcher) -> cluster_pb2.ProcessStatus:
+    return cluster_pb2.ProcessStatus(requests_running=dispatcher.in_flight, leases_held=dispatcher.handoffs_held)
 
 
 async def _first(stop: asyncio.Event, tasks: Sequence[asyncio.Task[None]]) -> asyncio.Task[None] | None:

@@ -24,9 +24,7 @@ from launcher.local.rolling_restart import Step, in_order, settled
 from launcher.local.state_file import CONFIG_FILE, StateError, owned, write_atomically
 from launcher.local.supervision import Supervision
 from runtime.configuration import dump
-
-# What a process that the system refused to start is said to have ended with: a shell's code for it.
-_EXIT_NOT_STARTED = 126
+from runtime.exit_codes import ExitCode
 
 _Heard = SaidReady | HasEnded | StateLost | supervision.Replace | supervision.Asked | signal.Signals
 
@@ -266,7 +264,7 @@ class Cluster:
             await self._processes.start_again(process_id, unless=lambda: self._stopping)
         except OSError as error:
             tell(f"error: {process_id} cannot be started: {error}")
-            self._events.put_nowait(HasEnded(process_id, _EXIT_NOT_STARTED))
+            self._events.put_nowait(HasEnded(process_id, ExitCode.NOT_STARTED))
 
     # Commands
 

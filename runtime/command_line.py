@@ -9,10 +9,8 @@ from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter, Token
 
+from runtime.exit_codes import ExitCode
 from runtime.user_error import UserError
-
-EXIT_USAGE = 2
-_EXIT_INTERRUPTED = 130
 
 
 def new_app(name: str, text: str, *, version: Callable[[], str] | None = None) -> App:
@@ -33,11 +31,11 @@ def run(app: App, words: Sequence[str] | None) -> int:
     try:
         code = app(given, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        return fail(app, " ".join(str(error).split()), EXIT_USAGE)
+        return fail(app, " ".join(str(error).split()), ExitCode.BAD_OPTION)
     except UserError as error:
         return fail(app, str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _EXIT_INTERRUPTED
+        return ExitCode.INTERRUPTED
     except BrokenPipeError:
         # Nobody reads the output any more; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection
 
 KEEPALIVE_TIME_MS = 20_000
 KEEPALIVE_TIMEOUT_MS = 10_000
+_KEEPALIVE_MS = (KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS)
 # To one of several schedulers: another one may lead while this one stands still. Both together are shorter than a
 # lease and ``scheduler.recovery_grace_s``: a worker that is still connected here must not be gone for the next leader.
 QUICK_KEEPALIVE_TIME_MS = 2_000
@@ -78,15 +79,13 @@ async def start_server(host: str, port: int, add: AddServices, *, message_bytes_
 def channel(address: str, message_bytes_max: int, *, quick_keepalive: bool = False) -> grpc.aio.Channel:
     """A channel to ``address`` that reconnects quickly.
 
-    It notices a frozen peer after ``KEEPALIVE_TIME_MS`` and gRPC's own 60 s. ``quick_keepalive``: within the 5 s above,
-    for there is another one to go to.
+    It notices a frozen peer after ``KEEPALIVE_TIME_MS`` and ``KEEPALIVE_TIMEOUT_MS``, or after the quick ones.
     """
+    keepalive_ms = (QUICK_KEEPALIVE_TIME_MS, QUICK_KEEPALIVE_TIMEOUT_MS) if quick_keepalive else _KEEPALIVE_MS
     return grpc.aio.insecure_channel(
         address,
         options=[
-            *_shared_options(message_bytes_max, QUICK_KEEPALIVE_TIME_MS if quick_keepalive else KEEPALIVE_TIME_MS),
-            # Not grpc.keepalive_timeout_ms: gRPC 1.85 does not heed that one, and gives an unanswered ping 60 s.
-            *([("grpc.http2.ping_timeout_ms", QUICK_KEEPALIVE_TIMEOUT_MS)] if quick_keepalive else []),
+            *_shared_options(message_bytes_max, *keepalive_ms),
             ("grpc.initial_reconnect_backoff_ms", RECONNECT_BACKOFF_FIRST_MS),
             ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
             ("grpc.max_reconnect_backoff_ms", RECONNECT_BACKOFF_MAX_MS),
@@ -101,12 +100,13 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _shared_options(message_bytes_max: int, keepalive_time_ms: int = KEEPALIVE_TIME_MS) -> list[tuple[str, int]]:
+def _shared_options(message_bytes_max: int, keepalive_time_ms: int, keepalive_timeout_ms: int) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", message_bytes_max),
         ("grpc.max_send_message_length", message_bytes_max),
         ("grpc.keepalive_time_ms", keepalive_time_ms),
-        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        # gRPC 1.85 does not heed grpc.keepalive_timeout_ms, and would give an unanswered ping 60 s.
+        ("grpc.http2.ping_timeout_ms", keepalive_timeout_ms),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
     ]
@@ -114,7 +114,7 @@ def _shared_options(message_bytes_max: int, keepalive_time_ms: int = KEEPALIVE_T
 
 def _server_options(message_bytes_max: int) -> list[tuple[str, int]]:
     return [
-        *_shared_options(message_bytes_max),
+        *_shared_options(message_bytes_max, *_KEEPALIVE_MS),
         ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MIN_MS),
         # Two processes on one port would share its connections silently; the second must fail instead.
         ("grpc.so_reuseport", 0),

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 from runtime.failures import Failure, FailureKind
+from runtime.priority_class import PriorityClass
 from scheduler.api.actions import (
     AcceptWorker,
     Action,
@@ -46,7 +47,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.queueing.admission import AdmissionController
 from scheduler.queueing.refusals import Refusals
 from scheduler.queueing.reservations import FrontProxySession, Reservations
-from scheduler.queueing.wait_queue import PriorityClass, WaitQueue
+from scheduler.queueing.wait_queue import WaitQueue
 from scheduler.routing.filters import Probe
 from scheduler.routing.placement import Planner
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from runtime.buckets import DECISION_S, TIME_TO_FIRST_TOKEN_S
+from runtime.priority_class import PriorityClass
 from scheduler.api.worker_info import Role, WorkerState
 from scheduler.cluster.worker import Worker
-from scheduler.queueing.wait_queue import PriorityClass
 
 # One pass in so many is timed: reading the clock costs as much as a small filter. A prime, since a plan makes up to
 # three passes (filters of each side, pairs) and each kind must have its turn.

@@ -13,15 +13,16 @@ import structlog
 
 from runtime import lifecycle
 from runtime.clock import Clock, SystemClock
+from runtime.exit_codes import ExitCode
 from runtime.grpc_server import RunningServer, join_address, start_server
+from runtime.status_service import StatusService
 from runtime.telemetry import serve_metrics
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
-from scheduler.exit_codes import EXIT_BROKEN, EXIT_NOT_LEADER
 from scheduler.leadership.rules import Leadership
 from scheduler.leadership.store import leadership_of
 from scheduler.metrics import PolicyProbe, SchedulerMetrics
-from scheduler.service import StatusService, add_services
+from scheduler.service import add_services, status_service
 from scheduler.shell import SchedulerShell
 
 log = structlog.get_logger(__name__)
@@ -46,7 +47,7 @@ async def run(
     make_core = functools.partial(_core, config, clock, metrics)
     shell = SchedulerShell(config, make_core(), clock, metrics)
     shell.stands_by = not config.alone
-    status = StatusService(shell, epoch=time.time_ns())
+    status = status_service(shell, epoch=time.time_ns())
     metrics_address = serve_metrics(config.host, config.metrics_port)
     server = await start_server(
         config.host,
@@ -90,9 +91,9 @@ async def run(
             await leadership.release()
         await server.stop(config.stop_grace_s)
     if shell.broken.is_set():
-        raise SystemExit(EXIT_BROKEN)
+        raise SystemExit(ExitCode.PART_DIED)
     if leading in done:
-        raise SystemExit(EXIT_NOT_LEADER)
+        raise SystemExit(ExitCode.LEADS_NO_LONGER)
 
 
 def _core(config: SchedulerConfig, clock: Clock, metrics: SchedulerMetrics) -> SchedulerCore:

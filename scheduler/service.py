@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import grpc
 import structlog
 
-from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
+from runtime.bidi_stream import ServerStream, StreamBroken, converse, first
 from runtime.failures import Failure, FailureKind
 from runtime.grpc_errors import abort
-from runtime.lifecycle import cancel_and_wait
+from runtime.grpc_stream import GrpcServerStream
+from runtime.send_queue import SendQueue
+from runtime.status_service import StatusService
 from scheduler import wire
 from scheduler.api.events import (
     DrainRequested,
@@ -26,20 +27,18 @@ from scheduler.api.events import (
     WorkerLeft,
     WorkerLoadReported,
 )
-from scheduler.send_queue import Outgoing
 from scheduler.shell import COMMANDS_MAX, SchedulerShell
 
 log = structlog.get_logger(__name__)
 
-# A function, not a coroutine: a stream that ends before it begins never calls it.
-Read = Callable[[], Awaitable[None]]
+In = TypeVar("In")
+Out = TypeVar("Out")
 Context = grpc.aio.ServicerContext[Any, Any]
-_EOF = grpc.aio.EOF  # type: ignore[attr-defined] # the stubs do not know it
+WorkerStream = ServerStream[pb.WorkerUpdate, pb.WorkerCommand]
+FrontStream = ServerStream[pb.FrontUpdate, pb.FrontReply]
 # Leases that one report may name; more are a stranger's doing.
 LEASES_NAMED_MAX = 1024
 _STANDS_BY = Failure(kind=FailureKind.UNAVAILABLE, message="This scheduler stands by: another one leads.")
-# How gRPC says that the peer is gone or the call is over.
-_PEER_GONE = (grpc.RpcError, grpc.aio.BaseError)
 
 
 class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
@@ -51,56 +50,59 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         """Ids of front proxies that several processes had, and that were told of."""
 
     async def WorkerSession(self, _requests: object, context: Context) -> None:  # noqa: N802 - gRPC's name
+        """Serve one worker over gRPC."""
+        await self.worker_session(GrpcServerStream(context))
+
+    async def FrontSession(self, _requests: object, context: Context) -> None:  # noqa: N802 - gRPC's name
+        """Serve one front proxy over gRPC."""
+        await self.front_session(GrpcServerStream(context))
+
+    async def worker_session(self, stream: WorkerStream) -> None:
         """Serve one worker until either side ends."""
         shell = self._shell
-        message = await self._first(context)
+        message: pb.WorkerUpdate = await self._first(stream)
         info = wire.worker_info(message.register) if message.WhichOneof("message") == "register" else None
         if info is None:
-            await abort(context, _bad("The first message must be WorkerInfo with a role."))
+            await stream.refuse(_bad("The first message must be WorkerInfo with a role."))
         session = shell.new_session()
-        outgoing: Outgoing[pb.WorkerCommand] = Outgoing(COMMANDS_MAX)
+        outgoing: SendQueue[pb.WorkerCommand] = SendQueue(COMMANDS_MAX)
         shell.workers[session] = outgoing
         try:
             shell.feed(WorkerJoined(session=session, info=info))
-            await _converse(
-                context,
-                outgoing,
-                shell.config.stop_grace_s,
-                lambda: self._read_worker(context, session, info.worker_id, outgoing),
+            await self._converse(
+                stream, outgoing, lambda message: self._on_worker(message, session, info.worker_id, outgoing)
             )
         finally:
             del shell.workers[session]
             shell.feed(WorkerLeft(session=session, worker_id=info.worker_id, reason="the stream ended"))
-            self._note_end("worker", info.worker_id, outgoing.verdict)
-        if outgoing.verdict is not None:
-            await abort(context, outgoing.verdict)
+            self._note_end("worker", info.worker_id, outgoing.failure)
+        if outgoing.failure is not None:
+            await stream.refuse(outgoing.failure)
 
-    async def FrontSession(self, _requests: object, context: Context) -> None:  # noqa: N802 - gRPC's name
+    async def front_session(self, stream: FrontStream) -> None:
         """Serve one front proxy until either side ends."""
         shell = self._shell
-        message = await self._first(context)
+        message: pb.FrontUpdate = await self._first(stream)
         register = message.register
         name = register.front_proxy_id if message.WhichOneof("message") == "register" else ""
         if not name:
-            await abort(context, _bad("The first message must be FrontProxyInfo with an id."))
+            await stream.refuse(_bad("The first message must be FrontProxyInfo with an id."))
         if len(shell.fronts) >= shell.config.fronts_max:
             text = f"The scheduler serves at most {shell.config.fronts_max} front proxies (scheduler.fronts_max)."
-            await abort(context, Failure(kind=FailureKind.EXHAUSTED, message=text))
+            await stream.refuse(Failure(kind=FailureKind.EXHAUSTED, message=text))
         session = shell.new_session()
-        outgoing: Outgoing[pb.FrontReply] = Outgoing(shell.config.front_replies_max)
+        outgoing: SendQueue[pb.FrontReply] = SendQueue(shell.config.front_replies_max)
         shell.fronts[session] = outgoing
         self._note_front(name, register.incarnation)
         shell.feed(FrontJoined(session=session, front_proxy_id=name, incarnation=register.incarnation))
         try:
-            await _converse(
-                context, outgoing, shell.config.stop_grace_s, lambda: self._read_front(context, session, outgoing)
-            )
+            await self._converse(stream, outgoing, lambda message: self._on_front(message, session, outgoing))
         finally:
             del shell.fronts[session]
             shell.feed(FrontLeft(session=session))
-            self._note_end("front_proxy", name, outgoing.verdict)
-        if outgoing.verdict is not None:
-            await abort(context, outgoing.verdict)
+            self._note_end("front_proxy", name, outgoing.failure)
+        if outgoing.failure is not None:
+            await stream.refuse(outgoing.failure)
 
     async def DrainWorker(self, request: pb.DrainWorkerRequest, context: Context) -> pb.DrainWorkerResponse:  # noqa: N802
         """Have one worker emptied. It stays a member, idle and draining, until its process ends or is restarted."""
@@ -113,58 +115,75 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         self._shell.feed(DrainRequested(worker_id=request.worker_id, deadline_s=request.deadline_ms / 1000))
         return pb.DrainWorkerResponse()
 
-    async def _first(self, context: Context) -> Any:
-        """The first message of a stream, whatever its kind; aborts where none comes in time, and while standing by."""
-        # Read before anything is refused: a write that fails would hide the refusal from whoever is refused.
+    async def _first(self, stream: ServerStream[Any, Any]) -> Any:
+        """The first message of a stream, whatever its kind. Refuses when none comes in time, and while standing by."""
+        # Read before anything is refused: on the peer's side a write that fails would hide the refusal.
         try:
-            async with asyncio.timeout(self._shell.config.register_timeout_s):
-                message = await context.read()
-        except TimeoutError:
-            message = _EOF
+            message = await first(stream, self._shell.config.register_timeout_s)
+        except StreamBroken:
+            message = None
         if self._shell.stands_by:
-            await abort(context, _STANDS_BY)
+            await stream.refuse(_STANDS_BY)
         if self._shell.deposed:
             text = "This scheduler does not lead any more."
-            await abort(context, Failure(kind=FailureKind.UNAVAILABLE, message=text))
-        if message is _EOF:
-            await abort(context, _bad("The first message must say who you are; none came."))
+            await stream.refuse(Failure(kind=FailureKind.UNAVAILABLE, message=text))
+        if message is None:
+            await stream.refuse(_bad("The first message must say who you are; none came."))
         return message
 
-    async def _read_worker(
-        self, context: Context, session: int, worker_id: str, outgoing: Outgoing[pb.WorkerCommand]
+    async def _converse(
+        self, stream: ServerStream[In, Out], outgoing: SendQueue[Out], on_message: Callable[[In], None]
     ) -> None:
-        while not outgoing.closed and (message := await context.read()) is not _EOF:
-            match message.WhichOneof("message"):
-                case "load":
-                    load = wire.load(message.load)
-                    self._shell.feed(WorkerLoadReported(session=session, worker_id=worker_id, load=load))
-                case "leases":
-                    held = tuple(message.leases.lease_ids[:LEASES_NAMED_MAX])
-                    self._shell.feed(WorkerLeasesReported(session=session, worker_id=worker_id, lease_ids=held))
-                case "leaving":
-                    log.info("worker leaves", worker=worker_id, why=message.leaving.reason)
-                    self._shell.feed(WorkerLeft(session=session, worker_id=worker_id, reason=message.leaving.reason))
-                case other:
-                    outgoing.close(_bad(f"A registered worker must not send {other or 'an empty message'}."))
+        """Write what is outgoing and read what comes in, until either side ends."""
 
-    async def _read_front(self, context: Context, session: int, outgoing: Outgoing[pb.FrontReply]) -> None:
+        async def read() -> None:
+            while not outgoing.closed and (message := await stream.read()) is not None:
+                on_message(message)
+
+        async def write() -> None:
+            while (message := await outgoing.take()) is not None:
+                await stream.write(message)
+
+        try:
+            await converse(read(), write(), outgoing.wait_closed(), end_timeout_s=self._shell.config.stop_grace_s)
+        except StreamBroken as broken:
+            log.info("the stream of a peer broke", why=str(broken))
+        finally:
+            outgoing.close()
+
+    def _on_worker(
+        self, message: pb.WorkerUpdate, session: int, worker_id: str, outgoing: SendQueue[pb.WorkerCommand]
+    ) -> None:
+        match message.WhichOneof("message"):
+            case "load":
+                load = wire.load(message.load)
+                self._shell.feed(WorkerLoadReported(session=session, worker_id=worker_id, load=load))
+            case "leases":
+                held = tuple(message.leases.lease_ids[:LEASES_NAMED_MAX])
+                self._shell.feed(WorkerLeasesReported(session=session, worker_id=worker_id, lease_ids=held))
+            case "leaving":
+                log.info("worker leaves", worker=worker_id, why=message.leaving.reason)
+                self._shell.feed(WorkerLeft(session=session, worker_id=worker_id, reason=message.leaving.reason))
+            case other:
+                outgoing.close(_bad(f"A registered worker must not send {other or 'an empty message'}."))
+
+    def _on_front(self, message: pb.FrontUpdate, session: int, outgoing: SendQueue[pb.FrontReply]) -> None:
         shell = self._shell
-        while not outgoing.closed and (message := await context.read()) is not _EOF:
-            match message.WhichOneof("message"):
-                case "plan":
-                    shell.feed(wire.plan_requested(session, message.plan))
-                case "ended":
-                    ended = message.ended
-                    shell.metrics.request_ended(ended.outcome)
-                    shell.feed(wire.request_ended(session, ended))
-                case "running":
-                    shell.feed(wire.plans_running(session, message.running))
-                case "suspect":
-                    suspect = message.suspect
-                    log.info("worker suspected", worker=suspect.worker_id, why=suspect.reason)
-                    shell.feed(wire.worker_suspected(suspect))
-                case other:
-                    outgoing.close(_bad(f"A registered front proxy must not send {other or 'an empty message'}."))
+        match message.WhichOneof("message"):
+            case "plan":
+                shell.feed(wire.plan_requested(session, message.plan))
+            case "ended":
+                ended = message.ended
+                shell.metrics.request_ended(ended.outcome)
+                shell.feed(wire.request_ended(session, ended))
+            case "running":
+                shell.feed(wire.plans_running(session, message.running))
+            case "suspect":
+                suspect = message.suspect
+                log.info("worker suspected", worker=suspect.worker_id, why=suspect.reason)
+                shell.feed(wire.worker_suspected(suspect))
+            case other:
+                outgoing.close(_bad(f"A registered front proxy must not send {other or 'an empty message'}."))
 
     def _note_front(self, name: str, incarnation: int) -> None:
         """Its former stream may not have ended here yet. Of another process with its name, tell once."""
@@ -178,72 +197,33 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         text = "another process has this front_proxy_id, or its predecessor has not ended here yet: ids must be unique"
         log.warning(text, front_proxy=name)
 
-    def _note_end(self, peer: str, name: str, verdict: Failure | None) -> None:
-        reason = verdict.kind.value if verdict is not None else "ended"
+    def _note_end(self, peer: str, name: str, failure: Failure | None) -> None:
+        reason = failure.kind.value if failure is not None else "ended"
         self._shell.metrics.sessions_closed.labels(peer, reason).inc()
-        log.info("session ended", peer=peer, id=name, why=verdict.message if verdict else "peer ended")
+        log.info("session ended", peer=peer, id=name, why=failure.message if failure else "peer ended")
 
 
-class StatusService(cluster_pb2_grpc.StatusServiceServicer):
-    """StatusService of the scheduler process."""
+def status_service(shell: SchedulerShell, *, epoch: int) -> StatusService:
+    """The scheduler's line of ``baton status``; its requests are plans in flight."""
 
-    def __init__(self, shell: SchedulerShell, *, epoch: int) -> None:
-        self._shell = shell
-        self._epoch = epoch
-        self.address = ""
-        """Set once the server listens."""
-        self.state = "starting"
-
-    async def GetStatus(  # noqa: N802 - gRPC's name and arguments
-        self,
-        request: cluster_pb2.GetStatusRequest,
-        context: Context,
-    ) -> cluster_pb2.GetStatusResponse:
-        """This process's line of ``baton status``; the requests are plans in flight."""
-        status = cluster_pb2.ProcessStatus(
-            id=self._shell.config.scheduler_id or "scheduler",
-            role="scheduler",
-            pid=os.getpid(),
-            address=self.address,
-            epoch=self._epoch,
-            # Deposed, it serves nobody and ends; it may just not have got to it yet.
-            state="stopped" if self._shell.deposed else self.state,
-            requests_running=self._shell.core.plans_in_flight,
-            workers_registered=len(self._shell.core.cluster.workers),
-            workers_ready=sum(worker.ready for worker in self._shell.core.cluster.workers.values()),
-            front_proxies_registered=len(self._shell.fronts),
+    def snapshot() -> cluster_pb2.ProcessStatus:
+        workers = shell.core.cluster.workers.values()
+        return cluster_pb2.ProcessStatus(
+            # Deposed, it serves no peer and ends; it may just not have got to it yet.
+            state="stopped" if shell.deposed else "",
+            requests_running=shell.core.plans_in_flight,
+            workers_registered=len(workers),
+            workers_ready=sum(worker.ready for worker in workers),
+            front_proxies_registered=len(shell.fronts),
         )
-        return cluster_pb2.GetStatusResponse(process=status)
+
+    return StatusService(shell.config.scheduler_id or "scheduler", "scheduler", epoch, snapshot)
 
 
 def add_services(shell: SchedulerShell, status: StatusService, server: grpc.aio.Server) -> Sequence[str]:
     """Register both services; their full names."""
     scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerService(shell), server)
-    cluster_pb2_grpc.add_StatusServiceServicer_to_server(status, server)
-    return ("baton.scheduler.v1.SchedulerService", "baton.cluster.v1.StatusService")
-
-
-async def _converse(context: Context, outgoing: Outgoing[Any], end_timeout_s: float, read: Read) -> None:
-    """Write what is outgoing while ``read`` reads; ends when either does."""
-    reader = asyncio.create_task(_read_to_end(read, outgoing), name="reader of a session")
-    try:
-        while (message := await outgoing.take()) is not None:
-            await context.write(message)
-    except _PEER_GONE as error:
-        log.info("a peer vanished while written to", why=str(error))
-    finally:
-        await cancel_and_wait(reader, timeout_s=end_timeout_s)
-    if not reader.cancelled():
-        reader.result()
-
-
-async def _read_to_end(read: Read, outgoing: Outgoing[Any]) -> None:
-    try:
-        await read()
-    except _PEER_GONE as error:
-        log.info("a peer vanished while read from", why=str(error))
-    finally:
-        outgoing.close()
+    return ("baton.scheduler.v1.SchedulerService", status.add_to(server))
 
 
 def _bad(message: str) -> Failure:

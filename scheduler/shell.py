@@ -15,8 +15,10 @@ from typing import assert_never
 import structlog
 
 from protos.scheduler.v1 import scheduler_pb2 as pb
+from runtime.awake_clock import AwakeClock
 from runtime.clock import Clock
 from runtime.failures import Failure, FailureKind
+from runtime.send_queue import SendQueue
 from scheduler import wire
 from scheduler.api.actions import (
     AcceptWorker,
@@ -36,7 +38,6 @@ from scheduler.api.events import Event, PlanRequested, Tick
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 from scheduler.metrics import SchedulerMetrics
-from scheduler.send_queue import Outgoing
 
 log = structlog.get_logger(__name__)
 
@@ -59,8 +60,8 @@ class SchedulerShell:
         self.config = config
         self.core = core
         self.metrics = metrics
-        self.workers: dict[int, Outgoing[pb.WorkerCommand]] = {}
-        self.fronts: dict[int, Outgoing[pb.FrontReply]] = {}
+        self.workers: dict[int, SendQueue[pb.WorkerCommand]] = {}
+        self.fronts: dict[int, SendQueue[pb.FrontReply]] = {}
         self.leader_epoch = 0
         """Which leadership this is; 0 where there is only one scheduler."""
         self.stands_by = False
@@ -116,13 +117,13 @@ class SchedulerShell:
         """Look at the leases and refresh the gauges for as long as the process lives."""
         loop = asyncio.get_running_loop()
         shown_s = -math.inf
-        due_s = loop.time()
+        clock = AwakeClock(self.config.tick_interval_s, loop.time())
         while True:
-            self.feed(Tick(late_s=max(loop.time() - due_s, 0.0)))
+            clock.look(loop.time())
+            self.feed(Tick(late_s=clock.lost_s))
             if loop.time() >= shown_s + self.config.metrics_interval_s:
                 shown_s = loop.time()
                 self.show_metrics()
-            due_s = loop.time() + self.config.tick_interval_s
             await asyncio.sleep(self.config.tick_interval_s)
 
     def show_metrics(self) -> None:

@@ -47,7 +47,7 @@ def suite_of(path: Path) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--suite unit|sim|engine|e2e`` runs one suite; without it all run."""
+    """``--suite=unit|sim|engine|e2e`` runs one suite; without it all run."""
     parser.addoption("--suite", choices=["unit", *SUITES], help="run one suite (tests/conftest.py says which is where)")
     parser.addoption("--slowest", metavar="FILE", help=f"write the {SLOWEST_MAX} slowest tests there")
 

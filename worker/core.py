@@ -134,11 +134,7 @@ class WorkerBody:
         """Its line of ``baton status``."""
         load = self.load()
         return cluster_pb2.ProcessStatus(
-            id=self.worker_id,
-            role=self.role.name,
-            pid=os.getpid(),
             address=self.address,
-            epoch=self.engine.info.epoch,
             state=self.lifecycle.state.value,
             requests_running=load.requests_running,
             requests_waiting=load.requests_waiting,

@@ -1,4 +1,8 @@
-"""Looks after a worker's engine: asks whether its process lives, and pings one that says nothing. Decides nothing."""
+"""Checks a worker's engine: asks whether its process lives, and pings an engine that says nothing.
+
+An engine reports every step, also a step that computes only a part of a prompt, and it answers a ping between two
+steps. So a working engine is silent for its longest single step at most. One that is silent for longer has stalled.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,8 @@ import asyncio
 import contextlib
 
 from engine.protocol import EngineDead
+from runtime.awake_clock import PauseAwareTimeout, Verdict
 from worker.core import WorkerBody
-from worker.engine_watch import EngineWatch, Verdict
 
 
 class EngineHealth:
@@ -18,10 +22,10 @@ class EngineHealth:
         self._steps = body.engine.load().steps
         self._ping: asyncio.Task[None] | None = None
         config = body.config
-        self._watch: EngineWatch | None = None
+        self._timeout: PauseAwareTimeout | None = None
         if config.engine_stall_timeout_s:
-            self._watch = EngineWatch(
-                stall_timeout_s=config.engine_stall_timeout_s, interval_s=config.health_interval_s, now_s=body.now_s()
+            self._timeout = PauseAwareTimeout(
+                timeout_s=config.engine_stall_timeout_s, interval_s=config.health_interval_s, now_s=body.now_s()
             )
 
     async def run(self) -> None:
@@ -44,23 +48,23 @@ class EngineHealth:
                 self._ping.cancel()
 
     def _look(self) -> None:
-        if self._watch is None:
+        if self._timeout is None:
             return
         steps = self._body.engine.load().steps
         heard, self._steps = steps != self._steps, steps
         if self._ping is not None and self._ping.done():
-            # Any answer will do, a refusal too; that it is dead, its health tells. One that the engine's
-            # client cancelled is none, and its exception would be raised here and be taken for the end of this watch.
+            # Any reply proves liveness, including an error; EngineDead is reported by check_health. A ping that the
+            # engine's client cancelled is no reply: exception() would raise its CancelledError here.
             heard = heard or not (self._ping.cancelled() or isinstance(self._ping.exception(), EngineDead))
             self._ping = None
-        verdict = self._watch.look(heard=heard, now_s=self._body.now_s())
-        self._body.engine_silent_s = self._watch.silent_s
+        verdict = self._timeout.look(heard=heard, now_s=self._body.now_s())
+        self._body.engine_silent_s = self._timeout.silent_s
         match verdict:
             case Verdict.WELL:
                 pass
             case Verdict.ASK if self._ping is None:
                 self._ping = asyncio.create_task(self._body.engine.ping(), name="engine ping")
             case Verdict.ASK:
-                pass  # the one before is still unanswered, and the same answer will do
-            case Verdict.STALLED:
-                self._body.stall_engine(self._watch.silent_s)
+                pass  # the ping before is still unanswered
+            case Verdict.EXPIRED:
+                self._body.stall_engine(self._timeout.silent_s)

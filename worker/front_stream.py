@@ -60,7 +60,9 @@ class FrontStream:
             step_bytes_max=config.step_bytes_max,
             interval_s=config.output_interval_ms / 1000,
         )
-        self.failed: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
+        self.failure: Failure | None = None
+        """Why the stream must end; set together with ``failed``."""
+        self.failed = asyncio.Event()
         self._body = body
         self._id = body.new_stream_id()
         self._closing = False
@@ -71,8 +73,9 @@ class FrontStream:
 
     def fail(self, failure: Failure) -> None:
         """Make the stream end with this failure. The first one counts."""
-        if not self.failed.done():
-            self.failed.set_result(failure)
+        if self.failure is None:
+            self.failure = failure
+            self.failed.set()
 
     def submit(self, message: pb.Submit) -> None:
         """Start one request, or answer with its refusal."""
@@ -209,7 +212,7 @@ class FrontStream:
             else:
                 self.outbox.append(delta)
         except OutboxOverflow as overflow:
-            if not self.failed.done():
+            if self.failure is None:
                 self._body.metrics.outbox_overflows.inc()
                 log.error("stream of a front proxy is cut", front_proxy=self.front_proxy_id, why=str(overflow))
             self.fail(Failure(kind=FailureKind.EXHAUSTED, message=str(overflow)))

@@ -13,6 +13,7 @@ from engine import factory
 from engine.config import EngineConfig
 from engine.protocol import Engine, EngineDead
 from runtime import lifecycle
+from runtime.exit_codes import ExitCode
 from runtime.grpc_server import RunningServer, join_address, start_server
 from runtime.telemetry import serve_metrics
 from worker import service
@@ -27,10 +28,6 @@ from worker.session import SchedulerSession
 log = structlog.get_logger(__name__)
 
 Ready = Callable[[Mapping[str, str]], None]
-EXIT_BAD_OPTION = 2
-EXIT_ENGINE_DIED = 3
-EXIT_NOT_REGISTERED = 4
-EXIT_ENGINE_STALLED = 5
 
 
 def worker_id_of(config: WorkerConfig, role: RoleName) -> str:
@@ -43,7 +40,7 @@ async def serve(
 ) -> None:
     """Start an engine, serve ``role`` on it until a signal, then drain. Calls ``ready`` when requests may come.
 
-    Raises SystemExit with one of the codes above when the process cannot go on. The log says why.
+    Raises SystemExit with an ExitCode when the process cannot go on. The log says why.
     """
     stop = lifecycle.stop_event()
     worker_id = worker_id_of(config, role)
@@ -61,7 +58,7 @@ async def serve(
         body.metrics_address = metrics_address
         await _serve(body, stop, ready)
         if body.engine_lost.is_set():
-            raise SystemExit(EXIT_ENGINE_STALLED if body.engine_stalled else EXIT_ENGINE_DIED)
+            raise SystemExit(ExitCode.ENGINE_STALLED if body.engine_stalled else ExitCode.PART_DIED)
 
 
 async def _serve(body: WorkerBody, stop: lifecycle.Stop, ready: Ready) -> None:
@@ -157,7 +154,7 @@ async def _registered(session: SchedulerSession | None, body: WorkerBody, stop: 
                 worker=body.worker_id,
                 waited_s=body.config.register_timeout_s,
             )
-            raise SystemExit(EXIT_NOT_REGISTERED) from error
+            raise SystemExit(ExitCode.NO_CLUSTER) from error
     return not (stop.is_set() or body.engine_lost.is_set())
 
 
@@ -190,11 +187,11 @@ async def _start_engine(starting: Awaitable[Engine], stop: asyncio.Event) -> Eng
         return None
     except EngineDead as error:
         log.critical("the engine did not start", why=str(error))
-        raise SystemExit(EXIT_ENGINE_DIED) from error
+        raise SystemExit(ExitCode.PART_DIED) from error
     except ValueError as error:
         # What vLLM says of settings it does not take; its sentence names them.
         log.critical("the engine does not take its settings", why=str(error))
-        raise SystemExit(EXIT_BAD_OPTION) from error
+        raise SystemExit(ExitCode.BAD_OPTION) from error
     finally:
         waiter.cancel()
         if not task.done():

@@ -4,36 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any
 
-import grpc
 import structlog
 
 from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.addresses import Addresses
-from runtime.grpc_server import channel
-from runtime.lifecycle import cancel_and_wait
+from runtime.backoff import backoff_s
+from runtime.bidi_stream import ClientStream, Dial, StreamBroken, answer_within, converse
+from runtime.grpc_stream import grpc_dial
 from worker.core import WorkerBody
 
 log = structlog.get_logger(__name__)
 
-_EOF = grpc.aio.EOF  # type: ignore[attr-defined] # the stubs do not know it
+SessionStream = ClientStream[pb.WorkerCommand, pb.WorkerUpdate]
 # Of several schedulers, one that answers nothing for so long is left for the next.
 REGISTER_TIMEOUT_S = 2.0
-# InvalidStateError is how gRPC says that the call was over before we wrote.
-_SESSION_ENDS = (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError, TimeoutError, ConnectionError)
 
 
 class SchedulerSession:
     """Keeps the worker registered for as long as it lives."""
 
-    def __init__(self, body: WorkerBody) -> None:
+    def __init__(self, body: WorkerBody, dial: Dial | None = None, rng: random.Random | None = None) -> None:
         self._body = body
         self._config = body.config
-        self._backoff_s = body.config.scheduler_backoff_initial_s
+        self._rng = rng or random.Random()
+        self._rounds_failed = 0
         self._addresses = Addresses(body.config.scheduler_address)
+        self._dial = dial or grpc_dial(
+            lambda channel: scheduler_pb2_grpc.SchedulerServiceStub(channel).WorkerSession(),
+            message_bytes_max=body.config.message_bytes_max,
+            quick_keepalive=len(self._addresses) > 1,
+        )
         # The largest that a scheduler named. An older leader stood still and does not know yet that another one leads.
         self._leader_epoch = 0
         self._leaving: str | None = None
@@ -46,16 +49,16 @@ class SchedulerSession:
             pause = False
             try:
                 await self._attempt()
-            except _SESSION_ENDS as error:
+            except StreamBroken as broken:
                 self._body.metrics.session_failures.inc()
                 tried = self._addresses.current
-                pause = self._addresses.failed(silent=isinstance(error, TimeoutError))
+                pause = self._addresses.failed(silent=broken.silent)
                 log.warning(
                     "the session with the scheduler ended",
                     address=tried,
-                    why=_words(error),
+                    why=str(broken),
                     next_address=self._addresses.current,
-                    next_attempt_in_s=self._backoff_s if pause else 0.0,
+                    at_once=not pause,
                 )
             finally:
                 self.registered.clear()
@@ -68,27 +71,26 @@ class SchedulerSession:
         self._body.changed.set()
 
     async def _attempt(self) -> None:
-        config = self._config
-        several = len(self._addresses) > 1
-        async with channel(self._addresses.current, config.message_bytes_max, quick_keepalive=several) as connection:
-            call: Any = scheduler_pb2_grpc.SchedulerServiceStub(connection).WorkerSession()
-            try:
-                async with asyncio.timeout(self._register_timeout_s):
-                    await call.write(pb.WorkerUpdate(register=self._body.info()))
-                    reply = await call.read()
-                if reply is _EOF or reply.WhichOneof("message") != "registered":
-                    raise ConnectionError(f"it did not register this worker: {_status(call)}")
-                if 0 < reply.registered.leader_epoch < self._leader_epoch:
-                    raise ConnectionError("it led once, and another one leads now")
-                self._leader_epoch = max(self._leader_epoch, reply.registered.leader_epoch)
-                self._addresses.served()
-                self._body.metrics.session_connects.inc()
-                self._backoff_s = config.scheduler_backoff_initial_s
-                self.registered.set()
-                log.info("registered with the scheduler", address=self._addresses.current)
-                await self._converse(call, reply.registered)
-            finally:
-                call.cancel()
+        async with self._dial(self._addresses.current) as stream:
+            async with answer_within(self._register_timeout_s):
+                await stream.write(pb.WorkerUpdate(register=self._body.info()))
+                reply: pb.WorkerCommand | None = await stream.read()
+            if reply is None or reply.WhichOneof("message") != "registered":
+                raise StreamBroken("it did not register this worker")
+            if 0 < reply.registered.leader_epoch < self._leader_epoch:
+                raise StreamBroken("it led once, and another one leads now")
+            self._leader_epoch = max(self._leader_epoch, reply.registered.leader_epoch)
+            self._addresses.served()
+            self._body.metrics.session_connects.inc()
+            self._rounds_failed = 0
+            self.registered.set()
+            log.info("registered with the scheduler", address=self._addresses.current)
+            asked_s = reply.registered.heartbeat_interval_ms / 1000 or self._config.heartbeat_interval_s
+            await converse(
+                self._listen(stream),
+                self._report(stream, min(asked_s, self._config.heartbeat_interval_s)),
+                end_timeout_s=self._config.scheduler_call_timeout_s,
+            )
 
     @property
     def _register_timeout_s(self) -> float:
@@ -97,21 +99,7 @@ class SchedulerSession:
         several = len(self._addresses) > 1
         return min(config.scheduler_call_timeout_s, REGISTER_TIMEOUT_S if several else float("inf"))
 
-    async def _converse(self, call: Any, registered: pb.Registered) -> None:
-        asked_s = registered.heartbeat_interval_ms / 1000 or self._config.heartbeat_interval_s
-        parts = [
-            asyncio.create_task(self._report(call, min(asked_s, self._config.heartbeat_interval_s))),
-            asyncio.create_task(self._listen(call)),
-        ]
-        try:
-            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in parts:
-                await _settle(task, self._config.scheduler_call_timeout_s)
-
-    async def _report(self, call: Any, heartbeat_s: float) -> None:
+    async def _report(self, stream: SessionStream, heartbeat_s: float) -> None:
         """Send load when it changed, and at every heartbeat; at the end, goodbye."""
         body, loop = self._body, asyncio.get_running_loop()
         sent: cluster_pb2.WorkerLoad | None = None
@@ -121,17 +109,17 @@ class SchedulerSession:
             body.changed.clear()
             load = body.load()
             if sent is None or load != sent or loop.time() - sent_at_s >= heartbeat_s:
-                await self._send(call, pb.WorkerUpdate(load=load))
+                await self._send(stream, pb.WorkerUpdate(load=load))
                 sent, sent_at_s = load, loop.time()
             if loop.time() - leases_at_s >= heartbeat_s and (load.leases_held or leases_told):
                 held = body.role.oldest_leases(self._config.leases_named_max)
-                await self._send(call, pb.WorkerUpdate(leases=pb.LeasesHeld(lease_ids=held)))
+                await self._send(stream, pb.WorkerUpdate(leases=pb.LeasesHeld(lease_ids=held)))
                 leases_told, leases_at_s = bool(held), loop.time()
             if self._leaving is None:  # leave() may have come while we sent
                 await self._pause(heartbeat_s - (loop.time() - sent_at_s))
-        await self._send(call, pb.WorkerUpdate(leaving=pb.Leaving(reason=self._leaving)))
-        async with asyncio.timeout(self._config.scheduler_call_timeout_s):
-            await call.done_writing()
+        await self._send(stream, pb.WorkerUpdate(leaving=pb.Leaving(reason=self._leaving)))
+        async with answer_within(self._config.scheduler_call_timeout_s):
+            await stream.done_writing()
 
     async def _pause(self, until_heartbeat_s: float) -> None:
         """Wait for a change or the heartbeat. What the engine alone knows does not tell us: while busy, look often."""
@@ -146,12 +134,12 @@ class SchedulerSession:
         except TimeoutError:
             return
 
-    async def _send(self, call: Any, update: pb.WorkerUpdate) -> None:
-        async with asyncio.timeout(self._config.scheduler_call_timeout_s):
-            await call.write(update)
+    async def _send(self, stream: SessionStream, update: pb.WorkerUpdate) -> None:
+        async with answer_within(self._config.scheduler_call_timeout_s):
+            await stream.write(update)
 
-    async def _listen(self, call: Any) -> None:
-        while (command := await call.read()) is not _EOF:
+    async def _listen(self, stream: SessionStream) -> None:
+        while (command := await stream.read()) is not None:
             match command.WhichOneof("message"):
                 case "drain":
                     deadline_s = command.drain.deadline_ms / 1000 or self._config.drain_timeout_s
@@ -162,15 +150,18 @@ class SchedulerSession:
                 case other:
                     log.warning("the scheduler sent an unknown command", command=other)
         if self._leaving is None:
-            raise ConnectionError(f"it closed the stream: {_status(call)}")
+            raise StreamBroken("it closed the stream")
 
     async def _drain(self, deadline_s: float) -> None:
         left = await self._body.drain(deadline_s)
         log.info("drained for the scheduler", requests_left=left)
 
     async def _back_off(self) -> None:
-        wait_s = self._backoff_s * random.uniform(0.5, 1.0)
-        self._backoff_s = min(self._backoff_s * 2, self._config.scheduler_backoff_max_s)
+        self._rounds_failed += 1
+        config = self._config
+        wait_s = backoff_s(
+            self._rounds_failed, min_s=config.scheduler_backoff_initial_s, max_s=config.scheduler_backoff_max_s
+        ) * self._rng.uniform(0.5, 1.0)
         loop = asyncio.get_running_loop()
         until_s = loop.time() + wait_s
         while self._leaving is None and (left_s := until_s - loop.time()) > 0:
@@ -180,23 +171,3 @@ class SchedulerSession:
                     await self._body.changed.wait()
             except TimeoutError:
                 return
-
-
-async def _settle(task: asyncio.Task[None], timeout_s: float) -> None:
-    """End ``task``; what it fails of while it is being ended is of no interest, the session is over."""
-    try:
-        await cancel_and_wait(task, timeout_s)
-    except _SESSION_ENDS as error:
-        log.debug("error while the session ended", why=str(error))
-    if task.done() and not task.cancelled():
-        task.exception()  # seen, so that asyncio does not report it again
-
-
-def _status(call: Any) -> str:
-    return str(call) if not call.done() else "the call is over"
-
-
-def _words(error: BaseException) -> str:
-    if isinstance(error, grpc.aio.AioRpcError):
-        return f"{error.code().name}: {error.details()}"
-    return str(error) or type(error).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import random
 import time
 from collections.abc import Callable
 
@@ -12,16 +13,18 @@ import msgspec
 
 from front_proxy.config import FrontProxyConfig
 from front_proxy.dispatch.metrics import DispatchMetrics
-from front_proxy.dispatch.ports import Planning, Working
-from front_proxy.dispatch.request_driver import RequestRun, RunLimits
+from front_proxy.dispatch.ports import PlanSource, WorkerPool
+from front_proxy.dispatch.request_driver import RequestDriver, RunLimits
 from front_proxy.dispatch.scheduler_link import SchedulerLink, SchedulerOptions
 from front_proxy.dispatch.worker_link import LinkOptions, WorkerLink, WorkerLinks
 from front_proxy.planning.cluster_view import ClusterSnapshot, ClusterView
 from front_proxy.request.events import Stopped
 from front_proxy.request.generation import GenerationDelta, GenerationRequest
 from front_proxy.request.retry_policy import RetryBounds, RetryBudget
-from front_proxy.request.stall_detector import Looks, StallBounds
+from front_proxy.request.stall_detector import StallBounds
 from front_proxy.request.work import Placement
+from runtime.awake_clock import AwakeClock
+from runtime.bidi_stream import Dial
 from runtime.failures import Failure, FailureError, FailureKind
 from scheduler.config import SchedulerConfig
 
@@ -38,11 +41,14 @@ class Dispatcher:
         *,
         engine_version: str = "",
         metrics: DispatchMetrics | None = None,
-        planning: Planning | None = None,
-        working: Working | None = None,
+        planning: PlanSource | None = None,
+        working: WorkerPool | None = None,
         policy: SchedulerConfig | None = None,
+        dial_scheduler: Dial | None = None,
+        dial_worker: Dial | None = None,
+        rng: random.Random | None = None,
     ) -> None:
-        """``policy``: the scheduler's settings, for planning while it is away."""
+        """``policy``: the scheduler's settings, for planning while it is away. The last three: None is the real one."""
         self.front_proxy_id = config.front_proxy_id or f"front-{os.getpid()}-{time.time_ns():x}"
         self._config = config
         self._metrics = metrics or DispatchMetrics()
@@ -51,11 +57,11 @@ class Dispatcher:
         self._closing = asyncio.Event()
         self._stopped = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
-        self._runs: dict[str, RequestRun] = {}
+        self._runs: dict[str, RequestDriver] = {}
         self._loop = asyncio.get_running_loop()
         self._limits = _run_limits(config)
         self._stall_bounds = _stall_bounds(config)
-        self._stall_looks = Looks(config.stall_check_interval_s)
+        self._stall_clock = AwakeClock(config.stall_check_interval_s)
         self._stall_timer: asyncio.TimerHandle | None = None
         self._retry_budget = RetryBudget(
             ratio=config.retry_budget_ratio,
@@ -75,6 +81,7 @@ class Dispatcher:
             retry_after_s=config.worker_connect_retry_s,
             spawn=self._spawn,
             on_lost=self._on_worker_lost,
+            dial=dial_worker,
         )
         self._scheduler = SchedulerLink(
             _scheduler_options(config, self.front_proxy_id),
@@ -84,9 +91,11 @@ class Dispatcher:
             on_lost=lambda _reason: self._metrics.stream_losses.labels("scheduler").inc(),
             on_degraded=lambda outcome: self._metrics.degraded_plans.labels(outcome).inc(),
             policy=policy or SchedulerConfig(),
+            dial=dial_scheduler,
+            rng=rng,
         )
-        self._planning: Planning = planning or self._scheduler
-        self._working: Working = working or self._links
+        self._planning: PlanSource = planning or self._scheduler
+        self._working: WorkerPool = working or self._links
         self._metrics.watch(
             in_flight=lambda: len(self._runs),
             handoffs_held=lambda: self._links.leases_held,
@@ -148,10 +157,10 @@ class Dispatcher:
         """The request's deltas. It is admitted and begins when the first one is asked for."""
         return Deltas(functools.partial(self._begin, request))
 
-    def _begin(self, request: GenerationRequest) -> RequestRun:
+    def _begin(self, request: GenerationRequest) -> RequestDriver:
         self._admit(request)
         wanted_s = request.deadline_s or self._config.deadline_s
-        run = RequestRun(
+        run = RequestDriver(
             request,
             planning=self._planning,
             working=self._working,
@@ -188,16 +197,17 @@ class Dispatcher:
 
     def _arm_stall_timer(self) -> None:
         if self._stall_timer is None and self._runs:
-            due_s = self._stall_looks.next_s(self._loop.time())
-            self._stall_timer = self._loop.call_at(due_s, self._check_stalls)
+            now_s = self._loop.time()
+            self._stall_clock.start(now_s)
+            self._stall_timer = self._loop.call_at(now_s + self._config.stall_check_interval_s, self._check_stalls)
 
     def _check_stalls(self) -> None:
         """One look at all requests, whatever their number, costs less than a timer for each."""
         self._stall_timer = None
         now_s = self._loop.time()
-        late = self._stall_looks.late(now_s)
+        self._stall_clock.look(now_s)
         for run in list(self._runs.values()):
-            if late:
+            if self._stall_clock.lost_s:
                 run.forgive(now_s)
             else:
                 run.check_stall(now_s, self._stall_bounds)
@@ -232,9 +242,9 @@ class Deltas:
 
     __slots__ = ("_begin", "_over", "_run")
 
-    def __init__(self, begin: Callable[[], RequestRun]) -> None:
+    def __init__(self, begin: Callable[[], RequestDriver]) -> None:
         self._begin = begin
-        self._run: RequestRun | None = None
+        self._run: RequestDriver | None = None
         self._over = False
 
     def __aiter__(self) -> Deltas:

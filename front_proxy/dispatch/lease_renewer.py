@@ -11,7 +11,7 @@ from collections.abc import Callable
 from kv_transfer.handoff.handoff import KvHandoff
 
 
-class LeaseKeeper:
+class LeaseRenewer:
     """Hand-offs under way, in the order in which their renewals fall due, and one timer for the next."""
 
     def __init__(self, interval_s: float, renew: Callable[[KvHandoff], bool]) -> None:

@@ -9,7 +9,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from front_proxy.request.generation import Phases
+from front_proxy.request.generation import TtftPhases
 from runtime.buckets import PHASE_S, TIME_TO_FIRST_TOKEN_S
 
 PHASES = ("plan", "queue", "prefill", "first_token_out", "handoff", "decode_admission")
@@ -50,7 +50,7 @@ class DispatchMetrics:
         )
         # Looking up a child takes longer than counting, and every request would do it.
         self.ended_as = functools.cache(self.requests.labels)
-        self.let_go = functools.cache(self.handoffs.labels)
+        self.handoffs_released = functools.cache(self.handoffs.labels)
         self.ttft_s = Histogram(
             f"{prefix}_ttft_seconds",
             "Dispatcher entered to the client's first token ready; the phases add up to it.",
@@ -113,7 +113,7 @@ class DispatchMetrics:
             registry=registry,
         )
 
-    def observe_first_token(self, phases: Phases) -> None:
+    def observe_first_token(self, phases: TtftPhases) -> None:
         """Count a first token's way."""
         self.ttft_s.observe(phases.total_s)
         for field, series in self._phases:

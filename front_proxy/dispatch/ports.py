@@ -8,12 +8,12 @@ from front_proxy.dispatch.scheduler_link import PlanReceiver
 from front_proxy.dispatch.worker_link import Receiver
 from front_proxy.planning.events import PlanQuestion
 from front_proxy.request.events import Outcome, Planned, PlanRefused
-from front_proxy.request.work import Placement, Stage, WorkerOutput, WorkOrder
+from front_proxy.request.work import Placement, Stage, Submission, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure
 
 
-class Planning(Protocol):
+class PlanSource(Protocol):
     """The scheduler, as a request needs it; SchedulerLink is one."""
 
     def plan(self, question: PlanQuestion, receiver: PlanReceiver) -> int:
@@ -29,15 +29,15 @@ class Planning(Protocol):
         ...
 
 
-class Working(Protocol):
+class WorkerPool(Protocol):
     """The workers, as a request needs them; WorkerLinks is one."""
 
-    def submit(self, worker: Placement, order: WorkOrder, receiver: Receiver) -> int:
-        """Send an order; returns its slot on that worker."""
+    def submit(self, worker: Placement, submission: Submission, receiver: Receiver) -> int:
+        """Send a submission; returns its slot on that worker."""
         ...
 
     def abort(self, worker: Placement, slot: int) -> None:
-        """Stop an order's work."""
+        """Stop a submission's work."""
         ...
 
     def release(self, handoff: KvHandoff, *, pulled: bool) -> bool:
@@ -49,8 +49,8 @@ class Working(Protocol):
         ...
 
 
-class Hearing(Protocol):
-    """The request that is told; RequestRun is one."""
+class AttemptListener(Protocol):
+    """The request that is told; RequestDriver is one."""
 
     def on_answer(self, event: Planned | PlanRefused, asked_s: float) -> None:
         """The scheduler answered what was asked at ``asked_s``."""
@@ -65,12 +65,12 @@ class Hearing(Protocol):
         ...
 
 
-class PlanAnswer:
+class AttemptPlanReceiver:
     """Numbers an answer with its attempt."""
 
     __slots__ = ("_asked_s", "_attempt", "_hearing")
 
-    def __init__(self, hearing: Hearing, attempt: int, asked_s: float) -> None:
+    def __init__(self, hearing: AttemptListener, attempt: int, asked_s: float) -> None:
         self._hearing = hearing
         self._attempt = attempt
         self._asked_s = asked_s
@@ -93,12 +93,12 @@ class PlanAnswer:
         self._hearing.on_answer(PlanRefused(attempt=self._attempt, failure=failure), self._asked_s)
 
 
-class WorkEnd:
+class AttemptOutputReceiver:
     """Numbers a worker's words with the attempt and stage they are about."""
 
     __slots__ = ("_attempt", "_hearing", "_stage")
 
-    def __init__(self, hearing: Hearing, attempt: int, stage: Stage) -> None:
+    def __init__(self, hearing: AttemptListener, attempt: int, stage: Stage) -> None:
         self._hearing = hearing
         self._attempt = attempt
         self._stage = stage

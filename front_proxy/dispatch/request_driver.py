@@ -13,8 +13,8 @@ import structlog
 
 from front_proxy.dispatch import submissions
 from front_proxy.dispatch.metrics import DispatchMetrics
-from front_proxy.dispatch.ports import PlanAnswer, Planning, WorkEnd, Working
-from front_proxy.dispatch.ttft_breakdown import FirstTokenWatch
+from front_proxy.dispatch.ports import AttemptOutputReceiver, AttemptPlanReceiver, PlanSource, WorkerPool
+from front_proxy.dispatch.ttft_breakdown import TtftBreakdown
 from front_proxy.request.events import (
     AbortWork,
     AskPlan,
@@ -23,16 +23,16 @@ from front_proxy.request.events import (
     Diverged,
     Emit,
     EndPlan,
-    Finish,
+    FinishRequest,
     FlowAction,
     FlowEvent,
     HolderLost,
     Outcome,
     Output,
-    Phase,
     Planned,
     PlanRefused,
     ReleaseHandoff,
+    RequestPhase,
     Retried,
     Stalled,
     StartDecode,
@@ -42,10 +42,10 @@ from front_proxy.request.events import (
     WorkerFailed,
 )
 from front_proxy.request.flow import RequestFlow
-from front_proxy.request.generation import GenerationDelta, GenerationRequest, Phases
+from front_proxy.request.generation import GenerationDelta, GenerationRequest, TtftPhases
 from front_proxy.request.retry_policy import RetryBounds
 from front_proxy.request.stall_detector import StallBounds, stalled_s
-from front_proxy.request.work import Placement, Stage, WorkerOutput, WorkOrder
+from front_proxy.request.work import Placement, Stage, Submission, WorkerOutput
 from runtime.clock import precise_clock
 from runtime.failures import Failure, FailureError, FailureKind
 
@@ -63,15 +63,15 @@ class RunLimits(msgspec.Struct, frozen=True, kw_only=True):
     output_deltas_max: int
 
 
-class RequestRun:
+class RequestDriver:
     """One request on its way. Everything happens on the event loop's thread, without a task of its own."""
 
     def __init__(
         self,
         request: GenerationRequest,
         *,
-        planning: Planning,
-        working: Working,
+        planning: PlanSource,
+        working: WorkerPool,
         metrics: DispatchMetrics,
         limits: RunLimits,
         budget: Callable[[], bool],
@@ -108,12 +108,12 @@ class RequestRun:
         self._held_decode: StartDecode | None = None
         self._plan_ids: dict[int, int] = {}
         self._slots: dict[tuple[int, Stage], tuple[Placement, int]] = {}
-        self._watch = FirstTokenWatch(self._started_s)
+        self._watch = TtftBreakdown(self._started_s)
 
     @property
     def done(self) -> bool:
         """Whether the flow came to its end; late news may still follow."""
-        return self._broken or self.flow.phase is Phase.DONE
+        return self._broken or self.flow.phase is RequestPhase.DONE
 
     def start(self) -> None:
         """Take the first step."""
@@ -217,7 +217,7 @@ class RequestRun:
                 self._perform(action)
         except Exception as error:
             # A mistake in one request's bookkeeping must not take down the others that share this process.
-            log.exception("request broke", request_id=self._request.request_id, story=list(self.flow.story))
+            log.exception("request broke", request_id=self._request.request_id, event_log=list(self.flow.event_log))
             self._break(error)
         finally:
             self._busy = False
@@ -245,13 +245,13 @@ class RequestRun:
                 if at is not None:
                     self._working.abort(*at)
             case ReleaseHandoff(handoff=handoff, pulled=pulled):
-                self._metrics.let_go("true" if pulled else "false").inc()
+                self._metrics.handoffs_released("true" if pulled else "false").inc()
                 self._working.release(handoff, pulled=pulled)
             case EndPlan(attempt=attempt, outcome=outcome, output_tokens=output_tokens):
                 self._planning.end_plan(self._plan_ids.pop(attempt), outcome, output_tokens)
             case Suspect() | Retried() | Diverged():
                 self._perform_between_attempts(action)
-            case Finish(outcome=outcome, failure=failure):
+            case FinishRequest(outcome=outcome, failure=failure):
                 self._finish(outcome, failure)
             case _:
                 assert_never(action)
@@ -272,7 +272,7 @@ class RequestRun:
     def _ask(self, ask: AskPlan) -> None:
         question = submissions.question(self._request, ask, left_s=self._left_s())
         self._watch.new_attempt()
-        answer = PlanAnswer(self, ask.attempt, self._now_s())
+        answer = AttemptPlanReceiver(self, ask.attempt, self._now_s())
         self._plan_ids[ask.attempt] = self._planning.plan(question, answer)
 
     def _left_s(self) -> float:
@@ -280,7 +280,7 @@ class RequestRun:
         return max(self._deadline_s - self._loop.time(), 0.001)
 
     def _perform_between_attempts(self, action: Suspect | Retried | Diverged) -> None:
-        told = {"request_id": self._request.request_id, "shown_tokens": self.flow.output_tokens}
+        told = {"request_id": self._request.request_id, "delivered_tokens": self.flow.output_tokens}
         match action:
             case Suspect(worker=worker, reason=reason):
                 self._planning.suspect(worker, reason)
@@ -298,16 +298,16 @@ class RequestRun:
 
     def _start_decode(self, action: StartDecode) -> None:
         self._watch.on_decode_started(self._now_s(), remote=action.handoff is not None)
-        order = submissions.decode(self._request, action, left_s=self._left_s())
-        self._submit(action.attempt, action.worker, order)
+        submission = submissions.decode(self._request, action, left_s=self._left_s())
+        self._submit(action.attempt, action.worker, submission)
 
-    def _submit(self, attempt: int, worker: Placement, order: WorkOrder) -> None:
+    def _submit(self, attempt: int, worker: Placement, submission: Submission) -> None:
         self._since_s = self._now_s()
-        slot = self._working.submit(worker, order, WorkEnd(self, attempt, order.stage))
-        self._slots[attempt, order.stage] = (worker, slot)
+        slot = self._working.submit(worker, submission, AttemptOutputReceiver(self, attempt, submission.stage))
+        self._slots[attempt, submission.stage] = (worker, slot)
 
     def _emit(self, delta: GenerationDelta) -> None:
-        phases: Phases | None = None
+        phases: TtftPhases | None = None
         if delta.token_ids and not self._watch.over:
             phases = self._watch.first_token(self._now_s())
             delta = msgspec.structs.replace(delta, phases=phases)
@@ -349,7 +349,7 @@ class RequestRun:
         for plan_id in self._plan_ids.values():
             self._planning.end_plan(plan_id, "failed", self.flow.output_tokens_of_plan)
         self._plan_ids.clear()
-        if self._ending is None and self.flow.phase is not Phase.DONE:
+        if self._ending is None and self.flow.phase is not RequestPhase.DONE:
             failure = Failure(kind=FailureKind.INTERNAL, message=f"The front proxy failed: {type(error).__name__}.")
             self._finish("failed", failure)
 

@@ -1,11 +1,10 @@
-"""The front proxy's stream to the scheduler, over gRPC. Performs what ``plan_desk`` decides; decides nothing itself."""
+"""The front proxy's stream to the scheduler, over gRPC. Performs what ``plan_client`` decides."""
 
 from __future__ import annotations
 
 import asyncio
 import collections
 import random
-import secrets
 from collections.abc import Callable, Sequence
 from typing import Protocol, assert_never
 
@@ -13,39 +12,42 @@ import msgspec
 import structlog
 
 from front_proxy.dispatch import wire
-from front_proxy.dispatch.bidi_stream import Duplex
 from front_proxy.planning.cluster_view import ClusterView
 from front_proxy.planning.events import (
     AnswerPlan,
     AnswerRefusal,
-    Asked,
     Closed,
-    DeskAction,
-    DeskEvent,
-    Dial,
-    Dialled,
-    Ended,
-    Heard,
     Leave,
+    MessageReceived,
     OutageBegan,
     OutageOver,
+    PlanClientAction,
+    PlanClientEvent,
+    PlanEnded,
+    PlanNeeded,
     PlanQuestion,
     SchedulerLost,
     SendEnd,
     SendQuestion,
     SendRunning,
     SendSuspect,
+    StreamDialled,
     StreamLost,
     Suspected,
+    TimerFired,
     ViewChanged,
-    Woke,
 )
-from front_proxy.planning.plan_client import NEVER_S, DeskBounds, PlanDesk
+from front_proxy.planning.events import (
+    Dial as DialAgain,
+)
+from front_proxy.planning.plan_client import NEVER_S, PlanClient, PlanClientLimits
 from front_proxy.request.events import Outcome
 from front_proxy.request.work import Placement
 from protos.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
-from runtime.failures import Failure
-from runtime.grpc_server import channel
+from runtime.bidi_stream import Dial
+from runtime.failures import Failure, FailureKind
+from runtime.grpc_stream import grpc_dial
+from runtime.send_queue import SendQueue, exchange
 from scheduler.api.actions import Placement as CorePlacement
 from scheduler.config import SchedulerConfig
 
@@ -100,6 +102,8 @@ class SchedulerLink:
         on_lost: Callable[[str], None],
         on_degraded: Callable[[str], None],
         policy: SchedulerConfig,
+        dial: Dial | None = None,
+        rng: random.Random | None = None,
     ) -> None:
         """``on_degraded`` is told "planned" or "refused" for every request planned without the scheduler."""
         self._options = options
@@ -107,17 +111,21 @@ class SchedulerLink:
         self._on_gone = on_gone
         self._on_lost = on_lost
         self._on_degraded = on_degraded
-        self._desk = PlanDesk(
-            _bounds(options), addresses=options.address, view=view, policy=policy, rng=random.Random()
+        self._dial = dial or grpc_dial(
+            lambda channel: scheduler_pb2_grpc.SchedulerServiceStub(channel).FrontSession(),
+            message_bytes_max=options.message_bytes_max,
+            quick_keepalive="," in options.address,
         )
+        rng = rng or random.Random()
+        self._plan_client = PlanClient(_bounds(options), addresses=options.address, view=view, policy=policy, rng=rng)
         self._loop = asyncio.get_running_loop()
         # Never 0, which says nothing.
-        self._incarnation = secrets.randbits(64) or 1
-        self._duplex: Duplex[_Item] | None = None
+        self._incarnation = rng.getrandbits(64) or 1
+        self._sending: SendQueue[_Item] | None = None
         # Each with its question as it goes over the wire.
         self._receivers: dict[int, tuple[PlanReceiver, _Item]] = {}
         self._next_plan_id = 1
-        self._actions: collections.deque[DeskAction] = collections.deque()
+        self._actions: collections.deque[PlanClientAction] = collections.deque()
         self._busy = False
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_s = NEVER_S
@@ -126,12 +134,12 @@ class SchedulerLink:
     @property
     def connected(self) -> bool:
         """Whether the scheduler is on the line and answers."""
-        return self._desk.connected
+        return self._plan_client.connected
 
     @property
     def degraded(self) -> bool:
         """Whether requests are planned here."""
-        return self._desk.degraded
+        return self._plan_client.degraded
 
     def plan(self, question: PlanQuestion, receiver: PlanReceiver) -> int:
         """Ask; returns the plan's id, unique in this process. The answer comes later, through ``receiver``."""
@@ -139,13 +147,13 @@ class SchedulerLink:
         self._next_plan_id += 1
         # First, so that a question that cannot be encoded is never asked.
         self._receivers[plan_id] = (receiver, wire.plan_request(plan_id, question))
-        self._handle(Asked(plan_id, question))
+        self._handle(PlanNeeded(plan_id, question))
         return plan_id
 
     def end_plan(self, plan_id: int, outcome: Outcome, output_tokens: int) -> None:
         """Free what a plan reserved. Of a question not answered yet, its answer too."""
         self._receivers.pop(plan_id, None)
-        self._handle(Ended(plan_id, outcome, output_tokens))
+        self._handle(PlanEnded(plan_id, outcome, output_tokens))
 
     def suspect(self, worker: Placement, reason: str) -> None:
         """Tell the scheduler that a worker could not be used."""
@@ -162,43 +170,40 @@ class SchedulerLink:
             self._handle(Closed())
 
     async def _one_stream(self) -> None:
-        duplex: Duplex[_Item] = Duplex(
-            encode=lambda item: item, on_message=self._on_message, send_messages_max=self._options.send_messages_max
-        )
-        self._begin_stream(duplex)
+        self._sending = sending = SendQueue[_Item](self._options.send_messages_max)
+        self._handle(StreamDialled())
         # Nothing behind it until it is answered: a write that meets a refusal would hide what the refusal says.
-        duplex.send(self._register())
-        several = "," in self._options.address
-        async with channel(self._desk.address, self._options.message_bytes_max, quick_keepalive=several) as connection:
-            call = scheduler_pb2_grpc.SchedulerServiceStub(connection).FrontSession()
-            try:
-                reason = await duplex.run(call, connect_timeout_s=self._options.connect_timeout_s)
-            finally:
-                self._duplex = None
-            self._handle(StreamLost(reason, silent=duplex.silent))
-
-    def _begin_stream(self, duplex: Duplex[_Item]) -> None:
-        self._duplex = duplex
-        self._handle(Dialled())
+        sending.put(self._register())
+        try:
+            ended = await exchange(
+                self._dial,
+                self._plan_client.address,
+                sending,
+                on_message=self._on_message,
+                first_timeout_s=self._options.connect_timeout_s,
+            )
+        finally:
+            self._sending = None
+        self._handle(StreamLost(str(ended), silent=ended.silent))
 
     def _register(self) -> _Item:
         info = scheduler_pb2.FrontProxyInfo(front_proxy_id=self._options.front_proxy_id, incarnation=self._incarnation)
         return scheduler_pb2.FrontUpdate(register=info)
 
     def _on_message(self, message: scheduler_pb2.FrontReply) -> None:
-        self._handle(Heard(wire.word(message), message.leader_epoch))
+        self._handle(MessageReceived(wire.word(message), message.leader_epoch))
 
-    def _handle(self, event: DeskEvent) -> None:
-        """Let the desk decide, and do what it says, behind what is being done now."""
-        actions = self._desk.handle(event, self._loop.time())
+    def _handle(self, event: PlanClientEvent) -> None:
+        """Let the plan client decide, and do what it says, behind what is being done now."""
+        actions = self._plan_client.handle(event, self._loop.time())
         if self._busy:
             self._actions.extend(actions)
         elif actions:
             self._perform(actions)
-        if self._desk.wake_s < self._alarm_s:
-            self._set_alarm(self._desk.wake_s)
+        if self._plan_client.wake_s < self._alarm_s:
+            self._set_alarm(self._plan_client.wake_s)
 
-    def _perform(self, actions: Sequence[DeskAction]) -> None:
+    def _perform(self, actions: Sequence[PlanClientAction]) -> None:
         self._busy = True
         try:
             for action in actions:
@@ -216,23 +221,23 @@ class SchedulerLink:
 
     def _on_alarm(self) -> None:
         self._alarm, self._alarm_s = None, NEVER_S
-        self._handle(Woke())
+        self._handle(TimerFired())
 
-    def _do(self, action: DeskAction) -> None:
+    def _do(self, action: PlanClientAction) -> None:
         match action:
             case SendQuestion(plan_id=plan_id):
                 # Its request may have left while other things were done; then nobody wants the answer.
                 if (asked := self._receivers.get(plan_id)) is not None:
                     self._send(asked[1])
-            case AnswerPlan(plan=plan, reason=reason, here=here):
-                if here:
+            case AnswerPlan(plan=plan, reason=reason, local=local):
+                if local:
                     self._on_degraded("planned")
                 if (asked := self._receivers.pop(plan.plan_id, None)) is not None:
                     asked[0].on_plan(_placement(plan.prefill), _placement(plan.decode), plan.decode_blocks, reason)
             case SendEnd(plan_id=plan_id, outcome=outcome, output_tokens=output_tokens):
                 self._send(wire.request_ended(plan_id, outcome, output_tokens))
-            case AnswerRefusal(plan_id=plan_id, failure=failure, here=here):
-                if here:
+            case AnswerRefusal(plan_id=plan_id, failure=failure, local=local):
+                if local:
                     self._on_degraded("refused")
                 if (asked := self._receivers.pop(plan_id, None)) is not None:
                     asked[0].on_refused(failure)
@@ -242,19 +247,19 @@ class SchedulerLink:
                 for worker_id, epoch in gone:
                     self._on_gone(worker_id, epoch)
                 self._on_view()
-            case SendSuspect() | Leave() | Dial() | SchedulerLost() | OutageBegan() | OutageOver():
+            case SendSuspect() | Leave() | DialAgain() | SchedulerLost() | OutageBegan() | OutageOver():
                 self._do_seldom(action)
             case _:
                 assert_never(action)
 
-    def _do_seldom(self, action: SendSuspect | Leave | Dial | SchedulerLost | OutageBegan | OutageOver) -> None:
+    def _do_seldom(self, action: SendSuspect | Leave | DialAgain | SchedulerLost | OutageBegan | OutageOver) -> None:
         match action:
             case SendSuspect():
                 self._send(wire.suspect(action.worker_id, action.epoch, action.reason))
             case Leave(reason=reason):
-                if self._duplex is not None:
-                    self._duplex.end(reason)
-            case Dial(after_s=after_s, reason=reason):
+                if self._sending is not None:
+                    self._sending.close(Failure(kind=FailureKind.UNAVAILABLE, message=reason))
+            case DialAgain(after_s=after_s, reason=reason):
                 again = {"reason": reason, "again_in_s": round(after_s, 3)}
                 log.warning("no stream to the scheduler", **again)
                 self._dial_after_s = after_s
@@ -269,12 +274,12 @@ class SchedulerLink:
                 assert_never(action)
 
     def _send(self, item: _Item) -> None:
-        if self._duplex is not None:
-            self._duplex.send(item)
+        if self._sending is not None:
+            self._sending.put(item)
 
 
-def _bounds(options: SchedulerOptions) -> DeskBounds:
-    return DeskBounds(
+def _bounds(options: SchedulerOptions) -> PlanClientLimits:
+    return PlanClientLimits(
         plan_timeout_s=options.plan_timeout_s,
         plan_patience_s=options.plan_patience_s,
         plans_told_interval_s=options.plans_told_interval_s,

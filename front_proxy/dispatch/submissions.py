@@ -5,7 +5,7 @@ from __future__ import annotations
 from front_proxy.planning.events import PlanQuestion
 from front_proxy.request.events import AskPlan, StartDecode, StartPrefill
 from front_proxy.request.generation import Continuation, GenerationRequest
-from front_proxy.request.work import Stage, WorkOrder
+from front_proxy.request.work import Stage, Submission
 from kv_transfer.handoff.handoff import KvHandoff
 
 
@@ -14,8 +14,8 @@ def question(request: GenerationRequest, ask: AskPlan, *, left_s: float) -> Plan
     return PlanQuestion(
         ask=ask,
         request_id=request.request_id,
-        prompt_tokens=len(request.token_ids) + ask.shown_tokens,
-        output_tokens_max=request.output_tokens_max - ask.shown_tokens,
+        prompt_tokens=len(request.token_ids) + ask.resume_tokens,
+        output_tokens_max=request.output_tokens_max - ask.resume_tokens,
         priority=request.priority,
         priority_class=request.priority_class,
         tenant=request.tenant,
@@ -23,20 +23,20 @@ def question(request: GenerationRequest, ask: AskPlan, *, left_s: float) -> Plan
     )
 
 
-def prefill(request: GenerationRequest, start: StartPrefill, *, left_s: float) -> WorkOrder:
+def prefill(request: GenerationRequest, start: StartPrefill, *, left_s: float) -> Submission:
     """Prompt and shown tokens, and one token more."""
     sampling = request.decode_sampling if start.whole else request.prefill_sampling
-    if start.shown:
-        sampling = _continuation(request).first(len(start.shown))
-    return _order(request, start, Stage.PREFILL, sampling, left_s=left_s)
+    if start.resume_token_ids:
+        sampling = _continuation(request).first(len(start.resume_token_ids))
+    return _submission(request, start, Stage.PREFILL, sampling, left_s=left_s)
 
 
-def decode(request: GenerationRequest, start: StartDecode, *, left_s: float) -> WorkOrder:
+def decode(request: GenerationRequest, start: StartDecode, *, left_s: float) -> Submission:
     """Prompt and shown tokens, and all that is left."""
     sampling = request.decode_sampling
-    if start.shown:
-        sampling = _continuation(request).rest(len(start.shown))
-    return _order(
+    if start.resume_token_ids:
+        sampling = _continuation(request).rest(len(start.resume_token_ids))
+    return _submission(
         request,
         start,
         Stage.DECODE,
@@ -52,7 +52,7 @@ def _continuation(request: GenerationRequest) -> Continuation:
     return request.continuation
 
 
-def _order(
+def _submission(
     request: GenerationRequest,
     start: StartPrefill | StartDecode,
     stage: Stage,
@@ -61,11 +61,11 @@ def _order(
     left_s: float,
     handoff: KvHandoff | None = None,
     blocks_reserved: int = 0,
-) -> WorkOrder:
-    return WorkOrder(
+) -> Submission:
+    return Submission(
         request_id=f"{request.request_id}-{stage.value[0]}{start.attempt}",
         stage=stage,
-        token_ids=[*request.token_ids, *start.shown] if start.shown else request.token_ids,
+        token_ids=[*request.token_ids, *start.resume_token_ids] if start.resume_token_ids else request.token_ids,
         sampling=sampling,
         handoff=handoff,
         blocks_reserved=blocks_reserved,

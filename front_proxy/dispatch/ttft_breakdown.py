@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from front_proxy.dispatch.metrics import DispatchMetrics
-from front_proxy.request.generation import Phases
-from front_proxy.request.work import FirstFacts, Stage, WorkerOutput
+from front_proxy.request.generation import TtftPhases
+from front_proxy.request.work import FirstOutput, Stage, WorkerOutput
 
 
-class FirstTokenWatch:
+class TtftBreakdown:
     """Splits the time to the client's first token into phases that add up to it."""
 
     def __init__(self, started_s: float) -> None:
@@ -18,8 +18,8 @@ class FirstTokenWatch:
 
     def new_attempt(self) -> None:
         """What an earlier attempt measured counts as waiting for a plan."""
-        self._prefill: FirstFacts | None = None
-        self._decode: FirstFacts | None = None
+        self._prefill: FirstOutput | None = None
+        self._decode: FirstOutput | None = None
         self._decode_at_s: float | None = None
         self._decode_first_at_s: float | None = None
         self._remote = False
@@ -37,7 +37,7 @@ class FirstTokenWatch:
         self._decode_at_s = now_s
         self._remote = remote
 
-    def first_token(self, now_s: float) -> Phases:
+    def first_token(self, now_s: float) -> TtftPhases:
         """The phases. Workers' clocks are not ours, so what they report is cut to the time that really passed."""
         assert not self.over
         self.over = True
@@ -50,14 +50,14 @@ class FirstTokenWatch:
             return taken_s
 
         plan_s = take(self.planned_s - self._started_s)
-        prompt = self._prefill or (None if self._remote else self._decode) or FirstFacts()
+        prompt = self._prefill or (None if self._remote else self._decode) or FirstOutput()
         queue_s, prefill_s = take(prompt.queue_s), take(prompt.compute_s)
         handoff_s = decode_admission_s = 0.0
         if self._decode is not None:
             decode_admission_s = take(self._decode.admission_s)
             if self._remote:
                 handoff_s = take(self._decode.queue_s)
-        return Phases(
+        return TtftPhases(
             plan_s=plan_s,
             queue_s=queue_s,
             prefill_s=prefill_s,

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from engine.protocol import Finish, FinishReason, Logprobs
 from front_proxy.planning.cluster_view import WorkerEntry
-from front_proxy.planning.events import Granted, PlanQuestion, Refused, ToldToWait, ViewShown
+from front_proxy.planning.events import PlanGranted, PlanQuestion, PlanQueued, PlanRejected, ViewShown
 from front_proxy.request.events import Outcome
-from front_proxy.request.work import FirstFacts, Stage, WorkerOutput, WorkOrder
+from front_proxy.request.work import FirstOutput, Stage, Submission, WorkerOutput
 from kv_transfer.handoff import wire as handoff_wire
 from kv_transfer.handoff.handoff import KvHandoff
 from protos.scheduler.v1 import scheduler_pb2
@@ -28,33 +28,33 @@ _FINISH: dict[int, FinishReason] = {
 }
 
 
-def submit(slot: int, order: WorkOrder, held_s: float) -> worker_pb2.AttachRequest:
+def submit(slot: int, submission: Submission, held_s: float) -> worker_pb2.AttachRequest:
     """The submission of ``order`` after it waited ``held_s`` here."""
     # Filled where it lies: a message given to another one's constructor is copied, with all its tokens.
     request = worker_pb2.AttachRequest()
     message = request.submit
     message.slot = slot
-    message.request_id = order.request_id
-    message.token_ids.extend(order.token_ids)
-    message.sampling = order.sampling
-    message.priority = order.priority
-    message.cache_salt = order.cache_salt or ""
-    message.session_id = order.session_id or ""
-    if order.trace_headers:
-        message.trace_headers.update(order.trace_headers)
-    if order.reasoning_ended is not None:
-        message.reasoning_ended = order.reasoning_ended
-    message.reasoning_parser_kwargs = order.reasoning_parser_kwargs
+    message.request_id = submission.request_id
+    message.token_ids.extend(submission.token_ids)
+    message.sampling = submission.sampling
+    message.priority = submission.priority
+    message.cache_salt = submission.cache_salt or ""
+    message.session_id = submission.session_id or ""
+    if submission.trace_headers:
+        message.trace_headers.update(submission.trace_headers)
+    if submission.reasoning_ended is not None:
+        message.reasoning_ended = submission.reasoning_ended
+    message.reasoning_parser_kwargs = submission.reasoning_parser_kwargs
     # 0 would mean "no deadline", so the last moments count as one millisecond.
-    message.deadline_ms = max(int((order.deadline_s - held_s) * 1000), 1) if order.deadline_s else 0
-    message.blocks_reserved = order.blocks_reserved
-    match order.stage:
+    message.deadline_ms = max(int((submission.deadline_s - held_s) * 1000), 1) if submission.deadline_s else 0
+    message.blocks_reserved = submission.blocks_reserved
+    match submission.stage:
         case Stage.PREFILL:
             message.prefill.SetInParent()
         case Stage.DECODE:
             message.decode.SetInParent()
-            if order.handoff is not None:
-                aged = handoff_wire.aged(order.handoff, held_s)
+            if submission.handoff is not None:
+                aged = handoff_wire.aged(submission.handoff, held_s)
                 message.decode.handoff.CopyFrom(handoff_wire.to_wire(aged))
     return request
 
@@ -109,8 +109,8 @@ def ends_slot(delta: worker_pb2.Delta) -> bool:
     return bool(delta.finish) or delta.HasField("failure")
 
 
-def _first(message: worker_pb2.FirstDelta) -> FirstFacts:
-    return FirstFacts(
+def _first(message: worker_pb2.FirstDelta) -> FirstOutput:
+    return FirstOutput(
         cached_tokens=message.cached_tokens,
         external_tokens=message.external_tokens,
         admission_s=message.admission_us / 1e6,
@@ -202,12 +202,12 @@ def suspect(worker_id: str, epoch: int, reason: str) -> scheduler_pb2.FrontUpdat
     )
 
 
-def word(message: scheduler_pb2.FrontReply) -> Granted | Refused | ToldToWait | ViewShown | None:
+def word(message: scheduler_pb2.FrontReply) -> PlanGranted | PlanRejected | PlanQueued | ViewShown | None:
     """What the scheduler says; None for what this version does not know."""
     match message.WhichOneof("message"):
         case "plan":
             plan = message.plan
-            return Granted(
+            return PlanGranted(
                 plan.plan_id,
                 _core_placement(plan.prefill) if plan.HasField("prefill") else None,
                 _core_placement(plan.decode) if plan.HasField("decode") else None,
@@ -216,9 +216,9 @@ def word(message: scheduler_pb2.FrontReply) -> Granted | Refused | ToldToWait | 
             )
         case "refused":
             told = message.refused
-            return Refused(told.plan_id, failure(told.kind, told.message, told.retry_after_ms))
+            return PlanRejected(told.plan_id, failure(told.kind, told.message, told.retry_after_ms))
         case "waiting":
-            return ToldToWait(message.waiting.plan_id, message.waiting.wait_max_ms / 1000)
+            return PlanQueued(message.waiting.plan_id, message.waiting.wait_max_ms / 1000)
         case "view":
             view = message.view
             return ViewShown(cluster(view), view.recovering)

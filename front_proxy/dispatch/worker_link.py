@@ -11,13 +11,14 @@ import msgspec
 import structlog
 
 from front_proxy.dispatch import wire
-from front_proxy.dispatch.bidi_stream import Duplex
-from front_proxy.dispatch.lease_renewer import LeaseKeeper
-from front_proxy.request.work import Placement, WorkerOutput, WorkOrder
+from front_proxy.dispatch.lease_renewer import LeaseRenewer
+from front_proxy.request.work import Placement, Submission, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from protos.worker.v1 import worker_pb2, worker_pb2_grpc
+from runtime.bidi_stream import Dial
 from runtime.failures import Failure, FailureKind
-from runtime.grpc_server import channel
+from runtime.grpc_stream import grpc_dial
+from runtime.send_queue import SendQueue, exchange
 
 log = structlog.get_logger(__name__)
 
@@ -27,7 +28,7 @@ SLOT_MAX = 2**32
 
 
 class Receiver(Protocol):
-    """Gets what becomes of one order. Nothing follows a failure or an output with a finish."""
+    """Gets what becomes of one submission. Nothing follows a failure or an output with a finish."""
 
     def on_output(self, output: WorkerOutput) -> None:
         """The worker produced something."""
@@ -49,39 +50,38 @@ class LinkOptions(msgspec.Struct, frozen=True, kw_only=True):
     handoff_renew_interval_s: float
 
 
-class _Submission(msgspec.Struct, frozen=True):
+class _Queued(msgspec.Struct, frozen=True):
     slot: int
-    order: WorkOrder
+    submission: Submission
     queued_at_s: float
 
 
-_Item = _Submission | worker_pb2.AttachRequest
+_Item = _Queued | worker_pb2.AttachRequest
 
 
 class WorkerLink:
-    """Orders may be submitted before the stream is open; they wait for it, and fail with it."""
+    """Submissions may be submitted before the stream is open; they wait for it, and fail with it."""
 
-    def __init__(self, worker: Placement, options: LinkOptions) -> None:
+    def __init__(self, worker: Placement, options: LinkOptions, dial: Dial) -> None:
         self.worker = worker
         self.opened = False
         self.heard_s = float("-inf")
         """When the worker last said anything, on the loop's clock."""
         self._options = options
         self._loop = asyncio.get_running_loop()
-        self._duplex: Duplex[_Item] = Duplex(
-            encode=self._encode, on_message=self._on_message, send_messages_max=options.send_messages_max
-        )
+        self._dial = dial
+        self._sending: SendQueue[_Item] = SendQueue(options.send_messages_max)
         self._slots: dict[int, Receiver] = {}
         self._aborted: collections.OrderedDict[int, Receiver] = collections.OrderedDict()
         self._leases: set[str] = set()
         self._next_slot = 1
         opening = worker_pb2.Open(front_proxy_id=options.front_proxy_id, engine_version=options.engine_version)
-        self._duplex.send(worker_pb2.AttachRequest(open=opening))
+        self._sending.put(worker_pb2.AttachRequest(open=opening))
 
     @property
     def ended(self) -> bool:
         """Whether nothing can be submitted any more."""
-        return self._duplex.ended
+        return self._sending.closed
 
     @property
     def idle(self) -> bool:
@@ -93,11 +93,11 @@ class WorkerLink:
         """Hand-offs received over this stream and not released over it."""
         return len(self._leases)
 
-    def submit(self, order: WorkOrder, receiver: Receiver) -> int:
-        """Send an order; returns its slot. A stream that is over is told through ``receiver`` at once."""
+    def submit(self, submission: Submission, receiver: Receiver) -> int:
+        """Send a submission; returns its slot. A stream that is over is told through ``receiver`` at once."""
         slot = self._free_slot()
         self._slots[slot] = receiver
-        if not self._duplex.send(_Submission(slot, order, self._loop.time())):
+        if not self._sending.put(_Queued(slot, submission, self._loop.time())):
             del self._slots[slot]
             receiver.on_failure(self._lost("the stream is over"))
         return slot
@@ -110,32 +110,38 @@ class WorkerLink:
         self._aborted[slot] = receiver
         if len(self._aborted) > ABORTED_SLOTS_MAX:
             self._aborted.popitem(last=False)
-        self._duplex.send(wire.abort(slot))
+        self._sending.put(wire.abort(slot))
 
     def release(self, handoff: KvHandoff, *, pulled: bool) -> bool:
         """Tell the worker. False when there is no stream: then the worker has released it already."""
         if handoff.lease_id not in self._leases:
             return False
         self._leases.discard(handoff.lease_id)
-        return self._duplex.send(wire.release(handoff, pulled=pulled))
+        return self._sending.put(wire.release(handoff, pulled=pulled))
 
     def renew(self, handoff: KvHandoff) -> bool:
         """Ask the worker to hold it longer. False when it was released, or there is no stream."""
-        return handoff.lease_id in self._leases and self._duplex.send(wire.renew(handoff))
+        return handoff.lease_id in self._leases and self._sending.put(wire.renew(handoff))
 
     def end(self, reason: str) -> None:
         """End the stream soon; what runs on it fails."""
-        self._duplex.end(reason)
+        self._sending.close(Failure(kind=FailureKind.UNAVAILABLE, message=reason))
 
     async def run(self) -> str:
         """Hold the stream open until it ends; returns why."""
         reason = "the front proxy stops"
-        async with channel(self.worker.address, self._options.message_bytes_max) as connection:
-            call = worker_pb2_grpc.WorkerServiceStub(connection).Attach()
-            try:
-                reason = await self._duplex.run(call, connect_timeout_s=self._options.connect_timeout_s)
-            finally:
-                self._fail_all(reason)
+        try:
+            ended = await exchange(
+                self._dial,
+                self.worker.address,
+                self._sending,
+                encode=self._encode,
+                on_message=self._on_message,
+                first_timeout_s=self._options.connect_timeout_s,
+            )
+            reason = str(ended)
+        finally:
+            self._fail_all(reason)
         return reason
 
     def _fail_all(self, reason: str) -> None:
@@ -151,7 +157,7 @@ class WorkerLink:
         return Failure(kind=FailureKind.UNAVAILABLE, message=text, reached=self.opened)
 
     def _free_slot(self) -> int:
-        # Never the number of a slot that just ended: a delta still on its way must not reach the next order.
+        # Never the number of a slot that just ended: a delta still on its way must not reach the next submission.
         while self._next_slot in self._slots or self._next_slot in self._aborted:
             self._next_slot = self._next_slot % (SLOT_MAX - 1) + 1
         slot = self._next_slot
@@ -159,23 +165,23 @@ class WorkerLink:
         return slot
 
     def _encode(self, item: _Item) -> worker_pb2.AttachRequest | None:
-        if not isinstance(item, _Submission):
+        if not isinstance(item, _Queued):
             return item
         if item.slot not in self._slots:
             # Aborted before it left. The abort behind it in the queue is for a slot the worker never saw.
             self._aborted.pop(item.slot, None)
             return None
         try:
-            return wire.submit(item.slot, item.order, self._loop.time() - item.queued_at_s)
+            return wire.submit(item.slot, item.submission, self._loop.time() - item.queued_at_s)
         except (ValueError, TypeError, OverflowError) as error:
             # What validation let through must cost its own request only, not the stream that all share.
-            log.exception("request cannot be put on the wire", request_id=item.order.request_id)
+            log.exception("request cannot be put on the wire", request_id=item.submission.request_id)
             text = f"The request cannot be sent to a worker: {type(error).__name__}."
             self._slots.pop(item.slot).on_failure(Failure(kind=FailureKind.INTERNAL, message=text))
             return None
 
     def _on_message(self, message: worker_pb2.AttachResponse) -> None:
-        if self._duplex.ended:
+        if self._sending.closed:
             return  # after a message that was not understood, the next would leave a gap
         self.heard_s = self._loop.time()
         if message.HasField("step"):
@@ -184,14 +190,14 @@ class WorkerLink:
             self.opened = True
             told = message.opened.worker
             if told.epoch != self.worker.epoch:
-                self._duplex.end(f"it was started again (epoch {told.epoch}, not {self.worker.epoch})")
+                self.end(f"it was started again (epoch {told.epoch}, not {self.worker.epoch})")
 
     def _on_step(self, step: worker_pb2.StepOutputs) -> None:
         try:
             parts = wire.token_parts(step)
         except ValueError as error:
             # Whose tokens they are cannot be known: all that runs here goes on elsewhere.
-            self._duplex.end(f"its message makes no sense: {error}")
+            self.end(f"its message makes no sense: {error}")
             return
         for slot, token_ids in parts:
             receiver = self._slots.get(slot) or self._aborted.get(slot)
@@ -231,23 +237,28 @@ class WorkerLinks:
         retry_after_s: float,
         spawn: Callable[[WorkerLink], None],
         on_lost: Callable[[Placement, str], None],
+        dial: Dial | None = None,
     ) -> None:
         self._options = options
+        self._dial = dial or grpc_dial(
+            lambda channel: worker_pb2_grpc.WorkerServiceStub(channel).Attach(),
+            message_bytes_max=options.message_bytes_max,
+        )
         self._retry_after_s = retry_after_s
         self._spawn = spawn
         self._on_lost = on_lost
         self._links: dict[tuple[str, int], WorkerLink] = {}
         self._not_before_s: dict[tuple[str, int], float] = {}
         self._loop = asyncio.get_running_loop()
-        self._keeper = LeaseKeeper(options.handoff_renew_interval_s, self._renew)
+        self._keeper = LeaseRenewer(options.handoff_renew_interval_s, self._renew)
 
     @property
     def leases_held(self) -> int:
         """Hand-offs received and not let go, over all workers."""
         return sum(link.leases_held for link in self._links.values())
 
-    def submit(self, worker: Placement, order: WorkOrder, receiver: Receiver) -> int:
-        """Send an order to a worker, connecting first where needed; returns its slot there."""
+    def submit(self, worker: Placement, submission: Submission, receiver: Receiver) -> int:
+        """Send a submission to a worker, connecting first where needed; returns its slot there."""
         key = (worker.worker_id, worker.epoch)
         link = self._links.get(key)
         if link is None or link.ended:
@@ -255,15 +266,15 @@ class WorkerLinks:
                 text = f"Worker {worker.worker_id} could not be reached a moment ago."
                 receiver.on_failure(Failure(kind=FailureKind.UNAVAILABLE, message=text, reached=False))
                 return 0
-            link = WorkerLink(worker, self._options)
+            link = WorkerLink(worker, self._options, self._dial)
             self._links[key] = link
             self._spawn(link)
-        if order.handoff is not None:
-            self._keeper.keep(order.handoff)
-        return link.submit(order, receiver)
+        if submission.handoff is not None:
+            self._keeper.keep(submission.handoff)
+        return link.submit(submission, receiver)
 
     def abort(self, worker: Placement, slot: int) -> None:
-        """Stop an order's work."""
+        """Stop a submission's work."""
         link = self._links.get((worker.worker_id, worker.epoch))
         if link is not None:
             link.abort(slot)

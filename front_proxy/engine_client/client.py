@@ -27,7 +27,7 @@ from front_proxy.engine_client.errors import to_vllm
 from front_proxy.engine_client.sampling import drop_forbidden
 from front_proxy.engine_client.sequences import Sequences, SequenceSource
 from front_proxy.engine_client.serving_metrics import REFUSALS
-from front_proxy.gateway.request_context import NOTES
+from front_proxy.gateway.request_context import REQUEST_CONTEXT
 from runtime.failures import Failure, FailureError, FailureKind
 
 TASKS = ("generate",)
@@ -238,9 +238,9 @@ def _check_wire(request: EngineCoreRequest, name_characters_max: int) -> None:
 
 
 def _refusal(failure: Failure) -> Exception:
-    """The exception for vLLM's app; the HTTP layer reads the failure itself from the notes, gRPC from the cause."""
-    if (notes := NOTES.get()) is not None:
-        notes.failure = failure
+    """The exception for vLLM's app; the HTTP layer reads the failure itself from the context, gRPC from the cause."""
+    if (context := REQUEST_CONTEXT.get()) is not None:
+        context.failure = failure
     error = to_vllm(failure)
     error.__cause__ = FailureError(failure)
     return error

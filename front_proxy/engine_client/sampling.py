@@ -80,24 +80,24 @@ class Rest:
     def __init__(self, whole: SamplingParams) -> None:
         self._whole = whole
 
-    def first(self, shown_tokens: int) -> bytes:
+    def first(self, resume_tokens: int) -> bytes:
         """One token behind so many."""
-        wire = self._behind(shown_tokens)
+        wire = self._behind(resume_tokens)
         wire.max_tokens = 1
         wire.min_tokens = min(wire.min_tokens, 1)
         return _encoder.encode(wire)
 
-    def rest(self, shown_tokens: int) -> bytes:
+    def rest(self, resume_tokens: int) -> bytes:
         """All behind so many."""
-        assert shown_tokens >= 1, shown_tokens
-        return _encoder.encode(self._behind(shown_tokens))
+        assert resume_tokens >= 1, resume_tokens
+        return _encoder.encode(self._behind(resume_tokens))
 
-    def _behind(self, shown_tokens: int) -> SamplingParams:
+    def _behind(self, resume_tokens: int) -> SamplingParams:
         wire = copy(self._whole)
-        assert wire.max_tokens is not None and 0 <= shown_tokens < wire.max_tokens, (shown_tokens, wire.max_tokens)
-        wire.max_tokens -= shown_tokens
-        wire.min_tokens = max(wire.min_tokens - shown_tokens, 0)
-        if shown_tokens:
+        assert wire.max_tokens is not None and 0 <= resume_tokens < wire.max_tokens, (resume_tokens, wire.max_tokens)
+        wire.max_tokens -= resume_tokens
+        wire.min_tokens = max(wire.min_tokens - resume_tokens, 0)
+        if resume_tokens:
             # The prompt's own facts were told with the first token, and what was shown is no part of it.
             wire.prompt_logprobs = None
             wire.skip_reading_prefix_cache = False

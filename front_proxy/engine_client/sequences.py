@@ -19,14 +19,14 @@ from front_proxy.engine_client import private
 from front_proxy.engine_client.outputs import core_output, prefill_stats
 from front_proxy.engine_client.sampling import encode
 from front_proxy.engine_client.serving_metrics import RENDER_S, SEQUENCES
-from front_proxy.gateway.request_context import CLOCK, NOTES
+from front_proxy.gateway.request_context import CLOCK, REQUEST_CONTEXT
 from front_proxy.request.generation import GenerationDelta, GenerationRequest
 from runtime.failures import Failure, FailureError, FailureKind
 
 REPLAY_SEED_BITS = 63
 
 
-class ClusterFacts(Protocol):
+class ClusterInfo(Protocol):
     """What is asked of a view of the cluster."""
 
     @property
@@ -67,7 +67,7 @@ class SequenceSource(Protocol):
         """Nothing starts before the first delta is asked for."""
         ...
 
-    def cluster(self) -> ClusterFacts:
+    def cluster(self) -> ClusterInfo:
         """The latest view."""
         ...
 
@@ -184,10 +184,10 @@ class Sequences:
     def _generation(self, request: EngineCoreRequest, child: _Child | None = None) -> GenerationRequest:
         params = request.sampling_params
         encodings = encode(params, replay_seed=secrets.randbits(REPLAY_SEED_BITS) if self._seed_for_replay else None)
-        notes = NOTES.get()
-        if notes is not None and notes.render_s is None:
-            notes.render_s = CLOCK.monotonic_s() - notes.started_s
-            RENDER_S.observe(notes.render_s)
+        context = REQUEST_CONTEXT.get()
+        if context is not None and context.render_s is None:
+            context.render_s = CLOCK.monotonic_s() - context.started_s
+            RENDER_S.observe(context.render_s)
         SEQUENCES.labels("decode" if encodings.continuation is None else "prefill").inc()
         kwargs = request.reasoning_parser_kwargs
         return GenerationRequest(
@@ -198,11 +198,11 @@ class Sequences:
             continuation=encodings.continuation,
             output_tokens_max=params.max_tokens,
             priority=request.priority,
-            priority_class="" if notes is None else notes.asker.priority_class,
-            tenant="" if notes is None else notes.asker.tenant,
+            priority_class="" if context is None else context.caller.priority_class,
+            tenant="" if context is None else context.caller.tenant,
             cache_salt=request.cache_salt,
             session_id=request.session_id,
-            deadline_s=None if notes is None else notes.deadline_s,
+            deadline_s=None if context is None else context.deadline_s,
             trace_headers=request.trace_headers,
             reasoning_ended=request.reasoning_ended,
             reasoning_parser_kwargs=b"" if kwargs is None else msgspec.msgpack.encode(kwargs),
@@ -219,8 +219,8 @@ class Sequences:
         stats = None
         if not child.started:
             child.started = True
-            if (notes := NOTES.get()) is not None:
-                notes.shown = True
+            if (context := REQUEST_CONTEXT.get()) is not None:
+                context.delivered = True
             stats = prefill_stats(len(request.prompt_token_ids), child.cached_tokens or 0, self._block_size_tokens)
         self._output_processor.process_outputs([core_output(request.request_id, delta, stats)])
 
@@ -248,9 +248,9 @@ def _note(child: _Child, delta: GenerationDelta) -> None:
         child.cached_tokens = delta.cached_tokens
     if child.decode_worker is None:
         child.decode_worker = delta.decode_worker
-    notes = NOTES.get()
-    if notes is not None and notes.phases is None:
-        notes.phases = delta.phases
+    context = REQUEST_CONTEXT.get()
+    if context is not None and context.phases is None:
+        context.phases = delta.phases
 
 
 def _unfinished(request: EngineCoreRequest) -> FailureError:

@@ -11,23 +11,23 @@ from collections.abc import Iterable
 import msgspec
 
 from runtime.failures import Failure, FailureError, FailureKind
+from runtime.priority_class import PriorityClass
 
 TENANT_HEADER = b"x-baton-tenant"
 PRIORITY_HEADER = b"x-baton-priority"
-PRIORITY_CLASSES = ("interactive", "default", "batch")
 _KEY_PREFIX = "key-"
 _DIGEST_BYTES = 8
 _TENANT_CHARACTERS_MAX = 64
 
 
-class Asker(msgspec.Struct, frozen=True, kw_only=True):
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """``tenant`` shares the cluster with other tenants; ``priority_class`` empty: by the request's priority number."""
 
     tenant: str = ""
     priority_class: str = ""
 
 
-def asker(headers: Iterable[tuple[bytes, bytes]]) -> Asker:
+def caller(headers: Iterable[tuple[bytes, bytes]]) -> Caller:
     """Who asks. An API key is proof and goes before the header, which anybody can write.
 
     Raises FailureError (BAD_REQUEST) for a class that is none: as another one it would be missed only under overload.
@@ -48,30 +48,30 @@ def asker(headers: Iterable[tuple[bytes, bytes]]) -> Asker:
     elif named:
         tenant = _named(named.decode(errors="replace"))
     priority_class = wanted.decode("latin-1")
-    if priority_class and priority_class not in PRIORITY_CLASSES:
+    if priority_class and priority_class not in list(PriorityClass):
         raise unknown_class(PRIORITY_HEADER.decode(), priority_class)
-    return Asker(tenant=tenant, priority_class=priority_class)
+    return Caller(tenant=tenant, priority_class=priority_class)
 
 
-def asker_of_call(metadata: Iterable[tuple[str, str | bytes]]) -> Asker:
+def caller_of_call(metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
     """Who asks over gRPC: metadata has the headers' names and meanings."""
-    return asker((name.encode(), value.encode() if isinstance(value, str) else value) for name, value in metadata)
+    return caller((name.encode(), value.encode() if isinstance(value, str) else value) for name, value in metadata)
 
 
-def asker_of_request(call: Asker, *, tenant: str, priority_class: str) -> Asker:
+def caller_of_request(call: Caller, *, tenant: str, priority_class: str) -> Caller:
     """Who asks with one of a call's requests: what it says itself goes before what the call says, but not before a key.
 
-    ``priority_class`` is one of PRIORITY_CLASSES, or empty as ``tenant`` may be: as the call says.
+    ``priority_class`` is a PriorityClass, or empty as ``tenant`` may be: as the call says.
     """
     if not tenant and not priority_class:
         return call
     named = _named(tenant) if tenant and not call.tenant.startswith(_KEY_PREFIX) else call.tenant
-    return Asker(tenant=named, priority_class=priority_class or call.priority_class)
+    return Caller(tenant=named, priority_class=priority_class or call.priority_class)
 
 
 def unknown_class(field: str, value: str) -> FailureError:
     """The refusal of ``value``, which is no priority class."""
-    known = ", ".join(PRIORITY_CLASSES)
+    known = ", ".join(PriorityClass)
     message = f"{field} must be one of {known}, got {value[:_TENANT_CHARACTERS_MAX]!r}."
     return FailureError(Failure(kind=FailureKind.BAD_REQUEST, message=message))
 

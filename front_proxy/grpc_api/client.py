@@ -20,11 +20,6 @@ GenerateResponse = inference_pb2.GenerateResponse
 SamplingOptions = inference_pb2.SamplingOptions
 PriorityClass = Literal["interactive", "default", "batch"]
 
-_PRIORITY_CLASSES: dict[PriorityClass, inference_pb2.PriorityClass] = {
-    "interactive": inference_pb2.PRIORITY_CLASS_INTERACTIVE,
-    "default": inference_pb2.PRIORITY_CLASS_DEFAULT,
-    "batch": inference_pb2.PRIORITY_CLASS_BATCH,
-}
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 CONNECT_TIMEOUT_S = 120.0
 
@@ -210,7 +205,7 @@ def request(
         tenant=tenant,
     )
     if priority_class is not None:
-        message.priority_class = _PRIORITY_CLASSES[priority_class]
+        message.priority_class = getattr(inference_pb2, f"PRIORITY_CLASS_{priority_class.upper()}")
     if isinstance(prompt, str):
         message.text = prompt
     else:

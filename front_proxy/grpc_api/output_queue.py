@@ -14,7 +14,7 @@ FRAME_BYTES = 16
 """More than the tag and the length that a message costs inside of another one."""
 
 
-class ManyOutputs:
+class OutputQueue:
     """``count_max`` items and ``bytes_max`` bytes and an item may wait; refusals and aborts, all short, add to it."""
 
     def __init__(self, *, count_max: int, bytes_max: int, message_bytes_max: int) -> None:

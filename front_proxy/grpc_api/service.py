@@ -13,18 +13,17 @@ import msgspec
 import structlog
 
 from front_proxy.engine_client.serving_metrics import GRPC_STREAMS
-from front_proxy.gateway.identity import Asker, asker_of_call, asker_of_request, unknown_class
-from front_proxy.grpc_api.output_queue import ManyOutputs
+from front_proxy.gateway.identity import Caller, caller_of_call, caller_of_request, unknown_class
+from front_proxy.grpc_api.output_queue import OutputQueue
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from runtime.failures import Failure, FailureError, FailureKind
 from runtime.grpc_errors import abort, code_of
+from runtime.priority_class import PriorityClass
 
 SERVICE = "baton.inference.v1.InferenceService"
 NO_DEADLINE_S = 365 * 24 * 3600.0
-_PRIORITY_CLASSES: dict[int, str] = {
-    inference_pb2.PRIORITY_CLASS_INTERACTIVE: "interactive",
-    inference_pb2.PRIORITY_CLASS_DEFAULT: "default",
-    inference_pb2.PRIORITY_CLASS_BATCH: "batch",
+_PRIORITY_CLASSES = {
+    int(inference_pb2.PriorityClass.Value(f"PRIORITY_CLASS_{each.name}")): each.value for each in PriorityClass
 }
 _MESSAGE_CHARACTERS_MAX = 4096
 _NAMES = ("request_id", "tenant", "session_id", "cache_salt")
@@ -48,7 +47,7 @@ class Inference(Protocol):
         ...
 
     def generate(
-        self, request: inference_pb2.GenerateRequest, *, asker: Asker, deadline_s: float | None
+        self, request: inference_pb2.GenerateRequest, *, caller: Caller, deadline_s: float | None
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """Responses, the last one with usage. Raises FailureError; closing it cancels the work."""
         ...
@@ -84,10 +83,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         with GRPC_STREAMS.labels("Generate").track_inprogress():
             try:
                 _check_names(request, self._bounds.name_characters_max)
-                asker = _asker(_caller(context), request)
+                caller = _caller_of(_caller(context), request)
             except FailureError as error:
                 await abort(context, error.failure)
-            responses = self._inference.generate(request, asker=asker, deadline_s=_time_left_s(context))
+            responses = self._inference.generate(request, caller=caller, deadline_s=_time_left_s(context))
             try:
                 async for response in responses:
                     yield response
@@ -136,12 +135,12 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 class _ManySession:
     """The state of one GenerateMany stream."""
 
-    def __init__(self, inference: Inference, caller: Asker, bounds: StreamBounds) -> None:
+    def __init__(self, inference: Inference, caller: Caller, bounds: StreamBounds) -> None:
         self._inference = inference
         self._caller = caller
         self._bounds = bounds
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._outputs = ManyOutputs(
+        self._outputs = OutputQueue(
             count_max=bounds.outputs_max,
             bytes_max=bounds.output_bytes_max,
             message_bytes_max=bounds.message_bytes_max,
@@ -190,7 +189,7 @@ class _ManySession:
         name = request.request_id
         try:
             _check_names(request, self._bounds.name_characters_max)
-            asker = _asker(self._caller, request)
+            caller = _caller_of(self._caller, request)
         except FailureError as error:
             self._fail(name[: self._bounds.name_characters_max], error.failure)
             return
@@ -203,14 +202,14 @@ class _ManySession:
             self._fail(name, Failure(kind=FailureKind.EXHAUSTED, message=message, retry_after_s=retry))
         else:
             ended: set[int] = set()
-            task = asyncio.create_task(self._run(request, asker, ended), name=f"generate {name}")
+            task = asyncio.create_task(self._run(request, caller, ended), name=f"generate {name}")
             self._running[name] = task
             task.add_done_callback(lambda task: self._on_done(request, ended, task))
 
-    async def _run(self, request: inference_pb2.GenerateRequest, asker: Asker, ended: set[int]) -> None:
+    async def _run(self, request: inference_pb2.GenerateRequest, caller: Caller, ended: set[int]) -> None:
         """Answer one request; the choices that finished are added to ``ended``."""
         name = request.request_id
-        responses = self._inference.generate(request, asker=asker, deadline_s=None)
+        responses = self._inference.generate(request, caller=caller, deadline_s=None)
         try:
             async for response in responses:
                 ended.update(choice.index for choice in response.choices if choice.finish_reason)
@@ -254,16 +253,16 @@ class _ManySession:
         self._changed.set()
 
 
-def _caller(context: Context) -> Asker:
-    return asker_of_call(context.invocation_metadata() or ())
+def _caller(context: Context) -> Caller:
+    return caller_of_call(context.invocation_metadata() or ())
 
 
-def _asker(caller: Asker, request: inference_pb2.GenerateRequest) -> Asker:
+def _caller_of(caller: Caller, request: inference_pb2.GenerateRequest) -> Caller:
     """On whose behalf it comes. Raises FailureError for a class that is none."""
     number = request.priority_class
     if number and number not in _PRIORITY_CLASSES:
         raise unknown_class("priority_class", str(number))
-    return asker_of_request(caller, tenant=request.tenant, priority_class=_PRIORITY_CLASSES.get(number, ""))
+    return caller_of_request(caller, tenant=request.tenant, priority_class=_PRIORITY_CLASSES.get(number, ""))
 
 
 def _check_names(request: inference_pb2.GenerateRequest, characters_max: int) -> None:

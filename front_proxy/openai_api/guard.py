@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from front_proxy.engine_client.serving_metrics import DROPPED_FIELDS, REFUSALS
-from front_proxy.gateway.identity import asker
-from front_proxy.gateway.request_context import CLOCK, NOTES, RequestNotes, phases_ms, server_timing
+from front_proxy.gateway.identity import caller
+from front_proxy.gateway.request_context import CLOCK, REQUEST_CONTEXT, RequestContext, phases_ms, server_timing
 from runtime.failure_status import STATUS
 from runtime.failures import Failure, FailureError, FailureKind
 
@@ -100,9 +100,9 @@ class HttpGuard:
                 self.idle.set()
 
     async def _forward(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        notes = RequestNotes(CLOCK.monotonic_s())
+        context = RequestContext(CLOCK.monotonic_s())
         try:
-            notes.asker = asker(scope["headers"])
+            context.caller = caller(scope["headers"])
         except FailureError as error:
             await self._refuse(scope, send, "bad_header", HTTPStatus.BAD_REQUEST, error.failure.message)
             return
@@ -138,10 +138,10 @@ class HttpGuard:
                 (name, str(len(body)).encode() if name == b"content-length" else value) for name, value in headers
             ]
             receive = _replay(body, receive)
-        token = NOTES.set(notes)
+        token = REQUEST_CONTEXT.set(context)
         response = _Response(
             send,
-            notes,
+            context,
             path=scope["path"],
             explain=explain,
             retry_after_s=self._bounds.retry_after_s,
@@ -150,7 +150,7 @@ class HttpGuard:
         try:
             await self._app({**scope, "headers": headers}, receive, response.send)
         finally:
-            NOTES.reset(token)
+            REQUEST_CONTEXT.reset(token)
 
     async def _body(self, receive: Receive) -> bytes | None:
         """The whole body; None when it is longer than the bound."""
@@ -188,7 +188,7 @@ class _Response:
     def __init__(
         self,
         send: Send,
-        notes: RequestNotes,
+        context: RequestContext,
         *,
         path: str,
         explain: bool,
@@ -197,7 +197,7 @@ class _Response:
     ) -> None:
         self._send = send
         self._retiring = retiring
-        self._notes = notes
+        self._context = context
         self._path = path
         self._explain = explain
         self._retry_after_s = retry_after_s
@@ -227,10 +227,10 @@ class _Response:
         if self._retiring():
             headers.append((b"connection", b"close"))
         if message["status"] in _RETRY_STATUSES and b"retry-after" not in names:
-            headers.append((b"retry-after", _retry_after(self._notes.failure, self._retry_after_s)))
+            headers.append((b"retry-after", _retry_after(self._context.failure, self._retry_after_s)))
         kind = next((value for name, value in headers if name.lower() == b"content-type"), b"")
         self._streaming = kind.startswith(b"text/event-stream")
-        if self._explain and not self._streaming and (timing := server_timing(self._notes)):
+        if self._explain and not self._streaming and (timing := server_timing(self._context)):
             headers.append((b"server-timing", timing.encode()))
         started = {**message, "headers": headers}
         if self._streaming:
@@ -241,8 +241,8 @@ class _Response:
 
     async def _body(self, message: Message) -> None:
         if self._held is not None:
-            failure = self._notes.failure
-            if failure is not None and not self._notes.shown and failure.kind in _STATUS_BEFORE_STREAM:
+            failure = self._context.failure
+            if failure is not None and not self._context.delivered and failure.kind in _STATUS_BEFORE_STREAM:
                 self._replaced = True
                 status = HTTPStatus(STATUS[failure.kind].http_status)
                 retry_after_s = failure.retry_after_s or self._retry_after_s
@@ -252,7 +252,7 @@ class _Response:
             self._held = None
             self._passing = not self._explain
         last = not message.get("more_body", False)
-        if last and self._streaming and self._explain and (phases := phases_ms(self._notes)):
+        if last and self._streaming and self._explain and (phases := phases_ms(self._context)):
             comment = f": baton {json.dumps(phases)}\n\n".encode()
             message = {**message, "body": message.get("body", b"") + comment}
         await self._send(message)

@@ -1,4 +1,4 @@
-"""The vocabulary of PlanDesk: what it is told and what it wants done. Holds values only."""
+"""The vocabulary of PlanClient: what it is told and what it wants done. Holds values only."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def requested(session: int, plan_id: int, question: PlanQuestion) -> PlanRequest
     )
 
 
-class Asked(msgspec.Struct, frozen=True, gc=False):
+class PlanNeeded(msgspec.Struct, frozen=True, gc=False):
     """A request asks where to run. ``plan_id`` was never used before by this front proxy."""
 
     plan_id: int
     question: PlanQuestion
 
 
-class Ended(msgspec.Struct, frozen=True, gc=False):
+class PlanEnded(msgspec.Struct, frozen=True, gc=False):
     """A request needs a plan no more, whether it was answered or not."""
 
     plan_id: int
@@ -70,11 +70,11 @@ class Suspected(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Dialled(msgspec.Struct, frozen=True):
-    """A stream was begun to the address that ``PlanDesk.address`` names. Nothing came on it yet."""
+class StreamDialled(msgspec.Struct, frozen=True):
+    """A stream was begun to the address that ``PlanClient.address`` names. Nothing came on it yet."""
 
 
-class Granted(msgspec.Struct, frozen=True, gc=False):
+class PlanGranted(msgspec.Struct, frozen=True, gc=False):
     """The scheduler placed a request."""
 
     plan_id: int
@@ -84,14 +84,14 @@ class Granted(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
-class Refused(msgspec.Struct, frozen=True):
+class PlanRejected(msgspec.Struct, frozen=True):
     """The scheduler has no place for a request; nothing is reserved."""
 
     plan_id: int
     failure: Failure
 
 
-class ToldToWait(msgspec.Struct, frozen=True):
+class PlanQueued(msgspec.Struct, frozen=True):
     """The request is in the scheduler's queue, which answers within that time."""
 
     plan_id: int
@@ -105,10 +105,10 @@ class ViewShown(msgspec.Struct, frozen=True):
     recovering: bool = False
 
 
-class Heard(msgspec.Struct, frozen=True, gc=False):
+class MessageReceived(msgspec.Struct, frozen=True, gc=False):
     """A message of the scheduler. ``word`` None: one that this version does not know."""
 
-    word: Granted | Refused | ToldToWait | ViewShown | None
+    word: PlanGranted | PlanRejected | PlanQueued | ViewShown | None
     leader_epoch: int = 0
     """Which leadership it speaks for; 0: there is only one scheduler."""
 
@@ -121,31 +121,33 @@ class StreamLost(msgspec.Struct, frozen=True):
     """The peer did not even refuse."""
 
 
-class Woke(msgspec.Struct, frozen=True):
-    """The time that ``PlanDesk.wake_s`` names has come. Told too early or once too often it changes nothing."""
+class TimerFired(msgspec.Struct, frozen=True):
+    """The time that ``PlanClient.wake_s`` names has come. Told too early or once too often it changes nothing."""
 
 
 class Closed(msgspec.Struct, frozen=True):
     """The front proxy stops: nothing more is dialled."""
 
 
-DeskEvent = Asked | Ended | Suspected | Dialled | Heard | StreamLost | Woke | Closed
+PlanClientEvent = (
+    PlanNeeded | PlanEnded | Suspected | StreamDialled | MessageReceived | StreamLost | TimerFired | Closed
+)
 
 
 class AnswerPlan(msgspec.Struct, frozen=True, gc=False):
-    """Tell who asked for ``plan.plan_id`` where it may run. ``here``: planned without the scheduler."""
+    """Tell who asked for ``plan.plan_id`` where it may run. ``local``: planned without the scheduler."""
 
     plan: RunningPlan
     reason: str
-    here: bool = False
+    local: bool = False
 
 
 class AnswerRefusal(msgspec.Struct, frozen=True):
-    """Tell who asked that it may not run, or that nobody answered in time. ``here`` as above."""
+    """Tell who asked that it may not run, or that nobody answered in time. ``local`` as above."""
 
     plan_id: int
     failure: Failure
-    here: bool = False
+    local: bool = False
 
 
 class SendQuestion(msgspec.Struct, frozen=True, gc=False):
@@ -219,7 +221,7 @@ class OutageOver(msgspec.Struct, frozen=True):
     plans_made: int
 
 
-DeskAction = (
+PlanClientAction = (
     AnswerPlan
     | AnswerRefusal
     | SendQuestion

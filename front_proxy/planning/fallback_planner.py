@@ -3,7 +3,7 @@
 It keeps what runs at all times, and a core of its own for as long as an outage lasts. The load that the view shows
 counts less with time and nothing after ``load_fade_s``. What this front proxy placed is reserved until it ends. Other
 front proxies do the same unseen, so the workers' own admission has the last word. A request is placed or refused:
-nothing is queued here. ``plan_desk`` decides when to plan here.
+nothing is queued here. ``plan_client`` decides when to plan here.
 """
 
 from __future__ import annotations

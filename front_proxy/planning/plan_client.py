@@ -30,34 +30,35 @@ from front_proxy.planning.cluster_view import ClusterView
 from front_proxy.planning.events import (
     AnswerPlan,
     AnswerRefusal,
-    Asked,
     Closed,
-    DeskAction,
-    DeskEvent,
     Dial,
-    Dialled,
-    Ended,
-    Granted,
-    Heard,
     Leave,
+    MessageReceived,
     OutageBegan,
     OutageOver,
+    PlanClientAction,
+    PlanClientEvent,
+    PlanEnded,
+    PlanGranted,
+    PlanNeeded,
     PlanQuestion,
-    Refused,
+    PlanQueued,
+    PlanRejected,
     SchedulerLost,
     SendEnd,
     SendQuestion,
     SendRunning,
     SendSuspect,
+    StreamDialled,
     StreamLost,
     Suspected,
-    ToldToWait,
+    TimerFired,
     ViewChanged,
     ViewShown,
-    Woke,
 )
 from front_proxy.planning.fallback_planner import FallbackPlanner
 from runtime.addresses import Addresses
+from runtime.backoff import backoff_s
 from runtime.failures import Failure, FailureKind
 from scheduler.api.actions import ReplyRefusal
 from scheduler.api.chance import Random
@@ -65,11 +66,11 @@ from scheduler.api.events import RunningPlan
 from scheduler.config import SchedulerConfig
 
 NEVER_S = float("inf")
-HERE = "degraded"
+LOCAL = "degraded"
 """Reason of a plan that was made here."""
 
 
-class DeskBounds(msgspec.Struct, frozen=True, kw_only=True):
+class PlanClientLimits(msgspec.Struct, frozen=True, kw_only=True):
     """``front_proxy/config.py`` documents each."""
 
     plan_timeout_s: float
@@ -100,11 +101,11 @@ class _Pending(msgspec.Struct, gc=False):
         return self.question.ask.resumed
 
 
-class PlanDesk:
-    """Feed it events, do what the actions say in order, and tell it ``Woke`` at ``wake_s``."""
+class PlanClient:
+    """Feed it events, do what the actions say in order, and tell it ``TimerFired`` at ``wake_s``."""
 
     def __init__(
-        self, bounds: DeskBounds, *, addresses: str, view: ClusterView, policy: SchedulerConfig, rng: Random
+        self, bounds: PlanClientLimits, *, addresses: str, view: ClusterView, policy: SchedulerConfig, rng: Random
     ) -> None:
         """``addresses``: of the scheduler, or of several with commas between them. ``policy``: its settings."""
         self.wake_s = NEVER_S
@@ -122,7 +123,7 @@ class PlanDesk:
         self._opened = False
         self._silent = False
         self._tell_s = NEVER_S
-        self._pause_s = bounds.backoff_min_s
+        self._dials_failed = 0
 
     @property
     def connected(self) -> bool:
@@ -149,21 +150,21 @@ class PlanDesk:
         """Questions that wait for their answer."""
         return len(self._pending)
 
-    def handle(self, event: DeskEvent, now_s: float) -> Sequence[DeskAction]:
+    def handle(self, event: PlanClientEvent, now_s: float) -> Sequence[PlanClientAction]:
         """What follows from one event."""
         match event:
-            case Asked():
+            case PlanNeeded():
                 return self._ask(event, now_s)
-            case Heard():
+            case MessageReceived():
                 return self._hear(event, now_s)
-            case Ended():
+            case PlanEnded():
                 return self._end(event, now_s)
             case Suspected(worker_id=worker_id, epoch=epoch, reason=reason):
                 self._plans.suspect(worker_id, epoch, reason, now_s)
                 return (SendSuspect(worker_id, epoch, reason),) if self.connected else ()
-            case Woke():
+            case TimerFired():
                 return self._wake(now_s)
-            case Dialled():
+            case StreamDialled():
                 assert not self._opened, "a stream is dialled while one is open"
                 return ()
             case StreamLost():
@@ -175,7 +176,7 @@ class PlanDesk:
 
     # Of the requests
 
-    def _ask(self, event: Asked, now_s: float) -> Sequence[DeskAction]:
+    def _ask(self, event: PlanNeeded, now_s: float) -> Sequence[PlanClientAction]:
         plan_id = event.plan_id
         assert plan_id not in self._pending and plan_id not in self._plans.running, plan_id
         possible = self._plans.possible(now_s)
@@ -189,7 +190,7 @@ class PlanDesk:
         self._wake_by(pending.due_s)
         return ()
 
-    def _end(self, event: Ended, now_s: float) -> Sequence[DeskAction]:
+    def _end(self, event: PlanEnded, now_s: float) -> Sequence[PlanClientAction]:
         """Of a question not answered yet, its answer is freed too: the stream keeps their order."""
         pending = self._pending.pop(event.plan_id, None)
         self._plans.ended(event.plan_id, event.outcome, event.output_tokens, now_s)
@@ -205,19 +206,19 @@ class PlanDesk:
         """Whether the scheduler is asked. One that is recovering may know less than we do."""
         return self.connected and not self._view.knows_more
 
-    def _hear(self, event: Heard, now_s: float) -> Sequence[DeskAction]:
+    def _hear(self, event: MessageReceived, now_s: float) -> Sequence[PlanClientAction]:
         if 0 < event.leader_epoch < self._leader_epoch:
             return (Leave("it led once, and another one leads now"),)
         self._leader_epoch = max(self._leader_epoch, event.leader_epoch)
-        actions: list[DeskAction] = [] if self.connected else self._catch_up(now_s)
+        actions: list[PlanClientAction] = [] if self.connected else self._catch_up(now_s)
         match event.word:
-            case Granted():
+            case PlanGranted():
                 self._grant(event.word, actions, now_s)
-            case Refused(plan_id=plan_id, failure=failure):
+            case PlanRejected(plan_id=plan_id, failure=failure):
                 # Its request may have left: then its end was sent already.
                 if self._pending.pop(plan_id, None) is not None:
                     actions.append(AnswerRefusal(plan_id, failure))
-            case ToldToWait(plan_id=plan_id, wait_max_s=wait_max_s):
+            case PlanQueued(plan_id=plan_id, wait_max_s=wait_max_s):
                 self._queue(plan_id, wait_max_s, now_s)
             case ViewShown():
                 actions.extend(self._see(event.word, now_s))
@@ -229,7 +230,7 @@ class PlanDesk:
             actions.append(OutageOver(self._plans.resume()))
         return actions
 
-    def _catch_up(self, now_s: float) -> list[DeskAction]:
+    def _catch_up(self, now_s: float) -> list[PlanClientAction]:
         """It speaks, for the first time or again: say what runs, and ask what it was not asked yet.
 
         A scheduler releases everything of a stream that ended, and on a new stream it was asked nothing.
@@ -246,7 +247,7 @@ class PlanDesk:
                 self._wake_by(now_s)
         return [self._all_that_runs()]
 
-    def _grant(self, word: Granted, actions: list[DeskAction], now_s: float) -> None:
+    def _grant(self, word: PlanGranted, actions: list[PlanClientAction], now_s: float) -> None:
         pending = self._pending.pop(word.plan_id, None)
         if pending is None:
             return
@@ -271,18 +272,18 @@ class PlanDesk:
         pending.until_s = max(pending.due_s, pending.queued_s + bounds.plan_timeout_s)
         self._wake_by(pending.due_s)
 
-    def _see(self, view: ViewShown, now_s: float) -> Sequence[DeskAction]:
+    def _see(self, view: ViewShown, now_s: float) -> Sequence[PlanClientAction]:
         change = self._view.apply(view.workers, recovering=view.recovering)
         self._plans.shown(change.told, now_s)
         return (ViewChanged(change.gone),)
 
-    def _lose(self, event: StreamLost, now_s: float) -> Sequence[DeskAction]:
+    def _lose(self, event: StreamLost, now_s: float) -> Sequence[PlanClientAction]:
         """What waits for an answer on the stream need not wait for the next one."""
-        actions: list[DeskAction] = []
+        actions: list[PlanClientAction] = []
         if self._answers:
             self._plans.still_true(now_s)
         if self._opened:
-            self._pause_s = self._bounds.backoff_min_s
+            self._dials_failed = 0
             self._addresses.served()
             actions.append(SchedulerLost(event.reason))
         self._opened = self._silent = False
@@ -292,7 +293,7 @@ class PlanDesk:
         for plan_id, pending in list(self._pending.items()):
             was_sent, pending.sent = pending.sent, False
             if not pending.resumed and possible:
-                actions.extend(self._plan_here(plan_id, now_s))
+                actions.extend(self._plan_locally(plan_id, now_s))
             elif pending.resumed and was_sent:
                 self._try_later(pending, now_s)
         actions.append(self._dial_again(event))
@@ -302,8 +303,10 @@ class PlanDesk:
         after_s = 0.0
         if self._addresses.failed(silent=event.silent):
             # Many front proxies lose one scheduler at one moment; they must not all return at one moment.
-            after_s = self._pause_s * (0.5 + 0.5 * self._rng.random())
-            self._pause_s = min(self._pause_s * 2, self._bounds.backoff_max_s)
+            self._dials_failed += 1
+            bounds = self._bounds
+            pause_s = backoff_s(self._dials_failed, min_s=bounds.backoff_min_s, max_s=bounds.backoff_max_s)
+            after_s = pause_s * (0.5 + 0.5 * self._rng.random())
         return Dial(self._addresses.current, after_s, event.reason)
 
     # Of time
@@ -312,8 +315,8 @@ class PlanDesk:
         if due_s < self.wake_s:
             self.wake_s = due_s
 
-    def _wake(self, now_s: float) -> Sequence[DeskAction]:
-        actions: list[DeskAction] = []
+    def _wake(self, now_s: float) -> Sequence[PlanClientAction]:
+        actions: list[PlanClientAction] = []
         for plan_id in [plan_id for plan_id, pending in self._pending.items() if pending.due_s <= now_s]:
             actions.extend(self._overdue(plan_id, now_s))
         if self._tell_s <= now_s:
@@ -326,7 +329,7 @@ class PlanDesk:
         self.wake_s = min(first_s, self._tell_s)
         return actions
 
-    def _overdue(self, plan_id: int, now_s: float) -> Sequence[DeskAction]:
+    def _overdue(self, plan_id: int, now_s: float) -> Sequence[PlanClientAction]:
         """No answer came in time: plan here, or give the scheduler what is left of ``plan_timeout_s``."""
         pending = self._pending[plan_id]
         if pending.sent and self._answers:
@@ -339,7 +342,7 @@ class PlanDesk:
         if possible:
             if pending.sent:
                 self._fall_silent(now_s)
-            return self._plan_here(plan_id, now_s)
+            return self._plan_locally(plan_id, now_s)
         if now_s < pending.until_s:
             pending.due_s = pending.until_s
             return ()
@@ -360,7 +363,7 @@ class PlanDesk:
             else:
                 pending.due_s = now_s
 
-    def _close(self, now_s: float) -> Sequence[DeskAction]:
+    def _close(self, now_s: float) -> Sequence[PlanClientAction]:
         failure = Failure(kind=FailureKind.UNAVAILABLE, message="The front proxy stops.")
         waiting, self._pending = list(self._pending), {}
         self._opened = self._silent = False
@@ -387,9 +390,9 @@ class PlanDesk:
     def _all_that_runs(self) -> SendRunning:
         return SendRunning(tuple(self._plans.running.values()), tuple(self._pending), complete=True)
 
-    def _plan_here(self, plan_id: int, now_s: float) -> Sequence[DeskAction]:
+    def _plan_locally(self, plan_id: int, now_s: float) -> Sequence[PlanClientAction]:
         pending = self._pending[plan_id]
-        actions = list[DeskAction]()
+        actions = list[PlanClientAction]()
         if not self._plans.active:
             why = "away" if not self._opened else "silent" if self._silent else "recovering"
             actions.append(OutageBegan(why, self._plans.view_age_s(now_s)))
@@ -405,11 +408,11 @@ class PlanDesk:
             # Behind the question on the same stream: should the answer still come, its reservation is freed.
             actions.append(SendEnd(plan_id, "failed", 0))
         if isinstance(planned, ReplyRefusal):
-            actions.append(AnswerRefusal(plan_id, planned.failure, here=True))
+            actions.append(AnswerRefusal(plan_id, planned.failure, local=True))
             return actions
         if self.connected:
             actions.append(SendRunning((planned,), (), complete=False))
-        actions.append(AnswerPlan(planned, HERE, here=True))
+        actions.append(AnswerPlan(planned, LOCAL, local=True))
         return actions
 
     def _may_wait(self, pending: _Pending, failure: Failure, now_s: float) -> bool:

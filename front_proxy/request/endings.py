@@ -54,22 +54,22 @@ def stalled(worker: Placement, waited_s: float) -> Failure:
     return Failure(kind=FailureKind.UNAVAILABLE, message=text)
 
 
-def told(worker: Placement, failure: Failure, shown_tokens: int) -> Failure:
+def told(worker: Placement, failure: Failure, delivered_tokens: int) -> Failure:
     """What the client hears: after its first token, that a worker's failure cost it the rest."""
-    if not shown_tokens or failure.kind is FailureKind.DEADLINE:
+    if not delivered_tokens or failure.kind is FailureKind.DEADLINE:
         return failure
-    text = f"Worker {worker.worker_id} failed after {shown_tokens} tokens: {failure.message}"
+    text = f"Worker {worker.worker_id} failed after {delivered_tokens} tokens: {failure.message}"
     return Failure(kind=FailureKind.UNAVAILABLE, message=text)
 
 
-def diverged(shown_tokens: int) -> Failure:
+def diverged(delivered_tokens: int) -> Failure:
     """A replay contradicts what the client has."""
-    text = f"A worker failed after {shown_tokens} tokens, and computing them again gave other ones."
+    text = f"A worker failed after {delivered_tokens} tokens, and computing them again gave other ones."
     return Failure(kind=FailureKind.INTERNAL, message=text)
 
 
-def resumption(shown_tokens: int, *, continuing: bool) -> Resumption:
+def resumption(delivered_tokens: int, *, continuing: bool) -> Resumption:
     """How the attempt behind a failed one goes on."""
-    if not shown_tokens:
+    if not delivered_tokens:
         return "restart"
     return "continue" if continuing else "replay"

@@ -16,7 +16,7 @@ Outcome = Literal["finished", "failed", "cancelled"]
 Resumption = Literal["restart", "continue", "replay"]
 
 
-class Phase(enum.Enum):
+class RequestPhase(enum.Enum):
     """Where a request stands."""
 
     NEW = "new"
@@ -121,13 +121,13 @@ def title(event: FlowEvent) -> str:
 
 
 class AskPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask the scheduler where this attempt should run. ``shown_tokens`` lengthen its prompt and are not asked for.
+    """Ask the scheduler where this attempt should run. ``resume_tokens`` lengthen its prompt and are not asked for.
 
     ``resumed``: an earlier attempt of this request failed on a worker. It waits ahead of new requests of its class.
     """
 
     attempt: int
-    shown_tokens: int = 0
+    resume_tokens: int = 0
     excluded_worker_ids: tuple[str, ...] = ()
     pinned_decode_worker: str | None = None
     prefill_only: bool = False
@@ -135,21 +135,21 @@ class AskPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StartPrefill(msgspec.Struct, frozen=True, kw_only=True):
-    """Submit prompt + ``shown`` tokens. ``whole`` uses the full sampling: this one token is the whole output."""
+    """Submit prompt + ``resume_token_ids``. ``whole`` uses the full sampling: this one token is the whole output."""
 
     attempt: int
     worker: Placement
     whole: bool
-    shown: tuple[int, ...] = ()
+    resume_token_ids: tuple[int, ...] = ()
 
 
 class StartDecode(msgspec.Struct, frozen=True, kw_only=True):
-    """Submit prompt + ``shown`` tokens; the continuation's sampling is meant when there are shown ones."""
+    """Submit prompt + ``resume_token_ids``; the continuation's sampling is meant when there are shown ones."""
 
     attempt: int
     worker: Placement
     handoff: KvHandoff | None
-    shown: tuple[int, ...]
+    resume_token_ids: tuple[int, ...]
     blocks_reserved: int
 
 
@@ -206,10 +206,10 @@ class Retried(msgspec.Struct, frozen=True, kw_only=True):
 class Diverged(msgspec.Struct, frozen=True, kw_only=True):
     """For the counters: a replay gave other tokens than those that the client has."""
 
-    shown_tokens: int
+    delivered_tokens: int
 
 
-class Finish(msgspec.Struct, frozen=True, kw_only=True):
+class FinishRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The last action of every request. ``failure`` is None when it finished."""
 
     outcome: Outcome
@@ -228,5 +228,5 @@ FlowAction = (
     | Suspect
     | Retried
     | Diverged
-    | Finish
+    | FinishRequest
 )

@@ -13,7 +13,7 @@ import collections
 from collections.abc import Callable, Sequence
 from typing import assert_never
 
-from engine.protocol import Finish as EngineFinish
+from engine.protocol import Finish
 from front_proxy.request import endings
 from front_proxy.request.endings import FINAL_KINDS
 from front_proxy.request.events import (
@@ -24,15 +24,15 @@ from front_proxy.request.events import (
     Diverged,
     Emit,
     EndPlan,
-    Finish,
+    FinishRequest,
     FlowAction,
     FlowEvent,
     HolderLost,
     Outcome,
     Output,
-    Phase,
     Planned,
     PlanRefused,
+    RequestPhase,
     Retried,
     Stalled,
     StartDecode,
@@ -42,16 +42,16 @@ from front_proxy.request.events import (
     WorkerFailed,
     title,
 )
-from front_proxy.request.generation import GenerationDelta, PromptFacts
-from front_proxy.request.handoff_slot import HeldHandoff
-from front_proxy.request.output_log import ShownTokens
-from front_proxy.request.retry_policy import Retries, RetryBounds
+from front_proxy.request.generation import GenerationDelta, PromptInfo
+from front_proxy.request.handoff_slot import HandoffSlot
+from front_proxy.request.output_log import OutputLog
+from front_proxy.request.retry_policy import RetryBounds, RetryPolicy
 from front_proxy.request.stall_detector import Awaited, awaited
 from front_proxy.request.work import Placement, Stage, WorkerOutput, broken_by
 from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure, FailureKind
 
-STORY_EVENTS_MAX = 64
+EVENT_LOG_MAX = 64
 
 
 class RequestFlow:
@@ -71,20 +71,20 @@ class RequestFlow:
         ``budget`` bounds the retries of all requests of a front proxy together.
         """
         assert output_tokens_max >= 1, output_tokens_max
-        self.phase = Phase.NEW
+        self.phase = RequestPhase.NEW
         self.attempt = 0
-        self.story: collections.deque[str] = collections.deque(maxlen=STORY_EVENTS_MAX)
+        self.event_log: collections.deque[str] = collections.deque(maxlen=EVENT_LOG_MAX)
         self._output_tokens_max = output_tokens_max
         self._continuing = continuing
         self._pinned = pinned_decode_worker
-        self._retries = Retries(bounds, budget)
-        self._shown = ShownTokens(continuing=continuing)
+        self._retry_policy = RetryPolicy(bounds, budget)
+        self._output = OutputLog(continuing=continuing)
         self._prefill_only = False
         self._plan: Planned | None = None
         self._plan_open = False
         self._orphaned = False
-        self._held = HeldHandoff()
-        self._facts = PromptFacts()
+        self._handoff_slot = HandoffSlot()
+        self._prompt = PromptInfo()
         self._last_failure: Failure | None = None
         # Workers that broke an attempt by a fault that may be the request's own, and of which part of its work.
         self._blamed: list[tuple[Stage, Suspect]] = []
@@ -92,27 +92,27 @@ class RequestFlow:
     @property
     def handoff(self) -> KvHandoff | None:
         """The hand-off that is held."""
-        return self._held.now
+        return self._handoff_slot.held
 
     @property
     def output_tokens(self) -> int:
         """Tokens shown."""
-        return len(self._shown)
+        return len(self._output)
 
     @property
     def output_tokens_of_plan(self) -> int:
         """Tokens shown in the present attempt."""
-        return self._shown.in_attempt
+        return self._output.in_attempt
 
     @property
     def running(self) -> tuple[Stage, Placement] | None:
         """The work that is under way and its worker."""
         if self._plan is None:
             return None
-        if self.phase is Phase.PREFILLING:
+        if self.phase is RequestPhase.PREFILLING:
             assert self._plan.prefill is not None
             return Stage.PREFILL, self._plan.prefill
-        if self.phase in (Phase.HANDING_OFF, Phase.DECODING):
+        if self.phase in (RequestPhase.HANDING_OFF, RequestPhase.DECODING):
             assert self._plan.decode is not None
             return Stage.DECODE, self._plan.decode
         return None
@@ -124,17 +124,17 @@ class RequestFlow:
 
     def start(self) -> Sequence[FlowAction]:
         """The first actions. Call once."""
-        assert self.phase is Phase.NEW, self.phase
+        assert self.phase is RequestPhase.NEW, self.phase
         return self._ask_plan()
 
     def handle(self, event: FlowEvent) -> Sequence[FlowAction]:
         """What to do about ``event``, in order."""
-        assert self.phase is not Phase.NEW, "start() comes first"
+        assert self.phase is not RequestPhase.NEW, "start() comes first"
         if isinstance(event, Output) and (delta := self.next_tokens(event.attempt, event.stage, event.output)):
             return [Emit(stage=event.stage, delta=delta)]
-        # A stream of tokens would push everything else out of the story, one that is replayed too.
-        if not (isinstance(event, Output) and event.output.finish is None and self.phase is Phase.DECODING):
-            self.story.append(f"{self.phase.value}/{self.attempt}: {title(event)}")
+        # A stream of tokens would push everything else out of the event_log, one that is replayed too.
+        if not (isinstance(event, Output) and event.output.finish is None and self.phase is RequestPhase.DECODING):
+            self.event_log.append(f"{self.phase.value}/{self.attempt}: {title(event)}")
         match event:
             case Planned():
                 return self._on_planned(event)
@@ -160,38 +160,38 @@ class RequestFlow:
 
         It is the whole of nearly every step of a generation, so a caller may ask here first and save the event.
         """
-        if self.phase is not Phase.DECODING or attempt != self.attempt or stage is not Stage.DECODE:
+        if self.phase is not RequestPhase.DECODING or attempt != self.attempt or stage is not Stage.DECODE:
             return None
-        if output.finish is not None or output.handoff is not None or not (self._facts.told and output.token_ids):
+        if output.finish is not None or output.handoff is not None or not (self._prompt.told and output.token_ids):
             return None
-        if not self._shown.caught_up or self._blamed:
+        if not self._output.caught_up or self._blamed:
             return None
-        self._shown.add(output.token_ids)
-        self._retries.progressed()
+        self._output.add(output.token_ids)
+        self._retry_policy.progressed()
         return GenerationDelta(token_ids=output.token_ids, logprobs=output.logprobs)
 
     def check(self) -> None:
         """Assert what must hold between events."""
-        assert 0 <= self.attempt <= self._retries.attempts_bound, self.story
-        assert (self.handoff is None) or self.phase is Phase.HANDING_OFF, self.story
-        assert self._plan_open == (self.phase not in (Phase.NEW, Phase.DONE)), self.story
-        working = self.phase in (Phase.PREFILLING, Phase.HANDING_OFF, Phase.DECODING)
-        assert (self._plan is not None) == working, self.story
-        assert self.output_tokens <= self._output_tokens_max, self.story
+        assert 0 <= self.attempt <= self._retry_policy.attempts_bound, self.event_log
+        assert (self.handoff is None) or self.phase is RequestPhase.HANDING_OFF, self.event_log
+        assert self._plan_open == (self.phase not in (RequestPhase.NEW, RequestPhase.DONE)), self.event_log
+        working = self.phase in (RequestPhase.PREFILLING, RequestPhase.HANDING_OFF, RequestPhase.DECODING)
+        assert (self._plan is not None) == working, self.event_log
+        assert self.output_tokens <= self._output_tokens_max, self.event_log
 
     def _on_planned(self, event: Planned) -> Sequence[FlowAction]:
-        if self.phase is not Phase.PLANNING or event.attempt != self.attempt:
+        if self.phase is not RequestPhase.PLANNING or event.attempt != self.attempt:
             # Its end was sent right behind the question, on the same ordered stream.
             return []
         self._plan = event
         if event.prefill is not None:
-            self.phase = Phase.PREFILLING
+            self.phase = RequestPhase.PREFILLING
             return [
                 StartPrefill(
                     attempt=self.attempt,
                     worker=event.prefill,
                     whole=self._prefill_only,
-                    shown=self._shown.given,
+                    resume_token_ids=self._output.resume_token_ids,
                 )
             ]
         if event.decode is None:
@@ -199,7 +199,7 @@ class RequestFlow:
         return self._start_decode()
 
     def _on_plan_refused(self, event: PlanRefused) -> Sequence[FlowAction]:
-        if self.phase is not Phase.PLANNING or event.attempt != self.attempt:
+        if self.phase is not RequestPhase.PLANNING or event.attempt != self.attempt:
             return []
         self._plan_open = False
         failure = event.failure
@@ -214,62 +214,62 @@ class RequestFlow:
 
     def _on_prefilled(self, event: Output) -> Sequence[FlowAction]:
         output = event.output
-        if self.phase is not Phase.PREFILLING or event.attempt != self.attempt:
-            return self._held.release_late(output.handoff)
+        if self.phase is not RequestPhase.PREFILLING or event.attempt != self.attempt:
+            return self._handoff_slot.release_late(output.handoff)
         broken = endings.broken_prefill(output)
         if broken is not None:
-            late = self._held.release_late(output.handoff)
+            late = self._handoff_slot.release_late(output.handoff)
             return [*late, *self._attempt_failed(Stage.PREFILL, broken)]
-        self._facts.note_prefill(output)
+        self._prompt.note_prefill(output)
         if output.finish is None and output.handoff is None:
             # A prefill may report facts before its token; nothing to decide yet.
             return []
-        showable = self._continuing or self._prefill_only
-        if not showable:
-            self._held.take(output.handoff)
+        deliverable = self._continuing or self._prefill_only
+        if not deliverable:
+            self._handoff_slot.hold(output.handoff)
             return self._start_decode()
         # "length" is only the prefill's own limit of one token.
         ends = self._prefill_only or (output.finish is not None and output.finish.reason == "stop")
-        emit = self._show(output, Stage.PREFILL, finish=(output.finish or EngineFinish("length")) if ends else None)
+        emit = self._deliver(output, Stage.PREFILL, finish=(output.finish or Finish("length")) if ends else None)
         assert emit is not None, "what goes on behind the shown tokens, or is the only one, repeats nothing"
         if ends:
-            late = self._held.release_late(output.handoff)
+            late = self._handoff_slot.release_late(output.handoff)
             return [emit, *self._confirm_blame(Stage.PREFILL), *late, *self._end("finished", None)]
-        self._held.take(output.handoff)
+        self._handoff_slot.hold(output.handoff)
         return [emit, *self._confirm_blame(Stage.PREFILL), *self._start_decode()]
 
     def _start_decode(self) -> Sequence[FlowAction]:
         assert self._plan is not None
         if self._plan.decode is None:
             return self._fail(endings.planless("decode worker"))
-        self.phase = Phase.HANDING_OFF
+        self.phase = RequestPhase.HANDING_OFF
         return [
             StartDecode(
                 attempt=self.attempt,
                 worker=self._plan.decode,
                 handoff=self.handoff,
-                shown=self._shown.given,
+                resume_token_ids=self._output.resume_token_ids,
                 blocks_reserved=self._plan.decode_blocks_reserved,
             )
         ]
 
     def _on_decoded(self, event: Output) -> Sequence[FlowAction]:
         output = event.output
-        if self.phase not in (Phase.HANDING_OFF, Phase.DECODING) or event.attempt != self.attempt:
-            return self._held.release_late(output.handoff)
+        if self.phase not in (RequestPhase.HANDING_OFF, RequestPhase.DECODING) or event.attempt != self.attempt:
+            return self._handoff_slot.release_late(output.handoff)
         broken = broken_by(output.finish)
         if broken is not None:
             return self._attempt_failed(Stage.DECODE, broken)
         actions: list[FlowAction] = []
         decode_worker: str | None = None
-        if self.phase is Phase.HANDING_OFF:
+        if self.phase is RequestPhase.HANDING_OFF:
             assert self._plan is not None and self._plan.decode is not None
             decode_worker = self._plan.decode.worker_id
             external_tokens = output.first.external_tokens if output.first is not None else 0
-            actions += self._held.let_go(pulled=external_tokens > 0)
-            self._facts.note(output)
-            self.phase = Phase.DECODING
-        emit = self._show(output, Stage.DECODE, finish=output.finish, decode_worker=decode_worker)
+            actions += self._handoff_slot.release(pulled=external_tokens > 0)
+            self._prompt.note(output)
+            self.phase = RequestPhase.DECODING
+        emit = self._deliver(output, Stage.DECODE, finish=output.finish, decode_worker=decode_worker)
         if emit is None:
             return [*actions, *self._diverged()]
         if emit.delta.token_ids or output.finish is not None or decode_worker is not None:
@@ -296,7 +296,7 @@ class RequestFlow:
         actions: list[FlowAction] = [AbortWork(attempt=self.attempt, stage=stage, worker=worker)]
         if self.handoff is not None:
             # Either end of the pull may be to blame.
-            self._retries.exclude(self.handoff.worker_id)
+            self._retry_policy.exclude(self.handoff.worker_id)
         return [*actions, *self._attempt_failed(stage, failure, stalled=not self._orphaned)]
 
     def _on_holder_lost(self, event: HolderLost) -> Sequence[FlowAction]:
@@ -304,7 +304,7 @@ class RequestFlow:
         handoff = self.handoff
         if handoff is not None and (handoff.worker_id, handoff.epoch) == (event.worker_id, event.epoch):
             self._orphaned = True
-            self._retries.exclude(handoff.worker_id)
+            self._retry_policy.exclude(handoff.worker_id)
         return []
 
     def _attempt_failed(self, stage: Stage, failure: Failure, *, stalled: bool = False) -> Sequence[FlowAction]:
@@ -316,21 +316,21 @@ class RequestFlow:
             self._last_failure = failure
         if self.output_tokens >= self._output_tokens_max:
             # It broke between its last token and the word that this was the last one.
-            finish = EngineFinish("length")
+            finish = Finish("length")
             return [self._emit(WorkerOutput(token_ids=[]), stage, finish=finish), *self._end("finished", None)]
         untaken = not failure.reached or (failure.kind is FailureKind.EXHAUSTED and self.output_tokens > 0)
-        uncounted = untaken and self._retries.again_untaken()
-        if failure.kind in FINAL_KINDS or not (uncounted or self._retries.again()):
+        uncounted = untaken and self._retry_policy.again_untaken()
+        if failure.kind in FINAL_KINDS or not (uncounted or self._retry_policy.again()):
             return self._fail(endings.told(worker, failure, self.output_tokens))
         if stalled or failure.kind is FailureKind.INTERNAL:
             self._blamed.append((stage, Suspect(worker=worker, reason=failure.message)))
         if failure.kind is FailureKind.STATE_LOST and self.handoff is not None:
             # It is the KV that is gone, and its holder may lose the next one too; the worker that said so is well.
-            self._retries.exclude(self.handoff.worker_id)
+            self._retry_policy.exclude(self.handoff.worker_id)
         elif not self._orphaned:
-            self._retries.exclude(worker.worker_id)
+            self._retry_policy.exclude(worker.worker_id)
         self._pinned = None
-        released = self._held.let_go(pulled=False)
+        released = self._handoff_slot.release(pulled=False)
         ended = self._end_plan("failed")
         how = endings.resumption(self.output_tokens, continuing=self._continuing)
         retried = Retried(stage=stage, failure=failure, how=how, counted=not uncounted)
@@ -350,23 +350,23 @@ class RequestFlow:
     def _diverged(self) -> Sequence[FlowAction]:
         """A replay contradicts what the client has: no answer is better than one that is put together from two."""
         failure = endings.diverged(self.output_tokens)
-        return [Diverged(shown_tokens=self.output_tokens), *self._give_up("failed", failure)]
+        return [Diverged(delivered_tokens=self.output_tokens), *self._give_up("failed", failure)]
 
     def _ask_plan(self) -> Sequence[FlowAction]:
         assert not self._plan_open
         self.attempt += 1
-        self.phase = Phase.PLANNING
+        self.phase = RequestPhase.PLANNING
         self._plan = None
         self._plan_open = True
         self._orphaned = False
-        self._shown.begin()
-        shown_tokens = len(self._shown.given)
-        self._prefill_only = self._output_tokens_max - shown_tokens == 1
+        self._output.begin()
+        resume_tokens = len(self._output.resume_token_ids)
+        self._prefill_only = self._output_tokens_max - resume_tokens == 1
         return [
             AskPlan(
                 attempt=self.attempt,
-                shown_tokens=shown_tokens,
-                excluded_worker_ids=tuple(self._retries.excluded),
+                resume_tokens=resume_tokens,
+                excluded_worker_ids=tuple(self._retry_policy.excluded),
                 pinned_decode_worker=self._pinned,
                 prefill_only=self._prefill_only,
                 resumed=self._last_failure is not None,
@@ -375,7 +375,7 @@ class RequestFlow:
 
     def _give_up(self, outcome: Outcome, failure: Failure | None) -> Sequence[FlowAction]:
         """End from outside, in whatever phase: the work still runs and must be told."""
-        if self.phase is Phase.DONE:
+        if self.phase is RequestPhase.DONE:
             return []
         running = self.running
         aborts: list[FlowAction] = []
@@ -387,12 +387,12 @@ class RequestFlow:
         return self._end("failed", failure)
 
     def _end(self, outcome: Outcome, failure: Failure | None) -> Sequence[FlowAction]:
-        assert self.phase is not Phase.DONE, self.story
-        released = self._held.let_go(pulled=False)
+        assert self.phase is not RequestPhase.DONE, self.event_log
+        released = self._handoff_slot.release(pulled=False)
         ended = self._end_plan(outcome)
-        self.phase = Phase.DONE
+        self.phase = RequestPhase.DONE
         self._plan = None
-        return [*released, *ended, Finish(outcome=outcome, failure=failure, output_tokens=self.output_tokens)]
+        return [*released, *ended, FinishRequest(outcome=outcome, failure=failure, output_tokens=self.output_tokens)]
 
     def _end_plan(self, outcome: Outcome) -> Sequence[FlowAction]:
         if not self._plan_open:
@@ -400,21 +400,21 @@ class RequestFlow:
         self._plan_open = False
         return [EndPlan(attempt=self.attempt, outcome=outcome, output_tokens=self.output_tokens_of_plan)]
 
-    def _show(
-        self, output: WorkerOutput, stage: Stage, *, finish: EngineFinish | None, decode_worker: str | None = None
+    def _deliver(
+        self, output: WorkerOutput, stage: Stage, *, finish: Finish | None, decode_worker: str | None = None
     ) -> Emit | None:
         """What of ``output`` the client has not seen; None where it contradicts what the client has."""
-        furthest = self._shown.furthest
-        fresh = self._shown.fresh(output)
+        furthest = self._output.furthest
+        fresh = self._output.fresh(output)
         if fresh is None:
             return None
-        if fresh.token_ids or self._shown.furthest > furthest:
+        if fresh.token_ids or self._output.furthest > furthest:
             # A replay that gets further than those before is on its way, and what breaks it is another fault. One that
             # always ends at the same token is no progress.
-            self._retries.progressed()
+            self._retry_policy.progressed()
         return self._emit(fresh, stage, finish=finish, decode_worker=decode_worker)
 
     def _emit(
-        self, output: WorkerOutput, stage: Stage, *, finish: EngineFinish | None, decode_worker: str | None = None
+        self, output: WorkerOutput, stage: Stage, *, finish: Finish | None, decode_worker: str | None = None
     ) -> Emit:
-        return Emit(stage=stage, delta=self._facts.delta(output, finish=finish, decode_worker=decode_worker))
+        return Emit(stage=stage, delta=self._prompt.delta(output, finish=finish, decode_worker=decode_worker))

@@ -14,11 +14,11 @@ from front_proxy.request.work import WorkerOutput
 class Continuation(Protocol):
     """Encodes the sampling of work that starts behind tokens of the output, as msgpack of vLLM's SamplingParams."""
 
-    def first(self, shown_tokens: int) -> bytes:
+    def first(self, resume_tokens: int) -> bytes:
         """The next token alone, for a prefill of prompt + shown tokens."""
         ...
 
-    def rest(self, shown_tokens: int) -> bytes:
+    def rest(self, resume_tokens: int) -> bytes:
         """All that is left, for a decode of prompt + shown tokens; at least one token is shown."""
         ...
 
@@ -52,7 +52,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Run on this decode worker alone: its prefix cache already holds the prompt."""
 
 
-class Phases(msgspec.Struct, frozen=True, kw_only=True):
+class TtftPhases(msgspec.Struct, frozen=True, kw_only=True):
     """Where the time to the client's first token went, in seconds; the six add up to it. Unused ones are 0."""
 
     plan_s: float = 0.0
@@ -92,11 +92,11 @@ class GenerationDelta(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens the worker that computed the prompt found in its prefix cache; on the first delta."""
     decode_worker: str | None = None
     """Set once the prompt's KV lies on this decode worker: siblings may be pinned there."""
-    phases: Phases | None = None
+    phases: TtftPhases | None = None
     """On the delta with the client's first token."""
 
 
-class PromptFacts:
+class PromptInfo:
     """What became known of a request's prompt; told once, with the client's first delta.
 
     The first word on each fact counts: a later attempt finds another attempt's cache.

@@ -8,36 +8,36 @@ from front_proxy.request.events import ReleaseHandoff
 from kv_transfer.handoff.handoff import KvHandoff
 
 
-class HeldHandoff:
+class HandoffSlot:
     """At most one hand-off is held; each that ever came is released exactly once."""
 
-    __slots__ = ("_let_go", "now")
+    __slots__ = ("_released", "held")
 
     def __init__(self) -> None:
-        self.now: KvHandoff | None = None
+        self.held: KvHandoff | None = None
         """The one that is held."""
-        self._let_go: set[tuple[str, int, str]] = set()
+        self._released: set[tuple[str, int, str]] = set()
 
-    def take(self, handoff: KvHandoff | None) -> None:
-        """Hold it until ``let_go``."""
-        assert self.now is None, self.now
-        self.now = handoff
+    def hold(self, handoff: KvHandoff | None) -> None:
+        """Hold it until ``release``."""
+        assert self.held is None, self.held
+        self.held = handoff
 
-    def let_go(self, *, pulled: bool) -> Sequence[ReleaseHandoff]:
+    def release(self, *, pulled: bool) -> Sequence[ReleaseHandoff]:
         """Release what is held."""
-        handoff, self.now = self.now, None
+        handoff, self.held = self.held, None
         if handoff is None:
             return []
-        self._let_go.add(_key(handoff))
+        self._released.add(_key(handoff))
         return [ReleaseHandoff(handoff=handoff, pulled=pulled)]
 
     def release_late(self, handoff: KvHandoff | None) -> Sequence[ReleaseHandoff]:
         """A hand-off nobody will use still holds memory on its prefill worker."""
-        if handoff is None or _key(handoff) in self._let_go:
+        if handoff is None or _key(handoff) in self._released:
             return []
-        if self.now is not None and _key(self.now) == _key(handoff):
+        if self.held is not None and _key(self.held) == _key(handoff):
             return []
-        self._let_go.add(_key(handoff))
+        self._released.add(_key(handoff))
         return [ReleaseHandoff(handoff=handoff, pulled=False)]
 
 

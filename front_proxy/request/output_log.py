@@ -8,7 +8,7 @@ from engine.protocol import Logprobs
 from front_proxy.request.work import WorkerOutput
 
 
-class ShownTokens:
+class OutputLog:
     """The tokens of one sequence in order, each once, however many attempts produce them.
 
     ``continuing``: an attempt starts behind what was shown. Otherwise it replays the output from its beginning, and
@@ -29,7 +29,7 @@ class ShownTokens:
         return len(self.tokens)
 
     @property
-    def given(self) -> tuple[int, ...]:
+    def resume_token_ids(self) -> tuple[int, ...]:
         """What an attempt is given behind the prompt."""
         return tuple(self.tokens) if self._continuing else ()
 

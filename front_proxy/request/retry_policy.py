@@ -56,7 +56,7 @@ class RetryBudget:
         self._tokens = min(self._tokens + tokens, self._burst_max)
 
 
-class Retries:
+class RetryPolicy:
     """The counts of one request. ``budget`` is asked last: what is refused for another reason must not cost it."""
 
     __slots__ = ("_bounds", "_budget", "_resumes", "_tries", "_untaken", "excluded")

@@ -7,7 +7,7 @@ from typing import assert_never
 
 import msgspec
 
-from front_proxy.request.events import Phase
+from front_proxy.request.events import RequestPhase
 
 
 class Awaited(enum.Enum):
@@ -23,42 +23,21 @@ class Awaited(enum.Enum):
     """The next step of a running decode."""
 
 
-def awaited(phase: Phase, *, pulling: bool, orphaned: bool) -> Awaited | None:
+def awaited(phase: RequestPhase, *, pulling: bool, orphaned: bool) -> Awaited | None:
     """What a request in ``phase`` waits for; None while no worker has any work of it."""
     match phase:
-        case Phase.PREFILLING:
+        case RequestPhase.PREFILLING:
             return Awaited.PROMPT
-        case Phase.HANDING_OFF if not pulling:
+        case RequestPhase.HANDING_OFF if not pulling:
             return Awaited.PROMPT
-        case Phase.HANDING_OFF:
+        case RequestPhase.HANDING_OFF:
             return Awaited.ORPHANED_PULL if orphaned else Awaited.PULL
-        case Phase.DECODING:
+        case RequestPhase.DECODING:
             return Awaited.STEP
-        case Phase.NEW | Phase.PLANNING | Phase.DONE:
+        case RequestPhase.NEW | RequestPhase.PLANNING | RequestPhase.DONE:
             return None
         case _:
             assert_never(phase)
-
-
-class Looks:
-    """When all requests are looked at. A look that is late by an interval says that this process stood still itself.
-
-    Then what was not heard meanwhile is nobody's fault, and nobody is judged at that look.
-    """
-
-    def __init__(self, interval_s: float) -> None:
-        self._interval_s = interval_s
-        self._late_after_s = float("inf")
-
-    def next_s(self, now_s: float) -> float:
-        """When to look again."""
-        due_s = now_s + self._interval_s
-        self._late_after_s = due_s + self._interval_s
-        return due_s
-
-    def late(self, now_s: float) -> bool:
-        """Whether the look that is taken now is too late to judge by."""
-        return now_s > self._late_after_s
 
 
 class StallBounds(msgspec.Struct, frozen=True, kw_only=True):

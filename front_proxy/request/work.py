@@ -27,7 +27,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
 
 
-class WorkOrder(msgspec.Struct, frozen=True, kw_only=True):
+class Submission(msgspec.Struct, frozen=True, kw_only=True):
     """One submission to one worker. ``request_id`` is unique per attempt and stage."""
 
     request_id: str
@@ -46,8 +46,8 @@ class WorkOrder(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_parser_kwargs: bytes = b""
 
 
-class FirstFacts(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What a worker knows with its first output of an order; durations on the worker's clock."""
+class FirstOutput(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a worker knows with its first output of a submission; durations on the worker's clock."""
 
     cached_tokens: int = 0
     external_tokens: int = 0
@@ -57,11 +57,11 @@ class FirstFacts(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class WorkerOutput(msgspec.Struct, frozen=True, kw_only=True):
-    """What one engine step added to one order."""
+    """What one engine step added to one submission."""
 
     token_ids: list[int]
     finish: Finish | None = None
-    first: FirstFacts | None = None
+    first: FirstOutput | None = None
     logprobs: Logprobs | None = None
     prompt_logprobs: Logprobs | None = None
     handoff: KvHandoff | None = None

@@ -16,6 +16,7 @@ import msgspec
 
 from launcher.local.process_plan import ProcessSpec, Role
 from launcher.local.startup import BecameReady, Ended, Start, Tick, describe_exit
+from runtime.backoff import backoff_s
 
 # Without one of these nobody can be served; prefill workers can be done without, since decode workers compute prompts.
 _NEEDED: dict[Role, str] = {"scheduler": "scheduler", "decode": "decode worker", "front_proxy": "front proxy"}
@@ -181,9 +182,7 @@ class Supervision:
             bound = f"launcher.restarts_max={limits.restarts_max} within {limits.window_s:g} s"
             return [Fail(process_id, f"{how}; it stays down ({bound})"), *self._judge_cluster()]
         one.deaths.append(now_s)
-        # The exponent is bounded first: 2.0**1024 is an error.
-        doubled = limits.backoff_min_s * 2.0 ** min(len(one.deaths) - 1, 64)
-        pause_s = min(doubled, limits.backoff_max_s)
+        pause_s = backoff_s(len(one.deaths), min_s=limits.backoff_min_s, max_s=limits.backoff_max_s)
         one.phase, one.due_s = Phase.PAUSING, now_s + pause_s
         return [Pause(process_id, how, pause_s, len(one.deaths))]
 

@@ -129,7 +129,7 @@ class RequestEnded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tick(msgspec.Struct, frozen=True):
-    """Time passed. ``late_s``: so much later than it was due, because this process stood still."""
+    """Time passed. ``late_s``: for so long this process stood still before it."""
 
     late_s: float = 0.0
 

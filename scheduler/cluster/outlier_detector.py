@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 
+from runtime.backoff import backoff_s
 from runtime.decaying_rate import DecayingRate
 from scheduler.config import OutlierConfig
 
@@ -125,5 +126,5 @@ class WorkerHealth:
         )
 
     def _length_s(self) -> float:
-        doubled = self._config.ejection_s * 2.0 ** max(0, min(self._ejections - 1, 60))
-        return min(doubled, self._config.ejection_max_s)
+        config = self._config
+        return backoff_s(max(self._ejections, 1), min_s=config.ejection_s, max_s=config.ejection_max_s)

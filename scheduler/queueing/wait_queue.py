@@ -8,7 +8,6 @@ take it at present it is set aside, so that it holds up nothing.
 
 from __future__ import annotations
 
-import enum
 import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from runtime.decaying_rate import DecayingRate
+from runtime.priority_class import PriorityClass
 from scheduler.api.events import PlanRequested
 from scheduler.cluster.worker import PlanKey
 from scheduler.config import PriorityClassConfig, WaitingConfig
@@ -31,14 +31,6 @@ RESUMED_WAITING_MAX = 65536
 EXCLUDED_MAX_S = 1.0
 """Wait after which the workers that failed a resumed request are allowed again: else one that failed everywhere could
 go nowhere."""
-
-
-class PriorityClass(enum.StrEnum):
-    """By how much a request goes before others."""
-
-    INTERACTIVE = "interactive"
-    DEFAULT = "default"
-    BATCH = "batch"
 
 
 def class_of(event: PlanRequested) -> PriorityClass:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
 
-from front_proxy.request.events import Phase
-from front_proxy.request.flow import STORY_EVENTS_MAX
+from front_proxy.request.events import RequestPhase
+from front_proxy.request.flow import EVENT_LOG_MAX
 from front_proxy.request.stall_detector import Awaited
 from runtime.failures import FailureKind
 from simulation.faults.fault_kinds import Faults
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def check_bounds(cluster: SimCluster) -> None:
     """Nothing grows beyond what the requests account for. Holds at any moment."""
     for front in cluster.fronts:
-        settings, unanswered = front.settings, front.plans.desk.unanswered
+        settings, unanswered = front.settings, front.plans.plan_client.unanswered
         _hold(Invariant.QUEUES, not front.alive or unanswered <= len(front.clients), "questions pile up", unanswered)
         attempts = sum(client.flow.attempt for client in cluster.clients if client.front is front)
         _hold(Invariant.QUEUES, len(front.live) <= 2 * attempts, "orders pile up", front.live)
@@ -35,7 +35,7 @@ def check_bounds(cluster: SimCluster) -> None:
     for worker in cluster.workers.values():
         worker.prefill.leases.check()
     for client in cluster.clients:
-        _hold(Invariant.QUEUES, len(client.flow.story) <= STORY_EVENTS_MAX, "a story grows", client.asked)
+        _hold(Invariant.QUEUES, len(client.flow.event_log) <= EVENT_LOG_MAX, "a story grows", client.asked)
 
 
 def _check_books(cluster: SimCluster, front: SimFront) -> None:
@@ -46,13 +46,13 @@ def _check_books(cluster: SimCluster, front: SimFront) -> None:
         return
     # An answer that lay there for as long as it stood still may have been dropped since its workers had nothing to do:
     # that is told with all that runs.
-    desk = front.settings.desk
-    if front.frozen_until_s and desk is not None and front.frozen_until_s + desk.plans_told_interval_s > told_s:
+    limits = front.settings.plan_client
+    if front.frozen_until_s and limits is not None and front.frozen_until_s + limits.plans_told_interval_s > told_s:
         return
     books = leader.core.fronts.get(plans.session)
     if books is None or not front.alive or plans.connected_s > told_s:
         return
-    for plan_id, plan in plans.desk.running.items():
+    for plan_id, plan in plans.plan_client.running.items():
         if plans.answered_s.get(plan_id, cluster.world.now_s) <= told_s:
             known = books.plans.get(plan_id)
             _hold(Invariant.RETURNED, known is not None, "the scheduler does not know of a plan that runs", plan)
@@ -111,7 +111,7 @@ def check_the_end(cluster: SimCluster) -> None:
         if client.front.alive:
             check_client(client, cluster)
     for front in cluster.fronts:
-        left = (front.plans.desk.unanswered, front.plans.desk.running)
+        left = (front.plans.plan_client.unanswered, front.plans.plan_client.running)
         _hold(Invariant.RETURNED, not front.alive or left == (0, {}), "questions or plans are left", left)
         _hold(Invariant.RETURNED, not front.live, "orders are left", front.live)
     for worker in cluster.workers.values():
@@ -153,7 +153,12 @@ def check_client(client: Client, cluster: SimCluster) -> None:
     """A request ended once and rightly."""
     faults = cluster.faults
     asked, finish = client.asked, client.finish
-    _hold(Invariant.ENDS_ONCE, finish is not None and client.flow.phase is Phase.DONE, "a request has no end", asked)
+    _hold(
+        Invariant.ENDS_ONCE,
+        finish is not None and client.flow.phase is RequestPhase.DONE,
+        "a request has no end",
+        asked,
+    )
     assert finish is not None
     _hold(
         Invariant.TOKENS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from front_proxy.planning.plan_client import PlanDesk
+from front_proxy.planning.plan_client import PlanClient
 from front_proxy.request.flow import RequestFlow
 from front_proxy.request.work import Stage
 from scheduler.api.worker_info import WorkerState
@@ -35,7 +35,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     front: type[SimFront] = SimFront
     scheduler: type[SimScheduler] = SimScheduler
     core: type[SchedulerCore] = SchedulerCore
-    desk: type[PlanDesk] = PlanDesk
+    plan_client: type[PlanClient] = PlanClient
 
 
 class Topology(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +89,7 @@ class SimCluster:
         for worker in self.workers.values():
             self.connect(worker)
         for front in self.fronts:
-            front.plans.dial(front.plans.desk.address)
+            front.plans.dial(front.plans.plan_client.address)
         self._gather()
 
     @property
@@ -162,7 +162,7 @@ class SimCluster:
         successor = self._new_front(ended.name)
         self.fronts[self.fronts.index(ended)] = successor
         self.world.tell(successor.name, "starts again")
-        successor.plans.dial(successor.plans.desk.address)
+        successor.plans.dial(successor.plans.plan_client.address)
         return successor
 
     def restart_scheduler(self, scheduler: SimScheduler) -> None:
@@ -171,11 +171,11 @@ class SimCluster:
             scheduler.start()
 
     def _new_front(self, name: str) -> SimFront:
-        return self.parts.front(self.world, name, self.faults, self.settings, self, self.parts.desk)
+        return self.parts.front(self.world, name, self.faults, self.settings, self, self.parts.plan_client)
 
     def _knows_all(self, front: SimFront) -> bool:
         ready = [entry for entry in front.plans.view.snapshot.workers if entry.state is WorkerState.READY]
-        return front.plans.desk.connected and len(ready) == len(self.workers)
+        return front.plans.plan_client.connected and len(ready) == len(self.workers)
 
     def _gather(self) -> None:
         """Nobody is served before every front proxy has seen every worker."""

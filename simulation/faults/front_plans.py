@@ -1,7 +1,7 @@
-"""How a front proxy in virtual time gets its plans: production's PlanDesk, over streams that a simulation can break.
+"""How a front proxy in virtual time gets its plans: production's PlanClient, over streams that a simulation can break.
 
-Decides nothing. It looks over the desk's shoulder: a plan from a view that is too old is a violation, and so is one
-for a request that was told to wait for its turn and has not waited so long.
+Decides nothing. It looks over the plan client's shoulder: a plan from a view that is too old is a violation, and so
+is one for a request that was told to wait for its turn and has not waited so long.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from front_proxy.planning.cluster_view import ClusterView
 from front_proxy.planning.events import (
     AnswerPlan,
     AnswerRefusal,
-    Asked,
-    DeskAction,
-    DeskEvent,
     Dial,
-    Dialled,
-    Ended,
-    Granted,
-    Heard,
     Leave,
+    MessageReceived,
     OutageBegan,
     OutageOver,
+    PlanClientAction,
+    PlanClientEvent,
+    PlanEnded,
+    PlanGranted,
+    PlanNeeded,
     PlanQuestion,
-    Refused,
+    PlanQueued,
+    PlanRejected,
     SchedulerLost,
     SendEnd,
     SendQuestion,
     SendRunning,
     SendSuspect,
+    StreamDialled,
     StreamLost,
     Suspected,
-    ToldToWait,
+    TimerFired,
     ViewChanged,
     ViewShown,
-    Woke,
     requested,
 )
-from front_proxy.planning.plan_client import NEVER_S, DeskBounds, PlanDesk
+from front_proxy.planning.plan_client import NEVER_S, PlanClient, PlanClientLimits
 from front_proxy.request.events import AskPlan, Outcome, Planned, PlanRefused
 from front_proxy.request.work import Placement
 from scheduler.api.actions import Placement as CorePlacement
@@ -74,12 +74,12 @@ class FrontPlans:
         policy: SchedulerConfig,
         *,
         addresses: str = "scheduler",
-        desk: type[PlanDesk] = PlanDesk,
+        plan_client: type[PlanClient] = PlanClient,
     ) -> None:
         self.stream: Stream | None = None
         self.session = 0
         self.connected_s = NEVER_S
-        """Since when the desk has an open stream to a scheduler that is not silent."""
+        """Since when the plan client has an open stream to a scheduler that is not silent."""
         self.answered_s: dict[int, float] = {}
         """When each plan that runs was given to its request."""
         self._front = front
@@ -87,7 +87,7 @@ class FrontPlans:
         self._cluster = cluster
         # One failure at a time may not be noticed, the scheduler's included.
         view_max_age_s = VIEW_MAX_AGES_S[-1] if front.faults.single else world.rng.choice(VIEW_MAX_AGES_S)
-        bounds = front.settings.desk or DeskBounds(
+        bounds = front.settings.plan_client or PlanClientLimits(
             plan_timeout_s=PLAN_TIMEOUT_S,
             plan_patience_s=PLAN_PATIENCE_S,
             plans_told_interval_s=world.rng.choice(PLANS_TOLD_INTERVALS_S),
@@ -99,7 +99,7 @@ class FrontPlans:
         self._view_max_age_s = bounds.view_max_age_s
         self._patience_s = min(bounds.plan_patience_s, bounds.plan_timeout_s)
         self.view = ClusterView()
-        self.desk = desk(
+        self.plan_client = plan_client(
             bounds,
             addresses=addresses,
             view=self.view,
@@ -110,7 +110,7 @@ class FrontPlans:
         """At the other end of the stream."""
         self._clients: dict[int, tuple[Client, AskPlan]] = {}
         self._next_plan_id = 1
-        self._actions: collections.deque[DeskAction] = collections.deque()
+        self._actions: collections.deque[PlanClientAction] = collections.deque()
         self._busy = False
         self._alarm_s = NEVER_S
         self._dials = 0
@@ -127,7 +127,7 @@ class FrontPlans:
         if not self._front.alive:
             return
         self._dials += 1
-        self._handle(Dialled())
+        self._handle(StreamDialled())
         self._front.after(self._front.settings.connect_timeout_s, self._on_connect_timeout, self._dials)
         self._cluster.dial(self._front, address)
 
@@ -146,16 +146,16 @@ class FrontPlans:
             stream.drop(DOWN)
             self.on_lost(stream, "it stands by")
 
-    def hear(self, word: Granted | Refused | ToldToWait | ViewShown, leader_epoch: int = 0) -> None:
+    def hear(self, word: PlanGranted | PlanRejected | PlanQueued | ViewShown, leader_epoch: int = 0) -> None:
         """The scheduler says something on the stream."""
         if self._front.alive:
             self._true_s = self._world.now_s
-            if isinstance(word, ToldToWait):
+            if isinstance(word, PlanQueued):
                 self._waits_until_s[word.plan_id] = self._world.now_s + word.wait_max_s
                 self._answers_by_s[word.plan_id] = self._world.now_s + word.wait_max_s + self._patience_s
-            elif isinstance(word, Granted | Refused):
+            elif isinstance(word, PlanGranted | PlanRejected):
                 self._answers_by_s.pop(word.plan_id, None)
-            self._handle(Heard(word, leader_epoch))
+            self._handle(MessageReceived(word, leader_epoch))
 
     def see(self, view: ViewShown, leader_epoch: int) -> None:
         """The scheduler shows the cluster, which it does again and again."""
@@ -178,7 +178,7 @@ class FrontPlans:
         self._clients.clear()
 
     def _on_connect_timeout(self, dial: int) -> None:
-        if self._front.alive and dial == self._dials and not self.desk.connected:
+        if self._front.alive and dial == self._dials and not self.plan_client.connected:
             self._leave("it did not answer in time", silent=True)
 
     def _leave(self, reason: str, *, silent: bool) -> None:
@@ -198,12 +198,12 @@ class FrontPlans:
         question = PlanQuestion(
             ask=ask,
             request_id=asked.request_id,
-            prompt_tokens=asked.prompt_tokens + ask.shown_tokens,
-            output_tokens_max=asked.output_tokens_max - ask.shown_tokens,
+            prompt_tokens=asked.prompt_tokens + ask.resume_tokens,
+            output_tokens_max=asked.output_tokens_max - ask.resume_tokens,
             priority=0,
             wait_max_s=max(asked.arrives_s + asked.deadline_s - self._world.now_s, 0.001),
         )
-        self._handle(Asked(plan_id, question))
+        self._handle(PlanNeeded(plan_id, question))
         return plan_id
 
     def end(self, plan_id: int, outcome: Outcome, output_tokens: int) -> None:
@@ -212,19 +212,19 @@ class FrontPlans:
         self.answered_s.pop(plan_id, None)
         self._waits_until_s.pop(plan_id, None)
         self._answers_by_s.pop(plan_id, None)
-        self._handle(Ended(plan_id, outcome, output_tokens))
+        self._handle(PlanEnded(plan_id, outcome, output_tokens))
 
     def suspect(self, worker_id: str, epoch: int) -> None:
         """A worker could not be used."""
         self._handle(Suspected(worker_id, epoch, "lost"))
 
-    # The desk
+    # The plan client
 
-    def _handle(self, event: DeskEvent) -> None:
-        was_connected = self.desk.connected
-        self._actions.extend(self.desk.handle(event, self._world.now_s))
-        self.desk.check()
-        if was_connected != self.desk.connected:
+    def _handle(self, event: PlanClientEvent) -> None:
+        was_connected = self.plan_client.connected
+        self._actions.extend(self.plan_client.handle(event, self._world.now_s))
+        self.plan_client.check()
+        if was_connected != self.plan_client.connected:
             self.connected_s = NEVER_S if was_connected else self._world.now_s
             self._true_s = self._world.now_s
             self._check_silence()
@@ -233,16 +233,16 @@ class FrontPlans:
             while self._actions:
                 self._do(self._actions.popleft())
             self._busy = False
-        if self.desk.wake_s < self._alarm_s:
-            self._alarm_s = self.desk.wake_s
+        if self.plan_client.wake_s < self._alarm_s:
+            self._alarm_s = self.plan_client.wake_s
             self._front.after(max(self._alarm_s - self._world.now_s, 0.0), self._on_alarm, self._alarm_s)
 
     def _on_alarm(self, alarm_s: float) -> None:
         if alarm_s == self._alarm_s and self._front.alive:
             self._alarm_s = NEVER_S
-            self._handle(Woke())
+            self._handle(TimerFired())
 
-    def _do(self, action: DeskAction) -> None:
+    def _do(self, action: PlanClientAction) -> None:
         match action:
             case SendQuestion() | SendEnd() | SendRunning() | SendSuspect():
                 self._send(action)
@@ -296,8 +296,8 @@ class FrontPlans:
         if asked is None:
             return
         client, ask = asked
-        if answer.here:
-            self._check_planned_here(plan.plan_id, client.asked.request_id)
+        if answer.local:
+            self._check_planned_locally(plan.plan_id, client.asked.request_id)
         self.answered_s[plan.plan_id] = now_s
         client.feed(
             Planned(
@@ -311,31 +311,31 @@ class FrontPlans:
 
     def _check_silence(self) -> None:
         """Whoever is taken to be silent owes an answer: who was told to wait lost his turn by that."""
-        if self.desk.connected or self.stream is None:
+        if self.plan_client.connected or self.stream is None:
             return
         if min(self._answers_by_s.values(), default=NEVER_S) > self._world.now_s:
             raise Violation("a scheduler is taken to be silent that owes nobody an answer yet")
 
-    def _check_planned_here(self, plan_id: int, request_id: str) -> None:
+    def _check_planned_locally(self, plan_id: int, request_id: str) -> None:
         now_s = self._world.now_s
         self._world.tell(self._front.name, f"plans {request_id} itself")
         age_s = now_s - self._true_s
         if age_s > self._view_max_age_s:
             raise Violation(f"{request_id} is planned from a view that was true {age_s:.3f} s ago")
         # Nobody waits for his turn with a scheduler that is silent.
-        if self.desk.connected and now_s < self._waits_until_s.get(plan_id, 0.0):
+        if self.plan_client.connected and now_s < self._waits_until_s.get(plan_id, 0.0):
             raise Violation(f"{request_id} does not wait for its turn")
 
 
-def word(reply: Reply) -> Granted | Refused | ToldToWait:
+def word(reply: Reply) -> PlanGranted | PlanRejected | PlanQueued:
     """What the front proxy hears of the scheduler's reply."""
     match reply:
         case ReplyPlan(plan_id=plan_id, prefill=prefill, decode=decode, decode_blocks_reserved=blocks):
-            return Granted(plan_id, prefill, decode, blocks, reply.reason)
+            return PlanGranted(plan_id, prefill, decode, blocks, reply.reason)
         case ReplyRefusal(plan_id=plan_id, failure=failure):
-            return Refused(plan_id, failure)
+            return PlanRejected(plan_id, failure)
         case ReplyWaiting(plan_id=plan_id, wait_max_s=wait_max_s):
-            return ToldToWait(plan_id, wait_max_s)
+            return PlanQueued(plan_id, wait_max_s)
         case _:
             assert_never(reply)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, assert_never
 
-from front_proxy.planning.plan_client import PlanDesk
+from front_proxy.planning.plan_client import PlanClient
 from front_proxy.request.events import (
     AbortWork,
     AskPlan,
@@ -14,13 +14,13 @@ from front_proxy.request.events import (
     Diverged,
     Emit,
     EndPlan,
-    Finish,
+    FinishRequest,
     FlowAction,
     FlowEvent,
     HolderLost,
     Output,
-    Phase,
     ReleaseHandoff,
+    RequestPhase,
     Retried,
     Stalled,
     StartDecode,
@@ -30,9 +30,10 @@ from front_proxy.request.events import (
 )
 from front_proxy.request.flow import RequestFlow
 from front_proxy.request.retry_policy import RetryBudget
-from front_proxy.request.stall_detector import Looks, stalled_s
+from front_proxy.request.stall_detector import stalled_s
 from front_proxy.request.work import Placement, Stage, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
+from runtime.awake_clock import AwakeClock
 from runtime.failures import Failure, FailureKind
 from simulation.faults import checkers
 from simulation.faults.fault_kinds import Faults
@@ -69,7 +70,7 @@ class Client:
         self.tokens = 0
         self.tokens_charged = 0
         self.told_the_end = False
-        self.finish: Finish | None = None
+        self.finish: FinishRequest | None = None
         self.plan_ids: dict[int, int] = {}
         self.plans_ended: set[int] = set()
         self.released: set[tuple[str, int, str]] = set()
@@ -122,7 +123,7 @@ class Client:
             isinstance(event, Output)
             and event.stage is Stage.DECODE
             and event.attempt == self.flow.attempt
-            and self.flow.phase is not Phase.DONE
+            and self.flow.phase is not RequestPhase.DONE
         )
 
     def _perform(self, action: FlowAction) -> None:
@@ -133,11 +134,11 @@ class Client:
             case AskPlan(attempt=attempt):
                 self.replayed = 0
                 self.plan_ids[attempt] = front.plans.ask(self, action)
-            case StartPrefill(attempt=attempt, worker=worker, shown=shown):
-                prompt = [0] * self.asked.prompt_tokens + list(shown)
+            case StartPrefill(attempt=attempt, worker=worker, resume_token_ids=resume_token_ids):
+                prompt = [0] * self.asked.prompt_tokens + list(resume_token_ids)
                 front.submit(self, worker, (number, attempt, Stage.PREFILL), prompt, None, 0)
-            case StartDecode(attempt=attempt, worker=worker, handoff=handoff, shown=shown):
-                tokens = [0] * self.asked.prompt_tokens + list(shown)
+            case StartDecode(attempt=attempt, worker=worker, handoff=handoff, resume_token_ids=resume_token_ids):
+                tokens = [0] * self.asked.prompt_tokens + list(resume_token_ids)
                 front.submit(self, worker, (number, attempt, Stage.DECODE), tokens, handoff, action.blocks_reserved)
             case Emit():
                 self._show(action)
@@ -157,7 +158,7 @@ class Client:
                 front.plans.end(self.plan_ids[attempt], outcome, output_tokens)
             case Suspect() | Retried() | Diverged():
                 self._perform_between_attempts(action)
-            case Finish():
+            case FinishRequest():
                 self.finish = action
                 self.front.clients.pop(self, None)
                 self.on_over(self)
@@ -230,10 +231,16 @@ class Client:
 class SimFront(Process):
     """One front proxy process."""
 
-    looks: type[Looks] = Looks
+    clock: type[AwakeClock] = AwakeClock
 
     def __init__(
-        self, world: World, name: str, faults: Faults, settings: Settings, cluster: SimCluster, desk: type[PlanDesk]
+        self,
+        world: World,
+        name: str,
+        faults: Faults,
+        settings: Settings,
+        cluster: SimCluster,
+        plan_client: type[PlanClient],
     ) -> None:
         super().__init__(world, name)
         self.faults = faults
@@ -250,27 +257,29 @@ class SimFront(Process):
             ratio=settings.budget_ratio, per_s=settings.budget_per_s, burst_max=self.burst, now_s=world.now_s
         )
         self.heard_s: dict[tuple[str, int], float] = {}
-        self.plans = FrontPlans(self, cluster, settings.scheduler, addresses=",".join(cluster.schedulers), desk=desk)
+        self.plans = FrontPlans(
+            self, cluster, settings.scheduler, addresses=",".join(cluster.schedulers), plan_client=plan_client
+        )
         self.links: dict[tuple[str, int], Link] = {}
         self.live: dict[tuple[int, OrderKey], Client] = {}
         self.clients: dict[Client, None] = {}
         """Whose requests run here."""
         self._not_before_s: dict[tuple[str, int], float] = {}
         self._cluster = cluster
-        self._looks = self.looks(settings.stall_check_interval_s)
+        self._stall_clock = self.clock(settings.stall_check_interval_s)
         self._look_later()
 
     def _look_later(self) -> None:
-        now_s = self.world.now_s
-        self.after(self._looks.next_s(now_s) - now_s, self._check_stalls)
+        self._stall_clock.start(self.world.now_s)
+        self.after(self.settings.stall_check_interval_s, self._check_stalls)
 
     def _check_stalls(self) -> None:
         if not self.alive:
             return
         now_s = self.world.now_s
-        late = self._looks.late(now_s)
+        self._stall_clock.look(now_s)
         for client in list(self.clients):
-            if late:
+            if self._stall_clock.lost_s:
                 client.since_s = now_s
             else:
                 client.check_stall()

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from front_proxy.request.events import Phase
+from front_proxy.request.events import RequestPhase
 from simulation.faults import checkers, fault_kinds, workload
 from simulation.faults.cluster import Parts, SimCluster, Topology
 from simulation.faults.fault_injector import TROUBLE_S, Trouble
@@ -59,7 +59,7 @@ class SeededRun:
     @property
     def _busy(self) -> bool:
         """Whether any client waits."""
-        return any(client.front.alive and client.flow.phase is not Phase.DONE for client in self.clients)
+        return any(client.front.alive and client.flow.phase is not RequestPhase.DONE for client in self.clients)
 
     def _arrive(self, client: Client) -> None:
         if client.front.alive:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from front_proxy.config import FrontProxyConfig
-from front_proxy.planning.plan_client import DeskBounds
+from front_proxy.planning.plan_client import PlanClientLimits
 from front_proxy.request.retry_policy import RetryBounds
 from front_proxy.request.stall_detector import StallBounds
 from runtime.grpc_server import QUICK_KEEPALIVE_TIME_MS, QUICK_KEEPALIVE_TIMEOUT_MS
@@ -46,7 +46,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     budget_per_s: float = 1.0
     budget_burst: int = 100
     # None: drawn for each front proxy.
-    desk: DeskBounds | None = None
+    plan_client: PlanClientLimits | None = None
     connect_timeout_s: float = 0.3
     connect_retry_s: float = 0.05
     # Of a worker that looks for the scheduler.
@@ -81,7 +81,7 @@ def production_settings() -> Settings:
         budget_ratio=front.retry_budget_ratio,
         budget_per_s=front.retry_budget_per_s,
         budget_burst=front.retry_budget_burst,
-        desk=DeskBounds(
+        plan_client=PlanClientLimits(
             plan_timeout_s=front.plan_timeout_s,
             plan_patience_s=front.plan_patience_s,
             plans_told_interval_s=front.plans_told_interval_s,

@@ -9,9 +9,8 @@ import msgspec
 
 from decode_worker.config import DecodeWorkerConfig
 from decode_worker.role import DecodeRole
-from engine.protocol import EngineInfo
-from engine.protocol import Finish as EngineFinish
-from front_proxy.request.work import FirstFacts, Placement, Stage, WorkerOutput
+from engine.protocol import EngineInfo, Finish
+from front_proxy.request.work import FirstOutput, Placement, Stage, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.handoff.lease import Count, FreeBlocks, KeepBlocks, LeaseAction
 from kv_transfer.integrity.held_kv_registry import HeldKvRegistry
@@ -260,7 +259,7 @@ class SimWorker(Process):
         work = self.works.get((link.number, key))
         if work is not None:
             self._end(work)
-            self._send(link, key, WorkerOutput(token_ids=[], finish=EngineFinish("abort")))
+            self._send(link, key, WorkerOutput(token_ids=[], finish=Finish("abort")))
 
     def on_release(self, lease_id: str, epoch: int, pulled: bool) -> None:
         """The front proxy lets a hand-off go."""
@@ -299,18 +298,18 @@ class SimWorker(Process):
         if self._world.rng.random() < self._faults.engine_error:
             self._fail(work.link, work.key, Failure(kind=FailureKind.INTERNAL, message="engine error"))
             return
-        first = FirstFacts(cached_tokens=1, queue_s=0.001, compute_s=0.01)
+        first = FirstOutput(cached_tokens=1, queue_s=0.001, compute_s=0.01)
         position = len(request.token_ids) - asked.prompt_tokens
         known = asked.continuing or asked.output_tokens_max == 1
         token = asked.first_token + position if known else OTHER_TOKEN
         if known and asked.stops and position + 1 == asked.answer_tokens:
-            output = WorkerOutput(token_ids=[token], finish=EngineFinish("stop"), first=first)
+            output = WorkerOutput(token_ids=[token], finish=Finish("stop"), first=first)
         else:
             self.kept.add(request.request_id)
             self.registry.hold(request.request_id)
             offer = self.prefill.offer(self._ticket(request), request, work.link.number, self._world.now_s)
             self._apply(offer.actions)
-            output = WorkerOutput(token_ids=[token], finish=EngineFinish("length"), first=first, handoff=offer.handoff)
+            output = WorkerOutput(token_ids=[token], finish=Finish("length"), first=first, handoff=offer.handoff)
         self._send(work.link, work.key, output)
 
     def _ticket(self, request: WorkerRequest) -> KvHandoff:
@@ -378,9 +377,9 @@ class SimWorker(Process):
         work.position += count
         finish = None
         if work.position == asked.answer_tokens:
-            finish = EngineFinish("stop" if asked.stops else "length")
+            finish = Finish("stop" if asked.stops else "length")
             self._end(work)
-        first = FirstFacts(cached_tokens=0, external_tokens=work.external_tokens) if is_first else None
+        first = FirstOutput(cached_tokens=0, external_tokens=work.external_tokens) if is_first else None
         self._send(work.link, work.key, WorkerOutput(token_ids=tokens, finish=finish, first=first))
         if finish is None:
             self.after(self._settings.step_s, self._step, work)

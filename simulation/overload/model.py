@@ -17,6 +17,7 @@ import msgspec
 
 from engine.config import FakeEngineConfig
 from runtime.failures import FailureKind
+from runtime.priority_class import PriorityClass
 from scheduler.api.actions import ReplyPlan, ReplyRefusal
 from scheduler.api.events import Event, FrontJoined, PlanRequested, RequestEnded, Tick, WorkerJoined
 from scheduler.api.worker_info import Role
@@ -53,12 +54,12 @@ class Kind(msgspec.Struct, frozen=True):
     ttft_slo_s: float
 
 
-KINDS = {
-    "interactive": Kind(0.3, 400, 2.0),
-    "default": Kind(0.5, 800, 25.0),
-    "batch": Kind(0.2, 1600, 150.0),
+KINDS: dict[str, Kind] = {
+    PriorityClass.INTERACTIVE: Kind(0.3, 400, 2.0),
+    PriorityClass.DEFAULT: Kind(0.5, 800, 25.0),
+    PriorityClass.BATCH: Kind(0.2, 1600, 150.0),
 }
-ALL_INTERACTIVE = {"interactive": Kind(1.0, 400, 2.0)}
+ALL_INTERACTIVE: dict[str, Kind] = {PriorityClass.INTERACTIVE: Kind(1.0, 400, 2.0)}
 
 
 class Asked(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ from front_proxy.dispatch.worker_link import Receiver
 from front_proxy.planning.events import PlanQuestion
 from front_proxy.request.events import Outcome
 from front_proxy.request.generation import GenerationDelta, GenerationRequest
-from front_proxy.request.work import FirstFacts, Placement, Stage, WorkerOutput, WorkOrder
+from front_proxy.request.work import FirstOutput, Placement, Stage, Submission, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure
 
@@ -32,14 +32,14 @@ WHOLE_S = PLAN_S + PREFILL_S + PULL_S + TOKENS * STEP_S
 
 
 class FakeCluster:
-    """Planning and Working at once; counts what is held."""
+    """PlanSource and WorkerPool at once; counts what is held."""
 
     def __init__(self) -> None:
         self.plans: set[int] = set()
         self.plans_granted = 0
         self.works: dict[int, Stage] = {}
         self.leases: set[str] = set()
-        self.orders: list[WorkOrder] = []
+        self.orders: list[Submission] = []
         self.outcomes: list[Outcome] = []
         self.fail: dict[Stage, Failure] = {}
         self.silent = False
@@ -82,17 +82,17 @@ class FakeCluster:
     def heard_s(self, worker: Placement) -> float:
         return asyncio.get_running_loop().time() if self.alive else float("-inf")
 
-    def submit(self, worker: Placement, order: WorkOrder, receiver: Receiver) -> int:
-        self.orders.append(order)
+    def submit(self, worker: Placement, submission: Submission, receiver: Receiver) -> int:
+        self.orders.append(submission)
         slot = len(self.orders)
-        self.works[slot] = order.stage
+        self.works[slot] = submission.stage
         loop = asyncio.get_running_loop()
-        if order.stage in self.fail:
-            loop.call_later(0.001, self._refuse, slot, receiver, self.fail.pop(order.stage))
-        elif order.stage is Stage.PREFILL:
-            loop.call_later(PREFILL_S, self._prefilled, slot, order, receiver)
+        if submission.stage in self.fail:
+            loop.call_later(0.001, self._refuse, slot, receiver, self.fail.pop(submission.stage))
+        elif submission.stage is Stage.PREFILL:
+            loop.call_later(PREFILL_S, self._prefilled, slot, submission, receiver)
         else:
-            loop.call_later(PULL_S + STEP_S, self._step, slot, order, receiver, 0)
+            loop.call_later(PULL_S + STEP_S, self._step, slot, submission, receiver, 0)
         return slot
 
     def abort(self, worker: Placement, slot: int) -> None:
@@ -107,38 +107,38 @@ class FakeCluster:
         if self.works.pop(slot, None) is not None:
             receiver.on_failure(failure)
 
-    def _prefilled(self, slot: int, order: WorkOrder, receiver: Receiver) -> None:
+    def _prefilled(self, slot: int, submission: Submission, receiver: Receiver) -> None:
         # An abort that comes while this is on its way is too late: the hand-off is delivered all the same.
         self.works.pop(slot, None)
-        self.leases.add(order.request_id)
+        self.leases.add(submission.request_id)
         handoff = KvHandoff(
             worker_id="prefill-0",
             epoch=1,
-            lease_id=order.request_id,
+            lease_id=submission.request_id,
             engine_id="e",
-            tokens=len(order.token_ids),
+            tokens=len(submission.token_ids),
             blocks=1,
             bytes=0,
             layout_fingerprint="f",
             lease_remaining_s=30.0,
         )
-        first = FirstFacts(cached_tokens=2, queue_s=0.004, compute_s=0.012)
-        token = 100 + len(order.token_ids) - 3
+        first = FirstOutput(cached_tokens=2, queue_s=0.004, compute_s=0.012)
+        token = 100 + len(submission.token_ids) - 3
         receiver.on_output(WorkerOutput(token_ids=[token], finish=Finish("length"), first=first, handoff=handoff))
 
-    def _step(self, slot: int, order: WorkOrder, receiver: Receiver, index: int) -> None:
+    def _step(self, slot: int, submission: Submission, receiver: Receiver, index: int) -> None:
         if slot not in self.works:
             return
         if index == self.freeze_after:
             self.freeze_after = None
             return
-        position = len(order.token_ids) - 3 + index
+        position = len(submission.token_ids) - 3 + index
         last = position == TOKENS - 1
-        first = FirstFacts(external_tokens=3, admission_s=0.001, queue_s=PULL_S) if index == 0 else None
+        first = FirstOutput(external_tokens=3, admission_s=0.001, queue_s=PULL_S) if index == 0 else None
         if last:
             del self.works[slot]
         else:
-            asyncio.get_running_loop().call_later(STEP_S, self._step, slot, order, receiver, index + 1)
+            asyncio.get_running_loop().call_later(STEP_S, self._step, slot, submission, receiver, index + 1)
         finish = Finish("stop") if last else None
         token = 100 + position + (50 if self.diverge else 0)
         receiver.on_output(WorkerOutput(token_ids=[token], finish=finish, first=first))
@@ -147,11 +147,11 @@ class FakeCluster:
 class Behind:
     """A continuation that says how it was asked for."""
 
-    def first(self, shown_tokens: int) -> bytes:
-        return f"first behind {shown_tokens}".encode()
+    def first(self, resume_tokens: int) -> bytes:
+        return f"first behind {resume_tokens}".encode()
 
-    def rest(self, shown_tokens: int) -> bytes:
-        return f"rest behind {shown_tokens}".encode()
+    def rest(self, resume_tokens: int) -> bytes:
+        return f"rest behind {resume_tokens}".encode()
 
 
 def generation(request_id: str = "r", **more: Any) -> GenerationRequest:

@@ -10,10 +10,10 @@ from vllm.sampling_params import SamplingParams
 
 from engine.protocol import Finish, Logprobs
 from front_proxy.engine_client.sequences import DeltaSource, SequenceSource
-from front_proxy.request.generation import GenerationDelta, GenerationRequest, Phases
+from front_proxy.request.generation import GenerationDelta, GenerationRequest, TtftPhases
 from runtime.failures import Failure, FailureError, FailureKind
 
-PHASES = Phases(plan_s=0.001, queue_s=0.002, prefill_s=0.003, first_token_out_s=0.004)
+PHASES = TtftPhases(plan_s=0.001, queue_s=0.002, prefill_s=0.003, first_token_out_s=0.004)
 CACHED_TOKENS = 4
 
 

@@ -5,30 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from engine.protocol import Finish as EngineFinish
+from engine.protocol import Finish
 from front_proxy.request.events import (
     AskPlan,
     Emit,
     EndPlan,
-    Finish,
+    FinishRequest,
     FlowAction,
     FlowEvent,
     Output,
-    Phase,
     Planned,
     ReleaseHandoff,
+    RequestPhase,
     WorkerFailed,
 )
 from front_proxy.request.flow import RequestFlow
 from front_proxy.request.retry_policy import RetryBounds
-from front_proxy.request.work import FirstFacts, Placement, Stage, WorkerOutput
+from front_proxy.request.work import FirstOutput, Placement, Stage, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure, FailureKind
 
 P0 = Placement(worker_id="prefill-0", address="p0", epoch=1)
 D0 = Placement(worker_id="decode-0", address="d0", epoch=2)
-LENGTH = EngineFinish("length")
-STOP = EngineFinish("stop")
+LENGTH = Finish("length")
+STOP = Finish("stop")
 
 
 def handoff(lease_id: str = "lease-1") -> KvHandoff:
@@ -49,20 +49,18 @@ def planned(attempt: int = 1, *, prefill: Placement | None = P0, decode: Placeme
     return Planned(attempt=attempt, prefill=prefill, decode=decode, decode_blocks_reserved=5)
 
 
-def prefilled(
-    attempt: int = 1, *, token: int = 7, finish: EngineFinish = LENGTH, lease: str | None = "lease-1"
-) -> Output:
+def prefilled(attempt: int = 1, *, token: int = 7, finish: Finish = LENGTH, lease: str | None = "lease-1") -> Output:
     output = WorkerOutput(
         token_ids=[token],
         finish=finish,
-        first=FirstFacts(cached_tokens=16),
+        first=FirstOutput(cached_tokens=16),
         handoff=handoff(lease) if lease else None,
     )
     return Output(attempt=attempt, stage=Stage.PREFILL, output=output)
 
 
-def decoded(*tokens: int, attempt: int = 1, finish: EngineFinish | None = None, external: int | None = None) -> Output:
-    first = FirstFacts(cached_tokens=3, external_tokens=external) if external is not None else None
+def decoded(*tokens: int, attempt: int = 1, finish: Finish | None = None, external: int | None = None) -> Output:
+    first = FirstOutput(cached_tokens=3, external_tokens=external) if external is not None else None
     output = WorkerOutput(token_ids=list(tokens), finish=finish, first=first)
     return Output(attempt=attempt, stage=Stage.DECODE, output=output)
 
@@ -91,7 +89,7 @@ class Play:
             fresh += self.flow.handle(event)
             self.flow.check()
         self.actions += fresh
-        if self.flow.phase is Phase.DONE:
+        if self.flow.phase is RequestPhase.DONE:
             self.check_the_end()
         return fresh
 
@@ -103,12 +101,12 @@ class Play:
         return [token for emit in self.all(Emit) for token in emit.delta.token_ids]
 
     def check_the_end(self) -> None:
-        assert len(self.all(Finish)) == 1
+        assert len(self.all(FinishRequest)) == 1
         asked = [ask.attempt for ask in self.all(AskPlan)]
         ended = [end.attempt for end in self.all(EndPlan)]
         assert len(ended) == len(set(ended)) and set(ended) <= set(asked)
         shown = sum(end.output_tokens for end in self.all(EndPlan))
-        assert shown == self.all(Finish)[0].output_tokens, "plans add up to the output"
+        assert shown == self.all(FinishRequest)[0].output_tokens, "plans add up to the output"
         leases = [release.handoff.lease_id for release in self.all(ReleaseHandoff)]
         assert len(leases) == len(set(leases)), "a hand-off is released once"
 

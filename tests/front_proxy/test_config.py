@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from front_proxy.config import FrontProxyConfig
-from front_proxy.planning.events import Asked, SendQuestion
-from tests.front_proxy.desk_play import EMPTY, QUESTION, Play
+from front_proxy.planning.events import PlanNeeded, SendQuestion
+from tests.front_proxy.plan_client_play import EMPTY, QUESTION, Play
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from tests.front_proxy.desk_play import EMPTY, QUESTION, Play
 def test_all_that_are_in_flight_can_ask_a_scheduler_that_comes_back(config: FrontProxyConfig) -> None:
     it = Play()
     for plan_id in range(1, config.requests_in_flight_max + 1):
-        it.desk.handle(Asked(plan_id, QUESTION), it.now_s)
+        it.plan_client.handle(PlanNeeded(plan_id, QUESTION), it.now_s)
     messages = it.open(EMPTY) + it.wait(0.0)
     assert sum(isinstance(message, SendQuestion) for message in messages) == config.requests_in_flight_max
     assert len(messages) <= config.send_messages_max

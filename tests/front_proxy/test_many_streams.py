@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator
 import grpc
 import pytest
 
-from front_proxy.gateway.identity import Asker
+from front_proxy.gateway.identity import Caller
 from front_proxy.grpc_api.client import BatonClient, GenerateRequest, Result, SamplingOptions, _OpenChoices, request
-from front_proxy.grpc_api.output_queue import ManyOutputs
+from front_proxy.grpc_api.output_queue import OutputQueue
 from front_proxy.grpc_api.service import SERVICE, InferenceService, NamedModel
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from runtime.grpc_server import start_server
@@ -29,7 +29,7 @@ class Wide:
         return []
 
     async def generate(
-        self, request: GenerateRequest, *, asker: Asker, deadline_s: float | None
+        self, request: GenerateRequest, *, caller: Caller, deadline_s: float | None
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         self.given += 1
         choice = inference_pb2.Choice(text="x" * self.sizes_bytes[int(request.request_id)], finish_reason="stop")
@@ -65,7 +65,7 @@ async def test_a_reader_that_paused_gets_everything_in_messages_within_the_bound
 
 
 async def test_what_waits_is_bounded_by_bytes_and_so_is_each_message() -> None:
-    outputs = ManyOutputs(count_max=1000, bytes_max=30_000, message_bytes_max=25_000)
+    outputs = OutputQueue(count_max=1000, bytes_max=30_000, message_bytes_max=25_000)
     one = inference_pb2.GenerateResponse(request_id="r", choices=[inference_pb2.Choice(text="x" * 10_000)])
     for _ in range(3):
         await asyncio.wait_for(outputs.until_room(), 5)
@@ -92,7 +92,7 @@ class Aborting:
         return []
 
     async def generate(
-        self, request: GenerateRequest, *, asker: Asker, deadline_s: float | None
+        self, request: GenerateRequest, *, caller: Caller, deadline_s: float | None
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         self.running += 1
         self.most = max(self.most, self.running)

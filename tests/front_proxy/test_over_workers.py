@@ -23,7 +23,7 @@ from runtime.grpc_server import start_server
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 from scheduler.metrics import SchedulerMetrics
-from scheduler.service import StatusService, add_services
+from scheduler.service import add_services, status_service
 from scheduler.shell import SchedulerShell
 from tests.polling import until
 from tests.worker.conftest import InProcessWorker, StartWorker, start_worker
@@ -57,7 +57,7 @@ async def cluster(
     config = SchedulerConfig()
     core = SchedulerCore(config, random.Random(1))
     shell = SchedulerShell(config, core, SystemClock(), SchedulerMetrics(CollectorRegistry()))
-    status = StatusService(shell, epoch=1)
+    status = status_service(shell, epoch=1)
     server = await start_server(
         "127.0.0.1", 0, lambda it: add_services(shell, status, it), message_bytes_max=config.message_bytes_max
     )
@@ -96,11 +96,11 @@ class Behind:
     def __init__(self, tokens: int) -> None:
         self._tokens = tokens
 
-    def first(self, shown_tokens: int) -> bytes:
+    def first(self, resume_tokens: int) -> bytes:
         return msgspec.msgpack.encode({"max_tokens": 1})
 
-    def rest(self, shown_tokens: int) -> bytes:
-        return msgspec.msgpack.encode({"max_tokens": self._tokens - shown_tokens})
+    def rest(self, resume_tokens: int) -> bytes:
+        return msgspec.msgpack.encode({"max_tokens": self._tokens - resume_tokens})
 
 
 def request(number: int, tokens: int, prompt: int = 40, *, continuing: bool = True) -> GenerationRequest:

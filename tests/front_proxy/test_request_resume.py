@@ -7,18 +7,17 @@ from collections.abc import Sequence
 
 import pytest
 
-from engine.protocol import Finish as EngineFinish
-from engine.protocol import Logprobs
+from engine.protocol import Finish, Logprobs
 from front_proxy.request.events import (
     AskPlan,
     Emit,
     EndPlan,
-    Finish,
+    FinishRequest,
     FlowEvent,
     HolderLost,
     Output,
-    Phase,
     ReleaseHandoff,
+    RequestPhase,
     Retried,
     Stalled,
     StartDecode,
@@ -28,19 +27,19 @@ from front_proxy.request.events import (
 )
 from front_proxy.request.retry_policy import UNTAKEN_MAX
 from front_proxy.request.stall_detector import Awaited
-from front_proxy.request.work import FirstFacts, Placement, Stage, WorkerOutput
+from front_proxy.request.work import FirstOutput, Placement, Stage, WorkerOutput
 from runtime.failures import Failure, FailureKind
 from tests.front_proxy.flow_play import LENGTH, STOP, Play, decoded, failed, handoff, kinds, planned, prefilled
 
 
 def test_a_second_attempt_continues_behind_what_was_shown() -> None:
     play = Play(planned(), prefilled(token=7), failed(Stage.DECODE))
-    assert play.all(AskPlan)[1].shown_tokens == 1
+    assert play.all(AskPlan)[1].resume_tokens == 1
     play.tell(planned(2))
-    assert play.all(StartPrefill)[1].shown == (7,)
+    assert play.all(StartPrefill)[1].resume_token_ids == (7,)
     play.tell(prefilled(2, token=8, lease="lease-2"))
     start = play.all(StartDecode)[1]
-    assert start.shown == (7, 8) and start.handoff == handoff("lease-2")
+    assert start.resume_token_ids == (7, 8) and start.handoff == handoff("lease-2")
     play.tell(decoded(9, attempt=2, external=41, finish=STOP))
     assert play.tokens == [7, 8, 9]
 
@@ -48,14 +47,14 @@ def test_a_second_attempt_continues_behind_what_was_shown() -> None:
 def test_a_stop_in_a_later_attempts_prefill_ends_the_request() -> None:
     play = Play(planned(), prefilled(token=7), failed(Stage.DECODE), planned(2))
     play.tell(prefilled(2, token=2, finish=STOP, lease=None))
-    assert play.tokens == [7, 2] and play.all(Finish)[0].outcome == "finished"
+    assert play.tokens == [7, 2] and play.all(FinishRequest)[0].outcome == "finished"
 
 
 @pytest.mark.parametrize("kind", [FailureKind.UNAVAILABLE, FailureKind.INTERNAL, FailureKind.EXHAUSTED])
 def test_a_stream_whose_decode_worker_dies_goes_on_elsewhere(kind: FailureKind) -> None:
     play = Play(planned(), prefilled(), decoded(8, external=39), decoded(9), failed(Stage.DECODE, kind))
     ask = play.all(AskPlan)[1]
-    assert (ask.excluded_worker_ids, ask.shown_tokens) == (("decode-0",), 3)
+    assert (ask.excluded_worker_ids, ask.resume_tokens) == (("decode-0",), 3)
     assert [retried.how for retried in play.all(Retried)] == ["continue"]
     play.tell(planned(2), prefilled(2, token=10, lease="lease-2"), decoded(11, attempt=2, external=42, finish=LENGTH))
     assert play.tokens == [7, 8, 9, 10, 11]
@@ -66,7 +65,7 @@ def test_a_stream_whose_decode_worker_dies_goes_on_elsewhere(kind: FailureKind) 
 def test_a_stream_may_go_on_whole_on_a_decode_worker() -> None:
     play = Play(planned(), prefilled(), decoded(8, external=39), failed(Stage.DECODE), planned(2, prefill=None))
     start = play.all(StartDecode)[1]
-    assert start.shown == (7, 8) and start.handoff is None
+    assert start.resume_token_ids == (7, 8) and start.handoff is None
     assert play.flow.awaited is Awaited.PROMPT
     play.tell(decoded(9, attempt=2, external=0, finish=STOP))
     assert play.tokens == [7, 8, 9]
@@ -82,31 +81,31 @@ def test_the_last_token_of_a_stream_is_a_prefill_alone() -> None:
 
 def test_a_worker_that_dies_between_the_last_token_and_the_end_costs_nothing() -> None:
     play = Play(planned(), prefilled(), decoded(8, 9, external=39), failed(Stage.DECODE), output_tokens_max=3)
-    assert play.tokens == [7, 8, 9] and play.all(Finish)[0].outcome == "finished"
+    assert play.tokens == [7, 8, 9] and play.all(FinishRequest)[0].outcome == "finished"
     assert play.all(Emit)[-1].delta.finish == LENGTH and len(play.all(AskPlan)) == 1
 
 
 def test_what_cannot_be_continued_is_computed_again_and_shown_from_where_it_broke() -> None:
     play = Play(planned(), prefilled(), decoded(5, 6, external=39), decoded(7), failed(Stage.DECODE), continuing=False)
-    assert play.all(AskPlan)[1].shown_tokens == 0
+    assert play.all(AskPlan)[1].resume_tokens == 0
     assert [retried.how for retried in play.all(Retried)] == ["replay"]
     play.tell(planned(2), prefilled(2, token=99, lease="lease-2"))
-    assert play.all(StartPrefill)[1].shown == play.all(StartDecode)[1].shown == ()
+    assert play.all(StartPrefill)[1].resume_token_ids == play.all(StartDecode)[1].resume_token_ids == ()
     play.tell(decoded(5, attempt=2, external=39), decoded(6, 7, 8, attempt=2), decoded(9, attempt=2, finish=STOP))
     assert play.tokens == [5, 6, 7, 8, 9]
-    assert play.all(Finish)[0].output_tokens == 5
+    assert play.all(FinishRequest)[0].output_tokens == 5
     assert [end.output_tokens for end in play.all(EndPlan)] == [3, 2]
 
 
 OUTPUT = range(100, 112)
 
 
-def scored(tokens: Sequence[int], attempt: int, finish: EngineFinish | None = None, first: bool = False) -> Output:
+def scored(tokens: Sequence[int], attempt: int, finish: Finish | None = None, first: bool = False) -> Output:
     """A step of a decode with a score for each token, by which it is known again."""
     output = WorkerOutput(
         token_ids=list(tokens),
         finish=finish,
-        first=FirstFacts(external_tokens=1) if first else None,
+        first=FirstOutput(external_tokens=1) if first else None,
         logprobs=Logprobs(
             width=1, token_ids=list(tokens), logprobs=[-float(t) for t in tokens], ranks=[1] * len(tokens)
         ),
@@ -135,29 +134,29 @@ def test_wherever_a_stream_breaks_its_tokens_and_their_scores_come_once_and_in_o
         scores = [score for delta in deltas if delta.logprobs for score in delta.logprobs.logprobs]
         assert play.tokens == list(OUTPUT) and scores == [-float(token) for token in OUTPUT], breaks
         assert [delta.finish for delta in deltas if delta.finish] == [LENGTH]
-        assert play.all(Finish)[0].output_tokens == len(OUTPUT)
+        assert play.all(FinishRequest)[0].output_tokens == len(OUTPUT)
 
 
 def test_a_replay_that_ends_with_the_last_shown_token_tells_the_end() -> None:
     play = Play(planned(prefill=None), decoded(5, 6, external=0), failed(Stage.DECODE), continuing=False)
     play.tell(planned(2, prefill=None), decoded(5, attempt=2, external=0), decoded(6, attempt=2, finish=STOP))
     assert play.tokens == [5, 6] and play.all(Emit)[-1].delta.finish == STOP
-    assert play.all(Finish)[0].outcome == "finished"
+    assert play.all(FinishRequest)[0].outcome == "finished"
 
 
 def test_a_replay_that_has_caught_up_brings_something_new_with_its_next_token() -> None:
     play = Play(planned(prefill=None), decoded(5, 6, external=0), continuing=False, attempts_max=2)
     play.tell(failed(Stage.DECODE), planned(2, prefill=None), decoded(5, 6, attempt=2, external=0))
     play.tell(decoded(7, attempt=2), failed(Stage.DECODE, attempt=2))
-    assert play.flow.phase is Phase.PLANNING and play.all(AskPlan)[2].excluded_worker_ids == ("decode-0",)
+    assert play.flow.phase is RequestPhase.PLANNING and play.all(AskPlan)[2].excluded_worker_ids == ("decode-0",)
 
 
 def test_a_replay_that_gives_other_tokens_fails_and_is_stopped() -> None:
     play = Play(planned(), prefilled(), decoded(5, 6, external=39), failed(Stage.DECODE), continuing=False)
     play.tell(planned(2), prefilled(2, lease="lease-2"))
     actions = play.tell(decoded(5, 7, attempt=2, external=39))
-    assert kinds(actions) == ["ReleaseHandoff", "Diverged", "AbortWork", "EndPlan", "Finish"]
-    assert play.tokens == [5, 6] and play.all(Finish)[0].failure.kind is FailureKind.INTERNAL
+    assert kinds(actions) == ["ReleaseHandoff", "Diverged", "AbortWork", "EndPlan", "FinishRequest"]
+    assert play.tokens == [5, 6] and play.all(FinishRequest)[0].failure.kind is FailureKind.INTERNAL
 
 
 def test_a_stream_moves_more_often_than_attempts_when_each_brought_something_new() -> None:
@@ -165,10 +164,10 @@ def test_a_stream_moves_more_often_than_attempts_when_each_brought_something_new
     for attempt in (2, 3):
         play.tell(failed(Stage.DECODE, attempt=attempt - 1), planned(attempt, prefill=None))
         play.tell(decoded(7 + attempt, attempt=attempt, external=0))
-        assert play.flow.phase is Phase.DECODING
+        assert play.flow.phase is RequestPhase.DECODING
     assert [ask.excluded_worker_ids for ask in play.all(AskPlan)] == [(), ("decode-0",), ("decode-0",)]
     play.tell(failed(Stage.DECODE, attempt=3), planned(4, prefill=None), failed(Stage.DECODE, attempt=4))
-    finish = play.all(Finish)[0]
+    finish = play.all(FinishRequest)[0]
     assert finish.outcome == "failed" and finish.failure.kind is FailureKind.UNAVAILABLE
     assert "after 4 tokens" in finish.failure.message
 
@@ -178,14 +177,14 @@ def test_a_replay_that_gets_further_has_all_its_tries_again_and_one_that_breaks_
         planned(prefill=None), decoded(7, 8, 9, 10, external=0), failed(Stage.DECODE), continuing=False, attempts_max=2
     )
     shown.tell(planned(2, prefill=None), decoded(7, 8, 9, attempt=2, external=0), failed(Stage.DECODE, attempt=2))
-    assert shown.flow.phase is Phase.PLANNING and shown.flow.attempt == 3, "it was on its way: another fault broke it"
+    assert shown.flow.phase is RequestPhase.PLANNING and shown.flow.attempt == 3, "another fault broke it"
     shown.tell(planned(3, prefill=None), decoded(7, 8, 9, attempt=3, external=0), failed(Stage.DECODE, attempt=3))
-    assert shown.all(Finish)[0].outcome == "failed" and shown.tokens == [7, 8, 9, 10]
+    assert shown.all(FinishRequest)[0].outcome == "failed" and shown.tokens == [7, 8, 9, 10]
 
 
 def test_without_budget_a_failure_is_told_at_once() -> None:
     play = Play(planned(), failed(Stage.PREFILL, FailureKind.INTERNAL), budget=lambda: False)
-    assert len(play.all(AskPlan)) == 1 and play.all(Finish)[0].failure.kind is FailureKind.INTERNAL
+    assert len(play.all(AskPlan)) == 1 and play.all(FinishRequest)[0].failure.kind is FailureKind.INTERNAL
 
 
 P1 = Placement(worker_id="prefill-1", address="p1", epoch=1)
@@ -220,7 +219,7 @@ def test_stalled_work_is_stopped_and_done_elsewhere(where: str) -> None:
 def test_late_words_of_a_stalled_worker_change_nothing() -> None:
     play = Play(planned(), prefilled(), decoded(8, external=39), Stalled(attempt=1, stage=Stage.DECODE, waited_s=9.0))
     assert play.tell(decoded(9), decoded(10, finish=STOP), failed(Stage.DECODE), planned(1)) == []
-    assert play.flow.phase is Phase.PLANNING and play.tokens == [7, 8]
+    assert play.flow.phase is RequestPhase.PLANNING and play.tokens == [7, 8]
 
 
 def test_a_pull_whose_holder_is_lost_is_the_holders_fault() -> None:
@@ -257,7 +256,7 @@ def test_a_try_that_reaches_no_worker_is_not_counted_and_there_are_so_many_of_th
         assert isinstance(ask, AskPlan) and ask.resumed and ask.excluded_worker_ids == ("prefill-0",)
         play.tell(planned(attempt + 1))
     play.tell(unreached(Stage.PREFILL, UNTAKEN_MAX + 1))
-    assert play.all(Finish)[0].failure.message == "no connection"
+    assert play.all(FinishRequest)[0].failure.message == "no connection"
 
 
 def test_a_stream_that_finds_all_workers_full_goes_on_and_a_request_before_its_first_token_is_refused() -> None:
@@ -266,7 +265,7 @@ def test_a_stream_that_finds_all_workers_full_goes_on_and_a_request_before_its_f
     play.tell(planned(2, prefill=None), decoded(8, attempt=2, external=0, finish=STOP))
     assert play.tokens == [7, 8]
     begins = Play(planned(), failed(Stage.PREFILL, FailureKind.EXHAUSTED), attempts_max=1)
-    assert begins.all(Finish)[0].failure.kind is FailureKind.EXHAUSTED
+    assert begins.all(FinishRequest)[0].failure.kind is FailureKind.EXHAUSTED
 
 
 def test_a_worker_is_used_again_when_the_stream_went_on_elsewhere() -> None:
@@ -313,4 +312,4 @@ def test_a_request_that_no_worker_can_serve_blames_none() -> None:
     play = Play(planned(), failed(Stage.PREFILL, FailureKind.INTERNAL), planned(2, prefill=P1))
     play.tell(failed(Stage.PREFILL, FailureKind.INTERNAL, attempt=2), planned(3, prefill=None))
     play.tell(failed(Stage.DECODE, FailureKind.INTERNAL, attempt=3))
-    assert play.all(Finish)[0].outcome == "failed" and play.all(Suspect) == []
+    assert play.all(FinishRequest)[0].outcome == "failed" and play.all(Suspect) == []

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-import logging
 from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from front_proxy.build import VllmServing
 from front_proxy.config import FrontProxyConfig
 from front_proxy.openai_api.server import OpenAiServer
-from front_proxy.run import EXIT_BAD_OPTION, _http_server, _leave
+from front_proxy.run import _http_server, _leave
+from runtime.exit_codes import ExitCode
 from runtime.grpc_server import start_server
 from tests.front_proxy.conftest import Served
 
@@ -45,13 +46,11 @@ async def test_a_drain_that_is_over_tells_the_streams_it_ends(served: Served, hu
     served.app.state.server = None
 
 
-async def test_a_chat_template_that_is_no_file_is_one_sentence(
-    served: Served, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_chat_template_that_is_no_file_is_one_sentence(served: Served) -> None:
     args = copy.copy(served.args)
     args.chat_template = "nowhere/template.jinja"
     inference: Any = None
-    with pytest.raises(SystemExit) as ended, caplog.at_level(logging.CRITICAL):
+    with pytest.raises(SystemExit) as ended, capture_logs() as logged:
         await _http_server(VllmServing(served.client, inference, args), FrontProxyConfig())
-    assert ended.value.code == EXIT_BAD_OPTION
-    assert "nowhere/template.jinja" in caplog.text
+    assert ended.value.code == ExitCode.BAD_OPTION
+    assert "nowhere/template.jinja" in logged[-1]["why"]

@@ -21,8 +21,8 @@ from front_proxy.config import FrontProxyConfig
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.dispatch.metrics import DispatchMetrics
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from runtime.exit_codes import ExitCode
 from runtime.grpc_server import channel
-from scheduler.exit_codes import EXIT_NOT_LEADER
 from tests.front_proxy.test_over_workers import collect, request
 from tests.polling import until
 from tests.scheduler.api_server import ApiServer
@@ -239,7 +239,9 @@ async def test_a_stand_by_takes_over_the_lease_of_a_leader_that_stands_still(
             finally:
                 leader.signal(signal.SIGCONT)
             assert leader.process is not None
-            assert await asyncio.wait_for(leader.process.wait(), WAIT_S) == EXIT_NOT_LEADER, "it finds its time over"
+            assert await asyncio.wait_for(leader.process.wait(), WAIT_S) == ExitCode.LEADS_NO_LONGER, (
+                "it finds its time over"
+            )
             before = it.value("degraded_plans_total", outcome="planned")
             await it.succeed(4)
             assert it.value("degraded_plans_total", outcome="planned") == before

@@ -22,7 +22,7 @@ from scheduler.api.events import Event
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 from scheduler.metrics import PolicyProbe, SchedulerMetrics
-from scheduler.service import StatusService, add_services
+from scheduler.service import add_services, status_service
 from scheduler.shell import SchedulerShell
 from tests.polling import until
 from tests.scheduler.cast import NO_WAITING
@@ -145,7 +145,7 @@ async def listening(**config: Any) -> AsyncIterator[Setting]:
     metrics = SchedulerMetrics(CollectorRegistry())
     core = SchedulerCore(settings, probe=PolicyProbe(metrics))
     shell = SchedulerShell(settings, core, SystemClock(), metrics)
-    status = StatusService(shell, epoch=7)
+    status = status_service(shell, epoch=7)
     server = await start_server(
         "127.0.0.1", 0, lambda server: add_services(shell, status, server), message_bytes_max=BYTES_MAX
     )
@@ -432,7 +432,7 @@ async def test_a_core_that_breaks_ends_every_stream(monkeypatch: pytest.MonkeyPa
     settings = SchedulerConfig()
     core = SchedulerCore(settings)
     shell = SchedulerShell(settings, core, SystemClock(), metrics)
-    status = StatusService(shell, epoch=7)
+    status = status_service(shell, epoch=7)
     server = await start_server(
         "127.0.0.1", 0, lambda server: add_services(shell, status, server), message_bytes_max=BYTES_MAX
     )

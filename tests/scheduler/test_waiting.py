@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from runtime.failures import FailureKind
+from runtime.priority_class import PriorityClass
 from scheduler.api.actions import Action, PublishView, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.api.events import FrontJoined, FrontLeft, PlanRequested, PlansRunning, RequestEnded, Tick
 from scheduler.config import PriorityClassConfig, WaitingConfig
 from scheduler.core import SchedulerCore
-from scheduler.queueing.wait_queue import PriorityClass, class_of
+from scheduler.queueing.wait_queue import class_of
 from tests.scheduler.cast import FRONT, Stage, ready
 
 

@@ -16,7 +16,7 @@ from scheduler.api.actions import ReplyRefusal
     "ask",
     [
         AskPlan(attempt=1),
-        AskPlan(attempt=3, shown_tokens=2, excluded_worker_ids=("a", "b"), prefill_only=True),
+        AskPlan(attempt=3, resume_tokens=2, excluded_worker_ids=("a", "b"), prefill_only=True),
         AskPlan(attempt=1, pinned_decode_worker="d"),
     ],
 )

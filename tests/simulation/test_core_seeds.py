@@ -8,10 +8,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.protocol import Finish as EngineFinish
-from front_proxy.planning.events import DeskAction, DeskEvent, Heard, SendEnd, SendRunning, Woke
+from engine.protocol import Finish
+from front_proxy.planning.events import (
+    MessageReceived,
+    PlanClientAction,
+    PlanClientEvent,
+    SendEnd,
+    SendRunning,
+    TimerFired,
+)
 from front_proxy.planning.fallback_planner import FallbackPlanner
-from front_proxy.planning.plan_client import DeskBounds, PlanDesk
+from front_proxy.planning.plan_client import PlanClient, PlanClientLimits
 from front_proxy.request.events import (
     AbortWork,
     AskPlan,
@@ -20,18 +27,18 @@ from front_proxy.request.events import (
     FlowAction,
     FlowEvent,
     Output,
-    Phase,
     ReleaseHandoff,
+    RequestPhase,
     Stalled,
     StartDecode,
     WorkerFailed,
 )
 from front_proxy.request.flow import RequestFlow
-from front_proxy.request.handoff_slot import HeldHandoff
-from front_proxy.request.output_log import ShownTokens
-from front_proxy.request.stall_detector import Looks
+from front_proxy.request.handoff_slot import HandoffSlot
+from front_proxy.request.output_log import OutputLog
 from front_proxy.request.work import Stage, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
+from runtime.awake_clock import AwakeClock
 from runtime.failures import Failure
 from scheduler.api.actions import Action
 from scheduler.api.events import Event, Tick
@@ -65,10 +72,10 @@ class ForgetsLateHandoffs(RequestFlow):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._held = _ForgetsLate()
+        self._handoff_slot = _ForgetsLate()
 
 
-class _ForgetsLate(HeldHandoff):
+class _ForgetsLate(HandoffSlot):
     def release_late(self, handoff: KvHandoff | None) -> Sequence[ReleaseHandoff]:
         return []
 
@@ -124,10 +131,10 @@ class EmitsTwice(RequestFlow):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._shown = _ForgetfulTokens(continuing=options["continuing"])
+        self._output = _ForgetfulTokens(continuing=options["continuing"])
 
 
-class _ForgetfulTokens(ShownTokens):
+class _ForgetfulTokens(OutputLog):
     def fresh(self, output: WorkerOutput) -> WorkerOutput | None:
         return output if not self.caught_up else super().fresh(output)
 
@@ -137,8 +144,8 @@ class DropsATokenOnResume(RequestFlow):
 
     def _start_decode(self) -> Sequence[FlowAction]:
         return [
-            msgspec.structs.replace(action, shown=(*action.shown, 0))
-            if isinstance(action, StartDecode) and self.attempt > 1 and action.shown
+            msgspec.structs.replace(action, resume_token_ids=(*action.resume_token_ids, 0))
+            if isinstance(action, StartDecode) and self.attempt > 1 and action.resume_token_ids
             else action
             for action in super()._start_decode()
         ]
@@ -149,10 +156,10 @@ class BelievesEveryReplay(RequestFlow):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._shown = _CredulousTokens(continuing=options["continuing"])
+        self._output = _CredulousTokens(continuing=options["continuing"])
 
 
-class _CredulousTokens(ShownTokens):
+class _CredulousTokens(OutputLog):
     def fresh(self, output: WorkerOutput) -> WorkerOutput | None:
         at = self._position
         known = self.tokens[at : at + len(output.token_ids)]
@@ -170,7 +177,7 @@ class RetriesForever(RequestFlow):
     """Never has tried often enough."""
 
     def _on_worker_failed(self, event: WorkerFailed) -> Sequence[FlowAction]:
-        self._retries._tries = 1
+        self._retry_policy._tries = 1
         return super()._on_worker_failed(event)
 
 
@@ -192,7 +199,7 @@ class DoesNotStopStalledWork(_Filtered):
     """Leaves the work that it took elsewhere to run on."""
 
     def keeps(self, action: FlowAction) -> bool:
-        return not isinstance(action, AbortWork) or self.phase is Phase.DONE
+        return not isinstance(action, AbortWork) or self.phase is RequestPhase.DONE
 
 
 class AsksAsIfItWereNew(RequestFlow):
@@ -217,7 +224,7 @@ class BelievesEveryAttempt(RequestFlow):
 class EndsWithoutAWord(RequestFlow):
     """Does not pass the end of a decode on."""
 
-    def _emit(self, output: Any, stage: Stage, *, finish: EngineFinish | None, **more: Any) -> Emit:
+    def _emit(self, output: Any, stage: Stage, *, finish: Finish | None, **more: Any) -> Emit:
         return super()._emit(output, stage, finish=None, **more)
 
 
@@ -266,51 +273,51 @@ def test_lost_messages_to_workers_are_found(worker: type[SimWorker]) -> None:
     assert found(worker=worker) is not None, f"{worker.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
 
 
-class ForgetsWhatItGaveUp(PlanDesk):
+class ForgetsWhatItGaveUp(PlanClient):
     """Leaves a question with the scheduler that it does not wait for any more."""
 
-    def handle(self, event: DeskEvent, now_s: float) -> Sequence[DeskAction]:
-        forgets = isinstance(event, Woke)
+    def handle(self, event: PlanClientEvent, now_s: float) -> Sequence[PlanClientAction]:
+        forgets = isinstance(event, TimerFired)
         return [action for action in super().handle(event, now_s) if not (forgets and isinstance(action, SendEnd))]
 
 
-class PlansFromAnyView(PlanDesk):
+class PlansFromAnyView(PlanClient):
     """Does not ask how old the picture is that it plans from."""
 
-    def __init__(self, bounds: DeskBounds, **options: Any) -> None:
+    def __init__(self, bounds: PlanClientLimits, **options: Any) -> None:
         super().__init__(msgspec.structs.replace(bounds, view_max_age_s=float("inf")), **options)
 
 
-class DoesNotSayWhatRuns(PlanDesk):
+class DoesNotSayWhatRuns(PlanClient):
     """Leaves a scheduler that has just come back with what it knows."""
 
-    def handle(self, event: DeskEvent, now_s: float) -> Sequence[DeskAction]:
-        forgets = isinstance(event, Heard)
+    def handle(self, event: PlanClientEvent, now_s: float) -> Sequence[PlanClientAction]:
+        forgets = isinstance(event, MessageReceived)
         return [action for action in super().handle(event, now_s) if not (forgets and isinstance(action, SendRunning))]
 
 
-class NeverPlansHere(PlanDesk):
+class NeverPlansHere(PlanClient):
     """Waits for the scheduler however long that is away."""
 
-    def __init__(self, bounds: DeskBounds, **options: Any) -> None:
+    def __init__(self, bounds: PlanClientLimits, **options: Any) -> None:
         super().__init__(msgspec.structs.replace(bounds, view_max_age_s=-1.0), **options)
 
 
-class DoesNotWaitForItsTurn(PlanDesk):
+class DoesNotWaitForItsTurn(PlanClient):
     """Plans a request that the scheduler queues."""
 
     def _queue(self, plan_id: int, wait_max_s: float, now_s: float) -> None:
         pass
 
 
-class RefusesStreams(PlanDesk):
+class RefusesStreams(PlanClient):
     """Gives a request up that was under way, when it fits nowhere while the scheduler is away."""
 
     def _may_wait(self, *_: object) -> bool:
         return False
 
 
-class ReservesNothing(PlanDesk):
+class ReservesNothing(PlanClient):
     """Plans as if nothing ran."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -326,7 +333,7 @@ class _ReservesNothing(FallbackPlanner):
 
 
 @pytest.mark.parametrize(
-    "desk",
+    "plan_client",
     [
         ForgetsWhatItGaveUp,
         PlansFromAnyView,
@@ -337,21 +344,21 @@ class _ReservesNothing(FallbackPlanner):
         ReservesNothing,
     ],
 )
-def test_a_planted_bug_of_the_desk_is_found(desk: type[PlanDesk]) -> None:
-    assert found(desk=desk) is not None, f"{desk.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
+def test_a_planted_bug_of_the_desk_is_found(plan_client: type[PlanClient]) -> None:
+    assert found(plan_client=plan_client) is not None, f"{plan_client.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
 
 
-class BlamesOthersForItsOwnSleep(Looks):
+class BlamesOthersForItsOwnSleep(AwakeClock):
     """Does not notice that it stood still itself."""
 
-    def late(self, now_s: float) -> bool:
-        return False
+    def look(self, now_s: float) -> float:
+        return 0.0
 
 
 class SleepyFront(SimFront):
     """Gives work up that was silent while nobody listened."""
 
-    looks = BlamesOthersForItsOwnSleep
+    clock = BlamesOthersForItsOwnSleep
 
 
 class DoesNotKnowThatItSlept(SchedulerCore):

@@ -13,8 +13,8 @@ import pytest
 
 from decode_worker.handoff_validator import KnownEpochs
 from decode_worker.role import DecodeRole
-from front_proxy.request.handoff_slot import HeldHandoff
-from front_proxy.request.output_log import ShownTokens
+from front_proxy.request.handoff_slot import HandoffSlot
+from front_proxy.request.output_log import OutputLog
 from kv_transfer.handoff.lease import FreeBlocks, LeaseAction
 from kv_transfer.integrity.transfer_proof import HolderReplied, ProofAction, ProofEvent, TransferProof, TransferVerdict
 from prefill_worker.leases import LeaseTable
@@ -259,8 +259,8 @@ def nothing(*_: object, **__: object) -> tuple[()]:
     [
         (Admission, "release", nothing),  # a worker never gives the room of a request back
         (LeaseTable, "release", LeaseTable.pulled),  # the KV of a hand-off that nobody wants is not freed
-        (HeldHandoff, "take", nothing),  # a hand-off is not remembered
-        (ShownTokens, "begin", nothing),  # a new attempt does not know what the client has
+        (HandoffSlot, "hold", nothing),  # a hand-off is not remembered
+        (OutputLog, "begin", nothing),  # a new attempt does not know what the client has
         (Reservations, "take_over", nothing),  # a new scheduler does not reserve for what runs
         (Reservations, "returned", nothing),  # nor for what runs on a worker that registers later
         (Reservations, "drop_unnamed", nothing),  # a plan whose end got lost stays

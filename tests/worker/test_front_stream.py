@@ -254,7 +254,7 @@ async def test_behind_words_that_were_lost_nothing_is_said_on_a_stream_any_more(
             await made.submit(name, slot)
         for name in ("a", "b", "a"):
             made.engine.outputs[name](EngineOutput(token_ids=[5]))
-        assert made.front.failed.result().kind is FailureKind.EXHAUSTED
+        assert made.front.failure and made.front.failure.kind is FailureKind.EXHAUSTED
         assert await asyncio.wait_for(made.front.outbox.next_step(), 10.0) is None
 
 
@@ -263,7 +263,7 @@ async def test_a_stream_ends_with_its_first_failure() -> None:
         first, second = (Failure(kind=FailureKind.UNAVAILABLE, message=text) for text in ("first", "second"))
         made.front.fail(first)
         made.front.fail(second)
-        assert made.front.failed.result() is first
+        assert made.front.failure is first
 
 
 async def test_a_prompt_is_queued_until_its_first_output_and_counted_once() -> None:
@@ -359,5 +359,5 @@ async def test_an_engine_that_does_not_take_a_lease_back_is_counted_and_one_that
         made.release("b")
         made.release("c")
         await made.body.chores.wait(10.0)
-        assert made.body.engine_lost.is_set() and made.front.failed.done()
+        assert made.body.engine_lost.is_set() and made.front.failure is not None
         assert sum(record.levelname == "CRITICAL" for record in caplog.records) == 1

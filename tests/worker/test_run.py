@@ -14,9 +14,10 @@ import pytest
 from engine.protocol import Engine
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from runtime import lifecycle
+from runtime.exit_codes import ExitCode
 from runtime.grpc_server import channel
 from tests.worker.conftest import WAIT_S
-from worker.run import EXIT_BAD_OPTION, _start_engine
+from worker.run import _start_engine
 
 PROGRAM = """
 import functools, json, sys
@@ -198,4 +199,4 @@ async def test_settings_that_the_engine_does_not_take_are_one_sentence() -> None
 
     with pytest.raises(SystemExit) as ended:
         await _start_engine(refuse(), lifecycle.Stop())
-    assert ended.value.code == EXIT_BAD_OPTION
+    assert ended.value.code == ExitCode.BAD_OPTION

@@ -171,23 +171,3 @@ async def test_a_scheduler_that_refuses_or_is_away_is_asked_again_and_leaving_do
             assert not session.registered.is_set()
             scheduler.refuse = False
             await asyncio.wait_for(session.registered.wait(), WAIT_S)
-
-
-async def test_a_call_that_ended_before_it_was_written_to_ends_the_session_and_not_the_worker(
-    start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ends = iter([asyncio.InvalidStateError("RPC already finished.")])
-    send = SchedulerSession._send
-
-    async def over(self: SchedulerSession, call: Any, update: pb.WorkerUpdate) -> None:
-        if (end := next(ends, None)) is not None:
-            raise end
-        await send(self, call, update)
-
-    monkeypatch.setattr(SchedulerSession, "_send", over)
-    scheduler = Scheduler()
-    async with scheduler_at(scheduler) as server:
-        worker = await start_worker("decode", config=config(server.address))
-        async with session_of(worker):
-            await scheduler.until(state=cluster_pb2.PROCESS_STATE_READY)
-            assert next(ends, None) is None

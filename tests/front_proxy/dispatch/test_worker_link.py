@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from front_proxy.dispatch.lease_renewer import LeaseKeeper
+from front_proxy.dispatch.lease_renewer import LeaseRenewer
 from front_proxy.dispatch.worker_link import LinkOptions, WorkerLink, WorkerLinks
-from front_proxy.request.work import Placement, Stage, WorkerOutput, WorkOrder
+from front_proxy.request.work import Placement, Stage, Submission, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.handoff.wire import from_wire
 from protos.cluster.v1 import cluster_pb2
@@ -63,7 +63,7 @@ class Script(worker_pb2_grpc.WorkerServiceServicer):
 
 
 class Ear:
-    """What became of one order."""
+    """What became of one submission."""
 
     def __init__(self) -> None:
         self.heard: asyncio.Queue[WorkerOutput | Failure] = asyncio.Queue()
@@ -127,8 +127,8 @@ async def stage(**changes: Any) -> AsyncIterator[Theatre]:
         await server.stop(0)
 
 
-def order(stage_: Stage = Stage.PREFILL, **more: Any) -> WorkOrder:
-    return WorkOrder(request_id="r-p1", stage=stage_, token_ids=[1, 2, 3], sampling=b"s", **more)
+def order(stage_: Stage = Stage.PREFILL, **more: Any) -> Submission:
+    return Submission(request_id="r-p1", stage=stage_, token_ids=[1, 2, 3], sampling=b"s", **more)
 
 
 def handoff(lease_id: str = "lease") -> cluster_pb2.KvHandoff:
@@ -279,7 +279,7 @@ async def test_a_hand_off_whose_decode_has_not_answered_is_renewed_until_it_is_l
             assert (renewal.lease_id, renewal.epoch) == ("lease", EPOCH)
         assert at.links.release(ticket, pulled=True)
         await at.script.hears("release")
-        # Whatever comes now was asked for after the release: an order, and no renewal in between.
+        # Whatever comes now was asked for after the release: an submission, and no renewal in between.
         at.links.submit(at.worker, order(), ear)
         while not (message := await asyncio.wait_for(at.script.told.get(), WAIT_S)).HasField("submit"):
             assert not message.HasField("renew")
@@ -292,7 +292,7 @@ async def test_a_hand_off_whose_holder_is_away_is_not_renewed() -> None:
         renewed.append(ticket.lease_id)
         return False
 
-    keeper = LeaseKeeper(0.0, renew)
+    keeper = LeaseRenewer(0.0, renew)
     keeper.keep(from_wire(handoff()))
     async with asyncio.timeout(WAIT_S):
         while len(keeper):
@@ -336,7 +336,7 @@ async def test_a_worker_that_does_not_answer_is_given_up() -> None:
         at.script.opens = False
         ear = Ear()
         at.links.submit(at.worker, order(), ear)
-        assert "did not answer in time" in (await ear.next()).message
+        assert "did not answer within" in (await ear.next()).message
 
 
 async def test_a_worker_that_was_started_again_is_not_mistaken_for_the_planned_one() -> None:
@@ -352,7 +352,7 @@ async def test_more_messages_than_the_bound_end_the_stream() -> None:
         ears = [Ear() for _ in range(3)]
         for ear in ears:
             at.links.submit(at.worker, order(), ear)
-        assert "wait to be sent" in (await ears[0].next()).message
+        assert "messages wait" in (await ears[0].next()).message
         assert all([(await ear.next()).kind is FailureKind.UNAVAILABLE for ear in ears[1:]])
 
 

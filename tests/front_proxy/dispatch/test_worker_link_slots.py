@@ -7,11 +7,12 @@ import pytest
 
 from front_proxy.dispatch import worker_link
 from front_proxy.dispatch.worker_link import LinkOptions, WorkerLink, WorkerLinks
-from front_proxy.request.work import Placement, Stage, WorkerOutput, WorkOrder
+from front_proxy.request.work import Placement, Stage, Submission, WorkerOutput
 from kv_transfer.handoff.wire import from_wire
 from protos.cluster.v1 import cluster_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure
+from runtime.grpc_stream import grpc_dial
 
 OPTIONS = LinkOptions(
     front_proxy_id="f",
@@ -21,7 +22,7 @@ OPTIONS = LinkOptions(
     message_bytes_max=2**20,
     handoff_renew_interval_s=60.0,
 )
-ORDER = WorkOrder(request_id="r-p1", stage=Stage.PREFILL, token_ids=[1], sampling=b"")
+ORDER = Submission(request_id="r-p1", stage=Stage.PREFILL, token_ids=[1], sampling=b"")
 HANDOFF = cluster_pb2.KvHandoff(worker_id="w", epoch=7, lease_id="lease", tokens=1, blocks=1, lease_remaining_ms=30_000)
 
 
@@ -37,7 +38,8 @@ class Ear:
 
 
 def link() -> WorkerLink:
-    return WorkerLink(Placement(worker_id="w", address="nowhere:1", epoch=7), OPTIONS)
+    dial = grpc_dial(lambda _channel: None, message_bytes_max=1)
+    return WorkerLink(Placement(worker_id="w", address="nowhere:1", epoch=7), OPTIONS, dial)
 
 
 def say(made: WorkerLink, *deltas: pb.Delta) -> None:
@@ -46,9 +48,11 @@ def say(made: WorkerLink, *deltas: pb.Delta) -> None:
 
 def send(made: WorkerLink) -> list[pb.AttachRequest]:
     """What leaves for the worker of all that is queued."""
-    items = list(made._duplex._outbox)
-    made._duplex._outbox.clear()
-    return [message for item in items if (message := made._encode(item)) is not None]
+    left = []
+    while (item := made._sending.take_now()) is not None:
+        if (message := made._encode(item)) is not None:
+            left.append(message)
+    return left
 
 
 async def test_nothing_is_believed_behind_a_message_that_made_no_sense() -> None:
@@ -111,12 +115,12 @@ async def test_a_lease_that_was_let_go_is_neither_released_again_nor_renewed() -
 async def test_a_stream_that_is_lost_holds_nothing_and_tells_everybody_once() -> None:
     made, again = link(), Ear()
 
-    class Retries(Ear):
+    class SubmitsAgain(Ear):
         def on_failure(self, failure: Failure) -> None:
             super().on_failure(failure)
             made.submit(ORDER, again)
 
-    ears = [Retries() for _ in range(3)]
+    ears = [SubmitsAgain() for _ in range(3)]
     for ear in ears:
         say(made, pb.Delta(slot=made.submit(ORDER, ear), handoff=HANDOFF))
     made.end("cut")

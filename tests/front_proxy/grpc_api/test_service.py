@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 import grpc
 import pytest
 
-from front_proxy.gateway.identity import Asker, asker
+from front_proxy.gateway.identity import Caller, caller
 from front_proxy.grpc_api.client import BatonClient, BatonError, GenerateRequest, SamplingOptions, request
 from front_proxy.grpc_api.generate import VllmInference, sampling_params
 from front_proxy.grpc_api.service import (
@@ -218,7 +218,7 @@ async def test_the_key_and_the_class_of_a_call_reach_the_dispatcher_as_over_http
     await named.complete("x", SamplingOptions(max_tokens=1))
     await api.complete("x", SamplingOptions(max_tokens=1))
     said = [(sent.tenant, sent.priority_class) for sent in served.source.requests]
-    key = asker([(b"authorization", b"Bearer secret")]).tenant
+    key = caller([(b"authorization", b"Bearer secret")]).tenant
     assert said == [(key, "batch"), ("name-team a", ""), ("", "")]
 
 
@@ -313,7 +313,7 @@ class Stub:
         return []
 
     async def generate(
-        self, request: GenerateRequest, *, asker: Asker, deadline_s: float | None
+        self, request: GenerateRequest, *, caller: Caller, deadline_s: float | None
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         if self.failure is not None:
             raise FailureError(self.failure)
@@ -322,7 +322,7 @@ class Stub:
 
 
 async def test_what_a_request_costs_before_it_is_validated_does_not_grow_with_n() -> None:
-    session = _ManySession(Stub(None), Asker(), bounds())
+    session = _ManySession(Stub(None), Caller(), bounds())
 
     async def said() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
         generate = request("x", SamplingOptions(n=2**32 - 1), request_id="r")
@@ -337,7 +337,7 @@ async def test_what_a_request_costs_before_it_is_validated_does_not_grow_with_n(
 
 
 async def test_a_request_cancelled_before_its_first_step_is_aborted_and_ends_the_stream() -> None:
-    session = _ManySession(Stub(None), Asker(), bounds())
+    session = _ManySession(Stub(None), Caller(), bounds())
 
     async def said() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
         yield inference_pb2.GenerateManyRequest(generate=request("x", request_id="r"))
@@ -351,7 +351,7 @@ async def test_a_request_cancelled_before_its_first_step_is_aborted_and_ends_the
 
 async def test_a_client_that_does_not_read_is_not_read_from() -> None:
     refused = Failure(kind=FailureKind.BAD_REQUEST, message="no")
-    session = _ManySession(Stub(refused), Asker(), bounds(outputs_max=8))
+    session = _ManySession(Stub(refused), Caller(), bounds(outputs_max=8))
     taken = 0
 
     async def said() -> AsyncIterator[inference_pb2.GenerateManyRequest]:

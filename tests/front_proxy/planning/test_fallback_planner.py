@@ -1,4 +1,4 @@
-"""Planning from the last view, one sentence each."""
+"""PlanSource from the last view, one sentence each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scheduler.api.worker_info import WorkerLoad
 from scheduler.cluster.outlier_detector import Standing
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
-from tests.front_proxy.desk_play import QUESTION
+from tests.front_proxy.plan_client_play import QUESTION
 from tests.scheduler.cast import ready, worker_info
 
 OLD = RunningPlan(plan_id=1, request_id="r1", prefill=None, decode=Placement("d0", "d0:1", 1), decode_blocks=90)

@@ -1,4 +1,4 @@
-"""The desk's decisions as a table: what becomes of a question, of a stream, and of time that passes."""
+"""The plan client's decisions as a table: what becomes of a question, of a stream, and of time that passes."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from front_proxy.planning.events import (
     AnswerRefusal,
     Closed,
     Dial,
-    Dialled,
-    Ended,
-    Granted,
     Leave,
     OutageBegan,
     OutageOver,
-    Refused,
+    PlanEnded,
+    PlanGranted,
+    PlanQueued,
+    PlanRejected,
     SchedulerLost,
     SendEnd,
     SendQuestion,
     SendRunning,
     SendSuspect,
+    StreamDialled,
     Suspected,
-    ToldToWait,
+    TimerFired,
     ViewChanged,
     ViewShown,
-    Woke,
 )
 from front_proxy.request.events import AskPlan
 from runtime.failures import FailureKind
 from scheduler.api.actions import Placement
 from scheduler.api.worker_info import WorkerState
 from scheduler.config import SchedulerConfig
-from tests.front_proxy.desk_play import (
+from tests.front_proxy.plan_client_play import (
     BIG,
     BOUNDS,
     BUSY,
@@ -67,7 +67,7 @@ def silent(it: Play) -> None:
     it.open(USABLE)
     it.ask()
     it.wait(0.5)
-    it.do(Ended(1, "finished", 0))
+    it.do(PlanEnded(1, "finished", 0))
 
 
 def recovering(it: Play) -> None:
@@ -121,13 +121,13 @@ def test_what_becomes_of_a_question(before: Callable[[Play], None], becomes: str
     assert [action.plan_id for action in only(actions, SendQuestion)] == ([plan_id] if becomes == "sent" else [])
     assert not only(actions, AnswerPlan), "not before the one who asks knows its plan's id"
     soon = only(it.wait(0.0), AnswerPlan)
-    assert [(answer.plan.plan_id, answer.reason, answer.here) for answer in soon] == (
+    assert [(answer.plan.plan_id, answer.reason, answer.local) for answer in soon] == (
         [(plan_id, "degraded", True)] if becomes == "planned" else []
     )
     if becomes == "waits":
         (refusal,) = only(it.wait(5.0), AnswerRefusal)
-        assert refusal.failure.kind is FailureKind.UNAVAILABLE and not refusal.here
-    assert it.desk.unanswered == (1 if becomes == "sent" else 0)
+        assert refusal.failure.kind is FailureKind.UNAVAILABLE and not refusal.local
+    assert it.plan_client.unanswered == (1 if becomes == "sent" else 0)
 
 
 def test_an_answer_is_given_once_and_to_nobody_who_left() -> None:
@@ -136,14 +136,14 @@ def test_an_answer_is_given_once_and_to_nobody_who_left() -> None:
     first, _ = it.ask()
     (answer,) = it.hear(granted(first))
     assert isinstance(answer, AnswerPlan) and (answer.plan.request_id, answer.reason) == ("r", "remote")
-    assert it.hear(granted(first), Refused(first, FULL)) == []
+    assert it.hear(granted(first), PlanRejected(first, FULL)) == []
     second, _ = it.ask()
-    assert it.do(Ended(second, "cancelled", 0)) == [SendEnd(second, "cancelled", 0)]
-    assert it.hear(granted(second)) == [] and list(it.desk.running) == [first]
+    assert it.do(PlanEnded(second, "cancelled", 0)) == [SendEnd(second, "cancelled", 0)]
+    assert it.hear(granted(second)) == [] and list(it.plan_client.running) == [first]
     third, _ = it.ask()
-    assert it.hear(Refused(third, FULL)) == [AnswerRefusal(third, FULL)]
-    assert it.do(Ended(first, "finished", 9)) == [SendEnd(first, "finished", 9)]
-    assert not it.desk.running
+    assert it.hear(PlanRejected(third, FULL)) == [AnswerRefusal(third, FULL)]
+    assert it.do(PlanEnded(first, "finished", 9)) == [SendEnd(first, "finished", 9)]
+    assert not it.plan_client.running
 
 
 def test_a_question_that_is_given_up_is_ended_behind_it_and_the_scheduler_is_silent_then() -> None:
@@ -156,14 +156,14 @@ def test_a_question_that_is_given_up_is_ended_behind_it_and_the_scheduler_is_sil
         (plan_id, "failed") for plan_id in both
     ], "the second one too, though nothing else is sent to one that is silent"
     assert only(actions, OutageBegan)[0].why == "silent"
-    assert (it.desk.connected, it.desk.degraded) == (False, True)
-    assert it.do(Ended(both[0], "finished", 1)) == []
+    assert (it.plan_client.connected, it.plan_client.degraded) == (False, True)
+    assert it.do(PlanEnded(both[0], "finished", 1)) == []
     assert it.do(Suspected("d0", 1, "it broke")) == []
     told, over = it.hear(granted(both[1]))
     assert isinstance(told, SendRunning) and told.complete
     assert [plan.plan_id for plan in told.plans] == [both[1]]
     assert over == OutageOver(2)
-    assert (it.desk.connected, it.desk.degraded) == (True, False)
+    assert (it.plan_client.connected, it.plan_client.degraded) == (True, False)
     assert it.do(Suspected("d0", 1, "it broke")) == [SendSuspect("d0", 1, "it broke")]
 
 
@@ -173,14 +173,14 @@ def test_what_a_silent_scheduler_was_asked_is_ended_there_and_not_asked_again() 
     resumed = msgspec.structs.replace(BIG, ask=AskPlan(attempt=2, resumed=True))
     stays, leaves = it.ask(resumed)[0], it.ask(resumed)[0]
     assert [type(action) for action in it.wait(0.5)] == [OutageBegan]
-    assert not it.desk.connected and it.desk.unanswered == 2, "nobody has room, here or there"
-    assert it.do(Ended(leaves, "cancelled", 0)) == [SendEnd(leaves, "cancelled", 0)]
+    assert not it.plan_client.connected and it.plan_client.unanswered == 2, "nobody has room, here or there"
+    assert it.do(PlanEnded(leaves, "cancelled", 0)) == [SendEnd(leaves, "cancelled", 0)]
     told, over = it.hear(None)
     assert isinstance(told, SendRunning) and told.asked == (stays,)
     assert over == OutageOver(0)
     assert it.wait(0.4) == [], "it has its time to answer again"
     (answer,) = it.hear(granted(stays))
-    assert isinstance(answer, AnswerPlan) and not answer.here
+    assert isinstance(answer, AnswerPlan) and not answer.local
 
 
 def test_who_asked_before_the_scheduler_came_back_is_planned_here_if_that_is_rebuilding_and_else_asked() -> None:
@@ -206,7 +206,7 @@ def test_without_a_view_to_plan_from_the_scheduler_gets_all_of_the_timeout() -> 
     it = Play()
     it.open(EMPTY)
     plan_id, _ = it.ask()
-    assert it.wait(4.9) == [] and it.desk.connected, "it has nobody to name, and may just be late"
+    assert it.wait(4.9) == [] and it.plan_client.connected, "it has nobody to name, and may just be late"
     end, refusal = it.wait(0.1)
     assert end == SendEnd(plan_id, "failed", 0)
     assert isinstance(refusal, AnswerRefusal) and refusal.failure.kind is FailureKind.UNAVAILABLE
@@ -224,13 +224,13 @@ def test_who_is_told_to_wait_waits_so_long_and_not_for_ever() -> None:
     it = Play()
     it.open(USABLE)
     plan_id, _ = it.ask()
-    assert it.hear(ToldToWait(plan_id, 3.0), ToldToWait(77, 3.0)) == []
+    assert it.hear(PlanQueued(plan_id, 3.0), PlanQueued(77, 3.0)) == []
     assert it.wait(3.4) == []
-    assert [answer.here for answer in only(it.wait(0.1), AnswerPlan)] == [True]
+    assert [answer.local for answer in only(it.wait(0.1), AnswerPlan)] == [True]
     refused = Play()
     refused.open(EMPTY)
     plan_id, _ = refused.ask()
-    refused.hear(ToldToWait(plan_id, 3.0))
+    refused.hear(PlanQueued(plan_id, 3.0))
     assert refused.wait(7.9) == [] and only(refused.wait(0.1), AnswerRefusal)
 
 
@@ -240,13 +240,13 @@ def test_when_the_stream_breaks_nobody_waits_for_the_next_one() -> None:
     runs, _ = it.ask()
     it.hear(granted(runs))
     waits, _ = it.ask()
-    it.hear(ToldToWait(waits, 60.0))
+    it.hear(PlanQueued(waits, 60.0))
     lost = it.lose("gone")
     assert [type(action) for action in lost] == [SchedulerLost, OutageBegan, AnswerPlan, Dial]
     assert only(lost, OutageBegan)[0] == OutageBegan("away", 0.0)
-    assert sorted(it.desk.running) == [runs, waits]
+    assert sorted(it.plan_client.running) == [runs, waits]
     assert not it.view.snapshot.connected
-    ended = it.do(Ended(runs, "finished", 1))
+    ended = it.do(PlanEnded(runs, "finished", 1))
     assert ended == [], "there is nobody to tell"
     back = it.open(USABLE)
     assert [type(action) for action in back] == [SendRunning, ViewChanged, OutageOver]
@@ -275,7 +275,7 @@ def test_what_could_not_be_asked_of_a_silent_scheduler_is_asked_when_it_speaks()
     it.wait(0.5)
     it.wait(1.1)
     plan_id, actions = it.ask()
-    assert actions == [] and not it.desk.connected
+    assert actions == [] and not it.plan_client.connected
     told, *_ = it.hear(USABLE)
     assert isinstance(told, SendRunning) and told.asked == (plan_id,)
     assert it.wait(0.0) == [SendQuestion(plan_id, QUESTION)]
@@ -335,14 +335,14 @@ def test_what_the_scheduler_grants_in_an_outage_is_reserved_by_its_planner() -> 
     it.hear(ViewShown([], recovering=True))
     it.ask()
     it.wait(0.0)
-    assert it.desk.degraded
-    it.hear(Granted(asked, None, Placement("d0", "d0:1", 1), 95, "remote"))
+    assert it.plan_client.degraded
+    it.hear(PlanGranted(asked, None, Placement("d0", "d0:1", 1), 95, "remote"))
     big = msgspec.structs.replace(QUESTION, prompt_tokens=320)
     it.ask(big)
-    assert only(it.wait(0.0), AnswerRefusal)[0].here
-    it.do(Ended(asked, "finished", 1))
+    assert only(it.wait(0.0), AnswerRefusal)[0].local
+    it.do(PlanEnded(asked, "finished", 1))
     it.ask(big)
-    assert only(it.wait(0.0), AnswerPlan)[0].here
+    assert only(it.wait(0.0), AnswerPlan)[0].local
 
 
 def test_whom_the_scheduler_did_not_use_is_not_used_without_it_either() -> None:
@@ -393,7 +393,7 @@ def test_pauses_grow_to_a_bound_and_begin_anew_after_a_stream_that_was_served() 
     for longest_s in (0.1, 0.2, 0.4, 0.4):
         (dial,) = it.lose("refused")
         assert isinstance(dial, Dial) and longest_s / 2 <= dial.after_s <= longest_s
-        it.do(Dialled())
+        it.do(StreamDialled())
     it.hear(USABLE)
     (dial,) = only(it.lose(), Dial)
     assert dial.after_s <= 0.1
@@ -405,22 +405,22 @@ def test_when_the_leader_of_several_dies_all_that_it_served_pause_first() -> Non
     (dial,) = only(it.lose(), Dial)
     assert dial.address == "b" and dial.after_s > 0.0
     it.wait(20.0)
-    assert it.desk.wake_s == float("inf"), "there is nothing to tell and nobody to look at"
+    assert it.plan_client.wake_s == float("inf"), "there is nothing to tell and nobody to look at"
 
 
 def test_a_leader_older_than_one_that_was_heard_is_left_and_not_believed() -> None:
     it = Play(addresses="a,b")
-    it.do(Dialled())
+    it.do(StreamDialled())
     it.hear(USABLE, leader_epoch=8)
     plan_id, _ = it.ask()
     assert it.hear(granted(plan_id), leader_epoch=7) == [Leave("it led once, and another one leads now")]
-    assert it.desk.unanswered == 1
+    assert it.plan_client.unanswered == 1
     lost = it.lose("it led once")
-    assert [answer.here for answer in only(lost, AnswerPlan)] == [True]
+    assert [answer.local for answer in only(lost, AnswerPlan)] == [True]
     assert only(lost, Dial)[0].address == "b"
-    it.do(Dialled())
+    it.do(StreamDialled())
     (leave,) = it.hear(EMPTY, leader_epoch=7)
-    assert isinstance(leave, Leave) and not it.desk.connected, "on another stream no more than on that one"
+    assert isinstance(leave, Leave) and not it.plan_client.connected, "on another stream no more than on that one"
     assert it.view.snapshot.usable
 
 
@@ -433,7 +433,7 @@ def test_who_is_new_to_a_scheduler_that_is_rebuilding_is_planned_to_in_the_outag
     it.do(Suspected("d0", 1, "lost"))
     it.ask()
     (answer,) = only(it.wait(0.0), AnswerPlan)
-    assert answer.here and answer.plan.decode is not None and answer.plan.decode.worker_id == "d1"
+    assert answer.local and answer.plan.decode is not None and answer.plan.decode.worker_id == "d1"
 
 
 def test_closing_answers_whoever_still_waits_and_dials_nobody() -> None:
@@ -442,14 +442,14 @@ def test_closing_answers_whoever_still_waits_and_dials_nobody() -> None:
     waits, _ = it.ask()
     (refusal,) = it.do(Closed())
     assert isinstance(refusal, AnswerRefusal) and refusal.plan_id == waits
-    assert it.desk.wake_s == float("inf") and not it.desk.connected
+    assert it.plan_client.wake_s == float("inf") and not it.plan_client.connected
 
 
 def test_waking_up_too_early_or_too_often_changes_nothing() -> None:
     it = Play()
     it.open(USABLE)
     it.ask()
-    assert it.do(Woke()) == it.do(Woke()) == []
+    assert it.do(TimerFired()) == it.do(TimerFired()) == []
     assert it.wait(0.4) == []
 
 
@@ -458,6 +458,6 @@ def test_whatever_comes_every_question_is_answered_once_and_in_time(seed: int) -
     all_of_it = Anything(seed)
     for _ in range(400):
         all_of_it.step()
-        desk, now_s = all_of_it.it.desk, all_of_it.it.now_s
-        assert set(desk.running) == all_of_it.running and desk.unanswered == len(all_of_it.waiting)
+        plan_client, now_s = all_of_it.it.plan_client, all_of_it.it.now_s
+        assert set(plan_client.running) == all_of_it.running and plan_client.unanswered == len(all_of_it.waiting)
         assert all(now_s <= since_s + LONGEST_S for since_s in all_of_it.waiting.values())

@@ -10,25 +10,25 @@ import pytest
 from front_proxy.planning.events import (
     AnswerPlan,
     AnswerRefusal,
-    DeskAction,
-    Ended,
     OutageOver,
-    Refused,
+    PlanClientAction,
+    PlanEnded,
+    PlanQueued,
+    PlanRejected,
     SendEnd,
     SendQuestion,
-    ToldToWait,
     ViewShown,
 )
 from front_proxy.request.events import AskPlan
 from runtime.failures import FailureKind
-from tests.front_proxy.desk_play import BIG, BOUNDS, BUSY, FULL, QUESTION, USABLE, Play, entry, granted, only
+from tests.front_proxy.plan_client_play import BIG, BOUNDS, BUSY, FULL, QUESTION, USABLE, Play, entry, granted, only
 
 # Of a worker that failed it; BIG of the two fits nowhere while d0 is as full as it was seen.
 RESUMED = msgspec.structs.replace(QUESTION, ask=AskPlan(attempt=2, excluded_worker_ids=("d1",), resumed=True))
 RESUMED_BIG = msgspec.structs.replace(RESUMED, prompt_tokens=BIG.prompt_tokens)
 
 
-def answers(actions: Sequence[DeskAction]) -> list[DeskAction]:
+def answers(actions: Sequence[PlanClientAction]) -> list[PlanClientAction]:
     return [action for action in actions if isinstance(action, AnswerPlan | AnswerRefusal)]
 
 
@@ -38,19 +38,19 @@ def test_what_finds_no_room_while_the_scheduler_is_silent_is_refused_and_ended_t
     plan_id, _ = it.ask(BIG)
     _, end, refusal = it.wait(0.5)
     assert end == SendEnd(plan_id, "failed", 0)
-    assert isinstance(refusal, AnswerRefusal) and refusal.here
+    assert isinstance(refusal, AnswerRefusal) and refusal.local
     assert refusal.failure.kind is FailureKind.EXHAUSTED and refusal.failure.retry_after_s
-    assert it.desk.unanswered == 0
+    assert it.plan_client.unanswered == 0
 
 
 def test_what_a_scheduler_queued_is_planned_here_when_it_falls_silent() -> None:
     it = Play()
     it.open(BUSY)
     queued, _ = it.ask(BIG)
-    it.hear(ToldToWait(queued, 120.0), USABLE)
+    it.hear(PlanQueued(queued, 120.0), USABLE)
     plan_id, _ = it.ask()
     planned = only(it.wait(0.5), AnswerPlan)
-    assert {answer.plan.plan_id for answer in planned} == {queued, plan_id} and it.desk.unanswered == 0
+    assert {answer.plan.plan_id for answer in planned} == {queued, plan_id} and it.plan_client.unanswered == 0
 
 
 def test_of_the_queue_of_a_scheduler_that_dies_what_fits_is_placed_and_the_rest_refused() -> None:
@@ -58,7 +58,7 @@ def test_of_the_queue_of_a_scheduler_that_dies_what_fits_is_placed_and_the_rest_
     it.open(USABLE)
     queue = [it.ask(BIG)[0] for _ in range(3)]
     for plan_id in queue:
-        it.hear(ToldToWait(plan_id, 15.0))
+        it.hear(PlanQueued(plan_id, 15.0))
     lost = it.lose()
     assert [answer.plan.plan_id for answer in only(lost, AnswerPlan)] == queue[:1]
     refused = only(lost, AnswerRefusal)
@@ -72,12 +72,12 @@ def test_a_resumed_request_is_tried_every_patience_until_there_is_room(queued: b
     it.open(BUSY)
     plan_id, _ = it.ask(RESUMED_BIG)
     if queued:
-        it.hear(ToldToWait(plan_id, 30.0))
+        it.hear(PlanQueued(plan_id, 30.0))
     assert answers(it.lose()) == [], "all that one fault breaks is broken a moment later"
-    assert answers(it.wait(4.0)) == [] and it.desk.unanswered == 1
+    assert answers(it.wait(4.0)) == [] and it.plan_client.unanswered == 1
     if queued:
         (answer,) = only(it.wait(5.5), AnswerPlan)
-        assert answer.plan.plan_id == plan_id and answer.here, "what was seen there is believed to end"
+        assert answer.plan.plan_id == plan_id and answer.local, "what was seen there is believed to end"
     else:
         (refusal,) = only(it.wait(1.0), AnswerRefusal)
         assert refusal.plan_id == plan_id and it.now_s == 1005.0, "plan_timeout_s is over"
@@ -120,22 +120,22 @@ def test_a_resumed_request_is_asked_of_the_scheduler_when_that_is_back_and_knows
     it.lose()
     it.wait(1.0)
     assert only(it.open(ViewShown([], recovering=True)), SendQuestion) == []
-    assert it.wait(1.0) == [] and it.desk.unanswered == 1, "it is tried here on"
+    assert it.wait(1.0) == [] and it.plan_client.unanswered == 1, "it is tried here on"
     *_, over = it.hear(BUSY)
     assert over == OutageOver(0)
     (asked,) = only(it.wait(0.5), SendQuestion)
     assert asked.plan_id == plan_id and asked.question.ask.resumed and asked.question.ask.excluded_worker_ids == ()
-    assert only(it.hear(ToldToWait(plan_id, 3.0), granted(plan_id)), AnswerPlan)
+    assert only(it.hear(PlanQueued(plan_id, 3.0), granted(plan_id)), AnswerPlan)
 
 
 def test_a_silent_scheduler_that_speaks_again_may_still_answer_a_resumed_request() -> None:
     it = Play()
     it.open(BUSY)
     plan_id, _ = it.ask(RESUMED_BIG)
-    assert answers(it.wait(1.0)) == [] and not it.desk.connected
+    assert answers(it.wait(1.0)) == [] and not it.plan_client.connected
     assert only(it.hear(None), SendQuestion) == [], "it has the question"
     assert it.wait(0.4) == [], "it has its time to answer again"
-    assert FULL in [answer.failure for answer in only(it.hear(Refused(plan_id, FULL)), AnswerRefusal)]
+    assert FULL in [answer.failure for answer in only(it.hear(PlanRejected(plan_id, FULL)), AnswerRefusal)]
 
 
 def test_nothing_is_placed_from_a_view_that_is_too_old() -> None:
@@ -146,7 +146,7 @@ def test_nothing_is_placed_from_a_view_that_is_too_old() -> None:
     it.lose()
     plan_id, _ = it.ask(RESUMED_BIG)
     it.wait(1.1)
-    assert it.do(Ended(runs, "finished", 1)) == []
+    assert it.do(PlanEnded(runs, "finished", 1)) == []
     (refusal,) = only(it.wait(5.0), AnswerRefusal)
     assert refusal.plan_id == plan_id and refusal.failure.kind is FailureKind.UNAVAILABLE
 
@@ -161,9 +161,9 @@ def test_a_scheduler_that_is_asked_late_has_its_time_to_answer_all_the_same() ->
     it.open(USABLE)
     it.wait(0.0)
     it.wait(0.4)
-    assert (it.desk.connected, it.desk.unanswered) == (True, 1)
+    assert (it.plan_client.connected, it.plan_client.unanswered) == (True, 1)
     it.wait(0.1)
-    assert (it.desk.connected, it.desk.unanswered) == (False, 0)
+    assert (it.plan_client.connected, it.plan_client.unanswered) == (False, 0)
 
 
 def test_a_scheduler_that_is_back_when_a_wait_is_over_is_asked() -> None:

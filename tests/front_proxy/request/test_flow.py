@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.protocol import Finish as EngineFinish
-from engine.protocol import Logprobs
+from engine.protocol import Finish, Logprobs
 from front_proxy.request.events import (
     AbortWork,
     AskPlan,
@@ -15,19 +14,19 @@ from front_proxy.request.events import (
     DeadlinePassed,
     Emit,
     EndPlan,
-    Finish,
+    FinishRequest,
     FlowEvent,
     Output,
-    Phase,
     PlanRefused,
     ReleaseHandoff,
+    RequestPhase,
     Stalled,
     StartDecode,
     StartPrefill,
     Stopped,
 )
-from front_proxy.request.flow import STORY_EVENTS_MAX
-from front_proxy.request.work import FirstFacts, Stage, WorkerOutput
+from front_proxy.request.flow import EVENT_LOG_MAX
+from front_proxy.request.work import FirstOutput, Stage, WorkerOutput
 from runtime.failures import Failure, FailureKind
 from tests.front_proxy.flow_play import LENGTH, P0, STOP, Play, decoded, failed, handoff, kinds, planned, prefilled
 
@@ -38,15 +37,15 @@ def test_the_first_token_goes_out_before_the_decode_starts() -> None:
     assert kinds(actions) == ["Emit", "StartDecode"]
     assert actions[0] == play.all(Emit)[0] and play.tokens == [7]
     start = play.all(StartDecode)[0]
-    assert start.shown == (7,) and start.handoff == handoff() and start.blocks_reserved == 5
+    assert start.resume_token_ids == (7,) and start.handoff == handoff() and start.blocks_reserved == 5
 
 
 def test_a_whole_request_ends_its_plan_and_releases_what_was_pulled() -> None:
     play = Play(planned(), prefilled(), decoded(8, external=39), decoded(9, finish=STOP))
     assert play.tokens == [7, 8, 9]
     assert play.all(ReleaseHandoff) == [ReleaseHandoff(handoff=handoff(), pulled=True)]
-    assert kinds(play.actions)[-2:] == ["EndPlan", "Finish"]
-    assert play.all(Finish) == [Finish(outcome="finished", failure=None, output_tokens=3)]
+    assert kinds(play.actions)[-2:] == ["EndPlan", "FinishRequest"]
+    assert play.all(FinishRequest) == [FinishRequest(outcome="finished", failure=None, output_tokens=3)]
     assert play.all(Emit)[1].delta.decode_worker == "decode-0"
     assert play.all(Emit)[2].delta.decode_worker is None
 
@@ -62,7 +61,7 @@ def test_cached_tokens_and_prompt_logprobs_come_once_and_from_the_prefill() -> N
             output=WorkerOutput(
                 token_ids=[7],
                 finish=LENGTH,
-                first=FirstFacts(cached_tokens=16),
+                first=FirstOutput(cached_tokens=16),
                 prompt_logprobs=table,
                 handoff=handoff(),
             ),
@@ -71,7 +70,7 @@ def test_cached_tokens_and_prompt_logprobs_come_once_and_from_the_prefill() -> N
             attempt=1,
             stage=Stage.DECODE,
             output=WorkerOutput(
-                token_ids=[7], first=FirstFacts(cached_tokens=0, external_tokens=40), prompt_logprobs=other
+                token_ids=[7], first=FirstOutput(cached_tokens=0, external_tokens=40), prompt_logprobs=other
             ),
         ),
         decoded(8, finish=STOP),
@@ -84,7 +83,7 @@ def test_cached_tokens_and_prompt_logprobs_come_once_and_from_the_prefill() -> N
 def test_where_seeding_is_not_exact_the_prefills_token_is_not_shown() -> None:
     play = Play(planned(), prefilled(token=7), continuing=False)
     assert play.tokens == []
-    assert play.all(StartDecode)[0].shown == ()
+    assert play.all(StartDecode)[0].resume_token_ids == ()
     play.tell(decoded(5, external=39), decoded(6, finish=LENGTH))
     assert play.tokens == [5, 6]
 
@@ -107,13 +106,13 @@ def test_one_output_token_is_a_prefill_alone_with_the_whole_sampling() -> None:
 
 def test_one_output_token_may_come_from_a_decode_worker_where_no_prefill_worker_is() -> None:
     play = Play(planned(prefill=None), output_tokens_max=1)
-    assert kinds(play.tell(decoded(7, finish=LENGTH))) == ["Emit", "EndPlan", "Finish"]
+    assert kinds(play.tell(decoded(7, finish=LENGTH))) == ["Emit", "EndPlan", "FinishRequest"]
 
 
 def test_a_hidden_token_that_stops_leaves_the_whole_output_to_decode() -> None:
     play = Play(planned(), prefilled(finish=STOP, lease=None), continuing=False)
     start = play.all(StartDecode)[0]
-    assert start.handoff is None and start.shown == ()
+    assert start.handoff is None and start.resume_token_ids == ()
 
 
 def test_a_decode_worker_may_compute_the_prompt_itself() -> None:
@@ -155,25 +154,25 @@ def test_a_holder_whose_every_ticket_is_refused_is_done_without() -> None:
     play = Play(planned(), prefilled(), failed(Stage.DECODE, FailureKind.STATE_LOST), continuing=False)
     assert play.all(AskPlan)[1].excluded_worker_ids == ("prefill-0",)
     play.tell(planned(2, prefill=None), decoded(7, 8, attempt=2, finish=LENGTH))
-    assert play.tokens == [7, 8] and play.all(Finish)[0].outcome == "finished"
+    assert play.tokens == [7, 8] and play.all(FinishRequest)[0].outcome == "finished"
 
 
 def test_attempts_are_bounded() -> None:
     play = Play(attempts_max=2)
     play.tell(planned(1), failed(Stage.PREFILL), planned(2), failed(Stage.PREFILL, attempt=2))
     assert len(play.all(AskPlan)) == 2
-    assert play.all(Finish)[0].failure.kind is FailureKind.UNAVAILABLE
+    assert play.all(FinishRequest)[0].failure.kind is FailureKind.UNAVAILABLE
 
 
 @pytest.mark.parametrize("kind", [FailureKind.BAD_REQUEST, FailureKind.TOO_LARGE, FailureKind.DEADLINE])
 def test_what_any_worker_would_refuse_is_not_tried_again(kind: FailureKind) -> None:
     play = Play(planned(), failed(Stage.PREFILL, kind))
-    assert len(play.all(AskPlan)) == 1 and play.all(Finish)[0].failure.kind is kind
+    assert len(play.all(AskPlan)) == 1 and play.all(FinishRequest)[0].failure.kind is kind
 
 
 @pytest.mark.parametrize("reason", ["abort", "error"])
 def test_an_engine_that_gives_up_by_itself_has_failed(reason: Any) -> None:
-    play = Play(planned(), prefilled(finish=EngineFinish(reason)))
+    play = Play(planned(), prefilled(finish=Finish(reason)))
     assert len(play.all(AskPlan)) == 2 and play.tokens == []
     assert [release.pulled for release in play.all(ReleaseHandoff)] == [False]
 
@@ -181,19 +180,19 @@ def test_an_engine_that_gives_up_by_itself_has_failed(reason: Any) -> None:
 def test_a_refusal_by_the_scheduler_reaches_the_client_with_its_advice() -> None:
     failure = Failure(kind=FailureKind.EXHAUSTED, message="full", retry_after_s=2.0)
     play = Play(PlanRefused(attempt=1, failure=failure))
-    assert play.all(EndPlan) == [] and play.all(Finish)[0].failure == failure
+    assert play.all(EndPlan) == [] and play.all(FinishRequest)[0].failure == failure
 
 
 def test_when_nobody_is_left_the_first_cause_is_told() -> None:
     nobody = PlanRefused(attempt=2, failure=Failure(kind=FailureKind.UNAVAILABLE, message="nobody"))
     play = Play(planned(), failed(Stage.PREFILL, FailureKind.EXHAUSTED), nobody)
-    assert play.all(Finish)[0].failure.kind is FailureKind.EXHAUSTED
+    assert play.all(FinishRequest)[0].failure.kind is FailureKind.EXHAUSTED
 
 
 def test_the_cause_that_is_told_is_what_broke_and_not_that_the_others_were_full() -> None:
     nobody = PlanRefused(attempt=3, failure=Failure(kind=FailureKind.UNAVAILABLE, message="nobody"))
     play = Play(planned(), failed(Stage.PREFILL), planned(2), failed(Stage.PREFILL, FailureKind.EXHAUSTED, 2), nobody)
-    assert play.all(Finish)[0].failure == Failure(kind=FailureKind.UNAVAILABLE, message="it broke")
+    assert play.all(FinishRequest)[0].failure == Failure(kind=FailureKind.UNAVAILABLE, message="it broke")
 
 
 @pytest.mark.parametrize("tokens", [[], [7, 8]], ids=str)
@@ -205,7 +204,7 @@ def test_a_prefill_that_ends_with_anything_but_one_token_is_broken(tokens: list[
 
 def test_a_deadline_that_a_worker_found_passed_is_told_as_one_also_in_the_middle_of_a_stream() -> None:
     play = Play(planned(), prefilled(), decoded(8, external=39), failed(Stage.DECODE, FailureKind.DEADLINE))
-    assert play.all(Finish)[0].failure.kind is FailureKind.DEADLINE
+    assert play.all(FinishRequest)[0].failure.kind is FailureKind.DEADLINE
 
 
 def test_a_pinned_sibling_whose_worker_failed_goes_anywhere() -> None:
@@ -221,11 +220,11 @@ def test_a_sibling_that_cannot_be_pinned_goes_anywhere() -> None:
 
 FULL = Failure(kind=FailureKind.EXHAUSTED, message="full")
 PHASES: dict[str, tuple[list[FlowEvent], list[str]]] = {
-    "planning": ([], ["EndPlan", "Finish"]),
-    "prefilling": ([planned()], ["AbortWork", "EndPlan", "Finish"]),
-    "handing off": ([planned(), prefilled()], ["AbortWork", "ReleaseHandoff", "EndPlan", "Finish"]),
-    "decoding": ([planned(), prefilled(), decoded(8, external=39)], ["AbortWork", "EndPlan", "Finish"]),
-    "planning again": ([planned(), failed(Stage.PREFILL)], ["EndPlan", "Finish"]),
+    "planning": ([], ["EndPlan", "FinishRequest"]),
+    "prefilling": ([planned()], ["AbortWork", "EndPlan", "FinishRequest"]),
+    "handing off": ([planned(), prefilled()], ["AbortWork", "ReleaseHandoff", "EndPlan", "FinishRequest"]),
+    "decoding": ([planned(), prefilled(), decoded(8, external=39)], ["AbortWork", "EndPlan", "FinishRequest"]),
+    "planning again": ([planned(), failed(Stage.PREFILL)], ["EndPlan", "FinishRequest"]),
 }
 ENDINGS: dict[str, tuple[FlowEvent, str]] = {
     "client gone": (ClientGone(), "cancelled"),
@@ -242,7 +241,7 @@ def test_an_end_from_outside_stops_the_work_and_frees_everything(phase: str, end
     event, outcome = ENDINGS[ending]
     play = Play(*events)
     assert kinds(play.tell(event)) == expected
-    assert play.all(Finish)[0].outcome == outcome
+    assert play.all(FinishRequest)[0].outcome == outcome
     aborts = play.all(AbortWork)
     assert len(aborts) == expected.count("AbortWork")
 
@@ -270,13 +269,13 @@ def test_news_of_an_abandoned_attempt_changes_nothing_but_releases_its_hand_off(
     assert kinds(play.tell(prefilled(1))) == ["ReleaseHandoff"]
     nobody = PlanRefused(attempt=1, failure=Failure(kind=FailureKind.UNAVAILABLE, message="nobody"))
     assert play.tell(planned(1), nobody, failed(Stage.PREFILL), decoded(5)) == []
-    assert play.flow.phase is Phase.PREFILLING
+    assert play.flow.phase is RequestPhase.PREFILLING
 
 
 def test_a_late_refusal_of_an_earlier_question_ends_nothing() -> None:
     play = Play(planned(), failed(Stage.PREFILL))
     assert play.tell(PlanRefused(attempt=1, failure=FULL)) == []
-    assert play.flow.phase is Phase.PLANNING
+    assert play.flow.phase is RequestPhase.PLANNING
 
 
 @pytest.mark.parametrize("second", [planned(2), planned(2, prefill=None)], ids=["prefilling", "decoding"])
@@ -285,7 +284,7 @@ def test_tokens_of_an_abandoned_attempt_are_not_shown_among_the_next_ones(second
     assert play.tell(decoded(9), decoded(9, external=1), decoded(9, finish=STOP)) == []
     play.tell(decoded(9, attempt=2, external=0))
     assert play.tell(decoded(10), decoded(10, finish=STOP)) == []
-    assert 10 not in play.tokens and play.flow.phase is not Phase.DONE
+    assert 10 not in play.tokens and play.flow.phase is not RequestPhase.DONE
 
 
 def test_late_words_of_a_prefill_change_nothing_in_its_decode() -> None:
@@ -306,7 +305,7 @@ def test_a_repeated_hand_off_that_is_in_use_is_not_released() -> None:
 
 def test_a_plan_without_a_worker_fails_as_our_own_mistake() -> None:
     play = Play(planned(prefill=None, decode=None))
-    assert play.all(Finish)[0].failure.kind is FailureKind.INTERNAL
+    assert play.all(FinishRequest)[0].failure.kind is FailureKind.INTERNAL
     assert len(play.all(EndPlan)) == 1
 
 
@@ -330,10 +329,10 @@ def test_the_short_way_of_a_token_is_open_in_the_middle_of_a_stream_only() -> No
 def test_the_story_is_bounded_and_skips_the_stream_of_tokens() -> None:
     steps = [decoded(9) for _ in range(500)]
     play = Play(planned(), prefilled(), decoded(8, external=39), *steps, output_tokens_max=1000)
-    assert len(play.flow.story) == 3
+    assert len(play.flow.event_log) == 3
     for _ in range(200):
         play.tell(planned(7))
-    assert len(play.flow.story) == STORY_EVENTS_MAX
+    assert len(play.flow.event_log) == EVENT_LOG_MAX
 
 
 def test_the_scheduler_is_told_which_requests_a_worker_failed() -> None:
@@ -344,6 +343,6 @@ def test_the_scheduler_is_told_which_requests_a_worker_failed() -> None:
 def test_a_resumed_request_for_which_there_is_no_room_is_told_to_come_back_before_its_first_token_only() -> None:
     full = Failure(kind=FailureKind.EXHAUSTED, message="full", retry_after_s=9.0)
     play = Play(planned(), failed(Stage.PREFILL), PlanRefused(attempt=2, failure=full))
-    assert play.all(Finish)[0].failure == full
+    assert play.all(FinishRequest)[0].failure == full
     shown = Play(planned(), prefilled(), failed(Stage.DECODE), PlanRefused(attempt=2, failure=full))
-    assert shown.all(Finish)[0].failure == Failure(kind=FailureKind.UNAVAILABLE, message="it broke")
+    assert shown.all(FinishRequest)[0].failure == Failure(kind=FailureKind.UNAVAILABLE, message="it broke")

@@ -5,21 +5,21 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from front_proxy.request.handoff_slot import HeldHandoff
+from front_proxy.request.handoff_slot import HandoffSlot
 from tests.front_proxy.flow_play import handoff
 
 HANDOFF = handoff()
 
 
 @pytest.mark.parametrize("change", [{"worker_id": "prefill-1"}, {"epoch": 2}, {"lease_id": "lease-2"}], ids=str)
-@pytest.mark.parametrize("let_go", [False, True])
+@pytest.mark.parametrize("released", [False, True])
 def test_a_late_hand_off_of_another_worker_start_or_lease_is_released_too(
-    change: dict[str, object], let_go: bool
+    change: dict[str, object], released: bool
 ) -> None:
-    held = HeldHandoff()
-    held.take(HANDOFF)
-    if let_go:
-        held.let_go(pulled=True)
+    held = HandoffSlot()
+    held.hold(HANDOFF)
+    if released:
+        held.release(pulled=True)
     other = msgspec.structs.replace(HANDOFF, **change)
     assert held.release_late(HANDOFF) == []
     assert [release.handoff for release in held.release_late(other)] == [other]
@@ -27,7 +27,7 @@ def test_a_late_hand_off_of_another_worker_start_or_lease_is_released_too(
 
 
 def test_a_second_hand_off_is_not_held_in_place_of_the_first() -> None:
-    held = HeldHandoff()
-    held.take(HANDOFF)
+    held = HandoffSlot()
+    held.hold(HANDOFF)
     with pytest.raises(AssertionError):
-        held.take(handoff("lease-2"))
+        held.hold(handoff("lease-2"))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.protocol import Finish, Logprobs
-from front_proxy.request.output_log import ShownTokens
+from front_proxy.request.output_log import OutputLog
 from front_proxy.request.work import WorkerOutput
 
 
@@ -23,63 +23,63 @@ def output(tokens: list[int], *, finish: Finish | None = None, width: int = 0) -
 
 
 def test_an_undisturbed_output_passes_as_it_is() -> None:
-    shown = ShownTokens(continuing=True)
-    shown.begin()
+    log = OutputLog(continuing=True)
+    log.begin()
     whole = output([1, 2])
-    assert shown.fresh(whole) is whole
-    assert shown.given == (1, 2) and len(shown) == 2
+    assert log.fresh(whole) is whole
+    assert log.resume_token_ids == (1, 2) and len(log) == 2
 
 
 def test_a_continuation_starts_behind_what_was_shown() -> None:
-    shown = ShownTokens(continuing=True)
-    shown.begin()
-    shown.fresh(output([1, 2]))
-    shown.begin()
-    fresh = shown.fresh(output([3]))
-    assert fresh is not None and fresh.token_ids == [3] and shown.tokens == [1, 2, 3]
+    log = OutputLog(continuing=True)
+    log.begin()
+    log.fresh(output([1, 2]))
+    log.begin()
+    fresh = log.fresh(output([3]))
+    assert fresh is not None and fresh.token_ids == [3] and log.tokens == [1, 2, 3]
 
 
 def test_a_replay_shows_only_what_is_new_with_its_own_logprobs() -> None:
-    shown = ShownTokens(continuing=False)
-    shown.begin()
-    shown.fresh(output([1, 2, 3], width=2))
-    shown.begin()
-    assert shown.given == ()
-    first = shown.fresh(output([1, 2], width=2))
+    log = OutputLog(continuing=False)
+    log.begin()
+    log.fresh(output([1, 2, 3], width=2))
+    log.begin()
+    assert log.resume_token_ids == ()
+    first = log.fresh(output([1, 2], width=2))
     assert first is not None and first.token_ids == [] and first.logprobs is None
-    second = shown.fresh(output([3, 4], width=2))
+    second = log.fresh(output([3, 4], width=2))
     assert second is not None and second.token_ids == [4]
     assert second.logprobs == Logprobs(width=2, token_ids=[4, 4], logprobs=[-4.0, -4.0], ranks=[4])
-    assert shown.tokens == [1, 2, 3, 4]
+    assert log.tokens == [1, 2, 3, 4]
 
 
 def test_it_is_known_how_far_the_best_replay_got_since_the_last_new_token() -> None:
-    shown = ShownTokens(continuing=False)
-    shown.begin()
-    shown.fresh(output([1, 2, 3]))
+    log = OutputLog(continuing=False)
+    log.begin()
+    log.fresh(output([1, 2, 3]))
     seen = []
     for replayed in ([1], [1, 2], [1], [1, 2, 3, 4], [1, 2]):
-        shown.begin()
-        shown.fresh(output(replayed))
-        seen.append(shown.furthest)
+        log.begin()
+        log.fresh(output(replayed))
+        seen.append(log.furthest)
     assert seen == [1, 2, 2, 3, 2], "a new token begins the count anew"
 
 
 def test_a_replay_that_differs_is_refused_and_shows_nothing() -> None:
-    shown = ShownTokens(continuing=False)
-    shown.begin()
-    shown.fresh(output([1, 2, 3]))
-    shown.begin()
-    assert shown.fresh(output([1, 9])) is None
-    assert shown.tokens == [1, 2, 3]
+    log = OutputLog(continuing=False)
+    log.begin()
+    log.fresh(output([1, 2, 3]))
+    log.begin()
+    assert log.fresh(output([1, 9])) is None
+    assert log.tokens == [1, 2, 3]
 
 
 def test_a_replay_that_ends_early_is_refused() -> None:
-    shown = ShownTokens(continuing=False)
-    shown.begin()
-    shown.fresh(output([1, 2, 3]))
-    shown.begin()
-    assert shown.fresh(output([1, 2], finish=Finish("stop"))) is None
+    log = OutputLog(continuing=False)
+    log.begin()
+    log.fresh(output([1, 2, 3]))
+    log.begin()
+    assert log.fresh(output([1, 2], finish=Finish("stop"))) is None
 
 
 @given(
@@ -90,18 +90,18 @@ def test_a_replay_that_ends_early_is_refused() -> None:
 def test_however_attempts_break_off_each_token_comes_once(
     answer: list[int], attempts: list[tuple[int, list[int]]], continuing: bool
 ) -> None:
-    shown, seen = ShownTokens(continuing=continuing), []
+    log, seen = OutputLog(continuing=continuing), []
     for breaks_at, steps in [*attempts, (len(answer), [1] * 2 * len(answer))]:
-        shown.begin()
-        position = len(shown.given)
+        log.begin()
+        position = len(log.resume_token_ids)
         for count in steps:
             if position >= min(breaks_at, len(answer)):
                 break
             piece = answer[position : position + count]
             position += len(piece)
-            fresh = shown.fresh(output(piece, width=1))
+            fresh = log.fresh(output(piece, width=1))
             assert fresh is not None
             seen += fresh.token_ids
             if fresh.token_ids:
                 assert fresh.logprobs is not None and fresh.logprobs.token_ids == fresh.token_ids
-    assert seen == answer == shown.tokens
+    assert seen == answer == log.tokens

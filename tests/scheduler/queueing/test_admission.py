@@ -8,6 +8,7 @@ import pytest
 
 from runtime.decaying_rate import DecayingRate
 from runtime.failures import FailureKind
+from runtime.priority_class import PriorityClass
 from scheduler.api.actions import Action, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.api.events import (
     FrontJoined,
@@ -19,7 +20,7 @@ from scheduler.api.events import (
     WorkerLeft,
 )
 from scheduler.config import PriorityClassConfig, WaitingConfig
-from scheduler.queueing.wait_queue import Charge, PriorityClass, WaitQueue
+from scheduler.queueing.wait_queue import Charge, WaitQueue
 from tests.scheduler.cast import FRONT, Stage
 
 OTHER_FRONT = FRONT + 1

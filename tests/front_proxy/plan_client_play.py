@@ -1,4 +1,4 @@
-"""A desk with a clock and short names, and one to which anything happens. Asserts what must hold after every event."""
+"""A plan client with a clock and short names, and one to which anything happens, both checked after every event."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from front_proxy.planning.cluster_view import ClusterView, WorkerEntry
 from front_proxy.planning.events import (
     AnswerPlan,
     AnswerRefusal,
-    Asked,
-    DeskAction,
-    DeskEvent,
-    Dialled,
-    Ended,
-    Granted,
-    Heard,
+    MessageReceived,
+    PlanClientAction,
+    PlanClientEvent,
+    PlanEnded,
+    PlanGranted,
+    PlanNeeded,
     PlanQuestion,
-    Refused,
+    PlanQueued,
+    PlanRejected,
     SendEnd,
     SendQuestion,
     SendRunning,
     SendSuspect,
+    StreamDialled,
     StreamLost,
-    ToldToWait,
+    TimerFired,
     ViewShown,
-    Woke,
 )
-from front_proxy.planning.plan_client import DeskBounds, PlanDesk
+from front_proxy.planning.plan_client import PlanClient, PlanClientLimits
 from front_proxy.request.events import AskPlan
 from runtime.failures import Failure, FailureKind
 from scheduler.api.actions import Placement
@@ -40,7 +40,7 @@ from tests.scheduler.cast import worker_info
 
 A = TypeVar("A")
 
-BOUNDS = DeskBounds(
+BOUNDS = PlanClientLimits(
     plan_timeout_s=5.0,
     plan_patience_s=0.5,
     plans_told_interval_s=10.0,
@@ -66,16 +66,16 @@ BIG = msgspec.structs.replace(QUESTION, prompt_tokens=60 * 32)
 BUSY = ViewShown([msgspec.structs.replace(entry("d0"), load=WorkerLoad(state=WorkerState.READY, kv_blocks_used=99))])
 
 
-def granted(plan_id: int, decode: str = "d0") -> Granted:
-    return Granted(plan_id, None, Placement(decode, f"{decode}:1", 1), 3, "remote")
+def granted(plan_id: int, decode: str = "d0") -> PlanGranted:
+    return PlanGranted(plan_id, None, Placement(decode, f"{decode}:1", 1), 3, "remote")
 
 
 class Play:
-    """A desk with a clock; every event is followed by a check of the desk's own invariants."""
+    """A plan client with a clock; every event is followed by a check of the plan client's own invariants."""
 
     def __init__(self, *, addresses: str = "a", **bounds: float) -> None:
         self.view = ClusterView()
-        self.desk = PlanDesk(
+        self.plan_client = PlanClient(
             msgspec.structs.replace(BOUNDS, **bounds),
             addresses=addresses,
             view=self.view,
@@ -85,41 +85,41 @@ class Play:
         self.now_s = 1000.0
         self._plan_ids = 0
 
-    def do(self, event: DeskEvent) -> list[DeskAction]:
-        actions = list(self.desk.handle(event, self.now_s))
-        self.desk.check()
+    def do(self, event: PlanClientEvent) -> list[PlanClientAction]:
+        actions = list(self.plan_client.handle(event, self.now_s))
+        self.plan_client.check()
         return actions
 
-    def hear(self, *words: Any, leader_epoch: int = 0) -> list[DeskAction]:
-        return [action for word in words for action in self.do(Heard(word, leader_epoch))]
+    def hear(self, *words: Any, leader_epoch: int = 0) -> list[PlanClientAction]:
+        return [action for word in words for action in self.do(MessageReceived(word, leader_epoch))]
 
-    def open(self, *words: Any) -> list[DeskAction]:
-        self.do(Dialled())
+    def open(self, *words: Any) -> list[PlanClientAction]:
+        self.do(StreamDialled())
         return self.hear(*words)
 
-    def lose(self, reason: str = "broken", **how: Any) -> list[DeskAction]:
+    def lose(self, reason: str = "broken", **how: Any) -> list[PlanClientAction]:
         return self.do(StreamLost(reason, **how))
 
-    def ask(self, question: PlanQuestion = QUESTION) -> tuple[int, list[DeskAction]]:
+    def ask(self, question: PlanQuestion = QUESTION) -> tuple[int, list[PlanClientAction]]:
         plan_id = self.next_id()
-        return plan_id, self.do(Asked(plan_id, question))
+        return plan_id, self.do(PlanNeeded(plan_id, question))
 
     def next_id(self) -> int:
         self._plan_ids += 1
         return self._plan_ids
 
-    def wake_until(self, until_s: float) -> list[DeskAction]:
-        """Everything that is due until then, each at its time. Bounded: a desk that never sleeps is broken."""
-        actions: list[DeskAction] = []
+    def wake_until(self, until_s: float) -> list[PlanClientAction]:
+        """Everything that is due until then, each at its time. Bounded: a plan client that never sleeps is broken."""
+        actions: list[PlanClientAction] = []
         for _ in range(1000):
-            if self.desk.wake_s > until_s:
+            if self.plan_client.wake_s > until_s:
                 self.now_s = until_s
                 return actions
-            self.now_s = max(self.now_s, self.desk.wake_s)
-            actions += self.do(Woke())
+            self.now_s = max(self.now_s, self.plan_client.wake_s)
+            actions += self.do(TimerFired())
         raise AssertionError("it wakes up again and again")
 
-    def wait(self, wait_s: float) -> list[DeskAction]:
+    def wait(self, wait_s: float) -> list[PlanClientAction]:
         return self.wake_until(self.now_s + wait_s)
 
 
@@ -137,7 +137,7 @@ class Anything:
         self.waiting: dict[int, float] = {}
         self.running: set[int] = set()
 
-    def take(self, actions: Sequence[DeskAction]) -> None:
+    def take(self, actions: Sequence[PlanClientAction]) -> None:
         for action in actions:
             match action:
                 case AnswerPlan(plan=plan):
@@ -166,13 +166,13 @@ class Anything:
                 plan_id = rng.choice([*self.waiting, *self.running])
                 self.waiting.pop(plan_id, None)
                 self.running.discard(plan_id)
-                self.take(it.do(Ended(plan_id, "finished", 1)))
+                self.take(it.do(PlanEnded(plan_id, "finished", 1)))
             case "lose" if rng.random() < 0.3:
                 self.take(it.lose(silent=rng.random() < 0.5))
                 self.opened = False
                 self.dialled = rng.random() < 0.8
                 if self.dialled:
-                    it.do(Dialled())
+                    it.do(StreamDialled())
             case "wait":
                 self.take(it.wait(rng.choice((0.0, 0.1, 0.6, 3.0))))
             case word if self.dialled:
@@ -185,10 +185,10 @@ class Anything:
         rng = self.rng
         plan_id = rng.choice([*self.waiting, 1])
         if word == "answer":
-            self.take(self.it.hear(rng.choice((granted(plan_id), Refused(plan_id, FULL), None))))
+            self.take(self.it.hear(rng.choice((granted(plan_id), PlanRejected(plan_id, FULL), None))))
         elif word == "view":
             workers = [entry(f"d{number}", rng.choice(list(WorkerState))) for number in range(rng.randint(0, 3))]
             self.take(self.it.hear(ViewShown(workers, rng.random() < 0.4)))
         elif plan_id in self.waiting:
-            self.take(self.it.hear(ToldToWait(plan_id, 1.0)))
+            self.take(self.it.hear(PlanQueued(plan_id, 1.0)))
             self.waiting[plan_id] = self.it.now_s + 1.0

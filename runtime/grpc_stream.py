@@ -1,0 +1,100 @@
+"""gRPC's bidirectional calls as streams of ``runtime/bidi_stream.py``. The only file that knows how a call breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Generic, NoReturn, TypeVar
+
+import grpc
+
+from runtime.bidi_stream import Dial, StreamBroken
+from runtime.failures import Failure
+from runtime.grpc_errors import abort
+from runtime.grpc_server import channel
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+_EOF = grpc.aio.EOF  # type: ignore[attr-defined] # the stubs do not know it
+# How gRPC says on either side that the peer is gone or the call is over.
+_OVER = (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError)
+
+
+class GrpcClientStream(Generic[In, Out]):
+    """A call as a ClientStream."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    async def read(self) -> In | None:
+        """The next message."""
+        try:
+            message = await self._call.read()
+        except _OVER as error:
+            raise await self._broken(error) from error
+        return None if message is _EOF else message
+
+    async def write(self, message: Out) -> None:
+        """Send one message. When the peer has ended the stream before, its reason is the reason."""
+        try:
+            await self._call.write(message)
+        except _OVER as error:
+            raise await self._broken(error) from error
+
+    async def done_writing(self) -> None:
+        """No message follows."""
+        try:
+            await self._call.done_writing()
+        except _OVER as error:
+            raise await self._broken(error) from error
+
+    async def _broken(self, error: Exception) -> StreamBroken:
+        if not self._call.done():
+            return StreamBroken(str(error) or type(error).__name__)
+        code, details = await self._call.code(), await self._call.details()
+        return StreamBroken(f"{code.name}: {details}")
+
+
+class GrpcServerStream(Generic[In, Out]):
+    """A servicer's context as a ServerStream."""
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self._context = context
+
+    async def read(self) -> In | None:
+        """The next message."""
+        try:
+            message: Any = await self._context.read()
+        except _OVER as error:
+            raise StreamBroken(str(error) or type(error).__name__) from error
+        return None if message is _EOF else message
+
+    async def write(self, message: Out) -> None:
+        """Send one message."""
+        try:
+            await self._context.write(message)
+        except _OVER as error:
+            raise StreamBroken(str(error) or type(error).__name__) from error
+
+    async def refuse(self, failure: Failure) -> NoReturn:
+        """End the call with the status of ``failure`` and its details."""
+        await abort(self._context, failure)
+
+
+def grpc_dial(
+    begin: Callable[[grpc.aio.Channel], Any], *, message_bytes_max: int, quick_keepalive: bool = False
+) -> Dial:
+    """Dials over a channel of its own for each stream. ``begin`` starts the call on the channel."""
+
+    @contextlib.asynccontextmanager
+    async def dial(address: str) -> AsyncIterator[GrpcClientStream[Any, Any]]:
+        async with channel(address, message_bytes_max, quick_keepalive=quick_keepalive) as connection:
+            call = begin(connection)
+            try:
+                yield GrpcClientStream(call)
+            finally:
+                call.cancel()
+
+    return dial

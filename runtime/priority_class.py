@@ -1,0 +1,13 @@
+"""How urgent a request is. The wire has these words (scheduler.proto) and inference.proto's enum of the same names."""
+
+from __future__ import annotations
+
+import enum
+
+
+class PriorityClass(enum.StrEnum):
+    """By how much a request goes before others; the most urgent first."""
+
+    INTERACTIVE = "interactive"
+    DEFAULT = "default"
+    BATCH = "batch"
