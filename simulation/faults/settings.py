@@ -9,14 +9,14 @@ from front_proxy.planning.plan_client import PlanClientLimits
 from front_proxy.request.retry_policy import RetryBounds
 from front_proxy.request.stall_detector import StallBounds
 from runtime.grpc_server import QUICK_KEEPALIVE_TIME_MS, QUICK_KEEPALIVE_TIMEOUT_MS
-from scheduler.config import PriorityClassConfig, SchedulerConfig, WaitingConfig
+from scheduler.config import PriorityClassConfig, SchedulerConfig, SchedulerParameters, WaitingConfig
 from worker.config import WorkerConfig
 
 # Shorter than the front proxies' patience with a question.
 _WAITING = PriorityClassConfig(wait_max_s=0.5)
 _REFUSING = PriorityClassConfig(waiting_max=0)
 
-SCHEDULER_CONFIG = SchedulerConfig(
+SCHEDULER_CONFIG = SchedulerParameters(
     worker_lease_s=2.0,
     heartbeat_interval_s=0.5,
     silence_timeout_s=0.8,

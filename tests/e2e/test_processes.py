@@ -45,8 +45,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, model_dir: Any) -> Iterato
         "--set", f"front_proxy.deadline_s={DEADLINE_S}",
         "--set", "launcher.restart_backoff_min_s=0.1",
         "--set", "launcher.restarts_max=100",
-        # A test waits for the gauge of plans in flight, and its load lasts a moment only.
-        "--set", "scheduler.metrics_interval_s=0.05", "--set", "scheduler.tick_interval_s=0.05",
     ]  # fmt: skip
     with baton_up(tmp_path_factory.mktemp("processes") / "state", arguments) as endpoint:
         yield endpoint

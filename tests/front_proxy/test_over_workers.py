@@ -20,7 +20,7 @@ from front_proxy.request.generation import GenerationDelta, GenerationRequest
 from runtime.clock import SystemClock
 from runtime.failures import FailureError
 from runtime.grpc_server import start_server
-from scheduler.config import SchedulerConfig
+from scheduler.config import SchedulerParameters
 from scheduler.core import SchedulerCore
 from scheduler.metrics import SchedulerMetrics
 from scheduler.service import add_services, status_service
@@ -54,7 +54,7 @@ class Cluster:
 async def cluster(
     start: StartWorker, *, prefills: int = 2, decodes: int = 2, fake: FakeEngineConfig | None = None, **settings: Any
 ) -> AsyncIterator[Cluster]:
-    config = SchedulerConfig()
+    config = SchedulerParameters()
     core = SchedulerCore(config, random.Random(1))
     shell = SchedulerShell(config, core, SystemClock(), SchedulerMetrics(CollectorRegistry()))
     status = status_service(shell, epoch=1)

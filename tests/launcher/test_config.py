@@ -24,7 +24,7 @@ from runtime.configuration import BadConfiguration, load
         (["front_proxy.scheduler_backoff_min_s=9"], "scheduler_backoff_max_s"),
         (["worker.scheduler_backoff_initial_s=9"], "scheduler_backoff_max_s"),
         (["launcher.restart_backoff_min_s=99"], "restart_backoff_max_s"),
-        (["scheduler.outliers.ejection_s=999"], "ejection_max_s"),
+        (["scheduler.retry_after_min_s=999"], "retry_after_max_s"),
         (["scheduler.leader_store=etcd"], "scheduler.leader_store"),
         (["scheduler.leader_store=kubernetes", "scheduler.leader_lock_file=/run/leader"], "leader_lock_file"),
         (["scheduler.kubernetes.lease_name=../secrets"], "scheduler.kubernetes.lease_name"),

@@ -9,10 +9,10 @@ import pytest
 from scheduler.api.actions import DropWorker, EjectWorker, PublishView, ReplyPlan, ReplyWaiting
 from scheduler.api.events import PlanRequested, RequestEnded, Tick, WorkerLeft, WorkerSuspected
 from scheduler.cluster.outlier_detector import Standing, WorkerHealth
-from scheduler.config import OutlierConfig, WaitingConfig
+from scheduler.config import OutlierLimits, WaitingConfig
 from tests.scheduler.cast import FRONT, Stage, ready, where
 
-CONFIG = OutlierConfig(
+CONFIG = OutlierLimits(
     failures_in_a_row=3, failure_ratio=0.5, requests_min=8, window_s=1000.0, ejection_s=5.0, ejection_max_s=30.0
 )
 
