@@ -161,7 +161,7 @@ class WorkerBody:
         judged = self._judge(request)
         match judged:
             case Accepted():
-                self.metrics.prompt_tokens.inc(len(request.token_ids))
+                self.metrics.prompt_tokens.inc(len(request.engine_request.token_ids))
                 self.note_change()
             case Refused(failure=failure, reason=reason):
                 self.metrics.refusals.labels(reason).inc()

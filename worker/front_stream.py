@@ -34,7 +34,7 @@ class LiveRequest:
         self.request = request
         self.received_s = received_s
         self.started_s = received_s
-        self.tokens_queued = len(request.token_ids)
+        self.tokens_queued = len(request.engine_request.token_ids)
         self.finished = False
         self.ending: Ending | None = None
         self.task: asyncio.Task[None] | None = None
@@ -146,7 +146,7 @@ class FrontStream:
             body.metrics.queue_s.observe(max(output.first.queue_s, 0.0))
             body.metrics.compute_s.observe(max(output.first.compute_s, 0.0))
             reused = output.first.cached_tokens + output.first.external_tokens
-            body.metrics.prompt_tokens_computed.inc(max(len(live.request.token_ids) - reused, 0))
+            body.metrics.prompt_tokens_computed.inc(max(len(live.request.engine_request.token_ids) - reused, 0))
         handoff = None
         if output.handoff is not None:
             offer = body.role.offer(output.handoff, request, self._id, body.now_s())

@@ -9,7 +9,7 @@ import pytest
 
 from decode_worker.config import DecodeWorkerConfig
 from decode_worker.role import DecodeRole
-from engine.protocol import EngineInfo, TakeOver
+from engine.protocol import EngineInfo, EngineRequest, TakeOver
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.integrity.prompt_digest import prompt_digest
 from runtime.failures import FailureKind
@@ -45,8 +45,10 @@ def role(**settings: float) -> DecodeRole:
 
 
 def request(handoff: KvHandoff | None, **fields: Any) -> WorkerRequest:
-    wanted = {"slot": 1, "request_id": "r", "token_ids": [1] * 34, "sampling": b"", "work": Decode(handoff), **fields}
-    return WorkerRequest(**wanted)
+    asked = {name: fields.pop(name) for name in ("request_id", "token_ids", "cache_salt") if name in fields}
+    plain = EngineRequest(request_id="r", token_ids=[1] * 34, sampling=b"")
+    whole = WorkerRequest(slot=1, engine_request=msgspec.structs.replace(plain, **asked), work=Decode(handoff))
+    return msgspec.structs.replace(whole, **fields)
 
 
 def test_a_good_hand_off_is_taken_over_and_none_is_computed_here() -> None:

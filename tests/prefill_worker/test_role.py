@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
-from engine.protocol import EngineInfo, Hold
+from engine.protocol import EngineInfo, EngineRequest, Hold
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.handoff.lease import Count, FreeBlocks, KeepBlocks
 from kv_transfer.integrity.prompt_digest import prompt_digest
@@ -25,7 +27,14 @@ INFO = EngineInfo(
     kv_blocks_total=10,
     context_tokens_max=1000,
 )
-REQUEST = WorkerRequest(slot=1, request_id="r", token_ids=[1] * 33, sampling=b"", work=Prefill())
+
+
+def asking(**fields: Any) -> WorkerRequest:
+    plain = EngineRequest(request_id="r", token_ids=[1] * 33, sampling=b"")
+    return WorkerRequest(slot=1, engine_request=msgspec.structs.replace(plain, **fields), work=Prefill())
+
+
+REQUEST = asking()
 HANDOFF = KvHandoff(
     worker_id="",
     epoch=0,
@@ -88,7 +97,7 @@ def test_a_release_for_another_epoch_is_not_for_us(epoch: int, pulled: bool) -> 
 
 
 def test_the_ticket_is_tied_to_the_tokens_it_covers_to_the_salt_and_to_the_model() -> None:
-    salted = msgspec.structs.replace(REQUEST, token_ids=list(range(40)), cache_salt="tenant")
+    salted = asking(token_ids=list(range(40)), cache_salt="tenant")
     ticket = role().offer(HANDOFF, salted, 1, 0.0).handoff
     assert ticket.prompt_digest == prompt_digest(list(range(33)), cache_salt="tenant", model="m")
 
@@ -116,7 +125,7 @@ def test_the_oldest_leases_have_the_names_of_their_requests() -> None:
     prefill = role()
     for number, name in enumerate("abc"):
         handoff = msgspec.structs.replace(HANDOFF, lease_id=name)
-        prefill.offer(handoff, msgspec.structs.replace(REQUEST, request_id=name), number, 10.0 * number)
+        prefill.offer(handoff, asking(request_id=name), number, 10.0 * number)
     prefill.renewed("a", 7, 25.0)
     assert prefill.oldest_leases(2) == ["a", "b"]
 
@@ -124,9 +133,9 @@ def test_the_oldest_leases_have_the_names_of_their_requests() -> None:
 def test_what_it_cannot_do_is_refused_with_the_reason() -> None:
     prefill = role(leases_max=1)
     decode = msgspec.structs.replace(REQUEST, work=Decode())
-    long = msgspec.structs.replace(REQUEST, token_ids=[1] * 161)
+    long = asking(token_ids=[1] * 161)
     prefill.offer(HANDOFF, REQUEST, 1, 0.0)
-    other = msgspec.structs.replace(REQUEST, request_id="other")
+    other = asking(request_id="other")
     refused = [prefill.accept(request) for request in (decode, long, REQUEST, other)]
     assert [(r.failure.kind, r.reason) for r in refused if isinstance(r, Refused)] == [
         (FailureKind.INCOMPATIBLE, "wrong_role"),
