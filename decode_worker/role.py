@@ -15,7 +15,7 @@ from worker.role import Accepted, Decode, Offer, Prefill, Refused, RoleName, Wor
 
 
 class DecodeRole:
-    """The decode half of ``worker.role.Role``."""
+    """The decode half of ``worker.role.RoleBehaviour``."""
 
     def __init__(self, config: DecodeWorkerConfig, info: EngineInfo, worker_id: str) -> None:
         self._info = info

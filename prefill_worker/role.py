@@ -18,7 +18,7 @@ from worker.role import Accepted, Decode, Offer, Prefill, Refused, RoleName, Wor
 
 
 class PrefillRole:
-    """The prefill half of ``worker.role.Role``."""
+    """The prefill half of ``worker.role.RoleBehaviour``."""
 
     def __init__(self, config: PrefillWorkerConfig, info: EngineInfo, worker_id: str) -> None:
         self._config = config

@@ -69,8 +69,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     actions: Sequence[LeaseAction]
 
 
-class Role(Protocol):
-    """One of the two jobs. Pure: time is an argument, and actions are carried out by the body."""
+class RoleBehaviour(Protocol):
+    """One of the two jobs. Pure: time is an argument, and actions are carried out by the core."""
 
     @property
     def name(self) -> RoleName:
@@ -93,7 +93,7 @@ class Role(Protocol):
         ...
 
     def accept(self, request: WorkerRequest) -> Accepted | Refused:
-        """Judge a request by what this role knows. Room is judged by the body."""
+        """Judge a request by what this role knows. Room is judged by the core."""
         ...
 
     def offer(self, handoff: KvHandoff, request: WorkerRequest, owner: int, now_s: float) -> Offer:
@@ -128,7 +128,7 @@ class Role(Protocol):
 class MakeRole(Protocol):
     """Builds the role once the engine is known."""
 
-    def __call__(self, info: EngineInfo, worker_id: str) -> Role:
+    def __call__(self, info: EngineInfo, worker_id: str) -> RoleBehaviour:
         """The role of this worker on this engine."""
         ...
 

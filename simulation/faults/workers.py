@@ -389,7 +389,7 @@ class SimWorker(Process):
 
     def _end(self, work: Work) -> None:
         del self.works[work.link.number, work.key]
-        self.admission.release(work.request.request_id)
+        self.admission.release(work.request.request_id, self._world.now_s)
 
     def on_link_lost(self, link: Link) -> None:
         """A front proxy's stream broke."""
@@ -406,13 +406,13 @@ class SimWorker(Process):
                     pass  # this engine keeps KV until it is told
                 case FreeBlocks(lease_id=lease_id):
                     if lease_id in self.freed:
-                        raise Violation(f"{self.worker_id} frees {lease_id} twice: {self.prefill.leases.story()}")
+                        raise Violation(f"{self.worker_id} frees {lease_id} twice: {self.prefill.leases.event_log()}")
                     self.freed.add(lease_id)
                     self._give_up(lease_id, pulled=False)
                 case Count(what="expired") if self.lease_s == LONG_LEASE_S:
                     # Every deadline is shorter than this lease: somebody forgot to release it by message.
                     raise Violation(
-                        f"a hand-off of {self.worker_id} was left to its timer: {self.prefill.leases.story()}"
+                        f"a hand-off of {self.worker_id} was left to its timer: {self.prefill.leases.event_log()}"
                     )
                 case Count():
                     pass

@@ -102,7 +102,7 @@ def test_tokens_behind_what_the_hand_off_covers_are_free() -> None:
     assert isinstance(role().accept(request(HANDOFF, token_ids=[1] * 33 + [7, 8, 9])), Accepted)
 
 
-def test_after_a_holder_restarted_its_old_tickets_are_refused_and_its_new_ones_taken() -> None:
+def test_after_a_holder_restarted_its_old_hand_offs_are_refused_and_its_new_ones_taken() -> None:
     decode = role()
     restarted = msgspec.structs.replace(HANDOFF, epoch=6)
     for _ in range(2):
@@ -136,18 +136,18 @@ def test_prompts_that_never_fit_and_prefills_are_refused() -> None:
 def test_memory_of_holders_is_bounded() -> None:
     decode = role(holders_max=2)
     for number in range(5):
-        ticket = msgspec.structs.replace(HANDOFF, worker_id=f"prefill-{number}")
-        assert isinstance(decode.accept(request(ticket)), Accepted)
+        handoff = msgspec.structs.replace(HANDOFF, worker_id=f"prefill-{number}")
+        assert isinstance(decode.accept(request(handoff)), Accepted)
     assert len(decode.validator.known_epochs) == 2
 
 
 def test_the_holder_that_was_not_heard_of_for_longest_is_forgotten_first() -> None:
     decode = role(holders_max=2)
     for worker_id in ("prefill-0", "prefill-1", "prefill-0", "prefill-2"):
-        ticket = msgspec.structs.replace(HANDOFF, worker_id=worker_id, epoch=6)
-        assert isinstance(decode.accept(request(ticket)), Accepted)
+        handoff = msgspec.structs.replace(HANDOFF, worker_id=worker_id, epoch=6)
+        assert isinstance(decode.accept(request(handoff)), Accepted)
     old = [msgspec.structs.replace(HANDOFF, worker_id=f"prefill-{number}") for number in (0, 2, 1)]
-    verdicts = [type(decode.accept(request(ticket))) for ticket in old]
+    verdicts = [type(decode.accept(request(handoff))) for handoff in old]
     assert verdicts == [Refused, Refused, Accepted], "prefill-1 was forgotten"
 
 

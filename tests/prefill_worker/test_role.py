@@ -1,4 +1,4 @@
-"""The prefill job: what it takes, and the ticket it hands out."""
+"""The prefill job: what it takes, and the hand-off it makes."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def test_a_prefill_is_held_for_the_configured_time() -> None:
     assert accepted.blocks == 3
 
 
-def test_the_ticket_says_whose_it_is_and_how_long_it_lasts() -> None:
+def test_the_hand_off_says_whose_it_is_and_how_long_it_lasts() -> None:
     prefill = role(lease_s=30.0)
-    ticket = prefill.offer(HANDOFF, REQUEST, 1, 100.0).handoff
-    assert (ticket.worker_id, ticket.epoch, ticket.engine_id) == ("prefill-0", 7, "prefill-0-7")
-    assert (ticket.layout_fingerprint, ticket.blocks, ticket.bytes) == ("f", 3, 300)
-    assert (ticket.lease_remaining_s, ticket.connector_params) == (30.0, b"x")
+    handoff = prefill.offer(HANDOFF, REQUEST, 1, 100.0).handoff
+    assert (handoff.worker_id, handoff.epoch, handoff.engine_id) == ("prefill-0", 7, "prefill-0-7")
+    assert (handoff.layout_fingerprint, handoff.blocks, handoff.bytes) == ("f", 3, 300)
+    assert (handoff.lease_remaining_s, handoff.connector_params) == (30.0, b"x")
     assert (prefill.leases_held, prefill.blocks_held) == (1, 3)
     assert FreeBlocks("r") in prefill.tick(130.0)
 
@@ -79,10 +79,10 @@ def test_kv_that_was_pulled_or_went_with_its_engine_is_not_freed_again() -> None
         assert (prefill.leases_held, prefill.blocks_held) == (0, 0)
 
 
-def test_no_ticket_promises_more_than_the_engine_does() -> None:
+def test_no_hand_off_promises_more_than_the_engine_does() -> None:
     prefill = role(lease_s=30.0)
-    ticket = prefill.offer(msgspec.structs.replace(HANDOFF, lease_remaining_s=5.0), REQUEST, 1, 100.0).handoff
-    assert ticket.lease_remaining_s == 5.0
+    handoff = prefill.offer(msgspec.structs.replace(HANDOFF, lease_remaining_s=5.0), REQUEST, 1, 100.0).handoff
+    assert handoff.lease_remaining_s == 5.0
     assert FreeBlocks("r") in prefill.tick(105.0)
 
 
@@ -96,10 +96,10 @@ def test_a_release_for_another_epoch_is_not_for_us(epoch: int, pulled: bool) -> 
     assert FreeBlocks("r") in prefill.released("r", 7, pulled=False)
 
 
-def test_the_ticket_is_tied_to_the_tokens_it_covers_to_the_salt_and_to_the_model() -> None:
+def test_the_hand_off_is_tied_to_the_tokens_it_covers_to_the_salt_and_to_the_model() -> None:
     salted = asking(token_ids=list(range(40)), cache_salt="tenant")
-    ticket = role().offer(HANDOFF, salted, 1, 0.0).handoff
-    assert ticket.prompt_digest == prompt_digest(list(range(33)), cache_salt="tenant", model="m")
+    handoff = role().offer(HANDOFF, salted, 1, 0.0).handoff
+    assert handoff.prompt_digest == prompt_digest(list(range(33)), cache_salt="tenant", model="m")
 
 
 def test_a_lease_whose_decode_still_waits_is_renewed_up_to_the_bound() -> None:
