@@ -22,7 +22,7 @@ from worker.run import _start_engine
 PROGRAM = """
 import functools, json, sys
 from {role}_worker.config import {kind}WorkerConfig
-from {role}_worker.role import {kind}RoleBehaviour
+from {role}_worker.role import {kind}Role
 from engine.config import EngineConfig
 from runtime import lifecycle, logs
 from worker.config import WorkerConfig
@@ -32,7 +32,7 @@ logs.configure_logging("info", "{role}-0")
 settings = json.loads(sys.argv[1])
 lifecycle.run(serve(
     "{role}",
-    functools.partial({kind}RoleBehaviour, {kind}WorkerConfig()),
+    functools.partial({kind}Role, {kind}WorkerConfig()),
     msgspec.convert({{"kind": "fake", **settings.get("engine", {{}})}}, EngineConfig),
     msgspec.convert({{"worker_id": "{role}-0", **settings.get("worker", {{}})}}, WorkerConfig),
     lambda facts: print(json.dumps(dict(facts)), flush=True),
