@@ -13,6 +13,7 @@ from prefill_worker.config import PrefillWorkerConfig
 from runtime.bounds import Positive
 from scheduler.config import SchedulerConfig
 from worker.config import WorkerConfig
+from worker.limits import WorkerLimits
 
 Processes = Annotated[int, msgspec.Meta(ge=1, le=512)]
 Schedulers = Annotated[int, msgspec.Meta(ge=1, le=2)]
@@ -91,12 +92,9 @@ class BatonConfig(msgspec.Struct, frozen=True, kw_only=True):
                 "front_proxy.handoff_renew_interval_s must be at most half of prefill_worker.lease_s: "
                 "a lease must outlive one lost renewal"
             )
-        for name, bytes_max in (
-            ("worker.message_bytes_max", self.worker.message_bytes_max),
-            ("front_proxy.message_bytes_max", self.front_proxy.message_bytes_max),
-        ):
-            # Twice: the bytes of a step are estimated, and what does not fit ends the stream with all its requests.
-            if bytes_max < 2 * self.worker.step_bytes_max:
-                raise ValueError(
-                    f"{name} must be at least twice worker.step_bytes_max: a step's outputs are one message"
-                )
+        # Twice: the bytes of a step are estimated, and what does not fit ends the stream with all its requests.
+        bytes_min = 2 * WorkerLimits().step_bytes_max
+        if self.front_proxy.message_bytes_max < bytes_min:
+            raise ValueError(
+                f"front_proxy.message_bytes_max must be at least {bytes_min}: a step's outputs are one message"
+            )

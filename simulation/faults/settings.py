@@ -10,7 +10,7 @@ from front_proxy.request.retry_policy import RetryBounds
 from front_proxy.request.stall_detector import StallBounds
 from runtime.grpc_server import QUICK_KEEPALIVE_TIME_MS, QUICK_KEEPALIVE_TIMEOUT_MS
 from scheduler.config import PriorityClassConfig, SchedulerConfig, SchedulerParameters, WaitingConfig
-from worker.config import WorkerConfig
+from worker.limits import WorkerLimits
 
 # Shorter than the front proxies' patience with a question.
 _WAITING = PriorityClassConfig(wait_max_s=0.5)
@@ -65,7 +65,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 def production_settings() -> Settings:
     """What processes do by default, beside an engine that takes 50 ms a step."""
-    front, worker = FrontProxyConfig(), WorkerConfig()
+    front, limits = FrontProxyConfig(), WorkerLimits()
     return Settings(
         scheduler=SchedulerConfig(),
         retries=RetryBounds(attempts_max=front.attempts_max, resumes_max=front.resumes_max),
@@ -92,11 +92,11 @@ def production_settings() -> Settings:
         ),
         connect_timeout_s=front.connect_timeout_s,
         connect_retry_s=front.worker_connect_retry_s,
-        backoff_min_s=worker.scheduler_backoff_initial_s,
-        backoff_max_s=worker.scheduler_backoff_max_s,
+        backoff_min_s=limits.scheduler_backoff_min_s,
+        backoff_max_s=limits.scheduler_backoff_max_s,
         lease_s=SchedulerConfig().kubernetes.lease_duration_s,
         keepalive_s=(QUICK_KEEPALIVE_TIME_MS + QUICK_KEEPALIVE_TIMEOUT_MS) / 2000,
-        report_interval_s=worker.heartbeat_interval_s / 4,
+        report_interval_s=limits.heartbeat_interval_s / 4,
         step_s=0.05,
         prefill_s=(0.1, 0.4),
         pull_s=(0.01, 0.05),

@@ -29,6 +29,7 @@ from tests.polling import until
 from tests.worker.conftest import InProcessWorker, StartWorker, start_worker
 from worker.config import WorkerConfig
 from worker.lifecycle import Event
+from worker.limits import WorkerLimits
 from worker.session import SchedulerSession
 
 __all__ = ["start_worker"]
@@ -64,7 +65,8 @@ async def cluster(
     workers = [
         await start(
             role,
-            config=WorkerConfig(scheduler_address=server.address, load_interval_s=0.01),
+            config=WorkerConfig(scheduler_address=server.address),
+            limits=WorkerLimits(load_interval_s=0.01),
             fake=fake or FakeEngineConfig(),
         )
         for role in ["prefill"] * prefills + ["decode"] * decodes
