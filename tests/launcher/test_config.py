@@ -20,8 +20,7 @@ from runtime.configuration import BadConfiguration, load
         (["engine.seed=-1"], "engine.seed"),
         (["engine.seed=18446744073709551616"], "engine.seed"),
         (["prefill_worker.lease_total_max_s=1"], "lease_total_max_s"),
-        (["front_proxy.handoff_renew_interval_s=500"], "front_proxy.handoff_renew_interval_s"),
-        (["front_proxy.scheduler_backoff_min_s=9"], "scheduler_backoff_max_s"),
+        (["prefill_worker.lease_s=1"], "prefill_worker.lease_s must be at least 10"),
         (["worker.scheduler_backoff_initial_s=9"], "scheduler_backoff_max_s"),
         (["launcher.restart_backoff_min_s=99"], "restart_backoff_max_s"),
         (["scheduler.outliers.ejection_s=999"], "ejection_max_s"),
@@ -33,10 +32,6 @@ from runtime.configuration import BadConfiguration, load
         (
             ["worker.message_bytes_max=16777215"],
             "worker.message_bytes_max must be at least twice worker.step_bytes_max",
-        ),
-        (
-            ["front_proxy.message_bytes_max=9"],
-            "front_proxy.message_bytes_max must be at least twice worker.step_bytes_max",
         ),
         (["worker.step_bytes_max=99999999"], "worker.message_bytes_max must be at least twice worker.step_bytes_max"),
         (["launcher.schedulers=0"], "launcher.schedulers"),
