@@ -8,7 +8,7 @@ import msgspec
 
 from decode_worker.config import DecodeWorkerConfig
 from engine.config import EngineConfig
-from front_proxy.config import FrontProxyConfig
+from front_proxy.config import LIMITS, FrontProxyConfig
 from prefill_worker.config import PrefillWorkerConfig
 from runtime.bounds import Positive
 from scheduler.config import SchedulerConfig
@@ -87,14 +87,11 @@ class BatonConfig(msgspec.Struct, frozen=True, kw_only=True):
     launcher: LauncherConfig = LauncherConfig()
 
     def __post_init__(self) -> None:
-        if 2 * self.front_proxy.handoff_renew_interval_s > self.prefill_worker.lease_s:
+        lease_min_s = 2 * LIMITS.handoff_renew_interval_s
+        if self.prefill_worker.lease_s < lease_min_s:
             raise ValueError(
-                "front_proxy.handoff_renew_interval_s must be at most half of prefill_worker.lease_s: "
-                "a lease must outlive one lost renewal"
+                f"prefill_worker.lease_s must be at least {lease_min_s:g}: a lease must outlive one lost renewal"
             )
         # Twice: the bytes of a step are estimated, and what does not fit ends the stream with all its requests.
         bytes_min = 2 * WorkerLimits().step_bytes_max
-        if self.front_proxy.message_bytes_max < bytes_min:
-            raise ValueError(
-                f"front_proxy.message_bytes_max must be at least {bytes_min}: a step's outputs are one message"
-            )
+        assert bytes_min <= LIMITS.message_bytes_max, "a step's outputs are one message"
