@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from launcher.local.rolling_restart import in_order, settled
 
 from launcher.config import BatonConfig, LauncherConfig
 from launcher.local import status
 from launcher.local.process_plan import plan
-from launcher.local.rolling_restart import in_order, settled
 from launcher.local.state_file import ClusterRecord, ProcessRecord
 from protos.cluster.v1 import cluster_pb2
 
