@@ -48,7 +48,7 @@ class HandoffValidator(msgspec.Struct, frozen=True, kw_only=True):
 
     def judge(self, handoff: KvHandoff, request: WorkerRequest) -> Refused | None:
         """None when the engine may take the KV over."""
-        block = self.info.block_size_tokens
+        block, token_ids = self.info.block_size_tokens, request.engine_request.token_ids
         wrong = compatible(
             Layout(fingerprint=self.info.layout_fingerprint), Layout(fingerprint=handoff.layout_fingerprint)
         )
@@ -67,11 +67,11 @@ class HandoffValidator(msgspec.Struct, frozen=True, kw_only=True):
                 f"{handoff.lease_remaining_s:.3f} s are left of its lease, and a pull may take {self.lease_margin_s} s"
             )
             return _refused(FailureKind.STATE_LOST, "handoff_expired", handoff, text)
-        if not 0 < handoff.tokens <= len(request.token_ids):
-            text = f"it covers {handoff.tokens} tokens of a prompt of {len(request.token_ids)}"
+        if not 0 < handoff.tokens <= len(token_ids):
+            text = f"it covers {handoff.tokens} tokens of a prompt of {len(token_ids)}"
             return _refused(FailureKind.STATE_LOST, "handoff_length", handoff, text)
         digest = prompt_digest(
-            request.token_ids[: handoff.tokens], cache_salt=request.cache_salt, model=self.info.model
+            token_ids[: handoff.tokens], cache_salt=request.engine_request.cache_salt, model=self.info.model
         )
         if handoff.prompt_digest != digest:
             # Never the tokens: a log must not hold a prompt.
@@ -84,7 +84,7 @@ class HandoffValidator(msgspec.Struct, frozen=True, kw_only=True):
 
     def blocks(self, request: WorkerRequest) -> int:
         """Blocks the request is admitted with: what the scheduler reserved, else prompt and some output."""
-        tokens = len(request.token_ids)
+        tokens = len(request.engine_request.token_ids)
         context_tokens = max(self.info.context_tokens_max, tokens)
         expected = blocks_for(min(tokens + self.output_headroom_tokens, context_tokens), self.info.block_size_tokens)
         return min(max(request.blocks_reserved or expected, 1), self.info.kv_blocks_total)

@@ -15,7 +15,7 @@ from worker.role import Accepted, Decode, Offer, Prefill, Refused, RoleName, Wor
 
 
 class DecodeRole:
-    """The decode half of ``worker.role.Role``."""
+    """The decode half of ``worker.role.RoleBehaviour``."""
 
     def __init__(self, config: DecodeWorkerConfig, info: EngineInfo, worker_id: str) -> None:
         self._info = info
@@ -53,14 +53,14 @@ class DecodeRole:
                 return Refused(failure=Failure(kind=FailureKind.INCOMPATIBLE, message=message), reason="wrong_role")
             case _:
                 assert_never(request.work)
-        needed = blocks_for(len(request.token_ids), self._info.block_size_tokens)
+        needed = blocks_for(len(request.engine_request.token_ids), self._info.block_size_tokens)
         if needed > self._info.kv_blocks_total:
             message = f"the prompt needs {needed} KV blocks; worker {self._worker_id} has {self._info.kv_blocks_total}"
             return Refused(failure=Failure(kind=FailureKind.TOO_LARGE, message=message), reason="too_large")
         if handoff is not None and (refused := self.validator.judge(handoff, request)) is not None:
             return refused
         transfer = TakeOver(handoff) if handoff is not None else None
-        return Accepted(engine_request=request.engine_request(transfer), blocks=self.validator.blocks(request))
+        return request.accepted(transfer, self.validator.blocks(request))
 
     def offer(self, handoff: KvHandoff, request: WorkerRequest, owner: int, now_s: float) -> Offer:
         """Never called: no request of this role asks the engine to hold KV."""

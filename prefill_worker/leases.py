@@ -24,7 +24,7 @@ from kv_transfer.handoff.lease import (
     Tick,
 )
 
-STORY_EVENTS_MAX = 64
+EVENT_LOG_MAX = 64
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -42,7 +42,7 @@ class LeaseTable:
     def __init__(self) -> None:
         self._held: dict[str, Held] = {}
         self._blocks = 0
-        self._story: deque[str] = deque(maxlen=STORY_EVENTS_MAX)
+        self._event_log: deque[str] = deque(maxlen=EVENT_LOG_MAX)
 
     def __contains__(self, lease_id: str) -> bool:
         return lease_id in self._held
@@ -55,9 +55,9 @@ class LeaseTable:
         """KV blocks of all leases held."""
         return self._blocks
 
-    def story(self) -> Sequence[str]:
+    def event_log(self) -> Sequence[str]:
         """How the latest leases went, oldest first, bounded."""
-        return tuple(self._story)
+        return tuple(self._event_log)
 
     def oldest(self, count: int) -> Sequence[str]:
         """Ids of up to ``count`` leases held longest, the oldest first: a leak is among them."""
@@ -68,12 +68,12 @@ class LeaseTable:
         self, lease_id: str, *, owner: int, blocks: int, now_s: float, expires_at_s: float
     ) -> Sequence[LeaseAction]:
         """A new lease. An id that is held already is a bug of the engine."""
-        assert lease_id not in self._held, f"lease {lease_id} is offered twice; story: {' '.join(self._story)}"
+        assert lease_id not in self._held, f"lease {lease_id} is offered twice; log: {' '.join(self._event_log)}"
         lease = Lease(lease_id)
         actions = lease.handle(Offered(expires_at_s))
         self._held[lease_id] = Held(lease, owner, blocks, now_s)
         self._blocks += blocks
-        self._story.append(f"{lease_id}:offered")
+        self._event_log.append(f"{lease_id}:offered")
         return actions
 
     def pull_started(self, lease_id: str) -> Sequence[LeaseAction]:
@@ -118,8 +118,8 @@ class LeaseTable:
 
     def check(self) -> None:
         """Assert what must hold between any two calls."""
-        assert all(held.lease.holding for held in self._held.values()), self.story()
-        assert self._blocks == sum(held.blocks for held in self._held.values()), self.story()
+        assert all(held.lease.holding for held in self._held.values()), self.event_log()
+        assert self._blocks == sum(held.blocks for held in self._held.values()), self.event_log()
 
     def _tell_all(self, event: LeaseEvent, concerns: Callable[[Held], bool]) -> Sequence[LeaseAction]:
         actions: list[LeaseAction] = []
@@ -132,5 +132,5 @@ class LeaseTable:
         if not held.lease.holding:
             del self._held[held.lease.lease_id]
             self._blocks -= held.blocks
-        self._story.append(f"{held.lease.lease_id}:{type(event).__name__}->{held.lease.state}")
+        self._event_log.append(f"{held.lease.lease_id}:{type(event).__name__}->{held.lease.state}")
         return actions

@@ -18,7 +18,7 @@ from worker.role import Accepted, Decode, Offer, Prefill, Refused, RoleName, Wor
 
 
 class PrefillRole:
-    """The prefill half of ``worker.role.Role``."""
+    """The prefill half of ``worker.role.RoleBehaviour``."""
 
     def __init__(self, config: PrefillWorkerConfig, info: EngineInfo, worker_id: str) -> None:
         self._config = config
@@ -56,18 +56,18 @@ class PrefillRole:
             # Engines name a lease after its request: a second one would free the first one's KV.
             message = f"the KV of an earlier request {request.request_id} is still held"
             return Refused(failure=Failure(kind=FailureKind.BAD_REQUEST, message=message), reason="request_id")
-        blocks = blocks_for(len(request.token_ids), self._info.block_size_tokens)
+        blocks = blocks_for(len(request.engine_request.token_ids), self._info.block_size_tokens)
         if blocks > self._info.kv_blocks_total:
             message = f"the prompt needs {blocks} KV blocks; worker {self._worker_id} has {self._info.kv_blocks_total}"
             return Refused(failure=Failure(kind=FailureKind.TOO_LARGE, message=message), reason="too_large")
         if self.leases_held >= self._config.leases_max:
             message = f"worker {self._worker_id} holds {self.leases_held} hand-offs that are not pulled yet"
             return Refused(failure=Failure(kind=FailureKind.EXHAUSTED, message=message), reason="leases_max")
-        return Accepted(engine_request=request.engine_request(Hold(self._config.lease_s)), blocks=blocks)
+        return request.accepted(Hold(self._config.lease_s), blocks)
 
     def offer(self, handoff: KvHandoff, request: WorkerRequest, owner: int, now_s: float) -> Offer:
         """Start the lease now. The engine's own began a moment ago and ends with our release or later."""
-        assert 0 < handoff.tokens <= len(request.token_ids), (handoff.tokens, request.request_id)
+        assert 0 < handoff.tokens <= len(request.engine_request.token_ids), (handoff.tokens, request.request_id)
         lease_s = min(handoff.lease_remaining_s, self._config.lease_s)
         blocks = handoff.blocks or blocks_for(handoff.tokens, self._info.block_size_tokens)
         actions = self.leases.offer(
@@ -83,7 +83,9 @@ class PrefillRole:
             layout_fingerprint=self._info.layout_fingerprint,
             lease_remaining_s=lease_s,
             prompt_digest=prompt_digest(
-                request.token_ids[: handoff.tokens], cache_salt=request.cache_salt, model=self._info.model
+                request.engine_request.token_ids[: handoff.tokens],
+                cache_salt=request.engine_request.cache_salt,
+                model=self._info.model,
             ),
         )
         return Offer(handoff=offered, actions=actions)

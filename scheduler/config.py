@@ -9,76 +9,6 @@ import msgspec
 from runtime.bounds import Count, LogLevel, NonNegative, Port, Positive, PositiveCount
 
 
-class QueueTimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="queue_time"):
-    """Prefer the worker that will start computing soonest."""
-
-    weight: NonNegative = 1.0
-    # Predicted wait at which the score is one half.
-    half_score_s: Positive = 0.5
-
-
-class KvHeadroomConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="kv_headroom"):
-    """Prefer the worker with the larger share of its KV blocks free."""
-
-    weight: NonNegative = 1.0
-
-
-class RequestCountConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="request_count"):
-    """Prefer the worker with fewer requests."""
-
-    weight: NonNegative = 1.0
-    # Requests at which the score is one half.
-    half_score_requests: PositiveCount = 8
-
-
-class MaxScorePickerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="max_score"):
-    """Take the highest score; equal scores are decided by chance."""
-
-
-class RandomPickerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="random"):
-    """Take any worker that passed the filters."""
-
-
-ScorerConfig = QueueTimeConfig | KvHeadroomConfig | RequestCountConfig
-PickerConfig = MaxScorePickerConfig | RandomPickerConfig
-
-
-class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How one role's worker is chosen. Filters are not listed: each guards a promise, so all always run."""
-
-    scorers: tuple[ScorerConfig, ...] = ()
-    picker: PickerConfig = msgspec.field(default_factory=MaxScorePickerConfig)
-
-
-def prefill_profile() -> ProfileConfig:
-    """Prefill is bound by compute: the predicted wait decides."""
-    return ProfileConfig(
-        scorers=(
-            QueueTimeConfig(weight=3.0),
-            RequestCountConfig(weight=1.0),
-            KvHeadroomConfig(weight=1.0),
-        )
-    )
-
-
-def decode_profile() -> ProfileConfig:
-    """Decode is bound by memory: the free share of KV blocks decides."""
-    return ProfileConfig(
-        scorers=(
-            KvHeadroomConfig(weight=2.0),
-            RequestCountConfig(weight=1.0),
-            QueueTimeConfig(weight=1.0),
-        )
-    )
-
-
-class RoutingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a worker pair is chosen."""
-
-    prefill: ProfileConfig = msgspec.field(default_factory=prefill_profile)
-    decode: ProfileConfig = msgspec.field(default_factory=decode_profile)
-
-
 class PriorityClassConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How requests of one priority class wait."""
 
@@ -213,7 +143,6 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     recovery_grace_s: NonNegative = 3.0
     # Prefill speed assumed of a worker until its own is observed.
     prefill_initial_tokens_per_s: Positive = 2000.0
-    routing: RoutingConfig = msgspec.field(default_factory=RoutingConfig)
 
     def __post_init__(self) -> None:
         if self.worker_lease_s <= self.heartbeat_interval_s:

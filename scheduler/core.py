@@ -21,6 +21,7 @@ from scheduler.api.actions import (
     PublishView,
     RejectWorker,
 )
+from scheduler.api.chance import Random
 from scheduler.api.events import (
     DrainRequested,
     Event,
@@ -40,15 +41,15 @@ from scheduler.api.worker_info import WorkerInfo
 from scheduler.cluster.lease_audit import LeaseAuditor
 from scheduler.cluster.membership import is_isolated, objection
 from scheduler.cluster.outlier_detector import Standing, WorkerHealth
-from scheduler.cluster.state import ClusterState, Worker
+from scheduler.cluster.state import ClusterState
+from scheduler.cluster.worker import Worker
 from scheduler.config import SchedulerConfig
 from scheduler.queueing.admission import AdmissionController
-from scheduler.queueing.front_sessions import FrontProxySession
 from scheduler.queueing.refusals import Refusals
-from scheduler.queueing.reservations import Reservations
+from scheduler.queueing.reservations import FrontProxySession, Reservations
 from scheduler.queueing.wait_queue import WaitQueue
+from scheduler.routing.filters import Probe
 from scheduler.routing.placement import Planner
-from scheduler.routing.profile import Probe, Random
 
 EVENT_LOG_MAX = 64
 
@@ -66,6 +67,7 @@ class SchedulerCore:
         probe: Probe | None = None,
         *,
         began_s: float = float("-inf"),
+        explain: bool = False,
     ) -> None:
         """``began_s``: when this scheduler took over; for ``recovery_grace_s`` from then it knows not everything."""
         self.recovering = began_s + config.recovery_grace_s > began_s
@@ -76,12 +78,17 @@ class SchedulerCore:
         self._queue = WaitQueue(config.waiting)
         self._refusals = Refusals(config, self._queue, rng)
         self._admission = AdmissionController(
-            config, Planner(config, rng, probe), self.cluster, self._reservations, self._queue, self._refusals
+            config,
+            Planner(config, rng, probe, explain=explain),
+            self.cluster,
+            self._reservations,
+            self._queue,
+            self._refusals,
         )
         self._lease_auditor = LeaseAuditor(config.leak_after_s)
         self._audited_s = self._isolated_s = float("-inf")
-        # Of workers that left, by their epoch.
-        self._health: dict[str, tuple[int, WorkerHealth]] = {}
+        # The last incarnation of each worker that left.
+        self._departed: dict[str, Worker] = {}
         self._event_log: deque[tuple[float, Event]] = deque(maxlen=EVENT_LOG_MAX)
 
     @property
@@ -151,7 +158,7 @@ class SchedulerCore:
 
     def _end_isolation(self, now_s: float) -> None:
         """The first peer returns after none was left: as after a start, others know more until all are back."""
-        if self._health and not self.fronts and not self.cluster.workers:
+        if self._departed and not self.fronts and not self.cluster.workers:
             self._doubt(now_s)
 
     def _doubt(self, now_s: float) -> None:
@@ -191,9 +198,9 @@ class SchedulerCore:
         """A member is gone. The same engine may return, and is no better for having been away."""
         self.cluster.remove(worker.worker_id)
         self._lease_auditor.forget(worker.worker_id)
-        self._health[worker.worker_id] = (worker.info.epoch, worker.health)
-        if len(self._health) > self._config.workers_max:
-            del self._health[next(iter(self._health))]
+        self._departed[worker.worker_id] = worker
+        if len(self._departed) > self._config.workers_max:
+            del self._departed[next(iter(self._departed))]
 
     def _suspect(self, event: WorkerSuspected, now_s: float) -> Sequence[Action]:
         worker = self.cluster.get(event.worker_id)
@@ -208,7 +215,7 @@ class SchedulerCore:
 
     def _may_eject(self, worker: Worker) -> bool:
         """Most of a pool must stay: when all of it fails, the fault is elsewhere."""
-        pool = self.cluster.with_role(worker.role)
+        pool = self.cluster.pool_of(worker).with_role(worker.role)
         out = sum(other.health.standing is not Standing.IN_SERVICE for other in pool if other is not worker)
         return out + 1 <= self._config.outliers.ejected_fraction_max * len(pool)
 
@@ -226,13 +233,24 @@ class SchedulerCore:
             if former is not None:
                 actions.append(DropWorker(session=former.session, worker_id=info.worker_id, reason="replaced"))
                 self.cluster.remove(former.worker_id)
-            epoch, health = self._health.pop(info.worker_id, (0, None))
-            if health is None or epoch != info.epoch:
-                health = WorkerHealth(self._config.outliers)
-            self._add(Worker(info, session, now_s, self._config.prefill_initial_tokens_per_s, health))
+            self._add(self._arrived(info, session, now_s))
         actions.append(AcceptWorker(session=session, worker_id=info.worker_id))
+        member = self.cluster.workers[info.worker_id]
+        if member.drain_within_s is not None:
+            # Its former stream may have ended before it was told.
+            actions.append(DrainWorker(session=session, worker_id=info.worker_id, deadline_s=member.drain_within_s))
         actions.append(PublishView(at_once=True))
         return actions
+
+    def _arrived(self, info: WorkerInfo, session: int, now_s: float) -> Worker:
+        """A new member. The same engine is no better for having been away, and is still to drain if it was."""
+        departed = self._departed.pop(info.worker_id, None)
+        same = departed is not None and departed.info.epoch == info.epoch
+        health = departed.health if departed is not None and same else WorkerHealth(self._config.outliers)
+        worker = Worker(info, session, now_s, self._config.prefill_initial_tokens_per_s, health)
+        if departed is not None and same and departed.drain_within_s is not None:
+            worker.drain(departed.drain_within_s)
+        return worker
 
     def _add(self, worker: Worker) -> None:
         """A new member. Plans that name this very incarnation go on: only its stream was away."""
@@ -332,9 +350,9 @@ class SchedulerCore:
 
     def _drain(self, worker_id: str, deadline_s: float) -> Sequence[Action]:
         worker = self.cluster.get(worker_id)
-        if worker is None or worker.drain_asked:
+        if worker is None or worker.drain_within_s is not None:
             return ()
-        worker.drain()
+        worker.drain(deadline_s)
         return (
             DrainWorker(session=worker.session, worker_id=worker_id, deadline_s=deadline_s),
             PublishView(at_once=True),

@@ -10,10 +10,10 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from runtime.buckets import DECISION_S, TIME_TO_FIRST_TOKEN_S
 from runtime.priority_class import PriorityClass
 from scheduler.api.worker_info import Role, WorkerState
-from scheduler.cluster.state import Worker
+from scheduler.cluster.worker import Worker
 
-# One pass over policies in so many is timed: reading the clock costs as much as a small policy. A prime, since a plan
-# makes up to four passes (filters and scorers of two roles) and each kind must have its turn.
+# One pass in so many is timed: reading the clock costs as much as a small filter. A prime, since a plan makes up to
+# three passes (filters of each side, pairs) and each kind must have its turn.
 POLICY_SAMPLE_EVERY = 17
 
 _OUTCOMES = frozenset({"finished", "failed", "cancelled"})
@@ -31,7 +31,7 @@ class SchedulerMetrics:
         )
         self.policy_s = Histogram(
             "baton_scheduler_policy_duration_seconds",
-            "Time of one policy in one profile run (sampled)",
+            "Time of one filter, or of comparing pairs (sampled)",
             ("policy",),
             buckets=DECISION_S,
             registry=registry,

@@ -39,7 +39,7 @@ async def run(
 ) -> None:
     """Serve until a signal; ``ready`` is told when workers and front proxies may connect.
 
-    Raises SystemExit when the core broke an invariant, of which the log has the event_log, or when another one leads.
+    Raises SystemExit when the core broke an invariant, or when another scheduler leads.
     """
     stop = stop or lifecycle.stop_event()
     metrics = metrics or SchedulerMetrics()
@@ -97,7 +97,13 @@ async def run(
 
 
 def _core(config: SchedulerConfig, clock: Clock, metrics: SchedulerMetrics) -> SchedulerCore:
-    return SchedulerCore(config, rng=random.Random(), probe=PolicyProbe(metrics), began_s=clock.monotonic_s())
+    return SchedulerCore(
+        config,
+        rng=random.Random(),
+        probe=PolicyProbe(metrics),
+        began_s=clock.monotonic_s(),
+        explain=config.log_level == "debug",
+    )
 
 
 def _never() -> float:

@@ -1,4 +1,4 @@
-"""The gRPC face of the scheduler: WorkerSession, FrontSession and GetStatus. Moves messages; the core decides."""
+"""The scheduler over gRPC: sessions of workers and front proxies, drain, status. Moves messages; the core decides."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.bidi_stream import ServerStream, StreamBroken, converse, first
 from runtime.failures import Failure, FailureKind
+from runtime.grpc_errors import abort
 from runtime.grpc_stream import GrpcServerStream
 from runtime.send_queue import SendQueue
 from runtime.status_service import StatusService
 from scheduler import wire
 from scheduler.api.events import (
+    DrainRequested,
     FrontJoined,
     FrontLeft,
     WorkerJoined,
@@ -101,6 +103,17 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             self._note_end("front_proxy", name, outgoing.failure)
         if outgoing.failure is not None:
             await stream.refuse(outgoing.failure)
+
+    async def DrainWorker(self, request: pb.DrainWorkerRequest, context: Context) -> pb.DrainWorkerResponse:  # noqa: N802
+        """Have one worker emptied. It stays a member, idle and draining, until its process ends or is restarted."""
+        if self._shell.stands_by or self._shell.deposed:
+            await abort(context, _STANDS_BY)
+        if self._shell.core.cluster.get(request.worker_id) is None:
+            text = f"No worker {request.worker_id!r} is registered with the scheduler."
+            await abort(context, Failure(kind=FailureKind.NOT_FOUND, message=text))
+        log.info("drain requested", worker=request.worker_id, peer=context.peer())
+        self._shell.feed(DrainRequested(worker_id=request.worker_id, deadline_s=request.deadline_ms / 1000))
+        return pb.DrainWorkerResponse()
 
     async def _first(self, stream: ServerStream[Any, Any]) -> Any:
         """The first message of a stream, whatever its kind. Refuses when none comes in time, and while standing by."""

@@ -9,7 +9,7 @@ from protos.scheduler.v1 import scheduler_pb2 as pb
 from scheduler.api.actions import Placement, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.api.events import PlanRequested, PlansRunning, RequestEnded, RunningPlan, WorkerSuspected
 from scheduler.api.worker_info import Role, WorkerInfo, WorkerLoad, WorkerState
-from scheduler.cluster.state import Worker
+from scheduler.cluster.worker import Worker
 
 _ROLE: dict[int, Role] = {cluster_pb2.ROLE_PREFILL: Role.PREFILL, cluster_pb2.ROLE_DECODE: Role.DECODE}
 _ROLE_NUMBER = {Role.PREFILL: cluster_pb2.ROLE_PREFILL, Role.DECODE: cluster_pb2.ROLE_DECODE}

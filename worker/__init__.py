@@ -1,1 +1,1 @@
-"""The body that prefill and decode workers share: streams, batching, admission, session, drain."""
+"""The core that prefill and decode workers share: streams, batching, admission, session, drain."""

@@ -1,10 +1,17 @@
-"""How much a worker takes on: requests and KV blocks. Counts; never asks an engine or a clock."""
+"""How much a worker takes on, and when a refused request should come back. Counts; asks no engine and no clock."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+from runtime.decaying_rate import DecayingRate
+from runtime.retry_after import retry_after_s
+
 NoRoom = Literal["requests_max", "kv_blocks"]
+RELEASE_WINDOW_S = 10.0
+"""Memory of the rate at which requests and blocks are released."""
+RETRY_AFTER_MIN_S = 2.0
+RETRY_AFTER_MAX_S = 40.0
 
 
 class Admission:
@@ -17,6 +24,8 @@ class Admission:
         self._blocks_limit = blocks_limit
         self._blocks_of: dict[str, int] = {}
         self._blocks = 0
+        self._requests_released = DecayingRate(RELEASE_WINDOW_S)
+        self._blocks_released = DecayingRate(RELEASE_WINDOW_S)
 
     @property
     def requests(self) -> int:
@@ -31,10 +40,6 @@ class Admission:
     def has(self, request_id: str) -> bool:
         """Whether it is admitted and not ended."""
         return request_id in self._blocks_of
-
-    def blocks_of(self, request_id: str) -> int:
-        """Blocks it was admitted with; 0 when it is not."""
-        return self._blocks_of.get(request_id, 0)
 
     def admit(self, request_id: str, blocks: int, *, blocks_held: int, blocks_used: int) -> NoRoom | None:
         """Take the request on, or say what is missing.
@@ -53,8 +58,23 @@ class Admission:
         self._blocks += blocks
         return None
 
-    def release(self, request_id: str) -> None:
+    def release(self, request_id: str, now_s: float) -> None:
         """The request ended. Idempotent."""
-        self._blocks -= self._blocks_of.pop(request_id, 0)
+        blocks = self._blocks_of.pop(request_id, None)
+        if blocks is None:
+            return
+        self._blocks -= blocks
+        for rate, amount in ((self._requests_released, 1), (self._blocks_released, blocks)):
+            rate.at(now_s)
+            rate.add(amount)
         assert self._blocks >= 0
         assert self._blocks_of or self._blocks == 0
+
+    def retry_after_s(self, blocks: int, now_s: float, draw: float) -> float:
+        """When there may be room for ``blocks`` more blocks, or, if 0, for one more request, at the present rate.
+
+        ``draw`` is from [0, 1) and spreads the answers.
+        """
+        rate = self._blocks_released if blocks else self._requests_released
+        rate.at(now_s)
+        return retry_after_s(blocks or 1, rate.per_s, min_s=RETRY_AFTER_MIN_S, max_s=RETRY_AFTER_MAX_S, draw=draw)

@@ -11,7 +11,7 @@ import structlog
 log = structlog.get_logger(__name__)
 
 
-class Chores:
+class BackgroundTasks:
     """Jobs that run now. What one raises is logged, because nobody else would hear of it."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Settings of the body that both kinds of workers share. Holds values and bounds; never reads files."""
+"""Settings of the core that both kinds of workers share. Holds values and bounds; never reads files."""
 
 from __future__ import annotations
 

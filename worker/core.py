@@ -21,12 +21,11 @@ from protos.worker.v1 import worker_pb2 as pb
 from runtime.clock import precise_clock
 from runtime.failures import Failure, FailureKind
 from worker.admission import Admission
-from worker.advice import Advice
-from worker.background_tasks import Chores
+from worker.background_tasks import BackgroundTasks
 from worker.config import WorkerConfig
 from worker.lifecycle import Action, Event, Lifecycle, State
 from worker.metrics import WorkerMetrics
-from worker.role import Accepted, Refused, Role, WorkerRequest
+from worker.role import Accepted, Refused, RoleBehaviour, WorkerRequest
 
 log = structlog.get_logger(__name__)
 
@@ -40,18 +39,25 @@ STATES = {
 
 
 class Stream(Protocol):
-    """What the body needs of one front proxy's stream."""
+    """What the core needs of one front proxy's stream."""
 
     def fail(self, failure: Failure) -> None:
         """End the stream with this failure; its requests are aborted and its leases released."""
         ...
 
 
-class WorkerBody:
+class WorkerCore:
     """The shared state of one worker."""
 
     def __init__(
-        self, *, engine: Engine, role: Role, config: WorkerConfig, worker_id: str, metrics: WorkerMetrics
+        self,
+        *,
+        engine: Engine,
+        role: RoleBehaviour,
+        config: WorkerConfig,
+        worker_id: str,
+        metrics: WorkerMetrics,
+        rng: random.Random | None = None,
     ) -> None:
         assert worker_id
         assert engine.info.epoch
@@ -60,12 +66,12 @@ class WorkerBody:
         self.config = config
         self.worker_id = worker_id
         self.metrics = metrics
+        self._rng = rng or random.Random()
         self.address = ""
         self.metrics_address = ""
         self.lifecycle = Lifecycle()
         self.admission = Admission(requests_max=config.requests_max, blocks_limit=role.blocks_limit)
-        self.advice = Advice(config)
-        self.chores = Chores()
+        self.background = BackgroundTasks()
         self.streams: dict[int, Stream] = {}
         self.prefill_tokens_queued = 0
         # Set whenever something that the scheduler wants to know may have changed.
@@ -161,7 +167,7 @@ class WorkerBody:
         judged = self._judge(request)
         match judged:
             case Accepted():
-                self.metrics.prompt_tokens.inc(len(request.token_ids))
+                self.metrics.prompt_tokens.inc(len(request.engine_request.token_ids))
                 self.note_change()
             case Refused(failure=failure, reason=reason):
                 self.metrics.refusals.labels(reason).inc()
@@ -197,15 +203,13 @@ class WorkerBody:
 
     def _advised(self, refused: Refused, blocks: int) -> Refused:
         """With when to come back: ``blocks`` are missing, or where there are 0 it is another request's place."""
-        retry_after_s = self.advice.retry_after_s(blocks, self.now_s(), random.random())
+        retry_after_s = self.admission.retry_after_s(blocks, self.now_s(), self._rng.random())
         failure = msgspec.structs.replace(refused.failure, retry_after_s=retry_after_s)
         return msgspec.structs.replace(refused, failure=failure)
 
     def ended(self, request_id: str) -> None:
         """A request that was taken on is over. Idempotent."""
-        if self.admission.has(request_id):
-            self.advice.released(self.admission.blocks_of(request_id), self.now_s())
-        self.admission.release(request_id)
+        self.admission.release(request_id, self.now_s())
         self.note_change()
 
     # Leases
@@ -215,9 +219,9 @@ class WorkerBody:
         for action in actions:
             match action:
                 case FreeBlocks(lease_id=lease_id):
-                    self.chores.start(self._free(lease_id), f"release of lease {lease_id}")
+                    self.background.start(self._free(lease_id), f"release of lease {lease_id}")
                 case KeepBlocks(lease_id=lease_id, lease_s=lease_s):
-                    self.chores.start(self._keep(lease_id, lease_s), f"renewal of lease {lease_id}")
+                    self.background.start(self._keep(lease_id, lease_s), f"renewal of lease {lease_id}")
                 case Count(what=what):
                     self.metrics.lease_events.labels(what).inc()
                 case _:

@@ -11,36 +11,36 @@ import contextlib
 
 from engine.protocol import EngineDead
 from runtime.awake_clock import PauseAwareTimeout, Verdict
-from worker.core import WorkerBody
+from worker.core import WorkerCore
 
 
 class EngineHealth:
     """The watch over one engine, from the moment that its worker serves."""
 
-    def __init__(self, body: WorkerBody) -> None:
-        self._body = body
-        self._steps = body.engine.load().steps
+    def __init__(self, core: WorkerCore) -> None:
+        self._core = core
+        self._steps = core.engine.load().steps
         self._ping: asyncio.Task[None] | None = None
-        config = body.config
+        config = core.config
         self._timeout: PauseAwareTimeout | None = None
         if config.engine_stall_timeout_s:
             self._timeout = PauseAwareTimeout(
-                timeout_s=config.engine_stall_timeout_s, interval_s=config.health_interval_s, now_s=body.now_s()
+                timeout_s=config.engine_stall_timeout_s, interval_s=config.health_interval_s, now_s=core.now_s()
             )
 
     async def run(self) -> None:
         """Look every ``health_interval_s`` until the engine is lost."""
-        body = self._body
+        core = self._core
         try:
-            while not body.engine_lost.is_set():
+            while not core.engine_lost.is_set():
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(body.config.health_interval_s):
-                        await body.engine_lost.wait()
+                    async with asyncio.timeout(core.config.health_interval_s):
+                        await core.engine_lost.wait()
                         return
                 try:
-                    await body.engine.check_health()
+                    await core.engine.check_health()
                 except EngineDead as error:
-                    body.lose_engine(f"({error})")
+                    core.lose_engine(f"({error})")
                 else:
                     self._look()
         finally:
@@ -50,21 +50,21 @@ class EngineHealth:
     def _look(self) -> None:
         if self._timeout is None:
             return
-        steps = self._body.engine.load().steps
+        steps = self._core.engine.load().steps
         heard, self._steps = steps != self._steps, steps
         if self._ping is not None and self._ping.done():
             # Any reply proves liveness, including an error; EngineDead is reported by check_health. A ping that the
             # engine's client cancelled is no reply: exception() would raise its CancelledError here.
             heard = heard or not (self._ping.cancelled() or isinstance(self._ping.exception(), EngineDead))
             self._ping = None
-        verdict = self._timeout.look(heard=heard, now_s=self._body.now_s())
-        self._body.engine_silent_s = self._timeout.silent_s
+        verdict = self._timeout.look(heard=heard, now_s=self._core.now_s())
+        self._core.engine_silent_s = self._timeout.silent_s
         match verdict:
             case Verdict.WELL:
                 pass
             case Verdict.ASK if self._ping is None:
-                self._ping = asyncio.create_task(self._body.engine.ping(), name="engine ping")
+                self._ping = asyncio.create_task(self._core.engine.ping(), name="engine ping")
             case Verdict.ASK:
                 pass  # the ping before is still unanswered
             case Verdict.EXPIRED:
-                self._body.stall_engine(self._timeout.silent_s)
+                self._core.stall_engine(self._timeout.silent_s)

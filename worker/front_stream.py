@@ -16,8 +16,8 @@ from engine.protocol import EngineDead, EngineOutput, EngineRequest, InvalidRequ
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure, FailureKind
 from worker import wire
-from worker.core import WorkerBody
-from worker.output_batcher import Outbox, OutboxOverflow
+from worker.core import WorkerCore
+from worker.output_batcher import OutputBatcher, OutputOverflow
 from worker.role import Refused, WorkerRequest
 
 log = structlog.get_logger(__name__)
@@ -34,7 +34,7 @@ class LiveRequest:
         self.request = request
         self.received_s = received_s
         self.started_s = received_s
-        self.tokens_queued = len(request.token_ids)
+        self.tokens_queued = len(request.engine_request.token_ids)
         self.finished = False
         self.ending: Ending | None = None
         self.task: asyncio.Task[None] | None = None
@@ -50,10 +50,10 @@ class LiveRequest:
 class FrontStream:
     """Everything one Attach stream owns."""
 
-    def __init__(self, body: WorkerBody, front_proxy_id: str) -> None:
-        config = body.config
+    def __init__(self, core: WorkerCore, front_proxy_id: str) -> None:
+        config = core.config
         self.front_proxy_id = front_proxy_id
-        self.outbox = Outbox(
+        self.batcher = OutputBatcher(
             deltas_max=config.outbox_deltas_max,
             bytes_max=config.outbox_bytes_max,
             step_deltas_max=config.step_deltas_max,
@@ -63,13 +63,13 @@ class FrontStream:
         self.failure: Failure | None = None
         """Why the stream must end; set together with ``failed``."""
         self.failed = asyncio.Event()
-        self._body = body
-        self._id = body.new_stream_id()
+        self._core = core
+        self._id = core.new_stream_id()
         self._closing = False
         # By slot: what the front proxy may still abort. A task may outlive its slot by a moment.
         self._live: dict[int, LiveRequest] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        body.streams[self._id] = self
+        core.streams[self._id] = self
 
     def fail(self, failure: Failure) -> None:
         """Make the stream end with this failure. The first one counts."""
@@ -79,7 +79,7 @@ class FrontStream:
 
     def submit(self, message: pb.Submit) -> None:
         """Start one request, or answer with its refusal."""
-        now_s = self._body.now_s()
+        now_s = self._core.now_s()
         if message.slot in self._live:
             self.fail(_bad(f"slot {message.slot} is in use by request {self._live[message.slot].request.request_id}"))
             return
@@ -88,7 +88,7 @@ class FrontStream:
             failure = _bad(f"request {message.request_id} asks for neither prefill nor decode")
             self._post(wire.failure_of(message.slot, failure))
             return
-        judged = self._body.take_on(request)
+        judged = self._core.take_on(request)
         if isinstance(judged, Refused):
             self._post(wire.failure_of(request.slot, judged.failure))
             return
@@ -102,25 +102,25 @@ class FrontStream:
     async def close(self) -> None:
         """Abort everything and release every lease. Takes at most ``abort_timeout_s``."""
         self._closing = True
-        self.outbox.close()
+        self.batcher.close()
         for live in tuple(self._live.values()):
             live.stop("stream")
         if self._tasks:
-            _, late = await asyncio.wait(tuple(self._tasks), timeout=self._body.config.abort_timeout_s)
+            _, late = await asyncio.wait(tuple(self._tasks), timeout=self._core.config.abort_timeout_s)
             if late:
                 log.error(
                     "requests of a front proxy did not end in time", requests=len(late), front_proxy=self.front_proxy_id
                 )
-        self._body.apply(self._body.role.owner_gone(self._id))
-        self._body.streams.pop(self._id, None)
-        self._body.note_change()
+        self._core.apply(self._core.role.owner_gone(self._id))
+        self._core.streams.pop(self._id, None)
+        self._core.note_change()
 
     # One request
 
     def _start(self, live: LiveRequest, engine_request: EngineRequest) -> None:
         request = live.request
         self._live[request.slot] = live
-        self._body.prefill_tokens_queued += live.tokens_queued
+        self._core.prefill_tokens_queued += live.tokens_queued
         loop = asyncio.get_running_loop()
         live.task = loop.create_task(self._serve(live, engine_request), name=f"request {request.request_id}")
         self._tasks.add(live.task)
@@ -129,31 +129,31 @@ class FrontStream:
             live.deadline = loop.call_later(request.deadline_s, live.stop, "deadline")
 
     async def _serve(self, live: LiveRequest, engine_request: EngineRequest) -> None:
-        live.started_s = self._body.now_s()
-        await self._body.engine.generate(engine_request, functools.partial(self._deliver, live))
+        live.started_s = self._core.now_s()
+        await self._core.engine.generate(engine_request, functools.partial(self._deliver, live))
 
     def _deliver(self, live: LiveRequest, output: EngineOutput) -> None:
-        body, request = self._body, live.request
+        core, request = self._core, live.request
         if wire.is_plain(output):
             self._post(output.token_ids, request.slot)
             return
         if live.tokens_queued:
-            body.prefill_tokens_queued -= live.tokens_queued
+            core.prefill_tokens_queued -= live.tokens_queued
             live.tokens_queued = 0
         admission_s = live.started_s - live.received_s
         if output.first is not None:
-            body.metrics.admission_s.observe(admission_s)
-            body.metrics.queue_s.observe(max(output.first.queue_s, 0.0))
-            body.metrics.compute_s.observe(max(output.first.compute_s, 0.0))
+            core.metrics.admission_s.observe(admission_s)
+            core.metrics.queue_s.observe(max(output.first.queue_s, 0.0))
+            core.metrics.compute_s.observe(max(output.first.compute_s, 0.0))
             reused = output.first.cached_tokens + output.first.external_tokens
-            body.metrics.prompt_tokens_computed.inc(max(len(live.request.token_ids) - reused, 0))
+            core.metrics.prompt_tokens_computed.inc(max(len(live.request.engine_request.token_ids) - reused, 0))
         handoff = None
         if output.handoff is not None:
-            offer = body.role.offer(output.handoff, request, self._id, body.now_s())
-            body.apply(offer.actions)
+            offer = core.role.offer(output.handoff, request, self._id, core.now_s())
+            core.apply(offer.actions)
             handoff = offer.handoff
             if self._closing:
-                body.apply(body.role.owner_gone(self._id))
+                core.apply(core.role.owner_gone(self._id))
         self._post(wire.delta_of(request.slot, output, handoff, admission_s))
         if output.finish is not None:
             self._finish(live, output.finish.reason)
@@ -162,12 +162,12 @@ class FrontStream:
         """Its last delta is on its way: the slot may be used again."""
         assert not live.finished
         live.finished = True
-        self._body.metrics.requests_ended.labels(outcome).inc()
+        self._core.metrics.requests_ended.labels(outcome).inc()
         del self._live[live.request.slot]
 
     def _ended(self, live: LiveRequest, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._body.prefill_tokens_queued -= live.tokens_queued
+        self._core.prefill_tokens_queued -= live.tokens_queued
         live.tokens_queued = 0
         if live.deadline is not None:
             live.deadline.cancel()
@@ -183,15 +183,15 @@ class FrontStream:
             else:
                 self._finish(live, failure.kind.value)
                 self._post(wire.failure_of(slot, failure))
-        self._body.ended(live.request.request_id)
+        self._core.ended(live.request.request_id)
 
     def _failure_of(self, live: LiveRequest, error: BaseException | None) -> Failure:
         """What a request that did not finish failed of."""
         request_id = live.request.request_id
         match error:
             case EngineDead():
-                self._body.lose_engine(f"under request {request_id}")
-                return Failure(kind=FailureKind.UNAVAILABLE, message=f"the engine of {self._body.worker_id} died")
+                self._core.lose_engine(f"under request {request_id}")
+                return Failure(kind=FailureKind.UNAVAILABLE, message=f"the engine of {self._core.worker_id} died")
             case InvalidRequest():
                 return Failure(kind=FailureKind.BAD_REQUEST, message=str(error))
             case None if live.ending == "deadline":
@@ -208,16 +208,16 @@ class FrontStream:
         """A delta, or the tokens by which the request in ``slot`` went on."""
         try:
             if isinstance(delta, list):
-                self.outbox.append_tokens(slot, delta)
+                self.batcher.append_tokens(slot, delta)
             else:
-                self.outbox.append(delta)
-        except OutboxOverflow as overflow:
+                self.batcher.append(delta)
+        except OutputOverflow as overflow:
             if self.failure is None:
-                self._body.metrics.outbox_overflows.inc()
+                self._core.metrics.outbox_overflows.inc()
                 log.error("stream of a front proxy is cut", front_proxy=self.front_proxy_id, why=str(overflow))
             self.fail(Failure(kind=FailureKind.EXHAUSTED, message=str(overflow)))
             # Nothing after a lost delta may be delivered: the other side could not tell.
-            self.outbox.close()
+            self.batcher.close()
 
 
 def _bad(message: str) -> Failure:

@@ -6,7 +6,7 @@ import enum
 from collections import deque
 from collections.abc import Sequence
 
-STORY_EVENTS_MAX = 64
+EVENT_LOG_MAX = 64
 
 
 class State(enum.StrEnum):
@@ -74,7 +74,7 @@ TRANSITIONS: dict[tuple[State, Event], tuple[State, Sequence[Action]]] = {
 
 
 class IllegalLifecycleEvent(Exception):
-    """An event that cannot happen in this state; the message tells the story."""
+    """An event that cannot happen in this state; the message shows the event log."""
 
 
 class Lifecycle:
@@ -82,7 +82,7 @@ class Lifecycle:
 
     def __init__(self) -> None:
         self.state = State.STARTING
-        self._story: deque[str] = deque(maxlen=STORY_EVENTS_MAX)
+        self._event_log: deque[str] = deque(maxlen=EVENT_LOG_MAX)
 
     @property
     def accepts(self) -> bool:
@@ -93,11 +93,11 @@ class Lifecycle:
         """Advance by one event and say what is to be done."""
         step = TRANSITIONS.get((self.state, event))
         if step is None:
-            raise IllegalLifecycleEvent(f"{event} cannot happen in state {self.state}; story: {' '.join(self._story)}")
-        self._story.append(f"{self.state}+{event}->{step[0]}")
+            raise IllegalLifecycleEvent(f"{event} cannot happen in {self.state}; log: {' '.join(self._event_log)}")
+        self._event_log.append(f"{self.state}+{event}->{step[0]}")
         self.state, actions = step
         return actions
 
-    def story(self) -> Sequence[str]:
+    def event_log(self) -> Sequence[str]:
         """What happened, oldest first, bounded."""
-        return tuple(self._story)
+        return tuple(self._event_log)

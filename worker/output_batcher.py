@@ -21,11 +21,11 @@ from worker.wire import TOKEN_BYTES, size_estimate_bytes
 SLOT_BYTES = 8
 
 
-class OutboxOverflow(Exception):
+class OutputOverflow(Exception):
     """The front proxy reads more slowly than its requests produce."""
 
 
-class Outbox:
+class OutputBatcher:
     """Deltas and tokens on their way to one front proxy; of one slot, oldest first."""
 
     def __init__(
@@ -65,7 +65,7 @@ class Outbox:
         return len(self._deltas) + len(self._tokens)
 
     def append(self, delta: pb.Delta) -> None:
-        """Add one delta, which leaves at once. Raises OutboxOverflow beyond the bounds; once closed, drops it."""
+        """Add one delta, which leaves at once. Raises OutputOverflow beyond the bounds; once closed, drops it."""
         if self._closed:
             return
         self._add_delta(delta)
@@ -99,7 +99,7 @@ class Outbox:
 
     def _make_room(self, more_bytes: int, *, items: int) -> None:
         if (items and len(self) >= self._deltas_max) or self._bytes + more_bytes > self._bytes_max:
-            raise OutboxOverflow(f"{len(self)} deltas ({self._bytes} bytes) wait for this front proxy")
+            raise OutputOverflow(f"{len(self)} deltas ({self._bytes} bytes) wait for this front proxy")
         self._bytes += more_bytes
 
     async def next_step(self) -> pb.StepOutputs | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -26,36 +26,26 @@ class Decode(msgspec.Struct, frozen=True):
 
 
 class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A Submit message as a value. ``protos/worker/v1`` documents each field; ``deadline_s`` is what is left."""
+    """A Submit message as a value: what the engine is to do, and what this worker needs beside it.
+
+    ``protos/worker/v1`` documents each field. ``deadline_s`` is the time left. The engine request has no transfer yet:
+    the role decides it.
+    """
 
     slot: int
-    request_id: str
-    token_ids: list[int]
-    sampling: bytes
+    engine_request: EngineRequest
     work: Prefill | Decode
-    priority: int = 0
-    cache_salt: str | None = None
-    session_id: str | None = None
-    trace_headers: Mapping[str, str] | None = None
-    reasoning_ended: bool | None = None
-    reasoning_parser_kwargs: bytes = b""
     deadline_s: float | None = None
     blocks_reserved: int = 0
 
-    def engine_request(self, transfer: Hold | TakeOver | None) -> EngineRequest:
-        """The same request in the engine's words."""
-        return EngineRequest(
-            request_id=self.request_id,
-            token_ids=self.token_ids,
-            sampling=self.sampling,
-            priority=self.priority,
-            cache_salt=self.cache_salt,
-            session_id=self.session_id,
-            trace_headers=self.trace_headers,
-            reasoning_ended=self.reasoning_ended,
-            reasoning_parser_kwargs=self.reasoning_parser_kwargs,
-            transfer=transfer,
-        )
+    @property
+    def request_id(self) -> str:
+        """Its id, unique for each attempt and stage."""
+        return self.engine_request.request_id
+
+    def accepted(self, transfer: Hold | TakeOver | None, blocks: int) -> Accepted:
+        """The role takes it: the engine gets it with ``transfer``."""
+        return Accepted(engine_request=msgspec.structs.replace(self.engine_request, transfer=transfer), blocks=blocks)
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,8 +69,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     actions: Sequence[LeaseAction]
 
 
-class Role(Protocol):
-    """One of the two jobs. Pure: time is an argument, and actions are carried out by the body."""
+class RoleBehaviour(Protocol):
+    """One of the two jobs. Pure: time is an argument, and actions are carried out by the core."""
 
     @property
     def name(self) -> RoleName:
@@ -103,7 +93,7 @@ class Role(Protocol):
         ...
 
     def accept(self, request: WorkerRequest) -> Accepted | Refused:
-        """Judge a request by what this role knows. Room is judged by the body."""
+        """Judge a request by what this role knows. Room is judged by the core."""
         ...
 
     def offer(self, handoff: KvHandoff, request: WorkerRequest, owner: int, now_s: float) -> Offer:
@@ -138,7 +128,7 @@ class Role(Protocol):
 class MakeRole(Protocol):
     """Builds the role once the engine is known."""
 
-    def __call__(self, info: EngineInfo, worker_id: str) -> Role:
+    def __call__(self, info: EngineInfo, worker_id: str) -> RoleBehaviour:
         """The role of this worker on this engine."""
         ...
 

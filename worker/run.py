@@ -18,7 +18,7 @@ from runtime.grpc_server import RunningServer, join_address, start_server
 from runtime.telemetry import serve_metrics
 from worker import service
 from worker.config import WorkerConfig
-from worker.core import WorkerBody
+from worker.core import WorkerCore
 from worker.engine_health import EngineHealth
 from worker.lifecycle import Event
 from worker.metrics import WorkerMetrics
@@ -52,110 +52,110 @@ async def serve(
         log.info("stopped before the engine was up")
         return
     async with _closing(engine, config):
-        body = WorkerBody(
+        core = WorkerCore(
             engine=engine, role=make_role(engine.info, worker_id), config=config, worker_id=worker_id, metrics=metrics
         )
-        body.metrics_address = metrics_address
-        await _serve(body, stop, ready)
-        if body.engine_lost.is_set():
-            raise SystemExit(ExitCode.ENGINE_STALLED if body.engine_stalled else ExitCode.PART_DIED)
+        core.metrics_address = metrics_address
+        await _serve(core, stop, ready)
+        if core.engine_lost.is_set():
+            raise SystemExit(ExitCode.ENGINE_STALLED if core.engine_stalled else ExitCode.PART_DIED)
 
 
-async def _serve(body: WorkerBody, stop: lifecycle.Stop, ready: Ready) -> None:
-    config = body.config
+async def _serve(core: WorkerCore, stop: lifecycle.Stop, ready: Ready) -> None:
+    config = core.config
     server = await start_server(
         config.host,
         config.port,
-        lambda server: service.add_services(body, server),
+        lambda server: service.add_services(core, server),
         message_bytes_max=config.message_bytes_max,
     )
     host = config.advertise_host or config.host
-    body.address = join_address(host, config.advertise_port or server.port)
-    session = SchedulerSession(body) if config.scheduler_address else None
-    body.happen(Event.STARTED)
+    core.address = join_address(host, config.advertise_port or server.port)
+    session = SchedulerSession(core) if config.scheduler_address else None
+    core.happen(Event.STARTED)
     try:
         async with asyncio.TaskGroup() as group:
             loops = [
-                group.create_task(EngineHealth(body).run(), name="engine health"),
-                group.create_task(body.watch_leases(), name="lease expiry"),
-                group.create_task(_follow_serving(body, server), name="gRPC health"),
+                group.create_task(EngineHealth(core).run(), name="engine health"),
+                group.create_task(core.watch_leases(), name="lease expiry"),
+                group.create_task(_follow_serving(core, server), name="gRPC health"),
             ]
             sessions = [group.create_task(session.run(), name="scheduler session")] if session else []
-            if await _registered(session, body, stop):
-                ready({"address": body.address, "grpc_address": body.address, "metrics_address": body.metrics_address})
-                log.info("worker is ready", worker=body.worker_id, address=body.address)
-                await _first(stop, body.engine_lost)
-            await _leave(body, session, sessions, stop.hurry)
+            if await _registered(session, core, stop):
+                ready({"address": core.address, "grpc_address": core.address, "metrics_address": core.metrics_address})
+                log.info("worker is ready", worker=core.worker_id, address=core.address)
+                await _first(stop, core.engine_lost)
+            await _leave(core, session, sessions, stop.hurry)
             for task in loops:
                 task.cancel()
     finally:
-        await _stop(body, server)
+        await _stop(core, server)
 
 
 async def _leave(
-    body: WorkerBody, session: SchedulerSession | None, sessions: list[asyncio.Task[None]], hurry: asyncio.Event
+    core: WorkerCore, session: SchedulerSession | None, sessions: list[asyncio.Task[None]], hurry: asyncio.Event
 ) -> None:
     """Refuse new requests, finish running ones, release leases, say goodbye: in ``drain_timeout_s``, or in a hurry."""
-    if not body.engine_lost.is_set():
-        log.info("worker drains", worker=body.worker_id, requests=body.admission.requests, leases=body.role.leases_held)
-        await _drain(body, hurry)
-        if not body.idle:
+    if not core.engine_lost.is_set():
+        log.info("worker drains", worker=core.worker_id, requests=core.admission.requests, leases=core.role.leases_held)
+        await _drain(core, hurry)
+        if not core.idle:
             log.warning(
                 "worker stops with work left",
-                worker=body.worker_id,
-                requests=body.admission.requests,
-                leases=body.role.leases_held,
+                worker=core.worker_id,
+                requests=core.admission.requests,
+                leases=core.role.leases_held,
             )
-            body.happen(Event.TIME_UP)
+            core.happen(Event.TIME_UP)
     if session is not None:
-        session.leave(_why(body))
-        _, late = await asyncio.wait(sessions, timeout=body.config.stop_grace_s)
+        session.leave(_why(core))
+        _, late = await asyncio.wait(sessions, timeout=core.config.stop_grace_s)
         for task in late:
             task.cancel()
 
 
-def _why(body: WorkerBody) -> str:
+def _why(core: WorkerCore) -> str:
     """The reason that the scheduler is given at the end."""
-    if body.engine_stalled:
+    if core.engine_stalled:
         return "engine stands still"
-    return "engine died" if body.engine_lost.is_set() else "stopped"
+    return "engine died" if core.engine_lost.is_set() else "stopped"
 
 
-async def _drain(body: WorkerBody, hurry: asyncio.Event) -> None:
+async def _drain(core: WorkerCore, hurry: asyncio.Event) -> None:
     """Drain until idle, the time is up, the engine dies, or a second signal asks for a hurry."""
-    draining = asyncio.ensure_future(body.drain(body.config.drain_timeout_s))
+    draining = asyncio.ensure_future(core.drain(core.config.drain_timeout_s))
     drained = asyncio.Event()
     draining.add_done_callback(lambda _: drained.set())
     try:
-        await _first(drained, hurry, body.engine_lost)
+        await _first(drained, hurry, core.engine_lost)
     finally:
-        await lifecycle.cancel_and_wait(draining, body.config.abort_timeout_s)
+        await lifecycle.cancel_and_wait(draining, core.config.abort_timeout_s)
 
 
-async def _stop(body: WorkerBody, server: RunningServer) -> None:
-    config = body.config
-    body.happen(Event.STOPPED)
+async def _stop(core: WorkerCore, server: RunningServer) -> None:
+    config = core.config
+    core.happen(Event.STOPPED)
     await server.stop(config.stop_grace_s)
-    if (left := await body.chores.wait(config.abort_timeout_s)) > 0:
+    if (left := await core.background.wait(config.abort_timeout_s)) > 0:
         log.error("clean-up jobs did not end in time", jobs=left)
-    body.apply(body.role.engine_gone())
+    core.apply(core.role.engine_gone())
 
 
-async def _registered(session: SchedulerSession | None, body: WorkerBody, stop: asyncio.Event) -> bool:
+async def _registered(session: SchedulerSession | None, core: WorkerCore, stop: asyncio.Event) -> bool:
     """Wait until the scheduler has registered this worker. False when the process must end instead."""
     if session is not None:
         try:
-            async with asyncio.timeout(body.config.register_timeout_s):
-                await _first(session.registered, stop, body.engine_lost)
+            async with asyncio.timeout(core.config.register_timeout_s):
+                await _first(session.registered, stop, core.engine_lost)
         except TimeoutError as error:
             log.critical(
                 "no scheduler registered this worker in time",
-                address=body.config.scheduler_address,
-                worker=body.worker_id,
-                waited_s=body.config.register_timeout_s,
+                address=core.config.scheduler_address,
+                worker=core.worker_id,
+                waited_s=core.config.register_timeout_s,
             )
             raise SystemExit(ExitCode.NO_CLUSTER) from error
-    return not (stop.is_set() or body.engine_lost.is_set())
+    return not (stop.is_set() or core.engine_lost.is_set())
 
 
 async def _first(*events: asyncio.Event) -> None:
@@ -168,12 +168,12 @@ async def _first(*events: asyncio.Event) -> None:
             waiter.cancel()
 
 
-async def _follow_serving(body: WorkerBody, server: RunningServer) -> None:
-    """Keep grpc.health.v1 equal to the state of the body."""
+async def _follow_serving(core: WorkerCore, server: RunningServer) -> None:
+    """Keep grpc.health.v1 equal to the state of the core."""
     while True:
-        await body.serving_flipped.wait()
-        body.serving_flipped.clear()
-        await server.set_serving(body.lifecycle.accepts)
+        await core.serving_flipped.wait()
+        core.serving_flipped.clear()
+        await server.set_serving(core.lifecycle.accepts)
 
 
 async def _start_engine(starting: Awaitable[Engine], stop: asyncio.Event) -> Engine | None:

@@ -1,4 +1,4 @@
-"""The gRPC face of a worker: Attach, Drain and GetStatus. Moves messages; the body and streams decide."""
+"""The gRPC face of a worker: Attach, Drain and GetStatus. Moves messages; the core and streams decide."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runtime.bidi_stream import ServerStream, StreamBroken, converse, first
 from runtime.failures import Failure, FailureKind
 from runtime.grpc_stream import GrpcServerStream
 from runtime.status_service import StatusService
-from worker.core import WorkerBody
+from worker.core import WorkerCore
 from worker.front_stream import FrontStream
 
 log = structlog.get_logger(__name__)
@@ -25,10 +25,10 @@ AttachStream = ServerStream[pb.AttachRequest, pb.AttachResponse]
 
 
 class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
-    """WorkerService over one body."""
+    """WorkerService over one core."""
 
-    def __init__(self, body: WorkerBody) -> None:
-        self._body = body
+    def __init__(self, core: WorkerCore) -> None:
+        self._core = core
 
     async def Attach(self, _requests: object, context: Context) -> None:  # noqa: N802 - gRPC's name
         """Serve one front proxy over gRPC."""
@@ -36,16 +36,16 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
 
     async def attach(self, stream: AttachStream) -> None:
         """Serve one front proxy until either side ends."""
-        body = self._body
+        core = self._core
         opened = await self._open(stream)
-        front = FrontStream(body, opened.front_proxy_id)
+        front = FrontStream(core, opened.front_proxy_id)
         log.info("front proxy attached", front_proxy=front.front_proxy_id)
         try:
             await converse(
-                _read(body, front, stream),
-                _write(body, front, stream),
+                _read(core, front, stream),
+                _write(core, front, stream),
                 front.failed.wait(),
-                end_timeout_s=body.config.abort_timeout_s,
+                end_timeout_s=core.config.abort_timeout_s,
             )
         except StreamBroken as broken:
             log.info("the stream of a front proxy broke", front_proxy=front.front_proxy_id, why=str(broken))
@@ -55,7 +55,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             front.fail(Failure(kind=FailureKind.INTERNAL, message=text))
         finally:
             # Its own task: this handler may be cancelled again while it cleans up.
-            await asyncio.shield(body.chores.start(front.close(), f"end of the stream of {front.front_proxy_id}"))
+            await asyncio.shield(core.background.start(front.close(), f"end of the stream of {front.front_proxy_id}"))
             log.info("front proxy detached", front_proxy=front.front_proxy_id)
         if front.failure is not None:
             await stream.refuse(front.failure)
@@ -63,34 +63,34 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:  # noqa: N802
         """Refuse new requests; answer when idle or when the time is up."""
         log.info("drain asked", peer=context.peer())
-        return pb.DrainResponse(requests_left=await self._body.drain(request.deadline_ms / 1000))
+        return pb.DrainResponse(requests_left=await self._core.drain(request.deadline_ms / 1000))
 
     async def _open(self, stream: AttachStream) -> pb.Open:
         try:
-            message = await first(stream, self._body.config.abort_timeout_s)
+            message = await first(stream, self._core.config.abort_timeout_s)
         except StreamBroken:
             message = pb.AttachRequest()
         if message.WhichOneof("message") != "open":
             await stream.refuse(Failure(kind=FailureKind.BAD_REQUEST, message="the first message must be Open"))
         opened = message.open
-        ours = self._body.engine.info.engine_version
+        ours = self._core.engine.info.engine_version
         if opened.engine_version and opened.engine_version != ours:
-            text = f"engine versions differ: front proxy {opened.engine_version}, worker {self._body.worker_id} {ours}"
+            text = f"engine versions differ: front proxy {opened.engine_version}, worker {self._core.worker_id} {ours}"
             await stream.refuse(Failure(kind=FailureKind.INCOMPATIBLE, message=text))
-        if len(self._body.streams) >= self._body.config.front_proxies_max:
-            text = f"{len(self._body.streams)} front proxies are attached to worker {self._body.worker_id} already"
+        if len(self._core.streams) >= self._core.config.front_proxies_max:
+            text = f"{len(self._core.streams)} front proxies are attached to worker {self._core.worker_id} already"
             await stream.refuse(Failure(kind=FailureKind.EXHAUSTED, message=text))
         return opened
 
 
-def add_services(body: WorkerBody, server: grpc.aio.Server) -> Sequence[str]:
+def add_services(core: WorkerCore, server: grpc.aio.Server) -> Sequence[str]:
     """Register both services; their full names."""
-    worker_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(body), server)
-    status = StatusService(body.worker_id, body.role.name, body.engine.info.epoch, body.status)
+    worker_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(core), server)
+    status = StatusService(core.worker_id, core.role.name, core.engine.info.epoch, core.status)
     return ("baton.worker.v1.WorkerService", status.add_to(server))
 
 
-async def _read(body: WorkerBody, front: FrontStream, stream: AttachStream) -> None:
+async def _read(core: WorkerCore, front: FrontStream, stream: AttachStream) -> None:
     while (message := await stream.read()) is not None:
         match message.WhichOneof("message"):
             case "submit":
@@ -98,18 +98,18 @@ async def _read(body: WorkerBody, front: FrontStream, stream: AttachStream) -> N
             case "abort":
                 front.abort(message.abort.slot)
             case "release":
-                body.release(message.release)
+                core.release(message.release)
             case "renew":
-                body.renew(message.renew)
+                core.renew(message.renew)
             case other:
                 text = f"unexpected message {other or 'without content'}"
                 front.fail(Failure(kind=FailureKind.BAD_REQUEST, message=text))
 
 
-async def _write(body: WorkerBody, front: FrontStream, stream: AttachStream) -> None:
-    await stream.write(pb.AttachResponse(opened=pb.Opened(worker=body.info())))
-    while (step := await front.outbox.next_step()) is not None:
-        body.metrics.step_messages.inc()
-        body.metrics.step_deltas.observe(len(step.deltas) + len(step.token_slots))
-        body.metrics.output_tokens.inc(len(step.token_ids) + sum(len(delta.token_ids) for delta in step.deltas))
+async def _write(core: WorkerCore, front: FrontStream, stream: AttachStream) -> None:
+    await stream.write(pb.AttachResponse(opened=pb.Opened(worker=core.info())))
+    while (step := await front.batcher.next_step()) is not None:
+        core.metrics.step_messages.inc()
+        core.metrics.step_deltas.observe(len(step.deltas) + len(step.token_slots))
+        core.metrics.output_tokens.inc(len(step.token_ids) + sum(len(delta.token_ids) for delta in step.deltas))
         await stream.write(pb.AttachResponse(step=step))

@@ -14,7 +14,7 @@ from runtime.addresses import Addresses
 from runtime.backoff import backoff_s
 from runtime.bidi_stream import ClientStream, Dial, StreamBroken, answer_within, converse
 from runtime.grpc_stream import grpc_dial
-from worker.core import WorkerBody
+from worker.core import WorkerCore
 
 log = structlog.get_logger(__name__)
 
@@ -26,15 +26,15 @@ REGISTER_TIMEOUT_S = 2.0
 class SchedulerSession:
     """Keeps the worker registered for as long as it lives."""
 
-    def __init__(self, body: WorkerBody, dial: Dial | None = None, rng: random.Random | None = None) -> None:
-        self._body = body
-        self._config = body.config
+    def __init__(self, core: WorkerCore, dial: Dial | None = None, rng: random.Random | None = None) -> None:
+        self._core = core
+        self._config = core.config
         self._rng = rng or random.Random()
         self._rounds_failed = 0
-        self._addresses = Addresses(body.config.scheduler_address)
+        self._addresses = Addresses(core.config.scheduler_address)
         self._dial = dial or grpc_dial(
             lambda channel: scheduler_pb2_grpc.SchedulerServiceStub(channel).WorkerSession(),
-            message_bytes_max=body.config.message_bytes_max,
+            message_bytes_max=core.config.message_bytes_max,
             quick_keepalive=len(self._addresses) > 1,
         )
         # The largest that a scheduler named. An older leader stood still and does not know yet that another one leads.
@@ -50,7 +50,7 @@ class SchedulerSession:
             try:
                 await self._attempt()
             except StreamBroken as broken:
-                self._body.metrics.session_failures.inc()
+                self._core.metrics.session_failures.inc()
                 tried = self._addresses.current
                 pause = self._addresses.failed(silent=broken.silent)
                 log.warning(
@@ -68,12 +68,12 @@ class SchedulerSession:
     def leave(self, reason: str) -> None:
         """Say goodbye where there is somebody to say it to, and end ``run``."""
         self._leaving = reason
-        self._body.changed.set()
+        self._core.changed.set()
 
     async def _attempt(self) -> None:
         async with self._dial(self._addresses.current) as stream:
             async with answer_within(self._register_timeout_s):
-                await stream.write(pb.WorkerUpdate(register=self._body.info()))
+                await stream.write(pb.WorkerUpdate(register=self._core.info()))
                 reply: pb.WorkerCommand | None = await stream.read()
             if reply is None or reply.WhichOneof("message") != "registered":
                 raise StreamBroken("it did not register this worker")
@@ -81,7 +81,7 @@ class SchedulerSession:
                 raise StreamBroken("it led once, and another one leads now")
             self._leader_epoch = max(self._leader_epoch, reply.registered.leader_epoch)
             self._addresses.served()
-            self._body.metrics.session_connects.inc()
+            self._core.metrics.session_connects.inc()
             self._rounds_failed = 0
             self.registered.set()
             log.info("registered with the scheduler", address=self._addresses.current)
@@ -101,18 +101,18 @@ class SchedulerSession:
 
     async def _report(self, stream: SessionStream, heartbeat_s: float) -> None:
         """Send load when it changed, and at every heartbeat; at the end, goodbye."""
-        body, loop = self._body, asyncio.get_running_loop()
+        core, loop = self._core, asyncio.get_running_loop()
         sent: cluster_pb2.WorkerLoad | None = None
         sent_at_s = leases_at_s = 0.0
         leases_told = False
         while self._leaving is None:
-            body.changed.clear()
-            load = body.load()
+            core.changed.clear()
+            load = core.load()
             if sent is None or load != sent or loop.time() - sent_at_s >= heartbeat_s:
                 await self._send(stream, pb.WorkerUpdate(load=load))
                 sent, sent_at_s = load, loop.time()
             if loop.time() - leases_at_s >= heartbeat_s and (load.leases_held or leases_told):
-                held = body.role.oldest_leases(self._config.leases_named_max)
+                held = core.role.oldest_leases(self._config.leases_named_max)
                 await self._send(stream, pb.WorkerUpdate(leases=pb.LeasesHeld(lease_ids=held)))
                 leases_told, leases_at_s = bool(held), loop.time()
             if self._leaving is None:  # leave() may have come while we sent
@@ -123,11 +123,11 @@ class SchedulerSession:
 
     async def _pause(self, until_heartbeat_s: float) -> None:
         """Wait for a change or the heartbeat. What the engine alone knows does not tell us: while busy, look often."""
-        config, body = self._config, self._body
-        longest_s = until_heartbeat_s if body.idle else min(until_heartbeat_s, config.load_interval_s)
+        config, core = self._config, self._core
+        longest_s = until_heartbeat_s if core.idle else min(until_heartbeat_s, config.load_interval_s)
         try:
             async with asyncio.timeout(max(longest_s, 0.001)):
-                await body.changed.wait()
+                await core.changed.wait()
                 # Changes come in swarms; one report tells them all.
                 if self._leaving is None:
                     await asyncio.sleep(config.load_interval_s)
@@ -144,7 +144,7 @@ class SchedulerSession:
                 case "drain":
                     deadline_s = command.drain.deadline_ms / 1000 or self._config.drain_timeout_s
                     log.info("the scheduler asks this worker to drain", within_s=deadline_s)
-                    self._body.chores.start(self._drain(deadline_s), "drain for the scheduler")
+                    self._core.background.start(self._drain(deadline_s), "drain for the scheduler")
                 case "registered":
                     pass  # said again
                 case other:
@@ -153,7 +153,7 @@ class SchedulerSession:
             raise StreamBroken("it closed the stream")
 
     async def _drain(self, deadline_s: float) -> None:
-        left = await self._body.drain(deadline_s)
+        left = await self._core.drain(deadline_s)
         log.info("drained for the scheduler", requests_left=left)
 
     async def _back_off(self) -> None:
@@ -165,9 +165,9 @@ class SchedulerSession:
         loop = asyncio.get_running_loop()
         until_s = loop.time() + wait_s
         while self._leaving is None and (left_s := until_s - loop.time()) > 0:
-            self._body.changed.clear()
+            self._core.changed.clear()
             try:
                 async with asyncio.timeout(left_s):
-                    await self._body.changed.wait()
+                    await self._core.changed.wait()
             except TimeoutError:
                 return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.protocol import EngineOutput, FinishReason, FirstOutput, Logprobs
+from engine.protocol import EngineOutput, EngineRequest, FinishReason, FirstOutput, Logprobs
 from kv_transfer.handoff import wire as handoff_wire
 from kv_transfer.handoff.handoff import KvHandoff
 from protos.worker.v1 import worker_pb2 as pb
@@ -34,16 +34,18 @@ def request_of(submit: pb.Submit) -> WorkerRequest | None:
             return None
     return WorkerRequest(
         slot=submit.slot,
-        request_id=submit.request_id,
-        token_ids=list(submit.token_ids),
-        sampling=submit.sampling,
+        engine_request=EngineRequest(
+            request_id=submit.request_id,
+            token_ids=submit.token_ids[:],
+            sampling=submit.sampling,
+            priority=submit.priority,
+            cache_salt=submit.cache_salt or None,
+            session_id=submit.session_id or None,
+            trace_headers=dict(submit.trace_headers) or None,
+            reasoning_ended=submit.reasoning_ended if submit.HasField("reasoning_ended") else None,
+            reasoning_parser_kwargs=submit.reasoning_parser_kwargs,
+        ),
         work=work,
-        priority=submit.priority,
-        cache_salt=submit.cache_salt or None,
-        session_id=submit.session_id or None,
-        trace_headers=dict(submit.trace_headers) or None,
-        reasoning_ended=submit.reasoning_ended if submit.HasField("reasoning_ended") else None,
-        reasoning_parser_kwargs=submit.reasoning_parser_kwargs,
         deadline_s=submit.deadline_ms / 1000 if submit.deadline_ms else None,
         blocks_reserved=submit.blocks_reserved,
     )

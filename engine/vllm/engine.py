@@ -34,7 +34,7 @@ from engine.protocol import (
 from engine.vllm import args, private, values
 from engine.vllm.load import LoadRecorder
 from engine.vllm.release_batcher import ReleaseBatcher
-from engine.vllm.steps import LiveRequest, StepOutputs
+from engine.vllm.steps import LiveSequence, StepOutputs
 from kv_transfer.handoff.handoff import KvHandoff
 
 log = structlog.get_logger(__name__)
@@ -221,7 +221,7 @@ class VllmEngine:
             reasoning_parser_kwargs=_map_decoder.decode(kwargs) if kwargs else None,
         )
 
-    async def _leave(self, live: LiveRequest) -> None:
+    async def _leave(self, live: LiveSequence) -> None:
         """However a request ended: stop it in the engine, and free KV that nothing will pull."""
         running = not live.over
         self._steps.forget(live)

@@ -22,7 +22,7 @@ MakeHandoff = Callable[[EngineRequest, dict[str, Any]], KvHandoff]
 _NOTHING_TO_RETURN = OutputProcessorOutput(request_outputs=[], reqs_to_abort=[])
 
 
-class LiveRequest:
+class LiveSequence:
     """One request, from before vLLM is given it until its end."""
 
     __slots__ = ("ended", "engine_request_id", "first", "handed_over", "on_output", "over", "request")
@@ -52,16 +52,16 @@ class StepOutputs:
 
     def __init__(self, make_handoff: MakeHandoff) -> None:
         self._make_handoff = make_handoff
-        self._expected: dict[str, LiveRequest] = {}
-        self._live: dict[str, LiveRequest] = {}
+        self._expected: dict[str, LiveSequence] = {}
+        self._live: dict[str, LiveSequence] = {}
 
-    def expect(self, request: EngineRequest, on_output: OnOutput) -> LiveRequest:
+    def expect(self, request: EngineRequest, on_output: OnOutput) -> LiveSequence:
         """Announce a request before AsyncLLM is given it."""
-        live = LiveRequest(request, on_output)
+        live = LiveSequence(request, on_output)
         self._expected[request.request_id] = live
         return live
 
-    def forget(self, live: LiveRequest) -> None:
+    def forget(self, live: LiveSequence) -> None:
         """Nothing listens any more. Idempotent."""
         self._expected.pop(live.request.request_id, None)
         if live.engine_request_id is not None:
@@ -128,7 +128,7 @@ class StepOutputs:
         """How many run."""
         return len(self._live)
 
-    def _deliver(self, live: LiveRequest, output: EngineCoreOutput, timestamp_s: float) -> None:
+    def _deliver(self, live: LiveSequence, output: EngineCoreOutput, timestamp_s: float) -> None:
         request = live.request
         finish = None
         handoff = None

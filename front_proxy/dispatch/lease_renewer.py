@@ -26,7 +26,7 @@ class LeaseRenewer:
         return len(self._due_s)
 
     def keep(self, handoff: KvHandoff) -> None:
-        """A decode worker was given this ticket: renew it until ``drop``, or until its holder cannot be told."""
+        """A decode worker was given this hand-off: renew it until ``drop``, or until its holder cannot be told."""
         self._due_s.pop(_key(handoff), None)
         self._due_s[_key(handoff)] = (self._loop.time() + self._interval_s, handoff)
         self._wind()

@@ -16,6 +16,7 @@ from front_proxy.planning.cluster_view import ClusterView, WorkerEntry
 from front_proxy.planning.events import PlanQuestion, requested
 from front_proxy.request.events import Outcome
 from scheduler.api.actions import ReplyPlan, ReplyRefusal
+from scheduler.api.chance import Random
 from scheduler.api.events import (
     FrontJoined,
     PlansRunning,
@@ -29,7 +30,6 @@ from scheduler.api.events import (
 from scheduler.api.worker_info import WorkerLoad
 from scheduler.config import PriorityClassConfig, SchedulerConfig, WaitingConfig
 from scheduler.core import SchedulerCore
-from scheduler.routing.profile import Random
 
 SESSION = 1
 FADE_INTERVAL_S = 0.25

@@ -61,9 +61,9 @@ from runtime.addresses import Addresses
 from runtime.backoff import backoff_s
 from runtime.failures import Failure, FailureKind
 from scheduler.api.actions import ReplyRefusal
+from scheduler.api.chance import Random
 from scheduler.api.events import RunningPlan
 from scheduler.config import SchedulerConfig
-from scheduler.routing.profile import Random
 
 NEVER_S = float("inf")
 LOCAL = "degraded"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-STORY_EVENTS_MAX = 64
+EVENT_LOG_MAX = 64
 
 
 class LeaseState(enum.StrEnum):
@@ -126,19 +126,19 @@ TRANSITIONS: dict[tuple[LeaseState | None, type[LeaseEvent]], Step] = {
 
 
 class IllegalLeaseEvent(Exception):
-    """An event that cannot happen in this state; the message tells the lease's story."""
+    """An event that cannot happen in this state; the message tells the lease's event log."""
 
 
 class Lease:
     """One hand-off's permission to stay in memory."""
 
-    __slots__ = ("_story", "expires_at_s", "lease_id", "state")
+    __slots__ = ("_event_log", "expires_at_s", "lease_id", "state")
 
     def __init__(self, lease_id: str) -> None:
         self.lease_id = lease_id
         self.state: LeaseState | None = None
         self.expires_at_s = 0.0
-        self._story: deque[str] = deque(maxlen=STORY_EVENTS_MAX)
+        self._event_log: deque[str] = deque(maxlen=EVENT_LOG_MAX)
 
     @property
     def holding(self) -> bool:
@@ -152,14 +152,14 @@ class Lease:
         step = TRANSITIONS.get((self.state, type(event)))
         if step is None:
             raise IllegalLeaseEvent(
-                f"lease {self.lease_id}: {event!r} cannot happen in state {self.state}; story: {' '.join(self._story)}"
+                f"lease {self.lease_id}: {event!r} cannot happen in {self.state}; log: {' '.join(self._event_log)}"
             )
         if isinstance(event, Offered):
             self.expires_at_s = event.expires_at_s
         if isinstance(event, Renewed):
             self.expires_at_s = max(self.expires_at_s, event.expires_at_s)
         if step.to is not self.state or step.count:
-            self._story.append(f"{self.state or 'new'}+{type(event).__name__}->{step.to}")
+            self._event_log.append(f"{self.state or 'new'}+{type(event).__name__}->{step.to}")
         self.state = step.to
         actions: list[LeaseAction] = []
         if step.free:
@@ -168,6 +168,6 @@ class Lease:
             actions.append(Count(step.count))
         return actions
 
-    def story(self) -> Sequence[str]:
+    def event_log(self) -> Sequence[str]:
         """What happened to it, oldest first, bounded."""
-        return tuple(self._story)
+        return tuple(self._event_log)

@@ -56,7 +56,7 @@ class WorkerSuspected(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DrainRequested(msgspec.Struct, frozen=True, kw_only=True):
-    """Someone with the right to ask wants this worker empty."""
+    """An operator wants this worker empty. ``deadline_s``: time it has for that; 0: its own setting."""
 
     worker_id: str
     deadline_s: float

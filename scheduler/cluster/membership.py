@@ -1,13 +1,18 @@
-"""Who may join the cluster, and whether it can be heard at all. Says so; changes nothing."""
+"""Which worker may join the cluster, and whether the scheduler itself is cut off. Changes nothing."""
 
 from __future__ import annotations
 
 from scheduler.api.worker_info import WorkerInfo
+from scheduler.cluster.model_pool import PoolKey
 from scheduler.cluster.state import ClusterState
+from scheduler.cluster.worker import Worker
+
+POOLS_MAX = 1
+"""Pools that the cluster may have: requests do not say which model they want yet."""
 
 
 def is_isolated(cluster: ClusterState) -> bool:
-    """Whether nobody of several is heard. Then it is the scheduler that is cut off, and nobody is given up for it."""
+    """Whether all of several workers are silent. Then the scheduler is cut off itself, and drops none of them."""
     workers = cluster.workers.values()
     return len(workers) > 1 and all(worker.silent for worker in workers)
 
@@ -21,18 +26,28 @@ def objection(info: WorkerInfo, cluster: ClusterState, workers_max: int) -> str 
     if former is not None and former.info.epoch > info.epoch:
         return f"A newer start of worker {name} is registered; every worker needs a worker_id of its own."
     if former is not None and former.info.epoch == info.epoch and former.info != info:
-        return f"Worker {name} changed its info without a new epoch."
+        return f"Worker {name} changed what it says about itself without a new epoch."
     if former is None and len(cluster.workers) >= workers_max:
         return f"The scheduler accepts at most {workers_max} workers (scheduler.workers_max)."
-    # All members agree with one another, so any one of them speaks for the cluster.
-    member = next(iter(cluster.others(name)), None)
-    if member is None:
+    return _pool_objection(info, cluster)
+
+
+def _pool_objection(info: WorkerInfo, cluster: ClusterState) -> str | None:
+    """Why no pool takes it. Members of a pool agree with one another, so the first one speaks for its pool."""
+    name = info.worker_id
+    members: dict[PoolKey, Worker] = {}
+    for worker in cluster.workers.values():
+        if worker.worker_id != name:
+            members.setdefault(PoolKey.of(worker.info), worker)
+    own = members.get(PoolKey.of(info))
+    if own is None and len(members) < POOLS_MAX:
         return None
-    for what, own, theirs in (
-        ("engine version", info.engine_version, member.info.engine_version),
-        ("model", info.model, member.info.model),
-        ("KV layout", info.layout_fingerprint, member.info.layout_fingerprint),
+    other = own or next(iter(members.values()))
+    for what, said, theirs in (
+        ("engine version", info.engine_version, other.info.engine_version),
+        ("model", info.model, other.info.model),
+        ("KV layout", info.layout_fingerprint, other.info.layout_fingerprint),
     ):
-        if own != theirs:
-            return f"Worker {name} has {what} {own!r}, but {member.worker_id} is registered with {theirs!r}."
+        if said != theirs:
+            return f"Worker {name} has {what} {said!r}, but {other.worker_id} is registered with {theirs!r}."
     return None

@@ -14,7 +14,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.queueing.refusals import PASSING, Refusals
 from scheduler.queueing.reservations import Reservations
 from scheduler.queueing.wait_queue import EXCLUDED_MAX_S, Waiting, WaitQueue, charge_of, class_of
-from scheduler.routing.placement import Chosen, NotPlaced, Planner
+from scheduler.routing.placement import NotPlaced, Placed, Planner
 
 
 class AdmissionController:
@@ -48,7 +48,7 @@ class AdmissionController:
         # A request that a worker failed has had its turn already, and one that was set aside holds up none.
         none_waits = self._queue.head() is None
         first = none_waits or (event.resumed and not self._queue.has_resumed(class_of(event)))
-        if isinstance(placed, Chosen) and first:
+        if isinstance(placed, Placed) and first:
             self._queue.charge(event, self._cost(event))
             return (self._grant(event, placed, now_s, since_s=now_s),)
         missing = _workers_missing(placed, recovering=recovering)
@@ -71,7 +71,7 @@ class AdmissionController:
         while (waiting := self._queue.head()) is not None:
             event = _as_of(waiting, now_s)
             placed = self._place(event, now_s)
-            if isinstance(placed, Chosen):
+            if isinstance(placed, Placed):
                 self._queue.take(waiting, now_s)
                 actions.append(self._grant(event, placed, now_s, since_s=waiting.since_s))
             elif event.resumed and placed.cause == "no_worker":
@@ -84,20 +84,24 @@ class AdmissionController:
                 actions.append(self._refusals.refuse(event, placed))
         return actions
 
-    def _place(self, event: PlanRequested, now_s: float) -> Chosen | NotPlaced:
+    def _place(self, event: PlanRequested, now_s: float) -> Placed | NotPlaced:
         if not self._reservations.has_room():
             limit = self._config.plans_in_flight_max
             message = f"{limit} requests are in flight, the configured most."
             return NotPlaced(cause="plans_in_flight", message=message)
-        return self._planner.place(event, self._cluster, now_s)
+        return self._planner.place(event, self._cluster.pool_for_requests(), now_s)
 
     def _passes(self, event: PlanRequested, verdict: NotPlaced, *, recovering: bool) -> bool:
         """Whether waiting makes sense. A worker that is silent, or missing after a start, may be about to come."""
         if verdict.cause == "no_worker":
-            return event.resumed or recovering or any(worker.silent for worker in self._cluster.with_role(Role.DECODE))
+            return (
+                event.resumed
+                or recovering
+                or any(worker.silent for worker in self._cluster.pool_for_requests().with_role(Role.DECODE))
+            )
         return verdict.cause in PASSING
 
-    def _grant(self, event: PlanRequested, chosen: Chosen, now_s: float, *, since_s: float) -> ReplyPlan:
+    def _grant(self, event: PlanRequested, chosen: Placed, now_s: float, *, since_s: float) -> ReplyPlan:
         charge = charge_of(event, self._output_expected(event))
         return self._reservations.grant(event, chosen, charge, now_s, since_s=since_s)
 
@@ -118,6 +122,6 @@ def _as_of(waiting: Waiting, now_s: float) -> PlanRequested:
     return event
 
 
-def _workers_missing(verdict: Chosen | NotPlaced, *, recovering: bool) -> bool:
+def _workers_missing(verdict: Placed | NotPlaced, *, recovering: bool) -> bool:
     """Whether requests wait for workers rather than for room: after a start the room is not all there yet."""
     return recovering or (isinstance(verdict, NotPlaced) and verdict.cause == "no_worker")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from runtime.failures import Failure, FailureKind
 from runtime.retry_after import retry_after_s
 from scheduler.api.actions import ReplyRefusal
+from scheduler.api.chance import Random
 from scheduler.api.events import PlanRequested
 from scheduler.config import SchedulerConfig
 from scheduler.queueing.wait_queue import Rejected, WaitQueue, class_of
 from scheduler.routing.placement import Cause, NotPlaced
-from scheduler.routing.profile import Random
 
 # What passes when requests end, so that waiting for it makes sense.
 PASSING: frozenset[Cause] = frozenset(

@@ -8,14 +8,38 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
+import msgspec
+
 from scheduler.api.actions import Placement, ReplyPlan, ReportDropped
 from scheduler.api.events import PlanRequested, RunningPlan
 from scheduler.cluster.outlier_detector import Standing
-from scheduler.cluster.state import ClusterState, PlanKey, Worker
-from scheduler.queueing.front_sessions import FrontProxySession, GrantedPlan
+from scheduler.cluster.state import ClusterState
+from scheduler.cluster.worker import PlanKey, Worker
 from scheduler.queueing.wait_queue import Charge
-from scheduler.routing.disaggregation import Reason
-from scheduler.routing.placement import Chosen
+from scheduler.routing.placement import Placed, Reason
+
+
+class GrantedPlan(msgspec.Struct, frozen=True, gc=False):
+    """A plan that has not ended. Names incarnations: one that left may return with what it holds, one restarted not."""
+
+    request_id: str
+    prefill: Placement | None
+    decode: Placement | None
+    decode_blocks: int
+    since_s: float
+    # None: somebody else made it.
+    charge: Charge | None = None
+
+
+class FrontProxySession:
+    """One front proxy's stream and its plans in flight, by plan id."""
+
+    __slots__ = ("front_proxy_id", "incarnation", "plans")
+
+    def __init__(self, front_proxy_id: str, incarnation: int) -> None:
+        self.front_proxy_id = front_proxy_id
+        self.incarnation = incarnation
+        self.plans: dict[int, GrantedPlan] = {}
 
 
 class Reservations:
@@ -56,17 +80,17 @@ class Reservations:
             if other != session and (front.front_proxy_id, front.incarnation) == name
         ]
 
-    def grant(self, event: PlanRequested, chosen: Chosen, charge: Charge, now_s: float, *, since_s: float) -> ReplyPlan:
-        """Reserve what was chosen; the answer to a request that waited since ``since_s``."""
+    def grant(self, event: PlanRequested, placed: Placed, charge: Charge, now_s: float, *, since_s: float) -> ReplyPlan:
+        """Reserve what was placed; the answer to a request that waited since ``since_s``."""
         key = (event.session, event.plan_id)
         assert event.plan_id not in self.fronts[event.session].plans, key
-        prefill, decode = chosen.prefill, chosen.decode
+        prefill, decode = placed.prefill, placed.decode
         computing = prefill or decode
         assert computing is not None
         if decode is not None:
-            decode.reserve(key, chosen.decode_blocks)
+            decode.reserve(key, placed.decode_blocks)
         # A pinned sibling finds its prompt's KV in place and computes next to nothing.
-        if chosen.reason is not Reason.PINNED:
+        if placed.reason is not Reason.PINNED:
             computing.assign_prefill(key, event.prompt_tokens, now_s)
         for worker in (prefill, decode):
             if worker is not None and worker.health.standing is Standing.PROBATION:
@@ -75,7 +99,7 @@ class Reservations:
         at_prefill = prefill.placement if prefill is not None else None
         at_decode = decode.placement if decode is not None else None
         self.fronts[event.session].plans[event.plan_id] = GrantedPlan(
-            event.request_id, at_prefill, at_decode, chosen.decode_blocks, now_s, charge
+            event.request_id, at_prefill, at_decode, placed.decode_blocks, now_s, charge
         )
         self.plans_in_flight += 1
         return ReplyPlan(
@@ -83,9 +107,10 @@ class Reservations:
             plan_id=event.plan_id,
             prefill=at_prefill,
             decode=at_decode,
-            decode_blocks_reserved=chosen.decode_blocks,
-            reason=chosen.reason.value,
+            decode_blocks_reserved=placed.decode_blocks,
+            reason=placed.reason.value,
             waited_s=now_s - since_s,
+            considered=placed.considered,
         )
 
     def end(self, key: PlanKey, now_s: float, *, finished: bool = False) -> Charge | None:

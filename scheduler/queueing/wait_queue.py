@@ -17,7 +17,7 @@ import msgspec
 from runtime.decaying_rate import DecayingRate
 from runtime.priority_class import PriorityClass
 from scheduler.api.events import PlanRequested
-from scheduler.cluster.state import PlanKey
+from scheduler.cluster.worker import PlanKey
 from scheduler.config import PriorityClassConfig, WaitingConfig
 from scheduler.queueing.fair_queue import FairQueue
 from scheduler.routing.placement import Cause

@@ -1,20 +1,22 @@
-"""The workers of one request, prefill and decode together. Reads the cluster, reserves nothing, remembers nothing."""
+"""The workers of one request, prefill and decode together. Reads a pool, reserves nothing, remembers nothing."""
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
+from scheduler.api.chance import Random
+from scheduler.api.costs import PairCost
 from scheduler.api.events import PlanRequested
 from scheduler.api.worker_info import Role
-from scheduler.cluster.state import ClusterState, Worker
+from scheduler.cluster.model_pool import ModelPool
+from scheduler.cluster.worker import Worker
 from scheduler.config import SchedulerConfig
-from scheduler.routing import policies
-from scheduler.routing.disaggregation import Reason, wants_remote_prefill
-from scheduler.routing.policies.kv_headroom import could_hold
-from scheduler.routing.profile import Ask, Emptied, Picked, Probe, Random
+from scheduler.routing.cost_model import cheapest
+from scheduler.routing.filters import Ask, Emptied, Filter, Probe, could_hold, decode_filters, passing, prefill_filters
 
 Cause = Literal[
     "plans_in_flight",
@@ -31,13 +33,25 @@ Cause = Literal[
 ]
 
 
-class Chosen(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Reason(enum.StrEnum):
+    """Why a plan has the shape it has. Travels in ``Plan.reason`` and labels a metric."""
+
+    REMOTE = "remote"
+    SHORT_PROMPT = "short_prompt"
+    NO_PREFILL_WORKER = "no_prefill_worker"
+    PINNED = "pinned"
+    PREFILL_ONLY = "prefill_only"
+
+
+class Placed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Where a request runs. ``decode_blocks`` is what to reserve; 0 without a decode worker."""
 
     prefill: Worker | None
     decode: Worker | None
     decode_blocks: int
     reason: Reason
+    # What each pair that was compared would have cost, cheapest first; empty unless the planner explains.
+    considered: tuple[PairCost, ...] = ()
 
 
 class NotPlaced(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,80 +63,88 @@ class NotPlaced(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Planner:
-    """The two profiles and how their verdicts combine."""
+    """Filters of each side, then the cost of the pairs that are left."""
 
-    def __init__(self, config: SchedulerConfig, rng: Random | None, probe: Probe | None) -> None:
+    def __init__(
+        self, config: SchedulerConfig, rng: Random | None, probe: Probe | None, *, explain: bool = False
+    ) -> None:
         self._config = config
-        self._prefill = policies.prefill_profile(config.routing.prefill, config.prefill_wait_max_s)
-        self._decode = policies.decode_profile(config.routing.decode)
+        self._prefill = prefill_filters(config.prefill_wait_max_s)
+        self._decode = decode_filters()
         self._rng = rng
         self._probe = probe
+        self._explain = explain
 
-    def place(self, event: PlanRequested, cluster: ClusterState, now_s: float) -> Chosen | NotPlaced:
+    def place(self, event: PlanRequested, pool: ModelPool, now_s: float) -> Placed | NotPlaced:
         """Choose the worker, or the pair of workers, of one request."""
         if event.prefill_only:
-            return self._place_prefill_only(event, cluster, now_s)
+            return self._place_prefill_only(event, pool, now_s)
         reserve = min(event.output_tokens_max, self._config.output_reserve_tokens)
         held_tokens = event.prompt_tokens + reserve
         if event.pinned_decode_worker_id is not None:
-            chosen = self._place_pinned(event, held_tokens, cluster, now_s)
-            if chosen is not None:
-                return chosen
-        decode_ask = Ask(
+            placed = self._place_pinned(event, held_tokens, pool, now_s)
+            if placed is not None:
+                return placed
+        ask = Ask(
             held_tokens=held_tokens,
             computed_tokens=event.prompt_tokens,
             excluded_worker_ids=event.excluded_worker_ids,
         )
-        decodes = self._decode.survivors(decode_ask, cluster.with_role(Role.DECODE), now_s, self._probe)
+        decodes = self._passing(self._decode, ask, pool.with_role(Role.DECODE), now_s)
         if isinstance(decodes, Emptied):
-            return _decode_refusal(decode_ask, decodes, cluster)
-        if not wants_remote_prefill(event.prompt_tokens, self._config.short_prompt_tokens):
-            return self._local(decode_ask, decodes.workers, Reason.SHORT_PROMPT, now_s)
-        prefill_ask = _prefill_ask(event)
-        prefills = self._prefill.survivors(prefill_ask, cluster.with_role(Role.PREFILL), now_s, self._probe)
+            return _decode_refusal(ask, decodes, pool)
+        # Moving a short prompt's KV costs more than computing the prompt beside the running decodes.
+        if event.prompt_tokens <= self._config.short_prompt_tokens:
+            return self._cheapest((), decodes, ask, Reason.SHORT_PROMPT)
+        prefills = self._passing(self._prefill, _prefill_ask(event), pool.with_role(Role.PREFILL), now_s)
         if isinstance(prefills, Emptied):
-            if (busy := _prefill_busy(prefills)) is not None:
-                return busy
-            return self._local(decode_ask, decodes.workers, Reason.NO_PREFILL_WORKER, now_s)
-        # All workers have one KV layout, so every pair is possible and the best pair is the best of each side.
-        prefill = self._prefill.best(prefill_ask, prefills.workers, now_s, self._rng, self._probe)
-        decode = self._decode.best(decode_ask, decodes.workers, now_s, self._rng, self._probe)
-        return _chosen(prefill.worker, decode.worker, decode_ask, Reason.REMOTE)
+            busy = _prefill_busy(prefills)
+            return busy or self._cheapest((), decodes, ask, Reason.NO_PREFILL_WORKER)
+        return self._cheapest(prefills, decodes, ask, Reason.REMOTE)
 
-    def _local(self, ask: Ask, decodes: Sequence[Worker], reason: Reason, now_s: float) -> Chosen:
-        decode = self._decode.best(ask, decodes, now_s, self._rng, self._probe).worker
-        return _chosen(None, decode, ask, reason)
-
-    def _place_pinned(
-        self, event: PlanRequested, held_tokens: int, cluster: ClusterState, now_s: float
-    ) -> Chosen | None:
+    def _place_pinned(self, event: PlanRequested, held_tokens: int, pool: ModelPool, now_s: float) -> Placed | None:
         """Stay with the sibling, whose full prompt blocks are shared; None where that worker cannot take it."""
-        worker = cluster.get(event.pinned_decode_worker_id or "")
-        if worker is None or worker.role is not Role.DECODE:
-            return None
+        pinned = [one for one in pool.with_role(Role.DECODE) if one.worker_id == event.pinned_decode_worker_id]
         ask = Ask(
             held_tokens=held_tokens,
             shared_tokens=event.prompt_tokens,
             excluded_worker_ids=event.excluded_worker_ids,
         )
-        match self._decode.run(ask, (worker,), now_s, self._rng, self._probe):
-            case Picked(worker=pinned):
-                return _chosen(None, pinned, ask, Reason.PINNED)
-            case Emptied():
-                return None
+        decodes = self._passing(self._decode, ask, pinned, now_s)
+        return None if isinstance(decodes, Emptied) else self._cheapest((), decodes, ask, Reason.PINNED)
 
-    def _place_prefill_only(self, event: PlanRequested, cluster: ClusterState, now_s: float) -> Chosen | NotPlaced:
+    def _place_prefill_only(self, event: PlanRequested, pool: ModelPool, now_s: float) -> Placed | NotPlaced:
         ask = _prefill_ask(event)
-        verdict = self._prefill.run(ask, cluster.with_role(Role.PREFILL), now_s, self._rng, self._probe)
-        if isinstance(verdict, Picked):
-            return Chosen(prefill=verdict.worker, decode=None, decode_blocks=0, reason=Reason.PREFILL_ONLY)
-        if (busy := _prefill_busy(verdict)) is not None:
+        prefills = self._passing(self._prefill, ask, pool.with_role(Role.PREFILL), now_s)
+        if not isinstance(prefills, Emptied):
+            return self._cheapest(prefills, (), ask, Reason.PREFILL_ONLY)
+        if (busy := _prefill_busy(prefills)) is not None:
             return busy
-        # Nobody hands anything over, so any engine can compute the prompt and its one token.
-        fallback = self._decode.run(ask, cluster.with_role(Role.DECODE), now_s, self._rng, self._probe)
-        if isinstance(fallback, Picked):
-            return _chosen(None, fallback.worker, ask, Reason.NO_PREFILL_WORKER)
-        return _decode_refusal(ask, fallback, cluster)
+        # Nothing is handed over, so any engine can compute the prompt and its one token.
+        decodes = self._passing(self._decode, ask, pool.with_role(Role.DECODE), now_s)
+        if isinstance(decodes, Emptied):
+            return _decode_refusal(ask, decodes, pool)
+        return self._cheapest((), decodes, ask, Reason.NO_PREFILL_WORKER)
+
+    def _passing(
+        self, filters: Sequence[Filter], ask: Ask, workers: Sequence[Worker], now_s: float
+    ) -> Sequence[Worker] | Emptied:
+        return passing(filters, ask, workers, now_s, self._probe)
+
+    def _cheapest(self, prefills: Sequence[Worker], decodes: Sequence[Worker], ask: Ask, reason: Reason) -> Placed:
+        if self._probe is not None:
+            self._probe.start()
+        choice = cheapest(prefills, decodes, self._rng, explain=self._explain)
+        if self._probe is not None:
+            self._probe.lap("pair_cost")
+        decode = choice.decode
+        return Placed(
+            prefill=choice.prefill,
+            decode=decode,
+            decode_blocks=ask.blocks(decode.block_size_tokens) if decode is not None else 0,
+            reason=reason,
+            considered=choice.considered,
+        )
 
 
 def _prefill_ask(event: PlanRequested) -> Ask:
@@ -132,10 +154,6 @@ def _prefill_ask(event: PlanRequested) -> Ask:
         computed_tokens=event.prompt_tokens,
         excluded_worker_ids=event.excluded_worker_ids,
     )
-
-
-def _chosen(prefill: Worker | None, decode: Worker, ask: Ask, reason: Reason) -> Chosen:
-    return Chosen(prefill=prefill, decode=decode, decode_blocks=ask.blocks(decode.block_size_tokens), reason=reason)
 
 
 def _prefill_busy(emptied: Emptied) -> NotPlaced | None:
@@ -149,9 +167,9 @@ def _prefill_busy(emptied: Emptied) -> NotPlaced | None:
             return None
 
 
-def _decode_refusal(ask: Ask, emptied: Emptied, cluster: ClusterState) -> NotPlaced:
-    """Name the worst thing that is true: it can never fit, nobody is there, or it does not fit now."""
-    registered = cluster.with_role(Role.DECODE)
+def _decode_refusal(ask: Ask, emptied: Emptied, pool: ModelPool) -> NotPlaced:
+    """Name the worst thing that is true: it can never fit, no worker is there, or it does not fit now."""
+    registered = pool.with_role(Role.DECODE)
     if registered and not any(could_hold(ask, worker) for worker in registered):
         largest = max(worker.blocks_total * worker.block_size_tokens for worker in registered)
         message = f"The request needs room for {ask.held_tokens} tokens; the largest decode worker has {largest}."

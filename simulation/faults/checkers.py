@@ -35,7 +35,7 @@ def check_bounds(cluster: SimCluster) -> None:
     for worker in cluster.workers.values():
         worker.prefill.leases.check()
     for client in cluster.clients:
-        _hold(Invariant.QUEUES, len(client.flow.event_log) <= EVENT_LOG_MAX, "a story grows", client.asked)
+        _hold(Invariant.QUEUES, len(client.flow.event_log) <= EVENT_LOG_MAX, "an event log grows", client.asked)
 
 
 def _check_books(cluster: SimCluster, front: SimFront) -> None:
@@ -122,7 +122,7 @@ def check_the_end(cluster: SimCluster) -> None:
             Invariant.RETURNED,
             worker.prefill.leases_held == 0,
             f"leases are left on {name}",
-            worker.prefill.leases.story(),
+            worker.prefill.leases.event_log(),
         )
         _hold(Invariant.RETURNED, not worker.kept, f"the engine of {name} still keeps KV", worker.kept)
         _hold(

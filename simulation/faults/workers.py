@@ -9,7 +9,7 @@ import msgspec
 
 from decode_worker.config import DecodeWorkerConfig
 from decode_worker.role import DecodeRole
-from engine.protocol import EngineInfo, Finish
+from engine.protocol import EngineInfo, EngineRequest, Finish
 from front_proxy.request.work import FirstOutput, Placement, Stage, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.handoff.lease import Count, FreeBlocks, KeepBlocks, LeaseAction
@@ -299,7 +299,7 @@ class SimWorker(Process):
             self._fail(work.link, work.key, Failure(kind=FailureKind.INTERNAL, message="engine error"))
             return
         first = FirstOutput(cached_tokens=1, queue_s=0.001, compute_s=0.01)
-        position = len(request.token_ids) - asked.prompt_tokens
+        position = len(request.engine_request.token_ids) - asked.prompt_tokens
         known = asked.continuing or asked.output_tokens_max == 1
         token = asked.first_token + position if known else OTHER_TOKEN
         if known and asked.stops and position + 1 == asked.answer_tokens:
@@ -318,7 +318,7 @@ class SimWorker(Process):
             epoch=self.epoch,
             lease_id=request.request_id,
             engine_id=self.info.engine_id,
-            tokens=len(request.token_ids),
+            tokens=len(request.engine_request.token_ids),
             blocks=0,
             bytes=0,
             layout_fingerprint="f",
@@ -329,7 +329,7 @@ class SimWorker(Process):
         world = self._world
         assert isinstance(work.request.work, Decode)
         handoff = work.request.work.handoff
-        work.position = len(work.request.token_ids) - work.asked.prompt_tokens
+        work.position = len(work.request.engine_request.token_ids) - work.asked.prompt_tokens
         if handoff is None:
             self.after(world.rng.uniform(0.02, 0.1), self._step, work)
             return
@@ -369,7 +369,7 @@ class SimWorker(Process):
             self._end(work)
             self._fail(work.link, work.key, Failure(kind=FailureKind.INTERNAL, message="engine error"))
             return
-        is_first = work.position == len(work.request.token_ids) - asked.prompt_tokens
+        is_first = work.position == len(work.request.engine_request.token_ids) - asked.prompt_tokens
         count = min(world.rng.choice((1, 1, 1, 2)), asked.answer_tokens - work.position)
         if count <= 0:
             raise Violation(f"{asked.request_id} is asked to decode beyond its end")
@@ -389,7 +389,7 @@ class SimWorker(Process):
 
     def _end(self, work: Work) -> None:
         del self.works[work.link.number, work.key]
-        self.admission.release(work.request.request_id)
+        self.admission.release(work.request.request_id, self._world.now_s)
 
     def on_link_lost(self, link: Link) -> None:
         """A front proxy's stream broke."""
@@ -406,13 +406,13 @@ class SimWorker(Process):
                     pass  # this engine keeps KV until it is told
                 case FreeBlocks(lease_id=lease_id):
                     if lease_id in self.freed:
-                        raise Violation(f"{self.worker_id} frees {lease_id} twice: {self.prefill.leases.story()}")
+                        raise Violation(f"{self.worker_id} frees {lease_id} twice: {self.prefill.leases.event_log()}")
                     self.freed.add(lease_id)
                     self._give_up(lease_id, pulled=False)
                 case Count(what="expired") if self.lease_s == LONG_LEASE_S:
                     # Every deadline is shorter than this lease: somebody forgot to release it by message.
                     raise Violation(
-                        f"a hand-off of {self.worker_id} was left to its timer: {self.prefill.leases.story()}"
+                        f"a hand-off of {self.worker_id} was left to its timer: {self.prefill.leases.event_log()}"
                     )
                 case Count():
                     pass
@@ -429,9 +429,7 @@ def order(key: OrderKey, asked: Asked, tokens: list[int], handoff: KvHandoff | N
     number, attempt, stage = key
     return WorkerRequest(
         slot=1,
-        request_id=f"r{number}-{stage.value[0]}{attempt}",
-        token_ids=tokens,
-        sampling=b"",
+        engine_request=EngineRequest(request_id=f"r{number}-{stage.value[0]}{attempt}", token_ids=tokens, sampling=b""),
         work=Prefill() if stage is Stage.PREFILL else Decode(handoff),
         deadline_s=asked.deadline_s,
         blocks_reserved=blocks,

@@ -106,7 +106,7 @@ async def test_blocks_read_after_their_lease_ended_are_not_used(engines: Pair, k
     assert tokens_of(outputs) == await alone(engines, tokens)
 
 
-async def test_a_ticket_of_an_earlier_incarnation_reads_nothing_from_the_engine_on_its_port(engines: Pair) -> None:
+async def test_a_hand_off_of_an_earlier_incarnation_reads_nothing_from_the_engine_on_its_port(engines: Pair) -> None:
     tokens = prompt(100)
     handoff = await hold(engines.prefill, tokens, "epoch")
     params: dict[str, Any] = msgspec.msgpack.decode(handoff.connector_params)

@@ -9,7 +9,7 @@ import pytest
 
 from decode_worker.config import DecodeWorkerConfig
 from decode_worker.role import DecodeRole
-from engine.protocol import EngineInfo, TakeOver
+from engine.protocol import EngineInfo, EngineRequest, TakeOver
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.integrity.prompt_digest import prompt_digest
 from runtime.failures import FailureKind
@@ -45,8 +45,10 @@ def role(**settings: float) -> DecodeRole:
 
 
 def request(handoff: KvHandoff | None, **fields: Any) -> WorkerRequest:
-    wanted = {"slot": 1, "request_id": "r", "token_ids": [1] * 34, "sampling": b"", "work": Decode(handoff), **fields}
-    return WorkerRequest(**wanted)
+    asked = {name: fields.pop(name) for name in ("request_id", "token_ids", "cache_salt") if name in fields}
+    plain = EngineRequest(request_id="r", token_ids=[1] * 34, sampling=b"")
+    whole = WorkerRequest(slot=1, engine_request=msgspec.structs.replace(plain, **asked), work=Decode(handoff))
+    return msgspec.structs.replace(whole, **fields)
 
 
 def test_a_good_hand_off_is_taken_over_and_none_is_computed_here() -> None:
@@ -100,7 +102,7 @@ def test_tokens_behind_what_the_hand_off_covers_are_free() -> None:
     assert isinstance(role().accept(request(HANDOFF, token_ids=[1] * 33 + [7, 8, 9])), Accepted)
 
 
-def test_after_a_holder_restarted_its_old_tickets_are_refused_and_its_new_ones_taken() -> None:
+def test_after_a_holder_restarted_its_old_hand_offs_are_refused_and_its_new_ones_taken() -> None:
     decode = role()
     restarted = msgspec.structs.replace(HANDOFF, epoch=6)
     for _ in range(2):
@@ -134,18 +136,18 @@ def test_prompts_that_never_fit_and_prefills_are_refused() -> None:
 def test_memory_of_holders_is_bounded() -> None:
     decode = role(holders_max=2)
     for number in range(5):
-        ticket = msgspec.structs.replace(HANDOFF, worker_id=f"prefill-{number}")
-        assert isinstance(decode.accept(request(ticket)), Accepted)
+        handoff = msgspec.structs.replace(HANDOFF, worker_id=f"prefill-{number}")
+        assert isinstance(decode.accept(request(handoff)), Accepted)
     assert len(decode.validator.known_epochs) == 2
 
 
 def test_the_holder_that_was_not_heard_of_for_longest_is_forgotten_first() -> None:
     decode = role(holders_max=2)
     for worker_id in ("prefill-0", "prefill-1", "prefill-0", "prefill-2"):
-        ticket = msgspec.structs.replace(HANDOFF, worker_id=worker_id, epoch=6)
-        assert isinstance(decode.accept(request(ticket)), Accepted)
+        handoff = msgspec.structs.replace(HANDOFF, worker_id=worker_id, epoch=6)
+        assert isinstance(decode.accept(request(handoff)), Accepted)
     old = [msgspec.structs.replace(HANDOFF, worker_id=f"prefill-{number}") for number in (0, 2, 1)]
-    verdicts = [type(decode.accept(request(ticket))) for ticket in old]
+    verdicts = [type(decode.accept(request(handoff))) for handoff in old]
     assert verdicts == [Refused, Refused, Accepted], "prefill-1 was forgotten"
 
 

@@ -78,7 +78,7 @@ class Breaker:
     def __init__(self, workers: Iterable[InProcessWorker]) -> None:
         self.at: int | None = None
         for worker in workers:
-            if worker.body.role.name == "decode":
+            if worker.core.role.name == "decode":
                 self._listen(worker.engine)
 
     def _listen(self, engine: Any) -> None:

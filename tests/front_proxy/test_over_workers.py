@@ -69,7 +69,7 @@ async def cluster(
         )
         for role in ["prefill"] * prefills + ["decode"] * decodes
     ]
-    sessions = [SchedulerSession(worker.body) for worker in workers]
+    sessions = [SchedulerSession(worker.core) for worker in workers]
     tasks = [asyncio.create_task(session.run()) for session in sessions]
     dispatcher = Dispatcher(
         FrontProxyConfig(scheduler_address=server.address, **settings), metrics=DispatchMetrics(CollectorRegistry())
@@ -126,7 +126,7 @@ async def test_a_request_takes_both_workers_and_leaves_nothing(start_worker: Sta
         deltas = await collect(it.dispatcher, request(1, 8))
         assert sum(len(delta.token_ids) for delta in deltas) == 8
         assert deltas[0].phases is not None and deltas[0].phases.plan_s > 0
-        assert any(delta.decode_worker == it.workers[1].body.worker_id for delta in deltas)
+        assert any(delta.decode_worker == it.workers[1].core.worker_id for delta in deltas)
         assert it.workers[1].engine.load().kv_bytes_in > 0
         await it.settled()
 
@@ -173,12 +173,12 @@ async def test_streams_survive_their_decode_worker(start_worker: StartWorker, ho
         begun: list[list[GenerationDelta]] = []
         for stream in streams:
             begun.append([await anext(stream) for _ in range(5)])
-        victim = next(worker for worker in it.workers if worker.body.role.name == "decode" and not worker.body.idle)
+        victim = next(worker for worker in it.workers if worker.core.role.name == "decode" and not worker.core.idle)
         if how == "dies":
             victim.engine.die()
         elif how == "drains":
-            victim.body.happen(Event.DRAIN_ASKED)
-            victim.body.happen(Event.TIME_UP)
+            victim.core.happen(Event.DRAIN_ASKED)
+            victim.core.happen(Event.TIME_UP)
         else:
             stepper = victim.engine._stepper
             assert stepper is not None
@@ -204,9 +204,9 @@ async def test_a_prefill_workers_death_is_survived(start_worker: StartWorker, pr
         tasks = [asyncio.create_task(collect(it.dispatcher, one)) for one in wanted]
         victim = it.workers[0]
         async with asyncio.timeout(WAIT_S):
-            while victim.body.idle:
-                victim.body.changed.clear()
-                await victim.body.changed.wait()
+            while victim.core.idle:
+                victim.core.changed.clear()
+                await victim.core.changed.wait()
         victim.engine.die()
         assert [tokens_of(deltas) for deltas in await asyncio.gather(*tasks)] == undisturbed
         for worker in it.workers[1:]:

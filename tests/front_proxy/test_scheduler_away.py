@@ -115,7 +115,7 @@ async def scene(start: StartWorker, scheduler: SchedulerProcess | None = None, *
         config = WorkerConfig(scheduler_address=addresses, load_interval_s=0.01)
         roles = ["prefill", "prefill", "decode", "decode"]
         workers = [await start(role, config=config, fake=FakeEngineConfig()) for role in roles]
-        sessions = [SchedulerSession(worker.body) for worker in workers]
+        sessions = [SchedulerSession(worker.core) for worker in workers]
         tasks = [asyncio.create_task(session.run()) for session in sessions]
         registry = CollectorRegistry()
         # Without a plan from the last view, every one of these requests would wait for a minute.

@@ -58,8 +58,8 @@ async def until(worker: InProcessWorker, condition: Callable[[], bool]) -> None:
     """Engines say nothing of their own accord, so this looks again and again."""
     async with asyncio.timeout(WAIT_S):
         while not condition():
-            worker.body.changed.clear()
-            await asyncio.wait({asyncio.ensure_future(worker.body.changed.wait())}, timeout=0.005)
+            worker.core.changed.clear()
+            await asyncio.wait({asyncio.ensure_future(worker.core.changed.wait())}, timeout=0.005)
 
 
 async def until_pulling(it: Cluster) -> None:
@@ -67,7 +67,7 @@ async def until_pulling(it: Cluster) -> None:
     holder, *takers = it.workers
     await until(
         holder,
-        lambda: holder.body.role.leases_held == 1 and any(taker.engine.load().requests_waiting for taker in takers),
+        lambda: holder.core.role.leases_held == 1 and any(taker.engine.load().requests_waiting for taker in takers),
     )
 
 
@@ -84,8 +84,8 @@ async def cancelled(task: asyncio.Task[Any]) -> None:
 async def nothing_is_held(*workers: InProcessWorker) -> None:
     for worker in workers:
         await worker.settled()
-        assert not worker.body.role.oldest_leases(1)
-        value = worker.body.metrics.registry.get_sample_value("baton_worker_lease_events_total", {"event": "expired"})
+        assert not worker.core.role.oldest_leases(1)
+        value = worker.core.metrics.registry.get_sample_value("baton_worker_lease_events_total", {"event": "expired"})
         assert not value, "a timer freed it"
 
 
@@ -116,7 +116,7 @@ async def test_a_decode_worker_that_refuses_the_hand_off(start_worker: StartWork
     async with pair(start_worker, decode_settings=picky) as it:
         deltas = await collect(it.dispatcher, request(1, 8))
         assert sum(len(delta.token_ids) for delta in deltas) == 8
-        refused = it.workers[1].body.metrics.registry.get_sample_value(
+        refused = it.workers[1].core.metrics.registry.get_sample_value(
             "baton_worker_refusals_total", {"reason": "handoff_expired"}
         )
         assert refused
@@ -146,7 +146,7 @@ async def test_a_prefill_worker_that_drains_during_the_pull(start_worker: StartW
     async with pair(start_worker, decode=SLOW_PULL) as it:
         task = asyncio.create_task(collect(it.dispatcher, request(1, 8)))
         await until_pulling(it)
-        assert await it.workers[0].body.drain(WAIT_S) == 0
+        assert await it.workers[0].core.drain(WAIT_S) == 0
         # The drain waited for the reader.
         assert it.workers[1].engine.load().kv_bytes_in > 0
         deltas = await asyncio.wait_for(task, WAIT_S)
@@ -172,7 +172,7 @@ async def test_a_stream_to_the_prefill_worker_that_breaks_during_the_pull(start_
         task = asyncio.create_task(collect(it.dispatcher, request(1, 8)))
         await until_pulling(it)
         holder = it.workers[0]
-        holder.body.fail_streams("the connection is cut")
+        holder.core.fail_streams("the connection is cut")
         await holder.settled()
         deltas = await asyncio.wait_for(task, WAIT_S)
         assert sum(len(delta.token_ids) for delta in deltas) == 8
@@ -184,8 +184,8 @@ async def test_a_worker_told_to_stop_at_once_during_the_pull(start_worker: Start
         task = asyncio.create_task(collect(it.dispatcher, request(1, 8)))
         await until_pulling(it)
         holder = it.workers[0]
-        holder.body.happen(Event.DRAIN_ASKED)
-        holder.body.happen(Event.TIME_UP)
+        holder.core.happen(Event.DRAIN_ASKED)
+        holder.core.happen(Event.TIME_UP)
         await nothing_is_held(holder)
         deltas = await asyncio.wait_for(task, WAIT_S)
         assert sum(len(delta.token_ids) for delta in deltas) == 8

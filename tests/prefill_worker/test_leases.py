@@ -56,9 +56,9 @@ def test_a_pull_of_what_is_gone_is_counted() -> None:
     assert table_of().pull_started("a") == (Count("pull_too_late"),)
 
 
-def test_a_lease_offered_twice_is_a_bug_that_tells_its_story() -> None:
+def test_a_lease_offered_twice_is_a_bug_that_shows_its_event_log() -> None:
     table = table_of(("a", 1))
-    with pytest.raises(AssertionError, match="offered twice; story: a:offered"):
+    with pytest.raises(AssertionError, match="offered twice; log: a:offered"):
         table.offer("a", owner=1, blocks=1, now_s=0.0, expires_at_s=1.0)
 
 

@@ -1,11 +1,13 @@
-"""The prefill job: what it takes, and the ticket it hands out."""
+"""The prefill job: what it takes, and the hand-off it makes."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import msgspec
 import pytest
 
-from engine.protocol import EngineInfo, Hold
+from engine.protocol import EngineInfo, EngineRequest, Hold
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.handoff.lease import Count, FreeBlocks, KeepBlocks
 from kv_transfer.integrity.prompt_digest import prompt_digest
@@ -25,7 +27,14 @@ INFO = EngineInfo(
     kv_blocks_total=10,
     context_tokens_max=1000,
 )
-REQUEST = WorkerRequest(slot=1, request_id="r", token_ids=[1] * 33, sampling=b"", work=Prefill())
+
+
+def asking(**fields: Any) -> WorkerRequest:
+    plain = EngineRequest(request_id="r", token_ids=[1] * 33, sampling=b"")
+    return WorkerRequest(slot=1, engine_request=msgspec.structs.replace(plain, **fields), work=Prefill())
+
+
+REQUEST = asking()
 HANDOFF = KvHandoff(
     worker_id="",
     epoch=0,
@@ -51,12 +60,12 @@ def test_a_prefill_is_held_for_the_configured_time() -> None:
     assert accepted.blocks == 3
 
 
-def test_the_ticket_says_whose_it_is_and_how_long_it_lasts() -> None:
+def test_the_hand_off_says_whose_it_is_and_how_long_it_lasts() -> None:
     prefill = role(lease_s=30.0)
-    ticket = prefill.offer(HANDOFF, REQUEST, 1, 100.0).handoff
-    assert (ticket.worker_id, ticket.epoch, ticket.engine_id) == ("prefill-0", 7, "prefill-0-7")
-    assert (ticket.layout_fingerprint, ticket.blocks, ticket.bytes) == ("f", 3, 300)
-    assert (ticket.lease_remaining_s, ticket.connector_params) == (30.0, b"x")
+    handoff = prefill.offer(HANDOFF, REQUEST, 1, 100.0).handoff
+    assert (handoff.worker_id, handoff.epoch, handoff.engine_id) == ("prefill-0", 7, "prefill-0-7")
+    assert (handoff.layout_fingerprint, handoff.blocks, handoff.bytes) == ("f", 3, 300)
+    assert (handoff.lease_remaining_s, handoff.connector_params) == (30.0, b"x")
     assert (prefill.leases_held, prefill.blocks_held) == (1, 3)
     assert FreeBlocks("r") in prefill.tick(130.0)
 
@@ -70,10 +79,10 @@ def test_kv_that_was_pulled_or_went_with_its_engine_is_not_freed_again() -> None
         assert (prefill.leases_held, prefill.blocks_held) == (0, 0)
 
 
-def test_no_ticket_promises_more_than_the_engine_does() -> None:
+def test_no_hand_off_promises_more_than_the_engine_does() -> None:
     prefill = role(lease_s=30.0)
-    ticket = prefill.offer(msgspec.structs.replace(HANDOFF, lease_remaining_s=5.0), REQUEST, 1, 100.0).handoff
-    assert ticket.lease_remaining_s == 5.0
+    handoff = prefill.offer(msgspec.structs.replace(HANDOFF, lease_remaining_s=5.0), REQUEST, 1, 100.0).handoff
+    assert handoff.lease_remaining_s == 5.0
     assert FreeBlocks("r") in prefill.tick(105.0)
 
 
@@ -87,10 +96,10 @@ def test_a_release_for_another_epoch_is_not_for_us(epoch: int, pulled: bool) -> 
     assert FreeBlocks("r") in prefill.released("r", 7, pulled=False)
 
 
-def test_the_ticket_is_tied_to_the_tokens_it_covers_to_the_salt_and_to_the_model() -> None:
-    salted = msgspec.structs.replace(REQUEST, token_ids=list(range(40)), cache_salt="tenant")
-    ticket = role().offer(HANDOFF, salted, 1, 0.0).handoff
-    assert ticket.prompt_digest == prompt_digest(list(range(33)), cache_salt="tenant", model="m")
+def test_the_hand_off_is_tied_to_the_tokens_it_covers_to_the_salt_and_to_the_model() -> None:
+    salted = asking(token_ids=list(range(40)), cache_salt="tenant")
+    handoff = role().offer(HANDOFF, salted, 1, 0.0).handoff
+    assert handoff.prompt_digest == prompt_digest(list(range(33)), cache_salt="tenant", model="m")
 
 
 def test_a_lease_whose_decode_still_waits_is_renewed_up_to_the_bound() -> None:
@@ -116,7 +125,7 @@ def test_the_oldest_leases_have_the_names_of_their_requests() -> None:
     prefill = role()
     for number, name in enumerate("abc"):
         handoff = msgspec.structs.replace(HANDOFF, lease_id=name)
-        prefill.offer(handoff, msgspec.structs.replace(REQUEST, request_id=name), number, 10.0 * number)
+        prefill.offer(handoff, asking(request_id=name), number, 10.0 * number)
     prefill.renewed("a", 7, 25.0)
     assert prefill.oldest_leases(2) == ["a", "b"]
 
@@ -124,9 +133,9 @@ def test_the_oldest_leases_have_the_names_of_their_requests() -> None:
 def test_what_it_cannot_do_is_refused_with_the_reason() -> None:
     prefill = role(leases_max=1)
     decode = msgspec.structs.replace(REQUEST, work=Decode())
-    long = msgspec.structs.replace(REQUEST, token_ids=[1] * 161)
+    long = asking(token_ids=[1] * 161)
     prefill.offer(HANDOFF, REQUEST, 1, 0.0)
-    other = msgspec.structs.replace(REQUEST, request_id="other")
+    other = asking(request_id="other")
     refused = [prefill.accept(request) for request in (decode, long, REQUEST, other)]
     assert [(r.failure.kind, r.reason) for r in refused if isinstance(r, Refused)] == [
         (FailureKind.INCOMPATIBLE, "wrong_role"),

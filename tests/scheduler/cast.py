@@ -8,7 +8,7 @@ from runtime.failures import Failure
 from scheduler.api.actions import Action, ReplyPlan, ReplyRefusal
 from scheduler.api.events import Event, FrontJoined, PlanRequested, RequestEnded, WorkerJoined, WorkerLoadReported
 from scheduler.api.worker_info import Role, WorkerInfo, WorkerLoad, WorkerState
-from scheduler.cluster.state import Worker
+from scheduler.cluster.worker import Worker
 from scheduler.config import PriorityClassConfig, SchedulerConfig, WaitingConfig
 from scheduler.core import SchedulerCore
 

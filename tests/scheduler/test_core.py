@@ -382,7 +382,7 @@ def test_what_is_remembered_of_workers_that_left_is_bounded() -> None:
     for number in range(9):
         stage.enter(f"d{number}")
         stage.do(WorkerLeft(session=stage.session_of[f"d{number}"], worker_id=f"d{number}", reason="gone"))
-    assert len(stage.core._health) == 2
+    assert len(stage.core._departed) == 2
 
 
 def test_load_changes_wait_for_the_throttle_and_state_changes_do_not() -> None:

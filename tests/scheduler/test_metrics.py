@@ -19,9 +19,7 @@ POLICIES = (
     "kv_headroom",
     "request_slots",
     "suspect",
-    "queue_time",
-    "request_count",
-    "max_score",
+    "pair_cost",
 )
 
 

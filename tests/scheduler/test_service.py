@@ -18,7 +18,7 @@ from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.clock import SystemClock
 from runtime.grpc_server import channel, start_server
 from scheduler import run as scheduler_run
-from scheduler.api.events import DrainRequested, Event
+from scheduler.api.events import Event
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 from scheduler.metrics import PolicyProbe, SchedulerMetrics
@@ -303,16 +303,6 @@ async def test_registration_says_how_often_to_report() -> None:
         peer = await setting.worker("d0", ready=False)
         registered = (await peer.next()).registered
         assert registered.heartbeat_interval_ms == 500
-
-
-async def test_a_drain_reaches_the_worker() -> None:
-    async with listening() as setting:
-        decode = await setting.worker("d0")
-        front = await setting.front()
-        await front.view_where(ready_view("d0"))
-        setting.shell.feed(DrainRequested(worker_id="d0", deadline_s=1.5))
-        assert (await decode.next()).drain.deadline_ms == 1500
-        await front.view_where(lambda seen: seen["d0"].load.state == cluster_pb2.PROCESS_STATE_DRAINING)
 
 
 async def test_load_changes_are_coalesced_into_few_views() -> None:

@@ -42,7 +42,7 @@ from runtime.awake_clock import AwakeClock
 from runtime.failures import Failure
 from scheduler.api.actions import Action
 from scheduler.api.events import Event, Tick
-from scheduler.cluster.state import Worker
+from scheduler.cluster.worker import Worker
 from scheduler.core import SchedulerCore
 from simulation.__main__ import main
 from simulation.faults.fronts import SimFront

@@ -21,7 +21,7 @@ from prefill_worker.leases import LeaseTable
 from prefill_worker.role import PrefillRole
 from scheduler.api.actions import Action
 from scheduler.api.events import Event, FrontLeft, PlanRequested, RequestEnded, RunningPlan
-from scheduler.cluster.state import Worker
+from scheduler.cluster.worker import Worker
 from scheduler.core import SchedulerCore
 from scheduler.queueing.reservations import Reservations
 from simulation.faults.seeds import simulate

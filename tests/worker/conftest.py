@@ -26,10 +26,10 @@ from protos.worker.v1 import worker_pb2_grpc
 from runtime.grpc_server import channel, start_server
 from worker import service
 from worker.config import WorkerConfig
-from worker.core import WorkerBody
+from worker.core import WorkerCore
 from worker.lifecycle import Event
 from worker.metrics import WorkerMetrics
-from worker.role import Role
+from worker.role import RoleBehaviour
 
 WAIT_S = 10.0
 EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined] # the stubs do not know it
@@ -122,13 +122,13 @@ class Client:
 class InProcessWorker:
     """One worker with a server on a free port."""
 
-    def __init__(self, body: WorkerBody, engine: FakeEngine, stack: AsyncExitStack) -> None:
-        self.body = body
+    def __init__(self, core: WorkerCore, engine: FakeEngine, stack: AsyncExitStack) -> None:
+        self.core = core
         self.engine = engine
         self._stack = stack
 
     async def stub(self) -> worker_pb2_grpc.WorkerServiceStub:
-        opened = await self._stack.enter_async_context(channel(self.body.address, 64 * 1024 * 1024))
+        opened = await self._stack.enter_async_context(channel(self.core.address, 64 * 1024 * 1024))
         return worker_pb2_grpc.WorkerServiceStub(opened)
 
     async def attach(self, front_proxy_id: str = "front-0", engine_version: str = "") -> Client:
@@ -136,17 +136,17 @@ class InProcessWorker:
         self._stack.callback(client.call.cancel)
         await client.send(pb.AttachRequest(open=pb.Open(front_proxy_id=front_proxy_id, engine_version=engine_version)))
         opened = await asyncio.wait_for(client.call.read(), WAIT_S)
-        assert opened.opened.worker.worker_id == self.body.worker_id
+        assert opened.opened.worker.worker_id == self.core.worker_id
         return client
 
     async def settled(self) -> None:
         """Wait until nothing is held, in the worker's view and in the engine's."""
         async with asyncio.timeout(WAIT_S):
-            while not (self.body.idle and self.engine.load().kv_blocks_used == 0 and not self.body.chores):
-                self.body.changed.clear()
+            while not (self.core.idle and self.engine.load().kv_blocks_used == 0 and not self.core.background):
+                self.core.changed.clear()
                 try:
                     async with asyncio.timeout(0.01):
-                        await self.body.changed.wait()
+                        await self.core.changed.wait()
                 except TimeoutError:
                     continue
 
@@ -175,7 +175,7 @@ async def start_worker() -> AsyncIterator[StartWorker]:
             name = worker_id or f"{role}-{next(_epochs)}"
             engine_config = EngineConfig(kind="fake", block_size_tokens=16, fake=fake or FakeEngineConfig())
             engine = FakeEngine(engine_config, worker_id=name, epoch=next(_epochs), fabric=fabric)
-            made: Role
+            made: RoleBehaviour
             if role == "prefill":
                 assert not isinstance(settings, DecodeWorkerConfig)
                 made = PrefillRole(settings or PrefillWorkerConfig(), engine.info, name)
@@ -183,30 +183,30 @@ async def start_worker() -> AsyncIterator[StartWorker]:
                 assert not isinstance(settings, PrefillWorkerConfig)
                 made = DecodeRole(settings or DecodeWorkerConfig(), engine.info, name)
             metrics = WorkerMetrics(made.name, CollectorRegistry())
-            body = WorkerBody(engine=engine, role=made, config=config, worker_id=name, metrics=metrics)
-            await stack.enter_async_context(_served(body, engine))
-            return InProcessWorker(body, engine, stack)
+            core = WorkerCore(engine=engine, role=made, config=config, worker_id=name, metrics=metrics)
+            await stack.enter_async_context(_served(core, engine))
+            return InProcessWorker(core, engine, stack)
 
         yield start
     assert not unheard, unheard
 
 
 @asynccontextmanager
-async def _served(body: WorkerBody, engine: FakeEngine) -> AsyncIterator[None]:
+async def _served(core: WorkerCore, engine: FakeEngine) -> AsyncIterator[None]:
     server = await start_server(
-        "127.0.0.1", 0, lambda server: service.add_services(body, server), message_bytes_max=64 * 1024 * 1024
+        "127.0.0.1", 0, lambda server: service.add_services(core, server), message_bytes_max=64 * 1024 * 1024
     )
-    body.address = server.address
-    body.happen(Event.STARTED)
-    leases = asyncio.create_task(body.watch_leases())
+    core.address = server.address
+    core.happen(Event.STARTED)
+    leases = asyncio.create_task(core.watch_leases())
     try:
         yield
     finally:
-        body.happen(Event.STOPPED)
+        core.happen(Event.STOPPED)
         await server.stop(1.0)
-        assert await body.chores.wait(WAIT_S) == 0
+        assert await core.background.wait(WAIT_S) == 0
         leases.cancel()
         await asyncio.wait({leases})
         await engine.close()
-        assert body.admission.requests == 0
-        assert body.prefill_tokens_queued == 0
+        assert core.admission.requests == 0
+        assert core.prefill_tokens_queued == 0

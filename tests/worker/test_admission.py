@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.admission import Admission
+from worker.admission import RETRY_AFTER_MAX_S, RETRY_AFTER_MIN_S, Admission
 
 
 def test_requests_and_blocks_are_both_bounds() -> None:
@@ -40,13 +40,28 @@ def test_whatever_comes_and_goes_the_bounds_hold_and_all_is_given_back(steps: li
     room = Admission(requests_max=4, blocks_limit=10)
     for name, blocks in steps:
         if room.has(name):
-            room.release(name)
-            room.release(name)
+            room.release(name, 0.0)
+            room.release(name, 0.0)
         else:
             admitted = room.admit(name, blocks, blocks_held=0, blocks_used=0) is None
             assert room.has(name) is admitted
         assert room.requests <= 4
         assert room.blocks <= 10
     for name in "abcdef":
-        room.release(name)
+        room.release(name, 0.0)
     assert (room.requests, room.blocks) == (0, 0)
+
+
+def test_before_anything_ended_a_refused_request_waits_the_least() -> None:
+    room = Admission(requests_max=9, blocks_limit=10)
+    assert [room.retry_after_s(blocks, 5.0, 0.5) for blocks in (0, 80)] == [RETRY_AFTER_MIN_S] * 2
+
+
+def test_the_wait_follows_the_rate_at_which_requests_or_blocks_are_released() -> None:
+    room = Admission(requests_max=9, blocks_limit=10)
+    for second in range(100):
+        room.admit("a", 4, blocks_held=0, blocks_used=0)
+        room.release("a", float(second))
+    assert room.retry_after_s(0, 100.0, 0.5) == RETRY_AFTER_MIN_S
+    assert room.retry_after_s(80, 100.0, 0.5) == pytest.approx(20.0, rel=0.12)
+    assert room.retry_after_s(8000, 100.0, 0.5) == RETRY_AFTER_MAX_S

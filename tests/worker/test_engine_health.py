@@ -35,7 +35,7 @@ class Engine:
 @pytest.mark.parametrize("cancels", [True, False])
 async def test_a_ping_that_is_cancelled_is_no_answer_and_does_not_end_the_watch(cancels: bool) -> None:
     lost, engine = asyncio.Event(), Engine(cancels=cancels)
-    body: Any = SimpleNamespace(
+    core: Any = SimpleNamespace(
         engine=engine,
         config=SimpleNamespace(engine_stall_timeout_s=0.2, health_interval_s=0.01),
         now_s=asyncio.get_running_loop().time,
@@ -43,7 +43,7 @@ async def test_a_ping_that_is_cancelled_is_no_answer_and_does_not_end_the_watch(
         engine_silent_s=0.0,
         stall_engine=lambda _silent_s: lost.set(),
     )
-    watch = asyncio.create_task(EngineHealth(body).run())
+    watch = asyncio.create_task(EngineHealth(core).run())
     if cancels:
         await asyncio.wait_for(asyncio.gather(lost.wait(), watch), WAIT_S)
     else:

@@ -28,7 +28,7 @@ from runtime.failures import Failure, FailureKind
 from tests.polling import until
 from tests.worker.conftest import submit
 from worker.config import WorkerConfig
-from worker.core import WorkerBody
+from worker.core import WorkerCore
 from worker.front_stream import FrontStream
 from worker.lifecycle import Event
 from worker.metrics import WorkerMetrics
@@ -124,31 +124,31 @@ class Stage:
         self.engine = Puppet()
         role = PrefillRole(PrefillWorkerConfig(lease_s=30.0), INFO, "prefill-0")
         self.registry = CollectorRegistry()
-        self.body = WorkerBody(
+        self.core = WorkerCore(
             engine=self.engine,
             role=role,
             config=WorkerConfig(**config),
             worker_id="prefill-0",
             metrics=WorkerMetrics("prefill", self.registry),
         )
-        self.body.happen(Event.STARTED)
-        self.front = FrontStream(self.body, "front-0")
+        self.core.happen(Event.STARTED)
+        self.front = FrontStream(self.core, "front-0")
 
     async def submit(self, name: str, slot: int = 1, **fields: Any) -> None:
         self.front.submit(submit(slot, PROMPT, prefill=True, request_id=name, **fields).submit)
         await asyncio.sleep(0)
 
     async def said(self) -> list[pb.Delta]:
-        step = await asyncio.wait_for(self.front.outbox.next_step(), 10.0)
+        step = await asyncio.wait_for(self.front.batcher.next_step(), 10.0)
         assert step is not None
         return list(step.deltas)
 
     def release(self, name: str, *, epoch: int = 7, pulled: bool = False) -> None:
-        self.body.release(pb.ReleaseHandoff(lease_id=name, epoch=epoch, pulled=pulled))
+        self.core.release(pb.ReleaseHandoff(lease_id=name, epoch=epoch, pulled=pulled))
 
     async def settled(self) -> None:
-        assert await self.body.chores.wait(10.0) == 0
-        assert self.body.idle and self.body.prefill_tokens_queued == 0
+        assert await self.core.background.wait(10.0) == 0
+        assert self.core.idle and self.core.prefill_tokens_queued == 0
 
 
 @asynccontextmanager
@@ -159,7 +159,7 @@ async def playing(**config: Any) -> AsyncIterator[Stage]:
     finally:
         made.engine.cleaned.set()
         await made.front.close()
-        await made.body.chores.wait(1.0)
+        await made.core.background.wait(1.0)
 
 
 async def test_the_engine_hears_once_that_its_kv_was_pulled_and_not_that_it_was_released() -> None:
@@ -180,12 +180,12 @@ async def test_words_about_a_lease_of_another_start_of_this_worker_change_nothin
         for epoch in (6, 8):
             made.release("a", epoch=epoch)
             made.release("a", epoch=epoch, pulled=True)
-            made.body.renew(pb.RenewHandoff(lease_id="a", epoch=epoch))
-        await made.body.chores.wait(10.0)
-        assert made.body.role.leases_held == 1
+            made.core.renew(pb.RenewHandoff(lease_id="a", epoch=epoch))
+        await made.core.background.wait(10.0)
+        assert made.core.role.leases_held == 1
         assert (made.engine.was_pulled, made.engine.released, made.engine.renewed) == ([], [], [])
-        made.body.renew(pb.RenewHandoff(lease_id="a", epoch=7))
-        await made.body.chores.wait(10.0)
+        made.core.renew(pb.RenewHandoff(lease_id="a", epoch=7))
+        await made.core.background.wait(10.0)
         assert made.engine.renewed == ["a"]
 
 
@@ -194,11 +194,11 @@ async def test_a_hand_off_that_comes_after_its_stream_is_gone_is_not_kept() -> N
         made.engine.cleaned.clear()
         await made.submit("late")
         await made.front.close()
-        assert made.body.admission.requests == 1, "its engine is not through with it"
+        assert made.core.admission.requests == 1, "its engine is not through with it"
         made.engine.hand_over("late")
-        assert made.body.role.leases_held == 0
+        assert made.core.role.leases_held == 0
         made.engine.cleaned.set()
-        await until(lambda: made.body.admission.requests == 0, within_s=10.0)
+        await until(lambda: made.core.admission.requests == 0, within_s=10.0)
         await made.settled()
         assert made.engine.released == ["late"]
 
@@ -211,9 +211,9 @@ async def test_an_engines_clean_up_is_never_cut_short_by_a_second_reason() -> No
             made.front.abort(1)
             await asyncio.sleep(0)
         await made.front.close()
-        assert made.body.admission.requests == 1
+        assert made.core.admission.requests == 1
         made.engine.cleaned.set()
-        await until(lambda: made.body.admission.requests == 0, within_s=10.0)
+        await until(lambda: made.core.admission.requests == 0, within_s=10.0)
         assert made.engine.cancelled == ["a"]
 
 
@@ -223,7 +223,7 @@ async def test_a_request_that_is_over_leaves_no_task_and_no_timer_on_a_stream_th
         live = made.front._live[1]
         assert live.deadline is not None
         made.engine.end("a")
-        await until(lambda: made.body.admission.requests == 0, within_s=10.0)
+        await until(lambda: made.core.admission.requests == 0, within_s=10.0)
         assert live.deadline.cancelled() and not made.front._tasks and not made.front._live
         told = made.registry.get_sample_value
         assert told("baton_worker_lease_events_total", {"event": "offered"}) == 1.0
@@ -244,7 +244,7 @@ async def test_what_an_engine_says_is_told_by_its_kind(error: Exception, kind: F
         made.engine.ends["a"].set_exception(error)
         (delta,) = await made.said()
         assert delta.failure.kind == kind
-        assert made.body.engine_lost.is_set() == isinstance(error, EngineDead)
+        assert made.core.engine_lost.is_set() == isinstance(error, EngineDead)
         await made.settled()
 
 
@@ -255,7 +255,7 @@ async def test_behind_words_that_were_lost_nothing_is_said_on_a_stream_any_more(
         for name in ("a", "b", "a"):
             made.engine.outputs[name](EngineOutput(token_ids=[5]))
         assert made.front.failure and made.front.failure.kind is FailureKind.EXHAUSTED
-        assert await asyncio.wait_for(made.front.outbox.next_step(), 10.0) is None
+        assert await asyncio.wait_for(made.front.batcher.next_step(), 10.0) is None
 
 
 async def test_a_stream_ends_with_its_first_failure() -> None:
@@ -270,13 +270,13 @@ async def test_a_prompt_is_queued_until_its_first_output_and_counted_once() -> N
     async with playing() as made:
         await made.submit("a", 1)
         await made.submit("b", 2)
-        assert made.body.prefill_tokens_queued == 40
+        assert made.core.prefill_tokens_queued == 40
         made.engine.end("a")
-        await until(lambda: made.body.admission.requests == 1, within_s=10.0)
-        assert made.body.prefill_tokens_queued == 20
+        await until(lambda: made.core.admission.requests == 1, within_s=10.0)
+        assert made.core.prefill_tokens_queued == 20
         made.front.abort(2)
-        await until(lambda: made.body.admission.requests == 0, within_s=10.0)
-        assert made.body.prefill_tokens_queued == 0
+        await until(lambda: made.core.admission.requests == 0, within_s=10.0)
+        assert made.core.prefill_tokens_queued == 0
         made.release("a")
         await made.settled()
 
@@ -285,13 +285,13 @@ async def test_a_request_is_admitted_against_leases_and_against_what_the_engine_
     async with playing() as made:
         await made.submit("held", 1)
         made.engine.end("held")
-        made.engine.kv_blocks_used = made.body.role.blocks_limit - 1
+        made.engine.kv_blocks_used = made.core.role.blocks_limit - 1
         await made.submit("more", 2)
         (_, refused) = await made.said()
         assert refused.failure.kind == FailureKind.EXHAUSTED
         made.engine.kv_blocks_used = 0
         await made.submit("more", 2)
-        assert made.body.admission.requests == 1
+        assert made.core.admission.requests == 1
 
 
 async def test_two_requests_of_one_name_never_run_at_once_and_none_has_no_name() -> None:
@@ -304,15 +304,15 @@ async def test_two_requests_of_one_name_never_run_at_once_and_none_has_no_name()
             (2, FailureKind.BAD_REQUEST),
             (3, FailureKind.BAD_REQUEST),
         ]
-        assert made.body.admission.requests == 1
+        assert made.core.admission.requests == 1
 
 
 async def test_nothing_is_taken_on_by_a_worker_that_drains_or_whose_engine_is_lost() -> None:
     async with playing() as made:
-        made.body.engine_lost.set()
+        made.core.engine_lost.set()
         await made.submit("a", 1)
-        made.body.engine_lost.clear()
-        made.body.happen(Event.DRAIN_ASKED)
+        made.core.engine_lost.clear()
+        made.core.happen(Event.DRAIN_ASKED)
         await made.submit("b", 2)
         assert [delta.failure.kind for delta in await made.said()] == [FailureKind.UNAVAILABLE] * 2
         assert made.engine.outputs == {}
@@ -321,10 +321,10 @@ async def test_nothing_is_taken_on_by_a_worker_that_drains_or_whose_engine_is_lo
 async def test_a_drain_waits_for_requests_and_for_leases() -> None:
     async with playing() as made:
         await made.submit("a")
-        drain = asyncio.create_task(made.body.drain(60.0))
+        drain = asyncio.create_task(made.core.drain(60.0))
         await asyncio.sleep(0)
         made.engine.end("a")
-        await until(lambda: made.body.admission.requests == 0, within_s=10.0)
+        await until(lambda: made.core.admission.requests == 0, within_s=10.0)
         await asyncio.sleep(0)
         assert not drain.done(), "its KV is still wanted"
         made.release("a")
@@ -334,13 +334,13 @@ async def test_a_drain_waits_for_requests_and_for_leases() -> None:
 async def test_a_drain_is_over_with_the_last_request_and_the_scheduler_may_be_told() -> None:
     async with playing() as made:
         await made.submit("a")
-        drain = asyncio.create_task(made.body.drain(60.0))
+        drain = asyncio.create_task(made.core.drain(60.0))
         await asyncio.sleep(0)
         made.engine.outputs["a"](EngineOutput(token_ids=[5], finish=Finish("stop")))
-        made.body.changed.clear()
+        made.core.changed.clear()
         made.engine.ends["a"].set_result(None)
         assert await asyncio.wait_for(drain, 10.0) == 0
-        assert made.body.changed.is_set()
+        assert made.core.changed.is_set()
 
 
 async def test_an_engine_that_does_not_take_a_lease_back_is_counted_and_one_that_died_is_lost_once(
@@ -352,12 +352,12 @@ async def test_an_engine_that_does_not_take_a_lease_back_is_counted_and_one_that
             made.engine.end(name)
         made.engine.hangs = True
         made.release("a")
-        await made.body.chores.wait(10.0)
+        await made.core.background.wait(10.0)
         assert made.registry.get_sample_value("baton_worker_lease_release_failures_total") == 1.0
-        assert not made.body.engine_lost.is_set()
+        assert not made.core.engine_lost.is_set()
         made.engine.dead = True
         made.release("b")
         made.release("c")
-        await made.body.chores.wait(10.0)
-        assert made.body.engine_lost.is_set() and made.front.failure is not None
+        await made.core.background.wait(10.0)
+        assert made.core.engine_lost.is_set() and made.front.failure is not None
         assert sum(record.levelname == "CRITICAL" for record in caplog.records) == 1

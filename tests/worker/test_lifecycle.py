@@ -27,11 +27,11 @@ def lifecycle_in(state: State) -> Lifecycle:
 
 
 @pytest.mark.parametrize(("state", "event"), list(itertools.product(State, Event)))
-def test_every_pair_follows_the_table_or_raises_with_the_story(state: State, event: Event) -> None:
+def test_every_pair_follows_the_table_or_raises_with_the_event_log(state: State, event: Event) -> None:
     lifecycle = lifecycle_in(state)
     step = TRANSITIONS.get((state, event))
     if step is None:
-        with pytest.raises(IllegalLifecycleEvent, match=f"{event} cannot happen in state {state}; story:"):
+        with pytest.raises(IllegalLifecycleEvent, match=f"{event} cannot happen in {state}; log:"):
             lifecycle.handle(event)
         assert lifecycle.state is state
     else:
@@ -47,7 +47,7 @@ def test_a_plain_life_serves_refuses_and_ends() -> None:
         (),
         (Action.ABORT,),
     ]
-    assert lifecycle.story()[-1] == "draining+stopped->stopped"
+    assert lifecycle.event_log()[-1] == "draining+stopped->stopped"
 
 
 @given(st.lists(st.sampled_from(list(Event)), max_size=20))

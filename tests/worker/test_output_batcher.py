@@ -7,12 +7,12 @@ import asyncio
 import pytest
 
 from protos.worker.v1 import worker_pb2 as pb
-from worker.output_batcher import Outbox, OutboxOverflow
+from worker.output_batcher import OutputBatcher, OutputOverflow
 
 
-def outbox(interval_s: float = 0.0, **bounds: int) -> Outbox:
+def batcher(interval_s: float = 0.0, **bounds: int) -> OutputBatcher:
     wanted = {"deltas_max": 1000, "bytes_max": 1 << 20, "step_deltas_max": 100, "step_bytes_max": 1 << 20, **bounds}
-    return Outbox(**wanted, interval_s=interval_s)
+    return OutputBatcher(**wanted, interval_s=interval_s)
 
 
 def delta(slot: int, tokens: int = 1) -> pb.Delta:
@@ -25,7 +25,7 @@ def slots(step: pb.StepOutputs | None) -> list[int]:
 
 
 async def test_deltas_of_one_turn_of_the_loop_share_a_message() -> None:
-    box = outbox()
+    box = batcher()
     reading = asyncio.create_task(box.next_step())
     await asyncio.sleep(0)
     loop = asyncio.get_running_loop()
@@ -35,7 +35,7 @@ async def test_deltas_of_one_turn_of_the_loop_share_a_message() -> None:
 
 
 async def test_what_gathers_while_a_message_is_written_goes_out_together_and_in_order() -> None:
-    box = outbox()
+    box = batcher()
     for slot in (3, 1, 2, 1):
         box.append(delta(slot))
         await asyncio.sleep(0)
@@ -44,7 +44,7 @@ async def test_what_gathers_while_a_message_is_written_goes_out_together_and_in_
 
 
 async def test_a_message_holds_at_most_so_many_deltas_and_bytes_but_always_one() -> None:
-    box = outbox(step_deltas_max=2, step_bytes_max=400)
+    box = batcher(step_deltas_max=2, step_bytes_max=400)
     for slot, tokens in ((1, 1), (2, 1), (3, 1), (4, 1000), (5, 1)):
         box.append(delta(slot, tokens))
     assert [slots(await box.next_step()) for _ in range(4)] == [[1, 2], [3], [4], [5]]
@@ -52,16 +52,16 @@ async def test_a_message_holds_at_most_so_many_deltas_and_bytes_but_always_one()
 
 @pytest.mark.parametrize("bounds", [{"deltas_max": 3}, {"bytes_max": 3 * 68}])
 async def test_one_delta_too_many_is_an_error_and_is_not_kept(bounds: dict[str, int]) -> None:
-    box = outbox(**bounds)
+    box = batcher(**bounds)
     for slot in range(3):
         box.append(delta(slot))
-    with pytest.raises(OutboxOverflow, match="3 deltas"):
+    with pytest.raises(OutputOverflow, match="3 deltas"):
         box.append(delta(3))
     assert slots(await box.next_step()) == [0, 1, 2]
 
 
 async def test_tokens_that_gather_become_columns_in_front_of_their_slots_deltas() -> None:
-    box = outbox()
+    box = batcher()
     for token in range(3):
         box.append_tokens(1, [token])
         box.append_tokens(2, [10 + token])
@@ -83,7 +83,7 @@ async def test_tokens_that_gather_become_columns_in_front_of_their_slots_deltas(
 
 
 async def test_no_tokens_are_no_news() -> None:
-    box = outbox()
+    box = batcher()
     box.append_tokens(1, [5, 6])
     box.append_tokens(2, [])
     step = await box.next_step()
@@ -93,7 +93,7 @@ async def test_no_tokens_are_no_news() -> None:
 
 
 async def test_what_does_not_fit_one_message_keeps_each_slots_order() -> None:
-    box = outbox(step_deltas_max=2)
+    box = batcher(step_deltas_max=2)
     for slot in (1, 2, 3):
         box.append_tokens(slot, [slot, slot])
     for slot in (3, 1):
@@ -104,7 +104,7 @@ async def test_what_does_not_fit_one_message_keeps_each_slots_order() -> None:
 
 
 async def test_a_heavy_slot_goes_alone_and_bounds_hold_for_the_columns() -> None:
-    box = outbox(step_bytes_max=100)
+    box = batcher(step_bytes_max=100)
     for slot, count in ((1, 1), (2, 1000), (3, 1), (4, 1)):
         box.append_tokens(slot, [7] * count)
     assert [slots(await box.next_step()) for _ in range(3)] == [[1], [2], [3, 4]]
@@ -112,7 +112,7 @@ async def test_a_heavy_slot_goes_alone_and_bounds_hold_for_the_columns() -> None
 
 
 async def test_tokens_are_copied_once_they_wait() -> None:
-    box = outbox()
+    box = batcher()
     made = [1]
     box.append_tokens(1, made)
     box.append_tokens(1, [2])
@@ -126,7 +126,7 @@ async def test_tokens_are_copied_once_they_wait() -> None:
 
 
 async def test_tokens_wait_for_the_interval_and_leave_with_anything_that_does_not() -> None:
-    box = outbox(interval_s=3600.0)
+    box = batcher(interval_s=3600.0)
     box.append_tokens(1, [0])
     assert slots(await box.next_step()) == [1]  # nothing was sent before it
     reading = asyncio.create_task(box.next_step())
@@ -139,7 +139,7 @@ async def test_tokens_wait_for_the_interval_and_leave_with_anything_that_does_no
 
 
 async def test_tokens_leave_by_themselves_when_the_interval_is_over() -> None:
-    box = outbox(interval_s=0.002)
+    box = batcher(interval_s=0.002)
     box.append_tokens(1, [0])
     await box.next_step()
     box.append_tokens(1, [1])
@@ -147,17 +147,17 @@ async def test_tokens_leave_by_themselves_when_the_interval_is_over() -> None:
 
 
 async def test_tokens_count_towards_the_bounds_as_deltas_do() -> None:
-    box = outbox(bytes_max=40, deltas_max=2)
+    box = batcher(bytes_max=40, deltas_max=2)
     box.append_tokens(1, [0])
     box.append_tokens(2, [0])
-    with pytest.raises(OutboxOverflow, match="2 deltas"):
+    with pytest.raises(OutputOverflow, match="2 deltas"):
         box.append_tokens(3, [0])
-    with pytest.raises(OutboxOverflow, match="2 deltas"):
+    with pytest.raises(OutputOverflow, match="2 deltas"):
         box.append_tokens(1, [1, 2, 3, 4, 5])
 
 
 async def test_closing_wakes_the_writer_and_drops_what_comes_later() -> None:
-    box = outbox()
+    box = batcher()
     reading = asyncio.create_task(box.next_step())
     await asyncio.sleep(0)
     box.close()

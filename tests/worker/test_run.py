@@ -22,7 +22,7 @@ from worker.run import _start_engine
 PROGRAM = """
 import functools, json, sys
 from {role}_worker.config import {kind}WorkerConfig
-from {role}_worker.role import {kind}Role
+from {role}_worker.role import {kind}RoleBehaviour
 from engine.config import EngineConfig
 from runtime import lifecycle, logs
 from worker.config import WorkerConfig
@@ -32,7 +32,7 @@ logs.configure_logging("info", "{role}-0")
 settings = json.loads(sys.argv[1])
 lifecycle.run(serve(
     "{role}",
-    functools.partial({kind}Role, {kind}WorkerConfig()),
+    functools.partial({kind}RoleBehaviour, {kind}WorkerConfig()),
     msgspec.convert({{"kind": "fake", **settings.get("engine", {{}})}}, EngineConfig),
     msgspec.convert({{"worker_id": "{role}-0", **settings.get("worker", {{}})}}, WorkerConfig),
     lambda facts: print(json.dumps(dict(facts)), flush=True),
@@ -87,7 +87,7 @@ async def test_a_signal_before_the_engine_is_up_ends_it_too() -> None:
 async def test_no_scheduler_ends_it_with_a_clear_line_and_a_code_of_its_own() -> None:
     process = await start("decode", worker={"scheduler_address": "127.0.0.1:1", "register_timeout_s": 0.3})
     code, log = await end(process)
-    assert code == 4, log
+    assert code == ExitCode.NO_CLUSTER, log
     assert "no scheduler registered this worker in time address=127.0.0.1:1 worker=decode-0" in log
 
 

@@ -77,7 +77,7 @@ async def scheduler_at(scheduler: Scheduler, port: int = 0) -> AsyncIterator[Run
 
 @asynccontextmanager
 async def session_of(worker: InProcessWorker) -> AsyncIterator[SchedulerSession]:
-    session = SchedulerSession(worker.body)
+    session = SchedulerSession(worker.core)
     running = asyncio.create_task(session.run())
     try:
         yield session
@@ -97,7 +97,7 @@ async def test_it_registers_reports_changes_beats_and_says_goodbye(start_worker:
         async with session_of(worker) as session:
             await asyncio.wait_for(session.registered.wait(), WAIT_S)
             info = (await scheduler.said.get()).register
-            assert info == worker.body.info()
+            assert info == worker.core.info()
             assert (info.role, info.context_tokens_max) == (cluster_pb2.ROLE_PREFILL, 4096)
             await scheduler.until(state=cluster_pb2.PROCESS_STATE_READY, leases_held=0)
             await scheduler.until(leases_held=0)  # nothing changed: that was a heartbeat
@@ -107,7 +107,7 @@ async def test_it_registers_reports_changes_beats_and_says_goodbye(start_worker:
                 while not (named := await scheduler.said.get()).HasField("leases"):
                     pass
             assert len(named.leases.lease_ids) == 1
-            assert list(named.leases.lease_ids) == worker.body.role.oldest_leases(5)
+            assert list(named.leases.lease_ids) == worker.core.role.oldest_leases(5)
         async with asyncio.timeout(WAIT_S):
             while not (last := await scheduler.said.get()).HasField("leaving"):
                 pass
@@ -128,7 +128,7 @@ async def test_it_comes_back_after_the_scheduler_did(
     second = Scheduler()
     async with scheduler_at(second, port):
         await asyncio.wait_for(session.registered.wait(), WAIT_S)
-        assert (await second.said.get()).register.worker_id == worker.body.worker_id
+        assert (await second.said.get()).register.worker_id == worker.core.worker_id
         await running.__aexit__(None, None, None)
     assert "the session with the scheduler ended" in caplog.text
 
@@ -156,7 +156,7 @@ async def test_the_scheduler_can_drain_it(start_worker: StartWorker) -> None:
         async with session_of(worker):
             scheduler.commands.put_nowait(pb.WorkerCommand(drain=pb.Drain(deadline_ms=5_000)))
             await scheduler.until(state=cluster_pb2.PROCESS_STATE_DRAINING)
-            assert not worker.body.lifecycle.accepts
+            assert not worker.core.lifecycle.accepts
 
 
 async def test_a_scheduler_that_refuses_or_is_away_is_asked_again_and_leaving_does_not_wait_for_it(
@@ -167,7 +167,7 @@ async def test_a_scheduler_that_refuses_or_is_away_is_asked_again_and_leaving_do
     async with scheduler_at(scheduler) as server:
         worker = await start_worker("decode", config=config(server.address))
         async with session_of(worker) as session:
-            await until(lambda: worker.body.metrics.session_failures._value.get() >= 3, within_s=WAIT_S)
+            await until(lambda: worker.core.metrics.session_failures._value.get() >= 3, within_s=WAIT_S)
             assert not session.registered.is_set()
             scheduler.refuse = False
             await asyncio.wait_for(session.registered.wait(), WAIT_S)

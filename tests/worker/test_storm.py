@@ -52,7 +52,7 @@ async def test_a_storm_leaves_nothing_held(start_worker: StartWorker, seed: int)
             group.create_task(one_front_proxy(prefill, decode, seed * 100 + number))
     for worker in (prefill, decode):
         await worker.settled()
-        assert not worker.body.streams
-        assert worker.body.load().leases_held == 0
+        assert not worker.core.streams
+        assert worker.core.load().leases_held == 0
         assert worker.engine.load().kv_blocks_used == 0
-        assert worker.body.prefill_tokens_queued == 0
+        assert worker.core.prefill_tokens_queued == 0

@@ -7,6 +7,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class DrainWorkerRequest(_message.Message):
+    __slots__ = ("worker_id", "deadline_ms")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    deadline_ms: int
+    def __init__(self, worker_id: _Optional[str] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+
+class DrainWorkerResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class WorkerUpdate(_message.Message):
     __slots__ = ("register", "load", "leaving", "leases")
     REGISTER_FIELD_NUMBER: _ClassVar[int]

@@ -44,11 +44,11 @@ def lease_in(state: LeaseState | None) -> Lease:
 
 
 @pytest.mark.parametrize(("state", "event"), list(itertools.product([None, *LeaseState], EVENTS)))
-def test_every_pair_follows_the_table_or_raises_with_the_story(state: LeaseState | None, event: LeaseEvent) -> None:
+def test_every_pair_follows_the_table_or_raises_with_the_event_log(state: LeaseState | None, event: LeaseEvent) -> None:
     lease = lease_in(state)
     step = TRANSITIONS.get((state, type(event)))
     if step is None:
-        with pytest.raises(IllegalLeaseEvent, match=f"lease l: .*{type(event).__name__}.*story:"):
+        with pytest.raises(IllegalLeaseEvent, match=f"lease l: .*{type(event).__name__}.*log:"):
             lease.handle(event)
         assert lease.state is state
         return
@@ -125,4 +125,4 @@ def test_however_a_lease_ends_it_ends_once_and_frees_at_most_once(events: list[L
     assert freed <= 1
     assert ended <= 1
     assert lease.holding is (ended == 0)
-    assert len(lease.story()) <= 64
+    assert len(lease.event_log()) <= 64

@@ -32,6 +32,6 @@ def test_the_time_left_is_rounded_down_and_kept_in_range(left_s: float, ms: int)
     assert to_wire(msgspec.structs.replace(HANDOFF, lease_remaining_s=left_s)).lease_remaining_ms == ms
 
 
-def test_a_forwarder_takes_off_the_time_it_held_the_ticket() -> None:
+def test_a_forwarder_takes_off_the_time_it_held_the_hand_off() -> None:
     assert aged(HANDOFF, 9.5).lease_remaining_s == 20.0
     assert aged(HANDOFF, 100.0).lease_remaining_s == 0.0

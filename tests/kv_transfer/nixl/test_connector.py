@@ -293,7 +293,7 @@ def test_how_a_lease_ended_is_known_before_its_blocks_are_free() -> None:
 
 
 class Impostor:
-    """An engine of another incarnation on the port that a ticket names."""
+    """An engine of another incarnation on the port that a hand-off names."""
 
     def __init__(self, engine_id: str, compat_hash: str) -> None:
         self._context = zmq.Context()
@@ -334,7 +334,7 @@ class Impostor:
         self._context.term()
 
 
-def test_a_restarted_engine_on_the_same_port_is_not_taken_for_the_one_that_made_the_ticket(worker: Any) -> None:
+def test_a_restarted_engine_on_the_same_port_is_not_taken_for_the_one_that_made_the_hand_off(worker: Any) -> None:
     worker.__dict__.update(
         _is_csa_linear=False,
         use_host_buffer=True,

@@ -117,9 +117,13 @@ def test_the_cluster_knows_its_workers_by_id_and_role() -> None:
     cluster = ClusterState()
     for each in (worker("p0"), worker("d0"), worker("d1")):
         cluster.add(each)
-    assert [each.worker_id for each in cluster.with_role(Role.DECODE)] == ["d0", "d1"]
+    pool = cluster.pool_for_requests()
+    assert [each.worker_id for each in pool.with_role(Role.DECODE)] == ["d0", "d1"]
     cluster.add(worker("d2"))
     cluster.check()
     cluster.remove("d2")
-    assert [each.worker_id for each in cluster.others("p0")] == ["d0", "d1"]
+    for worker_id in ("p0", "d0", "d1"):
+        cluster.remove(worker_id)
+    assert not cluster.pools
+    assert cluster.pool_for_requests().with_role(Role.DECODE) == []
     cluster.check()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scheduler.api.events import PlanRequested
-from scheduler.cluster.state import ClusterState
+from scheduler.cluster.model_pool import ModelPool
 from scheduler.config import SchedulerConfig
 from scheduler.routing.placement import NotPlaced, Planner
 from tests.scheduler.cast import ready, worker
@@ -13,10 +13,10 @@ from tests.scheduler.cast import ready, worker
 
 @pytest.mark.parametrize(("used", "cause", "missing"), [((99, 98), "no_headroom", 1), ((100, 100), "no_headroom", 3)])
 def test_a_refusal_says_the_smallest_shortage(used: tuple[int, int], cause: str, missing: int) -> None:
-    cluster = ClusterState()
+    pool = ModelPool()
     for index, blocks in enumerate(used):
-        cluster.add(worker(f"d{index}", ready(kv_blocks_used=blocks)))
+        pool.add(worker(f"d{index}", ready(kv_blocks_used=blocks)))
     event = PlanRequested(session=1, plan_id=1, request_id="r", prompt_tokens=64, output_tokens_max=32)
-    refused = Planner(SchedulerConfig(), None, None).place(event, cluster, 0.0)
+    refused = Planner(SchedulerConfig(), None, None).place(event, pool, 0.0)
     assert isinstance(refused, NotPlaced)
     assert (refused.cause, refused.missing_blocks) == (cause, missing)

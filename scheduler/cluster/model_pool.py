@@ -1,0 +1,42 @@
+"""Workers that can serve one model together: the same model and KV layout, so any two of them may exchange KV."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from scheduler.api.worker_info import Role, WorkerInfo
+from scheduler.cluster.worker import Worker
+
+
+class PoolKey(NamedTuple):
+    """What workers must agree on to be of one pool."""
+
+    model: str
+    layout_fingerprint: str
+
+    @classmethod
+    def of(cls, info: WorkerInfo) -> PoolKey:
+        """The pool that a worker belongs to."""
+        return cls(info.model, info.layout_fingerprint)
+
+
+class ModelPool:
+    """The registered workers of one pool by role, in order of arrival. Chooses none."""
+
+    def __init__(self) -> None:
+        self._by_role: dict[Role, list[Worker]] = {role: [] for role in Role}
+
+    def __len__(self) -> int:
+        return sum(len(workers) for workers in self._by_role.values())
+
+    def with_role(self, role: Role) -> list[Worker]:
+        """The workers of one role. The caller must not change the list."""
+        return self._by_role[role]
+
+    def add(self, worker: Worker) -> None:
+        """Take a worker in."""
+        self._by_role[worker.role].append(worker)
+
+    def remove(self, worker: Worker) -> None:
+        """Let a worker go."""
+        self._by_role[worker.role].remove(worker)

@@ -1,0 +1,161 @@
+"""Which workers may take a request. Each filter reads ``Worker`` and ``Ask``, changes nothing and drops some workers.
+
+Filters are not configured: each guards a promise, so all always run. To add one, write the function and name it in
+``prefill_filters`` or ``decode_filters``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from scheduler.cluster.worker import Worker
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What one request asks of one worker."""
+
+    # Tokens whose KV must have room until the request ends.
+    held_tokens: int
+    # Leading tokens whose full blocks already lie on the worker, shared with a sibling.
+    shared_tokens: int = 0
+    # Prompt tokens the worker would compute.
+    computed_tokens: int = 0
+    excluded_worker_ids: frozenset[str] = frozenset()
+
+    def blocks(self, block_size_tokens: int) -> int:
+        """Blocks of this size that the request would add."""
+        return max(1, -(-self.held_tokens // block_size_tokens) - self.shared_tokens // block_size_tokens)
+
+
+class Filter(NamedTuple):
+    """``keep`` returns the workers that pass, in the given order. ``name`` is a metric label."""
+
+    name: str
+    keep: Callable[[Ask, Sequence[Worker], float], Sequence[Worker]]
+
+
+class Probe(Protocol):
+    """Times filters from outside, since a pure function reads no clock."""
+
+    def start(self) -> None:
+        """A pass begins."""
+        ...
+
+    def lap(self, policy: str) -> None:
+        """One step of it is done."""
+        ...
+
+
+class Emptied(msgspec.Struct, frozen=True, gc=False):
+    """No worker is left. ``by`` names the filter that dropped the last of them; empty when there was none at all."""
+
+    by: str
+    dropped: Sequence[Worker] = ()
+
+
+def passing(
+    filters: Sequence[Filter], ask: Ask, workers: Sequence[Worker], now_s: float, probe: Probe | None = None
+) -> Sequence[Worker] | Emptied:
+    """The workers that pass every filter; at least one."""
+    if not workers:
+        return Emptied("")
+    if probe is not None:
+        probe.start()
+    for name, keep in filters:
+        left = keep(ask, workers, now_s)
+        if probe is not None:
+            probe.lap(name)
+        if not left:
+            return Emptied(name, workers)
+        workers = left
+    return workers
+
+
+def prefill_filters(queue_max_s: float) -> Sequence[Filter]:
+    """For a prefill worker. A prompt waits in the engine's queue for blocks, so they need not be free now."""
+
+    def short_queue(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
+        return with_short_queue(workers, queue_max_s)
+
+    return (*_FIRST, Filter("request_slots", request_slots), Filter("prefill_backlog", short_queue), _LAST)
+
+
+def decode_filters() -> Sequence[Filter]:
+    """For a decode worker. Blocks are reserved, so they must be free now."""
+    return (*_FIRST, Filter("kv_headroom", kv_headroom), Filter("request_slots", request_slots), _LAST)
+
+
+def ready(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
+    """Drop workers that are starting, draining, stopped or silent."""
+    return [worker for worker in workers if worker.ready]
+
+
+def excluded(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
+    """Drop the workers that the request names: they failed it before."""
+    if not ask.excluded_worker_ids:
+        return workers
+    return [worker for worker in workers if worker.worker_id not in ask.excluded_worker_ids]
+
+
+def outlier(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
+    """Drop ejected workers while another one is there: a worker that may work is better than none."""
+    return [worker for worker in workers if not worker.avoided] or workers
+
+
+def could_hold(ask: Ask, worker: Worker) -> bool:
+    """Whether the request would fit an empty worker."""
+    within_context = worker.context_tokens_max == 0 or ask.computed_tokens <= worker.context_tokens_max
+    return within_context and ask.blocks(worker.block_size_tokens) <= worker.blocks_total
+
+
+def kv_capacity(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
+    """Drop workers that could never hold the request."""
+    # As could_hold, for all at once: this runs for every worker and request.
+    needed = {size: ask.blocks(size) for size in {worker.block_size_tokens for worker in workers}}
+    tokens = ask.computed_tokens
+    return [
+        worker
+        for worker in workers
+        if worker.blocks_total >= needed[worker.block_size_tokens]
+        and (tokens <= worker.context_tokens_max or worker.context_tokens_max == 0)
+    ]
+
+
+def kv_headroom(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
+    """Drop workers that cannot hold the request now."""
+    needed = {size: ask.blocks(size) for size in {worker.block_size_tokens for worker in workers}}
+    return [worker for worker in workers if worker.free_blocks >= needed[worker.block_size_tokens]]
+
+
+def request_slots(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
+    """Drop workers that would refuse one more request. A limit of 0 is no limit."""
+    return [worker for worker in workers if not 0 < worker.requests_max <= worker.request_count]
+
+
+def with_short_queue(workers: Sequence[Worker], queue_max_s: float) -> Sequence[Worker]:
+    """Drop workers whose queue is predicted to last longer; keep those whose speed is not known yet.
+
+    So a prompt beyond this bound waits in the scheduler, where classes and tenants share.
+    """
+    return [
+        worker
+        for worker in workers
+        if worker.queued_tokens <= queue_max_s * worker.speed.tokens_per_s or not worker.speed.observed
+    ]
+
+
+def suspect(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
+    """Drop workers that a front proxy lately could not use, while another one is left: suspicion refuses nothing."""
+    return [worker for worker in workers if worker.suspect_until_s <= now_s] or workers
+
+
+_FIRST = (
+    Filter("ready", ready),
+    Filter("excluded", excluded),
+    Filter("outlier", outlier),
+    Filter("kv_capacity", kv_capacity),
+)
+_LAST = Filter("suspect", suspect)
