@@ -11,8 +11,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
-Role = Literal["scheduler", "prefill", "decode", "front_proxy"]
-"""What a process does in the cluster."""
+from runtime.process_role import Role
+
 MemberState = Literal["pending", "starting", "ready", "draining", "ended"]
 
 

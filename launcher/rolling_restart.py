@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from launcher.backend import Member, ProcessBackend, Role
+from launcher.backend import Member, ProcessBackend
+from runtime.process_role import Role
 
 if TYPE_CHECKING:
     from protos.cluster.v1 import cluster_pb2
@@ -106,7 +107,7 @@ class RollingRestart:
             return ""
         try:
             async with asyncio.timeout(self._within_s):
-                while not await self._has_settled(restarted):
+                while not await self._has_settled(restarted):  # noqa: ASYNC110 - the scheduler is another process
                     # Only the scheduler knows which workers have registered, and it answers only when asked.
                     await asyncio.sleep(self._poll_interval_s)
         except TimeoutError:

@@ -12,7 +12,6 @@ from typing import Any, assert_never
 
 import msgspec
 
-from launcher.backend import Role
 from launcher.config import BatonConfig
 from launcher.local import temp_dirs
 from launcher.local.child import READY_PREFIX
@@ -20,6 +19,7 @@ from launcher.local.environment import CHILD_VARIABLE
 from launcher.local.ports import HTTP_FD_VARIABLE
 from launcher.local.process_plan import drain_s
 from runtime.bounds import LogLevel
+from runtime.process_role import Role
 
 EXIT_TIMEOUT_S = 15.0
 """Time that a process has to exit after its work has ended. Then it ends itself by force, to be restarted."""

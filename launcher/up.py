@@ -1,4 +1,4 @@
-"""`baton up`: starts a cluster on this machine, announces it, and stops it on a signal. The backend runs the processes."""
+"""`baton up`: starts a cluster on this machine, announces it, and stops it on a signal. The backend runs it."""
 
 from __future__ import annotations
 

@@ -73,7 +73,8 @@ class LocalBackend:
         phases = {spec.id: self._supervision.phase(spec.id) for spec in specs}
         retired = [name for name, phase in phases.items() if phase in (Phase.RETIRED, Phase.RETIRING)]
         live = [name for name in phases if name not in retired]
-        for name in sorted(reversed(live), key=lambda name: name not in go_first)[: max(0, len(live) - replicas)]:
+        live.reverse()
+        for name in sorted(live, key=lambda name: name not in go_first)[: max(0, len(live) - replicas)]:
             await self.stop(name, drain_s=drain_s(wanted.role, self._config), replace=False)
         missing = max(0, replicas - len(live))
         for name in retired[:missing]:

@@ -8,9 +8,10 @@ from typing import assert_never
 
 import msgspec
 
-from launcher.backend import Pool, Role
+from launcher.backend import Pool
 from launcher.config import BatonConfig
 from runtime.configuration import DEFAULT
+from runtime.process_role import Role
 
 WORKERS: tuple[Role, ...] = ("prefill", "decode")
 STOP_ORDER: tuple[tuple[Role, ...], ...] = (("front_proxy",), WORKERS, ("scheduler",))
@@ -66,15 +67,15 @@ def plan(config: BatonConfig) -> tuple[ProcessSpec, ...]:
 def replica(config: BatonConfig, pool: Pool, index: int, workers: int) -> ProcessSpec:
     """One process of a pool. ``workers``: how many workers of any pool were planned before it."""
     name = f"{pool.name}-{index}"
-    after = scheduler_ids(config)
+    after, threads = scheduler_ids(config), 1 if pool.role not in WORKERS else None
     match pool.role:
         case "scheduler":
             name = after[index]
-            settings, threads, after = _scheduler_settings(config, name, index), 1, ()
+            settings, after = _scheduler_settings(config, name, index), ()
         case "prefill" | "decode":
-            settings, threads = _worker_settings(config, name, workers), None
+            settings = _worker_settings(config, name, workers)
         case "front_proxy":
-            settings, threads = _front_settings(name, index), 1
+            settings = _front_settings(name, index)
         case _:
             assert_never(pool.role)
     return ProcessSpec(

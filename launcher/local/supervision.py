@@ -1,6 +1,6 @@
 """When a process that ended is started again, as a pure machine: events in, actions out. Starts and stops nothing.
 
-Each process has its own count. After a death the process is restarted with a pause, which doubles with each death within
+Each process has its own count. After a death the process is restarted with a pause, which doubles with each death in
 the window. After too many deaths it stays down. A process that is replaced on purpose starts again at once, uncounted.
 A scheduler that does not answer is killed: a frozen scheduler keeps the leader's lock, and no other one can lead.
 """
@@ -14,10 +14,10 @@ from typing import assert_never
 
 import msgspec
 
-from launcher.backend import Role
 from launcher.local.process_plan import ProcessSpec
 from launcher.local.startup import BecameReady, Ended, Start, Tick, describe_exit
 from runtime.backoff import backoff_s
+from runtime.process_role import Role
 
 # Without one of each no request can be served. Prefill workers are not needed: decode workers can compute prompts.
 _NEEDED: dict[Role, str] = {"scheduler": "scheduler", "decode": "decode worker", "front_proxy": "front proxy"}

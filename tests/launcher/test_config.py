@@ -23,7 +23,7 @@ from runtime.configuration import BadConfiguration, load
         (["front_proxy.handoff_renew_interval_s=500"], "front_proxy.handoff_renew_interval_s"),
         (["front_proxy.scheduler_backoff_min_s=9"], "scheduler_backoff_max_s"),
         (["worker.scheduler_backoff_initial_s=9"], "scheduler_backoff_max_s"),
-        (["launcher.restart_backoff_min_s=99"], "restart_backoff_max_s"),
+        (["launcher.restart_backoff_min_s=99"], "restart_backoff_min_s"),
         (["scheduler.outliers.ejection_s=999"], "ejection_max_s"),
         (["scheduler.leader_store=etcd"], "scheduler.leader_store"),
         (["scheduler.leader_store=kubernetes", "scheduler.leader_lock_file=/run/leader"], "leader_lock_file"),
