@@ -90,7 +90,7 @@ def test_a_wrong_setting_is_an_error_with_its_path(
         "front_proxy.deadline_s=-1",
         "front_proxy.deadline_s=nan",
         "front_proxy.attempts_max=0",
-        "worker.heartbeat_interval_s=0",
+        "worker.requests_max=0",
         "prefill_worker.leases_max=0",
         "decode_worker.kv_overcommit_factor=0",
         "engine.block_size_tokens=-16",

@@ -13,7 +13,6 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from engine.config import FakeEngineConfig
-from front_proxy.config import FrontProxyConfig
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.dispatch.metrics import DispatchMetrics
 from front_proxy.request.generation import GenerationDelta, GenerationRequest
@@ -26,9 +25,11 @@ from scheduler.metrics import SchedulerMetrics
 from scheduler.service import add_services, status_service
 from scheduler.shell import SchedulerShell
 from tests.polling import until
+from tests.support.front_proxy_settings import configured
 from tests.worker.conftest import InProcessWorker, StartWorker, start_worker
 from worker.config import WorkerConfig
 from worker.lifecycle import Event
+from worker.limits import WorkerLimits
 from worker.session import SchedulerSession
 
 __all__ = ["start_worker"]
@@ -64,16 +65,16 @@ async def cluster(
     workers = [
         await start(
             role,
-            config=WorkerConfig(scheduler_address=server.address, load_interval_s=0.01),
+            config=WorkerConfig(scheduler_address=server.address),
+            limits=WorkerLimits(load_interval_s=0.01),
             fake=fake or FakeEngineConfig(),
         )
         for role in ["prefill"] * prefills + ["decode"] * decodes
     ]
     sessions = [SchedulerSession(worker.core) for worker in workers]
     tasks = [asyncio.create_task(session.run()) for session in sessions]
-    dispatcher = Dispatcher(
-        FrontProxyConfig(scheduler_address=server.address, **settings), metrics=DispatchMetrics(CollectorRegistry())
-    )
+    front, limits = configured(scheduler_address=server.address, **settings)
+    dispatcher = Dispatcher(front, limits=limits, metrics=DispatchMetrics(CollectorRegistry()))
     running = asyncio.create_task(dispatcher.run())
     try:
         for session in sessions:

@@ -17,7 +17,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from engine.config import FakeEngineConfig
-from front_proxy.config import FrontProxyConfig
+from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.dispatch.metrics import DispatchMetrics
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
@@ -28,6 +28,7 @@ from tests.polling import until
 from tests.scheduler.api_server import ApiServer
 from tests.worker.conftest import StartWorker, start_worker
 from worker.config import WorkerConfig
+from worker.limits import WorkerLimits
 from worker.session import SchedulerSession
 
 __all__ = ["start_worker"]
@@ -112,19 +113,19 @@ async def scene(start: StartWorker, scheduler: SchedulerProcess | None = None, *
     await scheduler.start()
     addresses = ",".join((*others, scheduler.address))
     try:
-        config = WorkerConfig(scheduler_address=addresses, load_interval_s=0.01)
+        config = WorkerConfig(scheduler_address=addresses)
         roles = ["prefill", "prefill", "decode", "decode"]
-        workers = [await start(role, config=config, fake=FakeEngineConfig()) for role in roles]
+        workers = [
+            await start(role, config=config, limits=WorkerLimits(load_interval_s=0.01), fake=FakeEngineConfig())
+            for role in roles
+        ]
         sessions = [SchedulerSession(worker.core) for worker in workers]
         tasks = [asyncio.create_task(session.run()) for session in sessions]
         registry = CollectorRegistry()
         # Without a plan from the last view, every one of these requests would wait for a minute.
-        front = FrontProxyConfig(
-            scheduler_address=addresses,
-            plan_timeout_s=60.0,
-            plan_patience_s=0.2,
-        )
-        dispatcher = Dispatcher(front, metrics=DispatchMetrics(registry))
+        front = FrontProxyConfig(scheduler_address=addresses, plan_timeout_s=60.0)
+        limits = FrontProxyLimits(plan_patience_s=0.2)
+        dispatcher = Dispatcher(front, limits=limits, metrics=DispatchMetrics(registry))
         running = asyncio.create_task(dispatcher.run())
         try:
             for session in sessions:
