@@ -33,7 +33,7 @@ _CLUSTER = Group.create_ordered("A cluster on this machine")
 _PROCESSES = Group.create_ordered("One process")
 _SETTINGS = Group.create_ordered("About")
 
-app = command_line.new_app("baton", "Serve language models with prefill and decode apart.", version=version)
+app = command_line.new_app("baton", "Serve language models with separate prefill and decode workers.", version=version)
 app.command(cluster.up, group=_CLUSTER)
 app.command(cluster.status, group=_CLUSTER)
 app.command(cluster.drain, group=_CLUSTER)
