@@ -10,6 +10,7 @@ from collections import OrderedDict
 
 import msgspec
 
+from decode_worker.config import DecodeLimits
 from engine.protocol import EngineInfo
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.handoff.layout import Layout, compatible
@@ -21,9 +22,9 @@ from worker.role import Refused, WorkerRequest, blocks_for
 class KnownEpochs:
     """The newest epoch seen of each prefill worker. Epochs only grow, so an older one belongs to a dead engine."""
 
-    def __init__(self, holders_max: int) -> None:
-        assert holders_max >= 1
-        self._holders_max = holders_max
+    def __init__(self, workers_max: int) -> None:
+        assert workers_max >= 1
+        self._workers_max = workers_max
         self._epoch_of: OrderedDict[str, int] = OrderedDict()
 
     def __len__(self) -> int:
@@ -33,7 +34,7 @@ class KnownEpochs:
         """Remember ``epoch`` and return the newest one of this worker. Forgets the worker that was seen longest ago."""
         newest = max(epoch, self._epoch_of.pop(worker_id, 0))
         self._epoch_of[worker_id] = newest
-        if len(self._epoch_of) > self._holders_max:
+        if len(self._epoch_of) > self._workers_max:
             self._epoch_of.popitem(last=False)
         return newest
 
@@ -43,8 +44,7 @@ class HandoffValidator(msgspec.Struct, frozen=True, kw_only=True):
 
     info: EngineInfo
     known_epochs: KnownEpochs
-    lease_margin_s: float
-    output_headroom_tokens: int
+    limits: DecodeLimits
 
     def judge(self, handoff: KvHandoff, request: WorkerRequest) -> Refused | None:
         """None when the engine may take the KV over."""
@@ -62,10 +62,9 @@ class HandoffValidator(msgspec.Struct, frozen=True, kw_only=True):
         if handoff.epoch != newest:
             text = f"it is of epoch {handoff.epoch}, and {handoff.worker_id} is at {newest}"
             return _refused(FailureKind.STATE_LOST, "handoff_epoch", handoff, text)
-        if handoff.lease_remaining_s <= self.lease_margin_s:
-            text = (
-                f"{handoff.lease_remaining_s:.3f} s are left of its lease, and a pull may take {self.lease_margin_s} s"
-            )
+        margin_s = self.limits.lease_margin_s
+        if handoff.lease_remaining_s <= margin_s:
+            text = f"{handoff.lease_remaining_s:.3f} s are left of its lease, and a pull may take {margin_s} s"
             return _refused(FailureKind.STATE_LOST, "handoff_expired", handoff, text)
         if not 0 < handoff.tokens <= len(token_ids):
             text = f"it covers {handoff.tokens} tokens of a prompt of {len(token_ids)}"
@@ -86,7 +85,9 @@ class HandoffValidator(msgspec.Struct, frozen=True, kw_only=True):
         """Blocks the request is admitted with: what the scheduler reserved, else prompt and some output."""
         tokens = len(request.engine_request.token_ids)
         context_tokens = max(self.info.context_tokens_max, tokens)
-        expected = blocks_for(min(tokens + self.output_headroom_tokens, context_tokens), self.info.block_size_tokens)
+        expected = blocks_for(
+            min(tokens + self.limits.output_headroom_tokens, context_tokens), self.info.block_size_tokens
+        )
         return min(max(request.blocks_reserved or expected, 1), self.info.kv_blocks_total)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_never
 
-from decode_worker.config import DecodeWorkerConfig
+from decode_worker.config import DecodeLimits, DecodeWorkerConfig
 from decode_worker.handoff_validator import HandoffValidator, KnownEpochs
 from engine.protocol import EngineInfo, TakeOver
 from kv_transfer.handoff.handoff import KvHandoff
@@ -17,15 +17,13 @@ from worker.role import Accepted, Decode, Offer, Prefill, Refused, RoleName, Wor
 class DecodeRole:
     """The decode half of ``worker.role.RoleBehaviour``."""
 
-    def __init__(self, config: DecodeWorkerConfig, info: EngineInfo, worker_id: str) -> None:
+    def __init__(
+        self, config: DecodeWorkerConfig, info: EngineInfo, worker_id: str, limits: DecodeLimits | None = None
+    ) -> None:
         self._info = info
         self._worker_id = worker_id
-        self.validator = HandoffValidator(
-            info=info,
-            known_epochs=KnownEpochs(config.holders_max),
-            lease_margin_s=config.lease_margin_s,
-            output_headroom_tokens=config.output_headroom_tokens,
-        )
+        limits = limits or DecodeLimits()
+        self.validator = HandoffValidator(info=info, known_epochs=KnownEpochs(limits.known_epochs_max), limits=limits)
         self.blocks_limit = max(int(info.kv_blocks_total * config.kv_overcommit_factor), 1)
 
     @property

@@ -11,7 +11,7 @@ from engine.protocol import EngineInfo, Hold
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.handoff.lease import Count, LeaseAction
 from kv_transfer.integrity.prompt_digest import prompt_digest
-from prefill_worker.config import PrefillWorkerConfig
+from prefill_worker.config import PrefillLimits, PrefillWorkerConfig
 from prefill_worker.leases import LeaseTable
 from runtime.failures import Failure, FailureKind
 from worker.role import Accepted, Decode, Offer, Prefill, Refused, RoleName, WorkerRequest, blocks_for
@@ -20,12 +20,16 @@ from worker.role import Accepted, Decode, Offer, Prefill, Refused, RoleName, Wor
 class PrefillRole:
     """The prefill half of ``worker.role.RoleBehaviour``."""
 
-    def __init__(self, config: PrefillWorkerConfig, info: EngineInfo, worker_id: str) -> None:
+    def __init__(
+        self, config: PrefillWorkerConfig, info: EngineInfo, worker_id: str, limits: PrefillLimits | None = None
+    ) -> None:
+        limits = limits or PrefillLimits()
         self._config = config
+        self._lease_total_max_s = max(limits.lease_total_max_s, config.lease_s)
         self._info = info
         self._worker_id = worker_id
         self.leases = LeaseTable()
-        self.blocks_limit = max(int(info.kv_blocks_total * config.kv_overcommit_factor), 1)
+        self.blocks_limit = max(int(info.kv_blocks_total * limits.kv_overcommit_factor), 1)
 
     @property
     def name(self) -> RoleName:
@@ -101,7 +105,7 @@ class PrefillRole:
         if epoch != self._info.epoch:
             return (Count("renewed_too_late"),)
         return self.leases.renew(
-            lease_id, now_s=now_s, lease_s=self._config.lease_s, total_max_s=self._config.lease_total_max_s
+            lease_id, now_s=now_s, lease_s=self._config.lease_s, total_max_s=self._lease_total_max_s
         )
 
     def oldest_leases(self, count: int) -> Sequence[str]:

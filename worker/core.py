@@ -24,6 +24,7 @@ from worker.admission import Admission
 from worker.background_tasks import BackgroundTasks
 from worker.config import WorkerConfig
 from worker.lifecycle import Action, Event, Lifecycle, State
+from worker.limits import WorkerLimits
 from worker.metrics import WorkerMetrics
 from worker.role import Accepted, Refused, RoleBehaviour, WorkerRequest
 
@@ -57,6 +58,7 @@ class WorkerCore:
         config: WorkerConfig,
         worker_id: str,
         metrics: WorkerMetrics,
+        limits: WorkerLimits | None = None,
         rng: random.Random | None = None,
     ) -> None:
         assert worker_id
@@ -64,6 +66,7 @@ class WorkerCore:
         self.engine = engine
         self.role = role
         self.config = config
+        self.limits = limits or WorkerLimits()
         self.worker_id = worker_id
         self.metrics = metrics
         self._rng = rng or random.Random()
@@ -242,24 +245,24 @@ class WorkerCore:
 
     async def _keep(self, lease_id: str, lease_s: float) -> None:
         try:
-            async with asyncio.timeout(self.config.abort_timeout_s):
+            async with asyncio.timeout(self.limits.abort_timeout_s):
                 await self.engine.renew(lease_id, lease_s)
         except EngineDead:
             self.lose_engine("while a lease was renewed")
         except TimeoutError:
             # Then the engine's own lease ends first, and who pulls finds out.
-            log.error("the engine did not renew a lease in time", lease=lease_id, waited_s=self.config.abort_timeout_s)
+            log.error("the engine did not renew a lease in time", lease=lease_id, waited_s=self.limits.abort_timeout_s)
 
     async def _free(self, lease_id: str) -> None:
         try:
-            async with asyncio.timeout(self.config.abort_timeout_s):
+            async with asyncio.timeout(self.limits.abort_timeout_s):
                 await self.engine.release(lease_id)
         except EngineDead:
             self.lose_engine("while a lease was released")
         except TimeoutError:
             self.metrics.lease_release_failures.inc()
             log.error(
-                "the engine did not take back a lease in time", lease=lease_id, waited_s=self.config.abort_timeout_s
+                "the engine did not take back a lease in time", lease=lease_id, waited_s=self.limits.abort_timeout_s
             )
 
     # State
@@ -332,5 +335,5 @@ class WorkerCore:
     async def watch_leases(self) -> None:
         """Let leases run out."""
         while True:
-            await asyncio.sleep(self.config.lease_tick_s)
+            await asyncio.sleep(self.limits.lease_tick_s)
             self.apply(self.role.tick(self.now_s()))

@@ -21,11 +21,11 @@ class EngineHealth:
         self._core = core
         self._steps = core.engine.load().steps
         self._ping: asyncio.Task[None] | None = None
-        config = core.config
+        config, limits = core.config, core.limits
         self._timeout: PauseAwareTimeout | None = None
         if config.engine_stall_timeout_s:
             self._timeout = PauseAwareTimeout(
-                timeout_s=config.engine_stall_timeout_s, interval_s=config.health_interval_s, now_s=core.now_s()
+                timeout_s=config.engine_stall_timeout_s, interval_s=limits.health_interval_s, now_s=core.now_s()
             )
 
     async def run(self) -> None:
@@ -34,7 +34,7 @@ class EngineHealth:
         try:
             while not core.engine_lost.is_set():
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(core.config.health_interval_s):
+                    async with asyncio.timeout(core.limits.health_interval_s):
                         await core.engine_lost.wait()
                         return
                 try:

@@ -51,14 +51,14 @@ class FrontStream:
     """Everything one Attach stream owns."""
 
     def __init__(self, core: WorkerCore, front_proxy_id: str) -> None:
-        config = core.config
+        limits = core.limits
         self.front_proxy_id = front_proxy_id
         self.batcher = OutputBatcher(
-            deltas_max=config.outbox_deltas_max,
-            bytes_max=config.outbox_bytes_max,
-            step_deltas_max=config.step_deltas_max,
-            step_bytes_max=config.step_bytes_max,
-            interval_s=config.output_interval_ms / 1000,
+            deltas_max=limits.waiting_deltas_max,
+            bytes_max=limits.waiting_bytes_max,
+            step_deltas_max=limits.step_deltas_max,
+            step_bytes_max=limits.step_bytes_max,
+            interval_s=core.config.output_interval_ms / 1000,
         )
         self.failure: Failure | None = None
         """Why the stream must end; set together with ``failed``."""
@@ -106,7 +106,7 @@ class FrontStream:
         for live in tuple(self._live.values()):
             live.stop("stream")
         if self._tasks:
-            _, late = await asyncio.wait(tuple(self._tasks), timeout=self._core.config.abort_timeout_s)
+            _, late = await asyncio.wait(tuple(self._tasks), timeout=self._core.limits.abort_timeout_s)
             if late:
                 log.error(
                     "requests of a front proxy did not end in time", requests=len(late), front_proxy=self.front_proxy_id

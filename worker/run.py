@@ -21,6 +21,7 @@ from worker.config import WorkerConfig
 from worker.core import WorkerCore
 from worker.engine_health import EngineHealth
 from worker.lifecycle import Event
+from worker.limits import WorkerLimits
 from worker.metrics import WorkerMetrics
 from worker.role import MakeRole, RoleName
 from worker.session import SchedulerSession
@@ -36,13 +37,19 @@ def worker_id_of(config: WorkerConfig, role: RoleName) -> str:
 
 
 async def serve(
-    role: RoleName, make_role: MakeRole, engine_config: EngineConfig, config: WorkerConfig, ready: Ready
+    role: RoleName,
+    make_role: MakeRole,
+    engine_config: EngineConfig,
+    config: WorkerConfig,
+    ready: Ready,
+    limits: WorkerLimits | None = None,
 ) -> None:
     """Start an engine, serve ``role`` on it until a signal, then drain. Calls ``ready`` when requests may come.
 
     Raises SystemExit with an ExitCode when the process cannot go on. The log says why.
     """
     stop = lifecycle.stop_event()
+    limits = limits or WorkerLimits()
     worker_id = worker_id_of(config, role)
     metrics = WorkerMetrics(role)
     log.info("starting the engine", worker=worker_id)
@@ -51,9 +58,14 @@ async def serve(
     if engine is None:
         log.info("stopped before the engine was up")
         return
-    async with _closing(engine, config):
+    async with _closing(engine, limits):
         core = WorkerCore(
-            engine=engine, role=make_role(engine.info, worker_id), config=config, worker_id=worker_id, metrics=metrics
+            engine=engine,
+            role=make_role(engine.info, worker_id),
+            config=config,
+            worker_id=worker_id,
+            metrics=metrics,
+            limits=limits,
         )
         core.metrics_address = metrics_address
         await _serve(core, stop, ready)
@@ -67,7 +79,7 @@ async def _serve(core: WorkerCore, stop: lifecycle.Stop, ready: Ready) -> None:
         config.host,
         config.port,
         lambda server: service.add_services(core, server),
-        message_bytes_max=config.message_bytes_max,
+        message_bytes_max=core.limits.message_bytes_max,
     )
     host = config.advertise_host or config.host
     core.address = join_address(host, config.advertise_port or server.port)
@@ -109,7 +121,7 @@ async def _leave(
             core.happen(Event.TIME_UP)
     if session is not None:
         session.leave(_why(core))
-        _, late = await asyncio.wait(sessions, timeout=core.config.stop_grace_s)
+        _, late = await asyncio.wait(sessions, timeout=core.limits.stop_grace_s)
         for task in late:
             task.cancel()
 
@@ -129,14 +141,14 @@ async def _drain(core: WorkerCore, hurry: asyncio.Event) -> None:
     try:
         await _first(drained, hurry, core.engine_lost)
     finally:
-        await lifecycle.cancel_and_wait(draining, core.config.abort_timeout_s)
+        await lifecycle.cancel_and_wait(draining, core.limits.abort_timeout_s)
 
 
 async def _stop(core: WorkerCore, server: RunningServer) -> None:
-    config = core.config
+    limits = core.limits
     core.happen(Event.STOPPED)
-    await server.stop(config.stop_grace_s)
-    if (left := await core.background.wait(config.abort_timeout_s)) > 0:
+    await server.stop(limits.stop_grace_s)
+    if (left := await core.background.wait(limits.abort_timeout_s)) > 0:
         log.error("clean-up jobs did not end in time", jobs=left)
     core.apply(core.role.engine_gone())
 
@@ -145,14 +157,14 @@ async def _registered(session: SchedulerSession | None, core: WorkerCore, stop: 
     """Wait until the scheduler has registered this worker. False when the process must end instead."""
     if session is not None:
         try:
-            async with asyncio.timeout(core.config.register_timeout_s):
+            async with asyncio.timeout(core.limits.register_timeout_s):
                 await _first(session.registered, stop, core.engine_lost)
         except TimeoutError as error:
             log.critical(
                 "no scheduler registered this worker in time",
                 address=core.config.scheduler_address,
                 worker=core.worker_id,
-                waited_s=core.config.register_timeout_s,
+                waited_s=core.limits.register_timeout_s,
             )
             raise SystemExit(ExitCode.NO_CLUSTER) from error
     return not (stop.is_set() or core.engine_lost.is_set())
@@ -200,13 +212,13 @@ async def _start_engine(starting: Awaitable[Engine], stop: asyncio.Event) -> Eng
 
 
 @contextlib.asynccontextmanager
-async def _closing(engine: Engine, config: WorkerConfig) -> AsyncIterator[None]:
+async def _closing(engine: Engine, limits: WorkerLimits) -> AsyncIterator[None]:
     """Close the engine on every way out, within ``engine_close_timeout_s``."""
     try:
         yield
     finally:
         try:
-            async with asyncio.timeout(config.engine_close_timeout_s):
+            async with asyncio.timeout(limits.engine_close_timeout_s):
                 await engine.close()
         except TimeoutError:
-            log.error("the engine did not close in time", waited_s=config.engine_close_timeout_s)
+            log.error("the engine did not close in time", waited_s=limits.engine_close_timeout_s)

@@ -45,7 +45,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 _read(core, front, stream),
                 _write(core, front, stream),
                 front.failed.wait(),
-                end_timeout_s=core.config.abort_timeout_s,
+                end_timeout_s=core.limits.abort_timeout_s,
             )
         except StreamBroken as broken:
             log.info("the stream of a front proxy broke", front_proxy=front.front_proxy_id, why=str(broken))
@@ -67,7 +67,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
 
     async def _open(self, stream: AttachStream) -> pb.Open:
         try:
-            message = await first(stream, self._core.config.abort_timeout_s)
+            message = await first(stream, self._core.limits.abort_timeout_s)
         except StreamBroken:
             message = pb.AttachRequest()
         if message.WhichOneof("message") != "open":
@@ -77,7 +77,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         if opened.engine_version and opened.engine_version != ours:
             text = f"engine versions differ: front proxy {opened.engine_version}, worker {self._core.worker_id} {ours}"
             await stream.refuse(Failure(kind=FailureKind.INCOMPATIBLE, message=text))
-        if len(self._core.streams) >= self._core.config.front_proxies_max:
+        if len(self._core.streams) >= self._core.limits.front_proxies_max:
             text = f"{len(self._core.streams)} front proxies are attached to worker {self._core.worker_id} already"
             await stream.refuse(Failure(kind=FailureKind.EXHAUSTED, message=text))
         return opened

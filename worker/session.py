@@ -19,8 +19,6 @@ from worker.core import WorkerCore
 log = structlog.get_logger(__name__)
 
 SessionStream = ClientStream[pb.WorkerCommand, pb.WorkerUpdate]
-# Of several schedulers, one that answers nothing for so long is left for the next.
-REGISTER_TIMEOUT_S = 2.0
 
 
 class SchedulerSession:
@@ -28,13 +26,13 @@ class SchedulerSession:
 
     def __init__(self, core: WorkerCore, dial: Dial | None = None, rng: random.Random | None = None) -> None:
         self._core = core
-        self._config = core.config
+        self._limits = core.limits
         self._rng = rng or random.Random()
         self._rounds_failed = 0
         self._addresses = Addresses(core.config.scheduler_address)
         self._dial = dial or grpc_dial(
             lambda channel: scheduler_pb2_grpc.SchedulerServiceStub(channel).WorkerSession(),
-            message_bytes_max=core.config.message_bytes_max,
+            message_bytes_max=core.limits.message_bytes_max,
             quick_keepalive=len(self._addresses) > 1,
         )
         # The largest that a scheduler named. An older leader stood still and does not know yet that another one leads.
@@ -85,19 +83,19 @@ class SchedulerSession:
             self._rounds_failed = 0
             self.registered.set()
             log.info("registered with the scheduler", address=self._addresses.current)
-            asked_s = reply.registered.heartbeat_interval_ms / 1000 or self._config.heartbeat_interval_s
+            asked_s = reply.registered.heartbeat_interval_ms / 1000 or self._limits.heartbeat_interval_s
             await converse(
                 self._listen(stream),
-                self._report(stream, min(asked_s, self._config.heartbeat_interval_s)),
-                end_timeout_s=self._config.scheduler_call_timeout_s,
+                self._report(stream, min(asked_s, self._limits.heartbeat_interval_s)),
+                end_timeout_s=self._limits.scheduler_call_timeout_s,
             )
 
     @property
     def _register_timeout_s(self) -> float:
         """Where there is another scheduler, this one is not waited for longer than for one that leads."""
-        config = self._config
+        limits = self._limits
         several = len(self._addresses) > 1
-        return min(config.scheduler_call_timeout_s, REGISTER_TIMEOUT_S if several else float("inf"))
+        return limits.other_scheduler_timeout_s if several else limits.scheduler_call_timeout_s
 
     async def _report(self, stream: SessionStream, heartbeat_s: float) -> None:
         """Send load when it changed, and at every heartbeat; at the end, goodbye."""
@@ -112,37 +110,37 @@ class SchedulerSession:
                 await self._send(stream, pb.WorkerUpdate(load=load))
                 sent, sent_at_s = load, loop.time()
             if loop.time() - leases_at_s >= heartbeat_s and (load.leases_held or leases_told):
-                held = core.role.oldest_leases(self._config.leases_named_max)
+                held = core.role.oldest_leases(self._limits.leases_named_max)
                 await self._send(stream, pb.WorkerUpdate(leases=pb.LeasesHeld(lease_ids=held)))
                 leases_told, leases_at_s = bool(held), loop.time()
             if self._leaving is None:  # leave() may have come while we sent
                 await self._pause(heartbeat_s - (loop.time() - sent_at_s))
         await self._send(stream, pb.WorkerUpdate(leaving=pb.Leaving(reason=self._leaving)))
-        async with answer_within(self._config.scheduler_call_timeout_s):
+        async with answer_within(self._limits.scheduler_call_timeout_s):
             await stream.done_writing()
 
     async def _pause(self, until_heartbeat_s: float) -> None:
         """Wait for a change or the heartbeat. What the engine alone knows does not tell us: while busy, look often."""
-        config, core = self._config, self._core
-        longest_s = until_heartbeat_s if core.idle else min(until_heartbeat_s, config.load_interval_s)
+        limits, core = self._limits, self._core
+        longest_s = until_heartbeat_s if core.idle else min(until_heartbeat_s, limits.load_interval_s)
         try:
             async with asyncio.timeout(max(longest_s, 0.001)):
                 await core.changed.wait()
                 # Changes come in swarms; one report tells them all.
                 if self._leaving is None:
-                    await asyncio.sleep(config.load_interval_s)
+                    await asyncio.sleep(limits.load_interval_s)
         except TimeoutError:
             return
 
     async def _send(self, stream: SessionStream, update: pb.WorkerUpdate) -> None:
-        async with answer_within(self._config.scheduler_call_timeout_s):
+        async with answer_within(self._limits.scheduler_call_timeout_s):
             await stream.write(update)
 
     async def _listen(self, stream: SessionStream) -> None:
         while (command := await stream.read()) is not None:
             match command.WhichOneof("message"):
                 case "drain":
-                    deadline_s = command.drain.deadline_ms / 1000 or self._config.drain_timeout_s
+                    deadline_s = command.drain.deadline_ms / 1000 or self._core.config.drain_timeout_s
                     log.info("the scheduler asks this worker to drain", within_s=deadline_s)
                     self._core.background.start(self._drain(deadline_s), "drain for the scheduler")
                 case "registered":
@@ -158,9 +156,9 @@ class SchedulerSession:
 
     async def _back_off(self) -> None:
         self._rounds_failed += 1
-        config = self._config
+        limits = self._limits
         wait_s = backoff_s(
-            self._rounds_failed, min_s=config.scheduler_backoff_initial_s, max_s=config.scheduler_backoff_max_s
+            self._rounds_failed, min_s=limits.scheduler_backoff_min_s, max_s=limits.scheduler_backoff_max_s
         ) * self._rng.uniform(0.5, 1.0)
         loop = asyncio.get_running_loop()
         until_s = loop.time() + wait_s

@@ -28,7 +28,7 @@ from scheduler.api.events import (
     WorkerSuspected,
 )
 from scheduler.api.worker_info import WorkerLoad
-from scheduler.config import PriorityClassConfig, SchedulerConfig, WaitingConfig
+from scheduler.config import PriorityClassConfig, SchedulerConfig, SchedulerParameters, WaitingConfig
 from scheduler.core import SchedulerCore
 
 SESSION = 1
@@ -49,7 +49,9 @@ class FallbackPlanner:
         self.running: dict[int, RunningPlan] = {}
         """Every plan in flight, whether made here or by a scheduler."""
         waiting = WaitingConfig(interactive=_NO_QUEUE, default=_NO_QUEUE, batch=_NO_QUEUE)
-        self._policy = msgspec.structs.replace(policy, waiting=waiting, leak_after_s=_NEVER_LEAKED_S)
+        self._policy = msgspec.structs.replace(
+            SchedulerParameters.of(policy), waiting=waiting, leak_after_s=_NEVER_LEAKED_S
+        )
         self._view = view
         self._view_max_age_s = view_max_age_s
         self._load_fade_s = load_fade_s

@@ -6,14 +6,14 @@ import msgspec
 
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from runtime.grpc_server import QUICK_KEEPALIVE_TIME_MS, QUICK_KEEPALIVE_TIMEOUT_MS
-from scheduler.config import PriorityClassConfig, SchedulerConfig, WaitingConfig
-from worker.config import WorkerConfig
+from scheduler.config import PriorityClassConfig, SchedulerConfig, SchedulerParameters, WaitingConfig
+from worker.limits import WorkerLimits
 
 # Shorter than the front proxies' patience with a question.
 _WAITING = PriorityClassConfig(wait_max_s=0.5)
 _REFUSING = PriorityClassConfig(waiting_max=0)
 
-SCHEDULER_CONFIG = SchedulerConfig(
+SCHEDULER_CONFIG = SchedulerParameters(
     worker_lease_s=2.0,
     heartbeat_interval_s=0.5,
     silence_timeout_s=0.8,
@@ -76,17 +76,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 def production_settings() -> Settings:
     """What processes do by default, beside an engine that takes 50 ms a step."""
-    worker = WorkerConfig()
+    limits = WorkerLimits()
     return Settings(
         scheduler=SchedulerConfig(),
         front=FrontProxyConfig(),
         front_limits=FrontProxyLimits(),
         front_fixed=True,
-        backoff_min_s=worker.scheduler_backoff_initial_s,
-        backoff_max_s=worker.scheduler_backoff_max_s,
+        backoff_min_s=limits.scheduler_backoff_min_s,
+        backoff_max_s=limits.scheduler_backoff_max_s,
         lease_s=SchedulerConfig().kubernetes.lease_duration_s,
         keepalive_s=(QUICK_KEEPALIVE_TIME_MS + QUICK_KEEPALIVE_TIMEOUT_MS) / 2000,
-        report_interval_s=worker.heartbeat_interval_s / 4,
+        report_interval_s=limits.heartbeat_interval_s / 4,
         step_s=0.05,
         prefill_s=(0.1, 0.4),
         pull_s=(0.01, 0.05),

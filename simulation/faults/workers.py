@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from decode_worker.config import DecodeWorkerConfig
+from decode_worker.config import DecodeLimits, DecodeWorkerConfig
 from decode_worker.role import DecodeRole
 from engine.protocol import EngineInfo, EngineRequest, Finish, FirstOutput
 from front_proxy.request.work import Stage, WorkerOutput
@@ -15,7 +15,7 @@ from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.handoff.lease import Count, FreeBlocks, KeepBlocks, LeaseAction
 from kv_transfer.integrity.held_kv_registry import HeldKvRegistry
 from kv_transfer.integrity.transfer_proof import TransferProof
-from prefill_worker.config import PrefillWorkerConfig
+from prefill_worker.config import PrefillLimits, PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import Failure, FailureKind
 from scheduler.api.actions import Placement
@@ -129,11 +129,14 @@ class SimWorker(Process):
             context_tokens_max=CONTEXT_TOKENS_MAX,
         )
         self.prefill = self.prefill_role(
-            PrefillWorkerConfig(lease_s=self.lease_s, leases_max=LEASES_MAX * self.room, kv_overcommit_factor=4.0),
+            PrefillWorkerConfig(lease_s=self.lease_s, leases_max=LEASES_MAX * self.room),
             self.info,
             self.worker_id,
+            PrefillLimits(kv_overcommit_factor=4.0),
         )
-        self.decode = self.decode_role(DecodeWorkerConfig(lease_margin_s=0.01), self.info, self.worker_id)
+        self.decode = self.decode_role(
+            DecodeWorkerConfig(), self.info, self.worker_id, DecodeLimits(lease_margin_s=0.01)
+        )
         limit = self.prefill.blocks_limit if self.stage is Stage.PREFILL else self.decode.blocks_limit
         self.admission = Admission(requests_max=self.requests_max, blocks_limit=limit)
         self.works: dict[tuple[int, OrderKey], Work] = {}

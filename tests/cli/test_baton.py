@@ -90,12 +90,12 @@ def test_a_wrong_setting_is_an_error_with_its_path(
         "front_proxy.deadline_s=-1",
         "front_proxy.deadline_s=nan",
         "front_proxy.attempts_max=0",
-        "worker.heartbeat_interval_s=0",
+        "worker.requests_max=0",
         "prefill_worker.leases_max=0",
         "decode_worker.kv_overcommit_factor=0",
         "engine.block_size_tokens=-16",
         "engine.max_model_len=0",
-        "scheduler.tick_interval_s=0",
+        "scheduler.worker_lease_s=0",
     ],
 )
 def test_a_number_out_of_range_is_an_error_with_its_path(setting: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from decode_worker.config import DecodeWorkerConfig
+from decode_worker.config import DecodeLimits, DecodeWorkerConfig
 from decode_worker.role import DecodeRole
 from engine.protocol import EngineInfo, EngineRequest, TakeOver
 from kv_transfer.handoff.handoff import KvHandoff
@@ -40,8 +40,8 @@ HANDOFF = KvHandoff(
 )
 
 
-def role(**settings: float) -> DecodeRole:
-    return DecodeRole(msgspec.convert(settings, DecodeWorkerConfig), INFO, "decode-0")
+def role(**limits: float) -> DecodeRole:
+    return DecodeRole(DecodeWorkerConfig(), INFO, "decode-0", msgspec.convert(limits, DecodeLimits))
 
 
 def request(handoff: KvHandoff | None, **fields: Any) -> WorkerRequest:
@@ -134,7 +134,7 @@ def test_prompts_that_never_fit_and_prefills_are_refused() -> None:
 
 
 def test_memory_of_holders_is_bounded() -> None:
-    decode = role(holders_max=2)
+    decode = role(known_epochs_max=2)
     for number in range(5):
         handoff = msgspec.structs.replace(HANDOFF, worker_id=f"prefill-{number}")
         assert isinstance(decode.accept(request(handoff)), Accepted)
@@ -142,7 +142,7 @@ def test_memory_of_holders_is_bounded() -> None:
 
 
 def test_the_holder_that_was_not_heard_of_for_longest_is_forgotten_first() -> None:
-    decode = role(holders_max=2)
+    decode = role(known_epochs_max=2)
     for worker_id in ("prefill-0", "prefill-1", "prefill-0", "prefill-2"):
         handoff = msgspec.structs.replace(HANDOFF, worker_id=worker_id, epoch=6)
         assert isinstance(decode.accept(request(handoff)), Accepted)

@@ -25,7 +25,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, model_dir: Any) -> Iterato
         "--set", "engine.kind=fake",
         "--set", f"engine.fake.hangs_after_requests={HANGS_AFTER}",
         "--set", "worker.engine_stall_timeout_s=1.5",
-        "--set", "worker.health_interval_s=0.1",
         "--set", f"front_proxy.deadline_s={DEADLINE_S}",
         "--set", "front_proxy.stream_stall_timeout_s=1",
         "--set", "front_proxy.prefill_stall_timeout_s=1",

@@ -19,7 +19,7 @@ from front_proxy.request.generation import GenerationDelta, GenerationRequest
 from runtime.clock import SystemClock
 from runtime.failures import FailureError
 from runtime.grpc_server import start_server
-from scheduler.config import SchedulerConfig
+from scheduler.config import SchedulerParameters
 from scheduler.core import SchedulerCore
 from scheduler.metrics import SchedulerMetrics
 from scheduler.service import add_services, status_service
@@ -29,6 +29,7 @@ from tests.support.front_proxy_settings import configured
 from tests.worker.conftest import InProcessWorker, StartWorker, start_worker
 from worker.config import WorkerConfig
 from worker.lifecycle import Event
+from worker.limits import WorkerLimits
 from worker.session import SchedulerSession
 
 __all__ = ["start_worker"]
@@ -54,7 +55,7 @@ class Cluster:
 async def cluster(
     start: StartWorker, *, prefills: int = 2, decodes: int = 2, fake: FakeEngineConfig | None = None, **settings: Any
 ) -> AsyncIterator[Cluster]:
-    config = SchedulerConfig()
+    config = SchedulerParameters()
     core = SchedulerCore(config, random.Random(1))
     shell = SchedulerShell(config, core, SystemClock(), SchedulerMetrics(CollectorRegistry()))
     status = status_service(shell, epoch=1)
@@ -64,7 +65,8 @@ async def cluster(
     workers = [
         await start(
             role,
-            config=WorkerConfig(scheduler_address=server.address, load_interval_s=0.01),
+            config=WorkerConfig(scheduler_address=server.address),
+            limits=WorkerLimits(load_interval_s=0.01),
             fake=fake or FakeEngineConfig(),
         )
         for role in ["prefill"] * prefills + ["decode"] * decodes

@@ -28,6 +28,7 @@ from tests.polling import until
 from tests.scheduler.api_server import ApiServer
 from tests.worker.conftest import StartWorker, start_worker
 from worker.config import WorkerConfig
+from worker.limits import WorkerLimits
 from worker.session import SchedulerSession
 
 __all__ = ["start_worker"]
@@ -112,9 +113,12 @@ async def scene(start: StartWorker, scheduler: SchedulerProcess | None = None, *
     await scheduler.start()
     addresses = ",".join((*others, scheduler.address))
     try:
-        config = WorkerConfig(scheduler_address=addresses, load_interval_s=0.01)
+        config = WorkerConfig(scheduler_address=addresses)
         roles = ["prefill", "prefill", "decode", "decode"]
-        workers = [await start(role, config=config, fake=FakeEngineConfig()) for role in roles]
+        workers = [
+            await start(role, config=config, limits=WorkerLimits(load_interval_s=0.01), fake=FakeEngineConfig())
+            for role in roles
+        ]
         sessions = [SchedulerSession(worker.core) for worker in workers]
         tasks = [asyncio.create_task(session.run()) for session in sessions]
         registry = CollectorRegistry()

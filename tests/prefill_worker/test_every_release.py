@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from decode_worker.config import DecodeWorkerConfig
+from decode_worker.config import DecodeLimits
 from engine.config import FakeEngineConfig
 from prefill_worker.config import PrefillWorkerConfig
 from runtime.failures import FailureError
@@ -34,7 +34,7 @@ async def pair(
     *,
     prefill: FakeEngineConfig | None = None,
     decode: FakeEngineConfig | None = None,
-    decode_settings: DecodeWorkerConfig | None = None,
+    decode_limits: DecodeLimits | None = None,
     decodes: int = 1,
     **front_proxy: Any,
 ) -> AsyncIterator[Cluster]:
@@ -43,10 +43,10 @@ async def pair(
     @functools.wraps(start)
     async def made(role: str, **wanted: Any) -> InProcessWorker:
         if role == "prefill":
-            settings: Any = PrefillWorkerConfig(lease_s=HOUR_S, lease_total_max_s=HOUR_S)
+            settings: Any = PrefillWorkerConfig(lease_s=HOUR_S)
             wanted |= {"fake": prefill or FakeEngineConfig(), "settings": settings}
         else:
-            wanted |= {"fake": decode or FakeEngineConfig(), "settings": decode_settings or DecodeWorkerConfig()}
+            wanted |= {"fake": decode or FakeEngineConfig(), "role_limits": decode_limits}
         worker: InProcessWorker = await start(role, **wanted)
         return worker
 
@@ -112,8 +112,8 @@ async def test_a_client_that_leaves_during_the_pull(start_worker: StartWorker) -
 
 
 async def test_a_decode_worker_that_refuses_the_hand_off(start_worker: StartWorker) -> None:
-    picky = DecodeWorkerConfig(lease_margin_s=2 * HOUR_S)
-    async with pair(start_worker, decode_settings=picky) as it:
+    picky = DecodeLimits(lease_margin_s=2 * HOUR_S)
+    async with pair(start_worker, decode_limits=picky) as it:
         deltas = await collect(it.dispatcher, request(1, 8))
         assert sum(len(delta.token_ids) for delta in deltas) == 8
         refused = it.workers[1].core.metrics.registry.get_sample_value(

@@ -11,7 +11,7 @@ from engine.protocol import EngineInfo, EngineRequest, Hold
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.handoff.lease import Count, FreeBlocks, KeepBlocks
 from kv_transfer.integrity.prompt_digest import prompt_digest
-from prefill_worker.config import PrefillWorkerConfig
+from prefill_worker.config import PrefillLimits, PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import FailureKind
 from worker.role import Accepted, Decode, Prefill, Refused, WorkerRequest
@@ -50,7 +50,9 @@ HANDOFF = KvHandoff(
 
 
 def role(**settings: float) -> PrefillRole:
-    return PrefillRole(msgspec.convert(settings, PrefillWorkerConfig), INFO, "prefill-0")
+    # A field that a struct does not have is ignored by it.
+    config, limits = msgspec.convert(settings, PrefillWorkerConfig), msgspec.convert(settings, PrefillLimits)
+    return PrefillRole(config, INFO, "prefill-0", limits)
 
 
 def test_a_prefill_is_held_for_the_configured_time() -> None:

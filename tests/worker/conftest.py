@@ -13,12 +13,12 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
-from decode_worker.config import DecodeWorkerConfig
+from decode_worker.config import DecodeLimits, DecodeWorkerConfig
 from decode_worker.role import DecodeRole
 from engine.config import EngineConfig, FakeEngineConfig
 from engine.fake.engine import FakeEngine
 from engine.fake.fabric import FakeKvFabric
-from prefill_worker.config import PrefillWorkerConfig
+from prefill_worker.config import PrefillLimits, PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from protos.cluster.v1 import cluster_pb2
 from protos.worker.v1 import worker_pb2 as pb
@@ -28,6 +28,7 @@ from worker import service
 from worker.config import WorkerConfig
 from worker.core import WorkerCore
 from worker.lifecycle import Event
+from worker.limits import WorkerLimits
 from worker.metrics import WorkerMetrics
 from worker.role import RoleBehaviour
 
@@ -169,7 +170,9 @@ async def start_worker() -> AsyncIterator[StartWorker]:
             worker_id: str = "",
             config: WorkerConfig | None = None,
             fake: FakeEngineConfig | None = None,
+            limits: WorkerLimits | None = None,
             settings: PrefillWorkerConfig | DecodeWorkerConfig | None = None,
+            role_limits: PrefillLimits | DecodeLimits | None = None,
         ) -> InProcessWorker:
             config = config or WorkerConfig()
             name = worker_id or f"{role}-{next(_epochs)}"
@@ -178,12 +181,14 @@ async def start_worker() -> AsyncIterator[StartWorker]:
             made: RoleBehaviour
             if role == "prefill":
                 assert not isinstance(settings, DecodeWorkerConfig)
-                made = PrefillRole(settings or PrefillWorkerConfig(), engine.info, name)
+                assert not isinstance(role_limits, DecodeLimits)
+                made = PrefillRole(settings or PrefillWorkerConfig(), engine.info, name, role_limits)
             else:
                 assert not isinstance(settings, PrefillWorkerConfig)
-                made = DecodeRole(settings or DecodeWorkerConfig(), engine.info, name)
+                assert not isinstance(role_limits, PrefillLimits)
+                made = DecodeRole(settings or DecodeWorkerConfig(), engine.info, name, role_limits)
             metrics = WorkerMetrics(made.name, CollectorRegistry())
-            core = WorkerCore(engine=engine, role=made, config=config, worker_id=name, metrics=metrics)
+            core = WorkerCore(engine=engine, role=made, config=config, worker_id=name, metrics=metrics, limits=limits)
             await stack.enter_async_context(_served(core, engine))
             return InProcessWorker(core, engine, stack)
 

@@ -37,7 +37,8 @@ async def test_a_ping_that_is_cancelled_is_no_answer_and_does_not_end_the_watch(
     lost, engine = asyncio.Event(), Engine(cancels=cancels)
     core: Any = SimpleNamespace(
         engine=engine,
-        config=SimpleNamespace(engine_stall_timeout_s=0.2, health_interval_s=0.01),
+        config=SimpleNamespace(engine_stall_timeout_s=0.2),
+        limits=SimpleNamespace(health_interval_s=0.01),
         now_s=asyncio.get_running_loop().time,
         engine_lost=lost,
         engine_silent_s=0.0,

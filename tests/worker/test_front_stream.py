@@ -31,6 +31,7 @@ from worker.config import WorkerConfig
 from worker.core import WorkerCore
 from worker.front_stream import FrontStream
 from worker.lifecycle import Event
+from worker.limits import WorkerLimits
 from worker.metrics import WorkerMetrics
 
 INFO = EngineInfo(
@@ -120,14 +121,15 @@ class Puppet:
 
 
 class Stage:
-    def __init__(self, **config: Any) -> None:
+    def __init__(self, **limits: Any) -> None:
         self.engine = Puppet()
         role = PrefillRole(PrefillWorkerConfig(lease_s=30.0), INFO, "prefill-0")
         self.registry = CollectorRegistry()
         self.core = WorkerCore(
             engine=self.engine,
             role=role,
-            config=WorkerConfig(**config),
+            config=WorkerConfig(),
+            limits=WorkerLimits(**limits),
             worker_id="prefill-0",
             metrics=WorkerMetrics("prefill", self.registry),
         )
@@ -152,8 +154,8 @@ class Stage:
 
 
 @asynccontextmanager
-async def playing(**config: Any) -> AsyncIterator[Stage]:
-    made = Stage(**config)
+async def playing(**limits: Any) -> AsyncIterator[Stage]:
+    made = Stage(**limits)
     try:
         yield made
     finally:
@@ -249,7 +251,7 @@ async def test_what_an_engine_says_is_told_by_its_kind(error: Exception, kind: F
 
 
 async def test_behind_words_that_were_lost_nothing_is_said_on_a_stream_any_more() -> None:
-    async with playing(outbox_deltas_max=1) as made:
+    async with playing(waiting_deltas_max=1) as made:
         for slot, name in ((1, "a"), (2, "b")):
             await made.submit(name, slot)
         for name in ("a", "b", "a"):

@@ -22,20 +22,22 @@ from worker.run import _start_engine
 PROGRAM = """
 import functools, json, sys
 from {role}_worker.config import {kind}WorkerConfig
-from {role}_worker.role import {kind}RoleBehaviour
+from {role}_worker.role import {kind}Role
 from engine.config import EngineConfig
 from runtime import lifecycle, logs
 from worker.config import WorkerConfig
+from worker.limits import WorkerLimits
 from worker.run import serve
 import msgspec
 logs.configure_logging("info", "{role}-0")
 settings = json.loads(sys.argv[1])
 lifecycle.run(serve(
     "{role}",
-    functools.partial({kind}RoleBehaviour, {kind}WorkerConfig()),
+    functools.partial({kind}Role, {kind}WorkerConfig()),
     msgspec.convert({{"kind": "fake", **settings.get("engine", {{}})}}, EngineConfig),
     msgspec.convert({{"worker_id": "{role}-0", **settings.get("worker", {{}})}}, WorkerConfig),
     lambda facts: print(json.dumps(dict(facts)), flush=True),
+    msgspec.convert(settings.get("limits", {{}}), WorkerLimits),
 ))
 """
 
@@ -85,7 +87,7 @@ async def test_a_signal_before_the_engine_is_up_ends_it_too() -> None:
 
 
 async def test_no_scheduler_ends_it_with_a_clear_line_and_a_code_of_its_own() -> None:
-    process = await start("decode", worker={"scheduler_address": "127.0.0.1:1", "register_timeout_s": 0.3})
+    process = await start("decode", worker={"scheduler_address": "127.0.0.1:1"}, limits={"register_timeout_s": 0.3})
     code, log = await end(process)
     assert code == ExitCode.NO_CLUSTER, log
     assert "no scheduler registered this worker in time address=127.0.0.1:1 worker=decode-0" in log
@@ -120,7 +122,8 @@ async def test_an_engine_that_stands_still_ends_it_with_a_clear_line_and_a_code_
     process = await start(
         "decode",
         engine={"fake": {"hangs_after_requests": 1}},
-        worker={"engine_stall_timeout_s": 0.5, "health_interval_s": 0.1},
+        worker={"engine_stall_timeout_s": 0.5},
+        limits={"health_interval_s": 0.1},
     )
     assert process.stdout is not None
     facts = json.loads(await asyncio.wait_for(process.stdout.readline(), 30))

@@ -18,6 +18,7 @@ from runtime.grpc_server import channel
 from tests.scheduler.test_service import reason_of
 from tests.worker.conftest import WAIT_S, StartWorker, sampling, submit
 from worker.config import WorkerConfig
+from worker.limits import WorkerLimits
 
 PROMPT = list(range(1, 41))
 SLOW = FakeEngineConfig(decode_step_us=20_000)
@@ -163,7 +164,7 @@ async def test_a_request_over_its_deadline_fails_and_frees_everything(start_work
 
 async def test_a_lease_nobody_pulls_runs_out_and_a_decode_of_it_is_computed_again(start_worker: StartWorker) -> None:
     prefill = await start_worker(
-        "prefill", settings=PrefillWorkerConfig(lease_s=1.2), config=WorkerConfig(lease_tick_s=0.02)
+        "prefill", settings=PrefillWorkerConfig(lease_s=1.2), limits=WorkerLimits(lease_tick_s=0.02)
     )
     decode = await start_worker("decode")
     handoff = (await (await prefill.attach()).one(submit(1, PROMPT, prefill=True)))[0].handoff
@@ -178,8 +179,8 @@ async def test_a_lease_nobody_pulls_runs_out_and_a_decode_of_it_is_computed_agai
 async def test_a_renewed_lease_outlives_its_first_end_in_worker_and_engine(start_worker: StartWorker) -> None:
     worker = await start_worker(
         "prefill",
-        settings=PrefillWorkerConfig(lease_s=1.0, lease_total_max_s=60.0),
-        config=WorkerConfig(lease_tick_s=0.02),
+        settings=PrefillWorkerConfig(lease_s=1.0),
+        limits=WorkerLimits(lease_tick_s=0.02),
     )
     front = await worker.attach()
     kept = (await front.one(submit(1, PROMPT, prefill=True)))[0].handoff
@@ -261,9 +262,9 @@ async def test_a_dead_engine_ends_every_request_and_stream(start_worker: StartWo
 
 
 async def test_a_stream_whose_peer_does_not_read_is_cut_and_its_requests_end(start_worker: StartWorker) -> None:
-    config = WorkerConfig(outbox_deltas_max=16, step_deltas_max=4)
+    limits = WorkerLimits(waiting_deltas_max=16, step_deltas_max=4)
     fast = FakeEngineConfig(decode_step_us=0, decode_step_us_per_request=1)
-    worker = await start_worker("decode", config=config, fake=fast)
+    worker = await start_worker("decode", limits=limits, fake=fast)
     front = await worker.attach()
     for slot in range(8):
         await front.send(submit(slot, PROMPT, sampling=sampling(3000, logprobs=20)))
@@ -312,7 +313,7 @@ async def test_a_stream_that_opens_wrongly_is_refused(
 
 
 async def test_more_front_proxies_than_allowed_are_refused(start_worker: StartWorker) -> None:
-    worker = await start_worker(config=WorkerConfig(front_proxies_max=1))
+    worker = await start_worker(limits=WorkerLimits(front_proxies_max=1))
     await worker.attach()
     call = (await worker.stub()).Attach()
     await call.write(pb.AttachRequest(open=pb.Open(front_proxy_id="one-too-many")))

@@ -17,6 +17,7 @@ from runtime.grpc_server import RunningServer, start_server
 from tests.polling import until
 from tests.worker.conftest import EOF, WAIT_S, InProcessWorker, StartWorker, submit
 from worker.config import WorkerConfig
+from worker.limits import WorkerLimits
 from worker.session import SchedulerSession
 
 
@@ -86,14 +87,17 @@ async def session_of(worker: InProcessWorker) -> AsyncIterator[SchedulerSession]
         await asyncio.wait_for(running, WAIT_S)
 
 
+LIMITS = WorkerLimits(load_interval_s=0.01, scheduler_backoff_min_s=0.02)
+
+
 def config(address: str) -> WorkerConfig:
-    return WorkerConfig(scheduler_address=address, load_interval_s=0.01, scheduler_backoff_initial_s=0.02)
+    return WorkerConfig(scheduler_address=address)
 
 
 async def test_it_registers_reports_changes_beats_and_says_goodbye(start_worker: StartWorker) -> None:
     scheduler = Scheduler()
     async with scheduler_at(scheduler) as server:
-        worker = await start_worker("prefill", config=config(server.address))
+        worker = await start_worker("prefill", limits=LIMITS, config=config(server.address))
         async with session_of(worker) as session:
             await asyncio.wait_for(session.registered.wait(), WAIT_S)
             info = (await scheduler.said.get()).register
@@ -120,7 +124,7 @@ async def test_it_comes_back_after_the_scheduler_did(
     scheduler = Scheduler()
     async with scheduler_at(scheduler) as server:
         port = server.port
-        worker = await start_worker("decode", config=config(server.address))
+        worker = await start_worker("decode", limits=LIMITS, config=config(server.address))
         running = session_of(worker)
         session = await running.__aenter__()
         await asyncio.wait_for(session.registered.wait(), WAIT_S)
@@ -139,7 +143,7 @@ async def test_a_leader_older_than_one_that_was_heard_is_left(
     former, leader = Scheduler(), Scheduler()
     former.registered.leader_epoch, leader.registered.leader_epoch = 7, 8
     async with scheduler_at(leader) as one, scheduler_at(former) as two:
-        worker = await start_worker("decode", config=config(f"{one.address},{two.address}"))
+        worker = await start_worker("decode", limits=LIMITS, config=config(f"{one.address},{two.address}"))
         async with session_of(worker) as session:
             await asyncio.wait_for(session.registered.wait(), WAIT_S)
             leader.commands.put_nowait(None)
@@ -152,7 +156,7 @@ async def test_a_leader_older_than_one_that_was_heard_is_left(
 async def test_the_scheduler_can_drain_it(start_worker: StartWorker) -> None:
     scheduler = Scheduler()
     async with scheduler_at(scheduler) as server:
-        worker = await start_worker("decode", config=config(server.address))
+        worker = await start_worker("decode", limits=LIMITS, config=config(server.address))
         async with session_of(worker):
             scheduler.commands.put_nowait(pb.WorkerCommand(drain=pb.Drain(deadline_ms=5_000)))
             await scheduler.until(state=cluster_pb2.PROCESS_STATE_DRAINING)
@@ -165,7 +169,7 @@ async def test_a_scheduler_that_refuses_or_is_away_is_asked_again_and_leaving_do
     scheduler = Scheduler()
     scheduler.refuse = True
     async with scheduler_at(scheduler) as server:
-        worker = await start_worker("decode", config=config(server.address))
+        worker = await start_worker("decode", limits=LIMITS, config=config(server.address))
         async with session_of(worker) as session:
             await until(lambda: worker.core.metrics.session_failures._value.get() >= 3, within_s=WAIT_S)
             assert not session.registered.is_set()
