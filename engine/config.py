@@ -32,69 +32,91 @@ class FakeEngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     hangs_after_requests: Count = 0
 
 
+class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What no operator needs to choose. NIXL's own options can be set by ``kv_connector_extra``."""
+
+    lease_duration_s: float = 30.0
+    """How long a prefill engine keeps KV that is not pulled and not released by message, where the request says
+    nothing else."""
+    pulled_release_delay_s: float = 1.0
+    """How long after a reported pull the holder is told to free the KV; releases of that time go together. The
+    transfer layer has told the holder already, unless the pull had failed unnoticed."""
+    nixl_threads: int = 2
+    nixl_progress_delay_us: int = 100
+    """How long NIXL's progress thread waits between two looks; 0: it spins, which takes one core of an idle engine."""
+    kv_proof_timeout_s: float = 2.0
+    """How long a taker waits for a holder's reply before it computes the prompt itself."""
+    kv_holder_connect_timeout_s: float = 2.0
+    """How long a taker tries to reach a holder's address before the pull has failed, and the prompt is computed."""
+    ucx_tls: str = "tcp,cma,posix,sysv,self"
+    """UCX's transports, where the environment has no UCX_TLS."""
+    close_timeout_s: float = 10.0
+    """How long vLLM's processes have to end when the engine is closed; then vLLM kills them."""
+    close_grace_s: float = 5.0
+    """How much longer closing may take in all, before it is given up."""
+
+
+LIMITS = EngineLimits()
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings of every engine of a cluster. They are the same for both roles, so that a worker can change its role."""
+    """What an operator of vLLM chooses. The same for both roles, so that a worker can change its role."""
 
     kind: Literal["vllm", "fake"] = "vllm"
-    # A folder, or a name that the model hub knows.
+    """The fake engine needs no model and makes up its tokens: for tests and benchmarks."""
     model: str = ""
-    # The name clients use; empty: the model's own.
+    """A folder, or a name that the model hub knows."""
     served_model_name: str = ""
+    """The name clients use. Empty: the model's own."""
     tokenizer: str = ""
+    """A folder or a name. Empty: the model's own."""
     trust_remote_code: bool = False
+    """Whether Python code that comes with the model may run."""
     dtype: str = "auto"
-    # None: what the model says.
+    """Precision of weights and KV, as vLLM names it."""
     max_model_len: PositiveCount | None = None
-    # On CPU a multiple of 32; another one is refused before anything starts.
+    """Longest context in tokens. Unset: what the model says."""
     block_size_tokens: PositiveCount = 32
-    # None: vLLM decides from memory (GPU) or 1 GiB (CPU).
+    """Tokens of one KV block. On CPU a multiple of 32; another one is refused before anything starts."""
     kv_cache_bytes: PositiveCount | None = None
-    # Run the model as it is written, without compiling it at the start. None: on CPU, where compiling takes 25 s of CPU
-    # for each engine and a C++ compiler (docs/operations.md); elsewhere vLLM compiles it and captures graphs.
+    """Memory for KV. Unset: vLLM decides (GPU), or 1 GiB (CPU). Watch ``baton_worker_kv_blocks_used``."""
     enforce_eager: bool | None = None
+    """Run the model as it is written, without compiling it at the start. Unset: on CPU, where compiling takes 25 s of
+    CPU for each engine and a C++ compiler (docs/operations.md); elsewhere vLLM compiles it and captures graphs."""
     tensor_parallel_size: PositiveCount = 1
+    """GPUs of one engine."""
     max_num_seqs: PositiveCount = 64
-    # None: vLLM's own default.
+    """Sequences in one step. Watch ``baton_worker_queue_seconds``."""
     max_num_batched_tokens: PositiveCount | None = None
+    """Prompt tokens of one step. Unset: vLLM's own default. Watch ``baton_worker_compute_seconds``."""
     seed: Seed = 0
-    # CPU threads of one engine; 0: share the machine's cores evenly between the engines that engines_per_machine says.
+    """Of sampling, where a request names none."""
     cpu_threads: Count = 0
+    """CPU threads of one engine. 0: the machine's cores over ``engines_per_machine``."""
     engines_per_machine: PositiveCount = 2
-    # How long a prefill engine keeps KV that is not pulled and not released by message.
-    lease_duration_s: Positive = 30.0
-    # How long after a reported pull the holder is told to free the KV; releases of that time go together. The transfer
-    # layer has told the holder already, unless the pull had failed unnoticed.
-    pulled_release_delay_s: Positive = 1.0
-    # Where this engine offers its NIXL metadata; other machines must reach it. The port is asked from the kernel.
+    """Engines that share the cores of this machine. `baton up` counts them itself."""
     side_channel_host: str = "127.0.0.1"
-    # The connector class and its module; "MultiConnector" with an empty module composes several (kv_connector_extra).
+    """Where this engine offers its NIXL metadata; other machines must reach it. The port is any free one."""
     kv_connector: str = "NixlConnector"
+    """vLLM's connector class; "MultiConnector" with an empty module composes several (``kv_connector_extra``)."""
     kv_connector_module: str = "kv_transfer.nixl.connector"
+    """The module of that class. Empty: vLLM's own."""
     kv_connector_extra: dict[str, Any] = msgspec.field(default_factory=dict)
-    nixl_backends: list[str] = msgspec.field(default_factory=lambda: ["UCX"])
-    nixl_threads: PositiveCount = 2
-    # How long NIXL's progress thread waits between two looks; 0: it spins, which takes one core of an idle engine.
-    nixl_progress_delay_us: Count = 100
-    # Share of hand-offs whose KV is checked by content after it was pulled: the holder computes a checksum of every
-    # block, the taker compares. The rest counts as right when the holder says that it held the KV until the pull ended.
+    """Further options of the connector, as ``{"backends": ["LIBFABRIC"]}``; they go before Baton's."""
     kv_check_fraction: Fraction = 1.0
-    # How long a taker waits for a holder's reply before it computes the prompt itself.
-    kv_proof_timeout_s: Positive = 2.0
-    # How long a taker tries to reach a holder's address before the pull has failed, and the prompt is computed again.
-    kv_holder_connect_timeout_s: Positive = 2.0
-    ucx_tls: str = "tcp,cma,posix,sysv,self"
-    # Serve what vLLM's scheduler and connector count (vllm:*) from the worker's /metrics too. It costs CPU every step;
-    # vllm:* histograms of single requests stay empty: Baton's own have them (docs/metrics.md).
+    """Share of hand-offs whose KV is checked by content after it was pulled: the holder computes a checksum of every
+    block, the taker compares. The rest counts as right when the holder says that it held the KV until the pull ended.
+    Less saves CPU. Watch ``baton_worker_pulls_wrong``."""
     vllm_metrics: bool = False
-    # Any further field of vLLM's AsyncEngineArgs; one that vLLM does not know, or that is set above, is refused before
-    # anything starts.
+    """Serve what vLLM's scheduler and connector count (vllm:*) from the worker's /metrics too. It costs CPU every step;
+    vllm:* histograms of single requests stay empty: Baton's own have them (docs/metrics.md)."""
     args: dict[str, Any] = msgspec.field(default_factory=dict)
-    # Epochs are milliseconds of the wall clock. Set a restarted worker's last epoch + 1 here, so that it looks newer
-    # even if the clock was put back meanwhile; `baton up` does. 0: the clock alone.
+    """Any further field of vLLM's AsyncEngineArgs. One that vLLM does not know, or that is set above, is refused before
+    anything starts."""
     epoch_min: Count = 0
+    """Epochs are milliseconds of the wall clock. A restarted worker's last epoch + 1 makes it look newer even if the
+    clock was put back meanwhile; `baton up` sets it. 0: the clock alone."""
     start_timeout_s: Positive = 600.0
-    # How long vLLM's processes have to end when the engine is closed; then vLLM kills them.
-    close_timeout_s: NonNegative = 10.0
-    # How much longer closing may take in all, before it is given up.
-    close_grace_s: NonNegative = 5.0
+    """Time the engine has to start."""
     fake: FakeEngineConfig = FakeEngineConfig()
+    """Of the fake engine, for tests and benchmarks."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.config import EngineConfig
+from engine.config import LIMITS, EngineConfig
 from engine.preflight import runs_on_cpu
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def prepare_environment(config: EngineConfig, environ: MutableMapping[str, str] 
     # The engine process would otherwise inherit the event loop's locks and gRPC's threads half alive.
     environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    environ.setdefault("UCX_TLS", config.ucx_tls)
+    environ.setdefault("UCX_TLS", LIMITS.ucx_tls)
     environ.setdefault("OMP_NUM_THREADS", str(cpu_threads(config)))
     # Engines share cores with each other and the front proxy: leave the placing of threads to the kernel.
     environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -156,16 +156,16 @@ def kv_transfer_values(config: EngineConfig, *, engine_id: str, side_channel_por
         "engine_id": engine_id,
         "kv_load_failure_policy": "recompute",
         "kv_connector_extra_config": {
-            "backends": list(config.nixl_backends),
-            "num_threads": config.nixl_threads,
+            "backends": ["UCX"],
+            "num_threads": LIMITS.nixl_threads,
             # vLLM takes whole seconds here; the lease of each request is set with the request.
-            "kv_lease_duration": max(6, round(config.lease_duration_s)),
+            "kv_lease_duration": max(6, round(LIMITS.lease_duration_s)),
             "baton_side_channel_host": config.side_channel_host,
             "baton_side_channel_port": side_channel_port,
-            "baton_progress_delay_us": config.nixl_progress_delay_us,
+            "baton_progress_delay_us": LIMITS.nixl_progress_delay_us,
             "baton_check_fraction": config.kv_check_fraction,
-            "baton_proof_timeout_s": config.kv_proof_timeout_s,
-            "baton_connect_timeout_s": config.kv_holder_connect_timeout_s,
+            "baton_proof_timeout_s": LIMITS.kv_proof_timeout_s,
+            "baton_connect_timeout_s": LIMITS.kv_holder_connect_timeout_s,
             **config.kv_connector_extra,
         },
     }

@@ -18,7 +18,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.version import __version__ as vllm_version
 
-from engine.config import EngineConfig
+from engine.config import LIMITS, EngineConfig
 from engine.epoch import next_epoch
 from engine.protocol import (
     EngineDead,
@@ -59,7 +59,7 @@ class VllmEngine:
         self._config = config
         self._worker_id = worker_id
         self._message_ids = itertools.count()
-        self._release_batcher = ReleaseBatcher(self._release, config.pulled_release_delay_s)
+        self._release_batcher = ReleaseBatcher(self._release, LIMITS.pulled_release_delay_s)
         self._closed = False
         self._steps = StepOutputs(self._handoff)
         private.replace_output_processor(llm, self._steps)
@@ -166,13 +166,13 @@ class VllmEngine:
             return
         self._closed = True
         self._release_batcher.close()
-        timeout_s = self._config.close_timeout_s
+        timeout_s = LIMITS.close_timeout_s
         private.stop_output_loop(self._llm)
         try:
-            async with asyncio.timeout(timeout_s + self._config.close_grace_s):
+            async with asyncio.timeout(timeout_s + LIMITS.close_grace_s):
                 await asyncio.to_thread(self._llm.shutdown, timeout_s)
         except TimeoutError:
-            log.error("vLLM did not stop in time", waited_s=timeout_s + self._config.close_grace_s)
+            log.error("vLLM did not stop in time", waited_s=timeout_s + LIMITS.close_grace_s)
 
     async def _release(self, lease_ids: list[str]) -> None:
         await self._tell_connector({"baton_release": lease_ids})
