@@ -12,6 +12,7 @@ import aiohttp
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
+from front_proxy.config import FrontProxyLimits
 from launcher.config import BatonConfig
 from launcher.local.state_file import ClusterRecord
 from runtime.priority_class import PriorityClass
@@ -39,13 +40,13 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, config: BatonConfig) -> Bounds:
         """Those of this configuration."""
-        front, waiting = config.front_proxy, config.scheduler.waiting
+        front, limits, waiting = config.front_proxy, FrontProxyLimits(), config.scheduler.waiting
         return cls(
             waiting_max={name: getattr(waiting, name).waiting_max for name in PriorityClass},
             requests_in_flight_max=front.requests_in_flight_max,
-            retry_burst=front.retry_budget_burst,
-            retry_ratio=front.retry_budget_ratio,
-            retry_per_s=front.retry_budget_per_s,
+            retry_burst=limits.retry_budget_burst,
+            retry_ratio=limits.retry_budget_ratio,
+            retry_per_s=limits.retry_budget_per_s,
         )
 
 

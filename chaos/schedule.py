@@ -12,7 +12,8 @@ from typing import Literal, assert_never, get_args
 
 import msgspec
 
-from simulation.faults.fault_kinds import Role, Target
+from runtime.process_role import Role
+from simulation.faults.fault_kinds import Target
 
 FaultKind = Literal["kill", "freeze", "terminate", "restart", "cut", "delay", "blackhole"]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)

@@ -16,7 +16,7 @@ from chaos.requests import REQUEST_KINDS, RequestKind
 from chaos.schedule import FAULT_KINDS, USERS, FaultKind, Lengths
 from cli.settings import NO_SOURCES, Sources, load
 from runtime import command_line
-from simulation.faults.fault_kinds import Role
+from runtime.process_role import Role
 
 _ROLES: tuple[Role, ...] = get_args(Role)
 

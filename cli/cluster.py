@@ -54,10 +54,11 @@ def status(
     """
     from launcher.local import state_file
     from launcher.local.status import as_json, as_table, collect
+    from launcher.local.timing import Timing
 
     config = load(sources, state_dir).value
     record = state_file.read(state_folder(config))
-    lines = asyncio.run(collect(record, timeout_s=config.launcher.status_timeout_s))
+    lines = asyncio.run(collect(record, timeout_s=Timing().status_timeout_s))
     print(as_json(lines) if json else as_table(lines))
 
 
@@ -66,29 +67,32 @@ def drain(
     /,
     *,
     state_dir: StateDir = None,
-    timeout: Annotated[str | None, setting("worker.drain_timeout_s", "how long to wait until it is idle", "S")] = None,
+    timeout_s: Annotated[
+        str | None, setting("worker.drain_timeout_s", "time to finish its requests; what is left then is aborted", "S")
+    ] = None,
     sources: Sources = NO_SOURCES,
 ) -> None:
-    """Let a worker finish what it runs and take nothing new.
+    """Empty a worker: the scheduler sends it no new request, and it finishes those that it has.
+
+    Returns when the worker is idle. Its process stays up, idle, until `baton restart WORKER` or the end of the cluster.
 
     Parameters
     ----------
     worker
-        its id in `baton status`; it stays up until it is restarted
+        its id in `baton status`
     """
     from launcher.local import operator_commands
 
-    config = load(sources, state_dir, timeout).value
+    config = load(sources, state_dir, timeout_s).value
     asyncio.run(
         operator_commands.drain(
             state_folder(config),
             worker,
             timeout_s=config.worker.drain_timeout_s,
-            status_timeout_s=config.launcher.status_timeout_s,
             say=_say,
         )
     )
-    print(f"{worker} is idle and takes nothing new until `baton restart {worker}`")
+    print(f"{worker} is idle; `baton restart {worker}` makes it take requests again")
 
 
 def restart(

@@ -19,8 +19,8 @@ from cli.settings import (
 
 if TYPE_CHECKING:
     from launcher.config import BatonConfig
-    from launcher.local.process_plan import Role
     from runtime.configuration import Loaded
+    from runtime.process_role import Role
 
 _WorkerId = Annotated[str | None, setting("worker.worker_id", "name of this worker, unique in the cluster", "ID")]
 _WorkerHost = Annotated[str | None, setting("worker.host", "address to listen on", "H")]

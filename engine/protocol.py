@@ -61,10 +61,10 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
 class FirstOutput(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Facts known with the first token. Durations in seconds on the engine's clock."""
 
-    cached_tokens: int
-    external_tokens: int
-    queue_s: float
-    compute_s: float
+    cached_tokens: int = 0
+    external_tokens: int = 0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
 
 
 class EngineOutput(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -10,7 +10,7 @@ from vllm.exceptions import VLLMClientError
 
 from engine.config import EngineConfig
 from front_proxy.config import FrontProxyConfig
-from front_proxy.engine_client.client import ClientBounds, RemoteEngineClient
+from front_proxy.engine_client.client import RemoteEngineClient
 from front_proxy.engine_client.sequences import SequenceSource
 from front_proxy.engine_client.vllm_config import BadServingOption, render_config, serve_args
 from front_proxy.grpc_api.generate import VllmInference
@@ -43,13 +43,5 @@ def engine_version() -> str:
 def build(engine: EngineConfig, front: FrontProxyConfig, source: SequenceSource) -> VllmServing:
     """Load tokenizer and configuration. Raises BadServingOption, or vLLM's and transformers' own errors."""
     args = serve_args(engine, front.serving)
-    bounds = ClientBounds(
-        requests_in_flight_max=front.requests_in_flight_max,
-        prompt_tokens_max=front.prompt_tokens_max,
-        block_size_tokens=engine.block_size_tokens,
-        name_characters_max=front.name_characters_max,
-        retry_after_s=front.retry_after_s,
-        seed_for_replay=front.seed_for_replay,
-    )
-    client = RemoteEngineClient(render_config(args), source, bounds)
+    client = RemoteEngineClient(render_config(args), source, front, block_size_tokens=engine.block_size_tokens)
     return VllmServing(client, VllmInference(client, args), args)

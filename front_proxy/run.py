@@ -12,10 +12,10 @@ import grpc
 import structlog
 
 from engine.config import EngineConfig
-from front_proxy.config import FrontProxyConfig
+from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.grpc_api import service
-from front_proxy.grpc_api.service import InferenceService, StreamBounds
+from front_proxy.grpc_api.service import InferenceService
 from protos.cluster.v1 import cluster_pb2
 from protos.inference.v1 import inference_pb2_grpc
 from runtime import lifecycle
@@ -121,7 +121,7 @@ async def _serve(
     status = StatusService(dispatcher.front_proxy_id, "front_proxy", time.time_ns(), lambda: _snapshot(dispatcher))
     status.address = http.address
     grpc_server = await start_server(
-        front.host, front.grpc_port, _services(front, serving, status), message_bytes_max=front.message_bytes_max
+        front.host, front.grpc_port, _services(front, serving, status), message_bytes_max=LIMITS.message_bytes_max
     )
     try:
         if await _cluster(front, dispatcher, version, (streams,), stop):
@@ -179,31 +179,32 @@ async def _leave(
     http: OpenAiServer,
     grpc_server: RunningServer,
     hurry: asyncio.Event,
+    limits: FrontProxyLimits = LIMITS,
 ) -> None:
     """Refuse what is new, finish what runs, then close: readiness goes first, so that balancers look elsewhere."""
     await grpc_server.set_serving(False)
-    finishing = asyncio.create_task(_finish(front, client, http), name="finish what runs")
+    finishing = asyncio.create_task(_finish(client, http, limits.drain_settle_s), name="finish what runs")
     hurried = asyncio.create_task(hurry.wait())
     await asyncio.wait({finishing, hurried}, timeout=front.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)
     for task in (finishing, hurried):
-        await lifecycle.cancel_and_wait(task, front.close_timeout_s)
+        await lifecycle.cancel_and_wait(task, limits.close_timeout_s)
     client.draining = True
     if client.requests_running:
         log.warning("stopping with sequences unfinished", sequences=client.requests_running)
         # While their connections are open: a stream that is cut without a word looks like one that is complete.
         dispatcher.stop_runs()
     # A client may keep a GenerateMany stream open for ever; with nothing running on it there is nothing to wait for.
-    await asyncio.gather(http.stop(), grpc_server.stop(min(1.0, front.close_timeout_s)))
+    await asyncio.gather(http.stop(), grpc_server.stop(min(1.0, limits.close_timeout_s)))
 
 
-async def _finish(front: FrontProxyConfig, client: RemoteEngineClient, http: OpenAiServer) -> None:
+async def _finish(client: RemoteEngineClient, http: OpenAiServer, drain_settle_s: float) -> None:
     """Wait until nothing runs. What reached this process is served; each connection brings one more request at most."""
     http.retire()
     log.info("finishing requests", requests=http.guard.requests_running, sequences=client.requests_running)
     await http.guard.idle.wait()
     while http.connected:
         # A stream that began earlier could not tell its client that the connection ends: it may send the next request.
-        await asyncio.sleep(front.drain_settle_s)
+        await asyncio.sleep(drain_settle_s)
         if not http.guard.requests_running:
             break
         await http.guard.idle.wait()
@@ -217,14 +218,7 @@ def _services(
 ) -> Callable[[grpc.aio.Server], Sequence[str]]:
     inference = InferenceService(
         serving.inference,
-        StreamBounds(
-            requests_max=front.requests_in_flight_max,
-            outputs_max=front.output_deltas_max,
-            output_bytes_max=front.output_bytes_max,
-            message_bytes_max=front.message_bytes_max,
-            name_characters_max=front.name_characters_max,
-            retry_after_s=front.retry_after_s,
-        ),
+        front.requests_in_flight_max,
     )
 
     def add(server: grpc.aio.Server) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""The whole configuration tree, which every process gets, and the launcher's part of it. Holds values only."""
+"""The configuration tree that every process gets, and the launcher's part of it. Holds values only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 from decode_worker.config import DecodeWorkerConfig
 from engine.config import EngineConfig
-from front_proxy.config import FrontProxyConfig
+from front_proxy.config import LIMITS, FrontProxyConfig
 from prefill_worker.config import PrefillWorkerConfig
 from runtime.bounds import Positive
 from scheduler.config import SchedulerConfig
@@ -16,67 +16,42 @@ from worker.config import WorkerConfig
 from worker.limits import WorkerLimits
 
 Processes = Annotated[int, msgspec.Meta(ge=1, le=512)]
+PrefillWorkers = Annotated[int, msgspec.Meta(ge=0, le=512)]
 Schedulers = Annotated[int, msgspec.Meta(ge=1, le=2)]
 Restarts = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
-Lines = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
+BackoffMin = Annotated[float, msgspec.Meta(gt=0.0, le=30.0)]
 
 
 class LauncherConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What `baton up` starts, and how patient it is."""
+    """What `baton up` starts, how long it waits, and how often it restarts a process."""
 
-    prefill: Processes = 1
-    """Prefill workers."""
+    prefill: PrefillWorkers = 1
+    """Prefill workers. 0: decode workers compute every prompt. Watch `baton_front_proxy_ttft_seconds`."""
     decode: Processes = 1
-    """Decode workers."""
+    """Decode workers. Watch `baton_scheduler_waiting`."""
     schedulers: Schedulers = 1
-    """Schedulers. Of two, one leads and the other stands by until it is needed. scheduler.port, where it is set, is the
-    first one's; the second takes the next."""
+    """Schedulers. Of two, one leads and the other is the standby. A set scheduler.port is the first one's; the second
+    takes the next. Watch `baton_scheduler_leads`."""
     front_proxies: Processes = 1
-    """Front proxies. The first takes front_proxy.port; the others take any free port."""
+    """Front proxies. The first takes front_proxy.port; the others take any free port. Watch their CPU time."""
     state_dir: str = ".baton"
-    """Where `baton up` keeps its state file, the resolved configuration and the logs."""
+    """Folder of the state file, the resolved configuration and the logs."""
     demo_cache_dir: str = ""
-    """Where a copy of the demo model is put. Empty: it is served from where Baton is installed."""
+    """Folder for a copy of the demo model. Empty: it is served from where Baton is installed."""
     start_timeout_s: Positive = 900.0
-    """Time all processes together may take to become ready."""
+    """Time that all processes together have to become ready. `baton up` reports what it waits for."""
     stop_timeout_s: Positive = 15.0
-    """Time the front proxies get to end, then the workers, then the scheduler; who is late is killed."""
-    stop_starting_timeout_s: Positive = 3.0
-    """The same for a process that is not ready yet: it holds nothing, and a loading engine does not listen."""
-    progress_interval_s: Positive = 5.0
-    """How often waiting is told while processes start."""
-    log_tail_lines: Lines = 30
-    """Lines of a failed process's log that are shown."""
-    restart_backoff_min_s: Positive = 0.5
-    """Pause before a process that died is started again; it doubles with each death within restart_window_s."""
-    restart_backoff_max_s: Positive = 30.0
-    """Longest such pause."""
+    """Time that front proxies, then workers, then schedulers have to end before they are killed. Watch the log of
+    `baton up`."""
     restarts_max: Restarts = 5
-    """Deaths of one process within restart_window_s after which it is started again; one more and it stays down."""
-    restart_window_s: Positive = 600.0
-    """How long a death counts."""
-    group_exit_timeout_s: Positive = 3.0
-    """Time that what a process started has to end behind it, and once more after it was killed."""
-    last_words_timeout_s: Positive = 0.2
-    """Time for which the stdout of a process that has ended is read on."""
-    exit_timeout_s: Positive = 15.0
-    """Time a process has to be gone once its work has ended; then it ends itself hard, so that it is started again."""
-    hub_timeout_s: Positive = 10.0
-    """Time the model hub has to say whether it knows the model, before anything is started."""
-    first_check_timeout_s: Positive = 10.0
-    """Time the first front proxy has to answer /health once everything is ready."""
-    status_timeout_s: Positive = 2.0
-    """Time a process has to answer `baton status`, and the launcher where it asks."""
-    look_interval_s: Positive = 0.1
-    """How often a scheduler that came back in a restart is asked whether the workers have found it."""
-
-    def __post_init__(self) -> None:
-        if self.restart_backoff_max_s < self.restart_backoff_min_s:
-            raise ValueError("restart_backoff_max_s must not be less than restart_backoff_min_s")
+    """Times that one process is restarted within 10 minutes; after one more death it stays down. Watch RESTARTS and WHY
+    in `baton status`."""
+    restart_backoff_min_s: BackoffMin = 0.5
+    """Pause before a process that died is restarted; doubles with each death within 10 minutes, to 30 s at most."""
 
 
 class BatonConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything Baton can be told."""
+    """Every setting of Baton."""
 
     engine: EngineConfig = EngineConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
@@ -87,14 +62,11 @@ class BatonConfig(msgspec.Struct, frozen=True, kw_only=True):
     launcher: LauncherConfig = LauncherConfig()
 
     def __post_init__(self) -> None:
-        if 2 * self.front_proxy.handoff_renew_interval_s > self.prefill_worker.lease_s:
+        lease_min_s = 2 * LIMITS.handoff_renew_interval_s
+        if self.prefill_worker.lease_s < lease_min_s:
             raise ValueError(
-                "front_proxy.handoff_renew_interval_s must be at most half of prefill_worker.lease_s: "
-                "a lease must outlive one lost renewal"
+                f"prefill_worker.lease_s must be at least {lease_min_s:g}: a lease must outlive one lost renewal"
             )
         # Twice: the bytes of a step are estimated, and what does not fit ends the stream with all its requests.
         bytes_min = 2 * WorkerLimits().step_bytes_max
-        if self.front_proxy.message_bytes_max < bytes_min:
-            raise ValueError(
-                f"front_proxy.message_bytes_max must be at least {bytes_min}: a step's outputs are one message"
-            )
+        assert bytes_min <= LIMITS.message_bytes_max, "a step's outputs are one message"

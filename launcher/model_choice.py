@@ -20,6 +20,8 @@ Progress = Callable[[str], None]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _YES = {"1", "true", "yes", "on"}
 _HUB = "https://huggingface.co"
+HUB_TIMEOUT_S = 10.0
+"""Time that the model hub has to say whether it knows the model, before any process starts."""
 
 
 class ModelError(UserError):
@@ -39,7 +41,7 @@ def choose(
                 "front_proxy.serving.enable_auto_tool_choice needs front_proxy.serving.tool_call_parser; "
                 "the parser that fits the model is enough"
             )
-        model = check(config.engine.model, environ, progress, hub_timeout_s=config.launcher.hub_timeout_s)
+        model = check(config.engine.model, environ, progress, hub_timeout_s=HUB_TIMEOUT_S)
         engine = msgspec.structs.replace(config.engine, model=model)
         return msgspec.structs.replace(config, engine=_fitting_fake(engine, sources))
     if sources.get("engine.model") == COMMAND_LINE:

@@ -17,8 +17,12 @@ from launcher.local import temp_dirs
 from launcher.local.child import READY_PREFIX
 from launcher.local.environment import CHILD_VARIABLE
 from launcher.local.ports import HTTP_FD_VARIABLE
-from launcher.local.process_plan import Role, drain_s
+from launcher.local.process_plan import drain_s
 from runtime.bounds import LogLevel
+from runtime.process_role import Role
+
+EXIT_TIMEOUT_S = 15.0
+"""Time that a process has to exit after its work has ended. Then it ends itself by force, to be restarted."""
 
 
 def serve(role: Role, config: BatonConfig) -> int:
@@ -29,14 +33,14 @@ def serve(role: Role, config: BatonConfig) -> int:
         return _serve(role, config)
     # As long as `baton up` would have given it.
     grace_s = drain_s(role, config) + config.launcher.stop_timeout_s
-    clean_up_behind_parent = orphan.stop_with_parent(grace_s, clean_up=_remove_scratch)
+    clean_up_behind_parent = orphan.stop_with_parent(grace_s, clean_up=_remove_temp_dir)
     try:
         return _serve(role, config)
     finally:
         clean_up_behind_parent()
 
 
-def _remove_scratch() -> None:
+def _remove_temp_dir() -> None:
     """Remove the folder that `baton up` made for this process's temporary files, where it made one."""
     folder = Path(os.environ.get("TMPDIR", ""))
     if folder.name.startswith(temp_dirs.PREFIX):
@@ -47,9 +51,9 @@ def _serve(role: Role, config: BatonConfig) -> int:
     from runtime import lifecycle, logs
 
     logs.configure_logging(_log_level(role, config), process_id(role, config))
-    _log_as_we_do(os.environ)
+    _use_own_log_format(os.environ)
     try:
-        lifecycle.run(_main(role, config), exit_timeout_s=config.launcher.exit_timeout_s)
+        lifecycle.run(_main(role, config), exit_timeout_s=EXIT_TIMEOUT_S)
     except (OSError, BaseExceptionGroup) as error:
         refused = _operating_system_error(error)
         if refused is None:
@@ -60,8 +64,8 @@ def _serve(role: Role, config: BatonConfig) -> int:
     return 0
 
 
-def _log_as_we_do(environ: MutableMapping[str, str]) -> None:
-    """Have vLLM's processes write their logs in our form, unless the operator has a say in them."""
+def _use_own_log_format(environ: MutableMapping[str, str]) -> None:
+    """Have vLLM's processes write their logs in our form, unless the operator configured them."""
     if not any(name.startswith(("VLLM_LOGGING_", "VLLM_CONFIGURE_LOGGING")) for name in environ):
         environ["VLLM_LOGGING_CONFIG_PATH"] = str(Path(__file__).parent.parent / "engine" / "vllm" / "logging.json")
 
@@ -103,7 +107,7 @@ def _log_level(role: Role, config: BatonConfig) -> LogLevel:
 
 
 def announce(addresses: Mapping[str, str]) -> None:
-    """Tell whoever started this process that it serves, on one line of stdout."""
+    """Print the ready line, by which the launcher learns that this process serves."""
     from runtime import lifecycle
 
     lifecycle.settle_heap()
@@ -141,7 +145,7 @@ def _main(role: Role, config: BatonConfig) -> Coroutine[Any, Any, None]:
 
 
 def _inherited() -> socket.socket | None:
-    """The socket that `baton up` keeps for this front proxy; None where nobody keeps one."""
+    """The socket that `baton up` holds for this front proxy; None if it was started on its own."""
     fd = os.environ.pop(HTTP_FD_VARIABLE, "")
     if not fd:
         return None

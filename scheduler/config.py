@@ -8,6 +8,8 @@ import msgspec
 
 from runtime.bounds import Count, LogLevel, NonNegative, Port, Positive, PositiveCount
 
+HEARTBEAT_INTERVAL_S = 1.0
+
 
 class PriorityClassConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How requests of one priority class wait."""
@@ -23,7 +25,7 @@ class PriorityClassConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
 
 
 class WaitingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The line of requests that fit nowhere now."""
+    """How requests wait that fit nowhere now."""
 
     # For a first token within two seconds.
     interactive: PriorityClassConfig = PriorityClassConfig(weight=16.0, wait_max_s=0.5)
@@ -32,28 +34,6 @@ class WaitingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     # Longest wait, of a class that waits no longer for room, while workers are missing that may be about to return:
     # all of them silent, or the scheduler just started. Longer than ``scheduler.recovery_grace_s``.
     missing_workers_wait_max_s: Positive = 5.0
-    # Tenants whose use is remembered while nothing of theirs waits.
-    tenants_max: PositiveCount = 4096
-
-
-class OutlierConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When a worker that fails its requests gets no more of them."""
-
-    # Failures without a success between them.
-    failures_in_a_row: PositiveCount = 5
-    # Or this share of at least so many requests that ended lately.
-    failure_ratio: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.5
-    requests_min: PositiveCount = 20
-    window_s: Positive = 30.0
-    # The first ejection; each further one lasts twice as long, up to the bound.
-    ejection_s: Positive = 5.0
-    ejection_max_s: Positive = 300.0
-    # Workers of one role that may be out at once.
-    ejected_fraction_max: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.5
-
-    def __post_init__(self) -> None:
-        if self.ejection_max_s < self.ejection_s:
-            raise ValueError("ejection_max_s must not be less than ejection_s")
 
 
 # As Kubernetes wants them, and nothing that changes the path of a request.
@@ -74,7 +54,7 @@ class KubernetesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The scheduler's part of the configuration tree."""
+    """What an operator chooses. ``SchedulerParameters`` holds the constants beside it."""
 
     host: str = "127.0.0.1"
     # Host others reach it by. Empty: ``host``.
@@ -85,76 +65,116 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     advertise_port: Port = 0
     # Port of /metrics on the same host. 0: any free port.
     metrics_port: Port = 0
-    # How often a worker must report, and the silence after which it counts as gone.
-    heartbeat_interval_s: Positive = 1.0
-    worker_lease_s: Positive = 10.0
-    # Silence after which a worker gets nothing new until it speaks again.
-    silence_timeout_s: Positive = 3.0
-    outliers: OutlierConfig = OutlierConfig()
-    # How often reservations and leases are compared with what runs.
-    ledger_interval_s: Positive = 2.0
-    # A lease whose request no front proxy runs for so long is a leak; a reservation on workers that have been idle for
-    # so long is dropped. Longer than a release takes, shorter than a lease.
-    leak_after_s: Positive = 15.0
-    # Wait for the first message of a new stream.
-    register_timeout_s: Positive = 10.0
-    # How often leases are looked at.
-    tick_interval_s: Positive = 0.25
-    # How often the gauges of /metrics are brought up to date.
-    metrics_interval_s: Positive = 1.0
-    # Load changes reach front proxies at most this often; membership changes go at once.
-    view_interval_s: Positive = 0.25
-    # Replies waiting for one front proxy that does not read; beyond it the session is closed.
-    front_replies_max: PositiveCount = 16384
-    fronts_max: PositiveCount = 1024
-    workers_max: PositiveCount = 4096
-    message_bytes_max: PositiveCount = 16 * 1024 * 1024
-    # This one's name in its log and its status. Empty: "scheduler".
+    # Name in the log and in the status. Empty: "scheduler".
     scheduler_id: str = ""
+    log_level: LogLevel = "info"
+    # Silence after which a worker is removed. Watch baton_scheduler_workers.
+    worker_lease_s: Positive = 10.0
+    # Silence after which a worker gets nothing new until it speaks. Watch baton_scheduler_unusable_workers.
+    silence_timeout_s: Positive = 3.0
+    # After its start a scheduler waits so long for missing workers, and keeps room for requests that it does not know.
+    # Longer than workers and front proxies take to reconnect. Watch baton_scheduler_reservations_dropped_total.
+    recovery_grace_s: NonNegative = 3.0
     # What says which of several schedulers leads: a lock on a file of one machine (``leader_lock_file``), or a Lease of
-    # the Kubernetes cluster that their pods are in (``kubernetes``).
+    # the Kubernetes cluster that their pods are in (``kubernetes``). Watch baton_scheduler_leads.
     leader_store: Literal["file", "kubernetes"] = "file"
     # Of several schedulers with this file, one leads and the others stand by. The folder must be on a local disk.
     # Empty: this one is alone, unless ``leader_store`` is kubernetes.
     leader_lock_file: str = ""
     kubernetes: KubernetesConfig = KubernetesConfig()
-    # Wait for running calls at shutdown.
-    stop_grace_s: Positive = 1.0
-    log_level: LogLevel = "info"
-    # Plans granted and not ended, over all front proxies. Bounds the scheduler's memory.
-    plans_in_flight_max: PositiveCount = 65536
-    # Output tokens reserved at most per request; a longer output grows into what is free then.
-    output_reserve_tokens: PositiveCount = 256
-    # Bounds of the advice in a refusal (Retry-After): the queue over its pace. Half of it more or less is told, by
-    # chance, so that requests that are refused together do not come back together.
+    # Prompts of at most this many tokens are computed by the decode worker itself. 0: always by a prefill worker if
+    # possible. Watch baton_scheduler_plans_total.
+    short_prompt_tokens: Count = 0
+    # Predicted wait in a prefill worker's own queue beyond which it gets nothing new: then requests wait in the
+    # scheduler. Watch baton_scheduler_waiting.
+    prefill_wait_max_s: Positive = 1.0
+    # How requests wait that fit nowhere now. Watch baton_scheduler_waited_seconds.
+    waiting: WaitingConfig = WaitingConfig()
+    # Bounds of Retry-After in a refusal: the queue over its pace, plus or minus half by chance, so that requests that
+    # are refused together do not return together. Watch baton_scheduler_refusals_total.
     retry_after_min_s: Positive = 2.0
     retry_after_max_s: Positive = 40.0
-    # Predicted wait in a prefill worker's own queue beyond which it gets nothing new: then requests wait here.
-    prefill_wait_max_s: Positive = 1.0
-    waiting: WaitingConfig = WaitingConfig()
-    # Prompts of at most this many tokens are computed by the decode worker itself. 0: always remote if possible.
-    short_prompt_tokens: Count = 0
-    # A worker that a front proxy could not use is avoided for this long, unless nothing else is left.
-    suspect_cooldown_s: Positive = 5.0
-    # A load report this long after a plan is taken to include the plan's prompt.
-    plan_visible_after_s: Positive = 0.1
-    # After its start a scheduler takes workers that are missing as about to come back, and reserves for requests it
-    # does not know. Longer than workers and front proxies take to reconnect.
-    recovery_grace_s: NonNegative = 3.0
-    # Prefill speed assumed of a worker until its own is observed.
-    prefill_initial_tokens_per_s: Positive = 2000.0
+    # Plans granted and not ended, over all front proxies. Watch baton_scheduler_plans_in_flight.
+    plans_in_flight_max: PositiveCount = 65536
+    # Front proxies connected at once. Watch baton_scheduler_front_proxies.
+    fronts_max: PositiveCount = 1024
 
     def __post_init__(self) -> None:
-        if self.worker_lease_s <= self.heartbeat_interval_s:
-            raise ValueError("worker_lease_s must be longer than heartbeat_interval_s")
-        if self.silence_timeout_s <= self.heartbeat_interval_s:
-            raise ValueError("silence_timeout_s must be longer than heartbeat_interval_s")
+        for name in ("worker_lease_s", "silence_timeout_s"):
+            if getattr(self, name) <= self.heartbeat_s:
+                raise ValueError(f"{name} must be longer than the workers' heartbeat, {self.heartbeat_s:g} s")
         if self.leader_store == "kubernetes" and self.leader_lock_file:
             raise ValueError("leader_lock_file is not used where leader_store is kubernetes: leave it empty")
         if self.retry_after_max_s < self.retry_after_min_s:
             raise ValueError("retry_after_max_s must not be less than retry_after_min_s")
 
     @property
+    def heartbeat_s(self) -> float:
+        """How often a worker must report."""
+        return HEARTBEAT_INTERVAL_S
+
+    @property
     def alone(self) -> bool:
         """Whether there is no other scheduler to share the lead with."""
         return self.leader_store == "file" and not self.leader_lock_file
+
+
+class OutlierLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """When a worker that fails its requests gets no more of them."""
+
+    # Failures without a success between them.
+    failures_in_a_row: int = 5
+    # Or this share of at least so many requests that ended lately.
+    failure_ratio: float = 0.5
+    requests_min: int = 20
+    window_s: float = 30.0
+    # The first ejection; each further one lasts twice as long, up to the bound.
+    ejection_s: float = 5.0
+    ejection_max_s: float = 300.0
+    # Workers of one role that may be out at once.
+    ejected_fraction_max: float = 0.5
+
+
+class SchedulerParameters(SchedulerConfig, frozen=True, kw_only=True):
+    """The settings, and constants that no operator needs to choose. Tests and the simulation choose others."""
+
+    # How often a worker must report.
+    heartbeat_interval_s: float = HEARTBEAT_INTERVAL_S
+    outliers: OutlierLimits = OutlierLimits()
+    # A worker that a front proxy could not use is avoided for this long, unless no other is left.
+    suspect_cooldown_s: float = 5.0
+    # How often reservations and leases are compared with what runs.
+    ledger_interval_s: float = 2.0
+    # A lease whose request no front proxy runs for so long is a leak; a reservation on workers that have been idle for
+    # so long is dropped. Longer than a release takes, shorter than a lease.
+    leak_after_s: float = 15.0
+    # Wait for the first message of a new stream.
+    register_timeout_s: float = 10.0
+    # How often silence and waiting times are looked at.
+    tick_interval_s: float = 0.25
+    # How often the gauges of /metrics are brought up to date.
+    metrics_interval_s: float = 0.25
+    # Load changes reach front proxies at most this often; membership changes go at once.
+    view_interval_s: float = 0.25
+    # Replies waiting for one front proxy that does not read; beyond it the session is closed.
+    front_replies_max: int = 16384
+    workers_max: int = 4096
+    message_bytes_max: int = 16 * 1024 * 1024
+    # Wait for running calls at shutdown.
+    stop_grace_s: float = 1.0
+    # Output tokens reserved at most per request; a longer output grows into what is free then.
+    output_reserve_tokens: int = 256
+    # A load report this long after a plan is taken to include the plan's prompt.
+    plan_visible_after_s: float = 0.1
+    # Prefill speed assumed of a worker until its own is observed.
+    prefill_initial_tokens_per_s: float = 2000.0
+
+    @property
+    def heartbeat_s(self) -> float:
+        """How often a worker must report."""
+        return self.heartbeat_interval_s
+
+    @classmethod
+    def of(cls, config: SchedulerConfig) -> SchedulerParameters:
+        """These settings with the constants as they are; a value that has its constants stays as it is."""
+        return config if isinstance(config, cls) else cls(**msgspec.structs.asdict(config))

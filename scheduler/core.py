@@ -43,7 +43,7 @@ from scheduler.cluster.membership import is_isolated, objection
 from scheduler.cluster.outlier_detector import Standing, WorkerHealth
 from scheduler.cluster.state import ClusterState
 from scheduler.cluster.worker import Worker
-from scheduler.config import SchedulerConfig
+from scheduler.config import SchedulerConfig, SchedulerParameters
 from scheduler.queueing.admission import AdmissionController
 from scheduler.queueing.refusals import Refusals
 from scheduler.queueing.reservations import FrontProxySession, Reservations
@@ -70,6 +70,7 @@ class SchedulerCore:
         explain: bool = False,
     ) -> None:
         """``began_s``: when this scheduler took over; for ``recovery_grace_s`` from then it knows not everything."""
+        config = SchedulerParameters.of(config)
         self.recovering = began_s + config.recovery_grace_s > began_s
         self._recovered_at_s = began_s + config.recovery_grace_s
         self.cluster = ClusterState()

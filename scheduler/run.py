@@ -17,7 +17,7 @@ from runtime.exit_codes import ExitCode
 from runtime.grpc_server import RunningServer, join_address, start_server
 from runtime.status_service import StatusService
 from runtime.telemetry import serve_metrics
-from scheduler.config import SchedulerConfig
+from scheduler.config import SchedulerConfig, SchedulerParameters
 from scheduler.core import SchedulerCore
 from scheduler.leadership.rules import Leadership
 from scheduler.leadership.store import leadership_of
@@ -41,6 +41,7 @@ async def run(
 
     Raises SystemExit when the core broke an invariant, or when another scheduler leads.
     """
+    config = SchedulerParameters.of(config)
     stop = stop or lifecycle.stop_event()
     metrics = metrics or SchedulerMetrics()
     clock = SystemClock()

@@ -35,7 +35,7 @@ from scheduler.api.actions import (
     ReportLeak,
 )
 from scheduler.api.events import Event, PlanRequested, Tick
-from scheduler.config import SchedulerConfig
+from scheduler.config import SchedulerConfig, SchedulerParameters
 from scheduler.core import SchedulerCore
 from scheduler.metrics import SchedulerMetrics
 
@@ -57,7 +57,7 @@ class SchedulerShell:
     """Feeds the core and does what it says."""
 
     def __init__(self, config: SchedulerConfig, core: SchedulerCore, clock: Clock, metrics: SchedulerMetrics) -> None:
-        self.config = config
+        self.config = SchedulerParameters.of(config)
         self.core = core
         self.metrics = metrics
         self.workers: dict[int, SendQueue[pb.WorkerCommand]] = {}

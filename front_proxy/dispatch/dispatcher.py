@@ -9,23 +9,20 @@ import random
 import time
 from collections.abc import Callable
 
-import msgspec
-
-from front_proxy.config import FrontProxyConfig
+from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
 from front_proxy.dispatch.metrics import DispatchMetrics
 from front_proxy.dispatch.ports import PlanSource, WorkerPool
-from front_proxy.dispatch.request_driver import RequestDriver, RunLimits
-from front_proxy.dispatch.scheduler_link import SchedulerLink, SchedulerOptions
-from front_proxy.dispatch.worker_link import LinkOptions, WorkerLink, WorkerLinks
+from front_proxy.dispatch.request_driver import RequestDriver
+from front_proxy.dispatch.scheduler_link import SchedulerLink
+from front_proxy.dispatch.worker_link import WorkerLink, WorkerLinks
 from front_proxy.planning.cluster_view import ClusterSnapshot, ClusterView
 from front_proxy.request.events import Stopped
 from front_proxy.request.generation import GenerationDelta, GenerationRequest
-from front_proxy.request.retry_policy import RetryBounds, RetryBudget
-from front_proxy.request.stall_detector import StallBounds
-from front_proxy.request.work import Placement
+from front_proxy.request.retry_policy import RetryBudget
 from runtime.awake_clock import AwakeClock
 from runtime.bidi_stream import Dial
 from runtime.failures import Failure, FailureError, FailureKind
+from scheduler.api.actions import Placement
 from scheduler.config import SchedulerConfig
 
 
@@ -44,6 +41,7 @@ class Dispatcher:
         planning: PlanSource | None = None,
         working: WorkerPool | None = None,
         policy: SchedulerConfig | None = None,
+        limits: FrontProxyLimits = LIMITS,
         dial_scheduler: Dial | None = None,
         dial_worker: Dial | None = None,
         rng: random.Random | None = None,
@@ -51,6 +49,7 @@ class Dispatcher:
         """``policy``: the scheduler's settings, for planning while it is away. The last three: None is the real one."""
         self.front_proxy_id = config.front_proxy_id or f"front-{os.getpid()}-{time.time_ns():x}"
         self._config = config
+        self._limits = limits
         self._metrics = metrics or DispatchMetrics()
         self._view = ClusterView()
         self._changed = asyncio.Event()
@@ -59,33 +58,28 @@ class Dispatcher:
         self._group: asyncio.TaskGroup | None = None
         self._runs: dict[str, RequestDriver] = {}
         self._loop = asyncio.get_running_loop()
-        self._limits = _run_limits(config)
-        self._stall_bounds = _stall_bounds(config)
-        self._stall_clock = AwakeClock(config.stall_check_interval_s)
+        self._stall_clock = AwakeClock(limits.stall_check_interval_s)
         self._stall_timer: asyncio.TimerHandle | None = None
         self._retry_budget = RetryBudget(
-            ratio=config.retry_budget_ratio,
-            per_s=config.retry_budget_per_s,
-            burst_max=config.retry_budget_burst,
+            ratio=limits.retry_budget_ratio,
+            per_s=limits.retry_budget_per_s,
+            burst_max=limits.retry_budget_burst,
             now_s=self._loop.time(),
         )
         self._links = WorkerLinks(
-            LinkOptions(
-                front_proxy_id=self.front_proxy_id,
-                engine_version=engine_version,
-                connect_timeout_s=config.connect_timeout_s,
-                send_messages_max=config.send_messages_max,
-                message_bytes_max=config.message_bytes_max,
-                handoff_renew_interval_s=config.handoff_renew_interval_s,
-            ),
-            retry_after_s=config.worker_connect_retry_s,
+            front_proxy_id=self.front_proxy_id,
+            engine_version=engine_version,
+            send_messages_max=config.send_messages_max,
+            limits=limits,
             spawn=self._spawn,
             on_lost=self._on_worker_lost,
             dial=dial_worker,
         )
         self._scheduler = SchedulerLink(
-            _scheduler_options(config, self.front_proxy_id),
+            config,
+            limits,
             self._view,
+            front_proxy_id=self.front_proxy_id,
             on_view=self._changed.set,
             on_gone=self._links.forget,
             on_lost=lambda _reason: self._metrics.stream_losses.labels("scheduler").inc(),
@@ -138,7 +132,7 @@ class Dispatcher:
         """End every request and every stream. Returns when ``run`` has, at most ``close_timeout_s`` later."""
         self._closing.set()
         self.stop_runs()
-        async with asyncio.timeout(self._config.close_timeout_s):
+        async with asyncio.timeout(self._limits.close_timeout_s):
             await self._stopped.wait()
 
     async def wait_usable(self, timeout_s: float) -> None:
@@ -159,13 +153,13 @@ class Dispatcher:
 
     def _begin(self, request: GenerationRequest) -> RequestDriver:
         self._admit(request)
-        wanted_s = request.deadline_s or self._config.deadline_s
         run = RequestDriver(
             request,
             planning=self._planning,
             working=self._working,
             metrics=self._metrics,
-            limits=msgspec.structs.replace(self._limits, deadline_s=min(wanted_s, self._config.deadline_s)),
+            config=self._config,
+            limits=self._limits,
             budget=self._take_retry,
             on_done=lambda: self._forget(request.request_id),
         )
@@ -199,7 +193,7 @@ class Dispatcher:
         if self._stall_timer is None and self._runs:
             now_s = self._loop.time()
             self._stall_clock.start(now_s)
-            self._stall_timer = self._loop.call_at(now_s + self._config.stall_check_interval_s, self._check_stalls)
+            self._stall_timer = self._loop.call_at(now_s + self._limits.stall_check_interval_s, self._check_stalls)
 
     def _check_stalls(self) -> None:
         """One look at all requests, whatever their number, costs less than a timer for each."""
@@ -210,7 +204,7 @@ class Dispatcher:
             if self._stall_clock.lost_s:
                 run.forgive(now_s)
             else:
-                run.check_stall(now_s, self._stall_bounds)
+                run.check_stall(now_s)
         self._arm_stall_timer()
 
     def _forget(self, request_id: str) -> None:
@@ -282,39 +276,3 @@ class Deltas:
 
 def _failure(kind: FailureKind, message: str) -> FailureError:
     return FailureError(Failure(kind=kind, message=message))
-
-
-def _run_limits(config: FrontProxyConfig) -> RunLimits:
-    return RunLimits(
-        retries=RetryBounds(attempts_max=config.attempts_max, resumes_max=config.resumes_max),
-        deadline_s=config.deadline_s,
-        output_deltas_max=config.output_deltas_max,
-    )
-
-
-def _stall_bounds(config: FrontProxyConfig) -> StallBounds:
-    return StallBounds(
-        step_s=config.stream_stall_timeout_s,
-        step_alive_s=config.stream_stall_alive_timeout_s,
-        prompt_s=config.prefill_stall_timeout_s,
-        prompt_alive_s=config.prefill_stall_alive_timeout_s,
-        pull_s=config.handoff_stall_timeout_s,
-        orphaned_pull_s=config.orphaned_pull_timeout_s,
-    )
-
-
-def _scheduler_options(config: FrontProxyConfig, front_proxy_id: str) -> SchedulerOptions:
-    return SchedulerOptions(
-        address=config.scheduler_address,
-        front_proxy_id=front_proxy_id,
-        plan_timeout_s=config.plan_timeout_s,
-        plan_patience_s=config.plan_patience_s,
-        plans_told_interval_s=config.plans_told_interval_s,
-        view_max_age_s=config.degraded_view_max_age_s,
-        load_fade_s=config.degraded_load_fade_s,
-        connect_timeout_s=config.connect_timeout_s,
-        backoff_min_s=config.scheduler_backoff_min_s,
-        backoff_max_s=config.scheduler_backoff_max_s,
-        send_messages_max=config.send_messages_max,
-        message_bytes_max=config.message_bytes_max,
-    )

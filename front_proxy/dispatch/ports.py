@@ -6,17 +6,22 @@ from typing import Protocol
 
 from front_proxy.dispatch.scheduler_link import PlanReceiver
 from front_proxy.dispatch.worker_link import Receiver
-from front_proxy.planning.events import PlanQuestion
 from front_proxy.request.events import Outcome, Planned, PlanRefused
-from front_proxy.request.work import Placement, Stage, Submission, WorkerOutput
+from front_proxy.request.work import Stage, Submission, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure
+from scheduler.api.actions import Placement
+from scheduler.api.events import PlanRequested, RunningPlan
 
 
 class PlanSource(Protocol):
     """The scheduler, as a request needs it; SchedulerLink is one."""
 
-    def plan(self, question: PlanQuestion, receiver: PlanReceiver) -> int:
+    def new_plan_id(self) -> int:
+        """An id for the next question, unique in this process."""
+        ...
+
+    def plan(self, question: PlanRequested, receiver: PlanReceiver) -> None:
         """Ask; the answer comes through ``receiver``."""
         ...
 
@@ -75,18 +80,9 @@ class AttemptPlanReceiver:
         self._attempt = attempt
         self._asked_s = asked_s
 
-    def on_plan(
-        self, prefill: Placement | None, decode: Placement | None, decode_blocks_reserved: int, reason: str
-    ) -> None:
+    def on_plan(self, plan: RunningPlan) -> None:
         """The attempt may run."""
-        event = Planned(
-            attempt=self._attempt,
-            prefill=prefill,
-            decode=decode,
-            decode_blocks_reserved=decode_blocks_reserved,
-            reason=reason,
-        )
-        self._hearing.on_answer(event, self._asked_s)
+        self._hearing.on_answer(Planned(attempt=self._attempt, plan=plan), self._asked_s)
 
     def on_refused(self, failure: Failure) -> None:
         """It may not."""

@@ -11,6 +11,7 @@ from typing import assert_never
 import msgspec
 import structlog
 
+from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.dispatch import submissions
 from front_proxy.dispatch.metrics import DispatchMetrics
 from front_proxy.dispatch.ports import AttemptOutputReceiver, AttemptPlanReceiver, PlanSource, WorkerPool
@@ -43,24 +44,16 @@ from front_proxy.request.events import (
 )
 from front_proxy.request.flow import RequestFlow
 from front_proxy.request.generation import GenerationDelta, GenerationRequest, TtftPhases
-from front_proxy.request.retry_policy import RetryBounds
-from front_proxy.request.stall_detector import StallBounds, stalled_s
-from front_proxy.request.work import Placement, Stage, Submission, WorkerOutput
+from front_proxy.request.stall_detector import stalled_s
+from front_proxy.request.work import Stage, Submission, WorkerOutput
 from runtime.clock import precise_clock
 from runtime.failures import Failure, FailureError, FailureKind
+from scheduler.api.actions import Placement
 
 log = structlog.get_logger(__name__)
 
 FIRST_TOKEN_HEAD_START_MAX_S = 0.002
 """Longest time that a decode waits for the reader to pass the first token on."""
-
-
-class RunLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """The bounds of one request."""
-
-    retries: RetryBounds
-    deadline_s: float
-    output_deltas_max: int
 
 
 class RequestDriver:
@@ -73,12 +66,14 @@ class RequestDriver:
         planning: PlanSource,
         working: WorkerPool,
         metrics: DispatchMetrics,
-        limits: RunLimits,
+        config: FrontProxyConfig,
+        limits: FrontProxyLimits,
         budget: Callable[[], bool],
         on_done: Callable[[], None],
     ) -> None:
         self.flow = RequestFlow(
-            bounds=limits.retries,
+            attempts_max=config.attempts_max,
+            resumes_max=limits.resumes_max,
             budget=budget,
             output_tokens_max=request.output_tokens_max,
             continuing=request.continuation is not None,
@@ -88,13 +83,14 @@ class RequestDriver:
         self._planning = planning
         self._working = working
         self._metrics = metrics
+        self._config = config
         self._limits = limits
         self._on_done = on_done
         self._loop = asyncio.get_running_loop()
         # Phases are fractions of a millisecond; deadlines are kept on the loop's own clock, which has the same origin.
         self._now_s = precise_clock(self._loop)
         self._started_s = self._now_s()
-        self._deadline_s = self._started_s + limits.deadline_s
+        self._deadline_s = self._started_s + min(request.deadline_s or config.deadline_s, config.deadline_s)
         self._timer = self._loop.call_at(self._deadline_s, self.feed, DeadlinePassed())
         # When the present work was submitted or last produced something.
         self._since_s = self._started_s
@@ -184,7 +180,7 @@ class RequestDriver:
         self._watch.planned_s = now_s
         self.feed(event)
 
-    def check_stall(self, now_s: float, bounds: StallBounds) -> None:
+    def check_stall(self, now_s: float) -> None:
         """Take work elsewhere that has produced nothing for too long."""
         awaited, running = self.flow.awaited, self.flow.running
         if awaited is None or running is None or self._broken:
@@ -194,7 +190,14 @@ class RequestDriver:
             self._tokens_seen, self._since_s = self.flow.output_tokens, now_s
         stage, worker = running
         heard_s = self._working.heard_s(worker)
-        waited_s = stalled_s(awaited, since_s=self._since_s, heard_s=heard_s, now_s=now_s, bounds=bounds)
+        waited_s = stalled_s(
+            awaited,
+            since_s=self._since_s,
+            heard_s=heard_s,
+            now_s=now_s,
+            config=self._config,
+            limits=self._limits,
+        )
         if waited_s is not None:
             self._metrics.stalls.labels(stage.value).inc()
             self.feed(Stalled(attempt=self.flow.attempt, stage=stage, waited_s=waited_s))
@@ -270,10 +273,11 @@ class RequestDriver:
         self._drain()
 
     def _ask(self, ask: AskPlan) -> None:
-        question = submissions.question(self._request, ask, left_s=self._left_s())
+        plan_id = self._plan_ids[ask.attempt] = self._planning.new_plan_id()
+        question = submissions.question(plan_id, self._request, ask, left_s=self._left_s())
         self._watch.new_attempt()
         answer = AttemptPlanReceiver(self, ask.attempt, self._now_s())
-        self._plan_ids[ask.attempt] = self._planning.plan(question, answer)
+        self._planning.plan(question, answer)
 
     def _left_s(self) -> float:
         """What is left of the deadline; 0 would mean that there is none."""

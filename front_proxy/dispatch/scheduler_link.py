@@ -8,9 +8,9 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Protocol, assert_never
 
-import msgspec
 import structlog
 
+from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.dispatch import wire
 from front_proxy.planning.cluster_view import ClusterView
 from front_proxy.planning.events import (
@@ -25,7 +25,6 @@ from front_proxy.planning.events import (
     PlanClientEvent,
     PlanEnded,
     PlanNeeded,
-    PlanQuestion,
     SchedulerLost,
     SendEnd,
     SendQuestion,
@@ -40,15 +39,15 @@ from front_proxy.planning.events import (
 from front_proxy.planning.events import (
     Dial as DialAgain,
 )
-from front_proxy.planning.plan_client import NEVER_S, PlanClient, PlanClientLimits
+from front_proxy.planning.plan_client import NEVER_S, PlanClient
 from front_proxy.request.events import Outcome
-from front_proxy.request.work import Placement
 from protos.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from runtime.bidi_stream import Dial
 from runtime.failures import Failure, FailureKind
 from runtime.grpc_stream import grpc_dial
 from runtime.send_queue import SendQueue, exchange
-from scheduler.api.actions import Placement as CorePlacement
+from scheduler.api.actions import Placement
+from scheduler.api.events import PlanRequested, RunningPlan
 from scheduler.config import SchedulerConfig
 
 log = structlog.get_logger(__name__)
@@ -57,33 +56,13 @@ log = structlog.get_logger(__name__)
 class PlanReceiver(Protocol):
     """Gets the one answer to one question."""
 
-    def on_plan(
-        self, prefill: Placement | None, decode: Placement | None, decode_blocks_reserved: int, reason: str
-    ) -> None:
+    def on_plan(self, plan: RunningPlan) -> None:
         """The attempt may run there."""
         ...
 
     def on_refused(self, failure: Failure) -> None:
         """It may not run, or nobody answered in time; nothing is reserved."""
         ...
-
-
-class SchedulerOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How the scheduler is reached."""
-
-    address: str
-    """host:port, or several with commas between them: one of them leads."""
-    front_proxy_id: str
-    plan_timeout_s: float
-    plan_patience_s: float
-    plans_told_interval_s: float
-    view_max_age_s: float
-    load_fade_s: float
-    connect_timeout_s: float
-    backoff_min_s: float
-    backoff_max_s: float
-    send_messages_max: int
-    message_bytes_max: int
 
 
 _Item = scheduler_pb2.FrontUpdate
@@ -94,9 +73,11 @@ class SchedulerLink:
 
     def __init__(
         self,
-        options: SchedulerOptions,
+        config: FrontProxyConfig,
+        limits: FrontProxyLimits,
         view: ClusterView,
         *,
+        front_proxy_id: str,
         on_view: Callable[[], None],
         on_gone: Callable[[str, int], None],
         on_lost: Callable[[str], None],
@@ -106,25 +87,27 @@ class SchedulerLink:
         rng: random.Random | None = None,
     ) -> None:
         """``on_degraded`` is told "planned" or "refused" for every request planned without the scheduler."""
-        self._options = options
+        self._config = config
+        self._limits = limits
+        self._front_proxy_id = front_proxy_id
         self._on_view = on_view
         self._on_gone = on_gone
         self._on_lost = on_lost
         self._on_degraded = on_degraded
         self._dial = dial or grpc_dial(
             lambda channel: scheduler_pb2_grpc.SchedulerServiceStub(channel).FrontSession(),
-            message_bytes_max=options.message_bytes_max,
-            quick_keepalive="," in options.address,
+            message_bytes_max=limits.message_bytes_max,
+            quick_keepalive="," in config.scheduler_address,
         )
         rng = rng or random.Random()
-        self._plan_client = PlanClient(_bounds(options), addresses=options.address, view=view, policy=policy, rng=rng)
+        self._plan_client = PlanClient(config, limits, view=view, policy=policy, rng=rng)
         self._loop = asyncio.get_running_loop()
         # Never 0, which says nothing.
         self._incarnation = rng.getrandbits(64) or 1
         self._sending: SendQueue[_Item] | None = None
         # Each with its question as it goes over the wire.
         self._receivers: dict[int, tuple[PlanReceiver, _Item]] = {}
-        self._next_plan_id = 1
+        self._next_plan_id = 0
         self._actions: collections.deque[PlanClientAction] = collections.deque()
         self._busy = False
         self._alarm: asyncio.TimerHandle | None = None
@@ -141,14 +124,16 @@ class SchedulerLink:
         """Whether requests are planned here."""
         return self._plan_client.degraded
 
-    def plan(self, question: PlanQuestion, receiver: PlanReceiver) -> int:
-        """Ask; returns the plan's id, unique in this process. The answer comes later, through ``receiver``."""
-        plan_id = self._next_plan_id
+    def new_plan_id(self) -> int:
+        """An id for the next question, unique in this process."""
         self._next_plan_id += 1
+        return self._next_plan_id
+
+    def plan(self, question: PlanRequested, receiver: PlanReceiver) -> None:
+        """Ask the scheduler. The answer comes later, through ``receiver``."""
         # First, so that a question that cannot be encoded is never asked.
-        self._receivers[plan_id] = (receiver, wire.plan_request(plan_id, question))
-        self._handle(PlanNeeded(plan_id, question))
-        return plan_id
+        self._receivers[question.plan_id] = (receiver, wire.plan_request(question))
+        self._handle(PlanNeeded(question))
 
     def end_plan(self, plan_id: int, outcome: Outcome, output_tokens: int) -> None:
         """Free what a plan reserved. Of a question not answered yet, its answer too."""
@@ -170,7 +155,7 @@ class SchedulerLink:
             self._handle(Closed())
 
     async def _one_stream(self) -> None:
-        self._sending = sending = SendQueue[_Item](self._options.send_messages_max)
+        self._sending = sending = SendQueue[_Item](self._config.send_messages_max)
         self._handle(StreamDialled())
         # Nothing behind it until it is answered: a write that meets a refusal would hide what the refusal says.
         sending.put(self._register())
@@ -180,14 +165,14 @@ class SchedulerLink:
                 self._plan_client.address,
                 sending,
                 on_message=self._on_message,
-                first_timeout_s=self._options.connect_timeout_s,
+                first_timeout_s=self._limits.connect_timeout_s,
             )
         finally:
             self._sending = None
         self._handle(StreamLost(str(ended), silent=ended.silent))
 
     def _register(self) -> _Item:
-        info = scheduler_pb2.FrontProxyInfo(front_proxy_id=self._options.front_proxy_id, incarnation=self._incarnation)
+        info = scheduler_pb2.FrontProxyInfo(front_proxy_id=self._front_proxy_id, incarnation=self._incarnation)
         return scheduler_pb2.FrontUpdate(register=info)
 
     def _on_message(self, message: scheduler_pb2.FrontReply) -> None:
@@ -225,15 +210,15 @@ class SchedulerLink:
 
     def _do(self, action: PlanClientAction) -> None:
         match action:
-            case SendQuestion(plan_id=plan_id):
+            case SendQuestion(question=question):
                 # Its request may have left while other things were done; then nobody wants the answer.
-                if (asked := self._receivers.get(plan_id)) is not None:
+                if (asked := self._receivers.get(question.plan_id)) is not None:
                     self._send(asked[1])
-            case AnswerPlan(plan=plan, reason=reason, local=local):
+            case AnswerPlan(plan=plan, local=local):
                 if local:
                     self._on_degraded("planned")
                 if (asked := self._receivers.pop(plan.plan_id, None)) is not None:
-                    asked[0].on_plan(_placement(plan.prefill), _placement(plan.decode), plan.decode_blocks, reason)
+                    asked[0].on_plan(plan)
             case SendEnd(plan_id=plan_id, outcome=outcome, output_tokens=output_tokens):
                 self._send(wire.request_ended(plan_id, outcome, output_tokens))
             case AnswerRefusal(plan_id=plan_id, failure=failure, local=local):
@@ -276,21 +261,3 @@ class SchedulerLink:
     def _send(self, item: _Item) -> None:
         if self._sending is not None:
             self._sending.put(item)
-
-
-def _bounds(options: SchedulerOptions) -> PlanClientLimits:
-    return PlanClientLimits(
-        plan_timeout_s=options.plan_timeout_s,
-        plan_patience_s=options.plan_patience_s,
-        plans_told_interval_s=options.plans_told_interval_s,
-        view_max_age_s=options.view_max_age_s,
-        load_fade_s=options.load_fade_s,
-        backoff_min_s=options.backoff_min_s,
-        backoff_max_s=options.backoff_max_s,
-    )
-
-
-def _placement(placed: CorePlacement | None) -> Placement | None:
-    if placed is None:
-        return None
-    return Placement(worker_id=placed.worker_id, address=placed.address, epoch=placed.epoch)

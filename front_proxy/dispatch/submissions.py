@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from front_proxy.planning.events import PlanQuestion
+from engine.protocol import EngineRequest
 from front_proxy.request.events import AskPlan, StartDecode, StartPrefill
 from front_proxy.request.generation import Continuation, GenerationRequest
 from front_proxy.request.work import Stage, Submission
 from kv_transfer.handoff.handoff import KvHandoff
+from scheduler.api.events import PlanRequested
 
 
-def question(request: GenerationRequest, ask: AskPlan, *, left_s: float) -> PlanQuestion:
-    """Where may it run? ``left_s`` is what is left of its deadline, in all three."""
-    return PlanQuestion(
-        ask=ask,
+def question(plan_id: int, request: GenerationRequest, ask: AskPlan, *, left_s: float) -> PlanRequested:
+    """Where may it run? ``left_s`` is what is left of its deadline, in all three functions."""
+    return PlanRequested(
+        session=0,
+        plan_id=plan_id,
         request_id=request.request_id,
         prompt_tokens=len(request.token_ids) + ask.resume_tokens,
         output_tokens_max=request.output_tokens_max - ask.resume_tokens,
         priority=request.priority,
-        priority_class=request.priority_class,
+        excluded_worker_ids=frozenset(ask.excluded_worker_ids),
+        pinned_decode_worker_id=ask.pinned_decode_worker,
         tenant=request.tenant,
+        priority_class=request.priority_class,
         wait_max_s=left_s,
+        prefill_only=ask.prefill_only,
+        resumed=ask.resumed,
     )
 
 
@@ -62,18 +68,21 @@ def _submission(
     handoff: KvHandoff | None = None,
     blocks_reserved: int = 0,
 ) -> Submission:
-    return Submission(
+    engine_request = EngineRequest(
         request_id=f"{request.request_id}-{stage.value[0]}{start.attempt}",
-        stage=stage,
         token_ids=[*request.token_ids, *start.resume_token_ids] if start.resume_token_ids else request.token_ids,
         sampling=sampling,
-        handoff=handoff,
-        blocks_reserved=blocks_reserved,
-        deadline_s=left_s,
         priority=request.priority,
         cache_salt=request.cache_salt,
         session_id=request.session_id,
         trace_headers=request.trace_headers,
         reasoning_ended=request.reasoning_ended,
         reasoning_parser_kwargs=request.reasoning_parser_kwargs,
+    )
+    return Submission(
+        stage=stage,
+        request=engine_request,
+        handoff=handoff,
+        blocks_reserved=blocks_reserved,
+        deadline_s=left_s,
     )

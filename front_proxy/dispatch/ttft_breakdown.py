@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from engine.protocol import FirstOutput
 from front_proxy.dispatch.metrics import DispatchMetrics
 from front_proxy.request.generation import TtftPhases
-from front_proxy.request.work import FirstOutput, Stage, WorkerOutput
+from front_proxy.request.work import Stage, WorkerOutput
 
 
 class TtftBreakdown:
@@ -23,6 +24,7 @@ class TtftBreakdown:
         self._decode_at_s: float | None = None
         self._decode_first_at_s: float | None = None
         self._remote = False
+        self._admission_s = 0.0
 
     def on_output(self, stage: Stage, output: WorkerOutput, now_s: float) -> None:
         """Note what a worker says about its first output."""
@@ -31,6 +33,7 @@ class TtftBreakdown:
         elif self._decode_first_at_s is None:
             self._decode_first_at_s = now_s
             self._decode = output.first
+            self._admission_s = output.admission_s
 
     def on_decode_started(self, now_s: float, *, remote: bool) -> None:
         """The decode was submitted; ``remote`` with a hand-off."""
@@ -54,7 +57,7 @@ class TtftBreakdown:
         queue_s, prefill_s = take(prompt.queue_s), take(prompt.compute_s)
         handoff_s = decode_admission_s = 0.0
         if self._decode is not None:
-            decode_admission_s = take(self._decode.admission_s)
+            decode_admission_s = take(self._admission_s)
             if self._remote:
                 handoff_s = take(self._decode.queue_s)
         return TtftPhases(
@@ -71,4 +74,4 @@ class TtftBreakdown:
         if self._remote and self._decode_at_s is not None and self._decode_first_at_s is not None:
             metrics.handoff_s.observe(self._decode_first_at_s - self._decode_at_s)
         if self._decode is not None:
-            metrics.decode_admission_s.observe(self._decode.admission_s)
+            metrics.decode_admission_s.observe(self._admission_s)

@@ -6,19 +6,19 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 
-from engine.protocol import Finish, FinishReason, Logprobs
+from engine.protocol import Finish, FinishReason, FirstOutput, Logprobs
 from front_proxy.planning.cluster_view import WorkerEntry
-from front_proxy.planning.events import PlanGranted, PlanQuestion, PlanQueued, PlanRejected, ViewShown
+from front_proxy.planning.events import ViewShown
 from front_proxy.request.events import Outcome
-from front_proxy.request.work import FirstOutput, Stage, Submission, WorkerOutput
+from front_proxy.request.work import Stage, Submission, WorkerOutput
 from kv_transfer.handoff import wire as handoff_wire
 from kv_transfer.handoff.handoff import KvHandoff
 from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2
 from runtime.failures import Failure, FailureKind
 from scheduler import wire as scheduler_wire
-from scheduler.api.actions import Placement as CorePlacement
-from scheduler.api.events import RunningPlan
+from scheduler.api.actions import Placement, ReplyPlan, ReplyRefusal, ReplyWaiting
+from scheduler.api.events import PlanRequested, RunningPlan
 
 _FINISH: dict[int, FinishReason] = {
     worker_pb2.FINISH_REASON_STOP: "stop",
@@ -32,19 +32,19 @@ def submit(slot: int, submission: Submission, held_s: float) -> worker_pb2.Attac
     """The submission of ``order`` after it waited ``held_s`` here."""
     # Filled where it lies: a message given to another one's constructor is copied, with all its tokens.
     request = worker_pb2.AttachRequest()
-    message = request.submit
+    message, asked = request.submit, submission.request
     message.slot = slot
-    message.request_id = submission.request_id
-    message.token_ids.extend(submission.token_ids)
-    message.sampling = submission.sampling
-    message.priority = submission.priority
-    message.cache_salt = submission.cache_salt or ""
-    message.session_id = submission.session_id or ""
-    if submission.trace_headers:
-        message.trace_headers.update(submission.trace_headers)
-    if submission.reasoning_ended is not None:
-        message.reasoning_ended = submission.reasoning_ended
-    message.reasoning_parser_kwargs = submission.reasoning_parser_kwargs
+    message.request_id = asked.request_id
+    message.token_ids.extend(asked.token_ids)
+    message.sampling = asked.sampling
+    message.priority = asked.priority
+    message.cache_salt = asked.cache_salt or ""
+    message.session_id = asked.session_id or ""
+    if asked.trace_headers:
+        message.trace_headers.update(asked.trace_headers)
+    if asked.reasoning_ended is not None:
+        message.reasoning_ended = asked.reasoning_ended
+    message.reasoning_parser_kwargs = asked.reasoning_parser_kwargs
     # 0 would mean "no deadline", so the last moments count as one millisecond.
     message.deadline_ms = max(int((submission.deadline_s - held_s) * 1000), 1) if submission.deadline_s else 0
     message.blocks_reserved = submission.blocks_reserved
@@ -98,6 +98,7 @@ def worker_output(delta: worker_pb2.Delta) -> WorkerOutput:
         token_ids=delta.token_ids[:],
         finish=finish,
         first=_first(delta.first) if delta.HasField("first") else None,
+        admission_s=delta.first.admission_us / 1e6 if delta.HasField("first") else 0.0,
         logprobs=_logprobs(delta.logprobs) if delta.HasField("logprobs") else None,
         prompt_logprobs=_logprobs(delta.prompt_logprobs) if delta.HasField("prompt_logprobs") else None,
         handoff=handoff_wire.from_wire(delta.handoff) if delta.HasField("handoff") else None,
@@ -113,7 +114,6 @@ def _first(message: worker_pb2.FirstDelta) -> FirstOutput:
     return FirstOutput(
         cached_tokens=message.cached_tokens,
         external_tokens=message.external_tokens,
-        admission_s=message.admission_us / 1e6,
         queue_s=message.queue_us / 1e6,
         compute_s=message.compute_us / 1e6,
     )
@@ -138,25 +138,25 @@ def failure(kind: str, message: str, retry_after_ms: int) -> Failure:
     )
 
 
-def plan_request(plan_id: int, question: PlanQuestion) -> scheduler_pb2.FrontUpdate:
+def plan_request(question: PlanRequested) -> scheduler_pb2.FrontUpdate:
     """The question as it is sent."""
     # Filled where it lies, here and below: a third of what a message costs that is built and then copied.
     update = scheduler_pb2.FrontUpdate()
-    message, ask = update.plan, question.ask
-    message.plan_id = plan_id
+    message = update.plan
+    message.plan_id = question.plan_id
     message.request_id = question.request_id
     message.prompt_tokens = question.prompt_tokens
     message.output_tokens_max = question.output_tokens_max
     message.priority = question.priority
     message.tenant = question.tenant
     message.wait_max_ms = math.ceil(question.wait_max_s * 1000)
-    if ask.excluded_worker_ids:
-        message.excluded_worker_ids.extend(ask.excluded_worker_ids)
-    if ask.pinned_decode_worker:
-        message.pinned_decode_worker_id = ask.pinned_decode_worker
-    if ask.prefill_only:
+    if question.excluded_worker_ids:
+        message.excluded_worker_ids.extend(question.excluded_worker_ids)
+    if question.pinned_decode_worker_id:
+        message.pinned_decode_worker_id = question.pinned_decode_worker_id
+    if question.prefill_only:
         message.prefill_only = True
-    if ask.resumed:
+    if question.resumed:
         message.resumed = True
     if question.priority_class:
         message.priority_class = question.priority_class
@@ -179,7 +179,7 @@ def plans_running(plans: Iterable[RunningPlan], *, asked: Iterable[int], complet
     return scheduler_pb2.FrontUpdate(running=running)
 
 
-def _placed(placement: CorePlacement | None) -> scheduler_pb2.Placement | None:
+def _placed(placement: Placement | None) -> scheduler_pb2.Placement | None:
     if placement is None:
         return None
     return scheduler_pb2.Placement(worker_id=placement.worker_id, address=placement.address, epoch=placement.epoch)
@@ -202,23 +202,26 @@ def suspect(worker_id: str, epoch: int, reason: str) -> scheduler_pb2.FrontUpdat
     )
 
 
-def word(message: scheduler_pb2.FrontReply) -> PlanGranted | PlanRejected | PlanQueued | ViewShown | None:
+def word(message: scheduler_pb2.FrontReply) -> ReplyPlan | ReplyRefusal | ReplyWaiting | ViewShown | None:
     """What the scheduler says; None for what this version does not know."""
     match message.WhichOneof("message"):
         case "plan":
             plan = message.plan
-            return PlanGranted(
-                plan.plan_id,
-                _core_placement(plan.prefill) if plan.HasField("prefill") else None,
-                _core_placement(plan.decode) if plan.HasField("decode") else None,
-                plan.decode_blocks_reserved,
-                plan.reason,
+            return ReplyPlan(
+                session=0,
+                plan_id=plan.plan_id,
+                prefill=_placement(plan.prefill) if plan.HasField("prefill") else None,
+                decode=_placement(plan.decode) if plan.HasField("decode") else None,
+                decode_blocks_reserved=plan.decode_blocks_reserved,
+                reason=plan.reason,
             )
         case "refused":
             told = message.refused
-            return PlanRejected(told.plan_id, failure(told.kind, told.message, told.retry_after_ms))
+            failed = failure(told.kind, told.message, told.retry_after_ms)
+            return ReplyRefusal(session=0, plan_id=told.plan_id, failure=failed, cause="")
         case "waiting":
-            return PlanQueued(message.waiting.plan_id, message.waiting.wait_max_ms / 1000)
+            waiting = message.waiting
+            return ReplyWaiting(session=0, plan_id=waiting.plan_id, wait_max_s=waiting.wait_max_ms / 1000)
         case "view":
             view = message.view
             return ViewShown(cluster(view), view.recovering)
@@ -226,8 +229,8 @@ def word(message: scheduler_pb2.FrontReply) -> PlanGranted | PlanRejected | Plan
             return None
 
 
-def _core_placement(message: scheduler_pb2.Placement) -> CorePlacement:
-    return CorePlacement(message.worker_id, message.address, message.epoch)
+def _placement(message: scheduler_pb2.Placement) -> Placement:
+    return Placement(message.worker_id, message.address, message.epoch)
 
 
 def cluster(message: scheduler_pb2.ClusterView) -> Sequence[WorkerEntry]:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import functools
 from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
 import structlog
 
+from front_proxy.config import FrontProxyLimits
 from front_proxy.dispatch import wire
 from front_proxy.dispatch.lease_renewer import LeaseRenewer
-from front_proxy.request.work import Placement, Submission, WorkerOutput
+from front_proxy.request.work import Submission, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from runtime.bidi_stream import Dial
 from runtime.failures import Failure, FailureKind
 from runtime.grpc_stream import grpc_dial
 from runtime.send_queue import SendQueue, exchange
+from scheduler.api.actions import Placement
 
 log = structlog.get_logger(__name__)
 
@@ -39,17 +42,6 @@ class Receiver(Protocol):
         ...
 
 
-class LinkOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What every link of a front proxy has in common."""
-
-    front_proxy_id: str
-    engine_version: str
-    connect_timeout_s: float
-    send_messages_max: int
-    message_bytes_max: int
-    handoff_renew_interval_s: float
-
-
 class _Queued(msgspec.Struct, frozen=True):
     slot: int
     submission: Submission
@@ -62,20 +54,29 @@ _Item = _Queued | worker_pb2.AttachRequest
 class WorkerLink:
     """Submissions may be submitted before the stream is open; they wait for it, and fail with it."""
 
-    def __init__(self, worker: Placement, options: LinkOptions, dial: Dial) -> None:
+    def __init__(
+        self,
+        worker: Placement,
+        *,
+        front_proxy_id: str,
+        engine_version: str,
+        send_messages_max: int,
+        limits: FrontProxyLimits,
+        dial: Dial,
+    ) -> None:
         self.worker = worker
         self.opened = False
         self.heard_s = float("-inf")
         """When the worker last said anything, on the loop's clock."""
-        self._options = options
+        self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._dial = dial
-        self._sending: SendQueue[_Item] = SendQueue(options.send_messages_max)
+        self._sending: SendQueue[_Item] = SendQueue(send_messages_max)
         self._slots: dict[int, Receiver] = {}
         self._aborted: collections.OrderedDict[int, Receiver] = collections.OrderedDict()
         self._leases: set[str] = set()
         self._next_slot = 1
-        opening = worker_pb2.Open(front_proxy_id=options.front_proxy_id, engine_version=options.engine_version)
+        opening = worker_pb2.Open(front_proxy_id=front_proxy_id, engine_version=engine_version)
         self._sending.put(worker_pb2.AttachRequest(open=opening))
 
     @property
@@ -137,7 +138,7 @@ class WorkerLink:
                 self._sending,
                 encode=self._encode,
                 on_message=self._on_message,
-                first_timeout_s=self._options.connect_timeout_s,
+                first_timeout_s=self._limits.connect_timeout_s,
             )
             reason = str(ended)
         finally:
@@ -175,7 +176,7 @@ class WorkerLink:
             return wire.submit(item.slot, item.submission, self._loop.time() - item.queued_at_s)
         except (ValueError, TypeError, OverflowError) as error:
             # What validation let through must cost its own request only, not the stream that all share.
-            log.exception("request cannot be put on the wire", request_id=item.submission.request_id)
+            log.exception("request cannot be put on the wire", request_id=item.submission.request.request_id)
             text = f"The request cannot be sent to a worker: {type(error).__name__}."
             self._slots.pop(item.slot).on_failure(Failure(kind=FailureKind.INTERNAL, message=text))
             return None
@@ -232,25 +233,34 @@ class WorkerLinks:
 
     def __init__(
         self,
-        options: LinkOptions,
         *,
-        retry_after_s: float,
+        front_proxy_id: str,
+        engine_version: str,
+        send_messages_max: int,
+        limits: FrontProxyLimits,
         spawn: Callable[[WorkerLink], None],
         on_lost: Callable[[Placement, str], None],
         dial: Dial | None = None,
     ) -> None:
-        self._options = options
-        self._dial = dial or grpc_dial(
-            lambda channel: worker_pb2_grpc.WorkerServiceStub(channel).Attach(),
-            message_bytes_max=options.message_bytes_max,
+        self._link = functools.partial(
+            WorkerLink,
+            front_proxy_id=front_proxy_id,
+            engine_version=engine_version,
+            send_messages_max=send_messages_max,
+            limits=limits,
+            dial=dial
+            or grpc_dial(
+                lambda channel: worker_pb2_grpc.WorkerServiceStub(channel).Attach(),
+                message_bytes_max=limits.message_bytes_max,
+            ),
         )
-        self._retry_after_s = retry_after_s
+        self._limits = limits
         self._spawn = spawn
         self._on_lost = on_lost
         self._links: dict[tuple[str, int], WorkerLink] = {}
         self._not_before_s: dict[tuple[str, int], float] = {}
         self._loop = asyncio.get_running_loop()
-        self._keeper = LeaseRenewer(options.handoff_renew_interval_s, self._renew)
+        self._keeper = LeaseRenewer(limits.handoff_renew_interval_s, self._renew)
 
     @property
     def leases_held(self) -> int:
@@ -266,7 +276,7 @@ class WorkerLinks:
                 text = f"Worker {worker.worker_id} could not be reached a moment ago."
                 receiver.on_failure(Failure(kind=FailureKind.UNAVAILABLE, message=text, reached=False))
                 return 0
-            link = WorkerLink(worker, self._options, self._dial)
+            link = self._link(worker)
             self._links[key] = link
             self._spawn(link)
         if submission.handoff is not None:
@@ -319,6 +329,6 @@ class WorkerLinks:
             now_s = self._loop.time()
             # Kept short: incarnations that can be dialled again are dropped with the rest.
             self._not_before_s = {at: until for at, until in self._not_before_s.items() if until > now_s}
-            self._not_before_s[key] = now_s + self._retry_after_s
+            self._not_before_s[key] = now_s + self._limits.worker_connect_retry_s
         log.info("stream to worker ended", worker_id=link.worker.worker_id, reason=reason)
         self._on_lost(link.worker, reason)

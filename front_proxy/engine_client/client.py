@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
-import msgspec
 from vllm.config import VllmConfig
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.outputs import RequestOutput
@@ -22,6 +21,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor
 
+from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
 from front_proxy.engine_client.client_base import GenerationOnlyClient
 from front_proxy.engine_client.errors import to_vllm
 from front_proxy.engine_client.sampling import drop_forbidden
@@ -36,21 +36,18 @@ _SHUT = "This front proxy is shutting down."
 _NO_WORKER = "No usable worker set: a decode worker must be up and registered."
 
 
-class ClientBounds(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of one front proxy."""
-
-    requests_in_flight_max: int
-    prompt_tokens_max: int
-    block_size_tokens: int
-    name_characters_max: int
-    retry_after_s: float
-    seed_for_replay: bool = True
-
-
 class RemoteEngineClient(GenerationOnlyClient):
     """What vLLM's serving classes take for their engine."""
 
-    def __init__(self, vllm_config: VllmConfig, source: SequenceSource, bounds: ClientBounds) -> None:
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        source: SequenceSource,
+        config: FrontProxyConfig,
+        *,
+        block_size_tokens: int,
+        limits: FrontProxyLimits = LIMITS,
+    ) -> None:
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
         self.renderer = renderer_from_config(vllm_config)
@@ -63,9 +60,10 @@ class RemoteEngineClient(GenerationOnlyClient):
         self._open = 0
         self._source = source
         self._sequences = Sequences(
-            source, self.output_processor, bounds.block_size_tokens, seed_for_replay=bounds.seed_for_replay
+            source, self.output_processor, block_size_tokens, seed_for_replay=config.seed_for_replay
         )
-        self._bounds = bounds
+        self._config = config
+        self._limits = limits
         self._context_tokens_model = self.model_config.max_model_len
 
     # --- what the app asks before it starts a response -------------------------------------------------------------
@@ -99,17 +97,17 @@ class RemoteEngineClient(GenerationOnlyClient):
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """Refuse with 429 what would exceed the bound on sequences in flight."""
         self.refresh_limits()
-        if n > self._bounds.requests_in_flight_max:
+        if n > self._config.requests_in_flight_max:
             raise VLLMValidationError(
-                f"n must be at most {self._bounds.requests_in_flight_max}, got {n}.", parameter="n"
+                f"n must be at most {self._config.requests_in_flight_max}, got {n}.", parameter="n"
             )
-        if self.requests_running + n > self._bounds.requests_in_flight_max:
+        if self.requests_running + n > self._config.requests_in_flight_max:
             REFUSALS.labels("in_flight").inc()
             failure = Failure(
                 kind=FailureKind.EXHAUSTED,
                 message=f"This front proxy already runs {self.requests_running} of at most "
-                f"{self._bounds.requests_in_flight_max} sequences. Please try again later.",
-                retry_after_s=self._bounds.retry_after_s,
+                f"{self._config.requests_in_flight_max} sequences. Please try again later.",
+                retry_after_s=self._limits.retry_after_s,
             )
             raise _refusal(failure)
 
@@ -186,11 +184,11 @@ class RemoteEngineClient(GenerationOnlyClient):
             raise NotImplementedError("prompt_logprob_token_ids is not supported.")
         request = self.input_processor.process_inputs(request_id, prompt, params, TASKS, **facts)
         prompt_tokens = len(request.prompt_token_ids or ())
-        if prompt_tokens > self._bounds.prompt_tokens_max:
+        if prompt_tokens > self._config.prompt_tokens_max:
             REFUSALS.labels("too_large").inc()
-            message = f"The prompt has {prompt_tokens} tokens; at most {self._bounds.prompt_tokens_max} are accepted."
+            message = f"The prompt has {prompt_tokens} tokens; at most {self._config.prompt_tokens_max} are accepted."
             raise _refusal(Failure(kind=FailureKind.TOO_LARGE, message=message))
-        _check_wire(request, self._bounds.name_characters_max)
+        _check_wire(request, self._limits.name_characters_max)
         self.input_processor.assign_request_id(request)
         assert request.sampling_params is not None
         drop_forbidden(request.sampling_params)

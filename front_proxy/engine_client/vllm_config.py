@@ -109,15 +109,11 @@ def _serving_argv(serving: ServingConfig, names: list[str]) -> Iterator[str]:
     options: dict[str, Any] = {
         "served_model_name": names,
         "chat_template": serving.chat_template,
-        "chat_template_content_format": serving.chat_template_content_format,
         "tool_call_parser": serving.tool_call_parser,
         "enable_auto_tool_choice": bool(serving.tool_call_parser) and serving.enable_auto_tool_choice is not False,
         "reasoning_parser": serving.reasoning_parser,
-        "return_tokens_as_token_ids": serving.return_tokens_as_token_ids,
-        "enable_prompt_tokens_details": serving.enable_prompt_tokens_details,
-        "enable_request_id_headers": serving.enable_request_id_headers,
-        "enable_force_include_usage": serving.enable_force_include_usage,
-        "sse_keep_alive_interval": serving.sse_keep_alive_interval_s,
+        "enable_prompt_tokens_details": True,
+        "enable_request_id_headers": True,
         "allowed_origins": json.dumps(serving.allowed_origins),
         # vLLM's engine statistics live on the workers.
         "disable_log_stats": True,

@@ -12,6 +12,7 @@ import grpc
 import msgspec
 import structlog
 
+from front_proxy.config import LIMITS, FrontProxyLimits
 from front_proxy.engine_client.serving_metrics import GRPC_STREAMS
 from front_proxy.gateway.identity import Caller, caller_of_call, caller_of_request, unknown_class
 from front_proxy.grpc_api.output_queue import OutputQueue
@@ -53,27 +54,14 @@ class Inference(Protocol):
         ...
 
 
-class StreamBounds(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of one GenerateMany stream; sequences in flight over all streams are the inference's."""
-
-    requests_max: int
-    outputs_max: int
-    """Outputs that wait for a slow reader."""
-    output_bytes_max: int
-    """Bytes of them."""
-    message_bytes_max: int
-    """Longest message of the server."""
-    name_characters_max: int
-    """Longest of the names that a request has."""
-    retry_after_s: float
-
-
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """The rpcs over one inference."""
 
-    def __init__(self, inference: Inference, bounds: StreamBounds) -> None:
+    def __init__(self, inference: Inference, requests_max: int, limits: FrontProxyLimits = LIMITS) -> None:
+        """``requests_max`` bounds one GenerateMany stream; the inference bounds all streams together."""
         self._inference = inference
-        self._bounds = bounds
+        self._requests_max = requests_max
+        self._limits = limits
 
     async def Generate(  # noqa: N802 - gRPC's name
         self, request: inference_pb2.GenerateRequest, context: Context
@@ -82,7 +70,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         request.request_id = request.request_id or _request_id()
         with GRPC_STREAMS.labels("Generate").track_inprogress():
             try:
-                _check_names(request, self._bounds.name_characters_max)
+                _check_names(request, self._limits.name_characters_max)
                 caller = _caller_of(_caller(context), request)
             except FailureError as error:
                 await abort(context, error.failure)
@@ -106,7 +94,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             caller = _caller(context)
         except FailureError as error:
             await abort(context, error.failure)
-        session = _ManySession(self._inference, caller, self._bounds)
+        session = _ManySession(self._inference, caller, self._requests_max, self._limits)
         reader = asyncio.create_task(session.read(request_iterator), name="generate-many-reader")
         with GRPC_STREAMS.labels("GenerateMany").track_inprogress():
             try:
@@ -135,15 +123,16 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 class _ManySession:
     """The state of one GenerateMany stream."""
 
-    def __init__(self, inference: Inference, caller: Caller, bounds: StreamBounds) -> None:
+    def __init__(self, inference: Inference, caller: Caller, requests_max: int, limits: FrontProxyLimits) -> None:
         self._inference = inference
         self._caller = caller
-        self._bounds = bounds
+        self._requests_max = requests_max
+        self._limits = limits
         self._running: dict[str, asyncio.Task[None]] = {}
         self._outputs = OutputQueue(
-            count_max=bounds.outputs_max,
-            bytes_max=bounds.output_bytes_max,
-            message_bytes_max=bounds.message_bytes_max,
+            count_max=limits.output_deltas_max,
+            bytes_max=limits.output_bytes_max,
+            message_bytes_max=limits.message_bytes_max,
         )
         self._reading = True
         self._changed = asyncio.Event()
@@ -188,17 +177,17 @@ class _ManySession:
         request.request_id = request.request_id or _request_id()
         name = request.request_id
         try:
-            _check_names(request, self._bounds.name_characters_max)
+            _check_names(request, self._limits.name_characters_max)
             caller = _caller_of(self._caller, request)
         except FailureError as error:
-            self._fail(name[: self._bounds.name_characters_max], error.failure)
+            self._fail(name[: self._limits.name_characters_max], error.failure)
             return
         if name in self._running:
             message = f"Request {name} already runs on this stream."
             self._fail(name, Failure(kind=FailureKind.BAD_REQUEST, message=message))
-        elif len(self._running) >= self._bounds.requests_max:
-            message = f"This stream already runs {self._bounds.requests_max} requests."
-            retry = self._bounds.retry_after_s
+        elif len(self._running) >= self._requests_max:
+            message = f"This stream already runs {self._requests_max} requests."
+            retry = self._limits.retry_after_s
             self._fail(name, Failure(kind=FailureKind.EXHAUSTED, message=message, retry_after_s=retry))
         else:
             ended: set[int] = set()
@@ -229,7 +218,7 @@ class _ManySession:
             # Nobody may have validated n yet.
             choices = [
                 inference_pb2.Choice(index=index, finish_reason="abort")
-                for index in range(min(max(1, request.sampling.n), self._bounds.requests_max))
+                for index in range(min(max(1, request.sampling.n), self._requests_max))
                 if index not in ended
             ]
             self._outputs.add(inference_pb2.GenerateResponse(request_id=request.request_id, choices=choices))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any
 
-import msgspec
-
+from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
 from front_proxy.engine_client.serving_metrics import DROPPED_FIELDS, REFUSALS
 from front_proxy.gateway.identity import caller
 from front_proxy.gateway.request_context import CLOCK, REQUEST_CONTEXT, RequestContext, phases_ms, server_timing
@@ -45,25 +44,23 @@ _ABSENT = object()
 _RETRY_STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 
 
-class GuardBounds(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds and switches of the guard."""
-
-    request_bytes_max: int
-    request_body_timeout_s: float
-    requests_in_flight_max: int
-    retry_after_s: float
-    phases_header: str
-    routes: frozenset[str]
-
-
 class HttpGuard:
     """Wraps an ASGI app. While ``draining`` it refuses new generations; ``requests_running`` counts those that run."""
 
-    def __init__(self, app: AsgiApp, bounds: GuardBounds, *, draining: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        app: AsgiApp,
+        config: FrontProxyConfig,
+        *,
+        draining: Callable[[], bool] = lambda: False,
+        limits: FrontProxyLimits = LIMITS,
+    ) -> None:
         self._app = app
-        self._bounds = bounds
+        self._config = config
+        self._limits = limits
+        self._routes = ROUTES | frozenset(config.serving.extra_routes)
         self._draining = draining
-        self._phases_header = bounds.phases_header.lower().encode()
+        self._phases_header = limits.phases_header.lower().encode()
         self.retiring = False
         """Set: every response tells its client to close the connection."""
         self.requests_running = 0
@@ -75,7 +72,7 @@ class HttpGuard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http" or scope["path"] not in self._bounds.routes:
+        if scope["type"] != "http" or scope["path"] not in self._routes:
             await self._refuse(scope, send, "no_route", HTTPStatus.NOT_FOUND, "Not Found")
             return
         if scope["path"] not in GENERATION_ROUTES or scope["method"] != "POST":
@@ -86,7 +83,7 @@ class HttpGuard:
                 scope, send, "draining", HTTPStatus.SERVICE_UNAVAILABLE, "This front proxy is shutting down."
             )
             return
-        if self.requests_running >= self._bounds.requests_in_flight_max:
+        if self.requests_running >= self._config.requests_in_flight_max:
             message = f"This front proxy already runs {self.requests_running} requests. Please try again later."
             await self._refuse(scope, send, "in_flight", HTTPStatus.TOO_MANY_REQUESTS, message)
             return
@@ -121,16 +118,16 @@ class HttpGuard:
         body: bytes | None = None
         if scope["method"] == "POST":
             try:
-                async with asyncio.timeout(self._bounds.request_body_timeout_s):
-                    body = await self._body(receive) if length <= self._bounds.request_bytes_max else None
+                async with asyncio.timeout(self._limits.request_body_timeout_s):
+                    body = await self._body(receive) if length <= self._config.request_bytes_max else None
             except _ClientLeft:
                 return
             except TimeoutError:
-                message = f"The request body did not arrive within {self._bounds.request_body_timeout_s:g} s."
+                message = f"The request body did not arrive within {self._limits.request_body_timeout_s:g} s."
                 await self._refuse(scope, send, "slow_body", HTTPStatus.REQUEST_TIMEOUT, message)
                 return
             if body is None:
-                message = f"The request body is longer than {self._bounds.request_bytes_max} bytes."
+                message = f"The request body is longer than {self._config.request_bytes_max} bytes."
                 await self._refuse(scope, send, "too_large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
                 return
             body = _without_forbidden_fields(body)
@@ -144,7 +141,7 @@ class HttpGuard:
             context,
             path=scope["path"],
             explain=explain,
-            retry_after_s=self._bounds.retry_after_s,
+            retry_after_s=self._limits.retry_after_s,
             retiring=lambda: self.retiring,
         )
         try:
@@ -162,7 +159,7 @@ class HttpGuard:
                 raise _ClientLeft
             chunk = message.get("body", b"")
             total += len(chunk)
-            if total > self._bounds.request_bytes_max:
+            if total > self._config.request_bytes_max:
                 return None
             chunks.append(chunk)
             if not message.get("more_body", False):
@@ -175,7 +172,7 @@ class HttpGuard:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": message})
             return
-        await _send_error(send, scope["path"], status, message, self._bounds.retry_after_s)
+        await _send_error(send, scope["path"], status, message, self._limits.retry_after_s)
 
 
 class _ClientLeft(Exception):
@@ -256,11 +253,6 @@ class _Response:
             comment = f": baton {json.dumps(phases)}\n\n".encode()
             message = {**message, "body": message.get("body", b"") + comment}
         await self._send(message)
-
-
-def routes(extra: Iterable[str]) -> frozenset[str]:
-    """The published paths with those the operator added."""
-    return ROUTES | frozenset(extra)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

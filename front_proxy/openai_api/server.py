@@ -16,12 +16,12 @@ from fastapi import FastAPI
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 
-from front_proxy.config import FrontProxyConfig
+from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
 from front_proxy.engine_client import private
 from front_proxy.engine_client.client import TASKS, RemoteEngineClient
 from front_proxy.engine_client.vllm_config import in_settings
 from front_proxy.openai_api.connection import HttpConnection
-from front_proxy.openai_api.guard import GENERATION_ROUTES, GuardBounds, HttpGuard, routes
+from front_proxy.openai_api.guard import GENERATION_ROUTES, HttpGuard
 from runtime.grpc_server import join_address
 
 _BACKLOG = 2048
@@ -55,21 +55,12 @@ class OpenAiServer:
         *,
         draining: Callable[[], bool] = lambda: False,
         lifespan: Literal["on", "off"] = "on",
+        limits: FrontProxyLimits = LIMITS,
     ) -> None:
         self.app = app
         self._lifespan = lifespan
-        self.guard = HttpGuard(
-            app,
-            GuardBounds(
-                request_bytes_max=config.request_bytes_max,
-                request_body_timeout_s=config.request_body_timeout_s,
-                requests_in_flight_max=config.requests_in_flight_max,
-                retry_after_s=config.retry_after_s,
-                phases_header=config.phases_header,
-                routes=routes(config.serving.extra_routes),
-            ),
-            draining=draining,
-        )
+        self.guard = HttpGuard(app, config, draining=draining, limits=limits)
+        self._limits = limits
         self.address = ""
         self._config = config
         self._listener: socket.socket | None = None
@@ -86,19 +77,18 @@ class OpenAiServer:
         if self._listener is None:
             self.bind()
         assert self._listener is not None
-        serving = self._config.serving
         self._server = HttpServer(
             uvicorn.Config(
                 self.guard,
                 http=functools.partial(HttpConnection, send_timeout_s=self._config.client_send_timeout_s),
-                log_level=serving.log_level,
-                access_log=serving.access_log,
+                log_level="warning",
+                access_log=False,
                 # Loggers are set up by runtime.logs.
                 log_config=None,
                 lifespan=self._lifespan,
                 backlog=_BACKLOG,
-                timeout_keep_alive=serving.keep_alive_timeout_s,
-                timeout_graceful_shutdown=max(1, round(self._config.close_timeout_s)),
+                timeout_keep_alive=self._limits.keep_alive_timeout_s,
+                timeout_graceful_shutdown=max(1, round(self._limits.close_timeout_s)),
             )
         )
         # vLLM's error handler reads it.
@@ -136,11 +126,11 @@ class OpenAiServer:
                 self._listener.close()
             return
         self._server.should_exit = True
-        done, _ = await asyncio.wait({self._task}, timeout=2 * self._config.close_timeout_s)
+        done, _ = await asyncio.wait({self._task}, timeout=2 * self._limits.close_timeout_s)
         if not done:
             self._server.force_exit = True
             self._task.cancel()
-            await asyncio.wait({self._task}, timeout=self._config.close_timeout_s)
+            await asyncio.wait({self._task}, timeout=self._limits.close_timeout_s)
 
 
 async def build(client: RemoteEngineClient, args: Namespace) -> FastAPI:

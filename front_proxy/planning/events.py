@@ -7,51 +7,16 @@ from collections.abc import Sequence
 import msgspec
 
 from front_proxy.planning.cluster_view import WorkerEntry
-from front_proxy.request.events import AskPlan, Outcome
+from front_proxy.request.events import Outcome
 from runtime.failures import Failure
-from scheduler.api.actions import Placement
+from scheduler.api.actions import ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.api.events import PlanRequested, RunningPlan
 
 
-class PlanQuestion(msgspec.Struct, frozen=True, kw_only=True):
-    """What the scheduler is told about a request; never its tokens."""
-
-    ask: AskPlan
-    request_id: str
-    prompt_tokens: int
-    output_tokens_max: int
-    priority: int
-    priority_class: str = ""
-    tenant: str = ""
-    wait_max_s: float = 0.0
-    """Longest wait for a place; 0: the scheduler's own bound."""
-
-
-def requested(session: int, plan_id: int, question: PlanQuestion) -> PlanRequested:
-    """The question as a scheduler's core hears it."""
-    ask = question.ask
-    return PlanRequested(
-        session=session,
-        plan_id=plan_id,
-        request_id=question.request_id,
-        prompt_tokens=question.prompt_tokens,
-        output_tokens_max=question.output_tokens_max,
-        priority=question.priority,
-        excluded_worker_ids=frozenset(ask.excluded_worker_ids),
-        pinned_decode_worker_id=ask.pinned_decode_worker or None,
-        tenant=question.tenant,
-        prefill_only=ask.prefill_only,
-        priority_class=question.priority_class,
-        wait_max_s=question.wait_max_s,
-        resumed=ask.resumed,
-    )
-
-
 class PlanNeeded(msgspec.Struct, frozen=True, gc=False):
-    """A request asks where to run. ``plan_id`` was never used before by this front proxy."""
+    """A request asks where to run. The plan's id was never used before by this front proxy."""
 
-    plan_id: int
-    question: PlanQuestion
+    question: PlanRequested
 
 
 class PlanEnded(msgspec.Struct, frozen=True, gc=False):
@@ -74,30 +39,6 @@ class StreamDialled(msgspec.Struct, frozen=True):
     """A stream was begun to the address that ``PlanClient.address`` names. Nothing came on it yet."""
 
 
-class PlanGranted(msgspec.Struct, frozen=True, gc=False):
-    """The scheduler placed a request."""
-
-    plan_id: int
-    prefill: Placement | None
-    decode: Placement | None
-    decode_blocks: int
-    reason: str
-
-
-class PlanRejected(msgspec.Struct, frozen=True):
-    """The scheduler has no place for a request; nothing is reserved."""
-
-    plan_id: int
-    failure: Failure
-
-
-class PlanQueued(msgspec.Struct, frozen=True):
-    """The request is in the scheduler's queue, which answers within that time."""
-
-    plan_id: int
-    wait_max_s: float
-
-
 class ViewShown(msgspec.Struct, frozen=True):
     """The scheduler shows the cluster. ``recovering``: it may not know everybody yet."""
 
@@ -108,7 +49,7 @@ class ViewShown(msgspec.Struct, frozen=True):
 class MessageReceived(msgspec.Struct, frozen=True, gc=False):
     """A message of the scheduler. ``word`` None: one that this version does not know."""
 
-    word: PlanGranted | PlanRejected | PlanQueued | ViewShown | None
+    word: ReplyPlan | ReplyRefusal | ReplyWaiting | ViewShown | None
     leader_epoch: int = 0
     """Which leadership it speaks for; 0: there is only one scheduler."""
 
@@ -135,10 +76,9 @@ PlanClientEvent = (
 
 
 class AnswerPlan(msgspec.Struct, frozen=True, gc=False):
-    """Tell who asked for ``plan.plan_id`` where it may run. ``local``: planned without the scheduler."""
+    """Tell the request where it may run. ``local``: planned without the scheduler."""
 
     plan: RunningPlan
-    reason: str
     local: bool = False
 
 
@@ -151,10 +91,14 @@ class AnswerRefusal(msgspec.Struct, frozen=True):
 
 
 class SendQuestion(msgspec.Struct, frozen=True, gc=False):
-    """Ask the scheduler, on the stream that is open; so is all that is sent."""
+    """Ask the scheduler, on the open stream. The other messages use the same stream."""
 
-    plan_id: int
-    question: PlanQuestion
+    question: PlanRequested
+
+    @property
+    def plan_id(self) -> int:
+        """The id of the plan that is asked for."""
+        return self.question.plan_id
 
 
 class SendEnd(msgspec.Struct, frozen=True, gc=False):

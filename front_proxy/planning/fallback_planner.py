@@ -13,12 +13,12 @@ from collections.abc import Sequence
 import msgspec
 
 from front_proxy.planning.cluster_view import ClusterView, WorkerEntry
-from front_proxy.planning.events import PlanQuestion, requested
 from front_proxy.request.events import Outcome
 from scheduler.api.actions import ReplyPlan, ReplyRefusal
 from scheduler.api.chance import Random
 from scheduler.api.events import (
     FrontJoined,
+    PlanRequested,
     PlansRunning,
     RequestEnded,
     RunningPlan,
@@ -28,7 +28,7 @@ from scheduler.api.events import (
     WorkerSuspected,
 )
 from scheduler.api.worker_info import WorkerLoad
-from scheduler.config import PriorityClassConfig, SchedulerConfig, WaitingConfig
+from scheduler.config import PriorityClassConfig, SchedulerConfig, SchedulerParameters, WaitingConfig
 from scheduler.core import SchedulerCore
 
 SESSION = 1
@@ -49,7 +49,9 @@ class FallbackPlanner:
         self.running: dict[int, RunningPlan] = {}
         """Every plan in flight, whether made here or by a scheduler."""
         waiting = WaitingConfig(interactive=_NO_QUEUE, default=_NO_QUEUE, batch=_NO_QUEUE)
-        self._policy = msgspec.structs.replace(policy, waiting=waiting, leak_after_s=_NEVER_LEAKED_S)
+        self._policy = msgspec.structs.replace(
+            SchedulerParameters.of(policy), waiting=waiting, leak_after_s=_NEVER_LEAKED_S
+        )
         self._view = view
         self._view_max_age_s = view_max_age_s
         self._load_fade_s = load_fade_s
@@ -101,20 +103,20 @@ class FallbackPlanner:
         self._core = None
         return self._plans_made
 
-    def plan(self, plan_id: int, question: PlanQuestion, now_s: float) -> RunningPlan | ReplyRefusal:
+    def plan(self, question: PlanRequested, now_s: float) -> RunningPlan | ReplyRefusal:
         """Place a request in the outage that began, or refuse it."""
         assert self._core is not None
         if now_s >= self._faded_s + FADE_INTERVAL_S:
             self._fade(self._core, now_s)
         # The queue that resumed requests may wait in is the scheduler's too.
-        event = msgspec.structs.replace(requested(SESSION, plan_id, question), resumed=False)
+        event = msgspec.structs.replace(question, session=SESSION, resumed=False)
         (reply,) = self._core.handle(event, now_s)
         if isinstance(reply, ReplyRefusal):
             return reply
         assert isinstance(reply, ReplyPlan), reply
         self._plans_made += 1
-        plan = self.running[plan_id] = RunningPlan(
-            plan_id=plan_id,
+        plan = self.running[question.plan_id] = RunningPlan(
+            plan_id=question.plan_id,
             request_id=question.request_id,
             prefill=reply.prefill,
             decode=reply.decode,

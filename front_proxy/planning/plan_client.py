@@ -26,6 +26,7 @@ from typing import assert_never
 
 import msgspec
 
+from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.planning.cluster_view import ClusterView
 from front_proxy.planning.events import (
     AnswerPlan,
@@ -39,11 +40,7 @@ from front_proxy.planning.events import (
     PlanClientAction,
     PlanClientEvent,
     PlanEnded,
-    PlanGranted,
     PlanNeeded,
-    PlanQuestion,
-    PlanQueued,
-    PlanRejected,
     SchedulerLost,
     SendEnd,
     SendQuestion,
@@ -60,26 +57,12 @@ from front_proxy.planning.fallback_planner import FallbackPlanner
 from runtime.addresses import Addresses
 from runtime.backoff import backoff_s
 from runtime.failures import Failure, FailureKind
-from scheduler.api.actions import ReplyRefusal
+from scheduler.api.actions import ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.api.chance import Random
-from scheduler.api.events import RunningPlan
+from scheduler.api.events import PlanRequested, RunningPlan
 from scheduler.config import SchedulerConfig
 
 NEVER_S = float("inf")
-LOCAL = "degraded"
-"""Reason of a plan that was made here."""
-
-
-class PlanClientLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """``front_proxy/config.py`` documents each."""
-
-    plan_timeout_s: float
-    plan_patience_s: float
-    plans_told_interval_s: float
-    view_max_age_s: float
-    load_fade_s: float
-    backoff_min_s: float
-    backoff_max_s: float
 
 
 class _Pending(msgspec.Struct, gc=False):
@@ -89,7 +72,7 @@ class _Pending(msgspec.Struct, gc=False):
     next. ``until_s``: when it is refused at the latest. ``queued_s``: until when the scheduler that has it queues it.
     """
 
-    question: PlanQuestion
+    question: PlanRequested
     due_s: float
     until_s: float
     sent: bool = False
@@ -98,25 +81,36 @@ class _Pending(msgspec.Struct, gc=False):
     @property
     def resumed(self) -> bool:
         """Whether its request was under way already."""
-        return self.question.ask.resumed
+        return self.question.resumed
 
 
 class PlanClient:
     """Feed it events, do what the actions say in order, and tell it ``TimerFired`` at ``wake_s``."""
 
     def __init__(
-        self, bounds: PlanClientLimits, *, addresses: str, view: ClusterView, policy: SchedulerConfig, rng: Random
+        self,
+        config: FrontProxyConfig,
+        limits: FrontProxyLimits,
+        *,
+        view: ClusterView,
+        policy: SchedulerConfig,
+        rng: Random,
     ) -> None:
-        """``addresses``: of the scheduler, or of several with commas between them. ``policy``: its settings."""
+        """``policy``: the scheduler's settings."""
         self.wake_s = NEVER_S
         """When something is due next unless an event comes before; changes with every event."""
-        self._bounds = bounds
+        self._config = config
+        self._limits = limits
         self._view = view
         self._rng = rng
         self._plans = FallbackPlanner(
-            policy, view, view_max_age_s=bounds.view_max_age_s, load_fade_s=bounds.load_fade_s, rng=rng
+            policy,
+            view,
+            view_max_age_s=config.degraded_view_max_age_s,
+            load_fade_s=limits.degraded_load_fade_s,
+            rng=rng,
         )
-        self._addresses = Addresses(addresses)
+        self._addresses = Addresses(config.scheduler_address)
         # The largest that a scheduler named. An older leader stood still and does not know yet that another one leads.
         self._leader_epoch = 0
         self._pending: dict[int, _Pending] = {}
@@ -177,13 +171,13 @@ class PlanClient:
     # Of the requests
 
     def _ask(self, event: PlanNeeded, now_s: float) -> Sequence[PlanClientAction]:
-        plan_id = event.plan_id
+        plan_id = event.question.plan_id
         assert plan_id not in self._pending and plan_id not in self._plans.running, plan_id
         possible = self._plans.possible(now_s)
-        pending = _Pending(event.question, now_s, now_s + self._bounds.plan_timeout_s)
+        pending = _Pending(event.question, now_s, now_s + self._config.plan_timeout_s)
         self._pending[plan_id] = pending
         if self.connected and not (self._view.knows_more and possible):
-            return (self._send(plan_id, pending, now_s),)
+            return (self._send(pending, now_s),)
         if pending.resumed or not possible:
             pending.due_s = now_s + self._patience_s
         # Planned here at the next wake-up, not now: the request does not expect the answer before it has asked.
@@ -212,13 +206,13 @@ class PlanClient:
         self._leader_epoch = max(self._leader_epoch, event.leader_epoch)
         actions: list[PlanClientAction] = [] if self.connected else self._catch_up(now_s)
         match event.word:
-            case PlanGranted():
+            case ReplyPlan():
                 self._grant(event.word, actions, now_s)
-            case PlanRejected(plan_id=plan_id, failure=failure):
+            case ReplyRefusal(plan_id=plan_id, failure=failure):
                 # Its request may have left: then its end was sent already.
                 if self._pending.pop(plan_id, None) is not None:
                     actions.append(AnswerRefusal(plan_id, failure))
-            case PlanQueued(plan_id=plan_id, wait_max_s=wait_max_s):
+            case ReplyWaiting(plan_id=plan_id, wait_max_s=wait_max_s):
                 self._queue(plan_id, wait_max_s, now_s)
             case ViewShown():
                 actions.extend(self._see(event.word, now_s))
@@ -236,7 +230,7 @@ class PlanClient:
         A scheduler releases everything of a stream that ended, and on a new stream it was asked nothing.
         """
         self._opened, self._silent = True, False
-        self._tell_s = now_s + self._bounds.plans_told_interval_s
+        self._tell_s = now_s + self._limits.plans_told_interval_s
         self._wake_by(self._tell_s)
         for pending in self._pending.values():
             if pending.sent:
@@ -247,7 +241,7 @@ class PlanClient:
                 self._wake_by(now_s)
         return [self._all_that_runs()]
 
-    def _grant(self, word: PlanGranted, actions: list[PlanClientAction], now_s: float) -> None:
+    def _grant(self, word: ReplyPlan, actions: list[PlanClientAction], now_s: float) -> None:
         pending = self._pending.pop(word.plan_id, None)
         if pending is None:
             return
@@ -256,20 +250,19 @@ class PlanClient:
             request_id=pending.question.request_id,
             prefill=word.prefill,
             decode=word.decode,
-            decode_blocks=word.decode_blocks,
+            decode_blocks=word.decode_blocks_reserved,
         )
         self._plans.granted(plan, now_s)
-        actions.append(AnswerPlan(plan, word.reason))
+        actions.append(AnswerPlan(plan))
 
     def _queue(self, plan_id: int, wait_max_s: float, now_s: float) -> None:
         """The scheduler queues the request: it answers within that time, or it is not well."""
         pending = self._pending.get(plan_id)
         if pending is None:
             return
-        bounds = self._bounds
         pending.queued_s = now_s + wait_max_s
-        pending.due_s = pending.queued_s + bounds.plan_patience_s
-        pending.until_s = max(pending.due_s, pending.queued_s + bounds.plan_timeout_s)
+        pending.due_s = pending.queued_s + self._limits.plan_patience_s
+        pending.until_s = max(pending.due_s, pending.queued_s + self._config.plan_timeout_s)
         self._wake_by(pending.due_s)
 
     def _see(self, view: ViewShown, now_s: float) -> Sequence[PlanClientAction]:
@@ -304,8 +297,10 @@ class PlanClient:
         if self._addresses.failed(silent=event.silent):
             # Many front proxies lose one scheduler at one moment; they must not all return at one moment.
             self._dials_failed += 1
-            bounds = self._bounds
-            pause_s = backoff_s(self._dials_failed, min_s=bounds.backoff_min_s, max_s=bounds.backoff_max_s)
+            limits = self._limits
+            pause_s = backoff_s(
+                self._dials_failed, min_s=limits.scheduler_backoff_min_s, max_s=limits.scheduler_backoff_max_s
+            )
             after_s = pause_s * (0.5 + 0.5 * self._rng.random())
         return Dial(self._addresses.current, after_s, event.reason)
 
@@ -321,7 +316,7 @@ class PlanClient:
             actions.extend(self._overdue(plan_id, now_s))
         if self._tell_s <= now_s:
             # An end that got lost must not reserve for ever.
-            self._tell_s = now_s + self._bounds.plans_told_interval_s
+            self._tell_s = now_s + self._limits.plans_told_interval_s
             if self.connected:
                 actions.append(self._all_that_runs())
         # Looked for here and nowhere else: an event that takes something away leaves a wake-up too many, no more.
@@ -338,7 +333,7 @@ class PlanClient:
         possible = self._plans.possible(now_s)
         if not pending.sent and self.connected and (self._answers or not possible):
             # It could not be asked before, and now it can.
-            return (self._send(plan_id, pending, now_s),)
+            return (self._send(pending, now_s),)
         if possible:
             if pending.sent:
                 self._fall_silent(now_s)
@@ -348,7 +343,7 @@ class PlanClient:
             return ()
         del self._pending[plan_id]
         away = "" if self._opened else " It is not reachable."
-        text = f"The scheduler did not answer within {self._bounds.plan_timeout_s:g} s.{away}"
+        text = f"The scheduler did not answer within {self._config.plan_timeout_s:g} s.{away}"
         refusal = AnswerRefusal(plan_id, Failure(kind=FailureKind.UNAVAILABLE, message=text))
         return (SendEnd(plan_id, "failed", 0), refusal) if pending.sent else (refusal,)
 
@@ -372,10 +367,10 @@ class PlanClient:
 
     # What both have in common
 
-    def _send(self, plan_id: int, pending: _Pending, now_s: float) -> SendQuestion:
+    def _send(self, pending: _Pending, now_s: float) -> SendQuestion:
         pending.sent, pending.queued_s = True, -NEVER_S
         self._await(pending, now_s)
-        return SendQuestion(plan_id, pending.question)
+        return SendQuestion(pending.question)
 
     def _await(self, pending: _Pending, now_s: float) -> None:
         """The scheduler has the question: give it its time to answer, however late it was asked."""
@@ -385,7 +380,7 @@ class PlanClient:
 
     @property
     def _patience_s(self) -> float:
-        return min(self._bounds.plan_patience_s, self._bounds.plan_timeout_s)
+        return min(self._limits.plan_patience_s, self._config.plan_timeout_s)
 
     def _all_that_runs(self) -> SendRunning:
         return SendRunning(tuple(self._plans.running.values()), tuple(self._pending), complete=True)
@@ -397,10 +392,9 @@ class PlanClient:
             why = "away" if not self._opened else "silent" if self._silent else "recovering"
             actions.append(OutageBegan(why, self._plans.view_age_s(now_s)))
             self._plans.begin(now_s)
-        planned = self._plans.plan(plan_id, pending.question, now_s)
+        planned = self._plans.plan(pending.question, now_s)
         if isinstance(planned, ReplyRefusal) and self._may_wait(pending, planned.failure, now_s):
-            ask = msgspec.structs.replace(pending.question.ask, excluded_worker_ids=())
-            pending.question = msgspec.structs.replace(pending.question, ask=ask)
+            pending.question = msgspec.structs.replace(pending.question, excluded_worker_ids=frozenset())
             self._try_later(pending, now_s)
             return actions
         del self._pending[plan_id]
@@ -412,7 +406,7 @@ class PlanClient:
             return actions
         if self.connected:
             actions.append(SendRunning((planned,), (), complete=False))
-        actions.append(AnswerPlan(planned, LOCAL, local=True))
+        actions.append(AnswerPlan(planned, local=True))
         return actions
 
     def _may_wait(self, pending: _Pending, failure: Failure, now_s: float) -> bool:

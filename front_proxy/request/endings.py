@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import assert_never
 
 from front_proxy.request.events import ClientGone, DeadlinePassed, Outcome, Resumption, Stopped
-from front_proxy.request.work import Placement, WorkerOutput, broken_by
+from front_proxy.request.work import WorkerOutput, broken_by
 from runtime.failures import Failure, FailureKind
+from scheduler.api.actions import Placement
 
 # Another worker would say the same to these, so they are not tried again.
 FINAL_KINDS = frozenset(

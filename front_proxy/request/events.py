@@ -8,9 +8,11 @@ from typing import Literal, assert_never
 import msgspec
 
 from front_proxy.request.generation import GenerationDelta
-from front_proxy.request.work import Placement, Stage, WorkerOutput
+from front_proxy.request.work import Stage, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure
+from scheduler.api.actions import Placement
+from scheduler.api.events import RunningPlan
 
 Outcome = Literal["finished", "failed", "cancelled"]
 Resumption = Literal["restart", "continue", "replay"]
@@ -29,13 +31,10 @@ class RequestPhase(enum.Enum):
 
 
 class Planned(msgspec.Struct, frozen=True, kw_only=True):
-    """The scheduler placed an attempt. ``prefill`` None: the decode worker computes the prompt."""
+    """The scheduler placed an attempt. No prefill worker in ``plan``: the decode worker computes the prompt."""
 
     attempt: int
-    prefill: Placement | None
-    decode: Placement | None
-    decode_blocks_reserved: int = 0
-    reason: str = ""
+    plan: RunningPlan
 
 
 class PlanRefused(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +97,8 @@ FlowEvent = Planned | PlanRefused | Output | WorkerFailed | Stalled | HolderLost
 def title(event: FlowEvent) -> str:
     """The event in a few words, for logs and error messages. Never tells what a token was."""
     match event:
-        case Planned(prefill=prefill, decode=decode):
+        case Planned(plan=plan):
+            prefill, decode = plan.prefill, plan.decode
             return f"planned/{event.attempt} {prefill and prefill.worker_id} -> {decode and decode.worker_id}"
         case PlanRefused(failure=failure):
             return f"plan refused/{event.attempt} {failure.kind.value}"

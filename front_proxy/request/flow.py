@@ -45,11 +45,13 @@ from front_proxy.request.events import (
 from front_proxy.request.generation import GenerationDelta, PromptInfo
 from front_proxy.request.handoff_slot import HandoffSlot
 from front_proxy.request.output_log import OutputLog
-from front_proxy.request.retry_policy import RetryBounds, RetryPolicy
+from front_proxy.request.retry_policy import RetryPolicy
 from front_proxy.request.stall_detector import Awaited, awaited
-from front_proxy.request.work import Placement, Stage, WorkerOutput, broken_by
+from front_proxy.request.work import Stage, WorkerOutput, broken_by
 from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure, FailureKind
+from scheduler.api.actions import Placement
+from scheduler.api.events import RunningPlan
 
 EVENT_LOG_MAX = 64
 
@@ -60,7 +62,8 @@ class RequestFlow:
     def __init__(
         self,
         *,
-        bounds: RetryBounds,
+        attempts_max: int,
+        resumes_max: int,
         budget: Callable[[], bool],
         output_tokens_max: int,
         continuing: bool,
@@ -77,10 +80,10 @@ class RequestFlow:
         self._output_tokens_max = output_tokens_max
         self._continuing = continuing
         self._pinned = pinned_decode_worker
-        self._retry_policy = RetryPolicy(bounds, budget)
+        self._retry_policy = RetryPolicy(attempts_max, resumes_max, budget)
         self._output = OutputLog(continuing=continuing)
         self._prefill_only = False
-        self._plan: Planned | None = None
+        self._plan: RunningPlan | None = None
         self._plan_open = False
         self._orphaned = False
         self._handoff_slot = HandoffSlot()
@@ -183,18 +186,18 @@ class RequestFlow:
         if self.phase is not RequestPhase.PLANNING or event.attempt != self.attempt:
             # Its end was sent right behind the question, on the same ordered stream.
             return []
-        self._plan = event
-        if event.prefill is not None:
+        plan = self._plan = event.plan
+        if plan.prefill is not None:
             self.phase = RequestPhase.PREFILLING
             return [
                 StartPrefill(
                     attempt=self.attempt,
-                    worker=event.prefill,
+                    worker=plan.prefill,
                     whole=self._prefill_only,
                     resume_token_ids=self._output.resume_token_ids,
                 )
             ]
-        if event.decode is None:
+        if plan.decode is None:
             return self._fail(endings.planless("worker"))
         return self._start_decode()
 
@@ -249,7 +252,7 @@ class RequestFlow:
                 worker=self._plan.decode,
                 handoff=self.handoff,
                 resume_token_ids=self._output.resume_token_ids,
-                blocks_reserved=self._plan.decode_blocks_reserved,
+                blocks_reserved=self._plan.decode_blocks,
             )
         ]
 

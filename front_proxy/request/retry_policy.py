@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import msgspec
-
 UNTAKEN_MAX = 60
 """Tries of one request that no worker took and that are not counted otherwise: the worker could not be reached, or was
 full and the client has the beginning of its stream. While the scheduler is away too, each of them waits for
 ``plan_patience_s`` first: by default these are half a minute of a network that is cut."""
-
-
-class RetryBounds(msgspec.Struct, frozen=True, kw_only=True):
-    """The bounds of one request's retries; configuration says what each is for."""
-
-    attempts_max: int
-    resumes_max: int
 
 
 class RetryBudget:
@@ -59,13 +50,14 @@ class RetryBudget:
 class RetryPolicy:
     """The counts of one request. ``budget`` is asked last: what is refused for another reason must not cost it."""
 
-    __slots__ = ("_bounds", "_budget", "_resumes", "_tries", "_untaken", "excluded")
+    __slots__ = ("_attempts_max", "_budget", "_resumes", "_resumes_max", "_tries", "_untaken", "excluded")
 
-    def __init__(self, bounds: RetryBounds, budget: Callable[[], bool]) -> None:
-        assert bounds.attempts_max >= 1, bounds
+    def __init__(self, attempts_max: int, resumes_max: int, budget: Callable[[], bool]) -> None:
+        assert attempts_max >= 1, attempts_max
         self.excluded: list[str] = []
         """Workers that failed since there was progress; one that is well by then may be used again."""
-        self._bounds = bounds
+        self._attempts_max = attempts_max
+        self._resumes_max = resumes_max
         self._budget = budget
         self._tries = 1
         self._resumes = 0
@@ -74,7 +66,7 @@ class RetryPolicy:
     @property
     def attempts_bound(self) -> int:
         """No request is ever planned more often than this; one more is for a sibling that cannot stay where it is."""
-        return self._bounds.attempts_max * (self._bounds.resumes_max + 1) + UNTAKEN_MAX + 1
+        return self._attempts_max * (self._resumes_max + 1) + UNTAKEN_MAX + 1
 
     def exclude(self, worker_id: str) -> None:
         """Do not use this worker for the next try."""
@@ -86,7 +78,7 @@ class RetryPolicy:
         if not self.excluded:
             return
         if self._tries > 1:
-            if self._resumes == self._bounds.resumes_max:
+            if self._resumes == self._resumes_max:
                 return
             self._resumes += 1
             self._tries = 1
@@ -94,7 +86,7 @@ class RetryPolicy:
 
     def again(self) -> bool:
         """Whether another try may follow a failed one; true counts it."""
-        if self._tries >= self._bounds.attempts_max or not self._budget():
+        if self._tries >= self._attempts_max or not self._budget():
             return False
         self._tries += 1
         return True

@@ -5,8 +5,7 @@ from __future__ import annotations
 import enum
 from typing import assert_never
 
-import msgspec
-
+from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.request.events import RequestPhase
 
 
@@ -40,18 +39,15 @@ def awaited(phase: RequestPhase, *, pulling: bool, orphaned: bool) -> Awaited | 
             assert_never(phase)
 
 
-class StallBounds(msgspec.Struct, frozen=True, kw_only=True):
-    """Times without output after which work is taken elsewhere; configuration says what each is for."""
-
-    step_s: float
-    step_alive_s: float
-    prompt_s: float
-    prompt_alive_s: float
-    pull_s: float
-    orphaned_pull_s: float
-
-
-def stalled_s(awaited: Awaited, *, since_s: float, heard_s: float, now_s: float, bounds: StallBounds) -> float | None:
+def stalled_s(
+    awaited: Awaited,
+    *,
+    since_s: float,
+    heard_s: float,
+    now_s: float,
+    config: FrontProxyConfig,
+    limits: FrontProxyLimits,
+) -> float | None:
     """How long the work has been without output, when that is too long.
 
     ``since_s``: when it was submitted or last produced something. ``heard_s``: when its worker last said anything, to
@@ -61,13 +57,15 @@ def stalled_s(awaited: Awaited, *, since_s: float, heard_s: float, now_s: float,
     silent_s = now_s - max(since_s, heard_s)
     match awaited:
         case Awaited.STEP:
-            over = silent_s >= bounds.step_s or waited_s >= bounds.step_alive_s
+            limit_s = config.stream_stall_timeout_s
+            over = silent_s >= limit_s or waited_s >= max(limits.stream_stall_alive_timeout_s, limit_s)
         case Awaited.PROMPT:
-            over = silent_s >= bounds.prompt_s or waited_s >= bounds.prompt_alive_s
+            limit_s = config.prefill_stall_timeout_s
+            over = silent_s >= limit_s or waited_s >= max(limits.prefill_stall_alive_timeout_s, limit_s)
         case Awaited.PULL:
-            over = waited_s >= bounds.pull_s
+            over = waited_s >= limits.handoff_stall_timeout_s
         case Awaited.ORPHANED_PULL:
-            over = waited_s >= bounds.orphaned_pull_s
+            over = waited_s >= limits.orphaned_pull_timeout_s
         case _:
             assert_never(awaited)
     return waited_s if over else None

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
 
 import msgspec
 
-from engine.protocol import Finish, Logprobs
+from engine.protocol import EngineRequest, Finish, FirstOutput, Logprobs
 from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure, FailureKind
 
@@ -19,41 +18,15 @@ class Stage(enum.Enum):
     DECODE = "decode"
 
 
-class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker incarnation that a plan names."""
-
-    worker_id: str
-    address: str
-    epoch: int
-
-
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
-    """One submission to one worker. ``request_id`` is unique per attempt and stage."""
+    """One request of an engine, as it is sent to one worker. The request's id is unique per attempt and stage."""
 
-    request_id: str
     stage: Stage
-    token_ids: list[int]
-    sampling: bytes
+    request: EngineRequest
     handoff: KvHandoff | None = None
     blocks_reserved: int = 0
     deadline_s: float = 0.0
-    """Time left when the order was made; 0 is none."""
-    priority: int = 0
-    cache_salt: str | None = None
-    session_id: str | None = None
-    trace_headers: Mapping[str, str] | None = None
-    reasoning_ended: bool | None = None
-    reasoning_parser_kwargs: bytes = b""
-
-
-class FirstOutput(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What a worker knows with its first output of a submission; durations on the worker's clock."""
-
-    cached_tokens: int = 0
-    external_tokens: int = 0
-    admission_s: float = 0.0
-    queue_s: float = 0.0
-    compute_s: float = 0.0
+    """Time left when it was made; 0 is none."""
 
 
 class WorkerOutput(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +35,8 @@ class WorkerOutput(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: list[int]
     finish: Finish | None = None
     first: FirstOutput | None = None
+    admission_s: float = 0.0
+    """With the first output: the time from the submission to the engine, on the worker's clock."""
     logprobs: Logprobs | None = None
     prompt_logprobs: Logprobs | None = None
     handoff: KvHandoff | None = None

@@ -1,4 +1,4 @@
-"""One child process: starting it in its own group, hearing it become ready, seeing it end, stopping it. No order."""
+"""One child process: starting it in its own group, its ready line, its end, stopping it."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ Tell = Callable[[SaidReady | HasEnded], None]
 
 
 class CleanUp(msgspec.Struct, frozen=True, kw_only=True):
-    """What happens behind a process that has ended."""
+    """What is cleaned up after a process that has ended."""
 
     group_timeout_s: float
-    """Its helpers notice it and clean up behind it; who is still there after this is killed."""
+    """Its own children end by themselves; any that is left after this time is killed."""
     last_words_timeout_s: float
-    """How long its stdout is read on, which a helper may keep open."""
-    scratch: Path | None = None
+    """How long its stdout is still read, which a child of it may keep open."""
+    temp_dir: Path | None = None
     """The folder of its temporary files, to be removed."""
 
 
 class _Exit(asyncio.subprocess.SubprocessStreamProtocol):
-    """Says when the process is reaped. ``Process.wait`` waits for its pipe too, which a helper may keep open."""
+    """Set when the process is reaped. ``Process.wait`` also waits for its pipe, which a child of it may keep open."""
 
     def __init__(self) -> None:
         super().__init__(limit=_READ_BYTES, loop=asyncio.get_running_loop())
@@ -62,7 +62,7 @@ class _Exit(asyncio.subprocess.SubprocessStreamProtocol):
 
 
 class Child:
-    """A running child. Made by ``start``; ``tell`` hears of it at most twice: ready, then ended."""
+    """A running child. Made by ``start``; ``tell`` is called at most twice: ready, then ended."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Child:
         return self._process.returncode is None
 
     def note_shared_memory(self) -> None:
-        """Remember the shared memory that its group uses now: after a kill nobody can be asked any more."""
+        """Note the shared memory that its group uses now: after a kill this cannot be found out."""
         self._shared_memory |= procfs.shared_memory_of(procfs.group_members(self.pid))
 
     def send(self, number: signal.Signals) -> None:
@@ -131,7 +131,7 @@ class Child:
 
     def kill_group(self) -> None:
         """End the process and everything it started, now; only the helper that cleans up behind them lives on."""
-        # Once they are dead nobody can be asked what they used.
+        # After the kill this cannot be found out.
         self.note_shared_memory()
         members = [self.pid] if self.running else []
         members += procfs.group_members(self.pid)
@@ -176,21 +176,21 @@ class Child:
             await asyncio.to_thread(procfs.wait_until_gone, members, self._after.group_timeout_s)
             _kill(procfs.group_members(self.pid))
         procfs.remove_unused(self._shared_memory, made_since_s=self.started_at_s)
-        if self._after.scratch is not None:
-            await asyncio.to_thread(temp_dirs.remove, self._after.scratch)
+        if self._after.temp_dir is not None:
+            await asyncio.to_thread(temp_dirs.remove, self._after.temp_dir)
 
     async def _read_stdout(self) -> None:
-        """Hear the ready line; everything else goes to the log. Ends with the process, not with its helpers."""
+        """Read until the ready line; all other lines go to the log. Ends with the process, not with its children."""
         assert self._process.stdout is not None
-        reading = asyncio.create_task(self._hear(self._process.stdout), name=f"hear {self.id}")
+        reading = asyncio.create_task(self._read_lines(self._process.stdout), name=f"read {self.id}")
         waiting = asyncio.create_task(self._reaped.wait(), name=f"wait {self.id}")
         await asyncio.wait({reading, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        # What it printed last may still lie in the pipe; a helper that keeps the pipe open must not keep us.
+        # Its last lines may still be in the pipe. A child of it that keeps the pipe open must not delay this.
         await asyncio.wait({reading}, timeout=self._after.last_words_timeout_s if waiting.done() else None)
         for task in (reading, waiting):
             task.cancel()
 
-    async def _hear(self, stdout: asyncio.StreamReader) -> None:
+    async def _read_lines(self, stdout: asyncio.StreamReader) -> None:
         rest = b""
         with self.log.open("ab", buffering=0) as log:
 
@@ -202,10 +202,10 @@ class Child:
             while chunk := await stdout.read(_READ_BYTES):
                 *whole, rest = (rest + chunk).split(b"\n")
                 for line in whole:
-                    self._heard(line.decode(errors="replace"), write)
+                    self._take_line(line.decode(errors="replace"), write)
                 rest = rest[-_LINE_BYTES_MAX:]
 
-    def _heard(self, line: str, write: Callable[[str], None]) -> None:
+    def _take_line(self, line: str, write: Callable[[str], None]) -> None:
         if not line.startswith(READY_PREFIX):
             write(line)
             return

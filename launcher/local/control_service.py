@@ -1,17 +1,18 @@
-"""Commands to a running `baton up`: LauncherService on the loopback address. Moves messages; the cluster decides."""
+"""Commands to a running `baton up`: LauncherService on the loopback address. Decides nothing."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from launcher.rolling_restart import Refusal
 from runtime.user_error import UserError
 
 if TYPE_CHECKING:
     import grpc
 
-    from launcher.local.rolling_restart import Step
+    from launcher.rolling_restart import Step
     from protos.cluster.v1 import cluster_pb2
 
 SERVICE = "baton.cluster.v1.LauncherService"
@@ -24,16 +25,8 @@ class CommandError(UserError):
     """A command of an operator that was not carried out; the message says why, in a sentence."""
 
 
-class Refusal(Exception):
-    """A command that is not carried out, or not to its end; the message says why, in a sentence."""
-
-    def __init__(self, kind: Literal["unknown", "busy", "aborted"], message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
 class Restarts(Protocol):
-    """What the service needs of the cluster."""
+    """What the service needs of a rolling restart."""
 
     def restart(self, process_id: str) -> AsyncIterator[Step]:
         """Replace one process, or "all"; yields what happens. Raises Refusal."""
@@ -41,8 +34,8 @@ class Restarts(Protocol):
 
 
 @contextlib.asynccontextmanager
-async def serve_control(cluster: Restarts) -> AsyncIterator[str]:
-    """Take commands for ``cluster``; gives the address."""
+async def serve_control(restarts: Restarts) -> AsyncIterator[str]:
+    """Serve commands; yields the address."""
     import grpc
 
     from protos.cluster.v1 import cluster_pb2_grpc
@@ -59,7 +52,7 @@ async def serve_control(cluster: Restarts) -> AsyncIterator[str]:
             self, request: cluster_pb2.RestartRequest, context: grpc.aio.ServicerContext[Any, Any]
         ) -> AsyncIterator[cluster_pb2.RestartProgress]:
             try:
-                async for step in cluster.restart(request.process_id):
+                async for step in restarts.restart(request.process_id):
                     yield _progress(step)
             except Refusal as refusal:
                 await context.abort(codes[refusal.kind], str(refusal))
@@ -80,4 +73,6 @@ def _progress(step: Step) -> cluster_pb2.RestartProgress:
     from protos.cluster.v1 import cluster_pb2
 
     steps = {"stopping": cluster_pb2.RESTART_STEP_STOPPING, "ready": cluster_pb2.RESTART_STEP_READY}
-    return cluster_pb2.RestartProgress(process_id=step.id, step=steps[step.what], pid=step.pid)
+    return cluster_pb2.RestartProgress(
+        process_id=step.id, step=steps[step.what], pid=int(step.incarnation.partition(".")[0] or 0)
+    )

@@ -1,8 +1,9 @@
-"""`baton drain` and `baton restart`: asks a worker or the launcher and tells what they say. Stops nothing itself."""
+"""`baton drain` and `baton restart`: asks the scheduler or the launcher, and reports progress. Stops nothing itself."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,48 +13,53 @@ import grpc
 from launcher.local import procfs, state_file, status
 from launcher.local.control_service import CommandError
 from launcher.local.state_file import ClusterRecord, ProcessRecord
+from launcher.local.timing import Timing
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
-from protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from runtime.grpc_server import channel
+from scheduler.drain_client import drain_worker
 
 _MESSAGE_BYTES_MAX = 1 << 20
-# Beyond what the worker itself is given: the answer's way back.
+# Beyond the time that the worker has: it aborts what is left then.
 _ANSWER_GRACE_S = 5.0
-_PROGRESS_INTERVAL_S = 1.0
+_PROGRESS_INTERVAL_S = 0.5
 
 Say = Callable[[str], None]
 
 
-async def drain(state_dir: Path, worker_id: str, *, timeout_s: float, status_timeout_s: float, say: Say) -> None:
-    """Let a worker take nothing new and wait until it is idle. It stays up. Raises CommandError or StateError."""
+async def drain(state_dir: Path, worker_id: str, *, timeout_s: float, say: Say) -> None:
+    """Have the scheduler empty a worker, and wait until it is idle. It stays up. Raises CommandError or StateError."""
     record = state_file.read(state_dir)
     worker = _worker(record, worker_id)
     if not procfs.is_alive(worker.pid, worker.start_ticks) or not worker.grpc_address:
         raise CommandError(f"{worker_id} does not run; `baton status` says more")
-    async with channel(worker.grpc_address, _MESSAGE_BYTES_MAX) as opened:
-        asked = asyncio.create_task(_ask_to_drain(opened, timeout_s), name=f"drain {worker_id}")
-        said = ""
-        while not asked.done():
-            answer = await status.ask(worker.grpc_address, timeout_s=status_timeout_s)
-            if answer is not None and not asked.done():
-                line = f"{worker_id}: {answer.state}, {_held(answer)}"
-                if line != said:
-                    say(line)
-                said = line
-            await asyncio.wait({asked}, timeout=_PROGRESS_INTERVAL_S)
-        try:
-            asked.result()
-        except grpc.aio.AioRpcError as error:
-            raise CommandError(f"{worker_id} did not answer: {error.code().name}: {error.details()}") from error
-    answer = await status.ask(worker.grpc_address, timeout_s=status_timeout_s)
-    if answer is None:
-        raise CommandError(f"{worker_id} does not answer any more")
-    if answer.requests_running or answer.requests_waiting or answer.leases_held:
-        raise CommandError(f"{worker_id} still has {_held(answer)} after {timeout_s:g} s; it takes nothing new")
+    schedulers = ",".join(one.grpc_address for one in record.processes if one.role == "scheduler")
+    status_timeout_s = Timing().status_timeout_s
+    try:
+        await drain_worker(schedulers, worker_id, within_s=timeout_s, timeout_s=status_timeout_s)
+    except grpc.aio.AioRpcError as error:
+        raise CommandError(
+            f"the scheduler did not drain {worker_id}: {error.details() or error.code().name}"
+        ) from error
+    said = ""
+    until_s = time.monotonic() + timeout_s + _ANSWER_GRACE_S
+    while True:
+        answer = await status.ask(worker.grpc_address, timeout_s=status_timeout_s)
+        if answer is None:
+            raise CommandError(f"{worker_id} does not answer any more")
+        line = f"{worker_id}: {answer.state}, {_held(answer)}"
+        if line != said:
+            say(line)
+        said = line
+        idle = not (answer.requests_running or answer.requests_waiting or answer.leases_held)
+        if answer.state == "draining" and idle:
+            return
+        if time.monotonic() > until_s:
+            raise CommandError(f"{worker_id} still has {_held(answer)} after {timeout_s:g} s; it takes nothing new")
+        await asyncio.sleep(_PROGRESS_INTERVAL_S)  # its state is that of another process, and its status says it
 
 
 async def restart(state_dir: Path, process_id: str, *, say: Say) -> None:
-    """Replace one process or "all". Raises CommandError or StateError."""
+    """Have the launcher replace one process or "all". Raises CommandError or StateError."""
     record = state_file.read(state_dir)
     if process_id != "all":
         _process(record, process_id)
@@ -69,12 +75,6 @@ async def restart(state_dir: Path, process_id: str, *, say: Say) -> None:
                 say(_words(progress))
         except grpc.aio.AioRpcError as error:
             raise CommandError(error.details() or error.code().name) from error
-
-
-async def _ask_to_drain(opened: grpc.aio.Channel, timeout_s: float) -> None:
-    stub: Any = worker_pb2_grpc.WorkerServiceStub(opened)
-    request = worker_pb2.DrainRequest(deadline_ms=round(timeout_s * 1000))
-    await stub.Drain(request, timeout=timeout_s + _ANSWER_GRACE_S)
 
 
 def _process(record: ClusterRecord, process_id: str) -> ProcessRecord:

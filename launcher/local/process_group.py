@@ -17,32 +17,33 @@ from launcher.local import procfs, status, temp_dirs
 from launcher.local.child import Child, CleanUp, HasEnded, SaidReady, stop_all
 from launcher.local.environment import CHILD_VARIABLE, child_environment
 from launcher.local.ports import HTTP_FD_VARIABLE, HeldPorts
-from launcher.local.process_plan import STOP_ORDER, ProcessSpec, drain_s
+from launcher.local.process_plan import STOP_ORDER, ProcessSpec
 from launcher.local.state_file import LOGS, ClusterRecord, ClusterState, ProcessRecord
+from launcher.local.timing import Timing
 
 CommandOf = Callable[[ProcessSpec, Sequence[str]], list[str]]
 
 
 class StateLost(msgspec.Struct, frozen=True):
-    """The state file cannot be written, so nobody can find or command this cluster any more."""
+    """The state file cannot be written, so no command can find this cluster any more."""
 
 
-Hear = Callable[[SaidReady | HasEnded | StateLost], None]
+Notify = Callable[[SaidReady | HasEnded | StateLost], None]
 
 
 def tell(line: str) -> None:
-    """Say something to the person who started us, on stderr."""
+    """Print a line on stderr, for the operator of `baton up`."""
     _say(f"baton: {line}")
 
 
 def _say(text: str) -> None:
-    # Where nobody can hear it, because the terminal is gone, the cluster still goes on.
+    # The cluster runs on when the terminal is gone.
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
 
 class LocalProcesses:
-    """Children by id, and what the state file says of them. ``hear`` is told of what they do."""
+    """Children by id, and what the state file says of them. ``notify`` gets what they do."""
 
     def __init__(
         self,
@@ -52,7 +53,8 @@ class LocalProcesses:
         *,
         command: CommandOf,
         ports: HeldPorts,
-        hear: Hear,
+        notify: Notify,
+        timing: Timing,
     ) -> None:
         self.specs = {spec.id: spec for spec in specs}
         self._config = config
@@ -60,11 +62,12 @@ class LocalProcesses:
         self._state_dir = state_dir
         self._command = command
         self._ports = ports
-        self._hear = hear
+        self._notify = notify
+        self._timing = timing
         self._children: dict[str, Child] = {}
-        # Where those that say so are reached without whatever others dial in between.
+        # Addresses that bypass a relay, of processes that report one.
         self._local_addresses: dict[str, str] = {}
-        # Of workers, the largest that was heard: what comes after it must not look older, whatever the clock says.
+        # The largest epoch of each worker: its successor's must be larger, even if the clock went back.
         self._epochs: dict[str, int] = {}
         records = tuple(ProcessRecord(id=spec.id, role=spec.role, log=str(self.log(spec.id))) for spec in specs)
         me = procfs.facts(os.getpid())
@@ -79,12 +82,18 @@ class LocalProcesses:
             self._state_failed,
         )
         for spec in specs:
-            # What an earlier cluster wrote is not about this one.
+            # The log of an earlier cluster.
             self.log(spec.id).unlink(missing_ok=True)
+
+    def add(self, spec: ProcessSpec) -> None:
+        """Know one more process, which is not started yet."""
+        self.specs[spec.id] = spec
+        self.log(spec.id).unlink(missing_ok=True)
+        self.state.add(ProcessRecord(id=spec.id, role=spec.role, log=str(self.log(spec.id))))
 
     def _state_failed(self, why: str) -> None:
         tell(f"error: {why}")
-        self._hear(StateLost())
+        self._notify(StateLost())
 
     async def start(self, process_id: str) -> None:
         """Start a process; one that ran before must have ended. Raises OSError when the system refuses."""
@@ -98,7 +107,7 @@ class LocalProcesses:
             settings.append(f"engine.epoch_min={epoch + 1}")
         local = model_choice.is_local(self._config.engine.model)
         environ = child_environment(os.environ, threads=spec.threads, model_is_local=local)
-        # What these say is in the configuration file already; said twice, it would win over a process's own settings.
+        # The configuration file has these already. In the environment they would override a process's own settings.
         environ = {name: value for name, value in environ.items() if not name.startswith("BATON_")}
         environ[CHILD_VARIABLE] = "1"
         http_fd = self._ports.http_fd(process_id)
@@ -119,11 +128,11 @@ class LocalProcesses:
                 self._command(spec, settings),
                 environ=temp_dirs.environment(folder, environ),
                 log=self.log(spec.id),
-                tell=self._hear,
+                tell=self._notify,
                 clean_up=CleanUp(
-                    group_timeout_s=self._launcher.group_exit_timeout_s,
-                    last_words_timeout_s=self._launcher.last_words_timeout_s,
-                    scratch=folder,
+                    group_timeout_s=self._timing.group_exit_timeout_s,
+                    last_words_timeout_s=self._timing.last_words_timeout_s,
+                    temp_dir=folder,
                 ),
                 pass_fds=pass_fds,
             )
@@ -132,7 +141,7 @@ class LocalProcesses:
             raise
 
     async def start_again(self, process_id: str, *, unless: Callable[[], bool]) -> None:
-        """The same once nothing of its predecessor is left, unless somebody has changed his mind until then."""
+        """Start a process again when nothing of its predecessor is left, unless ``unless()`` is true then."""
         if (former := self._children.get(process_id)) is not None:
             await former.ended()
         if unless():
@@ -142,14 +151,14 @@ class LocalProcesses:
         self.state.change(process_id, restarts=restarts)
 
     async def became_ready(self, event: SaidReady) -> None:
-        """Note what a process said of itself when it began to serve."""
+        """Record the addresses and the epoch of a process that is ready."""
         addresses = event.addresses
         address = addresses.get("address", "")
         grpc_address = addresses.get("grpc_address") or address
         self._local_addresses[event.id] = addresses.get("local_address") or grpc_address
         child = self._children[event.id]
         child.note_shared_memory()
-        said = await status.ask(grpc_address, timeout_s=self._launcher.status_timeout_s)
+        said = await status.ask(grpc_address, timeout_s=self._timing.status_timeout_s)
         if said is not None and self.specs[event.id].role in ("prefill", "decode"):
             self._epochs[event.id] = max(said.epoch, self._epochs.get(event.id, 0))
         self.state.change(
@@ -171,13 +180,12 @@ class LocalProcesses:
         child = self._children.get(process_id)
         return child.pid if child is not None and child.running else 0
 
-    async def stop(self, process_id: str) -> None:
-        """Let one process finish what it runs, as long as its own configuration says, and end."""
+    async def stop(self, process_id: str, drain_s: float) -> None:
+        """Let one process finish what it runs for ``drain_s``, and end."""
         child = self._children[process_id]
         patience_s = self._launcher.stop_timeout_s
-        finishing_s = drain_s(self.specs[process_id].role, self._config)
-        # It ends its own drain; we hurry it only when it has forgotten to.
-        if not await child.stop(drain_s=finishing_s + patience_s / 2, timeout_s=finishing_s + patience_s):
+        # It ends its own drain. A second signal is sent only if it does not.
+        if not await child.stop(drain_s=drain_s + patience_s / 2, timeout_s=drain_s + patience_s):
             tell(f"{process_id} did not end in time and was killed")
 
     def kill(self, process_id: str) -> None:
@@ -208,14 +216,14 @@ class LocalProcesses:
             tell(f"everything has stopped after {time.monotonic() - began_s:.1f} s")
 
     def note_shared_memory(self) -> None:
-        """Remember what every process shares now."""
+        """Note the shared memory of every process."""
         for child in self._children.values():
             child.note_shared_memory()
 
     def report(self, process_id: str, what: str) -> None:
-        """Say that a process is at fault, with the last lines of its log."""
+        """Report that a process is at fault, with the last lines of its log."""
         tell(f"error: {process_id} {what}")
-        if lines := self.tail(process_id, self._launcher.log_tail_lines):
+        if lines := self.tail(process_id, self._timing.log_tail_lines):
             tell(f"the last lines of {self.log(process_id)}:")
             _say("\n".join(f"    {line}" for line in lines))
 
@@ -225,7 +233,7 @@ class LocalProcesses:
         return child.tail(lines) if child else []
 
     def log(self, process_id: str) -> Path:
-        """Where a process and its successors write."""
+        """The log file of a process and its successors."""
         return self._state_dir / LOGS / f"{process_id}.log"
 
     def _is_running(self, child: Child, roles: Sequence[str]) -> bool:
@@ -233,4 +241,4 @@ class LocalProcesses:
 
     def _patience_s(self, child: Child) -> float:
         ready = self.state.process(child.id).state in ("ready", "restarting")
-        return self._launcher.stop_timeout_s if ready else self._launcher.stop_starting_timeout_s
+        return self._launcher.stop_timeout_s if ready else self._timing.stop_starting_timeout_s

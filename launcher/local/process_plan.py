@@ -1,18 +1,20 @@
-"""Which processes a cluster has, after whom each starts and with which settings. Pure: starts nothing."""
+"""Which processes a cluster has, in which order they start, and with which settings. Pure: starts nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, assert_never
+from typing import assert_never
 
 import msgspec
 
+from launcher.backend import Pool
 from launcher.config import BatonConfig
 from runtime.configuration import DEFAULT
+from runtime.process_role import Role
 
-Role = Literal["scheduler", "prefill", "decode", "front_proxy"]
-STOP_ORDER: tuple[tuple[Role, ...], ...] = (("front_proxy",), ("prefill", "decode"), ("scheduler",))
+WORKERS: tuple[Role, ...] = ("prefill", "decode")
+STOP_ORDER: tuple[tuple[Role, ...], ...] = (("front_proxy",), WORKERS, ("scheduler",))
 LEADER_FILE = "leader"
 _COMMANDS: dict[Role, str] = {
     "scheduler": "scheduler",
@@ -23,10 +25,11 @@ _COMMANDS: dict[Role, str] = {
 
 
 class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One process to start. ``settings`` go on top of the cluster's configuration file."""
+    """One process to start. ``settings`` override the cluster's configuration file."""
 
     id: str
     role: Role
+    pool: str = ""
     # Ids of the processes that must be ready before this one starts.
     after: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
@@ -39,37 +42,45 @@ class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
         return _COMMANDS[self.role]
 
 
-def plan(config: BatonConfig) -> tuple[ProcessSpec, ...]:
-    """The processes of the cluster, in the order in which people think of them."""
+def pools(config: BatonConfig) -> tuple[Pool, ...]:
+    """The pools of a cluster on this machine: one a role, in the order in which an operator reads them."""
     launcher = config.launcher
-    workers = [("prefill", index) for index in range(launcher.prefill)]
-    workers += [("decode", index) for index in range(launcher.decode)]
-    schedulers = scheduler_ids(config)
-    specs = [
-        ProcessSpec(id=name, role="scheduler", settings=_scheduler_settings(config, name, ordinal), threads=1)
-        for ordinal, name in enumerate(schedulers)
-    ]
-    for ordinal, (role, index) in enumerate(workers):
-        assert role in ("prefill", "decode")
-        specs.append(
-            ProcessSpec(
-                id=f"{role}-{index}",
-                role="prefill" if role == "prefill" else "decode",
-                after=schedulers,
-                settings=_worker_settings(config, f"{role}-{index}", ordinal),
-            )
-        )
-    specs.extend(
-        ProcessSpec(
-            id=f"front-proxy-{index}",
-            role="front_proxy",
-            after=schedulers,
-            settings=_front_settings(f"front-proxy-{index}", index),
-            threads=1,
-        )
-        for index in range(launcher.front_proxies)
+    return (
+        Pool(name="scheduler", role="scheduler", replicas=launcher.schedulers),
+        Pool(name="prefill", role="prefill", replicas=launcher.prefill),
+        Pool(name="decode", role="decode", replicas=launcher.decode),
+        Pool(name="front-proxy", role="front_proxy", replicas=launcher.front_proxies),
     )
+
+
+def plan(config: BatonConfig) -> tuple[ProcessSpec, ...]:
+    """The processes of the cluster, pool by pool."""
+    specs: list[ProcessSpec] = []
+    workers = 0
+    for pool in pools(config):
+        for index in range(pool.replicas):
+            specs.append(replica(config, pool, index, workers))
+            workers += pool.role in WORKERS
     return tuple(specs)
+
+
+def replica(config: BatonConfig, pool: Pool, index: int, workers: int) -> ProcessSpec:
+    """One process of a pool. ``workers``: how many workers of any pool were planned before it."""
+    name = f"{pool.name}-{index}"
+    after, threads = scheduler_ids(config), 1 if pool.role not in WORKERS else None
+    match pool.role:
+        case "scheduler":
+            name = after[index]
+            settings, after = _scheduler_settings(config, name, index), ()
+        case "prefill" | "decode":
+            settings = _worker_settings(config, name, workers)
+        case "front_proxy":
+            settings = _front_settings(name, index)
+        case _:
+            assert_never(pool.role)
+    return ProcessSpec(
+        id=name, role=pool.role, pool=pool.name, after=after, settings=(*settings, *pool.settings), threads=threads
+    )
 
 
 def scheduler_ids(config: BatonConfig) -> tuple[str, ...]:
@@ -79,7 +90,7 @@ def scheduler_ids(config: BatonConfig) -> tuple[str, ...]:
 
 
 def one_machine(config: BatonConfig, sources: Mapping[str, str], state_dir: Path) -> BatonConfig:
-    """``config`` adjusted to all processes sharing this machine; what the operator has set stays as it is."""
+    """``config`` adjusted to all processes sharing this machine; settings that the operator made stay."""
     launcher, engine, front, scheduler = config.launcher, config.engine, config.front_proxy, config.scheduler
 
     def unset(path: str) -> bool:
@@ -97,7 +108,7 @@ def one_machine(config: BatonConfig, sources: Mapping[str, str], state_dir: Path
 def _scheduler_settings(config: BatonConfig, scheduler_id: str, ordinal: int) -> tuple[str, ...]:
     if config.launcher.schedulers == 1:
         return ()
-    # As with workers: a fixed port counts up. gRPC's is held by the launcher, which tells it.
+    # As with workers: a fixed port counts up. The launcher holds the gRPC port and passes it on.
     ports = {"advertise_port": config.scheduler.advertise_port, "metrics_port": config.scheduler.metrics_port}
     counted = tuple(f"scheduler.{name}={port + ordinal}" for name, port in ports.items() if port)
     return (f"scheduler.scheduler_id={scheduler_id}", *counted)
@@ -117,7 +128,7 @@ def _front_settings(front_proxy_id: str, index: int) -> tuple[str, ...]:
 
 
 def drain_s(role: Role, config: BatonConfig) -> float:
-    """How long it may take to finish what it has begun."""
+    """Time that a process of this role has to finish its requests."""
     match role:
         case "scheduler":
             return 0.0

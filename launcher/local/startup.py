@@ -1,4 +1,4 @@
-"""The order in which a cluster comes up, as a pure machine: events in, actions out. Starts and waits for nothing."""
+"""The order in which a cluster starts, as a pure machine: events in, actions out. Starts no process itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from launcher.local.process_plan import ProcessSpec
 
 
 class Phase(enum.StrEnum):
-    """How far one process has come."""
+    """State of one process."""
 
     WAITING = "waiting"
     STARTING = "starting"
@@ -22,7 +22,7 @@ class Phase(enum.StrEnum):
 
 
 class Begin(msgspec.Struct, frozen=True):
-    """Start whatever needs nobody."""
+    """Start the processes that depend on no other."""
 
 
 class BecameReady(msgspec.Struct, frozen=True):
@@ -64,7 +64,7 @@ Action = Start | AllReady | GiveUp
 
 
 class Startup:
-    """Start-up of one cluster. After AllReady or GiveUp it has nothing more to say."""
+    """Start-up of one cluster. After AllReady or GiveUp it returns no more actions."""
 
     def __init__(self, specs: Sequence[ProcessSpec], *, start_timeout_s: float) -> None:
         assert specs, "a cluster has processes"

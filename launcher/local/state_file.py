@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from launcher.local.process_plan import Role
+from runtime.process_role import Role
 from runtime.user_error import UserError
 
 STATE_FILE = "cluster.json"
@@ -42,7 +42,7 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True):
     state: RecordedState = "waiting"
     exit_code: int | None = None
     log: str = ""
-    # Times it was started again, for whatever reason, since the cluster was started.
+    # Times it was restarted since the cluster was started, for any reason.
     restarts: int = 0
     # Why it is "restarting" or "failed".
     why: str = ""
@@ -65,12 +65,14 @@ class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
 class ClusterState:
     """The state file while its cluster runs. Every change is written at once, whole, by rename.
 
-    ``failed`` is called with the reason each time it cannot be written. The first time StateError is raised instead.
+    ``failed`` is called with the reason each time it cannot be written; the constructor raises StateError instead.
+    ``on_change`` is called with each process that changed.
     """
 
     def __init__(self, state_dir: Path, record: ClusterRecord, failed: Callable[[str], None]) -> None:
         self._file = state_dir / STATE_FILE
         self._failed = failed
+        self.on_change: Callable[[ProcessRecord], None] = lambda _: None
         self.record = record
         self._write()
 
@@ -85,6 +87,12 @@ class ClusterState:
             for process in self.record.processes
         )
         self._update(processes=processes)
+        self.on_change(self.process(process_id))
+
+    def add(self, process: ProcessRecord) -> None:
+        """Record one more process."""
+        self._update(processes=(*self.record.processes, process))
+        self.on_change(process)
 
     def control_at(self, address: str) -> None:
         """Note where this launcher takes commands."""

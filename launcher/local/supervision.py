@@ -1,8 +1,8 @@
 """When a process that ended is started again, as a pure machine: events in, actions out. Starts and stops nothing.
 
-Every process is on its own. A death is answered with a pause that doubles with each death within the window, and past
-the bound the process stays down. A process that is being replaced on purpose is started again at once and not counted.
-A scheduler that does not answer is killed: while it stands still it keeps the leader's lock, and no other one can lead.
+Each process has its own count. After a death the process is restarted with a pause, which doubles with each death in
+the window. After too many deaths it stays down. A process that is replaced on purpose starts again at once, uncounted.
+A scheduler that does not answer is killed: a frozen scheduler keeps the leader's lock, and no other one can lead.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import assert_never
 
 import msgspec
 
-from launcher.local.process_plan import ProcessSpec, Role
+from launcher.local.process_plan import ProcessSpec
 from launcher.local.startup import BecameReady, Ended, Start, Tick, describe_exit
 from runtime.backoff import backoff_s
+from runtime.process_role import Role
 
-# Without one of these nobody can be served; prefill workers can be done without, since decode workers compute prompts.
+# Without one of each no request can be served. Prefill workers are not needed: decode workers can compute prompts.
 _NEEDED: dict[Role, str] = {"scheduler": "scheduler", "decode": "decode worker", "front_proxy": "front proxy"}
 SCHEDULER_UNRESPONSIVE_MAX_S = 10.0
 """A scheduler that has not answered its status for so long is killed."""
 SCHEDULER_ASK_INTERVAL_S = 2.5
 """How often a scheduler is asked for its status, and how long it has to answer.
 
-Unanswered questions are counted, not seconds: a launcher that stood still itself comes late to one answer, not to all.
+Unanswered calls are counted instead of seconds: a launcher that was paused itself misses one answer, not all of them.
 """
 _UNANSWERED_MAX = round(SCHEDULER_UNRESPONSIVE_MAX_S / SCHEDULER_ASK_INTERVAL_S)
 
@@ -37,14 +38,18 @@ class Phase(enum.StrEnum):
     STOPPING = "stopping"
     """Told to end, to be started again."""
     PAUSING = "pausing"
-    """Dead, and not started again yet."""
+    """Dead; starts again after the pause."""
     STARTING = "starting"
     FAILED = "failed"
-    """Dead for good, unless somebody asks for it."""
+    """Dead too often; starts again only on request."""
+    RETIRING = "retiring"
+    """Told to end for good."""
+    RETIRED = "retired"
+    """Ended as told; starts again only on request."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """How patient the supervision is."""
+    """Bounds of the supervision."""
 
     backoff_min_s: float
     backoff_max_s: float
@@ -54,12 +59,18 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Replace(msgspec.Struct, frozen=True):
-    """Somebody wants this process started again, whatever it does now."""
+    """An operator wants this process started again, whatever it does now."""
 
     id: str
 
 
-class Asked(msgspec.Struct, frozen=True):
+class Retire(msgspec.Struct, frozen=True):
+    """An operator wants this process to end and stay down."""
+
+    id: str
+
+
+class StatusChecked(msgspec.Struct, frozen=True):
     """A scheduler was asked for its status."""
 
     id: str
@@ -101,14 +112,20 @@ class CameBack(msgspec.Struct, frozen=True):
     id: str
 
 
+class Retired(msgspec.Struct, frozen=True):
+    """This process has ended as told and stays down."""
+
+    id: str
+
+
 class GiveUp(msgspec.Struct, frozen=True):
     """Nothing can be served any more."""
 
     why: str
 
 
-Event = Ended | BecameReady | Tick | Replace | Asked
-Action = Start | Stop | Kill | Pause | Fail | CameBack | GiveUp
+Event = Ended | BecameReady | Tick | Replace | Retire | StatusChecked
+Action = Start | Stop | Kill | Pause | Fail | CameBack | Retired | GiveUp
 
 
 class _Watched:
@@ -124,7 +141,7 @@ class _Watched:
         self.killed = False
         # Times of the deaths that still count; never more than restarts_max.
         self.deaths: deque[float] = deque()
-        # Questions for its status in a row.
+        # Status calls in a row without an answer.
         self.unanswered = 0
 
 
@@ -139,6 +156,12 @@ class Supervision:
     def phase(self, process_id: str) -> Phase:
         """Where a process stands."""
         return self._watched[process_id].phase
+
+    def add(self, spec: ProcessSpec, now_s: float) -> list[Action]:
+        """Watch one more process, which is started now."""
+        assert spec.id not in self._watched, spec.id
+        one = self._watched[spec.id] = _Watched(spec)
+        return self._start(one, now_s)
 
     def due_s(self) -> float | None:
         """When the next Tick is needed; None: not before something else happens."""
@@ -158,8 +181,10 @@ class Supervision:
                 return [CameBack(id)]
             case Replace(id):
                 return self._replace(self._watched[id], now_s)
-            case Asked(id, answered):
-                return self._asked(self._watched[id], answered=answered)
+            case Retire(id):
+                return self._retire(self._watched[id])
+            case StatusChecked(id, answered):
+                return self._checked(self._watched[id], answered=answered)
             case Tick():
                 return [action for one in self._watched.values() for action in self._tick(one, now_s)]
             case _:
@@ -170,9 +195,12 @@ class Supervision:
         match one.phase:
             case Phase.STOPPING:
                 return self._start(one, now_s)
+            case Phase.RETIRING:
+                one.phase = Phase.RETIRED
+                return [Retired(process_id)]
             case Phase.UP | Phase.STARTING:
                 how = describe_exit(code)
-            case Phase.PAUSING | Phase.FAILED:
+            case Phase.PAUSING | Phase.FAILED | Phase.RETIRED:
                 raise AssertionError(f"{process_id} ended although it was {one.phase}")
             case _:
                 assert_never(one.phase)
@@ -189,7 +217,7 @@ class Supervision:
     def _judge_cluster(self) -> list[Action]:
         for role, name in _NEEDED.items():
             of_role = [one for one in self._watched.values() if one.spec.role == role]
-            if of_role and all(one.phase is Phase.FAILED for one in of_role):
+            if of_role and all(one.phase in (Phase.FAILED, Phase.RETIRED) for one in of_role):
                 return [GiveUp(f"no {name} is left")]
         return []
 
@@ -198,16 +226,35 @@ class Supervision:
             case Phase.UP:
                 one.phase = Phase.STOPPING
                 return [Stop(one.spec.id)]
-            case Phase.PAUSING | Phase.FAILED:
-                # Whoever asks has seen to what was wrong.
+            case Phase.PAUSING | Phase.FAILED | Phase.RETIRED:
+                # The operator has repaired what was wrong.
                 one.deaths.clear()
                 return self._start(one, now_s)
+            case Phase.RETIRING:
+                one.phase = Phase.STOPPING
+                return []
             case Phase.STOPPING | Phase.STARTING:
                 return []
             case _:
                 assert_never(one.phase)
 
-    def _asked(self, one: _Watched, *, answered: bool) -> list[Action]:
+    def _retire(self, one: _Watched) -> list[Action]:
+        match one.phase:
+            case Phase.UP | Phase.STARTING:
+                one.phase = Phase.RETIRING
+                return [Stop(one.spec.id)]
+            case Phase.STOPPING:
+                one.phase = Phase.RETIRING
+                return []
+            case Phase.PAUSING | Phase.FAILED:
+                one.phase = Phase.RETIRED
+                return [Retired(one.spec.id)]
+            case Phase.RETIRING | Phase.RETIRED:
+                return []
+            case _:
+                assert_never(one.phase)
+
+    def _checked(self, one: _Watched, *, answered: bool) -> list[Action]:
         one.unanswered = 0 if answered or one.phase is not Phase.UP else one.unanswered + 1
         if one.unanswered < _UNANSWERED_MAX:
             return []

@@ -28,7 +28,7 @@ def objection(info: WorkerInfo, cluster: ClusterState, workers_max: int) -> str 
     if former is not None and former.info.epoch == info.epoch and former.info != info:
         return f"Worker {name} changed what it says about itself without a new epoch."
     if former is None and len(cluster.workers) >= workers_max:
-        return f"The scheduler accepts at most {workers_max} workers (scheduler.workers_max)."
+        return f"The scheduler accepts at most {workers_max} workers."
     return _pool_objection(info, cluster)
 
 

@@ -14,7 +14,7 @@ import enum
 
 from runtime.backoff import backoff_s
 from runtime.decaying_rate import DecayingRate
-from scheduler.config import OutlierConfig
+from scheduler.config import OutlierLimits
 
 
 class Standing(enum.StrEnum):
@@ -39,7 +39,7 @@ class WorkerHealth:
         "standing",
     )
 
-    def __init__(self, config: OutlierConfig) -> None:
+    def __init__(self, config: OutlierLimits) -> None:
         self.standing = Standing.IN_SERVICE
         self.probe: tuple[int, int] | None = None
         """The plan on which the verdict depends, while on probation."""

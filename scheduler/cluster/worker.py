@@ -10,7 +10,7 @@ from scheduler.api.actions import Placement
 from scheduler.api.worker_info import WorkerInfo, WorkerLoad, WorkerState
 from scheduler.cluster.outlier_detector import WorkerHealth
 from scheduler.cluster.prefill_speed import PrefillSpeed
-from scheduler.config import OutlierConfig
+from scheduler.config import OutlierLimits
 
 PlanKey = tuple[int, int]
 
@@ -66,7 +66,7 @@ class Worker:
         self.idle_since_s: float | None = None
         # Not heard of for so long that it gets nothing new.
         self.silent = False
-        self.health = health or WorkerHealth(OutlierConfig())
+        self.health = health or WorkerHealth(OutlierLimits())
         self.avoided = self.health.avoided
         self.suspect_until_s = float("-inf")
         # Time an operator gave it to finish what it runs. None: it is not to drain. Holds until this incarnation ends.

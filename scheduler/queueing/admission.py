@@ -10,7 +10,7 @@ from scheduler.api.actions import Action, ReplyPlan, ReplyWaiting
 from scheduler.api.events import PlanRequested
 from scheduler.api.worker_info import Role
 from scheduler.cluster.state import ClusterState
-from scheduler.config import SchedulerConfig
+from scheduler.config import SchedulerParameters
 from scheduler.queueing.refusals import PASSING, Refusals
 from scheduler.queueing.reservations import Reservations
 from scheduler.queueing.wait_queue import EXCLUDED_MAX_S, Waiting, WaitQueue, charge_of, class_of
@@ -22,7 +22,7 @@ class AdmissionController:
 
     def __init__(
         self,
-        config: SchedulerConfig,
+        config: SchedulerParameters,
         planner: Planner,
         cluster: ClusterState,
         reservations: Reservations,

@@ -7,7 +7,7 @@ from runtime.retry_after import retry_after_s
 from scheduler.api.actions import ReplyRefusal
 from scheduler.api.chance import Random
 from scheduler.api.events import PlanRequested
-from scheduler.config import SchedulerConfig
+from scheduler.config import SchedulerParameters
 from scheduler.queueing.wait_queue import Rejected, WaitQueue, class_of
 from scheduler.routing.placement import Cause, NotPlaced
 
@@ -31,7 +31,7 @@ _TURNED: dict[Cause, str] = {
 class Refusals:
     """Answers in words; ``line`` says how long it is."""
 
-    def __init__(self, config: SchedulerConfig, queue: WaitQueue, rng: Random | None) -> None:
+    def __init__(self, config: SchedulerParameters, queue: WaitQueue, rng: Random | None) -> None:
         self._config = config
         self._queue = queue
         self._rng = rng

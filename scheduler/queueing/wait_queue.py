@@ -26,6 +26,8 @@ DRAIN_WINDOW_S = 10.0
 """Memory of the pace at which the line moves."""
 RESUMED_WAIT_MAX_S = 30.0
 """Longest wait of a resumed request, for room or for a usable worker."""
+TENANTS_MAX = 4096
+"""Tenants whose use is remembered while nothing of theirs waits."""
 RESUMED_WAITING_MAX = 65536
 """Resumed requests that may wait. Each had a place before, so this is as many as plans may be in flight by default."""
 EXCLUDED_MAX_S = 1.0
@@ -77,7 +79,7 @@ class ClassQueue:
 
     def __init__(self, config: PriorityClassConfig, waiting: WaitingConfig) -> None:
         self.config = config
-        self.tenants = FairQueue(waiting.tenants_max)
+        self.tenants = FairQueue(TENANTS_MAX)
         self.flows: dict[str, deque[Waiting]] = {}
         self.tokens: dict[str, int] = {}
         self.count = 0

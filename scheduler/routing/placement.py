@@ -14,7 +14,7 @@ from scheduler.api.events import PlanRequested
 from scheduler.api.worker_info import Role
 from scheduler.cluster.model_pool import ModelPool
 from scheduler.cluster.worker import Worker
-from scheduler.config import SchedulerConfig
+from scheduler.config import SchedulerParameters
 from scheduler.routing.cost_model import cheapest
 from scheduler.routing.filters import Ask, Emptied, Filter, Probe, could_hold, decode_filters, passing, prefill_filters
 
@@ -66,7 +66,7 @@ class Planner:
     """Filters of each side, then the cost of the pairs that are left."""
 
     def __init__(
-        self, config: SchedulerConfig, rng: Random | None, probe: Probe | None, *, explain: bool = False
+        self, config: SchedulerParameters, rng: Random | None, probe: Probe | None, *, explain: bool = False
     ) -> None:
         self._config = config
         self._prefill = prefill_filters(config.prefill_wait_max_s)

@@ -29,7 +29,11 @@ def check_bounds(cluster: SimCluster) -> None:
         attempts = sum(client.flow.attempt for client in cluster.clients if client.front is front)
         _hold(Invariant.QUEUES, len(front.live) <= 2 * attempts, "orders pile up", front.live)
         lived_s = cluster.world.now_s - front.began_s
-        allowed = front.burst + settings.budget_ratio * front.requests + settings.budget_per_s * lived_s
+        allowed = (
+            front.burst
+            + settings.front_limits.retry_budget_ratio * front.requests
+            + settings.front_limits.retry_budget_per_s * lived_s
+        )
         _hold(Invariant.RETRIES, front.retries <= allowed, "retries storm", (front.retries, allowed))
         _check_books(cluster, front)
     for worker in cluster.workers.values():
@@ -46,8 +50,12 @@ def _check_books(cluster: SimCluster, front: SimFront) -> None:
         return
     # An answer that lay there for as long as it stood still may have been dropped since its workers had nothing to do:
     # that is told with all that runs.
-    limits = front.settings.plan_client
-    if front.frozen_until_s and limits is not None and front.frozen_until_s + limits.plans_told_interval_s > told_s:
+    limits = front.settings.front_limits
+    if (
+        front.frozen_until_s
+        and front.settings.front_fixed
+        and front.frozen_until_s + limits.plans_told_interval_s > told_s
+    ):
         return
     books = leader.core.fronts.get(plans.session)
     if books is None or not front.alive or plans.connected_s > told_s:
@@ -67,22 +75,22 @@ def _check_books(cluster: SimCluster, front: SimFront) -> None:
 
 def check_blame(client: Client, awaited: Awaited, waited_s: float) -> None:
     """Work is taken from a worker for silence that its front proxy was awake to hear, and for no other."""
-    front, bounds = client.front, client.front.settings.stalls
+    front, settings = client.front, client.front.settings
     match awaited:
         case Awaited.STEP:
-            bound_s = bounds.step_s
+            bound_s = settings.front.stream_stall_timeout_s
         case Awaited.PROMPT:
-            bound_s = bounds.prompt_s
+            bound_s = settings.front.prefill_stall_timeout_s
         case Awaited.PULL:
-            bound_s = bounds.pull_s
+            bound_s = settings.front_limits.handoff_stall_timeout_s
         case Awaited.ORPHANED_PULL:
-            bound_s = bounds.orphaned_pull_s
+            bound_s = settings.front_limits.orphaned_pull_timeout_s
         case _:
             assert_never(awaited)
     now_s = front.world.now_s
     slept_s = max(0.0, min(front.frozen_until_s, now_s) - max(front.frozen_from_s, now_s - waited_s))
     # Looks are an interval apart, and one that is late by less than that still counts.
-    heard_s = waited_s - slept_s + 2 * front.settings.stall_check_interval_s
+    heard_s = waited_s - slept_s + 2 * settings.front_limits.stall_check_interval_s
     _hold(
         Invariant.BLAME,
         heard_s >= bound_s,

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-from typing import Literal
 
 import msgspec
 
-# As launcher.process_plan has it, which is above this package.
-Role = Literal["scheduler", "prefill", "decode", "front_proxy"]
+from runtime.process_role import Role
 
 
 class Target(msgspec.Struct, frozen=True):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import collections
 from typing import TYPE_CHECKING, assert_never
 
+import msgspec
+
 from front_proxy.planning.cluster_view import ClusterView
 from front_proxy.planning.events import (
     AnswerPlan,
@@ -21,11 +23,7 @@ from front_proxy.planning.events import (
     PlanClientAction,
     PlanClientEvent,
     PlanEnded,
-    PlanGranted,
     PlanNeeded,
-    PlanQuestion,
-    PlanQueued,
-    PlanRejected,
     SchedulerLost,
     SendEnd,
     SendQuestion,
@@ -37,14 +35,11 @@ from front_proxy.planning.events import (
     TimerFired,
     ViewChanged,
     ViewShown,
-    requested,
 )
-from front_proxy.planning.plan_client import NEVER_S, PlanClient, PlanClientLimits
+from front_proxy.planning.plan_client import NEVER_S, PlanClient
 from front_proxy.request.events import AskPlan, Outcome, Planned, PlanRefused
-from front_proxy.request.work import Placement
-from scheduler.api.actions import Placement as CorePlacement
 from scheduler.api.actions import ReplyPlan, ReplyRefusal, ReplyWaiting
-from scheduler.api.events import PlansRunning
+from scheduler.api.events import PlanRequested, PlansRunning
 from scheduler.config import SchedulerConfig
 from simulation.kernel.network import DOWN, UP, Stream
 from simulation.kernel.world import Violation
@@ -54,14 +49,9 @@ if TYPE_CHECKING:
     from simulation.faults.fronts import Client, SimFront
     from simulation.faults.schedulers import SimScheduler
 
-PLAN_TIMEOUT_S, PLAN_PATIENCE_S = 1.0, 0.3
-LOAD_FADE_S = 1.0
 # Long ones hide nothing that was not told at once; an old view is as good as none.
 PLANS_TOLD_INTERVALS_S = (0.5, 60.0)
 VIEW_MAX_AGES_S = (0.1, 60.0, 60.0)
-BACKOFF_S = (0.02, 0.3)
-
-Reply = ReplyPlan | ReplyRefusal | ReplyWaiting
 
 
 class FrontPlans:
@@ -86,22 +76,19 @@ class FrontPlans:
         self._world = world = front.world
         self._cluster = cluster
         # One failure at a time may not be noticed, the scheduler's included.
-        view_max_age_s = VIEW_MAX_AGES_S[-1] if front.faults.single else world.rng.choice(VIEW_MAX_AGES_S)
-        bounds = front.settings.plan_client or PlanClientLimits(
-            plan_timeout_s=PLAN_TIMEOUT_S,
-            plan_patience_s=PLAN_PATIENCE_S,
-            plans_told_interval_s=world.rng.choice(PLANS_TOLD_INTERVALS_S),
-            view_max_age_s=view_max_age_s,
-            load_fade_s=LOAD_FADE_S,
-            backoff_min_s=BACKOFF_S[0],
-            backoff_max_s=BACKOFF_S[1],
-        )
-        self._view_max_age_s = bounds.view_max_age_s
-        self._patience_s = min(bounds.plan_patience_s, bounds.plan_timeout_s)
+        config = msgspec.structs.replace(front.settings.front, scheduler_address=addresses)
+        limits = front.settings.front_limits
+        if not front.settings.front_fixed:
+            view_max_age_s = VIEW_MAX_AGES_S[-1] if front.faults.single else world.rng.choice(VIEW_MAX_AGES_S)
+            told_interval_s = world.rng.choice(PLANS_TOLD_INTERVALS_S)
+            limits = msgspec.structs.replace(limits, plans_told_interval_s=told_interval_s)
+            config = msgspec.structs.replace(config, degraded_view_max_age_s=view_max_age_s)
+        self._view_max_age_s = config.degraded_view_max_age_s
+        self._patience_s = min(limits.plan_patience_s, config.plan_timeout_s)
         self.view = ClusterView()
         self.plan_client = plan_client(
-            bounds,
-            addresses=addresses,
+            config,
+            limits,
             view=self.view,
             policy=policy,
             rng=world.rng,
@@ -128,7 +115,7 @@ class FrontPlans:
             return
         self._dials += 1
         self._handle(StreamDialled())
-        self._front.after(self._front.settings.connect_timeout_s, self._on_connect_timeout, self._dials)
+        self._front.after(self._front.settings.front_limits.connect_timeout_s, self._on_connect_timeout, self._dials)
         self._cluster.dial(self._front, address)
 
     def connected(self, scheduler: SimScheduler, stream: Stream) -> None:
@@ -146,14 +133,14 @@ class FrontPlans:
             stream.drop(DOWN)
             self.on_lost(stream, "it stands by")
 
-    def hear(self, word: PlanGranted | PlanRejected | PlanQueued | ViewShown, leader_epoch: int = 0) -> None:
+    def hear(self, word: ReplyPlan | ReplyRefusal | ReplyWaiting | ViewShown, leader_epoch: int = 0) -> None:
         """The scheduler says something on the stream."""
         if self._front.alive:
             self._true_s = self._world.now_s
-            if isinstance(word, PlanQueued):
+            if isinstance(word, ReplyWaiting):
                 self._waits_until_s[word.plan_id] = self._world.now_s + word.wait_max_s
                 self._answers_by_s[word.plan_id] = self._world.now_s + word.wait_max_s + self._patience_s
-            elif isinstance(word, PlanGranted | PlanRejected):
+            elif isinstance(word, ReplyPlan | ReplyRefusal):
                 self._answers_by_s.pop(word.plan_id, None)
             self._handle(MessageReceived(word, leader_epoch))
 
@@ -195,15 +182,19 @@ class FrontPlans:
         self._next_plan_id += 1
         self._clients[plan_id] = (client, ask)
         asked = client.asked
-        question = PlanQuestion(
-            ask=ask,
+        question = PlanRequested(
+            session=0,
+            plan_id=plan_id,
             request_id=asked.request_id,
             prompt_tokens=asked.prompt_tokens + ask.resume_tokens,
             output_tokens_max=asked.output_tokens_max - ask.resume_tokens,
-            priority=0,
+            excluded_worker_ids=frozenset(ask.excluded_worker_ids),
+            pinned_decode_worker_id=ask.pinned_decode_worker,
             wait_max_s=max(asked.arrives_s + asked.deadline_s - self._world.now_s, 0.001),
+            prefill_only=ask.prefill_only,
+            resumed=ask.resumed,
         )
-        self._handle(PlanNeeded(plan_id, question))
+        self._handle(PlanNeeded(question))
         return plan_id
 
     def end(self, plan_id: int, outcome: Outcome, output_tokens: int) -> None:
@@ -273,9 +264,9 @@ class FrontPlans:
         if stream is None or scheduler is None:
             return
         match action:
-            case SendQuestion(plan_id=plan_id, question=question):
-                self._answers_by_s[plan_id] = self._world.now_s + self._patience_s
-                stream.send(UP, scheduler.on_plan, requested(self.session, plan_id, question))
+            case SendQuestion(question=question):
+                self._answers_by_s[question.plan_id] = self._world.now_s + self._patience_s
+                stream.send(UP, scheduler.on_plan, msgspec.structs.replace(question, session=self.session))
             case SendEnd(plan_id=plan_id, outcome=outcome, output_tokens=output_tokens):
                 self._answers_by_s.pop(plan_id, None)
                 ended = (self.session, plan_id, outcome, output_tokens)
@@ -299,15 +290,7 @@ class FrontPlans:
         if answer.local:
             self._check_planned_locally(plan.plan_id, client.asked.request_id)
         self.answered_s[plan.plan_id] = now_s
-        client.feed(
-            Planned(
-                attempt=ask.attempt,
-                prefill=_placement(plan.prefill),
-                decode=_placement(plan.decode),
-                decode_blocks_reserved=plan.decode_blocks,
-                reason=answer.reason,
-            )
-        )
+        client.feed(Planned(attempt=ask.attempt, plan=plan))
 
     def _check_silence(self) -> None:
         """Whoever is taken to be silent owes an answer: who was told to wait lost his turn by that."""
@@ -325,22 +308,3 @@ class FrontPlans:
         # Nobody waits for his turn with a scheduler that is silent.
         if self.plan_client.connected and now_s < self._waits_until_s.get(plan_id, 0.0):
             raise Violation(f"{request_id} does not wait for its turn")
-
-
-def word(reply: Reply) -> PlanGranted | PlanRejected | PlanQueued:
-    """What the front proxy hears of the scheduler's reply."""
-    match reply:
-        case ReplyPlan(plan_id=plan_id, prefill=prefill, decode=decode, decode_blocks_reserved=blocks):
-            return PlanGranted(plan_id, prefill, decode, blocks, reply.reason)
-        case ReplyRefusal(plan_id=plan_id, failure=failure):
-            return PlanRejected(plan_id, failure)
-        case ReplyWaiting(plan_id=plan_id, wait_max_s=wait_max_s):
-            return PlanQueued(plan_id, wait_max_s)
-        case _:
-            assert_never(reply)
-
-
-def _placement(placed: CorePlacement | None) -> Placement | None:
-    if placed is None:
-        return None
-    return Placement(worker_id=placed.worker_id, address=placed.address, epoch=placed.epoch)

@@ -31,10 +31,11 @@ from front_proxy.request.events import (
 from front_proxy.request.flow import RequestFlow
 from front_proxy.request.retry_policy import RetryBudget
 from front_proxy.request.stall_detector import stalled_s
-from front_proxy.request.work import Placement, Stage, WorkerOutput
+from front_proxy.request.work import Stage, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from runtime.awake_clock import AwakeClock
 from runtime.failures import Failure, FailureKind
+from scheduler.api.actions import Placement
 from simulation.faults import checkers
 from simulation.faults.fault_kinds import Faults
 from simulation.faults.front_plans import FrontPlans
@@ -61,7 +62,8 @@ class Client:
         self.on_over: Callable[[Client], None] = lambda _client: None
         """Told when it has its end, or has lost its front proxy."""
         self.flow = flow(
-            bounds=front.settings.retries,
+            attempts_max=front.settings.front.attempts_max,
+            resumes_max=front.settings.front_limits.resumes_max,
             budget=lambda: front.budget.take(front.world.now_s),
             output_tokens_max=asked.output_tokens_max,
             continuing=asked.continuing,
@@ -188,12 +190,13 @@ class Client:
         self.retries += 1
         self.retries_in_a_row += 1
         self.front.retries += 1
-        bounds = self.front.settings.retries
-        if self.retries_in_a_row >= bounds.attempts_max:
+        attempts_max = self.front.settings.front.attempts_max
+        resumes_max = self.front.settings.front_limits.resumes_max
+        if self.retries_in_a_row >= attempts_max:
             raise Violation(
                 f"{Invariant.RETRIES}: {self.asked.request_id} tries a {self.retries_in_a_row + 1}th time in a row"
             )
-        if self.retries >= bounds.attempts_max * (bounds.resumes_max + 1):
+        if self.retries >= attempts_max * (resumes_max + 1):
             raise Violation(f"{Invariant.RETRIES}: {self.asked.request_id} is tried {self.retries} times")
 
     def check_stall(self) -> None:
@@ -205,7 +208,12 @@ class Client:
         stage, worker = running
         heard_s = self.front.heard_s.get((worker.worker_id, worker.epoch), 0.0)
         waited_s = stalled_s(
-            awaited, since_s=self.since_s, heard_s=heard_s, now_s=now_s, bounds=self.front.settings.stalls
+            awaited,
+            since_s=self.since_s,
+            heard_s=heard_s,
+            now_s=now_s,
+            config=self.front.settings.front,
+            limits=self.front.settings.front_limits,
         )
         if waited_s is not None:
             checkers.check_blame(self, awaited, waited_s)
@@ -252,9 +260,12 @@ class SimFront(Process):
         """When it or its network last stood still: what its clients waited before is not the cluster's doing."""
         self.began_s = world.now_s
         small = faults.small_budget
-        self.burst = BUDGET_BURST_SMALL if small else settings.budget_burst
+        self.burst = BUDGET_BURST_SMALL if small else settings.front_limits.retry_budget_burst
         self.budget = RetryBudget(
-            ratio=settings.budget_ratio, per_s=settings.budget_per_s, burst_max=self.burst, now_s=world.now_s
+            ratio=settings.front_limits.retry_budget_ratio,
+            per_s=settings.front_limits.retry_budget_per_s,
+            burst_max=self.burst,
+            now_s=world.now_s,
         )
         self.heard_s: dict[tuple[str, int], float] = {}
         self.plans = FrontPlans(
@@ -266,12 +277,12 @@ class SimFront(Process):
         """Whose requests run here."""
         self._not_before_s: dict[tuple[str, int], float] = {}
         self._cluster = cluster
-        self._stall_clock = self.clock(settings.stall_check_interval_s)
+        self._stall_clock = self.clock(settings.front_limits.stall_check_interval_s)
         self._look_later()
 
     def _look_later(self) -> None:
         self._stall_clock.start(self.world.now_s)
-        self.after(self.settings.stall_check_interval_s, self._check_stalls)
+        self.after(self.settings.front_limits.stall_check_interval_s, self._check_stalls)
 
     def _check_stalls(self) -> None:
         if not self.alive:
@@ -316,7 +327,7 @@ class SimFront(Process):
             return Failure(kind=FailureKind.UNAVAILABLE, message="not reached a moment ago", reached=False)
         there = self._cluster.workers[worker.worker_id]
         if not self.reaches(there):
-            self._not_before_s[key] = self.world.now_s + self.settings.connect_retry_s
+            self._not_before_s[key] = self.world.now_s + self.settings.front_limits.worker_connect_retry_s
             self.plans.suspect(*key)
             return Failure(kind=FailureKind.UNAVAILABLE, message="cannot connect", reached=False)
         if there.epoch != worker.epoch:
@@ -324,7 +335,7 @@ class SimFront(Process):
             return Failure(kind=FailureKind.UNAVAILABLE, message="it was started again")
         link = self.links[key] = self._cluster.link(self, there)
         link.stream.send(UP, there.on_open, link)
-        self.after(self.settings.connect_timeout_s, self._on_connect_timeout, link)
+        self.after(self.settings.front_limits.connect_timeout_s, self._on_connect_timeout, link)
         return link
 
     def on_link_opened(self, link: Link) -> None:
@@ -383,7 +394,7 @@ class SimFront(Process):
         if not self.alive:
             return
         if not link.opened:
-            self._not_before_s[key] = self.world.now_s + self.settings.connect_retry_s
+            self._not_before_s[key] = self.world.now_s + self.settings.front_limits.worker_connect_retry_s
         self.plans.suspect(*key)
         self._tell_of_lost_holder(link)
         failure = Failure(kind=FailureKind.UNAVAILABLE, message="stream lost", reached=link.opened)

@@ -61,7 +61,7 @@ class Dial:
         if len(self._addresses) > 1:
             stream.keep_alive(self._settings.keepalive_s)
         stream.send(UP, scheduler.on_worker, self, stream)
-        self.process.after(self._settings.connect_timeout_s, self._on_timeout, stream)
+        self.process.after(self._settings.front_limits.connect_timeout_s, self._on_timeout, stream)
 
     # What the scheduler says
 

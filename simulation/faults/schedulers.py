@@ -28,7 +28,7 @@ from scheduler.api.worker_info import WorkerLoad
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 from scheduler.leadership.rules import LOOKS_PER_TERM
-from simulation.faults import checkers, front_plans
+from simulation.faults import checkers
 from simulation.faults.fronts import SimFront
 from simulation.faults.lease_store import LeaseStore, SimLease
 from simulation.faults.scheduler_connection import Dial
@@ -282,4 +282,4 @@ class SimScheduler(Process):
             return
         assert isinstance(session.peer, SimFront)
         if self.world.rng.random() >= self._cluster.faults.plan_lost:
-            session.stream.send(DOWN, session.peer.plans.hear, front_plans.word(reply), self.epoch)
+            session.stream.send(DOWN, session.peer.plans.hear, reply, self.epoch)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import msgspec
 
-from front_proxy.config import FrontProxyConfig
-from front_proxy.planning.plan_client import PlanClientLimits
-from front_proxy.request.retry_policy import RetryBounds
-from front_proxy.request.stall_detector import StallBounds
+from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from runtime.grpc_server import QUICK_KEEPALIVE_TIME_MS, QUICK_KEEPALIVE_TIMEOUT_MS
-from scheduler.config import PriorityClassConfig, SchedulerConfig, WaitingConfig
+from scheduler.config import PriorityClassConfig, SchedulerConfig, SchedulerParameters, WaitingConfig
 from worker.limits import WorkerLimits
 
 # Shorter than the front proxies' patience with a question.
 _WAITING = PriorityClassConfig(wait_max_s=0.5)
 _REFUSING = PriorityClassConfig(waiting_max=0)
 
-SCHEDULER_CONFIG = SchedulerConfig(
+SCHEDULER_CONFIG = SchedulerParameters(
     worker_lease_s=2.0,
     heartbeat_interval_s=0.5,
     silence_timeout_s=0.8,
@@ -33,22 +30,36 @@ REFUSING_CONFIG = msgspec.structs.replace(
 )
 
 
+FRONT_CONFIG = FrontProxyConfig(
+    attempts_max=3, stream_stall_timeout_s=0.4, prefill_stall_timeout_s=0.6, plan_timeout_s=1.0
+)
+FRONT_LIMITS = FrontProxyLimits(
+    resumes_max=4,
+    retry_budget_ratio=0.5,
+    retry_budget_per_s=1.0,
+    retry_budget_burst=100,
+    stream_stall_alive_timeout_s=1.2,
+    prefill_stall_alive_timeout_s=1.6,
+    handoff_stall_timeout_s=0.8,
+    orphaned_pull_timeout_s=0.2,
+    stall_check_interval_s=0.1,
+    plan_patience_s=0.3,
+    degraded_load_fade_s=1.0,
+    connect_timeout_s=0.3,
+    worker_connect_retry_s=0.05,
+    scheduler_backoff_min_s=0.02,
+    scheduler_backoff_max_s=0.3,
+)
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What production reads from its configuration, and how fast a virtual engine is."""
 
     scheduler: SchedulerConfig = SCHEDULER_CONFIG
-    retries: RetryBounds = RetryBounds(attempts_max=3, resumes_max=4)
-    stalls: StallBounds = StallBounds(
-        step_s=0.4, step_alive_s=1.2, prompt_s=0.6, prompt_alive_s=1.6, pull_s=0.8, orphaned_pull_s=0.2
-    )
-    stall_check_interval_s: float = 0.1
-    budget_ratio: float = 0.5
-    budget_per_s: float = 1.0
-    budget_burst: int = 100
-    # None: drawn for each front proxy.
-    plan_client: PlanClientLimits | None = None
-    connect_timeout_s: float = 0.3
-    connect_retry_s: float = 0.05
+    front: FrontProxyConfig = FRONT_CONFIG
+    front_limits: FrontProxyLimits = FRONT_LIMITS
+    # Else some of their values are drawn for each front proxy.
+    front_fixed: bool = False
     # Of a worker that looks for the scheduler.
     backoff_min_s: float = 0.05
     backoff_max_s: float = 0.3
@@ -65,33 +76,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 def production_settings() -> Settings:
     """What processes do by default, beside an engine that takes 50 ms a step."""
-    front, limits = FrontProxyConfig(), WorkerLimits()
+    limits = WorkerLimits()
     return Settings(
         scheduler=SchedulerConfig(),
-        retries=RetryBounds(attempts_max=front.attempts_max, resumes_max=front.resumes_max),
-        stalls=StallBounds(
-            step_s=front.stream_stall_timeout_s,
-            step_alive_s=front.stream_stall_alive_timeout_s,
-            prompt_s=front.prefill_stall_timeout_s,
-            prompt_alive_s=front.prefill_stall_alive_timeout_s,
-            pull_s=front.handoff_stall_timeout_s,
-            orphaned_pull_s=front.orphaned_pull_timeout_s,
-        ),
-        stall_check_interval_s=front.stall_check_interval_s,
-        budget_ratio=front.retry_budget_ratio,
-        budget_per_s=front.retry_budget_per_s,
-        budget_burst=front.retry_budget_burst,
-        plan_client=PlanClientLimits(
-            plan_timeout_s=front.plan_timeout_s,
-            plan_patience_s=front.plan_patience_s,
-            plans_told_interval_s=front.plans_told_interval_s,
-            view_max_age_s=front.degraded_view_max_age_s,
-            load_fade_s=front.degraded_load_fade_s,
-            backoff_min_s=front.scheduler_backoff_min_s,
-            backoff_max_s=front.scheduler_backoff_max_s,
-        ),
-        connect_timeout_s=front.connect_timeout_s,
-        connect_retry_s=front.worker_connect_retry_s,
+        front=FrontProxyConfig(),
+        front_limits=FrontProxyLimits(),
+        front_fixed=True,
         backoff_min_s=limits.scheduler_backoff_min_s,
         backoff_max_s=limits.scheduler_backoff_max_s,
         lease_s=SchedulerConfig().kubernetes.lease_duration_s,

@@ -9,8 +9,8 @@ import msgspec
 
 from decode_worker.config import DecodeLimits, DecodeWorkerConfig
 from decode_worker.role import DecodeRole
-from engine.protocol import EngineInfo, EngineRequest, Finish
-from front_proxy.request.work import FirstOutput, Placement, Stage, WorkerOutput
+from engine.protocol import EngineInfo, EngineRequest, Finish, FirstOutput
+from front_proxy.request.work import Stage, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.handoff.lease import Count, FreeBlocks, KeepBlocks, LeaseAction
 from kv_transfer.integrity.held_kv_registry import HeldKvRegistry
@@ -18,6 +18,7 @@ from kv_transfer.integrity.transfer_proof import TransferProof
 from prefill_worker.config import PrefillLimits, PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import Failure, FailureKind
+from scheduler.api.actions import Placement
 from scheduler.api.worker_info import Role, WorkerInfo, WorkerLoad, WorkerState
 from simulation.faults.fault_kinds import Faults
 from simulation.faults.pulls import Pull

@@ -5,6 +5,7 @@ from __future__ import annotations
 from chaos.metrics import Bounds, beyond_bounds, left, read
 from chaos.report import ChaosReport, as_text, judged
 from chaos.traffic import Counts
+from front_proxy.config import FrontProxyLimits
 from launcher.config import BatonConfig
 from simulation.faults.invariants import Invariant
 
@@ -71,5 +72,5 @@ def test_the_verdict_names_every_invariant_that_can_be_seen() -> None:
 def test_the_bounds_are_those_of_the_configuration() -> None:
     config = BatonConfig()
     bounds = Bounds.of(config)
-    assert bounds.retry_burst == config.front_proxy.retry_budget_burst
+    assert bounds.retry_burst == FrontProxyLimits().retry_budget_burst
     assert set(bounds.waiting_max) == {"interactive", "default", "batch"}

@@ -95,7 +95,7 @@ def test_a_wrong_setting_is_an_error_with_its_path(
         "decode_worker.kv_overcommit_factor=0",
         "engine.block_size_tokens=-16",
         "engine.max_model_len=0",
-        "scheduler.tick_interval_s=0",
+        "scheduler.worker_lease_s=0",
     ],
 )
 def test_a_number_out_of_range_is_an_error_with_its_path(setting: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,8 +45,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, model_dir: Any) -> Iterato
         "--set", f"front_proxy.deadline_s={DEADLINE_S}",
         "--set", "launcher.restart_backoff_min_s=0.1",
         "--set", "launcher.restarts_max=100",
-        # A test waits for the gauge of plans in flight, and its load lasts a moment only.
-        "--set", "scheduler.metrics_interval_s=0.05", "--set", "scheduler.tick_interval_s=0.05",
     ]  # fmt: skip
     with baton_up(tmp_path_factory.mktemp("processes") / "state", arguments) as endpoint:
         yield endpoint
@@ -193,7 +191,7 @@ STRUCK: dict[str, tuple[str, str, dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("victim", STRUCK)
-async def test_killing_one_process_under_load_fails_and_hangs_nobody(cluster: Endpoint, victim: str) -> None:
+async def test_killing_one_process_under_load_fails_no_request(cluster: Endpoint, victim: str) -> None:
     busy, felt, labels = STRUCK[victim]
     target = next(line for line in cluster.status() if line["role"] == victim)
     metrics_url = f"http://{_addresses(cluster)[target['id']]}/metrics"
@@ -206,7 +204,7 @@ async def test_killing_one_process_under_load_fails_and_hangs_nobody(cluster: En
         load += [asyncio.create_task(_ask(client, 105 + 5 * i)) for i in range(12)]
         answers = await asyncio.gather(*load)
         assert answers == [200] * len(load), "a spare worker, or the last view of the cluster, takes over"
-        assert _total(cluster, felt, **labels) > before, "it was killed and nobody felt it"
+        assert _total(cluster, felt, **labels) > before, "it was killed and no request noticed"
         _wait_whole(cluster, target)
         assert await _ask(client, 64) == 200
     told = (cluster.state_dir / "up.stderr").read_text()
@@ -249,8 +247,8 @@ async def test_a_stop_signal_to_any_process_under_load_loses_nothing(cluster: En
 async def test_a_drained_worker_is_idle_and_stays_up_until_it_is_restarted(cluster: Endpoint) -> None:
     before = _line(cluster, "decode-1")
     async with load_on(cluster) as load:
-        said = await asyncio.to_thread(_baton, cluster, "drain", "decode-1", "--timeout", str(DEADLINE_S))
-        assert said.splitlines()[-1].startswith("decode-1 is idle and takes nothing new")
+        said = await asyncio.to_thread(_baton, cluster, "drain", "decode-1", "--timeout-s", str(DEADLINE_S))
+        assert said.splitlines()[-1].startswith("decode-1 is idle")
         drained = await asyncio.to_thread(_line, cluster, "decode-1")
         assert (drained["state"], drained["requests_running"], drained["pid"]) == ("draining", 0, before["pid"])
         await load.until(2 * CLIENTS)

@@ -33,8 +33,8 @@ def _parts(tiny_model_folder: Path) -> Iterator[tuple[Any, Any, Any]]:
     from vllm.renderers import renderer_from_config
 
     from engine.config import EngineConfig
-    from front_proxy.config import ServingConfig
-    from front_proxy.engine_client.client import ClientBounds, RemoteEngineClient
+    from front_proxy.config import FrontProxyConfig, FrontProxyLimits, ServingConfig
+    from front_proxy.engine_client.client import RemoteEngineClient
     from front_proxy.engine_client.vllm_config import render_config, serve_args
     from tests.front_proxy.fake_source import FakeSource
 
@@ -43,14 +43,9 @@ def _parts(tiny_model_folder: Path) -> Iterator[tuple[Any, Any, Any]]:
     config = render_config(args)
     tokenizer = renderer_from_config(config).tokenizer
     source = FakeSource(lambda text: tokenizer.encode(text, add_special_tokens=False))
-    bounds = ClientBounds(
-        requests_in_flight_max=8,
-        prompt_tokens_max=900,
-        block_size_tokens=32,
-        name_characters_max=1024,
-        retry_after_s=2.0,
-    )
-    client = RemoteEngineClient(config, source, bounds)
+    front = FrontProxyConfig(requests_in_flight_max=8, prompt_tokens_max=900)
+    limits = FrontProxyLimits(retry_after_s=2.0)
+    client = RemoteEngineClient(config, source, front, block_size_tokens=32, limits=limits)
     yield source, client, args
     client.shutdown()
 
@@ -60,7 +55,8 @@ _built: dict[str, Any] = {}
 
 @pytest.fixture
 async def served(_parts: tuple[Any, Any, Any]) -> AsyncIterator[Served]:
-    from front_proxy.openai_api.guard import GuardBounds, HttpGuard, routes
+    from front_proxy.config import FrontProxyConfig, FrontProxyLimits
+    from front_proxy.openai_api.guard import HttpGuard
     from front_proxy.openai_api.server import build
 
     source, client, args = _parts
@@ -69,15 +65,9 @@ async def served(_parts: tuple[Any, Any, Any]) -> AsyncIterator[Served]:
     if "app" not in _built:
         _built["app"] = await build(client, args)
         _built["app"].state.server = None
-    bounds = GuardBounds(
-        request_body_timeout_s=5.0,
-        request_bytes_max=20_000,
-        requests_in_flight_max=6,
-        retry_after_s=2.0,
-        phases_header="x-baton-explain",
-        routes=routes([]),
-    )
-    guard = HttpGuard(_built["app"], bounds, draining=lambda: client.draining)
+    front = FrontProxyConfig(request_bytes_max=20_000, requests_in_flight_max=6)
+    limits = FrontProxyLimits(request_body_timeout_s=5.0, retry_after_s=2.0)
+    guard = HttpGuard(_built["app"], front, limits=limits, draining=lambda: client.draining)
     yield Served(source=source, client=client, args=args, app=_built["app"], guard=guard)
     assert client.requests_running == 0, "a test left sequences behind"
 
@@ -92,11 +82,13 @@ async def http(served: Served) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 async def server(served: Served) -> AsyncIterator[httpx.AsyncClient]:
     """A client over real sockets, for what only a connection can say: that it closed."""
-    from front_proxy.config import FrontProxyConfig
+    from front_proxy.config import FrontProxyConfig, FrontProxyLimits
     from front_proxy.openai_api.server import OpenAiServer
 
     # vLLM's lifespan takes the app's state with it when it ends, and the app is shared.
-    running = OpenAiServer(served.app, FrontProxyConfig(port=0, close_timeout_s=1), lifespan="off")
+    running = OpenAiServer(
+        served.app, FrontProxyConfig(port=0), lifespan="off", limits=FrontProxyLimits(close_timeout_s=1)
+    )
     await running.start()
     async with httpx.AsyncClient(base_url=f"http://{running.address}", timeout=30) as client:
         yield client

@@ -9,18 +9,19 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from engine.protocol import Finish
-from front_proxy.config import FrontProxyConfig
+from engine.protocol import Finish, FirstOutput
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.dispatch.metrics import DispatchMetrics
 from front_proxy.dispatch.scheduler_link import PlanReceiver
 from front_proxy.dispatch.worker_link import Receiver
-from front_proxy.planning.events import PlanQuestion
 from front_proxy.request.events import Outcome
 from front_proxy.request.generation import GenerationDelta, GenerationRequest
-from front_proxy.request.work import FirstOutput, Placement, Stage, Submission, WorkerOutput
+from front_proxy.request.work import Stage, Submission, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure
+from scheduler.api.actions import Placement
+from scheduler.api.events import PlanRequested, RunningPlan
+from tests.support.front_proxy_settings import configured
 
 P0 = Placement(worker_id="prefill-0", address="p0", epoch=1)
 D0 = Placement(worker_id="decode-0", address="d0", epoch=2)
@@ -39,13 +40,13 @@ class FakeCluster:
         self.plans_granted = 0
         self.works: dict[int, Stage] = {}
         self.leases: set[str] = set()
-        self.orders: list[Submission] = []
+        self.submissions: list[Submission] = []
         self.outcomes: list[Outcome] = []
         self.fail: dict[Stage, Failure] = {}
         self.silent = False
         self.pulled: list[bool] = []
         self.suspects: list[str] = []
-        self.questions: list[PlanQuestion] = []
+        self.questions: list[PlanRequested] = []
         # Steps after which the next decode says nothing more, and whether its worker still lives for others.
         self.freeze_after: int | None = None
         self.alive = False
@@ -57,20 +58,24 @@ class FakeCluster:
     def held(self) -> tuple[int, int, int]:
         return len(self.plans), len(self.works), len(self.leases)
 
-    def plan(self, question: PlanQuestion, receiver: PlanReceiver) -> int:
-        self.questions.append(question)
+    def new_plan_id(self) -> int:
         self.plans_granted += 1
-        plan_id = self.plans_granted
+        return self.plans_granted
+
+    def plan(self, question: PlanRequested, receiver: PlanReceiver) -> None:
+        self.questions.append(question)
+        plan_id = question.plan_id
         self.plans.add(plan_id)
 
         def answer() -> None:
-            if plan_id in self.plans and not self.silent and not (self.full and question.ask.resumed):
-                prefill = None if question.ask.pinned_decode_worker else P0
-                decode = D1 if D0.worker_id in question.ask.excluded_worker_ids else D0
-                receiver.on_plan(prefill, decode, 3, "test")
+            if plan_id in self.plans and not self.silent and not (self.full and question.resumed):
+                prefill = None if question.pinned_decode_worker_id else P0
+                decode = D1 if D0.worker_id in question.excluded_worker_ids else D0
+                receiver.on_plan(
+                    RunningPlan(plan_id=plan_id, request_id="r", prefill=prefill, decode=decode, decode_blocks=3)
+                )
 
         asyncio.get_running_loop().call_later(PLAN_S, answer)
-        return plan_id
 
     def end_plan(self, plan_id: int, outcome: Outcome, output_tokens: int) -> None:
         self.plans.remove(plan_id)
@@ -83,8 +88,8 @@ class FakeCluster:
         return asyncio.get_running_loop().time() if self.alive else float("-inf")
 
     def submit(self, worker: Placement, submission: Submission, receiver: Receiver) -> int:
-        self.orders.append(submission)
-        slot = len(self.orders)
+        self.submissions.append(submission)
+        slot = len(self.submissions)
         self.works[slot] = submission.stage
         loop = asyncio.get_running_loop()
         if submission.stage in self.fail:
@@ -110,20 +115,20 @@ class FakeCluster:
     def _prefilled(self, slot: int, submission: Submission, receiver: Receiver) -> None:
         # An abort that comes while this is on its way is too late: the hand-off is delivered all the same.
         self.works.pop(slot, None)
-        self.leases.add(submission.request_id)
+        self.leases.add(submission.request.request_id)
         handoff = KvHandoff(
             worker_id="prefill-0",
             epoch=1,
-            lease_id=submission.request_id,
+            lease_id=submission.request.request_id,
             engine_id="e",
-            tokens=len(submission.token_ids),
+            tokens=len(submission.request.token_ids),
             blocks=1,
             bytes=0,
             layout_fingerprint="f",
             lease_remaining_s=30.0,
         )
         first = FirstOutput(cached_tokens=2, queue_s=0.004, compute_s=0.012)
-        token = 100 + len(submission.token_ids) - 3
+        token = 100 + len(submission.request.token_ids) - 3
         receiver.on_output(WorkerOutput(token_ids=[token], finish=Finish("length"), first=first, handoff=handoff))
 
     def _step(self, slot: int, submission: Submission, receiver: Receiver, index: int) -> None:
@@ -132,16 +137,16 @@ class FakeCluster:
         if index == self.freeze_after:
             self.freeze_after = None
             return
-        position = len(submission.token_ids) - 3 + index
+        position = len(submission.request.token_ids) - 3 + index
         last = position == TOKENS - 1
-        first = FirstOutput(external_tokens=3, admission_s=0.001, queue_s=PULL_S) if index == 0 else None
+        first, admission_s = (FirstOutput(external_tokens=3, queue_s=PULL_S), 0.001) if index == 0 else (None, 0.0)
         if last:
             del self.works[slot]
         else:
             asyncio.get_running_loop().call_later(STEP_S, self._step, slot, submission, receiver, index + 1)
         finish = Finish("stop") if last else None
         token = 100 + position + (50 if self.diverge else 0)
-        receiver.on_output(WorkerOutput(token_ids=[token], finish=finish, first=first))
+        receiver.on_output(WorkerOutput(token_ids=[token], finish=finish, first=first, admission_s=admission_s))
 
 
 class Behind:
@@ -169,8 +174,8 @@ def generation(request_id: str = "r", **more: Any) -> GenerationRequest:
 @asynccontextmanager
 async def serving(**settings: Any) -> AsyncIterator[tuple[Dispatcher, FakeCluster, CollectorRegistry]]:
     cluster, registry = FakeCluster(), CollectorRegistry()
-    config = FrontProxyConfig(scheduler_address="nowhere:1", **settings)
-    dispatcher = Dispatcher(config, metrics=DispatchMetrics(registry), planning=cluster, working=cluster)
+    config, limits = configured(scheduler_address="nowhere:1", **settings)
+    dispatcher = Dispatcher(config, limits=limits, metrics=DispatchMetrics(registry), planning=cluster, working=cluster)
     yield dispatcher, cluster, registry
 
 

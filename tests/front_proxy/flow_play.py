@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from engine.protocol import Finish
+from engine.protocol import Finish, FirstOutput
 from front_proxy.request.events import (
     AskPlan,
     Emit,
@@ -20,10 +20,11 @@ from front_proxy.request.events import (
     WorkerFailed,
 )
 from front_proxy.request.flow import RequestFlow
-from front_proxy.request.retry_policy import RetryBounds
-from front_proxy.request.work import FirstOutput, Placement, Stage, WorkerOutput
+from front_proxy.request.work import Stage, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure, FailureKind
+from scheduler.api.actions import Placement
+from scheduler.api.events import RunningPlan
 
 P0 = Placement(worker_id="prefill-0", address="p0", epoch=1)
 D0 = Placement(worker_id="decode-0", address="d0", epoch=2)
@@ -46,7 +47,8 @@ def handoff(lease_id: str = "lease-1") -> KvHandoff:
 
 
 def planned(attempt: int = 1, *, prefill: Placement | None = P0, decode: Placement | None = D0) -> Planned:
-    return Planned(attempt=attempt, prefill=prefill, decode=decode, decode_blocks_reserved=5)
+    plan = RunningPlan(plan_id=attempt, request_id="r", prefill=prefill, decode=decode, decode_blocks=5)
+    return Planned(attempt=attempt, plan=plan)
 
 
 def prefilled(attempt: int = 1, *, token: int = 7, finish: Finish = LENGTH, lease: str | None = "lease-1") -> Output:
@@ -73,12 +75,15 @@ class Play:
     """A flow and everything it asked for, checked after every step."""
 
     def __init__(self, *events: FlowEvent, **options: Any) -> None:
-        bounds = RetryBounds(
-            attempts_max=options.pop("attempts_max", 3),
-            resumes_max=options.pop("resumes_max", 2),
-        )
-        options = {"output_tokens_max": 16, "continuing": True, "budget": lambda: True, **options}
-        self.flow = RequestFlow(bounds=bounds, **options)
+        options = {
+            "attempts_max": 3,
+            "resumes_max": 2,
+            "output_tokens_max": 16,
+            "continuing": True,
+            "budget": lambda: True,
+            **options,
+        }
+        self.flow = RequestFlow(**options)
         self.actions: list[FlowAction] = list(self.flow.start())
         self.flow.check()
         self.tell(*events)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.planning.cluster_view import ClusterView, WorkerEntry
 from front_proxy.planning.events import (
     AnswerPlan,
@@ -16,11 +17,7 @@ from front_proxy.planning.events import (
     PlanClientAction,
     PlanClientEvent,
     PlanEnded,
-    PlanGranted,
     PlanNeeded,
-    PlanQuestion,
-    PlanQueued,
-    PlanRejected,
     SendEnd,
     SendQuestion,
     SendRunning,
@@ -30,26 +27,25 @@ from front_proxy.planning.events import (
     TimerFired,
     ViewShown,
 )
-from front_proxy.planning.plan_client import PlanClient, PlanClientLimits
-from front_proxy.request.events import AskPlan
+from front_proxy.planning.plan_client import PlanClient
 from runtime.failures import Failure, FailureKind
-from scheduler.api.actions import Placement
+from scheduler.api.actions import Placement, ReplyPlan, ReplyRefusal, ReplyWaiting
+from scheduler.api.events import PlanRequested
 from scheduler.api.worker_info import WorkerLoad, WorkerState
 from scheduler.config import SchedulerConfig
 from tests.scheduler.cast import worker_info
 
 A = TypeVar("A")
 
-BOUNDS = PlanClientLimits(
-    plan_timeout_s=5.0,
+CONFIG = FrontProxyConfig(plan_timeout_s=5.0, degraded_view_max_age_s=100.0, scheduler_address="a")
+LIMITS = FrontProxyLimits(
     plan_patience_s=0.5,
     plans_told_interval_s=10.0,
-    view_max_age_s=100.0,
-    load_fade_s=10.0,
-    backoff_min_s=0.1,
-    backoff_max_s=0.4,
+    degraded_load_fade_s=10.0,
+    scheduler_backoff_min_s=0.1,
+    scheduler_backoff_max_s=0.4,
 )
-QUESTION = PlanQuestion(ask=AskPlan(attempt=1), request_id="r", prompt_tokens=64, output_tokens_max=32, priority=0)
+QUESTION = PlanRequested(session=0, plan_id=0, request_id="r", prompt_tokens=64, output_tokens_max=32)
 FULL = Failure(kind=FailureKind.EXHAUSTED, message="full")
 
 
@@ -66,18 +62,31 @@ BIG = msgspec.structs.replace(QUESTION, prompt_tokens=60 * 32)
 BUSY = ViewShown([msgspec.structs.replace(entry("d0"), load=WorkerLoad(state=WorkerState.READY, kv_blocks_used=99))])
 
 
-def granted(plan_id: int, decode: str = "d0") -> PlanGranted:
-    return PlanGranted(plan_id, None, Placement(decode, f"{decode}:1", 1), 3, "remote")
+def granted(plan_id: int, decode: str = "d0", *, blocks: int = 3) -> ReplyPlan:
+    there = Placement(decode, f"{decode}:1", 1)
+    return ReplyPlan(
+        session=0, plan_id=plan_id, prefill=None, decode=there, decode_blocks_reserved=blocks, reason="remote"
+    )
+
+
+def rejected(plan_id: int) -> ReplyRefusal:
+    return ReplyRefusal(session=0, plan_id=plan_id, failure=FULL, cause="full")
+
+
+def queue_reply(plan_id: int, wait_max_s: float) -> ReplyWaiting:
+    return ReplyWaiting(session=0, plan_id=plan_id, wait_max_s=wait_max_s)
 
 
 class Play:
     """A plan client with a clock; every event is followed by a check of the plan client's own invariants."""
 
-    def __init__(self, *, addresses: str = "a", **bounds: float) -> None:
+    def __init__(self, *, addresses: str = "a", view_max_age_s: float = 100.0, plan_timeout_s: float = 5.0) -> None:
         self.view = ClusterView()
         self.plan_client = PlanClient(
-            msgspec.structs.replace(BOUNDS, **bounds),
-            addresses=addresses,
+            FrontProxyConfig(
+                scheduler_address=addresses, degraded_view_max_age_s=view_max_age_s, plan_timeout_s=plan_timeout_s
+            ),
+            LIMITS,
             view=self.view,
             policy=SchedulerConfig(),
             rng=random.Random(7),
@@ -100,9 +109,9 @@ class Play:
     def lose(self, reason: str = "broken", **how: Any) -> list[PlanClientAction]:
         return self.do(StreamLost(reason, **how))
 
-    def ask(self, question: PlanQuestion = QUESTION) -> tuple[int, list[PlanClientAction]]:
+    def ask(self, question: PlanRequested = QUESTION) -> tuple[int, list[PlanClientAction]]:
         plan_id = self.next_id()
-        return plan_id, self.do(PlanNeeded(plan_id, question))
+        return plan_id, self.do(PlanNeeded(msgspec.structs.replace(question, plan_id=plan_id)))
 
     def next_id(self) -> int:
         self._plan_ids += 1
@@ -158,8 +167,8 @@ class Anything:
         match rng.choice(("ask", "ask", "answer", "answer", "view", "end", "lose", "wait", "put off")):
             case "ask":
                 # A few of the large ones fill a worker.
-                tokens, ask = rng.choice((64, 64, 800, 1600)), AskPlan(attempt=1, resumed=rng.random() < 0.5)
-                plan_id, actions = it.ask(msgspec.structs.replace(QUESTION, prompt_tokens=tokens, ask=ask))
+                tokens, resumed = rng.choice((64, 64, 800, 1600)), rng.random() < 0.5
+                plan_id, actions = it.ask(msgspec.structs.replace(QUESTION, prompt_tokens=tokens, resumed=resumed))
                 self.waiting[plan_id] = it.now_s
                 self.take(actions)
             case "end" if self.waiting or self.running:
@@ -185,10 +194,10 @@ class Anything:
         rng = self.rng
         plan_id = rng.choice([*self.waiting, 1])
         if word == "answer":
-            self.take(self.it.hear(rng.choice((granted(plan_id), PlanRejected(plan_id, FULL), None))))
+            self.take(self.it.hear(rng.choice((granted(plan_id), rejected(plan_id), None))))
         elif word == "view":
             workers = [entry(f"d{number}", rng.choice(list(WorkerState))) for number in range(rng.randint(0, 3))]
             self.take(self.it.hear(ViewShown(workers, rng.random() < 0.4)))
         elif plan_id in self.waiting:
-            self.take(self.it.hear(PlanQueued(plan_id, 1.0)))
+            self.take(self.it.hear(queue_reply(plan_id, 1.0)))
             self.waiting[plan_id] = self.it.now_s + 1.0

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from front_proxy.grpc_api.service import StreamBounds
+from front_proxy.config import FrontProxyLimits
 
 MESSAGE_BYTES_MAX = 1 << 20
+REQUESTS_MAX = 4
 
 
-def bounds(**changed: Any) -> StreamBounds:
+def limits(**changed: Any) -> FrontProxyLimits:
     """The usual ones but for what is ``changed``."""
-    usual = {"requests_max": 4, "outputs_max": 16, "output_bytes_max": MESSAGE_BYTES_MAX, "retry_after_s": 1.0}
-    more = {"message_bytes_max": MESSAGE_BYTES_MAX, "name_characters_max": 1024}
-    return StreamBounds(**{**usual, **more, **changed})
+    usual = {"output_deltas_max": 16, "output_bytes_max": MESSAGE_BYTES_MAX, "message_bytes_max": MESSAGE_BYTES_MAX}
+    return FrontProxyLimits(**{**usual, **changed})

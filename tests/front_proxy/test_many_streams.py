@@ -14,7 +14,7 @@ from front_proxy.grpc_api.output_queue import OutputQueue
 from front_proxy.grpc_api.service import SERVICE, InferenceService, NamedModel
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from runtime.grpc_server import start_server
-from tests.front_proxy.stream_bounds import MESSAGE_BYTES_MAX, bounds
+from tests.front_proxy.stream_bounds import MESSAGE_BYTES_MAX, REQUESTS_MAX, limits
 from tests.polling import until
 
 
@@ -42,14 +42,14 @@ class Wide:
 async def test_a_reader_that_paused_gets_everything_in_messages_within_the_bound(output_bytes_max: int) -> None:
     sizes = [10_000] * 100 + [70_000, 50_000, 1]
     wide = Wide(sizes)
-    limits = bounds(requests_max=200, outputs_max=4096, output_bytes_max=output_bytes_max, message_bytes_max=64_000)
-    service = InferenceService(wide, limits)
+    bounds = limits(output_deltas_max=4096, output_bytes_max=output_bytes_max, message_bytes_max=64_000)
+    service = InferenceService(wide, 200, bounds)
 
     def add(server: grpc.aio.Server) -> list[str]:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
         return [SERVICE]
 
-    running = await start_server("127.0.0.1", 0, add, message_bytes_max=limits.message_bytes_max)
+    running = await start_server("127.0.0.1", 0, add, message_bytes_max=bounds.message_bytes_max)
     async with asyncio.timeout(20), BatonClient(running.address) as client:
         asked = [request("x", request_id=str(i)) for i in range(len(sizes))]
         results: list[Result] = []
@@ -119,7 +119,7 @@ class Aborting:
 )
 async def test_a_request_of_which_a_choice_was_aborted_counts_once(said: list[tuple[int, str, bool]]) -> None:
     inference = Aborting(said)
-    service = InferenceService(inference, bounds())
+    service = InferenceService(inference, REQUESTS_MAX, limits())
 
     def add(server: grpc.aio.Server) -> list[str]:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)

@@ -13,19 +13,19 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from engine.config import FakeEngineConfig
-from front_proxy.config import FrontProxyConfig
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.dispatch.metrics import DispatchMetrics
 from front_proxy.request.generation import GenerationDelta, GenerationRequest
 from runtime.clock import SystemClock
 from runtime.failures import FailureError
 from runtime.grpc_server import start_server
-from scheduler.config import SchedulerConfig
+from scheduler.config import SchedulerParameters
 from scheduler.core import SchedulerCore
 from scheduler.metrics import SchedulerMetrics
 from scheduler.service import add_services, status_service
 from scheduler.shell import SchedulerShell
 from tests.polling import until
+from tests.support.front_proxy_settings import configured
 from tests.worker.conftest import InProcessWorker, StartWorker, start_worker
 from worker.config import WorkerConfig
 from worker.lifecycle import Event
@@ -55,7 +55,7 @@ class Cluster:
 async def cluster(
     start: StartWorker, *, prefills: int = 2, decodes: int = 2, fake: FakeEngineConfig | None = None, **settings: Any
 ) -> AsyncIterator[Cluster]:
-    config = SchedulerConfig()
+    config = SchedulerParameters()
     core = SchedulerCore(config, random.Random(1))
     shell = SchedulerShell(config, core, SystemClock(), SchedulerMetrics(CollectorRegistry()))
     status = status_service(shell, epoch=1)
@@ -73,9 +73,8 @@ async def cluster(
     ]
     sessions = [SchedulerSession(worker.core) for worker in workers]
     tasks = [asyncio.create_task(session.run()) for session in sessions]
-    dispatcher = Dispatcher(
-        FrontProxyConfig(scheduler_address=server.address, **settings), metrics=DispatchMetrics(CollectorRegistry())
-    )
+    front, limits = configured(scheduler_address=server.address, **settings)
+    dispatcher = Dispatcher(front, limits=limits, metrics=DispatchMetrics(CollectorRegistry()))
     running = asyncio.create_task(dispatcher.run())
     try:
         for session in sessions:

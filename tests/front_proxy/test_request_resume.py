@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from engine.protocol import Finish, Logprobs
+from engine.protocol import Finish, FirstOutput, Logprobs
 from front_proxy.request.events import (
     AskPlan,
     Emit,
@@ -27,8 +27,9 @@ from front_proxy.request.events import (
 )
 from front_proxy.request.retry_policy import UNTAKEN_MAX
 from front_proxy.request.stall_detector import Awaited
-from front_proxy.request.work import FirstOutput, Placement, Stage, WorkerOutput
+from front_proxy.request.work import Stage, WorkerOutput
 from runtime.failures import Failure, FailureKind
+from scheduler.api.actions import Placement
 from tests.front_proxy.flow_play import LENGTH, STOP, Play, decoded, failed, handoff, kinds, planned, prefilled
 
 

@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from front_proxy.build import VllmServing
-from front_proxy.config import FrontProxyConfig
+from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.openai_api.server import OpenAiServer
 from front_proxy.run import _http_server, _leave
 from runtime.exit_codes import ExitCode
@@ -24,10 +24,9 @@ WAIT_S = 20.0
 
 @pytest.mark.parametrize("hurried", [False, True])
 async def test_a_drain_that_is_over_tells_the_streams_it_ends(served: Served, hurried: bool) -> None:
-    front = FrontProxyConfig(
-        port=0, close_timeout_s=WAIT_S, drain_timeout_s=WAIT_S * 10 if hurried else 0.05, drain_settle_s=0.0
-    )
-    http = OpenAiServer(served.app, front, lifespan="off")
+    front = FrontProxyConfig(port=0, drain_timeout_s=WAIT_S * 10 if hurried else 0.05)
+    limits = FrontProxyLimits(close_timeout_s=WAIT_S, drain_settle_s=0.0)
+    http = OpenAiServer(served.app, front, lifespan="off", limits=limits)
     await http.start()
     grpc_server = await start_server("127.0.0.1", 0, lambda _: [], message_bytes_max=1 << 20)
     served.source.hold = 3
@@ -38,7 +37,7 @@ async def test_a_drain_that_is_over_tells_the_streams_it_ends(served: Served, hu
         await served.source.held.wait()
         if hurried:
             hurry.set()
-        await _leave(front, served.source, served.client, http, grpc_server, hurry)
+        await _leave(front, served.source, served.client, http, grpc_server, hurry, limits)
         text = (await streaming).text
     lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
     assert lines[-1] == "[DONE]"

@@ -17,7 +17,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from engine.config import FakeEngineConfig
-from front_proxy.config import FrontProxyConfig
+from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.dispatch.metrics import DispatchMetrics
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
@@ -123,12 +123,9 @@ async def scene(start: StartWorker, scheduler: SchedulerProcess | None = None, *
         tasks = [asyncio.create_task(session.run()) for session in sessions]
         registry = CollectorRegistry()
         # Without a plan from the last view, every one of these requests would wait for a minute.
-        front = FrontProxyConfig(
-            scheduler_address=addresses,
-            plan_timeout_s=60.0,
-            plan_patience_s=0.2,
-        )
-        dispatcher = Dispatcher(front, metrics=DispatchMetrics(registry))
+        front = FrontProxyConfig(scheduler_address=addresses, plan_timeout_s=60.0)
+        limits = FrontProxyLimits(plan_patience_s=0.2)
+        dispatcher = Dispatcher(front, limits=limits, metrics=DispatchMetrics(registry))
         running = asyncio.create_task(dispatcher.run())
         try:
             for session in sessions:

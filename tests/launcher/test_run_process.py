@@ -13,8 +13,8 @@ from cli import app
 from launcher import run_process
 from launcher.config import BatonConfig
 from launcher.local import environment
-from launcher.local.process_plan import Role
 from runtime import orphan
+from runtime.process_role import Role
 
 
 def test_a_taken_port_is_one_sentence() -> None:

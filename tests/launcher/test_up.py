@@ -21,6 +21,7 @@ from launcher.local.child import Child, CleanUp, HasEnded, SaidReady
 from launcher.local.control_service import CommandError
 from launcher.local.ports import HeldPorts, StartError
 from launcher.local.process_plan import ProcessSpec, plan
+from launcher.local.timing import Timing
 from launcher.up import Cluster, first_check, up
 from protos.cluster.v1 import cluster_pb2
 from tests.launcher.local.test_state_file import Refusing
@@ -99,13 +100,12 @@ class Bench:
         self.settings: dict[str, list[str]] = {}
         launcher = LauncherConfig(
             stop_timeout_s=stop_timeout_s,
-            progress_interval_s=0.2,
             start_timeout_s=30.0,
             restarts_max=restarts_max,
             restart_backoff_min_s=restart_backoff_s,
-            restart_backoff_max_s=restart_backoff_s,
         )
-        self.cluster = Cluster(BatonConfig(launcher=launcher), self.directory, command=self._command)
+        timing = Timing(progress_interval_s=0.2)
+        self.cluster = Cluster(BatonConfig(launcher=launcher), self.directory, command=self._command, timing=timing)
 
     def _command(self, spec: ProcessSpec, settings: Sequence[str]) -> list[str]:
         self.settings[spec.id] = list(settings)
@@ -285,8 +285,40 @@ async def test_a_restart_on_demand_goes_one_by_one_and_brings_back_what_had_fail
         await operator_commands.restart(bench.directory, "all", say=said.append)
 
 
+async def test_a_pool_of_workers_grows_and_shrinks_and_every_change_is_reported(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    running = asyncio.create_task(bench.cluster.run())
+    await bench.until_commanded()
+    backend = bench.cluster.backend
+    changes = backend.watch()
+
+    async def reported(process_id: str, state: str) -> None:
+        async for member in changes:
+            if (member.id, member.state) == (process_id, state):
+                return
+
+    for _ in range(2):
+        await backend.set_replicas("decode", 3)
+    await asyncio.wait_for(reported("decode-2", "ready"), WAIT_S)
+    await backend.set_replicas("decode", 2, go_first=["decode-0"])
+    await asyncio.wait_for(reported("decode-0", "ended"), WAIT_S)
+    found = {member.id: member for member in await backend.list() if member.pool == "decode"}
+    assert [member.state for member in found.values()] == ["ended", "ready", "ready"]
+    assert found["decode-0"].incarnation == ""
+    assert bench.notes.read_text().split() == ["decode-0"]
+    assert "worker.worker_id=decode-2" in bench.settings["decode-2"]
+    assert list(await backend.logs("decode-2", lines=1)) == ["noise on stdout"]
+    await backend.set_replicas("decode", 3)
+    await asyncio.wait_for(reported("decode-0", "ready"), WAIT_S)
+    with pytest.raises(ValueError, match="scheduler keeps its size"):
+        await backend.set_replicas("scheduler", 2)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert await asyncio.wait_for(running, WAIT_S) == 0
+    assert [member async for member in backend.watch()] == []
+
+
 async def test_told_to_stop_while_a_process_is_away_starts_nothing_any_more(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, restart_backoff_s=60.0)
+    bench = Bench(tmp_path, restart_backoff_s=30.0)
     running = asyncio.create_task(bench.cluster.run())
     await bench.until("up")
     os.kill(bench.record()["prefill-0"].pid, signal.SIGKILL)

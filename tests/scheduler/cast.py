@@ -9,7 +9,7 @@ from scheduler.api.actions import Action, ReplyPlan, ReplyRefusal
 from scheduler.api.events import Event, FrontJoined, PlanRequested, RequestEnded, WorkerJoined, WorkerLoadReported
 from scheduler.api.worker_info import Role, WorkerInfo, WorkerLoad, WorkerState
 from scheduler.cluster.worker import Worker
-from scheduler.config import PriorityClassConfig, SchedulerConfig, WaitingConfig
+from scheduler.config import PriorityClassConfig, SchedulerParameters, WaitingConfig
 from scheduler.core import SchedulerCore
 
 FRONT = 1000
@@ -52,7 +52,7 @@ class Stage:
 
     def __init__(self, **config: Any) -> None:
         # Nobody waits and nobody counts as silent unless a test is about that.
-        self.core = SchedulerCore(SchedulerConfig(**{"waiting": NO_WAITING, "silence_timeout_s": 1e9, **config}))
+        self.core = SchedulerCore(SchedulerParameters(**{"waiting": NO_WAITING, "silence_timeout_s": 1e9, **config}))
         self.now_s = 0.0
         self._sessions = 0
         self._plans = 0

@@ -7,21 +7,15 @@ from typing import Any
 import pytest
 
 from runtime.failures import FailureKind
-from scheduler.api.actions import AcceptWorker, DrainWorker, DropWorker, PublishView, RejectWorker
+from scheduler.api.actions import PublishView, RejectWorker
 from scheduler.api.events import (
-    DrainRequested,
-    FrontJoined,
-    FrontLeft,
-    PlanRequested,
-    RequestEnded,
     Tick,
     WorkerLeft,
-    WorkerLoadReported,
     WorkerSuspected,
 )
 from scheduler.api.worker_info import Role, WorkerLoad, WorkerState
 from scheduler.core import EVENT_LOG_MAX
-from tests.scheduler.cast import FRONT, Stage, ready, where
+from tests.scheduler.cast import Stage, ready, where
 
 
 def pair(**config: Any) -> Stage:
@@ -44,17 +38,6 @@ def test_a_plan_names_both_workers_and_reserves_the_blocks_its_decode_may_need(
     assert plan.decode_blocks_reserved == blocks == stage.reserved("d0")
     assert plan.prefill is not None
     assert (plan.prefill.address, plan.prefill.epoch) == ("p0:1", 1)
-
-
-def test_a_reservation_lasts_until_the_request_ends_and_ends_once() -> None:
-    stage = pair()
-    first, second = stage.plan(), stage.plan()
-    assert stage.reserved("d0") == 6
-    stage.end(first)
-    stage.end(first)
-    assert stage.reserved("d0") == 3
-    stage.end(second)
-    assert stage.reserved("d0") == 0 == stage.core.plans_in_flight
 
 
 def test_what_does_not_fit_now_is_exhausted_and_told_when_to_come_back() -> None:
@@ -102,16 +85,6 @@ def test_a_worker_is_not_used_before_its_first_report() -> None:
     assert stage.refusal().kind is FailureKind.UNAVAILABLE
 
 
-def test_an_empty_cluster_is_unavailable() -> None:
-    assert Stage().refusal().kind is FailureKind.UNAVAILABLE
-
-
-def test_without_a_prefill_worker_the_decode_worker_computes_the_prompt() -> None:
-    stage = Stage()
-    stage.enter("d0")
-    assert where(stage.plan()) == (None, "d0", "no_prefill_worker")
-
-
 def test_a_prompt_that_no_prefill_worker_could_hold_is_computed_by_the_decode_worker() -> None:
     stage = Stage()
     stage.enter("p0", kv_blocks_total=2)
@@ -132,14 +105,6 @@ def test_one_token_needs_a_prefill_worker_only_and_reserves_nothing() -> None:
     assert stage.core.plans_in_flight == 1
     stage.end(plan)
     assert stage.core.plans_in_flight == 0
-
-
-def test_one_token_falls_back_to_a_decode_worker_and_holds_its_prompt_there() -> None:
-    stage = Stage()
-    stage.enter("d0")
-    plan = stage.plan(prompt_tokens=64, prefill_only=True, output_tokens_max=1)
-    assert where(plan) == (None, "d0", "no_prefill_worker")
-    assert plan.decode_blocks_reserved == 2
 
 
 def test_a_pinned_sibling_stays_where_its_prompt_lies_and_reserves_only_what_it_adds() -> None:
@@ -164,14 +129,6 @@ def test_a_pin_to_a_full_worker_is_ignored() -> None:
     stage.plan(prompt_tokens=99 * 32, output_tokens_max=32)
     stage.enter("d1")
     assert where(stage.plan(pinned_decode_worker_id="d0"))[1] == "d1"
-
-
-def test_excluded_workers_are_not_asked_again() -> None:
-    stage = pair()
-    stage.enter("p1")
-    assert where(stage.plan(excluded_worker_ids=frozenset({"p0"})))[0] == "p1"
-    assert where(stage.plan(excluded_worker_ids=frozenset({"p0", "p1"}))) == (None, "d0", "no_prefill_worker")
-    assert stage.refusal(excluded_worker_ids=frozenset({"d0"})).kind is FailureKind.UNAVAILABLE
 
 
 def test_a_suspect_is_avoided_while_its_cooldown_lasts_and_used_when_alone() -> None:
@@ -242,76 +199,6 @@ def test_a_plan_id_in_use_is_refused_and_the_first_plan_stays() -> None:
     assert stage.reserved("d0") == plan.decode_blocks_reserved
 
 
-def test_a_front_proxy_that_leaves_frees_its_reservations_and_no_others() -> None:
-    stage = pair()
-    stage.plan()
-    stage.do(FrontJoined(session=2000, front_proxy_id="front-1"))
-    stage.do(PlanRequested(session=2000, plan_id=1, request_id="other", prompt_tokens=64, output_tokens_max=32))
-    assert stage.reserved("d0") == 6
-    stage.do(FrontLeft(session=FRONT))
-    assert stage.reserved("d0") == 3
-    stage.do(RequestEnded(session=FRONT, plan_id=1))
-    assert stage.reserved("d0") == 3
-
-
-def test_a_worker_whose_stream_ends_is_gone_at_once() -> None:
-    stage = pair()
-    plan = stage.plan()
-    actions = stage.do(WorkerLeft(session=stage.session_of["d0"], worker_id="d0", reason="test"))
-    assert actions == [PublishView(at_once=True)]
-    assert stage.refusal().kind is FailureKind.UNAVAILABLE
-    stage.end(plan)
-    assert stage.core.plans_in_flight == 0
-
-
-def test_the_end_of_a_replaced_stream_does_not_remove_its_successor() -> None:
-    stage = pair()
-    former = stage.session_of["d0"]
-    stage.enter("d0", epoch=2)
-    assert stage.do(WorkerLeft(session=former, worker_id="d0", reason="late")) == []
-    assert stage.do(WorkerLoadReported(session=former, worker_id="d0", load=WorkerLoad())) == []
-    assert where(stage.plan())[1] == "d0"
-
-
-def test_a_silent_worker_is_dropped_when_its_lease_ran_out() -> None:
-    stage = pair(worker_lease_s=10.0)
-    stage.now_s = 9.0
-    stage.report("p0")
-    assert stage.do(Tick()) == []
-    stage.now_s = 10.0
-    dropped = DropWorker(session=stage.session_of["d0"], worker_id="d0", reason="silent")
-    assert stage.do(Tick()) == [dropped, PublishView(at_once=True)]
-    assert list(stage.core.cluster.workers) == ["p0"]
-
-
-def test_a_new_epoch_replaces_the_old_one_and_drops_its_reservations() -> None:
-    stage = pair()
-    plan = stage.plan()
-    former = stage.session_of["d0"]
-    actions = stage.join("d0", epoch=2)
-    assert actions == [
-        DropWorker(session=former, worker_id="d0", reason="replaced"),
-        AcceptWorker(session=stage.session_of["d0"], worker_id="d0"),
-        PublishView(at_once=True),
-    ]
-    assert stage.reserved("d0") == 0
-    stage.report("d0")
-    renewed = stage.plan(plan_id=99)
-    stage.end(plan)
-    assert renewed.decode is not None
-    assert renewed.decode.epoch == 2
-    assert stage.reserved("d0") == renewed.decode_blocks_reserved
-
-
-def test_the_same_epoch_on_a_new_stream_keeps_its_reservations() -> None:
-    stage = pair()
-    plan = stage.plan()
-    former = stage.session_of["d0"]
-    actions = stage.join("d0")
-    assert DropWorker(session=former, worker_id="d0", reason="reconnected") in actions
-    assert stage.reserved("d0") == plan.decode_blocks_reserved
-
-
 def test_a_worker_that_opened_a_new_stream_was_heard_then() -> None:
     stage = pair(worker_lease_s=10.0)
     stage.now_s = 9.0
@@ -345,14 +232,6 @@ def test_a_worker_that_does_not_belong_is_rejected_with_a_sentence(changes: dict
 def test_a_worker_without_a_name_is_rejected() -> None:
     (action,) = pair().join("", Role.DECODE)
     assert isinstance(action, RejectWorker)
-
-
-def test_an_older_start_of_a_registered_worker_is_rejected() -> None:
-    stage = pair()
-    stage.enter("d0", epoch=5)
-    (action,) = stage.join("d0", epoch=4)
-    assert isinstance(action, RejectWorker)
-    assert stage.core.cluster.workers["d0"].info.epoch == 5
 
 
 def test_facts_that_change_without_a_new_epoch_are_rejected() -> None:
@@ -390,19 +269,6 @@ def test_load_changes_wait_for_the_throttle_and_state_changes_do_not() -> None:
     assert stage.report("d0", ready(requests_running=1)) == [PublishView(at_once=False)]
     assert stage.report("d0", ready(requests_running=1)) == []
     assert stage.report("d0", WorkerLoad(state=WorkerState.DRAINING)) == [PublishView(at_once=True)]
-
-
-def test_a_worker_asked_to_drain_gets_nothing_new_although_it_still_reports_ready() -> None:
-    stage = pair()
-    request = DrainRequested(worker_id="d0", deadline_s=3.0)
-    assert stage.do(request) == [
-        DrainWorker(session=stage.session_of["d0"], worker_id="d0", deadline_s=3.0),
-        PublishView(at_once=True),
-    ]
-    assert stage.do(request) == []
-    stage.report("d0")
-    assert stage.refusal().kind is FailureKind.UNAVAILABLE
-    assert stage.core.cluster.workers["d0"].state is WorkerState.DRAINING
 
 
 def test_the_story_is_bounded_and_leaves_out_heartbeats() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.failures import FailureKind
 from scheduler.api.actions import Placement, PublishView
 from scheduler.api.events import (
     FrontJoined,
@@ -19,7 +18,7 @@ from scheduler.api.events import (
 )
 from scheduler.config import WaitingConfig
 from scheduler.core import SchedulerCore
-from tests.scheduler.cast import FRONT, Stage, ready, worker_info
+from tests.scheduler.cast import FRONT, Stage, worker_info
 
 
 def running(plan_id: int, decode: str | None = "d0", *, blocks: int = 3, epoch: int = 1) -> RunningPlan:
@@ -112,13 +111,6 @@ def test_a_question_on_its_way_is_not_taken_for_an_end() -> None:
     assert stage.reserved("d0") == 0
 
 
-def test_a_plan_waits_for_its_worker_to_come_back() -> None:
-    stage = restarted()
-    tell(stage, running(1))
-    stage.enter("d0")
-    assert stage.reserved("d0") == 3
-
-
 def test_a_plan_on_an_engine_that_was_started_again_reserves_nothing() -> None:
     stage = restarted()
     tell(stage, running(1, epoch=1))
@@ -145,23 +137,6 @@ def test_a_worker_whose_stream_broke_finds_its_reservations_again() -> None:
     assert stage.reserved("d0") == 3
     stage.end(plan)
     assert stage.reserved("d0") == 0
-
-
-def test_requests_whose_plans_are_unknown_are_given_room_until_everybody_had_time_to_tell() -> None:
-    stage = restarted(recovery_grace_s=3.0)
-    stage.join("d0")
-    # Ten requests, each of which may yet grow by 256 tokens, which are 8 blocks.
-    stage.report("d0", ready(requests_running=10, kv_blocks_used=15))
-    assert stage.refusal(prompt_tokens=5 * 32).kind is FailureKind.EXHAUSTED
-    tell(stage, *(running(plan_id, blocks=9) for plan_id in range(101, 106)))
-    stage.plan(prompt_tokens=5 * 32)
-    stage.now_s = 2.9
-    assert stage.do(Tick()) == []
-    stage.report("d0", ready(requests_running=10, kv_blocks_used=15))
-    stage.now_s = 3.0
-    assert stage.do(Tick()) == [PublishView(at_once=True)]
-    assert not stage.core.recovering
-    assert stage.core.cluster.workers["d0"].free_blocks == 100 - stage.reserved("d0")
 
 
 def test_plans_taken_over_respect_the_bound_on_plans() -> None:

@@ -1,6 +1,7 @@
 """Scripts of events with the actions that follow, under tests/golden. ``BATON_UPDATE_GOLDEN=1`` rewrites them.
 
-A line that begins with ``>`` is an event; the indented lines below are what the core wants done.
+A line that begins with ``>`` is an event; the indented lines below are what the core wants done. ``> after 2`` lets
+two seconds pass, and ``> restart`` begins a scheduler that knows nothing.
 """
 
 from __future__ import annotations
@@ -34,9 +35,12 @@ from scheduler.api.events import (
     FrontJoined,
     FrontLeft,
     PlanRequested,
+    PlansRunning,
     RequestEnded,
+    RunningPlan,
     Tick,
     WorkerJoined,
+    WorkerLeasesReported,
     WorkerLeft,
     WorkerLoadReported,
     WorkerSuspected,
@@ -69,6 +73,7 @@ def _plan(name: str, options: Options) -> Event:
         "tenant": str(options.pop("tenant", "")),
         "wait_max_s": options.pop("within", 0),
         "prefill_only": bool(options.pop("only", 0)),
+        "resumed": bool(options.pop("resumed", 0)),
     }
     return PlanRequested(**fields)
 
@@ -76,6 +81,28 @@ def _plan(name: str, options: Options) -> Event:
 def _load(name: str, options: Options) -> Event:
     session, state = options.pop("session"), WorkerState(options.pop("state", "ready"))
     return WorkerLoadReported(session=session, worker_id=name, load=WorkerLoad(state=state, **options))
+
+
+def _end(name: str, options: Options) -> Event:
+    return RequestEnded(
+        session=options.get("front", 1000),
+        plan_id=int(name),
+        outcome=str(options.get("outcome", "")),
+        output_tokens=options.get("out", 0),
+    )
+
+
+def _running(name: str, options: Options) -> Event:
+    worker_id, blocks = str(options["decode"]), options["blocks"]
+    decode = Placement(worker_id, f"{worker_id}:1", 1)
+    plan = RunningPlan(plan_id=int(name), request_id=f"r{name}", prefill=None, decode=decode, decode_blocks=blocks)
+    return PlansRunning(session=options.get("front", 1000), plans=(plan,))
+
+
+def _leases(name: str, options: Options) -> Event:
+    return WorkerLeasesReported(
+        session=options["session"], worker_id=name, lease_ids=tuple(str(options["ids"]).split(","))
+    )
 
 
 READERS: dict[str, Callable[[str, Options], Event]] = {
@@ -87,7 +114,9 @@ READERS: dict[str, Callable[[str, Options], Event]] = {
     "suspect": lambda name, options: WorkerSuspected(worker_id=name, epoch=options["epoch"], reason="script"),
     "drain": lambda name, options: DrainRequested(worker_id=name, deadline_s=options["deadline_s"]),
     "plan": _plan,
-    "end": lambda name, options: RequestEnded(session=options.get("front", 1000), plan_id=int(name)),
+    "end": _end,
+    "running": _running,
+    "leases": _leases,
     "tick": lambda _name, _options: Tick(),
 }
 
@@ -137,6 +166,9 @@ def replay(script: str) -> Iterator[str]:
         verb, *rest = shlex.split(line[1:])
         if verb == "after":
             now_s += float(rest[0])
+            continue
+        if verb == "restart":
+            core = SchedulerCore(SchedulerConfig(), began_s=now_s)
             continue
         name = rest.pop(0) if rest and "=" not in rest[0] else ""
         options: Options = {key: _number(value) for key, value in (word.split("=") for word in rest)}

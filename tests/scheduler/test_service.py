@@ -19,7 +19,7 @@ from runtime.clock import SystemClock
 from runtime.grpc_server import channel, start_server
 from scheduler import run as scheduler_run
 from scheduler.api.events import Event
-from scheduler.config import SchedulerConfig
+from scheduler.config import SchedulerConfig, SchedulerParameters
 from scheduler.core import SchedulerCore
 from scheduler.metrics import PolicyProbe, SchedulerMetrics
 from scheduler.service import add_services, status_service
@@ -141,7 +141,7 @@ def plan(plan_id: int, **fields: Any) -> pb.FrontUpdate:
 
 @contextlib.asynccontextmanager
 async def listening(**config: Any) -> AsyncIterator[Setting]:
-    settings = SchedulerConfig(**config)
+    settings = SchedulerParameters(**config)
     metrics = SchedulerMetrics(CollectorRegistry())
     core = SchedulerCore(settings, probe=PolicyProbe(metrics))
     shell = SchedulerShell(settings, core, SystemClock(), metrics)

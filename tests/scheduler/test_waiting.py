@@ -10,7 +10,7 @@ import pytest
 from runtime.failures import FailureKind
 from runtime.priority_class import PriorityClass
 from scheduler.api.actions import Action, PublishView, ReplyPlan, ReplyRefusal, ReplyWaiting
-from scheduler.api.events import FrontJoined, FrontLeft, PlanRequested, PlansRunning, RequestEnded, Tick
+from scheduler.api.events import FrontJoined, PlanRequested, RequestEnded, Tick
 from scheduler.config import PriorityClassConfig, WaitingConfig
 from scheduler.core import SchedulerCore
 from scheduler.queueing.wait_queue import class_of
@@ -45,17 +45,6 @@ def refused(actions: list[Action]) -> list[ReplyRefusal]:
 def fill(made: Stage, count: int = 10) -> None:
     for plan_id in range(1, count + 1):
         assert granted(ask(made, plan_id)) == [plan_id]
-
-
-def test_what_does_not_fit_waits_and_gets_the_next_place() -> None:
-    made = stage()
-    fill(made)
-    assert ask(made, 11) == [ReplyWaiting(session=FRONT, plan_id=11, wait_max_s=20.0)]
-    assert made.core.waiting()[PriorityClass.DEFAULT] == 1
-    made.now_s = 1.5
-    (reply,) = made.do(RequestEnded(session=FRONT, plan_id=3))
-    assert isinstance(reply, ReplyPlan) and (reply.plan_id, reply.waited_s) == (11, 1.5)
-    assert made.core.waiting()[PriorityClass.DEFAULT] == 0
 
 
 def test_nobody_overtakes_within_a_tenant_and_a_large_request_is_not_starved() -> None:
@@ -188,18 +177,6 @@ def test_when_a_class_is_full_the_tenant_with_the_most_gives_way() -> None:
     assert isinstance(ask(made, 17, tenant="modest")[0], ReplyRefusal)
     (last,) = refused(ask(made, 18, tenant="modest"))
     assert last.plan_id == 18, "two and two: nobody has more than he would"
-
-
-def test_who_leaves_leaves_the_line() -> None:
-    made = stage()
-    fill(made)
-    for plan_id in range(11, 15):
-        ask(made, plan_id)
-    assert end(made, 11) == []
-    made.do(PlansRunning(session=FRONT, plans=(), asked=frozenset({*range(1, 11), 13, 14}), complete=True))
-    assert made.core.waiting()[PriorityClass.DEFAULT] == 2
-    made.do(FrontLeft(session=FRONT))
-    assert made.core.waiting()[PriorityClass.DEFAULT] == 0 == made.core.plans_in_flight
 
 
 def test_prompts_wait_here_rather_than_in_a_worker_s_long_queue() -> None:

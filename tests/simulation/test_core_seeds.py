@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from engine.protocol import Finish
+from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.planning.events import (
     MessageReceived,
     PlanClientAction,
@@ -18,7 +19,7 @@ from front_proxy.planning.events import (
     TimerFired,
 )
 from front_proxy.planning.fallback_planner import FallbackPlanner
-from front_proxy.planning.plan_client import PlanClient, PlanClientLimits
+from front_proxy.planning.plan_client import PlanClient
 from front_proxy.request.events import (
     AbortWork,
     AskPlan,
@@ -284,8 +285,8 @@ class ForgetsWhatItGaveUp(PlanClient):
 class PlansFromAnyView(PlanClient):
     """Does not ask how old the picture is that it plans from."""
 
-    def __init__(self, bounds: PlanClientLimits, **options: Any) -> None:
-        super().__init__(msgspec.structs.replace(bounds, view_max_age_s=float("inf")), **options)
+    def __init__(self, config: FrontProxyConfig, limits: FrontProxyLimits, **options: Any) -> None:
+        super().__init__(msgspec.structs.replace(config, degraded_view_max_age_s=float("inf")), limits, **options)
 
 
 class DoesNotSayWhatRuns(PlanClient):
@@ -299,8 +300,8 @@ class DoesNotSayWhatRuns(PlanClient):
 class NeverPlansHere(PlanClient):
     """Waits for the scheduler however long that is away."""
 
-    def __init__(self, bounds: PlanClientLimits, **options: Any) -> None:
-        super().__init__(msgspec.structs.replace(bounds, view_max_age_s=-1.0), **options)
+    def __init__(self, config: FrontProxyConfig, limits: FrontProxyLimits, **options: Any) -> None:
+        super().__init__(msgspec.structs.replace(config, degraded_view_max_age_s=-1.0), limits, **options)
 
 
 class DoesNotWaitForItsTurn(PlanClient):

@@ -33,10 +33,10 @@ def test_a_request_runs_through_both_workers_and_leaves_nothing() -> None:
             deltas = await collect(dispatcher, generation())
             assert tokens_of(deltas) == [100, 101, 102, 103, 104]
             assert deltas[-1].finish == Finish("stop")
-            assert [order.sampling for order in cluster.orders] == [b"prefill", b"rest behind 1"]
-            assert cluster.orders[1].token_ids == [1, 2, 3, 100]
-            assert cluster.orders[1].handoff is not None and cluster.orders[1].blocks_reserved == 3
-            assert cluster.orders[0].request_id != cluster.orders[1].request_id
+            assert [sent.request.sampling for sent in cluster.submissions] == [b"prefill", b"rest behind 1"]
+            assert cluster.submissions[1].request.token_ids == [1, 2, 3, 100]
+            assert cluster.submissions[1].handoff is not None and cluster.submissions[1].blocks_reserved == 3
+            assert cluster.submissions[0].request.request_id != cluster.submissions[1].request.request_id
             assert cluster.held == (0, 0, 0) and cluster.pulled == [True] and dispatcher.in_flight == 0
             assert registry.get_sample_value("baton_front_proxy_requests_total", {"outcome": "finished"}) == 1
             assert registry.get_sample_value("baton_front_proxy_output_tokens_total") == TOKENS
@@ -81,10 +81,10 @@ async def _first_token(
         stream = dispatcher.generate(generation())
         try:
             async for _ in stream:
-                orders.append(len(cluster.orders))
+                orders.append(len(cluster.submissions))
                 woken.set()
                 await asyncio.sleep(pause_s)
-                orders.append(len(cluster.orders))
+                orders.append(len(cluster.submissions))
         finally:
             await stream.aclose()
 
@@ -101,7 +101,7 @@ def test_the_first_token_is_passed_on_before_the_decode_is_ordered(times: float,
             await reader
             # A reader that has more to do than the bound allows delays the decode no further.
             assert orders[:3] == [1, orders_left, 2]
-            assert len(cluster.orders) == 2 and cluster.held == (0, 0, 0)
+            assert len(cluster.submissions) == 2 and cluster.held == (0, 0, 0)
 
     virtual_loop.run(play())
 
@@ -126,7 +126,7 @@ def test_a_decode_that_waits_for_the_reader_is_dropped_with_its_request(how: str
             if not reader.cancelled() and (error := reader.exception()) is not None:
                 assert isinstance(error, FailureError)
             await asyncio.sleep(2.0)
-            assert len(cluster.orders) == 1 and cluster.held == (0, 0, 0) and dispatcher.in_flight == 0
+            assert len(cluster.submissions) == 1 and cluster.held == (0, 0, 0) and dispatcher.in_flight == 0
 
     virtual_loop.run(play())
 
@@ -153,7 +153,7 @@ def test_a_pinned_sibling_runs_on_its_decode_worker_alone() -> None:
         async with serving() as (dispatcher, cluster, _):
             deltas = await collect(dispatcher, generation(pinned_decode_worker="decode-0"))
             assert tokens_of(deltas) == [100, 101, 102, 103, 104]
-            assert [order.sampling for order in cluster.orders] == [b"decode"]
+            assert [sent.request.sampling for sent in cluster.submissions] == [b"decode"]
             assert deltas[0].decode_worker == "decode-0"
 
     virtual_loop.run(play())

@@ -36,13 +36,16 @@ def test_a_stalled_stream_goes_on_behind_what_was_shown_within_the_bound() -> No
             began_s = loop.time()
             assert tokens_of(await collect(dispatcher, generation())) == [100, 101, 102, 103, 104]
             assert 2.0 <= loop.time() - began_s <= 2.0 + 0.2 + 2 * WHOLE_S
-            samplings = [order.sampling for order in cluster.orders]
+            samplings = [sent.request.sampling for sent in cluster.submissions]
             assert samplings == [b"prefill", b"rest behind 1", b"first behind 3", b"rest behind 4"]
-            assert cluster.orders[2].token_ids == [1, 2, 3, 100, 101, 102]
-            assert [len(cluster.orders[3].token_ids), cluster.orders[3].handoff is not None] == [7, True]
+            assert cluster.submissions[2].request.token_ids == [1, 2, 3, 100, 101, 102]
+            assert [len(cluster.submissions[3].request.token_ids), cluster.submissions[3].handoff is not None] == [
+                7,
+                True,
+            ]
             again = cluster.questions[1]
             assert (again.prompt_tokens, again.output_tokens_max) == (6, 2)
-            assert again.ask.excluded_worker_ids == ("decode-0",)
+            assert again.excluded_worker_ids == {"decode-0"}
             assert cluster.suspects == ["decode-0"] and cluster.held == (0, 0, 0)
             assert registry.get_sample_value("baton_front_proxy_resumes_total", {"how": "continue"}) == 1
             assert registry.get_sample_value("baton_front_proxy_stalls_total", {"stage": "decode"}) == 1
@@ -56,8 +59,8 @@ def test_a_stalled_stream_that_cannot_be_continued_is_computed_again_and_compare
             cluster.freeze_after = 3
             deltas = await collect(dispatcher, generation(continuation=None))
             assert tokens_of(deltas) == [100, 101, 102, 103, 104]
-            assert [order.sampling for order in cluster.orders] == [b"prefill", b"decode"] * 2
-            assert cluster.orders[3].token_ids == [1, 2, 3]
+            assert [sent.request.sampling for sent in cluster.submissions] == [b"prefill", b"decode"] * 2
+            assert cluster.submissions[3].request.token_ids == [1, 2, 3]
             assert registry.get_sample_value("baton_front_proxy_resumes_total", {"how": "replay"}) == 1
             assert registry.get_sample_value("baton_front_proxy_output_tokens_total") == TOKENS
 
@@ -99,7 +102,7 @@ def test_a_prompt_and_a_pull_may_take_longer_than_a_step() -> None:
         bound_s = (STEP_S + PULL_S) / 2
         async with serving(stream_stall_timeout_s=bound_s, stall_check_interval_s=0.001) as (dispatcher, cluster, _):
             assert len(tokens_of(await collect(dispatcher, generation()))) == TOKENS
-            assert len(cluster.orders) == 2 and cluster.suspects == []
+            assert len(cluster.submissions) == 2 and cluster.suspects == []
 
     virtual_loop.run(play())
 
@@ -130,7 +133,7 @@ def test_a_pull_whose_holder_is_lost_is_not_waited_for() -> None:
             dispatcher._on_worker_lost(P0, "killed")
             assert tokens_of(await task) == [100, 101, 102, 103, 104]
             assert asyncio.get_running_loop().time() < 1.5
-            assert cluster.questions[1].ask.excluded_worker_ids == ("prefill-0",)
+            assert cluster.questions[1].excluded_worker_ids == {"prefill-0"}
             assert cluster.suspects == [], "the decode worker is not to blame"
 
     virtual_loop.run(play())

@@ -10,17 +10,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from front_proxy.dispatch.scheduler_link import SchedulerLink, SchedulerOptions
+from front_proxy.config import FrontProxyConfig, FrontProxyLimits
+from front_proxy.dispatch.scheduler_link import SchedulerLink
 from front_proxy.planning.cluster_view import ClusterView
-from front_proxy.planning.events import PlanQuestion
-from front_proxy.request.events import AskPlan
-from front_proxy.request.work import Placement
 from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.failures import Failure, FailureKind
 from runtime.grpc_server import start_server
 from runtime.lifecycle import cancel_and_wait
+from scheduler.api.actions import Placement
+from scheduler.api.events import PlanRequested, RunningPlan
 from scheduler.config import SchedulerConfig
 from tests.scheduler.test_service import listening
 
@@ -65,8 +65,8 @@ class Ear:
     def __init__(self) -> None:
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-    def on_plan(self, prefill: Placement | None, decode: Placement | None, blocks: int, reason: str) -> None:
-        self.answer.set_result((prefill, decode, blocks, reason))
+    def on_plan(self, plan: RunningPlan) -> None:
+        self.answer.set_result(plan)
 
     def on_refused(self, failure: Failure) -> None:
         self.answer.set_result(failure)
@@ -84,30 +84,35 @@ class Scene:
         self.lost: list[str] = []
         self.degraded: list[str] = []
         self.changed = asyncio.Event()
-        options = {
-            "address": address,
-            "front_proxy_id": "f",
-            "plan_timeout_s": 5.0,
+        config = FrontProxyConfig(
+            scheduler_address=address,
+            requests_in_flight_max=changes.pop("requests_in_flight_max", 12),
+            plan_timeout_s=changes.pop("plan_timeout_s", 5.0),
+            degraded_view_max_age_s=changes.pop("degraded_view_max_age_s", 60.0),
+        )
+        usual = {
             "plan_patience_s": 2.0,
             "plans_told_interval_s": 60.0,
-            "view_max_age_s": 60.0,
-            "load_fade_s": 10.0,
             "connect_timeout_s": 5.0,
-            "backoff_min_s": 0.01,
-            "backoff_max_s": 0.05,
-            "send_messages_max": 100,
-            "message_bytes_max": 2**20,
-            **changes,
+            "scheduler_backoff_min_s": 0.01,
+            "scheduler_backoff_max_s": 0.05,
         }
         self.link = SchedulerLink(
-            SchedulerOptions(**options),
+            config,
+            FrontProxyLimits(**{**usual, **changes}),
             self.view,
+            front_proxy_id="f",
             on_view=self.changed.set,
             on_gone=lambda worker_id, epoch: self.gone.append((worker_id, epoch)),
             on_lost=self.lost.append,
             on_degraded=self.degraded.append,
             policy=SchedulerConfig(),
         )
+
+    def ask(self, question: PlanRequested, receiver: Any) -> int:
+        plan_id = self.link.new_plan_id()
+        self.link.plan(msgspec.structs.replace(question, plan_id=plan_id), receiver)
+        return plan_id
 
     async def connected(self) -> None:
         await asyncio.wait_for(self.changed.wait(), WAIT_S)
@@ -133,9 +138,10 @@ async def scene(*, port: int = 0, **changes: Any) -> AsyncIterator[tuple[Scene, 
         await server.stop(0)
 
 
-def question(**more: Any) -> PlanQuestion:
-    ask = AskPlan(attempt=1, **more)
-    return PlanQuestion(ask=ask, request_id="r", prompt_tokens=30, output_tokens_max=9, priority=2)
+def question(**more: Any) -> PlanRequested:
+    return PlanRequested(
+        session=0, plan_id=0, request_id="r", prompt_tokens=30, output_tokens_max=9, priority=2, **more
+    )
 
 
 def entry(worker_id: str, epoch: int, role: cluster_pb2.Role = cluster_pb2.ROLE_DECODE) -> pb.WorkerEntry:
@@ -161,7 +167,7 @@ async def test_it_is_the_same_process_on_each_of_its_streams_and_no_other() -> N
 async def test_a_question_gets_its_own_answer() -> None:
     async with scene() as (it, script):
         ears = [Ear(), Ear()]
-        ids = [it.link.plan(question(excluded_worker_ids=("x",), pinned_decode_worker="d"), ear) for ear in ears]
+        ids = [it.ask(question(excluded_worker_ids=frozenset("x"), pinned_decode_worker_id="d"), ear) for ear in ears]
         told = await script.hears("plan")
         assert (told.plan_id, told.request_id, told.prompt_tokens, told.output_tokens_max) == (ids[0], "r", 30, 9)
         assert list(told.excluded_worker_ids) == ["x"] and told.pinned_decode_worker_id == "d" and told.priority == 2
@@ -172,7 +178,8 @@ async def test_a_question_gets_its_own_answer() -> None:
         script.says.put_nowait(
             pb.FrontReply(refused=pb.PlanRefused(plan_id=ids[0], kind="exhausted", message="full", retry_after_ms=500))
         )
-        assert await ears[1].wait() == (None, Placement(worker_id="d", address="a:1", epoch=3), 4, "pinned")
+        plan = await ears[1].wait()
+        assert (plan.prefill, plan.decode, plan.decode_blocks) == (None, Placement("d", "a:1", 3), 4)
         assert await ears[0].wait() == Failure(kind=FailureKind.EXHAUSTED, message="full", retry_after_s=0.5)
 
 
@@ -180,14 +187,14 @@ async def test_the_end_of_a_plan_follows_its_question() -> None:
     async with scene() as (it, script):
         await it.connected()
         ear = Ear()
-        plan_id = it.link.plan(question(), ear)
+        plan_id = it.ask(question(), ear)
         it.link.end_plan(plan_id, "cancelled", 0)
         assert (await script.hears("plan")).plan_id == plan_id
         ended = await script.hears("ended")
         assert (ended.plan_id, ended.outcome) == (plan_id, "cancelled")
         script.says.put_nowait(pb.FrontReply(plan=pb.Plan(plan_id=plan_id)))
         other = Ear()
-        script.says.put_nowait(pb.FrontReply(plan=pb.Plan(plan_id=it.link.plan(question(), other))))
+        script.says.put_nowait(pb.FrontReply(plan=pb.Plan(plan_id=it.ask(question(), other))))
         await other.wait()
         assert not ear.answer.done(), "nobody waits for that answer any more"
 
@@ -195,7 +202,7 @@ async def test_the_end_of_a_plan_follows_its_question() -> None:
 async def test_a_scheduler_that_does_not_answer_costs_a_bounded_wait_and_no_reservation() -> None:
     async with scene(plan_timeout_s=0.1) as (it, script):
         ear = Ear()
-        plan_id = it.link.plan(question(), ear)
+        plan_id = it.ask(question(), ear)
         assert (await ear.wait()).kind is FailureKind.UNAVAILABLE
         assert (await script.hears("ended")).plan_id == plan_id
 
@@ -204,13 +211,13 @@ async def test_questions_asked_while_it_is_away_are_asked_again_when_it_is_back(
     async with scene() as (it, script):
         await it.connected()
         ear = Ear()
-        plan_id = it.link.plan(question(), ear)
+        plan_id = it.ask(question(), ear)
         await script.hears("plan")
         script.says.put_nowait(None)
         await it.connected()
         assert (await script.hears("plan")).plan_id == plan_id
         script.says.put_nowait(pb.FrontReply(plan=pb.Plan(plan_id=plan_id, reason="again")))
-        assert (await ear.wait())[3] == "again"
+        assert (await ear.wait()).plan_id == plan_id
         assert script.streams == 2 and len(it.lost) == 1
 
 
@@ -218,7 +225,7 @@ async def test_while_nobody_is_there_questions_fail_in_time_and_the_picture_stay
     it = Scene("127.0.0.1:1", plan_timeout_s=0.2)
     running = asyncio.create_task(it.link.run())
     ear = Ear()
-    it.link.plan(question(), ear)
+    it.ask(question(), ear)
     failure = await ear.wait()
     assert failure.kind is FailureKind.UNAVAILABLE and "not reachable" in failure.message
     assert not it.link.connected
@@ -229,7 +236,7 @@ async def test_stopping_answers_whoever_still_waits() -> None:
     it = Scene("127.0.0.1:1")
     running = asyncio.create_task(it.link.run())
     ear = Ear()
-    it.link.plan(question(), ear)
+    it.ask(question(), ear)
     await asyncio.sleep(0)
     await cancel_and_wait(running, WAIT_S)
     assert (await ear.wait()).kind is FailureKind.UNAVAILABLE
@@ -260,10 +267,10 @@ async def test_the_real_scheduler_keeps_one_session_over_a_whole_request() -> No
         while not it.view.snapshot.usable:
             await it.connected()
         ear = Ear()
-        plan_id = it.link.plan(question(), ear)
-        prefill, decode, blocks, reason = await ear.wait()
-        assert (prefill.worker_id, decode.worker_id, reason) == ("p0", "d0", "remote")
-        assert setting.reserved("d0") == blocks > 0
+        plan_id = it.ask(question(), ear)
+        plan = await ear.wait()
+        assert (plan.prefill.worker_id, plan.decode.worker_id, it.degraded) == ("p0", "d0", [])
+        assert setting.reserved("d0") == plan.decode_blocks > 0
         it.link.suspect(Placement(worker_id="d0", address="", epoch=1), "it broke")
         it.link.end_plan(plan_id, "finished", 1)
         await setting.until(lambda: setting.reserved("d0") == 0)
@@ -313,12 +320,12 @@ async def test_without_the_scheduler_requests_are_planned_from_the_last_view_and
         while not it.view.snapshot.usable:
             await it.connected()
         before = Ear()
-        asked_id = it.link.plan(question(), before)
+        asked_id = it.ask(question(), before)
         await script.hears("plan")
         script.view = pb.ClusterView(recovering=True)
         script.says.put_nowait(None)
-        prefill, decode, blocks, reason = await before.wait()
-        assert (prefill, decode.worker_id, decode.address, blocks, reason) == (None, "d", "d:1", 3, "degraded")
+        plan = await before.wait()
+        assert (plan.prefill, plan.decode, plan.decode_blocks) == (None, Placement("d", "d:1", 1), 3)
         assert it.degraded == ["planned"]
         while not (running := await script.hears("running")).plans:
             pass
@@ -328,15 +335,15 @@ async def test_without_the_scheduler_requests_are_planned_from_the_last_view_and
             await it.connected()
         assert it.gone == [] and it.view.snapshot.usable, "a scheduler that rebuilds knows less than we do"
         after = Ear()
-        planned_id = it.link.plan(question(), after)
-        assert (await after.wait())[1].worker_id == "d" and len(it.degraded) == 2
+        planned_id = it.ask(question(), after)
+        assert (await after.wait()).decode.worker_id == "d" and len(it.degraded) == 2
         assert (await script.hears("running")).plans[0].plan_id == planned_id
         script.says.put_nowait(pb.FrontReply(view=usable("d")))
         async with asyncio.timeout(WAIT_S):
             while it.link.degraded:
                 await it.changed.wait()
                 it.changed.clear()
-        it.link.plan(question(), Ear())
+        it.ask(question(), Ear())
         await script.hears("plan")
 
 
@@ -346,10 +353,10 @@ async def test_a_scheduler_that_falls_silent_is_not_waited_for_and_hears_all_whe
         while not it.view.snapshot.usable:
             await it.connected()
         ears = [Ear(), Ear()]
-        first_id = it.link.plan(question(), ears[0])
-        assert (await ears[0].wait())[3] == "degraded"
-        second_id = it.link.plan(question(), ears[1])
-        assert (await ears[1].wait())[3] == "degraded"
+        first_id = it.ask(question(), ears[0])
+        assert await ears[0].wait() and it.degraded == ["planned"]
+        second_id = it.ask(question(), ears[1])
+        assert await ears[1].wait() and it.degraded == ["planned"] * 2
         it.link.end_plan(first_id, "finished", 1)
         assert (await script.hears("ended")).plan_id == first_id, "the end of the question that had no answer"
         script.says.put_nowait(pb.FrontReply(plan=pb.Plan(plan_id=first_id)))
@@ -364,22 +371,22 @@ async def test_a_leader_older_than_one_that_was_seen_is_left_and_its_plan_is_not
         while not it.view.snapshot.usable:
             await it.connected()
         ear = Ear()
-        asked_id = it.link.plan(question(), ear)
+        asked_id = it.ask(question(), ear)
         await script.hears("plan")
         old = pb.Plan(plan_id=asked_id, decode=pb.Placement(worker_id="d", address="d:1", epoch=1), reason="old")
         script.says.put_nowait(pb.FrontReply(plan=old, leader_epoch=7))
-        assert (await ear.wait())[3] == "degraded", "planned from the last view, not by who led once"
+        assert (await ear.wait()) and it.degraded == ["planned"], "planned from the last view, not by who led once"
         await script.hears("register")
         assert script.streams == 2 and it.lost == ["it led once, and another one leads now"]
 
 
 async def test_a_view_that_is_too_old_is_not_planned_from() -> None:
-    async with scene(view_max_age_s=0.0, plan_timeout_s=0.1) as (it, script):
+    async with scene(degraded_view_max_age_s=0.0, plan_timeout_s=0.1) as (it, script):
         script.says.put_nowait(pb.FrontReply(view=usable("d")))
         while not it.view.snapshot.usable:
             await it.connected()
         ear = Ear()
-        it.link.plan(question(), ear)
+        it.ask(question(), ear)
         assert (await ear.wait()).kind is FailureKind.UNAVAILABLE
         assert it.degraded == []
 
@@ -390,14 +397,14 @@ async def test_a_request_that_is_told_to_wait_is_not_planned_here() -> None:
         while not it.view.snapshot.usable:
             await it.connected()
         ear = Ear()
-        plan_id = it.link.plan(msgspec.structs.replace(question(), tenant="t", priority_class="batch"), ear)
+        plan_id = it.ask(msgspec.structs.replace(question(), tenant="t", priority_class="batch"), ear)
         script.says.put_nowait(pb.FrontReply(waiting=pb.PlanWaiting(plan_id=plan_id, wait_max_ms=60_000)))
         told = await script.hears("plan")
         assert (told.tenant, told.priority_class) == ("t", "batch")
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.shield(ear.answer), 0.3)
         script.says.put_nowait(pb.FrontReply(plan=pb.Plan(plan_id=plan_id, reason="remote")))
-        assert (await ear.wait())[3] == "remote" and it.degraded == []
+        assert await ear.wait() and it.degraded == []
 
 
 async def test_a_worker_that_the_next_leader_has_not_heard_of_being_ready_stays_usable() -> None:
@@ -414,9 +421,8 @@ async def test_a_worker_that_the_next_leader_has_not_heard_of_being_ready_stays_
         await it.connected()
         assert it.view.snapshot.usable
         ear = Ear()
-        it.link.plan(question(), ear)
-        _, decode, _, reason = await ear.wait()
-        assert (decode.worker_id, reason) == ("d", "degraded")
+        it.ask(question(), ear)
+        assert (await ear.wait()).decode.worker_id == "d" and it.degraded == ["planned"]
 
 
 @pytest.mark.parametrize(("epoch", "state"), [(1, "ready"), (2, "starting")])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from engine.protocol import FirstOutput
 from front_proxy.dispatch.ttft_breakdown import TtftBreakdown
 from front_proxy.request.generation import TtftPhases
-from front_proxy.request.work import FirstOutput, Stage, WorkerOutput
+from front_proxy.request.work import Stage, WorkerOutput
 
 
-def said(**facts: float) -> WorkerOutput:
-    return WorkerOutput(token_ids=[1], first=FirstOutput(**facts))  # type: ignore[arg-type]
+def said(admission_s: float = 0.0, **times: float) -> WorkerOutput:
+    return WorkerOutput(token_ids=[1], first=FirstOutput(**times), admission_s=admission_s)  # type: ignore[arg-type]
 
 
 def watch(planned_s: float = 1.0) -> TtftBreakdown:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from engine.protocol import EngineRequest
+from front_proxy.config import FrontProxyLimits
 from front_proxy.dispatch.lease_renewer import LeaseRenewer
-from front_proxy.dispatch.worker_link import LinkOptions, WorkerLink, WorkerLinks
-from front_proxy.request.work import Placement, Stage, Submission, WorkerOutput
+from front_proxy.dispatch.worker_link import WorkerLink, WorkerLinks
+from front_proxy.request.work import Stage, Submission, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.handoff.wire import from_wire
 from protos.cluster.v1 import cluster_pb2
@@ -19,6 +21,7 @@ from protos.worker.v1 import worker_pb2 as pb
 from protos.worker.v1 import worker_pb2_grpc
 from runtime.failures import Failure, FailureKind
 from runtime.grpc_server import start_server
+from scheduler.api.actions import Placement
 from tests.polling import until
 
 WAIT_S = 10.0
@@ -100,17 +103,9 @@ async def stage(**changes: Any) -> AsyncIterator[Theatre]:
 
     server = await start_server("127.0.0.1", 0, add, message_bytes_max=2**20)
     lost: list[str] = []
-    options = LinkOptions(
-        **{
-            "front_proxy_id": "f",
-            "engine_version": "v",
-            "connect_timeout_s": 5.0,
-            "send_messages_max": 100,
-            "message_bytes_max": 2**20,
-            "handoff_renew_interval_s": 60.0,
-            **changes,
-        }
-    )
+    send_messages_max = changes.pop("send_messages_max", 100)
+    usual = {"connect_timeout_s": 5.0, "handoff_renew_interval_s": 60.0, "worker_connect_retry_s": 0.2}
+    limits = FrontProxyLimits(**{**usual, **changes})
     worker = Placement(worker_id="w", address=server.address, epoch=EPOCH)
     try:
         async with asyncio.TaskGroup() as group:
@@ -118,7 +113,14 @@ async def stage(**changes: Any) -> AsyncIterator[Theatre]:
             def spawn(link: WorkerLink) -> None:
                 group.create_task(links.run_link(link))
 
-            links = WorkerLinks(options, retry_after_s=0.2, spawn=spawn, on_lost=lambda _worker, why: lost.append(why))
+            links = WorkerLinks(
+                front_proxy_id="f",
+                engine_version="v",
+                send_messages_max=send_messages_max,
+                limits=limits,
+                spawn=spawn,
+                on_lost=lambda _worker, why: lost.append(why),
+            )
             try:
                 yield Theatre(script, links, worker, lost, lambda: server.stop(0))
             finally:
@@ -127,8 +129,9 @@ async def stage(**changes: Any) -> AsyncIterator[Theatre]:
         await server.stop(0)
 
 
-def order(stage_: Stage = Stage.PREFILL, **more: Any) -> Submission:
-    return Submission(request_id="r-p1", stage=stage_, token_ids=[1, 2, 3], sampling=b"s", **more)
+def submission(stage_: Stage = Stage.PREFILL, *, fields: dict[str, Any] | None = None, **more: Any) -> Submission:
+    request = EngineRequest(request_id="r-p1", token_ids=[1, 2, 3], sampling=b"s", **fields or {})
+    return Submission(stage=stage_, request=request, **more)
 
 
 def handoff(lease_id: str = "lease") -> cluster_pb2.KvHandoff:
@@ -137,10 +140,12 @@ def handoff(lease_id: str = "lease") -> cluster_pb2.KvHandoff:
     )
 
 
-async def test_an_order_waits_for_the_stream_and_its_answers_come_back() -> None:
+async def test_a_submission_waits_for_the_stream_and_its_answers_come_back() -> None:
     async with stage() as at:
         ear = Ear()
-        slot = at.links.submit(at.worker, order(deadline_s=9.0, blocks_reserved=4, cache_salt="salt"), ear)
+        slot = at.links.submit(
+            at.worker, submission(deadline_s=9.0, blocks_reserved=4, fields={"cache_salt": "salt"}), ear
+        )
         opening = await at.script.hears("open")
         assert (opening.front_proxy_id, opening.engine_version) == ("f", "v")
         told = await at.script.hears("submit")
@@ -167,7 +172,7 @@ async def test_an_order_waits_for_the_stream_and_its_answers_come_back() -> None
 async def test_many_orders_share_one_stream_and_one_message() -> None:
     async with stage() as at:
         ears = [Ear() for _ in range(20)]
-        slots = [at.links.submit(at.worker, order(Stage.DECODE), ear) for ear in ears]
+        slots = [at.links.submit(at.worker, submission(Stage.DECODE), ear) for ear in ears]
         for _ in slots:
             await at.script.hears("submit")
         at.script.say(*(pb.Delta(slot=slot, token_ids=[slot]) for slot in slots))
@@ -178,7 +183,7 @@ async def test_many_orders_share_one_stream_and_one_message() -> None:
 async def test_logprobs_and_stop_tokens_survive_the_wire() -> None:
     async with stage() as at:
         ear = Ear()
-        slot = at.links.submit(at.worker, order(Stage.DECODE), ear)
+        slot = at.links.submit(at.worker, submission(Stage.DECODE), ear)
         await at.script.hears("submit")
         table = pb.Logprobs(width=2, token_ids=[5, 6], logprobs=[-0.5, -1.5], ranks=[1])
         at.script.say(
@@ -200,7 +205,7 @@ async def test_logprobs_and_stop_tokens_survive_the_wire() -> None:
 async def test_a_refusal_ends_its_slot_alone() -> None:
     async with stage() as at:
         refused, other = Ear(), Ear()
-        slots = [at.links.submit(at.worker, order(Stage.DECODE), ear) for ear in (refused, other)]
+        slots = [at.links.submit(at.worker, submission(Stage.DECODE), ear) for ear in (refused, other)]
         at.script.say(
             pb.Delta(slot=slots[0], failure=pb.Failure(kind="exhausted", message="full", retry_after_ms=1_500)),
             pb.Delta(slot=slots[1], token_ids=[1]),
@@ -212,7 +217,7 @@ async def test_a_refusal_ends_its_slot_alone() -> None:
 async def test_a_failure_of_an_unknown_kind_is_internal() -> None:
     async with stage() as at:
         ear = Ear()
-        slot = at.links.submit(at.worker, order(), ear)
+        slot = at.links.submit(at.worker, submission(), ear)
         at.script.say(pb.Delta(slot=slot, failure=pb.Failure(kind="from the future", message="?")))
         assert (await ear.next()).kind is FailureKind.INTERNAL
 
@@ -220,7 +225,7 @@ async def test_a_failure_of_an_unknown_kind_is_internal() -> None:
 async def test_an_aborted_order_still_delivers_its_late_hand_off() -> None:
     async with stage() as at:
         ear = Ear()
-        slot = at.links.submit(at.worker, order(), ear)
+        slot = at.links.submit(at.worker, submission(), ear)
         await at.script.hears("submit")
         at.links.abort(at.worker, slot)
         assert (await at.script.hears("abort")).slot == slot
@@ -231,7 +236,7 @@ async def test_an_aborted_order_still_delivers_its_late_hand_off() -> None:
 async def test_a_hand_off_nobody_waits_for_is_given_back_by_the_link_itself() -> None:
     async with stage() as at:
         ear = Ear()
-        slot = at.links.submit(at.worker, order(), ear)
+        slot = at.links.submit(at.worker, submission(), ear)
         at.script.say(
             pb.Delta(slot=slot, token_ids=[5], finish=pb.FINISH_REASON_STOP),
             pb.Delta(slot=slot, token_ids=[5], finish=pb.FINISH_REASON_LENGTH, handoff=handoff("late")),
@@ -240,12 +245,12 @@ async def test_a_hand_off_nobody_waits_for_is_given_back_by_the_link_itself() ->
         assert at.links.leases_held == 0
 
 
-async def test_an_order_aborted_before_it_left_is_never_sent() -> None:
+async def test_a_submission_aborted_before_it_left_is_never_sent() -> None:
     async with stage() as at:
         ear = Ear()
-        slot = at.links.submit(at.worker, order(), ear)
+        slot = at.links.submit(at.worker, submission(), ear)
         at.links.abort(at.worker, slot)
-        other = at.links.submit(at.worker, order(), ear)
+        other = at.links.submit(at.worker, submission(), ear)
         assert (await at.script.hears("submit")).slot == other
 
 
@@ -262,7 +267,7 @@ async def test_the_age_of_a_hand_off_is_taken_off_its_lease() -> None:
             layout_fingerprint="f",
             lease_remaining_s=30.0,
         )
-        at.links.submit(at.worker, order(Stage.DECODE, handoff=ticket), Ear())
+        at.links.submit(at.worker, submission(Stage.DECODE, handoff=ticket), Ear())
         # Whatever connecting took is gone from the lease; it never looks longer than it is.
         assert (await at.script.hears("submit")).decode.handoff.lease_remaining_ms < 30_000
 
@@ -270,17 +275,17 @@ async def test_the_age_of_a_hand_off_is_taken_off_its_lease() -> None:
 async def test_a_hand_off_whose_decode_has_not_answered_is_renewed_until_it_is_let_go() -> None:
     async with stage(handoff_renew_interval_s=0.01) as at:
         ear = Ear()
-        slot = at.links.submit(at.worker, order(), ear)
+        slot = at.links.submit(at.worker, submission(), ear)
         at.script.say(pb.Delta(slot=slot, token_ids=[5], finish=pb.FINISH_REASON_LENGTH, handoff=handoff()))
         ticket = (await ear.next()).handoff
-        at.links.submit(at.worker, order(Stage.DECODE, handoff=ticket), ear)
+        at.links.submit(at.worker, submission(Stage.DECODE, handoff=ticket), ear)
         for _ in range(2):
             renewal = await at.script.hears("renew")
             assert (renewal.lease_id, renewal.epoch) == ("lease", EPOCH)
         assert at.links.release(ticket, pulled=True)
         await at.script.hears("release")
         # Whatever comes now was asked for after the release: an submission, and no renewal in between.
-        at.links.submit(at.worker, order(), ear)
+        at.links.submit(at.worker, submission(), ear)
         while not (message := await asyncio.wait_for(at.script.told.get(), WAIT_S)).HasField("submit"):
             assert not message.HasField("renew")
 
@@ -304,7 +309,7 @@ async def test_a_stream_that_ends_fails_everything_on_it_and_the_next_order_open
     async with stage() as at:
         ears = [Ear(), Ear()]
         for ear in ears:
-            at.links.submit(at.worker, order(), ear)
+            at.links.submit(at.worker, submission(), ear)
         await at.script.hears("submit")
         at.script.says.put_nowait(None)
         for ear in ears:
@@ -312,7 +317,7 @@ async def test_a_stream_that_ends_fails_everything_on_it_and_the_next_order_open
             assert failure.kind is FailureKind.UNAVAILABLE
         await at.until(lambda: len(at.lost) == 1)
         ear = Ear()
-        slot = at.links.submit(at.worker, order(), ear)
+        slot = at.links.submit(at.worker, submission(), ear)
         at.script.say(pb.Delta(slot=slot, token_ids=[1]))
         assert (await ear.next()).token_ids == [1]
         assert at.script.streams == 2
@@ -322,11 +327,11 @@ async def test_a_worker_that_is_gone_fails_orders_at_once_and_is_not_dialled_aga
     async with stage() as at:
         await at.stop_server()
         ear = Ear()
-        at.links.submit(at.worker, order(), ear)
+        at.links.submit(at.worker, submission(), ear)
         failure = await ear.next()
         assert failure.kind is FailureKind.UNAVAILABLE and not failure.reached
         await at.until(lambda: len(at.lost) == 1)
-        at.links.submit(at.worker, order(), ear)
+        at.links.submit(at.worker, submission(), ear)
         refused = await ear.next()
         assert "a moment ago" in refused.message and not refused.reached
 
@@ -335,7 +340,7 @@ async def test_a_worker_that_does_not_answer_is_given_up() -> None:
     async with stage(connect_timeout_s=0.1) as at:
         at.script.opens = False
         ear = Ear()
-        at.links.submit(at.worker, order(), ear)
+        at.links.submit(at.worker, submission(), ear)
         assert "did not answer within" in (await ear.next()).message
 
 
@@ -343,7 +348,7 @@ async def test_a_worker_that_was_started_again_is_not_mistaken_for_the_planned_o
     async with stage() as at:
         at.script.epoch = EPOCH + 1
         ear = Ear()
-        at.links.submit(at.worker, order(), ear)
+        at.links.submit(at.worker, submission(), ear)
         assert "started again" in (await ear.next()).message
 
 
@@ -351,7 +356,7 @@ async def test_more_messages_than_the_bound_end_the_stream() -> None:
     async with stage(send_messages_max=3) as at:
         ears = [Ear() for _ in range(3)]
         for ear in ears:
-            at.links.submit(at.worker, order(), ear)
+            at.links.submit(at.worker, submission(), ear)
         assert "messages wait" in (await ears[0].next()).message
         assert all([(await ear.next()).kind is FailureKind.UNAVAILABLE for ear in ears[1:]])
 
@@ -359,7 +364,7 @@ async def test_more_messages_than_the_bound_end_the_stream() -> None:
 async def test_a_worker_that_left_is_let_go_only_when_nothing_needs_its_stream() -> None:
     async with stage() as at:
         ear = Ear()
-        slot = at.links.submit(at.worker, order(), ear)
+        slot = at.links.submit(at.worker, submission(), ear)
         await at.script.hears("submit")
         at.links.forget("w", EPOCH)
         at.script.say(pb.Delta(slot=slot, token_ids=[5], finish=pb.FINISH_REASON_LENGTH, handoff=handoff()))
@@ -372,12 +377,12 @@ async def test_a_worker_that_left_is_let_go_only_when_nothing_needs_its_stream()
         await at.until(lambda: at.lost == ["the worker left the cluster"])
 
 
-async def test_an_order_that_no_message_can_carry_fails_alone() -> None:
+async def test_a_submission_that_no_message_can_carry_fails_alone() -> None:
     async with stage() as at:
         broken, whole = Ear(), Ear()
-        at.links.submit(at.worker, order(session_id="\ud800"), broken)
-        at.links.submit(at.worker, order(priority=2**40), broken)
-        slot = at.links.submit(at.worker, order(), whole)
+        at.links.submit(at.worker, submission(fields={"session_id": "\ud800"}), broken)
+        at.links.submit(at.worker, submission(fields={"priority": 2**40}), broken)
+        slot = at.links.submit(at.worker, submission(), whole)
         assert (await broken.next()).kind is FailureKind.INTERNAL
         assert (await broken.next()).kind is FailureKind.INTERNAL
         assert (await at.script.hears("submit")).slot == slot

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
+from engine.protocol import EngineRequest
+from front_proxy.config import FrontProxyLimits
 from front_proxy.dispatch import worker_link
-from front_proxy.dispatch.worker_link import LinkOptions, WorkerLink, WorkerLinks
-from front_proxy.request.work import Placement, Stage, Submission, WorkerOutput
+from front_proxy.dispatch.worker_link import WorkerLink, WorkerLinks
+from front_proxy.request.work import Stage, Submission, WorkerOutput
 from kv_transfer.handoff.wire import from_wire
 from protos.cluster.v1 import cluster_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure
 from runtime.grpc_stream import grpc_dial
+from scheduler.api.actions import Placement
 
-OPTIONS = LinkOptions(
-    front_proxy_id="f",
-    engine_version="v",
-    connect_timeout_s=1.0,
-    send_messages_max=1000,
-    message_bytes_max=2**20,
-    handoff_renew_interval_s=60.0,
-)
-ORDER = Submission(request_id="r-p1", stage=Stage.PREFILL, token_ids=[1], sampling=b"")
+OPTIONS: Any = {
+    "front_proxy_id": "f",
+    "engine_version": "v",
+    "send_messages_max": 1000,
+    "limits": FrontProxyLimits(handoff_renew_interval_s=60.0, worker_connect_retry_s=1.0),
+}
+SUBMISSION = Submission(stage=Stage.PREFILL, request=EngineRequest(request_id="r-p1", token_ids=[1], sampling=b""))
 HANDOFF = cluster_pb2.KvHandoff(worker_id="w", epoch=7, lease_id="lease", tokens=1, blocks=1, lease_remaining_ms=30_000)
 
 
@@ -39,7 +42,7 @@ class Ear:
 
 def link() -> WorkerLink:
     dial = grpc_dial(lambda _channel: None, message_bytes_max=1)
-    return WorkerLink(Placement(worker_id="w", address="nowhere:1", epoch=7), OPTIONS, dial)
+    return WorkerLink(Placement(worker_id="w", address="nowhere:1", epoch=7), dial=dial, **OPTIONS)
 
 
 def say(made: WorkerLink, *deltas: pb.Delta) -> None:
@@ -57,7 +60,7 @@ def send(made: WorkerLink) -> list[pb.AttachRequest]:
 
 async def test_nothing_is_believed_behind_a_message_that_made_no_sense() -> None:
     made, ear = link(), Ear()
-    slot = made.submit(ORDER, ear)
+    slot = made.submit(SUBMISSION, ear)
     say(made, pb.Delta(slot=slot, token_ids=[1]))
     made._on_message(pb.AttachResponse(step=pb.StepOutputs(token_slots=[slot], token_counts=[5], token_ids=[2])))
     say(made, pb.Delta(slot=slot, token_ids=[3]))
@@ -66,11 +69,11 @@ async def test_nothing_is_believed_behind_a_message_that_made_no_sense() -> None
 
 async def test_words_for_an_aborted_order_never_reach_the_next_one() -> None:
     made, first, second = link(), Ear(), Ear()
-    aborted = made.submit(ORDER, first)
+    aborted = made.submit(SUBMISSION, first)
     send(made)
     made.abort(aborted)
     made._next_slot = aborted
-    assert made.submit(ORDER, second) != aborted
+    assert made.submit(SUBMISSION, second) != aborted
     say(made, pb.Delta(slot=aborted, token_ids=[9]))
     assert second.heard == [] and len(first.heard) == 1
 
@@ -79,22 +82,22 @@ async def test_what_is_remembered_of_aborted_orders_is_bounded(monkeypatch: pyte
     monkeypatch.setattr(worker_link, "ABORTED_SLOTS_MAX", 3)
     made = link()
     for _ in range(9):
-        slot = made.submit(ORDER, Ear())
+        slot = made.submit(SUBMISSION, Ear())
         send(made)
         made.abort(slot)
     assert len(made._aborted) == 3
 
 
-async def test_an_order_aborted_before_it_left_is_forgotten_and_the_link_is_idle() -> None:
+async def test_a_submission_aborted_before_it_left_is_forgotten_and_the_link_is_idle() -> None:
     made = link()
-    made.abort(made.submit(ORDER, Ear()))
+    made.abort(made.submit(SUBMISSION, Ear()))
     assert not any(message.HasField("submit") for message in send(made))
     assert made.idle
 
 
 async def test_the_last_word_on_an_aborted_order_leaves_the_link_idle() -> None:
     made = link()
-    slot = made.submit(ORDER, Ear())
+    slot = made.submit(SUBMISSION, Ear())
     send(made)
     made.abort(slot)
     assert not made.idle
@@ -104,7 +107,7 @@ async def test_the_last_word_on_an_aborted_order_leaves_the_link_idle() -> None:
 
 async def test_a_lease_that_was_let_go_is_neither_released_again_nor_renewed() -> None:
     made = link()
-    say(made, pb.Delta(slot=made.submit(ORDER, Ear()), handoff=HANDOFF))
+    say(made, pb.Delta(slot=made.submit(SUBMISSION, Ear()), handoff=HANDOFF))
     handoff = from_wire(HANDOFF)
     assert made.leases_held == 1 and made.renew(handoff)
     assert made.release(handoff, pulled=True) and made.leases_held == 0
@@ -118,11 +121,11 @@ async def test_a_stream_that_is_lost_holds_nothing_and_tells_everybody_once() ->
     class SubmitsAgain(Ear):
         def on_failure(self, failure: Failure) -> None:
             super().on_failure(failure)
-            made.submit(ORDER, again)
+            made.submit(SUBMISSION, again)
 
     ears = [SubmitsAgain() for _ in range(3)]
     for ear in ears:
-        say(made, pb.Delta(slot=made.submit(ORDER, ear), handoff=HANDOFF))
+        say(made, pb.Delta(slot=made.submit(SUBMISSION, ear), handoff=HANDOFF))
     made.end("cut")
     made._fail_all("cut")
     assert [len(ear.heard) for ear in ears] == [2, 2, 2], "its hand-off and its loss"
@@ -130,13 +133,13 @@ async def test_a_stream_that_is_lost_holds_nothing_and_tells_everybody_once() ->
 
 
 def links() -> WorkerLinks:
-    return WorkerLinks(OPTIONS, retry_after_s=1.0, spawn=lambda _link: None, on_lost=lambda _worker, _why: None)
+    return WorkerLinks(**OPTIONS, spawn=lambda _link: None, on_lost=lambda _worker, _why: None)
 
 
 async def test_a_release_for_a_worker_of_before_is_not_sent_to_its_successor() -> None:
     made = links()
     for epoch in (6, 7):
-        made.submit(Placement(worker_id="w", address="nowhere:1", epoch=epoch), ORDER, Ear())
+        made.submit(Placement(worker_id="w", address="nowhere:1", epoch=epoch), SUBMISSION, Ear())
     successor = made._links["w", 7]
     say(successor, pb.Delta(slot=1, handoff=HANDOFF))
     old = msgspec.structs.replace(from_wire(HANDOFF), epoch=6)
@@ -146,10 +149,10 @@ async def test_a_release_for_a_worker_of_before_is_not_sent_to_its_successor() -
 
 async def test_the_end_of_a_stream_does_not_take_its_successor_away(monkeypatch: pytest.MonkeyPatch) -> None:
     made, worker = links(), Placement(worker_id="w", address="nowhere:1", epoch=7)
-    made.submit(worker, ORDER, Ear())
+    made.submit(worker, SUBMISSION, Ear())
     former = made._links["w", 7]
     former.end("cut")
-    made.submit(worker, ORDER, Ear())
+    made.submit(worker, SUBMISSION, Ear())
     successor = made._links["w", 7]
     assert successor is not former
 

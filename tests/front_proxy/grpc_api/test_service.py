@@ -23,12 +23,12 @@ from runtime.failures import Failure, FailureError, FailureKind
 from runtime.grpc_server import start_server
 from tests.front_proxy.conftest import Served
 from tests.front_proxy.fake_source import CACHED_TOKENS
-from tests.front_proxy.stream_bounds import MESSAGE_BYTES_MAX, bounds
+from tests.front_proxy.stream_bounds import MESSAGE_BYTES_MAX, REQUESTS_MAX, limits
 
 
 @pytest.fixture
 async def api(served: Served) -> AsyncIterator[BatonClient]:
-    service = InferenceService(VllmInference(served.client, served.args), bounds(requests_max=6, retry_after_s=2.0))
+    service = InferenceService(VllmInference(served.client, served.args), 6, limits(retry_after_s=2.0))
 
     def add(server: grpc.aio.Server) -> list[str]:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
@@ -322,7 +322,7 @@ class Stub:
 
 
 async def test_what_a_request_costs_before_it_is_validated_does_not_grow_with_n() -> None:
-    session = _ManySession(Stub(None), Caller(), bounds())
+    session = _ManySession(Stub(None), Caller(), REQUESTS_MAX, limits())
 
     async def said() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
         generate = request("x", SamplingOptions(n=2**32 - 1), request_id="r")
@@ -337,7 +337,7 @@ async def test_what_a_request_costs_before_it_is_validated_does_not_grow_with_n(
 
 
 async def test_a_request_cancelled_before_its_first_step_is_aborted_and_ends_the_stream() -> None:
-    session = _ManySession(Stub(None), Caller(), bounds())
+    session = _ManySession(Stub(None), Caller(), REQUESTS_MAX, limits())
 
     async def said() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
         yield inference_pb2.GenerateManyRequest(generate=request("x", request_id="r"))
@@ -351,7 +351,7 @@ async def test_a_request_cancelled_before_its_first_step_is_aborted_and_ends_the
 
 async def test_a_client_that_does_not_read_is_not_read_from() -> None:
     refused = Failure(kind=FailureKind.BAD_REQUEST, message="no")
-    session = _ManySession(Stub(refused), Caller(), bounds(outputs_max=8))
+    session = _ManySession(Stub(refused), Caller(), REQUESTS_MAX, limits(output_deltas_max=8))
     taken = 0
 
     async def said() -> AsyncIterator[inference_pb2.GenerateManyRequest]:

@@ -9,12 +9,15 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.responses import StreamingResponse
 
-from front_proxy.config import FrontProxyConfig
+from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.openai_api.server import OpenAiServer
 from tests.polling import until
 
 REQUEST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
 CHUNK = b"x" * (1 << 20)
+
+
+LIMITS = FrontProxyLimits(close_timeout_s=1)
 
 
 class Endless:
@@ -51,8 +54,8 @@ async def connected(server: OpenAiServer) -> socket.socket:
 
 async def test_a_client_that_reads_nothing_loses_its_connection_and_its_place() -> None:
     endless = Endless(chunks=1000)
-    config = FrontProxyConfig(port=0, close_timeout_s=1, client_send_timeout_s=0.1)
-    server = OpenAiServer(endless.app, config, lifespan="off")
+    config = FrontProxyConfig(port=0, client_send_timeout_s=0.1)
+    server = OpenAiServer(endless.app, config, lifespan="off", limits=LIMITS)
     await server.start()
     try:
         client = await connected(server)
@@ -70,7 +73,7 @@ async def test_a_client_that_reads_nothing_loses_its_connection_and_its_place() 
 
 async def test_a_client_that_reads_late_gets_everything() -> None:
     endless = Endless(chunks=40)
-    server = OpenAiServer(endless.app, FrontProxyConfig(port=0, close_timeout_s=1), lifespan="off")
+    server = OpenAiServer(endless.app, FrontProxyConfig(port=0), lifespan="off", limits=LIMITS)
     await server.start()
     try:
         client = await connected(server)

@@ -6,16 +6,10 @@ import asyncio
 from collections.abc import MutableMapping
 from typing import Any
 
-from front_proxy.openai_api.guard import GuardBounds, HttpGuard
+from front_proxy.config import FrontProxyConfig, FrontProxyLimits
+from front_proxy.openai_api.guard import HttpGuard
 
-BOUNDS = GuardBounds(
-    request_bytes_max=1000,
-    request_body_timeout_s=0.01,
-    requests_in_flight_max=1,
-    retry_after_s=1.0,
-    phases_header="x-baton-explain",
-    routes=frozenset({"/v1/completions"}),
-)
+CONFIG, LIMITS = FrontProxyConfig(), FrontProxyLimits(request_body_timeout_s=0.01)
 SCOPE = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
 
 
@@ -32,7 +26,7 @@ async def test_a_stalled_upload_is_refused_and_gives_its_place_back() -> None:
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
-    guard = HttpGuard(app, BOUNDS)
+    guard = HttpGuard(app, CONFIG, limits=LIMITS)
     async with asyncio.timeout(5):
         await guard(dict(SCOPE), stalled, send)
     assert sent[0]["status"] == 408

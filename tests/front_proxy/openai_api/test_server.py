@@ -12,9 +12,9 @@ import msgspec
 import pytest
 from vllm.sampling_params import SamplingParams
 
-from front_proxy.config import FrontProxyConfig
+from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.engine_client.serving_metrics import DROPPED_FIELDS
-from front_proxy.openai_api.guard import GuardBounds, HttpGuard, routes
+from front_proxy.openai_api.guard import HttpGuard
 from front_proxy.openai_api.server import OpenAiServer
 from runtime.failures import Failure, FailureKind
 from tests.front_proxy.conftest import Served
@@ -345,15 +345,7 @@ async def test_requests_over_the_bound_get_429_before_their_body_is_read(served:
         await asyncio.Event().wait()
 
     started = asyncio.Event()
-    bounds = GuardBounds(
-        request_body_timeout_s=5.0,
-        request_bytes_max=100,
-        requests_in_flight_max=1,
-        retry_after_s=3,
-        phases_header="x",
-        routes=routes([]),
-    )
-    guard = HttpGuard(never, bounds)
+    guard = HttpGuard(never, FrontProxyConfig())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=guard), base_url="http://x") as http:
         first = asyncio.create_task(http.post("/v1/completions", content=b"{}"))
         await asyncio.wait_for(started.wait(), 5)
@@ -481,7 +473,9 @@ def test_building_the_app_leaves_the_process_log_level_alone(served: Served) -> 
 
 
 async def test_a_retiring_server_takes_no_connection_and_each_open_one_once_more(served: Served) -> None:
-    running = OpenAiServer(served.app, FrontProxyConfig(port=0, close_timeout_s=1), lifespan="off")
+    running = OpenAiServer(
+        served.app, FrontProxyConfig(port=0), lifespan="off", limits=FrontProxyLimits(close_timeout_s=1)
+    )
     await running.start()
     try:
         async with httpx.AsyncClient(base_url=f"http://{running.address}", timeout=30) as client:

@@ -51,7 +51,7 @@ def reserved(made: FallbackPlanner) -> dict[str, int]:
 
 
 def ask(made: FallbackPlanner, plan_id: int, now_s: float = 100.0, **changes: Any) -> RunningPlan | ReplyRefusal:
-    planned = made.plan(plan_id, msgspec.structs.replace(QUESTION, request_id=f"r{plan_id}", **changes), now_s)
+    planned = made.plan(msgspec.structs.replace(QUESTION, plan_id=plan_id, request_id=f"r{plan_id}", **changes), now_s)
     made.check()
     return planned
 
@@ -83,7 +83,7 @@ def test_what_runs_already_and_what_it_places_is_reserved_until_it_ends() -> Non
 def test_what_fits_nowhere_is_refused_with_the_time_to_come_back() -> None:
     made = planner(OLD, d0=ready())
     for resumed in (False, True):
-        refused = ask(made, 2, prompt_tokens=50 * 32, ask=msgspec.structs.replace(QUESTION.ask, resumed=resumed))
+        refused = ask(made, 2, prompt_tokens=50 * 32, resumed=resumed)
         assert isinstance(refused, ReplyRefusal) and refused.failure.kind is FailureKind.EXHAUSTED
         assert refused.failure.retry_after_s, "also where the scheduler would queue it"
 

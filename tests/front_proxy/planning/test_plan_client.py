@@ -16,9 +16,6 @@ from front_proxy.planning.events import (
     OutageBegan,
     OutageOver,
     PlanEnded,
-    PlanGranted,
-    PlanQueued,
-    PlanRejected,
     SchedulerLost,
     SendEnd,
     SendQuestion,
@@ -30,17 +27,16 @@ from front_proxy.planning.events import (
     ViewChanged,
     ViewShown,
 )
-from front_proxy.request.events import AskPlan
 from runtime.failures import FailureKind
-from scheduler.api.actions import Placement
 from scheduler.api.worker_info import WorkerState
 from scheduler.config import SchedulerConfig
 from tests.front_proxy.plan_client_play import (
     BIG,
-    BOUNDS,
     BUSY,
+    CONFIG,
     EMPTY,
     FULL,
+    LIMITS,
     QUESTION,
     REBUILDING,
     USABLE,
@@ -49,10 +45,12 @@ from tests.front_proxy.plan_client_play import (
     entry,
     granted,
     only,
+    queue_reply,
+    rejected,
 )
 
 # From the last time that it was asked: the wait for its turn, and what a scheduler that is back is given.
-LONGEST_S = SchedulerConfig().waiting.default.wait_max_s + BOUNDS.plan_timeout_s + 1.0
+LONGEST_S = SchedulerConfig().waiting.default.wait_max_s + CONFIG.plan_timeout_s + 1.0
 
 
 def never(it: Play) -> None:
@@ -121,8 +119,8 @@ def test_what_becomes_of_a_question(before: Callable[[Play], None], becomes: str
     assert [action.plan_id for action in only(actions, SendQuestion)] == ([plan_id] if becomes == "sent" else [])
     assert not only(actions, AnswerPlan), "not before the one who asks knows its plan's id"
     soon = only(it.wait(0.0), AnswerPlan)
-    assert [(answer.plan.plan_id, answer.reason, answer.local) for answer in soon] == (
-        [(plan_id, "degraded", True)] if becomes == "planned" else []
+    assert [(answer.plan.plan_id, answer.local) for answer in soon] == (
+        [(plan_id, True)] if becomes == "planned" else []
     )
     if becomes == "waits":
         (refusal,) = only(it.wait(5.0), AnswerRefusal)
@@ -135,13 +133,13 @@ def test_an_answer_is_given_once_and_to_nobody_who_left() -> None:
     it.open(USABLE)
     first, _ = it.ask()
     (answer,) = it.hear(granted(first))
-    assert isinstance(answer, AnswerPlan) and (answer.plan.request_id, answer.reason) == ("r", "remote")
-    assert it.hear(granted(first), PlanRejected(first, FULL)) == []
+    assert isinstance(answer, AnswerPlan) and answer.plan.request_id == "r"
+    assert it.hear(granted(first), rejected(first)) == []
     second, _ = it.ask()
     assert it.do(PlanEnded(second, "cancelled", 0)) == [SendEnd(second, "cancelled", 0)]
     assert it.hear(granted(second)) == [] and list(it.plan_client.running) == [first]
     third, _ = it.ask()
-    assert it.hear(PlanRejected(third, FULL)) == [AnswerRefusal(third, FULL)]
+    assert it.hear(rejected(third)) == [AnswerRefusal(third, FULL)]
     assert it.do(PlanEnded(first, "finished", 9)) == [SendEnd(first, "finished", 9)]
     assert not it.plan_client.running
 
@@ -170,7 +168,7 @@ def test_a_question_that_is_given_up_is_ended_behind_it_and_the_scheduler_is_sil
 def test_what_a_silent_scheduler_was_asked_is_ended_there_and_not_asked_again() -> None:
     it = Play()
     it.open(BUSY)
-    resumed = msgspec.structs.replace(BIG, ask=AskPlan(attempt=2, resumed=True))
+    resumed = msgspec.structs.replace(BIG, resumed=True)
     stays, leaves = it.ask(resumed)[0], it.ask(resumed)[0]
     assert [type(action) for action in it.wait(0.5)] == [OutageBegan]
     assert not it.plan_client.connected and it.plan_client.unanswered == 2, "nobody has room, here or there"
@@ -224,13 +222,13 @@ def test_who_is_told_to_wait_waits_so_long_and_not_for_ever() -> None:
     it = Play()
     it.open(USABLE)
     plan_id, _ = it.ask()
-    assert it.hear(PlanQueued(plan_id, 3.0), PlanQueued(77, 3.0)) == []
+    assert it.hear(queue_reply(plan_id, 3.0), queue_reply(77, 3.0)) == []
     assert it.wait(3.4) == []
     assert [answer.local for answer in only(it.wait(0.1), AnswerPlan)] == [True]
     refused = Play()
     refused.open(EMPTY)
     plan_id, _ = refused.ask()
-    refused.hear(PlanQueued(plan_id, 3.0))
+    refused.hear(queue_reply(plan_id, 3.0))
     assert refused.wait(7.9) == [] and only(refused.wait(0.1), AnswerRefusal)
 
 
@@ -240,7 +238,7 @@ def test_when_the_stream_breaks_nobody_waits_for_the_next_one() -> None:
     runs, _ = it.ask()
     it.hear(granted(runs))
     waits, _ = it.ask()
-    it.hear(PlanQueued(waits, 60.0))
+    it.hear(queue_reply(waits, 60.0))
     lost = it.lose("gone")
     assert [type(action) for action in lost] == [SchedulerLost, OutageBegan, AnswerPlan, Dial]
     assert only(lost, OutageBegan)[0] == OutageBegan("away", 0.0)
@@ -278,7 +276,7 @@ def test_what_could_not_be_asked_of_a_silent_scheduler_is_asked_when_it_speaks()
     assert actions == [] and not it.plan_client.connected
     told, *_ = it.hear(USABLE)
     assert isinstance(told, SendRunning) and told.asked == (plan_id,)
-    assert it.wait(0.0) == [SendQuestion(plan_id, QUESTION)]
+    assert it.wait(0.0) == [SendQuestion(msgspec.structs.replace(QUESTION, plan_id=plan_id))]
 
 
 @pytest.mark.parametrize(("after_s", "planned"), [(100.0, True), (100.1, False)])
@@ -295,9 +293,9 @@ def test_the_view_grows_old_from_the_moment_the_scheduler_was_last_there(after_s
 def test_the_view_of_an_idle_cluster_is_old_and_still_true_when_its_scheduler_falls_silent() -> None:
     it = Play()
     it.open(USABLE)
-    it.wait(BOUNDS.view_max_age_s + 1.0)
+    it.wait(CONFIG.degraded_view_max_age_s + 1.0)
     it.ask()
-    assert only(it.wait(BOUNDS.plan_patience_s), AnswerPlan)
+    assert only(it.wait(LIMITS.plan_patience_s), AnswerPlan)
 
 
 def test_a_view_grows_old_while_its_scheduler_is_silent() -> None:
@@ -325,7 +323,7 @@ def test_a_scheduler_that_comes_back_to_itself_is_not_believed_before_it_knows_e
     assert it.hear(ViewShown([entry("d0")], recovering=True)) == [ViewChanged([])]
     changed, over = it.hear(ViewShown([entry("d0"), entry("d1")], recovering=True))
     assert changed == ViewChanged([]) and over == OutageOver(1)
-    assert it.ask()[1][0] == SendQuestion(plan_id + 1, QUESTION)
+    assert it.ask()[1][0] == SendQuestion(msgspec.structs.replace(QUESTION, plan_id=plan_id + 1))
 
 
 def test_what_the_scheduler_grants_in_an_outage_is_reserved_by_its_planner() -> None:
@@ -336,7 +334,7 @@ def test_what_the_scheduler_grants_in_an_outage_is_reserved_by_its_planner() -> 
     it.ask()
     it.wait(0.0)
     assert it.plan_client.degraded
-    it.hear(PlanGranted(asked, None, Placement("d0", "d0:1", 1), 95, "remote"))
+    it.hear(granted(asked, blocks=95))
     big = msgspec.structs.replace(QUESTION, prompt_tokens=320)
     it.ask(big)
     assert only(it.wait(0.0), AnswerRefusal)[0].local

@@ -13,18 +13,28 @@ from front_proxy.planning.events import (
     OutageOver,
     PlanClientAction,
     PlanEnded,
-    PlanQueued,
-    PlanRejected,
     SendEnd,
     SendQuestion,
     ViewShown,
 )
-from front_proxy.request.events import AskPlan
 from runtime.failures import FailureKind
-from tests.front_proxy.plan_client_play import BIG, BOUNDS, BUSY, FULL, QUESTION, USABLE, Play, entry, granted, only
+from tests.front_proxy.plan_client_play import (
+    BIG,
+    BUSY,
+    CONFIG,
+    FULL,
+    QUESTION,
+    USABLE,
+    Play,
+    entry,
+    granted,
+    only,
+    queue_reply,
+    rejected,
+)
 
 # Of a worker that failed it; BIG of the two fits nowhere while d0 is as full as it was seen.
-RESUMED = msgspec.structs.replace(QUESTION, ask=AskPlan(attempt=2, excluded_worker_ids=("d1",), resumed=True))
+RESUMED = msgspec.structs.replace(QUESTION, excluded_worker_ids=frozenset({"d1"}), resumed=True)
 RESUMED_BIG = msgspec.structs.replace(RESUMED, prompt_tokens=BIG.prompt_tokens)
 
 
@@ -47,7 +57,7 @@ def test_what_a_scheduler_queued_is_planned_here_when_it_falls_silent() -> None:
     it = Play()
     it.open(BUSY)
     queued, _ = it.ask(BIG)
-    it.hear(PlanQueued(queued, 120.0), USABLE)
+    it.hear(queue_reply(queued, 120.0), USABLE)
     plan_id, _ = it.ask()
     planned = only(it.wait(0.5), AnswerPlan)
     assert {answer.plan.plan_id for answer in planned} == {queued, plan_id} and it.plan_client.unanswered == 0
@@ -58,7 +68,7 @@ def test_of_the_queue_of_a_scheduler_that_dies_what_fits_is_placed_and_the_rest_
     it.open(USABLE)
     queue = [it.ask(BIG)[0] for _ in range(3)]
     for plan_id in queue:
-        it.hear(PlanQueued(plan_id, 15.0))
+        it.hear(queue_reply(plan_id, 15.0))
     lost = it.lose()
     assert [answer.plan.plan_id for answer in only(lost, AnswerPlan)] == queue[:1]
     refused = only(lost, AnswerRefusal)
@@ -72,7 +82,7 @@ def test_a_resumed_request_is_tried_every_patience_until_there_is_room(queued: b
     it.open(BUSY)
     plan_id, _ = it.ask(RESUMED_BIG)
     if queued:
-        it.hear(PlanQueued(plan_id, 30.0))
+        it.hear(queue_reply(plan_id, 30.0))
     assert answers(it.lose()) == [], "all that one fault breaks is broken a moment later"
     assert answers(it.wait(4.0)) == [] and it.plan_client.unanswered == 1
     if queued:
@@ -124,8 +134,8 @@ def test_a_resumed_request_is_asked_of_the_scheduler_when_that_is_back_and_knows
     *_, over = it.hear(BUSY)
     assert over == OutageOver(0)
     (asked,) = only(it.wait(0.5), SendQuestion)
-    assert asked.plan_id == plan_id and asked.question.ask.resumed and asked.question.ask.excluded_worker_ids == ()
-    assert only(it.hear(PlanQueued(plan_id, 3.0), granted(plan_id)), AnswerPlan)
+    assert asked.plan_id == plan_id and asked.question.resumed and asked.question.excluded_worker_ids == frozenset()
+    assert only(it.hear(queue_reply(plan_id, 3.0), granted(plan_id)), AnswerPlan)
 
 
 def test_a_silent_scheduler_that_speaks_again_may_still_answer_a_resumed_request() -> None:
@@ -135,7 +145,7 @@ def test_a_silent_scheduler_that_speaks_again_may_still_answer_a_resumed_request
     assert answers(it.wait(1.0)) == [] and not it.plan_client.connected
     assert only(it.hear(None), SendQuestion) == [], "it has the question"
     assert it.wait(0.4) == [], "it has its time to answer again"
-    assert FULL in [answer.failure for answer in only(it.hear(PlanRejected(plan_id, FULL)), AnswerRefusal)]
+    assert FULL in [answer.failure for answer in only(it.hear(rejected(plan_id)), AnswerRefusal)]
 
 
 def test_nothing_is_placed_from_a_view_that_is_too_old() -> None:
@@ -157,7 +167,7 @@ def test_a_scheduler_that_is_asked_late_has_its_time_to_answer_all_the_same() ->
     it.lose()
     it.ask()
     it.wait(0.5)
-    it.now_s += BOUNDS.plan_timeout_s - 0.6
+    it.now_s += CONFIG.plan_timeout_s - 0.6
     it.open(USABLE)
     it.wait(0.0)
     it.wait(0.4)
@@ -171,7 +181,7 @@ def test_a_scheduler_that_is_back_when_a_wait_is_over_is_asked() -> None:
     it.open(BUSY)
     it.lose()
     plan_id, _ = it.ask(RESUMED_BIG)
-    it.wait(BOUNDS.plan_timeout_s - 0.1)
+    it.wait(CONFIG.plan_timeout_s - 0.1)
     it.now_s += 0.1
     it.open(BUSY)
     assert [asked.plan_id for asked in only(it.wait(0.0), SendQuestion)] == [plan_id]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.protocol import Finish, Logprobs
+from engine.protocol import Finish, FirstOutput, Logprobs
 from front_proxy.request.events import (
     AbortWork,
     AskPlan,
@@ -26,7 +26,7 @@ from front_proxy.request.events import (
     Stopped,
 )
 from front_proxy.request.flow import EVENT_LOG_MAX
-from front_proxy.request.work import FirstOutput, Stage, WorkerOutput
+from front_proxy.request.work import Stage, WorkerOutput
 from runtime.failures import Failure, FailureKind
 from tests.front_proxy.flow_play import LENGTH, P0, STOP, Play, decoded, failed, handoff, kinds, planned, prefilled
 

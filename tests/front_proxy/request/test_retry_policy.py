@@ -1,10 +1,10 @@
-"""RetryPolicy are bounded for one request and for all together."""
+"""Retries are bounded for one request and for all together."""
 
 from __future__ import annotations
 
-from front_proxy.request.retry_policy import UNTAKEN_MAX, RetryBounds, RetryBudget, RetryPolicy
+from front_proxy.request.retry_policy import UNTAKEN_MAX, RetryBudget, RetryPolicy
 
-BOUNDS = RetryBounds(attempts_max=3, resumes_max=2)
+ATTEMPTS_MAX, RESUMES_MAX = 3, 2
 
 
 def test_a_full_bucket_moves_a_whole_worker_at_once_and_then_no_more() -> None:
@@ -40,7 +40,7 @@ def test_a_clock_that_stands_still_fills_nothing() -> None:
 
 
 def test_tries_in_a_row_are_bounded_and_progress_begins_them_anew_a_bounded_number_of_times() -> None:
-    retries = RetryPolicy(BOUNDS, lambda: True)
+    retries = RetryPolicy(ATTEMPTS_MAX, RESUMES_MAX, lambda: True)
     tries = 1
     while retries.again():
         tries += 1
@@ -49,7 +49,7 @@ def test_tries_in_a_row_are_bounded_and_progress_begins_them_anew_a_bounded_numb
             retries.progressed()
             assert retries.excluded == [] or tries > 4
     assert tries < retries.attempts_bound
-    assert RetryPolicy(BOUNDS, lambda: False).again() is False
+    assert RetryPolicy(ATTEMPTS_MAX, RESUMES_MAX, lambda: False).again() is False
 
 
 def test_a_try_that_is_not_allowed_does_not_cost_the_budget() -> None:
@@ -59,11 +59,11 @@ def test_a_try_that_is_not_allowed_does_not_cost_the_budget() -> None:
         asked.append(True)
         return True
 
-    retries = RetryPolicy(BOUNDS, budget)
+    retries = RetryPolicy(ATTEMPTS_MAX, RESUMES_MAX, budget)
     assert [retries.again() for _ in range(5)] == [True, True, False, False, False]
     assert len(asked) == 2
 
 
 def test_what_no_worker_takes_costs_no_budget_and_is_bounded() -> None:
-    retries = RetryPolicy(BOUNDS, lambda: False)
+    retries = RetryPolicy(ATTEMPTS_MAX, RESUMES_MAX, lambda: False)
     assert [retries.again_untaken() for _ in range(UNTAKEN_MAX + 1)] == [True] * UNTAKEN_MAX + [False]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from front_proxy.request.stall_detector import Awaited, StallBounds, stalled_s
+from front_proxy.config import FrontProxyConfig, FrontProxyLimits
+from front_proxy.request.stall_detector import Awaited, stalled_s
 
-BOUNDS = StallBounds(
-    step_s=10.0, step_alive_s=60.0, prompt_s=30.0, prompt_alive_s=120.0, pull_s=20.0, orphaned_pull_s=5.0
-)
+CONFIG, LIMITS = FrontProxyConfig(), FrontProxyLimits(handoff_stall_timeout_s=20.0)
 
 
 @pytest.mark.parametrize(
@@ -24,7 +23,7 @@ def test_each_wait_has_a_bound_and_a_worker_that_works_for_others_a_longer_one(
     awaited: Awaited, silent_s: float, alone_s: float
 ) -> None:
     def stalled(*, heard_s: float, now_s: float) -> float | None:
-        return stalled_s(awaited, since_s=100.0, heard_s=heard_s, now_s=now_s, bounds=BOUNDS)
+        return stalled_s(awaited, since_s=100.0, heard_s=heard_s, now_s=now_s, config=CONFIG, limits=LIMITS)
 
     assert stalled(heard_s=3.0, now_s=100.0 + silent_s - 0.1) is None
     assert stalled(heard_s=3.0, now_s=100.0 + silent_s) == silent_s

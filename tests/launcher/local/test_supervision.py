@@ -14,7 +14,6 @@ from launcher.local.supervision import (
     SCHEDULER_ASK_INTERVAL_S,
     SCHEDULER_UNRESPONSIVE_MAX_S,
     Action,
-    Asked,
     CameBack,
     Event,
     Fail,
@@ -24,6 +23,9 @@ from launcher.local.supervision import (
     Pause,
     Phase,
     Replace,
+    Retire,
+    Retired,
+    StatusChecked,
     Stop,
     Supervision,
 )
@@ -113,7 +115,7 @@ def test_processes_do_not_share_their_deaths() -> None:
 
 
 def test_a_scheduler_that_does_not_answer_for_long_is_killed_once_and_one_that_is_slow_is_not() -> None:
-    silent, well = Asked("scheduler", answered=False), Asked("scheduler", answered=True)
+    silent, well = StatusChecked("scheduler", answered=False), StatusChecked("scheduler", answered=True)
     asked = round(SCHEDULER_UNRESPONSIVE_MAX_S / SCHEDULER_ASK_INTERVAL_S)
     kill = Kill("scheduler", f"has not answered for {SCHEDULER_UNRESPONSIVE_MAX_S:g} s")
     # However late it is: a launcher that stood still itself was late for one answer.
@@ -187,3 +189,31 @@ def test_the_longest_possible_history_does_not_overflow() -> None:
         assert isinstance(pause, Pause)
         assert pause.pause_s <= limits.backoff_max_s
         assert machine.handle(Tick(), turn * 10.0 + 5.0) == [Start(ONE)]
+
+
+def test_a_retired_process_stays_down_until_it_is_asked_for() -> None:
+    machine = play(
+        [
+            (0.0, Retire(ONE), [Stop(ONE)]),
+            (1.0, Retire(ONE), []),
+            (2.0, Ended(ONE, 0), [Retired(ONE)]),
+            (99.0, Tick(), []),
+            (99.0, Retire(ONE), []),
+            (100.0, Replace(ONE), [Start(ONE)]),
+            (101.0, Retire(ONE), [Stop(ONE)]),
+            # Asked for while it ends.
+            (102.0, Replace(ONE), []),
+            (103.0, Ended(ONE, 0), [Start(ONE)]),
+            (104.0, BecameReady(ONE), [CameBack(ONE)]),
+            (105.0, Ended(ONE, -9), [Pause(ONE, KILLED, 1.0, 1)]),
+            (105.5, Retire(ONE), [Retired(ONE)]),
+            (199.0, Tick(), []),
+        ]
+    )
+    assert machine.phase(ONE) is Phase.RETIRED
+
+
+def test_a_process_that_is_added_is_started_and_watched() -> None:
+    machine = Supervision(SPECS[:-1], LIMITS)
+    assert machine.add(SPECS[-1], 0.0) == [Start(SPECS[-1].id)]
+    assert machine.handle(BecameReady(SPECS[-1].id), 1.0) == [CameBack(SPECS[-1].id)]

@@ -6,7 +6,7 @@ import pytest
 
 from scheduler.api.events import PlanRequested
 from scheduler.cluster.model_pool import ModelPool
-from scheduler.config import SchedulerConfig
+from scheduler.config import SchedulerParameters
 from scheduler.routing.placement import NotPlaced, Planner
 from tests.scheduler.cast import ready, worker
 
@@ -17,6 +17,6 @@ def test_a_refusal_says_the_smallest_shortage(used: tuple[int, int], cause: str,
     for index, blocks in enumerate(used):
         pool.add(worker(f"d{index}", ready(kv_blocks_used=blocks)))
     event = PlanRequested(session=1, plan_id=1, request_id="r", prompt_tokens=64, output_tokens_max=32)
-    refused = Planner(SchedulerConfig(), None, None).place(event, pool, 0.0)
+    refused = Planner(SchedulerParameters(), None, None).place(event, pool, 0.0)
     assert isinstance(refused, NotPlaced)
     assert (refused.cause, refused.missing_blocks) == (cause, missing)

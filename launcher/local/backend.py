@@ -1,0 +1,327 @@
+"""The backend of this machine: replicas are its child processes. Startup and Supervision decide; this performs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import weakref
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Literal, assert_never
+
+import msgspec
+
+from launcher.backend import Member, MemberState
+from launcher.config import BatonConfig, LauncherConfig
+from launcher.local import startup, supervision
+from launcher.local.child import HasEnded, SaidReady
+from launcher.local.ports import HeldPorts
+from launcher.local.process_group import CommandOf, LocalProcesses, StateLost, tell
+from launcher.local.process_plan import WORKERS, drain_s, plan, pools, replica
+from launcher.local.state_file import ClusterState, ProcessRecord
+from launcher.local.supervision import Phase, Supervision
+from launcher.local.timing import Timing
+from runtime.exit_codes import ExitCode
+
+
+class Interrupted(msgspec.Struct, frozen=True):
+    """The launcher was told to stop."""
+
+
+_Event = SaidReady | HasEnded | StateLost | supervision.StatusChecked | Interrupted
+Outcome = Literal["ready", "interrupted", "failed"]
+
+
+class LocalBackend:
+    """The pools of one cluster on this machine. A ProcessBackend; `baton up` also starts and supervises it."""
+
+    def __init__(
+        self, config: BatonConfig, state_dir: Path, *, command: CommandOf, ports: HeldPorts, timing: Timing
+    ) -> None:
+        self._config = config
+        self._launcher = config.launcher
+        self._timing = timing
+        self._ports = ports
+        self._pools = {pool.name: pool for pool in pools(config)}
+        # At most two events a process, a status of each scheduler, and an interrupt.
+        self._events: asyncio.Queue[_Event] = asyncio.Queue()
+        specs = plan(config)
+        self.processes = LocalProcesses(
+            config, state_dir, specs, command=command, ports=ports, notify=self._events.put_nowait, timing=timing
+        )
+        self.state.on_change = self._publish
+        self._startup = startup.Startup(specs, start_timeout_s=self._launcher.start_timeout_s)
+        self._supervision = Supervision(specs, _limits(self._launcher, timing))
+        self._drain_s = {spec.id: drain_s(spec.role, config) for spec in specs}
+        self._watchers: weakref.WeakSet[asyncio.Queue[Member | None]] = weakref.WeakSet()
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    @property
+    def state(self) -> ClusterState:
+        """The state file."""
+        return self.processes.state
+
+    # ProcessBackend
+
+    async def set_replicas(self, pool: str, replicas: int, *, go_first: Sequence[str] = ()) -> None:
+        """Grow or shrink a pool of workers of a cluster that is up. Raises ValueError for other pools."""
+        wanted = self._pools[pool]
+        if wanted.role not in WORKERS:
+            raise ValueError(f"the pool {pool} keeps its size while it runs: its ports are held from the start")
+        specs = [spec for spec in self.processes.specs.values() if spec.pool == pool]
+        phases = {spec.id: self._supervision.phase(spec.id) for spec in specs}
+        retired = [name for name, phase in phases.items() if phase in (Phase.RETIRED, Phase.RETIRING)]
+        live = [name for name in phases if name not in retired]
+        live.reverse()
+        for name in sorted(live, key=lambda name: name not in go_first)[: max(0, len(live) - replicas)]:
+            await self.stop(name, drain_s=drain_s(wanted.role, self._config), replace=False)
+        missing = max(0, replicas - len(live))
+        for name in retired[:missing]:
+            self._decide(supervision.Replace(name))
+        for index in range(len(specs), len(specs) + missing - len(retired[:missing])):
+            workers = sum(spec.role in WORKERS for spec in self.processes.specs.values())
+            spec = replica(self._config, wanted, index, workers)
+            self.processes.add(spec)
+            self._perform_all(self._supervision.add(spec, time.monotonic()))
+
+    async def stop(self, id: str, *, drain_s: float, replace: bool) -> None:  # noqa: A002 - the interface's name
+        """Ask one process of a cluster that is up to finish within ``drain_s`` and end; ``replace``: start it again."""
+        self._drain_s[id] = drain_s
+        self._decide(supervision.Replace(id) if replace else supervision.Retire(id))
+
+    async def list(self) -> Sequence[Member]:
+        """Every process."""
+        return [self._member(record) for record in self.state.record.processes]
+
+    def watch(self) -> AsyncGenerator[Member]:
+        """Every change from now on, until the cluster stops."""
+        changes: asyncio.Queue[Member | None] = asyncio.Queue()
+        self._watchers.add(changes)
+        if self._stopping:
+            changes.put_nowait(None)
+        return _until_none(changes)
+
+    async def logs(self, id: str, *, lines: int) -> Sequence[str]:  # noqa: A002 - the interface's name
+        """The last lines of a process's log."""
+        return self.processes.tail(id, lines)
+
+    async def close(self) -> None:
+        """Stop every process in order. Starts nothing any more."""
+        self._end_watches()
+        for task in tuple(self._jobs):
+            if task.get_name().startswith(("stop ", "check ")):
+                task.cancel()
+        await asyncio.gather(*self._jobs, return_exceptions=True)
+        await self.processes.stop_all()
+
+    # Starting and supervising
+
+    def interrupt(self) -> None:
+        """End ``start`` or ``supervise``."""
+        self._events.put_nowait(Interrupted())
+
+    async def start(self) -> Outcome:
+        """Start everything in order; "failed" was reported."""
+        actions = self._startup.handle(startup.Begin(), time.monotonic())
+        told_s = time.monotonic()
+        while True:
+            for action in actions:
+                match action:
+                    case startup.Start(process_id):
+                        await self.processes.start(process_id)
+                    case startup.GiveUp(process_id, reason):
+                        self.processes.report(process_id, reason)
+                        return "failed"
+                    case startup.AllReady():
+                        self.processes.note_shared_memory()
+                        return "ready"
+                    case _:
+                        assert_never(action)
+            event = await self._next_event(told_s + self._timing.progress_interval_s)
+            now_s = time.monotonic()
+            match event:
+                case None:
+                    told_s = now_s
+                    self._report_progress(now_s)
+                    actions = self._startup.handle(startup.Tick(), now_s)
+                case SaidReady(process_id, _):
+                    await self.processes.became_ready(event)
+                    actions = self._startup.handle(startup.BecameReady(process_id), now_s)
+                case HasEnded(process_id, exit_code):
+                    self.state.change(process_id, state="dead", exit_code=exit_code)
+                    actions = self._startup.handle(startup.Ended(process_id, exit_code), now_s)
+                case Interrupted():
+                    return "interrupted"
+                case StateLost():
+                    return "failed"
+                case supervision.StatusChecked():
+                    raise AssertionError("comes only of a cluster that is up")
+                case _:
+                    assert_never(event)
+
+    async def supervise(self) -> Outcome:
+        """Restart processes that end, until an interrupt or until no request can be served. Ends every watch."""
+        for spec in self.processes.specs.values():
+            if spec.role == "scheduler":
+                self._run(self._check(spec.id), f"check {spec.id}")
+        try:
+            return await self._supervise()
+        finally:
+            self._end_watches()
+
+    async def _supervise(self) -> Outcome:
+        while True:
+            event = await self._next_event(self._supervision.due_s())
+            told: supervision.Event
+            match event:
+                case Interrupted():
+                    return "interrupted"
+                case StateLost():
+                    return "failed"
+                case None:
+                    told = startup.Tick()
+                case SaidReady(process_id, _):
+                    await self.processes.became_ready(event)
+                    told = startup.BecameReady(process_id)
+                case HasEnded(process_id, exit_code):
+                    self.state.change(process_id, exit_code=exit_code)
+                    told = startup.Ended(process_id, exit_code)
+                case supervision.StatusChecked():
+                    told = event
+                case _:
+                    assert_never(event)
+            if not self._decide(told):
+                return "failed"
+
+    def _decide(self, event: supervision.Event) -> bool:
+        """Hand one event to the supervision and perform its actions; False: no request can be served any more."""
+        return self._perform_all(self._supervision.handle(event, time.monotonic()))
+
+    def _perform_all(self, actions: Sequence[supervision.Action]) -> bool:
+        for action in actions:
+            if isinstance(action, supervision.GiveUp):
+                tell(f"error: {action.why}: stopping the rest")
+                return False
+            self._perform(action)
+        return True
+
+    def _perform(self, action: supervision.Action) -> None:
+        match action:
+            case startup.Start(process_id):
+                self._run(self._start_again(process_id), f"start {process_id} again")
+            case supervision.Stop(process_id):
+                # A process that drains answers for itself. The state is for the time when it no longer does.
+                if self._supervision.phase(process_id) is Phase.STOPPING:
+                    self.state.change(process_id, state="restarting", why="a restart was requested")
+                stopping = self.processes.stop(process_id, self._drain_s[process_id])
+                self._run(stopping, f"stop {process_id}")
+            case supervision.Kill(process_id, reason):
+                tell(f"error: {process_id} {reason}: killing it")
+                self.processes.kill(process_id)
+            case supervision.Pause(process_id, how, pause_s, deaths):
+                bound = f"{deaths} of at most {self._launcher.restarts_max} within {self._timing.restart_window_s:g} s"
+                then = f"{how}; starts again in {pause_s:g} s ({bound})"
+                self.state.change(process_id, state="restarting", why=then)
+                tell(f"error: {process_id} {then}, log {self.processes.log(process_id)}")
+            case supervision.Fail(process_id, why):
+                self.processes.report(process_id, why)
+                self._ports.refuse(process_id)
+                self.state.change(process_id, state="failed", why=why)
+            case supervision.Retired(process_id):
+                self.state.change(process_id, state="stopped", why="")
+                tell(f"{process_id}: stopped, as requested")
+            case supervision.CameBack():
+                pass  # The state file says so already.
+            case supervision.GiveUp():
+                raise AssertionError("ends the supervision")
+            case _:
+                assert_never(action)
+
+    async def _start_again(self, process_id: str) -> None:
+        try:
+            await self.processes.start_again(process_id, unless=lambda: self._stopping)
+        except OSError as error:
+            tell(f"error: {process_id} cannot be started: {error}")
+            self._events.put_nowait(HasEnded(process_id, ExitCode.NOT_STARTED))
+
+    async def _check(self, process_id: str) -> None:
+        """Ask a scheduler for its status again and again."""
+        interval_s = supervision.SCHEDULER_ASK_INTERVAL_S
+        asked_s = time.monotonic()
+        while True:
+            await asyncio.sleep(max(0.0, asked_s + interval_s - time.monotonic()))
+            asked_s = time.monotonic()
+            answered = await self.processes.answers(process_id, interval_s)
+            self._events.put_nowait(supervision.StatusChecked(process_id, answered))
+
+    # Plumbing
+
+    def _report_progress(self, now_s: float) -> None:
+        for process_id, seconds in self._startup.waiting_for(now_s):
+            last = self.processes.tail(process_id, 1)
+            why = f": {last[0].strip()[:160]}" if last else ""
+            tell(f"{process_id}: starting for {seconds:.0f} s{why}")
+
+    async def _next_event(self, until_s: float | None) -> _Event | None:
+        """The next event; None when there is none by ``until_s``."""
+        try:
+            async with asyncio.timeout(None if until_s is None else max(0.0, until_s - time.monotonic())):
+                return await self._events.get()
+        except TimeoutError:
+            return None
+
+    def _run(self, job: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(job, name=name)
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
+
+    def _end_watches(self) -> None:
+        self._stopping = True
+        for changes in self._watchers:
+            changes.put_nowait(None)
+
+    def _publish(self, record: ProcessRecord) -> None:
+        for changes in self._watchers:
+            changes.put_nowait(self._member(record))
+
+    def _member(self, record: ProcessRecord) -> Member:
+        pid = self.processes.pid(record.id)
+        return Member(
+            id=record.id,
+            pool=self.processes.specs[record.id].pool,
+            incarnation=f"{pid}.{record.start_ticks}" if pid else "",
+            state=self._state_of(record, running=pid > 0),
+            address=record.address,
+            why=record.why,
+        )
+
+    def _state_of(self, record: ProcessRecord, *, running: bool) -> MemberState:
+        match record.state:
+            case "waiting":
+                return "pending"
+            case "restarting":
+                return "draining" if running else "pending"
+            case "starting":
+                return "starting"
+            case "ready":
+                return "draining" if self._supervision.phase(record.id) is Phase.RETIRING else "ready"
+            case "stopped" | "dead" | "failed":
+                return "ended"
+            case _:
+                assert_never(record.state)
+
+
+async def _until_none(changes: asyncio.Queue[Member | None]) -> AsyncGenerator[Member]:
+    while (member := await changes.get()) is not None:
+        yield member
+
+
+def _limits(launcher: LauncherConfig, timing: Timing) -> supervision.Limits:
+    return supervision.Limits(
+        backoff_min_s=launcher.restart_backoff_min_s,
+        backoff_max_s=timing.restart_backoff_max_s,
+        restarts_max=launcher.restarts_max,
+        window_s=timing.restart_window_s,
+        start_timeout_s=launcher.start_timeout_s,
+    )

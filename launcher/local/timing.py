@@ -1,0 +1,30 @@
+"""The launcher's waits and bounds on this machine that are no settings. Tests hand in others."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """Times in seconds."""
+
+    stop_starting_timeout_s: float = 3.0
+    """Time to end for a process that is not ready: it holds nothing, and an engine that loads ignores signals."""
+    progress_interval_s: float = 5.0
+    """How often start-up reports what it waits for."""
+    log_tail_lines: int = 30
+    """Lines of a failed process's log that are shown."""
+    restart_backoff_max_s: float = 30.0
+    """Longest pause before a process that died is started again."""
+    restart_window_s: float = 600.0
+    """How long a death counts."""
+    group_exit_timeout_s: float = 3.0
+    """Time that a dead process's children have to end, and again after they were killed."""
+    last_words_timeout_s: float = 0.2
+    """Time for which the stdout of a process that has ended is still read."""
+    first_check_timeout_s: float = 10.0
+    """Time that the first front proxy has to answer /health when everything is ready."""
+    status_timeout_s: float = 2.0
+    """Time that a process has to answer for its status."""
+    poll_interval_s: float = 0.1
+    """How often a restarted scheduler is asked whether the workers have registered."""
