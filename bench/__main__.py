@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import datetime as dt
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from cyclopts import Group, Parameter, validators
 from bench import bench_model, measures, overhead, plain_server, report
 from bench.load import LoadRun, LoadSpec, OpenAiBackend, client_session, run_load
 from bench.load_grpc import GrpcBackend
-from bench.peers import SYSTEM_NAMES, EngineShape, PeerOptions, SystemName, router_is_installed
+from bench.peers import EngineShape, PeerOptions, SystemName, router_is_installed
 from bench.prompts import FileTokenizer, make_prompts
 from launcher.demo import model as demo_model
 from runtime import command_line
@@ -45,6 +46,8 @@ def compare_overhead(
     sizes: Annotated[overhead.OverheadSpec, Parameter(name="*")] = _SIZES,
     threads: int = _THREADS,
     router_python: str = "",
+    against: Path | None = None,
+    against_command: str = "",
     sets: Annotated[Sequence[str], Parameter(name="--set", metavar="KEY=VALUE")] = (),
     start_timeout_s: float = 300.0,
     logs_dir: Path | None = None,
@@ -55,11 +58,15 @@ def compare_overhead(
     Parameters
     ----------
     model
-        a model folder, or 'demo'; default: one whose prefill takes a realistic time
+        a model folder, or 'demo'; default: a model with a realistic prefill time
     threads
         CPU threads per engine
     router_python
         a Python that has vllm-router; default: this one
+    against
+        a checkout of another commit: compare this Baton with that one
+    against_command
+        what starts its `baton`; default: its .venv/bin/baton, else its modules with this Python
     sets
         further settings of `baton up`; may be repeated
     logs_dir
@@ -68,11 +75,19 @@ def compare_overhead(
         where the JSON goes; default: beside the logs
     """
     folder = _overhead_model(model)
-    spec = dataclasses.replace(sizes, systems=sizes.systems or _installed_systems(router_python))
+    systems: tuple[SystemName, ...] = ("earlier", "baton") if against else ()
+    spec = dataclasses.replace(sizes, systems=sizes.systems or systems or _installed_systems(router_python))
+    if "earlier" in spec.systems and against is None:
+        raise ValueError("the system 'earlier' needs --against, a checkout of another commit")
     shape = EngineShape(model=str(folder.resolve()), threads=threads)
     logs = logs_dir or Path(tempfile.mkdtemp(prefix="baton-bench-"))
     options = PeerOptions(
-        logs_dir=logs, router_python=router_python, baton_sets=tuple(sets), start_timeout_s=start_timeout_s
+        logs_dir=logs,
+        router_python=router_python,
+        against=against,
+        against_command=tuple(shlex.split(against_command)),
+        baton_sets=tuple(sets),
+        start_timeout_s=start_timeout_s,
     )
     machine = report.environment()
     visits = asyncio.run(overhead.run_rounds(spec, shape, options, FileTokenizer(folder)))
@@ -204,9 +219,9 @@ def _router_version(router_python: str) -> str:
 
 def _installed_systems(router_python: str) -> tuple[SystemName, ...]:
     if router_is_installed(router_python):
-        return SYSTEM_NAMES
+        return ("plain", "router", "baton")
     print("vllm-router is not installed (pip install --no-deps -r requirements/bench.txt): left out", file=sys.stderr)
-    return tuple(name for name in SYSTEM_NAMES if name != "router")
+    return ("plain", "baton")
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -85,8 +85,10 @@ class Child:
             self._ready.cancel()
 
 
-async def start_child(name: str, argv: Sequence[str], environ: Mapping[str, str], log_path: Path) -> Child:
-    """Start it with these variables over our own."""
+async def start_child(
+    name: str, argv: Sequence[str], environ: Mapping[str, str], log_path: Path, *, folder: Path | None = None
+) -> Child:
+    """Start it in ``folder``, with these variables over our own."""
     process = await asyncio.create_subprocess_exec(
         *argv,
         env={**os.environ, **environ},
@@ -94,13 +96,14 @@ async def start_child(name: str, argv: Sequence[str], environ: Mapping[str, str]
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         start_new_session=True,
+        cwd=folder,
         limit=1 << 20,
     )
     return Child(name, process, log_path)
 
 
 def free_port() -> int:
-    """A TCP port nobody listens on now. Where another process takes it before its user binds it, that fails loudly."""
+    """A TCP port that is free now. If another process takes it first, its user fails to bind it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

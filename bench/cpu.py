@@ -25,7 +25,7 @@ class ProcessCpu(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CpuUse(msgspec.Struct, frozen=True, kw_only=True):
-    """CPU seconds used between two readings, and by whom."""
+    """CPU seconds used between two readings, by process."""
 
     engine_s: float
     other_s: float

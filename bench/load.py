@@ -223,7 +223,7 @@ async def _server_sent_events(content: aiohttp.StreamReader) -> AsyncIterator[by
 
 
 def client_session(connections_max: int = 4096) -> aiohttp.ClientSession:
-    """A session whose own limits are not what is measured."""
+    """A session without limits of its own, which would be measured too."""
     connector = aiohttp.TCPConnector(limit=connections_max)
     return aiohttp.ClientSession(connector=connector, read_bufsize=_LINE_BYTES_MAX)
 

@@ -93,7 +93,7 @@ def percentile(values: Sequence[float], rank: float) -> float:
 
 
 def ratio_spread(numerators: Sequence[float], denominators: Sequence[float]) -> RatioSpread:
-    """Round by round ratios; a round whose denominator is 0 says nothing and is an error of the run."""
+    """Round by round ratios; a denominator of 0 is an error of the run."""
     assert len(numerators) == len(denominators) > 0, (numerators, denominators)
     assert all(value > 0.0 for value in denominators), denominators
     rounds = tuple(above / below for above, below in zip(numerators, denominators, strict=True))

@@ -202,7 +202,7 @@ def compare(visits: Sequence[Visit]) -> list[Comparison]:
 
 
 def model_folder(model: str) -> Path:
-    """The folder of the model, whose tokenizer file makes prompts of exact lengths."""
+    """The folder of the model; its tokenizer file makes prompts of exact lengths."""
     folder = Path(model)
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"{model} is not a folder with a tokenizer.json, which exact prompt lengths need")

@@ -1,4 +1,4 @@
-"""Starts what is compared: one plain vLLM server, vllm-router before two vLLM servers, Baton 1P1D. Measures nothing.
+"""Starts what is compared: a plain vLLM server, vllm-router before two vLLM servers, Baton 1P1D, an earlier Baton.
 
 All run engines of one shape: same model, block size, context, KV space and thread count per engine.
 """
@@ -22,9 +22,9 @@ from bench import cpu
 from bench.children import Child, free_port, start_child
 from bench.plain_server import ENVIRONMENT
 
-SystemName = Literal["plain", "router", "baton"]
+SystemName = Literal["plain", "router", "baton", "earlier"]
 SYSTEM_NAMES: tuple[SystemName, ...] = get_args(SystemName)
-ENGINES: Mapping[SystemName, int] = {"plain": 1, "router": 2, "baton": 2}
+ENGINES: Mapping[SystemName, int] = {"plain": 1, "router": 2, "baton": 2, "earlier": 2}
 ROUTER_MODULE = "vllm_router.launch_router"
 
 
@@ -49,6 +49,9 @@ class PeerOptions(msgspec.Struct, frozen=True, kw_only=True):
     logs_dir: Path
     # A Python that has vllm-router; empty: this one.
     router_python: str = ""
+    # A checkout of an earlier commit, and the words that start its `baton`; empty words: found in the checkout.
+    against: Path | None = None
+    against_command: tuple[str, ...] = ()
     # Further `--set key=value` of `baton up`.
     baton_sets: tuple[str, ...] = ()
     start_timeout_s: float = 300.0
@@ -65,7 +68,7 @@ class System(msgspec.Struct, kw_only=True):
 
     @property
     def root_pids(self) -> list[int]:
-        """The processes whose trees are the system."""
+        """The processes that, with their descendants, are the system."""
         return [child.pid for child in self.children]
 
     async def stop(self) -> None:
@@ -92,7 +95,7 @@ def engine_environment(shape: EngineShape) -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": str(shape.kv_cache_gib),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        # As Baton runs its engines (engine/vllm/args.py): without worker processes whose spinning fills small machines.
+        # As Baton runs its engines (engine/vllm/args.py): worker processes spin and would fill a small machine.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         **({"TORCH_COMPILE_DISABLE": "1"} if shape.enforce_eager else {}),
     }
@@ -105,9 +108,23 @@ def router_argv(python: str, port: int, prefill_url: str, decode_url: str, metri
     return [*argv, "--prometheus-port", str(metrics_port), "--worker-startup-check-interval", "1"]
 
 
-def baton_argv(shape: EngineShape, port: int, state_dir: Path, sets: Sequence[str]) -> list[str]:
-    """The command of Baton 1P1D."""
-    argv = [sys.executable, "-m", "cli", "up", "--model", shape.model, "--prefill", "1", "--decode", "1"]
+def earlier_command(checkout: Path, given: Sequence[str] = ()) -> list[str]:
+    """The words that start `baton` of another checkout: its own environment's if it has one, else this Python's."""
+    own = checkout / ".venv" / "bin" / "baton"
+    if given:
+        return [*given]
+    if own.is_file():
+        return [str(own)]
+    module = "cli" if (checkout / "cli").is_dir() else "launcher.cli"
+    return [sys.executable, "-m", module]
+
+
+def baton_argv(
+    shape: EngineShape, port: int, state_dir: Path, sets: Sequence[str], command: Sequence[str] = ()
+) -> list[str]:
+    """The command of Baton 1P1D; ``command`` starts another `baton` than this one."""
+    argv = [*(command or (sys.executable, "-m", "cli")), "up", "--model", shape.model]
+    argv += ["--prefill", "1", "--decode", "1"]
     argv += ["--host", "127.0.0.1", "--port", str(port), "--grpc-port", "0", "--state-dir", str(state_dir)]
     settings = {
         "engine.served_model_name": shape.served_model_name,
@@ -125,7 +142,7 @@ def baton_argv(shape: EngineShape, port: int, state_dir: Path, sets: Sequence[st
 
 
 def router_is_installed(router_python: str) -> bool:
-    """Whether the router can be started at all; another Python is taken at its word."""
+    """Whether the router can be started at all; another Python is not checked."""
     return bool(router_python) or importlib.util.find_spec("vllm_router") is not None
 
 
@@ -161,10 +178,25 @@ async def _start_baton(shape: EngineShape, options: PeerOptions, children: list[
     return await child.wait_ready_line(options.start_timeout_s)
 
 
+async def _start_earlier(shape: EngineShape, options: PeerOptions, children: list[Child]) -> str:
+    assert options.against is not None, "checked with the command line"
+    checkout = options.against.absolute()
+    command = earlier_command(checkout, options.against_command)
+    state_dir = options.logs_dir / "earlier_state"
+    argv = baton_argv(shape, free_port(), state_dir, options.baton_sets, command)
+    # Its processes import its own tree, not this one.
+    environ = {**engine_environment(shape), "PYTHONPATH": str(checkout)}
+    log = options.logs_dir / "earlier.log"
+    child = await start_child("the earlier baton up", argv, environ, log, folder=checkout)
+    children.append(child)
+    return await child.wait_ready_line(options.start_timeout_s)
+
+
 _STARTS: Mapping[SystemName, Callable[[EngineShape, PeerOptions, list[Child]], Awaitable[str]]] = {
     "plain": _start_plain,
     "router": _start_router,
     "baton": _start_baton,
+    "earlier": _start_earlier,
 }
 
 

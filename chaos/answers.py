@@ -1,6 +1,6 @@
 """What came of one request, put together from whole replies or from parts, and where two answers differ. Pure.
 
-Of logprobs the tokens are kept and not the numbers: those depend on who shares the engine's batch.
+Of logprobs the tokens are kept and not the numbers, which depend on the other requests in the engine's batch.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from chaos.answers import Answer, BadAnswer
 from chaos.requests import Ask, GrpcAsk, HttpAsk
 from front_proxy.grpc_api.client import BatonClient, BatonError, GenerateRequest
 
-# How gRPC says that a connection broke, or that nobody is there.
+# How gRPC reports that a connection broke, or that no process listens.
 _NOBODY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 # No connection of an earlier request is taken for this one's: a front proxy that came back must not be waited for.
 _CHANNEL_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))

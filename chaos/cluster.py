@@ -87,7 +87,7 @@ class ChaosCluster:
         if launcher is None:
             return 0
         if launcher.returncode is None:
-            # Not send_signal: it reaps a process that has just ended, and then nobody can tell its exit code.
+            # Not send_signal: it reaps a process that has just ended, and its exit code would be lost.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(launcher.pid, signal.SIGINT)
         try:
@@ -156,13 +156,13 @@ class ChaosCluster:
             nonlocal looks
             hit = next(line for line in lines if line.id == process_id)
             looks = looks + 1 if hit.pid != instead_of_pid and all_serve(lines) and all_known(lines) else 0
-            # That somebody had left is told to the scheduler only now, where it could not be before.
+            # A process that left while the scheduler was away is reported to it only now.
             return looks == _LOOKS_WHOLE
 
         await self.until(whole, timeout_s, f"{process_id} is whole again")
 
     async def not_back(self) -> list[NotBack]:
-        """Who does not serve now, with the last lines of his log; nobody where no cluster was started."""
+        """The processes that do not serve now, with the last lines of their logs; empty if no cluster was started."""
         try:
             record = state_file.read(self.state_dir)
         except state_file.StateError:

@@ -51,7 +51,7 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """One process's metrics: each summed over its labels, and the line of those who wait by class."""
+    """One process's metrics: each summed over its labels, and the queue length by class."""
 
     process_id: str
     role: str
@@ -109,7 +109,7 @@ def beyond_bounds(samples: Sequence[Sample], bounds: Bounds) -> Broken:
 
 
 def left(samples: Sequence[Sample]) -> Broken:
-    """What must be nothing once nobody asks for anything."""
+    """What must be 0 when no request runs."""
     broken: Broken = {}
     for sample in samples:
         for name in _LEFT.get(sample.role, ()):

@@ -1,4 +1,4 @@
-"""The ports of a cluster whose processes are reached through relays, and the settings that make it so."""
+"""The ports of a cluster with a relay before each process, and the settings for it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _bound_run(count: int) -> list[socket.socket]:
             try:
                 rest = [undo.enter_context(_bound(_port(first) + offset)) for offset in range(1, count)]
             except (OSError, OverflowError):
-                continue  # somebody has one of them
+                continue  # another process has one of them
             undo.pop_all()
             return [first, *rest]
     raise OSError(f"no {count} free ports in a row on {HOST}")

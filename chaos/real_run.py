@@ -106,7 +106,7 @@ class _Chaos:
             model = await cluster.ready(options.start_timeout_s)
             faults = Faults(cluster, network, options.lengths, restart_timeout_s=options.recover_timeout_s)
             report = await self._measure(cluster, faults, model)
-        except Exception as error:  # noqa: BLE001 - whatever ended it is the verdict, and nobody else would tell it
+        except Exception as error:  # noqa: BLE001 - any error is the verdict, and is reported nowhere else
             report = self._failed(error)
             report = msgspec.structs.replace(report, not_back=await cluster.not_back())
         finally:

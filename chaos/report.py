@@ -45,7 +45,7 @@ class ChaosReport(msgspec.Struct, frozen=True, kw_only=True):
     not_back: list[NotBack] = msgspec.field(default_factory=list)
     counts: Counts = msgspec.field(default_factory=Counts)
     faults: list[FaultRecord] = msgspec.field(default_factory=list)
-    # None: nobody could be asked.
+    # None: no process answered.
     leases_left: int | None = None
     blocks_left: int | None = None
     # What processes said on /metrics that they may not say, by the invariant that it breaks.
@@ -60,7 +60,7 @@ def judged(report: ChaosReport) -> dict[Invariant, bool]:
     counts = report.counts
     nothing_left = not (report.leases_left or report.blocks_left)
     return {
-        # A run whose requests do not all end does not end by itself either.
+        # If a request does not end, the run does not end by itself.
         Invariant.ENDS_ONCE: True,
         Invariant.TOKENS: not counts.wrong,
         Invariant.UNDISTURBED: not counts.wrong,

@@ -1,6 +1,6 @@
-"""What the clients of a chaos run ask, drawn from its seed: every kind whose answer must not change. Sends nothing.
+"""The requests of a chaos run, drawn from its seed: every kind with a repeatable answer. Sends nothing.
 
-Kinds whose answer differs from run to run by design, as sampling without a seed, have no answer to compare with.
+Some kinds have no repeatable answer, such as sampling without a seed. They are left out.
 """
 
 from __future__ import annotations

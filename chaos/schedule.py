@@ -1,6 +1,6 @@
 """Which fault hits which process, in which order: the one schedule of `baton chaos` and of the simulation.
 
-Pure: the same seed gives the same schedule to both. Breaks nothing; whoever performs a fault matches on its kind.
+Pure: the same seed gives the same schedule to both. Breaks nothing itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 NETWORK_KINDS: frozenset[FaultKind] = frozenset({"cut", "delay", "blackhole"})
 
 
-# Most requests that end between two faults, and clients at once, where nobody says otherwise.
+# Defaults: most requests that end between two faults, and clients at once.
 AFTER_REQUESTS_MAX = 8
 USERS = 6
 
@@ -54,7 +54,7 @@ class Lengths:
 def may_repeat(fault: Fault | None, front_proxy_id: str) -> bool:
     """Whether a client may see its connection to that front proxy break, and ask again elsewhere: it ends just now.
 
-    It is the one thing that clients may notice, spare or not: nobody else can answer on a connection that is gone.
+    Clients notice this one, spare or not: no other process can answer on a connection that is gone.
     """
     return fault is not None and fault.process_id == front_proxy_id and replaces(fault.kind)
 

@@ -1,4 +1,4 @@
-"""Steady traffic whose every answer is known beforehand. Counts what clients see; breaks nothing itself.
+"""Steady traffic with known answers. Counts what clients see; breaks nothing itself.
 
 A stream that ends without its end, an HTTP status of 400 and more, an error inside a stream and an answer that differs
 from the undisturbed run are failures. A connection that ends because its front proxy died is not the cluster's to

@@ -12,7 +12,7 @@ from cli import cluster, process
 from cli.config import config
 from runtime import command_line
 
-# Before grpc is imported by anyone: its fork handlers and the engines' own processes do not get on.
+# Must be set before the first import of grpc: its fork handlers break the engines' own processes.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
@@ -33,14 +33,14 @@ _CLUSTER = Group.create_ordered("A cluster on this machine")
 _PROCESSES = Group.create_ordered("One process")
 _SETTINGS = Group.create_ordered("About")
 
-app = command_line.new_app("baton", "Serve language models with prefill and decode apart.", version=version)
+app = command_line.new_app("baton", "Serve language models with separate prefill and decode workers.", version=version)
 app.command(cluster.up, group=_CLUSTER)
 app.command(cluster.status, group=_CLUSTER)
 app.command(cluster.drain, group=_CLUSTER)
 app.command(cluster.restart, group=_CLUSTER)
 # Imported when it is used: it reads messages of the gRPC API.
 app.command(
-    "cli.chaos:app", name="chaos", help="Break a cluster under traffic, and judge what clients saw.", group=_CLUSTER
+    "cli.chaos:app", name="chaos", help="Break a cluster under traffic, and check what clients saw.", group=_CLUSTER
 )
 app.command(process.scheduler, group=_PROCESSES)
 app.command(process.prefill, group=_PROCESSES)

@@ -1,4 +1,4 @@
-"""`baton chaos`: breaks a cluster under traffic, a real one or one in virtual time, and judges."""
+"""`baton chaos`: breaks a cluster under traffic, a real one or one in virtual time, and reports."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from runtime.process_role import Role
 
 _ROLES: tuple[Role, ...] = get_args(Role)
 
-app = command_line.new_app("chaos", "Break a cluster under traffic, and judge what clients saw.")
+app = command_line.new_app("chaos", "Break a cluster under traffic, and check what clients saw.")
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a cluster is made of, and what befalls it."""
+    """The processes of a cluster, and its faults."""
 
     prefill: int = 1
-    """prefill workers"""
+    """number of prefill workers"""
     decode: int = 2
-    """decode workers"""
+    """number of decode workers"""
     front_proxies: int = 2
-    """front proxies"""
+    """number of front proxies"""
     seed: int = 0
-    """of prompts, order and moments of the faults"""
-    faults: Annotated[Sequence[FaultKind], command_line.one_or_more_of(FAULT_KINDS, "what goes wrong", "KINDS")] = (
+    """seed of the prompts, and of the order and times of the faults"""
+    faults: Annotated[Sequence[FaultKind], command_line.one_or_more_of(FAULT_KINDS, "kinds of fault", "KINDS")] = (
         "kill",
     )
-    roles: Annotated[Sequence[Role], command_line.one_or_more_of(_ROLES, "what it hits", "ROLES")] = _ROLES
+    roles: Annotated[Sequence[Role], command_line.one_or_more_of(_ROLES, "which processes", "ROLES")] = _ROLES
     rounds: int = 1
     """how often each fault hits each process"""
     users: int = USERS
@@ -57,7 +57,7 @@ def real(
     plan: Plan = _PLAN,
     lengths: _Lengths = _LENGTHS,
     requests: Annotated[
-        Sequence[RequestKind], command_line.one_or_more_of(REQUEST_KINDS, "what clients ask", "KINDS")
+        Sequence[RequestKind], command_line.one_or_more_of(REQUEST_KINDS, "kinds of request", "KINDS")
     ] = REQUEST_KINDS,
     recover_timeout_s: float = 240.0,
     state_dir: Path = Path(".baton-chaos"),
@@ -66,7 +66,7 @@ def real(
 ) -> int:
     """Break a real cluster on this machine.
 
-    The exit code is 0 when no request failed, no token was wrong and nothing is held at the end; else 1.
+    The exit code is 0 if no request failed, no token was wrong, and no worker holds KV or a lease at the end; else 1.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def real(
 
     counts = (("prefill", plan.prefill), ("decode", plan.decode), ("front_proxies", plan.front_proxies))
     sets = [*(f"launcher.{name}={count}" for name, count in counts), *sources.sets]
-    # What `baton up` is going to start by; a setting that is wrong ends here, before anything has started.
+    # As `baton up` will read it. A wrong setting fails here, before any process starts.
     config = load(Sources(config=sources.config, sets=sets)).value
     options = real_run.ChaosOptions(
         state_dir=state_dir.expanduser().absolute(),
@@ -122,20 +122,20 @@ def virtual(
     lengths: _Lengths = _LENGTHS,
     schedulers: int = 1,
     seeds: int = 1,
-    story: bool = False,
+    event_log: bool = False,
 ) -> int:
-    """Break the production machines in virtual time, by the same schedule.
+    """Break the production code in virtual time, by the same schedule.
 
-    The exit code is 0 when clients noticed nothing and every invariant held; else 1.
+    The exit code is 0 if no request failed and every invariant held; else 1.
 
     Parameters
     ----------
     schedulers
-        schedulers, of which one leads
+        number of schedulers
     seeds
-        run so many seeds, from --seed on
-    story
-        tell all that happened
+        number of seeds to run, from --seed on
+    event_log
+        print every event
     """
     from chaos import virtual_run
     from simulation.faults.cluster import Topology
@@ -153,7 +153,7 @@ def virtual(
     )
 
     def tell(seed: int) -> int:
-        verdict = virtual_run.run(seed, options, telling=story)
+        verdict = virtual_run.run(seed, options, telling=event_log)
         print("\n".join((*verdict.story, *virtual_run.told(verdict, virtual_run.planned(seed, options)))))
         return 0 if verdict.passed else 1
 

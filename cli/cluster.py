@@ -23,7 +23,9 @@ from cli.settings import (
 def up(
     *,
     model: Model = None,
-    prefill: Annotated[str | None, setting("launcher.prefill", "number of prefill workers", "N")] = None,
+    prefill: Annotated[
+        str | None, setting("launcher.prefill", "number of prefill workers; 0: decode workers compute the prompts", "N")
+    ] = None,
     decode: Annotated[str | None, setting("launcher.decode", "number of decode workers", "M")] = None,
     host: FrontHost = None,
     port: FrontPort = None,
@@ -102,12 +104,12 @@ def restart(
     state_dir: StateDir = None,
     sources: Sources = NO_SOURCES,
 ) -> None:
-    """Replace a process of `baton up`, losing nothing.
+    """Restart a process of `baton up` without losing a request.
 
     Parameters
     ----------
     process
-        an id in `baton status`, or all, one after the other
+        an id in `baton status`, or all: every process, one after the other
     """
     from launcher.local import operator_commands
 

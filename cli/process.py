@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 _WorkerId = Annotated[str | None, setting("worker.worker_id", "name of this worker, unique in the cluster", "ID")]
 _WorkerHost = Annotated[str | None, setting("worker.host", "address to listen on", "H")]
 _WorkerPort = Annotated[str | None, setting("worker.port", "gRPC port", "P")]
-_WorkerScheduler = Annotated[str | None, setting("worker.scheduler_address", "the scheduler", "HOST:PORT")]
+_WorkerScheduler = Annotated[
+    str | None, setting("worker.scheduler_address", "address of the scheduler; of two, with a comma", "HOST:PORT")
+]
 
 
 def scheduler(
@@ -77,7 +79,10 @@ def front_proxy(
     host: FrontHost = None,
     port: FrontPort = None,
     grpc_port: FrontGrpcPort = None,
-    scheduler: Annotated[str | None, setting("front_proxy.scheduler_address", "the scheduler", "HOST:PORT")] = None,
+    scheduler: Annotated[
+        str | None,
+        setting("front_proxy.scheduler_address", "address of the scheduler; of two, with a comma", "HOST:PORT"),
+    ] = None,
     sources: Sources = NO_SOURCES,
 ) -> int:
     """Run one front proxy."""

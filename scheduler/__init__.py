@@ -7,7 +7,7 @@ One plan: filters drop the workers that cannot serve (``policies/``), scorers ra
 one (``profile``). Prefill and decode are chosen together (``placement``), and the decode blocks are reserved before any
 prefill is spent. ``disaggregation`` says whether a remote prefill pays.
 
-What fits nowhere waits its turn (``waiting_line``, ``fair_share``), in bounds, or is refused with when to come back.
+What fits nowhere waits in a bounded queue (``queueing``), or is refused with a time to retry after.
 
 Absent on purpose: prefix-aware routing. A scorer for it is one more file in ``policies/``.
 """

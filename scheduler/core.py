@@ -1,7 +1,7 @@
 """The scheduler's decisions: events in, actions out. No clock, no I/O; chance only through an argument.
 
-Holds the membership of workers and what is known of their health. Plans and reservations are in ``books``, the
-requests that wait in ``waiting_line``, and which is placed next in ``turns``. ``check`` asserts the invariants of all.
+Holds the membership of workers and what is known of their health. ``queueing`` has the other parts: reservations, the
+queue, and which request is placed next. ``check`` asserts the invariants of all.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from scheduler.routing.placement import Planner
 
 EVENT_LOG_MAX = 64
 
-# So frequent that they would push everything else out of the event_log.
+# So frequent that they would push everything else out of the log of events.
 NOT_LOGGED = (PlansRunning, RequestEnded, Tick, WorkerLeasesReported, WorkerLoadReported)
 
 
@@ -375,7 +375,7 @@ class SchedulerCore:
         return [f"{at_s:.3f} {event}" for at_s, event in self._event_log]
 
     def check(self) -> None:
-        """Assert every invariant of the books. Slow: for tests and after a failure."""
+        """Assert every invariant. Slow: for tests and after a failure."""
         self.cluster.check()
         self._queue.check()
         for session, plan_id in self._queue:

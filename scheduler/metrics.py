@@ -13,7 +13,7 @@ from scheduler.api.worker_info import Role, WorkerState
 from scheduler.cluster.worker import Worker
 
 # One pass in so many is timed: reading the clock costs as much as a small filter. A prime, since a plan makes up to
-# three passes (filters of each side, pairs) and each kind must have its turn.
+# three passes (filters of each side, pairs) and each kind must be sampled.
 POLICY_SAMPLE_EVERY = 17
 
 _OUTCOMES = frozenset({"finished", "failed", "cancelled"})
@@ -56,12 +56,12 @@ class SchedulerMetrics:
         )
         self.waited_s = Histogram(
             "baton_scheduler_waited_seconds",
-            "Time in the line of requests that then got a place",
+            "Time in the queue of requests that were then placed",
             buckets=TIME_TO_FIRST_TOKEN_S,
             registry=registry,
         )
         self._waiting = Gauge(
-            "baton_scheduler_waiting", "Requests that wait for a place", ("priority_class",), registry=registry
+            "baton_scheduler_waiting", "Requests that wait to be placed", ("priority_class",), registry=registry
         )
         self.ejections = Counter(
             "baton_scheduler_ejections_total", "Workers left out because they failed requests", registry=registry
@@ -74,7 +74,7 @@ class SchedulerMetrics:
         )
         self.reservations_dropped = Counter(
             "baton_scheduler_reservations_dropped_total",
-            "Reservations that nobody needed and nobody had ended",
+            "Reservations without a request whose end was not reported",
             ("reason",),
             registry=registry,
         )
@@ -95,7 +95,7 @@ class SchedulerMetrics:
         self._leads.set(leads)
 
     def show_waiting(self, counts: Mapping[PriorityClass, int]) -> None:
-        """Bring the line's gauges up to date."""
+        """Bring the queue's gauges up to date."""
         for priority_class, count in counts.items():
             self._waiting.labels(priority_class.value).set(count)
 

@@ -128,7 +128,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             text = "This scheduler does not lead any more."
             await stream.refuse(Failure(kind=FailureKind.UNAVAILABLE, message=text))
         if message is None:
-            await stream.refuse(_bad("The first message must say who you are; none came."))
+            await stream.refuse(_bad("The first message must say what registers; none came."))
         return message
 
     async def _converse(

@@ -69,7 +69,7 @@ class SchedulerShell:
         self.leads_until_s: Callable[[], float] = lambda: float("inf")
         """When this one's leadership is over unless it is renewed: another one may lead from then on."""
         self.broken = asyncio.Event()
-        """Set when the core broke an invariant: the process must end, for its books are wrong."""
+        """Set when the core broke an invariant: the process must end, for its state is wrong."""
         self._clock = clock
         self._sessions = itertools.count(1)
         self._push: asyncio.TimerHandle | None = None
@@ -81,8 +81,8 @@ class SchedulerShell:
         return next(self._sessions)
 
     def lead(self, core: SchedulerCore, epoch: int, until_s: Callable[[], float]) -> None:
-        """Take over with fresh books, which workers and front proxies fill when they connect."""
-        assert not self.workers and not self.fronts, "nobody is let in while standing by"
+        """Take over with an empty core, which workers and front proxies fill when they connect."""
+        assert not self.workers and not self.fronts, "no peer is let in while standing by"
         self.core, self.leader_epoch, self.leads_until_s, self.stands_by = core, epoch, until_s, False
 
     @property
@@ -184,7 +184,7 @@ class SchedulerShell:
         match action:
             case ReportLeak(worker_id=worker_id, lease_id=lease_id, request_id=request_id, unknown_for_s=for_s):
                 told = {"worker": worker_id, "lease": lease_id, "request_id": request_id, "for_s": round(for_s, 1)}
-                log.error("leaked lease: a worker holds KV for a request that nobody runs", **told)
+                log.error("leaked lease: a worker holds KV for a request that no front proxy runs", **told)
             case ReportDropped(request_id=request_id, reason=reason):
                 log.warning("reservation dropped", request_id=request_id, why=reason)
                 self.metrics.reservations_dropped.labels(reason).inc()
@@ -224,6 +224,6 @@ class SchedulerShell:
         )
 
     def _signed(self, reply: pb.FrontReply) -> pb.FrontReply:
-        """Say whose word it is."""
+        """Say which leadership speaks."""
         reply.leader_epoch = self.leader_epoch
         return reply

@@ -25,7 +25,7 @@ class DemoModelError(UserError):
 
 
 def default_cache_dir(environ: Mapping[str, str]) -> Path:
-    """Where models that are made on this machine lie when nobody says otherwise."""
+    """Default folder of models that are made on this machine."""
     base = environ.get("XDG_CACHE_HOME") or ""
     return (Path(base) if base else Path.home() / ".cache") / "baton"
 
@@ -43,8 +43,8 @@ def ensure(cache_dir: Path | None = None) -> Path:
         return wanted
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".demo-", dir=cache_dir) as scratch:
-            made = Path(shutil.copytree(SHIPPED, Path(scratch) / "demo", copy_function=shutil.copyfile))
+        with tempfile.TemporaryDirectory(prefix=".demo-", dir=cache_dir) as temporary:
+            made = Path(shutil.copytree(SHIPPED, Path(temporary) / "demo", copy_function=shutil.copyfile))
             try:
                 made.rename(wanted)
             except OSError:

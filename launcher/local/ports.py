@@ -1,8 +1,8 @@
 """Addresses that outlive the processes behind them: sockets that `baton up` binds and keeps. Accepts no connection.
 
-A front proxy's HTTP socket is passed on: while no front proxy runs, clients wait in its queue instead of being refused.
-gRPC takes no socket from outside, so those ports are only kept from others: bound here and not listened on, which lets
-one process listen (both sides say SO_REUSEADDR) and keeps the kernel from giving the number to anybody else.
+A front proxy inherits its HTTP socket: while no front proxy runs, clients wait in the socket's queue instead of being
+refused. gRPC accepts no inherited socket, so its ports are only reserved: bound here without listening. One process can
+then listen on the port (both use SO_REUSEADDR), and the kernel gives the number to no other process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class HeldPorts:
 
     @classmethod
     def take(cls, config: BatonConfig, specs: Sequence[ProcessSpec]) -> HeldPorts:
-        """Bind what clients, workers and front proxies will dial. Raises StartError when a port is taken."""
+        """Bind the ports that clients, workers and front proxies connect to. Raises StartError when a port is taken."""
         held = cls()
         front, scheduler = config.front_proxy, config.scheduler
         with contextlib.ExitStack() as undo:
@@ -55,21 +55,21 @@ class HeldPorts:
         return held
 
     def settings(self, process_id: str) -> Sequence[str]:
-        """What tells a process its ports."""
+        """The settings with which a process gets its ports."""
         return self._settings.get(process_id, ())
 
     def http_fd(self, process_id: str) -> int | None:
-        """The socket to pass on; None where the process binds for itself."""
+        """The socket that a process inherits; None if it binds its own."""
         held = self._http.get(process_id)
         return None if held is None else held.fileno()
 
     def refuse(self, process_id: str) -> None:
-        """Nobody will serve here: let clients be refused instead of waiting. The number is not kept any longer."""
+        """No process will serve here any more: close the socket, so that clients are refused instead of waiting."""
         if (held := self._http.pop(process_id, None)) is not None:
             held.close()
 
     def close(self) -> None:
-        """Let everything go."""
+        """Close every socket."""
         for held in (*self._http.values(), *self._kept):
             held.close()
         self._http.clear()
@@ -87,7 +87,7 @@ class HeldPorts:
 def _bound(host: str, port: int, setting: str, flag: str | None) -> socket.socket:
     held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        # As servers do: a port whose last connections are only winding down is free.
+        # As servers do: a port counts as free when its last connections are closing.
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind((host, port))
     except OSError as error:

@@ -88,7 +88,7 @@ def shared_memory_of(pids: Iterable[int]) -> set[Path]:
 
 
 def remove_unused(files: Iterable[Path], *, made_since_s: float) -> list[Path]:
-    """Unlink those of ``files`` that we own, that are no older than ``made_since_s`` and that nobody uses any more."""
+    """Unlink those of ``files`` that we own, that are no older than ``made_since_s`` and that no process uses."""
     present = [file for file in files if _is_ours(file, made_since_s)]
     if not present:
         return []

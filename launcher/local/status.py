@@ -1,4 +1,4 @@
-"""What `baton status` says: the state file, the kernel and every process's own word put together. Changes nothing."""
+"""What `baton status` says: the state file, the kernel's view and each process's status together. Changes nothing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _COLUMNS = (
 
 
 class StatusLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One process in `baton status --json`. Every key is always there; numbers nobody could tell are 0."""
+    """One process in `baton status --json`. Every key is always there; an unknown number is 0."""
 
     id: str
     role: str
@@ -49,7 +49,7 @@ class StatusLine(msgspec.Struct, frozen=True, kw_only=True):
     leases_held: int = 0
     kv_bytes_in: int = 0
     kv_bytes_out: int = 0
-    # A scheduler's: workers it may plan on, and front proxies that ask it.
+    # A scheduler's: workers that it may use, and front proxies that are connected.
     workers_ready: int = 0
     front_proxies_registered: int = 0
     # Times `baton up` started it again, and why it is down where it is "restarting" or "failed".
@@ -58,7 +58,7 @@ class StatusLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def collect(record: ClusterRecord, *, timeout_s: float) -> list[StatusLine]:
-    """The truth about every process, asked at the same time; takes ``timeout_s`` at most."""
+    """The state of every process, asked at the same time; takes ``timeout_s`` at most."""
     supervised = procfs.is_alive(record.launcher_pid, record.launcher_start_ticks)
     return list(await asyncio.gather(*(_one(process, supervised, timeout_s) for process in record.processes)))
 
@@ -97,7 +97,7 @@ def judge(
     if process.pid == 0 or process.state == "stopped":
         return known
     if not alive:
-        # Without its launcher nobody starts it again, whatever was promised.
+        # Without its launcher it is not started again, whatever the state file says.
         promised = process.state == "failed" or (process.state == "restarting" and supervised)
         return (
             msgspec.structs.replace(known, state=process.state, why=process.why)
@@ -105,7 +105,7 @@ def judge(
             else msgspec.structs.replace(known, state="dead")
         )
     if answer is None:
-        # Before it was ready it serves nothing, so its silence says nothing.
+        # A process that starts does not answer yet.
         return known if process.state == "starting" else msgspec.structs.replace(known, state="unreachable")
     return msgspec.structs.replace(
         known,
@@ -124,7 +124,7 @@ def judge(
 
 
 def all_serve(lines: Sequence[StatusLine]) -> bool:
-    """Whether every process does its part: each is ready, but of several schedulers all that do not lead stand by."""
+    """Whether every process is ready, and of several schedulers one leads and the others are standbys."""
     schedulers = [line.state for line in lines if line.role == "scheduler"]
     others = [line.state for line in lines if line.role != "scheduler"]
     led = schedulers.count("ready") == 1 and schedulers.count("standby") == len(schedulers) - 1
@@ -132,7 +132,7 @@ def all_serve(lines: Sequence[StatusLine]) -> bool:
 
 
 def all_known(lines: Sequence[StatusLine]) -> bool:
-    """Whether a scheduler that leads may plan on every worker, and every front proxy asks it."""
+    """Whether the scheduler that leads may use every worker, and every front proxy is connected to it."""
     workers = sum(line.role in ("prefill", "decode") for line in lines)
     fronts = sum(line.role == "front_proxy" for line in lines)
     return any(

@@ -38,7 +38,7 @@ def make(parents: tuple[str, ...] | None = None) -> Path:
 
 
 def environment(folder: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """``environ`` of a process whose temporary files shall lie in ``folder``."""
+    """``environ`` of a process with its temporary files in ``folder``."""
     # What torch compiled is kept where it was always kept, or every start would compile it again.
     kept = {
         "VLLM_RPC_BASE_PATH": str(folder),

@@ -88,7 +88,7 @@ class ReportLeak(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReportDropped(msgspec.Struct, frozen=True, kw_only=True):
-    """Tell operators that a reservation was dropped because nobody needed it, and how that was seen."""
+    """Tell operators that a reservation without a request was dropped, and how that was noticed."""
 
     request_id: str
     reason: str

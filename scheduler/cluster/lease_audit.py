@@ -1,4 +1,4 @@
-"""Compares what is held with what runs: leases nobody uses, reservations nobody needs. Pure; frees nothing itself."""
+"""Finds leaked leases: held by a worker for a request that no front proxy runs. Pure; frees nothing itself."""
 
 from __future__ import annotations
 

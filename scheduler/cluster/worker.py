@@ -83,7 +83,7 @@ class Worker:
         self.context_tokens_max = info.context_tokens_max
         self.requests_max = info.requests_max
         self.ready = False
-        # Blocks held for each running request whose plan is not known here: a new scheduler's care.
+        # Blocks held for each running request whose plan is not known here, by a new scheduler.
         self.recovery_reserve = 0
         self.reserved_blocks = 0
         self.unreported_tokens = 0
@@ -120,7 +120,7 @@ class Worker:
         self._refresh()
 
     def reserve_for_recovery(self, blocks_per_request: int) -> None:
-        """From now on hold so many blocks for every running request whose plan is not known; 0 ends it."""
+        """From now on keep so many blocks for every running request whose plan is not known; 0 ends it."""
         self.recovery_reserve = blocks_per_request
         self._refresh()
 

@@ -56,9 +56,9 @@ class FileLock:
             await asyncio.sleep(LOOK_INTERVAL_S)
 
     async def lost(self) -> str:
-        """Wait until somebody deletes or replaces the file: then another process can lock the new one."""
+        """Wait until the file is deleted or replaced: then another process can lock the new one."""
         assert self._file is not None, "it does not lead"
-        while _is_at(self._file, self._path):  # noqa: ASYNC110 - nobody tells us that a file was deleted
+        while _is_at(self._file, self._path):  # noqa: ASYNC110 - no event tells that a file was deleted
             await asyncio.sleep(LOOK_INTERVAL_S)
         return "the leader's file was deleted"
 
@@ -74,7 +74,7 @@ class FileLock:
         try:
             locked = _lock(file)
             self.leader = _newer(self.leader, _read(file))
-            # Somebody may have deleted the file after it was opened: that lock is worth nothing.
+            # The file may have been deleted after it was opened: that lock is worth nothing.
             if locked and _is_at(file, self._path):
                 record = LeaderRecord(next_epoch(self.leader.epoch, time.time_ns() // 1_000_000), self._address)
                 _write(file, self._path, record)
@@ -101,7 +101,7 @@ def _is_at(file: int, path: Path) -> bool:
 
 
 def _read(file: int) -> LeaderRecord:
-    """Nobody's where the file is new or was torn by a crash; then the clock alone makes the next epoch larger."""
+    """None where the file is new or was torn by a crash; then the clock alone makes the next epoch larger."""
     try:
         return msgspec.json.decode(os.pread(file, _RECORD_BYTES, 0), type=LeaderRecord)
     except msgspec.DecodeError:

@@ -1,7 +1,7 @@
 """Leadership by a Lease of the Kubernetes cluster that this process runs in. ``rules`` has the rules of time.
 
 Every write names the version that it follows (``resourceVersion`` and ``uid``), so the API server decides between two
-candidates, and between a renewal and a takeover. A Lease that nobody ever held, since it was deleted or this is the
+candidates, and between a renewal and a takeover. A Lease that was never held, since it was deleted or this is the
 first start, counts like one that a leader may still hold: that leader may not know yet that its Lease was deleted.
 """
 
@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 EPOCH = "baton/leader-epoch"
 """Annotation with the last epoch. ``leaseTransitions`` has 32 bits and begins anew with a new Lease."""
 # Holder of a Lease that a candidate made because there was none.
-NOBODY = "nobody"
+NO_LEADER = "none"
 # What a call raises where the API server is away, slow, or does not like what it was asked.
 _AWAY = (httpx2.HTTPError, TimeoutError, OSError, ConfigError, msgspec.MsgspecError)
 
@@ -49,7 +49,7 @@ class KubernetesLease:
         # The environment's proxies are not for the API server.
         self._client = AsyncClient(config, namespace=namespace or None, trust_env=False)
         self._term = LeaseTerm(lease_s)
-        # A start of its own: a former process at this address is somebody else.
+        # A start of its own: a former process at this address is another candidate.
         self._identity = f"{address}_{secrets.token_hex(4)}"
         self._address = address
         # As it stands after our last write or look; None: it must be read before the next write.
@@ -76,7 +76,7 @@ class KubernetesLease:
             await asyncio.sleep(self._interval_s)
 
     async def lost(self) -> str:
-        """Renew until somebody else holds the Lease, until it is deleted, or until its time is over."""
+        """Renew until another process holds the Lease, until it is deleted, or until its time is over."""
         while True:
             await asyncio.sleep(self._interval_s)
             if self._clock.monotonic_s() >= self.until_s:
@@ -104,7 +104,7 @@ class KubernetesLease:
         await self._client.close()
 
     async def _try(self) -> bool:
-        """Claim the Lease if nobody can lead by it any more."""
+        """Claim the Lease if no process can lead by it any more."""
         lease = await self._read() or await self._create()
         spec, holder = lease.spec or LeaseSpec(), _holder(lease)
         seen_s = self._clock.monotonic_s()
@@ -159,7 +159,7 @@ class KubernetesLease:
             raise
 
     async def _create(self) -> Lease:
-        spec = LeaseSpec(holderIdentity=NOBODY, leaseDurationSeconds=math.ceil(self._lease_s), renewTime=_now())
+        spec = LeaseSpec(holderIdentity=NO_LEADER, leaseDurationSeconds=math.ceil(self._lease_s), renewTime=_now())
         annotations = {EPOCH: str(self.leader.epoch)}
         return await self._client.create(
             Lease(metadata=ObjectMeta(name=self._name, annotations=annotations), spec=spec)

@@ -45,14 +45,14 @@ class Leadership(Protocol):
 
 
 def next_epoch(former: int, wall_clock_ms: int) -> int:
-    """An epoch above ``former``. The clock makes it grow also where somebody deleted what the store kept."""
+    """An epoch above ``former``. The clock makes it grow also where what the store kept was deleted."""
     return max(former + 1, wall_clock_ms)
 
 
 class LeaseTerm:
     """When a lease is over, for its leader and for a candidate.
 
-    Nobody compares clocks. The leader counts from before it wrote a renewal. A candidate counts from after it saw the
+    Clocks are not compared. The leader counts from before it wrote a renewal. A candidate counts from after it saw the
     last change. The candidate saw the change after it was written, so the leader's time is always over first. A
     candidate's write names the version that it saw and fails where the leader renewed meanwhile.
     """

@@ -1,4 +1,4 @@
-"""Which store keeps who leads, as the configuration says."""
+"""Which store says which scheduler leads, as the configuration says."""
 
 from __future__ import annotations
 

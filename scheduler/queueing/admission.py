@@ -1,4 +1,4 @@
-"""The admission of requests: one is placed at once, waits in the line, or is refused. Chooses no worker itself."""
+"""Admission of requests: each is placed at once, waits in the queue, or is refused. Chooses no worker itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scheduler.routing.placement import NotPlaced, Placed, Planner
 
 
 class AdmissionController:
-    """Between front proxies and workers: the line, and the plans that have got a place."""
+    """Decides with the queue, the planner and the reservations what happens to each request."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class AdmissionController:
         self._refusals = refusals
 
     def ask(self, event: PlanRequested, now_s: float, *, recovering: bool) -> Sequence[Action]:
-        """Place a request, let it wait for its turn, or refuse it."""
+        """Place a request, let it wait, or refuse it."""
         key = (event.session, event.plan_id)
         if event.plan_id in self._reservations.fronts[event.session].plans or key in self._queue:
             in_use = NotPlaced(cause="plan_id_in_use", message="The plan_id is in use.")
@@ -45,7 +45,7 @@ class AdmissionController:
         placed = self._place(event, now_s)
         if isinstance(placed, NotPlaced) and not self._passes(event, placed, recovering=recovering):
             return (self._refusals.refuse(event, placed),)
-        # A request that a worker failed has had its turn already, and one that was set aside holds up none.
+        # A resumed request was placed before, so it goes ahead of new ones. One that was set aside holds up none.
         none_waits = self._queue.head() is None
         first = none_waits or (event.resumed and not self._queue.has_resumed(class_of(event)))
         if isinstance(placed, Placed) and first:

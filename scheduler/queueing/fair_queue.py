@@ -97,7 +97,7 @@ class FairQueue:
             heapq.heapify(self._heap)
 
     def _bound(self) -> None:
-        """Forget the absent when there are too many: first those whose service is made up for, then the longest ago."""
+        """Forget the absent when there are too many: first those that owe nothing, then the longest ago."""
         if len(self._starts) <= self._keys_max + len(self._present):
             return
         absent = [key for key in self._starts if key not in self._present]

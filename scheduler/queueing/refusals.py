@@ -1,4 +1,4 @@
-"""How a request that gets no place is told: the kind of failure, the words, and when to come back."""
+"""The answer to a request that is not placed: the kind of failure, the words, and the time to retry after."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TURNED: dict[Cause, str] = {
 
 
 class Refusals:
-    """Answers in words; ``line`` says how long it is."""
+    """Answers in words; the queue says how long it is."""
 
     def __init__(self, config: SchedulerParameters, queue: WaitQueue, rng: Random | None) -> None:
         self._config = config
@@ -41,7 +41,7 @@ class Refusals:
         return self.refuse(rejected.event, NotPlaced(cause=rejected.cause, message=_TURNED[rejected.cause]))
 
     def refuse(self, event: PlanRequested, verdict: NotPlaced) -> ReplyRefusal:
-        """The answer to a request that gets no place. One that can never have one is not told to come back."""
+        """The answer to a request that gets no place. One that can never be placed is not told to retry."""
         kind = _FINAL.get(verdict.cause, FailureKind.EXHAUSTED)
         when_s = None if kind is FailureKind.BAD_REQUEST else self._retry_after_s(event)
         failure = Failure(kind=kind, message=verdict.message, retry_after_s=when_s)

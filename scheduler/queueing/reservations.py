@@ -27,7 +27,7 @@ class GrantedPlan(msgspec.Struct, frozen=True, gc=False):
     decode: Placement | None
     decode_blocks: int
     since_s: float
-    # None: somebody else made it.
+    # None: another scheduler, or the front proxy itself, made it.
     charge: Charge | None = None
 
 
@@ -138,7 +138,7 @@ class Reservations:
                     worker.adopt((session, plan_id), plan.decode_blocks)
 
     def take_over(self, session: int, plans: Iterable[RunningPlan], now_s: float) -> None:
-        """Count plans that somebody else made, those known left as they are. Their workers may register later."""
+        """Count plans that another scheduler or a front proxy made, unless known. Their workers may register later."""
         front = self.fronts[session]
         for plan in plans:
             if plan.plan_id in front.plans or not self.has_room():
@@ -157,7 +157,7 @@ class Reservations:
         return [self._drop((session, plan_id), "not_running", now_s) for plan_id in unnamed]
 
     def drop_idle(self, idle: Collection[Placement], after_s: float, now_s: float) -> Sequence[ReportDropped]:
-        """End the plans that are ``after_s`` old and all of whose workers are ``idle``."""
+        """End the plans that are ``after_s`` old and whose workers are all ``idle``."""
         unneeded = [
             (session, plan_id)
             for session, front in self.fronts.items()
@@ -168,7 +168,7 @@ class Reservations:
         return [self._drop(key, "workers_idle", now_s) for key in unneeded]
 
     def request_ids(self) -> set[str]:
-        """Whose requests run."""
+        """The requests that run."""
         return {plan.request_id for front in self.fronts.values() for plan in front.plans.values()}
 
     def check(self) -> None:

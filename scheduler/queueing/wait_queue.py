@@ -1,4 +1,4 @@
-"""Requests that fit nowhere now: a bounded line for each priority class and tenant. Places nothing.
+"""Requests that fit nowhere now: a bounded queue for each priority class and tenant. Places nothing.
 
 Classes share by weight, tenants of a class share equally, in tokens, and one tenant's requests keep their order. A
 request that cannot start in time by the present pace is refused at once, and when a class is full, the tenant with the
@@ -23,11 +23,11 @@ from scheduler.queueing.fair_queue import FairQueue
 from scheduler.routing.placement import Cause
 
 DRAIN_WINDOW_S = 10.0
-"""Memory of the pace at which the line moves."""
+"""Memory of the pace at which the queue moves."""
 RESUMED_WAIT_MAX_S = 30.0
 """Longest wait of a resumed request, for room or for a usable worker."""
 TENANTS_MAX = 4096
-"""Tenants whose use is remembered while nothing of theirs waits."""
+"""Tenants without a waiting request whose use is remembered."""
 RESUMED_WAITING_MAX = 65536
 """Resumed requests that may wait. Each had a place before, so this is as many as plans may be in flight by default."""
 EXCLUDED_MAX_S = 1.0
@@ -45,7 +45,7 @@ def class_of(event: PlanRequested) -> PriorityClass:
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One request in the line. ``cost`` is in tokens. ``until_s``: the end of its wait, whatever it is for."""
+    """One request in the queue. ``cost`` is in tokens. ``until_s``: the end of its wait, whatever it is for."""
 
     event: PlanRequested
     priority_class: PriorityClass
@@ -88,7 +88,7 @@ class ClassQueue:
 
 
 class WaitQueue:
-    """``offer`` lets a request wait or turns it away; ``head`` and ``take`` serve; the rest lets go."""
+    """``offer`` queues or rejects a request, ``head`` and ``take`` serve, ``remove`` and ``overdue`` let go."""
 
     def __init__(self, config: WaitingConfig) -> None:
         self._config = config
@@ -118,7 +118,7 @@ class WaitQueue:
         return key in self._places
 
     def request_ids(self) -> set[str]:
-        """Whose requests wait."""
+        """The requests that wait."""
         return {waiting.event.request_id for waiting in self._places.values()}
 
     def counts(self) -> dict[PriorityClass, int]:
@@ -187,7 +187,7 @@ class WaitQueue:
         self._places[key] = self._aside[key] = waiting
 
     def bring_back(self, now_s: float) -> None:
-        """Let those that were set aside stand in the line again, each where it came."""
+        """Put those that were set aside back into the queue, each at its former place."""
         if not self._aside:
             return
         returning, self._aside = self._aside, {}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.overhead import OverheadSpec, Visit, compare, order_of, side_by_side
-from bench.peers import EngineShape, SystemName, baton_argv, plain_argv, router_argv
+from bench.peers import EngineShape, SystemName, baton_argv, earlier_command, plain_argv, router_argv
 from bench.report import build, environment, text
 
 
@@ -70,6 +70,26 @@ def test_a_target_without_its_peer_is_not_claimed() -> None:
     assert "baton / router at most 1: not measured" in text(
         build(spec, EngineShape(model="demo"), visits, environment(), "")
     )
+
+
+def test_an_earlier_commit_is_started_by_its_own_entry_and_held_to_its_own_bound(tmp_path: Path) -> None:
+    assert earlier_command(tmp_path)[1:] == ["-m", "launcher.cli"]
+    (tmp_path / "cli").mkdir()
+    assert earlier_command(tmp_path)[1:] == ["-m", "cli"]
+    own = tmp_path / ".venv" / "bin" / "baton"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert earlier_command(tmp_path) == [str(own)]
+    assert earlier_command(tmp_path, ["run", "it"]) == ["run", "it"]
+    visits = [visit("earlier", 0, 10.0), visit("baton", 0, 10.4)]
+    told = text(
+        build(
+            OverheadSpec(systems=("earlier", "baton"), rounds=1), EngineShape(model="demo"), visits, environment(), ""
+        )
+    )
+    assert "ttft_median_ms: baton / earlier" in told
+    assert "ttft_median_ms: baton / earlier at most 1.03: MISSED" in told
+    assert "output_throughput: earlier / baton at most 1.03: kept" in told
 
 
 def test_every_system_is_started_with_engines_of_one_shape() -> None:

@@ -18,7 +18,7 @@ from launcher.config import BatonConfig, LauncherConfig
 from launcher.local.process_plan import ProcessSpec, plan
 
 WAIT_S = 20.0
-NOBODY = 0
+NO_PID = 0
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -99,7 +99,7 @@ async def test_a_cut_resets_what_is_open_and_what_is_dialled_and_spares_the_othe
     async with wires() as made:
         hit, spared = await made.dial("a"), await made.dial("b")
         assert await hit.echoed(b"1") + await spared.echoed(b"2") == b"12"
-        async with made.relays.disturbed("a", NOBODY, Cut()):
+        async with made.relays.disturbed("a", NO_PID, Cut()):
             with pytest.raises(ConnectionResetError):
                 await hit.hear(1)
             with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
@@ -113,7 +113,7 @@ async def test_a_black_hole_keeps_connections_open_and_gives_back_what_it_swallo
     async with wires() as made:
         old, other = await made.dial("a"), await made.dial("b")
         assert await old.echoed(b"1") == b"1"
-        async with made.relays.disturbed("a", NOBODY, Blackhole()):
+        async with made.relays.disturbed("a", NO_PID, Blackhole()):
             new = await made.dial("a")
             await old.say(b"2")
             await new.say(b"3")
@@ -129,7 +129,7 @@ async def test_a_delay_is_at_least_as_long_each_way_and_keeps_the_order() -> Non
     async with wires() as made:
         wire = await made.dial("a")
         assert await wire.echoed(b"0") == b"0"
-        async with made.relays.disturbed("a", NOBODY, Delay(0.1)):
+        async with made.relays.disturbed("a", NO_PID, Delay(0.1)):
             began_s = loop.time()
             for text in (b"1", b"2", b"3"):
                 await wire.say(text)

@@ -1,4 +1,4 @@
-"""A run that ended early has a verdict too: what went wrong, who is not back, and what he said last."""
+"""A run that ended early has a verdict too: what went wrong, which process is not back, and its last log lines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_report_names_who_is_not_back_and_ends_with_the_verdict() -> None:
     assert "decode-0 is dead (twice); the last lines of /l/decode-0.log:" in lines
     assert lines[-3:-1] == ["    a", "    b"]
     assert lines[-1].startswith("FAILED (seed 3")
-    assert "held" not in text, "nobody could be asked"
+    assert "held" not in text, "no process answered"
 
 
 async def test_who_does_not_serve_is_found_with_the_last_lines_of_its_log(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ async def test_who_does_not_serve_is_found_with_the_last_lines_of_its_log(tmp_pa
 
 
 class Returning(ChaosCluster):
-    """One whose decode worker needs a while to find the scheduler again, and is not heard of at first."""
+    """A cluster with a decode worker that finds the scheduler late."""
 
     def __init__(self, folder: Path, *known: int) -> None:
         super().__init__(folder, (), print)

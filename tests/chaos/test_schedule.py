@@ -1,4 +1,4 @@
-"""Which fault hits whom: everything once a round, the same for the same seed."""
+"""Which fault hits which process: everything once a round, the same for the same seed."""
 
 from __future__ import annotations
 

@@ -216,7 +216,7 @@ async def test_what_the_undisturbed_cluster_answers_in_two_ways_is_left_out_and_
 
 async def test_a_connection_to_a_front_proxy_that_is_not_down_may_not_break() -> None:
     async with traffic_to(Server(), may_repeat=True) as traffic:
-        traffic._doors[0] = Door(url="http://127.0.0.1:1")  # nobody listens there, and it is not the one that is down
+        traffic._doors[0] = Door(url="http://127.0.0.1:1")  # not the door that is down
         await send(traffic, 8)
         assert traffic.counts.failed == traffic.counts.requests
         assert traffic.counts.repeated == 0

@@ -12,7 +12,7 @@ from tests.e2e.cluster import Endpoint, baton_up, is_alive, left_behind, plain_s
 
 SERVED = "demo"
 # vLLM would round these float32 weights to bfloat16, in which logits of random prompts tie exactly (1 token in 100):
-# which of two equal ones is "greedy" then depends on who shared the batch. In float32 none are closer than 1e-4.
+# which of two equal ones is "greedy" then depends on what shared the batch. In float32 none are closer than 1e-4.
 DTYPE = "float32"
 
 

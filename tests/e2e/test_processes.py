@@ -180,7 +180,7 @@ def _shown(url: str, name: str, **labels: str) -> float:
     return sum(float(value) for found, value in samples if wanted <= set(found.split(",")))
 
 
-# What must be busy when it is killed, and what only those count who felt it.
+# The metric that shows it busy before the kill, and the metric that counts requests that noticed.
 STRUCK: dict[str, tuple[str, str, dict[str, str]]] = {
     "prefill": ("baton_worker_requests_live", "baton_front_proxy_retries_total", {"stage": "prefill"}),
     "decode": ("baton_worker_requests_live", "baton_front_proxy_retries_total", {"stage": "decode"}),
@@ -224,7 +224,7 @@ def test_killing_the_front_proxy_frees_what_it_ran(cluster: Endpoint) -> None:
 
     with pytest.raises(httpx.HTTPError):
         read_until_it_breaks()
-    # Nobody is refused meanwhile: a connection waits for the successor.
+    # No connection is refused meanwhile: it waits for the successor.
     answer = httpx.post(f"{url}/v1/completions", json=body | {"max_tokens": 3, "stream": False}, timeout=60)
     assert answer.status_code == 200
     _wait_idle(cluster)

@@ -20,7 +20,7 @@ from tests.e2e.test_processes import CLIENTS, Line, load_on
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-# Of one that stands still: until `baton up` has killed it, and until everybody has found the next one.
+# For a frozen one: until `baton up` has killed it, and until the others have found the next leader.
 TAKEOVER_TIMEOUT_S = 30.0
 RESTART_TIMEOUT_S = 60.0
 
@@ -113,7 +113,7 @@ async def test_the_leader_of_two_stands_still_under_load_and_no_request_fails(cl
     assert load.problems == []
     told = (cluster.state_dir / "up.stderr").read_text()
     assert f"error: {leader['id']} has not answered for 10 s: killing it" in told
-    assert "it led once, and another one leads now" not in cluster.logs(), "nobody heard two leaders"
+    assert "it led once, and another one leads now" not in cluster.logs(), "no process saw two leaders"
     processes._wait_idle(cluster)
 
 

@@ -16,7 +16,7 @@ from tests.worker.test_run import end, start
 __all__ = ["start_worker"]
 
 WAIT_S = 30.0
-SETTINGS = ("scheduler.silence_timeout_s=1.1", "worker.heartbeat_interval_s=0.2", "scheduler.worker_lease_s=60")
+SETTINGS = ("scheduler.silence_timeout_s=2", "scheduler.worker_lease_s=60")
 
 
 async def unusable(scheduler: SchedulerProcess) -> dict[str, int]:

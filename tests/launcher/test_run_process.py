@@ -22,7 +22,7 @@ def test_a_taken_port_is_one_sentence() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        # A process of its own: one that has served is ended hard after `launcher.exit_timeout_s`.
+        # A process of its own: one that has served is ended by force after EXIT_TIMEOUT_S.
         command = [sys.executable, "-m", "cli", "scheduler", "--set", f"scheduler.port={port}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1

@@ -49,7 +49,7 @@ FAILING = "import sys; print('the tokenizer ate the homework', file=sys.stderr);
 DEAF = """
 import os, signal, subprocess, sys, threading
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-# A test that is killed leaves nobody behind.
+# A test that is killed leaves no process behind.
 die = "import ctypes, threading; ctypes.CDLL(None).prctl(1, 9);"
 exec(die)
 helper = subprocess.Popen([sys.executable, "-c", die + "threading.Event().wait()"])
@@ -68,7 +68,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 @pytest.fixture(autouse=True)
 def _no_shared_memory_of_dead_tests() -> Iterator[None]:
-    """A stand-in whose test is killed cannot remove its file any more; the next run does."""
+    """A stand-in of a killed test cannot remove its file; the next run does."""
     yield
     for file in SHARED_MEMORY.glob("baton-test-*"):
         if not Path("/proc", file.name.rpartition("-")[2]).exists():
@@ -82,7 +82,7 @@ def temporary_folder(pid: int) -> Path:
 
 
 class Bench:
-    """A cluster of stand-ins whose scripts a test may exchange."""
+    """A cluster of stand-ins; a test may exchange their scripts."""
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ async def test_a_process_that_dies_later_is_started_again_and_the_others_go_on(
         "error: prefill-0 was ended by signal 9 (SIGKILL); starts again in 0.05 s (1 of at most 2 within 600 s)" in err
     )
     assert "prefill-0.log" in err
-    # Ending by itself with 0, as after a signal from outside, is a death too: somebody wanted a cluster.
+    # Ending by itself with 0, as after a signal from outside, is a death too.
     os.kill(after["scheduler"].pid, signal.SIGTERM)
     await bench.until_restarted("scheduler")
     os.kill(os.getpid(), signal.SIGTERM)
@@ -271,7 +271,7 @@ async def test_a_restart_on_demand_goes_one_by_one_and_brings_back_what_had_fail
     assert bench.notes.read_text().split() == ["decode-0"]
     with pytest.raises(CommandError, match="there is no process decode-7; there are scheduler, prefill-0, decode-0"):
         await operator_commands.restart(bench.directory, "decode-7", say=said.append)
-    # A successor that cannot come up is told, and so is who else is in the way.
+    # A successor that cannot start is reported, and so is a restart that runs already.
     bench.scripts["decode-0"] = LOADING
     endless = asyncio.create_task(operator_commands.restart(bench.directory, "decode-0", say=said.append))
     await bench.until("starting", "decode-0")
@@ -358,7 +358,7 @@ async def test_a_signal_while_processes_start_does_not_wait_for_those_that_do_no
     assert not (SHARED_MEMORY / f"baton-test-{pid}").exists()
 
 
-def test_shared_memory_that_somebody_uses_or_that_is_older_stays() -> None:
+def test_shared_memory_that_is_used_or_older_stays() -> None:
     import mmap
     import time
 
@@ -404,7 +404,7 @@ def test_a_wrong_model_is_told_before_anything_starts(tmp_path: Path) -> None:
 
 
 def test_a_cluster_dies_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
-    """A launcher that is killed cannot stop anybody: its children notice by themselves."""
+    """A launcher that is killed cannot stop its children: they notice by themselves."""
     program = (
         "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', 'from runtime.orphan import "
         "stop_with_parent; import threading; stop_with_parent(); print(1, flush=True); threading.Event().wait()']); "

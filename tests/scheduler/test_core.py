@@ -40,7 +40,7 @@ def test_a_plan_names_both_workers_and_reserves_the_blocks_its_decode_may_need(
     assert (plan.prefill.address, plan.prefill.epoch) == ("p0:1", 1)
 
 
-def test_what_does_not_fit_now_is_exhausted_and_told_when_to_come_back() -> None:
+def test_what_does_not_fit_now_is_exhausted_with_retry_after() -> None:
     stage = pair()
     held = stage.plan(prompt_tokens=90 * 32)
     failure = stage.refusal(prompt_tokens=20 * 32)
@@ -234,7 +234,7 @@ def test_a_worker_without_a_name_is_rejected() -> None:
     assert isinstance(action, RejectWorker)
 
 
-def test_facts_that_change_without_a_new_epoch_are_rejected() -> None:
+def test_info_that_changes_without_a_new_epoch_is_rejected() -> None:
     stage = pair()
     (action,) = stage.join("d0", kv_blocks_total=1)
     assert isinstance(action, RejectWorker)
@@ -271,7 +271,7 @@ def test_load_changes_wait_for_the_throttle_and_state_changes_do_not() -> None:
     assert stage.report("d0", WorkerLoad(state=WorkerState.DRAINING)) == [PublishView(at_once=True)]
 
 
-def test_the_story_is_bounded_and_leaves_out_heartbeats() -> None:
+def test_the_event_log_is_bounded_and_leaves_out_heartbeats() -> None:
     stage = pair()
     for _ in range(EVENT_LOG_MAX * 2):
         stage.end(stage.plan())
@@ -281,7 +281,7 @@ def test_the_story_is_bounded_and_leaves_out_heartbeats() -> None:
     assert all("PlanRequested" in line for line in stage.core.event_log())
 
 
-def test_broken_books_are_noticed() -> None:
+def test_a_broken_reservation_is_noticed() -> None:
     stage = pair()
     stage.plan()
     stage.core.cluster.workers["d0"].reserved_blocks -= 1

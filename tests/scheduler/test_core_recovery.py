@@ -147,7 +147,7 @@ def test_plans_taken_over_respect_the_bound_on_plans() -> None:
 
 
 @pytest.mark.parametrize("grace_s", [0.0, 3.0])
-def test_only_a_grace_period_makes_a_scheduler_careful(grace_s: float) -> None:
+def test_only_a_grace_period_makes_a_scheduler_keep_room(grace_s: float) -> None:
     stage = restarted(recovery_grace_s=grace_s)
     stage.do(WorkerJoined(session=1, info=worker_info("d0")))
     assert stage.core.recovering == (grace_s > 0)
@@ -170,7 +170,7 @@ def test_what_one_process_says_takes_nothing_from_another_one_of_its_id() -> Non
     assert (stage.core.plans_in_flight, sum(stage.core.waiting().values())) == (0, 0)
 
 
-def test_after_nobody_was_left_it_is_as_careful_as_after_a_start() -> None:
+def test_after_all_peers_were_lost_it_recovers_as_after_a_start() -> None:
     """Its network was cut: those who return first know of workers that it does not know yet."""
     stage = Stage(recovery_grace_s=3.0, worker_lease_s=10.0)
     for worker_id in ("p0", "d0", "d1"):
@@ -193,7 +193,7 @@ def test_after_nobody_was_left_it_is_as_careful_as_after_a_start() -> None:
     assert [*careful, stage.core.recovering] == [True, True, False]
 
 
-def test_after_it_heard_nobody_others_know_more_whoever_returns_first() -> None:
+def test_after_isolation_it_recovers_whichever_peer_returns_first() -> None:
     """It was cut off: that they left it is told all at once, while some are back already."""
     stage = Stage(recovery_grace_s=3.0, silence_timeout_s=3.0, worker_lease_s=10.0)
     for worker_id in ("d0", "d1"):
@@ -237,7 +237,7 @@ def test_a_front_proxy_that_returns_to_the_workers_changes_nothing() -> None:
     assert not stage.core.recovering
 
 
-def test_nobody_is_given_up_while_nobody_at_all_is_heard() -> None:
+def test_no_worker_is_removed_while_all_are_silent() -> None:
     stage = Stage(silence_timeout_s=3.0, worker_lease_s=10.0)
     for worker_id in ("p0", "d0", "d1"):
         stage.enter(worker_id)
@@ -258,7 +258,7 @@ def test_nobody_is_given_up_while_nobody_at_all_is_heard() -> None:
     assert set(stage.core.cluster.workers) == {"d0"}
 
 
-def test_a_scheduler_that_stood_still_itself_gives_nobody_up_for_it() -> None:
+def test_a_scheduler_that_stood_still_itself_removes_no_worker_for_it() -> None:
     stage = Stage(silence_timeout_s=3.0, worker_lease_s=10.0)
     for worker_id in ("p0", "d0", "d1"):
         stage.enter(worker_id)

@@ -47,7 +47,7 @@ def fill(made: Stage, count: int = 10) -> None:
         assert granted(ask(made, plan_id)) == [plan_id]
 
 
-def test_nobody_overtakes_within_a_tenant_and_a_large_request_is_not_starved() -> None:
+def test_requests_of_a_tenant_keep_their_order_and_a_large_one_is_not_starved() -> None:
     made = stage()
     fill(made)
     ask(made, 11, prompt_tokens=60 * 32)
@@ -129,7 +129,7 @@ def test_classes_share_by_weight_and_tenants_equally() -> None:
     assert interactive[:20].count("interactive/modest") == 10
 
 
-def test_who_cannot_start_in_time_is_refused_at_once_and_told_when_to_come_back() -> None:
+def test_a_request_that_cannot_start_in_time_is_refused_at_once_with_retry_after() -> None:
     made = stage()
     fill(made)
     pace_s = 0.1
@@ -255,7 +255,7 @@ def test_after_a_start_an_interactive_request_waits_for_the_workers_that_return(
     assert granted(made.report("d1")) == [1]
 
 
-def test_a_line_that_moved_once_and_stands_still_for_hours_still_answers() -> None:
+def test_a_queue_that_moved_once_and_stands_still_for_hours_still_answers() -> None:
     made = stage()
     fill(made)
     ask(made, 11)

@@ -32,7 +32,7 @@ def test_every_process_that_is_dialled_again_has_a_port_of_its_own() -> None:
         told = {spec.id: ports_of(held, spec.id) for spec in plan(CONFIG)}
         assert set(told["scheduler"]) == {"scheduler.port"}
         assert set(told["front-proxy-1"]) == {"front_proxy.port", "front_proxy.grpc_port"}
-        # A worker is a new one each time: nobody looks for it where the former one was.
+        # A worker takes a new port each time: it registers its address.
         assert told["prefill-0"] == {}
         ports = [port for settings in told.values() for port in settings.values()]
         assert len(set(ports)) == len(ports) == 5

@@ -92,7 +92,7 @@ def test_engines_share_the_cores_unless_the_operator_said_how() -> None:
     assert one_machine(config, {}, there).scheduler.leader_lock_file == ""
 
 
-def test_two_schedulers_share_a_lock_and_everybody_starts_after_both() -> None:
+def test_two_schedulers_share_a_lock_and_the_others_start_after_both() -> None:
     import msgspec
 
     config = BatonConfig(launcher=LauncherConfig(schedulers=2))

@@ -1,4 +1,4 @@
-"""The state file and who may write it."""
+"""The state file and its single writer."""
 
 from __future__ import annotations
 

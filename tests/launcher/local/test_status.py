@@ -38,7 +38,7 @@ ANSWER = cluster_pb2.ProcessStatus(
         ("restarting", 5, False, True, False, "restarting"),
         # It was told to end and still finishes what it runs.
         ("restarting", 5, True, True, True, "draining"),
-        # Who promised to start it again is gone.
+        # The launcher that would start it again is gone.
         ("restarting", 5, False, False, False, "dead"),
         ("failed", 5, False, True, False, "failed"),
         ("failed", 5, False, False, False, "failed"),

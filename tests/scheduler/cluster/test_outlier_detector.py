@@ -77,7 +77,7 @@ def play(event_log: str) -> WorkerHealth:
         ("+ + + + 9999 + - - + - - + - -", "ejected", True),
     ],
 )
-def test_a_story_ends_as_told(event_log: str, standing: str, avoided: bool) -> None:
+def test_a_sequence_of_outcomes_ends_in_a_standing(event_log: str, standing: str, avoided: bool) -> None:
     health = play(event_log)
     assert (health.standing.value, health.avoided) == (standing, avoided)
 
@@ -150,7 +150,7 @@ def stage_alone() -> list[Any]:
     return suspect(stage("d0"), "d0", 20)
 
 
-def test_when_nobody_else_is_there_an_ejected_worker_is_used() -> None:
+def test_when_no_other_is_there_an_ejected_worker_is_used() -> None:
     made = stage("d0", "d1", suspect_cooldown_s=0.001)
     suspect(made, "d0")
     made.do(WorkerLeft(session=made.session_of["d1"], worker_id="d1", reason="gone"))

@@ -60,7 +60,7 @@ def end(made: Stage, plan_id: int, output_tokens: int = 32, session: int = FRONT
     return granted(made.do(RequestEnded(session=session, plan_id=plan_id, output_tokens=output_tokens)))
 
 
-def test_who_gives_up_waiting_gets_no_place() -> None:
+def test_a_request_that_gives_up_waiting_is_not_placed() -> None:
     made = stage()
     fill(made)
     made.do(question(11))
@@ -85,7 +85,7 @@ def test_a_small_request_does_not_overtake_one_that_waits_for_room() -> None:
     assert [type(action) for action in made.do(question(11, prompt_tokens=32))] == [ReplyWaiting]
 
 
-def test_one_whose_turn_comes_at_once_is_told_so_and_nothing_else() -> None:
+def test_a_request_that_is_placed_at_once_gets_one_answer() -> None:
     made = stage()
     fill(made, 9, tenant="greedy")
     made.do(question(10, prompt_tokens=60 * 32, tenant="greedy"))
@@ -100,7 +100,7 @@ def test_what_was_served_at_once_counts_when_turns_are_taken() -> None:
     assert [end(made, 1), end(made, 2)] == [[12], [11]]
 
 
-def test_who_asks_for_a_long_answer_is_not_charged_for_it_before_it_came() -> None:
+def test_a_long_answer_is_not_charged_before_it_came() -> None:
     made = stage(output_reserve_tokens=32)
     fill(made)
     for plan_id in range(11, 31):
@@ -110,7 +110,7 @@ def test_who_asks_for_a_long_answer_is_not_charged_for_it_before_it_came() -> No
     assert sum(plan_id % 2 for plan_id in got) == 5
 
 
-def test_the_room_of_plans_that_nobody_runs_is_given_to_those_who_wait() -> None:
+def test_the_room_of_plans_that_are_not_run_is_given_to_waiting_requests() -> None:
     made = stage()
     fill(made)
     made.do(question(11))
@@ -118,7 +118,7 @@ def test_the_room_of_plans_that_nobody_runs_is_given_to_those_who_wait() -> None
     assert granted(made.do(PlansRunning(session=FRONT, plans=(), asked=asked, complete=True))) == [11]
 
 
-def test_the_room_of_a_front_proxy_that_left_is_given_to_those_who_wait_at_others() -> None:
+def test_the_room_of_a_front_proxy_that_left_is_given_to_requests_of_others() -> None:
     made = stage()
     fill(made)
     made.do(question(11))
@@ -128,7 +128,7 @@ def test_the_room_of_a_front_proxy_that_left_is_given_to_those_who_wait_at_other
     assert waiting(made) == 0 and made.core.plans_in_flight == 2
 
 
-def test_who_stands_behind_one_whose_wait_is_over_gets_his_turn() -> None:
+def test_the_next_request_is_placed_when_the_one_before_it_timed_out() -> None:
     made = stage()
     fill(made, 9)
     made.do(question(10, prompt_tokens=60 * 32, wait_max_s=1.0))
@@ -139,7 +139,7 @@ def test_who_stands_behind_one_whose_wait_is_over_gets_his_turn() -> None:
     assert (refused(actions), granted(actions)) == ([10], [11])
 
 
-def test_who_waits_for_what_is_gone_is_told() -> None:
+def test_a_request_that_waits_for_a_worker_that_is_gone_is_refused() -> None:
     made = stage()
     fill(made)
     made.do(question(11))
@@ -147,7 +147,7 @@ def test_who_waits_for_what_is_gone_is_told() -> None:
     assert refused(made.do(Tick())) == [11] and waiting(made) == 0
 
 
-def test_nobody_takes_the_place_of_one_who_would_then_have_less_than_he() -> None:
+def test_a_tenant_takes_no_place_of_one_that_would_then_have_less() -> None:
     made = stage(waiting=WaitingConfig(default=PriorityClassConfig(waiting_max=3)))
     fill(made)
     for plan_id in (11, 12, 13):
@@ -189,7 +189,7 @@ def test_only_for_missing_workers_may_a_request_wait_longer_than_for_room(missin
     assert (place is not None) is waits
 
 
-def test_nobody_is_told_to_wait_for_longer_than_the_whole_line_takes() -> None:
+def test_a_predicted_wait_is_at_most_that_of_the_whole_queue() -> None:
     made = line()
     for plan_id in range(3, 9):
         made.offer(question(plan_id, tenant="a", priority_class="batch"), 100, 10.0)
@@ -197,7 +197,7 @@ def test_nobody_is_told_to_wait_for_longer_than_the_whole_line_takes() -> None:
     assert predicted_s(made, PriorityClass.BATCH, "new") == 0.0
 
 
-def test_time_in_which_nobody_waits_does_not_slow_the_pace() -> None:
+def test_time_without_waiting_requests_does_not_slow_the_pace() -> None:
     made = line()
     for plan_id in (1, 2):
         made.remove((FRONT, plan_id), 10.0)

@@ -46,7 +46,7 @@ def test_what_is_shared_is_cost_and_not_turns() -> None:
     assert abs(used["large"] - used["small"]) <= 100
 
 
-def test_who_was_away_is_owed_nothing_and_who_was_served_a_moment_ago_waits() -> None:
+def test_a_key_that_was_away_is_owed_nothing_and_one_that_was_just_served_waits() -> None:
     share = FairQueue(10)
     share.enter("busy")
     serve(share, 100)
@@ -57,7 +57,7 @@ def test_who_was_away_is_owed_nothing_and_who_was_served_a_moment_ago_waits() ->
     assert abs(serve(share, 20)["late"] - 10) <= 1, "leaving and returning gains nothing"
 
 
-def test_nobody_has_a_turn_when_nobody_waits() -> None:
+def test_there_is_no_next_key_when_none_waits() -> None:
     share = FairQueue(10)
     assert share.next_key() is None
     share.enter("a")
@@ -66,7 +66,7 @@ def test_nobody_has_a_turn_when_nobody_waits() -> None:
     assert share.next_key() is None and len(share) == 0
 
 
-def test_memory_is_bounded_by_those_who_wait_and_the_configured_number() -> None:
+def test_memory_is_bounded_by_the_waiting_keys_and_the_configured_number() -> None:
     share, rng = FairQueue(100), random.Random(1)
     for step in range(20_000):
         key = f"k{rng.randrange(5000)}"
@@ -83,7 +83,7 @@ def test_memory_is_bounded_by_those_who_wait_and_the_configured_number() -> None
     assert len(share._starts) <= len(share) + 101
 
 
-def test_memory_of_one_who_waits_long_while_others_are_served_is_bounded() -> None:
+def test_memory_of_a_key_that_waits_long_while_others_are_served_is_bounded() -> None:
     share = FairQueue(10)
     for key in "ab":
         share.enter(key)
@@ -92,7 +92,7 @@ def test_memory_of_one_who_waits_long_while_others_are_served_is_bounded() -> No
     assert share.next_key() == "a" and len(share._heap) <= 2 * len(share) + 65
 
 
-def test_those_who_owe_most_are_remembered_longest() -> None:
+def test_keys_that_owe_most_are_remembered_longest() -> None:
     share = FairQueue(4)
     share.enter("busy")
     share.charge("debtor", 1_000.0)
@@ -104,7 +104,7 @@ def test_those_who_owe_most_are_remembered_longest() -> None:
     assert serve(share, 50) == {"busy": 50}
 
 
-def test_time_does_not_go_back_when_somebody_gets_something_back() -> None:
+def test_virtual_time_does_not_go_back_when_a_key_is_credited() -> None:
     share = FairQueue(10)
     for key in "ab":
         share.enter(key)
@@ -126,7 +126,7 @@ def test_a_charge_that_was_too_high_is_made_up_for_while_its_key_waits() -> None
     assert serve(share, 10) == {"a": 5, "b": 5}
 
 
-def test_a_charge_that_was_too_low_is_made_up_for_also_by_who_left() -> None:
+def test_a_charge_that_was_too_low_is_made_up_for_also_by_a_key_that_left() -> None:
     share = FairQueue(10)
     for key in "ab":
         share.enter(key)
@@ -137,7 +137,7 @@ def test_a_charge_that_was_too_low_is_made_up_for_also_by_who_left() -> None:
     assert serve(share, 5) == {"b": 5}
 
 
-def test_who_does_not_wait_gets_no_credit() -> None:
+def test_a_key_that_does_not_wait_gets_no_credit() -> None:
     share = FairQueue(10)
     share.enter("b")
     serve(share, 5)
@@ -150,7 +150,7 @@ def test_who_does_not_wait_gets_no_credit() -> None:
     assert abs(serve(share, 20)["a"] - 10) <= 1
 
 
-def test_who_comes_stands_beside_whoever_is_furthest_behind() -> None:
+def test_a_new_key_stands_beside_the_one_that_is_furthest_behind() -> None:
     share = FairQueue(10)
     for key in "ab":
         share.enter(key)
