@@ -1,4 +1,4 @@
-"""Several addresses of one service, of which one serves at a time. Says which to try; dials nobody."""
+"""Several addresses of one service, of which one serves at a time. Says which to try; dials none."""
 
 from __future__ import annotations
 

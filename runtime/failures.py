@@ -30,7 +30,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     message: str
     retry_after_s: float | None = None
     reached: bool = True
-    """False: whom it was sent to never heard of it. Stays in this process."""
+    """False: the request never reached the process that it was sent to. Stays in this process."""
 
 
 class FailureError(Exception):

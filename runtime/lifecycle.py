@@ -19,7 +19,7 @@ def run(main: Coroutine[Any, Any, T], *, exit_timeout_s: float | None = None) ->
     """Run ``main`` to its end on a fresh uvloop event loop.
 
     With ``exit_timeout_s`` the process is ended hard, with status 1, when it has not gone by itself so long after
-    ``main``: a task that swallows its cancellation or a library's thread may hold it for ever, and who supervises it
+    ``main``: a task that swallows its cancellation or a library's thread may hold it for ever, and its supervisor
     would see a process that lives and does nothing.
     """
 

@@ -1,4 +1,4 @@
-"""Short background jobs that must finish although nobody waits for them. Never loses one, nor its exception."""
+"""Short background jobs that must finish although no task waits for them. Never loses one, nor its exception."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = structlog.get_logger(__name__)
 
 
 class BackgroundTasks:
-    """Jobs that run now. What one raises is logged, because nobody else would hear of it."""
+    """Jobs that run now. What one raises is logged, because no task awaits it."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()

@@ -240,7 +240,7 @@ class WorkerCore:
             self.engine.pulled(message.lease_id)
 
     def renew(self, message: pb.RenewHandoff) -> None:
-        """Whoever was given a hand-off still waits for its KV."""
+        """The decode worker that was given a hand-off still waits for its KV."""
         self.apply(self.role.renewed(message.lease_id, message.epoch, self.now_s()))
 
     async def _keep(self, lease_id: str, lease_s: float) -> None:
@@ -250,7 +250,7 @@ class WorkerCore:
         except EngineDead:
             self.lose_engine("while a lease was renewed")
         except TimeoutError:
-            # Then the engine's own lease ends first, and who pulls finds out.
+            # Then the engine's own lease ends first, and the pull fails its proof.
             log.error("the engine did not renew a lease in time", lease=lease_id, waited_s=self.limits.abort_timeout_s)
 
     async def _free(self, lease_id: str) -> None:

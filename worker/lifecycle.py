@@ -24,7 +24,7 @@ class Event(enum.StrEnum):
     STARTED = "started"
     """The engine runs and the server listens."""
     DRAIN_ASKED = "drain_asked"
-    """Somebody wants it idle: the scheduler, an operator, or a stop signal."""
+    """The scheduler, an operator or a stop signal wants it idle."""
     IDLE = "idle"
     """Draining, and no request runs and no lease is held."""
     TIME_UP = "time_up"

@@ -71,7 +71,7 @@ class WorkerMetrics:
             ("pulls_vouched", "Pulls that their holder attested since start", lambda: load().pulls_attested),
             ("pulls_wrong", "Pulls whose checksums were wrong since start", lambda: load().pulls_wrong),
             ("pulls_unproved", "Pulls that nothing proved since start", lambda: load().pulls_unproved),
-            ("engine_leases_expired", "Kept KV nobody took in time since start", lambda: load().leases_expired),
+            ("engine_leases_expired", "Kept KV that was not taken in time since start", lambda: load().leases_expired),
             ("late_pulls", "Pulls after the KV was no longer kept since start", lambda: load().late_pulls),
         ]
         for name, text, value in gauges:

@@ -1,11 +1,11 @@
 """Batches everything one engine step made for one front proxy into one message. Never talks to a network.
 
-An engine step gives out all of its outputs in one turn of the event loop. Whoever waits in ``next_step`` is woken one
-turn later and so finds the whole step. While a message is being written the next ones gather, so a slow reader gets
-fewer, larger messages, up to a bound that is an error to cross.
+An engine step gives out all of its outputs in one turn of the event loop. The writer that waits in ``next_step`` is
+woken one turn later and so finds the whole step. While a message is being written the next ones gather, so a slow
+reader gets fewer, larger messages. Above a bound this is an error.
 
-Engines of small models make a step every millisecond or two, faster than anybody reads: tokens that nothing waits for
-are held until ``interval_s`` after the message before. A first token, an end or a failure never waits.
+Engines of small models make a step every millisecond or two, faster than a person reads. So tokens wait until
+``interval_s`` after the message before. A first token, an end or a failure never waits.
 """
 
 from __future__ import annotations

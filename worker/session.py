@@ -64,7 +64,7 @@ class SchedulerSession:
                 await self._back_off()
 
     def leave(self, reason: str) -> None:
-        """Say goodbye where there is somebody to say it to, and end ``run``."""
+        """Tell the scheduler, if one is connected, that this worker leaves; then end ``run``."""
         self._leaving = reason
         self._core.changed.set()
 

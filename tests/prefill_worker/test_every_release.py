@@ -167,7 +167,7 @@ async def test_a_front_proxy_that_ends(start_worker: StartWorker, when: Callable
 
 
 async def test_a_stream_to_the_prefill_worker_that_breaks_during_the_pull(start_worker: StartWorker) -> None:
-    """The holder lets go of what nobody can release any more; whoever still reads it has to prove what it read."""
+    """The holder frees what cannot be released any more; a worker that still reads it must prove what it read."""
     async with pair(start_worker, decode=SLOW_PULL) as it:
         task = asyncio.create_task(collect(it.dispatcher, request(1, 8)))
         await until_pulling(it)

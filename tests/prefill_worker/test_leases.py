@@ -1,4 +1,4 @@
-"""The table of leases: who holds what, and that it returns to zero after any storm."""
+"""The table of leases: what is held, and that nothing is after any storm."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_renewal_never_shortens_a_lease_and_nothing_outlives_the_bound() -> No
 
 
 @pytest.mark.parametrize("now_s", [10.0, 11.0])
-def test_a_lease_that_ran_out_is_not_renewed_although_nobody_has_ended_it_yet(now_s: float) -> None:
+def test_a_lease_that_ran_out_is_not_renewed_although_it_has_not_been_ended_yet(now_s: float) -> None:
     table = table_of(("a", 1))
     assert table.renew("a", now_s=now_s, lease_s=30.0, total_max_s=100.0) == (Count("renewed_too_late"),)
     assert freed(table.tick(now_s)) == ["a"]

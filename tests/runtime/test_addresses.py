@@ -12,12 +12,12 @@ def test_addresses_take_turns_and_pause_once_a_round() -> None:
     for _ in range(4):
         turns.append((addresses.failed(), addresses.current))
     assert turns == [(False, "b:2"), (True, "a:1"), (False, "b:2"), (True, "a:1")]
-    nobody, alone = Addresses(""), Addresses("a:1")
-    assert (nobody.failed(), nobody.current) == (True, "")
+    none, alone = Addresses(""), Addresses("a:1")
+    assert (none.failed(), none.current) == (True, "")
     assert (alone.failed(), alone.failed(silent=True), alone.current) == (True, True, "a:1")
 
 
-def test_after_one_that_served_everybody_pauses_first() -> None:
+def test_after_one_that_served_there_is_a_pause_first() -> None:
     addresses = Addresses("a:1,b:2")
     addresses.served()
     assert (addresses.failed(), addresses.current) == (True, "b:2")
@@ -34,7 +34,7 @@ def test_one_that_is_silent_is_passed_over_for_a_while() -> None:
     assert tried == ["b:2", "c:3"] * (TURNS_WITHOUT_SILENT + 1)
 
 
-def test_silence_is_forgotten_once_somebody_served() -> None:
+def test_silence_is_forgotten_once_one_served() -> None:
     addresses = Addresses("a:1,b:2")
     addresses.failed(silent=True)
     addresses.served()
@@ -42,7 +42,7 @@ def test_silence_is_forgotten_once_somebody_served() -> None:
     assert addresses.current == "a:1"
 
 
-def test_where_everybody_is_silent_each_has_his_turn() -> None:
+def test_where_all_are_silent_each_has_its_turn() -> None:
     addresses = Addresses("a:1,b:2")
     tried = []
     for _ in range(6):

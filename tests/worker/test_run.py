@@ -133,7 +133,7 @@ async def test_an_engine_that_stands_still_ends_it_with_a_clear_line_and_a_code_
         await client.call.read()
         await client.one(submit(1, [1, 2, 3]))
         await client.send(submit(2, [1, 2, 3]))
-        # Whoever asked has long gone elsewhere when the worker ends: it is not about this request.
+        # The request has gone elsewhere long before the worker ends.
         await client.send(pb.AttachRequest(abort=pb.Abort(slot=2)))
         assert await client.ended() is grpc.StatusCode.UNAVAILABLE
         code, log = await end(process)
@@ -142,7 +142,7 @@ async def test_an_engine_that_stands_still_ends_it_with_a_clear_line_and_a_code_
     assert "Traceback" not in log, log
 
 
-async def test_a_stop_signal_leaves_a_lease_to_whoever_was_promised_it_and_refuses_what_is_new() -> None:
+async def test_a_stop_signal_leaves_a_lease_that_was_promised_and_refuses_what_is_new() -> None:
     from protos.worker.v1 import worker_pb2 as pb
     from protos.worker.v1 import worker_pb2_grpc
     from tests.worker.conftest import Client, submit

@@ -162,7 +162,9 @@ async def test_a_request_over_its_deadline_fails_and_frees_everything(start_work
     await worker.settled()
 
 
-async def test_a_lease_nobody_pulls_runs_out_and_a_decode_of_it_is_computed_again(start_worker: StartWorker) -> None:
+async def test_a_lease_that_is_not_pulled_runs_out_and_its_decode_is_computed_again(
+    start_worker: StartWorker,
+) -> None:
     prefill = await start_worker(
         "prefill", settings=PrefillWorkerConfig(lease_s=1.2), limits=WorkerLimits(lease_tick_s=0.02)
     )
@@ -194,7 +196,7 @@ async def test_a_renewed_lease_outlives_its_first_end_in_worker_and_engine(start
     assert worker.core.role.oldest_leases(5) == [kept.lease_id]
     assert worker.engine.load().kv_blocks_used == kept.blocks
     assert lost.lease_id != kept.lease_id
-    # Nobody renews any more.
+    # No front proxy renews it any more.
     await worker.settled()
 
 
