@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from decode_worker.config import DecodeWorkerConfig
+from decode_worker.config import DecodeLimits, DecodeWorkerConfig
 from decode_worker.role import DecodeRole
 from engine.config import EngineConfig, FakeEngineConfig
 from engine.protocol import EngineInfo
 from front_proxy.dispatch import dispatcher
 from kv_transfer.handoff.lease import Count, FreeBlocks, LeaseAction
-from prefill_worker.config import PrefillWorkerConfig
+from prefill_worker.config import PrefillLimits, PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import Failure, FailureKind
 from scheduler import core as scheduler_core
@@ -236,10 +236,10 @@ class WorkerProcess(Member):
     def _role(self, info: EngineInfo, room: int) -> Any:
         if self.name.startswith("prefill"):
             lease_s = SHORT_LEASE_S if self.cluster.faults.short_leases else LONG_LEASE_S
-            config = PrefillWorkerConfig(lease_s=lease_s, leases_max=LEASES_MAX * room, kv_overcommit_factor=4.0)
-            role: Any = PrefillRole(config, info, self.name)
+            config = PrefillWorkerConfig(lease_s=lease_s, leases_max=LEASES_MAX * room)
+            role: Any = PrefillRole(config, info, self.name, PrefillLimits(kv_overcommit_factor=4.0))
         else:
-            role = DecodeRole(DecodeWorkerConfig(lease_margin_s=0.01), info, self.name)
+            role = DecodeRole(DecodeWorkerConfig(), info, self.name, DecodeLimits(lease_margin_s=0.01))
         accept, rng = role.accept, self.world.rng
 
         def moody(request: WorkerRequest) -> Accepted | Refused:

@@ -19,16 +19,14 @@ from front_proxy.planning.events import (
     PlanClientAction,
     PlanClientEvent,
     PlanEnded,
-    PlanGranted,
     PlanNeeded,
-    PlanQueued,
-    PlanRejected,
     SchedulerLost,
     SendEnd,
     SendQuestion,
     StreamLost,
 )
 from front_proxy.planning.plan_client import NEVER_S, PlanClient
+from scheduler.api.actions import ReplyPlan, ReplyRefusal, ReplyWaiting
 from simulation.kernel.world import Violation
 
 if TYPE_CHECKING:
@@ -77,15 +75,15 @@ class WatchedPlans:
 
     def _before(self, event: PlanClientEvent, now_s: float) -> None:
         match event:
-            case PlanNeeded(plan_id=plan_id, question=question):
-                self._questions[plan_id] = question.request_id
+            case PlanNeeded(question=question):
+                self._questions[question.plan_id] = question.request_id
             case MessageReceived(word=word):
                 self.open = True
                 self._true_s = now_s
-                if isinstance(word, PlanQueued):
+                if isinstance(word, ReplyWaiting):
                     self._waits_until_s[word.plan_id] = now_s + word.wait_max_s
                     self._answers_by_s[word.plan_id] = now_s + word.wait_max_s + self._patience_s
-                elif isinstance(word, PlanGranted | PlanRejected):
+                elif isinstance(word, ReplyPlan | ReplyRefusal):
                     self._answers_by_s.pop(word.plan_id, None)
             case StreamLost():
                 self.open = False
