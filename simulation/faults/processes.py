@@ -166,6 +166,7 @@ class SchedulerProcess(Member):
                 self.cluster.check_who_decides(self)
             if isinstance(event, WorkerLoadReported):
                 self.heard_s[event.worker_id] = now_s
+            was_isolated = is_isolated(core.cluster)
             actions = handle(event, now_s)
             for action in actions:
                 if isinstance(action, DropWorker) and action.reason == "silent":
@@ -174,7 +175,7 @@ class SchedulerProcess(Member):
                     world.tell(self.name, action)
             if isinstance(event, Tick):
                 core.check()
-                if is_isolated(core.cluster) and not core.recovering:
+                if was_isolated and not core.recovering:
                     raise Violation(f"{self.name} hears no worker and does not doubt itself")
             return actions
 
