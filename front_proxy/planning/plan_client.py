@@ -1,7 +1,7 @@
 """A front proxy's side of the scheduler's protocol: where a request is planned, what is sent, what is dialled. Pure.
 
 Events in, actions out; time is an argument that never goes back, and chance is given. The shells are ``scheduler_link``
-over gRPC and the simulation's ``front_plans``. What becomes of a question:
+over streams. What becomes of a question:
 
     asked while the scheduler answers, or without a view          -> waits for its answer, ``plan_patience_s`` at first
     asked while it does not, with a view to plan from             -> is planned here at the next wake-up
