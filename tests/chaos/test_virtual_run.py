@@ -10,13 +10,14 @@ from chaos import real_run, virtual_run
 from chaos.schedule import AFTER_REQUESTS_MAX, FAULT_KINDS, FaultKind, Lengths, schedule
 from chaos.virtual_run import ChaosOptions
 from cli.app import main
-from front_proxy.dispatch import request_driver
+from front_proxy.dispatch import request_driver, scheduler_link
 from launcher.config import BatonConfig
 from launcher.local.process_plan import plan
 from runtime.configuration import load
+from scheduler.core import SchedulerCore
 from simulation.faults.cluster import Topology
 from simulation.faults.fault_kinds import Target
-from tests.simulation.test_core_seeds import NeverResumes
+from tests.simulation.test_core_seeds import NeverResumes, RefusesStreams
 
 SPARES = Topology(prefill=1, decode=2)
 
@@ -60,6 +61,19 @@ def test_without_a_spare_decode_worker_clients_notice_and_every_invariant_holds(
 def test_a_planted_bug_is_noticed(kind: FaultKind, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request_driver, "RequestFlow", NeverResumes)
     assert not all(virtual_run.run(seed, ChaosOptions(kinds=(kind,))).passed for seed in range(5))
+
+
+def test_streams_that_are_given_up_by_a_front_proxy_that_is_cut_off_are_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scheduler_link, "PlanClient", RefusesStreams)
+    assert not virtual_run.run(0, ChaosOptions(kinds=("cut",), roles=("front_proxy",))).passed
+
+
+def test_a_scheduler_that_hears_no_worker_and_does_not_doubt_itself_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SchedulerCore, "_doubt", lambda _core, _now_s: None)
+    options = ChaosOptions(kinds=("blackhole",), roles=("scheduler",))
+    assert "does not doubt itself" in virtual_run.run(0, options).broken
 
 
 def test_the_command_prints_the_schedule_and_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:

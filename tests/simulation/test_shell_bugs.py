@@ -15,7 +15,6 @@ from front_proxy.dispatch.worker_link import WorkerLink
 from runtime import send_queue
 from runtime.bidi_stream import StreamBroken
 from scheduler.api.events import FrontLeft, RequestEnded, WorkerLeft
-from scheduler.core import SchedulerCore
 from scheduler.shell import SchedulerShell
 from tests.simulation.test_core_seeds import SEEDS_TO_FIND_A_BUG, found
 from worker.core import WorkerCore
@@ -88,7 +87,6 @@ def without_waking(driver: RequestDriver, *_: object) -> None:
         pytest.param(SchedulerShell, "feed", deaf_to(WorkerLeft), id="the scheduler does not hear that a worker left"),
         pytest.param(SchedulerShell, "feed", deaf_to(FrontLeft), id="nor that a front proxy left"),
         pytest.param(SchedulerShell, "feed", deaf_to(RequestEnded), id="nor that a request ended"),
-        pytest.param(SchedulerCore, "_doubt", nothing, id="a scheduler that is cut off gives all others up"),
     ],
 )
 def test_a_bug_of_a_shell_is_found(
