@@ -6,8 +6,8 @@ cluster is whole again. What clients see is judged as there, by the same names (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, assert_never
+from collections.abc import Sequence
+from typing import assert_never
 
 import msgspec
 
@@ -15,13 +15,12 @@ from chaos.schedule import AFTER_REQUESTS_MAX, USERS, Fault, FaultKind, Lengths,
 from chaos.virtual_users import Counts, Users
 from runtime.backoff import backoff_s
 from simulation.faults import checkers
-from simulation.faults.cluster import Parts, SimCluster, Topology
+from simulation.faults.cluster import SimCluster, Topology
 from simulation.faults.fault_kinds import Faults
-from simulation.faults.fronts import SimFront
-from simulation.faults.schedulers import SimScheduler
+from simulation.faults.processes import Member, WorkerProcess
+from simulation.faults.quiet import no_logs
 from simulation.faults.settings import production_settings
-from simulation.faults.workers import SimWorker
-from simulation.kernel.network import Disorder, Process
+from simulation.kernel.network import Disorder
 from simulation.kernel.world import Violation, World
 
 EVENTS_MAX = 50_000_000
@@ -30,6 +29,8 @@ LOOK_S = 0.2
 # Looks in a row that must find everything whole.
 LOOKS_WHOLE = 2
 DRAIN_S_MAX = 30.0
+# From a goodbye until its process is gone.
+GOODBYE_S = 0.05
 # From its start until a process serves.
 START_S = {"scheduler": 0.5, "prefill": 2.0, "decode": 2.0, "front_proxy": 1.0}
 # As launcher.restart_backoff_min_s and restart_backoff_max_s.
@@ -70,15 +71,19 @@ def planned(seed: int, options: ChaosOptions) -> list[Fault]:
     return schedule(seed, targets, options.kinds, rounds=options.rounds, after_requests_max=AFTER_REQUESTS_MAX)
 
 
-def run(seed: int, options: ChaosOptions, *, telling: bool = False, **planted: Any) -> ChaosVerdict:
-    """One run; the same seed gives the same one. Tests plant bugs, by the names in ``Parts``."""
+@no_logs()
+def run(seed: int, options: ChaosOptions, *, telling: bool = False) -> ChaosVerdict:
+    """One run; the same seed gives the same one. Tests plant bugs in production's classes."""
     chaos: _Chaos | None = None
     broken = ""
     try:
-        chaos = _Chaos(seed, options, telling=telling, parts=Parts(**planted))
+        chaos = _Chaos(seed, options, telling=telling)
         chaos.run()
     except AssertionError as error:
         broken = f"{type(error).__name__}: {error}"
+    finally:
+        if chaos is not None:
+            chaos.cluster.bury()
     if chaos is None:
         return ChaosVerdict(seed=seed, passed=False, broken=broken, counts=Counts(), faults=0, virtual_s=0.0)
     counts = chaos.users.counts
@@ -94,22 +99,21 @@ def run(seed: int, options: ChaosOptions, *, telling: bool = False, **planted: A
 
 
 class _Chaos:
-    def __init__(self, seed: int, options: ChaosOptions, *, telling: bool, parts: Parts) -> None:
+    def __init__(self, seed: int, options: ChaosOptions, *, telling: bool) -> None:
         self.world = World(seed, telling=telling, events_max=EVENTS_MAX)
         self.done = 0
         self._options = options
         settings = production_settings()
         # Room as where one failure may not be noticed: the other workers of its role hold everything.
         faults = Faults(single=1, schedulers=options.topology.schedulers)
-        self._cluster = SimCluster(self.world, faults, settings, settings.scheduler, options.topology, parts)
-        self._cluster.gap_s_max = GAP_S_MAX
+        self.cluster = SimCluster(self.world, faults, settings, options.topology)
+        self.cluster.gap_s_max = GAP_S_MAX
         self._left = planned(seed, options)
         self._now: Fault | None = None
         self._deaths: dict[str, int] = {}
         self._over = False
-        self.users = Users(self._cluster, seed, lambda name: may_repeat(self._now, name))
-        for scheduler in self._cluster.schedulers.values():
-            scheduler.on_stepped_down = self._restarter(scheduler)
+        self.users = Users(self.cluster, seed, lambda name: may_repeat(self._now, name))
+        self.cluster.on_stepped_down = self._start_again  # type: ignore[method-assign]
 
     def run(self) -> None:
         """All faults, one after the other. Raises Violation or AssertionError."""
@@ -122,23 +126,24 @@ class _Chaos:
                 raise Violation("the run does not end: a request or a fault hangs")
             self.world.run(self.world.now_s + 1.0)
         self.world.run(self.world.now_s + SETTLE_S)
-        # Whose end was wrong was checked when it came; whom a client complains about is counted.
-        self._cluster.clients.clear()
-        checkers.check_the_end(self._cluster)
+        # The end of each was checked when it came; what a client complains about is counted.
+        for client in list(self.cluster.clients):
+            self.cluster.forget(client)
+        checkers.check_the_end(self.cluster)
 
     def _check(self) -> None:
-        checkers.check_bounds(self._cluster)
+        checkers.check_bounds(self.cluster)
         self.world.after(CHECK_S, self._check)
 
     def _next(self) -> None:
         self._now = None
         if not self._left:
-            self.users.after_more(self._options.users, self._end)
+            self.users.after_more(self._options.users, self._finish)
             return
         fault = self._left.pop(0)
         self.users.after_more(fault.after_requests, lambda: self._hit(fault))
 
-    def _end(self) -> None:
+    def _finish(self) -> None:
         self._over = True
         self.users.stop()
 
@@ -148,15 +153,15 @@ class _Chaos:
         process = self._process(fault.process_id)
         lasts_s = self._break(fault, process)
         deadline_s = self.world.now_s + lasts_s + RECOVER_S_MAX
-        incarnation = _incarnation(process)
+        incarnation = process.incarnation
         self.world.after(lasts_s, self._look, fault, incarnation, 0, deadline_s)
 
-    def _look(self, fault: Fault, incarnation: object, looks: int, deadline_s: float) -> None:
+    def _look(self, fault: Fault, incarnation: int, looks: int, deadline_s: float) -> None:
         """Until the cluster is whole: every process serves and knows who leads."""
         process = self._process(fault.process_id)
-        replaced = not replaces(fault.kind) or _incarnation(process) != incarnation
-        well = not any(each.troubled for each in self._cluster.processes)
-        looks = looks + 1 if replaced and well and self._cluster.known_to_leader() else 0
+        replaced = not replaces(fault.kind) or process.incarnation != incarnation
+        well = not any(each.troubled for each in self.cluster.processes)
+        looks = looks + 1 if replaced and well and self.cluster.known_to_leader() else 0
         if looks >= LOOKS_WHOLE:
             self.done += 1
             self.users.after_more(self._options.users, self._next)
@@ -165,12 +170,12 @@ class _Chaos:
         else:
             self.world.after(LOOK_S, self._look, fault, incarnation, looks, deadline_s)
 
-    def _process(self, process_id: str) -> Process:
-        return next(process for process in self._cluster.processes if process.name == process_id)
+    def _process(self, process_id: str) -> Member:
+        return next(process for process in self.cluster.processes if process.name == process_id)
 
     # Faults
 
-    def _break(self, fault: Fault, process: Process) -> float:
+    def _break(self, fault: Fault, process: Member) -> float:
         """Perform it; how long it lasts."""
         lengths = self._options.lengths
         match fault.kind:
@@ -194,77 +199,37 @@ class _Chaos:
                 assert_never(fault.kind)
         return 0.0
 
-    def _kill(self, process: Process) -> None:
-        _end(process)
-        self._start_later(process, self._pause_s(process.name))
+    def _kill(self, process: Member) -> None:
+        self._end(process, self._pause_s(process.name))
 
     def _pause_s(self, process_id: str) -> float:
         """As the supervision of `baton up`, without its window: every death counts."""
         self._deaths[process_id] = deaths = self._deaths.get(process_id, 0) + 1
         return backoff_s(deaths, min_s=BACKOFF_S[0], max_s=BACKOFF_S[1])
 
-    def _start_later(self, process: Process, pause_s: float) -> None:
+    def _start_later(self, process: Member, pause_s: float) -> None:
         role = next(target.role for target in self._options.topology.targets() if target.process_id == process.name)
-        self.world.after(pause_s + START_S[role], self._start, process)
+        self.world.after(pause_s + START_S[role], self.cluster.restart, process)
 
-    def _start(self, process: Process) -> None:
-        match process:
-            case SimWorker():
-                self._cluster.restart_worker(process)
-            case SimFront():
-                self._cluster.restart_front(process)
-            case SimScheduler():
-                self._cluster.restart_scheduler(process)
-            case _:
-                raise AssertionError(process)
+    def _start_again(self, scheduler: Member) -> None:
+        self._start_later(scheduler, BACKOFF_S[0])
 
-    def _restarter(self, scheduler: SimScheduler) -> Callable[[], None]:
-        return lambda: self._start_later(scheduler, BACKOFF_S[0])
-
-    def _drain(self, process: Process, *, at_once: bool) -> None:
+    def _drain(self, process: Member, *, at_once: bool) -> None:
         """SIGTERM: it finishes what it runs and ends, and is started again: at once, or as after a death."""
-        match process:
-            case SimWorker():
-                process.drain()
-            case SimFront():
-                process.draining = True
-            case _:
-                pass  # a scheduler has nothing to finish
+        process.drain()
         self._end_when_idle(process, self.world.now_s + DRAIN_S_MAX, 0.0 if at_once else self._pause_s(process.name))
 
-    def _end_when_idle(self, process: Process, deadline_s: float, pause_s: float) -> None:
-        if _busy(process) and self.world.now_s < deadline_s:
+    def _end_when_idle(self, process: Member, deadline_s: float, pause_s: float) -> None:
+        if process.busy and self.world.now_s < deadline_s:
             self.world.after(0.1, self._end_when_idle, process, deadline_s, pause_s)
             return
-        if isinstance(process, SimWorker):
+        if isinstance(process, WorkerProcess):
             process.say_goodbye()
-        _end(process)
+        self.world.after(GOODBYE_S, self._end, process, pause_s)
+
+    def _end(self, process: Member, pause_s: float) -> None:
+        process.crash()
         self._start_later(process, pause_s)
-
-
-def _busy(process: Process) -> bool:
-    match process:
-        case SimWorker():
-            return bool(process.works) or process.prefill.leases_held > 0
-        case SimFront():
-            return bool(process.clients)
-        case _:
-            return False
-
-
-def _end(process: Process) -> None:
-    assert isinstance(process, SimWorker | SimFront | SimScheduler)
-    process.crash()
-
-
-def _incarnation(process: Process) -> object:
-    match process:
-        case SimWorker():
-            return process.epoch
-        case SimScheduler():
-            return process.incarnation
-        case _:
-            return id(process)
 
 
 def told(verdict: ChaosVerdict, faults: Sequence[Fault]) -> list[str]:

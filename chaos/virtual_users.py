@@ -12,8 +12,9 @@ from collections.abc import Callable
 import msgspec
 
 from simulation.faults import checkers
+from simulation.faults.clients import Client
 from simulation.faults.cluster import SimCluster
-from simulation.faults.fronts import Client, SimFront
+from simulation.faults.processes import FrontProcess
 from simulation.faults.workload import Asked
 
 PROMPT_TOKENS_MAX, OUTPUT_TOKENS_MAX = 40, 64
@@ -88,25 +89,25 @@ class Users:
 
     def _connect(self, asked: Asked, attempt: int, index: int) -> None:
         front = self._cluster.fronts[index]
-        if not front.alive or front.draining or not front.plans.view.snapshot.usable:
-            # The launcher holds its port: who connects waits for whoever accepts next.
+        if not front.alive or front.draining or not front.dispatcher.cluster().usable:
+            # The launcher holds its port: a connection waits for the process that accepts next.
             self._world.after(0.1, self._connect, asked, attempt, index)
             return
-        client = Client(front, asked, self._cluster.parts.flow)
+        client = Client(front, asked)
         client.on_over = lambda client: self._over(client, attempt)
-        self._cluster.clients.append(client)
+        self._cluster.add(client)
         front.when_awake(self._arrive, client, front, attempt)
 
-    def _arrive(self, client: Client, front: SimFront, attempt: int) -> None:
+    def _arrive(self, client: Client, front: FrontProcess, attempt: int) -> None:
         if front.alive:
-            client.arrive()
+            front.loop.enter(client.arrive)
         else:
-            self._over(client, attempt)
+            client.lost_its_front()
 
     def _over(self, client: Client, attempt: int) -> None:
-        counts, finish, name = self.counts, client.finish, client.front.name
+        counts, name = self.counts, client.front.name
         self._world.after(REMEMBERED_S, self._forget, client)
-        if finish is None:
+        if client.outcome == "front_died":
             if self._may_repeat(name) and attempt <= len(self._cluster.fronts):
                 counts.repeated += 1
                 # Its own number, so that its orders are told from those of the request before it.
@@ -115,8 +116,8 @@ class Users:
                 self._world.after(0.001, self._ask, again, attempt + 1)
                 return
             self._fail(client, f"connection to {name} broke")
-        elif finish.outcome != "finished":
-            self._fail(client, f"{finish.failure}")
+        elif client.outcome != "finished":
+            self._fail(client, f"{client.failure}")
         else:
             checkers.check_client(client, self._cluster)
         counts.requests += 1
@@ -130,4 +131,4 @@ class Users:
         self.counts.failures.append(f"{client.asked.request_id} at {self._world.now_s:.2f} s: {what}")
 
     def _forget(self, client: Client) -> None:
-        self._cluster.clients.remove(client)
+        self._cluster.forget(client)

@@ -70,7 +70,7 @@ def drain(
     *,
     state_dir: StateDir = None,
     timeout_s: Annotated[
-        str | None, setting("worker.drain_timeout_s", "time to finish its requests; what is left then is aborted", "S")
+        str | None, setting("worker.drain_timeout_s", "how long to wait until it is idle", "S")
     ] = None,
     sources: Sources = NO_SOURCES,
 ) -> None:

@@ -78,7 +78,7 @@ async def run(
             )
             log.info("scheduler is ready", address=status.address)
             if leadership is not None:
-                leading = group.create_task(_lead(leadership, shell, make_core, server, status), name="lead")
+                leading = group.create_task(lead(leadership, shell, make_core, server, status), name="lead")
                 parts.add(leading)
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for task in parts:
@@ -111,7 +111,7 @@ def _never() -> float:
     return float("-inf")
 
 
-async def _lead(
+async def lead(
     leadership: Leadership,
     shell: SchedulerShell,
     make_core: Callable[[], SchedulerCore],

@@ -1,4 +1,4 @@
-"""The gRPC face of a worker: Attach, Drain and GetStatus. Moves messages; the core and streams decide."""
+"""The gRPC face of a worker: Attach and GetStatus. Moves messages; the core and streams decide."""
 
 from __future__ import annotations
 
@@ -59,11 +59,6 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             log.info("front proxy detached", front_proxy=front.front_proxy_id)
         if front.failure is not None:
             await stream.refuse(front.failure)
-
-    async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:  # noqa: N802
-        """Refuse new requests; answer when idle or when the time is up."""
-        log.info("drain asked", peer=context.peer())
-        return pb.DrainResponse(requests_left=await self._core.drain(request.deadline_ms / 1000))
 
     async def _open(self, stream: AttachStream) -> pb.Open:
         try:

@@ -1,4 +1,4 @@
-"""Renews the leases of hand-offs that decode workers were given and have not answered. Never decides who gets one.
+"""Renews the leases of hand-offs that decode workers were given and have not answered. Decides no hand-off.
 
 A pull that is over before the first renewal, as nearly all are, costs no message. The holder bounds the rest.
 """
@@ -32,7 +32,7 @@ class LeaseRenewer:
         self._wind()
 
     def drop(self, handoff: KvHandoff) -> None:
-        """Nobody waits for it any more. Idempotent."""
+        """No decode worker waits for it any more. Idempotent."""
         # The timer stays: winding it for every request would cost more than one that finds nothing to do.
         self._due_s.pop(_key(handoff), None)
 

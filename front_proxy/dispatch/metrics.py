@@ -38,7 +38,7 @@ class DispatchMetrics:
         )
         self.stream_losses = Counter(
             f"{prefix}_stream_losses_total",
-            "Streams that broke, by who was at the other end.",
+            "Streams that broke, by what was at the other end.",
             ["peer"],
             registry=registry,
         )

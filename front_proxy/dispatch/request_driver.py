@@ -203,7 +203,7 @@ class RequestDriver:
             self.feed(Stalled(attempt=self.flow.attempt, stage=stage, waited_s=waited_s))
 
     def forgive(self, now_s: float) -> None:
-        """This process itself stood still: what was not heard meanwhile is nobody's fault."""
+        """This process itself stood still: no worker is to blame for what was not received meanwhile."""
         self._since_s = now_s
 
     def holder_lost(self, worker: Placement) -> None:

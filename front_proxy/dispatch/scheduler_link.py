@@ -61,7 +61,7 @@ class PlanReceiver(Protocol):
         ...
 
     def on_refused(self, failure: Failure) -> None:
-        """It may not run, or nobody answered in time; nothing is reserved."""
+        """It may not run, or no answer came in time; nothing is reserved."""
         ...
 
 
@@ -211,7 +211,7 @@ class SchedulerLink:
     def _do(self, action: PlanClientAction) -> None:
         match action:
             case SendQuestion(question=question):
-                # Its request may have left while other things were done; then nobody wants the answer.
+                # Its request may have left while other things were done; then no answer is wanted.
                 if (asked := self._receivers.get(question.plan_id)) is not None:
                     self._send(asked[1])
             case AnswerPlan(plan=plan, local=local):

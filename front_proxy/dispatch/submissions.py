@@ -30,7 +30,7 @@ def question(plan_id: int, request: GenerationRequest, ask: AskPlan, *, left_s: 
 
 
 def prefill(request: GenerationRequest, start: StartPrefill, *, left_s: float) -> Submission:
-    """Prompt and shown tokens, and one token more."""
+    """Prompt and delivered tokens, and one token more."""
     sampling = request.decode_sampling if start.whole else request.prefill_sampling
     if start.resume_token_ids:
         sampling = _continuation(request).first(len(start.resume_token_ids))
@@ -38,7 +38,7 @@ def prefill(request: GenerationRequest, start: StartPrefill, *, left_s: float) -
 
 
 def decode(request: GenerationRequest, start: StartDecode, *, left_s: float) -> Submission:
-    """Prompt and shown tokens, and all that is left."""
+    """Prompt and delivered tokens, and all that is left."""
     sampling = request.decode_sampling
     if start.resume_token_ids:
         sampling = _continuation(request).rest(len(start.resume_token_ids))

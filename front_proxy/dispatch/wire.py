@@ -234,7 +234,7 @@ def _placement(message: scheduler_pb2.Placement) -> Placement:
 
 
 def cluster(message: scheduler_pb2.ClusterView) -> Sequence[WorkerEntry]:
-    """The workers of a view whose role we know."""
+    """The workers of a view that have a known role."""
     entries = ((scheduler_wire.worker_info(entry.info), entry) for entry in message.workers)
     return [
         WorkerEntry(info, scheduler_wire.load(entry.load), entry.unusable)

@@ -25,7 +25,7 @@ from scheduler.api.actions import Placement
 
 log = structlog.get_logger(__name__)
 
-# Work that was aborted and whose last word has not come yet. Beyond it the link itself releases what comes late.
+# Aborted work of which the last message has not come yet. Beyond it the link itself releases what comes late.
 ABORTED_SLOTS_MAX = 4096
 SLOT_MAX = 2**32
 
@@ -86,7 +86,7 @@ class WorkerLink:
 
     @property
     def idle(self) -> bool:
-        """Whether ending the stream would cost nobody anything."""
+        """Whether ending the stream would break no request."""
         return not self._slots and not self._leases and not self._aborted
 
     @property
@@ -197,7 +197,7 @@ class WorkerLink:
         try:
             parts = wire.token_parts(step)
         except ValueError as error:
-            # Whose tokens they are cannot be known: all that runs here goes on elsewhere.
+            # The tokens cannot be matched to requests: all that runs here goes on elsewhere.
             self.end(f"its message makes no sense: {error}")
             return
         for slot, token_ids in parts:

@@ -19,7 +19,7 @@ def to_vllm(failure: Failure) -> Exception:
         case FailureKind.NOT_FOUND:
             return VLLMNotFoundError(failure.message)
         case FailureKind.CANCELLED:
-            # 499 is no HTTPStatus; whoever still listens should try elsewhere.
+            # 499 is no HTTPStatus; a client that still listens should try elsewhere.
             return GracefulHTTPError(failure.message, HTTPStatus.SERVICE_UNAVAILABLE)
         case FailureKind.INTERNAL:
             return EngineGenerateError(failure.message)

@@ -49,7 +49,7 @@ _FRONT_ONLY: dict[str, Any] = {
     "skip_clone": False,
     "_watermarking_skipped": False,
 }
-# Fields whose resting value is not the struct's default.
+# Fields with a resting value that is not the struct's default.
 _RESTING: dict[str, tuple[Any, ...]] = {
     "watermarking": (None, False),
     "bad_words": (None, []),
@@ -98,7 +98,7 @@ class Rest:
         wire.max_tokens -= resume_tokens
         wire.min_tokens = max(wire.min_tokens - resume_tokens, 0)
         if resume_tokens:
-            # The prompt's own facts were told with the first token, and what was shown is no part of it.
+            # The prompt's own facts were told with the first token, and what was delivered is no part of it.
             wire.prompt_logprobs = None
             wire.skip_reading_prefix_cache = False
         return wire
@@ -130,7 +130,7 @@ def drop_forbidden(params: SamplingParams) -> None:
 
 
 def encode(params: SamplingParams, *, replay_seed: int | None = None) -> Encodings:
-    """The encodings for one sequence (n = 1) whose parameters passed vLLM's own validation.
+    """The encodings for one sequence (n = 1) with parameters that passed vLLM's own validation.
 
     ``replay_seed`` is used where the output is drawn at random, cannot be continued, and the client gave no seed: with
     it another engine can draw the same tokens again.

@@ -115,7 +115,7 @@ class Sequences:
                     continue
                 if output.finished:
                     if delta.finish is None:
-                        # A stop string: nobody needs the engine's further tokens.
+                        # A stop string: the engine's further tokens are not needed.
                         self._source.satisfied(request.request_id)
                     await deltas.aclose()
                 yield output
@@ -150,7 +150,7 @@ class Sequences:
             await asyncio.gather(family, return_exceptions=True)
 
     async def _run_family(self, children: list[_Child], collector: RequestOutputCollector) -> None:
-        """Child 0 first; the others once its prompt's KV lies on a decode worker, whose prefix cache they then hit."""
+        """Child 0 first; the others once its prompt's KV lies on a decode worker: they hit its prefix cache."""
         first, *others = children
         landed = asyncio.Event()
         try:

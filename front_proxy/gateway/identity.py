@@ -1,4 +1,4 @@
-"""On whose behalf a request comes and how urgent it is, by its HTTP headers or gRPC metadata and fields.
+"""The tenant of a request and its urgency, by its HTTP headers or gRPC metadata and fields.
 
 Keeps no key, only its digest.
 """
@@ -28,7 +28,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def caller(headers: Iterable[tuple[bytes, bytes]]) -> Caller:
-    """Who asks. An API key is proof and goes before the header, which anybody can write.
+    """The caller. An API key is proof and goes before the header, which any client can write.
 
     Raises FailureError (BAD_REQUEST) for a class that is none: as another one it would be missed only under overload.
     """
@@ -54,12 +54,12 @@ def caller(headers: Iterable[tuple[bytes, bytes]]) -> Caller:
 
 
 def caller_of_call(metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
-    """Who asks over gRPC: metadata has the headers' names and meanings."""
+    """The caller over gRPC: metadata has the headers' names and meanings."""
     return caller((name.encode(), value.encode() if isinstance(value, str) else value) for name, value in metadata)
 
 
 def caller_of_request(call: Caller, *, tenant: str, priority_class: str) -> Caller:
-    """Who asks with one of a call's requests: what it says itself goes before what the call says, but not before a key.
+    """The caller of one of a call's requests: the request's own words go before the call's, but not before a key.
 
     ``priority_class`` is a PriorityClass, or empty as ``tenant`` may be: as the call says.
     """

@@ -22,7 +22,7 @@ class RequestContext:
         self.started_s = started_s
         """On CLOCK."""
         self.caller = Caller()
-        """On whose behalf it comes."""
+        """Its tenant and priority class."""
         self.deadline_s = deadline_s
         """Time the client gave it from then. None: the configured one."""
         self.render_s: float | None = None

@@ -100,7 +100,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             try:
                 async for batch in session.batches():
                     yield batch
-                # A client whose own iterator failed ends the stream with its error.
+                # A client with an iterator that failed ends the stream with its error.
                 await reader
             finally:
                 reader.cancel()
@@ -215,7 +215,7 @@ class _ManySession:
         # Not in the task: one that is cancelled before its first step runs none of its code.
         del self._running[request.request_id]
         if task.cancelled():
-            # Nobody may have validated n yet.
+            # n may not be validated yet.
             choices = [
                 inference_pb2.Choice(index=index, finish_reason="abort")
                 for index in range(min(max(1, request.sampling.n), self._requests_max))
@@ -247,7 +247,7 @@ def _caller(context: Context) -> Caller:
 
 
 def _caller_of(caller: Caller, request: inference_pb2.GenerateRequest) -> Caller:
-    """On whose behalf it comes. Raises FailureError for a class that is none."""
+    """The request's caller. Raises FailureError for a class that is none."""
     number = request.priority_class
     if number and number not in _PRIORITY_CLASSES:
         raise unknown_class("priority_class", str(number))

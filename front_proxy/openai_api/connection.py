@@ -35,7 +35,7 @@ class HttpConnection(HttpToolsProtocol):
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Whoever waits to write is let go, and the app hears that its client left."""
+        """A write that waits ends, and the app hears that its client left."""
         self._watch_no_more()
         super().connection_lost(exc)
 

@@ -73,7 +73,7 @@ class OpenAiServer:
         self.address = join_address(self._config.host, self._listener.getsockname()[1])
 
     async def start(self) -> None:
-        """Accept connections, those included that came while nobody did. Raises OSError when the address is taken."""
+        """Accept connections, also those that came before. Raises OSError when the address is taken."""
         if self._listener is None:
             self.bind()
         assert self._listener is not None

@@ -1,4 +1,4 @@
-"""The front proxy's picture of the cluster, as the scheduler last told it. Pure: never asks anybody."""
+"""The front proxy's picture of the cluster, as the scheduler last told it. Pure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class WorkerEntry(msgspec.Struct, frozen=True):
 
     @property
     def load_to_plan_by(self) -> WorkerLoad:
-        """What it does, for who plans without the scheduler: what that did not use is not used without it either."""
+        """Its load, for planning without the scheduler: a worker that the scheduler did not use is not used locally."""
         return WorkerLoad() if self.unusable else self.load
 
 
@@ -81,7 +81,7 @@ class ClusterView:
     def __init__(self) -> None:
         self._snapshot = ClusterSnapshot()
         self.knows_more = False
-        """Whether the scheduler that showed the last picture is recovering and does not know everybody known here."""
+        """Whether the scheduler of the last view is recovering and does not know all workers that are known here."""
 
     @property
     def snapshot(self) -> ClusterSnapshot:
@@ -91,8 +91,8 @@ class ClusterView:
     def apply(self, workers: Sequence[WorkerEntry], *, recovering: bool = False) -> ViewChange:
         """Take over a new picture.
 
-        A scheduler that is ``recovering`` does not know everybody yet: whom it does not name, or has not heard of
-        being ready, stays as he was.
+        A scheduler that is ``recovering`` does not know all workers yet. A worker that it does not name, or does not
+        know to be ready, stays as it was.
         """
         told = workers
         self.knows_more = False

@@ -40,7 +40,7 @@ class StreamDialled(msgspec.Struct, frozen=True):
 
 
 class ViewShown(msgspec.Struct, frozen=True):
-    """The scheduler shows the cluster. ``recovering``: it may not know everybody yet."""
+    """The scheduler shows the cluster. ``recovering``: it may not know all workers yet."""
 
     workers: Sequence[WorkerEntry]
     recovering: bool = False
@@ -83,7 +83,7 @@ class AnswerPlan(msgspec.Struct, frozen=True, gc=False):
 
 
 class AnswerRefusal(msgspec.Struct, frozen=True):
-    """Tell who asked that it may not run, or that nobody answered in time. ``local`` as above."""
+    """Tell the request that it may not run, or that no answer came in time. ``local`` as above."""
 
     plan_id: int
     failure: Failure
@@ -141,7 +141,7 @@ class Dial(msgspec.Struct, frozen=True):
 
 
 class ViewChanged(msgspec.Struct, frozen=True):
-    """Tell everybody that there is another picture, and that the incarnations in ``gone`` are not in it any more."""
+    """The view changed. The incarnations in ``gone`` are not in it any more."""
 
     gone: Sequence[tuple[str, int]]
 

@@ -81,7 +81,7 @@ class FallbackPlanner:
         """The scheduler was there until now, so the last view was true until now."""
         self._true_s = now_s
 
-    def shown(self, told: Sequence[WorkerEntry], now_s: float) -> None:
+    def view_changed(self, told: Sequence[WorkerEntry], now_s: float) -> None:
         """The view has these entries of a scheduler that knows all workers, or of one that is recovering."""
         if not self._view.knows_more:
             self.still_true(now_s)

@@ -1,9 +1,9 @@
-"""One front proxy's dealings with the scheduler: who plans a request, what is told, and whom to dial. Pure.
+"""A front proxy's side of the scheduler's protocol: where a request is planned, what is sent, what is dialled. Pure.
 
 Events in, actions out; time is an argument that never goes back, and chance is given. The shells are ``scheduler_link``
-over gRPC and the simulation's ``front_plans``. What becomes of a question:
+over streams. What becomes of a question:
 
-    asked while the scheduler answers, or while nobody can plan   -> waits for its answer, ``plan_patience_s`` at first
+    asked while the scheduler answers, or without a view          -> waits for its answer, ``plan_patience_s`` at first
     asked while it does not, with a view to plan from             -> is planned here at the next wake-up
     queued by the scheduler                                       -> waits that long and ``plan_patience_s``
     patience over or stream lost, with a view to plan from        -> is planned here, and all others that wait
@@ -15,7 +15,7 @@ after ``plan_patience_s``, when all the connections that one fault breaks are kn
 room it is tried again every ``plan_patience_s``, then on every worker, and asked of the scheduler when that answers
 again, until ``plan_timeout_s`` is over.
 
-The scheduler **answers** when its stream is open (it has spoken), it is not silent (nobody's patience with it ran out
+The scheduler **answers** when its stream is open (it has spoken), it is not silent (no question ran out of patience
 since it last spoke), and it knows all workers that are known here (after a restart it may be recovering).
 """
 
@@ -131,12 +131,12 @@ class PlanClient:
 
     @property
     def address(self) -> str:
-        """Whom to dial."""
+        """The address to dial."""
         return self._addresses.current
 
     @property
     def running(self) -> Mapping[int, RunningPlan]:
-        """Every plan in flight, whoever made it."""
+        """Every plan in flight, of the scheduler or made locally."""
         return self._plans.running
 
     @property
@@ -267,7 +267,7 @@ class PlanClient:
 
     def _see(self, view: ViewShown, now_s: float) -> Sequence[PlanClientAction]:
         change = self._view.apply(view.workers, recovering=view.recovering)
-        self._plans.shown(change.told, now_s)
+        self._plans.view_changed(change.told, now_s)
         return (ViewChanged(change.gone),)
 
     def _lose(self, event: StreamLost, now_s: float) -> Sequence[PlanClientAction]:

@@ -22,7 +22,7 @@ FINAL_KINDS = frozenset(
 
 
 def from_outside(event: ClientGone | DeadlinePassed | Stopped) -> tuple[Outcome, Failure | None]:
-    """The end that somebody else than a worker gives a request."""
+    """The end of a request that is not caused by a worker."""
     match event:
         case ClientGone(satisfied=True):
             return "finished", None
@@ -44,9 +44,9 @@ def broken_prefill(output: WorkerOutput) -> Failure | None:
     return broken
 
 
-def planless(who: str) -> Failure:
-    """The scheduler's plan lacks ``who`` should work."""
-    return Failure(kind=FailureKind.INTERNAL, message=f"The scheduler's plan names no {who}.")
+def planless(missing: str) -> Failure:
+    """The scheduler's plan lacks a worker."""
+    return Failure(kind=FailureKind.INTERNAL, message=f"The scheduler's plan names no {missing}.")
 
 
 def stalled(worker: Placement, waited_s: float) -> Failure:

@@ -76,7 +76,7 @@ class HolderLost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClientGone(msgspec.Struct, frozen=True, kw_only=True):
-    """Nobody waits for this request any more. ``satisfied``: because they have all they wanted (a stop string)."""
+    """The client does not wait any more. ``satisfied``: it has all that it wanted (a stop string)."""
 
     satisfied: bool = False
 
@@ -144,7 +144,7 @@ class StartPrefill(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StartDecode(msgspec.Struct, frozen=True, kw_only=True):
-    """Submit prompt + ``resume_token_ids``; the continuation's sampling is meant when there are shown ones."""
+    """Submit prompt + ``resume_token_ids``; the continuation's sampling is meant when there are some."""
 
     attempt: int
     worker: Placement
@@ -193,7 +193,7 @@ class Suspect(msgspec.Struct, frozen=True, kw_only=True):
 class Retried(msgspec.Struct, frozen=True, kw_only=True):
     """For the counters: an attempt failed and another one follows.
 
-    ``how``: from the start because nothing was shown, behind the shown tokens, or all again with a comparison.
+    ``how``: from the start because nothing was delivered, behind the delivered tokens, or all again with a comparison.
     ``counted``: it used up one of the request's tries; else no worker took it.
     """
 

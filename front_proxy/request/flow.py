@@ -1,8 +1,8 @@
 """One request from arrival to its last token, as a pure machine. No clock, no I/O; chance is injected.
 
-Only the front proxy knows which tokens were already shown, so retry, cancellation and deadlines are decided here.
+Only the front proxy knows which tokens were already delivered, so retry, cancellation and deadlines are decided here.
 Work is numbered by attempt: whatever an abandoned attempt still delivers is told apart, and a hand-off that arrives
-too late is released. An attempt after tokens were shown goes on behind them where that is exact, and otherwise
+too late is released. An attempt after tokens were delivered goes on behind them where that is exact, and otherwise
 replays the output from its start, compares, and shows only what is new (front_proxy/request/output_log.py).
 The caller performs the actions in order and feeds what happens back.
 """
@@ -69,7 +69,7 @@ class RequestFlow:
         continuing: bool,
         pinned_decode_worker: str | None = None,
     ) -> None:
-        """``continuing``: an engine given prompt + shown tokens goes on as one that was never disturbed.
+        """``continuing``: an engine given prompt + delivered tokens goes on as one that was never disturbed.
 
         ``budget`` bounds the retries of all requests of a front proxy together.
         """
@@ -99,12 +99,12 @@ class RequestFlow:
 
     @property
     def output_tokens(self) -> int:
-        """Tokens shown."""
+        """Tokens delivered."""
         return len(self._output)
 
     @property
     def output_tokens_of_plan(self) -> int:
-        """Tokens shown in the present attempt."""
+        """Tokens delivered in the present attempt."""
         return self._output.in_attempt
 
     @property
@@ -211,7 +211,7 @@ class RequestFlow:
             self._pinned = None
             return self._ask_plan()
         if self._last_failure is not None and (self.output_tokens or failure.kind is not FailureKind.EXHAUSTED):
-            # "Nobody is left" is the consequence; what broke the earlier attempt is the cause.
+            # "No worker is left" is the consequence; what broke the earlier attempt is the cause.
             failure = self._last_failure
         return self._fail(failure)
 
@@ -234,7 +234,7 @@ class RequestFlow:
         # "length" is only the prefill's own limit of one token.
         ends = self._prefill_only or (output.finish is not None and output.finish.reason == "stop")
         emit = self._deliver(output, Stage.PREFILL, finish=(output.finish or Finish("length")) if ends else None)
-        assert emit is not None, "what goes on behind the shown tokens, or is the only one, repeats nothing"
+        assert emit is not None, "what goes on behind the delivered tokens, or is the only one, repeats nothing"
         if ends:
             late = self._handoff_slot.release_late(output.handoff)
             return [emit, *self._confirm_blame(Stage.PREFILL), *late, *self._end("finished", None)]
@@ -276,7 +276,7 @@ class RequestFlow:
         if emit is None:
             return [*actions, *self._diverged()]
         if emit.delta.token_ids or output.finish is not None or decode_worker is not None:
-            # Else all of it was shown before.
+            # Else all of it was delivered before.
             actions.append(emit)
         if emit.delta.token_ids or output.finish is not None:
             actions += self._confirm_blame(Stage.DECODE)

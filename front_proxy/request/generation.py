@@ -15,11 +15,11 @@ class Continuation(Protocol):
     """Encodes the sampling of work that starts behind tokens of the output, as msgpack of vLLM's SamplingParams."""
 
     def first(self, resume_tokens: int) -> bytes:
-        """The next token alone, for a prefill of prompt + shown tokens."""
+        """The next token alone, for a prefill of prompt + delivered tokens."""
         ...
 
     def rest(self, resume_tokens: int) -> bytes:
-        """All that is left, for a decode of prompt + shown tokens; at least one token is shown."""
+        """All that is left, for a decode of prompt + delivered tokens; at least one token is delivered."""
         ...
 
 
@@ -33,14 +33,14 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     decode_sampling: bytes
     """The whole output, first token included: used when decode computes the first token itself."""
     continuation: Continuation | None
-    """How an engine goes on behind shown tokens as if undisturbed. None: it cannot. Then the prefill worker's token
-    is not shown, and what was shown before a failure is computed again and compared."""
+    """How an engine goes on behind delivered tokens as if undisturbed. None: it cannot. Then the prefill worker's token
+    is not delivered, and what was delivered before a failure is computed again and compared."""
     output_tokens_max: int
     priority: int = 0
     priority_class: str = ""
     """"interactive", "default" or "batch". Empty: by ``priority``."""
     tenant: str = ""
-    """Whose request it is, for the fair share."""
+    """The key of the fair share."""
     cache_salt: str | None = None
     session_id: str | None = None
     deadline_s: float | None = None

@@ -32,7 +32,7 @@ class HandoffSlot:
         return [ReleaseHandoff(handoff=handoff, pulled=pulled)]
 
     def release_late(self, handoff: KvHandoff | None) -> Sequence[ReleaseHandoff]:
-        """A hand-off nobody will use still holds memory on its prefill worker."""
+        """A hand-off that will not be used still holds memory on its prefill worker."""
         if handoff is None or _key(handoff) in self._released:
             return []
         if self.held is not None and _key(self.held) == _key(handoff):

@@ -11,8 +11,8 @@ from front_proxy.request.work import WorkerOutput
 class OutputLog:
     """The tokens of one sequence in order, each once, however many attempts produce them.
 
-    ``continuing``: an attempt starts behind what was shown. Otherwise it replays the output from its beginning, and
-    what was shown before is compared and left out.
+    ``continuing``: an attempt starts behind what was delivered. Otherwise it replays the output from its beginning, and
+    what was delivered before is compared and left out.
     """
 
     __slots__ = ("_before", "_continuing", "_position", "furthest", "tokens")
@@ -56,7 +56,7 @@ class OutputLog:
         self._position = len(self.tokens)
 
     def fresh(self, output: WorkerOutput) -> WorkerOutput | None:
-        """What of the attempt's next output is new; it counts as shown now. None: it contradicts what was shown."""
+        """What of the attempt's next output is new; it counts as delivered now. None: it contradicts the log."""
         if self.caught_up:
             self.add(output.token_ids)
             return output

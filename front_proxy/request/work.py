@@ -43,7 +43,7 @@ class WorkerOutput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def broken_by(finish: Finish | None) -> Failure | None:
-    """The failure an engine's finish stands for, if any: nobody asked it to stop."""
+    """The failure an engine's finish stands for, if any: it ended without being asked to."""
     if finish is None or finish.reason in ("stop", "length"):
         return None
     if finish.reason == "abort":

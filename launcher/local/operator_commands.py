@@ -19,8 +19,6 @@ from runtime.grpc_server import channel
 from scheduler.drain_client import drain_worker
 
 _MESSAGE_BYTES_MAX = 1 << 20
-# Beyond the time that the worker has: it aborts what is left then.
-_ANSWER_GRACE_S = 5.0
 _PROGRESS_INTERVAL_S = 0.5
 
 Say = Callable[[str], None]
@@ -41,7 +39,7 @@ async def drain(state_dir: Path, worker_id: str, *, timeout_s: float, say: Say) 
             f"the scheduler did not drain {worker_id}: {error.details() or error.code().name}"
         ) from error
     said = ""
-    until_s = time.monotonic() + timeout_s + _ANSWER_GRACE_S
+    until_s = time.monotonic() + timeout_s
     while True:
         answer = await status.ask(worker.grpc_address, timeout_s=status_timeout_s)
         if answer is None:
@@ -54,7 +52,7 @@ async def drain(state_dir: Path, worker_id: str, *, timeout_s: float, say: Say) 
         if answer.state == "draining" and idle:
             return
         if time.monotonic() > until_s:
-            raise CommandError(f"{worker_id} still has {_held(answer)} after {timeout_s:g} s; it takes nothing new")
+            raise CommandError(f"{worker_id} still has {_held(answer)} after {timeout_s:g} s; it gets no new request")
         await asyncio.sleep(_PROGRESS_INTERVAL_S)  # its state is that of another process, and its status says it
 
 

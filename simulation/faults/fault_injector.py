@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from simulation.faults.cluster import SimCluster
-from simulation.faults.fronts import SimFront
-from simulation.faults.schedulers import SimScheduler
-from simulation.faults.workers import SimWorker
-from simulation.kernel.network import Disorder, Process
+from simulation.faults.processes import FrontProcess, Member, SchedulerProcess, WorkerProcess
+from simulation.kernel.network import Disorder
 
 TROUBLE_S = 0.6
 FREEZE_S = (0.1, 2.0)
 LONG_FREEZE_S = (2.0, 6.0)
-# What a front proxy that is cut off from everybody lasts: its requests are stalled wherever they go.
+# What a front proxy that is cut off from all others lasts: its requests are stalled wherever they go.
 HOLE_S = (0.1, 1.0)
 CUT_OFF_S = (0.1, 1.5)
 # Longer than a worker's lease too: it must not take its own sleep for others' silence.
@@ -40,8 +38,7 @@ class Trouble:
         self._world = cluster.world
         self._rng = cluster.world.rng
         self._busy = busy
-        for scheduler in cluster.schedulers.values():
-            scheduler.on_stepped_down = self._restarter(scheduler)
+        cluster.on_stepped_down = self._restart_later  # type: ignore[method-assign]
 
     def plan(self) -> None:
         """Have everything happen that the faults say."""
@@ -65,7 +62,7 @@ class Trouble:
             self._world.after(self._rng.uniform(0.05, 0.5), self._next, odds.single)
 
     def _next(self, left: int) -> None:
-        """One thing that may go wrong without anybody noticing, and the next when everybody is well again."""
+        """One thing that may go wrong unnoticed, and the next when all processes are well again."""
         if not self._busy():
             return
         # A worker's troubles are most of them: each meets another moment of a stream.
@@ -82,14 +79,14 @@ class Trouble:
         if left > 1:
             self._world.after(lasts_s + RECOVERED_S + self._rng.uniform(0.05, 0.5), self._next, left - 1)
 
-    def _any(self, of: list[Process]) -> Process | None:
+    def _any(self, of: list[Member]) -> Member | None:
         """One that is well."""
         well = [process for process in of if not process.troubled]
         return self._rng.choice(well) if well else None
 
-    def _worker(self) -> SimWorker | None:
+    def _worker(self) -> WorkerProcess | None:
         worker = self._any(list(self._cluster.workers.values()))
-        assert worker is None or isinstance(worker, SimWorker)
+        assert worker is None or isinstance(worker, WorkerProcess)
         return worker
 
     # Workers
@@ -98,10 +95,10 @@ class Trouble:
         worker = self._worker()
         return self._end_worker(worker) if worker is not None else 0.0
 
-    def _end_worker(self, worker: SimWorker) -> float:
+    def _end_worker(self, worker: WorkerProcess) -> float:
         worker.crash()
         away_s = self._rng.uniform(*self._rng.choice(RESTARTS_S))
-        self._world.after(away_s, self._cluster.restart_worker, worker)
+        self._world.after(away_s, self._cluster.restart, worker)
         return away_s
 
     def _freeze_worker(self) -> float:
@@ -110,7 +107,7 @@ class Trouble:
     def _freeze_for_long(self) -> float:
         return self._freeze(self._worker(), LONG_FREEZE_S)
 
-    def _freeze(self, process: Process | None, between_s: tuple[float, float]) -> float:
+    def _freeze(self, process: Member | None, between_s: tuple[float, float]) -> float:
         if process is None:
             return 0.0
         for_s = self._rng.uniform(*between_s)
@@ -124,22 +121,22 @@ class Trouble:
             return 0.0
         worker.drain()
         for_s = self._rng.uniform(*DRAIN_S)
-        self._world.after(for_s, self._end_drain, worker, worker.epoch)
+        self._world.after(for_s, self._end_drain, worker, worker.incarnation)
         return for_s + RESTARTS_S[1][1]
 
-    def _end_drain(self, worker: SimWorker, epoch: int) -> None:
-        if worker.alive and worker.epoch == epoch:
+    def _end_drain(self, worker: WorkerProcess, incarnation: int) -> None:
+        if worker.alive and worker.incarnation == incarnation:
             self._end_worker(worker)
 
     # The others
 
-    def _scheduler(self) -> SimScheduler | None:
+    def _scheduler(self) -> SchedulerProcess | None:
         """Mostly the one that leads."""
         leader = self._cluster.leader
         if leader is not None and not leader.troubled and self._rng.random() < 0.7:
             return leader
         other = self._any(list(self._cluster.schedulers.values()))
-        assert other is None or isinstance(other, SimScheduler)
+        assert other is None or isinstance(other, SchedulerProcess)
         return other
 
     def _crash_scheduler(self) -> float:
@@ -148,14 +145,11 @@ class Trouble:
             return 0.0
         scheduler.crash()
         away_s = self._rng.uniform(*SCHEDULER_AWAY_S)
-        self._world.after(away_s, self._cluster.restart_scheduler, scheduler)
+        self._world.after(away_s, self._cluster.restart, scheduler)
         return away_s
 
-    def _restarter(self, scheduler: SimScheduler) -> Callable[[], None]:
-        def restart() -> None:
-            self._world.after(self._rng.uniform(*RESTARTS_S[1]), self._cluster.restart_scheduler, scheduler)
-
-        return restart
+    def _restart_later(self, scheduler: SchedulerProcess) -> None:
+        self._world.after(self._rng.uniform(*RESTARTS_S[1]), self._cluster.restart, scheduler)
 
     def _crash_front(self) -> float:
         self._rng.choice(self._cluster.fronts).crash()
@@ -217,13 +211,13 @@ class Trouble:
         return for_s
 
 
-def excuse(process: Process, for_s: float) -> None:
-    """What the clients of a front proxy that stands still or hears nobody wait for is not the cluster's doing."""
-    if isinstance(process, SimFront):
+def excuse(process: Member, for_s: float) -> None:
+    """What clients wait while their front proxy stands still or hears no other process is not the cluster's doing."""
+    if isinstance(process, FrontProcess):
         process.excused_s = process.world.now_s + for_s
 
 
-def half_open(process: Process, for_s: float) -> None:
+def half_open(process: Member, for_s: float) -> None:
     """Every stream is lost to its caller, while its other end holds it for whole until the end."""
     for stream in list(process.streams):
         stream.lose_for_caller()

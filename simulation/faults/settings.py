@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import msgspec
 
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
@@ -21,8 +23,8 @@ SCHEDULER_CONFIG = SchedulerParameters(
     recovery_grace_s=0.6,
     waiting=WaitingConfig(interactive=_WAITING, default=_WAITING, batch=_WAITING, missing_workers_wait_max_s=2.0),
 )
-# In every other run what fits nowhere is refused, so that front proxies have to cope. Then nobody waits for workers
-# either that a scheduler does not hear, so it must not think so of all of them where nobody may notice a failure.
+# In every other run what fits nowhere is refused, so that front proxies have to cope. Then no request waits for workers
+# that a scheduler does not hear. So it must not take all of them for silent where no client may notice a failure.
 REFUSING_CONFIG = msgspec.structs.replace(
     SCHEDULER_CONFIG,
     silence_timeout_s=3.0,
@@ -50,6 +52,16 @@ FRONT_LIMITS = FrontProxyLimits(
     scheduler_backoff_min_s=0.02,
     scheduler_backoff_max_s=0.3,
 )
+BUDGET_BURST_SMALL = 2
+# Long ones hide nothing that was not told at once; an old view is as good as none.
+PLANS_TOLD_INTERVALS_S = (0.5, 60.0)
+VIEW_MAX_AGES_S = (0.1, 60.0, 60.0)
+WORKER_LIMITS = WorkerLimits(
+    heartbeat_interval_s=0.25,
+    scheduler_backoff_min_s=0.05,
+    scheduler_backoff_max_s=0.3,
+    scheduler_call_timeout_s=0.3,
+)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,36 +70,42 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: SchedulerConfig = SCHEDULER_CONFIG
     front: FrontProxyConfig = FRONT_CONFIG
     front_limits: FrontProxyLimits = FRONT_LIMITS
-    # Else some of their values are drawn for each front proxy.
-    front_fixed: bool = False
-    # Of a worker that looks for the scheduler.
-    backoff_min_s: float = 0.05
-    backoff_max_s: float = 0.3
+    worker_limits: WorkerLimits = WORKER_LIMITS
     lease_s: float = 0.6
     """Of the scheduler that leads."""
     keepalive_s: float = 0.3
     """How often connections to one of several schedulers are tested."""
-    report_interval_s: float = 0.25
     step_s: float = 0.01
-    prefill_s: tuple[float, float] = (0.01, 0.08)
+    prompt_token_s: float = 0.001
     pull_s: tuple[float, float] = (0.002, 0.02)
     slow_pull_s: tuple[float, float] = (0.05, 0.3)
 
 
+def drawn(settings: Settings, rng: random.Random, *, single: bool, small_budget: bool) -> Settings:
+    """Those of one front proxy of a seeded run. One failure at a time may not be noticed, the scheduler's included."""
+    limits = settings.front_limits
+    max_age_s = VIEW_MAX_AGES_S[-1] if single else rng.choice(VIEW_MAX_AGES_S)
+    return msgspec.structs.replace(
+        settings,
+        front=msgspec.structs.replace(settings.front, degraded_view_max_age_s=max_age_s),
+        front_limits=msgspec.structs.replace(
+            limits,
+            plans_told_interval_s=rng.choice(PLANS_TOLD_INTERVALS_S),
+            retry_budget_burst=BUDGET_BURST_SMALL if small_budget else limits.retry_budget_burst,
+        ),
+    )
+
+
 def production_settings() -> Settings:
     """What processes do by default, beside an engine that takes 50 ms a step."""
-    limits = WorkerLimits()
     return Settings(
         scheduler=SchedulerConfig(),
         front=FrontProxyConfig(),
         front_limits=FrontProxyLimits(),
-        front_fixed=True,
-        backoff_min_s=limits.scheduler_backoff_min_s,
-        backoff_max_s=limits.scheduler_backoff_max_s,
+        worker_limits=WorkerLimits(),
         lease_s=SchedulerConfig().kubernetes.lease_duration_s,
         keepalive_s=(QUICK_KEEPALIVE_TIME_MS + QUICK_KEEPALIVE_TIMEOUT_MS) / 2000,
-        report_interval_s=limits.heartbeat_interval_s / 4,
         step_s=0.05,
-        prefill_s=(0.1, 0.4),
+        prompt_token_s=0.01,
         pull_s=(0.01, 0.05),
     )

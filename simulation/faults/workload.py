@@ -8,11 +8,9 @@ import msgspec
 
 from simulation.faults.fault_kinds import Faults
 
-TOKENS_A_REQUEST = 1_000
-
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """One request and how its client behaves. Its right answer is known: tokens counted up from ``first_token``."""
+    """One request and how its client behaves."""
 
     number: int
     arrives_s: float
@@ -31,21 +29,6 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     def request_id(self) -> str:
         """Unique in the run."""
         return f"r{self.number}"
-
-    @property
-    def first_token(self) -> int:
-        """Token at position 0 of the right answer."""
-        return self.number * TOKENS_A_REQUEST
-
-    @property
-    def answer_tokens(self) -> int:
-        """Length of the right answer."""
-        return min(self.natural_tokens, self.output_tokens_max)
-
-    @property
-    def stops(self) -> bool:
-        """Whether the right answer ends by itself."""
-        return self.natural_tokens <= self.output_tokens_max
 
 
 def draw(rng: random.Random, faults: Faults, *, requests: int) -> list[Asked]:

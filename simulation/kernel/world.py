@@ -6,9 +6,12 @@ import collections
 import heapq
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-EVENTS_MAX = 100_000
+P = ParamSpec("P")
+T = TypeVar("T")
+
+EVENTS_MAX = 1_000_000
 STORY_LINES_MAX = 4_000
 
 
@@ -25,6 +28,8 @@ class World:
         self.now_s = 0.0
         self.stuck_until_s = 0.0
         """Until then at least one process or stream does not move."""
+        self.broken: Exception | None = None
+        """An invariant broke inside a process whose own code caught the error. Ends the run."""
         self.telling = telling
         self.story: collections.deque[str] = collections.deque(maxlen=STORY_LINES_MAX)
         self._heap: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
@@ -51,9 +56,23 @@ class World:
         while heap and heap[0][0] <= until_s:
             self.now_s, _, what, arguments = pop(heap)
             what(*arguments)
+            if self.broken is not None:
+                raise self.broken
             if self._count > self._events_max:
                 raise Violation(f"more than {self._events_max} events: something goes round in circles")
         self.now_s = until_s
+
+    def watched(self, function: Callable[P, T]) -> Callable[P, T]:
+        """``function``, whose broken invariants end the run also where its caller survives every error."""
+
+        def call(*arguments: P.args, **named: P.kwargs) -> T:
+            try:
+                return function(*arguments, **named)
+            except (AssertionError, LookupError) as error:
+                self.broken = self.broken or error
+                raise
+
+        return call
 
     def tell(self, who: str, what: object) -> None:
         """Add to the story. Callers test ``telling`` first where making the text costs something."""

@@ -66,7 +66,7 @@ def test_the_schema_names_every_section(capsys: pytest.CaptureFixture[str]) -> N
         ),
         (["config", "--set", "front.port=1"], "did you mean front_proxy.port or"),
         (["config", "--set", "engine.seed"], "expected key=value"),
-        (["up", "--prefill", "0"], "launcher.prefill: Expected `int` >= 1"),
+        (["up", "--decode", "0"], "launcher.decode: Expected `int` >= 1"),
         (["up", "--decode", "many"], "launcher.decode: Expected `int`"),
         (["up", "--port", "x"], "front_proxy.port: Expected `int`"),
         (["config", "--config", "/nowhere.toml"], "cannot read the file"),
@@ -157,7 +157,7 @@ def test_what_must_stay_light_imports_neither_torch_nor_vllm(module: str) -> Non
     [
         ("up", ["--model MODEL", "--prefill N", "--decode M", "--port P", "--grpc-port G", "--state-dir DIR"]),
         ("status", ["--state-dir DIR", "--json"]),
-        ("drain", ["WORKER", "--timeout S"]),
+        ("drain", ["WORKER", "--timeout-s S"]),
         ("restart", ["PROCESS"]),
         ("scheduler", ["--host H", "--port P"]),
         ("prefill", ["--id ID", "--scheduler HOST:PORT"]),

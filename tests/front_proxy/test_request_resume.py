@@ -20,8 +20,6 @@ from front_proxy.request.events import (
     RequestPhase,
     Retried,
     Stalled,
-    StartDecode,
-    StartPrefill,
     Suspect,
     WorkerFailed,
 )
@@ -30,25 +28,7 @@ from front_proxy.request.stall_detector import Awaited
 from front_proxy.request.work import Stage, WorkerOutput
 from runtime.failures import Failure, FailureKind
 from scheduler.api.actions import Placement
-from tests.front_proxy.flow_play import LENGTH, STOP, Play, decoded, failed, handoff, kinds, planned, prefilled
-
-
-def test_a_second_attempt_continues_behind_what_was_shown() -> None:
-    play = Play(planned(), prefilled(token=7), failed(Stage.DECODE))
-    assert play.all(AskPlan)[1].resume_tokens == 1
-    play.tell(planned(2))
-    assert play.all(StartPrefill)[1].resume_token_ids == (7,)
-    play.tell(prefilled(2, token=8, lease="lease-2"))
-    start = play.all(StartDecode)[1]
-    assert start.resume_token_ids == (7, 8) and start.handoff == handoff("lease-2")
-    play.tell(decoded(9, attempt=2, external=41, finish=STOP))
-    assert play.tokens == [7, 8, 9]
-
-
-def test_a_stop_in_a_later_attempts_prefill_ends_the_request() -> None:
-    play = Play(planned(), prefilled(token=7), failed(Stage.DECODE), planned(2))
-    play.tell(prefilled(2, token=2, finish=STOP, lease=None))
-    assert play.tokens == [7, 2] and play.all(FinishRequest)[0].outcome == "finished"
+from tests.front_proxy.flow_play import LENGTH, STOP, Play, decoded, failed, kinds, planned, prefilled
 
 
 @pytest.mark.parametrize("kind", [FailureKind.UNAVAILABLE, FailureKind.INTERNAL, FailureKind.EXHAUSTED])
@@ -63,15 +43,6 @@ def test_a_stream_whose_decode_worker_dies_goes_on_elsewhere(kind: FailureKind) 
     assert [emit.delta.cached_tokens for emit in play.all(Emit)] == [16, None, None, None, None]
 
 
-def test_a_stream_may_go_on_whole_on_a_decode_worker() -> None:
-    play = Play(planned(), prefilled(), decoded(8, external=39), failed(Stage.DECODE), planned(2, prefill=None))
-    start = play.all(StartDecode)[1]
-    assert start.resume_token_ids == (7, 8) and start.handoff is None
-    assert play.flow.awaited is Awaited.PROMPT
-    play.tell(decoded(9, attempt=2, external=0, finish=STOP))
-    assert play.tokens == [7, 8, 9]
-
-
 def test_the_last_token_of_a_stream_is_a_prefill_alone() -> None:
     play = Play(planned(), prefilled(), decoded(8, external=39), failed(Stage.DECODE), output_tokens_max=3)
     assert play.all(AskPlan)[1].prefill_only
@@ -84,18 +55,6 @@ def test_a_worker_that_dies_between_the_last_token_and_the_end_costs_nothing() -
     play = Play(planned(), prefilled(), decoded(8, 9, external=39), failed(Stage.DECODE), output_tokens_max=3)
     assert play.tokens == [7, 8, 9] and play.all(FinishRequest)[0].outcome == "finished"
     assert play.all(Emit)[-1].delta.finish == LENGTH and len(play.all(AskPlan)) == 1
-
-
-def test_what_cannot_be_continued_is_computed_again_and_shown_from_where_it_broke() -> None:
-    play = Play(planned(), prefilled(), decoded(5, 6, external=39), decoded(7), failed(Stage.DECODE), continuing=False)
-    assert play.all(AskPlan)[1].resume_tokens == 0
-    assert [retried.how for retried in play.all(Retried)] == ["replay"]
-    play.tell(planned(2), prefilled(2, token=99, lease="lease-2"))
-    assert play.all(StartPrefill)[1].resume_token_ids == play.all(StartDecode)[1].resume_token_ids == ()
-    play.tell(decoded(5, attempt=2, external=39), decoded(6, 7, 8, attempt=2), decoded(9, attempt=2, finish=STOP))
-    assert play.tokens == [5, 6, 7, 8, 9]
-    assert play.all(FinishRequest)[0].output_tokens == 5
-    assert [end.output_tokens for end in play.all(EndPlan)] == [3, 2]
 
 
 OUTPUT = range(100, 112)
@@ -150,14 +109,6 @@ def test_a_replay_that_has_caught_up_brings_something_new_with_its_next_token() 
     play.tell(failed(Stage.DECODE), planned(2, prefill=None), decoded(5, 6, attempt=2, external=0))
     play.tell(decoded(7, attempt=2), failed(Stage.DECODE, attempt=2))
     assert play.flow.phase is RequestPhase.PLANNING and play.all(AskPlan)[2].excluded_worker_ids == ("decode-0",)
-
-
-def test_a_replay_that_gives_other_tokens_fails_and_is_stopped() -> None:
-    play = Play(planned(), prefilled(), decoded(5, 6, external=39), failed(Stage.DECODE), continuing=False)
-    play.tell(planned(2), prefilled(2, lease="lease-2"))
-    actions = play.tell(decoded(5, 7, attempt=2, external=39))
-    assert kinds(actions) == ["ReleaseHandoff", "Diverged", "AbortWork", "EndPlan", "FinishRequest"]
-    assert play.tokens == [5, 6] and play.all(FinishRequest)[0].failure.kind is FailureKind.INTERNAL
 
 
 def test_a_stream_moves_more_often_than_attempts_when_each_brought_something_new() -> None:
@@ -223,30 +174,11 @@ def test_late_words_of_a_stalled_worker_change_nothing() -> None:
     assert play.flow.phase is RequestPhase.PLANNING and play.tokens == [7, 8]
 
 
-def test_a_pull_whose_holder_is_lost_is_the_holders_fault() -> None:
-    other_epoch, other_worker = (HolderLost(worker_id=f"prefill-{n}", epoch=e) for n, e in ((0, 9), (1, 1)))
-    play = Play(planned(), prefilled(), other_epoch, other_worker)
-    awaited = [play.flow.awaited]
-    play.tell(HolderLost(worker_id="prefill-0", epoch=1))
-    awaited.append(play.flow.awaited)
-    assert awaited == [Awaited.PULL, Awaited.ORPHANED_PULL], "the first ones were of others"
-    play.tell(Stalled(attempt=1, stage=Stage.DECODE, waited_s=5.0))
-    assert play.all(AskPlan)[1].excluded_worker_ids == ("prefill-0",)
-    play.tell(planned(2, prefill=None, decode=D1), decoded(8, attempt=2, external=0))
-    assert play.tokens == [7, 8] and play.all(Suspect) == []
-
-
 def test_a_decode_that_fails_without_its_holder_is_the_holders_fault_this_once() -> None:
     play = Play(planned(), prefilled(), HolderLost(worker_id="prefill-0", epoch=1), failed(Stage.DECODE))
     assert play.all(AskPlan)[1].excluded_worker_ids == ("prefill-0",)
     play.tell(planned(2, prefill=P1), failed(Stage.PREFILL, attempt=2))
     assert play.all(AskPlan)[2].excluded_worker_ids == ("prefill-0", "prefill-1")
-
-
-def test_a_decode_that_recovers_from_its_lost_holder_just_goes_on() -> None:
-    play = Play(planned(), prefilled(), HolderLost(worker_id="prefill-0", epoch=1), decoded(8, external=0))
-    assert play.flow.awaited is Awaited.STEP and play.tokens == [7, 8]
-    assert play.tell(HolderLost(worker_id="prefill-0", epoch=1)) == []
 
 
 def test_a_try_that_reaches_no_worker_is_not_counted_and_there_are_so_many_of_them() -> None:

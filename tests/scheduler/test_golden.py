@@ -1,16 +1,13 @@
-"""Scripts of events with the actions that follow, under tests/golden. ``BATON_UPDATE_GOLDEN=1`` rewrites them.
+"""The scheduler's core, played from the scripts under tests/golden (tests/support/golden.py).
 
-A line that begins with ``>`` is an event; the indented lines below are what the core wants done. ``> after 2`` lets
-two seconds pass, and ``> restart`` begins a scheduler that knows nothing.
+``> after 2`` lets two seconds pass, and ``> restart`` begins a scheduler that knows nothing.
 """
 
 from __future__ import annotations
 
-import os
-import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, assert_never
+from typing import assert_never
 
 import pytest
 
@@ -49,15 +46,7 @@ from scheduler.api.worker_info import WorkerLoad, WorkerState
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 from tests.scheduler.cast import worker_info
-
-GOLDEN = Path(__file__).parent.parent / "golden"
-SCRIPTS = sorted(GOLDEN.glob("scheduler_*.txt"))
-
-Options = dict[str, Any]
-
-
-def _number(value: str) -> int | str:
-    return int(value) if value.isdigit() else value
+from tests.support.golden import Options, Step, check_script, scripts
 
 
 def _plan(name: str, options: Options) -> Event:
@@ -154,40 +143,28 @@ def _at(placement: Placement | None) -> str:
     return f"{placement.worker_id}@{placement.epoch}" if placement else "-"
 
 
-def replay(script: str) -> Iterator[str]:
-    """The script with what really follows from each event."""
+def play() -> Step:
+    """A core with a clock."""
     core, now_s = SchedulerCore(SchedulerConfig()), 0.0
-    for line in script.splitlines():
-        if line.startswith("  "):
-            continue
-        yield line
-        if not line.startswith(">"):
-            continue
-        verb, *rest = shlex.split(line[1:])
+
+    def step(verb: str, names: list[str], options: Options) -> Iterator[str]:
+        nonlocal core, now_s
         if verb == "after":
-            now_s += float(rest[0])
-            continue
+            now_s += float(names[0])
+            return
         if verb == "restart":
             core = SchedulerCore(SchedulerConfig(), began_s=now_s)
-            continue
-        name = rest.pop(0) if rest and "=" not in rest[0] else ""
-        options: Options = {key: _number(value) for key, value in (word.split("=") for word in rest)}
-        for action in core.handle(READERS[verb](name, options), now_s):
-            yield f"  {_words(action)}"
+            return
+        for action in core.handle(READERS[verb](names[0] if names else "", options), now_s):
+            yield _words(action)
         core.check()
         held = {each.worker_id: each.reserved_blocks for each in core.cluster.workers.values() if each.reserved_blocks}
         if verb in {"plan", "end", "left", "front_left", "join", "tick"} and held:
-            yield "  reserved: " + " ".join(f"{worker_id}={blocks}" for worker_id, blocks in held.items())
+            yield "reserved: " + " ".join(f"{worker_id}={blocks}" for worker_id, blocks in held.items())
+
+    return step
 
 
-def test_there_are_scripts() -> None:
-    assert SCRIPTS
-
-
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", scripts("scheduler"), ids=lambda path: path.stem)
 def test_a_script_goes_as_written(path: Path) -> None:
-    written = path.read_text()
-    played = "\n".join(replay(written)) + "\n"
-    if os.environ.get("BATON_UPDATE_GOLDEN") == "1":
-        path.write_text(played)
-    assert played == path.read_text()
+    check_script(path, play())

@@ -10,6 +10,7 @@ import pytest
 
 from engine.protocol import Finish
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
+from front_proxy.dispatch import dispatcher, request_driver, scheduler_link
 from front_proxy.planning.events import (
     MessageReceived,
     PlanClientAction,
@@ -41,26 +42,29 @@ from front_proxy.request.work import Stage, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from runtime.awake_clock import AwakeClock
 from runtime.failures import Failure
+from scheduler import core as scheduler_core
 from scheduler.api.actions import Action
 from scheduler.api.events import Event, Tick
 from scheduler.cluster.worker import Worker
 from scheduler.core import SchedulerCore
+from scheduler.shell import SchedulerShell
 from simulation.__main__ import main
-from simulation.faults.fronts import SimFront
-from simulation.faults.schedulers import SimScheduler
+from simulation.faults import processes
 from simulation.faults.seeds import simulate
-from simulation.faults.workers import Link, OrderKey, SimWorker
 
-SEEDS = 500
+SEEDS = 2_000
+# So that several processes share them.
+SEEDS_A_TEST = 200
 SEEDS_TO_FIND_A_BUG = 1_000
 
 
-def test_every_invariant_holds_under_every_seed() -> None:
-    verdicts = [simulate(seed) for seed in range(SEEDS)]
+@pytest.mark.parametrize("first", range(0, SEEDS, SEEDS_A_TEST))
+def test_every_invariant_holds_under_every_seed(first: int) -> None:
+    verdicts = [simulate(seed) for seed in range(first, first + SEEDS_A_TEST)]
     assert [verdict for verdict in verdicts if verdict.broken is not None] == []
     outcomes = [outcome for verdict in verdicts for outcome in verdict.outcomes]
     assert set(outcomes) == {"finished", "failed", "cancelled", "front_died"}, "the faults reach every kind of end"
-    assert sum(verdict.retries for verdict in verdicts) > SEEDS / 4
+    assert sum(verdict.retries for verdict in verdicts) > SEEDS_A_TEST / 4
 
 
 def test_a_seed_repeats_itself() -> None:
@@ -251,27 +255,9 @@ class EndsWithoutAWord(RequestFlow):
         AsksAsIfItWereNew,
     ],
 )
-def test_a_planted_bug_is_found(flow: type[RequestFlow]) -> None:
-    assert found(flow=flow) is not None, f"{flow.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
-
-
-class LosesReleases(SimWorker):
-    """Does not hear that a hand-off is not needed any more."""
-
-    def on_release(self, lease_id: str, epoch: int, pulled: bool) -> None:
-        pass
-
-
-class LosesAborts(SimWorker):
-    """Computes on what nobody wants any more."""
-
-    def on_abort(self, link: Link, key: OrderKey) -> None:
-        pass
-
-
-@pytest.mark.parametrize("worker", [LosesReleases, LosesAborts])
-def test_lost_messages_to_workers_are_found(worker: type[SimWorker]) -> None:
-    assert found(worker=worker) is not None, f"{worker.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
+def test_a_planted_bug_is_found(flow: type[RequestFlow], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_driver, "RequestFlow", flow)
+    assert found() is not None, f"{flow.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
 
 
 class ForgetsWhatItGaveUp(PlanClient):
@@ -345,8 +331,11 @@ class _ReservesNothing(FallbackPlanner):
         ReservesNothing,
     ],
 )
-def test_a_planted_bug_of_the_desk_is_found(plan_client: type[PlanClient]) -> None:
-    assert found(plan_client=plan_client) is not None, f"{plan_client.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
+def test_a_planted_bug_of_the_plan_client_is_found(
+    plan_client: type[PlanClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler_link, "PlanClient", plan_client)
+    assert found() is not None, f"{plan_client.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
 
 
 class BlamesOthersForItsOwnSleep(AwakeClock):
@@ -354,12 +343,6 @@ class BlamesOthersForItsOwnSleep(AwakeClock):
 
     def look(self, now_s: float) -> float:
         return 0.0
-
-
-class SleepyFront(SimFront):
-    """Gives work up that was silent while nobody listened."""
-
-    clock = BlamesOthersForItsOwnSleep
 
 
 class DoesNotKnowThatItSlept(SchedulerCore):
@@ -379,7 +362,7 @@ class BelievesOldStreams(SchedulerCore):
         return self.cluster.get(worker_id)
 
 
-class LeadsOn(SimScheduler):
+class LeadsOn(SchedulerShell):
     """Decides also when its time is over."""
 
     @property
@@ -397,22 +380,25 @@ class TakesNobodyForCutOff(RequestFlow):
 
 
 @pytest.mark.parametrize(
-    "planted",
+    ("module", "name", "planted"),
     [
-        {"front": SleepyFront},
-        {"core": DoesNotKnowThatItSlept},
-        {"core": BelievesOldStreams},
-        {"scheduler": LeadsOn},
-        {"flow": TakesNobodyForCutOff},
+        (dispatcher, "AwakeClock", BlamesOthersForItsOwnSleep),
+        (scheduler_core, "SchedulerCore", DoesNotKnowThatItSlept),
+        (scheduler_core, "SchedulerCore", BelievesOldStreams),
+        (processes, "SchedulerShell", LeadsOn),
+        (request_driver, "RequestFlow", TakesNobodyForCutOff),
     ],
-    ids=lambda planted: next(iter(planted.values())).__name__,
+    ids=lambda part: getattr(part, "__name__", None),
 )
-def test_a_planted_bug_of_a_process_that_stands_still_or_is_cut_off_is_found(planted: dict[str, Any]) -> None:
-    assert found(**planted) is not None, f"{planted} survived {SEEDS_TO_FIND_A_BUG} seeds"
+def test_a_planted_bug_of_a_process_that_stands_still_or_is_cut_off_is_found(
+    module: Any, name: str, planted: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, name, planted)
+    assert found() is not None, f"{planted.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
 
 
-def found(**planted: Any) -> int | None:
-    return next((seed for seed in range(SEEDS_TO_FIND_A_BUG) if simulate(seed, **planted).broken is not None), None)
+def found() -> int | None:
+    return next((seed for seed in range(SEEDS_TO_FIND_A_BUG) if simulate(seed).broken is not None), None)
 
 
 def test_the_command_tells_the_story_of_one_seed(capsys: pytest.CaptureFixture[str]) -> None:

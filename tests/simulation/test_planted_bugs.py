@@ -16,24 +16,19 @@ from decode_worker.role import DecodeRole
 from front_proxy.request.handoff_slot import HandoffSlot
 from front_proxy.request.output_log import OutputLog
 from kv_transfer.handoff.lease import FreeBlocks, LeaseAction
+from kv_transfer.integrity import transfer_proof
 from kv_transfer.integrity.transfer_proof import HolderReplied, ProofAction, ProofEvent, TransferProof, TransferVerdict
 from prefill_worker.leases import LeaseTable
 from prefill_worker.role import PrefillRole
+from scheduler import core as scheduler_core
 from scheduler.api.actions import Action
 from scheduler.api.events import Event, FrontLeft, PlanRequested, RequestEnded, RunningPlan
 from scheduler.cluster.worker import Worker
 from scheduler.core import SchedulerCore
 from scheduler.queueing.reservations import Reservations
-from simulation.faults.seeds import simulate
-from simulation.faults.workers import SimWorker
+from simulation.faults import processes
+from tests.simulation.test_core_seeds import SEEDS_TO_FIND_A_BUG, found
 from worker.admission import Admission
-
-SEEDS_TO_FIND_A_BUG = 1_000
-
-
-def found(**planted: Any) -> int | None:
-    return next((seed for seed in range(SEEDS_TO_FIND_A_BUG) if simulate(seed, **planted).broken is not None), None)
-
 
 # Wrong KV. The simulated transfer layer checks nothing: it reads what lies there, whoever's it is by then.
 
@@ -76,26 +71,6 @@ class _BelievesAWordOfDuringTheRead(TransferProof):
         return super()._judge()
 
 
-class AcceptsStaleEpochs(SimWorker):
-    """Checks no epoch, neither of tickets nor of releases, and takes any engine's word for the one that was asked."""
-
-    decode_role = _TakesOldTickets
-    prefill_role = _HearsWordsForOthers
-    transfer_proof = _TakesEveryEngineForTheHolder
-
-
-class ProvesNoPull(SimWorker):
-    """Uses what was read, whatever its holder says."""
-
-    transfer_proof = _BelievesEveryRead
-
-
-class ProvesPullsTooEarly(SimWorker):
-    """Lets a word count that was given before the read was over."""
-
-    transfer_proof = _BelievesAWordOfDuringTheRead
-
-
 # Leaks, and what is freed twice.
 
 
@@ -114,37 +89,27 @@ class _FreesWhatItDoesNotHold(PrefillRole):
         return super().released(lease_id, epoch, pulled) or ([] if pulled else [FreeBlocks(lease_id)])
 
 
-class LosesTheLeasesOfABrokenStream(SimWorker):
-    """Keeps the KV that was offered on a stream which is no more."""
-
-    prefill_role = _ForgetsStreams
-
-
-class LosesReleases(SimWorker):
-    """Keeps the KV that nobody wants any more."""
-
-    prefill_role = _ForgetsReleases
-
-
-class FreesTwice(SimWorker):
-    """Frees at every release, however often it is told."""
-
-    prefill_role = _FreesWhatItDoesNotHold
+PREFILL, DECODE, PROOF = (processes, "PrefillRole"), (processes, "DecodeRole"), (transfer_proof, "TransferProof")
 
 
 @pytest.mark.parametrize(
-    "worker",
+    "planted",
     [
-        AcceptsStaleEpochs,
-        ProvesNoPull,
-        ProvesPullsTooEarly,
-        LosesTheLeasesOfABrokenStream,
-        LosesReleases,
-        FreesTwice,
+        pytest.param(
+            {PREFILL: _HearsWordsForOthers, DECODE: _TakesOldTickets, PROOF: _TakesEveryEngineForTheHolder},
+            id="checks no epoch, and takes the word of any engine for that of the holder",
+        ),
+        pytest.param({PROOF: _BelievesEveryRead}, id="uses what was read, whatever its holder says"),
+        pytest.param({PROOF: _BelievesAWordOfDuringTheRead}, id="lets a word count that was given during the read"),
+        pytest.param({PREFILL: _ForgetsStreams}, id="keeps the KV that was offered on a stream that broke"),
+        pytest.param({PREFILL: _ForgetsReleases}, id="keeps the KV that no request wants any more"),
+        pytest.param({PREFILL: _FreesWhatItDoesNotHold}, id="frees at every release, however often it is told"),
     ],
 )
-def test_a_bug_of_a_worker_is_found(worker: type[SimWorker]) -> None:
-    assert found(worker=worker) is not None, f"{worker.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
+def test_a_bug_of_a_worker_is_found(planted: dict[tuple[Any, str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for (module, name), instead in planted.items():
+        monkeypatch.setattr(module, name, instead)
+    assert found() is not None, f"survived {SEEDS_TO_FIND_A_BUG} seeds"
 
 
 class _Deaf(SchedulerCore):
@@ -246,8 +211,9 @@ class ReservesForOldEpochs(_Planted):
         ReservesForOldEpochs,
     ],
 )
-def test_a_bug_of_the_scheduler_is_found(core: type[SchedulerCore]) -> None:
-    assert found(core=core) is not None, f"{core.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
+def test_a_bug_of_the_scheduler_is_found(core: type[SchedulerCore], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler_core, "SchedulerCore", core)
+    assert found() is not None, f"{core.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
 
 
 def nothing(*_: object, **__: object) -> tuple[()]:

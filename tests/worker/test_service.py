@@ -134,7 +134,7 @@ async def test_a_draining_worker_refuses_new_requests_and_finishes_the_old(start
     front = await worker.attach()
     await front.send(submit(1, PROMPT, sampling=sampling(6)))
     await front.step()
-    drain = (await worker.stub()).Drain(pb.DrainRequest(deadline_ms=8_000))
+    drain = asyncio.create_task(worker.core.drain(8.0))
     async with asyncio.timeout(WAIT_S):
         while worker.core.lifecycle.accepts:
             await asyncio.wait({asyncio.ensure_future(worker.core.changed.wait())}, timeout=0.01)
@@ -142,7 +142,7 @@ async def test_a_draining_worker_refuses_new_requests_and_finishes_the_old(start
     ends = await front.until_end(1, 2)
     assert ends[2][0].failure.kind == FailureKind.UNAVAILABLE
     assert ends[1][-1].finish == pb.FINISH_REASON_LENGTH
-    assert (await drain).requests_left == 0
+    assert await drain == 0
     assert worker.core.status().state == "draining"
 
 
@@ -151,7 +151,7 @@ async def test_a_drain_says_how_many_requests_its_deadline_left(start_worker: St
     front = await worker.attach()
     await front.send(submit(1, PROMPT, sampling=sampling(2000)))
     await front.step()
-    assert (await (await worker.stub()).Drain(pb.DrainRequest(deadline_ms=50))).requests_left == 1
+    assert await worker.core.drain(0.05) == 1
 
 
 async def test_a_request_over_its_deadline_fails_and_frees_everything(start_worker: StartWorker) -> None:

@@ -199,15 +199,3 @@ class Failure(_message.Message):
     message: str
     retry_after_ms: int
     def __init__(self, kind: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
-
-class DrainRequest(_message.Message):
-    __slots__ = ("deadline_ms",)
-    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
-    deadline_ms: int
-    def __init__(self, deadline_ms: _Optional[int] = ...) -> None: ...
-
-class DrainResponse(_message.Message):
-    __slots__ = ("requests_left",)
-    REQUESTS_LEFT_FIELD_NUMBER: _ClassVar[int]
-    requests_left: int
-    def __init__(self, requests_left: _Optional[int] = ...) -> None: ...

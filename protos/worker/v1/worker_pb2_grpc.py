@@ -40,11 +40,6 @@ class WorkerServiceStub:
                 request_serializer=protos_dot_worker_dot_v1_dot_worker__pb2.AttachRequest.SerializeToString,
                 response_deserializer=protos_dot_worker_dot_v1_dot_worker__pb2.AttachResponse.FromString,
                 _registered_method=True)
-        self.Drain = channel.unary_unary(
-                '/baton.worker.v1.WorkerService/Drain',
-                request_serializer=protos_dot_worker_dot_v1_dot_worker__pb2.DrainRequest.SerializeToString,
-                response_deserializer=protos_dot_worker_dot_v1_dot_worker__pb2.DrainResponse.FromString,
-                _registered_method=True)
 
 
 class WorkerServiceServicer:
@@ -59,13 +54,6 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Drain(self, request, context):
-        """Stop accepting; finish what runs; return when idle or when the deadline passed. Called by `baton drain`.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -73,11 +61,6 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Attach,
                     request_deserializer=protos_dot_worker_dot_v1_dot_worker__pb2.AttachRequest.FromString,
                     response_serializer=protos_dot_worker_dot_v1_dot_worker__pb2.AttachResponse.SerializeToString,
-            ),
-            'Drain': grpc.unary_unary_rpc_method_handler(
-                    servicer.Drain,
-                    request_deserializer=protos_dot_worker_dot_v1_dot_worker__pb2.DrainRequest.FromString,
-                    response_serializer=protos_dot_worker_dot_v1_dot_worker__pb2.DrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -108,33 +91,6 @@ class WorkerService:
             '/baton.worker.v1.WorkerService/Attach',
             protos_dot_worker_dot_v1_dot_worker__pb2.AttachRequest.SerializeToString,
             protos_dot_worker_dot_v1_dot_worker__pb2.AttachResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Drain(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/baton.worker.v1.WorkerService/Drain',
-            protos_dot_worker_dot_v1_dot_worker__pb2.DrainRequest.SerializeToString,
-            protos_dot_worker_dot_v1_dot_worker__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

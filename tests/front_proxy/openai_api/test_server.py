@@ -345,7 +345,7 @@ async def test_requests_over_the_bound_get_429_before_their_body_is_read(served:
         await asyncio.Event().wait()
 
     started = asyncio.Event()
-    guard = HttpGuard(never, FrontProxyConfig())
+    guard = HttpGuard(never, FrontProxyConfig(requests_in_flight_max=1), limits=FrontProxyLimits(retry_after_s=3))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=guard), base_url="http://x") as http:
         first = asyncio.create_task(http.post("/v1/completions", content=b"{}"))
         await asyncio.wait_for(started.wait(), 5)

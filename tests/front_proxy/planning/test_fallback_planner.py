@@ -24,7 +24,9 @@ OLD = RunningPlan(plan_id=1, request_id="r1", prefill=None, decode=Placement("d0
 
 def show(made: FallbackPlanner, now_s: float, epoch: int = 1, **loads: WorkerLoad) -> None:
     """What a scheduler that is recovering says."""
-    made.shown([WorkerEntry(worker_info(worker_id, epoch=epoch), load) for worker_id, load in loads.items()], now_s)
+    made.view_changed(
+        [WorkerEntry(worker_info(worker_id, epoch=epoch), load) for worker_id, load in loads.items()], now_s
+    )
 
 
 def planner(*running: RunningPlan, **loads: WorkerLoad) -> FallbackPlanner:
@@ -34,7 +36,7 @@ def planner(*running: RunningPlan, **loads: WorkerLoad) -> FallbackPlanner:
     for plan in running:
         made.granted(plan, 90.0)
     change = view.apply([WorkerEntry(worker_info(worker_id), load) for worker_id, load in loads.items()])
-    made.shown(change.told, 100.0)
+    made.view_changed(change.told, 100.0)
     made.begin(100.0)
     view.knows_more = True
     made.check()
@@ -97,7 +99,7 @@ def test_the_load_that_was_seen_loses_its_weight() -> None:
 
 def test_requests_that_were_seen_running_are_believed_to_end() -> None:
     made = planner()
-    made.shown([WorkerEntry(worker_info("d0", requests_max=1), ready(requests_running=1))], 100.0)
+    made.view_changed([WorkerEntry(worker_info("d0", requests_max=1), ready(requests_running=1))], 100.0)
     assert isinstance(ask(made, 1), ReplyRefusal)
     assert placed(made, 1, now_s=105.0)
 

@@ -10,13 +10,11 @@ import pytest
 from front_proxy.planning.events import (
     AnswerPlan,
     AnswerRefusal,
-    Closed,
     Dial,
     Leave,
     OutageBegan,
     OutageOver,
     PlanEnded,
-    SchedulerLost,
     SendEnd,
     SendQuestion,
     SendRunning,
@@ -35,7 +33,6 @@ from tests.front_proxy.plan_client_play import (
     BUSY,
     CONFIG,
     EMPTY,
-    FULL,
     LIMITS,
     QUESTION,
     REBUILDING,
@@ -46,7 +43,6 @@ from tests.front_proxy.plan_client_play import (
     granted,
     only,
     queue_reply,
-    rejected,
 )
 
 # From the last time that it was asked: the wait for its turn, and what a scheduler that is back is given.
@@ -126,22 +122,6 @@ def test_what_becomes_of_a_question(before: Callable[[Play], None], becomes: str
         (refusal,) = only(it.wait(5.0), AnswerRefusal)
         assert refusal.failure.kind is FailureKind.UNAVAILABLE and not refusal.local
     assert it.plan_client.unanswered == (1 if becomes == "sent" else 0)
-
-
-def test_an_answer_is_given_once_and_to_nobody_who_left() -> None:
-    it = Play()
-    it.open(USABLE)
-    first, _ = it.ask()
-    (answer,) = it.hear(granted(first))
-    assert isinstance(answer, AnswerPlan) and answer.plan.request_id == "r"
-    assert it.hear(granted(first), rejected(first)) == []
-    second, _ = it.ask()
-    assert it.do(PlanEnded(second, "cancelled", 0)) == [SendEnd(second, "cancelled", 0)]
-    assert it.hear(granted(second)) == [] and list(it.plan_client.running) == [first]
-    third, _ = it.ask()
-    assert it.hear(rejected(third)) == [AnswerRefusal(third, FULL)]
-    assert it.do(PlanEnded(first, "finished", 9)) == [SendEnd(first, "finished", 9)]
-    assert not it.plan_client.running
 
 
 def test_a_question_that_is_given_up_is_ended_behind_it_and_the_scheduler_is_silent_then() -> None:
@@ -230,40 +210,6 @@ def test_who_is_told_to_wait_waits_so_long_and_not_for_ever() -> None:
     plan_id, _ = refused.ask()
     refused.hear(queue_reply(plan_id, 3.0))
     assert refused.wait(7.9) == [] and only(refused.wait(0.1), AnswerRefusal)
-
-
-def test_when_the_stream_breaks_nobody_waits_for_the_next_one() -> None:
-    it = Play()
-    it.open(USABLE)
-    runs, _ = it.ask()
-    it.hear(granted(runs))
-    waits, _ = it.ask()
-    it.hear(queue_reply(waits, 60.0))
-    lost = it.lose("gone")
-    assert [type(action) for action in lost] == [SchedulerLost, OutageBegan, AnswerPlan, Dial]
-    assert only(lost, OutageBegan)[0] == OutageBegan("away", 0.0)
-    assert sorted(it.plan_client.running) == [runs, waits]
-    assert not it.view.snapshot.connected
-    ended = it.do(PlanEnded(runs, "finished", 1))
-    assert ended == [], "there is nobody to tell"
-    back = it.open(USABLE)
-    assert [type(action) for action in back] == [SendRunning, ViewChanged, OutageOver]
-    assert [plan.plan_id for plan in only(back, SendRunning)[0].plans] == [waits]
-
-
-def test_what_was_asked_and_not_answered_is_asked_again_on_the_next_stream() -> None:
-    it = Play()
-    it.open(EMPTY)
-    plan_id, _ = it.ask()
-    it.lose()
-    later_id, actions = it.ask()
-    assert actions == []
-    it.now_s += 0.4
-    assert it.open(None) == [SendRunning((), (plan_id, later_id), complete=True)]
-    assert [action.plan_id for action in only(it.wait(0.0), SendQuestion)] == [plan_id, later_id]
-    it.hear(USABLE)
-    assert it.wait(0.4) == [], "it has as much time again as any other"
-    assert len(only(it.wait(0.1), AnswerPlan)) == 2
 
 
 def test_what_could_not_be_asked_of_a_silent_scheduler_is_asked_when_it_speaks() -> None:
@@ -432,15 +378,6 @@ def test_who_is_new_to_a_scheduler_that_is_rebuilding_is_planned_to_in_the_outag
     it.ask()
     (answer,) = only(it.wait(0.0), AnswerPlan)
     assert answer.local and answer.plan.decode is not None and answer.plan.decode.worker_id == "d1"
-
-
-def test_closing_answers_whoever_still_waits_and_dials_nobody() -> None:
-    it = Play()
-    it.open(USABLE)
-    waits, _ = it.ask()
-    (refusal,) = it.do(Closed())
-    assert isinstance(refusal, AnswerRefusal) and refusal.plan_id == waits
-    assert it.plan_client.wake_s == float("inf") and not it.plan_client.connected
 
 
 def test_waking_up_too_early_or_too_often_changes_nothing() -> None:

@@ -13,7 +13,6 @@ from front_proxy.planning.events import (
     OutageOver,
     PlanClientAction,
     PlanEnded,
-    SendEnd,
     SendQuestion,
     ViewShown,
 )
@@ -40,40 +39,6 @@ RESUMED_BIG = msgspec.structs.replace(RESUMED, prompt_tokens=BIG.prompt_tokens)
 
 def answers(actions: Sequence[PlanClientAction]) -> list[PlanClientAction]:
     return [action for action in actions if isinstance(action, AnswerPlan | AnswerRefusal)]
-
-
-def test_what_finds_no_room_while_the_scheduler_is_silent_is_refused_and_ended_there() -> None:
-    it = Play()
-    it.open(BUSY)
-    plan_id, _ = it.ask(BIG)
-    _, end, refusal = it.wait(0.5)
-    assert end == SendEnd(plan_id, "failed", 0)
-    assert isinstance(refusal, AnswerRefusal) and refusal.local
-    assert refusal.failure.kind is FailureKind.EXHAUSTED and refusal.failure.retry_after_s
-    assert it.plan_client.unanswered == 0
-
-
-def test_what_a_scheduler_queued_is_planned_here_when_it_falls_silent() -> None:
-    it = Play()
-    it.open(BUSY)
-    queued, _ = it.ask(BIG)
-    it.hear(queue_reply(queued, 120.0), USABLE)
-    plan_id, _ = it.ask()
-    planned = only(it.wait(0.5), AnswerPlan)
-    assert {answer.plan.plan_id for answer in planned} == {queued, plan_id} and it.plan_client.unanswered == 0
-
-
-def test_of_the_queue_of_a_scheduler_that_dies_what_fits_is_placed_and_the_rest_refused() -> None:
-    it = Play()
-    it.open(USABLE)
-    queue = [it.ask(BIG)[0] for _ in range(3)]
-    for plan_id in queue:
-        it.hear(queue_reply(plan_id, 15.0))
-    lost = it.lose()
-    assert [answer.plan.plan_id for answer in only(lost, AnswerPlan)] == queue[:1]
-    refused = only(lost, AnswerRefusal)
-    assert [one.plan_id for one in refused] == queue[1:]
-    assert all(one.failure.kind is FailureKind.EXHAUSTED and one.failure.retry_after_s for one in refused)
 
 
 @pytest.mark.parametrize("queued", [True, False])

@@ -21,7 +21,6 @@ from front_proxy.request.events import (
     ReleaseHandoff,
     RequestPhase,
     Stalled,
-    StartDecode,
     StartPrefill,
     Stopped,
 )
@@ -29,15 +28,6 @@ from front_proxy.request.flow import EVENT_LOG_MAX
 from front_proxy.request.work import Stage, WorkerOutput
 from runtime.failures import Failure, FailureKind
 from tests.front_proxy.flow_play import LENGTH, P0, STOP, Play, decoded, failed, handoff, kinds, planned, prefilled
-
-
-def test_the_first_token_goes_out_before_the_decode_starts() -> None:
-    play = Play(planned())
-    actions = play.tell(prefilled(token=7))
-    assert kinds(actions) == ["Emit", "StartDecode"]
-    assert actions[0] == play.all(Emit)[0] and play.tokens == [7]
-    start = play.all(StartDecode)[0]
-    assert start.resume_token_ids == (7,) and start.handoff == handoff() and start.blocks_reserved == 5
 
 
 def test_a_whole_request_ends_its_plan_and_releases_what_was_pulled() -> None:
@@ -80,49 +70,12 @@ def test_cached_tokens_and_prompt_logprobs_come_once_and_from_the_prefill() -> N
     assert (second.cached_tokens, second.prompt_logprobs) == (None, None)
 
 
-def test_where_seeding_is_not_exact_the_prefills_token_is_not_shown() -> None:
-    play = Play(planned(), prefilled(token=7), continuing=False)
-    assert play.tokens == []
-    assert play.all(StartDecode)[0].resume_token_ids == ()
-    play.tell(decoded(5, external=39), decoded(6, finish=LENGTH))
-    assert play.tokens == [5, 6]
-
-
-def test_a_first_token_that_stops_needs_no_decode() -> None:
-    play = Play(planned(), prefilled(finish=STOP, lease=None))
-    assert play.tokens == [7] and play.all(StartDecode) == []
-    assert play.all(Emit)[0].delta.finish == STOP
-    assert [end.outcome for end in play.all(EndPlan)] == ["finished"]
-
-
 def test_one_output_token_is_a_prefill_alone_with_the_whole_sampling() -> None:
     play = Play(planned(decode=None), output_tokens_max=1, continuing=False)
     assert play.all(AskPlan)[0].prefill_only
     assert play.all(StartPrefill) == [StartPrefill(attempt=1, worker=P0, whole=True)]
     play.tell(prefilled(finish=LENGTH))
     assert play.tokens == [7] and play.all(Emit)[0].delta.finish == LENGTH
-    assert play.all(ReleaseHandoff) == [ReleaseHandoff(handoff=handoff(), pulled=False)]
-
-
-def test_one_output_token_may_come_from_a_decode_worker_where_no_prefill_worker_is() -> None:
-    play = Play(planned(prefill=None), output_tokens_max=1)
-    assert kinds(play.tell(decoded(7, finish=LENGTH))) == ["Emit", "EndPlan", "FinishRequest"]
-
-
-def test_a_hidden_token_that_stops_leaves_the_whole_output_to_decode() -> None:
-    play = Play(planned(), prefilled(finish=STOP, lease=None), continuing=False)
-    start = play.all(StartDecode)[0]
-    assert start.handoff is None and start.resume_token_ids == ()
-
-
-def test_a_decode_worker_may_compute_the_prompt_itself() -> None:
-    play = Play(planned(prefill=None), decoded(5, external=0), decoded(6, finish=STOP))
-    assert play.tokens == [5, 6] and play.all(ReleaseHandoff) == []
-    assert play.all(Emit)[0].delta.cached_tokens == 3
-
-
-def test_kv_that_was_not_taken_over_is_released_as_not_pulled() -> None:
-    play = Play(planned(), prefilled(), decoded(8, external=0))
     assert play.all(ReleaseHandoff) == [ReleaseHandoff(handoff=handoff(), pulled=False)]
 
 
@@ -148,13 +101,6 @@ def test_a_refused_hand_off_is_released_and_planned_again(kind: FailureKind, exc
     assert kinds(actions) == ["ReleaseHandoff", "EndPlan", "Retried", "AskPlan"]
     assert play.all(ReleaseHandoff)[0].pulled is False
     assert play.all(AskPlan)[1].excluded_worker_ids == excluded
-
-
-def test_a_holder_whose_every_ticket_is_refused_is_done_without() -> None:
-    play = Play(planned(), prefilled(), failed(Stage.DECODE, FailureKind.STATE_LOST), continuing=False)
-    assert play.all(AskPlan)[1].excluded_worker_ids == ("prefill-0",)
-    play.tell(planned(2, prefill=None), decoded(7, 8, attempt=2, finish=LENGTH))
-    assert play.tokens == [7, 8] and play.all(FinishRequest)[0].outcome == "finished"
 
 
 def test_attempts_are_bounded() -> None:
@@ -183,18 +129,6 @@ def test_a_refusal_by_the_scheduler_reaches_the_client_with_its_advice() -> None
     assert play.all(EndPlan) == [] and play.all(FinishRequest)[0].failure == failure
 
 
-def test_when_nobody_is_left_the_first_cause_is_told() -> None:
-    nobody = PlanRefused(attempt=2, failure=Failure(kind=FailureKind.UNAVAILABLE, message="nobody"))
-    play = Play(planned(), failed(Stage.PREFILL, FailureKind.EXHAUSTED), nobody)
-    assert play.all(FinishRequest)[0].failure.kind is FailureKind.EXHAUSTED
-
-
-def test_the_cause_that_is_told_is_what_broke_and_not_that_the_others_were_full() -> None:
-    nobody = PlanRefused(attempt=3, failure=Failure(kind=FailureKind.UNAVAILABLE, message="nobody"))
-    play = Play(planned(), failed(Stage.PREFILL), planned(2), failed(Stage.PREFILL, FailureKind.EXHAUSTED, 2), nobody)
-    assert play.all(FinishRequest)[0].failure == Failure(kind=FailureKind.UNAVAILABLE, message="it broke")
-
-
 @pytest.mark.parametrize("tokens", [[], [7, 8]], ids=str)
 def test_a_prefill_that_ends_with_anything_but_one_token_is_broken(tokens: list[int]) -> None:
     output = WorkerOutput(token_ids=tokens, finish=LENGTH, handoff=handoff())
@@ -205,17 +139,6 @@ def test_a_prefill_that_ends_with_anything_but_one_token_is_broken(tokens: list[
 def test_a_deadline_that_a_worker_found_passed_is_told_as_one_also_in_the_middle_of_a_stream() -> None:
     play = Play(planned(), prefilled(), decoded(8, external=39), failed(Stage.DECODE, FailureKind.DEADLINE))
     assert play.all(FinishRequest)[0].failure.kind is FailureKind.DEADLINE
-
-
-def test_a_pinned_sibling_whose_worker_failed_goes_anywhere() -> None:
-    play = Play(planned(prefill=None), failed(Stage.DECODE), pinned_decode_worker="decode-0")
-    assert [ask.pinned_decode_worker for ask in play.all(AskPlan)] == ["decode-0", None]
-
-
-def test_a_sibling_that_cannot_be_pinned_goes_anywhere() -> None:
-    nobody = PlanRefused(attempt=1, failure=Failure(kind=FailureKind.UNAVAILABLE, message="gone"))
-    play = Play(nobody, pinned_decode_worker="decode-0")
-    assert [ask.pinned_decode_worker for ask in play.all(AskPlan)] == ["decode-0", None]
 
 
 FULL = Failure(kind=FailureKind.EXHAUSTED, message="full")
@@ -272,12 +195,6 @@ def test_news_of_an_abandoned_attempt_changes_nothing_but_releases_its_hand_off(
     assert play.flow.phase is RequestPhase.PREFILLING
 
 
-def test_a_late_refusal_of_an_earlier_question_ends_nothing() -> None:
-    play = Play(planned(), failed(Stage.PREFILL))
-    assert play.tell(PlanRefused(attempt=1, failure=FULL)) == []
-    assert play.flow.phase is RequestPhase.PLANNING
-
-
 @pytest.mark.parametrize("second", [planned(2), planned(2, prefill=None)], ids=["prefilling", "decoding"])
 def test_tokens_of_an_abandoned_attempt_are_not_shown_among_the_next_ones(second: FlowEvent) -> None:
     play = Play(planned(), prefilled(), decoded(8, external=39), failed(Stage.DECODE), second)
@@ -296,11 +213,6 @@ def test_late_words_of_a_prefill_change_nothing_in_its_decode() -> None:
     for external in (None, 39):
         play = Play(planned(), prefilled(), *([] if external is None else [decoded(8, external=external)]))
         assert play.tell(*told) == [], external
-
-
-def test_a_repeated_hand_off_that_is_in_use_is_not_released() -> None:
-    play = Play(planned(), prefilled())
-    assert play.tell(prefilled()) == []
 
 
 def test_a_plan_without_a_worker_fails_as_our_own_mistake() -> None:
@@ -333,11 +245,6 @@ def test_the_story_is_bounded_and_skips_the_stream_of_tokens() -> None:
     for _ in range(200):
         play.tell(planned(7))
     assert len(play.flow.event_log) == EVENT_LOG_MAX
-
-
-def test_the_scheduler_is_told_which_requests_a_worker_failed() -> None:
-    play = Play(planned(), failed(Stage.PREFILL), planned(2), failed(Stage.PREFILL, attempt=2))
-    assert [ask.resumed for ask in play.all(AskPlan)] == [False, True, True]
 
 
 def test_a_resumed_request_for_which_there_is_no_room_is_told_to_come_back_before_its_first_token_only() -> None:

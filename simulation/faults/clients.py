@@ -1,0 +1,265 @@
+"""Clients in virtual time: one request each, what its client saw, and what its flow did on the way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from engine.fake.model import FakeSampling, sequence_state
+from front_proxy.dispatch.request_driver import RequestDriver
+from front_proxy.request.events import (
+    Diverged,
+    EndPlan,
+    FinishRequest,
+    FlowAction,
+    FlowEvent,
+    Output,
+    ReleaseHandoff,
+    RequestPhase,
+    Retried,
+    Stalled,
+)
+from front_proxy.request.generation import GenerationDelta, GenerationRequest
+from front_proxy.request.work import Stage
+from runtime.failures import Failure, FailureError
+from simulation.faults import checkers
+from simulation.faults.invariants import Invariant
+from simulation.faults.workload import Asked
+from simulation.kernel.world import Violation
+
+if TYPE_CHECKING:
+    from simulation.faults.processes import FrontProcess
+
+FIRST_PROMPT_TOKEN = 3
+VOCABULARY = 5_000
+
+
+class Continues:
+    """How the fake engine goes on behind tokens that were shown."""
+
+    def __init__(self, asked: Asked, sampling: dict[str, Any]) -> None:
+        self._asked = asked
+        self._sampling = sampling
+
+    def first(self, _shown_tokens: int) -> bytes:
+        """One token more."""
+        return msgspec.msgpack.encode({**self._sampling, "max_tokens": 1})
+
+    def rest(self, shown_tokens: int) -> bytes:
+        """All that is left."""
+        left = self._asked.output_tokens_max - shown_tokens
+        return msgspec.msgpack.encode({**self._sampling, "max_tokens": left})
+
+
+class Client:
+    """One request. ``outcome`` is "" until it has its end or has lost its front proxy."""
+
+    def __init__(self, front: FrontProcess, asked: Asked) -> None:
+        self.front = front
+        self.asked = asked
+        self.on_over: Callable[[Client], None] = lambda _client: None
+        """Told when it has its end, or has lost its front proxy."""
+        self.run: RequestDriver | None = None
+        self.right: list[int] = []
+        self.tokens = self.tokens_charged = self.attempts = 0
+        self.outcome = ""
+        self.over_s = 0.0
+        self.told_the_end = False
+        self.failure: Failure | None = None
+        self.finish: FinishRequest | None = None
+        self.diverged = False
+        self.gap_s = 0.0
+        self._retries = self._retries_in_a_row = 0
+        # Tokens that the present attempt, and the best one since the last new token, computed again.
+        self._replayed = self._furthest = 0
+        self._repeating = False
+        self._shown_s = 0.0
+        self._loop = front.loop
+        self._released: set[tuple[str, int, str]] = set()
+        self._plans_ended: set[int] = set()
+
+    def arrive(self) -> None:
+        """The request comes in. Call within its front proxy's loop."""
+        front, asked = self.front, self.asked
+        front.world.tell(asked.request_id, asked)
+        front.clients[self] = None
+        front.requests += 1
+        self._shown_s = front.world.now_s
+        deltas = front.dispatcher.generate(self._request())
+        task = self._loop.create_task(self._read(deltas))
+        self._loop.call_soon(self._watch, deltas)
+        if asked.leaves_after_s is not None:
+            self._loop.call_later(asked.leaves_after_s, self._leave, task)
+
+    def lost_its_front(self) -> None:
+        """Its connection broke."""
+        self.outcome, self.over_s = "front_died", self.front.world.now_s
+        self.on_over(self)
+
+    def _request(self) -> GenerationRequest:
+        asked = self.asked
+        prompt = [FIRST_PROMPT_TOKEN + asked.number % (VOCABULARY - FIRST_PROMPT_TOKEN)] * asked.prompt_tokens
+        self.right, stops = right_answer(prompt, asked)
+        plain: dict[str, Any] = {"temperature": 0.0}
+        sampling = {**plain, "stop_token_ids": stops}
+        known = asked.continuing or asked.output_tokens_max == 1
+        return GenerationRequest(
+            request_id=asked.request_id,
+            token_ids=prompt,
+            prefill_sampling=msgspec.msgpack.encode({**(sampling if known else plain), "max_tokens": 1}),
+            decode_sampling=msgspec.msgpack.encode({**sampling, "max_tokens": asked.output_tokens_max}),
+            continuation=Continues(asked, sampling) if asked.continuing else None,
+            output_tokens_max=asked.output_tokens_max,
+            deadline_s=asked.deadline_s,
+            pinned_decode_worker="decode-0" if asked.pinned else None,
+        )
+
+    def _leave(self, task: asyncio.Task[None]) -> None:
+        if not self.outcome:
+            if self.asked.satisfied:
+                self.front.dispatcher.satisfied(self.asked.request_id)
+            task.cancel()
+
+    async def _read(self, deltas: Any) -> None:
+        try:
+            async for delta in deltas:
+                self._show(delta)
+            self.outcome = "finished"
+        except FailureError as error:
+            self.outcome, self.failure = "failed", error.failure
+        except asyncio.CancelledError:
+            self.outcome = "finished" if self.asked.satisfied else "cancelled"
+        except (AssertionError, LookupError) as error:
+            self.front.world.broken = error
+            raise
+        self.over_s = self.front.world.now_s
+        self.front.clients.pop(self, None)
+        if self.front.world.telling:
+            self.front.world.tell(self.asked.request_id, f"{self.outcome}, {self.tokens} tokens, {self.failure}")
+        self.on_over(self)
+
+    def _show(self, delta: GenerationDelta) -> None:
+        now_s = self.front.world.now_s
+        self.gap_s = max(self.gap_s, now_s - max(self._shown_s, self.front.excused_s))
+        self._shown_s = now_s
+        request_id = self.asked.request_id
+        if self.told_the_end:
+            raise Violation(f"{Invariant.TOKENS}: {request_id} shows {delta} after its last delta")
+        for token in delta.token_ids:
+            if self.tokens >= len(self.right) or token != self.right[self.tokens]:
+                raise Violation(f"{Invariant.TOKENS}: {request_id} shows token {token} at position {self.tokens}")
+            self.tokens += 1
+            self._retries_in_a_row = self._furthest = 0
+        self.told_the_end = delta.finish is not None
+
+    # Its flow
+
+    def _watch(self, deltas: Any) -> None:
+        """Look at everything that its flow is told and does."""
+        self.run = run = deltas._run
+        if run is None:
+            return
+        world = self.front.world
+        flow: Any = run.flow
+        handle: Callable[[FlowEvent], Sequence[FlowAction]] = flow.handle
+
+        def watched(event: FlowEvent) -> Sequence[FlowAction]:
+            self._before(event)
+            if world.telling:
+                world.tell(self.asked.request_id, f"{flow.phase.value}/{flow.attempt} <- {event}")
+            actions = handle(event)
+            flow.check()
+            for action in actions:
+                if world.telling:
+                    world.tell(self.asked.request_id, f"    -> {action}")
+                self._after(action)
+            return actions
+
+        flow.handle = world.watched(watched)
+
+    def _before(self, event: FlowEvent) -> None:
+        run, rng = self.run, self.front.world.rng
+        assert run is not None
+        flow = run.flow
+        self.attempts = flow.attempt
+        live = (
+            isinstance(event, Output)
+            and event.stage is Stage.DECODE
+            and event.attempt == flow.attempt
+            and flow.phase is not RequestPhase.DONE
+        )
+        if live:
+            assert isinstance(event, Output)
+            self._count_replayed(len(event.output.token_ids))
+        elif not self._repeating and rng.random() < self.front.cluster.faults.repeat:
+            # Streams keep order and repeat nothing; what may come twice is everything that is decided on.
+            self._loop.call_later(rng.uniform(0.0, 0.3), self._repeat, event)
+        if isinstance(event, Stalled) and not self._repeating and flow.awaited is not None:
+            checkers.check_blame(self, flow.awaited, event.waited_s)
+
+    def _repeat(self, event: FlowEvent) -> None:
+        assert self.run is not None
+        flow = self.run.flow
+        if not isinstance(event, Output) or event.stage is not Stage.DECODE or event.attempt != flow.attempt:
+            self._repeating = True
+            self.run.feed(event)
+            self._repeating = False
+
+    def _after(self, action: FlowAction) -> None:
+        if self.finish is not None and not isinstance(action, ReleaseHandoff):
+            raise Violation(f"{Invariant.ENDS_ONCE}: {self.asked.request_id} goes on after its end: {action}")
+        match action:
+            case ReleaseHandoff(handoff=handoff):
+                key = (handoff.worker_id, handoff.epoch, handoff.lease_id)
+                if key in self._released:
+                    raise Violation(f"{Invariant.RETURNED}: {self.asked.request_id} releases {key} twice")
+                self._released.add(key)
+            case EndPlan(attempt=attempt, output_tokens=output_tokens):
+                if attempt in self._plans_ended:
+                    raise Violation(f"{Invariant.RETURNED}: {self.asked.request_id} ends plan {attempt} twice")
+                self._plans_ended.add(attempt)
+                self.tokens_charged += output_tokens
+            case Retried(counted=counted):
+                self._replayed = 0
+                if counted:
+                    self._count_retry()
+            case Diverged():
+                self.diverged = True
+            case FinishRequest():
+                self.finish = action
+            case _:
+                pass
+
+    def _count_replayed(self, tokens: int) -> None:
+        """A replay that gets further than those before may fail as if it were the first."""
+        self._replayed += tokens
+        if not self.asked.continuing and self._furthest < self._replayed <= self.tokens:
+            self._furthest = self._replayed
+            self._retries_in_a_row = 0
+
+    def _count_retry(self) -> None:
+        self._retries += 1
+        self._retries_in_a_row += 1
+        self.front.retries += 1
+        config, limits, request_id = self.front.config, self.front.limits, self.asked.request_id
+        if self._retries_in_a_row >= config.attempts_max:
+            raise Violation(f"{Invariant.RETRIES}: {request_id} tries a {self._retries_in_a_row + 1}th time in a row")
+        if self._retries >= config.attempts_max * (limits.resumes_max + 1):
+            raise Violation(f"{Invariant.RETRIES}: {request_id} is tried {self._retries} times")
+
+
+def right_answer(prompt: list[int], asked: Asked) -> tuple[list[int], list[int]]:
+    """What an engine that is never disturbed gives, and the tokens at which it stops."""
+    state = sequence_state(prompt, FakeSampling(temperature=0.0), 0)
+    tokens: list[int] = []
+    for _ in range(asked.output_tokens_max):
+        token = state.next_token(VOCABULARY)
+        state.append(token)
+        first_time = token not in tokens
+        tokens.append(token)
+        if first_time and len(tokens) >= asked.natural_tokens:
+            return tokens, [token]
+    return tokens, []

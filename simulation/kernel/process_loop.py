@@ -1,0 +1,215 @@
+"""An asyncio event loop for one simulated process. All loops of a run share one heap of virtual time.
+
+A process that stands still runs nothing until it moves again; one that was killed runs nothing ever again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio.events import _set_running_loop
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from simulation.kernel.network import Process
+from simulation.kernel.world import Violation, World
+
+T = TypeVar("T")
+# Callbacks that may follow each other without any time passing.
+CALLBACKS_MAX = 100_000
+# Awaits that a task may meet while it is being closed.
+CLOSES_MAX = 20
+
+
+class Handle:
+    """A callback that will run, unless it is cancelled before."""
+
+    __slots__ = ("_when_s", "arguments", "callback")
+
+    def __init__(self, callback: Callable[..., object], arguments: tuple[Any, ...], when_s: float = 0.0) -> None:
+        self.callback: Callable[..., object] | None = callback
+        self.arguments = arguments
+        self._when_s = when_s
+
+    def cancel(self) -> None:
+        """Let it not run."""
+        self.callback = None
+        self.arguments = ()
+
+    def cancelled(self) -> bool:
+        """Whether it will not run."""
+        return self.callback is None
+
+    def when(self) -> float:
+        """When it is due, where it is a timer."""
+        return self._when_s
+
+
+# As far as a type checker is concerned: it has what asyncio uses, and no more.
+_Loop: Any = asyncio.AbstractEventLoop
+
+
+class ProcessLoop(_Loop):  # type: ignore[misc]
+    """The loop of one incarnation of one process."""
+
+    def __init__(self, process: Process, on_error: Callable[[dict[str, Any]], None]) -> None:
+        self.process = process
+        self.dead = False
+        self._world: World = process.world
+        self._on_error = on_error
+        self._ready: deque[Handle] = deque()
+        self._running = False
+        self._woken = False
+        # The tasks of a killed process must not run their clean-up: no process does that when it is killed.
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    # What asyncio asks for
+
+    def time(self) -> float:
+        """Virtual seconds."""
+        return self._world.now_s
+
+    def get_debug(self) -> bool:
+        """No."""
+        return False
+
+    def is_running(self) -> bool:
+        """Whether it runs something this moment."""
+        return self._running
+
+    def is_closed(self) -> bool:
+        """Never: it just is not run any more."""
+        return False
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """A future of this loop."""
+        return asyncio.Future(loop=self)
+
+    def create_task(self, coro: Coroutine[Any, Any, Any], *, name: str | None = None, context: Any = None) -> Any:
+        """A task of this process."""
+        task = asyncio.Task(coro, loop=self, name=name)
+        self._tasks.append(task)
+        if self.dead:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            coro.close()
+        return task
+
+    def call_soon(self, callback: Callable[..., object], *arguments: Any, context: Any = None) -> Any:
+        """Run it behind whatever is ready."""
+        handle = Handle(callback, arguments)
+        if self.dead:
+            return handle
+        self._ready.append(handle)
+        if not self._running and not self._woken:
+            self._woken = True
+            self._world.at(self._world.now_s, self._wake)
+        return handle
+
+    def call_later(self, delay: float, callback: Callable[..., object], *arguments: Any, context: Any = None) -> Any:
+        """Run it after so long."""
+        return self.call_at(self._world.now_s + delay, callback, *arguments)
+
+    def call_at(self, when: float, callback: Callable[..., object], *arguments: Any, context: Any = None) -> Any:
+        """Run it then."""
+        handle = Handle(callback, arguments, when)
+        if self.dead:
+            return handle
+        self._world.at(max(when, self._world.now_s), self._ring, handle)
+        return handle
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """An exception that nobody retrieved."""
+        if not self.dead:
+            self._on_error(context)
+
+    # What the network and the kernel do
+
+    def kill(self) -> None:
+        """Run nothing any more."""
+        self.dead = True
+        self._ready.clear()
+
+    def enter(self, callback: Callable[..., object], *arguments: Any) -> None:
+        """Something reaches this process from outside: run it and all that follows from it."""
+        if self.dead:
+            return
+        if self.process.frozen_until_s > self._world.now_s:
+            self._world.at(self.process.frozen_until_s, self.enter, callback, *arguments)
+            return
+        self._ready.append(Handle(callback, arguments))
+        self._run_ready()
+
+    def within(self, function: Callable[..., T], *arguments: Any) -> T:
+        """What ``function`` gives when it runs in this process, in the middle of what another process does."""
+        outer = asyncio._get_running_loop()
+        running, self._running = self._running, True
+        _set_running_loop(self)
+        try:
+            return function(*arguments)
+        finally:
+            _set_running_loop(outer)
+            self._running = running
+            if self._ready and not running and not self._woken:
+                self._woken = True
+                self._world.at(self._world.now_s, self._wake)
+
+    def bury(self) -> None:
+        """The run is over: unwind every task without a word, and let nothing follow from it."""
+        self.dead = True
+        _set_running_loop(self)
+        try:
+            for task in self._tasks:
+                if not task.done():
+                    task._log_destroy_pending = False  # type: ignore[attr-defined]
+                    _close(task.get_coro())
+        finally:
+            _set_running_loop(None)
+        self._tasks.clear()
+
+    def _ring(self, handle: Handle) -> None:
+        if handle.callback is None or self.dead:
+            return
+        if self.process.frozen_until_s > self._world.now_s:
+            self._world.at(self.process.frozen_until_s, self._ring, handle)
+            return
+        self._ready.append(handle)
+        self._run_ready()
+
+    def _wake(self) -> None:
+        self._woken = False
+        if self.dead or not self._ready:
+            return
+        if self.process.frozen_until_s > self._world.now_s:
+            self._woken = True
+            self._world.at(self.process.frozen_until_s, self._wake)
+            return
+        self._run_ready()
+
+    def _run_ready(self) -> None:
+        ready, left = self._ready, CALLBACKS_MAX
+        assert not self._running
+        self._running = True
+        _set_running_loop(self)
+        try:
+            while ready:
+                handle = ready.popleft()
+                callback = handle.callback
+                if callback is not None:
+                    callback(*handle.arguments)
+                    left -= 1
+                    if not left or self.dead:
+                        break
+        finally:
+            _set_running_loop(None)
+            self._running = False
+        if not left:
+            raise Violation(f"{self.process.name} goes round in circles")
+
+
+def _close(coroutine: Any) -> None:
+    for _ in range(CLOSES_MAX):
+        try:
+            coroutine.close()
+        except Exception:  # noqa: BLE001, S112 - it awaits something while it is being closed: once more
+            continue
+        return

@@ -1,0 +1,217 @@
+"""RequestFlow and PlanClient, played from the scripts under tests/golden (tests/support/golden.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine.protocol import Finish
+from front_proxy.planning.events import (
+    AnswerPlan,
+    AnswerRefusal,
+    Closed,
+    Dial,
+    Leave,
+    OutageBegan,
+    OutageOver,
+    PlanEnded,
+    SchedulerLost,
+    SendEnd,
+    SendQuestion,
+    SendRunning,
+    StreamDialled,
+    ViewShown,
+)  # fmt: skip
+from front_proxy.request.events import (
+    AbortWork,
+    AskPlan,
+    ClientGone,
+    DeadlinePassed,
+    Diverged,
+    Emit,
+    EndPlan,
+    FinishRequest,
+    FlowEvent,
+    HolderLost,
+    PlanRefused,
+    ReleaseHandoff,
+    Retried,
+    Stalled,
+    StartDecode,
+    StartPrefill,
+    Stopped,
+    Suspect,
+)  # fmt: skip
+from front_proxy.request.work import Stage
+from runtime.failures import Failure, FailureKind
+from scheduler.api.actions import Placement
+from scheduler.api.worker_info import WorkerState
+from tests.front_proxy import flow_play, plan_client_play
+from tests.front_proxy.plan_client_play import QUESTION, entry, granted, queue_reply, rejected
+from tests.support.golden import Options, Step, check_script, scripts
+
+
+def _worker(name: str) -> Placement | None:
+    return None if name == "-" else Placement(name, f"{name}:1", 1)
+
+
+def _flow_event(verb: str, names: list[str], options: Options) -> FlowEvent:
+    attempt = int(names[0]) if names and names[0].isdigit() else 0
+    finish = Finish(options["finish"]) if "finish" in options else None
+    match verb:
+        case "planned":
+            return flow_play.planned(attempt, prefill=_worker(names[1]), decode=_worker(names[2]))
+        case "plan_refused":
+            return PlanRefused(attempt=attempt, failure=Failure(kind=FailureKind(names[1]), message="no room"))
+        case "prefilled":
+            lease = options.get("lease")
+            return flow_play.prefilled(attempt, token=options["token"], finish=finish or flow_play.LENGTH, lease=lease)
+        case "decoded":
+            tokens = [int(token) for token in str(options.get("tokens", "")).split(",") if token]
+            return flow_play.decoded(*tokens, attempt=attempt, finish=finish, external=options.get("pulled"))
+        case "failed":
+            return flow_play.failed(Stage(names[1]), FailureKind(names[2]), attempt)
+        case "stalled":
+            return Stalled(attempt=attempt, stage=Stage(names[1]), waited_s=float(names[2]))
+        case "holder_lost":
+            return HolderLost(worker_id=names[0], epoch=options.get("epoch", 1))
+        case "client_gone":
+            return ClientGone(satisfied=bool(options.get("satisfied")))
+        case "deadline":
+            return DeadlinePassed()
+        case _:
+            assert verb == "stopped", verb
+            return Stopped(failure=Failure(kind=FailureKind.UNAVAILABLE, message="The front proxy is stopping."))
+
+
+def _flow_words(action: Any) -> str:
+    match action:
+        case AskPlan(attempt=attempt):
+            fields = msgspec.structs.asdict(action)
+            told = {key: value for key, value in fields.items() if value and key != "attempt"}
+            return " ".join([f"ask for plan {attempt}", *(f"{key}={value}" for key, value in told.items())])
+        case StartPrefill(worker=worker, whole=whole, resume_token_ids=tokens):
+            return f"prefill on {worker.worker_id} behind {list(tokens)}{' whole' if whole else ''}"
+        case StartDecode(worker=worker, handoff=handoff, resume_token_ids=tokens):
+            lease = handoff and handoff.lease_id
+            return f"decode on {worker.worker_id} behind {list(tokens)} handoff={lease} blocks={action.blocks_reserved}"
+        case Emit(delta=delta):
+            return f"deliver {delta.token_ids}{f' finish={delta.finish.reason}' if delta.finish else ''}"
+        case AbortWork(stage=stage, worker=worker):
+            return f"abort {stage.value} on {worker.worker_id}"
+        case ReleaseHandoff(handoff=handoff, pulled=pulled):
+            return f"release {handoff.lease_id} pulled={pulled}"
+        case EndPlan(attempt=attempt, outcome=outcome, output_tokens=tokens):
+            return f"end plan {attempt}: {outcome} after {tokens} tokens"
+        case Suspect(worker=worker):
+            return f"suspect {worker.worker_id}"
+        case Retried(stage=stage, failure=failure, how=how):
+            return f"{how}: {stage.value} failed, {failure.kind.value}"
+        case Diverged(delivered_tokens=tokens):
+            return f"diverged within {tokens} tokens"
+        case _:
+            assert isinstance(action, FinishRequest), action
+            why = f": {action.failure.kind.value} | {action.failure.message}" if action.failure else ""
+            return f"{action.outcome} after {action.output_tokens} tokens{why}"
+
+
+def flow() -> Step:
+    """One request after another; each begins with ``request``."""
+    play: flow_play.Play | None = None
+
+    def step(verb: str, names: list[str], options: Options) -> Iterator[str]:
+        nonlocal play
+        if verb == "request":
+            play = flow_play.Play(**{**options, "continuing": bool(options.get("continuing", 1))})
+            yield from map(_flow_words, play.actions)
+        else:
+            assert play is not None
+            yield from map(_flow_words, play.tell(_flow_event(verb, names, options)))
+            if verb == "holder_lost":
+                yield f"awaited: {play.flow.awaited and play.flow.awaited.value}"
+
+    return step
+
+
+def _at(placement: Placement | None) -> str:
+    return placement.worker_id if placement else "-"
+
+
+def _client_words(action: Any) -> str:
+    match action:
+        case AnswerPlan(plan=plan, local=local):
+            by = "here" if local else "by the scheduler"
+            return f"plan {plan.plan_id}: {_at(plan.prefill)} -> {_at(plan.decode)}, made {by}"
+        case AnswerRefusal(plan_id=plan_id, failure=failure, local=local):
+            retry = ", Retry-After" if failure.retry_after_s else ""
+            return f"refuse {plan_id}: {failure.kind.value}{' here' if local else ''}{retry} | {failure.message}"
+        case SendQuestion(plan_id=plan_id):
+            return f"send question {plan_id}"
+        case SendEnd(plan_id=plan_id, outcome=outcome):
+            return f"send end of {plan_id}: {outcome}"
+        case SendRunning(plans=plans, asked=asked, complete=complete):
+            whole = "all that runs" if complete else "also runs"
+            return f"send {whole}: {[plan.plan_id for plan in plans]}, asked: {list(asked)}"
+        case Leave(reason=reason) | SchedulerLost(reason=reason):
+            return f"{type(action).__name__}: {reason}"
+        case Dial(address=address, reason=reason):
+            return f"dial {address}: {reason}"
+        case OutageBegan(why=why):
+            return f"outage began: {why}"
+        case OutageOver(plans_made=plans):
+            return f"outage over, {plans} plans made"
+        case _:
+            return type(action).__name__
+
+
+def plan_client() -> Step:
+    """One plan client and its clock; what is due is done as time passes."""
+    it = plan_client_play.Play()
+
+    def step(verb: str, names: list[str], options: Options) -> Iterator[str]:
+        nonlocal it
+        actions: list[Any] = []
+        match verb:
+            case "another":
+                it = plan_client_play.Play()
+            case "ask":
+                question = {"prompt_tokens": options.get("prompt", 64), "resumed": bool(options.get("resumed"))}
+                _, actions = it.ask(msgspec.structs.replace(QUESTION, **question))
+            case "after":
+                actions = it.wait(float(names[0]))
+            case "dialled":
+                actions = it.do(StreamDialled())
+            case "view":
+                load = msgspec.structs.replace(entry("d0").load, kv_blocks_used=options.get("used", 0))
+                workers = [msgspec.structs.replace(entry(name, WorkerState.READY), load=load) for name in names]
+                actions = it.hear(ViewShown(workers, bool(options.get("recovering"))))
+            case "granted":
+                actions = it.hear(granted(int(names[0]), names[1]), leader_epoch=options.get("leader", 0))
+            case "rejected":
+                actions = it.hear(rejected(int(names[0])))
+            case "queued":
+                actions = it.hear(queue_reply(int(names[0]), float(names[1])))
+            case "lost":
+                actions = it.lose("the stream broke")
+            case "ended":
+                actions = it.do(PlanEnded(int(names[0]), "finished", 1))
+            case _:
+                assert verb == "closed", verb
+                actions = it.do(Closed())
+        yield from map(_client_words, actions)
+
+    return step
+
+
+@pytest.mark.parametrize("path", scripts("request"), ids=lambda path: path.stem)
+def test_a_request_goes_as_written(path: Path) -> None:
+    check_script(path, flow())
+
+
+@pytest.mark.parametrize("path", scripts("plan_client"), ids=lambda path: path.stem)
+def test_a_plan_client_does_as_written(path: Path) -> None:
+    check_script(path, plan_client())

@@ -1,0 +1,50 @@
+"""Scripts of events with the actions that follow, under tests/golden. ``BATON_UPDATE_GOLDEN=1`` rewrites them.
+
+A line that begins with ``>`` is an event: a verb, a name or several, and ``key=value`` options. The indented lines
+below it are what the machine wants done. Other lines are comments.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+Options = dict[str, Any]
+Step = Callable[[str, list[str], Options], Iterable[str]]
+
+
+def scripts(prefix: str) -> list[Path]:
+    """The scripts of one machine; there must be some."""
+    found = sorted(GOLDEN.glob(f"{prefix}_*.txt"))
+    assert found, prefix
+    return found
+
+
+def check_script(path: Path, step: Step) -> None:
+    """What ``step`` says of each event is what the script says."""
+    written = path.read_text()
+    played = "\n".join(_replay(written, step)) + "\n"
+    if os.environ.get("BATON_UPDATE_GOLDEN") == "1":
+        path.write_text(played)
+    assert played == path.read_text()
+
+
+def _replay(script: str, step: Step) -> Iterator[str]:
+    for line in script.splitlines():
+        if line.startswith("  "):
+            continue
+        yield line
+        if line.startswith(">"):
+            verb, *words = shlex.split(line[1:])
+            names = [word for word in words if "=" not in word]
+            options = {key: _number(value) for key, value in (word.split("=") for word in words if "=" in word)}
+            yield from (f"  {said}" for said in step(verb, names, options))
+
+
+def _number(value: str) -> int | str:
+    return int(value) if value.isdigit() else value
