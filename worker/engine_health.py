@@ -22,19 +22,22 @@ class EngineHealth:
         self._steps = core.engine.load().steps
         self._ping: asyncio.Task[None] | None = None
         config, limits = core.config, core.limits
+        self._interval_s = limits.health_interval_s
         self._timeout: PauseAwareTimeout | None = None
         if config.engine_stall_timeout_s:
+            # Ten looks within the timeout, so that a short one is kept.
+            self._interval_s = min(limits.health_interval_s, config.engine_stall_timeout_s / 10)
             self._timeout = PauseAwareTimeout(
-                timeout_s=config.engine_stall_timeout_s, interval_s=limits.health_interval_s, now_s=core.now_s()
+                timeout_s=config.engine_stall_timeout_s, interval_s=self._interval_s, now_s=core.now_s()
             )
 
     async def run(self) -> None:
-        """Look every ``health_interval_s`` until the engine is lost."""
+        """Look every ``health_interval_s``, or more often, until the engine is lost."""
         core = self._core
         try:
             while not core.engine_lost.is_set():
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(core.limits.health_interval_s):
+                    async with asyncio.timeout(self._interval_s):
                         await core.engine_lost.wait()
                         return
                 try:
