@@ -23,8 +23,8 @@ from bench.load_grpc import GrpcBackend
 from bench.peers import EngineShape, PeerOptions, SystemName, router_is_installed
 from bench.prompts import FileTokenizer, make_prompts
 from launcher.demo import model as demo_model
-from runtime import command_line
-from runtime.exit_codes import ExitCode
+from runtime.process import command_line
+from runtime.process.exit_codes import ExitCode
 
 app = command_line.new_app("python -m bench", "Measure Baton and its peers from the outside.")
 _TARGET = Group("Target", validator=validators.LimitedChoice(1, 1))

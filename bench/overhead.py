@@ -23,7 +23,7 @@ from bench.load import LoadRun, LoadSpec, OpenAiBackend, client_session, run_loa
 from bench.measures import RatioSpread, ratio_spread, summarise
 from bench.peers import ENGINES, SYSTEM_NAMES, EngineShape, PeerOptions, System, SystemName, start_system
 from bench.prompts import Tokenizer, make_prompts
-from runtime import command_line
+from runtime.process import command_line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

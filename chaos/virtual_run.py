@@ -13,7 +13,7 @@ import msgspec
 
 from chaos.schedule import AFTER_REQUESTS_MAX, USERS, Fault, FaultKind, Lengths, may_repeat, replaces, schedule
 from chaos.virtual_users import Counts, Users
-from runtime.backoff import backoff_s
+from runtime.timing.backoff import backoff_s
 from simulation.faults import checkers
 from simulation.faults.cluster import SimCluster, Topology
 from simulation.faults.fault_kinds import Faults

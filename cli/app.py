@@ -10,7 +10,7 @@ from cyclopts import Group
 
 from cli import cluster, process
 from cli.config import config
-from runtime import command_line
+from runtime.process import command_line
 
 # Must be set before the first import of grpc: its fork handlers break the engines' own processes.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

@@ -15,7 +15,7 @@ from cyclopts import Parameter
 from chaos.requests import REQUEST_KINDS, RequestKind
 from chaos.schedule import FAULT_KINDS, USERS, FaultKind, Lengths
 from cli.settings import NO_SOURCES, Sources, load
-from runtime import command_line
+from runtime.process import command_line
 from runtime.process_role import Role
 
 _ROLES: tuple[Role, ...] = get_args(Role)

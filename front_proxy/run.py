@@ -18,11 +18,11 @@ from front_proxy.grpc_api import service
 from front_proxy.grpc_api.service import InferenceService
 from protos.cluster.v1 import cluster_pb2
 from protos.inference.v1 import inference_pb2_grpc
-from runtime import lifecycle
-from runtime.exit_codes import ExitCode
 from runtime.failures import FailureError
-from runtime.grpc_server import RunningServer, start_server
-from runtime.status_service import StatusService
+from runtime.process import lifecycle
+from runtime.process.exit_codes import ExitCode
+from runtime.rpc.grpc_server import RunningServer, start_server
+from runtime.rpc.status_service import StatusService
 from scheduler.config import SchedulerConfig
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ EXIT_TIMEOUT_S = 15.0
 
 def serve(role: Role, config: BatonConfig) -> int:
     """Run the process to its end and return its exit code."""
-    from runtime import orphan
+    from runtime.process import orphan
 
     if not os.environ.get(CHILD_VARIABLE):
         return _serve(role, config)
@@ -48,7 +48,7 @@ def _remove_temp_dir() -> None:
 
 
 def _serve(role: Role, config: BatonConfig) -> int:
-    from runtime import lifecycle, logs
+    from runtime.process import lifecycle, logs
 
     logs.configure_logging(_log_level(role, config), process_id(role, config))
     _use_own_log_format(os.environ)
@@ -108,7 +108,7 @@ def _log_level(role: Role, config: BatonConfig) -> LogLevel:
 
 def announce(addresses: Mapping[str, str]) -> None:
     """Print the ready line, by which the launcher learns that this process serves."""
-    from runtime import lifecycle
+    from runtime.process import lifecycle
 
     lifecycle.settle_heap()
     line = msgspec.json.encode({"pid": str(os.getpid()), **addresses}).decode()

@@ -1,4 +1,4 @@
-"""Failures as values. Knows no transport: ``runtime/failure_status.py`` holds the status table."""
+"""Failures as values. Knows no transport: ``runtime/rpc/failure_status.py`` holds the status table."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ import grpc
 
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
-from runtime.addresses import Addresses
-from runtime.grpc_server import channel
+from runtime.rpc.addresses import Addresses
+from runtime.rpc.grpc_server import channel
 
 MESSAGE_BYTES_MAX = 1 << 16
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import structlog
 
-from runtime import lifecycle
-from runtime.clock import Clock, SystemClock
-from runtime.exit_codes import ExitCode
-from runtime.grpc_server import RunningServer, join_address, start_server
-from runtime.status_service import StatusService
-from runtime.telemetry import serve_metrics
+from runtime.process import lifecycle
+from runtime.process.exit_codes import ExitCode
+from runtime.process.telemetry import serve_metrics
+from runtime.rpc.grpc_server import RunningServer, join_address, start_server
+from runtime.rpc.status_service import StatusService
+from runtime.timing.clock import Clock, SystemClock
 from scheduler.config import SchedulerConfig, SchedulerParameters
 from scheduler.core import SchedulerCore
 from scheduler.leadership.rules import Leadership

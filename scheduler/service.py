@@ -11,12 +11,12 @@ import structlog
 from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
-from runtime.bidi_stream import ServerStream, StreamBroken, converse, first
 from runtime.failures import Failure, FailureKind
-from runtime.grpc_errors import abort
-from runtime.grpc_stream import GrpcServerStream
-from runtime.send_queue import SendQueue
-from runtime.status_service import StatusService
+from runtime.rpc.bidi_stream import ServerStream, StreamBroken, converse, first
+from runtime.rpc.grpc_errors import abort
+from runtime.rpc.grpc_stream import GrpcServerStream
+from runtime.rpc.send_queue import SendQueue
+from runtime.rpc.status_service import StatusService
 from scheduler import wire
 from scheduler.api.events import (
     DrainRequested,

@@ -15,10 +15,10 @@ from typing import assert_never
 import structlog
 
 from protos.scheduler.v1 import scheduler_pb2 as pb
-from runtime.awake_clock import AwakeClock
-from runtime.clock import Clock
 from runtime.failures import Failure, FailureKind
-from runtime.send_queue import SendQueue
+from runtime.rpc.send_queue import SendQueue
+from runtime.timing.awake_clock import AwakeClock
+from runtime.timing.clock import Clock
 from scheduler import wire
 from scheduler.api.actions import (
     AcceptWorker,

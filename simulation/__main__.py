@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from runtime import command_line
+from runtime.process import command_line
 from simulation.faults.seeds import Verdict, simulate
 from simulation.kernel import parallel
 from simulation.overload import burst

@@ -10,7 +10,7 @@ import pytest
 from _pytest.terminal import TerminalReporter
 from hypothesis import settings
 
-import runtime.logs  # noqa: F401 - so that caplog sees events, whichever test runs first
+import runtime.process.logs  # noqa: F401 - so that caplog sees events, whichever test runs first
 
 ROOT = Path(__file__).parent
 # A path belongs to the suite that names it or a folder above it. All others are unit tests, which never import vLLM.

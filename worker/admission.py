@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from runtime.decaying_rate import DecayingRate
-from runtime.retry_after import retry_after_s
+from runtime.timing.decaying_rate import DecayingRate
+from runtime.timing.retry_after import retry_after_s
 
 NoRoom = Literal["requests_max", "kv_blocks"]
 RELEASE_WINDOW_S = 10.0

@@ -18,8 +18,8 @@ from engine.protocol import Engine, EngineDead
 from kv_transfer.handoff.lease import Count, FreeBlocks, KeepBlocks, LeaseAction
 from protos.cluster.v1 import cluster_pb2
 from protos.worker.v1 import worker_pb2 as pb
-from runtime.clock import precise_clock
 from runtime.failures import Failure, FailureKind
+from runtime.timing.clock import precise_clock
 from worker.admission import Admission
 from worker.background_tasks import BackgroundTasks
 from worker.config import WorkerConfig

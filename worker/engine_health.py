@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 
 from engine.protocol import EngineDead
-from runtime.awake_clock import PauseAwareTimeout, Verdict
+from runtime.timing.awake_clock import PauseAwareTimeout, Verdict
 from worker.core import WorkerCore
 
 

@@ -12,10 +12,10 @@ import structlog
 from engine import factory
 from engine.config import EngineConfig
 from engine.protocol import Engine, EngineDead
-from runtime import lifecycle
-from runtime.exit_codes import ExitCode
-from runtime.grpc_server import RunningServer, join_address, start_server
-from runtime.telemetry import serve_metrics
+from runtime.process import lifecycle
+from runtime.process.exit_codes import ExitCode
+from runtime.process.telemetry import serve_metrics
+from runtime.rpc.grpc_server import RunningServer, join_address, start_server
 from worker import service
 from worker.config import WorkerConfig
 from worker.core import WorkerCore

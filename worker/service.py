@@ -11,10 +11,10 @@ import structlog
 
 from protos.worker.v1 import worker_pb2 as pb
 from protos.worker.v1 import worker_pb2_grpc
-from runtime.bidi_stream import ServerStream, StreamBroken, converse, first
 from runtime.failures import Failure, FailureKind
-from runtime.grpc_stream import GrpcServerStream
-from runtime.status_service import StatusService
+from runtime.rpc.bidi_stream import ServerStream, StreamBroken, converse, first
+from runtime.rpc.grpc_stream import GrpcServerStream
+from runtime.rpc.status_service import StatusService
 from worker.core import WorkerCore
 from worker.front_stream import FrontStream
 

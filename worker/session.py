@@ -10,10 +10,10 @@ import structlog
 from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
-from runtime.addresses import Addresses
-from runtime.backoff import backoff_s
-from runtime.bidi_stream import ClientStream, Dial, StreamBroken, answer_within, converse
-from runtime.grpc_stream import grpc_dial
+from runtime.rpc.addresses import Addresses
+from runtime.rpc.bidi_stream import ClientStream, Dial, StreamBroken, answer_within, converse
+from runtime.rpc.grpc_stream import grpc_dial
+from runtime.timing.backoff import backoff_s
 from worker.core import WorkerCore
 
 log = structlog.get_logger(__name__)

@@ -19,9 +19,9 @@ from front_proxy.planning.cluster_view import ClusterSnapshot, ClusterView
 from front_proxy.request.events import Stopped
 from front_proxy.request.generation import GenerationDelta, GenerationRequest
 from front_proxy.request.retry_policy import RetryBudget
-from runtime.awake_clock import AwakeClock
-from runtime.bidi_stream import Dial
 from runtime.failures import Failure, FailureError, FailureKind
+from runtime.rpc.bidi_stream import Dial
+from runtime.timing.awake_clock import AwakeClock
 from scheduler.api.actions import Placement
 from scheduler.config import SchedulerConfig
 

@@ -46,8 +46,8 @@ from front_proxy.request.flow import RequestFlow
 from front_proxy.request.generation import GenerationDelta, GenerationRequest, TtftPhases
 from front_proxy.request.stall_detector import stalled_s
 from front_proxy.request.work import Stage, Submission, WorkerOutput
-from runtime.clock import precise_clock
 from runtime.failures import Failure, FailureError, FailureKind
+from runtime.timing.clock import precise_clock
 from scheduler.api.actions import Placement
 
 log = structlog.get_logger(__name__)

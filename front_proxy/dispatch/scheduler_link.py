@@ -42,10 +42,10 @@ from front_proxy.planning.events import (
 from front_proxy.planning.plan_client import NEVER_S, PlanClient
 from front_proxy.request.events import Outcome
 from protos.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
-from runtime.bidi_stream import Dial
 from runtime.failures import Failure, FailureKind
-from runtime.grpc_stream import grpc_dial
-from runtime.send_queue import SendQueue, exchange
+from runtime.rpc.bidi_stream import Dial
+from runtime.rpc.grpc_stream import grpc_dial
+from runtime.rpc.send_queue import SendQueue, exchange
 from scheduler.api.actions import Placement
 from scheduler.api.events import PlanRequested, RunningPlan
 from scheduler.config import SchedulerConfig

@@ -17,10 +17,10 @@ from front_proxy.dispatch.lease_renewer import LeaseRenewer
 from front_proxy.request.work import Submission, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
 from protos.worker.v1 import worker_pb2, worker_pb2_grpc
-from runtime.bidi_stream import Dial
 from runtime.failures import Failure, FailureKind
-from runtime.grpc_stream import grpc_dial
-from runtime.send_queue import SendQueue, exchange
+from runtime.rpc.bidi_stream import Dial
+from runtime.rpc.grpc_stream import grpc_dial
+from runtime.rpc.send_queue import SendQueue, exchange
 from scheduler.api.actions import Placement
 
 log = structlog.get_logger(__name__)

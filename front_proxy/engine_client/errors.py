@@ -1,4 +1,4 @@
-"""Failures as vLLM's exceptions and back. Decides no status: the table is in runtime/failure_status.py."""
+"""Failures as vLLM's exceptions and back. Decides no status: the table is in runtime/rpc/failure_status.py."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from http import HTTPStatus
 from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMNotFoundError, VLLMValidationError
 from vllm.v1.engine.exceptions import EngineGenerateError
 
-from runtime.failure_status import STATUS
 from runtime.failures import Failure, FailureError, FailureKind
+from runtime.rpc.failure_status import STATUS
 
 
 def to_vllm(failure: Failure) -> Exception:

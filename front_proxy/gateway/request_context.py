@@ -6,8 +6,8 @@ from contextvars import ContextVar
 
 from front_proxy.gateway.identity import Caller
 from front_proxy.request.generation import TtftPhases
-from runtime.clock import SystemClock
 from runtime.failures import Failure
+from runtime.timing.clock import SystemClock
 
 # The event loop's own clock ticks in milliseconds under uvloop.
 CLOCK = SystemClock()

@@ -18,8 +18,8 @@ from front_proxy.gateway.identity import Caller, caller_of_call, caller_of_reque
 from front_proxy.grpc_api.output_queue import OutputQueue
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from runtime.failures import Failure, FailureError, FailureKind
-from runtime.grpc_errors import abort, code_of
 from runtime.priority_class import PriorityClass
+from runtime.rpc.grpc_errors import abort, code_of
 
 SERVICE = "baton.inference.v1.InferenceService"
 NO_DEADLINE_S = 365 * 24 * 3600.0

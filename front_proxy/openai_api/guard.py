@@ -13,8 +13,8 @@ from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
 from front_proxy.engine_client.serving_metrics import DROPPED_FIELDS, REFUSALS
 from front_proxy.gateway.identity import caller
 from front_proxy.gateway.request_context import CLOCK, REQUEST_CONTEXT, RequestContext, phases_ms, server_timing
-from runtime.failure_status import STATUS
 from runtime.failures import Failure, FailureError, FailureKind
+from runtime.rpc.failure_status import STATUS
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

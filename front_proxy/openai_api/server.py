@@ -22,7 +22,7 @@ from front_proxy.engine_client.client import TASKS, RemoteEngineClient
 from front_proxy.engine_client.vllm_config import in_settings
 from front_proxy.openai_api.connection import HttpConnection
 from front_proxy.openai_api.guard import GENERATION_ROUTES, HttpGuard
-from runtime.grpc_server import join_address
+from runtime.rpc.grpc_server import join_address
 
 _BACKLOG = 2048
 
@@ -41,7 +41,7 @@ class HttpServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals to runtime.lifecycle."""
+        """Leave signals to runtime.process.lifecycle."""
         yield
 
 
@@ -83,7 +83,7 @@ class OpenAiServer:
                 http=functools.partial(HttpConnection, send_timeout_s=self._config.client_send_timeout_s),
                 log_level="warning",
                 access_log=False,
-                # Loggers are set up by runtime.logs.
+                # Loggers are set up by runtime.process.logs.
                 log_config=None,
                 lifespan=self._lifespan,
                 backlog=_BACKLOG,

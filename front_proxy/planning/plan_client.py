@@ -54,9 +54,9 @@ from front_proxy.planning.events import (
     ViewShown,
 )
 from front_proxy.planning.fallback_planner import FallbackPlanner
-from runtime.addresses import Addresses
-from runtime.backoff import backoff_s
 from runtime.failures import Failure, FailureKind
+from runtime.rpc.addresses import Addresses
+from runtime.timing.backoff import backoff_s
 from scheduler.api.actions import ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.api.chance import Random
 from scheduler.api.events import PlanRequested, RunningPlan

@@ -33,7 +33,7 @@ from kv_transfer.nixl import private
 from kv_transfer.nixl.messages import BatonNixlStats
 from kv_transfer.nixl.scheduler import BatonNixlScheduler
 from kv_transfer.nixl.worker import BatonNixlWorker
-from runtime.orphan import stop_with_parent
+from runtime.process.orphan import stop_with_parent
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -21,7 +21,7 @@ from launcher.local.process_plan import WORKERS, drain_s, plan, pools, replica
 from launcher.local.state_file import ClusterState, ProcessRecord
 from launcher.local.supervision import Phase, Supervision
 from launcher.local.timing import Timing
-from runtime.exit_codes import ExitCode
+from runtime.process.exit_codes import ExitCode
 
 
 class Interrupted(msgspec.Struct, frozen=True):

@@ -39,7 +39,7 @@ async def serve_control(restarts: Restarts) -> AsyncIterator[str]:
     import grpc
 
     from protos.cluster.v1 import cluster_pb2_grpc
-    from runtime.grpc_server import start_server
+    from runtime.rpc.grpc_server import start_server
 
     codes = {
         "unknown": grpc.StatusCode.NOT_FOUND,

@@ -15,7 +15,7 @@ from launcher.local.control_service import CommandError
 from launcher.local.state_file import ClusterRecord, ProcessRecord
 from launcher.local.timing import Timing
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
-from runtime.grpc_server import channel
+from runtime.rpc.grpc_server import channel
 from scheduler.drain_client import drain_worker
 
 _MESSAGE_BYTES_MAX = 1 << 20

@@ -68,7 +68,7 @@ async def ask(address: str, *, timeout_s: float) -> cluster_pb2.ProcessStatus | 
     import grpc
 
     from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
-    from runtime.grpc_server import channel
+    from runtime.rpc.grpc_server import channel
 
     async with channel(address, _MESSAGE_BYTES_MAX) as open_channel:
         stub: Any = cluster_pb2_grpc.StatusServiceStub(open_channel)

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import enum
 
-from runtime.backoff import backoff_s
-from runtime.decaying_rate import DecayingRate
+from runtime.timing.backoff import backoff_s
+from runtime.timing.decaying_rate import DecayingRate
 from scheduler.config import OutlierLimits
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runtime.decaying_rate import DecayingRate
+from runtime.timing.decaying_rate import DecayingRate
 
 SAMPLE_MIN_S = 0.05
 """A sample over less time than this is noise; shorter reports are joined."""

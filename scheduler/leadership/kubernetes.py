@@ -22,8 +22,8 @@ from lightkube.models.coordination_v1 import LeaseSpec
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.coordination_v1 import Lease
 
-from runtime.clock import Clock
 from runtime.configuration import BadConfiguration
+from runtime.timing.clock import Clock
 from scheduler.leadership.rules import LOOKS_PER_TERM, LeaderRecord, LeaseTerm, next_epoch
 
 log = structlog.get_logger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runtime.clock import Clock
+from runtime.timing.clock import Clock
 from scheduler.config import SchedulerConfig
 from scheduler.leadership.file_lock import FileLock
 from scheduler.leadership.rules import Leadership

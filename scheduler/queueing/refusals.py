@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runtime.failures import Failure, FailureKind
-from runtime.retry_after import retry_after_s
+from runtime.timing.retry_after import retry_after_s
 from scheduler.api.actions import ReplyRefusal
 from scheduler.api.chance import Random
 from scheduler.api.events import PlanRequested

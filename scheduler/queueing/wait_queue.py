@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from runtime.decaying_rate import DecayingRate
 from runtime.priority_class import PriorityClass
+from runtime.timing.decaying_rate import DecayingRate
 from scheduler.api.events import PlanRequested
 from scheduler.cluster.worker import PlanKey
 from scheduler.config import PriorityClassConfig, WaitingConfig

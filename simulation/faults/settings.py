@@ -7,7 +7,7 @@ import random
 import msgspec
 
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
-from runtime.grpc_server import QUICK_KEEPALIVE_TIME_MS, QUICK_KEEPALIVE_TIMEOUT_MS
+from runtime.rpc.grpc_server import QUICK_KEEPALIVE_TIME_MS, QUICK_KEEPALIVE_TIMEOUT_MS
 from scheduler.config import PriorityClassConfig, SchedulerConfig, SchedulerParameters, WaitingConfig
 from worker.limits import WorkerLimits
 

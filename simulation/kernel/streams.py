@@ -1,4 +1,4 @@
-"""Streams in memory between processes in virtual time, with the interface of ``runtime/bidi_stream.py``.
+"""Streams in memory between processes in virtual time, with the interface of ``runtime/rpc/bidi_stream.py``.
 
 A stream promises what gRPC does: messages arrive in order, each a while after it was sent. A cut loses what is under
 way. Each end learns of a cut at a time of its own, and an end that stands still when it moves again.
@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from runtime.bidi_stream import Dial, StreamBroken
 from runtime.failures import Failure
+from runtime.rpc.bidi_stream import Dial, StreamBroken
 from simulation.kernel.network import CALM, Process
 from simulation.kernel.process_loop import ProcessLoop
 from simulation.kernel.world import World

@@ -18,7 +18,7 @@ from chaos.clients import Clients, Door
 from chaos.requests import REQUEST_KINDS, RequestKind, Sizes, make_asks
 from chaos.traffic import Traffic
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
-from runtime.grpc_server import start_server
+from runtime.rpc.grpc_server import start_server
 
 Answer = Callable[[list[int]], list[int]]
 

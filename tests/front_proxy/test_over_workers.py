@@ -16,9 +16,9 @@ from engine.config import FakeEngineConfig
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.dispatch.metrics import DispatchMetrics
 from front_proxy.request.generation import GenerationDelta, GenerationRequest
-from runtime.clock import SystemClock
 from runtime.failures import FailureError
-from runtime.grpc_server import start_server
+from runtime.rpc.grpc_server import start_server
+from runtime.timing.clock import SystemClock
 from scheduler.config import SchedulerParameters
 from scheduler.core import SchedulerCore
 from scheduler.metrics import SchedulerMetrics

@@ -15,8 +15,8 @@ from front_proxy.build import VllmServing
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.openai_api.server import OpenAiServer
 from front_proxy.run import _http_server, _leave
-from runtime.exit_codes import ExitCode
-from runtime.grpc_server import start_server
+from runtime.process.exit_codes import ExitCode
+from runtime.rpc.grpc_server import start_server
 from tests.front_proxy.conftest import Served
 
 WAIT_S = 20.0

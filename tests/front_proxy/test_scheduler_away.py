@@ -21,8 +21,8 @@ from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.dispatch.metrics import DispatchMetrics
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
-from runtime.exit_codes import ExitCode
-from runtime.grpc_server import channel
+from runtime.process.exit_codes import ExitCode
+from runtime.rpc.grpc_server import channel
 from tests.front_proxy.test_over_workers import collect, request
 from tests.polling import until
 from tests.scheduler.api_server import ApiServer

@@ -13,7 +13,7 @@ from cli import app
 from launcher import run_process
 from launcher.config import BatonConfig
 from launcher.local import environment
-from runtime import orphan
+from runtime.process import orphan
 from runtime.process_role import Role
 
 

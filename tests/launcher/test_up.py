@@ -406,7 +406,7 @@ def test_a_wrong_model_is_told_before_anything_starts(tmp_path: Path) -> None:
 def test_a_cluster_dies_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
     """A launcher that is killed cannot stop its children: they notice by themselves."""
     program = (
-        "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', 'from runtime.orphan import "
+        "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', 'from runtime.process.orphan import "
         "stop_with_parent; import threading; stop_with_parent(); print(1, flush=True); threading.Event().wait()']); "
         "print(child.pid, flush=True); child.wait()"
     )

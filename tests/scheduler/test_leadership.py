@@ -14,8 +14,8 @@ from typing import Protocol
 import pytest
 from lightkube import KubeConfig
 
-from runtime.clock import SystemClock
 from runtime.configuration import BadConfiguration
+from runtime.timing.clock import SystemClock
 from scheduler.leadership.file_lock import FileLock
 from scheduler.leadership.kubernetes import EPOCH, KubernetesLease, kube_config
 from scheduler.leadership.rules import Leadership, LeaseTerm, next_epoch

@@ -15,8 +15,8 @@ from prometheus_client import CollectorRegistry
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
-from runtime.clock import SystemClock
-from runtime.grpc_server import channel, start_server
+from runtime.rpc.grpc_server import channel, start_server
+from runtime.timing.clock import SystemClock
 from scheduler import run as scheduler_run
 from scheduler.api.events import Event
 from scheduler.config import SchedulerConfig, SchedulerParameters

@@ -40,8 +40,8 @@ from front_proxy.request.handoff_slot import HandoffSlot
 from front_proxy.request.output_log import OutputLog
 from front_proxy.request.work import Stage, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
-from runtime.awake_clock import AwakeClock
 from runtime.failures import Failure
+from runtime.timing.awake_clock import AwakeClock
 from scheduler import core as scheduler_core
 from scheduler.api.actions import Action
 from scheduler.api.events import Event, Tick

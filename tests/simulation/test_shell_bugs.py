@@ -12,8 +12,8 @@ from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.dispatch.request_driver import RequestDriver
 from front_proxy.dispatch.scheduler_link import SchedulerLink
 from front_proxy.dispatch.worker_link import WorkerLink
-from runtime import send_queue
-from runtime.bidi_stream import StreamBroken
+from runtime.rpc import send_queue
+from runtime.rpc.bidi_stream import StreamBroken
 from scheduler.api.events import FrontLeft, RequestEnded, WorkerLeft
 from scheduler.shell import SchedulerShell
 from tests.simulation.test_core_seeds import SEEDS_TO_FIND_A_BUG, found

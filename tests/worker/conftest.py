@@ -23,7 +23,7 @@ from prefill_worker.role import PrefillRole
 from protos.cluster.v1 import cluster_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from protos.worker.v1 import worker_pb2_grpc
-from runtime.grpc_server import channel, start_server
+from runtime.rpc.grpc_server import channel, start_server
 from worker import service
 from worker.config import WorkerConfig
 from worker.core import WorkerCore

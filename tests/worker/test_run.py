@@ -13,9 +13,9 @@ import pytest
 
 from engine.protocol import Engine
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
-from runtime import lifecycle
-from runtime.exit_codes import ExitCode
-from runtime.grpc_server import channel
+from runtime.process import lifecycle
+from runtime.process.exit_codes import ExitCode
+from runtime.rpc.grpc_server import channel
 from tests.worker.conftest import WAIT_S
 from worker.run import _start_engine
 
@@ -24,7 +24,8 @@ import functools, json, sys
 from {role}_worker.config import {kind}WorkerConfig
 from {role}_worker.role import {kind}Role
 from engine.config import EngineConfig
-from runtime import lifecycle, logs
+from runtime.process import lifecycle
+from runtime.process import logs
 from worker.config import WorkerConfig
 from worker.limits import WorkerLimits
 from worker.run import serve

@@ -14,7 +14,7 @@ from prefill_worker.config import PrefillWorkerConfig
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import FailureKind
-from runtime.grpc_server import channel
+from runtime.rpc.grpc_server import channel
 from tests.scheduler.test_service import reason_of
 from tests.worker.conftest import WAIT_S, StartWorker, sampling, submit
 from worker.config import WorkerConfig

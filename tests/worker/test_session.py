@@ -13,7 +13,7 @@ import pytest
 from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
-from runtime.grpc_server import RunningServer, start_server
+from runtime.rpc.grpc_server import RunningServer, start_server
 from tests.polling import until
 from tests.worker.conftest import EOF, WAIT_S, InProcessWorker, StartWorker, submit
 from worker.config import WorkerConfig

@@ -17,8 +17,8 @@ from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.failures import Failure, FailureKind
-from runtime.grpc_server import start_server
-from runtime.lifecycle import cancel_and_wait
+from runtime.process.lifecycle import cancel_and_wait
+from runtime.rpc.grpc_server import start_server
 from scheduler.api.actions import Placement
 from scheduler.api.events import PlanRequested, RunningPlan
 from scheduler.config import SchedulerConfig

@@ -20,7 +20,7 @@ from protos.cluster.v1 import cluster_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from protos.worker.v1 import worker_pb2_grpc
 from runtime.failures import Failure, FailureKind
-from runtime.grpc_server import start_server
+from runtime.rpc.grpc_server import start_server
 from scheduler.api.actions import Placement
 from tests.polling import until
 

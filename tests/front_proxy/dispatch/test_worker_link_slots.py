@@ -16,7 +16,7 @@ from kv_transfer.handoff.wire import from_wire
 from protos.cluster.v1 import cluster_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure
-from runtime.grpc_stream import grpc_dial
+from runtime.rpc.grpc_stream import grpc_dial
 from scheduler.api.actions import Placement
 
 OPTIONS: Any = {

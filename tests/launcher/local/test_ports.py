@@ -12,7 +12,7 @@ from launcher.local import ports
 from launcher.local.ports import HeldPorts
 from launcher.local.process_plan import plan
 from runtime.configuration import load
-from runtime.grpc_server import channel, start_server
+from runtime.rpc.grpc_server import channel, start_server
 
 CONFIG = load(
     BatonConfig,

@@ -15,7 +15,7 @@ import pytest
 from launcher.local import procfs, status
 from launcher.local.state_file import ClusterRecord, ProcessRecord
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
-from runtime.grpc_server import start_server
+from runtime.rpc.grpc_server import start_server
 
 READY = ProcessRecord(id="decode-0", role="decode", pid=5, address="h:1", grpc_address="h:1", epoch=9, state="ready")
 ANSWER = cluster_pb2.ProcessStatus(

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from runtime.decaying_rate import DecayingRate
 from runtime.failures import FailureKind
 from runtime.priority_class import PriorityClass
+from runtime.timing.decaying_rate import DecayingRate
 from scheduler.api.actions import Action, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.api.events import (
     FrontJoined,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from runtime.failure_status import STATUS
 from runtime.failures import FailureKind
+from runtime.rpc.failure_status import STATUS
 
 
 def test_every_kind_of_failure_has_a_grpc_status_of_its_own() -> None:

@@ -1,4 +1,4 @@
-"""gRPC's bidirectional calls as streams of ``runtime/bidi_stream.py``. The only file that knows how a call breaks."""
+"""gRPC's bidirectional calls as the streams of ``bidi_stream.py``. The only file that knows how a call breaks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 import grpc
 
-from runtime.bidi_stream import Dial, StreamBroken
 from runtime.failures import Failure
-from runtime.grpc_errors import abort
-from runtime.grpc_server import channel
+from runtime.rpc.bidi_stream import Dial, StreamBroken
+from runtime.rpc.grpc_errors import abort
+from runtime.rpc.grpc_server import channel
 
 In = TypeVar("In")
 Out = TypeVar("Out")

@@ -1,6 +1,6 @@
 """One bidirectional stream, whatever carries it: what both ends may do with it, and how one end is driven.
 
-No transport is known here. ``runtime/grpc_stream.py`` carries streams over gRPC, the simulation in memory.
+No transport is known here. ``runtime/rpc/grpc_stream.py`` carries streams over gRPC, the simulation in memory.
 """
 
 from __future__ import annotations

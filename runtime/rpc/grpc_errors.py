@@ -9,8 +9,8 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from runtime.failure_status import STATUS
 from runtime.failures import Failure, FailureError
+from runtime.rpc.failure_status import STATUS
 
 ERROR_DOMAIN = "baton"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runtime.backoff import backoff_s
+from runtime.timing.backoff import backoff_s
 
 
 def test_waits_double_up_to_the_bound_however_many_failures() -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import grpc
 import pytest
 
-from runtime.bidi_stream import Dial, ServerStream, StreamBroken, first
 from runtime.failures import Failure, FailureKind
-from runtime.grpc_server import start_server
-from runtime.grpc_stream import GrpcServerStream, grpc_dial
-from runtime.send_queue import SendQueue, exchange
+from runtime.rpc.bidi_stream import Dial, ServerStream, StreamBroken, first
+from runtime.rpc.grpc_server import start_server
+from runtime.rpc.grpc_stream import GrpcServerStream, grpc_dial
+from runtime.rpc.send_queue import SendQueue, exchange
 
 WAIT_S = 20.0
 MESSAGE_BYTES_MAX = 1 << 20

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from runtime.bidi_stream import StreamBroken, converse
+from runtime.rpc.bidi_stream import StreamBroken, converse
 
 
 async def forever(ended: list[str], name: str) -> None:

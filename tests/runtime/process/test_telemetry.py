@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 from prometheus_client import Counter
 
-from runtime.telemetry import serve_metrics
+from runtime.process.telemetry import serve_metrics
 
 
 def test_metrics_are_served_over_http() -> None:

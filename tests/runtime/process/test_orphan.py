@@ -12,7 +12,7 @@ import pytest
 
 CHILD = """
 import pathlib, signal, sys, threading
-from runtime.orphan import stop_with_parent
+from runtime.process.orphan import stop_with_parent
 left = pathlib.Path(sys.argv[1])
 finish = stop_with_parent(grace_s=1.0, clean_up=lambda: left.unlink(missing_ok=True))
 finish()

@@ -9,7 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from runtime import grpc_server
+from runtime.rpc import grpc_server
 
 MESSAGE_BYTES_MAX = 1 << 16
 WAIT_S = 20.0

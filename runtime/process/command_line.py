@@ -9,7 +9,7 @@ from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter, Token
 
-from runtime.exit_codes import ExitCode
+from runtime.process.exit_codes import ExitCode
 from runtime.user_error import UserError
 
 

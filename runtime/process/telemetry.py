@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import prometheus_client
 
-from runtime.grpc_server import join_address
+from runtime.rpc.grpc_server import join_address
 
 
 def serve_metrics(host: str, port: int) -> str:

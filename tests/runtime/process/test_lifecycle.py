@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from runtime import lifecycle
+from runtime.process import lifecycle
 
 WAIT_S = 20.0
 
@@ -27,7 +27,7 @@ async def test_a_signal_sets_the_event() -> None:
 def test_a_second_signal_asks_for_hurry_and_a_third_ends_the_process_at_once() -> None:
     program = """
 import asyncio, os, signal
-from runtime import lifecycle
+from runtime.process import lifecycle
 async def main():
     stop = lifecycle.stop_event()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -101,7 +101,7 @@ async def test_cancel_and_wait_gives_up_on_a_task_that_will_not_end() -> None:
 def test_a_process_that_something_holds_at_its_end_ends_itself() -> None:
     program = """
 import asyncio, threading
-from runtime import lifecycle
+from runtime.process import lifecycle
 
 async def main():
     threading.Thread(target=threading.Event().wait).start()  # not a daemon: the interpreter would wait for it
@@ -116,7 +116,7 @@ lifecycle.run(main(), exit_timeout_s=0.2)
 def test_what_start_up_made_is_not_looked_through_again() -> None:
     program = """
 import gc
-from runtime import lifecycle
+from runtime.process import lifecycle
 before = [[] for _ in range(1000)]
 lifecycle.settle_heap()
 assert gc.get_freeze_count() >= 1000

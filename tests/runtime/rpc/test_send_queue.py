@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from runtime.failures import Failure, FailureKind
-from runtime.send_queue import SendQueue
+from runtime.rpc.send_queue import SendQueue
 
 
 async def test_messages_arrive_in_order_and_only_the_newest_view() -> None:

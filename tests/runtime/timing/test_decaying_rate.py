@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.decaying_rate import PACE_MIN_PER_S, DecayingRate
+from runtime.timing.decaying_rate import PACE_MIN_PER_S, DecayingRate
 
 
 def steady(per_s: float, for_s: int) -> DecayingRate:

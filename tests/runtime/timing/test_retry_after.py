@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.retry_after import retry_after_s
+from runtime.timing.retry_after import retry_after_s
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runtime.clock import Clock, SystemClock
+from runtime.timing.clock import Clock, SystemClock
 
 
 def test_the_system_clock_never_goes_back() -> None:

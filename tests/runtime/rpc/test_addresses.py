@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runtime.addresses import TURNS_WITHOUT_SILENT, Addresses
+from runtime.rpc.addresses import TURNS_WITHOUT_SILENT, Addresses
 
 
 def test_addresses_take_turns_and_pause_once_a_round() -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import structlog
 
-from runtime.logs import LineFormatter
+from runtime.process.logs import LineFormatter
 
 PROGRAM = """
 import logging, structlog
-from runtime.logs import configure_logging
+from runtime.process.logs import configure_logging
 configure_logging("info", "p-1")
 log = structlog.get_logger("demo")
 log.debug("below the level")
@@ -51,7 +51,7 @@ def test_vllm_is_told_to_log_in_the_same_form() -> None:
     import json
     import logging.config
 
-    told = json.loads((Path(__file__).parents[2] / "engine" / "vllm" / "logging.json").read_text())
+    told = json.loads((Path(__file__).parents[3] / "engine" / "vllm" / "logging.json").read_text())
     told["loggers"] = {f"test_{name}": rest for name, rest in told["loggers"].items()}
     logging.config.dictConfig(told)
     (handler,) = logging.getLogger("test_vllm").handlers

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from runtime.bidi_stream import Dial, Stream, StreamBroken, converse, first
 from runtime.failures import Failure, FailureKind
+from runtime.rpc.bidi_stream import Dial, Stream, StreamBroken, converse, first
 
 M = TypeVar("M")
 END_TIMEOUT_S = 10.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.awake_clock import AwakeClock, PauseAwareTimeout, Verdict
+from runtime.timing.awake_clock import AwakeClock, PauseAwareTimeout, Verdict
 
 WELL, ASK, EXPIRED = Verdict.WELL, Verdict.ASK, Verdict.EXPIRED
 
