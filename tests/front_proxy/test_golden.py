@@ -62,19 +62,20 @@ def _worker(name: str) -> Placement | None:
 def _flow_event(verb: str, names: list[str], options: Options) -> FlowEvent:
     attempt = int(names[0]) if names and names[0].isdigit() else 0
     finish = Finish(options["finish"]) if "finish" in options else None
+    tokens = [int(token) for token in str(options.get("tokens", "")).split(",") if token]
     match verb:
         case "planned":
             return flow_play.planned(attempt, prefill=_worker(names[1]), decode=_worker(names[2]))
         case "plan_refused":
-            return PlanRefused(attempt=attempt, failure=Failure(kind=FailureKind(names[1]), message="no room"))
+            retry = {"retry_after_s": 9.0} if "retry" in options else {}
+            return PlanRefused(attempt=attempt, failure=Failure(kind=FailureKind(names[1]), message="no room", **retry))
         case "prefilled":
             lease = options.get("lease")
-            return flow_play.prefilled(attempt, token=options["token"], finish=finish or flow_play.LENGTH, lease=lease)
+            return flow_play.prefilled(attempt, *tokens, finish=finish or flow_play.LENGTH, lease=lease)
         case "decoded":
-            tokens = [int(token) for token in str(options.get("tokens", "")).split(",") if token]
             return flow_play.decoded(*tokens, attempt=attempt, finish=finish, external=options.get("pulled"))
         case "failed":
-            return flow_play.failed(Stage(names[1]), FailureKind(names[2]), attempt)
+            return flow_play.failed(Stage(names[1]), FailureKind(names[2]), attempt, reached="unreached" not in names)
         case "stalled":
             return Stalled(attempt=attempt, stage=Stage(names[1]), waited_s=float(names[2]))
         case "holder_lost":
@@ -100,7 +101,9 @@ def _flow_words(action: Any) -> str:
             lease = handoff and handoff.lease_id
             return f"decode on {worker.worker_id} behind {list(tokens)} handoff={lease} blocks={action.blocks_reserved}"
         case Emit(delta=delta):
-            return f"deliver {delta.token_ids}{f' finish={delta.finish.reason}' if delta.finish else ''}"
+            facts = {"finish": delta.finish and delta.finish.reason, "cached": delta.cached_tokens}
+            told = {key: fact for key, fact in (facts | {"from": delta.decode_worker}).items() if fact is not None}
+            return " ".join([f"deliver {delta.token_ids}", *(f"{key}={fact}" for key, fact in told.items())])
         case AbortWork(stage=stage, worker=worker):
             return f"abort {stage.value} on {worker.worker_id}"
         case ReleaseHandoff(handoff=handoff, pulled=pulled):
@@ -109,13 +112,15 @@ def _flow_words(action: Any) -> str:
             return f"end plan {attempt}: {outcome} after {tokens} tokens"
         case Suspect(worker=worker):
             return f"suspect {worker.worker_id}"
-        case Retried(stage=stage, failure=failure, how=how):
-            return f"{how}: {stage.value} failed, {failure.kind.value}"
+        case Retried(stage=stage, failure=failure, how=how, counted=counted):
+            return f"{how}: {stage.value} failed, {failure.kind.value}{'' if counted else ', not counted'}"
         case Diverged(delivered_tokens=tokens):
             return f"diverged within {tokens} tokens"
         case _:
             assert isinstance(action, FinishRequest), action
-            why = f": {action.failure.kind.value} | {action.failure.message}" if action.failure else ""
+            failure = action.failure
+            retry = f", Retry-After {failure.retry_after_s:g} s" if failure and failure.retry_after_s else ""
+            why = f": {failure.kind.value}{retry} | {failure.message}" if failure else ""
             return f"{action.outcome} after {action.output_tokens} tokens{why}"
 
 
@@ -126,12 +131,13 @@ def flow() -> Step:
     def step(verb: str, names: list[str], options: Options) -> Iterator[str]:
         nonlocal play
         if verb == "request":
-            play = flow_play.Play(**{**options, "continuing": bool(options.get("continuing", 1))})
+            known = {"continuing": bool(options.get("continuing", 1)), "budget": lambda: "no_budget" not in names}
+            play = flow_play.Play(**{**options, **known})
             yield from map(_flow_words, play.actions)
         else:
             assert play is not None
             yield from map(_flow_words, play.tell(_flow_event(verb, names, options)))
-            if verb == "holder_lost":
+            if verb == "holder_lost" or "awaited" in names:
                 yield f"awaited: {play.flow.awaited and play.flow.awaited.value}"
 
     return step
