@@ -16,7 +16,8 @@ room it is tried again every ``plan_patience_s``, then on every worker, and aske
 again, until ``plan_timeout_s`` is over.
 
 The scheduler **answers** when its stream is open (it has spoken), it is not silent (no question ran out of patience
-since it last spoke), and it knows all workers that are known here (after a restart it may be recovering).
+since it last spoke), and it knows all workers that are known here (after a restart it may be recovering). The stream of
+one that stays silent for ``plans_told_interval_s`` is ended and dialled again.
 """
 
 from __future__ import annotations
@@ -317,8 +318,7 @@ class PlanClient:
         if self._tell_s <= now_s:
             # An end that got lost must not reserve for ever.
             self._tell_s = now_s + self._limits.plans_told_interval_s
-            if self.connected:
-                actions.append(self._all_that_runs())
+            actions.append(self._leave_silent() if self._silent else self._all_that_runs())
         # Looked for here and nowhere else: an event that takes something away leaves a wake-up too many, no more.
         first_s = min((pending.due_s for pending in self._pending.values()), default=NEVER_S)
         self.wake_s = min(first_s, self._tell_s)
@@ -352,11 +352,16 @@ class PlanClient:
         if self._silent:
             return
         self._silent = True
+        self._tell_s = now_s + self._limits.plans_told_interval_s
         for pending in self._pending.values():
             if pending.resumed:
                 self._try_later(pending, now_s)
             else:
                 pending.due_s = now_s
+
+    def _leave_silent(self) -> Leave:
+        """Its answer may be lost, and it may have nothing else to say. On a new stream it speaks first."""
+        return Leave(f"it has said nothing for {self._limits.plans_told_interval_s:g} s")
 
     def _close(self, now_s: float) -> Sequence[PlanClientAction]:
         failure = Failure(kind=FailureKind.UNAVAILABLE, message="The front proxy stops.")
