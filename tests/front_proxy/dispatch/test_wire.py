@@ -97,3 +97,7 @@ def test_an_output_arrives(
     assert (list(arrived.token_ids), arrived.admission_s) == (token_ids, admission_s if first else 0.0)
     assert msgspec.to_builtins(arrived.logprobs) == msgspec.to_builtins(arrived.prompt_logprobs)
     assert arrived.logprobs == table
+
+
+def test_a_failure_of_an_unknown_kind_is_internal() -> None:
+    assert wire.failure("from the future", "?", 0) == Failure(kind=FailureKind.INTERNAL, message="?")
