@@ -11,6 +11,9 @@ import msgspec
 import pytest
 
 from tests.front_proxy import tiny_model
+from tests.support.in_process_worker import start_worker
+
+__all__ = ["start_worker"]
 
 
 class Served(msgspec.Struct, kw_only=True):
@@ -36,7 +39,7 @@ def _parts(tiny_model_folder: Path) -> Iterator[tuple[Any, Any, Any]]:
     from front_proxy.config import FrontProxyConfig, FrontProxyLimits, ServingConfig
     from front_proxy.engine_client.client import RemoteEngineClient
     from front_proxy.engine_client.vllm_config import render_config, serve_args
-    from tests.front_proxy.fake_source import FakeSource
+    from tests.support.fake_source import FakeSource
 
     serving = ServingConfig(served_model_name=["tiny"], tool_call_parser="hermes", enable_auto_tool_choice=True)
     args = serve_args(EngineConfig(model=str(tiny_model_folder), dtype="float32"), serving)

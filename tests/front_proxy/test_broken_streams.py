@@ -22,8 +22,8 @@ from engine.fake.model import FakeSampling
 from engine.fake.sequence import Sequence as FakeSequence
 from engine.protocol import EngineError
 from tests.front_proxy.conftest import Served
-from tests.front_proxy.test_over_workers import Cluster, cluster
-from tests.worker.conftest import InProcessWorker, StartWorker, start_worker
+from tests.support.in_process_cluster import Cluster, cluster
+from tests.support.in_process_worker import InProcessWorker, StartWorker, start_worker
 
 __all__ = ["start_worker"]
 

@@ -56,9 +56,10 @@ from front_proxy.request.work import Stage
 from runtime.failures import Failure, FailureKind
 from scheduler.api.actions import Placement
 from scheduler.api.worker_info import WorkerState
-from tests.front_proxy import flow_play, plan_client_play
-from tests.front_proxy.plan_client_play import QUESTION, entry, granted, queue_reply, rejected
+from tests.support import plan_client as client_play
+from tests.support import request_flow as flow_play
 from tests.support.golden import Options, Step, check_script, scripts
+from tests.support.plan_client import QUESTION, entry, granted, queue_reply, rejected
 
 
 def _worker(name: str) -> Placement | None:
@@ -210,7 +211,7 @@ def _message(verb: str, names: list[str], options: Options) -> Any:
             return None
 
 
-def _client_actions(it: plan_client_play.Play, verb: str, names: list[str], options: Options) -> Sequence[Any]:
+def _client_actions(it: client_play.Play, verb: str, names: list[str], options: Options) -> Sequence[Any]:
     match verb:
         case "ask":
             excluded = frozenset(str(options.get("excluded", "")).split())
@@ -241,13 +242,13 @@ def _client_actions(it: plan_client_play.Play, verb: str, names: list[str], opti
 
 def plan_client() -> Step:
     """One plan client and its clock; what is due is done as time passes. ``late``: the timer does not fire in time."""
-    it = plan_client_play.Play()
+    it = client_play.Play()
 
     def step(verb: str, names: list[str], options: Options) -> Iterator[str]:
         nonlocal it
         if verb == "another":
             settings = {name: value if name == "addresses" else float(value) for name, value in options.items()}
-            it = plan_client_play.Play(**settings)
+            it = client_play.Play(**settings)
         elif verb == "state":
             made = it.plan_client
             told = {"connected": made.connected, "degraded": made.degraded, "usable": it.view.snapshot.usable}

@@ -14,8 +14,8 @@ from front_proxy.grpc_api.output_queue import OutputQueue
 from front_proxy.grpc_api.service import SERVICE, InferenceService, NamedModel
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from runtime.rpc.grpc_server import start_server
-from tests.front_proxy.stream_bounds import MESSAGE_BYTES_MAX, REQUESTS_MAX, limits
 from tests.polling import until
+from tests.support.stream_bounds import MESSAGE_BYTES_MAX, REQUESTS_MAX, limits
 
 
 class Wide:

@@ -13,7 +13,7 @@ from front_proxy.request.events import DeadlinePassed, Stopped
 from front_proxy.request.work import Stage
 from runtime.failures import Failure, FailureError, FailureKind
 from simulation.kernel import virtual_loop
-from tests.front_proxy.fake_cluster import (
+from tests.support.fake_cluster import (
     PLAN_S,
     PULL_S,
     TOKENS,

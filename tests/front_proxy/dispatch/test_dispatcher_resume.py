@@ -9,7 +9,7 @@ import pytest
 from front_proxy.request.work import Stage
 from runtime.failures import Failure, FailureError, FailureKind
 from simulation.kernel import virtual_loop
-from tests.front_proxy.fake_cluster import (
+from tests.support.fake_cluster import (
     P0,
     PLAN_S,
     PREFILL_S,

@@ -12,7 +12,7 @@ from front_proxy.request.events import HolderLost
 from front_proxy.request.work import Stage, WorkerOutput
 from runtime.failures import Failure, FailureError, FailureKind
 from simulation.kernel import virtual_loop
-from tests.front_proxy.fake_cluster import (
+from tests.support.fake_cluster import (
     P0,
     PLAN_S,
     PREFILL_S,

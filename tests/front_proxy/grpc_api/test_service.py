@@ -22,8 +22,8 @@ from protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from runtime.failures import Failure, FailureError, FailureKind
 from runtime.rpc.grpc_server import start_server
 from tests.front_proxy.conftest import Served
-from tests.front_proxy.fake_source import CACHED_TOKENS
-from tests.front_proxy.stream_bounds import MESSAGE_BYTES_MAX, REQUESTS_MAX, limits
+from tests.support.fake_source import CACHED_TOKENS
+from tests.support.stream_bounds import MESSAGE_BYTES_MAX, REQUESTS_MAX, limits
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from front_proxy.openai_api.guard import HttpGuard
 from front_proxy.openai_api.server import OpenAiServer
 from runtime.failures import Failure, FailureKind
 from tests.front_proxy.conftest import Served
-from tests.front_proxy.fake_source import CACHED_TOKENS
 from tests.polling import until
+from tests.support.fake_source import CACHED_TOKENS
 
 MESSAGES = [{"role": "user", "content": "Say numbers."}]
 SCHEMA = {

@@ -16,8 +16,8 @@ from scheduler.api.worker_info import WorkerLoad
 from scheduler.cluster.outlier_detector import Standing
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
-from tests.front_proxy.plan_client_play import QUESTION
 from tests.scheduler.cast import ready, worker_info
+from tests.support.plan_client import QUESTION
 
 OLD = RunningPlan(plan_id=1, request_id="r1", prefill=None, decode=Placement("d0", "d0:1", 1), decode_blocks=90)
 

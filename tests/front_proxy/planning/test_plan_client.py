@@ -23,7 +23,7 @@ from front_proxy.planning.events import (
 )
 from scheduler.api.worker_info import WorkerState
 from scheduler.config import SchedulerConfig
-from tests.front_proxy.plan_client_play import QUESTION, Play, entry, granted, queue_reply, rejected
+from tests.support.plan_client import QUESTION, Play, entry, granted, queue_reply, rejected
 
 # From the last time that it was asked: the wait for its turn, and what a scheduler that is back is given.
 LONGEST_S = SchedulerConfig().waiting.default.wait_max_s + 5.0 + 1.0

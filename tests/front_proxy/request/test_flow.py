@@ -25,7 +25,7 @@ from front_proxy.request.flow import EVENT_LOG_MAX
 from front_proxy.request.retry_policy import UNTAKEN_MAX
 from front_proxy.request.work import Stage, WorkerOutput
 from runtime.failures import Failure, FailureKind
-from tests.front_proxy.flow_play import LENGTH, STOP, Play, decoded, failed, handoff, kinds, planned, prefilled
+from tests.support.request_flow import LENGTH, STOP, Play, decoded, failed, handoff, kinds, planned, prefilled
 
 PULLED = decoded(8, external=39)
 PHASES: dict[str, tuple[list[FlowEvent], list[str]]] = {

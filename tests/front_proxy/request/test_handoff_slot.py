@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from front_proxy.request.handoff_slot import HandoffSlot
-from tests.front_proxy.flow_play import handoff
+from tests.support.request_flow import handoff
 
 HANDOFF = handoff()
 
