@@ -181,9 +181,9 @@ class RetriesWithoutBudget(RequestFlow):
 class RetriesForever(RequestFlow):
     """Never has tried often enough."""
 
-    def _on_worker_failed(self, event: WorkerFailed) -> Sequence[FlowAction]:
+    def _attempt_failed(self, stage: Stage, failure: Failure, **more: bool) -> Sequence[FlowAction]:
         self._retry_policy._tries = 1
-        return super()._on_worker_failed(event)
+        return super()._attempt_failed(stage, failure, **more)
 
 
 class NeverResumes(RequestFlow):
