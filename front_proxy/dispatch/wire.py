@@ -29,7 +29,7 @@ _FINISH: dict[int, FinishReason] = {
 
 
 def submit(slot: int, submission: Submission, held_s: float) -> worker_pb2.AttachRequest:
-    """The submission of ``order`` after it waited ``held_s`` here."""
+    """``submission`` after it waited ``held_s`` here."""
     # Filled where it lies: a message given to another one's constructor is copied, with all its tokens.
     request = worker_pb2.AttachRequest()
     message, asked = request.submit, submission.request

@@ -74,8 +74,8 @@ def _flow_event(verb: str, names: list[str], options: Options) -> FlowEvent:
         case "planned":
             return flow_play.planned(attempt, prefill=_worker(names[1]), decode=_worker(names[2]))
         case "plan_refused":
-            retry = {"retry_after_s": 9.0} if "retry" in options else {}
-            return PlanRefused(attempt=attempt, failure=Failure(kind=FailureKind(names[1]), message="no room", **retry))
+            refusal = Failure(kind=FailureKind(names[1]), message="no room", retry_after_s=options.get("retry"))
+            return PlanRefused(attempt=attempt, failure=refusal)
         case "prefilled":
             lease = options.get("lease")
             return flow_play.prefilled(attempt, *tokens, finish=finish or flow_play.LENGTH, lease=lease)
@@ -125,10 +125,13 @@ def _flow_words(action: Any) -> str:
             return f"diverged within {tokens} tokens"
         case _:
             assert isinstance(action, FinishRequest), action
-            failure = action.failure
-            retry = f", Retry-After {failure.retry_after_s:g} s" if failure and failure.retry_after_s else ""
-            why = f": {failure.kind.value}{retry} | {failure.message}" if failure else ""
-            return f"{action.outcome} after {action.output_tokens} tokens{why}"
+            end = f"{action.outcome} after {action.output_tokens} tokens"
+            return end if action.failure is None else f"{end}: {_why(action.failure)}"
+
+
+def _why(failure: Failure) -> str:
+    retry = f", Retry-After {failure.retry_after_s:g} s" if failure.retry_after_s else ""
+    return f"{failure.kind.value}{retry} | {failure.message}"
 
 
 def flow() -> Step:
@@ -247,7 +250,7 @@ def plan_client() -> Step:
     def step(verb: str, names: list[str], options: Options) -> Iterator[str]:
         nonlocal it
         if verb == "another":
-            settings = {name: value if name == "addresses" else float(value) for name, value in options.items()}
+            settings: Options = {name: each if name == "addresses" else float(each) for name, each in options.items()}
             it = client_play.Play(**settings)
         elif verb == "state":
             made = it.plan_client

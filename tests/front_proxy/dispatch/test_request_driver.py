@@ -83,17 +83,6 @@ def test_a_request_that_is_over_is_kept_by_nothing(how: str) -> None:
     virtual_loop.run(play())
 
 
-def test_a_worker_that_is_full_or_was_not_reached_is_not_told_to_be_broken() -> None:
-    async def play() -> None:
-        async with serving() as (dispatcher, cluster, _):
-            for kind in (FailureKind.EXHAUSTED, FailureKind.UNAVAILABLE, FailureKind.STATE_LOST):
-                cluster.fail[Stage.DECODE] = Failure(kind=kind, message="not now")
-                assert len(tokens_of(await collect(dispatcher, generation()))) == TOKENS
-            assert cluster.suspects == []
-
-    virtual_loop.run(play())
-
-
 def test_late_words_of_an_abandoned_attempt_do_not_pass_for_life_in_the_present_one() -> None:
     async def play() -> None:
         async with serving(stream_stall_timeout_s=2.0, stall_check_interval_s=0.1) as (dispatcher, cluster, _):

@@ -1,4 +1,4 @@
-"""One request's hand-offs: each that ever came is released once, whoever made it."""
+"""One request's hand-offs: each that ever came is released once, whichever worker made it."""
 
 from __future__ import annotations
 
