@@ -33,7 +33,7 @@ from front_proxy.planning.events import (
     AnswerPlan,
     AnswerRefusal,
     Closed,
-    Dial,
+    DialAgain,
     Leave,
     MessageReceived,
     OutageBegan,
@@ -293,7 +293,7 @@ class PlanClient:
         actions.append(self._dial_again(event))
         return actions
 
-    def _dial_again(self, event: StreamLost) -> Dial:
+    def _dial_again(self, event: StreamLost) -> DialAgain:
         after_s = 0.0
         if self._addresses.failed(silent=event.silent):
             # Many front proxies lose one scheduler at one moment; they must not all return at one moment.
@@ -303,7 +303,7 @@ class PlanClient:
                 self._dials_failed, min_s=limits.scheduler_backoff_min_s, max_s=limits.scheduler_backoff_max_s
             )
             after_s = pause_s * (0.5 + 0.5 * self._rng.random())
-        return Dial(self._addresses.current, after_s, event.reason)
+        return DialAgain(self._addresses.current, after_s, event.reason)
 
     # Of time
 

@@ -153,7 +153,9 @@ def check_the_end(cluster: SimCluster) -> None:
     silent = [front for front in cluster.fronts if front.alive and not front.plans.plan_client.connected]
     if silent:
         # A scheduler whose answer was lost, and that has nothing new to say, is told nothing until it is dialled again.
-        waits = cluster.faults.plan_lost > 0 and all(each.limits.plans_told_interval_s > REDIAL_S_MAX for each in silent)
+        waits = cluster.faults.plan_lost > 0 and all(
+            each.limits.plans_told_interval_s > REDIAL_S_MAX for each in silent
+        )
         _hold(Invariant.RETURNED, waits, "a scheduler counts as silent", core.event_log())
         return
     _hold(Invariant.RETURNED, core.plans_in_flight == 0, "plans are left", core.event_log())

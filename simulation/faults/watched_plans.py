@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from front_proxy.planning.events import (
     AnswerPlan,
-    Dial,
+    DialAgain,
     Leave,
     MessageReceived,
     OutageBegan,
@@ -32,7 +32,7 @@ from simulation.kernel.world import Violation
 if TYPE_CHECKING:
     from simulation.faults.processes import FrontProcess
 
-_TOLD = (Dial, Leave, OutageBegan, OutageOver, SchedulerLost)
+_TOLD = (DialAgain, Leave, OutageBegan, OutageOver, SchedulerLost)
 
 
 class WatchedPlans:

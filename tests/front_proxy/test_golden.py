@@ -16,7 +16,7 @@ from front_proxy.planning.events import (
     AnswerPlan,
     AnswerRefusal,
     Closed,
-    Dial,
+    DialAgain,
     Leave,
     OutageBegan,
     OutageOver,
@@ -177,7 +177,7 @@ def _client_words(action: Any) -> str:
             return f"send suspect {worker_id}"
         case Leave(reason=reason) | SchedulerLost(reason=reason):
             return f"{type(action).__name__}: {reason}"
-        case Dial(address=address, after_s=after_s, reason=reason):
+        case DialAgain(address=address, after_s=after_s, reason=reason):
             return f"dial {address}{' after a pause' if after_s else ''}: {reason}"
         case OutageBegan(why=why):
             return f"outage began: {why}"

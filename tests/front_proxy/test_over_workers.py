@@ -83,9 +83,10 @@ async def test_streams_survive_their_decode_worker(start_worker: StartWorker, ho
         got = [tokens_of(first + more) for first, more in zip(begun, rest, strict=True)]
         assert got == expected
         assert [more[-1].finish is not None for more in rest] == [True] * len(numbers)
-        others = [worker for worker in it.workers if worker is not victim]
-        for worker in others:
-            await worker.settled()
+        for worker in it.workers:
+            if worker is not victim:
+                await worker.settled()
+        assert it.value("stream_losses_total", peer="scheduler") == 0, "it was sent what it must not be sent"
 
 
 async def _read(stream: AsyncIterator[GenerationDelta]) -> list[GenerationDelta]:

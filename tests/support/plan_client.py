@@ -93,15 +93,12 @@ class Play:
         return self.do(StreamLost(reason, **how))
 
     def ask(self, question: PlanRequested = QUESTION) -> tuple[int, list[PlanClientAction]]:
-        plan_id = self.next_id()
-        return plan_id, self.do(PlanNeeded(msgspec.structs.replace(question, plan_id=plan_id)))
-
-    def next_id(self) -> int:
         self._plan_ids += 1
-        return self._plan_ids
+        return self._plan_ids, self.do(PlanNeeded(msgspec.structs.replace(question, plan_id=self._plan_ids)))
 
-    def wake_until(self, until_s: float) -> list[PlanClientAction]:
+    def wait(self, wait_s: float) -> list[PlanClientAction]:
         """Everything that is due until then, each at its time. Bounded: a plan client that never sleeps is broken."""
+        until_s = self.now_s + wait_s
         actions: list[PlanClientAction] = []
         for _ in range(1000):
             if self.plan_client.wake_s > until_s:
@@ -110,6 +107,3 @@ class Play:
             self.now_s = max(self.now_s, self.plan_client.wake_s)
             actions += self.do(TimerFired())
         raise AssertionError("it wakes up again and again")
-
-    def wait(self, wait_s: float) -> list[PlanClientAction]:
-        return self.wake_until(self.now_s + wait_s)

@@ -19,7 +19,6 @@ from runtime.process.lifecycle import cancel_and_wait
 from scheduler.api.actions import Placement
 from scheduler.api.events import PlanRequested, RunningPlan
 from scheduler.config import SchedulerConfig
-from tests.scheduler.test_service import listening
 from tests.support.scripted_peer import WAIT_S, ScriptedPeer
 
 QUESTION = PlanRequested(session=0, plan_id=0, request_id="r", prompt_tokens=30, output_tokens_max=9)
@@ -193,25 +192,6 @@ async def test_the_view_is_kept_while_it_is_away_and_says_who_left() -> None:
         script.says.put_nowait(None)
         await it.connected()
         assert it.gone == [("d", 1), ("e", 1)] and it.view.snapshot.connected
-
-
-async def test_the_real_scheduler_keeps_one_session_over_a_whole_request() -> None:
-    async with listening() as setting:
-        await setting.worker("p0")
-        await setting.worker("d0")
-        it = Scene(setting.address)
-        async with it.running():
-            await it.connected(usable=True)
-            ear = Ear()
-            plan_id = it.ask(ear)
-            plan = await ear.wait()
-            assert (plan.prefill.worker_id, plan.decode.worker_id, it.degraded) == ("p0", "d0", [])
-            assert setting.reserved("d0") == plan.decode_blocks > 0
-            it.link.suspect(Placement(worker_id="d0", address="", epoch=1), "it broke")
-            it.link.end_plan(plan_id, "finished", 1)
-            await setting.until(lambda: setting.reserved("d0") == 0)
-            # Whatever a session is closed for, a message it must not send included, is counted and makes a new session.
-            assert it.link.connected and it.lost == []
 
 
 async def test_a_leader_older_than_one_that_was_seen_is_left_and_its_plan_is_not_used() -> None:

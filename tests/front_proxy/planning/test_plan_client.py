@@ -11,7 +11,7 @@ import pytest
 from front_proxy.planning.events import (
     AnswerPlan,
     AnswerRefusal,
-    Dial,
+    DialAgain,
     PlanClientAction,
     PlanEnded,
     SendEnd,
@@ -33,11 +33,11 @@ def test_pauses_grow_to_a_bound_and_begin_anew_after_a_stream_that_was_served() 
     it = Play()
     for longest_s in (0.1, 0.2, 0.4, 0.4):
         (dial,) = it.lose()
-        assert isinstance(dial, Dial) and longest_s / 2 <= dial.after_s <= longest_s
+        assert isinstance(dial, DialAgain) and longest_s / 2 <= dial.after_s <= longest_s
         it.do(StreamDialled())
     it.hear(ViewShown([entry("d0")]))
     *_, dial = it.lose()
-    assert isinstance(dial, Dial) and dial.after_s <= 0.1
+    assert isinstance(dial, DialAgain) and dial.after_s <= 0.1
 
 
 class Anything:
