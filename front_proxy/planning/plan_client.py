@@ -238,8 +238,8 @@ class PlanClient:
                 self._await(pending, now_s)
             else:
                 # At the next wake-up: what it says now may be that it is recovering.
-                pending.due_s = now_s
-                self._wake_by(now_s)
+                pending.due_s = min(now_s, pending.until_s)
+                self._wake_by(pending.due_s)
         return [self._all_that_runs()]
 
     def _grant(self, word: ReplyPlan, actions: list[PlanClientAction], now_s: float) -> None:
