@@ -11,7 +11,8 @@ from engine.protocol import EngineInfo, TakeOver
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.handoff.lease import LeaseAction
 from runtime.failures import Failure, FailureKind
-from worker.role import Accepted, Decode, Offer, Prefill, Refused, RoleName, WorkerRequest, blocks_for
+from runtime.roles import WorkerRole
+from worker.role import Accepted, Decode, Offer, Prefill, Refused, WorkerRequest, blocks_for
 
 
 class DecodeRole:
@@ -27,7 +28,7 @@ class DecodeRole:
         self.blocks_limit = max(int(info.kv_blocks_total * config.kv_overcommit_factor), 1)
 
     @property
-    def name(self) -> RoleName:
+    def name(self) -> WorkerRole:
         """Which job."""
         return "decode"
 

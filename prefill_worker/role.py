@@ -14,7 +14,8 @@ from kv_transfer.integrity.prompt_digest import prompt_digest
 from prefill_worker.config import PrefillLimits, PrefillWorkerConfig
 from prefill_worker.leases import LeaseTable
 from runtime.failures import Failure, FailureKind
-from worker.role import Accepted, Decode, Offer, Prefill, Refused, RoleName, WorkerRequest, blocks_for
+from runtime.roles import WorkerRole
+from worker.role import Accepted, Decode, Offer, Prefill, Refused, WorkerRequest, blocks_for
 
 
 class PrefillRole:
@@ -32,7 +33,7 @@ class PrefillRole:
         self.blocks_limit = max(int(info.kv_blocks_total * limits.kv_overcommit_factor), 1)
 
     @property
-    def name(self) -> RoleName:
+    def name(self) -> WorkerRole:
         """Which job."""
         return "prefill"
 

@@ -9,7 +9,8 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 
 from runtime.buckets import DECISION_S, TIME_TO_FIRST_TOKEN_S
 from runtime.priority_class import PriorityClass
-from scheduler.api.worker_info import Role, WorkerState
+from runtime.roles import WORKER_ROLES
+from scheduler.api.worker_info import WorkerState
 from scheduler.cluster.worker import Worker
 
 # One pass in so many is timed: reading the clock costs as much as a small filter. A prime, since a plan makes up to
@@ -107,7 +108,7 @@ class SchedulerMetrics:
 
     def show_cluster(self, workers: Iterable[Worker], *, fronts: int, plans_in_flight: int) -> None:
         """Bring the gauges up to date; labels of workers that left are dropped."""
-        counts = {(role, state): 0 for role in Role for state in WorkerState}
+        counts = {(role, state): 0 for role in WORKER_ROLES for state in WorkerState}
         unusable = dict.fromkeys(("silent", "ejected"), 0)
         seen = set()
         for worker in workers:
@@ -120,7 +121,7 @@ class SchedulerMetrics:
             self._reserved_blocks.remove(worker_id)
         self._labelled = frozenset(seen)
         for (role, state), count in counts.items():
-            self._workers.labels(role.value, state.value).set(count)
+            self._workers.labels(role, state.value).set(count)
         for reason, count in unusable.items():
             self._unusable.labels(reason).set(count)
         self._fronts.set(fronts)

@@ -6,13 +6,14 @@ from collections.abc import Iterable
 
 from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
+from runtime.roles import WorkerRole
 from scheduler.api.actions import Placement, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.api.events import PlanRequested, PlansRunning, RequestEnded, RunningPlan, WorkerSuspected
-from scheduler.api.worker_info import Role, WorkerInfo, WorkerLoad, WorkerState
+from scheduler.api.worker_info import WorkerInfo, WorkerLoad, WorkerState
 from scheduler.cluster.worker import Worker
 
-_ROLE: dict[int, Role] = {cluster_pb2.ROLE_PREFILL: Role.PREFILL, cluster_pb2.ROLE_DECODE: Role.DECODE}
-_ROLE_NUMBER = {Role.PREFILL: cluster_pb2.ROLE_PREFILL, Role.DECODE: cluster_pb2.ROLE_DECODE}
+_ROLE: dict[int, WorkerRole] = {cluster_pb2.ROLE_PREFILL: "prefill", cluster_pb2.ROLE_DECODE: "decode"}
+_ROLE_NUMBER = {"prefill": cluster_pb2.ROLE_PREFILL, "decode": cluster_pb2.ROLE_DECODE}
 _STATE: dict[int, WorkerState] = {
     cluster_pb2.PROCESS_STATE_STARTING: WorkerState.STARTING,
     cluster_pb2.PROCESS_STATE_READY: WorkerState.READY,

@@ -8,15 +8,15 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 
 from engine.protocol import EngineLoad
 from runtime.buckets import COUNT, PHASE_S
-from worker.role import RoleName
+from runtime.roles import WorkerRole
 
 
 class WorkerMetrics:
     """One worker's metrics. A process has one; tests give each worker a registry of its own."""
 
-    def __init__(self, role: RoleName, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(self, role: WorkerRole, registry: CollectorRegistry = REGISTRY) -> None:
         self.registry = registry
-        self.role: RoleName = role
+        self.role: WorkerRole = role
         self.requests_ended = _counter(registry, "requests_ended", "Requests that were admitted and ended", "outcome")
         self.refusals = _counter(registry, "refusals", "Requests refused before the engine saw them", "reason")
         self.prompt_tokens = _counter(registry, "prompt_tokens", "Prompt tokens of admitted requests")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -11,8 +11,7 @@ from engine.protocol import EngineInfo, EngineRequest, Hold, TakeOver
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.handoff.lease import LeaseAction
 from runtime.failures import Failure
-
-RoleName = Literal["prefill", "decode"]
+from runtime.roles import WorkerRole
 
 
 class Prefill(msgspec.Struct, frozen=True):
@@ -73,7 +72,7 @@ class RoleBehaviour(Protocol):
     """One of the two jobs. Pure: time is an argument, and actions are carried out by the core."""
 
     @property
-    def name(self) -> RoleName:
+    def name(self) -> WorkerRole:
         """Which job."""
         ...
 

@@ -15,6 +15,7 @@ from engine.protocol import Engine, EngineDead
 from runtime.process import lifecycle
 from runtime.process.exit_codes import ExitCode
 from runtime.process.telemetry import serve_metrics
+from runtime.roles import WorkerRole
 from runtime.rpc.grpc_server import RunningServer, join_address, start_server
 from worker import service
 from worker.config import WorkerConfig
@@ -23,7 +24,7 @@ from worker.engine_health import EngineHealth
 from worker.lifecycle import Event
 from worker.limits import WorkerLimits
 from worker.metrics import WorkerMetrics
-from worker.role import MakeRole, RoleName
+from worker.role import MakeRole
 from worker.session import SchedulerSession
 
 log = structlog.get_logger(__name__)
@@ -31,13 +32,13 @@ log = structlog.get_logger(__name__)
 Ready = Callable[[Mapping[str, str]], None]
 
 
-def worker_id_of(config: WorkerConfig, role: RoleName) -> str:
+def worker_id_of(config: WorkerConfig, role: WorkerRole) -> str:
     """The configured name, or one that differs from other workers on this machine."""
     return config.worker_id or f"{role}-{os.getpid()}"
 
 
 async def serve(
-    role: RoleName,
+    role: WorkerRole,
     make_role: MakeRole,
     engine_config: EngineConfig,
     config: WorkerConfig,

@@ -11,7 +11,7 @@ import msgspec
 from launcher.backend import Pool
 from launcher.config import BatonConfig
 from runtime.configuration import DEFAULT
-from runtime.process_role import Role
+from runtime.roles import Role
 
 WORKERS: tuple[Role, ...] = ("prefill", "decode")
 STOP_ORDER: tuple[tuple[Role, ...], ...] = (("front_proxy",), WORKERS, ("scheduler",))

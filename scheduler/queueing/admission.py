@@ -8,7 +8,6 @@ import msgspec
 
 from scheduler.api.actions import Action, ReplyPlan, ReplyWaiting
 from scheduler.api.events import PlanRequested
-from scheduler.api.worker_info import Role
 from scheduler.cluster.state import ClusterState
 from scheduler.config import SchedulerParameters
 from scheduler.queueing.refusals import PASSING, Refusals
@@ -97,7 +96,7 @@ class AdmissionController:
             return (
                 event.resumed
                 or recovering
-                or any(worker.silent for worker in self._cluster.pool_for_requests().with_role(Role.DECODE))
+                or any(worker.silent for worker in self._cluster.pool_for_requests().with_role("decode"))
             )
         return verdict.cause in PASSING
 

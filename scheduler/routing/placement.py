@@ -11,7 +11,6 @@ import msgspec
 from scheduler.api.chance import Random
 from scheduler.api.costs import PairCost
 from scheduler.api.events import PlanRequested
-from scheduler.api.worker_info import Role
 from scheduler.cluster.model_pool import ModelPool
 from scheduler.cluster.worker import Worker
 from scheduler.config import SchedulerParameters
@@ -90,13 +89,13 @@ class Planner:
             computed_tokens=event.prompt_tokens,
             excluded_worker_ids=event.excluded_worker_ids,
         )
-        decodes = self._passing(self._decode, ask, pool.with_role(Role.DECODE), now_s)
+        decodes = self._passing(self._decode, ask, pool.with_role("decode"), now_s)
         if isinstance(decodes, Emptied):
             return _decode_refusal(ask, decodes, pool)
         # Moving a short prompt's KV costs more than computing the prompt beside the running decodes.
         if event.prompt_tokens <= self._config.short_prompt_tokens:
             return self._cheapest((), decodes, ask, Reason.SHORT_PROMPT)
-        prefills = self._passing(self._prefill, _prefill_ask(event), pool.with_role(Role.PREFILL), now_s)
+        prefills = self._passing(self._prefill, _prefill_ask(event), pool.with_role("prefill"), now_s)
         if isinstance(prefills, Emptied):
             busy = _prefill_busy(prefills)
             return busy or self._cheapest((), decodes, ask, Reason.NO_PREFILL_WORKER)
@@ -104,7 +103,7 @@ class Planner:
 
     def _place_pinned(self, event: PlanRequested, held_tokens: int, pool: ModelPool, now_s: float) -> Placed | None:
         """Stay with the sibling, whose full prompt blocks are shared; None where that worker cannot take it."""
-        pinned = [one for one in pool.with_role(Role.DECODE) if one.worker_id == event.pinned_decode_worker_id]
+        pinned = [one for one in pool.with_role("decode") if one.worker_id == event.pinned_decode_worker_id]
         ask = Ask(
             held_tokens=held_tokens,
             shared_tokens=event.prompt_tokens,
@@ -115,13 +114,13 @@ class Planner:
 
     def _place_prefill_only(self, event: PlanRequested, pool: ModelPool, now_s: float) -> Placed | NotPlaced:
         ask = _prefill_ask(event)
-        prefills = self._passing(self._prefill, ask, pool.with_role(Role.PREFILL), now_s)
+        prefills = self._passing(self._prefill, ask, pool.with_role("prefill"), now_s)
         if not isinstance(prefills, Emptied):
             return self._cheapest(prefills, (), ask, Reason.PREFILL_ONLY)
         if (busy := _prefill_busy(prefills)) is not None:
             return busy
         # Nothing is handed over, so any engine can compute the prompt and its one token.
-        decodes = self._passing(self._decode, ask, pool.with_role(Role.DECODE), now_s)
+        decodes = self._passing(self._decode, ask, pool.with_role("decode"), now_s)
         if isinstance(decodes, Emptied):
             return _decode_refusal(ask, decodes, pool)
         return self._cheapest((), decodes, ask, Reason.NO_PREFILL_WORKER)
@@ -169,7 +168,7 @@ def _prefill_busy(emptied: Emptied) -> NotPlaced | None:
 
 def _decode_refusal(ask: Ask, emptied: Emptied, pool: ModelPool) -> NotPlaced:
     """Name the worst thing that is true: it can never fit, no worker is there, or it does not fit now."""
-    registered = pool.with_role(Role.DECODE)
+    registered = pool.with_role("decode")
     if registered and not any(could_hold(ask, worker) for worker in registered):
         largest = max(worker.blocks_total * worker.block_size_tokens for worker in registered)
         message = f"The request needs room for {ask.held_tokens} tokens; the largest decode worker has {largest}."

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from runtime.failures import Failure
+from runtime.roles import WorkerRole
 from scheduler.api.actions import Action, ReplyPlan, ReplyRefusal
 from scheduler.api.events import Event, FrontJoined, PlanRequested, RequestEnded, WorkerJoined, WorkerLoadReported
-from scheduler.api.worker_info import Role, WorkerInfo, WorkerLoad, WorkerState
+from scheduler.api.worker_info import WorkerInfo, WorkerLoad, WorkerState
 from scheduler.cluster.worker import Worker
 from scheduler.config import PriorityClassConfig, SchedulerParameters, WaitingConfig
 from scheduler.core import SchedulerCore
@@ -18,11 +19,11 @@ NO_WAITING = WaitingConfig(interactive=_NONE, default=_NONE, batch=_NONE)
 BLOCK_TOKENS = 32
 
 
-def worker_info(worker_id: str, role: Role | None = None, **changes: Any) -> WorkerInfo:
+def worker_info(worker_id: str, role: WorkerRole | None = None, **changes: Any) -> WorkerInfo:
     """A worker called p… prefills and one called d… decodes, unless told otherwise."""
     fields: dict[str, Any] = {
         "worker_id": worker_id,
-        "role": role or (Role.PREFILL if worker_id.startswith("p") else Role.DECODE),
+        "role": role or ("prefill" if worker_id.startswith("p") else "decode"),
         "address": f"{worker_id}:1",
         "epoch": 1,
         "model": "tiny",
@@ -65,7 +66,7 @@ class Stage:
         self.core.check()
         return actions
 
-    def join(self, worker_id: str, role: Role | None = None, **changes: Any) -> list[Action]:
+    def join(self, worker_id: str, role: WorkerRole | None = None, **changes: Any) -> list[Action]:
         """Register a worker on a new stream."""
         self._sessions += 1
         actions = self.do(WorkerJoined(session=self._sessions, info=worker_info(worker_id, role, **changes)))
@@ -79,7 +80,7 @@ class Stage:
             WorkerLoadReported(session=self.session_of[worker_id], worker_id=worker_id, load=load or ready())
         )
 
-    def enter(self, worker_id: str, role: Role | None = None, **changes: Any) -> None:
+    def enter(self, worker_id: str, role: WorkerRole | None = None, **changes: Any) -> None:
         """Register and report ready."""
         self.join(worker_id, role, **changes)
         self.report(worker_id)

@@ -13,7 +13,7 @@ from scheduler.api.events import (
     WorkerLeft,
     WorkerSuspected,
 )
-from scheduler.api.worker_info import Role, WorkerLoad, WorkerState
+from scheduler.api.worker_info import WorkerLoad, WorkerState
 from scheduler.core import EVENT_LOG_MAX
 from tests.scheduler.cast import Stage, ready, where
 
@@ -230,7 +230,7 @@ def test_a_worker_that_does_not_belong_is_rejected_with_a_sentence(changes: dict
 
 
 def test_a_worker_without_a_name_is_rejected() -> None:
-    (action,) = pair().join("", Role.DECODE)
+    (action,) = pair().join("", "decode")
     assert isinstance(action, RejectWorker)
 
 
@@ -243,7 +243,7 @@ def test_info_that_changes_without_a_new_epoch_is_rejected() -> None:
 def test_the_only_worker_may_come_back_as_something_else() -> None:
     stage = Stage()
     stage.enter("d0")
-    stage.enter("d0", Role.PREFILL, epoch=2, model="other")
+    stage.enter("d0", "prefill", epoch=2, model="other")
     assert stage.core.cluster.workers["d0"].info.model == "other"
 
 
