@@ -21,7 +21,7 @@ from scheduler.config import SchedulerConfig, SchedulerParameters
 from scheduler.core import SchedulerCore
 from scheduler.leadership.rules import Leadership
 from scheduler.leadership.store import leadership_of
-from scheduler.metrics import PolicyProbe, SchedulerMetrics
+from scheduler.metrics import SchedulerMetrics
 from scheduler.service import add_services, status_service
 from scheduler.shell import SchedulerShell
 
@@ -45,7 +45,7 @@ async def run(
     stop = stop or lifecycle.stop_event()
     metrics = metrics or SchedulerMetrics()
     clock = SystemClock()
-    make_core = functools.partial(_core, config, clock, metrics)
+    make_core = functools.partial(_core, config, clock)
     shell = SchedulerShell(config, make_core(), clock, metrics)
     shell.stands_by = not config.alone
     status = status_service(shell, epoch=time.time_ns())
@@ -97,11 +97,10 @@ async def run(
         raise SystemExit(ExitCode.LEADS_NO_LONGER)
 
 
-def _core(config: SchedulerConfig, clock: Clock, metrics: SchedulerMetrics) -> SchedulerCore:
+def _core(config: SchedulerConfig, clock: Clock) -> SchedulerCore:
     return SchedulerCore(
         config,
         rng=random.Random(),
-        probe=PolicyProbe(metrics),
         began_s=clock.monotonic_s(),
         explain=config.log_level == "debug",
     )

@@ -50,7 +50,8 @@ class AdmissionController:
         if isinstance(placed, Placed) and first:
             self._queue.charge(event, self._cost(event))
             return (self._grant(event, placed, now_s, since_s=now_s),)
-        missing = _workers_missing(placed, recovering=recovering)
+        # After a start the room is not all there yet either.
+        missing = recovering or (isinstance(placed, NotPlaced) and placed.cause == "no_worker")
         waiting, rejected = self._queue.offer(event, self._cost(event), now_s, missing=missing)
         if waiting is None and none_waits and isinstance(placed, NotPlaced):
             return (self._refusals.refuse(event, placed),)
@@ -76,7 +77,6 @@ class AdmissionController:
             elif event.resumed and placed.cause == "no_worker":
                 self._queue.set_aside(waiting, now_s)
             elif self._passes(event, placed, recovering=recovering):
-                self._queue.miss(now_s, missing=_workers_missing(placed, recovering=recovering))
                 break
             else:
                 self._queue.remove((event.session, event.plan_id), now_s)
@@ -119,8 +119,3 @@ def _as_of(waiting: Waiting, now_s: float) -> PlanRequested:
     if event.excluded_worker_ids and waiting.since_s + EXCLUDED_MAX_S <= now_s:
         return msgspec.structs.replace(event, excluded_worker_ids=frozenset())
     return event
-
-
-def _workers_missing(verdict: Placed | NotPlaced, *, recovering: bool) -> bool:
-    """Whether requests wait for workers rather than for room: after a start the room is not all there yet."""
-    return recovering or (isinstance(verdict, NotPlaced) and verdict.cause == "no_worker")

@@ -7,7 +7,6 @@ from runtime.timing.retry_after import retry_after_s
 from scheduler.api.actions import ReplyRefusal
 from scheduler.api.chance import Random
 from scheduler.api.events import PlanRequested
-from scheduler.config import SchedulerParameters
 from scheduler.queueing.wait_queue import Rejected, WaitQueue, class_of
 from scheduler.routing.placement import Cause, NotPlaced
 
@@ -31,8 +30,7 @@ _TURNED: dict[Cause, str] = {
 class Refusals:
     """Answers in words; the queue says how long it is."""
 
-    def __init__(self, config: SchedulerParameters, queue: WaitQueue, rng: Random | None) -> None:
-        self._config = config
+    def __init__(self, queue: WaitQueue, rng: Random | None) -> None:
         self._queue = queue
         self._rng = rng
 
@@ -49,10 +47,4 @@ class Refusals:
 
     def _retry_after_s(self, event: PlanRequested) -> float:
         tokens, pace = self._queue.ahead_of(class_of(event), event.tenant)
-        return retry_after_s(
-            tokens,
-            pace,
-            min_s=self._config.retry_after_min_s,
-            max_s=self._config.retry_after_max_s,
-            draw=self._rng.random() if self._rng is not None else 0.5,
-        )
+        return retry_after_s(tokens, pace, draw=self._rng.random() if self._rng is not None else 0.5)

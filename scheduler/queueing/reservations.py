@@ -34,8 +34,6 @@ class GrantedPlan(msgspec.Struct, frozen=True, gc=False):
 class FrontProxySession:
     """One front proxy's stream and its plans in flight, by plan id."""
 
-    __slots__ = ("front_proxy_id", "incarnation", "plans")
-
     def __init__(self, front_proxy_id: str, incarnation: int) -> None:
         self.front_proxy_id = front_proxy_id
         self.incarnation = incarnation

@@ -10,12 +10,10 @@ from scheduler.api.actions import Action, ReplyPlan, ReplyRefusal
 from scheduler.api.events import Event, FrontJoined, PlanRequested, RequestEnded, WorkerJoined, WorkerLoadReported
 from scheduler.api.worker_info import WorkerInfo, WorkerLoad, WorkerState
 from scheduler.cluster.worker import Worker
-from scheduler.config import PriorityClassConfig, SchedulerParameters, WaitingConfig
+from scheduler.config import SchedulerParameters
 from scheduler.core import SchedulerCore
 
 FRONT = 1000
-_NONE = PriorityClassConfig(waiting_max=0)
-NO_WAITING = WaitingConfig(interactive=_NONE, default=_NONE, batch=_NONE)
 BLOCK_TOKENS = 32
 
 
@@ -52,8 +50,8 @@ class Stage:
     """A core with a clock and one front proxy."""
 
     def __init__(self, **config: Any) -> None:
-        # Nobody waits and nobody counts as silent unless a test is about that.
-        self.core = SchedulerCore(SchedulerParameters(**{"waiting": NO_WAITING, "silence_timeout_s": 1e9, **config}))
+        # No request waits and no worker counts as silent unless a test is about that.
+        self.core = SchedulerCore(SchedulerParameters(**{"waiting_max": 0, "silence_timeout_s": 1e9, **config}))
         self.now_s = 0.0
         self._sessions = 0
         self._plans = 0
@@ -61,7 +59,7 @@ class Stage:
         self.do(FrontJoined(session=FRONT, front_proxy_id="front-0"))
 
     def do(self, event: Event) -> list[Action]:
-        """Let the core handle it, and check its books."""
+        """Let the core handle it, and check its invariants."""
         actions = list(self.core.handle(event, self.now_s))
         self.core.check()
         return actions
@@ -125,3 +123,17 @@ def where(plan: ReplyPlan) -> tuple[str | None, str | None, str]:
     """Prefill worker, decode worker and reason."""
     prefill = plan.prefill.worker_id if plan.prefill else None
     return prefill, plan.decode.worker_id if plan.decode else None, plan.reason
+
+
+def restarted(**config: Any) -> Stage:
+    """A scheduler that has just begun, to which one front proxy has reconnected, and no worker."""
+    made = Stage(**config)
+    made.core = SchedulerCore(made.core._config, began_s=0.0)
+    made.do(FrontJoined(session=FRONT, front_proxy_id="front-0"))
+    return made
+
+
+def question(plan_id: int, **changes: Any) -> PlanRequested:
+    """A question: one tenth of a worker, unless told otherwise."""
+    fields = {"session": FRONT, "request_id": f"r{plan_id}", "prompt_tokens": 288, "output_tokens_max": 32, **changes}
+    return PlanRequested(plan_id=plan_id, **fields)

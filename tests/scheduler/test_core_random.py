@@ -1,4 +1,4 @@
-"""Random events against the scheduler's core: its books stay right whatever happens, and end empty."""
+"""Random events against the scheduler's core: what it keeps adds up whatever happens, and ends empty."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scheduler.api.events import (
     WorkerSuspected,
 )
 from scheduler.api.worker_info import WorkerLoad, WorkerState
-from scheduler.config import SchedulerConfig
+from scheduler.config import SchedulerParameters
 from scheduler.core import SchedulerCore
 from tests.scheduler.cast import worker_info
 
@@ -91,8 +91,8 @@ events: st.SearchStrategy[Event] = st.one_of(
 
 @settings(max_examples=300)
 @given(steps=st.lists(st.tuples(st.floats(0.0, 1.0), events), max_size=80))
-def test_the_books_stay_right_under_any_events(steps: list[tuple[float, Event]]) -> None:
-    core = SchedulerCore(SchedulerConfig(worker_lease_s=3.0, plans_in_flight_max=20), began_s=0.0)
+def test_the_invariants_hold_under_any_events(steps: list[tuple[float, Event]]) -> None:
+    core = SchedulerCore(SchedulerParameters(worker_lease_s=3.0, plans_in_flight_max=20), began_s=0.0)
     now_s = 0.0
     for session, worker_id in enumerate(WORKERS, start=1):
         core.handle(WorkerJoined(session=session, info=worker_info(worker_id, kv_blocks_total=50)), now_s)
