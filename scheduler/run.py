@@ -118,10 +118,10 @@ async def lead(
     status: StatusService,
 ) -> None:
     """Stand by, lead, and return when that is over: this process must not plan any more."""
-    record = await leadership.acquire()
-    shell.lead(make_core(), record.epoch, lambda: leadership.until_s)
+    epoch = await leadership.acquire()
+    shell.lead(make_core(), epoch, lambda: leadership.until_s)
     status.state = "ready"
     await server.set_serving(True)
-    log.warning("this scheduler leads", leader_epoch=record.epoch)
+    log.warning("this scheduler leads", leader_epoch=epoch)
     why = await leadership.lost()
-    log.critical("this scheduler leads no longer", leader_epoch=record.epoch, why=why)
+    log.critical("this scheduler leads no longer", leader_epoch=epoch, why=why)

@@ -18,7 +18,7 @@ def leadership_of(config: SchedulerConfig, address: str, clock: Clock) -> Leader
     if config.alone:
         return None
     if config.leader_store == "file":
-        return FileLock(Path(config.leader_lock_file), address=address)
+        return FileLock(Path(config.leader_lock_file))
     # Here, since other schedulers do without the client of Kubernetes.
     from scheduler.leadership.kubernetes import KubernetesLease, kube_config
 

@@ -145,7 +145,7 @@ class SchedulerProcess(Member):
         self.loop.create_task(shell.tick())
         if cluster.store is not None:
             shell.stands_by = True
-            lease = SimLease(cluster.store, self.name, cluster.settings.lease_s)
+            lease = SimLease(cluster.store, cluster.settings.lease_s)
             self.loop.create_task(self._lead(lease, status))
 
     async def _lead(self, lease: SimLease, status: Any) -> None:
