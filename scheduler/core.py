@@ -120,7 +120,7 @@ class SchedulerCore:
             case Tick(late_s=late_s):
                 for worker in self.cluster.workers.values():
                     worker.forgive(late_s, now_s)
-                overdue = [self._refusals.rejected(each) for each in self._queue.overdue(now_s)]
+                overdue = [self._refusals.refuse(each.event, each.cause) for each in self._queue.overdue(now_s)]
                 self._queue.bring_back(now_s)
                 return (*self._tick(now_s), *self._audit(now_s), *overdue, *self._serve(now_s))
             case WorkerJoined(session=session, info=info):

@@ -7,6 +7,7 @@ import functools
 import random
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -19,8 +20,8 @@ from runtime.rpc.status_service import StatusService
 from runtime.timing.clock import Clock, SystemClock
 from scheduler.config import SchedulerConfig, SchedulerParameters
 from scheduler.core import SchedulerCore
+from scheduler.leadership.file_lock import FileLock
 from scheduler.leadership.rules import Leadership
-from scheduler.leadership.store import leadership_of
 from scheduler.metrics import SchedulerMetrics
 from scheduler.service import add_services, status_service
 from scheduler.shell import SchedulerShell
@@ -95,6 +96,28 @@ async def run(
         raise SystemExit(ExitCode.PART_DIED)
     if leading in done:
         raise SystemExit(ExitCode.LEADS_NO_LONGER)
+
+
+def leadership_of(config: SchedulerConfig, address: str, clock: Clock) -> Leadership | None:
+    """This process's claim to lead, reachable at ``address``; None where it is the only scheduler.
+
+    Raises BadConfiguration.
+    """
+    if config.alone:
+        return None
+    if config.leader_store == "file":
+        return FileLock(Path(config.leader_lock_file))
+    # Here, since other schedulers do without the client of Kubernetes.
+    from scheduler.leadership.kubernetes import KubernetesLease, kube_config
+
+    return KubernetesLease(
+        kube_config(),
+        namespace=config.kubernetes.namespace,
+        name=config.kubernetes.lease_name,
+        lease_s=config.kubernetes.lease_duration_s,
+        address=address,
+        clock=clock,
+    )
 
 
 def _core(config: SchedulerConfig, clock: Clock) -> SchedulerCore:

@@ -39,11 +39,10 @@ class AdmissionController:
         """Place a request, let it wait, or refuse it."""
         key = (event.session, event.plan_id)
         if event.plan_id in self._reservations.fronts[event.session].plans or key in self._queue:
-            in_use = NotPlaced(cause="plan_id_in_use", message="The plan_id is in use.")
-            return (self._refusals.refuse(event, in_use),)
+            return (self._refusals.refuse(event, "plan_id_in_use"),)
         placed = self._place(event, now_s)
         if isinstance(placed, NotPlaced) and not self._passes(event, placed, recovering=recovering):
-            return (self._refusals.refuse(event, placed),)
+            return (self._refusals.refuse(event, placed.cause, placed.message),)
         # A resumed request was placed before, so it goes ahead of new ones. One that was set aside holds up none.
         none_waits = self._queue.head() is None
         first = none_waits or (event.resumed and not self._queue.has_resumed(class_of(event)))
@@ -54,8 +53,8 @@ class AdmissionController:
         missing = recovering or (isinstance(placed, NotPlaced) and placed.cause == "no_worker")
         waiting, rejected = self._queue.offer(event, self._cost(event), now_s, missing=missing)
         if waiting is None and none_waits and isinstance(placed, NotPlaced):
-            return (self._refusals.refuse(event, placed),)
-        actions: list[Action] = [self._refusals.rejected(each) for each in rejected]
+            return (self._refusals.refuse(event, placed.cause, placed.message),)
+        actions: list[Action] = [self._refusals.refuse(each.event, each.cause) for each in rejected]
         actions.extend(self.serve(now_s, recovering=recovering))
         if waiting is not None and key in self._queue:
             actions.append(
@@ -80,7 +79,7 @@ class AdmissionController:
                 break
             else:
                 self._queue.remove((event.session, event.plan_id), now_s)
-                actions.append(self._refusals.refuse(event, placed))
+                actions.append(self._refusals.refuse(event, placed.cause, placed.message))
         return actions
 
     def _place(self, event: PlanRequested, now_s: float) -> Placed | NotPlaced:

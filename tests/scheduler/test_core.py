@@ -112,13 +112,6 @@ def test_plans_in_flight_are_bounded() -> None:
     stage.plan()
 
 
-def test_a_plan_id_in_use_is_refused_and_the_first_plan_stays() -> None:
-    stage = pair()
-    plan = stage.plan()
-    assert stage.refusal(plan_id=plan.plan_id).kind is FailureKind.BAD_REQUEST
-    assert stage.reserved("d0") == plan.decode_blocks_reserved
-
-
 def test_a_worker_that_opened_a_new_stream_was_heard_then() -> None:
     stage = pair(worker_lease_s=10.0)
     stage.now_s = 9.0

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from scheduler.api.actions import Action, Placement, PublishView
+from scheduler.api.actions import Action, Placement, PublishView, ReportDropped
 from scheduler.api.events import FrontJoined, FrontLeft, PlansRunning, RequestEnded, RunningPlan, Tick, WorkerLeft
 from tests.scheduler.cast import FRONT, Stage, question, restarted
 
@@ -21,8 +21,10 @@ def running(plan_id: int, decode: str | None = "d0", *, blocks: int = 3, epoch: 
     )
 
 
-def tell(stage: Stage, *plans: RunningPlan, complete: bool = False, asked: frozenset[int] = frozenset()) -> None:
-    stage.do(PlansRunning(session=FRONT, plans=plans, complete=complete, asked=asked))
+def tell(
+    stage: Stage, *plans: RunningPlan, complete: bool = False, asked: frozenset[int] = frozenset()
+) -> list[Action]:
+    return stage.do(PlansRunning(session=FRONT, plans=plans, complete=complete, asked=asked))
 
 
 def entered(*worker_ids: str, **config: Any) -> Stage:
@@ -56,7 +58,7 @@ def test_a_plan_that_another_made_is_reserved_and_ends_like_any_other() -> None:
     assert stage.reserved("d0") == 6
     tell(stage, running(1))
     assert stage.reserved("d0") == 6, "said again, it is known"
-    tell(stage, running(2), complete=True)
+    assert tell(stage, running(2), complete=True) == [ReportDropped(request_id="r1", reason="not_running")]
     assert stage.reserved("d0") == 3, "what a complete list leaves out is over"
     stage.do(FrontLeft(session=FRONT))
     assert stage.reserved("d0") == 0 == stage.core.plans_in_flight

@@ -18,9 +18,8 @@ from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.rpc.grpc_server import channel, start_server
 from runtime.timing.clock import SystemClock
-from scheduler import run as scheduler_run
 from scheduler.api.events import Event
-from scheduler.config import SchedulerConfig, SchedulerParameters
+from scheduler.config import SchedulerParameters
 from scheduler.core import SchedulerCore
 from scheduler.drain_client import drain_worker
 from scheduler.metrics import SchedulerMetrics
@@ -101,7 +100,6 @@ class Setting:
         return peer
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        """Let the loop run until a condition holds."""
         await until(holds, within_s=WAIT_S)
 
     def reserved(self, worker_id: str) -> int:
@@ -198,19 +196,15 @@ async def test_plans_are_answered_in_a_pipeline_with_both_workers() -> None:
 
 async def test_a_refusal_carries_its_kind_and_when_to_come_back() -> None:
     async with listening(waiting_max=0) as setting:
-        front = await setting.front()
-        await front.send(plan(1))
-        refused = (await front.reply()).refused
-        assert (refused.plan_id, refused.kind) == (1, "unavailable")
         await setting.worker("d0", kv_blocks_total=4)
+        front = await setting.front()
         await front.view_where(ready_view("d0"))
-        await front.send(plan(2))
-        await front.send(plan(3))
-        await front.send(plan(4, prompt_tokens=500))
-        replies = [await front.reply() for _ in range(3)]
-        assert replies[0].plan.plan_id == 2
-        assert (replies[1].refused.kind, replies[2].refused.kind) == ("exhausted", "bad_request")
-        assert replies[1].refused.retry_after_ms > 0 == replies[2].refused.retry_after_ms
+        for plan_id, prompt_tokens in ((1, 64), (2, 64), (3, 500)):
+            await front.send(plan(plan_id, prompt_tokens=prompt_tokens))
+        assert (await front.reply()).plan.plan_id == 1
+        full, too_large = [(await front.reply()).refused for _ in range(2)]
+        assert (full.kind, too_large.kind) == ("exhausted", "bad_request")
+        assert full.retry_after_ms > 0 == too_large.retry_after_ms
 
 
 async def test_a_worker_whose_stream_is_cut_or_that_says_goodbye_is_gone_and_front_proxies_hear_of_it() -> None:
@@ -420,26 +414,3 @@ async def test_a_core_that_breaks_ends_every_stream(monkeypatch: pytest.MonkeyPa
         await front.send(plan(1))
         assert await front.reply() is EOF
         assert await front.code() is grpc.StatusCode.INTERNAL
-
-
-async def test_a_whole_process_announces_itself_serves_and_stops() -> None:
-    told: dict[str, str] = {}
-    stop, ready = asyncio.Event(), asyncio.Event()
-
-    def announce(info: Any) -> None:
-        told.update(info)
-        ready.set()
-
-    metrics = SchedulerMetrics(CollectorRegistry())
-    process = asyncio.create_task(scheduler_run.run(SchedulerConfig(), announce, stop=stop, metrics=metrics))
-    async with asyncio.timeout(WAIT_S):
-        await ready.wait()
-        assert told["address"] == told["grpc_address"]
-        assert told["metrics_address"].startswith("127.0.0.1:")
-        async with channel(told["address"], BYTES_MAX) as connection:
-            call: Any = scheduler_pb2_grpc.SchedulerServiceStub(connection).FrontSession()
-            await call.write(pb.FrontUpdate(register=pb.FrontProxyInfo(front_proxy_id="front-0")))
-            assert (await call.read()).HasField("view")
-            stop.set()
-            assert await call.code() is grpc.StatusCode.UNAVAILABLE
-        await process

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from scheduler.api.actions import Action, ReportDropped, ReportLeak
-from scheduler.api.events import PlansRunning, RunningPlan, Tick, WorkerLeasesReported, WorkerLeft
+from scheduler.api.events import Tick, WorkerLeasesReported, WorkerLeft
 from scheduler.cluster.lease_audit import LeaseAuditor
-from tests.scheduler.cast import FRONT, Stage, question, ready, restarted
+from tests.scheduler.cast import Stage, question, ready, restarted
 
 
 def stage(**config: Any) -> Stage:
@@ -65,19 +65,6 @@ def test_a_lease_that_is_known_again_is_no_leak() -> None:
     assert auditor.look("p0", ["r-p1"], {"r"}, 9.0) == []
     assert auditor.look("p0", ["r-p1"], set(), 11.0) == []
     assert [leak.request_id for leak in auditor.look("p0", ["r-p1"], set(), 21.0)] == ["r"]
-
-
-def test_what_a_front_proxy_does_not_run_is_not_reserved() -> None:
-    made = stage()
-    made.plan()
-    plan = made.plan()
-    assert plan.decode is not None
-    still = RunningPlan(
-        plan_id=plan.plan_id, request_id="r2", prefill=plan.prefill, decode=plan.decode, decode_blocks=3
-    )
-    actions = made.do(PlansRunning(session=FRONT, plans=(still,), complete=True))
-    assert actions == [ReportDropped(request_id="r1", reason="not_running")]
-    assert made.reserved("d0") == 3
 
 
 def test_a_plan_on_idle_workers_is_dropped_when_it_is_old_enough_and_not_before() -> None:

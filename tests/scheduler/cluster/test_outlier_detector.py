@@ -82,28 +82,17 @@ def test_a_sequence_of_outcomes_ends_in_a_standing(event_log: str, standing: str
     assert (health.standing.value, health.avoided) == (standing, avoided)
 
 
-def on_probation() -> WorkerHealth:
-    health = play("- - - 5")
-    health.planned((1, 7))
-    return health
-
-
 def test_one_probe_decides_and_others_that_had_to_go_there_do_not() -> None:
-    health = on_probation()
-    health.planned((1, 8))
+    health = play("- - - 5")
+    for plan_id in (7, 8):
+        health.planned((1, plan_id))
+    health.ended((1, 8))
+    assert health.avoided, "there is no room for a second probe"
     standings = []
-    for key in ((1, 8), (1, 7)):
-        health.succeeded(key, 6.0)
+    for plan_id in (8, 7):
+        health.succeeded((1, plan_id), 6.0)
         standings.append(health.standing)
     assert standings == [Standing.PROBATION, Standing.IN_SERVICE]
-
-
-def test_the_end_of_another_request_does_not_make_room_for_a_second_probe() -> None:
-    health = on_probation()
-    health.ended((1, 1))
-    assert health.avoided
-    health.ended((1, 7))
-    assert not health.avoided
 
 
 def stage(*worker_ids: str, **config: Any) -> Stage:

@@ -18,6 +18,15 @@ def serve(share: FairQueue, times: int, cost: float = 10.0, weights: dict[str, f
     return served
 
 
+def shared(*keys: str, times: int = 20) -> FairQueue:
+    """These keys wait, and were served so often."""
+    share = FairQueue(10)
+    for key in keys:
+        share.enter(key)
+    serve(share, times)
+    return share
+
+
 def test_weights_are_kept() -> None:
     share, weights = FairQueue(10), {"a": 4.0, "b": 1.0}
     for key, weight in weights.items():
@@ -27,9 +36,7 @@ def test_weights_are_kept() -> None:
 
 
 def test_what_is_shared_is_cost_and_not_turns() -> None:
-    share = FairQueue(10)
-    share.enter("large")
-    share.enter("small")
+    share = shared("large", "small", times=0)
     used: Counter[str] = Counter()
     for _ in range(110):
         key = share.next_key()
@@ -40,9 +47,7 @@ def test_what_is_shared_is_cost_and_not_turns() -> None:
 
 
 def test_a_key_that_was_away_is_owed_nothing_and_one_that_was_just_served_waits() -> None:
-    share = FairQueue(10)
-    share.enter("busy")
-    serve(share, 100)
+    share = shared("busy", times=100)
     share.enter("late")
     assert serve(share, 20) == {"busy": 10, "late": 10}
     share.leave("late")
@@ -71,9 +76,7 @@ def test_memory_is_bounded_by_the_waiting_keys_and_the_configured_number() -> No
 
 
 def test_memory_of_a_key_that_waits_long_while_others_are_served_is_bounded() -> None:
-    share = FairQueue(10)
-    for key in "ab":
-        share.enter(key)
+    share = shared("a", "b", times=0)
     for _ in range(1_000):
         share.charge("b", 1.0)
     assert share.next_key() == "a" and len(share._heap) <= 2 * len(share) + 65
@@ -92,10 +95,7 @@ def test_keys_that_owe_most_are_remembered_longest() -> None:
 
 
 def test_virtual_time_does_not_go_back_when_a_key_is_credited() -> None:
-    share = FairQueue(10)
-    for key in "ab":
-        share.enter(key)
-    serve(share, 20)
+    share = shared("a", "b")
     share.correct("a", -100.0)
     share.charge("a", 150.0)
     share.enter("c")
@@ -103,10 +103,7 @@ def test_virtual_time_does_not_go_back_when_a_key_is_credited() -> None:
 
 
 def test_a_charge_that_was_too_high_is_made_up_for_while_its_key_waits() -> None:
-    share = FairQueue(10)
-    for key in "ab":
-        share.enter(key)
-    assert serve(share, 20) == {"a": 10, "b": 10}
+    share = shared("a", "b")
     for _ in range(8):
         share.correct("a", -10.0)
     assert serve(share, 8) == {"a": 8}
@@ -114,10 +111,7 @@ def test_a_charge_that_was_too_high_is_made_up_for_while_its_key_waits() -> None
 
 
 def test_a_charge_that_was_too_low_is_made_up_for_also_by_a_key_that_left() -> None:
-    share = FairQueue(10)
-    for key in "ab":
-        share.enter(key)
-    assert serve(share, 20) == {"a": 10, "b": 10}
+    share = shared("a", "b")
     share.leave("a")
     share.correct("a", 50.0)
     share.enter("a")
@@ -125,9 +119,7 @@ def test_a_charge_that_was_too_low_is_made_up_for_also_by_a_key_that_left() -> N
 
 
 def test_a_key_that_does_not_wait_gets_no_credit() -> None:
-    share = FairQueue(10)
-    share.enter("b")
-    serve(share, 5)
+    share = shared("b", times=5)
     share.correct("a", -100.0)
     share.enter("a")
     assert abs(serve(share, 20)["a"] - 10) <= 1
@@ -138,10 +130,7 @@ def test_a_key_that_does_not_wait_gets_no_credit() -> None:
 
 
 def test_a_new_key_stands_beside_the_one_that_is_furthest_behind() -> None:
-    share = FairQueue(10)
-    for key in "ab":
-        share.enter(key)
-    serve(share, 20)
+    share = shared("a", "b")
     share.correct("a", -100.0)
     share.enter("c")
     assert serve(share, 10) == {"a": 5, "c": 5}

@@ -198,8 +198,9 @@ def test_a_question_asked_twice_is_not_answered_with_two_places() -> None:
     made = stage()
     fill(made)
     ask(made, 11)
-    assert refused(ask(made, 11)) == [(11, "bad_request", "plan_id_in_use")]
-    assert waiting(made) == 1
+    for plan_id in (1, 11):
+        assert refused(ask(made, plan_id)) == [(plan_id, "bad_request", "plan_id_in_use")]
+    assert (waiting(made), made.core.plans_in_flight) == (1, 10)
     assert end(made, 1) == [11] and end(made, 2) == []
 
 
