@@ -86,15 +86,8 @@ class Stage:
     def ask(self, prompt_tokens: int = 64, output_tokens_max: int = 32, **changes: Any) -> ReplyPlan | ReplyRefusal:
         """Ask for a plan under the next free plan id."""
         self._plans += 1
-        fields: dict[str, Any] = {
-            "session": FRONT,
-            "plan_id": self._plans,
-            "request_id": f"r{self._plans}",
-            "prompt_tokens": prompt_tokens,
-            "output_tokens_max": output_tokens_max,
-            **changes,
-        }
-        (reply,) = self.do(PlanRequested(**fields))
+        fields = {"prompt_tokens": prompt_tokens, "output_tokens_max": output_tokens_max, **changes}
+        (reply,) = self.do(question(self._plans, **fields))
         assert isinstance(reply, ReplyPlan | ReplyRefusal)
         return reply
 

@@ -283,5 +283,5 @@ def test_a_candidate_counts_from_the_last_change_that_it_saw() -> None:
     term = LeaseTerm(3.0)
     looks = [(1, 0.0), (1, 2.9), (2, 2.95), (2, 5.9), (2, 5.95), (3, 9.0)]
     assert [term.is_over(version, now_s, lease_s=0.0) for version, now_s in looks] == [False] * 4 + [True, False]
-    assert not term.is_over(3, 12.0, lease_s=5.0), "who leads says that its lease is longer"
+    assert not term.is_over(3, 12.0, lease_s=5.0), "the leader says that its lease is longer"
     assert term.is_over(3, 14.0, lease_s=5.0)
