@@ -35,15 +35,12 @@ class WaitingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 LeaseName = Annotated[str, msgspec.Meta(max_length=247, pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")]
 # Long enough for workers to notice that the leader stands still before the next one takes them for gone.
 LeaseSeconds = Annotated[int, msgspec.Meta(ge=3, le=3600)]
-Namespace = Annotated[str, msgspec.Meta(max_length=63, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")]
 
 
 class KubernetesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The Lease that the leader holds. The API server is that of the pod, or of the file that KUBECONFIG names."""
+    """The Lease that the leader holds. API server and namespace are the pod's, or those that KUBECONFIG names."""
 
     lease_name: LeaseName = "baton-scheduler"
-    # Empty: the pod's own.
-    namespace: Namespace = ""
     # A leader that could not renew for so long leads no longer, and another one may. Renewed five times meanwhile.
     lease_duration_s: LeaseSeconds = 5
 

@@ -112,7 +112,6 @@ def leadership_of(config: SchedulerConfig, address: str, clock: Clock) -> Leader
 
     return KubernetesLease(
         kube_config(),
-        namespace=config.kubernetes.namespace,
         name=config.kubernetes.lease_name,
         lease_s=config.kubernetes.lease_duration_s,
         address=address,

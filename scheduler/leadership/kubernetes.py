@@ -37,17 +37,15 @@ _AWAY = (httpx2.HTTPError, TimeoutError, OSError, ConfigError, msgspec.MsgspecEr
 
 
 class KubernetesLease:
-    """The Lease ``name`` in ``namespace``; empty: the namespace of this pod."""
+    """The Lease ``name`` in the namespace of ``config``: that of this pod."""
 
-    def __init__(
-        self, config: KubeConfig, *, namespace: str, name: str, lease_s: float, address: str, clock: Clock
-    ) -> None:
+    def __init__(self, config: KubeConfig, *, name: str, lease_s: float, address: str, clock: Clock) -> None:
         self._name = name
         self._lease_s = lease_s
         self._clock = clock
         self._interval_s = lease_s / LOOKS_PER_TERM
         # The environment's proxies are not for the API server.
-        self._client = AsyncClient(config, namespace=namespace or None, trust_env=False)
+        self._client = AsyncClient(config, trust_env=False)
         self._term = LeaseTerm(lease_s)
         # A start of its own: a former process at this address is another candidate.
         self._identity = f"{address}_{secrets.token_hex(4)}"

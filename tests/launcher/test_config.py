@@ -24,7 +24,6 @@ from runtime.configuration import BadConfiguration, load
         (["scheduler.leader_store=etcd"], "scheduler.leader_store"),
         (["scheduler.leader_store=kubernetes", "scheduler.leader_lock_file=/run/leader"], "leader_lock_file"),
         (["scheduler.kubernetes.lease_name=../secrets"], "scheduler.kubernetes.lease_name"),
-        (["scheduler.kubernetes.namespace=kube-system/x"], "scheduler.kubernetes.namespace"),
         (["scheduler.kubernetes.lease_duration_s=2"], "scheduler.kubernetes.lease_duration_s"),
         (["launcher.schedulers=0"], "launcher.schedulers"),
         (["launcher.schedulers=3"], "launcher.schedulers"),

@@ -70,7 +70,7 @@ class LeaseOfKubernetes:
     def claim(self, address: str) -> KubernetesLease:
         config = KubeConfig.from_file(self.server.kube_config())
         clock = SystemClock()
-        claim = KubernetesLease(config, namespace="", name=NAME, lease_s=LEASE_S, address=address, clock=clock)
+        claim = KubernetesLease(config, name=NAME, lease_s=LEASE_S, address=address, clock=clock)
         self.claims.append(claim)
         return claim
 
