@@ -77,7 +77,7 @@ def test_kv_that_was_pulled_or_went_with_its_engine_is_not_freed_again() -> None
         prefill = role()
         prefill.offer(HANDOFF, REQUEST, 1, 0.0)
         actions = prefill.released("r", 7, pulled=True) if pulled else prefill.engine_gone()
-        assert actions == [Count("pulled" if pulled else "holder_gone")]
+        assert list(actions) == [Count("pulled" if pulled else "holder_gone")]
         assert (prefill.leases_held, prefill.blocks_held) == (0, 0)
 
 
@@ -107,10 +107,10 @@ def test_the_hand_off_is_tied_to_the_tokens_it_covers_to_the_salt_and_to_the_mod
 def test_a_lease_whose_decode_still_waits_is_renewed_up_to_the_bound() -> None:
     prefill = role(lease_s=30.0, lease_total_max_s=70.0)
     prefill.offer(HANDOFF, REQUEST, 1, 100.0)
-    assert prefill.renewed("r", 7, 120.0) == [Count("renewed"), KeepBlocks("r", 30.0)]
+    assert prefill.renewed("r", 7, 120.0) == (Count("renewed"), KeepBlocks("r", 30.0))
     assert prefill.tick(149.9) == []
-    assert prefill.renewed("r", 7, 149.0) == [Count("renewed"), KeepBlocks("r", 21.0)]
-    assert prefill.renewed("r", 7, 160.0) == [Count("renewals_used_up")]
+    assert prefill.renewed("r", 7, 149.0) == (Count("renewed"), KeepBlocks("r", 21.0))
+    assert prefill.renewed("r", 7, 160.0) == (Count("renewals_used_up"),)
     assert FreeBlocks("r") in prefill.tick(170.0)
     assert prefill.renewed("r", 7, 171.0) == (Count("renewed_too_late"),)
 
