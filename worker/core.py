@@ -22,9 +22,8 @@ from runtime.failures import Failure, FailureKind
 from runtime.timing.clock import precise_clock
 from worker.admission import Admission
 from worker.background_tasks import BackgroundTasks
-from worker.config import WorkerConfig
+from worker.config import WorkerConfig, WorkerLimits
 from worker.lifecycle import Event, Lifecycle, State
-from worker.limits import WorkerLimits
 from worker.metrics import WorkerMetrics
 from worker.role import Accepted, Refused, RoleBehaviour, WorkerRequest
 

@@ -17,11 +17,10 @@ from runtime.process.exit_codes import ExitCode
 from runtime.process.telemetry import serve_metrics
 from runtime.rpc.grpc_server import RunningServer, join_address, start_server
 from worker import service
-from worker.config import WorkerConfig
+from worker.config import WorkerConfig, WorkerLimits
 from worker.core import WorkerCore
 from worker.engine_health import EngineHealth
 from worker.lifecycle import Event
-from worker.limits import WorkerLimits
 from worker.metrics import WorkerMetrics
 from worker.role import MakeRole, RoleName
 from worker.session import SchedulerSession

@@ -25,10 +25,9 @@ from protos.worker.v1 import worker_pb2 as pb
 from protos.worker.v1 import worker_pb2_grpc
 from runtime.rpc.grpc_server import channel, start_server
 from worker import service
-from worker.config import WorkerConfig
+from worker.config import WorkerConfig, WorkerLimits
 from worker.core import WorkerCore
 from worker.lifecycle import Event
-from worker.limits import WorkerLimits
 from worker.metrics import WorkerMetrics
 from worker.role import RoleBehaviour
 

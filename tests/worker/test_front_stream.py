@@ -27,11 +27,10 @@ from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure, FailureKind
 from tests.polling import until
 from tests.worker.conftest import submit
-from worker.config import WorkerConfig
+from worker.config import WorkerConfig, WorkerLimits
 from worker.core import WorkerCore
 from worker.front_stream import FrontStream
 from worker.lifecycle import Event
-from worker.limits import WorkerLimits
 from worker.metrics import WorkerMetrics
 
 INFO = EngineInfo(

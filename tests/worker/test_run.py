@@ -26,8 +26,7 @@ from {role}_worker.role import {kind}Role
 from engine.config import EngineConfig
 from runtime.process import lifecycle
 from runtime.process import logs
-from worker.config import WorkerConfig
-from worker.limits import WorkerLimits
+from worker.config import WorkerConfig, WorkerLimits
 from worker.run import serve
 import msgspec
 logs.configure_logging("info", "{role}-0")

@@ -17,8 +17,7 @@ from runtime.failures import FailureKind
 from runtime.rpc.grpc_server import channel
 from tests.scheduler.test_service import reason_of
 from tests.worker.conftest import WAIT_S, StartWorker, sampling, submit
-from worker.config import WorkerConfig
-from worker.limits import WorkerLimits
+from worker.config import WorkerConfig, WorkerLimits
 
 PROMPT = list(range(1, 41))
 SLOW = FakeEngineConfig(decode_step_us=20_000)
