@@ -7,46 +7,26 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.protocol import EngineInfo, EngineRequest, Hold
-from kv_transfer.handoff.handoff import KvHandoff
+from engine.protocol import Hold
 from kv_transfer.handoff.lease import Count, FreeBlocks, KeepBlocks
 from kv_transfer.integrity.prompt_digest import prompt_digest
 from prefill_worker.config import PrefillLimits, PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import FailureKind
+from tests.support import workers
 from worker.role import Accepted, Decode, Prefill, Refused, WorkerRequest
 
-INFO = EngineInfo(
-    epoch=7,
-    engine_id="prefill-0-7",
-    model="m",
-    engine_version="fake",
-    layout_fingerprint="f",
-    block_size_tokens=16,
-    block_bytes=100,
-    kv_blocks_total=10,
-    context_tokens_max=1000,
-)
+INFO = msgspec.structs.replace(workers.INFO, engine_id="prefill-0-7", kv_blocks_total=10)
+REQUEST = workers.asking(Prefill())
+# As the engine gives it out: what the role puts in is missing.
+HANDOFF = workers.handoff(
+    worker_id="", epoch=0, engine_id="", layout_fingerprint="", blocks=0, bytes=0, lease_remaining_s=60.0,
+    connector_params=b"x",
+)  # fmt: skip
 
 
 def asking(**fields: Any) -> WorkerRequest:
-    plain = EngineRequest(request_id="r", token_ids=[1] * 33, sampling=b"")
-    return WorkerRequest(slot=1, engine_request=msgspec.structs.replace(plain, **fields), work=Prefill())
-
-
-REQUEST = asking()
-HANDOFF = KvHandoff(
-    worker_id="",
-    epoch=0,
-    lease_id="r",
-    engine_id="",
-    tokens=33,
-    blocks=0,
-    bytes=0,
-    layout_fingerprint="",
-    lease_remaining_s=60.0,
-    connector_params=b"x",
-)
+    return workers.asking(Prefill(), **fields)
 
 
 def role(**settings: float) -> PrefillRole:

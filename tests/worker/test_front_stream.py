@@ -12,7 +12,6 @@ from prometheus_client import CollectorRegistry
 
 from engine.protocol import (
     EngineDead,
-    EngineInfo,
     EngineLoad,
     EngineOutput,
     EngineRequest,
@@ -20,12 +19,12 @@ from engine.protocol import (
     InvalidRequest,
     OnOutput,
 )
-from kv_transfer.handoff.handoff import KvHandoff
 from prefill_worker.config import PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from protos.worker.v1 import worker_pb2 as pb
-from runtime.failures import Failure, FailureKind
+from runtime.failures import FailureKind
 from tests.polling import until
+from tests.support import workers
 from tests.worker.conftest import submit
 from worker.config import WorkerConfig, WorkerLimits
 from worker.core import WorkerCore
@@ -33,17 +32,6 @@ from worker.front_stream import FrontStream
 from worker.lifecycle import Event
 from worker.metrics import WorkerMetrics
 
-INFO = EngineInfo(
-    epoch=7,
-    engine_id="e-7",
-    model="m",
-    engine_version="",
-    layout_fingerprint="f",
-    block_size_tokens=16,
-    block_bytes=1,
-    kv_blocks_total=100,
-    context_tokens_max=1000,
-)
 PROMPT = [1] * 20
 
 
@@ -51,7 +39,7 @@ class Puppet:
     """An engine that runs requests until it is told their end, and remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.info = INFO
+        self.info = workers.INFO
         self.outputs: dict[str, OnOutput] = {}
         self.ends: dict[str, asyncio.Future[None]] = {}
         self.cleaned = asyncio.Event()
@@ -87,31 +75,12 @@ class Puppet:
     def pulled(self, handoff_lease_id: str) -> None:
         self.was_pulled.append(handoff_lease_id)
 
-    async def check_health(self) -> None:
-        pass
-
-    async def ping(self) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
-
     def load(self) -> EngineLoad:
         return EngineLoad(kv_blocks_used=self.kv_blocks_used)
 
     def hand_over(self, name: str) -> None:
         """The prefill of ``name`` is done; its KV is held."""
-        handoff = KvHandoff(
-            worker_id="",
-            epoch=0,
-            lease_id=name,
-            engine_id="",
-            tokens=20,
-            blocks=2,
-            bytes=2,
-            layout_fingerprint="",
-            lease_remaining_s=60.0,
-        )
+        handoff = workers.handoff(lease_id=name, tokens=20, blocks=2, lease_remaining_s=60.0)
         self.outputs[name](EngineOutput(token_ids=[5], finish=Finish("length"), handoff=handoff))
 
     def end(self, name: str) -> None:
@@ -121,8 +90,8 @@ class Puppet:
 
 class Stage:
     def __init__(self, **limits: Any) -> None:
-        self.engine = Puppet()
-        role = PrefillRole(PrefillWorkerConfig(lease_s=30.0), INFO, "prefill-0")
+        self.engine: Any = Puppet()
+        role = PrefillRole(PrefillWorkerConfig(lease_s=30.0), workers.INFO, "prefill-0")
         self.registry = CollectorRegistry()
         self.core = WorkerCore(
             engine=self.engine,
@@ -257,14 +226,6 @@ async def test_behind_words_that_were_lost_nothing_is_said_on_a_stream_any_more(
             made.engine.outputs[name](EngineOutput(token_ids=[5]))
         assert made.front.failure and made.front.failure.kind is FailureKind.EXHAUSTED
         assert await asyncio.wait_for(made.front.batcher.next_step(), 10.0) is None
-
-
-async def test_a_stream_ends_with_its_first_failure() -> None:
-    async with playing() as made:
-        first, second = (Failure(kind=FailureKind.UNAVAILABLE, message=text) for text in ("first", "second"))
-        made.front.fail(first)
-        made.front.fail(second)
-        assert made.front.failure is first
 
 
 async def test_a_prompt_is_queued_until_its_first_output_and_counted_once() -> None:
