@@ -56,13 +56,16 @@ def test_every_profile_installs_the_version_that_is_asked_for() -> None:
     assert set(re.findall(r'"vllm(?:-cpu)?==([\d.]+)"', pyproject)) == {VLLM_VERSION}
 
 
-def test_every_argument_that_is_made_of_a_setting_is_refused_beside_it() -> None:
+def test_every_argument_that_is_made_of_a_setting_exists_and_is_refused_beside_it() -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
     everything = EngineConfig(
         model="m", served_model_name="s", tokenizer="t", max_model_len=64, max_num_batched_tokens=64, kv_cache_bytes=64
     )
     ours = engine_arg_values(everything, engine_id="e", side_channel_port=1, on_cpu=False).keys()
     # How Baton wants it whatever is set, unless somebody knows better.
     free = {"enable_prefix_caching", "prefix_caching_hash_algo", "enable_log_requests"}
+    assert ours <= AsyncEngineArgs.__dataclass_fields__.keys()
     for name in ours - free:
         assert objection(EngineConfig(args={name: 1}), CPU) is not None, name
 
