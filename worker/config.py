@@ -15,7 +15,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     """Interface the gRPC and metrics servers bind, and the address others are told unless ``advertise_host`` is set."""
     advertise_host: str = ""
-    """Host others reach this worker by. Empty: ``host``."""
+    """Host others reach this worker by; the engine offers its NIXL metadata there, so it must be one of this machine.
+    Empty: ``host``."""
     port: Port = 0
     """gRPC port. 0: any free one."""
     advertise_port: Port = 0

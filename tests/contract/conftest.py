@@ -29,8 +29,9 @@ async def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     if request.param == "vllm":
         folder = tmp_path_factory.mktemp("model")
         tiny_model.save(folder)
+        connector = {"kv_connector_module_path": "tests.contract.spoiling_connector"}
         # Ours, and it spoils the KV of requests whose id asks for it.
-        settings = {"model": str(folder), "kv_connector_module": "tests.contract.spoiling_connector"}
+        settings = {"model": str(folder), "args": {"kv_transfer_config": connector}}
     config = EngineConfig(
         kind=request.param,
         max_model_len=tiny_model.CONTEXT_TOKENS,

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from engine.config import EngineConfig, FakeEngineConfig
-from engine.epoch import next_epoch
+from engine.epoch import EPOCH_MIN_VARIABLE, next_epoch
 from engine.fake.engine import FakeEngine
 from engine.fake.fabric import FakeKvFabric
 from engine.protocol import EngineDead, EngineOutput, EngineRequest, Hold, TakeOver
@@ -48,11 +48,14 @@ def tokens_of(outputs: list[EngineOutput]) -> list[int]:
     return [token for output in outputs for token in output.token_ids]
 
 
-async def test_an_engine_is_newer_than_its_predecessor_also_where_the_clock_was_put_back() -> None:
+async def test_an_engine_is_newer_than_its_predecessor_also_where_the_clock_was_put_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ahead = 10**15
-    started = await FakeEngine.start(EngineConfig(kind="fake", epoch_min=ahead), worker_id="p0")
+    assert 0 < next_epoch() < ahead
+    monkeypatch.setenv(EPOCH_MIN_VARIABLE, str(ahead))
+    started = await FakeEngine.start(EngineConfig(kind="fake"), worker_id="p0")
     assert (started.info.epoch, started.info.engine_id) == (ahead, f"p0-{ahead}")
-    assert 0 < next_epoch(0) < ahead
 
 
 async def test_tokens_depend_on_everything_before_them_and_on_nothing_else() -> None:
