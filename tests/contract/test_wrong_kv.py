@@ -130,7 +130,7 @@ async def test_a_renewed_lease_outlives_its_first_end_in_the_engine(engines: Pai
     other = (await collect(engines.prefill, request(prompt(100), Hold(lease_s=1.5), max_tokens=1)))[-1].handoff
     assert other is not None
     await until(lambda: engines.prefill.load().leases_expired > expired, within_s=SETTLE_S)
-    # The one that nobody renewed, and that began later, has run out.
+    # The one that was not renewed, and that began later, has run out.
     assert engines.prefill.load().leases_expired == expired + 1
     outputs, counted = await take_over(engines, handoff, tokens)
     assert counted == {"pulls_checked": 1}

@@ -67,7 +67,7 @@ def test_every_argument_that_is_made_of_a_setting_exists_and_is_refused_beside_i
         model="m", served_model_name="s", tokenizer="t", max_model_len=64, max_num_batched_tokens=64, kv_cache_bytes=64
     )
     ours = engine_arg_values(everything, engine_id="e", side_channel=("h", 1), on_cpu=False).keys()
-    # How Baton wants it whatever is set, unless somebody knows better.
+    # How Baton wants it whatever is set, unless an operator knows better.
     free = {
         "enable_prefix_caching",
         "prefix_caching_hash_algo",

@@ -18,7 +18,7 @@ from engine.vllm.args import (
 from launcher.demo import model as demo_model
 
 
-def test_a_port_that_is_held_lets_one_process_listen_and_nobody_else_have_it() -> None:
+def test_a_port_that_is_held_is_free_for_one_listener_and_for_no_other_process() -> None:
     with held_port("127.0.0.1") as port, socket.socket() as listener:
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
             other.bind(("127.0.0.1", port))

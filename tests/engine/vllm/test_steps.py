@@ -9,6 +9,7 @@ import pytest
 
 from engine.protocol import EngineOutput, EngineRequest, Hold
 from kv_transfer.handoff.handoff import KvHandoff
+from tests.support.workers import handoff
 
 pytestmark = pytest.mark.vllm
 
@@ -18,18 +19,7 @@ def request(request_id: str, transfer: Hold | None = None) -> EngineRequest:
 
 
 def make_handoff(request: EngineRequest, params: dict[str, Any]) -> KvHandoff:
-    return KvHandoff(
-        worker_id="p0",
-        epoch=1,
-        lease_id=request.request_id,
-        engine_id="p0-1",
-        tokens=2,
-        blocks=1,
-        bytes=1,
-        layout_fingerprint="f",
-        lease_remaining_s=1.0,
-        connector_params=b"",
-    )
+    return handoff(lease_id=request.request_id)
 
 
 class Steps:
