@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from engine.protocol import (
+    Engine,
     EngineDead,
     EngineLoad,
     EngineOutput,
@@ -90,11 +91,11 @@ class Puppet:
 
 class Stage:
     def __init__(self, **limits: Any) -> None:
-        self.engine: Any = Puppet()
+        self.engine = Puppet()
         role = PrefillRole(PrefillWorkerConfig(lease_s=30.0), workers.INFO, "prefill-0")
         self.registry = CollectorRegistry()
         self.core = WorkerCore(
-            engine=self.engine,
+            engine=cast(Engine, self.engine),
             role=role,
             config=WorkerConfig(),
             limits=WorkerLimits(**limits),
