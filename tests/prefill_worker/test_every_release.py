@@ -19,6 +19,7 @@ from front_proxy.request.generation import GenerationDelta
 from prefill_worker.config import PrefillWorkerConfig
 from runtime.failures import FailureError
 from tests.front_proxy.test_over_workers import WAIT_S, Cluster, cluster, collect, request
+from tests.polling import until
 from tests.worker.conftest import InProcessWorker, StartWorker, start_worker
 from worker.lifecycle import Event
 
@@ -55,20 +56,12 @@ async def pair(
         yield it
 
 
-async def until(worker: InProcessWorker, condition: Callable[[], bool]) -> None:
-    """Engines say nothing of their own accord, so this looks again and again."""
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            worker.core.changed.clear()
-            await asyncio.wait({asyncio.ensure_future(worker.core.changed.wait())}, timeout=0.005)
-
-
 async def until_pulling(it: Cluster) -> None:
     """A decode engine reads KV that the prefill worker holds."""
     holder, *takers = it.workers
     await until(
-        holder,
         lambda: holder.core.role.leases_held == 1 and any(taker.engine.load().requests_waiting for taker in takers),
+        within_s=WAIT_S,
     )
 
 
@@ -147,7 +140,7 @@ Fault = Callable[[Cluster, asyncio.Task[Any]], Awaitable[None]]
 async def test_during_the_prefill(start_worker: StartWorker, fault: Fault) -> None:
     async with pair(start_worker, prefill=SLOW_PREFILL) as it:
         task = asyncio.create_task(collect(it.dispatcher, request(1, 8)))
-        await until(it.workers[0], lambda: it.workers[0].engine.load().requests_running == 1)
+        await until(lambda: it.workers[0].engine.load().requests_running == 1, within_s=WAIT_S)
         await fault(it, task)
         await asyncio.wait({task}, timeout=WAIT_S)
         assert task.cancelled() or isinstance(task.exception(), FailureError)

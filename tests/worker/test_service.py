@@ -11,6 +11,7 @@ from engine.config import FakeEngineConfig
 from prefill_worker.config import PrefillWorkerConfig
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import FailureKind
+from tests.polling import until
 from tests.scheduler.test_service import reason_of
 from tests.worker.conftest import WAIT_S, StartWorker, sampling, submit
 from worker.config import WorkerConfig, WorkerLimits
@@ -76,10 +77,7 @@ async def test_a_stream_that_ends_takes_its_requests_and_leases_with_it(start_wo
     else:
         await front.call.done_writing()
         assert await front.ended() is grpc.StatusCode.OK
-    async with asyncio.timeout(WAIT_S):
-        while worker.core.admission.requests or worker.core.load().leases_held != 1:
-            worker.core.changed.clear()
-            await worker.core.changed.wait()
+    await until(lambda: not worker.core.admission.requests and worker.core.load().leases_held == 1, within_s=WAIT_S)
     await other.send(pb.AttachRequest(release=pb.ReleaseHandoff(lease_id=kept.lease_id, epoch=kept.epoch)))
     await worker.settled()
 
@@ -173,10 +171,7 @@ async def test_a_stream_whose_peer_does_not_read_is_cut_and_its_requests_end(sta
     front = await worker.attach()
     for slot in range(8):
         await front.send(submit(slot, PROMPT, sampling=sampling(3000, logprobs=20)))
-    async with asyncio.timeout(WAIT_S):
-        while worker.core.streams or worker.core.admission.requests:
-            worker.core.changed.clear()
-            await worker.core.changed.wait()
+    await until(lambda: not (worker.core.streams or worker.core.admission.requests), within_s=WAIT_S)
     await worker.settled()
     assert await front.ended() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
