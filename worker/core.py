@@ -89,15 +89,7 @@ class WorkerCore:
         self._loop = asyncio.get_running_loop()
         self._precise_s = precise_clock(self._loop)
         self._streams_made = 0
-        metrics.watch(
-            load=engine.load,
-            requests=lambda: self.admission.requests,
-            front_proxies=lambda: len(self.streams),
-            leases=lambda: role.leases_held,
-            lease_blocks=lambda: role.blocks_held,
-            blocks_total=engine.info.kv_blocks_total,
-            engine_silent_s=lambda: self.engine_silent_s,
-        )
+        metrics.watch(self)
 
     # What others may know
 
