@@ -75,12 +75,6 @@ def runs_in_one_process(config: EngineConfig) -> bool:
     return config.tensor_parallel_size == 1 and "distributed_executor_backend" not in config.args
 
 
-def free_port(host: str) -> int:
-    """A port the kernel says is free on ``host`` now."""
-    with held_port(host) as port:
-        return port
-
-
 @contextlib.contextmanager
 def held_port(host: str) -> Iterator[int]:
     """A free port on ``host`` that the kernel gives to no other process meanwhile. One process may listen on it.

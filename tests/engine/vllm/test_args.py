@@ -9,7 +9,6 @@ import pytest
 from engine.config import EngineConfig
 from engine.vllm.args import (
     engine_arg_values,
-    free_port,
     held_port,
     load_model_class,
     prepare_environment,
@@ -65,10 +64,6 @@ def test_the_models_class_is_loaded_here_and_not_in_a_process_of_its_own(monkeyp
     load_model_class("some/name")
 
 
-def test_a_port_is_the_kernels_choice() -> None:
-    assert 0 < free_port("127.0.0.1") < 65536
-
-
 def test_further_arguments_win_and_name_the_connector_but_not_what_baton_needs_of_it() -> None:
     values = engine_arg_values(EngineConfig(model="m"), engine_id="p0-1", side_channel=("h", 5), on_cpu=True)
     assert values["kv_cache_memory_bytes"] == 1 << 30
@@ -95,23 +90,21 @@ def test_further_arguments_win_and_name_the_connector_but_not_what_baton_needs_o
     )  # fmt: skip
 
 
-def executor_of(config: EngineConfig, *, on_cpu: bool) -> object:
+@pytest.mark.parametrize(
+    ("config", "on_cpu", "executor"),
+    [
+        (EngineConfig(), True, "uni"),
+        (EngineConfig(), False, None),
+        (EngineConfig(tensor_parallel_size=2), True, None),
+        (EngineConfig(args={"distributed_executor_backend": "mp"}), True, "mp"),
+    ],
+)
+def test_only_a_single_rank_on_cpu_runs_in_the_engine_core_itself(
+    config: EngineConfig, on_cpu: bool, executor: str | None
+) -> None:
     values = engine_arg_values(config, engine_id="p0-1", side_channel=("h", 5), on_cpu=on_cpu)
-    return values.get("distributed_executor_backend")
-
-
-def test_only_a_single_rank_on_cpu_runs_in_the_engine_core_itself() -> None:
-    assert executor_of(EngineConfig(model="m"), on_cpu=True) == "uni"
-    assert executor_of(EngineConfig(model="m"), on_cpu=False) is None
-    assert executor_of(EngineConfig(model="m", tensor_parallel_size=2), on_cpu=True) is None
-    chosen = EngineConfig(model="m", args={"distributed_executor_backend": "mp"})
-    assert executor_of(chosen, on_cpu=True) == "mp"
-
-
-def test_vllm_is_told_to_accept_that_only_where_it_is_asked_for() -> None:
-    single: dict[str, str] = {}
-    prepare_environment(EngineConfig(), single)
-    assert single["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
-    parallel: dict[str, str] = {}
-    prepare_environment(EngineConfig(tensor_parallel_size=2), parallel)
-    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in parallel
+    assert values.get("distributed_executor_backend") == executor
+    environ: dict[str, str] = {}
+    prepare_environment(config, environ)
+    # vLLM is told to accept that only where it is asked for.
+    assert ("VLLM_ENABLE_V1_MULTIPROCESSING" in environ) is (config == EngineConfig())
