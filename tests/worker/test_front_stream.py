@@ -48,7 +48,6 @@ class Puppet:
         self.cancelled: list[str] = []
         self.released: list[str] = []
         self.was_pulled: list[str] = []
-        self.renewed: list[str] = []
         self.kv_blocks_used = 0
         self.hangs = False
         self.dead = False
@@ -69,9 +68,6 @@ class Puppet:
         if self.hangs:
             await asyncio.Event().wait()
         self.released.append(handoff_lease_id)
-
-    async def renew(self, handoff_lease_id: str, lease_s: float) -> None:
-        self.renewed.append(handoff_lease_id)
 
     def pulled(self, handoff_lease_id: str) -> None:
         self.was_pulled.append(handoff_lease_id)
@@ -114,8 +110,8 @@ class Stage:
         assert step is not None
         return list(step.deltas)
 
-    def release(self, name: str, *, epoch: int = 7, pulled: bool = False) -> None:
-        self.core.release(pb.ReleaseHandoff(lease_id=name, epoch=epoch, pulled=pulled))
+    def release(self, name: str, *, pulled: bool = False) -> None:
+        self.core.release(pb.ReleaseHandoff(lease_id=name, epoch=workers.EPOCH, pulled=pulled))
 
     async def settled(self) -> None:
         assert await self.core.background.wait(10.0) == 0
@@ -142,22 +138,6 @@ async def test_the_engine_hears_once_that_its_kv_was_pulled_and_not_that_it_was_
                 made.release(name, pulled=pulled)
         await made.settled()
         assert (made.engine.was_pulled, made.engine.released) == (["a"], ["b"])
-
-
-async def test_words_about_a_lease_of_another_start_of_this_worker_change_nothing() -> None:
-    async with playing() as made:
-        await made.submit("a")
-        made.engine.end("a")
-        for epoch in (6, 8):
-            made.release("a", epoch=epoch)
-            made.release("a", epoch=epoch, pulled=True)
-            made.core.renew(pb.RenewHandoff(lease_id="a", epoch=epoch))
-        await made.core.background.wait(10.0)
-        assert made.core.role.leases_held == 1
-        assert (made.engine.was_pulled, made.engine.released, made.engine.renewed) == ([], [], [])
-        made.core.renew(pb.RenewHandoff(lease_id="a", epoch=7))
-        await made.core.background.wait(10.0)
-        assert made.engine.renewed == ["a"]
 
 
 async def test_a_hand_off_that_comes_after_its_stream_is_gone_is_not_kept() -> None:

@@ -186,20 +186,6 @@ def test_ranks_words_are_put_together() -> None:
     assert both.lost == {"x", "y"}
 
 
-def test_how_a_lease_ended_is_known_before_its_blocks_are_free() -> None:
-    half = scheduler()
-    for name in ("pulled", "lost"):
-        half._registry.hold(name)
-    half._heartbeat_req_engine = {}
-    told = messages.BatonWorkerMetadata({"pulled": {0: b"12345678"}}, {"lost"})
-    half.update_connector_output(
-        SimpleNamespace(finished_recving=None, finished_sending={"pulled", "lost"}, kv_connector_worker_meta=told)
-    )
-    assert [half._registry.reply(name, 0).lease for name in ("pulled", "lost")] == ["pulled", "ended"]
-    assert half._registry.reply("pulled", 0).checksums == b"12345678"
-    assert not half._lost
-
-
 def scheduler() -> Any:
     half = object.__new__(scheduler_half.BatonNixlScheduler)
     half.__dict__.update(
