@@ -9,7 +9,7 @@ import msgspec
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from runtime.rpc.grpc_server import QUICK_KEEPALIVE_TIME_MS, QUICK_KEEPALIVE_TIMEOUT_MS
 from scheduler.config import PriorityClassConfig, SchedulerConfig, SchedulerParameters, WaitingConfig
-from worker.limits import WorkerLimits
+from worker.config import WorkerLimits
 
 # Shorter than the front proxies' patience with a question.
 _WAITING = PriorityClassConfig(wait_max_s=0.5)

@@ -27,8 +27,7 @@ from tests.front_proxy.test_over_workers import collect, request
 from tests.polling import until
 from tests.scheduler.api_server import ApiServer
 from tests.worker.conftest import StartWorker, start_worker
-from worker.config import WorkerConfig
-from worker.limits import WorkerLimits
+from worker.config import WorkerConfig, WorkerLimits
 from worker.session import SchedulerSession
 
 __all__ = ["start_worker"]

@@ -13,7 +13,7 @@ from runtime.configuration import BadConfiguration, load
     [
         (["launcher.stop_timeout_s=inf"], "launcher.stop_timeout_s"),
         (["front_proxy.drain_timeout_s=inf"], "front_proxy.drain_timeout_s"),
-        (["engine.start_timeout_s=nan"], "engine.start_timeout_s"),
+        (["worker.output_interval_ms=nan"], "worker.output_interval_ms"),
         (["scheduler.log_level=nope"], "scheduler.log_level"),
         (["worker.log_level=nope"], "worker.log_level"),
         (["front_proxy.log_level=INFO"], "front_proxy.log_level"),
