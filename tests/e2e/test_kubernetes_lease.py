@@ -22,7 +22,6 @@ TOKENS = 8
 SHARED = (
     "scheduler.leader_store=kubernetes",
     "scheduler.kubernetes.lease_duration_s=3",
-    "scheduler.recovery_grace_s=3.0",
 )
 
 

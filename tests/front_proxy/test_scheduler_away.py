@@ -24,7 +24,7 @@ async def test_requests_go_on_while_the_scheduler_stands_still_or_is_dead_and_it
 ) -> None:
     numbers = itertools.count()
     async with (
-        SchedulerProcess("scheduler.recovery_grace_s=1.0") as scheduler,
+        SchedulerProcess() as scheduler,
         cluster(start_worker, scheduler_address=scheduler.address, **SETTINGS) as it,
     ):
 

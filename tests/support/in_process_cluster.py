@@ -26,8 +26,7 @@ from scheduler.shell import SchedulerShell
 from tests.polling import until
 from tests.support.front_proxy_settings import configured
 from tests.support.in_process_worker import InProcessWorker, StartWorker
-from worker.config import WorkerConfig
-from worker.limits import WorkerLimits
+from worker.config import WorkerConfig, WorkerLimits
 from worker.session import SchedulerSession
 
 WAIT_S = 20.0

@@ -2,15 +2,6 @@
 
 from __future__ import annotations
 
-from tests.support.in_process_worker import (
-    EOF,
-    WAIT_S,
-    Client,
-    InProcessWorker,
-    StartWorker,
-    sampling,
-    start_worker,
-    submit,
-)
+from tests.support.in_process_worker import start_worker
 
-__all__ = ["EOF", "WAIT_S", "Client", "InProcessWorker", "StartWorker", "sampling", "start_worker", "submit"]
+__all__ = ["start_worker"]
