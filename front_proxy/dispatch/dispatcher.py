@@ -139,7 +139,7 @@ class Dispatcher:
         """Wait until a request could be served. Raises FailureError(UNAVAILABLE) after ``timeout_s``."""
         try:
             async with asyncio.timeout(timeout_s):
-                while not (self._view.snapshot.connected and self._view.snapshot.usable):
+                while not (self._scheduler.connected and self._view.snapshot.usable):
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:

@@ -282,7 +282,6 @@ class PlanClient:
             actions.append(SchedulerLost(event.reason))
         self._opened = self._silent = False
         self._tell_s = NEVER_S
-        self._view.disconnected()
         possible = self._plans.possible(now_s)
         for plan_id, pending in list(self._pending.items()):
             was_sent, pending.sent = pending.sent, False

@@ -191,7 +191,7 @@ async def test_the_view_is_kept_while_it_is_away_and_says_who_left() -> None:
         script.first = view_of(("d", 2))
         script.says.put_nowait(None)
         await it.connected()
-        assert it.gone == [("d", 1), ("e", 1)] and it.view.snapshot.connected
+        assert it.gone == [("d", 1), ("e", 1)] and it.link.connected
 
 
 async def test_a_leader_older_than_one_that_was_seen_is_left_and_its_plan_is_not_used() -> None:
