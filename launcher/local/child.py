@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from launcher.local import procfs, temp_dirs
+from launcher.local.supervision import BecameReady, Ended
 
 READY_PREFIX = "BATON-READY "
 _READ_BYTES = 65536
@@ -20,21 +21,7 @@ _TAIL_BYTES = 262_144
 _LINE_BYTES_MAX = 65536
 
 
-class SaidReady(msgspec.Struct, frozen=True):
-    """The process printed its ready line."""
-
-    id: str
-    addresses: Mapping[str, str]
-
-
-class HasEnded(msgspec.Struct, frozen=True):
-    """The process was reaped. ``code`` is negative when a signal ended it."""
-
-    id: str
-    code: int
-
-
-Tell = Callable[[SaidReady | HasEnded], None]
+Tell = Callable[[BecameReady | Ended], None]
 
 
 class CleanUp(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,7 +151,7 @@ class Child:
         await self._read_stdout()
         await self._reaped.wait()
         assert self._process.returncode is not None, self.id
-        self._tell(HasEnded(self.id, self._process.returncode))
+        self._tell(Ended(self.id, self._process.returncode))
         await self._clean_up()
 
     async def _clean_up(self) -> None:
@@ -214,7 +201,7 @@ class Child:
         except msgspec.MsgspecError:
             write(f"not a ready line: {line}")
             return
-        self._tell(SaidReady(self.id, addresses))
+        self._tell(BecameReady(self.id, addresses))
 
 
 def _kill(pids: Iterable[int]) -> None:

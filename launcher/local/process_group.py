@@ -14,11 +14,12 @@ import msgspec
 from launcher import model_choice
 from launcher.config import BatonConfig
 from launcher.local import procfs, status, temp_dirs
-from launcher.local.child import Child, CleanUp, HasEnded, SaidReady, stop_all
+from launcher.local.child import Child, CleanUp, stop_all
 from launcher.local.environment import CHILD_VARIABLE, child_environment
 from launcher.local.ports import HTTP_FD_VARIABLE, HeldPorts
 from launcher.local.process_plan import STOP_ORDER, ProcessSpec
 from launcher.local.state_file import LOGS, ClusterRecord, ClusterState, ProcessRecord
+from launcher.local.supervision import BecameReady, Ended
 from launcher.local.timing import Timing
 
 CommandOf = Callable[[ProcessSpec, Sequence[str]], list[str]]
@@ -28,7 +29,7 @@ class StateLost(msgspec.Struct, frozen=True):
     """The state file cannot be written, so no command can find this cluster any more."""
 
 
-Notify = Callable[[SaidReady | HasEnded | StateLost], None]
+Notify = Callable[[BecameReady | Ended | StateLost], None]
 
 
 def tell(line: str) -> None:
@@ -95,8 +96,16 @@ class LocalProcesses:
         tell(f"error: {why}")
         self._notify(StateLost())
 
-    async def start(self, process_id: str) -> None:
-        """Start a process; one that ran before must have ended. Raises OSError when the system refuses."""
+    async def start(self, process_id: str, *, unless: Callable[[], bool]) -> None:
+        """Start a process when nothing of its predecessor is left, unless ``unless()`` is true then.
+
+        Raises OSError when the system refuses.
+        """
+        former = self._children.get(process_id)
+        if former is not None:
+            await former.ended()
+        if unless():
+            return
         spec = self.specs[process_id]
         settings = [*spec.settings, *self._ports.settings(process_id)]
         if spec.role != "scheduler":
@@ -115,7 +124,10 @@ class LocalProcesses:
             environ[HTTP_FD_VARIABLE] = str(http_fd)
         child = await self._start_child(spec, settings, environ, () if http_fd is None else (http_fd,))
         self._children[spec.id] = child
-        self.state.change(spec.id, state="starting", pid=child.pid, start_ticks=child.start_ticks, why="")
+        restarts = self.state.process(process_id).restarts + (former is not None)
+        self.state.change(
+            spec.id, state="starting", pid=child.pid, start_ticks=child.start_ticks, restarts=restarts, why=""
+        )
         tell(f"{spec.id}: starting (pid {child.pid}, log {child.log})")
 
     async def _start_child(
@@ -140,17 +152,7 @@ class LocalProcesses:
             temp_dirs.remove(folder)
             raise
 
-    async def start_again(self, process_id: str, *, unless: Callable[[], bool]) -> None:
-        """Start a process again when nothing of its predecessor is left, unless ``unless()`` is true then."""
-        if (former := self._children.get(process_id)) is not None:
-            await former.ended()
-        if unless():
-            return
-        restarts = self.state.process(process_id).restarts + 1
-        await self.start(process_id)
-        self.state.change(process_id, restarts=restarts)
-
-    async def became_ready(self, event: SaidReady) -> None:
+    async def became_ready(self, event: BecameReady) -> None:
         """Record the addresses and the epoch of a process that is ready."""
         addresses = event.addresses
         address = addresses.get("address", "")

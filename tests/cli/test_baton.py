@@ -124,6 +124,7 @@ def test_every_number_of_the_configuration_has_a_bound() -> None:
         ("/no/such/folder", "there is no model folder /no/such/folder"),
         (__file__, "is a file; name the folder"),
         ("gpt", "looks like organisation/name"),
+        (str(Path(__file__).parent), "has no config.json, so it holds no model that can be loaded"),
     ],
 )
 def test_a_wrong_model_is_one_sentence(

@@ -22,7 +22,7 @@ QUICK_STALL = ("--set", "front_proxy.stream_stall_timeout_s=1")
 
 def chaos(tmp_path: Path, *words: str) -> tuple[int, dict[str, Any], str]:
     report = tmp_path / "report.json"
-    fixed = ["--set", "engine.kind=fake", "--set", "launcher.restart_backoff_min_s=0.1", "--output", str(report)]
+    fixed = ["--set", "engine.kind=fake", "--output", str(report)]
     argv = [*BATON, "chaos", "--state-dir", str(tmp_path / "state"), *fixed, *words]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=380, check=False)
     return done.returncode, json.loads(report.read_text()) if report.exists() else {}, done.stdout + done.stderr
@@ -72,24 +72,24 @@ def test_whatever_befalls_connections_of_every_process_costs_no_request(tmp_path
 def test_a_cluster_that_does_not_recover_is_reported_with_the_last_words_of_who_is_not_back(tmp_path: Path) -> None:
     code, report, said = chaos(
         tmp_path, "--prefill", "1", "--decode", "2", *ONE_FRONT, "--faults", "kill", "--roles", "decode",
-        "--requests", "completion", "--set", "launcher.restarts_max=0", "--recover-timeout-s", "2",
+        "--requests", "completion", "--recover-timeout-s", "0.5",
     )  # fmt: skip
     assert code == 1, said
     (lost,) = report["not_back"]
     assert report["passed"] is False
     assert "is whole again" in report["error"]
-    assert lost["state"] == "failed"
+    assert lost["state"] in ("restarting", "starting")
     assert lost["log_tail"]
     (fault,) = report["faults"]
     assert (fault["process_id"], fault["recovered_after_s"]) == (lost["process_id"], None)
-    assert f"{lost['process_id']} is failed" in said
+    assert f"{lost['process_id']} is {lost['state']}" in said
 
 
 def test_what_nobody_can_survive_is_told_and_fails(tmp_path: Path) -> None:
     """The only decode worker: without a spare one requests do fail, and the verdict must say so."""
     code, report, said = chaos(
         tmp_path, "--prefill", "1", "--decode", "1", *ONE_FRONT, "--roles", "decode", "--requests", "completion",
-        "--set", "launcher.restart_backoff_min_s=3", "--set", "front_proxy.attempts_max=1",
+        "--set", "front_proxy.attempts_max=1",
     )  # fmt: skip
     assert code == 1, said
     assert report["passed"] is False

@@ -28,8 +28,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, model_dir: Any) -> Iterato
         "--set", f"front_proxy.deadline_s={DEADLINE_S}",
         "--set", "front_proxy.stream_stall_timeout_s=1",
         "--set", "front_proxy.prefill_stall_timeout_s=1",
-        "--set", "launcher.restart_backoff_min_s=0.1",
-        "--set", "launcher.restarts_max=100",
     ]  # fmt: skip
     with baton_up(tmp_path_factory.mktemp("stalls") / "state", arguments) as endpoint:
         yield endpoint

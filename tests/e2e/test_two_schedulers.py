@@ -34,7 +34,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, model_dir: Any) -> Iterato
         "--set", f"engine.served_model_name={SERVED}",
         "--set", "engine.kind=fake",
         "--set", f"front_proxy.deadline_s={processes.DEADLINE_S}",
-        "--set", "launcher.restart_backoff_min_s=0.1",
     ]  # fmt: skip
     with baton_up(tmp_path_factory.mktemp("schedulers") / "state", arguments) as endpoint:
         yield endpoint

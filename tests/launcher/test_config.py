@@ -20,7 +20,6 @@ from runtime.configuration import BadConfiguration, load
         (["engine.seed=-1"], "engine.seed"),
         (["engine.seed=18446744073709551616"], "engine.seed"),
         (["prefill_worker.lease_s=1"], "prefill_worker.lease_s must be at least 10"),
-        (["launcher.restart_backoff_min_s=99"], "restart_backoff_min_s"),
         (["scheduler.retry_after_min_s=999"], "retry_after_max_s"),
         (["scheduler.leader_store=etcd"], "scheduler.leader_store"),
         (["scheduler.leader_store=kubernetes", "scheduler.leader_lock_file=/run/leader"], "leader_lock_file"),
