@@ -11,6 +11,7 @@ from engine.config import EngineConfig
 from front_proxy.config import LIMITS, FrontProxyConfig
 from prefill_worker.config import PrefillWorkerConfig
 from runtime.bounds import Positive
+from runtime.process_role import Role
 from scheduler.config import SchedulerConfig
 from worker.config import WorkerConfig
 from worker.limits import WorkerLimits
@@ -53,6 +54,12 @@ class BatonConfig(msgspec.Struct, frozen=True, kw_only=True):
     decode_worker: DecodeWorkerConfig = DecodeWorkerConfig()
     front_proxy: FrontProxyConfig = FrontProxyConfig()
     launcher: LauncherConfig = LauncherConfig()
+
+    def of_role(self, role: Role) -> SchedulerConfig | WorkerConfig | FrontProxyConfig:
+        """The section of the processes of this role."""
+        if role == "scheduler":
+            return self.scheduler
+        return self.front_proxy if role == "front_proxy" else self.worker
 
     def __post_init__(self) -> None:
         lease_min_s = 2 * LIMITS.handoff_renew_interval_s

@@ -13,16 +13,15 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.e2e.cluster import BATON, Endpoint, baton_up, is_alive, left_behind, shared_memory, stop, wait_for
-from tests.e2e.conftest import SERVED
+from tests.e2e.conftest import FAKE, SERVED, Alive
 
-# The first test of a session also waits for every engine to start.
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 DEADLINE_S = 20
@@ -34,18 +33,17 @@ Line = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, model_dir: Any) -> Iterator[Endpoint]:
+def cluster(alive: Alive, tmp_path_factory: pytest.TempPathFactory) -> Endpoint:
     arguments = [
-        "--model", str(model_dir), "--prefill", "2", "--decode", "2",
+        *FAKE, "--prefill", "2", "--decode", "2",
         "--set", "launcher.front_proxies=2",
-        "--set", f"engine.served_model_name={SERVED}",
-        "--set", "engine.kind=fake",
         # Long enough to be struck in the middle of: 24 prompts take a worker a second.
         "--set", "engine.fake.prefill_us_per_token=500",
         "--set", f"front_proxy.deadline_s={DEADLINE_S}",
     ]  # fmt: skip
-    with baton_up(tmp_path_factory.mktemp("processes") / "state", arguments) as endpoint:
-        yield endpoint
+    endpoint = alive.get("processes", "baton", lambda: baton_up(tmp_path_factory.mktemp("processes"), arguments))
+    assert isinstance(endpoint, Endpoint)
+    return endpoint
 
 
 async def _ask(client: httpx.AsyncClient, length: int, tokens: int = 60) -> int:
