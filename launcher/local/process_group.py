@@ -14,7 +14,7 @@ import msgspec
 from launcher import model_choice
 from launcher.config import BatonConfig
 from launcher.local import procfs, status, temp_dirs
-from launcher.local.child import Child, CleanUp, stop_all
+from launcher.local.child import Child, stop_all, tail
 from launcher.local.environment import CHILD_VARIABLE, child_environment
 from launcher.local.ports import HTTP_FD_VARIABLE, HeldPorts
 from launcher.local.process_plan import STOP_ORDER, ProcessSpec
@@ -141,11 +141,8 @@ class LocalProcesses:
                 environ=temp_dirs.environment(folder, environ),
                 log=self.log(spec.id),
                 tell=self._notify,
-                clean_up=CleanUp(
-                    group_timeout_s=self._timing.group_exit_timeout_s,
-                    last_words_timeout_s=self._timing.last_words_timeout_s,
-                    temp_dir=folder,
-                ),
+                timing=self._timing,
+                temp_dir=folder,
                 pass_fds=pass_fds,
             )
         except BaseException:
@@ -231,8 +228,7 @@ class LocalProcesses:
 
     def tail(self, process_id: str, lines: int) -> list[str]:
         """The last lines of a process's log."""
-        child = self._children.get(process_id)
-        return child.tail(lines) if child else []
+        return tail(self.log(process_id), lines)
 
     def log(self, process_id: str) -> Path:
         """The log file of a process and its successors."""

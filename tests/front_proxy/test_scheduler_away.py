@@ -212,7 +212,7 @@ async def test_a_stand_by_takes_over_when_the_leader_is_killed(start_worker: Sta
 async def test_a_stand_by_takes_over_the_lease_of_a_leader_that_stands_still(
     start_worker: StartWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In Kubernetes. Of two with a lock on a file, `baton up` kills it first: ``tests/e2e/test_two_schedulers.py``."""
+    """In Kubernetes. Of two with a lock on a file, `baton up` kills it first: ``tests/e2e/test_chaos.py``."""
     shared = (
         "scheduler.leader_store=kubernetes",
         "scheduler.kubernetes.lease_duration_s=3",

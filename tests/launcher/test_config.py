@@ -17,6 +17,8 @@ from runtime.configuration import BadConfiguration, load
         (["scheduler.log_level=nope"], "scheduler.log_level"),
         (["worker.log_level=nope"], "worker.log_level"),
         (["front_proxy.log_level=INFO"], "front_proxy.log_level"),
+        (["worker.port=65536"], "worker.port"),
+        (["front_proxy.deadline_s=-1"], "front_proxy.deadline_s"),
         (["engine.seed=-1"], "engine.seed"),
         (["engine.seed=18446744073709551616"], "engine.seed"),
         (["prefill_worker.lease_s=1"], "prefill_worker.lease_s must be at least 10"),

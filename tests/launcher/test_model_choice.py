@@ -72,7 +72,7 @@ def test_a_name_that_the_hub_does_not_know_is_refused(status: int) -> None:
         model_choice.check("some/name", environ, _quiet, hub_timeout_s=5.0)
 
 
-def test_a_hub_that_nobody_reaches_is_a_sentence_and_no_retries(tmp_path: Path) -> None:
+def test_a_hub_that_does_not_answer_is_a_sentence_and_no_retries(tmp_path: Path) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

@@ -15,7 +15,7 @@ import pytest
 
 from launcher.config import BatonConfig, LauncherConfig
 from launcher.local import operator_commands, procfs, state_file, status
-from launcher.local.child import Child, CleanUp
+from launcher.local.child import Child
 from launcher.local.control_service import CommandError
 from launcher.local.ports import HeldPorts, StartError
 from launcher.local.process_plan import ProcessSpec, plan
@@ -405,7 +405,7 @@ async def test_a_process_that_prints_much_is_heard_though_its_log_cannot_be_writ
         environ=os.environ,
         log=Path("/dev/full"),
         tell=heard.put_nowait,
-        clean_up=CleanUp(group_timeout_s=3.0, last_words_timeout_s=1.0),
+        timing=Timing(last_words_timeout_s=1.0),
     )
     assert isinstance(await asyncio.wait_for(heard.get(), WAIT_S), BecameReady)
     assert await asyncio.wait_for(heard.get(), WAIT_S) == Ended("one", 0)
