@@ -38,6 +38,8 @@ def test_a_cluster_with_one_spare_of_each_survives_every_kill_and_freeze(tmp_pat
     code, report, said = chaos(
         tmp_path, "--prefill", "2", "--decode", "2", *ONE_FRONT, *QUICK_STALL, "--faults", "kill,freeze",
         "--seed", "3", "--freeze-s", "2", "--roles", "scheduler,prefill,decode",
+        # One that took longer has failed.
+        "--set", "front_proxy.deadline_s=20",
     )  # fmt: skip
     assert code == 0, said
     assert report["passed"] is True
