@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -213,12 +213,3 @@ def tail(log: Path, lines: int) -> list[str]:
     except OSError:
         return []
     return text.splitlines()[-lines:]
-
-
-async def stop_all(timeouts_s: Mapping[Child, float]) -> list[str]:
-    """Stop children together, each with its own patience, half of it to drain; the ids of those that were killed."""
-    stops: list[Awaitable[bool]] = [
-        child.stop(drain_s=timeout_s / 2, timeout_s=timeout_s) for child, timeout_s in timeouts_s.items()
-    ]
-    by_themselves = await asyncio.gather(*stops)
-    return [child.id for child, clean in zip(timeouts_s, by_themselves, strict=True) if not clean]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import sys
@@ -14,7 +15,7 @@ import msgspec
 from launcher import model_choice
 from launcher.config import BatonConfig
 from launcher.local import procfs, status, temp_dirs
-from launcher.local.child import Child, stop_all, tail
+from launcher.local.child import Child, tail
 from launcher.local.environment import CHILD_VARIABLE, child_environment
 from launcher.local.ports import HTTP_FD_VARIABLE, HeldPorts
 from launcher.local.process_plan import STOP_ORDER, ProcessSpec
@@ -181,11 +182,12 @@ class LocalProcesses:
 
     async def stop(self, process_id: str, drain_s: float) -> None:
         """Let one process finish what it runs for ``drain_s``, and end."""
-        child = self._children[process_id]
-        patience_s = self._launcher.stop_timeout_s
+        await self._stop(self._children[process_id], drain_s=drain_s, patience_s=self._launcher.stop_timeout_s)
+
+    async def _stop(self, child: Child, *, drain_s: float, patience_s: float) -> None:
         # It ends its own drain. A second signal is sent only if it does not.
         if not await child.stop(drain_s=drain_s + patience_s / 2, timeout_s=drain_s + patience_s):
-            tell(f"{process_id} did not end in time and was killed")
+            tell(f"{child.id} did not end in time and was killed")
 
     def kill(self, process_id: str) -> None:
         """End one process and all it started, now."""
@@ -205,8 +207,8 @@ class LocalProcesses:
             running = [child for child in self._children.values() if self._is_running(child, roles)]
             if running:
                 tell(f"stopping {', '.join(child.id for child in running)}")
-            for killed in await stop_all({child: self._patience_s(child) for child in running}):
-                tell(f"{killed} did not end in time and was killed")
+            stops = (self._stop(child, drain_s=0.0, patience_s=self._patience_s(child)) for child in running)
+            await asyncio.gather(*stops)
             for child in running:
                 self.state.change(child.id, state="stopped")
         for child in self._children.values():
