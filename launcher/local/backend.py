@@ -206,7 +206,7 @@ class LocalBackend:
                 self.state.change(process_id, state="stopped", why="")
                 tell(f"{process_id}: stopped, as requested")
             case supervision.AllReady() | supervision.GiveUp():
-                raise AssertionError("the caller's")
+                raise AssertionError("performed by the caller")
             case _:
                 assert_never(action)
 
