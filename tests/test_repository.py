@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
 import re
 import subprocess
@@ -58,6 +59,11 @@ def modules() -> list[Path]:
     return [path for path in tracked("*.py") if not is_generated(path)]
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
@@ -86,7 +92,7 @@ def test_no_package_is_a_corridor_of_doors() -> None:
 def test_no_function_is_longer_than_a_screen() -> None:
     long = {}
     for path in modules():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert node.end_lineno is not None
                 lines = node.end_lineno - node.lineno + 1
@@ -100,7 +106,7 @@ def test_every_module_says_what_it_holds() -> None:
     for path in modules():
         text = path.read_text()
         bare_package = path.name == "__init__.py" and {"tests", "protos"} & set(path.parts) and not text.strip()
-        if not bare_package and not ast.get_docstring(ast.parse(text)):
+        if not bare_package and not ast.get_docstring(tree_of(path)):
             silent.append(name_of(path))
     assert silent == []
 
@@ -110,7 +116,7 @@ def test_nothing_is_named_for_having_no_better_name() -> None:
     for path in modules():
         if words(path.stem) & BANNED_WORDS:
             found.append(name_of(path))
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ClassDef) and words(node.name) & BANNED_WORDS:
                 found.append(f"{name_of(path)}:{node.name}")
     assert found == []

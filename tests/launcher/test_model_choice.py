@@ -47,7 +47,7 @@ def hub(status: int) -> Iterator[tuple[dict[str, str], list[str]]]:
             """Say nothing."""
 
     with http.server.HTTPServer(("127.0.0.1", 0), Hub) as server:
-        serving = threading.Thread(target=server.serve_forever)
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
         serving.start()
         try:
             yield {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_CACHE": "/nowhere"}, asked
