@@ -21,7 +21,7 @@ from cli.settings import (
 if TYPE_CHECKING:
     from launcher.config import BatonConfig
     from runtime.configuration import Loaded
-    from runtime.process_role import Role
+    from runtime.roles import Role
 
 
 def scheduler(

@@ -11,10 +11,9 @@ from engine.config import EngineConfig
 from front_proxy.config import LIMITS, FrontProxyConfig
 from prefill_worker.config import PrefillWorkerConfig
 from runtime.bounds import Positive
-from runtime.process_role import Role
+from runtime.roles import Role
 from scheduler.config import SchedulerConfig
-from worker.config import WorkerConfig
-from worker.limits import WorkerLimits
+from worker.config import WorkerConfig, WorkerLimits
 
 Processes = Annotated[int, msgspec.Meta(ge=1, le=512)]
 PrefillWorkers = Annotated[int, msgspec.Meta(ge=0, le=512)]

@@ -16,11 +16,12 @@ from launcher.config import BatonConfig
 from launcher.local import supervision
 from launcher.local.ports import HeldPorts
 from launcher.local.process_group import CommandOf, LocalProcesses, StateLost, tell
-from launcher.local.process_plan import WORKERS, drain_s, plan, pools, replica
+from launcher.local.process_plan import drain_s, plan, pools, replica
 from launcher.local.state_file import ClusterState, ProcessRecord
 from launcher.local.supervision import BecameReady, Ended, Phase, StatusChecked, Supervision, Tick
 from launcher.local.timing import Timing
 from runtime.process.exit_codes import ExitCode
+from runtime.roles import WORKER_ROLES
 
 
 class Interrupted(msgspec.Struct, frozen=True):
@@ -64,7 +65,7 @@ class LocalBackend:
     async def set_replicas(self, pool: str, replicas: int, *, go_first: Sequence[str] = ()) -> None:
         """Grow or shrink a pool of workers of a cluster that is up. Raises ValueError for other pools."""
         wanted = self._pools[pool]
-        if wanted.role not in WORKERS:
+        if wanted.role not in WORKER_ROLES:
             raise ValueError(f"the pool {pool} keeps its size while it runs: its ports are held from the start")
         specs = [spec for spec in self.processes.specs.values() if spec.pool == pool]
         phases = {spec.id: self._supervision.phase(spec.id) for spec in specs}
@@ -77,7 +78,7 @@ class LocalBackend:
         for name in retired[:missing]:
             self._decide(supervision.Replace(name))
         for index in range(len(specs), len(specs) + missing - len(retired[:missing])):
-            workers = sum(spec.role in WORKERS for spec in self.processes.specs.values())
+            workers = sum(spec.role in WORKER_ROLES for spec in self.processes.specs.values())
             spec = replica(self._config, wanted, index, workers)
             self.processes.add(spec)
             self._perform_all(self._supervision.add(spec, time.monotonic()))

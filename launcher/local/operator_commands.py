@@ -6,17 +6,16 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import grpc
 
 from launcher.local import procfs, state_file, status
 from launcher.local.control_service import CommandError
-from launcher.local.process_plan import WORKERS
 from launcher.local.state_file import ClusterRecord, ProcessRecord
 from launcher.local.timing import Timing
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
-from runtime.process_role import Role
+from runtime.roles import ROLES, WORKER_ROLES, Role
 from runtime.rpc.grpc_server import channel
 from scheduler.drain_client import drain_worker
 
@@ -29,7 +28,7 @@ Say = Callable[[str], None]
 async def drain(state_dir: Path, worker_id: str, *, timeout_s: float, say: Say) -> None:
     """Have the scheduler empty a worker, and wait until it is idle. It stays up. Raises CommandError or StateError."""
     record = state_file.read(state_dir)
-    worker = _find(record, worker_id, "worker", WORKERS)
+    worker = _find(record, worker_id, "worker", WORKER_ROLES)
     if not procfs.is_alive(worker.pid, worker.start_ticks) or not worker.grpc_address:
         raise CommandError(f"{worker_id} does not run; `baton status` says more")
     schedulers = ",".join(one.grpc_address for one in record.processes if one.role == "scheduler")
@@ -62,7 +61,7 @@ async def restart(state_dir: Path, process_id: str, *, say: Say) -> None:
     """Have the launcher replace one process or "all". Raises CommandError or StateError."""
     record = state_file.read(state_dir)
     if process_id != "all":
-        _find(record, process_id, "process", get_args(Role))
+        _find(record, process_id, "process", ROLES)
     if not procfs.is_alive(record.launcher_pid, record.launcher_start_ticks):
         raise CommandError(f"the `baton up` of the state folder {state_dir} (pid {record.launcher_pid}) has ended")
     if not record.control_address:

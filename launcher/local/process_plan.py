@@ -8,14 +8,14 @@ from typing import assert_never
 
 import msgspec
 
+from engine.preflight import cpu_share
 from launcher.backend import Pool
 from launcher.config import BatonConfig
 from runtime.configuration import DEFAULT
-from runtime.process_role import Role
+from runtime.roles import WORKER_ROLES, Role
 from scheduler.config import SchedulerConfig
 
-WORKERS: tuple[Role, ...] = ("prefill", "decode")
-STOP_ORDER: tuple[tuple[Role, ...], ...] = (("front_proxy",), WORKERS, ("scheduler",))
+STOP_ORDER: tuple[tuple[Role, ...], ...] = (("front_proxy",), WORKER_ROLES, ("scheduler",))
 LEADER_FILE = "leader"
 _COMMANDS: dict[Role, str] = {
     "scheduler": "scheduler",
@@ -61,14 +61,14 @@ def plan(config: BatonConfig) -> tuple[ProcessSpec, ...]:
     for pool in pools(config):
         for index in range(pool.replicas):
             specs.append(replica(config, pool, index, workers))
-            workers += pool.role in WORKERS
+            workers += pool.role in WORKER_ROLES
     return tuple(specs)
 
 
 def replica(config: BatonConfig, pool: Pool, index: int, workers: int) -> ProcessSpec:
     """One process of a pool. ``workers``: how many workers of any pool were planned before it."""
     name = f"{pool.name}-{index}"
-    after, threads = scheduler_ids(config), 1 if pool.role not in WORKERS else None
+    after, threads = scheduler_ids(config), 1 if pool.role not in WORKER_ROLES else None
     match pool.role:
         case "scheduler":
             name = after[index]
@@ -97,8 +97,8 @@ def one_machine(config: BatonConfig, sources: Mapping[str, str], state_dir: Path
     def unset(path: str) -> bool:
         return sources.get(path, DEFAULT) == DEFAULT
 
-    if unset("engine.engines_per_machine"):
-        engine = msgspec.structs.replace(engine, engines_per_machine=launcher.prefill + launcher.decode)
+    if unset("engine.cpu_threads"):
+        engine = msgspec.structs.replace(engine, cpu_threads=cpu_share(launcher.prefill + launcher.decode))
     if unset("front_proxy.grpc_port") and front.port:
         front = msgspec.structs.replace(front, grpc_port=front.port + 1 if front.port < 65535 else 0)
     if launcher.schedulers > 1 and scheduler.alone:
