@@ -12,7 +12,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 STAMP := $(VENV)/installed-$(PROFILE)
-PACKAGES := bench chaos cli decode_worker engine front_proxy kv_transfer launcher prefill_worker runtime scheduler simulation tests worker
 
 .PHONY: help setup serve test test-unit test-sim test-engine test-e2e prove check sim bench fmt lint types imports proto proto-check config clean
 
@@ -46,7 +45,7 @@ test-sim: setup ## Run the simulation's tests, 2,000 seeds included, on all core
 test-engine: setup ## Run what imports or starts vLLM in one process
 	$(PYTEST) --suite=engine --slowest=build/slowest/engine.txt
 
-test-e2e: setup ## Run real clusters: fake engines, and three real ones
+test-e2e: setup ## Run real clusters: fake engines, and one with real ones
 	$(PYTEST) --suite=e2e --slowest=build/slowest/e2e.txt
 
 prove: setup ## Run what takes an hour: 20,000 seeds, chaos with real engines, tables beside peers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 from cli.settings import (
@@ -22,13 +23,6 @@ if TYPE_CHECKING:
     from runtime.configuration import Loaded
     from runtime.roles import Role
 
-_WorkerId = Annotated[str | None, setting("worker.worker_id", "name of this worker, unique in the cluster", "ID")]
-_WorkerHost = Annotated[str | None, setting("worker.host", "address to listen on", "H")]
-_WorkerPort = Annotated[str | None, setting("worker.port", "gRPC port", "P")]
-_WorkerScheduler = Annotated[
-    str | None, setting("worker.scheduler_address", "address of the scheduler; of two, with a comma", "HOST:PORT")
-]
-
 
 def scheduler(
     *,
@@ -42,32 +36,33 @@ def scheduler(
     return serve("scheduler", load(sources, host, port).value)
 
 
-def prefill(
-    *,
-    model: Model = None,
-    id: _WorkerId = None,  # noqa: A002 - the option's name
-    host: _WorkerHost = None,
-    port: _WorkerPort = None,
-    scheduler: _WorkerScheduler = None,
-    sources: Sources = NO_SOURCES,
-) -> int:
-    """Run one prefill worker."""
-    loaded = load(sources, model, id, host, port, scheduler)
-    return _serve("prefill", loaded, "worker", loaded.value.worker.scheduler_address)
+_WorkerId = Annotated[str | None, setting("worker.worker_id", "name of this worker, unique in the cluster", "ID")]
 
 
-def decode(
-    *,
-    model: Model = None,
-    id: _WorkerId = None,  # noqa: A002 - the option's name
-    host: _WorkerHost = None,
-    port: _WorkerPort = None,
-    scheduler: _WorkerScheduler = None,
-    sources: Sources = NO_SOURCES,
-) -> int:
-    """Run one decode worker."""
-    loaded = load(sources, model, id, host, port, scheduler)
-    return _serve("decode", loaded, "worker", loaded.value.worker.scheduler_address)
+def _worker(role: Role) -> Callable[..., int]:
+    """The command of one kind of worker."""
+
+    def run(
+        *,
+        model: Model = None,
+        id: _WorkerId = None,  # noqa: A002 - the option's name
+        host: Annotated[str | None, setting("worker.host", "address to listen on", "H")] = None,
+        port: Annotated[str | None, setting("worker.port", "gRPC port", "P")] = None,
+        scheduler: Annotated[
+            str | None,
+            setting("worker.scheduler_address", "address of the scheduler; of two, with a comma", "HOST:PORT"),
+        ] = None,
+        sources: Sources = NO_SOURCES,
+    ) -> int:
+        loaded = load(sources, model, id, host, port, scheduler)
+        return _serve(role, loaded, "worker", loaded.value.worker.scheduler_address)
+
+    run.__name__, run.__doc__ = role, f"Run one {role} worker."
+    return run
+
+
+prefill = _worker("prefill")
+decode = _worker("decode")
 
 
 def front_proxy(

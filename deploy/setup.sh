@@ -7,18 +7,63 @@ python="${PYTHON:-python3}"
 profile="${PROFILE:-cpu}"
 venv="${VENV:-.venv}"
 torch_index="${TORCH_INDEX:-}"
+# Back to the start of a terminal's line, which is emptied.
+clear=$'\r\033[K'
 
 fail() {
     echo "setup: $1" >&2
     exit 1
 }
 
+# What pip says, as one line of progress: on a terminal it is written over, elsewhere only large downloads are told.
+# $1: how many packages there are.
+show() {
+    local total="$1" count=0 line file size name version
+    while IFS= read -r line; do
+        case "$line" in
+        "Collecting "* | "Processing "* | "Requirement already satisfied: "*)
+            count=$((count + 1))
+            continue
+            ;;
+        "  Downloading "*.whl*)
+            line="${line#  Downloading }"
+            file="${line%% *}" size="${line#* }"
+            IFS=- read -r name version _ <<<"${file##*/}"
+            line="$count of $total: $name $version $size"
+            ;;
+        "Installing collected packages: "*,*) line="unpacking what is new" size=MB ;;
+        *) continue ;;
+        esac
+        if [ -t 1 ]; then
+            printf '%s  %s' "$clear" "$line"
+        elif [[ "$size" == *MB* ]]; then
+            echo "  $line"
+        fi
+    done
+    if [ -t 1 ]; then printf '%s' "$clear"; fi
+}
+
+# What pip complains of. Folders that it is told to look in and that are not there are none of the user's business.
+complain() {
+    local line
+    while IFS= read -r line; do
+        [[ "$line" == "WARNING: Location '"*"is ignored"* ]] && continue
+        if [ -t 2 ]; then printf '%s' "$clear" >&2; fi
+        echo "$line" >&2
+    done
+}
+
+# $1: how many packages; the rest goes to pip.
 install() {
+    local total="$1"
+    shift
     # Every pin is exact and the closure is complete, so nothing may be resolved beside it.
-    # Not quiet: minutes of downloads shall be seen. But folders that this machine's pip is told to look in and that are
-    # not there are none of the user's business.
-    "$venv/bin/python" -m pip install --no-deps --disable-pip-version-check "$@" \
-        2> >(grep --line-buffered -v "^WARNING: Location '.*' is ignored" >&2)
+    "$venv/bin/python" -m pip install --no-deps --disable-pip-version-check --progress-bar off "$@" \
+        2> >(complain) | show "$total"
+}
+
+pins() {
+    grep -c '==' "$1"
 }
 
 has_torch() {
@@ -43,11 +88,11 @@ install_cpu_torch() {
     if has_torch "$version"; then
         return
     fi
-    if install "$pin" 2>/dev/null; then
+    if install 1 "$pin" 2>/dev/null; then
         echo "setup: $pin came from where this machine's pip is configured to look"
     elif [ -n "$torch_index" ]; then
         echo "setup: this machine's pip does not find $pin; taking it from TORCH_INDEX"
-        install --index-url "$torch_index" "$pin" || fail "$pin is not at TORCH_INDEX=$torch_index either"
+        install 1 --index-url "$torch_index" "$pin" || fail "$pin is not at TORCH_INDEX=$torch_index either"
     else
         fail "this machine's pip does not find $pin, the CPU build of PyTorch.
   Run:  make setup TORCH_INDEX=<PyTorch's CPU wheel index>
@@ -70,14 +115,15 @@ fi
 rm -f "$venv"/installed-*
 
 echo "setup: installing the tools for development (requirements/dev.txt)"
-install -r requirements/dev.txt
+install "$(pins requirements/dev.txt)" -r requirements/dev.txt
 # After the tools: where the two differ in a pin, the profile's is the one that serves.
 echo "setup: installing profile $profile (requirements/$profile.txt); the first time takes minutes"
 if [ "$profile" = cpu ]; then
     install_cpu_torch
-    install -r <(grep -v '^torch==' requirements/cpu.txt)
+    install "$(pins requirements/cpu.txt)" -r <(grep -v '^torch==' requirements/cpu.txt)
 else
-    install -r "requirements/$profile.txt"
+    install "$(pins "requirements/$profile.txt")" -r "requirements/$profile.txt"
 fi
-install --no-build-isolation --editable .
-echo "setup: done"
+echo "setup: installing Baton itself"
+install 1 --no-build-isolation --editable .
+echo "setup: done; make serve serves the demo model"

@@ -11,18 +11,17 @@ from engine.config import EngineConfig
 from front_proxy.config import LIMITS, FrontProxyConfig
 from prefill_worker.config import PrefillWorkerConfig
 from runtime.bounds import Positive
+from runtime.roles import Role
 from scheduler.config import SchedulerConfig
 from worker.config import WorkerConfig, WorkerLimits
 
 Processes = Annotated[int, msgspec.Meta(ge=1, le=512)]
 PrefillWorkers = Annotated[int, msgspec.Meta(ge=0, le=512)]
 Schedulers = Annotated[int, msgspec.Meta(ge=1, le=2)]
-Restarts = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
-BackoffMin = Annotated[float, msgspec.Meta(gt=0.0, le=30.0)]
 
 
 class LauncherConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What `baton up` starts, how long it waits, and how often it restarts a process."""
+    """What `baton up` starts, where it keeps what it needs, and how long it waits."""
 
     prefill: PrefillWorkers = 1
     """Prefill workers. 0: decode workers compute every prompt. Watch `baton_front_proxy_ttft_seconds`."""
@@ -42,11 +41,6 @@ class LauncherConfig(msgspec.Struct, frozen=True, kw_only=True):
     stop_timeout_s: Positive = 15.0
     """Time that front proxies, then workers, then schedulers have to end before they are killed. Watch the log of
     `baton up`."""
-    restarts_max: Restarts = 5
-    """Times that one process is restarted within 10 minutes; after one more death it stays down. Watch RESTARTS and WHY
-    in `baton status`."""
-    restart_backoff_min_s: BackoffMin = 0.5
-    """Pause before a process that died is restarted; doubles with each death within 10 minutes, to 30 s at most."""
 
 
 class BatonConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +53,12 @@ class BatonConfig(msgspec.Struct, frozen=True, kw_only=True):
     decode_worker: DecodeWorkerConfig = DecodeWorkerConfig()
     front_proxy: FrontProxyConfig = FrontProxyConfig()
     launcher: LauncherConfig = LauncherConfig()
+
+    def of_role(self, role: Role) -> SchedulerConfig | WorkerConfig | FrontProxyConfig:
+        """The section of the processes of this role."""
+        if role == "scheduler":
+            return self.scheduler
+        return self.front_proxy if role == "front_proxy" else self.worker
 
     def __post_init__(self) -> None:
         lease_min_s = 2 * LIMITS.handoff_renew_interval_s

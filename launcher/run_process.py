@@ -18,7 +18,6 @@ from launcher.local.child import READY_PREFIX
 from launcher.local.environment import CHILD_VARIABLE
 from launcher.local.ports import HTTP_FD_VARIABLE
 from launcher.local.process_plan import drain_s
-from runtime.bounds import LogLevel
 from runtime.roles import Role
 
 EXIT_TIMEOUT_S = 15.0
@@ -50,7 +49,7 @@ def _remove_temp_dir() -> None:
 def _serve(role: Role, config: BatonConfig) -> int:
     from runtime.process import lifecycle, logs
 
-    logs.configure_logging(_log_level(role, config), process_id(role, config))
+    logs.configure_logging(config.of_role(role).log_level, process_id(role, config))
     _use_own_log_format(os.environ)
     try:
         lifecycle.run(_main(role, config), exit_timeout_s=EXIT_TIMEOUT_S)
@@ -90,18 +89,6 @@ def process_id(role: Role, config: BatonConfig) -> str:
             return config.worker.worker_id or f"{role}-{os.getpid()}"
         case "front_proxy":
             return config.front_proxy.front_proxy_id or f"front-proxy-{os.getpid()}"
-        case _:
-            assert_never(role)
-
-
-def _log_level(role: Role, config: BatonConfig) -> LogLevel:
-    match role:
-        case "scheduler":
-            return config.scheduler.log_level
-        case "prefill" | "decode":
-            return config.worker.log_level
-        case "front_proxy":
-            return config.front_proxy.log_level
         case _:
             assert_never(role)
 

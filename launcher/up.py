@@ -110,9 +110,9 @@ class Cluster:
             poll_interval_s=self._timing.poll_interval_s,
         )
         async with serve_control(restarts) as address:
-            self.backend.state.control_at(address)
+            self.backend.state.note(control_address=address)
             outcome = await self.backend.supervise()
-            self.backend.state.control_at("")
+            self.backend.state.note(control_address="")
         return outcome
 
     async def _announce(self) -> bool:
@@ -124,7 +124,7 @@ class Cluster:
         if problem:
             self.backend.processes.report(front.id, f"reported ready, but {problem}")
             return False
-        state.serve_at(url, front.grpc_address)
+        state.note(url=url, grpc_address=front.grpc_address)
         name = model_choice.served_name(self._config)
         print(f"ready {url} grpc {front.grpc_address} model {name}", flush=True)
         return True

@@ -88,13 +88,13 @@ def load(
             raise BadConfiguration(key.strip(), f"expected key=value, got {setting!r}", "--set")
         _put(cls, tree, sources, tuple(key.strip().split(".")), _Text(text), COMMAND_LINE)
     value = _convert(cls, tree, sources)
-    return Loaded(value=value, sources=_all_sources(value, sources))
+    return Loaded(value=value, sources={path: _source(sources, path) for path, _ in _struct_leaves(value)})
 
 
 def settings(loaded: Loaded[Any]) -> list[Setting]:
     """Every value of ``loaded`` with its source, in the order of declaration."""
     return [
-        Setting(path=".".join(path), value=msgspec.to_builtins(value), source=_source(loaded.sources, ".".join(path)))
+        Setting(path=path, value=msgspec.to_builtins(value), source=_source(loaded.sources, path))
         for path, value in _struct_leaves(loaded.value)
     ]
 
@@ -136,16 +136,15 @@ def _leaves(
     cls: type[msgspec.Struct], tree: Mapping[str, Any], source: str, at: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
     """What ``tree`` sets, one value of ``cls`` at a time."""
-    hints = _hints(cls)
     for key, value in tree.items():
         path = (*at, key)
-        nested = hints.get(key)
-        if nested is not None and _is_struct(nested):
-            if not isinstance(value, dict):
-                raise BadConfiguration(".".join(path), f"expected a table, got {value!r}", source)
+        nested: Any = _hints(cls).get(key)
+        if not _is_struct(nested):
+            yield path, value
+        elif isinstance(value, dict):
             yield from _leaves(nested, value, source, path)
         else:
-            yield path, value
+            raise BadConfiguration(".".join(path), f"expected a table, got {value!r}", source)
 
 
 def _environment_path(cls: type[msgspec.Struct], name: str, prefix: str) -> tuple[str, ...]:
@@ -174,32 +173,28 @@ def _put(
     source: str,
 ) -> None:
     """Set one value; the key must exist and the value must fit its type."""
-    owner: type[msgspec.Struct] = cls
+    owner: Any = cls
     branch = tree
     for depth, key in enumerate(path):
-        if key not in _hints(owner):
-            raise BadConfiguration(".".join(path[: depth + 1]), f"unknown key; {_advice(cls, path)}", source)
-        kind = _hints(owner)[key]
-        rest = path[depth + 1 :]
-        if _is_struct(kind):
-            if not rest:
-                raise BadConfiguration(".".join(path), "is a table; set one of its keys", source)
-            owner, branch = kind, branch.setdefault(key, {})
-            continue
-        if rest and not _is_mapping(kind):
-            raise BadConfiguration(".".join(path), f"{key} is a value, not a table", source)
-        if rest:
-            branch = branch.setdefault(key, {})
-            for inner in rest[:-1]:
-                branch = branch.setdefault(inner, {})
-                if not isinstance(branch, dict):
-                    raise BadConfiguration(".".join(path), f"{inner} is a value, not a table", source)
-            branch[rest[-1]] = _loose(value)
+        at = ".".join(path[: depth + 1])
+        if _is_struct(owner):
+            if key not in _hints(owner):
+                raise BadConfiguration(at, f"unknown key; {_advice(cls, path)}", source)
+            kind = _hints(owner)[key]
         else:
+            kind = Any  # below a mapping, where every key may be
+        last = depth + 1 == len(path)
+        if last and _is_struct(kind):
+            raise BadConfiguration(at, "is a table; set one of its keys", source)
+        if last:
             branch[key] = _fit(kind, value, path, source)
-        sources[".".join(path)] = source
-        return
-    raise AssertionError("a path has at least one key")
+            break
+        if not (_is_struct(kind) or _is_mapping(kind) or kind is Any):
+            raise BadConfiguration(".".join(path), f"{key} is a value, not a table", source)
+        owner, branch = kind, branch.setdefault(key, {})
+        if not isinstance(branch, dict):
+            raise BadConfiguration(".".join(path), f"{key} is a value, not a table", source)
+    sources[".".join(path)] = source
 
 
 def _advice(cls: type[msgspec.Struct], path: tuple[str, ...]) -> str:
@@ -232,8 +227,10 @@ def _fit(kind: Any, value: Any, path: tuple[str, ...], source: str) -> Any:
     """``value`` as builtins, once it is known to convert to ``kind``."""
     candidates: list[Any] = [value]
     if isinstance(value, _Text):
-        # JSON null comes first so that it can unset a text; anything else is a text where the key takes one.
-        candidates = [*([None] if value.text == "null" else []), value.text, *_as_json(value.text)]
+        found = _as_json(value.text)
+        # JSON null comes first so that it can unset a text; anything else is a text where the key takes one, if it can.
+        null = [None] if value.text == "null" else []
+        candidates = [*found, value.text] if kind is Any else [*null, value.text, *found]
     reason = ""
     for candidate in candidates:
         try:
@@ -243,17 +240,11 @@ def _fit(kind: Any, value: Any, path: tuple[str, ...], source: str) -> Any:
     raise BadConfiguration(".".join(path), reason, source)
 
 
-def _loose(value: Any) -> Any:
-    if not isinstance(value, _Text):
-        return value
-    return next(_as_json(value.text), value.text)
-
-
-def _as_json(text: str) -> Iterator[Any]:
+def _as_json(text: str) -> list[Any]:
     try:
-        yield json.loads(text)
+        return [json.loads(text)]
     except ValueError:
-        return
+        return []
 
 
 def _convert(cls: type[T], tree: dict[str, Any], sources: Mapping[str, str]) -> T:
@@ -265,18 +256,14 @@ def _convert(cls: type[T], tree: dict[str, Any], sources: Mapping[str, str]) -> 
         raise BadConfiguration(path, _ERROR_PATH.sub("", str(error)), _source(sources, path)) from error
 
 
-def _all_sources(value: msgspec.Struct, given: Mapping[str, str]) -> dict[str, str]:
-    return {path: _source(given, path) for path in map(".".join, (path for path, _ in _struct_leaves(value)))}
-
-
-def _struct_leaves(value: msgspec.Struct, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _struct_leaves(value: msgspec.Struct, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value by dotted path; what is in a mapping each for itself."""
     for name in value.__struct_fields__:
-        inner = getattr(value, name)
-        path = (*at, name)
+        inner, path = getattr(value, name), f"{at}{name}"
         if isinstance(inner, msgspec.Struct):
-            yield from _struct_leaves(inner, path)
+            yield from _struct_leaves(inner, f"{path}.")
         elif isinstance(inner, dict) and inner:
-            yield from (((*path, str(key)), item) for key, item in inner.items())
+            yield from ((f"{path}.{key}", item) for key, item in inner.items())
         else:
             yield path, inner
 

@@ -34,7 +34,7 @@ SUITES = {
         "launcher/demo",
         "launcher/local/test_temp_dirs.py",
     ),
-    "e2e": ("e2e", "failover"),
+    "e2e": ("e2e",),
 }
 SLOWEST_MAX = 25
 

@@ -1,4 +1,4 @@
-"""The backend of this machine: replicas are its child processes. Startup and Supervision decide; this performs."""
+"""The backend of this machine: replicas are its child processes. Supervision decides; this performs."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Any, Literal, assert_never
 import msgspec
 
 from launcher.backend import Member, MemberState
-from launcher.config import BatonConfig, LauncherConfig
-from launcher.local import startup, supervision
-from launcher.local.child import HasEnded, SaidReady
+from launcher.config import BatonConfig
+from launcher.local import supervision
 from launcher.local.ports import HeldPorts
 from launcher.local.process_group import CommandOf, LocalProcesses, StateLost, tell
-from launcher.local.process_plan import WORKERS, drain_s, plan, pools, replica
+from launcher.local.process_plan import drain_s, plan, pools, replica
 from launcher.local.state_file import ClusterState, ProcessRecord
-from launcher.local.supervision import Phase, Supervision
+from launcher.local.supervision import BecameReady, Ended, Phase, StatusChecked, Supervision, Tick
 from launcher.local.timing import Timing
 from runtime.process.exit_codes import ExitCode
+from runtime.roles import WORKER_ROLES
 
 
 class Interrupted(msgspec.Struct, frozen=True):
     """The launcher was told to stop."""
 
 
-_Event = SaidReady | HasEnded | StateLost | supervision.StatusChecked | Interrupted
+_Event = BecameReady | Ended | StatusChecked | Tick | StateLost | Interrupted
 Outcome = Literal["ready", "interrupted", "failed"]
 
 
@@ -39,7 +39,6 @@ class LocalBackend:
         self, config: BatonConfig, state_dir: Path, *, command: CommandOf, ports: HeldPorts, timing: Timing
     ) -> None:
         self._config = config
-        self._launcher = config.launcher
         self._timing = timing
         self._ports = ports
         self._pools = {pool.name: pool for pool in pools(config)}
@@ -50,8 +49,7 @@ class LocalBackend:
             config, state_dir, specs, command=command, ports=ports, notify=self._events.put_nowait, timing=timing
         )
         self.state.on_change = self._publish
-        self._startup = startup.Startup(specs, start_timeout_s=self._launcher.start_timeout_s)
-        self._supervision = Supervision(specs, _limits(self._launcher, timing))
+        self._supervision = Supervision(specs, timing, start_timeout_s=config.launcher.start_timeout_s)
         self._drain_s = {spec.id: drain_s(spec.role, config) for spec in specs}
         self._watchers: weakref.WeakSet[asyncio.Queue[Member | None]] = weakref.WeakSet()
         self._jobs: set[asyncio.Task[None]] = set()
@@ -67,7 +65,7 @@ class LocalBackend:
     async def set_replicas(self, pool: str, replicas: int, *, go_first: Sequence[str] = ()) -> None:
         """Grow or shrink a pool of workers of a cluster that is up. Raises ValueError for other pools."""
         wanted = self._pools[pool]
-        if wanted.role not in WORKERS:
+        if wanted.role not in WORKER_ROLES:
             raise ValueError(f"the pool {pool} keeps its size while it runs: its ports are held from the start")
         specs = [spec for spec in self.processes.specs.values() if spec.pool == pool]
         phases = {spec.id: self._supervision.phase(spec.id) for spec in specs}
@@ -80,7 +78,7 @@ class LocalBackend:
         for name in retired[:missing]:
             self._decide(supervision.Replace(name))
         for index in range(len(specs), len(specs) + missing - len(retired[:missing])):
-            workers = sum(spec.role in WORKERS for spec in self.processes.specs.values())
+            workers = sum(spec.role in WORKER_ROLES for spec in self.processes.specs.values())
             spec = replica(self._config, wanted, index, workers)
             self.processes.add(spec)
             self._perform_all(self._supervision.add(spec, time.monotonic()))
@@ -123,42 +121,7 @@ class LocalBackend:
 
     async def start(self) -> Outcome:
         """Start everything in order; "failed" was reported."""
-        actions = self._startup.handle(startup.Begin(), time.monotonic())
-        told_s = time.monotonic()
-        while True:
-            for action in actions:
-                match action:
-                    case startup.Start(process_id):
-                        await self.processes.start(process_id)
-                    case startup.GiveUp(process_id, reason):
-                        self.processes.report(process_id, reason)
-                        return "failed"
-                    case startup.AllReady():
-                        self.processes.note_shared_memory()
-                        return "ready"
-                    case _:
-                        assert_never(action)
-            event = await self._next_event(told_s + self._timing.progress_interval_s)
-            now_s = time.monotonic()
-            match event:
-                case None:
-                    told_s = now_s
-                    self._report_progress(now_s)
-                    actions = self._startup.handle(startup.Tick(), now_s)
-                case SaidReady(process_id, _):
-                    await self.processes.became_ready(event)
-                    actions = self._startup.handle(startup.BecameReady(process_id), now_s)
-                case HasEnded(process_id, exit_code):
-                    self.state.change(process_id, state="dead", exit_code=exit_code)
-                    actions = self._startup.handle(startup.Ended(process_id, exit_code), now_s)
-                case Interrupted():
-                    return "interrupted"
-                case StateLost():
-                    return "failed"
-                case supervision.StatusChecked():
-                    raise AssertionError("comes only of a cluster that is up")
-                case _:
-                    assert_never(event)
+        return self._perform_all(self._supervision.begin(time.monotonic())) or await self._run_on()
 
     async def supervise(self) -> Outcome:
         """Restart processes that end, until an interrupt or until no request can be served. Ends every watch."""
@@ -166,50 +129,61 @@ class LocalBackend:
             if spec.role == "scheduler":
                 self._run(self._check(spec.id), f"check {spec.id}")
         try:
-            return await self._supervise()
+            return await self._run_on()
         finally:
             self._end_watches()
 
-    async def _supervise(self) -> Outcome:
+    async def _run_on(self) -> Outcome:
+        """Handle events until one of them decides."""
         while True:
-            event = await self._next_event(self._supervision.due_s())
-            told: supervision.Event
+            event = await self._next_event()
             match event:
                 case Interrupted():
                     return "interrupted"
                 case StateLost():
                     return "failed"
-                case None:
-                    told = startup.Tick()
-                case SaidReady(process_id, _):
+                case BecameReady():
                     await self.processes.became_ready(event)
-                    told = startup.BecameReady(process_id)
-                case HasEnded(process_id, exit_code):
+                case Ended(process_id, exit_code):
                     self.state.change(process_id, exit_code=exit_code)
-                    told = startup.Ended(process_id, exit_code)
-                case supervision.StatusChecked():
-                    told = event
+                case StatusChecked() | Tick():
+                    pass
                 case _:
                     assert_never(event)
-            if not self._decide(told):
-                return "failed"
+            if (outcome := self._decide(event)) is not None:
+                return outcome
 
-    def _decide(self, event: supervision.Event) -> bool:
-        """Hand one event to the supervision and perform its actions; False: no request can be served any more."""
+    def _decide(self, event: supervision.Event) -> Outcome | None:
+        """Hand one event to the supervision and perform its actions."""
         return self._perform_all(self._supervision.handle(event, time.monotonic()))
 
-    def _perform_all(self, actions: Sequence[supervision.Action]) -> bool:
+    def _perform_all(self, actions: Sequence[supervision.Action]) -> Outcome | None:
+        """What the actions come to: the cluster is up, no request can be served any more, or neither."""
         for action in actions:
-            if isinstance(action, supervision.GiveUp):
-                tell(f"error: {action.why}: stopping the rest")
-                return False
-            self._perform(action)
-        return True
+            match action:
+                case supervision.AllReady():
+                    self.processes.note_shared_memory()
+                    return "ready"
+                case supervision.GiveUp(why, ""):
+                    tell(f"error: {why}: stopping the rest")
+                    return "failed"
+                case supervision.GiveUp(why, process_id):
+                    self.processes.report(process_id, why)
+                    if not self.processes.pid(process_id):
+                        self.state.change(process_id, state="dead")
+                    return "failed"
+                case _:
+                    self._perform(action)
+        return None
 
     def _perform(self, action: supervision.Action) -> None:
         match action:
-            case startup.Start(process_id):
-                self._run(self._start_again(process_id), f"start {process_id} again")
+            case supervision.Start(process_id):
+                self._run(self._start(process_id), f"start {process_id}")
+            case supervision.StillStarting(process_id, for_s):
+                last = self.processes.tail(process_id, 1)
+                why = f": {last[0].strip()[:160]}" if last else ""
+                tell(f"{process_id}: starting for {for_s:.0f} s{why}")
             case supervision.Stop(process_id):
                 # A process that drains answers for itself. The state is for the time when it no longer does.
                 if self._supervision.phase(process_id) is Phase.STOPPING:
@@ -220,7 +194,8 @@ class LocalBackend:
                 tell(f"error: {process_id} {reason}: killing it")
                 self.processes.kill(process_id)
             case supervision.Pause(process_id, how, pause_s, deaths):
-                bound = f"{deaths} of at most {self._launcher.restarts_max} within {self._timing.restart_window_s:g} s"
+                timing = self._timing
+                bound = f"{deaths} of at most {timing.restarts_max} within {timing.restart_window_s:g} s"
                 then = f"{how}; starts again in {pause_s:g} s ({bound})"
                 self.state.change(process_id, state="restarting", why=then)
                 tell(f"error: {process_id} {then}, log {self.processes.log(process_id)}")
@@ -231,19 +206,17 @@ class LocalBackend:
             case supervision.Retired(process_id):
                 self.state.change(process_id, state="stopped", why="")
                 tell(f"{process_id}: stopped, as requested")
-            case supervision.CameBack():
-                pass  # The state file says so already.
-            case supervision.GiveUp():
-                raise AssertionError("ends the supervision")
+            case supervision.AllReady() | supervision.GiveUp():
+                raise AssertionError("performed by the caller")
             case _:
                 assert_never(action)
 
-    async def _start_again(self, process_id: str) -> None:
+    async def _start(self, process_id: str) -> None:
         try:
-            await self.processes.start_again(process_id, unless=lambda: self._stopping)
+            await self.processes.start(process_id, unless=lambda: self._stopping)
         except OSError as error:
             tell(f"error: {process_id} cannot be started: {error}")
-            self._events.put_nowait(HasEnded(process_id, ExitCode.NOT_STARTED))
+            self._events.put_nowait(Ended(process_id, ExitCode.NOT_STARTED))
 
     async def _check(self, process_id: str) -> None:
         """Ask a scheduler for its status again and again."""
@@ -253,23 +226,17 @@ class LocalBackend:
             await asyncio.sleep(max(0.0, asked_s + interval_s - time.monotonic()))
             asked_s = time.monotonic()
             answered = await self.processes.answers(process_id, interval_s)
-            self._events.put_nowait(supervision.StatusChecked(process_id, answered))
+            self._events.put_nowait(StatusChecked(process_id, answered))
 
     # Plumbing
 
-    def _report_progress(self, now_s: float) -> None:
-        for process_id, seconds in self._startup.waiting_for(now_s):
-            last = self.processes.tail(process_id, 1)
-            why = f": {last[0].strip()[:160]}" if last else ""
-            tell(f"{process_id}: starting for {seconds:.0f} s{why}")
-
-    async def _next_event(self, until_s: float | None) -> _Event | None:
-        """The next event; None when there is none by ``until_s``."""
+    async def _next_event(self) -> _Event:
+        due_s = self._supervision.due_s()
         try:
-            async with asyncio.timeout(None if until_s is None else max(0.0, until_s - time.monotonic())):
+            async with asyncio.timeout(None if due_s is None else max(0.0, due_s - time.monotonic())):
                 return await self._events.get()
         except TimeoutError:
-            return None
+            return Tick()
 
     def _run(self, job: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(job, name=name)
@@ -315,13 +282,3 @@ class LocalBackend:
 async def _until_none(changes: asyncio.Queue[Member | None]) -> AsyncGenerator[Member]:
     while (member := await changes.get()) is not None:
         yield member
-
-
-def _limits(launcher: LauncherConfig, timing: Timing) -> supervision.Limits:
-    return supervision.Limits(
-        backoff_min_s=launcher.restart_backoff_min_s,
-        backoff_max_s=timing.restart_backoff_max_s,
-        restarts_max=launcher.restarts_max,
-        window_s=timing.restart_window_s,
-        start_timeout_s=launcher.start_timeout_s,
-    )

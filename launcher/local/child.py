@@ -7,12 +7,14 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from launcher.local import procfs, temp_dirs
+from launcher.local.supervision import BecameReady, Ended
+from launcher.local.timing import Timing
 
 READY_PREFIX = "BATON-READY "
 _READ_BYTES = 65536
@@ -20,32 +22,7 @@ _TAIL_BYTES = 262_144
 _LINE_BYTES_MAX = 65536
 
 
-class SaidReady(msgspec.Struct, frozen=True):
-    """The process printed its ready line."""
-
-    id: str
-    addresses: Mapping[str, str]
-
-
-class HasEnded(msgspec.Struct, frozen=True):
-    """The process was reaped. ``code`` is negative when a signal ended it."""
-
-    id: str
-    code: int
-
-
-Tell = Callable[[SaidReady | HasEnded], None]
-
-
-class CleanUp(msgspec.Struct, frozen=True, kw_only=True):
-    """What is cleaned up after a process that has ended."""
-
-    group_timeout_s: float
-    """Its own children end by themselves; any that is left after this time is killed."""
-    last_words_timeout_s: float
-    """How long its stdout is still read, which a child of it may keep open."""
-    temp_dir: Path | None = None
-    """The folder of its temporary files, to be removed."""
+Tell = Callable[[BecameReady | Ended], None]
 
 
 class _Exit(asyncio.subprocess.SubprocessStreamProtocol):
@@ -71,7 +48,8 @@ class Child:
         reaped: asyncio.Event,
         log: Path,
         tell: Tell,
-        clean_up: CleanUp,
+        timing: Timing,
+        temp_dir: Path | None,
     ) -> None:
         self.id = process_id
         self.pid = process.pid
@@ -82,7 +60,8 @@ class Child:
         self._process = process
         self._reaped = reaped
         self._tell = tell
-        self._after = clean_up
+        self._timing = timing
+        self._temp_dir = temp_dir
         self._shared_memory: set[Path] = set()
         self._ended = asyncio.create_task(self._follow(), name=f"follow {process_id}")
 
@@ -95,10 +74,14 @@ class Child:
         environ: Mapping[str, str],
         log: Path,
         tell: Tell,
-        clean_up: CleanUp,
+        timing: Timing,
+        temp_dir: Path | None = None,
         pass_fds: Sequence[int] = (),
     ) -> Child:
-        """Start ``command`` in a session of its own, its stderr appended to ``log``. Raises OSError when refused."""
+        """Start ``command`` in a session of its own, its stderr appended to ``log``. Raises OSError when refused.
+
+        ``temp_dir``: the folder of its temporary files, removed behind it.
+        """
         with log.open("ab") as stderr:
             loop = asyncio.get_running_loop()
             transport, exit_ = await loop.subprocess_exec(
@@ -112,7 +95,7 @@ class Child:
                 pass_fds=pass_fds,
             )
         process = asyncio.subprocess.Process(transport, exit_, loop)
-        return cls(process_id, process, exit_.reaped, log, tell, clean_up)
+        return cls(process_id, process, exit_.reaped, log, tell, timing, temp_dir)
 
     @property
     def running(self) -> bool:
@@ -156,28 +139,24 @@ class Child:
         """Wait until it was reaped and nothing of it is left."""
         await asyncio.shield(self._ended)
 
-    def tail(self, lines: int) -> list[str]:
-        """The last lines of its log."""
-        return tail(self.log, lines)
-
     async def _follow(self) -> None:
         await self._read_stdout()
         await self._reaped.wait()
         assert self._process.returncode is not None, self.id
-        self._tell(HasEnded(self.id, self._process.returncode))
+        self._tell(Ended(self.id, self._process.returncode))
         await self._clean_up()
 
     async def _clean_up(self) -> None:
         members = procfs.group_members(self.pid)
         if members:
             self._shared_memory |= procfs.shared_memory_of(members)
-            await asyncio.to_thread(procfs.wait_until_gone, members, self._after.group_timeout_s)
+            await asyncio.to_thread(procfs.wait_until_gone, members, self._timing.group_exit_timeout_s)
             self.kill_group()
-            await asyncio.to_thread(procfs.wait_until_gone, members, self._after.group_timeout_s)
+            await asyncio.to_thread(procfs.wait_until_gone, members, self._timing.group_exit_timeout_s)
             _kill(procfs.group_members(self.pid))
         procfs.remove_unused(self._shared_memory, made_since_s=self.started_at_s)
-        if self._after.temp_dir is not None:
-            await asyncio.to_thread(temp_dirs.remove, self._after.temp_dir)
+        if self._temp_dir is not None:
+            await asyncio.to_thread(temp_dirs.remove, self._temp_dir)
 
     async def _read_stdout(self) -> None:
         """Read until the ready line; all other lines go to the log. Ends with the process, not with its children."""
@@ -186,7 +165,7 @@ class Child:
         waiting = asyncio.create_task(self._reaped.wait(), name=f"wait {self.id}")
         await asyncio.wait({reading, waiting}, return_when=asyncio.FIRST_COMPLETED)
         # Its last lines may still be in the pipe. A child of it that keeps the pipe open must not delay this.
-        await asyncio.wait({reading}, timeout=self._after.last_words_timeout_s if waiting.done() else None)
+        await asyncio.wait({reading}, timeout=self._timing.last_words_timeout_s if waiting.done() else None)
         for task in (reading, waiting):
             task.cancel()
 
@@ -214,7 +193,7 @@ class Child:
         except msgspec.MsgspecError:
             write(f"not a ready line: {line}")
             return
-        self._tell(SaidReady(self.id, addresses))
+        self._tell(BecameReady(self.id, addresses))
 
 
 def _kill(pids: Iterable[int]) -> None:
@@ -234,12 +213,3 @@ def tail(log: Path, lines: int) -> list[str]:
     except OSError:
         return []
     return text.splitlines()[-lines:]
-
-
-async def stop_all(timeouts_s: Mapping[Child, float]) -> list[str]:
-    """Stop children together, each with its own patience, half of it to drain; the ids of those that were killed."""
-    stops: list[Awaitable[bool]] = [
-        child.stop(drain_s=timeout_s / 2, timeout_s=timeout_s) for child, timeout_s in timeouts_s.items()
-    ]
-    by_themselves = await asyncio.gather(*stops)
-    return [child.id for child, clean in zip(timeouts_s, by_themselves, strict=True) if not clean]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from launcher.rolling_restart import Refusal
+from launcher.rolling_restart import Refusal, RollingRestart
 from runtime.user_error import UserError
 
 if TYPE_CHECKING:
@@ -25,16 +25,8 @@ class CommandError(UserError):
     """A command of an operator that was not carried out; the message says why, in a sentence."""
 
 
-class Restarts(Protocol):
-    """What the service needs of a rolling restart."""
-
-    def restart(self, process_id: str) -> AsyncIterator[Step]:
-        """Replace one process, or "all"; yields what happens. Raises Refusal."""
-        ...
-
-
 @contextlib.asynccontextmanager
-async def serve_control(restarts: Restarts) -> AsyncIterator[str]:
+async def serve_control(restarts: RollingRestart) -> AsyncIterator[str]:
     """Serve commands; yields the address."""
     import grpc
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from launcher.local.control_service import CommandError
 from launcher.local.state_file import ClusterRecord, ProcessRecord
 from launcher.local.timing import Timing
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from runtime.roles import ROLES, WORKER_ROLES, Role
 from runtime.rpc.grpc_server import channel
 from scheduler.drain_client import drain_worker
 
@@ -27,7 +28,7 @@ Say = Callable[[str], None]
 async def drain(state_dir: Path, worker_id: str, *, timeout_s: float, say: Say) -> None:
     """Have the scheduler empty a worker, and wait until it is idle. It stays up. Raises CommandError or StateError."""
     record = state_file.read(state_dir)
-    worker = _worker(record, worker_id)
+    worker = _find(record, worker_id, "worker", WORKER_ROLES)
     if not procfs.is_alive(worker.pid, worker.start_ticks) or not worker.grpc_address:
         raise CommandError(f"{worker_id} does not run; `baton status` says more")
     schedulers = ",".join(one.grpc_address for one in record.processes if one.role == "scheduler")
@@ -60,7 +61,7 @@ async def restart(state_dir: Path, process_id: str, *, say: Say) -> None:
     """Have the launcher replace one process or "all". Raises CommandError or StateError."""
     record = state_file.read(state_dir)
     if process_id != "all":
-        _process(record, process_id)
+        _find(record, process_id, "process", ROLES)
     if not procfs.is_alive(record.launcher_pid, record.launcher_start_ticks):
         raise CommandError(f"the `baton up` of the state folder {state_dir} (pid {record.launcher_pid}) has ended")
     if not record.control_address:
@@ -75,19 +76,11 @@ async def restart(state_dir: Path, process_id: str, *, say: Say) -> None:
             raise CommandError(error.details() or error.code().name) from error
 
 
-def _process(record: ClusterRecord, process_id: str) -> ProcessRecord:
-    for process in record.processes:
-        if process.id == process_id:
-            return process
-    known = ", ".join(process.id for process in record.processes)
-    raise CommandError(f"there is no process {process_id}; there are {known}")
-
-
-def _worker(record: ClusterRecord, worker_id: str) -> ProcessRecord:
-    workers = {process.id: process for process in record.processes if process.role in ("prefill", "decode")}
-    if worker_id not in workers:
-        raise CommandError(f"there is no worker {worker_id}; there are {', '.join(workers)}")
-    return workers[worker_id]
+def _find(record: ClusterRecord, process_id: str, kind: str, roles: Sequence[Role]) -> ProcessRecord:
+    processes = {process.id: process for process in record.processes if process.role in roles}
+    if process_id not in processes:
+        raise CommandError(f"there is no {kind} {process_id}; there are {', '.join(processes)}")
+    return processes[process_id]
 
 
 def _held(answer: cluster_pb2.ProcessStatus) -> str:

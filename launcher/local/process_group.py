@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import sys
@@ -15,11 +16,12 @@ from engine.epoch import EPOCH_MIN_VARIABLE
 from launcher import model_choice
 from launcher.config import BatonConfig
 from launcher.local import procfs, status, temp_dirs
-from launcher.local.child import Child, CleanUp, HasEnded, SaidReady, stop_all
+from launcher.local.child import Child, tail
 from launcher.local.environment import CHILD_VARIABLE, child_environment
 from launcher.local.ports import HTTP_FD_VARIABLE, HeldPorts
 from launcher.local.process_plan import STOP_ORDER, ProcessSpec
 from launcher.local.state_file import LOGS, ClusterRecord, ClusterState, ProcessRecord
+from launcher.local.supervision import BecameReady, Ended
 from launcher.local.timing import Timing
 
 CommandOf = Callable[[ProcessSpec, Sequence[str]], list[str]]
@@ -29,7 +31,7 @@ class StateLost(msgspec.Struct, frozen=True):
     """The state file cannot be written, so no command can find this cluster any more."""
 
 
-Notify = Callable[[SaidReady | HasEnded | StateLost], None]
+Notify = Callable[[BecameReady | Ended | StateLost], None]
 
 
 def tell(line: str) -> None:
@@ -96,8 +98,16 @@ class LocalProcesses:
         tell(f"error: {why}")
         self._notify(StateLost())
 
-    async def start(self, process_id: str) -> None:
-        """Start a process; one that ran before must have ended. Raises OSError when the system refuses."""
+    async def start(self, process_id: str, *, unless: Callable[[], bool]) -> None:
+        """Start a process when nothing of its predecessor is left, unless ``unless()`` is true then.
+
+        Raises OSError when the system refuses.
+        """
+        former = self._children.get(process_id)
+        if former is not None:
+            await former.ended()
+        if unless():
+            return
         spec = self.specs[process_id]
         settings = [*spec.settings, *self._ports.settings(process_id)]
         if spec.role != "scheduler":
@@ -116,7 +126,10 @@ class LocalProcesses:
             environ[HTTP_FD_VARIABLE] = str(http_fd)
         child = await self._start_child(spec, settings, environ, () if http_fd is None else (http_fd,))
         self._children[spec.id] = child
-        self.state.change(spec.id, state="starting", pid=child.pid, start_ticks=child.start_ticks, why="")
+        restarts = self.state.process(process_id).restarts + (former is not None)
+        self.state.change(
+            spec.id, state="starting", pid=child.pid, start_ticks=child.start_ticks, restarts=restarts, why=""
+        )
         tell(f"{spec.id}: starting (pid {child.pid}, log {child.log})")
 
     async def _start_child(
@@ -130,28 +143,15 @@ class LocalProcesses:
                 environ=temp_dirs.environment(folder, environ),
                 log=self.log(spec.id),
                 tell=self._notify,
-                clean_up=CleanUp(
-                    group_timeout_s=self._timing.group_exit_timeout_s,
-                    last_words_timeout_s=self._timing.last_words_timeout_s,
-                    temp_dir=folder,
-                ),
+                timing=self._timing,
+                temp_dir=folder,
                 pass_fds=pass_fds,
             )
         except BaseException:
             temp_dirs.remove(folder)
             raise
 
-    async def start_again(self, process_id: str, *, unless: Callable[[], bool]) -> None:
-        """Start a process again when nothing of its predecessor is left, unless ``unless()`` is true then."""
-        if (former := self._children.get(process_id)) is not None:
-            await former.ended()
-        if unless():
-            return
-        restarts = self.state.process(process_id).restarts + 1
-        await self.start(process_id)
-        self.state.change(process_id, restarts=restarts)
-
-    async def became_ready(self, event: SaidReady) -> None:
+    async def became_ready(self, event: BecameReady) -> None:
         """Record the addresses and the epoch of a process that is ready."""
         addresses = event.addresses
         address = addresses.get("address", "")
@@ -183,11 +183,12 @@ class LocalProcesses:
 
     async def stop(self, process_id: str, drain_s: float) -> None:
         """Let one process finish what it runs for ``drain_s``, and end."""
-        child = self._children[process_id]
-        patience_s = self._launcher.stop_timeout_s
+        await self._stop(self._children[process_id], drain_s=drain_s, patience_s=self._launcher.stop_timeout_s)
+
+    async def _stop(self, child: Child, *, drain_s: float, patience_s: float) -> None:
         # It ends its own drain. A second signal is sent only if it does not.
         if not await child.stop(drain_s=drain_s + patience_s / 2, timeout_s=drain_s + patience_s):
-            tell(f"{process_id} did not end in time and was killed")
+            tell(f"{child.id} did not end in time and was killed")
 
     def kill(self, process_id: str) -> None:
         """End one process and all it started, now."""
@@ -207,8 +208,8 @@ class LocalProcesses:
             running = [child for child in self._children.values() if self._is_running(child, roles)]
             if running:
                 tell(f"stopping {', '.join(child.id for child in running)}")
-            for killed in await stop_all({child: self._patience_s(child) for child in running}):
-                tell(f"{killed} did not end in time and was killed")
+            stops = (self._stop(child, drain_s=0.0, patience_s=self._patience_s(child)) for child in running)
+            await asyncio.gather(*stops)
             for child in running:
                 self.state.change(child.id, state="stopped")
         for child in self._children.values():
@@ -230,8 +231,7 @@ class LocalProcesses:
 
     def tail(self, process_id: str, lines: int) -> list[str]:
         """The last lines of a process's log."""
-        child = self._children.get(process_id)
-        return child.tail(lines) if child else []
+        return tail(self.log(process_id), lines)
 
     def log(self, process_id: str) -> Path:
         """The log file of a process and its successors."""

@@ -12,10 +12,10 @@ from engine.preflight import cpu_share
 from launcher.backend import Pool
 from launcher.config import BatonConfig
 from runtime.configuration import DEFAULT
-from runtime.roles import Role
+from runtime.roles import WORKER_ROLES, Role
+from scheduler.config import SchedulerConfig
 
-WORKERS: tuple[Role, ...] = ("prefill", "decode")
-STOP_ORDER: tuple[tuple[Role, ...], ...] = (("front_proxy",), WORKERS, ("scheduler",))
+STOP_ORDER: tuple[tuple[Role, ...], ...] = (("front_proxy",), WORKER_ROLES, ("scheduler",))
 LEADER_FILE = "leader"
 _COMMANDS: dict[Role, str] = {
     "scheduler": "scheduler",
@@ -61,14 +61,14 @@ def plan(config: BatonConfig) -> tuple[ProcessSpec, ...]:
     for pool in pools(config):
         for index in range(pool.replicas):
             specs.append(replica(config, pool, index, workers))
-            workers += pool.role in WORKERS
+            workers += pool.role in WORKER_ROLES
     return tuple(specs)
 
 
 def replica(config: BatonConfig, pool: Pool, index: int, workers: int) -> ProcessSpec:
     """One process of a pool. ``workers``: how many workers of any pool were planned before it."""
     name = f"{pool.name}-{index}"
-    after, threads = scheduler_ids(config), 1 if pool.role not in WORKERS else None
+    after, threads = scheduler_ids(config), 1 if pool.role not in WORKER_ROLES else None
     match pool.role:
         case "scheduler":
             name = after[index]
@@ -109,18 +109,21 @@ def one_machine(config: BatonConfig, sources: Mapping[str, str], state_dir: Path
 def _scheduler_settings(config: BatonConfig, scheduler_id: str, ordinal: int) -> tuple[str, ...]:
     if config.launcher.schedulers == 1:
         return ()
-    # As with workers: a fixed port counts up. The launcher holds the gRPC port and passes it on.
-    ports = {"advertise_port": config.scheduler.advertise_port, "metrics_port": config.scheduler.metrics_port}
-    counted = tuple(f"scheduler.{name}={port + ordinal}" for name, port in ports.items() if port)
+    # The launcher holds the gRPC port and passes it on.
+    section = config.scheduler
+    counted = _counted("scheduler", ordinal, advertise_port=section.advertise_port, metrics_port=section.metrics_port)
     return (f"scheduler.scheduler_id={scheduler_id}", *counted)
 
 
 def _worker_settings(config: BatonConfig, worker_id: str, ordinal: int) -> tuple[str, ...]:
-    # Several workers cannot listen on one port: a fixed one counts up.
     worker = config.worker
     ports = {"port": worker.port, "advertise_port": worker.advertise_port, "metrics_port": worker.metrics_port}
-    counted = tuple(f"worker.{name}={port + ordinal}" for name, port in ports.items() if port)
-    return (f"worker.worker_id={worker_id}", *counted)
+    return (f"worker.worker_id={worker_id}", *_counted("worker", ordinal, **ports))
+
+
+def _counted(section: str, ordinal: int, **ports: int) -> tuple[str, ...]:
+    # Several processes cannot listen on one port: a fixed one counts up.
+    return tuple(f"{section}.{name}={port + ordinal}" for name, port in ports.items() if port)
 
 
 def _front_settings(front_proxy_id: str, index: int) -> tuple[str, ...]:
@@ -130,12 +133,5 @@ def _front_settings(front_proxy_id: str, index: int) -> tuple[str, ...]:
 
 def drain_s(role: Role, config: BatonConfig) -> float:
     """Time that a process of this role has to finish its requests."""
-    match role:
-        case "scheduler":
-            return 0.0
-        case "prefill" | "decode":
-            return config.worker.drain_timeout_s
-        case "front_proxy":
-            return config.front_proxy.drain_timeout_s
-        case _:
-            assert_never(role)
+    section = config.of_role(role)
+    return 0.0 if isinstance(section, SchedulerConfig) else section.drain_timeout_s

@@ -86,23 +86,16 @@ class ClusterState:
             msgspec.structs.replace(process, **changes) if process.id == process_id else process
             for process in self.record.processes
         )
-        self._update(processes=processes)
+        self.note(processes=processes)
         self.on_change(self.process(process_id))
 
     def add(self, process: ProcessRecord) -> None:
         """Record one more process."""
-        self._update(processes=(*self.record.processes, process))
+        self.note(processes=(*self.record.processes, process))
         self.on_change(process)
 
-    def control_at(self, address: str) -> None:
-        """Note where this launcher takes commands."""
-        self._update(control_address=address)
-
-    def serve_at(self, url: str, grpc_address: str) -> None:
-        """Note where clients reach the cluster."""
-        self._update(url=url, grpc_address=grpc_address)
-
-    def _update(self, **changes: object) -> None:
+    def note(self, **changes: object) -> None:
+        """Replace fields of the cluster's record."""
         self.record = msgspec.structs.replace(self.record, **changes)
         try:
             self._write()

@@ -15,22 +15,17 @@ if TYPE_CHECKING:
     from protos.cluster.v1 import cluster_pb2
 
 _MESSAGE_BYTES_MAX = 1 << 20
-_COLUMNS = (
-    ("id", "ID"),
-    ("role", "ROLE"),
-    ("state", "STATE"),
-    ("pid", "PID"),
-    ("address", "ADDRESS"),
-    ("requests_running", "RUNNING"),
-    ("requests_waiting", "WAITING"),
-    ("kv_blocks_used", "KV USED"),
-    ("kv_blocks_total", "KV TOTAL"),
-    ("leases_held", "LEASES"),
-    ("kv_bytes_in", "BYTES IN"),
-    ("kv_bytes_out", "BYTES OUT"),
-    ("restarts", "RESTARTS"),
-    ("why", "WHY"),
-)
+# Where the title is not the name in capitals.
+_COLUMNS = {
+    "id": "", "role": "", "state": "", "pid": "", "address": "", "requests_running": "RUNNING",
+    "requests_waiting": "WAITING", "kv_blocks_used": "KV USED", "kv_blocks_total": "KV TOTAL", "leases_held": "LEASES",
+    "kv_bytes_in": "BYTES IN", "kv_bytes_out": "BYTES OUT", "restarts": "", "why": "",
+}  # fmt: skip
+# What only the process itself knows.
+_SAID = (
+    "requests_running", "requests_waiting", "kv_blocks_used", "kv_blocks_total", "leases_held", "kv_bytes_in",
+    "kv_bytes_out", "workers_ready", "front_proxies_registered",
+)  # fmt: skip
 
 
 class StatusLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,28 +93,15 @@ def judge(
         return known
     if not alive:
         # Without its launcher it is not started again, whatever the state file says.
-        promised = process.state == "failed" or (process.state == "restarting" and supervised)
-        return (
-            msgspec.structs.replace(known, state=process.state, why=process.why)
-            if promised
-            else msgspec.structs.replace(known, state="dead")
-        )
+        if process.state == "failed" or (process.state == "restarting" and supervised):
+            return msgspec.structs.replace(known, why=process.why)
+        return msgspec.structs.replace(known, state="dead")
     if answer is None:
         # A process that starts does not answer yet.
         return known if process.state == "starting" else msgspec.structs.replace(known, state="unreachable")
+    said = {name: getattr(answer, name) for name in _SAID}
     return msgspec.structs.replace(
-        known,
-        epoch=answer.epoch or process.epoch,
-        state=answer.state or process.state,
-        requests_running=answer.requests_running,
-        requests_waiting=answer.requests_waiting,
-        kv_blocks_used=answer.kv_blocks_used,
-        kv_blocks_total=answer.kv_blocks_total,
-        leases_held=answer.leases_held,
-        kv_bytes_in=answer.kv_bytes_in,
-        kv_bytes_out=answer.kv_bytes_out,
-        workers_ready=answer.workers_ready,
-        front_proxies_registered=answer.front_proxies_registered,
+        known, epoch=answer.epoch or process.epoch, state=answer.state or process.state, **said
     )
 
 
@@ -149,16 +131,14 @@ def as_json(lines: Sequence[StatusLine]) -> str:
 
 def as_table(lines: Sequence[StatusLine]) -> str:
     """The form for people."""
-    rows = [[title for _, title in _COLUMNS]]
-    rows += [[str(getattr(line, name) or "-") if name in _TEXT else str(getattr(line, name)) for name, _ in _COLUMNS]
-             for line in lines]  # fmt: skip
+    rows = [[title or name.upper() for name, title in _COLUMNS.items()]]
+    for line in lines:
+        shown = {name: "-" if getattr(line, name) == "" else str(getattr(line, name)) for name in _COLUMNS}
+        rows.append(list((shown | {"pid": str(line.pid or "-")}).values()))
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
-
-
-_TEXT = frozenset({"id", "role", "state", "pid", "address", "why"})
 
 
 async def _one(process: ProcessRecord, supervised: bool, timeout_s: float) -> StatusLine:

@@ -1,21 +1,24 @@
-"""When a process that ended is started again, as a pure machine: events in, actions out. Starts and stops nothing.
+"""How the processes of a cluster start, and when one that ended starts again. A pure machine: events in, actions out.
 
-Each process has its own count. After a death the process is restarted with a pause, which doubles with each death in
-the window. After too many deaths it stays down. A process that is replaced on purpose starts again at once, uncounted.
-A scheduler that does not answer is killed: a frozen scheduler keeps the leader's lock, and no other one can lead.
+A process starts when those that it depends on are ready. Until all are ready once, the first one that ends takes the
+cluster with it. From then on each process has its own count. After a death the process is restarted with a pause,
+which doubles with each death in the window. After too many deaths it stays down. A process that is replaced on purpose
+starts again at once, uncounted. A scheduler that does not answer is killed: a frozen scheduler keeps the leader's lock,
+and no other one can lead.
 """
 
 from __future__ import annotations
 
 import enum
+import signal
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 import msgspec
 
 from launcher.local.process_plan import ProcessSpec
-from launcher.local.startup import BecameReady, Ended, Start, Tick, describe_exit
+from launcher.local.timing import Timing
 from runtime.roles import Role
 from runtime.timing.backoff import backoff_s
 
@@ -34,12 +37,14 @@ _UNANSWERED_MAX = round(SCHEDULER_UNRESPONSIVE_MAX_S / SCHEDULER_ASK_INTERVAL_S)
 class Phase(enum.StrEnum):
     """Where one process stands."""
 
+    WAITING = "waiting"
+    """For those that must be ready before its first start."""
+    STARTING = "starting"
     UP = "up"
     STOPPING = "stopping"
     """Told to end, to be started again."""
     PAUSING = "pausing"
     """Dead; starts again after the pause."""
-    STARTING = "starting"
     FAILED = "failed"
     """Dead too often; starts again only on request."""
     RETIRING = "retiring"
@@ -48,14 +53,22 @@ class Phase(enum.StrEnum):
     """Ended as told; starts again only on request."""
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of the supervision."""
+class BecameReady(msgspec.Struct, frozen=True):
+    """The process said that it serves, and where."""
 
-    backoff_min_s: float
-    backoff_max_s: float
-    restarts_max: int
-    window_s: float
-    start_timeout_s: float
+    id: str
+    addresses: Mapping[str, str] = {}
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """The process is gone. ``code`` is negative when a signal ended it."""
+
+    id: str
+    code: int
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """Time has passed."""
 
 
 class Replace(msgspec.Struct, frozen=True):
@@ -75,6 +88,23 @@ class StatusChecked(msgspec.Struct, frozen=True):
 
     id: str
     answered: bool
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Start this process."""
+
+    id: str
+
+
+class StillStarting(msgspec.Struct, frozen=True):
+    """The cluster is not up yet, and this is one of the processes that it waits for."""
+
+    id: str
+    for_s: float
+
+
+class AllReady(msgspec.Struct, frozen=True):
+    """Every process serves: the cluster is up."""
 
 
 class Stop(msgspec.Struct, frozen=True):
@@ -106,12 +136,6 @@ class Fail(msgspec.Struct, frozen=True):
     why: str
 
 
-class CameBack(msgspec.Struct, frozen=True):
-    """This process serves again."""
-
-    id: str
-
-
 class Retired(msgspec.Struct, frozen=True):
     """This process has ended as told and stays down."""
 
@@ -119,13 +143,14 @@ class Retired(msgspec.Struct, frozen=True):
 
 
 class GiveUp(msgspec.Struct, frozen=True):
-    """Nothing can be served any more."""
+    """Nothing can be served. ``id`` is the process at fault, if one is: its name then begins the sentence ``why``."""
 
     why: str
+    id: str = ""
 
 
-Event = Ended | BecameReady | Tick | Replace | Retire | StatusChecked
-Action = Start | Stop | Kill | Pause | Fail | CameBack | Retired | GiveUp
+Event = BecameReady | Ended | Tick | Replace | Retire | StatusChecked
+Action = Start | StillStarting | AllReady | Stop | Kill | Pause | Fail | Retired | GiveUp
 
 
 class _Watched:
@@ -135,7 +160,7 @@ class _Watched:
 
     def __init__(self, spec: ProcessSpec) -> None:
         self.spec = spec
-        self.phase = Phase.UP
+        self.phase = Phase.WAITING
         # PAUSING: when it is started. STARTING: when it must be ready.
         self.due_s = 0.0
         self.killed = False
@@ -146,12 +171,22 @@ class _Watched:
 
 
 class Supervision:
-    """Watches the processes of a cluster that has come up."""
+    """The processes of one cluster, from the first start on. After GiveUp nothing may be asked of it."""
 
-    def __init__(self, specs: Sequence[ProcessSpec], limits: Limits) -> None:
+    def __init__(self, specs: Sequence[ProcessSpec], timing: Timing, *, start_timeout_s: float) -> None:
         assert specs, "a cluster has processes"
-        self._limits = limits
+        self._timing = timing
+        self._start_timeout_s = start_timeout_s
         self._watched = {spec.id: _Watched(spec) for spec in specs}
+        self._coming_up = True
+        self._up_by_s = 0.0
+        # When StillStarting was last said.
+        self._said_s = 0.0
+
+    def begin(self, now_s: float) -> list[Action]:
+        """Start the processes that depend on no other."""
+        self._up_by_s, self._said_s = now_s + self._start_timeout_s, now_s
+        return self._start_next(now_s)
 
     def phase(self, process_id: str) -> Phase:
         """Where a process stands."""
@@ -161,10 +196,12 @@ class Supervision:
         """Watch one more process, which is started now."""
         assert spec.id not in self._watched, spec.id
         one = self._watched[spec.id] = _Watched(spec)
-        return self._start(one, now_s)
+        return [self._start(one, now_s)]
 
     def due_s(self) -> float | None:
         """When the next Tick is needed; None: not before something else happens."""
+        if self._coming_up:
+            return min(self._up_by_s, self._said_s + self._timing.progress_interval_s)
         timed = [one.due_s for one in self._watched.values() if one.phase is Phase.PAUSING or _may_be_late(one)]
         return min(timed, default=None)
 
@@ -175,10 +212,9 @@ class Supervision:
                 return self._ended(self._watched[id], code, now_s)
             case BecameReady(id):
                 one = self._watched[id]
-                if one.phase is not Phase.STARTING:
-                    return []  # it was told to end while it became ready
-                one.phase = Phase.UP
-                return [CameBack(id)]
+                if one.phase is Phase.STARTING:  # and was not told to end while it became ready
+                    one.phase = Phase.UP
+                return self._start_next(now_s) if self._coming_up else []
             case Replace(id):
                 return self._replace(self._watched[id], now_s)
             case Retire(id):
@@ -186,31 +222,52 @@ class Supervision:
             case StatusChecked(id, answered):
                 return self._checked(self._watched[id], answered=answered)
             case Tick():
+                if self._coming_up:
+                    return self._waited(now_s)
                 return [action for one in self._watched.values() for action in self._tick(one, now_s)]
             case _:
                 assert_never(event)
 
+    def _start_next(self, now_s: float) -> list[Action]:
+        up = {name for name, one in self._watched.items() if one.phase is Phase.UP}
+        if len(up) == len(self._watched):
+            self._coming_up = False
+            return [AllReady()]
+        waiting = [one for one in self._watched.values() if one.phase is Phase.WAITING]
+        return [self._start(one, now_s) for one in waiting if up.issuperset(one.spec.after)]
+
+    def _waited(self, now_s: float) -> list[Action]:
+        if now_s >= self._up_by_s:
+            late = next(name for name, one in self._watched.items() if one.phase is not Phase.UP)
+            return [GiveUp(self._late(), late)]
+        self._said_s = now_s
+        starting = {name: one for name, one in self._watched.items() if one.phase is Phase.STARTING}
+        return [StillStarting(name, now_s - one.due_s + self._start_timeout_s) for name, one in starting.items()]
+
     def _ended(self, one: _Watched, code: int, now_s: float) -> list[Action]:
-        limits, process_id = self._limits, one.spec.id
+        timing, process_id = self._timing, one.spec.id
         match one.phase:
             case Phase.STOPPING:
-                return self._start(one, now_s)
+                return [self._start(one, now_s)]
             case Phase.RETIRING:
                 one.phase = Phase.RETIRED
                 return [Retired(process_id)]
             case Phase.UP | Phase.STARTING:
-                how = describe_exit(code)
-            case Phase.PAUSING | Phase.FAILED | Phase.RETIRED:
+                how = _how_it_ended(code)
+            case Phase.WAITING | Phase.PAUSING | Phase.FAILED | Phase.RETIRED:
                 raise AssertionError(f"{process_id} ended although it was {one.phase}")
             case _:
                 assert_never(one.phase)
-        _forget(one.deaths, now_s - limits.window_s)
-        if len(one.deaths) >= limits.restarts_max:
+        if self._coming_up:
+            return [GiveUp(f"{how} before the cluster was ready", process_id)]
+        while one.deaths and one.deaths[0] <= now_s - timing.restart_window_s:
+            one.deaths.popleft()
+        if len(one.deaths) >= timing.restarts_max:
             one.phase = Phase.FAILED
-            bound = f"launcher.restarts_max={limits.restarts_max} within {limits.window_s:g} s"
+            bound = f"at most {timing.restarts_max} restarts within {timing.restart_window_s:g} s"
             return [Fail(process_id, f"{how}; it stays down ({bound})"), *self._judge_cluster()]
         one.deaths.append(now_s)
-        pause_s = backoff_s(len(one.deaths), min_s=limits.backoff_min_s, max_s=limits.backoff_max_s)
+        pause_s = backoff_s(len(one.deaths), min_s=timing.restart_backoff_min_s, max_s=timing.restart_backoff_max_s)
         one.phase, one.due_s = Phase.PAUSING, now_s + pause_s
         return [Pause(process_id, how, pause_s, len(one.deaths))]
 
@@ -229,11 +286,11 @@ class Supervision:
             case Phase.PAUSING | Phase.FAILED | Phase.RETIRED:
                 # The operator has repaired what was wrong.
                 one.deaths.clear()
-                return self._start(one, now_s)
+                return [self._start(one, now_s)]
             case Phase.RETIRING:
                 one.phase = Phase.STOPPING
                 return []
-            case Phase.STOPPING | Phase.STARTING:
+            case Phase.STOPPING | Phase.STARTING | Phase.WAITING:
                 return []
             case _:
                 assert_never(one.phase)
@@ -246,7 +303,7 @@ class Supervision:
             case Phase.STOPPING:
                 one.phase = Phase.RETIRING
                 return []
-            case Phase.PAUSING | Phase.FAILED:
+            case Phase.PAUSING | Phase.FAILED | Phase.WAITING:
                 one.phase = Phase.RETIRED
                 return [Retired(one.spec.id)]
             case Phase.RETIRING | Phase.RETIRED:
@@ -265,23 +322,30 @@ class Supervision:
         if one.due_s > now_s:
             return []
         if one.phase is Phase.PAUSING:
-            return self._start(one, now_s)
+            return [self._start(one, now_s)]
         if _may_be_late(one):
             one.killed = True
-            return [
-                Kill(one.spec.id, f"was not ready within launcher.start_timeout_s={self._limits.start_timeout_s:g}")
-            ]
+            return [Kill(one.spec.id, self._late())]
         return []
 
-    def _start(self, one: _Watched, now_s: float) -> list[Action]:
-        one.phase, one.due_s, one.killed = Phase.STARTING, now_s + self._limits.start_timeout_s, False
-        return [Start(one.spec.id)]
+    def _start(self, one: _Watched, now_s: float) -> Start:
+        one.phase, one.due_s, one.killed = Phase.STARTING, now_s + self._start_timeout_s, False
+        return Start(one.spec.id)
 
-
-def _forget(times_s: deque[float], until_s: float) -> None:
-    while times_s and times_s[0] <= until_s:
-        times_s.popleft()
+    def _late(self) -> str:
+        return f"was not ready within launcher.start_timeout_s={self._start_timeout_s:g}"
 
 
 def _may_be_late(one: _Watched) -> bool:
     return one.phase is Phase.STARTING and not one.killed
+
+
+def _how_it_ended(code: int) -> str:
+    """``code`` in words, as a part of a sentence."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = "unknown"
+    return f"was ended by signal {-code} ({name})"

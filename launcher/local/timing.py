@@ -14,8 +14,11 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """How often start-up reports what it waits for."""
     log_tail_lines: int = 30
     """Lines of a failed process's log that are shown."""
+    restarts_max: int = 5
+    """Times that one process is started again within ``restart_window_s``; after one more death it stays down."""
+    restart_backoff_min_s: float = 0.5
+    """Pause before a process that died is started again; doubles with each death in the window."""
     restart_backoff_max_s: float = 30.0
-    """Longest pause before a process that died is started again."""
     restart_window_s: float = 600.0
     """How long a death counts."""
     group_exit_timeout_s: float = 3.0

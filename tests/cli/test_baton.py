@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
@@ -82,27 +80,6 @@ def test_a_wrong_setting_is_an_error_with_its_path(
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "front_proxy.port=-5",
-        "worker.port=65536",
-        "front_proxy.deadline_s=-1",
-        "front_proxy.deadline_s=nan",
-        "front_proxy.attempts_max=0",
-        "worker.requests_max=0",
-        "prefill_worker.leases_max=0",
-        "decode_worker.kv_overcommit_factor=0",
-        "engine.block_size_tokens=-16",
-        "engine.max_model_len=0",
-        "scheduler.worker_lease_s=0",
-    ],
-)
-def test_a_number_out_of_range_is_an_error_with_its_path(setting: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["config", "--set", setting]) == 2
-    assert f"configuration: {setting.partition('=')[0]}: Expected " in capsys.readouterr().err
-
-
 def test_every_number_of_the_configuration_has_a_bound() -> None:
     def unbounded(cls: type[msgspec.Struct], at: str) -> list[str]:
         found: list[str] = []
@@ -124,6 +101,7 @@ def test_every_number_of_the_configuration_has_a_bound() -> None:
         ("/no/such/folder", "there is no model folder /no/such/folder"),
         (__file__, "is a file; name the folder"),
         ("gpt", "looks like organisation/name"),
+        (str(Path(__file__).parent), "has no config.json, so it holds no model that can be loaded"),
     ],
 )
 def test_a_wrong_model_is_one_sentence(
@@ -138,18 +116,6 @@ def test_a_wrong_model_is_one_sentence(
 def test_status_without_a_cluster_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--state-dir", str(tmp_path)]) == 1
     assert "no cluster was started with the state folder" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "module", ["cli.app", "launcher.up", "launcher.local.status", "launcher.run_process", "scheduler.run"]
-)
-def test_what_must_stay_light_imports_neither_torch_nor_vllm(module: str) -> None:
-    program = (
-        f"import sys, importlib; importlib.import_module({module!r}); "
-        "print(sorted({'torch', 'vllm', 'transformers', 'nixl', 'numpy'} & sys.modules.keys()))"
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    assert result.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(
@@ -186,6 +152,7 @@ def test_help_names_every_option(command: str, told: list[str], capsys: pytest.C
         (["chaos", "--faults", "kill,flood"], "--faults: flood is not one of kill, freeze"),
         (["chaos", "virtual", "--seeds", "x"], '--seeds: unable to convert "x" into int'),
         (["prefill"], "worker.scheduler_address: needs the scheduler's HOST:PORT"),
+        (["front-proxy"], "front_proxy.scheduler_address: needs the scheduler's HOST:PORT"),
     ],
 )
 def test_wrong_words_are_one_line_and_exit_code_2(

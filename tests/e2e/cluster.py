@@ -6,19 +6,19 @@ import contextlib
 import json
 import os
 import queue
-import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 
-from launcher.local import temp_dirs
+from launcher.local import procfs, temp_dirs
 
 START_TIMEOUT_S = 420.0
 STOP_TIMEOUT_S = 60.0
@@ -63,16 +63,9 @@ def is_alive(pid: int) -> bool:
 
 
 def shared_memory(process: subprocess.Popen[str]) -> set[str]:
-    """The names in shared memory that a process and all below it have mapped; others' names are theirs to clean up."""
-    names: set[str] = set()
-    pids = [process.pid]
-    while pids:
-        folder = Path("/proc") / str(pids.pop())
-        # Any of them may end meanwhile.
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            names.update(re.findall(r" /dev/shm/(\S+)", (folder / "maps").read_text()))
-            pids += [int(pid) for children in folder.glob("task/*/children") for pid in children.read_text().split()]
-    return names
+    """The names in shared memory that a process and all below it use; others' names are theirs to clean up."""
+    pids = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+    return {path.name for path in procfs.shared_memory_of(pids)}
 
 
 def left_behind(names: set[str]) -> set[str]:
@@ -133,52 +126,43 @@ def stop(process: subprocess.Popen[str]) -> int:
 
 
 @contextlib.contextmanager
-def baton_up(state_dir: Path, arguments: Sequence[str]) -> Iterator[Endpoint]:
-    """A running cluster; its ports come from the kernel. It must leave nothing in its temporary folder."""
-    state_dir.mkdir(parents=True, exist_ok=True)
-    errors = state_dir / "up.stderr"
-    temporary = temp_dirs.make()
-    environ = temp_dirs.environment(temporary, os.environ)
-    del environ["VLLM_RPC_BASE_PATH"]
+def _running(
+    command: Sequence[str], errors: Path, environ: Mapping[str, str]
+) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """A server that has printed its ready line, and the words of that line."""
     with errors.open("w") as stderr:
         process = subprocess.Popen(
-            [*BATON, "up", "--port", "0", "--grpc-port", "0", "--state-dir", str(state_dir), *arguments],
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            start_new_session=True,
-            env=environ,
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True, env=environ
         )
     try:
         try:
             words = _first_line(process, "ready http://", START_TIMEOUT_S).split()
         except Exception as failure:
-            raise AssertionError(f"baton up did not start:\n{errors.read_text()[-4000:]}") from failure
-        yield Endpoint(url=words[1], grpc_address=words[3], state_dir=state_dir, process=process)
-        stop(process)
-        assert [str(left) for left in temporary.rglob("*")] == []
+            raise AssertionError(f"it did not start:\n{errors.read_text()[-4000:]}") from failure
+        yield process, words
     finally:
         stop(process)
+
+
+@contextlib.contextmanager
+def baton_up(state_dir: Path, arguments: Sequence[str]) -> Iterator[Endpoint]:
+    """A running cluster; its ports come from the kernel. It must leave nothing in its temporary folder."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    temporary = temp_dirs.make()
+    environ = temp_dirs.environment(temporary, os.environ)
+    del environ["VLLM_RPC_BASE_PATH"]
+    command = [*BATON, "up", "--port", "0", "--grpc-port", "0", "--state-dir", str(state_dir), *arguments]
+    try:
+        with _running(command, state_dir / "up.stderr", environ) as (process, words):
+            yield Endpoint(url=words[1], grpc_address=words[3], state_dir=state_dir, process=process)
+        assert [str(left) for left in temporary.rglob("*")] == []
+    finally:
         temp_dirs.remove(temporary)
 
 
 @contextlib.contextmanager
 def plain_server(directory: Path, model: Path, arguments: Sequence[str]) -> Iterator[str]:
     """One plain vLLM server on the same model; yields its base URL."""
-    errors = directory / "plain.log"
-    with errors.open("w") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.plain_server", "--model", str(model), "--port", "0", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            start_new_session=True,
-        )
-    try:
-        try:
-            words = _first_line(process, "ready http://", START_TIMEOUT_S).split()
-        except Exception as failure:
-            raise AssertionError(f"the plain server did not start:\n{errors.read_text()[-4000:]}") from failure
+    command = [sys.executable, "-m", "bench.plain_server", "--model", str(model), "--port", "0", *arguments]
+    with _running(command, directory / "plain.log", os.environ) as (_, words):
         yield words[1]
-    finally:
-        stop(process)

@@ -1,9 +1,12 @@
-"""One real cluster (1 prefill + 1 decode) and one plain vLLM server for all tests here: three engines."""
+"""The clusters of these tests: one at a time, started by the first test that needs it, ended when another is needed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,24 +17,62 @@ SERVED = "demo"
 # vLLM would round these float32 weights to bfloat16, in which logits of random prompts tie exactly (1 token in 100):
 # which of two equal ones is "greedy" then depends on what shared the batch. In float32 none are closer than 1e-4.
 DTYPE = "float32"
+MODEL = demo_model.SHIPPED
+# What every fake engine is told.
+FAKE = ("--model", str(MODEL), "--set", f"engine.served_model_name={SERVED}", "--set", "engine.kind=fake")
+REAL = (
+    "--model", str(MODEL), "--prefill", "1", "--decode", "2",
+    "--set", f"engine.served_model_name={SERVED}",
+    "--set", f"engine.dtype={DTYPE}",
+    "--set", "engine.max_model_len=4096",
+    "--set", "front_proxy.serving.tool_call_parser=hermes",
+)  # fmt: skip
+PLAIN = (
+    "--served-model-name", SERVED,
+    "--dtype", DTYPE,
+    "--max-model-len", "4096",
+    "--block-size", "32",
+    "--enforce-eager",
+    "--enable-auto-tool-choice",
+    "--tool-call-parser", "hermes",
+    "--enable-prompt-tokens-details",
+)  # fmt: skip
 
 
-@pytest.fixture(scope="package")
-def model_dir() -> Path:
-    return demo_model.ensure()
+class Alive:
+    """Servers that run. Those of another group end before one of this group starts."""
+
+    def __init__(self) -> None:
+        self._group = ""
+        self._servers: dict[str, Any] = {}
+        self._ends = contextlib.ExitStack()
+
+    def get(self, group: str, name: str, start: Callable[[], AbstractContextManager[Any]]) -> Any:
+        """The server of this name, started if it does not run."""
+        if group != self._group:
+            self.end()
+            self._group = group
+        if name not in self._servers:
+            self._servers[name] = self._ends.enter_context(start())
+        return self._servers[name]
+
+    def end(self) -> None:
+        """End them all."""
+        self._servers.clear()
+        self._ends.close()
 
 
-@pytest.fixture(scope="package")
-def baton(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[Endpoint]:
-    state_dir = tmp_path_factory.mktemp("baton")
-    arguments = [
-        "--model", str(model_dir),
-        "--set", f"engine.served_model_name={SERVED}",
-        "--set", f"engine.dtype={DTYPE}",
-        "--set", "engine.max_model_len=4096",
-        "--set", "front_proxy.serving.tool_call_parser=hermes",
-    ]  # fmt: skip
-    with baton_up(state_dir, arguments) as endpoint:
+@pytest.fixture(scope="session")
+def alive() -> Iterator[Alive]:
+    servers = Alive()
+    yield servers
+    servers.end()
+
+
+@contextlib.contextmanager
+def _real(state_dir: Path) -> Iterator[Endpoint]:
+    """One prefill worker and two decode workers with vLLM. They must leave nothing behind."""
+    with baton_up(state_dir, REAL) as endpoint:
         yield endpoint
         pids = [process["pid"] for process in endpoint.status()]
         memory = shared_memory(endpoint.process)
@@ -41,18 +82,31 @@ def baton(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator
     assert left_behind(memory) == set()
 
 
-@pytest.fixture(scope="package")
-def plain(tmp_path_factory: pytest.TempPathFactory, model_dir: Path, baton: Endpoint) -> Iterator[str]:
-    """Started after the cluster, so that only one set of engines starts at a time on two cores."""
-    arguments = [
-        "--served-model-name", SERVED,
-        "--dtype", DTYPE,
-        "--max-model-len", "4096",
-        "--block-size", "32",
-        "--enforce-eager",
-        "--enable-auto-tool-choice",
-        "--tool-call-parser", "hermes",
-        "--enable-prompt-tokens-details",
-    ]  # fmt: skip
-    with plain_server(tmp_path_factory.mktemp("plain"), model_dir, arguments) as url:
-        yield url
+@pytest.fixture(scope="module")
+def baton(alive: Alive, tmp_path_factory: pytest.TempPathFactory) -> Endpoint:
+    """The cluster with real engines."""
+    endpoint = alive.get("real", "baton", lambda: _real(tmp_path_factory.mktemp("baton")))
+    assert isinstance(endpoint, Endpoint)
+    return endpoint
+
+
+@pytest.fixture(scope="module")
+def plain(alive: Alive, tmp_path_factory: pytest.TempPathFactory, baton: Endpoint) -> str:
+    """The address of one plain vLLM server. After the cluster: only one set of engines starts at a time."""
+    url = alive.get("real", "plain", lambda: plain_server(tmp_path_factory.mktemp("plain"), MODEL, PLAIN))
+    assert isinstance(url, str)
+    return url
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put those that share the real engines next to each other, and last the one that kills a worker of them."""
+    here = [index for index, item in enumerate(items) if item.path.is_relative_to(Path(__file__).parent)]
+    fakes, reals, kills = "abc"
+
+    def place(item: pytest.Item) -> str:
+        if "baton" not in getattr(item, "fixturenames", ()):
+            return fakes
+        return kills if item.path.stem == "test_resume" else reals
+
+    for index, item in zip(here, sorted((items[index] for index in here), key=place), strict=True):
+        items[index] = item

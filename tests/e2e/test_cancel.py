@@ -14,7 +14,7 @@ from protos.inference.v1.inference_pb2 import SamplingOptions
 from tests.e2e.cluster import Endpoint, wait_for
 from tests.e2e.conftest import SERVED
 
-# The first test of a session also waits for every engine to start.
+# The first one also waits for every engine to start.
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 REQUESTS = 200

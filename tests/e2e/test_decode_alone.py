@@ -1,28 +1,36 @@
-"""A cluster without prefill workers: decode workers compute the prompts too, as one plain engine does."""
+"""A cluster without prefill workers serves as one plain engine does, and ends with a launcher that is killed."""
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.e2e.cluster import baton_up, stop
-from tests.e2e.conftest import SERVED
+from tests.e2e.cluster import baton_up, is_alive, wait_for
+from tests.e2e.conftest import FAKE, SERVED, Alive
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
+END_TIMEOUT_S = 30
 
-def test_decode_workers_alone_serve(tmp_path: Path, model_dir: Path) -> None:
-    arguments = [
-        "--model", str(model_dir), "--prefill", "0", "--decode", "1",
-        "--set", "engine.kind=fake", "--set", f"engine.served_model_name={SERVED}",
-    ]  # fmt: skip
-    with baton_up(tmp_path, arguments) as cluster:
-        assert [line["role"] for line in cluster.status()] == ["scheduler", "decode", "front_proxy"]
+
+def test_decode_workers_alone_serve_and_killing_the_launcher_leaves_no_process_and_no_folder(
+    alive: Alive, tmp_path: Path
+) -> None:
+    alive.end()
+    # What it leaves in its temporary folder is looked at when this ends.
+    with baton_up(tmp_path / "state", [*FAKE, "--prefill", "0", "--decode", "1"]) as cluster:
+        lines = cluster.status()
+        assert [line["role"] for line in lines] == ["scheduler", "decode", "front_proxy"]
         for tokens in (1, 5):
             body = {"model": SERVED, "prompt": [20] * 200, "max_tokens": tokens, "ignore_eos": True}
             answer = httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=60)
             assert answer.status_code == 200, answer.text
             assert answer.json()["usage"]["completion_tokens"] == tokens
-        assert stop(cluster.process) == 0
+        pids = [line["pid"] for line in lines]
+        os.kill(cluster.process.pid, signal.SIGKILL)
+        assert cluster.process.wait(END_TIMEOUT_S) == -signal.SIGKILL
+        wait_for(lambda: not any(map(is_alive, pids)), timeout_s=END_TIMEOUT_S, what="every process has ended")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import httpx
 import pytest
 
-from tests.e2e.cluster import Endpoint, baton_up, wait_for
-from tests.e2e.conftest import SERVED
+from tests.e2e.cluster import baton_up, wait_for
+from tests.e2e.conftest import FAKE, SERVED, Alive
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -17,25 +14,20 @@ HANGS_AFTER = 8
 DEADLINE_S = 60
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, model_dir: Any) -> Iterator[Endpoint]:
-    arguments = [
-        "--model", str(model_dir), "--prefill", "1", "--decode", "1",
-        "--set", f"engine.served_model_name={SERVED}",
-        "--set", "engine.kind=fake",
-        "--set", f"engine.fake.hangs_after_requests={HANGS_AFTER}",
-        "--set", "worker.engine_stall_timeout_s=1.5",
-        "--set", f"front_proxy.deadline_s={DEADLINE_S}",
-        "--set", "front_proxy.stream_stall_timeout_s=1",
-        "--set", "front_proxy.prefill_stall_timeout_s=1",
-        "--set", "launcher.restart_backoff_min_s=0.1",
-        "--set", "launcher.restarts_max=100",
-    ]  # fmt: skip
-    with baton_up(tmp_path_factory.mktemp("stalls") / "state", arguments) as endpoint:
-        yield endpoint
+SETTINGS = (
+    f"engine.fake.hangs_after_requests={HANGS_AFTER}",
+    "worker.engine_stall_timeout_s=1.5",
+    f"front_proxy.deadline_s={DEADLINE_S}",
+    "front_proxy.stream_stall_timeout_s=1",
+    "front_proxy.prefill_stall_timeout_s=1",
+)
 
 
-def test_engines_that_stop_working_cost_no_request_even_where_there_is_no_spare_one(cluster: Endpoint) -> None:
+def test_engines_that_stop_working_cost_no_request_even_where_there_is_no_spare_one(
+    alive: Alive, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    arguments = [*FAKE, *(word for setting in SETTINGS for word in ("--set", setting))]
+    cluster = alive.get("stalls", "baton", lambda: baton_up(tmp_path_factory.mktemp("stalls"), arguments))
     with httpx.Client(base_url=cluster.url, timeout=DEADLINE_S + 10, trust_env=False) as client:
         for turn in range(2 * HANGS_AFTER + 2):
             body = {"model": SERVED, "prompt": [10 + turn] * 200, "max_tokens": 40, "ignore_eos": True}

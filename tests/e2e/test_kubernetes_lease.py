@@ -28,7 +28,7 @@ SHARED = (
 async def test_a_stand_by_takes_over_the_lease_of_a_leader_that_stands_still(
     start_worker: StartWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two with a lock on a file, `baton up` kills it first: ``tests/e2e/test_two_schedulers.py``."""
+    """Of two with a lock on a file, `baton up` kills it first: ``tests/e2e/test_chaos.py``."""
     numbers = itertools.count()
     async with ApiServer(tmp_path).listening() as server:
         monkeypatch.setenv("KUBECONFIG", str(server.kube_config()))

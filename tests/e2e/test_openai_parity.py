@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import anthropic
 import httpx
@@ -13,9 +13,10 @@ import pytest
 from tests.e2e.cluster import Endpoint
 from tests.e2e.conftest import SERVED
 
-# The first test of a session also waits for every engine to start.
+# The first one also waits for every engine to start.
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
+Json = dict[str, Any]
 QUESTION = [{"role": "user", "content": "What is prefill?"}]
 WEATHER = {
     "type": "function",
@@ -42,7 +43,7 @@ SCHEMA = {
         },
     },
 }
-CHAT: dict[str, dict[str, Any]] = {
+CHAT: dict[str, Json] = {
     "plain": {},
     "one token": {"max_tokens": 1},
     "two tokens": {"max_tokens": 2},
@@ -72,101 +73,7 @@ CHAT: dict[str, dict[str, Any]] = {
     "repetition penalty": {"max_tokens": 12, "extra_body": {"repetition_penalty": 1.4}},
     "bad words": {"max_tokens": 12, "extra_body": {"bad_words": ["the"]}},
 }
-
-
-_clients: dict[str, openai.OpenAI] = {}
-
-
-def client(url: str) -> openai.OpenAI:
-    """One client a server, closed when the module is done."""
-    if url not in _clients:
-        _clients[url] = openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=120)
-    return _clients[url]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _closed_clients() -> Iterator[None]:
-    yield
-    while _clients:
-        _clients.popitem()[1].close()
-
-
-def without_identity(value: Any) -> Any:
-    """Drop what must differ: ids, times, fingerprints."""
-    volatile = {
-        "id",
-        "created",
-        "created_at",
-        "system_fingerprint",
-        "completed_at",
-        "item_id",
-        "metrics",
-        "kv_transfer_params",
-    }
-    match value:
-        case dict():
-            return {key: without_identity(item) for key, item in value.items() if key not in volatile}
-        case list():
-            return [without_identity(item) for item in value]
-        case float():
-            return round(value, 2)
-        case _:
-            return value
-
-
-def forget_cache(reply: dict[str, Any]) -> dict[str, Any]:
-    """The two servers' caches have seen different requests before; the cache has its own test."""
-    if usage := reply.get("usage"):
-        usage.pop("prompt_tokens_details", None)
-        usage.pop("input_tokens_details", None)
-        for key in [key for key in usage if "cache" in key]:
-            del usage[key]
-    return reply
-
-
-@pytest.mark.parametrize("name", CHAT)
-def test_chat_answers_are_the_same(baton: Endpoint, plain: str, name: str) -> None:
-    request = {"model": SERVED, "messages": QUESTION, "temperature": 0, "max_tokens": 32} | CHAT[name]
-    replies = [
-        forget_cache(without_identity(client(url).chat.completions.create(**request).model_dump()))
-        for url in (plain, baton.url)
-    ]
-    assert replies[1] == replies[0]
-
-
-@pytest.mark.parametrize("name", CHAT)
-def test_streamed_chat_says_what_the_whole_answer_says(baton: Endpoint, plain: str, name: str) -> None:
-    request = {"model": SERVED, "messages": QUESTION, "temperature": 0, "max_tokens": 32} | CHAT[name]
-    request |= {"stream": True, "stream_options": {"include_usage": True}}
-
-    def assemble(url: str) -> dict[str, Any]:
-        texts: dict[int, str] = {}
-        tools: dict[int, str] = {}
-        finish: dict[int, str | None] = {}
-        logprobs: dict[int, list[Any]] = {}
-        usage: Any = None
-        for chunk in client(url).chat.completions.create(**request):
-            if chunk.usage is not None:
-                usage = (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
-            for choice in chunk.choices:
-                index = choice.index
-                texts[index] = texts.get(index, "") + (choice.delta.content or "")
-                for call in choice.delta.tool_calls or ():
-                    function = call.function
-                    assert function is not None
-                    tools[index] = tools.get(index, "") + (function.name or "") + (function.arguments or "")
-                if choice.finish_reason:
-                    finish[index] = choice.finish_reason
-                if choice.logprobs and choice.logprobs.content:
-                    logprobs.setdefault(index, []).extend(
-                        without_identity(entry.model_dump()) for entry in choice.logprobs.content
-                    )
-        return {"texts": texts, "tools": tools, "finish": finish, "logprobs": logprobs, "usage": usage}
-
-    assert assemble(baton.url) == assemble(plain)
-
-
-COMPLETIONS: dict[str, dict[str, Any]] = {
+COMPLETIONS: dict[str, Json] = {
     "plain": {},
     "echo": {"echo": True, "max_tokens": 4},
     "echo with logprobs": {"echo": True, "logprobs": 2, "max_tokens": 4},
@@ -176,49 +83,119 @@ COMPLETIONS: dict[str, dict[str, Any]] = {
     "stop": {"stop": ["."]},
     "suffix of a long prompt": {"prompt": "The KV cache moves. " * 60, "max_tokens": 8},
 }
+# What must differ, and what depends on what a server's cache has seen before; the cache has its own test.
+VOLATILE = {
+    "id", "created", "created_at", "system_fingerprint", "completed_at", "item_id", "metrics", "kv_transfer_params",
+    "prompt_tokens_details", "input_tokens_details", "cached_tokens", "cache_read_input_tokens",
+    "cache_creation_input_tokens", "cache_creation", "sequence_number",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", COMPLETIONS)
-def test_completions_are_the_same(baton: Endpoint, plain: str, name: str) -> None:
-    request = {"model": SERVED, "prompt": "Prefill is", "temperature": 0, "max_tokens": 16} | COMPLETIONS[name]
-    replies = [
-        forget_cache(without_identity(client(url).completions.create(**request).model_dump()))
+class Server(NamedTuple):
+    """One of the two, through its clients."""
+
+    url: str
+    openai: openai.OpenAI
+    anthropic: anthropic.Anthropic
+
+    def post(self, path: str, body: Json) -> httpx.Response:
+        return httpx.post(f"{self.url}{path}", json=body, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def servers(baton: Endpoint, plain: str) -> Iterator[list[Server]]:
+    """The plain one and ours."""
+    made = [
+        Server(
+            url,
+            openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=120),
+            anthropic.Anthropic(base_url=url, api_key="unused", max_retries=0),
+        )
         for url in (plain, baton.url)
     ]
-    assert replies[1] == replies[0]
+    yield made
+    for server in made:
+        server.openai.close()
+        server.anthropic.close()
 
 
-@pytest.mark.parametrize("name", COMPLETIONS)
-def test_streamed_completions_say_the_same(baton: Endpoint, plain: str, name: str) -> None:
-    request = {"model": SERVED, "prompt": "Prefill is", "temperature": 0, "max_tokens": 16} | COMPLETIONS[name]
-    request |= {"stream": True, "stream_options": {"include_usage": True}}
+def same(servers: list[Server], ask: Callable[[Server], Any]) -> Any:
+    """What both say."""
+    theirs, ours = (ask(server) for server in servers)
+    assert ours == theirs
+    return theirs
 
-    def assemble(url: str) -> dict[str, Any]:
-        texts: dict[int, str] = {}
-        finish: dict[int, str | None] = {}
-        logprobs: dict[int, list[Any]] = {}
-        usage: Any = None
-        for chunk in client(url).completions.create(**request):
-            if chunk.usage is not None:
-                usage = (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
-            for choice in chunk.choices:
-                texts[choice.index] = texts.get(choice.index, "") + choice.text
-                if choice.finish_reason:
-                    finish[choice.index] = choice.finish_reason
+
+def without_identity(value: Any) -> Any:
+    """Drop what may differ."""
+    match value:
+        case dict():
+            return {key: without_identity(item) for key, item in value.items() if key not in VOLATILE}
+        case list() | tuple():
+            return [without_identity(item) for item in value]
+        case float():
+            return round(value, 2)
+        case _:
+            return value
+
+
+def assembled(chunks: Iterable[Any]) -> Json:
+    """A stream of either API, put together: how it is cut is a matter of time."""
+    whole: Json = {"texts": {}, "tools": {}, "finish": {}, "logprobs": {}, "usage": None}
+
+    def add(what: str, index: int, more: Any) -> None:
+        if more:
+            whole[what][index] = whole[what][index] + more if index in whole[what] else more
+
+    for chunk in chunks:
+        if chunk.usage is not None:
+            whole["usage"] = (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
+        for choice in chunk.choices:
+            add("finish", choice.index, choice.finish_reason)
+            delta = getattr(choice, "delta", None)
+            if delta is None:
+                add("texts", choice.index, choice.text)
                 if choice.logprobs and choice.logprobs.tokens:
                     found = zip(choice.logprobs.tokens, choice.logprobs.token_logprobs or (), strict=True)
-                    logprobs.setdefault(choice.index, []).extend(without_identity([list(pair) for pair in found]))
-        assert usage and finish
-        return {"texts": texts, "finish": finish, "logprobs": logprobs, "usage": usage}
+                    add("logprobs", choice.index, without_identity(list(found)))
+                continue
+            add("texts", choice.index, delta.content)
+            for call in delta.tool_calls or ():
+                add("tools", choice.index, (call.function.name or "") + (call.function.arguments or ""))
+            if choice.logprobs and choice.logprobs.content:
+                add(
+                    "logprobs",
+                    choice.index,
+                    [without_identity(entry.model_dump()) for entry in choice.logprobs.content],
+                )
+    assert whole["usage"] and whole["finish"]
+    return whole
 
-    assert assemble(baton.url) == assemble(plain)
+
+ANSWERS = {
+    **{f"chat: {name}": ("chat", {"messages": QUESTION, "max_tokens": 32} | case) for name, case in CHAT.items()},
+    **{f"completion: {name}": ("completion", {"prompt": "Prefill is", "max_tokens": 16} | case)
+       for name, case in COMPLETIONS.items()},
+}  # fmt: skip
 
 
-def run_together(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+@pytest.mark.parametrize("name", ANSWERS)
+def test_answers_and_streams_are_the_same(servers: list[Server], name: str) -> None:
+    kind, case = ANSWERS[name]
+    request = {"model": SERVED, "temperature": 0} | case
+
+    def ask(server: Server, **options: Any) -> Any:
+        api: Any = server.openai.chat.completions if kind == "chat" else server.openai.completions
+        return api.create(**request, **options)
+
+    same(servers, lambda server: without_identity(ask(server).model_dump()))
+    same(servers, lambda server: assembled(ask(server, stream=True, stream_options={"include_usage": True})))
+
+
+def run_together(events: list[Json]) -> list[Json]:
     """Events with text deltas of one kind in a row made one: how a stream is cut is a matter of time."""
-    joined: list[dict[str, Any]] = []
+    joined: list[Json] = []
     for event in events:
-        event.pop("sequence_number", None)
         delta = event.get("delta")
         text = delta.get("text") if isinstance(delta, dict) else delta
         if isinstance(text, str):
@@ -232,86 +209,67 @@ def run_together(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return joined
 
 
-def test_streamed_responses_say_the_same(baton: Endpoint, plain: str) -> None:
-    request = {"input": "What is prefill?", "temperature": 0, "max_output_tokens": 24}
-    told = []
-    for url in (plain, baton.url):
-        with client(url).responses.create(model=SERVED, stream=True, **request) as stream:
-            events = [without_identity(event.model_dump()) for event in stream]
-        for event in events:
-            forget_cache(event.get("response") or {})
-        told.append(run_together(events))
-    assert any(event.get("text") for event in told[0])
-    assert told[0][-1]["type"] in ("response.completed", "response.incomplete")
-    assert told[1] == told[0]
+def test_responses_are_the_same(servers: list[Server]) -> None:
+    def ask(server: Server, **options: Any) -> Any:
+        return server.openai.responses.create(
+            model=SERVED, input="What is prefill?", temperature=0, max_output_tokens=24, **options
+        )
+
+    def streamed(server: Server) -> list[Json]:
+        with ask(server, stream=True) as stream:
+            return run_together([without_identity(event.model_dump()) for event in stream])
+
+    assert same(servers, lambda server: ask(server).output_text)
+    events = same(servers, streamed)
+    assert any(event.get("text") for event in events)
+    assert events[-1]["type"] in ("response.completed", "response.incomplete")
 
 
-def test_streamed_messages_say_the_same(baton: Endpoint, plain: str) -> None:
-    told = []
-    for url in (plain, baton.url):
-        with (
-            anthropic.Anthropic(base_url=url, api_key="unused", max_retries=0) as anthropic_client,
-            anthropic_client.messages.create(
-                model=SERVED,
-                max_tokens=24,
-                extra_body={"temperature": 0},
-                messages=[{"role": "user", "content": "What is prefill?"}],
-                stream=True,
-            ) as stream,
-        ):
-            events = [without_identity(event.model_dump()) for event in stream]
-        for event in events:
-            forget_cache(event)
-            forget_cache(event.get("message") or {})
-        told.append(run_together(events))
-    assert any(event.get("text") for event in told[0])
-    assert told[0][-1]["type"] == "message_stop"
-    assert told[1] == told[0]
+def test_messages_are_the_same(servers: list[Server]) -> None:
+    def ask(server: Server, **options: Any) -> Any:
+        return server.anthropic.messages.create(
+            model=SERVED,
+            max_tokens=24,
+            extra_body={"temperature": 0},
+            messages=[{"role": "user", "content": "What is prefill?"}],
+            **options,
+        )
+
+    def whole(server: Server) -> tuple[object, ...]:
+        reply = ask(server)
+        return reply.content[0].to_dict(), reply.stop_reason, reply.usage.output_tokens
+
+    def streamed(server: Server) -> list[Json]:
+        with ask(server, stream=True) as stream:
+            return run_together([without_identity(event.model_dump()) for event in stream])
+
+    same(servers, whole)
+    events = same(servers, streamed)
+    assert any(event.get("text") for event in events)
+    assert events[-1]["type"] == "message_stop"
 
 
-def test_responses_and_messages_are_the_same(baton: Endpoint, plain: str) -> None:
-    responses = [
-        client(url).responses.create(model=SERVED, input="What is prefill?", temperature=0, max_output_tokens=24)
-        for url in (plain, baton.url)
-    ]
-    assert responses[1].output_text == responses[0].output_text
-    assert responses[0].output_text
-    texts = []
-    for url in (plain, baton.url):
-        with anthropic.Anthropic(base_url=url, api_key="unused", max_retries=0) as anthropic_client:
-            reply = anthropic_client.messages.create(
-                model=SERVED,
-                max_tokens=24,
-                extra_body={"temperature": 0},
-                messages=[{"role": "user", "content": "What is prefill?"}],
-            )
-        texts.append((reply.content[0].to_dict(), reply.stop_reason, reply.usage.output_tokens))
-    assert texts[1] == texts[0]
-
-
-def test_tokenize_is_the_same(baton: Endpoint, plain: str) -> None:
+def test_tokenize_is_the_same(servers: list[Server]) -> None:
     body = {"model": SERVED, "prompt": "The prefill worker computes."}
-    replies = [httpx.post(f"{url}/tokenize", json=body, timeout=30).json() for url in (plain, baton.url)]
-    assert replies[1] == replies[0]
-    back = {"model": SERVED, "tokens": replies[0]["tokens"]}
-    texts = [httpx.post(f"{url}/detokenize", json=back, timeout=30).json() for url in (plain, baton.url)]
-    assert texts[1] == texts[0]
+    reply = same(servers, lambda server: server.post("/tokenize", body).json())
+    same(servers, lambda server: server.post("/detokenize", {"model": SERVED, "tokens": reply["tokens"]}).json())
 
 
-def test_a_repeated_prompt_reports_the_tokens_found_in_the_cache(baton: Endpoint, plain: str) -> None:
+def test_a_repeated_prompt_reports_the_tokens_found_in_the_cache(servers: list[Server]) -> None:
     prompt = "A prompt that only this test sends, to both, twice. " * 12
-    cached = []
-    for url in (plain, baton.url):
-        client(url).completions.create(model=SERVED, prompt=prompt, max_tokens=4, temperature=0)
-        reply = client(url).completions.create(model=SERVED, prompt=prompt, max_tokens=4, temperature=0)
+
+    def cached(server: Server) -> int:
+        server.openai.completions.create(model=SERVED, prompt=prompt, max_tokens=4, temperature=0)
+        reply = server.openai.completions.create(model=SERVED, prompt=prompt, max_tokens=4, temperature=0)
         assert reply.usage is not None and reply.usage.prompt_tokens_details is not None
-        cached.append(reply.usage.prompt_tokens_details.cached_tokens)
-    assert cached[1] == cached[0] > 0
+        return reply.usage.prompt_tokens_details.cached_tokens or 0
+
+    assert same(servers, cached) > 0
 
 
 NO_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nope"}}}
-BAD: dict[str, tuple[int, dict[str, Any]]] = {
-    "unknown model": (404, {"model": "nobody"}),
+BAD: dict[str, tuple[int, Json]] = {
+    "unknown model": (404, {"model": "unknown"}),
     "too long": (400, {"messages": [{"role": "user", "content": "prefill " * 6000}]}),
     "negative temperature": (400, {"temperature": -1}),
     "several greedy answers": (400, {"n": 2, "temperature": 0}),
@@ -323,10 +281,10 @@ BAD: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_gets_the_same_answer(baton: Endpoint, plain: str, name: str) -> None:
+def test_bad_input_gets_the_same_answer(servers: list[Server], name: str) -> None:
     status, change = BAD[name]
     body = {"model": SERVED, "messages": QUESTION, "max_tokens": 4} | change
-    theirs, ours = (httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60) for url in (plain, baton.url))
+    theirs, ours = (server.post("/v1/chat/completions", body) for server in servers)
     assert (theirs.status_code, ours.status_code) == (status, status), (theirs.text, ours.text)
     assert ours.json() == theirs.json()
 

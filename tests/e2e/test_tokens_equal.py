@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from tests.e2e.cluster import Endpoint, wait_for
-from tests.e2e.conftest import SERVED
+from tests.e2e.conftest import MODEL, SERVED
 
-# The first test of a session also waits for every engine to start.
+# The first one also waits for every engine to start.
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 BLOCK = 32
@@ -54,20 +54,21 @@ async def complete_all(url: str) -> list[tuple[list[int], int]]:
         return list(await asyncio.gather(*(one(prompt) for prompt in prompts())))
 
 
-def worker(baton: Endpoint, role: str) -> dict[str, object]:
-    return next(process for process in baton.status() if process["role"] == role)
-
-
 def counter(text: str, name: str) -> float:
     """The sum of a counter's samples over its labels."""
     pattern = rf"^{re.escape(name)}(?:{{[^}}]*}})? ([0-9.e+-]+)$"
     return sum(float(value) for value in re.findall(pattern, text, re.MULTILINE))
 
 
-def metrics(baton: Endpoint, role: str) -> str:
+def computed_and_pulled(baton: Endpoint) -> tuple[float, int]:
+    """Tokens of prompts that the decode workers have computed, and bytes of KV that they have pulled."""
     state = json.loads((baton.state_dir / "cluster.json").read_text())
-    address = next(p["metrics_address"] for p in state["processes"] if p["role"] == role)
-    return httpx.get(f"http://{address}/metrics", timeout=10).text
+    decodes = {
+        process["id"]: process["metrics_address"] for process in state["processes"] if process["role"] == "decode"
+    }
+    texts = [httpx.get(f"http://{address}/metrics", timeout=10).text for address in decodes.values()]
+    computed = sum(counter(text, "baton_worker_prompt_tokens_computed_total") for text in texts)
+    return computed, sum(line["kv_bytes_in"] for line in baton.status() if line["id"] in decodes)
 
 
 def block_bytes(model: Path) -> int:
@@ -77,22 +78,16 @@ def block_bytes(model: Path) -> int:
     return int(2 * 4 * BLOCK * head * config["num_key_value_heads"] * config["num_hidden_layers"])
 
 
-async def test_two_hundred_prompts_continue_exactly_as_on_one_plain_engine(
-    baton: Endpoint, plain: str, model_dir: Path
-) -> None:
-    computed_before = counter(metrics(baton, "decode"), "baton_worker_prompt_tokens_computed_total")
-    bytes_before = int(str(worker(baton, "decode")["kv_bytes_in"]))
-
+async def test_two_hundred_prompts_continue_exactly_as_on_one_plain_engine(baton: Endpoint, plain: str) -> None:
+    before = computed_and_pulled(baton)
     ours = await complete_all(baton.url)
-
-    computed = counter(metrics(baton, "decode"), "baton_worker_prompt_tokens_computed_total") - computed_before
-    moved_bytes = int(str(worker(baton, "decode")["kv_bytes_in"])) - bytes_before
+    computed, pulled = (now - then for now, then in zip(computed_and_pulled(baton), before, strict=True))
     theirs = await complete_all(plain)
     wrong = [length for length, a, b in zip(prompt_lengths(), ours, theirs, strict=True) if a != b]
     assert wrong == [], f"tokens differ for prompt lengths {wrong}"
     # An engine computes at least one token of what it is given: the one that it continues from. So each computed one.
     assert computed == len(ours), "decode computed what prefill had computed"
-    assert moved_bytes >= sum(length // BLOCK for length in prompt_lengths()) * block_bytes(model_dir)
+    assert pulled >= sum(length // BLOCK for length in prompt_lengths()) * block_bytes(MODEL)
 
 
 async def test_nothing_is_held_when_all_is_done(baton: Endpoint) -> None:

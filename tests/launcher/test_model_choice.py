@@ -47,7 +47,7 @@ def hub(status: int) -> Iterator[tuple[dict[str, str], list[str]]]:
             """Say nothing."""
 
     with http.server.HTTPServer(("127.0.0.1", 0), Hub) as server:
-        serving = threading.Thread(target=server.serve_forever)
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
         serving.start()
         try:
             yield {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_CACHE": "/nowhere"}, asked
@@ -72,7 +72,7 @@ def test_a_name_that_the_hub_does_not_know_is_refused(status: int) -> None:
         model_choice.check("some/name", environ, _quiet, hub_timeout_s=5.0)
 
 
-def test_a_hub_that_nobody_reaches_is_a_sentence_and_no_retries(tmp_path: Path) -> None:
+def test_a_hub_that_does_not_answer_is_a_sentence_and_no_retries(tmp_path: Path) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

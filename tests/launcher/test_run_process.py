@@ -9,7 +9,6 @@ import sys
 import msgspec
 import pytest
 
-from cli import app
 from launcher import run_process
 from launcher.config import BatonConfig
 from launcher.local import environment
@@ -28,14 +27,6 @@ def test_a_taken_port_is_one_sentence() -> None:
     assert done.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize(("command", "section"), [("decode", "worker"), ("front-proxy", "front_proxy")])
-def test_a_process_without_its_scheduler_is_refused_at_once(
-    command: str, section: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert app.main([command]) == 2
-    assert f"{section}.scheduler_address" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("role", "grace_s"), [("scheduler", 7.0), ("decode", 107.0), ("front_proxy", 207.0)])

@@ -36,20 +36,6 @@ def load(*sets: str, file: Path | None = None, environ: dict[str, str] | None = 
     return configuration.load(Tree, file=file, environ=environ or {}, sets=sets)
 
 
-def test_without_any_source_every_value_is_its_default() -> None:
-    loaded = load()
-    assert loaded.value == Tree()
-    assert set(loaded.sources.values()) == {"default"}
-    assert set(loaded.sources) == {
-        "engine.model",
-        "engine.context_tokens_max",
-        "engine.backends",
-        "engine.args",
-        "engine.eager",
-        "timeout_s",
-    }
-
-
 def test_a_setting_beats_the_environment_which_beats_the_file(tmp_path: Path) -> None:
     file = tmp_path / "baton.toml"
     file.write_text('timeout_s = 2\n[engine]\nmodel = "file"\ncontext_tokens_max = 10\nbackends = ["POSIX"]\n')
@@ -149,13 +135,6 @@ def test_what_dump_writes_load_reads_back(model: str, context: int | None, backe
     engine = Engine(model=model, context_tokens_max=context, backends=backends, eager=eager, args={"a": {"b": [1]}})
     dumped = configuration.dump(Tree(engine=engine))
     assert msgspec.convert(json.loads(dumped), Tree) == Tree(engine=engine)
-
-
-def test_a_dumped_file_resolves_to_the_same_configuration(tmp_path: Path) -> None:
-    first = load("engine.args.a.b=1", "engine.context_tokens_max=5")
-    file = tmp_path / "resolved.json"
-    file.write_bytes(configuration.dump(first.value))
-    assert load(file=file).value == first.value
 
 
 def test_settings_list_every_value_once_with_its_source() -> None:

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from launcher.config import BatonConfig, LauncherConfig
+from launcher.config import BatonConfig
 from launcher.local import ports
 from launcher.local.ports import HeldPorts
 from launcher.local.process_plan import plan
@@ -55,7 +55,7 @@ def test_a_fixed_port_of_the_scheduler_counts_up(monkeypatch: pytest.MonkeyPatch
         assert told[0] != told[1]
 
 
-def test_connections_wait_between_one_listener_and_the_next_and_are_refused_once_nobody_will_come() -> None:
+def test_connections_wait_between_one_listener_and_the_next_and_are_refused_once_none_follows() -> None:
     with contextlib.closing(HeldPorts.take(CONFIG, plan(CONFIG))) as held:
         address = ("127.0.0.1", ports_of(held, "front-proxy-0")["front_proxy.port"])
         fd = held.http_fd("front-proxy-0")
@@ -74,7 +74,7 @@ def test_connections_wait_between_one_listener_and_the_next_and_are_refused_once
             socket.create_connection(address, WAIT_S)
 
 
-async def test_one_grpc_server_after_the_other_listens_on_a_kept_port_and_nobody_else_gets_it() -> None:
+async def test_one_grpc_server_after_the_other_listens_on_a_kept_port_and_no_other_process_gets_it() -> None:
     with contextlib.closing(HeldPorts.take(CONFIG, plan(CONFIG))) as held:
         port = ports_of(held, "scheduler")["scheduler.port"]
         for _ in range(2):
@@ -84,10 +84,3 @@ async def test_one_grpc_server_after_the_other_listens_on_a_kept_port_and_nobody
             await server.stop(0)
         with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
             stranger.bind(("127.0.0.1", port))
-
-
-def test_a_plan_without_front_proxies_of_ours_keeps_only_what_it_has() -> None:
-    config = BatonConfig(launcher=LauncherConfig())
-    specs = [spec for spec in plan(config) if spec.role != "front_proxy"]
-    with contextlib.closing(HeldPorts.take(config, specs)) as held:
-        assert ports_of(held, "front-proxy-0") == {}

@@ -18,7 +18,7 @@ def _record() -> ClusterRecord:
 def test_what_is_written_is_read_back_and_no_draft_stays(tmp_path: Path) -> None:
     state = ClusterState(tmp_path, _record(), print)
     state.change("decode-0", pid=7, state="ready", epoch=2**63)
-    state.serve_at("http://h:1", "h:2")
+    state.note(url="http://h:1", grpc_address="h:2")
     assert read(tmp_path) == state.record
     assert read(tmp_path).processes[1].epoch == 2**63
     assert [file.name for file in tmp_path.iterdir()] == ["cluster.json"]

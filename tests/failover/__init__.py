@@ -1,1 +1,0 @@
-"""Real vLLM and real NIXL with one worker to spare, on loopback."""
