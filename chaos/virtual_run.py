@@ -18,7 +18,7 @@ from simulation.faults import checkers
 from simulation.faults.cluster import SimCluster, Topology
 from simulation.faults.fault_kinds import Faults
 from simulation.faults.processes import Member, WorkerProcess
-from simulation.faults.quiet import no_logs
+from simulation.faults.quiet import quiet
 from simulation.faults.settings import production_settings
 from simulation.kernel.network import Disorder
 from simulation.kernel.world import Violation, World
@@ -62,7 +62,7 @@ class ChaosVerdict(msgspec.Struct, frozen=True, kw_only=True):
     faults: int
     """So many were performed."""
     virtual_s: float
-    story: tuple[str, ...] = ()
+    event_log: tuple[str, ...] = ()
 
 
 def planned(seed: int, options: ChaosOptions) -> list[Fault]:
@@ -71,13 +71,13 @@ def planned(seed: int, options: ChaosOptions) -> list[Fault]:
     return schedule(seed, targets, options.kinds, rounds=options.rounds, after_requests_max=AFTER_REQUESTS_MAX)
 
 
-@no_logs()
-def run(seed: int, options: ChaosOptions, *, telling: bool = False) -> ChaosVerdict:
+@quiet()
+def run(seed: int, options: ChaosOptions, *, event_log: bool = False) -> ChaosVerdict:
     """One run; the same seed gives the same one. Tests plant bugs in production's classes."""
     chaos: _Chaos | None = None
     broken = ""
     try:
-        chaos = _Chaos(seed, options, telling=telling)
+        chaos = _Chaos(seed, options, event_log=event_log)
         chaos.run()
     except AssertionError as error:
         broken = f"{type(error).__name__}: {error}"
@@ -94,13 +94,13 @@ def run(seed: int, options: ChaosOptions, *, telling: bool = False) -> ChaosVerd
         counts=counts,
         faults=chaos.done,
         virtual_s=chaos.world.now_s,
-        story=tuple(chaos.world.story),
+        event_log=tuple(chaos.world.event_log),
     )
 
 
 class _Chaos:
-    def __init__(self, seed: int, options: ChaosOptions, *, telling: bool) -> None:
-        self.world = World(seed, telling=telling, events_max=EVENTS_MAX)
+    def __init__(self, seed: int, options: ChaosOptions, *, event_log: bool) -> None:
+        self.world = World(seed, event_log=event_log, events_max=EVENTS_MAX)
         self.done = 0
         self._options = options
         settings = production_settings()
@@ -149,7 +149,7 @@ class _Chaos:
 
     def _hit(self, fault: Fault) -> None:
         self._now = fault
-        self.world.tell("chaos", fault)
+        self.world.log("chaos", fault)
         process = self._process(fault.process_id)
         lasts_s = self._break(fault, process)
         deadline_s = self.world.now_s + lasts_s + RECOVER_S_MAX
@@ -160,7 +160,7 @@ class _Chaos:
         """Until the cluster is whole: every process serves and knows who leads."""
         process = self._process(fault.process_id)
         replaced = not replaces(fault.kind) or process.incarnation != incarnation
-        well = not any(each.troubled for each in self.cluster.processes)
+        well = all(each.well for each in self.cluster.processes)
         looks = looks + 1 if replaced and well and self.cluster.known_to_leader() else 0
         if looks >= LOOKS_WHOLE:
             self.done += 1

@@ -153,8 +153,8 @@ def virtual(
     )
 
     def tell(seed: int) -> int:
-        verdict = virtual_run.run(seed, options, telling=event_log)
-        print("\n".join((*verdict.story, *virtual_run.told(verdict, virtual_run.planned(seed, options)))))
+        verdict = virtual_run.run(seed, options, event_log=event_log)
+        print("\n".join((*verdict.event_log, *virtual_run.told(verdict, virtual_run.planned(seed, options)))))
         return 0 if verdict.passed else 1
 
     if seeds == 1:

@@ -29,7 +29,7 @@ from simulation.kernel.world import Violation, World
 SAID_AGAIN = frozenset({"load", "leases", "ended", "suspect", "running", "view", "abort", "release"})
 # One stall, a place elsewhere and a prompt there, with every message on the way late.
 GAP_S_MAX = 3.5
-# Everybody has found the scheduler by then, however late messages are.
+# All processes have found the scheduler by then, however late messages are.
 GATHER_S_MAX = 10.0
 
 
@@ -71,7 +71,9 @@ class SimCluster:
         self.errors: list[str] = []
         self.network = Network(
             world,
-            Traffic(delay_s=self._delay_s, comes_twice=_comes_twice, repeats=self._repeats, loses=self._loses_plan),
+            Traffic(
+                delay_s=self._delay_s, may_come_twice=_may_come_twice, repeats=self._repeats, loses=self._loses_plan
+            ),
         )
         self._drawn = drawn
         self._asked: dict[str, Client] = {}
@@ -183,5 +185,5 @@ class SimCluster:
             self.world.run(self.world.now_s + 0.1)
 
 
-def _comes_twice(message: Any) -> bool:
+def _may_come_twice(message: Any) -> bool:
     return message.WhichOneof("message") in SAID_AGAIN
