@@ -1,4 +1,4 @@
-"""Statistics of served requests: latencies, goodput, ratios with spread. Pure: no clock, no I/O, no randomness.
+"""Statistics of served requests: latencies and goodput. Pure: no clock, no I/O, no randomness.
 
 Names and definitions follow `vllm bench serve` (docs/benchmarks.md), so that its readers and plots understand our
 files: TTFT is the first chunk that carries output minus the send; TPOT is (E2E - TTFT) / (output tokens - 1) of one
@@ -72,15 +72,6 @@ class Slo(msgspec.Struct, frozen=True, kw_only=True):
         return record.succeeded and all(bound is None or value_s * 1000.0 <= bound for bound, value_s in bounds)
 
 
-class RatioSpread(msgspec.Struct, frozen=True, kw_only=True):
-    """How two systems compare over interleaved rounds: the median of the rounds' ratios, and their range."""
-
-    median: float
-    low: float
-    high: float
-    rounds: tuple[float, ...]
-
-
 def percentile(values: Sequence[float], rank: float) -> float:
     """Linear interpolation between closest ranks; 0 of nothing, as `vllm bench serve` prints it."""
     assert 0.0 <= rank <= 100.0, rank
@@ -90,14 +81,6 @@ def percentile(values: Sequence[float], rank: float) -> float:
     position = (len(ordered) - 1) * rank / 100.0
     below, above = math.floor(position), math.ceil(position)
     return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
-
-
-def ratio_spread(numerators: Sequence[float], denominators: Sequence[float]) -> RatioSpread:
-    """Round by round ratios; a denominator of 0 is an error of the run."""
-    assert len(numerators) == len(denominators) > 0, (numerators, denominators)
-    assert all(value > 0.0 for value in denominators), denominators
-    rounds = tuple(above / below for above, below in zip(numerators, denominators, strict=True))
-    return RatioSpread(median=statistics.median(rounds), low=min(rounds), high=max(rounds), rounds=rounds)
 
 
 def peak_concurrency(records: Sequence[RequestRecord]) -> int:
@@ -158,18 +141,3 @@ def summarise(
     # A client that sends late measures itself, not the server.
     result |= _series("send_lag", [record.sent_s - record.due_s for record in records], ranks)
     return result
-
-
-def details(records: Sequence[RequestRecord]) -> dict[str, Any]:
-    """Per-request lists under the names of `vllm bench serve --save-detailed`, in order of sending."""
-    return {
-        "input_lens": [record.prompt_tokens for record in records],
-        "output_lens": [record.output_tokens for record in records],
-        "ttfts": [record.ttft_s for record in records],
-        "itls": [list(record.itls_s) for record in records],
-        "latencies": [record.e2el_s for record in records],
-        "start_times": [record.sent_s for record in records],
-        "queue_times": [record.sent_s - record.due_s for record in records],
-        "generated_texts": [record.text for record in records],
-        "errors": [record.error for record in records],
-    }

@@ -19,8 +19,10 @@ import msgspec
 import psutil
 
 from bench import cpu
-from bench.children import Child, free_port, start_child
+from bench.children import Child, start_child
+from bench.plain_server import DEFAULT_HOST as HOST
 from bench.plain_server import ENVIRONMENT
+from engine.vllm.args import free_port
 
 SystemName = Literal["plain", "router", "baton", "earlier"]
 SYSTEM_NAMES: tuple[SystemName, ...] = get_args(SystemName)
@@ -104,7 +106,7 @@ def engine_environment(shape: EngineShape) -> dict[str, str]:
 def router_argv(python: str, port: int, prefill_url: str, decode_url: str, metrics_port: int) -> list[str]:
     """The command of vllm-router in its NIXL mode: its defaults but for addresses and the policy of a pool of one."""
     argv = [python or sys.executable, "-m", ROUTER_MODULE, "--vllm-pd-disaggregation", "--policy", "round_robin"]
-    argv += ["--prefill", prefill_url, "--decode", decode_url, "--host", "127.0.0.1", "--port", str(port)]
+    argv += ["--prefill", prefill_url, "--decode", decode_url, "--host", HOST, "--port", str(port)]
     return [*argv, "--prometheus-port", str(metrics_port), "--worker-startup-check-interval", "1"]
 
 
@@ -125,7 +127,7 @@ def baton_argv(
     """The command of Baton 1P1D; ``command`` starts another `baton` than this one."""
     argv = [*(command or (sys.executable, "-m", "cli")), "up", "--model", shape.model]
     argv += ["--prefill", "1", "--decode", "1"]
-    argv += ["--host", "127.0.0.1", "--port", str(port), "--grpc-port", "0", "--state-dir", str(state_dir)]
+    argv += ["--host", HOST, "--port", str(port), "--grpc-port", "0", "--state-dir", str(state_dir)]
     settings = {
         "engine.served_model_name": shape.served_model_name,
         "engine.dtype": shape.dtype,
@@ -148,7 +150,7 @@ def router_is_installed(router_python: str) -> bool:
 
 async def _start_plain(shape: EngineShape, options: PeerOptions, children: list[Child]) -> str:
     log = options.logs_dir / "plain.log"
-    child = await start_child("plain vLLM server", plain_argv(shape, free_port()), engine_environment(shape), log)
+    child = await start_child("plain vLLM server", plain_argv(shape, free_port(HOST)), engine_environment(shape), log)
     children.append(child)
     return await child.wait_ready_line(options.start_timeout_s)
 
@@ -157,22 +159,21 @@ async def _start_router(shape: EngineShape, options: PeerOptions, children: list
     servers: list[Child] = []
     for role, kv_role in (("prefill", "kv_producer"), ("decode", "kv_consumer")):
         transfer = json.dumps({"kv_connector": "NixlConnector", "kv_role": kv_role})
-        environ = {**engine_environment(shape), "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port())}
-        argv = plain_argv(shape, free_port(), ["--kv-transfer-config", transfer])
+        environ = {**engine_environment(shape), "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port(HOST))}
+        argv = plain_argv(shape, free_port(HOST), ["--kv-transfer-config", transfer])
         server = await start_child(f"vLLM {role} server", argv, environ, options.logs_dir / f"router_{role}.log")
         children.append(server)
         servers.append(server)
     prefill_url, decode_url = await asyncio.gather(*(one.wait_ready_line(options.start_timeout_s) for one in servers))
-    port = free_port()
-    argv = router_argv(options.router_python, port, prefill_url, decode_url, free_port())
+    port = free_port(HOST)
+    argv = router_argv(options.router_python, port, prefill_url, decode_url, free_port(HOST))
     router = await start_child("vllm-router", argv, {}, options.logs_dir / "router.log")
     children.append(router)
-    return await router.wait_healthy(f"http://127.0.0.1:{port}", options.start_timeout_s)
+    return await router.wait_healthy(f"http://{HOST}:{port}", options.start_timeout_s)
 
 
 async def _start_baton(shape: EngineShape, options: PeerOptions, children: list[Child]) -> str:
-    state_dir = options.logs_dir / "baton_state"
-    argv = baton_argv(shape, free_port(), state_dir, options.baton_sets)
+    argv = baton_argv(shape, free_port(HOST), options.logs_dir / "baton_state", options.baton_sets)
     child = await start_child("baton up", argv, engine_environment(shape), options.logs_dir / "baton.log")
     children.append(child)
     return await child.wait_ready_line(options.start_timeout_s)
@@ -182,8 +183,7 @@ async def _start_earlier(shape: EngineShape, options: PeerOptions, children: lis
     assert options.against is not None, "checked with the command line"
     checkout = options.against.absolute()
     command = earlier_command(checkout, options.against_command)
-    state_dir = options.logs_dir / "earlier_state"
-    argv = baton_argv(shape, free_port(), state_dir, options.baton_sets, command)
+    argv = baton_argv(shape, free_port(HOST), options.logs_dir / "earlier_state", options.baton_sets, command)
     # Its processes import its own tree, not this one.
     environ = {**engine_environment(shape), "PYTHONPATH": str(checkout)}
     log = options.logs_dir / "earlier.log"
