@@ -20,7 +20,7 @@ from cyclopts import Group, Parameter, validators
 from bench import bench_model, measures, overhead, plain_server, report
 from bench.load import Api, GrpcBackend, LoadRun, LoadSpec, OpenAiBackend, client_session, run_load
 from bench.peers import EngineShape, PeerOptions, SystemName, router_is_installed
-from bench.prompts import FileTokenizer, make_prompts
+from bench.prompts import make_prompts, token_counter
 from front_proxy.grpc_api.client import BatonClient
 from launcher.demo import model as demo_model
 from runtime.process import command_line
@@ -90,7 +90,7 @@ def compare_overhead(
         start_timeout_s=start_timeout_s,
     )
     machine = report.environment()
-    visits = asyncio.run(overhead.run_rounds(spec, shape, options, FileTokenizer(folder)))
+    visits = asyncio.run(overhead.run_rounds(spec, shape, options, token_counter(folder)))
     made = report.build(spec, shape, visits, machine, _router_version(router_python))
     _write(made, output or logs / "overhead.json")
     print(report.text(made))
@@ -155,7 +155,7 @@ def load(
         timeout_s=timeout_s,
     )
     folder = overhead.model_folder(tokenizer) if tokenizer else _demo_folder()
-    prompts = make_prompts(requests=num_prompts, tokens=prompt_tokens, seed=seed, tokenizer=FileTokenizer(folder))
+    prompts = make_prompts(requests=num_prompts, tokens=prompt_tokens, seed=seed, count=token_counter(folder))
     slo = measures.Slo(ttft_ms=slo_ttft_ms, tpot_ms=slo_tpot_ms, e2el_ms=slo_e2el_ms)
     run = asyncio.run(_load(target, prompts, spec))
     result: dict[str, Any] = {

@@ -22,7 +22,7 @@ from bench import cpu
 from bench.load import LoadRun, LoadSpec, OpenAiBackend, client_session, run_load
 from bench.measures import summarise
 from bench.peers import ENGINES, SYSTEM_NAMES, EngineShape, PeerOptions, System, SystemName, start_system
-from bench.prompts import Tokenizer, make_prompts
+from bench.prompts import Count, make_prompts
 from runtime.process import command_line
 
 
@@ -88,14 +88,14 @@ def order_of(systems: Sequence[SystemName], round_index: int) -> list[SystemName
     return [*systems[turn:], *systems[:turn]]
 
 
-async def visit(system: System, *, model: str, spec: OverheadSpec, tokenizer: Tokenizer, round_index: int) -> Visit:
+async def visit(system: System, *, model: str, spec: OverheadSpec, count: Count, round_index: int) -> Visit:
     """Warm up, then measure latency alone and CPU in company."""
     alone = LoadSpec(output_tokens=spec.latency_output_tokens, concurrency=1, timeout_s=spec.timeout_s)
     company = LoadSpec(output_tokens=spec.cpu_output_tokens, concurrency=spec.cpu_concurrency, timeout_s=spec.timeout_s)
 
     async def load(part: int, requests: int, prompt_tokens: int, how: LoadSpec) -> LoadRun:
         seed = (spec.seed * 1009 + round_index) * 4 + part
-        prompts = make_prompts(requests=requests, tokens=prompt_tokens, seed=seed, tokenizer=tokenizer)
+        prompts = make_prompts(requests=requests, tokens=prompt_tokens, seed=seed, count=count)
         backend = OpenAiBackend(session, base_url=system.base_url, model=model, timeout_s=spec.timeout_s)
         return await run_load(backend, prompts, how)
 
@@ -129,7 +129,7 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-async def run_rounds(spec: OverheadSpec, shape: EngineShape, options: PeerOptions, tokenizer: Tokenizer) -> list[Visit]:
+async def run_rounds(spec: OverheadSpec, shape: EngineShape, options: PeerOptions, count: Count) -> list[Visit]:
     """Every visit, in the order they were made."""
     visits: list[Visit] = []
     kept: dict[SystemName, System] = {}
@@ -143,7 +143,7 @@ async def run_rounds(spec: OverheadSpec, shape: EngineShape, options: PeerOption
                     system = await start_system(name, shape, msgspec.structs.replace(options, logs_dir=folder))
                     kept[name] = system
                 made = await visit(
-                    system, model=shape.served_model_name, spec=spec, tokenizer=tokenizer, round_index=round_index
+                    system, model=shape.served_model_name, spec=spec, count=count, round_index=round_index
                 )
                 visits.append(made)
                 _say(

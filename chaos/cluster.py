@@ -18,6 +18,8 @@ from launcher.local import state_file
 from launcher.local.child import tail
 from launcher.local.status import StatusLine, all_known, all_serve, collect
 
+LOOK_INTERVAL_S = 0.2
+STATUS_TIMEOUT_S = 2.0
 _READY = "ready http://"
 _LOG_TAIL_LINES = 30
 # Looks in a row that must find everything whole.
@@ -35,20 +37,10 @@ class ChaosError(Exception):
 class ChaosCluster:
     """One `baton up`. ``start``, ``ready``, ask, ``stop``."""
 
-    def __init__(
-        self,
-        state_dir: Path,
-        up_arguments: Sequence[str],
-        tell: Callable[[str], None],
-        *,
-        look_interval_s: float = 0.2,
-        status_timeout_s: float = 2.0,
-    ) -> None:
+    def __init__(self, state_dir: Path, up_arguments: Sequence[str], tell: Callable[[str], None]) -> None:
         self.state_dir = state_dir
         self._up_arguments = up_arguments
         self._tell = tell
-        self._look_interval_s = look_interval_s
-        self._status_timeout_s = status_timeout_s
         self._launcher: asyncio.subprocess.Process | None = None
         self._pump: asyncio.Task[None] | None = None
 
@@ -120,7 +112,7 @@ class ChaosCluster:
 
     async def status(self) -> list[StatusLine]:
         """What every process says now."""
-        return await collect(state_file.read(self.state_dir), timeout_s=self._status_timeout_s)
+        return await collect(state_file.read(self.state_dir), timeout_s=STATUS_TIMEOUT_S)
 
     async def line(self, process_id: str) -> StatusLine:
         """What one process says now."""
@@ -132,7 +124,7 @@ class ChaosCluster:
         return [Door(url=f"http://{one.address}", grpc_address=one.grpc_address) for one in fronts]
 
     async def until(self, condition: Condition, timeout_s: float, what: str) -> Sequence[StatusLine]:
-        """Look again and again, every ``look_interval_s``, until it is so. Raises ChaosError."""
+        """Look again and again, every ``LOOK_INTERVAL_S``, until it is so. Raises ChaosError."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
         while not condition(lines := await self.status()):
@@ -141,7 +133,7 @@ class ChaosCluster:
                 raise ChaosError(f"not within {timeout_s:g} s: {what}; {seen}")
             # Processes tell of themselves only when asked: what chaos waits for, such as a lease that has ended or
             # a worker that a scheduler knows again, is no event outside of its process.
-            await asyncio.sleep(self._look_interval_s)
+            await asyncio.sleep(LOOK_INTERVAL_S)
         return lines
 
     async def whole_again(self, process_id: str, *, instead_of_pid: int | None, timeout_s: float) -> None:

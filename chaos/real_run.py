@@ -15,7 +15,7 @@ import msgspec
 
 from chaos import metrics
 from chaos.clients import Clients
-from chaos.cluster import ChaosCluster, ChaosError
+from chaos.cluster import LOOK_INTERVAL_S, ChaosCluster, ChaosError
 from chaos.faults import Faults
 from chaos.network import Network
 from chaos.report import ChaosReport, FaultRecord
@@ -54,15 +54,13 @@ class ChaosOptions(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens_max: int = 400
     output_tokens_max: int = 64
     lengths: Lengths = Lengths()
-    bounds: metrics.Bounds = metrics.Bounds.of(BatonConfig())
+    config: BatonConfig = BatonConfig()
     after_requests_max: int = AFTER_REQUESTS_MAX
     request_timeout_s: float = 120.0
     start_timeout_s: float = 600.0
     recover_timeout_s: float = 240.0
     settle_timeout_s: float = 10.0
     stop_timeout_s: float = 60.0
-    look_interval_s: float = 0.2
-    status_timeout_s: float = 2.0
 
 
 def run(options: ChaosOptions, tell: Callable[[str], None]) -> ChaosReport:
@@ -87,17 +85,9 @@ class _Chaos:
             network = Network(options.specs) if NETWORK_KINDS.intersection(options.kinds) else None
         except OSError as error:
             return self._failed(error)
-        arguments = list(options.up_arguments)
-        if network is not None:
-            for setting in network.settings:
-                arguments += ["--set", setting]
-        cluster = ChaosCluster(
-            options.state_dir,
-            arguments,
-            self._tell,
-            look_interval_s=options.look_interval_s,
-            status_timeout_s=options.status_timeout_s,
-        )
+        relayed = network.settings if network is not None else ()
+        arguments = [*options.up_arguments, *(word for each in relayed for word in ("--set", each))]
+        cluster = ChaosCluster(options.state_dir, arguments, self._tell)
         report: ChaosReport | None = None
         try:
             if network is not None:
@@ -169,7 +159,7 @@ class _Chaos:
     async def _look_at_metrics(self, cluster: ChaosCluster) -> None:
         """Whether any process says now what it may never say."""
         samples = await metrics.look(cluster.record())
-        for invariant, whats in metrics.beyond_bounds(samples, self._options.bounds).items():
+        for invariant, whats in metrics.beyond_bounds(samples, self._options.config).items():
             self._broken.setdefault(invariant, []).extend(whats)
 
     async def _left(self, cluster: ChaosCluster) -> metrics.Broken:
@@ -179,7 +169,7 @@ class _Chaos:
         while broken := metrics.left(await metrics.look(cluster.record())):
             if loop.time() > deadline_s:
                 break
-            await asyncio.sleep(self._options.look_interval_s)
+            await asyncio.sleep(LOOK_INTERVAL_S)
         return broken
 
     async def _break(self, cluster: ChaosCluster, faults: Faults, fault: Fault, traffic: Traffic) -> None:
@@ -187,7 +177,7 @@ class _Chaos:
         await self._more_ended(traffic, fault.after_requests)
         before = msgspec.structs.replace(traffic.counts)
         line = await cluster.line(fault.process_id)
-        self._url_down = _url(line) if fault.role == "front_proxy" and may_repeat(fault, line.id) else ""
+        self._url_down = f"http://{line.address}" if may_repeat(fault, line.id) else ""
         self._tell(f"{fault.kind} {fault.process_id} (pid {line.pid})")
         began_s = loop.time()
         disturbed, recovered_after_s = 0, None
@@ -203,7 +193,15 @@ class _Chaos:
             await self._more_ended(traffic, self._options.users)
             await self._look_at_metrics(cluster)
         finally:
-            record = _seen(fault, before, traffic.counts, disturbed, recovered_after_s)
+            record = FaultRecord(
+                kind=fault.kind,
+                process_id=fault.process_id,
+                recovered_after_s=recovered_after_s,
+                disturbed=disturbed,
+                requests=traffic.counts.requests - before.requests,
+                failed=traffic.counts.failed - before.failed,
+                repeated=traffic.counts.repeated - before.repeated,
+            )
             self._records.append(record)
         self._url_down = ""
         hit = f", {disturbed} connections hit" if fault.kind in NETWORK_KINDS else ""
@@ -230,19 +228,3 @@ class _Chaos:
         except ChaosError:
             lines = await cluster.status()
         return sum(line.leases_held for line in lines), sum(line.kv_blocks_used for line in lines)
-
-
-def _url(line: status.StatusLine) -> str:
-    return f"http://{line.address}"
-
-
-def _seen(fault: Fault, before: Counts, after: Counts, disturbed: int, recovered_after_s: float | None) -> FaultRecord:
-    return FaultRecord(
-        kind=fault.kind,
-        process_id=fault.process_id,
-        recovered_after_s=recovered_after_s,
-        disturbed=disturbed,
-        requests=after.requests - before.requests,
-        failed=after.failed - before.failed,
-        repeated=after.repeated - before.repeated,
-    )

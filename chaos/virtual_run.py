@@ -74,18 +74,14 @@ def planned(seed: int, options: ChaosOptions) -> list[Fault]:
 @quiet()
 def run(seed: int, options: ChaosOptions, *, event_log: bool = False) -> ChaosVerdict:
     """One run; the same seed gives the same one. Tests plant bugs in production's classes."""
-    chaos: _Chaos | None = None
+    chaos = _Chaos(seed, options, event_log=event_log)
     broken = ""
     try:
-        chaos = _Chaos(seed, options, event_log=event_log)
         chaos.run()
     except AssertionError as error:
         broken = f"{type(error).__name__}: {error}"
     finally:
-        if chaos is not None:
-            chaos.cluster.bury()
-    if chaos is None:
-        return ChaosVerdict(seed=seed, passed=False, broken=broken, counts=Counts(), faults=0, virtual_s=0.0)
+        chaos.cluster.bury()
     counts = chaos.users.counts
     return ChaosVerdict(
         seed=seed,
@@ -113,10 +109,11 @@ class _Chaos:
         self._deaths: dict[str, int] = {}
         self._over = False
         self.users = Users(self.cluster, seed, lambda name: may_repeat(self._now, name))
-        self.cluster.on_stepped_down = self._start_again  # type: ignore[method-assign]
+        self.cluster.on_stepped_down = self._start_later  # type: ignore[method-assign]
 
     def run(self) -> None:
         """All faults, one after the other. Raises Violation or AssertionError."""
+        self.cluster.gather()
         self.users.start(self._options.users)
         self._check()
         self._next()
@@ -180,7 +177,7 @@ class _Chaos:
         lengths = self._options.lengths
         match fault.kind:
             case "kill":
-                self._kill(process)
+                self._end(process, self._pause_s(process.name))
             case "terminate" | "restart":
                 self._drain(process, at_once=fault.kind == "restart")
             case "freeze":
@@ -199,20 +196,14 @@ class _Chaos:
                 assert_never(fault.kind)
         return 0.0
 
-    def _kill(self, process: Member) -> None:
-        self._end(process, self._pause_s(process.name))
-
     def _pause_s(self, process_id: str) -> float:
         """As the supervision of `baton up`, without its window: every death counts."""
         self._deaths[process_id] = deaths = self._deaths.get(process_id, 0) + 1
         return backoff_s(deaths, min_s=BACKOFF_S[0], max_s=BACKOFF_S[1])
 
-    def _start_later(self, process: Member, pause_s: float) -> None:
+    def _start_later(self, process: Member, pause_s: float = BACKOFF_S[0]) -> None:
         role = next(target.role for target in self._options.topology.targets() if target.process_id == process.name)
         self.world.after(pause_s + START_S[role], self.cluster.restart, process)
-
-    def _start_again(self, scheduler: Member) -> None:
-        self._start_later(scheduler, BACKOFF_S[0])
 
     def _drain(self, process: Member, *, at_once: bool) -> None:
         """SIGTERM: it finishes what it runs and ends, and is started again: at once, or as after a death."""

@@ -80,7 +80,6 @@ def real(
         where the JSON report goes
     """
     from chaos import real_run
-    from chaos.metrics import Bounds
     from chaos.report import as_text
     from launcher.local import process_plan
 
@@ -92,7 +91,7 @@ def real(
         state_dir=state_dir.expanduser().absolute(),
         up_arguments=_up_arguments(model, sources.config, sets),
         specs=process_plan.plan(config),
-        bounds=Bounds.of(config),
+        config=config,
         seed=plan.seed,
         kinds=tuple(plan.faults),
         roles=tuple(plan.roles),

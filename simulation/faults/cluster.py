@@ -90,7 +90,6 @@ class SimCluster:
                     self.workers[target.process_id] = WorkerProcess(self, target.process_id)
                 case "front_proxy":
                     self.fronts.append(FrontProcess(self, target.process_id))
-        self._gather()
 
     @property
     def processes(self) -> list[Member]:
@@ -145,6 +144,13 @@ class SimCluster:
         ready = [worker for worker in core.cluster.workers.values() if worker.ready]
         return len(ready) == len(self.workers) and len(core.fronts) == len(self.fronts)
 
+    def gather(self) -> None:
+        """Run until every front proxy has seen every worker. Before that no request comes. Raises Violation."""
+        while not (self.known_to_leader() and all(self._knows_all(front) for front in self.fronts)):
+            if self.world.now_s > GATHER_S_MAX:
+                raise Violation("the cluster does not come up")
+            self.world.run(self.world.now_s + 0.1)
+
     def restart(self, process: Member) -> None:
         """A new incarnation of one that has ended."""
         if not process.alive:
@@ -176,13 +182,6 @@ class SimCluster:
 
     def _knows_all(self, front: FrontProcess) -> bool:
         return front.plans.plan_client.connected and len(front.dispatcher.cluster().workers) == len(self.workers)
-
-    def _gather(self) -> None:
-        """Before every front proxy has seen every worker no request comes."""
-        while not (self.known_to_leader() and all(self._knows_all(front) for front in self.fronts)):
-            if self.world.now_s > GATHER_S_MAX:
-                raise Violation("the cluster does not come up")
-            self.world.run(self.world.now_s + 0.1)
 
 
 def _may_come_twice(message: Any) -> bool:

@@ -35,23 +35,23 @@ class SeededRun:
         self.cluster = SimCluster(world, drawn, settings, Topology(schedulers=drawn.schedulers), drawn=True)
         self.clients = self.cluster.clients
         self._shell_checks = ShellChecks(self.cluster)
-        self._began_s = world.now_s
-        requests = REQUESTS_SINGLE if drawn.single else REQUESTS
-        for asked in workload.draw(world.rng, drawn, requests=requests):
+
+    def run(self) -> None:
+        """Let everything happen and check what must hold. Raises Violation or AssertionError."""
+        world, faults = self.world, self.cluster.faults
+        self.cluster.gather()
+        faults_end_s = world.now_s + FAULTS_WITHIN_S
+        for asked in workload.draw(world.rng, faults, requests=REQUESTS_SINGLE if faults.single else REQUESTS):
             client = Client(world.rng.choice(self.cluster.fronts), asked)
             self.cluster.add(client)
             world.after(asked.arrives_s, client.front.loop.enter, client.arrive)
         FaultInjector(self.cluster, lambda: self._busy).plan()
-
-    def run(self) -> None:
-        """Let everything happen and check what must hold. Raises Violation or AssertionError."""
-        world = self.world
         self._check()
         while self._busy:
             if world.now_s > RUN_S_MAX:
                 raise Violation("a request outlived its deadline")
             world.run(world.now_s + 0.5)
-        world.run(max(world.now_s, self._began_s + FAULTS_WITHIN_S))
+        world.run(max(world.now_s, faults_end_s))
         over_s = max(process.stuck_until_s for process in self.cluster.processes)
         world.run(max(world.now_s, over_s) + SETTLE_S)
         checkers.check_the_end(self.cluster)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from chaos.network import HOST, Network
-from chaos.relay import Blackhole, Cut, Delay, Relays, Route
+from chaos.relay import Disturbance, Relays, Route
 from launcher.config import BatonConfig, LauncherConfig
 from launcher.local.process_plan import ProcessSpec, plan
 
@@ -99,7 +99,7 @@ async def test_a_cut_resets_what_is_open_and_what_is_dialled_and_spares_the_othe
     async with wires() as made:
         hit, spared = await made.dial("a"), await made.dial("b")
         assert await hit.echoed(b"1") + await spared.echoed(b"2") == b"12"
-        async with made.relays.disturbed("a", NO_PID, Cut()):
+        async with made.relays.disturbed("a", NO_PID, Disturbance(cut=True)):
             with pytest.raises(ConnectionResetError):
                 await hit.hear(1)
             with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
@@ -113,7 +113,7 @@ async def test_a_black_hole_keeps_connections_open_and_gives_back_what_it_swallo
     async with wires() as made:
         old, other = await made.dial("a"), await made.dial("b")
         assert await old.echoed(b"1") == b"1"
-        async with made.relays.disturbed("a", NO_PID, Blackhole()):
+        async with made.relays.disturbed("a", NO_PID, Disturbance(blackhole=True)):
             new = await made.dial("a")
             await old.say(b"2")
             await new.say(b"3")
@@ -129,7 +129,7 @@ async def test_a_delay_is_at_least_as_long_each_way_and_keeps_the_order() -> Non
     async with wires() as made:
         wire = await made.dial("a")
         assert await wire.echoed(b"0") == b"0"
-        async with made.relays.disturbed("a", NO_PID, Delay(0.1)):
+        async with made.relays.disturbed("a", NO_PID, Disturbance(delay_s=0.1)):
             began_s = loop.time()
             for text in (b"1", b"2", b"3"):
                 await wire.say(text)
@@ -151,10 +151,10 @@ async def test_a_process_is_hit_in_the_connections_that_it_opened_wherever_they_
         )
         child: Any = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=subprocess.PIPE)
         assert await asyncio.wait_for(child.stdout.readline(), WAIT_S) == b"open\n"
-        async with made.relays.disturbed("front-proxy-0", child.pid, Cut()):
+        async with made.relays.disturbed("front-proxy-0", child.pid, Disturbance(cut=True)):
             assert await asyncio.wait_for(child.stdout.readline(), WAIT_S) == b"reset\n"
             assert await mine.echoed(b"2") == b"2"
-        async with made.relays.disturbed("front-proxy-0", os.getpid(), Cut()):
+        async with made.relays.disturbed("front-proxy-0", os.getpid(), Disturbance(cut=True)):
             with pytest.raises(ConnectionResetError):
                 await mine.hear(1)
         await child.wait()
