@@ -164,8 +164,8 @@ class Relays:
         connection.writers.append(writer)
         self._open.add(connection)
         try:
-            if self._disturb is not None:
-                await self._disturb([connection])
+            if (disturb := self._disturb) is not None:
+                await disturb([connection])
                 if self._disturb is None:
                     connection.heal()
             if connection.was_cut:

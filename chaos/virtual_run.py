@@ -109,7 +109,7 @@ class _Chaos:
         self._deaths: dict[str, int] = {}
         self._over = False
         self.users = Users(self.cluster, seed, lambda name: may_repeat(self._now, name))
-        self.cluster.on_stepped_down = self._start_later  # type: ignore[method-assign]
+        self.cluster.on_stepped_down = self._start_later
 
     def run(self) -> None:
         """All faults, one after the other. Raises Violation or AssertionError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -75,6 +76,8 @@ class SimCluster:
                 delay_s=self._delay_s, may_come_twice=_may_come_twice, repeats=self._repeats, loses=self._loses_plan
             ),
         )
+        self.on_stepped_down: Callable[[SchedulerProcess], object] = lambda _scheduler: None
+        """Told of a scheduler that has ended itself since it leads no more."""
         self._drawn = drawn
         self._asked: dict[str, Client] = {}
         targets = topology.targets()
@@ -100,9 +103,6 @@ class SimCluster:
     def leader(self) -> SchedulerProcess | None:
         """The scheduler that leads."""
         return next((scheduler for scheduler in self.schedulers.values() if scheduler.leads), None)
-
-    def on_stepped_down(self, scheduler: SchedulerProcess) -> None:
-        """A scheduler has ended itself since it leads no more. Replaced by what breaks the cluster."""
 
     def check_who_decides(self, scheduler: SchedulerProcess) -> None:
         """One decides at a time. Raises Violation."""

@@ -128,7 +128,7 @@ class SchedulerProcess(Member):
         cluster, config = self.cluster, self.cluster.settings.scheduler
         self.heard_s: dict[str, float] = {}
         clock: Any = SimpleNamespace(monotonic_s=self.loop.time)
-        self.shell = shell = SchedulerShell(config, self._make_core(), clock, QUIET)  # type: ignore[arg-type]
+        self.shell = shell = SchedulerShell(config, self._make_core(), clock, QUIET)
         status = status_service(shell, epoch=self.world.number())
         service = SchedulerService(shell)
         handlers: dict[str, Handler] = {"worker": service.worker_session, "front": service.front_session}
@@ -209,7 +209,7 @@ class WorkerProcess(Member):
             role=self._role(self.engine.info, room),
             config=config,
             worker_id=self.name,
-            metrics=QUIET,  # type: ignore[arg-type]
+            metrics=QUIET,
             limits=settings.worker_limits,
             rng=self.world.rng,
         )
@@ -290,11 +290,11 @@ class FrontProcess(Member):
             settings.front, front_proxy_id=self.name, scheduler_address=cluster.scheduler_addresses
         )
         self.limits = settings.front_limits
-        metrics = Quiet()
-        metrics.output_tokens = 0
+        metrics: Any = Quiet()
+        metrics.output_tokens = 0  # which a front proxy adds to itself
         self.dispatcher = dispatcher.Dispatcher(
             self.config,
-            metrics=metrics,  # type: ignore[arg-type]
+            metrics=metrics,
             policy=cluster.settings.scheduler,
             limits=self.limits,
             dial_scheduler=cluster.network.dial(self.loop, "front", keepalive_s=cluster.keepalive_s),

@@ -14,18 +14,15 @@ import structlog
 class Quiet:
     """Any metric, any group of them, and in place of ``scheduler.metrics.PolicyProbe``."""
 
-    output_tokens: Any
-    """A front proxy adds to it itself."""
-
-    def __getattr__(self, _name: str) -> Quiet:
+    def __getattr__(self, _name: str) -> Any:
         return QUIET
 
-    def __call__(self, *_arguments: object, **_named: object) -> Quiet:
+    def __call__(self, *_arguments: object, **_named: object) -> Any:
         """Itself."""
         return QUIET
 
 
-QUIET = Quiet()
+QUIET: Any = Quiet()
 for _name in ("inc", "observe", "labels", "set", "watch", "let_go", "ended_as"):
     setattr(Quiet, _name, lambda self, *_arguments, **_named: self)
 

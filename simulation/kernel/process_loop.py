@@ -104,7 +104,7 @@ class ProcessLoop(_Loop):  # type: ignore[misc]
         return handle
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """An exception that nobody retrieved."""
+        """An exception that no task retrieved."""
         if not self.dead:
             self._on_error(context)
 

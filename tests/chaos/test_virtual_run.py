@@ -67,8 +67,9 @@ def test_a_stream_that_is_given_up_with_its_worker_is_noticed(kind: FaultKind, m
 
 
 def reached(_flow: RequestFlow, event: FlowEvent) -> FlowEvent:
-    failed = isinstance(event, WorkerFailed)
-    return replace(event, failure=replace(event.failure, reached=True)) if failed else event
+    if isinstance(event, WorkerFailed):
+        return replace(event, failure=replace(event.failure, reached=True))
+    return event
 
 
 @pytest.mark.parametrize(

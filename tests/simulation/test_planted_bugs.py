@@ -215,7 +215,7 @@ _judge, _decide = TransferProof._judge, TransferProof._decide
 _released, _renewed = PrefillRole.released, PrefillRole.renewed
 
 
-# Wrong KV: the simulated transfer layer checks nothing. It reads what lies there, whoever owns it by then.
+# Wrong KV: the simulated transfer layer checks nothing. It reads what lies there, whichever request owns it by then.
 @pytest.mark.parametrize(
     "patches",
     [
