@@ -94,14 +94,14 @@ def peak_concurrency(records: Sequence[RequestRecord]) -> int:
     return peak
 
 
-def _series(name: str, values_s: Sequence[float], ranks: Sequence[float]) -> dict[str, float]:
+def _series(name: str, values_s: Sequence[float]) -> dict[str, float]:
     values_ms = [value * 1000.0 for value in values_s]
     fields = {
         f"mean_{name}_ms": statistics.fmean(values_ms) if values_ms else 0.0,
         f"median_{name}_ms": statistics.median(values_ms) if values_ms else 0.0,
         f"std_{name}_ms": statistics.pstdev(values_ms) if values_ms else 0.0,
     }
-    for rank in ranks:
+    for rank in (50, 90, 99):
         fields[f"p{rank:g}_{name}_ms"] = percentile(values_ms, rank)
     return fields
 
@@ -111,7 +111,6 @@ def summarise(
     *,
     duration_s: float,
     slo: Slo | None = None,
-    ranks: Sequence[float] = (50, 90, 99),
 ) -> dict[str, Any]:
     """One run under `vllm bench serve`'s names. Failures count in `failed` and attainment, not in latencies."""
     assert duration_s > 0.0, duration_s
@@ -134,10 +133,10 @@ def summarise(
         kept = sum(1 for record in records if slo.kept_by(record))
         result["request_goodput"] = kept / duration_s
         result["slo_attainment"] = kept / len(records) if records else 0.0
-    result |= _series("ttft", [record.ttft_s for record in good], ranks)
-    result |= _series("tpot", [record.tpot_s for record in good if record.output_tokens > 1], ranks)
-    result |= _series("itl", [gap for record in good for gap in record.itls_s], ranks)
-    result |= _series("e2el", [record.e2el_s for record in good], ranks)
+    result |= _series("ttft", [record.ttft_s for record in good])
+    result |= _series("tpot", [record.tpot_s for record in good if record.output_tokens > 1])
+    result |= _series("itl", [gap for record in good for gap in record.itls_s])
+    result |= _series("e2el", [record.e2el_s for record in good])
     # A client that sends late measures itself, not the server.
-    result |= _series("send_lag", [record.sent_s - record.due_s for record in records], ranks)
+    result |= _series("send_lag", [record.sent_s - record.due_s for record in records])
     return result

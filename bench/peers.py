@@ -156,15 +156,13 @@ async def _start_plain(shape: EngineShape, options: PeerOptions, children: list[
 
 
 async def _start_router(shape: EngineShape, options: PeerOptions, children: list[Child]) -> str:
-    servers: list[Child] = []
     for role, kv_role in (("prefill", "kv_producer"), ("decode", "kv_consumer")):
         transfer = json.dumps({"kv_connector": "NixlConnector", "kv_role": kv_role})
         environ = {**engine_environment(shape), "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port(HOST))}
         argv = plain_argv(shape, free_port(HOST), ["--kv-transfer-config", transfer])
-        server = await start_child(f"vLLM {role} server", argv, environ, options.logs_dir / f"router_{role}.log")
-        children.append(server)
-        servers.append(server)
-    prefill_url, decode_url = await asyncio.gather(*(one.wait_ready_line(options.start_timeout_s) for one in servers))
+        log = options.logs_dir / f"router_{role}.log"
+        children.append(await start_child(f"vLLM {role} server", argv, environ, log))
+    prefill_url, decode_url = await asyncio.gather(*(one.wait_ready_line(options.start_timeout_s) for one in children))
     port = free_port(HOST)
     argv = router_argv(options.router_python, port, prefill_url, decode_url, free_port(HOST))
     router = await start_child("vllm-router", argv, {}, options.logs_dir / "router.log")
@@ -172,24 +170,23 @@ async def _start_router(shape: EngineShape, options: PeerOptions, children: list
     return await router.wait_healthy(f"http://{HOST}:{port}", options.start_timeout_s)
 
 
-async def _start_baton(shape: EngineShape, options: PeerOptions, children: list[Child]) -> str:
-    argv = baton_argv(shape, free_port(HOST), options.logs_dir / "baton_state", options.baton_sets)
-    child = await start_child("baton up", argv, engine_environment(shape), options.logs_dir / "baton.log")
+async def _start_baton(
+    shape: EngineShape, options: PeerOptions, children: list[Child], checkout: Path | None = None
+) -> str:
+    """Start this Baton, or that of another checkout, whose processes import its own tree."""
+    name = "earlier" if checkout else "baton"
+    command = earlier_command(checkout, options.against_command) if checkout else ()
+    environ = {**engine_environment(shape), **({"PYTHONPATH": str(checkout)} if checkout else {})}
+    state_dir = options.logs_dir / f"{name}_state"
+    argv = baton_argv(shape, free_port(HOST), state_dir, options.baton_sets, command)
+    child = await start_child(f"{name} up", argv, environ, options.logs_dir / f"{name}.log", folder=checkout)
     children.append(child)
     return await child.wait_ready_line(options.start_timeout_s)
 
 
 async def _start_earlier(shape: EngineShape, options: PeerOptions, children: list[Child]) -> str:
     assert options.against is not None, "checked with the command line"
-    checkout = options.against.absolute()
-    command = earlier_command(checkout, options.against_command)
-    argv = baton_argv(shape, free_port(HOST), options.logs_dir / "earlier_state", options.baton_sets, command)
-    # Its processes import its own tree, not this one.
-    environ = {**engine_environment(shape), "PYTHONPATH": str(checkout)}
-    log = options.logs_dir / "earlier.log"
-    child = await start_child("the earlier baton up", argv, environ, log, folder=checkout)
-    children.append(child)
-    return await child.wait_ready_line(options.start_timeout_s)
+    return await _start_baton(shape, options, children, options.against.absolute())
 
 
 _STARTS: Mapping[SystemName, Callable[[EngineShape, PeerOptions, list[Child]], Awaitable[str]]] = {

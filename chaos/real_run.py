@@ -7,7 +7,7 @@ ends once, its tokens are those of the undisturbed run, and when the traffic is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
@@ -33,7 +33,6 @@ from chaos.schedule import (
 )
 from chaos.traffic import Counts, Traffic
 from launcher.config import BatonConfig
-from launcher.local import status
 from launcher.local.process_plan import ProcessSpec
 from simulation.faults.fault_kinds import Target
 
@@ -143,9 +142,8 @@ class _Chaos:
             finally:
                 sending.cancel()
                 await asyncio.wait({sending})
-        leases, blocks = await self._settled(cluster)
         await self._look_at_metrics(cluster)
-        self._broken.update(await self._left(cluster))
+        leases, blocks = await self._settled(cluster)
         return ChaosReport(
             seed=options.seed,
             passed=not (self._counts.failed or leases or blocks or self._broken),
@@ -162,15 +160,17 @@ class _Chaos:
         for invariant, whats in metrics.beyond_bounds(samples, self._options.config).items():
             self._broken.setdefault(invariant, []).extend(whats)
 
-    async def _left(self, cluster: ChaosCluster) -> metrics.Broken:
-        """What is still reserved or held by the processes' own words when the bound after the traffic is over."""
+    async def _settled(self, cluster: ChaosCluster) -> tuple[int, int]:
+        """Leases and blocks still held when the bound after the traffic is over; what else is left is noted."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self._options.settle_timeout_s
-        while broken := metrics.left(await metrics.look(cluster.record())):
-            if loop.time() > deadline_s:
-                break
+        while True:
+            lines, left = await cluster.status(), metrics.left(await metrics.look(cluster.record()))
+            leases, blocks = sum(line.leases_held for line in lines), sum(line.kv_blocks_used for line in lines)
+            if not (leases or blocks or left) or loop.time() > deadline_s:
+                self._broken.update(left)
+                return leases, blocks
             await asyncio.sleep(LOOK_INTERVAL_S)
-        return broken
 
     async def _break(self, cluster: ChaosCluster, faults: Faults, fault: Fault, traffic: Traffic) -> None:
         loop = asyncio.get_running_loop()
@@ -216,15 +216,3 @@ class _Chaos:
             await traffic.more_ended(requests, timeout_s)
         except TimeoutError:
             raise ChaosError(f"not within {timeout_s:g} s: {requests} more requests have ended") from None
-
-    async def _settled(self, cluster: ChaosCluster) -> tuple[int, int]:
-        """Leases and blocks still held when the bound after the traffic is over."""
-
-        def nothing_held(lines: Sequence[status.StatusLine]) -> bool:
-            return not any(line.leases_held or line.kv_blocks_used for line in lines)
-
-        try:
-            lines = await cluster.until(nothing_held, self._options.settle_timeout_s, "nothing is held")
-        except ChaosError:
-            lines = await cluster.status()
-        return sum(line.leases_held for line in lines), sum(line.kv_blocks_used for line in lines)

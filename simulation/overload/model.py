@@ -130,9 +130,7 @@ class Overload:
 
     def run(self, for_s: float) -> Report:
         """Let so much time pass after the warm-up."""
-        self._arrive()
-        self._report()
-        self._tick()
+        self._begin()
         self.world.run(WARM_UP_S + for_s / 6)
         settled_kib = memory_kib()
         self.world.run(WARM_UP_S + for_s)
@@ -152,6 +150,11 @@ class Overload:
         session = len(self._engines)
         self.core.handle(WorkerJoined(session=session, info=worker_info(worker_id, role, COST, requests_max)), 0.0)
         self.core.handle(WorkerLoadReported(session=session, worker_id=worker_id, load=engine.load()), 0.0)
+
+    def _begin(self) -> None:
+        self._arrive()
+        self._report()
+        self._tick()
 
     def _counts(self) -> bool:
         return self.world.now_s >= WARM_UP_S
