@@ -21,8 +21,7 @@ import psutil
 from bench import cpu
 from bench.children import Child, start_child
 from bench.plain_server import DEFAULT_HOST as HOST
-from bench.plain_server import ENVIRONMENT
-from engine.vllm.args import free_port
+from bench.plain_server import ENVIRONMENT, free_port
 
 SystemName = Literal["plain", "router", "baton", "earlier"]
 SYSTEM_NAMES: tuple[SystemName, ...] = get_args(SystemName)

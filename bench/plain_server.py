@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import os
 import runpy
+import socket
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 
 import httpx
-
-from engine.vllm.args import free_port
 
 SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
 DEFAULT_HOST = "127.0.0.1"
@@ -38,6 +37,13 @@ ENVIRONMENT: Mapping[str, str] = {
     "GLOO_SOCKET_IFNAME": "lo",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+def free_port(host: str) -> int:
+    """A TCP port that is free now. If another process takes it first, its user fails to bind it."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
 
 
 def is_healthy(base_url: str, timeout_s: float = 2.0) -> bool:
