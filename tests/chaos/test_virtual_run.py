@@ -19,7 +19,7 @@ from runtime.configuration import load
 from scheduler.core import SchedulerCore
 from simulation.faults.cluster import Topology
 from simulation.faults.fault_kinds import Target
-from tests.simulation.test_planted_bugs import Patch, never_resumes, replace, told
+from tests.simulation.test_planted_bugs import Patch, never_resumes, replace, with_events
 
 SPARES = Topology(prefill=1, decode=2)
 
@@ -76,7 +76,7 @@ def reached(_flow: RequestFlow, event: FlowEvent) -> FlowEvent:
     "patch",
     [
         pytest.param((PlanClient, "_may_wait", lambda *_: False), id="nothing waits for a scheduler that is away"),
-        pytest.param(told(RequestFlow, reached), id="workers count as reached"),
+        pytest.param(with_events(RequestFlow, reached), id="workers count as reached"),
     ],
 )
 def test_a_front_proxy_that_is_cut_off_and_gives_its_streams_up_is_noticed(
