@@ -27,6 +27,7 @@ SystemName = Literal["plain", "router", "baton", "earlier"]
 SYSTEM_NAMES: tuple[SystemName, ...] = get_args(SystemName)
 ENGINES: Mapping[SystemName, int] = {"plain": 1, "router": 2, "baton": 2, "earlier": 2}
 ROUTER_MODULE = "vllm_router.launch_router"
+_STOP_TIMEOUT_S = 30.0
 
 
 class EngineShape(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +57,6 @@ class PeerOptions(msgspec.Struct, frozen=True, kw_only=True):
     # Further `--set key=value` of `baton up`.
     baton_sets: tuple[str, ...] = ()
     start_timeout_s: float = 300.0
-    stop_timeout_s: float = 30.0
 
 
 class System(msgspec.Struct, kw_only=True):
@@ -65,7 +65,6 @@ class System(msgspec.Struct, kw_only=True):
     name: SystemName
     base_url: str
     children: list[Child]
-    stop_timeout_s: float
 
     @property
     def root_pids(self) -> list[int]:
@@ -75,7 +74,7 @@ class System(msgspec.Struct, kw_only=True):
     async def stop(self) -> None:
         """Stop all of it, what faces clients first."""
         for child in reversed(self.children):
-            await child.stop(self.stop_timeout_s)
+            await child.stop(_STOP_TIMEOUT_S)
 
 
 def plain_argv(shape: EngineShape, port: int, further: Sequence[str] = ()) -> list[str]:
@@ -213,7 +212,7 @@ def free_engines(root_pids: Sequence[int]) -> None:
 async def start_system(name: SystemName, shape: EngineShape, options: PeerOptions) -> System:
     """Start one system and return when it would answer its first request; nothing is left running if it fails."""
     options.logs_dir.mkdir(parents=True, exist_ok=True)
-    system = System(name=name, base_url="", children=[], stop_timeout_s=options.stop_timeout_s)
+    system = System(name=name, base_url="", children=[])
     try:
         system.base_url = await _STARTS[name](shape, options, system.children)
         free_engines(system.root_pids)

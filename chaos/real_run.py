@@ -50,8 +50,7 @@ class ChaosOptions(msgspec.Struct, frozen=True, kw_only=True):
     users: int = USERS
     request_kinds: tuple[RequestKind, ...] = REQUEST_KINDS
     prompts: int = 36
-    prompt_tokens_max: int = 400
-    output_tokens_max: int = 64
+    sizes: Sizes = Sizes(prompt_tokens_max=400, output_tokens_max=64, vocabulary=range(10, 500))
     lengths: Lengths = Lengths()
     config: BatonConfig = BatonConfig()
     after_requests_max: int = AFTER_REQUESTS_MAX
@@ -116,12 +115,7 @@ class _Chaos:
         planned = schedule(
             options.seed, targets, options.kinds, rounds=options.rounds, after_requests_max=options.after_requests_max
         )
-        sizes = Sizes(
-            prompt_tokens_max=options.prompt_tokens_max,
-            output_tokens_max=options.output_tokens_max,
-            vocabulary=range(10, 500),
-        )
-        asks = make_asks(options.seed, options.request_kinds, count=options.prompts, sizes=sizes)
+        asks = make_asks(options.seed, options.request_kinds, count=options.prompts, sizes=options.sizes)
         # A connection a front proxy closed while it was idle must not look like a lost request.
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(connector=connector) as session:
