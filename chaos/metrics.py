@@ -15,10 +15,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from front_proxy.config import FrontProxyLimits
 from launcher.config import BatonConfig
 from launcher.local.state_file import ClusterRecord
+from scheduler.config import SchedulerParameters
 from simulation.faults.invariants import Invariant
 
 _TIMEOUT_S = 2.0
 _LIMITS = FrontProxyLimits()
+_WAITING_MAX = SchedulerParameters().waiting_max
 # Of what must be nothing once the traffic is over, by the role that says it.
 _LEFT = {
     "scheduler": ("baton_scheduler_plans_in_flight", "baton_scheduler_reserved_blocks"),
@@ -71,7 +73,7 @@ def beyond_bounds(samples: Sequence[Sample], config: BatonConfig, limits: FrontP
     broken: Broken = {}
     for sample in samples:
         for name, count in sample.waiting.items():
-            if count > getattr(config.scheduler.waiting, name).waiting_max:
+            if count > _WAITING_MAX:
                 _note(broken, Invariant.QUEUES, f"{count:g} requests of class {name} wait in {sample.process_id}")
         running = sample.sums.get("baton_front_proxy_requests_in_flight", 0.0)
         if running > config.front_proxy.requests_in_flight_max:

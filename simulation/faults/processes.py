@@ -136,7 +136,7 @@ class SchedulerProcess(Member):
         self.loop.create_task(shell.tick())
         if cluster.store is not None:
             shell.stands_by = True
-            lease = SimLease(cluster.store, self.name, cluster.settings.lease_s)
+            lease = SimLease(cluster.store, cluster.settings.lease_s)
             self.loop.create_task(self._lead(lease, status))
 
     async def _lead(self, lease: SimLease, status: Any) -> None:
@@ -147,9 +147,7 @@ class SchedulerProcess(Member):
 
     def _make_core(self) -> scheduler_core.SchedulerCore:
         world = self.world
-        core = scheduler_core.SchedulerCore(
-            self.cluster.settings.scheduler, rng=world.rng, probe=QUIET, began_s=world.now_s
-        )
+        core = scheduler_core.SchedulerCore(self.cluster.settings.scheduler, rng=world.rng, began_s=world.now_s)
         handle = core.handle
 
         def watched(event: Event, now_s: float) -> Sequence[Action]:

@@ -12,7 +12,7 @@ import structlog
 
 
 class Quiet:
-    """Any metric, any group of them, and in place of ``scheduler.metrics.PolicyProbe``."""
+    """Any metric, and any group of them."""
 
     def __getattr__(self, _name: str) -> Any:
         return QUIET

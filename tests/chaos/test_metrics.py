@@ -7,14 +7,12 @@ from chaos.report import ChaosReport, as_text, judged
 from chaos.traffic import Counts
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from launcher.config import BatonConfig
-from scheduler.config import PriorityClassConfig, SchedulerConfig, WaitingConfig
+from scheduler.config import SchedulerParameters
 from simulation.faults.invariants import Invariant
 
 LIMITS = FrontProxyLimits(retry_budget_burst=3, retry_budget_ratio=0.5, retry_budget_per_s=0.1)
-CONFIG = BatonConfig(
-    front_proxy=FrontProxyConfig(requests_in_flight_max=10),
-    scheduler=SchedulerConfig(waiting=WaitingConfig(interactive=PriorityClassConfig(waiting_max=2))),
-)
+CONFIG = BatonConfig(front_proxy=FrontProxyConfig(requests_in_flight_max=10))
+WAITING_MAX = SchedulerParameters().waiting_max
 
 
 def front(retries: int, requests: int, in_flight: int = 0) -> str:
@@ -47,9 +45,15 @@ def test_retries_are_held_against_the_budget_of_this_incarnation() -> None:
 
 
 def test_a_line_and_a_front_proxy_that_are_longer_than_they_may_be_are_told() -> None:
-    full = [read("scheduler", "scheduler", scheduler(2, 0), 0.0), read("f", "front_proxy", front(1, 1, 10), 1000.0)]
+    full = [
+        read("scheduler", "scheduler", scheduler(WAITING_MAX, 0), 0.0),
+        read("f", "front_proxy", front(1, 1, 10), 1000.0),
+    ]
     assert beyond_bounds(full, CONFIG, LIMITS) == {}
-    over = [read("scheduler", "scheduler", scheduler(3, 0), 0.0), read("f", "front_proxy", front(1, 1, 11), 1000.0)]
+    over = [
+        read("scheduler", "scheduler", scheduler(WAITING_MAX + 1, 0), 0.0),
+        read("f", "front_proxy", front(1, 1, 11), 1000.0),
+    ]
     assert len(beyond_bounds(over, CONFIG, LIMITS)[Invariant.QUEUES]) == 2
 
 
