@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 def check_bounds(cluster: SimCluster) -> None:
     """Nothing grows beyond what the requests account for. Holds at any moment."""
+    for scheduler in cluster.schedulers.values():
+        if scheduler.leads:
+            scheduler.shell.core.check()
     for front in cluster.fronts:
         if not front.alive:
             continue

@@ -84,7 +84,7 @@ class Client:
     def arrive(self) -> None:
         """The request comes in. Call within its front proxy's loop."""
         front, asked = self.front, self.asked
-        front.world.tell(asked.request_id, asked)
+        front.world.log(asked.request_id, asked)
         front.clients[self] = None
         front.requests += 1
         self._shown_s = front.world.now_s
@@ -137,8 +137,8 @@ class Client:
             raise
         self.over_s = self.front.world.now_s
         self.front.clients.pop(self, None)
-        if self.front.world.telling:
-            self.front.world.tell(self.asked.request_id, f"{self.outcome}, {self.tokens} tokens, {self.failure}")
+        if self.front.world.logs_events:
+            self.front.world.log(self.asked.request_id, f"{self.outcome}, {self.tokens} tokens, {self.failure}")
         self.on_over(self)
 
     def _show(self, delta: GenerationDelta) -> None:
@@ -168,13 +168,13 @@ class Client:
 
         def watched(event: FlowEvent) -> Sequence[FlowAction]:
             self._before(event)
-            if world.telling:
-                world.tell(self.asked.request_id, f"{flow.phase.value}/{flow.attempt} <- {event}")
+            if world.logs_events:
+                world.log(self.asked.request_id, f"{flow.phase.value}/{flow.attempt} <- {event}")
             actions = handle(event)
             flow.check()
             for action in actions:
-                if world.telling:
-                    world.tell(self.asked.request_id, f"    -> {action}")
+                if world.logs_events:
+                    world.log(self.asked.request_id, f"    -> {action}")
                 self._after(action)
             return actions
 

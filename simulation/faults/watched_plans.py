@@ -105,14 +105,14 @@ class WatchedPlans:
                 self.answered_s[plan.plan_id] = now_s
                 if local:
                     self._check_planned_locally(plan.plan_id, now_s)
-            case _ if self._world.telling and isinstance(action, _TOLD):
-                self._world.tell(self._front.name, action)
+            case _ if self._world.logs_events and isinstance(action, _TOLD):
+                self._world.log(self._front.name, action)
             case _:
                 pass
 
     def _check_planned_locally(self, plan_id: int, now_s: float) -> None:
         request_id = self._questions.get(plan_id, "")
-        self._world.tell(self._front.name, f"plans {request_id} itself")
+        self._world.log(self._front.name, f"plans {request_id} itself")
         age_s = now_s - self._true_s
         if age_s > self._view_max_age_s:
             raise Violation(f"{request_id} is planned from a view that was true {age_s:.3f} s ago")
