@@ -9,10 +9,11 @@ import vllm
 from vllm.exceptions import VLLMClientError
 
 from engine.config import EngineConfig
-from front_proxy.config import FrontProxyConfig
+from front_proxy.config import LIMITS, FrontProxyConfig
+from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.engine_client.client import RemoteEngineClient
-from front_proxy.engine_client.sequences import SequenceSource
 from front_proxy.engine_client.vllm_config import BadServingOption, render_config, serve_args
+from front_proxy.gateway.in_flight import InFlight
 from front_proxy.grpc_api.generate import VllmInference
 from front_proxy.openai_api.server import OpenAiServer
 from front_proxy.openai_api.server import build as build_app
@@ -32,7 +33,7 @@ class VllmServing(msgspec.Struct, frozen=True):
         except (ValueError, VLLMClientError) as error:
             # vLLM reads files such as the chat template only now.
             raise BadServingOption(f"front_proxy.serving: {error}") from error
-        return OpenAiServer(app, front, draining=lambda: self.client.draining)
+        return OpenAiServer(app, front, self.client.in_flight)
 
 
 def engine_version() -> str:
@@ -40,8 +41,13 @@ def engine_version() -> str:
     return f"vllm-{vllm.__version__}"
 
 
-def build(engine: EngineConfig, front: FrontProxyConfig, source: SequenceSource) -> VllmServing:
+def build(engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher) -> VllmServing:
     """Load tokenizer and configuration. Raises BadServingOption, or vLLM's and transformers' own errors."""
     args = serve_args(engine, front.serving)
-    client = RemoteEngineClient(render_config(args), source, front, block_size_tokens=engine.block_size_tokens)
+    in_flight = InFlight(
+        front.requests_in_flight_max,
+        usable=lambda: dispatcher.cluster().usable,
+        retry_after_s=LIMITS.retry_after_s,
+    )
+    client = RemoteEngineClient(render_config(args), dispatcher, in_flight, block_size_tokens=engine.block_size_tokens)
     return VllmServing(client, VllmInference(client, args), args)

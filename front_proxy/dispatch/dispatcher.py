@@ -54,6 +54,7 @@ class Dispatcher:
         self._view = ClusterView()
         self._changed = asyncio.Event()
         self._closing = asyncio.Event()
+        self._stopping = False
         self._stopped = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._runs: dict[str, RequestDriver] = {}
@@ -144,15 +145,18 @@ class Dispatcher:
                     await self._changed.wait()
         except TimeoutError:
             what = "no decode worker is ready" if self._scheduler.connected else "the scheduler is not reachable"
-            text = f"After {timeout_s:g} s {what}."
-            raise FailureError(Failure(kind=FailureKind.UNAVAILABLE, message=text)) from None
+            raise _failure(FailureKind.UNAVAILABLE, f"After {timeout_s:g} s {what}.") from None
 
     def generate(self, request: GenerationRequest) -> Deltas:
-        """The request's deltas. It is admitted and begins when the first one is asked for."""
+        """The request's deltas. It begins when the first one is asked for."""
         return Deltas(functools.partial(self._begin, request))
 
     def _begin(self, request: GenerationRequest) -> RequestDriver:
-        self._admit(request)
+        if self._stopping:
+            raise _failure(FailureKind.UNAVAILABLE, "The front proxy is stopping.")
+        assert request.engine_request.token_ids, "vLLM refuses an empty prompt"
+        if request.request_id in self._runs:
+            raise _failure(FailureKind.BAD_REQUEST, f"The request id {request.request_id} is in use.")
         run = RequestDriver(
             request,
             planning=self._planning,
@@ -174,14 +178,6 @@ class Dispatcher:
         run = self._runs.get(request_id)
         if run is not None:
             run.leave(satisfied=True)
-
-    def _admit(self, request: GenerationRequest) -> None:
-        if self._closing.is_set() or (self._group is None and self._planning is self._scheduler):
-            raise _failure(FailureKind.UNAVAILABLE, "The front proxy is not serving.")
-        if not request.token_ids:
-            raise _failure(FailureKind.BAD_REQUEST, "The prompt has no tokens.")
-        if request.request_id in self._runs:
-            raise _failure(FailureKind.BAD_REQUEST, f"The request id {request.request_id} is in use.")
 
     def _take_retry(self) -> bool:
         if self._retry_budget.take(self._loop.time()):
@@ -223,7 +219,8 @@ class Dispatcher:
                 run.holder_lost(worker)
 
     def stop_runs(self) -> None:
-        """End every request that runs now with a failure its client is told; what they hold elsewhere is freed."""
+        """End all requests, and those to come, with a failure that their clients get; what they hold is freed."""
+        self._stopping = True
         for run in list(self._runs.values()):
             run.feed(Stopped(failure=Failure(kind=FailureKind.UNAVAILABLE, message="The front proxy is stopping.")))
 

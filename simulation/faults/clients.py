@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from engine.fake.model import FakeSampling, sequence_state
+from engine.protocol import EngineRequest
 from front_proxy.dispatch.request_driver import RequestDriver
 from front_proxy.request.events import (
     Diverged,
@@ -107,10 +108,12 @@ class Client:
         sampling = {**plain, "stop_token_ids": stops}
         known = asked.continuing or asked.output_tokens_max == 1
         return GenerationRequest(
-            request_id=asked.request_id,
-            token_ids=prompt,
+            engine_request=EngineRequest(
+                request_id=asked.request_id,
+                token_ids=prompt,
+                sampling=msgspec.msgpack.encode({**sampling, "max_tokens": asked.output_tokens_max}),
+            ),
             prefill_sampling=msgspec.msgpack.encode({**(sampling if known else plain), "max_tokens": 1}),
-            decode_sampling=msgspec.msgpack.encode({**sampling, "max_tokens": asked.output_tokens_max}),
             continuation=Continues(asked, sampling) if asked.continuing else None,
             output_tokens_max=asked.output_tokens_max,
             deadline_s=asked.deadline_s,

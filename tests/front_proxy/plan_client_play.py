@@ -37,10 +37,11 @@ from tests.scheduler.cast import worker_info
 
 A = TypeVar("A")
 
-CONFIG = FrontProxyConfig(plan_timeout_s=5.0, degraded_view_max_age_s=100.0, scheduler_address="a")
+CONFIG = FrontProxyConfig(plan_timeout_s=5.0, scheduler_address="a")
 LIMITS = FrontProxyLimits(
     plan_patience_s=0.5,
     plans_told_interval_s=10.0,
+    degraded_view_max_age_s=100.0,
     degraded_load_fade_s=10.0,
     scheduler_backoff_min_s=0.1,
     scheduler_backoff_max_s=0.4,
@@ -83,10 +84,8 @@ class Play:
     def __init__(self, *, addresses: str = "a", view_max_age_s: float = 100.0, plan_timeout_s: float = 5.0) -> None:
         self.view = ClusterView()
         self.plan_client = PlanClient(
-            FrontProxyConfig(
-                scheduler_address=addresses, degraded_view_max_age_s=view_max_age_s, plan_timeout_s=plan_timeout_s
-            ),
-            LIMITS,
+            FrontProxyConfig(scheduler_address=addresses, plan_timeout_s=plan_timeout_s),
+            msgspec.structs.replace(LIMITS, degraded_view_max_age_s=view_max_age_s),
             view=self.view,
             policy=SchedulerConfig(),
             rng=random.Random(7),

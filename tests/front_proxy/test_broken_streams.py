@@ -108,7 +108,7 @@ class Broken(msgspec.Struct, kw_only=True):
         """The undisturbed answer, and for each break the answer that was given all the same."""
         source = self.served.source
         whole = await self._post(path, body)
-        self.script.prompt_tokens = len(source.requests[0].token_ids)
+        self.script.prompt_tokens = len(source.requests[0].engine_request.token_ids)
         whole = await self._post(path, body)
         got: dict[int, Any] = {}
         for at in breaks:

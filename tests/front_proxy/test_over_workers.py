@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from engine.config import FakeEngineConfig
+from engine.protocol import EngineRequest
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.dispatch.metrics import DispatchMetrics
 from front_proxy.request.generation import GenerationDelta, GenerationRequest
@@ -109,10 +110,10 @@ def request(number: int, tokens: int, prompt: int = 40, *, continuing: bool = Tr
         return msgspec.msgpack.encode({"max_tokens": max_tokens})
 
     return GenerationRequest(
-        request_id=f"r{number}",
-        token_ids=list(range(number, number + prompt)),
+        engine_request=EngineRequest(
+            request_id=f"r{number}", token_ids=list(range(number, number + prompt)), sampling=sampling(tokens)
+        ),
         prefill_sampling=sampling(1),
-        decode_sampling=sampling(tokens),
         continuation=Behind(tokens) if continuing else None,
         output_tokens_max=tokens,
     )

@@ -33,10 +33,10 @@ def test_a_request_runs_through_both_workers_and_leaves_nothing() -> None:
             deltas = await collect(dispatcher, generation())
             assert tokens_of(deltas) == [100, 101, 102, 103, 104]
             assert deltas[-1].finish == Finish("stop")
-            assert [sent.request.sampling for sent in cluster.submissions] == [b"prefill", b"rest behind 1"]
-            assert cluster.submissions[1].request.token_ids == [1, 2, 3, 100]
+            assert [sent.engine_request.sampling for sent in cluster.submissions] == [b"prefill", b"rest behind 1"]
+            assert cluster.submissions[1].engine_request.token_ids == [1, 2, 3, 100]
             assert cluster.submissions[1].handoff is not None and cluster.submissions[1].blocks_reserved == 3
-            assert cluster.submissions[0].request.request_id != cluster.submissions[1].request.request_id
+            assert cluster.submissions[0].engine_request.request_id != cluster.submissions[1].engine_request.request_id
             assert cluster.held == (0, 0, 0) and cluster.pulled == [True] and dispatcher.in_flight == 0
             assert registry.get_sample_value("baton_front_proxy_requests_total", {"outcome": "finished"}) == 1
             assert registry.get_sample_value("baton_front_proxy_output_tokens_total") == TOKENS
@@ -153,7 +153,7 @@ def test_a_pinned_sibling_runs_on_its_decode_worker_alone() -> None:
         async with serving() as (dispatcher, cluster, _):
             deltas = await collect(dispatcher, generation(pinned_decode_worker="decode-0"))
             assert tokens_of(deltas) == [100, 101, 102, 103, 104]
-            assert [sent.request.sampling for sent in cluster.submissions] == [b"decode"]
+            assert [sent.engine_request.sampling for sent in cluster.submissions] == [b"decode"]
             assert deltas[0].decode_worker == "decode-0"
 
     virtual_loop.run(play())
@@ -278,16 +278,6 @@ def test_what_came_while_the_reader_was_away_is_there_without_waiting() -> None:
                 await anext(stream)
             await stream.aclose()
             assert cluster.held == (0, 0, 0) and cluster.outcomes == ["finished"]
-
-    virtual_loop.run(play())
-
-
-def test_a_prompt_without_tokens_is_refused_before_the_scheduler_is_asked() -> None:
-    async def play() -> None:
-        async with serving() as (dispatcher, cluster, _):
-            with pytest.raises(FailureError) as caught:
-                await collect(dispatcher, generation(token_ids=[]))
-            assert caught.value.failure.kind is FailureKind.BAD_REQUEST and cluster.plans_granted == 0
 
     virtual_loop.run(play())
 

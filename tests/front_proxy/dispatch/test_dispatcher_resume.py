@@ -36,13 +36,11 @@ def test_a_stalled_stream_goes_on_behind_what_was_shown_within_the_bound() -> No
             began_s = loop.time()
             assert tokens_of(await collect(dispatcher, generation())) == [100, 101, 102, 103, 104]
             assert 2.0 <= loop.time() - began_s <= 2.0 + 0.2 + 2 * WHOLE_S
-            samplings = [sent.request.sampling for sent in cluster.submissions]
+            samplings = [sent.engine_request.sampling for sent in cluster.submissions]
             assert samplings == [b"prefill", b"rest behind 1", b"first behind 3", b"rest behind 4"]
-            assert cluster.submissions[2].request.token_ids == [1, 2, 3, 100, 101, 102]
-            assert [len(cluster.submissions[3].request.token_ids), cluster.submissions[3].handoff is not None] == [
-                7,
-                True,
-            ]
+            assert cluster.submissions[2].engine_request.token_ids == [1, 2, 3, 100, 101, 102]
+            last = cluster.submissions[3]
+            assert len(last.engine_request.token_ids) == 7 and last.handoff is not None
             again = cluster.questions[1]
             assert (again.prompt_tokens, again.output_tokens_max) == (6, 2)
             assert again.excluded_worker_ids == {"decode-0"}
@@ -59,8 +57,8 @@ def test_a_stalled_stream_that_cannot_be_continued_is_computed_again_and_compare
             cluster.freeze_after = 3
             deltas = await collect(dispatcher, generation(continuation=None))
             assert tokens_of(deltas) == [100, 101, 102, 103, 104]
-            assert [sent.request.sampling for sent in cluster.submissions] == [b"prefill", b"decode"] * 2
-            assert cluster.submissions[3].request.token_ids == [1, 2, 3]
+            assert [sent.engine_request.sampling for sent in cluster.submissions] == [b"prefill", b"decode"] * 2
+            assert cluster.submissions[3].engine_request.token_ids == [1, 2, 3]
             assert registry.get_sample_value("baton_front_proxy_resumes_total", {"how": "replay"}) == 1
             assert registry.get_sample_value("baton_front_proxy_output_tokens_total") == TOKENS
 

@@ -88,9 +88,9 @@ class Scene:
             scheduler_address=address,
             requests_in_flight_max=changes.pop("requests_in_flight_max", 12),
             plan_timeout_s=changes.pop("plan_timeout_s", 5.0),
-            degraded_view_max_age_s=changes.pop("degraded_view_max_age_s", 60.0),
         )
         usual = {
+            "degraded_view_max_age_s": 60.0,
             "plan_patience_s": 2.0,
             "plans_told_interval_s": 60.0,
             "connect_timeout_s": 5.0,

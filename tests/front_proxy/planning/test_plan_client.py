@@ -239,7 +239,7 @@ def test_the_view_grows_old_from_the_moment_the_scheduler_was_last_there(after_s
 def test_the_view_of_an_idle_cluster_is_old_and_still_true_when_its_scheduler_falls_silent() -> None:
     it = Play()
     it.open(USABLE)
-    it.wait(CONFIG.degraded_view_max_age_s + 1.0)
+    it.wait(LIMITS.degraded_view_max_age_s + 1.0)
     it.ask()
     assert only(it.wait(LIMITS.plan_patience_s), AnswerPlan)
 
