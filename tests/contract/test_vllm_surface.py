@@ -51,7 +51,7 @@ NAMES = {
     ],
     "vllm.inputs.engine": ["tokens_input"],
     "vllm.logprobs": ["Logprob"],
-    "vllm.outputs": ["CompletionOutput", "PoolingRequestOutput", "RequestOutput"],
+    "vllm.outputs": ["CompletionOutput", "RequestOutput"],
     "vllm.platforms": ["current_platform"],
     "vllm.reasoning": ["ReasoningParserManager"],
     "vllm.renderers": ["renderer_from_config"],

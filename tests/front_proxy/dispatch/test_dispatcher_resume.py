@@ -14,7 +14,6 @@ from tests.front_proxy.fake_cluster import (
     PLAN_S,
     PREFILL_S,
     PULL_S,
-    STEP_S,
     TOKENS,
     WHOLE_S,
     collect,
@@ -51,20 +50,6 @@ def test_a_stalled_stream_goes_on_behind_what_was_shown_within_the_bound() -> No
     virtual_loop.run(play())
 
 
-def test_a_stalled_stream_that_cannot_be_continued_is_computed_again_and_compared() -> None:
-    async def play() -> None:
-        async with serving(stream_stall_timeout_s=2.0) as (dispatcher, cluster, registry):
-            cluster.freeze_after = 3
-            deltas = await collect(dispatcher, generation(continuation=None))
-            assert tokens_of(deltas) == [100, 101, 102, 103, 104]
-            assert [sent.engine_request.sampling for sent in cluster.submissions] == [b"prefill", b"decode"] * 2
-            assert cluster.submissions[3].engine_request.token_ids == [1, 2, 3]
-            assert registry.get_sample_value("baton_front_proxy_resumes_total", {"how": "replay"}) == 1
-            assert registry.get_sample_value("baton_front_proxy_output_tokens_total") == TOKENS
-
-    virtual_loop.run(play())
-
-
 def test_a_replay_that_gives_other_tokens_fails_instead_of_showing_them() -> None:
     async def play() -> None:
         async with serving(stream_stall_timeout_s=2.0) as (dispatcher, cluster, registry):
@@ -72,11 +57,14 @@ def test_a_replay_that_gives_other_tokens_fails_instead_of_showing_them() -> Non
             stream = dispatcher.generate(generation(continuation=None))
             shown = [(await anext(stream)).token_ids for _ in range(3)]
             assert shown == [[100], [101], [102]]
+            assert cluster.submissions[1].engine_request.sampling == b"decode"
             cluster.diverge = True
             with pytest.raises(FailureError, match="gave other ones") as caught:
                 await anext(stream)
             assert caught.value.failure.kind is FailureKind.INTERNAL
             assert cluster.held == (0, 0, 0)
+            assert cluster.submissions[3].engine_request.token_ids == [1, 2, 3]
+            assert registry.get_sample_value("baton_front_proxy_resumes_total", {"how": "replay"}) == 1
             assert registry.get_sample_value("baton_front_proxy_replays_diverged_total") == 1
 
     virtual_loop.run(play())
@@ -95,17 +83,7 @@ def test_a_stream_alone_on_a_worker_that_lives_gets_the_longer_bound() -> None:
     virtual_loop.run(play())
 
 
-def test_a_prompt_and_a_pull_may_take_longer_than_a_step() -> None:
-    async def play() -> None:
-        bound_s = (STEP_S + PULL_S) / 2
-        async with serving(stream_stall_timeout_s=bound_s, stall_check_interval_s=0.001) as (dispatcher, cluster, _):
-            assert len(tokens_of(await collect(dispatcher, generation()))) == TOKENS
-            assert len(cluster.submissions) == 2 and cluster.suspects == []
-
-    virtual_loop.run(play())
-
-
-def test_a_process_that_stood_still_itself_blames_nobody() -> None:
+def test_a_process_that_stood_still_itself_blames_no_worker() -> None:
     async def play() -> None:
         async with serving(stream_stall_timeout_s=2.0, stall_check_interval_s=0.5) as (dispatcher, cluster, _):
             cluster.freeze_after = 2
