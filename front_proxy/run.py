@@ -28,7 +28,6 @@ from scheduler.config import SchedulerConfig
 
 if TYPE_CHECKING:
     from front_proxy.build import VllmServing
-    from front_proxy.engine_client.client import RemoteEngineClient
     from front_proxy.openai_api.server import OpenAiServer
 
 log = structlog.get_logger(__name__)
@@ -59,13 +58,13 @@ async def run(
     if stop.is_set():
         return
     dispatcher = Dispatcher(front, engine_version=version, policy=policy)
-    serving, http = await _load(engine, front, dispatcher)
+    serving = await _load(engine, front, dispatcher)
     try:
-        http.bind(listener)
+        serving.http.bind(listener)
         async with asyncio.TaskGroup() as group:
             streams = group.create_task(dispatcher.run(), name="dispatcher")
             try:
-                await _serve(front, dispatcher, serving, http, streams, version, ready, stop)
+                await _serve(front, dispatcher, serving, streams, version, ready, stop)
             finally:
                 await dispatcher.close()
     finally:
@@ -79,15 +78,12 @@ def _engine_version(engine: EngineConfig) -> str:
     return "" if engine.kind == "fake" else build.engine_version()
 
 
-async def _load(
-    engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher
-) -> tuple[VllmServing, OpenAiServer]:
+async def _load(engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher) -> VllmServing:
     from front_proxy import build
     from front_proxy.engine_client.vllm_config import BadServingOption
 
     try:
-        serving = await asyncio.to_thread(build.build, engine, front, dispatcher)
-        return serving, await serving.http_server(front)
+        return await build.build(engine, front, dispatcher)
     except BadServingOption as error:
         log.critical("a setting of serving is wrong", why=str(error))
         raise SystemExit(ExitCode.BAD_OPTION) from error
@@ -97,12 +93,12 @@ async def _serve(
     front: FrontProxyConfig,
     dispatcher: Dispatcher,
     serving: VllmServing,
-    http: OpenAiServer,
     streams: asyncio.Task[None],
     version: str,
     ready: Ready,
     stop: lifecycle.Stop,
 ) -> None:
+    http = serving.http
     status = StatusService(dispatcher.front_proxy_id, "front_proxy", time.time_ns(), lambda: _snapshot(dispatcher))
     status.address = http.address
     grpc_server = await start_server(
@@ -125,7 +121,7 @@ async def _serve(
                 raise SystemExit(ExitCode.PART_DIED)
     finally:
         status.state = "draining"
-        await _leave(front, dispatcher, serving.client, http, grpc_server, stop.hurry)
+        await _leave(front, dispatcher, serving.client.in_flight, http, grpc_server, stop.hurry)
         status.state = "stopped"
 
 
@@ -154,7 +150,7 @@ async def _cluster(dispatcher: Dispatcher, version: str, streams: asyncio.Task[N
 async def _leave(
     front: FrontProxyConfig,
     dispatcher: Dispatcher,
-    client: RemoteEngineClient,
+    in_flight: InFlight,
     http: OpenAiServer,
     grpc_server: RunningServer,
     hurry: asyncio.Event,
@@ -162,14 +158,14 @@ async def _leave(
 ) -> None:
     """Refuse what is new, finish what runs, then close: readiness goes first, so that balancers look elsewhere."""
     await grpc_server.set_serving(False)
-    finishing = asyncio.create_task(_finish(client.in_flight, http), name="finish what runs")
+    finishing = asyncio.create_task(_finish(in_flight, http), name="finish what runs")
     hurried = asyncio.create_task(hurry.wait())
     await asyncio.wait({finishing, hurried}, timeout=front.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)
     for task in (finishing, hurried):
         await lifecycle.cancel_and_wait(task, limits.close_timeout_s)
-    client.in_flight.draining = True
-    if client.in_flight.count:
-        log.warning("stopping with sequences unfinished", sequences=client.in_flight.count)
+    in_flight.draining = True
+    if in_flight.count:
+        log.warning("stopping with sequences unfinished", sequences=in_flight.count)
         # While their connections are open: a stream that is cut without a word looks like one that is complete.
         dispatcher.stop_runs()
     # A client may keep a GenerateMany stream open for ever; with nothing running on it there is nothing to wait for.

@@ -142,7 +142,7 @@ class OpenAiServer:
             await asyncio.wait({self._task}, timeout=self._limits.close_timeout_s)
 
 
-async def build(client: RemoteEngineClient, args: Namespace) -> FastAPI:
+async def build_openai_app(client: RemoteEngineClient, args: Namespace) -> FastAPI:
     """vLLM's app with its state, ready to be called."""
     level = logging.root.level
     try:

@@ -60,14 +60,14 @@ _built: dict[str, Any] = {}
 async def served(_parts: tuple[Any, Any]) -> AsyncIterator[Served]:
     from front_proxy.config import FrontProxyConfig, FrontProxyLimits
     from front_proxy.openai_api.guard import HttpGuard
-    from front_proxy.openai_api.server import build
+    from front_proxy.openai_api.server import build_openai_app
 
     client, args = _parts
     source = client._dispatcher
     source.reset()
     client.in_flight.draining = False
     if "app" not in _built:
-        _built["app"] = await build(client, args)
+        _built["app"] = await build_openai_app(client, args)
         _built["app"].state.server = None
     front = FrontProxyConfig(request_bytes_max=20_000)
     limits = FrontProxyLimits(request_body_timeout_s=5.0, retry_after_s=2.0)

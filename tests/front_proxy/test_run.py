@@ -41,7 +41,7 @@ async def test_a_drain_that_is_over_tells_the_streams_it_ends(served: Served, hu
         await served.source.held.wait()
         if hurried:
             hurry.set()
-        await _leave(front, served.source, served.client, http, grpc_server, hurry, limits)
+        await _leave(front, served.source, served.client.in_flight, http, grpc_server, hurry, limits)
         text = (await streaming).text
     lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
     assert lines[-1] == "[DONE]"
