@@ -40,9 +40,9 @@ class Sequences:
         collector = RequestOutputCollector(request.sampling_params.output_kind, request.request_id)
         # Before anything is registered: parameters that cannot be encoded must leave nothing behind.
         deltas = self._dispatcher.generate(self._generation(request))
-        self._output_processor.add_request(request, text, None, 0, collector)
         child = _Child(request)
         try:
+            self._output_processor.add_request(request, text, None, 0, collector)
             async for first in deltas:
                 delta = first
                 self._take(child, delta)

@@ -67,14 +67,7 @@ class TtftPhases(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def total_s(self) -> float:
         """Time to first token as the dispatcher measured it."""
-        return (
-            self.plan_s
-            + self.queue_s
-            + self.prefill_s
-            + self.first_token_out_s
-            + self.handoff_s
-            + self.decode_admission_s
-        )
+        return float(sum(msgspec.structs.astuple(self)))
 
 
 class GenerationDelta(msgspec.Struct, frozen=True, kw_only=True):

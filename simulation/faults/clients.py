@@ -89,9 +89,7 @@ class Client:
         front.clients[self] = None
         front.requests += 1
         self._shown_s = front.world.now_s
-        deltas = front.dispatcher.generate(self._request())
-        task = self._loop.create_task(self._read(deltas))
-        self._loop.call_soon(self._watch, deltas)
+        task = self._loop.create_task(self._read())
         if asked.leaves_after_s is not None:
             self._loop.call_later(asked.leaves_after_s, self._leave, task)
 
@@ -126,9 +124,11 @@ class Client:
                 self.front.dispatcher.satisfied(self.asked.request_id)
             task.cancel()
 
-    async def _read(self, deltas: Any) -> None:
+    async def _read(self) -> None:
         try:
-            async for delta in deltas:
+            self.run = self.front.dispatcher.generate(self._request())
+            self._watch(self.run)
+            async for delta in self.run:
                 self._show(delta)
             self.outcome = "finished"
         except FailureError as error:
@@ -160,11 +160,8 @@ class Client:
 
     # Its flow
 
-    def _watch(self, deltas: Any) -> None:
+    def _watch(self, run: RequestDriver) -> None:
         """Look at everything that its flow is told and does."""
-        self.run = run = deltas._run
-        if run is None:
-            return
         world = self.front.world
         flow: Any = run.flow
         handle: Callable[[FlowEvent], Sequence[FlowAction]] = flow.handle

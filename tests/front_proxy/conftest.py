@@ -47,7 +47,7 @@ def _parts(tiny_model_folder: Path) -> Iterator[tuple[Any, Any]]:
     config = render_config(args)
     tokenizer = renderer_from_config(config).tokenizer
     source: Any = FakeSource(lambda text: tokenizer.encode(text, add_special_tokens=False))
-    in_flight = InFlight(IN_FLIGHT_MAX, usable=lambda: source.view.usable, retry_after_s=2.0)
+    in_flight = InFlight(IN_FLIGHT_MAX, usable=lambda: True, retry_after_s=2.0)
     client = RemoteEngineClient(config, source, in_flight, block_size_tokens=32)
     yield client, args
     client.shutdown()
@@ -59,13 +59,14 @@ _built: dict[str, Any] = {}
 @pytest.fixture
 async def served(_parts: tuple[Any, Any]) -> AsyncIterator[Served]:
     from front_proxy.config import FrontProxyConfig, FrontProxyLimits
+    from front_proxy.gateway.in_flight import InFlight
     from front_proxy.openai_api.guard import HttpGuard
     from front_proxy.openai_api.server import build_openai_app
 
     client, args = _parts
     source = client._dispatcher
     source.reset()
-    client.in_flight.draining = False
+    client.in_flight = InFlight(IN_FLIGHT_MAX, usable=lambda: source.view.usable, retry_after_s=2.0)
     if "app" not in _built:
         _built["app"] = await build_openai_app(client, args)
         _built["app"].state.server = None

@@ -9,7 +9,8 @@ import msgspec
 from vllm.sampling_params import SamplingParams
 
 from engine.protocol import Finish, Logprobs
-from front_proxy.dispatch.dispatcher import Deltas, Dispatcher
+from front_proxy.dispatch.dispatcher import Dispatcher
+from front_proxy.dispatch.request_driver import RequestDriver
 from front_proxy.request.generation import GenerationDelta, GenerationRequest, TtftPhases
 from runtime.failures import Failure, FailureError, FailureKind
 
@@ -91,7 +92,7 @@ class FakeSource:
         if self.through is not None:
             self.through.satisfied(request_id)
 
-    def generate(self, request: GenerationRequest) -> FakeDeltas | Deltas:
+    def generate(self, request: GenerationRequest) -> FakeDeltas | RequestDriver:
         """One sequence."""
         if self.through is not None:
             self.requests.append(request)

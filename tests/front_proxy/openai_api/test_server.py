@@ -18,15 +18,8 @@ from tests.front_proxy.conftest import IN_FLIGHT_MAX, Served, listening
 from tests.front_proxy.fake_source import CACHED_TOKENS
 
 MESSAGES = [{"role": "user", "content": "Say numbers."}]
-SCHEMA = {
-    "type": "object",
-    "properties": {"ok": {"type": "boolean"}},
-    "required": ["ok"],
-    "additionalProperties": False,
-}
 BAD_SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "no"}}}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
-TOOL = {"type": "function", "function": {"name": "look", "parameters": SCHEMA}}
 
 
 async def post(http: httpx.AsyncClient, path: str, /, headers: dict[str, str] | None = None, **body: Any) -> Any:
@@ -97,28 +90,6 @@ async def test_siblings_follow_child_zero_to_its_decode_worker_if_it_has_one(
     assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == CACHED_TOKENS
 
 
-@pytest.mark.parametrize("tool_choice", ["auto", {"type": "function", "function": {"name": "look"}}])
-async def test_tool_calls_are_parsed_and_a_named_one_constrains_the_output(
-    served: Served, http: httpx.AsyncClient, tool_choice: Any
-) -> None:
-    served.source.reply = '<tool_call>\n{"name": "look", "arguments": {"ok": true}}\n</tool_call>'
-    body = {"messages": MESSAGES, "max_tokens": 200, "tools": [TOOL], "tool_choice": tool_choice}
-    answer = (await post(http, "/v1/chat/completions", **body)).json()
-    assert answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "look", answer
-    assert (wire(served.source.requests[0]).structured_outputs is None) == (tool_choice == "auto")
-
-
-async def test_responses_messages_tokenize_and_models_are_served(http: httpx.AsyncClient) -> None:
-    answer = (await post(http, "/v1/responses", input="hello", max_output_tokens=7)).json()
-    assert answer["output"][0]["content"][0]["text"] == "one two"
-    answer = (await post(http, "/v1/messages", messages=MESSAGES, max_tokens=7)).json()
-    assert answer["content"][0]["text"] == "one two"
-    assert (await post(http, "/v1/messages/count_tokens", messages=MESSAGES)).json()["input_tokens"] > 0
-    assert (await post(http, "/tokenize", prompt="hi")).json()["count"] == 2
-    models = (await http.get("/v1/models")).json()["data"]
-    assert [model["id"] for model in models] == ["tiny"]
-
-
 async def test_beam_search_runs_over_generate(served: Served, http: httpx.AsyncClient) -> None:
     answer = (await post(http, "/v1/completions", prompt="x", max_tokens=3, use_beam_search=True, n=2)).json()
     assert len(answer["choices"]) == 2
@@ -137,10 +108,8 @@ async def test_the_context_is_the_smallest_of_the_workers(served: Served, http: 
     [
         ("/v1/completions", {"model": "nope", "prompt": "x"}, 404, "does not exist"),
         ("/v1/completions", {"prompt": [5] * 3000}, 400, "maximum"),
-        ("/v1/completions", {"prompt": "x", "temperature": -1}, 400, "temperature must be non-negative"),
         ("/v1/completions", {"prompt": "x", "n": 9, "temperature": 1.0}, 400, "n must be at most"),
         ("/v1/completions", {"prompt": "x", "session_id": "x" * 1025}, 400, "session_id must have at most 1024"),
-        ("/v1/chat/completions", {"messages": MESSAGES, "tools": "no"}, 400, "tools"),
         ("/v1/chat/completions", {"messages": MESSAGES, "response_format": BAD_SCHEMA}, 400, ""),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": [IMAGE]}]}, 400, ""),
     ],
