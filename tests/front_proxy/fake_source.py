@@ -76,7 +76,7 @@ class FakeSource:
         self.stopping = asyncio.Event()
         self.view = FakeCluster()
         self.through: Dispatcher | None = None
-        """Set: who answers instead."""
+        """Set: it answers instead."""
 
     def cluster(self) -> FakeCluster:
         """The view."""

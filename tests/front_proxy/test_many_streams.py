@@ -46,7 +46,7 @@ async def test_a_reader_that_paused_gets_everything_in_messages_within_the_bound
         results: list[Result] = []
         async for result in client.generate_many(asked):
             if not results:
-                # As long as nobody reads: until everything waits, or no more may.
+                # While nothing is read: until everything waits, or no more may.
                 await until(lambda: wide.given == len(sizes), within_s=10)
             results.append(result)
     failed = {result.request_id: result.error.reason for result in results if result.error}
