@@ -39,8 +39,8 @@ class Sequences:
     async def _one(self, request: EngineCoreRequest, text: str | None) -> AsyncGenerator[RequestOutput, None]:
         collector = RequestOutputCollector(request.sampling_params.output_kind, request.request_id)
         # Before anything is registered: parameters that cannot be encoded must leave nothing behind.
-        deltas = self._dispatcher.generate(self._generation(request))
         child = _Child(request)
+        deltas = self._dispatcher.generate(self._generation(child))
         try:
             self._output_processor.add_request(request, text, None, 0, collector)
             async for first in deltas:
@@ -106,11 +106,12 @@ class Sequences:
             collector.put(error if isinstance(error, Exception) else EngineDeadError())
 
     async def _run_child(self, child: _Child, landed: asyncio.Event | None) -> None:
-        deltas = self._dispatcher.generate(self._generation(child.request, child))
+        deltas = self._dispatcher.generate(self._generation(child))
         try:
             async for delta in deltas:
                 self._take(child, delta)
-                ended = self._ended(child)
+                # By itself, or by a stop string.
+                ended = not self._output_processor.has_request(child.request.request_id)
                 if landed is not None and (ended or child.decode_worker is not None):
                     landed.set()
                 if ended:
@@ -121,7 +122,8 @@ class Sequences:
         finally:
             await deltas.aclose()
 
-    def _generation(self, request: EngineCoreRequest, child: _Child | None = None) -> GenerationRequest:
+    def _generation(self, child: _Child) -> GenerationRequest:
+        request = child.request
         params = request.sampling_params
         encodings = encode(params)
         context = REQUEST_CONTEXT.get()
@@ -148,7 +150,7 @@ class Sequences:
             priority_class=context.caller.priority_class,
             tenant=context.caller.tenant,
             deadline_s=context.deadline_s,
-            pinned_decode_worker=None if child is None else child.pinned_decode_worker,
+            pinned_decode_worker=child.pinned_decode_worker,
         )
 
     def _take(self, child: _Child, delta: GenerationDelta) -> None:
@@ -164,10 +166,6 @@ class Sequences:
             REQUEST_CONTEXT.get().delivered = True
             stats = prefill_stats(len(request.prompt_token_ids), child.cached_tokens or 0, self._block_size_tokens)
         self._output_processor.process_outputs([core_output(request.request_id, delta, stats)])
-
-    def _ended(self, child: _Child) -> bool:
-        """Whether a child has, be it by a stop string."""
-        return not self._output_processor.has_request(child.request.request_id)
 
 
 class _Child:

@@ -82,8 +82,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 log.exception("request failed", request_id=request.request_id)
                 await abort(context, _bug())
             finally:
-                await responses.aclose()
+                # First, since what is awaited may be cancelled; what still runs keeps its sequences' places.
                 place.leave()
+                await responses.aclose()
 
     async def GenerateMany(  # noqa: N802 - gRPC's name
         self, request_iterator: AsyncIterator[inference_pb2.GenerateManyRequest], context: Context
