@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import httpx
 
-from engine.vllm.args import free_port
+from engine.vllm.args import held_port
 
 SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
 DEFAULT_HOST = "127.0.0.1"
@@ -58,7 +58,8 @@ def completed(argv: Sequence[str]) -> list[str]:
     port = option(words, "--port", str(DEFAULT_PORT))
     if port == "0":
         # vLLM does not say which port the kernel gave it, so the kernel is asked first; the last option wins.
-        port = str(free_port(option(words, "--host", DEFAULT_HOST)))
+        with held_port(option(words, "--host", DEFAULT_HOST)) as free:
+            port = str(free)
     return [*words, "--port", port]
 
 

@@ -9,9 +9,10 @@ import random
 import time
 from collections import deque
 
+from runtime.roles import WORKER_ROLES
 from scheduler.api.actions import ReplyPlan
 from scheduler.api.events import FrontJoined, PlanRequested, RequestEnded, WorkerJoined, WorkerLoadReported
-from scheduler.api.worker_info import Role, WorkerInfo, WorkerLoad, WorkerState
+from scheduler.api.worker_info import WorkerInfo, WorkerLoad, WorkerState
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 
@@ -25,11 +26,11 @@ def plans_per_s(pairs: int, plans: int = PLANS) -> float:
     """The rate with so many prefill and so many decode workers."""
     core, rng = SchedulerCore(SchedulerConfig(), random.Random(1)), random.Random(2)
     core.handle(FrontJoined(session=1, front_proxy_id="bench"), 0.0)
-    ids = [f"{role}-{index}" for role in Role for index in range(pairs)]
-    for session, worker_id in enumerate(ids, 2):
+    workers = [(f"{role}-{index}", role) for role in WORKER_ROLES for index in range(pairs)]
+    for session, (worker_id, role) in enumerate(workers, 2):
         info = WorkerInfo(
             worker_id=worker_id,
-            role=Role(worker_id.partition("-")[0]),
+            role=role,
             address=f"{worker_id}:1",
             epoch=1,
             model="bench",
@@ -44,12 +45,12 @@ def plans_per_s(pairs: int, plans: int = PLANS) -> float:
     began_s = time.process_time()
     for plan_id in range(plans):
         now_s = plan_id / 1000
-        session = 2 + plan_id % len(ids)
+        session = 2 + plan_id % len(workers)
         load = WorkerLoad(
             state=WorkerState.READY, requests_running=rng.randrange(50), prefill_tokens_queued=rng.randrange(1000)
         )
-        if plan_id < len(ids) or plan_id % 2:
-            core.handle(WorkerLoadReported(session=session, worker_id=ids[session - 2], load=load), now_s)
+        if plan_id < len(workers) or plan_id % 2:
+            core.handle(WorkerLoadReported(session=session, worker_id=workers[session - 2][0], load=load), now_s)
         event = PlanRequested(
             session=1, plan_id=plan_id, request_id=f"r{plan_id}", prompt_tokens=500, output_tokens_max=200
         )

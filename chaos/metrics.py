@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from front_proxy.config import FrontProxyLimits
 from launcher.config import BatonConfig
 from launcher.local.state_file import ClusterRecord
-from runtime.priority_class import PriorityClass
+from scheduler.config import SchedulerParameters
 from simulation.faults.invariants import Invariant
 
 _TIMEOUT_S = 2.0
@@ -31,7 +31,7 @@ Broken = dict[Invariant, list[str]]
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     """What the cluster's configuration allows."""
 
-    waiting_max: Mapping[str, int]
+    waiting_max: int
     requests_in_flight_max: int
     retry_burst: int
     retry_ratio: float
@@ -40,9 +40,9 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, config: BatonConfig) -> Bounds:
         """Those of this configuration."""
-        front, limits, waiting = config.front_proxy, FrontProxyLimits(), config.scheduler.waiting
+        front, limits = config.front_proxy, FrontProxyLimits()
         return cls(
-            waiting_max={name: getattr(waiting, name).waiting_max for name in PriorityClass},
+            waiting_max=SchedulerParameters().waiting_max,
             requests_in_flight_max=front.requests_in_flight_max,
             retry_burst=limits.retry_budget_burst,
             retry_ratio=limits.retry_budget_ratio,
@@ -93,7 +93,7 @@ def beyond_bounds(samples: Sequence[Sample], bounds: Bounds) -> Broken:
     broken: Broken = {}
     for sample in samples:
         for name, count in sample.waiting.items():
-            if count > bounds.waiting_max.get(name, 0):
+            if count > bounds.waiting_max:
                 _note(broken, Invariant.QUEUES, f"{count:g} requests of class {name} wait in {sample.process_id}")
         running = sample.sums.get("baton_front_proxy_requests_in_flight", 0.0)
         if running > bounds.requests_in_flight_max:

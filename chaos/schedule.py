@@ -12,7 +12,7 @@ from typing import Literal, assert_never, get_args
 
 import msgspec
 
-from runtime.process_role import Role
+from runtime.roles import Role
 from simulation.faults.fault_kinds import Target
 
 FaultKind = Literal["kill", "freeze", "terminate", "restart", "cut", "delay", "blackhole"]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import msgspec
 from cyclopts import Parameter
@@ -16,9 +16,7 @@ from chaos.requests import REQUEST_KINDS, RequestKind
 from chaos.schedule import FAULT_KINDS, USERS, FaultKind, Lengths
 from cli.settings import NO_SOURCES, Sources, load
 from runtime.process import command_line
-from runtime.process_role import Role
-
-_ROLES: tuple[Role, ...] = get_args(Role)
+from runtime.roles import ROLES, Role
 
 app = command_line.new_app("chaos", "Break a cluster under traffic, and check what clients saw.")
 
@@ -39,7 +37,7 @@ class Plan:
     faults: Annotated[Sequence[FaultKind], command_line.one_or_more_of(FAULT_KINDS, "kinds of fault", "KINDS")] = (
         "kill",
     )
-    roles: Annotated[Sequence[Role], command_line.one_or_more_of(_ROLES, "which processes", "ROLES")] = _ROLES
+    roles: Annotated[Sequence[Role], command_line.one_or_more_of(ROLES, "which processes", "ROLES")] = ROLES
     rounds: int = 1
     """how often each fault hits each process"""
     users: int = USERS

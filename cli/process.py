@@ -20,7 +20,7 @@ from cli.settings import (
 if TYPE_CHECKING:
     from launcher.config import BatonConfig
     from runtime.configuration import Loaded
-    from runtime.process_role import Role
+    from runtime.roles import Role
 
 _WorkerId = Annotated[str | None, setting("worker.worker_id", "name of this worker, unique in the cluster", "ID")]
 _WorkerHost = Annotated[str | None, setting("worker.host", "address to listen on", "H")]

@@ -13,7 +13,7 @@ import msgspec
 from decode_worker.config import DecodeLimits
 from engine.protocol import EngineInfo
 from kv_transfer.handoff.handoff import KvHandoff
-from kv_transfer.handoff.layout import Layout, compatible
+from kv_transfer.handoff.layout import incompatible
 from kv_transfer.integrity.prompt_digest import prompt_digest
 from runtime.failures import Failure, FailureKind
 from worker.role import Refused, WorkerRequest, blocks_for
@@ -49,11 +49,9 @@ class HandoffValidator(msgspec.Struct, frozen=True, kw_only=True):
     def judge(self, handoff: KvHandoff, request: WorkerRequest) -> Refused | None:
         """None when the engine may take the KV over."""
         block, token_ids = self.info.block_size_tokens, request.engine_request.token_ids
-        wrong = compatible(
-            Layout(fingerprint=self.info.layout_fingerprint), Layout(fingerprint=handoff.layout_fingerprint)
-        )
+        wrong = incompatible(self.info.layout_fingerprint, handoff.layout_fingerprint)
         if wrong is not None:
-            return _refused(FailureKind.INCOMPATIBLE, "handoff_layout", handoff, wrong.sentence())
+            return _refused(FailureKind.INCOMPATIBLE, "handoff_layout", handoff, wrong)
         if not (handoff.worker_id and handoff.epoch and handoff.lease_id and handoff.engine_id):
             return _refused(
                 FailureKind.STATE_LOST, "handoff_incomplete", handoff, "it names no worker, epoch, lease or engine"

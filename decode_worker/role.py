@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import assert_never
 
 from decode_worker.config import DecodeLimits, DecodeWorkerConfig
 from decode_worker.handoff_validator import HandoffValidator, KnownEpochs
 from engine.protocol import EngineInfo, TakeOver
-from kv_transfer.handoff.handoff import KvHandoff
-from kv_transfer.handoff.lease import LeaseAction
 from runtime.failures import Failure, FailureKind
-from worker.role import Accepted, Decode, Offer, Prefill, Refused, RoleName, WorkerRequest, blocks_for
+from worker.role import Accepted, Decode, Prefill, Refused, RoleBehaviour, WorkerRequest, blocks_for
 
 
-class DecodeRole:
-    """The decode half of ``worker.role.RoleBehaviour``."""
+class DecodeRole(RoleBehaviour):
+    """The decode half of ``worker.role.RoleBehaviour``. It keeps no KV for other workers."""
+
+    name = "decode"
 
     def __init__(
         self, config: DecodeWorkerConfig, info: EngineInfo, worker_id: str, limits: DecodeLimits | None = None
@@ -25,21 +24,6 @@ class DecodeRole:
         limits = limits or DecodeLimits()
         self.validator = HandoffValidator(info=info, known_epochs=KnownEpochs(limits.known_epochs_max), limits=limits)
         self.blocks_limit = max(int(info.kv_blocks_total * config.kv_overcommit_factor), 1)
-
-    @property
-    def name(self) -> RoleName:
-        """Which job."""
-        return "decode"
-
-    @property
-    def leases_held(self) -> int:
-        """None: this role holds no KV for other workers."""
-        return 0
-
-    @property
-    def blocks_held(self) -> int:
-        """None."""
-        return 0
 
     def accept(self, request: WorkerRequest) -> Accepted | Refused:
         """Accept a decode if its hand-off, where it has one, is valid."""
@@ -59,31 +43,3 @@ class DecodeRole:
             return refused
         transfer = TakeOver(handoff) if handoff is not None else None
         return request.accepted(transfer, self.validator.blocks(request))
-
-    def offer(self, handoff: KvHandoff, request: WorkerRequest, owner: int, now_s: float) -> Offer:
-        """Never called: no request of this role asks the engine to hold KV."""
-        raise AssertionError(f"the engine offered {handoff.lease_id} on decode worker {self._worker_id}")
-
-    def released(self, lease_id: str, epoch: int, pulled: bool) -> Sequence[LeaseAction]:
-        """No lease is held here."""
-        return ()
-
-    def renewed(self, lease_id: str, epoch: int, now_s: float) -> Sequence[LeaseAction]:
-        """No lease is held here."""
-        return ()
-
-    def oldest_leases(self, count: int) -> Sequence[str]:
-        """No lease is held here."""
-        return ()
-
-    def owner_gone(self, owner: int) -> Sequence[LeaseAction]:
-        """No lease is held here."""
-        return ()
-
-    def tick(self, now_s: float) -> Sequence[LeaseAction]:
-        """Nothing here runs out."""
-        return ()
-
-    def engine_gone(self) -> Sequence[LeaseAction]:
-        """No lease is held here."""
-        return ()

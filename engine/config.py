@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from runtime.bounds import Count, Fraction, NonNegative, Positive, PositiveCount
+from runtime.bounds import Count, Fraction, NonNegative, PositiveCount
 
 # What vLLM's random generators take, numpy's among them.
 Seed = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
@@ -33,7 +33,10 @@ class FakeEngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What no operator needs to choose. NIXL's own options can be set by ``kv_connector_extra``."""
+    """What no operator needs to choose. NIXL's own options can be set by ``engine.args.kv_transfer_config``."""
+
+    start_timeout_s: float = 1_800.0
+    """How long an engine has to start. `baton up` waits for ``launcher.start_timeout_s`` at most."""
 
     lease_duration_s: float = 30.0
     """How long a prefill engine keeps KV that is not pulled and not released by message, where the request says
@@ -92,31 +95,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     seed: Seed = 0
     """Of sampling, where a request names none."""
     cpu_threads: Count = 0
-    """CPU threads of one engine. 0: the machine's cores over ``engines_per_machine``."""
-    engines_per_machine: PositiveCount = 2
-    """Engines that share the cores of this machine. `baton up` counts them itself."""
-    side_channel_host: str = "127.0.0.1"
-    """Where this engine offers its NIXL metadata; other machines must reach it. The port is any free one."""
-    kv_connector: str = "NixlConnector"
-    """vLLM's connector class; "MultiConnector" with an empty module composes several (``kv_connector_extra``)."""
-    kv_connector_module: str = "kv_transfer.nixl.connector"
-    """The module of that class. Empty: vLLM's own."""
-    kv_connector_extra: dict[str, Any] = msgspec.field(default_factory=dict)
-    """Further options of the connector, as ``{"backends": ["LIBFABRIC"]}``; they go before Baton's."""
+    """CPU threads of one engine. 0: an even share of the cores among the engines of `baton up`; half of the cores for a
+    worker that was started by hand."""
     kv_check_fraction: Fraction = 1.0
     """Share of hand-offs whose KV is checked by content after it was pulled: the holder computes a checksum of every
     block, the taker compares. The rest counts as right when the holder says that it held the KV until the pull ended.
     Less saves CPU. Watch ``baton_worker_pulls_wrong``."""
-    vllm_metrics: bool = False
-    """Serve what vLLM's scheduler and connector count (vllm:*) from the worker's /metrics too. It costs CPU every step;
-    vllm:* histograms of single requests stay empty: Baton's own have them (docs/metrics.md)."""
     args: dict[str, Any] = msgspec.field(default_factory=dict)
     """Any further field of vLLM's AsyncEngineArgs. One that vLLM does not know, or that is set above, is refused before
-    anything starts."""
-    epoch_min: Count = 0
-    """Epochs are milliseconds of the wall clock. A restarted worker's last epoch + 1 makes it look newer even if the
-    clock was put back meanwhile; `baton up` sets it. 0: the clock alone."""
-    start_timeout_s: Positive = 600.0
-    """Time the engine has to start."""
+    anything starts. ``kv_transfer_config`` and ``disable_log_stats``: see docs/operations.md."""
     fake: FakeEngineConfig = FakeEngineConfig()
     """Of the fake engine, for tests and benchmarks."""

@@ -8,11 +8,14 @@ from engine.config import EngineConfig
 from engine.protocol import Engine
 
 
-async def start(config: EngineConfig, *, worker_id: str, role: Literal["prefill", "decode"]) -> Engine:
+async def start(
+    config: EngineConfig, *, worker_id: str, role: Literal["prefill", "decode"], host: str = "127.0.0.1"
+) -> Engine:
     """A running engine that has served a first request.
 
-    Raises EngineDead when it does not come up within ``config.start_timeout_s``, and ValueError for settings that
-    cannot work. ``role`` names the engine in logs; engines of both roles are alike, so that a worker can change role.
+    Raises EngineDead when it does not come up in time, and ValueError for settings that cannot work. ``role`` names the
+    engine in logs; engines of both roles are alike, so that a worker can change role. ``host`` is where other engines
+    reach it.
     """
     match config.kind:
         case "fake":
@@ -22,4 +25,4 @@ async def start(config: EngineConfig, *, worker_id: str, role: Literal["prefill"
         case "vllm":
             from engine.vllm.engine import VllmEngine
 
-            return await VllmEngine.start(config, worker_id=worker_id, role=role)
+            return await VllmEngine.start(config, worker_id=worker_id, role=role, host=host)

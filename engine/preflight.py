@@ -1,11 +1,12 @@
 """What can be told of an engine's settings before any engine starts. Imports no vLLM and reads none of its files.
 
 Three checks: the installed vLLM has the version that Baton is written for, no argument is set that has a setting of its
-own, and the block size fits CPU. An argument that vLLM does not know is named by the engine's start (``vllm_args.py``).
+own, and the block size fits CPU. An argument that vLLM does not know is named by the engine's start (``vllm/args.py``).
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from importlib import metadata
@@ -33,9 +34,11 @@ _OWN_SETTINGS = {
     "max_num_seqs": "engine.max_num_seqs",
     "max_num_batched_tokens": "engine.max_num_batched_tokens",
     "seed": "engine.seed",
-    "disable_log_stats": "engine.vllm_metrics",
-    "kv_transfer_config": "engine.kv_connector and the settings beside it",
 }
+OF_WORKERS = frozenset({"kv_transfer_config", "disable_log_stats"})
+"""Arguments that say nothing to a front proxy."""
+CONNECTOR_SETTINGS = ("kv_connector", "kv_connector_module_path", "kv_connector_extra_config")
+"""What ``engine.args.kv_transfer_config`` may say. The rest is Baton's."""
 
 
 class Objection(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,10 +59,22 @@ def objection(config: EngineConfig, environ: Mapping[str, str]) -> Objection | N
     for name in config.args:
         if (own := _OWN_SETTINGS.get(name)) is not None:
             return Objection(path=f"engine.args.{name}", reason=f"set {own} instead")
+    connector = config.args.get("kv_transfer_config", {})
+    if not isinstance(connector, dict):
+        return Objection(path="engine.args.kv_transfer_config", reason="must be a table")
+    for name in connector:
+        if name not in CONNECTOR_SETTINGS:
+            reason = f"is Baton's; only {', '.join(CONNECTOR_SETTINGS)} can be set"
+            return Objection(path=f"engine.args.kv_transfer_config.{name}", reason=reason)
     if config.block_size_tokens % CPU_BLOCK_TOKENS and runs_on_cpu(environ):
         reason = f"must be a multiple of {CPU_BLOCK_TOKENS} on CPU, got {config.block_size_tokens}"
         return Objection(path="engine.block_size_tokens", reason=reason)
     return None
+
+
+def cpu_share(engines: int) -> int:
+    """OpenMP threads for each of so many engines: an even share of the cores that this process may use."""
+    return max(1, len(os.sched_getaffinity(0)) // engines)
 
 
 def runs_on_cpu(environ: Mapping[str, str]) -> bool:

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from runtime.process_role import Role
+from runtime.roles import Role
 
 MemberState = Literal["pending", "starting", "ready", "draining", "ended"]
 

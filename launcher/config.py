@@ -12,8 +12,7 @@ from front_proxy.config import LIMITS, FrontProxyConfig
 from prefill_worker.config import PrefillWorkerConfig
 from runtime.bounds import Positive
 from scheduler.config import SchedulerConfig
-from worker.config import WorkerConfig
-from worker.limits import WorkerLimits
+from worker.config import WorkerConfig, WorkerLimits
 
 Processes = Annotated[int, msgspec.Meta(ge=1, le=512)]
 PrefillWorkers = Annotated[int, msgspec.Meta(ge=0, le=512)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from launcher.backend import Member, ProcessBackend
-from runtime.process_role import Role
+from runtime.roles import Role
 
 if TYPE_CHECKING:
     from protos.cluster.v1 import cluster_pb2

@@ -19,7 +19,7 @@ from launcher.local.environment import CHILD_VARIABLE
 from launcher.local.ports import HTTP_FD_VARIABLE
 from launcher.local.process_plan import drain_s
 from runtime.bounds import LogLevel
-from runtime.process_role import Role
+from runtime.roles import Role
 
 EXIT_TIMEOUT_S = 15.0
 """Time that a process has to exit after its work has ended. Then it ends itself by force, to be restarted."""

@@ -1,4 +1,8 @@
-"""Every lease this worker holds, by id. Drives the lease machines; frees nothing and asks no clock."""
+"""Every lease this worker holds, by id. Pure: says what to free and to keep, frees nothing and asks no clock.
+
+A lease is offered once, renewed while its KV is wanted, and ends once: pulled, released by message, or run out.
+Messages repeat and cross each other. An ended lease is forgotten, so later ones about it change nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,40 +12,27 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from kv_transfer.handoff.lease import (
-    Count,
-    HolderGone,
-    KeepBlocks,
-    Lease,
-    LeaseAction,
-    LeaseEvent,
-    LeaseState,
-    Offered,
-    Pulled,
-    PullStarted,
-    Released,
-    Renewed,
-    Tick,
-)
+from kv_transfer.handoff.lease import Count, FreeBlocks, KeepBlocks, LeaseAction
 
 EVENT_LOG_MAX = 64
 
 
-class Held(msgspec.Struct, frozen=True):
-    """One lease: the stream of its offer, its start, and its blocks."""
+class Lease(msgspec.Struct):
+    """One held hand-off: the stream of its offer, its KV blocks, its start and its end."""
 
-    lease: Lease
     owner: int
     blocks: int
     since_s: float
+    expires_at_s: float
 
 
 class LeaseTable:
-    """Leases that hold KV. An ended lease is forgotten, so later messages about it change nothing."""
+    """The leases that hold KV."""
 
     def __init__(self) -> None:
-        self._held: dict[str, Held] = {}
-        self._blocks = 0
+        self._held: dict[str, Lease] = {}
+        self.blocks = 0
+        """KV blocks of all leases held."""
         self._event_log: deque[str] = deque(maxlen=EVENT_LOG_MAX)
 
     def __contains__(self, lease_id: str) -> bool:
@@ -49,15 +40,6 @@ class LeaseTable:
 
     def __len__(self) -> int:
         return len(self._held)
-
-    @property
-    def blocks(self) -> int:
-        """KV blocks of all leases held."""
-        return self._blocks
-
-    def event_log(self) -> Sequence[str]:
-        """How the latest leases went, oldest first, bounded."""
-        return tuple(self._event_log)
 
     def oldest(self, count: int) -> Sequence[str]:
         """Ids of up to ``count`` leases held longest, the oldest first: a leak is among them."""
@@ -69,68 +51,55 @@ class LeaseTable:
     ) -> Sequence[LeaseAction]:
         """A new lease. An id that is held already is a bug of the engine."""
         assert lease_id not in self._held, f"lease {lease_id} is offered twice; log: {' '.join(self._event_log)}"
-        lease = Lease(lease_id)
-        actions = lease.handle(Offered(expires_at_s))
-        self._held[lease_id] = Held(lease, owner, blocks, now_s)
-        self._blocks += blocks
+        self._held[lease_id] = Lease(owner, blocks, now_s, expires_at_s)
+        self.blocks += blocks
         self._event_log.append(f"{lease_id}:offered")
-        return actions
-
-    def pull_started(self, lease_id: str) -> Sequence[LeaseAction]:
-        """A decode engine began to read. A read that comes too late is only counted."""
-        held = self._held.get(lease_id)
-        if held is None:
-            return (Count("pull_too_late"),)
-        return self._tell(held, PullStarted()) if held.lease.state is LeaseState.OFFERED else ()
+        return (Count("offered"),)
 
     def renew(self, lease_id: str, *, now_s: float, lease_s: float, total_max_s: float) -> Sequence[LeaseAction]:
         """The receiver of the hand-off still waits for the KV. Bounded by ``total_max_s`` since the offer."""
         held = self._held.get(lease_id)
-        if held is None or held.lease.expires_at_s <= now_s:
+        if held is None or held.expires_at_s <= now_s:
             return (Count("renewed_too_late"),)
-        started = self.pull_started(lease_id)
         until_s = min(now_s + lease_s, held.since_s + total_max_s)
-        if until_s <= held.lease.expires_at_s:
-            return [*started, Count("renewals_used_up")] if until_s < now_s + lease_s else started
-        return [*started, *self._tell(held, Renewed(until_s)), KeepBlocks(lease_id, until_s - now_s)]
+        if until_s <= held.expires_at_s:
+            return (Count("renewals_used_up"),) if until_s < now_s + lease_s else ()
+        held.expires_at_s = until_s
+        return (Count("renewed"), KeepBlocks(lease_id, until_s - now_s))
 
     def pulled(self, lease_id: str) -> Sequence[LeaseAction]:
-        """A decode engine has the KV. Unknown leases are ignored."""
-        held = self._held.get(lease_id)
-        return () if held is None else self._tell(held, Pulled())
+        """A decode engine has the KV. The transfer layer has freed the blocks on its own."""
+        return self._end(lease_id, "pulled", free=False)
 
     def release(self, lease_id: str) -> Sequence[LeaseAction]:
-        """The KV is not needed any more. Unknown leases are ignored."""
-        held = self._held.get(lease_id)
-        return () if held is None else self._tell(held, Released())
+        """The KV is not needed any more."""
+        return self._end(lease_id, "released")
 
     def owner_gone(self, owner: int) -> Sequence[LeaseAction]:
         """Release what was offered on one stream."""
-        return self._tell_all(Released(), lambda held: held.owner == owner)
+        return self._end_all("released", lambda held: held.owner == owner)
 
     def tick(self, now_s: float) -> Sequence[LeaseAction]:
         """Expire what ran out."""
-        return self._tell_all(Tick(now_s), lambda held: held.lease.expires_at_s <= now_s)
+        return self._end_all("expired", lambda held: held.expires_at_s <= now_s)
 
     def holder_gone(self) -> Sequence[LeaseAction]:
-        """The engine and all KV with it are gone."""
-        return self._tell_all(HolderGone(), lambda _: True)
+        """The engine and all KV with it are gone: nothing is left to free."""
+        return self._end_all("holder_gone", lambda _: True, free=False)
 
     def check(self) -> None:
         """Assert what must hold between any two calls."""
-        assert all(held.lease.holding for held in self._held.values()), self.event_log()
-        assert self._blocks == sum(held.blocks for held in self._held.values()), self.event_log()
+        assert self.blocks == sum(held.blocks for held in self._held.values()), self._event_log
 
-    def _tell_all(self, event: LeaseEvent, concerns: Callable[[Held], bool]) -> Sequence[LeaseAction]:
-        actions: list[LeaseAction] = []
-        for held in [held for held in self._held.values() if concerns(held)]:
-            actions.extend(self._tell(held, event))
-        return actions
+    def _end_all(self, why: str, concerns: Callable[[Lease], bool], *, free: bool = True) -> Sequence[LeaseAction]:
+        ended = [lease_id for lease_id, held in self._held.items() if concerns(held)]
+        return [action for lease_id in ended for action in self._end(lease_id, why, free=free)]
 
-    def _tell(self, held: Held, event: LeaseEvent) -> Sequence[LeaseAction]:
-        actions = held.lease.handle(event)
-        if not held.lease.holding:
-            del self._held[held.lease.lease_id]
-            self._blocks -= held.blocks
-        self._event_log.append(f"{held.lease.lease_id}:{type(event).__name__}->{held.lease.state}")
-        return actions
+    def _end(self, lease_id: str, why: str, *, free: bool = True) -> Sequence[LeaseAction]:
+        """Forget the lease. One that is not held has ended or was never here: nothing is done."""
+        held = self._held.pop(lease_id, None)
+        if held is None:
+            return ()
+        self.blocks -= held.blocks
+        self._event_log.append(f"{lease_id}:{why}")
+        return (FreeBlocks(lease_id), Count(why)) if free else (Count(why),)

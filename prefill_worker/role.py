@@ -14,11 +14,13 @@ from kv_transfer.integrity.prompt_digest import prompt_digest
 from prefill_worker.config import PrefillLimits, PrefillWorkerConfig
 from prefill_worker.leases import LeaseTable
 from runtime.failures import Failure, FailureKind
-from worker.role import Accepted, Decode, Offer, Prefill, Refused, RoleName, WorkerRequest, blocks_for
+from worker.role import Accepted, Decode, Offer, Prefill, Refused, RoleBehaviour, WorkerRequest, blocks_for
 
 
-class PrefillRole:
+class PrefillRole(RoleBehaviour):
     """The prefill half of ``worker.role.RoleBehaviour``."""
+
+    name = "prefill"
 
     def __init__(
         self, config: PrefillWorkerConfig, info: EngineInfo, worker_id: str, limits: PrefillLimits | None = None
@@ -32,13 +34,8 @@ class PrefillRole:
         self.blocks_limit = max(int(info.kv_blocks_total * limits.kv_overcommit_factor), 1)
 
     @property
-    def name(self) -> RoleName:
-        """Which job."""
-        return "prefill"
-
-    @property
     def leases_held(self) -> int:
-        """Leases in state OFFERED or PULLING."""
+        """Leases whose KV this worker keeps."""
         return len(self.leases)
 
     @property

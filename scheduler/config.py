@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from runtime.bounds import Count, LogLevel, NonNegative, Port, Positive, PositiveCount
+from runtime.bounds import Count, LogLevel, Port, Positive
 
 HEARTBEAT_INTERVAL_S = 1.0
 
@@ -16,8 +16,6 @@ class PriorityClassConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
 
     # Share of the cluster's pace while other classes wait too, against their weights.
     weight: Positive = 1.0
-    # Requests of this class that may wait. 0: none.
-    waiting_max: Count = 4096
     # Longest wait for room; a request that would wait longer by the present pace is refused at once. Past the cluster's
     # capacity every request that is served has waited about this long, and ``scheduler.prefill_wait_max_s`` more: keep
     # both together below the time to first token that the class is promised, or what is served is served too late.
@@ -31,24 +29,18 @@ class WaitingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     interactive: PriorityClassConfig = PriorityClassConfig(weight=16.0, wait_max_s=0.5)
     default: PriorityClassConfig = PriorityClassConfig(weight=4.0, wait_max_s=20.0)
     batch: PriorityClassConfig = PriorityClassConfig(weight=1.0, wait_max_s=120.0)
-    # Longest wait, of a class that waits no longer for room, while workers are missing that may be about to return:
-    # all of them silent, or the scheduler just started. Longer than ``scheduler.recovery_grace_s``.
-    missing_workers_wait_max_s: Positive = 5.0
 
 
 # As Kubernetes wants them, and nothing that changes the path of a request.
 LeaseName = Annotated[str, msgspec.Meta(max_length=247, pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")]
 # Long enough for workers to notice that the leader stands still before the next one takes them for gone.
 LeaseSeconds = Annotated[int, msgspec.Meta(ge=3, le=3600)]
-Namespace = Annotated[str, msgspec.Meta(max_length=63, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")]
 
 
 class KubernetesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The Lease that the leader holds. The API server is that of the pod, or of the file that KUBECONFIG names."""
+    """The Lease that the leader holds. API server and namespace are the pod's, or those that KUBECONFIG names."""
 
     lease_name: LeaseName = "baton-scheduler"
-    # Empty: the pod's own.
-    namespace: Namespace = ""
     # A leader that could not renew for so long leads no longer, and another one may. Renewed five times meanwhile.
     lease_duration_s: LeaseSeconds = 5
 
@@ -72,9 +64,6 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     worker_lease_s: Positive = 10.0
     # Silence after which a worker gets nothing new until it speaks. Watch baton_scheduler_unusable_workers.
     silence_timeout_s: Positive = 3.0
-    # After its start a scheduler waits so long for missing workers, and keeps room for requests that it does not know.
-    # Longer than workers and front proxies take to reconnect. Watch baton_scheduler_reservations_dropped_total.
-    recovery_grace_s: NonNegative = 3.0
     # What says which of several schedulers leads: a lock on a file of one machine (``leader_lock_file``), or a Lease of
     # the Kubernetes cluster that their pods are in (``kubernetes``). Watch baton_scheduler_leads.
     leader_store: Literal["file", "kubernetes"] = "file"
@@ -90,28 +79,14 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     prefill_wait_max_s: Positive = 1.0
     # How requests wait that fit nowhere now. Watch baton_scheduler_waited_seconds.
     waiting: WaitingConfig = WaitingConfig()
-    # Bounds of Retry-After in a refusal: the queue over its pace, plus or minus half by chance, so that requests that
-    # are refused together do not return together. Watch baton_scheduler_refusals_total.
-    retry_after_min_s: Positive = 2.0
-    retry_after_max_s: Positive = 40.0
-    # Plans granted and not ended, over all front proxies. Watch baton_scheduler_plans_in_flight.
-    plans_in_flight_max: PositiveCount = 65536
-    # Front proxies connected at once. Watch baton_scheduler_front_proxies.
-    fronts_max: PositiveCount = 1024
 
     def __post_init__(self) -> None:
+        heartbeat_s = getattr(self, "heartbeat_interval_s", HEARTBEAT_INTERVAL_S)
         for name in ("worker_lease_s", "silence_timeout_s"):
-            if getattr(self, name) <= self.heartbeat_s:
-                raise ValueError(f"{name} must be longer than the workers' heartbeat, {self.heartbeat_s:g} s")
+            if getattr(self, name) <= heartbeat_s:
+                raise ValueError(f"{name} must be longer than the workers' heartbeat, {heartbeat_s:g} s")
         if self.leader_store == "kubernetes" and self.leader_lock_file:
             raise ValueError("leader_lock_file is not used where leader_store is kubernetes: leave it empty")
-        if self.retry_after_max_s < self.retry_after_min_s:
-            raise ValueError("retry_after_max_s must not be less than retry_after_min_s")
-
-    @property
-    def heartbeat_s(self) -> float:
-        """How often a worker must report."""
-        return HEARTBEAT_INTERVAL_S
 
     @property
     def alone(self) -> bool:
@@ -141,6 +116,17 @@ class SchedulerParameters(SchedulerConfig, frozen=True, kw_only=True):
     # How often a worker must report.
     heartbeat_interval_s: float = HEARTBEAT_INTERVAL_S
     outliers: OutlierLimits = OutlierLimits()
+    # After its start a scheduler waits so long for missing workers, and keeps room for requests that it does not know.
+    # Longer than workers and front proxies take to reconnect.
+    recovery_grace_s: float = 3.0
+    # Requests of one class that may wait. 0: none.
+    waiting_max: int = 4096
+    # Longest wait, of a class that waits no longer for room, of a request that comes while workers are missing that may
+    # be about to return: all of them silent, or the scheduler just started. Longer than ``recovery_grace_s``.
+    missing_workers_wait_max_s: float = 5.0
+    # Plans granted and not ended, over all front proxies.
+    plans_in_flight_max: int = 65536
+    fronts_max: int = 1024
     # A worker that a front proxy could not use is avoided for this long, unless no other is left.
     suspect_cooldown_s: float = 5.0
     # How often reservations and leases are compared with what runs.
@@ -168,11 +154,6 @@ class SchedulerParameters(SchedulerConfig, frozen=True, kw_only=True):
     plan_visible_after_s: float = 0.1
     # Prefill speed assumed of a worker until its own is observed.
     prefill_initial_tokens_per_s: float = 2000.0
-
-    @property
-    def heartbeat_s(self) -> float:
-        """How often a worker must report."""
-        return self.heartbeat_interval_s
 
     @classmethod
     def of(cls, config: SchedulerConfig) -> SchedulerParameters:

@@ -48,7 +48,6 @@ from scheduler.queueing.admission import AdmissionController
 from scheduler.queueing.refusals import Refusals
 from scheduler.queueing.reservations import FrontProxySession, Reservations
 from scheduler.queueing.wait_queue import WaitQueue
-from scheduler.routing.filters import Probe
 from scheduler.routing.placement import Planner
 
 EVENT_LOG_MAX = 64
@@ -64,7 +63,6 @@ class SchedulerCore:
         self,
         config: SchedulerConfig,
         rng: Random | None = None,
-        probe: Probe | None = None,
         *,
         began_s: float = float("-inf"),
         explain: bool = False,
@@ -76,11 +74,11 @@ class SchedulerCore:
         self.cluster = ClusterState()
         self._config = config
         self._reservations = Reservations(self.cluster, config.plans_in_flight_max)
-        self._queue = WaitQueue(config.waiting)
-        self._refusals = Refusals(config, self._queue, rng)
+        self._queue = WaitQueue(config)
+        self._refusals = Refusals(self._queue, rng)
         self._admission = AdmissionController(
             config,
-            Planner(config, rng, probe, explain=explain),
+            Planner(config, rng, explain=explain),
             self.cluster,
             self._reservations,
             self._queue,
@@ -122,7 +120,7 @@ class SchedulerCore:
             case Tick(late_s=late_s):
                 for worker in self.cluster.workers.values():
                     worker.forgive(late_s, now_s)
-                overdue = [self._refusals.rejected(each) for each in self._queue.overdue(now_s)]
+                overdue = [self._refusals.refuse(each.event, each.cause) for each in self._queue.overdue(now_s)]
                 self._queue.bring_back(now_s)
                 return (*self._tick(now_s), *self._audit(now_s), *overdue, *self._serve(now_s))
             case WorkerJoined(session=session, info=info):
@@ -365,10 +363,6 @@ class SchedulerCore:
     def waiting(self) -> Mapping[PriorityClass, int]:
         """How many requests wait for a place, by class."""
         return self._queue.counts()
-
-    def predicted_wait_s(self, its_class: PriorityClass, tenant: str) -> float | None:
-        """How long one more request would wait; None while the pace is unknown."""
-        return self._queue.predicted_wait_s(its_class, tenant)
 
     def event_log(self) -> Sequence[str]:
         """The last telling events, oldest first: for error messages."""

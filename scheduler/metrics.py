@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from runtime.buckets import DECISION_S, TIME_TO_FIRST_TOKEN_S
 from runtime.priority_class import PriorityClass
-from scheduler.api.worker_info import Role, WorkerState
+from runtime.roles import WORKER_ROLES
+from scheduler.api.worker_info import WorkerState
 from scheduler.cluster.worker import Worker
-
-# One pass in so many is timed: reading the clock costs as much as a small filter. A prime, since a plan makes up to
-# three passes (filters of each side, pairs) and each kind must be sampled.
-POLICY_SAMPLE_EVERY = 17
 
 _OUTCOMES = frozenset({"finished", "failed", "cancelled"})
 
@@ -28,13 +24,6 @@ class SchedulerMetrics:
         self.refusals = Counter("baton_scheduler_refusals_total", "Plans refused", ("reason",), registry=registry)
         self.plan_s = Histogram(
             "baton_scheduler_plan_duration_seconds", "Time to decide one plan", buckets=DECISION_S, registry=registry
-        )
-        self.policy_s = Histogram(
-            "baton_scheduler_policy_duration_seconds",
-            "Time of one filter, or of comparing pairs (sampled)",
-            ("policy",),
-            buckets=DECISION_S,
-            registry=registry,
         )
         self.sessions_closed = Counter(
             "baton_scheduler_sessions_closed_total",
@@ -107,7 +96,7 @@ class SchedulerMetrics:
 
     def show_cluster(self, workers: Iterable[Worker], *, fronts: int, plans_in_flight: int) -> None:
         """Bring the gauges up to date; labels of workers that left are dropped."""
-        counts = {(role, state): 0 for role in Role for state in WorkerState}
+        counts = {(role, state): 0 for role in WORKER_ROLES for state in WorkerState}
         unusable = dict.fromkeys(("silent", "ejected"), 0)
         seen = set()
         for worker in workers:
@@ -120,33 +109,8 @@ class SchedulerMetrics:
             self._reserved_blocks.remove(worker_id)
         self._labelled = frozenset(seen)
         for (role, state), count in counts.items():
-            self._workers.labels(role.value, state.value).set(count)
+            self._workers.labels(role, state.value).set(count)
         for reason, count in unusable.items():
             self._unusable.labels(reason).set(count)
         self._fronts.set(fronts)
         self._plans_in_flight.set(plans_in_flight)
-
-
-class PolicyProbe:
-    """Times the policies of one pass in ``POLICY_SAMPLE_EVERY``."""
-
-    def __init__(self, metrics: SchedulerMetrics, read_s: Callable[[], float] = time.perf_counter) -> None:
-        self._histogram = metrics.policy_s
-        self._read_s = read_s
-        self._runs = 0
-        self._sampled = False
-        self._lap_s = 0.0
-
-    def start(self) -> None:
-        """A profile starts to run."""
-        self._runs += 1
-        self._sampled = self._runs % POLICY_SAMPLE_EVERY == 0
-        if self._sampled:
-            self._lap_s = self._read_s()
-
-    def lap(self, policy: str) -> None:
-        """A policy ended."""
-        if self._sampled:
-            now_s = self._read_s()
-            self._histogram.labels(policy).observe(now_s - self._lap_s)
-            self._lap_s = now_s

@@ -7,6 +7,7 @@ import functools
 import random
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -19,9 +20,9 @@ from runtime.rpc.status_service import StatusService
 from runtime.timing.clock import Clock, SystemClock
 from scheduler.config import SchedulerConfig, SchedulerParameters
 from scheduler.core import SchedulerCore
+from scheduler.leadership.file_lock import FileLock
 from scheduler.leadership.rules import Leadership
-from scheduler.leadership.store import leadership_of
-from scheduler.metrics import PolicyProbe, SchedulerMetrics
+from scheduler.metrics import SchedulerMetrics
 from scheduler.service import add_services, status_service
 from scheduler.shell import SchedulerShell
 
@@ -45,7 +46,7 @@ async def run(
     stop = stop or lifecycle.stop_event()
     metrics = metrics or SchedulerMetrics()
     clock = SystemClock()
-    make_core = functools.partial(_core, config, clock, metrics)
+    make_core = functools.partial(_core, config, clock)
     shell = SchedulerShell(config, make_core(), clock, metrics)
     shell.stands_by = not config.alone
     status = status_service(shell, epoch=time.time_ns())
@@ -97,11 +98,31 @@ async def run(
         raise SystemExit(ExitCode.LEADS_NO_LONGER)
 
 
-def _core(config: SchedulerConfig, clock: Clock, metrics: SchedulerMetrics) -> SchedulerCore:
+def leadership_of(config: SchedulerConfig, address: str, clock: Clock) -> Leadership | None:
+    """This process's claim to lead, reachable at ``address``; None where it is the only scheduler.
+
+    Raises BadConfiguration.
+    """
+    if config.alone:
+        return None
+    if config.leader_store == "file":
+        return FileLock(Path(config.leader_lock_file))
+    # Here, since other schedulers do without the client of Kubernetes.
+    from scheduler.leadership.kubernetes import KubernetesLease, kube_config
+
+    return KubernetesLease(
+        kube_config(),
+        name=config.kubernetes.lease_name,
+        lease_s=config.kubernetes.lease_duration_s,
+        address=address,
+        clock=clock,
+    )
+
+
+def _core(config: SchedulerConfig, clock: Clock) -> SchedulerCore:
     return SchedulerCore(
         config,
         rng=random.Random(),
-        probe=PolicyProbe(metrics),
         began_s=clock.monotonic_s(),
         explain=config.log_level == "debug",
     )
@@ -119,10 +140,10 @@ async def lead(
     status: StatusService,
 ) -> None:
     """Stand by, lead, and return when that is over: this process must not plan any more."""
-    record = await leadership.acquire()
-    shell.lead(make_core(), record.epoch, lambda: leadership.until_s)
+    epoch = await leadership.acquire()
+    shell.lead(make_core(), epoch, lambda: leadership.until_s)
     status.state = "ready"
     await server.set_serving(True)
-    log.warning("this scheduler leads", leader_epoch=record.epoch)
+    log.warning("this scheduler leads", leader_epoch=epoch)
     why = await leadership.lost()
-    log.critical("this scheduler leads no longer", leader_epoch=record.epoch, why=why)
+    log.critical("this scheduler leads no longer", leader_epoch=epoch, why=why)

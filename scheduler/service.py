@@ -46,8 +46,6 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
 
     def __init__(self, shell: SchedulerShell) -> None:
         self._shell = shell
-        self._shared_names: set[str] = set()
-        """Ids of front proxies that several processes had, and that were told of."""
 
     async def WorkerSession(self, _requests: object, context: Context) -> None:  # noqa: N802 - gRPC's name
         """Serve one worker over gRPC."""
@@ -88,7 +86,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         if not name:
             await stream.refuse(_bad("The first message must be FrontProxyInfo with an id."))
         if len(shell.fronts) >= shell.config.fronts_max:
-            text = f"The scheduler serves at most {shell.config.fronts_max} front proxies (scheduler.fronts_max)."
+            text = f"The scheduler serves at most {shell.config.fronts_max} front proxies."
             await stream.refuse(Failure(kind=FailureKind.EXHAUSTED, message=text))
         session = shell.new_session()
         outgoing: SendQueue[pb.FrontReply] = SendQueue(shell.config.front_replies_max)
@@ -186,16 +184,12 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 outgoing.close(_bad(f"A registered front proxy must not send {other or 'an empty message'}."))
 
     def _note_front(self, name: str, incarnation: int) -> None:
-        """Its former stream may not have ended here yet. Of another process with its name, tell once."""
+        """Its former stream may not have ended here yet. Another process must not have its name."""
         others = [front for front in self._shell.core.fronts.values() if front.front_proxy_id == name]
         log.info("front proxy connected", front_proxy=name, beside_an_older_stream=bool(others))
-        if name in self._shared_names or all(front.incarnation == incarnation for front in others):
-            return
-        if len(self._shared_names) >= self._shell.config.fronts_max:
-            self._shared_names.clear()
-        self._shared_names.add(name)
-        text = "another process has this front_proxy_id, or its predecessor has not ended here yet: ids must be unique"
-        log.warning(text, front_proxy=name)
+        if any(front.incarnation != incarnation for front in others):
+            text = "another process has this front_proxy_id, or a former one has not ended here yet: ids must be unique"
+            log.warning(text, front_proxy=name)
 
     def _note_end(self, peer: str, name: str, failure: Failure | None) -> None:
         reason = failure.kind.value if failure is not None else "ended"

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
+from runtime.roles import WorkerRole
 from scheduler.api.actions import Placement, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.api.events import PlanRequested, PlansRunning, RequestEnded, RunningPlan, WorkerSuspected
-from scheduler.api.worker_info import Role, WorkerInfo, WorkerLoad, WorkerState
+from scheduler.api.worker_info import WorkerInfo, WorkerLoad, WorkerState
 from scheduler.cluster.worker import Worker
 
-_ROLE: dict[int, Role] = {cluster_pb2.ROLE_PREFILL: Role.PREFILL, cluster_pb2.ROLE_DECODE: Role.DECODE}
-_ROLE_NUMBER = {Role.PREFILL: cluster_pb2.ROLE_PREFILL, Role.DECODE: cluster_pb2.ROLE_DECODE}
-_STATE: dict[int, WorkerState] = {
+_ROLE: dict[cluster_pb2.Role, WorkerRole] = {cluster_pb2.ROLE_PREFILL: "prefill", cluster_pb2.ROLE_DECODE: "decode"}
+_ROLE_NUMBER = {role: number for number, role in _ROLE.items()}
+_STATE: dict[cluster_pb2.ProcessState, WorkerState] = {
     cluster_pb2.PROCESS_STATE_STARTING: WorkerState.STARTING,
     cluster_pb2.PROCESS_STATE_READY: WorkerState.READY,
     cluster_pb2.PROCESS_STATE_DRAINING: WorkerState.DRAINING,
     cluster_pb2.PROCESS_STATE_STOPPED: WorkerState.STOPPED,
 }
-_STATE_NUMBER = {
-    WorkerState.STARTING: cluster_pb2.PROCESS_STATE_STARTING,
-    WorkerState.READY: cluster_pb2.PROCESS_STATE_READY,
-    WorkerState.DRAINING: cluster_pb2.PROCESS_STATE_DRAINING,
-    WorkerState.STOPPED: cluster_pb2.PROCESS_STATE_STOPPED,
-}
+_STATE_NUMBER = {state: number for number, state in _STATE.items()}
+# What a message and its value both have under one name.
+_INFO_FIELDS = tuple(
+    name
+    for name in WorkerInfo.__struct_fields__
+    if name != "role" and name in cluster_pb2.WorkerInfo.DESCRIPTOR.fields_by_name
+)
+_LOAD_FIELDS = tuple(name for name in WorkerLoad.__struct_fields__ if name != "state")
 _UINT32_MAX = 2**32 - 1
 
 
@@ -33,36 +37,19 @@ def worker_info(message: cluster_pb2.WorkerInfo) -> WorkerInfo | None:
     role = _ROLE.get(message.role)
     if role is None:
         return None
+    layout = message.layout
     return WorkerInfo(
-        worker_id=message.worker_id,
         role=role,
-        address=message.address,
-        epoch=message.epoch,
-        model=message.model,
-        layout_fingerprint=message.layout.fingerprint,
-        block_size_tokens=message.layout.block_size_tokens,
-        block_bytes=message.layout.block_bytes,
-        kv_blocks_total=message.kv_blocks_total,
-        context_tokens_max=message.context_tokens_max,
-        engine_version=message.engine_version,
-        pid=message.pid,
-        metrics_address=message.metrics_address,
-        requests_max=message.requests_max,
+        layout_fingerprint=layout.fingerprint,
+        block_size_tokens=layout.block_size_tokens,
+        block_bytes=layout.block_bytes,
+        **_fields(message, _INFO_FIELDS),
     )
 
 
 def load(message: cluster_pb2.WorkerLoad) -> WorkerLoad:
     """What a worker says it does. A state this version does not know counts as not ready."""
-    return WorkerLoad(
-        state=_STATE.get(message.state, WorkerState.STARTING),
-        requests_running=message.requests_running,
-        requests_waiting=message.requests_waiting,
-        kv_blocks_used=message.kv_blocks_used,
-        leases_held=message.leases_held,
-        kv_bytes_in=message.kv_bytes_in,
-        kv_bytes_out=message.kv_bytes_out,
-        prefill_tokens_queued=message.prefill_tokens_queued,
-    )
+    return WorkerLoad(state=_STATE.get(message.state, WorkerState.STARTING), **_fields(message, _LOAD_FIELDS))
 
 
 def worker_suspected(message: pb.WorkerSuspect) -> WorkerSuspected:
@@ -168,34 +155,19 @@ def _placement(placement: Placement | None) -> pb.Placement | None:
 
 def _info(known: WorkerInfo) -> cluster_pb2.WorkerInfo:
     return cluster_pb2.WorkerInfo(
-        worker_id=known.worker_id,
         role=_ROLE_NUMBER[known.role],
-        address=known.address,
-        epoch=known.epoch,
-        model=known.model,
         layout=cluster_pb2.KvLayout(
             fingerprint=known.layout_fingerprint,
             block_size_tokens=known.block_size_tokens,
             block_bytes=known.block_bytes,
         ),
-        kv_blocks_total=known.kv_blocks_total,
-        context_tokens_max=known.context_tokens_max,
-        engine_version=known.engine_version,
-        pid=known.pid,
-        metrics_address=known.metrics_address,
-        requests_max=known.requests_max,
+        **_fields(known, _INFO_FIELDS),
     )
 
 
 def _load(worker: Worker) -> cluster_pb2.WorkerLoad:
-    known = worker.load
-    return cluster_pb2.WorkerLoad(
-        state=_STATE_NUMBER[worker.state],
-        requests_running=known.requests_running,
-        requests_waiting=known.requests_waiting,
-        kv_blocks_used=known.kv_blocks_used,
-        leases_held=known.leases_held,
-        kv_bytes_in=known.kv_bytes_in,
-        kv_bytes_out=known.kv_bytes_out,
-        prefill_tokens_queued=known.prefill_tokens_queued,
-    )
+    return cluster_pb2.WorkerLoad(state=_STATE_NUMBER[worker.state], **_fields(worker.load, _LOAD_FIELDS))
+
+
+def _fields(source: object, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in names}

@@ -10,8 +10,6 @@ from runtime.timing.retry_after import retry_after_s
 NoRoom = Literal["requests_max", "kv_blocks"]
 RELEASE_WINDOW_S = 10.0
 """Memory of the rate at which requests and blocks are released."""
-RETRY_AFTER_MIN_S = 2.0
-RETRY_AFTER_MAX_S = 40.0
 
 
 class Admission:
@@ -77,4 +75,4 @@ class Admission:
         """
         rate = self._blocks_released if blocks else self._requests_released
         rate.at(now_s)
-        return retry_after_s(blocks or 1, rate.per_s, min_s=RETRY_AFTER_MIN_S, max_s=RETRY_AFTER_MAX_S, draw=draw)
+        return retry_after_s(blocks or 1, rate.per_s, draw=draw)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Protocol, assert_never
 
 import msgspec
@@ -22,9 +22,8 @@ from runtime.failures import Failure, FailureKind
 from runtime.timing.clock import precise_clock
 from worker.admission import Admission
 from worker.background_tasks import BackgroundTasks
-from worker.config import WorkerConfig
-from worker.lifecycle import Action, Event, Lifecycle, State
-from worker.limits import WorkerLimits
+from worker.config import WorkerConfig, WorkerLimits
+from worker.lifecycle import Event, Lifecycle, State
 from worker.metrics import WorkerMetrics
 from worker.role import Accepted, Refused, RoleBehaviour, WorkerRequest
 
@@ -90,15 +89,7 @@ class WorkerCore:
         self._loop = asyncio.get_running_loop()
         self._precise_s = precise_clock(self._loop)
         self._streams_made = 0
-        metrics.watch(
-            load=engine.load,
-            requests=lambda: self.admission.requests,
-            front_proxies=lambda: len(self.streams),
-            leases=lambda: role.leases_held,
-            lease_blocks=lambda: role.blocks_held,
-            blocks_total=engine.info.kv_blocks_total,
-            engine_silent_s=lambda: self.engine_silent_s,
-        )
+        metrics.watch(self)
 
     # What others may know
 
@@ -243,27 +234,26 @@ class WorkerCore:
         """The decode worker that was given a hand-off still waits for its KV."""
         self.apply(self.role.renewed(message.lease_id, message.epoch, self.now_s()))
 
-    async def _keep(self, lease_id: str, lease_s: float) -> None:
+    async def _tell_engine(self, telling: Awaitable[None], lease_id: str, what: str) -> bool:
+        """Whether the engine did it in time. A dead one has nothing to do."""
         try:
             async with asyncio.timeout(self.limits.abort_timeout_s):
-                await self.engine.renew(lease_id, lease_s)
+                await telling
         except EngineDead:
-            self.lose_engine("while a lease was renewed")
+            self.lose_engine(f"during the {what} of a lease")
         except TimeoutError:
-            # Then the engine's own lease ends first, and the pull fails its proof.
-            log.error("the engine did not renew a lease in time", lease=lease_id, waited_s=self.limits.abort_timeout_s)
+            text = f"the engine did not answer the {what} of a lease in time"
+            log.error(text, lease=lease_id, waited_s=self.limits.abort_timeout_s)
+            return False
+        return True
+
+    async def _keep(self, lease_id: str, lease_s: float) -> None:
+        # If the engine is late, its own lease ends first, and the pull fails its proof.
+        await self._tell_engine(self.engine.renew(lease_id, lease_s), lease_id, "renewal")
 
     async def _free(self, lease_id: str) -> None:
-        try:
-            async with asyncio.timeout(self.limits.abort_timeout_s):
-                await self.engine.release(lease_id)
-        except EngineDead:
-            self.lose_engine("while a lease was released")
-        except TimeoutError:
+        if not await self._tell_engine(self.engine.release(lease_id), lease_id, "release"):
             self.metrics.lease_release_failures.inc()
-            log.error(
-                "the engine did not take back a lease in time", lease=lease_id, waited_s=self.limits.abort_timeout_s
-            )
 
     # State
 
@@ -282,34 +272,27 @@ class WorkerCore:
 
     def happen(self, event: Event) -> None:
         """Feed the lifecycle and carry out what it says."""
-        for action in self.lifecycle.handle(event):
-            match action:
-                case Action.SERVE | Action.REFUSE:
-                    self.serving_flipped.set()
-                case Action.ABORT:
-                    self.fail_streams(f"worker {self.worker_id} is {self.lifecycle.state}")
-                case _:
-                    assert_never(action)
+        accepted = self.lifecycle.accepts
+        aborts = self.lifecycle.handle(event)
+        if self.lifecycle.accepts is not accepted:
+            self.serving_flipped.set()
+        if aborts:
+            self.fail_streams(f"worker {self.worker_id} is {self.lifecycle.state}")
         self.note_change()
 
     def lose_engine(self, when: str) -> None:
         """The engine is dead. Idempotent; the process ends soon after."""
-        if not self.engine_lost.is_set():
-            log.critical("the engine died", worker=self.worker_id, when=when)
-            self.engine_lost.set()
-            self.happen(Event.ENGINE_LOST)
+        self._lose_engine("the engine died", when=when)
 
     def stall_engine(self, silent_s: float) -> None:
         """The engine's process lives and does nothing: as good as dead. Idempotent."""
+        self.engine_stalled = self.engine_stalled or not self.engine_lost.is_set()
+        what = "the engine stands still: it ended no step and answered no ping (worker.engine_stall_timeout_s)"
+        self._lose_engine(what, silent_s=silent_s, requests=self.admission.requests, leases=self.role.leases_held)
+
+    def _lose_engine(self, what: str, **facts: object) -> None:
         if not self.engine_lost.is_set():
-            self.engine_stalled = True
-            log.critical(
-                "the engine stands still: it ended no step and answered no ping (worker.engine_stall_timeout_s)",
-                worker=self.worker_id,
-                silent_s=silent_s,
-                requests=self.admission.requests,
-                leases=self.role.leases_held,
-            )
+            log.critical(what, worker=self.worker_id, **facts)
             self.engine_lost.set()
             self.happen(Event.ENGINE_LOST)
 
@@ -327,7 +310,6 @@ class WorkerCore:
                 await self._idle.wait()
         except TimeoutError:
             return self.admission.requests
-        self.happen(Event.IDLE)
         return 0
 
     # A loop, for the process's task group

@@ -51,15 +51,8 @@ class FrontStream:
     """Everything one Attach stream owns."""
 
     def __init__(self, core: WorkerCore, front_proxy_id: str) -> None:
-        limits = core.limits
         self.front_proxy_id = front_proxy_id
-        self.batcher = OutputBatcher(
-            deltas_max=limits.waiting_deltas_max,
-            bytes_max=limits.waiting_bytes_max,
-            step_deltas_max=limits.step_deltas_max,
-            step_bytes_max=limits.step_bytes_max,
-            interval_s=core.config.output_interval_ms / 1000,
-        )
+        self.batcher = OutputBatcher(core.limits, core.config.output_interval_ms / 1000)
         self.failure: Failure | None = None
         """Why the stream must end; set together with ``failed``."""
         self.failed = asyncio.Event()

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import enum
-from collections import deque
-from collections.abc import Sequence
-
-EVENT_LOG_MAX = 64
 
 
 class State(enum.StrEnum):
@@ -25,8 +21,6 @@ class Event(enum.StrEnum):
     """The engine runs and the server listens."""
     DRAIN_ASKED = "drain_asked"
     """The scheduler, an operator or a stop signal wants it idle."""
-    IDLE = "idle"
-    """Draining, and no request runs and no lease is held."""
     TIME_UP = "time_up"
     """Draining took as long as it may."""
     ENGINE_LOST = "engine_lost"
@@ -35,69 +29,27 @@ class Event(enum.StrEnum):
     """The process ends."""
 
 
-class Action(enum.StrEnum):
-    """What the shell does about it."""
-
-    SERVE = "serve"
-    """Report SERVING, take requests."""
-    REFUSE = "refuse"
-    """Report NOT_SERVING, refuse new requests, tell the scheduler."""
-    ABORT = "abort"
-    """End what still runs and release what is still held."""
-
-
-_REFUSE = (Action.REFUSE,)
-_ABORT = (Action.ABORT,)
-
-TRANSITIONS: dict[tuple[State, Event], tuple[State, Sequence[Action]]] = {
-    (State.STARTING, Event.STARTED): (State.READY, (Action.SERVE,)),
-    (State.STARTING, Event.DRAIN_ASKED): (State.DRAINING, _REFUSE),
-    (State.STARTING, Event.ENGINE_LOST): (State.STOPPED, (Action.REFUSE, Action.ABORT)),
-    (State.STARTING, Event.STOPPED): (State.STOPPED, (Action.REFUSE, Action.ABORT)),
-    (State.READY, Event.DRAIN_ASKED): (State.DRAINING, _REFUSE),
-    (State.READY, Event.ENGINE_LOST): (State.STOPPED, (Action.REFUSE, Action.ABORT)),
-    (State.READY, Event.STOPPED): (State.STOPPED, (Action.REFUSE, Action.ABORT)),
-    # Asked while the server comes up: the drain stands, it does not become READY again.
-    (State.DRAINING, Event.STARTED): (State.DRAINING, ()),
-    (State.DRAINING, Event.DRAIN_ASKED): (State.DRAINING, ()),
-    # Idle but alive: the process ends only when it is told to.
-    (State.DRAINING, Event.IDLE): (State.DRAINING, ()),
-    (State.DRAINING, Event.TIME_UP): (State.DRAINING, _ABORT),
-    (State.DRAINING, Event.ENGINE_LOST): (State.STOPPED, _ABORT),
-    (State.DRAINING, Event.STOPPED): (State.STOPPED, _ABORT),
-    (State.STOPPED, Event.DRAIN_ASKED): (State.STOPPED, ()),
-    (State.STOPPED, Event.IDLE): (State.STOPPED, ()),
-    (State.STOPPED, Event.TIME_UP): (State.STOPPED, ()),
-    (State.STOPPED, Event.ENGINE_LOST): (State.STOPPED, ()),
-    (State.STOPPED, Event.STOPPED): (State.STOPPED, ()),
+# All other pairs change nothing. A drain that was asked for while the server came up stands, and STOPPED is final.
+TRANSITIONS: dict[tuple[State, Event], State] = {
+    (State.STARTING, Event.STARTED): State.READY,
+    (State.STARTING, Event.DRAIN_ASKED): State.DRAINING,
+    (State.READY, Event.DRAIN_ASKED): State.DRAINING,
 }
-
-
-class IllegalLifecycleEvent(Exception):
-    """An event that cannot happen in this state; the message shows the event log."""
+_ENDS = frozenset({Event.ENGINE_LOST, Event.STOPPED})
 
 
 class Lifecycle:
-    """The current state and how it came about."""
+    """The current state."""
 
     def __init__(self) -> None:
         self.state = State.STARTING
-        self._event_log: deque[str] = deque(maxlen=EVENT_LOG_MAX)
 
     @property
     def accepts(self) -> bool:
         """Whether new requests are taken."""
         return self.state is State.READY
 
-    def handle(self, event: Event) -> Sequence[Action]:
-        """Advance by one event and say what is to be done."""
-        step = TRANSITIONS.get((self.state, event))
-        if step is None:
-            raise IllegalLifecycleEvent(f"{event} cannot happen in {self.state}; log: {' '.join(self._event_log)}")
-        self._event_log.append(f"{self.state}+{event}->{step[0]}")
-        self.state, actions = step
-        return actions
-
-    def event_log(self) -> Sequence[str]:
-        """What happened, oldest first, bounded."""
-        return tuple(self._event_log)
+    def handle(self, event: Event) -> bool:
+        """Advance by one event. Whether what still runs must be aborted, and what is held released."""
+        self.state = State.STOPPED if event in _ENDS else TRANSITIONS.get((self.state, event), self.state)
+        return event in _ENDS or event is Event.TIME_UP

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from engine.protocol import EngineLoad
 from runtime.buckets import COUNT, PHASE_S
-from worker.role import RoleName
+from runtime.roles import WorkerRole
+
+if TYPE_CHECKING:
+    from worker.core import WorkerCore
 
 
 class WorkerMetrics:
     """One worker's metrics. A process has one; tests give each worker a registry of its own."""
 
-    def __init__(self, role: RoleName, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(self, role: WorkerRole, registry: CollectorRegistry = REGISTRY) -> None:
         self.registry = registry
-        self.role: RoleName = role
+        self.role: WorkerRole = role
         self.requests_ended = _counter(registry, "requests_ended", "Requests that were admitted and ended", "outcome")
         self.refusals = _counter(registry, "refusals", "Requests refused before the engine saw them", "reason")
         self.prompt_tokens = _counter(registry, "prompt_tokens", "Prompt tokens of admitted requests")
@@ -44,26 +48,20 @@ class WorkerMetrics:
         self.session_connects = _counter(registry, "scheduler_connects", "Registrations with the scheduler")
         self.session_failures = _counter(registry, "scheduler_failures", "Sessions with the scheduler that broke")
 
-    def watch(
-        self,
-        *,
-        load: Callable[[], EngineLoad],
-        requests: Callable[[], int],
-        front_proxies: Callable[[], int],
-        leases: Callable[[], int],
-        lease_blocks: Callable[[], int],
-        blocks_total: int,
-        engine_silent_s: Callable[[], float],
-    ) -> None:
+    def watch(self, core: WorkerCore) -> None:
         """Show what the worker knows at the moment of every scrape."""
+
+        def load() -> EngineLoad:
+            return core.engine.load()
+
         gauges: list[tuple[str, str, Callable[[], float]]] = [
-            ("requests_live", "Requests admitted and not ended", requests),
-            ("front_proxies", "Attach streams open", front_proxies),
-            ("leases_held", "Leases whose KV is held", leases),
-            ("lease_blocks_held", "KV blocks that leases hold", lease_blocks),
+            ("requests_live", "Requests admitted and not ended", lambda: core.admission.requests),
+            ("front_proxies", "Attach streams open", lambda: len(core.streams)),
+            ("leases_held", "Leases whose KV is held", lambda: core.role.leases_held),
+            ("lease_blocks_held", "KV blocks that leases hold", lambda: core.role.blocks_held),
+            ("kv_blocks_total", "KV blocks the engine has", lambda: core.engine.info.kv_blocks_total),
+            ("engine_silent_seconds", "Time since the engine last said anything", lambda: core.engine_silent_s),
             ("kv_blocks_used", "KV blocks that a request or a lease holds", lambda: load().kv_blocks_used),
-            ("kv_blocks_total", "KV blocks the engine has", lambda: blocks_total),
-            ("engine_silent_seconds", "Time since the engine last said anything", engine_silent_s),
             ("kv_bytes_in", "KV bytes pulled into this engine since start", lambda: load().kv_bytes_in),
             ("kv_bytes_out", "KV bytes others pulled out of this engine since start", lambda: load().kv_bytes_out),
             ("pull_failures", "Pulls into this engine that failed since start", lambda: load().pull_failures),

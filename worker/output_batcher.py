@@ -15,6 +15,7 @@ import math
 from collections import deque
 
 from protos.worker.v1 import worker_pb2 as pb
+from worker.config import WorkerLimits
 from worker.wire import TOKEN_BYTES, size_estimate_bytes
 
 # About what one slot adds to a message beside its tokens.
@@ -28,24 +29,8 @@ class OutputOverflow(Exception):
 class OutputBatcher:
     """Deltas and tokens on their way to one front proxy; of one slot, oldest first."""
 
-    def __init__(
-        self,
-        *,
-        deltas_max: int,
-        bytes_max: int,
-        step_deltas_max: int,
-        step_bytes_max: int,
-        interval_s: float,
-    ) -> None:
-        assert deltas_max >= 1
-        assert bytes_max >= 1
-        assert step_deltas_max >= 1
-        assert step_bytes_max >= 1
-        assert interval_s >= 0
-        self._deltas_max = deltas_max
-        self._bytes_max = bytes_max
-        self._step_deltas_max = step_deltas_max
-        self._step_bytes_max = step_bytes_max
+    def __init__(self, limits: WorkerLimits, interval_s: float) -> None:
+        self._limits = limits
         self._interval_s = interval_s
         # With its estimated size.
         self._deltas: deque[tuple[pb.Delta, int]] = deque()
@@ -98,7 +83,9 @@ class OutputBatcher:
         self._delta_slots[delta.slot] = self._delta_slots.get(delta.slot, 0) + 1
 
     def _make_room(self, more_bytes: int, *, items: int) -> None:
-        if (items and len(self) >= self._deltas_max) or self._bytes + more_bytes > self._bytes_max:
+        if (
+            items and len(self) >= self._limits.waiting_deltas_max
+        ) or self._bytes + more_bytes > self._limits.waiting_bytes_max:
             raise OutputOverflow(f"{len(self)} deltas ({self._bytes} bytes) wait for this front proxy")
         self._bytes += more_bytes
 
@@ -121,13 +108,14 @@ class OutputBatcher:
 
     def _take_tokens(self, step: pb.StepOutputs) -> int:
         """Fill the columns; how many bytes they take."""
+        limits = self._limits
         slots: list[int] = []
         counts: list[int] = []
         token_ids: list[int] = []
         size = 0
         for slot, tokens in self._tokens.items():
             weight = SLOT_BYTES + TOKEN_BYTES * len(tokens)
-            if slots and (len(slots) == self._step_deltas_max or size + weight > self._step_bytes_max):
+            if slots and (len(slots) == limits.step_deltas_max or size + weight > limits.step_bytes_max):
                 break
             slots.append(slot)
             counts.append(len(tokens))
@@ -146,10 +134,11 @@ class OutputBatcher:
         return size
 
     def _take_deltas(self, step: pb.StepOutputs, size: int) -> None:
+        limits = self._limits
         taken = len(step.token_slots)
-        while self._deltas and taken < self._step_deltas_max:
+        while self._deltas and taken < limits.step_deltas_max:
             delta, weight = self._deltas[0]
-            if taken and size + weight > self._step_bytes_max:
+            if taken and size + weight > limits.step_bytes_max:
                 break
             self._deltas.popleft()
             if (left := self._delta_slots[delta.slot] - 1) == 0:

@@ -1,9 +1,9 @@
-"""Everything that differs between prefill and decode, as one Protocol. Holds no engine and no stream."""
+"""Everything that differs between prefill and decode, as one class. Holds no engine and no stream."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -11,8 +11,7 @@ from engine.protocol import EngineInfo, EngineRequest, Hold, TakeOver
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.handoff.lease import LeaseAction
 from runtime.failures import Failure
-
-RoleName = Literal["prefill", "decode"]
+from runtime.roles import WorkerRole
 
 
 class Prefill(msgspec.Struct, frozen=True):
@@ -69,60 +68,57 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     actions: Sequence[LeaseAction]
 
 
-class RoleBehaviour(Protocol):
-    """One of the two jobs. Pure: time is an argument, and actions are carried out by the core."""
+class RoleBehaviour:
+    """One of the two jobs. Pure: time is an argument, and actions are carried out by the core.
 
-    @property
-    def name(self) -> RoleName:
-        """Which job."""
-        ...
+    What stands here is true of a role that keeps no KV for other workers.
+    """
+
+    name: WorkerRole
+    blocks_limit: int
+    """Blocks that admitted requests and held leases may need together."""
 
     @property
     def leases_held(self) -> int:
         """Leases whose KV this worker keeps."""
-        ...
+        return 0
 
     @property
     def blocks_held(self) -> int:
         """KV blocks of those leases."""
-        ...
-
-    @property
-    def blocks_limit(self) -> int:
-        """Blocks that admitted requests and held leases may need together."""
-        ...
+        return 0
 
     def accept(self, request: WorkerRequest) -> Accepted | Refused:
         """Judge a request by what this role knows. Room is judged by the core."""
-        ...
+        raise NotImplementedError
 
     def offer(self, handoff: KvHandoff, request: WorkerRequest, owner: int, now_s: float) -> Offer:
         """Put the engine's hand-off of ``request`` under a lease that belongs to the stream ``owner``."""
-        ...
+        raise AssertionError(f"the engine of a worker that keeps no KV offered {handoff.lease_id}")
 
     def released(self, lease_id: str, epoch: int, pulled: bool) -> Sequence[LeaseAction]:
         """A ReleaseHandoff message came. Idempotent; strangers' leases are ignored."""
-        ...
+        return ()
 
     def renewed(self, lease_id: str, epoch: int, now_s: float) -> Sequence[LeaseAction]:
         """A RenewHandoff message came. Idempotent; strangers' leases are ignored."""
-        ...
+        return ()
 
     def oldest_leases(self, count: int) -> Sequence[str]:
         """Ids of up to ``count`` leases held longest, the oldest first: a leak is among them."""
-        ...
+        return ()
 
     def owner_gone(self, owner: int) -> Sequence[LeaseAction]:
-        """The stream ``owner`` ended."""
-        ...
+        """The stream ``owner`` ended: no process is left that could forward its hand-offs."""
+        return ()
 
     def tick(self, now_s: float) -> Sequence[LeaseAction]:
         """Time passed."""
-        ...
+        return ()
 
     def engine_gone(self) -> Sequence[LeaseAction]:
-        """The engine is about to be closed, or is dead."""
-        ...
+        """The engine is about to be closed, or is dead: nothing is left to free."""
+        return ()
 
 
 class MakeRole(Protocol):

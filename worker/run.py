@@ -15,15 +15,15 @@ from engine.protocol import Engine, EngineDead
 from runtime.process import lifecycle
 from runtime.process.exit_codes import ExitCode
 from runtime.process.telemetry import serve_metrics
+from runtime.roles import WorkerRole
 from runtime.rpc.grpc_server import RunningServer, join_address, start_server
 from worker import service
-from worker.config import WorkerConfig
+from worker.config import WorkerConfig, WorkerLimits
 from worker.core import WorkerCore
 from worker.engine_health import EngineHealth
 from worker.lifecycle import Event
-from worker.limits import WorkerLimits
 from worker.metrics import WorkerMetrics
-from worker.role import MakeRole, RoleName
+from worker.role import MakeRole
 from worker.session import SchedulerSession
 
 log = structlog.get_logger(__name__)
@@ -31,13 +31,13 @@ log = structlog.get_logger(__name__)
 Ready = Callable[[Mapping[str, str]], None]
 
 
-def worker_id_of(config: WorkerConfig, role: RoleName) -> str:
+def worker_id_of(config: WorkerConfig, role: WorkerRole) -> str:
     """The configured name, or one that differs from other workers on this machine."""
     return config.worker_id or f"{role}-{os.getpid()}"
 
 
 async def serve(
-    role: RoleName,
+    role: WorkerRole,
     make_role: MakeRole,
     engine_config: EngineConfig,
     config: WorkerConfig,
@@ -54,7 +54,8 @@ async def serve(
     metrics = WorkerMetrics(role)
     log.info("starting the engine", worker=worker_id)
     metrics_address = serve_metrics(config.host, config.metrics_port)
-    engine = await _start_engine(factory.start(engine_config, worker_id=worker_id, role=role), stop)
+    starting = factory.start(engine_config, worker_id=worker_id, role=role, host=config.advertise_host or config.host)
+    engine = await _start_engine(starting, stop)
     if engine is None:
         log.info("stopped before the engine was up")
         return

@@ -67,7 +67,7 @@ class FakeEngine:
     async def start(cls, config: EngineConfig, *, worker_id: str) -> FakeEngine:
         """An engine with an epoch of its own, after the configured start-up time."""
         await asyncio.sleep(config.fake.start_s)
-        return cls(config, worker_id=worker_id, epoch=next_epoch(config.epoch_min))
+        return cls(config, worker_id=worker_id, epoch=next_epoch())
 
     @property
     def info(self) -> EngineInfo:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.config import LIMITS, EngineConfig
-from engine.preflight import runs_on_cpu
+from engine.preflight import CONNECTOR_SETTINGS, cpu_share, runs_on_cpu
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -31,7 +31,7 @@ def prepare_environment(config: EngineConfig, environ: MutableMapping[str, str] 
     environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     environ.setdefault("UCX_TLS", LIMITS.ucx_tls)
-    environ.setdefault("OMP_NUM_THREADS", str(cpu_threads(config)))
+    environ.setdefault("OMP_NUM_THREADS", str(config.cpu_threads or cpu_share(2)))
     # Engines share cores with each other and the front proxy: leave the placing of threads to the kernel.
     environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     if runs_eagerly(config, on_cpu=runs_on_cpu(environ)):
@@ -66,13 +66,6 @@ def load_model_class(model: str) -> None:
         private.register_loaded(name)
 
 
-def cpu_threads(config: EngineConfig) -> int:
-    """OpenMP threads for one engine: the setting, or an even share of the cores this process may use."""
-    if config.cpu_threads:
-        return config.cpu_threads
-    return max(1, len(os.sched_getaffinity(0)) // max(1, config.engines_per_machine))
-
-
 def runs_in_one_process(config: EngineConfig) -> bool:
     """Whether the engine core runs the model itself, on CPU, instead of handing each step to a worker process.
 
@@ -80,12 +73,6 @@ def runs_in_one_process(config: EngineConfig) -> bool:
     each other's spinning: hand-offs took up to 30 s (measured), and each engine held 400 MB of shared memory.
     """
     return config.tensor_parallel_size == 1 and "distributed_executor_backend" not in config.args
-
-
-def free_port(host: str) -> int:
-    """A port the kernel says is free on ``host`` now."""
-    with held_port(host) as port:
-        return port
 
 
 @contextlib.contextmanager
@@ -102,14 +89,12 @@ def held_port(host: str) -> Iterator[int]:
         yield held.getsockname()[1]
 
 
-def engine_args(config: EngineConfig, *, engine_id: str, side_channel_port: int) -> AsyncEngineArgs:
+def engine_args(config: EngineConfig, *, engine_id: str, side_channel: tuple[str, int]) -> AsyncEngineArgs:
     """VLLM's arguments for one engine. Raises ValueError naming a setting that vLLM does not know."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
-    values = engine_arg_values(
-        config, engine_id=engine_id, side_channel_port=side_channel_port, on_cpu=current_platform.is_cpu()
-    )
+    values = engine_arg_values(config, engine_id=engine_id, side_channel=side_channel, on_cpu=current_platform.is_cpu())
     known = AsyncEngineArgs.__dataclass_fields__
     for name in values.keys() - known.keys():
         near = "".join(f"; did you mean {each}?" for each in difflib.get_close_matches(name, known, n=1))
@@ -117,8 +102,10 @@ def engine_args(config: EngineConfig, *, engine_id: str, side_channel_port: int)
     return AsyncEngineArgs(**values)
 
 
-def engine_arg_values(config: EngineConfig, *, engine_id: str, side_channel_port: int, on_cpu: bool) -> dict[str, Any]:
-    """The arguments as a map, ``config.args`` last: they win over everything but the connector's settings."""
+def engine_arg_values(
+    config: EngineConfig, *, engine_id: str, side_channel: tuple[str, int], on_cpu: bool
+) -> dict[str, Any]:
+    """The arguments as a map, ``config.args`` last: they win over everything but what the connector needs."""
     values: dict[str, Any] = {
         "model": config.model,
         "dtype": config.dtype,
@@ -131,9 +118,9 @@ def engine_arg_values(config: EngineConfig, *, engine_id: str, side_channel_port
         "enable_prefix_caching": True,
         # The default hashes pickles, under which equal values may differ; this one a router can recompute.
         "prefix_caching_hash_algo": "sha256_cbor",
-        "disable_log_stats": not config.vllm_metrics,
+        "disable_log_stats": True,
         "enable_log_requests": False,
-        "kv_transfer_config": kv_transfer_values(config, engine_id=engine_id, side_channel_port=side_channel_port),
+        "kv_transfer_config": kv_transfer_values(config, engine_id=engine_id, side_channel=side_channel),
     }
     optional = {
         "served_model_name": config.served_model_name or None,
@@ -148,27 +135,32 @@ def engine_arg_values(config: EngineConfig, *, engine_id: str, side_channel_port
     return values | {name: value for name, value in config.args.items() if name != "kv_transfer_config"}
 
 
-def kv_transfer_values(config: EngineConfig, *, engine_id: str, side_channel_port: int) -> dict[str, Any]:
-    """VLLM's ``kv_transfer_config``: our NIXL connector, able to serve and to pull, recomputing what fails to load."""
+def kv_transfer_values(config: EngineConfig, *, engine_id: str, side_channel: tuple[str, int]) -> dict[str, Any]:
+    """VLLM's ``kv_transfer_config``: our NIXL connector, able to serve and to pull, recomputing what fails to load.
+
+    ``side_channel``: host and port at which other engines ask for its NIXL metadata.
+    """
+    chosen = config.args.get("kv_transfer_config", {})
     values: dict[str, Any] = {
-        "kv_connector": config.kv_connector,
+        "kv_connector": "NixlConnector",
+        "kv_connector_module_path": "kv_transfer.nixl.connector",
         "kv_role": "kv_both",
         "engine_id": engine_id,
         "kv_load_failure_policy": "recompute",
-        "kv_connector_extra_config": {
-            "backends": ["UCX"],
-            "num_threads": LIMITS.nixl_threads,
-            # vLLM takes whole seconds here; the lease of each request is set with the request.
-            "kv_lease_duration": max(6, round(LIMITS.lease_duration_s)),
-            "baton_side_channel_host": config.side_channel_host,
-            "baton_side_channel_port": side_channel_port,
-            "baton_progress_delay_us": LIMITS.nixl_progress_delay_us,
-            "baton_check_fraction": config.kv_check_fraction,
-            "baton_proof_timeout_s": LIMITS.kv_proof_timeout_s,
-            "baton_connect_timeout_s": LIMITS.kv_holder_connect_timeout_s,
-            **config.kv_connector_extra,
-        },
     }
-    if config.kv_connector_module:
-        values["kv_connector_module_path"] = config.kv_connector_module
+    values |= {name: chosen[name] for name in CONNECTOR_SETTINGS if name in chosen}
+    values["kv_connector_module_path"] = values["kv_connector_module_path"] or None
+    values["kv_connector_extra_config"] = {
+        "backends": ["UCX"],
+        "num_threads": LIMITS.nixl_threads,
+        # vLLM takes whole seconds here; the lease of each request is set with the request.
+        "kv_lease_duration": max(6, round(LIMITS.lease_duration_s)),
+        "baton_side_channel_host": side_channel[0],
+        "baton_side_channel_port": side_channel[1],
+        "baton_progress_delay_us": LIMITS.nixl_progress_delay_us,
+        "baton_check_fraction": config.kv_check_fraction,
+        "baton_proof_timeout_s": LIMITS.kv_proof_timeout_s,
+        "baton_connect_timeout_s": LIMITS.kv_holder_connect_timeout_s,
+        **chosen.get("kv_connector_extra_config", {}),
+    }
     return values

@@ -66,25 +66,32 @@ class VllmEngine:
         private.receive_fast(llm)
 
     @classmethod
-    async def start(cls, config: EngineConfig, *, worker_id: str, role: str) -> VllmEngine:
+    async def start(cls, config: EngineConfig, *, worker_id: str, role: str, host: str) -> VllmEngine:
         """Start the engine's processes and serve one token, so that the first client does not pay for that."""
         if not config.model:
             raise ValueError("engine.model: no model is set")
         args.prepare_environment(config)
-        with args.held_port(config.side_channel_host) as port:
-            return await cls._start_at(config, worker_id=worker_id, role=role, side_channel_port=port)
+        with contextlib.ExitStack() as stack:
+            try:
+                port = stack.enter_context(args.held_port(host))
+            except OSError as error:
+                text = f"worker.advertise_host or worker.host: NIXL cannot listen at {host}: {error.strerror}"
+                raise ValueError(text) from error
+            return await cls._start_at(config, worker_id=worker_id, role=role, side_channel=(host, port))
 
     @classmethod
-    async def _start_at(cls, config: EngineConfig, *, worker_id: str, role: str, side_channel_port: int) -> VllmEngine:
-        epoch = next_epoch(config.epoch_min)
+    async def _start_at(
+        cls, config: EngineConfig, *, worker_id: str, role: str, side_channel: tuple[str, int]
+    ) -> VllmEngine:
+        epoch = next_epoch()
         engine_id = f"{worker_id}-{epoch}"
-        arguments = args.engine_args(config, engine_id=engine_id, side_channel_port=side_channel_port)
+        arguments = args.engine_args(config, engine_id=engine_id, side_channel=side_channel)
         load = _StatLogger()
         how = "eager" if arguments.enforce_eager else "compiled"
         chosen_by = "the device" if config.enforce_eager is None else "engine.enforce_eager"
         log.info("starting vLLM", worker=worker_id, role=role, engine=engine_id, how=how, chosen_by=chosen_by)
         try:
-            async with asyncio.timeout(config.start_timeout_s):
+            async with asyncio.timeout(LIMITS.start_timeout_s):
                 # In threads: they take many seconds, and signals and health checks must go on.
                 await asyncio.to_thread(args.load_model_class, config.model)
                 llm = await asyncio.to_thread(
@@ -96,13 +103,13 @@ class VllmEngine:
                 info = values.engine_info(
                     llm.vllm_config, config, version=vllm_version, epoch=epoch, engine_id=engine_id
                 )
-                if not config.vllm_metrics:
+                if arguments.disable_log_stats:
                     private.remove_prometheus(llm)
                 load.set_capacity(blocks=info.kv_blocks_total, block_bytes=info.block_bytes)
                 engine = cls(llm, info, load, config, worker_id)
                 await engine._serve_one_token()
         except TimeoutError as error:
-            raise EngineDead(f"vLLM did not start within {config.start_timeout_s:.0f} s") from error
+            raise EngineDead(f"vLLM did not start within {LIMITS.start_timeout_s:.0f} s") from error
         except (RuntimeError, EngineDeadError) as error:
             raise EngineDead(f"vLLM did not start: {error}") from error
         return engine

@@ -97,7 +97,7 @@ def first_output(stats: Any, times_s: tuple[float, float], ended_s: float) -> Fi
 
 def engine_info(vllm_config: Any, config: EngineConfig, *, version: str, epoch: int, engine_id: str) -> EngineInfo:
     """Identity and capacity, from the configuration vLLM ended up with."""
-    model, cache = vllm_config.model_config, vllm_config.cache_config
+    model, cache, transfer = vllm_config.model_config, vllm_config.cache_config, vllm_config.kv_transfer_config
     block_bytes = _block_bytes(model, cache)
     parts = {
         "vllm": version,
@@ -110,7 +110,7 @@ def engine_info(vllm_config: Any, config: EngineConfig, *, version: str, epoch: 
         "block_size": str(cache.block_size),
         "block_bytes": str(block_bytes),
         "tensor_parallel_size": str(vllm_config.parallel_config.tensor_parallel_size),
-        "connector": f"{config.kv_connector_module}:{config.kv_connector}",
+        "connector": f"{transfer.kv_connector_module_path or ''}:{transfer.kv_connector}",
     }
     return EngineInfo(
         epoch=epoch,

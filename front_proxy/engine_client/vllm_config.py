@@ -18,6 +18,7 @@ from vllm.tool_parsers import ToolParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from engine.config import EngineConfig
+from engine.preflight import OF_WORKERS
 from engine.vllm.args import load_model_class
 from front_proxy.config import ServingConfig
 from front_proxy.engine_client import private
@@ -54,7 +55,8 @@ def serve_args(engine: EngineConfig, serving: ServingConfig) -> Namespace:
         args = parser.parse_args([*_engine_argv(engine), *_serving_argv(engine, serving)])
         for name, value in engine.args.items():
             # Already typed as AsyncEngineArgs takes them; the model's part of them must agree with the workers'.
-            setattr(args, name, value)
+            if name not in OF_WORKERS:
+                setattr(args, name, value)
         if args.tool_parser_plugin:
             ToolParserManager.import_tool_parser(args.tool_parser_plugin)
         if args.reasoning_parser_plugin:

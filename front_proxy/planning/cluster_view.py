@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from scheduler.api.worker_info import Role, WorkerInfo, WorkerLoad, WorkerState
+from scheduler.api.worker_info import WorkerInfo, WorkerLoad, WorkerState
 
 
 class WorkerEntry(msgspec.Struct, frozen=True):
@@ -52,9 +52,7 @@ class ClusterSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def usable(self) -> bool:
         """Whether a request can be served: one ready decode worker suffices, since it can prefill itself."""
-        return any(
-            worker.info.role is Role.DECODE and worker.load.state is WorkerState.READY for worker in self.workers
-        )
+        return any(worker.info.role == "decode" and worker.load.state is WorkerState.READY for worker in self.workers)
 
     @property
     def context_tokens_max(self) -> int:

@@ -28,13 +28,12 @@ from scheduler.api.events import (
     WorkerSuspected,
 )
 from scheduler.api.worker_info import WorkerLoad
-from scheduler.config import PriorityClassConfig, SchedulerConfig, SchedulerParameters, WaitingConfig
+from scheduler.config import SchedulerConfig, SchedulerParameters
 from scheduler.core import SchedulerCore
 
 SESSION = 1
 FADE_INTERVAL_S = 0.25
 """Loads are not faded more often than this."""
-_NO_QUEUE = PriorityClassConfig(waiting_max=0)
 # Load that faded looks like a worker with nothing to do; that says nothing of what runs there.
 _NEVER_LEAKED_S = float("inf")
 
@@ -48,9 +47,8 @@ class FallbackPlanner:
         """``policy``: the scheduler's settings. ``view_max_age_s`` 0: nothing is planned here."""
         self.running: dict[int, RunningPlan] = {}
         """Every plan in flight, whether made here or by a scheduler."""
-        waiting = WaitingConfig(interactive=_NO_QUEUE, default=_NO_QUEUE, batch=_NO_QUEUE)
         self._policy = msgspec.structs.replace(
-            SchedulerParameters.of(policy), waiting=waiting, leak_after_s=_NEVER_LEAKED_S
+            SchedulerParameters.of(policy), waiting_max=0, leak_after_s=_NEVER_LEAKED_S
         )
         self._view = view
         self._view_max_age_s = view_max_age_s

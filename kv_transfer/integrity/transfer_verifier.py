@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 import msgspec
 import zmq
@@ -28,6 +28,9 @@ from kv_transfer.integrity.transfer_proof import (
     TransferVerdict,
 )
 
+if TYPE_CHECKING:
+    from kv_transfer.integrity.block_checksums import PendingChecksums
+
 _SOCKETS_MAX = 256
 
 
@@ -41,34 +44,6 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
     rank: int
 
 
-class Checksums(Protocol):
-    """Checksums that a device may still be computing."""
-
-    def ready(self) -> bytes | None:
-        """The checksums, or None while they are not computed. Never waits."""
-        ...
-
-
-class HolderChannel(Protocol):
-    """How holders are asked."""
-
-    def ask(self, holder: Holder) -> None:
-        """Send one question."""
-        ...
-
-    def replies(self) -> Iterator[tuple[str, int, HolderReply]]:
-        """Host, port and reply of everything that has arrived. Never waits."""
-        ...
-
-    def give_up(self, holder: Holder) -> None:
-        """The holder did not reply. Drop whatever it still sends."""
-        ...
-
-    def close(self) -> None:
-        """Ask nothing more."""
-        ...
-
-
 class _Pull:
     __slots__ = ("asked_s", "block_ids", "checksums", "holder", "proof", "wanted")
 
@@ -79,7 +54,7 @@ class _Pull:
         # Since when a question is open.
         self.asked_s: float | None = None
         # Ours, and the holder's to compare them with.
-        self.checksums: Checksums | None = None
+        self.checksums: PendingChecksums | None = None
         self.wanted = b""
 
 
@@ -89,9 +64,9 @@ class TransferVerifier:
     def __init__(
         self,
         *,
-        channel: HolderChannel,
+        channel: SideChannel,
         timeout_s: float,
-        checksums_of: Callable[[Sequence[int]], Checksums] | None = None,
+        checksums_of: Callable[[Sequence[int]], PendingChecksums] | None = None,
         checksum_kind: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -198,7 +173,7 @@ class SideChannel:
                         yield host, port, msgspec.msgpack.decode(parts[1], type=HolderReply)
 
     def give_up(self, holder: Holder) -> None:
-        """The next question goes over a new connection."""
+        """The holder did not reply. The next question goes over a new connection."""
         socket = self._sockets.pop((holder.host, holder.port), None)
         if socket is not None:
             socket.close(linger=0)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from engine.epoch import EPOCH_MIN_VARIABLE
 from launcher import model_choice
 from launcher.config import BatonConfig
 from launcher.local import procfs, status, temp_dirs
@@ -103,13 +104,13 @@ class LocalProcesses:
             addresses = ",".join(one.grpc_address for one in self.state.record.processes if one.role == "scheduler")
             section = "front_proxy" if spec.role == "front_proxy" else "worker"
             settings.append(f"{section}.scheduler_address={addresses}")
-        if (epoch := self._epochs.get(process_id)) is not None:
-            settings.append(f"engine.epoch_min={epoch + 1}")
         local = model_choice.is_local(self._config.engine.model)
         environ = child_environment(os.environ, threads=spec.threads, model_is_local=local)
         # The configuration file has these already. In the environment they would override a process's own settings.
         environ = {name: value for name, value in environ.items() if not name.startswith("BATON_")}
         environ[CHILD_VARIABLE] = "1"
+        if (epoch := self._epochs.get(process_id)) is not None:
+            environ[EPOCH_MIN_VARIABLE] = str(epoch + 1)
         http_fd = self._ports.http_fd(process_id)
         if http_fd is not None:
             environ[HTTP_FD_VARIABLE] = str(http_fd)

@@ -8,10 +8,11 @@ from typing import assert_never
 
 import msgspec
 
+from engine.preflight import cpu_share
 from launcher.backend import Pool
 from launcher.config import BatonConfig
 from runtime.configuration import DEFAULT
-from runtime.process_role import Role
+from runtime.roles import Role
 
 WORKERS: tuple[Role, ...] = ("prefill", "decode")
 STOP_ORDER: tuple[tuple[Role, ...], ...] = (("front_proxy",), WORKERS, ("scheduler",))
@@ -96,8 +97,8 @@ def one_machine(config: BatonConfig, sources: Mapping[str, str], state_dir: Path
     def unset(path: str) -> bool:
         return sources.get(path, DEFAULT) == DEFAULT
 
-    if unset("engine.engines_per_machine"):
-        engine = msgspec.structs.replace(engine, engines_per_machine=launcher.prefill + launcher.decode)
+    if unset("engine.cpu_threads"):
+        engine = msgspec.structs.replace(engine, cpu_threads=cpu_share(launcher.prefill + launcher.decode))
     if unset("front_proxy.grpc_port") and front.port:
         front = msgspec.structs.replace(front, grpc_port=front.port + 1 if front.port < 65535 else 0)
     if launcher.schedulers > 1 and scheduler.alone:

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from runtime.process_role import Role
+from runtime.roles import Role
 from runtime.user_error import UserError
 
 STATE_FILE = "cluster.json"

@@ -16,7 +16,7 @@ import msgspec
 
 from launcher.local.process_plan import ProcessSpec
 from launcher.local.startup import BecameReady, Ended, Start, Tick, describe_exit
-from runtime.process_role import Role
+from runtime.roles import Role
 from runtime.timing.backoff import backoff_s
 
 # Without one of each no request can be served. Prefill workers are not needed: decode workers can compute prompts.

@@ -12,8 +12,8 @@ from grpc_reflection.v1alpha import reflection
 KEEPALIVE_TIME_MS = 20_000
 KEEPALIVE_TIMEOUT_MS = 10_000
 _KEEPALIVE_MS = (KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS)
-# To one of several schedulers: another one may lead while this one stands still. Both together are shorter than a
-# lease and ``scheduler.recovery_grace_s``: a worker that is still connected here must not be gone for the next leader.
+# To one of several schedulers: another one may lead while this one stands still. Both together are shorter than
+# ``scheduler.worker_lease_s``: a worker that is still connected here must not be gone for the next leader.
 QUICK_KEEPALIVE_TIME_MS = 2_000
 QUICK_KEEPALIVE_TIMEOUT_MS = 3_000
 # Half of what our own clients send, so that their pings are never taken for abuse.

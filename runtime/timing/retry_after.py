@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+RETRY_AFTER_MIN_S = 2.0
+RETRY_AFTER_MAX_S = 40.0
 
-def retry_after_s(queued: float, rate_per_s: float | None, *, min_s: float, max_s: float, draw: float) -> float:
+
+def retry_after_s(queued: float, rate_per_s: float | None, *, draw: float) -> float:
     """``queued`` over ``rate_per_s`` within the bounds, half of it more or less by chance: ``draw`` is from [0, 1).
 
     Bounded before it is spread: behind it, half of all that are at a bound would come back at the same moment.
     ``rate_per_s`` None: it is not known, and the lower bound is taken.
     """
-    estimate_s = queued / rate_per_s if rate_per_s is not None else min_s
-    return min(max(estimate_s, min_s), max_s) * (0.5 + draw)
+    estimate_s = queued / rate_per_s if rate_per_s is not None else RETRY_AFTER_MIN_S
+    return min(max(estimate_s, RETRY_AFTER_MIN_S), RETRY_AFTER_MAX_S) * (0.5 + draw)

@@ -6,12 +6,7 @@ import enum
 
 import msgspec
 
-
-class Role(enum.StrEnum):
-    """What a worker was started to do."""
-
-    PREFILL = "prefill"
-    DECODE = "decode"
+from runtime.roles import WorkerRole
 
 
 class WorkerState(enum.StrEnum):
@@ -27,7 +22,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Identity and capacity, fixed for one epoch; ``protos/cluster/v1`` documents each field."""
 
     worker_id: str
-    role: Role
+    role: WorkerRole
     address: str
     epoch: int
     model: str

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from scheduler.api.worker_info import Role, WorkerInfo
+from runtime.roles import WORKER_ROLES, WorkerRole
+from scheduler.api.worker_info import WorkerInfo
 from scheduler.cluster.worker import Worker
 
 
@@ -24,12 +25,12 @@ class ModelPool:
     """The registered workers of one pool by role, in order of arrival. Chooses none."""
 
     def __init__(self) -> None:
-        self._by_role: dict[Role, list[Worker]] = {role: [] for role in Role}
+        self._by_role: dict[WorkerRole, list[Worker]] = {role: [] for role in WORKER_ROLES}
 
     def __len__(self) -> int:
         return sum(len(workers) for workers in self._by_role.values())
 
-    def with_role(self, role: Role) -> list[Worker]:
+    def with_role(self, role: WorkerRole) -> list[Worker]:
         """The workers of one role. The caller must not change the list."""
         return self._by_role[role]
 

@@ -28,17 +28,6 @@ class Standing(enum.StrEnum):
 class WorkerHealth:
     """One incarnation's record. Time is an argument and never goes back."""
 
-    __slots__ = (
-        "_bad",
-        "_config",
-        "_ejections",
-        "_good",
-        "_in_a_row",
-        "_until_s",
-        "probe",
-        "standing",
-    )
-
     def __init__(self, config: OutlierLimits) -> None:
         self.standing = Standing.IN_SERVICE
         self.probe: tuple[int, int] | None = None

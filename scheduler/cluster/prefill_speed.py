@@ -13,8 +13,6 @@ BUSY_WINDOW_S = 5.0
 class PrefillSpeed:
     """An assumption until it is ``observed``."""
 
-    __slots__ = ("_assigned_tokens", "_computed", "_queued_tokens", "_since_s", "observed", "tokens_per_s")
-
     def __init__(self, assumed_tokens_per_s: float, now_s: float) -> None:
         self.tokens_per_s = assumed_tokens_per_s
         self.observed = False

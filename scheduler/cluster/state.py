@@ -16,17 +16,13 @@ class ClusterState:
 
     def __init__(self) -> None:
         self._workers: dict[str, Worker] = {}
+        # A pool exists while it has a worker.
         self._pools: dict[PoolKey, ModelPool] = {}
 
     @property
     def workers(self) -> Mapping[str, Worker]:
         """Read-only, by worker id."""
         return MappingProxyType(self._workers)
-
-    @property
-    def pools(self) -> Mapping[PoolKey, ModelPool]:
-        """Read-only. A pool exists while it has a worker."""
-        return MappingProxyType(self._pools)
 
     def get(self, worker_id: str) -> Worker | None:
         """The registered incarnation of a worker."""

@@ -18,37 +18,6 @@ PlanKey = tuple[int, int]
 class Worker:
     """One incarnation. The derived fields are kept current so that policies only read attributes."""
 
-    __slots__ = (
-        "avoided",
-        "block_size_tokens",
-        "blocks_total",
-        "context_tokens_max",
-        "drain_within_s",
-        "free_blocks",
-        "health",
-        "heard_s",
-        "idle_since_s",
-        "info",
-        "lease_ids",
-        "load",
-        "placement",
-        "queued_tokens",
-        "ready",
-        "recovery_reserve",
-        "request_count",
-        "requests_max",
-        "reserved",
-        "reserved_blocks",
-        "role",
-        "session",
-        "silent",
-        "speed",
-        "suspect_until_s",
-        "unreported",
-        "unreported_tokens",
-        "worker_id",
-    )
-
     def __init__(
         self,
         info: WorkerInfo,

@@ -13,41 +13,39 @@ import os
 import time
 from pathlib import Path
 
-import msgspec
 import structlog
 
-from scheduler.leadership.rules import LeaderRecord, next_epoch
+from scheduler.leadership.rules import next_epoch
 
 log = structlog.get_logger(__name__)
 
 LOOK_INTERVAL_S = 0.25
 """How often a stand-by tries the lock, and how often a leader looks whether its file is still there."""
-# A record is padded to this, so that one write replaces all of the one before.
-_RECORD_BYTES = 512
+# The epoch in decimal is padded to this, so that one write replaces all of the one before.
+_RECORD_BYTES = 64
 
 
 class FileLock:
     """A lock on ``path``, in a folder on a local disk."""
 
-    def __init__(self, path: Path, *, address: str) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._address = address
         self._file: int | None = None
-        self.leader = LeaderRecord()
-        """The last leadership that this process saw."""
+        # The largest that this process saw, also in a file that was deleted since.
+        self._epoch = 0
 
     @property
     def until_s(self) -> float:
         """Never while the lock is held."""
         return float("-inf") if self._file is None else float("inf")
 
-    async def acquire(self) -> LeaderRecord:
+    async def acquire(self) -> int:
         """Wait until this process holds the lock and has written its epoch."""
         told = ""
         while True:
             try:
                 if self._try():
-                    return self.leader
+                    return self._epoch
                 told = ""
             except OSError as error:
                 if str(error) != told:
@@ -73,12 +71,12 @@ class FileLock:
         file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             locked = _lock(file)
-            self.leader = _newer(self.leader, _read(file))
+            self._epoch = max(self._epoch, _read(file))
             # The file may have been deleted after it was opened: that lock is worth nothing.
             if locked and _is_at(file, self._path):
-                record = LeaderRecord(next_epoch(self.leader.epoch, time.time_ns() // 1_000_000), self._address)
-                _write(file, self._path, record)
-                self._file, self.leader = file, record
+                self._epoch = next_epoch(self._epoch, time.time_ns() // 1_000_000)
+                _write(file, self._path, self._epoch)
+                self._file = file
         finally:
             if self._file is None:
                 os.close(file)
@@ -100,21 +98,15 @@ def _is_at(file: int, path: Path) -> bool:
         return False
 
 
-def _read(file: int) -> LeaderRecord:
-    """None where the file is new or was torn by a crash; then the clock alone makes the next epoch larger."""
-    try:
-        return msgspec.json.decode(os.pread(file, _RECORD_BYTES, 0), type=LeaderRecord)
-    except msgspec.DecodeError:
-        return LeaderRecord()
+def _read(file: int) -> int:
+    """0 where the file is new or was torn by a crash; then the clock alone makes the next epoch larger."""
+    written = os.pread(file, _RECORD_BYTES, 0).strip()
+    return int(written) if written.isdigit() else 0
 
 
-def _newer(one: LeaderRecord, other: LeaderRecord) -> LeaderRecord:
-    return other if other.epoch >= one.epoch else one
-
-
-def _write(file: int, path: Path, record: LeaderRecord) -> None:
+def _write(file: int, path: Path, epoch: int) -> None:
     """Durably, the file's name included."""
-    os.pwrite(file, msgspec.json.encode(record).ljust(_RECORD_BYTES), 0)
+    os.pwrite(file, b"%d" % epoch + b"\n" * (_RECORD_BYTES - len(str(epoch))), 0)
     os.fsync(file)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

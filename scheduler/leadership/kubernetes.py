@@ -24,7 +24,7 @@ from lightkube.resources.coordination_v1 import Lease
 
 from runtime.configuration import BadConfiguration
 from runtime.timing.clock import Clock
-from scheduler.leadership.rules import LOOKS_PER_TERM, LeaderRecord, LeaseTerm, next_epoch
+from scheduler.leadership.rules import LOOKS_PER_TERM, LeaseTerm, next_epoch
 
 log = structlog.get_logger(__name__)
 
@@ -37,39 +37,36 @@ _AWAY = (httpx2.HTTPError, TimeoutError, OSError, ConfigError, msgspec.MsgspecEr
 
 
 class KubernetesLease:
-    """The Lease ``name`` in ``namespace``; empty: the namespace of this pod."""
+    """The Lease ``name`` in the namespace of ``config``: that of this pod."""
 
-    def __init__(
-        self, config: KubeConfig, *, namespace: str, name: str, lease_s: float, address: str, clock: Clock
-    ) -> None:
+    def __init__(self, config: KubeConfig, *, name: str, lease_s: float, address: str, clock: Clock) -> None:
         self._name = name
         self._lease_s = lease_s
         self._clock = clock
         self._interval_s = lease_s / LOOKS_PER_TERM
         # The environment's proxies are not for the API server.
-        self._client = AsyncClient(config, namespace=namespace or None, trust_env=False)
+        self._client = AsyncClient(config, trust_env=False)
         self._term = LeaseTerm(lease_s)
         # A start of its own: a former process at this address is another candidate.
         self._identity = f"{address}_{secrets.token_hex(4)}"
-        self._address = address
         # As it stands after our last write or look; None: it must be read before the next write.
         self._lease: Lease | None = None
         self._told = ""
-        self.leader = LeaderRecord()
-        """The last leadership that this process saw."""
+        # The largest that this process saw, also in a Lease that was deleted since.
+        self._epoch = 0
 
     @property
     def until_s(self) -> float:
         """When this process must stop deciding unless it renews."""
         return self._term.until_s
 
-    async def acquire(self) -> LeaderRecord:
+    async def acquire(self) -> int:
         """Wait until this process holds the Lease."""
         while True:
             try:
                 async with asyncio.timeout(self._interval_s * 2):
                     if await self._try():
-                        return self.leader
+                        return self._epoch
                 self._told = ""
             except _AWAY as error:
                 self._warn(error)
@@ -98,7 +95,7 @@ class KubernetesLease:
         try:
             async with asyncio.timeout(self._interval_s):
                 if leads and (lease := await self._ours()) is not None:
-                    await self._write(lease, "", self.leader.epoch)
+                    await self._write(lease, "", self._epoch)
         except _AWAY as error:
             self._warn(error)
         await self._client.close()
@@ -113,7 +110,7 @@ class KubernetesLease:
         # In our own name: a claim whose answer was lost, and by which we never led.
         if not over and holder not in ("", self._identity):
             return False
-        epoch = next_epoch(self.leader.epoch, round(datetime.now(UTC).timestamp() * 1000))
+        epoch = next_epoch(self._epoch, round(datetime.now(UTC).timestamp() * 1000))
         spec.acquireTime, spec.leaseTransitions = _now(), (spec.leaseTransitions or 0) + 1
         lease.spec = spec
         self._lease = None
@@ -124,7 +121,7 @@ class KubernetesLease:
                 return False
             raise
         self._term.wrote(seen_s)
-        self.leader = LeaderRecord(epoch, self._address)
+        self._epoch = epoch
         return True
 
     async def _renew(self) -> bool:
@@ -135,7 +132,7 @@ class KubernetesLease:
         began_s = self._clock.monotonic_s()
         self._lease = None
         try:
-            self._lease = await self._write(lease, self._identity, self.leader.epoch)
+            self._lease = await self._write(lease, self._identity, self._epoch)
         except ApiError as error:
             if error.status.code not in (HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND):
                 raise
@@ -160,7 +157,7 @@ class KubernetesLease:
 
     async def _create(self) -> Lease:
         spec = LeaseSpec(holderIdentity=NO_LEADER, leaseDurationSeconds=math.ceil(self._lease_s), renewTime=_now())
-        annotations = {EPOCH: str(self.leader.epoch)}
+        annotations = {EPOCH: str(self._epoch)}
         return await self._client.create(
             Lease(metadata=ObjectMeta(name=self._name, annotations=annotations), spec=spec)
         )
@@ -175,8 +172,7 @@ class KubernetesLease:
     def _see(self, lease: Lease) -> None:
         assert lease.metadata is not None
         written = (lease.metadata.annotations or {}).get(EPOCH, "")
-        epoch = int(written) if written.isdecimal() else 0
-        self.leader = LeaderRecord(max(epoch, self.leader.epoch), _holder(lease).rpartition("_")[0])
+        self._epoch = max(self._epoch, int(written) if written.isdecimal() else 0)
 
     def _warn(self, error: BaseException) -> None:
         """Once, until it works again."""

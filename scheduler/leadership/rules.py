@@ -10,17 +10,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Protocol
 
-import msgspec
-
 LOOKS_PER_TERM = 5
 """How often a lease is renewed or looked at in its term. One call may hang for a fifth of it; the next is in time."""
-
-
-class LeaderRecord(msgspec.Struct, frozen=True):
-    """What the store keeps of one leadership."""
-
-    epoch: int = 0
-    address: str = ""
 
 
 class Leadership(Protocol):
@@ -31,8 +22,8 @@ class Leadership(Protocol):
         """When this process must stop deciding unless it renews, by its monotonic clock. In the past: not leading."""
         ...
 
-    async def acquire(self) -> LeaderRecord:
-        """Wait until this process leads. A store that cannot be reached is logged and tried again."""
+    async def acquire(self) -> int:
+        """Wait until this process leads; its epoch. A store that cannot be reached is logged and tried again."""
         ...
 
     async def lost(self) -> str:

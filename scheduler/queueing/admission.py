@@ -8,7 +8,6 @@ import msgspec
 
 from scheduler.api.actions import Action, ReplyPlan, ReplyWaiting
 from scheduler.api.events import PlanRequested
-from scheduler.api.worker_info import Role
 from scheduler.cluster.state import ClusterState
 from scheduler.config import SchedulerParameters
 from scheduler.queueing.refusals import PASSING, Refusals
@@ -40,22 +39,22 @@ class AdmissionController:
         """Place a request, let it wait, or refuse it."""
         key = (event.session, event.plan_id)
         if event.plan_id in self._reservations.fronts[event.session].plans or key in self._queue:
-            in_use = NotPlaced(cause="plan_id_in_use", message="The plan_id is in use.")
-            return (self._refusals.refuse(event, in_use),)
+            return (self._refusals.refuse(event, "plan_id_in_use"),)
         placed = self._place(event, now_s)
         if isinstance(placed, NotPlaced) and not self._passes(event, placed, recovering=recovering):
-            return (self._refusals.refuse(event, placed),)
+            return (self._refusals.refuse(event, placed.cause, placed.message),)
         # A resumed request was placed before, so it goes ahead of new ones. One that was set aside holds up none.
         none_waits = self._queue.head() is None
         first = none_waits or (event.resumed and not self._queue.has_resumed(class_of(event)))
         if isinstance(placed, Placed) and first:
             self._queue.charge(event, self._cost(event))
             return (self._grant(event, placed, now_s, since_s=now_s),)
-        missing = _workers_missing(placed, recovering=recovering)
+        # After a start the room is not all there yet either.
+        missing = recovering or (isinstance(placed, NotPlaced) and placed.cause == "no_worker")
         waiting, rejected = self._queue.offer(event, self._cost(event), now_s, missing=missing)
         if waiting is None and none_waits and isinstance(placed, NotPlaced):
-            return (self._refusals.refuse(event, placed),)
-        actions: list[Action] = [self._refusals.rejected(each) for each in rejected]
+            return (self._refusals.refuse(event, placed.cause, placed.message),)
+        actions: list[Action] = [self._refusals.refuse(each.event, each.cause) for each in rejected]
         actions.extend(self.serve(now_s, recovering=recovering))
         if waiting is not None and key in self._queue:
             actions.append(
@@ -77,11 +76,10 @@ class AdmissionController:
             elif event.resumed and placed.cause == "no_worker":
                 self._queue.set_aside(waiting, now_s)
             elif self._passes(event, placed, recovering=recovering):
-                self._queue.miss(now_s, missing=_workers_missing(placed, recovering=recovering))
                 break
             else:
                 self._queue.remove((event.session, event.plan_id), now_s)
-                actions.append(self._refusals.refuse(event, placed))
+                actions.append(self._refusals.refuse(event, placed.cause, placed.message))
         return actions
 
     def _place(self, event: PlanRequested, now_s: float) -> Placed | NotPlaced:
@@ -97,7 +95,7 @@ class AdmissionController:
             return (
                 event.resumed
                 or recovering
-                or any(worker.silent for worker in self._cluster.pool_for_requests().with_role(Role.DECODE))
+                or any(worker.silent for worker in self._cluster.pool_for_requests().with_role("decode"))
             )
         return verdict.cause in PASSING
 
@@ -120,8 +118,3 @@ def _as_of(waiting: Waiting, now_s: float) -> PlanRequested:
     if event.excluded_worker_ids and waiting.since_s + EXCLUDED_MAX_S <= now_s:
         return msgspec.structs.replace(event, excluded_worker_ids=frozenset())
     return event
-
-
-def _workers_missing(verdict: Placed | NotPlaced, *, recovering: bool) -> bool:
-    """Whether requests wait for workers rather than for room: after a start the room is not all there yet."""
-    return recovering or (isinstance(verdict, NotPlaced) and verdict.cause == "no_worker")

@@ -7,9 +7,8 @@ from runtime.timing.retry_after import retry_after_s
 from scheduler.api.actions import ReplyRefusal
 from scheduler.api.chance import Random
 from scheduler.api.events import PlanRequested
-from scheduler.config import SchedulerParameters
-from scheduler.queueing.wait_queue import Rejected, WaitQueue, class_of
-from scheduler.routing.placement import Cause, NotPlaced
+from scheduler.queueing.wait_queue import WaitQueue, class_of
+from scheduler.routing.placement import Cause
 
 # What passes when requests end, so that waiting for it makes sense.
 PASSING: frozenset[Cause] = frozenset(
@@ -20,7 +19,8 @@ _FINAL: dict[Cause, FailureKind] = {
     "too_large": FailureKind.BAD_REQUEST,
     "plan_id_in_use": FailureKind.BAD_REQUEST,
 }
-_TURNED: dict[Cause, str] = {
+_MESSAGES: dict[Cause, str] = {
+    "plan_id_in_use": "The plan_id is in use.",
     "wait_too_long": "The cluster is full, and at the present pace the request would wait longer than it may.",
     "queue_full": "The cluster is full, and as many requests wait as may.",
     "waited_out": "The cluster is full, and the request has waited for as long as it may.",
@@ -31,28 +31,20 @@ _TURNED: dict[Cause, str] = {
 class Refusals:
     """Answers in words; the queue says how long it is."""
 
-    def __init__(self, config: SchedulerParameters, queue: WaitQueue, rng: Random | None) -> None:
-        self._config = config
+    def __init__(self, queue: WaitQueue, rng: Random | None) -> None:
         self._queue = queue
         self._rng = rng
 
-    def rejected(self, rejected: Rejected) -> ReplyRefusal:
-        """The answer to a request that may not wait (any more)."""
-        return self.refuse(rejected.event, NotPlaced(cause=rejected.cause, message=_TURNED[rejected.cause]))
+    def refuse(self, event: PlanRequested, cause: Cause, message: str = "") -> ReplyRefusal:
+        """The answer to a request that gets no place. One that can never be placed is not told to retry.
 
-    def refuse(self, event: PlanRequested, verdict: NotPlaced) -> ReplyRefusal:
-        """The answer to a request that gets no place. One that can never be placed is not told to retry."""
-        kind = _FINAL.get(verdict.cause, FailureKind.EXHAUSTED)
+        Without ``message`` the cause has one of its own.
+        """
+        kind = _FINAL.get(cause, FailureKind.EXHAUSTED)
         when_s = None if kind is FailureKind.BAD_REQUEST else self._retry_after_s(event)
-        failure = Failure(kind=kind, message=verdict.message, retry_after_s=when_s)
-        return ReplyRefusal(session=event.session, plan_id=event.plan_id, failure=failure, cause=verdict.cause)
+        failure = Failure(kind=kind, message=message or _MESSAGES[cause], retry_after_s=when_s)
+        return ReplyRefusal(session=event.session, plan_id=event.plan_id, failure=failure, cause=cause)
 
     def _retry_after_s(self, event: PlanRequested) -> float:
         tokens, pace = self._queue.ahead_of(class_of(event), event.tenant)
-        return retry_after_s(
-            tokens,
-            pace,
-            min_s=self._config.retry_after_min_s,
-            max_s=self._config.retry_after_max_s,
-            draw=self._rng.random() if self._rng is not None else 0.5,
-        )
+        return retry_after_s(tokens, pace, draw=self._rng.random() if self._rng is not None else 0.5)

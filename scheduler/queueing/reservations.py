@@ -31,15 +31,12 @@ class GrantedPlan(msgspec.Struct, frozen=True, gc=False):
     charge: Charge | None = None
 
 
-class FrontProxySession:
+class FrontProxySession(msgspec.Struct):
     """One front proxy's stream and its plans in flight, by plan id."""
 
-    __slots__ = ("front_proxy_id", "incarnation", "plans")
-
-    def __init__(self, front_proxy_id: str, incarnation: int) -> None:
-        self.front_proxy_id = front_proxy_id
-        self.incarnation = incarnation
-        self.plans: dict[int, GrantedPlan] = {}
+    front_proxy_id: str
+    incarnation: int
+    plans: dict[int, GrantedPlan] = {}
 
 
 class Reservations:

@@ -18,7 +18,7 @@ from runtime.priority_class import PriorityClass
 from runtime.timing.decaying_rate import DecayingRate
 from scheduler.api.events import PlanRequested
 from scheduler.cluster.worker import PlanKey
-from scheduler.config import PriorityClassConfig, WaitingConfig
+from scheduler.config import PriorityClassConfig, SchedulerParameters
 from scheduler.queueing.fair_queue import FairQueue
 from scheduler.routing.placement import Cause
 
@@ -77,7 +77,7 @@ def charge_of(event: PlanRequested, output_tokens: int) -> Charge:
 class ClassQueue:
     """One class."""
 
-    def __init__(self, config: PriorityClassConfig, waiting: WaitingConfig) -> None:
+    def __init__(self, config: PriorityClassConfig) -> None:
         self.config = config
         self.tenants = FairQueue(TENANTS_MAX)
         self.flows: dict[str, deque[Waiting]] = {}
@@ -90,23 +90,19 @@ class ClassQueue:
 class WaitQueue:
     """``offer`` queues or rejects a request, ``head`` and ``take`` serve, ``remove`` and ``overdue`` let go."""
 
-    def __init__(self, config: WaitingConfig) -> None:
+    def __init__(self, config: SchedulerParameters) -> None:
         self._config = config
         self._classes = FairQueue(len(PriorityClass))
-        settings = {
-            PriorityClass.INTERACTIVE: config.interactive,
-            PriorityClass.DEFAULT: config.default,
-            PriorityClass.BATCH: config.batch,
+        self._queues = {
+            PriorityClass.INTERACTIVE: ClassQueue(config.waiting.interactive),
+            PriorityClass.DEFAULT: ClassQueue(config.waiting.default),
+            PriorityClass.BATCH: ClassQueue(config.waiting.batch),
         }
-        self._queues = {each: ClassQueue(settings[each], config) for each in PriorityClass}
         self._places: dict[PlanKey, Waiting] = {}
         # Resumed requests that no worker can take at present: in ``_places``, but in no queue.
         self._aside: dict[PlanKey, Waiting] = {}
         self._rate = DecayingRate(DRAIN_WINDOW_S)
         self._tokens = 0
-        # Whether workers are missing, and until when they were.
-        self._missing = False
-        self._missed_until_s = float("-inf")
 
     def __len__(self) -> int:
         return len(self._places)
@@ -132,32 +128,27 @@ class WaitQueue:
         """Whether resumed requests of this class wait for room."""
         return bool(self._queues[its_class].resumed)
 
-    def miss(self, now_s: float, *, missing: bool) -> None:
-        """Whether requests wait for workers that may return, and not for room: then they may wait longer."""
-        if missing or self._missing:
-            self._missed_until_s = now_s
-        self._missing = missing
-
     def offer(
         self, event: PlanRequested, cost: int, now_s: float, *, missing: bool = False
     ) -> tuple[Waiting | None, Sequence[Rejected]]:
         """Let a request wait; without a place when it may not. ``Rejected`` says so of it, or of the one it replaced.
 
-        ``missing``: as of ``miss``.
+        ``missing``: it waits for workers that may return, and not only for room. Then it may wait longer.
         """
         its_class = class_of(event)
         queue = self._queues[its_class]
         if event.resumed:
             return self._offer_resumed(event, cost, now_s)
         wait_s = self.predicted_wait_s(its_class, event.tenant)
-        longest_s = max(queue.config.wait_max_s, self._config.missing_workers_wait_max_s)
+        longest_s = queue.config.wait_max_s
+        if missing:
+            longest_s = max(longest_s, self._config.missing_workers_wait_max_s)
         if event.wait_max_s > 0:
             longest_s = min(longest_s, event.wait_max_s)
-        allowed_s = longest_s if missing else min(longest_s, queue.config.wait_max_s)
-        if wait_s is not None and wait_s > allowed_s:
+        if wait_s is not None and wait_s > longest_s:
             return None, (Rejected(event=event, cause="wait_too_long"),)
         rejected: list[Rejected] = []
-        if queue.count >= queue.config.waiting_max:
+        if queue.count >= self._config.waiting_max:
             longest = max(queue.flows, key=lambda tenant: len(queue.flows[tenant]), default=None)
             if longest is None or len(queue.flows[longest]) <= len(queue.flows.get(event.tenant, ())) + 1:
                 return None, (Rejected(event=event, cause="queue_full"),)
@@ -259,7 +250,7 @@ class WaitQueue:
 
     def overdue(self, now_s: float) -> Sequence[Rejected]:
         """Let go of every request that has waited for as long as it may."""
-        late = [waiting for waiting in self._places.values() if self._until_s(waiting) <= now_s]
+        late = [waiting for waiting in self._places.values() if waiting.until_s <= now_s]
         aside = set(self._aside)
         rejected = []
         for waiting in late:
@@ -297,19 +288,12 @@ class WaitQueue:
         assert len(placed) == sum(queue.count + len(queue.resumed) for queue in self._queues.values())
         assert self._tokens == sum(waiting.cost for waiting in placed)
         for each, queue in self._queues.items():
-            assert queue.count == sum(len(flow) for flow in queue.flows.values()) <= queue.config.waiting_max, each
+            assert queue.count == sum(len(flow) for flow in queue.flows.values()) <= self._config.waiting_max, each
             assert all(queue.tokens[tenant] == sum(w.cost for w in flow) for tenant, flow in queue.flows.items()), each
             assert set(queue.tenants) == set(queue.flows), each
             assert (each.value in set(self._classes)) == (queue.count > 0 or bool(queue.resumed)), each
         keys = {(w.event.session, w.event.plan_id) for w in itertools.chain.from_iterable(self._flows())}
         assert keys == set(self._places) - set(self._aside)
-
-    def _until_s(self, waiting: Waiting) -> float:
-        """When its wait ends as things are. Its wait for room begins when no worker is missing any more."""
-        if self._missing or waiting.event.resumed:
-            return waiting.until_s
-        since_s = max(waiting.since_s, self._missed_until_s)
-        return min(waiting.until_s, since_s + self._queues[waiting.priority_class].config.wait_max_s)
 
     def _flows(self) -> Iterator[deque[Waiting]]:
         for queue in self._queues.values():

@@ -7,6 +7,7 @@ the transfer of KV or a prefix that one of them holds, belongs in ``cost_s``.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -83,7 +84,7 @@ def cheapest(
         for prefill in _candidates(prefills, PREFILL, rng)
         for decode in _candidates(decodes, DECODE, rng)
     ]
-    pairs.sort(key=_cost_of)
+    pairs.sort(key=operator.itemgetter(0))
     least_s = pairs[0][0] + COST_TOLERANCE_S
     equals = 1
     while equals < len(pairs) and pairs[equals][0] <= least_s:
@@ -122,10 +123,6 @@ def _candidates(workers: Sequence[Worker], weights: Weights, rng: Random | None)
 
 
 _Pair = tuple[float, Candidate | None, Candidate | None]
-
-
-def _cost_of(pair: _Pair) -> float:
-    return pair[0]
 
 
 def _ids(pair: _Pair) -> list[str]:

@@ -7,7 +7,7 @@ Filters are not configured: each guards a promise, so all always run. To add one
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 
@@ -31,22 +31,10 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Filter(NamedTuple):
-    """``keep`` returns the workers that pass, in the given order. ``name`` is a metric label."""
+    """``keep`` returns the workers that pass, in the given order."""
 
     name: str
     keep: Callable[[Ask, Sequence[Worker], float], Sequence[Worker]]
-
-
-class Probe(Protocol):
-    """Times filters from outside, since a pure function reads no clock."""
-
-    def start(self) -> None:
-        """A pass begins."""
-        ...
-
-    def lap(self, policy: str) -> None:
-        """One step of it is done."""
-        ...
 
 
 class Emptied(msgspec.Struct, frozen=True, gc=False):
@@ -56,18 +44,12 @@ class Emptied(msgspec.Struct, frozen=True, gc=False):
     dropped: Sequence[Worker] = ()
 
 
-def passing(
-    filters: Sequence[Filter], ask: Ask, workers: Sequence[Worker], now_s: float, probe: Probe | None = None
-) -> Sequence[Worker] | Emptied:
+def passing(filters: Sequence[Filter], ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker] | Emptied:
     """The workers that pass every filter; at least one."""
     if not workers:
         return Emptied("")
-    if probe is not None:
-        probe.start()
     for name, keep in filters:
         left = keep(ask, workers, now_s)
-        if probe is not None:
-            probe.lap(name)
         if not left:
             return Emptied(name, workers)
         workers = left
@@ -78,7 +60,15 @@ def prefill_filters(queue_max_s: float) -> Sequence[Filter]:
     """For a prefill worker. A prompt waits in the engine's queue for blocks, so they need not be free now."""
 
     def short_queue(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
-        return with_short_queue(workers, queue_max_s)
+        """Drop workers whose queue is predicted to last longer; keep those whose speed is not known yet.
+
+        So a prompt beyond this bound waits in the scheduler, where classes and tenants share.
+        """
+        return [
+            worker
+            for worker in workers
+            if worker.queued_tokens <= queue_max_s * worker.speed.tokens_per_s or not worker.speed.observed
+        ]
 
     return (*_FIRST, Filter("request_slots", request_slots), Filter("prefill_backlog", short_queue), _LAST)
 
@@ -105,15 +95,9 @@ def outlier(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worke
     return [worker for worker in workers if not worker.avoided] or workers
 
 
-def could_hold(ask: Ask, worker: Worker) -> bool:
-    """Whether the request would fit an empty worker."""
-    within_context = worker.context_tokens_max == 0 or ask.computed_tokens <= worker.context_tokens_max
-    return within_context and ask.blocks(worker.block_size_tokens) <= worker.blocks_total
-
-
 def kv_capacity(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
-    """Drop workers that could never hold the request."""
-    # As could_hold, for all at once: this runs for every worker and request.
+    """Drop workers that could never hold the request, not even empty."""
+    # Once for each block size: this runs for every worker and request.
     needed = {size: ask.blocks(size) for size in {worker.block_size_tokens for worker in workers}}
     tokens = ask.computed_tokens
     return [
@@ -133,18 +117,6 @@ def kv_headroom(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[W
 def request_slots(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
     """Drop workers that would refuse one more request. A limit of 0 is no limit."""
     return [worker for worker in workers if not 0 < worker.requests_max <= worker.request_count]
-
-
-def with_short_queue(workers: Sequence[Worker], queue_max_s: float) -> Sequence[Worker]:
-    """Drop workers whose queue is predicted to last longer; keep those whose speed is not known yet.
-
-    So a prompt beyond this bound waits in the scheduler, where classes and tenants share.
-    """
-    return [
-        worker
-        for worker in workers
-        if worker.queued_tokens <= queue_max_s * worker.speed.tokens_per_s or not worker.speed.observed
-    ]
 
 
 def suspect(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:

@@ -11,12 +11,11 @@ import msgspec
 from scheduler.api.chance import Random
 from scheduler.api.costs import PairCost
 from scheduler.api.events import PlanRequested
-from scheduler.api.worker_info import Role
 from scheduler.cluster.model_pool import ModelPool
 from scheduler.cluster.worker import Worker
 from scheduler.config import SchedulerParameters
 from scheduler.routing.cost_model import cheapest
-from scheduler.routing.filters import Ask, Emptied, Filter, Probe, could_hold, decode_filters, passing, prefill_filters
+from scheduler.routing.filters import Ask, Emptied, decode_filters, kv_capacity, passing, prefill_filters
 
 Cause = Literal[
     "plans_in_flight",
@@ -55,24 +54,20 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class NotPlaced(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a request runs nowhere now. ``missing_blocks`` is the smallest shortage among workers it would fit."""
+    """Why a request runs nowhere now."""
 
     cause: Cause
     message: str
-    missing_blocks: int = 0
 
 
 class Planner:
     """Filters of each side, then the cost of the pairs that are left."""
 
-    def __init__(
-        self, config: SchedulerParameters, rng: Random | None, probe: Probe | None, *, explain: bool = False
-    ) -> None:
+    def __init__(self, config: SchedulerParameters, rng: Random | None, *, explain: bool = False) -> None:
         self._config = config
         self._prefill = prefill_filters(config.prefill_wait_max_s)
         self._decode = decode_filters()
         self._rng = rng
-        self._probe = probe
         self._explain = explain
 
     def place(self, event: PlanRequested, pool: ModelPool, now_s: float) -> Placed | NotPlaced:
@@ -90,13 +85,13 @@ class Planner:
             computed_tokens=event.prompt_tokens,
             excluded_worker_ids=event.excluded_worker_ids,
         )
-        decodes = self._passing(self._decode, ask, pool.with_role(Role.DECODE), now_s)
+        decodes = passing(self._decode, ask, pool.with_role("decode"), now_s)
         if isinstance(decodes, Emptied):
             return _decode_refusal(ask, decodes, pool)
         # Moving a short prompt's KV costs more than computing the prompt beside the running decodes.
         if event.prompt_tokens <= self._config.short_prompt_tokens:
             return self._cheapest((), decodes, ask, Reason.SHORT_PROMPT)
-        prefills = self._passing(self._prefill, _prefill_ask(event), pool.with_role(Role.PREFILL), now_s)
+        prefills = passing(self._prefill, _prefill_ask(event), pool.with_role("prefill"), now_s)
         if isinstance(prefills, Emptied):
             busy = _prefill_busy(prefills)
             return busy or self._cheapest((), decodes, ask, Reason.NO_PREFILL_WORKER)
@@ -104,39 +99,30 @@ class Planner:
 
     def _place_pinned(self, event: PlanRequested, held_tokens: int, pool: ModelPool, now_s: float) -> Placed | None:
         """Stay with the sibling, whose full prompt blocks are shared; None where that worker cannot take it."""
-        pinned = [one for one in pool.with_role(Role.DECODE) if one.worker_id == event.pinned_decode_worker_id]
+        pinned = [one for one in pool.with_role("decode") if one.worker_id == event.pinned_decode_worker_id]
         ask = Ask(
             held_tokens=held_tokens,
             shared_tokens=event.prompt_tokens,
             excluded_worker_ids=event.excluded_worker_ids,
         )
-        decodes = self._passing(self._decode, ask, pinned, now_s)
+        decodes = passing(self._decode, ask, pinned, now_s)
         return None if isinstance(decodes, Emptied) else self._cheapest((), decodes, ask, Reason.PINNED)
 
     def _place_prefill_only(self, event: PlanRequested, pool: ModelPool, now_s: float) -> Placed | NotPlaced:
         ask = _prefill_ask(event)
-        prefills = self._passing(self._prefill, ask, pool.with_role(Role.PREFILL), now_s)
+        prefills = passing(self._prefill, ask, pool.with_role("prefill"), now_s)
         if not isinstance(prefills, Emptied):
             return self._cheapest(prefills, (), ask, Reason.PREFILL_ONLY)
         if (busy := _prefill_busy(prefills)) is not None:
             return busy
         # Nothing is handed over, so any engine can compute the prompt and its one token.
-        decodes = self._passing(self._decode, ask, pool.with_role(Role.DECODE), now_s)
+        decodes = passing(self._decode, ask, pool.with_role("decode"), now_s)
         if isinstance(decodes, Emptied):
             return _decode_refusal(ask, decodes, pool)
         return self._cheapest((), decodes, ask, Reason.NO_PREFILL_WORKER)
 
-    def _passing(
-        self, filters: Sequence[Filter], ask: Ask, workers: Sequence[Worker], now_s: float
-    ) -> Sequence[Worker] | Emptied:
-        return passing(filters, ask, workers, now_s, self._probe)
-
     def _cheapest(self, prefills: Sequence[Worker], decodes: Sequence[Worker], ask: Ask, reason: Reason) -> Placed:
-        if self._probe is not None:
-            self._probe.start()
         choice = cheapest(prefills, decodes, self._rng, explain=self._explain)
-        if self._probe is not None:
-            self._probe.lap("pair_cost")
         decode = choice.decode
         return Placed(
             prefill=choice.prefill,
@@ -169,8 +155,8 @@ def _prefill_busy(emptied: Emptied) -> NotPlaced | None:
 
 def _decode_refusal(ask: Ask, emptied: Emptied, pool: ModelPool) -> NotPlaced:
     """Name the worst thing that is true: it can never fit, no worker is there, or it does not fit now."""
-    registered = pool.with_role(Role.DECODE)
-    if registered and not any(could_hold(ask, worker) for worker in registered):
+    registered = pool.with_role("decode")
+    if registered and not kv_capacity(ask, registered, 0.0):
         largest = max(worker.blocks_total * worker.block_size_tokens for worker in registered)
         message = f"The request needs room for {ask.held_tokens} tokens; the largest decode worker has {largest}."
         return NotPlaced(cause="too_large", message=message)
@@ -179,7 +165,7 @@ def _decode_refusal(ask: Ask, emptied: Emptied, pool: ModelPool) -> NotPlaced:
             missing = min(ask.blocks(worker.block_size_tokens) - worker.free_blocks for worker in emptied.dropped)
             assert missing > 0
             message = f"No decode worker has room now; {missing} KV blocks are missing."
-            return NotPlaced(cause="no_headroom", message=message, missing_blocks=missing)
+            return NotPlaced(cause="no_headroom", message=message)
         case "request_slots":
             message = "Every decode worker with room runs as many requests as it admits."
             return NotPlaced(cause="decode_slots", message=message)

@@ -6,7 +6,7 @@ import random
 
 import msgspec
 
-from runtime.process_role import Role
+from runtime.roles import Role
 
 
 class Target(msgspec.Struct, frozen=True):

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import asyncio
 
-from scheduler.leadership.rules import LOOKS_PER_TERM, LeaderRecord, LeaseTerm, next_epoch
+from scheduler.leadership.rules import LOOKS_PER_TERM, LeaseTerm, next_epoch
 
 
 class LeaseStore:
     """The record that all schedulers share. A read and the write behind it happen at one moment and never conflict."""
 
     def __init__(self) -> None:
-        self.leader = LeaderRecord()
+        self.epoch = 0
         self.version = 0
 
 
 class SimLease:
     """One scheduler's claim to lead: ``scheduler.leadership.rules.Leadership`` over a ``LeaseStore``."""
 
-    def __init__(self, store: LeaseStore, name: str, lease_s: float) -> None:
+    def __init__(self, store: LeaseStore, lease_s: float) -> None:
         self._store = store
-        self._name = name
         self._lease_s = lease_s
         self._term = LeaseTerm(lease_s)
         self._epoch = 0
@@ -31,21 +30,20 @@ class SimLease:
         """When leading is over unless it is renewed."""
         return self._term.until_s
 
-    async def acquire(self) -> LeaderRecord:
+    async def acquire(self) -> int:
         """Wait until the record is free or its term is over."""
         store = self._store
-        while store.leader.epoch and not self._term.is_over(store.version, self._now_s(), lease_s=self._lease_s):
+        while store.epoch and not self._term.is_over(store.version, self._now_s(), lease_s=self._lease_s):
             await self._pause()
-        self._epoch = next_epoch(store.leader.epoch, 0)
-        store.leader = LeaderRecord(self._epoch, self._name)
+        self._epoch = store.epoch = next_epoch(store.epoch, 0)
         self._write()
-        return store.leader
+        return self._epoch
 
     async def lost(self) -> str:
         """Renew until another scheduler leads or the term is over."""
         while True:
             await self._pause()
-            if self._store.leader.epoch != self._epoch or self._now_s() >= self.until_s:
+            if self._store.epoch != self._epoch or self._now_s() >= self.until_s:
                 return "another scheduler leads"
             self._write()
 

@@ -30,7 +30,7 @@ from scheduler.shell import SchedulerShell
 from simulation.faults import checkers
 from simulation.faults.engine import SimEngine
 from simulation.faults.leadership import SimLease
-from simulation.faults.quiet import QUIET, QuietMetrics, QuietProbe
+from simulation.faults.quiet import QUIET, QuietMetrics
 from simulation.faults.watched_plans import WatchedPlans
 from simulation.kernel.network import Process
 from simulation.kernel.process_loop import ProcessLoop
@@ -145,7 +145,7 @@ class SchedulerProcess(Member):
         self.loop.create_task(shell.tick())
         if cluster.store is not None:
             shell.stands_by = True
-            lease = SimLease(cluster.store, self.name, cluster.settings.lease_s)
+            lease = SimLease(cluster.store, cluster.settings.lease_s)
             self.loop.create_task(self._lead(lease, status))
 
     async def _lead(self, lease: SimLease, status: Any) -> None:
@@ -156,9 +156,7 @@ class SchedulerProcess(Member):
 
     def _make_core(self) -> scheduler_core.SchedulerCore:
         world = self.world
-        core = scheduler_core.SchedulerCore(
-            self.cluster.settings.scheduler, rng=world.rng, probe=QuietProbe(), began_s=world.now_s
-        )
+        core = scheduler_core.SchedulerCore(self.cluster.settings.scheduler, rng=world.rng, began_s=world.now_s)
         handle = core.handle
 
         def watched(event: Event, now_s: float) -> Sequence[Action]:

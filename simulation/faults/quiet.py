@@ -35,16 +35,6 @@ class QuietMetrics(Quiet):
         self.output_tokens = 0
 
 
-class QuietProbe:
-    """In place of ``scheduler.metrics.PolicyProbe``."""
-
-    def start(self) -> None:
-        """Nothing."""
-
-    def lap(self, _policy: str) -> None:
-        """Nothing."""
-
-
 @contextlib.contextmanager
 def no_logs() -> Iterator[None]:
     """Nothing is logged in the body: what processes under faults say would be hours of text."""

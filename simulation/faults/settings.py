@@ -9,11 +9,10 @@ import msgspec
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from runtime.rpc.grpc_server import QUICK_KEEPALIVE_TIME_MS, QUICK_KEEPALIVE_TIMEOUT_MS
 from scheduler.config import PriorityClassConfig, SchedulerConfig, SchedulerParameters, WaitingConfig
-from worker.limits import WorkerLimits
+from worker.config import WorkerLimits
 
 # Shorter than the front proxies' patience with a question.
 _WAITING = PriorityClassConfig(wait_max_s=0.5)
-_REFUSING = PriorityClassConfig(waiting_max=0)
 
 SCHEDULER_CONFIG = SchedulerParameters(
     worker_lease_s=2.0,
@@ -21,16 +20,12 @@ SCHEDULER_CONFIG = SchedulerParameters(
     silence_timeout_s=0.8,
     suspect_cooldown_s=0.5,
     recovery_grace_s=0.6,
-    waiting=WaitingConfig(interactive=_WAITING, default=_WAITING, batch=_WAITING, missing_workers_wait_max_s=2.0),
+    waiting=WaitingConfig(interactive=_WAITING, default=_WAITING, batch=_WAITING),
+    missing_workers_wait_max_s=2.0,
 )
 # In every other run what fits nowhere is refused, so that front proxies have to cope. Then no request waits for workers
 # that a scheduler does not hear. So it must not take all of them for silent where no client may notice a failure.
-REFUSING_CONFIG = msgspec.structs.replace(
-    SCHEDULER_CONFIG,
-    silence_timeout_s=3.0,
-    waiting=WaitingConfig(interactive=_REFUSING, default=_REFUSING, batch=_REFUSING),
-)
-
+REFUSING_CONFIG = msgspec.structs.replace(SCHEDULER_CONFIG, silence_timeout_s=3.0, waiting_max=0)
 
 FRONT_CONFIG = FrontProxyConfig(
     attempts_max=3, stream_stall_timeout_s=0.4, prefill_stall_timeout_s=0.6, plan_timeout_s=1.0

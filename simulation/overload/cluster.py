@@ -11,8 +11,9 @@ import heapq
 from collections.abc import Callable
 
 from engine.config import FakeEngineConfig
+from runtime.roles import WorkerRole
 from scheduler.api.events import WorkerLoadReported
-from scheduler.api.worker_info import Role, WorkerInfo, WorkerLoad, WorkerState
+from scheduler.api.worker_info import WorkerInfo, WorkerLoad, WorkerState
 from simulation.kernel.world import World
 
 BLOCK_TOKENS = 32
@@ -20,7 +21,7 @@ BLOCK_TOKENS = 32
 Done = Callable[[], None]
 
 
-def worker_info(worker_id: str, role: Role, cost: FakeEngineConfig, requests_max: int) -> WorkerInfo:
+def worker_info(worker_id: str, role: WorkerRole, cost: FakeEngineConfig, requests_max: int) -> WorkerInfo:
     """What such a worker registers with."""
     return WorkerInfo(
         worker_id=worker_id,

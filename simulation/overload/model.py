@@ -18,9 +18,9 @@ import msgspec
 from engine.config import FakeEngineConfig
 from runtime.failures import FailureKind
 from runtime.priority_class import PriorityClass
+from runtime.roles import WorkerRole
 from scheduler.api.actions import ReplyPlan, ReplyRefusal
 from scheduler.api.events import Event, FrontJoined, PlanRequested, RequestEnded, Tick, WorkerJoined
-from scheduler.api.worker_info import Role
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 from simulation.kernel.world import World
@@ -114,8 +114,8 @@ class Overload:
         self.members: list[Member] = []
         self._engines: dict[str, SlowPrefill | SlowDecode] = {}
         for index in range(WORKERS_PER_ROLE):
-            self._add(f"prefill-{index}", Role.PREFILL, SlowPrefill(world, COST), PREFILL_REQUESTS_MAX)
-            self._add(f"decode-{index}", Role.DECODE, SlowDecode(world, COST), DECODE_REQUESTS_MAX)
+            self._add(f"prefill-{index}", "prefill", SlowPrefill(world, COST), PREFILL_REQUESTS_MAX)
+            self._add(f"decode-{index}", "decode", SlowDecode(world, COST), DECODE_REQUESTS_MAX)
         prompt_tokens = sum(kind.share * (kind.prompt_tokens_max * 3 / 4) for kind in self._kinds.values())
         capacity = WORKERS_PER_ROLE * 1e6 / COST.prefill_us_per_token
         self._arrivals_per_s = load * capacity / prompt_tokens
@@ -150,7 +150,7 @@ class Overload:
             memory_growth_kib=memory_kib() - settled_kib,
         )
 
-    def _add(self, worker_id: str, role: Role, engine: SlowPrefill | SlowDecode, requests_max: int) -> None:
+    def _add(self, worker_id: str, role: WorkerRole, engine: SlowPrefill | SlowDecode, requests_max: int) -> None:
         member = Member(worker_id, len(self.members) + 1, engine)
         self.members.append(member)
         self._engines[worker_id] = engine

@@ -10,7 +10,7 @@ from launcher.config import BatonConfig
 from simulation.faults.invariants import Invariant
 
 BOUNDS = Bounds(
-    waiting_max={"interactive": 2, "default": 5},
+    waiting_max=2,
     requests_in_flight_max=10,
     retry_burst=3,
     retry_ratio=0.5,
@@ -73,4 +73,3 @@ def test_the_bounds_are_those_of_the_configuration() -> None:
     config = BatonConfig()
     bounds = Bounds.of(config)
     assert bounds.retry_burst == FrontProxyLimits().retry_budget_burst
-    assert set(bounds.waiting_max) == {"interactive", "default", "batch"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import pytest_asyncio
@@ -25,25 +25,22 @@ class Pair(NamedTuple):
 )
 async def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
     """A prefill and a decode engine of one kind, started once."""
+    settings: dict[str, Any] = {}
+    if request.param == "vllm":
+        folder = tmp_path_factory.mktemp("model")
+        tiny_model.save(folder)
+        connector = {"kv_connector_module_path": "tests.contract.spoiling_connector"}
+        # Ours, and it spoils the KV of requests whose id asks for it.
+        settings = {"model": str(folder), "args": {"kv_transfer_config": connector}}
     config = EngineConfig(
         kind=request.param,
         max_model_len=tiny_model.CONTEXT_TOKENS,
-        enforce_eager=True,
         max_num_seqs=16,
         fake=FakeEngineConfig(vocab_size=tiny_model.VOCAB_SIZE),
-        vllm_metrics=False,
         dtype="float32",
         kv_cache_bytes=64 << 20,
-        start_timeout_s=200,
+        **settings,
     )
-    if request.param == "vllm":
-        # Ours, and it spoils the KV of requests whose id asks for it.
-        folder = tmp_path_factory.mktemp("model")
-        tiny_model.save(folder)
-        config = EngineConfig(
-            **{field: getattr(config, field) for field in config.__struct_fields__}
-            | {"model": str(folder), "kv_connector_module": "tests.contract.spoiling_connector"}
-        )
     prefill, decode = await asyncio.gather(
         factory.start(config, worker_id="p0", role="prefill"), factory.start(config, worker_id="d0", role="decode")
     )

@@ -14,7 +14,8 @@ import msgspec
 import psutil
 import pytest
 
-from engine.protocol import Engine, EngineOutput, EngineRequest, Hold, InvalidRequest, TakeOver
+from engine.protocol import Engine, EngineOutput, EngineRequest, Finish, FirstOutput, Hold, InvalidRequest, TakeOver
+from kv_transfer.handoff.handoff import KvHandoff
 from tests.contract.conftest import Pair
 from tests.polling import until
 
@@ -48,11 +49,18 @@ def tokens_of(outputs: list[EngineOutput]) -> list[int]:
     return [token for output in outputs for token in output.token_ids]
 
 
-async def prefill(engine: Engine, tokens: list[int], lease_s: float = 60.0) -> EngineOutput:
-    """The last output of a prefill: its token and its hand-off."""
+def first_of(outputs: list[EngineOutput]) -> FirstOutput:
+    """The facts that come with the first output, and only with it."""
+    assert all(output.first is None for output in outputs[1:])
+    assert outputs[0].first is not None
+    return outputs[0].first
+
+
+async def prefill(engine: Engine, tokens: list[int], lease_s: float = 60.0) -> tuple[list[int], KvHandoff]:
+    """The token of a prefill, and its hand-off."""
     outputs = await collect(engine, request(tokens, Hold(lease_s=lease_s), max_tokens=1))
     assert outputs[-1].handoff is not None
-    return outputs[-1]
+    return tokens_of(outputs), outputs[-1].handoff
 
 
 async def settles(engine: Engine) -> bool:
@@ -69,53 +77,39 @@ async def settles(engine: Engine) -> bool:
     return True
 
 
+@pytest.mark.parametrize("token_sent", [False, True], ids=["from the prompt", "behind its first token"])
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 100])
-async def test_decode_continues_a_held_prefill_as_one_engine_would(engines: Pair, length: int) -> None:
+async def test_decode_continues_a_held_prefill_as_one_engine_would(
+    engines: Pair, length: int, token_sent: bool
+) -> None:
     tokens = prompt(length)
-    alone = tokens_of(await collect(engines.decode, request(prompt(5))))  # the engine is warm, its cache is not
-    assert len(alone) == 8
-    done = await prefill(engines.prefill, tokens)
-    assert done.handoff is not None
-    assert done.handoff.tokens == length
-    continued = await collect(engines.decode, request(tokens, TakeOver(done.handoff)))
-    whole = tokens_of(await collect(engines.prefill, request(tokens)))
-    assert tokens_of(continued) == whole
-    assert continued[0].first is not None
-    assert continued[0].first.external_tokens >= length - 1
-
-
-@pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 100])
-async def test_decode_continues_after_the_first_token_that_prefill_made(engines: Pair, length: int) -> None:
-    tokens = prompt(length)
-    done = await prefill(engines.prefill, tokens)
-    assert done.handoff is not None
-    continued = await collect(engines.decode, request([*tokens, *done.token_ids], TakeOver(done.handoff), max_tokens=7))
-    whole = tokens_of(await collect(engines.prefill, request(tokens)))
-    assert done.token_ids + tokens_of(continued) == whole
-    assert continued[0].first is not None
-    assert continued[0].first.external_tokens == length
+    token, handoff = await prefill(engines.prefill, tokens)
+    assert handoff.tokens == length
+    sent = token if token_sent else []
+    continued = await collect(engines.decode, request([*tokens, *sent], TakeOver(handoff), max_tokens=8 - len(sent)))
+    assert sent + tokens_of(continued) == tokens_of(await collect(engines.prefill, request(tokens)))
+    external = first_of(continued).external_tokens
+    assert external == length or (external == length - 1 and not token_sent)
 
 
 async def test_a_pull_moves_bytes_and_frees_the_prefill_side(engines: Pair) -> None:
     await settles(engines.prefill)
     before_in, before_out = engines.decode.load().kv_bytes_in, engines.prefill.load().kv_bytes_out
     tokens = prompt(100)
-    done = await prefill(engines.prefill, tokens)
-    assert done.handoff is not None
-    await collect(engines.decode, request(tokens, TakeOver(done.handoff)))
+    _, handoff = await prefill(engines.prefill, tokens)
+    await collect(engines.decode, request(tokens, TakeOver(handoff)))
     assert await settles(engines.prefill)
     assert await settles(engines.decode)
-    assert engines.decode.load().kv_bytes_in - before_in == done.handoff.bytes
-    assert engines.prefill.load().kv_bytes_out - before_out == done.handoff.bytes
+    assert engines.decode.load().kv_bytes_in - before_in == handoff.bytes
+    assert engines.prefill.load().kv_bytes_out - before_out == handoff.bytes
 
 
 async def test_release_frees_a_held_prefill_and_may_be_repeated(engines: Pair) -> None:
-    done = await prefill(engines.prefill, prompt(100))
-    assert done.handoff is not None
-    assert done.handoff.blocks == -(-100 // engines.prefill.info.block_size_tokens)
-    await engines.prefill.release(done.handoff.lease_id)
+    _, handoff = await prefill(engines.prefill, prompt(100))
+    assert handoff.blocks == -(-100 // engines.prefill.info.block_size_tokens)
+    await engines.prefill.release(handoff.lease_id)
     assert await settles(engines.prefill)
-    await engines.prefill.release(done.handoff.lease_id)
+    await engines.prefill.release(handoff.lease_id)
     await engines.prefill.release("never held")
     assert tokens_of(await collect(engines.prefill, request(prompt(3))))
 
@@ -141,7 +135,7 @@ async def leave_after(engine: Engine, wanted: EngineRequest, seconds: float) -> 
 
 
 async def test_leaving_frees_everything_whatever_it_was_doing(engines: Pair) -> None:
-    """A hand-off that was not given out is nobody's, so the engine itself must let go of it."""
+    """A hand-off that was not given out belongs to no listener, so the engine itself must let go of it."""
     chooser = random.Random(7)
     for _ in range(20):
         wanted = request(prompt(400), Hold(lease_s=60.0), max_tokens=1)
@@ -168,10 +162,9 @@ async def test_leaving_while_the_kv_is_under_way_frees_both_sides(engines: Pair)
     chooser = random.Random(8)
     for _ in range(20):
         tokens = prompt(500)
-        done = await prefill(engines.prefill, tokens)
-        assert done.handoff is not None
-        await leave_after(engines.decode, request(tokens, TakeOver(done.handoff)), chooser.random() * 0.02)
-        await engines.prefill.release(done.handoff.lease_id)
+        _, handoff = await prefill(engines.prefill, tokens)
+        await leave_after(engines.decode, request(tokens, TakeOver(handoff)), chooser.random() * 0.02)
+        await engines.prefill.release(handoff.lease_id)
     assert await settles(engines.decode)
     assert await settles(engines.prefill)
 
@@ -189,8 +182,7 @@ async def test_leaving_right_after_the_handoff_was_given_out_leaves_it_to_its_re
     handoff = outputs[-1].handoff
     assert handoff is not None
     continued = await collect(engines.decode, request(tokens, TakeOver(handoff)))
-    assert continued[0].first is not None
-    assert continued[0].first.external_tokens >= 99
+    assert first_of(continued).external_tokens >= 99
 
 
 async def test_a_listener_that_fails_costs_its_own_request_only(engines: Pair) -> None:
@@ -210,34 +202,31 @@ async def test_a_listener_that_fails_costs_its_own_request_only(engines: Pair) -
 
 
 async def test_kv_that_was_only_said_to_be_pulled_is_freed(engines: Pair) -> None:
-    done = await prefill(engines.prefill, prompt(100))
-    assert done.handoff is not None
+    _, handoff = await prefill(engines.prefill, prompt(100))
     # The engines are the module's: leases of other tests may have run out before.
     expired = engines.prefill.load().leases_expired
-    engines.prefill.pulled(done.handoff.lease_id)
-    engines.prefill.pulled(done.handoff.lease_id)
+    engines.prefill.pulled(handoff.lease_id)
+    engines.prefill.pulled(handoff.lease_id)
     assert await settles(engines.prefill)
     assert engines.prefill.load().leases_expired == expired
 
 
 async def test_a_handoff_that_cannot_be_read_is_computed_again(engines: Pair) -> None:
     tokens = prompt(100)
-    done = await prefill(engines.prefill, tokens)
-    assert done.handoff is not None
-    await engines.prefill.release(done.handoff.lease_id)
-    unreadable = msgspec.structs.replace(done.handoff, engine_id="gone-1", connector_params=b"")
+    _, handoff = await prefill(engines.prefill, tokens)
+    await engines.prefill.release(handoff.lease_id)
+    unreadable = msgspec.structs.replace(handoff, engine_id="gone-1", connector_params=b"")
     continued = await collect(engines.decode, request(tokens, TakeOver(unreadable)))
     assert tokens_of(continued) == tokens_of(await collect(engines.prefill, request(tokens)))
-    assert continued[0].first is not None
-    assert continued[0].first.external_tokens == 0
+    assert first_of(continued).external_tokens == 0
 
 
-async def test_max_tokens_ends_with_length(engines: Pair) -> None:
+async def test_the_first_output_has_the_facts_and_the_last_one_the_end(engines: Pair) -> None:
     outputs = await collect(engines.decode, request(prompt(10), max_tokens=5))
     assert len(tokens_of(outputs)) == 5
-    assert [output.finish for output in outputs[:-1]] == [None] * (len(outputs) - 1)
-    assert outputs[-1].finish is not None
-    assert outputs[-1].finish.reason == "length"
+    assert [output.finish for output in outputs] == [None] * (len(outputs) - 1) + [Finish("length")]
+    first = first_of(outputs)
+    assert first.cached_tokens == 0 and first.queue_s >= 0 and first.compute_s > 0
 
 
 async def test_a_stop_token_ends_with_stop_and_is_named(engines: Pair) -> None:
@@ -246,8 +235,7 @@ async def test_a_stop_token_ends_with_stop_and_is_named(engines: Pair) -> None:
     outputs = await collect(engines.decode, request(tokens, stop_token_ids=[third]))
     assert tokens_of(outputs)[-1] == third
     assert len(tokens_of(outputs)) <= 3
-    assert outputs[-1].finish is not None
-    assert (outputs[-1].finish.reason, outputs[-1].finish.stop_token_id) == ("stop", third)
+    assert outputs[-1].finish == Finish("stop", third)
 
 
 async def test_a_prefill_whose_first_token_ends_it_holds_nothing(engines: Pair) -> None:
@@ -255,8 +243,7 @@ async def test_a_prefill_whose_first_token_ends_it_holds_nothing(engines: Pair) 
     first = tokens_of(await collect(engines.prefill, request(tokens, max_tokens=1)))[0]
     outputs = await collect(engines.prefill, request(tokens, Hold(lease_s=60.0), max_tokens=1, stop_token_ids=[first]))
     assert outputs[-1].handoff is None
-    assert outputs[-1].finish is not None
-    assert outputs[-1].finish.reason == "stop"
+    assert outputs[-1].finish is not None and outputs[-1].finish.reason == "stop"
     assert await settles(engines.prefill)
 
 
@@ -285,21 +272,11 @@ async def test_prompt_logprobs_cover_every_prompt_token_but_the_first(engines: P
     assert all(output.prompt_logprobs is None for output in outputs[1:])
 
 
-async def test_only_the_first_output_has_the_first_facts(engines: Pair) -> None:
-    outputs = await collect(engines.decode, request(prompt(40)))
-    assert outputs[0].first is not None
-    assert outputs[0].first.cached_tokens == 0
-    assert outputs[0].first.queue_s >= 0
-    assert outputs[0].first.compute_s > 0
-    assert all(output.first is None for output in outputs[1:])
-
-
 async def test_a_repeated_prompt_hits_the_prefix_cache(engines: Pair) -> None:
     tokens = prompt(100)
     await collect(engines.decode, request(tokens))
     again = await collect(engines.decode, request(tokens))
-    assert again[0].first is not None
-    assert again[0].first.cached_tokens == 96
+    assert first_of(again).cached_tokens == 96
 
 
 async def test_requests_side_by_side_keep_their_own_tokens_in_order(engines: Pair) -> None:
@@ -326,13 +303,10 @@ async def test_what_cannot_be_served_is_an_invalid_request(
 ) -> None:
     with pytest.raises(InvalidRequest):
         await collect(engines.decode, request(tokens, **sampling))
+    with pytest.raises(InvalidRequest):
+        await collect(engines.decode, EngineRequest(request_id="bad", token_ids=tokens, sampling=b"\xc1"))
     await engines.decode.check_health()
     assert await settles(engines.decode)
-
-
-async def test_sampling_that_is_not_msgpack_is_an_invalid_request(engines: Pair) -> None:
-    with pytest.raises(InvalidRequest):
-        await collect(engines.decode, EngineRequest(request_id="bad", token_ids=[5], sampling=b"\xc1"))
 
 
 async def test_two_engines_of_one_configuration_can_exchange_blocks(engines: Pair) -> None:
@@ -344,7 +318,7 @@ async def test_two_engines_of_one_configuration_can_exchange_blocks(engines: Pai
     assert ours.block_bytes > 0
 
 
-async def test_an_engine_answers_a_ping_between_steps_and_tells_of_steps_that_give_nobody_anything(
+async def test_an_engine_answers_a_ping_between_steps_and_tells_of_every_step(
     engines: Pair,
 ) -> None:
     before = engines.decode.load().steps

@@ -12,68 +12,13 @@ from typing import Any
 
 import pytest
 
+from engine.preflight import VLLM_VERSION
 from tests.test_repository import PACKAGES, ROOT
 
 pytestmark = pytest.mark.vllm
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 NIXL = "vllm.distributed.kv_transfer.kv_connector.v1.nixl"
-
-# module -> what we import from it; the first test compares this with the code.
-NAMES = {
-    "vllm": ["ModelRegistry", "envs"],
-    "vllm.config": ["VllmConfig"],
-    "vllm.distributed.kv_transfer.kv_connector.utils": ["BlockIds"],
-    "vllm.distributed.kv_transfer.kv_connector.v1.base": [
-        "KVConnectorMetadata",
-        "KVConnectorRole",
-        "KVConnectorTransferResults",
-        "KVConnectorWorkerMetadata",
-    ],
-    "vllm.distributed.kv_transfer.kv_connector.v1.metrics": ["KVConnectorStats"],
-    NIXL: ["NixlPullConnector", "NixlPullConnectorScheduler", "NixlPullConnectorWorker"],
-    f"{NIXL}.connector": ["NixlBaseConnector"],
-    f"{NIXL}.metadata": ["GET_META_MSG", "NixlConnectorMetadata"],
-    f"{NIXL}.stats": ["NixlKVConnectorStats"],
-    "vllm.distributed.nixl_utils": ["NixlWrapper"],
-    "vllm.engine.arg_utils": ["AsyncEngineArgs"],
-    "vllm.engine.protocol": ["EngineClient"],
-    "vllm.entrypoints.launchers.api_server.app_state": ["init_app_state"],
-    "vllm.entrypoints.launchers.app": ["build_app"],
-    "vllm.entrypoints.launchers.cli_args": ["make_arg_parser", "validate_parsed_serve_args"],
-    "vllm.entrypoints.launchers.launcher": ["validate_api_server_args"],
-    "vllm.exceptions": [
-        "GracefulHTTPError",
-        "VLLMClientError",
-        "VLLMError",
-        "VLLMNotFoundError",
-        "VLLMValidationError",
-    ],
-    "vllm.inputs.engine": ["tokens_input"],
-    "vllm.logprobs": ["Logprob"],
-    "vllm.outputs": ["CompletionOutput", "RequestOutput"],
-    "vllm.platforms": ["current_platform"],
-    "vllm.reasoning": ["ReasoningParserManager"],
-    "vllm.renderers": ["renderer_from_config"],
-    "vllm.renderers.inputs.preprocess": ["extract_prompt_components", "parse_model_prompt"],
-    "vllm.sampling_params": ["RequestOutputKind", "SamplingParams", "StructuredOutputsParams"],
-    "vllm.tool_parsers": ["ToolParserManager"],
-    "vllm.usage.usage_lib": ["UsageContext"],
-    "vllm.utils.argparse_utils": ["FlexibleArgumentParser"],
-    "vllm.v1.core.sched.output": ["SchedulerOutput"],
-    "vllm.v1.engine": ["EngineCoreEventType", "EngineCoreOutput", "EngineCoreRequest", "FinishReason"],
-    "vllm.v1.engine.async_llm": ["AsyncLLM"],
-    "vllm.v1.engine.exceptions": ["EngineDeadError", "EngineGenerateError"],
-    "vllm.v1.engine.input_processor": ["InputProcessor"],
-    "vllm.v1.engine.output_processor": ["OutputProcessor", "OutputProcessorOutput", "RequestOutputCollector"],
-    "vllm.v1.engine.parallel_sampling": ["ParentRequest"],
-    "vllm.v1.kv_cache_interface": ["KVCacheConfig"],
-    "vllm.v1.metrics.loggers": ["PrometheusStatLogger", "StatLoggerBase"],
-    "vllm.v1.metrics.stats": ["PrefillStats"],
-    "vllm.v1.outputs": ["KVConnectorOutput", "LogprobsLists", "LogprobsTensors"],
-    "vllm.v1.request": ["Request"],
-    "vllm.version": ["__version__"],
-}
 
 # "module:owner.callable" -> its parameters, in order. What we call or override must keep them.
 SIGNATURES = {
@@ -168,24 +113,31 @@ PRIVATE: dict[str, dict[str, dict[str, str]]] = {
     },
 }
 
-# Further source that we rely on, by the class that must contain it.
+# Further source that we rely on, by the class or function that must contain it, and in this order.
 SOURCE = {
-    SCHEDULER_HALF: ["self.side_channel_host", "self.side_channel_port"],
+    SCHEDULER_HALF: [
+        "self.side_channel_host",
+        "self.side_channel_port",
+        "target=self._nixl_handshake_listener",
+        # The listener looks its replies up by what it was sent: ours are in the same dict.
+        "msg, target_pp_rank, target_tp_rank = msgspec.msgpack.decode(msg)",
+        "encoded_data[(target_pp_rank, target_tp_rank)]",
+    ],
     WORKER_HALF: [
-        "self.xfer_stats",
         "self.device_kv_caches",
+        # What kv_transfer.nixl.worker.cores_kept undoes.
+        "os.sched_setaffinity(0, rsv_cores_for_kv)",
+        "self.xfer_stats",
         "self.kv_caches_base_addr[self.engine_id][self.tp_rank]",
         "self._invalid_block_ids.put(",
         "failed_recving=failed_recv_reqs",
-        # What kv_transfer.nixl.worker.cores_kept undoes.
-        "os.sched_setaffinity(0, rsv_cores_for_kv)",
     ],
     ASYNC_LLM: [
         "self.vllm_config",
-        "def errored",
         "self.output_processor = OutputProcessor(",
         "output_processor = self.output_processor",
         "output_processor.process_outputs(",
+        "def errored",
     ],
     # Whose socket engine/vllm/fast_receiver.py reads.
     "vllm.v1.engine.core_client:AsyncMPClient": [
@@ -193,57 +145,42 @@ SOURCE = {
         "await output_socket.recv_multipart(copy=False)",
     ],
     "vllm.entrypoints.launchers.api_server.app_state:init_app_state": ["state.online_renderer = OnlineRenderer("],
-    "vllm.v1.metrics.stats:SchedulerStats": [
-        "kv_cache_usage",
-        "num_running_reqs",
-        "num_waiting_reqs",
-        "num_skipped_waiting_reqs",
-        "kv_connector_stats",
-    ],
-    "vllm.v1.metrics.stats:PrefillStats": [
-        "num_computed_tokens",
-        "num_cached_tokens",
-        "num_local_cached_tokens",
-        "num_external_cached_tokens",
-    ],
     "vllm.v1.metrics.stats:IterationStats": ["self.num_generation_tokens"],
-    "vllm.v1.engine:EngineCoreOutput": [
-        "request_id",
-        "new_token_ids",
-        "new_logprobs",
-        "new_prompt_logprobs_tensors",
-        "finish_reason",
-        "stop_reason",
-        "events",
-        "kv_transfer_params",
-        "prefill_stats",
+    # An engine that stands still is told by its silence: its loop answers this call, and tells of every step.
+    "vllm.v1.engine.async_llm:AsyncLLM.is_sleeping": ["self.engine_core.is_sleeping_async()"],
+    "vllm.v1.engine.core:EngineCoreProc": ["self._process_input_queue()", "self._process_engine_step()"],
+    "vllm.v1.core.sched.scheduler:Scheduler.update_from_output": [
+        "We must return the stats even if there are no request"
+    ],
+    # Release by message rests on this branch of the engine core.
+    "vllm.v1.engine.core:EngineCore.add_request": ["abort_immediately", "abort_requests"],
+    # Blocks are freed only after the connector heard of it.
+    "vllm.v1.core.sched.scheduler:Scheduler._update_from_kv_xfer_finished": [
+        "self.connector.update_connector_output(",
+        "self._free_blocks(",
+    ],
+    # When NIXL's wrapper stops writing 0, kv_transfer.nixl.private.progress_delay can go.
+    "vllm.distributed.nixl_utils:NixlWrapper.__init__": ["pthrDelay = 0"],
+    # When vLLM stops asking for the variable, engine.vllm.args need not set it.
+    "vllm.platforms.cpu:CpuPlatform.check_and_update_config": [
+        "VLLM_ENABLE_V1_MULTIPROCESSING",
+        'distributed_executor_backend == "uni"',
     ],
 }
 
-ENGINE_ARGS = {
-    "model",
-    "dtype",
-    "trust_remote_code",
-    "block_size",
-    "enforce_eager",
-    "tensor_parallel_size",
-    "max_num_seqs",
-    "seed",
-    "enable_prefix_caching",
-    "prefix_caching_hash_algo",
-    "disable_log_stats",
-    "enable_log_requests",
-    "kv_transfer_config",
-    "served_model_name",
-    "tokenizer",
-    "max_model_len",
-    "max_num_batched_tokens",
-    "kv_cache_memory_bytes",
+# The fields of vLLM's values that we read.
+FIELDS = {
+    "vllm.v1.metrics.stats:SchedulerStats": (
+        "kv_cache_usage num_running_reqs num_waiting_reqs num_skipped_waiting_reqs kv_connector_stats"
+    ),
+    "vllm.v1.metrics.stats:PrefillStats": (
+        "num_computed_tokens num_cached_tokens num_local_cached_tokens num_external_cached_tokens"
+    ),
+    "vllm.v1.engine:EngineCoreOutput": (
+        "request_id new_token_ids new_logprobs new_prompt_logprobs_tensors finish_reason stop_reason events "
+        "kv_transfer_params prefill_stats"
+    ),
 }
-
-
-def is_vllm(module: str) -> bool:
-    return module.split(".", maxsplit=1)[0] == "vllm"
 
 
 def find(path: str) -> Any:
@@ -255,27 +192,20 @@ def find(path: str) -> Any:
 
 
 def test_this_is_the_version_the_surface_was_written_against() -> None:
-    assert str(find("vllm.version:__version__")).split("+")[0] == "0.32.0"
+    assert str(find("vllm.version:__version__")).split("+")[0] == VLLM_VERSION
 
 
-def test_every_name_we_import_stands_here() -> None:
-    imported: dict[str, set[str]] = {}
+def test_every_name_we_import_exists() -> None:
+    """Also those that are imported where they are used, or for types alone."""
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.ImportFrom) and is_vllm(str(node.module)):
-                    imported.setdefault(str(node.module), set()).update(alias.name for alias in node.names)
+                if isinstance(node, ast.ImportFrom) and str(node.module).split(".", maxsplit=1)[0] == "vllm":
+                    loaded = importlib.import_module(str(node.module))
+                    assert not [alias.name for alias in node.names if not hasattr(loaded, alias.name)], path
                 if isinstance(node, ast.Import):
-                    # A bare module's attributes would escape this test; its version is all that is read of it.
-                    assert {alias.name for alias in node.names if is_vllm(alias.name)} <= {"vllm"}, path
-    assert {module: sorted(names) for module, names in imported.items()} == NAMES
-
-
-@pytest.mark.parametrize("module", sorted(NAMES))
-def test_the_names_we_import_exist(module: str) -> None:
-    loaded = importlib.import_module(module)
-    missing = [name for name in NAMES[module] if getattr(loaded, name, None) is None]
-    assert not missing
+                    # A bare module's attributes would escape this test.
+                    assert not [alias.name for alias in node.names if alias.name.startswith("vllm.")], path
 
 
 @pytest.mark.parametrize("path", sorted(SIGNATURES))
@@ -286,7 +216,13 @@ def test_what_we_call_or_override_takes_what_it_took(path: str) -> None:
 @pytest.mark.parametrize("path", sorted(SOURCE))
 def test_the_source_we_rely_on_is_still_there(path: str) -> None:
     source = inspect.getsource(find(path))
-    assert not [text for text in SOURCE[path] if text not in source]
+    at = [source.find(text) for text in SOURCE[path]]
+    assert -1 not in at and at == sorted(at), list(zip(SOURCE[path], at, strict=True))
+
+
+@pytest.mark.parametrize("path", sorted(FIELDS))
+def test_the_fields_we_read_are_still_there(path: str) -> None:
+    assert set(FIELDS[path].split()) <= set(find(path).__annotations__)
 
 
 @pytest.mark.parametrize("module", sorted(PRIVATE))
@@ -323,62 +259,3 @@ def test_no_other_file_names_what_the_private_files_touch() -> None:
             if path.name != "private.py":
                 named = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
                 assert not named & touched, path
-
-
-def test_the_engine_arguments_we_set_exist() -> None:
-    fields = find("vllm.engine.arg_utils:AsyncEngineArgs").__dataclass_fields__
-    assert not ENGINE_ARGS - set(fields)
-
-
-def test_an_engine_client_must_implement_what_we_implement() -> None:
-    wanted = (
-        "abort add_lora check_health dead_error do_log_stats encode errored generate is_paused is_running "
-        "is_sleeping is_stopped is_tracing_enabled notify_kv_transfer_request_rejected pause_generation "
-        "release_kv_cache_memory reset_encoder_cache reset_mm_cache reset_prefix_cache resume_generation shutdown "
-        "sleep start_profile stop_profile wake_up"
-    )
-    actual = set(find("vllm.engine.protocol:EngineClient").__abstractmethods__)
-    assert actual == set(wanted.split())
-
-
-def test_a_ping_is_answered_by_the_loop_that_steps_and_every_step_is_told() -> None:
-    """That an engine stands still is told by silence: from its steps' statistics, and from this call."""
-    source = inspect.getsource(find("vllm.v1.engine.async_llm:AsyncLLM.is_sleeping"))
-    assert "self.engine_core.is_sleeping_async()" in source
-    loop = inspect.getsource(find("vllm.v1.engine.core:EngineCoreProc"))
-    assert loop.index("self._process_input_queue()") < loop.index("self._process_engine_step()")
-    step = inspect.getsource(find("vllm.v1.core.sched.scheduler:Scheduler.update_from_output"))
-    assert "We must return the stats even if there are no request" in step
-
-
-def test_a_preaborted_request_still_reaches_the_connector() -> None:
-    """Release by message rests on this one branch of the engine core."""
-    source = inspect.getsource(find("vllm.v1.engine.core:EngineCore.add_request"))
-    assert "abort_immediately" in source
-    assert "abort_requests" in source
-
-
-def test_the_handshake_listener_still_looks_its_answers_up_by_what_it_was_sent() -> None:
-    source = inspect.getsource(find(f"{NIXL}.base_scheduler:NixlBaseConnectorScheduler"))
-    assert "target=self._nixl_handshake_listener" in source
-    assert "msg, target_pp_rank, target_tp_rank = msgspec.msgpack.decode(msg)" in source
-    assert "encoded_data[(target_pp_rank, target_tp_rank)]" in source
-
-
-def test_blocks_are_freed_only_after_the_connector_heard_of_it() -> None:
-    source = inspect.getsource(find("vllm.v1.core.sched.scheduler:Scheduler._update_from_kv_xfer_finished"))
-    assert source.index("self.connector.update_connector_output(") < source.index("self._free_blocks(")
-
-
-def test_the_nixl_wrapper_still_needs_its_progress_thread_calmed() -> None:
-    """When NIXL stops writing 0 here, kv_transfer.nixl.private.progress_delay can go."""
-    wrapper = find("vllm.distributed.nixl_utils:NixlWrapper")
-    assert "pthrDelay = 0" in inspect.getsource(wrapper.__init__)
-
-
-def test_the_cpu_platform_still_wants_a_variable_before_it_runs_without_a_worker_process() -> None:
-    """When vLLM stops asking for it, engine.vllm.args need not set it."""
-    platform = importlib.import_module("vllm.platforms.cpu").CpuPlatform
-    source = inspect.getsource(platform.check_and_update_config)
-    assert "VLLM_ENABLE_V1_MULTIPROCESSING" in source
-    assert 'distributed_executor_backend == "uni"' in source

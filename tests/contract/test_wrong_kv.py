@@ -11,7 +11,7 @@ import pytest
 from engine.protocol import Engine, EngineOutput, EngineRequest, Hold, TakeOver
 from kv_transfer.handoff.handoff import KvHandoff
 from tests.contract.conftest import Pair
-from tests.contract.test_engine_contract import collect, prompt, request, settles, tokens_of
+from tests.contract.test_engine_contract import collect, first_of, prompt, request, settles, tokens_of
 from tests.polling import until
 
 pytestmark = [
@@ -69,8 +69,7 @@ async def test_a_sound_pull_is_proved_by_content_and_one_that_is_not_checked_by_
         handoff = await hold(engines.prefill, tokens, f"{kind}-{length}")
         outputs, counted = await take_over(engines, handoff, [*tokens, 7])
         assert counted == {counter: 1}
-        assert outputs[0].first is not None
-        assert outputs[0].first.external_tokens == length
+        assert first_of(outputs).external_tokens == length
         assert tokens_of(outputs) == await alone(engines, [*tokens, 7])
 
 
@@ -80,8 +79,7 @@ async def test_spoilt_kv_is_found_out_and_computed_again(engines: Pair, how: str
     outputs, counted = await take_over(engines, await hold(engines.prefill, tokens, f"{how}-1"), tokens)
     assert counted == {"pulls_wrong": 1}
     assert tokens_of(outputs) == await alone(engines, tokens)
-    assert outputs[0].first is not None
-    assert outputs[0].first.external_tokens == 0
+    assert first_of(outputs).external_tokens == 0
     # Nor does it stay behind: a later request finds the recomputed blocks in the prefix cache, not the spoilt ones.
     again = await collect(engines.decode, request(tokens))
     assert tokens_of(again) == tokens_of(outputs)
@@ -132,7 +130,7 @@ async def test_a_renewed_lease_outlives_its_first_end_in_the_engine(engines: Pai
     other = (await collect(engines.prefill, request(prompt(100), Hold(lease_s=1.5), max_tokens=1)))[-1].handoff
     assert other is not None
     await until(lambda: engines.prefill.load().leases_expired > expired, within_s=SETTLE_S)
-    # The one that nobody renewed, and that began later, has run out.
+    # The one that was not renewed, and that began later, has run out.
     assert engines.prefill.load().leases_expired == expired + 1
     outputs, counted = await take_over(engines, handoff, tokens)
     assert counted == {"pulls_checked": 1}

@@ -9,35 +9,15 @@ import pytest
 
 from decode_worker.config import DecodeLimits, DecodeWorkerConfig
 from decode_worker.role import DecodeRole
-from engine.protocol import EngineInfo, EngineRequest, TakeOver
+from engine.protocol import TakeOver
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.integrity.prompt_digest import prompt_digest
 from runtime.failures import FailureKind
+from tests.support import workers
+from tests.support.workers import INFO
 from worker.role import Accepted, Decode, Prefill, Refused, WorkerRequest
 
-INFO = EngineInfo(
-    epoch=7,
-    engine_id="decode-0-7",
-    model="m",
-    engine_version="fake",
-    layout_fingerprint="f",
-    block_size_tokens=16,
-    block_bytes=100,
-    kv_blocks_total=40,
-    context_tokens_max=400,
-)
-HANDOFF = KvHandoff(
-    worker_id="prefill-0",
-    epoch=5,
-    lease_id="l",
-    engine_id="prefill-0-5",
-    tokens=33,
-    blocks=3,
-    bytes=300,
-    layout_fingerprint="f",
-    lease_remaining_s=20.0,
-    prompt_digest=prompt_digest([1] * 33, cache_salt=None, model="m"),
-)
+HANDOFF = workers.handoff(prompt_digest=prompt_digest([1] * 33, cache_salt=None, model="m"))
 
 
 def role(**limits: float) -> DecodeRole:
@@ -45,10 +25,7 @@ def role(**limits: float) -> DecodeRole:
 
 
 def request(handoff: KvHandoff | None, **fields: Any) -> WorkerRequest:
-    asked = {name: fields.pop(name) for name in ("request_id", "token_ids", "cache_salt") if name in fields}
-    plain = EngineRequest(request_id="r", token_ids=[1] * 34, sampling=b"")
-    whole = WorkerRequest(slot=1, engine_request=msgspec.structs.replace(plain, **asked), work=Decode(handoff))
-    return msgspec.structs.replace(whole, **fields)
+    return workers.asking(fields.pop("work", Decode(handoff)), **{"token_ids": [1] * 34} | fields)
 
 
 def test_a_good_hand_off_is_taken_over_and_none_is_computed_here() -> None:
@@ -131,14 +108,6 @@ def test_prompts_that_never_fit_and_prefills_are_refused() -> None:
     assert long.failure.kind is FailureKind.TOO_LARGE
     assert isinstance(prefill, Refused)
     assert prefill.failure.kind is FailureKind.INCOMPATIBLE
-
-
-def test_memory_of_holders_is_bounded() -> None:
-    decode = role(known_epochs_max=2)
-    for number in range(5):
-        handoff = msgspec.structs.replace(HANDOFF, worker_id=f"prefill-{number}")
-        assert isinstance(decode.accept(request(handoff)), Accepted)
-    assert len(decode.validator.known_epochs) == 2
 
 
 def test_the_holder_that_was_not_heard_of_for_longest_is_forgotten_first() -> None:

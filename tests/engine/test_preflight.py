@@ -26,7 +26,11 @@ CPU = {"VLLM_TARGET_DEVICE": "cpu"}
         ({"args": {"tensor_parallel_size": 2}}, "engine.args.tensor_parallel_size", "set engine.tensor_parallel_size"),
         ({"args": {"max_num_seqs": 2}}, "engine.args.max_num_seqs", "set engine.max_num_seqs instead"),
         ({"args": {"seed": 2}}, "engine.args.seed", "set engine.seed instead"),
-        ({"args": {"kv_transfer_config": {}}}, "engine.args.kv_transfer_config", "set engine.kv_connector"),
+        (
+            {"args": {"kv_transfer_config": {"kv_role": "kv_consumer"}}},
+            "engine.args.kv_transfer_config.kv_role",
+            "is Baton's; only kv_connector,",
+        ),
         ({"block_size_tokens": 16}, "engine.block_size_tokens", "must be a multiple of 32 on CPU, got 16"),
     ],
 )
@@ -56,15 +60,24 @@ def test_every_profile_installs_the_version_that_is_asked_for() -> None:
     assert set(re.findall(r'"vllm(?:-cpu)?==([\d.]+)"', pyproject)) == {VLLM_VERSION}
 
 
-def test_every_argument_that_is_made_of_a_setting_is_refused_beside_it() -> None:
+def test_every_argument_that_is_made_of_a_setting_exists_and_is_refused_beside_it() -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
     everything = EngineConfig(
         model="m", served_model_name="s", tokenizer="t", max_model_len=64, max_num_batched_tokens=64, kv_cache_bytes=64
     )
-    ours = engine_arg_values(everything, engine_id="e", side_channel_port=1, on_cpu=False).keys()
-    # How Baton wants it whatever is set, unless somebody knows better.
-    free = {"enable_prefix_caching", "prefix_caching_hash_algo", "enable_log_requests"}
+    ours = engine_arg_values(everything, engine_id="e", side_channel=("h", 1), on_cpu=False).keys()
+    # How Baton wants it whatever is set, unless an operator knows better.
+    free = {
+        "enable_prefix_caching",
+        "prefix_caching_hash_algo",
+        "enable_log_requests",
+        "disable_log_stats",
+        "kv_transfer_config",
+    }
+    assert ours <= AsyncEngineArgs.__dataclass_fields__.keys()
     for name in ours - free:
-        assert objection(EngineConfig(args={name: 1}), CPU) is not None, name
+        assert objection(EngineConfig(args={name: {}}), CPU) is not None, name
 
 
 @pytest.mark.parametrize(
@@ -72,7 +85,7 @@ def test_every_argument_that_is_made_of_a_setting_is_refused_beside_it() -> None
 )
 def test_an_argument_that_vllm_does_not_know_is_named_when_the_engine_starts(name: str, said: str) -> None:
     with pytest.raises(ValueError, match=rf"^engine\.args\.{name}: vLLM has no such engine argument{re.escape(said)}$"):
-        engine_args(EngineConfig(args={name: 1}), engine_id="e", side_channel_port=1)
+        engine_args(EngineConfig(args={name: 1}), engine_id="e", side_channel=("h", 1))
 
 
 def test_the_platform_is_the_one_that_vllm_chooses() -> None:

@@ -28,9 +28,8 @@ from scheduler.shell import SchedulerShell
 from tests.polling import until
 from tests.support.front_proxy_settings import configured
 from tests.worker.conftest import InProcessWorker, StartWorker, start_worker
-from worker.config import WorkerConfig
+from worker.config import WorkerConfig, WorkerLimits
 from worker.lifecycle import Event
-from worker.limits import WorkerLimits
 from worker.session import SchedulerSession
 
 __all__ = ["start_worker"]

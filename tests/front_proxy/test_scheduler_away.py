@@ -27,8 +27,7 @@ from tests.front_proxy.test_over_workers import collect, request
 from tests.polling import until
 from tests.scheduler.api_server import ApiServer
 from tests.worker.conftest import StartWorker, start_worker
-from worker.config import WorkerConfig
-from worker.limits import WorkerLimits
+from worker.config import WorkerConfig, WorkerLimits
 from worker.session import SchedulerSession
 
 __all__ = ["start_worker"]
@@ -50,7 +49,7 @@ class SchedulerProcess:
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        settings = [f"scheduler.port={self.port}", "scheduler.recovery_grace_s=1.0", *self.settings]
+        settings = [f"scheduler.port={self.port}", *self.settings]
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "cli", "scheduler", *(word for each in settings for word in ("--set", each)),
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
@@ -216,7 +215,6 @@ async def test_a_stand_by_takes_over_the_lease_of_a_leader_that_stands_still(
     shared = (
         "scheduler.leader_store=kubernetes",
         "scheduler.kubernetes.lease_duration_s=3",
-        "scheduler.recovery_grace_s=3.0",
     )
     leader, stand_by = SchedulerProcess(*shared), SchedulerProcess(*shared)
     async with contextlib.AsyncExitStack() as stack:

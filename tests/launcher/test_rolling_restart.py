@@ -9,7 +9,7 @@ import pytest
 from launcher.backend import Member
 from launcher.rolling_restart import Refusal, RollingRestart
 from protos.cluster.v1 import cluster_pb2
-from runtime.process_role import Role
+from runtime.roles import Role
 
 ROLES: dict[str, Role] = {"scheduler": "scheduler", "prefill": "prefill", "decode": "decode", "front": "front_proxy"}
 MEMBERS = tuple(

@@ -14,7 +14,7 @@ from launcher import run_process
 from launcher.config import BatonConfig
 from launcher.local import environment
 from runtime.process import orphan
-from runtime.process_role import Role
+from runtime.roles import Role
 
 
 def test_a_taken_port_is_one_sentence() -> None:

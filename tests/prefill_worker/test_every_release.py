@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,9 +15,11 @@ import pytest
 
 from decode_worker.config import DecodeLimits
 from engine.config import FakeEngineConfig
+from front_proxy.request.generation import GenerationDelta
 from prefill_worker.config import PrefillWorkerConfig
 from runtime.failures import FailureError
 from tests.front_proxy.test_over_workers import WAIT_S, Cluster, cluster, collect, request
+from tests.polling import until
 from tests.worker.conftest import InProcessWorker, StartWorker, start_worker
 from worker.lifecycle import Event
 
@@ -54,31 +56,13 @@ async def pair(
         yield it
 
 
-async def until(worker: InProcessWorker, condition: Callable[[], bool]) -> None:
-    """Engines say nothing of their own accord, so this looks again and again."""
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            worker.core.changed.clear()
-            await asyncio.wait({asyncio.ensure_future(worker.core.changed.wait())}, timeout=0.005)
-
-
 async def until_pulling(it: Cluster) -> None:
     """A decode engine reads KV that the prefill worker holds."""
     holder, *takers = it.workers
     await until(
-        holder,
         lambda: holder.core.role.leases_held == 1 and any(taker.engine.load().requests_waiting for taker in takers),
+        within_s=WAIT_S,
     )
-
-
-async def until_prefilling(it: Cluster) -> None:
-    holder = it.workers[0]
-    await until(holder, lambda: holder.engine.load().requests_running == 1)
-
-
-async def cancelled(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    await asyncio.wait({task})
 
 
 async def nothing_is_held(*workers: InProcessWorker) -> None:
@@ -89,33 +73,20 @@ async def nothing_is_held(*workers: InProcessWorker) -> None:
         assert not value, "a timer freed it"
 
 
+def tokens_in(deltas: list[GenerationDelta]) -> int:
+    return sum(len(delta.token_ids) for delta in deltas)
+
+
 async def test_a_finished_request(start_worker: StartWorker) -> None:
     async with pair(start_worker) as it:
         await collect(it.dispatcher, request(1, 8))
         await nothing_is_held(*it.workers)
 
 
-async def test_a_client_that_leaves_during_the_prefill(start_worker: StartWorker) -> None:
-    async with pair(start_worker, prefill=SLOW_PREFILL) as it:
-        task = asyncio.create_task(collect(it.dispatcher, request(1, 8)))
-        await until_prefilling(it)
-        await cancelled(task)
-        await nothing_is_held(*it.workers)
-
-
-async def test_a_client_that_leaves_during_the_pull(start_worker: StartWorker) -> None:
-    async with pair(start_worker, decode=SLOW_PULL) as it:
-        task = asyncio.create_task(collect(it.dispatcher, request(1, 8)))
-        await until_pulling(it)
-        await cancelled(task)
-        await nothing_is_held(*it.workers)
-
-
 async def test_a_decode_worker_that_refuses_the_hand_off(start_worker: StartWorker) -> None:
     picky = DecodeLimits(lease_margin_s=2 * HOUR_S)
     async with pair(start_worker, decode_limits=picky) as it:
-        deltas = await collect(it.dispatcher, request(1, 8))
-        assert sum(len(delta.token_ids) for delta in deltas) == 8
+        assert tokens_in(await collect(it.dispatcher, request(1, 8))) == 8
         refused = it.workers[1].core.metrics.registry.get_sample_value(
             "baton_worker_refusals_total", {"reason": "handoff_expired"}
         )
@@ -125,67 +96,76 @@ async def test_a_decode_worker_that_refuses_the_hand_off(start_worker: StartWork
 
 async def test_a_pull_that_fails_and_is_computed_again(start_worker: StartWorker) -> None:
     async with pair(start_worker, decode=FakeEngineConfig(pull_failure_every=1)) as it:
-        deltas = await collect(it.dispatcher, request(1, 8))
-        assert sum(len(delta.token_ids) for delta in deltas) == 8
+        assert tokens_in(await collect(it.dispatcher, request(1, 8))) == 8
         await nothing_is_held(*it.workers)
 
 
-async def test_a_decode_worker_that_dies_during_the_pull(start_worker: StartWorker) -> None:
-    async with pair(start_worker, decode=SLOW_PULL, decodes=2) as it:
-        task = asyncio.create_task(collect(it.dispatcher, request(1, 8)))
-        await until_pulling(it)
-        holder, *takers = it.workers
-        victim = next(taker for taker in takers if taker.engine.load().requests_waiting)
-        victim.engine.die()
-        deltas = await asyncio.wait_for(task, WAIT_S)
-        assert sum(len(delta.token_ids) for delta in deltas) == 8
-        await nothing_is_held(holder, *(taker for taker in takers if taker is not victim))
+async def a_client_leaves(it: Cluster, task: asyncio.Task[Any]) -> None:
+    task.cancel()
 
 
-async def test_a_prefill_worker_that_drains_during_the_pull(start_worker: StartWorker) -> None:
-    async with pair(start_worker, decode=SLOW_PULL) as it:
-        task = asyncio.create_task(collect(it.dispatcher, request(1, 8)))
-        await until_pulling(it)
-        assert await it.workers[0].core.drain(WAIT_S) == 0
-        # The drain waited for the reader.
-        assert it.workers[1].engine.load().kv_bytes_in > 0
-        deltas = await asyncio.wait_for(task, WAIT_S)
-        assert sum(len(delta.token_ids) for delta in deltas) == 8
-        await nothing_is_held(*it.workers)
+async def a_front_proxy_ends(it: Cluster, task: asyncio.Task[Any]) -> None:
+    await it.dispatcher.close()
 
 
-@pytest.mark.parametrize("when", [until_prefilling, until_pulling], ids=["prefill", "pull"])
-async def test_a_front_proxy_that_ends(start_worker: StartWorker, when: Callable[[Cluster], Any]) -> None:
-    prefill = SLOW_PREFILL if when is until_prefilling else None
-    async with pair(start_worker, prefill=prefill, decode=SLOW_PULL) as it:
-        task = asyncio.create_task(collect(it.dispatcher, request(1, 8)))
-        await when(it)
-        await it.dispatcher.close()
-        await asyncio.wait({task})
-        assert isinstance(task.exception(), FailureError)
-        await nothing_is_held(*it.workers)
+async def a_decode_worker_dies(it: Cluster, task: asyncio.Task[Any]) -> None:
+    victim = next(taker for taker in it.workers[1:] if taker.engine.load().requests_waiting)
+    victim.engine.die()
+    it.workers.remove(victim)
 
 
-async def test_a_stream_to_the_prefill_worker_that_breaks_during_the_pull(start_worker: StartWorker) -> None:
+async def the_prefill_worker_drains(it: Cluster, task: asyncio.Task[Any]) -> None:
+    assert await it.workers[0].core.drain(WAIT_S) == 0
+    # The drain waited for the reader.
+    assert it.workers[1].engine.load().kv_bytes_in > 0
+
+
+async def the_prefill_worker_is_told_to_stop_at_once(it: Cluster, task: asyncio.Task[Any]) -> None:
+    holder = it.workers[0]
+    holder.core.happen(Event.DRAIN_ASKED)
+    holder.core.happen(Event.TIME_UP)
+    await nothing_is_held(holder)
+
+
+async def the_stream_to_the_prefill_worker_breaks(it: Cluster, task: asyncio.Task[Any]) -> None:
     """The holder frees what cannot be released any more; a worker that still reads it must prove what it read."""
-    async with pair(start_worker, decode=SLOW_PULL) as it:
+    it.workers[0].core.fail_streams("the connection is cut")
+    await it.workers[0].settled()
+
+
+Fault = Callable[[Cluster, asyncio.Task[Any]], Awaitable[None]]
+
+
+@pytest.mark.parametrize("fault", [a_client_leaves, a_front_proxy_ends])
+async def test_during_the_prefill(start_worker: StartWorker, fault: Fault) -> None:
+    async with pair(start_worker, prefill=SLOW_PREFILL) as it:
         task = asyncio.create_task(collect(it.dispatcher, request(1, 8)))
-        await until_pulling(it)
-        holder = it.workers[0]
-        holder.core.fail_streams("the connection is cut")
-        await holder.settled()
-        deltas = await asyncio.wait_for(task, WAIT_S)
-        assert sum(len(delta.token_ids) for delta in deltas) == 8
+        await until(lambda: it.workers[0].engine.load().requests_running == 1, within_s=WAIT_S)
+        await fault(it, task)
+        await asyncio.wait({task}, timeout=WAIT_S)
+        assert task.cancelled() or isinstance(task.exception(), FailureError)
         await nothing_is_held(*it.workers)
 
 
-async def test_a_worker_told_to_stop_at_once_during_the_pull(start_worker: StartWorker) -> None:
-    async with pair(start_worker, decode=SLOW_PULL) as it:
+@pytest.mark.parametrize(
+    ("fault", "answered"),
+    [
+        (a_client_leaves, False),
+        (a_front_proxy_ends, False),
+        (a_decode_worker_dies, True),
+        (the_prefill_worker_drains, True),
+        (the_prefill_worker_is_told_to_stop_at_once, True),
+        (the_stream_to_the_prefill_worker_breaks, True),
+    ],
+)
+async def test_during_the_pull(start_worker: StartWorker, fault: Fault, answered: bool) -> None:
+    async with pair(start_worker, decode=SLOW_PULL, decodes=2 if fault is a_decode_worker_dies else 1) as it:
         task = asyncio.create_task(collect(it.dispatcher, request(1, 8)))
         await until_pulling(it)
-        holder = it.workers[0]
-        holder.core.happen(Event.DRAIN_ASKED)
-        holder.core.happen(Event.TIME_UP)
-        await nothing_is_held(holder)
-        deltas = await asyncio.wait_for(task, WAIT_S)
-        assert sum(len(delta.token_ids) for delta in deltas) == 8
+        await fault(it, task)
+        await asyncio.wait({task}, timeout=WAIT_S)
+        if answered:
+            assert tokens_in(task.result()) == 8
+        else:
+            assert task.cancelled() or isinstance(task.exception(), FailureError)
+        await nothing_is_held(*it.workers)

@@ -7,46 +7,26 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.protocol import EngineInfo, EngineRequest, Hold
-from kv_transfer.handoff.handoff import KvHandoff
+from engine.protocol import Hold
 from kv_transfer.handoff.lease import Count, FreeBlocks, KeepBlocks
 from kv_transfer.integrity.prompt_digest import prompt_digest
 from prefill_worker.config import PrefillLimits, PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import FailureKind
+from tests.support import workers
 from worker.role import Accepted, Decode, Prefill, Refused, WorkerRequest
 
-INFO = EngineInfo(
-    epoch=7,
-    engine_id="prefill-0-7",
-    model="m",
-    engine_version="fake",
-    layout_fingerprint="f",
-    block_size_tokens=16,
-    block_bytes=100,
-    kv_blocks_total=10,
-    context_tokens_max=1000,
-)
+INFO = msgspec.structs.replace(workers.INFO, engine_id="prefill-0-7", kv_blocks_total=10)
+REQUEST = workers.asking(Prefill())
+# As the engine gives it out: what the role puts in is missing.
+HANDOFF = workers.handoff(
+    worker_id="", epoch=0, engine_id="", layout_fingerprint="", blocks=0, bytes=0, lease_remaining_s=60.0,
+    connector_params=b"x",
+)  # fmt: skip
 
 
 def asking(**fields: Any) -> WorkerRequest:
-    plain = EngineRequest(request_id="r", token_ids=[1] * 33, sampling=b"")
-    return WorkerRequest(slot=1, engine_request=msgspec.structs.replace(plain, **fields), work=Prefill())
-
-
-REQUEST = asking()
-HANDOFF = KvHandoff(
-    worker_id="",
-    epoch=0,
-    lease_id="r",
-    engine_id="",
-    tokens=33,
-    blocks=0,
-    bytes=0,
-    layout_fingerprint="",
-    lease_remaining_s=60.0,
-    connector_params=b"x",
-)
+    return workers.asking(Prefill(), **fields)
 
 
 def role(**settings: float) -> PrefillRole:
@@ -77,7 +57,7 @@ def test_kv_that_was_pulled_or_went_with_its_engine_is_not_freed_again() -> None
         prefill = role()
         prefill.offer(HANDOFF, REQUEST, 1, 0.0)
         actions = prefill.released("r", 7, pulled=True) if pulled else prefill.engine_gone()
-        assert actions == [Count("pulled" if pulled else "holder_gone")]
+        assert list(actions) == [Count("pulled" if pulled else "holder_gone")]
         assert (prefill.leases_held, prefill.blocks_held) == (0, 0)
 
 
@@ -107,10 +87,10 @@ def test_the_hand_off_is_tied_to_the_tokens_it_covers_to_the_salt_and_to_the_mod
 def test_a_lease_whose_decode_still_waits_is_renewed_up_to_the_bound() -> None:
     prefill = role(lease_s=30.0, lease_total_max_s=70.0)
     prefill.offer(HANDOFF, REQUEST, 1, 100.0)
-    assert prefill.renewed("r", 7, 120.0) == [Count("renewed"), KeepBlocks("r", 30.0)]
+    assert prefill.renewed("r", 7, 120.0) == (Count("renewed"), KeepBlocks("r", 30.0))
     assert prefill.tick(149.9) == []
-    assert prefill.renewed("r", 7, 149.0) == [Count("renewed"), KeepBlocks("r", 21.0)]
-    assert prefill.renewed("r", 7, 160.0) == [Count("renewals_used_up")]
+    assert prefill.renewed("r", 7, 149.0) == (Count("renewed"), KeepBlocks("r", 21.0))
+    assert prefill.renewed("r", 7, 160.0) == (Count("renewals_used_up"),)
     assert FreeBlocks("r") in prefill.tick(170.0)
     assert prefill.renewed("r", 7, 171.0) == (Count("renewed_too_late"),)
 

@@ -26,7 +26,7 @@ HOST = "127.0.0.1"
 
 
 class ApiServer:
-    """Serves ``store`` to whoever shows the present token. One trouble after the other befalls the next requests."""
+    """Serves ``store`` to each client with the present token. One trouble after the other befalls the next requests."""
 
     def __init__(self, folder: Path) -> None:
         self.store = LeaseStore()

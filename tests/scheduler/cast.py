@@ -5,24 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from runtime.failures import Failure
+from runtime.roles import WorkerRole
 from scheduler.api.actions import Action, ReplyPlan, ReplyRefusal
 from scheduler.api.events import Event, FrontJoined, PlanRequested, RequestEnded, WorkerJoined, WorkerLoadReported
-from scheduler.api.worker_info import Role, WorkerInfo, WorkerLoad, WorkerState
+from scheduler.api.worker_info import WorkerInfo, WorkerLoad, WorkerState
 from scheduler.cluster.worker import Worker
-from scheduler.config import PriorityClassConfig, SchedulerParameters, WaitingConfig
+from scheduler.config import SchedulerParameters
 from scheduler.core import SchedulerCore
 
 FRONT = 1000
-_NONE = PriorityClassConfig(waiting_max=0)
-NO_WAITING = WaitingConfig(interactive=_NONE, default=_NONE, batch=_NONE)
 BLOCK_TOKENS = 32
 
 
-def worker_info(worker_id: str, role: Role | None = None, **changes: Any) -> WorkerInfo:
+def worker_info(worker_id: str, role: WorkerRole | None = None, **changes: Any) -> WorkerInfo:
     """A worker called p… prefills and one called d… decodes, unless told otherwise."""
     fields: dict[str, Any] = {
         "worker_id": worker_id,
-        "role": role or (Role.PREFILL if worker_id.startswith("p") else Role.DECODE),
+        "role": role or ("prefill" if worker_id.startswith("p") else "decode"),
         "address": f"{worker_id}:1",
         "epoch": 1,
         "model": "tiny",
@@ -51,8 +50,8 @@ class Stage:
     """A core with a clock and one front proxy."""
 
     def __init__(self, **config: Any) -> None:
-        # Nobody waits and nobody counts as silent unless a test is about that.
-        self.core = SchedulerCore(SchedulerParameters(**{"waiting": NO_WAITING, "silence_timeout_s": 1e9, **config}))
+        # No request waits and no worker counts as silent unless a test is about that.
+        self.core = SchedulerCore(SchedulerParameters(**{"waiting_max": 0, "silence_timeout_s": 1e9, **config}))
         self.now_s = 0.0
         self._sessions = 0
         self._plans = 0
@@ -60,12 +59,12 @@ class Stage:
         self.do(FrontJoined(session=FRONT, front_proxy_id="front-0"))
 
     def do(self, event: Event) -> list[Action]:
-        """Let the core handle it, and check its books."""
+        """Let the core handle it, and check its invariants."""
         actions = list(self.core.handle(event, self.now_s))
         self.core.check()
         return actions
 
-    def join(self, worker_id: str, role: Role | None = None, **changes: Any) -> list[Action]:
+    def join(self, worker_id: str, role: WorkerRole | None = None, **changes: Any) -> list[Action]:
         """Register a worker on a new stream."""
         self._sessions += 1
         actions = self.do(WorkerJoined(session=self._sessions, info=worker_info(worker_id, role, **changes)))
@@ -79,7 +78,7 @@ class Stage:
             WorkerLoadReported(session=self.session_of[worker_id], worker_id=worker_id, load=load or ready())
         )
 
-    def enter(self, worker_id: str, role: Role | None = None, **changes: Any) -> None:
+    def enter(self, worker_id: str, role: WorkerRole | None = None, **changes: Any) -> None:
         """Register and report ready."""
         self.join(worker_id, role, **changes)
         self.report(worker_id)
@@ -87,15 +86,8 @@ class Stage:
     def ask(self, prompt_tokens: int = 64, output_tokens_max: int = 32, **changes: Any) -> ReplyPlan | ReplyRefusal:
         """Ask for a plan under the next free plan id."""
         self._plans += 1
-        fields: dict[str, Any] = {
-            "session": FRONT,
-            "plan_id": self._plans,
-            "request_id": f"r{self._plans}",
-            "prompt_tokens": prompt_tokens,
-            "output_tokens_max": output_tokens_max,
-            **changes,
-        }
-        (reply,) = self.do(PlanRequested(**fields))
+        fields = {"prompt_tokens": prompt_tokens, "output_tokens_max": output_tokens_max, **changes}
+        (reply,) = self.do(question(self._plans, **fields))
         assert isinstance(reply, ReplyPlan | ReplyRefusal)
         return reply
 
@@ -124,3 +116,17 @@ def where(plan: ReplyPlan) -> tuple[str | None, str | None, str]:
     """Prefill worker, decode worker and reason."""
     prefill = plan.prefill.worker_id if plan.prefill else None
     return prefill, plan.decode.worker_id if plan.decode else None, plan.reason
+
+
+def restarted(**config: Any) -> Stage:
+    """A scheduler that has just begun, to which one front proxy has reconnected, and no worker."""
+    made = Stage(**config)
+    made.core = SchedulerCore(made.core._config, began_s=0.0)
+    made.do(FrontJoined(session=FRONT, front_proxy_id="front-0"))
+    return made
+
+
+def question(plan_id: int, **changes: Any) -> PlanRequested:
+    """A question: one tenth of a worker, unless told otherwise."""
+    fields = {"session": FRONT, "request_id": f"r{plan_id}", "prompt_tokens": 288, "output_tokens_max": 32, **changes}
+    return PlanRequested(plan_id=plan_id, **fields)

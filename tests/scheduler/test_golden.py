@@ -11,37 +11,9 @@ from typing import assert_never
 
 import pytest
 
-from scheduler.api.actions import (
-    AcceptWorker,
-    Action,
-    DrainWorker,
-    DropWorker,
-    EjectWorker,
-    Placement,
-    PublishView,
-    RejectWorker,
-    ReplyPlan,
-    ReplyRefusal,
-    ReplyWaiting,
-    ReportDropped,
-    ReportLeak,
-)
-from scheduler.api.events import (
-    DrainRequested,
-    Event,
-    FrontJoined,
-    FrontLeft,
-    PlanRequested,
-    PlansRunning,
-    RequestEnded,
-    RunningPlan,
-    Tick,
-    WorkerJoined,
-    WorkerLeasesReported,
-    WorkerLeft,
-    WorkerLoadReported,
-    WorkerSuspected,
-)
+from scheduler.api import actions, events
+from scheduler.api.actions import Action, Placement
+from scheduler.api.events import Event
 from scheduler.api.worker_info import WorkerLoad, WorkerState
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
@@ -64,16 +36,16 @@ def _plan(name: str, options: Options) -> Event:
         "prefill_only": bool(options.pop("only", 0)),
         "resumed": bool(options.pop("resumed", 0)),
     }
-    return PlanRequested(**fields)
+    return events.PlanRequested(**fields)
 
 
 def _load(name: str, options: Options) -> Event:
     session, state = options.pop("session"), WorkerState(options.pop("state", "ready"))
-    return WorkerLoadReported(session=session, worker_id=name, load=WorkerLoad(state=state, **options))
+    return events.WorkerLoadReported(session=session, worker_id=name, load=WorkerLoad(state=state, **options))
 
 
 def _end(name: str, options: Options) -> Event:
-    return RequestEnded(
+    return events.RequestEnded(
         session=options.get("front", 1000),
         plan_id=int(name),
         outcome=str(options.get("outcome", "")),
@@ -84,56 +56,62 @@ def _end(name: str, options: Options) -> Event:
 def _running(name: str, options: Options) -> Event:
     worker_id, blocks = str(options["decode"]), options["blocks"]
     decode = Placement(worker_id, f"{worker_id}:1", 1)
-    plan = RunningPlan(plan_id=int(name), request_id=f"r{name}", prefill=None, decode=decode, decode_blocks=blocks)
-    return PlansRunning(session=options.get("front", 1000), plans=(plan,))
+    plan = events.RunningPlan(
+        plan_id=int(name), request_id=f"r{name}", prefill=None, decode=decode, decode_blocks=blocks
+    )
+    return events.PlansRunning(session=options.get("front", 1000), plans=(plan,))
 
 
 def _leases(name: str, options: Options) -> Event:
-    return WorkerLeasesReported(
+    return events.WorkerLeasesReported(
         session=options["session"], worker_id=name, lease_ids=tuple(str(options["ids"]).split(","))
     )
 
 
 READERS: dict[str, Callable[[str, Options], Event]] = {
-    "front": lambda name, options: FrontJoined(session=options["session"], front_proxy_id=name),
-    "front_left": lambda _, options: FrontLeft(session=options["session"]),
-    "join": lambda name, options: WorkerJoined(session=options.pop("session"), info=worker_info(name, **options)),
+    "front": lambda name, options: events.FrontJoined(session=options["session"], front_proxy_id=name),
+    "front_left": lambda _, options: events.FrontLeft(session=options["session"]),
+    "join": lambda name, options: events.WorkerJoined(
+        session=options.pop("session"), info=worker_info(name, **options)
+    ),
     "load": _load,
-    "left": lambda name, options: WorkerLeft(session=options["session"], worker_id=name, reason="script"),
-    "suspect": lambda name, options: WorkerSuspected(worker_id=name, epoch=options["epoch"], reason="script"),
-    "drain": lambda name, options: DrainRequested(worker_id=name, deadline_s=options["deadline_s"]),
+    "left": lambda name, options: events.WorkerLeft(session=options["session"], worker_id=name, reason="script"),
+    "suspect": lambda name, options: events.WorkerSuspected(worker_id=name, epoch=options["epoch"], reason="script"),
+    "drain": lambda name, options: events.DrainRequested(worker_id=name, deadline_s=options["deadline_s"]),
     "plan": _plan,
     "end": _end,
     "running": _running,
     "leases": _leases,
-    "tick": lambda _name, _options: Tick(),
+    "tick": lambda _name, _options: events.Tick(),
 }
 
 
 def _words(action: Action) -> str:
     match action:
-        case ReplyPlan(plan_id=plan_id, prefill=prefill, decode=decode, decode_blocks_reserved=blocks, reason=reason):
+        case actions.ReplyPlan(
+            plan_id=plan_id, prefill=prefill, decode=decode, decode_blocks_reserved=blocks, reason=reason
+        ):
             return f"plan {plan_id}: prefill={_at(prefill)} decode={_at(decode)} blocks={blocks} {reason}"
-        case ReplyRefusal(plan_id=plan_id, failure=failure, cause=cause):
+        case actions.ReplyRefusal(plan_id=plan_id, failure=failure, cause=cause):
             retry = f" retry_after={failure.retry_after_s:.1f}s" if failure.retry_after_s is not None else ""
             return f"refused {plan_id}: {failure.kind} {cause}{retry} | {failure.message}"
-        case ReplyWaiting(plan_id=plan_id, wait_max_s=wait_max_s):
+        case actions.ReplyWaiting(plan_id=plan_id, wait_max_s=wait_max_s):
             return f"waits {plan_id}: at most {wait_max_s:.1f}s"
-        case AcceptWorker(session=session, worker_id=worker_id):
+        case actions.AcceptWorker(session=session, worker_id=worker_id):
             return f"accept {worker_id} session={session}"
-        case RejectWorker(session=session, failure=failure):
+        case actions.RejectWorker(session=session, failure=failure):
             return f"reject session={session}: {failure.kind} | {failure.message}"
-        case DropWorker(session=session, worker_id=worker_id, reason=reason):
+        case actions.DropWorker(session=session, worker_id=worker_id, reason=reason):
             return f"drop {worker_id} session={session}: {reason}"
-        case DrainWorker(session=session, worker_id=worker_id, deadline_s=deadline_s):
+        case actions.DrainWorker(session=session, worker_id=worker_id, deadline_s=deadline_s):
             return f"drain {worker_id} session={session} deadline={deadline_s}s"
-        case ReportLeak(worker_id=worker_id, lease_id=lease_id, request_id=request_id):
+        case actions.ReportLeak(worker_id=worker_id, lease_id=lease_id, request_id=request_id):
             return f"leak {lease_id} of {request_id} on {worker_id}"
-        case ReportDropped(request_id=request_id, reason=reason):
+        case actions.ReportDropped(request_id=request_id, reason=reason):
             return f"dropped {request_id}: {reason}"
-        case EjectWorker(worker_id=worker_id, for_s=for_s):
+        case actions.EjectWorker(worker_id=worker_id, for_s=for_s):
             return f"eject {worker_id} for {for_s:g}s"
-        case PublishView(at_once=at_once):
+        case actions.PublishView(at_once=at_once):
             return f"view {'at once' if at_once else 'when due'}"
         case _:
             assert_never(action)

@@ -11,21 +11,21 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.rpc.grpc_server import channel, start_server
 from runtime.timing.clock import SystemClock
-from scheduler import run as scheduler_run
 from scheduler.api.events import Event
-from scheduler.config import SchedulerConfig, SchedulerParameters
+from scheduler.config import SchedulerParameters
 from scheduler.core import SchedulerCore
-from scheduler.metrics import PolicyProbe, SchedulerMetrics
+from scheduler.drain_client import drain_worker
+from scheduler.metrics import SchedulerMetrics
 from scheduler.service import add_services, status_service
 from scheduler.shell import SchedulerShell
 from tests.polling import until
-from tests.scheduler.cast import NO_WAITING
 
 WAIT_S = 10.0
 BYTES_MAX = 1024 * 1024
@@ -100,7 +100,6 @@ class Setting:
         return peer
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        """Let the loop run until the scheduler's books satisfy a condition."""
         await until(holds, within_s=WAIT_S)
 
     def reserved(self, worker_id: str) -> int:
@@ -140,11 +139,11 @@ def plan(plan_id: int, **fields: Any) -> pb.FrontUpdate:
 
 
 @contextlib.asynccontextmanager
-async def listening(**config: Any) -> AsyncIterator[Setting]:
+async def listening(*, breaks: bool = False, **config: Any) -> AsyncIterator[Setting]:
+    """``breaks``: its core breaks an invariant."""
     settings = SchedulerParameters(**config)
-    metrics = SchedulerMetrics(CollectorRegistry())
-    core = SchedulerCore(settings, probe=PolicyProbe(metrics))
-    shell = SchedulerShell(settings, core, SystemClock(), metrics)
+    core = SchedulerCore(settings)
+    shell = SchedulerShell(settings, core, SystemClock(), SchedulerMetrics(CollectorRegistry()))
     status = status_service(shell, epoch=7)
     server = await start_server(
         "127.0.0.1", 0, lambda server: add_services(shell, status, server), message_bytes_max=BYTES_MAX
@@ -158,7 +157,7 @@ async def listening(**config: Any) -> AsyncIterator[Setting]:
         shell.close()
         await server.stop(1.0)
         core.check()
-        assert not shell.broken.is_set()
+        assert shell.broken.is_set() == breaks
 
 
 def ready_view(*worker_ids: str) -> Callable[[dict[str, pb.WorkerEntry]], bool]:
@@ -184,58 +183,36 @@ async def test_plans_are_answered_in_a_pipeline_with_both_workers() -> None:
         assert placed.decode_blocks_reserved == 3
         assert setting.reserved("d0") == 150
         for plan_id in range(1, 51):
-            await front.send(pb.FrontUpdate(ended=pb.RequestEnded(plan_id=plan_id, outcome="finished")))
+            outcome = "finished" if plan_id > 1 else "made up by a peer"
+            await front.send(pb.FrontUpdate(ended=pb.RequestEnded(plan_id=plan_id, outcome=outcome)))
         await setting.until(lambda: setting.reserved("d0") == 0)
         registry = setting.shell.metrics.registry
         labels = {"decision": "remote", "reason": "remote"}
         assert registry.get_sample_value("baton_scheduler_plans_total", labels) == 50
-        assert registry.get_sample_value("baton_scheduler_requests_ended_total", {"outcome": "finished"}) == 50
+        assert registry.get_sample_value("baton_scheduler_requests_ended_total", {"outcome": "finished"}) == 49
+        assert registry.get_sample_value("baton_scheduler_requests_ended_total", {"outcome": "other"}) == 1
         assert registry.get_sample_value("baton_scheduler_plan_duration_seconds_count") == 50
 
 
-async def test_a_plan_without_prefill_leaves_the_field_unset() -> None:
-    async with listening() as setting:
-        await setting.worker("d0")
-        front = await setting.front()
-        await front.view_where(ready_view("d0"))
-        await front.send(plan(1))
-        placed = (await front.reply()).plan
-        assert not placed.HasField("prefill")
-        assert placed.HasField("decode")
-        assert placed.reason == "no_prefill_worker"
-
-
 async def test_a_refusal_carries_its_kind_and_when_to_come_back() -> None:
-    async with listening(waiting=NO_WAITING) as setting:
-        front = await setting.front()
-        await front.send(plan(1))
-        refused = (await front.reply()).refused
-        assert (refused.plan_id, refused.kind) == (1, "unavailable")
+    async with listening(waiting_max=0) as setting:
         await setting.worker("d0", kv_blocks_total=4)
+        front = await setting.front()
         await front.view_where(ready_view("d0"))
-        await front.send(plan(2))
-        await front.send(plan(3))
-        await front.send(plan(4, prompt_tokens=500))
-        replies = [await front.reply() for _ in range(3)]
-        assert replies[0].plan.plan_id == 2
-        assert (replies[1].refused.kind, replies[2].refused.kind) == ("exhausted", "bad_request")
-        assert replies[1].refused.retry_after_ms > 0 == replies[2].refused.retry_after_ms
+        for plan_id, prompt_tokens in ((1, 64), (2, 64), (3, 500)):
+            await front.send(plan(plan_id, prompt_tokens=prompt_tokens))
+        assert (await front.reply()).plan.plan_id == 1
+        full, too_large = [(await front.reply()).refused for _ in range(2)]
+        assert (full.kind, too_large.kind) == ("exhausted", "bad_request")
+        assert full.retry_after_ms > 0 == too_large.retry_after_ms
 
 
-async def test_a_cut_stream_removes_its_worker_and_front_proxies_hear_of_it() -> None:
+async def test_a_worker_whose_stream_is_cut_or_that_says_goodbye_is_gone_and_front_proxies_hear_of_it() -> None:
     async with listening() as setting:
-        await setting.worker("p0")
-        decode = await setting.worker("d0")
+        prefill, decode = await setting.worker("p0"), await setting.worker("d0")
         front = await setting.front()
         await front.view_where(ready_view("p0", "d0"))
-        decode.call.cancel()
-        await front.view_where(ready_view("p0"))
-
-
-async def test_a_worker_that_says_goodbye_is_gone() -> None:
-    async with listening() as setting:
-        decode = await setting.worker("d0")
-        front = await setting.front()
+        prefill.call.cancel()
         await front.view_where(ready_view("d0"))
         await decode.send(pb.WorkerUpdate(leaving=pb.Leaving(reason="stopped")))
         await front.view_where(lambda seen: not seen)
@@ -272,37 +249,13 @@ async def test_a_new_start_of_a_worker_replaces_the_old_one_and_ends_its_stream(
         assert await returning.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"engine_version": "0.33"},
-        {"model": "other"},
-        {"layout": cluster_pb2.KvLayout(fingerprint="other", block_size_tokens=32)},
-    ],
-    ids=["engine version", "model", "layout"],
-)
-async def test_a_worker_that_does_not_belong_is_told_why(changes: dict[str, Any]) -> None:
-    async with listening() as setting:
-        await setting.worker("p0")
-        stranger = await setting.worker("d0", ready=False, **changes)
-        assert await stranger.next() is EOF
-        assert await stranger.code() is grpc.StatusCode.FAILED_PRECONDITION
-        assert "p0 is registered with" in await stranger.call.details()
-
-
-async def test_a_silent_worker_loses_its_place_and_its_stream() -> None:
+async def test_a_worker_is_told_how_often_to_report_and_a_silent_one_loses_its_place_and_its_stream() -> None:
     async with listening(heartbeat_interval_s=0.05, worker_lease_s=0.2, tick_interval_s=0.02) as setting:
-        silent = await setting.worker("d0")
+        silent = await setting.worker("d0", ready=False)
+        assert (await silent.next()).registered.heartbeat_interval_ms == 50
         assert await silent.next() is EOF
         assert await silent.code() is grpc.StatusCode.UNAVAILABLE
         assert not setting.shell.core.cluster.workers
-
-
-async def test_registration_says_how_often_to_report() -> None:
-    async with listening(heartbeat_interval_s=0.5, worker_lease_s=4.0) as setting:
-        peer = await setting.worker("d0", ready=False)
-        registered = (await peer.next()).registered
-        assert registered.heartbeat_interval_ms == 500
 
 
 async def test_load_changes_are_coalesced_into_few_views() -> None:
@@ -321,32 +274,23 @@ async def test_load_changes_are_coalesced_into_few_views() -> None:
         assert views < 50
 
 
-@pytest.mark.parametrize("first", [pb.WorkerUpdate(load=load()), pb.WorkerUpdate(register=worker_info("x", role=0))])
-async def test_a_worker_must_say_who_it_is_first(first: pb.WorkerUpdate) -> None:
-    async with listening() as setting:
-        call: Any = setting.stub.WorkerSession()
-        peer = Peer(call)
-        await peer.send(first)
+@pytest.mark.parametrize(
+    ("session", "message"),
+    [
+        ("WorkerSession", pb.WorkerUpdate(load=load())),
+        ("WorkerSession", pb.WorkerUpdate(register=worker_info("x", role=0))),
+        ("FrontSession", plan(1)),
+        ("FrontSession", None),
+    ],
+)
+async def test_a_peer_that_does_not_register_first_is_sent_away(session: str, message: Any) -> None:
+    async with listening(register_timeout_s=WAIT_S if message else 0.05) as setting:
+        peer = Peer(getattr(setting.stub, session)())
+        if message is not None:
+            await peer.send(message)
         assert await peer.next() is EOF
         assert await peer.code() is grpc.StatusCode.INVALID_ARGUMENT
-
-
-async def test_a_front_proxy_must_say_who_it_is_first() -> None:
-    async with listening() as setting:
-        call: Any = setting.stub.FrontSession()
-        peer = Peer(call)
-        await peer.send(plan(1))
-        assert await peer.next() is EOF
-        assert await peer.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert await reason_of(call) == "BAD_REQUEST"
-
-
-async def test_a_peer_that_never_speaks_is_sent_away() -> None:
-    async with listening(register_timeout_s=0.05) as setting:
-        call: Any = setting.stub.FrontSession()
-        peer = Peer(call)
-        assert await peer.next() is EOF
-        assert await peer.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert await reason_of(peer.call) == "BAD_REQUEST"
 
 
 async def test_registering_twice_on_one_stream_ends_it() -> None:
@@ -367,40 +311,71 @@ async def test_front_proxies_are_bounded() -> None:
         assert await second.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_status_tells_the_plans_in_flight() -> None:
-    async with listening() as setting:
-        await setting.worker("d0")
-        front = await setting.front()
-        await front.view_where(ready_view("d0"))
-        await front.send(plan(1))
-        await front.reply()
-        response = await setting.status.GetStatus(cluster_pb2.GetStatusRequest(), timeout=WAIT_S)
-        assert (response.process.id, response.process.role) == ("scheduler", "scheduler")
-        assert (response.process.epoch, response.process.requests_running) == (7, 1)
-        assert response.process.front_proxies_registered == 1
-        await setting.worker("d1", ready=False)
-        await setting.until(lambda: "d1" in setting.shell.core.cluster.workers)
-        status = (await setting.status.GetStatus(cluster_pb2.GetStatusRequest(), timeout=WAIT_S)).process
-        assert (status.workers_registered, status.workers_ready) == (2, 1)
-
-
-async def test_the_gauges_follow_the_workers() -> None:
+async def test_the_status_and_the_gauges_follow_the_workers_and_their_plans() -> None:
     async with listening() as setting:
         decode = await setting.worker("d0")
         front = await setting.front()
         await front.view_where(ready_view("d0"))
         await front.send(plan(1))
         await front.reply()
-        shell = setting.shell
-        sample = shell.metrics.registry.get_sample_value
-        shell.show_metrics()
+        starting = await setting.worker("d1", ready=False)
+        await starting.next()
+        status = (await setting.status.GetStatus(cluster_pb2.GetStatusRequest(), timeout=WAIT_S)).process
+        assert (status.id, status.role, status.epoch) == ("scheduler", "scheduler", 7)
+        assert (status.requests_running, status.front_proxies_registered) == (1, 1)
+        assert (status.workers_registered, status.workers_ready) == (2, 1)
+        sample = setting.shell.metrics.registry.get_sample_value
+        setting.shell.show_metrics()
         assert sample("baton_scheduler_workers", {"role": "decode", "state": "ready"}) == 1
         assert sample("baton_scheduler_reserved_blocks", {"worker": "d0"}) == 3
         decode.call.cancel()
-        await front.view_where(lambda seen: not seen)
-        shell.show_metrics()
+        await front.view_where(lambda seen: "d0" not in seen)
+        setting.shell.show_metrics()
         assert sample("baton_scheduler_workers", {"role": "decode", "state": "ready"}) == 0
         assert sample("baton_scheduler_reserved_blocks", {"worker": "d0"}) is None
+
+
+async def test_two_processes_of_one_id_take_nothing_from_each_other_and_are_logged() -> None:
+    with capture_logs() as logs:
+        async with listening() as setting:
+            await setting.worker("d0")
+            first = await setting.front("web", 1)
+            await first.view_where(ready_view("d0"))
+            await first.send(plan(1))
+            await first.reply()
+            again = await setting.front("web", 1)
+            await again.next()
+            other = await setting.front("web", 2)
+            await other.next()
+            await other.send(pb.FrontUpdate(running=pb.PlansRunning(complete=True)))
+            await other.send(plan(1))
+            await other.reply()
+            assert setting.shell.core.plans_in_flight == 2
+            await again.send(pb.FrontUpdate(running=pb.PlansRunning(complete=True)))
+            await setting.until(lambda: setting.shell.core.plans_in_flight == 1)
+    assert sum("another process has this front_proxy_id" in entry["event"] for entry in logs) == 1
+
+
+async def test_a_drained_worker_is_told_and_gets_nothing_new() -> None:
+    async with listening() as setting:
+        decode = await setting.worker("d0")
+        await setting.worker("d1")
+        front = await setting.front()
+        await front.view_where(ready_view("d0", "d1"))
+        await drain_worker(setting.address, "d0", within_s=1.5, timeout_s=WAIT_S)
+        assert (await decode.next()).drain.deadline_ms == 1500
+        await front.view_where(lambda seen: seen["d0"].load.state == cluster_pb2.PROCESS_STATE_DRAINING)
+        await front.send(plan(1))
+        assert (await front.reply()).plan.decode.worker_id == "d1"
+
+
+async def test_a_drain_of_an_unknown_worker_or_by_a_standby_is_refused() -> None:
+    async with listening() as setting:
+        for stands_by, code in ((False, grpc.StatusCode.NOT_FOUND), (True, grpc.StatusCode.UNAVAILABLE)):
+            setting.shell.stands_by = stands_by
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await drain_worker(setting.address, "d9", within_s=1.0, timeout_s=WAIT_S)
+            assert caught.value.code() is code
 
 
 async def test_a_stand_by_refuses_and_a_leader_whose_time_is_over_decides_nothing_and_ends_every_stream() -> None:
@@ -421,55 +396,21 @@ async def test_a_stand_by_refuses_and_a_leader_whose_time_is_over_decides_nothin
         assert await front.reply() is EOF
         assert await front.code() is grpc.StatusCode.UNAVAILABLE
         assert await decode.code() is grpc.StatusCode.UNAVAILABLE
-        assert shell.core.plans_in_flight == 1, "nothing of what came later is in its books"
+        assert shell.core.plans_in_flight == 1, "nothing of what came later is counted"
         late = await setting.front("front-1")
         assert await late.code() is grpc.StatusCode.UNAVAILABLE
         assert (await setting.status.GetStatus(cluster_pb2.GetStatusRequest())).process.state == "stopped"
 
 
 async def test_a_core_that_breaks_ends_every_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    metrics = SchedulerMetrics(CollectorRegistry())
-    settings = SchedulerConfig()
-    core = SchedulerCore(settings)
-    shell = SchedulerShell(settings, core, SystemClock(), metrics)
-    status = status_service(shell, epoch=7)
-    server = await start_server(
-        "127.0.0.1", 0, lambda server: add_services(shell, status, server), message_bytes_max=BYTES_MAX
-    )
-    async with channel(server.address, BYTES_MAX) as connection:
-        setting = Setting(shell, connection, server.address)
+    async with listening(breaks=True) as setting:
         front = await setting.front()
         await front.next()
 
         def broken(event: Event, now_s: float) -> Any:
-            raise AssertionError("the books are wrong")
+            raise AssertionError("an invariant does not hold")
 
-        monkeypatch.setattr(core, "handle", broken)
+        monkeypatch.setattr(setting.shell.core, "handle", broken)
         await front.send(plan(1))
         assert await front.reply() is EOF
         assert await front.code() is grpc.StatusCode.INTERNAL
-    assert shell.broken.is_set()
-    await server.stop(1.0)
-
-
-async def test_a_whole_process_announces_itself_serves_and_stops() -> None:
-    told: dict[str, str] = {}
-    stop, ready = asyncio.Event(), asyncio.Event()
-
-    def announce(info: Any) -> None:
-        told.update(info)
-        ready.set()
-
-    metrics = SchedulerMetrics(CollectorRegistry())
-    process = asyncio.create_task(scheduler_run.run(SchedulerConfig(), announce, stop=stop, metrics=metrics))
-    async with asyncio.timeout(WAIT_S):
-        await ready.wait()
-        assert told["address"] == told["grpc_address"]
-        assert told["metrics_address"].startswith("127.0.0.1:")
-        async with channel(told["address"], BYTES_MAX) as connection:
-            call: Any = scheduler_pb2_grpc.SchedulerServiceStub(connection).FrontSession()
-            await call.write(pb.FrontUpdate(register=pb.FrontProxyInfo(front_proxy_id="front-0")))
-            assert (await call.read()).HasField("view")
-            stop.set()
-            assert await call.code() is grpc.StatusCode.UNAVAILABLE
-        await process

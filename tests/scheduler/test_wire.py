@@ -1,10 +1,49 @@
-"""What no message can say is said as nearly as one can."""
+"""What the scheduler says arrives as it was meant. The front proxies' half is in tests/front_proxy/dispatch/."""
 
 from __future__ import annotations
 
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protos.cluster.v1 import cluster_pb2
 from runtime.failures import Failure, FailureKind
+from runtime.roles import WORKER_ROLES
 from scheduler import wire
 from scheduler.api.actions import ReplyRefusal
+from scheduler.api.worker_info import WorkerInfo, WorkerLoad, WorkerState
+from tests.scheduler.cast import worker, worker_info
+
+COUNTS = st.integers(0, 2**32 - 1)
+INFOS = st.builds(
+    WorkerInfo,
+    role=st.sampled_from(WORKER_ROLES),
+    **{
+        name: COUNTS if isinstance(value, int) else st.text(max_size=9)
+        for name, value in msgspec.structs.asdict(worker_info("d0")).items()
+        if name != "role"
+    },
+)
+LOADS = st.builds(
+    WorkerLoad,
+    state=st.sampled_from(WorkerState),
+    **{name: COUNTS for name in WorkerLoad.__struct_fields__ if name != "state"},
+)
+
+
+@settings(max_examples=20)
+@given(INFOS, LOADS)
+def test_a_view_says_what_workers_are_and_do(info: WorkerInfo, load: WorkerLoad) -> None:
+    known = worker("d0")
+    known.info, known.load = info, load
+    (entry,) = wire.view([known]).view.workers
+    assert wire.worker_info(entry.info) == info
+    assert wire.load(entry.load) == load
+
+
+def test_a_worker_without_a_role_is_none_and_an_unknown_state_is_not_ready() -> None:
+    assert wire.worker_info(cluster_pb2.WorkerInfo(worker_id="d0")) is None
+    assert wire.load(cluster_pb2.WorkerLoad()).state is WorkerState.STARTING
 
 
 def test_advice_that_no_message_can_say_is_the_longest_that_one_can() -> None:

@@ -13,27 +13,31 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
-from decode_worker.config import DecodeLimits, DecodeWorkerConfig
+from decode_worker.config import DecodeWorkerConfig
 from decode_worker.role import DecodeRole
 from engine.config import EngineConfig, FakeEngineConfig
 from engine.fake.engine import FakeEngine
 from engine.fake.fabric import FakeKvFabric
-from prefill_worker.config import PrefillLimits, PrefillWorkerConfig
+from prefill_worker.config import PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from protos.cluster.v1 import cluster_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from protos.worker.v1 import worker_pb2_grpc
 from runtime.rpc.grpc_server import channel, start_server
+from tests.polling import until
 from worker import service
-from worker.config import WorkerConfig
+from worker.config import WorkerConfig, WorkerLimits
 from worker.core import WorkerCore
 from worker.lifecycle import Event
-from worker.limits import WorkerLimits
 from worker.metrics import WorkerMetrics
 from worker.role import RoleBehaviour
 
 WAIT_S = 10.0
 EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined] # the stubs do not know it
+ROLES: dict[str, tuple[Any, Any]] = {
+    "prefill": (PrefillRole, PrefillWorkerConfig),
+    "decode": (DecodeRole, DecodeWorkerConfig),
+}
 _epochs = itertools.count(1)
 _request_ids = itertools.count(1)
 
@@ -142,14 +146,10 @@ class InProcessWorker:
 
     async def settled(self) -> None:
         """Wait until nothing is held, in the worker's view and in the engine's."""
-        async with asyncio.timeout(WAIT_S):
-            while not (self.core.idle and self.engine.load().kv_blocks_used == 0 and not self.core.background):
-                self.core.changed.clear()
-                try:
-                    async with asyncio.timeout(0.01):
-                        await self.core.changed.wait()
-                except TimeoutError:
-                    continue
+        core = self.core
+        await until(
+            lambda: core.idle and self.engine.load().kv_blocks_used == 0 and not core.background, within_s=WAIT_S
+        )
 
 
 StartWorker = Callable[..., Any]
@@ -171,22 +171,15 @@ async def start_worker() -> AsyncIterator[StartWorker]:
             config: WorkerConfig | None = None,
             fake: FakeEngineConfig | None = None,
             limits: WorkerLimits | None = None,
-            settings: PrefillWorkerConfig | DecodeWorkerConfig | None = None,
-            role_limits: PrefillLimits | DecodeLimits | None = None,
+            settings: Any = None,
+            role_limits: Any = None,
         ) -> InProcessWorker:
             config = config or WorkerConfig()
             name = worker_id or f"{role}-{next(_epochs)}"
             engine_config = EngineConfig(kind="fake", block_size_tokens=16, fake=fake or FakeEngineConfig())
             engine = FakeEngine(engine_config, worker_id=name, epoch=next(_epochs), fabric=fabric)
-            made: RoleBehaviour
-            if role == "prefill":
-                assert not isinstance(settings, DecodeWorkerConfig)
-                assert not isinstance(role_limits, DecodeLimits)
-                made = PrefillRole(settings or PrefillWorkerConfig(), engine.info, name, role_limits)
-            else:
-                assert not isinstance(settings, PrefillWorkerConfig)
-                assert not isinstance(role_limits, PrefillLimits)
-                made = DecodeRole(settings or DecodeWorkerConfig(), engine.info, name, role_limits)
+            make, defaults = ROLES[role]
+            made: RoleBehaviour = make(settings or defaults(), engine.info, name, role_limits)
             metrics = WorkerMetrics(made.name, CollectorRegistry())
             core = WorkerCore(engine=engine, role=made, config=config, worker_id=name, metrics=metrics, limits=limits)
             await stack.enter_async_context(_served(core, engine))

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.admission import RETRY_AFTER_MAX_S, RETRY_AFTER_MIN_S, Admission
+from runtime.timing.retry_after import RETRY_AFTER_MAX_S, RETRY_AFTER_MIN_S
+from worker.admission import Admission
 
 
 def test_requests_and_blocks_are_both_bounds() -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from engine.protocol import (
+    Engine,
     EngineDead,
-    EngineInfo,
     EngineLoad,
     EngineOutput,
     EngineRequest,
@@ -20,31 +20,19 @@ from engine.protocol import (
     InvalidRequest,
     OnOutput,
 )
-from kv_transfer.handoff.handoff import KvHandoff
 from prefill_worker.config import PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from protos.worker.v1 import worker_pb2 as pb
-from runtime.failures import Failure, FailureKind
+from runtime.failures import FailureKind
 from tests.polling import until
+from tests.support import workers
 from tests.worker.conftest import submit
-from worker.config import WorkerConfig
+from worker.config import WorkerConfig, WorkerLimits
 from worker.core import WorkerCore
 from worker.front_stream import FrontStream
 from worker.lifecycle import Event
-from worker.limits import WorkerLimits
 from worker.metrics import WorkerMetrics
 
-INFO = EngineInfo(
-    epoch=7,
-    engine_id="e-7",
-    model="m",
-    engine_version="",
-    layout_fingerprint="f",
-    block_size_tokens=16,
-    block_bytes=1,
-    kv_blocks_total=100,
-    context_tokens_max=1000,
-)
 PROMPT = [1] * 20
 
 
@@ -52,7 +40,7 @@ class Puppet:
     """An engine that runs requests until it is told their end, and remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.info = INFO
+        self.info = workers.INFO
         self.outputs: dict[str, OnOutput] = {}
         self.ends: dict[str, asyncio.Future[None]] = {}
         self.cleaned = asyncio.Event()
@@ -60,7 +48,6 @@ class Puppet:
         self.cancelled: list[str] = []
         self.released: list[str] = []
         self.was_pulled: list[str] = []
-        self.renewed: list[str] = []
         self.kv_blocks_used = 0
         self.hangs = False
         self.dead = False
@@ -82,37 +69,15 @@ class Puppet:
             await asyncio.Event().wait()
         self.released.append(handoff_lease_id)
 
-    async def renew(self, handoff_lease_id: str, lease_s: float) -> None:
-        self.renewed.append(handoff_lease_id)
-
     def pulled(self, handoff_lease_id: str) -> None:
         self.was_pulled.append(handoff_lease_id)
-
-    async def check_health(self) -> None:
-        pass
-
-    async def ping(self) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
 
     def load(self) -> EngineLoad:
         return EngineLoad(kv_blocks_used=self.kv_blocks_used)
 
     def hand_over(self, name: str) -> None:
         """The prefill of ``name`` is done; its KV is held."""
-        handoff = KvHandoff(
-            worker_id="",
-            epoch=0,
-            lease_id=name,
-            engine_id="",
-            tokens=20,
-            blocks=2,
-            bytes=2,
-            layout_fingerprint="",
-            lease_remaining_s=60.0,
-        )
+        handoff = workers.handoff(lease_id=name, tokens=20, blocks=2, lease_remaining_s=60.0)
         self.outputs[name](EngineOutput(token_ids=[5], finish=Finish("length"), handoff=handoff))
 
     def end(self, name: str) -> None:
@@ -123,10 +88,10 @@ class Puppet:
 class Stage:
     def __init__(self, **limits: Any) -> None:
         self.engine = Puppet()
-        role = PrefillRole(PrefillWorkerConfig(lease_s=30.0), INFO, "prefill-0")
+        role = PrefillRole(PrefillWorkerConfig(lease_s=30.0), workers.INFO, "prefill-0")
         self.registry = CollectorRegistry()
         self.core = WorkerCore(
-            engine=self.engine,
+            engine=cast(Engine, self.engine),
             role=role,
             config=WorkerConfig(),
             limits=WorkerLimits(**limits),
@@ -145,8 +110,8 @@ class Stage:
         assert step is not None
         return list(step.deltas)
 
-    def release(self, name: str, *, epoch: int = 7, pulled: bool = False) -> None:
-        self.core.release(pb.ReleaseHandoff(lease_id=name, epoch=epoch, pulled=pulled))
+    def release(self, name: str, *, pulled: bool = False) -> None:
+        self.core.release(pb.ReleaseHandoff(lease_id=name, epoch=workers.EPOCH, pulled=pulled))
 
     async def settled(self) -> None:
         assert await self.core.background.wait(10.0) == 0
@@ -173,22 +138,6 @@ async def test_the_engine_hears_once_that_its_kv_was_pulled_and_not_that_it_was_
                 made.release(name, pulled=pulled)
         await made.settled()
         assert (made.engine.was_pulled, made.engine.released) == (["a"], ["b"])
-
-
-async def test_words_about_a_lease_of_another_start_of_this_worker_change_nothing() -> None:
-    async with playing() as made:
-        await made.submit("a")
-        made.engine.end("a")
-        for epoch in (6, 8):
-            made.release("a", epoch=epoch)
-            made.release("a", epoch=epoch, pulled=True)
-            made.core.renew(pb.RenewHandoff(lease_id="a", epoch=epoch))
-        await made.core.background.wait(10.0)
-        assert made.core.role.leases_held == 1
-        assert (made.engine.was_pulled, made.engine.released, made.engine.renewed) == ([], [], [])
-        made.core.renew(pb.RenewHandoff(lease_id="a", epoch=7))
-        await made.core.background.wait(10.0)
-        assert made.engine.renewed == ["a"]
 
 
 async def test_a_hand_off_that_comes_after_its_stream_is_gone_is_not_kept() -> None:
@@ -258,14 +207,6 @@ async def test_behind_words_that_were_lost_nothing_is_said_on_a_stream_any_more(
             made.engine.outputs[name](EngineOutput(token_ids=[5]))
         assert made.front.failure and made.front.failure.kind is FailureKind.EXHAUSTED
         assert await asyncio.wait_for(made.front.batcher.next_step(), 10.0) is None
-
-
-async def test_a_stream_ends_with_its_first_failure() -> None:
-    async with playing() as made:
-        first, second = (Failure(kind=FailureKind.UNAVAILABLE, message=text) for text in ("first", "second"))
-        made.front.fail(first)
-        made.front.fail(second)
-        assert made.front.failure is first
 
 
 async def test_a_prompt_is_queued_until_its_first_output_and_counted_once() -> None:

@@ -7,12 +7,12 @@ import asyncio
 import pytest
 
 from protos.worker.v1 import worker_pb2 as pb
+from worker.config import WorkerLimits
 from worker.output_batcher import OutputBatcher, OutputOverflow
 
 
 def batcher(interval_s: float = 0.0, **bounds: int) -> OutputBatcher:
-    wanted = {"deltas_max": 1000, "bytes_max": 1 << 20, "step_deltas_max": 100, "step_bytes_max": 1 << 20, **bounds}
-    return OutputBatcher(**wanted, interval_s=interval_s)
+    return OutputBatcher(WorkerLimits(**bounds), interval_s)
 
 
 def delta(slot: int, tokens: int = 1) -> pb.Delta:
@@ -50,7 +50,7 @@ async def test_a_message_holds_at_most_so_many_deltas_and_bytes_but_always_one()
     assert [slots(await box.next_step()) for _ in range(4)] == [[1, 2], [3], [4], [5]]
 
 
-@pytest.mark.parametrize("bounds", [{"deltas_max": 3}, {"bytes_max": 3 * 68}])
+@pytest.mark.parametrize("bounds", [{"waiting_deltas_max": 3}, {"waiting_bytes_max": 3 * 68}])
 async def test_one_delta_too_many_is_an_error_and_is_not_kept(bounds: dict[str, int]) -> None:
     box = batcher(**bounds)
     for slot in range(3):
@@ -147,7 +147,7 @@ async def test_tokens_leave_by_themselves_when_the_interval_is_over() -> None:
 
 
 async def test_tokens_count_towards_the_bounds_as_deltas_do() -> None:
-    box = batcher(bytes_max=40, deltas_max=2)
+    box = batcher(waiting_bytes_max=40, waiting_deltas_max=2)
     box.append_tokens(1, [0])
     box.append_tokens(2, [0])
     with pytest.raises(OutputOverflow, match="2 deltas"):

@@ -6,17 +6,21 @@ import asyncio
 import json
 import signal
 import sys
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
 
 import grpc
 import pytest
 
 from engine.protocol import Engine
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from protos.worker.v1 import worker_pb2 as pb
+from protos.worker.v1 import worker_pb2_grpc
 from runtime.process import lifecycle
 from runtime.process.exit_codes import ExitCode
 from runtime.rpc.grpc_server import channel
-from tests.worker.conftest import WAIT_S
+from tests.worker.conftest import WAIT_S, Client, submit
 from worker.run import _start_engine
 
 PROGRAM = """
@@ -26,8 +30,7 @@ from {role}_worker.role import {kind}Role
 from engine.config import EngineConfig
 from runtime.process import lifecycle
 from runtime.process import logs
-from worker.config import WorkerConfig
-from worker.limits import WorkerLimits
+from worker.config import WorkerConfig, WorkerLimits
 from worker.run import serve
 import msgspec
 logs.configure_logging("info", "{role}-0")
@@ -46,36 +49,41 @@ lifecycle.run(serve(
 async def start(role: str, **settings: Any) -> asyncio.subprocess.Process:
     program = PROGRAM.format(role=role, kind=role.capitalize())
     return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        program,
-        json.dumps(settings),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+        sys.executable, "-c", program, json.dumps(settings),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
 
 
 async def end(process: asyncio.subprocess.Process) -> tuple[int, str]:
     _, stderr = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode is not None
     text = stderr.decode()
-    assert "never retrieved" not in text
-    assert "was destroyed but it is pending" not in text
+    for unwanted in ("never retrieved", "was destroyed but it is pending", "Traceback"):
+        assert unwanted not in text, text
     return process.returncode, text
 
 
-async def test_it_says_ready_serves_status_and_stops_on_a_signal_with_zero() -> None:
-    process = await start("prefill")
+class Attached(NamedTuple):
+    """A process that is ready, with one front proxy's stream."""
+
+    process: asyncio.subprocess.Process
+    front: Client
+    statuses: cluster_pb2_grpc.StatusServiceStub
+
+    async def status(self) -> cluster_pb2.ProcessStatus:
+        return (await self.statuses.GetStatus(cluster_pb2.GetStatusRequest(), timeout=WAIT_S)).process
+
+
+@asynccontextmanager
+async def attached(role: str, **settings: Any) -> AsyncIterator[Attached]:
+    process = await start(role, **settings)
     assert process.stdout is not None
     facts = json.loads(await asyncio.wait_for(process.stdout.readline(), 30))
     async with channel(facts["address"], 1 << 20) as opened:
-        stub = cluster_pb2_grpc.StatusServiceStub(opened)
-        status = (await stub.GetStatus(cluster_pb2.GetStatusRequest(), timeout=WAIT_S)).process
-    assert (status.id, status.role, status.state) == ("prefill-0", "prefill", "ready")
-    process.send_signal(signal.SIGTERM)
-    code, log = await end(process)
-    assert code == 0, log
-    assert "Traceback" not in log, log
+        front = Client(worker_pb2_grpc.WorkerServiceStub(opened).Attach())
+        await front.send(pb.AttachRequest(open=pb.Open(front_proxy_id="f")))
+        await front.call.read()
+        yield Attached(process, front, cluster_pb2_grpc.StatusServiceStub(opened))
 
 
 async def test_a_signal_before_the_engine_is_up_ends_it_too() -> None:
@@ -94,105 +102,59 @@ async def test_no_scheduler_ends_it_with_a_clear_line_and_a_code_of_its_own() ->
     assert "no scheduler registered this worker in time address=127.0.0.1:1 worker=decode-0" in log
 
 
-async def test_a_dead_engine_ends_it_with_a_clear_line_and_a_code_of_its_own() -> None:
-    from tests.worker.conftest import Client, submit
-
-    process = await start("decode", engine={"fake": {"dies_after_requests": 1}})
-    assert process.stdout is not None
-    facts = json.loads(await asyncio.wait_for(process.stdout.readline(), 30))
-    from protos.worker.v1 import worker_pb2 as pb
-    from protos.worker.v1 import worker_pb2_grpc
-
-    async with channel(facts["address"], 1 << 20) as opened:
-        client = Client(worker_pb2_grpc.WorkerServiceStub(opened).Attach())
-        await client.send(pb.AttachRequest(open=pb.Open(front_proxy_id="f")))
-        await client.call.read()
-        await client.one(submit(1, [1, 2, 3]))
-        await client.send(submit(2, [1, 2, 3]))
-        assert await client.ended() is grpc.StatusCode.UNAVAILABLE
-        code, log = await end(process)
-    assert code == 3, log
-    assert "the engine died worker=decode-0" in log
-
-
-async def test_an_engine_that_stands_still_ends_it_with_a_clear_line_and_a_code_of_its_own() -> None:
-    from protos.worker.v1 import worker_pb2 as pb
-    from protos.worker.v1 import worker_pb2_grpc
-    from tests.worker.conftest import Client, submit
-
-    process = await start(
-        "decode",
-        engine={"fake": {"hangs_after_requests": 1}},
-        worker={"engine_stall_timeout_s": 0.5},
-        limits={"health_interval_s": 0.1},
-    )
-    assert process.stdout is not None
-    facts = json.loads(await asyncio.wait_for(process.stdout.readline(), 30))
-    async with channel(facts["address"], 1 << 20) as opened:
-        client = Client(worker_pb2_grpc.WorkerServiceStub(opened).Attach())
-        await client.send(pb.AttachRequest(open=pb.Open(front_proxy_id="f")))
-        await client.call.read()
-        await client.one(submit(1, [1, 2, 3]))
-        await client.send(submit(2, [1, 2, 3]))
-        # The request has gone elsewhere long before the worker ends.
-        await client.send(pb.AttachRequest(abort=pb.Abort(slot=2)))
-        assert await client.ended() is grpc.StatusCode.UNAVAILABLE
-        code, log = await end(process)
-    assert code == 5, log
-    assert "the engine stands still" in log and "silent_s=0." in log
-    assert "Traceback" not in log, log
+@pytest.mark.parametrize(
+    ("fault", "code", "line"),
+    [
+        ("dies_after_requests", ExitCode.PART_DIED, "the engine died worker=decode-0"),
+        ("hangs_after_requests", ExitCode.ENGINE_STALLED, "the engine stands still"),
+    ],
+)
+async def test_a_lost_engine_ends_it_with_a_clear_line_and_a_code_of_its_own(
+    fault: str, code: ExitCode, line: str
+) -> None:
+    stall = {"worker": {"engine_stall_timeout_s": 0.5}, "limits": {"health_interval_s": 0.1}}
+    async with attached("decode", engine={"fake": {fault: 1}}, **stall) as worker:
+        await worker.front.one(submit(1, [1, 2, 3]))
+        await worker.front.send(submit(2, [1, 2, 3]))
+        if fault == "hangs_after_requests":
+            # The request has gone elsewhere long before the worker ends.
+            await worker.front.send(pb.AttachRequest(abort=pb.Abort(slot=2)))
+        assert await worker.front.ended() is grpc.StatusCode.UNAVAILABLE
+        ended, log = await end(worker.process)
+    assert ended == code, log
+    assert line in log
 
 
 async def test_a_stop_signal_leaves_a_lease_that_was_promised_and_refuses_what_is_new() -> None:
-    from protos.worker.v1 import worker_pb2 as pb
-    from protos.worker.v1 import worker_pb2_grpc
-    from tests.worker.conftest import Client, submit
-
-    process = await start("prefill")
-    assert process.stdout is not None
-    facts = json.loads(await asyncio.wait_for(process.stdout.readline(), 30))
-    async with channel(facts["address"], 1 << 20) as opened:
-        client = Client(worker_pb2_grpc.WorkerServiceStub(opened).Attach())
-        await client.send(pb.AttachRequest(open=pb.Open(front_proxy_id="f")))
-        await client.call.read()
-        handoff = (await client.one(submit(1, [1] * 40, prefill=True)))[-1].handoff
-        process.send_signal(signal.SIGTERM)
-        status = cluster_pb2_grpc.StatusServiceStub(opened)
-        said = cluster_pb2.ProcessStatus(state="ready")
+    async with attached("prefill") as worker:
+        told = await worker.status()
+        assert (told.id, told.role, told.state) == ("prefill-0", "prefill", "ready")
+        handoff = (await worker.front.one(submit(1, [1] * 40, prefill=True)))[-1].handoff
+        worker.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(WAIT_S):
-            while said.state == "ready":
-                said = (await status.GetStatus(cluster_pb2.GetStatusRequest(), timeout=WAIT_S)).process
-        assert (said.state, said.leases_held) == ("draining", 1)
-        refused = (await client.one(submit(2, [1] * 40, prefill=True)))[-1].failure
+            while (told := await worker.status()).state == "ready":
+                pass
+        assert (told.state, told.leases_held) == ("draining", 1)
+        refused = (await worker.front.one(submit(2, [1] * 40, prefill=True)))[-1].failure
         assert "takes no new requests" in refused.message
-        assert process.returncode is None
+        assert worker.process.returncode is None
         release = pb.ReleaseHandoff(lease_id=handoff.lease_id, epoch=handoff.epoch, pulled=True)
-        await client.send(pb.AttachRequest(release=release))
-        code, log = await end(process)
+        await worker.front.send(pb.AttachRequest(release=release))
+        code, log = await end(worker.process)
     assert code == 0, log
     assert "left" not in log
 
 
 async def test_a_second_stop_signal_cuts_the_drain_short_and_still_closes_in_order() -> None:
-    from protos.worker.v1 import worker_pb2 as pb
-    from protos.worker.v1 import worker_pb2_grpc
-    from tests.worker.conftest import Client, submit
-
-    process = await start("prefill", worker={"drain_timeout_s": 600})
-    assert process.stdout is not None
-    facts = json.loads(await asyncio.wait_for(process.stdout.readline(), 30))
-    async with channel(facts["address"], 1 << 20) as opened:
-        client = Client(worker_pb2_grpc.WorkerServiceStub(opened).Attach())
-        await client.send(pb.AttachRequest(open=pb.Open(front_proxy_id="f")))
-        await client.call.read()
-        await client.one(submit(1, [1] * 40, prefill=True))
-        assert process.stderr is not None
-        process.send_signal(signal.SIGTERM)
+    async with attached("prefill", worker={"drain_timeout_s": 600}) as worker:
+        await worker.front.one(submit(1, [1] * 40, prefill=True))
+        assert worker.process.stderr is not None
+        worker.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(WAIT_S):
-            while b"drains" not in await process.stderr.readline():
+            while b"drains" not in await worker.process.stderr.readline():
                 pass
-        process.send_signal(signal.SIGTERM)
-        code, log = await end(process)
+        worker.process.send_signal(signal.SIGTERM)
+        code, log = await end(worker.process)
     assert code == 0, log
     assert "worker stops with work left" in log and "requests=0 leases=1" in log
 

@@ -7,18 +7,14 @@ import asyncio
 import grpc
 import pytest
 
-from decode_worker.config import DecodeWorkerConfig
 from engine.config import FakeEngineConfig
-from kv_transfer.handoff.wire import from_wire
 from prefill_worker.config import PrefillWorkerConfig
-from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import FailureKind
-from runtime.rpc.grpc_server import channel
+from tests.polling import until
 from tests.scheduler.test_service import reason_of
 from tests.worker.conftest import WAIT_S, StartWorker, sampling, submit
-from worker.config import WorkerConfig
-from worker.limits import WorkerLimits
+from worker.config import WorkerConfig, WorkerLimits
 
 PROMPT = list(range(1, 41))
 SLOW = FakeEngineConfig(decode_step_us=20_000)
@@ -55,19 +51,6 @@ async def test_a_prefill_here_and_a_decode_there_give_what_one_engine_alone_give
     assert prefill.core.load().kv_bytes_out == decode.core.load().kv_bytes_in > 0
 
 
-async def test_a_release_frees_the_blocks_and_may_come_twice_or_for_a_stranger(start_worker: StartWorker) -> None:
-    prefill = await start_worker("prefill")
-    front = await prefill.attach()
-    handoff = (await front.one(submit(1, PROMPT, prefill=True)))[0].handoff
-    for lease_id, epoch in ((handoff.lease_id, handoff.epoch + 1), ("stranger", handoff.epoch)):
-        await front.send(pb.AttachRequest(release=pb.ReleaseHandoff(lease_id=lease_id, epoch=epoch)))
-    await front.one(submit(2, [1], prefill=True, sampling=sampling(1, stop_token_ids=list(range(512)))))
-    assert prefill.core.load().leases_held == 1
-    for _ in range(2):
-        await front.send(pb.AttachRequest(release=pb.ReleaseHandoff(lease_id=handoff.lease_id, epoch=handoff.epoch)))
-    await prefill.settled()
-
-
 async def test_an_abort_midway_frees_the_engine_and_says_when_the_slot_is_free(start_worker: StartWorker) -> None:
     worker = await start_worker("decode", fake=SLOW)
     front = await worker.attach()
@@ -78,20 +61,6 @@ async def test_an_abort_midway_frees_the_engine_and_says_when_the_slot_is_free(s
     assert (await front.until_end(3))[3][-1].finish == pb.FINISH_REASON_ABORT
     await worker.settled()
     assert (await front.one(submit(3, PROMPT, sampling=sampling(2))))[-1].finish == pb.FINISH_REASON_LENGTH
-
-
-async def test_an_abort_right_behind_its_submit_still_ends_the_slot(start_worker: StartWorker) -> None:
-    worker = await start_worker("prefill")
-    front = await worker.attach()
-    for slot in range(20):
-        await front.send(submit(slot, PROMPT, prefill=True))
-        await front.send(pb.AttachRequest(abort=pb.Abort(slot=slot)))
-    ends = await front.until_end(*range(20))
-    for deltas in ends.values():
-        if deltas[-1].HasField("handoff"):
-            lease = pb.ReleaseHandoff(lease_id=deltas[-1].handoff.lease_id, epoch=deltas[-1].handoff.epoch)
-            await front.send(pb.AttachRequest(release=lease))
-    await worker.settled()
 
 
 @pytest.mark.parametrize("how", ["cancel", "half_close"])
@@ -108,10 +77,7 @@ async def test_a_stream_that_ends_takes_its_requests_and_leases_with_it(start_wo
     else:
         await front.call.done_writing()
         assert await front.ended() is grpc.StatusCode.OK
-    async with asyncio.timeout(WAIT_S):
-        while worker.core.admission.requests or worker.core.load().leases_held != 1:
-            worker.core.changed.clear()
-            await worker.core.changed.wait()
+    await until(lambda: not worker.core.admission.requests and worker.core.load().leases_held == 1, within_s=WAIT_S)
     await other.send(pb.AttachRequest(release=pb.ReleaseHandoff(lease_id=kept.lease_id, epoch=kept.epoch)))
     await worker.settled()
 
@@ -129,23 +95,6 @@ async def test_requests_of_one_engine_step_share_one_message(start_worker: Start
     assert len(front.steps) <= 120, [len(step) for step in front.steps]
 
 
-async def test_a_draining_worker_refuses_new_requests_and_finishes_the_old(start_worker: StartWorker) -> None:
-    worker = await start_worker("decode", fake=SLOW)
-    front = await worker.attach()
-    await front.send(submit(1, PROMPT, sampling=sampling(6)))
-    await front.step()
-    drain = asyncio.create_task(worker.core.drain(8.0))
-    async with asyncio.timeout(WAIT_S):
-        while worker.core.lifecycle.accepts:
-            await asyncio.wait({asyncio.ensure_future(worker.core.changed.wait())}, timeout=0.01)
-    await front.send(submit(2, PROMPT))
-    ends = await front.until_end(1, 2)
-    assert ends[2][0].failure.kind == FailureKind.UNAVAILABLE
-    assert ends[1][-1].finish == pb.FINISH_REASON_LENGTH
-    assert await drain == 0
-    assert worker.core.status().state == "draining"
-
-
 async def test_a_drain_says_how_many_requests_its_deadline_left(start_worker: StartWorker) -> None:
     worker = await start_worker("decode", fake=SLOW)
     front = await worker.attach()
@@ -160,22 +109,6 @@ async def test_a_request_over_its_deadline_fails_and_frees_everything(start_work
     assert deltas[-1].failure.kind == FailureKind.DEADLINE
     assert 0 < len(tokens_of(deltas)) < 20
     await worker.settled()
-
-
-async def test_a_lease_that_is_not_pulled_runs_out_and_its_decode_is_computed_again(
-    start_worker: StartWorker,
-) -> None:
-    prefill = await start_worker(
-        "prefill", settings=PrefillWorkerConfig(lease_s=1.2), limits=WorkerLimits(lease_tick_s=0.02)
-    )
-    decode = await start_worker("decode")
-    handoff = (await (await prefill.attach()).one(submit(1, PROMPT, prefill=True)))[0].handoff
-    assert handoff.lease_remaining_ms <= 1_200
-    await prefill.settled()
-    handoff.lease_remaining_ms = 0
-    deltas = await (await decode.attach()).one(submit(1, PROMPT, handoff=handoff))
-    assert deltas[0].failure.kind == FailureKind.STATE_LOST
-    assert "left of its lease" in deltas[0].failure.message
 
 
 async def test_a_renewed_lease_outlives_its_first_end_in_worker_and_engine(start_worker: StartWorker) -> None:
@@ -198,15 +131,6 @@ async def test_a_renewed_lease_outlives_its_first_end_in_worker_and_engine(start
     assert lost.lease_id != kept.lease_id
     # No front proxy renews it any more.
     await worker.settled()
-
-
-async def test_a_hand_off_of_another_prompt_is_refused_by_the_decode_worker(start_worker: StartWorker) -> None:
-    prefill, decode = await start_worker("prefill"), await start_worker("decode")
-    handoff = (await (await prefill.attach()).one(submit(1, PROMPT, prefill=True)))[0].handoff
-    other = [*PROMPT[:-1], PROMPT[-1] + 1]
-    deltas = await (await decode.attach()).one(submit(1, other, handoff=handoff))
-    assert deltas[0].failure.kind == FailureKind.STATE_LOST
-    assert "another prompt" in deltas[0].failure.message
 
 
 async def test_no_room_is_said_with_advice_when_to_come_back(start_worker: StartWorker) -> None:
@@ -240,29 +164,6 @@ async def test_what_the_engine_refuses_is_told_in_its_words(start_worker: StartW
     assert (await front.one(submit(3, PROMPT, prefill=True)))[0].failure.kind == FailureKind.INCOMPATIBLE
 
 
-async def test_a_lost_hand_off_is_computed_here_by_the_engine_and_the_answer_is_the_same(
-    start_worker: StartWorker,
-) -> None:
-    prefill = await start_worker("prefill")
-    decode = await start_worker("decode", fake=FakeEngineConfig(pull_failure_every=1))
-    handoff = (await (await prefill.attach()).one(submit(1, PROMPT, prefill=True)))[0].handoff
-    front = await decode.attach()
-    with_handoff = await front.one(submit(1, PROMPT, handoff=handoff))
-    assert with_handoff[0].first.external_tokens == 0
-    assert tokens_of(with_handoff) == tokens_of(await front.one(submit(2, PROMPT)))
-
-
-async def test_a_dead_engine_ends_every_request_and_stream(start_worker: StartWorker) -> None:
-    worker = await start_worker("decode", fake=SLOW)
-    front = await worker.attach()
-    await front.send(submit(1, PROMPT, sampling=sampling(2000)))
-    await front.step()
-    worker.engine.die()
-    assert await front.ended() is grpc.StatusCode.UNAVAILABLE
-    assert worker.core.engine_lost.is_set()
-    assert worker.core.admission.requests == 0
-
-
 async def test_a_stream_whose_peer_does_not_read_is_cut_and_its_requests_end(start_worker: StartWorker) -> None:
     limits = WorkerLimits(waiting_deltas_max=16, step_deltas_max=4)
     fast = FakeEngineConfig(decode_step_us=0, decode_step_us_per_request=1)
@@ -270,22 +171,9 @@ async def test_a_stream_whose_peer_does_not_read_is_cut_and_its_requests_end(sta
     front = await worker.attach()
     for slot in range(8):
         await front.send(submit(slot, PROMPT, sampling=sampling(3000, logprobs=20)))
-    async with asyncio.timeout(WAIT_S):
-        while worker.core.streams or worker.core.admission.requests:
-            worker.core.changed.clear()
-            await worker.core.changed.wait()
+    await until(lambda: not (worker.core.streams or worker.core.admission.requests), within_s=WAIT_S)
     await worker.settled()
     assert await front.ended() is grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
-async def test_two_requests_of_one_name_never_touch_each_others_kv(start_worker: StartWorker) -> None:
-    worker = await start_worker("prefill")
-    front, other = await worker.attach("front-0"), await worker.attach("front-1")
-    assert (await front.one(submit(1, PROMPT, prefill=True, request_id="same")))[0].HasField("handoff")
-    failure = (await other.one(submit(1, PROMPT, prefill=True, request_id="same")))[0].failure
-    assert failure.kind == FailureKind.BAD_REQUEST
-    assert worker.core.load().leases_held == 1
-    assert worker.engine.load().kv_blocks_used == 3
 
 
 async def test_a_slot_used_twice_ends_the_stream(start_worker: StartWorker) -> None:
@@ -321,24 +209,3 @@ async def test_more_front_proxies_than_allowed_are_refused(start_worker: StartWo
     await call.write(pb.AttachRequest(open=pb.Open(front_proxy_id="one-too-many")))
     assert await asyncio.wait_for(call.code(), WAIT_S) is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert await reason_of(call) == "EXHAUSTED"
-
-
-async def test_status_tells_what_is_held(start_worker: StartWorker) -> None:
-    worker = await start_worker("prefill")
-    front = await worker.attach()
-    handoff = (await front.one(submit(1, PROMPT, prefill=True)))[0].handoff
-    async with channel(worker.core.address, 1024 * 1024) as opened:
-        stub = cluster_pb2_grpc.StatusServiceStub(opened)
-        status = (await stub.GetStatus(cluster_pb2.GetStatusRequest(), timeout=WAIT_S)).process
-    assert (status.id, status.role, status.state) == (worker.core.worker_id, "prefill", "ready")
-    assert (status.leases_held, status.kv_blocks_used) == (1, from_wire(handoff).blocks)
-    assert status.kv_blocks_total == 4096
-
-
-async def test_a_decode_worker_refuses_a_hand_off_of_another_layout(start_worker: StartWorker) -> None:
-    prefill = await start_worker("prefill", fake=FakeEngineConfig(block_bytes=1))
-    decode = await start_worker("decode", settings=DecodeWorkerConfig())
-    handoff = (await (await prefill.attach()).one(submit(1, PROMPT, prefill=True)))[0].handoff
-    failure = (await (await decode.attach()).one(submit(1, PROMPT, handoff=handoff)))[0].failure
-    assert failure.kind == FailureKind.INCOMPATIBLE
-    assert decode.engine.load().kv_blocks_used == 0

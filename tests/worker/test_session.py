@@ -16,8 +16,7 @@ from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.rpc.grpc_server import RunningServer, start_server
 from tests.polling import until
 from tests.worker.conftest import EOF, WAIT_S, InProcessWorker, StartWorker, submit
-from worker.config import WorkerConfig
-from worker.limits import WorkerLimits
+from worker.config import WorkerConfig, WorkerLimits
 from worker.session import SchedulerSession
 
 

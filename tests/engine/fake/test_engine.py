@@ -8,10 +8,11 @@ import msgspec
 import pytest
 
 from engine.config import EngineConfig, FakeEngineConfig
-from engine.epoch import next_epoch
+from engine.epoch import EPOCH_MIN_VARIABLE, next_epoch
 from engine.fake.engine import FakeEngine
 from engine.fake.fabric import FakeKvFabric
-from engine.protocol import EngineDead, EngineOutput, EngineRequest, Hold, TakeOver
+from engine.protocol import EngineDead, EngineOutput, EngineRequest, Finish, Hold, TakeOver
+from kv_transfer.handoff.handoff import KvHandoff
 
 TOKENS = list(range(3, 103))
 
@@ -44,22 +45,30 @@ async def started(fake: FakeEngine, wanted: EngineRequest) -> asyncio.Task[None]
     return running
 
 
+async def held(fake: FakeEngine, request_id: str = "1") -> KvHandoff:
+    """The hand-off of a prompt that was just computed."""
+    handoff = (await collect(fake, request(request_id, TOKENS, Hold(60.0), max_tokens=1)))[-1].handoff
+    assert handoff is not None
+    return handoff
+
+
+def external_tokens(outputs: list[EngineOutput]) -> int:
+    assert outputs[0].first is not None
+    return outputs[0].first.external_tokens
+
+
 def tokens_of(outputs: list[EngineOutput]) -> list[int]:
     return [token for output in outputs for token in output.token_ids]
 
 
-async def test_an_engine_is_newer_than_its_predecessor_also_where_the_clock_was_put_back() -> None:
+async def test_an_engine_is_newer_than_its_predecessor_also_where_the_clock_was_put_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ahead = 10**15
-    started = await FakeEngine.start(EngineConfig(kind="fake", epoch_min=ahead), worker_id="p0")
+    assert 0 < next_epoch() < ahead
+    monkeypatch.setenv(EPOCH_MIN_VARIABLE, str(ahead))
+    started = await FakeEngine.start(EngineConfig(kind="fake"), worker_id="p0")
     assert (started.info.epoch, started.info.engine_id) == (ahead, f"p0-{ahead}")
-    assert 0 < next_epoch(0) < ahead
-
-
-async def test_tokens_depend_on_everything_before_them_and_on_nothing_else() -> None:
-    first = tokens_of(await collect(engine("a"), request("1", TOKENS)))
-    assert first == tokens_of(await collect(engine("b"), request("2", TOKENS)))
-    assert first[3:] == tokens_of(await collect(engine(), request("3", TOKENS + first[:3], max_tokens=5)))
-    assert first != tokens_of(await collect(engine(), request("4", [4, *TOKENS[1:]])))
 
 
 async def test_the_seed_matters_only_when_sampling() -> None:
@@ -92,46 +101,30 @@ async def test_a_full_cache_starts_the_latest_arrival_over_without_losing_tokens
     assert fake.load().kv_blocks_used == 0
 
 
-async def test_a_held_prompt_blocks_until_it_is_pulled() -> None:
-    fabric = FakeKvFabric()
-    prefill, decode = engine("p0", fabric), engine("d0", fabric)
-    handoff = (await collect(prefill, request("1", TOKENS, Hold(60.0), max_tokens=1)))[-1].handoff
-    assert handoff is not None
-    assert prefill.load().kv_blocks_used == handoff.blocks == 4
-    await collect(decode, request("2", TOKENS, TakeOver(handoff)))
-    assert prefill.load().kv_blocks_used == 0
-
-
 async def test_a_dead_engines_handoff_is_computed_again() -> None:
     fabric = FakeKvFabric()
     prefill, decode = engine("p0", fabric), engine("d0", fabric)
-    handoff = (await collect(prefill, request("1", TOKENS, Hold(60.0), max_tokens=1)))[-1].handoff
-    assert handoff is not None
+    handoff = await held(prefill)
     prefill.die()
     outputs = await collect(decode, request("2", TOKENS, TakeOver(handoff)))
-    assert outputs[0].first is not None
-    assert outputs[0].first.external_tokens == 0
+    assert external_tokens(outputs) == 0
     assert tokens_of(outputs) == tokens_of(await collect(engine(), request("3", TOKENS)))
 
 
 async def test_another_prompts_handoff_is_an_error_not_an_answer() -> None:
     fabric = FakeKvFabric()
     prefill, decode = engine("p0", fabric), engine("d0", fabric)
-    handoff = (await collect(prefill, request("1", TOKENS, Hold(60.0), max_tokens=1)))[-1].handoff
-    assert handoff is not None
+    handoff = await held(prefill)
     outputs = await collect(decode, request("2", TOKENS[::-1], TakeOver(handoff)))
-    assert outputs[-1].finish is not None
-    assert outputs[-1].finish.reason == "error"
+    assert outputs[-1].finish == Finish("error")
     assert decode.load().kv_blocks_used == 0
 
 
 async def test_a_handoff_from_another_process_is_trusted() -> None:
     prefill, decode = engine("p0", FakeKvFabric()), engine("d0", FakeKvFabric())
-    handoff = (await collect(prefill, request("1", TOKENS, Hold(60.0), max_tokens=1)))[-1].handoff
-    assert handoff is not None
+    handoff = await held(prefill)
     outputs = await collect(decode, request("2", TOKENS, TakeOver(handoff)))
-    assert outputs[0].first is not None
-    assert outputs[0].first.external_tokens == 99
+    assert external_tokens(outputs) == 99
     await prefill.release(handoff.lease_id)
     assert prefill.load().kv_blocks_used == 0
 
@@ -141,12 +134,10 @@ async def test_every_nth_pull_can_be_made_to_fail() -> None:
     prefill, decode = engine("p0", fabric), engine("d0", fabric, pull_failure_every=2)
     external = []
     for number in range(4):
-        handoff = (await collect(prefill, request(f"p{number}", TOKENS, Hold(60.0), max_tokens=1)))[-1].handoff
-        assert handoff is not None
-        tokens = [*TOKENS]
-        first = (await collect(decode, request(f"d{number}", tokens, TakeOver(handoff), max_tokens=1)))[0].first
-        assert first is not None
-        external.append(first.external_tokens)
+        handoff = await held(prefill, f"p{number}")
+        external.append(
+            external_tokens(await collect(decode, request(f"d{number}", TOKENS, TakeOver(handoff), max_tokens=1)))
+        )
     assert external == [99, 0, 99, 0]
 
 
@@ -166,8 +157,7 @@ async def test_an_end_of_sequence_token_stops_unless_told_otherwise() -> None:
     third = tokens_of(await collect(engine(), request("1", TOKENS)))[2]
     fake = engine(eos_token_id=third)
     stopped = await collect(fake, request("2", TOKENS))
-    assert stopped[-1].finish is not None
-    assert (stopped[-1].finish.reason, stopped[-1].finish.stop_token_id) == ("stop", None)
+    assert stopped[-1].finish == Finish("stop")
     assert len(tokens_of(await collect(fake, request("3", TOKENS, ignore_eos=True)))) == 8
 
 

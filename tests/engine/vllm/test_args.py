@@ -8,11 +8,8 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.vllm.args import (
-    cpu_threads,
     engine_arg_values,
-    free_port,
     held_port,
-    kv_transfer_values,
     load_model_class,
     prepare_environment,
     runs_eagerly,
@@ -20,7 +17,7 @@ from engine.vllm.args import (
 from launcher.demo import model as demo_model
 
 
-def test_a_port_that_is_held_lets_one_process_listen_and_nobody_else_have_it() -> None:
+def test_a_port_that_is_held_is_free_for_one_listener_and_for_no_other_process() -> None:
     with held_port("127.0.0.1") as port, socket.socket() as listener:
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
             other.bind(("127.0.0.1", port))
@@ -50,7 +47,7 @@ def test_what_the_operator_set_stays() -> None:
     ],
 )
 def test_the_model_is_compiled_where_that_pays_or_is_asked_for(config: EngineConfig, on_cpu: bool, eager: bool) -> None:
-    assert engine_arg_values(config, engine_id="p0-1", side_channel_port=5, on_cpu=on_cpu)["enforce_eager"] is eager
+    assert engine_arg_values(config, engine_id="p0-1", side_channel=("h", 5), on_cpu=on_cpu)["enforce_eager"] is eager
     environ = {"VLLM_TARGET_DEVICE": "cpu"}
     prepare_environment(config, environ)
     assert ("TORCH_COMPILE_DISABLE" in environ) is (runs_eagerly(config, on_cpu=True))
@@ -67,60 +64,47 @@ def test_the_models_class_is_loaded_here_and_not_in_a_process_of_its_own(monkeyp
     load_model_class("some/name")
 
 
-def test_an_engine_gets_at_least_one_thread() -> None:
-    assert cpu_threads(EngineConfig(engines_per_machine=1000)) == 1
-    assert cpu_threads(EngineConfig(cpu_threads=3)) == 3
-
-
-def test_a_port_is_the_kernels_choice() -> None:
-    assert 0 < free_port("127.0.0.1") < 65536
-
-
-def test_further_arguments_win_but_not_over_the_connector() -> None:
-    config = EngineConfig(model="m", args={"max_num_seqs": 3, "kv_transfer_config": {"kv_connector": "Other"}})
-    values = engine_arg_values(config, engine_id="p0-1", side_channel_port=5, on_cpu=True)
-    assert values["max_num_seqs"] == 3
-    assert values["kv_transfer_config"]["kv_connector"] == "NixlConnector"
+def test_further_arguments_win_and_name_the_connector_but_not_what_baton_needs_of_it() -> None:
+    values = engine_arg_values(EngineConfig(model="m"), engine_id="p0-1", side_channel=("h", 5), on_cpu=True)
     assert values["kv_cache_memory_bytes"] == 1 << 30
+    transfer = values["kv_transfer_config"]
+    assert (transfer["kv_connector"], transfer["kv_connector_module_path"]) == (
+        "NixlConnector", "kv_transfer.nixl.connector",
+    )  # fmt: skip
+    chosen = {
+        "kv_connector": "MultiConnector",
+        "kv_connector_module_path": "",
+        "kv_connector_extra_config": {"backends": ["LIBFABRIC"]},
+        "engine_id": "mine",
+    }
+    config = EngineConfig(model="m", args={"max_num_seqs": 3, "kv_transfer_config": chosen})
+    values = engine_arg_values(config, engine_id="p0-1", side_channel=("h", 5), on_cpu=True)
+    assert values["max_num_seqs"] == 3
+    transfer = values["kv_transfer_config"]
+    assert (transfer["kv_connector"], transfer["kv_connector_module_path"]) == ("MultiConnector", None)
+    assert (transfer["engine_id"], transfer["kv_role"]) == ("p0-1", "kv_both")
+    assert transfer["kv_load_failure_policy"] == "recompute"
+    extra = transfer["kv_connector_extra_config"]
+    assert (extra["backends"], extra["baton_side_channel_host"], extra["baton_side_channel_port"]) == (
+        ["LIBFABRIC"], "h", 5,
+    )  # fmt: skip
 
 
-def test_the_connector_is_named_by_module_and_recomputes_what_fails() -> None:
-    values = kv_transfer_values(EngineConfig(), engine_id="p0-1", side_channel_port=5)
-    assert values["kv_connector_module_path"] == "kv_transfer.nixl.connector"
-    assert values["kv_load_failure_policy"] == "recompute"
-    assert values["kv_role"] == "kv_both"
-    assert values["engine_id"] == "p0-1"
-    assert values["kv_connector_extra_config"]["baton_side_channel_port"] == 5
-
-
-def test_several_connectors_can_be_composed() -> None:
-    children = [{"kv_connector": "NixlConnector"}, {"kv_connector": "OffloadingConnector"}]
-    config = EngineConfig(
-        kv_connector="MultiConnector", kv_connector_module="", kv_connector_extra={"connectors": children}
-    )
-    values = kv_transfer_values(config, engine_id="p0-1", side_channel_port=5)
-    assert values["kv_connector"] == "MultiConnector"
-    assert "kv_connector_module_path" not in values
-    assert values["kv_connector_extra_config"]["connectors"] == children
-
-
-def executor_of(config: EngineConfig, *, on_cpu: bool) -> object:
-    values = engine_arg_values(config, engine_id="p0-1", side_channel_port=5, on_cpu=on_cpu)
-    return values.get("distributed_executor_backend")
-
-
-def test_only_a_single_rank_on_cpu_runs_in_the_engine_core_itself() -> None:
-    assert executor_of(EngineConfig(model="m"), on_cpu=True) == "uni"
-    assert executor_of(EngineConfig(model="m"), on_cpu=False) is None
-    assert executor_of(EngineConfig(model="m", tensor_parallel_size=2), on_cpu=True) is None
-    chosen = EngineConfig(model="m", args={"distributed_executor_backend": "mp"})
-    assert executor_of(chosen, on_cpu=True) == "mp"
-
-
-def test_vllm_is_told_to_accept_that_only_where_it_is_asked_for() -> None:
-    single: dict[str, str] = {}
-    prepare_environment(EngineConfig(), single)
-    assert single["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
-    parallel: dict[str, str] = {}
-    prepare_environment(EngineConfig(tensor_parallel_size=2), parallel)
-    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in parallel
+@pytest.mark.parametrize(
+    ("config", "on_cpu", "executor"),
+    [
+        (EngineConfig(), True, "uni"),
+        (EngineConfig(), False, None),
+        (EngineConfig(tensor_parallel_size=2), True, None),
+        (EngineConfig(args={"distributed_executor_backend": "mp"}), True, "mp"),
+    ],
+)
+def test_only_a_single_rank_on_cpu_runs_in_the_engine_core_itself(
+    config: EngineConfig, on_cpu: bool, executor: str | None
+) -> None:
+    values = engine_arg_values(config, engine_id="p0-1", side_channel=("h", 5), on_cpu=on_cpu)
+    assert values.get("distributed_executor_backend") == executor
+    environ: dict[str, str] = {}
+    prepare_environment(config, environ)
+    # vLLM is told to accept that only where it is asked for.
+    assert ("VLLM_ENABLE_V1_MULTIPROCESSING" in environ) is (config == EngineConfig())

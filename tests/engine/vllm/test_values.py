@@ -11,7 +11,7 @@ import pytest
 
 from engine.protocol import Finish
 from engine.vllm.values import _weights_identity, finish, first_output, logprob_columns, take_over_params
-from kv_transfer.handoff.handoff import KvHandoff
+from tests.support.workers import handoff
 
 
 def test_the_samplers_arrays_become_columns_row_by_row() -> None:
@@ -51,26 +51,11 @@ def test_a_local_prefix_is_not_counted_as_taken_over() -> None:
     assert first_output(None, (0.0, 0.0), 2.5).external_tokens == 0
 
 
-def ticket(params: bytes) -> KvHandoff:
-    return KvHandoff(
-        worker_id="p0",
-        epoch=1,
-        lease_id="l",
-        engine_id="p0-1",
-        tokens=32,
-        blocks=1,
-        bytes=1,
-        layout_fingerprint="f",
-        lease_remaining_s=1.0,
-        connector_params=params,
-    )
-
-
 @pytest.mark.parametrize(
     "params", [b"", b"\xc1", msgspec.msgpack.encode({"remote_host": "h"}), msgspec.msgpack.encode(3)]
 )
 def test_an_unreadable_handoff_asks_for_no_transfer(params: bytes) -> None:
-    assert take_over_params(ticket(params)) == {}
+    assert take_over_params(handoff(connector_params=params)) == {}
 
 
 def test_a_handoff_carries_only_the_keys_we_know() -> None:
@@ -81,7 +66,8 @@ def test_a_handoff_carries_only_the_keys_we_know() -> None:
         "remote_host": "h",
         "remote_port": 1,
     }
-    params = take_over_params(ticket(msgspec.msgpack.encode(known | {"evil": 1, "remote_num_tokens": 999})))
+    sent = msgspec.msgpack.encode(known | {"evil": 1, "remote_num_tokens": 999})
+    params = take_over_params(handoff(tokens=32, connector_params=sent))
     assert params == known | {"do_remote_prefill": True, "do_remote_decode": False, "remote_num_tokens": 32}
 
 

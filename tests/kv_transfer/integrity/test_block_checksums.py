@@ -84,7 +84,7 @@ def test_a_region_with_gaps_between_its_blocks_is_found_and_only_its_bytes_count
     assert PendingChecksums(block_checksums([view], [0, 5])).ready() == before
 
 
-def test_memory_that_is_nobodys_or_no_whole_words_has_no_view() -> None:
+def test_memory_outside_the_tensors_or_of_no_whole_words_has_no_view() -> None:
     (tensor,) = caches(layers=1)
     size = WORDS * 8
     for base, length in (

@@ -86,13 +86,6 @@ def test_sums_that_cannot_be_compared_here_leave_it_to_the_holders_word(kind: st
     assert list(pull.handle(HolderReplied(reply("pulled", checksums=SUMS)))) == [Decide(TransferVerdict.ATTESTED)]
 
 
-def test_where_nobody_has_sums_there_are_none_to_be_equal() -> None:
-    pull = proof("")
-    pull.handle(HolderReplied(reply("held")))
-    assert list(pull.handle(ReadDone())) == [AskHolder()]
-    assert list(pull.handle(HolderReplied(reply("ended")))) == [Decide(TransferVerdict.UNPROVED)]
-
-
 def test_a_verdict_is_the_last_word() -> None:
     pull = proof()
     for event in (HolderReplied(reply(checksums=SUMS)), ReadDone(), ChecksumsCompared(False)):

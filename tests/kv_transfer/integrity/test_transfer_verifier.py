@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -58,11 +59,15 @@ def holder(request_id: str = "r", port: int = 1) -> Holder:
 
 
 def verifier(script: Script, ours: bytes = HELD) -> TransferVerifier:
-    def checksums_of(block_ids: Sequence[int]) -> Ready:
+    def checksums_of(block_ids: Sequence[int]) -> Any:
         return Ready(ours[-8 * len(block_ids) :])
 
     return TransferVerifier(
-        channel=script, timeout_s=2.0, checksums_of=checksums_of, checksum_kind="kind", clock=script.clock
+        channel=cast(SideChannel, script),
+        timeout_s=2.0,
+        checksums_of=checksums_of,
+        checksum_kind="kind",
+        clock=script.clock,
     )
 
 

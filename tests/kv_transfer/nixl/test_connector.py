@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import socket
-import threading
 import time
 from collections import defaultdict, deque
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import pytest
 
 from kv_transfer.integrity.held_kv_registry import HeldKvRegistry
-from kv_transfer.integrity.transfer_proof import TransferVerdict
 from kv_transfer.integrity.transfer_verifier import SideChannel, TransferVerifier
 
 pytestmark = pytest.mark.vllm
 
-connector = pytest.importorskip("kv_transfer.nixl.connector")
 messages = pytest.importorskip("kv_transfer.nixl.messages")
 scheduler_half = pytest.importorskip("kv_transfer.nixl.scheduler")
 worker_half = pytest.importorskip("kv_transfer.nixl.worker")
-
-import zmq  # noqa: E402
-from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import (  # noqa: E402
-    NixlAgentMetadata,
-    NixlHandshakePayload,
-)
 
 
 class FakeNixl:
@@ -69,16 +58,13 @@ def worker() -> Any:
         tp_rank=0,
         use_host_buffer=False,
         _has_mamba=False,
-        _is_hma_required=False,
         _cleanup_remote_engines=lambda: None,
-        shutdown=lambda: None,
         _pulled=set(),
         _lost=set(),
         _regions=[],
         _checksums=deque(),
         _connect_timeout_s=2.0,
         _verifier=TransferVerifier(channel=SideChannel(messages.question), timeout_s=2.0),
-        _invalid_block_ids=queue.Queue(),
     )
     return half
 
@@ -116,18 +102,6 @@ def test_hold_and_release_in_one_step_leave_nothing_behind(worker: Any) -> None:
     assert step(worker, hold={"r": 4}, release={"r"}) == {"r"}
     assert not worker._reqs_to_send
     assert not worker._reqs_to_process
-
-
-def test_what_was_never_held_is_not_reported(worker: Any) -> None:
-    assert step(worker, release={"unknown"}) == set()
-
-
-def test_a_pull_frees_and_counts_the_blocks_that_left(worker: Any) -> None:
-    step(worker, hold={"r": 4})
-    worker.nixl_wrapper.inbox = [b"r:1"]
-    assert step(worker) == {"r"}
-    assert worker.xfer_stats.data[messages.BLOCKS_OUT] == [4]
-    assert step(worker, release={"r"}) == set()
 
 
 def test_a_renewed_lease_outlives_its_first_end_and_a_renewal_never_shortens_one(worker: Any) -> None:
@@ -176,78 +150,12 @@ def test_what_is_remembered_of_releases_is_bounded(worker: Any, monkeypatch: pyt
     assert list(worker._dismissed) == ["r7", "r8", "r9"]
 
 
-def test_the_thread_that_builds_a_worker_half_keeps_its_cores() -> None:
-    before = os.sched_getaffinity(0)
-    with worker_half.cores_kept():
-        os.sched_setaffinity(0, {max(before)})
-    assert os.sched_getaffinity(0) == before
-
-
 def test_a_peer_that_does_not_listen_fails_at_once(worker: Any) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
     with pytest.raises(ConnectionRefusedError):
         worker._nixl_handshake("127.0.0.1", port, 1, "p0-1")
-
-
-class Verdicts:
-    """A prover that says what the test wants."""
-
-    def __init__(self) -> None:
-        self.read: list[str] = []
-        self.dropped: list[str] = []
-        self.coming: dict[str, tuple[TransferVerdict, list[int]]] = {}
-
-    def read_done(self, request_id: str) -> None:
-        self.read.append(request_id)
-
-    def drop(self, request_id: str) -> None:
-        self.dropped.append(request_id)
-
-    def verdicts(self) -> dict[str, tuple[TransferVerdict, list[int]]]:
-        coming, self.coming = self.coming, {}
-        return coming
-
-    def close(self) -> None:
-        self.coming = {}
-
-
-def results(received: set[str], failed: set[str] | None = None) -> Any:
-    return worker_half.KVConnectorTransferResults(
-        finished_sending=set(), finished_recving=received, failed_recving=failed or set()
-    )
-
-
-def test_the_scheduler_hears_of_a_pull_only_when_it_is_proved(worker: Any) -> None:
-    worker._verifier = Verdicts()
-    read = results({"r"})
-    worker._hold_back_unproved(read)
-    assert (worker._verifier.read, read.finished_recving) == (["r"], set())
-    worker._verifier.coming = {"r": (TransferVerdict.CHECKED, [4, 5])}
-    proved = results(set())
-    worker._hold_back_unproved(proved)
-    assert (proved.finished_recving, proved.failed_recving) == ({"r"}, set())
-    assert worker.get_block_ids_with_load_errors() == set()
-
-
-@pytest.mark.parametrize("verdict", [TransferVerdict.WRONG, TransferVerdict.UNPROVED])
-def test_what_cannot_be_proved_failed_to_load_and_is_counted(worker: Any, verdict: TransferVerdict) -> None:
-    worker._verifier = Verdicts()
-    worker._verifier.coming = {"r": (verdict, [4, 5])}
-    told = results(set())
-    worker._hold_back_unproved(told)
-    assert (told.finished_recving, told.failed_recving) == ({"r"}, {"r"})
-    assert worker.get_block_ids_with_load_errors() == {4, 5}
-    assert worker.xfer_stats.data[messages.PULLS[verdict]] == [1]
-
-
-def test_a_pull_that_failed_is_told_at_once_and_not_proved(worker: Any) -> None:
-    worker._verifier = Verdicts()
-    told = results({"r"}, {"r"})
-    worker._hold_back_unproved(told)
-    assert (worker._verifier.read, worker._verifier.dropped) == ([], ["r"])
-    assert (told.finished_recving, told.failed_recving) == ({"r"}, {"r"})
 
 
 def test_the_scheduler_half_hears_what_was_dismissed_before_its_readers_were_done(worker: Any) -> None:
@@ -278,80 +186,6 @@ def test_ranks_words_are_put_together() -> None:
     assert both.lost == {"x", "y"}
 
 
-def test_how_a_lease_ended_is_known_before_its_blocks_are_free() -> None:
-    half = scheduler()
-    for name in ("pulled", "lost"):
-        half._registry.hold(name)
-    half._heartbeat_req_engine = {}
-    told = messages.BatonWorkerMetadata({"pulled": {0: b"12345678"}}, {"lost"})
-    half.update_connector_output(
-        SimpleNamespace(finished_recving=None, finished_sending={"pulled", "lost"}, kv_connector_worker_meta=told)
-    )
-    assert [half._registry.reply(name, 0).lease for name in ("pulled", "lost")] == ["pulled", "ended"]
-    assert half._registry.reply("pulled", 0).checksums == b"12345678"
-    assert not half._lost
-
-
-class Impostor:
-    """An engine of another incarnation on the port that a hand-off names."""
-
-    def __init__(self, engine_id: str, compat_hash: str) -> None:
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self.port = self._socket.bind_to_random_port("tcp://127.0.0.1")
-        fields = dict.fromkeys(NixlAgentMetadata.__dataclass_fields__)
-        fields |= {
-            "engine_id": engine_id,
-            "agent_metadata": b"",
-            "device_id": 0,
-            "kv_caches_base_addr": [],
-            "num_blocks": 1,
-            "block_lens": [],
-            "block_strides": [],
-            "kv_cache_layout": "HND",
-            "block_size": 32,
-            "ssm_sizes": (0, 0),
-            "attn_backend_name": "x",
-            "physical_blocks_per_logical_kv_block": 1,
-        }
-        kept = {name: value for name, value in fields.items() if value is not None}
-        encode = msgspec.msgpack.Encoder().encode
-        payload = NixlHandshakePayload(
-            compatibility_hash=compat_hash, agent_metadata_bytes=encode(NixlAgentMetadata(**kept))
-        )
-        self._payload = encode(payload)
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        if self._socket.poll(10_000):
-            identity, _, _ = self._socket.recv_multipart()
-            self._socket.send_multipart((identity, b"", self._payload, msgspec.msgpack.encode(1.0)))
-
-    def close(self) -> None:
-        self._thread.join()
-        self._socket.close(linger=100)
-        self._context.term()
-
-
-def test_a_restarted_engine_on_the_same_port_is_not_taken_for_the_one_that_made_the_hand_off(worker: Any) -> None:
-    worker.__dict__.update(
-        _is_csa_linear=False,
-        use_host_buffer=True,
-        compat_hash="same",
-        enforce_compat_hash=True,
-        transfer_topo=SimpleNamespace(handshake_target_ranks=lambda *_: [0]),
-        _validate_remote_parallel_config=lambda _: None,
-        add_remote_agent=lambda *_: pytest.fail("an agent of another incarnation was added"),
-    )
-    impostor = Impostor("p0-2", "same")
-    try:
-        with pytest.raises(RuntimeError, match=r"engine ID mismatch. Expected p0-1,received p0-2"):
-            worker._nixl_handshake("127.0.0.1", impostor.port, 1, "p0-1")
-    finally:
-        impostor.close()
-
-
 def scheduler() -> Any:
     half = object.__new__(scheduler_half.BatonNixlScheduler)
     half.__dict__.update(
@@ -380,26 +214,9 @@ def test_exactly_what_was_prefilled_is_taken_over(remote: int, prompt: int, comp
     assert scheduler().get_num_new_matched_tokens(request, computed) == (taken, taken > 0)
 
 
-def test_a_release_names_leases_and_unknown_ones_are_ignored() -> None:
-    half = scheduler()
-    half._request_by_lease = {"lease": "lease-1a2b"}
-    request = SimpleNamespace(kv_transfer_params={messages.RELEASE: ["lease", "unknown"]}, request_id="x")
-    assert half.request_finished(request, ([1],)) == (False, None)
-    assert half._to_release == {"lease-1a2b"}
-
-
 def test_a_renewal_names_leases_and_unknown_ones_are_ignored() -> None:
     half = scheduler()
     half._request_by_lease = {"lease": "lease-1a2b"}
     request = SimpleNamespace(kv_transfer_params={messages.RENEW: {"lease": 30.0, "gone": 30.0}}, request_id="x")
     assert half.request_finished(request, ([1],)) == (False, None)
     assert half._to_renew == {"lease-1a2b": 30.0}
-
-
-def test_stats_survive_a_process_boundary() -> None:
-    stats = messages.BatonNixlStats()
-    assert stats.is_empty()
-    stats.data[messages.BLOCKS_OUT].append(3)
-    assert not stats.is_empty()
-    again = connector.NixlConnector.build_kv_connector_stats(data=dict(stats.data))
-    assert again.data[messages.BLOCKS_OUT] == [3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from engine.preflight import cpu_share
 from launcher.config import BatonConfig, LauncherConfig
 from launcher.local.process_plan import one_machine, plan
 from launcher.local.startup import (
@@ -86,8 +87,8 @@ def test_a_fixed_worker_port_counts_up_and_only_the_first_front_proxy_keeps_its_
 def test_engines_share_the_cores_unless_the_operator_said_how() -> None:
     config = BatonConfig(launcher=LauncherConfig(prefill=2, decode=3))
     there = Path("/state")
-    assert one_machine(config, {}, there).engine.engines_per_machine == 5
-    assert one_machine(config, {"engine.engines_per_machine": "--set"}, there).engine.engines_per_machine == 2
+    assert one_machine(config, {}, there).engine.cpu_threads == cpu_share(5)
+    assert one_machine(config, {"engine.cpu_threads": "--set"}, there).engine.cpu_threads == 0
     assert one_machine(config, {}, there).front_proxy.grpc_port == config.front_proxy.port + 1
     assert one_machine(config, {}, there).scheduler.leader_lock_file == ""
 

@@ -7,11 +7,9 @@ from typing import Any
 import pytest
 
 from scheduler.api.actions import Action, ReportDropped, ReportLeak
-from scheduler.api.events import PlanRequested, PlansRunning, RunningPlan, Tick, WorkerLeasesReported, WorkerLeft
-from scheduler.cluster.lease_audit import LeaseAuditor, request_of
-from scheduler.config import WaitingConfig
-from scheduler.core import SchedulerCore
-from tests.scheduler.cast import FRONT, Stage, ready
+from scheduler.api.events import Tick, WorkerLeasesReported, WorkerLeft
+from scheduler.cluster.lease_audit import LeaseAuditor
+from tests.scheduler.cast import Stage, question, ready, restarted
 
 
 def stage(**config: Any) -> Stage:
@@ -34,7 +32,7 @@ def at(made: Stage, now_s: float) -> list[Action]:
     return [action for action in made.do(Tick()) if isinstance(action, ReportLeak | ReportDropped)]
 
 
-def test_a_lease_that_nobody_uses_is_found_once_and_its_request_named() -> None:
+def test_a_lease_that_no_request_uses_is_found_once_and_its_request_named() -> None:
     made = stage()
     plan = made.plan()
     hold(made, "r1-p1", "cmpl-77-x-p2")
@@ -61,74 +59,25 @@ def test_a_worker_that_left_leaks_nothing() -> None:
     assert made.core.leaked_leases() == {"d0": 0}
 
 
-def test_leases_are_named_after_their_requests() -> None:
-    assert request_of("chatcmpl-1-2-p1") == "chatcmpl-1-2"
-    assert request_of("odd") == "odd"
-
-
 def test_a_lease_that_is_known_again_is_no_leak() -> None:
-    ledger = LeaseAuditor(10.0)
-    assert ledger.look("p0", ["r-p1"], set(), 0.0) == []
-    assert ledger.look("p0", ["r-p1"], {"r"}, 9.0) == []
-    assert ledger.look("p0", ["r-p1"], set(), 11.0) == []
-    assert [leak.request_id for leak in ledger.look("p0", ["r-p1"], set(), 21.0)] == ["r"]
+    auditor = LeaseAuditor(10.0)
+    assert auditor.look("p0", ["r-p1"], set(), 0.0) == []
+    assert auditor.look("p0", ["r-p1"], {"r"}, 9.0) == []
+    assert auditor.look("p0", ["r-p1"], set(), 11.0) == []
+    assert [leak.request_id for leak in auditor.look("p0", ["r-p1"], set(), 21.0)] == ["r"]
 
 
-def test_what_a_front_proxy_does_not_run_is_not_reserved() -> None:
+def test_a_plan_on_idle_workers_is_dropped_when_it_is_old_enough_and_not_before() -> None:
     made = stage()
-    made.plan()
-    plan = made.plan()
-    assert plan.decode is not None
-    still = RunningPlan(
-        plan_id=plan.plan_id, request_id="r2", prefill=plan.prefill, decode=plan.decode, decode_blocks=3
-    )
-    actions = made.do(PlansRunning(session=FRONT, plans=(still,), complete=True))
-    assert actions == [ReportDropped(request_id="r1", reason="not_running")]
-    assert made.reserved("d0") == 3
-
-
-def test_a_reservation_on_workers_that_have_long_been_idle_is_dropped_whatever_its_front_proxy_believes() -> None:
-    made = stage()
-    made.plan()
-    made.now_s = 3.0
-    made.report("p0")
-    made.report("d0")
-    assert at(made, 4.0) == [], "they work"
-    for now_s in (5.0, 14.9):
-        made.now_s = now_s
-        made.report("p0")
-        made.report("d0")
-        made.do(Tick())
-        assert made.reserved("d0") == 3
-    made.now_s = 17.0
-    assert made.do(Tick()) == [ReportDropped(request_id="r1", reason="workers_idle")]
-    assert made.reserved("d0") == 0 == made.core.plans_in_flight
-
-
-def idle_since_long_ago(**config: Any) -> Stage:
-    """Both workers have had nothing to do for ten seconds, at 20 s."""
-    made = stage(**config)
     for now_s in (10.0, 20.0):
         made.now_s = now_s
         made.report("p0")
         made.report("d0")
-    return made
-
-
-def test_a_plan_that_was_just_made_for_idle_workers_is_not_dropped() -> None:
-    made = idle_since_long_ago()
     made.plan()
     for now_s, reserved in ((20.0, 3), (29.9, 3), (31.9, 0)):
         made.now_s = now_s
         made.do(Tick())
         assert made.reserved("d0") == reserved, now_s
-
-
-def test_a_plan_is_dropped_as_soon_as_it_is_old_enough() -> None:
-    made = idle_since_long_ago()
-    made.plan()
-    made.now_s = 30.0
-    assert made.do(Tick()) == [ReportDropped(request_id="r1", reason="workers_idle")]
 
 
 @pytest.mark.parametrize(("busy", "idle"), [("p0", "d0"), ("d0", "p0")])
@@ -147,18 +96,16 @@ def test_a_plan_one_of_whose_workers_has_anything_at_all_to_do_stays(
 
 
 def test_a_lease_of_a_request_that_waits_for_a_place_is_no_leak() -> None:
-    made = stage(waiting=WaitingConfig())
+    made = stage(waiting_max=1)
     made.plan(prompt_tokens=97 * 32)
-    made.do(PlanRequested(session=FRONT, plan_id=9, request_id="again", prompt_tokens=320, output_tokens_max=32,
-                          wait_max_s=1000.0, priority_class="batch"))  # fmt: skip
+    made.do(question(9, request_id="again", wait_max_s=1000.0, priority_class="batch"))
     hold(made, "again-p1")
     assert at(made, 2.0) == at(made, 14.0) == []
     assert sum(made.core.waiting().values()) == 1
 
 
 def test_what_a_new_scheduler_has_not_been_told_yet_is_no_leak() -> None:
-    made = stage(leak_after_s=1.0, ledger_interval_s=0.5, recovery_grace_s=5.0)
-    made.core = SchedulerCore(made.core._config, began_s=0.0)
+    made = restarted(leak_after_s=1.0, ledger_interval_s=0.5, recovery_grace_s=5.0, worker_lease_s=1e9)
     made.enter("p0")
     made.enter("d0")
     hold(made, "r1-p1")
@@ -166,7 +113,7 @@ def test_what_a_new_scheduler_has_not_been_told_yet_is_no_leak() -> None:
     assert len(at(made, 6.0)) == 1
 
 
-def test_the_books_are_compared_no_more_often_than_configured() -> None:
+def test_what_is_held_is_compared_no_more_often_than_configured() -> None:
     made = stage()
     assert at(made, 2.0) == []
     hold(made, "lost-p1")

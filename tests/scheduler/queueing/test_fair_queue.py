@@ -1,4 +1,4 @@
-"""AdmissionController among those who wait."""
+"""Which key is next: shares by weight and cost, and no credit for time away."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ def serve(share: FairQueue, times: int, cost: float = 10.0, weights: dict[str, f
     return served
 
 
-def test_equals_take_turns() -> None:
+def shared(*keys: str, times: int = 20) -> FairQueue:
+    """These keys wait, and were served so often."""
     share = FairQueue(10)
-    for key in "abc":
+    for key in keys:
         share.enter(key)
-    assert serve(share, 30) == {"a": 10, "b": 10, "c": 10}
+    serve(share, times)
+    return share
 
 
 def test_weights_are_kept() -> None:
@@ -34,9 +36,7 @@ def test_weights_are_kept() -> None:
 
 
 def test_what_is_shared_is_cost_and_not_turns() -> None:
-    share = FairQueue(10)
-    share.enter("large")
-    share.enter("small")
+    share = shared("large", "small", times=0)
     used: Counter[str] = Counter()
     for _ in range(110):
         key = share.next_key()
@@ -47,22 +47,14 @@ def test_what_is_shared_is_cost_and_not_turns() -> None:
 
 
 def test_a_key_that_was_away_is_owed_nothing_and_one_that_was_just_served_waits() -> None:
-    share = FairQueue(10)
-    share.enter("busy")
-    serve(share, 100)
+    share = shared("busy", times=100)
     share.enter("late")
     assert serve(share, 20) == {"busy": 10, "late": 10}
     share.leave("late")
     share.enter("late")
     assert abs(serve(share, 20)["late"] - 10) <= 1, "leaving and returning gains nothing"
-
-
-def test_there_is_no_next_key_when_none_waits() -> None:
-    share = FairQueue(10)
-    assert share.next_key() is None
-    share.enter("a")
-    share.leave("a")
-    share.leave("a")
+    for key in ("busy", "late", "late"):
+        share.leave(key)
     assert share.next_key() is None and len(share) == 0
 
 
@@ -84,9 +76,7 @@ def test_memory_is_bounded_by_the_waiting_keys_and_the_configured_number() -> No
 
 
 def test_memory_of_a_key_that_waits_long_while_others_are_served_is_bounded() -> None:
-    share = FairQueue(10)
-    for key in "ab":
-        share.enter(key)
+    share = shared("a", "b", times=0)
     for _ in range(1_000):
         share.charge("b", 1.0)
     assert share.next_key() == "a" and len(share._heap) <= 2 * len(share) + 65
@@ -105,21 +95,15 @@ def test_keys_that_owe_most_are_remembered_longest() -> None:
 
 
 def test_virtual_time_does_not_go_back_when_a_key_is_credited() -> None:
-    share = FairQueue(10)
-    for key in "ab":
-        share.enter(key)
-    serve(share, 20)
+    share = shared("a", "b")
     share.correct("a", -100.0)
     share.charge("a", 150.0)
     share.enter("c")
-    assert abs(serve(share, 12)["c"] - 6) <= 1, "who comes now is owed nothing of what went back"
+    assert abs(serve(share, 12)["c"] - 6) <= 1, "a key that comes now is owed nothing of what went back"
 
 
 def test_a_charge_that_was_too_high_is_made_up_for_while_its_key_waits() -> None:
-    share = FairQueue(10)
-    for key in "ab":
-        share.enter(key)
-    assert serve(share, 20) == {"a": 10, "b": 10}
+    share = shared("a", "b")
     for _ in range(8):
         share.correct("a", -10.0)
     assert serve(share, 8) == {"a": 8}
@@ -127,10 +111,7 @@ def test_a_charge_that_was_too_high_is_made_up_for_while_its_key_waits() -> None
 
 
 def test_a_charge_that_was_too_low_is_made_up_for_also_by_a_key_that_left() -> None:
-    share = FairQueue(10)
-    for key in "ab":
-        share.enter(key)
-    assert serve(share, 20) == {"a": 10, "b": 10}
+    share = shared("a", "b")
     share.leave("a")
     share.correct("a", 50.0)
     share.enter("a")
@@ -138,9 +119,7 @@ def test_a_charge_that_was_too_low_is_made_up_for_also_by_a_key_that_left() -> N
 
 
 def test_a_key_that_does_not_wait_gets_no_credit() -> None:
-    share = FairQueue(10)
-    share.enter("b")
-    serve(share, 5)
+    share = shared("b", times=5)
     share.correct("a", -100.0)
     share.enter("a")
     assert abs(serve(share, 20)["a"] - 10) <= 1
@@ -151,10 +130,7 @@ def test_a_key_that_does_not_wait_gets_no_credit() -> None:
 
 
 def test_a_new_key_stands_beside_the_one_that_is_furthest_behind() -> None:
-    share = FairQueue(10)
-    for key in "ab":
-        share.enter(key)
-    serve(share, 20)
+    share = shared("a", "b")
     share.correct("a", -100.0)
     share.enter("c")
     assert serve(share, 10) == {"a": 5, "c": 5}

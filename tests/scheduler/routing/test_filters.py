@@ -1,14 +1,17 @@
-"""Each filter alone, as tables."""
+"""Each filter alone, as tables, and what is said when none is left."""
 
 from __future__ import annotations
 
 import pytest
 
 from scheduler.api.worker_info import WorkerLoad, WorkerState
+from scheduler.cluster.model_pool import ModelPool
 from scheduler.cluster.worker import Worker
+from scheduler.config import SchedulerParameters
 from scheduler.routing import filters
 from scheduler.routing.filters import Ask, Emptied, Filter, passing
-from tests.scheduler.cast import ready, worker
+from scheduler.routing.placement import NotPlaced, Planner
+from tests.scheduler.cast import question, ready, worker
 
 
 def kept(name: str, workers: list[Worker], ask: Ask | None = None, now_s: float = 0.0) -> list[str]:
@@ -70,23 +73,19 @@ def test_a_worker_at_its_own_limit_is_dropped(requests_max: int, requests: int, 
     assert bool(kept("request_slots", workers)) == takes
 
 
-class Laps:
-    """Writes down what ran."""
-
-    def __init__(self) -> None:
-        self.ran: list[str] = []
-
-    def start(self) -> None:
-        self.ran.append("start")
-
-    def lap(self, policy: str) -> None:
-        self.ran.append(policy)
-
-
-def test_the_filter_that_dropped_the_last_worker_is_named_and_each_is_timed() -> None:
-    draining, laps = worker("d0"), Laps()
+def test_the_filter_that_dropped_the_last_worker_is_named() -> None:
+    draining = worker("d0")
     draining.drain(1.0)
     chain = (Filter("excluded", filters.excluded), Filter("ready", filters.ready), Filter("suspect", filters.suspect))
-    assert passing(chain, Ask(held_tokens=64), [draining], 0.0, laps) == Emptied("ready", [draining])
-    assert laps.ran == ["start", "excluded", "ready"]
+    assert passing(chain, Ask(held_tokens=64), [draining], 0.0) == Emptied("ready", [draining])
     assert passing(chain, Ask(held_tokens=64), [], 0.0) == Emptied("")
+
+
+@pytest.mark.parametrize(("used", "missing"), [((99, 98), 1), ((100, 100), 3)])
+def test_a_refusal_says_the_smallest_shortage(used: tuple[int, int], missing: int) -> None:
+    pool = ModelPool()
+    for index, blocks in enumerate(used):
+        pool.add(worker(f"d{index}", ready(kv_blocks_used=blocks)))
+    refused = Planner(SchedulerParameters(), None).place(question(1, prompt_tokens=64), pool, 0.0)
+    assert isinstance(refused, NotPlaced)
+    assert f"{missing} KV blocks are missing" in refused.message
