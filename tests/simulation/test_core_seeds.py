@@ -272,7 +272,7 @@ class PlansFromAnyView(PlanClient):
     """Does not ask how old the picture is that it plans from."""
 
     def __init__(self, config: FrontProxyConfig, limits: FrontProxyLimits, **options: Any) -> None:
-        super().__init__(msgspec.structs.replace(config, degraded_view_max_age_s=float("inf")), limits, **options)
+        super().__init__(config, msgspec.structs.replace(limits, degraded_view_max_age_s=float("inf")), **options)
 
 
 class DoesNotSayWhatRuns(PlanClient):
@@ -287,7 +287,7 @@ class NeverPlansHere(PlanClient):
     """Waits for the scheduler however long that is away."""
 
     def __init__(self, config: FrontProxyConfig, limits: FrontProxyLimits, **options: Any) -> None:
-        super().__init__(msgspec.structs.replace(config, degraded_view_max_age_s=-1.0), limits, **options)
+        super().__init__(config, msgspec.structs.replace(limits, degraded_view_max_age_s=-1.0), **options)
 
 
 class DoesNotWaitForItsTurn(PlanClient):
