@@ -107,7 +107,7 @@ class PlanClient:
         self._plans = FallbackPlanner(
             policy,
             view,
-            view_max_age_s=config.degraded_view_max_age_s,
+            view_max_age_s=limits.degraded_view_max_age_s,
             load_fade_s=limits.degraded_load_fade_s,
             rng=rng,
         )

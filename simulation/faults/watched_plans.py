@@ -47,7 +47,7 @@ class WatchedPlans:
         self._front = front
         self._world = front.world
         config, limits = front.config, front.limits
-        self._view_max_age_s = config.degraded_view_max_age_s
+        self._view_max_age_s = limits.degraded_view_max_age_s
         self._patience_s = min(limits.plan_patience_s, config.plan_timeout_s)
         self.open = False
         self._questions: dict[int, str] = {}

@@ -175,7 +175,9 @@ def test_a_bug_of_a_request_is_found(patches: Sequence[Patch], monkeypatch: pyte
 def views_as_old_as(max_age_s: float) -> Patch:
     return with_arguments(
         PlanClient,
-        lambda init, config, *given, **named: init(replace(config, degraded_view_max_age_s=max_age_s), *given, **named),
+        lambda init, config, limits, *given, **named: init(
+            config, replace(limits, degraded_view_max_age_s=max_age_s), *given, **named
+        ),
     )
 
 

@@ -13,6 +13,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from engine.config import FakeEngineConfig
+from engine.protocol import EngineRequest
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.dispatch.metrics import DispatchMetrics
 from front_proxy.request.generation import GenerationDelta, GenerationRequest
@@ -144,10 +145,10 @@ def _sampling(max_tokens: int) -> bytes:
 def request(number: int, tokens: int, prompt: int = 40, *, continuing: bool = True) -> GenerationRequest:
     """A request of ``tokens`` tokens on a prompt of its own."""
     return GenerationRequest(
-        request_id=f"r{number}",
-        token_ids=list(range(number, number + prompt)),
+        engine_request=EngineRequest(
+            request_id=f"r{number}", token_ids=list(range(number, number + prompt)), sampling=_sampling(tokens)
+        ),
         prefill_sampling=_sampling(1),
-        decode_sampling=_sampling(tokens),
         continuation=Behind(tokens) if continuing else None,
         output_tokens_max=tokens,
     )

@@ -66,10 +66,8 @@ class Play:
     def __init__(self, *, addresses: str = "a", view_max_age_s: float = 100.0, plan_timeout_s: float = 5.0) -> None:
         self.view = ClusterView()
         self.plan_client = PlanClient(
-            FrontProxyConfig(
-                scheduler_address=addresses, degraded_view_max_age_s=view_max_age_s, plan_timeout_s=plan_timeout_s
-            ),
-            LIMITS,
+            FrontProxyConfig(scheduler_address=addresses, plan_timeout_s=plan_timeout_s),
+            msgspec.structs.replace(LIMITS, degraded_view_max_age_s=view_max_age_s),
             view=self.view,
             policy=SchedulerConfig(),
             rng=random.Random(7),

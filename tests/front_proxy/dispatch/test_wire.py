@@ -73,7 +73,7 @@ def test_what_the_scheduler_answers_arrives(plan: ReplyPlan, failure: Failure, w
 def test_a_submission_arrives(
     request: EngineRequest, handoff: KvHandoff | None, stage: Stage, deadline_s: float
 ) -> None:
-    sent = Submission(stage=stage, request=request, handoff=handoff, blocks_reserved=3, deadline_s=deadline_s)
+    sent = Submission(stage=stage, engine_request=request, handoff=handoff, blocks_reserved=3, deadline_s=deadline_s)
     arrived = worker_wire.request_of(wire.submit(7, sent, 0.0).submit)
     assert arrived is not None and arrived.engine_request == request
     assert (arrived.slot, arrived.blocks_reserved, type(arrived.work).__name__) == (7, 3, stage.value.title())

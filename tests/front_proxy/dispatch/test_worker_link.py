@@ -92,7 +92,7 @@ def opened(epoch: int) -> pb.AttachResponse:
 
 def submission(stage_: Stage = Stage.PREFILL, *, fields: dict[str, Any] | None = None, **more: Any) -> Submission:
     request = EngineRequest(request_id="r-p1", token_ids=[1, 2, 3], sampling=b"s", **fields or {})
-    return Submission(stage=stage_, request=request, **more)
+    return Submission(stage=stage_, engine_request=request, **more)
 
 
 def handoff(lease_id: str = "lease") -> cluster_pb2.KvHandoff:

@@ -25,7 +25,9 @@ OPTIONS: Any = {
     "send_messages_max": 1000,
     "limits": FrontProxyLimits(handoff_renew_interval_s=60.0, worker_connect_retry_s=1.0),
 }
-SUBMISSION = Submission(stage=Stage.PREFILL, request=EngineRequest(request_id="r-p1", token_ids=[1], sampling=b""))
+SUBMISSION = Submission(
+    stage=Stage.PREFILL, engine_request=EngineRequest(request_id="r-p1", token_ids=[1], sampling=b"")
+)
 HANDOFF = cluster_pb2.KvHandoff(worker_id="w", epoch=7, lease_id="lease", tokens=1, blocks=1, lease_remaining_ms=30_000)
 
 
