@@ -20,16 +20,17 @@ from front_proxy.run import _leave, _load
 from runtime.process.exit_codes import ExitCode
 from runtime.rpc.grpc_server import start_server
 from tests.front_proxy.conftest import Served, listening
+from tests.polling import until
 
 WAIT_S = 20.0
 
 
-@pytest.mark.parametrize("hurried", [False, True])
-async def test_a_drain_that_is_over_tells_the_streams_it_ends(served: Served, hurried: bool) -> None:
-    front = FrontProxyConfig(drain_timeout_s=WAIT_S * 10 if hurried else 0.05)
+@pytest.mark.parametrize("how", ["finished", "hurried", "time is up"])
+async def test_a_drain_lets_streams_finish_and_tells_those_that_it_ends(served: Served, how: str) -> None:
+    front = FrontProxyConfig(drain_timeout_s=0.05 if how == "time is up" else WAIT_S * 10)
     limits = FrontProxyLimits(close_timeout_s=WAIT_S, drain_settle_s=0.0)
     grpc_server = await start_server("127.0.0.1", 0, lambda _: [], message_bytes_max=1 << 20)
-    served.source.hold = 3
+    served.source.hold = None if how == "finished" else 3
     hurry = asyncio.Event()
     body: dict[str, Any] = {"model": "tiny", "prompt": "x", "max_tokens": 9, "stream": True}
     async with (
@@ -38,14 +39,21 @@ async def test_a_drain_that_is_over_tells_the_streams_it_ends(served: Served, hu
         httpx.AsyncClient(base_url=f"http://{http.address}") as client,
     ):
         streaming = asyncio.create_task(client.post("/v1/completions", json=body))
-        await served.source.held.wait()
-        if hurried:
+        await until(lambda: served.client.in_flight.count, within_s=WAIT_S)
+        if how != "finished":
+            await served.source.held.wait()
+        if how == "hurried":
             hurry.set()
         await _leave(front, served.source, served.client.in_flight, http, grpc_server, hurry, limits)
         text = (await streaming).text
     lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
     assert lines[-1] == "[DONE]"
-    assert json.loads(lines[-2])["error"]["message"] == "The front proxy is stopping."
+    last = json.loads(lines[-2])
+    if how == "finished":
+        assert last["choices"][0]["finish_reason"] == "length"
+    else:
+        assert last["error"]["message"] == "The front proxy is stopping."
+    assert served.client.in_flight.draining and served.client.in_flight.idle.is_set()
 
 
 async def test_a_chat_template_that_is_no_file_is_one_sentence(tiny_model_folder: Path) -> None:
