@@ -145,8 +145,8 @@ class SchedulerCore:
         match event:
             case WorkerSuspected():
                 return self._suspect(event, now_s)
-            case DrainRequested(worker_id=worker_id, deadline_s=deadline_s):
-                return self._drain(worker_id, deadline_s)
+            case DrainRequested(worker_id=worker_id):
+                return self._drain(worker_id)
             case WorkerLeasesReported(session=session, worker_id=worker_id, lease_ids=lease_ids):
                 worker = self._member(worker_id, session)
                 if worker is not None:
@@ -235,9 +235,9 @@ class SchedulerCore:
             self._add(self._arrived(info, session, now_s))
         actions.append(AcceptWorker(session=session, worker_id=info.worker_id))
         member = self.cluster.workers[info.worker_id]
-        if member.drain_within_s is not None:
+        if member.drain_asked:
             # Its former stream may have ended before it was told.
-            actions.append(DrainWorker(session=session, worker_id=info.worker_id, deadline_s=member.drain_within_s))
+            actions.append(DrainWorker(session=session, worker_id=info.worker_id))
         actions.append(PublishView(at_once=True))
         return actions
 
@@ -247,8 +247,8 @@ class SchedulerCore:
         same = departed is not None and departed.info.epoch == info.epoch
         health = departed.health if departed is not None and same else WorkerHealth(self._config.outliers)
         worker = Worker(info, session, now_s, self._config.prefill_initial_tokens_per_s, health)
-        if departed is not None and same and departed.drain_within_s is not None:
-            worker.drain(departed.drain_within_s)
+        if departed is not None and same and departed.drain_asked:
+            worker.drain()
         return worker
 
     def _add(self, worker: Worker) -> None:
@@ -347,15 +347,12 @@ class SchedulerCore:
                 changed = True
         return changed
 
-    def _drain(self, worker_id: str, deadline_s: float) -> Sequence[Action]:
+    def _drain(self, worker_id: str) -> Sequence[Action]:
         worker = self.cluster.get(worker_id)
-        if worker is None or worker.drain_within_s is not None:
+        if worker is None or worker.drain_asked:
             return ()
-        worker.drain(deadline_s)
-        return (
-            DrainWorker(session=worker.session, worker_id=worker_id, deadline_s=deadline_s),
-            PublishView(at_once=True),
-        )
+        worker.drain()
+        return (DrainWorker(session=worker.session, worker_id=worker_id), PublishView(at_once=True))
 
     def _serve(self, now_s: float) -> Sequence[Action]:
         return self._admission.serve(now_s, recovering=self.recovering)

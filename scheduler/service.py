@@ -103,14 +103,14 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             await stream.refuse(outgoing.failure)
 
     async def DrainWorker(self, request: pb.DrainWorkerRequest, context: Context) -> pb.DrainWorkerResponse:  # noqa: N802
-        """Have one worker emptied. It stays a member, idle and draining, until its process ends or is restarted."""
+        """Tell one worker to drain. It stays a member, draining, until its process ends or is restarted."""
         if self._shell.stands_by or self._shell.deposed:
             await abort(context, _STANDS_BY)
         if self._shell.core.cluster.get(request.worker_id) is None:
             text = f"No worker {request.worker_id!r} is registered with the scheduler."
             await abort(context, Failure(kind=FailureKind.NOT_FOUND, message=text))
         log.info("drain requested", worker=request.worker_id, peer=context.peer())
-        self._shell.feed(DrainRequested(worker_id=request.worker_id, deadline_s=request.deadline_ms / 1000))
+        self._shell.feed(DrainRequested(worker_id=request.worker_id))
         return pb.DrainWorkerResponse()
 
     async def _first(self, stream: ServerStream[Any, Any]) -> Any:

@@ -169,9 +169,9 @@ class SchedulerShell:
                 log.warning("worker dropped", worker=worker_id, why=reason)
                 if (outgoing := self.workers.get(session)) is not None:
                     outgoing.close(_DROPPED[reason])
-            case DrainWorker(session=session, deadline_s=deadline_s):
+            case DrainWorker(session=session):
                 if (outgoing := self.workers.get(session)) is not None:
-                    outgoing.put(pb.WorkerCommand(drain=pb.Drain(deadline_ms=round(deadline_s * 1000))))
+                    outgoing.put(pb.WorkerCommand(drain=pb.Drain()))
             case ReportLeak() | ReportDropped() | EjectWorker():
                 self._report(action)
             case PublishView(at_once=at_once):

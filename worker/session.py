@@ -15,6 +15,7 @@ from runtime.rpc.bidi_stream import ClientStream, Dial, StreamBroken, answer_wit
 from runtime.rpc.grpc_stream import grpc_dial
 from runtime.timing.backoff import backoff_s
 from worker.core import WorkerCore
+from worker.lifecycle import Event
 
 log = structlog.get_logger(__name__)
 
@@ -140,19 +141,14 @@ class SchedulerSession:
         while (command := await stream.read()) is not None:
             match command.WhichOneof("message"):
                 case "drain":
-                    deadline_s = command.drain.deadline_ms / 1000 or self._core.config.drain_timeout_s
-                    log.info("the scheduler asks this worker to drain", within_s=deadline_s)
-                    self._core.background.start(self._drain(deadline_s), "drain for the scheduler")
+                    log.info("the scheduler asks this worker to drain", requests=self._core.admission.requests)
+                    self._core.happen(Event.DRAIN_ASKED)
                 case "registered":
                     pass  # said again
                 case other:
                     log.warning("the scheduler sent an unknown command", command=other)
         if self._leaving is None:
             raise StreamBroken("it closed the stream")
-
-    async def _drain(self, deadline_s: float) -> None:
-        left = await self._core.drain(deadline_s)
-        log.info("drained for the scheduler", requests_left=left)
 
     async def _back_off(self) -> None:
         self._rounds_failed += 1

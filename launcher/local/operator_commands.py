@@ -26,7 +26,10 @@ Say = Callable[[str], None]
 
 
 async def drain(state_dir: Path, worker_id: str, *, timeout_s: float, say: Say) -> None:
-    """Have the scheduler empty a worker, and wait until it is idle. It stays up. Raises CommandError or StateError."""
+    """Have the scheduler drain a worker, and wait until it is idle, ``timeout_s`` at most. It stays up.
+
+    Raises CommandError or StateError.
+    """
     record = state_file.read(state_dir)
     worker = _find(record, worker_id, "worker", WORKER_ROLES)
     if not procfs.is_alive(worker.pid, worker.start_ticks) or not worker.grpc_address:
@@ -34,7 +37,7 @@ async def drain(state_dir: Path, worker_id: str, *, timeout_s: float, say: Say) 
     schedulers = ",".join(one.grpc_address for one in record.processes if one.role == "scheduler")
     status_timeout_s = Timing().status_timeout_s
     try:
-        await drain_worker(schedulers, worker_id, within_s=timeout_s, timeout_s=status_timeout_s)
+        await drain_worker(schedulers, worker_id, timeout_s=status_timeout_s)
     except grpc.aio.AioRpcError as error:
         raise CommandError(
             f"the scheduler did not drain {worker_id}: {error.details() or error.code().name}"

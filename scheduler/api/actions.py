@@ -75,7 +75,6 @@ class DrainWorker(msgspec.Struct, frozen=True, kw_only=True):
 
     session: int
     worker_id: str
-    deadline_s: float
 
 
 class ReportLeak(msgspec.Struct, frozen=True, kw_only=True):

@@ -56,10 +56,9 @@ class WorkerSuspected(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DrainRequested(msgspec.Struct, frozen=True, kw_only=True):
-    """An operator wants this worker empty. ``deadline_s``: time it has for that; 0: its own setting."""
+    """An operator wants this worker to drain."""
 
     worker_id: str
-    deadline_s: float
 
 
 class FrontJoined(msgspec.Struct, frozen=True, kw_only=True):

@@ -38,8 +38,8 @@ class Worker:
         self.health = health or WorkerHealth(OutlierLimits())
         self.avoided = self.health.avoided
         self.suspect_until_s = float("-inf")
-        # Time an operator gave it to finish what it runs. None: it is not to drain. Holds until this incarnation ends.
-        self.drain_within_s: float | None = None
+        # Whether an operator asked it to drain. Holds until this incarnation ends.
+        self.drain_asked = False
         # Blocks held here for each plan that has not ended.
         self.reserved: dict[PlanKey, int] = {}
         # Prompts sent here that no load report includes yet: (planned at, tokens), oldest first.
@@ -69,7 +69,7 @@ class Worker:
     @property
     def state(self) -> WorkerState:
         """What it reported, or DRAINING from the moment it was asked to drain."""
-        asked = self.drain_within_s is not None and self.load.state is WorkerState.READY
+        asked = self.drain_asked and self.load.state is WorkerState.READY
         return WorkerState.DRAINING if asked else self.load.state
 
     def reserve(self, key: PlanKey, blocks: int) -> None:
@@ -141,14 +141,14 @@ class Worker:
         """Take over what its health says."""
         self.avoided = self.health.avoided
 
-    def drain(self, within_s: float) -> None:
+    def drain(self) -> None:
         """Take nothing new from now on, whatever the next report says."""
-        self.drain_within_s = within_s
+        self.drain_asked = True
         self._refresh()
 
     def _refresh(self) -> None:
         load = self.load
-        self.ready = load.state is WorkerState.READY and self.drain_within_s is None and not self.silent
+        self.ready = load.state is WorkerState.READY and not self.drain_asked and not self.silent
         reported = load.requests_running + load.requests_waiting
         self.request_count = max(reported + len(self.unreported), len(self.reserved))
         self.queued_tokens = load.prefill_tokens_queued + self.unreported_tokens

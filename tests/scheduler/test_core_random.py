@@ -59,7 +59,7 @@ anything: st.SearchStrategy[Event] = st.one_of(
     st.builds(events.WorkerLoadReported, session=sessions, worker_id=worker_ids, load=loads),
     st.builds(events.WorkerLeft, session=sessions, worker_id=worker_ids, reason=st.just("test")),
     st.builds(events.WorkerSuspected, worker_id=worker_ids, epoch=epochs, reason=st.just("test")),
-    st.builds(events.DrainRequested, worker_id=worker_ids, deadline_s=st.just(1.0)),
+    st.builds(events.DrainRequested, worker_id=worker_ids),
     st.builds(events.FrontJoined, session=fronts, front_proxy_id=st.just("front")),
     st.builds(events.FrontLeft, session=fronts),
     plans,

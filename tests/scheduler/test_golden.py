@@ -77,7 +77,7 @@ READERS: dict[str, Callable[[str, Options], Event]] = {
     "load": _load,
     "left": lambda name, options: events.WorkerLeft(session=options["session"], worker_id=name, reason="script"),
     "suspect": lambda name, options: events.WorkerSuspected(worker_id=name, epoch=options["epoch"], reason="script"),
-    "drain": lambda name, options: events.DrainRequested(worker_id=name, deadline_s=options["deadline_s"]),
+    "drain": lambda name, _: events.DrainRequested(worker_id=name),
     "plan": _plan,
     "end": _end,
     "running": _running,
@@ -103,8 +103,8 @@ def _words(action: Action) -> str:
             return f"reject session={session}: {failure.kind} | {failure.message}"
         case actions.DropWorker(session=session, worker_id=worker_id, reason=reason):
             return f"drop {worker_id} session={session}: {reason}"
-        case actions.DrainWorker(session=session, worker_id=worker_id, deadline_s=deadline_s):
-            return f"drain {worker_id} session={session} deadline={deadline_s}s"
+        case actions.DrainWorker(session=session, worker_id=worker_id):
+            return f"drain {worker_id} session={session}"
         case actions.ReportLeak(worker_id=worker_id, lease_id=lease_id, request_id=request_id):
             return f"leak {lease_id} of {request_id} on {worker_id}"
         case actions.ReportDropped(request_id=request_id, reason=reason):

@@ -157,7 +157,7 @@ async def test_the_scheduler_can_drain_it(start_worker: StartWorker) -> None:
     async with scheduler_at(scheduler) as server:
         worker = await start_worker("decode", limits=LIMITS, config=config(server.address))
         async with session_of(worker):
-            scheduler.commands.put_nowait(pb.WorkerCommand(drain=pb.Drain(deadline_ms=5_000)))
+            scheduler.commands.put_nowait(pb.WorkerCommand(drain=pb.Drain()))
             await scheduler.until(state=cluster_pb2.PROCESS_STATE_DRAINING)
             assert not worker.core.lifecycle.accepts
 

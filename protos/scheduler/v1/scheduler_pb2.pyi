@@ -8,12 +8,10 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class DrainWorkerRequest(_message.Message):
-    __slots__ = ("worker_id", "deadline_ms")
+    __slots__ = ("worker_id",)
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
-    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
-    deadline_ms: int
-    def __init__(self, worker_id: _Optional[str] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+    def __init__(self, worker_id: _Optional[str] = ...) -> None: ...
 
 class DrainWorkerResponse(_message.Message):
     __slots__ = ()
@@ -60,10 +58,8 @@ class Registered(_message.Message):
     def __init__(self, heartbeat_interval_ms: _Optional[int] = ..., leader_epoch: _Optional[int] = ...) -> None: ...
 
 class Drain(_message.Message):
-    __slots__ = ("deadline_ms",)
-    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
-    deadline_ms: int
-    def __init__(self, deadline_ms: _Optional[int] = ...) -> None: ...
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class FrontUpdate(_message.Message):
     __slots__ = ("register", "plan", "ended", "suspect", "running")

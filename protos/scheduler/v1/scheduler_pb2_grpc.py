@@ -73,8 +73,8 @@ class SchedulerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DrainWorker(self, request, context):
-        """Empties one worker: it gets nothing new from now on. Returns at once; the worker's status says how far it is. For
-        `baton drain`. Idempotent. NOT_FOUND: no worker of this id is registered.
+        """Tells one worker to drain: it gets nothing new from now on. Returns at once; the worker's status says how far it
+        is. For `baton drain`. Idempotent. NOT_FOUND: no worker of this id is registered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

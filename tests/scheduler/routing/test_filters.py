@@ -75,7 +75,7 @@ def test_a_worker_at_its_own_limit_is_dropped(requests_max: int, requests: int, 
 
 def test_the_filter_that_dropped_the_last_worker_is_named() -> None:
     draining = worker("d0")
-    draining.drain(1.0)
+    draining.drain()
     chain = (Filter("excluded", filters.excluded), Filter("ready", filters.ready), Filter("suspect", filters.suspect))
     assert passing(chain, Ask(held_tokens=64), [draining], 0.0) == Emptied("ready", [draining])
     assert passing(chain, Ask(held_tokens=64), [], 0.0) == Emptied("")
