@@ -6,7 +6,7 @@ machine's backend is ``launcher.local.backend``.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -16,36 +16,12 @@ from runtime.roles import Role
 MemberState = Literal["pending", "starting", "ready", "draining", "ended"]
 
 
-class Resources(msgspec.Struct, frozen=True, kw_only=True):
-    """What one replica needs of its machine."""
-
-    gpus: float = 0.0
-    cpus: float = 1.0
-    memory_bytes: int = 0
-    custom: Mapping[str, float] = {}
-    """By the name that the platform gives them."""
-
-
-class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """Which machines a replica may run on. Empty: any."""
-
-    accelerator: str = ""
-    """One model of accelerator for the whole pool: shards on unequal ones wait for the slowest."""
-    zone: str = ""
-    """A zone's name, or "same": all pools of the cluster in one."""
-    node_labels: Mapping[str, str] = {}
-    nodes: int = 1
-    """Machines that one replica spans."""
-
-
 class Pool(msgspec.Struct, frozen=True, kw_only=True):
     """Replicas of one role with the same settings."""
 
     name: str
     role: Role
     replicas: int
-    resources: Resources = Resources()
-    placement: Placement = Placement()
     settings: tuple[str, ...] = ()
     """As `--set` takes them; they override the cluster's configuration file."""
 
