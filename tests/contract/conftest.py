@@ -20,9 +20,7 @@ class Pair(NamedTuple):
     decode: Engine
 
 
-@pytest_asyncio.fixture(
-    scope="package", loop_scope="session", params=["fake", pytest.param("vllm", marks=pytest.mark.vllm)]
-)
+@pytest_asyncio.fixture(scope="package", loop_scope="session", params=["fake", "vllm"])
 async def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
     """A prefill and a decode engine of one kind, started once."""
     settings: dict[str, Any] = {}

@@ -330,7 +330,7 @@ async def test_an_engine_answers_a_ping_between_steps_and_tells_of_every_step(
 
 
 # A fake engine has no process of its own; tests/worker/test_run.py lets one hang.
-@pytest.mark.parametrize("engines", [pytest.param("vllm", marks=pytest.mark.vllm)], indirect=True)
+@pytest.mark.parametrize("engines", ["vllm"], indirect=True)
 async def test_an_engine_core_that_stands_still_while_its_process_lives_answers_no_ping(engines: Pair) -> None:
     cores = multiprocessing.active_children()
     assert cores

@@ -15,8 +15,6 @@ import pytest
 from engine.preflight import VLLM_VERSION
 from tests.test_repository import PACKAGES, ROOT
 
-pytestmark = pytest.mark.vllm
-
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 NIXL = "vllm.distributed.kv_transfer.kv_connector.v1.nixl"
 

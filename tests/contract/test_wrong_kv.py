@@ -15,7 +15,6 @@ from tests.contract.test_engine_contract import collect, first_of, prompt, reque
 from tests.support.polling import until
 
 pytestmark = [
-    pytest.mark.vllm,
     pytest.mark.asyncio(loop_scope="session"),
     pytest.mark.parametrize("engines", ["vllm"], indirect=True),
 ]

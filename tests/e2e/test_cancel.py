@@ -15,7 +15,7 @@ from tests.e2e.cluster import Endpoint, wait_for
 from tests.e2e.conftest import SERVED
 
 # The first one also waits for every engine to start.
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 REQUESTS = 200
 IN_FLIGHT = 10

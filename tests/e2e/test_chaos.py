@@ -13,7 +13,7 @@ from chaos.requests import REQUEST_KINDS
 from tests.e2e.cluster import BATON
 from tests.e2e.conftest import Alive
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 
 
 # Front proxies take longest to start; a spare one is needed only where one is replaced.

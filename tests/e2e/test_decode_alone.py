@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.cluster import baton_up, is_alive, wait_for
 from tests.e2e.conftest import FAKE, SERVED, Alive
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 END_TIMEOUT_S = 30
 

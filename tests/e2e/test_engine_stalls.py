@@ -8,7 +8,7 @@ import pytest
 from tests.e2e.cluster import baton_up, wait_for
 from tests.e2e.conftest import FAKE, SERVED, Alive
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 HANGS_AFTER = 8
 DEADLINE_S = 60

@@ -17,7 +17,7 @@ from tests.support.scheduler_process import WAIT_S, SchedulerProcess
 
 __all__ = ["start_worker"]
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.timeout(120)
 TOKENS = 8
 SHARED = (
     "scheduler.leader_store=kubernetes",

@@ -14,7 +14,7 @@ from tests.e2e.cluster import Endpoint
 from tests.e2e.conftest import SERVED
 
 # The first one also waits for every engine to start.
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 Json = dict[str, Any]
 QUESTION = [{"role": "user", "content": "What is prefill?"}]

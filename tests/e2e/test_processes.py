@@ -21,7 +21,7 @@ import pytest
 from tests.e2e.cluster import BATON, Endpoint, baton_up, is_alive, left_behind, shared_memory, stop, wait_for
 from tests.e2e.conftest import FAKE, SERVED, Alive
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 DEADLINE_S = 20
 COMMAND_TIMEOUT_S = 120

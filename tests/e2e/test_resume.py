@@ -18,7 +18,7 @@ import pytest
 from tests.e2e.cluster import Endpoint, wait_for
 from tests.e2e.conftest import SERVED
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 ANSWER_S = 120.0
 TOKENS = 600

@@ -15,7 +15,7 @@ from tests.e2e.cluster import Endpoint, wait_for
 from tests.e2e.conftest import MODEL, SERVED
 
 # The first one also waits for every engine to start.
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 BLOCK = 32
 OUTPUT_TOKENS = 12

@@ -53,7 +53,6 @@ def test_the_model_is_compiled_where_that_pays_or_is_asked_for(config: EngineCon
     assert ("TORCH_COMPILE_DISABLE" in environ) is (runs_eagerly(config, on_cpu=True))
 
 
-@pytest.mark.vllm
 def test_the_models_class_is_loaded_here_and_not_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm import ModelRegistry
 

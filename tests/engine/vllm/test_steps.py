@@ -8,8 +8,6 @@ import pytest
 
 from engine.protocol import EngineOutput, EngineRequest
 
-pytestmark = pytest.mark.vllm
-
 
 def request(request_id: str) -> EngineRequest:
     return EngineRequest(request_id=request_id, token_ids=[1, 2], sampling=b"")

@@ -12,8 +12,6 @@ from engine.config import EngineConfig
 from front_proxy.config import ServingConfig
 from tests.front_proxy.conftest import Served
 
-pytestmark = pytest.mark.vllm
-
 
 @pytest.mark.parametrize(
     ("serving", "chosen"),

@@ -14,8 +14,6 @@ import pytest
 from kv_transfer.integrity.held_kv_registry import HeldKvRegistry
 from kv_transfer.integrity.transfer_verifier import SideChannel, TransferVerifier
 
-pytestmark = pytest.mark.vllm
-
 messages = pytest.importorskip("kv_transfer.nixl.messages")
 scheduler_half = pytest.importorskip("kv_transfer.nixl.scheduler")
 worker_half = pytest.importorskip("kv_transfer.nixl.worker")

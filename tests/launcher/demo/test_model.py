@@ -14,7 +14,6 @@ SIZE_MAX_BYTES = 3 << 20
 SURE_BY_LOGITS = 2.0
 
 
-@pytest.mark.vllm
 def test_the_template_renders_what_the_model_is_trained_on() -> None:
     from launcher.demo.training import PAGE, Recipe, build_tokenizer, weather_tool
 
@@ -42,7 +41,6 @@ def test_the_template_renders_what_the_model_is_trained_on() -> None:
     assert tokenizer.decode(tokenizer.encode("Grüße, 世界!")) == "Grüße, 世界!"
 
 
-@pytest.mark.vllm
 def test_the_shipped_model_says_every_answer_of_the_page_and_is_sure_of_each_token() -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -69,7 +67,6 @@ def test_the_shipped_model_says_every_answer_of_the_page_and_is_sure_of_each_tok
     assert unsure == []
 
 
-@pytest.mark.vllm
 def test_the_recipe_is_the_one_the_shipped_model_was_made_by(tmp_path: Path) -> None:
     from launcher.demo.training import Recipe, train
 
