@@ -75,14 +75,13 @@ class SchedulerCore:
         self._config = config
         self._reservations = Reservations(self.cluster, config.plans_in_flight_max)
         self._queue = WaitQueue(config)
-        self._refusals = Refusals(self._queue, rng)
         self._admission = AdmissionController(
             config,
             Planner(config, rng, explain=explain),
             self.cluster,
             self._reservations,
             self._queue,
-            self._refusals,
+            Refusals(self._queue, rng),
         )
         self._lease_auditor = LeaseAuditor(config.leak_after_s)
         self._audited_s = self._isolated_s = float("-inf")
@@ -120,7 +119,7 @@ class SchedulerCore:
             case Tick(late_s=late_s):
                 for worker in self.cluster.workers.values():
                     worker.forgive(late_s, now_s)
-                overdue = [self._refusals.refuse(each.event, each.cause) for each in self._queue.overdue(now_s)]
+                overdue = self._admission.overdue(now_s)
                 self._queue.bring_back(now_s)
                 return (*self._tick(now_s), *self._audit(now_s), *overdue, *self._serve(now_s))
             case WorkerJoined(session=session, info=info):

@@ -10,7 +10,7 @@ from scheduler.api.actions import Action, ReplyPlan, ReplyWaiting
 from scheduler.api.events import PlanRequested
 from scheduler.cluster.state import ClusterState
 from scheduler.config import SchedulerParameters
-from scheduler.queueing.refusals import PASSING, Refusals
+from scheduler.queueing.refusals import NONE_CAME, PASSING, Refusals
 from scheduler.queueing.reservations import Reservations
 from scheduler.queueing.wait_queue import EXCLUDED_MAX_S, Waiting, WaitQueue, charge_of, class_of
 from scheduler.routing.placement import NotPlaced, Placed, Planner
@@ -81,6 +81,12 @@ class AdmissionController:
                 self._queue.remove((event.session, event.plan_id), now_s)
                 actions.append(self._refusals.refuse(event, placed.cause, placed.message))
         return actions
+
+    def overdue(self, now_s: float) -> Sequence[Action]:
+        """Refuse every request that has waited for as long as it may."""
+        ready = any(worker.ready for worker in self._cluster.pool_for_requests().with_role("decode"))
+        message = "" if ready else NONE_CAME
+        return [self._refusals.refuse(each.event, each.cause, message) for each in self._queue.overdue(now_s)]
 
     def _place(self, event: PlanRequested, now_s: float) -> Placed | NotPlaced:
         if not self._reservations.has_room():

@@ -26,6 +26,7 @@ _MESSAGES: dict[Cause, str] = {
     "waited_out": "The cluster is full, and the request has waited for as long as it may.",
     "no_worker": "No worker was usable for as long as the request may wait for one.",
 }
+NONE_CAME = "No decode worker is ready, and the request has waited for as long as it may."
 
 
 class Refusals:

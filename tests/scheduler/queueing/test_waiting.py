@@ -9,6 +9,7 @@ import pytest
 from runtime.priority_class import PriorityClass
 from scheduler.api.actions import ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.api.events import FrontJoined, FrontLeft, PlansRunning, Tick, WorkerLeft
+from scheduler.queueing.refusals import NONE_CAME
 from scheduler.queueing.wait_queue import class_of
 from tests.scheduler.cast import FRONT, question, ready, restarted
 from tests.scheduler.queueing.queue_stage import (
@@ -151,7 +152,9 @@ def test_a_request_waits_longer_for_workers_that_may_return_than_for_room() -> N
     ask(made, 13, priority_class="interactive", wait_max_s=2.0)
     for now_s, over in ((4.9, []), (5.0, [13]), (7.9, []), (8.0, [12])):
         made.now_s = now_s
-        assert [plan_id for plan_id, _, _ in refused(made.do(Tick()))] == over
+        actions = made.do(Tick())
+        assert refused(actions) == [(plan_id, "exhausted", "waited_out") for plan_id in over]
+        assert all(each.failure.message == NONE_CAME for each in actions if isinstance(each, ReplyRefusal))
 
 
 @pytest.mark.parametrize("first", [(), ("d0",)])
