@@ -60,8 +60,6 @@ def judged(report: ChaosReport) -> dict[Invariant, bool]:
     counts = report.counts
     nothing_left = not (report.leases_left or report.blocks_left)
     return {
-        # If a request does not end, the run does not end by itself.
-        Invariant.ENDS_ONCE: True,
         Invariant.TOKENS: not counts.wrong,
         Invariant.UNDISTURBED: not counts.wrong,
         Invariant.UNNOTICED: counts.failed == counts.wrong,

@@ -66,7 +66,7 @@ def test_plans_and_requests_that_are_left_are_told() -> None:
 def test_the_verdict_names_every_invariant_that_can_be_seen() -> None:
     broken = {Invariant.RETRIES: ["front-proxy-0 retried 9 times, 3 are allowed"]}
     report = ChaosReport(seed=1, passed=False, counts=Counts(requests=3), leases_left=0, blocks_left=0, broken=broken)
-    unseen = {Invariant.BLAME, Invariant.ONE_LEADS}
+    unseen = {Invariant.BLAME, Invariant.ENDS_ONCE, Invariant.ONE_LEADS}
     assert set(judged(report)) == set(Invariant) - unseen
     assert [invariant for invariant, held in judged(report).items() if not held] == [Invariant.RETRIES]
     assert f"BROKEN {Invariant.RETRIES}" in as_text(report).splitlines()
