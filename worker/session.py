@@ -71,7 +71,7 @@ class SchedulerSession:
 
     async def _attempt(self) -> None:
         async with self._dial(self._addresses.current) as stream:
-            async with answer_within(self._register_timeout_s):
+            async with answer_within(self._answer_timeout_s):
                 await stream.write(pb.WorkerUpdate(register=self._core.info()))
                 reply: pb.WorkerCommand | None = await stream.read()
             if reply is None or reply.WhichOneof("message") != "registered":
@@ -92,8 +92,11 @@ class SchedulerSession:
             )
 
     @property
-    def _register_timeout_s(self) -> float:
-        """Where there is another scheduler, this one is not waited for longer than for one that leads."""
+    def _answer_timeout_s(self) -> float:
+        """How long to wait for a scheduler's answer.
+
+        With several schedulers the timeout is shorter, so that the next one is tried sooner.
+        """
         limits = self._limits
         several = len(self._addresses) > 1
         return limits.other_scheduler_timeout_s if several else limits.scheduler_call_timeout_s
