@@ -347,7 +347,7 @@ class PlanClient:
         return (SendEnd(plan_id, "failed", 0), refusal) if pending.sent else (refusal,)
 
     def _fall_silent(self, now_s: float) -> None:
-        """Questions that it has queued would wait in vain too: plan them, at the next wake-up since they may be many."""
+        """Questions that it has queued would wait in vain too: plan them, at the next wake-up as they may be many."""
         if self._silent:
             return
         self._silent = True

@@ -2,7 +2,8 @@
 
 Only the front proxy knows which tokens were already delivered, so retry, cancellation and deadlines are decided here.
 Each attempt has a number. Late output of an abandoned attempt is recognised by it and ignored, and a late hand-off is
-released. An attempt after tokens were delivered continues after them where that is exact, and otherwise replays the output from its start, compares, and shows only what is new (front_proxy/request/output_log.py).
+released. An attempt after tokens were delivered continues after them where that is exact. Otherwise it
+replays the output from its start, compares, and shows only what is new (front_proxy/request/output_log.py).
 The caller performs the actions in order and feeds what happens back.
 """
 

@@ -63,7 +63,7 @@ class AdmissionController:
         return actions
 
     def serve(self, now_s: float, *, recovering: bool) -> Sequence[Action]:
-        """Place waiting requests in order. Stop at the first that finds no room, so that it is not overtaken for ever."""
+        """Place waiting requests in order. Stop at the first without room: it must not be overtaken for ever."""
         if not self._queue:
             return ()
         actions: list[Action] = []

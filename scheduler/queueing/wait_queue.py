@@ -31,8 +31,8 @@ TENANTS_MAX = 4096
 RESUMED_WAITING_MAX = 65536
 """Resumed requests that may wait. Each had a place before, so this is as many as plans may be in flight by default."""
 EXCLUDED_MAX_S = 1.0
-"""Wait after which the workers that failed a resumed request are allowed again: otherwise a request that failed on every
-worker could not run again."""
+"""Wait after which the workers that failed a resumed request are allowed again: a request that failed on every worker
+could not run again otherwise."""
 
 
 def class_of(event: PlanRequested) -> PriorityClass:

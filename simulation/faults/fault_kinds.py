@@ -63,7 +63,7 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     small_budget: bool = False
     """Retries are scarce."""
     single: int = 0
-    """How many workers fail, one at a time: each is well before the next fails. There is a spare, so no client may notice."""
+    """How many workers fail, one at a time: each is well before the next fails. With a spare no client may notice."""
     crowded: bool = False
     """Half of the workers cannot hold everything at once."""
 
