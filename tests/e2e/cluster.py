@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -16,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 
-from launcher.local import procfs, temp_dirs
+from launcher.local import temp_dirs
 
 START_TIMEOUT_S = 420.0
 STOP_TIMEOUT_S = 60.0
