@@ -12,16 +12,16 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from cyclopts import Group, Parameter, validators
 
 from bench import bench_model, measures, overhead, plain_server, report
-from bench.load import LoadRun, LoadSpec, OpenAiBackend, client_session, run_load
-from bench.load_grpc import GrpcBackend
+from bench.load import Api, GrpcBackend, LoadRun, LoadSpec, OpenAiBackend, client_session, run_load
 from bench.peers import EngineShape, PeerOptions, SystemName, router_is_installed
-from bench.prompts import FileTokenizer, make_prompts
+from bench.prompts import make_prompts, token_counter
+from front_proxy.grpc_api.client import BatonClient
 from launcher.demo import model as demo_model
 from runtime.process import command_line
 from runtime.process.exit_codes import ExitCode
@@ -90,7 +90,7 @@ def compare_overhead(
         start_timeout_s=start_timeout_s,
     )
     machine = report.environment()
-    visits = asyncio.run(overhead.run_rounds(spec, shape, options, FileTokenizer(folder)))
+    visits = asyncio.run(overhead.run_rounds(spec, shape, options, token_counter(folder)))
     made = report.build(spec, shape, visits, machine, _router_version(router_python))
     _write(made, output or logs / "overhead.json")
     print(report.text(made))
@@ -109,7 +109,7 @@ class _Target:
     """Baton's gRPC API, host:port"""
     model: str
     """the served name"""
-    api: Literal["completions", "chat"] = "completions"
+    api: Api = "completions"
     """which of OpenAI's"""
 
 
@@ -129,7 +129,6 @@ def load(
     slo_ttft_ms: float | None = None,
     slo_tpot_ms: float | None = None,
     slo_e2el_ms: float | None = None,
-    save_detailed: bool = False,
     output: Path | None = None,
 ) -> int:
     """Send requests to one server. The exit code says whether every request succeeded.
@@ -144,8 +143,6 @@ def load(
         open loop: requests per second
     burstiness
         of the open loop; 1 is Poisson
-    save_detailed
-        per-request lists in the JSON
     output
         where the JSON goes; default: stdout
     """
@@ -158,7 +155,7 @@ def load(
         timeout_s=timeout_s,
     )
     folder = overhead.model_folder(tokenizer) if tokenizer else _demo_folder()
-    prompts = make_prompts(requests=num_prompts, tokens=prompt_tokens, seed=seed, tokenizer=FileTokenizer(folder))
+    prompts = make_prompts(requests=num_prompts, tokens=prompt_tokens, seed=seed, count=token_counter(folder))
     slo = measures.Slo(ttft_ms=slo_ttft_ms, tpot_ms=slo_tpot_ms, e2el_ms=slo_e2el_ms)
     run = asyncio.run(_load(target, prompts, spec))
     result: dict[str, Any] = {
@@ -171,8 +168,6 @@ def load(
         "max_concurrency": concurrency,
     }
     result |= measures.summarise(run.records, duration_s=run.duration_s, slo=slo if slo != measures.Slo() else None)
-    if save_detailed:
-        result |= measures.details(run.records)
     _write(result, output)
     for reason in sorted({record.error for record in run.records if record.error})[:5]:
         print(f"failed: {reason[:300]}", file=sys.stderr)
@@ -181,8 +176,8 @@ def load(
 
 async def _load(target: _Target, prompts: Sequence[str], spec: LoadSpec) -> LoadRun:
     if target.grpc_address:
-        async with GrpcBackend(target.grpc_address, model=target.model, timeout_s=spec.timeout_s) as backend:
-            return await run_load(backend, prompts, spec)
+        async with BatonClient(target.grpc_address) as client:
+            return await run_load(GrpcBackend(client, model=target.model, timeout_s=spec.timeout_s), prompts, spec)
     async with client_session() as session:
         url = target.base_url.rstrip("/")
         http = OpenAiBackend(session, base_url=url, model=target.model, api=target.api, timeout_s=spec.timeout_s)

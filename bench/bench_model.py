@@ -37,18 +37,16 @@ def ensure(cache_dir: Path, tokenizer_dir: Path) -> Path:
     if (wanted / "config.json").is_file():
         return wanted
     cache_dir.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".bench-", dir=cache_dir))
-    try:
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=cache_dir) as temporary:
+        folder = Path(temporary) / "model"
+        folder.mkdir()
         argv = [sys.executable, "-m", "bench.bench_model", str(tokenizer_dir), str(folder)]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=_WRITE_TIMEOUT_S, check=False)
         if done.returncode:
             raise ValueError(f"the benchmark's model cannot be written:\n{done.stderr[-2000:]}")
-        folder.chmod(0o755)
         for file in folder.iterdir():
             file.chmod(0o644)
         folder.rename(wanted)  # whole or not at all
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return wanted
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
-import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,14 +71,10 @@ class Child:
         """SIGTERM to the child, then SIGKILL to its whole group."""
         if self._process.returncode is None:
             self._process.send_signal(signal.SIGTERM)
-            try:
+            with contextlib.suppress(TimeoutError):  # the kill below ends it
                 await asyncio.wait_for(self._process.wait(), timeout_s)
-            except TimeoutError:
-                pass  # The kill below ends it.
-        try:
+        with contextlib.suppress(ProcessLookupError):  # nothing of the group is left, as it should be
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # Nothing of the group is left, as it should be.
         await self._process.wait()
         await self._pump
         if not self._ready.done():
@@ -100,11 +96,3 @@ async def start_child(
         limit=1 << 20,
     )
     return Child(name, process, log_path)
-
-
-def free_port() -> int:
-    """A TCP port that is free now. If another process takes it first, its user fails to bind it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

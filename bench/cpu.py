@@ -80,9 +80,3 @@ def used(before: Mapping[int, ProcessCpu], after: Mapping[int, ProcessCpu]) -> C
             other_s += spent_s
             by_process[f"{pid} {process.title[:120]}"] = spent_s
     return CpuUse(engine_s=engine_s, other_s=other_s, other_by_process=by_process)
-
-
-def per_1000_tokens(cpu_s: float, output_tokens: int) -> float:
-    """CPU seconds per 1,000 output tokens."""
-    assert output_tokens > 0, output_tokens
-    return cpu_s * 1000.0 / output_tokens

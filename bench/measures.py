@@ -1,4 +1,4 @@
-"""Statistics of served requests: latencies, goodput, ratios with spread. Pure: no clock, no I/O, no randomness.
+"""Statistics of served requests: latencies and goodput. Pure: no clock, no I/O, no randomness.
 
 Names and definitions follow `vllm bench serve` (docs/benchmarks.md), so that its readers and plots understand our
 files: TTFT is the first chunk that carries output minus the send; TPOT is (E2E - TTFT) / (output tokens - 1) of one
@@ -72,15 +72,6 @@ class Slo(msgspec.Struct, frozen=True, kw_only=True):
         return record.succeeded and all(bound is None or value_s * 1000.0 <= bound for bound, value_s in bounds)
 
 
-class RatioSpread(msgspec.Struct, frozen=True, kw_only=True):
-    """How two systems compare over interleaved rounds: the median of the rounds' ratios, and their range."""
-
-    median: float
-    low: float
-    high: float
-    rounds: tuple[float, ...]
-
-
 def percentile(values: Sequence[float], rank: float) -> float:
     """Linear interpolation between closest ranks; 0 of nothing, as `vllm bench serve` prints it."""
     assert 0.0 <= rank <= 100.0, rank
@@ -90,14 +81,6 @@ def percentile(values: Sequence[float], rank: float) -> float:
     position = (len(ordered) - 1) * rank / 100.0
     below, above = math.floor(position), math.ceil(position)
     return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
-
-
-def ratio_spread(numerators: Sequence[float], denominators: Sequence[float]) -> RatioSpread:
-    """Round by round ratios; a denominator of 0 is an error of the run."""
-    assert len(numerators) == len(denominators) > 0, (numerators, denominators)
-    assert all(value > 0.0 for value in denominators), denominators
-    rounds = tuple(above / below for above, below in zip(numerators, denominators, strict=True))
-    return RatioSpread(median=statistics.median(rounds), low=min(rounds), high=max(rounds), rounds=rounds)
 
 
 def peak_concurrency(records: Sequence[RequestRecord]) -> int:
@@ -111,14 +94,14 @@ def peak_concurrency(records: Sequence[RequestRecord]) -> int:
     return peak
 
 
-def _series(name: str, values_s: Sequence[float], ranks: Sequence[float]) -> dict[str, float]:
+def _series(name: str, values_s: Sequence[float]) -> dict[str, float]:
     values_ms = [value * 1000.0 for value in values_s]
     fields = {
         f"mean_{name}_ms": statistics.fmean(values_ms) if values_ms else 0.0,
         f"median_{name}_ms": statistics.median(values_ms) if values_ms else 0.0,
         f"std_{name}_ms": statistics.pstdev(values_ms) if values_ms else 0.0,
     }
-    for rank in ranks:
+    for rank in (50, 90, 99):
         fields[f"p{rank:g}_{name}_ms"] = percentile(values_ms, rank)
     return fields
 
@@ -128,7 +111,6 @@ def summarise(
     *,
     duration_s: float,
     slo: Slo | None = None,
-    ranks: Sequence[float] = (50, 90, 99),
 ) -> dict[str, Any]:
     """One run under `vllm bench serve`'s names. Failures count in `failed` and attainment, not in latencies."""
     assert duration_s > 0.0, duration_s
@@ -151,25 +133,10 @@ def summarise(
         kept = sum(1 for record in records if slo.kept_by(record))
         result["request_goodput"] = kept / duration_s
         result["slo_attainment"] = kept / len(records) if records else 0.0
-    result |= _series("ttft", [record.ttft_s for record in good], ranks)
-    result |= _series("tpot", [record.tpot_s for record in good if record.output_tokens > 1], ranks)
-    result |= _series("itl", [gap for record in good for gap in record.itls_s], ranks)
-    result |= _series("e2el", [record.e2el_s for record in good], ranks)
+    result |= _series("ttft", [record.ttft_s for record in good])
+    result |= _series("tpot", [record.tpot_s for record in good if record.output_tokens > 1])
+    result |= _series("itl", [gap for record in good for gap in record.itls_s])
+    result |= _series("e2el", [record.e2el_s for record in good])
     # A client that sends late measures itself, not the server.
-    result |= _series("send_lag", [record.sent_s - record.due_s for record in records], ranks)
+    result |= _series("send_lag", [record.sent_s - record.due_s for record in records])
     return result
-
-
-def details(records: Sequence[RequestRecord]) -> dict[str, Any]:
-    """Per-request lists under the names of `vllm bench serve --save-detailed`, in order of sending."""
-    return {
-        "input_lens": [record.prompt_tokens for record in records],
-        "output_lens": [record.output_tokens for record in records],
-        "ttfts": [record.ttft_s for record in records],
-        "itls": [list(record.itls_s) for record in records],
-        "latencies": [record.e2el_s for record in records],
-        "start_times": [record.sent_s for record in records],
-        "queue_times": [record.sent_s - record.due_s for record in records],
-        "generated_texts": [record.text for record in records],
-        "errors": [record.error for record in records],
-    }

@@ -9,20 +9,20 @@ stops its system. The order turns by one from round to round, so that a drift of
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import aiohttp
 import msgspec
 
 from bench import cpu
 from bench.load import LoadRun, LoadSpec, OpenAiBackend, client_session, run_load
-from bench.measures import RatioSpread, ratio_spread, summarise
+from bench.measures import summarise
 from bench.peers import ENGINES, SYSTEM_NAMES, EngineShape, PeerOptions, System, SystemName, start_system
-from bench.prompts import Tokenizer, make_prompts
+from bench.prompts import Count, make_prompts
 from runtime.process import command_line
 
 
@@ -66,12 +66,15 @@ class Visit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """One measure of one system over the same measure of another."""
+    """One measure of one system over the same measure of another: the ratio of each round that has both."""
 
     measure: str
     system: SystemName
     over: SystemName
-    ratio: RatioSpread
+    median: float
+    low: float
+    high: float
+    rounds: tuple[float, ...]
 
 
 def side_by_side(spec: OverheadSpec) -> bool:
@@ -85,43 +88,23 @@ def order_of(systems: Sequence[SystemName], round_index: int) -> list[SystemName
     return [*systems[turn:], *systems[:turn]]
 
 
-class _Prompts:
-    """The prompts of every round, the same for every system."""
-
-    def __init__(self, spec: OverheadSpec, tokenizer: Tokenizer) -> None:
-        self._spec = spec
-        self._tokenizer = tokenizer
-
-    def of(self, round_index: int, part: int, requests: int, tokens: int) -> list[str]:
-        seed = (self._spec.seed * 1009 + round_index) * 4 + part
-        return make_prompts(requests=requests, tokens=tokens, seed=seed, tokenizer=self._tokenizer)
-
-
-async def _load(
-    session: aiohttp.ClientSession, system: System, model: str, prompts: list[str], spec: LoadSpec
-) -> LoadRun:
-    backend = OpenAiBackend(session, base_url=system.base_url, model=model, timeout_s=spec.timeout_s)
-    return await run_load(backend, prompts, spec)
-
-
-async def visit(system: System, *, model: str, spec: OverheadSpec, prompts: _Prompts, round_index: int) -> Visit:
+async def visit(system: System, *, model: str, spec: OverheadSpec, count: Count, round_index: int) -> Visit:
     """Warm up, then measure latency alone and CPU in company."""
     alone = LoadSpec(output_tokens=spec.latency_output_tokens, concurrency=1, timeout_s=spec.timeout_s)
     company = LoadSpec(output_tokens=spec.cpu_output_tokens, concurrency=spec.cpu_concurrency, timeout_s=spec.timeout_s)
+
+    async def load(part: int, requests: int, prompt_tokens: int, how: LoadSpec) -> LoadRun:
+        seed = (spec.seed * 1009 + round_index) * 4 + part
+        prompts = make_prompts(requests=requests, tokens=prompt_tokens, seed=seed, count=count)
+        backend = OpenAiBackend(session, base_url=system.base_url, model=model, timeout_s=spec.timeout_s)
+        return await run_load(backend, prompts, how)
+
     async with client_session() as session:
-        warmup = await _load(
-            session, system, model, prompts.of(round_index, 0, spec.warmup_requests, spec.latency_prompt_tokens), alone
-        )
-        warmup_company = await _load(
-            session, system, model, prompts.of(round_index, 1, spec.cpu_concurrency, spec.cpu_prompt_tokens), company
-        )
-        latency = await _load(
-            session, system, model, prompts.of(round_index, 2, spec.latency_requests, spec.latency_prompt_tokens), alone
-        )
+        warmup = await load(0, spec.warmup_requests, spec.latency_prompt_tokens, alone)
+        warmup_company = await load(1, spec.cpu_concurrency, spec.cpu_prompt_tokens, company)
+        latency = await load(2, spec.latency_requests, spec.latency_prompt_tokens, alone)
         before = cpu.read(system.root_pids)
-        throughput = await _load(
-            session, system, model, prompts.of(round_index, 3, spec.cpu_requests, spec.cpu_prompt_tokens), company
-        )
+        throughput = await load(3, spec.cpu_requests, spec.cpu_prompt_tokens, company)
         use = cpu.used(before, cpu.read(system.root_pids))
     records = [*latency.records, *throughput.records]
     tokens = sum(record.output_tokens for record in throughput.records if record.succeeded)
@@ -132,8 +115,8 @@ async def visit(system: System, *, model: str, spec: OverheadSpec, prompts: _Pro
         round=round_index,
         ttft_median_ms=statistics.median(first_tokens_ms) if first_tokens_ms else 0.0,
         tpot_median_ms=statistics.median(gaps_ms) if gaps_ms else 0.0,
-        cpu_other_s_per_1000_tokens=cpu.per_1000_tokens(use.other_s, tokens) if tokens else 0.0,
-        cpu_engine_s_per_1000_tokens=cpu.per_1000_tokens(use.engine_s, tokens) if tokens else 0.0,
+        cpu_other_s_per_1000_tokens=use.other_s * 1000.0 / tokens if tokens else 0.0,
+        cpu_engine_s_per_1000_tokens=use.engine_s * 1000.0 / tokens if tokens else 0.0,
         cpu_other_by_process=use.other_by_process,
         latency=summarise(latency.records, duration_s=latency.duration_s),
         throughput=summarise(throughput.records, duration_s=throughput.duration_s),
@@ -146,9 +129,8 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-async def run_rounds(spec: OverheadSpec, shape: EngineShape, options: PeerOptions, tokenizer: Tokenizer) -> list[Visit]:
+async def run_rounds(spec: OverheadSpec, shape: EngineShape, options: PeerOptions, count: Count) -> list[Visit]:
     """Every visit, in the order they were made."""
-    prompts = _Prompts(spec, tokenizer)
     visits: list[Visit] = []
     kept: dict[SystemName, System] = {}
     try:
@@ -161,7 +143,7 @@ async def run_rounds(spec: OverheadSpec, shape: EngineShape, options: PeerOption
                     system = await start_system(name, shape, msgspec.structs.replace(options, logs_dir=folder))
                     kept[name] = system
                 made = await visit(
-                    system, model=shape.served_model_name, spec=spec, prompts=prompts, round_index=round_index
+                    system, model=shape.served_model_name, spec=spec, count=count, round_index=round_index
                 )
                 visits.append(made)
                 _say(
@@ -178,26 +160,26 @@ async def run_rounds(spec: OverheadSpec, shape: EngineShape, options: PeerOption
 
 def compare(visits: Sequence[Visit]) -> list[Comparison]:
     """Each system over each other one, round by round; only rounds in which both have the measure."""
-    measures = {
-        "ttft_median_ms": {(one.system, one.round): one.ttft_median_ms for one in visits},
-        "tpot_median_ms": {(one.system, one.round): one.tpot_median_ms for one in visits},
-        "cpu_other_s_per_1000_tokens": {(one.system, one.round): one.cpu_other_s_per_1000_tokens for one in visits},
-        "output_throughput": {(one.system, one.round): one.throughput["output_throughput"] for one in visits},
-    }
-    rounds = sorted({one.round for one in visits})
-    systems = list(dict.fromkeys(one.system for one in visits))
+    values: dict[str, dict[SystemName, dict[int, float]]] = {}
+    for one in visits:
+        for measure, value in (
+            ("ttft_median_ms", one.ttft_median_ms),
+            ("tpot_median_ms", one.tpot_median_ms),
+            ("cpu_other_s_per_1000_tokens", one.cpu_other_s_per_1000_tokens),
+            ("output_throughput", one.throughput["output_throughput"]),
+        ):
+            if value > 0.0:
+                values.setdefault(measure, {}).setdefault(one.system, {})[one.round] = value
     comparisons: list[Comparison] = []
-    for measure, values in measures.items():
-        for system in systems:
-            for over in systems:
-                pairs = [
-                    (values[system, index], values[over, index])
-                    for index in rounds
-                    if values.get((system, index), 0.0) > 0.0 and values.get((over, index), 0.0) > 0.0
-                ]
-                if system != over and pairs:
-                    spread = ratio_spread([above for above, _ in pairs], [below for _, below in pairs])
-                    comparisons.append(Comparison(measure=measure, system=system, over=over, ratio=spread))
+    for measure, systems in values.items():
+        for (system, above), (over, below) in itertools.permutations(systems.items(), 2):
+            if rounds := tuple(above[index] / below[index] for index in sorted(above.keys() & below.keys())):
+                median, low, high = statistics.median(rounds), min(rounds), max(rounds)
+                comparisons.append(
+                    Comparison(
+                        measure=measure, system=system, over=over, median=median, low=low, high=high, rounds=rounds
+                    )
+                )
     return comparisons
 
 

@@ -19,13 +19,15 @@ import msgspec
 import psutil
 
 from bench import cpu
-from bench.children import Child, free_port, start_child
-from bench.plain_server import ENVIRONMENT
+from bench.children import Child, start_child
+from bench.plain_server import DEFAULT_HOST as HOST
+from bench.plain_server import ENVIRONMENT, free_port
 
 SystemName = Literal["plain", "router", "baton", "earlier"]
 SYSTEM_NAMES: tuple[SystemName, ...] = get_args(SystemName)
 ENGINES: Mapping[SystemName, int] = {"plain": 1, "router": 2, "baton": 2, "earlier": 2}
 ROUTER_MODULE = "vllm_router.launch_router"
+_STOP_TIMEOUT_S = 30.0
 
 
 class EngineShape(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +57,6 @@ class PeerOptions(msgspec.Struct, frozen=True, kw_only=True):
     # Further `--set key=value` of `baton up`.
     baton_sets: tuple[str, ...] = ()
     start_timeout_s: float = 300.0
-    stop_timeout_s: float = 30.0
 
 
 class System(msgspec.Struct, kw_only=True):
@@ -64,7 +65,6 @@ class System(msgspec.Struct, kw_only=True):
     name: SystemName
     base_url: str
     children: list[Child]
-    stop_timeout_s: float
 
     @property
     def root_pids(self) -> list[int]:
@@ -74,7 +74,7 @@ class System(msgspec.Struct, kw_only=True):
     async def stop(self) -> None:
         """Stop all of it, what faces clients first."""
         for child in reversed(self.children):
-            await child.stop(self.stop_timeout_s)
+            await child.stop(_STOP_TIMEOUT_S)
 
 
 def plain_argv(shape: EngineShape, port: int, further: Sequence[str] = ()) -> list[str]:
@@ -104,7 +104,7 @@ def engine_environment(shape: EngineShape) -> dict[str, str]:
 def router_argv(python: str, port: int, prefill_url: str, decode_url: str, metrics_port: int) -> list[str]:
     """The command of vllm-router in its NIXL mode: its defaults but for addresses and the policy of a pool of one."""
     argv = [python or sys.executable, "-m", ROUTER_MODULE, "--vllm-pd-disaggregation", "--policy", "round_robin"]
-    argv += ["--prefill", prefill_url, "--decode", decode_url, "--host", "127.0.0.1", "--port", str(port)]
+    argv += ["--prefill", prefill_url, "--decode", decode_url, "--host", HOST, "--port", str(port)]
     return [*argv, "--prometheus-port", str(metrics_port), "--worker-startup-check-interval", "1"]
 
 
@@ -125,7 +125,7 @@ def baton_argv(
     """The command of Baton 1P1D; ``command`` starts another `baton` than this one."""
     argv = [*(command or (sys.executable, "-m", "cli")), "up", "--model", shape.model]
     argv += ["--prefill", "1", "--decode", "1"]
-    argv += ["--host", "127.0.0.1", "--port", str(port), "--grpc-port", "0", "--state-dir", str(state_dir)]
+    argv += ["--host", HOST, "--port", str(port), "--grpc-port", "0", "--state-dir", str(state_dir)]
     settings = {
         "engine.served_model_name": shape.served_model_name,
         "engine.dtype": shape.dtype,
@@ -148,48 +148,43 @@ def router_is_installed(router_python: str) -> bool:
 
 async def _start_plain(shape: EngineShape, options: PeerOptions, children: list[Child]) -> str:
     log = options.logs_dir / "plain.log"
-    child = await start_child("plain vLLM server", plain_argv(shape, free_port()), engine_environment(shape), log)
+    child = await start_child("plain vLLM server", plain_argv(shape, free_port(HOST)), engine_environment(shape), log)
     children.append(child)
     return await child.wait_ready_line(options.start_timeout_s)
 
 
 async def _start_router(shape: EngineShape, options: PeerOptions, children: list[Child]) -> str:
-    servers: list[Child] = []
     for role, kv_role in (("prefill", "kv_producer"), ("decode", "kv_consumer")):
         transfer = json.dumps({"kv_connector": "NixlConnector", "kv_role": kv_role})
-        environ = {**engine_environment(shape), "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port())}
-        argv = plain_argv(shape, free_port(), ["--kv-transfer-config", transfer])
-        server = await start_child(f"vLLM {role} server", argv, environ, options.logs_dir / f"router_{role}.log")
-        children.append(server)
-        servers.append(server)
-    prefill_url, decode_url = await asyncio.gather(*(one.wait_ready_line(options.start_timeout_s) for one in servers))
-    port = free_port()
-    argv = router_argv(options.router_python, port, prefill_url, decode_url, free_port())
+        environ = {**engine_environment(shape), "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port(HOST))}
+        argv = plain_argv(shape, free_port(HOST), ["--kv-transfer-config", transfer])
+        log = options.logs_dir / f"router_{role}.log"
+        children.append(await start_child(f"vLLM {role} server", argv, environ, log))
+    prefill_url, decode_url = await asyncio.gather(*(one.wait_ready_line(options.start_timeout_s) for one in children))
+    port = free_port(HOST)
+    argv = router_argv(options.router_python, port, prefill_url, decode_url, free_port(HOST))
     router = await start_child("vllm-router", argv, {}, options.logs_dir / "router.log")
     children.append(router)
-    return await router.wait_healthy(f"http://127.0.0.1:{port}", options.start_timeout_s)
+    return await router.wait_healthy(f"http://{HOST}:{port}", options.start_timeout_s)
 
 
-async def _start_baton(shape: EngineShape, options: PeerOptions, children: list[Child]) -> str:
-    state_dir = options.logs_dir / "baton_state"
-    argv = baton_argv(shape, free_port(), state_dir, options.baton_sets)
-    child = await start_child("baton up", argv, engine_environment(shape), options.logs_dir / "baton.log")
+async def _start_baton(
+    shape: EngineShape, options: PeerOptions, children: list[Child], checkout: Path | None = None
+) -> str:
+    """Start this Baton, or that of another checkout, whose processes import its own tree."""
+    name = "earlier" if checkout else "baton"
+    command = earlier_command(checkout, options.against_command) if checkout else ()
+    environ = {**engine_environment(shape), **({"PYTHONPATH": str(checkout)} if checkout else {})}
+    state_dir = options.logs_dir / f"{name}_state"
+    argv = baton_argv(shape, free_port(HOST), state_dir, options.baton_sets, command)
+    child = await start_child(f"{name} up", argv, environ, options.logs_dir / f"{name}.log", folder=checkout)
     children.append(child)
     return await child.wait_ready_line(options.start_timeout_s)
 
 
 async def _start_earlier(shape: EngineShape, options: PeerOptions, children: list[Child]) -> str:
     assert options.against is not None, "checked with the command line"
-    checkout = options.against.absolute()
-    command = earlier_command(checkout, options.against_command)
-    state_dir = options.logs_dir / "earlier_state"
-    argv = baton_argv(shape, free_port(), state_dir, options.baton_sets, command)
-    # Its processes import its own tree, not this one.
-    environ = {**engine_environment(shape), "PYTHONPATH": str(checkout)}
-    log = options.logs_dir / "earlier.log"
-    child = await start_child("the earlier baton up", argv, environ, log, folder=checkout)
-    children.append(child)
-    return await child.wait_ready_line(options.start_timeout_s)
+    return await _start_baton(shape, options, children, options.against.absolute())
 
 
 _STARTS: Mapping[SystemName, Callable[[EngineShape, PeerOptions, list[Child]], Awaitable[str]]] = {
@@ -217,7 +212,7 @@ def free_engines(root_pids: Sequence[int]) -> None:
 async def start_system(name: SystemName, shape: EngineShape, options: PeerOptions) -> System:
     """Start one system and return when it would answer its first request; nothing is left running if it fails."""
     options.logs_dir.mkdir(parents=True, exist_ok=True)
-    system = System(name=name, base_url="", children=[], stop_timeout_s=options.stop_timeout_s)
+    system = System(name=name, base_url="", children=[])
     try:
         system.base_url = await _STARTS[name](shape, options, system.children)
         free_engines(system.root_pids)

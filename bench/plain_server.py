@@ -8,16 +8,16 @@ process, with the environment a CPU engine needs, and prints one line beginning 
 
 from __future__ import annotations
 
+import argparse
 import os
 import runpy
+import socket
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 
 import httpx
-
-from engine.vllm.args import held_port
 
 SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
 DEFAULT_HOST = "127.0.0.1"
@@ -39,28 +39,11 @@ ENVIRONMENT: Mapping[str, str] = {
 }
 
 
-def option(argv: Sequence[str], name: str, default: str) -> str:
-    """The last value of `--name value` or `--name=value` in `argv`."""
-    found = default
-    for index, word in enumerate(argv):
-        if word == name and index + 1 < len(argv):
-            found = argv[index + 1]
-        elif word.startswith(name + "="):
-            found = word.partition("=")[2]
-    return found
-
-
-def completed(argv: Sequence[str]) -> list[str]:
-    """`argv` with an address, so that a reference server is never reachable from other machines by accident."""
-    words = list(argv)
-    if not option(words, "--host", ""):
-        words += ["--host", DEFAULT_HOST]
-    port = option(words, "--port", str(DEFAULT_PORT))
-    if port == "0":
-        # vLLM does not say which port the kernel gave it, so the kernel is asked first; the last option wins.
-        with held_port(option(words, "--host", DEFAULT_HOST)) as free:
-            port = str(free)
-    return [*words, "--port", port]
+def free_port(host: str) -> int:
+    """A TCP port that is free now. If another process takes it first, its user fails to bind it."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
 
 
 def is_healthy(base_url: str, timeout_s: float = 2.0) -> bool:
@@ -84,12 +67,18 @@ def _announce(base_url: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the server in this process until SIGINT or SIGTERM; vLLM installs the signal handlers."""
-    words = completed(sys.argv[1:] if argv is None else argv)
+    # A default host, so that a reference server is never reachable from other machines by accident.
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--host", default=DEFAULT_HOST)
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT)
+    known, further = parser.parse_known_args(argv)
+    # vLLM does not say which port the kernel gave it, so the kernel is asked first.
+    host, port = known.host, known.port or free_port(known.host)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    base_url = f"http://{option(words, '--host', DEFAULT_HOST)}:{option(words, '--port', str(DEFAULT_PORT))}"
+    base_url = f"http://{host}:{port}"
     threading.Thread(target=_announce, args=(base_url,), name="announce", daemon=True).start()
-    sys.argv = [SERVER_MODULE, *words]
+    sys.argv = [SERVER_MODULE, *further, "--host", host, "--port", str(port)]
     runpy.run_module(SERVER_MODULE, run_name="__main__")
 
 

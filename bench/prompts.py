@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 # fmt: off
 _WORDS = (
@@ -18,28 +17,19 @@ _WORDS = (
 _ATTEMPTS_MAX = 64
 
 
-class Tokenizer(Protocol):
-    """The two calls that are needed of a tokenizer."""
-
-    def count(self, text: str) -> int:
-        """Tokens of `text` as the server counts them."""
-        ...
+Count = Callable[[str], int]
+"""Tokens of a text as the server counts them, special tokens included."""
 
 
-class FileTokenizer:
+def token_counter(model_dir: Path) -> Count:
     """Counts with the `tokenizer.json` of a model folder."""
+    from tokenizers import Tokenizer
 
-    def __init__(self, model_dir: Path) -> None:
-        from tokenizers import Tokenizer as Loaded
-
-        self._loaded = Loaded.from_file(str(model_dir / "tokenizer.json"))
-
-    def count(self, text: str) -> int:
-        """Tokens of `text`, special tokens included."""
-        return len(self._loaded.encode(text).ids)
+    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+    return lambda text: len(tokenizer.encode(text).ids)
 
 
-def exact_prompt(tokens: int, source: random.Random, count: Callable[[str], int]) -> str:
+def exact_prompt(tokens: int, source: random.Random, count: Count) -> str:
     """Random words of exactly `tokens` tokens. Differing first words keep any prefix cache out of the measurement."""
     assert tokens > 0, tokens
     for _ in range(_ATTEMPTS_MAX):
@@ -61,7 +51,7 @@ def exact_prompt(tokens: int, source: random.Random, count: Callable[[str], int]
     raise ValueError(f"no text of exactly {tokens} tokens was found with this tokenizer")
 
 
-def make_prompts(*, requests: int, tokens: int, seed: int, tokenizer: Tokenizer) -> list[str]:
+def make_prompts(*, requests: int, tokens: int, seed: int, count: Count) -> list[str]:
     """`requests` different prompts of `tokens` tokens each, the same for the same seed."""
     source = random.Random(seed)
-    return [exact_prompt(tokens, source, tokenizer.count) for _ in range(requests)]
+    return [exact_prompt(tokens, source, count) for _ in range(requests)]

@@ -16,7 +16,7 @@ import psutil
 from bench.overhead import Comparison, OverheadSpec, Visit, compare, side_by_side
 from bench.peers import EngineShape
 
-SCHEMA = "baton.bench.overhead.v1"
+SCHEMA = "baton.bench.overhead.v2"
 _PACKAGES = (
     "baton-llm",
     "vllm",
@@ -104,7 +104,7 @@ def _found(comparisons: Sequence[Comparison], target: Target) -> float | None:
     wanted = (target.measure, target.system, target.over)
     for one in comparisons:
         if (one.measure, one.system, one.over) == wanted:
-            return one.ratio.median
+            return one.median
     return None
 
 
@@ -139,8 +139,8 @@ def text(report: dict[str, Any]) -> str:
     lines += ["", f"{'ratio':<52} {'median':>8} {'lowest':>8} {'highest':>8}"]
     for one in report["ratios"]:
         if (one["system"], one["over"]) in _SHOWN:
-            name, ratio = f"{one['measure']}: {one['system']} / {one['over']}", one["ratio"]
-            lines.append(f"{name:<52} {ratio['median']:>8.3f} {ratio['low']:>8.3f} {ratio['high']:>8.3f}")
+            name = f"{one['measure']}: {one['system']} / {one['over']}"
+            lines.append(f"{name:<52} {one['median']:>8.3f} {one['low']:>8.3f} {one['high']:>8.3f}")
     lines.append("")
     for target in report["targets"]:
         if "earlier" in (target["system"], target["over"]) and "earlier" not in spec["systems"]:

@@ -15,7 +15,7 @@ from chaos.requests import Ask, GrpcAsk, HttpAsk
 from front_proxy.grpc_api.client import BatonClient, BatonError, GenerateRequest
 
 # How gRPC reports that a connection broke, or that no process listens.
-_NOBODY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 # No connection of an earlier request is taken for this one's: a front proxy that came back must not be waited for.
 _CHANNEL_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
 
@@ -86,7 +86,7 @@ class Clients:
                     await self._ask_one(client, ask.requests[0], answer)
             except BatonError as error:
                 words = f"gRPC {error.code.name}: {error}"
-                raise (NoFrontProxy if error.code in _NOBODY else BadAnswer)(words) from error
+                raise (NoFrontProxy if error.code in _LOST else BadAnswer)(words) from error
 
     async def _ask_one(self, client: BatonClient, request: GenerateRequest, answer: Answer) -> None:
         prompt = request.text if request.HasField("text") else list(request.tokens.ids)

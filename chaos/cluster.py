@@ -18,14 +18,14 @@ from launcher.local import state_file
 from launcher.local.child import tail
 from launcher.local.status import StatusLine, all_known, all_serve, collect
 
+LOOK_INTERVAL_S = 0.2
+STATUS_TIMEOUT_S = 2.0
 _READY = "ready http://"
 _LOG_TAIL_LINES = 30
 # Looks in a row that must find everything whole.
 _LOOKS_WHOLE = 2
 # A scheduler that stands by serves as well as it should.
 _WELL = ("ready", "standby")
-
-Condition = Callable[[Sequence[StatusLine]], bool]
 
 
 class ChaosError(Exception):
@@ -35,20 +35,10 @@ class ChaosError(Exception):
 class ChaosCluster:
     """One `baton up`. ``start``, ``ready``, ask, ``stop``."""
 
-    def __init__(
-        self,
-        state_dir: Path,
-        up_arguments: Sequence[str],
-        tell: Callable[[str], None],
-        *,
-        look_interval_s: float = 0.2,
-        status_timeout_s: float = 2.0,
-    ) -> None:
+    def __init__(self, state_dir: Path, up_arguments: Sequence[str], tell: Callable[[str], None]) -> None:
         self.state_dir = state_dir
         self._up_arguments = up_arguments
         self._tell = tell
-        self._look_interval_s = look_interval_s
-        self._status_timeout_s = status_timeout_s
         self._launcher: asyncio.subprocess.Process | None = None
         self._pump: asyncio.Task[None] | None = None
 
@@ -120,7 +110,7 @@ class ChaosCluster:
 
     async def status(self) -> list[StatusLine]:
         """What every process says now."""
-        return await collect(state_file.read(self.state_dir), timeout_s=self._status_timeout_s)
+        return await collect(state_file.read(self.state_dir), timeout_s=STATUS_TIMEOUT_S)
 
     async def line(self, process_id: str) -> StatusLine:
         """What one process says now."""
@@ -131,35 +121,27 @@ class ChaosCluster:
         fronts = [one for one in state_file.read(self.state_dir).processes if one.role == "front_proxy"]
         return [Door(url=f"http://{one.address}", grpc_address=one.grpc_address) for one in fronts]
 
-    async def until(self, condition: Condition, timeout_s: float, what: str) -> Sequence[StatusLine]:
-        """Look again and again, every ``look_interval_s``, until it is so. Raises ChaosError."""
-        loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + timeout_s
-        while not condition(lines := await self.status()):
-            if loop.time() > deadline_s:
-                seen = ", ".join(f"{line.id} {line.state} {line.leases_held}/{line.kv_blocks_used}" for line in lines)
-                raise ChaosError(f"not within {timeout_s:g} s: {what}; {seen}")
-            # Processes tell of themselves only when asked: what chaos waits for, such as a lease that has ended or
-            # a worker that a scheduler knows again, is no event outside of its process.
-            await asyncio.sleep(self._look_interval_s)
-        return lines
-
     async def whole_again(self, process_id: str, *, instead_of_pid: int | None, timeout_s: float) -> None:
         """Wait until a process serves, under another pid where one is named, and every other one too.
 
         All have found the scheduler that leads again as well: a fault that hits while one has not is a second one at
-        the same time.
+        the same time. Raises ChaosError.
         """
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s
         looks = 0
-
-        def whole(lines: Sequence[StatusLine]) -> bool:
-            nonlocal looks
+        while True:
+            lines = await self.status()
             hit = next(line for line in lines if line.id == process_id)
             looks = looks + 1 if hit.pid != instead_of_pid and all_serve(lines) and all_known(lines) else 0
             # A process that left while the scheduler was away is reported to it only now.
-            return looks == _LOOKS_WHOLE
-
-        await self.until(whole, timeout_s, f"{process_id} is whole again")
+            if looks == _LOOKS_WHOLE:
+                return
+            if loop.time() > deadline_s:
+                seen = ", ".join(f"{line.id} {line.state}" for line in lines)
+                raise ChaosError(f"not within {timeout_s:g} s: {process_id} is whole again; {seen}")
+            # Processes tell of themselves only when asked: that a scheduler knows a worker again is no event outside.
+            await asyncio.sleep(LOOK_INTERVAL_S)
 
     async def not_back(self) -> list[NotBack]:
         """The processes that do not serve now, with the last lines of their logs; empty if no cluster was started."""

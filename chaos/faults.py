@@ -11,7 +11,7 @@ import psutil
 
 from chaos.cluster import ChaosCluster
 from chaos.network import Network
-from chaos.relay import Blackhole, Cut, Delay, Disturbance
+from chaos.relay import Disturbance
 from chaos.schedule import Fault, Lengths
 from launcher.local import status
 
@@ -40,11 +40,11 @@ class Faults:
             case "freeze":
                 await self._freeze(line.pid)
             case "cut":
-                return await self._disturb(line, Cut(), lengths.cut_s)
+                return await self._disturb(line, Disturbance(cut=True), lengths.cut_s)
             case "delay":
-                return await self._disturb(line, Delay(lengths.delay_ms / 1000), lengths.delay_s)
+                return await self._disturb(line, Disturbance(delay_s=lengths.delay_ms / 1000), lengths.delay_s)
             case "blackhole":
-                return await self._disturb(line, Blackhole(), lengths.blackhole_s)
+                return await self._disturb(line, Disturbance(blackhole=True), lengths.blackhole_s)
             case _:
                 assert_never(fault.kind)
         return 0
@@ -55,7 +55,7 @@ class Faults:
         try:
             for process in frozen:
                 process.suspend()
-            await _last(self._lengths.freeze_s)
+            await asyncio.sleep(self._lengths.freeze_s)
         finally:
             for process in frozen:
                 if process.is_running():
@@ -66,9 +66,5 @@ class Faults:
         relays = self._network.relays
         before = relays.disturbed_connections
         async with relays.disturbed(line.id, line.pid, what):
-            await _last(seconds)
+            await asyncio.sleep(seconds)
         return relays.disturbed_connections - before
-
-
-async def _last(seconds: float) -> None:
-    await asyncio.sleep(seconds)

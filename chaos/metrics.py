@@ -19,6 +19,8 @@ from scheduler.config import SchedulerParameters
 from simulation.faults.invariants import Invariant
 
 _TIMEOUT_S = 2.0
+_LIMITS = FrontProxyLimits()
+_WAITING_MAX = SchedulerParameters().waiting_max
 # Of what must be nothing once the traffic is over, by the role that says it.
 _LEFT = {
     "scheduler": ("baton_scheduler_plans_in_flight", "baton_scheduler_reserved_blocks"),
@@ -26,28 +28,6 @@ _LEFT = {
 }
 
 Broken = dict[Invariant, list[str]]
-
-
-class Bounds(msgspec.Struct, frozen=True, kw_only=True):
-    """What the cluster's configuration allows."""
-
-    waiting_max: int
-    requests_in_flight_max: int
-    retry_burst: int
-    retry_ratio: float
-    retry_per_s: float
-
-    @classmethod
-    def of(cls, config: BatonConfig) -> Bounds:
-        """Those of this configuration."""
-        front, limits = config.front_proxy, FrontProxyLimits()
-        return cls(
-            waiting_max=SchedulerParameters().waiting_max,
-            requests_in_flight_max=front.requests_in_flight_max,
-            retry_burst=limits.retry_budget_burst,
-            retry_ratio=limits.retry_budget_ratio,
-            retry_per_s=limits.retry_budget_per_s,
-        )
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,19 +68,20 @@ def read(process_id: str, role: str, text: str, now_s: float) -> Sample:
     return Sample(process_id=process_id, role=role, up_s=up_s, sums=sums, waiting=waiting)
 
 
-def beyond_bounds(samples: Sequence[Sample], bounds: Bounds) -> Broken:
-    """What no process may ever say."""
+def beyond_bounds(samples: Sequence[Sample], config: BatonConfig, limits: FrontProxyLimits = _LIMITS) -> Broken:
+    """What no process may ever say under this configuration."""
     broken: Broken = {}
     for sample in samples:
         for name, count in sample.waiting.items():
-            if count > bounds.waiting_max:
+            if count > _WAITING_MAX:
                 _note(broken, Invariant.QUEUES, f"{count:g} requests of class {name} wait in {sample.process_id}")
         running = sample.sums.get("baton_front_proxy_requests_in_flight", 0.0)
-        if running > bounds.requests_in_flight_max:
+        if running > config.front_proxy.requests_in_flight_max:
             _note(broken, Invariant.QUEUES, f"{running:g} requests run in {sample.process_id}")
         retries = sample.sums.get("baton_front_proxy_retries_total", 0.0)
         requests = sample.sums.get("baton_front_proxy_requests_total", 0.0) + running
-        allowed = bounds.retry_burst + bounds.retry_ratio * requests + bounds.retry_per_s * sample.up_s
+        allowed = limits.retry_budget_burst + limits.retry_budget_ratio * requests
+        allowed += limits.retry_budget_per_s * sample.up_s
         if retries > allowed:
             _note(
                 broken, Invariant.RETRIES, f"{sample.process_id} retried {retries:g} times, {allowed:.0f} are allowed"

@@ -14,7 +14,7 @@ _ATTEMPTS_MAX = 64
 
 
 class Network:
-    """Two ports for every process that others dial: its own, and its relay's, which the others are told."""
+    """Two ports for every process that others connect to: its own, and its relay's, which the others are told."""
 
     def __init__(self, specs: Sequence[ProcessSpec]) -> None:
         """Raises OSError when this machine has no run of ports left that is long enough."""
@@ -25,10 +25,10 @@ class Network:
         for section, roles in (("scheduler", ("scheduler",)), ("worker", ("prefill", "decode"))):
             ids = [spec.id for spec in specs if spec.role in roles]
             # Bound and not listened on: the process may listen there, now and whenever it is started again.
-            own, dialled = _bound_run(len(ids)), _bound_run(len(ids))
+            own, relayed = _bound_run(len(ids)), _bound_run(len(ids))
             self._kept += own
-            routes += map(Route, ids, dialled, map(_port, own))
-            self.settings += [f"{section}.port={_port(own[0])}", f"{section}.advertise_port={_port(dialled[0])}"]
+            routes += map(Route, ids, relayed, map(_port, own))
+            self.settings += [f"{section}.port={_port(own[0])}", f"{section}.advertise_port={_port(relayed[0])}"]
         self.relays = Relays(HOST, routes)
 
     async def start(self) -> None:

@@ -7,7 +7,7 @@ ends once, its tokens are those of the undisturbed run, and when the traffic is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
@@ -15,7 +15,7 @@ import msgspec
 
 from chaos import metrics
 from chaos.clients import Clients
-from chaos.cluster import ChaosCluster, ChaosError
+from chaos.cluster import LOOK_INTERVAL_S, ChaosCluster, ChaosError
 from chaos.faults import Faults
 from chaos.network import Network
 from chaos.report import ChaosReport, FaultRecord
@@ -33,7 +33,6 @@ from chaos.schedule import (
 )
 from chaos.traffic import Counts, Traffic
 from launcher.config import BatonConfig
-from launcher.local import status
 from launcher.local.process_plan import ProcessSpec
 from simulation.faults.fault_kinds import Target
 
@@ -51,18 +50,15 @@ class ChaosOptions(msgspec.Struct, frozen=True, kw_only=True):
     users: int = USERS
     request_kinds: tuple[RequestKind, ...] = REQUEST_KINDS
     prompts: int = 36
-    prompt_tokens_max: int = 400
-    output_tokens_max: int = 64
+    sizes: Sizes = Sizes(prompt_tokens_max=400, output_tokens_max=64, vocabulary=range(10, 500))
     lengths: Lengths = Lengths()
-    bounds: metrics.Bounds = metrics.Bounds.of(BatonConfig())
+    config: BatonConfig = BatonConfig()
     after_requests_max: int = AFTER_REQUESTS_MAX
     request_timeout_s: float = 120.0
     start_timeout_s: float = 600.0
     recover_timeout_s: float = 240.0
     settle_timeout_s: float = 10.0
     stop_timeout_s: float = 60.0
-    look_interval_s: float = 0.2
-    status_timeout_s: float = 2.0
 
 
 def run(options: ChaosOptions, tell: Callable[[str], None]) -> ChaosReport:
@@ -87,17 +83,9 @@ class _Chaos:
             network = Network(options.specs) if NETWORK_KINDS.intersection(options.kinds) else None
         except OSError as error:
             return self._failed(error)
-        arguments = list(options.up_arguments)
-        if network is not None:
-            for setting in network.settings:
-                arguments += ["--set", setting]
-        cluster = ChaosCluster(
-            options.state_dir,
-            arguments,
-            self._tell,
-            look_interval_s=options.look_interval_s,
-            status_timeout_s=options.status_timeout_s,
-        )
+        relayed = network.settings if network is not None else ()
+        arguments = [*options.up_arguments, *(word for each in relayed for word in ("--set", each))]
+        cluster = ChaosCluster(options.state_dir, arguments, self._tell)
         report: ChaosReport | None = None
         try:
             if network is not None:
@@ -127,12 +115,7 @@ class _Chaos:
         planned = schedule(
             options.seed, targets, options.kinds, rounds=options.rounds, after_requests_max=options.after_requests_max
         )
-        sizes = Sizes(
-            prompt_tokens_max=options.prompt_tokens_max,
-            output_tokens_max=options.output_tokens_max,
-            vocabulary=range(10, 500),
-        )
-        asks = make_asks(options.seed, options.request_kinds, count=options.prompts, sizes=sizes)
+        asks = make_asks(options.seed, options.request_kinds, count=options.prompts, sizes=options.sizes)
         # A connection a front proxy closed while it was idle must not look like a lost request.
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(connector=connector) as session:
@@ -153,9 +136,8 @@ class _Chaos:
             finally:
                 sending.cancel()
                 await asyncio.wait({sending})
-        leases, blocks = await self._settled(cluster)
         await self._look_at_metrics(cluster)
-        self._broken.update(await self._left(cluster))
+        leases, blocks = await self._settled(cluster)
         return ChaosReport(
             seed=options.seed,
             passed=not (self._counts.failed or leases or blocks or self._broken),
@@ -169,25 +151,27 @@ class _Chaos:
     async def _look_at_metrics(self, cluster: ChaosCluster) -> None:
         """Whether any process says now what it may never say."""
         samples = await metrics.look(cluster.record())
-        for invariant, whats in metrics.beyond_bounds(samples, self._options.bounds).items():
+        for invariant, whats in metrics.beyond_bounds(samples, self._options.config).items():
             self._broken.setdefault(invariant, []).extend(whats)
 
-    async def _left(self, cluster: ChaosCluster) -> metrics.Broken:
-        """What is still reserved or held by the processes' own words when the bound after the traffic is over."""
+    async def _settled(self, cluster: ChaosCluster) -> tuple[int, int]:
+        """Leases and blocks still held when the bound after the traffic is over; what else is left is noted."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self._options.settle_timeout_s
-        while broken := metrics.left(await metrics.look(cluster.record())):
-            if loop.time() > deadline_s:
-                break
-            await asyncio.sleep(self._options.look_interval_s)
-        return broken
+        while True:
+            lines, left = await cluster.status(), metrics.left(await metrics.look(cluster.record()))
+            leases, blocks = sum(line.leases_held for line in lines), sum(line.kv_blocks_used for line in lines)
+            if not (leases or blocks or left) or loop.time() > deadline_s:
+                self._broken.update(left)
+                return leases, blocks
+            await asyncio.sleep(LOOK_INTERVAL_S)
 
     async def _break(self, cluster: ChaosCluster, faults: Faults, fault: Fault, traffic: Traffic) -> None:
         loop = asyncio.get_running_loop()
         await self._more_ended(traffic, fault.after_requests)
         before = msgspec.structs.replace(traffic.counts)
         line = await cluster.line(fault.process_id)
-        self._url_down = _url(line) if fault.role == "front_proxy" and may_repeat(fault, line.id) else ""
+        self._url_down = f"http://{line.address}" if may_repeat(fault, line.id) else ""
         self._tell(f"{fault.kind} {fault.process_id} (pid {line.pid})")
         began_s = loop.time()
         disturbed, recovered_after_s = 0, None
@@ -203,7 +187,15 @@ class _Chaos:
             await self._more_ended(traffic, self._options.users)
             await self._look_at_metrics(cluster)
         finally:
-            record = _seen(fault, before, traffic.counts, disturbed, recovered_after_s)
+            record = FaultRecord(
+                kind=fault.kind,
+                process_id=fault.process_id,
+                recovered_after_s=recovered_after_s,
+                disturbed=disturbed,
+                requests=traffic.counts.requests - before.requests,
+                failed=traffic.counts.failed - before.failed,
+                repeated=traffic.counts.repeated - before.repeated,
+            )
             self._records.append(record)
         self._url_down = ""
         hit = f", {disturbed} connections hit" if fault.kind in NETWORK_KINDS else ""
@@ -218,31 +210,3 @@ class _Chaos:
             await traffic.more_ended(requests, timeout_s)
         except TimeoutError:
             raise ChaosError(f"not within {timeout_s:g} s: {requests} more requests have ended") from None
-
-    async def _settled(self, cluster: ChaosCluster) -> tuple[int, int]:
-        """Leases and blocks still held when the bound after the traffic is over."""
-
-        def nothing_held(lines: Sequence[status.StatusLine]) -> bool:
-            return not any(line.leases_held or line.kv_blocks_used for line in lines)
-
-        try:
-            lines = await cluster.until(nothing_held, self._options.settle_timeout_s, "nothing is held")
-        except ChaosError:
-            lines = await cluster.status()
-        return sum(line.leases_held for line in lines), sum(line.kv_blocks_used for line in lines)
-
-
-def _url(line: status.StatusLine) -> str:
-    return f"http://{line.address}"
-
-
-def _seen(fault: Fault, before: Counts, after: Counts, disturbed: int, recovered_after_s: float | None) -> FaultRecord:
-    return FaultRecord(
-        kind=fault.kind,
-        process_id=fault.process_id,
-        recovered_after_s=recovered_after_s,
-        disturbed=disturbed,
-        requests=after.requests - before.requests,
-        failed=after.failed - before.failed,
-        repeated=after.repeated - before.repeated,
-    )

@@ -10,8 +10,7 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterator, Sequence
-from typing import assert_never
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import msgspec
 import psutil
@@ -22,21 +21,15 @@ _CHUNKS_MAX = 256
 _RESET = struct.pack("ii", 1, 0)
 
 
-class Cut(msgspec.Struct, frozen=True):
+class Disturbance(msgspec.Struct, frozen=True, kw_only=True):
+    """What happens to connections. A field's default is nothing."""
+
+    cut: bool = False
     """Every connection is reset, and so is every new one."""
-
-
-class Delay(msgspec.Struct, frozen=True):
+    delay_s: float = 0.0
     """Every byte comes so much later, each way."""
-
-    each_way_s: float
-
-
-class Blackhole(msgspec.Struct, frozen=True):
+    blackhole: bool = False
     """Connections stay open and carry nothing; what was sent meanwhile arrives afterwards."""
-
-
-Disturbance = Cut | Delay | Blackhole
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -45,12 +38,6 @@ class Route(msgspec.Struct, frozen=True):
     process_id: str
     listener: socket.socket
     port: int
-
-
-class _Trouble(msgspec.Struct, frozen=True):
-    process_id: str
-    pid: int
-    what: Disturbance
 
 
 class _Connection:
@@ -66,16 +53,12 @@ class _Connection:
         self.was_cut = False
 
     def disturb(self, what: Disturbance) -> None:
-        match what:
-            case Cut():
-                self.was_cut = True
-                self.reset()
-            case Delay(each_way_s):
-                self.delay_s = each_way_s
-            case Blackhole():
-                self.passing.clear()
-            case _:
-                assert_never(what)
+        self.delay_s = what.delay_s
+        if what.blackhole:
+            self.passing.clear()
+        if what.cut:
+            self.was_cut = True
+            self.reset()
 
     def heal(self) -> None:
         self.delay_s = 0.0
@@ -125,7 +108,8 @@ class Relays:
         self._servers: list[asyncio.Server] = []
         self._open: set[_Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._trouble: _Trouble | None = None
+        # What happens to each connection at present, new ones included.
+        self._disturb: Callable[[Sequence[_Connection]], Awaitable[None]] | None = None
         self.disturbed_connections = 0
         """Connections that were hit by any disturbance so far."""
 
@@ -157,32 +141,32 @@ class Relays:
     @contextlib.asynccontextmanager
     async def disturbed(self, process_id: str, pid: int, what: Disturbance) -> AsyncIterator[None]:
         """Let ``what`` happen to all connections from and to a process while the block runs."""
-        assert self._trouble is None, "one at a time"
-        trouble = _Trouble(process_id, pid, what)
-        self._trouble = trouble
+        assert self._disturb is None, "one at a time"
+
+        async def disturb(connections: Sequence[_Connection]) -> None:
+            ports = await asyncio.to_thread(_ports_of, pid)
+            for connection in connections:
+                if connection.target == process_id or connection.client_port in ports:
+                    self.disturbed_connections += 1
+                    connection.disturb(what)
+
+        self._disturb = disturb
         try:
-            await self._hit(trouble, tuple(self._open))
+            await disturb(tuple(self._open))
             yield
         finally:
-            self._trouble = None
+            self._disturb = None
             for connection in self._open:
                 connection.heal()
-
-    async def _hit(self, trouble: _Trouble, connections: Sequence[_Connection]) -> None:
-        ports = await asyncio.to_thread(_ports_of, trouble.pid)
-        for connection in connections:
-            if connection.target == trouble.process_id or connection.client_port in ports:
-                self.disturbed_connections += 1
-                connection.disturb(trouble.what)
 
     async def _relay(self, route: Route, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = _Connection(route.process_id, writer.get_extra_info("peername")[1])
         connection.writers.append(writer)
         self._open.add(connection)
         try:
-            if (trouble := self._trouble) is not None:
-                await self._hit(trouble, [connection])
-                if self._trouble is None:
+            if (disturb := self._disturb) is not None:
+                await disturb([connection])
+                if self._disturb is None:
                     connection.heal()
             if connection.was_cut:
                 return

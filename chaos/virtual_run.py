@@ -18,7 +18,7 @@ from simulation.faults import checkers
 from simulation.faults.cluster import SimCluster, Topology
 from simulation.faults.fault_kinds import Faults
 from simulation.faults.processes import Member, WorkerProcess
-from simulation.faults.quiet import no_logs
+from simulation.faults.quiet import quiet
 from simulation.faults.settings import production_settings
 from simulation.kernel.network import Disorder
 from simulation.kernel.world import Violation, World
@@ -62,7 +62,7 @@ class ChaosVerdict(msgspec.Struct, frozen=True, kw_only=True):
     faults: int
     """So many were performed."""
     virtual_s: float
-    story: tuple[str, ...] = ()
+    event_log: tuple[str, ...] = ()
 
 
 def planned(seed: int, options: ChaosOptions) -> list[Fault]:
@@ -71,21 +71,17 @@ def planned(seed: int, options: ChaosOptions) -> list[Fault]:
     return schedule(seed, targets, options.kinds, rounds=options.rounds, after_requests_max=AFTER_REQUESTS_MAX)
 
 
-@no_logs()
-def run(seed: int, options: ChaosOptions, *, telling: bool = False) -> ChaosVerdict:
+@quiet()
+def run(seed: int, options: ChaosOptions, *, event_log: bool = False) -> ChaosVerdict:
     """One run; the same seed gives the same one. Tests plant bugs in production's classes."""
-    chaos: _Chaos | None = None
+    chaos = _Chaos(seed, options, event_log=event_log)
     broken = ""
     try:
-        chaos = _Chaos(seed, options, telling=telling)
         chaos.run()
     except AssertionError as error:
         broken = f"{type(error).__name__}: {error}"
     finally:
-        if chaos is not None:
-            chaos.cluster.bury()
-    if chaos is None:
-        return ChaosVerdict(seed=seed, passed=False, broken=broken, counts=Counts(), faults=0, virtual_s=0.0)
+        chaos.cluster.bury()
     counts = chaos.users.counts
     return ChaosVerdict(
         seed=seed,
@@ -94,13 +90,13 @@ def run(seed: int, options: ChaosOptions, *, telling: bool = False) -> ChaosVerd
         counts=counts,
         faults=chaos.done,
         virtual_s=chaos.world.now_s,
-        story=tuple(chaos.world.story),
+        event_log=tuple(chaos.world.event_log),
     )
 
 
 class _Chaos:
-    def __init__(self, seed: int, options: ChaosOptions, *, telling: bool) -> None:
-        self.world = World(seed, telling=telling, events_max=EVENTS_MAX)
+    def __init__(self, seed: int, options: ChaosOptions, *, event_log: bool) -> None:
+        self.world = World(seed, event_log=event_log, events_max=EVENTS_MAX)
         self.done = 0
         self._options = options
         settings = production_settings()
@@ -113,10 +109,11 @@ class _Chaos:
         self._deaths: dict[str, int] = {}
         self._over = False
         self.users = Users(self.cluster, seed, lambda name: may_repeat(self._now, name))
-        self.cluster.on_stepped_down = self._start_again  # type: ignore[method-assign]
+        self.cluster.on_stepped_down = self._start_later
 
     def run(self) -> None:
         """All faults, one after the other. Raises Violation or AssertionError."""
+        self.cluster.gather()
         self.users.start(self._options.users)
         self._check()
         self._next()
@@ -149,7 +146,7 @@ class _Chaos:
 
     def _hit(self, fault: Fault) -> None:
         self._now = fault
-        self.world.tell("chaos", fault)
+        self.world.log("chaos", fault)
         process = self._process(fault.process_id)
         lasts_s = self._break(fault, process)
         deadline_s = self.world.now_s + lasts_s + RECOVER_S_MAX
@@ -160,7 +157,7 @@ class _Chaos:
         """Until the cluster is whole: every process serves and knows who leads."""
         process = self._process(fault.process_id)
         replaced = not replaces(fault.kind) or process.incarnation != incarnation
-        well = not any(each.troubled for each in self.cluster.processes)
+        well = all(each.well for each in self.cluster.processes)
         looks = looks + 1 if replaced and well and self.cluster.known_to_leader() else 0
         if looks >= LOOKS_WHOLE:
             self.done += 1
@@ -180,7 +177,7 @@ class _Chaos:
         lengths = self._options.lengths
         match fault.kind:
             case "kill":
-                self._kill(process)
+                self._end(process, self._pause_s(process.name))
             case "terminate" | "restart":
                 self._drain(process, at_once=fault.kind == "restart")
             case "freeze":
@@ -199,20 +196,14 @@ class _Chaos:
                 assert_never(fault.kind)
         return 0.0
 
-    def _kill(self, process: Member) -> None:
-        self._end(process, self._pause_s(process.name))
-
     def _pause_s(self, process_id: str) -> float:
         """As the supervision of `baton up`, without its window: every death counts."""
         self._deaths[process_id] = deaths = self._deaths.get(process_id, 0) + 1
         return backoff_s(deaths, min_s=BACKOFF_S[0], max_s=BACKOFF_S[1])
 
-    def _start_later(self, process: Member, pause_s: float) -> None:
+    def _start_later(self, process: Member, pause_s: float = BACKOFF_S[0]) -> None:
         role = next(target.role for target in self._options.topology.targets() if target.process_id == process.name)
         self.world.after(pause_s + START_S[role], self.cluster.restart, process)
-
-    def _start_again(self, scheduler: Member) -> None:
-        self._start_later(scheduler, BACKOFF_S[0])
 
     def _drain(self, process: Member, *, at_once: bool) -> None:
         """SIGTERM: it finishes what it runs and ends, and is started again: at once, or as after a death."""

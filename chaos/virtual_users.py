@@ -14,7 +14,6 @@ import msgspec
 from simulation.faults import checkers
 from simulation.faults.clients import Client
 from simulation.faults.cluster import SimCluster
-from simulation.faults.processes import FrontProcess
 from simulation.faults.workload import Asked
 
 PROMPT_TOKENS_MAX, OUTPUT_TOKENS_MAX = 40, 64
@@ -81,39 +80,38 @@ class Users:
             satisfied=False,
             pinned=False,
         )
-        self._ask(asked, 0)
+        self._ask(asked, 0, number)
 
-    def _ask(self, asked: Asked, attempt: int) -> None:
-        fronts = self._cluster.fronts
-        self._connect(asked, attempt, (asked.number + attempt) % len(fronts))
-
-    def _connect(self, asked: Asked, attempt: int, index: int) -> None:
-        front = self._cluster.fronts[index]
+    def _ask(self, asked: Asked, attempt: int, front_number: int) -> None:
+        front = self._cluster.fronts[front_number % len(self._cluster.fronts)]
         if not front.alive or front.draining or not front.dispatcher.cluster().usable:
             # The launcher holds its port: a connection waits for the process that accepts next.
-            self._world.after(0.1, self._connect, asked, attempt, index)
+            self._world.after(0.1, self._ask, asked, attempt, front_number)
             return
         client = Client(front, asked)
         client.on_over = lambda client: self._over(client, attempt)
         self._cluster.add(client)
-        front.when_awake(self._arrive, client, front, attempt)
+        self._arrive(client)
 
-    def _arrive(self, client: Client, front: FrontProcess, attempt: int) -> None:
-        if front.alive:
+    def _arrive(self, client: Client) -> None:
+        front = client.front
+        if front.frozen:
+            self._world.at(front.frozen_until_s, self._arrive, client)
+        elif front.alive:
             front.loop.enter(client.arrive)
         else:
             client.lost_its_front()
 
     def _over(self, client: Client, attempt: int) -> None:
         counts, name = self.counts, client.front.name
-        self._world.after(REMEMBERED_S, self._forget, client)
+        self._world.after(REMEMBERED_S, self._cluster.forget, client)
         if client.outcome == "front_died":
             if self._may_repeat(name) and attempt <= len(self._cluster.fronts):
                 counts.repeated += 1
                 # Its own number, so that its orders are told from those of the request before it.
                 self._number += 1
                 again = msgspec.structs.replace(client.asked, number=self._number - 1, arrives_s=self._world.now_s)
-                self._world.after(0.001, self._ask, again, attempt + 1)
+                self._world.after(0.001, self._ask, again, attempt + 1, again.number + attempt + 1)
                 return
             self._fail(client, f"connection to {name} broke")
         elif client.outcome != "finished":
@@ -129,6 +127,3 @@ class Users:
     def _fail(self, client: Client, what: str) -> None:
         self.counts.failed += 1
         self.counts.failures.append(f"{client.asked.request_id} at {self._world.now_s:.2f} s: {what}")
-
-    def _forget(self, client: Client) -> None:
-        self._cluster.forget(client)

@@ -78,7 +78,6 @@ def real(
         where the JSON report goes
     """
     from chaos import real_run
-    from chaos.metrics import Bounds
     from chaos.report import as_text
     from launcher.local import process_plan
 
@@ -90,7 +89,7 @@ def real(
         state_dir=state_dir.expanduser().absolute(),
         up_arguments=_up_arguments(model, sources.config, sets),
         specs=process_plan.plan(config),
-        bounds=Bounds.of(config),
+        config=config,
         seed=plan.seed,
         kinds=tuple(plan.faults),
         roles=tuple(plan.roles),
@@ -151,8 +150,8 @@ def virtual(
     )
 
     def tell(seed: int) -> int:
-        verdict = virtual_run.run(seed, options, telling=event_log)
-        print("\n".join((*verdict.story, *virtual_run.told(verdict, virtual_run.planned(seed, options)))))
+        verdict = virtual_run.run(seed, options, event_log=event_log)
+        print("\n".join((*verdict.event_log, *virtual_run.told(verdict, virtual_run.planned(seed, options)))))
         return 0 if verdict.passed else 1
 
     if seeds == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from argparse import Namespace
 
 import msgspec
@@ -9,30 +10,21 @@ import vllm
 from vllm.exceptions import VLLMClientError
 
 from engine.config import EngineConfig
-from front_proxy.config import FrontProxyConfig
+from front_proxy.config import LIMITS, FrontProxyConfig
+from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.engine_client.client import RemoteEngineClient
-from front_proxy.engine_client.sequences import SequenceSource
 from front_proxy.engine_client.vllm_config import BadServingOption, render_config, serve_args
+from front_proxy.gateway.in_flight import InFlight
 from front_proxy.grpc_api.generate import VllmInference
-from front_proxy.openai_api.server import OpenAiServer
-from front_proxy.openai_api.server import build as build_app
+from front_proxy.openai_api.server import OpenAiServer, build_openai_app
 
 
 class VllmServing(msgspec.Struct, frozen=True):
-    """The engine client and the two faces of it."""
+    """The engine client and the two APIs over it; HTTP is not listening yet."""
 
     client: RemoteEngineClient
     inference: VllmInference
-    args: Namespace
-
-    async def http_server(self, front: FrontProxyConfig) -> OpenAiServer:
-        """The OpenAI app with its HTTP server, not listening yet. Raises BadServingOption."""
-        try:
-            app = await build_app(self.client, self.args)
-        except (ValueError, VLLMClientError) as error:
-            # vLLM reads files such as the chat template only now.
-            raise BadServingOption(f"front_proxy.serving: {error}") from error
-        return OpenAiServer(app, front, draining=lambda: self.client.draining)
+    http: OpenAiServer
 
 
 def engine_version() -> str:
@@ -40,8 +32,26 @@ def engine_version() -> str:
     return f"vllm-{vllm.__version__}"
 
 
-def build(engine: EngineConfig, front: FrontProxyConfig, source: SequenceSource) -> VllmServing:
+async def build(engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher) -> VllmServing:
     """Load tokenizer and configuration. Raises BadServingOption, or vLLM's and transformers' own errors."""
+    # In a thread, so that a signal is heard meanwhile.
+    client, args = await asyncio.to_thread(_client, engine, front, dispatcher)
+    try:
+        app = await build_openai_app(client, args)
+    except (ValueError, VLLMClientError) as error:
+        # vLLM reads files such as the chat template only now.
+        raise BadServingOption(f"front_proxy.serving: {error}") from error
+    return VllmServing(client, VllmInference(client, args), OpenAiServer(app, front, client.in_flight))
+
+
+def _client(
+    engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher
+) -> tuple[RemoteEngineClient, Namespace]:
     args = serve_args(engine, front.serving)
-    client = RemoteEngineClient(render_config(args), source, front, block_size_tokens=engine.block_size_tokens)
-    return VllmServing(client, VllmInference(client, args), args)
+    in_flight = InFlight(
+        front.requests_in_flight_max,
+        usable=lambda: dispatcher.cluster().usable,
+        retry_after_s=LIMITS.retry_after_s,
+    )
+    block_size_tokens = engine.block_size_tokens
+    return RemoteEngineClient(render_config(args), dispatcher, in_flight, block_size_tokens=block_size_tokens), args

@@ -15,8 +15,6 @@ MESSAGES_PER_REQUEST_MAX = 8
 class ServingConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What vLLM's serving layer is told. The names are those of `vllm serve`; the model itself is the engine's."""
 
-    served_model_name: list[str] = msgspec.field(default_factory=list)
-    """Names clients may use; the first one is put into answers. Empty: the engine's name, else its model path."""
     chat_template: str | None = None
     """A file or a template. Unset: the tokenizer's own."""
     tool_call_parser: str | None = None
@@ -28,11 +26,9 @@ class ServingConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How reasoning is told from the answer. Workers need it too where grammars start after the reasoning."""
     allowed_origins: list[str] = msgspec.field(default_factory=list)
     """Origins that browsers may call from. Empty: none."""
-    extra_routes: list[str] = msgspec.field(default_factory=list)
-    """Further paths of vLLM's app to publish, such as /docs. Everything else answers 404. Watch
-    baton_front_proxy_refusals_total{reason="no_route"}."""
     extra_args: dict[str, Any] = msgspec.field(default_factory=dict)
-    """Any further option of `vllm serve` that concerns serving: {"default_chat_template_kwargs": {"k": 1}}."""
+    """Any further option of `vllm serve` that concerns serving: {"default_chat_template_kwargs": {"k": 1}}, or
+    {"served_model_name": ["name", "alias"]} for more names than engine.served_model_name."""
 
 
 class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,22 +49,12 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     baton_front_proxy_requests_in_flight and baton_front_proxy_refusals_total{reason="in_flight"}."""
     request_bytes_max: PositiveCount = 32 * 1024 * 1024
     """Longest HTTP body accepted. Watch baton_front_proxy_refusals_total{reason="too_large"}."""
-    client_send_timeout_s: Positive = 60.0
-    """Time an HTTP client may leave its answer unread, once the buffers on the way are full, before its connection is
-    ended: it holds a place and memory of workers meanwhile. Watch baton_front_proxy_unread_connections_total."""
-    prompt_tokens_max: PositiveCount = 1_048_576
-    """Longest prompt accepted before any worker is asked; the workers' own limit is checked too. Watch
-    baton_front_proxy_refusals_total{reason="too_large"}."""
     deadline_s: Positive = 600.0
     """Time a request may take when the client named none, and the most it may name. Watch
     baton_front_proxy_failures_total{kind="deadline"}."""
     attempts_max: PositiveCount = 3
     """Placements tried in a row for one request before it fails. A try that brings its client something new, or a
     replay that gets further than those before it, begins the count anew. Watch baton_front_proxy_retries_total."""
-    seed_for_replay: bool = True
-    """Give a seed to requests that draw at random, have none, and cannot be continued by another engine (grammars,
-    penalties over the output): then a broken stream can be computed again. Costs their engine some sampling time.
-    Watch baton_front_proxy_replays_diverged_total."""
     stream_stall_timeout_s: Positive = 10.0
     """Time a running decode may produce nothing while its worker is silent, before it goes on elsewhere. Watch
     baton_front_proxy_stalls_total."""
@@ -77,11 +63,6 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     baton_front_proxy_stalls_total."""
     plan_timeout_s: Positive = 5.0
     """Wait for one answer from the scheduler, reconnecting included. Watch baton_front_proxy_plan_seconds."""
-    degraded_view_max_age_s: NonNegative = 300.0
-    """Age of the last cluster view up to which requests are planned from it while the scheduler is away. 0: none is.
-    Watch baton_front_proxy_degraded_plans_total."""
-    usable_timeout_s: Positive = 600.0
-    """Wait for a usable set of workers at start before giving up."""
     drain_timeout_s: NonNegative = 30.0
     """Time running requests get to finish after the first SIGTERM; a second one cuts it short."""
     log_level: LogLevel = "info"
@@ -105,6 +86,9 @@ class FrontProxyLimits(msgspec.Struct, frozen=True, kw_only=True):
     # Requests and their names.
     request_body_timeout_s: float = 60.0
     """Time a client may take to send its body; a stalled upload must not hold a place for a request."""
+    client_send_timeout_s: float = 60.0
+    """Time an HTTP client may leave its answer unread, once the buffers on the way are full, before its connection is
+    ended: it holds a place and memory of workers meanwhile."""
     name_characters_max: int = 1024
     """Longest request_id, session_id and cache_salt of a request, over gRPC its tenant too: they are kept, logged and
     sent on with every message. Of a request_id over HTTP what is put before it (``chatcmpl-``) counts."""
@@ -147,6 +131,8 @@ class FrontProxyLimits(msgspec.Struct, frozen=True, kw_only=True):
     While the scheduler is away, requests that a worker failed are planned locally after so long."""
     plans_told_interval_s: float = 10.0
     """How often the scheduler is told all that runs here, so that it drops what it reserved for nothing."""
+    degraded_view_max_age_s: float = 300.0
+    """Age of the last cluster view up to which requests are planned from it while the scheduler is away."""
     degraded_load_fade_s: float = 10.0
     """Time in which the workers' load in an old view loses its weight: afterwards only our own plans count."""
 
@@ -165,7 +151,9 @@ class FrontProxyLimits(msgspec.Struct, frozen=True, kw_only=True):
     scheduler_backoff_max_s: float = 2.0
     """Longest such pause."""
 
-    # The end.
+    # Start and end.
+    usable_timeout_s: float = 600.0
+    """Wait for a usable set of workers at start before giving up."""
     keep_alive_timeout_s: int = 5
     """An idle HTTP connection is closed after this time."""
     close_timeout_s: float = 5.0

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import grpc
 import structlog
@@ -14,6 +14,7 @@ import structlog
 from engine.config import EngineConfig
 from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
 from front_proxy.dispatch.dispatcher import Dispatcher
+from front_proxy.gateway.in_flight import InFlight
 from front_proxy.grpc_api import service
 from front_proxy.grpc_api.service import InferenceService
 from protos.cluster.v1 import cluster_pb2
@@ -27,20 +28,11 @@ from scheduler.config import SchedulerConfig
 
 if TYPE_CHECKING:
     from front_proxy.build import VllmServing
-    from front_proxy.engine_client.client import RemoteEngineClient
     from front_proxy.openai_api.server import OpenAiServer
 
 log = structlog.get_logger(__name__)
 
 Ready = Callable[[Mapping[str, str]], None]
-
-
-class Stoppable(Protocol):
-    """What runs the requests; Dispatcher is one."""
-
-    def stop_runs(self) -> None:
-        """End every request that runs now with a failure."""
-        ...
 
 
 async def run(
@@ -66,14 +58,13 @@ async def run(
     if stop.is_set():
         return
     dispatcher = Dispatcher(front, engine_version=version, policy=policy)
-    serving = await asyncio.to_thread(_build, engine, front, dispatcher)
+    serving = await _load(engine, front, dispatcher)
     try:
-        http = await _http_server(serving, front)
-        http.bind(listener)
+        serving.http.bind(listener)
         async with asyncio.TaskGroup() as group:
             streams = group.create_task(dispatcher.run(), name="dispatcher")
             try:
-                await _serve(front, dispatcher, serving, http, streams, version, ready, stop)
+                await _serve(front, dispatcher, serving, streams, version, ready, stop)
             finally:
                 await dispatcher.close()
     finally:
@@ -87,22 +78,12 @@ def _engine_version(engine: EngineConfig) -> str:
     return "" if engine.kind == "fake" else build.engine_version()
 
 
-def _build(engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher) -> VllmServing:
+async def _load(engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher) -> VllmServing:
     from front_proxy import build
     from front_proxy.engine_client.vllm_config import BadServingOption
 
     try:
-        return build.build(engine, front, dispatcher)
-    except BadServingOption as error:
-        log.critical("a setting of serving is wrong", why=str(error))
-        raise SystemExit(ExitCode.BAD_OPTION) from error
-
-
-async def _http_server(serving: VllmServing, front: FrontProxyConfig) -> OpenAiServer:
-    from front_proxy.engine_client.vllm_config import BadServingOption
-
-    try:
-        return await serving.http_server(front)
+        return await build.build(engine, front, dispatcher)
     except BadServingOption as error:
         log.critical("a setting of serving is wrong", why=str(error))
         raise SystemExit(ExitCode.BAD_OPTION) from error
@@ -112,19 +93,19 @@ async def _serve(
     front: FrontProxyConfig,
     dispatcher: Dispatcher,
     serving: VllmServing,
-    http: OpenAiServer,
     streams: asyncio.Task[None],
     version: str,
     ready: Ready,
     stop: lifecycle.Stop,
 ) -> None:
+    http = serving.http
     status = StatusService(dispatcher.front_proxy_id, "front_proxy", time.time_ns(), lambda: _snapshot(dispatcher))
     status.address = http.address
     grpc_server = await start_server(
-        front.host, front.grpc_port, _services(front, serving, status), message_bytes_max=LIMITS.message_bytes_max
+        front.host, front.grpc_port, _services(serving, status), message_bytes_max=LIMITS.message_bytes_max
     )
     try:
-        if await _cluster(front, dispatcher, version, (streams,), stop):
+        if await _cluster(dispatcher, version, streams, stop):
             serving.client.refresh_limits()
             # Only now: connections that wait from before this process shall find a cluster that serves.
             await http.start()
@@ -140,20 +121,14 @@ async def _serve(
                 raise SystemExit(ExitCode.PART_DIED)
     finally:
         status.state = "draining"
-        await _leave(front, dispatcher, serving.client, http, grpc_server, stop.hurry)
+        await _leave(front, dispatcher, serving.client.in_flight, http, grpc_server, stop.hurry)
         status.state = "stopped"
 
 
-async def _cluster(
-    front: FrontProxyConfig,
-    dispatcher: Dispatcher,
-    version: str,
-    parts: Sequence[asyncio.Task[None]],
-    stop: asyncio.Event,
-) -> bool:
+async def _cluster(dispatcher: Dispatcher, version: str, streams: asyncio.Task[None], stop: asyncio.Event) -> bool:
     """Wait for workers that can serve; False when the process is to end instead."""
-    waiting = asyncio.create_task(dispatcher.wait_usable(front.usable_timeout_s), name="usable")
-    lost = await _first(stop, (waiting, *parts))
+    waiting = asyncio.create_task(dispatcher.wait_usable(LIMITS.usable_timeout_s), name="usable")
+    lost = await _first(stop, (waiting, streams))
     if lost is not waiting:
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
@@ -174,8 +149,8 @@ async def _cluster(
 
 async def _leave(
     front: FrontProxyConfig,
-    dispatcher: Stoppable,
-    client: RemoteEngineClient,
+    dispatcher: Dispatcher,
+    in_flight: InFlight,
     http: OpenAiServer,
     grpc_server: RunningServer,
     hurry: asyncio.Event,
@@ -183,43 +158,31 @@ async def _leave(
 ) -> None:
     """Refuse what is new, finish what runs, then close: readiness goes first, so that balancers look elsewhere."""
     await grpc_server.set_serving(False)
-    finishing = asyncio.create_task(_finish(client, http, limits.drain_settle_s), name="finish what runs")
+    finishing = asyncio.create_task(_finish(in_flight, http), name="finish what runs")
     hurried = asyncio.create_task(hurry.wait())
     await asyncio.wait({finishing, hurried}, timeout=front.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)
     for task in (finishing, hurried):
         await lifecycle.cancel_and_wait(task, limits.close_timeout_s)
-    client.draining = True
-    if client.requests_running:
-        log.warning("stopping with sequences unfinished", sequences=client.requests_running)
+    in_flight.draining = True
+    if in_flight.count:
+        log.warning("stopping with sequences unfinished", sequences=in_flight.count)
         # While their connections are open: a stream that is cut without a word looks like one that is complete.
         dispatcher.stop_runs()
     # A client may keep a GenerateMany stream open for ever; with nothing running on it there is nothing to wait for.
     await asyncio.gather(http.stop(), grpc_server.stop(min(1.0, limits.close_timeout_s)))
 
 
-async def _finish(client: RemoteEngineClient, http: OpenAiServer, drain_settle_s: float) -> None:
-    """Wait until nothing runs. What reached this process is served; each connection brings one more request at most."""
+async def _finish(in_flight: InFlight, http: OpenAiServer) -> None:
+    """Wait until nothing runs. What reached this process is served."""
     http.retire()
-    log.info("finishing requests", requests=http.guard.requests_running, sequences=client.requests_running)
-    await http.guard.idle.wait()
-    while http.connected:
-        # A stream that began earlier could not tell its client that the connection ends: it may send the next request.
-        await asyncio.sleep(drain_settle_s)
-        if not http.guard.requests_running:
-            break
-        await http.guard.idle.wait()
-    # Not before: a request that is still being read or rendered was accepted.
-    client.draining = True
-    await client.idle.wait()
+    log.info("finishing what runs", sequences=in_flight.count)
+    await http.quiet()
+    in_flight.draining = True
+    await in_flight.idle.wait()
 
 
-def _services(
-    front: FrontProxyConfig, serving: VllmServing, status: StatusService
-) -> Callable[[grpc.aio.Server], Sequence[str]]:
-    inference = InferenceService(
-        serving.inference,
-        front.requests_in_flight_max,
-    )
+def _services(serving: VllmServing, status: StatusService) -> Callable[[grpc.aio.Server], Sequence[str]]:
+    inference = InferenceService(serving.inference, serving.client.in_flight)
 
     def add(server: grpc.aio.Server) -> Sequence[str]:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)

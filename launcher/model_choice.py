@@ -94,8 +94,7 @@ def is_local(model: str) -> bool:
 
 def served_name(config: BatonConfig) -> str:
     """The name clients use for the model."""
-    names = config.front_proxy.serving.served_model_name
-    return (names[0] if names else "") or config.engine.served_model_name or config.engine.model
+    return config.engine.served_model_name or config.engine.model
 
 
 def _fitting_fake(engine: EngineConfig, sources: Mapping[str, str]) -> EngineConfig:

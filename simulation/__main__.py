@@ -1,4 +1,4 @@
-"""``python -m simulation``: many seeds and a verdict, or one seed and its story. Decides nothing."""
+"""``python -m simulation``: many seeds and a verdict, or one seed and its events. Decides nothing."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def seeds(*, seeds: int = 10_000, first_seed: int = 0, seed: int | None = None) 
     first_seed
         seed of the first one
     seed
-        repeat one run and tell its story
+        repeat one run and print its events
     """
     if seed is not None:
-        return _tell(simulate(seed, telling=True))
+        return _print(simulate(seed, event_log=True))
     outcomes: Counter[str] = Counter()
     retries = 0
     started_s = time.perf_counter()
     for verdict in parallel.over(simulate, range(first_seed, first_seed + seeds)):
         if verdict.broken is not None:
-            return _tell(simulate(verdict.seed, telling=True))
+            return _print(simulate(verdict.seed, event_log=True))
         outcomes.update(verdict.outcomes)
         retries += verdict.retries
     spent_s = time.perf_counter() - started_s
@@ -63,8 +63,8 @@ def overload(*, seed: int = 0, load: float = 3.0, hours: float = 1.0, short_s: f
     return 1 if broken else 0
 
 
-def _tell(verdict: Verdict) -> int:
-    print("\n".join(verdict.story))
+def _print(verdict: Verdict) -> int:
+    print("\n".join(verdict.event_log))
     print(f"seed {verdict.seed}: {verdict.outcomes}, {verdict.retries} retries")
     if verdict.broken is None:
         print("every invariant held")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import random
 import time
-from collections.abc import Callable
 
 from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
 from front_proxy.dispatch.metrics import DispatchMetrics
@@ -17,7 +15,7 @@ from front_proxy.dispatch.scheduler_link import SchedulerLink
 from front_proxy.dispatch.worker_link import WorkerLink, WorkerLinks
 from front_proxy.planning.cluster_view import ClusterSnapshot, ClusterView
 from front_proxy.request.events import Stopped
-from front_proxy.request.generation import GenerationDelta, GenerationRequest
+from front_proxy.request.generation import GenerationRequest
 from front_proxy.request.retry_policy import RetryBudget
 from runtime.failures import Failure, FailureError, FailureKind
 from runtime.rpc.bidi_stream import Dial
@@ -54,6 +52,7 @@ class Dispatcher:
         self._view = ClusterView()
         self._changed = asyncio.Event()
         self._closing = asyncio.Event()
+        self._stopping = False
         self._stopped = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._runs: dict[str, RequestDriver] = {}
@@ -139,20 +138,20 @@ class Dispatcher:
         """Wait until a request could be served. Raises FailureError(UNAVAILABLE) after ``timeout_s``."""
         try:
             async with asyncio.timeout(timeout_s):
-                while not (self._view.snapshot.connected and self._view.snapshot.usable):
+                while not (self._scheduler.connected and self._view.snapshot.usable):
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
             what = "no decode worker is ready" if self._scheduler.connected else "the scheduler is not reachable"
-            text = f"After {timeout_s:g} s {what}."
-            raise FailureError(Failure(kind=FailureKind.UNAVAILABLE, message=text)) from None
+            raise _failure(FailureKind.UNAVAILABLE, f"After {timeout_s:g} s {what}.") from None
 
-    def generate(self, request: GenerationRequest) -> Deltas:
-        """The request's deltas. It is admitted and begins when the first one is asked for."""
-        return Deltas(functools.partial(self._begin, request))
-
-    def _begin(self, request: GenerationRequest) -> RequestDriver:
-        self._admit(request)
+    def generate(self, request: GenerationRequest) -> RequestDriver:
+        """Begin it; its deltas are to be read until the last one, or closed. Raises FailureError."""
+        if self._stopping:
+            raise _failure(FailureKind.UNAVAILABLE, "The front proxy is stopping.")
+        assert request.engine_request.token_ids, "vLLM refuses an empty prompt"
+        if request.request_id in self._runs:
+            raise _failure(FailureKind.BAD_REQUEST, f"The request id {request.request_id} is in use.")
         run = RequestDriver(
             request,
             planning=self._planning,
@@ -174,14 +173,6 @@ class Dispatcher:
         run = self._runs.get(request_id)
         if run is not None:
             run.leave(satisfied=True)
-
-    def _admit(self, request: GenerationRequest) -> None:
-        if self._closing.is_set() or (self._group is None and self._planning is self._scheduler):
-            raise _failure(FailureKind.UNAVAILABLE, "The front proxy is not serving.")
-        if not request.token_ids:
-            raise _failure(FailureKind.BAD_REQUEST, "The prompt has no tokens.")
-        if request.request_id in self._runs:
-            raise _failure(FailureKind.BAD_REQUEST, f"The request id {request.request_id} is in use.")
 
     def _take_retry(self) -> bool:
         if self._retry_budget.take(self._loop.time()):
@@ -223,55 +214,10 @@ class Dispatcher:
                 run.holder_lost(worker)
 
     def stop_runs(self) -> None:
-        """End every request that runs now with a failure its client is told; what they hold elsewhere is freed."""
+        """End all requests, and those to come, with a failure that their clients get; what they hold is freed."""
+        self._stopping = True
         for run in list(self._runs.values()):
             run.feed(Stopped(failure=Failure(kind=FailureKind.UNAVAILABLE, message="The front proxy is stopping.")))
-
-
-class Deltas:
-    """Deltas until one has ``finish``. Closing it cancels everything. Raises FailureError.
-
-    An async generator in all but its frame: one await a delta, and none for those that are there already.
-    """
-
-    __slots__ = ("_begin", "_over", "_run")
-
-    def __init__(self, begin: Callable[[], RequestDriver]) -> None:
-        self._begin = begin
-        self._run: RequestDriver | None = None
-        self._over = False
-
-    def __aiter__(self) -> Deltas:
-        """Itself: it is read once."""
-        return self
-
-    async def __anext__(self) -> GenerationDelta:
-        """The next delta, waiting for it."""
-        if self._over:
-            raise StopAsyncIteration
-        try:
-            if self._run is None:
-                self._run = self._begin()
-            delta = await self._run.next()
-        except BaseException:
-            await self.aclose()
-            raise
-        self._over = delta.finish is not None
-        return delta
-
-    def waiting(self) -> GenerationDelta | None:
-        """One more delta if there is one already."""
-        if self._over or self._run is None:
-            return None
-        delta = self._run.waiting()
-        self._over = delta is not None and delta.finish is not None
-        return delta
-
-    async def aclose(self) -> None:
-        """Give up what still runs. May be called again."""
-        if not self._over and self._run is not None:
-            self._run.leave(satisfied=False)
-        self._over = True
 
 
 def _failure(kind: FailureKind, message: str) -> FailureError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily
@@ -19,99 +19,46 @@ class DispatchMetrics:
     """One dispatcher's metrics. A process has one; tests give each a registry of its own."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        prefix = "baton_front_proxy"
-        self.requests = Counter(
-            f"{prefix}_requests_total", "Sequences by how they ended.", ["outcome"], registry=registry
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"baton_front_proxy_{name}_total", text, labels, registry=registry)
+
+        def seconds(name: str, text: str, *labels: str, buckets: Sequence[float] = PHASE_S) -> Histogram:
+            return Histogram(f"baton_front_proxy_{name}_seconds", text, labels, buckets=buckets, registry=registry)
+
+        self.requests = counter("requests", "Sequences by how they ended.", "outcome")
+        self.failures = counter("failures", "Sequences that failed, by kind of failure.", "kind")
+        self.retries = counter("retries", "Attempts that failed and were followed by another one.", "stage", "reason")
+        self.resumes = counter("resumes", "Retries after the client had seen tokens, by how they go on.", "how")
+        self.replays_diverged = counter(
+            "replays_diverged", "Streams failed because computing their output again gave other tokens."
         )
-        self.failures = Counter(
-            f"{prefix}_failures_total", "Sequences that failed, by kind of failure.", ["kind"], registry=registry
-        )
-        self._define_retries(prefix, registry)
+        self.retries_denied = counter("retries_denied", "Retries that the retry budget forbade.")
+        self.stalls = counter("stalls", "Work taken from a worker because it produced nothing for too long.", "stage")
         self.output_tokens = 0
         """Tokens given to the serving layers; a plain number, because it grows with every one of them."""
-        registry.register(_Tokens(f"{prefix}_output_tokens", "Tokens given to the serving layers.", self))
-        self.handoffs = Counter(
-            f"{prefix}_handoffs_total",
-            "Hand-offs let go, by whether their KV reached a decode worker.",
-            ["pulled"],
-            registry=registry,
-        )
-        self.stream_losses = Counter(
-            f"{prefix}_stream_losses_total",
-            "Streams that broke, by what was at the other end.",
-            ["peer"],
-            registry=registry,
-        )
-        self.degraded_plans = Counter(
-            f"{prefix}_degraded_plans_total",
-            "Requests planned here because the scheduler did not answer.",
-            ["outcome"],
-            registry=registry,
+        registry.register(_Tokens("baton_front_proxy_output_tokens", "Tokens given to the serving layers.", self))
+        self.handoffs = counter("handoffs", "Hand-offs let go, by whether their KV reached a decode worker.", "pulled")
+        self.stream_losses = counter("stream_losses", "Streams that broke, by what was at the other end.", "peer")
+        self.degraded_plans = counter(
+            "degraded_plans", "Requests planned here because the scheduler did not answer.", "outcome"
         )
         # Looking up a child takes longer than counting, and every request would do it.
         self.ended_as = functools.cache(self.requests.labels)
         self.handoffs_released = functools.cache(self.handoffs.labels)
-        self.ttft_s = Histogram(
-            f"{prefix}_ttft_seconds",
+        self.ttft_s = seconds(
+            "ttft",
             "Dispatcher entered to the client's first token ready; the phases add up to it.",
             buckets=TIME_TO_FIRST_TOKEN_S,
-            registry=registry,
         )
-        ttft_phase = Histogram(
-            f"{prefix}_ttft_phase_seconds",
-            "Where the time to the client's first token went.",
-            ["phase"],
-            buckets=PHASE_S,
-            registry=registry,
-        )
+        ttft_phase = seconds("ttft_phase", "Where the time to the client's first token went.", "phase")
         self._phases = [(f"{name}_s", ttft_phase.labels(name)) for name in PHASES]
-        self.plan_s = Histogram(
-            f"{prefix}_plan_seconds",
-            "One question to the scheduler and its answer.",
-            buckets=PHASE_S,
-            registry=registry,
-        )
-        self.handoff_s = Histogram(
-            f"{prefix}_handoff_seconds",
-            "Hand-off submitted to the decode worker until its first output.",
-            buckets=PHASE_S,
-            registry=registry,
-        )
-        self.decode_admission_s = Histogram(
-            f"{prefix}_decode_admission_seconds",
-            "Submit received by the decode worker until its engine had the sequence.",
-            buckets=PHASE_S,
-            registry=registry,
+        self.plan_s = seconds("plan", "One question to the scheduler and its answer.")
+        self.handoff_s = seconds("handoff", "Hand-off submitted to the decode worker until its first output.")
+        self.decode_admission_s = seconds(
+            "decode_admission", "Submit received by the decode worker until its engine had the sequence."
         )
         self._registry = registry
-
-    def _define_retries(self, prefix: str, registry: CollectorRegistry) -> None:
-        self.retries = Counter(
-            f"{prefix}_retries_total",
-            "Attempts that failed and were followed by another one.",
-            ["stage", "reason"],
-            registry=registry,
-        )
-        self.resumes = Counter(
-            f"{prefix}_resumes_total",
-            "Retries after the client had seen tokens, by how they go on.",
-            ["how"],
-            registry=registry,
-        )
-        self.replays_diverged = Counter(
-            f"{prefix}_replays_diverged_total",
-            "Streams failed because computing their output again gave other tokens.",
-            registry=registry,
-        )
-        self.retries_denied = Counter(
-            f"{prefix}_retries_denied_total", "Retries that the retry budget forbade.", registry=registry
-        )
-        self.stalls = Counter(
-            f"{prefix}_stalls_total",
-            "Work taken from a worker because it produced nothing for too long.",
-            ["stage"],
-            registry=registry,
-        )
 
     def observe_first_token(self, phases: TtftPhases) -> None:
         """Count a first token's way."""

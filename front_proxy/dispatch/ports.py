@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from front_proxy.dispatch.scheduler_link import PlanReceiver
 from front_proxy.dispatch.worker_link import Receiver
@@ -12,6 +12,9 @@ from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure
 from scheduler.api.actions import Placement
 from scheduler.api.events import PlanRequested, RunningPlan
+
+if TYPE_CHECKING:
+    from front_proxy.dispatch.request_driver import RequestDriver
 
 
 class PlanSource(Protocol):
@@ -54,55 +57,39 @@ class WorkerPool(Protocol):
         ...
 
 
-class AttemptListener(Protocol):
-    """The request that is told; RequestDriver is one."""
-
-    def on_answer(self, event: Planned | PlanRefused, asked_s: float) -> None:
-        """The scheduler answered what was asked at ``asked_s``."""
-        ...
-
-    def on_output(self, attempt: int, stage: Stage, output: WorkerOutput) -> None:
-        """A worker produced something."""
-        ...
-
-    def on_failure(self, attempt: int, stage: Stage, failure: Failure) -> None:
-        """A worker's part is over."""
-        ...
-
-
 class AttemptPlanReceiver:
     """Numbers an answer with its attempt."""
 
-    __slots__ = ("_asked_s", "_attempt", "_hearing")
+    __slots__ = ("_asked_s", "_attempt", "_driver")
 
-    def __init__(self, hearing: AttemptListener, attempt: int, asked_s: float) -> None:
-        self._hearing = hearing
+    def __init__(self, driver: RequestDriver, attempt: int, asked_s: float) -> None:
+        self._driver = driver
         self._attempt = attempt
         self._asked_s = asked_s
 
     def on_plan(self, plan: RunningPlan) -> None:
         """The attempt may run."""
-        self._hearing.on_answer(Planned(attempt=self._attempt, plan=plan), self._asked_s)
+        self._driver.on_answer(Planned(attempt=self._attempt, plan=plan), self._asked_s)
 
     def on_refused(self, failure: Failure) -> None:
         """It may not."""
-        self._hearing.on_answer(PlanRefused(attempt=self._attempt, failure=failure), self._asked_s)
+        self._driver.on_answer(PlanRefused(attempt=self._attempt, failure=failure), self._asked_s)
 
 
 class AttemptOutputReceiver:
     """Numbers a worker's words with the attempt and stage they are about."""
 
-    __slots__ = ("_attempt", "_hearing", "_stage")
+    __slots__ = ("_attempt", "_driver", "_stage")
 
-    def __init__(self, hearing: AttemptListener, attempt: int, stage: Stage) -> None:
-        self._hearing = hearing
+    def __init__(self, driver: RequestDriver, attempt: int, stage: Stage) -> None:
+        self._driver = driver
         self._attempt = attempt
         self._stage = stage
 
     def on_output(self, output: WorkerOutput) -> None:
         """Its work produced something."""
-        self._hearing.on_output(self._attempt, self._stage, output)
+        self._driver.on_output(self._attempt, self._stage, output)
 
     def on_failure(self, failure: Failure) -> None:
         """Its work is over."""
-        self._hearing.on_failure(self._attempt, self._stage, failure)
+        self._driver.on_failure(self._attempt, self._stage, failure)

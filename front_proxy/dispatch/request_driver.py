@@ -57,7 +57,10 @@ FIRST_TOKEN_HEAD_START_MAX_S = 0.002
 
 
 class RequestDriver:
-    """One request on its way. Everything happens on the event loop's thread, without a task of its own."""
+    """One request on its way, and its deltas, the last of which has ``finish``: to be read by one reader, or closed.
+
+    Everything happens on the event loop's thread, without a task of its own.
+    """
 
     def __init__(
         self,
@@ -99,6 +102,8 @@ class RequestDriver:
         self._busy = False
         self._broken = False
         self._deltas: collections.deque[GenerationDelta] = collections.deque()
+        self._read = False
+        """The last delta was read, or the reader has left."""
         self._ending: Failure | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._held_decode: StartDecode | None = None
@@ -130,8 +135,14 @@ class RequestDriver:
             elif isinstance(event, Output) and event.output.handoff is not None:
                 self._working.release(event.output.handoff, pulled=False)
 
-    async def next(self) -> GenerationDelta:
+    def __aiter__(self) -> RequestDriver:
+        """Itself: it is read once."""
+        return self
+
+    async def __anext__(self) -> GenerationDelta:
         """The next delta. Raises FailureError at a failed request's end. The deadline bounds the wait."""
+        if self._read:
+            raise StopAsyncIteration
         while not self._deltas:
             if self._ending is not None:
                 raise FailureError(self._ending)
@@ -143,13 +154,27 @@ class RequestDriver:
                 self._start_held(self._held_decode)
             try:
                 await self._waiter
+            except asyncio.CancelledError:
+                await self.aclose()
+                raise
             finally:
                 self._waiter = None
-        return self._deltas.popleft()
+        return self._take()
 
     def waiting(self) -> GenerationDelta | None:
-        """The next delta if it is there already; what comes behind the last one is for ``next`` to say."""
-        return self._deltas.popleft() if self._deltas else None
+        """The next delta if it is there already; what comes behind the last one is for the next read to say."""
+        return self._take() if self._deltas else None
+
+    def _take(self) -> GenerationDelta:
+        delta = self._deltas.popleft()
+        self._read = delta.finish is not None
+        return delta
+
+    async def aclose(self) -> None:
+        """The reader leaves, whatever was still to come. May be called again."""
+        if not self._read:
+            self._read = True
+            self.leave(satisfied=False)
 
     def leave(self, *, satisfied: bool) -> None:
         """The reader is gone, whatever was still to come."""

@@ -17,6 +17,7 @@ from front_proxy.planning.events import (
     AnswerPlan,
     AnswerRefusal,
     Closed,
+    DialAgain,
     Leave,
     MessageReceived,
     OutageBegan,
@@ -35,9 +36,6 @@ from front_proxy.planning.events import (
     Suspected,
     TimerFired,
     ViewChanged,
-)
-from front_proxy.planning.events import (
-    Dial as DialAgain,
 )
 from front_proxy.planning.plan_client import NEVER_S, PlanClient
 from front_proxy.request.events import Outcome

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from engine.protocol import EngineRequest
+import msgspec
+
 from front_proxy.request.events import AskPlan, StartDecode, StartPrefill
 from front_proxy.request.generation import Continuation, GenerationRequest
 from front_proxy.request.work import Stage, Submission
-from kv_transfer.handoff.handoff import KvHandoff
 from scheduler.api.events import PlanRequested
 
 
@@ -16,9 +16,9 @@ def question(plan_id: int, request: GenerationRequest, ask: AskPlan, *, left_s: 
         session=0,
         plan_id=plan_id,
         request_id=request.request_id,
-        prompt_tokens=len(request.token_ids) + ask.resume_tokens,
+        prompt_tokens=len(request.engine_request.token_ids) + ask.resume_tokens,
         output_tokens_max=request.output_tokens_max - ask.resume_tokens,
-        priority=request.priority,
+        priority=request.engine_request.priority,
         excluded_worker_ids=frozenset(ask.excluded_worker_ids),
         pinned_decode_worker_id=ask.pinned_decode_worker,
         tenant=request.tenant,
@@ -31,26 +31,19 @@ def question(plan_id: int, request: GenerationRequest, ask: AskPlan, *, left_s: 
 
 def prefill(request: GenerationRequest, start: StartPrefill, *, left_s: float) -> Submission:
     """Prompt and delivered tokens, and one token more."""
-    sampling = request.decode_sampling if start.whole else request.prefill_sampling
+    sampling = request.engine_request.sampling if start.whole else request.prefill_sampling
     if start.resume_token_ids:
         sampling = _continuation(request).first(len(start.resume_token_ids))
-    return _submission(request, start, Stage.PREFILL, sampling, left_s=left_s)
+    return _submission(request, start, Stage.PREFILL, sampling, left_s)
 
 
 def decode(request: GenerationRequest, start: StartDecode, *, left_s: float) -> Submission:
     """Prompt and delivered tokens, and all that is left."""
-    sampling = request.decode_sampling
+    sampling = request.engine_request.sampling
     if start.resume_token_ids:
         sampling = _continuation(request).rest(len(start.resume_token_ids))
-    return _submission(
-        request,
-        start,
-        Stage.DECODE,
-        sampling,
-        left_s=left_s,
-        handoff=start.handoff,
-        blocks_reserved=start.blocks_reserved,
-    )
+    submission = _submission(request, start, Stage.DECODE, sampling, left_s)
+    return msgspec.structs.replace(submission, handoff=start.handoff, blocks_reserved=start.blocks_reserved)
 
 
 def _continuation(request: GenerationRequest) -> Continuation:
@@ -59,30 +52,13 @@ def _continuation(request: GenerationRequest) -> Continuation:
 
 
 def _submission(
-    request: GenerationRequest,
-    start: StartPrefill | StartDecode,
-    stage: Stage,
-    sampling: bytes,
-    *,
-    left_s: float,
-    handoff: KvHandoff | None = None,
-    blocks_reserved: int = 0,
+    request: GenerationRequest, start: StartPrefill | StartDecode, stage: Stage, sampling: bytes, left_s: float
 ) -> Submission:
-    engine_request = EngineRequest(
-        request_id=f"{request.request_id}-{stage.value[0]}{start.attempt}",
-        token_ids=[*request.token_ids, *start.resume_token_ids] if start.resume_token_ids else request.token_ids,
+    whole = request.engine_request
+    engine_request = msgspec.structs.replace(
+        whole,
+        request_id=f"{whole.request_id}-{stage.value[0]}{start.attempt}",
+        token_ids=[*whole.token_ids, *start.resume_token_ids] if start.resume_token_ids else whole.token_ids,
         sampling=sampling,
-        priority=request.priority,
-        cache_salt=request.cache_salt,
-        session_id=request.session_id,
-        trace_headers=request.trace_headers,
-        reasoning_ended=request.reasoning_ended,
-        reasoning_parser_kwargs=request.reasoning_parser_kwargs,
     )
-    return Submission(
-        stage=stage,
-        request=engine_request,
-        handoff=handoff,
-        blocks_reserved=blocks_reserved,
-        deadline_s=left_s,
-    )
+    return Submission(stage=stage, engine_request=engine_request, deadline_s=left_s)

@@ -29,10 +29,10 @@ _FINISH: dict[int, FinishReason] = {
 
 
 def submit(slot: int, submission: Submission, held_s: float) -> worker_pb2.AttachRequest:
-    """The submission of ``order`` after it waited ``held_s`` here."""
+    """``submission`` after it waited ``held_s`` here."""
     # Filled where it lies: a message given to another one's constructor is copied, with all its tokens.
     request = worker_pb2.AttachRequest()
-    message, asked = request.submit, submission.request
+    message, asked = request.submit, submission.engine_request
     message.slot = slot
     message.request_id = asked.request_id
     message.token_ids.extend(asked.token_ids)

@@ -176,7 +176,7 @@ class WorkerLink:
             return wire.submit(item.slot, item.submission, self._loop.time() - item.queued_at_s)
         except (ValueError, TypeError, OverflowError) as error:
             # What validation let through must cost its own request only, not the stream that all share.
-            log.exception("request cannot be put on the wire", request_id=item.submission.request.request_id)
+            log.exception("request cannot be put on the wire", request_id=item.submission.engine_request.request_id)
             text = f"The request cannot be sent to a worker: {type(error).__name__}."
             self._slots.pop(item.slot).on_failure(Failure(kind=FailureKind.INTERNAL, message=text))
             return None

@@ -5,13 +5,12 @@ vLLM's own InputProcessor, OutputProcessor and ParentRequest do their usual work
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping
-from http import HTTPStatus
+from contextlib import aclosing
 from typing import Any
 
 from vllm.config import VllmConfig
-from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.renderers import renderer_from_config
 from vllm.renderers.inputs.preprocess import extract_prompt_components
@@ -21,19 +20,18 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor
 
-from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
+from front_proxy.config import LIMITS, FrontProxyLimits
+from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.engine_client.client_base import GenerationOnlyClient
 from front_proxy.engine_client.errors import to_vllm
 from front_proxy.engine_client.sampling import drop_forbidden
-from front_proxy.engine_client.sequences import Sequences, SequenceSource
-from front_proxy.engine_client.serving_metrics import REFUSALS
+from front_proxy.engine_client.sequences import Sequences
+from front_proxy.gateway.in_flight import InFlight
 from front_proxy.gateway.request_context import REQUEST_CONTEXT
-from runtime.failures import Failure, FailureError, FailureKind
+from runtime.failures import Failure, FailureError
 
 TASKS = ("generate",)
 _PRIORITY_LIMIT = 2**31
-_SHUT = "This front proxy is shutting down."
-_NO_WORKER = "No usable worker set: a decode worker must be up and registered."
 
 
 class RemoteEngineClient(GenerationOnlyClient):
@@ -42,8 +40,8 @@ class RemoteEngineClient(GenerationOnlyClient):
     def __init__(
         self,
         vllm_config: VllmConfig,
-        source: SequenceSource,
-        config: FrontProxyConfig,
+        dispatcher: Dispatcher,
+        in_flight: InFlight,
         *,
         block_size_tokens: int,
         limits: FrontProxyLimits = LIMITS,
@@ -53,16 +51,9 @@ class RemoteEngineClient(GenerationOnlyClient):
         self.renderer = renderer_from_config(vllm_config)
         self.input_processor = InputProcessor(vllm_config, self.renderer)
         self.output_processor = OutputProcessor(self.renderer.tokenizer, log_stats=False)
-        self.draining = False
-        self.idle = asyncio.Event()
-        """Set while no request runs."""
-        self.idle.set()
-        self._open = 0
-        self._source = source
-        self._sequences = Sequences(
-            source, self.output_processor, block_size_tokens, seed_for_replay=config.seed_for_replay
-        )
-        self._config = config
+        self.in_flight = in_flight
+        self._dispatcher = dispatcher
+        self._sequences = Sequences(dispatcher, self.output_processor, block_size_tokens)
         self._limits = limits
         self._context_tokens_model = self.model_config.max_model_len
 
@@ -81,47 +72,29 @@ class RemoteEngineClient(GenerationOnlyClient):
     @property
     def errored(self) -> bool:
         """No new request can be served now."""
-        return self.draining or not self._source.cluster().usable
+        return self.in_flight.unavailable is not None
 
     @property
     def dead_error(self) -> BaseException:
         """Why, as an answer with 503."""
-        REFUSALS.labels("draining" if self.draining else "no_worker").inc()
-        return GracefulHTTPError(_SHUT if self.draining else _NO_WORKER, HTTPStatus.SERVICE_UNAVAILABLE)
+        failure = self.in_flight.unavailable
+        return EngineDeadError() if failure is None else to_vllm(failure)
 
     async def check_health(self) -> None:
         """Raise EngineDeadError (503 on /health) when no new request can be served."""
         if self.errored:
             raise EngineDeadError
 
-    def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
-        """Refuse with 429 what would exceed the bound on sequences in flight."""
+    def check_admission(self, *_: Any, **__: Any) -> None:
+        """vLLM's serving classes call this before they render. Whether there is room is decided by ``in_flight``."""
         self.refresh_limits()
-        if n > self._config.requests_in_flight_max:
-            raise VLLMValidationError(
-                f"n must be at most {self._config.requests_in_flight_max}, got {n}.", parameter="n"
-            )
-        if self.requests_running + n > self._config.requests_in_flight_max:
-            REFUSALS.labels("in_flight").inc()
-            failure = Failure(
-                kind=FailureKind.EXHAUSTED,
-                message=f"This front proxy already runs {self.requests_running} of at most "
-                f"{self._config.requests_in_flight_max} sequences. Please try again later.",
-                retry_after_s=self._limits.retry_after_s,
-            )
-            raise _refusal(failure)
 
     def refresh_limits(self) -> None:
         """Accept no prompt that the workers would refuse: engines may shrink their context to fit KV memory."""
-        workers = self._source.cluster().context_tokens_max
+        workers = self._dispatcher.cluster().context_tokens_max
         limit = min(self._context_tokens_model, workers) if workers else self._context_tokens_model
         if self.model_config.max_model_len != limit:
             self.model_config.max_model_len = limit
-
-    @property
-    def requests_running(self) -> int:
-        """Sequences in flight."""
-        return int(self.output_processor.get_num_unfinished_requests())
 
     async def get_supported_tasks(self) -> tuple[Any, ...]:
         """Generation only."""
@@ -160,22 +133,15 @@ class RemoteEngineClient(GenerationOnlyClient):
         request.reasoning_ended = reasoning_ended
         request.reasoning_parser_kwargs = reasoning_parser_kwargs
         text, _, _ = extract_prompt_components(self.model_config, prompt)
-        self.check_admission(request.sampling_params.n)
-        if self.errored:
-            raise self.dead_error
-        outputs = self._sequences.outputs(request, text)
-        self._open += 1
-        self.idle.clear()
+        place = REQUEST_CONTEXT.get().place
+        assert place is not None, "only requests with a place may generate"
         try:
-            async for output in outputs:
-                yield output
+            with place.sequences(request.sampling_params.n):
+                async with aclosing(self._sequences.outputs(request, text)) as outputs:
+                    async for output in outputs:
+                        yield output
         except FailureError as error:
             raise _refusal(error.failure) from error
-        finally:
-            self._open -= 1
-            if self._open == 0:
-                self.idle.set()
-            await outputs.aclose()
 
     def _validated(self, prompt: Any, params: SamplingParams, request_id: str, **facts: Any) -> EngineCoreRequest:
         if not isinstance(prompt, dict) or prompt.get("type") != "token":
@@ -183,16 +149,11 @@ class RemoteEngineClient(GenerationOnlyClient):
         if params.prompt_logprob_token_ids is not None:
             raise NotImplementedError("prompt_logprob_token_ids is not supported.")
         request = self.input_processor.process_inputs(request_id, prompt, params, TASKS, **facts)
-        prompt_tokens = len(request.prompt_token_ids or ())
-        if prompt_tokens > self._config.prompt_tokens_max:
-            REFUSALS.labels("too_large").inc()
-            message = f"The prompt has {prompt_tokens} tokens; at most {self._config.prompt_tokens_max} are accepted."
-            raise _refusal(Failure(kind=FailureKind.TOO_LARGE, message=message))
         _check_wire(request, self._limits.name_characters_max)
         self.input_processor.assign_request_id(request)
         assert request.sampling_params is not None
         drop_forbidden(request.sampling_params)
-        self._fit_context(request.sampling_params, prompt_tokens)
+        self._fit_context(request.sampling_params, len(request.prompt_token_ids or ()))
         return request
 
     def _fit_context(self, params: SamplingParams, prompt_tokens: int) -> None:
@@ -237,8 +198,7 @@ def _check_wire(request: EngineCoreRequest, name_characters_max: int) -> None:
 
 def _refusal(failure: Failure) -> Exception:
     """The exception for vLLM's app; the HTTP layer reads the failure itself from the context, gRPC from the cause."""
-    if (context := REQUEST_CONTEXT.get()) is not None:
-        context.failure = failure
+    REQUEST_CONTEXT.get().failure = failure
     error = to_vllm(failure)
     error.__cause__ = FailureError(failure)
     return error

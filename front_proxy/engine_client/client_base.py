@@ -2,78 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from typing import Any
 
 from vllm.engine.protocol import EngineClient
-from vllm.outputs import PoolingRequestOutput
+
+
+async def _unserved(*_: Any, **__: Any) -> Any:
+    """Only an engine in this process could do it."""
+    raise NotImplementedError
+
+
+async def _nothing(*_: Any, **__: Any) -> None:
+    """There is none here: statistics are the workers', and there is no cache of media."""
+
+
+async def _no(*_: Any, **__: Any) -> bool:
+    """Engines neither pause nor sleep; trace headers are forwarded, and spans are the workers'."""
+    return False
 
 
 class GenerationOnlyClient(EngineClient):
     """Answers what is asked of every client, and refuses what only an engine in this process could do."""
 
-    async def is_tracing_enabled(self) -> bool:
-        """Trace headers are forwarded; spans are the workers'."""
-        return False
+    is_tracing_enabled = is_sleeping = is_paused = _no
+    do_log_stats = reset_mm_cache = _nothing
+    start_profile = stop_profile = sleep = wake_up = pause_generation = resume_generation = _unserved
+    reset_prefix_cache = reset_encoder_cache = release_kv_cache_memory = _unserved
+    # Leases are released by message between Baton's processes, never by a client's word.
+    notify_kv_transfer_request_rejected = _unserved
 
-    async def do_log_stats(self) -> None:
-        """Statistics are the workers'."""
-
-    async def reset_mm_cache(self) -> None:
-        """There is none."""
-
-    def encode(self, *_: Any, **__: Any) -> AsyncGenerator[PoolingRequestOutput, None]:
+    def encode(self, *_: Any, **__: Any) -> Any:
         """Pooling is not served."""
         raise NotImplementedError("Pooling models are not served.")
 
-    async def notify_kv_transfer_request_rejected(self, *_: Any, **__: Any) -> None:
-        """Leases are released by message between Baton's processes, never by a client's word."""
-        raise NotImplementedError
-
-    async def start_profile(self, *_: Any, **__: Any) -> None:
-        """Not served."""
-        raise NotImplementedError
-
-    async def stop_profile(self) -> None:
-        """Not served."""
-        raise NotImplementedError
-
-    async def reset_encoder_cache(self) -> None:
-        """Not served."""
-        raise NotImplementedError
-
-    async def reset_prefix_cache(self, *_: Any, **__: Any) -> bool:
-        """Not served."""
-        raise NotImplementedError
-
-    async def sleep(self, *_: Any, **__: Any) -> None:
-        """Not served."""
-        raise NotImplementedError
-
-    async def release_kv_cache_memory(self) -> None:
-        """Not served."""
-        raise NotImplementedError
-
-    async def wake_up(self, tags: list[str] | None = None) -> bool:
-        """Not served."""
-        raise NotImplementedError
-
-    async def is_sleeping(self) -> bool:
-        """Never."""
-        return False
-
-    async def add_lora(self, lora_request: Any) -> bool:
+    async def add_lora(self, *_: Any, **__: Any) -> bool:
         """Not served yet."""
         raise NotImplementedError("LoRA adapters are not served yet.")
-
-    async def pause_generation(self, *_: Any, **__: Any) -> None:
-        """Not served."""
-        raise NotImplementedError
-
-    async def resume_generation(self) -> None:
-        """Not served."""
-        raise NotImplementedError
-
-    async def is_paused(self) -> bool:
-        """Never."""
-        return False

@@ -34,12 +34,6 @@ def from_vllm(error: Exception) -> Failure:
     match error:
         case FailureError():
             return error.failure
-        case VLLMNotFoundError():
-            return Failure(kind=FailureKind.NOT_FOUND, message=str(error))
-        case GracefulHTTPError():
-            status = int(error.http_status)
-            kind = next((kind for kind, pair in STATUS.items() if pair.http_status == status), FailureKind.INTERNAL)
-            return Failure(kind=kind, message=error.message)
         case NotImplementedError():
             return Failure(kind=FailureKind.UNSUPPORTED, message=str(error) or "Not supported.")
         case VLLMClientError() | ValueError() | TypeError() | OverflowError():

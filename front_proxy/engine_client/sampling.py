@@ -5,6 +5,7 @@ Never touches a request's tokens.
 
 from __future__ import annotations
 
+import secrets
 from copy import copy
 from typing import Any
 
@@ -60,6 +61,7 @@ _DEFAULTS: dict[str, Any] = {field.name: field.default for field in msgspec.stru
 # A client that names these could point a worker at any host.
 _FORBIDDEN_EXTRA_ARGS = ("kv_transfer_params", "ec_transfer_params")
 _TEMPERATURE_GREEDY = 1e-5
+_SEED_BITS = 63
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -129,11 +131,11 @@ def drop_forbidden(params: SamplingParams) -> None:
     params.extra_args = kept or None
 
 
-def encode(params: SamplingParams, *, replay_seed: int | None = None) -> Encodings:
+def encode(params: SamplingParams) -> Encodings:
     """The encodings for one sequence (n = 1) with parameters that passed vLLM's own validation.
 
-    ``replay_seed`` is used where the output is drawn at random, cannot be continued, and the client gave no seed: with
-    it another engine can draw the same tokens again.
+    An output that is drawn at random and cannot be continued gets a seed if the client gave none: with it another
+    engine can draw the same tokens again.
     """
     assert params.n == 1, params.n
     assert params.max_tokens is not None and params.max_tokens >= 1, params.max_tokens
@@ -142,7 +144,7 @@ def encode(params: SamplingParams, *, replay_seed: int | None = None) -> Encodin
         rest = Rest(whole)
         return Encodings(prefill=rest.first(0), decode=_encoder.encode(whole), continuation=rest)
     if whole.seed is None and whole.temperature >= _TEMPERATURE_GREEDY:
-        whole.seed = replay_seed
+        whole.seed = secrets.randbits(_SEED_BITS)
     prefill = _encoder.encode(_discarded_token(params))
     return Encodings(prefill=prefill, decode=_encoder.encode(whole), continuation=None)
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncGenerator
 from copy import copy
-from typing import Protocol
 
 import msgspec
 from vllm.outputs import RequestOutput
@@ -15,80 +13,22 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 from vllm.v1.engine.parallel_sampling import ParentRequest
 
+from engine.protocol import EngineRequest
+from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.engine_client import private
 from front_proxy.engine_client.outputs import core_output, prefill_stats
 from front_proxy.engine_client.sampling import encode
-from front_proxy.engine_client.serving_metrics import RENDER_S, SEQUENCES
+from front_proxy.gateway.metrics import RENDER_S, SEQUENCES
 from front_proxy.gateway.request_context import CLOCK, REQUEST_CONTEXT
 from front_proxy.request.generation import GenerationDelta, GenerationRequest
 from runtime.failures import Failure, FailureError, FailureKind
-
-REPLAY_SEED_BITS = 63
-
-
-class ClusterInfo(Protocol):
-    """What is asked of a view of the cluster."""
-
-    @property
-    def usable(self) -> bool:
-        """A request could be served now."""
-        ...
-
-    @property
-    def context_tokens_max(self) -> int:
-        """Longest prompt + output that every worker takes; 0 when unknown."""
-        ...
-
-
-class DeltaSource(Protocol):
-    """Deltas until one has ``finish``. Closing it cancels all work. Raises FailureError."""
-
-    def __aiter__(self) -> DeltaSource:
-        """Itself."""
-        ...
-
-    async def __anext__(self) -> GenerationDelta:
-        """The next one."""
-        ...
-
-    def waiting(self) -> GenerationDelta | None:
-        """One more that is there already."""
-        ...
-
-    async def aclose(self) -> None:
-        """May be called again."""
-        ...
-
-
-class SequenceSource(Protocol):
-    """What is asked of the dispatcher."""
-
-    def generate(self, request: GenerationRequest) -> DeltaSource:
-        """Nothing starts before the first delta is asked for."""
-        ...
-
-    def cluster(self) -> ClusterInfo:
-        """The latest view."""
-        ...
-
-    def satisfied(self, request_id: str) -> None:
-        """A generation's caller has all it wanted and is about to close it: that is no cancellation."""
-        ...
 
 
 class Sequences:
     """Runs requests that passed validation and admission. Raises FailureError."""
 
-    def __init__(
-        self,
-        source: SequenceSource,
-        output_processor: OutputProcessor,
-        block_size_tokens: int,
-        *,
-        seed_for_replay: bool,
-    ) -> None:
-        self._source = source
-        self._seed_for_replay = seed_for_replay
+    def __init__(self, dispatcher: Dispatcher, output_processor: OutputProcessor, block_size_tokens: int) -> None:
+        self._dispatcher = dispatcher
         self._output_processor = output_processor
         self._block_size_tokens = block_size_tokens
 
@@ -99,10 +39,10 @@ class Sequences:
     async def _one(self, request: EngineCoreRequest, text: str | None) -> AsyncGenerator[RequestOutput, None]:
         collector = RequestOutputCollector(request.sampling_params.output_kind, request.request_id)
         # Before anything is registered: parameters that cannot be encoded must leave nothing behind.
-        deltas = self._source.generate(self._generation(request))
-        self._output_processor.add_request(request, text, None, 0, collector)
         child = _Child(request)
+        deltas = self._dispatcher.generate(self._generation(child))
         try:
+            self._output_processor.add_request(request, text, None, 0, collector)
             async for first in deltas:
                 delta = first
                 self._take(child, delta)
@@ -116,7 +56,7 @@ class Sequences:
                 if output.finished:
                     if delta.finish is None:
                         # A stop string: the engine's further tokens are not needed.
-                        self._source.satisfied(request.request_id)
+                        self._dispatcher.satisfied(request.request_id)
                     await deltas.aclose()
                 yield output
                 if output.finished:
@@ -166,47 +106,51 @@ class Sequences:
             collector.put(error if isinstance(error, Exception) else EngineDeadError())
 
     async def _run_child(self, child: _Child, landed: asyncio.Event | None) -> None:
-        deltas = self._source.generate(self._generation(child.request, child))
+        deltas = self._dispatcher.generate(self._generation(child))
         try:
             async for delta in deltas:
                 self._take(child, delta)
-                ended = self._ended(child)
+                # By itself, or by a stop string.
+                ended = not self._output_processor.has_request(child.request.request_id)
                 if landed is not None and (ended or child.decode_worker is not None):
                     landed.set()
                 if ended:
                     if delta.finish is None:
-                        self._source.satisfied(child.request.request_id)
+                        self._dispatcher.satisfied(child.request.request_id)
                     return
             raise _unfinished(child.request)
         finally:
             await deltas.aclose()
 
-    def _generation(self, request: EngineCoreRequest, child: _Child | None = None) -> GenerationRequest:
+    def _generation(self, child: _Child) -> GenerationRequest:
+        request = child.request
         params = request.sampling_params
-        encodings = encode(params, replay_seed=secrets.randbits(REPLAY_SEED_BITS) if self._seed_for_replay else None)
+        encodings = encode(params)
         context = REQUEST_CONTEXT.get()
-        if context is not None and context.render_s is None:
+        if context.render_s is None:
             context.render_s = CLOCK.monotonic_s() - context.started_s
             RENDER_S.observe(context.render_s)
         SEQUENCES.labels("decode" if encodings.continuation is None else "prefill").inc()
         kwargs = request.reasoning_parser_kwargs
         return GenerationRequest(
-            request_id=request.request_id,
-            token_ids=request.prompt_token_ids,
+            engine_request=EngineRequest(
+                request_id=request.request_id,
+                token_ids=request.prompt_token_ids,
+                sampling=encodings.decode,
+                priority=request.priority,
+                cache_salt=request.cache_salt,
+                session_id=request.session_id,
+                trace_headers=request.trace_headers,
+                reasoning_ended=request.reasoning_ended,
+                reasoning_parser_kwargs=b"" if kwargs is None else msgspec.msgpack.encode(kwargs),
+            ),
             prefill_sampling=encodings.prefill,
-            decode_sampling=encodings.decode,
             continuation=encodings.continuation,
             output_tokens_max=params.max_tokens,
-            priority=request.priority,
-            priority_class="" if context is None else context.caller.priority_class,
-            tenant="" if context is None else context.caller.tenant,
-            cache_salt=request.cache_salt,
-            session_id=request.session_id,
-            deadline_s=None if context is None else context.deadline_s,
-            trace_headers=request.trace_headers,
-            reasoning_ended=request.reasoning_ended,
-            reasoning_parser_kwargs=b"" if kwargs is None else msgspec.msgpack.encode(kwargs),
-            pinned_decode_worker=None if child is None else child.pinned_decode_worker,
+            priority_class=context.caller.priority_class,
+            tenant=context.caller.tenant,
+            deadline_s=context.deadline_s,
+            pinned_decode_worker=child.pinned_decode_worker,
         )
 
     def _take(self, child: _Child, delta: GenerationDelta) -> None:
@@ -219,14 +163,9 @@ class Sequences:
         stats = None
         if not child.started:
             child.started = True
-            if (context := REQUEST_CONTEXT.get()) is not None:
-                context.delivered = True
+            REQUEST_CONTEXT.get().delivered = True
             stats = prefill_stats(len(request.prompt_token_ids), child.cached_tokens or 0, self._block_size_tokens)
         self._output_processor.process_outputs([core_output(request.request_id, delta, stats)])
-
-    def _ended(self, child: _Child) -> bool:
-        """Whether a child has, be it by a stop string."""
-        return not self._output_processor.has_request(child.request.request_id)
 
 
 class _Child:
@@ -249,7 +188,7 @@ def _note(child: _Child, delta: GenerationDelta) -> None:
     if child.decode_worker is None:
         child.decode_worker = delta.decode_worker
     context = REQUEST_CONTEXT.get()
-    if context is not None and context.phases is None:
+    if context.phases is None:
         context.phases = delta.phases
 
 

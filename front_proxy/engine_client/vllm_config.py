@@ -12,6 +12,7 @@ from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.launchers.launcher import validate_api_server_args
+from vllm.exceptions import VLLMClientError
 from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -51,7 +52,7 @@ def serve_args(engine: EngineConfig, serving: ServingConfig) -> Namespace:
     """The arguments of `vllm serve`, validated as it does. Raises BadServingOption."""
     parser = make_arg_parser(_Parser())
     try:
-        args = parser.parse_args([*_engine_argv(engine), *_serving_argv(serving, model_names(engine, serving))])
+        args = parser.parse_args([*_engine_argv(engine), *_serving_argv(engine, serving)])
         for name, value in engine.args.items():
             # Already typed as AsyncEngineArgs takes them; the model's part of them must agree with the workers'.
             if name not in OF_WORKERS:
@@ -64,18 +65,11 @@ def serve_args(engine: EngineConfig, serving: ServingConfig) -> Namespace:
         if serving.reasoning_parser:
             args.structured_outputs_config.reasoning_parser = serving.reasoning_parser
         validate_api_server_args(args)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, VLLMClientError) as error:
         if isinstance(error, BadServingOption):
             raise
         raise BadServingOption(f"front_proxy.serving: {in_settings(str(error))}") from error
     return args
-
-
-def model_names(engine: EngineConfig, serving: ServingConfig) -> list[str]:
-    """The names clients may use, the one for answers first."""
-    if serving.served_model_name:
-        return list(serving.served_model_name)
-    return [engine.served_model_name or engine.model]
 
 
 def render_config(args: Namespace) -> VllmConfig:
@@ -107,9 +101,9 @@ def _engine_argv(engine: EngineConfig) -> Iterator[str]:
         yield "--trust-remote-code"
 
 
-def _serving_argv(serving: ServingConfig, names: list[str]) -> Iterator[str]:
+def _serving_argv(engine: EngineConfig, serving: ServingConfig) -> Iterator[str]:
     options: dict[str, Any] = {
-        "served_model_name": names,
+        "served_model_name": engine.served_model_name or engine.model,
         "chat_template": serving.chat_template,
         "tool_call_parser": serving.tool_call_parser,
         "enable_auto_tool_choice": bool(serving.tool_call_parser) and serving.enable_auto_tool_choice is not False,

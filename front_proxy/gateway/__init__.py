@@ -1,1 +1,1 @@
-"""Identity and context of a request, resolved before either API."""
+"""What both APIs do with a request before anything else: its identity, its place, and what is noted about it."""

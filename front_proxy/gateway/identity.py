@@ -1,4 +1,4 @@
-"""The tenant of a request and its urgency, by its HTTP headers or gRPC metadata and fields.
+"""The tenant and the urgency of a request, from HTTP headers or from gRPC metadata and fields. Nothing else reads them.
 
 Keeps no key, only its digest.
 """
@@ -10,11 +10,16 @@ from collections.abc import Iterable
 
 import msgspec
 
+from front_proxy.gateway.metrics import REFUSALS
+from protos.inference.v1 import inference_pb2
 from runtime.failures import Failure, FailureError, FailureKind
 from runtime.priority_class import PriorityClass
 
 TENANT_HEADER = b"x-baton-tenant"
 PRIORITY_HEADER = b"x-baton-priority"
+_CLASS_OF_NUMBER = {
+    int(inference_pb2.PriorityClass.Value(f"PRIORITY_CLASS_{each.name}")): each.value for each in PriorityClass
+}
 _KEY_PREFIX = "key-"
 _DIGEST_BYTES = 8
 _TENANT_CHARACTERS_MAX = 64
@@ -49,7 +54,7 @@ def caller(headers: Iterable[tuple[bytes, bytes]]) -> Caller:
         tenant = _named(named.decode(errors="replace"))
     priority_class = wanted.decode("latin-1")
     if priority_class and priority_class not in list(PriorityClass):
-        raise unknown_class(PRIORITY_HEADER.decode(), priority_class)
+        raise _unknown_class(PRIORITY_HEADER.decode(), priority_class)
     return Caller(tenant=tenant, priority_class=priority_class)
 
 
@@ -58,19 +63,22 @@ def caller_of_call(metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
     return caller((name.encode(), value.encode() if isinstance(value, str) else value) for name, value in metadata)
 
 
-def caller_of_request(call: Caller, *, tenant: str, priority_class: str) -> Caller:
-    """The caller of one of a call's requests: the request's own words go before the call's, but not before a key.
+def caller_of_request(call: Caller, request: inference_pb2.GenerateRequest) -> Caller:
+    """The caller of one of a call's requests: its own fields go before the call's metadata, but not before a key.
 
-    ``priority_class`` is a PriorityClass, or empty as ``tenant`` may be: as the call says.
+    Raises FailureError (BAD_REQUEST) for a class that is none.
     """
-    if not tenant and not priority_class:
+    tenant, number = request.tenant, int(request.priority_class)
+    if not tenant and not number:
         return call
+    if number and number not in _CLASS_OF_NUMBER:
+        raise _unknown_class("priority_class", str(number))
     named = _named(tenant) if tenant and not call.tenant.startswith(_KEY_PREFIX) else call.tenant
-    return Caller(tenant=named, priority_class=priority_class or call.priority_class)
+    return Caller(tenant=named, priority_class=_CLASS_OF_NUMBER.get(number, "") or call.priority_class)
 
 
-def unknown_class(field: str, value: str) -> FailureError:
-    """The refusal of ``value``, which is no priority class."""
+def _unknown_class(field: str, value: str) -> FailureError:
+    REFUSALS.labels("bad_header").inc()
     known = ", ".join(PriorityClass)
     message = f"{field} must be one of {known}, got {value[:_TENANT_CHARACTERS_MAX]!r}."
     return FailureError(Failure(kind=FailureKind.BAD_REQUEST, message=message))

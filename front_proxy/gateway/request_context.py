@@ -1,10 +1,11 @@
-"""What the HTTP layer and the engine client tell each other about one request. Holds values only."""
+"""What an API and the engine client tell each other about one request. Holds values only."""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
 
 from front_proxy.gateway.identity import Caller
+from front_proxy.gateway.in_flight import Place
 from front_proxy.request.generation import TtftPhases
 from runtime.failures import Failure
 from runtime.timing.clock import SystemClock
@@ -14,15 +15,17 @@ CLOCK = SystemClock()
 
 
 class RequestContext:
-    """Lives as long as one HTTP request; tasks started for it see the same object."""
+    """Lives as long as one request; tasks started for it see the same object."""
 
-    __slots__ = ("caller", "deadline_s", "delivered", "failure", "phases", "render_s", "started_s")
+    __slots__ = ("caller", "deadline_s", "delivered", "failure", "phases", "place", "render_s", "started_s")
 
-    def __init__(self, started_s: float, deadline_s: float | None = None) -> None:
-        self.started_s = started_s
+    def __init__(self, caller: Caller, place: Place | None, deadline_s: float | None = None) -> None:
+        self.started_s = CLOCK.monotonic_s()
         """On CLOCK."""
-        self.caller = Caller()
+        self.caller = caller
         """Its tenant and priority class."""
+        self.place = place
+        """None: it may generate nothing."""
         self.deadline_s = deadline_s
         """Time the client gave it from then. None: the configured one."""
         self.render_s: float | None = None
@@ -35,28 +38,16 @@ class RequestContext:
         """Something was generated already."""
 
 
-REQUEST_CONTEXT: ContextVar[RequestContext | None] = ContextVar("baton_request_notes", default=None)
+REQUEST_CONTEXT: ContextVar[RequestContext] = ContextVar("baton_request_context")
+"""Set by both APIs before vLLM sees the request."""
 
 
-def server_timing(context: RequestContext) -> str | None:
-    """The phases as a Server-Timing value in milliseconds, the total last; None when no token was produced."""
-    spans = _spans(context)
-    if spans is None:
-        return None
-    return ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in spans.items())
-
-
-def phases_ms(context: RequestContext) -> dict[str, float] | None:
-    """The same as numbers, for the comment line that ends a stream."""
-    spans = _spans(context)
-    return None if spans is None else {f"{name}_ms": round(seconds * 1000, 3) for name, seconds in spans.items()}
-
-
-def _spans(context: RequestContext) -> dict[str, float] | None:
-    if context.phases is None:
-        return None
+def phases_ms(context: RequestContext) -> dict[str, float]:
+    """The parts of the time to the first token, the total last, in milliseconds. Empty: no token was produced."""
     phases = context.phases
-    spans = {
+    if phases is None:
+        return {}
+    parts_s = {
         "render": context.render_s or 0.0,
         "plan": phases.plan_s,
         "queue": phases.queue_s,
@@ -65,4 +56,4 @@ def _spans(context: RequestContext) -> dict[str, float] | None:
         "handoff": phases.handoff_s,
         "decode_admission": phases.decode_admission_s,
     }
-    return {**spans, "total": sum(spans.values())}
+    return {name: round(seconds * 1000, 3) for name, seconds in (parts_s | {"total": sum(parts_s.values())}).items()}

@@ -15,8 +15,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 
 from front_proxy.engine_client.client import RemoteEngineClient
 from front_proxy.engine_client.errors import from_vllm
-from front_proxy.gateway.identity import Caller
-from front_proxy.gateway.request_context import CLOCK, REQUEST_CONTEXT, RequestContext
+from front_proxy.gateway.request_context import REQUEST_CONTEXT, RequestContext
 from front_proxy.grpc_api.service import NamedModel
 from protos.inference.v1 import inference_pb2
 from runtime.failures import Failure, FailureError, FailureKind
@@ -59,15 +58,13 @@ class VllmInference:
         return [NamedModel(name=name, context_tokens_max=limit) for name in self._names]
 
     async def generate(
-        self, request: inference_pb2.GenerateRequest, *, caller: Caller, deadline_s: float | None
+        self, request: inference_pb2.GenerateRequest, context: RequestContext
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """Responses of one request, the last one with usage. Closing it cancels the work."""
         if request.model and request.model not in self._names:
             raise FailureError(
                 Failure(kind=FailureKind.NOT_FOUND, message=f"The model `{request.model}` does not exist.")
             )
-        context = RequestContext(CLOCK.monotonic_s(), deadline_s)
-        context.caller = caller
         REQUEST_CONTEXT.set(context)
         usage = inference_pb2.Usage()
         prompt_told = False

@@ -13,19 +13,17 @@ import msgspec
 import structlog
 
 from front_proxy.config import LIMITS, FrontProxyLimits
-from front_proxy.engine_client.serving_metrics import GRPC_STREAMS
-from front_proxy.gateway.identity import Caller, caller_of_call, caller_of_request, unknown_class
+from front_proxy.gateway.identity import Caller, caller_of_call, caller_of_request
+from front_proxy.gateway.in_flight import InFlight, Place
+from front_proxy.gateway.metrics import GRPC_STREAMS
+from front_proxy.gateway.request_context import RequestContext
 from front_proxy.grpc_api.output_queue import OutputQueue
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from runtime.failures import Failure, FailureError, FailureKind
-from runtime.priority_class import PriorityClass
 from runtime.rpc.grpc_errors import abort, code_of
 
 SERVICE = "baton.inference.v1.InferenceService"
 NO_DEADLINE_S = 365 * 24 * 3600.0
-_PRIORITY_CLASSES = {
-    int(inference_pb2.PriorityClass.Value(f"PRIORITY_CLASS_{each.name}")): each.value for each in PriorityClass
-}
 _MESSAGE_CHARACTERS_MAX = 4096
 _NAMES = ("request_id", "tenant", "session_id", "cache_salt")
 log = structlog.get_logger(__name__)
@@ -48,7 +46,7 @@ class Inference(Protocol):
         ...
 
     def generate(
-        self, request: inference_pb2.GenerateRequest, *, caller: Caller, deadline_s: float | None
+        self, request: inference_pb2.GenerateRequest, context: RequestContext
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """Responses, the last one with usage. Raises FailureError; closing it cancels the work."""
         ...
@@ -57,10 +55,9 @@ class Inference(Protocol):
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """The rpcs over one inference."""
 
-    def __init__(self, inference: Inference, requests_max: int, limits: FrontProxyLimits = LIMITS) -> None:
-        """``requests_max`` bounds one GenerateMany stream; the inference bounds all streams together."""
+    def __init__(self, inference: Inference, in_flight: InFlight, limits: FrontProxyLimits = LIMITS) -> None:
         self._inference = inference
-        self._requests_max = requests_max
+        self._in_flight = in_flight
         self._limits = limits
 
     async def Generate(  # noqa: N802 - gRPC's name
@@ -71,10 +68,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         with GRPC_STREAMS.labels("Generate").track_inprogress():
             try:
                 _check_names(request, self._limits.name_characters_max)
-                caller = _caller_of(_caller(context), request)
+                caller = caller_of_request(caller_of_call(context.invocation_metadata() or ()), request)
+                place = self._in_flight.enter()
             except FailureError as error:
                 await abort(context, error.failure)
-            responses = self._inference.generate(request, caller=caller, deadline_s=_time_left_s(context))
+            responses = self._inference.generate(request, RequestContext(caller, place, _time_left_s(context)))
             try:
                 async for response in responses:
                     yield response
@@ -84,6 +82,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 log.exception("request failed", request_id=request.request_id)
                 await abort(context, _bug())
             finally:
+                # First, since what is awaited may be cancelled; what still runs keeps its sequences' places.
+                place.leave()
                 await responses.aclose()
 
     async def GenerateMany(  # noqa: N802 - gRPC's name
@@ -91,10 +91,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     ) -> AsyncIterator[inference_pb2.GenerateManyResponse]:
         """Many requests; what one turn of the event loop brought goes out in one message, or in as few as hold it."""
         try:
-            caller = _caller(context)
+            caller = caller_of_call(context.invocation_metadata() or ())
         except FailureError as error:
             await abort(context, error.failure)
-        session = _ManySession(self._inference, caller, self._requests_max, self._limits)
+        session = _ManySession(self._inference, caller, self._in_flight, self._limits)
         reader = asyncio.create_task(session.read(request_iterator), name="generate-many-reader")
         with GRPC_STREAMS.labels("GenerateMany").track_inprogress():
             try:
@@ -123,10 +123,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 class _ManySession:
     """The state of one GenerateMany stream."""
 
-    def __init__(self, inference: Inference, caller: Caller, requests_max: int, limits: FrontProxyLimits) -> None:
+    def __init__(self, inference: Inference, caller: Caller, in_flight: InFlight, limits: FrontProxyLimits) -> None:
         self._inference = inference
         self._caller = caller
-        self._requests_max = requests_max
+        self._in_flight = in_flight
         self._limits = limits
         self._running: dict[str, asyncio.Task[None]] = {}
         self._outputs = OutputQueue(
@@ -178,27 +178,22 @@ class _ManySession:
         name = request.request_id
         try:
             _check_names(request, self._limits.name_characters_max)
-            caller = _caller_of(self._caller, request)
+            caller = caller_of_request(self._caller, request)
+            if name in self._running:
+                raise _bad_request(f"Request {name} already runs on this stream.")
+            place = self._in_flight.enter()
         except FailureError as error:
             self._fail(name[: self._limits.name_characters_max], error.failure)
             return
-        if name in self._running:
-            message = f"Request {name} already runs on this stream."
-            self._fail(name, Failure(kind=FailureKind.BAD_REQUEST, message=message))
-        elif len(self._running) >= self._requests_max:
-            message = f"This stream already runs {self._requests_max} requests."
-            retry = self._limits.retry_after_s
-            self._fail(name, Failure(kind=FailureKind.EXHAUSTED, message=message, retry_after_s=retry))
-        else:
-            ended: set[int] = set()
-            task = asyncio.create_task(self._run(request, caller, ended), name=f"generate {name}")
-            self._running[name] = task
-            task.add_done_callback(lambda task: self._on_done(request, ended, task))
+        ended: set[int] = set()
+        task = asyncio.create_task(self._run(request, RequestContext(caller, place), ended), name=f"generate {name}")
+        self._running[name] = task
+        task.add_done_callback(lambda task: self._on_done(request, place, ended, task))
 
-    async def _run(self, request: inference_pb2.GenerateRequest, caller: Caller, ended: set[int]) -> None:
+    async def _run(self, request: inference_pb2.GenerateRequest, context: RequestContext, ended: set[int]) -> None:
         """Answer one request; the choices that finished are added to ``ended``."""
         name = request.request_id
-        responses = self._inference.generate(request, caller=caller, deadline_s=None)
+        responses = self._inference.generate(request, context)
         try:
             async for response in responses:
                 ended.update(choice.index for choice in response.choices if choice.finish_reason)
@@ -211,14 +206,17 @@ class _ManySession:
         finally:
             await responses.aclose()
 
-    def _on_done(self, request: inference_pb2.GenerateRequest, ended: set[int], task: asyncio.Task[None]) -> None:
+    def _on_done(
+        self, request: inference_pb2.GenerateRequest, place: Place, ended: set[int], task: asyncio.Task[None]
+    ) -> None:
         # Not in the task: one that is cancelled before its first step runs none of its code.
+        place.leave()
         del self._running[request.request_id]
         if task.cancelled():
             # n may not be validated yet.
             choices = [
                 inference_pb2.Choice(index=index, finish_reason="abort")
-                for index in range(min(max(1, request.sampling.n), self._requests_max))
+                for index in range(min(max(1, request.sampling.n), self._in_flight.count_max))
                 if index not in ended
             ]
             self._outputs.add(inference_pb2.GenerateResponse(request_id=request.request_id, choices=choices))
@@ -242,23 +240,14 @@ class _ManySession:
         self._changed.set()
 
 
-def _caller(context: Context) -> Caller:
-    return caller_of_call(context.invocation_metadata() or ())
-
-
-def _caller_of(caller: Caller, request: inference_pb2.GenerateRequest) -> Caller:
-    """The request's caller. Raises FailureError for a class that is none."""
-    number = request.priority_class
-    if number and number not in _PRIORITY_CLASSES:
-        raise unknown_class("priority_class", str(number))
-    return caller_of_request(caller, tenant=request.tenant, priority_class=_PRIORITY_CLASSES.get(number, ""))
-
-
 def _check_names(request: inference_pb2.GenerateRequest, characters_max: int) -> None:
     for field in _NAMES:
         if (length := len(getattr(request, field))) > characters_max:
-            message = f"{field} must have at most {characters_max} characters, got {length}."
-            raise FailureError(Failure(kind=FailureKind.BAD_REQUEST, message=message))
+            raise _bad_request(f"{field} must have at most {characters_max} characters, got {length}.")
+
+
+def _bad_request(message: str) -> FailureError:
+    return FailureError(Failure(kind=FailureKind.BAD_REQUEST, message=message))
 
 
 def _time_left_s(context: Context) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from front_proxy.engine_client.serving_metrics import UNREAD_CONNECTIONS
+from front_proxy.gateway.metrics import UNREAD_CONNECTIONS
 
 log = structlog.get_logger(__name__)
 

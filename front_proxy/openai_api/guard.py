@@ -10,9 +10,10 @@ from http import HTTPStatus
 from typing import Any
 
 from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
-from front_proxy.engine_client.serving_metrics import DROPPED_FIELDS, REFUSALS
 from front_proxy.gateway.identity import caller
-from front_proxy.gateway.request_context import CLOCK, REQUEST_CONTEXT, RequestContext, phases_ms, server_timing
+from front_proxy.gateway.in_flight import InFlight
+from front_proxy.gateway.metrics import DROPPED_FIELDS, REFUSALS
+from front_proxy.gateway.request_context import REQUEST_CONTEXT, RequestContext, phases_ms
 from runtime.failures import Failure, FailureError, FailureKind
 from runtime.rpc.failure_status import STATUS
 
@@ -45,64 +46,43 @@ _RETRY_STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UN
 
 
 class HttpGuard:
-    """Wraps an ASGI app. While ``draining`` it refuses new generations; ``requests_running`` counts those that run."""
+    """Wraps an ASGI app. A generation needs a place in ``in_flight`` before its body is read."""
 
     def __init__(
-        self,
-        app: AsgiApp,
-        config: FrontProxyConfig,
-        *,
-        draining: Callable[[], bool] = lambda: False,
-        limits: FrontProxyLimits = LIMITS,
+        self, app: AsgiApp, config: FrontProxyConfig, in_flight: InFlight, limits: FrontProxyLimits = LIMITS
     ) -> None:
         self._app = app
         self._config = config
+        self._in_flight = in_flight
         self._limits = limits
-        self._routes = ROUTES | frozenset(config.serving.extra_routes)
-        self._draining = draining
         self._phases_header = limits.phases_header.lower().encode()
         self.retiring = False
         """Set: every response tells its client to close the connection."""
-        self.requests_running = 0
-        self.idle = asyncio.Event()
-        self.idle.set()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """One ASGI connection."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http" or scope["path"] not in self._routes:
+        if scope["type"] != "http" or scope["path"] not in ROUTES:
             await self._refuse(scope, send, "no_route", HTTPStatus.NOT_FOUND, "Not Found")
             return
-        if scope["path"] not in GENERATION_ROUTES or scope["method"] != "POST":
-            await self._forward(scope, receive, send)
-            return
-        if self._draining():
-            await self._refuse(
-                scope, send, "draining", HTTPStatus.SERVICE_UNAVAILABLE, "This front proxy is shutting down."
-            )
-            return
-        if self.requests_running >= self._config.requests_in_flight_max:
-            message = f"This front proxy already runs {self.requests_running} requests. Please try again later."
-            await self._refuse(scope, send, "in_flight", HTTPStatus.TOO_MANY_REQUESTS, message)
-            return
-        self.requests_running += 1
-        self.idle.clear()
+        generates = scope["path"] in GENERATION_ROUTES and scope["method"] == "POST"
         try:
-            await self._forward(scope, receive, send)
-        finally:
-            self.requests_running -= 1
-            if self.requests_running == 0:
-                self.idle.set()
-
-    async def _forward(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        context = RequestContext(CLOCK.monotonic_s())
-        try:
-            context.caller = caller(scope["headers"])
+            identity = caller(scope["headers"])
+            place = self._in_flight.enter() if generates else None
         except FailureError as error:
-            await self._refuse(scope, send, "bad_header", HTTPStatus.BAD_REQUEST, error.failure.message)
+            await _send_failure(send, scope["path"], error.failure, self._limits.retry_after_s)
             return
+        try:
+            await self._forward(RequestContext(identity, place), scope, receive, send)
+        finally:
+            if place is not None:
+                place.leave()
+
+    async def _forward(
+        self, context: RequestContext, scope: MutableMapping[str, Any], receive: Receive, send: Send
+    ) -> None:
         headers: list[tuple[bytes, bytes]] = []
         explain = False
         length = 0
@@ -224,10 +204,13 @@ class _Response:
         if self._retiring():
             headers.append((b"connection", b"close"))
         if message["status"] in _RETRY_STATUSES and b"retry-after" not in names:
-            headers.append((b"retry-after", _retry_after(self._context.failure, self._retry_after_s)))
+            failure = self._context.failure
+            advice_s = failure.retry_after_s if failure is not None and failure.retry_after_s else self._retry_after_s
+            headers.append((b"retry-after", _whole_seconds(advice_s)))
         kind = next((value for name, value in headers if name.lower() == b"content-type"), b"")
         self._streaming = kind.startswith(b"text/event-stream")
-        if self._explain and not self._streaming and (timing := server_timing(self._context)):
+        if self._explain and not self._streaming and (phases := phases_ms(self._context)):
+            timing = ", ".join(f"{name};dur={phase_ms:.3f}" for name, phase_ms in phases.items())
             headers.append((b"server-timing", timing.encode()))
         started = {**message, "headers": headers}
         if self._streaming:
@@ -241,16 +224,15 @@ class _Response:
             failure = self._context.failure
             if failure is not None and not self._context.delivered and failure.kind in _STATUS_BEFORE_STREAM:
                 self._replaced = True
-                status = HTTPStatus(STATUS[failure.kind].http_status)
-                retry_after_s = failure.retry_after_s or self._retry_after_s
-                await _send_error(self._send, self._path, status, failure.message, retry_after_s)
+                await _send_failure(self._send, self._path, failure, self._retry_after_s)
                 return
             await self._send(self._held)
             self._held = None
             self._passing = not self._explain
         last = not message.get("more_body", False)
         if last and self._streaming and self._explain and (phases := phases_ms(self._context)):
-            comment = f": baton {json.dumps(phases)}\n\n".encode()
+            told = {f"{name}_ms": phase_ms for name, phase_ms in phases.items()}
+            comment = f": baton {json.dumps(told)}\n\n".encode()
             message = {**message, "body": message.get("body", b"") + comment}
         await self._send(message)
 
@@ -286,8 +268,13 @@ def _without_forbidden_fields(body: bytes) -> bytes:
     return cleaned
 
 
-def _retry_after(failure: Failure | None, default_s: float) -> bytes:
-    seconds = failure.retry_after_s if failure is not None and failure.retry_after_s else default_s
+async def _send_failure(send: Send, path: str, failure: Failure, retry_after_s: float) -> None:
+    """``retry_after_s``: for a failure that advises no time of its own."""
+    status = HTTPStatus(STATUS[failure.kind].http_status)
+    await _send_error(send, path, status, failure.message, failure.retry_after_s or retry_after_s)
+
+
+def _whole_seconds(seconds: float) -> bytes:
     return str(max(1, math.ceil(seconds))).encode()
 
 
@@ -302,6 +289,6 @@ async def _send_error(send: Send, path: str, status: HTTPStatus, message: str, r
         # The rest of the body was not read and is not worth reading.
         headers.append((b"connection", b"close"))
     if status in _RETRY_STATUSES:
-        headers.append((b"retry-after", str(max(1, math.ceil(retry_after_s))).encode()))
+        headers.append((b"retry-after", _whole_seconds(retry_after_s)))
     await send({"type": "http.response.start", "status": int(status), "headers": headers})
     await send({"type": "http.response.body", "body": content, "more_body": False})

@@ -8,7 +8,7 @@ import functools
 import logging
 import socket
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal
 
 import uvicorn
@@ -20,6 +20,7 @@ from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
 from front_proxy.engine_client import private
 from front_proxy.engine_client.client import TASKS, RemoteEngineClient
 from front_proxy.engine_client.vllm_config import in_settings
+from front_proxy.gateway.in_flight import InFlight
 from front_proxy.openai_api.connection import HttpConnection
 from front_proxy.openai_api.guard import GENERATION_ROUTES, HttpGuard
 from runtime.rpc.grpc_server import join_address
@@ -52,14 +53,14 @@ class OpenAiServer:
         self,
         app: FastAPI,
         config: FrontProxyConfig,
+        in_flight: InFlight,
         *,
-        draining: Callable[[], bool] = lambda: False,
         lifespan: Literal["on", "off"] = "on",
         limits: FrontProxyLimits = LIMITS,
     ) -> None:
         self.app = app
         self._lifespan = lifespan
-        self.guard = HttpGuard(app, config, draining=draining, limits=limits)
+        self.guard = HttpGuard(app, config, in_flight, limits)
         self._limits = limits
         self.address = ""
         self._config = config
@@ -80,7 +81,7 @@ class OpenAiServer:
         self._server = HttpServer(
             uvicorn.Config(
                 self.guard,
-                http=functools.partial(HttpConnection, send_timeout_s=self._config.client_send_timeout_s),
+                http=functools.partial(HttpConnection, send_timeout_s=self._limits.client_send_timeout_s),
                 log_level="warning",
                 access_log=False,
                 # Loggers are set up by runtime.process.logs.
@@ -114,10 +115,18 @@ class OpenAiServer:
         for server in self._server.servers if self._server is not None and self._server.started else ():
             server.close()
 
-    @property
-    def connected(self) -> bool:
-        """Whether any client has a connection open."""
-        return self._server is not None and bool(self._server.server_state.connections)
+    async def quiet(self) -> None:
+        """Once retired: wait until no request runs and none is coming. A connection brings one more at most."""
+        if self._server is None:
+            return
+        state = self._server.server_state
+        while state.connections:
+            if state.tasks:
+                await asyncio.wait(set(state.tasks))
+            # A stream that began earlier could not tell its client that the connection ends: it may send one more.
+            await asyncio.sleep(self._limits.drain_settle_s)
+            if not state.tasks:
+                return
 
     async def stop(self) -> None:
         """Close the listener and every connection within the configured bound."""
@@ -133,7 +142,7 @@ class OpenAiServer:
             await asyncio.wait({self._task}, timeout=self._limits.close_timeout_s)
 
 
-async def build(client: RemoteEngineClient, args: Namespace) -> FastAPI:
+async def build_openai_app(client: RemoteEngineClient, args: Namespace) -> FastAPI:
     """vLLM's app with its state, ready to be called."""
     level = logging.root.level
     try:

@@ -44,10 +44,9 @@ class WorkerEntry(msgspec.Struct, frozen=True):
 
 
 class ClusterSnapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """The picture at one moment. ``connected``: the scheduler is on the line, so it is current."""
+    """The picture at one moment."""
 
     workers: tuple[WorkerEntry, ...] = ()
-    connected: bool = False
 
     @property
     def usable(self) -> bool:
@@ -103,12 +102,8 @@ class ClusterView:
             workers = [*told, *stay]
         now = {(worker.worker_id, worker.epoch) for worker in workers}
         known_before = [(worker.worker_id, worker.epoch) for worker in self._snapshot.workers]
-        self._snapshot = ClusterSnapshot(workers=tuple(workers), connected=True)
+        self._snapshot = ClusterSnapshot(workers=tuple(workers))
         return ViewChange([each for each in known_before if each not in now], told)
-
-    def disconnected(self) -> None:
-        """The scheduler is away: the picture stays, marked as old."""
-        self._snapshot = msgspec.structs.replace(self._snapshot, connected=False)
 
 
 def _says_more(now: WorkerEntry, known: WorkerEntry | None) -> bool:

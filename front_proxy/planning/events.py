@@ -131,7 +131,7 @@ class Leave(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Dial(msgspec.Struct, frozen=True):
+class DialAgain(msgspec.Struct, frozen=True):
     """Begin a stream to ``address`` after so long."""
 
     address: str
@@ -173,7 +173,7 @@ PlanClientAction = (
     | SendSuspect
     | SendRunning
     | Leave
-    | Dial
+    | DialAgain
     | ViewChanged
     | SchedulerLost
     | OutageBegan

@@ -16,7 +16,8 @@ room it is tried again every ``plan_patience_s``, then on every worker, and aske
 again, until ``plan_timeout_s`` is over.
 
 The scheduler **answers** when its stream is open (it has spoken), it is not silent (no question ran out of patience
-since it last spoke), and it knows all workers that are known here (after a restart it may be recovering).
+since it last spoke), and it knows all workers that are known here (after a restart it may be recovering). The stream of
+one that stays silent for ``plans_told_interval_s`` is ended and dialled again.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from front_proxy.planning.events import (
     AnswerPlan,
     AnswerRefusal,
     Closed,
-    Dial,
+    DialAgain,
     Leave,
     MessageReceived,
     OutageBegan,
@@ -106,7 +107,7 @@ class PlanClient:
         self._plans = FallbackPlanner(
             policy,
             view,
-            view_max_age_s=config.degraded_view_max_age_s,
+            view_max_age_s=limits.degraded_view_max_age_s,
             load_fade_s=limits.degraded_load_fade_s,
             rng=rng,
         )
@@ -237,8 +238,8 @@ class PlanClient:
                 self._await(pending, now_s)
             else:
                 # At the next wake-up: what it says now may be that it is recovering.
-                pending.due_s = now_s
-                self._wake_by(now_s)
+                pending.due_s = min(now_s, pending.until_s)
+                self._wake_by(pending.due_s)
         return [self._all_that_runs()]
 
     def _grant(self, word: ReplyPlan, actions: list[PlanClientAction], now_s: float) -> None:
@@ -281,7 +282,6 @@ class PlanClient:
             actions.append(SchedulerLost(event.reason))
         self._opened = self._silent = False
         self._tell_s = NEVER_S
-        self._view.disconnected()
         possible = self._plans.possible(now_s)
         for plan_id, pending in list(self._pending.items()):
             was_sent, pending.sent = pending.sent, False
@@ -292,7 +292,7 @@ class PlanClient:
         actions.append(self._dial_again(event))
         return actions
 
-    def _dial_again(self, event: StreamLost) -> Dial:
+    def _dial_again(self, event: StreamLost) -> DialAgain:
         after_s = 0.0
         if self._addresses.failed(silent=event.silent):
             # Many front proxies lose one scheduler at one moment; they must not all return at one moment.
@@ -302,7 +302,7 @@ class PlanClient:
                 self._dials_failed, min_s=limits.scheduler_backoff_min_s, max_s=limits.scheduler_backoff_max_s
             )
             after_s = pause_s * (0.5 + 0.5 * self._rng.random())
-        return Dial(self._addresses.current, after_s, event.reason)
+        return DialAgain(self._addresses.current, after_s, event.reason)
 
     # Of time
 
@@ -317,8 +317,7 @@ class PlanClient:
         if self._tell_s <= now_s:
             # An end that got lost must not reserve for ever.
             self._tell_s = now_s + self._limits.plans_told_interval_s
-            if self.connected:
-                actions.append(self._all_that_runs())
+            actions.append(self._leave_silent() if self._silent else self._all_that_runs())
         # Looked for here and nowhere else: an event that takes something away leaves a wake-up too many, no more.
         first_s = min((pending.due_s for pending in self._pending.values()), default=NEVER_S)
         self.wake_s = min(first_s, self._tell_s)
@@ -352,11 +351,16 @@ class PlanClient:
         if self._silent:
             return
         self._silent = True
+        self._tell_s = now_s + self._limits.plans_told_interval_s
         for pending in self._pending.values():
             if pending.resumed:
                 self._try_later(pending, now_s)
             else:
                 pending.due_s = now_s
+
+    def _leave_silent(self) -> Leave:
+        """Its answer may be lost, and it may have nothing else to say. On a new stream it speaks first."""
+        return Leave(f"it has said nothing for {self._limits.plans_told_interval_s:g} s")
 
     def _close(self, now_s: float) -> Sequence[PlanClientAction]:
         failure = Failure(kind=FailureKind.UNAVAILABLE, message="The front proxy stops.")

@@ -54,6 +54,12 @@ from scheduler.api.actions import Placement
 from scheduler.api.events import RunningPlan
 
 EVENT_LOG_MAX = 64
+# The kind of work that runs in a phase; in all others none does.
+WORK = {
+    RequestPhase.PREFILLING: Stage.PREFILL,
+    RequestPhase.HANDING_OFF: Stage.DECODE,
+    RequestPhase.DECODING: Stage.DECODE,
+}
 
 
 class RequestFlow:
@@ -110,15 +116,13 @@ class RequestFlow:
     @property
     def running(self) -> tuple[Stage, Placement] | None:
         """The work that is under way and its worker."""
-        if self._plan is None:
+        stage = WORK.get(self.phase)
+        if stage is None:
             return None
-        if self.phase is RequestPhase.PREFILLING:
-            assert self._plan.prefill is not None
-            return Stage.PREFILL, self._plan.prefill
-        if self.phase in (RequestPhase.HANDING_OFF, RequestPhase.DECODING):
-            assert self._plan.decode is not None
-            return Stage.DECODE, self._plan.decode
-        return None
+        assert self._plan is not None
+        worker = self._plan.prefill if stage is Stage.PREFILL else self._plan.decode
+        assert worker is not None
+        return stage, worker
 
     @property
     def awaited(self) -> Awaited | None:
@@ -138,6 +142,9 @@ class RequestFlow:
         # A stream of tokens would push everything else out of the event_log, one that is replayed too.
         if not (isinstance(event, Output) and event.output.finish is None and self.phase is RequestPhase.DECODING):
             self.event_log.append(f"{self.phase.value}/{self.attempt}: {title(event)}")
+        if self._late(event):
+            # A late plan is freed by its end, which was sent right behind the question on the same ordered stream.
+            return self._handoff_slot.release_late(event.output.handoff) if isinstance(event, Output) else []
         match event:
             case Planned():
                 return self._on_planned(event)
@@ -147,8 +154,8 @@ class RequestFlow:
                 return self._on_prefilled(event)
             case Output():
                 return self._on_decoded(event)
-            case WorkerFailed():
-                return self._on_worker_failed(event)
+            case WorkerFailed(stage=stage, failure=failure):
+                return self._attempt_failed(stage, failure)
             case Stalled():
                 return self._on_stalled(event)
             case HolderLost():
@@ -157,6 +164,16 @@ class RequestFlow:
                 return self._give_up(*endings.from_outside(event))
             case _:
                 assert_never(event)
+
+    def _late(self, event: FlowEvent) -> bool:
+        """Whether an event is about an attempt or a stage that is over."""
+        if isinstance(event, HolderLost | ClientGone | DeadlinePassed | Stopped):
+            return False
+        if event.attempt != self.attempt:
+            return True
+        if isinstance(event, Planned | PlanRefused):
+            return self.phase is not RequestPhase.PLANNING
+        return WORK.get(self.phase) is not event.stage
 
     def next_tokens(self, attempt: int, stage: Stage, output: WorkerOutput) -> GenerationDelta | None:
         """What the client gets for an output in the middle of a stream; None: only ``handle`` can tell.
@@ -178,14 +195,10 @@ class RequestFlow:
         assert 0 <= self.attempt <= self._retry_policy.attempts_bound, self.event_log
         assert (self.handoff is None) or self.phase is RequestPhase.HANDING_OFF, self.event_log
         assert self._plan_open == (self.phase not in (RequestPhase.NEW, RequestPhase.DONE)), self.event_log
-        working = self.phase in (RequestPhase.PREFILLING, RequestPhase.HANDING_OFF, RequestPhase.DECODING)
-        assert (self._plan is not None) == working, self.event_log
+        assert (self._plan is not None) == (self.phase in WORK), self.event_log
         assert self.output_tokens <= self._output_tokens_max, self.event_log
 
     def _on_planned(self, event: Planned) -> Sequence[FlowAction]:
-        if self.phase is not RequestPhase.PLANNING or event.attempt != self.attempt:
-            # Its end was sent right behind the question, on the same ordered stream.
-            return []
         plan = self._plan = event.plan
         if plan.prefill is not None:
             self.phase = RequestPhase.PREFILLING
@@ -202,8 +215,6 @@ class RequestFlow:
         return self._start_decode()
 
     def _on_plan_refused(self, event: PlanRefused) -> Sequence[FlowAction]:
-        if self.phase is not RequestPhase.PLANNING or event.attempt != self.attempt:
-            return []
         self._plan_open = False
         failure = event.failure
         if self._pinned is not None:
@@ -217,8 +228,6 @@ class RequestFlow:
 
     def _on_prefilled(self, event: Output) -> Sequence[FlowAction]:
         output = event.output
-        if self.phase is not RequestPhase.PREFILLING or event.attempt != self.attempt:
-            return self._handoff_slot.release_late(output.handoff)
         broken = endings.broken_prefill(output)
         if broken is not None:
             late = self._handoff_slot.release_late(output.handoff)
@@ -258,8 +267,6 @@ class RequestFlow:
 
     def _on_decoded(self, event: Output) -> Sequence[FlowAction]:
         output = event.output
-        if self.phase not in (RequestPhase.HANDING_OFF, RequestPhase.DECODING) or event.attempt != self.attempt:
-            return self._handoff_slot.release_late(output.handoff)
         broken = broken_by(output.finish)
         if broken is not None:
             return self._attempt_failed(Stage.DECODE, broken)
@@ -284,16 +291,9 @@ class RequestFlow:
             actions += self._end("finished", None)
         return actions
 
-    def _on_worker_failed(self, event: WorkerFailed) -> Sequence[FlowAction]:
-        running = self.running
-        if running is None or event.attempt != self.attempt or event.stage is not running[0]:
-            return []
-        return self._attempt_failed(event.stage, event.failure)
-
     def _on_stalled(self, event: Stalled) -> Sequence[FlowAction]:
         running = self.running
-        if running is None or event.attempt != self.attempt or event.stage is not running[0]:
-            return []
+        assert running is not None
         stage, worker = running
         failure = endings.stalled(worker, event.waited_s)
         actions: list[FlowAction] = [AbortWork(attempt=self.attempt, stage=stage, worker=worker)]

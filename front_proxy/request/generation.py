@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
 
-from engine.protocol import Finish, Logprobs
+from engine.protocol import EngineRequest, Finish, Logprobs
 from front_proxy.request.work import WorkerOutput
 
 
@@ -24,32 +23,29 @@ class Continuation(Protocol):
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One sequence (one child of n > 1). Samplings are msgpack of vLLM's SamplingParams."""
+    """One sequence (one child of n > 1), and what the scheduler must know of it."""
 
-    request_id: str
-    token_ids: list[int]
+    engine_request: EngineRequest
+    """As one engine would be asked that computes everything, the first token included."""
     prefill_sampling: bytes
-    """One token, computed on the prefill worker."""
-    decode_sampling: bytes
-    """The whole output, first token included: used when decode computes the first token itself."""
+    """One token, computed on the prefill worker: msgpack of vLLM's SamplingParams."""
     continuation: Continuation | None
     """How an engine goes on behind delivered tokens as if undisturbed. None: it cannot. Then the prefill worker's token
     is not delivered, and what was delivered before a failure is computed again and compared."""
     output_tokens_max: int
-    priority: int = 0
     priority_class: str = ""
-    """"interactive", "default" or "batch". Empty: by ``priority``."""
+    """"interactive", "default" or "batch". Empty: by the priority's number."""
     tenant: str = ""
     """The key of the fair share."""
-    cache_salt: str | None = None
-    session_id: str | None = None
     deadline_s: float | None = None
     """Time it may take from now. None: the configured one."""
-    trace_headers: Mapping[str, str] | None = None
-    reasoning_ended: bool | None = None
-    reasoning_parser_kwargs: bytes = b""
     pinned_decode_worker: str | None = None
     """Run on this decode worker alone: its prefix cache already holds the prompt."""
+
+    @property
+    def request_id(self) -> str:
+        """The client's request, or one child of it."""
+        return self.engine_request.request_id
 
 
 class TtftPhases(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,14 +67,7 @@ class TtftPhases(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def total_s(self) -> float:
         """Time to first token as the dispatcher measured it."""
-        return (
-            self.plan_s
-            + self.queue_s
-            + self.prefill_s
-            + self.first_token_out_s
-            + self.handoff_s
-            + self.decode_admission_s
-        )
+        return float(sum(msgspec.structs.astuple(self)))
 
 
 class GenerationDelta(msgspec.Struct, frozen=True, kw_only=True):

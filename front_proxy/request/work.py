@@ -22,7 +22,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     """One request of an engine, as it is sent to one worker. The request's id is unique per attempt and stage."""
 
     stage: Stage
-    request: EngineRequest
+    engine_request: EngineRequest
     handoff: KvHandoff | None = None
     blocks_reserved: int = 0
     deadline_s: float = 0.0

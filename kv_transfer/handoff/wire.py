@@ -21,7 +21,8 @@ def to_wire(handoff: KvHandoff) -> cluster_pb2.KvHandoff:
         blocks=handoff.blocks,
         bytes=handoff.bytes,
         layout_fingerprint=handoff.layout_fingerprint,
-        lease_remaining_ms=min(max(int(handoff.lease_remaining_s * 1000), 0), _UINT32_MAX),
+        # Rounded down; the inner rounding takes out that 128.337 * 1000 is a little less than 128337.
+        lease_remaining_ms=min(max(int(round(handoff.lease_remaining_s * 1000, 3)), 0), _UINT32_MAX),
         connector_params=handoff.connector_params,
         prompt_digest=handoff.prompt_digest,
     )

@@ -13,6 +13,8 @@ from simulation.kernel.world import Violation
 
 # From a plan, or from the moment a scheduler speaks, until that knows of it: messages on the way, all of them late.
 TOLD_S_MAX = 0.5
+# From the moment a scheduler counts as silent until it is dialled again, where the run is long enough to see that.
+REDIAL_S_MAX = 2.0
 
 if TYPE_CHECKING:
     from simulation.faults.clients import Client
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 def check_bounds(cluster: SimCluster) -> None:
     """Nothing grows beyond what the requests account for. Holds at any moment."""
+    for scheduler in cluster.schedulers.values():
+        if scheduler.leads:
+            scheduler.shell.core.check()
     for front in cluster.fronts:
         if not front.alive:
             continue
@@ -148,9 +153,13 @@ def check_the_end(cluster: SimCluster) -> None:
     missing = [name for name in cluster.workers if core.cluster.get(name) is None]
     _hold(Invariant.UNNOTICED, not missing, "a worker that is well is not known", (missing, core.event_log()))
     core.check()
-    if not all(front.plans.plan_client.connected for front in cluster.fronts if front.alive):
-        # A scheduler whose answer was lost, and that has nothing new to say, counts as silent and is told nothing.
-        _hold(Invariant.RETURNED, cluster.faults.plan_lost > 0, "a scheduler counts as silent", core.event_log())
+    silent = [front for front in cluster.fronts if front.alive and not front.plans.plan_client.connected]
+    if silent:
+        # A scheduler whose answer was lost, and that has nothing new to say, is told nothing until it is dialled again.
+        waits = cluster.faults.plan_lost > 0 and all(
+            each.limits.plans_told_interval_s > REDIAL_S_MAX for each in silent
+        )
+        _hold(Invariant.RETURNED, waits, "a scheduler counts as silent", core.event_log())
         return
     _hold(Invariant.RETURNED, core.plans_in_flight == 0, "plans are left", core.event_log())
     for member in core.cluster.workers.values():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from engine.fake.model import FakeSampling, sequence_state
+from engine.protocol import EngineRequest
 from front_proxy.dispatch.request_driver import RequestDriver
 from front_proxy.request.events import (
     Diverged,
@@ -84,13 +85,11 @@ class Client:
     def arrive(self) -> None:
         """The request comes in. Call within its front proxy's loop."""
         front, asked = self.front, self.asked
-        front.world.tell(asked.request_id, asked)
+        front.world.log(asked.request_id, asked)
         front.clients[self] = None
         front.requests += 1
         self._shown_s = front.world.now_s
-        deltas = front.dispatcher.generate(self._request())
-        task = self._loop.create_task(self._read(deltas))
-        self._loop.call_soon(self._watch, deltas)
+        task = self._loop.create_task(self._read())
         if asked.leaves_after_s is not None:
             self._loop.call_later(asked.leaves_after_s, self._leave, task)
 
@@ -107,10 +106,12 @@ class Client:
         sampling = {**plain, "stop_token_ids": stops}
         known = asked.continuing or asked.output_tokens_max == 1
         return GenerationRequest(
-            request_id=asked.request_id,
-            token_ids=prompt,
+            engine_request=EngineRequest(
+                request_id=asked.request_id,
+                token_ids=prompt,
+                sampling=msgspec.msgpack.encode({**sampling, "max_tokens": asked.output_tokens_max}),
+            ),
             prefill_sampling=msgspec.msgpack.encode({**(sampling if known else plain), "max_tokens": 1}),
-            decode_sampling=msgspec.msgpack.encode({**sampling, "max_tokens": asked.output_tokens_max}),
             continuation=Continues(asked, sampling) if asked.continuing else None,
             output_tokens_max=asked.output_tokens_max,
             deadline_s=asked.deadline_s,
@@ -123,9 +124,11 @@ class Client:
                 self.front.dispatcher.satisfied(self.asked.request_id)
             task.cancel()
 
-    async def _read(self, deltas: Any) -> None:
+    async def _read(self) -> None:
         try:
-            async for delta in deltas:
+            self.run = self.front.dispatcher.generate(self._request())
+            self._watch(self.run)
+            async for delta in self.run:
                 self._show(delta)
             self.outcome = "finished"
         except FailureError as error:
@@ -137,8 +140,8 @@ class Client:
             raise
         self.over_s = self.front.world.now_s
         self.front.clients.pop(self, None)
-        if self.front.world.telling:
-            self.front.world.tell(self.asked.request_id, f"{self.outcome}, {self.tokens} tokens, {self.failure}")
+        if self.front.world.logs_events:
+            self.front.world.log(self.asked.request_id, f"{self.outcome}, {self.tokens} tokens, {self.failure}")
         self.on_over(self)
 
     def _show(self, delta: GenerationDelta) -> None:
@@ -157,24 +160,21 @@ class Client:
 
     # Its flow
 
-    def _watch(self, deltas: Any) -> None:
+    def _watch(self, run: RequestDriver) -> None:
         """Look at everything that its flow is told and does."""
-        self.run = run = deltas._run
-        if run is None:
-            return
         world = self.front.world
         flow: Any = run.flow
         handle: Callable[[FlowEvent], Sequence[FlowAction]] = flow.handle
 
         def watched(event: FlowEvent) -> Sequence[FlowAction]:
             self._before(event)
-            if world.telling:
-                world.tell(self.asked.request_id, f"{flow.phase.value}/{flow.attempt} <- {event}")
+            if world.logs_events:
+                world.log(self.asked.request_id, f"{flow.phase.value}/{flow.attempt} <- {event}")
             actions = handle(event)
             flow.check()
             for action in actions:
-                if world.telling:
-                    world.tell(self.asked.request_id, f"    -> {action}")
+                if world.logs_events:
+                    world.log(self.asked.request_id, f"    -> {action}")
                 self._after(action)
             return actions
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -29,7 +30,7 @@ from simulation.kernel.world import Violation, World
 SAID_AGAIN = frozenset({"load", "leases", "ended", "suspect", "running", "view", "abort", "release"})
 # One stall, a place elsewhere and a prompt there, with every message on the way late.
 GAP_S_MAX = 3.5
-# Everybody has found the scheduler by then, however late messages are.
+# All processes have found the scheduler by then, however late messages are.
 GATHER_S_MAX = 10.0
 
 
@@ -71,8 +72,12 @@ class SimCluster:
         self.errors: list[str] = []
         self.network = Network(
             world,
-            Traffic(delay_s=self._delay_s, comes_twice=_comes_twice, repeats=self._repeats, loses=self._loses_plan),
+            Traffic(
+                delay_s=self._delay_s, may_come_twice=_may_come_twice, repeats=self._repeats, loses=self._loses_plan
+            ),
         )
+        self.on_stepped_down: Callable[[SchedulerProcess], object] = lambda _scheduler: None
+        """Told of a scheduler that has ended itself since it leads no more."""
         self._drawn = drawn
         self._asked: dict[str, Client] = {}
         targets = topology.targets()
@@ -88,7 +93,6 @@ class SimCluster:
                     self.workers[target.process_id] = WorkerProcess(self, target.process_id)
                 case "front_proxy":
                     self.fronts.append(FrontProcess(self, target.process_id))
-        self._gather()
 
     @property
     def processes(self) -> list[Member]:
@@ -99,9 +103,6 @@ class SimCluster:
     def leader(self) -> SchedulerProcess | None:
         """The scheduler that leads."""
         return next((scheduler for scheduler in self.schedulers.values() if scheduler.leads), None)
-
-    def on_stepped_down(self, scheduler: SchedulerProcess) -> None:
-        """A scheduler has ended itself since it leads no more. Replaced by what breaks the cluster."""
 
     def check_who_decides(self, scheduler: SchedulerProcess) -> None:
         """One decides at a time. Raises Violation."""
@@ -143,6 +144,13 @@ class SimCluster:
         ready = [worker for worker in core.cluster.workers.values() if worker.ready]
         return len(ready) == len(self.workers) and len(core.fronts) == len(self.fronts)
 
+    def gather(self) -> None:
+        """Run until every front proxy has seen every worker. Before that no request comes. Raises Violation."""
+        while not (self.known_to_leader() and all(self._knows_all(front) for front in self.fronts)):
+            if self.world.now_s > GATHER_S_MAX:
+                raise Violation("the cluster does not come up")
+            self.world.run(self.world.now_s + 0.1)
+
     def restart(self, process: Member) -> None:
         """A new incarnation of one that has ended."""
         if not process.alive:
@@ -175,13 +183,6 @@ class SimCluster:
     def _knows_all(self, front: FrontProcess) -> bool:
         return front.plans.plan_client.connected and len(front.dispatcher.cluster().workers) == len(self.workers)
 
-    def _gather(self) -> None:
-        """Before every front proxy has seen every worker no request comes."""
-        while not (self.known_to_leader() and all(self._knows_all(front) for front in self.fronts)):
-            if self.world.now_s > GATHER_S_MAX:
-                raise Violation("the cluster does not come up")
-            self.world.run(self.world.now_s + 0.1)
 
-
-def _comes_twice(message: Any) -> bool:
+def _may_come_twice(message: Any) -> bool:
     return message.WhichOneof("message") in SAID_AGAIN

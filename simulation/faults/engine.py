@@ -1,4 +1,4 @@
-"""The fake engine with all that befalls engines, and pulls over a transfer layer that checks nothing.
+"""The fake engine with all that goes wrong with engines, and pulls over a transfer layer that checks nothing.
 
 A read gives the bytes at its addresses when it ends. The lease may be over by then, or another engine may have taken
 the holder's place. Production's ``TransferProof`` decides by the holder's reply whether what was read may be used.

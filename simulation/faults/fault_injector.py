@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from simulation.faults.cluster import SimCluster
 from simulation.faults.processes import FrontProcess, Member, SchedulerProcess, WorkerProcess
 from simulation.kernel.network import Disorder
+from simulation.kernel.streams import Connection
 
-TROUBLE_S = 0.6
+FAULTS_WITHIN_S = 0.6
 FREEZE_S = (0.1, 2.0)
 LONG_FREEZE_S = (2.0, 6.0)
 # What a front proxy that is cut off from all others lasts: its requests are stalled wherever they go.
@@ -27,10 +29,11 @@ RECOVERED_S = 2.0
 WORKERS_SHARE = 0.5
 
 # How long it lasts.
-Break = Callable[[], float]
+Fault = Callable[[], float]
+Some = TypeVar("Some", bound=Member)
 
 
-class Trouble:
+class FaultInjector:
     """One run's. ``plan`` once."""
 
     def __init__(self, cluster: SimCluster, busy: Callable[[], bool]) -> None:
@@ -38,7 +41,7 @@ class Trouble:
         self._world = cluster.world
         self._rng = cluster.world.rng
         self._busy = busy
-        cluster.on_stepped_down = self._restart_later  # type: ignore[method-assign]
+        cluster.on_stepped_down = lambda scheduler: self._restart_later(scheduler, RESTARTS_S[1])
 
     def plan(self) -> None:
         """Have everything happen that the faults say."""
@@ -51,13 +54,13 @@ class Trouble:
             (self._crash_scheduler, odds.scheduler_restarts),
             (self._crash_front, odds.front_crashes),
             (self._freeze_other, odds.freezes),
-            (self._black_hole, odds.holes),
-            (self._black_link, odds.link_holes),
+            (self._silence_process, odds.holes),
+            (self._silence_stream, odds.link_holes),
             (self._cut_off, odds.cut_offs),
             (self._disorder, odds.disorders),
         ):
             for _ in range(count):
-                self._world.after(self._rng.uniform(0.0, TROUBLE_S), what)
+                self._world.after(self._rng.uniform(0.0, FAULTS_WITHIN_S), what)
         if odds.single:
             self._world.after(self._rng.uniform(0.05, 0.5), self._next, odds.single)
 
@@ -65,12 +68,12 @@ class Trouble:
         """One thing that may go wrong unnoticed, and the next when all processes are well again."""
         if not self._busy():
             return
-        # A worker's troubles are most of them: each meets another moment of a stream.
-        workers: tuple[Break, ...] = (
+        # A worker's faults are most of them: each meets another moment of a stream.
+        workers: tuple[Fault, ...] = (
             self._crash_worker, self._freeze_worker, self._freeze_for_long, self._drain_worker, self._cut_stream,
         )  # fmt: skip
-        others: tuple[Break, ...] = (
-            self._crash_scheduler, self._freeze_other, self._black_hole, self._black_link, self._cut_off,
+        others: tuple[Fault, ...] = (
+            self._crash_scheduler, self._freeze_other, self._silence_process, self._silence_stream, self._cut_off,
             self._cut_off, self._disorder,
         )  # fmt: skip
         share = 1.0 if self._cluster.faults.crowded else WORKERS_SHARE
@@ -79,41 +82,43 @@ class Trouble:
         if left > 1:
             self._world.after(lasts_s + RECOVERED_S + self._rng.uniform(0.05, 0.5), self._next, left - 1)
 
-    def _any(self, of: list[Member]) -> Member | None:
+    def _any(self, of: Iterable[Some]) -> Some | None:
         """One that is well."""
-        well = [process for process in of if not process.troubled]
+        well = [process for process in of if process.well]
         return self._rng.choice(well) if well else None
 
     def _worker(self) -> WorkerProcess | None:
-        worker = self._any(list(self._cluster.workers.values()))
-        assert worker is None or isinstance(worker, WorkerProcess)
-        return worker
+        return self._any(self._cluster.workers.values())
 
-    # Workers
+    def _scheduler(self) -> SchedulerProcess | None:
+        """Mostly the one that leads."""
+        leader = self._cluster.leader
+        if leader is not None and leader.well and self._rng.random() < 0.7:
+            return leader
+        return self._any(self._cluster.schedulers.values())
+
+    # Processes
 
     def _crash_worker(self) -> float:
         worker = self._worker()
-        return self._end_worker(worker) if worker is not None else 0.0
+        return self._crash(worker, self._rng.choice(RESTARTS_S)) if worker is not None else 0.0
 
-    def _end_worker(self, worker: WorkerProcess) -> float:
-        worker.crash()
-        away_s = self._rng.uniform(*self._rng.choice(RESTARTS_S))
-        self._world.after(away_s, self._cluster.restart, worker)
+    def _crash_scheduler(self) -> float:
+        scheduler = self._scheduler()
+        return self._crash(scheduler, SCHEDULER_AWAY_S) if scheduler is not None else 0.0
+
+    def _crash_front(self) -> float:
+        self._rng.choice(self._cluster.fronts).crash()
+        return 0.0
+
+    def _crash(self, process: Member, away_between_s: tuple[float, float]) -> float:
+        process.crash()
+        return self._restart_later(process, away_between_s)
+
+    def _restart_later(self, process: Member, away_between_s: tuple[float, float]) -> float:
+        away_s = self._rng.uniform(*away_between_s)
+        self._world.after(away_s, self._cluster.restart, process)
         return away_s
-
-    def _freeze_worker(self) -> float:
-        return self._freeze(self._worker(), FREEZE_S)
-
-    def _freeze_for_long(self) -> float:
-        return self._freeze(self._worker(), LONG_FREEZE_S)
-
-    def _freeze(self, process: Member | None, between_s: tuple[float, float]) -> float:
-        if process is None:
-            return 0.0
-        for_s = self._rng.uniform(*between_s)
-        process.freeze(for_s)
-        excuse(process, for_s)
-        return for_s
 
     def _drain_worker(self) -> float:
         worker = self._worker()
@@ -126,58 +131,46 @@ class Trouble:
 
     def _end_drain(self, worker: WorkerProcess, incarnation: int) -> None:
         if worker.alive and worker.incarnation == incarnation:
-            self._end_worker(worker)
+            self._crash(worker, self._rng.choice(RESTARTS_S))
 
-    # The others
+    def _freeze_worker(self) -> float:
+        return self._freeze(self._worker(), FREEZE_S)
 
-    def _scheduler(self) -> SchedulerProcess | None:
-        """Mostly the one that leads."""
-        leader = self._cluster.leader
-        if leader is not None and not leader.troubled and self._rng.random() < 0.7:
-            return leader
-        other = self._any(list(self._cluster.schedulers.values()))
-        assert other is None or isinstance(other, SchedulerProcess)
-        return other
-
-    def _crash_scheduler(self) -> float:
-        scheduler = self._scheduler()
-        if scheduler is None:
-            return 0.0
-        scheduler.crash()
-        away_s = self._rng.uniform(*SCHEDULER_AWAY_S)
-        self._world.after(away_s, self._cluster.restart, scheduler)
-        return away_s
-
-    def _restart_later(self, scheduler: SchedulerProcess) -> None:
-        self._world.after(self._rng.uniform(*RESTARTS_S[1]), self._cluster.restart, scheduler)
-
-    def _crash_front(self) -> float:
-        self._rng.choice(self._cluster.fronts).crash()
-        return 0.0
+    def _freeze_for_long(self) -> float:
+        return self._freeze(self._worker(), LONG_FREEZE_S)
 
     def _freeze_other(self) -> float:
         if self._rng.random() < 0.5:
             return self._freeze(self._scheduler(), SCHEDULER_FREEZE_S)
-        return self._freeze(self._any(list(self._cluster.fronts)), FREEZE_S)
+        return self._freeze(self._any(self._cluster.fronts), FREEZE_S)
+
+    def _freeze(self, process: Member | None, between_s: tuple[float, float]) -> float:
+        for_s = self._rng.uniform(*between_s) if process is not None else 0.0
+        if process is not None:
+            process.freeze(for_s)
+            excuse(process, for_s)
+        return for_s
 
     # Networks
 
-    def _cut_stream(self) -> float:
+    def _stream(self) -> Connection | None:
         streams = [stream for process in self._cluster.processes for stream in process.streams]
-        if streams:
-            self._world.tell("network", "a stream is cut")
-            self._rng.choice(streams).cut()
+        return self._rng.choice(streams) if streams else None
+
+    def _cut_stream(self) -> float:
+        if (stream := self._stream()) is not None:
+            self._world.log("network", "a stream is cut")
+            stream.cut()
         return 0.0
 
-    def _black_link(self) -> float:
-        streams = [stream for process in self._cluster.processes for stream in process.streams]
+    def _silence_stream(self) -> float:
         for_s = self._rng.uniform(*HOLE_S)
-        if streams:
-            self._world.tell("network", f"a stream is a black hole for {for_s:.3f} s")
-            self._rng.choice(streams).silence(for_s)
+        if (stream := self._stream()) is not None:
+            self._world.log("network", f"a stream is a black hole for {for_s:.3f} s")
+            stream.silence(for_s)
         return for_s
 
-    def _black_hole(self) -> float:
+    def _silence_process(self) -> float:
         process = self._any(self._cluster.processes)
         for_s = self._rng.uniform(*HOLE_S)
         if process is not None:
@@ -186,8 +179,7 @@ class Trouble:
         return for_s
 
     def _cut_off(self) -> float:
-        of = self._cluster.processes
-        process = self._any(of if self._rng.random() < 0.5 else list(self._cluster.fronts))
+        process = self._any(self._cluster.processes if self._rng.random() < 0.5 else self._cluster.fronts)
         for_s = self._rng.uniform(*CUT_OFF_S)
         if process is not None:
             process.cut_off(for_s)

@@ -14,6 +14,6 @@ class Invariant(enum.StrEnum):
     RETURNED = "leases and reservations return to zero"
     QUEUES = "queue bounds hold"
     RETRIES = "retries stay within their budget"
-    UNNOTICED = "nobody notices one failure where there is a spare"
-    BLAME = "nobody is given up for another one's standing still"
+    UNNOTICED = "no client notices one failure where there is a spare"
+    BLAME = "no process is given up for another one's pause"
     ONE_LEADS = "one scheduler decides at a time"

@@ -7,6 +7,7 @@ are watched, so that what must hold is checked at the moment where it could brea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -30,7 +31,7 @@ from scheduler.shell import SchedulerShell
 from simulation.faults import checkers
 from simulation.faults.engine import SimEngine
 from simulation.faults.leadership import SimLease
-from simulation.faults.quiet import QUIET, QuietMetrics
+from simulation.faults.quiet import QUIET, Quiet
 from simulation.faults.watched_plans import WatchedPlans
 from simulation.kernel.network import Process
 from simulation.kernel.process_loop import ProcessLoop
@@ -79,7 +80,7 @@ class Member(Process):
     def start(self) -> None:
         """Begin an incarnation that knows nothing of the one before."""
         self.incarnation += 1
-        self.world.tell(self.name, f"starts, incarnation {self.incarnation}")
+        self.world.log(self.name, f"starts, incarnation {self.incarnation}")
         self.alive, self.draining, self.frozen_until_s = True, False, 0.0
         self.loop = ProcessLoop(self, self.cluster.on_error)
         self.cluster.loops.append(self.loop)
@@ -88,7 +89,7 @@ class Member(Process):
     def crash(self) -> None:
         """Lose everything at once."""
         if self.alive:
-            self.world.tell(self.name, "ends")
+            self.world.log(self.name, "ends")
             self.alive = False
             self.loop.kill()
             self.cut_streams()
@@ -104,17 +105,6 @@ class Member(Process):
 
     def _begin(self) -> None:
         raise NotImplementedError
-
-
-class VirtualClock:
-    """The scheduler's clock."""
-
-    def __init__(self, process: Process) -> None:
-        self._world = process.world
-
-    def monotonic_s(self) -> float:
-        """Virtual seconds."""
-        return self._world.now_s
 
 
 class _Ready:
@@ -137,7 +127,8 @@ class SchedulerProcess(Member):
     def _begin(self) -> None:
         cluster, config = self.cluster, self.cluster.settings.scheduler
         self.heard_s: dict[str, float] = {}
-        self.shell = shell = SchedulerShell(config, self._make_core(), VirtualClock(self), QUIET)  # type: ignore[arg-type]
+        clock: Any = SimpleNamespace(monotonic_s=self.loop.time)
+        self.shell = shell = SchedulerShell(config, self._make_core(), clock, QUIET)
         status = status_service(shell, epoch=self.world.number())
         service = SchedulerService(shell)
         handlers: dict[str, Handler] = {"worker": service.worker_session, "front": service.front_session}
@@ -164,17 +155,15 @@ class SchedulerProcess(Member):
                 self.cluster.check_who_decides(self)
             if isinstance(event, WorkerLoadReported):
                 self.heard_s[event.worker_id] = now_s
-            was_isolated = is_isolated(core.cluster)
+            was_isolated = isinstance(event, Tick) and is_isolated(core.cluster)
             actions = handle(event, now_s)
             for action in actions:
                 if isinstance(action, DropWorker) and action.reason == "silent":
                     checkers.check_given_up(self, action.worker_id)
-                if world.telling and isinstance(action, DropWorker | AcceptWorker):
-                    world.tell(self.name, action)
-            if isinstance(event, Tick):
-                core.check()
-                if was_isolated and not core.recovering:
-                    raise Violation(f"{self.name} hears no worker and does not doubt itself")
+                if world.logs_events and isinstance(action, DropWorker | AcceptWorker):
+                    world.log(self.name, action)
+            if was_isolated and not core.recovering:
+                raise Violation(f"{self.name} hears no worker and does not doubt itself")
             return actions
 
         core.handle = world.watched(watched)  # type: ignore[method-assign]
@@ -196,7 +185,7 @@ class WorkerProcess(Member):
     def drain(self) -> None:
         """Take nothing new."""
         super().drain()
-        self.world.tell(self.name, "drains")
+        self.world.log(self.name, "drains")
         self.loop.enter(self.body.happen, LifecycleEvent.DRAIN_ASKED)
 
     def say_goodbye(self) -> None:
@@ -218,7 +207,7 @@ class WorkerProcess(Member):
             role=self._role(self.engine.info, room),
             config=config,
             worker_id=self.name,
-            metrics=QUIET,  # type: ignore[arg-type]
+            metrics=QUIET,
             limits=settings.worker_limits,
             rng=self.world.rng,
         )
@@ -299,9 +288,11 @@ class FrontProcess(Member):
             settings.front, front_proxy_id=self.name, scheduler_address=cluster.scheduler_addresses
         )
         self.limits = settings.front_limits
+        metrics: Any = Quiet()
+        metrics.output_tokens = 0  # which a front proxy adds to itself
         self.dispatcher = dispatcher.Dispatcher(
             self.config,
-            metrics=QuietMetrics(),  # type: ignore[arg-type]
+            metrics=metrics,
             policy=cluster.settings.scheduler,
             limits=self.limits,
             dial_scheduler=cluster.network.dial(self.loop, "front", keepalive_s=cluster.keepalive_s),

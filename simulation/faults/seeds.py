@@ -9,8 +9,8 @@ import msgspec
 from simulation.faults import checkers, fault_kinds, workload
 from simulation.faults.clients import Client
 from simulation.faults.cluster import SimCluster, Topology
-from simulation.faults.fault_injector import TROUBLE_S, Trouble
-from simulation.faults.quiet import no_logs
+from simulation.faults.fault_injector import FAULTS_WITHIN_S, FaultInjector
+from simulation.faults.quiet import quiet
 from simulation.faults.settings import REFUSING_CONFIG, SCHEDULER_CONFIG, Settings
 from simulation.faults.shell_checks import ShellChecks
 from simulation.kernel.world import Violation, World
@@ -27,33 +27,32 @@ RUN_S_MAX = 40.0
 class SeededRun:
     """Everything of one run."""
 
-    def __init__(self, seed: int, *, telling: bool) -> None:
-        self.world = world = World(seed, telling=telling)
+    def __init__(self, seed: int, *, event_log: bool) -> None:
+        self.world = world = World(seed, event_log=event_log)
         drawn = fault_kinds.draw(world.rng)
-        world.tell("faults", drawn)
+        world.log("faults", drawn)
         settings = Settings(scheduler=world.rng.choice((SCHEDULER_CONFIG, REFUSING_CONFIG)))
         self.cluster = SimCluster(world, drawn, settings, Topology(schedulers=drawn.schedulers), drawn=True)
         self.clients = self.cluster.clients
         self._shell_checks = ShellChecks(self.cluster)
-        self._began_s = world.now_s
-        requests = REQUESTS_SINGLE if drawn.single else REQUESTS
-        for asked in workload.draw(world.rng, drawn, requests=requests):
-            client = Client(world.rng.choice(self.cluster.fronts), asked)
-            self.cluster.add(client)
-            world.after(asked.arrives_s, client.front.loop.enter, client.arrive)
-        Trouble(self.cluster, lambda: self._busy).plan()
 
     def run(self) -> None:
         """Let everything happen and check what must hold. Raises Violation or AssertionError."""
-        world = self.world
+        world, faults = self.world, self.cluster.faults
+        self.cluster.gather()
+        faults_end_s = world.now_s + FAULTS_WITHIN_S
+        for asked in workload.draw(world.rng, faults, requests=REQUESTS_SINGLE if faults.single else REQUESTS):
+            client = Client(world.rng.choice(self.cluster.fronts), asked)
+            self.cluster.add(client)
+            world.after(asked.arrives_s, client.front.loop.enter, client.arrive)
+        FaultInjector(self.cluster, lambda: self._busy).plan()
         self._check()
         while self._busy:
             if world.now_s > RUN_S_MAX:
                 raise Violation("a request outlived its deadline")
             world.run(world.now_s + 0.5)
-        world.run(max(world.now_s, self._began_s + TROUBLE_S))
-        processes = self.cluster.processes
-        over_s = max(max(each.frozen_until_s, each.silent_until_s, each.cut_until_s) for each in processes)
+        world.run(max(world.now_s, faults_end_s))
+        over_s = max(process.stuck_until_s for process in self.cluster.processes)
         world.run(max(world.now_s, over_s) + SETTLE_S)
         checkers.check_the_end(self.cluster)
 
@@ -73,15 +72,15 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     seed: int
     broken: str | None
-    outcomes: dict[str, int]
+    outcomes: Counter[str]
     retries: int
-    story: tuple[str, ...] = ()
+    event_log: tuple[str, ...] = ()
 
 
-@no_logs()
-def simulate(seed: int, *, telling: bool = False) -> Verdict:
+@quiet()
+def simulate(seed: int, *, event_log: bool = False) -> Verdict:
     """One run; the same seed gives the same run. Tests plant bugs in production's classes."""
-    run = SeededRun(seed, telling=telling)
+    run = SeededRun(seed, event_log=event_log)
     broken = None
     try:
         run.run()
@@ -90,6 +89,10 @@ def simulate(seed: int, *, telling: bool = False) -> Verdict:
         broken = f"{type(error).__name__}: {error}"
     finally:
         run.cluster.bury()
-    outcomes = Counter(client.outcome or "front_died" for client in run.clients)
-    retries = sum(max(client.attempts - 1, 0) for client in run.clients)
-    return Verdict(seed=seed, broken=broken, outcomes=dict(outcomes), retries=retries, story=tuple(run.world.story))
+    return Verdict(
+        seed=seed,
+        broken=broken,
+        outcomes=Counter(client.outcome or "front_died" for client in run.clients),
+        retries=sum(max(client.attempts - 1, 0) for client in run.clients),
+        event_log=tuple(run.world.event_log),
+    )

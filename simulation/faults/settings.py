@@ -82,9 +82,9 @@ def drawn(settings: Settings, rng: random.Random, *, single: bool, small_budget:
     max_age_s = VIEW_MAX_AGES_S[-1] if single else rng.choice(VIEW_MAX_AGES_S)
     return msgspec.structs.replace(
         settings,
-        front=msgspec.structs.replace(settings.front, degraded_view_max_age_s=max_age_s),
         front_limits=msgspec.structs.replace(
             limits,
+            degraded_view_max_age_s=max_age_s,
             plans_told_interval_s=rng.choice(PLANS_TOLD_INTERVALS_S),
             retry_budget_burst=BUDGET_BURST_SMALL if small_budget else limits.retry_budget_burst,
         ),

@@ -25,29 +25,29 @@ class ShellChecks:
     def __init__(self, cluster: SimCluster) -> None:
         self._cluster = cluster
         self._wrong: dict[Hashable, str] = {}
-        # When each dial that has no answer yet was seen first.
-        self._dials: dict[Hashable, float] = {}
+        # When each connection that has no answer yet was seen first.
+        self._asked: dict[Hashable, float] = {}
 
     def look(self) -> None:
         """Raises Violation."""
         cluster = self._cluster
         found: dict[Hashable, str] = {}
-        dials: dict[Hashable, float] = {}
+        asked: dict[Hashable, float] = {}
         for front in cluster.fronts:
             if front.alive and not front.frozen:
                 found.update(_of_requests(front))
-                for dial in _open_dials(front):
-                    dials[dial] = max(self._dials.get(dial, cluster.world.now_s), front.frozen_until_s)
-                    waited_s = cluster.world.now_s - dials[dial]
+                for peer in _unanswered(front):
+                    asked[peer] = max(self._asked.get(peer, cluster.world.now_s), front.frozen_until_s)
+                    waited_s = cluster.world.now_s - asked[peer]
                     if waited_s > front.limits.connect_timeout_s + LATE_S:
-                        raise Violation(f"{front.name} waits for a silent peer: {dial}")
+                        raise Violation(f"{front.name} waits for a silent peer: {peer}")
         for scheduler in cluster.schedulers.values():
             if scheduler.leads and not scheduler.frozen:
                 found.update(_of_members(scheduler))
         for what, why in found.items():
             if what in self._wrong:
                 raise Violation(why)
-        self._wrong, self._dials = found, dials
+        self._wrong, self._asked = found, asked
 
 
 def _of_requests(front: FrontProcess) -> Iterator[tuple[Hashable, str]]:
@@ -68,7 +68,7 @@ def _of_requests(front: FrontProcess) -> Iterator[tuple[Hashable, str]]:
             )
 
 
-def _open_dials(front: FrontProcess) -> Iterator[Hashable]:
+def _unanswered(front: FrontProcess) -> Iterator[Hashable]:
     for link in front.dispatcher._links._links.values():
         if not link.opened and not link.ended:
             yield (front.name, front.incarnation, link.worker.worker_id, id(link))

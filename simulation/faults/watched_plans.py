@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from front_proxy.planning.events import (
     AnswerPlan,
-    Dial,
+    DialAgain,
     Leave,
     MessageReceived,
     OutageBegan,
@@ -32,7 +32,7 @@ from simulation.kernel.world import Violation
 if TYPE_CHECKING:
     from simulation.faults.processes import FrontProcess
 
-_TOLD = (Dial, Leave, OutageBegan, OutageOver, SchedulerLost)
+_TOLD = (DialAgain, Leave, OutageBegan, OutageOver, SchedulerLost)
 
 
 class WatchedPlans:
@@ -47,7 +47,7 @@ class WatchedPlans:
         self._front = front
         self._world = front.world
         config, limits = front.config, front.limits
-        self._view_max_age_s = config.degraded_view_max_age_s
+        self._view_max_age_s = limits.degraded_view_max_age_s
         self._patience_s = min(limits.plan_patience_s, config.plan_timeout_s)
         self.open = False
         self._questions: dict[int, str] = {}
@@ -105,14 +105,14 @@ class WatchedPlans:
                 self.answered_s[plan.plan_id] = now_s
                 if local:
                     self._check_planned_locally(plan.plan_id, now_s)
-            case _ if self._world.telling and isinstance(action, _TOLD):
-                self._world.tell(self._front.name, action)
+            case _ if self._world.logs_events and isinstance(action, _TOLD):
+                self._world.log(self._front.name, action)
             case _:
                 pass
 
     def _check_planned_locally(self, plan_id: int, now_s: float) -> None:
         request_id = self._questions.get(plan_id, "")
-        self._world.tell(self._front.name, f"plans {request_id} itself")
+        self._world.log(self._front.name, f"plans {request_id} itself")
         age_s = now_s - self._true_s
         if age_s > self._view_max_age_s:
             raise Violation(f"{request_id} is planned from a view that was true {age_s:.3f} s ago")

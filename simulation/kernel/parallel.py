@@ -20,7 +20,7 @@ def over(judge: Callable[[int], Found], seeds: range) -> Iterator[Found]:
     if processes <= 1 or len(seeds) <= SEEDS_AT_ONCE:
         yield from map(judge, seeds)
         return
-    # Spawned, not forked: whoever calls may have threads.
+    # Spawned, not forked: the caller may have threads.
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(judge, seeds, chunksize=SEEDS_AT_ONCE)
         pool.shutdown(cancel_futures=True)

@@ -20,7 +20,7 @@ from simulation.kernel.network import CALM, Process
 from simulation.kernel.process_loop import ProcessLoop
 from simulation.kernel.world import World
 
-# Towards the process that was dialled, and back to the one that dialled.
+# Towards the callee, which was connected to, and back to the caller.
 UP, DOWN = 0, 1
 REFUSED_S = 0.001
 # Two ends of one stream do not learn at one moment that it broke.
@@ -45,14 +45,13 @@ class _Refused(Exception):
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
-    """What befalls messages in a run. ``comes_twice``: production may say it again by itself, so it may come twice."""
+    """What happens to messages in a run. The functions of a message say whether it does."""
 
     delay_s: Callable[[], float]
-    comes_twice: Callable[[Any], bool] = lambda _message: False
-    repeats: Callable[[Any], bool] = lambda _message: False
-    """This one is repeated."""
-    loses: Callable[[Any], bool] = lambda _message: False
-    """This one never arrives."""
+    may_come_twice: Callable[[Any], bool]
+    """Production may say it again by itself."""
+    repeats: Callable[[Any], bool]
+    loses: Callable[[Any], bool]
 
 
 class Connection:
@@ -88,7 +87,7 @@ class Connection:
                 at_s += disorder.slow_s
                 if disorder.late_fraction and world.rng.random() < disorder.late_fraction:
                     at_s += world.rng.uniform(0.0, disorder.late_max_s)
-                twice = twice or (disorder.twice and not word and traffic.comes_twice(message))
+                twice = twice or (disorder.twice and not word and traffic.may_come_twice(message))
         at_s = max(self._last_s[direction], at_s)
         self._last_s[direction] = at_s
         world.at(at_s, self._arrive, direction, message)
@@ -114,7 +113,7 @@ class Connection:
     def silence(self, for_s: float) -> None:
         """It carries nothing for a while."""
         self.silent_until_s = self._world.now_s + for_s
-        self._world.stuck_until_s = max(self._world.stuck_until_s, self.silent_until_s)
+        self._world.stuck(self.silent_until_s)
 
     def keep_alive(self, interval_s: float, *, stuck: bool = False) -> None:
         """Cut it where the callee cannot answer at two looks of the caller, as gRPC's keepalive does."""
@@ -202,7 +201,7 @@ class _End:
 
 
 class SimClientStream(_End):
-    """The end that dialled. Without a connection it waits until it is told that nothing listens."""
+    """The caller's end. Without a connection it waits until it is told that nothing listens."""
 
     connection: Connection | None = None
 
@@ -228,11 +227,7 @@ class SimClientStream(_End):
             self._wake()
 
     def lost(self) -> None:
-        """The connection is gone, or there was none."""
-        self._end(_LOST)
-
-    def leave(self) -> None:
-        """Read and write nothing more."""
+        """The connection is gone, or there was none, or this end has left it."""
         self._end(_LOST)
 
     def _end(self, ended: _Ended) -> None:
@@ -244,7 +239,7 @@ class SimClientStream(_End):
 
 
 class SimServerStream(_End):
-    """The end that was dialled. Runs its handler."""
+    """The callee's end. Runs its handler."""
 
     def __init__(self, loop: ProcessLoop, connection: Connection, handler: Handler) -> None:
         super().__init__(loop)
@@ -293,7 +288,7 @@ class SimServerStream(_End):
 
 
 class Network:
-    """Which process listens where, and how others dial it."""
+    """Which process listens where, and how others connect to it."""
 
     def __init__(self, world: World, traffic: Traffic) -> None:
         self._world = world
@@ -305,7 +300,7 @@ class Network:
         self._servers[address] = (loop, handlers)
 
     def dial(self, loop: ProcessLoop, kind: str, *, keepalive_s: float = 0.0) -> Dial:
-        """How a process dials streams of one kind. ``keepalive_s``: how often each is tested; 0: never."""
+        """How a process opens streams of one kind. ``keepalive_s``: how often each is tested; 0: never."""
 
         @contextlib.asynccontextmanager
         async def dial(address: str) -> AsyncIterator[SimClientStream]:
@@ -314,7 +309,7 @@ class Network:
             try:
                 yield stream
             finally:
-                stream.leave()
+                stream.lost()
 
         return dial
 

@@ -53,7 +53,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run ``main`` to its end in virtual time. Exceptions nobody retrieved are raised too."""
+    """Run ``main`` to its end in virtual time. Exceptions that no task retrieved are raised too."""
     lost: list[dict[str, Any]] = []
 
     async def watched() -> T:
@@ -63,5 +63,5 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         result = runner.run(watched())
     if lost:
-        raise AssertionError(f"nobody retrieved: {lost}")
+        raise AssertionError(f"no task retrieved: {lost}")
     return result

@@ -12,7 +12,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 EVENTS_MAX = 1_000_000
-STORY_LINES_MAX = 4_000
+EVENT_LOG_LINES_MAX = 4_000
 
 
 class Violation(AssertionError):
@@ -22,7 +22,7 @@ class Violation(AssertionError):
 class World:
     """Everything that happens, in order of time; equal times in order of arrival."""
 
-    def __init__(self, seed: int, *, telling: bool = False, events_max: int = EVENTS_MAX) -> None:
+    def __init__(self, seed: int, *, event_log: bool = False, events_max: int = EVENTS_MAX) -> None:
         self._events_max = events_max
         self.rng = random.Random(seed)
         self.now_s = 0.0
@@ -30,14 +30,14 @@ class World:
         """Until then at least one process or stream does not move."""
         self.broken: Exception | None = None
         """An invariant broke inside a process whose own code caught the error. Ends the run."""
-        self.telling = telling
-        self.story: collections.deque[str] = collections.deque(maxlen=STORY_LINES_MAX)
+        self.logs_events = event_log
+        self.event_log: collections.deque[str] = collections.deque(maxlen=EVENT_LOG_LINES_MAX)
         self._heap: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._count = 0
         self._numbers = 0
 
     def number(self) -> int:
-        """A number nobody else gets."""
+        """A number that is given once."""
         self._numbers += 1
         return self._numbers
 
@@ -47,8 +47,8 @@ class World:
 
     def at(self, at_s: float, what: Callable[..., object], *arguments: Any) -> None:
         """Call ``what`` then; what is asked first for one moment happens first."""
-        self._count += 1
-        heapq.heappush(self._heap, (at_s, self._count, what, arguments))
+        self._count = count = self._count + 1
+        heapq.heappush(self._heap, (at_s, count, what, arguments))
 
     def run(self, until_s: float) -> None:
         """Let everything happen that is due until then. Time ends there, also when nothing is left."""
@@ -62,6 +62,10 @@ class World:
                 raise Violation(f"more than {self._events_max} events: something goes round in circles")
         self.now_s = until_s
 
+    def stuck(self, until_s: float) -> None:
+        """A process or stream does not move until then."""
+        self.stuck_until_s = max(self.stuck_until_s, until_s)
+
     def watched(self, function: Callable[P, T]) -> Callable[P, T]:
         """``function``, whose broken invariants end the run also where its caller survives every error."""
 
@@ -74,7 +78,7 @@ class World:
 
         return call
 
-    def tell(self, who: str, what: object) -> None:
-        """Add to the story. Callers test ``telling`` first where making the text costs something."""
-        if self.telling:
-            self.story.append(f"{self.now_s:9.4f} {who:<12} {what}")
+    def log(self, process: str, what: object) -> None:
+        """Add to the event log. Callers test ``logs_events`` first where making the text costs something."""
+        if self.logs_events:
+            self.event_log.append(f"{self.now_s:9.4f} {process:<12} {what}")

@@ -33,9 +33,7 @@ class Burst(Overload):
 
     def run_burst(self) -> float:
         """The share of requests that was served within so many tries."""
-        self._arrive()
-        self._report()
-        self._tick()
+        self._begin()
         self.world.after(BURST_S, self._calm_down)
         self.world.run(SETTLED_S)
         self.core.check()

@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 from engine.config import FakeEngineConfig
 from runtime.roles import WorkerRole
-from scheduler.api.events import WorkerLoadReported
 from scheduler.api.worker_info import WorkerInfo, WorkerLoad, WorkerState
 from simulation.kernel.world import World
 
@@ -126,16 +125,3 @@ class SlowDecode:
         self._blocks -= blocks
         self._plan_next()
         done()
-
-
-class Member:
-    """One worker as the scheduler sees it: its reports are sent when they change, as the real session does."""
-
-    def __init__(self, worker_id: str, session: int, engine: SlowPrefill | SlowDecode) -> None:
-        self.worker_id = worker_id
-        self.session = session
-        self.engine = engine
-
-    def report(self) -> WorkerLoadReported:
-        """The report of now."""
-        return WorkerLoadReported(session=self.session, worker_id=self.worker_id, load=self.engine.load())

@@ -8,6 +8,7 @@ to hold is in ``verdict``. What clients find after a burst is in ``overload_burs
 from __future__ import annotations
 
 import gc
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,12 +21,19 @@ from runtime.failures import FailureKind
 from runtime.priority_class import PriorityClass
 from runtime.roles import WorkerRole
 from scheduler.api.actions import ReplyPlan, ReplyRefusal
-from scheduler.api.events import Event, FrontJoined, PlanRequested, RequestEnded, Tick, WorkerJoined
+from scheduler.api.events import (
+    Event,
+    FrontJoined,
+    PlanRequested,
+    RequestEnded,
+    Tick,
+    WorkerJoined,
+    WorkerLoadReported,
+)
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
 from simulation.kernel.world import World
-from simulation.overload.cluster import Member, SlowDecode, SlowPrefill, worker_info
-from simulation.overload.histogram import Spread
+from simulation.overload.cluster import SlowDecode, SlowPrefill, worker_info
 
 FRONT = 1000
 WARM_UP_S = 30.0
@@ -87,8 +95,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     fair_shares: dict[str, float]
     """What each key got, over what a fair division of each class would have given it."""
     outcomes: dict[str, int]
-    came_back: int
-    came_back_in_vain: int
     waiting_most: int
     memory_growth_kib: int
     """Growth of the resident memory after the first sixth of the run."""
@@ -97,33 +103,26 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 class Overload:
     """One run: ``load`` times what the prefill workers can compute."""
 
-    def __init__(
-        self,
-        seed: int,
-        load: float,
-        kinds: Mapping[str, Kind] = KINDS,
-        *,
-        tries_max: int = 2,
-    ) -> None:
+    def __init__(self, seed: int, load: float, kinds: Mapping[str, Kind] = KINDS, *, tries_max: int = 2) -> None:
         self._tries_max = tries_max
         self.load = load
         self._kinds = kinds
         self.world = world = World(seed, events_max=1 << 60)
         self.core = SchedulerCore(SchedulerConfig(), world.rng)
         self.core.handle(FrontJoined(session=FRONT, front_proxy_id="front"), 0.0)
-        self.members: list[Member] = []
         self._engines: dict[str, SlowPrefill | SlowDecode] = {}
         for index in range(WORKERS_PER_ROLE):
             self._add(f"prefill-{index}", "prefill", SlowPrefill(world, COST), PREFILL_REQUESTS_MAX)
             self._add(f"decode-{index}", "decode", SlowDecode(world, COST), DECODE_REQUESTS_MAX)
-        prompt_tokens = sum(kind.share * (kind.prompt_tokens_max * 3 / 4) for kind in self._kinds.values())
+        prompt_tokens = sum(kind.share * (kind.prompt_tokens_max * 3 / 4) for kind in kinds.values())
         capacity = WORKERS_PER_ROLE * 1e6 / COST.prefill_us_per_token
         self._arrivals_per_s = load * capacity / prompt_tokens
         self._asked: dict[int, Asked] = {}
         self._last_plan_id = 0
         self._strangers = 0
         self._good_tokens = 0
-        self._ttft_s: dict[str, Spread] = defaultdict(Spread)
+        # Counted in steps of 10 ms, so that an hour takes no more memory than a minute.
+        self._interactive_ttft_10ms: Counter[int] = Counter()
         self._offered: dict[str, Counter[str]] = defaultdict(Counter)
         self._served: dict[str, Counter[str]] = defaultdict(Counter)
         self._outcomes: Counter[str] = Counter()
@@ -131,9 +130,7 @@ class Overload:
 
     def run(self, for_s: float) -> Report:
         """Let so much time pass after the warm-up."""
-        self._arrive()
-        self._report()
-        self._tick()
+        self._begin()
         self.world.run(WARM_UP_S + for_s / 6)
         settled_kib = memory_kib()
         self.world.run(WARM_UP_S + for_s)
@@ -141,23 +138,23 @@ class Overload:
         return Report(
             load=self.load,
             goodput_tokens_per_s=self._good_tokens / for_s,
-            interactive_ttft_p99_s=self._ttft_s["interactive"].quantile(0.99),
+            interactive_ttft_p99_s=quantile(self._interactive_ttft_10ms, 0.99) / 100,
             fair_shares=self._fair_shares(),
             outcomes=dict(sorted(self._outcomes.items())),
-            came_back=self._outcomes["came back"],
-            came_back_in_vain=self._outcomes["refused again"],
             waiting_most=self._waiting_most,
             memory_growth_kib=memory_kib() - settled_kib,
         )
 
     def _add(self, worker_id: str, role: WorkerRole, engine: SlowPrefill | SlowDecode, requests_max: int) -> None:
-        member = Member(worker_id, len(self.members) + 1, engine)
-        self.members.append(member)
         self._engines[worker_id] = engine
-        self.core.handle(
-            WorkerJoined(session=member.session, info=worker_info(worker_id, role, COST, requests_max)), 0.0
-        )
-        self.core.handle(member.report(), 0.0)
+        session = len(self._engines)
+        self.core.handle(WorkerJoined(session=session, info=worker_info(worker_id, role, COST, requests_max)), 0.0)
+        self.core.handle(WorkerLoadReported(session=session, worker_id=worker_id, load=engine.load()), 0.0)
+
+    def _begin(self) -> None:
+        self._arrive()
+        self._report()
+        self._tick()
 
     def _counts(self) -> bool:
         return self.world.now_s >= WARM_UP_S
@@ -181,8 +178,8 @@ class Overload:
         self._ask(asked)
 
     def _report(self) -> None:
-        for member in self.members:
-            self._feed(member.report())
+        for session, (worker_id, engine) in enumerate(self._engines.items(), 1):
+            self._feed(WorkerLoadReported(session=session, worker_id=worker_id, load=engine.load()))
         self.world.after(REPORT_S, self._report)
 
     def _tick(self) -> None:
@@ -245,8 +242,8 @@ class Overload:
         assert plan.decode is not None
         asked = self._asked[plan.plan_id]
         ttft_s = self.world.now_s - asked.arrived_s
-        if self._counts():
-            self._ttft_s[asked.kind].add(ttft_s)
+        if self._counts() and asked.kind == PriorityClass.INTERACTIVE:
+            self._interactive_ttft_10ms[math.ceil(ttft_s * 100)] += 1
         engine = self._engines[plan.decode.worker_id]
         assert isinstance(engine, SlowDecode)
         kept = ttft_s <= self._kinds[asked.kind].ttft_slo_s
@@ -281,6 +278,16 @@ def max_min(wanted: Counter[str], total: int) -> Counter[str]:
         division[key] = min(tokens, left // (len(wanted) - index))
         left -= division[key]
     return division
+
+
+def quantile(counts: Counter[int], share: float) -> int:
+    """The value that this share of all does not exceed; 0 of none."""
+    left = share * counts.total()
+    for value, count in sorted(counts.items()):
+        left -= count
+        if left <= 0:
+            return value
+    return 0
 
 
 def verdict(reports: Sequence[Report]) -> Sequence[str]:

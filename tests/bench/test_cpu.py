@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from bench.cpu import ProcessCpu, engine_pids, per_1000_tokens, read, used
+from bench.cpu import ProcessCpu, engine_pids, read, used
 
 
 def process(pid: int, parent_pid: int, title: str, cpu_s: float = 0.0) -> ProcessCpu:
@@ -40,10 +40,6 @@ def test_use_is_split_between_engine_and_everything_else() -> None:
 def test_a_process_that_began_in_between_counts_from_its_beginning() -> None:
     after = tree() | {6: process(6, 1, "python late", 0.75)}
     assert used(tree(), after).other_s == pytest.approx(0.75)
-
-
-def test_seconds_are_told_per_thousand_tokens() -> None:
-    assert per_1000_tokens(0.5, 250) == pytest.approx(2.0)
 
 
 def test_a_real_child_that_burns_cpu_is_seen() -> None:

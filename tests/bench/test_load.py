@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import grpc
 import pytest
 from aiohttp import web
 
-from bench.arrivals import arrival_times_s
-from bench.load import LoadSpec, OpenAiBackend, client_session, run_load
+from bench.load import GrpcBackend, LoadSpec, OpenAiBackend, arrival_times_s, client_session, run_load
 from bench.measures import summarise
+from front_proxy.grpc_api.client import BatonClient
+from protos.inference.v1 import inference_pb2 as pb
+from protos.inference.v1 import inference_pb2_grpc
+from runtime.rpc.grpc_server import start_server
 
 
 class Server:
@@ -113,6 +117,34 @@ async def test_a_server_that_is_not_there_is_a_failure_and_not_a_crash() -> None
         backend = OpenAiBackend(session, base_url="http://127.0.0.1:9", model="m")
         run = await run_load(backend, ["p"], LoadSpec(output_tokens=2, concurrency=1))
     assert not run.records[0].succeeded
+
+
+class Service(inference_pb2_grpc.InferenceServiceServicer):
+    """Answers token by token; fails the prompt "refuse"."""
+
+    async def Generate(self, asked: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        if asked.text == "refuse":
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+        for left in reversed(range(asked.sampling.max_tokens)):
+            usage = None if left else pb.Usage(prompt_tokens=7, completion_tokens=4, cached_tokens=2)
+            yield pb.GenerateResponse(choices=[pb.Choice(text="x", token_ids=[5])], usage=usage)
+
+
+async def test_requests_over_grpc_are_recorded_alike() -> None:
+    def add(server: grpc.aio.Server) -> Sequence[str]:
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(Service(), server)
+        return ()
+
+    server = await start_server("127.0.0.1", 0, add, message_bytes_max=1 << 20)
+    async with BatonClient(server.address) as client:
+        backend = GrpcBackend(client, model="m", timeout_s=10.0)
+        run = await run_load(backend, ["p"] * 8 + ["refuse"], LoadSpec(output_tokens=4, concurrency=3))
+    await server.stop(0)
+    (refused,) = (record for record in run.records if not record.succeeded)
+    assert "RESOURCE_EXHAUSTED" in refused.error
+    good = [record for record in run.records if record.succeeded]
+    assert {(one.prompt_tokens, one.output_tokens, one.cached_tokens, one.text) for one in good} == {(7, 4, 2, "xxxx")}
+    assert all(len(record.chunk_times_s) == 4 for record in good)
 
 
 def test_a_run_has_either_a_concurrency_or_a_rate() -> None:

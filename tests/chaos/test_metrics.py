@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from chaos.metrics import Bounds, beyond_bounds, left, read
+from chaos.metrics import beyond_bounds, left, read
 from chaos.report import ChaosReport, as_text, judged
 from chaos.traffic import Counts
-from front_proxy.config import FrontProxyLimits
+from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from launcher.config import BatonConfig
+from scheduler.config import SchedulerParameters
 from simulation.faults.invariants import Invariant
 
-BOUNDS = Bounds(
-    waiting_max=2,
-    requests_in_flight_max=10,
-    retry_burst=3,
-    retry_ratio=0.5,
-    retry_per_s=0.1,
-)
+LIMITS = FrontProxyLimits(retry_budget_burst=3, retry_budget_ratio=0.5, retry_budget_per_s=0.1)
+CONFIG = BatonConfig(front_proxy=FrontProxyConfig(requests_in_flight_max=10))
+WAITING_MAX = SchedulerParameters().waiting_max
 
 
 def front(retries: int, requests: int, in_flight: int = 0) -> str:
@@ -43,15 +40,21 @@ def test_retries_are_held_against_the_budget_of_this_incarnation() -> None:
     # 3 at once, 0.5 for each of 10 requests, 0.1 for each of 20 seconds.
     within = read("front-proxy-0", "front_proxy", front(10, 10), 1020.0)
     beyond = read("front-proxy-1", "front_proxy", front(11, 10), 1020.0)
-    assert beyond_bounds([within], BOUNDS) == {}
-    assert list(beyond_bounds([within, beyond], BOUNDS)) == [Invariant.RETRIES]
+    assert beyond_bounds([within], CONFIG, LIMITS) == {}
+    assert list(beyond_bounds([within, beyond], CONFIG, LIMITS)) == [Invariant.RETRIES]
 
 
 def test_a_line_and_a_front_proxy_that_are_longer_than_they_may_be_are_told() -> None:
-    full = [read("scheduler", "scheduler", scheduler(2, 0), 0.0), read("f", "front_proxy", front(1, 1, 10), 1000.0)]
-    assert beyond_bounds(full, BOUNDS) == {}
-    over = [read("scheduler", "scheduler", scheduler(3, 0), 0.0), read("f", "front_proxy", front(1, 1, 11), 1000.0)]
-    assert len(beyond_bounds(over, BOUNDS)[Invariant.QUEUES]) == 2
+    full = [
+        read("scheduler", "scheduler", scheduler(WAITING_MAX, 0), 0.0),
+        read("f", "front_proxy", front(1, 1, 10), 1000.0),
+    ]
+    assert beyond_bounds(full, CONFIG, LIMITS) == {}
+    over = [
+        read("scheduler", "scheduler", scheduler(WAITING_MAX + 1, 0), 0.0),
+        read("f", "front_proxy", front(1, 1, 11), 1000.0),
+    ]
+    assert len(beyond_bounds(over, CONFIG, LIMITS)[Invariant.QUEUES]) == 2
 
 
 def test_plans_and_requests_that_are_left_are_told() -> None:
@@ -67,9 +70,3 @@ def test_the_verdict_names_every_invariant_that_can_be_seen() -> None:
     assert set(judged(report)) == set(Invariant) - unseen
     assert [invariant for invariant, held in judged(report).items() if not held] == [Invariant.RETRIES]
     assert f"BROKEN {Invariant.RETRIES}" in as_text(report).splitlines()
-
-
-def test_the_bounds_are_those_of_the_configuration() -> None:
-    config = BatonConfig()
-    bounds = Bounds.of(config)
-    assert bounds.retry_burst == FrontProxyLimits().retry_budget_burst

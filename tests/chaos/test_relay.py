@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from chaos.network import HOST, Network
-from chaos.relay import Blackhole, Cut, Delay, Relays, Route
+from chaos.relay import Disturbance, Relays, Route
 from launcher.config import BatonConfig, LauncherConfig
 from launcher.local.process_plan import ProcessSpec, plan
 
@@ -36,7 +36,7 @@ class Wires:
         self._ports = ports
         self._open: list[asyncio.StreamWriter] = []
 
-    async def dial(self, target: str) -> Wire:
+    async def connect(self, target: str) -> Wire:
         reader, writer = await asyncio.open_connection(HOST, self._ports[target])
         self._open.append(writer)
         return Wire(reader, writer)
@@ -87,7 +87,7 @@ async def wires() -> AsyncIterator[Wires]:
 
 async def test_what_nothing_happens_to_arrives_whole_and_ends_when_its_side_ends() -> None:
     async with wires() as made:
-        wire = await made.dial("a")
+        wire = await made.connect("a")
         text = os.urandom(1_000_000)
         told = asyncio.create_task(wire.say(text))
         assert await wire.hear(len(text)) == text
@@ -95,26 +95,26 @@ async def test_what_nothing_happens_to_arrives_whole_and_ends_when_its_side_ends
         assert await wire.end() == b""
 
 
-async def test_a_cut_resets_what_is_open_and_what_is_dialled_and_spares_the_others() -> None:
+async def test_a_cut_resets_what_is_open_and_what_is_new_and_spares_the_others() -> None:
     async with wires() as made:
-        hit, spared = await made.dial("a"), await made.dial("b")
+        hit, spared = await made.connect("a"), await made.connect("b")
         assert await hit.echoed(b"1") + await spared.echoed(b"2") == b"12"
-        async with made.relays.disturbed("a", NO_PID, Cut()):
+        async with made.relays.disturbed("a", NO_PID, Disturbance(cut=True)):
             with pytest.raises(ConnectionResetError):
                 await hit.hear(1)
             with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
-                await (await made.dial("a")).echoed(b"3")
+                await (await made.connect("a")).echoed(b"3")
             assert await spared.echoed(b"4") == b"4"
-        assert await (await made.dial("a")).echoed(b"5") == b"5"
+        assert await (await made.connect("a")).echoed(b"5") == b"5"
         assert made.relays.disturbed_connections == 2
 
 
 async def test_a_black_hole_keeps_connections_open_and_gives_back_what_it_swallowed() -> None:
     async with wires() as made:
-        old, other = await made.dial("a"), await made.dial("b")
+        old, other = await made.connect("a"), await made.connect("b")
         assert await old.echoed(b"1") == b"1"
-        async with made.relays.disturbed("a", NO_PID, Blackhole()):
-            new = await made.dial("a")
+        async with made.relays.disturbed("a", NO_PID, Disturbance(blackhole=True)):
+            new = await made.connect("a")
             await old.say(b"2")
             await new.say(b"3")
             answers = [asyncio.create_task(wire.hear(1)) for wire in (old, new)]
@@ -127,9 +127,9 @@ async def test_a_black_hole_keeps_connections_open_and_gives_back_what_it_swallo
 async def test_a_delay_is_at_least_as_long_each_way_and_keeps_the_order() -> None:
     loop = asyncio.get_running_loop()
     async with wires() as made:
-        wire = await made.dial("a")
+        wire = await made.connect("a")
         assert await wire.echoed(b"0") == b"0"
-        async with made.relays.disturbed("a", NO_PID, Delay(0.1)):
+        async with made.relays.disturbed("a", NO_PID, Disturbance(delay_s=0.1)):
             began_s = loop.time()
             for text in (b"1", b"2", b"3"):
                 await wire.say(text)
@@ -139,7 +139,7 @@ async def test_a_delay_is_at_least_as_long_each_way_and_keeps_the_order() -> Non
 
 async def test_a_process_is_hit_in_the_connections_that_it_opened_wherever_they_lead() -> None:
     async with wires() as made:
-        mine = await made.dial("a")
+        mine = await made.connect("a")
         assert await mine.echoed(b"1") == b"1"
         route = next(route for route in made.relays._routes if route.process_id == "b")
         script = (
@@ -151,16 +151,16 @@ async def test_a_process_is_hit_in_the_connections_that_it_opened_wherever_they_
         )
         child: Any = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=subprocess.PIPE)
         assert await asyncio.wait_for(child.stdout.readline(), WAIT_S) == b"open\n"
-        async with made.relays.disturbed("front-proxy-0", child.pid, Cut()):
+        async with made.relays.disturbed("front-proxy-0", child.pid, Disturbance(cut=True)):
             assert await asyncio.wait_for(child.stdout.readline(), WAIT_S) == b"reset\n"
             assert await mine.echoed(b"2") == b"2"
-        async with made.relays.disturbed("front-proxy-0", os.getpid(), Cut()):
+        async with made.relays.disturbed("front-proxy-0", os.getpid(), Disturbance(cut=True)):
             with pytest.raises(ConnectionResetError):
                 await mine.hear(1)
         await child.wait()
 
 
-def test_every_process_that_is_dialled_gets_ports_in_a_row_and_is_reached_through_its_relay() -> None:
+def test_every_process_that_others_connect_to_gets_ports_in_a_row_and_is_reached_through_its_relay() -> None:
     specs = plan(BatonConfig(launcher=LauncherConfig(prefill=2, decode=2, front_proxies=2)))
     network = Network(specs)
     settings = {name: int(port) for name, port in (setting.split("=") for setting in network.settings)}

@@ -16,7 +16,7 @@ from launcher.local.state_file import ClusterRecord, ClusterState, ProcessRecord
 from launcher.local.status import StatusLine
 
 
-def test_a_report_names_who_is_not_back_and_ends_with_the_verdict() -> None:
+def test_a_report_names_the_process_that_is_not_back_and_ends_with_the_verdict() -> None:
     lost = NotBack(process_id="decode-0", state="dead", why="twice", log="/l/decode-0.log", log_tail=["a", "b"])
     text = as_text(ChaosReport(seed=3, passed=False, error="not within 1 s: all of it", not_back=[lost]))
     lines = text.splitlines()
@@ -27,7 +27,7 @@ def test_a_report_names_who_is_not_back_and_ends_with_the_verdict() -> None:
     assert "held" not in text, "no process answered"
 
 
-async def test_who_does_not_serve_is_found_with_the_last_lines_of_its_log(tmp_path: Path) -> None:
+async def test_a_process_that_does_not_serve_is_found_with_the_last_lines_of_its_log(tmp_path: Path) -> None:
     log = tmp_path / "decode-0.log"
     log.write_text("first\nlast words\n")
     gone = ProcessRecord(id="decode-0", role="decode", pid=2**22 + 1, state="ready", log=str(log))
@@ -48,7 +48,7 @@ class Returning(ChaosCluster):
         return [scheduler, StatusLine(id="d", role="decode", pid=2, state="ready")]
 
 
-async def test_a_cluster_is_whole_again_only_once_its_scheduler_knows_everybody(tmp_path: Path) -> None:
+async def test_a_cluster_is_whole_again_only_once_its_scheduler_knows_every_process(tmp_path: Path) -> None:
     cluster = Returning(tmp_path, 1, 0, 0, 1, 1, 9)
     await cluster.whole_again("d", instead_of_pid=None, timeout_s=60)
     assert cluster.known == [9]

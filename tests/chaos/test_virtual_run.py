@@ -1,4 +1,4 @@
-"""Chaos in virtual time: the schedule of `baton chaos`, every kind on every role, unnoticed with a spare of each."""
+"""Chaos in virtual time: the schedule of `baton chaos`, every kind on every role; with spares no client notices."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from chaos import real_run, virtual_run
 from chaos.schedule import AFTER_REQUESTS_MAX, FAULT_KINDS, FaultKind, Lengths, schedule
 from chaos.virtual_run import ChaosOptions
 from cli.app import main
-from front_proxy.dispatch import request_driver, scheduler_link
+from front_proxy.planning.plan_client import PlanClient
+from front_proxy.request.events import FlowEvent, WorkerFailed
+from front_proxy.request.flow import RequestFlow
 from launcher.config import BatonConfig
 from launcher.local.process_plan import plan
 from runtime.configuration import load
 from scheduler.core import SchedulerCore
 from simulation.faults.cluster import Topology
 from simulation.faults.fault_kinds import Target
-from tests.simulation.test_core_seeds import NeverResumes, RefusesStreams
+from tests.simulation.test_planted_bugs import Patch, never_resumes, replace, with_events
 
 SPARES = Topology(prefill=1, decode=2)
 
@@ -34,20 +36,21 @@ def test_it_draws_the_schedule_that_baton_chaos_draws(schedulers: int) -> None:
     assert (real.users, real.after_requests_max, real.lengths) == (options.users, AFTER_REQUESTS_MAX, Lengths())
 
 
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(
     "topology", [SPARES, Topology(prefill=2, decode=2), Topology(prefill=1, decode=2, schedulers=2)]
 )
-def test_nobody_notices_any_kind_of_fault_of_any_process(topology: Topology) -> None:
+def test_no_client_notices_any_kind_of_fault_of_any_process(topology: Topology, seed: int) -> None:
     options = ChaosOptions(topology=topology, kinds=FAULT_KINDS)
-    verdicts = [virtual_run.run(seed, options) for seed in range(3)]
-    assert [verdict for verdict in verdicts if not verdict.passed] == []
-    assert all(verdict.faults == len(virtual_run.planned(0, options)) for verdict in verdicts)
-    assert sum(verdict.counts.repeated for verdict in verdicts) > 0, "front proxies end under requests"
+    verdict = virtual_run.run(seed, options)
+    assert verdict.passed, verdict
+    assert verdict.faults == len(virtual_run.planned(0, options))
+    assert verdict.counts.repeated > 0, "front proxies end under requests"
 
 
 def test_a_seed_repeats_itself() -> None:
-    options = ChaosOptions(kinds=FAULT_KINDS)
-    assert virtual_run.run(3, options, telling=True) == virtual_run.run(3, options, telling=True)
+    options = ChaosOptions(kinds=("kill", "cut"))
+    assert virtual_run.run(3, options, event_log=True) == virtual_run.run(3, options, event_log=True)
 
 
 def test_without_a_spare_decode_worker_clients_notice_and_every_invariant_holds() -> None:
@@ -58,15 +61,28 @@ def test_without_a_spare_decode_worker_clients_notice_and_every_invariant_holds(
 
 
 @pytest.mark.parametrize("kind", ["kill", "freeze"])
-def test_a_planted_bug_is_noticed(kind: FaultKind, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_driver, "RequestFlow", NeverResumes)
+def test_a_stream_that_is_given_up_with_its_worker_is_noticed(kind: FaultKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RequestFlow, "_attempt_failed", never_resumes)
     assert not all(virtual_run.run(seed, ChaosOptions(kinds=(kind,))).passed for seed in range(5))
 
 
-def test_streams_that_are_given_up_by_a_front_proxy_that_is_cut_off_are_noticed(
-    monkeypatch: pytest.MonkeyPatch,
+def reached(_flow: RequestFlow, event: FlowEvent) -> FlowEvent:
+    if isinstance(event, WorkerFailed):
+        return replace(event, failure=replace(event.failure, reached=True))
+    return event
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        pytest.param((PlanClient, "_may_wait", lambda *_: False), id="nothing waits for a scheduler that is away"),
+        pytest.param(with_events(RequestFlow, reached), id="workers count as reached"),
+    ],
+)
+def test_a_front_proxy_that_is_cut_off_and_gives_its_streams_up_is_noticed(
+    patch: Patch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler_link, "PlanClient", RefusesStreams)
+    monkeypatch.setattr(*patch)
     assert not virtual_run.run(0, ChaosOptions(kinds=("cut",), roles=("front_proxy",))).passed
 
 

@@ -13,7 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from front_proxy.dispatch.metrics import DispatchMetrics
-from front_proxy.engine_client import serving_metrics
+from front_proxy.gateway import metrics as gateway_metrics
 from scheduler.metrics import SchedulerMetrics
 from worker.metrics import WorkerMetrics
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 # Every file that may define metrics; what is defined in them is read below.
 DEFINED_IN = {
     "front_proxy/dispatch/metrics.py",
-    "front_proxy/engine_client/serving_metrics.py",
+    "front_proxy/gateway/metrics.py",
     "scheduler/metrics.py",
     "worker/metrics.py",
 }
@@ -55,7 +55,7 @@ def _collectors() -> list[Collector]:
     dispatch.watch(in_flight=int, handoffs_held=int, connected=bool, degraded=bool)
     nothing_is_scraped: Any = None
     WorkerMetrics("decode", registry).watch(nothing_is_scraped)
-    assert serving_metrics.__doc__, "imported for what it registers"
+    assert gateway_metrics.__doc__, "imported for what it registers"
     return [*registry._collector_to_names, *REGISTRY._collector_to_names]
 
 

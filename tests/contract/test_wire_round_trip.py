@@ -73,7 +73,7 @@ def test_a_submission_arrives_as_it_was_sent(
     blocks_reserved: int,
 ) -> None:
     submission = Submission(
-        request=EngineRequest(**asked),
+        engine_request=EngineRequest(**asked),
         stage=stage,
         handoff=handoff,
         deadline_s=deadline_ms / 1000,
@@ -82,7 +82,7 @@ def test_a_submission_arrives_as_it_was_sent(
     sent = front_wire.submit(slot, submission, 0.0).SerializeToString()
     request = worker_wire.request_of(pb.AttachRequest.FromString(sent).submit)
     assert request is not None
-    assert request.engine_request == submission.request
+    assert request.engine_request == submission.engine_request
     assert (request.slot, request.blocks_reserved) == (slot, blocks_reserved)
     assert request.work == (Prefill() if stage is Stage.PREFILL else Decode(handoff))
     # Whole milliseconds, and never 0, which would mean that there is no deadline.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ import msgspec
 import pytest
 
 from tests.front_proxy import tiny_model
+from tests.support.in_process_worker import start_worker
+
+__all__ = ["start_worker"]
+
+IN_FLIGHT_MAX = 8
 
 
 class Served(msgspec.Struct, kw_only=True):
@@ -29,24 +35,24 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def _parts(tiny_model_folder: Path) -> Iterator[tuple[Any, Any, Any]]:
+def _parts(tiny_model_folder: Path) -> Iterator[tuple[Any, Any]]:
     from vllm.renderers import renderer_from_config
 
     from engine.config import EngineConfig
-    from front_proxy.config import FrontProxyConfig, FrontProxyLimits, ServingConfig
+    from front_proxy.config import ServingConfig
     from front_proxy.engine_client.client import RemoteEngineClient
     from front_proxy.engine_client.vllm_config import render_config, serve_args
-    from tests.front_proxy.fake_source import FakeSource
+    from front_proxy.gateway.in_flight import InFlight
+    from tests.support.fake_source import FakeSource
 
-    serving = ServingConfig(served_model_name=["tiny"], tool_call_parser="hermes", enable_auto_tool_choice=True)
-    args = serve_args(EngineConfig(model=str(tiny_model_folder), dtype="float32"), serving)
+    engine = EngineConfig(model=str(tiny_model_folder), served_model_name="tiny", dtype="float32")
+    args = serve_args(engine, ServingConfig(tool_call_parser="hermes", enable_auto_tool_choice=True))
     config = render_config(args)
     tokenizer = renderer_from_config(config).tokenizer
-    source = FakeSource(lambda text: tokenizer.encode(text, add_special_tokens=False))
-    front = FrontProxyConfig(requests_in_flight_max=8, prompt_tokens_max=900)
-    limits = FrontProxyLimits(retry_after_s=2.0)
-    client = RemoteEngineClient(config, source, front, block_size_tokens=32, limits=limits)
-    yield source, client, args
+    source: Any = FakeSource(lambda text: tokenizer.encode(text, add_special_tokens=False))
+    in_flight = InFlight(IN_FLIGHT_MAX, usable=lambda: True, retry_after_s=2.0)
+    client = RemoteEngineClient(config, source, in_flight, block_size_tokens=32)
+    yield client, args
     client.shutdown()
 
 
@@ -54,22 +60,25 @@ _built: dict[str, Any] = {}
 
 
 @pytest.fixture
-async def served(_parts: tuple[Any, Any, Any]) -> AsyncIterator[Served]:
+async def served(_parts: tuple[Any, Any]) -> AsyncIterator[Served]:
     from front_proxy.config import FrontProxyConfig, FrontProxyLimits
+    from front_proxy.gateway.in_flight import InFlight
     from front_proxy.openai_api.guard import HttpGuard
-    from front_proxy.openai_api.server import build
+    from front_proxy.openai_api.server import build_openai_app
 
-    source, client, args = _parts
+    client, args = _parts
+    source = client._dispatcher
     source.reset()
-    client.draining = False
+    client.in_flight = InFlight(IN_FLIGHT_MAX, usable=lambda: source.view.usable, retry_after_s=2.0)
     if "app" not in _built:
-        _built["app"] = await build(client, args)
+        _built["app"] = await build_openai_app(client, args)
         _built["app"].state.server = None
-    front = FrontProxyConfig(request_bytes_max=20_000, requests_in_flight_max=6)
+    front = FrontProxyConfig(request_bytes_max=20_000)
     limits = FrontProxyLimits(request_body_timeout_s=5.0, retry_after_s=2.0)
-    guard = HttpGuard(_built["app"], front, limits=limits, draining=lambda: client.draining)
+    guard = HttpGuard(_built["app"], front, client.in_flight, limits)
     yield Served(source=source, client=client, args=args, app=_built["app"], guard=guard)
-    assert client.requests_running == 0, "a test left sequences behind"
+    assert client.in_flight.count == 0, "a test left requests behind"
+    assert not client.output_processor.has_unfinished_requests(), "a test left sequences behind"
 
 
 @pytest.fixture
@@ -79,18 +88,27 @@ async def http(served: Served) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-@pytest.fixture
-async def server(served: Served) -> AsyncIterator[httpx.AsyncClient]:
-    """A client over real sockets, for what only a connection can say: that it closed."""
+@asynccontextmanager
+async def listening(served: Served, **limits: Any) -> AsyncIterator[Any]:
+    """The app behind a real socket."""
     from front_proxy.config import FrontProxyConfig, FrontProxyLimits
     from front_proxy.openai_api.server import OpenAiServer
 
     # vLLM's lifespan takes the app's state with it when it ends, and the app is shared.
-    running = OpenAiServer(
-        served.app, FrontProxyConfig(port=0), lifespan="off", limits=FrontProxyLimits(close_timeout_s=1)
-    )
+    front = FrontProxyConfig(port=0)
+    bounds = FrontProxyLimits(**{"close_timeout_s": 1.0, **limits})
+    running = OpenAiServer(served.app, front, served.client.in_flight, lifespan="off", limits=bounds)
     await running.start()
-    async with httpx.AsyncClient(base_url=f"http://{running.address}", timeout=30) as client:
-        yield client
+    yield running
     await running.stop()
     served.app.state.server = None
+
+
+@pytest.fixture
+async def server(served: Served) -> AsyncIterator[httpx.AsyncClient]:
+    """A client over real sockets, for what only a connection can say: that it closed."""
+    async with (
+        listening(served) as running,
+        httpx.AsyncClient(base_url=f"http://{running.address}", timeout=30) as client,
+    ):
+        yield client

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -22,8 +21,8 @@ from engine.fake.model import FakeSampling
 from engine.fake.sequence import Sequence as FakeSequence
 from engine.protocol import EngineError
 from tests.front_proxy.conftest import Served
-from tests.front_proxy.test_over_workers import Cluster, cluster
-from tests.worker.conftest import InProcessWorker, StartWorker, start_worker
+from tests.support.in_process_cluster import Cluster, cluster
+from tests.support.in_process_worker import InProcessWorker, StartWorker, start_worker
 
 __all__ = ["start_worker"]
 
@@ -108,7 +107,7 @@ class Broken(msgspec.Struct, kw_only=True):
         """The undisturbed answer, and for each break the answer that was given all the same."""
         source = self.served.source
         whole = await self._post(path, body)
-        self.script.prompt_tokens = len(source.requests[0].token_ids)
+        self.script.prompt_tokens = len(source.requests[0].engine_request.token_ids)
         whole = await self._post(path, body)
         got: dict[int, Any] = {}
         for at in breaks:
@@ -124,16 +123,17 @@ class Broken(msgspec.Struct, kw_only=True):
         return merged(response.text) if body.get("stream") else plain(response.json())
 
 
-@asynccontextmanager
-async def broken(served: Served, http: httpx.AsyncClient, start: StartWorker) -> AsyncIterator[Broken]:
+@pytest.fixture
+async def it(
+    served: Served, http: httpx.AsyncClient, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Broken]:
     source = served.source
     script = Script(source.encode, source.eos_token_id)
     fake = msgspec.structs.replace(QUICK, eos_token_id=source.eos_token_id)
-    async with cluster(start, prefills=1, decodes=2, fake=fake) as it:
-        source.through = it.dispatcher
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fake_engine, "sequence_state", script.state)
-            yield Broken(http=http, served=served, cluster=it, script=script, breaker=Breaker(it.workers))
+    monkeypatch.setattr(fake_engine, "sequence_state", script.state)
+    async with cluster(start_worker, prefills=1, decodes=2, fake=fake) as whole:
+        source.through = whole.dispatcher
+        yield Broken(http=http, served=served, cluster=whole, script=script, breaker=Breaker(whole.workers))
 
 
 def plain(answer: dict[str, Any]) -> dict[str, Any]:
@@ -184,73 +184,65 @@ def all_equal(whole: Any, got: dict[int, Any]) -> None:
     assert {at: answer for at, answer in got.items() if answer != whole} == {}, whole
 
 
-@pytest.mark.parametrize("stream", [USAGE, {}], ids=["stream", "whole"])
+BOTH = pytest.mark.parametrize("stream", [USAGE, {}], ids=["stream", "whole"])
+CONTINUE_OR_REPLAY = pytest.mark.parametrize("presence_penalty", [0.0, 1.0], ids=["continue", "replay"])
+
+
+@BOTH
 @pytest.mark.parametrize("kept", [False, True], ids=["cut", "kept"])
-async def test_a_stop_string_that_spans_the_break_is_found(
-    served: Served, http: httpx.AsyncClient, start_worker: StartWorker, stream: dict[str, Any], kept: bool
-) -> None:
-    async with broken(served, http, start_worker) as it:
-        stop = " three four"
-        whole, got = await it.ask(
-            "/v1/completions", prompt="abc", max_tokens=60, temperature=0, stop=["nowhere", stop],
-            include_stop_str_in_output=kept, breaks=range(1, COUNTING.index(" five")), **stream,
-        )  # fmt: skip
+async def test_a_stop_string_that_spans_the_break_is_found(it: Broken, stream: dict[str, Any], kept: bool) -> None:
+    stop = " three four"
+    whole, got = await it.ask(
+        "/v1/completions", prompt="abc", max_tokens=60, temperature=0, stop=["nowhere", stop],
+        include_stop_str_in_output=kept, breaks=range(1, COUNTING.index(" five")), **stream,
+    )  # fmt: skip
     choice = whole["choices"][0]
     assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == ("one two" + stop * kept, "stop", stop)
     assert whole["usage"]["completion_tokens"] == COUNTING.index(" five")
     all_equal(whole, got)
 
 
-@pytest.mark.parametrize("presence_penalty", [0.0, 1.0], ids=["continue", "replay"])
-async def test_a_tool_call_that_is_streamed_across_the_break_is_parsed(
-    served: Served, http: httpx.AsyncClient, start_worker: StartWorker, presence_penalty: float
-) -> None:
+@CONTINUE_OR_REPLAY
+async def test_a_tool_call_that_is_streamed_across_the_break_is_parsed(it: Broken, presence_penalty: float) -> None:
     tool = {"type": "function", "function": {"name": "look", "parameters": SCHEMA}}
-    async with broken(served, http, start_worker) as it:
-        it.script.texts = ("Let me look. " + TOOL_CALL,)
-        whole, got = await it.ask(
-            "/v1/chat/completions", messages=MESSAGES, max_tokens=200, temperature=0, tools=[tool], tool_choice="auto",
-            presence_penalty=presence_penalty, breaks=range(1, len(it.script.texts[0]), 3), **USAGE,
-        )  # fmt: skip
+    it.script.texts = ("Let me look. " + TOOL_CALL,)
+    whole, got = await it.ask(
+        "/v1/chat/completions", messages=MESSAGES, max_tokens=200, temperature=0, tools=[tool], tool_choice="auto",
+        presence_penalty=presence_penalty, breaks=range(1, len(it.script.texts[0]), 3), **USAGE,
+    )  # fmt: skip
     choice = whole["choices"][0]
     assert choice["content"].strip() == "Let me look." and choice["finish_reason"] == "tool_calls"
     assert (choice["tool_calls"][0]["name"], json.loads(choice["tool_calls"][0]["arguments"])) == ("look", {"ok": True})
     all_equal(whole, got)
 
 
-@pytest.mark.parametrize("stream", [USAGE, {}], ids=["stream", "whole"])
-@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 1.0}], ids=["greedy", "drawn"])
+@BOTH
+@pytest.mark.parametrize("temperature", [0, 1.0], ids=["greedy", "drawn"])
 async def test_output_after_a_schema_is_whole_across_the_break(
-    served: Served,
-    http: httpx.AsyncClient,
-    start_worker: StartWorker,
-    stream: dict[str, Any],
-    sampling: dict[str, Any],
+    it: Broken, stream: dict[str, Any], temperature: float
 ) -> None:
     schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
-    async with broken(served, http, start_worker) as it:
-        it.script.texts = (OBJECT,)
-        whole, got = await it.ask(
-            "/v1/chat/completions", messages=MESSAGES, max_tokens=40, response_format=schema,
-            breaks=range(len(OBJECT)), **stream, **sampling,
-        )  # fmt: skip
-        assert all(request.continuation is None for request in served.source.requests)
+    it.script.texts = (OBJECT,)
+    whole, got = await it.ask(
+        "/v1/chat/completions", messages=MESSAGES, max_tokens=40, response_format=schema, temperature=temperature,
+        breaks=range(len(OBJECT)), **stream,
+    )  # fmt: skip
+    assert all(request.continuation is None for request in it.served.source.requests)
     choice = whole["choices"][0]
     assert json.loads(choice["content"] if stream else choice["message"]["content"]) == {"ok": True}
     assert whole["usage"]["completion_tokens"] == len(OBJECT) + 1
     all_equal(whole, got)
 
 
-@pytest.mark.parametrize("stream", [USAGE, {}], ids=["stream", "whole"])
-@pytest.mark.parametrize("presence_penalty", [0.0, 1.0], ids=["continue", "replay"])
+@BOTH
+@CONTINUE_OR_REPLAY
 async def test_logprobs_offsets_and_usage_count_over_the_break(
-    served: Served, http: httpx.AsyncClient, start_worker: StartWorker, stream: dict[str, Any], presence_penalty: float
+    it: Broken, stream: dict[str, Any], presence_penalty: float
 ) -> None:
-    async with broken(served, http, start_worker) as it:
-        whole, got = await it.ask(
-            "/v1/completions", prompt="abc", echo=True, logprobs=2, max_tokens=20, temperature=0,
-            presence_penalty=presence_penalty, breaks=range(1, 20), **stream,
-        )  # fmt: skip
+    whole, got = await it.ask(
+        "/v1/completions", prompt="abc", echo=True, logprobs=2, max_tokens=20, temperature=0,
+        presence_penalty=presence_penalty, breaks=range(1, 20), **stream,
+    )  # fmt: skip
     rows = whole["choices"][0]["logprobs"]
     assert "".join(rows["tokens"]) == "abc" + COUNTING[:20] and rows["text_offset"] == list(range(23))
     assert {len(rows[name]) for name in ("token_logprobs", "top_logprobs")} == {23}
@@ -259,32 +251,26 @@ async def test_logprobs_offsets_and_usage_count_over_the_break(
     all_equal(whole, got)
 
 
-async def test_chat_logprobs_are_whole_across_the_break(
-    served: Served, http: httpx.AsyncClient, start_worker: StartWorker
-) -> None:
-    async with broken(served, http, start_worker) as it:
-        whole, got = await it.ask(
-            "/v1/chat/completions", messages=MESSAGES, logprobs=True, top_logprobs=2, max_tokens=12, temperature=0,
-            breaks=range(1, 12), **USAGE,
-        )  # fmt: skip
+async def test_chat_logprobs_are_whole_across_the_break(it: Broken) -> None:
+    whole, got = await it.ask(
+        "/v1/chat/completions", messages=MESSAGES, logprobs=True, top_logprobs=2, max_tokens=12, temperature=0,
+        breaks=range(1, 12), **USAGE,
+    )  # fmt: skip
     assert "".join(row["token"] for row in whole["choices"][0]["logprobs"]["content"]) == COUNTING[:12]
     all_equal(whole, got)
 
 
-@pytest.mark.parametrize("stream", [USAGE, {}], ids=["stream", "whole"])
+@BOTH
 @pytest.mark.parametrize("seed", [None, 0], ids=["continue", "replay"])
 async def test_of_two_choices_one_breaks_and_both_are_whole(
-    served: Served, http: httpx.AsyncClient, start_worker: StartWorker, stream: dict[str, Any], seed: int | None
+    it: Broken, stream: dict[str, Any], seed: int | None
 ) -> None:
-    async with broken(served, http, start_worker) as it:
-        # Without a seed both say the same; with one, the siblings' differ.
-        it.script.texts = (COUNTING, "ten nine eight seven six five four")
-        whole, got = await it.ask(
-            "/v1/completions", prompt="abc", n=2, logprobs=0, max_tokens=24, temperature=1.0, seed=seed,
-            stop=[" four"], breaks=range(1, 18), **stream,
-        )  # fmt: skip
-    assert [whole["choices"][index]["text"] for index in (0, 1)] == [
-        "one two three",
-        "one two three" if seed is None else "ten nine eight seven six"[:24],
-    ]
+    # Without a seed both say the same; with one, the siblings' differ.
+    it.script.texts = (COUNTING, "ten nine eight seven six five four")
+    whole, got = await it.ask(
+        "/v1/completions", prompt="abc", n=2, logprobs=0, max_tokens=24, temperature=1.0, seed=seed,
+        stop=[" four"], breaks=range(1, 18), **stream,
+    )  # fmt: skip
+    other = "one two three" if seed is None else "ten nine eight seven six"[:24]
+    assert [whole["choices"][index]["text"] for index in (0, 1)] == ["one two three", other]
     all_equal(whole, got)

@@ -7,7 +7,7 @@ import pytest
 
 from front_proxy.config import FrontProxyConfig
 from front_proxy.planning.events import PlanNeeded, SendQuestion
-from tests.front_proxy.plan_client_play import EMPTY, QUESTION, Play
+from tests.support.plan_client import EMPTY, QUESTION, Play
 
 
 @pytest.mark.parametrize("config", [FrontProxyConfig(), FrontProxyConfig(requests_in_flight_max=1)])

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
-import grpc
 import pytest
 
-from front_proxy.gateway.identity import Caller
-from front_proxy.grpc_api.client import BatonClient, GenerateRequest, Result, SamplingOptions, _OpenChoices, request
+from front_proxy.gateway.request_context import RequestContext
+from front_proxy.grpc_api.client import GenerateRequest, Result, SamplingOptions, _OpenChoices, request
 from front_proxy.grpc_api.output_queue import OutputQueue
-from front_proxy.grpc_api.service import SERVICE, InferenceService, NamedModel
-from protos.inference.v1 import inference_pb2, inference_pb2_grpc
-from runtime.rpc.grpc_server import start_server
-from tests.front_proxy.stream_bounds import MESSAGE_BYTES_MAX, REQUESTS_MAX, limits
+from front_proxy.grpc_api.service import NamedModel
+from protos.inference.v1 import inference_pb2
 from tests.polling import until
+from tests.support.stream_bounds import client_of, limits, room
 
 
 class Wide:
@@ -29,7 +27,7 @@ class Wide:
         return []
 
     async def generate(
-        self, request: GenerateRequest, *, caller: Caller, deadline_s: float | None
+        self, request: GenerateRequest, context: RequestContext
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         self.given += 1
         choice = inference_pb2.Choice(text="x" * self.sizes_bytes[int(request.request_id)], finish_reason="stop")
@@ -43,22 +41,14 @@ async def test_a_reader_that_paused_gets_everything_in_messages_within_the_bound
     sizes = [10_000] * 100 + [70_000, 50_000, 1]
     wide = Wide(sizes)
     bounds = limits(output_deltas_max=4096, output_bytes_max=output_bytes_max, message_bytes_max=64_000)
-    service = InferenceService(wide, 200, bounds)
-
-    def add(server: grpc.aio.Server) -> list[str]:
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
-        return [SERVICE]
-
-    running = await start_server("127.0.0.1", 0, add, message_bytes_max=bounds.message_bytes_max)
-    async with asyncio.timeout(20), BatonClient(running.address) as client:
+    async with asyncio.timeout(20), client_of(wide, room(200), bounds) as client:
         asked = [request("x", request_id=str(i)) for i in range(len(sizes))]
         results: list[Result] = []
         async for result in client.generate_many(asked):
             if not results:
-                # As long as nobody reads: until everything waits, or no more may.
+                # While nothing is read: until everything waits, or no more may.
                 await until(lambda: wide.given == len(sizes), within_s=10)
             results.append(result)
-    await running.stop(0)
     failed = {result.request_id: result.error.reason for result in results if result.error}
     assert failed == {"100": "TOO_LARGE"}
     assert sorted(int(result.request_id) for result in results) == list(range(len(sizes)))
@@ -92,7 +82,7 @@ class Aborting:
         return []
 
     async def generate(
-        self, request: GenerateRequest, *, caller: Caller, deadline_s: float | None
+        self, request: GenerateRequest, context: RequestContext
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         self.running += 1
         self.most = max(self.most, self.running)
@@ -119,17 +109,9 @@ class Aborting:
 )
 async def test_a_request_of_which_a_choice_was_aborted_counts_once(said: list[tuple[int, str, bool]]) -> None:
     inference = Aborting(said)
-    service = InferenceService(inference, REQUESTS_MAX, limits())
-
-    def add(server: grpc.aio.Server) -> list[str]:
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
-        return [SERVICE]
-
-    running = await start_server("127.0.0.1", 0, add, message_bytes_max=MESSAGE_BYTES_MAX)
-    async with asyncio.timeout(20), BatonClient(running.address) as client:
+    async with asyncio.timeout(20), client_of(inference, room(4)) as client:
         asked = [request("x", SamplingOptions(n=2)) for _ in range(6)]
         results = [result async for result in client.generate_many(asked, in_flight_max=1)]
-    await running.stop(0)
     assert [result.finished for result in results] == [False, True] * 6
     assert inference.most == 1
 

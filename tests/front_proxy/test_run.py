@@ -3,53 +3,63 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from front_proxy.build import VllmServing
-from front_proxy.config import FrontProxyConfig, FrontProxyLimits
-from front_proxy.openai_api.server import OpenAiServer
-from front_proxy.run import _http_server, _leave
+from engine.config import EngineConfig
+from front_proxy.config import FrontProxyConfig, FrontProxyLimits, ServingConfig
+from front_proxy.dispatch.dispatcher import Dispatcher
+from front_proxy.dispatch.metrics import DispatchMetrics
+from front_proxy.run import _leave, _load
 from runtime.process.exit_codes import ExitCode
 from runtime.rpc.grpc_server import start_server
-from tests.front_proxy.conftest import Served
+from tests.front_proxy.conftest import Served, listening
+from tests.polling import until
 
 WAIT_S = 20.0
 
 
-@pytest.mark.parametrize("hurried", [False, True])
-async def test_a_drain_that_is_over_tells_the_streams_it_ends(served: Served, hurried: bool) -> None:
-    front = FrontProxyConfig(port=0, drain_timeout_s=WAIT_S * 10 if hurried else 0.05)
+@pytest.mark.parametrize("how", ["finished", "hurried", "time is up"])
+async def test_a_drain_lets_streams_finish_and_tells_those_that_it_ends(served: Served, how: str) -> None:
+    front = FrontProxyConfig(drain_timeout_s=0.05 if how == "time is up" else WAIT_S * 10)
     limits = FrontProxyLimits(close_timeout_s=WAIT_S, drain_settle_s=0.0)
-    http = OpenAiServer(served.app, front, lifespan="off", limits=limits)
-    await http.start()
     grpc_server = await start_server("127.0.0.1", 0, lambda _: [], message_bytes_max=1 << 20)
-    served.source.hold = 3
+    served.source.hold = None if how == "finished" else 3
     hurry = asyncio.Event()
     body: dict[str, Any] = {"model": "tiny", "prompt": "x", "max_tokens": 9, "stream": True}
-    async with asyncio.timeout(WAIT_S), httpx.AsyncClient(base_url=f"http://{http.address}") as client:
+    async with (
+        asyncio.timeout(WAIT_S),
+        listening(served, close_timeout_s=WAIT_S, drain_settle_s=0.0) as http,
+        httpx.AsyncClient(base_url=f"http://{http.address}") as client,
+    ):
         streaming = asyncio.create_task(client.post("/v1/completions", json=body))
-        await served.source.held.wait()
-        if hurried:
+        await until(lambda: served.client.in_flight.count, within_s=WAIT_S)
+        if how != "finished":
+            await served.source.held.wait()
+        if how == "hurried":
             hurry.set()
-        await _leave(front, served.source, served.client, http, grpc_server, hurry, limits)
+        await _leave(front, served.source, served.client.in_flight, http, grpc_server, hurry, limits)
         text = (await streaming).text
     lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
     assert lines[-1] == "[DONE]"
-    assert json.loads(lines[-2])["error"]["message"] == "The front proxy is stopping."
-    served.app.state.server = None
+    last = json.loads(lines[-2])
+    if how == "finished":
+        assert last["choices"][0]["finish_reason"] == "length"
+    else:
+        assert last["error"]["message"] == "The front proxy is stopping."
+    assert served.client.in_flight.draining and served.client.in_flight.idle.is_set()
 
 
-async def test_a_chat_template_that_is_no_file_is_one_sentence(served: Served) -> None:
-    args = copy.copy(served.args)
-    args.chat_template = "nowhere/template.jinja"
-    inference: Any = None
+async def test_a_chat_template_that_is_no_file_is_one_sentence(tiny_model_folder: Path) -> None:
+    front = FrontProxyConfig(scheduler_address="nowhere:1", serving=ServingConfig(chat_template="nowhere/chat.jinja"))
+    engine = EngineConfig(model=str(tiny_model_folder), dtype="float32")
     with pytest.raises(SystemExit) as ended, capture_logs() as logged:
-        await _http_server(VllmServing(served.client, inference, args), FrontProxyConfig())
+        await _load(engine, front, Dispatcher(front, metrics=DispatchMetrics(CollectorRegistry())))
     assert ended.value.code == ExitCode.BAD_OPTION
-    assert "nowhere/template.jinja" in logged[-1]["why"]
+    assert "nowhere/chat.jinja" in logged[-1]["why"]

@@ -1,243 +1,367 @@
-"""Bugs planted in the production machines: each is found within a thousand seeds.
+"""Bugs planted in the production machines and in their shells: each is found within a thousand seeds.
 
-Those of a front proxy's flow and of its questions to the scheduler are in ``test_core_seeds.py``.
+Each row puts something else in the place of methods that the processes of the simulation run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 import pytest
 
 from decode_worker.handoff_validator import KnownEpochs
-from decode_worker.role import DecodeRole
+from front_proxy.dispatch import dispatcher
+from front_proxy.dispatch.dispatcher import Dispatcher
+from front_proxy.dispatch.request_driver import RequestDriver
+from front_proxy.dispatch.scheduler_link import SchedulerLink
+from front_proxy.dispatch.worker_link import WorkerLink
+from front_proxy.planning.events import MessageReceived, SendRunning
+from front_proxy.planning.fallback_planner import FallbackPlanner
+from front_proxy.planning.plan_client import PlanClient
+from front_proxy.request.events import AbortWork, AskPlan, EndPlan, Output, ReleaseHandoff, StartDecode
+from front_proxy.request.flow import RequestFlow
 from front_proxy.request.handoff_slot import HandoffSlot
 from front_proxy.request.output_log import OutputLog
-from kv_transfer.handoff.lease import FreeBlocks, LeaseAction
-from kv_transfer.integrity import transfer_proof
-from kv_transfer.integrity.transfer_proof import HolderReplied, ProofAction, ProofEvent, TransferProof, TransferVerdict
+from kv_transfer.handoff.lease import FreeBlocks
+from kv_transfer.integrity.transfer_proof import HolderReplied, TransferProof, TransferVerdict
 from prefill_worker.leases import LeaseTable
 from prefill_worker.role import PrefillRole
-from scheduler import core as scheduler_core
-from scheduler.api.actions import Action
-from scheduler.api.events import Event, FrontLeft, PlanRequested, RequestEnded, RunningPlan
+from runtime.rpc import send_queue
+from runtime.rpc.bidi_stream import StreamBroken
+from runtime.timing.awake_clock import AwakeClock
+from scheduler.api.events import FrontLeft, RequestEnded, Tick, WorkerLeft
 from scheduler.cluster.worker import Worker
 from scheduler.core import SchedulerCore
 from scheduler.queueing.reservations import Reservations
-from simulation.faults import processes
-from tests.simulation.test_core_seeds import SEEDS_TO_FIND_A_BUG, found
+from scheduler.shell import SchedulerShell
+from simulation.faults.seeds import simulate
 from worker.admission import Admission
+from worker.core import WorkerCore
+from worker.front_stream import FrontStream
 
-# Wrong KV. The simulated transfer layer checks nothing: it reads what lies there, whoever's it is by then.
+SEEDS_TO_FIND_A_BUG = 1_000
 
-
-class _HasSeenNoNewer(KnownEpochs):
-    def newest(self, worker_id: str, epoch: int) -> int:
-        return epoch
-
-
-class _TakesOldTickets(DecodeRole):
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.validator.known_epochs.__class__ = _HasSeenNoNewer
+replace = msgspec.structs.replace
+Method = Callable[..., Any]
+Patch = tuple[object, str, object]
 
 
-class _HearsWordsForOthers(PrefillRole):
-    def released(self, lease_id: str, epoch: int, pulled: bool) -> Sequence[LeaseAction]:
-        return super().released(lease_id, self._info.epoch, pulled)
-
-    def renewed(self, lease_id: str, epoch: int, now_s: float) -> Sequence[LeaseAction]:
-        return super().renewed(lease_id, self._info.epoch, now_s)
-
-
-class _BelievesEveryRead(TransferProof):
-    def _decide(self, verdict: TransferVerdict) -> Sequence[ProofAction]:
-        return super()._decide(TransferVerdict.ATTESTED)
-
-
-class _TakesEveryEngineForTheHolder(TransferProof):
-    def handle(self, event: ProofEvent) -> Sequence[ProofAction]:
-        match event:
-            case HolderReplied(reply=answer) if answer is not None and answer.engine_id != self._engine_id:
-                event = HolderReplied(msgspec.structs.replace(answer, engine_id=self._engine_id, lease="held"))
-        return super().handle(event)
-
-
-class _BelievesAWordOfDuringTheRead(TransferProof):
-    def _judge(self) -> Sequence[ProofAction]:
-        self._asked_since_done = True
-        return super()._judge()
-
-
-# Leaks, and what is freed twice.
-
-
-class _ForgetsStreams(PrefillRole):
-    def owner_gone(self, owner: int) -> Sequence[LeaseAction]:
-        return ()
-
-
-class _ForgetsReleases(PrefillRole):
-    def released(self, lease_id: str, epoch: int, pulled: bool) -> Sequence[LeaseAction]:
-        return super().released(lease_id, epoch, pulled) if pulled else ()
-
-
-class _FreesWhatItDoesNotHold(PrefillRole):
-    def released(self, lease_id: str, epoch: int, pulled: bool) -> Sequence[LeaseAction]:
-        return super().released(lease_id, epoch, pulled) or ([] if pulled else [FreeBlocks(lease_id)])
-
-
-PREFILL, DECODE, PROOF = (processes, "PrefillRole"), (processes, "DecodeRole"), (transfer_proof, "TransferProof")
-
-
-@pytest.mark.parametrize(
-    "planted",
-    [
-        pytest.param(
-            {PREFILL: _HearsWordsForOthers, DECODE: _TakesOldTickets, PROOF: _TakesEveryEngineForTheHolder},
-            id="checks no epoch, and takes the word of any engine for that of the holder",
-        ),
-        pytest.param({PROOF: _BelievesEveryRead}, id="uses what was read, whatever its holder says"),
-        pytest.param({PROOF: _BelievesAWordOfDuringTheRead}, id="lets a word count that was given during the read"),
-        pytest.param({PREFILL: _ForgetsStreams}, id="keeps the KV that was offered on a stream that broke"),
-        pytest.param({PREFILL: _ForgetsReleases}, id="keeps the KV that no request wants any more"),
-        pytest.param({PREFILL: _FreesWhatItDoesNotHold}, id="frees at every release, however often it is told"),
-    ],
-)
-def test_a_bug_of_a_worker_is_found(planted: dict[tuple[Any, str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    for (module, name), instead in planted.items():
-        monkeypatch.setattr(module, name, instead)
-    assert found() is not None, f"survived {SEEDS_TO_FIND_A_BUG} seeds"
-
-
-class _Deaf(SchedulerCore):
-    def hears(self, event: Event) -> bool:
-        raise NotImplementedError
-
-    def handle(self, event: Event, now_s: float) -> Sequence[Action]:
-        return super().handle(event, now_s) if self.hears(event) else ()
-
-
-class ForgetsEnds(_Deaf):
-    """Goes on reserving for a request that failed."""
-
-    def hears(self, event: Event) -> bool:
-        return not isinstance(event, RequestEnded) or event.outcome == "finished"
-
-
-class ForgetsFronts(_Deaf):
-    """Goes on reserving for a front proxy that is no more."""
-
-    def hears(self, event: Event) -> bool:
-        return not isinstance(event, FrontLeft)
-
-
-class ForgetsTheQueueOfFronts(SchedulerCore):
-    """Keeps requests queued whose front proxy is no more."""
-
-    def _forget_waiting(self, session: int, now_s: float) -> None:
-        pass
-
-
-class TakesResumedForNew(SchedulerCore):
-    """Refuses a request that a worker failed where no other worker is usable."""
-
-    def handle(self, event: Event, now_s: float) -> Sequence[Action]:
-        if isinstance(event, PlanRequested):
-            event = msgspec.structs.replace(event, resumed=False)
-        return super().handle(event, now_s)
-
-
-class _Planted(SchedulerCore):
-    books: type[Reservations]
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._reservations.__class__ = self.books
-
-
-class _ReservesAgain(Reservations):
-    def take_over(self, session: int, plans: Iterable[RunningPlan], now_s: float) -> None:
-        for plan in plans:
-            worker = self._member_of(plan.decode)
-            if worker is not None and (session, plan.plan_id) in worker.reserved:
-                worker.reserved_blocks += plan.decode_blocks
-        super().take_over(session, plans, now_s)
-
-
-class _CountsAgain(Reservations):
-    def take_over(self, session: int, plans: Iterable[RunningPlan], now_s: float) -> None:
-        self.plans_in_flight += sum(plan.plan_id in self.fronts[session].plans for plan in plans)
-        super().take_over(session, plans, now_s)
-
-
-class _ReservesOnSuccessors(Reservations):
-    def returned(self, worker: Worker) -> None:
-        for session, front in self.fronts.items():
-            for plan_id, plan in front.plans.items():
-                if plan.decode is not None and plan.decode.worker_id == worker.worker_id:
-                    worker.adopt((session, plan_id), plan.decode_blocks)
-
-
-class ReservesTwice(_Planted):
-    """Reserves once more for each time that it hears of a plan."""
-
-    books = _ReservesAgain
-
-
-class CountsTwice(_Planted):
-    """Counts a plan once more for each time that it hears of it."""
-
-    books = _CountsAgain
-
-
-class ReservesForOldEpochs(_Planted):
-    """Takes a worker that was started again for the one that a plan names."""
-
-    books = _ReservesOnSuccessors
-
-
-@pytest.mark.parametrize(
-    "core",
-    [
-        ForgetsEnds,
-        ForgetsFronts,
-        ForgetsTheQueueOfFronts,
-        TakesResumedForNew,
-        ReservesTwice,
-        CountsTwice,
-        ReservesForOldEpochs,
-    ],
-)
-def test_a_bug_of_the_scheduler_is_found(core: type[SchedulerCore], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler_core, "SchedulerCore", core)
-    assert found() is not None, f"{core.__name__} survived {SEEDS_TO_FIND_A_BUG} seeds"
+def bug(what: str, *patches: Patch) -> Any:
+    return pytest.param(patches, id=what)
 
 
 def nothing(*_: object, **__: object) -> tuple[()]:
     return ()
 
 
+def assert_found(patches: Sequence[Patch], monkeypatch: pytest.MonkeyPatch) -> None:
+    for owner, name, instead in patches:
+        monkeypatch.setattr(owner, name, instead)
+    assert any(simulate(seed).broken for seed in range(SEEDS_TO_FIND_A_BUG)), "no seed finds it"
+
+
+# A machine that is told something else, or whose actions are changed. ``None`` leaves an action out.
+
+
+def with_events(machine: Any, change: Method) -> Patch:
+    handle = machine.handle
+    return machine, "handle", lambda self, event, *now: handle(self, change(self, event), *now)
+
+
+def with_actions(machine: Any, change: Method) -> Patch:
+    handle = machine.handle
+
+    def changed(self: Any, event: Any, *now: float) -> list[Any]:
+        return [other for action in handle(self, event, *now) if (other := change(event, action)) is not None]
+
+    return machine, "handle", changed
+
+
+def with_arguments(machine: Any, change: Method) -> Patch:
+    init = machine.__init__
+    return (
+        machine,
+        "__init__",
+        lambda self, *given, **named: change(lambda *a, **n: init(self, *a, **n), *given, **named),
+    )
+
+
+def forgets(kind: Any, which: Method = lambda _action: True, when: Any = object) -> Method:
+    return lambda event, action: (
+        None if isinstance(action, kind) and isinstance(event, when) and which(action) else action
+    )
+
+
+def changes(kind: Any, **fields: Any) -> Method:
+    return lambda _event, action: replace(action, **fields) if isinstance(action, kind) else action
+
+
+def resumes_one_too_late(flow: Any) -> Sequence[Any]:
+    return [
+        replace(action, resume_token_ids=(*action.resume_token_ids, 0))
+        if isinstance(action, StartDecode) and flow.attempt > 1 and action.resume_token_ids
+        else action
+        for action in _start_decode(flow)
+    ]
+
+
+def believes_the_replay(log: Any, output: Any) -> Any:
+    at = log._position
+    known = log.tokens[at : at + len(output.token_ids)]
+    return _fresh(log, replace(output, token_ids=[*known, *output.token_ids[len(known) :]]))
+
+
+def retries_forever(flow: Any, *told: Any, **more: Any) -> Any:
+    flow._retry_policy._tries = 1
+    return _attempt_failed(flow, *told, **more)
+
+
+_start_decode, _fresh = RequestFlow._start_decode, OutputLog.fresh
+_emit, _attempt_failed = RequestFlow._emit, RequestFlow._attempt_failed
+
+
+def never_resumes(flow: Any, stage: Any, failure: Any, **more: bool) -> Any:
+    return flow._fail(failure) if flow.output_tokens else _attempt_failed(flow, stage, failure, **more)
+
+
 @pytest.mark.parametrize(
-    ("machine", "method", "instead"),
+    "patches",
     [
-        (Admission, "release", nothing),  # a worker never gives the room of a request back
-        (LeaseTable, "release", LeaseTable.pulled),  # the KV of a hand-off that nobody wants is not freed
-        (HandoffSlot, "hold", nothing),  # a hand-off is not remembered
-        (OutputLog, "begin", nothing),  # a new attempt does not know what the client has
-        (Reservations, "take_over", nothing),  # a new scheduler does not reserve for what runs
-        (Reservations, "returned", nothing),  # nor for what runs on a worker that registers later
-        (Reservations, "drop_unnamed", nothing),  # a plan whose end got lost stays
-        (Worker, "forgive", nothing),  # others are given up for the scheduler's own sleep
-        (SchedulerCore, "_replace_former", nothing),  # a front proxy on its second stream has two of everything
-        (SchedulerCore, "_forget_waiting", nothing),  # requests of a front proxy that left go on waiting
+        bug("a late hand-off is forgotten", (HandoffSlot, "release_late", nothing)),
+        bug(
+            "so is one that is not pulled",
+            with_actions(RequestFlow, forgets(ReleaseHandoff, lambda each: not each.pulled)),
+        ),
+        bug("all count as pulled", with_actions(RequestFlow, changes(ReleaseHandoff, pulled=True))),
+        bug(
+            "a failed plan does not end",
+            with_actions(RequestFlow, forgets(EndPlan, lambda each: each.outcome != "finished")),
+        ),
+        bug("work is never aborted", with_actions(RequestFlow, forgets(AbortWork))),
+        bug("it asks as if it were new", with_actions(RequestFlow, changes(AskPlan, resumed=False))),
+        bug(
+            "shows the prefill's token",
+            with_arguments(RequestFlow, lambda init, **named: init(**named | {"continuing": True})),
+        ),
+        bug(
+            "no retry budget",
+            with_arguments(RequestFlow, lambda init, **named: init(**named | {"budget": lambda: True})),
+        ),
+        bug(
+            "output of an abandoned attempt counts",
+            with_events(
+                RequestFlow, lambda flow, got: replace(got, attempt=flow.attempt) if isinstance(got, Output) else got
+            ),
+        ),
+        bug(
+            "the end is not passed on",
+            (RequestFlow, "_emit", lambda *a, **named: _emit(*a, **named | {"finish": None})),
+        ),
+        bug("a token is dropped on resume", (RequestFlow, "_start_decode", resumes_one_too_late)),
+        bug("a replay with other tokens is believed", (OutputLog, "fresh", believes_the_replay)),
+        bug("a new attempt does not know what the client has", (OutputLog, "begin", nothing)),
+        bug("retries without end", (RequestFlow, "_attempt_failed", retries_forever)),
+        bug("a stream ends with its worker", (RequestFlow, "_attempt_failed", never_resumes)),
+        bug("a stalled worker is waited for", (RequestFlow, "_on_stalled", nothing)),
     ],
-    ids=lambda part: getattr(part, "__name__", None),
 )
-def test_a_method_that_does_not_do_its_work_is_found(
-    machine: type[Any], method: str, instead: Callable[..., object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(machine, method, instead)
-    assert found() is not None, f"{machine.__name__}.{method} survived {SEEDS_TO_FIND_A_BUG} seeds"
+def test_a_bug_of_a_request_is_found(patches: Sequence[Patch], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_found(patches, monkeypatch)
+
+
+def views_as_old_as(max_age_s: float) -> Patch:
+    return with_arguments(
+        PlanClient,
+        lambda init, config, limits, *given, **named: init(
+            config, replace(limits, degraded_view_max_age_s=max_age_s), *given, **named
+        ),
+    )
+
+
+def reserves_nothing(planner: Any, now_s: float) -> None:
+    running, planner.running = planner.running, {}
+    _begin(planner, now_s)
+    planner.running = running
+
+
+_begin = FallbackPlanner.begin
+
+
+class _NeverSleeps(AwakeClock):
+    def look(self, now_s: float) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    "patches",
+    [
+        bug("what runs is not said", with_actions(PlanClient, forgets(SendRunning, when=MessageReceived))),
+        bug("plans from any view", views_as_old_as(float("inf"))),
+        bug("never plans itself", views_as_old_as(-1.0)),
+        bug("a queued request does not wait", (PlanClient, "_queue", nothing)),
+        bug("plans as if nothing ran", (FallbackPlanner, "begin", reserves_nothing)),
+        bug("its own sleep is a worker's silence", (dispatcher, "AwakeClock", _NeverSleeps)),
+    ],
+)
+def test_a_bug_of_a_front_proxy_is_found(patches: Sequence[Patch], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_found(patches, monkeypatch)
+
+
+def takes_any_engine_for_the_holder(proof: Any, event: Any) -> Any:
+    if isinstance(event, HolderReplied) and event.reply is not None and event.reply.engine_id != proof._engine_id:
+        event = HolderReplied(replace(event.reply, engine_id=proof._engine_id, lease="held"))
+    return event
+
+
+def counts_what_was_said_during_the_read(proof: Any) -> Any:
+    proof._asked_since_done = True
+    return _judge(proof)
+
+
+_judge, _decide = TransferProof._judge, TransferProof._decide
+_released, _renewed = PrefillRole.released, PrefillRole.renewed
+
+
+# Wrong KV: the simulated transfer layer checks nothing. It reads what lies there, whichever request owns it by then.
+@pytest.mark.parametrize(
+    "patches",
+    [
+        bug(
+            "no epoch is checked, and any engine is believed",
+            (
+                PrefillRole,
+                "released",
+                lambda role, lease, _epoch, pulled: _released(role, lease, role._info.epoch, pulled),
+            ),
+            (PrefillRole, "renewed", lambda role, lease, _epoch, now_s: _renewed(role, lease, role._info.epoch, now_s)),
+            (KnownEpochs, "newest", lambda _self, _worker_id, epoch: epoch),
+            with_events(TransferProof, takes_any_engine_for_the_holder),
+        ),
+        bug(
+            "what was read is used, whatever its holder says",
+            (TransferProof, "_decide", lambda proof, _verdict: _decide(proof, TransferVerdict.ATTESTED)),
+        ),
+        bug("what was said during the read counts", (TransferProof, "_judge", counts_what_was_said_during_the_read)),
+        bug("KV offered on a broken stream is kept", (PrefillRole, "owner_gone", nothing)),
+        bug(
+            "KV that no request wants is kept",
+            (PrefillRole, "released", lambda *given: _released(*given) if given[-1] else ()),
+        ),
+        bug(
+            "every release frees",
+            (
+                PrefillRole,
+                "released",
+                lambda *given: _released(*given) or ([] if given[-1] else [FreeBlocks(given[1])]),
+            ),
+        ),
+        bug("what is released is not freed", (LeaseTable, "release", LeaseTable.pulled)),
+        bug("a worker does not give room back", (Admission, "release", nothing)),
+    ],
+)
+def test_a_bug_of_a_worker_is_found(patches: Sequence[Patch], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_found(patches, monkeypatch)
+
+
+def reserves_again(books: Any, session: int, plans: Sequence[Any], now_s: float) -> None:
+    for plan in plans:
+        worker = books._member_of(plan.decode)
+        if worker is not None and (session, plan.plan_id) in worker.reserved:
+            worker.reserved_blocks += plan.decode_blocks
+    _take_over(books, session, plans, now_s)
+
+
+def reserves_on_a_successor(books: Any, worker: Worker) -> None:
+    for session, front in books.fronts.items():
+        for plan_id, plan in front.plans.items():
+            if plan.decode is not None and plan.decode.worker_id == worker.worker_id:
+                worker.adopt((session, plan_id), plan.decode_blocks)
+
+
+_take_over = Reservations.take_over
+
+
+@pytest.mark.parametrize(
+    "patches",
+    [
+        bug("a plan that is told twice is reserved twice", (Reservations, "take_over", reserves_again)),
+        bug("a new scheduler does not reserve for what runs", (Reservations, "take_over", nothing)),
+        bug("nor for what runs on a worker that registers later", (Reservations, "returned", nothing)),
+        bug("a worker's successor counts as the worker", (Reservations, "returned", reserves_on_a_successor)),
+        bug("a plan whose end got lost stays", (Reservations, "drop_unnamed", nothing)),
+        bug("workers are given up for its own sleep", (Worker, "forgive", nothing)),
+        bug(
+            "it does not know that it slept or was cut off",
+            with_events(SchedulerCore, lambda _core, event: Tick() if isinstance(event, Tick) else event),
+            (SchedulerCore, "_doubt", nothing),
+        ),
+        bug("a front proxy on its second stream has two of everything", (SchedulerCore, "_replace_former", nothing)),
+        bug(
+            "an old stream is believed", (SchedulerCore, "_member", lambda core, name, _session: core.cluster.get(name))
+        ),
+        bug("it leads when its time is over", (SchedulerShell, "deposed", property(lambda _shell: False))),
+    ],
+)
+def test_a_bug_of_a_scheduler_is_found(patches: Sequence[Patch], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_found(patches, monkeypatch)
+
+
+# Shells: what one part of a process does not pass on to another.
+
+
+def deaf_to(kind: type) -> Patch:
+    feed = SchedulerShell.feed
+    return SchedulerShell, "feed", lambda shell, event: None if isinstance(event, kind) else feed(shell, event)
+
+
+async def at_any_time(stream: Any, _timeout_s: float) -> Any:
+    message = await stream.read()
+    if message is None:
+        raise StreamBroken("the peer closed the stream")
+    return message
+
+
+async def ends_without_its_leases(stream: FrontStream) -> None:
+    stream._closing = True
+    stream.batcher.close()
+    for live in tuple(stream._live.values()):
+        live.stop("stream")
+    if stream._tasks:
+        await asyncio.wait(tuple(stream._tasks), timeout=1.0)
+    stream._core.streams.pop(stream._id, None)
+    stream._core.note_change()
+
+
+_on_delta = WorkerLink._on_delta
+
+
+@pytest.mark.parametrize(
+    "patches",
+    [
+        bug("a lost stream fails no request", (WorkerLink, "_fail_all", lambda link, _reason: link._leases.clear())),
+        bug("an abort is not sent", (WorkerLink, "abort", lambda link, slot: link._slots.pop(slot, None))),
+        bug(
+            "a message of an aborted slot is dropped",
+            (
+                WorkerLink,
+                "_on_delta",
+                lambda link, delta: _on_delta(link, delta) if delta.slot in link._slots else None,
+            ),
+        ),
+        bug("a silent peer is waited for", (send_queue, "first", at_any_time)),
+        bug("stalls are never looked at", (Dispatcher, "_arm_stall_timer", nothing)),
+        bug("a timer of the plan client never rings", (SchedulerLink, "_set_alarm", nothing)),
+        bug("a reader is not woken at the end", (RequestDriver, "_finish", lambda driver, *_: driver._on_done())),
+        bug("the leases of a stream stay when it ends", (FrontStream, "close", ends_without_its_leases)),
+        bug("a worker does not hear an abort", (FrontStream, "abort", nothing)),
+        bug("a worker does not hear a release", (WorkerCore, "release", nothing)),
+        bug("the scheduler does not hear that a worker left", deaf_to(WorkerLeft)),
+        bug("nor that a front proxy left", deaf_to(FrontLeft)),
+        bug("nor that a request ended", deaf_to(RequestEnded)),
+    ],
+)
+def test_a_bug_of_a_shell_is_found(patches: Sequence[Patch], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_found(patches, monkeypatch)

@@ -26,7 +26,7 @@ from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import FailureKind
 from tests.polling import until
 from tests.support import workers
-from tests.worker.conftest import submit
+from tests.support.in_process_worker import submit
 from worker.config import WorkerConfig, WorkerLimits
 from worker.core import WorkerCore
 from worker.front_stream import FrontStream

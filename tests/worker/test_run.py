@@ -20,7 +20,7 @@ from protos.worker.v1 import worker_pb2_grpc
 from runtime.process import lifecycle
 from runtime.process.exit_codes import ExitCode
 from runtime.rpc.grpc_server import channel
-from tests.worker.conftest import WAIT_S, Client, submit
+from tests.support.in_process_worker import WAIT_S, Client, submit
 from worker.run import _start_engine
 
 PROGRAM = """

@@ -13,7 +13,7 @@ from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import FailureKind
 from tests.polling import until
 from tests.scheduler.test_service import reason_of
-from tests.worker.conftest import WAIT_S, StartWorker, sampling, submit
+from tests.support.in_process_worker import WAIT_S, StartWorker, sampling, submit
 from worker.config import WorkerConfig, WorkerLimits
 
 PROMPT = list(range(1, 41))

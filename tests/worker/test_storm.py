@@ -9,7 +9,7 @@ import pytest
 
 from engine.config import FakeEngineConfig
 from protos.worker.v1 import worker_pb2 as pb
-from tests.worker.conftest import Client, InProcessWorker, StartWorker, sampling, submit
+from tests.support.in_process_worker import Client, InProcessWorker, StartWorker, sampling, submit
 
 FAKE = FakeEngineConfig(prefill_us_per_token=20, decode_step_us=500, pull_us_per_block=300)
 

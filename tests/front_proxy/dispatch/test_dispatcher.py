@@ -12,8 +12,7 @@ from front_proxy.dispatch.request_driver import FIRST_TOKEN_HEAD_START_MAX_S
 from front_proxy.request.events import DeadlinePassed, Stopped
 from front_proxy.request.work import Stage
 from runtime.failures import Failure, FailureError, FailureKind
-from simulation.kernel import virtual_loop
-from tests.front_proxy.fake_cluster import (
+from tests.support.fake_cluster import (
     PLAN_S,
     PULL_S,
     TOKENS,
@@ -25,46 +24,43 @@ from tests.front_proxy.fake_cluster import (
     serving,
     tokens_of,
 )
+from tests.support.virtual_time import virtual_time
 
 
-def test_a_request_runs_through_both_workers_and_leaves_nothing() -> None:
-    async def play() -> None:
-        async with serving() as (dispatcher, cluster, registry):
-            deltas = await collect(dispatcher, generation())
-            assert tokens_of(deltas) == [100, 101, 102, 103, 104]
-            assert deltas[-1].finish == Finish("stop")
-            assert [sent.request.sampling for sent in cluster.submissions] == [b"prefill", b"rest behind 1"]
-            assert cluster.submissions[1].request.token_ids == [1, 2, 3, 100]
-            assert cluster.submissions[1].handoff is not None and cluster.submissions[1].blocks_reserved == 3
-            assert cluster.submissions[0].request.request_id != cluster.submissions[1].request.request_id
-            assert cluster.held == (0, 0, 0) and cluster.pulled == [True] and dispatcher.in_flight == 0
-            assert registry.get_sample_value("baton_front_proxy_requests_total", {"outcome": "finished"}) == 1
-            assert registry.get_sample_value("baton_front_proxy_output_tokens_total") == TOKENS
-
-    virtual_loop.run(play())
+@virtual_time
+async def test_a_request_runs_through_both_workers_and_leaves_nothing() -> None:
+    async with serving() as (dispatcher, cluster, registry):
+        deltas = await collect(dispatcher, generation())
+        assert tokens_of(deltas) == [100, 101, 102, 103, 104]
+        assert deltas[-1].finish == Finish("stop")
+        assert [sent.engine_request.sampling for sent in cluster.submissions] == [b"prefill", b"rest behind 1"]
+        assert cluster.submissions[1].engine_request.token_ids == [1, 2, 3, 100]
+        assert cluster.submissions[1].handoff is not None and cluster.submissions[1].blocks_reserved == 3
+        assert cluster.submissions[0].engine_request.request_id != cluster.submissions[1].engine_request.request_id
+        assert cluster.held == (0, 0, 0) and cluster.pulled == [True] and dispatcher.in_flight == 0
+        assert registry.get_sample_value("baton_front_proxy_requests_total", {"outcome": "finished"}) == 1
+        assert registry.get_sample_value("baton_front_proxy_output_tokens_total") == TOKENS
 
 
 @pytest.mark.parametrize("continuation", [Behind(), None])
-def test_the_phases_add_up_to_the_time_to_the_first_token(continuation: Behind | None) -> None:
-    async def play() -> None:
-        async with serving() as (dispatcher, _, registry):
-            loop = asyncio.get_running_loop()
-            before = loop.time()
-            stream = dispatcher.generate(generation(continuation=continuation))
-            first = await anext(stream)
-            passed = loop.time() - before
-            assert first.phases is not None
-            assert first.phases.total_s == pytest.approx(passed, abs=1e-9)
-            assert first.phases.plan_s == pytest.approx(PLAN_S)
-            assert first.phases.prefill_s == pytest.approx(0.012) and first.phases.queue_s == pytest.approx(0.004)
-            assert first.phases.handoff_s == pytest.approx(0.0 if continuation else PULL_S)
-            assert first.phases.decode_admission_s == pytest.approx(0.0 if continuation else 0.001)
-            rest = [delta async for delta in stream]
-            assert all(delta.phases is None for delta in rest)
-            assert registry.get_sample_value("baton_front_proxy_ttft_seconds_count") == 1
-            assert registry.get_sample_value("baton_front_proxy_handoff_seconds_count") == 1
-
-    virtual_loop.run(play())
+@virtual_time
+async def test_the_phases_add_up_to_the_time_to_the_first_token(continuation: Behind | None) -> None:
+    async with serving() as (dispatcher, _, registry):
+        loop = asyncio.get_running_loop()
+        before = loop.time()
+        stream = dispatcher.generate(generation(continuation=continuation))
+        first = await anext(stream)
+        passed = loop.time() - before
+        assert first.phases is not None
+        assert first.phases.total_s == pytest.approx(passed, abs=1e-9)
+        assert first.phases.plan_s == pytest.approx(PLAN_S)
+        assert first.phases.prefill_s == pytest.approx(0.012) and first.phases.queue_s == pytest.approx(0.004)
+        assert first.phases.handoff_s == pytest.approx(0.0 if continuation else PULL_S)
+        assert first.phases.decode_admission_s == pytest.approx(0.0 if continuation else 0.001)
+        rest = [delta async for delta in stream]
+        assert all(delta.phases is None for delta in rest)
+        assert registry.get_sample_value("baton_front_proxy_ttft_seconds_count") == 1
+        assert registry.get_sample_value("baton_front_proxy_handoff_seconds_count") == 1
 
 
 async def _first_token(
@@ -94,73 +90,43 @@ async def _first_token(
 
 
 @pytest.mark.parametrize(("times", "orders_left"), [(0.0, 1), (0.9, 1), (1.1, 2)])
-def test_the_first_token_is_passed_on_before_the_decode_is_ordered(times: float, orders_left: int) -> None:
-    async def play() -> None:
-        async with serving() as (dispatcher, cluster, _):
-            reader, orders = await _first_token(dispatcher, cluster, times * FIRST_TOKEN_HEAD_START_MAX_S)
-            await reader
-            # A reader that has more to do than the bound allows delays the decode no further.
-            assert orders[:3] == [1, orders_left, 2]
-            assert len(cluster.submissions) == 2 and cluster.held == (0, 0, 0)
-
-    virtual_loop.run(play())
+@virtual_time
+async def test_the_first_token_is_passed_on_before_the_decode_is_ordered(times: float, orders_left: int) -> None:
+    async with serving() as (dispatcher, cluster, _):
+        reader, orders = await _first_token(dispatcher, cluster, times * FIRST_TOKEN_HEAD_START_MAX_S)
+        await reader
+        # A reader that has more to do than the bound allows delays the decode no further.
+        assert orders[:3] == [1, orders_left, 2]
+        assert len(cluster.submissions) == 2 and cluster.held == (0, 0, 0)
 
 
 @pytest.mark.parametrize("how", ["cancel", "satisfied", "stopped", "deadline"])
-def test_a_decode_that_waits_for_the_reader_is_dropped_with_its_request(how: str) -> None:
-    async def play() -> None:
-        async with serving(deadline_s=1.0) as (dispatcher, cluster, _):
-            reader, orders = await _first_token(dispatcher, cluster)
-            assert orders == [1] and cluster.leases
-            run = dispatcher._runs["r"]
-            match how:
-                case "cancel":
-                    reader.cancel()
-                case "satisfied":
-                    dispatcher.satisfied("r")
-                case "stopped":
-                    run.feed(Stopped(failure=Failure(kind=FailureKind.UNAVAILABLE, message="closing")))
-                case _:
-                    run.feed(DeadlinePassed())
-            await asyncio.wait({reader})
-            if not reader.cancelled() and (error := reader.exception()) is not None:
-                assert isinstance(error, FailureError)
-            await asyncio.sleep(2.0)
-            assert len(cluster.submissions) == 1 and cluster.held == (0, 0, 0) and dispatcher.in_flight == 0
-
-    virtual_loop.run(play())
-
-
-def test_a_held_decode_that_cannot_be_sent_costs_only_its_own_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def play() -> None:
-        async with serving() as (dispatcher, cluster, _):
-            reader, _orders = await _first_token(dispatcher, cluster)
-
-            def broken(*_: object) -> int:
-                raise ZeroDivisionError
-
-            monkeypatch.setattr(cluster, "submit", broken)
-            with pytest.raises(FailureError) as caught:
-                await reader
-            assert caught.value.failure.kind is FailureKind.INTERNAL
-            assert cluster.held == (0, 0, 0) and dispatcher.in_flight == 0
-
-    virtual_loop.run(play())
-
-
-def test_a_pinned_sibling_runs_on_its_decode_worker_alone() -> None:
-    async def play() -> None:
-        async with serving() as (dispatcher, cluster, _):
-            deltas = await collect(dispatcher, generation(pinned_decode_worker="decode-0"))
-            assert tokens_of(deltas) == [100, 101, 102, 103, 104]
-            assert [sent.request.sampling for sent in cluster.submissions] == [b"decode"]
-            assert deltas[0].decode_worker == "decode-0"
-
-    virtual_loop.run(play())
+@virtual_time
+async def test_a_decode_that_waits_for_the_reader_is_dropped_with_its_request(how: str) -> None:
+    async with serving(deadline_s=1.0) as (dispatcher, cluster, _):
+        reader, orders = await _first_token(dispatcher, cluster)
+        assert orders == [1] and cluster.leases
+        run = dispatcher._runs["r"]
+        match how:
+            case "cancel":
+                reader.cancel()
+            case "satisfied":
+                dispatcher.satisfied("r")
+            case "stopped":
+                run.feed(Stopped(failure=Failure(kind=FailureKind.UNAVAILABLE, message="closing")))
+            case _:
+                run.feed(DeadlinePassed())
+        await asyncio.wait({reader})
+        if not reader.cancelled() and (error := reader.exception()) is not None:
+            assert isinstance(error, FailureError)
+        await asyncio.sleep(2.0)
+        assert len(cluster.submissions) == 1 and cluster.held == (0, 0, 0) and dispatcher.in_flight == 0
+        assert (cluster.outcomes == ["finished"]) == (how == "satisfied"), "having enough is no cancellation"
 
 
 @pytest.mark.parametrize("how", ["close", "cancel"])
-def test_a_client_may_leave_at_any_millisecond(how: str) -> None:
+@virtual_time
+async def test_a_client_may_leave_at_any_millisecond(how: str) -> None:
     async def one(after_s: float) -> None:
         async with serving() as (dispatcher, cluster, _):
             stream = dispatcher.generate(generation())
@@ -179,135 +145,91 @@ def test_a_client_may_leave_at_any_millisecond(how: str) -> None:
             assert cluster.held == (0, 0, 0), f"left after {after_s} s"
             assert dispatcher.in_flight == 0
 
-    async def play() -> None:
-        for millisecond in range(int(WHOLE_S * 1000) + 5):
-            await one(millisecond / 1000)
-
-    virtual_loop.run(play())
+    for millisecond in range(int(WHOLE_S * 1000) + 5):
+        await one(millisecond / 1000)
 
 
-def test_a_stream_that_is_never_read_starts_nothing() -> None:
-    async def play() -> None:
-        async with serving() as (dispatcher, cluster, _):
-            await dispatcher.generate(generation()).aclose()
-            assert cluster.plans_granted == 0
-
-    virtual_loop.run(play())
+@virtual_time
+async def test_a_stream_that_is_closed_at_once_leaves_nothing() -> None:
+    async with serving() as (dispatcher, cluster, _):
+        await dispatcher.generate(generation()).aclose()
+        assert cluster.held == (0, 0, 0) and dispatcher.in_flight == 0
 
 
-def test_a_reader_that_has_enough_is_not_counted_as_cancelled() -> None:
-    async def play() -> None:
-        async with serving() as (dispatcher, cluster, registry):
-            stream = dispatcher.generate(generation())
-            await anext(stream)
-            dispatcher.satisfied("r")
-            await stream.aclose()
-            assert cluster.held == (0, 0, 0) and cluster.outcomes == ["finished"]
-            assert registry.get_sample_value("baton_front_proxy_requests_total", {"outcome": "cancelled"}) is None
-
-    virtual_loop.run(play())
-
-
-def test_no_request_outlives_its_deadline() -> None:
-    async def play() -> None:
-        async with serving(deadline_s=2.0) as (dispatcher, cluster, _):
-            cluster.silent = True
-            loop = asyncio.get_running_loop()
-            for asked_s, expected_s in ((None, 2.0), (0.5, 0.5), (9.0, 2.0)):
-                before = loop.time()
-                with pytest.raises(FailureError) as caught:
-                    await collect(dispatcher, generation(deadline_s=asked_s))
-                assert caught.value.failure.kind is FailureKind.DEADLINE
-                assert loop.time() - before == pytest.approx(expected_s)
-            assert cluster.held == (0, 0, 0)
-
-    virtual_loop.run(play())
+@virtual_time
+async def test_no_request_outlives_its_deadline() -> None:
+    async with serving(deadline_s=2.0) as (dispatcher, cluster, _):
+        cluster.silent = True
+        loop = asyncio.get_running_loop()
+        for asked_s, expected_s in ((None, 2.0), (0.5, 0.5), (9.0, 2.0)):
+            before = loop.time()
+            with pytest.raises(FailureError) as caught:
+                await collect(dispatcher, generation(deadline_s=asked_s))
+            assert caught.value.failure.kind is FailureKind.DEADLINE
+            assert loop.time() - before == pytest.approx(expected_s)
+        assert cluster.held == (0, 0, 0)
 
 
 @pytest.mark.parametrize("stage", list(Stage))
-def test_a_refusal_is_tried_again_and_counted(stage: Stage) -> None:
-    async def play() -> None:
-        async with serving() as (dispatcher, cluster, registry):
-            cluster.fail[stage] = Failure(kind=FailureKind.STATE_LOST, message="lost")
-            assert tokens_of(await collect(dispatcher, generation())) == [100, 101, 102, 103, 104]
-            assert cluster.held == (0, 0, 0)
-            labels = {"stage": stage.value, "reason": "state_lost"}
-            assert registry.get_sample_value("baton_front_proxy_retries_total", labels) == 1
-
-    virtual_loop.run(play())
-
-
-def test_a_refusal_for_good_reaches_the_caller() -> None:
-    async def play() -> None:
-        async with serving() as (dispatcher, cluster, registry):
-            cluster.fail[Stage.PREFILL] = Failure(kind=FailureKind.BAD_REQUEST, message="no such token")
-            with pytest.raises(FailureError, match="no such token"):
-                await collect(dispatcher, generation())
-            assert cluster.held == (0, 0, 0)
-            assert registry.get_sample_value("baton_front_proxy_failures_total", {"kind": "bad_request"}) == 1
-
-    virtual_loop.run(play())
+@virtual_time
+async def test_a_refusal_is_tried_again_unless_it_is_for_good_and_counted(stage: Stage) -> None:
+    async with serving() as (dispatcher, cluster, registry):
+        cluster.fail[stage] = Failure(kind=FailureKind.STATE_LOST, message="lost")
+        assert tokens_of(await collect(dispatcher, generation())) == [100, 101, 102, 103, 104]
+        labels = {"stage": stage.value, "reason": "state_lost"}
+        assert registry.get_sample_value("baton_front_proxy_retries_total", labels) == 1
+        cluster.fail[Stage.PREFILL] = Failure(kind=FailureKind.BAD_REQUEST, message="no such token")
+        with pytest.raises(FailureError, match="no such token"):
+            await collect(dispatcher, generation())
+        assert registry.get_sample_value("baton_front_proxy_failures_total", {"kind": "bad_request"}) == 1
+        assert cluster.held == (0, 0, 0)
 
 
-def test_a_slow_reader_is_stopped_before_its_output_fills_the_memory() -> None:
-    async def play() -> None:
-        async with serving(output_deltas_max=2) as (dispatcher, cluster, _):
-            stream = dispatcher.generate(generation())
-            assert (await anext(stream)).token_ids == [100]
-            await asyncio.sleep(1.0)
-            assert cluster.held == (0, 0, 0)
-            with pytest.raises(FailureError) as caught:
-                _ = [delta async for delta in stream]
-            assert caught.value.failure.kind is FailureKind.EXHAUSTED
-
-    virtual_loop.run(play())
+@virtual_time
+async def test_a_slow_reader_is_stopped_before_its_output_fills_the_memory() -> None:
+    async with serving(output_deltas_max=2) as (dispatcher, cluster, _):
+        stream = dispatcher.generate(generation())
+        assert (await anext(stream)).token_ids == [100]
+        await asyncio.sleep(1.0)
+        assert cluster.held == (0, 0, 0)
+        with pytest.raises(FailureError) as caught:
+            _ = [delta async for delta in stream]
+        assert caught.value.failure.kind is FailureKind.EXHAUSTED
 
 
-def test_what_came_while_the_reader_was_away_is_there_without_waiting() -> None:
-    async def play() -> None:
-        async with serving() as (dispatcher, cluster, _):
-            stream = dispatcher.generate(generation())
-            assert stream.waiting() is None, "nothing begins by looking"
-            deltas = [await anext(stream)]
-            assert stream.waiting() is None
-            await asyncio.sleep(1.0)
-            while (delta := stream.waiting()) is not None:
-                deltas.append(delta)
-            assert tokens_of(deltas) == [100, 101, 102, 103, 104] and deltas[-1].finish is not None
-            with pytest.raises(StopAsyncIteration):
-                await anext(stream)
-            await stream.aclose()
-            assert cluster.held == (0, 0, 0) and cluster.outcomes == ["finished"]
-
-    virtual_loop.run(play())
+@virtual_time
+async def test_what_came_while_the_reader_was_away_is_there_without_waiting() -> None:
+    async with serving() as (dispatcher, cluster, _):
+        stream = dispatcher.generate(generation())
+        assert stream.waiting() is None
+        deltas = [await anext(stream)]
+        assert stream.waiting() is None
+        await asyncio.sleep(1.0)
+        while (delta := stream.waiting()) is not None:
+            deltas.append(delta)
+        assert tokens_of(deltas) == [100, 101, 102, 103, 104] and deltas[-1].finish is not None
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+        await stream.aclose()
+        assert cluster.held == (0, 0, 0) and cluster.outcomes == ["finished"]
 
 
-def test_a_prompt_without_tokens_is_refused_before_the_scheduler_is_asked() -> None:
-    async def play() -> None:
-        async with serving() as (dispatcher, cluster, _):
-            with pytest.raises(FailureError) as caught:
-                await collect(dispatcher, generation(token_ids=[]))
-            assert caught.value.failure.kind is FailureKind.BAD_REQUEST and cluster.plans_granted == 0
+@pytest.mark.parametrize("where", ["its flow", "its held decode"])
+@virtual_time
+async def test_a_mistake_in_one_request_does_not_touch_the_others(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    def broken(*_: object) -> int:
+        raise ZeroDivisionError
 
-    virtual_loop.run(play())
-
-
-def test_a_mistake_in_one_request_does_not_touch_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def play() -> None:
-        async with serving() as (dispatcher, cluster, _):
-            well = asyncio.create_task(collect(dispatcher, generation("well")))
-            ill = dispatcher.generate(generation("ill"))
-            await anext(ill)
-            flow = dispatcher._runs["ill"].flow
-
-            def broken(event: object) -> None:
-                raise ZeroDivisionError
-
-            monkeypatch.setattr(flow, "handle", broken)
-            with pytest.raises(FailureError) as caught:
-                _ = [delta async for delta in ill]
-            assert caught.value.failure.kind is FailureKind.INTERNAL
-            assert tokens_of(await well) == [100, 101, 102, 103, 104]
-            assert cluster.held == (0, 0, 0) and dispatcher.in_flight == 0
-
-    virtual_loop.run(play())
+    async with serving() as (dispatcher, cluster, _):
+        well = asyncio.create_task(collect(dispatcher, generation("well")))
+        ill = dispatcher.generate(generation("ill"))
+        await anext(ill)
+        if where == "its flow":
+            monkeypatch.setattr(dispatcher._runs["ill"].flow, "handle", broken)
+        else:
+            monkeypatch.setattr(dispatcher._runs["ill"], "_start_decode", broken)
+        with pytest.raises(FailureError) as caught:
+            _ = [delta async for delta in ill]
+        assert caught.value.failure.kind is FailureKind.INTERNAL
+        assert tokens_of(await well) == [100, 101, 102, 103, 104]
+        assert cluster.held == (0, 0, 0) and dispatcher.in_flight == 0

@@ -8,13 +8,11 @@ import pytest
 
 from front_proxy.request.work import Stage
 from runtime.failures import Failure, FailureError, FailureKind
-from simulation.kernel import virtual_loop
-from tests.front_proxy.fake_cluster import (
+from tests.support.fake_cluster import (
     P0,
     PLAN_S,
     PREFILL_S,
     PULL_S,
-    STEP_S,
     TOKENS,
     WHOLE_S,
     collect,
@@ -22,135 +20,101 @@ from tests.front_proxy.fake_cluster import (
     serving,
     tokens_of,
 )
+from tests.support.virtual_time import virtual_time
 
 
 def decode_failure(message: str = "the worker died") -> Failure:
     return Failure(kind=FailureKind.UNAVAILABLE, message=message)
 
 
-def test_a_stalled_stream_goes_on_behind_what_was_shown_within_the_bound() -> None:
-    async def play() -> None:
-        async with serving(stream_stall_timeout_s=2.0, stall_check_interval_s=0.1) as (dispatcher, cluster, registry):
-            cluster.freeze_after = 2
-            loop = asyncio.get_running_loop()
-            began_s = loop.time()
-            assert tokens_of(await collect(dispatcher, generation())) == [100, 101, 102, 103, 104]
-            assert 2.0 <= loop.time() - began_s <= 2.0 + 0.2 + 2 * WHOLE_S
-            samplings = [sent.request.sampling for sent in cluster.submissions]
-            assert samplings == [b"prefill", b"rest behind 1", b"first behind 3", b"rest behind 4"]
-            assert cluster.submissions[2].request.token_ids == [1, 2, 3, 100, 101, 102]
-            assert [len(cluster.submissions[3].request.token_ids), cluster.submissions[3].handoff is not None] == [
-                7,
-                True,
-            ]
-            again = cluster.questions[1]
-            assert (again.prompt_tokens, again.output_tokens_max) == (6, 2)
-            assert again.excluded_worker_ids == {"decode-0"}
-            assert cluster.suspects == ["decode-0"] and cluster.held == (0, 0, 0)
-            assert registry.get_sample_value("baton_front_proxy_resumes_total", {"how": "continue"}) == 1
-            assert registry.get_sample_value("baton_front_proxy_stalls_total", {"stage": "decode"}) == 1
-
-    virtual_loop.run(play())
+@virtual_time
+async def test_a_stalled_stream_goes_on_behind_what_was_shown_within_the_bound() -> None:
+    async with serving(stream_stall_timeout_s=2.0, stall_check_interval_s=0.1) as (dispatcher, cluster, registry):
+        cluster.freeze_after = 2
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        assert tokens_of(await collect(dispatcher, generation())) == [100, 101, 102, 103, 104]
+        assert 2.0 <= loop.time() - began_s <= 2.0 + 0.2 + 2 * WHOLE_S
+        samplings = [sent.engine_request.sampling for sent in cluster.submissions]
+        assert samplings == [b"prefill", b"rest behind 1", b"first behind 3", b"rest behind 4"]
+        assert cluster.submissions[2].engine_request.token_ids == [1, 2, 3, 100, 101, 102]
+        last = cluster.submissions[3]
+        assert len(last.engine_request.token_ids) == 7 and last.handoff is not None
+        again = cluster.questions[1]
+        assert (again.prompt_tokens, again.output_tokens_max) == (6, 2)
+        assert again.excluded_worker_ids == {"decode-0"}
+        assert cluster.suspects == ["decode-0"] and cluster.held == (0, 0, 0)
+        assert registry.get_sample_value("baton_front_proxy_resumes_total", {"how": "continue"}) == 1
+        assert registry.get_sample_value("baton_front_proxy_stalls_total", {"stage": "decode"}) == 1
 
 
-def test_a_stalled_stream_that_cannot_be_continued_is_computed_again_and_compared() -> None:
-    async def play() -> None:
-        async with serving(stream_stall_timeout_s=2.0) as (dispatcher, cluster, registry):
-            cluster.freeze_after = 3
-            deltas = await collect(dispatcher, generation(continuation=None))
-            assert tokens_of(deltas) == [100, 101, 102, 103, 104]
-            assert [sent.request.sampling for sent in cluster.submissions] == [b"prefill", b"decode"] * 2
-            assert cluster.submissions[3].request.token_ids == [1, 2, 3]
-            assert registry.get_sample_value("baton_front_proxy_resumes_total", {"how": "replay"}) == 1
-            assert registry.get_sample_value("baton_front_proxy_output_tokens_total") == TOKENS
-
-    virtual_loop.run(play())
-
-
-def test_a_replay_that_gives_other_tokens_fails_instead_of_showing_them() -> None:
-    async def play() -> None:
-        async with serving(stream_stall_timeout_s=2.0) as (dispatcher, cluster, registry):
-            cluster.freeze_after = 3
-            stream = dispatcher.generate(generation(continuation=None))
-            shown = [(await anext(stream)).token_ids for _ in range(3)]
-            assert shown == [[100], [101], [102]]
-            cluster.diverge = True
-            with pytest.raises(FailureError, match="gave other ones") as caught:
-                await anext(stream)
-            assert caught.value.failure.kind is FailureKind.INTERNAL
-            assert cluster.held == (0, 0, 0)
-            assert registry.get_sample_value("baton_front_proxy_replays_diverged_total") == 1
-
-    virtual_loop.run(play())
+@virtual_time
+async def test_a_replay_that_gives_other_tokens_fails_instead_of_showing_them() -> None:
+    async with serving(stream_stall_timeout_s=2.0) as (dispatcher, cluster, registry):
+        cluster.freeze_after = 3
+        stream = dispatcher.generate(generation(continuation=None))
+        shown = [(await anext(stream)).token_ids for _ in range(3)]
+        assert shown == [[100], [101], [102]]
+        assert cluster.submissions[1].engine_request.sampling == b"decode"
+        cluster.diverge = True
+        with pytest.raises(FailureError, match="gave other ones") as caught:
+            await anext(stream)
+        assert caught.value.failure.kind is FailureKind.INTERNAL
+        assert cluster.held == (0, 0, 0)
+        assert cluster.submissions[3].engine_request.token_ids == [1, 2, 3]
+        assert registry.get_sample_value("baton_front_proxy_resumes_total", {"how": "replay"}) == 1
+        assert registry.get_sample_value("baton_front_proxy_replays_diverged_total") == 1
 
 
-def test_a_stream_alone_on_a_worker_that_lives_gets_the_longer_bound() -> None:
-    async def play() -> None:
-        settings = {"stream_stall_timeout_s": 2.0, "stream_stall_alive_timeout_s": 7.0}
-        async with serving(**settings) as (dispatcher, cluster, _):
-            cluster.freeze_after, cluster.alive = 2, True
-            loop = asyncio.get_running_loop()
-            began_s = loop.time()
-            assert len(tokens_of(await collect(dispatcher, generation()))) == TOKENS
-            assert loop.time() - began_s >= 7.0
-
-    virtual_loop.run(play())
+@virtual_time
+async def test_a_stream_alone_on_a_worker_that_lives_gets_the_longer_bound() -> None:
+    settings = {"stream_stall_timeout_s": 2.0, "stream_stall_alive_timeout_s": 7.0}
+    async with serving(**settings) as (dispatcher, cluster, _):
+        cluster.freeze_after, cluster.alive = 2, True
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        assert len(tokens_of(await collect(dispatcher, generation()))) == TOKENS
+        assert loop.time() - began_s >= 7.0
 
 
-def test_a_prompt_and_a_pull_may_take_longer_than_a_step() -> None:
-    async def play() -> None:
-        bound_s = (STEP_S + PULL_S) / 2
-        async with serving(stream_stall_timeout_s=bound_s, stall_check_interval_s=0.001) as (dispatcher, cluster, _):
-            assert len(tokens_of(await collect(dispatcher, generation()))) == TOKENS
-            assert len(cluster.submissions) == 2 and cluster.suspects == []
-
-    virtual_loop.run(play())
-
-
-def test_a_process_that_stood_still_itself_blames_nobody() -> None:
-    async def play() -> None:
-        async with serving(stream_stall_timeout_s=2.0, stall_check_interval_s=0.5) as (dispatcher, cluster, _):
-            cluster.freeze_after = 2
-            task = asyncio.create_task(collect(dispatcher, generation()))
-            await asyncio.sleep(1.0)
-            # The loop's clock moves on as if this process had been stopped.
-            asyncio.get_running_loop()._idle.now_s += 60.0  # type: ignore[attr-defined]
-            await asyncio.sleep(1.5)
-            assert cluster.suspects == [] and not task.done()
-            await task
-            assert cluster.suspects == ["decode-0"]
-
-    virtual_loop.run(play())
+@virtual_time
+async def test_a_process_that_stood_still_itself_blames_no_worker() -> None:
+    async with serving(stream_stall_timeout_s=2.0, stall_check_interval_s=0.5) as (dispatcher, cluster, _):
+        cluster.freeze_after = 2
+        task = asyncio.create_task(collect(dispatcher, generation()))
+        await asyncio.sleep(1.0)
+        # The loop's clock moves on as if this process had been stopped.
+        asyncio.get_running_loop()._idle.now_s += 60.0  # type: ignore[attr-defined]
+        await asyncio.sleep(1.5)
+        assert cluster.suspects == [] and not task.done()
+        await task
+        assert cluster.suspects == ["decode-0"]
 
 
-def test_a_pull_whose_holder_is_lost_is_not_waited_for() -> None:
-    async def play() -> None:
-        settings = {"orphaned_pull_timeout_s": 1.0, "handoff_stall_timeout_s": 100.0, "stall_check_interval_s": 0.1}
-        async with serving(**settings) as (dispatcher, cluster, _):
-            cluster.freeze_after = 0
-            task = asyncio.create_task(collect(dispatcher, generation()))
-            await asyncio.sleep(PLAN_S + PREFILL_S + PULL_S)
-            dispatcher._on_worker_lost(P0, "killed")
-            assert tokens_of(await task) == [100, 101, 102, 103, 104]
-            assert asyncio.get_running_loop().time() < 1.5
-            assert cluster.questions[1].excluded_worker_ids == {"prefill-0"}
-            assert cluster.suspects == [], "the decode worker is not to blame"
-
-    virtual_loop.run(play())
+@virtual_time
+async def test_a_pull_whose_holder_is_lost_is_not_waited_for() -> None:
+    settings = {"orphaned_pull_timeout_s": 1.0, "handoff_stall_timeout_s": 100.0, "stall_check_interval_s": 0.1}
+    async with serving(**settings) as (dispatcher, cluster, _):
+        cluster.freeze_after = 0
+        task = asyncio.create_task(collect(dispatcher, generation()))
+        await asyncio.sleep(PLAN_S + PREFILL_S + PULL_S)
+        dispatcher._on_worker_lost(P0, "killed")
+        assert tokens_of(await task) == [100, 101, 102, 103, 104]
+        assert asyncio.get_running_loop().time() < 1.5
+        assert cluster.questions[1].excluded_worker_ids == {"prefill-0"}
+        assert cluster.suspects == [], "the decode worker is not to blame"
 
 
-def test_retries_of_all_requests_together_are_bounded() -> None:
-    async def play() -> None:
-        settings = {"retry_budget_burst": 2, "retry_budget_ratio": 0.0, "retry_budget_per_s": 0.001}
-        async with serving(**settings) as (dispatcher, cluster, registry):
-            for number in range(5):
-                cluster.fail[Stage.DECODE] = decode_failure()
-                if number < 2:
-                    assert len(tokens_of(await collect(dispatcher, generation(f"r{number}")))) == TOKENS
-                else:
-                    with pytest.raises(FailureError, match="the worker died"):
-                        await collect(dispatcher, generation(f"r{number}"))
-            assert cluster.held == (0, 0, 0)
-            assert registry.get_sample_value("baton_front_proxy_retries_denied_total") == 3
-
-    virtual_loop.run(play())
+@virtual_time
+async def test_retries_of_all_requests_together_are_bounded() -> None:
+    settings = {"retry_budget_burst": 2, "retry_budget_ratio": 0.0, "retry_budget_per_s": 0.001}
+    async with serving(**settings) as (dispatcher, cluster, registry):
+        for number in range(5):
+            cluster.fail[Stage.DECODE] = decode_failure()
+            if number < 2:
+                assert len(tokens_of(await collect(dispatcher, generation(f"r{number}")))) == TOKENS
+            else:
+                with pytest.raises(FailureError, match="the worker died"):
+                    await collect(dispatcher, generation(f"r{number}"))
+        assert cluster.held == (0, 0, 0)
+        assert registry.get_sample_value("baton_front_proxy_retries_denied_total") == 3

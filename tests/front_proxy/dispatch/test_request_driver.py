@@ -12,7 +12,7 @@ from front_proxy.request.events import HolderLost
 from front_proxy.request.work import Stage, WorkerOutput
 from runtime.failures import Failure, FailureError, FailureKind
 from simulation.kernel import virtual_loop
-from tests.front_proxy.fake_cluster import (
+from tests.support.fake_cluster import (
     P0,
     PLAN_S,
     PREFILL_S,
@@ -79,17 +79,6 @@ def test_a_request_that_is_over_is_kept_by_nothing(how: str) -> None:
             await asyncio.sleep(0.0)
             gc.collect()
             assert run() is None, "a timer or a queue still knows it"
-
-    virtual_loop.run(play())
-
-
-def test_a_worker_that_is_full_or_was_not_reached_is_not_told_to_be_broken() -> None:
-    async def play() -> None:
-        async with serving() as (dispatcher, cluster, _):
-            for kind in (FailureKind.EXHAUSTED, FailureKind.UNAVAILABLE, FailureKind.STATE_LOST):
-                cluster.fail[Stage.DECODE] = Failure(kind=kind, message="not now")
-                assert len(tokens_of(await collect(dispatcher, generation()))) == TOKENS
-            assert cluster.suspects == []
 
     virtual_loop.run(play())
 

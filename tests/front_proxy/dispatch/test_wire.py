@@ -73,7 +73,7 @@ def test_what_the_scheduler_answers_arrives(plan: ReplyPlan, failure: Failure, w
 def test_a_submission_arrives(
     request: EngineRequest, handoff: KvHandoff | None, stage: Stage, deadline_s: float
 ) -> None:
-    sent = Submission(stage=stage, request=request, handoff=handoff, blocks_reserved=3, deadline_s=deadline_s)
+    sent = Submission(stage=stage, engine_request=request, handoff=handoff, blocks_reserved=3, deadline_s=deadline_s)
     arrived = worker_wire.request_of(wire.submit(7, sent, 0.0).submit)
     assert arrived is not None and arrived.engine_request == request
     assert (arrived.slot, arrived.blocks_reserved, type(arrived.work).__name__) == (7, 3, stage.value.title())
@@ -97,3 +97,7 @@ def test_an_output_arrives(
     assert (list(arrived.token_ids), arrived.admission_s) == (token_ids, admission_s if first else 0.0)
     assert msgspec.to_builtins(arrived.logprobs) == msgspec.to_builtins(arrived.prompt_logprobs)
     assert arrived.logprobs == table
+
+
+def test_a_failure_of_an_unknown_kind_is_internal() -> None:
+    assert wire.failure("from the future", "?", 0) == Failure(kind=FailureKind.INTERNAL, message="?")

@@ -25,7 +25,9 @@ OPTIONS: Any = {
     "send_messages_max": 1000,
     "limits": FrontProxyLimits(handoff_renew_interval_s=60.0, worker_connect_retry_s=1.0),
 }
-SUBMISSION = Submission(stage=Stage.PREFILL, request=EngineRequest(request_id="r-p1", token_ids=[1], sampling=b""))
+SUBMISSION = Submission(
+    stage=Stage.PREFILL, engine_request=EngineRequest(request_id="r-p1", token_ids=[1], sampling=b"")
+)
 HANDOFF = cluster_pb2.KvHandoff(worker_id="w", epoch=7, lease_id="lease", tokens=1, blocks=1, lease_remaining_ms=30_000)
 
 
@@ -67,7 +69,7 @@ async def test_nothing_is_believed_behind_a_message_that_made_no_sense() -> None
     assert [output.token_ids for output in ear.heard if isinstance(output, WorkerOutput)] == [[1]]
 
 
-async def test_words_for_an_aborted_order_never_reach_the_next_one() -> None:
+async def test_words_for_an_aborted_submission_never_reach_the_next_one() -> None:
     made, first, second = link(), Ear(), Ear()
     aborted = made.submit(SUBMISSION, first)
     send(made)
@@ -78,7 +80,7 @@ async def test_words_for_an_aborted_order_never_reach_the_next_one() -> None:
     assert second.heard == [] and len(first.heard) == 1
 
 
-async def test_what_is_remembered_of_aborted_orders_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_remembered_of_aborted_submissions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_link, "ABORTED_SLOTS_MAX", 3)
     made = link()
     for _ in range(9):
@@ -95,7 +97,7 @@ async def test_a_submission_aborted_before_it_left_is_forgotten_and_the_link_is_
     assert made.idle
 
 
-async def test_the_last_word_on_an_aborted_order_leaves_the_link_idle() -> None:
+async def test_the_last_word_on_an_aborted_submission_leaves_the_link_idle() -> None:
     made = link()
     slot = made.submit(SUBMISSION, Ear())
     send(made)

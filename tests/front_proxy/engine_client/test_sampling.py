@@ -67,56 +67,40 @@ def test_every_field_of_this_vllm_was_thought_about() -> None:
     assert {field.name for field in msgspec.structs.fields(SamplingParams)} == known
 
 
-def test_what_follows_the_first_token_has_one_token_less_and_no_prompt_logprobs() -> None:
-    params = SamplingParams(max_tokens=10, min_tokens=4, prompt_logprobs=1, logprobs=2, stop=["x"])
+def decoded(data: bytes) -> SamplingParams:
+    return msgspec.msgpack.decode(data, type=SamplingParams)
+
+
+@pytest.mark.parametrize("shown", [0, 1, 3, 9])
+def test_each_stage_asks_for_what_is_left_behind_the_shown_tokens(shown: int) -> None:
+    asked = {"stop_token_ids": [7], "logit_bias": {3: 1.0}, "logprobs": 2, "repetition_penalty": 1.2}
+    params = SamplingParams(max_tokens=10, min_tokens=4, prompt_logprobs=1, temperature=0.0, stop=["x"], **asked)
     encodings = encode(params)
     assert encodings.continuation is not None
-    first, rest, whole = (
-        msgspec.msgpack.decode(data, type=SamplingParams)
-        for data in (encodings.prefill, encodings.continuation.rest(1), encodings.decode)
-    )
-    assert (first.max_tokens, first.min_tokens, first.prompt_logprobs) == (1, 1, 1)
-    assert (rest.max_tokens, rest.min_tokens, rest.prompt_logprobs) == (9, 3, None)
-    assert (whole.max_tokens, whole.min_tokens, whole.prompt_logprobs) == (10, 4, 1)
-    assert not rest.skip_reading_prefix_cache
-    assert first.skip_reading_prefix_cache
-    for wire in (first, rest, whole):
-        assert wire.stop == [] and not wire.detokenize
-        assert wire.output_kind is RequestOutputKind.DELTA
+    if shown:
+        first, rest = decoded(encodings.continuation.first(shown)), decoded(encodings.continuation.rest(shown))
+    else:
+        first, rest = decoded(encodings.prefill), decoded(encodings.decode)
+    assert (first.max_tokens, first.min_tokens) == (1, min(max(4 - shown, 0), 1))
+    assert (rest.max_tokens, rest.min_tokens) == (10 - shown, max(4 - shown, 0))
+    for wire in (first, rest):
+        assert {name: getattr(wire, name) for name in asked} == asked
+        # The prompt's logprobs come with the first token, and only then its cached prefix may not be used.
+        assert (wire.prompt_logprobs, bool(wire.skip_reading_prefix_cache)) == ((None, False) if shown else (1, True))
+        assert wire.stop == [] and not wire.detokenize and wire.output_kind is RequestOutputKind.DELTA
     # The front proxy's own copy still finds stop strings.
     assert params.stop == ["x"] and params.detokenize
+    one = encode(SamplingParams(max_tokens=1, logprobs=4))
+    assert one.prefill == one.decode
 
 
 def test_a_discarded_prefill_token_can_end_nothing() -> None:
     params = SamplingParams(max_tokens=5, presence_penalty=1.0, stop_token_ids=[3], prompt_logprobs=0)
     encodings = encode(params)
     assert encodings.continuation is None
-    prefill = msgspec.msgpack.decode(encodings.prefill, type=SamplingParams)
+    prefill = decoded(encodings.prefill)
     assert prefill.ignore_eos and prefill.stop_token_ids == [] and prefill.max_tokens == 1
     assert prefill.prompt_logprobs == 0 and prefill.structured_outputs is None
-
-
-def test_one_token_is_the_whole_output_and_uses_the_whole_sampling() -> None:
-    encodings = encode(SamplingParams(max_tokens=1, logprobs=4))
-    assert encodings.prefill == encodings.decode
-
-
-@pytest.mark.parametrize("shown", [1, 3, 9])
-def test_a_continuation_asks_for_what_is_left(shown: int) -> None:
-    asked = {"stop_token_ids": [7], "logit_bias": {3: 1.0}, "logprobs": 2, "repetition_penalty": 1.2}
-    continuation = encode(
-        SamplingParams(max_tokens=10, min_tokens=4, prompt_logprobs=1, temperature=0.0, **asked)
-    ).continuation
-    assert continuation is not None
-    first, rest = (
-        msgspec.msgpack.decode(data, type=SamplingParams)
-        for data in (continuation.first(shown), continuation.rest(shown))
-    )
-    assert (first.max_tokens, first.min_tokens) == (1, min(max(4 - shown, 0), 1))
-    assert (rest.max_tokens, rest.min_tokens) == (10 - shown, max(4 - shown, 0))
-    for wire in (first, rest):
-        assert {name: getattr(wire, name) for name in asked} == asked
-        assert wire.prompt_logprobs is None and not wire.skip_reading_prefix_cache
 
 
 DRAWN_WITH_STATE: list[dict[str, Any]] = [
@@ -128,23 +112,16 @@ DRAWN_WITH_STATE: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", DRAWN_WITH_STATE, ids=",".join)
 def test_what_can_only_be_computed_again_gets_a_seed_to_draw_the_same_tokens(options: dict[str, Any]) -> None:
-    def seed_of(params: SamplingParams) -> int | None:
-        whole = encode(params, replay_seed=77)
-        return msgspec.msgpack.decode(whole.decode, type=SamplingParams).seed
+    def sent(**more: Any) -> SamplingParams:
+        params = SamplingParams(max_tokens=5, **more)
+        whole = decoded(encode(params).decode)
+        assert params.seed == more.get("seed") and whole.structured_outputs == params.structured_outputs
+        return whole
 
-    params = SamplingParams(max_tokens=5, temperature=0.9, **options)
-    assert seed_of(params) == 77 and params.seed is None
-    assert seed_of(SamplingParams(max_tokens=5, temperature=0.9, seed=5, **options)) == 5
-    assert seed_of(SamplingParams(max_tokens=5, temperature=0.0, **options)) is None
-    assert seed_of(SamplingParams(max_tokens=5, temperature=0.9)) is None, "drawing on continues"
-
-
-def test_a_grammar_crosses_the_wire() -> None:
-    grammar = StructuredOutputsParams(json={"type": "object"})
-    encodings = encode(SamplingParams(max_tokens=3, structured_outputs=grammar))
-    whole = msgspec.msgpack.decode(encodings.decode, type=SamplingParams)
-    assert whole.structured_outputs is not None
-    assert whole.structured_outputs.json == {"type": "object"}
+    assert sent(temperature=0.9, **options).seed is not None
+    assert sent(temperature=0.9, seed=5, **options).seed == 5
+    assert sent(temperature=0.0, **options).seed is None
+    assert sent(temperature=0.9).seed is None, "drawing on continues"
 
 
 def test_transfer_parameters_of_a_client_are_dropped() -> None:

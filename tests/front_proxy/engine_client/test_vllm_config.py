@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -28,6 +29,16 @@ def test_a_tool_parser_is_enough_for_automatic_tool_choice(
     from front_proxy.engine_client.vllm_config import serve_args
 
     assert serve_args(EngineConfig(model=str(tiny_model_folder)), serving).enable_auto_tool_choice is chosen
+
+
+@pytest.mark.parametrize(
+    ("extra_args", "names"), [({}, ["tiny"]), ({"served_model_name": ["one", "two"]}, ["one", "two"])]
+)
+def test_a_model_may_have_more_names_than_one(tiny_model_folder: Path, extra_args: Any, names: list[str]) -> None:
+    from front_proxy.engine_client.vllm_config import serve_args
+
+    engine = EngineConfig(model=str(tiny_model_folder), served_model_name="tiny")
+    assert serve_args(engine, ServingConfig(extra_args=extra_args)).served_model_name == names
 
 
 def test_flags_that_baton_does_not_have_are_told_as_settings() -> None:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.responses import StreamingResponse
 
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
+from front_proxy.gateway.in_flight import InFlight
 from front_proxy.openai_api.server import OpenAiServer
-from tests.polling import until
 
 REQUEST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
 CHUNK = b"x" * (1 << 20)
-
-
-LIMITS = FrontProxyLimits(close_timeout_s=1)
 
 
 class Endless:
@@ -42,49 +41,39 @@ class Endless:
             self.ended.set()
 
 
-async def connected(server: OpenAiServer) -> socket.socket:
+@asynccontextmanager
+async def unread(chunks: int, **limits: Any) -> AsyncIterator[tuple[Endless, InFlight, OpenAiServer, socket.socket]]:
+    """A client that asked and has not read anything yet."""
+    endless = Endless(chunks)
+    in_flight = InFlight(1, usable=lambda: True, retry_after_s=1.0)
+    bounds = FrontProxyLimits(close_timeout_s=1, **limits)
+    server = OpenAiServer(endless.app, FrontProxyConfig(port=0), in_flight, lifespan="off", limits=bounds)
+    await server.start()
     host, _, port = server.address.rpartition(":")
-    client = socket.socket()
-    client.setblocking(False)
-    loop = asyncio.get_running_loop()
-    await loop.sock_connect(client, (host, int(port)))
-    await loop.sock_sendall(client, REQUEST)
-    return client
+    with socket.socket() as client:
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(client, (host, int(port)))
+        await loop.sock_sendall(client, REQUEST)
+        async with asyncio.timeout(30):
+            await endless.begun.wait()
+            assert in_flight.count == 1
+            yield endless, in_flight, server, client
+    await server.stop()
 
 
 async def test_a_client_that_reads_nothing_loses_its_connection_and_its_place() -> None:
-    endless = Endless(chunks=1000)
-    config = FrontProxyConfig(port=0, client_send_timeout_s=0.1)
-    server = OpenAiServer(endless.app, config, lifespan="off", limits=LIMITS)
-    await server.start()
-    try:
-        client = await connected(server)
-        async with asyncio.timeout(30):
-            await endless.begun.wait()
-            assert server.guard.requests_running == 1
-            await endless.ended.wait()
-            await server.guard.idle.wait()
-        assert not server.guard.requests_running
-        await until(lambda: not server.connected, within_s=30)
-        client.close()
-    finally:
-        await server.stop()
+    async with unread(1000, client_send_timeout_s=0.1) as (endless, in_flight, server, _):
+        await endless.ended.wait()
+        await in_flight.idle.wait()
+        await server.quiet()
 
 
 async def test_a_client_that_reads_late_gets_everything() -> None:
-    endless = Endless(chunks=40)
-    server = OpenAiServer(endless.app, FrontProxyConfig(port=0), lifespan="off", limits=LIMITS)
-    await server.start()
-    try:
-        client = await connected(server)
-        async with asyncio.timeout(30):
-            await endless.begun.wait()
-            got = 0
-            while got < 40 * len(CHUNK):
-                piece = await asyncio.get_running_loop().sock_recv(client, 1 << 20)
-                assert piece
-                got += len(piece)
-            await server.guard.idle.wait()
-        client.close()
-    finally:
-        await server.stop()
+    async with unread(40) as (_, in_flight, _, client):
+        got = 0
+        while got < 40 * len(CHUNK):
+            piece = await asyncio.get_running_loop().sock_recv(client, 1 << 20)
+            assert piece
+            got += len(piece)
+        await in_flight.idle.wait()

@@ -6,28 +6,38 @@ import asyncio
 from collections.abc import MutableMapping
 from typing import Any
 
+import pytest
+
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
+from front_proxy.gateway.in_flight import InFlight
 from front_proxy.openai_api.guard import HttpGuard
 
-CONFIG, LIMITS = FrontProxyConfig(), FrontProxyLimits(request_body_timeout_s=0.01)
 SCOPE = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
 
 
-async def test_a_stalled_upload_is_refused_and_gives_its_place_back() -> None:
-    sent: list[MutableMapping[str, Any]] = []
+async def app(*_: object) -> None:
+    raise AssertionError("the body never arrives")
 
-    async def app(*_: object) -> None:
-        raise AssertionError("the body never arrived")
+
+@pytest.mark.parametrize(("already", "status", "retry_after"), [(0, 408, None), (1, 429, b"3")])
+async def test_a_stalled_upload_holds_its_place_for_a_bounded_time_and_none_is_read_without_a_place(
+    already: int, status: int, retry_after: bytes | None
+) -> None:
+    sent: list[MutableMapping[str, Any]] = []
+    in_flight = InFlight(1, usable=lambda: True, retry_after_s=3.0)
+    places = [in_flight.enter() for _ in range(already)]
 
     async def stalled() -> dict[str, Any]:
+        assert in_flight.count == 1 and not places
         await asyncio.Event().wait()
         raise AssertionError("nothing wakes this")
 
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
-    guard = HttpGuard(app, CONFIG, limits=LIMITS)
+    guard = HttpGuard(app, FrontProxyConfig(), in_flight, FrontProxyLimits(request_body_timeout_s=0.01))
     async with asyncio.timeout(5):
         await guard(dict(SCOPE), stalled, send)
-    assert sent[0]["status"] == 408
-    assert guard.requests_running == 0
+    assert sent[0]["status"] == status
+    assert dict(sent[0]["headers"]).get(b"retry-after") == retry_after
+    assert in_flight.count == already

@@ -1,4 +1,4 @@
-"""One request's hand-offs: each that ever came is released once, whoever made it."""
+"""One request's hand-offs: each that ever came is released once, whichever worker made it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from front_proxy.request.handoff_slot import HandoffSlot
-from tests.front_proxy.flow_play import handoff
+from tests.support.request_flow import handoff
 
 HANDOFF = handoff()
 

@@ -22,23 +22,6 @@ def output(tokens: list[int], *, finish: Finish | None = None, width: int = 0) -
     return WorkerOutput(token_ids=tokens, finish=finish, logprobs=table)
 
 
-def test_an_undisturbed_output_passes_as_it_is() -> None:
-    log = OutputLog(continuing=True)
-    log.begin()
-    whole = output([1, 2])
-    assert log.fresh(whole) is whole
-    assert log.resume_token_ids == (1, 2) and len(log) == 2
-
-
-def test_a_continuation_starts_behind_what_was_shown() -> None:
-    log = OutputLog(continuing=True)
-    log.begin()
-    log.fresh(output([1, 2]))
-    log.begin()
-    fresh = log.fresh(output([3]))
-    assert fresh is not None and fresh.token_ids == [3] and log.tokens == [1, 2, 3]
-
-
 def test_a_replay_shows_only_what_is_new_with_its_own_logprobs() -> None:
     log = OutputLog(continuing=False)
     log.begin()

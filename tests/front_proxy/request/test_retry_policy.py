@@ -7,11 +7,6 @@ from front_proxy.request.retry_policy import UNTAKEN_MAX, RetryBudget, RetryPoli
 ATTEMPTS_MAX, RESUMES_MAX = 3, 2
 
 
-def test_a_full_bucket_moves_a_whole_worker_at_once_and_then_no_more() -> None:
-    budget = RetryBudget(ratio=0.0, per_s=0.0, burst_max=5, now_s=0.0)
-    assert [budget.take(0.0) for _ in range(7)] == [True] * 5 + [False] * 2
-
-
 def test_in_the_long_run_retries_are_a_share_of_the_requests_and_a_floor_each_second() -> None:
     budget = RetryBudget(ratio=0.5, per_s=2.0, burst_max=4, now_s=0.0)
     taken = 0
@@ -32,11 +27,6 @@ def test_no_time_and_no_number_of_requests_fills_it_beyond_the_burst() -> None:
 def test_a_clock_that_went_back_counts_no_time_twice() -> None:
     budget = RetryBudget(ratio=0.0, per_s=1.0, burst_max=1, now_s=0.0)
     assert [budget.take(now_s) for now_s in (10.0, 9.0, 10.0, 11.0)] == [True, False, False, True]
-
-
-def test_a_clock_that_stands_still_fills_nothing() -> None:
-    budget = RetryBudget(ratio=0.0, per_s=1000.0, burst_max=1, now_s=5.0)
-    assert budget.take(5.0) and not budget.take(5.0) and not budget.take(4.0)
 
 
 def test_tries_in_a_row_are_bounded_and_progress_begins_them_anew_a_bounded_number_of_times() -> None:

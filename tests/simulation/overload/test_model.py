@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
@@ -12,8 +14,7 @@ import pytest
 from scheduler.api.events import PlanRequested
 from simulation.__main__ import main
 from simulation.overload.burst import judge
-from simulation.overload.histogram import Spread
-from simulation.overload.model import ALL_INTERACTIVE, Asked, Overload, Report, max_min, memory_kib, verdict
+from simulation.overload.model import ALL_INTERACTIVE, Asked, Overload, Report, max_min, memory_kib, quantile, verdict
 
 SHORT_S = 90.0
 
@@ -23,10 +24,11 @@ def calm() -> list[Report]:
     return [Overload(0, load).run(SHORT_S) for load in (1.0, 1.5)]
 
 
-def test_at_three_times_its_capacity_everything_holds(calm: list[Report]) -> None:
-    heavy = Overload(0, 3.0).run(SHORT_S)
+@pytest.mark.parametrize("load", [3.0, 6.0])
+def test_far_past_its_capacity_everything_holds(calm: list[Report], load: float) -> None:
+    heavy = Overload(0, load).run(SHORT_S)
     assert verdict([*calm, heavy]) == []
-    assert heavy.outcomes["wait_too_long"] > heavy.outcomes["waited_out"], "who cannot be served is mostly told at once"
+    assert heavy.outcomes["wait_too_long"] > heavy.outcomes["waited_out"], "most that cannot be served are told at once"
     assert heavy.waiting_most < 1000
 
 
@@ -38,11 +40,7 @@ def test_nothing_but_interactive_requests_past_capacity_are_served_in_time_or_re
     assert heavy.outcomes.get("finished late", 0) == 0
 
 
-def test_at_six_times_its_capacity_everything_holds(calm: list[Report]) -> None:
-    assert verdict([*calm, Overload(0, 6.0).run(SHORT_S)]) == []
-
-
-class NamesNobody(Overload):
+class NamesNoKey(Overload):
     """Takes all keys for one."""
 
     def question(self, plan_id: int, asked: Asked) -> PlanRequested:
@@ -56,7 +54,7 @@ class TakesAllForBatch(Overload):
         return msgspec.structs.replace(super().question(plan_id, asked), priority_class="batch")
 
 
-@pytest.mark.parametrize(("bug", "found"), [(NamesNobody, "fair share"), (TakesAllForBatch, "TTFT")])
+@pytest.mark.parametrize(("bug", "found"), [(NamesNoKey, "fair share"), (TakesAllForBatch, "TTFT")])
 def test_a_planted_bug_is_found(calm: list[Report], bug: type[Overload], found: str) -> None:
     assert any(found in each for each in verdict([*calm, bug(0, 3.0).run(SHORT_S)]))
 
@@ -115,26 +113,24 @@ def test_clients_that_are_told_to_come_back_at_once_are_refused_five_times(monke
     assert judge(0) != []
 
 
-def test_a_fair_division_gives_nobody_more_than_he_wants() -> None:
+def test_a_fair_division_gives_no_key_more_than_it_wants() -> None:
     assert max_min(Counter(a=10, b=100, c=100), 90) == {"a": 10, "b": 40, "c": 40}
     assert max_min(Counter(a=10, b=20), 90) == {"a": 10, "b": 20}
 
 
-def test_a_spread_knows_its_quantiles_within_a_few_percent() -> None:
-    spread = Spread()
-    for value in range(1, 1001):
-        spread.add(value / 1000)
-    assert spread.quantile(0.99) == pytest.approx(0.99, rel=0.03)
-    assert spread.quantile(0.5) == pytest.approx(0.5, rel=0.03)
-    assert Spread().quantile(0.5) == 0.0
+def test_a_quantile_is_the_least_value_that_so_many_do_not_exceed() -> None:
+    assert quantile(Counter(range(1, 1001)), 0.99) == 990
+    assert quantile(Counter(), 0.5) == 0
 
 
-def test_the_command_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["overload", "--hours", "0.02", "--short-s", "60", "--load", "2.5"]) == 0
-    told = capsys.readouterr().out
-    assert "mixed, load 2.5: goodput" in told and "all interactive, load 2.5: goodput" in told
-    assert "burst: " in told
-    assert told.endswith("past capacity everything holds\n")
+def test_everything_holds_for_an_hour_at_three_times_the_capacity() -> None:
+    # A process of its own: what earlier tests left free would take a leak up.
+    command = [sys.executable, "-m", "simulation", "overload", "--hours", "1", "--load", "3"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert "mixed, load 3: goodput" in told.stdout and "all interactive, load 3: goodput" in told.stdout
+    assert "burst: " in told.stdout
+    assert told.stdout.endswith("past capacity everything holds\n")
 
 
 def test_the_command_fails_when_something_does_not_hold(

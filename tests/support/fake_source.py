@@ -1,4 +1,4 @@
-"""A dispatcher's double: the same tokens for everyone, a switch for failures, and a memory of what was asked."""
+"""A dispatcher's double: the same tokens for every request, a switch for failures, and a memory of what was asked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import msgspec
 from vllm.sampling_params import SamplingParams
 
 from engine.protocol import Finish, Logprobs
-from front_proxy.engine_client.sequences import DeltaSource, SequenceSource
+from front_proxy.dispatch.dispatcher import Dispatcher
+from front_proxy.dispatch.request_driver import RequestDriver
 from front_proxy.request.generation import GenerationDelta, GenerationRequest, TtftPhases
 from runtime.failures import Failure, FailureError, FailureKind
 
@@ -68,14 +69,14 @@ class FakeSource:
         self.hold: int | None = None
         self.burst = 1
         self.requests: list[GenerationRequest] = []
-        self.content: list[str] = []
+        self.satisfied_ids: list[str] = []
         self.open = 0
         self.closed = asyncio.Event()
         self.held = asyncio.Event()
         self.stopping = asyncio.Event()
         self.view = FakeCluster()
-        self.through: SequenceSource | None = None
-        """Set: who answers instead."""
+        self.through: Dispatcher | None = None
+        """Set: it answers instead."""
 
     def cluster(self) -> FakeCluster:
         """The view."""
@@ -86,12 +87,12 @@ class FakeSource:
         self.stopping.set()
 
     def satisfied(self, request_id: str) -> None:
-        """Remember who was content."""
-        self.content.append(request_id)
+        """Remember it."""
+        self.satisfied_ids.append(request_id)
         if self.through is not None:
             self.through.satisfied(request_id)
 
-    def generate(self, request: GenerationRequest) -> DeltaSource:
+    def generate(self, request: GenerationRequest) -> FakeDeltas | RequestDriver:
         """One sequence."""
         if self.through is not None:
             self.requests.append(request)
@@ -104,7 +105,8 @@ class FakeSource:
         try:
             if self.failure is not None:
                 raise FailureError(self.failure)
-            params = msgspec.msgpack.decode(request.decode_sampling, type=SamplingParams)
+            params = msgspec.msgpack.decode(request.engine_request.sampling, type=SamplingParams)
+            prompt = request.engine_request.token_ids
             whole = [*self.encode(self.reply), self.eos_token_id]
             tokens = whole[: request.output_tokens_max]
             for index, token in enumerate(tokens):
@@ -118,7 +120,7 @@ class FakeSource:
                     token_ids=[token],
                     finish=Finish("stop" if len(tokens) == len(whole) else "length") if last else None,
                     logprobs=_row([token], params.logprobs),
-                    prompt_logprobs=_row(request.token_ids[1:], params.prompt_logprobs) if index == 0 else None,
+                    prompt_logprobs=_row(prompt[1:], params.prompt_logprobs) if index == 0 else None,
                     cached_tokens=CACHED_TOKENS if index == 0 and request.pinned_decode_worker is None else None,
                     decode_worker="decode-0" if index == 1 else None,
                     phases=PHASES if index == 0 else None,

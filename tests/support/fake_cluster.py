@@ -9,7 +9,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from engine.protocol import Finish, FirstOutput
+from engine.protocol import EngineRequest, Finish, FirstOutput
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.dispatch.metrics import DispatchMetrics
 from front_proxy.dispatch.scheduler_link import PlanReceiver
@@ -115,20 +115,20 @@ class FakeCluster:
     def _prefilled(self, slot: int, submission: Submission, receiver: Receiver) -> None:
         # An abort that comes while this is on its way is too late: the hand-off is delivered all the same.
         self.works.pop(slot, None)
-        self.leases.add(submission.request.request_id)
+        self.leases.add(submission.engine_request.request_id)
         handoff = KvHandoff(
             worker_id="prefill-0",
             epoch=1,
-            lease_id=submission.request.request_id,
+            lease_id=submission.engine_request.request_id,
             engine_id="e",
-            tokens=len(submission.request.token_ids),
+            tokens=len(submission.engine_request.token_ids),
             blocks=1,
             bytes=0,
             layout_fingerprint="f",
             lease_remaining_s=30.0,
         )
         first = FirstOutput(cached_tokens=2, queue_s=0.004, compute_s=0.012)
-        token = 100 + len(submission.request.token_ids) - 3
+        token = 100 + len(submission.engine_request.token_ids) - 3
         receiver.on_output(WorkerOutput(token_ids=[token], finish=Finish("length"), first=first, handoff=handoff))
 
     def _step(self, slot: int, submission: Submission, receiver: Receiver, index: int) -> None:
@@ -137,7 +137,7 @@ class FakeCluster:
         if index == self.freeze_after:
             self.freeze_after = None
             return
-        position = len(submission.request.token_ids) - 3 + index
+        position = len(submission.engine_request.token_ids) - 3 + index
         last = position == TOKENS - 1
         first, admission_s = (FirstOutput(external_tokens=3, queue_s=PULL_S), 0.001) if index == 0 else (None, 0.0)
         if last:
@@ -160,15 +160,9 @@ class Behind:
 
 
 def generation(request_id: str = "r", **more: Any) -> GenerationRequest:
-    fields: dict[str, Any] = {
-        "token_ids": [1, 2, 3],
-        "prefill_sampling": b"prefill",
-        "decode_sampling": b"decode",
-        "continuation": Behind(),
-        "output_tokens_max": TOKENS,
-        **more,
-    }
-    return GenerationRequest(request_id=request_id, **fields)
+    fields: dict[str, Any] = {"continuation": Behind(), "output_tokens_max": TOKENS, **more}
+    engine_request = EngineRequest(request_id=request_id, token_ids=[1, 2, 3], sampling=b"decode")
+    return GenerationRequest(engine_request=engine_request, prefill_sampling=b"prefill", **fields)
 
 
 @asynccontextmanager

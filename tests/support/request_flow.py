@@ -51,9 +51,9 @@ def planned(attempt: int = 1, *, prefill: Placement | None = P0, decode: Placeme
     return Planned(attempt=attempt, plan=plan)
 
 
-def prefilled(attempt: int = 1, *, token: int = 7, finish: Finish = LENGTH, lease: str | None = "lease-1") -> Output:
+def prefilled(attempt: int = 1, *tokens: int, finish: Finish = LENGTH, lease: str | None = "lease-1") -> Output:
     output = WorkerOutput(
-        token_ids=[token],
+        token_ids=list(tokens),
         finish=finish,
         first=FirstOutput(cached_tokens=16),
         handoff=handoff(lease) if lease else None,
@@ -67,8 +67,11 @@ def decoded(*tokens: int, attempt: int = 1, finish: Finish | None = None, extern
     return Output(attempt=attempt, stage=Stage.DECODE, output=output)
 
 
-def failed(stage: Stage, kind: FailureKind = FailureKind.UNAVAILABLE, attempt: int = 1) -> WorkerFailed:
-    return WorkerFailed(attempt=attempt, stage=stage, failure=Failure(kind=kind, message="it broke"))
+def failed(
+    stage: Stage, kind: FailureKind = FailureKind.UNAVAILABLE, attempt: int = 1, *, reached: bool = True
+) -> WorkerFailed:
+    failure = Failure(kind=kind, message="it broke", reached=reached)
+    return WorkerFailed(attempt=attempt, stage=stage, failure=failure)
 
 
 class Play:

@@ -1,0 +1,91 @@
+"""What this process has taken on, and whether it takes more: draining and the bound, decided here for both APIs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from front_proxy.gateway.metrics import REFUSALS
+from runtime.failures import Failure, FailureError, FailureKind
+
+
+class InFlight:
+    """A request counts as one from its arrival on, and as its sequences (children of n > 1) while these are more."""
+
+    def __init__(self, count_max: int, *, usable: Callable[[], bool], retry_after_s: float) -> None:
+        """``usable``: whether the cluster could serve a request."""
+        self.count_max = count_max
+        self.count = 0
+        self.draining = False
+        """Set once: what has a place may finish, and nothing new gets one."""
+        self.idle = asyncio.Event()
+        """Set while nothing runs."""
+        self.idle.set()
+        self._usable = usable
+        self._retry_after_s = retry_after_s
+
+    @property
+    def unavailable(self) -> Failure | None:
+        """Why no new request can be served, whatever their number, if so."""
+        if self.draining:
+            return self._failure(FailureKind.UNAVAILABLE, "This front proxy is shutting down.")
+        if not self._usable():
+            text = "No usable worker set: a decode worker must be up and registered."
+            return self._failure(FailureKind.UNAVAILABLE, text)
+        return None
+
+    def enter(self) -> Place:
+        """The place of a new request. Raises FailureError, counted as a refusal."""
+        if (failure := self.unavailable) is not None:
+            REFUSALS.labels("draining" if self.draining else "no_worker").inc()
+            raise FailureError(failure)
+        return Place(self)
+
+    def change(self, by: int) -> None:
+        """Only for a Place: it grows or shrinks. Raises FailureError, counted as a refusal, when there is no room."""
+        if by > 0 and self.count + by > self.count_max:
+            REFUSALS.labels("in_flight").inc()
+            text = f"This front proxy already runs {self.count} of at most {self.count_max} sequences."
+            raise FailureError(self._failure(FailureKind.EXHAUSTED, f"{text} Please try again later."))
+        self.count += by
+        if self.count:
+            self.idle.clear()
+        else:
+            self.idle.set()
+
+    def _failure(self, kind: FailureKind, message: str) -> Failure:
+        return Failure(kind=kind, message=message, retry_after_s=self._retry_after_s)
+
+
+class Place:
+    """One request's part of what is in flight. A sequence may outlive the request that has left."""
+
+    __slots__ = ("_in_flight", "_least", "_sequences", "_size")
+
+    def __init__(self, in_flight: InFlight) -> None:
+        self._in_flight = in_flight
+        self._least, self._sequences, self._size = 1, 0, 0
+        self._resize(0)
+
+    def leave(self) -> None:
+        """The request is over."""
+        self._least = 0
+        self._resize(self._sequences)
+
+    @contextmanager
+    def sequences(self, count: int) -> Iterator[None]:
+        """Hold ``count`` sequences more. Raises FailureError when they do not fit."""
+        if count > self._in_flight.count_max:
+            text = f"n must be at most {self._in_flight.count_max}, got {count}."
+            raise FailureError(Failure(kind=FailureKind.BAD_REQUEST, message=text))
+        self._resize(self._sequences + count)
+        try:
+            yield
+        finally:
+            self._resize(self._sequences - count)
+
+    def _resize(self, sequences: int) -> None:
+        size = max(sequences, self._least)
+        self._in_flight.change(size - self._size)
+        self._sequences, self._size = sequences, size

@@ -1,0 +1,74 @@
+"""The server's end of a stream over real gRPC, which says what the test says and remembers what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from protos.scheduler.v1 import scheduler_pb2_grpc
+from protos.worker.v1 import worker_pb2_grpc
+from runtime.rpc.grpc_server import RunningServer, start_server
+
+WAIT_S = 10.0
+
+
+class ScriptedPeer(scheduler_pb2_grpc.SchedulerServiceServicer, worker_pb2_grpc.WorkerServiceServicer):
+    """A scheduler or a worker. Each stream begins with ``first``; None as the first message: it never speaks."""
+
+    def __init__(self, first: Any) -> None:
+        self.first = first
+        self.told: asyncio.Queue[Any] = asyncio.Queue()
+        self.says: asyncio.Queue[Any] = asyncio.Queue()
+        """Messages to send; None ends the stream."""
+        self.streams = 0
+
+    async def FrontSession(self, requests: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """A front proxy asks."""
+        async for message in self._converse(requests):
+            yield message
+
+    async def Attach(self, requests: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """A front proxy submits."""
+        async for message in self._converse(requests):
+            yield message
+
+    async def _converse(self, requests: Any) -> AsyncIterator[Any]:
+        self.streams += 1
+
+        async def listen() -> None:
+            async for message in requests:
+                self.told.put_nowait(message)
+
+        listening = asyncio.create_task(listen())
+        try:
+            if self.first is None:
+                await asyncio.Event().wait()
+            yield self.first
+            while (message := await self.says.get()) is not None:
+                yield message
+        finally:
+            listening.cancel()
+
+    async def hears(self, field: str) -> Any:
+        """The next message with this field; others before it are skipped."""
+        while True:
+            message = await asyncio.wait_for(self.told.get(), WAIT_S)
+            if message.HasField(field):
+                return getattr(message, field)
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[RunningServer]:
+        """On a free port."""
+
+        def add(server: Any) -> list[str]:
+            scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(self, server)
+            worker_pb2_grpc.add_WorkerServiceServicer_to_server(self, server)
+            return ["baton.scheduler.v1.SchedulerService", "baton.worker.v1.WorkerService"]
+
+        server = await start_server("127.0.0.1", 0, add, message_bytes_max=2**20)
+        try:
+            yield server
+        finally:
+            await server.stop(0)

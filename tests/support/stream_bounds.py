@@ -1,0 +1,47 @@
+"""The public gRPC service in this process for tests, with the bounds of a GenerateMany stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+from front_proxy.config import FrontProxyLimits
+from front_proxy.gateway.in_flight import InFlight
+from front_proxy.grpc_api.client import BatonClient
+from front_proxy.grpc_api.service import SERVICE, Inference, InferenceService
+from protos.inference.v1 import inference_pb2_grpc
+from runtime.rpc.grpc_server import start_server
+
+MESSAGE_BYTES_MAX = 1 << 20
+
+
+def limits(**changed: Any) -> FrontProxyLimits:
+    """The usual ones but for what is ``changed``."""
+    usual = {"output_deltas_max": 16, "output_bytes_max": MESSAGE_BYTES_MAX, "message_bytes_max": MESSAGE_BYTES_MAX}
+    return FrontProxyLimits(**{**usual, **changed})
+
+
+def room(count_max: int) -> InFlight:
+    """Room for so many sequences."""
+    return InFlight(count_max, usable=lambda: True, retry_after_s=2.0)
+
+
+@asynccontextmanager
+async def client_of(
+    inference: Inference, in_flight: InFlight, bounds: FrontProxyLimits | None = None
+) -> AsyncIterator[BatonClient]:
+    """A client of a real server over ``inference``."""
+    bounds = bounds or limits()
+    service = InferenceService(inference, in_flight, bounds)
+
+    def add(server: grpc.aio.Server) -> list[str]:
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
+        return [SERVICE]
+
+    running = await start_server("127.0.0.1", 0, add, message_bytes_max=bounds.message_bytes_max)
+    async with BatonClient(running.address) as client:
+        yield client
+    await running.stop(1.0)
