@@ -38,7 +38,7 @@ SUITES = {
 }
 SLOWEST_MAX = 25
 
-# The same examples every time: a failure in CI is the failure everybody sees. The simulation is where seeds vary.
+# The same examples every time: a failure in CI is the failure on every machine. The simulation is where seeds vary.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 

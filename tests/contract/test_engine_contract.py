@@ -17,7 +17,7 @@ import pytest
 from engine.protocol import Engine, EngineOutput, EngineRequest, Finish, FirstOutput, Hold, InvalidRequest, TakeOver
 from kv_transfer.handoff.handoff import KvHandoff
 from tests.contract.conftest import Pair
-from tests.polling import until
+from tests.support.polling import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -12,7 +12,7 @@ from engine.protocol import Engine, EngineOutput, EngineRequest, Hold, TakeOver
 from kv_transfer.handoff.handoff import KvHandoff
 from tests.contract.conftest import Pair
 from tests.contract.test_engine_contract import collect, first_of, prompt, request, settles, tokens_of
-from tests.polling import until
+from tests.support.polling import until
 
 pytestmark = [
     pytest.mark.vllm,

@@ -12,7 +12,7 @@ from front_proxy.grpc_api.client import GenerateRequest, Result, SamplingOptions
 from front_proxy.grpc_api.output_queue import OutputQueue
 from front_proxy.grpc_api.service import NamedModel
 from protos.inference.v1 import inference_pb2
-from tests.polling import until
+from tests.support.polling import until
 from tests.support.stream_bounds import client_of, limits, room
 
 

@@ -20,7 +20,7 @@ from front_proxy.run import _leave, _load
 from runtime.process.exit_codes import ExitCode
 from runtime.rpc.grpc_server import start_server
 from tests.front_proxy.conftest import Served, listening
-from tests.polling import until
+from tests.support.polling import until
 
 WAIT_S = 20.0
 

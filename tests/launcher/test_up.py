@@ -24,7 +24,7 @@ from launcher.local.timing import Timing
 from launcher.up import Cluster, first_check, up
 from protos.cluster.v1 import cluster_pb2
 from tests.launcher.local.test_state_file import Refusing
-from tests.polling import until
+from tests.support.polling import until
 
 # Says that it is ready, answers whatever comes as GET /health is answered, writes down when it is told to stop.
 STAND_IN = """

@@ -18,9 +18,9 @@ from engine.config import FakeEngineConfig
 from front_proxy.request.generation import GenerationDelta
 from prefill_worker.config import PrefillWorkerConfig
 from runtime.failures import FailureError
-from tests.polling import until
 from tests.support.in_process_cluster import WAIT_S, Cluster, cluster, collect, request
 from tests.support.in_process_worker import InProcessWorker, StartWorker, start_worker
+from tests.support.polling import until
 from worker.lifecycle import Event
 
 __all__ = ["start_worker"]

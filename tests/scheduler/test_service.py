@@ -25,7 +25,7 @@ from scheduler.drain_client import drain_worker
 from scheduler.metrics import SchedulerMetrics
 from scheduler.service import add_services, status_service
 from scheduler.shell import SchedulerShell
-from tests.polling import until
+from tests.support.polling import until
 
 WAIT_S = 10.0
 BYTES_MAX = 1024 * 1024

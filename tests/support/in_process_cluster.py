@@ -24,9 +24,9 @@ from scheduler.core import SchedulerCore
 from scheduler.metrics import SchedulerMetrics
 from scheduler.service import add_services, status_service
 from scheduler.shell import SchedulerShell
-from tests.polling import until
 from tests.support.front_proxy_settings import configured
 from tests.support.in_process_worker import InProcessWorker, StartWorker
+from tests.support.polling import until
 from worker.config import WorkerConfig, WorkerLimits
 from worker.session import SchedulerSession
 

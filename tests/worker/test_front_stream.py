@@ -24,9 +24,9 @@ from prefill_worker.config import PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import FailureKind
-from tests.polling import until
 from tests.support import workers
 from tests.support.in_process_worker import submit
+from tests.support.polling import until
 from worker.config import WorkerConfig, WorkerLimits
 from worker.core import WorkerCore
 from worker.front_stream import FrontStream

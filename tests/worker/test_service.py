@@ -11,9 +11,9 @@ from engine.config import FakeEngineConfig
 from prefill_worker.config import PrefillWorkerConfig
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import FailureKind
-from tests.polling import until
 from tests.scheduler.test_service import reason_of
 from tests.support.in_process_worker import WAIT_S, StartWorker, sampling, submit
+from tests.support.polling import until
 from worker.config import WorkerConfig, WorkerLimits
 
 PROMPT = list(range(1, 41))

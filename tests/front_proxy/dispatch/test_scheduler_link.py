@@ -183,7 +183,7 @@ async def test_stopping_answers_what_still_waits() -> None:
     assert (await ear.wait()).kind is FailureKind.UNAVAILABLE
 
 
-async def test_the_view_is_kept_while_it_is_away_and_says_who_left() -> None:
+async def test_the_view_is_kept_while_it_is_away_and_says_which_workers_left() -> None:
     async with scene() as (it, script):
         script.says.put_nowait(view_of(("d", 1), ("e", 1)))
         await it.connected(usable=True)

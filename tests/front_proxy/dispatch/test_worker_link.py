@@ -20,7 +20,7 @@ from protos.cluster.v1 import cluster_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure, FailureKind
 from scheduler.api.actions import Placement
-from tests.polling import until
+from tests.support.polling import until
 from tests.support.scripted_peer import WAIT_S, ScriptedPeer
 
 EPOCH = 7
