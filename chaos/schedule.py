@@ -52,7 +52,7 @@ class Lengths:
 
 
 def may_repeat(fault: Fault | None, front_proxy_id: str) -> bool:
-    """Whether a client may see its connection to that front proxy break, and ask again elsewhere: it ends just now.
+    """Whether a client may see its connection to that front proxy break and ask elsewhere: this fault is ending it.
 
     Clients notice this one, spare or not: no other process can answer on a connection that is gone.
     """

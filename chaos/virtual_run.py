@@ -123,7 +123,7 @@ class _Chaos:
                 raise Violation("the run does not end: a request or a fault hangs")
             self.world.run(self.world.now_s + 1.0)
         self.world.run(self.world.now_s + SETTLE_S)
-        # The end of each was checked when it came; what a client complains about is counted.
+        # The end of each was checked when it came; failures that clients saw are counted already.
         for client in list(self.cluster.clients):
             self.cluster.forget(client)
         checkers.check_the_end(self.cluster)

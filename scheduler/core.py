@@ -67,7 +67,7 @@ class SchedulerCore:
         began_s: float = float("-inf"),
         explain: bool = False,
     ) -> None:
-        """``began_s``: when this scheduler took over; for ``recovery_grace_s`` from then it knows not everything."""
+        """``began_s``: when this scheduler took over; until ``recovery_grace_s`` later it may not know all plans."""
         config = SchedulerParameters.of(config)
         self.recovering = began_s + config.recovery_grace_s > began_s
         self._recovered_at_s = began_s + config.recovery_grace_s
@@ -155,7 +155,7 @@ class SchedulerCore:
                 assert_never(event)
 
     def _end_isolation(self, now_s: float) -> None:
-        """The first peer returns after none was left: as after a start, others know more until all are back."""
+        """All peers were gone and one returns. As after a start, peers know plans that this scheduler does not."""
         if self._departed and not self.fronts and not self.cluster.workers:
             self._doubt(now_s)
 
@@ -175,7 +175,7 @@ class SchedulerCore:
     def _replace_former(self, session: int, now_s: float) -> bool:
         """What a front proxy says on its newest stream replaces what is known of those that it has lost before.
 
-        Such a stream may end here much later than there. False: this is such a stream itself.
+        The old stream may still look open here. False: ``session`` is itself an old stream.
         """
         others = self._reservations.streams_of_same(session)
         if any(other > session for other in others):
@@ -317,7 +317,7 @@ class SchedulerCore:
     def _tick(self, now_s: float) -> Sequence[Action]:
         if is_isolated(self.cluster):
             self._isolated_s = now_s
-            # The ends of streams meanwhile are heard of all at once, and before the peers return.
+            # When the cut ends, all ends of streams arrive together, before the peers reconnect.
             self._doubt(now_s)
         heard_by_s = now_s - self._config.worker_lease_s
         silent = [one for one in self.cluster.workers.values() if max(one.heard_s, self._isolated_s) <= heard_by_s]

@@ -40,7 +40,7 @@ async def run(
 ) -> None:
     """Serve until a signal; ``ready`` is told when workers and front proxies may connect.
 
-    Raises SystemExit when the core broke an invariant, or when another scheduler leads.
+    Raises SystemExit when the core broke an invariant, or when it led and leads no longer.
     """
     config = SchedulerParameters.of(config)
     stop = stop or lifecycle.stop_event()

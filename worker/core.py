@@ -196,7 +196,7 @@ class WorkerCore:
         return self._advised(refused, judged.blocks if no_room == "kv_blocks" else 0)
 
     def _advised(self, refused: Refused, blocks: int) -> Refused:
-        """With when to come back: ``blocks`` are missing, or where there are 0 it is another request's place."""
+        """With when to come back. ``blocks``: how many are missing; 0: a place for a request is missing."""
         retry_after_s = self.admission.retry_after_s(blocks, self.now_s(), self._rng.random())
         failure = msgspec.structs.replace(refused.failure, retry_after_s=retry_after_s)
         return msgspec.structs.replace(refused, failure=failure)

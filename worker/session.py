@@ -36,7 +36,7 @@ class SchedulerSession:
             message_bytes_max=core.limits.message_bytes_max,
             quick_keepalive=len(self._addresses) > 1,
         )
-        # The largest that a scheduler named. An older leader stood still and does not know yet that another one leads.
+        # The largest that a scheduler named. An older leader may have been paused, and not know that it was replaced.
         self._leader_epoch = 0
         self._leaving: str | None = None
         self.registered = asyncio.Event()
@@ -124,7 +124,7 @@ class SchedulerSession:
             await stream.done_writing()
 
     async def _pause(self, until_heartbeat_s: float) -> None:
-        """Wait for a change or the heartbeat. What the engine alone knows does not tell us: while busy, look often."""
+        """Wait for a change or the heartbeat. The engine does not signal its changes: while busy, look often."""
         limits, core = self._limits, self._core
         longest_s = until_heartbeat_s if core.idle else min(until_heartbeat_s, limits.load_interval_s)
         try:

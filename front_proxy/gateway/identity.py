@@ -33,7 +33,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def caller(headers: Iterable[tuple[bytes, bytes]]) -> Caller:
-    """The caller. An API key is proof and goes before the header, which any client can write.
+    """The caller. An API key goes before the header. Neither is verified.
 
     Raises FailureError (BAD_REQUEST) for a class that is none: as another one it would be missed only under overload.
     """

@@ -39,7 +39,7 @@ class WorkerEntry(msgspec.Struct, frozen=True):
 
     @property
     def load_to_plan_by(self) -> WorkerLoad:
-        """Its load, for planning without the scheduler: a worker that the scheduler did not use is not used locally."""
+        """Its load, for planning without the scheduler. An unusable worker gets an empty one, so it is not chosen."""
         return WorkerLoad() if self.unusable else self.load
 
 

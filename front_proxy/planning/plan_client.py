@@ -1,7 +1,7 @@
 """A front proxy's side of the scheduler's protocol: where a request is planned, what is sent, what is dialled. Pure.
 
-Events in, actions out; time is an argument that never goes back, and chance is given. The shells are ``scheduler_link``
-over streams. What becomes of a question:
+Events in, actions out. Time is an argument that never goes back; randomness is an argument too. ``scheduler_link`` is
+its shell. What becomes of a question:
 
     asked while the scheduler answers, or without a view          -> waits for its answer, ``plan_patience_s`` at first
     asked while it does not, with a view to plan from             -> is planned here at the next wake-up
@@ -11,7 +11,7 @@ over streams. What becomes of a question:
     patience over without a view                                  -> waits until ``plan_timeout_s`` is over: refused
 
 A *resumed* question belongs to a request that a worker failed, perhaps in the middle of its stream. It is planned here
-after ``plan_patience_s``, when all the connections that one fault breaks are known to be broken. Where no worker has
+after ``plan_patience_s``: by then every connection that the same fault broke has been noticed. Where no worker has
 room it is tried again every ``plan_patience_s``, then on every worker, and asked of the scheduler when that answers
 again, until ``plan_timeout_s`` is over.
 
@@ -112,7 +112,7 @@ class PlanClient:
             rng=rng,
         )
         self._addresses = Addresses(config.scheduler_address)
-        # The largest that a scheduler named. An older leader stood still and does not know yet that another one leads.
+        # The largest that a scheduler named. An older leader may have been paused, and not know that it was replaced.
         self._leader_epoch = 0
         self._pending: dict[int, _Pending] = {}
         self._opened = False
@@ -186,7 +186,7 @@ class PlanClient:
         return ()
 
     def _end(self, event: PlanEnded, now_s: float) -> Sequence[PlanClientAction]:
-        """Of a question not answered yet, its answer is freed too: the stream keeps their order."""
+        """If the question is still open, this end frees its later answer too, because messages stay in order."""
         pending = self._pending.pop(event.plan_id, None)
         self._plans.ended(event.plan_id, event.outcome, event.output_tokens, now_s)
         # A silent scheduler is told everything at once when it speaks; until then nothing piles up.
@@ -226,7 +226,7 @@ class PlanClient:
         return actions
 
     def _catch_up(self, now_s: float) -> list[PlanClientAction]:
-        """It speaks, for the first time or again: say what runs, and ask what it was not asked yet.
+        """It speaks, for the first time or again: say what runs, and send the questions that were not sent yet.
 
         A scheduler releases everything of a stream that ended, and on a new stream it was asked nothing.
         """
@@ -318,7 +318,7 @@ class PlanClient:
             # An end that got lost must not reserve for ever.
             self._tell_s = now_s + self._limits.plans_told_interval_s
             actions.append(self._leave_silent() if self._silent else self._all_that_runs())
-        # Looked for here and nowhere else: an event that takes something away leaves a wake-up too many, no more.
+        # Computed here alone: removing a question may cause one needless wake-up, which is harmless.
         first_s = min((pending.due_s for pending in self._pending.values()), default=NEVER_S)
         self.wake_s = min(first_s, self._tell_s)
         return actions
@@ -327,7 +327,7 @@ class PlanClient:
         """No answer came in time: plan here, or give the scheduler what is left of ``plan_timeout_s``."""
         pending = self._pending[plan_id]
         if pending.sent and self._answers:
-            # It was there until it was asked. An idle cluster's view is not told anew, so it is old and still true.
+            # The scheduler was connected until now. An unchanged view is not sent again, so an old one is still true.
             self._plans.still_true(now_s)
         possible = self._plans.possible(now_s)
         if not pending.sent and self.connected and (self._answers or not possible):
@@ -347,7 +347,7 @@ class PlanClient:
         return (SendEnd(plan_id, "failed", 0), refusal) if pending.sent else (refusal,)
 
     def _fall_silent(self, now_s: float) -> None:
-        """What it queues would wait for nothing too. At the next wake-up: they may be many."""
+        """Questions that it has queued would wait in vain too: plan them, at the next wake-up as they may be many."""
         if self._silent:
             return
         self._silent = True

@@ -1,8 +1,8 @@
 """One request from arrival to its last token, as a pure machine. No clock, no I/O; chance is injected.
 
 Only the front proxy knows which tokens were already delivered, so retry, cancellation and deadlines are decided here.
-Work is numbered by attempt: whatever an abandoned attempt still delivers is told apart, and a hand-off that arrives
-too late is released. An attempt after tokens were delivered goes on behind them where that is exact, and otherwise
+Each attempt has a number. Late output of an abandoned attempt is recognised by it and ignored, and a late hand-off is
+released. An attempt after tokens were delivered continues after them where that is exact. Otherwise it
 replays the output from its start, compares, and shows only what is new (front_proxy/request/output_log.py).
 The caller performs the actions in order and feeds what happens back.
 """
@@ -75,7 +75,7 @@ class RequestFlow:
         continuing: bool,
         pinned_decode_worker: str | None = None,
     ) -> None:
-        """``continuing``: an engine given prompt + delivered tokens goes on as one that was never disturbed.
+        """``continuing``: an engine that gets prompt + delivered tokens gives the same output as an undisturbed one.
 
         ``budget`` bounds the retries of all requests of a front proxy together.
         """
@@ -95,7 +95,7 @@ class RequestFlow:
         self._handoff_slot = HandoffSlot()
         self._prompt = PromptInfo()
         self._last_failure: Failure | None = None
-        # Workers that broke an attempt by a fault that may be the request's own, and of which part of its work.
+        # Workers whose failure may be the request's own fault, each with the stage that failed.
         self._blamed: list[tuple[Stage, Suspect]] = []
 
     @property
@@ -139,11 +139,11 @@ class RequestFlow:
         assert self.phase is not RequestPhase.NEW, "start() comes first"
         if isinstance(event, Output) and (delta := self.next_tokens(event.attempt, event.stage, event.output)):
             return [Emit(stage=event.stage, delta=delta)]
-        # A stream of tokens would push everything else out of the event_log, one that is replayed too.
+        # Token events are not logged, not even of a replay: they would fill the log.
         if not (isinstance(event, Output) and event.output.finish is None and self.phase is RequestPhase.DECODING):
             self.event_log.append(f"{self.phase.value}/{self.attempt}: {title(event)}")
         if self._late(event):
-            # A late plan is freed by its end, which was sent right behind the question on the same ordered stream.
+            # The plan's end was sent right after the question, so the scheduler frees a late plan.
             return self._handoff_slot.release_late(event.output.handoff) if isinstance(event, Output) else []
         match event:
             case Planned():
@@ -178,7 +178,7 @@ class RequestFlow:
     def next_tokens(self, attempt: int, stage: Stage, output: WorkerOutput) -> GenerationDelta | None:
         """What the client gets for an output in the middle of a stream; None: only ``handle`` can tell.
 
-        It is the whole of nearly every step of a generation, so a caller may ask here first and save the event.
+        This fast path handles nearly every step, and needs no event object.
         """
         if self.phase is not RequestPhase.DECODING or attempt != self.attempt or stage is not Stage.DECODE:
             return None
@@ -243,7 +243,7 @@ class RequestFlow:
         # "length" is only the prefill's own limit of one token.
         ends = self._prefill_only or (output.finish is not None and output.finish.reason == "stop")
         emit = self._deliver(output, Stage.PREFILL, finish=(output.finish or Finish("length")) if ends else None)
-        assert emit is not None, "what goes on behind the delivered tokens, or is the only one, repeats nothing"
+        assert emit is not None, "a continued output, or a single token, never repeats delivered tokens"
         if ends:
             late = self._handoff_slot.release_late(output.handoff)
             return [emit, *self._confirm_blame(Stage.PREFILL), *late, *self._end("finished", None)]
@@ -318,7 +318,7 @@ class RequestFlow:
         if self._last_failure is None or failure.kind is not FailureKind.EXHAUSTED:
             self._last_failure = failure
         if self.output_tokens >= self._output_tokens_max:
-            # It broke between its last token and the word that this was the last one.
+            # It failed after the last token and before the finish reason.
             finish = Finish("length")
             return [self._emit(WorkerOutput(token_ids=[]), stage, finish=finish), *self._end("finished", None)]
         untaken = not failure.reached or (failure.kind is FailureKind.EXHAUSTED and self.output_tokens > 0)
@@ -328,7 +328,7 @@ class RequestFlow:
         if stalled or failure.kind is FailureKind.INTERNAL:
             self._blamed.append((stage, Suspect(worker=worker, reason=failure.message)))
         if failure.kind is FailureKind.STATE_LOST and self.handoff is not None:
-            # It is the KV that is gone, and its holder may lose the next one too; the worker that said so is well.
+            # The KV is lost. Avoid the worker that held it, not the one that reported it.
             self._retry_policy.exclude(self.handoff.worker_id)
         elif not self._orphaned:
             self._retry_policy.exclude(worker.worker_id)
@@ -342,7 +342,8 @@ class RequestFlow:
     def _confirm_blame(self, stage: Stage) -> Sequence[FlowAction]:
         """The request got further in ``stage``: workers that broke it before are at fault, and the request is not.
 
-        A request that no worker can serve blames none of them. A prefill says nothing of what a decode can do.
+        A request that no worker can serve blames none of them. A successful prefill does not prove that a failed decode
+        was the worker's fault.
         """
         running = self.running
         assert running is not None
@@ -377,7 +378,7 @@ class RequestFlow:
         ]
 
     def _give_up(self, outcome: Outcome, failure: Failure | None) -> Sequence[FlowAction]:
-        """End from outside, in whatever phase: the work still runs and must be told."""
+        """End from outside, in any phase. The worker still runs the work, so it is aborted."""
         if self.phase is RequestPhase.DONE:
             return []
         running = self.running

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 UNTAKEN_MAX = 60
-"""Tries of one request that no worker took and that are not counted otherwise: the worker could not be reached, or was
-full and the client has the beginning of its stream. While the scheduler is away too, each of them waits for
-``plan_patience_s`` first: by default these are half a minute of a network that is cut."""
+"""How often one request may be planned again without using up a retry. A try counts here if no worker took it: the
+worker could not be reached, or was full and the client has the beginning of its stream. While the scheduler is away
+each try waits for ``plan_patience_s`` first, so 60 tries last about 30 s."""
 
 
 class RetryBudget:
@@ -65,7 +65,7 @@ class RetryPolicy:
 
     @property
     def attempts_bound(self) -> int:
-        """No request is ever planned more often than this; one more is for a sibling that cannot stay where it is."""
+        """No request is ever planned more often than this; one more if a pinned sequence must leave its worker."""
         return self._attempts_max * (self._resumes_max + 1) + UNTAKEN_MAX + 1
 
     def exclude(self, worker_id: str) -> None:
@@ -74,7 +74,7 @@ class RetryPolicy:
             self.excluded.append(worker_id)
 
     def progressed(self) -> None:
-        """Something new for the client, or on the way to it: the tries begin anew, as often as a stream may resume."""
+        """Something new for the client, or on the way to it. Resets the tries, at most ``resumes_max`` times."""
         if not self.excluded:
             return
         if self._tries > 1:

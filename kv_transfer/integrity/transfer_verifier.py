@@ -107,7 +107,7 @@ class TransferVerifier:
             self._receive(pull, replies, now_s)
             if pull.checksums is not None and (ours := pull.checksums.ready()) is not None:
                 pull.checksums = None
-                # A prefix that is cached here was not read: the read covers the end.
+                # Blocks cached here were not read, so ours are the checksums of the end of the holder's list.
                 self._perform(pull, pull.proof.handle(ChecksumsCompared(pull.wanted.endswith(ours))))
             if pull.proof.verdict is not None:
                 done[request_id] = pull.proof.verdict, pull.block_ids

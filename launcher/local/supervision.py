@@ -25,7 +25,7 @@ from runtime.timing.backoff import backoff_s
 # Without one of each no request can be served. Prefill workers are not needed: decode workers can compute prompts.
 _NEEDED: dict[Role, str] = {"scheduler": "scheduler", "decode": "decode worker", "front_proxy": "front proxy"}
 SCHEDULER_UNRESPONSIVE_MAX_S = 10.0
-"""A scheduler that has not answered its status for so long is killed."""
+"""A scheduler that has answered no status call for this long is killed."""
 SCHEDULER_ASK_INTERVAL_S = 2.5
 """How often a scheduler is asked for its status, and how long it has to answer.
 

@@ -26,13 +26,13 @@ class Addresses:
         return self._all[self._index] if self._all else ""
 
     def served(self) -> None:
-        """The current one serves: what the others did or not is long ago when it fails, and so is the last pause."""
+        """The current one serves. Earlier failures are forgotten: they are old when this one fails."""
         self._passed_over = [0] * len(self._all)
-        # When it dies, all that it served look for the next one at one moment: they pause first.
+        # When it dies, all its clients look for the next one at once, so they pause first.
         self._untried.clear()
 
     def failed(self, *, silent: bool = False) -> bool:
-        """The current one does not serve: the next one's turn. True: only after a pause, for all had theirs.
+        """The current one does not serve: try the next. True: pause first, since every address was tried.
 
         ``silent``: it did not even refuse.
         """

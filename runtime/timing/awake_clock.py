@@ -24,11 +24,11 @@ class AwakeClock:
         """Time before the last look in which this process stood still."""
 
     def start(self, now_s: float) -> None:
-        """Begin to look: the time until now is not judged."""
+        """Begin: the time until now does not count."""
         self._looked_s = now_s
 
     def look(self, now_s: float) -> float:
-        """The time since the last look that counts: all of it, or none where this process stood still."""
+        """The time since the last call, or 0 if this process stood still meanwhile."""
         elapsed_s, self._looked_s = max(now_s - self._looked_s, 0.0), now_s
         self.lost_s = elapsed_s if elapsed_s > LATE_INTERVALS * self._interval_s else 0.0
         return elapsed_s - self.lost_s

@@ -7,7 +7,7 @@ import math
 KNOWN_AFTER_S = 0.5
 """Counting for less long than this says nothing about a pace."""
 PACE_MIN_PER_S = 1e-6
-"""Less than one in eleven days is no pace. What fades never gets to zero, and to divide by it ends in infinity."""
+"""A smaller pace (one in eleven days) counts as unknown: to divide by it would give infinity."""
 
 
 class DecayingRate:

@@ -9,7 +9,7 @@ RETRY_AFTER_MAX_S = 40.0
 def retry_after_s(queued: float, rate_per_s: float | None, *, draw: float) -> float:
     """``queued`` over ``rate_per_s`` within the bounds, half of it more or less by chance: ``draw`` is from [0, 1).
 
-    Bounded before it is spread: behind it, half of all that are at a bound would come back at the same moment.
+    Bounded before it is spread: otherwise half of those at a bound would get the bound itself, and return together.
     ``rate_per_s`` None: it is not known, and the lower bound is taken.
     """
     estimate_s = queued / rate_per_s if rate_per_s is not None else RETRY_AFTER_MIN_S

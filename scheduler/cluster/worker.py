@@ -129,7 +129,7 @@ class Worker:
         self._refresh()
 
     def forgive(self, seconds: float, now_s: float) -> None:
-        """Count so much of its silence as the scheduler's own: what was not heard then is not the worker's fault."""
+        """Subtract time in which the scheduler itself stood still from the worker's silence."""
         self.heard_s = max(self.heard_s, min(self.heard_s + seconds, now_s))
 
     def fall_silent(self) -> None:

@@ -43,7 +43,7 @@ class AdmissionController:
         placed = self._place(event, now_s)
         if isinstance(placed, NotPlaced) and not self._passes(event, placed, recovering=recovering):
             return (self._refusals.refuse(event, placed.cause, placed.message),)
-        # A resumed request was placed before, so it goes ahead of new ones. One that was set aside holds up none.
+        # A resumed request was placed before, so it goes ahead of new ones. One that was set aside blocks no other.
         none_waits = self._queue.head() is None
         first = none_waits or (event.resumed and not self._queue.has_resumed(class_of(event)))
         if isinstance(placed, Placed) and first:
@@ -63,7 +63,7 @@ class AdmissionController:
         return actions
 
     def serve(self, now_s: float, *, recovering: bool) -> Sequence[Action]:
-        """Give places to those that wait, in order, until one finds no room: it must not be overtaken for ever."""
+        """Place waiting requests in order. Stop at the first without room: it must not be overtaken for ever."""
         if not self._queue:
             return ()
         actions: list[Action] = []

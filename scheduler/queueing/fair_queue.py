@@ -2,7 +2,7 @@
 
 Each key has a virtual time, which advances by what it was charged over its weight; the key furthest behind is next.
 A key that was away is not owed anything: it comes back at the virtual time of the key that was served last, or of
-the next key, where corrections have put that further behind.
+the next key, if a correction made that one smaller.
 """
 
 from __future__ import annotations

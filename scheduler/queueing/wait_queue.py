@@ -31,8 +31,8 @@ TENANTS_MAX = 4096
 RESUMED_WAITING_MAX = 65536
 """Resumed requests that may wait. Each had a place before, so this is as many as plans may be in flight by default."""
 EXCLUDED_MAX_S = 1.0
-"""Wait after which the workers that failed a resumed request are allowed again: else one that failed everywhere could
-go nowhere."""
+"""Wait after which the workers that failed a resumed request are allowed again: a request that failed on every worker
+could not run again otherwise."""
 
 
 def class_of(event: PlanRequested) -> PriorityClass:
@@ -131,7 +131,7 @@ class WaitQueue:
     def offer(
         self, event: PlanRequested, cost: int, now_s: float, *, missing: bool = False
     ) -> tuple[Waiting | None, Sequence[Rejected]]:
-        """Let a request wait; without a place when it may not. ``Rejected`` says so of it, or of the one it replaced.
+        """Let a request wait; None if it may not. ``Rejected`` names it, or the request that it displaced.
 
         ``missing``: it waits for workers that may return, and not only for room. Then it may wait longer.
         """
@@ -162,7 +162,7 @@ class WaitQueue:
     def _offer_resumed(
         self, event: PlanRequested, cost: int, now_s: float
     ) -> tuple[Waiting | None, Sequence[Rejected]]:
-        """No length of its class bounds it: it had a place before."""
+        """The bound of its class does not apply: it had a place before."""
         its_class = class_of(event)
         if sum(len(queue.resumed) for queue in self._queues.values()) + len(self._aside) >= RESUMED_WAITING_MAX:
             return None, (Rejected(event=event, cause="queue_full"),)
@@ -245,7 +245,7 @@ class WaitQueue:
         return True
 
     def _note_busy(self, now_s: float) -> None:
-        """Whether anything waits for room: time in which nothing does says nothing about the pace."""
+        """Whether anything waits for room: idle time does not count towards the pace."""
         self._rate.at(now_s, counts=len(self._places) > len(self._aside))
 
     def overdue(self, now_s: float) -> Sequence[Rejected]:
@@ -268,7 +268,7 @@ class WaitQueue:
     def ahead_of(self, its_class: PriorityClass, tenant: str) -> tuple[float, float | None]:
         """Tokens that would be served before one more request of this tenant, and the pace; None while it is unknown.
 
-        Its tenant's own requests are before it, and while they move all others get their shares.
+        Its tenant's requests go first. Other tenants are served meanwhile, so their share is added.
         """
         queue = self._queues[its_class]
         before = queue.tokens.get(tenant, 0) * len(queue.flows) * self._classes.weights / queue.config.weight

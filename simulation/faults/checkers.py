@@ -11,7 +11,7 @@ from simulation.faults.fault_kinds import Faults
 from simulation.faults.invariants import Invariant
 from simulation.kernel.world import Violation
 
-# From a plan, or from the moment a scheduler speaks, until that knows of it: messages on the way, all of them late.
+# How long a scheduler may take to learn of a plan, with every message late.
 TOLD_S_MAX = 0.5
 # From the moment a scheduler counts as silent until it is dialled again, where the run is long enough to see that.
 REDIAL_S_MAX = 2.0
@@ -72,8 +72,8 @@ def _check_books(cluster: SimCluster, front: FrontProcess) -> None:
     leader = cluster.leader
     if leader is None or cluster.world.stuck_until_s > told_s or plans.connected_s > told_s:
         return
-    # An answer that lay there for as long as it stood still may have been dropped since its workers had nothing to do:
-    # that is told with all that runs.
+    # While a front proxy is frozen the scheduler may drop a plan that no worker runs. The next full report says it
+    # again.
     if front.frozen_until_s and front.frozen_until_s + front.limits.plans_told_interval_s > told_s:
         return
     books = [each for each in leader.shell.core.fronts.values() if each.front_proxy_id == front.name]

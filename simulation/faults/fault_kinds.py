@@ -63,7 +63,7 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     small_budget: bool = False
     """Retries are scarce."""
     single: int = 0
-    """So many workers fail, one after the other is well again, and no client may notice: there is a spare of each."""
+    """How many workers fail, one at a time: each is well before the next fails. With a spare no client may notice."""
     crowded: bool = False
     """Half of the workers cannot hold everything at once."""
 

@@ -114,7 +114,7 @@ class ProcessLoop(_Loop):  # type: ignore[misc]
         """Run nothing any more."""
         self.dead = True
         self._ready.clear()
-        # What runs this moment may still call others soon: they wait where no loop looks.
+        # The running callback may still schedule others. They go to a queue that nothing reads.
         self._ready = deque()
 
     def enter(self, callback: Callable[..., object], *arguments: Any) -> None:

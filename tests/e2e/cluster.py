@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -16,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 
-from launcher.local import procfs, temp_dirs
+from launcher.local import temp_dirs
 
 START_TIMEOUT_S = 420.0
 STOP_TIMEOUT_S = 60.0
@@ -63,9 +63,16 @@ def is_alive(pid: int) -> bool:
 
 
 def shared_memory(process: subprocess.Popen[str]) -> set[str]:
-    """The names in shared memory that a process and all below it use; others' names are theirs to clean up."""
-    pids = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
-    return {path.name for path in procfs.shared_memory_of(pids)}
+    """The names in shared memory that a process and all below it have mapped; others' names are theirs to clean up."""
+    names: set[str] = set()
+    pids = [process.pid]
+    while pids:
+        folder = Path("/proc") / str(pids.pop())
+        # Any of them may end meanwhile.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            names.update(re.findall(r" /dev/shm/(\S+)", (folder / "maps").read_text()))
+            pids += [int(pid) for children in folder.glob("task/*/children") for pid in children.read_text().split()]
+    return names
 
 
 def left_behind(names: set[str]) -> set[str]:

@@ -23,7 +23,7 @@ from tests.scheduler.api_server import ApiServer
 from tests.scheduler.lease_store import NAMESPACE
 
 WAIT_S = 30.0
-LEASE_S = 0.8
+LEASE_S = 1.5
 LOOK_S = 0.05
 NAME = "baton-scheduler"
 PATH = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{NAME}"
