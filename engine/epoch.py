@@ -10,5 +10,12 @@ EPOCH_MIN_VARIABLE = "BATON_EPOCH_MIN"
 
 
 def next_epoch() -> int:
-    """Milliseconds since 1970, or the floor if the clock was put back behind it: a successor must look newer."""
-    return max(time.time_ns() // 1_000_000, int(os.environ.get(EPOCH_MIN_VARIABLE) or 0))
+    """Milliseconds since 1970, or the floor if the clock was put back behind it: a successor must look newer.
+
+    Raises ValueError naming the variable when it holds no number.
+    """
+    floor = os.environ.get(EPOCH_MIN_VARIABLE) or "0"
+    try:
+        return max(time.time_ns() // 1_000_000, int(floor))
+    except ValueError as error:
+        raise ValueError(f"the variable {EPOCH_MIN_VARIABLE} must be a whole number, got {floor!r}") from error

@@ -69,6 +69,9 @@ async def test_an_engine_is_newer_than_its_predecessor_also_where_the_clock_was_
     monkeypatch.setenv(EPOCH_MIN_VARIABLE, str(ahead))
     started = await FakeEngine.start(EngineConfig(kind="fake"), worker_id="p0")
     assert (started.info.epoch, started.info.engine_id) == (ahead, f"p0-{ahead}")
+    monkeypatch.setenv(EPOCH_MIN_VARIABLE, "abc")
+    with pytest.raises(ValueError, match="BATON_EPOCH_MIN must be a whole number, got 'abc'"):
+        next_epoch()
 
 
 async def test_the_seed_matters_only_when_sampling() -> None:
