@@ -28,9 +28,9 @@ DEFAULT = "default"
 _NO_DEFAULT = object()
 COMMAND_LINE = "--set"
 _NEAREST_MAX = 3
-_LIKENESS_MIN = 0.6
-# A key that is this much less alike than the likeliest was hardly meant.
-_LIKENESS_MARGIN = 0.1
+# Below it, a setting that is gone would be taken for another one.
+_LIKENESS_MIN = 0.8
+_NOTHING_NEAR = "docs/upgrading.md lists settings that are gone; `baton config --all` shows every setting"
 _ERROR_PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 
 
@@ -198,29 +198,37 @@ def _put(
 
 
 def _advice(cls: type[msgspec.Struct], path: tuple[str, ...]) -> str:
-    """The keys of ``cls`` that were most likely meant by ``path``, which is none."""
-    wanted = ".".join(path)
+    """The settings of ``cls`` that were most likely meant by ``path``, which is none."""
+    *table, wanted = path
+    paths = [tuple(setting.split(".")) for setting in _all_settings(cls)]
+    namesakes = [each for each in paths if each[-1] == wanted and _may_be_meant(each, path, _hints(cls))]
+    beside = {each[-1]: each for each in paths if each[:-1] == tuple(table)}
+    near = difflib.get_close_matches(wanted, beside, n=_NEAREST_MAX, cutoff=_LIKENESS_MIN)
+    found = sorted(map(".".join, namesakes), key=lambda each: -_ratio(each, ".".join(path)))[:_NEAREST_MAX]
+    found = found or [".".join(beside[name]) for name in near]
+    return f"did you mean {' or '.join(found)}?" if found else _NOTHING_NEAR
 
-    def likeness(key: str) -> tuple[float, float]:
-        # The last word counts first: a key under the wrong table is a commoner slip than a wrong key.
-        return _ratio(key.rpartition(".")[2], path[-1]), _ratio(key, wanted)
 
-    ranked = sorted(((likeness(key), key) for key in _all_keys(cls)), reverse=True)
-    least = max(_LIKENESS_MIN, ranked[0][0][0] - _LIKENESS_MARGIN)
-    found = [key for (last, _), key in ranked if last >= least][:_NEAREST_MAX]
-    return f"did you mean {' or '.join(found)}?" if found else "no key is spelled like it (`baton config --all`)"
+def _may_be_meant(namesake: tuple[str, ...], path: tuple[str, ...], sections: Mapping[str, Any]) -> bool:
+    """Whether ``path`` may be a slip for a setting whose last word is the same: another table of the same section.
+
+    Or another section, but no table deep inside one, which has its words for matters of its own. Where the section is
+    none, any.
+    """
+    return path[0] not in sections or namesake[0] == path[0] or len(namesake) == len(path)
 
 
 def _ratio(one: str, other: str) -> float:
     return difflib.SequenceMatcher(None, one, other).ratio()
 
 
-def _all_keys(cls: type[msgspec.Struct], at: str = "") -> Iterator[str]:
-    """Every table and value of ``cls``, by dotted path."""
+def _all_settings(cls: type[msgspec.Struct], at: str = "") -> Iterator[str]:
+    """Every value of ``cls`` that can be set, by dotted path; no table."""
     for name, kind in _hints(cls).items():
-        yield f"{at}{name}"
         if _is_struct(kind):
-            yield from _all_keys(kind, f"{at}{name}.")
+            yield from _all_settings(kind, f"{at}{name}.")
+        else:
+            yield f"{at}{name}"
 
 
 def _fit(kind: Any, value: Any, path: tuple[str, ...], source: str) -> Any:

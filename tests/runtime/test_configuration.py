@@ -71,8 +71,9 @@ def test_text_is_read_by_the_type_of_its_key(setting: str, expected: Engine) -> 
     [
         ("engine.mdel=x", "engine.mdel", "did you mean engine.model"),
         ("model=x", "model", "did you mean engine.model?"),
-        ("motor.modle=x", "motor", "did you mean engine.model?"),
-        ("motor.size=x", "motor", "no key is spelled like it"),
+        ("motor.model=x", "motor", "did you mean engine.model?"),
+        ("engine.timeout_s=1", "engine.timeout_s", "docs/upgrading.md lists settings that are gone; `baton config"),
+        ("engines=1", "engines", "docs/upgrading.md lists settings that are gone"),
         ("engine.context_tokens_max=many", "engine.context_tokens_max", "Expected `int | null`"),
         ("engine=x", "engine", "is a table"),
         ("timeout_s.x=1", "timeout_s.x", "is a value, not a table"),
