@@ -9,13 +9,18 @@ from engine.protocol import Engine
 
 
 async def start(
-    config: EngineConfig, *, worker_id: str, role: Literal["prefill", "decode"], host: str = "127.0.0.1"
+    config: EngineConfig,
+    *,
+    worker_id: str,
+    role: Literal["prefill", "decode"],
+    host: str = "127.0.0.1",
+    advertise_host: str = "",
 ) -> Engine:
     """A running engine that has served a first request.
 
     Raises EngineDead when it does not come up in time, and ValueError for settings that cannot work. ``role`` names the
-    engine in logs; engines of both roles are alike, so that a worker can change role. ``host`` is where other engines
-    reach it.
+    engine in logs; engines of both roles are alike, so that a worker can change role. The engine listens on
+    ``host`` for other engines, which reach it by ``advertise_host`` (empty: ``host``).
     """
     match config.kind:
         case "fake":
@@ -25,4 +30,6 @@ async def start(
         case "vllm":
             from engine.vllm.engine import VllmEngine
 
-            return await VllmEngine.start(config, worker_id=worker_id, role=role, host=host)
+            return await VllmEngine.start(
+                config, worker_id=worker_id, role=role, host=host, advertise_host=advertise_host
+            )

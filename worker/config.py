@@ -13,10 +13,11 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     worker_id: str = ""
     """Unique in the cluster and stable over restarts. Empty: ``<role>-<pid>``."""
     host: str = "127.0.0.1"
-    """Interface the gRPC and metrics servers bind, and the address others are told unless ``advertise_host`` is set."""
+    """Interface that the gRPC and metrics servers and NIXL's listener bind, and the address others are told unless
+    ``advertise_host`` is set."""
     advertise_host: str = ""
-    """Host others reach this worker by; the engine offers its NIXL metadata there, so it must be one of this machine.
-    Empty: ``host``."""
+    """Host others reach this worker by, for gRPC and for its NIXL metadata, whose port is any free one and the same on
+    both sides. Nothing binds it. Empty: ``host``."""
     port: Port = 0
     """gRPC port. 0: any free one."""
     advertise_port: Port = 0

@@ -54,7 +54,9 @@ async def serve(
     metrics = WorkerMetrics(role)
     log.info("starting the engine", worker=worker_id)
     metrics_address = serve_metrics(config.host, config.metrics_port)
-    starting = factory.start(engine_config, worker_id=worker_id, role=role, host=config.advertise_host or config.host)
+    starting = factory.start(
+        engine_config, worker_id=worker_id, role=role, host=config.host, advertise_host=config.advertise_host
+    )
     engine = await _start_engine(starting, stop)
     if engine is None:
         log.info("stopped before the engine was up")

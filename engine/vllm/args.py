@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.config import LIMITS, EngineConfig
 from engine.preflight import CONNECTOR_SETTINGS, cpu_share, runs_on_cpu
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 _GIB = 1 << 30
 _CPU_KV_CACHE_BYTES = _GIB
+
+
+class SideChannelAddress(NamedTuple):
+    """Where an engine offers its NIXL metadata: the host it tells others, and the address of this machine it binds."""
+
+    host: str
+    bind_address: str
+    port: int
 
 
 def prepare_environment(config: EngineConfig, environ: MutableMapping[str, str] | None = None) -> None:
@@ -76,20 +84,25 @@ def runs_in_one_process(config: EngineConfig) -> bool:
 
 
 @contextlib.contextmanager
-def held_port(host: str) -> Iterator[int]:
-    """A free port on ``host`` that the kernel gives to no other process meanwhile. One process may listen on it.
+def held_port(host: str) -> Iterator[tuple[str, int]]:
+    """The numeric address of ``host`` and a free port there that the kernel gives to no other process meanwhile.
+
+    One process may listen on it.
 
     NIXL's listener binds it when the model is loaded, a minute later. If another process had the port by then, the
     engine hung during its start: the listener is a thread, and its death goes unnoticed. The socket is bound, but does
     not listen.
     """
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as held:
+    found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, _, _, address = found[0]
+    with socket.socket(family, kind) as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind((host, 0))
-        yield held.getsockname()[1]
+        held.bind(address)
+        # ZeroMQ binds no name that has an IPv6 address alone, so it is given the number.
+        yield held.getsockname()[:2]
 
 
-def engine_args(config: EngineConfig, *, engine_id: str, side_channel: tuple[str, int]) -> AsyncEngineArgs:
+def engine_args(config: EngineConfig, *, engine_id: str, side_channel: SideChannelAddress) -> AsyncEngineArgs:
     """VLLM's arguments for one engine. Raises ValueError naming a setting that vLLM does not know."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
@@ -103,7 +116,7 @@ def engine_args(config: EngineConfig, *, engine_id: str, side_channel: tuple[str
 
 
 def engine_arg_values(
-    config: EngineConfig, *, engine_id: str, side_channel: tuple[str, int], on_cpu: bool
+    config: EngineConfig, *, engine_id: str, side_channel: SideChannelAddress, on_cpu: bool
 ) -> dict[str, Any]:
     """The arguments as a map, ``config.args`` last: they win over everything but what the connector needs."""
     values: dict[str, Any] = {
@@ -135,10 +148,10 @@ def engine_arg_values(
     return values | {name: value for name, value in config.args.items() if name != "kv_transfer_config"}
 
 
-def kv_transfer_values(config: EngineConfig, *, engine_id: str, side_channel: tuple[str, int]) -> dict[str, Any]:
+def kv_transfer_values(config: EngineConfig, *, engine_id: str, side_channel: SideChannelAddress) -> dict[str, Any]:
     """VLLM's ``kv_transfer_config``: our NIXL connector, able to serve and to pull, recomputing what fails to load.
 
-    ``side_channel``: host and port at which other engines ask for its NIXL metadata.
+    ``side_channel``: where other engines ask for its NIXL metadata.
     """
     chosen = config.args.get("kv_transfer_config", {})
     values: dict[str, Any] = {
@@ -155,8 +168,9 @@ def kv_transfer_values(config: EngineConfig, *, engine_id: str, side_channel: tu
         "num_threads": LIMITS.nixl_threads,
         # vLLM takes whole seconds here; the lease of each request is set with the request.
         "kv_lease_duration": max(6, round(LIMITS.lease_duration_s)),
-        "baton_side_channel_host": side_channel[0],
-        "baton_side_channel_port": side_channel[1],
+        "baton_side_channel_host": side_channel.host,
+        "baton_side_channel_bind_address": side_channel.bind_address,
+        "baton_side_channel_port": side_channel.port,
         "baton_progress_delay_us": LIMITS.nixl_progress_delay_us,
         "baton_check_fraction": config.kv_check_fraction,
         "baton_proof_timeout_s": LIMITS.kv_proof_timeout_s,

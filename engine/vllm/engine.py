@@ -66,22 +66,24 @@ class VllmEngine:
         private.receive_fast(llm)
 
     @classmethod
-    async def start(cls, config: EngineConfig, *, worker_id: str, role: str, host: str) -> VllmEngine:
+    async def start(
+        cls, config: EngineConfig, *, worker_id: str, role: str, host: str, advertise_host: str
+    ) -> VllmEngine:
         """Start the engine's processes and serve one token, so that the first client does not pay for that."""
         if not config.model:
             raise ValueError("engine.model: no model is set")
         args.prepare_environment(config)
         with contextlib.ExitStack() as stack:
             try:
-                port = stack.enter_context(args.held_port(host))
+                address, port = stack.enter_context(args.held_port(host))
             except OSError as error:
-                text = f"worker.advertise_host or worker.host: NIXL cannot listen at {host}: {error.strerror}"
-                raise ValueError(text) from error
-            return await cls._start_at(config, worker_id=worker_id, role=role, side_channel=(host, port))
+                raise ValueError(f"worker.host: NIXL cannot listen at {host}: {error.strerror}") from error
+            side_channel = args.SideChannelAddress(advertise_host or host, address, port)
+            return await cls._start_at(config, worker_id=worker_id, role=role, side_channel=side_channel)
 
     @classmethod
     async def _start_at(
-        cls, config: EngineConfig, *, worker_id: str, role: str, side_channel: tuple[str, int]
+        cls, config: EngineConfig, *, worker_id: str, role: str, side_channel: args.SideChannelAddress
     ) -> VllmEngine:
         epoch = next_epoch()
         engine_id = f"{worker_id}-{epoch}"

@@ -16,6 +16,7 @@ RELEASE = "baton_release"
 RENEW = "baton_renew"
 # Keys of kv_connector_extra_config.
 SIDE_CHANNEL_HOST = "baton_side_channel_host"
+SIDE_CHANNEL_BIND_ADDRESS = "baton_side_channel_bind_address"
 SIDE_CHANNEL_PORT = "baton_side_channel_port"
 PROGRESS_DELAY_US = "baton_progress_delay_us"
 CHECK_FRACTION = "baton_check_fraction"

@@ -22,6 +22,7 @@ from kv_transfer.nixl.messages import (
     LEASE_S,
     RELEASE,
     RENEW,
+    SIDE_CHANNEL_BIND_ADDRESS,
     SIDE_CHANNEL_HOST,
     SIDE_CHANNEL_PORT,
     BatonNixlMetadata,
@@ -47,6 +48,7 @@ class BatonNixlScheduler(NixlPullConnectorScheduler):
         # By value, not by vLLM's environment variables: two engines may start in one process.
         host: str = config.get_from_extra_config(SIDE_CHANNEL_HOST, "")
         self.side_channel_host = host or envs.VLLM_NIXL_SIDE_CHANNEL_HOST
+        self._bind_address: str = config.get_from_extra_config(SIDE_CHANNEL_BIND_ADDRESS, "")
         port = config.get_from_extra_config(SIDE_CHANNEL_PORT, None)
         if port is not None:
             self.side_channel_port = port + vllm_config.parallel_config.data_parallel_index
@@ -135,9 +137,12 @@ class BatonNixlScheduler(NixlPullConnectorScheduler):
         host: str,
         port: int,
     ) -> None:
-        """The stock thread replies with what it finds in ``encoded_data``. There it also finds our replies."""
+        """The stock thread replies with what it finds in ``encoded_data``. There it also finds our replies.
+
+        Stock binds ``host``, which it tells others; ours may tell them one that is not of this machine.
+        """
         replies = held_kv_registry.HandshakeResponder(encoded_data, self._registry)
-        private.serve_handshakes(replies, ready_event, stop_event, host, port)
+        private.serve_handshakes(replies, ready_event, stop_event, self._bind_address or host, port)
 
     def _release(self, leases: list[str]) -> None:
         """Unknown leases were pulled, ran out or never began. They need nothing."""

@@ -189,9 +189,13 @@ class BatonNixlWorker(NixlPullConnectorWorker):
         private.forget_notifications(self, request_id)
 
     def _nixl_handshake(self, host: str, port: int, *args: Any, **kwargs: Any) -> Any:
-        """Fail at once where nothing listens, instead of after the handshake's own 5 s."""
-        socket.create_connection((host, port), timeout=self._connect_timeout_s).close()
-        return super()._nixl_handshake(host, port, *args, **kwargs)
+        """Fail at once where nothing listens, instead of after the handshake's own 5 s.
+
+        The handshake gets the address that answered: ZeroMQ finds no name that has an IPv6 address alone.
+        """
+        with socket.create_connection((host, port), timeout=self._connect_timeout_s) as answered:
+            address = answered.getpeername()[0]
+        return super()._nixl_handshake(address, port, *args, **kwargs)
 
     def _hold_back_unproved(self, results: KVConnectorTransferResults) -> None:
         """Report to the scheduler only pulls that are proved, and pulls that failed."""

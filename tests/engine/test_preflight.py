@@ -13,7 +13,7 @@ import pytest
 from engine import preflight
 from engine.config import EngineConfig
 from engine.preflight import VLLM_VERSION, Objection, objection, runs_on_cpu
-from engine.vllm.args import engine_arg_values, engine_args
+from engine.vllm.args import SideChannelAddress, engine_arg_values, engine_args
 
 CPU = {"VLLM_TARGET_DEVICE": "cpu"}
 
@@ -66,7 +66,9 @@ def test_every_argument_that_is_made_of_a_setting_exists_and_is_refused_beside_i
     everything = EngineConfig(
         model="m", served_model_name="s", tokenizer="t", max_model_len=64, max_num_batched_tokens=64, kv_cache_bytes=64
     )
-    ours = engine_arg_values(everything, engine_id="e", side_channel=("h", 1), on_cpu=False).keys()
+    ours = engine_arg_values(
+        everything, engine_id="e", side_channel=SideChannelAddress("h", "h", 1), on_cpu=False
+    ).keys()
     # How Baton wants it whatever is set, unless an operator knows better.
     free = {
         "enable_prefix_caching",
@@ -85,7 +87,7 @@ def test_every_argument_that_is_made_of_a_setting_exists_and_is_refused_beside_i
 )
 def test_an_argument_that_vllm_does_not_know_is_named_when_the_engine_starts(name: str, said: str) -> None:
     with pytest.raises(ValueError, match=rf"^engine\.args\.{name}: vLLM has no such engine argument{re.escape(said)}$"):
-        engine_args(EngineConfig(args={name: 1}), engine_id="e", side_channel=("h", 1))
+        engine_args(EngineConfig(args={name: 1}), engine_id="e", side_channel=SideChannelAddress("h", "h", 1))
 
 
 def test_the_platform_is_the_one_that_vllm_chooses() -> None:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 
 from engine.config import EngineConfig
+from engine.vllm import args
 from engine.vllm.args import (
+    SideChannelAddress,
     engine_arg_values,
     held_port,
     load_model_class,
     prepare_environment,
     runs_eagerly,
 )
+from engine.vllm.engine import VllmEngine
 from launcher.demo import model as demo_model
+
+SIDE_CHANNEL = SideChannelAddress("h", "::1", 5)
 
 
 def test_a_port_that_is_held_is_free_for_one_listener_and_for_no_other_process() -> None:
-    with held_port("127.0.0.1") as port, socket.socket() as listener:
+    with held_port("localhost") as (address, port), socket.socket() as listener:
+        assert address == "127.0.0.1"
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
             other.bind(("127.0.0.1", port))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -26,6 +33,23 @@ def test_a_port_that_is_held_is_free_for_one_listener_and_for_no_other_process()
         listener.listen()
         with socket.create_connection(("127.0.0.1", port), timeout=5):
             pass
+
+
+async def test_an_engine_binds_the_host_of_its_machine_and_tells_others_the_advertised_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: dict[str, Any] = {}
+
+    async def start_at(_: EngineConfig, **given: Any) -> None:
+        started.update(given)
+
+    monkeypatch.setattr(VllmEngine, "_start_at", start_at)
+    monkeypatch.setattr(args, "prepare_environment", lambda _: None)
+    config = EngineConfig(model="m")
+    await VllmEngine.start(config, worker_id="p0", role="prefill", host="localhost", advertise_host="nat.invalid")
+    assert started["side_channel"][:2] == ("nat.invalid", "127.0.0.1")
+    with pytest.raises(ValueError, match=r"worker\.host: NIXL cannot listen at nat\.invalid: "):
+        await VllmEngine.start(config, worker_id="p0", role="prefill", host="nat.invalid", advertise_host="")
 
 
 def test_what_the_operator_set_stays() -> None:
@@ -47,7 +71,8 @@ def test_what_the_operator_set_stays() -> None:
     ],
 )
 def test_the_model_is_compiled_where_that_pays_or_is_asked_for(config: EngineConfig, on_cpu: bool, eager: bool) -> None:
-    assert engine_arg_values(config, engine_id="p0-1", side_channel=("h", 5), on_cpu=on_cpu)["enforce_eager"] is eager
+    values = engine_arg_values(config, engine_id="p0-1", side_channel=SIDE_CHANNEL, on_cpu=on_cpu)
+    assert values["enforce_eager"] is eager
     environ = {"VLLM_TARGET_DEVICE": "cpu"}
     prepare_environment(config, environ)
     assert ("TORCH_COMPILE_DISABLE" in environ) is (runs_eagerly(config, on_cpu=True))
@@ -64,7 +89,7 @@ def test_the_models_class_is_loaded_here_and_not_in_a_process_of_its_own(monkeyp
 
 
 def test_further_arguments_win_and_name_the_connector_but_not_what_baton_needs_of_it() -> None:
-    values = engine_arg_values(EngineConfig(model="m"), engine_id="p0-1", side_channel=("h", 5), on_cpu=True)
+    values = engine_arg_values(EngineConfig(model="m"), engine_id="p0-1", side_channel=SIDE_CHANNEL, on_cpu=True)
     assert values["kv_cache_memory_bytes"] == 1 << 30
     transfer = values["kv_transfer_config"]
     assert (transfer["kv_connector"], transfer["kv_connector_module_path"]) == (
@@ -77,16 +102,15 @@ def test_further_arguments_win_and_name_the_connector_but_not_what_baton_needs_o
         "engine_id": "mine",
     }
     config = EngineConfig(model="m", args={"max_num_seqs": 3, "kv_transfer_config": chosen})
-    values = engine_arg_values(config, engine_id="p0-1", side_channel=("h", 5), on_cpu=True)
+    values = engine_arg_values(config, engine_id="p0-1", side_channel=SIDE_CHANNEL, on_cpu=True)
     assert values["max_num_seqs"] == 3
     transfer = values["kv_transfer_config"]
     assert (transfer["kv_connector"], transfer["kv_connector_module_path"]) == ("MultiConnector", None)
     assert (transfer["engine_id"], transfer["kv_role"]) == ("p0-1", "kv_both")
     assert transfer["kv_load_failure_policy"] == "recompute"
     extra = transfer["kv_connector_extra_config"]
-    assert (extra["backends"], extra["baton_side_channel_host"], extra["baton_side_channel_port"]) == (
-        ["LIBFABRIC"], "h", 5,
-    )  # fmt: skip
+    assert extra["backends"] == ["LIBFABRIC"]
+    assert [extra[f"baton_side_channel_{name}"] for name in ("host", "bind_address", "port")] == ["h", "::1", 5]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +125,7 @@ def test_further_arguments_win_and_name_the_connector_but_not_what_baton_needs_o
 def test_only_a_single_rank_on_cpu_runs_in_the_engine_core_itself(
     config: EngineConfig, on_cpu: bool, executor: str | None
 ) -> None:
-    values = engine_arg_values(config, engine_id="p0-1", side_channel=("h", 5), on_cpu=on_cpu)
+    values = engine_arg_values(config, engine_id="p0-1", side_channel=SIDE_CHANNEL, on_cpu=on_cpu)
     assert values.get("distributed_executor_backend") == executor
     environ: dict[str, str] = {}
     prepare_environment(config, environ)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import socket
+import threading
 import time
 from collections import defaultdict, deque
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from engine.vllm.args import held_port
 from kv_transfer.integrity.held_kv_registry import HeldKvRegistry
 from kv_transfer.integrity.transfer_verifier import SideChannel, TransferVerifier
 
@@ -154,6 +156,31 @@ def test_a_peer_that_does_not_listen_fails_at_once(worker: Any) -> None:
         port = closed.getsockname()[1]
     with pytest.raises(ConnectionRefusedError):
         worker._nixl_handshake("127.0.0.1", port, 1, "p0-1")
+
+
+def test_the_handshake_is_given_the_address_that_answered(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(worker_half.NixlPullConnectorWorker, "_nixl_handshake", lambda _, *given: asked.extend(given))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        worker._nixl_handshake("localhost", port, 1, "p0-1")
+    assert asked == ["127.0.0.1", port, 1, "p0-1"]
+
+
+def test_the_listener_binds_its_own_address_and_not_the_one_that_others_are_told() -> None:
+    half = scheduler()
+    half._bind_address = "127.0.0.1"
+    ready, stop = threading.Event(), threading.Event()
+    with held_port("127.0.0.1") as (_, port):
+        listener = threading.Thread(
+            target=half._nixl_handshake_listener, args=({}, ready, stop, "nat.invalid", port), daemon=True
+        )
+        listener.start()
+        assert ready.wait(10)
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        stop.set()
+        listener.join(10)
+    assert not listener.is_alive()
 
 
 def test_the_scheduler_half_hears_what_was_dismissed_before_its_readers_were_done(worker: Any) -> None:
