@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cyclopts import App, CycloptsError, Parameter, Token
+from cyclopts import App, CycloptsError, Parameter, Token, UnusedCliTokensError
 
 from runtime.process.exit_codes import ExitCode
 from runtime.user_error import UserError
@@ -30,6 +30,10 @@ def run(app: App, words: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if words is None else words)
     try:
         code = app(given, exit_on_error=False, print_error=False, result_action="return_value")
+    except UnusedCliTokensError as error:
+        unused = [repr(each) for each in error.unused_tokens or ()]
+        what = "unexpected argument" if len(unused) == 1 else "unexpected arguments"
+        return fail(app, f"{what} {', '.join(unused)}", ExitCode.BAD_OPTION)
     except CycloptsError as error:
         return fail(app, " ".join(str(error).split()), ExitCode.BAD_OPTION)
     except UserError as error:
