@@ -10,6 +10,7 @@ from cli.settings import (
     FrontGrpcPort,
     FrontHost,
     FrontPort,
+    Given,
     Model,
     Sources,
     StateDir,
@@ -24,9 +25,10 @@ def up(
     *,
     model: Model = None,
     prefill: Annotated[
-        str | None, setting("launcher.prefill", "number of prefill workers; 0: decode workers compute the prompts", "N")
+        Given | None,
+        setting("launcher.prefill", "number of prefill workers; 0: decode workers compute the prompts", "N"),
     ] = None,
-    decode: Annotated[str | None, setting("launcher.decode", "number of decode workers", "M")] = None,
+    decode: Annotated[Given | None, setting("launcher.decode", "number of decode workers", "M")] = None,
     host: FrontHost = None,
     port: FrontPort = None,
     grpc_port: FrontGrpcPort = None,
@@ -70,7 +72,7 @@ def drain(
     *,
     state_dir: StateDir = None,
     timeout_s: Annotated[
-        str | None, setting("worker.drain_timeout_s", "how long to wait until it is idle", "S")
+        Given | None, setting("worker.drain_timeout_s", "how long to wait until it is idle", "S")
     ] = None,
     sources: Sources = NO_SOURCES,
 ) -> None:

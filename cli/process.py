@@ -11,6 +11,7 @@ from cli.settings import (
     FrontGrpcPort,
     FrontHost,
     FrontPort,
+    Given,
     Model,
     Sources,
     check_engine,
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 def scheduler(
     *,
-    host: Annotated[str | None, setting("scheduler.host", "address to listen on", "H")] = None,
-    port: Annotated[str | None, setting("scheduler.port", "gRPC port", "P")] = None,
+    host: Annotated[Given | None, setting("scheduler.host", "address to listen on", "H")] = None,
+    port: Annotated[Given | None, setting("scheduler.port", "gRPC port", "P")] = None,
     sources: Sources = NO_SOURCES,
 ) -> int:
     """Run one scheduler."""
@@ -36,7 +37,7 @@ def scheduler(
     return serve("scheduler", load(sources, host, port).value)
 
 
-_WorkerId = Annotated[str | None, setting("worker.worker_id", "name of this worker, unique in the cluster", "ID")]
+_WorkerId = Annotated[Given | None, setting("worker.worker_id", "name of this worker, unique in the cluster", "ID")]
 
 
 def _worker(role: Role) -> Callable[..., int]:
@@ -46,10 +47,10 @@ def _worker(role: Role) -> Callable[..., int]:
         *,
         model: Model = None,
         id: _WorkerId = None,  # noqa: A002 - the option's name
-        host: Annotated[str | None, setting("worker.host", "address to listen on", "H")] = None,
-        port: Annotated[str | None, setting("worker.port", "gRPC port", "P")] = None,
+        host: Annotated[Given | None, setting("worker.host", "address to listen on", "H")] = None,
+        port: Annotated[Given | None, setting("worker.port", "gRPC port", "P")] = None,
         scheduler: Annotated[
-            str | None,
+            Given | None,
             setting("worker.scheduler_address", "address of the scheduler; of two, with a comma", "HOST:PORT"),
         ] = None,
         sources: Sources = NO_SOURCES,
@@ -68,14 +69,14 @@ decode = _worker("decode")
 def front_proxy(
     *,
     model: Annotated[
-        str | None,
+        Given | None,
         setting("engine.model", "the workers' model, for its tokenizer (default: a small demo model)", "MODEL"),
     ] = None,
     host: FrontHost = None,
     port: FrontPort = None,
     grpc_port: FrontGrpcPort = None,
     scheduler: Annotated[
-        str | None,
+        Given | None,
         setting("front_proxy.scheduler_address", "address of the scheduler; of two, with a comma", "HOST:PORT"),
     ] = None,
     sources: Sources = NO_SOURCES,

@@ -28,32 +28,35 @@ class Sources:
 
 NO_SOURCES = Sources()
 
+# The option as it was typed, and `path=text`, which the configuration checks.
+Given = tuple[str, str]
+
 
 def setting(path: str, meaning: str, metavar: str) -> Parameter:
-    """An option that is short for one setting: its value is `path=text`, which the configuration checks."""
+    """An option that is short for one setting."""
 
-    def convert(_: Any, tokens: Sequence[Token]) -> str:
-        return f"{path}={tokens[0].value}"
+    def convert(_: Any, tokens: Sequence[Token]) -> Given:
+        return tokens[0].keyword or "", f"{path}={tokens[0].value}"
 
-    return Parameter(converter=convert, help=f"{meaning} [{path}]", metavar=metavar)
+    return Parameter(converter=convert, n_tokens=1, help=f"{meaning} [{path}]", metavar=metavar)
 
 
 Model = Annotated[
-    str | None, setting("engine.model", "folder or hub name of the model (default: a small demo model)", "MODEL")
+    Given | None, setting("engine.model", "folder or hub name of the model (default: a small demo model)", "MODEL")
 ]
-StateDir = Annotated[str | None, setting("launcher.state_dir", "folder for state and logs", "DIR")]
-FrontHost = Annotated[str | None, setting("front_proxy.host", "address to listen on", "H")]
-FrontPort = Annotated[str | None, setting("front_proxy.port", "HTTP port; 0: any free one", "P")]
-FrontGrpcPort = Annotated[str | None, setting("front_proxy.grpc_port", "gRPC port; 0: any free one", "G")]
+StateDir = Annotated[Given | None, setting("launcher.state_dir", "folder for state and logs", "DIR")]
+FrontHost = Annotated[Given | None, setting("front_proxy.host", "address to listen on", "H")]
+FrontPort = Annotated[Given | None, setting("front_proxy.port", "HTTP port; 0: any free one", "P")]
+FrontGrpcPort = Annotated[Given | None, setting("front_proxy.grpc_port", "gRPC port; 0: any free one", "G")]
 
 
-def load(sources: Sources, *options: str | None) -> Loaded[BatonConfig]:
+def load(sources: Sources, *options: Given | None) -> Loaded[BatonConfig]:
     """The configuration from every source; options win. Raises BadConfiguration."""
     from launcher.config import BatonConfig
     from runtime.configuration import load
 
     given = [option for option in options if option is not None]
-    return load(BatonConfig, file=sources.config, environ=os.environ, sets=[*sources.sets, *given])
+    return load(BatonConfig, file=sources.config, environ=os.environ, sets=sources.sets, options=given)
 
 
 def check_engine(loaded: Loaded[BatonConfig]) -> None:

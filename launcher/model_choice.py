@@ -44,7 +44,7 @@ def choose(
         model = check(config.engine.model, environ, progress, hub_timeout_s=HUB_TIMEOUT_S)
         engine = msgspec.structs.replace(config.engine, model=model)
         return msgspec.structs.replace(config, engine=_fitting_fake(engine, sources))
-    if sources.get("engine.model") == COMMAND_LINE:
+    if sources.get("engine.model") in (COMMAND_LINE, "--model"):
         # An unset variable on the command line, and not the wish for the demo model. A file may spell the default.
         raise ModelError("engine.model (--model) is empty; leave it out for the demo model")
     cache_dir = Path(config.launcher.demo_cache_dir) if config.launcher.demo_cache_dir else None

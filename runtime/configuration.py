@@ -68,9 +68,17 @@ class _Text(msgspec.Struct, frozen=True):
 
 
 def load(
-    cls: type[T], *, file: Path | None, environ: Mapping[str, str], sets: Sequence[str], prefix: str = "BATON_"
+    cls: type[T],
+    *,
+    file: Path | None,
+    environ: Mapping[str, str],
+    sets: Sequence[str],
+    options: Sequence[tuple[str, str]] = (),
+    prefix: str = "BATON_",
 ) -> Loaded[T]:
-    """Build ``cls`` from its defaults, then ``file`` (TOML or JSON), then ``environ``, then ``sets``.
+    """Build ``cls`` from its defaults, then ``file`` (TOML or JSON), then ``environ``, ``sets`` and ``options``.
+
+    ``options``: the settings with options of their own, each as the option (its source) and ``key=value``.
 
     Raises BadConfiguration for an unknown key, a value of the wrong type, or a file that cannot be read.
     """
@@ -82,11 +90,11 @@ def load(
     for name in sorted(environ):
         if name.startswith(prefix) and (keys := _environment_path(cls, name.removeprefix(prefix), prefix)):
             _put(cls, tree, sources, keys, _Text(environ[name]), f"env {name}")
-    for setting in sets:
+    for source, setting in (*((COMMAND_LINE, each) for each in sets), *options):
         key, separator, text = setting.partition("=")
         if not separator or not key.strip():
-            raise BadConfiguration(key.strip(), f"expected key=value, got {setting!r}", "--set")
-        _put(cls, tree, sources, tuple(key.strip().split(".")), _Text(text), COMMAND_LINE)
+            raise BadConfiguration(key.strip(), f"expected key=value, got {setting!r}", source)
+        _put(cls, tree, sources, tuple(key.strip().split(".")), _Text(text), source)
     value = _convert(cls, tree, sources)
     return Loaded(value=value, sources={path: _source(sources, path) for path, _ in _struct_leaves(value)})
 

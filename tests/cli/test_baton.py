@@ -74,7 +74,9 @@ def test_the_schema_names_every_section(capsys: pytest.CaptureFixture[str]) -> N
         (["config", "--set", "engine.seed"], "expected key=value"),
         (["up", "--decode", "0"], "launcher.decode: Expected `int` >= 1"),
         (["up", "--decode", "many"], "launcher.decode: Expected `int`"),
-        (["up", "--port", "x"], "front_proxy.port: Expected `int`"),
+        (["up", "--port", "abc"], "front_proxy.port: Expected `int`, got `str` (--port)"),
+        (["up", "--prefill=two"], "launcher.prefill: Expected `int`, got `str` (--prefill)"),
+        (["drain", "d0", "--timeout-s", "abc"], "worker.drain_timeout_s: Expected `float`, got `str` (--timeout-s)"),
         (["config", "--config", "/nowhere.toml"], "cannot read the file"),
     ],
 )

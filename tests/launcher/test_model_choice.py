@@ -119,6 +119,7 @@ def test_automatic_tool_choice_without_a_parser_is_refused_before_anything_start
         model_choice.choose(config, {}, {}, _quiet)
 
 
-def test_an_empty_model_on_the_command_line_is_no_wish_for_the_demo_model() -> None:
+@pytest.mark.parametrize("source", ["--set", "--model"])
+def test_an_empty_model_on_the_command_line_is_no_wish_for_the_demo_model(source: str) -> None:
     with pytest.raises(model_choice.ModelError, match=r"engine\.model"):
-        model_choice.choose(BatonConfig(), {"engine.model": "--set"}, {}, _quiet)
+        model_choice.choose(BatonConfig(), {"engine.model": source}, {}, _quiet)
