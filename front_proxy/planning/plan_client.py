@@ -344,7 +344,10 @@ class PlanClient:
         away = "" if self._opened else " It is not reachable."
         text = f"The scheduler did not answer within {self._config.plan_timeout_s:g} s.{away}"
         refusal = AnswerRefusal(plan_id, Failure(kind=FailureKind.UNAVAILABLE, message=text))
-        return (SendEnd(plan_id, "failed", 0), refusal) if pending.sent else (refusal,)
+        if not pending.sent:
+            return (refusal,)
+        self._fall_silent(now_s)
+        return SendEnd(plan_id, "failed", 0), refusal
 
     def _fall_silent(self, now_s: float) -> None:
         """Questions that it has queued would wait in vain too: plan them, at the next wake-up as they may be many."""

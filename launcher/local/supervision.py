@@ -329,7 +329,8 @@ class Supervision:
         return []
 
     def _start(self, one: _Watched, now_s: float) -> Start:
-        one.phase, one.due_s, one.killed = Phase.STARTING, now_s + self._start_timeout_s, False
+        one.phase, one.due_s = Phase.STARTING, now_s + self._start_timeout_s
+        one.killed, one.unanswered = False, 0
         return Start(one.spec.id)
 
     def _late(self) -> str:

@@ -175,6 +175,10 @@ def test_a_scheduler_that_does_not_answer_for_long_is_killed_once_and_one_that_i
     assert machine.handle(silent, 1e6) == []
     machine.handle(Ended("scheduler", -9), 1e6)
     assert [machine.handle(silent, 1e6) for _ in range(2 * asked)] == [[]] * (2 * asked), "it is dead, or starts"
+    machine = play([*nearly[:-1], (100.0, Replace("scheduler"), [Stop("scheduler")])])
+    machine.handle(Ended("scheduler", 0), 101.0)
+    machine.handle(BecameReady("scheduler"), 102.0)
+    assert machine.handle(silent, 103.0) == [], "its predecessor's silence is not its own"
 
 
 @pytest.mark.parametrize(

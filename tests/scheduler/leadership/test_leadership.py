@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import shutil
+import stat
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -244,6 +246,45 @@ async def test_a_leader_ends_in_time_while_the_api_server_hangs(lease: LeaseOfKu
     lease.server.troubles += ["hangs"] * 1000
     assert await asyncio.wait_for(claim.lost(), WAIT_S) == "the Lease was not renewed in time"
     assert claim.until_s <= time.monotonic() < claim.until_s + LEASE_S
+    await claim.release()
+
+
+async def test_a_leader_has_written_a_larger_epoch_for_good_before_it_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, written = tmp_path / "leader", 10**15
+    path.write_text(str(written))
+    claim, synced = FileLock(path), list[tuple[bool, str, float]]()
+
+    def fsync(file: int) -> None:
+        synced.append((stat.S_ISREG(os.fstat(file).st_mode), path.read_text().strip(), claim.until_s))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert await leads(claim) == written + 1
+    assert synced == [(of_the_file, str(written + 1), float("-inf")) for of_the_file in (True, False)]
+    await claim.release()
+    path.unlink()
+    assert await leads(claim) == written + 2, "it remembers what the deleted file said"
+    await claim.release()
+
+
+async def test_a_lock_on_a_file_that_was_deleted_meanwhile_is_worth_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lock, deleted = tmp_path / "leader", fcntl.flock, list[int]()
+
+    def late_lock(file: int, how: int) -> None:
+        if not deleted:
+            deleted.append(file)
+            path.unlink()
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late_lock)
+    await leads(claim := FileLock(path))
+    lost = asyncio.ensure_future(claim.lost())
+    await asyncio.sleep(0)
+    assert deleted and path.exists() and not lost.done()
+    lost.cancel()
     await claim.release()
 
 

@@ -9,6 +9,7 @@ import pytest
 from runtime.priority_class import PriorityClass
 from runtime.timing.decaying_rate import DecayingRate
 from scheduler.config import SchedulerParameters
+from scheduler.queueing import wait_queue
 from scheduler.queueing.wait_queue import Charge, WaitQueue
 from tests.scheduler.cast import FRONT, question
 
@@ -76,3 +77,22 @@ def test_a_class_gets_back_what_it_was_charged_and_did_not_use() -> None:
         if head.priority_class is PriorityClass.BATCH:
             made.correct(Charge(priority_class=PriorityClass.BATCH, tenant="", output_tokens=100), 0)
     assert order == [1, 3, 5], "it used nothing, so its next turn comes before a class that has more weight"
+
+
+def test_a_full_class_takes_a_place_only_of_a_tenant_that_has_two_more() -> None:
+    made = WaitQueue(SchedulerParameters(waiting_max=3))
+    for plan_id, tenant in ((1, "a"), (2, "a"), (3, "b")):
+        offer(made, plan_id, 0.0, tenant=tenant)
+    rejected = []
+    for plan_id, tenant in ((4, "b"), (5, "c")):
+        _, refused = made.offer(question(plan_id, priority_class="batch", tenant=tenant), 100, 0.0)
+        rejected += [(each.event.plan_id, each.cause) for each in refused]
+    assert rejected == [(4, "queue_full"), (2, "queue_full")]
+
+
+def test_resumed_requests_have_a_bound_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wait_queue, "RESUMED_WAITING_MAX", 1)
+    made = WaitQueue(SchedulerParameters(waiting_max=1))
+    offer(made, 1, 0.0)
+    placed = [made.offer(question(plan_id, resumed=True), 100, 0.0)[0] is not None for plan_id in (2, 3)]
+    assert placed == [True, False]
