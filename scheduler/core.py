@@ -126,7 +126,7 @@ class SchedulerCore:
                 self._end_isolation(now_s)
                 return self._join(session, info, now_s)
             case WorkerLeft(session=session, worker_id=worker_id):
-                return self._leave(session, worker_id)
+                return self._leave(session, worker_id, now_s)
             case WorkerSuspected() | DrainRequested() | WorkerLeasesReported():
                 return self._hear(event, now_s)
             case FrontJoined(session=session, front_proxy_id=front_proxy_id, incarnation=incarnation):
@@ -185,11 +185,13 @@ class SchedulerCore:
             self._forget_waiting(former, now_s)
         return True
 
-    def _leave(self, session: int, worker_id: str) -> Sequence[Action]:
+    def _leave(self, session: int, worker_id: str, now_s: float) -> Sequence[Action]:
         worker = self._member(worker_id, session)
         if worker is None:
             return ()
         self._remove(worker)
+        if worker.role == "decode":
+            self.cluster.decode_left_s = now_s
         return (PublishView(at_once=True),)
 
     def _remove(self, worker: Worker) -> None:

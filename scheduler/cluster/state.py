@@ -18,6 +18,8 @@ class ClusterState:
         self._workers: dict[str, Worker] = {}
         # A pool exists while it has a worker.
         self._pools: dict[PoolKey, ModelPool] = {}
+        self.decode_left_s = float("-inf")
+        """When a decode worker's stream ended last."""
 
     @property
     def workers(self) -> Mapping[str, Worker]:

@@ -41,7 +41,7 @@ class AdmissionController:
         if event.plan_id in self._reservations.fronts[event.session].plans or key in self._queue:
             return (self._refusals.refuse(event, "plan_id_in_use"),)
         placed = self._place(event, now_s)
-        if isinstance(placed, NotPlaced) and not self._passes(event, placed, recovering=recovering):
+        if isinstance(placed, NotPlaced) and not self._passes(event, placed, now_s, recovering=recovering):
             return (self._refusals.refuse(event, placed.cause, placed.message),)
         # A resumed request was placed before, so it goes ahead of new ones. One that was set aside blocks no other.
         none_waits = self._queue.head() is None
@@ -75,7 +75,7 @@ class AdmissionController:
                 actions.append(self._grant(event, placed, now_s, since_s=waiting.since_s))
             elif event.resumed and placed.cause == "no_worker":
                 self._queue.set_aside(waiting, now_s)
-            elif self._passes(event, placed, recovering=recovering):
+            elif self._passes(event, placed, now_s, recovering=recovering):
                 break
             else:
                 self._queue.remove((event.session, event.plan_id), now_s)
@@ -95,14 +95,15 @@ class AdmissionController:
             return NotPlaced(cause="plans_in_flight", message=message)
         return self._planner.place(event, self._cluster.pool_for_requests(), now_s)
 
-    def _passes(self, event: PlanRequested, verdict: NotPlaced, *, recovering: bool) -> bool:
-        """Whether waiting makes sense. A worker that is silent, or missing after a start, may be about to come."""
+    def _passes(self, event: PlanRequested, verdict: NotPlaced, now_s: float, *, recovering: bool) -> bool:
+        """Whether waiting makes sense.
+
+        A worker that is silent, that has just left, or that is missing after a start may be about to come.
+        """
         if verdict.cause == "no_worker":
-            return (
-                event.resumed
-                or recovering
-                or any(worker.silent for worker in self._cluster.pool_for_requests().with_role("decode"))
-            )
+            just_left = now_s < self._cluster.decode_left_s + self._config.silence_timeout_s
+            decodes = self._cluster.pool_for_requests().with_role("decode")
+            return event.resumed or recovering or just_left or any(worker.silent for worker in decodes)
         return verdict.cause in PASSING
 
     def _grant(self, event: PlanRequested, chosen: Placed, now_s: float, *, since_s: float) -> ReplyPlan:

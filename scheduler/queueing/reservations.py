@@ -1,4 +1,4 @@
-"""Which plans have not ended, and what they reserve on the workers that are members now. Places and refuses nothing.
+"""Tracks the plans in flight and what they reserve on present workers. Places and refuses nothing.
 
 A worker's reserved blocks are the sum over the plans that name it; no reservation outlives its worker or its front
 proxy. ``check`` asserts it.
@@ -20,7 +20,7 @@ from scheduler.routing.placement import Placed, Reason
 
 
 class GrantedPlan(msgspec.Struct, frozen=True, gc=False):
-    """A plan that has not ended. Names incarnations: one that left may return with what it holds, one restarted not."""
+    """A plan that has not ended. It names incarnations: one that left may return with its KV, a restarted one not."""
 
     request_id: str
     prefill: Placement | None
@@ -68,7 +68,7 @@ class Reservations:
             self.end((session, plan_id), now_s)
 
     def streams_of_same(self, session: int) -> Sequence[int]:
-        """The other streams of the same process that have not ended here, by session."""
+        """The sessions of the same process's other streams that are open here."""
         own = self.fronts[session]
         name = (own.front_proxy_id, own.incarnation)
         return [
@@ -78,7 +78,7 @@ class Reservations:
         ]
 
     def grant(self, event: PlanRequested, placed: Placed, charge: Charge, now_s: float, *, since_s: float) -> ReplyPlan:
-        """Reserve what was placed; the answer to a request that waited since ``since_s``."""
+        """Reserve what was placed, and return the plan. It waited since ``since_s``."""
         key = (event.session, event.plan_id)
         assert event.plan_id not in self.fronts[event.session].plans, key
         prefill, decode = placed.prefill, placed.decode
@@ -111,7 +111,7 @@ class Reservations:
         )
 
     def end(self, key: PlanKey, now_s: float, *, finished: bool = False) -> Charge | None:
-        """Free what a plan reserves, if there is such a plan; what its tenant was charged for its output."""
+        """Free a plan's reservation, if the plan exists. Returns the charge for its expected output."""
         front = self.fronts.get(key[0])
         plan = front.plans.pop(key[1], None) if front is not None else None
         if plan is None:
@@ -128,7 +128,7 @@ class Reservations:
         return plan.charge
 
     def returned(self, worker: Worker) -> None:
-        """A new member. Plans that name this very incarnation go on: only its stream was away."""
+        """A worker joined. Plans that name this incarnation go on: only its stream was lost."""
         for session, front in self.fronts.items():
             for plan_id, plan in front.plans.items():
                 if plan.decode == worker.placement:

@@ -1,4 +1,4 @@
-"""The workers of one request, prefill and decode together. Reads a pool, reserves nothing, remembers nothing."""
+"""Chooses one request's workers, prefill and decode together. Reads a pool; reserves and stores nothing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     decode: Worker | None
     decode_blocks: int
     reason: Reason
-    # What each pair that was compared would have cost, cheapest first; empty unless the planner explains.
+    # The cost of each compared pair, cheapest first; empty unless the planner has ``explain``.
     considered: tuple[PairCost, ...] = ()
 
 
@@ -61,7 +61,7 @@ class NotPlaced(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Planner:
-    """Filters of each side, then the cost of the pairs that are left."""
+    """Filters the workers of each role, then takes the cheapest pair."""
 
     def __init__(self, config: SchedulerParameters, rng: Random | None, *, explain: bool = False) -> None:
         self._config = config
@@ -98,7 +98,7 @@ class Planner:
         return self._cheapest(prefills, decodes, ask, Reason.REMOTE)
 
     def _place_pinned(self, event: PlanRequested, held_tokens: int, pool: ModelPool, now_s: float) -> Placed | None:
-        """Stay with the sibling, whose full prompt blocks are shared; None where that worker cannot take it."""
+        """Use the sibling's worker, which has the prompt's full blocks; None if it cannot take the request."""
         pinned = [one for one in pool.with_role("decode") if one.worker_id == event.pinned_decode_worker_id]
         ask = Ask(
             held_tokens=held_tokens,
@@ -143,7 +143,7 @@ def _prefill_ask(event: PlanRequested) -> Ask:
 
 
 def _prefill_busy(emptied: Emptied) -> NotPlaced | None:
-    """There are prefill workers, and they are full; None when there are none."""
+    """The refusal if all prefill workers are full; None for another cause."""
     match emptied.by:
         case "request_slots":
             return NotPlaced(cause="prefill_slots", message="Every prefill worker runs as many requests as it admits.")
@@ -154,7 +154,7 @@ def _prefill_busy(emptied: Emptied) -> NotPlaced | None:
 
 
 def _decode_refusal(ask: Ask, emptied: Emptied, pool: ModelPool) -> NotPlaced:
-    """Name the worst thing that is true: it can never fit, no worker is there, or it does not fit now."""
+    """Name the most lasting cause: it can never fit, no worker is ready, or it does not fit now."""
     registered = pool.with_role("decode")
     if registered and not kv_capacity(ask, registered, 0.0):
         largest = max(worker.blocks_total * worker.block_size_tokens for worker in registered)

@@ -53,12 +53,13 @@ def test_one_does_not_wait_where_there_is_room() -> None:
 
 
 def test_one_waits_for_a_worker_where_a_new_one_is_refused() -> None:
-    made = stage()
+    made = stage(silence_timeout_s=3.0)
     leave(made, "d0")
+    made.now_s = 3.0
     assert refused(ask(made, 1)) == [(1, "unavailable", "no_worker")]
     ask(made, 2, resumed=True)
     ask(made, 3, resumed=True, wait_max_s=1.0)
-    made.now_s = 1.0
+    made.now_s = 4.0
     assert refused(made.do(Tick())) == [(3, "unavailable", "no_worker")]
     made.join("d0", epoch=2)
     assert granted(made.report("d0")) == [2]

@@ -242,9 +242,10 @@ def test_the_next_request_is_placed_when_the_one_before_it_timed_out() -> None:
     assert (refused(actions), granted(actions)) == ([(10, "exhausted", "waited_out")], [11])
 
 
-def test_a_request_that_waits_for_a_worker_that_is_gone_is_refused() -> None:
-    made = stage()
+def test_requests_wait_for_a_worker_that_has_just_left_and_are_refused_once_it_is_gone_for_long() -> None:
+    made = stage(silence_timeout_s=3.0)
     fill(made)
     ask(made, 11)
-    made.do(WorkerLeft(session=made.session_of["d0"], worker_id="d0", reason="gone"))
-    assert refused(made.do(Tick())) == [(11, "unavailable", "no_worker")] and waiting(made) == 0
+    made.do(WorkerLeft(session=made.session_of["d0"], worker_id="d0", reason="its stream broke"))
+    assert refused(ask(made, 12)) == refused(tick(made, 2.9)) == [] and waiting(made) == 2
+    assert refused(tick(made, 3.0)) == [(11, "unavailable", "no_worker"), (12, "unavailable", "no_worker")]
