@@ -1,11 +1,11 @@
 """Loading a configuration tree of msgspec structs from defaults, a file, the environment and ``key=value`` settings.
 
 Later sources win in that order. Every value remembers where it came from, and every error names the path of its key.
-Never knows which keys exist: the struct given says so.
+The given struct defines which keys exist.
 
 An environment variable sets ``a.b_c`` as ``<prefix>A__B_C``. A variable with the prefix but without ``__`` is read only
-when it names a top-level value, since other programs' variables may share the prefix; one that spells a key but for the
-second underscore is an error.
+if it names a top-level value: other programs' variables may share the prefix. A key spelled with one underscore too
+few is an error.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DEFAULT = "default"
 _NO_DEFAULT = object()
 COMMAND_LINE = "--set"
 _NEAREST_MAX = 3
-# Below it, a setting that is gone would be taken for another one.
+# Below this, a removed setting would match another one.
 _LIKENESS_MIN = 0.8
 _NOTHING_NEAR = "docs/upgrading.md lists settings that are gone; `baton config --all` shows every setting"
 _ERROR_PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
@@ -78,7 +78,7 @@ def load(
 ) -> Loaded[T]:
     """Build ``cls`` from its defaults, then ``file`` (TOML or JSON), then ``environ``, ``sets`` and ``options``.
 
-    ``options``: the settings with options of their own, each as the option (its source) and ``key=value``.
+    ``options``: settings given by their own option, each as the option's name and ``key=value``.
 
     Raises BadConfiguration for an unknown key, a value of the wrong type, or a file that cannot be read.
     """
@@ -161,7 +161,7 @@ def _environment_path(cls: type[msgspec.Struct], name: str, prefix: str) -> tupl
     if len(keys) > 1 or (keys[0] in hints and not _is_struct(hints[keys[0]])):
         return keys
     for section, nested in hints.items():
-        # Too few underscores for what is plainly ours must not pass in silence.
+        # A key of ours with too few underscores is an error.
         key = keys[0].removeprefix(f"{section}_")
         if key != keys[0] and _is_struct(nested) and key in _hints(nested):
             raise BadConfiguration(
@@ -206,7 +206,7 @@ def _put(
 
 
 def _advice(cls: type[msgspec.Struct], path: tuple[str, ...]) -> str:
-    """The settings of ``cls`` that were most likely meant by ``path``, which is none."""
+    """The settings of ``cls`` most likely meant by the unknown ``path``."""
     *table, wanted = path
     paths = [tuple(setting.split(".")) for setting in _all_settings(cls)]
     namesakes = [each for each in paths if each[-1] == wanted and _may_be_meant(each, path, _hints(cls))]
@@ -218,10 +218,9 @@ def _advice(cls: type[msgspec.Struct], path: tuple[str, ...]) -> str:
 
 
 def _may_be_meant(namesake: tuple[str, ...], path: tuple[str, ...], sections: Mapping[str, Any]) -> bool:
-    """Whether ``path`` may be a slip for a setting whose last word is the same: another table of the same section.
+    """Whether the unknown ``path`` may mean ``namesake``, a setting with the same last word.
 
-    Or another section, but no table deep inside one, which has its words for matters of its own. Where the section is
-    none, any.
+    True in the same section, at the same depth in another section, or if the section is unknown.
     """
     return path[0] not in sections or namesake[0] == path[0] or len(namesake) == len(path)
 
@@ -240,11 +239,11 @@ def _all_settings(cls: type[msgspec.Struct], at: str = "") -> Iterator[str]:
 
 
 def _fit(kind: Any, value: Any, path: tuple[str, ...], source: str) -> Any:
-    """``value`` as builtins, once it is known to convert to ``kind``."""
+    """``value`` converted to ``kind``, as builtins."""
     candidates: list[Any] = [value]
     if isinstance(value, _Text):
         found = _as_json(value.text)
-        # JSON null comes first so that it can unset a text; anything else is a text where the key takes one, if it can.
+        # null goes first: it can unset a text. Then text goes before JSON, except where any type fits.
         null = [None] if value.text == "null" else []
         candidates = [*found, value.text] if kind is Any else [*null, value.text, *found]
     reason = ""
@@ -273,7 +272,7 @@ def _convert(cls: type[T], tree: dict[str, Any], sources: Mapping[str, str]) -> 
 
 
 def _struct_leaves(value: msgspec.Struct, at: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value by dotted path; what is in a mapping each for itself."""
+    """Every value by dotted path; also each item of a mapping."""
     for name in value.__struct_fields__:
         inner, path = getattr(value, name), f"{at}{name}"
         if isinstance(inner, msgspec.Struct):

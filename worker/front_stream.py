@@ -1,7 +1,7 @@
 """One front proxy's requests on this worker: from Submit to their last Delta. Knows no gRPC call.
 
-A request's task is cancelled at most once, so that the engine's own clean-up is never cut short, and every way out
-ends the engine's generator before the front proxy is told.
+A request's task is cancelled at most once, so the engine's clean-up is never cut short. The engine's generator always
+ends before the front proxy is told.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class FrontStream:
         self._start(LiveRequest(request, now_s), judged.engine_request)
 
     def abort(self, slot: int) -> None:
-        """Take a request back. Its last delta says so; a slot that is not live is ignored."""
+        """Abort a request. Its last delta says so. An unused slot is ignored."""
         if (live := self._live.get(slot)) is not None:
             live.stop("aborted")
 
@@ -179,7 +179,7 @@ class FrontStream:
         self._core.ended(live.request.request_id)
 
     def _failure_of(self, live: LiveRequest, error: BaseException | None) -> Failure:
-        """What a request that did not finish failed of."""
+        """Why a request did not finish."""
         request_id = live.request.request_id
         match error:
             case EngineDead():
@@ -198,7 +198,7 @@ class FrontStream:
                 return Failure(kind=FailureKind.INTERNAL, message=message)
 
     def _post(self, delta: pb.Delta | list[int], slot: int = 0) -> None:
-        """A delta, or the tokens by which the request in ``slot`` went on."""
+        """Queue a delta, or new tokens of the request in ``slot``."""
         try:
             if isinstance(delta, list):
                 self.batcher.append_tokens(slot, delta)
@@ -209,7 +209,7 @@ class FrontStream:
                 self._core.metrics.outbox_overflows.inc()
                 log.error("stream of a front proxy is cut", front_proxy=self.front_proxy_id, why=str(overflow))
             self.fail(Failure(kind=FailureKind.EXHAUSTED, message=str(overflow)))
-            # Nothing after a lost delta may be delivered: the other side could not tell.
+            # Nothing may follow a lost delta: the front proxy could not see the gap.
             self.batcher.close()
 
 

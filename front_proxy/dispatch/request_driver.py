@@ -57,7 +57,7 @@ FIRST_TOKEN_HEAD_START_MAX_S = 0.002
 
 
 class RequestDriver:
-    """One request on its way, and its deltas, the last of which has ``finish``: to be read by one reader, or closed.
+    """Runs one request and gives its deltas to one reader, which reads until ``finish`` or calls ``aclose``.
 
     Everything happens on the event loop's thread, without a task of its own.
     """
@@ -90,7 +90,7 @@ class RequestDriver:
         self._limits = limits
         self._on_done = on_done
         self._loop = asyncio.get_running_loop()
-        # Phases are fractions of a millisecond; deadlines are kept on the loop's own clock, which has the same origin.
+        # Phases need a precise clock. Deadlines use the loop's clock, which has the same origin.
         self._now_s = precise_clock(self._loop)
         self._started_s = self._now_s()
         self._deadline_s = self._started_s + min(request.deadline_s or config.deadline_s, config.deadline_s)
@@ -113,7 +113,7 @@ class RequestDriver:
 
     @property
     def done(self) -> bool:
-        """Whether the flow came to its end; late news may still follow."""
+        """Whether the flow has ended; late events may follow."""
         return self._broken or self.flow.phase is RequestPhase.DONE
 
     def start(self) -> None:
@@ -122,7 +122,7 @@ class RequestDriver:
         self._drain()
 
     def feed(self, event: FlowEvent) -> None:
-        """Tell the flow, after whatever it is being told now, and do what it says."""
+        """Queue an event for the flow, then perform the flow's actions."""
         self._inbox.append(event)
         if not self._busy:
             self._drain()
@@ -140,7 +140,7 @@ class RequestDriver:
         return self
 
     async def __anext__(self) -> GenerationDelta:
-        """The next delta. Raises FailureError at a failed request's end. The deadline bounds the wait."""
+        """The next delta. Raises FailureError if the request failed. The deadline bounds the wait."""
         if self._read:
             raise StopAsyncIteration
         while not self._deltas:
@@ -162,7 +162,7 @@ class RequestDriver:
         return self._take()
 
     def waiting(self) -> GenerationDelta | None:
-        """The next delta if it is there already; what comes behind the last one is for the next read to say."""
+        """The next delta, if there is one now. Only ``__anext__`` tells the end or a failure."""
         return self._take() if self._deltas else None
 
     def _take(self) -> GenerationDelta:
@@ -171,13 +171,13 @@ class RequestDriver:
         return delta
 
     async def aclose(self) -> None:
-        """The reader leaves, whatever was still to come. May be called again."""
+        """The reader leaves before the end. Idempotent."""
         if not self._read:
             self._read = True
             self.leave(satisfied=False)
 
     def leave(self, *, satisfied: bool) -> None:
-        """The reader is gone, whatever was still to come."""
+        """The reader has left: drop what it did not read."""
         self.feed(ClientGone(satisfied=satisfied))
         self._deltas.clear()
 
@@ -194,7 +194,7 @@ class RequestDriver:
         self.feed(Output(attempt=attempt, stage=stage, output=output))
 
     def on_failure(self, attempt: int, stage: Stage, failure: Failure) -> None:
-        """A worker's part is over."""
+        """A worker's work failed."""
         self._slots.pop((attempt, stage), None)
         self.feed(WorkerFailed(attempt=attempt, stage=stage, failure=failure))
 
@@ -206,12 +206,12 @@ class RequestDriver:
         self.feed(event)
 
     def check_stall(self, now_s: float) -> None:
-        """Take work elsewhere that has produced nothing for too long."""
+        """Report work that has produced nothing for too long."""
         awaited, running = self.flow.awaited, self.flow.running
         if awaited is None or running is None or self._broken:
             return
         if self.flow.output_tokens != self._tokens_seen:
-            # No clock is read for each token: here is time enough.
+            # Done here, so that no clock is read for each token.
             self._tokens_seen, self._since_s = self.flow.output_tokens, now_s
         stage, worker = running
         heard_s = self._working.heard_s(worker)
@@ -228,11 +228,11 @@ class RequestDriver:
             self.feed(Stalled(attempt=self.flow.attempt, stage=stage, waited_s=waited_s))
 
     def forgive(self, now_s: float) -> None:
-        """This process itself stood still: no worker is to blame for what was not received meanwhile."""
+        """This process stood still itself, so no worker is to blame for the silence."""
         self._since_s = now_s
 
     def holder_lost(self, worker: Placement) -> None:
-        """The stream to a worker is lost, which may hold KV that is on its way."""
+        """The stream to a worker is lost. It may hold KV that is being pulled."""
         held = self.flow.handoff
         if held is not None and (held.worker_id, held.epoch) == (worker.worker_id, worker.epoch):
             self._since_s = self._now_s()
@@ -259,7 +259,7 @@ class RequestDriver:
             case StartDecode():
                 if self._waiter is not None and self._waiter.done():
                     # The reader was just woken with the first token and writes it to its client when its turn comes.
-                    # Encoding and sending the decode before that would be time that the client waits.
+                    # To encode and send the decode first would delay the client.
                     self._held_decode = action
                     self._loop.call_later(FIRST_TOKEN_HEAD_START_MAX_S, self._start_held, action)
                 else:
@@ -285,7 +285,7 @@ class RequestDriver:
                 assert_never(action)
 
     def _start_held(self, action: StartDecode) -> None:
-        """Start the decode that waits for the reader, unless that was done or is not wanted any more."""
+        """Start the held decode, unless it was started or dropped meanwhile."""
         if self._held_decode is not action:
             return
 
@@ -305,7 +305,7 @@ class RequestDriver:
         self._planning.plan(question, answer)
 
     def _left_s(self) -> float:
-        """What is left of the deadline; 0 would mean that there is none."""
+        """Seconds until the deadline; never 0, which would mean none."""
         return max(self._deadline_s - self._loop.time(), 0.001)
 
     def _perform_between_attempts(self, action: Suspect | Retried | Diverged) -> None:
@@ -344,7 +344,7 @@ class RequestDriver:
             self._watch.observe_decode(self._metrics)
         self._pass_on(delta)
         if phases is not None:
-            # Behind the reader's turn, which is what the client waits for.
+            # After the reader's turn, because the client waits for that.
             self._loop.call_soon(self._metrics.observe_first_token, phases)
 
     def _pass_on(self, delta: GenerationDelta) -> None:

@@ -61,7 +61,7 @@ class RemoteEngineClient(GenerationOnlyClient):
 
     @property
     def is_running(self) -> bool:
-        """Always true: vLLM's error handler ends the HTTP server of an engine that is not."""
+        """Always true: otherwise vLLM's error handler would end the HTTP server."""
         return True
 
     @property
@@ -76,7 +76,7 @@ class RemoteEngineClient(GenerationOnlyClient):
 
     @property
     def dead_error(self) -> BaseException:
-        """Why, as an answer with 503."""
+        """Why ``errored``, as a 503."""
         failure = self.in_flight.unavailable
         return EngineDeadError() if failure is None else to_vllm(failure)
 
@@ -120,7 +120,7 @@ class RemoteEngineClient(GenerationOnlyClient):
         reasoning_parser_kwargs: dict[str, Any] | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Yield outputs as AsyncLLM does. Closing or cancelling it cancels all remote work."""
-        # First of all, so that bad input gets vLLM's own words and costs no worker anything.
+        # First, so that bad input gets vLLM's own message and reaches no worker.
         request = self._validated(
             prompt,
             sampling_params,
@@ -157,7 +157,7 @@ class RemoteEngineClient(GenerationOnlyClient):
         return request
 
     def _fit_context(self, params: SamplingParams, prompt_tokens: int) -> None:
-        """Ask for no more than the context holds, as vLLM's HTTP layer does: an output that ends there is whole."""
+        """Limit the output to the context, as vLLM's HTTP layer does. Such an output counts as complete."""
         room = self.model_config.max_model_len - prompt_tokens
         if params.max_tokens is None or params.max_tokens > room:
             params.max_tokens = room
@@ -178,7 +178,7 @@ class RemoteEngineClient(GenerationOnlyClient):
 
 
 def _check_wire(request: EngineCoreRequest, name_characters_max: int) -> None:
-    """Refuse what vLLM would take and no message of ours can carry, or would carry again and again."""
+    """Refuse values that vLLM takes but our messages cannot carry, or that are too long to repeat."""
     if not -_PRIORITY_LIMIT <= request.priority < _PRIORITY_LIMIT:
         raise VLLMValidationError(
             f"priority must be between {-_PRIORITY_LIMIT} and {_PRIORITY_LIMIT - 1}, got {request.priority}.",
@@ -197,7 +197,7 @@ def _check_wire(request: EngineCoreRequest, name_characters_max: int) -> None:
 
 
 def _refusal(failure: Failure) -> Exception:
-    """The exception for vLLM's app; the HTTP layer reads the failure itself from the context, gRPC from the cause."""
+    """The exception for vLLM's app. HTTP takes the failure from the context, gRPC from the cause."""
     REQUEST_CONTEXT.get().failure = failure
     error = to_vllm(failure)
     error.__cause__ = FailureError(failure)

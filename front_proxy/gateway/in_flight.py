@@ -1,4 +1,4 @@
-"""What this process has taken on, and whether it takes more: draining and the bound, decided here for both APIs."""
+"""Counts the requests in flight and decides, for both APIs, whether one more may enter (bound, draining)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from runtime.failures import Failure, FailureError, FailureKind
 
 
 class InFlight:
-    """A request counts as one from its arrival on, and as its sequences (children of n > 1) while these are more."""
+    """A request counts as one, or as its running sequences (children of n > 1) if those are more."""
 
     def __init__(self, count_max: int, *, usable: Callable[[], bool], retry_after_s: float) -> None:
         """``usable``: whether the cluster could serve a request."""
         self.count_max = count_max
         self.count = 0
         self.draining = False
-        """Set once: what has a place may finish, and nothing new gets one."""
+        """Set once: requests with a place may finish; new ones get none."""
         self.idle = asyncio.Event()
         """Set while nothing runs."""
         self.idle.set()
@@ -27,7 +27,7 @@ class InFlight:
 
     @property
     def unavailable(self) -> Failure | None:
-        """Why no new request can be served, whatever their number, if so."""
+        """Why no request can be served, apart from the bound, or None."""
         if self.draining:
             return self._failure(FailureKind.UNAVAILABLE, "This front proxy is shutting down.")
         if not self._usable():
@@ -43,7 +43,7 @@ class InFlight:
         return Place(self)
 
     def change(self, by: int) -> None:
-        """Only for a Place: it grows or shrinks. Raises FailureError, counted as a refusal, when there is no room."""
+        """Only a Place calls this. Raises FailureError, counted as a refusal, when there is no room."""
         if by > 0 and self.count + by > self.count_max:
             REFUSALS.labels("in_flight").inc()
             text = f"This front proxy already runs {self.count} of at most {self.count_max} sequences."
@@ -59,7 +59,7 @@ class InFlight:
 
 
 class Place:
-    """One request's part of what is in flight. A sequence may outlive the request that has left."""
+    """One request's share of the count. Its sequences may outlive the request."""
 
     __slots__ = ("_in_flight", "_least", "_sequences", "_size")
 

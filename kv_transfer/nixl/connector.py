@@ -7,7 +7,7 @@ Six things differ from the stock connector. Overridden methods do all of them (`
 2. Held KV is also freed by message; stock frees it only after a pull or when its lease runs out. The message is a
    request that vLLM aborts at once (``AsyncLLM.notify_kv_transfer_request_rejected``) with ``kv_transfer_params`` =
    ``{"baton_release": [lease ids]}``. The scheduler half passes it with the next step's metadata to each worker half.
-   The worker half stops tracking the request and reports it as sent, once. vLLM's aggregation over ranks frees it.
+   The worker half stops tracking the request and reports it as sent, once. vLLM frees it after every rank did.
 3. A lease is renewed the same way, with ``{"baton_renew": {lease id: seconds from now}}``, on every worker half.
    vLLM's own heartbeats from decode engines renew it too, without a bound. A release also ends such a lease.
 4. No pull is used before it is proved (``integrity.transfer_proof``). The worker half reports a request as received
@@ -15,8 +15,8 @@ Six things differ from the stock connector. Overridden methods do all of them (`
    computes checksums of held blocks, and the scheduler half replies with them on the side channel.
 5. The thread that builds the worker half keeps its cores. On CPU, stock binds it to the last core of every NUMA node.
    The model runs in the same thread, so all engines of a machine would compute on that one core.
-6. One connect before the handshake detects a dead peer. The handshake itself would take 5 s a peer, one peer after
-   the other. The load counts as failed, and ``kv_load_failure_policy`` "recompute" computes the prompt here.
+6. One connect before the handshake detects a dead peer. The handshake would take 5 s for each peer,
+   in turn. The load counts as failed, and ``kv_load_failure_policy`` "recompute" computes the prompt here.
 
 Params that Baton adds to vLLM's on a prefill: ``baton_lease`` (lease id), ``baton_lease_s`` (seconds to hold the KV).
 """

@@ -1,4 +1,4 @@
-"""The backend of this machine: replicas are its child processes. Supervision decides; this performs."""
+"""The backend for one machine: replicas are child processes. Supervision decides; this performs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class LocalBackend:
         self._timing = timing
         self._ports = ports
         self._pools = {pool.name: pool for pool in pools(config)}
-        # At most two events a process, a status of each scheduler, and an interrupt.
+        # At most: two events a process, one status a scheduler, one interrupt.
         self._events: asyncio.Queue[_Event] = asyncio.Queue()
         specs = plan(config)
         self.processes = LocalProcesses(
@@ -84,7 +84,7 @@ class LocalBackend:
             self._perform_all(self._supervision.add(spec, time.monotonic()))
 
     async def stop(self, id: str, *, drain_s: float, replace: bool) -> None:  # noqa: A002 - the interface's name
-        """Ask one process of a cluster that is up to finish within ``drain_s`` and end; ``replace``: start it again."""
+        """Tell a process of a running cluster to finish within ``drain_s`` and end; ``replace``: start it again."""
         self._drain_s[id] = drain_s
         self._decide(supervision.Replace(id) if replace else supervision.Retire(id))
 
@@ -120,7 +120,7 @@ class LocalBackend:
         self._events.put_nowait(Interrupted())
 
     async def start(self) -> Outcome:
-        """Start everything in order; "failed" was reported."""
+        """Start all in order. "failed": already reported."""
         return self._perform_all(self._supervision.begin(time.monotonic())) or await self._run_on()
 
     async def supervise(self) -> Outcome:
@@ -134,7 +134,7 @@ class LocalBackend:
             self._end_watches()
 
     async def _run_on(self) -> Outcome:
-        """Handle events until one of them decides."""
+        """Handle events until there is an outcome."""
         while True:
             event = await self._next_event()
             match event:
@@ -158,7 +158,7 @@ class LocalBackend:
         return self._perform_all(self._supervision.handle(event, time.monotonic()))
 
     def _perform_all(self, actions: Sequence[supervision.Action]) -> Outcome | None:
-        """What the actions come to: the cluster is up, no request can be served any more, or neither."""
+        """Perform the actions. Returns the outcome, if they decide one: ready or failed."""
         for action in actions:
             match action:
                 case supervision.AllReady():
@@ -185,7 +185,7 @@ class LocalBackend:
                 why = f": {last[0].strip()[:160]}" if last else ""
                 tell(f"{process_id}: starting for {for_s:.0f} s{why}")
             case supervision.Stop(process_id):
-                # A process that drains answers for itself. The state is for the time when it no longer does.
+                # A draining process reports its own state. This one is shown when it no longer answers.
                 if self._supervision.phase(process_id) is Phase.STOPPING:
                     self.state.change(process_id, state="restarting", why="a restart was requested")
                 stopping = self.processes.stop(process_id, self._drain_s[process_id])

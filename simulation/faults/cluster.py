@@ -25,10 +25,10 @@ from simulation.kernel.process_loop import ProcessLoop
 from simulation.kernel.streams import Network, Traffic
 from simulation.kernel.world import Violation, World
 
-# What production says again by itself: as a sign of life, from time to time, or on the next stream while the last one
-# is still open at its other end. So it may come twice in a row. gRPC repeats nothing, so nothing else does.
+# Messages that production repeats: as a sign of life, from time to time, or on a new stream while the old one is
+# open at the other end. They may come twice in a row. gRPC repeats nothing, so no others do.
 SAID_AGAIN = frozenset({"load", "leases", "ended", "suspect", "running", "view", "abort", "release"})
-# One stall, a place elsewhere and a prompt there, with every message on the way late.
+# Longest gap: one stall, a new place and its prompt, with every message late.
 GAP_S_MAX = 3.5
 # All processes have found the scheduler by then, however late messages are.
 GATHER_S_MAX = 10.0
@@ -58,7 +58,7 @@ class SimCluster:
     def __init__(
         self, world: World, faults: Faults, settings: Settings, topology: Topology, *, drawn: bool = False
     ) -> None:
-        """``drawn``: some settings of front proxies are drawn for each."""
+        """``drawn``: some settings are drawn for each front proxy."""
         self.world = world
         self.faults = faults
         self.settings = settings
@@ -67,7 +67,7 @@ class SimCluster:
         self.room = (CROWDED_FACTOR if faults.crowded else ROOMY_FACTOR) if faults.single else 1
         self.keepalive_s = settings.keepalive_s if topology.schedulers > 1 else 0.0
         self.clients: list[Client] = []
-        """Whose end is not checked yet."""
+        """Not yet checked at their end."""
         self.loops: list[ProcessLoop] = []
         self.errors: list[str] = []
         self.network = Network(
@@ -77,7 +77,7 @@ class SimCluster:
             ),
         )
         self.on_stepped_down: Callable[[SchedulerProcess], object] = lambda _scheduler: None
-        """Told of a scheduler that has ended itself since it leads no more."""
+        """Called when a scheduler ends itself because it leads no more."""
         self._drawn = drawn
         self._asked: dict[str, Client] = {}
         targets = topology.targets()
@@ -116,7 +116,7 @@ class SimCluster:
         self._asked[client.asked.request_id] = client
 
     def forget(self, client: Client) -> None:
-        """A client of which nothing follows any more."""
+        """Forget a client that has ended."""
         self.clients.remove(client)
         del self._asked[client.asked.request_id]
 
@@ -136,7 +136,7 @@ class SimCluster:
         self.errors.append(f"{context.get('message')}: {context.get('exception')!r}")
 
     def known_to_leader(self) -> bool:
-        """Whether the scheduler that leads knows every process, and has heard of every worker that it is ready."""
+        """Whether the leader knows every process, and knows that every worker is ready."""
         leader = self.leader
         if leader is None or leader.shell.core.recovering:
             return False
@@ -152,7 +152,7 @@ class SimCluster:
             self.world.run(self.world.now_s + 0.1)
 
     def restart(self, process: Member) -> None:
-        """A new incarnation of one that has ended."""
+        """Start a process again that has ended."""
         if not process.alive:
             process.start()
 
