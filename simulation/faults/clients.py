@@ -73,7 +73,7 @@ class Client:
         self.finish: FinishRequest | None = None
         self.diverged = False
         self.gap_s = 0.0
-        self._retries = self._retries_in_a_row = 0
+        self._retries = self._retries_in_a_row = self._delivered = 0
         # Tokens that the present attempt, and the best one since the last new token, computed again.
         self._replayed = self._furthest = 0
         self._repeating = False
@@ -155,7 +155,7 @@ class Client:
             if self.tokens >= len(self.right) or token != self.right[self.tokens]:
                 raise Violation(f"{Invariant.TOKENS}: {request_id} shows token {token} at position {self.tokens}")
             self.tokens += 1
-            self._retries_in_a_row = self._furthest = 0
+            self._furthest = 0
         self.told_the_end = delta.finish is not None
 
     # Its flow
@@ -241,6 +241,10 @@ class Client:
             self._retries_in_a_row = 0
 
     def _count_retry(self) -> None:
+        assert self.run is not None
+        # New tokens begin the count anew, also those that this client has not read yet.
+        if self.run.flow.output_tokens > self._delivered:
+            self._delivered, self._retries_in_a_row = self.run.flow.output_tokens, 0
         self._retries += 1
         self._retries_in_a_row += 1
         self.front.retries += 1
