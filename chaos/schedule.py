@@ -54,13 +54,13 @@ class Lengths:
 def may_repeat(fault: Fault | None, front_proxy_id: str) -> bool:
     """Whether this fault ends that front proxy. Only then may a client see its connection break, and ask elsewhere.
 
-    Clients notice this one, spare or not: no other process can answer on a connection that is gone.
+    Clients notice it even if there is another front proxy, which cannot answer on the broken connection.
     """
     return fault is not None and fault.process_id == front_proxy_id and replaces(fault.kind)
 
 
 def replaces(kind: FaultKind) -> bool:
-    """Whether the process that is hit ends, so that it is whole again only as another one."""
+    """Whether the fault ends the process, so that a new one must replace it."""
     match kind:
         case "kill" | "terminate" | "restart":
             return True

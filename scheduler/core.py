@@ -160,7 +160,7 @@ class SchedulerCore:
             self._doubt(now_s)
 
     def _doubt(self, now_s: float) -> None:
-        """Its peers know plans that it does not know. It waits for them as long as for a silent worker."""
+        """Peers may know plans that are not known here: recover as after a start, at least for ``worker_lease_s``."""
         self._recovered_at_s = now_s + max(self._config.recovery_grace_s, self._config.worker_lease_s)
         self.recovering = self._config.recovery_grace_s > 0
 
@@ -263,7 +263,7 @@ class SchedulerCore:
         if not self._replace_former(event.session, now_s):
             return ()
         for plan in event.plans:
-            # Its front proxy lost patience and planned it itself: it waits for no place any more.
+            # The front proxy lost patience and planned the request itself, so the request leaves the queue.
             self._queue.remove((event.session, plan.plan_id), now_s)
         self._reservations.take_over(event.session, event.plans, now_s)
         if not event.complete:
@@ -319,7 +319,7 @@ class SchedulerCore:
     def _tick(self, now_s: float) -> Sequence[Action]:
         if is_isolated(self.cluster):
             self._isolated_s = now_s
-            # When the cut ends, all ends of streams arrive together, before the peers reconnect.
+            # When the cut ends, all streams are found to have ended, and only then do the peers reconnect.
             self._doubt(now_s)
         heard_by_s = now_s - self._config.worker_lease_s
         silent = [one for one in self.cluster.workers.values() if max(one.heard_s, self._isolated_s) <= heard_by_s]

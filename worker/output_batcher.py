@@ -57,11 +57,11 @@ class OutputBatcher:
         self._flush_soon()
 
     def append_tokens(self, slot: int, token_ids: list[int]) -> None:
-        """Add tokens of a request that go on; they may wait for ``interval_s``. Raises as ``append`` does."""
+        """Add tokens from the middle of an output. They may wait for ``interval_s``. Raises as ``append`` does."""
         if self._closed or not token_ids:
             return
         if slot in self._delta_slots:
-            # ``token_slots`` are read before ``deltas``, and these tokens are newer than a waiting delta.
+            # The receiver reads ``token_slots`` before ``deltas``. So these would overtake the older delta that waits.
             self._add_delta(pb.Delta(slot=slot, token_ids=token_ids))
         elif (tokens := self._tokens.get(slot)) is None:
             self._make_room(SLOT_BYTES + TOKEN_BYTES * len(token_ids), items=1)

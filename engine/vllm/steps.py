@@ -70,7 +70,7 @@ class StepOutputs:
     # What AsyncLLM calls
 
     def add_request(self, request: EngineCoreRequest, *_: object) -> None:
-        """Register a request that vLLM has named and is about to send it to the engine."""
+        """Register a request that vLLM has named and is about to send to the engine."""
         live = self._expected.pop(request.external_req_id or request.request_id)
         live.engine_request_id = request.request_id
         self._live[request.request_id] = live
@@ -135,7 +135,7 @@ class StepOutputs:
         if output.finish_reason is not None:
             finish = values.finish(output.finish_reason, output.stop_reason)
             self.forget(live)
-            # After any other end no decode follows, so nothing will pull its KV.
+            # Only a request that ended by its length is followed by a decode; nothing pulls the KV of others.
             if output.kv_transfer_params and finish.reason == "length":
                 handoff = self._make_handoff(request, output.kv_transfer_params)
         first = None

@@ -143,7 +143,7 @@ class RequestFlow:
         if not (isinstance(event, Output) and event.output.finish is None and self.phase is RequestPhase.DECODING):
             self.event_log.append(f"{self.phase.value}/{self.attempt}: {title(event)}")
         if self._late(event):
-            # EndPlan was sent when the attempt ended, so the scheduler frees a plan that comes only now.
+            # A late plan needs no EndPlan: one was sent when its attempt ended, and the scheduler frees the plan on it.
             return self._handoff_slot.release_late(event.output.handoff) if isinstance(event, Output) else []
         match event:
             case Planned():
@@ -218,7 +218,7 @@ class RequestFlow:
         self._plan_open = False
         failure = event.failure
         if self._pinned is not None:
-            # The pinned worker holds the sibling's KV but has no room. Any other gives the same answer, only later.
+            # The pinned worker holds the sibling's KV but has no room. Any other one computes the same output.
             self._pinned = None
             return self._ask_plan()
         if self._last_failure is not None and (self.output_tokens or failure.kind is not FailureKind.EXHAUSTED):

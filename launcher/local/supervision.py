@@ -121,7 +121,7 @@ class Kill(msgspec.Struct, frozen=True):
 
 
 class Pause(msgspec.Struct, frozen=True):
-    """This process is dead and is started again in ``pause_s``; ``deaths`` within the window count this one."""
+    """This process is dead and is started again in ``pause_s``; ``deaths`` in the window, this one included."""
 
     id: str
     how: str
@@ -143,7 +143,7 @@ class Retired(msgspec.Struct, frozen=True):
 
 
 class GiveUp(msgspec.Struct, frozen=True):
-    """Nothing can be served. ``id`` is the process at fault, if one is: its name then begins the sentence ``why``."""
+    """Nothing can be served. ``why`` continues a sentence that begins with ``id``, if a process is at fault."""
 
     why: str
     id: str = ""
