@@ -8,7 +8,7 @@ import msgspec
 
 from runtime.bounds import LogLevel, NonNegative, Port, Positive, PositiveCount
 
-# A request has one plan at a time: it ends that and asks for the next one. Four times as much is room for the rest.
+# A request sends at most two messages at once: the end of its plan and the next question. 8 is four times that.
 MESSAGES_PER_REQUEST_MAX = 8
 
 
@@ -179,7 +179,7 @@ class FrontProxyLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How often the lease of a hand-off is renewed whose decode worker has not answered. A few of these must fit into
     ``prefill_worker.lease_s``."""
     scheduler_backoff_min_s: float = 0.05
-    """First pause before a lost scheduler is dialled again; it doubles each time, less up to half by chance."""
+    """First pause before a lost scheduler is dialled again. It doubles each time; up to half is left out by chance."""
     scheduler_backoff_max_s: float = 2.0
     """Longest such pause."""
 
@@ -191,7 +191,7 @@ class FrontProxyLimits(msgspec.Struct, frozen=True, kw_only=True):
     close_timeout_s: float = 5.0
     """Wait for streams to end when the front proxy stops."""
     drain_settle_s: float = 0.5
-    """Silence after which open connections are closed at the end of a drain: before, their clients may be sending."""
+    """At the end of a drain, connections silent for this long are closed. Earlier, a client may still be sending."""
 
 
 LIMITS = FrontProxyLimits()
