@@ -178,7 +178,7 @@ class SimCluster:
     def _times(self, said: Any, twice: bool) -> int:
         """How often one entry of a list arrives."""
         faults, rng, what = self.faults, self.world.rng, said.WhichOneof("message")
-        if faults.plan_lost and type(said) is scheduler_pb2.FrontReply and what in ("plan", "refusal", "waiting"):
+        if faults.plan_lost and type(said) is scheduler_pb2.FrontReply and what in ("plan", "refused", "waiting"):
             return 0 if rng.random() < faults.plan_lost else 1
         repeated = faults.repeat > 0 and what in ("ended", "release") and rng.random() < faults.repeat
         return 2 if repeated or (twice and what in SAID_AGAIN) else 1
