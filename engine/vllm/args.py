@@ -133,6 +133,7 @@ def engine_arg_values(
         "prefix_caching_hash_algo": "sha256_cbor",
         "disable_log_stats": True,
         "enable_log_requests": False,
+        "scheduler_cls": "engine.vllm.grammar_backends.scheduler",
         "kv_transfer_config": kv_transfer_values(config, engine_id=engine_id, side_channel=side_channel),
     }
     optional = {

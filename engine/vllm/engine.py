@@ -64,6 +64,7 @@ class VllmEngine:
         self._steps = StepOutputs(self._handoff)
         private.replace_output_processor(llm, self._steps)
         private.receive_fast(llm)
+        private.take_grammars_as_decided(llm)
 
     @classmethod
     async def start(

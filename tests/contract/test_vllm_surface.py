@@ -83,6 +83,18 @@ PRIVATE: dict[str, dict[str, dict[str, str]]] = {
             "vllm.model_executor.models.registry:_BaseRegisteredModel": "load_model_cls",
         },
         "tell_connector": {ASYNC_LLM: "notify_kv_transfer_request_rejected"},
+        "take_grammars_as_decided": {
+            ASYNC_LLM: "input_processor",
+            "vllm.v1.engine.input_processor:InputProcessor": "structured_outputs_config",
+        },
+        "keep_every_grammar_backend": {
+            "vllm.v1.structured_output:StructuredOutputManager": (
+                "backend tokenizer vllm_config grammar_init _create_grammar"
+            ),
+            "vllm.v1.structured_output.backend_types:StructuredOutputBackend": "allocate_token_bitmask destroy",
+            "vllm.v1.structured_output.backend_types:StructuredOutputGrammar": "fill_bitmask",
+            "vllm.sampling_params:StructuredOutputsParams": "_backend",
+        },
     },
     "front_proxy.engine_client.private": {
         "default_reasoning_config": {"vllm.engine.arg_utils:EngineArgs": "_set_default_reasoning_config_args"},
@@ -156,6 +168,20 @@ SOURCE = {
     "vllm.v1.core.sched.scheduler:Scheduler._update_from_kv_xfer_finished": [
         "self.connector.update_connector_output(",
         "self._free_blocks(",
+    ],
+    # A front proxy's choice of a grammar backend is final where this finds no configuration.
+    "vllm.v1.engine.input_processor:InputProcessor": ["params.verify(", "self.structured_outputs_config,"],
+    "vllm.sampling_params:SamplingParams._validate_structured_outputs": ["if structured_outputs_config is None or"],
+    # What a copy of the manager for each backend rests on.
+    "vllm.v1.structured_output:StructuredOutputManager.grammar_init": [
+        "if self.backend is None:",
+        "self.executor.submit(self._create_grammar, request)",
+        "request.structured_output_request.grammar = grammar",
+    ],
+    "vllm.v1.structured_output:StructuredOutputManager.grammar_bitmask": ["self.backend.allocate_token_bitmask("],
+    "vllm.v1.engine.core:EngineCore.__init__": [
+        "self.structured_output_manager = StructuredOutputManager(vllm_config)",
+        "structured_output_manager=self.structured_output_manager,",
     ],
     # When NIXL's wrapper stops writing 0, kv_transfer.nixl.private.progress_delay can go.
     "vllm.distributed.nixl_utils:NixlWrapper.__init__": ["pthrDelay = 0"],
@@ -246,9 +272,14 @@ def test_no_other_file_names_what_the_private_files_touch() -> None:
         for name in attributes.split()
     } - {
         "__init__",
+        "backend",
+        "input_processor",
         "models",
         "output_processor",
         "resources",
+        "structured_outputs_config",
+        "tokenizer",
+        "vllm_config",
         "_nixl_handshake_listener",
         "notify_kv_transfer_request_rejected",
     }
