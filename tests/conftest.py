@@ -25,6 +25,7 @@ SUITES = {
         "engine/test_preflight.py",
         "engine/vllm/test_args.py",
         "engine/vllm/test_grammar_backends.py",
+        "engine/vllm/test_parsed_args.py",
         "engine/vllm/test_steps.py",
         "front_proxy/engine_client",
         "front_proxy/grpc_api/test_service.py",
