@@ -19,6 +19,7 @@ SUITES = {
     "engine": (
         "bench/test_bench_model.py",
         "contract/test_engine_contract.py",
+        "contract/test_mamba.py",
         "contract/test_metrics_documented.py",
         "contract/test_vllm_surface.py",
         "contract/test_wrong_kv.py",

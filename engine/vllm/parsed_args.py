@@ -8,8 +8,38 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import msgspec
+from vllm.config import (
+    CompilationConfig,
+    KernelConfig,
+    LoggingConfig,
+    ObservabilityConfig,
+    ParallelConfig,
+    ProfilerConfig,
+    SchedulerConfig,
+)
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from engine.config import EngineConfig
+from kv_transfer.handoff import layout
+
+_DIGEST_CHARACTERS = 12
+_OF_PLACE_AND_SPEED = (
+    CompilationConfig, KernelConfig, LoggingConfig, ObservabilityConfig, ParallelConfig, ProfilerConfig,
+    SchedulerConfig,
+)  # fmt: skip
+MAY_DIFFER = frozenset(
+    {name for owner in _OF_PLACE_AND_SPEED for name in owner.__dataclass_fields__}
+    | {
+        "aggregate_engine_logging", "compilation_config", "cpu_offload_gb", "cpu_offload_params", "disable_log_stats",
+        "download_dir", "enable_log_requests", "enable_prefix_caching", "gpu_memory_utilization", "hf_token",
+        "kernel_config", "kv_events_config", "kv_transfer_config", "log_config_file", "log_level", "logging_config",
+        "num_gpu_blocks_override", "optimization_level", "performance_mode", "prefix_caching_hash_algo",
+        "profiler_config", "scheduling_policy", "shutdown_timeout", "use_tqdm_on_load",
+    }
+)  # fmt: skip
+"""Arguments that say where, how fast or how loudly an engine runs, and not which tokens it gives."""
 
 
 class _Parser(FlexibleArgumentParser):
@@ -33,6 +63,22 @@ def parsed(args: Mapping[str, Any]) -> dict[str, Any]:
         return dict(args)
     parser = AsyncEngineArgs.add_cli_args(_Parser(add_help=False))
     return {name: _parsed(parser, name, value) for name, value in args.items()}
+
+
+def output_settings(config: EngineConfig, *, tokenizer: str, second_runner: bool = False) -> str:
+    """What decides an engine's tokens besides its layout: each name with a digest of its value, never a value.
+
+    Every argument of ``engine.args`` counts that is not known to be of place and speed alone. ``second_runner``: vLLM
+    chose the newer of its two model runners, which draw other tokens from one seed.
+    """
+    settings = {name: value for name, value in config.args.items() if name not in MAY_DIFFER}
+    settings |= {"seed": config.seed, "tokenizer": tokenizer, "model_runner": 1 + second_runner}
+    return " ".join(f"{name}={_digest(value)}" for name, value in sorted(settings.items()))
+
+
+def _digest(value: Any) -> str:
+    text = msgspec.json.encode(value, order="sorted").decode()
+    return layout.fingerprint({"value": text})[:_DIGEST_CHARACTERS]
 
 
 def _parsed(parser: _Parser, name: str, value: Any) -> Any:

@@ -73,3 +73,30 @@ def test_a_value_that_vllm_does_not_take_is_told_with_its_name(args: dict[str, A
     (name,) = args
     with pytest.raises(ValueError, match=rf"^engine\.args\.{name}: .*{said}"):
         parsed(args)
+
+
+def test_what_decides_tokens_is_told_by_name_and_never_by_value() -> None:
+    from engine.vllm.parsed_args import output_settings
+
+    def told(seed: int = 0, tokenizer: str = "t", second_runner: bool = False, **args: Any) -> str:
+        config = EngineConfig(model="m", seed=seed, args=args)
+        return output_settings(config, tokenizer=tokenizer, second_runner=second_runner)
+
+    plain = told()
+    assert [each.partition("=")[0] for each in plain.split()] == ["model_runner", "seed", "tokenizer"]
+    assert plain == told(gpu_memory_utilization=0.8, compilation_config={"mode": 1}, max_num_queued_reqs=7)
+    others = [
+        told(seed=1),
+        told(tokenizer="u"),
+        told(second_runner=True),
+        told(reasoning_parser="qwen3"),
+        told(hf_overrides={"secret": "value"}),
+        told(speculative_config={"method": "ngram"}),
+        told(attention_backend="TRITON_ATTN"),
+        told(logits_processors=["a.B"]),
+        told(structured_outputs_config={"disable_any_whitespace": True}),
+        told(enable_lora=True),
+        told(quantization="fp8"),
+    ]
+    assert len({plain, *others}) == len(others) + 1
+    assert "secret" not in " ".join(others) and "value" not in " ".join(others)
