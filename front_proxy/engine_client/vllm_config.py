@@ -29,6 +29,29 @@ _OF_FRONT_PROXIES = frozenset(
     {"served_model_name", "generation_config", "override_generation_config", "renderer_num_workers"}
     | {"disable_log_stats", "enable_log_requests", "structured_outputs_config"}
 )
+# Of vLLM's launcher, which does not run here (docs/upstream.md): nothing would come of them.
+OF_LAUNCHER = frozenset(
+    {
+        "api_server_count",
+        "disable_access_log_for_endpoints",
+        "disable_uvicorn_access_log",
+        "enable_ssl_refresh",
+        "grpc",
+        "grpc_port",
+        "h11_max_header_count",
+        "h11_max_incomplete_event_size",
+        "headless",
+        "host",
+        "port",
+        "ssl_ca_certs",
+        "ssl_cert_reqs",
+        "ssl_certfile",
+        "ssl_ciphers",
+        "ssl_keyfile",
+        "uds",
+        "uvicorn_log_level",
+    }
+)
 _FLAG = re.compile(r"--([a-z][a-z0-9-]*[a-z0-9])")
 
 
@@ -56,6 +79,8 @@ def _setting(name: str) -> str:
 
 def serve_args(engine: EngineConfig, serving: ServingConfig) -> Namespace:
     """The arguments of `vllm serve`, validated as it does. Raises BadServingOption."""
+    if vain := sorted(OF_LAUNCHER.intersection(name.replace("-", "_") for name in serving.extra_args)):
+        raise BadServingOption(f"{_setting(vain[0])}: this is an option of vLLM's own server, which Baton does not run")
     parser = make_arg_parser(_Parser())
     _check_places(engine, serving)
     try:
