@@ -28,7 +28,8 @@ class ServingConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Origins that browsers may call from. Empty: none."""
     extra_args: dict[str, Any] = msgspec.field(default_factory=dict)
     """Any further option of `vllm serve` that concerns serving: {"default_chat_template_kwargs": {"k": 1}}, or
-    {"served_model_name": ["name", "alias"]} for more names than engine.served_model_name."""
+    {"served_model_name": ["name", "alias"]} for more names than engine.served_model_name. What engines read too belongs
+    in engine.args, and is refused here."""
 
 
 class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
