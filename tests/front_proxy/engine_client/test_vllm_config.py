@@ -39,6 +39,27 @@ def test_a_model_may_have_more_names_than_one(tiny_model_folder: Path, extra_arg
     assert serve_args(engine, ServingConfig(extra_args=extra_args)).served_model_name == names
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("allowed_methods", ["GET", "POST"]),
+        ("allowed_headers", ["x-a", "x-b"]),
+        ("middleware", ["one.One", "two.Two"]),
+        ("api_key", ["one", "two"]),
+        ("allow_credentials", True),
+        ("root_path", "/api"),
+        ("disable_fastapi_docs", True),
+    ],
+)
+def test_vllms_options_of_the_http_app_are_taken_however_vllm_reads_them(
+    tiny_model_folder: Path, name: str, value: Any
+) -> None:
+    from front_proxy.engine_client.vllm_config import serve_args
+
+    args = serve_args(EngineConfig(model=str(tiny_model_folder)), ServingConfig(extra_args={name: value}))
+    assert getattr(args, name) == value
+
+
 def test_flags_that_baton_does_not_have_are_told_as_settings() -> None:
     from front_proxy.engine_client.vllm_config import in_settings
 
