@@ -13,6 +13,7 @@ from starlette.responses import StreamingResponse
 
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.gateway.in_flight import InFlight
+from front_proxy.openai_api.published import PublishedApp
 from front_proxy.openai_api.server import OpenAiServer
 
 REQUEST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
@@ -47,7 +48,8 @@ async def unread(chunks: int, **limits: Any) -> AsyncIterator[tuple[Endless, InF
     endless = Endless(chunks)
     in_flight = InFlight(1, usable=lambda: True, retry_after_s=1.0)
     bounds = FrontProxyLimits(close_timeout_s=1, **limits)
-    server = OpenAiServer(endless.app, FrontProxyConfig(port=0), in_flight, lifespan="off", limits=bounds)
+    app = PublishedApp(endless.app)
+    server = OpenAiServer(app, FrontProxyConfig(port=0), in_flight, lifespan="off", limits=bounds)
     await server.start()
     host, _, port = server.address.rpartition(":")
     with socket.socket() as client:

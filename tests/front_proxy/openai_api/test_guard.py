@@ -7,15 +7,17 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.gateway.in_flight import InFlight
 from front_proxy.openai_api.guard import HttpGuard
+from front_proxy.openai_api.published import PublishedApp
 
 SCOPE = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
 
 
-async def app(*_: object) -> None:
+async def never() -> None:
     raise AssertionError("the body never arrives")
 
 
@@ -35,7 +37,10 @@ async def test_a_stalled_upload_holds_its_place_for_a_bounded_time_and_none_is_r
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
-    guard = HttpGuard(app, FrontProxyConfig(), in_flight, FrontProxyLimits(request_body_timeout_s=0.01))
+    app = FastAPI()
+    app.add_api_route("/v1/completions", never, methods=["POST"])
+    limits = FrontProxyLimits(request_body_timeout_s=0.01)
+    guard = HttpGuard(PublishedApp(app), FrontProxyConfig(), in_flight, limits)
     async with asyncio.timeout(5):
         await guard(dict(SCOPE), stalled, send)
     assert sent[0]["status"] == status
