@@ -159,7 +159,8 @@ def _without_forbidden_fields(body: bytes) -> bytes:
         value = json.loads(body)
         if not isinstance(value, dict):
             return body
-        dropped = [name for name in FORBIDDEN_FIELDS if name in value]
+        # One that is of another type is left to vLLM, which refuses it.
+        dropped = [name for name in FORBIDDEN_FIELDS if name in value and isinstance(value[name], dict | None)]
         for name in dropped:
             del value[name]
         cleaned = json.dumps(value).encode() if dropped else body

@@ -82,6 +82,7 @@ WAYS = {
     "a preflight for no route": Way(200, sent("OPTIONS /nothing", "access-control-request-method: POST")),
     "a redirect": Way(307, sent("GET /v1/models/")),
     "vLLM refuses a value": Way(400, post(COMPLETIONS, prompt="x", max_tokens=-1)),
+    "vLLM refuses a type": Way(400, post(COMPLETIONS, prompt="x", kv_transfer_params="x")),
     "no JSON": Way(400, sent(f"POST {COMPLETIONS}", JSON, "content-length: 1", body=b"{")),
     "a header's value": Way(400, sent("GET /v1/models", "x-baton-priority: at once")),
     "a header that is none": Way(400, sent("GET /v1/models", "no header")),

@@ -144,6 +144,25 @@ async def test_transfer_fields_of_a_client_change_nothing_and_are_not_echoed(
     assert with_fields == without
 
 
+@pytest.mark.parametrize("field", ["kv_transfer_params", "ec_transfer_params"])
+@pytest.mark.parametrize("value", ["x", 1, True, [{"remote_host": "attacker"}]])
+async def test_a_transfer_field_of_another_type_gets_vllms_refusal(
+    served: Served, http: httpx.AsyncClient, field: str, value: Any
+) -> None:
+    before = DROPPED_FIELDS.labels(field)._value.get()
+    for path, body in (
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/chat/completions", {"messages": MESSAGES}),
+        ("/v1/responses", {"input": "x"}),
+        ("/v1/messages", {"messages": MESSAGES}),
+    ):
+        response = await post(http, path, max_tokens=2, **{field: value}, **body)
+        assert response.status_code == 400, path
+        assert field in response.text
+    assert (served.source.requests, DROPPED_FIELDS.labels(field)._value.get()) == ([], before)
+    assert (await post(http, "/v1/completions", prompt="x", max_tokens=2, **{field: None})).status_code == 200
+
+
 SPELLED = '{"model":"tiny","prompt":"x","max_tokens":2,"kv_transfer_params":{"remote_host":"attacker"}}'
 TOO_DEEP = "[" * 5_000 + "]" * 5_000
 
