@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from runtime.bounds import LogLevel, NonNegative, Port, Positive, PositiveCount
+from runtime.priority_class import PriorityClass
 
 # A request has one plan at a time: it ends that and asks for the next one. Four times as much is room for the rest.
 MESSAGES_PER_REQUEST_MAX = 8
@@ -47,6 +48,11 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     requests_in_flight_max: PositiveCount = 1024
     """Generations running at once, children of n > 1 counted; more are refused with EXHAUSTED. Watch
     baton_front_proxy_requests_in_flight and baton_front_proxy_refusals_total{reason="in_flight"}."""
+    classes_allowed: Annotated[list[PriorityClass], msgspec.Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: list(PriorityClass)
+    )
+    """Priority classes that requests may ask for, by name or by a priority number. Others get 400. A request that asks
+    for none is in ``default``, or in the first one of these where that is left out."""
     request_bytes_max: PositiveCount = 32 * 1024 * 1024
     """Longest HTTP body accepted. Watch baton_front_proxy_refusals_total{reason="too_large"}."""
     deadline_s: Positive = 600.0

@@ -102,7 +102,7 @@ async def _serve(
     status = StatusService(dispatcher.front_proxy_id, "front_proxy", time.time_ns(), lambda: _snapshot(dispatcher))
     status.address = http.address
     grpc_server = await start_server(
-        front.host, front.grpc_port, _services(serving, status), message_bytes_max=LIMITS.message_bytes_max
+        front.host, front.grpc_port, _services(front, serving, status), message_bytes_max=LIMITS.message_bytes_max
     )
     try:
         if await _cluster(dispatcher, version, streams, stop):
@@ -111,8 +111,13 @@ async def _serve(
             await http.start()
             status.state = "ready"
             await grpc_server.set_serving(True)
-            addresses = {"address": http.address, "grpc_address": grpc_server.address, "metrics_address": http.address}
-            ready(addresses)
+            ready(
+                {
+                    "address": http.address,
+                    "grpc_address": grpc_server.address,
+                    "metrics_address": http.address,
+                }
+            )
             log.info("front proxy is ready", http=http.address, grpc=grpc_server.address)
             lost = await _first(stop, (streams, http.serving))
             if lost is not None:
@@ -181,8 +186,10 @@ async def _finish(in_flight: InFlight, http: OpenAiServer) -> None:
     await in_flight.idle.wait()
 
 
-def _services(serving: VllmServing, status: StatusService) -> Callable[[grpc.aio.Server], Sequence[str]]:
-    inference = InferenceService(serving.inference, serving.client.in_flight)
+def _services(
+    front: FrontProxyConfig, serving: VllmServing, status: StatusService
+) -> Callable[[grpc.aio.Server], Sequence[str]]:
+    inference = InferenceService(serving.inference, serving.client.in_flight, classes_allowed=front.classes_allowed)
 
     def add(server: grpc.aio.Server) -> Sequence[str]:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)

@@ -62,7 +62,7 @@ class HttpGuard:
             # A second of work the first time. In a thread, streams go on meanwhile.
             await asyncio.to_thread(self._app.fastapi.openapi)
         try:
-            identity = caller(scope["headers"])
+            identity = caller(scope["headers"], self._config.classes_allowed)
             place = self._in_flight.enter() if route in GENERATION_ROUTES else None
         except FailureError as error:
             await answer.fail(error.failure)
