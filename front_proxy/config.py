@@ -37,7 +37,9 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     host: str = "127.0.0.1"
     port: Port = 8000
-    """HTTP (OpenAI's API and /metrics). 0 picks a free port."""
+    """HTTP (OpenAI's API). 0 picks a free port."""
+    metrics_port: Port = 0
+    """Port of /metrics and /load on the same host, which ``port`` then does not serve. 0: they are on ``port``."""
     grpc_port: Port = 0
     """inference.v1, health and status. 0 picks a free port."""
     front_proxy_id: str = ""

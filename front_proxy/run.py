@@ -115,7 +115,7 @@ async def _serve(
                 {
                     "address": http.address,
                     "grpc_address": grpc_server.address,
-                    "metrics_address": http.address,
+                    "metrics_address": http.metrics_address,
                 }
             )
             log.info("front proxy is ready", http=http.address, grpc=grpc_server.address)

@@ -12,7 +12,7 @@ from front_proxy.gateway.in_flight import InFlight
 from front_proxy.gateway.metrics import DROPPED_FIELDS, REFUSALS
 from front_proxy.gateway.request_context import REQUEST_CONTEXT, RequestContext
 from front_proxy.openai_api.answer import Answer, Header, Message, Receive, Scope, Send
-from front_proxy.openai_api.published import GENERATION_ROUTES, PublishedApp
+from front_proxy.openai_api.published import GENERATION_ROUTES, OPERATOR_ROUTES, PublishedApp
 from runtime.failures import FailureError
 
 FORBIDDEN_HEADERS = frozenset({b"x-data-parallel-rank"})
@@ -58,6 +58,9 @@ class HttpGuard:
             await preflight(scope, receive, answer.send)
             return
         route = self._app.route(scope)
+        if self._is_apart(route, scope):
+            await self._app.no_route(scope, receive, answer.send)
+            return
         if route == "/openapi.json":
             # A second of work the first time. In a thread, streams go on meanwhile.
             await asyncio.to_thread(self._app.fastapi.openapi)
@@ -73,6 +76,11 @@ class HttpGuard:
         finally:
             if place is not None:
                 place.leave()
+
+    def _is_apart(self, route: str, scope: Scope) -> bool:
+        """Whether what is asked for is served on the other one of the two ports."""
+        port = self._config.metrics_port
+        return port != 0 and (route in OPERATOR_ROUTES) != (scope["server"][1] == port)
 
     async def _forward(self, scope: Scope, receive: Receive, answer: Answer, *, with_body: bool) -> None:
         headers: list[Header] = []

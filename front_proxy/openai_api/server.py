@@ -63,15 +63,21 @@ class OpenAiServer:
         self.guard = HttpGuard(app, config, in_flight, limits)
         self._limits = limits
         self.address = ""
+        self.metrics_address = ""
+        """Of /metrics and /load."""
         self._config = config
         self._listeners: list[socket.socket] = []
         self._server: HttpServer | None = None
         self._task: asyncio.Task[None] | None = None
 
     def bind(self, listener: socket.socket | None = None) -> None:
-        """Take ``listener``, a bound socket, or bind one, and know the address. Raises OSError when it is taken."""
-        self._listeners.append(listener or _bind(self._config.host, self._config.port))
-        self.address = join_address(self._config.host, self._listeners[0].getsockname()[1])
+        """Take ``listener``, a bound socket, or bind one, and know the addresses. Raises OSError when one is taken."""
+        host, metrics_port = self._config.host, self._config.metrics_port
+        self._listeners.append(listener or _bind(host, self._config.port))
+        self.address = self.metrics_address = join_address(host, self._listeners[0].getsockname()[1])
+        if metrics_port:
+            self._listeners.append(_bind(host, metrics_port))
+            self.metrics_address = join_address(host, metrics_port)
 
     async def start(self) -> None:
         """Accept connections, also those that came before. Raises OSError when the address is taken."""

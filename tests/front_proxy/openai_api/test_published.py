@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+from typing import Any
+
 import httpx
 import pytest
 
@@ -111,3 +114,21 @@ async def test_what_is_not_served_gets_a_sentence_in_the_clients_shape(http: htt
         assert "/v1/completions" in error["message"]
     assert (await http.get("/v1/messages/x")).json()["type"] == "error"
     assert REFUSALS.labels("no_route")._value.get() == before + 4
+
+
+async def test_metrics_on_a_port_of_their_own_are_on_no_other(served: Served) -> None:
+    # The listener of the front proxy lets others bind the port that was free a moment ago.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    public: dict[str, Any] = {"/metrics": 404, "/metrics/": 404, "/load": 404, "/health": 200, "/v1/models": 200}
+    async with listening(served, {"metrics_port": port}) as running:
+        assert running.metrics_address == f"127.0.0.1:{port}"
+        for path, status in public.items():
+            found, _, body = await answer_to(running.address, sent(f"GET {path}"))
+            assert (found, b"/metrics," in body) == (status, False), path
+            found, _, body = await answer_to(running.metrics_address, sent(f"GET {path}"))
+            assert found == (200 if status == 404 else 404), path
+            assert (b"baton_front_proxy_refusals_total" in body) == path.startswith("/metrics"), path
+    async with listening(served) as running:
+        assert running.metrics_address == running.address

@@ -14,13 +14,15 @@ from launcher.local.process_plan import one_machine, plan
 def test_a_fixed_worker_port_counts_up_and_only_the_first_front_proxy_keeps_its_own() -> None:
     config = BatonConfig(launcher=LauncherConfig(prefill=2, decode=1, front_proxies=2))
     config = msgspec.structs.replace(
-        config, worker=msgspec.structs.replace(config.worker, port=9000, advertise_port=7000)
+        config,
+        worker=msgspec.structs.replace(config.worker, port=9000, advertise_port=7000),
+        front_proxy=msgspec.structs.replace(config.front_proxy, metrics_port=9200),
     )
     settings = {spec.id: spec.settings for spec in plan(config)}
     assert {"worker.port=9001", "worker.advertise_port=7001"} <= set(settings["prefill-1"])
     assert "worker.port=9002" in settings["decode-0"]
     assert "front_proxy.port=0" not in settings["front-proxy-0"]
-    assert "front_proxy.port=0" in settings["front-proxy-1"]
+    assert {"front_proxy.port=0", "front_proxy.metrics_port=9201"} <= set(settings["front-proxy-1"])
 
 
 def test_engines_share_the_cores_unless_the_operator_said_how() -> None:
