@@ -82,7 +82,7 @@ class Answer:
         if close:
             headers.append((b"connection", b"close"))
         if retry_after_s and status in _RETRY_STATUSES:
-            headers.append((b"retry-after", _whole_seconds(retry_after_s)))
+            headers.append((b"retry-after", whole_seconds(retry_after_s)))
         await self._begin({"type": "http.response.start", "status": int(status), "headers": headers})
         await self._send({"type": "http.response.body", "body": content, "more_body": False})
 
@@ -132,7 +132,7 @@ class Answer:
         if message["status"] in _RETRY_STATUSES and b"retry-after" not in names:
             failure = None if self.context is None else self.context.failure
             advice_s = failure.retry_after_s if failure is not None else None
-            headers.append((b"retry-after", _whole_seconds(advice_s or self._retry_after_s)))
+            headers.append((b"retry-after", whole_seconds(advice_s or self._retry_after_s)))
         self.begun = True
         await self._send({**message, "headers": headers})
 
@@ -154,5 +154,6 @@ def error_headers(content: bytes) -> list[Header]:
     return [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
 
 
-def _whole_seconds(seconds: float) -> bytes:
+def whole_seconds(seconds: float) -> bytes:
+    """As Retry-After says them."""
     return str(max(1, math.ceil(seconds))).encode()

@@ -13,14 +13,20 @@ from front_proxy.gateway.metrics import DROPPED_FIELDS, REFUSALS
 from front_proxy.gateway.request_context import REQUEST_CONTEXT, RequestContext
 from front_proxy.openai_api.answer import Answer, Header, Message, Receive, Scope, Send
 from front_proxy.openai_api.published import GENERATION_ROUTES, OPERATOR_ROUTES, PublishedApp
+from front_proxy.openai_api.uploads import BodyRefused, ClientLeft, Uploads
 from runtime.failures import FailureError
 
+CROWDED = "baton.crowded"
+"""In the scope of a request on a connection that is one too many."""
+CROWDED_ROUTES = frozenset({"/health", "/ping", "/metrics"})
+"""Answered there too."""
+NO_ROOM = "This front proxy has no room for more connections. Please try again later."
 FORBIDDEN_HEADERS = frozenset({b"x-data-parallel-rank"})
 FORBIDDEN_FIELDS = ("kv_transfer_params", "ec_transfer_params")
 
 
 class HttpGuard:
-    """Wraps the app. A generation needs a place in ``in_flight`` before its body is read."""
+    """Wraps the app. A generation takes its place in ``in_flight`` once its body is here."""
 
     def __init__(
         self, app: PublishedApp, config: FrontProxyConfig, in_flight: InFlight, limits: FrontProxyLimits = LIMITS
@@ -29,6 +35,7 @@ class HttpGuard:
         self._config = config
         self._in_flight = in_flight
         self._limits = limits
+        self._uploads = Uploads(config.request_bytes_max, limits)
         self._phases_header = limits.phases_header.lower().encode()
         self.retiring = False
         """Set: every response tells its client to close the connection."""
@@ -61,28 +68,35 @@ class HttpGuard:
         if self._is_apart(route, scope):
             await self._app.no_route(scope, receive, answer.send)
             return
+        if CROWDED in scope and route not in CROWDED_ROUTES:
+            REFUSALS.labels("descriptors").inc()
+            await answer.refuse(HTTPStatus.SERVICE_UNAVAILABLE, NO_ROOM)
+            return
         if route == "/openapi.json":
             # A second of work the first time. In a thread, streams go on meanwhile.
             await asyncio.to_thread(self._app.fastapi.openapi)
         try:
-            identity = caller(scope["headers"], self._config.classes_allowed)
-            place = self._in_flight.enter() if route in GENERATION_ROUTES else None
+            context = RequestContext(caller(scope["headers"], self._config.classes_allowed), None)
+            if route in GENERATION_ROUTES:
+                self._in_flight.check()
         except FailureError as error:
             await answer.fail(error.failure)
             return
         try:
-            answer.context = RequestContext(identity, place)
-            await self._forward(scope, receive, answer, with_body=bool(route) and scope["method"] == "POST")
+            await self._forward(context, route, scope, receive, answer)
         finally:
-            if place is not None:
-                place.leave()
+            if context.place is not None:
+                context.place.leave()
 
     def _is_apart(self, route: str, scope: Scope) -> bool:
         """Whether what is asked for is served on the other one of the two ports."""
         port = self._config.metrics_port
         return port != 0 and (route in OPERATOR_ROUTES) != (scope["server"][1] == port)
 
-    async def _forward(self, scope: Scope, receive: Receive, answer: Answer, *, with_body: bool) -> None:
+    async def _forward(
+        self, context: RequestContext, route: str, scope: Scope, receive: Receive, answer: Answer
+    ) -> None:
+        answer.context = context
         headers: list[Header] = []
         length = 0
         for name, value in scope["headers"]:
@@ -94,55 +108,32 @@ class HttpGuard:
             elif name == b"content-length" and value.isdigit():
                 length = int(value)
             headers.append((name, value))
-        body: bytes | None = None
-        if with_body:
+        if route and scope["method"] == "POST":
+            address, _ = scope.get("client") or ("", 0)
             try:
-                async with asyncio.timeout(self._limits.request_body_timeout_s):
-                    body = await self._body(receive) if length <= self._config.request_bytes_max else None
-            except _ClientLeft:
+                body = await self._uploads.read(receive, address, length)
+                if route in GENERATION_ROUTES:
+                    context.place = self._in_flight.enter()
+            except ClientLeft:
                 return
-            except TimeoutError:
-                REFUSALS.labels("slow_body").inc()
-                message = f"The request body did not arrive within {self._limits.request_body_timeout_s:g} s."
-                await answer.refuse(HTTPStatus.REQUEST_TIMEOUT, message)
-                return
-            if body is None:
-                REFUSALS.labels("too_large").inc()
-                message = f"The request body is longer than {self._config.request_bytes_max} bytes."
+            except BodyRefused as why:
+                REFUSALS.labels(why.reason).inc()
                 # The rest of the body was not read and is not worth reading.
-                await answer.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, close=True)
+                await answer.refuse(why.status, str(why), close=True)
+                return
+            except FailureError as error:
+                await answer.fail(error.failure)
                 return
             body = _without_forbidden_fields(body)
             headers = [
                 (name, str(len(body)).encode() if name == b"content-length" else value) for name, value in headers
             ]
             receive = _replay(body, receive)
-        assert answer.context is not None
-        token = REQUEST_CONTEXT.set(answer.context)
+        token = REQUEST_CONTEXT.set(context)
         try:
             await self._app({**scope, "headers": headers}, receive, answer.send)
         finally:
             REQUEST_CONTEXT.reset(token)
-
-    async def _body(self, receive: Receive) -> bytes | None:
-        """The whole body; None when it is longer than the bound."""
-        chunks: list[bytes] = []
-        total = 0
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                raise _ClientLeft
-            chunk = message.get("body", b"")
-            total += len(chunk)
-            if total > self._config.request_bytes_max:
-                return None
-            chunks.append(chunk)
-            if not message.get("more_body", False):
-                return b"".join(chunks)
-
-
-class _ClientLeft(Exception):
-    """The connection closed while the body was still being sent."""
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -19,6 +19,7 @@ from front_proxy.openai_api.answer_headers import AnswerHeaders
 from front_proxy.openai_api.guard import HttpGuard
 from front_proxy.openai_api.published import PublishedApp
 from runtime.failures import Failure, FailureKind
+from runtime.process.open_files import open_files_max
 from tests.front_proxy.conftest import ORIGIN, Served, listening
 
 REQUEST_BYTES_MAX = 1000
@@ -153,6 +154,17 @@ async def test_what_is_no_request_at_all_gets_an_error_with_an_id(served: Served
         "message": "Invalid HTTP request received.", "type": "Bad Request", "param": None, "code": 400
     }  # fmt: skip
     assert len(dict(headers)["x-request-id"]) == 32
+
+
+@pytest.mark.parametrize("asks", [True, False])
+async def test_a_connection_that_is_one_too_many_can_be_read_by_a_browser_too(served: Served, asks: bool) -> None:
+    none: dict[str, Any] = {"open_files_kept": open_files_max(), "crowded_timeout_s": 30.0 if asks else 0.01}
+    async with listening(served, **none) as running:
+        status, headers, _ = await answer_to(running.address, sent("GET /v1/models") if asks else b"")
+    found = dict(headers)
+    assert (status, found["retry-after"]) == (503, "1")
+    assert found.get("access-control-allow-origin") == (ORIGIN if asks else None)
+    assert found["x-request-id"] == "abc" or not asks
 
 
 def layered(args: Namespace, **options: Any) -> FastAPI:
