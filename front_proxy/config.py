@@ -79,6 +79,10 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     serving: ServingConfig = ServingConfig()
     """Options of the OpenAI-compatible layer."""
 
+    def __post_init__(self) -> None:
+        if self.metrics_port and self.metrics_port in (self.port, self.grpc_port):
+            raise ValueError("metrics_port must differ from port and grpc_port; 0 serves /metrics on port")
+
     @property
     def send_messages_max(self) -> int:
         """Messages that may wait on one stream to a worker or the scheduler; more end it.

@@ -100,7 +100,9 @@ def one_machine(config: BatonConfig, sources: Mapping[str, str], state_dir: Path
     if unset("engine.cpu_threads"):
         engine = msgspec.structs.replace(engine, cpu_threads=cpu_share(launcher.prefill + launcher.decode))
     if unset("front_proxy.grpc_port") and front.port:
-        front = msgspec.structs.replace(front, grpc_port=front.port + 1 if front.port < 65535 else 0)
+        beside = front.port + 1
+        taken = beside > 65535 or beside == front.metrics_port
+        front = msgspec.structs.replace(front, grpc_port=0 if taken else beside)
     if launcher.schedulers > 1 and scheduler.alone:
         scheduler = msgspec.structs.replace(scheduler, leader_lock_file=str(state_dir / LEADER_FILE))
     return msgspec.structs.replace(config, engine=engine, front_proxy=front, scheduler=scheduler)

@@ -27,6 +27,10 @@ from runtime.priority_class import PriorityClass
         (["scheduler.leader_store=kubernetes", "scheduler.leader_lock_file=/run/leader"], "leader_lock_file"),
         (["scheduler.kubernetes.lease_name=../secrets"], "scheduler.kubernetes.lease_name"),
         (["scheduler.kubernetes.lease_duration_s=2"], "scheduler.kubernetes.lease_duration_s"),
+        (
+            ["front_proxy.port=9000", "front_proxy.metrics_port=9000"],
+            "metrics_port must differ from port and grpc_port",
+        ),
         (["front_proxy.classes_allowed=[]"], "front_proxy.classes_allowed"),
         (['front_proxy.classes_allowed=["urgent"]'], "front_proxy.classes_allowed"),
         (["launcher.schedulers=0"], "launcher.schedulers"),

@@ -30,7 +30,10 @@ def test_engines_share_the_cores_unless_the_operator_said_how() -> None:
     there = Path("/state")
     assert one_machine(config, {}, there).engine.cpu_threads == cpu_share(5)
     assert one_machine(config, {"engine.cpu_threads": "--set"}, there).engine.cpu_threads == 0
-    assert one_machine(config, {}, there).front_proxy.grpc_port == config.front_proxy.port + 1
+    front = config.front_proxy
+    assert one_machine(config, {}, there).front_proxy.grpc_port == front.port + 1
+    taken = msgspec.structs.replace(config, front_proxy=msgspec.structs.replace(front, metrics_port=front.port + 1))
+    assert one_machine(taken, {}, there).front_proxy.grpc_port == 0
     assert one_machine(config, {}, there).scheduler.leader_lock_file == ""
 
 
