@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from argparse import Namespace
@@ -88,7 +89,7 @@ def serve_args(engine: EngineConfig, serving: ServingConfig) -> Namespace:
     except ValueError as error:
         raise BadServingOption(str(error)) from error
     try:
-        args = parser.parse_args([*_engine_argv(engine), *_serving_argv(engine, serving)])
+        args = parser.parse_args([*_engine_argv(engine), *_serving_argv(engine, serving, parser)])
         for name, value in of_engine.items():
             setattr(args, name, value)
         if "structured_outputs_config" not in of_engine:
@@ -156,7 +157,7 @@ def _engine_argv(engine: EngineConfig) -> Iterator[str]:
         yield "--trust-remote-code"
 
 
-def _serving_argv(engine: EngineConfig, serving: ServingConfig) -> Iterator[str]:
+def _serving_argv(engine: EngineConfig, serving: ServingConfig, parser: _Parser) -> Iterator[str]:
     options: dict[str, Any] = {
         "served_model_name": engine.served_model_name or engine.model,
         "chat_template": serving.chat_template,
@@ -165,21 +166,27 @@ def _serving_argv(engine: EngineConfig, serving: ServingConfig) -> Iterator[str]
         "reasoning_parser": serving.reasoning_parser,
         "enable_prompt_tokens_details": True,
         "enable_request_id_headers": True,
-        "allowed_origins": json.dumps(serving.allowed_origins),
+        "allowed_origins": serving.allowed_origins,
         # vLLM's engine statistics live on the workers.
         "disable_log_stats": True,
         **serving.extra_args,
     }
     for name, value in options.items():
-        yield from _option(f"--{name.replace('_', '-')}", value)
+        flag = f"--{name.replace('_', '-')}"
+        yield from _option(flag, value, parser._option_string_actions.get(flag))
 
 
-def _option(flag: str, value: Any) -> Iterator[str]:
+def _option(flag: str, value: Any, action: argparse.Action | None) -> Iterator[str]:
     match value:
         case None | False:
             return
         case True:
             yield flag
+        case list() if action is not None and action.type is json.loads:
+            yield from (flag, json.dumps(value))
+        case list() if action is not None and action.nargs is None and action.default == []:
+            # Given once for each item.
+            yield from (part for item in value for part in (flag, str(item)))
         case list():
             yield from (flag, *(str(item) for item in value))
         case dict():

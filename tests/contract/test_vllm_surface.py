@@ -161,6 +161,11 @@ SOURCE = {
         "await output_socket.recv_multipart(copy=False)",
     ],
     "vllm.entrypoints.launchers.api_server.app_state:init_app_state": ["state.online_renderer = OnlineRenderer("],
+    # The layers that front_proxy.openai_api.answer_headers takes out of the app.
+    "vllm.entrypoints.serve.middleware.register:init_entrypoints_middleware": [
+        "CORSMiddleware,\n        allow_origins=args.allowed_origins",
+        "app.add_middleware(XRequestIdMiddleware)",
+    ],
     "vllm.v1.metrics.stats:IterationStats": ["self.num_generation_tokens"],
     # An engine that stands still is told by its silence: its loop answers this call, and tells of every step.
     "vllm.v1.engine.async_llm:AsyncLLM.is_sleeping": ["self.engine_core.is_sleeping_async()"],

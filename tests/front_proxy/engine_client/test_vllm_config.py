@@ -93,6 +93,27 @@ def test_a_wrong_object_is_told_with_its_setting(tiny_model_folder: Path) -> Non
         serve_args(engine, ServingConfig())
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("allowed_methods", ["GET", "POST"]),
+        ("allowed_headers", ["x-a", "x-b"]),
+        ("middleware", ["one.One", "two.Two"]),
+        ("api_key", ["one", "two"]),
+        ("allow_credentials", True),
+        ("root_path", "/api"),
+        ("disable_fastapi_docs", True),
+    ],
+)
+def test_vllms_options_of_the_http_app_are_taken_however_vllm_reads_them(
+    tiny_model_folder: Path, name: str, value: Any
+) -> None:
+    from front_proxy.engine_client.vllm_config import serve_args
+
+    args = serve_args(EngineConfig(model=str(tiny_model_folder)), ServingConfig(extra_args={name: value}))
+    assert getattr(args, name) == value
+
+
 def test_an_option_of_the_server_that_vllm_would_start_is_refused_and_each_one_exists() -> None:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
