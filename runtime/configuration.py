@@ -5,7 +5,7 @@ The given struct defines which keys exist.
 
 An environment variable sets ``a.b_c`` as ``<prefix>A__B_C``. A variable with the prefix but without ``__`` is read only
 if it names a top-level value: other programs' variables may share the prefix. A key spelled with one underscore too
-few is an error.
+few is an error. What Kubernetes sets for a Service is no setting, whatever its name.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar, get_origin, get_type_hints
 
 import msgspec
 
+from runtime.service_links import is_service_link
 from runtime.user_error import UserError
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -87,9 +88,11 @@ def load(
     if file is not None:
         for path, value in _leaves(cls, _read(file), f"file {file}"):
             _put(cls, tree, sources, path, value, f"file {file}")
-    for name in sorted(environ):
-        if name.startswith(prefix) and (keys := _environment_path(cls, name.removeprefix(prefix), prefix)):
-            _put(cls, tree, sources, keys, _Text(environ[name]), f"env {name}")
+    for name, text in sorted(environ.items()):
+        if not name.startswith(prefix) or is_service_link(name, text):
+            continue
+        if keys := _environment_path(cls, name.removeprefix(prefix), prefix):
+            _put(cls, tree, sources, keys, _Text(text), f"env {name}")
     for source, setting in (*((COMMAND_LINE, each) for each in sets), *options):
         key, separator, text = setting.partition("=")
         if not separator or not key.strip():

@@ -107,6 +107,13 @@ def test_other_programs_variables_with_the_same_prefix_are_left_alone() -> None:
     assert load(environ={"BATON_HOME": "x", "BATON_ENGINE": "x", "PATH": "x"}).value == Tree()
 
 
+def test_what_kubernetes_sets_for_a_service_is_no_setting() -> None:
+    links = {"BATON_ENGINE_MODEL_PORT": "tcp://10.0.0.2:9000", "BATON_ENGINE__A_PORT": "tcp://10.0.0.2:9000"}
+    assert load(environ=links).value == Tree()
+    with pytest.raises(BadConfiguration, match="unknown key"):
+        load(environ={"BATON_ENGINE__A_PORT": "9000"})
+
+
 def test_a_combination_that_a_struct_refuses_is_told_with_its_path_and_sources() -> None:
     with pytest.raises(BadConfiguration) as raised:
         load("engine.eager=true", environ={"BATON_ENGINE__MODEL": "compiled"})
