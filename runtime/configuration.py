@@ -199,6 +199,7 @@ def _put(
             raise BadConfiguration(at, "is a table; set one of its keys", source)
         if last:
             branch[key] = _fit(kind, value, path, source)
+            _check_text(path, branch[key], source)
             break
         if not (_is_struct(kind) or _is_mapping(kind) or kind is Any):
             raise BadConfiguration(".".join(path), f"{key} is a value, not a table", source)
@@ -256,6 +257,14 @@ def _fit(kind: Any, value: Any, path: tuple[str, ...], source: str) -> Any:
         except msgspec.ValidationError as error:
             reason = str(error)
     raise BadConfiguration(".".join(path), reason, source)
+
+
+def _check_text(path: tuple[str, ...], value: Any, source: str) -> None:
+    """Refuse lone surrogates, as which bytes come that are not UTF-8: no process could be told of them."""
+    try:
+        msgspec.json.encode((path, value))
+    except UnicodeEncodeError:
+        raise BadConfiguration(".".join(path), "is not UTF-8 text", source) from None
 
 
 def _as_json(text: str) -> list[Any]:

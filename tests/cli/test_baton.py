@@ -175,6 +175,20 @@ def test_wrong_words_are_one_line_and_exit_code_2(
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["up", "--model", "a\udcff"],
+        ["status", "--state-dir", "a\udcff"],
+        ["config", "--config", "a\udcff"],
+        ["a\udcff"],
+    ],
+)
+def test_an_argument_that_is_not_text_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr().err == "baton: error: not UTF-8 text: a\\udcff\n"
+
+
 def test_service_links_are_told_once_and_forgotten(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
