@@ -1,8 +1,12 @@
 """Statistics of served requests: latencies and goodput. Pure: no clock, no I/O, no randomness.
 
 Names and definitions follow `vllm bench serve` (docs/benchmarks.md), so that its readers and plots understand our
-files: TTFT is the first chunk that carries output minus the send; TPOT is (E2E - TTFT) / (output tokens - 1) of one
-request, 0 for a single token; ITL is each gap between two chunks, pooled over requests; E2E is the end minus the send.
+files:
+
+- TTFT: the first chunk that carries output minus the send.
+- E2E: the end minus the send.
+- TPOT: (E2E - TTFT) / (output tokens - 1) of one request, 0 for a single token.
+- ITL: each gap between two chunks, pooled over requests.
 """
 
 from __future__ import annotations

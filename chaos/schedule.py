@@ -21,7 +21,7 @@ FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 NETWORK_KINDS: frozenset[FaultKind] = frozenset({"cut", "delay", "blackhole"})
 
 
-# Defaults: most requests that end between two faults, and clients at once.
+# Defaults: the largest number of requests that end between two faults, and the number of clients.
 AFTER_REQUESTS_MAX = 8
 USERS = 6
 
@@ -52,15 +52,15 @@ class Lengths:
 
 
 def may_repeat(fault: Fault | None, front_proxy_id: str) -> bool:
-    """Whether a client may see its connection to that front proxy break and ask elsewhere: this fault is ending it.
+    """Whether this fault ends that front proxy. Only then may a client see its connection break, and ask elsewhere.
 
-    Clients notice this one, spare or not: no other process can answer on a connection that is gone.
+    Clients notice it even if there is another front proxy, which cannot answer on the broken connection.
     """
     return fault is not None and fault.process_id == front_proxy_id and replaces(fault.kind)
 
 
 def replaces(kind: FaultKind) -> bool:
-    """Whether the process that is hit ends, so that it is whole again only as another one."""
+    """Whether the fault ends the process, so that a new one must replace it."""
     match kind:
         case "kill" | "terminate" | "restart":
             return True

@@ -31,7 +31,7 @@ def _print_version() -> None:
 
 _CLUSTER = Group.create_ordered("A cluster on this machine")
 _PROCESSES = Group.create_ordered("One process")
-_SETTINGS = Group.create_ordered("About")
+_ABOUT = Group.create_ordered("About")
 
 app = command_line.new_app("baton", "Serve language models with separate prefill and decode workers.", version=version)
 app.command(cluster.up, group=_CLUSTER)
@@ -46,9 +46,9 @@ app.command(process.scheduler, group=_PROCESSES)
 app.command(process.prefill, group=_PROCESSES)
 app.command(process.decode, group=_PROCESSES)
 app.command(process.front_proxy, group=_PROCESSES)
-app.command(config, group=_SETTINGS)
-app.command(_print_version, name="version", group=_SETTINGS)
-app.register_install_completion_command(group=_SETTINGS)
+app.command(config, group=_ABOUT)
+app.command(_print_version, name="version", group=_ABOUT)
+app.register_install_completion_command(group=_ABOUT)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
-"""Validates a hand-off, and counts the blocks that its request needs, before the engine is given either. Pure.
+"""Validates a hand-off, and counts the blocks that its request needs, before the engine sees it. Pure.
 
 Wrong KV must never become an answer. So a hand-off that cannot be proved right is refused, and the prompt is computed
-again elsewhere.
+again.
 """
 
 from __future__ import annotations

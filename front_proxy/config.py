@@ -8,7 +8,7 @@ import msgspec
 
 from runtime.bounds import LogLevel, NonNegative, Port, Positive, PositiveCount
 
-# A request has one plan at a time: it ends that and asks for the next one. Four times as much is room for the rest.
+# A request sends at most two messages at once: the end of its plan and the next question. 8 is four times that.
 MESSAGES_PER_REQUEST_MAX = 8
 
 
@@ -85,7 +85,15 @@ class FrontProxyLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     # Requests and their names.
     request_body_timeout_s: float = 60.0
-    """Time a client may take to send its body; a stalled upload must not hold a place for a request."""
+    """Time a client may take to send its body."""
+    upload_grace_s: float = 10.0
+    """Part of that time in which a body may come as slowly as it likes."""
+    upload_bytes_per_s_min: int = 1024
+    """Pace from then on, counted from its first byte."""
+    uploads_max: int = 1024
+    """Bodies on their way at once. One more ends one of them: see ``front_proxy/openai_api/uploads.py``."""
+    uploads_bytes_max: int = 256 * 1024 * 1024
+    """Their bytes together, or ``request_bytes_max`` if that is more."""
     client_send_timeout_s: float = 60.0
     """Time an HTTP client may leave its answer unread, once the buffers on the way are full, before its connection is
     ended: it holds a place and memory of workers meanwhile."""
@@ -96,6 +104,30 @@ class FrontProxyLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Request header: when set to 1, the response carries the phases of its time to first token."""
     retry_after_s: float = 1.0
     """Advice in Retry-After when this process itself is full."""
+
+    # Connections. A process that may open 1,024 files refuses HTTP connections 128 below that.
+    open_files_kept: int = 64
+    """Open files that no client gets: for streams to workers, and for connections that are told that there is no
+    room."""
+    open_files_per_grpc_connection: int = 16
+    """Of so many open files one is kept for a gRPC connection. gRPC counts its own alone, so HTTP leaves them free."""
+    grpc_connections_min: int = 64
+    """gRPC connections at least, whatever this process may open."""
+    grpc_connections_max: int = 65_536
+    """gRPC connections at most."""
+    crowded_connections_max: int = 32
+    """HTTP connections beyond the bound that may still ask for /health; the oldest goes when there is one more."""
+    crowded_timeout_s: float = 1.0
+    """Time for that question; then such a connection gets 503."""
+    headers_timeout_s: float = 20.0
+    """Time an HTTP client may take from its connection, or from its last answer, to the end of its next headers. A
+    connection on which nothing comes after an answer is closed after ``keep_alive_timeout_s``."""
+    headers_bytes_max: int = 64 * 1024
+    """Longest headers of a request, and longest trailers."""
+    accept_pause_s: float = 0.5
+    """Pause after a connection could not be accepted."""
+    refusals_logged_interval_s: float = 10.0
+    """Refused connections are logged once in so long, with their number."""
 
     # Output that waits for a slow reader.
     output_deltas_max: int = 4096
@@ -147,7 +179,7 @@ class FrontProxyLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How often the lease of a hand-off is renewed whose decode worker has not answered. A few of these must fit into
     ``prefill_worker.lease_s``."""
     scheduler_backoff_min_s: float = 0.05
-    """First pause before a lost scheduler is dialled again; it doubles each time, less up to half by chance."""
+    """First pause before a lost scheduler is dialled again. It doubles each time; up to half is left out by chance."""
     scheduler_backoff_max_s: float = 2.0
     """Longest such pause."""
 
@@ -159,7 +191,7 @@ class FrontProxyLimits(msgspec.Struct, frozen=True, kw_only=True):
     close_timeout_s: float = 5.0
     """Wait for streams to end when the front proxy stops."""
     drain_settle_s: float = 0.5
-    """Silence after which open connections are closed at the end of a drain: before, their clients may be sending."""
+    """At the end of a drain, connections silent for this long are closed. Earlier, a client may still be sending."""
 
 
 LIMITS = FrontProxyLimits()

@@ -14,6 +14,7 @@ import structlog
 from engine.config import EngineConfig
 from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
 from front_proxy.dispatch.dispatcher import Dispatcher
+from front_proxy.gateway.connection_bounds import ConnectionBounds
 from front_proxy.gateway.in_flight import InFlight
 from front_proxy.grpc_api import service
 from front_proxy.grpc_api.service import InferenceService
@@ -22,7 +23,8 @@ from protos.inference.v1 import inference_pb2_grpc
 from runtime.failures import FailureError
 from runtime.process import lifecycle
 from runtime.process.exit_codes import ExitCode
-from runtime.rpc.grpc_server import RunningServer, start_server
+from runtime.process.open_files import open_files_max
+from runtime.rpc.grpc_server import ClientBounds, RunningServer, start_server
 from runtime.rpc.status_service import StatusService
 from scheduler.config import SchedulerConfig
 
@@ -102,7 +104,15 @@ async def _serve(
     status = StatusService(dispatcher.front_proxy_id, "front_proxy", time.time_ns(), lambda: _snapshot(dispatcher))
     status.address = http.address
     grpc_server = await start_server(
-        front.host, front.grpc_port, _services(serving, status), message_bytes_max=LIMITS.message_bytes_max
+        front.host,
+        front.grpc_port,
+        _services(serving, status),
+        message_bytes_max=LIMITS.message_bytes_max,
+        clients=ClientBounds(
+            connections_max=ConnectionBounds.of(open_files_max()).grpc_connections_max,
+            # Those that are refused are calls too, for a moment.
+            streams_max=2 * front.requests_in_flight_max,
+        ),
     )
     try:
         if await _cluster(dispatcher, version, streams, stop):

@@ -47,10 +47,11 @@ def _remove_temp_dir() -> None:
 
 
 def _serve(role: Role, config: BatonConfig) -> int:
-    from runtime.process import lifecycle, logs
+    from runtime.process import lifecycle, logs, open_files
 
     logs.configure_logging(config.of_role(role).log_level, process_id(role, config))
     _use_own_log_format(os.environ)
+    open_files.raise_limit()
     try:
         lifecycle.run(_main(role, config), exit_timeout_s=EXIT_TIMEOUT_S)
     except (OSError, BaseExceptionGroup) as error:

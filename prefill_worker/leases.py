@@ -18,7 +18,7 @@ EVENT_LOG_MAX = 64
 
 
 class Lease(msgspec.Struct):
-    """One held hand-off: the stream of its offer, its KV blocks, its start and its end."""
+    """One held hand-off: its front proxy's stream (``owner``), its KV blocks, its offer and its expiry."""
 
     owner: int
     blocks: int

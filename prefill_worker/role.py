@@ -92,13 +92,13 @@ class PrefillRole(RoleBehaviour):
         return Offer(handoff=offered, actions=actions)
 
     def released(self, lease_id: str, epoch: int, pulled: bool) -> Sequence[LeaseAction]:
-        """A release of another incarnation's lease is ignored, even where the ids are equal."""
+        """A release of another epoch's lease is ignored, even where the ids are equal."""
         if epoch != self._info.epoch:
             return ()
         return self.leases.pulled(lease_id) if pulled else self.leases.release(lease_id)
 
     def renewed(self, lease_id: str, epoch: int, now_s: float) -> Sequence[LeaseAction]:
-        """The receiver of the hand-off still waits. A renewal of another incarnation's lease is only counted."""
+        """The receiver of the hand-off still waits. A renewal of another epoch's lease is only counted."""
         if epoch != self._info.epoch:
             return (Count("renewed_too_late"),)
         return self.leases.renew(

@@ -4,8 +4,8 @@ Later sources win in that order. Every value remembers where it came from, and e
 The given struct defines which keys exist.
 
 An environment variable sets ``a.b_c`` as ``<prefix>A__B_C``. A variable with the prefix but without ``__`` is read only
-if it names a top-level value: other programs' variables may share the prefix. A key spelled with one underscore too
-few is an error. What Kubernetes sets for a Service is no setting, whatever its name.
+if it names a top-level value: other programs' variables may share the prefix. A key with ``_`` in the place of ``__``
+is an error. What Kubernetes sets for a Service is no setting, whatever its name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DEFAULT = "default"
 _NO_DEFAULT = object()
 COMMAND_LINE = "--set"
 _NEAREST_MAX = 3
-# Below this, a removed setting would match another one.
+# With a lower value the name of a removed setting would match an unrelated one.
 _LIKENESS_MIN = 0.8
 _NOTHING_NEAR = "docs/upgrading.md lists settings that are gone; `baton config --all` shows every setting"
 _ERROR_PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
@@ -247,7 +247,7 @@ def _fit(kind: Any, value: Any, path: tuple[str, ...], source: str) -> Any:
     candidates: list[Any] = [value]
     if isinstance(value, _Text):
         found = _as_json(value.text)
-        # null goes first: it can unset a text. Then text goes before JSON, except where any type fits.
+        # null is tried first, to unset an optional text; then text, then JSON. If any type fits, JSON goes first.
         null = [None] if value.text == "null" else []
         candidates = [*found, value.text] if kind is Any else [*null, value.text, *found]
     reason = ""

@@ -121,8 +121,8 @@ class SchedulerParameters(SchedulerConfig, frozen=True, kw_only=True):
     recovery_grace_s: float = 3.0
     # Requests of one class that may wait. 0: none.
     waiting_max: int = 4096
-    # Longest wait, of a class that waits no longer for room, of a request that comes while workers are missing that may
-    # be about to return: all of them silent, or the scheduler just started. Longer than ``recovery_grace_s``.
+    # How long a request waits while workers are missing that may return: all of them are silent, or the scheduler just
+    # started. Used if the request's class waits less than this for room. Longer than ``recovery_grace_s``.
     missing_workers_wait_max_s: float = 5.0
     # Plans granted and not ended, over all front proxies.
     plans_in_flight_max: int = 65536
@@ -157,5 +157,5 @@ class SchedulerParameters(SchedulerConfig, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, config: SchedulerConfig) -> SchedulerParameters:
-        """These settings with the constants as they are; a value that has its constants stays as it is."""
+        """Add the constants to ``config``. A value that has them already is returned as it is."""
         return config if isinstance(config, cls) else cls(**msgspec.structs.asdict(config))

@@ -140,7 +140,7 @@ class SchedulerCore:
                 assert_never(event)
 
     def _hear(self, event: WorkerSuspected | DrainRequested | WorkerLeasesReported, now_s: float) -> Sequence[Action]:
-        """What is said about one worker, now and then."""
+        """Handle the rare reports about one worker."""
         match event:
             case WorkerSuspected():
                 return self._suspect(event, now_s)
@@ -160,7 +160,7 @@ class SchedulerCore:
             self._doubt(now_s)
 
     def _doubt(self, now_s: float) -> None:
-        """It was cut off itself, so others know more. A peer that lost it gets the time that a silent one has."""
+        """Peers may know plans that are not known here: recover as after a start, at least for ``worker_lease_s``."""
         self._recovered_at_s = now_s + max(self._config.recovery_grace_s, self._config.worker_lease_s)
         self.recovering = self._config.recovery_grace_s > 0
 
@@ -173,7 +173,7 @@ class SchedulerCore:
             self._queue.remove(key, now_s)
 
     def _replace_former(self, session: int, now_s: float) -> bool:
-        """What a front proxy says on its newest stream replaces what is known of those that it has lost before.
+        """What a front proxy reports on its newest stream replaces what its older streams reported.
 
         The old stream may still look open here. False: ``session`` is itself an old stream.
         """
@@ -195,7 +195,7 @@ class SchedulerCore:
         return (PublishView(at_once=True),)
 
     def _remove(self, worker: Worker) -> None:
-        """A member is gone. The same engine may return, and is no better for having been away."""
+        """A member is gone. Its health record is kept: the same engine may return."""
         self.cluster.remove(worker.worker_id)
         self._lease_auditor.forget(worker.worker_id)
         self._departed[worker.worker_id] = worker
@@ -243,7 +243,7 @@ class SchedulerCore:
         return actions
 
     def _arrived(self, info: WorkerInfo, session: int, now_s: float) -> Worker:
-        """A new member. The same engine is no better for having been away, and is still to drain if it was."""
+        """A new member. If the same engine returns, its health record is kept and an ordered drain still holds."""
         departed = self._departed.pop(info.worker_id, None)
         same = departed is not None and departed.info.epoch == info.epoch
         health = departed.health if departed is not None and same else WorkerHealth(self._config.outliers)
@@ -263,7 +263,7 @@ class SchedulerCore:
         if not self._replace_former(event.session, now_s):
             return ()
         for plan in event.plans:
-            # Its front proxy lost patience and planned it itself: it waits for no place any more.
+            # The front proxy lost patience and planned the request itself, so the request leaves the queue.
             self._queue.remove((event.session, plan.plan_id), now_s)
         self._reservations.take_over(event.session, event.plans, now_s)
         if not event.complete:
@@ -319,7 +319,7 @@ class SchedulerCore:
     def _tick(self, now_s: float) -> Sequence[Action]:
         if is_isolated(self.cluster):
             self._isolated_s = now_s
-            # When the cut ends, all ends of streams arrive together, before the peers reconnect.
+            # When the cut ends, all streams are found to have ended, and only then do the peers reconnect.
             self._doubt(now_s)
         heard_by_s = now_s - self._config.worker_lease_s
         silent = [one for one in self.cluster.workers.values() if max(one.heard_s, self._isolated_s) <= heard_by_s]

@@ -42,8 +42,8 @@ class Admission:
     def admit(self, request_id: str, blocks: int, *, blocks_held: int, blocks_used: int) -> NoRoom | None:
         """Take the request on, or say what is missing.
 
-        ``blocks_held`` are owned by leases; ``blocks_used`` is what the engine last reported, which runs ahead of
-        our own sum when requests outgrow their estimate. It may be stale, so an idle worker does not believe it.
+        ``blocks_held`` are owned by leases; ``blocks_used`` is what the engine last reported. It is
+        larger than our own sum when requests outgrow their estimate. It may be old, so an idle worker ignores it.
         """
         assert request_id not in self._blocks_of, request_id
         if len(self._blocks_of) >= self._requests_max:

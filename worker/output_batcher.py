@@ -5,7 +5,7 @@ woken one turn later and so finds the whole step. While a message is being writt
 reader gets fewer, larger messages. Above a bound this is an error.
 
 Engines of small models make a step every millisecond or two, faster than a person reads. So tokens wait until
-``interval_s`` after the message before. A first token, an end or a failure never waits.
+``interval_s`` has passed since the last message. A first token, an end or a failure never waits.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ class OutputOverflow(Exception):
 
 
 class OutputBatcher:
-    """Deltas and tokens on their way to one front proxy; of one slot, oldest first."""
+    """Deltas and tokens waiting for one front proxy. Each request has a slot number, and its output stays in order."""
 
     def __init__(self, limits: WorkerLimits, interval_s: float) -> None:
         self._limits = limits
         self._interval_s = interval_s
-        # With its estimated size.
+        # Each with its estimated size in bytes.
         self._deltas: deque[tuple[pb.Delta, int]] = deque()
-        # How many of them each slot has.
+        # Slot -> number of its waiting deltas.
         self._delta_slots: dict[int, int] = {}
-        # By slot: tokens that were made before all of its waiting deltas.
+        # Slot -> tokens older than the slot's waiting deltas.
         self._tokens: dict[int, list[int]] = {}
         self._bytes = 0
         self._loop = asyncio.get_running_loop()
@@ -57,11 +57,11 @@ class OutputBatcher:
         self._flush_soon()
 
     def append_tokens(self, slot: int, token_ids: list[int]) -> None:
-        """Add tokens of a request that go on; they may wait for ``interval_s``. Raises as ``append`` does."""
+        """Add tokens from the middle of an output. They may wait for ``interval_s``. Raises as ``append`` does."""
         if self._closed or not token_ids:
             return
         if slot in self._delta_slots:
-            # In the columns they would come before the delta that waits.
+            # The receiver reads ``token_slots`` before ``deltas``. So these would overtake the older delta that waits.
             self._add_delta(pb.Delta(slot=slot, token_ids=token_ids))
         elif (tokens := self._tokens.get(slot)) is None:
             self._make_room(SLOT_BYTES + TOKEN_BYTES * len(token_ids), items=1)
@@ -97,7 +97,7 @@ class OutputBatcher:
         step = pb.StepOutputs()
         size = self._take_tokens(step) if self._tokens else 0
         if not self._tokens:
-            # Never before the tokens: one of these may be the end of a slot that still has some.
+            # All tokens go before any delta: a delta may end a slot whose tokens still wait.
             self._take_deltas(step, size)
         assert step.token_slots or step.deltas
         assert self._bytes >= 0

@@ -31,7 +31,7 @@ class LiveSequence:
         self.request = request
         self.on_output = on_output
         self.first = True
-        # Whether the engine has finished it. ``ended`` does not say: a waiter that is cancelled cancels the future.
+        # Whether the engine has finished it. ``ended`` cannot tell: when a waiter is cancelled, so is the future.
         self.over = False
         # Whether the listener has the hand-off, and with it the duty to release it.
         self.handed_over = False
@@ -70,7 +70,7 @@ class StepOutputs:
     # What AsyncLLM calls
 
     def add_request(self, request: EngineCoreRequest, *_: object) -> None:
-        """VLLM has named a request and is about to send it to the engine."""
+        """Register a request that vLLM has named and is about to send to the engine."""
         live = self._expected.pop(request.external_req_id or request.request_id)
         live.engine_request_id = request.request_id
         self._live[request.request_id] = live
@@ -101,7 +101,7 @@ class StepOutputs:
         return OutputProcessorOutput(request_outputs=[], reqs_to_abort=broken) if broken else _NOTHING_TO_RETURN
 
     def abort_requests(self, request_ids: Iterable[str], internal: bool) -> list[str]:
-        """Which of these the engine must abort: all, since only we abort, and only requests that run."""
+        """Which of these the engine must abort: all of them. Only Baton aborts, and only requests that run."""
         assert internal, "requests have only their internal names here"
         return list(request_ids)
 
@@ -135,7 +135,7 @@ class StepOutputs:
         if output.finish_reason is not None:
             finish = values.finish(output.finish_reason, output.stop_reason)
             self.forget(live)
-            # After any other end no decode follows, so nothing will pull its KV.
+            # Only a request that ended by its length is followed by a decode; nothing pulls the KV of others.
             if output.kv_transfer_params and finish.reason == "length":
                 handoff = self._make_handoff(request, output.kv_transfer_params)
         first = None

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-# What the first token of a prompt may depend on, and what continuing from prompt + first token leaves as it was. All
-# of it is either a function of one step's logits or of the tokens so far, wherever prompt and output meet.
+# Parameters with which an output can be continued exactly. Each depends only on the logits of one step, or on all
+# tokens so far. It does not matter to them where the prompt ends.
 _EXACT = frozenset(
     {
         "n",
@@ -100,7 +100,7 @@ class Rest:
         wire.max_tokens -= resume_tokens
         wire.min_tokens = max(wire.min_tokens - resume_tokens, 0)
         if resume_tokens:
-            # The prompt's own facts were told with the first token, and what was delivered is no part of it.
+            # Prompt logprobs were sent with the first token. Delivered tokens are not reported as part of the prompt.
             wire.prompt_logprobs = None
             wire.skip_reading_prefix_cache = False
         return wire

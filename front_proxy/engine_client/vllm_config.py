@@ -23,6 +23,29 @@ from engine.vllm.args import load_model_class
 from front_proxy.config import ServingConfig
 from front_proxy.engine_client import private
 
+# Of vLLM's launcher, which does not run here (docs/upstream.md): nothing would come of them.
+OF_LAUNCHER = frozenset(
+    {
+        "api_server_count",
+        "disable_access_log_for_endpoints",
+        "disable_uvicorn_access_log",
+        "enable_ssl_refresh",
+        "grpc",
+        "grpc_port",
+        "h11_max_header_count",
+        "h11_max_incomplete_event_size",
+        "headless",
+        "host",
+        "port",
+        "ssl_ca_certs",
+        "ssl_cert_reqs",
+        "ssl_certfile",
+        "ssl_ciphers",
+        "ssl_keyfile",
+        "uds",
+        "uvicorn_log_level",
+    }
+)
 _FLAG = re.compile(r"--([a-z][a-z0-9-]*[a-z0-9])")
 
 
@@ -50,6 +73,8 @@ def _setting(name: str) -> str:
 
 def serve_args(engine: EngineConfig, serving: ServingConfig) -> Namespace:
     """The arguments of `vllm serve`, validated as it does. Raises BadServingOption."""
+    if vain := sorted(OF_LAUNCHER.intersection(name.replace("-", "_") for name in serving.extra_args)):
+        raise BadServingOption(f"{_setting(vain[0])}: this is an option of vLLM's own server, which Baton does not run")
     parser = make_arg_parser(_Parser())
     try:
         args = parser.parse_args([*_engine_argv(engine), *_serving_argv(engine, serving)])

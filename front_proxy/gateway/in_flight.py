@@ -36,23 +36,32 @@ class InFlight:
         return None
 
     def enter(self) -> Place:
-        """The place of a new request. Raises FailureError, counted as a refusal."""
+        """The place of a new request, which is here as a whole. Raises FailureError, counted as a refusal."""
+        self.check()
+        return Place(self)
+
+    def check(self) -> None:
+        """Raise what ``enter`` would, and take nothing: for a request of which more is to come."""
         if (failure := self.unavailable) is not None:
             REFUSALS.labels("draining" if self.draining else "no_worker").inc()
             raise FailureError(failure)
-        return Place(self)
+        self._check_room(1)
 
     def change(self, by: int) -> None:
         """Only a Place calls this. Raises FailureError, counted as a refusal, when there is no room."""
-        if by > 0 and self.count + by > self.count_max:
-            REFUSALS.labels("in_flight").inc()
-            text = f"This front proxy already runs {self.count} of at most {self.count_max} sequences."
-            raise FailureError(self._failure(FailureKind.EXHAUSTED, f"{text} Please try again later."))
+        if by > 0:
+            self._check_room(by)
         self.count += by
         if self.count:
             self.idle.clear()
         else:
             self.idle.set()
+
+    def _check_room(self, by: int) -> None:
+        if self.count + by > self.count_max:
+            REFUSALS.labels("in_flight").inc()
+            text = f"This front proxy already runs {self.count} of at most {self.count_max} sequences."
+            raise FailureError(self._failure(FailureKind.EXHAUSTED, f"{text} Please try again later."))
 
     def _failure(self, kind: FailureKind, message: str) -> Failure:
         return Failure(kind=kind, message=message, retry_after_s=self._retry_after_s)

@@ -20,6 +20,11 @@ UNREAD_CONNECTIONS = Counter(
     "baton_front_proxy_unread_connections_total",
     "HTTP connections ended because their client left the answer unread for client_send_timeout_s.",
 )
+CONNECTIONS_REFUSED = Counter(
+    "baton_front_proxy_connections_refused_total",
+    "HTTP connections for which there was no room, and those ended before they had asked anything.",
+    ["reason"],
+)
 SEQUENCES = Counter(
     "baton_front_proxy_sequences_total",
     "Sequences by where their first token comes from: prefill (shown at once) or decode (computed again).",

@@ -1,43 +1,100 @@
-"""One HTTP connection, ended where its client leaves the answer unread for too long. Knows no request."""
+"""One HTTP connection, ended where its client asks nothing, or reads nothing, for too long. Knows no request."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+from http import HTTPStatus
 from typing import Any
 
 import structlog
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from front_proxy.gateway.metrics import UNREAD_CONNECTIONS
+from front_proxy.config import FrontProxyLimits
+from front_proxy.gateway.metrics import CONNECTIONS_REFUSED, UNREAD_CONNECTIONS
+from front_proxy.openai_api.guard import CROWDED, NO_ROOM
 
 log = structlog.get_logger(__name__)
 
 
 class HttpConnection(HttpToolsProtocol):
-    """uvicorn's, with a bound on how long what was written may find no room at the client.
+    """uvicorn's, with bounds on what a client may leave undone.
 
     Watched here and not at every message: then it costs nothing as long as clients read.
     """
 
-    def __init__(self, *args: Any, send_timeout_s: float, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, limits: FrontProxyLimits, crowd: dict[HttpConnection, None] | None = None, **kwargs: Any
+    ) -> None:
+        """``crowd``: the connections that are too many, the oldest first, if this is one. It gets one short answer."""
         super().__init__(*args, **kwargs)
-        self._send_timeout_s = send_timeout_s
+        self._limits = limits
+        self._crowd = crowd
         self._unread: asyncio.TimerHandle | None = None
+        self._unasked: asyncio.TimerHandle | None = None
+        """Runs while the client has no request here."""
+        self._bodiless_bytes = 0
+        """Received since the last piece of a body, of this request."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """The client has to ask something now."""
+        super().connection_made(transport)
+        self._await_request()
+        if self._crowd is not None:
+            self._crowd[self] = None
+            if len(self._crowd) > self._limits.crowded_connections_max:
+                next(iter(self._crowd))._turn_away()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """A write that waits ends, and the app hears that its client left."""
+        self._watch_no_more()
+        self._await_no_request()
+        if self._crowd is not None:
+            self._crowd.pop(self, None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Headers and trailers are kept in memory until they are whole; bodies have a bound of their own."""
+        self._bodiless_bytes += len(data)
+        super().data_received(data)
+        if self._bodiless_bytes > self._limits.headers_bytes_max and not self.transport.is_closing():
+            CONNECTIONS_REFUSED.labels("long_headers").inc()
+            self.send_400_response(f"The request's headers are longer than {self._limits.headers_bytes_max} bytes.")
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._bodiless_bytes = 0
+        if self._crowd is not None:
+            self.scope[CROWDED] = True
+
+    def on_headers_complete(self) -> None:
+        """The client has asked."""
+        self._await_no_request()
+        super().on_headers_complete()
+        if self._crowd is not None and self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body."""
+        self._bodiless_bytes = 0
+        super().on_body(body)
+
+    def on_response_complete(self) -> None:
+        """The client may ask again."""
+        super().on_response_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self._await_request()
 
     def pause_writing(self) -> None:
         """The client does not keep up."""
         super().pause_writing()
-        self._unread = self.loop.call_later(self._send_timeout_s, self._give_up)
+        self._unread = self.loop.call_later(self._limits.client_send_timeout_s, self._give_up)
 
     def resume_writing(self) -> None:
         """It has read enough."""
         self._watch_no_more()
         super().resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """A write that waits ends, and the app hears that its client left."""
-        self._watch_no_more()
-        super().connection_lost(exc)
 
     def _watch_no_more(self) -> None:
         if self._unread is not None:
@@ -47,6 +104,46 @@ class HttpConnection(HttpToolsProtocol):
     def _give_up(self) -> None:
         self._unread = None
         UNREAD_CONNECTIONS.inc()
-        log.warning("a client reads nothing: its connection is ended", waited_s=self._send_timeout_s)
+        log.warning("a client reads nothing: its connection is ended", waited_s=self._limits.client_send_timeout_s)
         # Not close(): that waits for the client to read the rest.
         self.transport.abort()
+
+    def _await_request(self) -> None:
+        # uvicorn's keep-alive time begins after an answer only, and each byte ends it.
+        limits = self._limits
+        timeout_s = limits.headers_timeout_s if self._crowd is None else limits.crowded_timeout_s
+        self._unasked = self.loop.call_later(timeout_s, self._nothing_asked)
+
+    def _await_no_request(self) -> None:
+        if self._unasked is not None:
+            self._unasked.cancel()
+            self._unasked = None
+
+    def _nothing_asked(self) -> None:
+        self._unasked = None
+        if self._crowd is not None:
+            self._turn_away()
+            return
+        CONNECTIONS_REFUSED.labels("slow_headers").inc()
+        self.transport.close()
+
+    def _turn_away(self) -> None:
+        """Make room, with a word if no answer is under way."""
+        assert self._crowd is not None
+        self._crowd.pop(self, None)
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.write(_no_room(self._limits.retry_after_s))
+        self.transport.close()
+
+
+def _no_room(retry_after_s: float) -> bytes:
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    error = {"message": NO_ROOM, "type": status.phrase, "param": None, "code": int(status)}
+    body = json.dumps({"error": error}).encode()
+    headers = (
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+        f"retry-after: {max(1, round(retry_after_s))}",
+        "connection: close",
+    )
+    return STATUS_LINE[status] + "".join(f"{header}\r\n" for header in headers).encode() + b"\r\n" + body

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -14,6 +13,7 @@ from front_proxy.gateway.identity import caller
 from front_proxy.gateway.in_flight import InFlight
 from front_proxy.gateway.metrics import DROPPED_FIELDS, REFUSALS
 from front_proxy.gateway.request_context import REQUEST_CONTEXT, RequestContext, phases_ms
+from front_proxy.openai_api.uploads import BodyRefused, ClientLeft, Uploads
 from runtime.failures import Failure, FailureError, FailureKind
 from runtime.rpc.failure_status import STATUS
 
@@ -35,6 +35,11 @@ ROUTES = GENERATION_ROUTES | {
     "/version",
     "/metrics",
 }
+CROWDED = "baton.crowded"
+"""In the scope of a request on a connection that is one too many."""
+CROWDED_ROUTES = frozenset({"/health", "/ping", "/metrics"})
+"""Answered there too."""
+NO_ROOM = "This front proxy has no room for more connections. Please try again later."
 FORBIDDEN_HEADERS = frozenset({b"x-data-parallel-rank"})
 FORBIDDEN_FIELDS = ("kv_transfer_params", "ec_transfer_params")
 # Told as a status instead of inside a 200 stream, so that clients and balancers retry.
@@ -46,15 +51,15 @@ _RETRY_STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UN
 
 
 class HttpGuard:
-    """Wraps an ASGI app. A generation needs a place in ``in_flight`` before its body is read."""
+    """Wraps an ASGI app. A generation takes its place in ``in_flight`` once its body is here."""
 
     def __init__(
         self, app: AsgiApp, config: FrontProxyConfig, in_flight: InFlight, limits: FrontProxyLimits = LIMITS
     ) -> None:
         self._app = app
-        self._config = config
         self._in_flight = in_flight
         self._limits = limits
+        self._uploads = Uploads(config.request_bytes_max, limits)
         self._phases_header = limits.phases_header.lower().encode()
         self.retiring = False
         """Set: every response tells its client to close the connection."""
@@ -67,21 +72,31 @@ class HttpGuard:
         if scope["type"] != "http" or scope["path"] not in ROUTES:
             await self._refuse(scope, send, "no_route", HTTPStatus.NOT_FOUND, "Not Found")
             return
+        if CROWDED in scope and scope["path"] not in CROWDED_ROUTES:
+            await self._refuse(scope, send, "descriptors", HTTPStatus.SERVICE_UNAVAILABLE, NO_ROOM)
+            return
         generates = scope["path"] in GENERATION_ROUTES and scope["method"] == "POST"
         try:
-            identity = caller(scope["headers"])
-            place = self._in_flight.enter() if generates else None
+            context = RequestContext(caller(scope["headers"]), None)
+            if generates:
+                self._in_flight.check()
         except FailureError as error:
             await _send_failure(send, scope["path"], error.failure, self._limits.retry_after_s)
             return
         try:
-            await self._forward(RequestContext(identity, place), scope, receive, send)
+            await self._forward(context, scope, receive, send, generates=generates)
         finally:
-            if place is not None:
-                place.leave()
+            if context.place is not None:
+                context.place.leave()
 
     async def _forward(
-        self, context: RequestContext, scope: MutableMapping[str, Any], receive: Receive, send: Send
+        self,
+        context: RequestContext,
+        scope: MutableMapping[str, Any],
+        receive: Receive,
+        send: Send,
+        *,
+        generates: bool,
     ) -> None:
         headers: list[tuple[bytes, bytes]] = []
         explain = False
@@ -95,20 +110,19 @@ class HttpGuard:
             elif name == b"content-length" and value.isdigit():
                 length = int(value)
             headers.append((name, value))
-        body: bytes | None = None
         if scope["method"] == "POST":
+            address, _ = scope.get("client") or ("", 0)
             try:
-                async with asyncio.timeout(self._limits.request_body_timeout_s):
-                    body = await self._body(receive) if length <= self._config.request_bytes_max else None
-            except _ClientLeft:
+                body = await self._uploads.read(receive, address, length)
+                if generates:
+                    context.place = self._in_flight.enter()
+            except ClientLeft:
                 return
-            except TimeoutError:
-                message = f"The request body did not arrive within {self._limits.request_body_timeout_s:g} s."
-                await self._refuse(scope, send, "slow_body", HTTPStatus.REQUEST_TIMEOUT, message)
+            except BodyRefused as why:
+                await self._refuse(scope, send, why.reason, why.status, str(why))
                 return
-            if body is None:
-                message = f"The request body is longer than {self._config.request_bytes_max} bytes."
-                await self._refuse(scope, send, "too_large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
+            except FailureError as error:
+                await _send_failure(send, scope["path"], error.failure, self._limits.retry_after_s)
                 return
             body = _without_forbidden_fields(body)
             headers = [
@@ -129,22 +143,6 @@ class HttpGuard:
         finally:
             REQUEST_CONTEXT.reset(token)
 
-    async def _body(self, receive: Receive) -> bytes | None:
-        """The whole body; None when it is longer than the bound."""
-        chunks: list[bytes] = []
-        total = 0
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                raise _ClientLeft
-            chunk = message.get("body", b"")
-            total += len(chunk)
-            if total > self._config.request_bytes_max:
-                return None
-            chunks.append(chunk)
-            if not message.get("more_body", False):
-                return b"".join(chunks)
-
     async def _refuse(
         self, scope: MutableMapping[str, Any], send: Send, reason: str, status: HTTPStatus, message: str
     ) -> None:
@@ -153,10 +151,6 @@ class HttpGuard:
             await send({"type": "websocket.close", "code": 1008, "reason": message})
             return
         await _send_error(send, scope["path"], status, message, self._limits.retry_after_s)
-
-
-class _ClientLeft(Exception):
-    """The connection closed while the body was still being sent."""
 
 
 class _Response:
@@ -285,7 +279,7 @@ async def _send_error(send: Send, path: str, status: HTTPStatus, message: str, r
         body = {"type": "error", "error": {"type": status.phrase, "message": message}}
     content = json.dumps(body).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-    if status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+    if status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT):
         # The rest of the body was not read and is not worth reading.
         headers.append((b"connection", b"close"))
     if status in _RETRY_STATUSES:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import socket
 from argparse import Namespace
@@ -20,25 +19,58 @@ from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
 from front_proxy.engine_client import private
 from front_proxy.engine_client.client import TASKS, RemoteEngineClient
 from front_proxy.engine_client.vllm_config import in_settings
+from front_proxy.gateway.connection_bounds import ConnectionBounds
 from front_proxy.gateway.in_flight import InFlight
+from front_proxy.openai_api.acceptor import Acceptor
 from front_proxy.openai_api.connection import HttpConnection
 from front_proxy.openai_api.guard import GENERATION_ROUTES, HttpGuard
+from runtime.process.open_files import open_files_max
 from runtime.rpc.grpc_server import join_address
-
-_BACKLOG = 2048
 
 
 class HttpServer(uvicorn.Server):
     """uvicorn without its own signal handling: the process decides when to stop, and what stops first."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, limits: FrontProxyLimits) -> None:
         super().__init__(config)
         self.listening = asyncio.Event()
+        self._limits = limits
+        self._crowd: dict[HttpConnection, None] = {}
+        self._acceptors: list[Acceptor] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, and say so."""
-        await super().startup(sockets=sockets)
+        """As uvicorn's, but connections are accepted within bounds. Says so."""
+        await super().startup(sockets=[])
+        bounds = ConnectionBounds.of(open_files_max(), self._limits)
+        for listener in sockets or ():
+            acceptor = Acceptor(listener, self._connection, descriptors_max=bounds.descriptors_max, limits=self._limits)
+            acceptor.start()
+            self._acceptors.append(acceptor)
         self.listening.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's."""
+        self.accept_no_more()
+        await super().shutdown(sockets=sockets)
+
+    def accept_no_more(self) -> None:
+        """Close the listeners."""
+        for acceptor in self._acceptors:
+            acceptor.close()
+
+    async def settled(self) -> None:
+        """Wait until every accepted connection is one of ``server_state.connections``, or gone."""
+        for acceptor in self._acceptors:
+            await acceptor.settled()
+
+    def _connection(self, crowded: bool) -> HttpConnection:
+        return HttpConnection(
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            limits=self._limits,
+            crowd=self._crowd if crowded else None,
+        )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -81,16 +113,15 @@ class OpenAiServer:
         self._server = HttpServer(
             uvicorn.Config(
                 self.guard,
-                http=functools.partial(HttpConnection, send_timeout_s=self._limits.client_send_timeout_s),
                 log_level="warning",
                 access_log=False,
                 # Loggers are set up by runtime.process.logs.
                 log_config=None,
                 lifespan=self._lifespan,
-                backlog=_BACKLOG,
                 timeout_keep_alive=self._limits.keep_alive_timeout_s,
                 timeout_graceful_shutdown=max(1, round(self._limits.close_timeout_s)),
-            )
+            ),
+            self._limits,
         )
         # vLLM's error handler reads it.
         self.app.state.server = self._server
@@ -112,13 +143,14 @@ class OpenAiServer:
     def retire(self) -> None:
         """Accept no connection any more, and let every response from now on close its connection."""
         self.guard.retiring = True
-        for server in self._server.servers if self._server is not None and self._server.started else ():
-            server.close()
+        if self._server is not None:
+            self._server.accept_no_more()
 
     async def quiet(self) -> None:
         """Once retired: wait until no request runs and none is coming. A connection brings one more at most."""
         if self._server is None:
             return
+        await self._server.settled()
         state = self._server.server_state
         while state.connections:
             if state.tasks:

@@ -1,9 +1,9 @@
 """Plans without a scheduler, from the last view of the cluster and by the scheduler's own core. Pure.
 
-It keeps what runs at all times, and a core of its own for as long as an outage lasts. The load that the view shows
-counts less with time and nothing after ``load_fade_s``. What this front proxy placed is reserved until it ends. Other
-front proxies do the same unseen, so the workers' own admission has the last word. A request is placed or refused:
-nothing is queued here. ``plan_client`` decides when to plan here.
+It always knows the plans that run. During an outage it also has a SchedulerCore of its own. The load that the view
+shows counts less with time and nothing after ``load_fade_s``. What this front proxy placed is reserved until it ends.
+It does not see the plans of other front proxies, so the workers' own admission has the last word. A request is placed
+or refused: nothing is queued here. ``plan_client`` decides when to plan here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from scheduler.core import SchedulerCore
 SESSION = 1
 FADE_INTERVAL_S = 0.25
 """Loads are not faded more often than this."""
-# Load that faded looks like a worker with nothing to do; that says nothing of what runs there.
+# A faded load is near 0 and must not be taken for an idle worker, so the detection of leaks is off.
 _NEVER_LEAKED_S = float("inf")
 
 
@@ -106,7 +106,7 @@ class FallbackPlanner:
         assert self._core is not None
         if now_s >= self._faded_s + FADE_INTERVAL_S:
             self._fade(self._core, now_s)
-        # The queue that resumed requests may wait in is the scheduler's too.
+        # Resumed requests wait only in the scheduler's queue, so here they are asked as new ones.
         event = msgspec.structs.replace(question, session=SESSION, resumed=False)
         (reply,) = self._core.handle(event, now_s)
         if isinstance(reply, ReplyRefusal):
@@ -177,7 +177,7 @@ class FallbackPlanner:
                 kv_blocks_used=int(load.kv_blocks_used * share),
                 prefill_tokens_queued=int(load.prefill_tokens_queued * share),
             )
-            # Faded, a queue seems worked off at a pace that says nothing of the worker.
+            # A fading queue looks as if it were worked off. ``remembered`` keeps it out of the measured speed.
             report = WorkerLoadReported(session=worker.session, worker_id=worker_id, load=faded, remembered=True)
             core.handle(report, now_s)
         # Behind the reports: they are also what keeps a worker from falling silent.

@@ -5,15 +5,15 @@ its shell. What becomes of a question:
 
     asked while the scheduler answers, or without a view          -> waits for its answer, ``plan_patience_s`` at first
     asked while it does not, with a view to plan from             -> is planned here at the next wake-up
-    queued by the scheduler                                       -> waits that long and ``plan_patience_s``
+    queued by the scheduler                                       -> waits as long as it said, and ``plan_patience_s``
     patience over or stream lost, with a view to plan from        -> is planned here, and all others that wait
     planned here and no worker has room                           -> is refused with Retry-After
     patience over without a view                                  -> waits until ``plan_timeout_s`` is over: refused
 
 A *resumed* question belongs to a request that a worker failed, perhaps in the middle of its stream. It is planned here
-after ``plan_patience_s``: by then every connection that the same fault broke has been noticed. Where no worker has
-room it is tried again every ``plan_patience_s``, then on every worker, and asked of the scheduler when that answers
-again, until ``plan_timeout_s`` is over.
+after ``plan_patience_s``: by then every connection that the same fault broke has been noticed. If no worker has room,
+it is tried again every ``plan_patience_s``. These tries may use every worker. If the scheduler answers again, it is
+asked. When ``plan_timeout_s`` is over, the question is refused.
 
 The scheduler **answers** when its stream is open (it has spoken), it is not silent (no question ran out of patience
 since it last spoke), and it knows all workers that are known here (after a restart it may be recovering). The stream of

@@ -2,8 +2,8 @@
 
 Only the front proxy knows which tokens were already delivered, so retry, cancellation and deadlines are decided here.
 Each attempt has a number. Late output of an abandoned attempt is recognised by it and ignored, and a late hand-off is
-released. An attempt after tokens were delivered continues after them where that is exact. Otherwise it
-replays the output from its start, compares, and shows only what is new (front_proxy/request/output_log.py).
+released. If tokens were delivered, the next attempt continues after them, provided that the result is exact. Otherwise
+it replays the output from its start, compares, and shows only what is new (front_proxy/request/output_log.py).
 The caller performs the actions in order and feeds what happens back.
 """
 
@@ -143,7 +143,7 @@ class RequestFlow:
         if not (isinstance(event, Output) and event.output.finish is None and self.phase is RequestPhase.DECODING):
             self.event_log.append(f"{self.phase.value}/{self.attempt}: {title(event)}")
         if self._late(event):
-            # The plan's end was sent right after the question, so the scheduler frees a late plan.
+            # A late plan needs no EndPlan: one was sent when its attempt ended, and the scheduler frees the plan on it.
             return self._handoff_slot.release_late(event.output.handoff) if isinstance(event, Output) else []
         match event:
             case Planned():
@@ -218,7 +218,7 @@ class RequestFlow:
         self._plan_open = False
         failure = event.failure
         if self._pinned is not None:
-            # The worker with the sibling's KV cannot take it: anywhere else is still right, only slower.
+            # The pinned worker holds the sibling's KV but has no room. Any other one computes the same output.
             self._pinned = None
             return self._ask_plan()
         if self._last_failure is not None and (self.output_tokens or failure.kind is not FailureKind.EXHAUSTED):
@@ -283,7 +283,7 @@ class RequestFlow:
         if emit is None:
             return [*actions, *self._diverged()]
         if emit.delta.token_ids or output.finish is not None or decode_worker is not None:
-            # Else all of it was delivered before.
+            # Nothing to emit if the client already has all of it.
             actions.append(emit)
         if emit.delta.token_ids or output.finish is not None:
             actions += self._confirm_blame(Stage.DECODE)
@@ -303,7 +303,7 @@ class RequestFlow:
         return [*actions, *self._attempt_failed(stage, failure, stalled=not self._orphaned)]
 
     def _on_holder_lost(self, event: HolderLost) -> Sequence[FlowAction]:
-        """The pull may have ended already, or the engine computes the prompt itself: it gets a little time for it."""
+        """The decode worker gets a few more seconds: its pull may have ended, or its engine may compute the prompt."""
         handoff = self.handoff
         if handoff is not None and (handoff.worker_id, handoff.epoch) == (event.worker_id, event.epoch):
             self._orphaned = True
@@ -413,7 +413,7 @@ class RequestFlow:
         if fresh is None:
             return None
         if fresh.token_ids or self._output.furthest > furthest:
-            # A replay that gets further than those before is on its way, and what breaks it is another fault. One that
+            # A replay that gets further than earlier ones is progress, and what breaks it then is a new fault. One that
             # always ends at the same token is no progress.
             self._retry_policy.progressed()
         return self._emit(fresh, stage, finish=finish, decode_worker=decode_worker)

@@ -13,8 +13,9 @@ each try waits for ``plan_patience_s`` first, so 60 tries last about 30 s."""
 class RetryBudget:
     """One bucket of tokens for a whole front proxy: a retry takes one, requests and time fill it up.
 
-    It starts full, so that a worker's death can move all that ran there at once. What it forbids is a cluster kept
-    busy by retries alone: in the long run there are at most ``ratio`` retries a request, and ``per_s`` each second.
+    It starts full, so that a worker's death can move all that ran there at once. It prevents a cluster
+    that runs nothing but retries. In the long run there are at most ``ratio`` retries a request, and ``per_s`` each
+    second.
     """
 
     def __init__(self, *, ratio: float, per_s: float, burst_max: int, now_s: float) -> None:
@@ -48,14 +49,14 @@ class RetryBudget:
 
 
 class RetryPolicy:
-    """The counts of one request. ``budget`` is asked last: what is refused for another reason must not cost it."""
+    """The counts of one request. ``budget`` is asked last: a retry that another rule refuses must not spend it."""
 
     __slots__ = ("_attempts_max", "_budget", "_resumes", "_resumes_max", "_tries", "_untaken", "excluded")
 
     def __init__(self, attempts_max: int, resumes_max: int, budget: Callable[[], bool]) -> None:
         assert attempts_max >= 1, attempts_max
         self.excluded: list[str] = []
-        """Workers that failed since there was progress; one that is well by then may be used again."""
+        """Workers that failed since the last progress. Progress empties it, so a recovered worker is used again."""
         self._attempts_max = attempts_max
         self._resumes_max = resumes_max
         self._budget = budget

@@ -1,13 +1,14 @@
 """Decides whether pulled KV may be used. Pure: events in, actions out. Reads no block and sends nothing itself.
 
 A finished read does not say what was read. The lease may have ended during the read, and another request may own the
-blocks since. So the taker proves every pull before the request may be scheduled. There are two ways:
+blocks since. So the decode engine (the *taker*) proves every pull before the request may be scheduled. The prefill
+engine is the *holder*. There are two ways:
 
 - by content: the holder tells the checksum of each block at the time it was held, and the blocks here have the same;
 - by attestation, where the holder computed no checksums: asked after the read ended, the holder says that it still
   holds the KV, or that it held the KV until it heard that the read was over.
 
-The taker asks the holder first while the read runs. So a proof by content costs no round trip.
+The taker asks the holder while the read still runs. So a proof by content costs no round trip.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ class HolderReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """A holder's statement about one request's KV. Crosses the wire as msgpack."""
 
     engine_id: str
-    """The incarnation that replies. The port may belong to another engine by now."""
+    """The engine that replies. The port may belong to another engine by now."""
     request_id: str
     """The request that it was asked about."""
     lease: LeaseWord
-    """``held``: the blocks are kept. ``pulled``: they were kept until their readers reported that they were done.
+    """``held``: the blocks are kept. ``pulled``: they were kept until every reader reported the end of its read.
     ``ended``: they were given up before that."""
     checksum_kind: str = ""
-    """How ``checksums`` were computed (``block_checksums.KIND``). Empty: there are none, now or ever."""
+    """How ``checksums`` were computed (``block_checksums.KIND``). Empty: the holder computes no checksums."""
     checksums: bytes = b""
     """Eight bytes a block, in the order of the hand-off's blocks, of the rank that was asked about."""
 

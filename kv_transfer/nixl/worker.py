@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# Where the connector's settings do not say; Baton's always do.
+# Defaults of the connector. Baton always sets its own values.
 _TIMEOUT_S = 2.0
 _RELEASED_REMEMBERED_MAX = 4096
 
@@ -74,8 +74,9 @@ class BatonNixlWorker(NixlPullConnectorWorker):
         self._released: set[str] = set()
         # Released while a reader may still run. The reader's notification will come and means nothing any more.
         self._dismissed: dict[str, None] = {}
-        # Of this step: every reader was done; released before that.
+        # In this step: requests whose every reader is done.
         self._pulled: set[str] = set()
+        # In this step: requests released before that.
         self._lost: set[str] = set()
         self._regions: list[torch.Tensor] = []
         # Of held blocks, in the order in which the device computes them.
@@ -107,7 +108,7 @@ class BatonNixlWorker(NixlPullConnectorWorker):
         return found if len(found) == len(views) else []
 
     def start_load_kv(self, metadata: NixlConnectorMetadata) -> None:
-        """Start the step's pulls and their proofs. Start its holds, end its releases."""
+        """Start the step's pulls and their proofs. Hold the blocks of its new leases, free those of its releases."""
         for request_id, wanted in metadata.reqs_to_recv.items():
             if wanted.awaiting_kvs:
                 assert wanted.remote is not None
@@ -171,7 +172,7 @@ class BatonNixlWorker(NixlPullConnectorWorker):
     def _get_new_notifs(self) -> set[str]:
         """Requests whose every reader is done: their blocks have left this engine.
 
-        A notification that crossed our release is no sign of corruption: its reader was aborted.
+        A notification that comes after our release is normal: its reader was aborted.
         """
         with private.tracked(self, self._dismissed):
             pulled = super()._get_new_notifs()
@@ -191,7 +192,7 @@ class BatonNixlWorker(NixlPullConnectorWorker):
     def _nixl_handshake(self, host: str, port: int, *args: Any, **kwargs: Any) -> Any:
         """Fail at once where nothing listens, instead of after the handshake's own 5 s.
 
-        The handshake gets the address that answered: ZeroMQ finds no name that has an IPv6 address alone.
+        The handshake gets the address that answered: ZeroMQ cannot resolve a name that has only an IPv6 address.
         """
         with socket.create_connection((host, port), timeout=self._connect_timeout_s) as answered:
             address = answered.getpeername()[0]

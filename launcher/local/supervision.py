@@ -1,7 +1,7 @@
 """How the processes of a cluster start, and when one that ended starts again. A pure machine: events in, actions out.
 
-A process starts when those that it depends on are ready. Until all are ready once, the first one that ends takes the
-cluster with it. From then on each process has its own count. After a death the process is restarted with a pause,
+A process starts when those that it depends on are ready. Before all have been ready once, any death stops the whole
+cluster. Later each process has its own count of deaths. After a death the process is restarted with a pause,
 which doubles with each death in the window. After too many deaths it stays down. A process that is replaced on purpose
 starts again at once, uncounted. A scheduler that does not answer is killed: a frozen scheduler keeps the leader's lock,
 and no other one can lead.
@@ -29,7 +29,7 @@ SCHEDULER_UNRESPONSIVE_MAX_S = 10.0
 SCHEDULER_ASK_INTERVAL_S = 2.5
 """How often a scheduler is asked for its status, and how long it has to answer.
 
-Unanswered calls are counted instead of seconds: a launcher that was paused itself misses one answer, not all of them.
+Unanswered calls are counted instead of seconds: if the launcher itself was paused, that is one unanswered call.
 """
 _UNANSWERED_MAX = round(SCHEDULER_UNRESPONSIVE_MAX_S / SCHEDULER_ASK_INTERVAL_S)
 
@@ -121,7 +121,7 @@ class Kill(msgspec.Struct, frozen=True):
 
 
 class Pause(msgspec.Struct, frozen=True):
-    """This process is dead and is started again in ``pause_s``; ``deaths`` within the window count this one."""
+    """This process is dead and is started again in ``pause_s``; ``deaths`` in the window, this one included."""
 
     id: str
     how: str
@@ -143,7 +143,7 @@ class Retired(msgspec.Struct, frozen=True):
 
 
 class GiveUp(msgspec.Struct, frozen=True):
-    """Nothing can be served. ``id`` is the process at fault, if one is: its name then begins the sentence ``why``."""
+    """Nothing can be served. ``why`` continues a sentence that begins with ``id``, if a process is at fault."""
 
     why: str
     id: str = ""

@@ -9,7 +9,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """Times in seconds."""
 
     stop_starting_timeout_s: float = 3.0
-    """Time to end for a process that is not ready: it holds nothing, and an engine that loads ignores signals."""
+    """Time that a process which is not ready has to end. It has no requests to finish."""
     progress_interval_s: float = 5.0
     """How often start-up reports what it waits for."""
     log_tail_lines: int = 30
@@ -19,6 +19,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     restart_backoff_min_s: float = 0.5
     """Pause before a process that died is started again; doubles with each death in the window."""
     restart_backoff_max_s: float = 30.0
+    """Longest such pause, if more restarts are allowed."""
     restart_window_s: float = 600.0
     """How long a death counts."""
     group_exit_timeout_s: float = 3.0

@@ -68,7 +68,7 @@ Dial = Callable[[str], AbstractAsyncContextManager[ClientStream[Any, Any]]]
 
 @contextlib.asynccontextmanager
 async def answer_within(timeout_s: float) -> AsyncIterator[None]:
-    """A peer that does not take or send what is asked for in the body within ``timeout_s`` breaks the stream."""
+    """Raise a silent StreamBroken if the body, a read or a write, takes longer than ``timeout_s``."""
     try:
         async with asyncio.timeout(timeout_s):
             yield
@@ -88,8 +88,8 @@ async def first(stream: Stream[In, Any], timeout_s: float) -> In:
 async def converse(*parts: Coroutine[Any, Any, object], end_timeout_s: float) -> None:
     """Run the reader, the writer and whatever else may end a stream, until one of them ends. Then end the others.
 
-    Raises the error of a part; of several errors the first in the order of the arguments, but a bug before a broken
-    stream. So put the reader first: it learns why the stream broke, and the writer only that it did.
+    Raises the error of a part. If several failed, a bug goes before a StreamBroken, and then the order of the arguments
+    decides. So put the reader first: it learns why the stream broke, and the writer only that it did.
     """
     tasks = [asyncio.create_task(part) for part in parts]
     try:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
+import msgspec
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -24,7 +25,23 @@ RECONNECT_BACKOFF_MAX_MS = 2_000
 # again after the first backoff; an accepted one on a busy machine needs more than that to say its settings.
 CONNECT_TIMEOUT_MS = 2_000
 
+# From clients that need not be ours.
+HANDSHAKE_TIMEOUT_MS = 20_000
+CONNECTION_IDLE_MAX_MS = 300_000
+
 AddServices = Callable[[grpc.aio.Server], Sequence[str]]
+
+
+class ClientBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """What the clients of a server may hold that others than this cluster's own processes reach.
+
+    Its connections must open within ``HANDSHAKE_TIMEOUT_MS``, and end after ``CONNECTION_IDLE_MAX_MS`` without a call.
+    """
+
+    connections_max: int
+    """More are closed."""
+    streams_max: int
+    """Calls that run on one connection; more wait in its client."""
 
 
 class RunningServer:
@@ -55,13 +72,15 @@ class RunningServer:
         await self._server.stop(grace_s)
 
 
-async def start_server(host: str, port: int, add: AddServices, *, message_bytes_max: int) -> RunningServer:
+async def start_server(
+    host: str, port: int, add: AddServices, *, message_bytes_max: int, clients: ClientBounds | None = None
+) -> RunningServer:
     """Listen on ``host:port`` (0 picks a port) with the services ``add`` registers.
 
     ``add`` returns the full names of its services. They report NOT_SERVING until ``set_serving(True)``.
     Raises OSError when the address cannot be bound.
     """
-    server = grpc.aio.server(options=_server_options(message_bytes_max))
+    server = grpc.aio.server(options=[*_server_options(message_bytes_max), *_client_options(clients)])
     services = tuple(add(server))
     servicer = health.aio.HealthServicer()  # type: ignore[attr-defined] # the stubs do not know it
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
@@ -118,4 +137,15 @@ def _server_options(message_bytes_max: int) -> list[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MIN_MS),
         # Two processes on one port would share its connections silently; the second must fail instead.
         ("grpc.so_reuseport", 0),
+    ]
+
+
+def _client_options(clients: ClientBounds | None) -> list[tuple[str, int]]:
+    if clients is None:
+        return []
+    return [
+        ("grpc.max_allowed_incoming_connections", clients.connections_max),
+        ("grpc.max_concurrent_streams", clients.streams_max),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+        ("grpc.max_connection_idle_ms", CONNECTION_IDLE_MAX_MS),
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 
 LATE_INTERVALS = 2.0
-"""A look that comes later than so many intervals says that this process stood still."""
+"""If a look comes later than this many intervals, this process was paused."""
 _ASK_SHARE = 0.25
 """A silent peer is asked after this share of its timeout."""
 

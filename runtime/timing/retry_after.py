@@ -7,7 +7,7 @@ RETRY_AFTER_MAX_S = 40.0
 
 
 def retry_after_s(queued: float, rate_per_s: float | None, *, draw: float) -> float:
-    """``queued`` over ``rate_per_s`` within the bounds, half of it more or less by chance: ``draw`` is from [0, 1).
+    """``queued`` over ``rate_per_s`` within the bounds, times a factor from 0.5 to 1.5: ``draw`` is from [0, 1).
 
     Bounded before it is spread: otherwise half of those at a bound would get the bound itself, and return together.
     ``rate_per_s`` None: it is not known, and the lower bound is taken.

@@ -43,13 +43,13 @@ class AdmissionController:
         placed = self._place(event, now_s)
         if isinstance(placed, NotPlaced) and not self._passes(event, placed, now_s, recovering=recovering):
             return (self._refusals.refuse(event, placed.cause, placed.message),)
-        # A resumed request was placed before, so it goes ahead of new ones. One that was set aside blocks no other.
+        # A resumed request was placed before, so it goes ahead of new ones. One set aside holds up no other.
         none_waits = self._queue.head() is None
         first = none_waits or (event.resumed and not self._queue.has_resumed(class_of(event)))
         if isinstance(placed, Placed) and first:
             self._queue.charge(event, self._cost(event))
             return (self._grant(event, placed, now_s, since_s=now_s),)
-        # After a start the room is not all there yet either.
+        # Shortly after a start some workers have not registered yet.
         missing = recovering or (isinstance(placed, NotPlaced) and placed.cause == "no_worker")
         waiting, rejected = self._queue.offer(event, self._cost(event), now_s, missing=missing)
         if waiting is None and none_waits and isinstance(placed, NotPlaced):
@@ -115,12 +115,12 @@ class AdmissionController:
         return event.prompt_tokens + self._output_expected(event)
 
     def _output_expected(self, event: PlanRequested) -> int:
-        """In tokens; its tenant is charged for what it gave when it ends."""
+        """In tokens. When the request ends, its tenant's charge is corrected to the real output."""
         return min(event.output_tokens_max, self._config.output_reserve_tokens)
 
 
 def _as_of(waiting: Waiting, now_s: float) -> PlanRequested:
-    """The request as it is asked now: what failed it is allowed again after a while."""
+    """The request as it is asked now: after EXCLUDED_MAX_S the workers that failed it may be chosen again."""
     event = waiting.event
     if event.excluded_worker_ids and waiting.since_s + EXCLUDED_MAX_S <= now_s:
         return msgspec.structs.replace(event, excluded_worker_ids=frozenset())

@@ -120,7 +120,7 @@ def request_slots(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence
 
 
 def suspect(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
-    """Drop workers that a front proxy lately could not use, while another one is left: suspicion refuses nothing."""
+    """Drop workers that a front proxy lately could not use, while another one is left. Alone it refuses no request."""
     return [worker for worker in workers if worker.suspect_until_s <= now_s] or workers
 
 

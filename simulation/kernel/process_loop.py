@@ -46,7 +46,7 @@ class Handle:
         return self._when_s
 
 
-# As far as a type checker is concerned: it has what asyncio uses, and no more.
+# Any: the loop has only the methods that asyncio calls here, and a type checker would ask for all.
 _Loop: Any = asyncio.AbstractEventLoop
 
 
@@ -62,7 +62,7 @@ class ProcessLoop(_Loop):  # type: ignore[misc]
         self._running = False
         # The tasks of a killed process must not run their clean-up: no process does that when it is killed.
         self._tasks: list[asyncio.Task[Any]] = []
-        # Not a method: a frame less for each of a seed's thousand futures.
+        # A partial and not a method: it saves a call frame for each of the thousands of futures of a run.
         self.create_future: Callable[[], asyncio.Future[Any]] = functools.partial(asyncio.Future, loop=self)
 
     # What asyncio asks for

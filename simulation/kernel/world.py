@@ -46,7 +46,7 @@ class World:
         self.at(self.now_s + delay_s, what, *arguments)
 
     def at(self, at_s: float, what: Callable[..., object], *arguments: Any) -> None:
-        """Call ``what`` then; what is asked first for one moment happens first."""
+        """Call ``what`` then. Calls for the same time run in the order in which they were added."""
         self._count = count = self._count + 1
         heapq.heappush(self._heap, (at_s, count, what, arguments))
 
@@ -67,7 +67,7 @@ class World:
         self.stuck_until_s = max(self.stuck_until_s, until_s)
 
     def watched(self, function: Callable[P, T]) -> Callable[P, T]:
-        """``function``, whose broken invariants end the run also where its caller survives every error."""
+        """``function``. If an invariant breaks in it, the run ends, even if the caller catches the error."""
 
         def call(*arguments: P.args, **named: P.kwargs) -> T:
             try:

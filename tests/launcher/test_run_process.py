@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from launcher.config import BatonConfig
 from launcher.local import environment
 from runtime.process import orphan
 from runtime.roles import Role
+from tests.support.scheduler_process import SchedulerProcess
 
 
 def test_a_taken_port_is_one_sentence() -> None:
@@ -27,6 +29,17 @@ def test_a_taken_port_is_one_sentence() -> None:
     assert done.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+async def test_a_process_may_open_as_many_files_as_the_system_allows() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        async with SchedulerProcess() as scheduler:
+            assert scheduler.process is not None
+            assert resource.prlimit(scheduler.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize(("role", "grace_s"), [("scheduler", 7.0), ("decode", 107.0), ("front_proxy", 207.0)])

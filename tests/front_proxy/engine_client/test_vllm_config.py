@@ -39,6 +39,18 @@ def test_a_model_may_have_more_names_than_one(tiny_model_folder: Path, extra_arg
     assert serve_args(engine, ServingConfig(extra_args=extra_args)).served_model_name == names
 
 
+def test_an_option_of_the_server_that_vllm_would_start_is_refused_and_each_one_exists() -> None:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from front_proxy.engine_client.vllm_config import OF_LAUNCHER, BadServingOption, serve_args
+
+    assert set(vars(make_arg_parser(FlexibleArgumentParser()).parse_args([]))) >= OF_LAUNCHER
+    for name in ("ssl_keyfile", "ssl-keyfile"):
+        with pytest.raises(BadServingOption, match=r"front_proxy\.serving\.extra_args\.ssl_keyfile: .* does not run"):
+            serve_args(EngineConfig(), ServingConfig(extra_args={name: "key.pem"}))
+
+
 def test_flags_that_baton_does_not_have_are_told_as_settings() -> None:
     from front_proxy.engine_client.vllm_config import in_settings
 

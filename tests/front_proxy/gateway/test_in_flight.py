@@ -42,6 +42,18 @@ def test_what_does_not_fit_is_refused_with_advice_and_takes_nothing() -> None:
     assert caught.value.failure.kind is FailureKind.BAD_REQUEST
 
 
+def test_what_checks_holds_nothing_and_is_refused_as_what_enters() -> None:
+    it = in_flight(1)
+    it.check()
+    assert it.count == 0 and it.idle.is_set()
+    it.enter()
+    with pytest.raises(FailureError, match="already runs 1 of at most 1"):
+        it.check()
+    it.draining = True
+    with pytest.raises(FailureError, match="shutting down"):
+        it.check()
+
+
 def test_while_it_drains_a_request_with_a_place_may_still_run_and_none_gets_a_place() -> None:
     it = in_flight()
     place = it.enter()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 from fastapi import FastAPI
 from starlette.responses import StreamingResponse
 
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.gateway.in_flight import InFlight
+from front_proxy.gateway.metrics import CONNECTIONS_REFUSED
 from front_proxy.openai_api.server import OpenAiServer
 
 REQUEST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
@@ -77,3 +80,85 @@ async def test_a_client_that_reads_late_gets_everything() -> None:
             assert piece
             got += len(piece)
         await in_flight.idle.wait()
+
+
+REFUSED = b"POST /v1/nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "then", "answer"),
+    [
+        (b"", b"", b""),
+        (b"POST /v1/comp", b"letions", b""),
+        (b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n", b"a: b\r\n", b""),
+        # uvicorn's keep-alive time is over for good with the first byte that comes after an answer.
+        (REFUSED, b"x", b"HTTP/1.1 404 "),
+    ],
+)
+async def test_a_client_that_asks_nothing_more_loses_its_connection_and_one_that_waits_does_not(
+    said: bytes, then: bytes, answer: bytes
+) -> None:
+    asked, may_answer = asyncio.Event(), asyncio.Event()
+    app = FastAPI()
+
+    async def late() -> None:
+        asked.set()
+        await may_answer.wait()
+
+    app.add_api_route("/v1/completions", late, methods=["POST"])
+    in_flight = InFlight(1, usable=lambda: True, retry_after_s=1.0)
+    bounds = FrontProxyLimits(close_timeout_s=1, headers_timeout_s=0.1, keep_alive_timeout_s=1000)
+    server = OpenAiServer(app, FrontProxyConfig(port=0), in_flight, lifespan="off", limits=bounds)
+    await server.start()
+    host, _, port = server.address.rpartition(":")
+    async with asyncio.timeout(30):
+        waits, writer = await asyncio.open_connection(host, int(port))
+        writer.write(REQUEST)
+        await asked.wait()
+        reader, idle = await asyncio.open_connection(host, int(port))
+        idle.write(said)
+        if answer:
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(answer)
+        idle.write(then)
+        await reader.read()
+        may_answer.set()
+        assert (await waits.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200 ")
+    for each in (idle, writer):
+        each.close()
+    await server.stop()
+
+
+IN_CHUNKS = b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begun", "more"),
+    [
+        (b"GET /health HTTP/1.1\r\na: ", b"x" * 5000),
+        (b"GET /health HTTP/1.1\r\n", b"a: b\r\n" * 1000),
+        (b"GET /", b"x" * 5000),
+        # Trailers, which are headers behind a body in chunks.
+        (REQUEST.replace(b"content-length: 2\r\n\r\n{}", IN_CHUNKS), b"a: b\r\n" * 1000),
+    ],
+)
+async def test_headers_without_end_are_not_kept(begun: bytes, more: bytes) -> None:
+    in_flight = InFlight(1, usable=lambda: True, retry_after_s=1.0)
+    bounds = FrontProxyLimits(close_timeout_s=1, headers_bytes_max=20_000)
+    server = OpenAiServer(FastAPI(), FrontProxyConfig(port=0), in_flight, lifespan="off", limits=bounds)
+    await server.start()
+    host, _, port = server.address.rpartition(":")
+    refused = CONNECTIONS_REFUSED.labels("long_headers")
+    before = refused._value.get()
+    async with asyncio.timeout(30):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        ending = asyncio.create_task(reader.read())
+        writer.write(begun)
+        with contextlib.suppress(ConnectionError):
+            while not ending.done():
+                writer.write(more)
+                await writer.drain()
+                await asyncio.sleep(0)
+        await asyncio.gather(ending, return_exceptions=True)
+    assert refused._value.get() == before + 1
+    writer.close()
+    await server.stop()

@@ -20,7 +20,7 @@ async def app(*_: object) -> None:
 
 
 @pytest.mark.parametrize(("already", "status", "retry_after"), [(0, 408, None), (1, 429, b"3")])
-async def test_a_stalled_upload_holds_its_place_for_a_bounded_time_and_none_is_read_without_a_place(
+async def test_a_stalled_upload_holds_no_place_and_none_is_read_while_there_is_none(
     already: int, status: int, retry_after: bytes | None
 ) -> None:
     sent: list[MutableMapping[str, Any]] = []
@@ -28,7 +28,7 @@ async def test_a_stalled_upload_holds_its_place_for_a_bounded_time_and_none_is_r
     places = [in_flight.enter() for _ in range(already)]
 
     async def stalled() -> dict[str, Any]:
-        assert in_flight.count == 1 and not places
+        assert in_flight.count == 0
         await asyncio.Event().wait()
         raise AssertionError("nothing wakes this")
 
@@ -40,4 +40,20 @@ async def test_a_stalled_upload_holds_its_place_for_a_bounded_time_and_none_is_r
         await guard(dict(SCOPE), stalled, send)
     assert sent[0]["status"] == status
     assert dict(sent[0]["headers"]).get(b"retry-after") == retry_after
-    assert in_flight.count == already
+    assert in_flight.count == len(places)
+
+
+async def test_a_body_that_comes_too_late_for_a_place_is_refused() -> None:
+    sent: list[MutableMapping[str, Any]] = []
+    in_flight = InFlight(1, usable=lambda: True, retry_after_s=3.0)
+
+    async def whole() -> dict[str, Any]:
+        in_flight.enter()
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    await HttpGuard(app, FrontProxyConfig(), in_flight)(dict(SCOPE), whole, send)
+    assert sent[0]["status"] == 429
+    assert in_flight.count == 1

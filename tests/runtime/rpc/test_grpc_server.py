@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Sequence
 
 import grpc
@@ -10,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from runtime.rpc import grpc_server
+from tests.support.polling import until
 
 MESSAGE_BYTES_MAX = 1 << 16
 WAIT_S = 20.0
@@ -78,6 +81,51 @@ async def test_a_message_over_the_limit_is_refused_and_one_under_it_passes() -> 
             await echo(b"x" * (MESSAGE_BYTES_MAX + 1), timeout=WAIT_S)
         assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     await server.stop(0)
+
+
+async def test_connections_beyond_a_servers_bound_are_closed_and_the_others_served() -> None:
+    bounds = grpc_server.ClientBounds(connections_max=2, streams_max=10)
+    server = await grpc_server.start_server(
+        "127.0.0.1", 0, echo_service, message_bytes_max=MESSAGE_BYTES_MAX, clients=bounds
+    )
+    async with grpc_server.channel(server.address, MESSAGE_BYTES_MAX) as channel:
+        echo = channel.unary_unary("/demo.v1.Demo/Echo", request_serializer=None, response_deserializer=None)
+        assert await echo(b"x", timeout=WAIT_S) == b"x"
+        opened = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(4)]
+        endings = [asyncio.create_task(_end(reader)) for reader, _ in opened]
+        await until(lambda: sum(ending.done() for ending in endings) == 3, within_s=WAIT_S)
+        assert await echo(b"x", timeout=WAIT_S) == b"x"
+    await server.stop(0)
+    for _, writer in opened:
+        writer.close()
+    await asyncio.wait_for(asyncio.gather(*endings), WAIT_S)
+
+
+@pytest.mark.parametrize("said", [b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))])
+async def test_a_connection_on_which_nothing_is_asked_ends_and_a_client_may_ask_again(
+    said: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpc_server, "HANDSHAKE_TIMEOUT_MS", 200)
+    monkeypatch.setattr(grpc_server, "CONNECTION_IDLE_MAX_MS", 200)
+    bounds = grpc_server.ClientBounds(connections_max=10, streams_max=10)
+    server = await grpc_server.start_server(
+        "127.0.0.1", 0, echo_service, message_bytes_max=MESSAGE_BYTES_MAX, clients=bounds
+    )
+    async with grpc_server.channel(server.address, MESSAGE_BYTES_MAX) as channel:
+        echo = channel.unary_unary("/demo.v1.Demo/Echo", request_serializer=None, response_deserializer=None)
+        assert await echo(b"x", timeout=WAIT_S) == b"x"
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(said)
+        await asyncio.wait_for(_end(reader), WAIT_S)
+        writer.close()
+        assert await echo(b"x", timeout=WAIT_S) == b"x"
+    await server.stop(0)
+
+
+async def _end(reader: asyncio.StreamReader) -> None:
+    with contextlib.suppress(ConnectionResetError):
+        while await reader.read(4096):
+            pass
 
 
 def test_an_ipv6_host_is_bracketed() -> None:
