@@ -98,7 +98,7 @@ def _judge_guidellm(target: Target, _: str) -> Sequence[Row]:
     totals = [one["metrics"]["request_totals"] for one in benchmarks]
     served, failed = (sum(each[key] for each in totals) for key in ("successful", "errored"))
     what = f"the sweep of its README: {len(benchmarks)} benchmarks, {served} requests"
-    return [Row(what, "" if served and not failed else f"{failed} requests failed")]
+    return [Row(what, "" if served and not failed else f"{failed} more failed")]
 
 
 def _lm_eval(target: Target, python: str) -> Sequence[str]:
@@ -161,7 +161,7 @@ CLIENTS: Mapping[str, Client] = {
     "openai": Client(["openai"], ["openai"], _module("openai_client"), _rows),
     "anthropic": Client(["anthropic"], ["anthropic"], _module("anthropic_client"), _rows),
     "langchain": Client(["langchain-openai"], ["langchain-openai"], _module("langchain_client"), _rows),
-    # Releases of 2026 were tampered with.
+    # A release of 2026 is said to have been tampered with.
     "litellm": Client(["litellm"], ["litellm==1.74.9"], _module("litellm_client"), _rows),
     "lm-eval": Client(["lm-eval"], ["lm-eval[api]", "transformers"], _lm_eval, _judge_lm_eval),
     "guidellm": Client(["guidellm"], ["guidellm[recommended]"], _guidellm, _judge_guidellm),

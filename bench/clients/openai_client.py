@@ -17,7 +17,6 @@ def _client(target: Target) -> openai.OpenAI:
 
 def _models(target: Target) -> None:
     assert [model.id for model in _client(target).models.list()] == [target.model]
-    assert _client(target).models.retrieve(target.model).id == target.model
 
 
 def _chat(target: Target) -> None:
@@ -64,7 +63,7 @@ def _refusal(target: Target) -> None:
 if __name__ == "__main__":
     run(
         {
-            "models: list and retrieve": _models,
+            "models.list": _models,
             "chat": _chat,
             "chat, streamed": _stream,
             "chat with tools": _tools,

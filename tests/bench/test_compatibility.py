@@ -32,7 +32,7 @@ def test_a_benchmark_with_one_failed_request_has_not_worked(target: Target) -> N
     totals = [{"successful": 3, "errored": 0}, {"successful": 2, "errored": 1}]
     benchmarks = [{"metrics": {"request_totals": each}} for each in totals]
     (target.folder / "benchmarks.json").write_text(json.dumps({"benchmarks": benchmarks}))
-    assert [row.said for row in CLIENTS["guidellm"].judge(target, "")] == ["1 requests failed"]
+    assert [row.said for row in CLIENTS["guidellm"].judge(target, "")] == ["1 more failed"]
     (target.folder / "benchmarks.json").write_text(json.dumps({"benchmarks": benchmarks[:1]}))
     assert [row.said for row in CLIENTS["guidellm"].judge(target, "")] == [""]
 
