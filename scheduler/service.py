@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -31,11 +32,10 @@ from scheduler.shell import COMMANDS_MAX, SchedulerShell
 
 log = structlog.get_logger(__name__)
 
-In = TypeVar("In")
 Out = TypeVar("Out")
 Context = grpc.aio.ServicerContext[Any, Any]
-WorkerStream = ServerStream[pb.WorkerUpdate, pb.WorkerCommand]
-FrontStream = ServerStream[pb.FrontUpdate, pb.FrontReply]
+WorkerStream = ServerStream[pb.WorkerUpdates, pb.WorkerCommands]
+FrontStream = ServerStream[pb.FrontUpdates, pb.FrontReplies]
 # Leases that one report may name; more are a stranger's doing.
 LEASES_NAMED_MAX = 1024
 _STANDS_BY = Failure(kind=FailureKind.UNAVAILABLE, message="This scheduler stands by: another one leads.")
@@ -63,7 +63,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         if info is None:
             await stream.refuse(_bad("The first message must be WorkerInfo with a role."))
         session = shell.new_session()
-        outgoing: SendQueue[pb.WorkerCommand] = SendQueue(COMMANDS_MAX)
+        outgoing: SendQueue[pb.WorkerCommands] = SendQueue(COMMANDS_MAX)
         shell.workers[session] = outgoing
         try:
             shell.feed(WorkerJoined(session=session, info=info))
@@ -89,7 +89,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             text = f"The scheduler serves at most {shell.config.fronts_max} front proxies."
             await stream.refuse(Failure(kind=FailureKind.EXHAUSTED, message=text))
         session = shell.new_session()
-        outgoing: SendQueue[pb.FrontReply] = SendQueue(shell.config.front_replies_max)
+        outgoing: SendQueue[pb.FrontReplies] = SendQueue(shell.config.front_replies_max)
         shell.fronts[session] = outgoing
         self._note_front(name, register.incarnation)
         shell.feed(FrontJoined(session=session, front_proxy_id=name, incarnation=register.incarnation))
@@ -116,41 +116,39 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
     async def _first(self, stream: ServerStream[Any, Any]) -> Any:
         """The first message of a stream, whatever its kind. Refuses when none comes in time, and while standing by."""
         # Read before anything is refused: on the peer's side a write that fails would hide the refusal.
-        try:
-            message = await first(stream, self._shell.config.register_timeout_s)
-        except StreamBroken:
-            message = None
+        messages: Sequence[Any] = ()
+        with contextlib.suppress(StreamBroken):
+            messages = (await first(stream, self._shell.config.register_timeout_s)).messages
         if self._shell.stands_by:
             await stream.refuse(_STANDS_BY)
         if self._shell.deposed:
             text = "This scheduler does not lead any more."
             await stream.refuse(Failure(kind=FailureKind.UNAVAILABLE, message=text))
-        if message is None:
-            await stream.refuse(_bad("The first message must say what registers; none came."))
-        return message
+        if len(messages) != 1:
+            text = f"The first message must say what registers, and come alone; {len(messages)} came."
+            await stream.refuse(_bad(text))
+        return messages[0]
 
     async def _converse(
-        self, stream: ServerStream[In, Out], outgoing: SendQueue[Out], on_message: Callable[[In], None]
+        self, stream: ServerStream[Any, Out], outgoing: SendQueue[Out], on_message: Callable[[Any], None]
     ) -> None:
         """Write what is outgoing and read what comes in, until either side ends."""
 
         async def read() -> None:
-            while not outgoing.closed and (message := await stream.read()) is not None:
-                on_message(message)
+            while not outgoing.closed and (told := await stream.read()) is not None:
+                for message in told.messages:
+                    on_message(message)
 
-        async def write() -> None:
-            while (message := await outgoing.take()) is not None:
-                await stream.write(message)
-
+        parts = (read(), outgoing.write_to(stream), outgoing.wait_closed())
         try:
-            await converse(read(), write(), outgoing.wait_closed(), end_timeout_s=self._shell.config.stop_grace_s)
+            await converse(*parts, end_timeout_s=self._shell.config.stop_grace_s)
         except StreamBroken as broken:
             log.info("the stream of a peer broke", why=str(broken))
         finally:
             outgoing.close()
 
     def _on_worker(
-        self, message: pb.WorkerUpdate, session: int, worker_id: str, outgoing: SendQueue[pb.WorkerCommand]
+        self, message: pb.WorkerUpdate, session: int, worker_id: str, outgoing: SendQueue[pb.WorkerCommands]
     ) -> None:
         match message.WhichOneof("message"):
             case "load":
@@ -165,7 +163,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             case other:
                 outgoing.close(_bad(f"A registered worker must not send {other or 'an empty message'}."))
 
-    def _on_front(self, message: pb.FrontUpdate, session: int, outgoing: SendQueue[pb.FrontReply]) -> None:
+    def _on_front(self, message: pb.FrontUpdate, session: int, outgoing: SendQueue[pb.FrontReplies]) -> None:
         shell = self._shell
         match message.WhichOneof("message"):
             case "plan":

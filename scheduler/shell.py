@@ -60,8 +60,8 @@ class SchedulerShell:
         self.config = SchedulerParameters.of(config)
         self.core = core
         self.metrics = metrics
-        self.workers: dict[int, SendQueue[pb.WorkerCommand]] = {}
-        self.fronts: dict[int, SendQueue[pb.FrontReply]] = {}
+        self.workers: dict[int, SendQueue[pb.WorkerCommands]] = {}
+        self.fronts: dict[int, SendQueue[pb.FrontReplies]] = {}
         self.leader_epoch = 0
         """Which leadership this is; 0 where there is only one scheduler."""
         self.stands_by = False
@@ -171,7 +171,7 @@ class SchedulerShell:
                     outgoing.close(_DROPPED[reason])
             case DrainWorker(session=session):
                 if (outgoing := self.workers.get(session)) is not None:
-                    outgoing.put(pb.WorkerCommand(drain=pb.Drain()))
+                    outgoing.put(pb.WorkerCommands(messages=[pb.WorkerCommand(drain=pb.Drain())]))
             case ReportLeak() | ReportDropped() | EjectWorker():
                 self._report(action)
             case PublishView(at_once=at_once):
@@ -215,15 +215,13 @@ class SchedulerShell:
         for outgoing in self.fronts.values():
             outgoing.show(self._signed(message))
 
-    def _registered(self) -> pb.WorkerCommand:
-        return pb.WorkerCommand(
-            registered=pb.Registered(
-                heartbeat_interval_ms=round(self.config.heartbeat_interval_s * 1000),
-                leader_epoch=self.leader_epoch,
-            )
+    def _registered(self) -> pb.WorkerCommands:
+        told = pb.Registered(
+            heartbeat_interval_ms=round(self.config.heartbeat_interval_s * 1000), leader_epoch=self.leader_epoch
         )
+        return pb.WorkerCommands(messages=[pb.WorkerCommand(registered=told)])
 
-    def _signed(self, reply: pb.FrontReply) -> pb.FrontReply:
+    def _signed(self, replies: pb.FrontReplies) -> pb.FrontReplies:
         """Say which leadership speaks."""
-        reply.leader_epoch = self.leader_epoch
-        return reply
+        replies.leader_epoch = self.leader_epoch
+        return replies

@@ -100,57 +100,60 @@ def plans_running(session: int, message: pb.PlansRunning) -> PlansRunning:
     )
 
 
-def plan(action: ReplyPlan) -> pb.FrontReply:
+def plan(action: ReplyPlan) -> pb.FrontReplies:
     """The answer to a plan that was granted."""
-    return pb.FrontReply(
-        plan=pb.Plan(
-            plan_id=action.plan_id,
-            prefill=_placement(action.prefill),
-            decode=_placement(action.decode),
-            decode_blocks_reserved=action.decode_blocks_reserved,
-            reason=action.reason,
-        )
-    )
+    # Filled where it lies: a message given to another one's constructor is copied.
+    replies = pb.FrontReplies()
+    told = replies.messages.add().plan
+    told.plan_id = action.plan_id
+    if action.prefill is not None:
+        _place(told.prefill, action.prefill)
+    if action.decode is not None:
+        _place(told.decode, action.decode)
+    told.decode_blocks_reserved = action.decode_blocks_reserved
+    told.reason = action.reason
+    return replies
 
 
-def waiting(action: ReplyWaiting) -> pb.FrontReply:
+def waiting(action: ReplyWaiting) -> pb.FrontReplies:
     """The answer to a plan that is put off."""
     wait_max_ms = max(1, round(action.wait_max_s * 1000))
-    return pb.FrontReply(waiting=pb.PlanWaiting(plan_id=action.plan_id, wait_max_ms=wait_max_ms))
+    told = pb.PlanWaiting(plan_id=action.plan_id, wait_max_ms=wait_max_ms)
+    return pb.FrontReplies(messages=[pb.FrontReply(waiting=told)])
 
 
-def refusal(action: ReplyRefusal) -> pb.FrontReply:
+def refusal(action: ReplyRefusal) -> pb.FrontReplies:
     """The answer to a plan that was refused."""
     retry_after_ms = 0
     if action.failure.retry_after_s is not None:
         # 0 would mean "no advice".
         retry_after_ms = max(1, min(round(action.failure.retry_after_s * 1000), _UINT32_MAX))
-    return pb.FrontReply(
-        refused=pb.PlanRefused(
-            plan_id=action.plan_id,
-            kind=action.failure.kind.value,
-            message=action.failure.message,
-            retry_after_ms=retry_after_ms,
-        )
+    told = pb.PlanRefused(
+        plan_id=action.plan_id,
+        kind=action.failure.kind.value,
+        message=action.failure.message,
+        retry_after_ms=retry_after_ms,
     )
+    return pb.FrontReplies(messages=[pb.FrontReply(refused=told)])
 
 
-def view(workers: Iterable[Worker], *, recovering: bool = False) -> pb.FrontReply:
+def view(workers: Iterable[Worker], *, recovering: bool = False) -> pb.FrontReplies:
     """The cluster as front proxies see it."""
     entries = [
         pb.WorkerEntry(info=_info(worker.info), load=_load(worker), unusable=worker.unusable) for worker in workers
     ]
-    return pb.FrontReply(view=pb.ClusterView(workers=entries, recovering=recovering))
+    told = pb.ClusterView(workers=entries, recovering=recovering)
+    return pb.FrontReplies(messages=[pb.FrontReply(view=told)])
 
 
 def _placed(message: pb.Placement) -> Placement:
     return Placement(message.worker_id, message.address, message.epoch)
 
 
-def _placement(placement: Placement | None) -> pb.Placement | None:
-    if placement is None:
-        return None
-    return pb.Placement(worker_id=placement.worker_id, address=placement.address, epoch=placement.epoch)
+def _place(message: pb.Placement, placement: Placement) -> None:
+    message.worker_id = placement.worker_id
+    message.address = placement.address
+    message.epoch = placement.epoch
 
 
 def _info(known: WorkerInfo) -> cluster_pb2.WorkerInfo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from worker.front_stream import FrontStream
 log = structlog.get_logger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
-AttachStream = ServerStream[pb.AttachRequest, pb.AttachResponse]
+AttachStream = ServerStream[pb.AttachRequests, pb.AttachResponse]
 
 
 class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
@@ -61,13 +62,12 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             await stream.refuse(front.failure)
 
     async def _open(self, stream: AttachStream) -> pb.Open:
-        try:
-            message = await first(stream, self._core.limits.abort_timeout_s)
-        except StreamBroken:
-            message = pb.AttachRequest()
-        if message.WhichOneof("message") != "open":
-            await stream.refuse(Failure(kind=FailureKind.BAD_REQUEST, message="the first message must be Open"))
-        opened = message.open
+        messages: Sequence[pb.AttachRequest] = ()
+        with contextlib.suppress(StreamBroken):
+            messages = (await first(stream, self._core.limits.abort_timeout_s)).messages
+        if len(messages) != 1 or messages[0].WhichOneof("message") != "open":
+            await stream.refuse(Failure(kind=FailureKind.BAD_REQUEST, message="the first message must be Open, alone"))
+        opened = messages[0].open
         ours = self._core.engine.info.engine_version
         if opened.engine_version and opened.engine_version != ours:
             text = f"engine versions differ: front proxy {opened.engine_version}, worker {self._core.worker_id} {ours}"
@@ -86,19 +86,20 @@ def add_services(core: WorkerCore, server: grpc.aio.Server) -> Sequence[str]:
 
 
 async def _read(core: WorkerCore, front: FrontStream, stream: AttachStream) -> None:
-    while (message := await stream.read()) is not None:
-        match message.WhichOneof("message"):
-            case "submit":
-                front.submit(message.submit)
-            case "abort":
-                front.abort(message.abort.slot)
-            case "release":
-                core.release(message.release)
-            case "renew":
-                core.renew(message.renew)
-            case other:
-                text = f"unexpected message {other or 'without content'}"
-                front.fail(Failure(kind=FailureKind.BAD_REQUEST, message=text))
+    while (told := await stream.read()) is not None:
+        for message in told.messages:
+            match message.WhichOneof("message"):
+                case "submit":
+                    front.submit(message.submit)
+                case "abort":
+                    front.abort(message.abort.slot)
+                case "release":
+                    core.release(message.release)
+                case "renew":
+                    core.renew(message.renew)
+                case other:
+                    text = f"unexpected message {other or 'without content'}"
+                    front.fail(Failure(kind=FailureKind.BAD_REQUEST, message=text))
 
 
 async def _write(core: WorkerCore, front: FrontStream, stream: AttachStream) -> None:

@@ -19,7 +19,7 @@ from worker.lifecycle import Event
 
 log = structlog.get_logger(__name__)
 
-SessionStream = ClientStream[pb.WorkerCommand, pb.WorkerUpdate]
+SessionStream = ClientStream[pb.WorkerCommands, pb.WorkerUpdates]
 
 
 class SchedulerSession:
@@ -72,21 +72,22 @@ class SchedulerSession:
     async def _attempt(self) -> None:
         async with self._dial(self._addresses.current) as stream:
             async with answer_within(self._answer_timeout_s):
-                await stream.write(pb.WorkerUpdate(register=self._core.info()))
-                reply: pb.WorkerCommand | None = await stream.read()
-            if reply is None or reply.WhichOneof("message") != "registered":
+                await stream.write(pb.WorkerUpdates(messages=[pb.WorkerUpdate(register=self._core.info())]))
+                commands: pb.WorkerCommands | None = await stream.read()
+            if commands is None or not commands.messages or not commands.messages[0].HasField("registered"):
                 raise StreamBroken("it did not register this worker")
-            if 0 < reply.registered.leader_epoch < self._leader_epoch:
+            told = commands.messages[0].registered
+            if 0 < told.leader_epoch < self._leader_epoch:
                 raise StreamBroken("it led once, and another one leads now")
-            self._leader_epoch = max(self._leader_epoch, reply.registered.leader_epoch)
+            self._leader_epoch = max(self._leader_epoch, told.leader_epoch)
             self._addresses.served()
             self._core.metrics.session_connects.inc()
             self._rounds_failed = 0
             self.registered.set()
             log.info("registered with the scheduler", address=self._addresses.current)
-            asked_s = reply.registered.heartbeat_interval_ms / 1000 or self._limits.heartbeat_interval_s
+            asked_s = told.heartbeat_interval_ms / 1000 or self._limits.heartbeat_interval_s
             await converse(
-                self._listen(stream),
+                self._listen(stream, commands),
                 self._report(stream, min(asked_s, self._limits.heartbeat_interval_s)),
                 end_timeout_s=self._limits.scheduler_call_timeout_s,
             )
@@ -109,17 +110,20 @@ class SchedulerSession:
         leases_told = False
         while self._leaving is None:
             core.changed.clear()
-            load = core.load()
+            load, updates = core.load(), pb.WorkerUpdates()
             if sent is None or load != sent or loop.time() - sent_at_s >= heartbeat_s:
-                await self._send(stream, pb.WorkerUpdate(load=load))
+                updates.messages.add(load=load)
                 sent, sent_at_s = load, loop.time()
             if loop.time() - leases_at_s >= heartbeat_s and (load.leases_held or leases_told):
                 held = core.role.oldest_leases(self._limits.leases_named_max)
-                await self._send(stream, pb.WorkerUpdate(leases=pb.LeasesHeld(lease_ids=held)))
+                updates.messages.add(leases=pb.LeasesHeld(lease_ids=held))
                 leases_told, leases_at_s = bool(held), loop.time()
+            if updates.messages:
+                await self._send(stream, updates)
             if self._leaving is None:  # leave() may have come while we sent
                 await self._pause(heartbeat_s - (loop.time() - sent_at_s))
-        await self._send(stream, pb.WorkerUpdate(leaving=pb.Leaving(reason=self._leaving)))
+        goodbye = pb.WorkerUpdate(leaving=pb.Leaving(reason=self._leaving))
+        await self._send(stream, pb.WorkerUpdates(messages=[goodbye]))
         async with answer_within(self._limits.scheduler_call_timeout_s):
             await stream.done_writing()
 
@@ -136,20 +140,23 @@ class SchedulerSession:
         except TimeoutError:
             return
 
-    async def _send(self, stream: SessionStream, update: pb.WorkerUpdate) -> None:
+    async def _send(self, stream: SessionStream, updates: pb.WorkerUpdates) -> None:
         async with answer_within(self._limits.scheduler_call_timeout_s):
-            await stream.write(update)
+            await stream.write(updates)
 
-    async def _listen(self, stream: SessionStream) -> None:
-        while (command := await stream.read()) is not None:
-            match command.WhichOneof("message"):
-                case "drain":
-                    log.info("the scheduler asks this worker to drain", requests=self._core.admission.requests)
-                    self._core.happen(Event.DRAIN_ASKED)
-                case "registered":
-                    pass  # said again
-                case other:
-                    log.warning("the scheduler sent an unknown command", command=other)
+    async def _listen(self, stream: SessionStream, commands: pb.WorkerCommands | None) -> None:
+        """Do what the scheduler says. ``commands`` are its first ones."""
+        while commands is not None:
+            for command in commands.messages:
+                match command.WhichOneof("message"):
+                    case "drain":
+                        log.info("the scheduler asks this worker to drain", requests=self._core.admission.requests)
+                        self._core.happen(Event.DRAIN_ASKED)
+                    case "registered":
+                        pass  # heard before
+                    case other:
+                        log.warning("the scheduler sent an unknown command", command=other)
+            commands = await stream.read()
         if self._leaving is None:
             raise StreamBroken("it closed the stream")
 

@@ -63,7 +63,7 @@ class PlanReceiver(Protocol):
         ...
 
 
-_Item = scheduler_pb2.FrontUpdate
+_Item = scheduler_pb2.FrontUpdates
 
 
 class SchedulerLink:
@@ -155,13 +155,13 @@ class SchedulerLink:
     async def _one_stream(self) -> None:
         self._sending = sending = SendQueue[_Item](self._config.send_messages_max)
         self._handle(StreamDialled())
-        # Nothing behind it until it is answered: a write that meets a refusal would hide what the refusal says.
-        sending.put(self._register())
         try:
             ended = await exchange(
                 self._dial,
                 self._plan_client.address,
                 sending,
+                # Nothing behind it until it is answered: a write that meets a refusal would hide what the refusal says.
+                opening=wire.registration(self._front_proxy_id, self._incarnation),
                 on_message=self._on_message,
                 first_timeout_s=self._limits.connect_timeout_s,
             )
@@ -169,12 +169,9 @@ class SchedulerLink:
             self._sending = None
         self._handle(StreamLost(str(ended), silent=ended.silent))
 
-    def _register(self) -> _Item:
-        info = scheduler_pb2.FrontProxyInfo(front_proxy_id=self._front_proxy_id, incarnation=self._incarnation)
-        return scheduler_pb2.FrontUpdate(register=info)
-
-    def _on_message(self, message: scheduler_pb2.FrontReply) -> None:
-        self._handle(MessageReceived(wire.word(message), message.leader_epoch))
+    def _on_message(self, replies: scheduler_pb2.FrontReplies) -> None:
+        for reply in replies.messages:
+            self._handle(MessageReceived(wire.word(reply), replies.leader_epoch))
 
     def _handle(self, event: PlanClientEvent) -> None:
         """Let the plan client decide, and do what it says, behind what is being done now."""

@@ -28,11 +28,17 @@ _FINISH: dict[int, FinishReason] = {
 }
 
 
-def submit(slot: int, submission: Submission, held_s: float) -> worker_pb2.AttachRequest:
+def opening(front_proxy_id: str, engine_version: str) -> worker_pb2.AttachRequests:
+    """Who this front proxy is."""
+    opened = worker_pb2.Open(front_proxy_id=front_proxy_id, engine_version=engine_version)
+    return worker_pb2.AttachRequests(messages=[worker_pb2.AttachRequest(open=opened)])
+
+
+def submit(slot: int, submission: Submission, held_s: float) -> worker_pb2.AttachRequests:
     """``submission`` after it waited ``held_s`` here."""
     # Filled where it lies: a message given to another one's constructor is copied, with all its tokens.
-    request = worker_pb2.AttachRequest()
-    message, asked = request.submit, submission.engine_request
+    requests = worker_pb2.AttachRequests()
+    message, asked = requests.messages.add().submit, submission.engine_request
     message.slot = slot
     message.request_id = asked.request_id
     message.token_ids.extend(asked.token_ids)
@@ -56,24 +62,40 @@ def submit(slot: int, submission: Submission, held_s: float) -> worker_pb2.Attac
             if submission.handoff is not None:
                 aged = handoff_wire.aged(submission.handoff, held_s)
                 message.decode.handoff.CopyFrom(handoff_wire.to_wire(aged))
-    return request
+    return requests
 
 
-def abort(slot: int) -> worker_pb2.AttachRequest:
+def size_estimate_bytes(submission: Submission) -> int:
+    """Roughly what ``submit`` makes of it: exact sizing would cost as much as sending it."""
+    asked, handoff = submission.engine_request, submission.handoff
+    pulled_bytes = 256 + len(handoff.connector_params) if handoff is not None else 0
+    return 128 + 3 * len(asked.token_ids) + len(asked.sampling) + len(asked.reasoning_parser_kwargs) + pulled_bytes
+
+
+def abort(slot: int) -> worker_pb2.AttachRequests:
     """Stop the work on ``slot``."""
-    return worker_pb2.AttachRequest(abort=worker_pb2.Abort(slot=slot))
+    requests = worker_pb2.AttachRequests()
+    requests.messages.add().abort.slot = slot
+    return requests
 
 
-def release(handoff: KvHandoff, *, pulled: bool) -> worker_pb2.AttachRequest:
+def release(handoff: KvHandoff, *, pulled: bool) -> worker_pb2.AttachRequests:
     """The hand-off is not needed any more."""
-    return worker_pb2.AttachRequest(
-        release=worker_pb2.ReleaseHandoff(lease_id=handoff.lease_id, epoch=handoff.epoch, pulled=pulled)
-    )
+    requests = worker_pb2.AttachRequests()
+    message = requests.messages.add().release
+    message.lease_id = handoff.lease_id
+    message.epoch = handoff.epoch
+    message.pulled = pulled
+    return requests
 
 
-def renew(handoff: KvHandoff) -> worker_pb2.AttachRequest:
+def renew(handoff: KvHandoff) -> worker_pb2.AttachRequests:
     """A decode worker that was given the hand-off has not answered yet."""
-    return worker_pb2.AttachRequest(renew=worker_pb2.RenewHandoff(lease_id=handoff.lease_id, epoch=handoff.epoch))
+    requests = worker_pb2.AttachRequests()
+    message = requests.messages.add().renew
+    message.lease_id = handoff.lease_id
+    message.epoch = handoff.epoch
+    return requests
 
 
 def token_parts(step: worker_pb2.StepOutputs) -> Iterable[tuple[int, list[int]]]:
@@ -138,11 +160,17 @@ def failure(kind: str, message: str, retry_after_ms: int) -> Failure:
     )
 
 
-def plan_request(question: PlanRequested) -> scheduler_pb2.FrontUpdate:
+def registration(front_proxy_id: str, incarnation: int) -> scheduler_pb2.FrontUpdates:
+    """Who this front proxy is."""
+    info = scheduler_pb2.FrontProxyInfo(front_proxy_id=front_proxy_id, incarnation=incarnation)
+    return scheduler_pb2.FrontUpdates(messages=[scheduler_pb2.FrontUpdate(register=info)])
+
+
+def plan_request(question: PlanRequested) -> scheduler_pb2.FrontUpdates:
     """The question as it is sent."""
     # Filled where it lies, here and below: a third of what a message costs that is built and then copied.
-    update = scheduler_pb2.FrontUpdate()
-    message = update.plan
+    updates = scheduler_pb2.FrontUpdates()
+    message = updates.messages.add().plan
     message.plan_id = question.plan_id
     message.request_id = question.request_id
     message.prompt_tokens = question.prompt_tokens
@@ -160,10 +188,10 @@ def plan_request(question: PlanRequested) -> scheduler_pb2.FrontUpdate:
         message.resumed = True
     if question.priority_class:
         message.priority_class = question.priority_class
-    return update
+    return updates
 
 
-def plans_running(plans: Iterable[RunningPlan], *, asked: Iterable[int], complete: bool) -> scheduler_pb2.FrontUpdate:
+def plans_running(plans: Iterable[RunningPlan], *, asked: Iterable[int], complete: bool) -> scheduler_pb2.FrontUpdates:
     """What this front proxy runs."""
     told = [
         scheduler_pb2.RunningPlan(
@@ -176,7 +204,7 @@ def plans_running(plans: Iterable[RunningPlan], *, asked: Iterable[int], complet
         for plan in plans
     ]
     running = scheduler_pb2.PlansRunning(plans=told, asked_plan_ids=asked, complete=complete)
-    return scheduler_pb2.FrontUpdate(running=running)
+    return scheduler_pb2.FrontUpdates(messages=[scheduler_pb2.FrontUpdate(running=running)])
 
 
 def _placed(placement: Placement | None) -> scheduler_pb2.Placement | None:
@@ -185,21 +213,20 @@ def _placed(placement: Placement | None) -> scheduler_pb2.Placement | None:
     return scheduler_pb2.Placement(worker_id=placement.worker_id, address=placement.address, epoch=placement.epoch)
 
 
-def request_ended(plan_id: int, outcome: Outcome, output_tokens: int) -> scheduler_pb2.FrontUpdate:
+def request_ended(plan_id: int, outcome: Outcome, output_tokens: int) -> scheduler_pb2.FrontUpdates:
     """The plan's reservation is free."""
-    update = scheduler_pb2.FrontUpdate()
-    ended = update.ended
+    updates = scheduler_pb2.FrontUpdates()
+    ended = updates.messages.add().ended
     ended.plan_id = plan_id
     ended.outcome = outcome
     ended.output_tokens = output_tokens
-    return update
+    return updates
 
 
-def suspect(worker_id: str, epoch: int, reason: str) -> scheduler_pb2.FrontUpdate:
+def suspect(worker_id: str, epoch: int, reason: str) -> scheduler_pb2.FrontUpdates:
     """Advice: this worker could not be used."""
-    return scheduler_pb2.FrontUpdate(
-        suspect=scheduler_pb2.WorkerSuspect(worker_id=worker_id, epoch=epoch, reason=reason)
-    )
+    told = scheduler_pb2.WorkerSuspect(worker_id=worker_id, epoch=epoch, reason=reason)
+    return scheduler_pb2.FrontUpdates(messages=[scheduler_pb2.FrontUpdate(suspect=told)])
 
 
 def word(message: scheduler_pb2.FrontReply) -> ReplyPlan | ReplyRefusal | ReplyWaiting | ViewShown | None:

@@ -48,7 +48,7 @@ class _Queued(msgspec.Struct, frozen=True):
     queued_at_s: float
 
 
-_Item = _Queued | worker_pb2.AttachRequest
+_Item = _Queued | worker_pb2.AttachRequests
 
 
 class WorkerLink:
@@ -71,13 +71,12 @@ class WorkerLink:
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._dial = dial
-        self._sending: SendQueue[_Item] = SendQueue(send_messages_max)
+        self._sending: SendQueue[_Item] = SendQueue(send_messages_max, self._encode, _weigh)
         self._slots: dict[int, Receiver] = {}
         self._aborted: collections.OrderedDict[int, Receiver] = collections.OrderedDict()
         self._leases: set[str] = set()
         self._next_slot = 1
-        opening = worker_pb2.Open(front_proxy_id=front_proxy_id, engine_version=engine_version)
-        self._sending.put(worker_pb2.AttachRequest(open=opening))
+        self._opening = wire.opening(front_proxy_id, engine_version)
 
     @property
     def ended(self) -> bool:
@@ -136,7 +135,7 @@ class WorkerLink:
                 self._dial,
                 self.worker.address,
                 self._sending,
-                encode=self._encode,
+                opening=self._opening,
                 on_message=self._on_message,
                 first_timeout_s=self._limits.connect_timeout_s,
             )
@@ -165,7 +164,7 @@ class WorkerLink:
         self._next_slot = slot % (SLOT_MAX - 1) + 1
         return slot
 
-    def _encode(self, item: _Item) -> worker_pb2.AttachRequest | None:
+    def _encode(self, item: _Item) -> worker_pb2.AttachRequests | None:
         if not isinstance(item, _Queued):
             return item
         if item.slot not in self._slots:
@@ -226,6 +225,10 @@ class WorkerLink:
         else:
             told = delta.failure
             receiver.on_failure(wire.failure(told.kind, told.message, told.retry_after_ms))
+
+
+def _weigh(item: _Item) -> int:
+    return wire.size_estimate_bytes(item.submission) if isinstance(item, _Queued) else item.ByteSize()
 
 
 class WorkerLinks:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from protos.scheduler.v1 import scheduler_pb2
+from protos.worker.v1 import worker_pb2
 from simulation.faults.clients import Client
 from simulation.faults.fault_kinds import Faults, Target
 from simulation.faults.invariants import Invariant
@@ -70,12 +71,7 @@ class SimCluster:
         """Not yet checked at their end."""
         self.loops: list[ProcessLoop] = []
         self.errors: list[str] = []
-        self.network = Network(
-            world,
-            Traffic(
-                delay_s=self._delay_s, may_come_twice=_may_come_twice, repeats=self._repeats, loses=self._loses_plan
-            ),
-        )
+        self.network = Network(world, Traffic(delay_s=self._delay_s, arrives=self._arrives))
         self.on_stepped_down: Callable[[SchedulerProcess], object] = lambda _scheduler: None
         """Called when a scheduler ends itself because it leads no more."""
         self._drawn = drawn
@@ -167,22 +163,25 @@ class SimCluster:
             return rng.uniform(0.01, 0.2)
         return 0.0003 + rng.random() * 0.001
 
-    def _repeats(self, message: Any) -> bool:
-        repeat = self.faults.repeat
-        return repeat > 0 and message.WhichOneof("message") in ("ended", "release") and self.world.rng.random() < repeat
+    def _arrives(self, message: Any, twice: bool) -> Any | None:
+        if not (twice or self.faults.repeat or self.faults.plan_lost) or type(message) is worker_pb2.AttachResponse:
+            return message
+        times = [self._times(said, twice) for said in message.messages]
+        if times.count(1) == len(times):
+            return message
+        arrived = type(message)()
+        arrived.CopyFrom(message)
+        del arrived.messages[:]
+        arrived.messages.extend(said for said, count in zip(message.messages, times, strict=True) for _ in range(count))
+        return arrived if arrived.messages else None
 
-    def _loses_plan(self, message: Any) -> bool:
-        lost = self.faults.plan_lost
-        return (
-            lost > 0
-            and type(message) is scheduler_pb2.FrontReply
-            and message.WhichOneof("message") in ("plan", "refusal", "waiting")
-            and self.world.rng.random() < lost
-        )
+    def _times(self, said: Any, twice: bool) -> int:
+        """How often one entry of a list arrives."""
+        faults, rng, what = self.faults, self.world.rng, said.WhichOneof("message")
+        if faults.plan_lost and type(said) is scheduler_pb2.FrontReply and what in ("plan", "refused", "waiting"):
+            return 0 if rng.random() < faults.plan_lost else 1
+        repeated = faults.repeat > 0 and what in ("ended", "release") and rng.random() < faults.repeat
+        return 2 if repeated or (twice and what in SAID_AGAIN) else 1
 
     def _knows_all(self, front: FrontProcess) -> bool:
         return front.plans.plan_client.connected and len(front.dispatcher.cluster().workers) == len(self.workers)
-
-
-def _may_come_twice(message: Any) -> bool:
-    return message.WhichOneof("message") in SAID_AGAIN

@@ -45,13 +45,12 @@ class _Refused(Exception):
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
-    """What happens to messages in a run. The functions of a message say whether it does."""
+    """What happens to messages in a run."""
 
     delay_s: Callable[[], float]
-    may_come_twice: Callable[[Any], bool]
-    """Production may say it again by itself."""
-    repeats: Callable[[Any], bool]
-    loses: Callable[[Any], bool]
+    arrives: Callable[[Any, bool], Any | None]
+    """What of a message arrives: some of what it says may be lost, and some come twice. None: nothing. True: all that
+    production may say again by itself comes twice."""
 
 
 class Connection:
@@ -77,22 +76,19 @@ class Connection:
         if not self.whole[1 - direction]:
             return
         world, traffic, (callee, caller) = self._world, self._traffic, self._processes
-        word = type(message) is _Ended
-        if not word and traffic.loses(message):
-            return
+        if type(message) is not _Ended:
+            message = traffic.arrives(message, callee.disorder.twice or caller.disorder.twice)
+            if message is None:
+                return
         at_s = world.now_s + traffic.delay_s()
-        twice = not word and traffic.repeats(message)
         if callee.disorder is not CALM or caller.disorder is not CALM:
             for disorder in (callee.disorder, caller.disorder):
                 at_s += disorder.slow_s
                 if disorder.late_fraction and world.rng.random() < disorder.late_fraction:
                     at_s += world.rng.uniform(0.0, disorder.late_max_s)
-                twice = twice or (disorder.twice and not word and traffic.may_come_twice(message))
         at_s = max(self._last_s[direction], at_s)
         self._last_s[direction] = at_s
         world.at(at_s, self._arrive, direction, message)
-        if twice:
-            world.at(at_s, self._arrive, direction, message)
 
     def cut(self) -> None:
         """It breaks for both ends."""

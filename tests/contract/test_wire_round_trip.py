@@ -80,7 +80,7 @@ def test_a_submission_arrives_as_it_was_sent(
         blocks_reserved=blocks_reserved,
     )
     sent = front_wire.submit(slot, submission, 0.0).SerializeToString()
-    request = worker_wire.request_of(pb.AttachRequest.FromString(sent).submit)
+    request = worker_wire.request_of(pb.AttachRequests.FromString(sent).messages[0].submit)
     assert request is not None
     assert request.engine_request == submission.engine_request
     assert (request.slot, request.blocks_reserved) == (slot, blocks_reserved)

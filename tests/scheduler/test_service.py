@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ from scheduler.drain_client import drain_worker
 from scheduler.metrics import SchedulerMetrics
 from scheduler.service import add_services, status_service
 from scheduler.shell import SchedulerShell
+from tests.support.lists import listed
 from tests.support.polling import until
 
 WAIT_S = 10.0
@@ -37,19 +39,30 @@ class Peer:
 
     def __init__(self, call: Any) -> None:
         self.call = call
-        self._view: pb.ClusterView = pb.ClusterView()
+        self.lists = 0
+        """How many lists came."""
+        self.leader_epoch = 0
+        self._unread: deque[Any] = deque()
 
-    async def send(self, message: Any) -> None:
+    async def send(self, *messages: Any) -> None:
+        """In one write."""
         async with asyncio.timeout(WAIT_S):
-            await self.call.write(message)
+            await self.call.write(listed(*messages))
 
     async def next(self) -> Any:
         """The next message; EOF at the end of the stream, whatever its status."""
-        try:
-            async with asyncio.timeout(WAIT_S):
-                return await self.call.read()
-        except grpc.aio.AioRpcError:
-            return EOF
+        while not self._unread:
+            try:
+                async with asyncio.timeout(WAIT_S):
+                    told = await self.call.read()
+            except grpc.aio.AioRpcError:
+                return EOF
+            if told is EOF:
+                return EOF
+            self.lists += 1
+            self.leader_epoch = getattr(told, "leader_epoch", 0)
+            self._unread.extend(told.messages)
+        return self._unread.popleft()
 
     async def reply(self) -> Any:
         """The next answer that is not a view."""
@@ -194,6 +207,19 @@ async def test_plans_are_answered_in_a_pipeline_with_both_workers() -> None:
         assert registry.get_sample_value("baton_scheduler_plan_duration_seconds_count") == 50
 
 
+async def test_what_comes_in_one_list_is_answered_in_one_and_in_order() -> None:
+    async with listening() as setting:
+        await setting.worker("d0")
+        front = await setting.front()
+        await front.view_where(ready_view("d0"))
+        lists = front.lists
+        ended = pb.FrontUpdate(ended=pb.RequestEnded(plan_id=1, outcome="finished"))
+        await front.send(plan(1), plan(2), ended, plan(3))
+        assert [(await front.reply()).plan.plan_id for _ in range(3)] == [1, 2, 3]
+        assert front.lists <= lists + 2, "the answers, and perhaps a view"
+        assert setting.reserved("d0") == 6
+
+
 async def test_a_refusal_carries_its_kind_and_when_to_come_back() -> None:
     async with listening(waiting_max=0) as setting:
         await setting.worker("d0", kv_blocks_total=4)
@@ -281,13 +307,14 @@ async def test_load_changes_are_coalesced_into_few_views() -> None:
         ("WorkerSession", pb.WorkerUpdate(register=worker_info("x", role=0))),
         ("FrontSession", plan(1)),
         ("FrontSession", None),
+        ("FrontSession", (pb.FrontUpdate(register=pb.FrontProxyInfo(front_proxy_id="f")), plan(1))),
     ],
 )
-async def test_a_peer_that_does_not_register_first_is_sent_away(session: str, message: Any) -> None:
+async def test_a_peer_that_does_not_register_first_and_alone_is_sent_away(session: str, message: Any) -> None:
     async with listening(register_timeout_s=WAIT_S if message else 0.05) as setting:
         peer = Peer(getattr(setting.stub, session)())
         if message is not None:
-            await peer.send(message)
+            await peer.send(*(message if isinstance(message, tuple) else (message,)))
         assert await peer.next() is EOF
         assert await peer.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert await reason_of(peer.call) == "BAD_REQUEST"
@@ -390,7 +417,7 @@ async def test_a_stand_by_refuses_and_a_leader_whose_time_is_over_decides_nothin
         front = await setting.front()
         await front.view_where(ready_view("d0"))
         await front.send(plan(1))
-        assert (await front.reply()).leader_epoch == 7
+        assert (await front.reply()).plan.plan_id == 1 and front.leader_epoch == 7
         until_s = float("-inf")
         await front.send(plan(2))
         assert await front.reply() is EOF

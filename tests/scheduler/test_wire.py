@@ -36,7 +36,8 @@ LOADS = st.builds(
 def test_a_view_says_what_workers_are_and_do(info: WorkerInfo, load: WorkerLoad) -> None:
     known = worker("d0")
     known.info, known.load = info, load
-    (entry,) = wire.view([known]).view.workers
+    (told,) = wire.view([known]).messages
+    (entry,) = told.view.workers
     assert wire.worker_info(entry.info) == info
     assert wire.load(entry.load) == load
 
@@ -49,4 +50,4 @@ def test_a_worker_without_a_role_is_none_and_an_unknown_state_is_not_ready() -> 
 def test_advice_that_no_message_can_say_is_the_longest_that_one_can() -> None:
     failure = Failure(kind=FailureKind.EXHAUSTED, message="full", retry_after_s=1e9)
     told = wire.refusal(ReplyRefusal(session=1, plan_id=1, failure=failure, cause="queue_full"))
-    assert told.refused.retry_after_ms == 2**32 - 1
+    assert told.messages[0].refused.retry_after_ms == 2**32 - 1

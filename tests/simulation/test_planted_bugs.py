@@ -31,6 +31,7 @@ from prefill_worker.leases import LeaseTable
 from prefill_worker.role import PrefillRole
 from runtime.rpc import send_queue
 from runtime.rpc.bidi_stream import StreamBroken
+from runtime.rpc.send_queue import SendQueue
 from runtime.timing.awake_clock import AwakeClock
 from scheduler.api.events import FrontLeft, RequestEnded, Tick, WorkerLeft
 from scheduler.cluster.worker import Worker
@@ -335,7 +336,13 @@ async def ends_without_its_leases(stream: FrontStream) -> None:
     stream._core.note_change()
 
 
-_on_delta = WorkerLink._on_delta
+def writes_the_first_alone(queue: SendQueue[Any]) -> Any:
+    if (told := _take_now(queue)) is not None:
+        del told.messages[1:]
+    return told
+
+
+_on_delta, _take_now = WorkerLink._on_delta, SendQueue.take_now
 
 
 @pytest.mark.parametrize(
@@ -351,6 +358,7 @@ _on_delta = WorkerLink._on_delta
                 lambda link, delta: _on_delta(link, delta) if delta.slot in link._slots else None,
             ),
         ),
+        bug("of what waits together the first alone is written", (SendQueue, "take_now", writes_the_first_alone)),
         bug("a silent peer is waited for", (send_queue, "first", at_any_time)),
         bug("stalls are never looked at", (Dispatcher, "_arm_stall_timer", nothing)),
         bug("a timer of the plan client never rings", (SchedulerLink, "_set_alarm", nothing)),

@@ -24,6 +24,7 @@ from protos.cluster.v1 import cluster_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from protos.worker.v1 import worker_pb2_grpc
 from runtime.rpc.grpc_server import channel, start_server
+from tests.support.lists import listed
 from tests.support.polling import until
 from worker import service
 from worker.config import WorkerConfig, WorkerLimits
@@ -86,8 +87,9 @@ class Client:
         self.steps: list[list[pb.Delta]] = []
         self._unread: list[pb.Delta] = []
 
-    async def send(self, message: pb.AttachRequest) -> None:
-        await asyncio.wait_for(self.call.write(message), WAIT_S)
+    async def send(self, *messages: pb.AttachRequest) -> None:
+        """In one write."""
+        await asyncio.wait_for(self.call.write(listed(*messages)), WAIT_S)
 
     async def step(self) -> list[pb.Delta]:
         message = await asyncio.wait_for(self.call.read(), WAIT_S)

@@ -10,6 +10,7 @@ from typing import Any
 from protos.scheduler.v1 import scheduler_pb2_grpc
 from protos.worker.v1 import worker_pb2_grpc
 from runtime.rpc.grpc_server import RunningServer, start_server
+from tests.support.lists import LISTS, listed
 
 WAIT_S = 10.0
 
@@ -20,6 +21,8 @@ class ScriptedPeer(scheduler_pb2_grpc.SchedulerServiceServicer, worker_pb2_grpc.
     def __init__(self, first: Any) -> None:
         self.first = first
         self.told: asyncio.Queue[Any] = asyncio.Queue()
+        self.lists: list[int] = []
+        """How many messages came together, list by list."""
         self.says: asyncio.Queue[Any] = asyncio.Queue()
         """Messages to send; None ends the stream."""
         self.streams = 0
@@ -38,16 +41,19 @@ class ScriptedPeer(scheduler_pb2_grpc.SchedulerServiceServicer, worker_pb2_grpc.
         self.streams += 1
 
         async def listen() -> None:
-            async for message in requests:
-                self.told.put_nowait(message)
+            async for told in requests:
+                self.lists.append(len(told.messages))
+                for message in told.messages:
+                    self.told.put_nowait(message)
 
         listening = asyncio.create_task(listen())
         try:
             if self.first is None:
                 await asyncio.Event().wait()
-            yield self.first
-            while (message := await self.says.get()) is not None:
-                yield message
+            message = self.first
+            while message is not None:
+                yield listed(message) if type(message) in LISTS else message
+                message = await self.says.get()
         finally:
             listening.cancel()
 

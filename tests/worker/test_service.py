@@ -13,11 +13,13 @@ from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import FailureKind
 from tests.scheduler.test_service import reason_of
 from tests.support.in_process_worker import WAIT_S, StartWorker, sampling, submit
+from tests.support.lists import listed
 from tests.support.polling import until
 from worker.config import WorkerConfig, WorkerLimits
 
 PROMPT = list(range(1, 41))
 SLOW = FakeEngineConfig(decode_step_us=20_000)
+OPEN = pb.AttachRequest(open=pb.Open(engine_version="0.1"))
 
 
 def tokens_of(deltas: list[pb.Delta]) -> list[int]:
@@ -93,6 +95,20 @@ async def test_requests_of_one_engine_step_share_one_message(start_worker: Start
     assert all(len(tokens_of(deltas)) == 60 for deltas in ends.values())
     assert max(len(step) for step in front.steps) == 32
     assert len(front.steps) <= 120, [len(step) for step in front.steps]
+
+
+async def test_what_comes_in_one_list_is_done_in_its_order(start_worker: StartWorker) -> None:
+    worker = await start_worker("decode", fake=SLOW)
+    front = await worker.attach()
+    await front.send(
+        submit(1, PROMPT, sampling=sampling(2000)),
+        pb.AttachRequest(abort=pb.Abort(slot=1)),
+        *[submit(slot, PROMPT, sampling=sampling(2)) for slot in range(2, 6)],
+    )
+    ends = await front.until_end(*range(1, 6))
+    assert ends.pop(1)[-1].finish == pb.FINISH_REASON_ABORT
+    assert all(deltas[-1].finish == pb.FINISH_REASON_LENGTH for deltas in ends.values())
+    await worker.settled()
 
 
 async def test_a_drain_says_how_many_requests_its_deadline_left(start_worker: StartWorker) -> None:
@@ -188,12 +204,14 @@ async def test_a_slot_used_twice_ends_the_stream(start_worker: StartWorker) -> N
 @pytest.mark.parametrize(
     ("first", "code"),
     [
-        (pb.AttachRequest(abort=pb.Abort(slot=1)), grpc.StatusCode.INVALID_ARGUMENT),
-        (pb.AttachRequest(open=pb.Open(engine_version="0.1")), grpc.StatusCode.FAILED_PRECONDITION),
+        (listed(pb.AttachRequest(abort=pb.Abort(slot=1))), grpc.StatusCode.INVALID_ARGUMENT),
+        (listed(OPEN, pb.AttachRequest(abort=pb.Abort(slot=1))), grpc.StatusCode.INVALID_ARGUMENT),
+        (pb.AttachRequests(), grpc.StatusCode.INVALID_ARGUMENT),
+        (listed(OPEN), grpc.StatusCode.FAILED_PRECONDITION),
     ],
 )
 async def test_a_stream_that_opens_wrongly_is_refused(
-    start_worker: StartWorker, first: pb.AttachRequest, code: grpc.StatusCode
+    start_worker: StartWorker, first: pb.AttachRequests, code: grpc.StatusCode
 ) -> None:
     worker = await start_worker()
     call = (await worker.stub()).Attach()
@@ -206,6 +224,6 @@ async def test_more_front_proxies_than_allowed_are_refused(start_worker: StartWo
     worker = await start_worker(limits=WorkerLimits(front_proxies_max=1))
     await worker.attach()
     call = (await worker.stub()).Attach()
-    await call.write(pb.AttachRequest(open=pb.Open(front_proxy_id="one-too-many")))
+    await call.write(listed(pb.AttachRequest(open=pb.Open(front_proxy_id="one-too-many"))))
     assert await asyncio.wait_for(call.code(), WAIT_S) is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert await reason_of(call) == "EXHAUSTED"

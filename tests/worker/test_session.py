@@ -15,6 +15,7 @@ from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.rpc.grpc_server import RunningServer, start_server
 from tests.support.in_process_worker import EOF, WAIT_S, InProcessWorker, StartWorker, submit
+from tests.support.lists import listed
 from tests.support.polling import until
 from worker.config import WorkerConfig, WorkerLimits
 from worker.session import SchedulerSession
@@ -26,14 +27,16 @@ class Scheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     def __init__(self) -> None:
         self.said: asyncio.Queue[pb.WorkerUpdate] = asyncio.Queue()
         self.commands: asyncio.Queue[pb.WorkerCommand | None] = asyncio.Queue()
+        self.at_once: list[pb.WorkerCommand] = []
+        """What comes together with its registration."""
         self.refuse = False
         self.registered = pb.Registered(heartbeat_interval_ms=50)
 
     async def WorkerSession(self, _requests: object, context: Any) -> None:  # noqa: N802
         if self.refuse:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "no")
-        self.said.put_nowait(await context.read())
-        await context.write(pb.WorkerCommand(registered=self.registered))
+        self._hear(await context.read())
+        await context.write(listed(pb.WorkerCommand(registered=self.registered), *self.at_once))
         reader = asyncio.create_task(self._read(context))
         command = asyncio.create_task(self.commands.get())
         try:
@@ -43,14 +46,18 @@ class Scheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
                     return
                 if (message := command.result()) is None:
                     return
-                await context.write(message)
+                await context.write(listed(message))
                 command = asyncio.create_task(self.commands.get())
         finally:
             reader.cancel()
             command.cancel()
 
     async def _read(self, context: Any) -> None:
-        while (message := await context.read()) is not EOF:
+        while (updates := await context.read()) is not EOF:
+            self._hear(updates)
+
+    def _hear(self, updates: pb.WorkerUpdates) -> None:
+        for message in updates.messages:
             self.said.put_nowait(message)
 
     async def until(self, **wanted: object) -> cluster_pb2.WorkerLoad:
@@ -160,6 +167,15 @@ async def test_the_scheduler_can_drain_it(start_worker: StartWorker) -> None:
             scheduler.commands.put_nowait(pb.WorkerCommand(drain=pb.Drain()))
             await scheduler.until(state=cluster_pb2.PROCESS_STATE_DRAINING)
             assert not worker.core.lifecycle.accepts
+
+
+async def test_a_drain_that_comes_together_with_its_registration_is_heard(start_worker: StartWorker) -> None:
+    scheduler = Scheduler()
+    scheduler.at_once = [pb.WorkerCommand(drain=pb.Drain())]
+    async with scheduler_at(scheduler) as server:
+        worker = await start_worker("decode", limits=LIMITS, config=config(server.address))
+        async with session_of(worker):
+            await scheduler.until(state=cluster_pb2.PROCESS_STATE_DRAINING)
 
 
 async def test_a_scheduler_that_refuses_or_is_away_is_asked_again_and_leaving_does_not_wait_for_it(

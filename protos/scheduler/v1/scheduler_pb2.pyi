@@ -17,6 +17,12 @@ class DrainWorkerResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class WorkerUpdates(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[WorkerUpdate]
+    def __init__(self, messages: _Optional[_Iterable[_Union[WorkerUpdate, _Mapping]]] = ...) -> None: ...
+
 class WorkerUpdate(_message.Message):
     __slots__ = ("register", "load", "leaving", "leases")
     REGISTER_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +47,12 @@ class Leaving(_message.Message):
     reason: str
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
+class WorkerCommands(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[WorkerCommand]
+    def __init__(self, messages: _Optional[_Iterable[_Union[WorkerCommand, _Mapping]]] = ...) -> None: ...
+
 class WorkerCommand(_message.Message):
     __slots__ = ("registered", "drain")
     REGISTERED_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +72,12 @@ class Registered(_message.Message):
 class Drain(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class FrontUpdates(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[FrontUpdate]
+    def __init__(self, messages: _Optional[_Iterable[_Union[FrontUpdate, _Mapping]]] = ...) -> None: ...
 
 class FrontUpdate(_message.Message):
     __slots__ = ("register", "plan", "ended", "suspect", "running")
@@ -121,19 +139,25 @@ class Placement(_message.Message):
     epoch: int
     def __init__(self, worker_id: _Optional[str] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
+class FrontReplies(_message.Message):
+    __slots__ = ("messages", "leader_epoch")
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    LEADER_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[FrontReply]
+    leader_epoch: int
+    def __init__(self, messages: _Optional[_Iterable[_Union[FrontReply, _Mapping]]] = ..., leader_epoch: _Optional[int] = ...) -> None: ...
+
 class FrontReply(_message.Message):
-    __slots__ = ("plan", "refused", "view", "waiting", "leader_epoch")
+    __slots__ = ("plan", "refused", "view", "waiting")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
-    LEADER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     plan: Plan
     refused: PlanRefused
     view: ClusterView
     waiting: PlanWaiting
-    leader_epoch: int
-    def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., refused: _Optional[_Union[PlanRefused, _Mapping]] = ..., view: _Optional[_Union[ClusterView, _Mapping]] = ..., waiting: _Optional[_Union[PlanWaiting, _Mapping]] = ..., leader_epoch: _Optional[int] = ...) -> None: ...
+    def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., refused: _Optional[_Union[PlanRefused, _Mapping]] = ..., view: _Optional[_Union[ClusterView, _Mapping]] = ..., waiting: _Optional[_Union[PlanWaiting, _Mapping]] = ...) -> None: ...
 
 class Plan(_message.Message):
     __slots__ = ("plan_id", "prefill", "decode", "decode_blocks_reserved", "reason")

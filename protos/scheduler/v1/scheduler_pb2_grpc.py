@@ -37,13 +37,13 @@ class SchedulerServiceStub:
         """
         self.WorkerSession = channel.stream_stream(
                 '/baton.scheduler.v1.SchedulerService/WorkerSession',
-                request_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.WorkerUpdate.SerializeToString,
-                response_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.WorkerCommand.FromString,
+                request_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.WorkerUpdates.SerializeToString,
+                response_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.WorkerCommands.FromString,
                 _registered_method=True)
         self.FrontSession = channel.stream_stream(
                 '/baton.scheduler.v1.SchedulerService/FrontSession',
-                request_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.FrontUpdate.SerializeToString,
-                response_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.FrontReply.FromString,
+                request_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.FrontUpdates.SerializeToString,
+                response_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.FrontReplies.FromString,
                 _registered_method=True)
         self.DrainWorker = channel.unary_unary(
                 '/baton.scheduler.v1.SchedulerService/DrainWorker',
@@ -85,13 +85,13 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'WorkerSession': grpc.stream_stream_rpc_method_handler(
                     servicer.WorkerSession,
-                    request_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.WorkerUpdate.FromString,
-                    response_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.WorkerCommand.SerializeToString,
+                    request_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.WorkerUpdates.FromString,
+                    response_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.WorkerCommands.SerializeToString,
             ),
             'FrontSession': grpc.stream_stream_rpc_method_handler(
                     servicer.FrontSession,
-                    request_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.FrontUpdate.FromString,
-                    response_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.FrontReply.SerializeToString,
+                    request_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.FrontUpdates.FromString,
+                    response_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.FrontReplies.SerializeToString,
             ),
             'DrainWorker': grpc.unary_unary_rpc_method_handler(
                     servicer.DrainWorker,
@@ -125,8 +125,8 @@ class SchedulerService:
             request_iterator,
             target,
             '/baton.scheduler.v1.SchedulerService/WorkerSession',
-            protos_dot_scheduler_dot_v1_dot_scheduler__pb2.WorkerUpdate.SerializeToString,
-            protos_dot_scheduler_dot_v1_dot_scheduler__pb2.WorkerCommand.FromString,
+            protos_dot_scheduler_dot_v1_dot_scheduler__pb2.WorkerUpdates.SerializeToString,
+            protos_dot_scheduler_dot_v1_dot_scheduler__pb2.WorkerCommands.FromString,
             options,
             channel_credentials,
             insecure,
@@ -152,8 +152,8 @@ class SchedulerService:
             request_iterator,
             target,
             '/baton.scheduler.v1.SchedulerService/FrontSession',
-            protos_dot_scheduler_dot_v1_dot_scheduler__pb2.FrontUpdate.SerializeToString,
-            protos_dot_scheduler_dot_v1_dot_scheduler__pb2.FrontReply.FromString,
+            protos_dot_scheduler_dot_v1_dot_scheduler__pb2.FrontUpdates.SerializeToString,
+            protos_dot_scheduler_dot_v1_dot_scheduler__pb2.FrontReplies.FromString,
             options,
             channel_credentials,
             insecure,

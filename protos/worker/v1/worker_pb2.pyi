@@ -21,6 +21,12 @@ FINISH_REASON_LENGTH: FinishReason
 FINISH_REASON_ABORT: FinishReason
 FINISH_REASON_ERROR: FinishReason
 
+class AttachRequests(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[AttachRequest]
+    def __init__(self, messages: _Optional[_Iterable[_Union[AttachRequest, _Mapping]]] = ...) -> None: ...
+
 class AttachRequest(_message.Message):
     __slots__ = ("open", "submit", "abort", "release", "renew")
     OPEN_FIELD_NUMBER: _ClassVar[int]

@@ -37,7 +37,7 @@ class WorkerServiceStub:
         """
         self.Attach = channel.stream_stream(
                 '/baton.worker.v1.WorkerService/Attach',
-                request_serializer=protos_dot_worker_dot_v1_dot_worker__pb2.AttachRequest.SerializeToString,
+                request_serializer=protos_dot_worker_dot_v1_dot_worker__pb2.AttachRequests.SerializeToString,
                 response_deserializer=protos_dot_worker_dot_v1_dot_worker__pb2.AttachResponse.FromString,
                 _registered_method=True)
 
@@ -59,7 +59,7 @@ def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Attach': grpc.stream_stream_rpc_method_handler(
                     servicer.Attach,
-                    request_deserializer=protos_dot_worker_dot_v1_dot_worker__pb2.AttachRequest.FromString,
+                    request_deserializer=protos_dot_worker_dot_v1_dot_worker__pb2.AttachRequests.FromString,
                     response_serializer=protos_dot_worker_dot_v1_dot_worker__pb2.AttachResponse.SerializeToString,
             ),
     }
@@ -89,7 +89,7 @@ class WorkerService:
             request_iterator,
             target,
             '/baton.worker.v1.WorkerService/Attach',
-            protos_dot_worker_dot_v1_dot_worker__pb2.AttachRequest.SerializeToString,
+            protos_dot_worker_dot_v1_dot_worker__pb2.AttachRequests.SerializeToString,
             protos_dot_worker_dot_v1_dot_worker__pb2.AttachResponse.FromString,
             options,
             channel_credentials,

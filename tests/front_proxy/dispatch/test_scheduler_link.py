@@ -96,7 +96,7 @@ async def scene(**changes: Any) -> AsyncIterator[tuple[Scene, ScriptedPeer]]:
             yield it, script
 
 
-def view_of(*workers: tuple[str, int], leader_epoch: int = 0) -> pb.FrontReply:
+def view_of(*workers: tuple[str, int]) -> pb.FrontReply:
     entries = [
         pb.WorkerEntry(
             info=cluster_pb2.WorkerInfo(
@@ -108,7 +108,7 @@ def view_of(*workers: tuple[str, int], leader_epoch: int = 0) -> pb.FrontReply:
         )
         for worker_id, epoch in workers
     ]  # fmt: skip
-    return pb.FrontReply(view=pb.ClusterView(workers=entries), leader_epoch=leader_epoch)
+    return pb.FrontReply(view=pb.ClusterView(workers=entries))
 
 
 async def test_it_is_the_same_process_on_each_of_its_streams_and_no_other() -> None:
@@ -136,6 +136,19 @@ async def test_a_question_gets_its_own_answer() -> None:
         told = await ears[1].wait()
         assert (told.prefill, told.decode, told.decode_blocks) == (None, Placement("d", "a:1", 3), 4)
         assert await ears[0].wait() == Failure(kind=FailureKind.EXHAUSTED, message="full", retry_after_s=0.5)
+
+
+async def test_what_arises_in_one_turn_is_asked_in_one_write_and_answered_from_one_list() -> None:
+    async with scene() as (it, script):
+        await it.connected()
+        await script.hears("running")
+        del script.lists[:]
+        ears = [Ear() for _ in range(9)]
+        ids = [it.ask(ear) for ear in ears]
+        assert [(await script.hears("plan")).plan_id for _ in ids] == ids and script.lists == [9]
+        answers = [pb.FrontReply(plan=pb.Plan(plan_id=plan_id)) for plan_id in ids]
+        script.says.put_nowait(pb.FrontReplies(messages=answers))
+        assert [(await ear.wait()).plan_id for ear in ears] == ids
 
 
 async def test_the_end_of_a_plan_follows_its_question() -> None:
@@ -196,13 +209,13 @@ async def test_the_view_is_kept_while_it_is_away_and_says_which_workers_left() -
 
 async def test_a_leader_older_than_one_that_was_seen_is_left_and_its_plan_is_not_used() -> None:
     async with scene() as (it, script):
-        script.says.put_nowait(view_of(("d", 1), leader_epoch=8))
+        script.says.put_nowait(pb.FrontReplies(messages=[view_of(("d", 1))], leader_epoch=8))
         await it.connected(usable=True)
         ear = Ear()
         asked_id = it.ask(ear)
         await script.hears("plan")
         old = pb.Plan(plan_id=asked_id, decode=pb.Placement(worker_id="d", address="d:1", epoch=1), reason="old")
-        script.says.put_nowait(pb.FrontReply(plan=old, leader_epoch=7))
+        script.says.put_nowait(pb.FrontReplies(messages=[pb.FrontReply(plan=old)], leader_epoch=7))
         assert (await ear.wait()) and it.degraded == ["planned"], "planned from the last view, not by the older leader"
         await script.hears("register")
         assert script.streams == 2 and it.lost == ["it led once, and another one leads now"]

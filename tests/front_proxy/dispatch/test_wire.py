@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,22 +53,28 @@ FINISHES = st.builds(Finish, st.sampled_from(["stop", "length", "abort", "error"
 FIRSTS = st.builds(FirstOutput, cached_tokens=INTS, external_tokens=INTS, queue_s=US, compute_s=US)
 
 
+def only(told: Any) -> Any:
+    """The one message of a list."""
+    (message,) = told.messages
+    return message
+
+
 @given(QUESTIONS, st.lists(RUNNING, max_size=3))
 def test_what_a_front_proxy_tells_the_scheduler_arrives(question: PlanRequested, running: list[RunningPlan]) -> None:
-    assert scheduler_wire.plan_requested(0, wire.plan_request(question).plan) == question
-    told = wire.plans_running(running, asked=[1, 2], complete=True).running
+    assert scheduler_wire.plan_requested(0, only(wire.plan_request(question)).plan) == question
+    told = only(wire.plans_running(running, asked=[1, 2], complete=True)).running
     assert scheduler_wire.plans_running(0, told).plans == tuple(running)
 
 
 @given(PLANS, FAILURES, MS)
 def test_what_the_scheduler_answers_arrives(plan: ReplyPlan, failure: Failure, wait_max_s: float) -> None:
-    assert wire.word(scheduler_wire.plan(plan)) == plan
+    assert wire.word(only(scheduler_wire.plan(plan))) == plan
     refusal = ReplyRefusal(session=0, plan_id=1, failure=failure, cause="")
-    arrived = wire.word(scheduler_wire.refusal(refusal))
+    arrived = wire.word(only(scheduler_wire.refusal(refusal)))
     # Whether the worker was reached is said by the front proxy's own stream, not by the scheduler.
     assert arrived == refusal
     waiting = ReplyWaiting(session=0, plan_id=1, wait_max_s=wait_max_s)
-    assert wire.word(scheduler_wire.waiting(waiting)) == waiting
+    assert wire.word(only(scheduler_wire.waiting(waiting))) == waiting
 
 
 @given(REQUESTS, st.none() | HANDOFFS, st.sampled_from(Stage), MS)
@@ -74,7 +82,7 @@ def test_a_submission_arrives(
     request: EngineRequest, handoff: KvHandoff | None, stage: Stage, deadline_s: float
 ) -> None:
     sent = Submission(stage=stage, engine_request=request, handoff=handoff, blocks_reserved=3, deadline_s=deadline_s)
-    arrived = worker_wire.request_of(wire.submit(7, sent, 0.0).submit)
+    arrived = worker_wire.request_of(only(wire.submit(7, sent, 0.0)).submit)
     assert arrived is not None and arrived.engine_request == request
     assert (arrived.slot, arrived.blocks_reserved, type(arrived.work).__name__) == (7, 3, stage.value.title())
     assert arrived.deadline_s is not None and abs(arrived.deadline_s - deadline_s) < 0.0011

@@ -131,6 +131,25 @@ async def test_many_submissions_share_one_stream_and_a_refusal_ends_its_slot_alo
         assert await ears[0].next() == Failure(kind=FailureKind.EXHAUSTED, message="full", retry_after_s=1.5)
         assert [(await ear.next()).token_ids for ear in ears[1:]] == [[slot] for slot in slots[1:]]
         assert at.script.streams == 1 and len(set(slots)) == 20
+        assert at.script.lists == [1, 20], "who it is, and then all that waited, in one write"
+
+
+async def test_what_arises_in_one_turn_leaves_in_one_write_and_in_order() -> None:
+    async with stage() as at:
+        ear = Ear()
+        at.say_prefilled(at.submit(ear))
+        held = (await ear.next()).handoff
+        decoding = at.submit(ear, Stage.DECODE, handoff=held)
+        await at.script.hears("submit")
+        await at.script.hears("submit")
+        del at.script.lists[:]
+        at.links.release(held, pulled=True)
+        at.links.abort(at.worker, decoding)
+        last = at.submit(ear)
+        assert (await at.script.hears("release")).lease_id == "lease"
+        assert (await at.script.hears("abort")).slot == decoding
+        assert (await at.script.hears("submit")).slot == last
+        assert at.script.lists == [3]
 
 
 async def test_an_aborted_submission_still_delivers_its_late_hand_off() -> None:
@@ -235,7 +254,7 @@ async def test_a_worker_that_is_not_the_planned_one_is_given_up(first: Any, mess
 
 async def test_more_messages_than_the_bound_end_the_stream() -> None:
     async with stage(send_messages_max=3) as at:
-        ears = [Ear() for _ in range(3)]
+        ears = [Ear() for _ in range(4)]
         for ear in ears:
             at.submit(ear)
         assert "messages wait" in (await ears[0].next()).message

@@ -53,11 +53,8 @@ def say(made: WorkerLink, *deltas: pb.Delta) -> None:
 
 def send(made: WorkerLink) -> list[pb.AttachRequest]:
     """What leaves for the worker of all that is queued."""
-    left = []
-    while (item := made._sending.take_now()) is not None:
-        if (message := made._encode(item)) is not None:
-            left.append(message)
-    return left
+    told = made._sending.take_now()
+    return [] if told is None else list(told.messages)
 
 
 async def test_nothing_is_believed_behind_a_message_that_made_no_sense() -> None:

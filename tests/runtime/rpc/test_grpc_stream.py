@@ -104,7 +104,7 @@ async def test_when_the_client_leaves_the_handler_learns_of_it() -> None:
 
 
 async def test_an_exchange_encodes_what_leaves_and_hears_what_comes() -> None:
-    queue: SendQueue[int] = SendQueue(10)
+    queue: SendQueue[int] = SendQueue(10, lambda number: None if number == 2 else str(number).encode(), int)
     heard: list[bytes] = []
 
     def hear(message: bytes) -> None:
@@ -112,18 +112,18 @@ async def test_an_exchange_encodes_what_leaves_and_hears_what_comes() -> None:
         if message == b"3":
             queue.close(Failure(kind=FailureKind.UNAVAILABLE, message="done"))
 
-    for number in (1, 2, 3):
+    for number in (2, 3):
         queue.put(number)
     async with served(echo) as address:
         ended = await exchange(
             DIAL,
             address,
             queue,
+            opening=b"hello",
             on_message=hear,
             first_timeout_s=WAIT_S,
-            encode=lambda number: None if number == 2 else str(number).encode(),
         )
-    assert (heard, str(ended)) == ([b"1", b"3"], "done")
+    assert (heard, str(ended)) == ([b"hello", b"3"], "done")
 
 
 async def test_an_exchange_ends_with_the_reason_of_its_peer_and_closes_the_queue() -> None:
@@ -132,20 +132,18 @@ async def test_an_exchange_ends_with_the_reason_of_its_peer_and_closes_the_queue
         await stream.refuse(Failure(kind=FailureKind.INCOMPATIBLE, message="too old"))
 
     queue: SendQueue[bytes] = SendQueue(10)
-    queue.put(b"hello")
     async with served(refuse) as address:
-        ended = await exchange(DIAL, address, queue, on_message=print, first_timeout_s=WAIT_S)
+        ended = await exchange(DIAL, address, queue, opening=b"hello", on_message=print, first_timeout_s=WAIT_S)
     assert "too old" in str(ended) and queue.closed
     assert not queue.put(b"more")
 
 
 async def test_a_bug_in_an_exchange_is_raised() -> None:
     queue: SendQueue[bytes] = SendQueue(10)
-    queue.put(b"hello")
 
     def bug(message: bytes) -> None:
         raise ZeroDivisionError(message)
 
     async with served(echo) as address:
         with pytest.raises(ZeroDivisionError):
-            await exchange(DIAL, address, queue, on_message=bug, first_timeout_s=WAIT_S)
+            await exchange(DIAL, address, queue, opening=b"hello", on_message=bug, first_timeout_s=WAIT_S)

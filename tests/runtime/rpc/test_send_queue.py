@@ -3,45 +3,155 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from typing import Any, cast
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from front_proxy.config import FrontProxyLimits
+from protos.scheduler.v1.scheduler_pb2 import LeasesHeld
 from runtime.failures import Failure, FailureKind
-from runtime.rpc.send_queue import SendQueue
+from runtime.rpc import send_queue
+from runtime.rpc.bidi_stream import Stream
+from runtime.rpc.send_queue import BATCH_BYTES_MAX, SendQueue
+from scheduler.config import SchedulerParameters
+from worker.config import WorkerLimits
 
 
-async def test_messages_arrive_in_order_and_only_the_newest_view() -> None:
-    queue: SendQueue[str] = SendQueue(10)
-    queue.put("a")
-    queue.show("old view")
-    queue.put("b")
-    queue.show("new view")
-    assert [await queue.take() for _ in range(3)] == ["new view", "a", "b"]
+def said(*names: str) -> LeasesHeld:
+    """A message that is a list."""
+    return LeasesHeld(lease_ids=names)
 
 
-async def test_a_waiting_reader_is_woken() -> None:
-    queue: SendQueue[str] = SendQueue(10)
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
-        taken = group.create_task(queue.take())
+def queue_of(*names: str, messages_max: int = 10) -> SendQueue[LeasesHeld]:
+    queue: SendQueue[LeasesHeld] = SendQueue(messages_max)
+    for name in names:
+        queue.put(said(name))
+    return queue
+
+
+def taken(queue: SendQueue[Any]) -> list[list[str]]:
+    """All that waits, list by list."""
+    lists = []
+    while (told := queue.take_now()) is not None:
+        lists.append(list(told.lease_ids))
+    return lists
+
+
+class Paper:
+    """A stream that keeps what is written. ``slow``: the peer takes nothing yet."""
+
+    def __init__(self) -> None:
+        self.written: list[list[str]] = []
+        self.free = asyncio.Event()
+        self.free.set()
+
+    async def write(self, message: LeasesHeld) -> None:
+        self.written.append(list(message.lease_ids))
+        await self.free.wait()
+
+
+async def test_what_waits_is_one_message_in_order_behind_the_newest_view() -> None:
+    queue = queue_of("a")
+    queue.show(said("old view"))
+    queue.put(said("b", "c"))
+    queue.show(said("new view"))
+    assert await queue.take() == said("new view", "a", "b", "c")
+
+
+async def test_what_was_put_is_not_changed_and_one_alone_is_not_even_copied() -> None:
+    queue, kept = queue_of(), said("a")
+    queue.put(kept)
+    assert queue.take_now() is kept
+    queue.put(kept)
+    queue.put(said("b"))
+    assert queue.take_now() == said("a", "b") and kept == said("a")
+
+
+async def test_what_arises_in_one_turn_is_one_write_and_what_arises_alone_leaves_in_the_next_turn() -> None:
+    queue, paper = queue_of(), Paper()
+    writing = asyncio.create_task(queue.write_to(cast(Stream[Any, Any], paper)))
+    await asyncio.sleep(0)
+    for name in "abc":
+        queue.put(said(name))
+    await asyncio.sleep(0)
+    assert paper.written == [["a", "b", "c"]]
+    queue.put(said("d"))
+    paper.free.clear()
+    await asyncio.sleep(0)
+    assert paper.written[1:] == [["d"]]
+    for name in "ef":
+        queue.put(said(name))
         await asyncio.sleep(0)
-        queue.put("a")
-    assert taken.result() == "a"
+    paper.free.set()
+    await asyncio.sleep(0)
+    assert paper.written[2:] == [["e", "f"]], "what gathered while the peer was slow"
+    queue.close()
+    await asyncio.wait_for(writing, 5)
+
+
+@given(st.lists(st.integers(0, 60), max_size=30))
+def test_no_list_is_over_its_bounds_unless_one_message_is_and_nothing_is_lost(lengths: list[int]) -> None:
+    names = [f"{number:02d}{'x' * length}" for number, length in enumerate(lengths)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(send_queue, "BATCH_BYTES_MAX", 50)
+        patch.setattr(send_queue, "BATCH_MESSAGES_MAX", 4)
+        lists = asyncio.run(_taken(names))
+    assert [name for each in lists for name in each] == names
+    assert all(len(each) <= 4 and (said(*each).ByteSize() <= 50 or len(each) == 1) for each in lists)
+    # As few as the bounds allow: the first of a list had no room in the one before.
+    for each, following in itertools.pairwise(lists):
+        assert len(each) == 4 or said(*each, following[0]).ByteSize() > 50
+
+
+async def _taken(names: list[str]) -> list[list[str]]:
+    return taken(queue_of(*names, messages_max=30))
+
+
+async def test_what_finds_no_room_is_encoded_when_it_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(send_queue, "BATCH_BYTES_MAX", 20)
+    now_s = 0
+
+    def encode(name: str) -> LeasesHeld | None:
+        return said(f"{name} at {now_s}") if name != "skipped" else None
+
+    queue = SendQueue[str](10, encode, lambda name: said(f"{name} at 0").ByteSize())
+    for name in ("aaaa", "skipped", "bbbb", "cccc"):
+        queue.put(name)
+    assert queue.take_now() == said("aaaa at 0")
+    now_s = 1
+    assert taken(queue) == [["bbbb at 1"], ["cccc at 1"]]
+
+
+def test_every_peer_accepts_a_whole_list() -> None:
+    limits = (FrontProxyLimits(), SchedulerParameters(), WorkerLimits())
+    assert all(each.message_bytes_max >= 2 * BATCH_BYTES_MAX for each in limits)
+
+
+async def test_a_waiting_writer_is_woken() -> None:
+    queue = queue_of()
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        taking = group.create_task(queue.take())
+        await asyncio.sleep(0)
+        queue.put(said("a"))
+    assert taking.result() == said("a")
 
 
 async def test_the_end_is_told_once_and_the_first_failure_counts() -> None:
-    queue: SendQueue[str] = SendQueue(10)
-    queue.put("lost")
+    queue = queue_of("lost")
     queue.close(Failure(kind=FailureKind.UNAVAILABLE, message="first"))
     queue.close()
-    queue.put("late")
-    queue.show("late")
+    queue.put(said("late"))
+    queue.show(said("late"))
     assert await queue.take() is None
     assert queue.failure is not None
     assert queue.failure.message == "first"
 
 
 async def test_a_peer_that_does_not_read_loses_its_stream() -> None:
-    queue: SendQueue[str] = SendQueue(2)
-    for message in "abc":
-        queue.put(message)
+    queue = queue_of("a", "b", "c", messages_max=2)
     assert queue.closed
     assert queue.failure is not None
     assert queue.failure.kind is FailureKind.EXHAUSTED
