@@ -1,4 +1,4 @@
-"""The bench commands: overhead (the default), load, plain-server. Parses and prints; measures nothing itself."""
+"""The bench commands: overhead (the default), load, compatibility, plain-server. Measures nothing itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import msgspec
 from cyclopts import Group, Parameter, validators
 
-from bench import bench_model, measures, overhead, plain_server, report
+from bench import bench_model, compatibility, measures, overhead, plain_server, report
 from bench.load import Api, GrpcBackend, LoadRun, LoadSpec, OpenAiBackend, client_session, run_load
 from bench.peers import EngineShape, PeerOptions, SystemName, router_is_installed
 from bench.prompts import make_prompts, token_counter
@@ -27,6 +27,7 @@ from runtime.process import command_line
 from runtime.process.exit_codes import ExitCode
 
 app = command_line.new_app("python -m bench", "Measure Baton and its peers from the outside.")
+app.command(compatibility.check, name="compatibility")
 _TARGET = Group("Target", validator=validators.LimitedChoice(1, 1))
 _THREADS = max(1, (os.cpu_count() or 2) // 2)
 _SIZES = overhead.OverheadSpec()

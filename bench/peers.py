@@ -18,6 +18,7 @@ from typing import Literal, get_args
 import msgspec
 import psutil
 
+import baton_llm
 from bench import cpu
 from bench.children import Child, start_child
 from bench.plain_server import DEFAULT_HOST as HOST
@@ -123,7 +124,7 @@ def baton_argv(
     shape: EngineShape, port: int, state_dir: Path, sets: Sequence[str], command: Sequence[str] = ()
 ) -> list[str]:
     """The command of Baton 1P1D; ``command`` starts another `baton` than this one."""
-    argv = [*(command or (sys.executable, "-m", "cli")), "up", "--model", shape.model]
+    argv = [*(command or baton_llm.command()), "up", "--model", shape.model]
     argv += ["--prefill", "1", "--decode", "1"]
     argv += ["--host", HOST, "--port", str(port), "--grpc-port", "0", "--state-dir", str(state_dir)]
     settings = {

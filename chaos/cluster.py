@@ -12,6 +12,7 @@ from pathlib import Path
 
 import aiohttp
 
+import baton_llm
 from chaos.clients import Door
 from chaos.report import NotBack
 from launcher.local import state_file
@@ -45,10 +46,9 @@ class ChaosCluster:
     async def start(self) -> None:
         """Start `baton up`."""
         self.state_dir.mkdir(parents=True, exist_ok=True)
-        argv = [sys.executable, "-m", "cli", "up", "--port", "0", "--grpc-port", "0"]
-        argv += ["--state-dir", str(self.state_dir), *self._up_arguments]
+        argv = baton_llm.command("up", "--port", "0", "--grpc-port", "0", "--state-dir", str(self.state_dir))
         self._launcher = await asyncio.create_subprocess_exec(
-            *argv, stdout=asyncio.subprocess.PIPE, start_new_session=True
+            *argv, *self._up_arguments, stdout=asyncio.subprocess.PIPE, start_new_session=True
         )
 
     async def ready(self, timeout_s: float) -> str:
@@ -92,7 +92,7 @@ class ChaosCluster:
 
     async def restart(self, process_id: str, timeout_s: float) -> None:
         """`baton restart`. Raises ChaosError when it is refused or does not end in time."""
-        argv = [sys.executable, "-m", "cli", "restart", process_id, "--state-dir", str(self.state_dir)]
+        argv = baton_llm.command("restart", process_id, "--state-dir", str(self.state_dir))
         process = await asyncio.create_subprocess_exec(*argv, stdout=sys.stderr, start_new_session=True)
         try:
             async with asyncio.timeout(timeout_s):

@@ -2,7 +2,7 @@
 
 import sys
 
-from cli.app import main
+import baton_llm
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(baton_llm.main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,8 +56,19 @@ def load(sources: Sources, *options: Given | None) -> Loaded[BatonConfig]:
     from launcher.config import BatonConfig
     from runtime.configuration import load
 
+    _forget_service_links()
     given = [option for option in options if option is not None]
     return load(BatonConfig, file=sources.config, environ=os.environ, sets=sources.sets, options=given)
+
+
+def _forget_service_links() -> None:
+    """Take what Kubernetes set for Services out of the environment: vLLM would take VLLM_PORT for its own, too."""
+    from runtime import service_links
+
+    if found := service_links.found_in(os.environ, ("BATON_", "VLLM_")):
+        print(f"baton: ignored what Kubernetes set for its Services: {', '.join(found)}", file=sys.stderr)
+    for name in found:
+        del os.environ[name]
 
 
 def check_engine(loaded: Loaded[BatonConfig]) -> None:

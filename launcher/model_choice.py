@@ -13,6 +13,7 @@ from engine.config import EngineConfig
 from launcher.config import BatonConfig
 from launcher.demo import model as demo_model
 from runtime.configuration import COMMAND_LINE, DEFAULT
+from runtime.text import is_text
 from runtime.user_error import UserError
 
 Progress = Callable[[str], None]
@@ -52,7 +53,7 @@ def choose(
     serving = config.front_proxy.serving
     engine = msgspec.structs.replace(
         config.engine,
-        model=str(folder),
+        model=_text_of(folder),
         served_model_name=config.engine.served_model_name or demo_model.NAME,
         # With logits of 16 bits two tokens can tie, and then answers depend on what shares the batch.
         dtype=demo_model.DTYPE if config.engine.dtype == "auto" else config.engine.dtype,
@@ -72,7 +73,7 @@ def check(model: str, environ: Mapping[str, str], progress: Progress, *, hub_tim
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(f"the model folder {folder} has no config.json, so it holds no model that can be loaded")
-        return str(folder.resolve())
+        return _text_of(folder.resolve())
     if folder.exists():
         raise ModelError(f"the model {folder} is a file; name the folder that holds config.json and the weights")
     if not _HUB_NAME.fullmatch(model):
@@ -85,6 +86,12 @@ def check(model: str, environ: Mapping[str, str], progress: Progress, *, hub_tim
     if not _in_hub_cache(model, environ) and environ.get("VLLM_USE_MODELSCOPE", "").lower() not in _YES:
         _ask_hub(model, environ, hub_timeout_s)
     return model
+
+
+def _text_of(folder: Path) -> str:
+    if not is_text(str(folder)):
+        raise ModelError(f"the name of the model folder {folder} is not UTF-8 text")
+    return str(folder)
 
 
 def is_local(model: str) -> bool:
@@ -127,7 +134,7 @@ def _ask_hub(model: str, environ: Mapping[str, str], timeout_s: float) -> None:
             timeout=timeout_s,
             follow_redirects=True,
         )
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeEncodeError) as error:
         raise ModelError(f"there is no folder {model}, and the model hub cannot be asked for it: {error}") from error
     match reply.status_code:
         case 404:
@@ -146,7 +153,7 @@ def _in_hub_cache(model: str, environ: Mapping[str, str]) -> bool:
 def _stored_token(environ: Mapping[str, str]) -> str:
     """What `hf auth login` left; empty when nothing did."""
     try:
-        return Path(environ.get("HF_TOKEN_PATH") or _hub_home(environ) / "token").read_text().strip()
+        return Path(environ.get("HF_TOKEN_PATH") or _hub_home(environ) / "token").read_text(errors="replace").strip()
     except OSError:
         return ""
 

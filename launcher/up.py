@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import baton_llm
 from launcher import model_choice
 from launcher.config import BatonConfig
 from launcher.local import status
@@ -54,7 +54,7 @@ def command_of(state_dir: Path) -> CommandOf:
     def command(spec: ProcessSpec, settings: Sequence[str]) -> list[str]:
         arguments = [part for setting in settings for part in ("--set", setting)]
         config = str(state_dir / CONFIG_FILE)
-        return [sys.executable, "-m", "cli", spec.command, "--config", config, *arguments]
+        return baton_llm.command(spec.command, "--config", config, *arguments)
 
     return command
 

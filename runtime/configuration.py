@@ -5,7 +5,7 @@ The given struct defines which keys exist.
 
 An environment variable sets ``a.b_c`` as ``<prefix>A__B_C``. A variable with the prefix but without ``__`` is read only
 if it names a top-level value: other programs' variables may share the prefix. A key with ``_`` in the place of ``__``
-is an error.
+is an error. What Kubernetes sets for a Service is no setting, whatever its name.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar, get_origin, get_type_hints
 
 import msgspec
 
+from runtime.service_links import is_service_link
 from runtime.user_error import UserError
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -87,9 +88,11 @@ def load(
     if file is not None:
         for path, value in _leaves(cls, _read(file), f"file {file}"):
             _put(cls, tree, sources, path, value, f"file {file}")
-    for name in sorted(environ):
-        if name.startswith(prefix) and (keys := _environment_path(cls, name.removeprefix(prefix), prefix)):
-            _put(cls, tree, sources, keys, _Text(environ[name]), f"env {name}")
+    for name, text in sorted(environ.items()):
+        if not name.startswith(prefix) or is_service_link(name, text):
+            continue
+        if keys := _environment_path(cls, name.removeprefix(prefix), prefix):
+            _put(cls, tree, sources, keys, _Text(text), f"env {name}")
     for source, setting in (*((COMMAND_LINE, each) for each in sets), *options):
         key, separator, text = setting.partition("=")
         if not separator or not key.strip():
@@ -196,6 +199,7 @@ def _put(
             raise BadConfiguration(at, "is a table; set one of its keys", source)
         if last:
             branch[key] = _fit(kind, value, path, source)
+            _check_text(path, branch[key], source)
             break
         if not (_is_struct(kind) or _is_mapping(kind) or kind is Any):
             raise BadConfiguration(".".join(path), f"{key} is a value, not a table", source)
@@ -253,6 +257,14 @@ def _fit(kind: Any, value: Any, path: tuple[str, ...], source: str) -> Any:
         except msgspec.ValidationError as error:
             reason = str(error)
     raise BadConfiguration(".".join(path), reason, source)
+
+
+def _check_text(path: tuple[str, ...], value: Any, source: str) -> None:
+    """Refuse lone surrogates, as which bytes come that are not UTF-8: no process could be told of them."""
+    try:
+        msgspec.json.encode((path, value))
+    except UnicodeEncodeError:
+        raise BadConfiguration(".".join(path), "is not UTF-8 text", source) from None
 
 
 def _as_json(text: str) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
@@ -22,6 +23,9 @@ PriorityClass = Literal["interactive", "default", "batch"]
 
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 CONNECT_TIMEOUT_S = 120.0
+_LOOPBACK = re.compile(
+    r"(?:(?:dns|ipv4|ipv6):(?://[^/]*/)?)?(?:localhost|127(?:\.\d+){3}|\[::1\])(?::\d+)?", re.IGNORECASE
+)
 
 
 class BatonError(Exception):
@@ -58,6 +62,7 @@ class BatonClient:
 
     ``api_key``, ``tenant`` and ``priority_class`` go with every call; a request may name its own tenant and class.
     ``connect_timeout_s``: longest wait for a connection; gRPC's own, 20 s, is less than a front proxy may stand still.
+    A proxy that the environment names (``http_proxy``) is used, as by any gRPC client, but never to this machine.
     """
 
     def __init__(
@@ -74,6 +79,7 @@ class BatonClient:
             ("grpc.min_reconnect_backoff_ms", round(connect_timeout_s * 1000)),
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
             ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+            ("grpc.enable_http_proxy", int(_LOOPBACK.fullmatch(address) is None)),
         ]
         self._channel = channel or grpc.aio.insecure_channel(address, options=options)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, assert_never
@@ -121,6 +122,9 @@ def sampling_params(request: inference_pb2.GenerateRequest, defaults: dict[str, 
         if items := getattr(options, name):
             values[name] = list(items)
     if options.logit_bias:
+        # vLLM checks the other floats itself, and clamps these: not a number became -100.
+        if any(map(math.isnan, options.logit_bias.values())):
+            raise ValueError("logit_bias must hold numbers, got NaN.")
         values["logit_bias"] = {token: float(f"{bias:.7g}") for token, bias in options.logit_bias.items()}
     values["structured_outputs"] = _structured(options)
     if request.HasField("return_text") and not request.return_text and not options.stop:

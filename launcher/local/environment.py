@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from runtime import GRPC_ENVIRONMENT
 
@@ -32,7 +30,4 @@ def child_environment(
     if model_is_local:
         # Without this every start asks the model hub about a folder on this disk.
         child.setdefault("HF_HUB_OFFLINE", "1")
-    # A checkout that is not installed must be importable from any working directory.
-    root = str(Path(__file__).resolve().parent.parent)
-    paths = [path for path in child.get("PYTHONPATH", "").split(os.pathsep) if path and path != root]
-    return child | {"PYTHONPATH": os.pathsep.join([*paths, root])}
+    return child

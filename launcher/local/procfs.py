@@ -28,7 +28,8 @@ class ProcessFacts(msgspec.Struct, frozen=True):
 def facts(pid: int) -> ProcessFacts | None:
     """What runs as ``pid``; None when nothing does."""
     try:
-        text = (_PROC / str(pid) / "stat").read_text()
+        # A process may give itself any bytes as its name, and the kernel cuts a long one anywhere.
+        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
     except OSError:
         return None
     # The name in parentheses may itself hold spaces and parentheses.

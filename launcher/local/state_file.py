@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from runtime.roles import Role
+from runtime.text import is_text
 from runtime.user_error import UserError
 
 STATE_FILE = "cluster.json"
@@ -130,16 +131,18 @@ def read(state_dir: Path) -> ClusterRecord:
         raise StateError(f"no cluster was started with the state folder {state_dir}") from None
     except OSError as error:
         raise StateError(f"cannot read {file}: {error.strerror}") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StateError(f"{file} is not a state file: {error}") from error
 
 
 @contextlib.contextmanager
 def owned(state_dir: Path) -> Iterator[None]:
     """Hold ``state_dir`` for one launcher. Raises StateError when another one has it."""
+    if not is_text(str(state_dir)):
+        raise StateError(f"the name of the state folder {state_dir} is not UTF-8 text")
     try:
         (state_dir / LOGS).mkdir(parents=True, exist_ok=True)
-        lock = (state_dir / LOCK_FILE).open("a+")
+        lock = (state_dir / LOCK_FILE).open("a+", errors="replace")
     except OSError as error:
         raise StateError(f"cannot use the state folder {state_dir}: {error.strerror}") from error
     with lock:

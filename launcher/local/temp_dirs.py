@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from runtime.text import is_text
+
 PREFIX = "baton-"
 # A unix socket's path has 107 bytes at most; vLLM's sockets are named by a UUID.
 PATH_BYTES_MAX = 107 - len("/00000000-0000-0000-0000-000000000000")
@@ -20,7 +22,7 @@ _SHORT_PARENTS = ("/tmp", "/var/tmp")  # noqa: S108 - mkdtemp makes a folder of 
 
 
 def make(parents: tuple[str, ...] | None = None) -> Path:
-    """A new folder, in the temporary folder of this process or, where its name is too long, in a shorter one.
+    """A new folder, in the temporary folder of this process or, where its name is too long or no text, in another one.
 
     Raises OSError when nothing can be made anywhere.
     """
@@ -31,7 +33,7 @@ def make(parents: tuple[str, ...] | None = None) -> Path:
         except OSError as error:
             refused = refused or error
             continue
-        if len(str(folder).encode()) <= PATH_BYTES_MAX:
+        if is_text(str(folder)) and len(os.fsencode(folder)) <= PATH_BYTES_MAX:
             return folder
         folder.rmdir()
     raise refused or OSError(f"no folder for temporary files has a name of at most {PATH_BYTES_MAX} bytes")

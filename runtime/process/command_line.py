@@ -10,6 +10,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, Parameter, Token, UnusedCliTokensError
 
 from runtime.process.exit_codes import ExitCode
+from runtime.text import is_text, readable
 from runtime.user_error import UserError
 
 
@@ -28,6 +29,8 @@ def new_app(name: str, text: str, *, version: Callable[[], str] | None = None) -
 def run(app: App, words: Sequence[str] | None) -> int:
     """Do what ``words`` say (None: the process's own arguments); returns the exit code."""
     given = list(sys.argv[1:] if words is None else words)
+    if odd := [readable(word) for word in given if not is_text(word)]:
+        return fail(app, f"not UTF-8 text: {', '.join(odd)}", ExitCode.BAD_OPTION)
     try:
         code = app(given, exit_on_error=False, print_error=False, result_action="return_value")
     except UnusedCliTokensError as error:
@@ -49,7 +52,7 @@ def run(app: App, words: Sequence[str] | None) -> int:
 
 def fail(app: App, message: str, code: int) -> int:
     """Say on stderr what is wrong; returns ``code``."""
-    print(f"{app.name[0]}: error: {message}", file=sys.stderr)
+    print(f"{app.name[0]}: error: {readable(message)}", file=sys.stderr)
     return code
 
 

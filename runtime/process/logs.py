@@ -43,9 +43,15 @@ def configure_logging(level: str, process_id: str) -> None:
     stderr.setFormatter(LineFormatter())
     logging.basicConfig(level=level.upper(), handlers=[stderr], force=True)
     logging.captureWarnings(True)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_no_metadata)
     # An event below the level costs one call that does nothing.
     enabled = structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()])
     structlog.configure(wrapper_class=enabled, cache_logger_on_first_use=True)
+
+
+def _no_metadata(record: logging.LogRecord) -> bool:
+    """gRPC logs metadata that is not UTF-8, with a traceback for each: it may be a key, and is no error of ours."""
+    return not str(record.msg).startswith("Invalid encoding")
 
 
 def _event_line(_: object, __: str, event: EventDict) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import msgspec
@@ -14,8 +15,6 @@ from launcher.config import BatonConfig
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     for name in os.environ:
         if name.startswith("BATON_"):
             monkeypatch.delenv(name)
@@ -174,6 +173,34 @@ def test_wrong_words_are_one_line_and_exit_code_2(
     assert out == ""
     assert err.startswith("baton: error: ") and told in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["up", "--model", "a\udcff"],
+        ["status", "--state-dir", "a\udcff"],
+        ["config", "--config", "a\udcff"],
+        ["a\udcff"],
+    ],
+)
+def test_an_argument_that_is_not_text_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr().err == "baton: error: not UTF-8 text: a\\udcff\n"
+
+
+def test_service_links_are_told_once_and_forgotten(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("BATON_WORKER_PORT", "BATON_FRONT_PROXY_PORT", "VLLM_PORT"):
+        monkeypatch.setenv(name, "tcp://10.0.0.2:9000")
+    assert main(["config"]) == 0
+    names = "BATON_FRONT_PROXY_PORT, BATON_WORKER_PORT, VLLM_PORT"
+    assert capsys.readouterr().err == f"baton: ignored what Kubernetes set for its Services: {names}\n"
+    assert "VLLM_PORT" not in os.environ
+    monkeypatch.setenv("BATON_WORKER_PORT", "9000")
+    assert main(["config"]) == 2
+    assert "spell it BATON_WORKER__PORT" in capsys.readouterr().err
 
 
 def test_config_shows_what_differs_and_all_of_it_on_demand(capsys: pytest.CaptureFixture[str]) -> None:

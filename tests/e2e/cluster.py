@@ -18,7 +18,9 @@ from typing import Any
 
 import msgspec
 
+import baton_llm
 from launcher.local import temp_dirs
+from tests.support import foreign_modules
 
 START_TIMEOUT_S = 420.0
 STOP_TIMEOUT_S = 60.0
@@ -50,7 +52,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         return "\n".join(path.read_text(errors="replace") for path in sorted((self.state_dir / "logs").glob("*.log")))
 
 
-BATON = (sys.executable, "-m", "cli")
+BATON = tuple(baton_llm.command())
 
 
 def is_alive(pid: int) -> bool:
@@ -134,12 +136,12 @@ def stop(process: subprocess.Popen[str]) -> int:
 
 @contextlib.contextmanager
 def _running(
-    command: Sequence[str], errors: Path, environ: Mapping[str, str]
+    command: Sequence[str], errors: Path, environ: Mapping[str, str], folder: Path | None = None
 ) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """A server that has printed its ready line, and the words of that line."""
     with errors.open("w") as stderr:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True, env=environ
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True, env=environ, cwd=folder
         )
     try:
         try:
@@ -153,14 +155,19 @@ def _running(
 
 @contextlib.contextmanager
 def baton_up(state_dir: Path, arguments: Sequence[str]) -> Iterator[Endpoint]:
-    """A running cluster; its ports come from the kernel. It must leave nothing in its temporary folder."""
+    """A running cluster; its ports come from the kernel. It must leave nothing in its temporary folder.
+
+    Modules with the names of Baton's packages are in its working folder, and first on its PYTHONPATH.
+    """
     state_dir.mkdir(parents=True, exist_ok=True)
+    folder = foreign_modules.write(state_dir / "foreign")
     temporary = temp_dirs.make()
     environ = temp_dirs.environment(temporary, os.environ)
     del environ["VLLM_RPC_BASE_PATH"]
+    environ["PYTHONPATH"] = os.pathsep.join([str(folder), environ.get("PYTHONPATH", "")])
     command = [*BATON, "up", "--port", "0", "--grpc-port", "0", "--state-dir", str(state_dir), *arguments]
     try:
-        with _running(command, state_dir / "up.stderr", environ) as (process, words):
+        with _running(command, state_dir / "up.stderr", environ, folder) as (process, words):
             yield Endpoint(url=words[1], grpc_address=words[3], state_dir=state_dir, process=process)
         assert [str(left) for left in temporary.rglob("*")] == []
     finally:

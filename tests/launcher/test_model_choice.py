@@ -66,6 +66,24 @@ def test_a_hub_name_is_taken_and_said_to_be_one(status: int) -> None:
     assert not model_choice.is_local("some/name")
 
 
+def test_a_model_folder_whose_name_is_not_text_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a\udcff"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    monkeypatch.chdir(folder)
+    with pytest.raises(model_choice.ModelError, match="is not UTF-8 text"):
+        model_choice.check(".", {}, _quiet, hub_timeout_s=5.0)
+
+
+def test_a_token_that_is_not_text_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "token").write_bytes(b"\xff")
+    with hub(200) as (environ, asked):
+        for token in ({"HF_TOKEN": "a\udcff"}, {"HF_TOKEN_PATH": str(tmp_path / "token")}):
+            with pytest.raises(model_choice.ModelError, match="cannot be asked for it"):
+                model_choice.check("some/name", environ | token, _quiet, hub_timeout_s=5.0)
+    assert asked == []
+
+
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_name_that_the_hub_does_not_know_is_refused(status: int) -> None:
     with hub(status) as (environ, _), pytest.raises(model_choice.ModelError, match="the model hub has no"):

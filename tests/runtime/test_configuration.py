@@ -107,6 +107,33 @@ def test_other_programs_variables_with_the_same_prefix_are_left_alone() -> None:
     assert load(environ={"BATON_HOME": "x", "BATON_ENGINE": "x", "PATH": "x"}).value == Tree()
 
 
+def test_what_kubernetes_sets_for_a_service_is_no_setting() -> None:
+    links = {"BATON_ENGINE_MODEL_PORT": "tcp://10.0.0.2:9000", "BATON_ENGINE__A_PORT": "tcp://10.0.0.2:9000"}
+    assert load(environ=links).value == Tree()
+    with pytest.raises(BadConfiguration, match="unknown key"):
+        load(environ={"BATON_ENGINE__A_PORT": "9000"})
+
+
+# A lone surrogate is what Python makes of a byte that is not UTF-8.
+@pytest.mark.parametrize("setting", ["engine.model=a\udcff", "engine.args.a\udcff=1", 'engine.args={"a": ["\\ud800"]}'])
+def test_what_is_not_text_is_refused_from_every_source(setting: str, tmp_path: Path) -> None:
+    key, _, value = setting.partition("=")
+    with pytest.raises(BadConfiguration, match="is not UTF-8 text"):
+        load(setting)
+    with pytest.raises(BadConfiguration, match="is not UTF-8 text"):
+        load(environ={f"BATON_{key.replace('.', '__')}": value})
+    (tmp_path / "baton.json").write_text(json.dumps({"engine": {"args": {value: "\ud800"}}}))
+    with pytest.raises(BadConfiguration, match="is not UTF-8 text"):
+        load(file=tmp_path / "baton.json")
+
+
+@pytest.mark.parametrize("name", ["a.toml", "a.json"])
+def test_a_file_that_is_not_text_is_one_clear_sentence(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b'{"engine": {"model": "\xff"}}')
+    with pytest.raises(BadConfiguration, match="not valid"):
+        load(file=tmp_path / name)
+
+
 def test_a_combination_that_a_struct_refuses_is_told_with_its_path_and_sources() -> None:
     with pytest.raises(BadConfiguration) as raised:
         load("engine.eager=true", environ={"BATON_ENGINE__MODEL": "compiled"})

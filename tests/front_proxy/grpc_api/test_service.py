@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
+from vllm.exceptions import VLLMError
 
 from front_proxy.gateway.identity import Caller, caller
 from front_proxy.gateway.request_context import RequestContext
@@ -99,9 +101,29 @@ def test_every_sampling_option_reaches_vllm() -> None:
     assert params.structured_outputs.regex == "a+"
 
 
+FLOATS = [field.name for field in SamplingOptions.DESCRIPTOR.fields if field.type == field.TYPE_FLOAT]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", FLOATS)
+def test_what_is_no_number_is_refused_by_every_float(name: str, value: float) -> None:
+    assert len(FLOATS) == 6
+    options = SamplingOptions()
+    setattr(options, name, value)
+    with pytest.raises(VLLMError, match=name):
+        sampling_params(GenerateRequest(sampling=options), {})
+
+
+def test_a_bias_must_be_a_number_and_is_clamped() -> None:
+    biases = {1: math.inf, 2: -math.inf, 3: 1e30}
+    params = sampling_params(GenerateRequest(sampling=SamplingOptions(logit_bias=biases)), {})
+    assert params.logit_bias == {1: 100.0, 2: -100.0, 3: 100.0}
+
+
 @pytest.mark.parametrize(
     ("prompt", "options", "model", "code", "reason"),
     [
+        ("x", SamplingOptions(logit_bias={4: math.nan}), "", grpc.StatusCode.INVALID_ARGUMENT, "BAD_REQUEST"),
         ("x", SamplingOptions(temperature=-1), "", grpc.StatusCode.INVALID_ARGUMENT, "BAD_REQUEST"),
         ("x", SamplingOptions(n=2, temperature=0), "", grpc.StatusCode.INVALID_ARGUMENT, "BAD_REQUEST"),
         ([5] * 3000, SamplingOptions(), "", grpc.StatusCode.INVALID_ARGUMENT, "BAD_REQUEST"),

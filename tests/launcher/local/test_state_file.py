@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -61,3 +62,17 @@ def test_a_state_folder_belongs_to_one_launcher(tmp_path: Path) -> None:
         pass
     with owned(tmp_path):
         pass
+
+
+def test_what_is_not_text_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="is not UTF-8 text"), owned(tmp_path / "a\udcff"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "cluster.json").write_bytes(b'{"launcher_pid": 1, "model": "\xff"}')
+    with pytest.raises(StateError, match="is not a state file"):
+        read(tmp_path)
+    (tmp_path / "lock").write_bytes(b"\xff")
+    with (tmp_path / "lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(StateError, match="another `baton up`"), owned(tmp_path):
+            pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -26,6 +27,14 @@ def test_a_socket_named_by_a_uuid_fits_even_where_the_temporary_folder_has_a_lon
         temp_dirs.remove(folder)
     assert not folder.exists()
     temp_dirs.remove(folder)
+
+
+def test_a_temporary_folder_whose_name_is_not_text_is_passed_over() -> None:
+    with tempfile.TemporaryDirectory(suffix="\udcff", dir="/tmp") as odd:
+        folder = temp_dirs.make((odd, "/tmp"))
+        temp_dirs.remove(folder)
+        assert folder.parent == Path("/tmp")
+        assert list(Path(odd).iterdir()) == []
 
 
 def test_where_no_folder_can_be_made_the_first_refusal_is_told(tmp_path: Path) -> None:

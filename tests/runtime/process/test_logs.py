@@ -56,3 +56,39 @@ def test_vllm_is_told_to_log_in_the_same_form() -> None:
     logging.config.dictConfig(told)
     (handler,) = logging.getLogger("test_vllm").handlers
     assert isinstance(handler.formatter, LineFormatter)
+
+
+# As `x-api-key` may hold it; gRPC's own client would not send it.
+ODD_KEY = """
+import asyncio, struct
+from runtime.process.logs import configure_logging
+from runtime.rpc.grpc_server import start_server
+configure_logging("info", "p-1")
+
+def frame(kind, flags, payload, stream=1):
+    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+def header(name, value):
+    return bytes([0, len(name)]) + name + bytes([len(value)]) + value
+
+async def main():
+    server = await start_server("127.0.0.1", 0, lambda _: [], message_bytes_max=1 << 20)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    names = {b":method": b"POST", b":scheme": b"http", b":path": b"/grpc.health.v1.Health/Check", b":authority": b"x",
+             b"content-type": b"application/grpc", b"te": b"trailers", b"x-api-key": b"secret\\xff"}
+    headers = b"".join(header(name, value) for name, value in names.items())
+    message = frame(4, 0, b"", 0) + frame(1, 4, headers) + frame(0, 1, bytes(5))
+    writer.write(b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n" + message)
+    answered = b""
+    while b"grpc-status\\x010" not in answered:
+        answered += await asyncio.wait_for(reader.read(4096), 20)
+    writer.close()
+    await server.stop(0)
+
+asyncio.run(main())
+"""
+
+
+def test_metadata_that_is_not_text_is_served_and_not_logged() -> None:
+    done = subprocess.run([sys.executable, "-c", ODD_KEY], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
