@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 from collections.abc import AsyncGenerator
 from copy import copy
 
 import msgspec
 from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
@@ -20,7 +22,7 @@ from front_proxy.engine_client.outputs import core_output, prefill_stats
 from front_proxy.engine_client.sampling import encode
 from front_proxy.gateway.metrics import RENDER_S, SEQUENCES
 from front_proxy.gateway.request_context import CLOCK, REQUEST_CONTEXT
-from front_proxy.request.generation import GenerationDelta, GenerationRequest
+from front_proxy.request.generation import GenerationDelta, GenerationRequest, one_by_one
 from runtime.failures import Failure, FailureError, FailureKind
 
 
@@ -37,7 +39,7 @@ class Sequences:
         return self._one(request, text) if request.sampling_params.n == 1 else self._many(request, text)
 
     async def _one(self, request: EngineCoreRequest, text: str | None) -> AsyncGenerator[RequestOutput, None]:
-        collector = RequestOutputCollector(request.sampling_params.output_kind, request.request_id)
+        collector = _collector(request)
         # Before anything is registered: parameters that cannot be encoded must leave nothing behind.
         child = _Child(request)
         deltas = self._dispatcher.generate(self._generation(child))
@@ -50,25 +52,23 @@ class Sequences:
                 while (more := deltas.waiting()) is not None:
                     delta = more
                     self._take(child, delta)
-                output = collector.get_nowait()
-                if output is None:
-                    continue
-                if output.finished:
-                    if delta.finish is None:
-                        # A stop string: the engine's further tokens are not needed.
-                        self._dispatcher.satisfied(request.request_id)
-                    await deltas.aclose()
-                yield output
-                if output.finished:
-                    return
+                while (output := collector.get_nowait()) is not None:
+                    if output.finished:
+                        if delta.finish is None:
+                            # A stop string: the engine's further tokens are not needed.
+                            self._dispatcher.satisfied(request.request_id)
+                        await deltas.aclose()
+                    yield output
+                    if output.finished:
+                        return
             raise _unfinished(request)
         finally:
             self._output_processor.abort_requests([request.request_id], internal=True)
             await deltas.aclose()
 
     async def _many(self, request: EngineCoreRequest, text: str | None) -> AsyncGenerator[RequestOutput, None]:
+        collector = _collector(request)
         parent = ParentRequest(request)
-        collector = RequestOutputCollector(request.sampling_params.output_kind, request.request_id)
         children: list[_Child] = []
         for index in range(parent.n):
             child_request = copy(request)
@@ -165,16 +165,45 @@ class Sequences:
             child.started = True
             REQUEST_CONTEXT.get().delivered = True
             stats = prefill_stats(len(request.prompt_token_ids), child.cached_tokens or 0, self._block_size_tokens)
-        self._output_processor.process_outputs([core_output(request.request_id, delta, stats)])
+        parts = one_by_one(delta) if child.one_token else (delta,)
+        self._output_processor.process_outputs([core_output(request.request_id, part, stats) for part in parts])
+
+
+class OneByOne(RequestOutputCollector):
+    """Gives each output by itself. vLLM's own puts together those that wait."""
+
+    def __init__(self, output_kind: RequestOutputKind, request_id: str) -> None:
+        super().__init__(output_kind, request_id)
+        self._outputs: collections.deque[RequestOutput | Exception] = collections.deque()
+
+    def put(self, output: RequestOutput | Exception) -> None:
+        """One more."""
+        self._outputs.append(output)
+        self.ready.set()
+
+    async def get(self) -> RequestOutput:
+        """The next one."""
+        while (output := self.get_nowait()) is None:
+            self.ready.clear()
+            await self.ready.wait()
+        return output
+
+    def get_nowait(self) -> RequestOutput | None:
+        """The next one, if there is one now. Raises what was put as an error."""
+        output = self._outputs.popleft() if self._outputs else None
+        if isinstance(output, Exception):
+            raise output
+        return output
 
 
 class _Child:
     """One sequence of a request and what became known of it."""
 
-    __slots__ = ("cached_tokens", "decode_worker", "pinned_decode_worker", "request", "started")
+    __slots__ = ("cached_tokens", "decode_worker", "one_token", "pinned_decode_worker", "request", "started")
 
     def __init__(self, request: EngineCoreRequest) -> None:
         self.request = request
+        self.one_token = _one_token(request.sampling_params)
         self.started = False
         self.cached_tokens: int | None = None
         self.decode_worker: str | None = None
@@ -190,6 +219,20 @@ def _note(child: _Child, delta: GenerationDelta) -> None:
     context = REQUEST_CONTEXT.get()
     if context.phases is None:
         context.phases = delta.phases
+
+
+def _collector(request: EngineCoreRequest) -> RequestOutputCollector:
+    """Where the request's outputs wait for their reader."""
+    params = request.sampling_params
+    if not _one_token(params):
+        return RequestOutputCollector(params.output_kind, request.request_id)
+    params.stream_interval = None  # a client's wish for longer pieces gives way
+    return OneByOne(params.output_kind, request.request_id)
+
+
+def _one_token(params: SamplingParams) -> bool:
+    """Whether a parser gets these outputs one token at a time. One that gets the whole output at once never does."""
+    return REQUEST_CONTEXT.get().one_token and params.output_kind is RequestOutputKind.DELTA
 
 
 def _unfinished(request: EngineCoreRequest) -> FailureError:

@@ -17,7 +17,17 @@ CLOCK = SystemClock()
 class RequestContext:
     """Lives as long as one request; tasks started for it see the same object."""
 
-    __slots__ = ("caller", "deadline_s", "delivered", "failure", "phases", "place", "render_s", "started_s")
+    __slots__ = (
+        "caller",
+        "deadline_s",
+        "delivered",
+        "failure",
+        "one_token",
+        "phases",
+        "place",
+        "render_s",
+        "started_s",
+    )
 
     def __init__(self, caller: Caller, place: Place | None, deadline_s: float | None = None) -> None:
         self.started_s = CLOCK.monotonic_s()
@@ -36,6 +46,8 @@ class RequestContext:
         """Why generation failed, when it did not end well."""
         self.delivered = False
         """Something was generated already."""
+        self.one_token = False
+        """A parser reads its output that may be given only one token at a time."""
 
 
 REQUEST_CONTEXT: ContextVar[RequestContext] = ContextVar("baton_request_context")

@@ -85,6 +85,34 @@ class GenerationDelta(msgspec.Struct, frozen=True, kw_only=True):
     """On the delta with the client's first token."""
 
 
+def one_by_one(delta: GenerationDelta) -> list[GenerationDelta]:
+    """The same with one token a delta. The prompt's logprobs come with the first of them, the end with the last."""
+    last = len(delta.token_ids) - 1
+    if last < 1:
+        return [delta]
+    return [
+        msgspec.structs.replace(
+            delta,
+            token_ids=[token],
+            finish=delta.finish if at == last else None,
+            logprobs=None if delta.logprobs is None else rows(delta.logprobs, at, at + 1),
+            prompt_logprobs=delta.prompt_logprobs if at == 0 else None,
+        )
+        for at, token in enumerate(delta.token_ids)
+    ]
+
+
+def rows(table: Logprobs, first: int, end: int | None = None) -> Logprobs:
+    """The logprobs of the tokens from ``first`` up to ``end``."""
+    cells = slice(first * table.width, None if end is None else end * table.width)
+    return Logprobs(
+        width=table.width,
+        token_ids=table.token_ids[cells],
+        logprobs=table.logprobs[cells],
+        ranks=table.ranks[first:end],
+    )
+
+
 class PromptInfo:
     """What became known of a request's prompt; told once, with the client's first delta.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from engine.protocol import Logprobs
+from front_proxy.request.generation import rows
 from front_proxy.request.work import WorkerOutput
 
 
@@ -74,14 +74,5 @@ class OutputLog:
         return msgspec.structs.replace(
             output,
             token_ids=output.token_ids[seen:],
-            logprobs=None if output.logprobs is None or seen == count else _from_row(output.logprobs, seen),
+            logprobs=None if output.logprobs is None or seen == count else rows(output.logprobs, seen),
         )
-
-
-def _from_row(table: Logprobs, row: int) -> Logprobs:
-    return Logprobs(
-        width=table.width,
-        token_ids=table.token_ids[row * table.width :],
-        logprobs=table.logprobs[row * table.width :],
-        ranks=table.ranks[row:],
-    )

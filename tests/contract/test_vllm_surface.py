@@ -45,6 +45,15 @@ SIGNATURES = {
     "vllm.v1.metrics.loggers:StatLoggerBase.record": (
         "self, scheduler_stats, iteration_stats, mm_cache_stats, engine_idx"
     ),
+    # front_proxy/engine_client/parsers.py puts parsers of its own in their place.
+    "vllm.tool_parsers:ToolParserManager.register_module": "name, force, module",
+    "vllm.reasoning:ReasoningParserManager.register_module": "name, force, module",
+    # What the front proxy's collector overrides.
+    "vllm.v1.engine.output_processor:RequestOutputCollector.__init__": "self, output_kind, request_id",
+    "vllm.v1.engine.output_processor:RequestOutputCollector.put": "self, output",
+    "vllm.v1.structured_output.backend_types:StructuredOutputBackend.compile_grammar": (
+        "self, request_type, grammar_spec, stop_token_ids"
+    ),
     f"{NIXL}.connector:NixlBaseConnector.__init__": "self, vllm_config, role, kv_cache_config",
     f"{NIXL}.connector:NixlPullConnector.build_kv_connector_stats": "data",
     f"{NIXL}:NixlPullConnectorScheduler.__init__": "self, vllm_config, engine_id, kv_cache_config",

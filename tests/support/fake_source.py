@@ -39,8 +39,7 @@ class FakeDeltas:
 
     async def __anext__(self) -> GenerationDelta:
         """The next one."""
-        self._there.append(await anext(self._deltas))
-        while len(self._there) < self._burst and self._there[-1].finish is None:
+        while len(self._there) < self._burst and not (self._there and self._there[-1].finish is not None):
             self._there.append(await anext(self._deltas))
         return self._there.pop(0)
 
@@ -54,7 +53,7 @@ class FakeDeltas:
 
 
 class FakeSource:
-    """Answers with ``reply``, one token a delta; ``hold`` stops it after so many tokens, until ``stop_runs``."""
+    """Answers with ``reply``, ``step`` tokens a delta; ``hold`` stops it after so many, until ``stop_runs``."""
 
     def __init__(self, encode: Callable[[str], list[int]]) -> None:
         self.encode = encode
@@ -68,6 +67,7 @@ class FakeSource:
         self.failure: Failure | None = None
         self.hold: int | None = None
         self.burst = 1
+        self.step = 1
         self.requests: list[GenerationRequest] = []
         self.satisfied_ids: list[str] = []
         self.open = 0
@@ -109,21 +109,22 @@ class FakeSource:
             prompt = request.engine_request.token_ids
             whole = [*self.encode(self.reply), self.eos_token_id]
             tokens = whole[: request.output_tokens_max]
-            for index, token in enumerate(tokens):
-                if index == self.hold:
+            for at in range(0, len(tokens), self.step):
+                if at == self.hold:
                     self.held.set()
                     await self.stopping.wait()
                     raise FailureError(Failure(kind=FailureKind.UNAVAILABLE, message="The front proxy is stopping."))
                 await asyncio.sleep(0)
-                last = index == len(tokens) - 1
+                part = tokens[at : at + self.step]
+                last = at + self.step >= len(tokens)
                 yield GenerationDelta(
-                    token_ids=[token],
+                    token_ids=part,
                     finish=Finish("stop" if len(tokens) == len(whole) else "length") if last else None,
-                    logprobs=_row([token], params.logprobs),
-                    prompt_logprobs=_row(prompt[1:], params.prompt_logprobs) if index == 0 else None,
-                    cached_tokens=CACHED_TOKENS if index == 0 and request.pinned_decode_worker is None else None,
-                    decode_worker="decode-0" if index == 1 else None,
-                    phases=PHASES if index == 0 else None,
+                    logprobs=_row(part, params.logprobs),
+                    prompt_logprobs=_row(prompt[1:], params.prompt_logprobs) if at == 0 else None,
+                    cached_tokens=CACHED_TOKENS if at == 0 and request.pinned_decode_worker is None else None,
+                    decode_worker="decode-0" if at <= 1 < at + self.step else None,
+                    phases=PHASES if at == 0 else None,
                 )
         finally:
             self.open -= 1
