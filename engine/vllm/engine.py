@@ -33,6 +33,7 @@ from engine.protocol import (
     TakeOver,
 )
 from engine.vllm import args, private, values
+from engine.vllm.grammar import GrammarCheck
 from engine.vllm.load import LoadRecorder
 from engine.vllm.parsed_args import output_settings
 from engine.vllm.release_batcher import ReleaseBatcher
@@ -65,6 +66,7 @@ class VllmEngine:
         self._closed = False
         self._facts: dict[str, Any] = {}
         self._steps = StepOutputs(self._handoff)
+        self._grammar_check = GrammarCheck(llm.vllm_config)
         private.replace_output_processor(llm, self._steps)
         private.receive_fast(llm)
         private.take_grammars_as_decided(llm)
@@ -145,9 +147,15 @@ class VllmEngine:
 
     async def _run(self, request: EngineRequest, params: SamplingParams, on_output: OnOutput) -> None:
         live = self._steps.expect(request, on_output)
+        if params.structured_outputs is not None:
+            live.token_ids = []
         try:
             await self._submit(request, params)
             await live.ended
+            if live.doubtful is not None:
+                if fault := await self._grammar_check.fault(params, live.token_ids or ()):
+                    raise InvalidRequest(fault)
+                on_output(live.doubtful)
         except EngineDeadError as error:
             raise EngineDead("the vLLM engine process is gone") from error
         except (VLLMClientError, ValueError, TypeError) as error:

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import zmq.asyncio
 from vllm import ModelRegistry
+from vllm.sampling_params import StructuredOutputsParams
 from vllm.utils.torch_utils import PIN_MEMORY
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import PrometheusStatLogger
+from vllm.v1.structured_output.backend_guidance import GuidanceGrammar
+from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from engine.vllm.fast_receiver import install_fast_receiver
 
@@ -54,6 +57,16 @@ def stop_output_loop(llm: AsyncLLM) -> None:
 async def tell_connector(llm: AsyncLLM, message_id: str, params: dict[str, Any]) -> None:
     """Send ``params`` to the connector's scheduler half, as the params of a request that vLLM aborts at once."""
     await llm.notify_kv_transfer_request_rejected(message_id, params)
+
+
+def grammar_backend(grammar: StructuredOutputsParams) -> str:
+    """The backend that vLLM's validation chose for the grammar."""
+    return grammar._backend or ""
+
+
+def grammar_error(grammar: StructuredOutputGrammar) -> str:
+    """What guidance holds against a grammar. It raises nothing, and such a grammar allows the end alone."""
+    return grammar.ll_matcher.get_error() or "" if isinstance(grammar, GuidanceGrammar) else ""
 
 
 def register_loaded(architecture: str) -> None:

@@ -25,7 +25,17 @@ _NOTHING_TO_RETURN = OutputProcessorOutput(request_outputs=[], reqs_to_abort=[])
 class LiveSequence:
     """One request, from before vLLM is given it until its end."""
 
-    __slots__ = ("ended", "engine_request_id", "first", "handed_over", "on_output", "over", "request")
+    __slots__ = (
+        "doubtful",
+        "ended",
+        "engine_request_id",
+        "first",
+        "handed_over",
+        "on_output",
+        "over",
+        "request",
+        "token_ids",
+    )
 
     def __init__(self, request: EngineRequest, on_output: OnOutput) -> None:
         self.request = request
@@ -33,6 +43,10 @@ class LiveSequence:
         self.first = True
         # Whether the engine has finished it. ``ended`` cannot tell: when a waiter is cancelled, so is the future.
         self.over = False
+        # Its last output where the request itself may be at fault. Not delivered.
+        self.doubtful: EngineOutput | None = None
+        # All its tokens, where it has a grammar: they say what is wrong with that.
+        self.token_ids: list[int] | None = None
         # Whether the listener has the hand-off, and with it the duty to release it.
         self.handed_over = False
         # vLLM's own name for it, once it has one.
@@ -157,12 +171,22 @@ class StepOutputs:
             prompt_logprobs=None if scored is None else values.logprob_columns(*scored[:3]),
             handoff=handoff,
         )
-        live.on_output(made)
+        if live.token_ids is not None:
+            live.token_ids += output.new_token_ids
+        if finish is not None and _is_doubtful(finish, live.token_ids):
+            live.doubtful = made
+        else:
+            live.on_output(made)
         live.handed_over = handoff is not None
         if finish is not None:
             live.over = True
             if not live.ended.done():
                 live.ended.set_result(None)
+
+
+def _is_doubtful(finish: Finish, token_ids: list[int] | None) -> bool:
+    """An error; or a grammar that ended at once, as one does that its backend could not read."""
+    return finish.reason == "error" or (finish.reason == "stop" and token_ids is not None and len(token_ids) == 1)
 
 
 def _times(output: EngineCoreOutput) -> tuple[float, float]:

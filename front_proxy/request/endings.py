@@ -59,8 +59,8 @@ def stalled(worker: Placement, waited_s: float) -> Failure:
 
 
 def told(worker: Placement, failure: Failure, delivered_tokens: int) -> Failure:
-    """What the client hears: after its first token, that a worker's failure cost it the rest."""
-    if not delivered_tokens or failure.kind is FailureKind.DEADLINE:
+    """What the client hears: after its first token, that a worker's failure cost it the rest, unless its own did."""
+    if not delivered_tokens or failure.kind in (FailureKind.BAD_REQUEST, FailureKind.DEADLINE):
         return failure
     text = f"Worker {worker.worker_id} failed after {delivered_tokens} tokens: {failure.message}"
     return Failure(kind=FailureKind.UNAVAILABLE, message=text)

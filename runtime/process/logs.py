@@ -14,8 +14,13 @@ from datetime import UTC, datetime
 import structlog
 from structlog.typing import EventDict
 
+from runtime.failures import FailureError, FailureKind
+
 # Names this process in its logs, also in those of the processes that a library starts for it.
 _PROCESS_ID = "BATON_PROCESS_ID"
+# What vLLM's engine core logs where it logs nothing else of a bad grammar.
+_GRAMMAR_FAULT = "Failed to compile grammar for request %s"
+_WORDS_CHARACTERS_MAX = 500
 
 
 class LineFormatter(logging.Formatter):
@@ -36,11 +41,27 @@ class LineFormatter(logging.Formatter):
             yield f"stack={json.dumps(record.stack_info)}"
 
 
+class ContentFaults(logging.Filter):
+    """Faults of a request's own content: one line without a trace where the engine finds them, and none further on."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether ``record`` is written; it may lose its trace."""
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None:
+            return True
+        if record.msg == _GRAMMAR_FAULT:
+            words = str(error)[:_WORDS_CHARACTERS_MAX].replace("%", "%%")
+            record.msg, record.exc_info = f"{_GRAMMAR_FAULT}: {words}", None
+        cause = error.__cause__
+        return not (isinstance(cause, FailureError) and cause.failure.kind is FailureKind.BAD_REQUEST)
+
+
 def configure_logging(level: str, process_id: str) -> None:
     """Send every log of this process to stderr, one line each, at ``level`` (a name such as ``info``) and above."""
     os.environ[_PROCESS_ID] = process_id
     stderr = logging.StreamHandler()
     stderr.setFormatter(LineFormatter())
+    stderr.addFilter(ContentFaults())
     logging.basicConfig(level=level.upper(), handlers=[stderr], force=True)
     logging.captureWarnings(True)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_no_metadata)

@@ -309,6 +309,28 @@ async def test_what_cannot_be_served_is_an_invalid_request(
     assert await settles(engines.decode)
 
 
+# A fake engine compiles no grammar. The backend warns of how vLLM calls it.
+@pytest.mark.filterwarnings("ignore:max_rollback_tokens is deprecated")
+@pytest.mark.parametrize("engines", ["vllm"], indirect=True)
+@pytest.mark.parametrize("max_tokens", [1, 8])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        # vLLM's checks know no vocabulary, and this token is in none.
+        ("root ::= Token(99999999)", r"The grammar does not compile: .*99999999"),
+        ('root ::= root "t5"', r"The grammar leads nowhere: it allows no token behind its first 0\."),
+    ],
+)
+async def test_a_grammar_that_only_the_engine_core_can_refuse_is_invalid_in_words(
+    engines: Pair, max_tokens: int, text: str, words: str
+) -> None:
+    grammar = {"grammar": text, "_backend": "xgrammar", "_backend_was_auto": True}
+    with pytest.raises(InvalidRequest, match=words):
+        await collect(engines.decode, request(prompt(10), structured_outputs=grammar, max_tokens=max_tokens))
+    assert len(tokens_of(await collect(engines.decode, request(prompt(10))))) == 8
+    assert await settles(engines.decode)
+
+
 async def test_two_engines_of_one_configuration_can_exchange_blocks(engines: Pair) -> None:
     ours, theirs = engines.prefill.info, engines.decode.info
     assert ours.layout_fingerprint == theirs.layout_fingerprint

@@ -88,6 +88,8 @@ PRIVATE: dict[str, dict[str, dict[str, str]]] = {
             "vllm.v1.metrics.loggers:StatLoggerManager": "stat_loggers",
         },
         "stop_output_loop": {ASYNC_LLM: "output_handler"},
+        "grammar_backend": {"vllm.sampling_params:StructuredOutputsParams": "_backend"},
+        "grammar_error": {"vllm.v1.structured_output.backend_guidance:GuidanceGrammar": "ll_matcher get_error"},
         "register_loaded": {
             "vllm.model_executor.models.registry:_ModelRegistry": "models",
             "vllm.model_executor.models.registry:_BaseRegisteredModel": "load_model_cls",
@@ -201,6 +203,7 @@ SOURCE = {
     # What a copy of the manager for each backend rests on.
     "vllm.v1.structured_output:StructuredOutputManager.grammar_init": [
         "if self.backend is None:",
+        *(f'backend == "{name}"' for name in ("xgrammar", "guidance", "outlines", "lm-format-enforcer")),
         "self.executor.submit(self._create_grammar, request)",
         "request.structured_output_request.grammar = grammar",
     ],
@@ -209,6 +212,21 @@ SOURCE = {
         "self.structured_output_manager = StructuredOutputManager(vllm_config)",
         "structured_output_manager=self.structured_output_manager,",
     ],
+    # The engine core keeps the words about a bad grammar to its log, and engine/vllm/grammar.py asks for them again.
+    "vllm.v1.structured_output:StructuredOutputManager._create_grammar": [
+        "self.backend.compile_grammar(",
+        '"Failed to compile grammar for request %s", request.request_id',
+    ],
+    # A parser is made for each request that it reads, before the first token is asked for.
+    "vllm.parser.abstract_parser:Parser.__init__": [
+        "self.__class__.reasoning_parser_cls(",
+        "self.__class__.tool_parser_cls(",
+    ],
+    "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat._create_chat_completion": [
+        "self._make_parser(",
+        "self.engine_client.generate(",
+    ],
+    "vllm.v1.engine.output_processor:RequestOutputCollector": ["self.ready = asyncio.Event()"],
     # When NIXL's wrapper stops writing 0, kv_transfer.nixl.private.progress_delay can go.
     "vllm.distributed.nixl_utils:NixlWrapper.__init__": ["pthrDelay = 0"],
     # When vLLM stops asking for the variable, engine.vllm.args need not set it.
@@ -298,7 +316,9 @@ def test_no_other_file_names_what_the_private_files_touch() -> None:
         for name in attributes.split()
     } - {
         "__init__",
+        "allocate_token_bitmask",
         "backend",
+        "fill_bitmask",
         "input_processor",
         "models",
         "output_processor",

@@ -72,6 +72,31 @@ async def test_a_step_goes_to_its_requests_at_once_and_the_first_output_has_the_
     assert steps.steps.get_num_unfinished_requests() == 2
 
 
+async def test_an_error_of_the_engine_is_kept_back_until_somebody_knows_why() -> None:
+    from vllm.v1.engine import FinishReason
+
+    steps = Steps()
+    steps.live["b"].token_ids = []
+    steps.steps.process_outputs([output("a", [5]), output("b", [7], finish_reason=FinishReason.ERROR)])
+    await steps.live["b"].ended
+    assert steps.live["b"].token_ids == [7]
+    assert [made.token_ids for made in steps.got["a"]] == [[5]] and not steps.live["a"].ended.done()
+    assert steps.got["b"] == []
+    doubtful = steps.live["b"].doubtful
+    assert doubtful is not None and doubtful.finish is not None and doubtful.finish.reason == "error"
+
+
+@pytest.mark.parametrize(("token_ids", "doubtful"), [(None, False), ([], True), ([6], False)])
+async def test_a_grammar_that_ends_at_once_is_doubtful(token_ids: list[int] | None, doubtful: bool) -> None:
+    from vllm.v1.engine import FinishReason
+
+    steps = Steps()
+    steps.live["a"].token_ids = token_ids
+    steps.steps.process_outputs([output("a", [5], finish_reason=FinishReason.STOP)])
+    await steps.live["a"].ended
+    assert (steps.live["a"].doubtful is not None) is doubtful is not bool(steps.got["a"])
+
+
 async def test_a_lost_engine_ends_what_runs_and_what_was_on_its_way_in() -> None:
     steps = Steps()
     announced = steps.steps.expect(request("c"), lambda _: None)

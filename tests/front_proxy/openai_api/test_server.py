@@ -275,6 +275,17 @@ async def test_a_stream_that_is_refused_before_its_first_token_gets_a_status(
         assert response.json()["error"]["message"] == "Nothing fits."
 
 
+async def test_what_only_an_engine_finds_to_be_bad_gets_400_and_its_words(
+    served: Served, http: httpx.AsyncClient
+) -> None:
+    served.source.failure = Failure(kind=FailureKind.BAD_REQUEST, message="The grammar does not compile: x.")
+    for path, body in (("/v1/completions", {"prompt": "x"}), ("/v1/chat/completions", {"messages": MESSAGES})):
+        for stream in (False, True):
+            response = await post(http, path, max_tokens=2, stream=stream, **body)
+            assert response.status_code == 400, path
+            assert response.json()["error"]["message"] == "The grammar does not compile: x."
+
+
 @pytest.mark.parametrize("why", ["draining", "no_worker"])
 async def test_what_cannot_be_served_now_gets_503_and_health_says_so(
     served: Served, http: httpx.AsyncClient, why: str

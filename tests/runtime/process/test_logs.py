@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from runtime.process.logs import LineFormatter
+from runtime.failures import Failure, FailureError, FailureKind
+from runtime.process.logs import ContentFaults, LineFormatter
 
 PROGRAM = """
 import logging, structlog
@@ -24,13 +25,14 @@ try:
 except ValueError:
     log.exception("it\\nbroke")
     logging.getLogger("library").warning("took %d s", 3, exc_info=True)
+    logging.getLogger("library").exception("Failed to compile grammar for request %s", "r")
 """
 
 
 def test_an_event_is_one_line_with_its_level_process_logger_and_fields() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == ""
-    expired, broke, library = (line.partition(" ")[2] for line in done.stderr.splitlines())
+    expired, broke, library, grammar = (line.partition(" ")[2] for line in done.stderr.splitlines())
     assert (
         expired == 'info p-1 demo lease expired lease=a-1 held_s=1.23457 note="say \\"hi\\" now" empty="" '
         """many=['x\\ny']"""
@@ -38,6 +40,7 @@ def test_an_event_is_one_line_with_its_level_process_logger_and_fields() -> None
     assert broke.startswith('error p-1 demo it\\nbroke exception="Traceback')
     assert broke.count("Traceback") == 1 and "ValueError: first\\nsecond" in broke
     assert library.startswith('warning p-1 library took 3 s exception="Traceback')
+    assert grammar == "error p-1 library Failed to compile grammar for request r: first\\nsecond"
 
 
 def test_where_nothing_is_configured_the_standard_library_decides(caplog: pytest.LogCaptureFixture) -> None:
@@ -56,6 +59,7 @@ def test_vllm_is_told_to_log_in_the_same_form() -> None:
     logging.config.dictConfig(told)
     (handler,) = logging.getLogger("test_vllm").handlers
     assert isinstance(handler.formatter, LineFormatter)
+    assert [type(each) for each in handler.filters] == [ContentFaults]
 
 
 # As `x-api-key` may hold it; gRPC's own client would not send it.
@@ -92,3 +96,25 @@ asyncio.run(main())
 def test_metadata_that_is_not_text_is_served_and_not_logged() -> None:
     done = subprocess.run([sys.executable, "-c", ODD_KEY], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def record(message: str, error: Exception, *args: object) -> logging.LogRecord:
+    return logging.LogRecord("vllm", logging.ERROR, "", 0, message, args, (type(error), error, None))
+
+
+def test_a_fault_of_a_requests_own_content_is_one_line_without_a_trace() -> None:
+    found = record("Failed to compile grammar for request %s", ValueError("50% of\nit"), "r-1")
+    assert ContentFaults().filter(found)
+    line = LineFormatter().format(found)
+    assert line.endswith("Failed to compile grammar for request r-1: 50% of\\nit")
+    long = record("Failed to compile grammar for request %s", ValueError("x" * 10_000), "r-1")
+    ContentFaults().filter(long)
+    assert len(LineFormatter().format(long)) < 1_000
+
+
+@pytest.mark.parametrize(("kind", "written"), [(FailureKind.BAD_REQUEST, False), (FailureKind.INTERNAL, True)])
+def test_where_a_fault_is_passed_on_only_that_of_the_content_is_left_out(kind: FailureKind, written: bool) -> None:
+    passed_on = RuntimeError("as the app says it")
+    passed_on.__cause__ = FailureError(Failure(kind=kind, message="as the engine said it"))
+    assert ContentFaults().filter(record("Error in the stream.", passed_on)) is written
+    assert ContentFaults().filter(record("Error in the stream.", RuntimeError("a bug")))
