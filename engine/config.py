@@ -102,8 +102,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     block, the taker compares. The rest counts as right when the holder says that it held the KV until the pull ended.
     Less saves CPU. Watch ``baton_worker_pulls_wrong``."""
     args: dict[str, Any] = msgspec.field(default_factory=dict)
-    """Any further field of vLLM's AsyncEngineArgs. One that is set above is refused before anything starts; one that
-    vLLM does not know is named by the worker when its engine starts. ``kv_transfer_config`` and ``disable_log_stats``:
-    see docs/operations.md."""
+    """Any further field of vLLM's AsyncEngineArgs, typed as `vllm serve` types it; front proxies read it too. One that
+    is set above is refused before anything starts; one that vLLM does not know, or a value that it does not take, is
+    named when engine or front proxy start. ``kv_transfer_config``, ``disable_log_stats``: see docs/operations.md."""
     fake: FakeEngineConfig = FakeEngineConfig()
     """Of the fake engine, for tests and benchmarks."""

@@ -1,7 +1,8 @@
 """What can be told of an engine's settings before any engine starts. Imports no vLLM and reads none of its files.
 
 Three checks: the installed vLLM has the version that Baton is written for, no argument is set that has a setting of its
-own, and the block size fits CPU. An argument that vLLM does not know is named by the engine's start (``vllm/args.py``).
+own, and the block size fits CPU. What vLLM does not know, or a value that it does not take, is named when engine and
+front proxy start (``vllm/parsed_args.py``).
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ VLLM_VERSION = "0.32.0"
 CPU_BLOCK_TOKENS = 32
 """vLLM's attention on CPU works on whole multiples of it."""
 
-# Arguments that are settings of their own, which more than the engine reads, and which would silently lose to these.
-_OWN_SETTINGS = {
+OWN_SETTINGS = {
     "model": "engine.model",
     "served_model_name": "engine.served_model_name",
     "tokenizer": "engine.tokenizer",
@@ -35,6 +35,7 @@ _OWN_SETTINGS = {
     "max_num_batched_tokens": "engine.max_num_batched_tokens",
     "seed": "engine.seed",
 }
+"""Arguments that are settings of their own, which more than the engine reads. Set as arguments they would be lost."""
 OF_WORKERS = frozenset({"kv_transfer_config", "disable_log_stats"})
 """Arguments that say nothing to a front proxy."""
 CONNECTOR_SETTINGS = ("kv_connector", "kv_connector_module_path", "kv_connector_extra_config")
@@ -57,7 +58,7 @@ def objection(config: EngineConfig, environ: Mapping[str, str]) -> Objection | N
     if installed != VLLM_VERSION:
         return Objection(path="engine.kind", reason=f"needs vLLM {VLLM_VERSION}; vLLM {installed} is installed")
     for name in config.args:
-        if (own := _OWN_SETTINGS.get(name)) is not None:
+        if (own := OWN_SETTINGS.get(name)) is not None:
             return Objection(path=f"engine.args.{name}", reason=f"set {own} instead")
     connector = config.args.get("kv_transfer_config", {})
     if not isinstance(connector, dict):

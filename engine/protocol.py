@@ -94,6 +94,11 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     block_bytes: int
     kv_blocks_total: int
     context_tokens_max: int
+    output_settings: str = ""
+    """What decides its tokens besides ``layout_fingerprint``: names with digests of their values. Empty: unknown."""
+    prefill_backoff_tokens: int = 0
+    """Last tokens of a prompt that it does not compute when it holds the prompt's KV for another engine. Above 0, the
+    token of a ``Hold`` is not the prompt's next one. The output leaves it out, and the taker computes it."""
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):

@@ -53,5 +53,11 @@ def _client(
         usable=lambda: dispatcher.cluster().usable,
         retry_after_s=LIMITS.retry_after_s,
     )
-    block_size_tokens = engine.block_size_tokens
-    return RemoteEngineClient(render_config(args), dispatcher, in_flight, block_size_tokens=block_size_tokens), args
+    client = RemoteEngineClient(
+        render_config(args),
+        dispatcher,
+        in_flight,
+        block_size_tokens=engine.block_size_tokens,
+        classes_allowed=front.classes_allowed,
+    )
+    return client, args

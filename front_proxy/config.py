@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from runtime.bounds import LogLevel, NonNegative, Port, Positive, PositiveCount
+from runtime.priority_class import PriorityClass
 
 # A request sends at most two messages at once: the end of its plan and the next question. 8 is four times that.
 MESSAGES_PER_REQUEST_MAX = 8
@@ -28,7 +29,8 @@ class ServingConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Origins that browsers may call from. Empty: none."""
     extra_args: dict[str, Any] = msgspec.field(default_factory=dict)
     """Any further option of `vllm serve` that concerns serving: {"default_chat_template_kwargs": {"k": 1}}, or
-    {"served_model_name": ["name", "alias"]} for more names than engine.served_model_name."""
+    {"served_model_name": ["name", "alias"]} for more names than engine.served_model_name. What engines read too belongs
+    in engine.args, and is refused here."""
 
 
 class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +38,9 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     host: str = "127.0.0.1"
     port: Port = 8000
-    """HTTP (OpenAI's API and /metrics). 0 picks a free port."""
+    """HTTP (OpenAI's API). 0 picks a free port."""
+    metrics_port: Port = 0
+    """Port of /metrics and /load on the same host, which ``port`` then does not serve. 0: they are on ``port``."""
     grpc_port: Port = 0
     """inference.v1, health and status. 0 picks a free port."""
     front_proxy_id: str = ""
@@ -47,6 +51,11 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     requests_in_flight_max: PositiveCount = 1024
     """Generations running at once, children of n > 1 counted; more are refused with EXHAUSTED. Watch
     baton_front_proxy_requests_in_flight and baton_front_proxy_refusals_total{reason="in_flight"}."""
+    classes_allowed: Annotated[list[PriorityClass], msgspec.Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: list(PriorityClass)
+    )
+    """Priority classes that requests may ask for, by name or by a priority number. Others get 400. A request that asks
+    for none is in ``default``, or in the first one of these where that is left out."""
     request_bytes_max: PositiveCount = 32 * 1024 * 1024
     """Longest HTTP body accepted. Watch baton_front_proxy_refusals_total{reason="too_large"}."""
     deadline_s: Positive = 600.0
@@ -70,6 +79,10 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     serving: ServingConfig = ServingConfig()
     """Options of the OpenAI-compatible layer."""
+
+    def __post_init__(self) -> None:
+        if self.metrics_port and self.metrics_port in (self.port, self.grpc_port):
+            raise ValueError("metrics_port must differ from port and grpc_port; 0 serves /metrics on port")
 
     @property
     def send_messages_max(self) -> int:

@@ -106,7 +106,7 @@ async def _serve(
     grpc_server = await start_server(
         front.host,
         front.grpc_port,
-        _services(serving, status),
+        _services(front, serving, status),
         message_bytes_max=LIMITS.message_bytes_max,
         clients=ClientBounds(
             connections_max=ConnectionBounds.of(open_files_max()).grpc_connections_max,
@@ -121,8 +121,13 @@ async def _serve(
             await http.start()
             status.state = "ready"
             await grpc_server.set_serving(True)
-            addresses = {"address": http.address, "grpc_address": grpc_server.address, "metrics_address": http.address}
-            ready(addresses)
+            ready(
+                {
+                    "address": http.address,
+                    "grpc_address": grpc_server.address,
+                    "metrics_address": http.metrics_address,
+                }
+            )
             log.info("front proxy is ready", http=http.address, grpc=grpc_server.address)
             lost = await _first(stop, (streams, http.serving))
             if lost is not None:
@@ -191,8 +196,10 @@ async def _finish(in_flight: InFlight, http: OpenAiServer) -> None:
     await in_flight.idle.wait()
 
 
-def _services(serving: VllmServing, status: StatusService) -> Callable[[grpc.aio.Server], Sequence[str]]:
-    inference = InferenceService(serving.inference, serving.client.in_flight)
+def _services(
+    front: FrontProxyConfig, serving: VllmServing, status: StatusService
+) -> Callable[[grpc.aio.Server], Sequence[str]]:
+    inference = InferenceService(serving.inference, serving.client.in_flight, classes_allowed=front.classes_allowed)
 
     def add(server: grpc.aio.Server) -> Sequence[str]:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)

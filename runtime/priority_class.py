@@ -11,3 +11,10 @@ class PriorityClass(enum.StrEnum):
     INTERACTIVE = "interactive"
     DEFAULT = "default"
     BATCH = "batch"
+
+
+def class_of_priority(priority: int) -> PriorityClass:
+    """The class that a priority number means, as vLLM counts: lower is earlier."""
+    if priority == 0:
+        return PriorityClass.DEFAULT
+    return PriorityClass.INTERACTIVE if priority < 0 else PriorityClass.BATCH

@@ -113,6 +113,8 @@ class WorkerCore:
             pid=os.getpid(),
             metrics_address=self.metrics_address,
             requests_max=self.config.requests_max,
+            output_settings=engine.output_settings,
+            prefill_backoff_tokens=engine.prefill_backoff_tokens,
         )
 
     def load(self) -> cluster_pb2.WorkerLoad:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import os
 import socket
@@ -103,16 +102,15 @@ def held_port(host: str) -> Iterator[tuple[str, int]]:
 
 
 def engine_args(config: EngineConfig, *, engine_id: str, side_channel: SideChannelAddress) -> AsyncEngineArgs:
-    """VLLM's arguments for one engine. Raises ValueError naming a setting that vLLM does not know."""
+    """VLLM's arguments for one engine. Raises ValueError naming a setting that vLLM does not know or take."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
+    from engine.vllm.parsed_args import parsed
+
     values = engine_arg_values(config, engine_id=engine_id, side_channel=side_channel, on_cpu=current_platform.is_cpu())
-    known = AsyncEngineArgs.__dataclass_fields__
-    for name in values.keys() - known.keys():
-        near = "".join(f"; did you mean {each}?" for each in difflib.get_close_matches(name, known, n=1))
-        raise ValueError(f"engine.args.{name}: vLLM has no such engine argument{near}")
-    return AsyncEngineArgs(**values)
+    given = {name: value for name, value in config.args.items() if name != "kv_transfer_config"}
+    return AsyncEngineArgs(**values | parsed(given))
 
 
 def engine_arg_values(
@@ -133,6 +131,7 @@ def engine_arg_values(
         "prefix_caching_hash_algo": "sha256_cbor",
         "disable_log_stats": True,
         "enable_log_requests": False,
+        "scheduler_cls": "engine.vllm.grammar_backends.scheduler",
         "kv_transfer_config": kv_transfer_values(config, engine_id=engine_id, side_channel=side_channel),
     }
     optional = {

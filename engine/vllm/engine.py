@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 from typing import Any
 
@@ -33,6 +34,7 @@ from engine.protocol import (
 )
 from engine.vllm import args, private, values
 from engine.vllm.load import LoadRecorder
+from engine.vllm.parsed_args import output_settings
 from engine.vllm.release_batcher import ReleaseBatcher
 from engine.vllm.steps import LiveSequence, StepOutputs
 from kv_transfer.handoff.handoff import KvHandoff
@@ -61,9 +63,11 @@ class VllmEngine:
         self._message_ids = itertools.count()
         self._release_batcher = ReleaseBatcher(self._release, LIMITS.pulled_release_delay_s)
         self._closed = False
+        self._facts: dict[str, Any] = {}
         self._steps = StepOutputs(self._handoff)
         private.replace_output_processor(llm, self._steps)
         private.receive_fast(llm)
+        private.take_grammars_as_decided(llm)
 
     @classmethod
     async def start(
@@ -102,14 +106,28 @@ class VllmEngine:
                     usage_context=UsageContext.ENGINE_CONTEXT,
                     stat_loggers=[load.logger_factory],
                 )
-                info = values.engine_info(
-                    llm.vllm_config, config, version=vllm_version, epoch=epoch, engine_id=engine_id
+                settings = output_settings(
+                    config,
+                    tokenizer=values.tokenizer_identity(llm.vllm_config.model_config),
+                    second_runner=llm.vllm_config.use_v2_model_runner,
                 )
+                identify = functools.partial(
+                    values.engine_info,
+                    llm.vllm_config,
+                    config,
+                    version=vllm_version,
+                    epoch=epoch,
+                    engine_id=engine_id,
+                    output_settings=settings,
+                )
+                info = identify(facts={})
                 if arguments.disable_log_stats:
                     private.remove_prometheus(llm)
                 load.set_capacity(blocks=info.kv_blocks_total, block_bytes=info.block_bytes)
                 engine = cls(llm, info, load, config, worker_id)
                 await engine._serve_one_token()
+                engine._info = identify(facts=engine._facts)
+                engine._steps.hides_prefill_tokens = engine._info.prefill_backoff_tokens > 0
         except TimeoutError as error:
             raise EngineDead(f"vLLM did not start within {LIMITS.start_timeout_s:.0f} s") from error
         except (RuntimeError, EngineDeadError) as error:
@@ -123,7 +141,9 @@ class VllmEngine:
 
     async def generate(self, request: EngineRequest, on_output: OnOutput) -> None:
         """Run one sequence to its end; see ``Engine``. Raises EngineError."""
-        params = self._sampling(request)
+        await self._run(request, self._sampling(request), on_output)
+
+    async def _run(self, request: EngineRequest, params: SamplingParams, on_output: OnOutput) -> None:
         live = self._steps.expect(request, on_output)
         try:
             await self._submit(request, params)
@@ -243,7 +263,10 @@ class VllmEngine:
                 # It may have finished in the engine while we left, or ended with its first token. Nothing pulls its KV.
                 await self.release(live.request.request_id)
 
-    def _handoff(self, request: EngineRequest, params: dict[str, Any]) -> KvHandoff:
+    def _handoff(self, request: EngineRequest, params: dict[str, Any]) -> KvHandoff | None:
+        if values.FACTS in params:
+            self._facts = params[values.FACTS]
+            return None
         assert isinstance(request.transfer, Hold)
         return values.handoff(
             params,
@@ -254,6 +277,9 @@ class VllmEngine:
         )
 
     async def _serve_one_token(self) -> None:
-        sampling = msgspec.msgpack.encode(SamplingParams(max_tokens=1, temperature=0.0))
-        request = EngineRequest(request_id=f"warm-up-{self._info.engine_id}", token_ids=[0], sampling=sampling)
-        await self.generate(request, lambda _: None)
+        """Its answer also brings what only the engine's process knows, where the connector is Baton's."""
+        sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False)
+        sampling.output_kind = RequestOutputKind.DELTA
+        sampling.extra_args = {"kv_transfer_params": {values.FACTS: True}}
+        request = EngineRequest(request_id=f"warm-up-{self._info.engine_id}", token_ids=[0], sampling=b"")
+        await self._run(request, sampling, lambda _: None)

@@ -5,14 +5,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import TYPE_CHECKING, Any
 
+import torch
 import zmq.asyncio
 from vllm import ModelRegistry
+from vllm.utils.torch_utils import PIN_MEMORY
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from engine.vllm.fast_receiver import install_fast_receiver
+
+if TYPE_CHECKING:
+    from vllm.v1.request import Request
+    from vllm.v1.structured_output import StructuredOutputManager
+    from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
+
+_MASK_BITS = 32
 
 
 def replace_output_processor(llm: AsyncLLM, processor: object) -> None:
@@ -50,3 +60,65 @@ def register_loaded(architecture: str) -> None:
     """Load a model's class into vLLM's registry, so that vLLM starts no process to ask what it can do."""
     if (known := ModelRegistry.models.get(architecture)) is not None:
         ModelRegistry.register_model(architecture, known.load_model_cls())
+
+
+def take_grammars_as_decided(llm: AsyncLLM) -> None:
+    """Do not choose a grammar backend here again: the front proxy has, and its choice comes with the request."""
+    llm.input_processor.structured_outputs_config = None
+
+
+class _Masks:
+    """The token masks of a step, a row for each request, as wide as the widest backend wants them."""
+
+    def __init__(self, words: int) -> None:
+        self.words = words
+
+    def allocate_token_bitmask(self, rows: int) -> torch.Tensor:
+        return torch.full((rows, self.words), -1, dtype=torch.int32, pin_memory=PIN_MEMORY)
+
+    def destroy(self) -> None:
+        """There is nothing to free."""
+
+
+def keep_every_grammar_backend(manager: StructuredOutputManager) -> None:
+    """Compile each grammar with the backend that its request names. Stock stays with the one that was named first.
+
+    A copy of the manager for each backend keeps its own, as stock does; the copies share its tokenizer and its threads.
+    A compiled grammar needs no manager, so one step may hold grammars of several backends. Call it before any request.
+    """
+    assert manager.backend is None, "a grammar was compiled already"
+    blank = copy.copy(manager)
+    tokens = max(manager.vllm_config.model_config.get_vocab_size(), len(getattr(manager, "tokenizer", ())))
+    masks = _Masks(-(-tokens // _MASK_BITS))
+    of_backend: dict[str, StructuredOutputManager] = {}
+
+    def new_copy() -> StructuredOutputManager:
+        one = copy.copy(blank)
+        create = one._create_grammar
+
+        def create_fitting(request: Request) -> StructuredOutputGrammar:
+            grammar = create(request)
+            words = one.backend.allocate_token_bitmask(1).shape[1]
+            if words > masks.words:
+                raise ValueError(f"a mask of grammar backend {type(one.backend).__name__} is wider than the vocabulary")
+            fill = grammar.fill_bitmask
+
+            def fill_part(rows: torch.Tensor, row: int) -> None:
+                rows[row, words:] = 0
+                fill(rows[row : row + 1, :words], 0)
+
+            if words != masks.words:
+                grammar.fill_bitmask = fill_part
+            return grammar
+
+        one._create_grammar = create_fitting
+        return one
+
+    def grammar_init(request: Request) -> None:
+        name = request.sampling_params.structured_outputs._backend
+        one = of_backend.get(name) or new_copy()
+        one.grammar_init(request)
+        of_backend[name] = one
+
+    manager.backend = masks
+    manager.grammar_init = grammar_init

@@ -13,11 +13,11 @@ from typing import Any
 from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine.output_processor import OutputProcessorOutput
 
-from engine.protocol import EngineOutput, EngineRequest, OnOutput
+from engine.protocol import EngineOutput, EngineRequest, Finish, Hold, OnOutput
 from engine.vllm import values
 from kv_transfer.handoff.handoff import KvHandoff
 
-MakeHandoff = Callable[[EngineRequest, dict[str, Any]], KvHandoff]
+MakeHandoff = Callable[[EngineRequest, dict[str, Any]], KvHandoff | None]
 
 _NOTHING_TO_RETURN = OutputProcessorOutput(request_outputs=[], reqs_to_abort=[])
 
@@ -52,6 +52,8 @@ class StepOutputs:
 
     def __init__(self, make_handoff: MakeHandoff) -> None:
         self._make_handoff = make_handoff
+        # Whether the engine leaves off the end of a prompt whose KV it holds. Its token is then not the prompt's next.
+        self.hides_prefill_tokens = False
         self._expected: dict[str, LiveSequence] = {}
         self._live: dict[str, LiveSequence] = {}
 
@@ -132,8 +134,12 @@ class StepOutputs:
         request = live.request
         finish = None
         handoff = None
+        hidden = self.hides_prefill_tokens and isinstance(request.transfer, Hold)
         if output.finish_reason is not None:
             finish = values.finish(output.finish_reason, output.stop_reason)
+            if hidden and finish.reason == "stop":
+                # By a token that is not shown: the output has not even begun.
+                finish = Finish("length")
             self.forget(live)
             # Only a request that ended by its length is followed by a decode; nothing pulls the KV of others.
             if output.kv_transfer_params and finish.reason == "length":
@@ -144,10 +150,10 @@ class StepOutputs:
             first = values.first_output(output.prefill_stats, _times(output), timestamp_s)
         logprobs, scored = output.new_logprobs, output.new_prompt_logprobs_tensors
         made = EngineOutput(
-            token_ids=output.new_token_ids,
+            token_ids=[] if hidden else output.new_token_ids,
             finish=finish,
             first=first,
-            logprobs=None if logprobs is None else values.logprob_columns(*logprobs[:3]),
+            logprobs=None if logprobs is None or hidden else values.logprob_columns(*logprobs[:3]),
             prompt_logprobs=None if scored is None else values.logprob_columns(*scored[:3]),
             handoff=handoff,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,10 @@ _HANDOFF_KEYS = (
     "transfer_mode",
 )
 _WEIGHT_SAMPLE_BYTES = 64 << 10
+# Files that make a tokenizer, in any of its forms.
+_TOKENIZER_FILES = ("*token*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
+FACTS = "baton_facts"
+"""Asks Baton's connector for what only its half in the engine's process knows; also the name of the answer."""
 
 
 def hold_params(lease_id: str, lease_s: float) -> dict[str, Any]:
@@ -95,8 +100,17 @@ def first_output(stats: Any, times_s: tuple[float, float], ended_s: float) -> Fi
     )
 
 
-def engine_info(vllm_config: Any, config: EngineConfig, *, version: str, epoch: int, engine_id: str) -> EngineInfo:
-    """Identity and capacity, from the configuration vLLM ended up with."""
+def engine_info(
+    vllm_config: Any,
+    config: EngineConfig,
+    *,
+    version: str,
+    epoch: int,
+    engine_id: str,
+    output_settings: str = "",
+    facts: Mapping[str, Any],
+) -> EngineInfo:
+    """Identity and capacity, from the configuration vLLM ended up with and the connector's ``facts`` (none: empty)."""
     model, cache, transfer = vllm_config.model_config, vllm_config.cache_config, vllm_config.kv_transfer_config
     block_bytes = _block_bytes(model, cache)
     parts = {
@@ -111,6 +125,9 @@ def engine_info(vllm_config: Any, config: EngineConfig, *, version: str, epoch: 
         "block_bytes": str(block_bytes),
         "tensor_parallel_size": str(vllm_config.parallel_config.tensor_parallel_size),
         "connector": f"{transfer.kv_connector_module_path or ''}:{transfer.kv_connector}",
+        "prefill_backoff": str(facts.get("prefill_backoff_tokens", 0)),
+        # What their NIXL agents would compare, and refuse, when they first meet.
+        **facts.get("layout", {}),
     }
     return EngineInfo(
         epoch=epoch,
@@ -122,7 +139,18 @@ def engine_info(vllm_config: Any, config: EngineConfig, *, version: str, epoch: 
         block_bytes=block_bytes,
         kv_blocks_total=max(0, (cache.num_gpu_blocks or 0) - 1),  # vLLM keeps one as the null block
         context_tokens_max=model.max_model_len,
+        output_settings=output_settings,
+        prefill_backoff_tokens=facts.get("prefill_backoff_tokens", 0),
     )
+
+
+def tokenizer_identity(model: Any) -> str:
+    """What tells apart two tokenizers of one name. For a folder: samples of its files."""
+    folder = Path(model.tokenizer)
+    if not folder.is_dir():
+        return f"{model.tokenizer}@{model.tokenizer_revision or ''}"
+    files = {path.name: path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
+    return layout.fingerprint({name: _sample(path) for name, path in files.items()})
 
 
 def _block_bytes(model: Any, cache: Any) -> int:

@@ -5,7 +5,7 @@ vLLM's own InputProcessor, OutputProcessor and ParentRequest do their usual work
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -26,9 +26,11 @@ from front_proxy.engine_client.client_base import GenerationOnlyClient
 from front_proxy.engine_client.errors import to_vllm
 from front_proxy.engine_client.sampling import drop_forbidden
 from front_proxy.engine_client.sequences import Sequences
+from front_proxy.gateway.identity import ALL_CLASSES, with_class
 from front_proxy.gateway.in_flight import InFlight
 from front_proxy.gateway.request_context import REQUEST_CONTEXT
 from runtime.failures import Failure, FailureError
+from runtime.priority_class import PriorityClass
 
 TASKS = ("generate",)
 _PRIORITY_LIMIT = 2**31
@@ -44,6 +46,7 @@ class RemoteEngineClient(GenerationOnlyClient):
         in_flight: InFlight,
         *,
         block_size_tokens: int,
+        classes_allowed: Sequence[PriorityClass] = ALL_CLASSES,
         limits: FrontProxyLimits = LIMITS,
     ) -> None:
         self.vllm_config = vllm_config
@@ -54,6 +57,7 @@ class RemoteEngineClient(GenerationOnlyClient):
         self.in_flight = in_flight
         self._dispatcher = dispatcher
         self._sequences = Sequences(dispatcher, self.output_processor, block_size_tokens)
+        self._classes_allowed = classes_allowed
         self._limits = limits
         self._context_tokens_model = self.model_config.max_model_len
 
@@ -133,10 +137,11 @@ class RemoteEngineClient(GenerationOnlyClient):
         request.reasoning_ended = reasoning_ended
         request.reasoning_parser_kwargs = reasoning_parser_kwargs
         text, _, _ = extract_prompt_components(self.model_config, prompt)
-        place = REQUEST_CONTEXT.get().place
-        assert place is not None, "only requests with a place may generate"
+        context = REQUEST_CONTEXT.get()
+        assert context.place is not None, "only requests with a place may generate"
         try:
-            with place.sequences(request.sampling_params.n):
+            context.caller = with_class(context.caller, priority, self._classes_allowed)
+            with context.place.sequences(request.sampling_params.n):
                 async with aclosing(self._sequences.outputs(request, text)) as outputs:
                     async for output in outputs:
                         yield output

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
-from vllm.config import VllmConfig
+from vllm.config import StructuredOutputsConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.launchers.launcher import validate_api_server_args
@@ -18,11 +19,17 @@ from vllm.tool_parsers import ToolParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from engine.config import EngineConfig
-from engine.preflight import OF_WORKERS
+from engine.preflight import OF_WORKERS, OWN_SETTINGS
 from engine.vllm.args import load_model_class
+from engine.vllm.parsed_args import parsed
 from front_proxy.config import ServingConfig
 from front_proxy.engine_client import private
 
+# Arguments of AsyncEngineArgs that engines do not read, or where the front proxy decides: it chooses grammar backends.
+_OF_FRONT_PROXIES = frozenset(
+    {"served_model_name", "generation_config", "override_generation_config", "renderer_num_workers"}
+    | {"disable_log_stats", "enable_log_requests", "structured_outputs_config"}
+)
 # Of vLLM's launcher, which does not run here (docs/upstream.md): nothing would come of them.
 OF_LAUNCHER = frozenset(
     {
@@ -76,12 +83,17 @@ def serve_args(engine: EngineConfig, serving: ServingConfig) -> Namespace:
     if vain := sorted(OF_LAUNCHER.intersection(name.replace("-", "_") for name in serving.extra_args)):
         raise BadServingOption(f"{_setting(vain[0])}: this is an option of vLLM's own server, which Baton does not run")
     parser = make_arg_parser(_Parser())
+    _check_places(engine, serving)
     try:
-        args = parser.parse_args([*_engine_argv(engine), *_serving_argv(engine, serving)])
-        for name, value in engine.args.items():
-            # Already typed as AsyncEngineArgs takes them; the model's part of them must agree with the workers'.
-            if name not in OF_WORKERS:
-                setattr(args, name, value)
+        of_engine = parsed({name: value for name, value in engine.args.items() if name not in OF_WORKERS})
+    except ValueError as error:
+        raise BadServingOption(str(error)) from error
+    try:
+        args = parser.parse_args([*_engine_argv(engine), *_serving_argv(engine, serving, parser)])
+        for name, value in of_engine.items():
+            setattr(args, name, value)
+        if "structured_outputs_config" not in of_engine:
+            _check_grammars(args.structured_outputs_config)
         if args.tool_parser_plugin:
             ToolParserManager.import_tool_parser(args.tool_parser_plugin)
         if args.reasoning_parser_plugin:
@@ -95,6 +107,25 @@ def serve_args(engine: EngineConfig, serving: ServingConfig) -> Namespace:
             raise
         raise BadServingOption(f"front_proxy.serving: {in_settings(str(error))}") from error
     return args
+
+
+def _check_places(engine: EngineConfig, serving: ServingConfig) -> None:
+    """Refuse an argument of the engine that front proxies alone would get: what they let through, engines refuse."""
+    for name in (name.replace("-", "_") for name in serving.extra_args):
+        if name not in AsyncEngineArgs.__dataclass_fields__ or (name in _OF_FRONT_PROXIES and name not in engine.args):
+            continue
+        place = OWN_SETTINGS.get(name, f"engine.args.{name}")
+        reason = f"set {place} instead, which front proxies and engines both read"
+        raise BadServingOption(f"front_proxy.serving.extra_args.{name}: {reason}")
+
+
+def _check_grammars(of_front_proxy: StructuredOutputsConfig) -> None:
+    """The backend alone is the front proxy's choice; engines do the rest."""
+    if of_front_proxy != StructuredOutputsConfig(backend=of_front_proxy.backend):
+        raise BadServingOption(
+            "front_proxy.serving.extra_args.structured_outputs_config: only backend can be set here; "
+            "set engine.args.structured_outputs_config instead, which front proxies and engines both read"
+        )
 
 
 def render_config(args: Namespace) -> VllmConfig:
@@ -126,7 +157,7 @@ def _engine_argv(engine: EngineConfig) -> Iterator[str]:
         yield "--trust-remote-code"
 
 
-def _serving_argv(engine: EngineConfig, serving: ServingConfig) -> Iterator[str]:
+def _serving_argv(engine: EngineConfig, serving: ServingConfig, parser: _Parser) -> Iterator[str]:
     options: dict[str, Any] = {
         "served_model_name": engine.served_model_name or engine.model,
         "chat_template": serving.chat_template,
@@ -135,21 +166,27 @@ def _serving_argv(engine: EngineConfig, serving: ServingConfig) -> Iterator[str]
         "reasoning_parser": serving.reasoning_parser,
         "enable_prompt_tokens_details": True,
         "enable_request_id_headers": True,
-        "allowed_origins": json.dumps(serving.allowed_origins),
+        "allowed_origins": serving.allowed_origins,
         # vLLM's engine statistics live on the workers.
         "disable_log_stats": True,
         **serving.extra_args,
     }
     for name, value in options.items():
-        yield from _option(f"--{name.replace('_', '-')}", value)
+        flag = f"--{name.replace('_', '-')}"
+        yield from _option(flag, value, parser._option_string_actions.get(flag))
 
 
-def _option(flag: str, value: Any) -> Iterator[str]:
+def _option(flag: str, value: Any, action: argparse.Action | None) -> Iterator[str]:
     match value:
         case None | False:
             return
         case True:
             yield flag
+        case list() if action is not None and action.type is json.loads:
+            yield from (flag, json.dumps(value))
+        case list() if action is not None and action.nargs is None and action.default == []:
+            # Given once for each item.
+            yield from (part for item in value for part in (flag, str(item)))
         case list():
             yield from (flag, *(str(item) for item in value))
         case dict():

@@ -13,13 +13,14 @@ import msgspec
 import structlog
 
 from front_proxy.config import LIMITS, FrontProxyLimits
-from front_proxy.gateway.identity import Caller, caller_of_call, caller_of_request
+from front_proxy.gateway.identity import ALL_CLASSES, Caller, caller_of_call, caller_of_request
 from front_proxy.gateway.in_flight import InFlight, Place
 from front_proxy.gateway.metrics import GRPC_STREAMS
 from front_proxy.gateway.request_context import RequestContext
 from front_proxy.grpc_api.output_queue import OutputQueue
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from runtime.failures import Failure, FailureError, FailureKind
+from runtime.priority_class import PriorityClass
 from runtime.rpc.grpc_errors import abort, code_of
 
 SERVICE = "baton.inference.v1.InferenceService"
@@ -55,10 +56,17 @@ class Inference(Protocol):
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """The rpcs over one inference."""
 
-    def __init__(self, inference: Inference, in_flight: InFlight, limits: FrontProxyLimits = LIMITS) -> None:
+    def __init__(
+        self,
+        inference: Inference,
+        in_flight: InFlight,
+        limits: FrontProxyLimits = LIMITS,
+        classes_allowed: Sequence[PriorityClass] = ALL_CLASSES,
+    ) -> None:
         self._inference = inference
         self._in_flight = in_flight
         self._limits = limits
+        self._classes_allowed = classes_allowed
 
     async def Generate(  # noqa: N802 - gRPC's name
         self, request: inference_pb2.GenerateRequest, context: Context
@@ -68,7 +76,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         with GRPC_STREAMS.labels("Generate").track_inprogress():
             try:
                 _check_names(request, self._limits.name_characters_max)
-                caller = caller_of_request(caller_of_call(context.invocation_metadata() or ()), request)
+                call = caller_of_call(context.invocation_metadata() or (), self._classes_allowed)
+                caller = caller_of_request(call, request, self._classes_allowed)
                 place = self._in_flight.enter()
             except FailureError as error:
                 await abort(context, error.failure)
@@ -91,10 +100,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     ) -> AsyncIterator[inference_pb2.GenerateManyResponse]:
         """Many requests; what one turn of the event loop brought goes out in one message, or in as few as hold it."""
         try:
-            caller = caller_of_call(context.invocation_metadata() or ())
+            caller = caller_of_call(context.invocation_metadata() or (), self._classes_allowed)
         except FailureError as error:
             await abort(context, error.failure)
-        session = _ManySession(self._inference, caller, self._in_flight, self._limits)
+        session = _ManySession(self._inference, caller, self._in_flight, self._limits, self._classes_allowed)
         reader = asyncio.create_task(session.read(request_iterator), name="generate-many-reader")
         with GRPC_STREAMS.labels("GenerateMany").track_inprogress():
             try:
@@ -123,9 +132,17 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 class _ManySession:
     """The state of one GenerateMany stream."""
 
-    def __init__(self, inference: Inference, caller: Caller, in_flight: InFlight, limits: FrontProxyLimits) -> None:
+    def __init__(
+        self,
+        inference: Inference,
+        caller: Caller,
+        in_flight: InFlight,
+        limits: FrontProxyLimits,
+        classes_allowed: Sequence[PriorityClass] = ALL_CLASSES,
+    ) -> None:
         self._inference = inference
         self._caller = caller
+        self._classes_allowed = classes_allowed
         self._in_flight = in_flight
         self._limits = limits
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -178,7 +195,7 @@ class _ManySession:
         name = request.request_id
         try:
             _check_names(request, self._limits.name_characters_max)
-            caller = caller_of_request(self._caller, request)
+            caller = caller_of_request(self._caller, request, self._classes_allowed)
             if name in self._running:
                 raise _bad_request(f"Request {name} already runs on this stream.")
             place = self._in_flight.enter()

@@ -1,9 +1,8 @@
-"""One HTTP connection, ended where its client asks nothing, or reads nothing, for too long. Knows no request."""
+"""One HTTP connection, ended where its client asks nothing, or reads nothing, for too long. Asks no app."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from http import HTTPStatus
 from typing import Any
 
@@ -12,6 +11,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from front_proxy.config import FrontProxyLimits
 from front_proxy.gateway.metrics import CONNECTIONS_REFUSED, UNREAD_CONNECTIONS
+from front_proxy.openai_api.answer import Header, HeadersOf, error_content, error_headers, whole_seconds
 from front_proxy.openai_api.guard import CROWDED, NO_ROOM
 
 log = structlog.get_logger(__name__)
@@ -24,11 +24,17 @@ class HttpConnection(HttpToolsProtocol):
     """
 
     def __init__(
-        self, *args: Any, limits: FrontProxyLimits, crowd: dict[HttpConnection, None] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        limits: FrontProxyLimits,
+        headers_of: HeadersOf,
+        crowd: dict[HttpConnection, None] | None = None,
+        **kwargs: Any,
     ) -> None:
         """``crowd``: the connections that are too many, the oldest first, if this is one. It gets one short answer."""
         super().__init__(*args, **kwargs)
         self._limits = limits
+        self._headers_of = headers_of
         self._crowd = crowd
         self._unread: asyncio.TimerHandle | None = None
         self._unasked: asyncio.TimerHandle | None = None
@@ -96,6 +102,27 @@ class HttpConnection(HttpToolsProtocol):
         self._watch_no_more()
         super().resume_writing()
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what could not be read as HTTP. It reaches no app."""
+        self._last_answer(HTTPStatus.BAD_REQUEST, msg)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: a request for another protocol may be answered as if it had not asked for that."""
+
+    def _last_answer(self, status: HTTPStatus, message: str, *more: Header) -> None:
+        """Answer as every other error is answered, and end the connection."""
+        content = error_content(status, message, "")
+        headers = (
+            *self.server_state.default_headers,
+            *error_headers(content),
+            *self._headers_of(self.headers or ()),
+            *more,
+            (b"connection", b"close"),
+        )
+        lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+        self.transport.write(STATUS_LINE[status] + lines + b"\r\n" + content)
+        self.transport.close()
+
     def _watch_no_more(self) -> None:
         if self._unread is not None:
             self._unread.cancel()
@@ -132,18 +159,6 @@ class HttpConnection(HttpToolsProtocol):
         assert self._crowd is not None
         self._crowd.pop(self, None)
         if self.cycle is None and not self.transport.is_closing():
-            self.transport.write(_no_room(self._limits.retry_after_s))
+            retry_after = (b"retry-after", whole_seconds(self._limits.retry_after_s))
+            self._last_answer(HTTPStatus.SERVICE_UNAVAILABLE, NO_ROOM, retry_after)
         self.transport.close()
-
-
-def _no_room(retry_after_s: float) -> bytes:
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    error = {"message": NO_ROOM, "type": status.phrase, "param": None, "code": int(status)}
-    body = json.dumps({"error": error}).encode()
-    headers = (
-        "content-type: application/json",
-        f"content-length: {len(body)}",
-        f"retry-after: {max(1, round(retry_after_s))}",
-        "connection: close",
-    )
-    return STATUS_LINE[status] + "".join(f"{header}\r\n" for header in headers).encode() + b"\r\n" + body

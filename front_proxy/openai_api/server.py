@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Literal
 
 import uvicorn
-from fastapi import FastAPI
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 
@@ -22,8 +21,10 @@ from front_proxy.engine_client.vllm_config import in_settings
 from front_proxy.gateway.connection_bounds import ConnectionBounds
 from front_proxy.gateway.in_flight import InFlight
 from front_proxy.openai_api.acceptor import Acceptor
+from front_proxy.openai_api.answer import HeadersOf
 from front_proxy.openai_api.connection import HttpConnection
-from front_proxy.openai_api.guard import GENERATION_ROUTES, HttpGuard
+from front_proxy.openai_api.guard import HttpGuard
+from front_proxy.openai_api.published import PublishedApp
 from runtime.process.open_files import open_files_max
 from runtime.rpc.grpc_server import join_address
 
@@ -31,10 +32,11 @@ from runtime.rpc.grpc_server import join_address
 class HttpServer(uvicorn.Server):
     """uvicorn without its own signal handling: the process decides when to stop, and what stops first."""
 
-    def __init__(self, config: uvicorn.Config, limits: FrontProxyLimits) -> None:
+    def __init__(self, config: uvicorn.Config, limits: FrontProxyLimits, headers_of: HeadersOf) -> None:
         super().__init__(config)
         self.listening = asyncio.Event()
         self._limits = limits
+        self._headers_of = headers_of
         self._crowd: dict[HttpConnection, None] = {}
         self._acceptors: list[Acceptor] = []
 
@@ -69,6 +71,7 @@ class HttpServer(uvicorn.Server):
             server_state=self.server_state,
             app_state=self.lifespan.state,
             limits=self._limits,
+            headers_of=self._headers_of,
             crowd=self._crowd if crowded else None,
         )
 
@@ -83,7 +86,7 @@ class OpenAiServer:
 
     def __init__(
         self,
-        app: FastAPI,
+        app: PublishedApp,
         config: FrontProxyConfig,
         in_flight: InFlight,
         *,
@@ -95,24 +98,31 @@ class OpenAiServer:
         self.guard = HttpGuard(app, config, in_flight, limits)
         self._limits = limits
         self.address = ""
+        self.metrics_address = ""
+        """Of /metrics and /load."""
         self._config = config
-        self._listener: socket.socket | None = None
+        self._listeners: list[socket.socket] = []
         self._server: HttpServer | None = None
         self._task: asyncio.Task[None] | None = None
 
     def bind(self, listener: socket.socket | None = None) -> None:
-        """Take ``listener``, a bound socket, or bind one, and know the address. Raises OSError when it is taken."""
-        self._listener = listener or _bind(self._config.host, self._config.port)
-        self.address = join_address(self._config.host, self._listener.getsockname()[1])
+        """Take ``listener``, a bound socket, or bind one, and know the addresses. Raises OSError when one is taken."""
+        host, metrics_port = self._config.host, self._config.metrics_port
+        self._listeners.append(listener or _bind(host, self._config.port))
+        self.address = self.metrics_address = join_address(host, self._listeners[0].getsockname()[1])
+        if metrics_port:
+            self._listeners.append(_bind(host, metrics_port))
+            self.metrics_address = join_address(host, metrics_port)
 
     async def start(self) -> None:
         """Accept connections, also those that came before. Raises OSError when the address is taken."""
-        if self._listener is None:
+        if not self._listeners:
             self.bind()
-        assert self._listener is not None
         self._server = HttpServer(
             uvicorn.Config(
                 self.guard,
+                # What asks for a WebSocket is a request like any other: no layer of its own answers it.
+                ws="none",
                 log_level="warning",
                 access_log=False,
                 # Loggers are set up by runtime.process.logs.
@@ -122,10 +132,11 @@ class OpenAiServer:
                 timeout_graceful_shutdown=max(1, round(self._limits.close_timeout_s)),
             ),
             self._limits,
+            self.app.headers.of,
         )
         # vLLM's error handler reads it.
         self.app.state.server = self._server
-        self._task = asyncio.create_task(self._server.serve(sockets=[self._listener]), name="http")
+        self._task = asyncio.create_task(self._server.serve(sockets=self._listeners), name="http")
         waiter = asyncio.create_task(self._server.listening.wait())
         await asyncio.wait({self._task, waiter}, return_when=asyncio.FIRST_COMPLETED)
         waiter.cancel()
@@ -163,8 +174,8 @@ class OpenAiServer:
     async def stop(self) -> None:
         """Close the listener and every connection within the configured bound."""
         if self._server is None or self._task is None:
-            if self._listener is not None:
-                self._listener.close()
+            for listener in self._listeners:
+                listener.close()
             return
         self._server.should_exit = True
         done, _ = await asyncio.wait({self._task}, timeout=2 * self._limits.close_timeout_s)
@@ -174,20 +185,17 @@ class OpenAiServer:
             await asyncio.wait({self._task}, timeout=self._limits.close_timeout_s)
 
 
-async def build_openai_app(client: RemoteEngineClient, args: Namespace) -> FastAPI:
+async def build_openai_app(client: RemoteEngineClient, args: Namespace) -> PublishedApp:
     """vLLM's app with its state, ready to be called."""
     level = logging.root.level
     try:
         app = build_app(args, TASKS, client.model_config)
         await init_app_state(client, app.state, args, TASKS)
         private.reword_refusals(app.state.online_renderer, in_settings)
-        # A request is held against one route after the other, by the router and by vLLM's metrics; no two routes share
-        # a path, so the order is free, and the paths that matter come first.
-        app.router.routes.sort(key=lambda route: getattr(route, "path", "") not in GENERATION_ROUTES)
     finally:
         # A library that vLLM's app uses for other hosts sets the whole process to log errors only.
         logging.root.setLevel(level)
-    return app
+    return PublishedApp(app)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -39,9 +39,12 @@ def from_outside(event: ClientGone | DeadlinePassed | Stopped) -> tuple[Outcome,
 def broken_prefill(output: WorkerOutput) -> Failure | None:
     """What is wrong with the output of a prefill, if anything is."""
     broken = broken_by(output.finish)
-    if broken is None and output.finish is not None and len(output.token_ids) != 1:
-        return Failure(kind=FailureKind.INTERNAL, message="A prefill must sample exactly one token.")
-    return broken
+    if broken is not None or output.finish is None or len(output.token_ids) == 1:
+        return broken
+    if not output.token_ids and output.handoff is not None:
+        # Of an engine with a back-off (WorkerInfo.prefill_backoff_tokens), which tells none.
+        return None
+    return Failure(kind=FailureKind.INTERNAL, message="A prefill must sample exactly one token.")
 
 
 def planless(missing: str) -> Failure:

@@ -236,7 +236,7 @@ class RequestFlow:
         if output.finish is None and output.handoff is None:
             # A prefill may report facts before its token; nothing to decide yet.
             return []
-        deliverable = self._continuing or self._prefill_only
+        deliverable = bool(output.token_ids) and (self._continuing or self._prefill_only)
         if not deliverable:
             self._handoff_slot.hold(output.handoff)
             return self._start_decode()

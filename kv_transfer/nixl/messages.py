@@ -14,6 +14,7 @@ LEASE = "baton_lease"
 LEASE_S = "baton_lease_s"
 RELEASE = "baton_release"
 RENEW = "baton_renew"
+FACTS = "baton_facts"
 # Keys of kv_connector_extra_config.
 SIDE_CHANNEL_HOST = "baton_side_channel_host"
 SIDE_CHANNEL_BIND_ADDRESS = "baton_side_channel_bind_address"

@@ -9,22 +9,28 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import (
     NixlPullConnector,
     NixlPullConnectorScheduler,
     NixlPullConnectorWorker,
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlBaseConnector
-from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata, NixlHandshakePayload
 from vllm.distributed.nixl_utils import NixlWrapper
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
     from vllm.v1.kv_cache_interface import KVCacheConfig
+
+_OF_ONE_ENGINE = frozenset(
+    {"engine_id", "agent_metadata", "kv_caches_base_addr", "device_id", "num_blocks", "region_num_blocks"}
+    | {"block_strides"}
+)
 
 # --- the connector
 
@@ -55,6 +61,24 @@ def set_lease_end(half: NixlPullConnectorScheduler, request_id: str, ends_s: flo
     """Give one request's held KV another end than the connector-wide lease duration."""
     if request_id in half._reqs_need_send:
         half._reqs_need_send[request_id] = ends_s
+
+
+def prefill_backoff(half: NixlPullConnectorScheduler) -> int:
+    """Prompt tokens at the end that a prefill leaves off, and whose KV or state the taker computes itself."""
+    return int(half._prefill_backoff())
+
+
+def layout_facts(handshake: Mapping[tuple[int, int], NixlHandshakePayload]) -> dict[str, str]:
+    """What two engines compare when they shake hands, as texts that are equal where the values are.
+
+    Left out is what is of one engine alone, and the distance of blocks, which each side uses for itself.
+    """
+    facts: dict[str, str] = {}
+    for rank, payload in handshake.items():
+        told = msgspec.msgpack.decode(payload.agent_metadata_bytes)
+        layout = {name: value for name, value in told.items() if name not in _OF_ONE_ENGINE}
+        facts[f"nixl rank {rank}"] = payload.compatibility_hash + msgspec.json.encode(layout, order="sorted").decode()
+    return facts
 
 
 # --- the worker half

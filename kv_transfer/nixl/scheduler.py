@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from vllm import envs
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata, KVConnectorMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlPullConnectorScheduler
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata
 
@@ -18,6 +18,7 @@ from kv_transfer.integrity import block_checksums, held_kv_registry
 from kv_transfer.nixl import private
 from kv_transfer.nixl.messages import (
     CHECK_FRACTION,
+    FACTS,
     LEASE,
     LEASE_S,
     RELEASE,
@@ -61,12 +62,21 @@ class BatonNixlScheduler(NixlPullConnectorScheduler):
         self._to_check: dict[str, list[int]] = {}
         self._lost: set[str] = set()
         self._registry = held_kv_registry.HeldKvRegistry(engine_id, block_checksums.KIND)
+        self._layout: dict[str, str] = {}
+
+    def set_xfer_handshake_metadata(self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]) -> None:
+        """Answer handshakes from now on, and keep what they tell of the layout: it is compared before any plan."""
+        self._layout = private.layout_facts(metadata)
+        super().set_xfer_handshake_metadata(metadata)
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
         """Tokens to pull beyond ``num_computed_tokens``, and whether the pull is asynchronous."""
         params = request.kv_transfer_params
         if params is not None and params.get("do_remote_prefill") and params.get("remote_num_tokens"):
             covered = min(int(params["remote_num_tokens"]), request.num_prompt_tokens)
+            if covered > request.num_prompt_tokens - private.prefill_backoff(self):
+                # A state behind tokens that this engine computes itself: it would count them twice.
+                return 0, False
             count = covered - num_computed_tokens
             return (count, True) if count > 0 else (0, False)
         return super().get_num_new_matched_tokens(request, num_computed_tokens)
@@ -74,6 +84,8 @@ class BatonNixlScheduler(NixlPullConnectorScheduler):
     def request_finished(self, request: Request, block_ids: BlockIds) -> tuple[bool, dict[str, Any] | None]:
         """Start a lease, or take a message that releases or renews leases."""
         params = request.kv_transfer_params
+        if params is not None and FACTS in params:
+            return False, {FACTS: {"prefill_backoff_tokens": private.prefill_backoff(self), "layout": self._layout}}
         if params is not None and RELEASE in params:
             self._release(params[RELEASE])
             return False, None

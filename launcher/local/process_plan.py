@@ -76,7 +76,7 @@ def replica(config: BatonConfig, pool: Pool, index: int, workers: int) -> Proces
         case "prefill" | "decode":
             settings = _worker_settings(config, name, workers)
         case "front_proxy":
-            settings = _front_settings(name, index)
+            settings = _front_settings(config, name, index)
         case _:
             assert_never(pool.role)
     return ProcessSpec(
@@ -100,7 +100,9 @@ def one_machine(config: BatonConfig, sources: Mapping[str, str], state_dir: Path
     if unset("engine.cpu_threads"):
         engine = msgspec.structs.replace(engine, cpu_threads=cpu_share(launcher.prefill + launcher.decode))
     if unset("front_proxy.grpc_port") and front.port:
-        front = msgspec.structs.replace(front, grpc_port=front.port + 1 if front.port < 65535 else 0)
+        beside = front.port + 1
+        taken = beside > 65535 or beside == front.metrics_port
+        front = msgspec.structs.replace(front, grpc_port=0 if taken else beside)
     if launcher.schedulers > 1 and scheduler.alone:
         scheduler = msgspec.structs.replace(scheduler, leader_lock_file=str(state_dir / LEADER_FILE))
     return msgspec.structs.replace(config, engine=engine, front_proxy=front, scheduler=scheduler)
@@ -126,9 +128,10 @@ def _counted(section: str, ordinal: int, **ports: int) -> tuple[str, ...]:
     return tuple(f"{section}.{name}={port + ordinal}" for name, port in ports.items() if port)
 
 
-def _front_settings(front_proxy_id: str, index: int) -> tuple[str, ...]:
+def _front_settings(config: BatonConfig, front_proxy_id: str, index: int) -> tuple[str, ...]:
     others = ("front_proxy.port=0", "front_proxy.grpc_port=0") if index else ()
-    return (f"front_proxy.front_proxy_id={front_proxy_id}", *others)
+    counted = _counted("front_proxy", index, metrics_port=config.front_proxy.metrics_port)
+    return (f"front_proxy.front_proxy_id={front_proxy_id}", *others, *counted)
 
 
 def drain_s(role: Role, config: BatonConfig) -> float:

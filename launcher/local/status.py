@@ -35,6 +35,7 @@ class StatusLine(msgspec.Struct, frozen=True, kw_only=True):
     role: str
     pid: int = 0
     address: str = ""
+    metrics_address: str = ""
     epoch: int = 0
     state: str = ""
     requests_running: int = 0
@@ -85,6 +86,7 @@ def judge(
         role=process.role,
         pid=process.pid,
         address=process.address,
+        metrics_address=process.metrics_address,
         epoch=process.epoch,
         state=process.state,
         restarts=process.restarts,

@@ -35,6 +35,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     requests_max: int = 0
     pid: int = 0
     metrics_address: str = ""
+    output_settings: str = ""
+    prefill_backoff_tokens: int = 0
 
 
 class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from runtime.priority_class import PriorityClass
+from runtime.priority_class import PriorityClass, class_of_priority
 from runtime.timing.decaying_rate import DecayingRate
 from scheduler.api.events import PlanRequested
 from scheduler.cluster.worker import PlanKey
@@ -36,12 +36,10 @@ could not run again otherwise."""
 
 
 def class_of(event: PlanRequested) -> PriorityClass:
-    """The class a request names, else the one its number means: vLLM serves lower numbers earlier."""
+    """The class a request names, else the one its number means."""
     if event.priority_class in PriorityClass._value2member_map_:
         return PriorityClass(event.priority_class)
-    if event.priority == 0:
-        return PriorityClass.DEFAULT
-    return PriorityClass.INTERACTIVE if event.priority < 0 else PriorityClass.BATCH
+    return class_of_priority(event.priority)
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True, gc=False):

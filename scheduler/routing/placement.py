@@ -72,7 +72,7 @@ class Planner:
 
     def place(self, event: PlanRequested, pool: ModelPool, now_s: float) -> Placed | NotPlaced:
         """Choose the worker, or the pair of workers, of one request."""
-        if event.prefill_only:
+        if event.prefill_only and not _hides_tokens(pool):
             return self._place_prefill_only(event, pool, now_s)
         reserve = min(event.output_tokens_max, self._config.output_reserve_tokens)
         held_tokens = event.prompt_tokens + reserve
@@ -131,6 +131,11 @@ class Planner:
             reason=reason,
             considered=choice.considered,
         )
+
+
+def _hides_tokens(pool: ModelPool) -> bool:
+    """Whether a prefill shows no token, so that even a single one needs a decode worker. Workers of a pool agree."""
+    return any(worker.info.prefill_backoff_tokens for worker in pool.with_role("prefill"))
 
 
 def _prefill_ask(event: PlanRequested) -> Ask:

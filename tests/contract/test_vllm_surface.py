@@ -51,6 +51,7 @@ SIGNATURES = {
     f"{NIXL}:NixlPullConnectorScheduler.get_num_new_matched_tokens": "self, request, num_computed_tokens",
     f"{NIXL}:NixlPullConnectorScheduler.request_finished": "self, request, block_ids",
     f"{NIXL}:NixlPullConnectorScheduler.build_connector_meta": "self, scheduler_output",
+    f"{NIXL}:NixlPullConnectorScheduler.set_xfer_handshake_metadata": "self, metadata",
     f"{NIXL}:NixlPullConnectorScheduler.update_connector_output": "self, connector_output",
     f"{NIXL}:NixlPullConnectorWorker.__init__": "self, vllm_config, engine_id, kv_cache_config",
     f"{NIXL}:NixlPullConnectorWorker.start_load_kv": "self, metadata",
@@ -83,6 +84,18 @@ PRIVATE: dict[str, dict[str, dict[str, str]]] = {
             "vllm.model_executor.models.registry:_BaseRegisteredModel": "load_model_cls",
         },
         "tell_connector": {ASYNC_LLM: "notify_kv_transfer_request_rejected"},
+        "take_grammars_as_decided": {
+            ASYNC_LLM: "input_processor",
+            "vllm.v1.engine.input_processor:InputProcessor": "structured_outputs_config",
+        },
+        "keep_every_grammar_backend": {
+            "vllm.v1.structured_output:StructuredOutputManager": (
+                "backend tokenizer vllm_config grammar_init _create_grammar"
+            ),
+            "vllm.v1.structured_output.backend_types:StructuredOutputBackend": "allocate_token_bitmask destroy",
+            "vllm.v1.structured_output.backend_types:StructuredOutputGrammar": "fill_bitmask",
+            "vllm.sampling_params:StructuredOutputsParams": "_backend",
+        },
     },
     "front_proxy.engine_client.private": {
         "default_reasoning_config": {"vllm.engine.arg_utils:EngineArgs": "_set_default_reasoning_config_args"},
@@ -95,6 +108,8 @@ PRIVATE: dict[str, dict[str, dict[str, str]]] = {
         "copy_metadata": {},
         "serve_handshakes": {SCHEDULER_HALF: "_nixl_handshake_listener"},
         "set_lease_end": {SCHEDULER_HALF: "_reqs_need_send"},
+        "prefill_backoff": {SCHEDULER_HALF: "_prefill_backoff"},
+        "layout_facts": {f"{NIXL}.metadata:NixlHandshakePayload": "compatibility_hash agent_metadata_bytes"},
         "progress_delay": {},  # of NIXL; a test of its own below
         "block_regions": {
             WORKER_HALF: "kv_caches_base_addr block_len_per_layer block_stride_per_layer region_num_blocks "
@@ -126,7 +141,10 @@ SOURCE = {
         # What kv_transfer.nixl.worker.cores_kept undoes.
         "os.sched_setaffinity(0, rsv_cores_for_kv)",
         "self.xfer_stats",
+        # What kv_transfer.nixl.private.layout_facts reads before any handshake.
+        "compute_nixl_compatibility_hash(",
         "self.kv_caches_base_addr[self.engine_id][self.tp_rank]",
+        "encoder.encode(agent_metadata)",
         "self._invalid_block_ids.put(",
         "failed_recving=failed_recv_reqs",
     ],
@@ -143,6 +161,11 @@ SOURCE = {
         "await output_socket.recv_multipart(copy=False)",
     ],
     "vllm.entrypoints.launchers.api_server.app_state:init_app_state": ["state.online_renderer = OnlineRenderer("],
+    # The layers that front_proxy.openai_api.answer_headers takes out of the app.
+    "vllm.entrypoints.serve.middleware.register:init_entrypoints_middleware": [
+        "CORSMiddleware,\n        allow_origins=args.allowed_origins",
+        "app.add_middleware(XRequestIdMiddleware)",
+    ],
     "vllm.v1.metrics.stats:IterationStats": ["self.num_generation_tokens"],
     # An engine that stands still is told by its silence: its loop answers this call, and tells of every step.
     "vllm.v1.engine.async_llm:AsyncLLM.is_sleeping": ["self.engine_core.is_sleeping_async()"],
@@ -156,6 +179,26 @@ SOURCE = {
     "vllm.v1.core.sched.scheduler:Scheduler._update_from_kv_xfer_finished": [
         "self.connector.update_connector_output(",
         "self._free_blocks(",
+    ],
+    # An engine with a back-off computes less than the prompt, and its one token follows on that.
+    f"{SCHEDULER_HALF}._truncate_request_for_prefill": [
+        "backoff = self._prefill_backoff()",
+        "del request.prompt_token_ids[-backoff:]",
+        "request.max_tokens = 1",
+    ],
+    # A front proxy's choice of a grammar backend is final where this finds no configuration.
+    "vllm.v1.engine.input_processor:InputProcessor": ["params.verify(", "self.structured_outputs_config,"],
+    "vllm.sampling_params:SamplingParams._validate_structured_outputs": ["if structured_outputs_config is None or"],
+    # What a copy of the manager for each backend rests on.
+    "vllm.v1.structured_output:StructuredOutputManager.grammar_init": [
+        "if self.backend is None:",
+        "self.executor.submit(self._create_grammar, request)",
+        "request.structured_output_request.grammar = grammar",
+    ],
+    "vllm.v1.structured_output:StructuredOutputManager.grammar_bitmask": ["self.backend.allocate_token_bitmask("],
+    "vllm.v1.engine.core:EngineCore.__init__": [
+        "self.structured_output_manager = StructuredOutputManager(vllm_config)",
+        "structured_output_manager=self.structured_output_manager,",
     ],
     # When NIXL's wrapper stops writing 0, kv_transfer.nixl.private.progress_delay can go.
     "vllm.distributed.nixl_utils:NixlWrapper.__init__": ["pthrDelay = 0"],
@@ -246,9 +289,14 @@ def test_no_other_file_names_what_the_private_files_touch() -> None:
         for name in attributes.split()
     } - {
         "__init__",
+        "backend",
+        "input_processor",
         "models",
         "output_processor",
         "resources",
+        "structured_outputs_config",
+        "tokenizer",
+        "vllm_config",
         "_nixl_handshake_listener",
         "notify_kv_transfer_request_rejected",
     }

@@ -11,8 +11,7 @@ CONTEXT_TOKENS = 1024
 def save(folder: Path) -> None:
     """Write model and tokenizer. Wide weights keep its logits far from ties, so batch shapes do not flip tokens."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     model = LlamaForCausalLM(
@@ -35,6 +34,14 @@ def save(folder: Path) -> None:
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.2)
     model.float().save_pretrained(folder)
+    save_tokenizer(folder)
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Write a tokenizer of ``VOCAB_SIZE`` words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     words = Tokenizer(models.WordLevel({f"t{number}": number for number in range(VOCAB_SIZE)}, unk_token="t2"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(

@@ -99,14 +99,14 @@ def plain(alive: Alive, tmp_path_factory: pytest.TempPathFactory, baton: Endpoin
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put those that share the real engines next to each other, and last the one that kills a worker of them."""
+    """Put those that share the real engines next to each other, and last those that kill a worker of them."""
     here = [index for index, item in enumerate(items) if item.path.is_relative_to(Path(__file__).parent)]
     fakes, reals, kills = "abc"
 
     def place(item: pytest.Item) -> str:
         if "baton" not in getattr(item, "fixturenames", ()):
             return fakes
-        return kills if item.path.stem == "test_resume" else reals
+        return kills if item.path.stem in ("test_grammars", "test_resume") else reals
 
     for index, item in zip(here, sorted((items[index] for index in here), key=place), strict=True):
         items[index] = item

@@ -17,6 +17,8 @@ from tests.support.in_process_worker import start_worker
 __all__ = ["start_worker"]
 
 IN_FLIGHT_MAX = 8
+ORIGIN = "http://localhost:5173"
+"""Browsers may call from there."""
 
 
 class Served(msgspec.Struct, kw_only=True):
@@ -46,7 +48,8 @@ def _parts(tiny_model_folder: Path) -> Iterator[tuple[Any, Any]]:
     from tests.support.fake_source import FakeSource
 
     engine = EngineConfig(model=str(tiny_model_folder), served_model_name="tiny", dtype="float32")
-    args = serve_args(engine, ServingConfig(tool_call_parser="hermes", enable_auto_tool_choice=True))
+    serving = ServingConfig(tool_call_parser="hermes", enable_auto_tool_choice=True, allowed_origins=[ORIGIN])
+    args = serve_args(engine, serving)
     config = render_config(args)
     tokenizer = renderer_from_config(config).tokenizer
     source: Any = FakeSource(lambda text: tokenizer.encode(text, add_special_tokens=False))
@@ -89,13 +92,13 @@ async def http(served: Served) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @asynccontextmanager
-async def listening(served: Served, **limits: Any) -> AsyncIterator[Any]:
-    """The app behind a real socket."""
+async def listening(served: Served, settings: dict[str, Any] | None = None, **limits: Any) -> AsyncIterator[Any]:
+    """The app behind a real socket. ``settings`` of the front proxy and ``limits`` that are not the usual ones."""
     from front_proxy.config import FrontProxyConfig, FrontProxyLimits
     from front_proxy.openai_api.server import OpenAiServer
 
     # vLLM's lifespan takes the app's state with it when it ends, and the app is shared.
-    front = FrontProxyConfig(port=0)
+    front = FrontProxyConfig(port=0, **(settings or {}))
     bounds = FrontProxyLimits(**{"close_timeout_s": 1.0, **limits})
     running = OpenAiServer(served.app, front, served.client.in_flight, lifespan="off", limits=bounds)
     await running.start()

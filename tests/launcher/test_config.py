@@ -6,6 +6,7 @@ import pytest
 
 from launcher.config import BatonConfig
 from runtime.configuration import BadConfiguration, load
+from runtime.priority_class import PriorityClass
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,12 @@ from runtime.configuration import BadConfiguration, load
         (["scheduler.leader_store=kubernetes", "scheduler.leader_lock_file=/run/leader"], "leader_lock_file"),
         (["scheduler.kubernetes.lease_name=../secrets"], "scheduler.kubernetes.lease_name"),
         (["scheduler.kubernetes.lease_duration_s=2"], "scheduler.kubernetes.lease_duration_s"),
+        (
+            ["front_proxy.port=9000", "front_proxy.metrics_port=9000"],
+            "metrics_port must differ from port and grpc_port",
+        ),
+        (["front_proxy.classes_allowed=[]"], "front_proxy.classes_allowed"),
+        (['front_proxy.classes_allowed=["urgent"]'], "front_proxy.classes_allowed"),
         (["launcher.schedulers=0"], "launcher.schedulers"),
         (["launcher.schedulers=3"], "launcher.schedulers"),
     ],
@@ -34,3 +41,9 @@ def test_what_no_process_could_use_is_refused_by_name(sets: list[str], named: st
     with pytest.raises(BadConfiguration) as refused:
         load(BatonConfig, file=None, environ={}, sets=sets)
     assert named in str(refused.value)
+
+
+def test_classes_are_given_by_their_names() -> None:
+    sets = ['front_proxy.classes_allowed=["default", "batch"]']
+    loaded = load(BatonConfig, file=None, environ={}, sets=sets).value.front_proxy
+    assert loaded.classes_allowed == [PriorityClass.DEFAULT, PriorityClass.BATCH]

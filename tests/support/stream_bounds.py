@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 
 from front_proxy.config import FrontProxyLimits
+from front_proxy.gateway.identity import ALL_CLASSES
 from front_proxy.gateway.in_flight import InFlight
 from front_proxy.grpc_api.client import BatonClient
 from front_proxy.grpc_api.service import SERVICE, Inference, InferenceService
 from protos.inference.v1 import inference_pb2_grpc
+from runtime.priority_class import PriorityClass
 from runtime.rpc.grpc_server import start_server
 
 MESSAGE_BYTES_MAX = 1 << 20
@@ -31,11 +33,14 @@ def room(count_max: int) -> InFlight:
 
 @asynccontextmanager
 async def client_of(
-    inference: Inference, in_flight: InFlight, bounds: FrontProxyLimits | None = None
+    inference: Inference,
+    in_flight: InFlight,
+    bounds: FrontProxyLimits | None = None,
+    classes_allowed: Sequence[PriorityClass] = ALL_CLASSES,
 ) -> AsyncIterator[BatonClient]:
     """A client of a real server over ``inference``."""
     bounds = bounds or limits()
-    service = InferenceService(inference, in_flight, bounds)
+    service = InferenceService(inference, in_flight, bounds, classes_allowed)
 
     def add(server: grpc.aio.Server) -> list[str]:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)

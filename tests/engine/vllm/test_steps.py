@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from engine.protocol import EngineOutput, EngineRequest
+from engine.protocol import EngineOutput, EngineRequest, Finish, Hold, OnOutput
+from tests.support.workers import handoff
 
 
 def request(request_id: str) -> EngineRequest:
@@ -17,33 +19,32 @@ class Steps:
     """A StepOutputs with two running requests."""
 
     def __init__(self) -> None:
-        from vllm.sampling_params import SamplingParams
-        from vllm.v1.engine import EngineCoreRequest
-
         from engine.vllm.steps import StepOutputs
 
         self.steps = StepOutputs(lambda *_: pytest.fail("no KV is held here"))
         self.got: dict[str, list[EngineOutput]] = {"a": [], "b": []}
-        self.live = {name: self.steps.expect(request(name), self.got[name].append) for name in self.got}
-        for name in self.got:
-            self.steps.add_request(
-                EngineCoreRequest(
-                    request_id=f"{name}-internal",
-                    prompt_token_ids=[1, 2],
-                    mm_features=None,
-                    sampling_params=SamplingParams(),
-                    pooling_params=None,
-                    arrival_time=0.0,
-                    lora_request=None,
-                    cache_salt=None,
-                    data_parallel_rank=None,
-                    external_req_id=name,
-                ),
-                None,
-                None,
-                0,
-                object(),
-            )
+        self.live = {name: self.announce(request(name), self.got[name].append) for name in self.got}
+
+    def announce(self, wanted: EngineRequest, on_output: OnOutput) -> Any:
+        """Announce one, and let vLLM name it."""
+        from vllm.sampling_params import SamplingParams
+        from vllm.v1.engine import EngineCoreRequest
+
+        live = self.steps.expect(wanted, on_output)
+        named = EngineCoreRequest(
+            request_id=f"{wanted.request_id}-internal",
+            prompt_token_ids=[1, 2],
+            mm_features=None,
+            sampling_params=SamplingParams(),
+            pooling_params=None,
+            arrival_time=0.0,
+            lora_request=None,
+            cache_salt=None,
+            data_parallel_rank=None,
+            external_req_id=wanted.request_id,
+        )
+        self.steps.add_request(named, None, None, 0, object())
+        return live
 
 
 def output(name: str, tokens: list[int], **more: Any) -> Any:
@@ -79,3 +80,26 @@ async def test_a_lost_engine_ends_what_runs_and_what_was_on_its_way_in() -> None
         with pytest.raises(RuntimeError, match="gone"):
             await live.ended
     assert not steps.steps.has_unfinished_requests()
+
+
+@pytest.mark.parametrize("ended", ["LENGTH", "STOP"])
+async def test_a_prefill_that_leaves_off_the_end_of_its_prompt_shows_no_token_and_is_handed_off(ended: str) -> None:
+    from vllm.v1.engine import FinishReason
+
+    from engine.vllm.steps import StepOutputs
+
+    steps = Steps()
+    held = handoff()
+    steps.steps = StepOutputs(lambda *_: held)
+    steps.steps.hides_prefill_tokens = True
+    steps.got, held_requests = {"a": [], "b": []}, {"a": Hold(lease_s=1.0), "b": None}
+    for name, transfer in held_requests.items():
+        steps.announce(msgspec.structs.replace(request(name), transfer=transfer), steps.got[name].append)
+    finish = FinishReason[ended]
+    params = {"remote_block_ids": [[1]]}
+    steps.steps.process_outputs(
+        [output("a", [5], finish_reason=finish, kv_transfer_params=params), output("b", [5], finish_reason=finish)]
+    )
+    (prefill,), (decode,) = steps.got["a"], steps.got["b"]
+    assert (prefill.token_ids, prefill.finish, prefill.handoff) == ([], Finish("length"), held)
+    assert decode.token_ids == [5] and decode.finish == Finish("stop" if ended == "STOP" else "length")

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from engine.protocol import Finish
-from engine.vllm.values import _weights_identity, finish, first_output, logprob_columns, take_over_params
+from engine.vllm.values import (
+    _weights_identity,
+    finish,
+    first_output,
+    logprob_columns,
+    take_over_params,
+    tokenizer_identity,
+)
 from tests.support.workers import handoff
 
 
@@ -78,3 +85,16 @@ def test_other_weights_of_the_same_shape_are_another_model(tmp_path: Path) -> No
         (tmp_path / name / "model.safetensors").write_bytes(weights)
     a, b, c = (_weights_identity(str(tmp_path / name), None) for name in "abc")
     assert a == c != b
+
+
+def test_other_tokens_or_another_revision_are_another_tokenizer(tmp_path: Path) -> None:
+    for name, tokens in (("a", "{}"), ("b", '{"x": 1}'), ("c", "{}")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(tokens)
+        (tmp_path / name / "README.md").write_text(name)
+    a, b, c = (
+        tokenizer_identity(SimpleNamespace(tokenizer=str(tmp_path / name), tokenizer_revision=None)) for name in "abc"
+    )
+    assert a == c != b
+    named = {tokenizer_identity(SimpleNamespace(tokenizer="org/t", tokenizer_revision=r)) for r in (None, "v1", "v2")}
+    assert len(named) == 3

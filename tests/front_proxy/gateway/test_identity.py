@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 
-from front_proxy.gateway.identity import Caller, caller, caller_of_call, caller_of_request
+from front_proxy.gateway.identity import ALL_CLASSES, Caller, caller, caller_of_call, caller_of_request, with_class
 from front_proxy.grpc_api.client import PriorityClass, request
 from runtime.failures import FailureError
+from runtime.priority_class import PriorityClass as Class
 
 
 @pytest.mark.parametrize(
@@ -34,6 +37,43 @@ def test_a_class_that_is_none_is_refused_with_those_that_are() -> None:
     asked.priority_class = 9  # type: ignore[assignment]
     with pytest.raises(FailureError, match=f"priority_class {known} '9'"):
         caller_of_request(Caller(), asked)
+
+
+def test_a_class_that_is_not_allowed_is_refused_however_it_is_asked_for() -> None:
+    allowed = (Class.DEFAULT, Class.BATCH)
+    said = r"must be one of default, batch \(front_proxy.classes_allowed\), got 'interactive'"
+    header = [(b"x-baton-priority", b"interactive")]
+    asked = request("x", priority_class="interactive")
+    ways: list[Callable[[], Caller]] = [
+        lambda: caller(header, allowed),
+        lambda: caller_of_call([("x-baton-priority", "interactive")], allowed),
+        lambda: caller_of_request(Caller(), asked, allowed),
+        lambda: with_class(Caller(), -1, allowed),
+        # An engine that is told to schedule by priority reads the number, whatever class is named.
+        lambda: with_class(Caller(priority_class="batch"), -1, allowed),
+    ]
+    for way in ways:
+        with pytest.raises(FailureError, match=said):
+            way()
+    assert caller([(b"x-baton-priority", b"batch")], allowed) == Caller(priority_class="batch")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "named", "priority", "expected"),
+    [
+        (ALL_CLASSES, "", -5, ""),
+        (ALL_CLASSES, "batch", -5, "batch"),
+        ((Class.BATCH,), "", 0, "batch"),
+        ((Class.BATCH,), "", 7, ""),
+        ((Class.INTERACTIVE, Class.BATCH), "", 0, "interactive"),
+        ((Class.INTERACTIVE, Class.BATCH), "batch", 0, "batch"),
+    ],
+)
+def test_a_request_that_asks_for_no_class_is_in_one_that_is_allowed(
+    allowed: Sequence[Class], named: str, priority: int, expected: str
+) -> None:
+    asked = Caller(tenant="name-a", priority_class=named)
+    assert with_class(asked, priority, allowed) == Caller(tenant="name-a", priority_class=expected)
 
 
 def test_a_key_is_told_apart_but_not_told_and_goes_before_a_name() -> None:

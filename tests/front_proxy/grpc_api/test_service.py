@@ -19,6 +19,7 @@ from front_proxy.grpc_api.generate import VllmInference, sampling_params
 from front_proxy.grpc_api.service import NamedModel, _ManySession
 from protos.inference.v1 import inference_pb2
 from runtime.failures import Failure, FailureError, FailureKind
+from runtime.priority_class import PriorityClass as Class
 from tests.front_proxy.conftest import IN_FLIGHT_MAX, Served
 from tests.support.fake_source import CACHED_TOKENS
 from tests.support.stream_bounds import client_of, limits, room
@@ -227,6 +228,25 @@ async def test_a_priority_class_that_is_none_is_refused(served: Served, api: Bat
         with pytest.raises(grpc.aio.AioRpcError, match="must be one of interactive, default, batch") as refused:
             await call.read()
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert served.source.requests == []
+
+
+async def test_a_class_that_is_not_allowed_is_refused_by_name_and_by_number(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed = (Class.DEFAULT, Class.BATCH)
+    monkeypatch.setattr(served.client, "_classes_allowed", allowed)
+    inference = VllmInference(served.client, served.args)
+    async with client_of(inference, served.client.in_flight, classes_allowed=allowed) as api:
+        for asked in (request("x", priority_class="interactive"), request("x", priority=-1)):
+            with pytest.raises(grpc.aio.AioRpcError, match=r"front_proxy\.classes_allowed") as refused:
+                await api._stub.Generate(asked).read()
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            (result,) = [result async for result in api.generate_many([asked])]
+            assert result.error is not None and result.error.reason == "BAD_REQUEST"
+        urgent = BatonClient("", channel=api._channel, priority_class="interactive")
+        with pytest.raises(BatonError, match=r"front_proxy\.classes_allowed"):
+            await urgent.complete("x")
     assert served.source.requests == []
 
 

@@ -18,6 +18,7 @@ from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.gateway.connection_bounds import ConnectionBounds
 from front_proxy.gateway.in_flight import InFlight
 from front_proxy.gateway.metrics import CONNECTIONS_REFUSED
+from front_proxy.openai_api.published import PublishedApp
 from front_proxy.openai_api.server import OpenAiServer
 from runtime.process.open_files import open_files_max
 
@@ -79,7 +80,7 @@ async def listening(bounds: FrontProxyLimits, listener: socket.socket | None = N
     for path in ("/health", "/v1/models"):
         app.add_api_route(path, nothing)
     in_flight = InFlight(1, usable=lambda: True, retry_after_s=1.0)
-    server = OpenAiServer(app, FrontProxyConfig(port=0), in_flight, lifespan="off", limits=bounds)
+    server = OpenAiServer(PublishedApp(app), FrontProxyConfig(port=0), in_flight, lifespan="off", limits=bounds)
     if listener is not None:
         listener.bind(("127.0.0.1", 0))
     server.bind(listener)

@@ -16,6 +16,7 @@ from starlette.responses import StreamingResponse
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.gateway.in_flight import InFlight
 from front_proxy.gateway.metrics import CONNECTIONS_REFUSED
+from front_proxy.openai_api.published import PublishedApp
 from front_proxy.openai_api.server import OpenAiServer
 
 REQUEST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
@@ -50,7 +51,8 @@ async def unread(chunks: int, **limits: Any) -> AsyncIterator[tuple[Endless, InF
     endless = Endless(chunks)
     in_flight = InFlight(1, usable=lambda: True, retry_after_s=1.0)
     bounds = FrontProxyLimits(close_timeout_s=1, **limits)
-    server = OpenAiServer(endless.app, FrontProxyConfig(port=0), in_flight, lifespan="off", limits=bounds)
+    app = PublishedApp(endless.app)
+    server = OpenAiServer(app, FrontProxyConfig(port=0), in_flight, lifespan="off", limits=bounds)
     await server.start()
     host, _, port = server.address.rpartition(":")
     with socket.socket() as client:
@@ -108,7 +110,7 @@ async def test_a_client_that_asks_nothing_more_loses_its_connection_and_one_that
     app.add_api_route("/v1/completions", late, methods=["POST"])
     in_flight = InFlight(1, usable=lambda: True, retry_after_s=1.0)
     bounds = FrontProxyLimits(close_timeout_s=1, headers_timeout_s=0.1, keep_alive_timeout_s=1000)
-    server = OpenAiServer(app, FrontProxyConfig(port=0), in_flight, lifespan="off", limits=bounds)
+    server = OpenAiServer(PublishedApp(app), FrontProxyConfig(port=0), in_flight, lifespan="off", limits=bounds)
     await server.start()
     host, _, port = server.address.rpartition(":")
     async with asyncio.timeout(30):
@@ -144,7 +146,7 @@ IN_CHUNKS = b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n"
 async def test_headers_without_end_are_not_kept(begun: bytes, more: bytes) -> None:
     in_flight = InFlight(1, usable=lambda: True, retry_after_s=1.0)
     bounds = FrontProxyLimits(close_timeout_s=1, headers_bytes_max=20_000)
-    server = OpenAiServer(FastAPI(), FrontProxyConfig(port=0), in_flight, lifespan="off", limits=bounds)
+    server = OpenAiServer(PublishedApp(FastAPI()), FrontProxyConfig(port=0), in_flight, lifespan="off", limits=bounds)
     await server.start()
     host, _, port = server.address.rpartition(":")
     refused = CONNECTIONS_REFUSED.labels("long_headers")

@@ -7,16 +7,24 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.gateway.in_flight import InFlight
 from front_proxy.openai_api.guard import HttpGuard
+from front_proxy.openai_api.published import PublishedApp
 
 SCOPE = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
 
 
-async def app(*_: object) -> None:
+async def never() -> None:
     raise AssertionError("the body never arrives")
+
+
+def published() -> PublishedApp:
+    app = FastAPI()
+    app.add_api_route("/v1/completions", never, methods=["POST"])
+    return PublishedApp(app)
 
 
 @pytest.mark.parametrize(("already", "status", "retry_after"), [(0, 408, None), (1, 429, b"3")])
@@ -35,7 +43,7 @@ async def test_a_stalled_upload_holds_no_place_and_none_is_read_while_there_is_n
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
-    guard = HttpGuard(app, FrontProxyConfig(), in_flight, FrontProxyLimits(request_body_timeout_s=0.01))
+    guard = HttpGuard(published(), FrontProxyConfig(), in_flight, FrontProxyLimits(request_body_timeout_s=0.01))
     async with asyncio.timeout(5):
         await guard(dict(SCOPE), stalled, send)
     assert sent[0]["status"] == status
@@ -54,6 +62,6 @@ async def test_a_body_that_comes_too_late_for_a_place_is_refused() -> None:
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
-    await HttpGuard(app, FrontProxyConfig(), in_flight)(dict(SCOPE), whole, send)
+    await HttpGuard(published(), FrontProxyConfig(), in_flight)(dict(SCOPE), whole, send)
     assert sent[0]["status"] == 429
     assert in_flight.count == 1

@@ -12,8 +12,11 @@ import msgspec
 import pytest
 from vllm.sampling_params import SamplingParams
 
+from front_proxy.config import FrontProxyConfig
 from front_proxy.gateway.metrics import DROPPED_FIELDS
+from front_proxy.openai_api.guard import HttpGuard
 from runtime.failures import Failure, FailureKind
+from runtime.priority_class import PriorityClass
 from tests.front_proxy.conftest import IN_FLIGHT_MAX, Served, listening
 from tests.support.fake_source import CACHED_TOKENS
 
@@ -144,6 +147,25 @@ async def test_transfer_fields_of_a_client_change_nothing_and_are_not_echoed(
     assert with_fields == without
 
 
+@pytest.mark.parametrize("field", ["kv_transfer_params", "ec_transfer_params"])
+@pytest.mark.parametrize("value", ["x", 1, True, [{"remote_host": "attacker"}]])
+async def test_a_transfer_field_of_another_type_gets_vllms_refusal(
+    served: Served, http: httpx.AsyncClient, field: str, value: Any
+) -> None:
+    before = DROPPED_FIELDS.labels(field)._value.get()
+    for path, body in (
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/chat/completions", {"messages": MESSAGES}),
+        ("/v1/responses", {"input": "x"}),
+        ("/v1/messages", {"messages": MESSAGES}),
+    ):
+        response = await post(http, path, max_tokens=2, **{field: value}, **body)
+        assert response.status_code == 400, path
+        assert field in response.text
+    assert (served.source.requests, DROPPED_FIELDS.labels(field)._value.get()) == ([], before)
+    assert (await post(http, "/v1/completions", prompt="x", max_tokens=2, **{field: None})).status_code == 200
+
+
 SPELLED = '{"model":"tiny","prompt":"x","max_tokens":2,"kv_transfer_params":{"remote_host":"attacker"}}'
 TOO_DEEP = "[" * 5_000 + "]" * 5_000
 
@@ -264,6 +286,26 @@ async def test_what_cannot_be_served_now_gets_503_and_health_says_so(
     for stream in (False, True):
         response = await post(http, "/v1/completions", prompt="x", max_tokens=2, stream=stream)
         assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [({"x-baton-priority": "interactive"}, {}), ({"x-vllm-priority": "-1"}, {}), ({}, {"priority": -1})],
+)
+async def test_a_class_that_is_not_allowed_gets_400_however_it_is_asked_for(
+    served: Served, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], body: dict[str, Any], stream: bool
+) -> None:
+    front = FrontProxyConfig(classes_allowed=[PriorityClass.DEFAULT, PriorityClass.BATCH])
+    monkeypatch.setattr(served.client, "_classes_allowed", front.classes_allowed)
+    guard = HttpGuard(served.app, front, served.client.in_flight)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=guard), base_url="http://front") as client:
+        body = {"prompt": "x", "max_tokens": 2, "stream": stream, **body}
+        refused = await post(client, "/v1/completions", headers=headers, **body)
+        assert (refused.status_code, served.source.requests) == (400, [])
+        assert "front_proxy.classes_allowed" in refused.json()["error"]["message"]
+        body["priority"] = 1
+        assert (await post(client, "/v1/completions", **body)).status_code == 200
 
 
 @pytest.mark.parametrize(("n", "stream"), [(1, True), (1, False), (3, True)])

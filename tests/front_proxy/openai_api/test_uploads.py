@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.gateway.in_flight import InFlight
+from front_proxy.openai_api.published import PublishedApp
 from front_proxy.openai_api.server import OpenAiServer
 from front_proxy.openai_api.uploads import BodyRefused, Uploads
 from tests.support.polling import until
@@ -105,7 +106,7 @@ async def test_a_thousand_stuck_uploads_take_nothing_from_those_that_ask(path: s
         app.add_api_route(route, answer, methods=["POST"])
     in_flight = InFlight(2, usable=lambda: True, retry_after_s=1.0)
     limits = FrontProxyLimits(uploads_max=8, close_timeout_s=1)
-    server = OpenAiServer(app, FrontProxyConfig(port=0), in_flight, lifespan="off", limits=limits)
+    server = OpenAiServer(PublishedApp(app), FrontProxyConfig(port=0), in_flight, lifespan="off", limits=limits)
     await server.start()
     host, _, port = server.address.rpartition(":")
     stuck = [await asyncio.open_connection(host, int(port)) for _ in range(20)]

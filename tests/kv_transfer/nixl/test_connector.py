@@ -10,6 +10,7 @@ from collections import defaultdict, deque
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine.vllm.args import held_port
@@ -211,7 +212,7 @@ def test_ranks_words_are_put_together() -> None:
     assert both.lost == {"x", "y"}
 
 
-def scheduler() -> Any:
+def scheduler(backoff: int = 0) -> Any:
     half = object.__new__(scheduler_half.BatonNixlScheduler)
     half.__dict__.update(
         _request_by_lease={},
@@ -224,6 +225,10 @@ def scheduler() -> Any:
         _check_fraction=1.0,
         _registry=HeldKvRegistry("p0-1", "sum"),
         _is_hma_required=False,
+        _has_mamba=backoff > 0,
+        _bounded_replay=False,
+        vllm_config=SimpleNamespace(num_prefill_lookahead_tokens=backoff + 1),
+        _layout={},
     )
     return half
 
@@ -245,3 +250,52 @@ def test_a_renewal_names_leases_and_unknown_ones_are_ignored() -> None:
     request = SimpleNamespace(kv_transfer_params={messages.RENEW: {"lease": 30.0, "gone": 30.0}}, request_id="x")
     assert half.request_finished(request, ([1],)) == (False, None)
     assert half._to_renew == {"lease-1a2b": 30.0}
+
+
+@pytest.mark.parametrize(
+    ("remote", "prompt", "taken"),
+    # A state of the whole prompt would have its last tokens in it twice, so the prompt is computed here.
+    [(31, 32, 31), (32, 32, 0), (30, 32, 30), (1, 1, 0), (40, 33, 0)],
+)
+def test_what_the_taker_computes_itself_is_not_taken_over_too(remote: int, prompt: int, taken: int) -> None:
+    request = SimpleNamespace(
+        kv_transfer_params={"do_remote_prefill": True, "remote_num_tokens": remote}, num_prompt_tokens=prompt
+    )
+    assert scheduler(backoff=1).get_num_new_matched_tokens(request, 0) == (taken, taken > 0)
+
+
+@pytest.mark.parametrize("backoff", [0, 2])
+def test_an_engine_says_how_much_of_a_prompt_its_prefill_leaves_off(backoff: int) -> None:
+    request = SimpleNamespace(kv_transfer_params={messages.FACTS: True})
+    facts = {"prefill_backoff_tokens": backoff, "layout": {}}
+    assert scheduler(backoff).request_finished(request, ([1],)) == (False, {messages.FACTS: facts})
+
+
+def handshake(**changes: Any) -> Any:
+    """One rank's word, as an agent sends it."""
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl import metadata as nixl
+
+    agent = {
+        "engine_id": "p0-1", "agent_metadata": b"", "kv_caches_base_addr": [1, 2], "device_id": 0, "num_blocks": 9,
+        "block_lens": [64, 64], "block_strides": [64, 64], "kv_cache_layout": "LBHNC", "block_size": 32,
+        "ssm_sizes": (0, 0), "attn_backend_name": "CPU_ATTN", "physical_blocks_per_logical_kv_block": 1,
+    }  # fmt: skip
+    compatibility = changes.pop("compatibility_hash", "h")
+    told = msgspec.msgpack.encode(nixl.NixlAgentMetadata(**agent | changes))
+    return {(0, 0): nixl.NixlHandshakePayload(compatibility_hash=compatibility, agent_metadata_bytes=told)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "equal"),
+    [
+        ({"engine_id": "d0-7", "kv_caches_base_addr": [7, 8], "num_blocks": 99, "region_num_blocks": [99, 99]}, True),
+        ({"agent_metadata": b"other", "device_id": 3}, True),
+        ({"kv_cache_layout": "LBNHC"}, False),
+        ({"attn_backend_name": "FLASH_ATTN"}, False),
+        ({"block_lens": [64, 32]}, False),
+        ({"compatibility_hash": "other speculative settings"}, False),
+    ],
+)
+def test_what_a_handshake_would_refuse_makes_another_layout(changes: dict[str, Any], equal: bool) -> None:
+    private = pytest.importorskip("kv_transfer.nixl.private")
+    assert (private.layout_facts(handshake(**changes)) == private.layout_facts(handshake())) is equal

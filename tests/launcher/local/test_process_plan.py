@@ -14,13 +14,15 @@ from launcher.local.process_plan import one_machine, plan
 def test_a_fixed_worker_port_counts_up_and_only_the_first_front_proxy_keeps_its_own() -> None:
     config = BatonConfig(launcher=LauncherConfig(prefill=2, decode=1, front_proxies=2))
     config = msgspec.structs.replace(
-        config, worker=msgspec.structs.replace(config.worker, port=9000, advertise_port=7000)
+        config,
+        worker=msgspec.structs.replace(config.worker, port=9000, advertise_port=7000),
+        front_proxy=msgspec.structs.replace(config.front_proxy, metrics_port=9200),
     )
     settings = {spec.id: spec.settings for spec in plan(config)}
     assert {"worker.port=9001", "worker.advertise_port=7001"} <= set(settings["prefill-1"])
     assert "worker.port=9002" in settings["decode-0"]
     assert "front_proxy.port=0" not in settings["front-proxy-0"]
-    assert "front_proxy.port=0" in settings["front-proxy-1"]
+    assert {"front_proxy.port=0", "front_proxy.metrics_port=9201"} <= set(settings["front-proxy-1"])
 
 
 def test_engines_share_the_cores_unless_the_operator_said_how() -> None:
@@ -28,7 +30,10 @@ def test_engines_share_the_cores_unless_the_operator_said_how() -> None:
     there = Path("/state")
     assert one_machine(config, {}, there).engine.cpu_threads == cpu_share(5)
     assert one_machine(config, {"engine.cpu_threads": "--set"}, there).engine.cpu_threads == 0
-    assert one_machine(config, {}, there).front_proxy.grpc_port == config.front_proxy.port + 1
+    front = config.front_proxy
+    assert one_machine(config, {}, there).front_proxy.grpc_port == front.port + 1
+    taken = msgspec.structs.replace(config, front_proxy=msgspec.structs.replace(front, metrics_port=front.port + 1))
+    assert one_machine(taken, {}, there).front_proxy.grpc_port == 0
     assert one_machine(config, {}, there).scheduler.leader_lock_file == ""
 
 

@@ -17,7 +17,16 @@ from launcher.local.state_file import ClusterRecord, ProcessRecord
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from runtime.rpc.grpc_server import start_server
 
-READY = ProcessRecord(id="decode-0", role="decode", pid=5, address="h:1", grpc_address="h:1", epoch=9, state="ready")
+READY = ProcessRecord(
+    id="decode-0",
+    role="decode",
+    pid=5,
+    address="h:1",
+    grpc_address="h:1",
+    metrics_address="h:2",
+    epoch=9,
+    state="ready",
+)
 ANSWER = cluster_pb2.ProcessStatus(
     id="decode-0", role="decode", pid=5, address="h:1", epoch=11, state="draining", requests_running=2,
     requests_waiting=1, kv_blocks_used=4, kv_blocks_total=8, leases_held=3, kv_bytes_in=6, kv_bytes_out=7,
@@ -64,11 +73,12 @@ def test_every_key_is_in_the_json_of_every_process() -> None:
     keys = {
         "id", "role", "pid", "address", "epoch", "state", "requests_running", "requests_waiting", "kv_blocks_used",
         "kv_blocks_total", "leases_held", "kv_bytes_in", "kv_bytes_out",
-        "workers_ready", "front_proxies_registered", "restarts", "why",
+        "workers_ready", "front_proxies_registered", "restarts", "why", "metrics_address",
     }  # fmt: skip
     processes = json.loads(status.as_json(lines))["processes"]
     assert [set(process) for process in processes] == [keys, keys]
     assert processes[0]["kv_bytes_out"] == 7
+    assert processes[0]["metrics_address"] == "h:2"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,159 @@
+"""One HTTP answer on its way out: what every answer carries, errors in the client's shape, phases. Knows no vLLM."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from http import HTTPStatus
+from typing import Any
+
+from front_proxy.gateway.request_context import RequestContext, phases_ms
+from runtime.failures import Failure, FailureKind
+from runtime.rpc.failure_status import STATUS
+
+Header = tuple[bytes, bytes]
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+HeadersOf = Callable[[Iterable[Header]], list[Header]]
+"""From the headers of a request to those that its answer carries whatever it is."""
+
+# Told as a status instead of inside a 200 stream, so that clients and balancers retry what may succeed later.
+_STATUS_BEFORE_STREAM = frozenset(
+    {
+        FailureKind.BAD_REQUEST,
+        FailureKind.EXHAUSTED,
+        FailureKind.UNAVAILABLE,
+        FailureKind.STATE_LOST,
+        FailureKind.DEADLINE,
+    }
+)
+_RETRY_STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+
+
+class Answer:
+    """Passes the app's answer on. Until something was promised, an error of ours may take its place."""
+
+    def __init__(
+        self, send: Send, scope: Scope, headers_of: HeadersOf, *, retry_after_s: float, retiring: Callable[[], bool]
+    ) -> None:
+        """``retry_after_s``: for a refusal that advises no time of its own. ``retiring``: connections are to close."""
+        self.context: RequestContext | None = None
+        """Of the request, once it is known who asks."""
+        self.explain = False
+        """Whether the answer says where the time to its first token went."""
+        self.begun = False
+        """Its status was sent."""
+        self._send = send
+        self._scope = scope
+        self._headers_of = headers_of
+        self._retry_after_s = retry_after_s
+        self._retiring = retiring
+        self._held: Message | None = None
+        self._streaming = False
+        self._replaced = False
+        self._passing = False
+        """Nothing is left to be done but to pass on."""
+
+    async def send(self, message: Message) -> None:
+        """The app's messages, in order."""
+        if self._passing:
+            await self._send(message)
+            return
+        if self._replaced:
+            return
+        if message["type"] == "http.response.start":
+            await self._start(message)
+        elif message["type"] == "http.response.body":
+            await self._body(message)
+        else:
+            await self._send(message)
+
+    async def refuse(
+        self, status: HTTPStatus, message: str, *, retry_after_s: float | None = None, close: bool = False
+    ) -> None:
+        """Answer with an error of ours; what the app says afterwards is dropped. ``close``: the connection, too."""
+        self._replaced = True
+        content = error_content(status, message, self._scope["path"])
+        headers = error_headers(content)
+        if close:
+            headers.append((b"connection", b"close"))
+        if retry_after_s and status in _RETRY_STATUSES:
+            headers.append((b"retry-after", whole_seconds(retry_after_s)))
+        await self._begin({"type": "http.response.start", "status": int(status), "headers": headers})
+        await self._send({"type": "http.response.body", "body": content, "more_body": False})
+
+    async def fail(self, failure: Failure) -> None:
+        """Answer with a failure."""
+        status = HTTPStatus(STATUS[failure.kind].http_status)
+        await self.refuse(status, failure.message, retry_after_s=failure.retry_after_s)
+
+    async def _start(self, message: Message) -> None:
+        headers: list[Header] = list(message.get("headers", ()))
+        kind = next((value for name, value in headers if name.lower() == b"content-type"), b"")
+        self._streaming = kind.startswith(b"text/event-stream")
+        if self._streaming:
+            # Until the first chunk is there nothing was promised, and a failure may still become a status.
+            self._held = message
+            return
+        if self.explain and (phases := self._phases_ms()):
+            timing = ", ".join(f"{name};dur={phase_ms:.3f}" for name, phase_ms in phases.items())
+            message = {**message, "headers": [*headers, (b"server-timing", timing.encode())]}
+        await self._begin(message)
+
+    async def _body(self, message: Message) -> None:
+        if self._held is not None:
+            context = self.context
+            failure = context.failure if context is not None and not context.delivered else None
+            if failure is not None and failure.kind in _STATUS_BEFORE_STREAM:
+                await self.fail(failure)
+                return
+            await self._begin(self._held)
+            self._held = None
+            self._passing = not self.explain
+        last = not message.get("more_body", False)
+        if last and self._streaming and self.explain and (phases := self._phases_ms()):
+            told = {f"{name}_ms": phase_ms for name, phase_ms in phases.items()}
+            comment = f": baton {json.dumps(told)}\n\n".encode()
+            message = {**message, "body": message.get("body", b"") + comment}
+        await self._send(message)
+
+    async def _begin(self, message: Message) -> None:
+        """Send the start of an answer, with what every answer carries."""
+        headers: list[Header] = list(message.get("headers", ()))
+        names = {name.lower() for name, _ in headers}
+        every = self._headers_of(self._scope["headers"])
+        headers += [(name, value) for name, value in every if name not in names or name == b"vary"]
+        if self._retiring():
+            headers.append((b"connection", b"close"))
+        if message["status"] in _RETRY_STATUSES and b"retry-after" not in names:
+            failure = None if self.context is None else self.context.failure
+            advice_s = failure.retry_after_s if failure is not None else None
+            headers.append((b"retry-after", whole_seconds(advice_s or self._retry_after_s)))
+        self.begun = True
+        await self._send({**message, "headers": headers})
+
+    def _phases_ms(self) -> dict[str, float]:
+        return {} if self.context is None else phases_ms(self.context)
+
+
+def error_content(status: HTTPStatus, message: str, path: str) -> bytes:
+    """The body of an error, as the clients of ``path`` expect it."""
+    error: dict[str, Any] = {"message": message, "type": status.phrase, "param": None, "code": int(status)}
+    body: dict[str, Any] = {"error": error}
+    if "/v1/messages" in path:
+        body = {"type": "error", "error": {"type": status.phrase, "message": message}}
+    return json.dumps(body).encode()
+
+
+def error_headers(content: bytes) -> list[Header]:
+    """The headers of an error with this body."""
+    return [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+
+
+def whole_seconds(seconds: float) -> bytes:
+    """As Retry-After says them."""
+    return str(max(1, math.ceil(seconds))).encode()

@@ -1,0 +1,66 @@
+"""The headers of every answer: what lets browsers of other origins read it, and its request id. Sends nothing."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, MutableMapping
+from typing import Any, Self
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from vllm.entrypoints.serve.middleware.x_request_id import XRequestIdMiddleware
+
+_ID = b"x-request-id"
+# A script of another origin reads only these and a few that are always readable.
+_EXPOSED = b"Retry-After, Server-Timing, X-Request-Id"
+
+
+class AnswerHeaders:
+    """What the options of `vllm serve` ask for. vLLM's own layers stand too far inside to see every answer."""
+
+    def __init__(self, cors: CORSMiddleware | None = None, *, request_ids: bool = False) -> None:
+        """``cors`` knows the rules about origins; ``request_ids``: whether answers say their request id."""
+        self._cors = cors
+        self._request_ids = request_ids
+
+    @classmethod
+    def taken_from(cls, app: FastAPI) -> Self:
+        """Those of ``app``'s own layers, which leave the app: each answer would get them twice."""
+        layers = {layer.cls: layer for layer in app.user_middleware}
+        cors, ids = layers.pop(CORSMiddleware, None), layers.pop(XRequestIdMiddleware, None)
+        app.user_middleware[:] = [layer for layer in app.user_middleware if layer is not cors and layer is not ids]
+        app.middleware_stack = None  # built anew at the first request
+        return cls(None if cors is None else CORSMiddleware(app, **cors.kwargs), request_ids=ids is not None)
+
+    def of(self, asked: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Those of the answer to a request with the headers ``asked``."""
+        origin, request_id = None, None
+        for name, value in asked:
+            if name == b"origin" and origin is None:
+                origin = value
+            elif name == _ID and request_id is None:
+                request_id = value
+        said = []
+        if self._request_ids:
+            said.append((_ID, uuid.uuid4().hex.encode() if request_id is None else request_id))
+        if (rules := self._cors) is None:
+            return said
+        said.append((b"vary", b"Origin"))
+        if origin is not None and rules.is_allowed_origin(origin.decode("latin-1")):
+            explicit = rules.preflight_explicit_allow_origin
+            said.append((b"access-control-allow-origin", origin if explicit else b"*"))
+            said.append((b"access-control-expose-headers", _EXPOSED))
+            if rules.allow_credentials:
+                said.append((b"access-control-allow-credentials", b"true"))
+        return said
+
+    def preflight(self, scope: MutableMapping[str, Any]) -> Response | None:
+        """The answer to a browser that asks whether it may ask, for any path. None: ``scope`` asks something else."""
+        if self._cors is None or scope["method"] != "OPTIONS":
+            return None
+        asked = Headers(raw=scope["headers"])
+        if "origin" not in asked or "access-control-request-method" not in asked:
+            return None
+        return self._cors.preflight_response(request_headers=asked)

@@ -1,0 +1,76 @@
+"""vLLM's app as a front proxy serves it: some of its routes, matched by its own router. Reads no request's body."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from fastapi import FastAPI
+from starlette.responses import Response
+from starlette.routing import Match
+
+from front_proxy.gateway.metrics import REFUSALS
+from front_proxy.openai_api.answer import Receive, Scope, Send, error_content
+from front_proxy.openai_api.answer_headers import AnswerHeaders
+
+GENERATION_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
+OPERATOR_ROUTES = frozenset({"/metrics", "/load"})
+# By the path under which vLLM registers them. docs/protocol.md says what becomes of the others.
+ROUTES = (
+    GENERATION_ROUTES
+    | OPERATOR_ROUTES
+    | {
+        "/v1/models",
+        "/v1/responses/{response_id}",
+        "/v1/responses/{response_id}/cancel",
+        "/v1/messages/count_tokens",
+        "/tokenize",
+        "/detokenize",
+        "/tokenizer_info",
+        "/health",
+        "/ping",
+        "/version",
+        "/docs",
+        "/docs/oauth2-redirect",
+        "/redoc",
+        "/openapi.json",
+        "/static",
+    }
+)
+_PATH_CHARACTERS_MAX = 200
+
+
+class PublishedApp:
+    """An ASGI app: ``app`` without the routes that are not served. Its layers for headers are in ``headers``."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.fastapi = app
+        self.state = app.state
+        self.headers = AnswerHeaders.taken_from(app)
+        paths = {getattr(route, "path", "") for route in app.router.routes}
+        self.unpublished = sorted(paths - ROUTES)
+        """Paths that ``app`` had and that are not served."""
+        kept = [route for route in app.router.routes if getattr(route, "path", "") in ROUTES]
+        # A request is held against one route after the other, here, by the router and by vLLM's metrics; no two routes
+        # match the same request, so the order is free, and the paths that matter come first.
+        app.router.routes[:] = sorted(kept, key=lambda route: route.path not in GENERATION_ROUTES)
+        app.router.default = self.no_route
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As vLLM's app answers."""
+        await self.fastapi(scope, receive, send)
+
+    def route(self, scope: Scope) -> str:
+        """The registered path of the route that takes this request. Empty: none does, and the app says why."""
+        scope["root_path"] = self.fastapi.root_path or scope.get("root_path", "")
+        for route in self.fastapi.router.routes:
+            if route.matches(scope)[0] is Match.FULL:
+                return route.path
+        return ""
+
+    async def no_route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer that nothing is served at this path."""
+        REFUSALS.labels("no_route").inc()
+        paths = ", ".join(sorted({route.path for route in self.fastapi.router.routes} - OPERATOR_ROUTES))
+        message = f"There is no route {scope['path'][:_PATH_CHARACTERS_MAX]} here. These are: {paths}."
+        content = error_content(HTTPStatus.NOT_FOUND, message, scope["path"])
+        await Response(content, HTTPStatus.NOT_FOUND, media_type="application/json")(scope, receive, send)

@@ -1,0 +1,134 @@
+"""Which of vLLM's routes are served, and that a request is matched as vLLM's own router matches it."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import httpx
+import pytest
+
+from front_proxy.gateway.metrics import REFUSALS
+from front_proxy.openai_api.published import ROUTES
+from tests.front_proxy.conftest import Served, listening
+from tests.front_proxy.openai_api.test_answers import answer_to, sent
+
+# docs/protocol.md says why.
+NOT_SERVED = {
+    "/generative_scoring",
+    "/inference/v1/abort_requests",
+    "/inference/v1/generate",
+    "/invocations",
+    "/is_scaling_elastic_ep",
+    "/kv_event_sources",
+    "/scale_elastic_ep",
+    "/v1/chat/completions/batch",
+    "/v1/chat/completions/derender",
+    "/v1/chat/completions/render",
+    "/v1/completions/derender",
+    "/v1/completions/render",
+    "/v1/messages/render",
+    "/v1/responses/render",
+    "/v1/systemone",
+}
+
+
+def test_each_route_of_vllm_is_served_or_known_not_to_be(served: Served) -> None:
+    assert set(served.app.unpublished) == NOT_SERVED
+    assert not ROUTES & NOT_SERVED
+
+
+async def test_docs_show_what_is_served(http: httpx.AsyncClient) -> None:
+    described = (await http.get("/openapi.json")).json()["paths"]
+    assert {"/v1/completions", "/v1/models", "/v1/responses/{response_id}", "/tokenize"} <= set(described)
+    assert not NOT_SERVED & set(described)
+    for path in ("/docs", "/redoc"):
+        page = await http.get(path)
+        assert page.status_code == 200
+        assert "/openapi.json" in page.text
+
+
+async def test_a_slash_too_many_is_redirected_as_vllm_does(http: httpx.AsyncClient) -> None:
+    listed = await http.get("/v1/models/", follow_redirects=True)
+    assert listed.json()["data"][0]["id"] == "tiny"
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 2}
+    response = await http.post("/v1/completions/", json=body, follow_redirects=True)
+    assert response.json()["choices"][0]["text"] == "on"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1%2Fmodels", 200),
+        ("GET", "//v1/models", 404),
+        ("GET", "/v1/models/tiny", 404),
+        ("GET", "/V1/models", 404),
+        ("HEAD", "/health", 405),
+        ("OPTIONS", "/v1/models", 405),
+        ("PUT", "/v1/completions", 405),
+        ("POST", "/ping", 200),
+        ("GET", "/metrics/", 200),
+    ],
+)
+async def test_paths_and_methods_are_matched_by_the_apps_own_router(
+    served: Served, method: str, path: str, status: int
+) -> None:
+    async with listening(served) as running:
+        found, _, _ = await answer_to(running.address, sent(f"{method} {path}"))
+    assert found == status
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/completions%0A", "/v1%2fcompletions", "/api/v1/completions"])
+async def test_a_path_that_the_app_takes_for_a_generation_needs_a_place(
+    served: Served, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(served.app.fastapi, "root_path", "/api")
+    served.client.in_flight.draining = True
+    asked = sent(f"POST {path}", "content-type: application/json", "content-length: 2", body=b"{}")
+    async with listening(served) as running:
+        status, _, body = await answer_to(running.address, asked)
+    assert (status, b"is shutting down" in body) == (503, True)
+
+
+async def test_the_root_path_of_a_proxy_in_front_may_be_there_or_not(
+    served: Served, monkeypatch: pytest.MonkeyPatch, http: httpx.AsyncClient
+) -> None:
+    monkeypatch.setattr(served.app.fastapi, "root_path", "/api")
+    for path, status in (("/api/v1/models", 200), ("/v1/models", 200), ("/apix/v1/models", 404)):
+        assert (await http.get(path)).status_code == status, path
+
+
+@pytest.mark.parametrize(("method", "tail"), [("GET", ""), ("POST", "/cancel")])
+async def test_a_route_with_a_parameter_is_served(http: httpx.AsyncClient, method: str, tail: str) -> None:
+    """Responses are not kept unless vLLM's environment variable says so."""
+    response = await http.request(method, f"/v1/responses/resp_1{tail}")
+    assert (response.status_code, response.json()["error"]["message"]) == (404, "Response with id 'resp_1' not found.")
+
+
+async def test_what_is_not_served_gets_a_sentence_in_the_clients_shape(http: httpx.AsyncClient) -> None:
+    before = REFUSALS.labels("no_route")._value.get()
+    for path in ("/invocations", "/v1/embeddings", "/x"):
+        error = (await http.post(path, json={})).json()["error"]
+        assert error["code"] == 404
+        assert error["message"].startswith(f"There is no route {path} here. These are: /detokenize, ")
+        assert "/v1/completions" in error["message"]
+    assert (await http.get("/v1/messages/x")).json()["type"] == "error"
+    assert REFUSALS.labels("no_route")._value.get() == before + 4
+
+
+async def test_metrics_on_a_port_of_their_own_are_on_no_other(served: Served) -> None:
+    # The listener of the front proxy lets others bind the port that was free a moment ago.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    public: dict[str, Any] = {"/metrics": 404, "/metrics/": 404, "/load": 404, "/health": 200, "/v1/models": 200}
+    async with listening(served, {"metrics_port": port}) as running:
+        assert running.metrics_address == f"127.0.0.1:{port}"
+        for path, status in public.items():
+            found, _, body = await answer_to(running.address, sent(f"GET {path}"))
+            assert (found, b"/metrics," in body) == (status, False), path
+            found, _, body = await answer_to(running.metrics_address, sent(f"GET {path}"))
+            assert found == (200 if status == 404 else 404), path
+            assert (b"baton_front_proxy_refusals_total" in body) == path.startswith("/metrics"), path
+    async with listening(served) as running:
+        assert running.metrics_address == running.address
