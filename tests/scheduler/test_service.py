@@ -26,8 +26,8 @@ from scheduler.drain_client import drain_worker
 from scheduler.metrics import SchedulerMetrics
 from scheduler.service import add_services, status_service
 from scheduler.shell import SchedulerShell
-from tests.support.lists import listed
 from tests.support.polling import until
+from tests.support.scripted_peer import listed
 
 WAIT_S = 10.0
 BYTES_MAX = 1024 * 1024

@@ -24,8 +24,8 @@ from protos.cluster.v1 import cluster_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from protos.worker.v1 import worker_pb2_grpc
 from runtime.rpc.grpc_server import channel, start_server
-from tests.support.lists import listed
 from tests.support.polling import until
+from tests.support.scripted_peer import listed
 from worker import service
 from worker.config import WorkerConfig, WorkerLimits
 from worker.core import WorkerCore

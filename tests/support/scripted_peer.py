@@ -7,12 +7,23 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from protos.scheduler.v1 import scheduler_pb2_grpc
-from protos.worker.v1 import worker_pb2_grpc
+from protos.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from protos.worker.v1 import worker_pb2, worker_pb2_grpc
 from runtime.rpc.grpc_server import RunningServer, start_server
-from tests.support.lists import LISTS, listed
 
 WAIT_S = 10.0
+LISTS: dict[type, type] = {
+    scheduler_pb2.FrontUpdate: scheduler_pb2.FrontUpdates,
+    scheduler_pb2.FrontReply: scheduler_pb2.FrontReplies,
+    scheduler_pb2.WorkerUpdate: scheduler_pb2.WorkerUpdates,
+    scheduler_pb2.WorkerCommand: scheduler_pb2.WorkerCommands,
+    worker_pb2.AttachRequest: worker_pb2.AttachRequests,
+}
+
+
+def listed(*messages: Any) -> Any:
+    """One list of them; they are of one kind."""
+    return LISTS[type(messages[0])](messages=messages)
 
 
 class ScriptedPeer(scheduler_pb2_grpc.SchedulerServiceServicer, worker_pb2_grpc.WorkerServiceServicer):

@@ -13,8 +13,8 @@ from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import FailureKind
 from tests.scheduler.test_service import reason_of
 from tests.support.in_process_worker import WAIT_S, StartWorker, sampling, submit
-from tests.support.lists import listed
 from tests.support.polling import until
+from tests.support.scripted_peer import listed
 from worker.config import WorkerConfig, WorkerLimits
 
 PROMPT = list(range(1, 41))

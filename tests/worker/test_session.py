@@ -15,8 +15,8 @@ from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.rpc.grpc_server import RunningServer, start_server
 from tests.support.in_process_worker import EOF, WAIT_S, InProcessWorker, StartWorker, submit
-from tests.support.lists import listed
 from tests.support.polling import until
+from tests.support.scripted_peer import listed
 from worker.config import WorkerConfig, WorkerLimits
 from worker.session import SchedulerSession
 
