@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import baton_llm
-from tests.support import foreign_modules
-from tests.support.foreign_modules import ROOT
+from tests.cli import foreign_modules
+from tests.cli.foreign_modules import ROOT
 
 TIMEOUT_S = 60
 

@@ -20,7 +20,7 @@ import msgspec
 
 import baton_llm
 from launcher.local import temp_dirs
-from tests.support import foreign_modules
+from tests.cli import foreign_modules
 
 START_TIMEOUT_S = 420.0
 STOP_TIMEOUT_S = 60.0
