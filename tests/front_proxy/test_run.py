@@ -30,7 +30,7 @@ async def test_a_drain_lets_streams_finish_and_tells_those_that_it_ends(served: 
     front = FrontProxyConfig(drain_timeout_s=0.05 if how == "time is up" else WAIT_S * 10)
     limits = FrontProxyLimits(close_timeout_s=WAIT_S, drain_settle_s=0.0)
     grpc_server = await start_server("127.0.0.1", 0, lambda _: [], message_bytes_max=1 << 20)
-    served.source.hold = None if how == "finished" else 3
+    served.source.hold = 3
     hurry = asyncio.Event()
     body: dict[str, Any] = {"model": "tiny", "prompt": "x", "max_tokens": 9, "stream": True}
     async with (
@@ -39,12 +39,15 @@ async def test_a_drain_lets_streams_finish_and_tells_those_that_it_ends(served: 
         httpx.AsyncClient(base_url=f"http://{http.address}") as client,
     ):
         streaming = asyncio.create_task(client.post("/v1/completions", json=body))
-        await until(lambda: served.client.in_flight.count, within_s=WAIT_S)
-        if how != "finished":
-            await served.source.held.wait()
+        await served.source.held.wait()
         if how == "hurried":
             hurry.set()
-        await _leave(front, served.source, served.client.in_flight, http, grpc_server, hurry, limits)
+        leaving = _leave(front, served.source, served.client.in_flight, http, grpc_server, hurry, limits)
+        left = asyncio.create_task(leaving)
+        if how == "finished":
+            await until(lambda: http.guard.retiring, within_s=WAIT_S)
+            served.source.go_on()
+        await left
         text = (await streaming).text
     lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
     assert lines[-1] == "[DONE]"

@@ -53,7 +53,7 @@ class FakeDeltas:
 
 
 class FakeSource:
-    """Answers with ``reply``, ``step`` tokens a delta; ``hold`` stops it after so many, until ``stop_runs``."""
+    """Answers with ``reply``, ``step`` tokens a delta. At ``hold`` it stops, until ``stop_runs`` or ``go_on``."""
 
     def __init__(self, encode: Callable[[str], list[int]]) -> None:
         self.encode = encode
@@ -86,6 +86,11 @@ class FakeSource:
         """As the dispatcher's, for what is held."""
         self.stopping.set()
 
+    def go_on(self) -> None:
+        """Give out the rest of what is held."""
+        self.hold = None
+        self.stopping.set()
+
     def satisfied(self, request_id: str) -> None:
         """Remember it."""
         self.satisfied_ids.append(request_id)
@@ -113,7 +118,9 @@ class FakeSource:
                 if at == self.hold:
                     self.held.set()
                     await self.stopping.wait()
-                    raise FailureError(Failure(kind=FailureKind.UNAVAILABLE, message="The front proxy is stopping."))
+                    if self.hold is not None:
+                        text = "The front proxy is stopping."
+                        raise FailureError(Failure(kind=FailureKind.UNAVAILABLE, message=text))
                 await asyncio.sleep(0)
                 part = tokens[at : at + self.step]
                 last = at + self.step >= len(tokens)
