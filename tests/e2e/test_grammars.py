@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.cluster import Endpoint
+from tests.e2e.cluster import Endpoint, wait_for
 from tests.e2e.conftest import SERVED
 from tests.e2e.test_resume import busiest_decode
 
@@ -62,3 +62,5 @@ async def test_a_grammar_gets_one_answer_whatever_an_engine_was_asked_before(bat
             for _ in range(ROUNDS // 2):
                 await asyncio.gather(*(one(name) for name in (*order, order[2])))
     assert {name: len(texts) for name, texts in seen.items()} == dict.fromkeys(GRAMMARS, 1), seen
+    # The next test finds the cluster whole.
+    wait_for(lambda: all(process["state"] == "ready" for process in baton.status()), timeout_s=ANSWER_S, what="restart")
