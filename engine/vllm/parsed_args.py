@@ -31,6 +31,8 @@ _OF_PLACE_AND_SPEED = (
 )  # fmt: skip
 MAY_DIFFER = frozenset(
     {name for owner in _OF_PLACE_AND_SPEED for name in owner.__dataclass_fields__}
+    # These name code from outside, which may do anything.
+    - {"scheduler_cls", "worker_cls", "worker_extension_cls"}
     | {
         "aggregate_engine_logging", "compilation_config", "cpu_offload_gb", "cpu_offload_params", "disable_log_stats",
         "download_dir", "enable_log_requests", "enable_prefix_caching", "gpu_memory_utilization", "hf_token",

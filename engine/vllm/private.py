@@ -23,7 +23,6 @@ from engine.vllm.fast_receiver import install_fast_receiver
 if TYPE_CHECKING:
     from vllm.v1.request import Request
     from vllm.v1.structured_output import StructuredOutputManager
-    from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 _MASK_BITS = 32
 

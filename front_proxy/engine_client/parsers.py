@@ -18,10 +18,7 @@ from vllm.tool_parsers import ToolParserManager
 
 from front_proxy.gateway.request_context import REQUEST_CONTEXT
 
-TOOL_PARSERS = frozenset(
-    {"deepseek_v32", "deepseek_v4", "deepseek_v41", "dots", "gemma4", "granite", "k2_horizon", "kimi_k2"}
-    | {"minimax_m3", "mistral"}
-)
+TOOL_PARSERS = frozenset({"deepseek_v4", "k2_horizon", "kimi_k2", "minimax_m3"})
 REASONING_PARSERS = frozenset({"minimax_m2_append_think"})
 
 

@@ -82,7 +82,7 @@ def serve_args(engine: EngineConfig, serving: ServingConfig) -> Namespace:
     """The arguments of `vllm serve`, validated as it does. Raises BadServingOption."""
     if vain := sorted(OF_LAUNCHER.intersection(name.replace("-", "_") for name in serving.extra_args)):
         raise BadServingOption(f"{_setting(vain[0])}: this is an option of vLLM's own server, which Baton does not run")
-    parser = make_arg_parser(_Parser())
+    parser = make_arg_parser(_Parser(allow_abbrev=False))
     _check_places(engine, serving)
     try:
         of_engine = parsed({name: value for name, value in engine.args.items() if name not in OF_WORKERS})
@@ -102,7 +102,7 @@ def serve_args(engine: EngineConfig, serving: ServingConfig) -> Namespace:
         if serving.reasoning_parser:
             args.structured_outputs_config.reasoning_parser = serving.reasoning_parser
         validate_api_server_args(args)
-    except (KeyError, TypeError, ValueError, VLLMClientError) as error:
+    except (LookupError, TypeError, ValueError, VLLMClientError) as error:
         if isinstance(error, BadServingOption):
             raise
         raise BadServingOption(f"front_proxy.serving: {in_settings(str(error))}") from error
@@ -111,7 +111,8 @@ def serve_args(engine: EngineConfig, serving: ServingConfig) -> Namespace:
 
 def _check_places(engine: EngineConfig, serving: ServingConfig) -> None:
     """Refuse an argument of the engine that front proxies alone would get: what they let through, engines refuse."""
-    for name in (name.replace("-", "_") for name in serving.extra_args):
+    # A part of an object, `name.part`, counts as the object.
+    for name in (name.split(".")[0].replace("-", "_") for name in serving.extra_args):
         if name not in AsyncEngineArgs.__dataclass_fields__ or (name in _OF_FRONT_PROXIES and name not in engine.args):
             continue
         place = OWN_SETTINGS.get(name, f"engine.args.{name}")

@@ -172,7 +172,7 @@ def context(monkeypatch: pytest.MonkeyPatch) -> Iterator[RequestContext]:
 @pytest.mark.parametrize(
     ("tool", "reasoning", "tools", "marked"),
     [
-        ("dots", None, [], False),
+        ("kimi_k2", None, [], False),
         (None, "minimax_m2_append_think", None, False),
         ("xlam", None, [], True),
         # A chat without tools asks it nothing.
@@ -180,9 +180,9 @@ def context(monkeypatch: pytest.MonkeyPatch) -> Iterator[RequestContext]:
         ("new-in-vllm", None, [], True),
         (None, "deepseek_r1", None, True),
         # A plugin's, under a name that is in the table.
-        ("granite", None, [], True),
+        ("k2_horizon", None, [], True),
         # Both proved, each alone.
-        ("dots", "minimax_m2_append_think", None, True),
+        ("kimi_k2", "minimax_m2_append_think", None, True),
     ],
 )
 def test_a_parser_that_is_not_proved_marks_the_requests_it_reads(
@@ -190,7 +190,7 @@ def test_a_parser_that_is_not_proved_marks_the_requests_it_reads(
 ) -> None:
     xlam = ToolParserManager.get_tool_parser("xlam")
     ToolParserManager.register_module("new-in-vllm", module=xlam)
-    ToolParserManager.register_module("granite", module=type("Plugin", (xlam,), {"__module__": "plugin"}))
+    ToolParserManager.register_module("k2_horizon", module=type("Plugin", (xlam,), {"__module__": "plugin"}))
     mark_unproved(tool, reasoning)
     reader = Reader([], tool, reasoning)
     context.one_token = False

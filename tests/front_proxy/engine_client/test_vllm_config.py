@@ -150,3 +150,13 @@ async def test_a_tool_choice_without_a_parser_is_refused_with_the_settings(
     refused = await http.post("/v1/chat/completions", json=body)
     assert refused.status_code == 400
     assert "front_proxy.serving.tool_call_parser to be set" in refused.text
+
+
+@pytest.mark.parametrize(
+    "name", ["max_logprob", "max-logprob", "structured_outputs_config.disable_any_whitespace", "hf_overrides.x"]
+)
+def test_no_shortened_or_dotted_name_reaches_front_proxies_alone(tiny_model_folder: Path, name: str) -> None:
+    from front_proxy.engine_client.vllm_config import BadServingOption, serve_args
+
+    with pytest.raises(BadServingOption, match=r"^front_proxy\.serving"):
+        serve_args(EngineConfig(model=str(tiny_model_folder)), ServingConfig(extra_args={name: True}))
