@@ -35,7 +35,7 @@ class GrammarCheck:
     async def fault(self, params: SamplingParams, token_ids: Sequence[int]) -> str | None:
         """What is wrong with the grammar of ``params``, under which the engine made these tokens.
 
-        None: nothing that is known.
+        None: no fault was found.
         """
         if params.structured_outputs is None or params.structured_outputs.all_constraints_none():
             return None

@@ -70,7 +70,7 @@ def parsed(args: Mapping[str, Any]) -> dict[str, Any]:
 def output_settings(config: EngineConfig, *, tokenizer: str, second_runner: bool = False) -> str:
     """What decides an engine's tokens besides its layout: each name with a digest of its value, never a value.
 
-    Every argument of ``engine.args`` counts that is not known to be of place and speed alone. ``second_runner``: vLLM
+    Every argument of ``engine.args`` counts, except those in ``MAY_DIFFER``. ``second_runner``: vLLM
     chose the newer of its two model runners, which draw other tokens from one seed.
     """
     settings = {name: value for name, value in config.args.items() if name not in MAY_DIFFER}

@@ -23,9 +23,9 @@ REASONING_PARSERS = frozenset({"minimax_m2_append_think"})
 
 
 def mark_unproved(tool_parser: str | None, reasoning_parser: str | None) -> None:
-    """Exchange those of the two that are not proved for parsers that mark each request whose output they read.
+    """Replace each parser that is not proved by one that marks the requests it reads: they get single tokens.
 
-    Of two parsers one goes on where the other one ends. No two are proved together.
+    If both are set, one continues where the other ends. No pair is proved, so both are replaced.
     """
     both = bool(tool_parser and reasoning_parser)
     if tool_parser:
@@ -40,21 +40,21 @@ def mark_unproved(tool_parser: str | None, reasoning_parser: str | None) -> None
 
 
 def _is_proved(name: str, parser: type[Any], proved: frozenset[str]) -> bool:
-    """A plugin may have taken the name of a parser that is."""
+    """A plugin may have registered a parser under the name of a proved one."""
     return name in proved and parser.__module__.startswith("vllm.")
 
 
 def _needs_tools(name: str, parser: type[Any]) -> bool:
-    """Whether vLLM asks this tool parser nothing where a chat has no tools."""
+    """Whether vLLM does not use this tool parser if a chat has no tools."""
     composed = ParserManager.get_parser(tool_parser_name=name, enable_auto_tools=True)
     return not parser.engine_based_streaming and DelegatingParser in composed.__bases__
 
 
 def _marking(parser: type[Any], *, needs_tools: bool) -> type[Any]:
-    """``parser``. VLLM makes one for each request, before it asks for the first token."""
+    """A subclass of ``parser`` that marks its request: vLLM makes one for each, before the first token."""
 
     def init(self: Any, tokenizer: Any, tools: Any = None, *args: Any, **kwargs: Any) -> None:
-        # At its start vLLM makes one for no request.
+        # When vLLM starts, it makes one that belongs to no request.
         context = REQUEST_CONTEXT.get(None)
         if context is not None and not (needs_tools and tools is None):
             context.one_token = True

@@ -19,7 +19,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 HeadersOf = Callable[[Iterable[Header]], list[Header]]
-"""From the headers of a request to those that its answer carries whatever it is."""
+"""Takes the headers of a request. Returns those that every answer to it carries."""
 
 # Told as a status instead of inside a 200 stream, so that clients and balancers retry what may succeed later.
 _STATUS_BEFORE_STREAM = frozenset(
@@ -96,7 +96,7 @@ class Answer:
         kind = next((value for name, value in headers if name.lower() == b"content-type"), b"")
         self._streaming = kind.startswith(b"text/event-stream")
         if self._streaming:
-            # Until the first chunk is there nothing was promised, and a failure may still become a status.
+            # Nothing is promised before the first chunk comes: a failure may still become a status.
             self._held = message
             return
         if self.explain and (phases := self._phases_ms()):

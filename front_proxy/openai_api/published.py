@@ -40,7 +40,7 @@ _PATH_CHARACTERS_MAX = 200
 
 
 class PublishedApp:
-    """An ASGI app: ``app`` without the routes that are not served. Its layers for headers are in ``headers``."""
+    """An ASGI app: ``app`` without the routes that are not served. Its middleware for headers is in ``headers``."""
 
     def __init__(self, app: FastAPI) -> None:
         self.fastapi = app
@@ -50,7 +50,7 @@ class PublishedApp:
         self.unpublished = sorted(paths - ROUTES)
         """Paths that ``app`` had and that are not served."""
         kept = [route for route in app.router.routes if getattr(route, "path", "") in ROUTES]
-        # A request is held against one route after the other, here, by the router and by vLLM's metrics; no two routes
+        # A request is compared with one route after the other, here, by the router and by vLLM's metrics; no two routes
         # match the same request, so the order is free, and the paths that matter come first.
         app.router.routes[:] = sorted(kept, key=lambda route: route.path not in GENERATION_ROUTES)
         app.router.default = self.no_route

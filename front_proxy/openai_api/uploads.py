@@ -38,7 +38,7 @@ class _Upload:
 
 
 class Uploads:
-    """Who sends slowly takes nothing from others: a request has a place in flight once its body is here.
+    """A slow sender takes no place from others: a request gets its place when its whole body is here.
 
     Until then it is one of a bounded number, of bounded bytes together. One too many, and the client address with
     the most loses one.

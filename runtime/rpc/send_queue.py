@@ -89,14 +89,14 @@ class SendQueue(Generic[M]):
         await self._closed.wait()
 
     def take_now(self) -> Any | None:
-        """What waits, in order, as one message; None if nothing does. What no message has room for waits on."""
+        """What waits, in order, as one message; None if nothing does. What does not fit stays queued."""
         waiting, taken, size_bytes = self._messages, list[Any](), 0
         if self._view is not None:
             # First: views are throttled, so they hold nothing up.
             waiting.appendleft(self._view)
             self._view = None
         while waiting and len(taken) < BATCH_MESSAGES_MAX:
-            # One that is alone, as most are where little happens, is not weighed.
+            # A single waiting message, the usual case at low load, is not weighed.
             if taken or len(waiting) > 1:
                 size_bytes += self._weigh(waiting[0])
                 if taken and size_bytes > BATCH_BYTES_MAX:

@@ -54,7 +54,7 @@ def _pool_objection(info: WorkerInfo, cluster: ClusterState) -> str | None:
 
 
 def _role_objection(info: WorkerInfo, cluster: ClusterState) -> str | None:
-    """Why it would give other tokens than the workers of its role. Empty settings say nothing, and agree with all."""
+    """Why it would give other tokens than the workers of its role. A worker without settings agrees with all."""
     for worker in cluster.workers.values():
         theirs = worker.info.output_settings
         if worker.worker_id == info.worker_id or worker.role != info.role or not theirs or not info.output_settings:
