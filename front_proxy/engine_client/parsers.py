@@ -39,6 +39,13 @@ def mark_unproved(tool_parser: str | None, reasoning_parser: str | None) -> None
             ReasoningParserManager.register_module(reasoning_parser, module=_marking(parser, needs_tools=False))
 
 
+def reads_only_tools(tool_parser: str | None, reasoning_parser: str | None) -> bool:
+    """Whether no parser reads a chat without tools."""
+    if reasoning_parser or not tool_parser:
+        return not reasoning_parser
+    return _needs_tools(tool_parser, ToolParserManager.get_tool_parser(tool_parser))
+
+
 def _is_proved(name: str, parser: type[Any], proved: frozenset[str]) -> bool:
     """A plugin may have registered a parser under the name of a proved one."""
     return name in proved and parser.__module__.startswith("vllm.")
