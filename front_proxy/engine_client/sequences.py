@@ -22,7 +22,7 @@ from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.engine_client import private
 from front_proxy.engine_client.outputs import core_output, prefill_stats
 from front_proxy.engine_client.sampling import encode
-from front_proxy.engine_client.texts import Detokeniser, TextDelta, of_output, prompt_usage
+from front_proxy.engine_client.texts import Detokeniser, PromptFacts, TextDelta, of_output
 from front_proxy.gateway.metrics import RENDER_S, SEQUENCES
 from front_proxy.gateway.request_context import CLOCK, REQUEST_CONTEXT
 from front_proxy.request.generation import GenerationDelta, GenerationRequest, one_by_one
@@ -199,7 +199,13 @@ class Sequences:
         piece = detokeniser.add(delta)
         if child.started:
             return piece
-        return msgspec.structs.replace(piece, prompt=prompt_usage(self._start(child)))
+        stats = self._start(child)
+        facts = PromptFacts(
+            token_ids=child.request.prompt_token_ids,
+            cached_tokens=stats.num_cached_tokens,
+            created_cache_tokens=stats.num_cache_creation_tokens,
+        )
+        return msgspec.structs.replace(piece, prompt=facts)
 
     def _take(self, child: _Child, delta: GenerationDelta) -> None:
         """Process one delta of a child."""

@@ -7,15 +7,14 @@ from vllm.outputs import RequestOutput
 from vllm.tokenizers import TokenizerLike
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
-from vllm.v1.metrics.stats import PrefillStats
 
 from front_proxy.request.generation import GenerationDelta
 
 
-class PromptUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of a prompt, for the answer's usage."""
+class PromptFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer's usage says of its prompt."""
 
-    tokens: int
+    token_ids: list[int]
     cached_tokens: int | None
     created_cache_tokens: int | None
 
@@ -28,7 +27,7 @@ class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     finish_reason: str | None = None
     stop_reason: int | str | None = None
-    prompt: PromptUsage | None = None
+    prompt: PromptFacts | None = None
     """With the first delta of an answer."""
 
     def then(self, more: TextDelta | None) -> TextDelta:
@@ -70,19 +69,10 @@ class Detokeniser:
         )
 
 
-def prompt_usage(stats: PrefillStats) -> PromptUsage:
-    """The same facts for an answer."""
-    return PromptUsage(
-        tokens=stats.num_prompt_tokens,
-        cached_tokens=stats.num_cached_tokens,
-        created_cache_tokens=stats.num_cache_creation_tokens,
-    )
-
-
 def of_output(output: RequestOutput) -> list[TextDelta]:
     """The same of what vLLM's OutputProcessor made."""
-    usage = PromptUsage(
-        tokens=len(output.prompt_token_ids or ()),
+    facts = PromptFacts(
+        token_ids=output.prompt_token_ids or [],
         cached_tokens=output.num_cached_tokens,
         created_cache_tokens=output.num_cache_creation_tokens,
     )
@@ -93,7 +83,7 @@ def of_output(output: RequestOutput) -> list[TextDelta]:
             tokens=len(choice.token_ids),
             finish_reason=choice.finish_reason,
             stop_reason=choice.stop_reason,
-            prompt=usage,
+            prompt=facts,
         )
         for choice in output.outputs
     ]

@@ -20,6 +20,15 @@ NIXL = "vllm.distributed.kv_transfer.kv_connector.v1.nixl"
 
 # "module:owner.callable" -> its parameters, in order. What we call or override must keep them.
 SIGNATURES = {
+    # The fast path hands the first arguments to them in another form, and all others on.
+    "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat.chat_completion_stream_generator": (
+        "self, request, result_generator, request_id, model_name, conversation, tokenizer, request_metadata, "
+        "chat_template_kwargs, mm_token_counts"
+    ),
+    "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion.completion_stream_generator": (
+        "self, request, engine_inputs, result_generator, request_id, created_time, model_name, num_prompts, "
+        "tokenizer, request_metadata"
+    ),
     "vllm.v1.engine.async_llm:AsyncLLM.from_engine_args": "engine_args, start_engine_loop, usage_context, stat_loggers",
     "vllm.v1.engine.async_llm:AsyncLLM.add_request": (
         "self, request_id, prompt, params, arrival_time, lora_request, tokenization_kwargs, trace_headers, "

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import functools
 import json
 from argparse import Namespace
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -32,8 +31,8 @@ from front_proxy.engine_client.client import RemoteEngineClient
 from front_proxy.engine_client.parsers import reads_only_tools
 from front_proxy.gateway.metrics import WAYS
 from front_proxy.openai_api.answer import Receive, Scope, Send
-from front_proxy.openai_api.fast_path.chunks import DONE, chat_events, completion_events
 from front_proxy.openai_api.fast_path.detour import detour
+from front_proxy.openai_api.fast_path.stream_writer import DONE, OfOnePrompt, events
 
 log = structlog.get_logger(__name__)
 
@@ -59,10 +58,8 @@ class FastPath:
         state = app.state
         self._app = app
         self._keep_alive_s = float(getattr(args, "sse_keep_alive_interval", 0))
-        chat = _over_texts(state.openai_serving_chat, client)
-        chat.chat_completion_stream_generator = functools.partial(chat_events, chat)
-        completion = _over_texts(state.openai_serving_completion, client)
-        completion.completion_stream_generator = functools.partial(completion_events, completion)
+        chat = _chat(state.openai_serving_chat, client)
+        completion = _completion(state.openai_serving_completion, client)
         self._parsed = chat.parser_cls is not None and not reads_only_tools(
             args.tool_call_parser, args.structured_outputs_config.reasoning_parser
         )
@@ -113,9 +110,9 @@ class FastPath:
         except Exception as error:  # noqa: BLE001 vLLM's handlers say what becomes of it
             await self._failing({**scope, _ERROR: error}, receive, send)
 
-    async def _stream(self, events: AsyncGenerator[str, None], send: Send) -> None:
+    async def _stream(self, answer: AsyncGenerator[str, None], send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
-        async with contextlib.aclosing(with_sse_keep_alive(events, self._keep_alive_s)) as pieces:
+        async with contextlib.aclosing(with_sse_keep_alive(answer, self._keep_alive_s)) as pieces:
             async for piece in pieces:
                 more = not piece.endswith(DONE)
                 await send({"type": "http.response.body", "body": piece.encode(), "more_body": more})
@@ -135,9 +132,44 @@ class _Texts:
         return (self._client.texts if streamed else self._client.generate)(prompt, params, *args, **kwargs)
 
 
-def _over_texts(serving: Any, client: RemoteEngineClient) -> Any:
+def _chat(serving: Any, client: RemoteEngineClient) -> Any:
+    """A copy that streams what is text alone."""
     serving = copy.copy(serving)
     serving.engine_client = _Texts(client)
+    write = serving.chat_completion_stream_generator
+
+    def stream(request: ChatCompletionRequest, texts: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[str, None]:
+        return events(
+            lambda outputs: write(request, outputs, *args, **kwargs),
+            texts,
+            choices=request.n or 1,
+            with_roles=True,
+            # A tool parser that finds no call says nothing where there is no text.
+            silent=serving.parser_cls is not None,
+        )
+
+    serving.chat_completion_stream_generator = stream
+    return serving
+
+
+def _completion(serving: Any, client: RemoteEngineClient) -> Any:
+    """The same for completions."""
+    serving = copy.copy(serving)
+    serving.engine_client = _Texts(client)
+    write = serving.completion_stream_generator
+
+    def stream(
+        request: CompletionRequest, inputs: Any, texts: Any, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[str, None]:
+        return events(
+            lambda outputs: write(request, inputs, OfOnePrompt(outputs), *args, **kwargs),
+            (delta async for _, delta in texts),
+            choices=request.n,
+            with_roles=False,
+            silent=False,
+        )
+
+    serving.completion_stream_generator = stream
     return serving
 
 
