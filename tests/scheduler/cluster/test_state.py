@@ -1,10 +1,9 @@
-"""What is counted of one worker, and the workers of the cluster."""
+"""What is counted of one worker."""
 
 from __future__ import annotations
 
 import pytest
 
-from scheduler.cluster.state import ClusterState
 from tests.scheduler.cast import ready, worker
 
 
@@ -19,20 +18,6 @@ def test_free_blocks_are_what_is_neither_reserved_nor_reported_as_used() -> None
     decode.forget((1, 1))
     assert decode.free_blocks == 55
     decode.check()
-
-
-def test_a_plan_is_reserved_once_and_within_what_is_free_and_a_worker_registered_once() -> None:
-    decode, cluster = worker("d0"), ClusterState()
-    decode.reserve((1, 1), 3)
-    with pytest.raises(AssertionError):
-        decode.reserve((1, 1), 3)
-    with pytest.raises(AssertionError):
-        decode.adopt((1, 1), 3)
-    with pytest.raises(AssertionError):
-        decode.reserve((1, 2), 101)
-    cluster.add(decode)
-    with pytest.raises(AssertionError):
-        cluster.add(worker("d0", epoch=2))
 
 
 def test_no_worker_is_forgiven_more_silence_than_there_was() -> None:
@@ -71,46 +56,28 @@ def test_requests_are_the_larger_of_reported_and_planned() -> None:
     assert decode.request_count == 5
 
 
-def test_the_prefill_rate_is_learnt_from_reports_of_a_busy_worker() -> None:
-    prefill = worker("p0", ready(prefill_tokens_queued=4000))
-    prefill.report(ready(prefill_tokens_queued=4000), 1.0, 0.1)
-    prefill.report(ready(prefill_tokens_queued=1000), 2.0, 0.1)
-    assert prefill.speed.tokens_per_s == pytest.approx(3000)
-    prefill.report(ready(prefill_tokens_queued=500), 3.0, 0.1)
-    assert prefill.speed.tokens_per_s == pytest.approx(1600, rel=0.05)
-
-
-def test_prompts_that_came_between_two_reports_were_computed_too() -> None:
-    prefill = worker("p0", ready(prefill_tokens_queued=1000))
-    prefill.report(ready(prefill_tokens_queued=1000), 1.0, 0.1)
-    prefill.assign_prefill((1, 1), 2000, now_s=1.5)
-    prefill.report(ready(prefill_tokens_queued=1000), 2.0, 0.1)
-    assert prefill.speed.tokens_per_s == pytest.approx(2000)
-
-
-def test_a_worker_that_ran_dry_is_not_taken_for_slow() -> None:
-    prefill = worker("p0", ready(prefill_tokens_queued=100))
-    prefill.report(ready(prefill_tokens_queued=100), 1.0, 0.1)
-    prefill.report(ready(prefill_tokens_queued=0), 2.0, 0.1)
-    assert prefill.speed.tokens_per_s == 1000.0
-
-
-def test_reports_in_quick_succession_are_one_rate_sample() -> None:
+@pytest.mark.parametrize(
+    ("reports", "tokens_per_s"),
+    [
+        ("0:4000 1:4000 2:1000", 3000),
+        # The newer sample counts for more.
+        ("0:4000 1:4000 2:1000 3:500", 1600),
+        # Prompts that came between two reports were computed too.
+        ("0:1000 1:1000 1.5+2000 2:1000", 2000),
+        # A worker that ran dry is not taken for slow: until it is seen busy, 1000 is assumed.
+        ("0:100 1:100 2:0", 1000),
+        # Reports in quick succession are one sample.
+        ("1:4000 1.001:3990", 1000),
+        ("1:4000 1.001:3990 1.5:3000", 2000),
+    ],
+)
+def test_how_fast_it_computes_is_learnt_from_reports(reports: str, tokens_per_s: float) -> None:
+    """``2:1000``: at 2 s it reports 1000 tokens in its queue. ``2+1000``: a prompt of so many is sent there."""
     prefill = worker("p0")
-    prefill.report(ready(prefill_tokens_queued=4000), 1.0, 0.1)
-    prefill.report(ready(prefill_tokens_queued=3990), 1.001, 0.1)
-    assert prefill.speed.tokens_per_s == 1000.0
-    prefill.report(ready(prefill_tokens_queued=3000), 1.5, 0.1)
-    assert prefill.speed.tokens_per_s == pytest.approx(2000)
-
-
-def test_the_cluster_knows_its_workers_by_id_and_role() -> None:
-    cluster = ClusterState()
-    for each in (worker("p0"), worker("d0"), worker("d1")):
-        cluster.add(each)
-    pool = cluster.pool_for_requests()
-    assert [each.worker_id for each in pool.with_role("decode")] == ["d0", "d1"]
-    for worker_id in ("p0", "d0", "d1"):
-        cluster.remove(worker_id)
-    assert cluster.pool_for_requests().with_role("decode") == []
-    cluster.check()
+    for word in reports.split():
+        at_s, tokens = map(float, word.replace("+", ":").split(":"))
+        if "+" in word:
+            prefill.assign_prefill((1, 1), int(tokens), at_s)
+        else:
+            prefill.report(ready(prefill_tokens_queued=int(tokens)), at_s, 0.1)
+    assert prefill.speed.tokens_per_s == pytest.approx(tokens_per_s, rel=0.05)
