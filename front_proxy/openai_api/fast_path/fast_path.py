@@ -32,7 +32,7 @@ from front_proxy.engine_client.parsers import reads_only_tools
 from front_proxy.gateway.metrics import WAYS
 from front_proxy.openai_api.answer import Receive, Scope, Send
 from front_proxy.openai_api.fast_path.detour import detour
-from front_proxy.openai_api.fast_path.stream_writer import DONE, OfOnePrompt, events
+from front_proxy.openai_api.fast_path.stream_writer import DONE, OfOnePrompt, StreamWriter, events
 
 log = structlog.get_logger(__name__)
 
@@ -139,14 +139,14 @@ def _chat(serving: Any, client: RemoteEngineClient) -> Any:
     write = serving.chat_completion_stream_generator
 
     def stream(request: ChatCompletionRequest, texts: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[str, None]:
-        return events(
+        writer = StreamWriter(
             lambda outputs: write(request, outputs, *args, **kwargs),
-            texts,
             choices=request.n or 1,
             with_roles=True,
             # A tool parser that finds no call says nothing where there is no text.
             silent=serving.parser_cls is not None,
         )
+        return events(writer, texts)
 
     serving.chat_completion_stream_generator = stream
     return serving
@@ -161,13 +161,13 @@ def _completion(serving: Any, client: RemoteEngineClient) -> Any:
     def stream(
         request: CompletionRequest, inputs: Any, texts: Any, *args: Any, **kwargs: Any
     ) -> AsyncGenerator[str, None]:
-        return events(
+        writer = StreamWriter(
             lambda outputs: write(request, inputs, OfOnePrompt(outputs), *args, **kwargs),
-            (delta async for _, delta in texts),
             choices=request.n,
             with_roles=False,
             silent=False,
         )
+        return events(writer, (delta async for _, delta in texts))
 
     serving.completion_stream_generator = stream
     return serving

@@ -25,53 +25,81 @@ _MARK = f"text-{uuid.uuid4().hex}"
 _quoted = json.encoder.encode_basestring
 
 
-async def events(
-    write: Callable[[AsyncIterator[Any]], AsyncGenerator[str, None]],
-    texts: AsyncGenerator[TextDelta, None],
-    *,
-    choices: int,
-    with_roles: bool,
-    silent: bool,
-) -> AsyncGenerator[str, None]:
-    """All events. The last piece has the last text, the usage and ``DONE``.
-
-    ``write``: vLLM's generator over its outputs. ``with_roles``: it begins with an event for each choice. ``silent``:
-    tokens without text make no event.
-    """
-    outputs = _Outputs()
-    written = write(outputs)
-    facts: PromptFacts | None = None
-    templates: list[tuple[str, str]] = []
-    tokens = [0] * choices
-    unfinished = choices
+async def events(writer: StreamWriter, texts: AsyncGenerator[TextDelta, None]) -> AsyncGenerator[str, None]:
+    """All events. The last piece has the last text, the usage and ``DONE``."""
     piece = ""
-    try:
-        async with aclosing(texts):
+    async with aclosing(texts), aclosing(writer.written):
+        try:
             async for delta in texts:
-                index = delta.index
-                if facts is None:
-                    facts = delta.prompt
-                    assert facts is not None, "the first delta has the prompt's facts"
-                    outputs.put(_output(facts, *(_choice(index) for index in range(choices))))
-                    piece = "".join([await anext(written) for _ in range(choices if with_roles else 0)])
-                    templates = [_template(await anext(written)) for _ in range(choices)]
-                tokens[index] += delta.tokens
-                if delta.finish_reason is not None:
-                    unfinished -= 1
-                    outputs.put(_output(facts, _choice(index, delta, tokens[index])))
-                    # vLLM writes nothing of a choice that was empty.
-                    if unfinished and (delta.text or tokens[index]):
-                        piece += await anext(written)
-                elif delta.text or (tokens[index] and not silent):
-                    before, behind = templates[index]
-                    piece += before + _quoted(delta.text) + behind
-                if piece and unfinished:
+                piece = await writer.piece(delta)
+                if piece and not writer.whole:
                     yield piece
                     piece = ""
-        outputs.put(None)
-    except Exception as error:  # noqa: BLE001 vLLM's generator tells it to the client
-        outputs.put(error)
-    yield piece + "".join([event async for event in written])
+        except Exception as error:  # noqa: BLE001 vLLM's generator tells it to the client
+            yield piece + await writer.end(error)
+        else:
+            yield piece + await writer.end()
+
+
+class StreamWriter:
+    """Writes one answer."""
+
+    def __init__(
+        self,
+        write: Callable[[AsyncIterator[Any]], AsyncGenerator[str, None]],
+        *,
+        choices: int,
+        with_roles: bool,
+        silent: bool,
+    ) -> None:
+        """``write``: vLLM's generator over its outputs. ``with_roles``: it begins with an event for each choice.
+
+        ``silent``: tokens without text make no event.
+        """
+        self._outputs = _Outputs()
+        self.written = write(self._outputs)
+        self._unfinished = choices
+        self._with_roles = with_roles
+        self._silent = silent
+        self._prompt: PromptFacts | None = None
+        self._templates: list[tuple[str, str]] = []
+        self._tokens = [0] * choices
+
+    @property
+    def whole(self) -> bool:
+        """Every choice has ended."""
+        return self._unfinished == 0
+
+    async def piece(self, delta: TextDelta) -> str:
+        """The events of one delta. There may be none, and those of the last one come with the end."""
+        before = "" if self._templates else await self._begin(delta)
+        index, text = delta.index, delta.text
+        self._tokens[index] += delta.tokens
+        there = bool(text or self._tokens[index])
+        if delta.finish_reason is None:
+            if not text and (self._silent or not there):
+                return before
+            head, tail = self._templates[index]
+            return before + head + _quoted(text) + tail
+        self._unfinished -= 1
+        assert self._prompt is not None
+        self._outputs.put(_output(self._prompt, [_choice(index, delta, self._tokens[index])]))
+        # vLLM's generator writes nothing of a choice that was empty.
+        return before if self.whole or not there else before + await anext(self.written)
+
+    async def end(self, error: Exception | None = None) -> str:
+        """What is behind the last delta, or tells why there is none."""
+        self._outputs.put(error)
+        return "".join([event async for event in self.written])
+
+    async def _begin(self, first: TextDelta) -> str:
+        assert first.prompt is not None, "the first delta has the prompt's facts"
+        self._prompt = first.prompt
+        choices = range(len(self._tokens))
+        self._outputs.put(_output(self._prompt, [_choice(index) for index in choices]))
+        roles = [await anext(self.written) for _ in choices if self._with_roles]
+        self._templates = [_template(await anext(self.written)) for _ in choices]
+        return "".join(roles)
 
 
 class _Outputs:
@@ -128,13 +156,13 @@ def _choice(index: int, end: TextDelta | None = None, tokens: int = 0) -> Comple
     )
 
 
-def _output(prompt: PromptFacts, *choices: CompletionOutput) -> RequestOutput:
+def _output(prompt: PromptFacts, choices: list[CompletionOutput]) -> RequestOutput:
     return RequestOutput(
         request_id="",
         prompt=None,
         prompt_token_ids=prompt.token_ids,
         prompt_logprobs=None,
-        outputs=list(choices),
+        outputs=choices,
         finished=False,
         num_cached_tokens=prompt.cached_tokens,
         num_cache_creation_tokens=prompt.created_cache_tokens,
