@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.cluster import Endpoint, wait_for
+from tests.e2e.cluster import Endpoint
 from tests.e2e.conftest import SERVED
 
 pytestmark = pytest.mark.timeout(900)
@@ -133,12 +133,7 @@ async def test_every_kind_of_stream_survives_the_death_of_its_decode_worker_and_
     assert all(after[how] > before.get(how, 0) for how in ("continue", "replay")), (
         "some streams ran on the other worker"
     )
-
-    def idle() -> bool:
-        alive = [p for p in baton.status() if p["role"] in ("prefill", "decode") and p["state"] == "ready"]
-        return all(p["leases_held"] == p["kv_blocks_used"] == p["requests_running"] == 0 for p in alive)
-
-    wait_for(idle, timeout_s=10, what="every lease and block is free", seen=baton.status)
+    baton.wait_idle()
 
 
 def check(got: list[Stream], undisturbed: list[Stream]) -> None:
