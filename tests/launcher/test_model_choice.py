@@ -6,7 +6,7 @@ import http.server
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +61,14 @@ def hub(status: int) -> Iterator[tuple[dict[str, str], list[str]]]:
             serving.join()
 
 
-@pytest.mark.parametrize("status", [200, 500])
-def test_a_hub_name_is_taken_and_said_to_be_one(status: int) -> None:
+@pytest.mark.parametrize(("status", "known"), [(200, True), (500, True), (401, False), (403, False), (404, False)])
+def test_a_hub_name_is_said_to_be_one_and_refused_where_the_hub_does_not_know_it(status: int, known: bool) -> None:
     said: list[str] = []
-    with hub(status) as (environ, asked):
+    refused = pytest.raises(model_choice.ModelError, match="the model hub has no")
+    with hub(status) as (environ, asked), nullcontext() if known else refused:
         assert check("some/name", environ, said) == "some/name"
     assert "model hub" in said[0]
     assert asked == ["/some/name/resolve/main/config.json"]
-    assert not model_choice.is_local("some/name")
 
 
 def test_a_model_folder_whose_name_is_not_text_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,12 +87,6 @@ def test_a_token_that_is_not_text_is_a_sentence(tmp_path: Path) -> None:
             with pytest.raises(model_choice.ModelError, match="cannot be asked for it"):
                 check("some/name", environ | token)
     assert asked == []
-
-
-@pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_name_that_the_hub_does_not_know_is_refused(status: int) -> None:
-    with hub(status) as (environ, _), pytest.raises(model_choice.ModelError, match="the model hub has no"):
-        check("some/name", environ)
 
 
 def test_a_hub_that_does_not_answer_is_a_sentence_and_no_retries(tmp_path: Path) -> None:

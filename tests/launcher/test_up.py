@@ -369,10 +369,12 @@ def test_a_port_that_is_taken_is_told_before_anything_starts() -> None:
             HeldPorts.take(msgspec.structs.replace(config, front_proxy=front), plan(config))
 
 
-def test_the_state_folder_of_a_running_cluster_is_refused(tmp_path: Path) -> None:
+def test_a_state_folder_belongs_to_one_launcher(tmp_path: Path) -> None:
     config = BatonConfig(launcher=LauncherConfig(state_dir=str(tmp_path)))
-    with state_file.owned(tmp_path), pytest.raises(state_file.StateError, match="another `baton up`"):
+    with state_file.owned(tmp_path), pytest.raises(state_file.StateError, match=r"another `baton up` \(pid \d+\)"):
         up(config, {})
+    with state_file.owned(tmp_path):
+        pass
 
 
 async def test_a_state_file_that_cannot_be_written_ends_the_cluster_which_says_so(
