@@ -128,19 +128,15 @@ async def test_every_kind_of_stream_survives_the_death_of_its_decode_worker_and_
     undisturbed = await run_all(baton.url, bodies(), lambda: None)
     before = resumes(baton)
     killed = await run_all(baton.url, bodies(), lambda: os.kill(busiest_decode(baton), signal.SIGKILL))
-    check(killed, undisturbed)
+    kinds = [kind for kind in KINDS for _ in range(3)]
+    differ = [
+        f"{kind}: {one.answer()}\n    not {other.answer()}"
+        for kind, one, other in zip(kinds, killed, undisturbed, strict=True)
+        if one.answer() != other.answer()
+    ]
+    assert differ == [], f"{len(differ)} answers differ:\n" + "\n".join(differ)
     after = resumes(baton)
     assert all(after[how] > before.get(how, 0) for how in ("continue", "replay")), (
         "some streams ran on the other worker"
     )
     baton.wait_idle()
-
-
-def check(got: list[Stream], undisturbed: list[Stream]) -> None:
-    kinds = [kind for kind in KINDS for _ in range(3)]
-    differ = [
-        f"{kind}: {one.answer()}\n    not {other.answer()}"
-        for kind, one, other in zip(kinds, got, undisturbed, strict=True)
-        if one.answer() != other.answer()
-    ]
-    assert differ == [], f"{len(differ)} answers differ:\n" + "\n".join(differ)
