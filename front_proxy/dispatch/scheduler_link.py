@@ -6,7 +6,7 @@ import asyncio
 import collections
 import random
 from collections.abc import Callable, Sequence
-from typing import Protocol, assert_never
+from typing import assert_never
 
 import structlog
 
@@ -31,7 +31,6 @@ from front_proxy.planning.events import (
     SendQuestion,
     SendRunning,
     SendSuspect,
-    StreamDialled,
     StreamLost,
     Suspected,
     TimerFired,
@@ -51,18 +50,8 @@ from scheduler.config import SchedulerConfig
 log = structlog.get_logger(__name__)
 
 
-class PlanReceiver(Protocol):
-    """Gets the one answer to one question."""
-
-    def on_plan(self, plan: RunningPlan) -> None:
-        """The attempt may run there."""
-        ...
-
-    def on_refused(self, failure: Failure) -> None:
-        """It may not run, or no answer came in time; nothing is reserved."""
-        ...
-
-
+PlanReceiver = Callable[[RunningPlan | Failure], None]
+"""Gets the one answer to one question. A failure: it may not run, or no answer came in time; nothing is reserved."""
 _Item = scheduler_pb2.FrontUpdates
 
 
@@ -154,7 +143,6 @@ class SchedulerLink:
 
     async def _one_stream(self) -> None:
         self._sending = sending = SendQueue[_Item](self._config.send_messages_max)
-        self._handle(StreamDialled())
         try:
             ended = await exchange(
                 self._dial,
@@ -213,14 +201,14 @@ class SchedulerLink:
                 if local:
                     self._on_degraded("planned")
                 if (asked := self._receivers.pop(plan.plan_id, None)) is not None:
-                    asked[0].on_plan(plan)
+                    asked[0](plan)
             case SendEnd(plan_id=plan_id, outcome=outcome, output_tokens=output_tokens):
                 self._send(wire.request_ended(plan_id, outcome, output_tokens))
             case AnswerRefusal(plan_id=plan_id, failure=failure, local=local):
                 if local:
                     self._on_degraded("refused")
                 if (asked := self._receivers.pop(plan_id, None)) is not None:
-                    asked[0].on_refused(failure)
+                    asked[0](failure)
             case SendRunning(plans=plans, asked=asked_ids, complete=complete):
                 self._send(wire.plans_running(plans, asked=asked_ids, complete=complete))
             case ViewChanged(gone=gone):

@@ -6,7 +6,6 @@ import asyncio
 import collections
 import functools
 from collections.abc import Callable
-from typing import Protocol
 
 import msgspec
 import structlog
@@ -30,16 +29,8 @@ ABORTED_SLOTS_MAX = 4096
 SLOT_MAX = 2**32
 
 
-class Receiver(Protocol):
-    """Gets what becomes of one submission. Nothing follows a failure or an output with a finish."""
-
-    def on_output(self, output: WorkerOutput) -> None:
-        """The worker produced something."""
-        ...
-
-    def on_failure(self, failure: Failure) -> None:
-        """The worker refused or failed, or the stream to it is lost."""
-        ...
+Receiver = Callable[[WorkerOutput | Failure], None]
+"""Gets what becomes of one submission. Nothing follows a failure or an output with a finish."""
 
 
 class _Queued(msgspec.Struct, frozen=True):
@@ -99,7 +90,7 @@ class WorkerLink:
         self._slots[slot] = receiver
         if not self._sending.put(_Queued(slot, submission, self._loop.time())):
             del self._slots[slot]
-            receiver.on_failure(self._lost("the stream is over"))
+            receiver(self._lost("the stream is over"))
         return slot
 
     def abort(self, slot: int) -> None:
@@ -150,7 +141,7 @@ class WorkerLink:
         self._aborted.clear()
         slots, self._slots = self._slots, {}
         for receiver in slots.values():
-            receiver.on_failure(self._lost(reason))
+            receiver(self._lost(reason))
 
     def _lost(self, reason: str) -> Failure:
         text = f"The stream to worker {self.worker.worker_id} broke: {reason}"
@@ -177,7 +168,7 @@ class WorkerLink:
             # What validation let through must cost its own request only, not the stream that all share.
             log.exception("request cannot be put on the wire", request_id=item.submission.engine_request.request_id)
             text = f"The request cannot be sent to a worker: {type(error).__name__}."
-            self._slots.pop(item.slot).on_failure(Failure(kind=FailureKind.INTERNAL, message=text))
+            self._slots.pop(item.slot)(Failure(kind=FailureKind.INTERNAL, message=text))
             return None
 
     def _on_message(self, message: worker_pb2.AttachResponse) -> None:
@@ -202,7 +193,7 @@ class WorkerLink:
         for slot, token_ids in parts:
             receiver = self._slots.get(slot) or self._aborted.get(slot)
             if receiver is not None:
-                receiver.on_output(WorkerOutput(token_ids=token_ids))
+                receiver(WorkerOutput(token_ids=token_ids))
         for delta in step.deltas:
             self._on_delta(delta)
 
@@ -221,10 +212,10 @@ class WorkerLink:
             if output is not None and output.handoff is not None:
                 self.release(output.handoff, pulled=False)
         elif output is not None:
-            receiver.on_output(output)
+            receiver(output)
         else:
             told = delta.failure
-            receiver.on_failure(wire.failure(told.kind, told.message, told.retry_after_ms))
+            receiver(wire.failure(told.kind, told.message, told.retry_after_ms))
 
 
 def _weigh(item: _Item) -> int:
@@ -277,7 +268,7 @@ class WorkerLinks:
         if link is None or link.ended:
             if self._loop.time() < self._not_before_s.get(key, 0.0):
                 text = f"Worker {worker.worker_id} could not be reached a moment ago."
-                receiver.on_failure(Failure(kind=FailureKind.UNAVAILABLE, message=text, reached=False))
+                receiver(Failure(kind=FailureKind.UNAVAILABLE, message=text, reached=False))
                 return 0
             link = self._link(worker)
             self._links[key] = link

@@ -35,10 +35,6 @@ class Suspected(msgspec.Struct, frozen=True):
     reason: str
 
 
-class StreamDialled(msgspec.Struct, frozen=True):
-    """A stream was begun to the address that ``PlanClient.address`` names. Nothing came on it yet."""
-
-
 class ViewShown(msgspec.Struct, frozen=True):
     """The scheduler shows the cluster. ``recovering``: it may not know all workers yet."""
 
@@ -70,9 +66,7 @@ class Closed(msgspec.Struct, frozen=True):
     """The front proxy stops: nothing more is dialled."""
 
 
-PlanClientEvent = (
-    PlanNeeded | PlanEnded | Suspected | StreamDialled | MessageReceived | StreamLost | TimerFired | Closed
-)
+PlanClientEvent = PlanNeeded | PlanEnded | Suspected | MessageReceived | StreamLost | TimerFired | Closed
 
 
 class AnswerPlan(msgspec.Struct, frozen=True, gc=False):

@@ -47,7 +47,6 @@ from front_proxy.planning.events import (
     SendQuestion,
     SendRunning,
     SendSuspect,
-    StreamDialled,
     StreamLost,
     Suspected,
     TimerFired,
@@ -159,9 +158,6 @@ class PlanClient:
                 return (SendSuspect(worker_id, epoch, reason),) if self.connected else ()
             case TimerFired():
                 return self._wake(now_s)
-            case StreamDialled():
-                assert not self._opened, "a stream is dialled while one is open"
-                return ()
             case StreamLost():
                 return self._lose(event, now_s)
             case Closed():

@@ -19,8 +19,6 @@ from front_proxy.request.endings import FINAL_KINDS
 from front_proxy.request.events import (
     AbortWork,
     AskPlan,
-    ClientGone,
-    DeadlinePassed,
     Diverged,
     Emit,
     EndPlan,
@@ -160,14 +158,14 @@ class RequestFlow:
                 return self._on_stalled(event)
             case HolderLost():
                 return self._on_holder_lost(event)
-            case ClientGone() | DeadlinePassed() | Stopped():
-                return self._give_up(*endings.from_outside(event))
+            case Stopped(failure=failure):
+                return self._give_up(failure)
             case _:
                 assert_never(event)
 
     def _late(self, event: FlowEvent) -> bool:
         """Whether an event is about an attempt or a stage that is over."""
-        if isinstance(event, HolderLost | ClientGone | DeadlinePassed | Stopped):
+        if isinstance(event, HolderLost | Stopped):
             return False
         if event.attempt != self.attempt:
             return True
@@ -210,8 +208,6 @@ class RequestFlow:
                     resume_token_ids=self._output.resume_token_ids,
                 )
             ]
-        if plan.decode is None:
-            return self._fail(endings.planless("worker"))
         return self._start_decode()
 
     def _on_plan_refused(self, event: PlanRefused) -> Sequence[FlowAction]:
@@ -253,7 +249,7 @@ class RequestFlow:
     def _start_decode(self) -> Sequence[FlowAction]:
         assert self._plan is not None
         if self._plan.decode is None:
-            return self._fail(endings.planless("decode worker"))
+            return self._fail(endings.PLANLESS)
         self.phase = RequestPhase.HANDING_OFF
         return [
             StartDecode(
@@ -354,7 +350,7 @@ class RequestFlow:
     def _diverged(self) -> Sequence[FlowAction]:
         """A replay contradicts what the client has: no answer is better than one that is put together from two."""
         failure = endings.diverged(self.output_tokens)
-        return [Diverged(delivered_tokens=self.output_tokens), *self._give_up("failed", failure)]
+        return [Diverged(delivered_tokens=self.output_tokens), *self._give_up(failure)]
 
     def _ask_plan(self) -> Sequence[FlowAction]:
         assert not self._plan_open
@@ -377,7 +373,7 @@ class RequestFlow:
             )
         ]
 
-    def _give_up(self, outcome: Outcome, failure: Failure | None) -> Sequence[FlowAction]:
+    def _give_up(self, failure: Failure | None) -> Sequence[FlowAction]:
         """End from outside, in any phase. The worker still runs the work, so it is aborted."""
         if self.phase is RequestPhase.DONE:
             return []
@@ -385,7 +381,7 @@ class RequestFlow:
         aborts: list[FlowAction] = []
         if running is not None:
             aborts.append(AbortWork(attempt=self.attempt, stage=running[0], worker=running[1]))
-        return [*aborts, *self._end(outcome, failure)]
+        return [*aborts, *self._end(endings.outcome(failure), failure)]
 
     def _fail(self, failure: Failure) -> Sequence[FlowAction]:
         return self._end("failed", failure)

@@ -71,9 +71,7 @@ class FakeCluster:
             if plan_id in self.plans and not self.silent and not (self.full and question.resumed):
                 prefill = None if question.pinned_decode_worker_id else P0
                 decode = D1 if D0.worker_id in question.excluded_worker_ids else D0
-                receiver.on_plan(
-                    RunningPlan(plan_id=plan_id, request_id="r", prefill=prefill, decode=decode, decode_blocks=3)
-                )
+                receiver(RunningPlan(plan_id=plan_id, request_id="r", prefill=prefill, decode=decode, decode_blocks=3))
 
         asyncio.get_running_loop().call_later(PLAN_S, answer)
 
@@ -110,7 +108,7 @@ class FakeCluster:
 
     def _refuse(self, slot: int, receiver: Receiver, failure: Failure) -> None:
         if self.works.pop(slot, None) is not None:
-            receiver.on_failure(failure)
+            receiver(failure)
 
     def _prefilled(self, slot: int, submission: Submission, receiver: Receiver) -> None:
         # An abort that comes while this is on its way is too late: the hand-off is delivered all the same.
@@ -129,7 +127,7 @@ class FakeCluster:
         )
         first = FirstOutput(cached_tokens=2, queue_s=0.004, compute_s=0.012)
         token = 100 + len(submission.engine_request.token_ids) - 3
-        receiver.on_output(WorkerOutput(token_ids=[token], finish=Finish("length"), first=first, handoff=handoff))
+        receiver(WorkerOutput(token_ids=[token], finish=Finish("length"), first=first, handoff=handoff))
 
     def _step(self, slot: int, submission: Submission, receiver: Receiver, index: int) -> None:
         if slot not in self.works:
@@ -146,7 +144,7 @@ class FakeCluster:
             asyncio.get_running_loop().call_later(STEP_S, self._step, slot, submission, receiver, index + 1)
         finish = Finish("stop") if last else None
         token = 100 + position + (50 if self.diverge else 0)
-        receiver.on_output(WorkerOutput(token_ids=[token], finish=finish, first=first, admission_s=admission_s))
+        receiver(WorkerOutput(token_ids=[token], finish=finish, first=first, admission_s=admission_s))
 
 
 class Behind:

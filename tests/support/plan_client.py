@@ -14,7 +14,6 @@ from front_proxy.planning.events import (
     PlanClientAction,
     PlanClientEvent,
     PlanNeeded,
-    StreamDialled,
     StreamLost,
     TimerFired,
     ViewShown,
@@ -84,7 +83,6 @@ class Play:
         return [action for word in words for action in self.do(MessageReceived(word, leader_epoch))]
 
     def open(self, *words: Any) -> list[PlanClientAction]:
-        self.do(StreamDialled())
         return self.hear(*words)
 
     def lose(self, reason: str = "broken", **how: Any) -> list[PlanClientAction]:

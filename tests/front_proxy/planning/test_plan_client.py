@@ -18,7 +18,6 @@ from front_proxy.planning.events import (
     SendQuestion,
     SendRunning,
     SendSuspect,
-    StreamDialled,
     ViewShown,
 )
 from scheduler.api.worker_info import WorkerState
@@ -34,7 +33,6 @@ def test_pauses_grow_to_a_bound_and_begin_anew_after_a_stream_that_was_served() 
     for longest_s in (0.1, 0.2, 0.4, 0.4):
         (dial,) = it.lose()
         assert isinstance(dial, DialAgain) and longest_s / 2 <= dial.after_s <= longest_s
-        it.do(StreamDialled())
     it.hear(ViewShown([entry("d0")]))
     *_, dial = it.lose()
     assert isinstance(dial, DialAgain) and dial.after_s <= 0.1
@@ -84,8 +82,6 @@ class Anything:
                 self._take(it.lose(silent=rng.random() < 0.5))
                 self.opened = False
                 self.dialled = rng.random() < 0.8
-                if self.dialled:
-                    it.do(StreamDialled())
             case "wait":
                 self._take(it.wait(rng.choice((0.0, 0.1, 0.6, 3.0))))
             case word if self.dialled:

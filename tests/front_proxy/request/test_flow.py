@@ -8,11 +8,10 @@ from collections.abc import Sequence
 import pytest
 
 from engine.protocol import Finish, FirstOutput, Logprobs
+from front_proxy.request.endings import CLIENT_LEFT, DEADLINE_PASSED
 from front_proxy.request.events import (
     AbortWork,
     AskPlan,
-    ClientGone,
-    DeadlinePassed,
     Emit,
     FinishRequest,
     FlowEvent,
@@ -24,7 +23,6 @@ from front_proxy.request.events import (
 from front_proxy.request.flow import EVENT_LOG_MAX
 from front_proxy.request.retry_policy import UNTAKEN_MAX
 from front_proxy.request.work import Stage, WorkerOutput
-from runtime.failures import Failure, FailureKind
 from tests.support.request_flow import LENGTH, STOP, Play, decoded, failed, handoff, kinds, planned, prefilled
 
 PULLED = decoded(8, external=39)
@@ -36,13 +34,13 @@ PHASES: dict[str, tuple[list[FlowEvent], list[str]]] = {
     "planning again": ([planned(), failed(Stage.PREFILL)], ["EndPlan", "FinishRequest"]),
 }
 ENDINGS: dict[str, tuple[FlowEvent, str]] = {
-    "client gone": (ClientGone(), "cancelled"),
-    "client satisfied": (ClientGone(satisfied=True), "finished"),
-    "deadline": (DeadlinePassed(), "failed"),
-    "stopped": (Stopped(failure=Failure(kind=FailureKind.UNAVAILABLE, message="bye")), "failed"),
+    "client gone": (Stopped(failure=CLIENT_LEFT), "cancelled"),
+    "client satisfied": (Stopped(failure=None), "finished"),
+    "deadline": (Stopped(failure=DEADLINE_PASSED), "failed"),
 }
 LATE: list[FlowEvent] = [
-    planned(), prefilled(1, 7), decoded(8, external=1), failed(Stage.DECODE), ClientGone(), DeadlinePassed(),
+    planned(), prefilled(1, 7), decoded(8, external=1), failed(Stage.DECODE),
+    Stopped(failure=CLIENT_LEFT), Stopped(failure=DEADLINE_PASSED),
 ]  # fmt: skip
 
 
