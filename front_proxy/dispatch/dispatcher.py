@@ -160,7 +160,7 @@ class Dispatcher:
             config=self._config,
             limits=self._limits,
             budget=self._take_retry,
-            on_done=lambda: self._forget(request.request_id),
+            on_done=lambda: self._runs.pop(request.request_id, None),
         )
         self._runs[request.request_id] = run
         self._retry_budget.request_came()
@@ -197,9 +197,6 @@ class Dispatcher:
             else:
                 run.check_stall(now_s)
         self._arm_stall_timer()
-
-    def _forget(self, request_id: str) -> None:
-        self._runs.pop(request_id, None)
 
     def _spawn(self, link: WorkerLink) -> None:
         if self._group is None:

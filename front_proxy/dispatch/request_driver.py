@@ -69,7 +69,7 @@ class RequestDriver:
         config: FrontProxyConfig,
         limits: FrontProxyLimits,
         budget: Callable[[], bool],
-        on_done: Callable[[], None],
+        on_done: Callable[[], object],
     ) -> None:
         self.flow = RequestFlow(
             attempts_max=config.attempts_max,
@@ -337,7 +337,7 @@ class RequestDriver:
             self._loop.call_soon(self._metrics.observe_first_token, phases)
 
     def _pass_on(self, delta: GenerationDelta) -> None:
-        self._metrics.output_tokens += len(delta.token_ids)
+        self._metrics.output_tokens.inc(len(delta.token_ids))
         if len(self._deltas) >= self._limits.output_deltas_max:
             text = f"The client reads too slowly: {len(self._deltas)} pieces of output wait for it."
             self.feed(Stopped(failure=Failure(kind=FailureKind.EXHAUSTED, message=text)))

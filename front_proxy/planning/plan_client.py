@@ -78,11 +78,6 @@ class _Pending(msgspec.Struct, gc=False):
     sent: bool = False
     queued_s: float = -NEVER_S
 
-    @property
-    def resumed(self) -> bool:
-        """Whether its request was under way already."""
-        return self.question.resumed
-
 
 class PlanClient:
     """Feed it events, do what the actions say in order, and tell it ``TimerFired`` at ``wake_s``."""
@@ -175,7 +170,7 @@ class PlanClient:
         self._pending[plan_id] = pending
         if self.connected and not (self._view.knows_more and possible):
             return (self._send(pending, now_s),)
-        if pending.resumed or not possible:
+        if pending.question.resumed or not possible:
             pending.due_s = now_s + self._patience_s
         # Planned here at the next wake-up, not now: the request does not expect the answer before it has asked.
         self._wake_by(pending.due_s)
@@ -281,9 +276,9 @@ class PlanClient:
         possible = self._plans.possible(now_s)
         for plan_id, pending in list(self._pending.items()):
             was_sent, pending.sent = pending.sent, False
-            if not pending.resumed and possible:
+            if not pending.question.resumed and possible:
                 actions.extend(self._plan_locally(plan_id, now_s))
-            elif pending.resumed and was_sent:
+            elif pending.question.resumed and was_sent:
                 self._try_later(pending, now_s)
         actions.append(self._dial_again(event))
         return actions
@@ -313,7 +308,11 @@ class PlanClient:
         if self._tell_s <= now_s:
             # An end that got lost must not reserve for ever.
             self._tell_s = now_s + self._limits.plans_told_interval_s
-            actions.append(self._leave_silent() if self._silent else self._all_that_runs())
+            if self._silent:
+                # Its answer may be lost, and it may have nothing else to say. On a new stream it speaks first.
+                actions.append(Leave(f"it has said nothing for {self._limits.plans_told_interval_s:g} s"))
+            else:
+                actions.append(self._all_that_runs())
         # Computed here alone: removing a question may cause one needless wake-up, which is harmless.
         first_s = min((pending.due_s for pending in self._pending.values()), default=NEVER_S)
         self.wake_s = min(first_s, self._tell_s)
@@ -352,14 +351,10 @@ class PlanClient:
         self._silent = True
         self._tell_s = now_s + self._limits.plans_told_interval_s
         for pending in self._pending.values():
-            if pending.resumed:
+            if pending.question.resumed:
                 self._try_later(pending, now_s)
             else:
                 pending.due_s = now_s
-
-    def _leave_silent(self) -> Leave:
-        """Its answer may be lost, and it may have nothing else to say. On a new stream it speaks first."""
-        return Leave(f"it has said nothing for {self._limits.plans_told_interval_s:g} s")
 
     def _close(self, now_s: float) -> Sequence[PlanClientAction]:
         failure = Failure(kind=FailureKind.UNAVAILABLE, message="The front proxy stops.")
@@ -413,7 +408,7 @@ class PlanClient:
         return actions
 
     def _may_wait(self, pending: _Pending, failure: Failure, now_s: float) -> bool:
-        return pending.resumed and failure.kind is not FailureKind.BAD_REQUEST and now_s < pending.until_s
+        return pending.question.resumed and failure.kind is not FailureKind.BAD_REQUEST and now_s < pending.until_s
 
     def _try_later(self, pending: _Pending, now_s: float) -> None:
         """A resumed request is planned here when ``plan_patience_s`` has passed."""

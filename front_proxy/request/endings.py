@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from front_proxy.request.events import Outcome, Resumption
+from front_proxy.request.events import Outcome
 from front_proxy.request.work import WorkerOutput, broken_by
 from runtime.failures import Failure, FailureKind
 from scheduler.api.actions import Placement
@@ -60,10 +60,3 @@ def diverged(delivered_tokens: int) -> Failure:
     """A replay contradicts what the client has."""
     text = f"A worker failed after {delivered_tokens} tokens, and computing them again gave other ones."
     return Failure(kind=FailureKind.INTERNAL, message=text)
-
-
-def resumption(delivered_tokens: int, *, continuing: bool) -> Resumption:
-    """How the attempt behind a failed one goes on."""
-    if not delivered_tokens:
-        return "restart"
-    return "continue" if continuing else "replay"

@@ -31,6 +31,7 @@ from front_proxy.request.events import (
     Planned,
     PlanRefused,
     RequestPhase,
+    Resumption,
     Retried,
     Stalled,
     StartDecode,
@@ -228,7 +229,7 @@ class RequestFlow:
         if broken is not None:
             late = self._handoff_slot.release_late(output.handoff)
             return [*late, *self._attempt_failed(Stage.PREFILL, broken)]
-        self._prompt.note_prefill(output)
+        self._prompt.note(output)
         if output.finish is None and output.handoff is None:
             # A prefill may report facts before its token; nothing to decide yet.
             return []
@@ -331,7 +332,8 @@ class RequestFlow:
         self._pinned = None
         released = self._handoff_slot.release(pulled=False)
         ended = self._end_plan("failed")
-        how = endings.resumption(self.output_tokens, continuing=self._continuing)
+        resumed: Resumption = "continue" if self._continuing else "replay"
+        how = resumed if self.output_tokens else "restart"
         retried = Retried(stage=stage, failure=failure, how=how, counted=not uncounted)
         return [*released, *ended, retried, *self._ask_plan()]
 

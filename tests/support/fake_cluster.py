@@ -22,6 +22,7 @@ from runtime.failures import Failure
 from scheduler.api.actions import Placement
 from scheduler.api.events import PlanRequested, RunningPlan
 from tests.support.front_proxy_settings import configured
+from tests.support.request_flow import handoff
 
 P0 = Placement(worker_id="prefill-0", address="p0", epoch=1)
 D0 = Placement(worker_id="decode-0", address="d0", epoch=2)
@@ -113,21 +114,11 @@ class FakeCluster:
     def _prefilled(self, slot: int, submission: Submission, receiver: Receiver) -> None:
         # An abort that comes while this is on its way is too late: the hand-off is delivered all the same.
         self.works.pop(slot, None)
-        self.leases.add(submission.engine_request.request_id)
-        handoff = KvHandoff(
-            worker_id="prefill-0",
-            epoch=1,
-            lease_id=submission.engine_request.request_id,
-            engine_id="e",
-            tokens=len(submission.engine_request.token_ids),
-            blocks=1,
-            bytes=0,
-            layout_fingerprint="f",
-            lease_remaining_s=30.0,
-        )
+        request_id = submission.engine_request.request_id
+        self.leases.add(request_id)
         first = FirstOutput(cached_tokens=2, queue_s=0.004, compute_s=0.012)
         token = 100 + len(submission.engine_request.token_ids) - 3
-        receiver(WorkerOutput(token_ids=[token], finish=Finish("length"), first=first, handoff=handoff))
+        receiver(WorkerOutput(token_ids=[token], finish=Finish("length"), first=first, handoff=handoff(request_id)))
 
     def _step(self, slot: int, submission: Submission, receiver: Receiver, index: int) -> None:
         if slot not in self.works:

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
+from front_proxy.config import FrontProxyConfig
 from front_proxy.planning.events import (
     AnswerPlan,
     AnswerRefusal,
     DialAgain,
     PlanClientAction,
     PlanEnded,
+    PlanNeeded,
     SendEnd,
     SendQuestion,
     SendRunning,
@@ -22,7 +24,7 @@ from front_proxy.planning.events import (
 )
 from scheduler.api.worker_info import WorkerState
 from scheduler.config import SchedulerConfig
-from tests.support.plan_client import QUESTION, Play, entry, granted, queue_reply, rejected
+from tests.support.plan_client import EMPTY, QUESTION, Play, entry, granted, queue_reply, rejected
 
 # From the last time that it was asked: the wait for its turn, and what a scheduler that is back is given.
 LONGEST_S = SchedulerConfig().waiting.default.wait_max_s + 5.0 + 1.0
@@ -36,6 +38,16 @@ def test_pauses_grow_to_a_bound_and_begin_anew_after_a_stream_that_was_served() 
     it.hear(ViewShown([entry("d0")]))
     *_, dial = it.lose()
     assert isinstance(dial, DialAgain) and dial.after_s <= 0.1
+
+
+@pytest.mark.parametrize("config", [FrontProxyConfig(), FrontProxyConfig(requests_in_flight_max=1)])
+def test_all_that_are_in_flight_can_ask_a_scheduler_that_comes_back(config: FrontProxyConfig) -> None:
+    it = Play()
+    for plan_id in range(1, config.requests_in_flight_max + 1):
+        it.plan_client.handle(PlanNeeded(msgspec.structs.replace(QUESTION, plan_id=plan_id)), it.now_s)
+    messages = it.hear(EMPTY) + it.wait(0.0)
+    assert sum(isinstance(message, SendQuestion) for message in messages) == config.requests_in_flight_max
+    assert len(messages) <= config.send_messages_max
 
 
 class Anything:

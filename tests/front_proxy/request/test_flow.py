@@ -20,7 +20,6 @@ from front_proxy.request.events import (
     Retried,
     Stopped,
 )
-from front_proxy.request.flow import EVENT_LOG_MAX
 from front_proxy.request.retry_policy import UNTAKEN_MAX
 from front_proxy.request.work import Stage, WorkerOutput
 from tests.support.request_flow import LENGTH, STOP, Play, decoded, failed, handoff, kinds, planned, prefilled
@@ -85,14 +84,6 @@ def test_the_short_way_of_a_token_is_open_in_the_middle_of_a_stream_only() -> No
     play.tell(decoded(11), decoded(12, finish=STOP))
     assert play.tokens == [7, 8, 11, 12] and play.flow.output_tokens == 6
     assert ask(play, decoded(13)) is None, "it has ended"
-
-
-def test_the_event_log_is_bounded_and_skips_the_stream_of_tokens() -> None:
-    steps = [decoded(9) for _ in range(500)]
-    play = Play(planned(), prefilled(1, 7), PULLED, *steps, output_tokens_max=1000)
-    assert len(play.flow.event_log) == 3
-    play.tell(*[planned(7)] * 200)
-    assert len(play.flow.event_log) == EVENT_LOG_MAX
 
 
 def test_a_try_that_reaches_no_worker_is_not_counted_and_there_are_so_many_of_them() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,20 +23,6 @@ def output(tokens: list[int], *, finish: Finish | None = None, width: int = 0) -
     return WorkerOutput(token_ids=tokens, finish=finish, logprobs=table)
 
 
-def test_a_replay_shows_only_what_is_new_with_its_own_logprobs() -> None:
-    log = OutputLog(continuing=False)
-    log.begin()
-    log.fresh(output([1, 2, 3], width=2))
-    log.begin()
-    assert log.resume_token_ids == ()
-    first = log.fresh(output([1, 2], width=2))
-    assert first is not None and first.token_ids == [] and first.logprobs is None
-    second = log.fresh(output([3, 4], width=2))
-    assert second is not None and second.token_ids == [4]
-    assert second.logprobs == Logprobs(width=2, token_ids=[4, 4], logprobs=[-4.0, -4.0], ranks=[4])
-    assert log.tokens == [1, 2, 3, 4]
-
-
 def test_it_is_known_how_far_the_best_replay_got_since_the_last_new_token() -> None:
     log = OutputLog(continuing=False)
     log.begin()
@@ -48,21 +35,14 @@ def test_it_is_known_how_far_the_best_replay_got_since_the_last_new_token() -> N
     assert seen == [1, 2, 2, 3, 2], "a new token begins the count anew"
 
 
-def test_a_replay_that_differs_is_refused_and_shows_nothing() -> None:
+@pytest.mark.parametrize("replayed", [([1, 9], None), ([1, 2], Finish("stop"))], ids=["it differs", "it ends early"])
+def test_a_replay_that_contradicts_what_was_shown_is_refused(replayed: tuple[list[int], Finish | None]) -> None:
     log = OutputLog(continuing=False)
     log.begin()
     log.fresh(output([1, 2, 3]))
     log.begin()
-    assert log.fresh(output([1, 9])) is None
-    assert log.tokens == [1, 2, 3]
-
-
-def test_a_replay_that_ends_early_is_refused() -> None:
-    log = OutputLog(continuing=False)
-    log.begin()
-    log.fresh(output([1, 2, 3]))
-    log.begin()
-    assert log.fresh(output([1, 2], finish=Finish("stop"))) is None
+    tokens, finish = replayed
+    assert log.fresh(output(tokens, finish=finish)) is None and log.tokens == [1, 2, 3]
 
 
 @given(
