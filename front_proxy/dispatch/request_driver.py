@@ -14,8 +14,9 @@ import structlog
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.dispatch import submissions
 from front_proxy.dispatch.metrics import DispatchMetrics
-from front_proxy.dispatch.ports import PlanSource, WorkerPool
+from front_proxy.dispatch.scheduler_link import SchedulerLink
 from front_proxy.dispatch.ttft_breakdown import TtftBreakdown
+from front_proxy.dispatch.worker_link import WorkerLinks
 from front_proxy.request import endings
 from front_proxy.request.events import (
     AbortWork,
@@ -63,8 +64,8 @@ class RequestDriver:
         self,
         request: GenerationRequest,
         *,
-        planning: PlanSource,
-        working: WorkerPool,
+        planning: SchedulerLink,
+        working: WorkerLinks,
         metrics: DispatchMetrics,
         config: FrontProxyConfig,
         limits: FrontProxyLimits,

@@ -34,7 +34,7 @@ WHOLE_S = PLAN_S + PREFILL_S + PULL_S + TOKENS * STEP_S
 
 
 class FakeCluster:
-    """PlanSource and WorkerPool at once; counts what is held."""
+    """Stands for SchedulerLink and WorkerLinks at once; counts what is held."""
 
     def __init__(self) -> None:
         self.plans: set[int] = set()
@@ -158,7 +158,8 @@ def generation(request_id: str = "r", **more: Any) -> GenerationRequest:
 async def serving(**settings: Any) -> AsyncIterator[tuple[Dispatcher, FakeCluster, CollectorRegistry]]:
     cluster, registry = FakeCluster(), CollectorRegistry()
     config, limits = configured(scheduler_address="nowhere:1", **settings)
-    dispatcher = Dispatcher(config, limits=limits, metrics=DispatchMetrics(registry), planning=cluster, working=cluster)
+    links: Any = cluster
+    dispatcher = Dispatcher(config, limits=limits, metrics=DispatchMetrics(registry), planning=links, working=links)
     yield dispatcher, cluster, registry
 
 

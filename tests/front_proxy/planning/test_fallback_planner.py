@@ -1,4 +1,4 @@
-"""PlanSource from the last view, one sentence each."""
+"""Plans from the last view, one sentence each."""
 
 from __future__ import annotations
 
