@@ -113,7 +113,7 @@ def scored(tokens: Sequence[int], attempt: int, finish: Finish | None, *, first:
 def test_wherever_a_stream_breaks_its_tokens_and_their_scores_come_once_and_in_order(
     continuing: bool, step: int
 ) -> None:
-    for breaks in itertools.combinations(range(1, len(OUTPUT)), 2):
+    for breaks in itertools.permutations(range(1, len(OUTPUT)), 2):
         play = Play(continuing=continuing, output_tokens_max=len(OUTPUT), attempts_max=9, resumes_max=9)
         for attempt, until in enumerate((*breaks, len(OUTPUT)), 1):
             at = play.flow.output_tokens if continuing else 0
