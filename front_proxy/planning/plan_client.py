@@ -263,7 +263,6 @@ class PlanClient:
         return (ViewChanged(change.gone),)
 
     def _lose(self, event: StreamLost, now_s: float) -> Sequence[PlanClientAction]:
-        """What waits for an answer on the stream need not wait for the next one."""
         actions: list[PlanClientAction] = []
         if self._answers:
             self._plans.still_true(now_s)
@@ -273,15 +272,10 @@ class PlanClient:
             actions.append(SchedulerLost(event.reason))
         self._opened = self._silent = False
         self._tell_s = NEVER_S
-        possible = self._plans.possible(now_s)
-        for plan_id, pending in list(self._pending.items()):
-            was_sent, pending.sent = pending.sent, False
-            if not pending.question.resumed and possible:
-                actions.extend(self._plan_locally(plan_id, now_s))
-            elif pending.question.resumed and was_sent:
-                self._try_later(pending, now_s)
-        actions.append(self._dial_again(event))
-        return actions
+        self._expect_no_answers(now_s)
+        for pending in self._pending.values():
+            pending.sent = False
+        return [*actions, self._dial_again(event)]
 
     def _dial_again(self, event: StreamLost) -> DialAgain:
         after_s = 0.0
@@ -345,16 +339,19 @@ class PlanClient:
         return SendEnd(plan_id, "failed", 0), refusal
 
     def _fall_silent(self, now_s: float) -> None:
-        """Questions that it has queued would wait in vain too: plan them, at the next wake-up as they may be many."""
-        if self._silent:
-            return
-        self._silent = True
-        self._tell_s = now_s + self._limits.plans_told_interval_s
+        if not self._silent:
+            self._silent = True
+            self._tell_s = now_s + self._limits.plans_told_interval_s
+            self._expect_no_answers(now_s)
+
+    def _expect_no_answers(self, now_s: float) -> None:
+        """Questions on the stream would wait in vain, queued ones too: plan them at the next wake-up."""
         for pending in self._pending.values():
-            if pending.question.resumed:
-                self._try_later(pending, now_s)
-            else:
+            if not pending.question.resumed:
                 pending.due_s = now_s
+            elif pending.sent:
+                self._try_later(pending, now_s)
+        self._wake_by(now_s)
 
     def _close(self, now_s: float) -> Sequence[PlanClientAction]:
         failure = Failure(kind=FailureKind.UNAVAILABLE, message="The front proxy stops.")

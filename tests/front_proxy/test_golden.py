@@ -116,7 +116,7 @@ def _client_actions(it: client_play.Play, verb: str, names: list[str], options: 
         case "timer":
             return it.do(TimerFired())
         case "lost":
-            return it.lose("the stream broke")
+            return it.lose("the stream broke") + it.wait(0.0)
         case "ended":
             return it.do(PlanEnded(int(names[0]), "finished", 1))
         case "suspected":

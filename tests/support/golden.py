@@ -59,7 +59,7 @@ def _short(value: Any) -> str:
         case Placement(worker_id=name) | KvHandoff(lease_id=name) | Finish(reason=name):
             return name
         case RunningPlan():
-            return f"{value.plan_id}:{_short(value.prefill)}->{_short(value.decode)}"
+            return f"{value.plan_id}: {_short(value.prefill)} -> {_short(value.decode)}"
         case PlanRequested():
             return f"{value.plan_id}{_short(sorted(value.excluded_worker_ids)) if value.excluded_worker_ids else ''}"
         case msgspec.Struct():
