@@ -9,7 +9,6 @@ import pytest
 
 from engine.protocol import EngineRequest
 from front_proxy.config import FrontProxyLimits
-from front_proxy.dispatch import worker_link
 from front_proxy.dispatch.worker_link import WorkerLink, WorkerLinks
 from front_proxy.request.work import Stage, Submission, WorkerOutput
 from kv_transfer.handoff.wire import from_wire
@@ -58,47 +57,21 @@ async def test_nothing_is_believed_behind_a_message_that_made_no_sense() -> None
     assert [output.token_ids for output in heard if isinstance(output, WorkerOutput)] == [[1]]
 
 
-async def test_words_for_an_aborted_submission_never_reach_the_next_one() -> None:
+async def test_a_submission_aborted_before_it_left_does_not_leave() -> None:
+    made = link()
+    made.abort(made.submit(SUBMISSION, Heard().append))
+    assert not any(message.HasField("submit") for message in send(made)) and made.idle
+
+
+async def test_words_for_an_aborted_submission_reach_nobody_and_its_late_hand_off_is_given_back() -> None:
     made, first, second = link(), Heard(), Heard()
     aborted = made.submit(SUBMISSION, first.append)
     send(made)
     made.abort(aborted)
-    made._next_slot = aborted
     assert made.submit(SUBMISSION, second.append) != aborted
-    say(made, pb.Delta(slot=aborted, token_ids=[9]))
-    assert second == [] and len(first) == 1
-
-
-async def test_what_is_remembered_of_aborted_submissions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_link, "ABORTED_SLOTS_MAX", 3)
-    made = link()
-    for _ in range(9):
-        slot = made.submit(SUBMISSION, Heard().append)
-        send(made)
-        made.abort(slot)
-    assert len(made._aborted) == 3
-
-
-async def test_a_submission_aborted_before_it_left_is_forgotten_and_the_link_is_idle() -> None:
-    made = link()
-    made.abort(made.submit(SUBMISSION, Heard().append))
-    assert not any(message.HasField("submit") for message in send(made))
-    assert made.idle
-
-
-async def test_the_last_word_on_an_aborted_submission_leaves_the_link_idle() -> None:
-    made = link()
-    slot = made.submit(SUBMISSION, Heard().append)
     send(made)
-    made.abort(slot)
-    assert not made.idle
-    say(made, pb.Delta(slot=slot, finish=pb.FINISH_REASON_ABORT))
-    assert made.idle
-
-
-async def test_a_hand_off_that_no_request_waits_for_is_given_back_by_the_link_itself() -> None:
-    made = link()
-    say(made, pb.Delta(slot=99, handoff=HANDOFF))
+    say(made, pb.Delta(slot=aborted, token_ids=[9], finish=pb.FINISH_REASON_LENGTH, handoff=HANDOFF))
+    assert first == second == []
     assert [message.release.lease_id for message in send(made)] == ["lease"] and made.leases_held == 0
 
 
