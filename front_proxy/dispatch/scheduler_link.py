@@ -26,7 +26,6 @@ from front_proxy.planning.events import (
     PlanClientEvent,
     PlanEnded,
     PlanNeeded,
-    SchedulerLost,
     SendEnd,
     SendQuestion,
     SendRunning,
@@ -215,24 +214,24 @@ class SchedulerLink:
                 for worker_id, epoch in gone:
                     self._on_gone(worker_id, epoch)
                 self._on_view()
-            case SendSuspect() | Leave() | DialAgain() | SchedulerLost() | OutageBegan() | OutageOver():
+            case SendSuspect() | Leave() | DialAgain() | OutageBegan() | OutageOver():
                 self._do_seldom(action)
             case _:
                 assert_never(action)
 
-    def _do_seldom(self, action: SendSuspect | Leave | DialAgain | SchedulerLost | OutageBegan | OutageOver) -> None:
+    def _do_seldom(self, action: SendSuspect | Leave | DialAgain | OutageBegan | OutageOver) -> None:
         match action:
             case SendSuspect():
                 self._send(wire.suspect(action.worker_id, action.epoch, action.reason))
             case Leave(reason=reason):
                 if self._sending is not None:
                     self._sending.close(Failure(kind=FailureKind.UNAVAILABLE, message=reason))
-            case DialAgain(after_s=after_s, reason=reason):
+            case DialAgain(after_s=after_s, reason=reason, lost=lost):
+                if lost:
+                    self._on_lost(reason)
                 again = {"reason": reason, "again_in_s": round(after_s, 3)}
                 log.warning("no stream to the scheduler", **again)
                 self._dial_after_s = after_s
-            case SchedulerLost(reason=reason):
-                self._on_lost(reason)
             case OutageBegan(why=why, view_age_s=view_age_s):
                 told = {"why": why, "view_age_s": round(view_age_s, 3)}
                 log.warning("planning without the scheduler", **told)

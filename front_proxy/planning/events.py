@@ -126,24 +126,19 @@ class Leave(msgspec.Struct, frozen=True):
 
 
 class DialAgain(msgspec.Struct, frozen=True):
-    """Begin a stream to ``address`` after so long."""
+    """Begin a stream to ``address`` after so long. ``lost``: a scheduler had spoken on the one that is over."""
 
     address: str
     after_s: float
     reason: str
     """Why there is none."""
+    lost: bool
 
 
 class ViewChanged(msgspec.Struct, frozen=True):
     """The view changed. The incarnations in ``gone`` are not in it any more."""
 
     gone: Sequence[tuple[str, int]]
-
-
-class SchedulerLost(msgspec.Struct, frozen=True):
-    """Tell operators that a stream on which a scheduler had spoken is lost."""
-
-    reason: str
 
 
 class OutageBegan(msgspec.Struct, frozen=True):
@@ -169,7 +164,6 @@ PlanClientAction = (
     | Leave
     | DialAgain
     | ViewChanged
-    | SchedulerLost
     | OutageBegan
     | OutageOver
 )

@@ -42,7 +42,6 @@ from front_proxy.planning.events import (
     PlanClientEvent,
     PlanEnded,
     PlanNeeded,
-    SchedulerLost,
     SendEnd,
     SendQuestion,
     SendRunning,
@@ -263,21 +262,16 @@ class PlanClient:
         return (ViewChanged(change.gone),)
 
     def _lose(self, event: StreamLost, now_s: float) -> Sequence[PlanClientAction]:
-        actions: list[PlanClientAction] = []
         if self._answers:
             self._plans.still_true(now_s)
-        if self._opened:
-            self._dials_failed = 0
-            self._addresses.served()
-            actions.append(SchedulerLost(event.reason))
-        self._opened = self._silent = False
+        had_spoken, self._opened, self._silent = self._opened, False, False
         self._tell_s = NEVER_S
         self._expect_no_answers(now_s)
         for pending in self._pending.values():
             pending.sent = False
-        return [*actions, self._dial_again(event)]
-
-    def _dial_again(self, event: StreamLost) -> DialAgain:
+        if had_spoken:
+            self._dials_failed = 0
+            self._addresses.served()
         after_s = 0.0
         if self._addresses.failed(silent=event.silent):
             # Many front proxies lose one scheduler at one moment; they must not all return at one moment.
@@ -287,7 +281,7 @@ class PlanClient:
                 self._dials_failed, min_s=limits.scheduler_backoff_min_s, max_s=limits.scheduler_backoff_max_s
             )
             after_s = pause_s * (0.5 + 0.5 * self._rng.random())
-        return DialAgain(self._addresses.current, after_s, event.reason)
+        return (DialAgain(self._addresses.current, after_s, event.reason, had_spoken),)
 
     # Of time
 
@@ -348,7 +342,7 @@ class PlanClient:
         """Questions on the stream would wait in vain, queued ones too: plan them at the next wake-up."""
         for pending in self._pending.values():
             if not pending.question.resumed:
-                pending.due_s = now_s
+                pending.due_s = min(now_s, pending.until_s)
             elif pending.sent:
                 self._try_later(pending, now_s)
         self._wake_by(now_s)
