@@ -131,10 +131,9 @@ class StartDecode(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Emit(msgspec.Struct, frozen=True, kw_only=True):
-    """Give this to the client. ``stage`` is where its tokens were computed."""
+    """Give this to the client."""
 
     delta: GenerationDelta
-    stage: Stage
 
 
 class AbortWork(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +141,6 @@ class AbortWork(msgspec.Struct, frozen=True, kw_only=True):
 
     attempt: int
     stage: Stage
-    worker: Placement
 
 
 class ReleaseHandoff(msgspec.Struct, frozen=True, kw_only=True):

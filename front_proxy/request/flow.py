@@ -137,7 +137,7 @@ class RequestFlow:
         """What to do about ``event``, in order."""
         assert self.phase is not RequestPhase.NEW, "start() comes first"
         if isinstance(event, Output) and (delta := self.next_tokens(event.attempt, event.stage, event.output)):
-            return [Emit(stage=event.stage, delta=delta)]
+            return [Emit(delta=delta)]
         # Token events are not logged, not even of a replay: they would fill the log.
         if not (isinstance(event, Output) and event.output.finish is None and self.phase is RequestPhase.DECODING):
             self.event_log.append(f"{self.phase.value}/{self.attempt}: {title(event)}")
@@ -239,7 +239,7 @@ class RequestFlow:
             return self._start_decode()
         # "length" is only the prefill's own limit of one token.
         ends = self._prefill_only or (output.finish is not None and output.finish.reason == "stop")
-        emit = self._deliver(output, Stage.PREFILL, finish=(output.finish or Finish("length")) if ends else None)
+        emit = self._deliver(output, finish=(output.finish or Finish("length")) if ends else None)
         assert emit is not None, "a continued output, or a single token, never repeats delivered tokens"
         if ends:
             late = self._handoff_slot.release_late(output.handoff)
@@ -276,7 +276,7 @@ class RequestFlow:
             actions += self._handoff_slot.release(pulled=external_tokens > 0)
             self._prompt.note(output)
             self.phase = RequestPhase.DECODING
-        emit = self._deliver(output, Stage.DECODE, finish=output.finish, decode_worker=decode_worker)
+        emit = self._deliver(output, finish=output.finish, decode_worker=decode_worker)
         if emit is None:
             return [*actions, *self._diverged()]
         if emit.delta.token_ids or output.finish is not None or decode_worker is not None:
@@ -293,7 +293,7 @@ class RequestFlow:
         assert running is not None
         stage, worker = running
         failure = endings.stalled(worker, event.waited_s)
-        actions: list[FlowAction] = [AbortWork(attempt=self.attempt, stage=stage, worker=worker)]
+        actions: list[FlowAction] = [AbortWork(attempt=self.attempt, stage=stage)]
         if self.handoff is not None:
             # Either end of the pull may be to blame.
             self._retry_policy.exclude(self.handoff.worker_id)
@@ -317,7 +317,7 @@ class RequestFlow:
         if self.output_tokens >= self._output_tokens_max:
             # It failed after the last token and before the finish reason.
             finish = Finish("length")
-            return [self._emit(WorkerOutput(token_ids=[]), stage, finish=finish), *self._end("finished", None)]
+            return [self._emit(WorkerOutput(token_ids=[]), finish=finish), *self._end("finished", None)]
         untaken = not failure.reached or (failure.kind is FailureKind.EXHAUSTED and self.output_tokens > 0)
         uncounted = untaken and self._retry_policy.again_untaken()
         if failure.kind in FINAL_KINDS or not (uncounted or self._retry_policy.again()):
@@ -382,7 +382,7 @@ class RequestFlow:
         running = self.running
         aborts: list[FlowAction] = []
         if running is not None:
-            aborts.append(AbortWork(attempt=self.attempt, stage=running[0], worker=running[1]))
+            aborts.append(AbortWork(attempt=self.attempt, stage=running[0]))
         return [*aborts, *self._end(endings.outcome(failure), failure)]
 
     def _fail(self, failure: Failure) -> Sequence[FlowAction]:
@@ -402,9 +402,7 @@ class RequestFlow:
         self._plan_open = False
         return [EndPlan(attempt=self.attempt, outcome=outcome, output_tokens=self.output_tokens_of_plan)]
 
-    def _deliver(
-        self, output: WorkerOutput, stage: Stage, *, finish: Finish | None, decode_worker: str | None = None
-    ) -> Emit | None:
+    def _deliver(self, output: WorkerOutput, *, finish: Finish | None, decode_worker: str | None = None) -> Emit | None:
         """What of ``output`` the client has not seen; None where it contradicts what the client has."""
         furthest = self._output.furthest
         fresh = self._output.fresh(output)
@@ -414,9 +412,7 @@ class RequestFlow:
             # A replay that gets further than earlier ones is progress, and what breaks it then is a new fault. One that
             # always ends at the same token is no progress.
             self._retry_policy.progressed()
-        return self._emit(fresh, stage, finish=finish, decode_worker=decode_worker)
+        return self._emit(fresh, finish=finish, decode_worker=decode_worker)
 
-    def _emit(
-        self, output: WorkerOutput, stage: Stage, *, finish: Finish | None, decode_worker: str | None = None
-    ) -> Emit:
-        return Emit(stage=stage, delta=self._prompt.delta(output, finish=finish, decode_worker=decode_worker))
+    def _emit(self, output: WorkerOutput, *, finish: Finish | None, decode_worker: str | None = None) -> Emit:
+        return Emit(delta=self._prompt.delta(output, finish=finish, decode_worker=decode_worker))
