@@ -17,6 +17,7 @@ import msgspec
 
 from engine.protocol import Finish
 from kv_transfer.handoff.handoff import KvHandoff
+from runtime.failures import Failure
 from scheduler.api.actions import Placement
 from scheduler.api.events import PlanRequested, RunningPlan
 
@@ -58,6 +59,10 @@ def _short(value: Any) -> str:
             return "-"
         case Placement(worker_id=name) | KvHandoff(lease_id=name) | Finish(reason=name):
             return name
+        case Failure():
+            # How long is drawn by chance.
+            retry = ", Retry-After" if value.retry_after_s else ""
+            return f"{value.kind.value}{retry} | {value.message}"
         case RunningPlan():
             return f"{value.plan_id}: {_short(value.prefill)} -> {_short(value.decode)}"
         case PlanRequested():
