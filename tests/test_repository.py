@@ -271,6 +271,16 @@ def test_an_operator_can_oversee_the_settings() -> None:
     assert len([path for path in paths if not path.startswith("engine.fake.")]) <= SETTINGS_MAX
 
 
+# Processes and requests are "it".
+BANNED_IN_PROSE = re.compile(r"\b(?:whom|whoever|whomever|nobody|somebody|everybody)\b", re.IGNORECASE)
+
+
+def test_no_process_is_spoken_of_as_a_person() -> None:
+    texts = [*tracked("*.md"), *modules(), *tracked("*.proto")]
+    here = ROOT / "tests" / "test_repository.py"
+    assert [name_of(path) for path in texts if path != here and BANNED_IN_PROSE.search(path.read_text())] == []
+
+
 # Commits before this one had no such check.
 SUBJECTS_CHECKED_SINCE = "da5d248"
 SUBJECT_CHARACTERS_MAX = 72

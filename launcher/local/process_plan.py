@@ -25,6 +25,15 @@ _COMMANDS: dict[Role, str] = {
 }
 
 
+# Several processes cannot listen on one port: a fixed one counts up.
+_COUNTED = {
+    "scheduler": ("port", "advertise_port", "metrics_port"),
+    "worker": ("port", "advertise_port", "metrics_port"),
+    "front_proxy": ("metrics_port",),
+}
+_PORT_MAX = 65535
+
+
 class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One process to start. ``settings`` override the cluster's configuration file."""
 
@@ -104,7 +113,7 @@ def one_machine(config: BatonConfig, sources: Mapping[str, str], state_dir: Path
         engine = msgspec.structs.replace(engine, cpu_threads=cpu_share(launcher.prefill + launcher.decode))
     if unset("front_proxy.grpc_port") and front.port:
         beside = front.port + 1
-        taken = beside > 65535 or beside == front.metrics_port
+        taken = beside > _PORT_MAX or beside == front.metrics_port
         front = msgspec.structs.replace(front, grpc_port=0 if taken else beside)
     if launcher.schedulers > 1 and scheduler.alone:
         scheduler = msgspec.structs.replace(scheduler, leader_lock_file=str(state_dir / LEADER_FILE))
@@ -117,26 +126,22 @@ def _scheduler_settings(config: BatonConfig, scheduler_id: str, ordinal: int) ->
     if config.launcher.schedulers == 1:
         return ()
     # The launcher holds the gRPC port and passes it on.
-    section = config.scheduler
-    counted = _counted("scheduler", ordinal, advertise_port=section.advertise_port, metrics_port=section.metrics_port)
-    return (f"scheduler.scheduler_id={scheduler_id}", *counted)
+    return (f"scheduler.scheduler_id={scheduler_id}", *_counted(config, "scheduler", ordinal))
 
 
 def _worker_settings(config: BatonConfig, worker_id: str, ordinal: int) -> tuple[str, ...]:
-    worker = config.worker
-    ports = {"port": worker.port, "advertise_port": worker.advertise_port, "metrics_port": worker.metrics_port}
-    return (f"worker.worker_id={worker_id}", *_counted("worker", ordinal, **ports))
-
-
-def _counted(section: str, ordinal: int, **ports: int) -> tuple[str, ...]:
-    # Several processes cannot listen on one port: a fixed one counts up.
-    return tuple(f"{section}.{name}={port + ordinal}" for name, port in ports.items() if port)
+    return (f"worker.worker_id={worker_id}", *_counted(config, "worker", ordinal))
 
 
 def _front_settings(config: BatonConfig, front_proxy_id: str, index: int) -> tuple[str, ...]:
     others = ("front_proxy.port=0", "front_proxy.grpc_port=0") if index else ()
-    counted = _counted("front_proxy", index, metrics_port=config.front_proxy.metrics_port)
-    return (f"front_proxy.front_proxy_id={front_proxy_id}", *others, *counted)
+    return (f"front_proxy.front_proxy_id={front_proxy_id}", *others, *_counted(config, "front_proxy", index))
+
+
+def _counted(config: BatonConfig, section: str, ordinal: int) -> tuple[str, ...]:
+    """The fixed ports of one process of a section."""
+    fixed = {name: getattr(getattr(config, section), name) for name in _COUNTED[section]}
+    return tuple(f"{section}.{name}={port + ordinal}" for name, port in fixed.items() if port)
 
 
 def _check_ports(config: BatonConfig, sources: Mapping[str, str]) -> None:
