@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,13 @@ def test_no_client_notices_any_kind_of_fault_of_any_process(topology: Topology, 
     assert verdict.counts.repeated > 0, "front proxies end under requests"
 
 
-def test_a_seed_repeats_itself() -> None:
-    options = ChaosOptions(kinds=("kill", "cut"))
+def test_a_seed_repeats_itself_and_hits_everything_once_a_round() -> None:
+    options = ChaosOptions(kinds=("kill", "cut"), rounds=2)
     assert virtual_run.run(3, options, event_log=True) == virtual_run.run(3, options, event_log=True)
+    faults = virtual_run.planned(3, options)
+    hits = Counter((fault.kind, fault.process_id) for fault in faults)
+    assert len(hits) == 2 * len(options.topology.targets()) and set(hits.values()) == {2}
+    assert faults != virtual_run.planned(4, options)
 
 
 def test_without_a_spare_decode_worker_clients_notice_and_every_invariant_holds() -> None:
