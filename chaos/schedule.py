@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from random import Random
-from typing import Literal, assert_never, get_args
+from typing import Literal, get_args
 
 import msgspec
 
@@ -19,10 +19,11 @@ FaultKind = Literal["kill", "freeze", "terminate", "restart", "cut", "delay", "b
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 # What happens to a process's connections and not to the process itself.
 NETWORK_KINDS: frozenset[FaultKind] = frozenset({"cut", "delay", "blackhole"})
-
-
-# Defaults: the largest number of requests that end between two faults, and the number of clients.
+# What ends the process, so that a new one must replace it.
+ENDING_KINDS: frozenset[FaultKind] = frozenset({"kill", "terminate", "restart"})
+# So many requests end between two faults at most.
 AFTER_REQUESTS_MAX = 8
+# Clients, unless it is said otherwise.
 USERS = 6
 
 
@@ -56,30 +57,15 @@ def may_repeat(fault: Fault | None, front_proxy_id: str) -> bool:
 
     Clients notice it even if there is another front proxy, which cannot answer on the broken connection.
     """
-    return fault is not None and fault.process_id == front_proxy_id and replaces(fault.kind)
+    return fault is not None and fault.process_id == front_proxy_id and fault.kind in ENDING_KINDS
 
 
-def replaces(kind: FaultKind) -> bool:
-    """Whether the fault ends the process, so that a new one must replace it."""
-    match kind:
-        case "kill" | "terminate" | "restart":
-            return True
-        case "freeze" | "cut" | "delay" | "blackhole":
-            return False
-        case _:
-            assert_never(kind)
-
-
-def schedule(
-    seed: int, targets: Sequence[Target], kinds: Sequence[FaultKind], *, rounds: int, after_requests_max: int
-) -> list[Fault]:
+def schedule(seed: int, targets: Sequence[Target], kinds: Sequence[FaultKind], *, rounds: int) -> list[Fault]:
     """Every kind hits every target once a round, in an order drawn from ``seed``.
 
     One fault at a time: the next comes when the cluster is whole again, at a moment drawn from ``seed`` as well.
     In which order kinds and targets are named does not matter.
     """
-    assert rounds >= 1
-    assert after_requests_max >= 1
     chooser = Random(seed)
     kinds = [kind for kind in FAULT_KINDS if kind in kinds]
     targets = sorted(targets, key=lambda target: target.process_id)
@@ -92,7 +78,7 @@ def schedule(
                 kind=kind,
                 process_id=target.process_id,
                 role=target.role,
-                after_requests=chooser.randint(1, after_requests_max),
+                after_requests=chooser.randint(1, AFTER_REQUESTS_MAX),
             )
             for kind, target in pairs
         ]

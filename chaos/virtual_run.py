@@ -11,7 +11,7 @@ from typing import assert_never
 
 import msgspec
 
-from chaos.schedule import AFTER_REQUESTS_MAX, USERS, Fault, FaultKind, Lengths, may_repeat, replaces, schedule
+from chaos.schedule import ENDING_KINDS, USERS, Fault, FaultKind, Lengths, may_repeat, schedule
 from chaos.virtual_users import Counts, Users
 from runtime.timing.backoff import backoff_s
 from simulation.faults import checkers
@@ -68,7 +68,7 @@ class ChaosVerdict(msgspec.Struct, frozen=True, kw_only=True):
 def planned(seed: int, options: ChaosOptions) -> list[Fault]:
     """The schedule, which `baton chaos` draws for the same seed and the same processes."""
     targets = [target for target in options.topology.targets() if target.role in options.roles]
-    return schedule(seed, targets, options.kinds, rounds=options.rounds, after_requests_max=AFTER_REQUESTS_MAX)
+    return schedule(seed, targets, options.kinds, rounds=options.rounds)
 
 
 @quiet()
@@ -156,7 +156,7 @@ class _Chaos:
     def _look(self, fault: Fault, incarnation: int, looks: int, deadline_s: float) -> None:
         """Until the cluster is whole: every process serves and knows who leads."""
         process = self._process(fault.process_id)
-        replaced = not replaces(fault.kind) or process.incarnation != incarnation
+        replaced = fault.kind not in ENDING_KINDS or process.incarnation != incarnation
         well = all(each.well for each in self.cluster.processes)
         looks = looks + 1 if replaced and well and self.cluster.known_to_leader() else 0
         if looks >= LOOKS_WHOLE:

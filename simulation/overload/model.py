@@ -124,8 +124,6 @@ class Overload:
         self.refused: Counter[int] = Counter()
         """Refusals by the number of the try."""
         self._asked: dict[int, Asked] = {}
-        self._last_plan_id = 0
-        self._strangers = 0
         self._good_tokens = 0
         # Counted in steps of 10 ms, so that an hour takes no more memory than a minute.
         self._interactive_ttft_10ms: Counter[int] = Counter()
@@ -166,15 +164,14 @@ class Overload:
         rng = self.world.rng
         self.world.after(rng.expovariate(self._arrivals_per_s), self._arrive)
         kind = rng.choices(list(self._kinds), [each.share for each in self._kinds.values()])[0]
+        self.clients += 1
         if rng.random() < STRANGERS:
-            self._strangers += 1
-            key = f"stranger-{self._strangers}"
+            key = f"stranger-{self.clients}"
         else:
             key = rng.choices(list(KEYS), list(KEYS.values()))[0]
         most = self._kinds[kind].prompt_tokens_max
         prompt = rng.randint(most // 2, most)
         asked = Asked(self.world.now_s, kind, key, prompt, prompt // 8)
-        self.clients += 1
         if self._counts():
             self._offered[kind][key] += asked.tokens
         self._ask(asked)
@@ -193,9 +190,9 @@ class Overload:
     # One request
 
     def _ask(self, asked: Asked) -> None:
-        self._last_plan_id += 1
-        self._asked[self._last_plan_id] = asked
-        self._feed(self.question(self._last_plan_id, asked))
+        plan_id = self.world.number()
+        self._asked[plan_id] = asked
+        self._feed(self.question(plan_id, asked))
 
     def question(self, plan_id: int, asked: Asked) -> PlanRequested:
         """What the scheduler is asked."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chaos import real_run, virtual_run
-from chaos.schedule import AFTER_REQUESTS_MAX, FAULT_KINDS, FaultKind, Lengths, schedule
+from chaos.schedule import FAULT_KINDS, FaultKind, schedule
 from chaos.virtual_run import ChaosOptions
 from cli.app import main
 from front_proxy.planning.plan_client import PlanClient
@@ -31,10 +31,10 @@ def test_it_draws_the_schedule_that_baton_chaos_draws(schedulers: int) -> None:
     specs = plan(load(BatonConfig, file=None, environ={}, sets=sets).value)
     targets = [Target(spec.id, spec.role) for spec in specs]
     options = ChaosOptions(topology=Topology(prefill=1, decode=2, schedulers=schedulers), kinds=("freeze", "kill"))
-    there = schedule(7, targets, ("kill", "freeze"), rounds=1, after_requests_max=AFTER_REQUESTS_MAX)
+    there = schedule(7, targets, ("kill", "freeze"), rounds=1)
     assert virtual_run.planned(7, options) == there
     real = real_run.ChaosOptions(state_dir=Path("nowhere"))
-    assert (real.users, real.after_requests_max, real.lengths) == (options.users, AFTER_REQUESTS_MAX, Lengths())
+    assert (real.users, real.lengths) == (options.users, options.lengths)
 
 
 @pytest.mark.parametrize("seed", range(4))
