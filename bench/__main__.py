@@ -30,7 +30,7 @@ app = command_line.new_app("python -m bench", "Measure Baton and its peers from 
 app.command(compatibility.check, name="compatibility")
 _TARGET = Group("Target", validator=validators.LimitedChoice(1, 1))
 _THREADS = max(1, (os.cpu_count() or 2) // 2)
-_SIZES = overhead.OverheadSpec()
+_SIZES, _SPEC = overhead.OverheadSpec(), LoadSpec()
 
 
 @app.command(name="plain-server", help_flags=[], version_flags=[])
@@ -121,12 +121,7 @@ def load(
     tokenizer: str = "",
     num_prompts: int = 100,
     prompt_tokens: int = 512,
-    output_tokens: int = 64,
-    concurrency: int | None = None,
-    rate: float | None = None,
-    burstiness: float = 1.0,
-    seed: int = 0,
-    timeout_s: float = 300.0,
+    spec: LoadSpec = _SPEC,
     slo_ttft_ms: float | None = None,
     slo_tpot_ms: float | None = None,
     slo_e2el_ms: float | None = None,
@@ -138,25 +133,11 @@ def load(
     ----------
     tokenizer
         a folder with tokenizer.json; default: the demo model's
-    concurrency
-        closed loop: so many at once
-    rate
-        open loop: requests per second
-    burstiness
-        of the open loop; 1 is Poisson
     output
         where the JSON goes; default: stdout
     """
-    spec = LoadSpec(
-        output_tokens=output_tokens,
-        concurrency=concurrency,
-        rate_per_s=rate,
-        burstiness=burstiness,
-        seed=seed,
-        timeout_s=timeout_s,
-    )
     folder = overhead.model_folder(tokenizer) if tokenizer else _demo_folder()
-    prompts = make_prompts(requests=num_prompts, tokens=prompt_tokens, seed=seed, count=token_counter(folder))
+    prompts = make_prompts(requests=num_prompts, tokens=prompt_tokens, seed=spec.seed, count=token_counter(folder))
     slo = measures.Slo(ttft_ms=slo_ttft_ms, tpot_ms=slo_tpot_ms, e2el_ms=slo_e2el_ms)
     run = asyncio.run(_load(target, prompts, spec))
     result: dict[str, Any] = {
@@ -164,9 +145,9 @@ def load(
         "backend": "baton-grpc" if target.grpc_address else f"openai-{target.api}",
         "model_id": target.model,
         "num_prompts": len(prompts),
-        "request_rate": rate if rate is not None else "inf",
-        "burstiness": burstiness,
-        "max_concurrency": concurrency,
+        "request_rate": spec.rate_per_s if spec.rate_per_s is not None else "inf",
+        "burstiness": spec.burstiness,
+        "max_concurrency": spec.concurrency,
     }
     result |= measures.summarise(run.records, duration_s=run.duration_s, slo=slo if slo != measures.Slo() else None)
     _write(result, output)

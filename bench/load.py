@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import aiohttp
 import msgspec
+from cyclopts import Group, Parameter, validators
 
 from bench.measures import RequestRecord
 from front_proxy.grpc_api.client import BatonClient, BatonError, SamplingOptions
@@ -24,20 +26,23 @@ _LINE_BYTES_MAX = 1 << 20
 Api = Literal["completions", "chat"]
 
 
-class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """How a run sends. Exactly one of `concurrency` (closed loop) and `rate_per_s` (open loop) is set."""
+_LOOP = Group("Loop", validator=validators.LimitedChoice(1, 1))
 
-    output_tokens: int
-    concurrency: int | None = None
-    rate_per_s: float | None = None
-    # Of the open loop's gaps; 1 is Poisson, less is burstier.
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadSpec:
+    """How a run sends, in a closed loop or in an open one."""
+
+    output_tokens: int = 64
+    concurrency: Annotated[int | None, Parameter(group=_LOOP)] = None
+    """closed loop: so many at once"""
+    rate_per_s: Annotated[float | None, Parameter(name="--rate", group=_LOOP)] = None
+    """open loop: requests per second"""
     burstiness: float = 1.0
+    """of the open loop; 1 is Poisson, less is burstier"""
     seed: int = 0
     timeout_s: float = 300.0
-
-    def __post_init__(self) -> None:
-        if (self.concurrency is None) == (self.rate_per_s is None):
-            raise ValueError("a run has either a concurrency or a rate, not both and not neither")
 
 
 class LoadRun(msgspec.Struct, frozen=True, kw_only=True):

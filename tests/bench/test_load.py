@@ -12,6 +12,7 @@ import grpc
 import pytest
 from aiohttp import web
 
+from bench.__main__ import main
 from bench.load import Api, GrpcBackend, LoadRun, LoadSpec, OpenAiBackend, arrival_times_s, client_session, run_load
 from bench.measures import summarise
 from front_proxy.grpc_api.client import BatonClient
@@ -137,11 +138,10 @@ async def test_requests_over_grpc_are_recorded_alike() -> None:
     assert {(one.prompt_tokens, one.output_tokens, len(one.chunk_times_s)) for one in good} == {(7, 4, 4)}
 
 
-def test_a_run_has_either_a_concurrency_or_a_rate() -> None:
-    with pytest.raises(ValueError, match="either"):
-        LoadSpec(output_tokens=1)
-    with pytest.raises(ValueError, match="either"):
-        LoadSpec(output_tokens=1, concurrency=1, rate_per_s=1.0)
+@pytest.mark.parametrize("loop", [[], ["--concurrency", "1", "--rate", "1"]])
+def test_a_run_has_either_a_concurrency_or_a_rate(loop: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["load", "--model", "m", "--base-url", "http://127.0.0.1:1", *loop]) == 2
+    assert "{--concurrency, --rate}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("burstiness", [0.25, 1.0, 4.0])
