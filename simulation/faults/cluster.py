@@ -23,7 +23,7 @@ from simulation.faults.processes import (
 )
 from simulation.faults.settings import Settings, drawn
 from simulation.kernel.process_loop import ProcessLoop
-from simulation.kernel.streams import Network, Traffic
+from simulation.kernel.streams import Network
 from simulation.kernel.world import Violation, World
 
 # Messages that production repeats: as a sign of life, from time to time, or on a new stream while the old one is
@@ -71,7 +71,7 @@ class SimCluster:
         """Not yet checked at their end."""
         self.loops: list[ProcessLoop] = []
         self.errors: list[str] = []
-        self.network = Network(world, Traffic(delay_s=self._delay_s, arrives=self._arrives))
+        self.network = Network(world, delay_s=self._delay_s, arrives=self._arrives)
         self.on_stepped_down: Callable[[SchedulerProcess], object] = lambda _scheduler: None
         """Called when a scheduler ends itself because it leads no more."""
         self._drawn = drawn
