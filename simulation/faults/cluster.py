@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from front_proxy.config import FrontProxyLimits
 from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2
 from simulation.faults.clients import Client
@@ -120,12 +121,10 @@ class SimCluster:
         """The client of a request by the id that workers know."""
         return self._asked[request_id.split("-", maxsplit=1)[0]]
 
-    def settings_of_a_front(self) -> Settings:
-        """The settings of one start of a front proxy."""
-        if not self._drawn:
-            return self.settings
-        faults = self.faults
-        return drawn(self.settings, self.world.rng, single=faults.single > 0, small_budget=faults.small_budget)
+    def limits_of_a_front(self) -> FrontProxyLimits:
+        """The limits of one start of a front proxy."""
+        limits = self.settings.front_limits
+        return drawn(limits, self.world.rng, self.faults) if self._drawn else limits
 
     def on_error(self, context: dict[str, Any]) -> None:
         """A task failed and no code looked at its error."""
