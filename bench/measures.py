@@ -1,13 +1,4 @@
-"""Statistics of served requests: latencies and goodput. Pure: no clock, no I/O, no randomness.
-
-Names and definitions follow `vllm bench serve` (docs/benchmarks.md), so that its readers and plots understand our
-files:
-
-- TTFT: the first chunk that carries output minus the send.
-- E2E: the end minus the send.
-- TPOT: (E2E - TTFT) / (output tokens - 1) of one request, 0 for a single token.
-- ITL: each gap between two chunks, pooled over requests.
-"""
+"""Statistics of served requests, by the names and definitions of `vllm bench serve` (docs/benchmarks.md). Pure."""
 
 from __future__ import annotations
 

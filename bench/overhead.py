@@ -1,9 +1,7 @@
-"""What serving adds to its engines: side-by-side runs in interleaved rounds. Starts and stops systems; judges nothing.
+"""What serving adds to its engines: side-by-side runs in interleaved rounds, as docs/benchmarks.md says.
 
-One visit to one system in one round is: warm-up; prompts one at a time (time to first token); many at once (CPU
-seconds of all that is not an engine, per 1,000 output tokens). Every system gets the same prompts in the same round,
-and no two rounds share a prompt. Where all systems' engines fit side by side they stay up; else each visit starts and
-stops its system. The order turns by one from round to round, so that a drift of the machine meets all of them.
+Starts and stops systems; judges nothing. The order turns by one from round to round, so that a drift of the machine
+meets all systems.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""`baton chaos`: a real cluster under traffic, and faults that hit one process after the other. Judges what is seen.
-
-The same promises that the simulation checks over thousands of seeds are checked here on real processes: every request
-ends once, its tokens are those of the undisturbed run, and when the traffic is over nothing is held.
-"""
+"""`baton chaos`: a real cluster under traffic, and faults that hit one process after the other. Judges what is seen."""
 
 from __future__ import annotations
 

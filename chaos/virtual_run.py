@@ -1,7 +1,7 @@
 """`baton chaos` in virtual time: the schedule that it draws for a seed, performed on the production machines.
 
-One fault at a time, for as long as on a real cluster and with production's own settings; the next one comes when the
-cluster is whole again. What clients see is judged as there, by the same names (``invariants.py``).
+One fault at a time, for as long as on a real cluster and with production's own settings; what clients see is judged as
+there, by the same names (``invariants.py``).
 """
 
 from __future__ import annotations
