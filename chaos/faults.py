@@ -10,15 +10,14 @@ from typing import assert_never
 import psutil
 
 from chaos.cluster import ChaosCluster
-from chaos.network import Network
-from chaos.relay import Disturbance
+from chaos.relay import Disturbance, Relays
 from chaos.schedule import Fault, Lengths
 from launcher.local.status import StatusLine
 
 
 async def hit(
     cluster: ChaosCluster,
-    network: Network | None,
+    relays: Relays,
     lengths: Lengths,
     fault: Fault,
     line: StatusLine,
@@ -39,11 +38,11 @@ async def hit(
         case "freeze":
             await _freeze(line.pid, lengths.freeze_s)
         case "cut":
-            return await _disturb(network, line, Disturbance(cut=True), lengths.cut_s)
+            return await _disturb(relays, line, Disturbance(cut=True), lengths.cut_s)
         case "delay":
-            return await _disturb(network, line, Disturbance(delay_s=lengths.delay_ms / 1000), lengths.delay_s)
+            return await _disturb(relays, line, Disturbance(delay_s=lengths.delay_ms / 1000), lengths.delay_s)
         case "blackhole":
-            return await _disturb(network, line, Disturbance(blackhole=True), lengths.blackhole_s)
+            return await _disturb(relays, line, Disturbance(blackhole=True), lengths.blackhole_s)
         case _:
             assert_never(fault.kind)
     return 0
@@ -62,9 +61,8 @@ async def _freeze(pid: int, seconds: float) -> None:
                 process.resume()
 
 
-async def _disturb(network: Network | None, line: StatusLine, what: Disturbance, seconds: float) -> int:
-    assert network is not None, "the cluster was started without relays"
-    before = network.relays.disturbed_connections
-    async with network.relays.disturbed(line.id, line.pid, what):
+async def _disturb(relays: Relays, line: StatusLine, what: Disturbance, seconds: float) -> int:
+    before = relays.disturbed_connections
+    async with relays.disturbed(line.id, line.pid, what):
         await asyncio.sleep(seconds)
-    return network.relays.disturbed_connections - before
+    return relays.disturbed_connections - before

@@ -13,7 +13,8 @@ import msgspec
 from chaos import faults, metrics
 from chaos.clients import Clients
 from chaos.cluster import LOOK_INTERVAL_S, ChaosCluster, ChaosError
-from chaos.network import Network
+from chaos.network import routes_to
+from chaos.relay import Relays
 from chaos.report import ChaosReport, FaultRecord
 from chaos.requests import REQUEST_KINDS, RequestKind, Sizes, make_asks
 from chaos.schedule import (
@@ -79,19 +80,18 @@ class _Chaos:
     async def run(self) -> ChaosReport:
         options = self._options
         try:
-            network = Network(options.specs) if NETWORK_KINDS.intersection(options.kinds) else None
+            routes, settings = routes_to(options.specs) if NETWORK_KINDS.intersection(options.kinds) else ([], [])
         except OSError as error:
             return self._failed(error)
-        relayed = network.settings if network is not None else ()
-        arguments = [*options.up_arguments, *(word for each in relayed for word in ("--set", each))]
+        relays = Relays(routes)
+        arguments = [*options.up_arguments, *(word for each in settings for word in ("--set", each))]
         cluster = ChaosCluster(options.state_dir, arguments, self._tell)
         report: ChaosReport | None = None
         try:
-            if network is not None:
-                await network.start()
+            await relays.start()
             model = await cluster.start(START_TIMEOUT_S)
             breaks = functools.partial(
-                faults.hit, cluster, network, options.lengths, restart_timeout_s=options.recover_timeout_s
+                faults.hit, cluster, relays, options.lengths, restart_timeout_s=options.recover_timeout_s
             )
             report = await self._measure(cluster, breaks, model)
         except Exception as error:  # noqa: BLE001 - any error is the verdict, and is reported nowhere else
@@ -99,8 +99,7 @@ class _Chaos:
             report = msgspec.structs.replace(report, not_back=await cluster.not_back())
         finally:
             exit_code = await cluster.stop(STOP_TIMEOUT_S)
-            if network is not None:
-                await network.close()
+            await relays.close()
         return msgspec.structs.replace(report, exit_code=exit_code, passed=report.passed and exit_code == 0)
 
     def _failed(self, error: Exception) -> ChaosReport:
