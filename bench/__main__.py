@@ -19,7 +19,7 @@ from cyclopts import Group, Parameter, validators
 
 from bench import bench_model, compatibility, measures, overhead, plain_server, report
 from bench.load import Api, GrpcBackend, LoadRun, LoadSpec, OpenAiBackend, client_session, run_load
-from bench.peers import EngineShape, PeerOptions, SystemName, router_is_installed
+from bench.peers import EngineShape, PeerOptions, SystemName
 from bench.prompts import make_prompts, token_counter
 from front_proxy.grpc_api.client import BatonClient
 from launcher.demo import model as demo_model
@@ -195,7 +195,7 @@ def _router_version(router_python: str) -> str:
 
 
 def _installed_systems(router_python: str) -> tuple[SystemName, ...]:
-    if router_is_installed(router_python):
+    if _router_version(router_python):
         return ("plain", "router", "baton")
     print("vllm-router is not installed (pip install --no-deps -r requirements/bench.txt): left out", file=sys.stderr)
     return ("plain", "baton")

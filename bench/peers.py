@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import json
 import os
 import sys
@@ -140,11 +139,6 @@ def baton_argv(
     for word in [*(f"{path}={value}" for path, value in settings.items()), *sets]:
         argv += ["--set", word]
     return argv
-
-
-def router_is_installed(router_python: str) -> bool:
-    """Whether the router can be started at all; another Python is not checked."""
-    return bool(router_python) or importlib.util.find_spec("vllm_router") is not None
 
 
 async def _start_plain(shape: EngineShape, options: PeerOptions, children: list[Child]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
 from front_proxy.request.flow import EVENT_LOG_MAX
 from front_proxy.request.stall_detector import Awaited
@@ -32,7 +32,7 @@ def check_bounds(cluster: SimCluster) -> None:
         dispatcher, limits = front.dispatcher, front.limits
         unanswered = front.plans.plan_client.unanswered
         hold(Invariant.QUEUES, unanswered <= dispatcher.in_flight, "questions pile up", unanswered)
-        attempts = sum(client.attempts for client in cluster.clients if client.front is front)
+        attempts = sum(client.attempts for client in cluster.clients.values() if client.front is front)
         orders = _orders(front)
         hold(Invariant.QUEUES, orders <= 2 * attempts, "orders pile up", (orders, attempts))
         lived_s = cluster.world.now_s - front.began_s
@@ -44,7 +44,7 @@ def check_bounds(cluster: SimCluster) -> None:
         if worker.name.startswith("prefill"):
             worker.body.role.leases.check()  # type: ignore[attr-defined]
         _check_work(cluster, worker)
-    for client in cluster.clients:
+    for client in cluster.clients.values():
         if client.run is not None:
             hold(Invariant.QUEUES, len(client.run.flow.event_log) <= EVENT_LOG_MAX, "an event log grows", client.asked)
 
@@ -90,27 +90,18 @@ def _check_books(cluster: SimCluster, front: FrontProcess) -> None:
 def check_blame(client: Client, awaited: Awaited, waited_s: float) -> None:
     """Work is taken from a worker for silence that its front proxy was awake to hear, and for no other."""
     front, config, limits = client.front, client.front.config, client.front.limits
-    match awaited:
-        case Awaited.STEP:
-            bound_s = config.stream_stall_timeout_s
-        case Awaited.PROMPT:
-            bound_s = config.prefill_stall_timeout_s
-        case Awaited.PULL:
-            bound_s = limits.handoff_stall_timeout_s
-        case Awaited.ORPHANED_PULL:
-            bound_s = limits.orphaned_pull_timeout_s
-        case _:
-            assert_never(awaited)
+    bound_s = {
+        Awaited.STEP: config.stream_stall_timeout_s,
+        Awaited.PROMPT: config.prefill_stall_timeout_s,
+        Awaited.PULL: limits.handoff_stall_timeout_s,
+        Awaited.ORPHANED_PULL: limits.orphaned_pull_timeout_s,
+    }[awaited]
     now_s = front.world.now_s
     slept_s = max(0.0, min(front.frozen_until_s, now_s) - max(front.frozen_from_s, now_s - waited_s))
     # Looks are an interval apart, and one that is late by less than that still counts.
     heard_s = waited_s - slept_s + 2 * limits.stall_check_interval_s
-    hold(
-        Invariant.BLAME,
-        heard_s >= bound_s,
-        "a worker is blamed for its front proxy's sleep",
-        (client.asked, awaited, waited_s),
-    )
+    told = (client.asked, awaited, waited_s)
+    hold(Invariant.BLAME, heard_s >= bound_s, "a worker is blamed for its front proxy's sleep", told)
 
 
 def check_given_up(scheduler: SchedulerProcess, worker_id: str) -> None:
@@ -118,19 +109,14 @@ def check_given_up(scheduler: SchedulerProcess, worker_id: str) -> None:
     now_s, heard_s = scheduler.world.now_s, scheduler.heard_s.get(worker_id, 0.0)
     slept_s = max(0.0, min(scheduler.frozen_until_s, now_s) - max(scheduler.frozen_from_s, heard_s))
     silent_s = now_s - heard_s - slept_s
-    told = (worker_id, silent_s, slept_s)
-    hold(
-        Invariant.BLAME,
-        silent_s >= scheduler.shell.config.worker_lease_s / 2,
-        "a worker is given up for the scheduler's sleep",
-        told,
-    )
+    long = silent_s >= scheduler.shell.config.worker_lease_s / 2
+    hold(Invariant.BLAME, long, "a worker is given up for the scheduler's sleep", (worker_id, silent_s, slept_s))
 
 
 def check_the_end(cluster: SimCluster) -> None:
     """Every request ended once and rightly, and nothing is left of any."""
     hold(Invariant.ENDS_ONCE, not cluster.errors, "a task failed unheard", cluster.errors)
-    for client in cluster.clients:
+    for client in cluster.clients.values():
         if client.front.alive:
             check_client(client, cluster)
     for front in cluster.fronts:

@@ -68,15 +68,14 @@ class SimCluster:
         self.gap_s_max = GAP_S_MAX
         self.room = (CROWDED_FACTOR if faults.crowded else ROOMY_FACTOR) if faults.single else 1
         self.keepalive_s = settings.keepalive_s if topology.schedulers > 1 else 0.0
-        self.clients: list[Client] = []
-        """Not yet checked at their end."""
+        self.clients: dict[str, Client] = {}
+        """By the id of the request; not yet checked at their end."""
         self.loops: list[ProcessLoop] = []
         self.errors: list[str] = []
         self.network = Network(world, delay_s=self._delay_s, arrives=self._arrives)
         self.on_stepped_down: Callable[[SchedulerProcess], object] = lambda _scheduler: None
         """Called when a scheduler ends itself because it leads no more."""
         self._drawn = drawn
-        self._asked: dict[str, Client] = {}
         targets = topology.targets()
         self.scheduler_addresses = ",".join(each.process_id for each in targets if each.role == "scheduler")
         self.schedulers: dict[str, SchedulerProcess] = {}
@@ -109,17 +108,15 @@ class SimCluster:
 
     def add(self, client: Client) -> None:
         """A client that will come."""
-        self.clients.append(client)
-        self._asked[client.asked.request_id] = client
+        self.clients[client.asked.request_id] = client
 
     def forget(self, client: Client) -> None:
         """Forget a client that has ended."""
-        self.clients.remove(client)
-        del self._asked[client.asked.request_id]
+        del self.clients[client.asked.request_id]
 
     def client_of(self, request_id: str) -> Client:
         """The client of a request by the id that workers know."""
-        return self._asked[request_id.split("-", maxsplit=1)[0]]
+        return self.clients[request_id.split("-", maxsplit=1)[0]]
 
     def limits_of_a_front(self) -> FrontProxyLimits:
         """The limits of one start of a front proxy."""
