@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 import aiohttp
@@ -32,6 +33,7 @@ from launcher.config import BatonConfig
 from launcher.local.process_plan import ProcessSpec
 from launcher.local.status import StatusLine
 from simulation.faults.fault_kinds import Target
+from simulation.faults.invariants import Invariant
 
 PROMPTS = 36
 SIZES = Sizes(prompt_tokens_max=400, output_tokens_max=64, vocabulary=range(10, 500))
@@ -75,7 +77,7 @@ class _Chaos:
         # What a report holds however early the run ends.
         self._counts = Counts()
         self._records: list[FaultRecord] = []
-        self._broken: metrics.Broken = {}
+        self._broken: defaultdict[Invariant, list[str]] = defaultdict(list)
 
     async def run(self) -> ChaosReport:
         options = self._options
@@ -147,19 +149,21 @@ class _Chaos:
 
     async def _look_at_metrics(self, cluster: ChaosCluster) -> None:
         """Whether any process says now what it may never say."""
-        samples = await metrics.look(cluster.record())
-        for invariant, whats in metrics.beyond_bounds(samples, self._options.config).items():
-            self._broken.setdefault(invariant, []).extend(whats)
+        self._note(metrics.beyond_bounds(await metrics.look(cluster.record()), self._options.config))
+
+    def _note(self, broken: Iterable[metrics.Broken]) -> None:
+        for invariant, what in broken:
+            self._broken[invariant].append(what)
 
     async def _settled(self, cluster: ChaosCluster) -> tuple[int, int]:
         """Leases and blocks still held when the bound after the traffic is over; what else is left is noted."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + SETTLE_TIMEOUT_S
         while True:
-            lines, left = await cluster.status(), metrics.left(await metrics.look(cluster.record()))
+            lines, left = await cluster.status(), list(metrics.left(await metrics.look(cluster.record())))
             leases, blocks = sum(line.leases_held for line in lines), sum(line.kv_blocks_used for line in lines)
             if not (leases or blocks or left) or loop.time() > deadline_s:
-                self._broken.update(left)
+                self._note(left)
                 return leases, blocks
             await asyncio.sleep(LOOK_INTERVAL_S)
 

@@ -83,7 +83,8 @@ class Connection:
 
     def cut(self) -> None:
         """It breaks for both ends."""
-        self._forget()
+        for process in self._processes:
+            process.streams.pop(self, None)
         self._lose(UP)
         self._lose(DOWN)
 
@@ -102,7 +103,7 @@ class Connection:
         self.silent_until_s = self._world.now_s + for_s
         self._world.stuck(self.silent_until_s)
 
-    def keep_alive(self, interval_s: float, *, stuck: bool = False) -> None:
+    def keep_alive(self, interval_s: float, stuck: bool = False) -> None:
         """Cut it where the callee cannot answer at two looks of the caller, as gRPC's keepalive does."""
         if not self.whole[DOWN] or self._loops[DOWN].dead:
             return
@@ -110,12 +111,7 @@ class Connection:
         if stuck and now_stuck:
             self.cut()
             return
-        look = lambda: self.keep_alive(interval_s, stuck=now_stuck)  # noqa: E731
-        self._world.after(interval_s, self._loops[DOWN].enter, look)
-
-    def _forget(self) -> None:
-        for process in self._processes:
-            process.streams.pop(self, None)
+        self._world.after(interval_s, self._loops[DOWN].enter, self.keep_alive, interval_s, now_stuck)
 
     def _lose(self, direction: int) -> None:
         if self.whole[direction]:
