@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import datetime as dt
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,7 @@ app = command_line.new_app("python -m bench", "Measure Baton and its peers from 
 app.command(compatibility.check, name="compatibility")
 _TARGET = Group("Target", validator=validators.LimitedChoice(1, 1))
 _THREADS = max(1, (os.cpu_count() or 2) // 2)
-_SIZES, _SPEC = overhead.OverheadSpec(), LoadSpec()
+_SIZES, _PEERS, _SPEC = overhead.OverheadSpec(), PeerOptions(), LoadSpec()
 
 
 @app.command(name="plain-server", help_flags=[], version_flags=[])
@@ -46,11 +45,7 @@ def compare_overhead(
     model: str = "",
     sizes: Annotated[overhead.OverheadSpec, Parameter(name="*")] = _SIZES,
     threads: int = _THREADS,
-    router_python: str = "",
-    against: Path | None = None,
-    against_command: str = "",
-    sets: Annotated[Sequence[str], Parameter(name="--set", metavar="KEY=VALUE")] = (),
-    start_timeout_s: float = 300.0,
+    peers: PeerOptions = _PEERS,
     logs_dir: Path | None = None,
     output: Path | None = None,
 ) -> int:
@@ -62,37 +57,22 @@ def compare_overhead(
         a model folder, or 'demo'; default: a model with a realistic prefill time
     threads
         CPU threads per engine
-    router_python
-        a Python that has vllm-router; default: this one
-    against
-        a checkout of another commit: compare this Baton with that one
-    against_command
-        what starts its `baton`; default: its .venv/bin/baton, else its modules with this Python
-    sets
-        further settings of `baton up`; may be repeated
     logs_dir
         default: a new folder, named at the end
     output
         where the JSON goes; default: beside the logs
     """
     folder = _overhead_model(model)
-    systems: tuple[SystemName, ...] = ("earlier", "baton") if against else ()
-    spec = dataclasses.replace(sizes, systems=sizes.systems or systems or _installed_systems(router_python))
-    if "earlier" in spec.systems and against is None:
+    systems: tuple[SystemName, ...] = ("earlier", "baton") if peers.against else ()
+    router_version = _router_version(peers.router_python)
+    spec = dataclasses.replace(sizes, systems=sizes.systems or systems or _installed_systems(router_version))
+    if "earlier" in spec.systems and peers.against is None:
         raise ValueError("the system 'earlier' needs --against, a checkout of another commit")
     shape = EngineShape(model=str(folder.resolve()), threads=threads)
     logs = logs_dir or Path(tempfile.mkdtemp(prefix="baton-bench-"))
-    options = PeerOptions(
-        logs_dir=logs,
-        router_python=router_python,
-        against=against,
-        against_command=tuple(shlex.split(against_command)),
-        baton_sets=tuple(sets),
-        start_timeout_s=start_timeout_s,
-    )
     machine = report.environment()
-    visits = asyncio.run(overhead.run_rounds(spec, shape, options, token_counter(folder)))
-    made = report.build(spec, shape, visits, machine, _router_version(router_python))
+    visits = asyncio.run(overhead.run_rounds(spec, shape, peers, logs, token_counter(folder)))
+    made = report.build(spec, shape, visits, machine, router_version)
     _write(made, output or logs / "overhead.json")
     print(report.text(made))
     print(f"details: {output or logs / 'overhead.json'}; logs: {logs}")
@@ -194,8 +174,8 @@ def _router_version(router_python: str) -> str:
     return asked.stdout.strip()
 
 
-def _installed_systems(router_python: str) -> tuple[SystemName, ...]:
-    if _router_version(router_python):
+def _installed_systems(router_version: str) -> tuple[SystemName, ...]:
+    if router_version:
         return ("plain", "router", "baton")
     print("vllm-router is not installed (pip install --no-deps -r requirements/bench.txt): left out", file=sys.stderr)
     return ("plain", "baton")

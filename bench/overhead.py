@@ -127,7 +127,9 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-async def run_rounds(spec: OverheadSpec, shape: EngineShape, options: PeerOptions, count: Count) -> list[Visit]:
+async def run_rounds(
+    spec: OverheadSpec, shape: EngineShape, options: PeerOptions, logs_dir: Path, count: Count
+) -> list[Visit]:
     """Every visit, in the order they were made."""
     visits: list[Visit] = []
     kept: dict[SystemName, System] = {}
@@ -137,8 +139,8 @@ async def run_rounds(spec: OverheadSpec, shape: EngineShape, options: PeerOption
                 system = kept.get(name)
                 if system is None:
                     _say(f"round {round_index + 1}/{spec.rounds}: starting {name}")
-                    folder = options.logs_dir if side_by_side(spec) else options.logs_dir / f"round_{round_index}"
-                    system = await start_system(name, shape, msgspec.structs.replace(options, logs_dir=folder))
+                    folder = logs_dir if side_by_side(spec) else logs_dir / f"round_{round_index}"
+                    system = await start_system(name, shape, options, folder)
                     kept[name] = system
                 made = await visit(
                     system, model=shape.served_model_name, spec=spec, count=count, round_index=round_index

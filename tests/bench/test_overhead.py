@@ -72,7 +72,7 @@ def test_an_earlier_commit_is_started_by_its_own_entry_and_held_to_its_own_bound
     own.parent.mkdir(parents=True)
     own.touch()
     assert earlier_command(tmp_path) == [str(own)]
-    assert earlier_command(tmp_path, ["run", "it"]) == ["run", "it"]
+    assert earlier_command(tmp_path, "run it") == ["run", "it"]
     both = told(visit("earlier", 0, 10.0), visit("baton", 0, 10.4))
     assert "ttft_median_ms: baton / earlier at most 1.03: MISSED" in both
     assert "output_throughput: earlier / baton at most 1.03: kept" in both
