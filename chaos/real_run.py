@@ -32,7 +32,6 @@ from chaos.traffic import Counts, Traffic
 from launcher.config import BatonConfig
 from launcher.local.process_plan import ProcessSpec
 from launcher.local.status import StatusLine
-from simulation.faults.fault_kinds import Target
 from simulation.faults.invariants import Invariant
 
 PROMPTS = 36
@@ -111,8 +110,7 @@ class _Chaos:
 
     async def _measure(self, cluster: ChaosCluster, hit: Hit, model: str) -> ChaosReport:
         options = self._options
-        lines = await cluster.status()
-        targets = [Target(line.id, line.role) for line in lines if line.role in options.roles]  # type: ignore[arg-type]
+        targets = [line.id for line in await cluster.status() if line.role in options.roles]
         planned = schedule(options.seed, targets, options.kinds, rounds=options.rounds)
         asks = make_asks(options.seed, options.request_kinds, count=PROMPTS, sizes=SIZES)
         # A connection a front proxy closed while it was idle must not look like a lost request.

@@ -67,7 +67,7 @@ class ChaosVerdict(msgspec.Struct, frozen=True, kw_only=True):
 
 def planned(seed: int, options: ChaosOptions) -> list[Fault]:
     """The schedule, which `baton chaos` draws for the same seed and the same processes."""
-    targets = [target for target in options.topology.targets() if target.role in options.roles]
+    targets = [target.process_id for target in options.topology.targets() if target.role in options.roles]
     return schedule(seed, targets, options.kinds, rounds=options.rounds)
 
 

@@ -19,7 +19,6 @@ from launcher.local.process_plan import plan
 from runtime.configuration import load
 from scheduler.core import SchedulerCore
 from simulation.faults.cluster import Topology
-from simulation.faults.fault_kinds import Target
 from tests.simulation.test_planted_bugs import Patch, never_resumes, replace, with_events
 
 SPARES = Topology(prefill=1, decode=2)
@@ -29,9 +28,8 @@ SPARES = Topology(prefill=1, decode=2)
 def test_it_draws_the_schedule_that_baton_chaos_draws(schedulers: int) -> None:
     sets = ["launcher.prefill=1", "launcher.decode=2", "launcher.front_proxies=2", f"launcher.schedulers={schedulers}"]
     specs = plan(load(BatonConfig, file=None, environ={}, sets=sets).value)
-    targets = [Target(spec.id, spec.role) for spec in specs]
     options = ChaosOptions(topology=Topology(prefill=1, decode=2, schedulers=schedulers), kinds=("freeze", "kill"))
-    there = schedule(7, targets, ("kill", "freeze"), rounds=1)
+    there = schedule(7, [spec.id for spec in specs], ("kill", "freeze"), rounds=1)
     assert virtual_run.planned(7, options) == there
     real = real_run.ChaosOptions(state_dir=Path("nowhere"))
     assert (real.users, real.lengths) == (options.users, options.lengths)
