@@ -67,7 +67,7 @@ class ChaosVerdict(msgspec.Struct, frozen=True, kw_only=True):
 
 def planned(seed: int, options: ChaosOptions) -> list[Fault]:
     """The schedule, which `baton chaos` draws for the same seed and the same processes."""
-    targets = [target.process_id for target in options.topology.targets() if target.role in options.roles]
+    targets = [name for name, role in options.topology.roles().items() if role in options.roles]
     return schedule(seed, targets, options.kinds, rounds=options.rounds)
 
 
@@ -201,7 +201,7 @@ class _Chaos:
         return backoff_s(deaths, min_s=BACKOFF_S[0], max_s=BACKOFF_S[1])
 
     def _start_later(self, process: Member, pause_s: float = BACKOFF_S[0]) -> None:
-        role = next(target.role for target in self._options.topology.targets() if target.process_id == process.name)
+        role = self._options.topology.roles()[process.name]
         self.world.after(pause_s + START_S[role], self.cluster.restart, process)
 
     def _drain(self, process: Member, *, at_once: bool) -> None:

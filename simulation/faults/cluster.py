@@ -10,8 +10,9 @@ import msgspec
 from front_proxy.config import FrontProxyLimits
 from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2
+from runtime.roles import Role
 from simulation.faults.clients import Client
-from simulation.faults.fault_kinds import Faults, Target
+from simulation.faults.fault_kinds import Faults
 from simulation.faults.invariants import Invariant
 from simulation.faults.leadership import LeaseStore
 from simulation.faults.processes import (
@@ -44,14 +45,15 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     front_proxies: int = 2
     schedulers: int = 1
 
-    def targets(self) -> list[Target]:
-        """Every process by the name that `baton up` gives it."""
+    def roles(self) -> dict[str, Role]:
+        """The role of every process, by the name that `baton up` gives it."""
         several = self.schedulers > 1
         names = [f"scheduler-{index}" for index in range(self.schedulers)] if several else ["scheduler"]
-        targets = [Target(name, "scheduler") for name in names]
-        targets += [Target(f"prefill-{index}", "prefill") for index in range(self.prefill)]
-        targets += [Target(f"decode-{index}", "decode") for index in range(self.decode)]
-        return targets + [Target(f"front-proxy-{index}", "front_proxy") for index in range(self.front_proxies)]
+        roles: dict[str, Role] = dict.fromkeys(names, "scheduler")
+        roles |= {f"prefill-{index}": "prefill" for index in range(self.prefill)}
+        roles |= {f"decode-{index}": "decode" for index in range(self.decode)}
+        roles |= {f"front-proxy-{index}": "front_proxy" for index in range(self.front_proxies)}
+        return roles
 
 
 class SimCluster:
@@ -76,19 +78,19 @@ class SimCluster:
         self.on_stepped_down: Callable[[SchedulerProcess], object] = lambda _scheduler: None
         """Called when a scheduler ends itself because it leads no more."""
         self._drawn = drawn
-        targets = topology.targets()
-        self.scheduler_addresses = ",".join(each.process_id for each in targets if each.role == "scheduler")
+        roles = topology.roles()
+        self.scheduler_addresses = ",".join(name for name, role in roles.items() if role == "scheduler")
         self.schedulers: dict[str, SchedulerProcess] = {}
         self.workers: dict[str, WorkerProcess] = {}
         self.fronts: list[FrontProcess] = []
-        for target in targets:
-            match target.role:
+        for name, role in roles.items():
+            match role:
                 case "scheduler":
-                    self.schedulers[target.process_id] = SchedulerProcess(self, target.process_id)
+                    self.schedulers[name] = SchedulerProcess(self, name)
                 case "prefill" | "decode":
-                    self.workers[target.process_id] = WorkerProcess(self, target.process_id)
+                    self.workers[name] = WorkerProcess(self, name)
                 case "front_proxy":
-                    self.fronts.append(FrontProcess(self, target.process_id))
+                    self.fronts.append(FrontProcess(self, name))
 
     @property
     def processes(self) -> list[Member]:

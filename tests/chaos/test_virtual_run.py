@@ -52,7 +52,7 @@ def test_a_seed_repeats_itself_and_hits_everything_once_a_round() -> None:
     assert virtual_run.run(3, options, event_log=True) == virtual_run.run(3, options, event_log=True)
     faults = virtual_run.planned(3, options)
     hits = Counter((fault.kind, fault.process_id) for fault in faults)
-    assert len(hits) == 2 * len(options.topology.targets()) and set(hits.values()) == {2}
+    assert len(hits) == 2 * len(options.topology.roles()) and set(hits.values()) == {2}
     assert faults != virtual_run.planned(4, options)
 
 
