@@ -288,7 +288,6 @@ class FrontProcess(Member):
         )
         self.limits = cluster.limits_of_a_front()
         metrics: Any = Quiet()
-        metrics.output_tokens = 0  # which a front proxy adds to itself
         self.dispatcher = dispatcher.Dispatcher(
             self.config,
             metrics=metrics,
