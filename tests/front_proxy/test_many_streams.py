@@ -1,4 +1,4 @@
-"""GenerateMany where its client or its outputs are not as they should be: slow, long, aborted."""
+"""GenerateMany where its client is slow or its outputs are long."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from front_proxy.gateway.request_context import RequestContext
-from front_proxy.grpc_api.client import GenerateRequest, Result, SamplingOptions, _OpenChoices, request
+from front_proxy.grpc_api.client import GenerateRequest, Result, request
 from front_proxy.grpc_api.output_queue import OutputQueue
 from front_proxy.grpc_api.service import NamedModel
 from protos.inference.v1 import inference_pb2
@@ -69,61 +69,3 @@ async def test_what_waits_is_bounded_by_bytes_and_so_is_each_message() -> None:
     assert [(len(batch.outputs), len(batch.errors)) for batch in (first, second)] == [(2, 0), (1, 1)]
     assert max(first.ByteSize(), second.ByteSize()) <= 25_000
     assert not outputs
-
-
-class Aborting:
-    """An inference that says ``said`` of every request: (choice, finish reason, whether usage comes with it)."""
-
-    def __init__(self, said: list[tuple[int, str, bool]]) -> None:
-        self.said = said
-        self.running = self.most = 0
-
-    def models(self) -> list[NamedModel]:
-        return []
-
-    async def generate(
-        self, request: GenerateRequest, context: RequestContext
-    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
-        self.running += 1
-        self.most = max(self.most, self.running)
-        for index, reason, last in self.said:
-            if last:
-                self.running -= 1
-            yield inference_pb2.GenerateResponse(
-                request_id=request.request_id,
-                choices=[inference_pb2.Choice(index=index, finish_reason=reason)],
-                usage=inference_pb2.Usage() if last else None,
-            )
-            # Several turns: what the client does with this one must show.
-            for _ in range(20):
-                await asyncio.sleep(0.001)
-
-
-@pytest.mark.parametrize(
-    "said",
-    [
-        [(0, "abort", False), (1, "stop", True)],
-        [(0, "stop", False), (1, "abort", True)],
-        [(0, "abort", False), (1, "abort", True)],
-    ],
-)
-async def test_a_request_of_which_a_choice_was_aborted_counts_once(said: list[tuple[int, str, bool]]) -> None:
-    inference = Aborting(said)
-    async with asyncio.timeout(20), client_of(inference, room(4)) as client:
-        asked = [request("x", SamplingOptions(n=2)) for _ in range(6)]
-        results = [result async for result in client.generate_many(asked, in_flight_max=1)]
-    assert [result.finished for result in results] == [False, True] * 6
-    assert inference.most == 1
-
-
-def test_a_cancelled_request_ends_with_the_abort_of_its_last_choices() -> None:
-    choices = _OpenChoices()
-    asked = request("x", SamplingOptions(n=3), request_id="r")
-    choices.sent(asked)
-
-    def response(*ended: tuple[int, str]) -> inference_pb2.GenerateResponse:
-        told = [inference_pb2.Choice(index=index, finish_reason=reason) for index, reason in ended]
-        return inference_pb2.GenerateResponse(request_id="r", choices=told)
-
-    assert [choices.ended(response((0, "stop"))), choices.ended(response((1, "abort"), (2, "abort")))] == [False, True]
-    assert not choices.ended(response((1, "abort")))
