@@ -65,8 +65,10 @@ class HttpGuard:
             await preflight(scope, receive, answer.send)
             return
         route = self._app.route(scope)
-        if self._is_apart(route, scope):
-            await self._app.no_route(scope, receive, answer.send)
+        metrics_port = self._config.metrics_port
+        for_operators = metrics_port != 0 and scope["server"][1] == metrics_port
+        if metrics_port and (route in OPERATOR_ROUTES) != for_operators:
+            await self._app.no_route(scope, receive, answer.send, operators=for_operators)
             return
         if CROWDED in scope and route not in CROWDED_ROUTES:
             REFUSALS.labels("descriptors").inc()
@@ -87,11 +89,6 @@ class HttpGuard:
         finally:
             if context.place is not None:
                 context.place.leave()
-
-    def _is_apart(self, route: str, scope: Scope) -> bool:
-        """Whether what is asked for is served on the other one of the two ports."""
-        port = self._config.metrics_port
-        return port != 0 and (route in OPERATOR_ROUTES) != (scope["server"][1] == port)
 
     async def _forward(
         self, context: RequestContext, route: str, scope: Scope, receive: Receive, answer: Answer

@@ -130,5 +130,6 @@ async def test_metrics_on_a_port_of_their_own_are_on_no_other(served: Served) ->
             found, _, body = await answer_to(running.metrics_address, sent(f"GET {path}"))
             assert found == (200 if status == 404 else 404), path
             assert (b"baton_front_proxy_refusals_total" in body) == path.startswith("/metrics"), path
+            assert (b"These are: /load, /metrics." in body) == (found == 404), path
     async with listening(served) as running:
         assert running.metrics_address == running.address
