@@ -17,7 +17,6 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 from front_proxy.engine_client.client import RemoteEngineClient
 from front_proxy.engine_client.errors import from_vllm
 from front_proxy.gateway.request_context import REQUEST_CONTEXT, RequestContext
-from front_proxy.grpc_api.service import NamedModel
 from protos.inference.v1 import inference_pb2
 from runtime.failures import Failure, FailureError, FailureKind
 
@@ -52,11 +51,11 @@ class VllmInference:
         # As the OpenAI side does: what the model's own generation config says holds where the client says nothing.
         self._defaults: dict[str, Any] = client.model_config.get_diff_sampling_param()
 
-    def models(self) -> list[NamedModel]:
+    def models(self) -> list[inference_pb2.Model]:
         """What can be asked for."""
         self._client.refresh_limits()
         limit = self._client.model_config.max_model_len
-        return [NamedModel(name=name, context_tokens_max=limit) for name in self._names]
+        return [inference_pb2.Model(id=name, context_tokens_max=limit) for name in self._names]
 
     async def generate(
         self, request: inference_pb2.GenerateRequest, context: RequestContext

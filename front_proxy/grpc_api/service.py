@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Protocol
 
 import grpc
-import msgspec
 import structlog
 
 from front_proxy.config import LIMITS, FrontProxyLimits
@@ -32,17 +31,10 @@ log = structlog.get_logger(__name__)
 Context = grpc.aio.ServicerContext[object, object]
 
 
-class NamedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A model as clients see it."""
-
-    name: str
-    context_tokens_max: int
-
-
 class Inference(Protocol):
     """What answers the requests."""
 
-    def models(self) -> Sequence[NamedModel]:
+    def models(self) -> Sequence[inference_pb2.Model]:
         """What can be asked for."""
         ...
 
@@ -121,12 +113,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.ListModelsResponse:
         """The served models."""
         del request, context
-        return inference_pb2.ListModelsResponse(
-            models=[
-                inference_pb2.Model(id=model.name, context_tokens_max=model.context_tokens_max)
-                for model in self._inference.models()
-            ]
-        )
+        return inference_pb2.ListModelsResponse(models=self._inference.models())
 
 
 class _ManySession:

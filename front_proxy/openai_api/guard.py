@@ -21,6 +21,8 @@ CROWDED = "baton.crowded"
 CROWDED_ROUTES = frozenset({"/health", "/ping", "/metrics"})
 """Answered there too."""
 NO_ROOM = "This front proxy has no room for more connections. Please try again later."
+EXPLAIN_HEADER = b"x-baton-explain"
+"""When it is 1, the answer says where the time to its first token went."""
 FORBIDDEN_HEADERS = frozenset({b"x-data-parallel-rank"})
 FORBIDDEN_FIELDS = ("kv_transfer_params", "ec_transfer_params")
 
@@ -36,7 +38,6 @@ class HttpGuard:
         self._in_flight = in_flight
         self._limits = limits
         self._uploads = Uploads(config.request_bytes_max, limits)
-        self._phases_header = limits.phases_header.lower().encode()
         self.retiring = False
         """Set: every response tells its client to close the connection."""
 
@@ -100,7 +101,7 @@ class HttpGuard:
             if name in FORBIDDEN_HEADERS:
                 DROPPED_FIELDS.labels(name.decode()).inc()
                 continue
-            if name == self._phases_header:
+            if name == EXPLAIN_HEADER:
                 answer.explain = value.strip() in (b"1", b"true")
             elif name == b"content-length" and value.isdigit():
                 length = int(value)

@@ -10,7 +10,6 @@ import pytest
 from front_proxy.gateway.request_context import RequestContext
 from front_proxy.grpc_api.client import GenerateRequest, Result, request
 from front_proxy.grpc_api.output_queue import OutputQueue
-from front_proxy.grpc_api.service import NamedModel
 from protos.inference.v1 import inference_pb2
 from tests.support.polling import until
 from tests.support.stream_bounds import client_of, limits, room
@@ -23,7 +22,7 @@ class Wide:
         self.sizes_bytes = sizes_bytes
         self.given = 0
 
-    def models(self) -> list[NamedModel]:
+    def models(self) -> list[inference_pb2.Model]:
         return []
 
     async def generate(

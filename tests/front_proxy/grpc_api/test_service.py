@@ -16,7 +16,7 @@ from front_proxy.gateway.identity import Caller, caller
 from front_proxy.gateway.request_context import RequestContext
 from front_proxy.grpc_api.client import BatonClient, BatonError, GenerateRequest, SamplingOptions, request
 from front_proxy.grpc_api.generate import VllmInference, sampling_params
-from front_proxy.grpc_api.service import NamedModel, _ManySession
+from front_proxy.grpc_api.service import _ManySession
 from protos.inference.v1 import inference_pb2
 from runtime.failures import Failure, FailureError, FailureKind
 from runtime.priority_class import PriorityClass as Class
@@ -320,7 +320,7 @@ class Stub:
     def __init__(self, failure: Failure | None) -> None:
         self.failure = failure
 
-    def models(self) -> list[NamedModel]:
+    def models(self) -> list[inference_pb2.Model]:
         return []
 
     async def generate(
