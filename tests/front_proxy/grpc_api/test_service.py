@@ -121,54 +121,48 @@ def test_a_bias_must_be_a_number_and_is_clamped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "options", "model", "code", "reason"),
+    ("prompt", "options"),
     [
-        ("x", SamplingOptions(logit_bias={4: math.nan}), "", grpc.StatusCode.INVALID_ARGUMENT, "BAD_REQUEST"),
-        ("x", SamplingOptions(temperature=-1), "", grpc.StatusCode.INVALID_ARGUMENT, "BAD_REQUEST"),
-        ("x", SamplingOptions(n=2, temperature=0), "", grpc.StatusCode.INVALID_ARGUMENT, "BAD_REQUEST"),
-        ([5] * 3000, SamplingOptions(), "", grpc.StatusCode.INVALID_ARGUMENT, "BAD_REQUEST"),
-        ([99999], SamplingOptions(), "", grpc.StatusCode.INVALID_ARGUMENT, "BAD_REQUEST"),
-        ("", SamplingOptions(), "", grpc.StatusCode.INVALID_ARGUMENT, "BAD_REQUEST"),
-        ("x", SamplingOptions(regex="(("), "", grpc.StatusCode.INVALID_ARGUMENT, "BAD_REQUEST"),
-        ("x", SamplingOptions(), "nope", grpc.StatusCode.NOT_FOUND, "NOT_FOUND"),
+        ("x", SamplingOptions(logit_bias={4: math.nan})),
+        ("x", SamplingOptions(logit_bias={99999: 1.0})),
+        ("x", SamplingOptions(temperature=-1)),
+        ("x", SamplingOptions(n=2, temperature=0)),
+        ("x", SamplingOptions(regex="((")),
+        ("", SamplingOptions()),
+        ([], SamplingOptions()),
+        ([99999], SamplingOptions()),
+        # What the context cannot hold.
+        ([5] * 100, SamplingOptions(max_tokens=50)),
+        ([5] * 95, SamplingOptions(max_tokens=50, min_tokens=6)),
     ],
 )
 async def test_bad_input_is_an_error_with_a_reason(
-    served: Served,
-    api: BatonClient,
-    prompt: str | list[int],
-    options: SamplingOptions,
-    model: str,
-    code: grpc.StatusCode,
-    reason: str,
+    served: Served, api: BatonClient, prompt: str | list[int], options: SamplingOptions
 ) -> None:
-    with pytest.raises(BatonError) as caught:
-        await api.complete(prompt, options, model=model)
-    assert (caught.value.code, caught.value.reason) == (code, reason), caught.value
+    served.source.view.context_tokens_max = 100
+    for stream in (True, False):
+        with pytest.raises(BatonError) as caught:
+            assert [response async for response in api.generate(prompt, options, stream=stream)] == []
+        assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "BAD_REQUEST")
     assert served.source.requests == []
 
 
-@pytest.mark.parametrize(("asked", "given"), [(50, 1), (None, 1)])
+async def test_a_model_that_is_not_served_is_not_found(api: BatonClient) -> None:
+    with pytest.raises(BatonError) as caught:
+        await api.complete("x", model="nope")
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
+
+
+@pytest.mark.parametrize("asked", [50, None])
 @pytest.mark.parametrize("n", [1, 2])
 async def test_an_output_ends_where_the_context_does(
-    served: Served, api: BatonClient, asked: int | None, given: int, n: int
+    served: Served, api: BatonClient, asked: int | None, n: int
 ) -> None:
     served.source.view.context_tokens_max = 100
     options = SamplingOptions(max_tokens=asked, n=n, temperature=1.0)
     completions = await api.complete([5] * 99, options)
-    assert [(len(one.token_ids), one.finish_reason) for one in completions] == [(given, "length")] * n
-    assert [sent.output_tokens_max for sent in served.source.requests] == [given] * n
-
-
-@pytest.mark.parametrize(("prompt_tokens", "min_tokens"), [(100, 0), (95, 6)])
-async def test_what_the_context_cannot_hold_is_refused(
-    served: Served, api: BatonClient, prompt_tokens: int, min_tokens: int
-) -> None:
-    served.source.view.context_tokens_max = 100
-    with pytest.raises(BatonError) as caught:
-        await api.complete([5] * prompt_tokens, SamplingOptions(max_tokens=50, min_tokens=min_tokens))
-    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert served.source.requests == []
+    assert [(len(one.token_ids), one.finish_reason) for one in completions] == [(1, "length")] * n
+    assert [sent.output_tokens_max for sent in served.source.requests] == [1] * n
 
 
 @pytest.mark.parametrize("field", ["request_id", "tenant", "session_id", "cache_salt"])
@@ -222,15 +216,6 @@ async def test_tenant_and_class_of_a_call_and_of_its_requests_reach_the_dispatch
     ]  # fmt: skip
 
 
-async def test_a_priority_class_that_is_none_is_refused(served: Served, api: BatonClient) -> None:
-    asked, metadata = request("x"), [("x-baton-priority", "urgent")]
-    for call in (api._stub.Generate(asked, metadata=metadata), api._stub.GenerateMany(many(), metadata=metadata)):
-        with pytest.raises(grpc.aio.AioRpcError, match="must be one of interactive, default, batch") as refused:
-            await call.read()
-        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert served.source.requests == []
-
-
 async def test_a_class_that_is_not_allowed_is_refused_by_name_and_by_number(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,9 +229,11 @@ async def test_a_class_that_is_not_allowed_is_refused_by_name_and_by_number(
             assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
             (result,) = [result async for result in api.generate_many([asked])]
             assert result.error is not None and result.error.reason == "BAD_REQUEST"
-        urgent = BatonClient("", channel=api._channel, priority_class="interactive")
-        with pytest.raises(BatonError, match=r"front_proxy\.classes_allowed"):
-            await urgent.complete("x")
+        asks = {"metadata": [("x-baton-priority", "interactive")]}
+        for call in (api._stub.Generate(request("x"), **asks), api._stub.GenerateMany(many(), **asks)):
+            with pytest.raises(grpc.aio.AioRpcError, match=r"front_proxy\.classes_allowed") as refused:
+                await call.read()
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert served.source.requests == []
 
 
