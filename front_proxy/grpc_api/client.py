@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Literal, Self
@@ -22,9 +21,6 @@ PriorityClass = Literal["interactive", "default", "batch"]
 
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 CONNECT_TIMEOUT_S = 120.0
-_LOOPBACK = r"(?:localhost\.?|127(?:\.\d+){3}|::1|\[::1\])(?::\d+)?"
-# Each of the addresses, as gRPC writes them: [SCHEME:[//AUTHORITY/]]ADDRESS[,ADDRESS]...
-_THIS_MACHINE = re.compile(rf"(?:(?:dns|ipv4|ipv6):(?://[^/]*/)?)?{_LOOPBACK}(?:,{_LOOPBACK})*", re.IGNORECASE)
 
 
 class BatonError(Exception):
@@ -61,7 +57,7 @@ class BatonClient:
 
     ``api_key``, ``tenant`` and ``priority_class`` go with every call; a request may name its own tenant and class.
     ``connect_timeout_s``: longest wait for a connection; gRPC's own, 20 s, is less than a front proxy may stand still.
-    A proxy that the environment names (``http_proxy``) is used, as by any gRPC client, but never to this machine.
+    A proxy that the environment names (``http_proxy``) is not used; ``channel`` may be one that uses it.
     """
 
     def __init__(
@@ -78,7 +74,7 @@ class BatonClient:
             ("grpc.min_reconnect_backoff_ms", round(connect_timeout_s * 1000)),
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
             ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-            ("grpc.enable_http_proxy", int(_THIS_MACHINE.fullmatch(address) is None)),
+            ("grpc.enable_http_proxy", 0),
         ]
         self._channel = channel or grpc.aio.insecure_channel(address, options=options)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)

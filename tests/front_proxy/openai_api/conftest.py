@@ -23,8 +23,8 @@ REQUEST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\
 async def serving(
     routes: dict[str, Callable[..., Any]],
     in_flight: InFlight | None = None,
-    *,
     listener: socket.socket | None = None,
+    /,
     **limits: Any,
 ) -> AsyncIterator[OpenAiServer]:
     """A server of these routes. With room for one generation and the usual limits, but for those that are named."""

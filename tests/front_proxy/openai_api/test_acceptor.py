@@ -136,7 +136,7 @@ async def test_a_connection_that_cannot_be_accepted_is_logged_and_counted_and_ta
     before, listener = refused("accept_failed"), Refusing()
     listener.bind(("127.0.0.1", 0))
     with capture_logs() as logs:
-        async with serving(ROUTES, listener=listener, accept_pause_s=0.01) as server:
+        async with serving(ROUTES, None, listener, accept_pause_s=0.01) as server:
             client = await Client.of(server)
             assert (await client.get("/v1/models")).startswith(b"http/1.1 200 ")
             client.writer.close()
