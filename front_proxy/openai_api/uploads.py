@@ -24,8 +24,6 @@ class BodyRefused(Exception):
 
 
 class _Upload:
-    __slots__ = ("address", "gave_way", "received_bytes", "timeout")
-
     def __init__(self, address: str, timeout_s: float) -> None:
         self.address = address
         self.received_bytes = 0

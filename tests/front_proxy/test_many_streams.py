@@ -1,26 +1,29 @@
-"""GenerateMany where its client is slow or its outputs are long."""
+"""GenerateMany over an inference that is told what to do: slow readers, long outputs, early ends. Needs no vLLM."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 import pytest
 
+from front_proxy.gateway.identity import Caller
 from front_proxy.gateway.request_context import RequestContext
-from front_proxy.grpc_api.client import GenerateRequest, Result, request
+from front_proxy.grpc_api.client import GenerateRequest, GenerateResponse, Result, SamplingOptions, request
 from front_proxy.grpc_api.output_queue import OutputQueue
+from front_proxy.grpc_api.service import InferenceService, _ManySession
 from protos.inference.v1 import inference_pb2
+from runtime.failures import Failure, FailureError, FailureKind
 from tests.support.polling import until
-from tests.support.stream_bounds import client_of, limits, room
+from tests.support.stream_bounds import client_of, limits, many, room
 
 
-class Wide:
-    """An inference whose every request has one response of so many bytes."""
+class Told:
+    """An inference that answers each request with one response, or as ``answer`` fails. Without one it hangs."""
 
-    def __init__(self, sizes_bytes: list[int]) -> None:
-        self.sizes_bytes = sizes_bytes
-        self.given = 0
+    def __init__(self, answer: Callable[[GenerateRequest], GenerateResponse] | None) -> None:
+        self.asked = 0
+        self._answer = answer
 
     def models(self) -> list[inference_pb2.Model]:
         return []
@@ -28,25 +31,31 @@ class Wide:
     async def generate(
         self, request: GenerateRequest, context: RequestContext
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
-        self.given += 1
-        choice = inference_pb2.Choice(text="x" * self.sizes_bytes[int(request.request_id)], finish_reason="stop")
-        yield inference_pb2.GenerateResponse(
-            request_id=request.request_id, choices=[choice], usage=inference_pb2.Usage(completion_tokens=1)
-        )
+        self.asked += 1
+        if self._answer is None:
+            await asyncio.Event().wait()
+        else:
+            yield self._answer(request)
 
 
 @pytest.mark.parametrize("output_bytes_max", [40_000, 16 << 20])
 async def test_a_reader_that_paused_gets_everything_in_messages_within_the_bound(output_bytes_max: int) -> None:
     sizes = [10_000] * 100 + [70_000, 50_000, 1]
-    wide = Wide(sizes)
+
+    def wide(asked: GenerateRequest) -> GenerateResponse:
+        choice = inference_pb2.Choice(text="x" * sizes[int(asked.request_id)], finish_reason="stop")
+        usage = inference_pb2.Usage(completion_tokens=1)
+        return GenerateResponse(request_id=asked.request_id, choices=[choice], usage=usage)
+
+    inference = Told(wide)
     bounds = limits(output_deltas_max=4096, output_bytes_max=output_bytes_max, message_bytes_max=64_000)
-    async with asyncio.timeout(20), client_of(wide, room(200), bounds) as client:
+    async with asyncio.timeout(20), client_of(inference, room(200), bounds) as client:
         asked = [request("x", request_id=str(i)) for i in range(len(sizes))]
         results: list[Result] = []
         async for result in client.generate_many(asked):
             if not results:
                 # While nothing is read: until everything waits, or no more may.
-                await until(lambda: wide.given == len(sizes), within_s=10)
+                await until(lambda: inference.asked == len(sizes), within_s=10)
             results.append(result)
     failed = {result.request_id: result.error.reason for result in results if result.error}
     assert failed == {"100": "TOO_LARGE"}
@@ -55,7 +64,7 @@ async def test_a_reader_that_paused_gets_everything_in_messages_within_the_bound
 
 async def test_what_waits_is_bounded_by_bytes_and_so_is_each_message() -> None:
     outputs = OutputQueue(count_max=1000, bytes_max=30_000, message_bytes_max=25_000)
-    one = inference_pb2.GenerateResponse(request_id="r", choices=[inference_pb2.Choice(text="x" * 10_000)])
+    one = GenerateResponse(request_id="r", choices=[inference_pb2.Choice(text="x" * 10_000)])
     for _ in range(3):
         await asyncio.wait_for(outputs.until_room(), 5)
         outputs.add(one)
@@ -68,3 +77,37 @@ async def test_what_waits_is_bounded_by_bytes_and_so_is_each_message() -> None:
     assert [(len(batch.outputs), len(batch.errors)) for batch in (first, second)] == [(2, 0), (1, 1)]
     assert max(first.ByteSize(), second.ByteSize()) <= 25_000
     assert not outputs
+
+
+@pytest.mark.parametrize(("n", "aborted"), [(1, 1), (2**32 - 1, 4)])
+async def test_a_request_cancelled_before_its_first_step_is_aborted_at_a_bounded_cost(n: int, aborted: int) -> None:
+    session = _ManySession(InferenceService(Told(None), in_flight := room(4), limits()), Caller())
+    async with asyncio.timeout(5):
+        await session.read(many(request("x", SamplingOptions(n=n), request_id="r"), "r"))
+        (batch,) = [batch async for batch in session.batches()]
+    (output,) = batch.outputs
+    assert (output.request_id, [choice.finish_reason for choice in output.choices]) == ("r", ["abort"] * aborted)
+    assert in_flight.count == 0
+
+
+async def test_a_client_that_does_not_read_is_not_read_from() -> None:
+    def refuse(_: GenerateRequest) -> GenerateResponse:
+        raise FailureError(Failure(kind=FailureKind.BAD_REQUEST, message="no"))
+
+    session = _ManySession(InferenceService(Told(refuse), room(4), limits(output_deltas_max=8)), Caller())
+    taken = 0
+
+    async def said() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
+        nonlocal taken
+        for taken in range(1, 101):
+            yield inference_pb2.GenerateManyRequest(generate=request("x", request_id=f"r{taken}"))
+            await asyncio.sleep(0)
+
+    async with asyncio.timeout(5):
+        reading = asyncio.create_task(session.read(said()))
+        for _ in range(500):
+            await asyncio.sleep(0)
+        assert taken <= 8 + 4
+        errors = [error.request_id async for batch in session.batches() for error in batch.errors]
+        await reading
+    assert sorted(errors) == sorted(f"r{i}" for i in range(1, 101))

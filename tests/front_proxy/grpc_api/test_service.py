@@ -5,39 +5,27 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator
 
 import grpc
 import pytest
 from vllm.exceptions import VLLMError
 
-from front_proxy.gateway.identity import Caller, caller
-from front_proxy.gateway.request_context import RequestContext
+from front_proxy.gateway.identity import caller
 from front_proxy.grpc_api.client import BatonClient, BatonError, GenerateRequest, SamplingOptions, request
 from front_proxy.grpc_api.generate import VllmInference, sampling_params
-from front_proxy.grpc_api.service import _ManySession
 from protos.inference.v1 import inference_pb2
-from runtime.failures import Failure, FailureError, FailureKind
+from runtime.failures import Failure, FailureKind
 from runtime.priority_class import PriorityClass as Class
 from tests.front_proxy.conftest import IN_FLIGHT_MAX, Served
 from tests.support.fake_source import CACHED_TOKENS
-from tests.support.stream_bounds import client_of, limits, room
+from tests.support.stream_bounds import client_of, many
 
 
 @pytest.fixture
 async def api(served: Served) -> AsyncIterator[BatonClient]:
     async with client_of(VllmInference(served.client, served.args), served.client.in_flight) as client:
         yield client
-
-
-async def many(*messages: Any) -> AsyncIterator[inference_pb2.GenerateManyRequest]:
-    """A stream of requests and of cancellations, which are the names of requests."""
-    for message in messages:
-        if isinstance(message, str):
-            yield inference_pb2.GenerateManyRequest(cancel_request_id=message)
-        else:
-            yield inference_pb2.GenerateManyRequest(generate=message)
 
 
 async def test_text_and_tokens_are_answered_with_text_tokens_and_usage(served: Served, api: BatonClient) -> None:
@@ -299,56 +287,6 @@ async def test_one_request_of_a_stream_is_cancelled_and_more_than_the_bound_are_
     call.cancel()
     await asyncio.wait_for(served.client.in_flight.idle.wait(), 5)
     assert served.source.open == 0
-
-
-class Stub:
-    """An inference that refuses at once, or hangs."""
-
-    def __init__(self, failure: Failure | None) -> None:
-        self.failure = failure
-
-    def models(self) -> list[inference_pb2.Model]:
-        return []
-
-    async def generate(
-        self, request: GenerateRequest, context: RequestContext
-    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
-        if self.failure is not None:
-            raise FailureError(self.failure)
-        await asyncio.Event().wait()
-        yield inference_pb2.GenerateResponse()
-
-
-@pytest.mark.parametrize(("n", "aborted"), [(1, 1), (2**32 - 1, 4)])
-async def test_a_request_cancelled_before_its_first_step_is_aborted_at_a_bounded_cost(n: int, aborted: int) -> None:
-    session = _ManySession(Stub(None), Caller(), in_flight := room(4), limits())
-    async with asyncio.timeout(5):
-        await session.read(many(request("x", SamplingOptions(n=n), request_id="r"), "r"))
-        (batch,) = [batch async for batch in session.batches()]
-    (output,) = batch.outputs
-    assert (output.request_id, [choice.finish_reason for choice in output.choices]) == ("r", ["abort"] * aborted)
-    assert in_flight.count == 0
-
-
-async def test_a_client_that_does_not_read_is_not_read_from() -> None:
-    refused = Failure(kind=FailureKind.BAD_REQUEST, message="no")
-    session = _ManySession(Stub(refused), Caller(), room(4), limits(output_deltas_max=8))
-    taken = 0
-
-    async def said() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
-        nonlocal taken
-        for taken in range(1, 101):
-            yield inference_pb2.GenerateManyRequest(generate=request("x", request_id=f"r{taken}"))
-            await asyncio.sleep(0)
-
-    async with asyncio.timeout(5):
-        reading = asyncio.create_task(session.read(said()))
-        for _ in range(500):
-            await asyncio.sleep(0)
-        assert taken <= 8 + 4
-        errors = [error.request_id async for batch in session.batches() for error in batch.errors]
-        await reading
-    assert sorted(errors) == sorted(f"r{i}" for i in range(1, 101))
 
 
 async def test_the_client_needs_no_vllm() -> None:
