@@ -81,7 +81,7 @@ def serve_args(engine: EngineConfig, serving: ServingConfig) -> Namespace:
     except ValueError as error:
         raise BadServingOption(str(error)) from error
     try:
-        args = parser.parse_args([*_engine_argv(engine), *_serving_argv(engine, serving, parser)])
+        args = parser.parse_args(list(_argv(engine, serving, parser)))
         for name, value in of_engine.items():
             setattr(args, name, value)
         if "structured_outputs_config" not in of_engine:
@@ -140,18 +140,14 @@ def render_config(args: Namespace) -> VllmConfig:
     )
 
 
-def _engine_argv(engine: EngineConfig) -> Iterator[str]:
-    yield from ("--model", engine.model, "--dtype", engine.dtype, "--seed", str(engine.seed))
-    if engine.tokenizer:
-        yield from ("--tokenizer", engine.tokenizer)
-    if engine.max_model_len is not None:
-        yield from ("--max-model-len", str(engine.max_model_len))
-    if engine.trust_remote_code:
-        yield "--trust-remote-code"
-
-
-def _serving_argv(engine: EngineConfig, serving: ServingConfig, parser: RaisingParser) -> Iterator[str]:
+def _argv(engine: EngineConfig, serving: ServingConfig, parser: RaisingParser) -> Iterator[str]:
     options: dict[str, Any] = {
+        "model": engine.model,
+        "dtype": engine.dtype,
+        "seed": engine.seed,
+        "tokenizer": engine.tokenizer or None,
+        "max_model_len": engine.max_model_len,
+        "trust_remote_code": engine.trust_remote_code,
         "served_model_name": engine.served_model_name or engine.model,
         "chat_template": serving.chat_template,
         "tool_call_parser": serving.tool_call_parser,

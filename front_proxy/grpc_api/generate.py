@@ -160,11 +160,10 @@ def _choice(choice: CompletionOutput, *, with_text: bool) -> inference_pb2.Choic
 def _candidates(row: Mapping[int, Logprob] | None) -> inference_pb2.TokenLogprobs:
     """One position; None is the prompt's first."""
     return inference_pb2.TokenLogprobs(
-        candidates=[_token_logprob(token_id, logprob) for token_id, logprob in (row or {}).items()]
-    )
-
-
-def _token_logprob(token_id: int, logprob: Logprob) -> inference_pb2.TokenLogprob:
-    return inference_pb2.TokenLogprob(
-        token_id=token_id, logprob=logprob.logprob, rank=logprob.rank or 0, text=logprob.decoded_token or ""
+        candidates=[
+            inference_pb2.TokenLogprob(
+                token_id=token_id, logprob=each.logprob, rank=each.rank or 0, text=each.decoded_token or ""
+            )
+            for token_id, each in (row or {}).items()
+        ]
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, MutableMapping
-from typing import Any, Self
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers
@@ -20,19 +20,14 @@ _EXPOSED = b"Retry-After, Server-Timing, X-Request-Id"
 class AnswerHeaders:
     """What the options of `vllm serve` ask for. vLLM's own layers stand too far inside to see every answer."""
 
-    def __init__(self, cors: CORSMiddleware | None = None, *, request_ids: bool = False) -> None:
-        """``cors`` knows the rules about origins; ``request_ids``: whether answers say their request id."""
-        self._cors = cors
-        self._request_ids = request_ids
-
-    @classmethod
-    def taken_from(cls, app: FastAPI) -> Self:
+    def __init__(self, app: FastAPI) -> None:
         """Those of ``app``'s own layers, which leave the app: each answer would get them twice."""
         layers = {layer.cls: layer for layer in app.user_middleware}
         cors, ids = layers.pop(CORSMiddleware, None), layers.pop(XRequestIdMiddleware, None)
         app.user_middleware[:] = [layer for layer in app.user_middleware if layer is not cors and layer is not ids]
         app.middleware_stack = None  # built anew at the first request
-        return cls(None if cors is None else CORSMiddleware(app, **cors.kwargs), request_ids=ids is not None)
+        self._cors = None if cors is None else CORSMiddleware(app, **cors.kwargs)
+        self._request_ids = ids is not None
 
     def of(self, asked: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """Those of the answer to a request with the headers ``asked``."""

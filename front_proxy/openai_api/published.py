@@ -45,7 +45,7 @@ class PublishedApp:
     def __init__(self, app: FastAPI) -> None:
         self.fastapi = app
         self.state = app.state
-        self.headers = AnswerHeaders.taken_from(app)
+        self.headers = AnswerHeaders(app)
         paths = {getattr(route, "path", "") for route in app.router.routes}
         self.unpublished = sorted(paths - ROUTES)
         """Paths that ``app`` had and that are not served."""
