@@ -38,7 +38,7 @@ async def port() -> AsyncIterator[int]:
     [
         ("127.0.0.1:{port}", True),
         ("ipv4:127.0.0.1:{port},127.0.0.2:{port}", True),
-        # Nobody answers there, or not on every machine.
+        # No server answers there, or not on every machine.
         ("localhost.:{port}", False),
         ("::1", False),
         ("baton.invalid:{port}", False),
