@@ -21,31 +21,25 @@ from tests.support.stream_bounds import room
 CHUNK = b"x" * (1 << 20)
 
 
-class Endless:
-    """A route that streams until its client has left."""
+@asynccontextmanager
+async def unread(
+    chunks: int, **limits: Any
+) -> AsyncIterator[tuple[asyncio.Event, InFlight, OpenAiServer, socket.socket]]:
+    """A client that asked for so many chunks and has not read anything yet. The event: its stream has ended."""
+    begun, ended, in_flight = asyncio.Event(), asyncio.Event(), room(1)
 
-    def __init__(self, chunks: int) -> None:
-        self.begun = asyncio.Event()
-        self.ended = asyncio.Event()
-        self._chunks = chunks
-
-    async def complete(self) -> StreamingResponse:
-        return StreamingResponse(self._stream(), media_type="text/event-stream")
-
-    async def _stream(self) -> Any:
-        self.begun.set()
+    async def stream() -> AsyncIterator[bytes]:
+        begun.set()
         try:
-            for _ in range(self._chunks):
+            for _ in range(chunks):
                 yield CHUNK
         finally:
-            self.ended.set()
+            ended.set()
 
+    async def complete() -> StreamingResponse:
+        return StreamingResponse(stream(), media_type="text/event-stream")
 
-@asynccontextmanager
-async def unread(chunks: int, **limits: Any) -> AsyncIterator[tuple[Endless, InFlight, OpenAiServer, socket.socket]]:
-    """A client that asked and has not read anything yet."""
-    endless, in_flight = Endless(chunks), room(1)
-    async with serving({"/v1/completions": endless.complete}, in_flight, **limits) as server:
+    async with serving({"/v1/completions": complete}, in_flight, **limits) as server:
         host, _, port = server.address.rpartition(":")
         with socket.socket() as client:
             client.setblocking(False)
@@ -53,14 +47,14 @@ async def unread(chunks: int, **limits: Any) -> AsyncIterator[tuple[Endless, InF
             await loop.sock_connect(client, (host, int(port)))
             await loop.sock_sendall(client, REQUEST)
             async with asyncio.timeout(30):
-                await endless.begun.wait()
+                await begun.wait()
                 assert in_flight.count == 1
-                yield endless, in_flight, server, client
+                yield ended, in_flight, server, client
 
 
 async def test_a_client_that_reads_nothing_loses_its_connection_and_its_place() -> None:
-    async with unread(1000, client_send_timeout_s=0.1) as (endless, in_flight, server, _):
-        await endless.ended.wait()
+    async with unread(1000, client_send_timeout_s=0.1) as (ended, in_flight, server, _):
+        await ended.wait()
         await in_flight.idle.wait()
         await server.quiet()
 
