@@ -203,24 +203,29 @@ async def test_tenant_and_class_of_a_call_and_of_its_requests_reach_the_dispatch
     ]  # fmt: skip
 
 
-async def test_a_class_that_is_not_allowed_is_refused_by_name_and_by_number(
+async def test_a_class_that_is_none_or_not_allowed_is_refused_by_name_and_by_number(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allowed = (Class.DEFAULT, Class.BATCH)
     monkeypatch.setattr(served.client, "_classes_allowed", allowed)
     inference = VllmInference(served.client, served.args)
     async with client_of(inference, served.client.in_flight, classes_allowed=allowed) as api:
-        for asked in (request("x", priority_class="interactive"), request("x", priority=-1)):
+        none = request("x")
+        none.priority_class = 9  # type: ignore[assignment]
+        # An engine that is told to schedule by priority reads the number, whatever class is named.
+        both = request("x", priority_class="batch", priority=-1)
+        for asked in (none, both, request("x", priority_class="interactive"), request("x", priority=-1)):
             with pytest.raises(grpc.aio.AioRpcError, match=r"front_proxy\.classes_allowed") as refused:
                 await api._stub.Generate(asked).read()
             assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
             (result,) = [result async for result in api.generate_many([asked])]
             assert result.error is not None and result.error.reason == "BAD_REQUEST"
-        asks = {"metadata": [("x-baton-priority", "interactive")]}
-        for call in (api._stub.Generate(request("x"), **asks), api._stub.GenerateMany(many(), **asks)):
-            with pytest.raises(grpc.aio.AioRpcError, match=r"front_proxy\.classes_allowed") as refused:
-                await call.read()
-            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        for named in ("interactive", "urgent"):
+            asks = {"metadata": [("x-baton-priority", named)]}
+            for call in (api._stub.Generate(request("x"), **asks), api._stub.GenerateMany(many(), **asks)):
+                with pytest.raises(grpc.aio.AioRpcError, match="must be one of default, batch") as refused:
+                    await call.read()
+                assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert served.source.requests == []
 
 
