@@ -7,6 +7,7 @@ the engine does would cost as much as the engine's own work; to compile those th
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 
 from vllm.config import VllmConfig
@@ -31,6 +32,8 @@ class GrammarCheck:
         self._vllm_config = vllm_config
         self._backends: dict[str, StructuredOutputBackend] = {}
         self._free = asyncio.Lock()
+        # The engine core has logged its warning, and in this process it would be logged a second time.
+        logging.getLogger(GuidanceBackend.__module__).setLevel(logging.ERROR)
 
     async def fault(self, params: SamplingParams, token_ids: Sequence[int]) -> str | None:
         """What is wrong with the grammar of ``params``, under which the engine made these tokens.
