@@ -99,10 +99,6 @@ class FrontProxyLimits(msgspec.Struct, frozen=True, kw_only=True):
     # Requests and their names.
     request_body_timeout_s: float = 60.0
     """Time a client may take to send its body."""
-    upload_grace_s: float = 10.0
-    """Part of that time in which a body may come as slowly as it likes."""
-    upload_bytes_per_s_min: int = 1024
-    """Pace from then on, counted from its first byte."""
     uploads_max: int = 1024
     """Bodies on their way at once. One more ends one of them: see ``front_proxy/openai_api/uploads.py``."""
     uploads_bytes_max: int = 256 * 1024 * 1024
@@ -113,8 +109,6 @@ class FrontProxyLimits(msgspec.Struct, frozen=True, kw_only=True):
     name_characters_max: int = 1024
     """Longest request_id, session_id and cache_salt of a request, over gRPC its tenant too: they are kept, logged and
     sent on with every message. Of a request_id over HTTP what is put before it (``chatcmpl-``) counts."""
-    phases_header: str = "x-baton-explain"
-    """Request header: when set to 1, the response carries the phases of its time to first token."""
     retry_after_s: float = 1.0
     """Advice in Retry-After when this process itself is full."""
 
