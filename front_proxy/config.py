@@ -99,6 +99,10 @@ class FrontProxyLimits(msgspec.Struct, frozen=True, kw_only=True):
     # Requests and their names.
     request_body_timeout_s: float = 60.0
     """Time a client may take to send its body."""
+    upload_grace_s: float = 10.0
+    """Part of that time in which a body may come as slowly as it likes."""
+    upload_bytes_per_s_min: int = 1024
+    """Pace from then on, counted from its first byte."""
     uploads_max: int = 1024
     """Bodies on their way at once. One more ends one of them: see ``front_proxy/openai_api/uploads.py``."""
     uploads_bytes_max: int = 256 * 1024 * 1024

@@ -1,4 +1,4 @@
-"""Bodies that are still on their way: how many, how many bytes, and for how long. Looks into none."""
+"""Bodies that are still on their way: how many, how many bytes, and how slowly. Looks into none."""
 
 from __future__ import annotations
 
@@ -24,18 +24,21 @@ class BodyRefused(Exception):
 
 
 class _Upload:
-    def __init__(self, address: str, timeout_s: float) -> None:
+    __slots__ = ("address", "began_s", "due_s", "gave_way", "received_bytes", "timeout")
+
+    def __init__(self, address: str, began_s: float, due_s: float) -> None:
         self.address = address
+        self.began_s, self.due_s = began_s, due_s
         self.received_bytes = 0
         self.gave_way = False
-        self.timeout = asyncio.timeout(timeout_s)
+        self.timeout = asyncio.timeout_at(due_s)
 
 
 class Uploads:
     """A slow sender takes no place from others: a request gets its place when its whole body is here.
 
     The bodies on their way are bounded in number and in bytes together. When a bound is passed, the client address that
-    has the most loses one: the one of which least has come, or the largest where there are too many bytes.
+    has the most loses one: the one that is nearest to its end, or the largest where there are too many bytes.
     """
 
     def __init__(self, body_bytes_max: int, limits: FrontProxyLimits) -> None:
@@ -43,14 +46,15 @@ class Uploads:
         # A single body always fits.
         self._bytes_max = max(limits.uploads_bytes_max, body_bytes_max)
         self._limits = limits
-        self._of: dict[str, list[_Upload]] = {}
+        self._of: dict[str, set[_Upload]] = {}
         self._count = self._bytes = 0
 
     async def read(self, receive: Receive, address: str, said_bytes: int) -> bytes:
         """The whole body from ``address``, which said its length (0: it did not). Raises BodyRefused or ClientLeft."""
         if said_bytes > self._body_bytes_max:
             raise self._too_long()
-        upload = _Upload(address, self._limits.request_body_timeout_s)
+        now_s = asyncio.get_running_loop().time()
+        upload = _Upload(address, now_s, now_s + min(self._limits.upload_grace_s, self._limits.request_body_timeout_s))
         try:
             async with upload.timeout:
                 self._add(upload)
@@ -83,12 +87,19 @@ class Uploads:
     def _add(self, upload: _Upload) -> None:
         if self._count >= self._limits.uploads_max:
             most = max(self._of.values(), key=len)
-            self._give_way(min(most, key=attrgetter("received_bytes")))
-        self._of.setdefault(upload.address, []).append(upload)
+            # The one that is nearest to being ended anyway.
+            self._give_way(min(most, key=attrgetter("due_s")))
+        self._of.setdefault(upload.address, set()).add(upload)
         self._count += 1
 
     def _grow(self, upload: _Upload, by_bytes: int) -> None:
         upload.received_bytes += by_bytes
+        limits = self._limits
+        upload.due_s = upload.began_s + min(
+            limits.upload_grace_s + upload.received_bytes / limits.upload_bytes_per_s_min,
+            limits.request_body_timeout_s,
+        )
+        upload.timeout.reschedule(upload.due_s)
         self._bytes += by_bytes
         while self._bytes > self._bytes_max:
             most = max(self._of.values(), key=lambda uploads: sum(each.received_bytes for each in uploads))
@@ -98,10 +109,10 @@ class Uploads:
         upload.gave_way = True
         self._remove(upload)
         if not upload.timeout.expired():
-            upload.timeout.reschedule(0.0)
+            upload.timeout.reschedule(upload.began_s)
 
     def _remove(self, upload: _Upload) -> None:
-        siblings = self._of.get(upload.address, [])
+        siblings = self._of.get(upload.address, set())
         if upload not in siblings:
             return
         siblings.remove(upload)
@@ -115,8 +126,12 @@ class Uploads:
         return BodyRefused("too_large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
 
     def _why(self, upload: _Upload) -> BodyRefused:
+        limits = self._limits
         if upload.gave_way:
             message = "Too many request bodies are on their way, and this one gave way to others. Please try again."
             return BodyRefused("uploads", HTTPStatus.REQUEST_TIMEOUT, message)
-        message = f"The request body did not arrive within {self._limits.request_body_timeout_s:g} s."
+        message = (
+            f"The request body did not arrive within {limits.request_body_timeout_s:g} s, or after "
+            f"{limits.upload_grace_s:g} s at less than {limits.upload_bytes_per_s_min} bytes a second."
+        )
         return BodyRefused("slow_body", HTTPStatus.REQUEST_TIMEOUT, message)

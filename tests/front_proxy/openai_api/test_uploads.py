@@ -79,6 +79,14 @@ async def test_too_many_bytes_and_the_address_with_most_loses_its_largest_body()
     assert (uploads._count, uploads._bytes, uploads._of) == (0, 0, {})
 
 
+async def test_a_body_may_take_its_time_if_it_keeps_a_pace() -> None:
+    uploads = Uploads(1 << 20, FrontProxyLimits(upload_grace_s=0.05, upload_bytes_per_s_min=1000))
+    paced, stalled = Body(uploads, "a", b"x" * 100_000), Body(uploads, "a", b"x")
+    assert await stalled.why() == "slow_body"
+    paced.send(b"x", last=True)
+    assert len(await asyncio.wait_for(paced.read, WAIT_S)) == 100_001
+
+
 async def test_a_body_has_a_last_moment_however_much_of_it_is_here() -> None:
     uploads = Uploads(1 << 20, FrontProxyLimits(request_body_timeout_s=0.05))
     for begun in (b"", b"x" * 1000):
