@@ -48,7 +48,7 @@ class PublishedApp:
         self.fastapi = app
         self.fast_path: FastPath | None = None
         self.state = app.state
-        self.headers = AnswerHeaders.taken_from(app)
+        self.headers = AnswerHeaders(app)
         http_metrics.take_over(app)
         paths = {getattr(route, "path", "") for route in app.router.routes}
         self.unpublished = sorted(paths - ROUTES)
@@ -71,10 +71,11 @@ class PublishedApp:
                 return route.path
         return ""
 
-    async def no_route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer that nothing is served at this path."""
+    async def no_route(self, scope: Scope, receive: Receive, send: Send, *, operators: bool = False) -> None:
+        """Answer that nothing is served at this path. ``operators``: on the port of OPERATOR_ROUTES alone."""
         REFUSALS.labels("no_route").inc()
-        paths = ", ".join(sorted({route.path for route in self.fastapi.router.routes} - OPERATOR_ROUTES))
+        served = {route.path for route in self.fastapi.router.routes}
+        paths = ", ".join(sorted(served & OPERATOR_ROUTES if operators else served - OPERATOR_ROUTES))
         message = f"There is no route {scope['path'][:_PATH_CHARACTERS_MAX]} here. These are: {paths}."
         content = error_content(HTTPStatus.NOT_FOUND, message, scope["path"])
         await Response(content, HTTPStatus.NOT_FOUND, media_type="application/json")(scope, receive, send)
