@@ -38,19 +38,14 @@ class HeldPorts:
         front, scheduler = config.front_proxy, config.scheduler
         with contextlib.ExitStack() as undo:
             undo.callback(held.close)
-            first, schedulers = True, 0
-            for spec in specs:
-                if spec.role == "scheduler":
-                    port = scheduler.port + schedulers if scheduler.port else 0
-                    held._keep(spec.id, scheduler.host, port, "scheduler.port")
-                    schedulers += 1
-                elif spec.role == "front_proxy":
-                    port, grpc_port = (front.port, front.grpc_port) if first else (0, 0)
-                    listener = _bound(front.host, port, "front_proxy.port", "--port")
-                    held._http[spec.id] = listener
-                    held._set(spec.id, "front_proxy.port", listener)
-                    held._keep(spec.id, front.host, grpc_port, "front_proxy.grpc_port", "--grpc-port")
-                    first = False
+            for index, spec in enumerate(spec for spec in specs if spec.role == "scheduler"):
+                held._keep(spec.id, scheduler.host, scheduler.port and scheduler.port + index, "scheduler.port")
+            for index, spec in enumerate(spec for spec in specs if spec.role == "front_proxy"):
+                port, grpc_port = (0, 0) if index else (front.port, front.grpc_port)
+                listener = _bound(front.host, port, "front_proxy.port", "--port")
+                held._http[spec.id] = listener
+                held._set(spec.id, "front_proxy.port", listener)
+                held._keep(spec.id, front.host, grpc_port, "front_proxy.grpc_port", "--grpc-port")
             undo.pop_all()
         return held
 

@@ -17,14 +17,6 @@ from scheduler.config import SchedulerConfig
 
 STOP_ORDER: tuple[tuple[Role, ...], ...] = (("front_proxy",), WORKER_ROLES, ("scheduler",))
 LEADER_FILE = "leader"
-_COMMANDS: dict[Role, str] = {
-    "scheduler": "scheduler",
-    "prefill": "prefill",
-    "decode": "decode",
-    "front_proxy": "front-proxy",
-}
-
-
 # Several processes cannot listen on one port: a fixed one counts up.
 _COUNTED = {
     "scheduler": ("port", "advertise_port", "metrics_port"),
@@ -49,7 +41,7 @@ class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def command(self) -> str:
         """The subcommand of `baton` that runs it."""
-        return _COMMANDS[self.role]
+        return self.role.replace("_", "-")
 
 
 def pools(config: BatonConfig) -> tuple[Pool, ...]:
@@ -76,20 +68,26 @@ def plan(config: BatonConfig) -> tuple[ProcessSpec, ...]:
 
 def replica(config: BatonConfig, pool: Pool, index: int, workers: int) -> ProcessSpec:
     """One process of a pool. ``workers``: how many workers of any pool were planned before it."""
-    name = f"{pool.name}-{index}"
-    after, threads = scheduler_ids(config), 1 if pool.role not in WORKER_ROLES else None
+    name, after = f"{pool.name}-{index}", scheduler_ids(config)
     match pool.role:
         case "scheduler":
-            name = after[index]
-            settings, after = _scheduler_settings(config, name, index), ()
+            name, after = after[index], ()
+            alone = config.launcher.schedulers == 1
+            settings = () if alone else (f"scheduler.scheduler_id={name}", *_counted(config, "scheduler", index))
         case "prefill" | "decode":
-            settings = _worker_settings(config, name, workers)
+            settings = (f"worker.worker_id={name}", *_counted(config, "worker", workers))
         case "front_proxy":
-            settings = _front_settings(config, name, index)
+            others = ("front_proxy.port=0", "front_proxy.grpc_port=0") if index else ()
+            settings = (f"front_proxy.front_proxy_id={name}", *others, *_counted(config, "front_proxy", index))
         case _:
             assert_never(pool.role)
     return ProcessSpec(
-        id=name, role=pool.role, pool=pool.name, after=after, settings=(*settings, *pool.settings), threads=threads
+        id=name,
+        role=pool.role,
+        pool=pool.name,
+        after=after,
+        settings=(*settings, *pool.settings),
+        threads=None if pool.role in WORKER_ROLES else 1,
     )
 
 
@@ -120,22 +118,6 @@ def one_machine(config: BatonConfig, sources: Mapping[str, str], state_dir: Path
     adjusted = msgspec.structs.replace(config, engine=engine, front_proxy=front, scheduler=scheduler)
     _check_ports(adjusted, sources)
     return adjusted
-
-
-def _scheduler_settings(config: BatonConfig, scheduler_id: str, ordinal: int) -> tuple[str, ...]:
-    if config.launcher.schedulers == 1:
-        return ()
-    # The launcher holds the gRPC port and passes it on.
-    return (f"scheduler.scheduler_id={scheduler_id}", *_counted(config, "scheduler", ordinal))
-
-
-def _worker_settings(config: BatonConfig, worker_id: str, ordinal: int) -> tuple[str, ...]:
-    return (f"worker.worker_id={worker_id}", *_counted(config, "worker", ordinal))
-
-
-def _front_settings(config: BatonConfig, front_proxy_id: str, index: int) -> tuple[str, ...]:
-    others = ("front_proxy.port=0", "front_proxy.grpc_port=0") if index else ()
-    return (f"front_proxy.front_proxy_id={front_proxy_id}", *others, *_counted(config, "front_proxy", index))
 
 
 def _counted(config: BatonConfig, section: str, ordinal: int) -> tuple[str, ...]:
