@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 
 from launcher.backend import Member, ProcessBackend
-from runtime.roles import Role
-
-if TYPE_CHECKING:
-    from protos.cluster.v1 import cluster_pb2
+from protos.cluster.v1 import cluster_pb2
+from runtime.roles import WORKER_ROLES, Role
 
 # Schedulers first: they run no request, and a worker that comes back later registers with the new one.
 _ORDER: tuple[Role, ...] = ("scheduler", "prefill", "decode", "front_proxy")
 
-Status = Callable[[str], Awaitable["cluster_pb2.ProcessStatus | None"]]
+Status = Callable[[str], Awaitable[cluster_pb2.ProcessStatus | None]]
 """What the process at an address says of itself; None when it does not answer in time."""
 
 
@@ -123,7 +121,5 @@ class RollingRestart:
         answers = await asyncio.gather(*(self._status(member.address) for member in schedulers))
         said = dict(zip((member.id for member in schedulers), answers, strict=True))
         registered = [each.workers_registered for each in said.values() if each and each.state == "ready"]
-        workers = sum(
-            self._roles[member.pool] in ("prefill", "decode") and member.state == "ready" for member in members
-        )
+        workers = sum(self._roles[member.pool] in WORKER_ROLES and member.state == "ready" for member in members)
         return said[restarted.id] is not None and max(registered, default=-1) >= workers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -48,15 +49,10 @@ def up(config: BatonConfig, sources: Mapping[str, str]) -> int:
             return asyncio.run(Cluster(prepared, state_dir, ports=ports).run())
 
 
-def command_of(state_dir: Path) -> CommandOf:
+def command_of(state_dir: Path, spec: ProcessSpec, settings: Sequence[str]) -> list[str]:
     """How a process of the plan is started."""
-
-    def command(spec: ProcessSpec, settings: Sequence[str]) -> list[str]:
-        arguments = [part for setting in settings for part in ("--set", setting)]
-        config = str(state_dir / CONFIG_FILE)
-        return baton_llm.command(spec.command, "--config", config, *arguments)
-
-    return command
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    return baton_llm.command(spec.command, "--config", str(state_dir / CONFIG_FILE), *arguments)
 
 
 class Cluster:
@@ -76,7 +72,7 @@ class Cluster:
         self.backend = LocalBackend(
             config,
             state_dir,
-            command=command or command_of(state_dir),
+            command=command or functools.partial(command_of, state_dir),
             ports=ports or HeldPorts(),
             timing=self._timing,
         )

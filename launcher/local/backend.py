@@ -160,24 +160,23 @@ class LocalBackend:
     def _perform_all(self, actions: Sequence[supervision.Action]) -> Outcome | None:
         """Perform the actions. Returns the outcome, if they decide one: ready or failed."""
         for action in actions:
-            match action:
-                case supervision.AllReady():
-                    self.processes.note_shared_memory()
-                    return "ready"
-                case supervision.GiveUp(why, ""):
-                    tell(f"error: {why}: stopping the rest")
-                    return "failed"
-                case supervision.GiveUp(why, process_id):
-                    self.processes.report(process_id, why)
-                    if not self.processes.pid(process_id):
-                        self.state.change(process_id, state="dead")
-                    return "failed"
-                case _:
-                    self._perform(action)
+            if (outcome := self._perform(action)) is not None:
+                return outcome
         return None
 
-    def _perform(self, action: supervision.Action) -> None:
+    def _perform(self, action: supervision.Action) -> Outcome | None:
         match action:
+            case supervision.AllReady():
+                self.processes.note_shared_memory()
+                return "ready"
+            case supervision.GiveUp(why, ""):
+                tell(f"error: {why}: stopping the rest")
+                return "failed"
+            case supervision.GiveUp(why, process_id):
+                self.processes.report(process_id, why)
+                if not self.processes.pid(process_id):
+                    self.state.change(process_id, state="dead")
+                return "failed"
             case supervision.Start(process_id):
                 self._run(self._start(process_id), f"start {process_id}")
             case supervision.StillStarting(process_id, for_s):
@@ -206,10 +205,9 @@ class LocalBackend:
             case supervision.Retired(process_id):
                 self.state.change(process_id, state="stopped", why="")
                 tell(f"{process_id}: stopped, as requested")
-            case supervision.AllReady() | supervision.GiveUp():
-                raise AssertionError("performed by the caller")
             case _:
                 assert_never(action)
+        return None
 
     async def _start(self, process_id: str) -> None:
         try:

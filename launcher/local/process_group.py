@@ -23,6 +23,7 @@ from launcher.local.process_plan import STOP_ORDER, ProcessSpec
 from launcher.local.state_file import LOGS, ClusterRecord, ClusterState, ProcessRecord
 from launcher.local.supervision import BecameReady, Ended
 from launcher.local.timing import Timing
+from runtime.roles import WORKER_ROLES
 
 CommandOf = Callable[[ProcessSpec, Sequence[str]], list[str]]
 
@@ -149,7 +150,7 @@ class LocalProcesses:
         child = self._children[event.id]
         child.note_shared_memory()
         said = await status.ask(grpc_address, timeout_s=self._timing.status_timeout_s)
-        if said is not None and self.specs[event.id].role in ("prefill", "decode"):
+        if said is not None and self.specs[event.id].role in WORKER_ROLES:
             self._epochs[event.id] = max(said.epoch, self._epochs.get(event.id, 0))
         self.state.change(
             event.id,
@@ -194,7 +195,7 @@ class LocalProcesses:
         began_s = time.monotonic()
         self._ports.close()
         for roles in STOP_ORDER:
-            running = [child for child in self._children.values() if self._is_running(child, roles)]
+            running = [one for one in self._children.values() if one.running and self.specs[one.id].role in roles]
             if running:
                 tell(f"stopping {', '.join(child.id for child in running)}")
             stops = (self._stop(child, drain_s=0.0, patience_s=self._patience_s(child)) for child in running)
@@ -225,9 +226,6 @@ class LocalProcesses:
     def log(self, process_id: str) -> Path:
         """The log file of a process and its successors."""
         return self._state_dir / LOGS / f"{process_id}.log"
-
-    def _is_running(self, child: Child, roles: Sequence[str]) -> bool:
-        return self.specs[child.id].role in roles and child.running
 
     def _patience_s(self, child: Child) -> float:
         ready = self.state.process(child.id).state in ("ready", "restarting")
