@@ -88,14 +88,8 @@ def drain(
     from launcher.local import operator_commands
 
     config = load(sources, state_dir, timeout_s).value
-    asyncio.run(
-        operator_commands.drain(
-            state_folder(config),
-            worker,
-            timeout_s=config.worker.drain_timeout_s,
-            say=_say,
-        )
-    )
+    timeout = config.worker.drain_timeout_s
+    asyncio.run(operator_commands.drain(state_folder(config), worker, timeout_s=timeout, say=_say))
     print(f"{worker} is idle; `baton restart {worker}` makes it take requests again")
 
 

@@ -4,53 +4,49 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from launcher.rolling_restart import Refusal, RollingRestart
-from runtime.user_error import UserError
+import grpc
 
-if TYPE_CHECKING:
-    import grpc
-
-    from launcher.rolling_restart import Step
-    from protos.cluster.v1 import cluster_pb2
+from launcher.rolling_restart import Refusal, RollingRestart, Step
+from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from runtime.rpc.grpc_server import start_server
 
 SERVICE = "baton.cluster.v1.LauncherService"
 _HOST = "127.0.0.1"
 _MESSAGE_BYTES_MAX = 1 << 20
 _STOP_GRACE_S = 1.0
+_CODES = {
+    "unknown": grpc.StatusCode.NOT_FOUND,
+    "busy": grpc.StatusCode.FAILED_PRECONDITION,
+    "aborted": grpc.StatusCode.ABORTED,
+}
+_STEPS = {"stopping": cluster_pb2.RESTART_STEP_STOPPING, "ready": cluster_pb2.RESTART_STEP_READY}
 
 
-class CommandError(UserError):
-    """A command of an operator that was not carried out; the message says why, in a sentence."""
+class LauncherService(cluster_pb2_grpc.LauncherServiceServicer):
+    """Commands to one cluster."""
+
+    def __init__(self, restarts: RollingRestart) -> None:
+        self._restarts = restarts
+
+    async def Restart(  # noqa: N802 - gRPC's name
+        self, request: cluster_pb2.RestartRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[cluster_pb2.RestartProgress]:
+        """Replace one process or all, and say what happens."""
+        try:
+            async for step in self._restarts.restart(request.process_id):
+                yield _progress(step)
+        except Refusal as refusal:
+            await context.abort(_CODES[refusal.kind], str(refusal))
 
 
 @contextlib.asynccontextmanager
 async def serve_control(restarts: RollingRestart) -> AsyncIterator[str]:
     """Serve commands; yields the address."""
-    import grpc
-
-    from protos.cluster.v1 import cluster_pb2_grpc
-    from runtime.rpc.grpc_server import start_server
-
-    codes = {
-        "unknown": grpc.StatusCode.NOT_FOUND,
-        "busy": grpc.StatusCode.FAILED_PRECONDITION,
-        "aborted": grpc.StatusCode.ABORTED,
-    }
-
-    class LauncherService(cluster_pb2_grpc.LauncherServiceServicer):
-        async def Restart(  # noqa: N802 - gRPC's name
-            self, request: cluster_pb2.RestartRequest, context: grpc.aio.ServicerContext[Any, Any]
-        ) -> AsyncIterator[cluster_pb2.RestartProgress]:
-            try:
-                async for step in restarts.restart(request.process_id):
-                    yield _progress(step)
-            except Refusal as refusal:
-                await context.abort(codes[refusal.kind], str(refusal))
 
     def add(server: grpc.aio.Server) -> list[str]:
-        cluster_pb2_grpc.add_LauncherServiceServicer_to_server(LauncherService(), server)
+        cluster_pb2_grpc.add_LauncherServiceServicer_to_server(LauncherService(restarts), server)
         return [SERVICE]
 
     server = await start_server(_HOST, 0, add, message_bytes_max=_MESSAGE_BYTES_MAX)
@@ -62,9 +58,5 @@ async def serve_control(restarts: RollingRestart) -> AsyncIterator[str]:
 
 
 def _progress(step: Step) -> cluster_pb2.RestartProgress:
-    from protos.cluster.v1 import cluster_pb2
-
-    steps = {"stopping": cluster_pb2.RESTART_STEP_STOPPING, "ready": cluster_pb2.RESTART_STEP_READY}
-    return cluster_pb2.RestartProgress(
-        process_id=step.id, step=steps[step.what], pid=int(step.incarnation.partition(".")[0] or 0)
-    )
+    pid = int(step.incarnation.partition(".")[0] or 0)
+    return cluster_pb2.RestartProgress(process_id=step.id, step=_STEPS[step.what], pid=pid)

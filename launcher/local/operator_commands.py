@@ -11,18 +11,22 @@ from typing import Any
 import grpc
 
 from launcher.local import procfs, state_file, status
-from launcher.local.control_service import CommandError
 from launcher.local.state_file import ClusterRecord, ProcessRecord
 from launcher.local.timing import Timing
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from runtime.roles import ROLES, WORKER_ROLES, Role
 from runtime.rpc.grpc_server import channel
+from runtime.user_error import UserError
 from scheduler.drain_client import drain_worker
 
 _MESSAGE_BYTES_MAX = 1 << 20
 _PROGRESS_INTERVAL_S = 0.5
 
 Say = Callable[[str], None]
+
+
+class CommandError(UserError):
+    """A command that was not carried out; the message says why, in a sentence."""
 
 
 async def drain(state_dir: Path, worker_id: str, *, timeout_s: float, say: Say) -> None:
@@ -92,11 +96,7 @@ def _held(answer: cluster_pb2.ProcessStatus) -> str:
 
 
 def _words(progress: cluster_pb2.RestartProgress) -> str:
-    match progress.step:
-        case cluster_pb2.RESTART_STEP_STOPPING:
-            pid = f" (pid {progress.pid})" if progress.pid else ""
-            return f"{progress.process_id}: stopping{pid}"
-        case cluster_pb2.RESTART_STEP_READY:
-            return f"{progress.process_id}: ready again (pid {progress.pid})"
-        case other:
-            return f"{progress.process_id}: step {other}"
+    if progress.step == cluster_pb2.RESTART_STEP_READY:
+        return f"{progress.process_id}: ready again (pid {progress.pid})"
+    pid = f" (pid {progress.pid})" if progress.pid else ""
+    return f"{progress.process_id}: stopping{pid}"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import grpc
 import msgspec
 
 from launcher.local import procfs
 from launcher.local.state_file import ClusterRecord, ProcessRecord
-
-if TYPE_CHECKING:
-    from protos.cluster.v1 import cluster_pb2
+from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from runtime.rpc.grpc_server import channel
 
 _MESSAGE_BYTES_MAX = 1 << 20
 # Where the title is not the name in capitals.
@@ -63,11 +63,6 @@ async def collect(record: ClusterRecord, *, timeout_s: float) -> list[StatusLine
 
 async def ask(address: str, *, timeout_s: float) -> cluster_pb2.ProcessStatus | None:
     """What the process at ``address`` says of itself; None when it does not answer in time."""
-    import grpc
-
-    from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
-    from runtime.rpc.grpc_server import channel
-
     async with channel(address, _MESSAGE_BYTES_MAX) as open_channel:
         stub: Any = cluster_pb2_grpc.StatusServiceStub(open_channel)
         try:

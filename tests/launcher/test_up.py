@@ -16,14 +16,14 @@ import pytest
 from launcher.config import BatonConfig, LauncherConfig
 from launcher.local import operator_commands, procfs, state_file, status
 from launcher.local.child import Child
-from launcher.local.control_service import CommandError
+from launcher.local.operator_commands import CommandError
 from launcher.local.ports import HeldPorts, StartError
 from launcher.local.process_plan import ProcessSpec, plan
 from launcher.local.supervision import BecameReady, Ended
 from launcher.local.timing import Timing
 from launcher.up import Cluster, up
 from protos.cluster.v1 import cluster_pb2
-from tests.launcher.local.test_state_file import Refusing
+from tests.launcher.local.test_state_file import refusing
 from tests.support.polling import until
 
 # Says that it is ready, and writes down when it is told to stop.
@@ -68,16 +68,10 @@ def _no_shared_memory_of_dead_tests() -> Iterator[None]:
             file.unlink(missing_ok=True)
 
 
-def temporary_folder(pid: int) -> Path:
-    """Where a process puts its temporary files."""
-    variables = Path("/proc", str(pid), "environ").read_bytes().split(b"\0")
-    return next(Path(os.fsdecode(each[7:])) for each in variables if each.startswith(b"TMPDIR="))
-
-
-def epoch_min(pid: int) -> bytes | None:
-    """What a process was told of its predecessor's epoch."""
-    variables = dict(each.split(b"=", 1) for each in Path("/proc", str(pid), "environ").read_bytes().split(b"\0")[:-1])
-    return variables.get(b"BATON_EPOCH_MIN")
+def variables(pid: int) -> dict[str, str]:
+    """The environment that a process was started with."""
+    lines = Path("/proc", str(pid), "environ").read_bytes().split(b"\0")[:-1]
+    return dict(os.fsdecode(line).split("=", 1) for line in lines)
 
 
 class Bench:
@@ -113,39 +107,36 @@ class Bench:
     def record(self) -> dict[str, state_file.ProcessRecord]:
         return {process.id: process for process in state_file.read(self.directory).processes}
 
-    async def until(self, condition: str, process_id: str | None = None) -> None:
+    def kill(self, process_id: str) -> None:
+        os.kill(self.record()[process_id].pid, signal.SIGKILL)
+
+    async def run(self) -> int:
+        return await asyncio.wait_for(self.cluster.run(), WAIT_S)
+
+    async def up(self) -> asyncio.Task[int]:
+        """Run it, and wait until it takes commands."""
+        running = asyncio.create_task(self.run())
+        await until(lambda: state_file.read(self.directory).control_address, within_s=WAIT_S)
+        return running
+
+    async def until(self, state: str, process_id: str, *, restarts: int = 0) -> None:
         """Wait until the state file shows it; the file is what other processes see."""
 
         def holds() -> bool:
-            if condition == "up":
-                return bool(state_file.read(self.directory).url)
-            return process_id is not None and self.record()[process_id].state == condition
-
-        await until(holds, within_s=WAIT_S)
-
-    async def until_restarted(self, process_id: str) -> None:
-        """Wait until it runs for the second time."""
-
-        def holds() -> bool:
             found = self.record()[process_id]
-            return bool(found.restarts) and found.state == "ready"
+            return found.state == state and found.restarts >= restarts
 
         await until(holds, within_s=WAIT_S)
-
-    async def until_commanded(self) -> None:
-        """Wait until the launcher takes commands."""
-        await until(lambda: state_file.read(self.directory).control_address, within_s=WAIT_S)
 
 
 async def test_a_cluster_comes_up_says_so_once_and_ends_in_order(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bench = Bench(tmp_path)
-    running = asyncio.create_task(bench.cluster.run())
-    await bench.until("up")
+    running = await bench.up()
     pids = [process.pid for process in bench.record().values()]
     os.kill(os.getpid(), signal.SIGINT)
-    assert await asyncio.wait_for(running, 30) == 0
+    assert await running == 0
     out, err = capsys.readouterr()
     [line] = out.splitlines()
     assert line == "ready http://127.0.0.1:2 grpc 127.0.0.1:1 model "
@@ -163,7 +154,7 @@ async def test_the_first_process_that_fails_is_named_with_its_exit_code_and_its_
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bench = Bench(tmp_path, {"decode-0": FAILING})
-    assert await asyncio.wait_for(bench.cluster.run(), 30) == 1
+    assert await bench.run() == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert "error: decode-0 ended with exit code 3 before the cluster was ready" in err
@@ -182,16 +173,15 @@ async def test_a_process_that_dies_later_is_started_again_and_the_others_go_on(
 
     monkeypatch.setattr(status, "ask", ask)
     bench = Bench(tmp_path)
-    running = asyncio.create_task(bench.cluster.run())
-    await bench.until("up")
+    running = await bench.up()
     before = bench.record()
-    assert epoch_min(before["prefill-0"].pid) is None
+    assert "BATON_EPOCH_MIN" not in variables(before["prefill-0"].pid)
     os.kill(before["prefill-0"].pid, signal.SIGKILL)
-    await bench.until_restarted("prefill-0")
+    await bench.until("ready", "prefill-0", restarts=1)
     after = bench.record()
     assert after["prefill-0"].pid != before["prefill-0"].pid
     assert after["prefill-0"].why == ""
-    assert epoch_min(after["prefill-0"].pid) == b"42", "larger than its predecessor's"
+    assert variables(after["prefill-0"].pid)["BATON_EPOCH_MIN"] == "42", "larger than its predecessor's"
     assert [(one.pid, one.restarts) for one in after.values() if one.id != "prefill-0"] == [
         (one.pid, 0) for one in before.values() if one.id != "prefill-0"
     ]
@@ -202,10 +192,10 @@ async def test_a_process_that_dies_later_is_started_again_and_the_others_go_on(
     assert "prefill-0.log" in err
     # Ending by itself with 0, as after a signal from outside, is a death too.
     os.kill(after["scheduler"].pid, signal.SIGTERM)
-    await bench.until_restarted("scheduler")
-    assert epoch_min(bench.record()["scheduler"].pid) is None
+    await bench.until("ready", "scheduler", restarts=1)
+    assert "BATON_EPOCH_MIN" not in variables(bench.record()["scheduler"].pid)
     os.kill(os.getpid(), signal.SIGTERM)
-    assert await asyncio.wait_for(running, 30) == 0
+    assert await running == 0
     # Both lives of a process are in its log.
     assert (bench.directory / "logs" / "prefill-0.log").read_text().count("noise on stdout") == 2
 
@@ -214,10 +204,9 @@ async def test_one_death_too_many_and_it_stays_down_and_the_rest_goes_on_while_i
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bench = Bench(tmp_path, restarts_max=1)
-    running = asyncio.create_task(bench.cluster.run())
-    await bench.until("up")
+    running = await bench.up()
     bench.scripts["prefill-0"] = FAILING
-    os.kill(bench.record()["prefill-0"].pid, signal.SIGKILL)
+    bench.kill("prefill-0")
     await bench.until("failed", "prefill-0")
     why = "ended with exit code 3; it stays down (at most 1 restarts within 600 s)"
     assert bench.record()["prefill-0"].why == why
@@ -226,8 +215,8 @@ async def test_one_death_too_many_and_it_stays_down_and_the_rest_goes_on_while_i
     assert f"error: prefill-0 {why}" in err
     assert "the tokenizer ate the homework" in err
     bench.scripts["decode-0"] = FAILING
-    os.kill(bench.record()["decode-0"].pid, signal.SIGKILL)
-    assert await asyncio.wait_for(running, 30) == 1
+    bench.kill("decode-0")
+    assert await running == 1
     assert "error: no decode worker is left: stopping the rest" in capsys.readouterr().err
     assert bench.record()["front-proxy-0"].state == "stopped"
     assert bench.record()["decode-0"].state == "failed"
@@ -235,11 +224,9 @@ async def test_one_death_too_many_and_it_stays_down_and_the_rest_goes_on_while_i
 
 async def test_a_restart_on_demand_goes_one_by_one_and_brings_back_what_had_failed(tmp_path: Path) -> None:
     bench = Bench(tmp_path, restarts_max=0)
-    running = asyncio.create_task(bench.cluster.run())
-    await bench.until("up")
-    os.kill(bench.record()["prefill-0"].pid, signal.SIGKILL)
+    running = await bench.up()
+    bench.kill("prefill-0")
     await bench.until("failed", "prefill-0")
-    await bench.until_commanded()
     said: list[str] = []
     await operator_commands.restart(bench.directory, "prefill-0", say=said.append)
     await operator_commands.restart(bench.directory, "decode-0", say=said.append)
@@ -261,31 +248,31 @@ async def test_a_restart_on_demand_goes_one_by_one_and_brings_back_what_had_fail
     await bench.until("starting", "decode-0")
     with pytest.raises(CommandError, match="another restart runs already"):
         await operator_commands.restart(bench.directory, "all", say=said.append)
-    os.kill(bench.record()["decode-0"].pid, signal.SIGKILL)
+    bench.kill("decode-0")
     with pytest.raises(CommandError, match=r"decode-0 was ended by signal 9 \(SIGKILL\); it stays down"):
         await endless
-    assert await asyncio.wait_for(running, 30) == 1
+    assert await running == 1
     with pytest.raises(CommandError, match="takes no commands"):
         await operator_commands.restart(bench.directory, "all", say=said.append)
 
 
 async def test_a_pool_of_workers_grows_and_shrinks_and_every_change_is_reported(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    running = asyncio.create_task(bench.cluster.run())
-    await bench.until_commanded()
+    running = await bench.up()
     backend = bench.cluster.backend
     changes = backend.watch()
 
     async def reported(process_id: str, state: str) -> None:
-        async for member in changes:
-            if (member.id, member.state) == (process_id, state):
-                return
+        async with asyncio.timeout(WAIT_S):
+            async for member in changes:
+                if (member.id, member.state) == (process_id, state):
+                    return
 
     for _ in range(2):
         await backend.set_replicas("decode", 3)
-    await asyncio.wait_for(reported("decode-2", "ready"), WAIT_S)
+    await reported("decode-2", "ready")
     await backend.set_replicas("decode", 2, go_first=["decode-0"])
-    await asyncio.wait_for(reported("decode-0", "ended"), WAIT_S)
+    await reported("decode-0", "ended")
     found = {member.id: member for member in await backend.list() if member.pool == "decode"}
     assert [member.state for member in found.values()] == ["ended", "ready", "ready"]
     assert found["decode-0"].incarnation == ""
@@ -293,38 +280,41 @@ async def test_a_pool_of_workers_grows_and_shrinks_and_every_change_is_reported(
     assert "worker.worker_id=decode-2" in bench.settings["decode-2"]
     assert list(await backend.logs("decode-2", lines=1)) == ["noise on stdout"]
     await backend.set_replicas("decode", 3)
-    await asyncio.wait_for(reported("decode-0", "ready"), WAIT_S)
+    await reported("decode-0", "ready")
     with pytest.raises(ValueError, match="scheduler keeps its size"):
         await backend.set_replicas("scheduler", 2)
     os.kill(os.getpid(), signal.SIGINT)
-    assert await asyncio.wait_for(running, WAIT_S) == 0
+    assert await running == 0
     assert [member async for member in backend.watch()] == []
 
 
 async def test_told_to_stop_while_a_process_is_away_starts_nothing_any_more(tmp_path: Path) -> None:
     bench = Bench(tmp_path, restart_backoff_s=30.0)
-    running = asyncio.create_task(bench.cluster.run())
-    await bench.until("up")
-    os.kill(bench.record()["prefill-0"].pid, signal.SIGKILL)
+    running = await bench.up()
+    bench.kill("prefill-0")
     await bench.until("restarting", "prefill-0")
+    bench.scripts["decode-0"] = LOADING
+    restarting = asyncio.create_task(operator_commands.restart(bench.directory, "decode-0", say=print))
+    await bench.until("starting", "decode-0")
     os.kill(os.getpid(), signal.SIGINT)
-    assert await asyncio.wait_for(running, 30) == 0
+    assert await running == 0
     assert bench.record()["prefill-0"].restarts == 0
+    with pytest.raises(CommandError, match="the cluster stops"):
+        await restarting
 
 
 async def test_a_process_that_ignores_the_signal_is_killed_with_its_helpers_and_its_shared_memory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bench = Bench(tmp_path, {"decode-0": DEAF}, stop_timeout_s=0.5)
-    running = asyncio.create_task(bench.cluster.run())
-    await bench.until("up")
+    running = await bench.up()
     pid = bench.record()["decode-0"].pid
     assert len(procfs.group_members(pid)) == 2
     memory = SHARED_MEMORY / f"baton-test-{pid}"
-    folder = temporary_folder(pid)
+    folder = Path(variables(pid)["TMPDIR"])
     assert memory.exists() and (folder / "socket").exists()
     os.kill(os.getpid(), signal.SIGTERM)
-    assert await asyncio.wait_for(running, 30) == 0
+    assert await running == 0
     assert "decode-0 did not end in time and was killed" in capsys.readouterr().err
     assert procfs.group_members(pid) == []
     assert not memory.exists() and not folder.exists()
@@ -336,7 +326,7 @@ async def test_a_signal_while_processes_start_does_not_wait_for_those_that_do_no
     running = asyncio.create_task(bench.cluster.run())
     await bench.until("ready", "prefill-0")
     os.kill(os.getpid(), signal.SIGTERM)
-    assert await asyncio.wait_for(running, 30) == 0
+    assert await running == 0
     pid = bench.record()["decode-0"].pid
     assert procfs.group_members(pid) == []
     assert not (SHARED_MEMORY / f"baton-test-{pid}").exists()
@@ -381,11 +371,10 @@ async def test_a_state_file_that_cannot_be_written_ends_the_cluster_which_says_s
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bench = Bench(tmp_path)
-    running = asyncio.create_task(bench.cluster.run())
-    await bench.until_commanded()
-    with Refusing(bench.directory):
-        os.kill(bench.record()["decode-0"].pid, signal.SIGKILL)
-        assert await asyncio.wait_for(running, WAIT_S) == 1
+    running = await bench.up()
+    with refusing(bench.directory):
+        bench.kill("decode-0")
+        assert await running == 1
     assert "error: cannot write" in capsys.readouterr().err
     assert sorted(bench.notes.read_text().split()) == ["front-proxy-0", "prefill-0", "scheduler"]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,23 +27,19 @@ def test_what_is_written_is_read_back_and_no_draft_stays(tmp_path: Path) -> None
     assert [file.name for file in tmp_path.iterdir()] == ["cluster.json"]
 
 
-class Refusing:
-    """Refuses every write of a state file as a full disk does: its draft cannot be made."""
-
-    def __init__(self, state_dir: Path) -> None:
-        self._draft = state_dir / f".cluster.json.{os.getpid()}"
-
-    def __enter__(self) -> None:
-        self._draft.mkdir()
-
-    def __exit__(self, *_: object) -> None:
-        self._draft.rmdir()
+@contextlib.contextmanager
+def refusing(state_dir: Path) -> Iterator[None]:
+    """Refuse every write of a state file as a full disk does: its draft cannot be made."""
+    draft = state_dir / f".cluster.json.{os.getpid()}"
+    draft.mkdir()
+    yield
+    draft.rmdir()
 
 
 def test_a_record_that_cannot_be_written_is_told_with_the_reason(tmp_path: Path) -> None:
     told: list[str] = []
     state = ClusterState(tmp_path, _record(), told.append)
-    with Refusing(tmp_path):
+    with refusing(tmp_path):
         state.change("decode-0", pid=7)
         with pytest.raises(StateError, match=r"cannot write .*cluster\.json: Is a directory"):
             ClusterState(tmp_path, _record(), told.append)
