@@ -64,15 +64,6 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 BATON = tuple(baton_llm.command())
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process of this number exists."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def shared_memory(process: subprocess.Popen[str]) -> set[str]:
     """The names in shared memory that a process and all below it have mapped; others' names are theirs to clean up."""
     names: set[str] = set()

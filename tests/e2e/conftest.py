@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from launcher.demo import model as demo_model
-from tests.e2e.cluster import Endpoint, baton_up, is_alive, left_behind, plain_server, shared_memory, stop
+from launcher.local import procfs
+from tests.e2e.cluster import Endpoint, baton_up, left_behind, plain_server, shared_memory, stop
 
 SERVED = "demo"
 # vLLM would round these float32 weights to bfloat16, in which logits of random prompts tie exactly (1 token in 100):
@@ -77,7 +78,7 @@ def _real(state_dir: Path) -> Iterator[Endpoint]:
         pids = [process["pid"] for process in endpoint.status()]
         memory = shared_memory(endpoint.process)
         assert stop(endpoint.process) == 0
-        assert not any(is_alive(pid) for pid in pids)
+        assert not any(map(procfs.facts, pids))
     assert memory, "engines share memory with their processes"
     assert left_behind(memory) == set()
 

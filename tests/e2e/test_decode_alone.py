@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.cluster import baton_up, is_alive, wait_for
+from launcher.local import procfs
+from tests.e2e.cluster import baton_up, wait_for
 from tests.e2e.conftest import FAKE, SERVED, Alive
 
 pytestmark = pytest.mark.timeout(300)
@@ -33,4 +34,4 @@ def test_decode_workers_alone_serve_and_killing_the_launcher_leaves_no_process_a
         pids = [line["pid"] for line in lines]
         os.kill(cluster.process.pid, signal.SIGKILL)
         assert cluster.process.wait(END_TIMEOUT_S) == -signal.SIGKILL
-        wait_for(lambda: not any(map(is_alive, pids)), timeout_s=END_TIMEOUT_S, what="every process has ended")
+        wait_for(lambda: not any(map(procfs.facts, pids)), timeout_s=END_TIMEOUT_S, what="every process has ended")
