@@ -16,7 +16,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 import baton_llm
 from launcher.local import temp_dirs
@@ -62,6 +65,12 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 BATON = tuple(baton_llm.command())
+
+
+def metrics(url: str) -> dict[str, Metric]:
+    """What a process says on /metrics, by name; the name of a counter has no ``_total``."""
+    text = httpx.get(f"{url}/metrics", timeout=30).text
+    return {metric.name: metric for metric in text_string_to_metric_families(text)}
 
 
 def shared_memory(process: subprocess.Popen[str]) -> set[str]:

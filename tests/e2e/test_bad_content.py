@@ -10,14 +10,14 @@ import httpx
 import pytest
 
 from front_proxy.grpc_api.client import BatonClient, BatonError, SamplingOptions
-from tests.e2e.cluster import Endpoint
+from tests.e2e.cluster import Endpoint, metrics
 from tests.e2e.conftest import SERVED
 
 # The first one also waits for every engine to start.
 pytestmark = pytest.mark.timeout(900)
 # vLLM's checks know no vocabulary, and this token is in none.
 NO_TOKEN = "root ::= Token(99999999)"
-COUNTED = ("baton_front_proxy_retries_total", "baton_front_proxy_retries_denied_total")
+COUNTED = ("baton_front_proxy_retries", "baton_front_proxy_retries_denied")
 
 
 class Watch:
@@ -27,10 +27,9 @@ class Watch:
         self._baton = baton
         self._lines, self._retries = self._state()
 
-    def _state(self) -> tuple[collections.Counter[str], list[str]]:
-        metrics = httpx.get(f"{self._baton.url}/metrics", timeout=30).text.splitlines()
-        lines = collections.Counter(self._baton.logs().splitlines())
-        return lines, [line for line in metrics if line.startswith(COUNTED)]
+    def _state(self) -> tuple[collections.Counter[str], list[object]]:
+        found = metrics(self._baton.url)
+        return collections.Counter(self._baton.logs().splitlines()), [found[name] for name in COUNTED]
 
     def assert_told_once(self, words: str) -> None:
         lines, retries = self._state()

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.cluster import Endpoint
+from tests.e2e.cluster import Endpoint, metrics
 from tests.e2e.conftest import SERVED
 
 pytestmark = pytest.mark.timeout(900)
@@ -112,16 +112,14 @@ def busiest_decode(baton: Endpoint) -> int:
     running: dict[int, float] = {}
     for process in state["processes"]:
         if process["role"] == "decode":
-            text = httpx.get(f"http://{process['metrics_address']}/metrics", timeout=10).text
-            (line,) = (line for line in text.splitlines() if line.startswith("baton_worker_requests_live"))
-            running[int(process["pid"])] = float(line.rsplit(" ", 1)[1])
+            [live] = metrics(f"http://{process['metrics_address']}")["baton_worker_requests_live"].samples
+            running[process["pid"]] = live.value
     return max(running, key=lambda pid: running[pid])
 
 
 def resumes(baton: Endpoint) -> dict[str, float]:
-    text = httpx.get(f"{baton.url}/metrics", timeout=10).text
-    lines = [line for line in text.splitlines() if line.startswith("baton_front_proxy_resumes_total{")]
-    return {line.split('"')[1]: float(line.rsplit(" ", 1)[1]) for line in lines}
+    samples = metrics(baton.url)["baton_front_proxy_resumes"].samples
+    return {sample.labels["how"]: sample.value for sample in samples if sample.name.endswith("_total")}
 
 
 async def test_every_kind_of_stream_survives_the_death_of_its_decode_worker_and_says_the_same(baton: Endpoint) -> None:

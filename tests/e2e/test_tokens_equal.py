@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import re
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.e2e.cluster import Endpoint
+from tests.e2e.cluster import Endpoint, metrics
 from tests.e2e.conftest import MODEL, SERVED
 
 # The first one also waits for every engine to start.
@@ -54,18 +53,12 @@ async def complete_all(url: str) -> list[tuple[list[int], int]]:
         return list(await asyncio.gather(*(one(prompt) for prompt in prompts())))
 
 
-def counter(text: str, name: str) -> float:
-    """The sum of a counter's samples over its labels."""
-    pattern = rf"^{re.escape(name)}(?:{{[^}}]*}})? ([0-9.e+-]+)$"
-    return sum(float(value) for value in re.findall(pattern, text, re.MULTILINE))
-
-
 def computed_and_pulled(baton: Endpoint) -> tuple[float, int]:
     """Tokens of prompts that the decode workers have computed, and bytes of KV that they have pulled."""
     decodes = [line for line in baton.status() if line["role"] == "decode"]
-    texts = [httpx.get(f"http://{line['metrics_address']}/metrics", timeout=10).text for line in decodes]
-    computed = sum(counter(text, "baton_worker_prompt_tokens_computed_total") for text in texts)
-    return computed, sum(line["kv_bytes_in"] for line in decodes)
+    counted = [metrics(f"http://{line['metrics_address']}")["baton_worker_prompt_tokens_computed"] for line in decodes]
+    totals = [sample.value for each in counted for sample in each.samples if sample.name.endswith("_total")]
+    return sum(totals), sum(line["kv_bytes_in"] for line in decodes)
 
 
 def block_bytes(model: Path) -> int:
