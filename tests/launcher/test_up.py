@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from launcher.config import BatonConfig, LauncherConfig
 from launcher.local import operator_commands, procfs, state_file, status
 from launcher.local.child import Child
 from launcher.local.operator_commands import CommandError
-from launcher.local.ports import HeldPorts, StartError
-from launcher.local.process_plan import ProcessSpec, plan
+from launcher.local.process_plan import ProcessSpec
 from launcher.local.supervision import BecameReady, Ended
 from launcher.local.timing import Timing
 from launcher.up import Cluster, up
@@ -346,17 +343,6 @@ def test_shared_memory_that_is_used_or_older_stays() -> None:
         assert procfs.remove_unused([path], made_since_s=time.time()) == [path]
     finally:
         path.unlink(missing_ok=True)
-
-
-def test_a_port_that_is_taken_is_told_before_anything_starts() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        config = BatonConfig()
-        port = taken.getsockname()[1]
-        front = msgspec.structs.replace(config.front_proxy, port=port)
-        with pytest.raises(StartError, match=rf"cannot listen on 127.0.0.1:{port} \(front_proxy.port\)"):
-            HeldPorts.take(msgspec.structs.replace(config, front_proxy=front), plan(config))
 
 
 def test_a_state_folder_belongs_to_one_launcher(tmp_path: Path) -> None:

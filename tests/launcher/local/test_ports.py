@@ -9,17 +9,17 @@ import pytest
 
 from launcher.config import BatonConfig
 from launcher.local import ports
-from launcher.local.ports import HeldPorts
+from launcher.local.ports import HeldPorts, StartError
 from launcher.local.process_plan import plan
 from runtime.configuration import load
 from runtime.rpc.grpc_server import channel, start_server
 
-CONFIG = load(
-    BatonConfig,
-    file=None,
-    environ={},
-    sets=["front_proxy.port=0", "launcher.front_proxies=2"],
-).value
+
+def configured(*sets: str) -> BatonConfig:
+    return load(BatonConfig, file=None, environ={}, sets=sets).value
+
+
+CONFIG = configured("front_proxy.port=0", "launcher.front_proxies=2")
 WAIT_S = 10.0
 
 
@@ -47,12 +47,19 @@ def test_a_fixed_port_of_the_scheduler_counts_up(monkeypatch: pytest.MonkeyPatch
         return bound(host, 0, setting, flag)
 
     monkeypatch.setattr(ports, "_bound", any_port)
-    sets = ["scheduler.port=7001", "launcher.schedulers=2"]
-    config = load(BatonConfig, file=None, environ={}, sets=sets).value
+    config = configured("scheduler.port=7001", "launcher.schedulers=2")
     with contextlib.closing(HeldPorts.take(config, plan(config))) as held:
         assert asked[:2] == [("scheduler.port", 7001), ("scheduler.port", 7002)]
         told = [ports_of(held, f"scheduler-{index}")["scheduler.port"] for index in (0, 1)]
         assert told[0] != told[1]
+
+
+def test_a_port_that_is_taken_is_told_before_anything_starts() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = configured(f"front_proxy.port={port}")
+        with pytest.raises(StartError, match=rf"cannot listen on 127.0.0.1:{port} \(front_proxy.port\)"):
+            HeldPorts.take(config, plan(config))
 
 
 def test_connections_wait_between_one_listener_and_the_next_and_are_refused_once_none_follows() -> None:

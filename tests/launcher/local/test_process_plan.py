@@ -4,27 +4,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from engine.preflight import cpu_share
-from launcher.config import BatonConfig, LauncherConfig
-from launcher.local.process_plan import one_machine, plan
+from launcher.config import BatonConfig
+from launcher.local.process_plan import ProcessSpec, one_machine, plan
 from runtime.configuration import BadConfiguration, load
 
 
+def planned(*sets: str) -> dict[str, ProcessSpec]:
+    """The processes of a cluster with these settings."""
+    return {spec.id: spec for spec in plan(load(BatonConfig, file=None, environ={}, sets=sets).value)}
+
+
+def adjusted(*sets: str) -> BatonConfig:
+    """The configuration of a cluster with these settings, whose processes share this machine."""
+    loaded = load(BatonConfig, file=None, environ={}, sets=sets)
+    return one_machine(loaded.value, loaded.sources, Path("/state"))
+
+
 def test_a_fixed_worker_port_counts_up_and_only_the_first_front_proxy_keeps_its_own() -> None:
-    config = BatonConfig(launcher=LauncherConfig(prefill=2, decode=1, front_proxies=2))
-    config = msgspec.structs.replace(
-        config,
-        worker=msgspec.structs.replace(config.worker, port=9000, advertise_port=7000),
-        front_proxy=msgspec.structs.replace(config.front_proxy, metrics_port=9200),
-    )
-    settings = {spec.id: spec.settings for spec in plan(config)}
-    assert {"worker.port=9001", "worker.advertise_port=7001"} <= set(settings["prefill-1"])
-    assert "worker.port=9002" in settings["decode-0"]
-    assert "front_proxy.port=0" not in settings["front-proxy-0"]
-    assert {"front_proxy.port=0", "front_proxy.metrics_port=9201"} <= set(settings["front-proxy-1"])
+    counts = ("launcher.prefill=2", "launcher.front_proxies=2")
+    ports = ("worker.port=9000", "worker.advertise_port=7000", "front_proxy.metrics_port=9200")
+    specs = planned(*counts, *ports)
+    assert {"worker.port=9001", "worker.advertise_port=7001"} <= set(specs["prefill-1"].settings)
+    assert "worker.port=9002" in specs["decode-0"].settings
+    assert "front_proxy.port=0" not in specs["front-proxy-0"].settings
+    assert {"front_proxy.port=0", "front_proxy.metrics_port=9201"} <= set(specs["front-proxy-1"].settings)
 
 
 @pytest.mark.parametrize(
@@ -39,35 +45,29 @@ def test_a_fixed_worker_port_counts_up_and_only_the_first_front_proxy_keeps_its_
     ],
 )
 def test_a_port_that_cannot_count_up_is_refused_by_name(settings: list[str], path: str) -> None:
-    config = load(BatonConfig, file=None, environ={}, sets=[*settings, "launcher.front_proxies=2"])
     with pytest.raises(BadConfiguration, match=rf"{path}: 2 processes take the ports .* \(--set\)"):
-        one_machine(config.value, config.sources, Path("/state"))
+        adjusted(*settings, "launcher.front_proxies=2")
 
 
-def test_engines_share_the_cores_unless_the_operator_said_how() -> None:
-    config = BatonConfig(launcher=LauncherConfig(prefill=2, decode=3))
-    there = Path("/state")
-    assert one_machine(config, {}, there).engine.cpu_threads == cpu_share(5)
-    assert one_machine(config, {"engine.cpu_threads": "--set"}, there).engine.cpu_threads == 0
-    front = config.front_proxy
-    assert one_machine(config, {}, there).front_proxy.grpc_port == front.port + 1
-    taken = msgspec.structs.replace(config, front_proxy=msgspec.structs.replace(front, metrics_port=front.port + 1))
-    assert one_machine(taken, {}, there).front_proxy.grpc_port == 0
-    assert one_machine(config, {}, there).scheduler.leader_lock_file == ""
+def test_engines_share_the_cores_and_grpc_is_beside_http_unless_the_operator_said_how() -> None:
+    workers = ("launcher.prefill=2", "launcher.decode=3")
+    assert adjusted(*workers).engine.cpu_threads == cpu_share(5)
+    assert adjusted(*workers, "engine.cpu_threads=0").engine.cpu_threads == 0
+    assert adjusted("front_proxy.port=8000").front_proxy.grpc_port == 8001
+    assert adjusted("front_proxy.port=8000", "front_proxy.metrics_port=8001").front_proxy.grpc_port == 0
 
 
 def test_two_schedulers_share_a_lock_and_the_others_start_after_both() -> None:
-    config = BatonConfig(launcher=LauncherConfig(schedulers=2))
-    config = msgspec.structs.replace(config, scheduler=msgspec.structs.replace(config.scheduler, metrics_port=9100))
-    specs = {spec.id: spec for spec in plan(config)}
+    two = "launcher.schedulers=2"
+    specs = planned(two, "scheduler.metrics_port=9100")
     assert list(specs) == ["scheduler-0", "scheduler-1", "prefill-0", "decode-0", "front-proxy-0"]
     assert "scheduler.scheduler_id=scheduler-1" in specs["scheduler-1"].settings
     assert "scheduler.metrics_port=9101" in specs["scheduler-1"].settings
     assert specs["decode-0"].after == specs["front-proxy-0"].after == ("scheduler-0", "scheduler-1")
-    assert one_machine(config, {}, Path("/state")).scheduler.leader_lock_file == "/state/leader"
-    own = msgspec.structs.replace(config.scheduler, leader_lock_file="/run/baton/leader")
-    config = msgspec.structs.replace(config, scheduler=own)
-    assert one_machine(config, {}, Path("/state")).scheduler.leader_lock_file == "/run/baton/leader"
-    elsewhere = msgspec.structs.replace(config.scheduler, leader_lock_file="", leader_store="kubernetes")
-    config = msgspec.structs.replace(config, scheduler=elsewhere)
-    assert one_machine(config, {}, Path("/state")).scheduler.leader_lock_file == ""
+    for sets, lock in (
+        ((), ""),
+        ((two,), "/state/leader"),
+        ((two, "scheduler.leader_lock_file=/run/baton/leader"), "/run/baton/leader"),
+        ((two, "scheduler.leader_store=kubernetes"), ""),
+    ):
+        assert adjusted(*sets).scheduler.leader_lock_file == lock
