@@ -18,6 +18,7 @@ from launcher.local.child import READY_PREFIX
 from launcher.local.environment import CHILD_VARIABLE
 from launcher.local.ports import HTTP_FD_VARIABLE
 from launcher.local.process_plan import drain_s
+from runtime.process import lifecycle, logs, open_files, orphan
 from runtime.roles import Role
 
 EXIT_TIMEOUT_S = 15.0
@@ -26,8 +27,6 @@ EXIT_TIMEOUT_S = 15.0
 
 def serve(role: Role, config: BatonConfig) -> int:
     """Run the process to its end and return its exit code."""
-    from runtime.process import orphan
-
     if not os.environ.get(CHILD_VARIABLE):
         return _serve(role, config)
     # As long as `baton up` would have given it.
@@ -47,8 +46,6 @@ def _remove_temp_dir() -> None:
 
 
 def _serve(role: Role, config: BatonConfig) -> int:
-    from runtime.process import lifecycle, logs, open_files
-
     logs.configure_logging(config.of_role(role).log_level, process_id(role, config))
     _use_own_log_format(os.environ)
     open_files.raise_limit()
@@ -96,8 +93,6 @@ def process_id(role: Role, config: BatonConfig) -> str:
 
 def announce(addresses: Mapping[str, str]) -> None:
     """Print the ready line, by which the launcher learns that this process serves."""
-    from runtime.process import lifecycle
-
     lifecycle.settle_heap()
     line = msgspec.json.encode({"pid": str(os.getpid()), **addresses}).decode()
     sys.stdout.write(f"{READY_PREFIX}{line}\n")

@@ -6,7 +6,7 @@ import contextlib
 import os
 import select
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -76,7 +76,8 @@ def wait_until_gone(pids: Iterable[int], timeout_s: float) -> None:
 
 def shared_memory_of(pids: Iterable[int]) -> set[Path]:
     """Files in /dev/shm that any of ``pids`` maps or has open."""
-    return {path for pid in pids for path in (*_mapped(pid), *_opened(pid))}
+    names = {name for pid in pids for name in (*_mapped(pid), *_opened(pid))}
+    return {Path(name) for name in names if name.startswith(f"{SHARED_MEMORY}/") and not name.endswith(_DELETED)}
 
 
 def remove_unused(files: Iterable[Path], *, made_since_s: float) -> list[Path]:
@@ -99,25 +100,14 @@ def _is_ours(file: Path, made_since_s: float) -> bool:
     return status.st_uid == os.getuid() and status.st_ctime >= made_since_s - 1.0
 
 
-def _mapped(pid: int) -> list[Path]:
-    try:
-        lines = (_PROC / str(pid) / "maps").read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-    names = (line.split(maxsplit=5)[5] for line in lines if str(SHARED_MEMORY) in line and line.count(" ") >= 5)
-    return [Path(name) for name in names if _names_shared_memory(name)]
+def _mapped(pid: int) -> Iterator[str]:
+    with contextlib.suppress(OSError):  # it ended, or is not ours to look at
+        for line in (_PROC / str(pid) / "maps").read_text(errors="replace").splitlines():
+            yield line.split(maxsplit=5)[-1]
 
 
-def _opened(pid: int) -> list[Path]:
-    found: list[Path] = []
-    with contextlib.suppress(OSError):  # the process ended, or is not ours to look at
+def _opened(pid: int) -> Iterator[str]:
+    with contextlib.suppress(OSError):
         for entry in (_PROC / str(pid) / "fd").iterdir():
             with contextlib.suppress(OSError):
-                name = str(entry.readlink())
-                if _names_shared_memory(name):
-                    found.append(Path(name))
-    return found
-
-
-def _names_shared_memory(name: str) -> bool:
-    return name.startswith(f"{SHARED_MEMORY}/") and not name.endswith(_DELETED)
+                yield str(entry.readlink())
