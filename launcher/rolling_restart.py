@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Literal
 
 import msgspec
@@ -66,20 +66,17 @@ class RollingRestart:
             raise Refusal("busy", "another restart runs already")
         self._running = True
         try:
-            chosen = self.in_order(members.values()) if process_id == "all" else [members[process_id]]
+            in_order = sorted(members.values(), key=lambda member: _ORDER.index(self._roles[member.pool]))
+            chosen = in_order if process_id == "all" else [members[process_id]]
             for one in chosen:
                 [before] = [member for member in await self._backend.list() if member.id == one.id]
                 yield Step(one.id, "stopping", before.incarnation)
                 after = await self._replaced(before)
-                if problem := await self.settled(one):
-                    raise Refusal("aborted", f"{one.id} {problem}")
+                if self._roles[one.pool] == "scheduler":
+                    await self._settled(one)
                 yield Step(one.id, "ready", after.incarnation)
         finally:
             self._running = False
-
-    def in_order(self, members: Iterable[Member]) -> list[Member]:
-        """Schedulers, prefill workers, decode workers, front proxies."""
-        return sorted(members, key=lambda member: _ORDER.index(self._roles[member.pool]))
 
     async def _replaced(self, before: Member) -> Member:
         """Wait until the process has a successor that serves. Raises Refusal."""
@@ -94,26 +91,21 @@ class RollingRestart:
                     raise Refusal("aborted", f"{now.id} {now.why}")
         raise Refusal("aborted", f"{before.id} was not waited for: the cluster stops")
 
-    async def settled(self, restarted: Member) -> str:
-        """Wait until the other processes have found a process that came back; returns what is wrong, or nothing.
+    async def _settled(self, restarted: Member) -> None:
+        """Wait until the other processes have found a scheduler that came back. Raises Refusal.
 
         A worker reports ready when it is registered, and a front proxy when it can serve. A scheduler reports ready
         when it listens. Every ready worker must register with the scheduler that leads before the next process stops.
         The restarted scheduler may be a standby now.
         """
-        if self._roles[restarted.pool] != "scheduler":
-            return ""
         try:
             async with asyncio.timeout(self._within_s):
                 while not await self._has_settled(restarted):  # noqa: ASYNC110 - the scheduler is another process
                     # Only the scheduler knows which workers have registered, and it answers only when asked.
                     await asyncio.sleep(self._poll_interval_s)
         except TimeoutError:
-            return (
-                f"came back, but within {self._within_s:g} s not every worker has registered with a scheduler that "
-                "leads"
-            )
-        return ""
+            missing = f"within {self._within_s:g} s not every worker has registered with a scheduler that leads"
+            raise Refusal("aborted", f"{restarted.id} came back, but {missing}") from None
 
     async def _has_settled(self, restarted: Member) -> bool:
         members = await self._backend.list()

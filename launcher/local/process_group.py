@@ -73,7 +73,6 @@ class LocalProcesses:
         self._local_addresses: dict[str, str] = {}
         # The largest epoch of each worker: its successor's must be larger, even if the clock went back.
         self._epochs: dict[str, int] = {}
-        records = tuple(ProcessRecord(id=spec.id, role=spec.role, log=str(self.log(spec.id))) for spec in specs)
         me = procfs.facts(os.getpid())
         self.state = ClusterState(
             state_dir,
@@ -81,19 +80,20 @@ class LocalProcesses:
                 launcher_pid=os.getpid(),
                 launcher_start_ticks=me.start_ticks if me else 0,
                 model=config.engine.model,
-                processes=records,
+                processes=tuple(self._record(spec) for spec in specs),
             ),
             self._state_failed,
         )
-        for spec in specs:
-            # The log of an earlier cluster.
-            self.log(spec.id).unlink(missing_ok=True)
 
     def add(self, spec: ProcessSpec) -> None:
         """Know one more process, which is not started yet."""
         self.specs[spec.id] = spec
-        self.log(spec.id).unlink(missing_ok=True)
-        self.state.add(ProcessRecord(id=spec.id, role=spec.role, log=str(self.log(spec.id))))
+        self.state.add(self._record(spec))
+
+    def _record(self, spec: ProcessSpec) -> ProcessRecord:
+        log = self.log(spec.id)
+        log.unlink(missing_ok=True)  # an earlier cluster's
+        return ProcessRecord(id=spec.id, role=spec.role, log=str(log))
 
     def _state_failed(self, why: str) -> None:
         tell(f"error: {why}")
