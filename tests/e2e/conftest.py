@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -40,6 +40,9 @@ PLAIN = (
 )  # fmt: skip
 
 
+Server = TypeVar("Server")
+
+
 class Alive:
     """Servers that run. Those of another group end before one of this group starts."""
 
@@ -48,14 +51,15 @@ class Alive:
         self._servers: dict[str, Any] = {}
         self._ends = contextlib.ExitStack()
 
-    def get(self, group: str, name: str, start: Callable[[], AbstractContextManager[Any]]) -> Any:
+    def get(self, group: str, name: str, start: Callable[[], AbstractContextManager[Server]]) -> Server:
         """The server of this name, started if it does not run."""
         if group != self._group:
             self.end()
             self._group = group
         if name not in self._servers:
             self._servers[name] = self._ends.enter_context(start())
-        return self._servers[name]
+        server: Server = self._servers[name]
+        return server
 
     def end(self) -> None:
         """End them all."""
@@ -86,17 +90,13 @@ def _real(state_dir: Path) -> Iterator[Endpoint]:
 @pytest.fixture(scope="module")
 def baton(alive: Alive, tmp_path_factory: pytest.TempPathFactory) -> Endpoint:
     """The cluster with real engines."""
-    endpoint = alive.get("real", "baton", lambda: _real(tmp_path_factory.mktemp("baton")))
-    assert isinstance(endpoint, Endpoint)
-    return endpoint
+    return alive.get("real", "baton", lambda: _real(tmp_path_factory.mktemp("baton")))
 
 
 @pytest.fixture(scope="module")
 def plain(alive: Alive, tmp_path_factory: pytest.TempPathFactory, baton: Endpoint) -> str:
     """The address of one plain vLLM server. After the cluster: only one set of engines starts at a time."""
-    url = alive.get("real", "plain", lambda: plain_server(tmp_path_factory.mktemp("plain"), MODEL, PLAIN))
-    assert isinstance(url, str)
-    return url
+    return alive.get("real", "plain", lambda: plain_server(tmp_path_factory.mktemp("plain"), MODEL, PLAIN))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

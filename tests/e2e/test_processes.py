@@ -39,9 +39,7 @@ def cluster(alive: Alive, tmp_path_factory: pytest.TempPathFactory) -> Endpoint:
         "--set", "launcher.front_proxies=2",
         "--set", f"front_proxy.deadline_s={DEADLINE_S}",
     ]  # fmt: skip
-    endpoint = alive.get("processes", "baton", lambda: baton_up(tmp_path_factory.mktemp("processes"), arguments))
-    assert isinstance(endpoint, Endpoint)
-    return endpoint
+    return alive.get("processes", "baton", lambda: baton_up(tmp_path_factory.mktemp("processes"), arguments))
 
 
 async def _follow(client: httpx.AsyncClient, length: int, tokens: int) -> str:
