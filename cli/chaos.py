@@ -85,9 +85,12 @@ def real(
     sets = [*(f"launcher.{name}={count}" for name, count in counts), *sources.sets]
     # As `baton up` will read it. A wrong setting fails here, before any process starts.
     config = load(Sources(config=sources.config, sets=sets)).value
+    words = ["--model", model] if model else []
+    words += ["--config", str(sources.config)] if sources.config else []
+    words += [word for each in sets for word in ("--set", each)]
     options = real_run.ChaosOptions(
         state_dir=state_dir.expanduser().absolute(),
-        up_arguments=_up_arguments(model, sources.config, sets),
+        up_arguments=tuple(words),
         specs=process_plan.plan(config),
         config=config,
         seed=plan.seed,
@@ -104,12 +107,6 @@ def real(
         output.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
     print(as_text(report))
     return 0 if report.passed else 1
-
-
-def _up_arguments(model: str, config: Path | None, sets: Sequence[str]) -> tuple[str, ...]:
-    words = ["--model", model] if model else []
-    words += ["--config", str(config)] if config is not None else []
-    return (*words, *(word for each in sets for word in ("--set", each)))
 
 
 @app.command

@@ -60,7 +60,6 @@ class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
     url: str = ""
     grpc_address: str = ""
     processes: tuple[ProcessRecord, ...] = ()
-    version: int = 1
 
 
 class ClusterState:

@@ -1,10 +1,9 @@
 """How the processes of a cluster start, and when one that ended starts again. A pure machine: events in, actions out.
 
-A process starts when those that it depends on are ready. Before all have been ready once, any death stops the whole
-cluster. Later each process has its own count of deaths. After a death the process is restarted with a pause,
-which doubles with each death in the window. After too many deaths it stays down. A process that is replaced on purpose
-starts again at once, uncounted. A scheduler that does not answer is killed: a frozen scheduler keeps the leader's lock,
-and no other one can lead.
+Before all processes have been ready once, any death stops the whole cluster. Later a dead process is restarted after a
+pause, which doubles with each of its deaths in the window; after too many it stays down. A process that is replaced on
+purpose starts again at once, uncounted. A scheduler that does not answer is killed: a frozen one keeps the leader's
+lock, and no other one can lead.
 """
 
 from __future__ import annotations
@@ -162,7 +161,7 @@ class _Watched:
     def __init__(self, spec: ProcessSpec) -> None:
         self.spec = spec
         self.phase = Phase.WAITING
-        # PAUSING: when it is started. STARTING: when it must be ready.
+        # PAUSING: when it is started. STARTING: when it must be ready; never, once it was killed for that.
         self.due_s = 0.0
         # Times of the deaths that still count; never more than restarts_max.
         self.deaths: deque[float] = deque()

@@ -114,18 +114,15 @@ def test_the_fake_engine_knows_as_many_tokens_as_the_model(tmp_path: Path) -> No
     assert kept.engine.fake.vocab_size == config.engine.fake.vocab_size
 
 
-def test_without_a_model_the_demo_model_is_served_with_its_own_tool_parser() -> None:
+def test_without_a_model_the_demo_model_is_served_with_its_own_tool_parser(tmp_path: Path) -> None:
     config = choose(BatonConfig(), {})
     assert config.engine.model == str(demo_model.SHIPPED)
     assert model_choice.served_name(config) == demo_model.NAME
     assert config.front_proxy.serving.tool_call_parser == demo_model.CHAT_TOOL_PARSER
     kept = choose(BatonConfig(), {"front_proxy.serving.tool_call_parser": "--set"})
     assert kept.front_proxy.serving.tool_call_parser is None
-
-
-def test_the_demo_model_is_put_where_the_operator_wants_it(tmp_path: Path) -> None:
-    config = BatonConfig(launcher=LauncherConfig(demo_cache_dir=str(tmp_path)))
-    assert Path(choose(config, {}).engine.model).parent == tmp_path
+    elsewhere = BatonConfig(launcher=LauncherConfig(demo_cache_dir=str(tmp_path)))
+    assert Path(choose(elsewhere, {}).engine.model).parent == tmp_path
 
 
 def test_automatic_tool_choice_without_a_parser_is_refused_before_anything_starts(tmp_path: Path) -> None:
