@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import re
 import signal
 import subprocess
@@ -22,11 +21,13 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 import baton_llm
-from launcher.local import temp_dirs
+from launcher.local import procfs, temp_dirs
 from tests.cli import foreign_modules
 
 START_TIMEOUT_S = 420.0
 STOP_TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = 120.0
+POLL_S = 0.1
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,17 +38,16 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     state_dir: Path
     process: subprocess.Popen[str]
 
+    def command(self, *words: str) -> str:
+        """What a `baton` command on this cluster says; it must succeed."""
+        command = [*BATON, *words, "--state-dir", str(self.state_dir)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def status(self) -> list[dict[str, Any]]:
         """What `baton status --json` says right now."""
-        result = subprocess.run(
-            [*BATON, "status", "--state-dir", str(self.state_dir), "--json"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
-        processes = json.loads(result.stdout)["processes"]
-        assert isinstance(processes, list)
+        processes: list[dict[str, Any]] = json.loads(self.command("status", "--json"))["processes"]
         return processes
 
     def wait_idle(self, timeout_s: float = 10.0) -> None:
@@ -73,22 +73,16 @@ def metrics(url: str) -> dict[str, Metric]:
     return {metric.name: metric for metric in text_string_to_metric_families(text)}
 
 
-def shared_memory(process: subprocess.Popen[str]) -> set[str]:
-    """The names in shared memory that a process and all below it have mapped; others' names are theirs to clean up."""
-    names: set[str] = set()
-    pids = [process.pid]
-    while pids:
-        folder = Path("/proc") / str(pids.pop())
+def shared_memory(process: subprocess.Popen[str]) -> set[Path]:
+    """What a process and all below it use of the shared memory; what others use is theirs to clean up."""
+    pids, left = [], [process.pid]
+    while left:
+        pids.append(left.pop())
         # Any of them may end meanwhile.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            names.update(re.findall(r" /dev/shm/(\S+)", (folder / "maps").read_text()))
-            pids += [int(pid) for children in folder.glob("task/*/children") for pid in children.read_text().split()]
-    return names
-
-
-def left_behind(names: set[str]) -> set[str]:
-    """Those of the names that are still in shared memory."""
-    return {name for name in names if (Path("/dev/shm") / name).exists()}
+            for children in Path("/proc", str(pids[-1])).glob("task/*/children"):
+                left += map(int, children.read_text().split())
+    return procfs.shared_memory_of(pids)
 
 
 def wait_for(
@@ -96,7 +90,6 @@ def wait_for(
     *,
     timeout_s: float,
     what: str,
-    poll_s: float = 0.1,
     seen: Callable[[], object] = str,
 ) -> Any:
     """The first true value of ``condition()``; polls because the other side is another process."""
@@ -107,26 +100,7 @@ def wait_for(
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_s} s: {what}: {seen()}")
-        pause.wait(poll_s)
-
-
-def _first_line(process: subprocess.Popen[str], prefix: str, timeout_s: float) -> str:
-    lines: queue.Queue[str | None] = queue.Queue()
-
-    def read() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.put(line)
-        lines.put(None)
-
-    threading.Thread(target=read, daemon=True).start()  # ends with the pipe
-    deadline = time.monotonic() + timeout_s
-    while True:
-        line = lines.get(timeout=max(0.0, deadline - time.monotonic()))
-        if line is None:
-            raise AssertionError(f"process ended with {process.wait(10)} before it printed '{prefix}'")
-        if line.startswith(prefix):
-            return line.strip()
+        pause.wait(POLL_S)
 
 
 def stop(process: subprocess.Popen[str]) -> int:
@@ -138,9 +112,6 @@ def stop(process: subprocess.Popen[str]) -> int:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
-    finally:
-        if process.poll() is not None and process.stdout is not None:
-            process.stdout.close()
 
 
 @contextlib.contextmanager
@@ -148,16 +119,19 @@ def _running(
     command: Sequence[str], errors: Path, environ: Mapping[str, str], folder: Path | None = None
 ) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """A server that has printed its ready line, and the words of that line."""
-    with errors.open("w") as stderr:
+    output = errors.with_suffix(".stdout")
+    with errors.open("w") as stderr, output.open("w") as stdout:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True, env=environ, cwd=folder
+            command, stdout=stdout, stderr=stderr, text=True, start_new_session=True, env=environ, cwd=folder
         )
+
+    def ready() -> re.Match[str] | None:
+        assert process.poll() is None, f"it ended with {process.returncode}:\n{errors.read_text()[-4000:]}"
+        return re.search(r"^ready http://.*\n", output.read_text(), re.MULTILINE)
+
     try:
-        try:
-            words = _first_line(process, "ready http://", START_TIMEOUT_S).split()
-        except Exception as failure:
-            raise AssertionError(f"it did not start:\n{errors.read_text()[-4000:]}") from failure
-        yield process, words
+        found = wait_for(ready, timeout_s=START_TIMEOUT_S, what="it is ready", seen=lambda: errors.read_text()[-4000:])
+        yield process, found[0].split()
     finally:
         stop(process)
 

@@ -11,7 +11,6 @@ import itertools
 import os
 import re
 import signal
-import subprocess
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,13 +18,12 @@ import httpx
 import pytest
 
 from launcher.local import procfs
-from tests.e2e.cluster import BATON, Endpoint, baton_up, left_behind, shared_memory, stop, wait_for
+from tests.e2e.cluster import Endpoint, baton_up, shared_memory, stop, wait_for
 from tests.e2e.conftest import FAKE, SERVED, Alive
 
 pytestmark = pytest.mark.timeout(900)
 
 DEADLINE_S = 20
-COMMAND_TIMEOUT_S = 120
 # A front proxy imports for ten seconds of CPU, which it may have to share.
 RESTART_TIMEOUT_S = 120
 CLIENTS = 6
@@ -101,14 +99,6 @@ async def load_on(cluster: Endpoint) -> AsyncIterator[Load]:
             load.over = True
 
 
-def _baton(cluster: Endpoint, *arguments: str) -> str:
-    """What a command says; it must succeed."""
-    command = [*BATON, *arguments, "--state-dir", str(cluster.state_dir)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 def _line(cluster: Endpoint, process_id: str) -> Line:
     return next(line for line in cluster.status() if line["id"] == process_id)
 
@@ -171,13 +161,13 @@ async def test_a_stop_signal_to_any_process_under_load_loses_nothing(cluster: En
 async def test_a_drained_worker_is_idle_and_stays_up_until_it_is_restarted(cluster: Endpoint) -> None:
     before = _line(cluster, "decode-1")
     async with load_on(cluster) as load:
-        said = await asyncio.to_thread(_baton, cluster, "drain", "decode-1", "--timeout-s", str(DEADLINE_S))
+        said = await asyncio.to_thread(cluster.command, "drain", "decode-1", "--timeout-s", str(DEADLINE_S))
         assert said.splitlines()[-1].startswith("decode-1 is idle")
         drained = await asyncio.to_thread(_line, cluster, "decode-1")
         assert (drained["state"], drained["requests_running"], drained["pid"]) == ("draining", 0, before["pid"])
         await load.until(2 * CLIENTS)
         assert (await asyncio.to_thread(_line, cluster, "decode-1"))["requests_running"] == 0
-        await asyncio.to_thread(_baton, cluster, "restart", "decode-1")
+        await asyncio.to_thread(cluster.command, "restart", "decode-1")
         await asyncio.to_thread(_wait_whole, cluster, before)
     assert load.problems == []
 
@@ -185,7 +175,7 @@ async def test_a_drained_worker_is_idle_and_stays_up_until_it_is_restarted(clust
 async def test_a_rolling_restart_of_everything_under_load_loses_nothing(cluster: Endpoint) -> None:
     before = cluster.status()
     async with load_on(cluster) as load:
-        said = await asyncio.to_thread(_baton, cluster, "restart", "all")
+        said = await asyncio.to_thread(cluster.command, "restart", "all")
         await load.until(CLIENTS)
     assert load.problems == []
     ready = [line.split(":")[0] for line in said.splitlines() if "ready again" in line]
@@ -202,5 +192,5 @@ def test_an_interrupt_ends_every_process_with_exit_code_zero(cluster: Endpoint) 
     memory = shared_memory(cluster.process)
     assert stop(cluster.process) == 0
     assert not any(map(procfs.facts, pids))
-    assert left_behind(memory) == set()
+    assert not any(file.exists() for file in memory)
     assert "never retrieved" not in cluster.logs()
