@@ -17,7 +17,7 @@ from chaos.clients import Door
 from chaos.report import NotBack
 from launcher.local import state_file
 from launcher.local.child import tail
-from launcher.local.status import StatusLine, all_known, all_serve, collect
+from launcher.local.status import StatusLine, all_serve, collect
 
 LOOK_INTERVAL_S = 0.2
 STATUS_TIMEOUT_S = 2.0
@@ -130,7 +130,7 @@ class ChaosCluster:
         while True:
             lines = await self.status()
             hit = next(line for line in lines if line.id == process_id)
-            looks = looks + 1 if hit.pid != instead_of_pid and all_serve(lines) and all_known(lines) else 0
+            looks = looks + 1 if hit.pid != instead_of_pid and all_serve(lines) else 0
             # A process that left while the scheduler was away is reported to it only now.
             if looks == _LOOKS_WHOLE:
                 return

@@ -96,22 +96,16 @@ def judge(
 
 
 def all_serve(lines: Sequence[StatusLine]) -> bool:
-    """Whether every process is ready, and of several schedulers one leads and the others are standbys."""
-    schedulers = [line.state for line in lines if line.role == "scheduler"]
-    others = [line.state for line in lines if line.role != "scheduler"]
-    led = schedulers.count("ready") == 1 and schedulers.count("standby") == len(schedulers) - 1
-    return led and all(state == "ready" for state in others)
-
-
-def all_known(lines: Sequence[StatusLine]) -> bool:
-    """Whether the scheduler that leads may use every worker, and every front proxy is connected to it."""
-    workers = sum(line.role in ("prefill", "decode") for line in lines)
-    fronts = sum(line.role == "front_proxy" for line in lines)
-    return any(
-        line.state == "ready" and line.workers_ready >= workers and line.front_proxies_registered >= fronts
-        for line in lines
-        if line.role == "scheduler"
-    )
+    """Whether every process is ready, and one scheduler leads and may use all others; its like are standbys."""
+    schedulers = [line for line in lines if line.role == "scheduler"]
+    leaders = [line for line in schedulers if line.state == "ready"]
+    standbys = [line for line in schedulers if line.state == "standby"]
+    if len(leaders) != 1 or len(standbys) != len(schedulers) - 1:
+        return False
+    others = [line for line in lines if line.role != "scheduler"]
+    fronts = sum(line.role == "front_proxy" for line in others)
+    known = leaders[0].front_proxies_registered >= fronts and leaders[0].workers_ready >= len(others) - fronts
+    return known and all(line.state == "ready" for line in others)
 
 
 def as_json(lines: Sequence[StatusLine]) -> str:

@@ -66,34 +66,31 @@ def test_the_state_follows_from_record_kernel_and_answer(
 
 
 @pytest.mark.parametrize(
-    ("schedulers", "worker", "serve"),
+    ("schedulers", "worker", "known", "serve"),
     [
-        (["ready"], "ready", True),
-        (["ready", "standby"], "ready", True),
-        (["ready", "standby"], "draining", False),
-        (["ready", "ready"], "ready", False),
-        (["standby", "standby"], "ready", False),
-        (["ready", "stopped"], "ready", False),
-        (["standby"], "ready", False),
+        (["ready"], "ready", (2, 1), True),
+        (["ready", "standby"], "ready", (2, 1), True),
+        (["ready", "standby"], "draining", (2, 1), False),
+        (["ready", "ready"], "ready", (2, 1), False),
+        (["standby", "standby"], "ready", (2, 1), False),
+        (["ready", "stopped"], "ready", (2, 1), False),
+        (["standby"], "ready", (2, 1), False),
+        # A worker, or the front proxy, has not found the scheduler yet.
+        (["ready"], "ready", (1, 1), False),
+        (["ready"], "ready", (2, 0), False),
     ],
 )
-def test_a_cluster_is_whole_when_exactly_one_scheduler_leads(schedulers: list[str], worker: str, serve: bool) -> None:
-    lines = [status.StatusLine(id=f"s{index}", role="scheduler", state=one) for index, one in enumerate(schedulers)]
-    assert status.all_serve([*lines, status.StatusLine(id="d", role="decode", state=worker)]) is serve
-
-
-@pytest.mark.parametrize(
-    ("workers", "fronts", "state", "known"),
-    [(2, 1, "ready", True), (1, 1, "ready", False), (2, 0, "ready", False), (2, 1, "standby", False)],
-)
-def test_all_are_known_when_the_scheduler_that_leads_knows_every_worker_and_front_proxy(
-    workers: int, fronts: int, state: str, known: bool
+def test_a_cluster_is_whole_when_exactly_one_scheduler_leads_and_knows_every_other_process(
+    schedulers: list[str], worker: str, known: tuple[int, int], serve: bool
 ) -> None:
-    scheduler = status.StatusLine(
-        id="s", role="scheduler", state=state, workers_ready=workers, front_proxies_registered=fronts
-    )
-    others = [status.StatusLine(id=role, role=role) for role in ("prefill", "decode", "front_proxy")]
-    assert status.all_known([scheduler, *others]) is known
+    workers, fronts = known
+    lines = [
+        status.StatusLine(id="s", role="scheduler", state=state, workers_ready=workers, front_proxies_registered=fronts)
+        for state in schedulers
+    ]
+    others = {"prefill": "ready", "decode": worker, "front_proxy": "ready"}
+    lines += [status.StatusLine(id=role, role=role, state=state) for role, state in others.items()]
+    assert status.all_serve(lines) is serve
 
 
 class _Status(cluster_pb2_grpc.StatusServiceServicer):
