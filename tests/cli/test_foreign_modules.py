@@ -60,8 +60,3 @@ def test_processes_that_a_library_starts_find_baton_and_a_plugin_on_the_path(tmp
     (tmp_path / "own_plugin.py").touch()
     done = run([sys.executable, "-P", "-c", LIBRARY], tmp_path)
     assert done.returncode == 0, done.stderr
-
-
-def test_the_starter_is_in_the_wheel() -> None:
-    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert "baton_llm.py" in wheel["packages"]

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from launcher.local import state_file
 from tests.e2e.cluster import Endpoint, metrics
 from tests.e2e.conftest import SERVED
 
@@ -108,13 +109,12 @@ async def run_all(url: str, wanted: list[dict[str, Any]], midway: Any) -> list[S
 
 def busiest_decode(baton: Endpoint) -> int:
     """The pid of the decode worker that runs most, asked in milliseconds: the streams do not wait."""
-    state = json.loads((baton.state_dir / "cluster.json").read_text())
-    running: dict[int, float] = {}
-    for process in state["processes"]:
-        if process["role"] == "decode":
-            [live] = metrics(f"http://{process['metrics_address']}")["baton_worker_requests_live"].samples
-            running[process["pid"]] = live.value
-    return max(running, key=lambda pid: running[pid])
+    decodes = [one for one in state_file.read(baton.state_dir).processes if one.role == "decode"]
+
+    def running(one: state_file.ProcessRecord) -> float:
+        return metrics(f"http://{one.metrics_address}")["baton_worker_requests_live"].samples[0].value
+
+    return max(decodes, key=running).pid
 
 
 def resumes(baton: Endpoint) -> dict[str, float]:
