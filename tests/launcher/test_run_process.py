@@ -7,12 +7,12 @@ import socket
 import subprocess
 import sys
 
-import msgspec
 import pytest
 
 from launcher import run_process
 from launcher.config import BatonConfig
 from launcher.local import environment
+from runtime.configuration import load
 from runtime.process import orphan
 from runtime.roles import Role
 from tests.support.scheduler_process import SchedulerProcess
@@ -55,10 +55,6 @@ def test_a_process_whose_launcher_died_is_given_the_time_that_it_may_take_to_dra
     monkeypatch.setenv(environment.CHILD_VARIABLE, "1")
     monkeypatch.setattr(orphan, "stop_with_parent", stop_with_parent)
     monkeypatch.setattr(run_process, "_serve", lambda _role, _config: 0)
-    settings = {
-        "launcher": {"stop_timeout_s": 7.0},
-        "worker": {"drain_timeout_s": 100.0},
-        "front_proxy": {"drain_timeout_s": 200.0},
-    }
-    assert run_process.serve(role, msgspec.convert(settings, BatonConfig)) == 0
+    sets = ["launcher.stop_timeout_s=7", "worker.drain_timeout_s=100", "front_proxy.drain_timeout_s=200"]
+    assert run_process.serve(role, load(BatonConfig, file=None, environ={}, sets=sets).value) == 0
     assert given == [grace_s]
