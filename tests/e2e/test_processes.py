@@ -103,7 +103,7 @@ def _line(cluster: Endpoint, process_id: str) -> Line:
     return next(line for line in cluster.status() if line["id"] == process_id)
 
 
-def _wait_whole(cluster: Endpoint, before: Line) -> Line:
+def _wait_whole(cluster: Endpoint, before: Line) -> None:
     """Wait until ``before`` was started again and every process is ready."""
 
     def whole() -> bool:
@@ -122,7 +122,6 @@ def _wait_whole(cluster: Endpoint, before: Line) -> Line:
     assert after["epoch"] != before["epoch"], "an incarnation has an epoch of its own"
     if before["role"] in ("scheduler", "front_proxy"):
         assert after["address"] == before["address"], "it is reached where it was"
-    return after
 
 
 def test_killing_the_front_proxy_frees_what_it_ran(cluster: Endpoint) -> None:

@@ -50,18 +50,16 @@ def test_a_record_that_cannot_be_written_is_told_with_the_reason(tmp_path: Path)
 def test_a_folder_without_a_cluster_and_a_broken_file_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="no cluster was started"):
         read(tmp_path)
-    (tmp_path / "cluster.json").write_text("{")
-    with pytest.raises(StateError, match="is not a state file"):
-        read(tmp_path)
+    for broken in (b"{", b'{"launcher_pid": 1, "model": "\xff"}'):
+        (tmp_path / "cluster.json").write_bytes(broken)
+        with pytest.raises(StateError, match="is not a state file"):
+            read(tmp_path)
 
 
 def test_what_is_not_text_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="is not UTF-8 text"), owned(tmp_path / "a\udcff"):
         pass
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "cluster.json").write_bytes(b'{"launcher_pid": 1, "model": "\xff"}')
-    with pytest.raises(StateError, match="is not a state file"):
-        read(tmp_path)
     (tmp_path / "lock").write_bytes(b"\xff")
     with (tmp_path / "lock").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
