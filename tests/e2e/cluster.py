@@ -21,7 +21,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 import baton_llm
-from launcher.local import procfs, temp_dirs
+from launcher.local import temp_dirs
 from tests.cli import foreign_modules
 
 START_TIMEOUT_S = 420.0
@@ -73,16 +73,22 @@ def metrics(url: str) -> dict[str, Metric]:
     return {metric.name: metric for metric in text_string_to_metric_families(text)}
 
 
-def shared_memory(process: subprocess.Popen[str]) -> set[Path]:
-    """What a process and all below it use of the shared memory; what others use is theirs to clean up."""
-    pids, left = [], [process.pid]
-    while left:
-        pids.append(left.pop())
+def shared_memory(process: subprocess.Popen[str]) -> set[str]:
+    """The names in shared memory that a process and all below it have mapped; others' names are theirs to clean up."""
+    names: set[str] = set()
+    pids = [process.pid]
+    while pids:
+        folder = Path("/proc") / str(pids.pop())
         # Any of them may end meanwhile.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            for children in Path("/proc", str(pids[-1])).glob("task/*/children"):
-                left += map(int, children.read_text().split())
-    return procfs.shared_memory_of(pids)
+            names.update(re.findall(r" /dev/shm/(\S+)", (folder / "maps").read_text()))
+            pids += [int(pid) for children in folder.glob("task/*/children") for pid in children.read_text().split()]
+    return names
+
+
+def left_behind(names: set[str]) -> set[str]:
+    """Those of the names that are still in shared memory."""
+    return {name for name in names if (Path("/dev/shm") / name).exists()}
 
 
 def wait_for(

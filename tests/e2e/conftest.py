@@ -12,7 +12,7 @@ import pytest
 
 from launcher.demo import model as demo_model
 from launcher.local import procfs
-from tests.e2e.cluster import Endpoint, baton_up, plain_server, shared_memory, stop
+from tests.e2e.cluster import Endpoint, baton_up, left_behind, plain_server, shared_memory, stop
 
 SERVED = "demo"
 # vLLM would round these float32 weights to bfloat16, in which logits of random prompts tie exactly (1 token in 100):
@@ -84,7 +84,7 @@ def _real(state_dir: Path) -> Iterator[Endpoint]:
         assert stop(endpoint.process) == 0
         assert not any(map(procfs.facts, pids))
     assert memory, "engines share memory with their processes"
-    assert not any(file.exists() for file in memory)
+    assert left_behind(memory) == set()
 
 
 @pytest.fixture(scope="module")

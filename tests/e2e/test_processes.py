@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from launcher.local import procfs
-from tests.e2e.cluster import Endpoint, baton_up, shared_memory, stop, wait_for
+from tests.e2e.cluster import Endpoint, baton_up, left_behind, shared_memory, stop, wait_for
 from tests.e2e.conftest import FAKE, SERVED, Alive
 
 pytestmark = pytest.mark.timeout(900)
@@ -191,5 +191,5 @@ def test_an_interrupt_ends_every_process_with_exit_code_zero(cluster: Endpoint) 
     memory = shared_memory(cluster.process)
     assert stop(cluster.process) == 0
     assert not any(map(procfs.facts, pids))
-    assert not any(file.exists() for file in memory)
+    assert left_behind(memory) == set()
     assert "never retrieved" not in cluster.logs()
