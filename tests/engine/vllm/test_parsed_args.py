@@ -85,6 +85,7 @@ def test_what_decides_tokens_is_told_by_name_and_never_by_value() -> None:
     plain = told()
     assert [each.partition("=")[0] for each in plain.split()] == ["model_runner", "seed", "tokenizer"]
     assert plain == told(gpu_memory_utilization=0.8, compilation_config={"mode": 1}, max_num_queued_reqs=7)
+    assert told(hf_overrides='{"a": 1}', revision="main") == told(revision="main", hf_overrides={"a": 1})
     others = [
         told(seed=1),
         told(tokenizer="u"),
