@@ -39,6 +39,7 @@ from engine.vllm.parsed_args import output_settings
 from engine.vllm.release_batcher import ReleaseBatcher
 from engine.vllm.steps import LiveSequence, StepOutputs
 from kv_transfer.handoff.handoff import KvHandoff
+from kv_transfer.handoff.keys import FACTS, RELEASE, RENEW
 
 log = structlog.get_logger(__name__)
 
@@ -173,7 +174,7 @@ class VllmEngine:
 
     async def renew(self, handoff_lease_id: str, lease_s: float) -> None:
         """Keep the KV of a ``Hold`` for ``lease_s`` from now, if it is still held; never shorter than before."""
-        await self._tell_connector({"baton_renew": {handoff_lease_id: lease_s}})
+        await self._tell_connector({RENEW: {handoff_lease_id: lease_s}})
 
     def pulled(self, handoff_lease_id: str) -> None:
         """Release it a moment later. NIXL's notification has freed the blocks already, unless the pull had failed."""
@@ -212,7 +213,7 @@ class VllmEngine:
             log.error("vLLM did not stop in time", waited_s=timeout_s + LIMITS.close_grace_s)
 
     async def _release(self, lease_ids: list[str]) -> None:
-        await self._tell_connector({"baton_release": lease_ids})
+        await self._tell_connector({RELEASE: lease_ids})
 
     async def _tell_connector(self, params: dict[str, Any]) -> None:
         if self._closed or self._llm.errored:
@@ -272,8 +273,8 @@ class VllmEngine:
                 await self.release(live.request.request_id)
 
     def _handoff(self, request: EngineRequest, params: dict[str, Any]) -> KvHandoff | None:
-        if values.FACTS in params:
-            self._facts = params[values.FACTS]
+        if FACTS in params:
+            self._facts = params[FACTS]
             return None
         assert isinstance(request.transfer, Hold)
         return values.handoff(
@@ -288,6 +289,6 @@ class VllmEngine:
         """Its answer also brings what only the engine's process knows, where the connector is Baton's."""
         sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False)
         sampling.output_kind = RequestOutputKind.DELTA
-        sampling.extra_args = {"kv_transfer_params": {values.FACTS: True}}
+        sampling.extra_args = {"kv_transfer_params": {FACTS: True}}
         request = EngineRequest(request_id=f"warm-up-{self._info.engine_id}", token_ids=[0], sampling=b"")
         await self._run(request, sampling, lambda _: None)

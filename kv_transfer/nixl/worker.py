@@ -26,10 +26,8 @@ from kv_transfer.nixl import private
 from kv_transfer.nixl.messages import (
     BLOCKS_OUT,
     CONNECT_TIMEOUT_S,
-    LEASES_RELEASED,
     PROGRESS_DELAY_US,
     PROOF_TIMEOUT_S,
-    PULLED_AFTER_RELEASE,
     PULLS,
     BatonNixlMetadata,
     BatonNixlStats,
@@ -51,9 +49,6 @@ _RELEASED_REMEMBERED_MAX = 4096
 @contextlib.contextmanager
 def cores_kept() -> Iterator[None]:
     """Restore the calling thread's cores on leaving, whatever happened inside."""
-    if not hasattr(os, "sched_getaffinity"):
-        yield
-        return
     cores = os.sched_getaffinity(0)
     try:
         yield
@@ -146,7 +141,6 @@ class BatonNixlWorker(NixlPullConnectorWorker):
         if self._released:
             assert not self._released & results.finished_sending, "a released request was reported twice"
             results.finished_sending.update(self._released)
-            self.xfer_stats.data[LEASES_RELEASED].append(len(self._released))
             self._released.clear()
         self._lost.update(results.finished_sending - self._pulled)
         self._pulled.clear()
@@ -179,7 +173,6 @@ class BatonNixlWorker(NixlPullConnectorWorker):
         for request_id in pulled & self._dismissed.keys():
             self._forget(request_id)
             pulled.discard(request_id)
-            self.xfer_stats.data[PULLED_AFTER_RELEASE].append(1)
         self._pulled.update(pulled)
         for request_id in pulled:
             self.xfer_stats.data[BLOCKS_OUT].append(self._held_blocks.pop(request_id, 0))
