@@ -98,3 +98,20 @@ def test_other_tokens_or_another_revision_are_another_tokenizer(tmp_path: Path) 
     assert a == c != b
     named = {tokenizer_identity(SimpleNamespace(tokenizer="org/t", tokenizer_revision=r)) for r in (None, "v1", "v2")}
     assert len(named) == 3
+
+
+def test_two_snapshots_of_a_branch_that_moved_are_two_models_and_two_tokenizers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--org--m"
+    (cached / "refs").mkdir(parents=True)
+    told = {_weights_identity("org/m", None), _weights_identity("s3://not/a/hub/name", None)}
+    for commit in ("1" * 40, "2" * 40):
+        (cached / "refs" / "main").write_text(commit)
+        (cached / "snapshots" / commit).mkdir(parents=True)
+        (cached / "snapshots" / commit / "config.json").write_text("{}")
+        told.add(_weights_identity("org/m", None))
+        assert tokenizer_identity(SimpleNamespace(tokenizer="org/m", tokenizer_revision=None)) in told
+        assert _weights_identity("org/m", commit) in told
+    assert told == {"org/m@", "s3://not/a/hub/name@", f"org/m@{'1' * 40}", f"org/m@{'2' * 40}"}
