@@ -19,6 +19,7 @@ class DecodeRole(RoleBehaviour):
     def __init__(
         self, config: DecodeWorkerConfig, info: EngineInfo, worker_id: str, limits: DecodeLimits | None = None
     ) -> None:
+        super().__init__()
         self._info = info
         self._worker_id = worker_id
         limits = limits or DecodeLimits()

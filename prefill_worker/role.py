@@ -12,7 +12,6 @@ from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.handoff.lease import Count, LeaseAction
 from kv_transfer.integrity.prompt_digest import prompt_digest
 from prefill_worker.config import PrefillLimits, PrefillWorkerConfig
-from prefill_worker.leases import LeaseTable
 from runtime.failures import Failure, FailureKind
 from worker.role import Accepted, Decode, Offer, Prefill, Refused, RoleBehaviour, WorkerRequest, blocks_for
 
@@ -25,23 +24,13 @@ class PrefillRole(RoleBehaviour):
     def __init__(
         self, config: PrefillWorkerConfig, info: EngineInfo, worker_id: str, limits: PrefillLimits | None = None
     ) -> None:
+        super().__init__()
         limits = limits or PrefillLimits()
         self._config = config
         self._lease_total_max_s = max(limits.lease_total_max_s, config.lease_s)
         self._info = info
         self._worker_id = worker_id
-        self.leases = LeaseTable()
         self.blocks_limit = max(int(info.kv_blocks_total * limits.kv_overcommit_factor), 1)
-
-    @property
-    def leases_held(self) -> int:
-        """Leases whose KV this worker keeps."""
-        return len(self.leases)
-
-    @property
-    def blocks_held(self) -> int:
-        """KV blocks of those leases."""
-        return self.leases.blocks
 
     def accept(self, request: WorkerRequest) -> Accepted | Refused:
         """Accept a prefill if a lease is left for it."""
@@ -61,8 +50,8 @@ class PrefillRole(RoleBehaviour):
         if blocks > self._info.kv_blocks_total:
             message = f"the prompt needs {blocks} KV blocks; worker {self._worker_id} has {self._info.kv_blocks_total}"
             return Refused(failure=Failure(kind=FailureKind.TOO_LARGE, message=message), reason="too_large")
-        if self.leases_held >= self._config.leases_max:
-            message = f"worker {self._worker_id} holds {self.leases_held} hand-offs that are not pulled yet"
+        if len(self.leases) >= self._config.leases_max:
+            message = f"worker {self._worker_id} holds {len(self.leases)} hand-offs that are not pulled yet"
             return Refused(failure=Failure(kind=FailureKind.EXHAUSTED, message=message), reason="leases_max")
         return request.accepted(Hold(self._config.lease_s), blocks)
 
@@ -104,19 +93,3 @@ class PrefillRole(RoleBehaviour):
         return self.leases.renew(
             lease_id, now_s=now_s, lease_s=self._config.lease_s, total_max_s=self._lease_total_max_s
         )
-
-    def oldest_leases(self, count: int) -> Sequence[str]:
-        """Ids of up to ``count`` leases held longest, the oldest first."""
-        return self.leases.oldest(count)
-
-    def owner_gone(self, owner: int) -> Sequence[LeaseAction]:
-        """No process is left that could forward these hand-offs."""
-        return self.leases.owner_gone(owner)
-
-    def tick(self, now_s: float) -> Sequence[LeaseAction]:
-        """Expire what ran out."""
-        return self.leases.tick(now_s)
-
-    def engine_gone(self) -> Sequence[LeaseAction]:
-        """Nothing is left to free."""
-        return self.leases.holder_gone()

@@ -126,7 +126,7 @@ class WorkerCore:
             requests_running=self.admission.requests - waiting,
             requests_waiting=waiting,
             kv_blocks_used=engine.kv_blocks_used,
-            leases_held=self.role.leases_held,
+            leases_held=len(self.role.leases),
             kv_bytes_in=engine.kv_bytes_in,
             kv_bytes_out=engine.kv_bytes_out,
             prefill_tokens_queued=self.prefill_tokens_queued,
@@ -188,7 +188,7 @@ class WorkerCore:
         no_room = self.admission.admit(
             request.request_id,
             judged.blocks,
-            blocks_held=self.role.blocks_held,
+            blocks_held=self.role.leases.blocks,
             blocks_used=self.engine.load().kv_blocks_used,
         )
         if no_room is None:
@@ -262,7 +262,7 @@ class WorkerCore:
     @property
     def idle(self) -> bool:
         """No request runs and no lease is held."""
-        return self.admission.requests == 0 and self.role.leases_held == 0
+        return self.admission.requests == 0 and len(self.role.leases) == 0
 
     def note_change(self) -> None:
         """Something counted has changed."""
@@ -290,7 +290,7 @@ class WorkerCore:
         """The engine's process lives and does nothing: as good as dead. Idempotent."""
         self.engine_stalled = self.engine_stalled or not self.engine_lost.is_set()
         what = "the engine stands still: it ended no step and answered no ping (worker.engine_stall_timeout_s)"
-        self._lose_engine(what, silent_s=silent_s, requests=self.admission.requests, leases=self.role.leases_held)
+        self._lose_engine(what, silent_s=silent_s, requests=self.admission.requests, leases=len(self.role.leases))
 
     def _lose_engine(self, what: str, **facts: object) -> None:
         if not self.engine_lost.is_set():
@@ -320,4 +320,4 @@ class WorkerCore:
         """Let leases run out."""
         while True:
             await asyncio.sleep(self.limits.lease_tick_s)
-            self.apply(self.role.tick(self.now_s()))
+            self.apply(self.role.leases.tick(self.now_s()))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -12,6 +11,7 @@ from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.handoff.lease import LeaseAction
 from runtime.failures import Failure
 from runtime.roles import WorkerRole
+from worker.leases import LeaseTable
 
 
 class Prefill(msgspec.Struct, frozen=True):
@@ -69,24 +69,17 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RoleBehaviour:
-    """One of the two jobs. Pure: time is an argument, and actions are carried out by the core.
+    """One of the two jobs, and its leases. Pure: time is an argument, and the core carries out actions.
 
-    What stands here is true of a role that keeps no KV for other workers.
+    What stands here is true of a role that keeps no KV for other workers: it has no lease.
     """
 
     name: WorkerRole
     blocks_limit: int
     """Blocks that admitted requests and held leases may need together."""
 
-    @property
-    def leases_held(self) -> int:
-        """Leases whose KV this worker keeps."""
-        return 0
-
-    @property
-    def blocks_held(self) -> int:
-        """KV blocks of those leases."""
-        return 0
+    def __init__(self) -> None:
+        self.leases = LeaseTable()
 
     def accept(self, request: WorkerRequest) -> Accepted | Refused:
         """Judge a request by what this role knows. Room is judged by the core."""
@@ -104,29 +97,9 @@ class RoleBehaviour:
         """A RenewHandoff message came. Idempotent; strangers' leases are ignored."""
         return ()
 
-    def oldest_leases(self, count: int) -> Sequence[str]:
-        """Ids of up to ``count`` leases held longest, the oldest first: a leak is among them."""
-        return ()
 
-    def owner_gone(self, owner: int) -> Sequence[LeaseAction]:
-        """The stream ``owner`` ended: no process is left that could forward its hand-offs."""
-        return ()
-
-    def tick(self, now_s: float) -> Sequence[LeaseAction]:
-        """Time passed."""
-        return ()
-
-    def engine_gone(self) -> Sequence[LeaseAction]:
-        """The engine is about to be closed, or is dead: nothing is left to free."""
-        return ()
-
-
-class MakeRole(Protocol):
-    """Builds the role once the engine is known."""
-
-    def __call__(self, info: EngineInfo, worker_id: str) -> RoleBehaviour:
-        """The role of this worker on this engine."""
-        ...
+MakeRole = Callable[[EngineInfo, str], RoleBehaviour]
+"""Builds the role from the engine's facts and the worker's id."""
 
 
 def blocks_for(tokens: int, block_size_tokens: int) -> int:

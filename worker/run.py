@@ -112,14 +112,14 @@ async def _leave(
 ) -> None:
     """Refuse new requests, finish running ones, release leases, say goodbye: in ``drain_timeout_s``, or in a hurry."""
     if not core.engine_lost.is_set():
-        log.info("worker drains", worker=core.worker_id, requests=core.admission.requests, leases=core.role.leases_held)
+        log.info("worker drains", worker=core.worker_id, requests=core.admission.requests, leases=len(core.role.leases))
         await _drain(core, hurry)
         if not core.idle:
             log.warning(
                 "worker stops with work left",
                 worker=core.worker_id,
                 requests=core.admission.requests,
-                leases=core.role.leases_held,
+                leases=len(core.role.leases),
             )
             core.happen(Event.TIME_UP)
     if session is not None:
@@ -153,7 +153,7 @@ async def _stop(core: WorkerCore, server: RunningServer) -> None:
     await server.stop(limits.stop_grace_s)
     if (left := await core.background.wait(limits.abort_timeout_s)) > 0:
         log.error("clean-up jobs did not end in time", jobs=left)
-    core.apply(core.role.engine_gone())
+    core.apply(core.role.leases.holder_gone())
 
 
 async def _registered(session: SchedulerSession | None, core: WorkerCore, stop: asyncio.Event) -> bool:

@@ -115,7 +115,7 @@ class SchedulerSession:
                 updates.messages.add(load=load)
                 sent, sent_at_s = load, loop.time()
             if loop.time() - leases_at_s >= heartbeat_s and (load.leases_held or leases_told):
-                held = core.role.oldest_leases(self._limits.leases_named_max)
+                held = core.role.leases.oldest(self._limits.leases_named_max)
                 updates.messages.add(leases=pb.LeasesHeld(lease_ids=held))
                 leases_told, leases_at_s = bool(held), loop.time()
             if updates.messages:

@@ -1,4 +1,4 @@
-"""What is to be done about leases, as values. ``prefill_worker.leases`` decides it, a worker's core does it."""
+"""What is to be done about leases, as values. ``worker.leases`` decides it, a worker's core does it."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ async def until_pulling(it: Cluster) -> None:
     """A decode engine reads KV that the prefill worker holds."""
     holder, *takers = it.workers
     await until(
-        lambda: holder.core.role.leases_held == 1 and any(taker.engine.load().requests_waiting for taker in takers),
+        lambda: len(holder.core.role.leases) == 1 and any(taker.engine.load().requests_waiting for taker in takers),
         within_s=WAIT_S,
     )
 
@@ -68,7 +68,7 @@ async def until_pulling(it: Cluster) -> None:
 async def nothing_is_held(*workers: InProcessWorker) -> None:
     for worker in workers:
         await worker.settled()
-        assert not worker.core.role.oldest_leases(1)
+        assert not worker.core.role.leases.oldest(1)
         value = worker.core.metrics.registry.get_sample_value("baton_worker_lease_events_total", {"event": "expired"})
         assert not value, "a timer freed it"
 

@@ -48,24 +48,24 @@ def test_the_hand_off_says_whose_it_is_and_how_long_it_lasts() -> None:
     assert (handoff.worker_id, handoff.epoch, handoff.engine_id) == ("prefill-0", 7, "prefill-0-7")
     assert (handoff.layout_fingerprint, handoff.blocks, handoff.bytes) == ("f", 3, 300)
     assert (handoff.lease_remaining_s, handoff.connector_params) == (30.0, b"x")
-    assert (prefill.leases_held, prefill.blocks_held) == (1, 3)
-    assert FreeBlocks("r") in prefill.tick(130.0)
+    assert (len(prefill.leases), prefill.leases.blocks) == (1, 3)
+    assert FreeBlocks("r") in prefill.leases.tick(130.0)
 
 
 def test_kv_that_was_pulled_or_went_with_its_engine_is_not_freed_again() -> None:
     for pulled in (True, False):
         prefill = role()
         prefill.offer(HANDOFF, REQUEST, 1, 0.0)
-        actions = prefill.released("r", 7, pulled=True) if pulled else prefill.engine_gone()
+        actions = prefill.released("r", 7, pulled=True) if pulled else prefill.leases.holder_gone()
         assert list(actions) == [Count("pulled" if pulled else "holder_gone")]
-        assert (prefill.leases_held, prefill.blocks_held) == (0, 0)
+        assert (len(prefill.leases), prefill.leases.blocks) == (0, 0)
 
 
 def test_no_hand_off_promises_more_than_the_engine_does() -> None:
     prefill = role(lease_s=30.0)
     handoff = prefill.offer(msgspec.structs.replace(HANDOFF, lease_remaining_s=5.0), REQUEST, 1, 100.0).handoff
     assert handoff.lease_remaining_s == 5.0
-    assert FreeBlocks("r") in prefill.tick(105.0)
+    assert FreeBlocks("r") in prefill.leases.tick(105.0)
 
 
 @pytest.mark.parametrize("pulled", [False, True])
@@ -74,7 +74,7 @@ def test_a_release_for_another_epoch_is_not_for_us(epoch: int, pulled: bool) -> 
     prefill = role()
     prefill.offer(HANDOFF, REQUEST, 1, 0.0)
     assert prefill.released("r", epoch, pulled=pulled) == ()
-    assert prefill.leases_held == 1
+    assert len(prefill.leases) == 1
     assert FreeBlocks("r") in prefill.released("r", 7, pulled=False)
 
 
@@ -88,10 +88,10 @@ def test_a_lease_whose_decode_still_waits_is_renewed_up_to_the_bound() -> None:
     prefill = role(lease_s=30.0, lease_total_max_s=70.0)
     prefill.offer(HANDOFF, REQUEST, 1, 100.0)
     assert prefill.renewed("r", 7, 120.0) == (Count("renewed"), KeepBlocks("r", 30.0))
-    assert prefill.tick(149.9) == []
+    assert prefill.leases.tick(149.9) == []
     assert prefill.renewed("r", 7, 149.0) == (Count("renewed"), KeepBlocks("r", 21.0))
     assert prefill.renewed("r", 7, 160.0) == (Count("renewals_used_up"),)
-    assert FreeBlocks("r") in prefill.tick(170.0)
+    assert FreeBlocks("r") in prefill.leases.tick(170.0)
     assert prefill.renewed("r", 7, 171.0) == (Count("renewed_too_late"),)
 
 
@@ -100,7 +100,7 @@ def test_a_renewal_for_another_epoch_keeps_nothing(epoch: int) -> None:
     prefill = role(lease_s=30.0)
     prefill.offer(HANDOFF, REQUEST, 1, 100.0)
     assert prefill.renewed("r", epoch, 120.0) == (Count("renewed_too_late"),)
-    assert FreeBlocks("r") in prefill.tick(130.0)
+    assert FreeBlocks("r") in prefill.leases.tick(130.0)
 
 
 def test_the_oldest_leases_have_the_names_of_their_requests() -> None:
@@ -109,7 +109,7 @@ def test_the_oldest_leases_have_the_names_of_their_requests() -> None:
         handoff = msgspec.structs.replace(HANDOFF, lease_id=name)
         prefill.offer(handoff, asking(request_id=name), number, 10.0 * number)
     prefill.renewed("a", 7, 25.0)
-    assert prefill.oldest_leases(2) == ["a", "b"]
+    assert prefill.leases.oldest(2) == ["a", "b"]
 
 
 def test_what_it_cannot_do_is_refused_with_the_reason() -> None:

@@ -142,7 +142,7 @@ async def test_a_renewed_lease_outlives_its_first_end_in_worker_and_engine(start
             worker.core.changed.clear()
             await front.send(renewal)
             await worker.core.changed.wait()
-    assert worker.core.role.oldest_leases(5) == [kept.lease_id]
+    assert worker.core.role.leases.oldest(5) == [kept.lease_id]
     assert worker.engine.load().kv_blocks_used == kept.blocks
     assert lost.lease_id != kept.lease_id
     # No front proxy renews it any more.

@@ -117,7 +117,7 @@ async def test_it_registers_reports_changes_beats_and_says_goodbye(start_worker:
                 while not (named := await scheduler.said.get()).HasField("leases"):
                     pass
             assert len(named.leases.lease_ids) == 1
-            assert list(named.leases.lease_ids) == worker.core.role.oldest_leases(5)
+            assert list(named.leases.lease_ids) == worker.core.role.leases.oldest(5)
         async with asyncio.timeout(WAIT_S):
             while not (last := await scheduler.said.get()).HasField("leaving"):
                 pass

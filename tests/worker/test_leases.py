@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kv_transfer.handoff.lease import Count, FreeBlocks, LeaseAction
-from prefill_worker.leases import LeaseTable
+from worker.leases import LeaseTable
 
 
 def freed(actions: Sequence[LeaseAction]) -> list[str]:
