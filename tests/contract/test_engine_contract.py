@@ -134,17 +134,6 @@ async def leave_after(engine: Engine, wanted: EngineRequest, seconds: float) -> 
     return outputs
 
 
-async def test_leaving_frees_everything_whatever_it_was_doing(engines: Pair) -> None:
-    """A hand-off that was not given out belongs to no listener, so the engine itself must let go of it."""
-    chooser = random.Random(7)
-    for _ in range(20):
-        wanted = request(prompt(400), Hold(lease_s=60.0), max_tokens=1)
-        for output in await leave_after(engines.prefill, wanted, chooser.random() * 0.04):
-            assert output.handoff is not None
-            await engines.prefill.release(output.handoff.lease_id)
-    assert await settles(engines.prefill)
-
-
 async def test_leaving_many_at_once_leaves_no_work_and_no_kv_behind(engines: Pair) -> None:
     """Most of them are still waiting or half computed: only an abort in the engine ends those."""
     chooser = random.Random(9)
@@ -329,15 +318,6 @@ async def test_a_grammar_that_only_the_engine_core_can_refuse_is_invalid_in_word
         await collect(engines.decode, request(prompt(10), structured_outputs=grammar, max_tokens=max_tokens))
     assert len(tokens_of(await collect(engines.decode, request(prompt(10))))) == 8
     assert await settles(engines.decode)
-
-
-async def test_two_engines_of_one_configuration_can_exchange_blocks(engines: Pair) -> None:
-    ours, theirs = engines.prefill.info, engines.decode.info
-    assert ours.layout_fingerprint == theirs.layout_fingerprint
-    assert ours.engine_id == f"p0-{ours.epoch}"
-    assert theirs.engine_id == f"d0-{theirs.epoch}"
-    assert ours.kv_blocks_total > 0
-    assert ours.block_bytes > 0
 
 
 async def test_an_engine_answers_a_ping_between_steps_and_tells_of_every_step(

@@ -97,20 +97,6 @@ async def test_requests_of_one_engine_step_share_one_message(start_worker: Start
     assert len(front.steps) <= 120, [len(step) for step in front.steps]
 
 
-async def test_what_comes_in_one_list_is_done_in_its_order(start_worker: StartWorker) -> None:
-    worker = await start_worker("decode", fake=SLOW)
-    front = await worker.attach()
-    await front.send(
-        submit(1, PROMPT, sampling=sampling(2000)),
-        pb.AttachRequest(abort=pb.Abort(slot=1)),
-        *[submit(slot, PROMPT, sampling=sampling(2)) for slot in range(2, 6)],
-    )
-    ends = await front.until_end(*range(1, 6))
-    assert ends.pop(1)[-1].finish == pb.FINISH_REASON_ABORT
-    assert all(deltas[-1].finish == pb.FINISH_REASON_LENGTH for deltas in ends.values())
-    await worker.settled()
-
-
 async def test_a_drain_says_how_many_requests_its_deadline_left(start_worker: StartWorker) -> None:
     worker = await start_worker("decode", fake=SLOW)
     front = await worker.attach()

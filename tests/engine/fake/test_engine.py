@@ -81,14 +81,6 @@ async def test_the_seed_matters_only_when_sampling() -> None:
     assert sampled != tokens_of(await collect(engine(), request("4", TOKENS, seed=6, temperature=1.0)))
 
 
-async def test_a_prefill_takes_the_time_the_cost_model_says() -> None:
-    loop = asyncio.get_running_loop()
-    fake = engine(prefill_us_per_token=500.0, decode_step_us=0.0, decode_step_us_per_request=0.0)
-    began_s = loop.time()
-    await collect(fake, request("1", TOKENS, max_tokens=1))
-    assert 0.05 <= loop.time() - began_s < 0.5
-
-
 async def test_what_does_not_fit_waits_for_blocks() -> None:
     fake = engine(kv_blocks_total=5)
     outputs = await asyncio.gather(*(collect(fake, request(str(n), [3 + n, *TOKENS])) for n in range(3)))
@@ -102,16 +94,6 @@ async def test_a_full_cache_starts_the_latest_arrival_over_without_losing_tokens
     both = await asyncio.gather(*(collect(fake, request(str(n), [3 + n] * 30, max_tokens=40)) for n in range(2)))
     assert [tokens_of(outputs) for outputs in both] == alone
     assert fake.load().kv_blocks_used == 0
-
-
-async def test_a_dead_engines_handoff_is_computed_again() -> None:
-    fabric = FakeKvFabric()
-    prefill, decode = engine("p0", fabric), engine("d0", fabric)
-    handoff = await held(prefill)
-    prefill.die()
-    outputs = await collect(decode, request("2", TOKENS, TakeOver(handoff)))
-    assert external_tokens(outputs) == 0
-    assert tokens_of(outputs) == tokens_of(await collect(engine(), request("3", TOKENS)))
 
 
 async def test_another_prompts_handoff_is_an_error_not_an_answer() -> None:
@@ -132,18 +114,6 @@ async def test_a_handoff_from_another_process_is_trusted() -> None:
     assert prefill.load().kv_blocks_used == 0
 
 
-async def test_every_nth_pull_can_be_made_to_fail() -> None:
-    fabric = FakeKvFabric()
-    prefill, decode = engine("p0", fabric), engine("d0", fabric, pull_failure_every=2)
-    external = []
-    for number in range(4):
-        handoff = await held(prefill, f"p{number}")
-        external.append(
-            external_tokens(await collect(decode, request(f"d{number}", TOKENS, TakeOver(handoff), max_tokens=1)))
-        )
-    assert external == [99, 0, 99, 0]
-
-
 async def test_death_ends_every_stream() -> None:
     fake = engine()
     running = await started(fake, request("1", TOKENS, max_tokens=1000))
@@ -162,12 +132,3 @@ async def test_an_end_of_sequence_token_stops_unless_told_otherwise() -> None:
     stopped = await collect(fake, request("2", TOKENS))
     assert stopped[-1].finish == Finish("stop")
     assert len(tokens_of(await collect(fake, request("3", TOKENS, ignore_eos=True)))) == 8
-
-
-async def test_closing_leaves_no_task_behind() -> None:
-    fake = engine()
-    running = await started(fake, request("1", TOKENS, max_tokens=1000))
-    await fake.close()
-    with pytest.raises(EngineDead):
-        await running
-    assert len(asyncio.all_tasks()) == 1

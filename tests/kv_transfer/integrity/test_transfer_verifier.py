@@ -182,20 +182,3 @@ def test_holders_answer_over_the_side_channel(channel: SideChannel) -> None:
         assert next_reply(channel).lease == "unknown"
     finally:
         listener.close()
-
-
-def test_an_engine_that_came_up_on_the_port_speaks_for_itself_only(channel: SideChannel) -> None:
-    listener = Listener(HeldKvRegistry("p0-2", "kind"))
-    try:
-        proofs = TransferVerifier(channel=channel, timeout_s=WAIT_S)
-        proofs.begin("d", holder("r", listener.port), [1])
-        proofs.read_done("d")
-        waiting = threading.Event()
-        verdicts: dict[str, tuple[TransferVerdict, Sequence[int]]] = {}
-        for _ in range(int(WAIT_S * 1000)):
-            if verdicts := proofs.verdicts():
-                break
-            waiting.wait(0.001)
-        assert verdicts == {"d": (TransferVerdict.UNPROVED, [1])}
-    finally:
-        listener.close()
