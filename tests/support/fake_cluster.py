@@ -21,6 +21,7 @@ from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure
 from scheduler.api.actions import Placement
 from scheduler.api.events import PlanRequested, RunningPlan
+from tests.support import workers
 from tests.support.front_proxy_settings import configured
 
 P0 = Placement(worker_id="prefill-0", address="p0", epoch=1)
@@ -116,19 +117,10 @@ class FakeCluster:
         # An abort that comes while this is on its way is too late: the hand-off is delivered all the same.
         self.works.pop(slot, None)
         self.leases.add(submission.engine_request.request_id)
-        handoff = KvHandoff(
-            worker_id="prefill-0",
-            epoch=1,
-            lease_id=submission.engine_request.request_id,
-            engine_id="e",
-            tokens=len(submission.engine_request.token_ids),
-            blocks=1,
-            bytes=0,
-            layout_fingerprint="f",
-            lease_remaining_s=30.0,
-        )
+        tokens = len(submission.engine_request.token_ids)
+        handoff = workers.handoff(lease_id=submission.engine_request.request_id, epoch=P0.epoch, tokens=tokens)
         first = FirstOutput(cached_tokens=2, queue_s=0.004, compute_s=0.012)
-        token = 100 + len(submission.engine_request.token_ids) - 3
+        token = 100 + tokens - 3
         receiver.on_output(WorkerOutput(token_ids=[token], finish=Finish("length"), first=first, handoff=handoff))
 
     def _step(self, slot: int, submission: Submission, receiver: Receiver, index: int) -> None:

@@ -34,21 +34,17 @@ class FakeDeltas:
         self._there: list[GenerationDelta] = []
 
     def __aiter__(self) -> FakeDeltas:
-        """Itself."""
         return self
 
     async def __anext__(self) -> GenerationDelta:
-        """The next one."""
         while len(self._there) < self._burst and not (self._there and self._there[-1].finish is not None):
             self._there.append(await anext(self._deltas))
         return self._there.pop(0)
 
     def waiting(self) -> GenerationDelta | None:
-        """What else is there."""
         return self._there.pop(0) if self._there else None
 
     async def aclose(self) -> None:
-        """As a generator's."""
         await self._deltas.aclose()
 
 
@@ -62,7 +58,6 @@ class FakeSource:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
         self.reply = "one two three four five six seven eight nine ten"
         self.failure: Failure | None = None
         self.hold: int | None = None
@@ -79,11 +74,9 @@ class FakeSource:
         """Set: it answers instead."""
 
     def cluster(self) -> FakeCluster:
-        """The view."""
         return self.view
 
     def stop_runs(self) -> None:
-        """As the dispatcher's, for what is held."""
         self.stopping.set()
 
     def go_on(self) -> None:
@@ -92,13 +85,11 @@ class FakeSource:
         self.stopping.set()
 
     def satisfied(self, request_id: str) -> None:
-        """Remember it."""
         self.satisfied_ids.append(request_id)
         if self.through is not None:
             self.through.satisfied(request_id)
 
     def generate(self, request: GenerationRequest) -> FakeDeltas | RequestDriver:
-        """One sequence."""
         if self.through is not None:
             self.requests.append(request)
             return self.through.generate(request)

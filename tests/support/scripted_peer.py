@@ -38,22 +38,7 @@ class ScriptedPeer(scheduler_pb2_grpc.SchedulerServiceServicer, worker_pb2_grpc.
         """Messages to send; None ends the stream."""
         self.streams = 0
 
-    async def FrontSession(self, requests: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        """A front proxy asks."""
-        async for message in self._converse(requests):
-            yield message
-
-    async def Attach(self, requests: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        """A front proxy submits."""
-        async for message in self._converse(requests):
-            yield message
-
-    async def WorkerSession(self, requests: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        """A worker reports."""
-        async for message in self._converse(requests):
-            yield message
-
-    async def _converse(self, requests: Any) -> AsyncIterator[Any]:
+    async def _converse(self, requests: Any, context: Any) -> AsyncIterator[Any]:
         self.streams += 1
 
         async def listen() -> None:
@@ -72,6 +57,8 @@ class ScriptedPeer(scheduler_pb2_grpc.SchedulerServiceServicer, worker_pb2_grpc.
                 message = await self._next(listening)
         finally:
             listening.cancel()
+
+    FrontSession = WorkerSession = Attach = _converse
 
     async def _next(self, listening: asyncio.Task[None]) -> Any:
         """What the test says next; None once the client has said its last."""
