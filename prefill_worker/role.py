@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import assert_never
 
 import msgspec
 
@@ -13,7 +12,7 @@ from kv_transfer.handoff.lease import Count, LeaseAction
 from kv_transfer.integrity.prompt_digest import prompt_digest
 from prefill_worker.config import PrefillLimits, PrefillWorkerConfig
 from runtime.failures import Failure, FailureKind
-from worker.role import Accepted, Decode, Offer, Prefill, Refused, RoleBehaviour, WorkerRequest, blocks_for
+from worker.role import Accepted, Offer, Refused, RoleBehaviour, WorkerRequest, blocks_for
 
 
 class PrefillRole(RoleBehaviour):
@@ -34,25 +33,14 @@ class PrefillRole(RoleBehaviour):
 
     def accept(self, request: WorkerRequest) -> Accepted | Refused:
         """Accept a prefill if a lease is left for it."""
-        match request.work:
-            case Prefill():
-                pass
-            case Decode():
-                message = f"worker {self._worker_id} prefills; request {request.request_id} asks it to decode"
-                return Refused(failure=Failure(kind=FailureKind.INCOMPATIBLE, message=message), reason="wrong_role")
-            case _:
-                assert_never(request.work)
         if request.request_id in self.leases:
             # Engines name a lease after its request: a second one would free the first one's KV.
             message = f"the KV of an earlier request {request.request_id} is still held"
             return Refused(failure=Failure(kind=FailureKind.BAD_REQUEST, message=message), reason="request_id")
-        blocks = blocks_for(len(request.engine_request.token_ids), self._info.block_size_tokens)
-        if blocks > self._info.kv_blocks_total:
-            message = f"the prompt needs {blocks} KV blocks; worker {self._worker_id} has {self._info.kv_blocks_total}"
-            return Refused(failure=Failure(kind=FailureKind.TOO_LARGE, message=message), reason="too_large")
         if len(self.leases) >= self._config.leases_max:
             message = f"worker {self._worker_id} holds {len(self.leases)} hand-offs that are not pulled yet"
             return Refused(failure=Failure(kind=FailureKind.EXHAUSTED, message=message), reason="leases_max")
+        blocks = blocks_for(len(request.engine_request.token_ids), self._info.block_size_tokens)
         return request.accepted(Hold(self._config.lease_s), blocks)
 
     def offer(self, handoff: KvHandoff, request: WorkerRequest, owner: int, now_s: float) -> Offer:

@@ -25,7 +25,7 @@ from worker.background_tasks import BackgroundTasks
 from worker.config import WorkerConfig, WorkerLimits
 from worker.lifecycle import Event, Lifecycle, State
 from worker.metrics import WorkerMetrics
-from worker.role import Accepted, Refused, RoleBehaviour, WorkerRequest
+from worker.role import Accepted, Refused, RoleBehaviour, WorkerRequest, blocks_for
 
 log = structlog.get_logger(__name__)
 
@@ -173,13 +173,20 @@ class WorkerCore:
         return judged
 
     def _judge(self, request: WorkerRequest) -> Accepted | Refused:
-        if not self.lifecycle.accepts or self.engine_lost.is_set():
+        if not self.lifecycle.accepts:
             message = f"worker {self.worker_id} is {self.lifecycle.state} and takes no new requests"
             return Refused(failure=Failure(kind=FailureKind.UNAVAILABLE, message=message), reason="not_ready")
         if not request.request_id or self.admission.has(request.request_id):
             # Engines and leases know requests by this id: two of one name would free each other's KV.
             message = f"request id {request.request_id!r} is empty or that of a request that still runs"
             return Refused(failure=Failure(kind=FailureKind.BAD_REQUEST, message=message), reason="request_id")
+        if request.role != self.role.name:
+            message = f"{self.role.name} worker {self.worker_id} got request {request.request_id}: {request.role}"
+            return Refused(failure=Failure(kind=FailureKind.INCOMPATIBLE, message=message), reason="wrong_role")
+        needed = blocks_for(len(request.engine_request.token_ids), self.engine.info.block_size_tokens)
+        if needed > self.engine.info.kv_blocks_total:
+            text = f"the prompt needs {needed} KV blocks; {self.worker_id} has {self.engine.info.kv_blocks_total}"
+            return Refused(failure=Failure(kind=FailureKind.TOO_LARGE, message=text), reason="too_large")
         judged = self.role.accept(request)
         if isinstance(judged, Refused):
             if judged.failure.kind is FailureKind.EXHAUSTED:

@@ -14,26 +14,17 @@ from runtime.roles import WorkerRole
 from worker.leases import LeaseTable
 
 
-class Prefill(msgspec.Struct, frozen=True):
-    """Compute the prompt, sample one token, hold the KV."""
-
-
-class Decode(msgspec.Struct, frozen=True):
-    """Generate to the end, from a hand-off where there is one."""
-
-    handoff: KvHandoff | None = None
-
-
 class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A Submit message as a value: what the engine is to do, and what this worker needs beside it.
 
-    ``protos/worker/v1`` documents each field. ``deadline_s`` is the time left. The engine request has no transfer yet:
-    the role decides it.
+    ``protos/worker/v1`` documents each field. ``deadline_s`` is the time left, and ``role`` the job that is asked for.
+    The engine request has no transfer yet: the role decides it.
     """
 
     slot: int
     engine_request: EngineRequest
-    work: Prefill | Decode
+    role: WorkerRole
+    handoff: KvHandoff | None = None
     deadline_s: float | None = None
     blocks_reserved: int = 0
 
@@ -82,7 +73,7 @@ class RoleBehaviour:
         self.leases = LeaseTable()
 
     def accept(self, request: WorkerRequest) -> Accepted | Refused:
-        """Judge a request by what this role knows. Room is judged by the core."""
+        """Judge a request for this role by what the role knows. The core judges size and room."""
         raise NotImplementedError
 
     def offer(self, handoff: KvHandoff, request: WorkerRequest, owner: int, now_s: float) -> Offer:

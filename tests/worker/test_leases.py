@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -23,24 +23,6 @@ def table_of(*leases: tuple[str, int]) -> LeaseTable:
     return table
 
 
-ENDS: list[tuple[Callable[[LeaseTable], Sequence[LeaseAction]], str, bool]] = [
-    (lambda table: table.release("a"), "released", True),
-    (lambda table: table.owner_gone(1), "released", True),
-    (lambda table: table.tick(10.0), "expired", True),
-    (lambda table: table.pulled("a"), "pulled", False),
-    (lambda table: table.holder_gone(), "holder_gone", False),
-]
-
-
-@pytest.mark.parametrize(("end", "why", "frees"), ENDS, ids=["release", "stream", "expiry", "pull", "engine"])
-def test_an_end_frees_what_nothing_else_has_freed(
-    end: Callable[[LeaseTable], Sequence[LeaseAction]], why: str, frees: bool
-) -> None:
-    table = table_of(("a", 1))
-    assert list(end(table)) == ([FreeBlocks("a")] if frees else []) + [Count(why)]
-    assert (len(table), table.blocks, list(end(table))) == (0, 0, [])
-
-
 def test_a_stream_that_ends_takes_only_its_own_leases() -> None:
     table = table_of(("a", 1), ("b", 2), ("c", 1))
     assert freed(table.owner_gone(1)) == ["a", "c"]
@@ -51,12 +33,6 @@ def test_only_leases_that_ran_out_expire() -> None:
     table = table_of(("a", 1))
     table.offer("b", owner=1, blocks=1, now_s=0.0, expires_at_s=20.0)
     assert [freed(table.tick(now_s)) for now_s in (9.9, 10.0, 30.0)] == [[], ["a"], ["b"]]
-
-
-def test_a_lease_offered_twice_is_a_bug_that_shows_its_event_log() -> None:
-    table = table_of(("a", 1))
-    with pytest.raises(AssertionError, match="offered twice; log: a:offered"):
-        table.offer("a", owner=1, blocks=1, now_s=0.0, expires_at_s=1.0)
 
 
 def test_a_renewal_never_shortens_a_lease_and_nothing_outlives_the_bound() -> None:

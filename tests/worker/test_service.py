@@ -155,8 +155,8 @@ async def test_no_room_is_said_with_advice_when_to_come_back(start_worker: Start
     assert (await front.one(submit(2, PROMPT, blocks_reserved=4)))[-1].finish == pb.FINISH_REASON_LENGTH
 
 
-async def test_what_the_engine_refuses_is_told_in_its_words(start_worker: StartWorker) -> None:
-    worker = await start_worker("decode")
+async def test_what_engine_and_worker_cannot_do_is_told_by_its_kind(start_worker: StartWorker) -> None:
+    worker = await start_worker("decode", fake=FakeEngineConfig(kv_blocks_total=8))
     front = await worker.attach()
     failure = (await front.one(submit(1, [100_000])))[0].failure
     assert failure.kind == FailureKind.BAD_REQUEST
@@ -164,6 +164,7 @@ async def test_what_the_engine_refuses_is_told_in_its_words(start_worker: StartW
     neither = pb.AttachRequest(submit=pb.Submit(slot=2, request_id="r", token_ids=[1]))
     assert (await front.one(neither))[0].failure.kind == FailureKind.BAD_REQUEST
     assert (await front.one(submit(3, PROMPT, prefill=True)))[0].failure.kind == FailureKind.INCOMPATIBLE
+    assert (await front.one(submit(4, [1] * 129)))[0].failure.kind == FailureKind.TOO_LARGE
 
 
 async def test_a_stream_whose_peer_does_not_read_is_cut_and_its_requests_end(start_worker: StartWorker) -> None:
