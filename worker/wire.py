@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from engine.protocol import EngineOutput, EngineRequest, FinishReason, FirstOutput, Logprobs
 from kv_transfer.handoff import wire as handoff_wire
 from kv_transfer.handoff.handoff import KvHandoff
@@ -116,6 +118,4 @@ def _us(seconds: float) -> int:
 
 
 def _logprobs(logprobs: Logprobs) -> pb.Logprobs:
-    return pb.Logprobs(
-        width=logprobs.width, token_ids=logprobs.token_ids, logprobs=logprobs.logprobs, ranks=logprobs.ranks
-    )
+    return pb.Logprobs(**msgspec.structs.asdict(logprobs))

@@ -11,8 +11,6 @@ from engine.config import EngineConfig
 from engine.vllm.args import SideChannelAddress, engine_args
 from front_proxy.config import ServingConfig
 
-# What the classes that cannot be empty need.
-OBJECTS: dict[str, dict[str, Any]] = {}
 # Baton's own; engine/vllm/args.py makes it.
 OWN = {"kv_transfer_config"}
 
@@ -36,7 +34,7 @@ def test_every_argument_that_takes_an_object_gets_vllms_class_of_it_everywhere()
     known = classes()
     assert len(known) > 10 and "structured_outputs_config" in known
     for name, made in known.items():
-        config = EngineConfig(model="m", args={name: OBJECTS.get(name, {})})
+        config = EngineConfig(model="m", args={name: {}})
         engine = engine_args(config, engine_id="e", side_channel=SideChannelAddress("h", "h", 1))
         front = serve_args(config, ServingConfig())
         assert isinstance(getattr(engine, name), made), name
@@ -65,6 +63,8 @@ def test_an_object_may_come_as_a_table_or_as_json(given: Any) -> None:
         ({"structured_outputs_config": "{"}, "JSON"),
         ({"speculative_config": "{"}, "cannot be converted"),
         ({"kv_cache_dtype": "nonsense"}, "invalid choice"),
+        ({"max_num_batched_token": 1}, r"no such engine argument; did you mean max_num_batched_tokens\?$"),
+        ({"zzz": 1}, "no such engine argument$"),
     ],
 )
 def test_a_value_that_vllm_does_not_take_is_told_with_its_name(args: dict[str, Any], said: str) -> None:
