@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,75 +40,55 @@ def proof(kind: str = "k") -> TransferProof:
     return made
 
 
-def test_sums_that_came_while_the_read_ran_cost_no_further_question() -> None:
-    pull = proof()
-    assert list(pull.handle(HolderReplied(reply(checksums=SUMS)))) == []
-    assert list(pull.handle(ReadDone())) == [CompareChecksums(SUMS)]
-    assert list(pull.handle(ChecksumsCompared(True))) == [Decide(TransferVerdict.CHECKED)]
+def said(*args: Any, **kwargs: Any) -> HolderReplied:
+    return HolderReplied(reply(*args, **kwargs))
 
 
-def test_sums_that_come_after_the_read_are_compared_then() -> None:
-    pull = proof()
-    assert list(pull.handle(ReadDone())) == []
-    assert list(pull.handle(HolderReplied(reply(checksums=SUMS)))) == [CompareChecksums(SUMS)]
-    assert list(pull.handle(ChecksumsCompared(False))) == [Decide(TransferVerdict.WRONG)]
-
-
-@pytest.mark.parametrize(
-    ("word", "verdict"),
-    [
-        (reply("held"), TransferVerdict.ATTESTED),
-        (reply("pulled"), TransferVerdict.ATTESTED),
-        (reply("ended"), TransferVerdict.UNPROVED),
-        (reply("unknown"), TransferVerdict.UNPROVED),
-        (reply("held", engine_id="prefill-0-6"), TransferVerdict.UNPROVED),
-        (None, TransferVerdict.UNPROVED),
+COMPARE, ASK, READ = CompareChecksums(SUMS), AskHolder(), ReadDone()
+OTHER = "prefill-0-6"
+# Events, and the action that each asks for.
+SCRIPTS: dict[str, list[tuple[ProofEvent, ProofAction | None]]] = {
+    "sums that came while the read ran cost no further question": [
+        (said(checksums=SUMS), None),
+        (READ, COMPARE),
+        (ChecksumsCompared(True), Decide(TransferVerdict.CHECKED)),
     ],
-)
-@pytest.mark.parametrize("read_first", [False, True])
-def test_without_sums_only_a_word_asked_for_after_the_read_counts(
-    word: HolderReply | None, verdict: TransferVerdict, read_first: bool
-) -> None:
-    pull = proof()
-    early: list[ProofAction] = []
-    for event in (
-        (ReadDone(), HolderReplied(reply("held"))) if read_first else (HolderReplied(reply("held")), ReadDone())
-    ):
-        early += pull.handle(event)
+    "sums that come after the read are compared then": [
+        (READ, None),
+        (said(checksums=SUMS), COMPARE),
+        (ChecksumsCompared(False), Decide(TransferVerdict.WRONG)),
+    ],
+    "sums prove what was read even when the lease has ended since": [
+        (READ, None),
+        (said("ended", checksums=SUMS), COMPARE),
+        (ChecksumsCompared(True), Decide(TransferVerdict.CHECKED)),
+    ],
+    "sums of another kind leave it to the holder's word": [
+        (said(checksums=SUMS, kind="another"), None),
+        (READ, ASK),
+        (said("pulled", checksums=SUMS, kind="another"), Decide(TransferVerdict.ATTESTED)),
+    ],
     # However the first answer and the end of the read crossed: that answer may be older than the end.
-    assert early == [AskHolder()]
-    assert list(pull.handle(HolderReplied(word))) == [Decide(verdict)]
+    "a word given during the read does not count": [
+        (said("held"), None),
+        (READ, ASK),
+        (said("ended"), Decide(TransferVerdict.UNPROVED)),
+    ],
+    "a holder that does not answer": [
+        (READ, None),
+        (HolderReplied(None), ASK),
+        (HolderReplied(None), Decide(TransferVerdict.UNPROVED)),
+    ],
+}
 
 
-@pytest.mark.parametrize("kind", ["", "another"])
-def test_sums_that_cannot_be_compared_here_leave_it_to_the_holders_word(kind: str) -> None:
-    pull = proof(kind)
-    pull.handle(HolderReplied(reply(checksums=SUMS)))
-    assert list(pull.handle(ReadDone())) == [AskHolder()]
-    assert list(pull.handle(HolderReplied(reply("pulled", checksums=SUMS)))) == [Decide(TransferVerdict.ATTESTED)]
-
-
-def test_a_verdict_is_the_last_word() -> None:
+@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
+def test_what_proves_a_pull(script: list[tuple[ProofEvent, ProofAction | None]]) -> None:
     pull = proof()
-    for event in (HolderReplied(reply(checksums=SUMS)), ReadDone(), ChecksumsCompared(False)):
-        pull.handle(event)
-    with pytest.raises(AssertionError, match="after the verdict wrong"):
+    for event, action in script:
+        assert list(pull.handle(event)) == ([action] if action else [])
+    with pytest.raises(AssertionError, match="after the verdict"):
         pull.handle(ChecksumsCompared(True))
-
-
-def test_sums_of_another_incarnation_prove_nothing() -> None:
-    pull = proof()
-    pull.handle(HolderReplied(reply(checksums=SUMS, engine_id="prefill-0-6")))
-    assert list(pull.handle(ReadDone())) == [AskHolder()]
-    assert list(pull.handle(HolderReplied(reply(checksums=SUMS, engine_id="prefill-0-6")))) == [
-        Decide(TransferVerdict.UNPROVED)
-    ]
-
-
-def test_sums_prove_what_was_read_even_when_the_lease_has_ended_since() -> None:
-    pull = proof()
-    pull.handle(ReadDone())
-    assert list(pull.handle(HolderReplied(reply("ended", checksums=SUMS)))) == [CompareChecksums(SUMS)]
 
 
 ANSWERS = st.one_of(
@@ -115,7 +97,7 @@ ANSWERS = st.one_of(
         reply,
         lease=st.sampled_from(["held", "pulled", "ended", "unknown"]),
         checksums=st.sampled_from([b"", SUMS]),
-        engine_id=st.sampled_from([ENGINE, "prefill-0-6"]),
+        engine_id=st.sampled_from([ENGINE, OTHER]),
         kind=st.sampled_from(["k", "another"]),
     ),
 )
