@@ -14,53 +14,22 @@ import msgspec
 import psutil
 import pytest
 
-from engine.protocol import Engine, EngineOutput, EngineRequest, Finish, FirstOutput, Hold, InvalidRequest, TakeOver
-from kv_transfer.handoff.handoff import KvHandoff
+from engine.protocol import Engine, EngineOutput, EngineRequest, Finish, Hold, InvalidRequest, TakeOver
 from tests.contract.conftest import Pair
+from tests.support.engines import collect, first_of, prefill, request, tokens_of
 from tests.support.polling import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 SETTLE_S = 5.0
-_ids = itertools.count()
+_prompts = itertools.count()
 
 
 def prompt(length: int) -> list[int]:
     """A prompt no other test has used, so that no prefix cache hides a missing transfer."""
-    number = next(_ids)
+    number = next(_prompts)
     chooser = random.Random(number)
     return [3 + number % 500, *(chooser.randrange(3, 512) for _ in range(length - 1))]
-
-
-def request(tokens: list[int], transfer: Hold | TakeOver | None = None, **sampling: Any) -> EngineRequest:
-    values = {"temperature": 0.0, "ignore_eos": True, "max_tokens": 8} | sampling
-    return EngineRequest(
-        request_id=f"r{next(_ids)}", token_ids=tokens, sampling=msgspec.msgpack.encode(values), transfer=transfer
-    )
-
-
-async def collect(engine: Engine, wanted: EngineRequest) -> list[EngineOutput]:
-    outputs: list[EngineOutput] = []
-    await engine.generate(wanted, outputs.append)
-    return outputs
-
-
-def tokens_of(outputs: list[EngineOutput]) -> list[int]:
-    return [token for output in outputs for token in output.token_ids]
-
-
-def first_of(outputs: list[EngineOutput]) -> FirstOutput:
-    """The facts that come with the first output, and only with it."""
-    assert all(output.first is None for output in outputs[1:])
-    assert outputs[0].first is not None
-    return outputs[0].first
-
-
-async def prefill(engine: Engine, tokens: list[int], lease_s: float = 60.0) -> tuple[list[int], KvHandoff]:
-    """The token of a prefill, and its hand-off."""
-    outputs = await collect(engine, request(tokens, Hold(lease_s=lease_s), max_tokens=1))
-    assert outputs[-1].handoff is not None
-    return tokens_of(outputs), outputs[-1].handoff
 
 
 async def settles(engine: Engine) -> bool:

@@ -14,7 +14,8 @@ from engine.config import EngineConfig
 from engine.protocol import Hold, TakeOver
 from tests.contract import tiny_model
 from tests.contract.conftest import Pair
-from tests.contract.test_engine_contract import collect, first_of, prompt, request, tokens_of
+from tests.contract.test_engine_contract import prompt
+from tests.support.engines import collect, first_of, request, tokens_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

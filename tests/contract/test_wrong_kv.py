@@ -11,7 +11,8 @@ import pytest
 from engine.protocol import Engine, EngineOutput, EngineRequest, Hold, TakeOver
 from kv_transfer.handoff.handoff import KvHandoff
 from tests.contract.conftest import Pair
-from tests.contract.test_engine_contract import collect, first_of, prompt, request, settles, tokens_of
+from tests.contract.test_engine_contract import prompt, settles
+from tests.support.engines import collect, first_of, request, tokens_of
 from tests.support.polling import until
 
 pytestmark = [
