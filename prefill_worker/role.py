@@ -8,10 +8,10 @@ import msgspec
 
 from engine.protocol import EngineInfo, Hold
 from kv_transfer.handoff.handoff import KvHandoff
-from kv_transfer.handoff.lease import Count, LeaseAction
 from kv_transfer.integrity.prompt_digest import prompt_digest
 from prefill_worker.config import PrefillLimits, PrefillWorkerConfig
 from runtime.failures import Failure, FailureKind
+from worker.leases import Count, LeaseAction
 from worker.role import Accepted, Offer, Refused, RoleBehaviour, WorkerRequest, blocks_for
 
 
@@ -66,7 +66,7 @@ class PrefillRole(RoleBehaviour):
                 model=self._info.model,
             ),
         )
-        return Offer(handoff=offered, actions=actions)
+        return offered, actions
 
     def released(self, lease_id: str, epoch: int, pulled: bool) -> Sequence[LeaseAction]:
         """A release of another epoch's lease is ignored, even where the ids are equal."""

@@ -9,13 +9,12 @@ import asyncio
 import os
 import random
 from collections.abc import Awaitable, Sequence
-from typing import Protocol, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 import msgspec
 import structlog
 
 from engine.protocol import Engine, EngineDead
-from kv_transfer.handoff.lease import Count, FreeBlocks, KeepBlocks, LeaseAction
 from protos.cluster.v1 import cluster_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure, FailureKind
@@ -23,9 +22,13 @@ from runtime.timing.clock import precise_clock
 from worker.admission import Admission
 from worker.background_tasks import BackgroundTasks
 from worker.config import WorkerConfig, WorkerLimits
+from worker.leases import Count, FreeBlocks, KeepBlocks, LeaseAction
 from worker.lifecycle import Event, Lifecycle, State
 from worker.metrics import WorkerMetrics
 from worker.role import Accepted, Refused, RoleBehaviour, WorkerRequest, blocks_for
+
+if TYPE_CHECKING:
+    from worker.front_stream import FrontStream
 
 log = structlog.get_logger(__name__)
 
@@ -36,14 +39,6 @@ STATES = {
     State.DRAINING: cluster_pb2.PROCESS_STATE_DRAINING,
     State.STOPPED: cluster_pb2.PROCESS_STATE_STOPPED,
 }
-
-
-class Stream(Protocol):
-    """What the core needs of one front proxy's stream."""
-
-    def fail(self, failure: Failure) -> None:
-        """End the stream with this failure; its requests are aborted and its leases released."""
-        ...
 
 
 class WorkerCore:
@@ -74,7 +69,7 @@ class WorkerCore:
         self.lifecycle = Lifecycle()
         self.admission = Admission(requests_max=config.requests_max, blocks_limit=role.blocks_limit)
         self.background = BackgroundTasks()
-        self.streams: dict[int, Stream] = {}
+        self.streams: dict[int, FrontStream] = {}
         self.prefill_tokens_queued = 0
         # Set whenever something that the scheduler wants to know may have changed.
         self.changed = asyncio.Event()

@@ -142,9 +142,8 @@ class FrontStream:
             core.metrics.prompt_tokens_computed.inc(max(len(live.request.engine_request.token_ids) - reused, 0))
         handoff = None
         if output.handoff is not None:
-            offer = core.role.offer(output.handoff, request, self._id, core.now_s())
-            core.apply(offer.actions)
-            handoff = offer.handoff
+            handoff, actions = core.role.offer(output.handoff, request, self._id, core.now_s())
+            core.apply(actions)
             if self._closing:
                 core.apply(core.role.leases.owner_gone(self._id))
         self._post(wire.delta_of(request.slot, output, handoff, admission_s))

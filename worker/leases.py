@@ -11,7 +11,27 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from kv_transfer.handoff.lease import Count, FreeBlocks, KeepBlocks, LeaseAction
+
+class FreeBlocks(msgspec.Struct, frozen=True):
+    """Tell the engine to give up the KV of this lease. Idempotent."""
+
+    lease_id: str
+
+
+class KeepBlocks(msgspec.Struct, frozen=True):
+    """Tell the engine to hold the KV of this lease for so long from now. Idempotent."""
+
+    lease_id: str
+    lease_s: float
+
+
+class Count(msgspec.Struct, frozen=True):
+    """Something worth a counter happened."""
+
+    what: str
+
+
+LeaseAction = FreeBlocks | KeepBlocks | Count
 
 
 class Lease(msgspec.Struct):

@@ -8,10 +8,9 @@ import msgspec
 
 from engine.protocol import EngineInfo, EngineRequest, Hold, TakeOver
 from kv_transfer.handoff.handoff import KvHandoff
-from kv_transfer.handoff.lease import LeaseAction
 from runtime.failures import Failure
 from runtime.roles import WorkerRole
-from worker.leases import LeaseTable
+from worker.leases import LeaseAction, LeaseTable
 
 
 class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,11 +51,8 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class Offer(msgspec.Struct, frozen=True, kw_only=True):
-    """A hand-off that may leave this process, and what is to be done about its lease."""
-
-    handoff: KvHandoff
-    actions: Sequence[LeaseAction]
+Offer = tuple[KvHandoff, Sequence[LeaseAction]]
+"""A hand-off that may leave this process, and what is to be done about its lease."""
 
 
 class RoleBehaviour:

@@ -8,12 +8,12 @@ import msgspec
 import pytest
 
 from engine.protocol import Hold
-from kv_transfer.handoff.lease import Count, FreeBlocks, KeepBlocks
 from kv_transfer.integrity.prompt_digest import prompt_digest
 from prefill_worker.config import PrefillLimits, PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import FailureKind
 from tests.support import workers
+from worker.leases import Count, FreeBlocks, KeepBlocks
 from worker.role import Accepted, Refused, WorkerRequest
 
 INFO = msgspec.structs.replace(workers.INFO, engine_id="prefill-0-7", kv_blocks_total=10)
@@ -44,7 +44,7 @@ def test_a_prefill_is_held_for_the_configured_time() -> None:
 
 def test_the_hand_off_says_whose_it_is_and_how_long_it_lasts() -> None:
     prefill = role(lease_s=30.0)
-    handoff = prefill.offer(HANDOFF, REQUEST, 1, 100.0).handoff
+    handoff = prefill.offer(HANDOFF, REQUEST, 1, 100.0)[0]
     assert (handoff.worker_id, handoff.epoch, handoff.engine_id) == ("prefill-0", 7, "prefill-0-7")
     assert (handoff.layout_fingerprint, handoff.blocks, handoff.bytes) == ("f", 3, 300)
     assert (handoff.lease_remaining_s, handoff.connector_params) == (30.0, b"x")
@@ -54,24 +54,25 @@ def test_the_hand_off_says_whose_it_is_and_how_long_it_lasts() -> None:
 
 def test_no_hand_off_promises_more_than_the_engine_does() -> None:
     prefill = role(lease_s=30.0)
-    handoff = prefill.offer(msgspec.structs.replace(HANDOFF, lease_remaining_s=5.0), REQUEST, 1, 100.0).handoff
+    handoff = prefill.offer(msgspec.structs.replace(HANDOFF, lease_remaining_s=5.0), REQUEST, 1, 100.0)[0]
     assert handoff.lease_remaining_s == 5.0
     assert FreeBlocks("r") in prefill.leases.tick(105.0)
 
 
 @pytest.mark.parametrize("pulled", [False, True])
 @pytest.mark.parametrize("epoch", [6, 8])
-def test_a_release_for_another_epoch_is_not_for_us(epoch: int, pulled: bool) -> None:
+def test_a_release_or_renewal_for_another_epoch_is_not_for_us(epoch: int, pulled: bool) -> None:
     prefill = role()
     prefill.offer(HANDOFF, REQUEST, 1, 0.0)
     assert prefill.released("r", epoch, pulled=pulled) == ()
+    assert prefill.renewed("r", epoch, 1.0) == (Count("renewed_too_late"),)
     assert len(prefill.leases) == 1
     assert FreeBlocks("r") in prefill.released("r", 7, pulled=False)
 
 
 def test_the_hand_off_is_tied_to_the_tokens_it_covers_to_the_salt_and_to_the_model() -> None:
     salted = asking(token_ids=list(range(40)), cache_salt="tenant")
-    handoff = role().offer(HANDOFF, salted, 1, 0.0).handoff
+    handoff = role().offer(HANDOFF, salted, 1, 0.0)[0]
     assert handoff.prompt_digest == prompt_digest(list(range(33)), cache_salt="tenant", model="m")
 
 
@@ -84,14 +85,6 @@ def test_a_lease_whose_decode_still_waits_is_renewed_up_to_the_bound() -> None:
     assert prefill.renewed("r", 7, 160.0) == (Count("renewals_used_up"),)
     assert FreeBlocks("r") in prefill.leases.tick(170.0)
     assert prefill.renewed("r", 7, 171.0) == (Count("renewed_too_late"),)
-
-
-@pytest.mark.parametrize("epoch", [6, 8])
-def test_a_renewal_for_another_epoch_keeps_nothing(epoch: int) -> None:
-    prefill = role(lease_s=30.0)
-    prefill.offer(HANDOFF, REQUEST, 1, 100.0)
-    assert prefill.renewed("r", epoch, 120.0) == (Count("renewed_too_late"),)
-    assert FreeBlocks("r") in prefill.leases.tick(130.0)
 
 
 def test_what_it_cannot_do_is_refused_with_the_reason() -> None:

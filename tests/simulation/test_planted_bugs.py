@@ -25,7 +25,6 @@ from front_proxy.request.events import AbortWork, AskPlan, EndPlan, Output, Rele
 from front_proxy.request.flow import RequestFlow
 from front_proxy.request.handoff_slot import HandoffSlot
 from front_proxy.request.output_log import OutputLog
-from kv_transfer.handoff.lease import FreeBlocks
 from kv_transfer.integrity.transfer_proof import HolderReplied, TransferProof, TransferVerdict
 from prefill_worker.role import PrefillRole
 from runtime.rpc import send_queue
@@ -41,7 +40,7 @@ from simulation.faults.seeds import simulate
 from worker.admission import Admission
 from worker.core import WorkerCore
 from worker.front_stream import FrontStream
-from worker.leases import LeaseTable
+from worker.leases import FreeBlocks, LeaseTable
 
 SEEDS_TO_FIND_A_BUG = 1_000
 

@@ -18,13 +18,6 @@ def test_requests_and_blocks_are_both_bounds() -> None:
     assert room.admit("c", 0, blocks_held=0, blocks_used=0) == "requests_max"
 
 
-def test_blocks_of_leases_and_of_requests_that_outgrew_their_estimate_count() -> None:
-    room = Admission(requests_max=9, blocks_limit=10)
-    assert room.admit("a", 5, blocks_held=6, blocks_used=0) == "kv_blocks"
-    assert room.admit("a", 2, blocks_held=0, blocks_used=0) is None
-    assert room.admit("b", 2, blocks_held=0, blocks_used=9) == "kv_blocks"
-
-
 def test_a_stale_report_of_the_engine_never_locks_an_idle_worker() -> None:
     assert Admission(requests_max=1, blocks_limit=10).admit("a", 5, blocks_held=0, blocks_used=10) is None
 

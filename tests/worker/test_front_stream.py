@@ -140,20 +140,6 @@ async def test_the_engine_hears_once_that_its_kv_was_pulled_and_not_that_it_was_
         assert (made.engine.was_pulled, made.engine.released) == (["a"], ["b"])
 
 
-async def test_a_hand_off_that_comes_after_its_stream_is_gone_is_not_kept() -> None:
-    async with playing(abort_timeout_s=0.01) as made:
-        made.engine.cleaned.clear()
-        await made.submit("late")
-        await made.front.close()
-        assert made.core.admission.requests == 1, "its engine is not through with it"
-        made.engine.hand_over("late")
-        assert len(made.core.role.leases) == 0
-        made.engine.cleaned.set()
-        await until(lambda: made.core.admission.requests == 0, within_s=10.0)
-        await made.settled()
-        assert made.engine.released == ["late"]
-
-
 async def test_an_engines_clean_up_is_never_cut_short_by_a_second_reason() -> None:
     async with playing(abort_timeout_s=0.01) as made:
         made.engine.cleaned.clear()

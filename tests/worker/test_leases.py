@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kv_transfer.handoff.lease import Count, FreeBlocks, LeaseAction
-from worker.leases import LeaseTable
+from worker.leases import Count, FreeBlocks, LeaseAction, LeaseTable
 
 
 def freed(actions: Sequence[LeaseAction]) -> list[str]:

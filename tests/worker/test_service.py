@@ -97,14 +97,6 @@ async def test_requests_of_one_engine_step_share_one_message(start_worker: Start
     assert len(front.steps) <= 120, [len(step) for step in front.steps]
 
 
-async def test_a_drain_says_how_many_requests_its_deadline_left(start_worker: StartWorker) -> None:
-    worker = await start_worker("decode", fake=SLOW)
-    front = await worker.attach()
-    await front.send(submit(1, PROMPT, sampling=sampling(2000)))
-    await front.step()
-    assert await worker.core.drain(0.05) == 1
-
-
 async def test_a_request_over_its_deadline_fails_and_frees_everything(start_worker: StartWorker) -> None:
     worker = await start_worker("decode", fake=SLOW)
     deltas = await (await worker.attach()).one(submit(1, PROMPT, sampling=sampling(2000), deadline_ms=100))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 from typing import Any
 
 import pytest
 
 from engine.config import EngineConfig
+from engine.protocol import EngineDead
 from engine.vllm import args
 from engine.vllm.args import (
     SideChannelAddress,
@@ -20,6 +22,10 @@ from engine.vllm.args import (
 )
 from engine.vllm.engine import VllmEngine
 from launcher.demo import model as demo_model
+from prefill_worker.config import PrefillWorkerConfig
+from prefill_worker.role import PrefillRole
+from worker.config import WorkerConfig
+from worker.run import serve
 
 SIDE_CHANNEL = SideChannelAddress("h", "::1", 5)
 
@@ -43,11 +49,14 @@ async def test_an_engine_binds_the_host_of_its_machine_and_tells_others_the_adve
 
     async def start_at(_: EngineConfig, **given: Any) -> None:
         started.update(given)
+        raise EngineDead("enough is known")
 
     monkeypatch.setattr(VllmEngine, "_start_at", start_at)
     monkeypatch.setattr(args, "prepare_environment", lambda _: None)
     config = EngineConfig(model="m")
-    await VllmEngine.start(config, worker_id="p0", role="prefill", host="localhost", advertise_host="nat.invalid")
+    host = WorkerConfig(worker_id="p0", host="localhost", advertise_host="nat.invalid")
+    with pytest.raises(SystemExit):
+        await serve("prefill", functools.partial(PrefillRole, PrefillWorkerConfig()), config, host, started.update)
     assert started["side_channel"][:2] == ("nat.invalid", "127.0.0.1")
     with pytest.raises(ValueError, match=r"worker\.host: NIXL cannot listen at nat\.invalid: "):
         await VllmEngine.start(config, worker_id="p0", role="prefill", host="nat.invalid", advertise_host="")
