@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import itertools
 from typing import Any
 
@@ -54,13 +53,12 @@ class _StatLogger(LoadRecorder, StatLoggerBase):
 class VllmEngine:
     """One AsyncLLM, its identity and its latest load."""
 
-    def __init__(
-        self, llm: AsyncLLM, info: EngineInfo, load: LoadRecorder, config: EngineConfig, worker_id: str
-    ) -> None:
+    # Known when it has served its first token.
+    _info: EngineInfo
+
+    def __init__(self, llm: AsyncLLM, load: LoadRecorder, worker_id: str) -> None:
         self._llm = llm
-        self._info = info
         self._load = load
-        self._config = config
         self._worker_id = worker_id
         self._message_ids = itertools.count()
         self._release_batcher = ReleaseBatcher(self._release, LIMITS.pulled_release_delay_s)
@@ -114,23 +112,21 @@ class VllmEngine:
                     tokenizer=values.tokenizer_identity(llm.vllm_config.model_config),
                     second_runner=llm.vllm_config.use_v2_model_runner,
                 )
-                identify = functools.partial(
-                    values.engine_info,
+                if arguments.disable_log_stats:
+                    private.remove_prometheus(llm)
+                engine = cls(llm, load, worker_id)
+                await engine._serve_one_token()
+                engine._info = info = values.engine_info(
                     llm.vllm_config,
                     config,
                     version=vllm_version,
                     epoch=epoch,
                     engine_id=engine_id,
                     output_settings=settings,
+                    facts=engine._facts,
                 )
-                info = identify(facts={})
-                if arguments.disable_log_stats:
-                    private.remove_prometheus(llm)
                 load.set_capacity(blocks=info.kv_blocks_total, block_bytes=info.block_bytes)
-                engine = cls(llm, info, load, config, worker_id)
-                await engine._serve_one_token()
-                engine._info = identify(facts=engine._facts)
-                engine._steps.hides_prefill_tokens = engine._info.prefill_backoff_tokens > 0
+                engine._steps.hides_prefill_tokens = info.prefill_backoff_tokens > 0
         except TimeoutError as error:
             raise EngineDead(f"vLLM did not start within {LIMITS.start_timeout_s:.0f} s") from error
         except (RuntimeError, EngineDeadError) as error:
@@ -290,5 +286,5 @@ class VllmEngine:
         sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False)
         sampling.output_kind = RequestOutputKind.DELTA
         sampling.extra_args = {"kv_transfer_params": {FACTS: True}}
-        request = EngineRequest(request_id=f"warm-up-{self._info.engine_id}", token_ids=[0], sampling=b"")
+        request = EngineRequest(request_id="warm-up", token_ids=[0], sampling=b"")
         await self._run(request, sampling, lambda _: None)

@@ -21,15 +21,6 @@ from engine.vllm.values import (
 from tests.support.workers import handoff
 
 
-def test_the_samplers_arrays_become_columns_row_by_row() -> None:
-    columns = logprob_columns(
-        np.array([[7, 5, 7], [8, 8, 9]]), np.array([[-2.0, -1.0, -2.0], [-0.5, -0.5, -3.0]]), np.array([2, 1])
-    )
-    assert (columns.width, columns.ranks) == (3, [2, 1])
-    assert columns.token_ids == [7, 5, 7, 8, 8, 9]
-    assert columns.logprobs == [-2.0, -1.0, -2.0, -0.5, -0.5, -3.0]
-
-
 def test_a_prompt_of_one_token_has_no_rows_to_score() -> None:
     empty = logprob_columns(np.zeros((0, 3), dtype=np.int32), np.zeros((0, 3)), np.zeros(0, dtype=np.int32))
     assert (empty.width, empty.token_ids, empty.ranks) == (3, [], [])
