@@ -76,22 +76,18 @@ class BatonNixlWorker(NixlPullConnectorWorker):
         self._regions: list[torch.Tensor] = []
         # Of held blocks, in the order in which the device computes them.
         self._checksums: deque[tuple[str, PendingChecksums]] = deque()
-        self._proof_timeout_s = float(config.get_from_extra_config(PROOF_TIMEOUT_S, _TIMEOUT_S))
         self._connect_timeout_s = float(config.get_from_extra_config(CONNECT_TIMEOUT_S, _TIMEOUT_S))
-        self._verifier = TransferVerifier(channel=SideChannel(question), timeout_s=self._proof_timeout_s)
+        self._verifier = TransferVerifier(
+            channel=SideChannel(question),
+            timeout_s=float(config.get_from_extra_config(PROOF_TIMEOUT_S, _TIMEOUT_S)),
+            checksums_of=self._checksums_of,
+        )
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Register with NIXL, and find the memory to compute checksums of."""
         super().register_kv_caches(kv_caches)
         self._regions = self._find_regions(kv_caches)
-        if self._regions:
-            self._verifier.close()
-            self._verifier = TransferVerifier(
-                channel=SideChannel(question),
-                timeout_s=self._proof_timeout_s,
-                checksums_of=self._checksums_of,
-                checksum_kind=KIND,
-            )
+        self._verifier.checksum_kind = KIND if self._regions else ""
 
     def _find_regions(self, kv_caches: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         """The memory that NIXL reads blocks from. Empty where checksums cannot cover it: then holders attest."""
