@@ -36,7 +36,7 @@ def _is_address(text: str) -> bool:
 
 
 def _form(end: str) -> re.Pattern[str]:
-    # A Service's name ends in a letter or a digit, so that BATON_WORKER__PORT, a setting, is none of its variables.
+    # A Service's name ends in a letter or a digit. So no Service sets BATON_WORKER__PORT: that is a setting.
     return re.compile(rf"\w*[A-Z0-9]_{end.replace('PROTOCOL', '(?:TCP|UDP|SCTP)')}", re.ASCII)
 
 

@@ -3,8 +3,4 @@
 ``core.SchedulerCore`` is pure: events in, actions out, time and randomness as arguments. ``shell`` performs its
 actions, and ``service`` is the only file that knows grpc. A front proxy that lost its scheduler runs the same core over
 its last cluster view.
-
-One plan: filters drop the workers that cannot serve, and the cheapest pair of the rest is taken (``routing``). Its
-decode blocks are reserved before any prefill is spent. A request that fits nowhere waits in a bounded queue
-(``queueing``), or is refused with a time to retry after.
 """

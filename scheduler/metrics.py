@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from runtime.buckets import DECISION_S, TIME_TO_FIRST_TOKEN_S
-from runtime.priority_class import PriorityClass
 from runtime.roles import WORKER_ROLES
 from scheduler.api.worker_info import WorkerState
-from scheduler.cluster.worker import Worker
+from scheduler.core import SchedulerCore
 
 _OUTCOMES = frozenset({"finished", "failed", "cancelled"})
 
@@ -79,38 +76,27 @@ class SchedulerMetrics:
         """Count an end under one of the outcomes we know."""
         self._requests_ended.labels(outcome if outcome in _OUTCOMES else "other").inc()
 
-    def show_leads(self, leads: bool) -> None:
-        """Whether this scheduler leads, or stands by."""
-        self._leads.set(leads)
-
-    def show_waiting(self, counts: Mapping[PriorityClass, int]) -> None:
-        """Bring the queue's gauges up to date."""
-        for priority_class, count in counts.items():
-            self._waiting.labels(priority_class.value).set(count)
-
-    def show_leaks(self, leaked: Mapping[str, int]) -> None:
-        """Bring the leaks up to date; labels of workers that left are dropped."""
-        self._leaks.clear()
-        for worker_id, count in leaked.items():
-            self._leaks.labels(worker_id).set(count)
-
-    def show_cluster(self, workers: Iterable[Worker], *, fronts: int, plans_in_flight: int) -> None:
+    def show(self, core: SchedulerCore, *, fronts: int, leads: bool) -> None:
         """Bring the gauges up to date; labels of workers that left are dropped."""
+        workers, leaked = core.cluster.workers, core.leaked_leases()
         counts = {(role, state): 0 for role in WORKER_ROLES for state in WorkerState}
         unusable = dict.fromkeys(("silent", "ejected"), 0)
-        seen = set()
-        for worker in workers:
+        for worker_id, worker in workers.items():
             counts[worker.role, worker.state] += 1
-            seen.add(worker.worker_id)
             if worker.unusable:
                 unusable[worker.unusable] += 1
-            self._reserved_blocks.labels(worker.worker_id).set(worker.reserved_blocks)
-        for worker_id in self._labelled - seen:
+            self._reserved_blocks.labels(worker_id).set(worker.reserved_blocks)
+            self._leaks.labels(worker_id).set(leaked.get(worker_id, 0))
+        for worker_id in self._labelled.difference(workers):
             self._reserved_blocks.remove(worker_id)
-        self._labelled = frozenset(seen)
+            self._leaks.remove(worker_id)
+        self._labelled = frozenset(workers)
         for (role, state), count in counts.items():
             self._workers.labels(role, state.value).set(count)
         for reason, count in unusable.items():
             self._unusable.labels(reason).set(count)
+        for priority_class, count in core.waiting().items():
+            self._waiting.labels(priority_class.value).set(count)
         self._fronts.set(fronts)
-        self._plans_in_flight.set(plans_in_flight)
+        self._plans_in_flight.set(core.plans_in_flight)
+        self._leads.set(leads)

@@ -128,12 +128,7 @@ class SchedulerShell:
 
     def show_metrics(self) -> None:
         """Bring the gauges up to date."""
-        self.metrics.show_cluster(
-            self.core.cluster.workers.values(), fronts=len(self.fronts), plans_in_flight=self.core.plans_in_flight
-        )
-        self.metrics.show_leads(not self.stands_by and not self.deposed)
-        self.metrics.show_waiting(self.core.waiting())
-        self.metrics.show_leaks(self.core.leaked_leases())
+        self.metrics.show(self.core, fronts=len(self.fronts), leads=not self.stands_by and not self.deposed)
 
     def close(self, verdict: Failure = _STOPS) -> None:
         """End every stream with this verdict."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Generic, NoReturn, TypeVar
 
 import grpc
@@ -30,31 +30,26 @@ class GrpcClientStream(Generic[In, Out]):
 
     async def read(self) -> In | None:
         """The next message."""
-        try:
-            message = await self._call.read()
-        except _OVER as error:
-            raise await self._broken(error) from error
+        message = await self._done(self._call.read())
         return None if message is _EOF else message
 
     async def write(self, message: Out) -> None:
-        """Send one message. When the peer has ended the stream before, its reason is the reason."""
-        try:
-            await self._call.write(message)
-        except _OVER as error:
-            raise await self._broken(error) from error
+        """Send one message."""
+        await self._done(self._call.write(message))
 
     async def done_writing(self) -> None:
         """No message follows."""
-        try:
-            await self._call.done_writing()
-        except _OVER as error:
-            raise await self._broken(error) from error
+        await self._done(self._call.done_writing())
 
-    async def _broken(self, error: Exception) -> StreamBroken:
-        if not self._call.done():
-            return StreamBroken(str(error) or type(error).__name__)
-        code, details = await self._call.code(), await self._call.details()
-        return StreamBroken(f"{code.name}: {details}")
+    async def _done(self, operation: Awaitable[Any]) -> Any:
+        """What it gives. When the peer has ended the stream before, its reason is the reason."""
+        try:
+            return await operation
+        except _OVER as error:
+            if not self._call.done():
+                raise StreamBroken(str(error) or type(error).__name__) from error
+            code, details = await self._call.code(), await self._call.details()
+            raise StreamBroken(f"{code.name}: {details}") from error
 
 
 class GrpcServerStream(Generic[In, Out]):

@@ -57,5 +57,5 @@ class LeaseAuditor:
         return found
 
     def leaked(self) -> Mapping[str, int]:
-        """Leaks held now, by worker, zeros included."""
+        """Leaks held now, by worker."""
         return {worker_id: sum(each.told for each in leases.values()) for worker_id, leases in self._unknown.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import sys
 from collections.abc import Sequence
 from typing import Literal
 
@@ -162,6 +163,12 @@ def _decode_refusal(ask: Ask, emptied: Emptied, pool: ModelPool) -> NotPlaced:
     """Name the most lasting cause: it can never fit, no worker is ready, or it does not fit now."""
     registered = pool.with_role("decode")
     if registered and not kv_capacity(ask, registered, 0.0):
+        context = max(worker.context_tokens_max or sys.maxsize for worker in registered)
+        if ask.computed_tokens > context:
+            message = (
+                f"The prompt has {ask.computed_tokens} tokens; the longest context of a decode worker is {context}."
+            )
+            return NotPlaced(cause="too_large", message=message)
         largest = max(worker.blocks_total * worker.block_size_tokens for worker in registered)
         message = f"The request needs room for {ask.held_tokens} tokens; the largest decode worker has {largest}."
         return NotPlaced(cause="too_large", message=message)

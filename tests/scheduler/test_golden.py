@@ -1,6 +1,8 @@
 """The scheduler's core, played from the scripts under tests/golden (tests/support/golden.py).
 
-``> after 2`` lets two seconds pass, and ``> restart`` begins a scheduler that knows nothing.
+``> begin p0 d0 waiting_max=0`` begins a scheduler of one front proxy and these ready workers, and says nothing of it.
+``> restart`` begins one that knows nothing and may have to recover. ``> after 2`` lets two seconds pass. ``> show``
+tells what the scheduler does not say by itself.
 """
 
 from __future__ import annotations
@@ -15,27 +17,32 @@ from scheduler.api import actions, events
 from scheduler.api.actions import Action, Placement
 from scheduler.api.events import Event
 from scheduler.api.worker_info import WorkerLoad, WorkerState
-from scheduler.config import SchedulerConfig
+from scheduler.config import SchedulerParameters
 from scheduler.core import SchedulerCore
-from tests.scheduler.cast import worker_info
-from tests.support.golden import Options, Step, check_script, scripts
+from tests.scheduler.cast import FRONT, worker_info
+from tests.support.golden import Options, check_script, scripts
+
+
+def _ids(options: Options, key: str) -> list[str]:
+    return [word for word in str(options.pop(key, "")).split(",") if word]
 
 
 def _plan(name: str, options: Options) -> Event:
     fields: Options = {
-        "session": options.pop("front", 1000),
+        "session": options.pop("front", FRONT),
         "plan_id": int(name),
         "request_id": f"r{name}",
         "prompt_tokens": options.pop("prompt"),
         "output_tokens_max": options.pop("out", 32),
         "pinned_decode_worker_id": options.pop("pin", None),
-        "excluded_worker_ids": frozenset(str(options.pop("not", "")).split(",")) - {""},
+        "excluded_worker_ids": frozenset(_ids(options, "not")),
         "priority_class": str(options.pop("class", "")),
         "tenant": str(options.pop("tenant", "")),
         "wait_max_s": options.pop("within", 0),
         "prefill_only": bool(options.pop("only", 0)),
         "resumed": bool(options.pop("resumed", 0)),
     }
+    assert not options, options
     return events.PlanRequested(**fields)
 
 
@@ -46,7 +53,7 @@ def _load(name: str, options: Options) -> Event:
 
 def _end(name: str, options: Options) -> Event:
     return events.RequestEnded(
-        session=options.get("front", 1000),
+        session=options.get("front", FRONT),
         plan_id=int(name),
         outcome=str(options.get("outcome", "")),
         output_tokens=options.get("out", 0),
@@ -54,22 +61,32 @@ def _end(name: str, options: Options) -> Event:
 
 
 def _running(name: str, options: Options) -> Event:
-    worker_id, blocks = str(options["decode"]), options["blocks"]
-    decode = Placement(worker_id, f"{worker_id}:1", 1)
-    plan = events.RunningPlan(
-        plan_id=int(name), request_id=f"r{name}", prefill=None, decode=decode, decode_blocks=blocks
+    """``name``: the plans, with commas between them."""
+    decode = str(options.get("decode", ""))
+    placement = Placement(decode, f"{decode}:1", options.get("epoch", 1)) if decode else None
+    plans = tuple(
+        events.RunningPlan(
+            plan_id=int(plan_id),
+            request_id=f"r{plan_id}",
+            prefill=None,
+            decode=placement,
+            decode_blocks=options.get("blocks", 0),
+        )
+        for plan_id in name.split(",")
+        if plan_id
     )
-    return events.PlansRunning(session=options.get("front", 1000), plans=(plan,))
-
-
-def _leases(name: str, options: Options) -> Event:
-    return events.WorkerLeasesReported(
-        session=options["session"], worker_id=name, lease_ids=tuple(str(options["ids"]).split(","))
+    return events.PlansRunning(
+        session=options.get("front", FRONT),
+        plans=plans,
+        asked=frozenset(map(int, _ids(options, "asked"))),
+        complete=bool(options.get("complete", 0)),
     )
 
 
 READERS: dict[str, Callable[[str, Options], Event]] = {
-    "front": lambda name, options: events.FrontJoined(session=options["session"], front_proxy_id=name),
+    "front": lambda name, options: events.FrontJoined(
+        session=options["session"], front_proxy_id=name, incarnation=options.get("incarnation", 0)
+    ),
     "front_left": lambda _, options: events.FrontLeft(session=options["session"]),
     "join": lambda name, options: events.WorkerJoined(
         session=options.pop("session"), info=worker_info(name, **options)
@@ -81,8 +98,10 @@ READERS: dict[str, Callable[[str, Options], Event]] = {
     "plan": _plan,
     "end": _end,
     "running": _running,
-    "leases": _leases,
-    "tick": lambda _name, _options: events.Tick(),
+    "leases": lambda name, options: events.WorkerLeasesReported(
+        session=options["session"], worker_id=name, lease_ids=tuple(_ids(options, "ids"))
+    ),
+    "tick": lambda _, options: events.Tick(late_s=options.get("late_s", 0.0)),
 }
 
 
@@ -105,8 +124,8 @@ def _words(action: Action) -> str:
             return f"drop {worker_id} session={session}: {reason}"
         case actions.DrainWorker(session=session, worker_id=worker_id):
             return f"drain {worker_id} session={session}"
-        case actions.ReportLeak(worker_id=worker_id, lease_id=lease_id, request_id=request_id):
-            return f"leak {lease_id} of {request_id} on {worker_id}"
+        case actions.ReportLeak(worker_id=worker_id, lease_id=lease_id, request_id=request_id, unknown_for_s=for_s):
+            return f"leak {lease_id} of {request_id} on {worker_id} for {for_s:g}s"
         case actions.ReportDropped(request_id=request_id, reason=reason):
             return f"dropped {request_id}: {reason}"
         case actions.EjectWorker(worker_id=worker_id, for_s=for_s):
@@ -121,28 +140,62 @@ def _at(placement: Placement | None) -> str:
     return f"{placement.worker_id}@{placement.epoch}" if placement else "-"
 
 
-def play() -> Step:
+class Play:
     """A core with a clock."""
-    core, now_s = SchedulerCore(SchedulerConfig()), 0.0
 
-    def step(verb: str, names: list[str], options: Options) -> Iterator[str]:
-        nonlocal core, now_s
-        if verb == "after":
-            now_s += float(names[0])
-            return
-        if verb == "restart":
-            core = SchedulerCore(SchedulerConfig(), began_s=now_s)
-            return
-        for action in core.handle(READERS[verb](names[0] if names else "", options), now_s):
-            yield _words(action)
-        core.check()
-        held = {each.worker_id: each.reserved_blocks for each in core.cluster.workers.values() if each.reserved_blocks}
+    def __init__(self) -> None:
+        self.core = SchedulerCore(SchedulerParameters())
+        self.now_s = 0.0
+
+    def step(self, verb: str, names: list[str], options: Options) -> Iterator[str]:
+        """What the scheduler does about one event of each name."""
+        match verb:
+            case "after":
+                self.now_s += float(names[0])
+            case "restart":
+                self.core = SchedulerCore(_parameters(options), began_s=self.now_s)
+            case "begin":
+                self._begin(names, options)
+            case "show":
+                yield from self._shown()
+            case _:
+                yield from self._played(verb, names or [""], options)
+
+    def _begin(self, worker_ids: list[str], options: Options) -> None:
+        self.core, self.now_s = SchedulerCore(_parameters(options)), 0.0
+        self.core.handle(events.FrontJoined(session=FRONT, front_proxy_id="front-0"), 0.0)
+        for session, worker_id in enumerate(worker_ids, 1):
+            self.core.handle(events.WorkerJoined(session=session, info=worker_info(worker_id)), 0.0)
+            self.core.handle(_load(worker_id, {"session": session}), 0.0)
+
+    def _played(self, verb: str, names: list[str], options: Options) -> Iterator[str]:
+        for name in names:
+            given = dict(options)
+            if verb in {"load", "left", "leases"} and "session" not in given:
+                given["session"] = self.core.cluster.workers[name].session
+            for action in self.core.handle(READERS[verb](name, given), self.now_s):
+                yield _words(action)
+            self.core.check()
+        workers = self.core.cluster.workers.values()
+        held = {each.worker_id: each.reserved_blocks for each in workers if each.reserved_blocks}
         if verb in {"plan", "end", "left", "front_left", "join", "tick"} and held:
             yield "reserved: " + " ".join(f"{worker_id}={blocks}" for worker_id, blocks in held.items())
 
-    return step
+    def _shown(self) -> Iterator[str]:
+        core = self.core
+        yield f"in flight {core.plans_in_flight}, waiting {sum(core.waiting().values())}"
+        if core.recovering:
+            yield "recovering"
+        for worker_id, worker in core.cluster.workers.items():
+            leaks = core.leaked_leases().get(worker_id, 0)
+            yield f"{worker_id}: {worker.unusable or worker.state} reserved={worker.reserved_blocks} leaks={leaks}"
+
+
+def _parameters(options: Options) -> SchedulerParameters:
+    fields: Options = {name: float(value) if isinstance(value, str) else value for name, value in options.items()}
+    return SchedulerParameters(**fields)
 
 
 @pytest.mark.parametrize("path", scripts("scheduler"), ids=lambda path: path.stem)
 def test_a_script_goes_as_written(path: Path) -> None:
-    check_script(path, play())
+    check_script(path, Play().step)

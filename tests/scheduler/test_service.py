@@ -112,9 +112,6 @@ class Setting:
         await peer.send(pb.FrontUpdate(register=info))
         return peer
 
-    async def until(self, holds: Callable[[], bool]) -> None:
-        await until(holds, within_s=WAIT_S)
-
     def reserved(self, worker_id: str) -> int:
         return self.shell.core.cluster.workers[worker_id].reserved_blocks
 
@@ -180,44 +177,32 @@ def ready_view(*worker_ids: str) -> Callable[[dict[str, pb.WorkerEntry]], bool]:
     )
 
 
-async def test_plans_are_answered_in_a_pipeline_with_both_workers() -> None:
+async def test_plans_that_come_in_one_list_are_answered_in_few_and_in_order() -> None:
     async with listening() as setting:
         await setting.worker("p0")
         await setting.worker("d0")
         front = await setting.front()
         await front.view_where(ready_view("p0", "d0"))
-        for plan_id in range(1, 51):
-            await front.send(plan(plan_id))
+        lists = front.lists
+        await front.send(*(plan(plan_id) for plan_id in range(1, 51)))
         replies = [await front.reply() for _ in range(50)]
         assert [reply.plan.plan_id for reply in replies] == list(range(1, 51))
+        assert front.lists <= lists + 2, "the answers, and perhaps a view"
         placed = replies[0].plan
         assert (placed.prefill.worker_id, placed.decode.worker_id, placed.reason) == ("p0", "d0", "remote")
         assert (placed.decode.address, placed.decode.epoch) == ("d0:1", 1)
         assert placed.decode_blocks_reserved == 3
         assert setting.reserved("d0") == 150
-        for plan_id in range(1, 51):
-            outcome = "finished" if plan_id > 1 else "made up by a peer"
-            await front.send(pb.FrontUpdate(ended=pb.RequestEnded(plan_id=plan_id, outcome=outcome)))
-        await setting.until(lambda: setting.reserved("d0") == 0)
+        outcomes = ("made up by a peer", *["finished"] * 49)
+        ended = (pb.RequestEnded(plan_id=plan_id, outcome=outcome) for plan_id, outcome in enumerate(outcomes, 1))
+        await front.send(*(pb.FrontUpdate(ended=each) for each in ended))
+        await until(lambda: setting.reserved("d0") == 0, within_s=WAIT_S)
         registry = setting.shell.metrics.registry
         labels = {"decision": "remote", "reason": "remote"}
         assert registry.get_sample_value("baton_scheduler_plans_total", labels) == 50
         assert registry.get_sample_value("baton_scheduler_requests_ended_total", {"outcome": "finished"}) == 49
         assert registry.get_sample_value("baton_scheduler_requests_ended_total", {"outcome": "other"}) == 1
         assert registry.get_sample_value("baton_scheduler_plan_duration_seconds_count") == 50
-
-
-async def test_what_comes_in_one_list_is_answered_in_one_and_in_order() -> None:
-    async with listening() as setting:
-        await setting.worker("d0")
-        front = await setting.front()
-        await front.view_where(ready_view("d0"))
-        lists = front.lists
-        ended = pb.FrontUpdate(ended=pb.RequestEnded(plan_id=1, outcome="finished"))
-        await front.send(plan(1), plan(2), ended, plan(3))
-        assert [(await front.reply()).plan.plan_id for _ in range(3)] == [1, 2, 3]
-        assert front.lists <= lists + 2, "the answers, and perhaps a view"
-        assert setting.reserved("d0") == 6
 
 
 async def test_a_refusal_carries_its_kind_and_when_to_come_back() -> None:
@@ -233,11 +218,16 @@ async def test_a_refusal_carries_its_kind_and_when_to_come_back() -> None:
         assert full.retry_after_ms > 0 == too_large.retry_after_ms
 
 
-async def test_a_worker_whose_stream_is_cut_or_that_says_goodbye_is_gone_and_front_proxies_hear_of_it() -> None:
+async def test_a_peer_whose_stream_is_cut_or_that_says_goodbye_is_gone() -> None:
     async with listening() as setting:
         prefill, decode = await setting.worker("p0"), await setting.worker("d0")
-        front = await setting.front()
-        await front.view_where(ready_view("p0", "d0"))
+        front, other = await setting.front(), await setting.front("front-1")
+        for each in (front, other):
+            await each.view_where(ready_view("p0", "d0"))
+            await each.send(plan(1))
+            assert (await each.reply()).plan.plan_id == 1
+        other.call.cancel()
+        await until(lambda: setting.reserved("d0") == 3, within_s=WAIT_S)
         prefill.call.cancel()
         await front.view_where(ready_view("d0"))
         await decode.send(pb.WorkerUpdate(leaving=pb.Leaving(reason="stopped")))
@@ -245,19 +235,6 @@ async def test_a_worker_whose_stream_is_cut_or_that_says_goodbye_is_gone_and_fro
         await decode.call.done_writing()
         assert await decode.next() is EOF
         assert await decode.code() is grpc.StatusCode.OK
-
-
-async def test_a_front_proxy_that_is_cut_frees_its_reservations() -> None:
-    async with listening() as setting:
-        await setting.worker("d0")
-        front, other = await setting.front(), await setting.front("front-1")
-        for each in (front, other):
-            await each.view_where(ready_view("d0"))
-            await each.send(plan(1))
-            assert (await each.reply()).plan.plan_id == 1
-        assert setting.reserved("d0") == 6
-        front.call.cancel()
-        await setting.until(lambda: setting.reserved("d0") == 3)
 
 
 async def test_a_new_start_of_a_worker_replaces_the_old_one_and_ends_its_stream() -> None:
@@ -326,7 +303,7 @@ async def test_registering_twice_on_one_stream_ends_it() -> None:
         await peer.send(pb.WorkerUpdate(register=worker_info("d0", epoch=2)))
         assert await peer.next() is EOF
         assert await peer.code() is grpc.StatusCode.INVALID_ARGUMENT
-        await setting.until(lambda: not setting.shell.core.cluster.workers)
+        await until(lambda: not setting.shell.core.cluster.workers, within_s=WAIT_S)
 
 
 async def test_front_proxies_are_bounded() -> None:
@@ -379,7 +356,7 @@ async def test_two_processes_of_one_id_take_nothing_from_each_other_and_are_logg
             await other.reply()
             assert setting.shell.core.plans_in_flight == 2
             await again.send(pb.FrontUpdate(running=pb.PlansRunning(complete=True)))
-            await setting.until(lambda: setting.shell.core.plans_in_flight == 1)
+            await until(lambda: setting.shell.core.plans_in_flight == 1, within_s=WAIT_S)
     assert sum("another process has this front_proxy_id" in entry["event"] for entry in logs) == 1
 
 

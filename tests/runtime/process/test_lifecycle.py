@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
@@ -13,15 +12,6 @@ import pytest
 from runtime.process import lifecycle
 
 WAIT_S = 20.0
-
-
-async def test_a_signal_sets_the_event() -> None:
-    stop = lifecycle.stop_event()
-    os.kill(os.getpid(), signal.SIGTERM)
-    async with asyncio.timeout(WAIT_S):
-        await stop.wait()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().remove_signal_handler(number)
 
 
 def test_a_second_signal_asks_for_hurry_and_a_third_ends_the_process_at_once() -> None:
@@ -99,15 +89,3 @@ lifecycle.run(main(), exit_timeout_s=0.2)
     ended = subprocess.run([sys.executable, "-c", program], timeout=WAIT_S, check=False, capture_output=True, text=True)
     assert ended.returncode == 1
     assert "did not end within 0.2 s" in ended.stderr
-
-
-def test_what_start_up_made_is_not_looked_through_again() -> None:
-    program = """
-import gc
-from runtime.process import lifecycle
-before = [[] for _ in range(1000)]
-lifecycle.settle_heap()
-assert gc.get_freeze_count() >= 1000
-assert not any(one is before for one in gc.get_objects())
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=WAIT_S)

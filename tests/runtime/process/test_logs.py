@@ -21,7 +21,7 @@ log = structlog.get_logger("demo")
 log.debug("below the level")
 log.info("lease expired", lease="a-1", held_s=1.23456789, note='say "hi" now', empty="", many=["x\\ny"])
 try:
-    raise ValueError("first\\nsecond")
+    raise ValueError("first\\n50% of it")
 except ValueError:
     log.exception("it\\nbroke")
     logging.getLogger("library").warning("took %d s", 3, exc_info=True)
@@ -38,9 +38,9 @@ def test_an_event_is_one_line_with_its_level_process_logger_and_fields() -> None
         """many=['x\\ny']"""
     )
     assert broke.startswith('error p-1 demo it\\nbroke exception="Traceback')
-    assert broke.count("Traceback") == 1 and "ValueError: first\\nsecond" in broke
+    assert broke.count("Traceback") == 1 and "ValueError: first\\n50% of it" in broke
     assert library.startswith('warning p-1 library took 3 s exception="Traceback')
-    assert grammar == "error p-1 library Failed to compile grammar for request r: first\\nsecond"
+    assert grammar == "error p-1 library Failed to compile grammar for request r: first\\n50% of it"
 
 
 def test_where_nothing_is_configured_the_standard_library_decides(caplog: pytest.LogCaptureFixture) -> None:
@@ -102,13 +102,9 @@ def record(message: str, error: Exception, *args: object) -> logging.LogRecord:
     return logging.LogRecord("vllm", logging.ERROR, "", 0, message, args, (type(error), error, None))
 
 
-def test_a_fault_of_a_requests_own_content_is_one_line_without_a_trace() -> None:
-    found = record("Failed to compile grammar for request %s", ValueError("50% of\nit"), "r-1")
-    assert ContentFaults().filter(found)
-    line = LineFormatter().format(found)
-    assert line.endswith("Failed to compile grammar for request r-1: 50% of\\nit")
+def test_the_words_of_a_fault_of_a_requests_own_content_are_bounded() -> None:
     long = record("Failed to compile grammar for request %s", ValueError("x" * 10_000), "r-1")
-    ContentFaults().filter(long)
+    assert ContentFaults().filter(long)
     assert len(LineFormatter().format(long)) < 1_000
 
 

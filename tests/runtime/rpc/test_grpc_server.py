@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import grpc
 import pytest
@@ -12,14 +13,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from runtime.rpc import grpc_server
+from runtime.rpc.grpc_server import ClientBounds, RunningServer
 from tests.support.polling import until
 
 MESSAGE_BYTES_MAX = 1 << 16
 WAIT_S = 20.0
-
-
-def no_service(server: grpc.aio.Server) -> Sequence[str]:
-    return ("demo.v1.Demo",)
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def echo_service(server: grpc.aio.Server) -> Sequence[str]:
@@ -31,71 +30,69 @@ def echo_service(server: grpc.aio.Server) -> Sequence[str]:
     return ("demo.v1.Demo",)
 
 
-async def health(channel: grpc.aio.Channel, service: str) -> int:
-    request = health_pb2.HealthCheckRequest(service=service)
-    reply = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=WAIT_S)
-    return int(reply.status)
+@contextlib.asynccontextmanager
+async def served(*, clients: ClientBounds | None = None) -> AsyncIterator[tuple[RunningServer, grpc.aio.Channel]]:
+    """A server, and a channel to it that carries more than the server takes."""
+    server = await grpc_server.start_server(
+        "127.0.0.1", 0, echo_service, message_bytes_max=MESSAGE_BYTES_MAX, clients=clients
+    )
+    async with grpc_server.channel(server.address, 4 * MESSAGE_BYTES_MAX) as channel:
+        yield server, channel
+    await server.stop(0)
+
+
+async def echo(channel: grpc.aio.Channel, said: bytes) -> Any:
+    call = channel.unary_unary("/demo.v1.Demo/Echo", request_serializer=None, response_deserializer=None)
+    return await call(said, timeout=WAIT_S)
 
 
 async def test_a_service_is_ready_only_once_it_says_so_while_the_process_is_alive_throughout() -> None:
-    server = await grpc_server.start_server("127.0.0.1", 0, no_service, message_bytes_max=MESSAGE_BYTES_MAX)
-    async with grpc_server.channel(server.address, MESSAGE_BYTES_MAX) as channel:
-        assert await health(channel, "") == health_pb2.HealthCheckResponse.SERVING
-        assert await health(channel, "demo.v1.Demo") == health_pb2.HealthCheckResponse.NOT_SERVING
-        await server.set_serving(True)
-        assert await health(channel, "demo.v1.Demo") == health_pb2.HealthCheckResponse.SERVING
-        await server.set_serving(False)
-        assert await health(channel, "demo.v1.Demo") == health_pb2.HealthCheckResponse.NOT_SERVING
-        assert await health(channel, "") == health_pb2.HealthCheckResponse.SERVING
-    await server.stop(0)
+    async def health(service: str) -> int:
+        request = health_pb2.HealthCheckRequest(service=service)
+        reply = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=WAIT_S)
+        return int(reply.status)
+
+    async with served() as (server, channel):
+        for serving, status in ((None, NOT_SERVING), (True, SERVING), (False, NOT_SERVING)):
+            if serving is not None:
+                await server.set_serving(serving)
+            assert (await health(""), await health("demo.v1.Demo")) == (SERVING, status)
 
 
 async def test_port_zero_picks_a_port_and_a_taken_one_is_an_error() -> None:
-    server = await grpc_server.start_server("127.0.0.1", 0, no_service, message_bytes_max=MESSAGE_BYTES_MAX)
-    assert server.port > 0
-    assert server.address == f"127.0.0.1:{server.port}"
-    with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{server.port}"):
-        await grpc_server.start_server("127.0.0.1", server.port, no_service, message_bytes_max=MESSAGE_BYTES_MAX)
-    await server.stop(0)
+    async with served() as (server, _):
+        assert server.port > 0
+        assert server.address == f"127.0.0.1:{server.port}"
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{server.port}"):
+            await grpc_server.start_server("127.0.0.1", server.port, echo_service, message_bytes_max=1)
 
 
 async def test_reflection_lists_the_services() -> None:
-    server = await grpc_server.start_server("127.0.0.1", 0, no_service, message_bytes_max=MESSAGE_BYTES_MAX)
-    async with grpc_server.channel(server.address, MESSAGE_BYTES_MAX) as channel:
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-        call = stub.ServerReflectionInfo(timeout=WAIT_S)
+    async with served() as (_, channel):
+        call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(timeout=WAIT_S)
         await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
         reply = await call.read()
         await call.done_writing()
     names = {service.name for service in reply.list_services_response.service}
     assert names == {"demo.v1.Demo", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
-    await server.stop(0)
 
 
 async def test_a_message_over_the_limit_is_refused_and_one_under_it_passes() -> None:
-    server = await grpc_server.start_server("127.0.0.1", 0, echo_service, message_bytes_max=MESSAGE_BYTES_MAX)
-    async with grpc_server.channel(server.address, 4 * MESSAGE_BYTES_MAX) as channel:
-        echo = channel.unary_unary("/demo.v1.Demo/Echo", request_serializer=None, response_deserializer=None)
-        assert await echo(b"x" * (MESSAGE_BYTES_MAX - 1), timeout=WAIT_S) == b"x" * (MESSAGE_BYTES_MAX - 1)
+    async with served() as (_, channel):
+        most = b"x" * (MESSAGE_BYTES_MAX - 1)
+        assert await echo(channel, most) == most
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await echo(b"x" * (MESSAGE_BYTES_MAX + 1), timeout=WAIT_S)
+            await echo(channel, most + b"xx")
         assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    await server.stop(0)
 
 
 async def test_connections_beyond_a_servers_bound_are_closed_and_the_others_served() -> None:
-    bounds = grpc_server.ClientBounds(connections_max=2, streams_max=10)
-    server = await grpc_server.start_server(
-        "127.0.0.1", 0, echo_service, message_bytes_max=MESSAGE_BYTES_MAX, clients=bounds
-    )
-    async with grpc_server.channel(server.address, MESSAGE_BYTES_MAX) as channel:
-        echo = channel.unary_unary("/demo.v1.Demo/Echo", request_serializer=None, response_deserializer=None)
-        assert await echo(b"x", timeout=WAIT_S) == b"x"
+    async with served(clients=ClientBounds(connections_max=2, streams_max=10)) as (server, channel):
+        assert await echo(channel, b"x") == b"x"
         opened = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(4)]
         endings = [asyncio.create_task(_end(reader)) for reader, _ in opened]
         await until(lambda: sum(ending.done() for ending in endings) == 3, within_s=WAIT_S)
-        assert await echo(b"x", timeout=WAIT_S) == b"x"
-    await server.stop(0)
+        assert await echo(channel, b"x") == b"x"
     for _, writer in opened:
         writer.close()
     await asyncio.wait_for(asyncio.gather(*endings), WAIT_S)
@@ -107,19 +104,13 @@ async def test_a_connection_on_which_nothing_is_asked_ends_and_a_client_may_ask_
 ) -> None:
     monkeypatch.setattr(grpc_server, "HANDSHAKE_TIMEOUT_MS", 200)
     monkeypatch.setattr(grpc_server, "CONNECTION_IDLE_MAX_MS", 200)
-    bounds = grpc_server.ClientBounds(connections_max=10, streams_max=10)
-    server = await grpc_server.start_server(
-        "127.0.0.1", 0, echo_service, message_bytes_max=MESSAGE_BYTES_MAX, clients=bounds
-    )
-    async with grpc_server.channel(server.address, MESSAGE_BYTES_MAX) as channel:
-        echo = channel.unary_unary("/demo.v1.Demo/Echo", request_serializer=None, response_deserializer=None)
-        assert await echo(b"x", timeout=WAIT_S) == b"x"
+    async with served(clients=ClientBounds(connections_max=10, streams_max=10)) as (server, channel):
+        assert await echo(channel, b"x") == b"x"
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(said)
         await asyncio.wait_for(_end(reader), WAIT_S)
         writer.close()
-        assert await echo(b"x", timeout=WAIT_S) == b"x"
-    await server.stop(0)
+        assert await echo(channel, b"x") == b"x"
 
 
 async def _end(reader: asyncio.StreamReader) -> None:

@@ -130,15 +130,6 @@ def test_every_peer_accepts_a_whole_list() -> None:
     assert all(each.message_bytes_max >= 2 * BATCH_BYTES_MAX for each in limits)
 
 
-async def test_a_waiting_writer_is_woken() -> None:
-    queue = queue_of()
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
-        taking = group.create_task(queue.take())
-        await asyncio.sleep(0)
-        queue.put(said("a"))
-    assert taking.result() == said("a")
-
-
 async def test_the_end_is_told_once_and_the_first_failure_counts() -> None:
     queue = queue_of("lost")
     queue.close(Failure(kind=FailureKind.UNAVAILABLE, message="first"))

@@ -209,16 +209,6 @@ async def test_a_store_that_is_away_is_waited_for(store: Store) -> None:
     await claim.release()
 
 
-async def test_a_frozen_leader_keeps_its_lock(tmp_path: Path) -> None:
-    """`baton up` kills it: see ``test_supervision``."""
-    one, two = FileLock(tmp_path / "leader"), FileLock(tmp_path / "leader")
-    epoch = await leads(one)
-    candidate = await waits(two, 2.5 * file_lock.LOOK_INTERVAL_S)
-    await one.release()
-    assert await candidate > epoch
-    await two.release()
-
-
 async def test_an_epoch_that_a_crash_has_torn_is_followed_by_the_clock(tmp_path: Path) -> None:
     (path := tmp_path / "leader").write_bytes(b"12\0")
     claim = FileLock(path)

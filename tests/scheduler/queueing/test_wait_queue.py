@@ -79,17 +79,6 @@ def test_a_class_gets_back_what_it_was_charged_and_did_not_use() -> None:
     assert order == [1, 3, 5], "it used nothing, so its next turn comes before a class that has more weight"
 
 
-def test_a_full_class_takes_a_place_only_of_a_tenant_that_has_two_more() -> None:
-    made = WaitQueue(SchedulerParameters(waiting_max=3))
-    for plan_id, tenant in ((1, "a"), (2, "a"), (3, "b")):
-        offer(made, plan_id, 0.0, tenant=tenant)
-    rejected = []
-    for plan_id, tenant in ((4, "b"), (5, "c")):
-        _, refused = made.offer(question(plan_id, priority_class="batch", tenant=tenant), 100, 0.0)
-        rejected += [(each.event.plan_id, each.cause) for each in refused]
-    assert rejected == [(4, "queue_full"), (2, "queue_full")]
-
-
 def test_resumed_requests_have_a_bound_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wait_queue, "RESUMED_WAITING_MAX", 1)
     made = WaitQueue(SchedulerParameters(waiting_max=1))

@@ -18,18 +18,20 @@ def loaded(worker_id: str, *, queued: int = 0, requests: int = 0, used: int = 0)
     return worker(worker_id, load)
 
 
-def test_a_cost_is_in_seconds_and_adds_up_over_the_pair() -> None:
-    prefills, decodes = [loaded("p0", queued=500, requests=2, used=50)], [loaded("d0", requests=10, used=100)]
+def test_a_cost_is_in_seconds_and_each_pair_that_was_compared_is_explained() -> None:
+    prefills = [loaded("p0", queued=500, requests=2, used=50), loaded("p1")]
+    decodes = [loaded("d0", requests=10, used=100), loaded("d1")]
+    assert cheapest(prefills, decodes, None).considered == ()
     prefill_s = 0.5 + 2 * PREFILL.request_s + 0.5 * PREFILL.full_kv_s
     decode_s = 10 * DECODE.request_s + DECODE.full_kv_s
-    none: list[Worker] = []
-    for first, second, expected_s in (
-        (prefills, none, prefill_s),
-        (none, decodes, decode_s),
-        (prefills, decodes, prefill_s + decode_s),
-    ):
-        (pair,) = cheapest(first, second, None, explain=True).considered
-        assert pair.cost_s == pytest.approx(expected_s)
+    assert prefill_s < decode_s
+    considered = cheapest(prefills, decodes, None, explain=True).considered
+    pairs = [(each.prefill.worker_id, each.decode.worker_id) for each in considered if each.prefill and each.decode]
+    assert pairs == [("p1", "d1"), ("p0", "d1"), ("p1", "d0"), ("p0", "d0")]
+    assert [each.cost_s for each in considered] == pytest.approx([0.0, prefill_s, decode_s, prefill_s + decode_s])
+    for each in considered:
+        parts = [part for part in (each.prefill, each.decode) if part is not None]
+        assert each.cost_s == pytest.approx(sum(part.queue_s + part.requests_s + part.kv_s for part in parts))
 
 
 @pytest.mark.parametrize(
@@ -79,14 +81,3 @@ def test_the_best_of_many_is_found() -> None:
         choice = cheapest((), decodes, rng)
         assert choice.decode is not None
         assert choice.decode.worker_id == "d13"
-
-
-def test_each_pair_that_was_compared_is_explained() -> None:
-    prefills, decodes = [loaded("p0", queued=100), loaded("p1")], [loaded("d0", used=50), loaded("d1", requests=1)]
-    assert cheapest(prefills, decodes, None).considered == ()
-    considered = cheapest(prefills, decodes, None, explain=True).considered
-    pairs = [(each.prefill.worker_id, each.decode.worker_id) for each in considered if each.prefill and each.decode]
-    assert pairs == [("p1", "d1"), ("p0", "d1"), ("p1", "d0"), ("p0", "d0")]
-    for each in considered:
-        parts = [part for part in (each.prefill, each.decode) if part is not None]
-        assert each.cost_s == pytest.approx(sum(part.queue_s + part.requests_s + part.kv_s for part in parts))
