@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from scheduler.api.actions import RejectWorker
 from scheduler.api.events import Tick, WorkerLeft
 from scheduler.core import EVENT_LOG_MAX
