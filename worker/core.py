@@ -77,8 +77,9 @@ class WorkerCore:
         self.engine_lost = asyncio.Event()
         self.engine_stalled = False
         self.engine_silent_s = 0.0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        # Set while it is idle.
+        self.at_rest = asyncio.Event()
+        self.at_rest.set()
         # Set when requests begin or cease to be accepted: what gRPC health follows.
         self.serving_flipped = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -270,9 +271,9 @@ class WorkerCore:
         """Something counted has changed."""
         self.changed.set()
         if self.idle:
-            self._idle.set()
+            self.at_rest.set()
         else:
-            self._idle.clear()
+            self.at_rest.clear()
 
     def happen(self, event: Event) -> None:
         """Feed the lifecycle and carry out what it says."""
@@ -305,16 +306,6 @@ class WorkerCore:
         failure = Failure(kind=FailureKind.UNAVAILABLE, message=message)
         for stream in tuple(self.streams.values()):
             stream.fail(failure)
-
-    async def drain(self, timeout_s: float) -> int:
-        """Refuse new requests and wait until it is idle; how many requests are left when the time is up."""
-        self.happen(Event.DRAIN_ASKED)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
-        except TimeoutError:
-            return self.admission.requests
-        return 0
 
     # A loop, for the process's task group
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorWorkerMetadata
-from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import GET_META_MSG, NixlConnectorMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
 
-from kv_transfer.integrity import held_kv_registry
 from kv_transfer.integrity.transfer_proof import TransferVerdict
 
 # Keys of kv_connector_extra_config.
@@ -21,11 +20,6 @@ CONNECT_TIMEOUT_S = "baton_connect_timeout_s"
 BLOCKS_OUT = "baton_blocks_out"
 PULLS = {verdict: f"baton_pulls_{verdict}" for verdict in TransferVerdict}
 _OWN_KEYS = (BLOCKS_OUT, *PULLS.values())
-
-
-def question(request_id: str, rank: int) -> bytes:
-    """The message with which a taker asks the holder of its KV, on the side channel."""
-    return held_kv_registry.question(GET_META_MSG, request_id, rank)
 
 
 class BatonNixlStats(NixlKVConnectorStats):

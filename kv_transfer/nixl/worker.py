@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import time
@@ -17,9 +18,10 @@ import structlog
 import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlPullConnectorWorker
-from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import GET_META_MSG, NixlConnectorMetadata
 
 from kv_transfer.integrity.block_checksums import KIND, PendingChecksums, block_checksums, region_view
+from kv_transfer.integrity.held_kv_registry import question
 from kv_transfer.integrity.transfer_proof import USABLE
 from kv_transfer.integrity.transfer_verifier import Holder, SideChannel, TransferVerifier
 from kv_transfer.nixl import private
@@ -32,7 +34,6 @@ from kv_transfer.nixl.messages import (
     BatonNixlMetadata,
     BatonNixlStats,
     BatonWorkerMetadata,
-    question,
 )
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class BatonNixlWorker(NixlPullConnectorWorker):
         self._checksums: deque[tuple[str, PendingChecksums]] = deque()
         self._connect_timeout_s = float(config.get_from_extra_config(CONNECT_TIMEOUT_S, _TIMEOUT_S))
         self._verifier = TransferVerifier(
-            channel=SideChannel(question),
+            channel=SideChannel(functools.partial(question, GET_META_MSG)),
             timeout_s=float(config.get_from_extra_config(PROOF_TIMEOUT_S, _TIMEOUT_S)),
             checksums_of=self._checksums_of,
         )

@@ -65,9 +65,7 @@ def worker() -> Any:
         _regions=[],
         _checksums=deque(),
         _connect_timeout_s=2.0,
-        _verifier=TransferVerifier(
-            channel=SideChannel(messages.question), timeout_s=2.0, checksums_of=half._checksums_of
-        ),
+        _verifier=TransferVerifier(channel=SideChannel(lambda *_: b""), timeout_s=2.0, checksums_of=half._checksums_of),
     )
     return half
 
