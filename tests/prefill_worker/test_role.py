@@ -7,14 +7,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.protocol import Hold
 from kv_transfer.integrity.prompt_digest import prompt_digest
 from prefill_worker.config import PrefillLimits, PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import FailureKind
 from tests.support import workers
 from worker.leases import Count, FreeBlocks, KeepBlocks
-from worker.role import Accepted, Refused, WorkerRequest
+from worker.role import Refused, WorkerRequest
 
 INFO = msgspec.structs.replace(workers.INFO, engine_id="prefill-0-7", kv_blocks_total=10)
 REQUEST = workers.asking("prefill")
@@ -33,13 +32,6 @@ def role(**settings: float) -> PrefillRole:
     # A field that a struct does not have is ignored by it.
     config, limits = msgspec.convert(settings, PrefillWorkerConfig), msgspec.convert(settings, PrefillLimits)
     return PrefillRole(config, INFO, "prefill-0", limits)
-
-
-def test_a_prefill_is_held_for_the_configured_time() -> None:
-    accepted = role(lease_s=12.0).accept(REQUEST)
-    assert isinstance(accepted, Accepted)
-    assert accepted.engine_request.transfer == Hold(12.0)
-    assert accepted.blocks == 3
 
 
 def test_the_hand_off_says_whose_it_is_and_how_long_it_lasts() -> None:

@@ -29,11 +29,8 @@ def test_a_prompt_of_one_token_has_no_rows_to_score() -> None:
 @pytest.mark.parametrize(
     ("reason", "stop_reason", "wanted"),
     [
-        ("stop", None, Finish("stop")),
         ("stop", 7, Finish("stop", 7)),
-        ("length", None, Finish("length")),
         ("abort", None, Finish("abort")),
-        ("error", None, Finish("error")),
         ("repetition", None, Finish("error")),
     ],
 )
