@@ -101,7 +101,11 @@ async def _serve(
     stop: lifecycle.Stop,
 ) -> None:
     http = serving.http
-    status = StatusService(dispatcher.front_proxy_id, "front_proxy", time.time_ns(), lambda: _snapshot(dispatcher))
+
+    def snapshot() -> cluster_pb2.ProcessStatus:
+        return cluster_pb2.ProcessStatus(requests_running=dispatcher.in_flight, leases_held=dispatcher.handoffs_held)
+
+    status = StatusService(dispatcher.front_proxy_id, "front_proxy", time.time_ns(), snapshot)
     status.address = http.address
     grpc_server = await start_server(
         front.host,
@@ -155,7 +159,7 @@ async def _cluster(dispatcher: Dispatcher, version: str, streams: asyncio.Task[N
     except FailureError as error:
         log.critical("no cluster to serve", why=error.failure.message)
         raise SystemExit(ExitCode.NO_CLUSTER) from error
-    others = sorted({worker.engine_version for worker in dispatcher.cluster().workers} - {version, ""})
+    others = sorted({worker.info.engine_version for worker in dispatcher.cluster().workers} - {version, ""})
     if version and others:
         log.critical("engine versions differ", own=version, workers=", ".join(others))
         raise SystemExit(ExitCode.VERSIONS_DIFFER)
@@ -206,10 +210,6 @@ def _services(
         return service.SERVICE, status.add_to(server)
 
     return add
-
-
-def _snapshot(dispatcher: Dispatcher) -> cluster_pb2.ProcessStatus:
-    return cluster_pb2.ProcessStatus(requests_running=dispatcher.in_flight, leases_held=dispatcher.handoffs_held)
 
 
 async def _first(stop: asyncio.Event, tasks: Sequence[asyncio.Task[None]]) -> asyncio.Task[None] | None:

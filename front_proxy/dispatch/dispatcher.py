@@ -9,7 +9,6 @@ import time
 
 from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
 from front_proxy.dispatch.metrics import DispatchMetrics
-from front_proxy.dispatch.ports import PlanSource, WorkerPool
 from front_proxy.dispatch.request_driver import RequestDriver
 from front_proxy.dispatch.scheduler_link import SchedulerLink
 from front_proxy.dispatch.worker_link import WorkerLink, WorkerLinks
@@ -36,8 +35,8 @@ class Dispatcher:
         *,
         engine_version: str = "",
         metrics: DispatchMetrics | None = None,
-        planning: PlanSource | None = None,
-        working: WorkerPool | None = None,
+        planning: SchedulerLink | None = None,
+        working: WorkerLinks | None = None,
         policy: SchedulerConfig | None = None,
         limits: FrontProxyLimits = LIMITS,
         dial_scheduler: Dial | None = None,
@@ -87,8 +86,8 @@ class Dispatcher:
             dial=dial_scheduler,
             rng=rng,
         )
-        self._planning: PlanSource = planning or self._scheduler
-        self._working: WorkerPool = working or self._links
+        self._planning = planning or self._scheduler
+        self._working = working or self._links
         self._metrics.watch(
             in_flight=lambda: len(self._runs),
             handoffs_held=lambda: self._links.leases_held,
@@ -160,7 +159,7 @@ class Dispatcher:
             config=self._config,
             limits=self._limits,
             budget=self._take_retry,
-            on_done=lambda: self._forget(request.request_id),
+            on_done=lambda: self._runs.pop(request.request_id, None),
         )
         self._runs[request.request_id] = run
         self._retry_budget.request_came()
@@ -197,9 +196,6 @@ class Dispatcher:
             else:
                 run.check_stall(now_s)
         self._arm_stall_timer()
-
-    def _forget(self, request_id: str) -> None:
-        self._runs.pop(request_id, None)
 
     def _spawn(self, link: WorkerLink) -> None:
         if self._group is None:

@@ -19,22 +19,19 @@ class LeaseRenewer:
         self._renew = renew
         self._loop = asyncio.get_running_loop()
         # The interval is the same for all, so the order of arrival is the order of falling due.
-        self._due_s: dict[tuple[str, int, str], tuple[float, KvHandoff]] = {}
+        self._due_s: dict[KvHandoff, float] = {}
         self._timer: asyncio.TimerHandle | None = None
-
-    def __len__(self) -> int:
-        return len(self._due_s)
 
     def keep(self, handoff: KvHandoff) -> None:
         """A decode worker was given this hand-off: renew it until ``drop``, or until its holder cannot be told."""
-        self._due_s.pop(_key(handoff), None)
-        self._due_s[_key(handoff)] = (self._loop.time() + self._interval_s, handoff)
+        self._due_s.pop(handoff, None)
+        self._due_s[handoff] = self._loop.time() + self._interval_s
         self._wind()
 
     def drop(self, handoff: KvHandoff) -> None:
         """No decode worker waits for it any more. Idempotent."""
         # The timer stays: winding it for every request would cost more than one that finds nothing to do.
-        self._due_s.pop(_key(handoff), None)
+        self._due_s.pop(handoff, None)
 
     def close(self) -> None:
         """Renew nothing more."""
@@ -45,13 +42,12 @@ class LeaseRenewer:
 
     def _wind(self) -> None:
         if self._timer is None and self._due_s:
-            due_s, _ = next(iter(self._due_s.values()))
-            self._timer = self._loop.call_at(due_s, self._ring)
+            self._timer = self._loop.call_at(next(iter(self._due_s.values())), self._ring)
 
     def _ring(self) -> None:
         self._timer = None
         now_s = self._loop.time()
-        for due_s, handoff in tuple(self._due_s.values()):
+        for handoff, due_s in tuple(self._due_s.items()):
             if due_s > now_s:
                 break
             if self._renew(handoff):
@@ -59,7 +55,3 @@ class LeaseRenewer:
             else:
                 self.drop(handoff)
         self._wind()
-
-
-def _key(handoff: KvHandoff) -> tuple[str, int, str]:
-    return handoff.worker_id, handoff.epoch, handoff.lease_id

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily
-from prometheus_client.registry import Collector
 
 from front_proxy.request.generation import TtftPhases
 from runtime.buckets import PHASE_S, TIME_TO_FIRST_TOKEN_S
@@ -35,9 +33,7 @@ class DispatchMetrics:
         )
         self.retries_denied = counter("retries_denied", "Retries that the retry budget forbade.")
         self.stalls = counter("stalls", "Work taken from a worker because it produced nothing for too long.", "stage")
-        self.output_tokens = 0
-        """Tokens given to the serving layers; a plain number, because it grows with every one of them."""
-        registry.register(_Tokens("baton_front_proxy_output_tokens", "Tokens given to the serving layers.", self))
+        self.output_tokens = counter("output_tokens", "Tokens given to the serving layers.")
         self.handoffs = counter("handoffs", "Hand-offs let go, by whether their KV reached a decode worker.", "pulled")
         self.stream_losses = counter("stream_losses", "Streams that broke, by what was at the other end.", "peer")
         self.degraded_plans = counter(
@@ -83,16 +79,3 @@ class DispatchMetrics:
         ]
         for name, text, value in gauges:
             Gauge(f"baton_front_proxy_{name}", text, registry=self._registry).set_function(value)
-
-
-class _Tokens(Collector):
-    """Shows the number of tokens at the moment of every scrape."""
-
-    def __init__(self, name: str, text: str, metrics: DispatchMetrics) -> None:
-        self._name = name
-        self._text = text
-        self._metrics = metrics
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        """One counter."""
-        yield CounterMetricFamily(self._name, self._text, value=self._metrics.output_tokens)

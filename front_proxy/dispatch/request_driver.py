@@ -14,13 +14,13 @@ import structlog
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.dispatch import submissions
 from front_proxy.dispatch.metrics import DispatchMetrics
-from front_proxy.dispatch.ports import AttemptOutputReceiver, AttemptPlanReceiver, PlanSource, WorkerPool
+from front_proxy.dispatch.scheduler_link import SchedulerLink
 from front_proxy.dispatch.ttft_breakdown import TtftBreakdown
+from front_proxy.dispatch.worker_link import WorkerLinks
+from front_proxy.request import endings
 from front_proxy.request.events import (
     AbortWork,
     AskPlan,
-    ClientGone,
-    DeadlinePassed,
     Diverged,
     Emit,
     EndPlan,
@@ -49,11 +49,9 @@ from front_proxy.request.work import Stage, Submission, WorkerOutput
 from runtime.failures import Failure, FailureError, FailureKind
 from runtime.timing.clock import precise_clock
 from scheduler.api.actions import Placement
+from scheduler.api.events import RunningPlan
 
 log = structlog.get_logger(__name__)
-
-FIRST_TOKEN_HEAD_START_MAX_S = 0.002
-"""Longest time that a decode waits for the reader to pass the first token on."""
 
 
 class RequestDriver:
@@ -66,13 +64,13 @@ class RequestDriver:
         self,
         request: GenerationRequest,
         *,
-        planning: PlanSource,
-        working: WorkerPool,
+        planning: SchedulerLink,
+        working: WorkerLinks,
         metrics: DispatchMetrics,
         config: FrontProxyConfig,
         limits: FrontProxyLimits,
         budget: Callable[[], bool],
-        on_done: Callable[[], None],
+        on_done: Callable[[], object],
     ) -> None:
         self.flow = RequestFlow(
             attempts_max=config.attempts_max,
@@ -94,7 +92,7 @@ class RequestDriver:
         self._now_s = precise_clock(self._loop)
         self._started_s = self._now_s()
         self._deadline_s = self._started_s + min(request.deadline_s or config.deadline_s, config.deadline_s)
-        self._timer = self._loop.call_at(self._deadline_s, self.feed, DeadlinePassed())
+        self._timer = self._loop.call_at(self._deadline_s, self.feed, Stopped(failure=endings.DEADLINE_PASSED))
         # When the present work was submitted or last produced something.
         self._since_s = self._started_s
         self._tokens_seen = 0
@@ -106,7 +104,6 @@ class RequestDriver:
         """The last delta was read, or the reader has left."""
         self._ending: Failure | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._held_decode: StartDecode | None = None
         self._plan_ids: dict[int, int] = {}
         self._slots: dict[tuple[int, Stage], tuple[Placement, int]] = {}
         self._watch = TtftBreakdown(self._started_s)
@@ -149,9 +146,6 @@ class RequestDriver:
             if self.done:
                 raise FailureError(Failure(kind=FailureKind.CANCELLED, message="Its reader had left."))
             self._waiter = self._loop.create_future()
-            if self._held_decode is not None:
-                # The reader has passed the first token on.
-                self._start_held(self._held_decode)
             try:
                 await self._waiter
             except asyncio.CancelledError:
@@ -178,32 +172,33 @@ class RequestDriver:
 
     def leave(self, *, satisfied: bool) -> None:
         """The reader has left: drop what it did not read."""
-        self.feed(ClientGone(satisfied=satisfied))
+        self.feed(Stopped(failure=None if satisfied else endings.CLIENT_LEFT))
         self._deltas.clear()
 
-    def on_output(self, attempt: int, stage: Stage, output: WorkerOutput) -> None:
-        """A worker produced something."""
-        if self._watch.over and not self._busy and (delta := self.flow.next_tokens(attempt, stage, output)):
+    def on_word(self, attempt: int, stage: Stage, word: WorkerOutput | Failure) -> None:
+        """A worker produced something for an attempt, or failed."""
+        if isinstance(word, Failure):
+            self._slots.pop((attempt, stage), None)
+            self.feed(WorkerFailed(attempt=attempt, stage=stage, failure=word))
+            return
+        if self._watch.over and not self._busy and (delta := self.flow.next_tokens(attempt, stage, word)):
             self._pass_on(delta)
             return
-        if output.finish is not None:
+        if word.finish is not None:
             self._slots.pop((attempt, stage), None)
         if attempt == self.flow.attempt:
             self._since_s = self._now_s()
-            self._watch.on_output(stage, output, self._since_s)
-        self.feed(Output(attempt=attempt, stage=stage, output=output))
+            self._watch.on_output(stage, word, self._since_s)
+        self.feed(Output(attempt=attempt, stage=stage, output=word))
 
-    def on_failure(self, attempt: int, stage: Stage, failure: Failure) -> None:
-        """A worker's work failed."""
-        self._slots.pop((attempt, stage), None)
-        self.feed(WorkerFailed(attempt=attempt, stage=stage, failure=failure))
-
-    def on_answer(self, event: Planned | PlanRefused, asked_s: float) -> None:
-        """The scheduler answered."""
+    def _on_answer(self, attempt: int, asked_s: float, answer: RunningPlan | Failure) -> None:
         now_s = self._now_s()
         self._metrics.plan_s.observe(now_s - asked_s)
         self._watch.planned_s = now_s
-        self.feed(event)
+        if isinstance(answer, Failure):
+            self.feed(PlanRefused(attempt=attempt, failure=answer))
+        else:
+            self.feed(Planned(attempt=attempt, plan=answer))
 
     def check_stall(self, now_s: float) -> None:
         """Report work that has produced nothing for too long."""
@@ -258,17 +253,14 @@ class RequestDriver:
                 self._submit(attempt, worker, submissions.prefill(self._request, action, left_s=self._left_s()))
             case StartDecode():
                 if self._waiter is not None and self._waiter.done():
-                    # The reader was just woken with the first token and writes it to its client when its turn comes.
-                    # To encode and send the decode first would delay the client.
-                    self._held_decode = action
-                    self._loop.call_later(FIRST_TOKEN_HEAD_START_MAX_S, self._start_held, action)
+                    # The reader was just woken with the first token, and writes it to its client in its turn, which
+                    # comes before this one. To encode and send the decode first would delay the client.
+                    self._loop.call_soon(self._start_decode_in_turn, action)
                 else:
                     self._start_decode(action)
             case Emit(delta=delta):
                 self._emit(delta)
             case AbortWork(attempt=attempt, stage=stage):
-                if stage is Stage.DECODE:
-                    self._held_decode = None
                 at = self._slots.pop((attempt, stage), None)
                 if at is not None:
                     self._working.abort(*at)
@@ -284,13 +276,12 @@ class RequestDriver:
             case _:
                 assert_never(action)
 
-    def _start_held(self, action: StartDecode) -> None:
-        """Start the held decode, unless it was started or dropped meanwhile."""
-        if self._held_decode is not action:
+    def _start_decode_in_turn(self, action: StartDecode) -> None:
+        """Start it, unless its attempt is over by now."""
+        if self.done or self.flow.attempt != action.attempt:
             return
 
         def start() -> Sequence[FlowAction]:
-            self._held_decode = None
             self._start_decode(action)
             return ()
 
@@ -301,8 +292,7 @@ class RequestDriver:
         plan_id = self._plan_ids[ask.attempt] = self._planning.new_plan_id()
         question = submissions.question(plan_id, self._request, ask, left_s=self._left_s())
         self._watch.new_attempt()
-        answer = AttemptPlanReceiver(self, ask.attempt, self._now_s())
-        self._planning.plan(question, answer)
+        self._planning.plan(question, functools.partial(self._on_answer, ask.attempt, self._now_s()))
 
     def _left_s(self) -> float:
         """Seconds until the deadline; never 0, which would mean none."""
@@ -332,7 +322,7 @@ class RequestDriver:
 
     def _submit(self, attempt: int, worker: Placement, submission: Submission) -> None:
         self._since_s = self._now_s()
-        slot = self._working.submit(worker, submission, AttemptOutputReceiver(self, attempt, submission.stage))
+        slot = self._working.submit(worker, submission, functools.partial(self.on_word, attempt, submission.stage))
         self._slots[attempt, submission.stage] = (worker, slot)
 
     def _emit(self, delta: GenerationDelta) -> None:
@@ -348,7 +338,7 @@ class RequestDriver:
             self._loop.call_soon(self._metrics.observe_first_token, phases)
 
     def _pass_on(self, delta: GenerationDelta) -> None:
-        self._metrics.output_tokens += len(delta.token_ids)
+        self._metrics.output_tokens.inc(len(delta.token_ids))
         if len(self._deltas) >= self._limits.output_deltas_max:
             text = f"The client reads too slowly: {len(self._deltas)} pieces of output wait for it."
             self.feed(Stopped(failure=Failure(kind=FailureKind.EXHAUSTED, message=text)))
@@ -369,7 +359,6 @@ class RequestDriver:
     def _break(self, error: Exception) -> None:
         """End without the flow's help: stop all work, let go of the KV, free every plan."""
         self._broken = True
-        self._held_decode = None
         if self.flow.handoff is not None:
             self._working.release(self.flow.handoff, pulled=False)
         for at in self._slots.values():

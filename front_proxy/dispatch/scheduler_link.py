@@ -6,7 +6,7 @@ import asyncio
 import collections
 import random
 from collections.abc import Callable, Sequence
-from typing import Protocol, assert_never
+from typing import assert_never
 
 import structlog
 
@@ -26,12 +26,10 @@ from front_proxy.planning.events import (
     PlanClientEvent,
     PlanEnded,
     PlanNeeded,
-    SchedulerLost,
     SendEnd,
     SendQuestion,
     SendRunning,
     SendSuspect,
-    StreamDialled,
     StreamLost,
     Suspected,
     TimerFired,
@@ -51,18 +49,8 @@ from scheduler.config import SchedulerConfig
 log = structlog.get_logger(__name__)
 
 
-class PlanReceiver(Protocol):
-    """Gets the one answer to one question."""
-
-    def on_plan(self, plan: RunningPlan) -> None:
-        """The attempt may run there."""
-        ...
-
-    def on_refused(self, failure: Failure) -> None:
-        """It may not run, or no answer came in time; nothing is reserved."""
-        ...
-
-
+PlanReceiver = Callable[[RunningPlan | Failure], None]
+"""Gets the one answer to one question. A failure: it may not run, or no answer came in time; nothing is reserved."""
 _Item = scheduler_pb2.FrontUpdates
 
 
@@ -154,7 +142,6 @@ class SchedulerLink:
 
     async def _one_stream(self) -> None:
         self._sending = sending = SendQueue[_Item](self._config.send_messages_max)
-        self._handle(StreamDialled())
         try:
             ended = await exchange(
                 self._dial,
@@ -213,38 +200,38 @@ class SchedulerLink:
                 if local:
                     self._on_degraded("planned")
                 if (asked := self._receivers.pop(plan.plan_id, None)) is not None:
-                    asked[0].on_plan(plan)
+                    asked[0](plan)
             case SendEnd(plan_id=plan_id, outcome=outcome, output_tokens=output_tokens):
                 self._send(wire.request_ended(plan_id, outcome, output_tokens))
             case AnswerRefusal(plan_id=plan_id, failure=failure, local=local):
                 if local:
                     self._on_degraded("refused")
                 if (asked := self._receivers.pop(plan_id, None)) is not None:
-                    asked[0].on_refused(failure)
+                    asked[0](failure)
             case SendRunning(plans=plans, asked=asked_ids, complete=complete):
                 self._send(wire.plans_running(plans, asked=asked_ids, complete=complete))
             case ViewChanged(gone=gone):
                 for worker_id, epoch in gone:
                     self._on_gone(worker_id, epoch)
                 self._on_view()
-            case SendSuspect() | Leave() | DialAgain() | SchedulerLost() | OutageBegan() | OutageOver():
+            case SendSuspect() | Leave() | DialAgain() | OutageBegan() | OutageOver():
                 self._do_seldom(action)
             case _:
                 assert_never(action)
 
-    def _do_seldom(self, action: SendSuspect | Leave | DialAgain | SchedulerLost | OutageBegan | OutageOver) -> None:
+    def _do_seldom(self, action: SendSuspect | Leave | DialAgain | OutageBegan | OutageOver) -> None:
         match action:
             case SendSuspect():
                 self._send(wire.suspect(action.worker_id, action.epoch, action.reason))
             case Leave(reason=reason):
                 if self._sending is not None:
                     self._sending.close(Failure(kind=FailureKind.UNAVAILABLE, message=reason))
-            case DialAgain(after_s=after_s, reason=reason):
+            case DialAgain(after_s=after_s, reason=reason, lost=lost):
+                if lost:
+                    self._on_lost(reason)
                 again = {"reason": reason, "again_in_s": round(after_s, 3)}
                 log.warning("no stream to the scheduler", **again)
                 self._dial_after_s = after_s
-            case SchedulerLost(reason=reason):
-                self._on_lost(reason)
             case OutageBegan(why=why, view_age_s=view_age_s):
                 told = {"why": why, "view_age_s": round(view_age_s, 3)}
                 log.warning("planning without the scheduler", **told)

@@ -127,6 +127,13 @@ def worker_output(delta: worker_pb2.Delta) -> WorkerOutput:
     )
 
 
+def worker_word(delta: worker_pb2.Delta) -> WorkerOutput | Failure:
+    """What a delta says."""
+    if not delta.HasField("failure"):
+        return worker_output(delta)
+    return failure(delta.failure.kind, delta.failure.message, delta.failure.retry_after_ms)
+
+
 def ends_slot(delta: worker_pb2.Delta) -> bool:
     """Whether nothing more follows on the delta's slot."""
     return bool(delta.finish) or delta.HasField("failure")

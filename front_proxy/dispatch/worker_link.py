@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import functools
 from collections.abc import Callable
-from typing import Protocol
 
 import msgspec
 import structlog
@@ -25,21 +23,11 @@ from scheduler.api.actions import Placement
 
 log = structlog.get_logger(__name__)
 
-# Aborted work of which the last message has not come yet. Beyond it the link itself releases what comes late.
-ABORTED_SLOTS_MAX = 4096
 SLOT_MAX = 2**32
 
 
-class Receiver(Protocol):
-    """Gets what becomes of one submission. Nothing follows a failure or an output with a finish."""
-
-    def on_output(self, output: WorkerOutput) -> None:
-        """The worker produced something."""
-        ...
-
-    def on_failure(self, failure: Failure) -> None:
-        """The worker refused or failed, or the stream to it is lost."""
-        ...
+Receiver = Callable[[WorkerOutput | Failure], None]
+"""Gets what becomes of one submission. Nothing follows a failure or an output with a finish."""
 
 
 class _Queued(msgspec.Struct, frozen=True):
@@ -73,7 +61,6 @@ class WorkerLink:
         self._dial = dial
         self._sending: SendQueue[_Item] = SendQueue(send_messages_max, self._encode, _weigh)
         self._slots: dict[int, Receiver] = {}
-        self._aborted: collections.OrderedDict[int, Receiver] = collections.OrderedDict()
         self._leases: set[str] = set()
         self._next_slot = 1
         self._opening = wire.opening(front_proxy_id, engine_version)
@@ -86,7 +73,7 @@ class WorkerLink:
     @property
     def idle(self) -> bool:
         """Whether ending the stream would break no request."""
-        return not self._slots and not self._leases and not self._aborted
+        return not self._slots and not self._leases
 
     @property
     def leases_held(self) -> int:
@@ -99,18 +86,13 @@ class WorkerLink:
         self._slots[slot] = receiver
         if not self._sending.put(_Queued(slot, submission, self._loop.time())):
             del self._slots[slot]
-            receiver.on_failure(self._lost("the stream is over"))
+            receiver(self._lost("the stream is over"))
         return slot
 
     def abort(self, slot: int) -> None:
-        """Stop what runs on ``slot``; its receiver still gets what was already on its way."""
-        receiver = self._slots.pop(slot, None)
-        if receiver is None:
-            return
-        self._aborted[slot] = receiver
-        if len(self._aborted) > ABORTED_SLOTS_MAX:
-            self._aborted.popitem(last=False)
-        self._sending.put(wire.abort(slot))
+        """Stop what runs on ``slot``. A hand-off that was already on its way is released here."""
+        if self._slots.pop(slot, None) is not None:
+            self._sending.put(wire.abort(slot))
 
     def release(self, handoff: KvHandoff, *, pulled: bool) -> bool:
         """Tell the worker. False when there is no stream: then the worker has released it already."""
@@ -147,10 +129,9 @@ class WorkerLink:
     def _fail_all(self, reason: str) -> None:
         # The worker aborts and releases everything of a stream that ended, so nothing is left to be told.
         self._leases.clear()
-        self._aborted.clear()
         slots, self._slots = self._slots, {}
         for receiver in slots.values():
-            receiver.on_failure(self._lost(reason))
+            receiver(self._lost(reason))
 
     def _lost(self, reason: str) -> Failure:
         text = f"The stream to worker {self.worker.worker_id} broke: {reason}"
@@ -158,7 +139,7 @@ class WorkerLink:
 
     def _free_slot(self) -> int:
         # Never the number of a slot that just ended: a delta still on its way must not reach the next submission.
-        while self._next_slot in self._slots or self._next_slot in self._aborted:
+        while self._next_slot in self._slots:
             self._next_slot = self._next_slot % (SLOT_MAX - 1) + 1
         slot = self._next_slot
         self._next_slot = slot % (SLOT_MAX - 1) + 1
@@ -169,7 +150,6 @@ class WorkerLink:
             return item
         if item.slot not in self._slots:
             # Aborted before it left. The abort behind it in the queue is for a slot the worker never saw.
-            self._aborted.pop(item.slot, None)
             return None
         try:
             return wire.submit(item.slot, item.submission, self._loop.time() - item.queued_at_s)
@@ -177,7 +157,7 @@ class WorkerLink:
             # What validation let through must cost its own request only, not the stream that all share.
             log.exception("request cannot be put on the wire", request_id=item.submission.engine_request.request_id)
             text = f"The request cannot be sent to a worker: {type(error).__name__}."
-            self._slots.pop(item.slot).on_failure(Failure(kind=FailureKind.INTERNAL, message=text))
+            self._slots.pop(item.slot)(Failure(kind=FailureKind.INTERNAL, message=text))
             return None
 
     def _on_message(self, message: worker_pb2.AttachResponse) -> None:
@@ -200,31 +180,23 @@ class WorkerLink:
             self.end(f"its message makes no sense: {error}")
             return
         for slot, token_ids in parts:
-            receiver = self._slots.get(slot) or self._aborted.get(slot)
-            if receiver is not None:
-                receiver.on_output(WorkerOutput(token_ids=token_ids))
+            if (receiver := self._slots.get(slot)) is not None:
+                receiver(WorkerOutput(token_ids=token_ids))
         for delta in step.deltas:
             self._on_delta(delta)
 
     def _on_delta(self, delta: worker_pb2.Delta) -> None:
-        slot = delta.slot
-        receiver = self._slots.get(slot) or self._aborted.get(slot)
-        output = None
-        if not delta.HasField("failure"):
-            output = wire.worker_output(delta)
-            if output.handoff is not None:
-                self._leases.add(output.handoff.lease_id)
+        receiver = self._slots.get(delta.slot)
+        word = wire.worker_word(delta)
+        handoff = word.handoff if isinstance(word, WorkerOutput) else None
+        if handoff is not None:
+            self._leases.add(handoff.lease_id)
         if wire.ends_slot(delta):
-            self._slots.pop(slot, None)
-            self._aborted.pop(slot, None)
-        if receiver is None:
-            if output is not None and output.handoff is not None:
-                self.release(output.handoff, pulled=False)
-        elif output is not None:
-            receiver.on_output(output)
-        else:
-            told = delta.failure
-            receiver.on_failure(wire.failure(told.kind, told.message, told.retry_after_ms))
+            self._slots.pop(delta.slot, None)
+        if receiver is not None:
+            receiver(word)
+        elif handoff is not None:
+            self.release(handoff, pulled=False)
 
 
 def _weigh(item: _Item) -> int:
@@ -277,7 +249,7 @@ class WorkerLinks:
         if link is None or link.ended:
             if self._loop.time() < self._not_before_s.get(key, 0.0):
                 text = f"Worker {worker.worker_id} could not be reached a moment ago."
-                receiver.on_failure(Failure(kind=FailureKind.UNAVAILABLE, message=text, reached=False))
+                receiver(Failure(kind=FailureKind.UNAVAILABLE, message=text, reached=False))
                 return 0
             link = self._link(worker)
             self._links[key] = link

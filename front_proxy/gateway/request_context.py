@@ -17,18 +17,6 @@ CLOCK = SystemClock()
 class RequestContext:
     """Lives as long as one request; tasks started for it see the same object."""
 
-    __slots__ = (
-        "caller",
-        "deadline_s",
-        "delivered",
-        "failure",
-        "one_token",
-        "phases",
-        "place",
-        "render_s",
-        "started_s",
-    )
-
     def __init__(self, caller: Caller, place: Place | None, deadline_s: float | None = None) -> None:
         self.started_s = CLOCK.monotonic_s()
         """On CLOCK."""

@@ -18,26 +18,6 @@ class WorkerEntry(msgspec.Struct, frozen=True):
     """Why the scheduler does not use it, however ready it is; empty: it does."""
 
     @property
-    def worker_id(self) -> str:
-        """The name it keeps over its incarnations."""
-        return self.info.worker_id
-
-    @property
-    def epoch(self) -> int:
-        """Which incarnation it is."""
-        return self.info.epoch
-
-    @property
-    def state(self) -> WorkerState:
-        """Where it is in its life."""
-        return self.load.state
-
-    @property
-    def engine_version(self) -> str:
-        """What it runs."""
-        return self.info.engine_version
-
-    @property
     def load_to_plan_by(self) -> WorkerLoad:
         """Its load, for planning without the scheduler. An unusable worker gets an empty one, so it is not chosen."""
         return WorkerLoad() if self.unusable else self.load
@@ -76,14 +56,10 @@ class ClusterView:
     """Keeps the latest picture and tells what became of the incarnations it knew."""
 
     def __init__(self) -> None:
-        self._snapshot = ClusterSnapshot()
+        self.snapshot = ClusterSnapshot()
+        """The latest picture."""
         self.knows_more = False
         """Whether the scheduler of the last view is recovering and does not know all workers that are known here."""
-
-    @property
-    def snapshot(self) -> ClusterSnapshot:
-        """The latest picture."""
-        return self._snapshot
 
     def apply(self, workers: Sequence[WorkerEntry], *, recovering: bool = False) -> ViewChange:
         """Take over a new picture.
@@ -94,20 +70,20 @@ class ClusterView:
         told = workers
         self.knows_more = False
         if recovering:
-            known = {worker.worker_id: worker for worker in self._snapshot.workers}
-            told = [worker for worker in workers if _says_more(worker, known.get(worker.worker_id))]
-            back = {worker.worker_id for worker in told}
+            known = {worker.info.worker_id: worker for worker in self.snapshot.workers}
+            told = [worker for worker in workers if _says_more(worker, known.get(worker.info.worker_id))]
+            back = {worker.info.worker_id for worker in told}
             self.knows_more = not known.keys() <= back
             stay = [worker for worker_id, worker in known.items() if worker_id not in back]
             workers = [*told, *stay]
-        now = {(worker.worker_id, worker.epoch) for worker in workers}
-        known_before = [(worker.worker_id, worker.epoch) for worker in self._snapshot.workers]
-        self._snapshot = ClusterSnapshot(workers=tuple(workers))
+        now = {(worker.info.worker_id, worker.info.epoch) for worker in workers}
+        known_before = [(worker.info.worker_id, worker.info.epoch) for worker in self.snapshot.workers]
+        self.snapshot = ClusterSnapshot(workers=tuple(workers))
         return ViewChange([each for each in known_before if each not in now], told)
 
 
 def _says_more(now: WorkerEntry, known: WorkerEntry | None) -> bool:
     """Whether an entry replaces the known one: not where a worker that was ready has only registered anew so far."""
-    if known is None or known.epoch != now.epoch:
+    if known is None or known.info.epoch != now.info.epoch:
         return True
-    return now.state is not WorkerState.STARTING or known.state is not WorkerState.READY
+    return now.load.state is not WorkerState.STARTING or known.load.state is not WorkerState.READY

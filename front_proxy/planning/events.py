@@ -35,10 +35,6 @@ class Suspected(msgspec.Struct, frozen=True):
     reason: str
 
 
-class StreamDialled(msgspec.Struct, frozen=True):
-    """A stream was begun to the address that ``PlanClient.address`` names. Nothing came on it yet."""
-
-
 class ViewShown(msgspec.Struct, frozen=True):
     """The scheduler shows the cluster. ``recovering``: it may not know all workers yet."""
 
@@ -70,9 +66,7 @@ class Closed(msgspec.Struct, frozen=True):
     """The front proxy stops: nothing more is dialled."""
 
 
-PlanClientEvent = (
-    PlanNeeded | PlanEnded | Suspected | StreamDialled | MessageReceived | StreamLost | TimerFired | Closed
-)
+PlanClientEvent = PlanNeeded | PlanEnded | Suspected | MessageReceived | StreamLost | TimerFired | Closed
 
 
 class AnswerPlan(msgspec.Struct, frozen=True, gc=False):
@@ -132,24 +126,19 @@ class Leave(msgspec.Struct, frozen=True):
 
 
 class DialAgain(msgspec.Struct, frozen=True):
-    """Begin a stream to ``address`` after so long."""
+    """Begin a stream to ``address`` after so long. ``lost``: a scheduler had spoken on the one that is over."""
 
     address: str
     after_s: float
     reason: str
     """Why there is none."""
+    lost: bool
 
 
 class ViewChanged(msgspec.Struct, frozen=True):
     """The view changed. The incarnations in ``gone`` are not in it any more."""
 
     gone: Sequence[tuple[str, int]]
-
-
-class SchedulerLost(msgspec.Struct, frozen=True):
-    """Tell operators that a stream on which a scheduler had spoken is lost."""
-
-    reason: str
 
 
 class OutageBegan(msgspec.Struct, frozen=True):
@@ -175,7 +164,6 @@ PlanClientAction = (
     | Leave
     | DialAgain
     | ViewChanged
-    | SchedulerLost
     | OutageBegan
     | OutageOver
 )

@@ -152,14 +152,14 @@ class FallbackPlanner:
     def _show(self, core: SchedulerCore, entries: Sequence[WorkerEntry], seen_s: float, now_s: float) -> None:
         """Take over a view that was true at ``seen_s``. Workers that are not in it stay as they are."""
         for entry in entries:
-            known = core.cluster.get(entry.worker_id)
-            if known is not None and known.info.epoch > entry.epoch:
+            known = core.cluster.get(entry.info.worker_id)
+            if known is not None and known.info.epoch > entry.info.epoch:
                 # An older view, of an engine that is no more.
                 continue
-            if known is None or known.info.epoch != entry.epoch:
+            if known is None or known.info.epoch != entry.info.epoch:
                 self._sessions += 1
                 core.handle(WorkerJoined(session=self._sessions, info=entry.info), now_s)
-            self._loads[entry.worker_id] = (entry.load_to_plan_by, seen_s)
+            self._loads[entry.info.worker_id] = (entry.load_to_plan_by, seen_s)
         self._fade(core, now_s)
 
     def _fade(self, core: SchedulerCore, now_s: float) -> None:

@@ -42,12 +42,10 @@ from front_proxy.planning.events import (
     PlanClientEvent,
     PlanEnded,
     PlanNeeded,
-    SchedulerLost,
     SendEnd,
     SendQuestion,
     SendRunning,
     SendSuspect,
-    StreamDialled,
     StreamLost,
     Suspected,
     TimerFired,
@@ -78,11 +76,6 @@ class _Pending(msgspec.Struct, gc=False):
     until_s: float
     sent: bool = False
     queued_s: float = -NEVER_S
-
-    @property
-    def resumed(self) -> bool:
-        """Whether its request was under way already."""
-        return self.question.resumed
 
 
 class PlanClient:
@@ -159,9 +152,6 @@ class PlanClient:
                 return (SendSuspect(worker_id, epoch, reason),) if self.connected else ()
             case TimerFired():
                 return self._wake(now_s)
-            case StreamDialled():
-                assert not self._opened, "a stream is dialled while one is open"
-                return ()
             case StreamLost():
                 return self._lose(event, now_s)
             case Closed():
@@ -179,7 +169,7 @@ class PlanClient:
         self._pending[plan_id] = pending
         if self.connected and not (self._view.knows_more and possible):
             return (self._send(pending, now_s),)
-        if pending.resumed or not possible:
+        if pending.question.resumed or not possible:
             pending.due_s = now_s + self._patience_s
         # Planned here at the next wake-up, not now: the request does not expect the answer before it has asked.
         self._wake_by(pending.due_s)
@@ -272,27 +262,16 @@ class PlanClient:
         return (ViewChanged(change.gone),)
 
     def _lose(self, event: StreamLost, now_s: float) -> Sequence[PlanClientAction]:
-        """What waits for an answer on the stream need not wait for the next one."""
-        actions: list[PlanClientAction] = []
         if self._answers:
             self._plans.still_true(now_s)
-        if self._opened:
+        had_spoken, self._opened, self._silent = self._opened, False, False
+        self._tell_s = NEVER_S
+        self._expect_no_answers(now_s)
+        for pending in self._pending.values():
+            pending.sent = False
+        if had_spoken:
             self._dials_failed = 0
             self._addresses.served()
-            actions.append(SchedulerLost(event.reason))
-        self._opened = self._silent = False
-        self._tell_s = NEVER_S
-        possible = self._plans.possible(now_s)
-        for plan_id, pending in list(self._pending.items()):
-            was_sent, pending.sent = pending.sent, False
-            if not pending.resumed and possible:
-                actions.extend(self._plan_locally(plan_id, now_s))
-            elif pending.resumed and was_sent:
-                self._try_later(pending, now_s)
-        actions.append(self._dial_again(event))
-        return actions
-
-    def _dial_again(self, event: StreamLost) -> DialAgain:
         after_s = 0.0
         if self._addresses.failed(silent=event.silent):
             # Many front proxies lose one scheduler at one moment; they must not all return at one moment.
@@ -302,7 +281,7 @@ class PlanClient:
                 self._dials_failed, min_s=limits.scheduler_backoff_min_s, max_s=limits.scheduler_backoff_max_s
             )
             after_s = pause_s * (0.5 + 0.5 * self._rng.random())
-        return DialAgain(self._addresses.current, after_s, event.reason)
+        return (DialAgain(self._addresses.current, after_s, event.reason, had_spoken),)
 
     # Of time
 
@@ -317,7 +296,11 @@ class PlanClient:
         if self._tell_s <= now_s:
             # An end that got lost must not reserve for ever.
             self._tell_s = now_s + self._limits.plans_told_interval_s
-            actions.append(self._leave_silent() if self._silent else self._all_that_runs())
+            if self._silent:
+                # Its answer may be lost, and it may have nothing else to say. On a new stream it speaks first.
+                actions.append(Leave(f"it has said nothing for {self._limits.plans_told_interval_s:g} s"))
+            else:
+                actions.append(self._all_that_runs())
         # Computed here alone: removing a question may cause one needless wake-up, which is harmless.
         first_s = min((pending.due_s for pending in self._pending.values()), default=NEVER_S)
         self.wake_s = min(first_s, self._tell_s)
@@ -350,20 +333,19 @@ class PlanClient:
         return SendEnd(plan_id, "failed", 0), refusal
 
     def _fall_silent(self, now_s: float) -> None:
-        """Questions that it has queued would wait in vain too: plan them, at the next wake-up as they may be many."""
-        if self._silent:
-            return
-        self._silent = True
-        self._tell_s = now_s + self._limits.plans_told_interval_s
-        for pending in self._pending.values():
-            if pending.resumed:
-                self._try_later(pending, now_s)
-            else:
-                pending.due_s = now_s
+        if not self._silent:
+            self._silent = True
+            self._tell_s = now_s + self._limits.plans_told_interval_s
+            self._expect_no_answers(now_s)
 
-    def _leave_silent(self) -> Leave:
-        """Its answer may be lost, and it may have nothing else to say. On a new stream it speaks first."""
-        return Leave(f"it has said nothing for {self._limits.plans_told_interval_s:g} s")
+    def _expect_no_answers(self, now_s: float) -> None:
+        """Questions on the stream would wait in vain, queued ones too: plan them at the next wake-up."""
+        for pending in self._pending.values():
+            if not pending.question.resumed:
+                pending.due_s = min(now_s, pending.until_s)
+            elif pending.sent:
+                self._try_later(pending, now_s)
+        self._wake_by(now_s)
 
     def _close(self, now_s: float) -> Sequence[PlanClientAction]:
         failure = Failure(kind=FailureKind.UNAVAILABLE, message="The front proxy stops.")
@@ -417,7 +399,7 @@ class PlanClient:
         return actions
 
     def _may_wait(self, pending: _Pending, failure: Failure, now_s: float) -> bool:
-        return pending.resumed and failure.kind is not FailureKind.BAD_REQUEST and now_s < pending.until_s
+        return pending.question.resumed and failure.kind is not FailureKind.BAD_REQUEST and now_s < pending.until_s
 
     def _try_later(self, pending: _Pending, now_s: float) -> None:
         """A resumed request is planned here when ``plan_patience_s`` has passed."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import assert_never
-
-from front_proxy.request.events import ClientGone, DeadlinePassed, Outcome, Resumption, Stopped
+from front_proxy.request.events import Outcome
 from front_proxy.request.work import WorkerOutput, broken_by
 from runtime.failures import Failure, FailureKind
 from scheduler.api.actions import Placement
 
+PLANLESS = Failure(kind=FailureKind.INTERNAL, message="The scheduler's plan names no decode worker.")
 # Another worker would say the same to these, so they are not tried again.
 FINAL_KINDS = frozenset(
     {
@@ -21,19 +20,15 @@ FINAL_KINDS = frozenset(
 )
 
 
-def from_outside(event: ClientGone | DeadlinePassed | Stopped) -> tuple[Outcome, Failure | None]:
-    """The end of a request that is not caused by a worker."""
-    match event:
-        case ClientGone(satisfied=True):
-            return "finished", None
-        case ClientGone():
-            return "cancelled", Failure(kind=FailureKind.CANCELLED, message="The client went away.")
-        case DeadlinePassed():
-            return "failed", Failure(kind=FailureKind.DEADLINE, message="The request's deadline passed.")
-        case Stopped(failure=failure):
-            return "failed", failure
-        case _:
-            assert_never(event)
+CLIENT_LEFT = Failure(kind=FailureKind.CANCELLED, message="The client went away.")
+DEADLINE_PASSED = Failure(kind=FailureKind.DEADLINE, message="The request's deadline passed.")
+
+
+def outcome(failure: Failure | None) -> Outcome:
+    """What an end from outside counts as."""
+    if failure is None:
+        return "finished"
+    return "cancelled" if failure.kind is FailureKind.CANCELLED else "failed"
 
 
 def broken_prefill(output: WorkerOutput) -> Failure | None:
@@ -45,11 +40,6 @@ def broken_prefill(output: WorkerOutput) -> Failure | None:
         # Of an engine with a back-off (WorkerInfo.prefill_backoff_tokens), which tells none.
         return None
     return Failure(kind=FailureKind.INTERNAL, message="A prefill must sample exactly one token.")
-
-
-def planless(missing: str) -> Failure:
-    """The scheduler's plan lacks a worker."""
-    return Failure(kind=FailureKind.INTERNAL, message=f"The scheduler's plan names no {missing}.")
 
 
 def stalled(worker: Placement, waited_s: float) -> Failure:
@@ -70,10 +60,3 @@ def diverged(delivered_tokens: int) -> Failure:
     """A replay contradicts what the client has."""
     text = f"A worker failed after {delivered_tokens} tokens, and computing them again gave other ones."
     return Failure(kind=FailureKind.INTERNAL, message=text)
-
-
-def resumption(delivered_tokens: int, *, continuing: bool) -> Resumption:
-    """How the attempt behind a failed one goes on."""
-    if not delivered_tokens:
-        return "restart"
-    return "continue" if continuing else "replay"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Literal, assert_never
+from typing import Literal
 
 import msgspec
 
@@ -75,49 +75,26 @@ class HolderLost(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
 
 
-class ClientGone(msgspec.Struct, frozen=True, kw_only=True):
-    """The client does not wait any more. ``satisfied``: it has all that it wanted (a stop string)."""
-
-    satisfied: bool = False
-
-
-class DeadlinePassed(msgspec.Struct, frozen=True):
-    """The request took as long as it may."""
-
-
 class Stopped(msgspec.Struct, frozen=True, kw_only=True):
-    """The front proxy itself ends the request: a reader that is too slow, a shutdown."""
+    """The request ends for a reason outside its workers: its client left, it took too long, the front proxy stops.
 
-    failure: Failure
+    ``failure`` None: the client has all that it wanted (a stop string).
+    """
+
+    failure: Failure | None
 
 
-FlowEvent = Planned | PlanRefused | Output | WorkerFailed | Stalled | HolderLost | ClientGone | DeadlinePassed | Stopped
+FlowEvent = Planned | PlanRefused | Output | WorkerFailed | Stalled | HolderLost | Stopped
 
 
 def title(event: FlowEvent) -> str:
-    """The event in a few words, for logs and error messages. Never tells what a token was."""
-    match event:
-        case Planned(plan=plan):
-            prefill, decode = plan.prefill, plan.decode
-            return f"planned/{event.attempt} {prefill and prefill.worker_id} -> {decode and decode.worker_id}"
-        case PlanRefused(failure=failure):
-            return f"plan refused/{event.attempt} {failure.kind.value}"
-        case Output(stage=stage, output=output):
-            ends = output.finish.reason if output.finish else "-"
-            lease = output.handoff.lease_id if output.handoff else "-"
-            return f"{stage.value}/{event.attempt} {len(output.token_ids)} tokens finish={ends} lease={lease}"
-        case WorkerFailed(stage=stage, failure=failure):
-            return f"{stage.value}/{event.attempt} failed {failure.kind.value}"
-        case Stalled(stage=stage, waited_s=waited_s):
-            return f"{stage.value}/{event.attempt} stalled {waited_s:.3f} s"
-        case HolderLost(worker_id=worker_id):
-            return f"holder {worker_id} lost"
-        case Stopped(failure=failure):
-            return f"stopped {failure.kind.value}"
-        case ClientGone() | DeadlinePassed():
-            return type(event).__name__
-        case _:
-            assert_never(event)
+    """The event for logs and error messages. Never tells what a token was."""
+    if not isinstance(event, Output):
+        return str(event)
+    output = event.output
+    lease = output.handoff and output.handoff.lease_id
+    facts = f"{len(output.token_ids)} tokens finish={output.finish and output.finish.reason} lease={lease}"
+    return f"{event.stage.value}/{event.attempt} {facts}"
 
 
 class AskPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,10 +131,9 @@ class StartDecode(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Emit(msgspec.Struct, frozen=True, kw_only=True):
-    """Give this to the client. ``stage`` is where its tokens were computed."""
+    """Give this to the client."""
 
     delta: GenerationDelta
-    stage: Stage
 
 
 class AbortWork(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,7 +141,6 @@ class AbortWork(msgspec.Struct, frozen=True, kw_only=True):
 
     attempt: int
     stage: Stage
-    worker: Placement
 
 
 class ReleaseHandoff(msgspec.Struct, frozen=True, kw_only=True):

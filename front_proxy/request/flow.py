@@ -19,8 +19,6 @@ from front_proxy.request.endings import FINAL_KINDS
 from front_proxy.request.events import (
     AbortWork,
     AskPlan,
-    ClientGone,
-    DeadlinePassed,
     Diverged,
     Emit,
     EndPlan,
@@ -33,6 +31,7 @@ from front_proxy.request.events import (
     Planned,
     PlanRefused,
     RequestPhase,
+    Resumption,
     Retried,
     Stalled,
     StartDecode,
@@ -138,7 +137,7 @@ class RequestFlow:
         """What to do about ``event``, in order."""
         assert self.phase is not RequestPhase.NEW, "start() comes first"
         if isinstance(event, Output) and (delta := self.next_tokens(event.attempt, event.stage, event.output)):
-            return [Emit(stage=event.stage, delta=delta)]
+            return [Emit(delta=delta)]
         # Token events are not logged, not even of a replay: they would fill the log.
         if not (isinstance(event, Output) and event.output.finish is None and self.phase is RequestPhase.DECODING):
             self.event_log.append(f"{self.phase.value}/{self.attempt}: {title(event)}")
@@ -160,14 +159,14 @@ class RequestFlow:
                 return self._on_stalled(event)
             case HolderLost():
                 return self._on_holder_lost(event)
-            case ClientGone() | DeadlinePassed() | Stopped():
-                return self._give_up(*endings.from_outside(event))
+            case Stopped(failure=failure):
+                return self._give_up(failure)
             case _:
                 assert_never(event)
 
     def _late(self, event: FlowEvent) -> bool:
         """Whether an event is about an attempt or a stage that is over."""
-        if isinstance(event, HolderLost | ClientGone | DeadlinePassed | Stopped):
+        if isinstance(event, HolderLost | Stopped):
             return False
         if event.attempt != self.attempt:
             return True
@@ -210,8 +209,6 @@ class RequestFlow:
                     resume_token_ids=self._output.resume_token_ids,
                 )
             ]
-        if plan.decode is None:
-            return self._fail(endings.planless("worker"))
         return self._start_decode()
 
     def _on_plan_refused(self, event: PlanRefused) -> Sequence[FlowAction]:
@@ -232,7 +229,7 @@ class RequestFlow:
         if broken is not None:
             late = self._handoff_slot.release_late(output.handoff)
             return [*late, *self._attempt_failed(Stage.PREFILL, broken)]
-        self._prompt.note_prefill(output)
+        self._prompt.note(output)
         if output.finish is None and output.handoff is None:
             # A prefill may report facts before its token; nothing to decide yet.
             return []
@@ -242,7 +239,7 @@ class RequestFlow:
             return self._start_decode()
         # "length" is only the prefill's own limit of one token.
         ends = self._prefill_only or (output.finish is not None and output.finish.reason == "stop")
-        emit = self._deliver(output, Stage.PREFILL, finish=(output.finish or Finish("length")) if ends else None)
+        emit = self._deliver(output, finish=(output.finish or Finish("length")) if ends else None)
         assert emit is not None, "a continued output, or a single token, never repeats delivered tokens"
         if ends:
             late = self._handoff_slot.release_late(output.handoff)
@@ -253,7 +250,7 @@ class RequestFlow:
     def _start_decode(self) -> Sequence[FlowAction]:
         assert self._plan is not None
         if self._plan.decode is None:
-            return self._fail(endings.planless("decode worker"))
+            return self._fail(endings.PLANLESS)
         self.phase = RequestPhase.HANDING_OFF
         return [
             StartDecode(
@@ -279,7 +276,7 @@ class RequestFlow:
             actions += self._handoff_slot.release(pulled=external_tokens > 0)
             self._prompt.note(output)
             self.phase = RequestPhase.DECODING
-        emit = self._deliver(output, Stage.DECODE, finish=output.finish, decode_worker=decode_worker)
+        emit = self._deliver(output, finish=output.finish, decode_worker=decode_worker)
         if emit is None:
             return [*actions, *self._diverged()]
         if emit.delta.token_ids or output.finish is not None or decode_worker is not None:
@@ -296,7 +293,7 @@ class RequestFlow:
         assert running is not None
         stage, worker = running
         failure = endings.stalled(worker, event.waited_s)
-        actions: list[FlowAction] = [AbortWork(attempt=self.attempt, stage=stage, worker=worker)]
+        actions: list[FlowAction] = [AbortWork(attempt=self.attempt, stage=stage)]
         if self.handoff is not None:
             # Either end of the pull may be to blame.
             self._retry_policy.exclude(self.handoff.worker_id)
@@ -320,7 +317,7 @@ class RequestFlow:
         if self.output_tokens >= self._output_tokens_max:
             # It failed after the last token and before the finish reason.
             finish = Finish("length")
-            return [self._emit(WorkerOutput(token_ids=[]), stage, finish=finish), *self._end("finished", None)]
+            return [self._emit(WorkerOutput(token_ids=[]), finish=finish), *self._end("finished", None)]
         untaken = not failure.reached or (failure.kind is FailureKind.EXHAUSTED and self.output_tokens > 0)
         uncounted = untaken and self._retry_policy.again_untaken()
         if failure.kind in FINAL_KINDS or not (uncounted or self._retry_policy.again()):
@@ -335,7 +332,8 @@ class RequestFlow:
         self._pinned = None
         released = self._handoff_slot.release(pulled=False)
         ended = self._end_plan("failed")
-        how = endings.resumption(self.output_tokens, continuing=self._continuing)
+        resumed: Resumption = "continue" if self._continuing else "replay"
+        how = resumed if self.output_tokens else "restart"
         retried = Retried(stage=stage, failure=failure, how=how, counted=not uncounted)
         return [*released, *ended, retried, *self._ask_plan()]
 
@@ -354,7 +352,7 @@ class RequestFlow:
     def _diverged(self) -> Sequence[FlowAction]:
         """A replay contradicts what the client has: no answer is better than one that is put together from two."""
         failure = endings.diverged(self.output_tokens)
-        return [Diverged(delivered_tokens=self.output_tokens), *self._give_up("failed", failure)]
+        return [Diverged(delivered_tokens=self.output_tokens), *self._give_up(failure)]
 
     def _ask_plan(self) -> Sequence[FlowAction]:
         assert not self._plan_open
@@ -377,15 +375,15 @@ class RequestFlow:
             )
         ]
 
-    def _give_up(self, outcome: Outcome, failure: Failure | None) -> Sequence[FlowAction]:
+    def _give_up(self, failure: Failure | None) -> Sequence[FlowAction]:
         """End from outside, in any phase. The worker still runs the work, so it is aborted."""
         if self.phase is RequestPhase.DONE:
             return []
         running = self.running
         aborts: list[FlowAction] = []
         if running is not None:
-            aborts.append(AbortWork(attempt=self.attempt, stage=running[0], worker=running[1]))
-        return [*aborts, *self._end(outcome, failure)]
+            aborts.append(AbortWork(attempt=self.attempt, stage=running[0]))
+        return [*aborts, *self._end(endings.outcome(failure), failure)]
 
     def _fail(self, failure: Failure) -> Sequence[FlowAction]:
         return self._end("failed", failure)
@@ -404,9 +402,7 @@ class RequestFlow:
         self._plan_open = False
         return [EndPlan(attempt=self.attempt, outcome=outcome, output_tokens=self.output_tokens_of_plan)]
 
-    def _deliver(
-        self, output: WorkerOutput, stage: Stage, *, finish: Finish | None, decode_worker: str | None = None
-    ) -> Emit | None:
+    def _deliver(self, output: WorkerOutput, *, finish: Finish | None, decode_worker: str | None = None) -> Emit | None:
         """What of ``output`` the client has not seen; None where it contradicts what the client has."""
         furthest = self._output.furthest
         fresh = self._output.fresh(output)
@@ -416,9 +412,7 @@ class RequestFlow:
             # A replay that gets further than earlier ones is progress, and what breaks it then is a new fault. One that
             # always ends at the same token is no progress.
             self._retry_policy.progressed()
-        return self._emit(fresh, stage, finish=finish, decode_worker=decode_worker)
+        return self._emit(fresh, finish=finish, decode_worker=decode_worker)
 
-    def _emit(
-        self, output: WorkerOutput, stage: Stage, *, finish: Finish | None, decode_worker: str | None = None
-    ) -> Emit:
-        return Emit(stage=stage, delta=self._prompt.delta(output, finish=finish, decode_worker=decode_worker))
+    def _emit(self, output: WorkerOutput, *, finish: Finish | None, decode_worker: str | None = None) -> Emit:
+        return Emit(delta=self._prompt.delta(output, finish=finish, decode_worker=decode_worker))

@@ -128,15 +128,10 @@ class PromptInfo:
         self._prompt_logprobs: Logprobs | None = None
 
     def note(self, output: WorkerOutput) -> None:
-        """Keep how much of the prompt was cached where it was computed."""
+        """What a worker says of the prompt. A decode that takes a prefill's KV over sees only its end."""
         if output.first is not None and self._cached_tokens is None:
             self._cached_tokens = output.first.cached_tokens
-
-    def note_prefill(self, output: WorkerOutput) -> None:
-        """A prefill's facts; its prompt logprobs are complete, and a decode that takes KV over sees only the end."""
-        self.note(output)
-        if output.prompt_logprobs is not None and self._prompt_logprobs is None:
-            self._prompt_logprobs = output.prompt_logprobs
+        self._prompt_logprobs = self._prompt_logprobs or output.prompt_logprobs
 
     def delta(self, output: WorkerOutput, *, finish: Finish | None, decode_worker: str | None) -> GenerationDelta:
         """What the client gets of ``output``."""
@@ -145,7 +140,7 @@ class PromptInfo:
             token_ids=output.token_ids,
             finish=finish,
             logprobs=output.logprobs,
-            prompt_logprobs=(self._prompt_logprobs or output.prompt_logprobs) if first else None,
+            prompt_logprobs=self._prompt_logprobs if first else None,
             cached_tokens=self._cached_tokens if first else None,
             decode_worker=decode_worker,
         )

@@ -26,19 +26,14 @@ class RetryBudget:
         self._tokens = self._burst_max
         self._at_s = now_s
 
-    @property
-    def tokens(self) -> float:
-        """Retries that may follow at once, as of the last call."""
-        return self._tokens
-
     def request_came(self) -> None:
         """A request was taken on."""
         self._add(self._ratio)
 
     def take(self, now_s: float) -> bool:
-        """Whether one more retry may run; true takes it."""
-        self._add(max(now_s - self._at_s, 0.0) * self._per_s)
-        self._at_s = max(now_s, self._at_s)
+        """Whether one more retry may run; true takes it. ``now_s`` never goes back."""
+        self._add((now_s - self._at_s) * self._per_s)
+        self._at_s = now_s
         if self._tokens < 1.0:
             return False
         self._tokens -= 1.0

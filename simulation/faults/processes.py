@@ -289,7 +289,6 @@ class FrontProcess(Member):
         )
         self.limits = settings.front_limits
         metrics: Any = Quiet()
-        metrics.output_tokens = 0  # which a front proxy adds to itself
         self.dispatcher = dispatcher.Dispatcher(
             self.config,
             metrics=metrics,

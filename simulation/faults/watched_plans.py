@@ -20,7 +20,6 @@ from front_proxy.planning.events import (
     PlanClientEvent,
     PlanEnded,
     PlanNeeded,
-    SchedulerLost,
     SendEnd,
     SendQuestion,
     StreamLost,
@@ -32,7 +31,7 @@ from simulation.kernel.world import Violation
 if TYPE_CHECKING:
     from simulation.faults.processes import FrontProcess
 
-_TOLD = (DialAgain, Leave, OutageBegan, OutageOver, SchedulerLost)
+_TOLD = (DialAgain, Leave, OutageBegan, OutageOver)
 
 
 class WatchedPlans:

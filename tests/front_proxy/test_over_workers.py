@@ -22,21 +22,17 @@ async def undisturbed(it: Cluster, wanted: list[GenerationRequest]) -> list[list
     return [tokens_of(deltas) for deltas in await asyncio.gather(*(collect(it.dispatcher, one) for one in wanted))]
 
 
-async def test_a_request_takes_both_workers_and_leaves_nothing(start_worker: StartWorker) -> None:
-    async with cluster(start_worker, prefills=1, decodes=1) as it:
-        deltas = await collect(it.dispatcher, request(1, 8))
-        assert sum(len(delta.token_ids) for delta in deltas) == 8
-        assert deltas[0].phases is not None and deltas[0].phases.plan_s > 0
-        assert any(delta.decode_worker == it.workers[1].core.worker_id for delta in deltas)
-        assert it.workers[1].engine.load().kv_bytes_in > 0
-        await it.settled()
-
-
-async def test_without_a_prefill_worker_the_answer_is_the_same(start_worker: StartWorker) -> None:
+async def test_a_request_takes_both_workers_and_without_a_prefill_worker_the_answer_is_the_same(
+    start_worker: StartWorker,
+) -> None:
     async with cluster(start_worker, prefills=1, decodes=1) as whole:
-        expected = [t for delta in await collect(whole.dispatcher, request(1, 8)) for t in delta.token_ids]
+        deltas = await collect(whole.dispatcher, request(1, 8))
+        assert len(tokens_of(deltas)) == 8
+        assert any(delta.decode_worker == whole.workers[1].core.worker_id for delta in deltas)
+        assert whole.workers[1].engine.load().kv_bytes_in > 0
+        await whole.settled()
     async with cluster(start_worker, prefills=0, decodes=1) as half:
-        assert [t for delta in await collect(half.dispatcher, request(1, 8)) for t in delta.token_ids] == expected
+        assert tokens_of(await collect(half.dispatcher, request(1, 8))) == tokens_of(deltas)
 
 
 async def test_a_storm_of_cancellations_leaves_nothing(start_worker: StartWorker) -> None:

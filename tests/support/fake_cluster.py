@@ -21,8 +21,8 @@ from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure
 from scheduler.api.actions import Placement
 from scheduler.api.events import PlanRequested, RunningPlan
-from tests.support import workers
 from tests.support.front_proxy_settings import configured
+from tests.support.request_flow import handoff
 
 P0 = Placement(worker_id="prefill-0", address="p0", epoch=1)
 D0 = Placement(worker_id="decode-0", address="d0", epoch=2)
@@ -34,7 +34,7 @@ WHOLE_S = PLAN_S + PREFILL_S + PULL_S + TOKENS * STEP_S
 
 
 class FakeCluster:
-    """PlanSource and WorkerPool at once; counts what is held."""
+    """Stands for SchedulerLink and WorkerLinks at once; counts what is held."""
 
     def __init__(self) -> None:
         self.plans: set[int] = set()
@@ -72,9 +72,7 @@ class FakeCluster:
             if plan_id in self.plans and not self.silent and not (self.full and question.resumed):
                 prefill = None if question.pinned_decode_worker_id else P0
                 decode = D1 if D0.worker_id in question.excluded_worker_ids else D0
-                receiver.on_plan(
-                    RunningPlan(plan_id=plan_id, request_id="r", prefill=prefill, decode=decode, decode_blocks=3)
-                )
+                receiver(RunningPlan(plan_id=plan_id, request_id="r", prefill=prefill, decode=decode, decode_blocks=3))
 
         asyncio.get_running_loop().call_later(PLAN_S, answer)
 
@@ -111,17 +109,16 @@ class FakeCluster:
 
     def _refuse(self, slot: int, receiver: Receiver, failure: Failure) -> None:
         if self.works.pop(slot, None) is not None:
-            receiver.on_failure(failure)
+            receiver(failure)
 
     def _prefilled(self, slot: int, submission: Submission, receiver: Receiver) -> None:
         # An abort that comes while this is on its way is too late: the hand-off is delivered all the same.
         self.works.pop(slot, None)
-        self.leases.add(submission.engine_request.request_id)
-        tokens = len(submission.engine_request.token_ids)
-        handoff = workers.handoff(lease_id=submission.engine_request.request_id, epoch=P0.epoch, tokens=tokens)
+        request_id = submission.engine_request.request_id
+        self.leases.add(request_id)
         first = FirstOutput(cached_tokens=2, queue_s=0.004, compute_s=0.012)
-        token = 100 + tokens - 3
-        receiver.on_output(WorkerOutput(token_ids=[token], finish=Finish("length"), first=first, handoff=handoff))
+        token = 100 + len(submission.engine_request.token_ids) - 3
+        receiver(WorkerOutput(token_ids=[token], finish=Finish("length"), first=first, handoff=handoff(request_id)))
 
     def _step(self, slot: int, submission: Submission, receiver: Receiver, index: int) -> None:
         if slot not in self.works:
@@ -138,7 +135,7 @@ class FakeCluster:
             asyncio.get_running_loop().call_later(STEP_S, self._step, slot, submission, receiver, index + 1)
         finish = Finish("stop") if last else None
         token = 100 + position + (50 if self.diverge else 0)
-        receiver.on_output(WorkerOutput(token_ids=[token], finish=finish, first=first, admission_s=admission_s))
+        receiver(WorkerOutput(token_ids=[token], finish=finish, first=first, admission_s=admission_s))
 
 
 class Behind:
@@ -161,7 +158,8 @@ def generation(request_id: str = "r", **more: Any) -> GenerationRequest:
 async def serving(**settings: Any) -> AsyncIterator[tuple[Dispatcher, FakeCluster, CollectorRegistry]]:
     cluster, registry = FakeCluster(), CollectorRegistry()
     config, limits = configured(scheduler_address="nowhere:1", **settings)
-    dispatcher = Dispatcher(config, limits=limits, metrics=DispatchMetrics(registry), planning=cluster, working=cluster)
+    links: Any = cluster
+    dispatcher = Dispatcher(config, limits=limits, metrics=DispatchMetrics(registry), planning=links, working=links)
     yield dispatcher, cluster, registry
 
 

@@ -6,11 +6,20 @@ below it are what the machine wants done. Other lines are comments.
 
 from __future__ import annotations
 
+import enum
 import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import msgspec
+
+from engine.protocol import Finish
+from kv_transfer.handoff.handoff import KvHandoff
+from runtime.failures import Failure
+from scheduler.api.actions import Placement
+from scheduler.api.events import PlanRequested, RunningPlan
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -32,6 +41,42 @@ def check_script(path: Path, step: Step) -> None:
     if os.environ.get("BATON_UPDATE_GOLDEN") == "1":
         path.write_text(played)
     assert played == path.read_text()
+
+
+def words(action: msgspec.Struct) -> str:
+    """An action as its name and the fields that are neither empty nor False."""
+    return f"{type(action).__name__} {_fields(action)}".rstrip()
+
+
+def _fields(value: msgspec.Struct) -> str:
+    fields = ((name, getattr(value, name)) for name in value.__struct_fields__)
+    return " ".join(f"{name}={_short(each)}" for name, each in fields if each)
+
+
+def _short(value: Any) -> str:
+    match value:
+        case None:
+            return "-"
+        case Placement(worker_id=name) | KvHandoff(lease_id=name) | Finish(reason=name):
+            return name
+        case Failure():
+            # How long is drawn by chance.
+            retry = ", Retry-After" if value.retry_after_s else ""
+            return f"{value.kind.value}{retry} | {value.message}"
+        case RunningPlan():
+            return f"{value.plan_id}: {_short(value.prefill)} -> {_short(value.decode)}"
+        case PlanRequested():
+            return f"{value.plan_id}{_short(sorted(value.excluded_worker_ids)) if value.excluded_worker_ids else ''}"
+        case msgspec.Struct():
+            return f"({_fields(value)})"
+        case enum.Enum():
+            return str(value.value)
+        case list() | tuple():
+            return f"[{', '.join(map(_short, value))}]"
+        case float():
+            return f"{value:.3g}"
+        case _:
+            return str(value)
 
 
 def _replay(script: str, step: Step) -> Iterator[str]:

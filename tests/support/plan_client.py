@@ -14,7 +14,6 @@ from front_proxy.planning.events import (
     PlanClientAction,
     PlanClientEvent,
     PlanNeeded,
-    StreamDialled,
     StreamLost,
     TimerFired,
     ViewShown,
@@ -82,10 +81,6 @@ class Play:
 
     def hear(self, *words: Any, leader_epoch: int = 0) -> list[PlanClientAction]:
         return [action for word in words for action in self.do(MessageReceived(word, leader_epoch))]
-
-    def open(self, *words: Any) -> list[PlanClientAction]:
-        self.do(StreamDialled())
-        return self.hear(*words)
 
     def lose(self, reason: str = "broken", **how: Any) -> list[PlanClientAction]:
         return self.do(StreamLost(reason, **how))

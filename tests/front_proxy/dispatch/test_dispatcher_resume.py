@@ -10,9 +10,6 @@ from front_proxy.request.work import Stage
 from runtime.failures import Failure, FailureError, FailureKind
 from tests.support.fake_cluster import (
     P0,
-    PLAN_S,
-    PREFILL_S,
-    PULL_S,
     TOKENS,
     WHOLE_S,
     collect,
@@ -21,10 +18,6 @@ from tests.support.fake_cluster import (
     tokens_of,
 )
 from tests.support.virtual_time import virtual_time
-
-
-def decode_failure(message: str = "the worker died") -> Failure:
-    return Failure(kind=FailureKind.UNAVAILABLE, message=message)
 
 
 @virtual_time
@@ -92,29 +85,31 @@ async def test_a_process_that_stood_still_itself_blames_no_worker() -> None:
 
 
 @virtual_time
-async def test_a_pull_whose_holder_is_lost_is_not_waited_for() -> None:
+async def test_a_pull_whose_holder_is_lost_has_a_little_time_from_the_loss() -> None:
     settings = {"orphaned_pull_timeout_s": 1.0, "handoff_stall_timeout_s": 100.0, "stall_check_interval_s": 0.1}
     async with serving(**settings) as (dispatcher, cluster, _):
         cluster.freeze_after = 0
         task = asyncio.create_task(collect(dispatcher, generation()))
-        await asyncio.sleep(PLAN_S + PREFILL_S + PULL_S)
+        await asyncio.sleep(20.0)
         dispatcher._on_worker_lost(P0, "killed")
+        await asyncio.sleep(0.8)
+        assert len(cluster.questions) == 1, "it may still go on by itself"
         assert tokens_of(await task) == [100, 101, 102, 103, 104]
-        assert asyncio.get_running_loop().time() < 1.5
+        assert asyncio.get_running_loop().time() < 21.5
         assert cluster.questions[1].excluded_worker_ids == {"prefill-0"}
         assert cluster.suspects == [], "the decode worker is not to blame"
 
 
 @virtual_time
 async def test_retries_of_all_requests_together_are_bounded() -> None:
-    settings = {"retry_budget_burst": 2, "retry_budget_ratio": 0.0, "retry_budget_per_s": 0.001}
+    settings = {"retry_budget_burst": 2, "retry_budget_ratio": 0.5, "retry_budget_per_s": 0.0}
     async with serving(**settings) as (dispatcher, cluster, registry):
-        for number in range(5):
-            cluster.fail[Stage.DECODE] = decode_failure()
-            if number < 2:
-                assert len(tokens_of(await collect(dispatcher, generation(f"r{number}")))) == TOKENS
-            else:
-                with pytest.raises(FailureError, match="the worker died"):
-                    await collect(dispatcher, generation(f"r{number}"))
-        assert cluster.held == (0, 0, 0)
-        assert registry.get_sample_value("baton_front_proxy_retries_denied_total") == 3
+        served = []
+        for number in range(6):
+            cluster.fail[Stage.DECODE] = Failure(kind=FailureKind.UNAVAILABLE, message="the worker died")
+            try:
+                served.append(len(await collect(dispatcher, generation(f"r{number}"))) == TOKENS)
+            except FailureError as error:
+                served.append("the worker died" not in error.failure.message)
+        assert served == [True, True, True, False, True, False] and cluster.held == (0, 0, 0)
+        assert registry.get_sample_value("baton_front_proxy_retries_denied_total") == 2

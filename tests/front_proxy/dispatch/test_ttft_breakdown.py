@@ -63,10 +63,3 @@ def test_what_an_attempt_that_failed_measured_is_waiting_for_the_plan() -> None:
     made.new_attempt()
     made.planned_s = 8.0
     assert check(made.first_token(9.0), 9.0) == TtftPhases(plan_s=8.0, first_token_out_s=1.0)
-
-
-def test_there_is_one_first_token() -> None:
-    made = watch()
-    made.first_token(2.0)
-    with pytest.raises(AssertionError):
-        made.first_token(3.0)

@@ -9,7 +9,6 @@ import pytest
 
 from engine.protocol import EngineRequest
 from front_proxy.config import FrontProxyLimits
-from front_proxy.dispatch import worker_link
 from front_proxy.dispatch.worker_link import WorkerLink, WorkerLinks
 from front_proxy.request.work import Stage, Submission, WorkerOutput
 from kv_transfer.handoff.wire import from_wire
@@ -31,15 +30,7 @@ SUBMISSION = Submission(
 HANDOFF = cluster_pb2.KvHandoff(worker_id="w", epoch=7, lease_id="lease", tokens=1, blocks=1, lease_remaining_ms=30_000)
 
 
-class Ear:
-    def __init__(self) -> None:
-        self.heard: list[WorkerOutput | Failure] = []
-
-    def on_output(self, output: WorkerOutput) -> None:
-        self.heard.append(output)
-
-    def on_failure(self, failure: Failure) -> None:
-        self.heard.append(failure)
+Heard = list[WorkerOutput | Failure]
 
 
 def link() -> WorkerLink:
@@ -58,77 +49,46 @@ def send(made: WorkerLink) -> list[pb.AttachRequest]:
 
 
 async def test_nothing_is_believed_behind_a_message_that_made_no_sense() -> None:
-    made, ear = link(), Ear()
-    slot = made.submit(SUBMISSION, ear)
+    made, heard = link(), Heard()
+    slot = made.submit(SUBMISSION, heard.append)
     say(made, pb.Delta(slot=slot, token_ids=[1]))
     made._on_message(pb.AttachResponse(step=pb.StepOutputs(token_slots=[slot], token_counts=[5], token_ids=[2])))
     say(made, pb.Delta(slot=slot, token_ids=[3]))
-    assert [output.token_ids for output in ear.heard if isinstance(output, WorkerOutput)] == [[1]]
+    assert [output.token_ids for output in heard if isinstance(output, WorkerOutput)] == [[1]]
 
 
-async def test_words_for_an_aborted_submission_never_reach_the_next_one() -> None:
-    made, first, second = link(), Ear(), Ear()
-    aborted = made.submit(SUBMISSION, first)
+async def test_a_submission_aborted_before_it_left_does_not_leave() -> None:
+    made = link()
+    made.abort(made.submit(SUBMISSION, Heard().append))
+    assert not any(message.HasField("submit") for message in send(made)) and made.idle
+
+
+async def test_words_for_an_aborted_submission_reach_nobody_and_its_late_hand_off_is_given_back() -> None:
+    made, first, second = link(), Heard(), Heard()
+    aborted = made.submit(SUBMISSION, first.append)
     send(made)
     made.abort(aborted)
-    made._next_slot = aborted
-    assert made.submit(SUBMISSION, second) != aborted
-    say(made, pb.Delta(slot=aborted, token_ids=[9]))
-    assert second.heard == [] and len(first.heard) == 1
-
-
-async def test_what_is_remembered_of_aborted_submissions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_link, "ABORTED_SLOTS_MAX", 3)
-    made = link()
-    for _ in range(9):
-        slot = made.submit(SUBMISSION, Ear())
-        send(made)
-        made.abort(slot)
-    assert len(made._aborted) == 3
-
-
-async def test_a_submission_aborted_before_it_left_is_forgotten_and_the_link_is_idle() -> None:
-    made = link()
-    made.abort(made.submit(SUBMISSION, Ear()))
-    assert not any(message.HasField("submit") for message in send(made))
-    assert made.idle
-
-
-async def test_the_last_word_on_an_aborted_submission_leaves_the_link_idle() -> None:
-    made = link()
-    slot = made.submit(SUBMISSION, Ear())
+    assert made.submit(SUBMISSION, second.append) != aborted
     send(made)
-    made.abort(slot)
-    assert not made.idle
-    say(made, pb.Delta(slot=slot, finish=pb.FINISH_REASON_ABORT))
-    assert made.idle
-
-
-async def test_a_lease_that_was_let_go_is_neither_released_again_nor_renewed() -> None:
-    made = link()
-    say(made, pb.Delta(slot=made.submit(SUBMISSION, Ear()), handoff=HANDOFF))
-    handoff = from_wire(HANDOFF)
-    assert made.leases_held == 1 and made.renew(handoff)
-    assert made.release(handoff, pulled=True) and made.leases_held == 0
-    assert not made.release(handoff, pulled=False) and not made.renew(handoff)
-    assert sum(message.HasField("release") for message in send(made)) == 1
+    say(made, pb.Delta(slot=aborted, token_ids=[9], finish=pb.FINISH_REASON_LENGTH, handoff=HANDOFF))
+    assert first == second == []
+    assert [message.release.lease_id for message in send(made)] == ["lease"] and made.leases_held == 0
 
 
 async def test_a_stream_that_is_lost_holds_nothing_and_tells_everybody_once() -> None:
-    made, again = link(), Ear()
+    made, heard, again = link(), Heard(), Heard()
 
-    class SubmitsAgain(Ear):
-        def on_failure(self, failure: Failure) -> None:
-            super().on_failure(failure)
-            made.submit(SUBMISSION, again)
+    def submits_again(word: WorkerOutput | Failure) -> None:
+        heard.append(word)
+        if isinstance(word, Failure):
+            made.submit(SUBMISSION, again.append)
 
-    ears = [SubmitsAgain() for _ in range(3)]
-    for ear in ears:
-        say(made, pb.Delta(slot=made.submit(SUBMISSION, ear), handoff=HANDOFF))
+    for _ in range(3):
+        say(made, pb.Delta(slot=made.submit(SUBMISSION, submits_again), handoff=HANDOFF))
     made.end("cut")
     made._fail_all("cut")
-    assert [len(ear.heard) for ear in ears] == [2, 2, 2], "its hand-off and its loss"
-    assert len(again.heard) == 3 and made.leases_held == 0 and made.idle
+    assert [isinstance(word, Failure) for word in heard] == [False] * 3 + [True] * 3
+    assert len(again) == 3 and made.leases_held == 0 and made.idle
 
 
 def links() -> WorkerLinks:
@@ -138,7 +98,7 @@ def links() -> WorkerLinks:
 async def test_a_release_for_a_worker_of_before_is_not_sent_to_its_successor() -> None:
     made = links()
     for epoch in (6, 7):
-        made.submit(Placement(worker_id="w", address="nowhere:1", epoch=epoch), SUBMISSION, Ear())
+        made.submit(Placement(worker_id="w", address="nowhere:1", epoch=epoch), SUBMISSION, Heard().append)
     successor = made._links["w", 7]
     say(successor, pb.Delta(slot=1, handoff=HANDOFF))
     old = msgspec.structs.replace(from_wire(HANDOFF), epoch=6)
@@ -148,10 +108,10 @@ async def test_a_release_for_a_worker_of_before_is_not_sent_to_its_successor() -
 
 async def test_the_end_of_a_stream_does_not_take_its_successor_away(monkeypatch: pytest.MonkeyPatch) -> None:
     made, worker = links(), Placement(worker_id="w", address="nowhere:1", epoch=7)
-    made.submit(worker, SUBMISSION, Ear())
+    made.submit(worker, SUBMISSION, Heard().append)
     former = made._links["w", 7]
     former.end("cut")
-    made.submit(worker, SUBMISSION, Ear())
+    made.submit(worker, SUBMISSION, Heard().append)
     successor = made._links["w", 7]
     assert successor is not former
 

@@ -1,14 +1,13 @@
-"""The tenant and the class of a request, by headers, metadata and fields."""
+"""The tenant and the class of a request, by headers, metadata and fields. Refused classes: the tests of both APIs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 
 from front_proxy.gateway.identity import ALL_CLASSES, Caller, caller, caller_of_call, caller_of_request, with_class
 from front_proxy.grpc_api.client import PriorityClass, request
-from runtime.failures import FailureError
 from runtime.priority_class import PriorityClass as Class
 
 
@@ -27,35 +26,6 @@ def test_the_headers_name_the_caller(headers: list[tuple[bytes, bytes]], expecte
     assert caller(headers) == expected
     assert caller_of_call((name.decode(), value.decode()) for name, value in headers) == expected
     assert caller_of_call([("trace-bin", b"\x00\xff"), *((n.decode(), v) for n, v in headers)]) == expected
-
-
-def test_a_class_that_is_none_is_refused_with_those_that_are() -> None:
-    known = "must be one of interactive, default, batch, got"
-    with pytest.raises(FailureError, match=f"x-baton-priority {known} 'at once'"):
-        caller([(b"x-baton-priority", b"at once")])
-    asked = request("x")
-    asked.priority_class = 9  # type: ignore[assignment]
-    with pytest.raises(FailureError, match=f"priority_class {known} '9'"):
-        caller_of_request(Caller(), asked)
-
-
-def test_a_class_that_is_not_allowed_is_refused_however_it_is_asked_for() -> None:
-    allowed = (Class.DEFAULT, Class.BATCH)
-    said = r"must be one of default, batch \(front_proxy.classes_allowed\), got 'interactive'"
-    header = [(b"x-baton-priority", b"interactive")]
-    asked = request("x", priority_class="interactive")
-    ways: list[Callable[[], Caller]] = [
-        lambda: caller(header, allowed),
-        lambda: caller_of_call([("x-baton-priority", "interactive")], allowed),
-        lambda: caller_of_request(Caller(), asked, allowed),
-        lambda: with_class(Caller(), -1, allowed),
-        # An engine that is told to schedule by priority reads the number, whatever class is named.
-        lambda: with_class(Caller(priority_class="batch"), -1, allowed),
-    ]
-    for way in ways:
-        with pytest.raises(FailureError, match=said):
-            way()
-    assert caller([(b"x-baton-priority", b"batch")], allowed) == Caller(priority_class="batch")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""PlanSource from the last view, one sentence each."""
+"""Plans from the last view, one sentence each."""
 
 from __future__ import annotations
 
@@ -88,13 +88,6 @@ def test_the_load_that_was_seen_loses_its_weight() -> None:
     assert placed(made, 3, now_s=110.0, prompt_tokens=85 * 32)
 
 
-def test_requests_that_were_seen_running_are_believed_to_end() -> None:
-    made = planner()
-    made.view_changed([WorkerEntry(worker_info("d0", requests_max=1), ready(requests_running=1))], 100.0)
-    assert isinstance(ask(made, 1), ReplyRefusal)
-    assert placed(made, 1, now_s=105.0)
-
-
 def test_no_pace_of_a_worker_is_learnt_from_a_load_that_only_fades() -> None:
     """Of 2000 tokens that waited, few seem computed from one look to the next: that must turn no request away."""
     made = planner(p0=ready(prefill_tokens_queued=2000), d0=ready())
@@ -109,27 +102,14 @@ def test_what_was_seen_long_ago_counts_nothing_and_not_less_than_nothing() -> No
     assert {placed(made, plan_id, now_s=1000.0)[0] for plan_id in range(1, 5)} == {"p0", "p1"}
 
 
-def test_a_view_of_an_older_start_says_nothing_of_the_newer_one() -> None:
-    made = planner()
-    show(made, 100.0, epoch=2, d0=ready())
-    show(made, 100.0, epoch=1, d0=ready(kv_blocks_used=99))
-    planned = ask(made, 1)
-    assert isinstance(planned, RunningPlan) and planned.decode is not None and planned.decode.epoch == 2
-
-
-def test_a_worker_that_is_shown_again_keeps_what_is_reserved_on_it() -> None:
-    made = planner(d0=ready())
-    ask(made, 1)
-    show(made, 101.0, d0=ready())
-    assert reserved(made) == {"d0": 3}
-    made.ended(1, "finished", 0, 101.0)
-    assert reserved(made) == {"d0": 0}
-
-
-def test_a_new_start_of_a_worker_replaces_the_old_one() -> None:
+def test_a_worker_that_is_shown_again_keeps_its_reservations_and_a_new_start_of_it_has_none() -> None:
     made = planner(OLD, d0=ready())
+    show(made, 101.0, d0=ready())
+    assert reserved(made) == {"d0": 90}
     show(made, 101.0, epoch=2, d0=ready())
     assert reserved(made) == {"d0": 0}
+    # An older view, of the start before.
+    show(made, 101.0, epoch=1, d0=ready(kv_blocks_used=99))
     planned = ask(made, 2, 101.0)
     assert isinstance(planned, RunningPlan) and planned.decode is not None and planned.decode.epoch == 2
 

@@ -8,22 +8,23 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
+from front_proxy.config import FrontProxyConfig
 from front_proxy.planning.events import (
     AnswerPlan,
     AnswerRefusal,
     DialAgain,
     PlanClientAction,
     PlanEnded,
+    PlanNeeded,
     SendEnd,
     SendQuestion,
     SendRunning,
     SendSuspect,
-    StreamDialled,
     ViewShown,
 )
 from scheduler.api.worker_info import WorkerState
 from scheduler.config import SchedulerConfig
-from tests.support.plan_client import QUESTION, Play, entry, granted, queue_reply, rejected
+from tests.support.plan_client import EMPTY, QUESTION, Play, entry, granted, queue_reply, rejected
 
 # From the last time that it was asked: the wait for its turn, and what a scheduler that is back is given.
 LONGEST_S = SchedulerConfig().waiting.default.wait_max_s + 5.0 + 1.0
@@ -34,10 +35,19 @@ def test_pauses_grow_to_a_bound_and_begin_anew_after_a_stream_that_was_served() 
     for longest_s in (0.1, 0.2, 0.4, 0.4):
         (dial,) = it.lose()
         assert isinstance(dial, DialAgain) and longest_s / 2 <= dial.after_s <= longest_s
-        it.do(StreamDialled())
     it.hear(ViewShown([entry("d0")]))
     *_, dial = it.lose()
     assert isinstance(dial, DialAgain) and dial.after_s <= 0.1
+
+
+@pytest.mark.parametrize("config", [FrontProxyConfig(), FrontProxyConfig(requests_in_flight_max=1)])
+def test_all_that_are_in_flight_can_ask_a_scheduler_that_comes_back(config: FrontProxyConfig) -> None:
+    it = Play()
+    for plan_id in range(1, config.requests_in_flight_max + 1):
+        it.plan_client.handle(PlanNeeded(msgspec.structs.replace(QUESTION, plan_id=plan_id)), it.now_s)
+    messages = it.hear(EMPTY) + it.wait(0.0)
+    assert sum(isinstance(message, SendQuestion) for message in messages) == config.requests_in_flight_max
+    assert len(messages) <= config.send_messages_max
 
 
 class Anything:
@@ -84,8 +94,6 @@ class Anything:
                 self._take(it.lose(silent=rng.random() < 0.5))
                 self.opened = False
                 self.dialled = rng.random() < 0.8
-                if self.dialled:
-                    it.do(StreamDialled())
             case "wait":
                 self._take(it.wait(rng.choice((0.0, 0.1, 0.6, 3.0))))
             case word if self.dialled:

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 import pytest
 
 from engine.protocol import Finish, FirstOutput, Logprobs
+from front_proxy.request.endings import CLIENT_LEFT, DEADLINE_PASSED
 from front_proxy.request.events import (
     AbortWork,
     AskPlan,
-    ClientGone,
-    DeadlinePassed,
     Emit,
     FinishRequest,
     FlowEvent,
@@ -21,10 +20,8 @@ from front_proxy.request.events import (
     Retried,
     Stopped,
 )
-from front_proxy.request.flow import EVENT_LOG_MAX
 from front_proxy.request.retry_policy import UNTAKEN_MAX
 from front_proxy.request.work import Stage, WorkerOutput
-from runtime.failures import Failure, FailureKind
 from tests.support.request_flow import LENGTH, STOP, Play, decoded, failed, handoff, kinds, planned, prefilled
 
 PULLED = decoded(8, external=39)
@@ -36,13 +33,13 @@ PHASES: dict[str, tuple[list[FlowEvent], list[str]]] = {
     "planning again": ([planned(), failed(Stage.PREFILL)], ["EndPlan", "FinishRequest"]),
 }
 ENDINGS: dict[str, tuple[FlowEvent, str]] = {
-    "client gone": (ClientGone(), "cancelled"),
-    "client satisfied": (ClientGone(satisfied=True), "finished"),
-    "deadline": (DeadlinePassed(), "failed"),
-    "stopped": (Stopped(failure=Failure(kind=FailureKind.UNAVAILABLE, message="bye")), "failed"),
+    "client gone": (Stopped(failure=CLIENT_LEFT), "cancelled"),
+    "client satisfied": (Stopped(failure=None), "finished"),
+    "deadline": (Stopped(failure=DEADLINE_PASSED), "failed"),
 }
 LATE: list[FlowEvent] = [
-    planned(), prefilled(1, 7), decoded(8, external=1), failed(Stage.DECODE), ClientGone(), DeadlinePassed(),
+    planned(), prefilled(1, 7), decoded(8, external=1), failed(Stage.DECODE),
+    Stopped(failure=CLIENT_LEFT), Stopped(failure=DEADLINE_PASSED),
 ]  # fmt: skip
 
 
@@ -89,14 +86,6 @@ def test_the_short_way_of_a_token_is_open_in_the_middle_of_a_stream_only() -> No
     assert ask(play, decoded(13)) is None, "it has ended"
 
 
-def test_the_event_log_is_bounded_and_skips_the_stream_of_tokens() -> None:
-    steps = [decoded(9) for _ in range(500)]
-    play = Play(planned(), prefilled(1, 7), PULLED, *steps, output_tokens_max=1000)
-    assert len(play.flow.event_log) == 3
-    play.tell(*[planned(7)] * 200)
-    assert len(play.flow.event_log) == EVENT_LOG_MAX
-
-
 def test_a_try_that_reaches_no_worker_is_not_counted_and_there_are_so_many_of_them() -> None:
     play = Play(planned(), attempts_max=1)
     for attempt in range(1, UNTAKEN_MAX + 1):
@@ -124,7 +113,7 @@ def scored(tokens: Sequence[int], attempt: int, finish: Finish | None, *, first:
 def test_wherever_a_stream_breaks_its_tokens_and_their_scores_come_once_and_in_order(
     continuing: bool, step: int
 ) -> None:
-    for breaks in itertools.combinations(range(1, len(OUTPUT)), 2):
+    for breaks in itertools.permutations(range(1, len(OUTPUT)), 2):
         play = Play(continuing=continuing, output_tokens_max=len(OUTPUT), attempts_max=9, resumes_max=9)
         for attempt, until in enumerate((*breaks, len(OUTPUT)), 1):
             at = play.flow.output_tokens if continuing else 0

@@ -24,10 +24,3 @@ def test_a_late_hand_off_of_another_worker_start_or_lease_is_released_too(
     assert held.release_late(HANDOFF) == []
     assert [release.handoff for release in held.release_late(other)] == [other]
     assert held.release_late(other) == []
-
-
-def test_a_second_hand_off_is_not_held_in_place_of_the_first() -> None:
-    held = HandoffSlot()
-    held.hold(HANDOFF)
-    with pytest.raises(AssertionError):
-        held.hold(handoff("lease-2"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from front_proxy.request.retry_policy import UNTAKEN_MAX, RetryBudget, RetryPolicy
+from front_proxy.request.retry_policy import RetryBudget, RetryPolicy
 
 ATTEMPTS_MAX, RESUMES_MAX = 3, 2
 
@@ -20,13 +20,7 @@ def test_no_time_and_no_number_of_requests_fills_it_beyond_the_burst() -> None:
     budget = RetryBudget(ratio=1.0, per_s=1.0, burst_max=3, now_s=0.0)
     for _ in range(10):
         budget.request_came()
-    assert budget.tokens == 3
     assert [budget.take(1000.0) for _ in range(5)] == [True] * 3 + [False] * 2
-
-
-def test_a_clock_that_went_back_counts_no_time_twice() -> None:
-    budget = RetryBudget(ratio=0.0, per_s=1.0, burst_max=1, now_s=0.0)
-    assert [budget.take(now_s) for now_s in (10.0, 9.0, 10.0, 11.0)] == [True, False, False, True]
 
 
 def test_tries_in_a_row_are_bounded_and_progress_begins_them_anew_a_bounded_number_of_times() -> None:
@@ -52,8 +46,3 @@ def test_a_try_that_is_not_allowed_does_not_cost_the_budget() -> None:
     retries = RetryPolicy(ATTEMPTS_MAX, RESUMES_MAX, budget)
     assert [retries.again() for _ in range(5)] == [True, True, False, False, False]
     assert len(asked) == 2
-
-
-def test_what_no_worker_takes_costs_no_budget_and_is_bounded() -> None:
-    retries = RetryPolicy(ATTEMPTS_MAX, RESUMES_MAX, lambda: False)
-    assert [retries.again_untaken() for _ in range(UNTAKEN_MAX + 1)] == [True] * UNTAKEN_MAX + [False]
