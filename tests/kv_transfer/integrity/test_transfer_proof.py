@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,10 +20,10 @@ from kv_transfer.integrity.transfer_proof import (
     ProofEvent,
     ReadDone,
     TransferProof,
-    TransferVerdict,
 )
+from tests.support.golden import GOLDEN, Options, check_script
 
-ENGINE = "prefill-0-5"
+ENGINE, OTHER = "prefill-0-5", "prefill-0-6"
 SUMS = b"12345678"
 
 
@@ -40,55 +39,28 @@ def proof(kind: str = "k") -> TransferProof:
     return made
 
 
-def said(*args: Any, **kwargs: Any) -> HolderReplied:
-    return HolderReplied(reply(*args, **kwargs))
-
-
-COMPARE, ASK, READ = CompareChecksums(SUMS), AskHolder(), ReadDone()
-OTHER = "prefill-0-6"
-# Events, and the action that each asks for.
-SCRIPTS: dict[str, list[tuple[ProofEvent, ProofAction | None]]] = {
-    "sums that came while the read ran cost no further question": [
-        (said(checksums=SUMS), None),
-        (READ, COMPARE),
-        (ChecksumsCompared(True), Decide(TransferVerdict.CHECKED)),
-    ],
-    "sums that come after the read are compared then": [
-        (READ, None),
-        (said(checksums=SUMS), COMPARE),
-        (ChecksumsCompared(False), Decide(TransferVerdict.WRONG)),
-    ],
-    "sums prove what was read even when the lease has ended since": [
-        (READ, None),
-        (said("ended", checksums=SUMS), COMPARE),
-        (ChecksumsCompared(True), Decide(TransferVerdict.CHECKED)),
-    ],
-    "sums of another kind leave it to the holder's word": [
-        (said(checksums=SUMS, kind="another"), None),
-        (READ, ASK),
-        (said("pulled", checksums=SUMS, kind="another"), Decide(TransferVerdict.ATTESTED)),
-    ],
-    # However the first answer and the end of the read crossed: that answer may be older than the end.
-    "a word given during the read does not count": [
-        (said("held"), None),
-        (READ, ASK),
-        (said("ended"), Decide(TransferVerdict.UNPROVED)),
-    ],
-    "a holder that does not answer": [
-        (READ, None),
-        (HolderReplied(None), ASK),
-        (HolderReplied(None), Decide(TransferVerdict.UNPROVED)),
-    ],
-}
-
-
-@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
-def test_what_proves_a_pull(script: list[tuple[ProofEvent, ProofAction | None]]) -> None:
+def test_a_pull_is_proved_as_written() -> None:
     pull = proof()
-    for event, action in script:
-        assert list(pull.handle(event)) == ([action] if action else [])
-    with pytest.raises(AssertionError, match="after the verdict"):
-        pull.handle(ChecksumsCompared(True))
+
+    def step(verb: str, names: list[str], options: Options) -> list[str]:
+        nonlocal pull
+        match verb:
+            case "pull":
+                pull = proof()
+                return []
+            case "read":
+                actions = pull.handle(ReadDone())
+            case "compared":
+                actions = pull.handle(ChecksumsCompared(bool(options["equal"])))
+            case "silence":
+                actions = pull.handle(HolderReplied(None))
+            case _:
+                word: Any = names[0]
+                kind, engine_id = options.get("sums", ""), options.get("engine", ENGINE)
+                actions = pull.handle(HolderReplied(reply(word, SUMS if kind else b"", engine_id, kind)))
+        return [getattr(action, "verdict", type(action).__name__) for action in actions]
+
+    check_script(GOLDEN / "pull_proofs.txt", step)
 
 
 ANSWERS = st.one_of(
