@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-import pytest
 
 from kv_transfer.integrity.prompt_digest import prompt_digest
 from prefill_worker.config import PrefillLimits, PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import FailureKind
 from tests.support import workers
-from worker.leases import Count, FreeBlocks, KeepBlocks
+from tests.support.golden import GOLDEN, Options, check_script
+from worker.leases import Count, FreeBlocks, KeepBlocks, LeaseAction
 from worker.role import Refused, WorkerRequest
 
 INFO = msgspec.structs.replace(workers.INFO, engine_id="prefill-0-7", kv_blocks_total=10)
@@ -41,42 +42,48 @@ def test_the_hand_off_says_whose_it_is_and_how_long_it_lasts() -> None:
     assert (handoff.layout_fingerprint, handoff.blocks, handoff.bytes) == ("f", 3, 300)
     assert (handoff.lease_remaining_s, handoff.connector_params) == (30.0, b"x")
     assert (len(prefill.leases), prefill.leases.blocks) == (1, 3)
-    assert FreeBlocks("r") in prefill.leases.tick(130.0)
 
 
-def test_no_hand_off_promises_more_than_the_engine_does() -> None:
-    prefill = role(lease_s=30.0)
-    handoff = prefill.offer(msgspec.structs.replace(HANDOFF, lease_remaining_s=5.0), REQUEST, 1, 100.0)[0]
-    assert handoff.lease_remaining_s == 5.0
-    assert FreeBlocks("r") in prefill.leases.tick(105.0)
+def shown(action: LeaseAction) -> str:
+    match action:
+        case FreeBlocks(lease_id=lease_id):
+            return f"free {lease_id}"
+        case KeepBlocks(lease_id=lease_id, lease_s=lease_s):
+            return f"keep {lease_id} for {lease_s:g}"
+        case Count(what=what):
+            return what
 
 
-@pytest.mark.parametrize("pulled", [False, True])
-@pytest.mark.parametrize("epoch", [6, 8])
-def test_a_release_or_renewal_for_another_epoch_is_not_for_us(epoch: int, pulled: bool) -> None:
-    prefill = role()
-    prefill.offer(HANDOFF, REQUEST, 1, 0.0)
-    assert prefill.released("r", epoch, pulled=pulled) == ()
-    assert prefill.renewed("r", epoch, 1.0) == (Count("renewed_too_late"),)
-    assert len(prefill.leases) == 1
-    assert FreeBlocks("r") in prefill.released("r", 7, pulled=False)
+def test_leases_live_and_end_as_written() -> None:
+    prefill = role(lease_s=30.0, lease_total_max_s=70.0)
+
+    def step(verb: str, names: list[str], options: Options) -> list[str]:
+        name, epoch, now_s = "".join(names), options.get("epoch", 7), float(options.get("at", 0))
+        actions: Sequence[LeaseAction]
+        match verb:
+            case "offer":
+                held = msgspec.structs.replace(HANDOFF, lease_id=name, lease_remaining_s=options.get("engine", 60))
+                handoff, actions = prefill.offer(held, REQUEST, options["owner"], now_s)
+                return [f"{shown(action)} for {handoff.lease_remaining_s:g}" for action in actions]
+            case "renew":
+                actions = prefill.renewed(name, epoch, now_s)
+            case "stream":
+                actions = prefill.leases.owner_gone(int(name))
+            case "tick":
+                actions = prefill.leases.tick(now_s)
+            case "engine_gone":
+                actions = prefill.leases.holder_gone()
+            case _:
+                actions = prefill.released(name, epoch, pulled=verb == "pulled")
+        return [shown(action) for action in actions]
+
+    check_script(GOLDEN / "leases.txt", step)
 
 
 def test_the_hand_off_is_tied_to_the_tokens_it_covers_to_the_salt_and_to_the_model() -> None:
     salted = asking(token_ids=list(range(40)), cache_salt="tenant")
     handoff = role().offer(HANDOFF, salted, 1, 0.0)[0]
     assert handoff.prompt_digest == prompt_digest(list(range(33)), cache_salt="tenant", model="m")
-
-
-def test_a_lease_whose_decode_still_waits_is_renewed_up_to_the_bound() -> None:
-    prefill = role(lease_s=30.0, lease_total_max_s=70.0)
-    prefill.offer(HANDOFF, REQUEST, 1, 100.0)
-    assert prefill.renewed("r", 7, 120.0) == (Count("renewed"), KeepBlocks("r", 30.0))
-    assert prefill.leases.tick(149.9) == []
-    assert prefill.renewed("r", 7, 149.0) == (Count("renewed"), KeepBlocks("r", 21.0))
-    assert prefill.renewed("r", 7, 160.0) == (Count("renewals_used_up"),)
-    assert FreeBlocks("r") in prefill.leases.tick(170.0)
-    assert prefill.renewed("r", 7, 171.0) == (Count("renewed_too_late"),)
 
 
 def test_what_it_cannot_do_is_refused_with_the_reason() -> None:
