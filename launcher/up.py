@@ -97,10 +97,7 @@ class Cluster:
         return 1 if outcome == "failed" else 0
 
     async def _serve(self) -> Outcome:
-        if not await self._announce():
-            return "failed"
-        if self._stopping:
-            return "interrupted"
+        self._announce()
         restarts = RollingRestart(
             self.backend,
             roles={pool.name: pool.role for pool in pools(self._config)},
@@ -115,19 +112,14 @@ class Cluster:
             self.backend.state.note(control_address="")
         return outcome
 
-    async def _announce(self) -> bool:
-        """Print the ready line when the first front proxy answers a client; False: it does not."""
+    def _announce(self) -> None:
+        """Print the ready line."""
         state = self.backend.state
         front = next(one for one in state.record.processes if one.role == "front_proxy")
         url = f"http://{front.address}"
-        problem = await asyncio.to_thread(first_check, url, self._timing.first_check_timeout_s)
-        if problem:
-            self.backend.processes.report(front.id, f"reported ready, but {problem}")
-            return False
         state.note(url=url, grpc_address=front.grpc_address)
         name = model_choice.served_name(self._config)
         print(f"ready {url} grpc {front.grpc_address} model {name}", flush=True)
-        return True
 
     def _on_signal(self) -> None:
         if self._stopping:
@@ -136,15 +128,3 @@ class Cluster:
             return
         self._stopping = True
         self.backend.interrupt()
-
-
-def first_check(url: str, timeout_s: float) -> str:
-    """Ask ``url``/health as a client would; returns what is wrong, or nothing, within ``timeout_s``."""
-    import httpx
-
-    reachable = url.replace("://0.0.0.0:", "://127.0.0.1:").replace("://[::]:", "://[::1]:")
-    try:
-        code = httpx.get(f"{reachable}/health", timeout=timeout_s, trust_env=False).status_code
-    except httpx.HTTPError as error:
-        return f"GET /health failed: {error}"
-    return "" if code == 200 else f"GET /health answered {code}"

@@ -7,6 +7,7 @@ the engine does would cost as much as the engine's own work; to compile those th
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -33,6 +34,8 @@ class GrammarCheck:
         self._backends: dict[str, StructuredOutputBackend] = {}
         # One thread: a check that outlives its timeout keeps it, and the next check waits for that one.
         self._thread = ThreadPoolExecutor(1, "grammar check")
+        # The engine core has logged its warning, and in this process it would be logged a second time.
+        logging.getLogger(GuidanceBackend.__module__).setLevel(logging.ERROR)
 
     async def fault(self, params: SamplingParams, token_ids: Sequence[int]) -> str | None:
         """What is wrong with the grammar of ``params``, under which the engine made these tokens.

@@ -49,7 +49,7 @@ class Child:
         log: Path,
         tell: Tell,
         timing: Timing,
-        temp_dir: Path | None,
+        temp_dir: Path,
     ) -> None:
         self.id = process_id
         self.pid = process.pid
@@ -75,25 +75,29 @@ class Child:
         log: Path,
         tell: Tell,
         timing: Timing,
-        temp_dir: Path | None = None,
         pass_fds: Sequence[int] = (),
     ) -> Child:
-        """Start ``command`` in a session of its own, its stderr appended to ``log``. Raises OSError when refused.
+        """Start ``command`` in a session and with a temporary folder of its own, its stderr appended to ``log``.
 
-        ``temp_dir``: the folder of its temporary files, removed behind it.
+        Raises OSError when the system refuses.
         """
-        with log.open("ab") as stderr:
-            loop = asyncio.get_running_loop()
-            transport, exit_ = await loop.subprocess_exec(
-                _Exit,
-                *command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=stderr,
-                env=dict(environ),
-                start_new_session=True,
-                pass_fds=pass_fds,
-            )
+        loop = asyncio.get_running_loop()
+        temp_dir = temp_dirs.make()
+        try:
+            with log.open("ab") as stderr:
+                transport, exit_ = await loop.subprocess_exec(
+                    _Exit,
+                    *command,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=stderr,
+                    env=temp_dirs.environment(temp_dir, environ),
+                    start_new_session=True,
+                    pass_fds=pass_fds,
+                )
+        except BaseException:
+            temp_dirs.remove(temp_dir)
+            raise
         process = asyncio.subprocess.Process(transport, exit_, loop)
         return cls(process_id, process, exit_.reaped, log, tell, timing, temp_dir)
 
@@ -155,8 +159,7 @@ class Child:
             await asyncio.to_thread(procfs.wait_until_gone, members, self._timing.group_exit_timeout_s)
             _kill(procfs.group_members(self.pid))
         procfs.remove_unused(self._shared_memory, made_since_s=self.started_at_s)
-        if self._temp_dir is not None:
-            await asyncio.to_thread(temp_dirs.remove, self._temp_dir)
+        await asyncio.to_thread(temp_dirs.remove, self._temp_dir)
 
     async def _read_stdout(self) -> None:
         """Read until the ready line; all other lines go to the log. Ends with the process, not with its children."""

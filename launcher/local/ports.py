@@ -41,7 +41,7 @@ class HeldPorts:
             first, schedulers = True, 0
             for spec in specs:
                 if spec.role == "scheduler":
-                    port = scheduler.port + schedulers if 0 < scheduler.port <= 65535 - schedulers else 0
+                    port = scheduler.port + schedulers if scheduler.port else 0
                     held._keep(spec.id, scheduler.host, port, "scheduler.port")
                     schedulers += 1
                 elif spec.role == "front_proxy":

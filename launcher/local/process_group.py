@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,7 +15,7 @@ import msgspec
 from engine.epoch import EPOCH_MIN_VARIABLE
 from launcher import model_choice
 from launcher.config import BatonConfig
-from launcher.local import procfs, status, temp_dirs
+from launcher.local import procfs, status
 from launcher.local.child import Child, tail
 from launcher.local.environment import CHILD_VARIABLE, child_environment
 from launcher.local.ports import HTTP_FD_VARIABLE, HeldPorts
@@ -124,32 +124,21 @@ class LocalProcesses:
         http_fd = self._ports.http_fd(process_id)
         if http_fd is not None:
             environ[HTTP_FD_VARIABLE] = str(http_fd)
-        child = await self._start_child(spec, settings, environ, () if http_fd is None else (http_fd,))
+        child = await Child.start(
+            spec.id,
+            self._command(spec, settings),
+            environ=environ,
+            log=self.log(spec.id),
+            tell=self._notify,
+            timing=self._timing,
+            pass_fds=() if http_fd is None else (http_fd,),
+        )
         self._children[spec.id] = child
         restarts = self.state.process(process_id).restarts + (former is not None)
         self.state.change(
             spec.id, state="starting", pid=child.pid, start_ticks=child.start_ticks, restarts=restarts, why=""
         )
         tell(f"{spec.id}: starting (pid {child.pid}, log {child.log})")
-
-    async def _start_child(
-        self, spec: ProcessSpec, settings: Sequence[str], environ: Mapping[str, str], pass_fds: Sequence[int]
-    ) -> Child:
-        folder = temp_dirs.make()
-        try:
-            return await Child.start(
-                spec.id,
-                self._command(spec, settings),
-                environ=temp_dirs.environment(folder, environ),
-                log=self.log(spec.id),
-                tell=self._notify,
-                timing=self._timing,
-                temp_dir=folder,
-                pass_fds=pass_fds,
-            )
-        except BaseException:
-            temp_dirs.remove(folder)
-            raise
 
     async def became_ready(self, event: BecameReady) -> None:
         """Record the addresses and the epoch of a process that is ready."""

@@ -11,7 +11,7 @@ import msgspec
 from engine.preflight import cpu_share
 from launcher.backend import Pool
 from launcher.config import BatonConfig
-from runtime.configuration import DEFAULT
+from runtime.configuration import DEFAULT, BadConfiguration
 from runtime.roles import WORKER_ROLES, Role
 from scheduler.config import SchedulerConfig
 
@@ -23,6 +23,15 @@ _COMMANDS: dict[Role, str] = {
     "decode": "decode",
     "front_proxy": "front-proxy",
 }
+
+
+# Several processes cannot listen on one port: a fixed one counts up.
+_COUNTED = {
+    "scheduler": ("port", "advertise_port", "metrics_port"),
+    "worker": ("port", "advertise_port", "metrics_port"),
+    "front_proxy": ("metrics_port",),
+}
+_PORT_MAX = 65535
 
 
 class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +100,10 @@ def scheduler_ids(config: BatonConfig) -> tuple[str, ...]:
 
 
 def one_machine(config: BatonConfig, sources: Mapping[str, str], state_dir: Path) -> BatonConfig:
-    """``config`` adjusted to all processes sharing this machine; settings that the operator made stay."""
+    """``config`` adjusted to all processes sharing this machine; settings that the operator made stay.
+
+    Raises BadConfiguration for ports that they cannot share.
+    """
     launcher, engine, front, scheduler = config.launcher, config.engine, config.front_proxy, config.scheduler
 
     def unset(path: str) -> bool:
@@ -101,37 +113,52 @@ def one_machine(config: BatonConfig, sources: Mapping[str, str], state_dir: Path
         engine = msgspec.structs.replace(engine, cpu_threads=cpu_share(launcher.prefill + launcher.decode))
     if unset("front_proxy.grpc_port") and front.port:
         beside = front.port + 1
-        taken = beside > 65535 or beside == front.metrics_port
+        taken = beside > _PORT_MAX or beside == front.metrics_port
         front = msgspec.structs.replace(front, grpc_port=0 if taken else beside)
     if launcher.schedulers > 1 and scheduler.alone:
         scheduler = msgspec.structs.replace(scheduler, leader_lock_file=str(state_dir / LEADER_FILE))
-    return msgspec.structs.replace(config, engine=engine, front_proxy=front, scheduler=scheduler)
+    adjusted = msgspec.structs.replace(config, engine=engine, front_proxy=front, scheduler=scheduler)
+    _check_ports(adjusted, sources)
+    return adjusted
 
 
 def _scheduler_settings(config: BatonConfig, scheduler_id: str, ordinal: int) -> tuple[str, ...]:
     if config.launcher.schedulers == 1:
         return ()
     # The launcher holds the gRPC port and passes it on.
-    section = config.scheduler
-    counted = _counted("scheduler", ordinal, advertise_port=section.advertise_port, metrics_port=section.metrics_port)
-    return (f"scheduler.scheduler_id={scheduler_id}", *counted)
+    return (f"scheduler.scheduler_id={scheduler_id}", *_counted(config, "scheduler", ordinal))
 
 
 def _worker_settings(config: BatonConfig, worker_id: str, ordinal: int) -> tuple[str, ...]:
-    worker = config.worker
-    ports = {"port": worker.port, "advertise_port": worker.advertise_port, "metrics_port": worker.metrics_port}
-    return (f"worker.worker_id={worker_id}", *_counted("worker", ordinal, **ports))
-
-
-def _counted(section: str, ordinal: int, **ports: int) -> tuple[str, ...]:
-    # Several processes cannot listen on one port: a fixed one counts up.
-    return tuple(f"{section}.{name}={port + ordinal}" for name, port in ports.items() if port)
+    return (f"worker.worker_id={worker_id}", *_counted(config, "worker", ordinal))
 
 
 def _front_settings(config: BatonConfig, front_proxy_id: str, index: int) -> tuple[str, ...]:
     others = ("front_proxy.port=0", "front_proxy.grpc_port=0") if index else ()
-    counted = _counted("front_proxy", index, metrics_port=config.front_proxy.metrics_port)
-    return (f"front_proxy.front_proxy_id={front_proxy_id}", *others, *counted)
+    return (f"front_proxy.front_proxy_id={front_proxy_id}", *others, *_counted(config, "front_proxy", index))
+
+
+def _counted(config: BatonConfig, section: str, ordinal: int) -> tuple[str, ...]:
+    """The fixed ports of one process of a section."""
+    fixed = {name: getattr(getattr(config, section), name) for name in _COUNTED[section]}
+    return tuple(f"{section}.{name}={port + ordinal}" for name, port in fixed.items() if port)
+
+
+def _check_ports(config: BatonConfig, sources: Mapping[str, str]) -> None:
+    """Raise BadConfiguration where a port counts up to another one, or beyond the last one."""
+    launcher, front = config.launcher, config.front_proxy
+    workers = launcher.prefill + launcher.decode
+    counts = {"scheduler": launcher.schedulers, "worker": workers, "front_proxy": launcher.front_proxies}
+    for section, names in _COUNTED.items():
+        others = (front.port, front.grpc_port) if section == "front_proxy" else ()
+        for name in names:
+            first = getattr(getattr(config, section), name)
+            ports = range(first, first + counts[section])
+            if first and (ports[-1] > _PORT_MAX or any(other in ports for other in others)):
+                why = f"{len(ports)} processes take the ports {first} to {ports[-1]}"
+                bound = f"port and grpc_port must not be among them, and none is above {_PORT_MAX}"
+                path = f"{section}.{name}"
+                raise BadConfiguration(path, f"{why}; {bound}", sources.get(path, DEFAULT))
 
 
 def drain_s(role: Role, config: BatonConfig) -> float:

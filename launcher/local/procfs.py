@@ -58,29 +58,20 @@ def is_resource_tracker(pid: int) -> bool:
         return False
 
 
-def wait_until_gone(pids: Iterable[int], timeout_s: float) -> bool:
-    """Block until all ``pids`` have ended; False when some have not within ``timeout_s``."""
+def wait_until_gone(pids: Iterable[int], timeout_s: float) -> None:
+    """Block until all ``pids`` have ended, ``timeout_s`` at most."""
     deadline_s = time.monotonic() + timeout_s
-    with contextlib.ExitStack() as stack:
-        poll = select.poll()
-        waiting: set[int] = set()
-        for pid in pids:
-            try:
-                fd = os.pidfd_open(pid)
-            except OSError:
-                continue  # gone already
-            stack.callback(os.close, fd)
+    for pid in pids:
+        try:
+            fd = os.pidfd_open(pid)
+        except OSError:
+            continue  # gone already
+        try:
+            poll = select.poll()
             poll.register(fd, select.POLLIN)
-            waiting.add(fd)
-        while waiting:
-            left_s = deadline_s - time.monotonic()
-            ended = poll.poll(max(0, int(left_s * 1000))) if left_s > 0 else []
-            if not ended:
-                return False
-            for fd, _ in ended:
-                poll.unregister(fd)
-                waiting.discard(fd)
-    return True
+            poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000)
+        finally:
+            os.close(fd)
 
 
 def shared_memory_of(pids: Iterable[int]) -> set[Path]:

@@ -21,6 +21,8 @@ _COLUMNS = {
     "requests_waiting": "WAITING", "kv_blocks_used": "KV USED", "kv_blocks_total": "KV TOTAL", "leases_held": "LEASES",
     "kv_bytes_in": "BYTES IN", "kv_bytes_out": "BYTES OUT", "restarts": "", "why": "",
 }  # fmt: skip
+# What the state file says.
+_RECORDED = ("id", "role", "pid", "address", "metrics_address", "epoch", "state", "restarts")
 # What only the process itself knows.
 _SAID = (
     "requests_running", "requests_waiting", "kv_blocks_used", "kv_blocks_total", "leases_held", "kv_bytes_in",
@@ -81,16 +83,7 @@ def judge(
     process: ProcessRecord, *, alive: bool, supervised: bool, answer: cluster_pb2.ProcessStatus | None
 ) -> StatusLine:
     """One line from what is recorded, whether pid and launcher live, and what the process itself said."""
-    known = StatusLine(
-        id=process.id,
-        role=process.role,
-        pid=process.pid,
-        address=process.address,
-        metrics_address=process.metrics_address,
-        epoch=process.epoch,
-        state=process.state,
-        restarts=process.restarts,
-    )
+    known = StatusLine(**{name: getattr(process, name) for name in _RECORDED})
     if process.pid == 0 or process.state == "stopped":
         return known
     if not alive:

@@ -10,6 +10,7 @@ and no other one can lead.
 from __future__ import annotations
 
 import enum
+import math
 import signal
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -156,14 +157,13 @@ Action = Start | StillStarting | AllReady | Stop | Kill | Pause | Fail | Retired
 class _Watched:
     """What is remembered of one process."""
 
-    __slots__ = ("deaths", "due_s", "killed", "phase", "spec", "unanswered")
+    __slots__ = ("deaths", "due_s", "phase", "spec", "unanswered")
 
     def __init__(self, spec: ProcessSpec) -> None:
         self.spec = spec
         self.phase = Phase.WAITING
         # PAUSING: when it is started. STARTING: when it must be ready.
         self.due_s = 0.0
-        self.killed = False
         # Times of the deaths that still count; never more than restarts_max.
         self.deaths: deque[float] = deque()
         # Status calls in a row without an answer.
@@ -202,8 +202,8 @@ class Supervision:
         """When the next Tick is needed; None: not before something else happens."""
         if self._coming_up:
             return min(self._up_by_s, self._said_s + self._timing.progress_interval_s)
-        timed = [one.due_s for one in self._watched.values() if one.phase is Phase.PAUSING or _may_be_late(one)]
-        return min(timed, default=None)
+        timed = [one.due_s for one in self._watched.values() if one.phase in (Phase.PAUSING, Phase.STARTING)]
+        return min((due_s for due_s in timed if due_s < math.inf), default=None)
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """What to do now that ``event`` has happened."""
@@ -323,22 +323,18 @@ class Supervision:
             return []
         if one.phase is Phase.PAUSING:
             return [self._start(one, now_s)]
-        if _may_be_late(one):
-            one.killed = True
+        if one.phase is Phase.STARTING:
+            one.due_s = math.inf  # its end is on the way
             return [Kill(one.spec.id, self._late())]
         return []
 
     def _start(self, one: _Watched, now_s: float) -> Start:
         one.phase, one.due_s = Phase.STARTING, now_s + self._start_timeout_s
-        one.killed, one.unanswered = False, 0
+        one.unanswered = 0
         return Start(one.spec.id)
 
     def _late(self) -> str:
         return f"was not ready within launcher.start_timeout_s={self._start_timeout_s:g}"
-
-
-def _may_be_late(one: _Watched) -> bool:
-    return one.phase is Phase.STARTING and not one.killed
 
 
 def _how_it_ended(code: int) -> str:

@@ -5,9 +5,7 @@ vLLM puts unix sockets and rendezvous files into the temporary folder, and remov
 
 from __future__ import annotations
 
-import getpass
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -41,20 +39,12 @@ def make(parents: tuple[str, ...] | None = None) -> Path:
 
 def environment(folder: Path, environ: Mapping[str, str]) -> dict[str, str]:
     """``environ`` of a process with its temporary files in ``folder``."""
-    # What torch compiled is kept where it was always kept, or every start would compile it again.
+    # What torch compiled is kept elsewhere, or every start would compile it again.
     kept = {
         "VLLM_RPC_BASE_PATH": str(folder),
-        "TORCHINDUCTOR_CACHE_DIR": str(Path(tempfile.gettempdir(), f"torchinductor_{_user()}")),
+        "TORCHINDUCTOR_CACHE_DIR": str(Path(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")),
     }
     return kept | dict(environ) | {"TMPDIR": str(folder)}
-
-
-def _user() -> str:
-    """As torch names it."""
-    try:
-        return re.sub(r'[\\/:*?"<>|]', "_", getpass.getuser())
-    except (KeyError, OSError):
-        return f"uid_{os.getuid()}"
 
 
 def remove(folder: Path) -> None:

@@ -26,8 +26,6 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """Time that a dead process's children have to end, and again after they were killed."""
     last_words_timeout_s: float = 0.2
     """Time for which the stdout of a process that has ended is still read."""
-    first_check_timeout_s: float = 10.0
-    """Time that the first front proxy has to answer /health when everything is ready."""
     status_timeout_s: float = 2.0
     """Time that a process has to answer for its status."""
     poll_interval_s: float = 0.1

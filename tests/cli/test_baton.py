@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cli.app import app, main
+from cli.app import main
 from launcher.config import BatonConfig
 
 
@@ -20,19 +20,24 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def test_each_setting_comes_from_the_strongest_source_and_says_which(
+def test_config_shows_what_differs_and_why_and_all_of_it_on_demand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert main(["config"]) == 0
+    assert capsys.readouterr().out.startswith("# every setting has its default")
     file = tmp_path / "baton.toml"
     file.write_text("[engine]\nseed = 1\nmax_num_seqs = 2\ndtype = 'float32'\n")
     monkeypatch.setenv("BATON_ENGINE__SEED", "3")
     monkeypatch.setenv("BATON_ENGINE__MAX_NUM_SEQS", "4")
-    assert main(["config", "--all", "--config", str(file), "--set", "engine.seed=5"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert "engine.seed = 5  # --set" in lines
-    assert "engine.max_num_seqs = 4  # env BATON_ENGINE__MAX_NUM_SEQS" in lines
-    assert f'engine.dtype = "float32"  # file {file}' in lines
-    assert "launcher.prefill = 1  # default" in lines
+    words = ["config", "--config", str(file), "--set", "engine.seed=5", "--set", "launcher.prefill=1"]
+    assert main(words) == 0
+    assert sorted(capsys.readouterr().out.splitlines()) == [
+        f'engine.dtype = "float32"  # file {file}',
+        "engine.max_num_seqs = 4  # env BATON_ENGINE__MAX_NUM_SEQS",
+        "engine.seed = 5  # --set",
+    ]
+    assert main([*words, "--all"]) == 0
+    assert "launcher.decode = 1  # default" in capsys.readouterr().out
 
 
 def test_the_printed_json_is_a_file_that_gives_the_same_settings(
@@ -43,50 +48,8 @@ def test_the_printed_json_is_a_file_that_gives_the_same_settings(
     (tmp_path / "again.json").write_text(first)
     assert main(["config", "--json", "--config", str(tmp_path / "again.json")]) == 0
     assert capsys.readouterr().out == first
-
-
-def test_the_schema_names_every_section(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "--schema"]) == 0
-    sections = json.loads(capsys.readouterr().out)["$defs"]["BatonConfig"]["properties"]
-    assert {"engine", "scheduler", "worker", "prefill_worker", "decode_worker", "front_proxy", "launcher"} == set(
-        sections
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["config", "--set", "engine.modell=x"], "engine.modell: unknown key; did you mean engine.model?"),
-        (
-            ["config", "--set", "front_proxy.tool_call_parser=hermes"],
-            "unknown key; did you mean front_proxy.serving.tool_call_parser?",
-        ),
-        (["config", "--set", "front.port=1"], "did you mean front_proxy.port or"),
-        (["config", "--set", "scheduler.wait=1"], "scheduler.wait: unknown key; docs/upgrading.md lists settings"),
-        (
-            ["config", "--set", "engine.lease_duration_s=1"],
-            "unknown key; docs/upgrading.md lists",
-        ),
-        (["config", "--set", "front_proxy.retry_after_s=1"], "unknown key; docs/upgrading.md lists"),
-        (["config", "--set", "worker.load_interval_s=1"], "unknown key; docs/upgrading.md lists"),
-        (["config", "--set", "decode_worker.holders_max=1"], "unknown key; docs/upgrading.md lists"),
-        (["config", "--set", "engine.seed"], "expected key=value"),
-        (["up", "--decode", "0"], "launcher.decode: Expected `int` >= 1"),
-        (["up", "--decode", "many"], "launcher.decode: Expected `int`"),
-        (["up", "--port", "abc"], "front_proxy.port: Expected `int`, got `str` (--port)"),
-        (["up", "--prefill=two"], "launcher.prefill: Expected `int`, got `str` (--prefill)"),
-        (["drain", "d0", "--timeout-s", "abc"], "worker.drain_timeout_s: Expected `float`, got `str` (--timeout-s)"),
-        (["config", "--config", "/nowhere.toml"], "cannot read the file"),
-    ],
-)
-def test_a_wrong_setting_is_an_error_with_its_path(
-    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert told in err
-    assert len(err.splitlines()) == 1
+    assert set(json.loads(capsys.readouterr().out)["$defs"]["BatonConfig"]["properties"]) == set(json.loads(first))
 
 
 def test_every_number_of_the_configuration_has_a_bound() -> None:
@@ -105,48 +68,37 @@ def test_every_number_of_the_configuration_has_a_bound() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("words", "told"),
     [
-        ("/no/such/folder", "there is no model folder /no/such/folder"),
-        (__file__, "is a file; name the folder"),
-        ("gpt", "looks like organisation/name"),
-        (str(Path(__file__).parent), "has no config.json, so it holds no model that can be loaded"),
+        (["up", "--model", "/no/such/folder"], "there is no model folder /no/such/folder"),
+        (["up", "--model", __file__], "is a file; name the folder"),
+        (["up", "--model", "gpt"], "looks like organisation/name"),
+        (["up", "--model", str(Path(__file__).parent)], "has no config.json, so it holds no model that can be loaded"),
+        (["status"], "no cluster was started with the state folder"),
     ],
 )
-def test_a_wrong_model_is_one_sentence(
-    model: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_cannot_be_done_is_one_sentence_and_exit_code_1(
+    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["up", "--model", model, "--port", "0", "--state-dir", str(tmp_path)]) == 1
+    assert main([*words, "--set", "front_proxy.port=0", "--state-dir", str(tmp_path)]) == 1
     err = capsys.readouterr().err
     assert told in err
     assert len(err.splitlines()) == 1
-
-
-def test_status_without_a_cluster_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["status", "--state-dir", str(tmp_path)]) == 1
-    assert "no cluster was started with the state folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("command", "told"),
     [
         ("up", ["--model MODEL", "--prefill N", "--decode M", "--port P", "--grpc-port G", "--state-dir DIR"]),
-        ("status", ["--state-dir DIR", "--json"]),
         ("drain", ["WORKER", "--timeout-s S"]),
-        ("restart", ["PROCESS"]),
-        ("scheduler", ["--host H", "--port P"]),
         ("prefill", ["--id ID", "--scheduler HOST:PORT"]),
-        ("decode", ["--id ID", "--scheduler HOST:PORT"]),
-        ("front-proxy", ["--grpc-port G", "--scheduler HOST:PORT"]),
         ("chaos", ["--faults KINDS", "--freeze-s", "--roles ROLES", "virtual"]),
-        ("config", ["--all", "--json", "--schema"]),
     ],
 )
 def test_help_names_every_option(command: str, told: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
-    further = ["--config FILE", "--set KEY=VALUE"]
-    assert [each for each in (*told, *further) if each not in out] == []
+    assert [each for each in (*told, "--config FILE", "--set KEY=VALUE") if each not in out] == []
 
 
 @pytest.mark.parametrize(
@@ -155,17 +107,27 @@ def test_help_names_every_option(command: str, told: list[str], capsys: pytest.C
         (["upp"], 'Unknown command "upp". Did you mean "up"?'),
         (["up", "--prefil", "2"], "Unknown option: --prefil. Did you mean --prefill?"),
         (["up", "--model"], "--model requires an argument"),
+        (["up", "--port", "abc"], "front_proxy.port: Expected `int`, got `str` (--port)"),
+        (["up", "--decode=0"], "launcher.decode: Expected `int` >= 1 (--decode)"),
         (["restart"], "PROCESS requires an argument"),
         (["status", "extra"], "error: unexpected argument 'extra'\n"),
         (["config", "one", "two"], "error: unexpected arguments 'one', 'two'\n"),
         (["config", "--all", "--json"], "Mutually exclusive arguments: {--all, --json}"),
+        (
+            ["config", "--set", "front_proxy.tool_call_parser=hermes"],
+            "unknown key; did you mean front_proxy.serving.tool_call_parser?",
+        ),
+        (["config", "--set", "front.port=1"], "did you mean front_proxy.port or"),
+        (["config", "--set", "scheduler.wait=1"], "scheduler.wait: unknown key; docs/upgrading.md lists settings"),
+        (["config", "--config", "/nowhere.toml"], "cannot read the file"),
+        (["config", "--config", "a\udcff"], "error: not UTF-8 text: a\\udcff\n"),
         (["chaos", "--faults", "kill,flood"], "--faults: flood is not one of kill, freeze"),
         (["chaos", "virtual", "--seeds", "x"], '--seeds: unable to convert "x" into int'),
         (["prefill"], "worker.scheduler_address: needs the scheduler's HOST:PORT"),
         (["front-proxy"], "front_proxy.scheduler_address: needs the scheduler's HOST:PORT"),
     ],
 )
-def test_wrong_words_are_one_line_and_exit_code_2(
+def test_wrong_words_and_settings_are_one_line_and_exit_code_2(
     words: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words) == 2
@@ -173,20 +135,6 @@ def test_wrong_words_are_one_line_and_exit_code_2(
     assert out == ""
     assert err.startswith("baton: error: ") and told in err
     assert len(err.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["up", "--model", "a\udcff"],
-        ["status", "--state-dir", "a\udcff"],
-        ["config", "--config", "a\udcff"],
-        ["a\udcff"],
-    ],
-)
-def test_an_argument_that_is_not_text_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words) == 2
-    assert capsys.readouterr().err == "baton: error: not UTF-8 text: a\\udcff\n"
 
 
 def test_service_links_are_told_once_and_forgotten(
@@ -201,20 +149,6 @@ def test_service_links_are_told_once_and_forgotten(
     monkeypatch.setenv("BATON_WORKER_PORT", "9000")
     assert main(["config"]) == 2
     assert "spell it BATON_WORKER__PORT" in capsys.readouterr().err
-
-
-def test_config_shows_what_differs_and_all_of_it_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["config", "--set", "launcher.decode=3", "--set", "launcher.prefill=1"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["launcher.decode = 3  # --set"]
-    assert main(["config"]) == 0
-    assert capsys.readouterr().out.startswith("# every setting has its default")
-    assert main(["config", "--all"]) == 0
-    assert "launcher.prefill = 1  # default" in capsys.readouterr().out
-
-
-def test_shells_complete_commands_and_options() -> None:
-    script = app.generate_completion(shell="bash")
-    assert "front-proxy" in script and "--state-dir" in script and "--blackhole-s" in script
 
 
 @pytest.mark.parametrize(

@@ -39,18 +39,14 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_child_process_runs_baton(tmp_path: Path) -> None:
-    done = run(baton_llm.command("config"), foreign_modules.write(tmp_path))
-    assert done.stdout.startswith("# every setting has its default"), done.stderr
-
-
-def test_the_installed_command_runs_baton(tmp_path: Path) -> None:
+def test_the_installed_command_and_a_child_process_run_baton(tmp_path: Path) -> None:
     module, _, name = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["baton"].partition(":")
     script = tmp_path / "bin" / "baton"
     script.parent.mkdir()
     script.write_text(f"import sys\nfrom {module} import {name}\nsys.exit({name}())\n")
-    done = run([sys.executable, str(script), "config"], foreign_modules.write(tmp_path / "folder"))
-    assert done.stdout.startswith("# every setting has its default"), done.stderr
+    for command in ([sys.executable, str(script), "config"], baton_llm.command("config")):
+        done = run(command, foreign_modules.write(tmp_path / "folder"))
+        assert done.stdout.startswith("# every setting has its default"), done.stderr
 
 
 @pytest.mark.parametrize("package", ["bench", "cli", "simulation"])

@@ -47,6 +47,15 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         assert isinstance(processes, list)
         return processes
 
+    def wait_idle(self, timeout_s: float = 10.0) -> None:
+        """Wait until no process that is ready holds a request, a lease or a block."""
+
+        def idle() -> bool:
+            ready = [line for line in self.status() if line["state"] == "ready"]
+            return all(line["requests_running"] == line["leases_held"] == line["kv_blocks_used"] == 0 for line in ready)
+
+        wait_for(idle, timeout_s=timeout_s, what="every request, lease and block is gone", seen=self.status)
+
     def logs(self) -> str:
         """Every process's log, one after the other."""
         return "\n".join(path.read_text(errors="replace") for path in sorted((self.state_dir / "logs").glob("*.log")))

@@ -11,7 +11,7 @@ import pytest
 
 from front_proxy.grpc_api.client import BatonClient
 from protos.inference.v1.inference_pb2 import SamplingOptions
-from tests.e2e.cluster import Endpoint, wait_for
+from tests.e2e.cluster import Endpoint
 from tests.e2e.conftest import SERVED
 
 # The first one also waits for every engine to start.
@@ -56,12 +56,7 @@ async def test_two_hundred_cancelled_requests_leave_no_lease_and_no_block(baton:
 
         await asyncio.gather(*(one(index) for index in range(REQUESTS)))
 
-    def idle() -> bool:
-        return all(
-            p["leases_held"] == 0 and p["kv_blocks_used"] == 0 and p["requests_running"] == 0 for p in baton.status()
-        )
-
-    wait_for(idle, timeout_s=5, what=f"no lease, no block: {baton.status()}")
+    baton.wait_idle(timeout_s=5)
     logs = baton.logs()
     assert "never retrieved" not in logs
     assert "Traceback" not in logs, logs[logs.index("Traceback") - 500 :][:3000]

@@ -156,18 +156,15 @@ def assembled(chunks: Iterable[Any]) -> Json:
             if delta is None:
                 add("texts", choice.index, choice.text)
                 if choice.logprobs and choice.logprobs.tokens:
-                    found = zip(choice.logprobs.tokens, choice.logprobs.token_logprobs or (), strict=True)
-                    add("logprobs", choice.index, without_identity(list(found)))
+                    pairs = zip(choice.logprobs.tokens, choice.logprobs.token_logprobs or (), strict=True)
+                    add("logprobs", choice.index, without_identity(list(pairs)))
                 continue
             add("texts", choice.index, delta.content)
             for call in delta.tool_calls or ():
                 add("tools", choice.index, (call.function.name or "") + (call.function.arguments or ""))
             if choice.logprobs and choice.logprobs.content:
-                add(
-                    "logprobs",
-                    choice.index,
-                    [without_identity(entry.model_dump()) for entry in choice.logprobs.content],
-                )
+                found = [without_identity(entry.model_dump()) for entry in choice.logprobs.content]
+                add("logprobs", choice.index, found)
     assert whole["usage"] and whole["finish"]
     return whole
 
@@ -209,44 +206,41 @@ def run_together(events: list[Json]) -> list[Json]:
     return joined
 
 
+def events_are_the_same(servers: list[Server], ask: Callable[..., Any]) -> Json:
+    """Compare a stream of events, which has text in it; returns its last one."""
+
+    def streamed(server: Server) -> list[Json]:
+        with ask(server, stream=True) as stream:
+            return run_together([without_identity(event.model_dump()) for event in stream])
+
+    events: list[Json] = same(servers, streamed)
+    assert any(event.get("text") for event in events)
+    return events[-1]
+
+
 def test_responses_are_the_same(servers: list[Server]) -> None:
     def ask(server: Server, **options: Any) -> Any:
         return server.openai.responses.create(
             model=SERVED, input="What is prefill?", temperature=0, max_output_tokens=24, **options
         )
 
-    def streamed(server: Server) -> list[Json]:
-        with ask(server, stream=True) as stream:
-            return run_together([without_identity(event.model_dump()) for event in stream])
-
     assert same(servers, lambda server: ask(server).output_text)
-    events = same(servers, streamed)
-    assert any(event.get("text") for event in events)
-    assert events[-1]["type"] in ("response.completed", "response.incomplete")
+    assert events_are_the_same(servers, ask)["type"] in ("response.completed", "response.incomplete")
 
 
 def test_messages_are_the_same(servers: list[Server]) -> None:
     def ask(server: Server, **options: Any) -> Any:
+        messages: Any = QUESTION
         return server.anthropic.messages.create(
-            model=SERVED,
-            max_tokens=24,
-            extra_body={"temperature": 0},
-            messages=[{"role": "user", "content": "What is prefill?"}],
-            **options,
+            model=SERVED, max_tokens=24, extra_body={"temperature": 0}, messages=messages, **options
         )
 
     def whole(server: Server) -> tuple[object, ...]:
         reply = ask(server)
         return reply.content[0].to_dict(), reply.stop_reason, reply.usage.output_tokens
 
-    def streamed(server: Server) -> list[Json]:
-        with ask(server, stream=True) as stream:
-            return run_together([without_identity(event.model_dump()) for event in stream])
-
     same(servers, whole)
-    events = same(servers, streamed)
-    assert any(event.get("text") for event in events)
-    assert events[-1]["type"] == "message_stop"
+    assert events_are_the_same(servers, ask)["type"] == "message_stop"
 
 
 def test_tokenize_is_the_same(servers: list[Server]) -> None:

@@ -138,14 +138,6 @@ def _wait_whole(cluster: Endpoint, before: Line) -> Line:
     return after
 
 
-def _wait_idle(cluster: Endpoint) -> None:
-    def idle() -> bool:
-        workers = [line for line in cluster.status() if line["role"] in ("prefill", "decode")]
-        return all(w["kv_blocks_used"] == w["leases_held"] == w["requests_running"] == 0 for w in workers)
-
-    wait_for(idle, timeout_s=10, what="nothing is held any more", seen=cluster.status)
-
-
 def test_killing_the_front_proxy_frees_what_it_ran(cluster: Endpoint) -> None:
     front = _line(cluster, "front-proxy-1")
     url = f"http://{front['address']}"
@@ -162,7 +154,7 @@ def test_killing_the_front_proxy_frees_what_it_ran(cluster: Endpoint) -> None:
     # No connection is refused meanwhile: it waits for the successor.
     answer = httpx.post(f"{url}/v1/completions", json=body | {"max_tokens": 3, "stream": False}, timeout=60)
     assert answer.status_code == 200
-    _wait_idle(cluster)
+    cluster.wait_idle()
     _wait_whole(cluster, front)
 
 
@@ -176,7 +168,7 @@ async def test_a_stop_signal_to_any_process_under_load_loses_nothing(cluster: En
     assert load.problems == []
     told = (cluster.state_dir / "up.stderr").read_text()
     assert "error: decode-0 ended with exit code 0; starts again" in told
-    _wait_idle(cluster)
+    cluster.wait_idle()
 
 
 async def test_a_drained_worker_is_idle_and_stays_up_until_it_is_restarted(cluster: Endpoint) -> None:
@@ -205,7 +197,7 @@ async def test_a_rolling_restart_of_everything_under_load_loses_nothing(cluster:
     ]  # fmt: skip
     for line in before:
         _wait_whole(cluster, line)
-    _wait_idle(cluster)
+    cluster.wait_idle()
 
 
 def test_an_interrupt_ends_every_process_with_exit_code_zero(cluster: Endpoint) -> None:

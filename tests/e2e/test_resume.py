@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.cluster import Endpoint, wait_for
+from tests.e2e.cluster import Endpoint
 from tests.e2e.conftest import SERVED
 
 pytestmark = pytest.mark.timeout(900)
@@ -128,24 +128,15 @@ async def test_every_kind_of_stream_survives_the_death_of_its_decode_worker_and_
     undisturbed = await run_all(baton.url, bodies(), lambda: None)
     before = resumes(baton)
     killed = await run_all(baton.url, bodies(), lambda: os.kill(busiest_decode(baton), signal.SIGKILL))
-    check(killed, undisturbed)
+    kinds = [kind for kind in KINDS for _ in range(3)]
+    differ = [
+        f"{kind}: {one.answer()}\n    not {other.answer()}"
+        for kind, one, other in zip(kinds, killed, undisturbed, strict=True)
+        if one.answer() != other.answer()
+    ]
+    assert differ == [], f"{len(differ)} answers differ:\n" + "\n".join(differ)
     after = resumes(baton)
     assert all(after[how] > before.get(how, 0) for how in ("continue", "replay")), (
         "some streams ran on the other worker"
     )
-
-    def idle() -> bool:
-        alive = [p for p in baton.status() if p["role"] in ("prefill", "decode") and p["state"] == "ready"]
-        return all(p["leases_held"] == p["kv_blocks_used"] == p["requests_running"] == 0 for p in alive)
-
-    wait_for(idle, timeout_s=10, what="every lease and block is free", seen=baton.status)
-
-
-def check(got: list[Stream], undisturbed: list[Stream]) -> None:
-    kinds = [kind for kind in KINDS for _ in range(3)]
-    differ = [
-        f"{kind}: {one.answer()}\n    not {other.answer()}"
-        for kind, one, other in zip(kinds, got, undisturbed, strict=True)
-        if one.answer() != other.answer()
-    ]
-    assert differ == [], f"{len(differ)} answers differ:\n" + "\n".join(differ)
+    baton.wait_idle()

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.cluster import Endpoint, wait_for
+from tests.e2e.cluster import Endpoint
 from tests.e2e.conftest import MODEL, SERVED
 
 # The first one also waits for every engine to start.
@@ -62,13 +62,10 @@ def counter(text: str, name: str) -> float:
 
 def computed_and_pulled(baton: Endpoint) -> tuple[float, int]:
     """Tokens of prompts that the decode workers have computed, and bytes of KV that they have pulled."""
-    state = json.loads((baton.state_dir / "cluster.json").read_text())
-    decodes = {
-        process["id"]: process["metrics_address"] for process in state["processes"] if process["role"] == "decode"
-    }
-    texts = [httpx.get(f"http://{address}/metrics", timeout=10).text for address in decodes.values()]
+    decodes = [line for line in baton.status() if line["role"] == "decode"]
+    texts = [httpx.get(f"http://{line['metrics_address']}/metrics", timeout=10).text for line in decodes]
     computed = sum(counter(text, "baton_worker_prompt_tokens_computed_total") for text in texts)
-    return computed, sum(line["kv_bytes_in"] for line in baton.status() if line["id"] in decodes)
+    return computed, sum(line["kv_bytes_in"] for line in decodes)
 
 
 def block_bytes(model: Path) -> int:
@@ -88,10 +85,4 @@ async def test_two_hundred_prompts_continue_exactly_as_on_one_plain_engine(baton
     # An engine computes at least one token of what it is given: the one that it continues from. So each computed one.
     assert computed == len(ours), "decode computed what prefill had computed"
     assert pulled >= sum(length // BLOCK for length in prompt_lengths()) * block_bytes(MODEL)
-
-
-async def test_nothing_is_held_when_all_is_done(baton: Endpoint) -> None:
-    def idle() -> bool:
-        return all(p["leases_held"] == 0 and p["kv_blocks_used"] == 0 for p in baton.status())
-
-    wait_for(idle, timeout_s=5, what="every lease and block is free")
+    baton.wait_idle(timeout_s=5)

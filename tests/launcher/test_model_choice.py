@@ -6,7 +6,7 @@ import http.server
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,20 @@ from launcher.config import BatonConfig, LauncherConfig
 from launcher.demo import model as demo_model
 
 
-def _quiet(line: str) -> None:
-    del line
+def check(model: str, environ: dict[str, str], said: list[str] | None = None, *, hub_timeout_s: float = 5.0) -> str:
+    told = said if said is not None else []
+    return model_choice.check(model, environ, told.append, hub_timeout_s=hub_timeout_s)
+
+
+def choose(config: BatonConfig, sources: dict[str, str]) -> BatonConfig:
+    return model_choice.choose(config, sources, {}, print)
 
 
 def test_a_folder_with_a_config_is_taken_as_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    found = model_choice.check("model", {}, _quiet, hub_timeout_s=5.0)
+    found = check("model", {})
     assert found == str(tmp_path / "model")
     assert model_choice.is_local(found)
 
@@ -56,14 +61,14 @@ def hub(status: int) -> Iterator[tuple[dict[str, str], list[str]]]:
             serving.join()
 
 
-@pytest.mark.parametrize("status", [200, 500])
-def test_a_hub_name_is_taken_and_said_to_be_one(status: int) -> None:
+@pytest.mark.parametrize(("status", "known"), [(200, True), (500, True), (401, False), (403, False), (404, False)])
+def test_a_hub_name_is_said_to_be_one_and_refused_where_the_hub_does_not_know_it(status: int, known: bool) -> None:
     said: list[str] = []
-    with hub(status) as (environ, asked):
-        assert model_choice.check("some/name", environ, said.append, hub_timeout_s=5.0) == "some/name"
+    refused = pytest.raises(model_choice.ModelError, match="the model hub has no")
+    with hub(status) as (environ, asked), nullcontext() if known else refused:
+        assert check("some/name", environ, said) == "some/name"
     assert "model hub" in said[0]
     assert asked == ["/some/name/resolve/main/config.json"]
-    assert not model_choice.is_local("some/name")
 
 
 def test_a_model_folder_whose_name_is_not_text_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +77,7 @@ def test_a_model_folder_whose_name_is_not_text_is_a_sentence(tmp_path: Path, mon
     (folder / "config.json").write_text("{}")
     monkeypatch.chdir(folder)
     with pytest.raises(model_choice.ModelError, match="is not UTF-8 text"):
-        model_choice.check(".", {}, _quiet, hub_timeout_s=5.0)
+        check(".", {})
 
 
 def test_a_token_that_is_not_text_is_a_sentence(tmp_path: Path) -> None:
@@ -80,14 +85,8 @@ def test_a_token_that_is_not_text_is_a_sentence(tmp_path: Path) -> None:
     with hub(200) as (environ, asked):
         for token in ({"HF_TOKEN": "a\udcff"}, {"HF_TOKEN_PATH": str(tmp_path / "token")}):
             with pytest.raises(model_choice.ModelError, match="cannot be asked for it"):
-                model_choice.check("some/name", environ | token, _quiet, hub_timeout_s=5.0)
+                check("some/name", environ | token)
     assert asked == []
-
-
-@pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_name_that_the_hub_does_not_know_is_refused(status: int) -> None:
-    with hub(status) as (environ, _), pytest.raises(model_choice.ModelError, match="the model hub has no"):
-        model_choice.check("some/name", environ, _quiet, hub_timeout_s=5.0)
 
 
 def test_a_hub_that_does_not_answer_is_a_sentence_and_no_retries(tmp_path: Path) -> None:
@@ -96,37 +95,37 @@ def test_a_hub_that_does_not_answer_is_a_sentence_and_no_retries(tmp_path: Path)
         silent.listen()
         environ = {"HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}", "HF_HUB_CACHE": str(tmp_path)}
         with pytest.raises(model_choice.ModelError, match="cannot be asked"):
-            model_choice.check("some/name", environ, _quiet, hub_timeout_s=0.1)
+            check("some/name", environ, hub_timeout_s=0.1)
 
 
 def test_a_hub_name_is_refused_when_the_hub_cannot_be_asked(tmp_path: Path) -> None:
     environ = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
     with pytest.raises(model_choice.ModelError, match="HF_HUB_OFFLINE"):
-        model_choice.check("some/name", environ, _quiet, hub_timeout_s=5.0)
+        check("some/name", environ)
     (tmp_path / "models--some--name").mkdir()
-    assert model_choice.check("some/name", environ, _quiet, hub_timeout_s=5.0) == "some/name"
+    assert check("some/name", environ) == "some/name"
 
 
 def test_the_fake_engine_knows_as_many_tokens_as_the_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"vocab_size": 777}')
     config = BatonConfig(engine=EngineConfig(kind="fake", model=str(tmp_path)))
-    assert model_choice.choose(config, {}, {}, _quiet).engine.fake.vocab_size == 777
-    kept = model_choice.choose(config, {"engine.fake.vocab_size": "--set"}, {}, _quiet)
+    assert choose(config, {}).engine.fake.vocab_size == 777
+    kept = choose(config, {"engine.fake.vocab_size": "--set"})
     assert kept.engine.fake.vocab_size == config.engine.fake.vocab_size
 
 
 def test_without_a_model_the_demo_model_is_served_with_its_own_tool_parser() -> None:
-    config = model_choice.choose(BatonConfig(), {}, {}, _quiet)
+    config = choose(BatonConfig(), {})
     assert config.engine.model == str(demo_model.SHIPPED)
     assert model_choice.served_name(config) == demo_model.NAME
     assert config.front_proxy.serving.tool_call_parser == demo_model.CHAT_TOOL_PARSER
-    kept = model_choice.choose(BatonConfig(), {"front_proxy.serving.tool_call_parser": "--set"}, {}, _quiet)
+    kept = choose(BatonConfig(), {"front_proxy.serving.tool_call_parser": "--set"})
     assert kept.front_proxy.serving.tool_call_parser is None
 
 
 def test_the_demo_model_is_put_where_the_operator_wants_it(tmp_path: Path) -> None:
     config = BatonConfig(launcher=LauncherConfig(demo_cache_dir=str(tmp_path)))
-    assert Path(model_choice.choose(config, {}, {}, _quiet).engine.model).parent == tmp_path
+    assert Path(choose(config, {}).engine.model).parent == tmp_path
 
 
 def test_automatic_tool_choice_without_a_parser_is_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -134,10 +133,10 @@ def test_automatic_tool_choice_without_a_parser_is_refused_before_anything_start
     serving = ServingConfig(enable_auto_tool_choice=True)
     config = BatonConfig(engine=EngineConfig(model=str(tmp_path)), front_proxy=FrontProxyConfig(serving=serving))
     with pytest.raises(model_choice.ModelError, match=r"needs front_proxy\.serving\.tool_call_parser"):
-        model_choice.choose(config, {}, {}, _quiet)
+        choose(config, {})
 
 
 @pytest.mark.parametrize("source", ["--set", "--model"])
 def test_an_empty_model_on_the_command_line_is_no_wish_for_the_demo_model(source: str) -> None:
     with pytest.raises(model_choice.ModelError, match=r"engine\.model"):
-        model_choice.choose(BatonConfig(), {"engine.model": source}, {}, _quiet)
+        choose(BatonConfig(), {"engine.model": source})

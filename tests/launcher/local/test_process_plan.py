@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from engine.preflight import cpu_share
 from launcher.config import BatonConfig, LauncherConfig
 from launcher.local.process_plan import one_machine, plan
+from runtime.configuration import BadConfiguration, load
 
 
 def test_a_fixed_worker_port_counts_up_and_only_the_first_front_proxy_keeps_its_own() -> None:
@@ -23,6 +25,23 @@ def test_a_fixed_worker_port_counts_up_and_only_the_first_front_proxy_keeps_its_
     assert "worker.port=9002" in settings["decode-0"]
     assert "front_proxy.port=0" not in settings["front-proxy-0"]
     assert {"front_proxy.port=0", "front_proxy.metrics_port=9201"} <= set(settings["front-proxy-1"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "path"),
+    [
+        # The second front proxy would serve /metrics on the first one's HTTP port, or gRPC port.
+        (["front_proxy.port=8000", "front_proxy.metrics_port=7999"], "front_proxy.metrics_port"),
+        (["front_proxy.grpc_port=9001", "front_proxy.metrics_port=9000"], "front_proxy.metrics_port"),
+        (["front_proxy.metrics_port=65535"], "front_proxy.metrics_port"),
+        (["worker.metrics_port=65535"], "worker.metrics_port"),
+        (["scheduler.port=65535", "launcher.schedulers=2"], "scheduler.port"),
+    ],
+)
+def test_a_port_that_cannot_count_up_is_refused_by_name(settings: list[str], path: str) -> None:
+    config = load(BatonConfig, file=None, environ={}, sets=[*settings, "launcher.front_proxies=2"])
+    with pytest.raises(BadConfiguration, match=rf"{path}: 2 processes take the ports .* \(--set\)"):
+        one_machine(config.value, config.sources, Path("/state"))
 
 
 def test_engines_share_the_cores_unless_the_operator_said_how() -> None:

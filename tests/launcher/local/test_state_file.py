@@ -57,13 +57,6 @@ def test_a_folder_without_a_cluster_and_a_broken_file_are_told_apart(tmp_path: P
         read(tmp_path)
 
 
-def test_a_state_folder_belongs_to_one_launcher(tmp_path: Path) -> None:
-    with owned(tmp_path), pytest.raises(StateError, match=r"another `baton up` \(pid \d+\)"), owned(tmp_path):
-        pass
-    with owned(tmp_path):
-        pass
-
-
 def test_what_is_not_text_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="is not UTF-8 text"), owned(tmp_path / "a\udcff"):
         pass

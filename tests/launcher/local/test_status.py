@@ -65,22 +65,6 @@ def test_the_state_follows_from_record_kernel_and_answer(
     assert line.epoch == (11 if answers else 9)
 
 
-def test_every_key_is_in_the_json_of_every_process() -> None:
-    lines = [
-        status.judge(READY, alive=True, supervised=True, answer=ANSWER),
-        status.judge(msgspec.structs.replace(READY, pid=0, state="waiting"), alive=False, supervised=True, answer=None),
-    ]
-    keys = {
-        "id", "role", "pid", "address", "epoch", "state", "requests_running", "requests_waiting", "kv_blocks_used",
-        "kv_blocks_total", "leases_held", "kv_bytes_in", "kv_bytes_out",
-        "workers_ready", "front_proxies_registered", "restarts", "why", "metrics_address",
-    }  # fmt: skip
-    processes = json.loads(status.as_json(lines))["processes"]
-    assert [set(process) for process in processes] == [keys, keys]
-    assert processes[0]["kv_bytes_out"] == 7
-    assert processes[0]["metrics_address"] == "h:2"
-
-
 @pytest.mark.parametrize(
     ("schedulers", "worker", "serve"),
     [
@@ -98,27 +82,18 @@ def test_a_cluster_is_whole_when_exactly_one_scheduler_leads(schedulers: list[st
     assert status.all_serve([*lines, status.StatusLine(id="d", role="decode", state=worker)]) is serve
 
 
-def _clustered(workers: int, fronts: int, *, leads: bool = True) -> list[status.StatusLine]:
-    """Two workers and a front proxy, as far as their scheduler knows them."""
-    state = "ready" if leads else "standby"
-    known = status.StatusLine(
+@pytest.mark.parametrize(
+    ("workers", "fronts", "state", "known"),
+    [(2, 1, "ready", True), (1, 1, "ready", False), (2, 0, "ready", False), (2, 1, "standby", False)],
+)
+def test_all_are_known_when_the_scheduler_that_leads_knows_every_worker_and_front_proxy(
+    workers: int, fronts: int, state: str, known: bool
+) -> None:
+    scheduler = status.StatusLine(
         id="s", role="scheduler", state=state, workers_ready=workers, front_proxies_registered=fronts
     )
-    others = [("p", "prefill"), ("d", "decode"), ("f", "front_proxy")]
-    return [known, *(status.StatusLine(id=name, role=role, state="ready") for name, role in others)]
-
-
-def test_all_are_known_when_the_scheduler_that_leads_knows_every_worker_and_front_proxy() -> None:
-    assert status.all_known(_clustered(2, 1))
-    assert not status.all_known(_clustered(1, 1))
-    assert not status.all_known(_clustered(2, 0))
-    assert not status.all_known(_clustered(2, 1, leads=False))
-
-
-def test_the_table_has_one_line_for_each_process() -> None:
-    table = status.as_table([status.judge(READY, alive=False, supervised=True, answer=None)]).splitlines()
-    assert len(table) == 2
-    assert "dead" in table[1]
+    others = [status.StatusLine(id=role, role=role) for role in ("prefill", "decode", "front_proxy")]
+    assert status.all_known([scheduler, *others]) is known
 
 
 class _Status(cluster_pb2_grpc.StatusServiceServicer):
@@ -155,4 +130,9 @@ async def test_all_processes_are_asked_and_none_can_hold_up_the_others() -> None
         lines = await status.collect(record, timeout_s=5.0)
     finally:
         await server.stop(0.0)
-    assert [line.state for line in lines] == ["draining", "unreachable", "dead", "dead"]
+    states = ["draining", "unreachable", "dead", "dead"]
+    assert [line.state for line in lines] == states
+    processes = json.loads(status.as_json(lines))["processes"]
+    assert [process["kv_bytes_out"] for process in processes] == [7, 0, 0, 0]
+    assert {process["metrics_address"] for process in processes} == {"h:2"}
+    assert [line.split()[2] for line in status.as_table(lines).splitlines()[1:]] == states

@@ -9,8 +9,6 @@ import tempfile
 import uuid
 from pathlib import Path
 
-import pytest
-
 from launcher.local import temp_dirs
 
 
@@ -37,22 +35,12 @@ def test_a_temporary_folder_whose_name_is_not_text_is_passed_over() -> None:
         assert list(Path(odd).iterdir()) == []
 
 
-def test_where_no_folder_can_be_made_the_first_refusal_is_told(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="missing"):
-        temp_dirs.make((str(tmp_path / "missing"),))
-
-
 def test_sockets_and_temporary_files_lie_there_and_compiled_code_does_not() -> None:
-    folder = temp_dirs.make()
-    try:
-        environ = temp_dirs.environment(folder, {"PATH": "/bin", "TMPDIR": "/var/tmp"})
-        assert environ["TMPDIR"] == environ["VLLM_RPC_BASE_PATH"] == str(folder)
-        assert environ["TORCHINDUCTOR_CACHE_DIR"] == temp_dirs.environment(folder, {})["TORCHINDUCTOR_CACHE_DIR"]
-        assert not environ["TORCHINDUCTOR_CACHE_DIR"].startswith(str(folder))
-        asked = temp_dirs.environment(folder, {"VLLM_RPC_BASE_PATH": "/run/x", "TORCHINDUCTOR_CACHE_DIR": "/c"})
-        assert (asked["VLLM_RPC_BASE_PATH"], asked["TORCHINDUCTOR_CACHE_DIR"]) == ("/run/x", "/c")
-    finally:
-        temp_dirs.remove(folder)
+    environ = temp_dirs.environment(Path("/there"), {"TMPDIR": "/var/tmp"})
+    assert environ["TMPDIR"] == environ["VLLM_RPC_BASE_PATH"] == "/there"
+    assert not environ["TORCHINDUCTOR_CACHE_DIR"].startswith("/there")
+    own = {"VLLM_RPC_BASE_PATH": "/run/x", "TORCHINDUCTOR_CACHE_DIR": "/c"}
+    assert temp_dirs.environment(Path("/there"), own) == own | {"TMPDIR": "/there"}
 
 
 def test_vllm_puts_its_sockets_and_rendezvous_files_there() -> None:
