@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import datetime as dt
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from cyclopts import Group, Parameter, validators
 
 from bench import bench_model, compatibility, measures, overhead, plain_server, report
 from bench.load import Api, GrpcBackend, LoadRun, LoadSpec, OpenAiBackend, client_session, run_load
-from bench.peers import EngineShape, PeerOptions, SystemName, router_is_installed
+from bench.peers import EngineShape, PeerOptions, SystemName
 from bench.prompts import make_prompts, token_counter
 from front_proxy.grpc_api.client import BatonClient
 from launcher.demo import model as demo_model
@@ -30,7 +29,7 @@ app = command_line.new_app("python -m bench", "Measure Baton and its peers from 
 app.command(compatibility.check, name="compatibility")
 _TARGET = Group("Target", validator=validators.LimitedChoice(1, 1))
 _THREADS = max(1, (os.cpu_count() or 2) // 2)
-_SIZES = overhead.OverheadSpec()
+_SIZES, _PEERS, _SPEC = overhead.OverheadSpec(), PeerOptions(), LoadSpec()
 
 
 @app.command(name="plain-server", help_flags=[], version_flags=[])
@@ -46,11 +45,7 @@ def compare_overhead(
     model: str = "",
     sizes: Annotated[overhead.OverheadSpec, Parameter(name="*")] = _SIZES,
     threads: int = _THREADS,
-    router_python: str = "",
-    against: Path | None = None,
-    against_command: str = "",
-    sets: Annotated[Sequence[str], Parameter(name="--set", metavar="KEY=VALUE")] = (),
-    start_timeout_s: float = 300.0,
+    peers: PeerOptions = _PEERS,
     logs_dir: Path | None = None,
     output: Path | None = None,
 ) -> int:
@@ -62,37 +57,22 @@ def compare_overhead(
         a model folder, or 'demo'; default: a model with a realistic prefill time
     threads
         CPU threads per engine
-    router_python
-        a Python that has vllm-router; default: this one
-    against
-        a checkout of another commit: compare this Baton with that one
-    against_command
-        what starts its `baton`; default: its .venv/bin/baton, else its modules with this Python
-    sets
-        further settings of `baton up`; may be repeated
     logs_dir
         default: a new folder, named at the end
     output
         where the JSON goes; default: beside the logs
     """
     folder = _overhead_model(model)
-    systems: tuple[SystemName, ...] = ("earlier", "baton") if against else ()
-    spec = dataclasses.replace(sizes, systems=sizes.systems or systems or _installed_systems(router_python))
-    if "earlier" in spec.systems and against is None:
+    systems: tuple[SystemName, ...] = ("earlier", "baton") if peers.against else ()
+    router_version = _router_version(peers.router_python)
+    spec = dataclasses.replace(sizes, systems=sizes.systems or systems or _installed_systems(router_version))
+    if "earlier" in spec.systems and peers.against is None:
         raise ValueError("the system 'earlier' needs --against, a checkout of another commit")
     shape = EngineShape(model=str(folder.resolve()), threads=threads)
     logs = logs_dir or Path(tempfile.mkdtemp(prefix="baton-bench-"))
-    options = PeerOptions(
-        logs_dir=logs,
-        router_python=router_python,
-        against=against,
-        against_command=tuple(shlex.split(against_command)),
-        baton_sets=tuple(sets),
-        start_timeout_s=start_timeout_s,
-    )
     machine = report.environment()
-    visits = asyncio.run(overhead.run_rounds(spec, shape, options, token_counter(folder)))
-    made = report.build(spec, shape, visits, machine, _router_version(router_python))
+    visits = asyncio.run(overhead.run_rounds(spec, shape, peers, logs, token_counter(folder)))
+    made = report.build(spec, shape, visits, machine, router_version)
     _write(made, output or logs / "overhead.json")
     print(report.text(made))
     print(f"details: {output or logs / 'overhead.json'}; logs: {logs}")
@@ -121,12 +101,7 @@ def load(
     tokenizer: str = "",
     num_prompts: int = 100,
     prompt_tokens: int = 512,
-    output_tokens: int = 64,
-    concurrency: int | None = None,
-    rate: float | None = None,
-    burstiness: float = 1.0,
-    seed: int = 0,
-    timeout_s: float = 300.0,
+    spec: LoadSpec = _SPEC,
     slo_ttft_ms: float | None = None,
     slo_tpot_ms: float | None = None,
     slo_e2el_ms: float | None = None,
@@ -138,25 +113,11 @@ def load(
     ----------
     tokenizer
         a folder with tokenizer.json; default: the demo model's
-    concurrency
-        closed loop: so many at once
-    rate
-        open loop: requests per second
-    burstiness
-        of the open loop; 1 is Poisson
     output
         where the JSON goes; default: stdout
     """
-    spec = LoadSpec(
-        output_tokens=output_tokens,
-        concurrency=concurrency,
-        rate_per_s=rate,
-        burstiness=burstiness,
-        seed=seed,
-        timeout_s=timeout_s,
-    )
     folder = overhead.model_folder(tokenizer) if tokenizer else _demo_folder()
-    prompts = make_prompts(requests=num_prompts, tokens=prompt_tokens, seed=seed, count=token_counter(folder))
+    prompts = make_prompts(requests=num_prompts, tokens=prompt_tokens, seed=spec.seed, count=token_counter(folder))
     slo = measures.Slo(ttft_ms=slo_ttft_ms, tpot_ms=slo_tpot_ms, e2el_ms=slo_e2el_ms)
     run = asyncio.run(_load(target, prompts, spec))
     result: dict[str, Any] = {
@@ -164,9 +125,9 @@ def load(
         "backend": "baton-grpc" if target.grpc_address else f"openai-{target.api}",
         "model_id": target.model,
         "num_prompts": len(prompts),
-        "request_rate": rate if rate is not None else "inf",
-        "burstiness": burstiness,
-        "max_concurrency": concurrency,
+        "request_rate": spec.rate_per_s if spec.rate_per_s is not None else "inf",
+        "burstiness": spec.burstiness,
+        "max_concurrency": spec.concurrency,
     }
     result |= measures.summarise(run.records, duration_s=run.duration_s, slo=slo if slo != measures.Slo() else None)
     _write(result, output)
@@ -213,8 +174,8 @@ def _router_version(router_python: str) -> str:
     return asked.stdout.strip()
 
 
-def _installed_systems(router_python: str) -> tuple[SystemName, ...]:
-    if router_is_installed(router_python):
+def _installed_systems(router_version: str) -> tuple[SystemName, ...]:
+    if router_version:
         return ("plain", "router", "baton")
     print("vllm-router is not installed (pip install --no-deps -r requirements/bench.txt): left out", file=sys.stderr)
     return ("plain", "baton")

@@ -1,10 +1,6 @@
 """The model of the overhead benchmark: random weights, the demo model's tokenizer. Its answers mean nothing.
 
-What serving adds is milliseconds, so it must be held against a prefill of realistic length. The demo model computes
-512 tokens in under ten milliseconds, which no model that people serve does: Splitwise's measurements
-(github.com/Mutinifni/splitwise-sim, data/perf_model.csv) give 53 ms for 512 tokens of Llama2-70B on eight H100 and
-84 ms on two. This one is sized to take about 50 ms on one core of a current server CPU.
-
+Its shape gives a prefill of realistic length (docs/benchmarks.md): about 50 ms for 512 tokens on one core of a server.
 ``python -m bench.bench_model TOKENIZER_DIR DIR`` writes it; imports torch and transformers, so in a process of its own.
 """
 

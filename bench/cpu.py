@@ -1,8 +1,6 @@
 """CPU seconds of process trees, engine and everything else apart. Reads counters; starts and stops no process.
 
-vLLM runs each engine as a child process titled `VLLM::EngineCore` (with `VLLM::Worker` children of its own) of the
-process that holds AsyncLLM. That child and its descendants are the engine; all else (API servers, routers, Baton's
-front proxy, scheduler and the workers' own processes) is not.
+The engine is vLLM's child process of that title and all its descendants; all else of the tree is not.
 """
 
 from __future__ import annotations

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import itertools
 import random
 import time
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, Protocol
 
 import aiohttp
 import msgspec
+from cyclopts import Group, Parameter, validators
 
 from bench.measures import RequestRecord
 from front_proxy.grpc_api.client import BatonClient, BatonError, SamplingOptions
@@ -23,20 +26,23 @@ _LINE_BYTES_MAX = 1 << 20
 Api = Literal["completions", "chat"]
 
 
-class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """How a run sends. Exactly one of `concurrency` (closed loop) and `rate_per_s` (open loop) is set."""
+_LOOP = Group("Loop", validator=validators.LimitedChoice(1, 1))
 
-    output_tokens: int
-    concurrency: int | None = None
-    rate_per_s: float | None = None
-    # Of the open loop's gaps; 1 is Poisson, less is burstier.
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadSpec:
+    """How a run sends, in a closed loop or in an open one."""
+
+    output_tokens: int = 64
+    concurrency: Annotated[int | None, Parameter(group=_LOOP)] = None
+    """closed loop: so many at once"""
+    rate_per_s: Annotated[float | None, Parameter(name="--rate", group=_LOOP)] = None
+    """open loop: requests per second"""
     burstiness: float = 1.0
+    """of the open loop; 1 is Poisson, less is burstier"""
     seed: int = 0
     timeout_s: float = 300.0
-
-    def __post_init__(self) -> None:
-        if (self.concurrency is None) == (self.rate_per_s is None):
-            raise ValueError("a run has either a concurrency or a rate, not both and not neither")
 
 
 class LoadRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,58 +52,32 @@ class LoadRun(msgspec.Struct, frozen=True, kw_only=True):
     records: tuple[RequestRecord, ...]
 
 
-class Reply(msgspec.Struct, kw_only=True):
-    """What has come of one request so far."""
-
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int | None = None
-    chunk_times_s: list[float] = msgspec.field(default_factory=list)
-    texts: list[str] = msgspec.field(default_factory=list)
-    error: str = ""
-
-
-class Timeline:
-    """Seconds since the run began."""
-
-    def __init__(self) -> None:
-        self._began_s = time.perf_counter()
-
-    def now_s(self) -> float:
-        """Seconds since the run began."""
-        return time.perf_counter() - self._began_s
+Clock = Callable[[], float]
+"""Seconds since the run began."""
 
 
 class Backend(Protocol):
     """One way to ask a server for one generation."""
 
-    async def generate(self, prompt: str, output_tokens: int, timeline: Timeline, reply: Reply) -> None:
-        """Take the whole answer into ``reply``. Never raises for a request's failure: that goes into it too."""
+    async def generate(self, prompt: str, output_tokens: int, now_s: Clock, record: RequestRecord) -> None:
+        """Note in ``record`` what comes. Never raises for a request's failure: that is noted too."""
         ...
 
 
-class _Text(msgspec.Struct):
-    """A choice of a completion, or the delta of a chat."""
-
-    text: str = ""
+class _Delta(msgspec.Struct):
     role: str | None = None
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
 
 
-class _Choice(_Text):
-    delta: _Text | None = None
-
-
-class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
 
 
 class _Usage(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int | None = 0
-    prompt_tokens_details: _PromptDetails | None = None
 
 
 class _Chunk(msgspec.Struct):
@@ -109,19 +89,18 @@ class _Chunk(msgspec.Struct):
 _chunk_decoder = msgspec.json.Decoder(_Chunk)
 
 
-def _output_of(chunk: _Chunk) -> str | None:
-    """The text a chunk carries; None when it carries no generated token.
+def _carries_output(chunk: _Chunk) -> bool:
+    """Whether a chunk stands for generated tokens.
 
-    A completion chunk with a choice always stands for tokens, even where their text is still empty (half a character).
-    Chat's first chunk only announces the role, and so does not count as the first token.
+    A completion chunk with a choice always does, even where its text is still empty (half a character). Chat's first
+    chunk only announces the role, and so does not count as the first token.
     """
     if not chunk.choices:
-        return None
+        return False
     delta = chunk.choices[0].delta
-    if delta is None:
-        return chunk.choices[0].text
-    text = delta.content or delta.reasoning or delta.reasoning_content or ""
-    return None if delta.role is not None and not text else text
+    if delta is None or delta.role is None:
+        return True
+    return bool(delta.content or delta.reasoning or delta.reasoning_content)
 
 
 class OpenAiBackend:
@@ -155,14 +134,14 @@ class OpenAiBackend:
             return body | {"prompt": prompt}
         return body | {"messages": [{"role": "user", "content": prompt}]}
 
-    async def generate(self, prompt: str, output_tokens: int, timeline: Timeline, reply: Reply) -> None:
-        """Take the whole answer into ``reply``."""
+    async def generate(self, prompt: str, output_tokens: int, now_s: Clock, record: RequestRecord) -> None:
+        """Take the whole answer."""
         payload = msgspec.json.encode(self._body(prompt, output_tokens))
         headers = {"Content-Type": "application/json"}
         try:
             async with self._session.post(self._url, data=payload, headers=headers, timeout=self._timeout) as response:
                 if response.status != 200:
-                    reply.error = f"HTTP {response.status}: {(await response.text())[:500]}"
+                    record.error = f"HTTP {response.status}: {(await response.text())[:500]}"
                     return
                 done = False
                 # vLLM writes each event on one line.
@@ -171,24 +150,22 @@ class OpenAiBackend:
                         data = line[5:].strip()
                         done = done or data == b"[DONE]"
                         if not done:
-                            self._take(_chunk_decoder.decode(data), timeline.now_s(), reply)
-                if not done and not reply.error:
-                    reply.error = "the stream ended without [DONE]"
+                            _take(_chunk_decoder.decode(data), now_s(), record)
+                if not done and not record.error:
+                    record.error = "the stream ended without [DONE]"
         except TimeoutError:
-            reply.error = f"no end within {self._timeout.total} s"
+            record.error = f"no end within {self._timeout.total} s"
         except (aiohttp.ClientError, msgspec.DecodeError, ValueError) as error:
-            reply.error = f"{type(error).__name__}: {error}"
+            record.error = f"{type(error).__name__}: {error}"
 
-    def _take(self, chunk: _Chunk, now_s: float, reply: Reply) -> None:
-        if chunk.error is not None:
-            reply.error = str(chunk.error)
-        if (usage := chunk.usage) is not None:
-            reply.prompt_tokens, reply.output_tokens = usage.prompt_tokens, usage.completion_tokens or 0
-            if usage.prompt_tokens_details is not None:
-                reply.cached_tokens = usage.prompt_tokens_details.cached_tokens
-        if (text := _output_of(chunk)) is not None:
-            reply.chunk_times_s.append(now_s)
-            reply.texts.append(text)
+
+def _take(chunk: _Chunk, now_s: float, record: RequestRecord) -> None:
+    if chunk.error is not None:
+        record.error = str(chunk.error)
+    if (usage := chunk.usage) is not None:
+        record.prompt_tokens, record.output_tokens = usage.prompt_tokens, usage.completion_tokens or 0
+    if _carries_output(chunk):
+        record.chunk_times_s.append(now_s)
 
 
 class GrpcBackend:
@@ -199,22 +176,20 @@ class GrpcBackend:
         self._model = model
         self._timeout_s = timeout_s
 
-    async def generate(self, prompt: str, output_tokens: int, timeline: Timeline, reply: Reply) -> None:
-        """Take the whole answer into ``reply``."""
+    async def generate(self, prompt: str, output_tokens: int, now_s: Clock, record: RequestRecord) -> None:
+        """Take the whole answer."""
         sampling = SamplingOptions(max_tokens=output_tokens, temperature=0.0, ignore_eos=True)
         responses = self._client.generate(prompt, sampling, model=self._model, timeout_s=self._timeout_s)
         try:
             async with contextlib.aclosing(responses):
                 async for response in responses:
                     if any(choice.token_ids for choice in response.choices):
-                        reply.chunk_times_s.append(timeline.now_s())
-                    reply.texts += [choice.text for choice in response.choices]
+                        record.chunk_times_s.append(now_s())
                     if response.HasField("usage"):
                         usage = response.usage
-                        reply.prompt_tokens, reply.output_tokens = usage.prompt_tokens, usage.completion_tokens
-                        reply.cached_tokens = usage.cached_tokens
+                        record.prompt_tokens, record.output_tokens = usage.prompt_tokens, usage.completion_tokens
         except BatonError as error:
-            reply.error = f"{error.reason}: {error}"
+            record.error = f"{error.reason}: {error}"
 
 
 def client_session() -> aiohttp.ClientSession:
@@ -234,35 +209,23 @@ def arrival_times_s(*, requests: int, rate_per_s: float, burstiness: float, seed
     gaps = [source.gammavariate(burstiness, 1.0 / (rate_per_s * burstiness)) for _ in range(requests - 1)]
     total_s = sum(gaps)
     scale = (requests - 1) / rate_per_s / total_s if total_s > 0.0 else 0.0
-    times, now_s = [0.0], 0.0
-    for gap in gaps:
-        now_s += gap * scale
-        times.append(now_s)
-    return times
+    return list(itertools.accumulate((gap * scale for gap in gaps), initial=0.0))
 
 
 async def run_load(backend: Backend, prompts: Sequence[str], spec: LoadSpec) -> LoadRun:
     """Send every prompt once, as `spec` says; records come in order of sending."""
     assert prompts, "a run needs prompts"
-    timeline = Timeline()
+    began_s = time.perf_counter()
     records: list[RequestRecord] = []
 
+    def now_s() -> float:
+        return time.perf_counter() - began_s
+
     async def send(prompt: str, due_s: float) -> None:
-        sent_s, reply = timeline.now_s(), Reply()
-        await backend.generate(prompt, spec.output_tokens, timeline, reply)
-        records.append(
-            RequestRecord(
-                prompt_tokens=reply.prompt_tokens,
-                output_tokens=reply.output_tokens,
-                cached_tokens=reply.cached_tokens,
-                due_s=due_s,
-                sent_s=sent_s,
-                end_s=timeline.now_s(),
-                chunk_times_s=tuple(reply.chunk_times_s),
-                error=reply.error,
-                text="".join(reply.texts),
-            )
-        )
+        record = RequestRecord(due_s=due_s, sent_s=now_s())
+        records.append(record)
+        await backend.generate(prompt, spec.output_tokens, now_s, record)
+        record.end_s = now_s()
 
     async with asyncio.TaskGroup() as group:
         if spec.rate_per_s is None:
@@ -271,7 +234,7 @@ async def run_load(backend: Backend, prompts: Sequence[str], spec: LoadSpec) -> 
 
             async def one_user() -> None:
                 for prompt in waiting:
-                    await send(prompt, timeline.now_s())
+                    await send(prompt, now_s())
 
             for _ in range(min(spec.concurrency, len(prompts))):
                 group.create_task(one_user())
@@ -280,6 +243,6 @@ async def run_load(backend: Backend, prompts: Sequence[str], spec: LoadSpec) -> 
                 requests=len(prompts), rate_per_s=spec.rate_per_s, burstiness=spec.burstiness, seed=spec.seed
             )
             for prompt, due_s in zip(prompts, due_times_s, strict=True):
-                await asyncio.sleep(max(0.0, due_s - timeline.now_s()))
+                await asyncio.sleep(max(0.0, due_s - now_s()))
                 group.create_task(send(prompt, due_s))
-    return LoadRun(duration_s=timeline.now_s(), records=tuple(sorted(records, key=lambda record: record.sent_s)))
+    return LoadRun(duration_s=now_s(), records=tuple(records))

@@ -1,16 +1,8 @@
-"""Statistics of served requests: latencies and goodput. Pure: no clock, no I/O, no randomness.
-
-Names and definitions follow `vllm bench serve` (docs/benchmarks.md), so that its readers and plots understand our
-files:
-
-- TTFT: the first chunk that carries output minus the send.
-- E2E: the end minus the send.
-- TPOT: (E2E - TTFT) / (output tokens - 1) of one request, 0 for a single token.
-- ITL: each gap between two chunks, pooled over requests.
-"""
+"""Statistics of served requests, by the names and definitions of `vllm bench serve` (docs/benchmarks.md). Pure."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -19,21 +11,19 @@ from typing import Any
 import msgspec
 
 
-class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One request as its client saw it. Times are seconds since the run began."""
+class RequestRecord(msgspec.Struct, kw_only=True):
+    """One request as its client sees it, filled in as its answer comes. Times are seconds since the run began."""
 
-    prompt_tokens: int
-    output_tokens: int
     # When the arrival process said it should be sent, when it was, and when its stream ended.
     due_s: float
     sent_s: float
-    end_s: float
+    end_s: float = 0.0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
     # When each chunk that carries output arrived; the first is the first token.
-    chunk_times_s: tuple[float, ...] = ()
-    cached_tokens: int | None = None
+    chunk_times_s: list[float] = msgspec.field(default_factory=list)
     # Empty: it succeeded.
     error: str = ""
-    text: str = ""
 
     @property
     def succeeded(self) -> bool:
@@ -56,11 +46,9 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
         return (self.e2el_s - self.ttft_s) / (self.output_tokens - 1) if self.output_tokens > 1 else 0.0
 
     @property
-    def itls_s(self) -> tuple[float, ...]:
+    def itls_s(self) -> list[float]:
         """Gaps between chunks."""
-        return tuple(
-            later - earlier for earlier, later in zip(self.chunk_times_s, self.chunk_times_s[1:], strict=False)
-        )
+        return [later - earlier for earlier, later in itertools.pairwise(self.chunk_times_s)]
 
 
 class Slo(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,12 +98,7 @@ def _series(name: str, values_s: Sequence[float]) -> dict[str, float]:
     return fields
 
 
-def summarise(
-    records: Sequence[RequestRecord],
-    *,
-    duration_s: float,
-    slo: Slo | None = None,
-) -> dict[str, Any]:
+def summarise(records: Sequence[RequestRecord], *, duration_s: float, slo: Slo | None = None) -> dict[str, Any]:
     """One run under `vllm bench serve`'s names. Failures count in `failed` and attainment, not in latencies."""
     assert duration_s > 0.0, duration_s
     good = [record for record in records if record.succeeded]

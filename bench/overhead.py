@@ -1,9 +1,7 @@
-"""What serving adds to its engines: side-by-side runs in interleaved rounds. Starts and stops systems; judges nothing.
+"""What serving adds to its engines: side-by-side runs in interleaved rounds, as docs/benchmarks.md says.
 
-One visit to one system in one round is: warm-up; prompts one at a time (time to first token); many at once (CPU
-seconds of all that is not an engine, per 1,000 output tokens). Every system gets the same prompts in the same round,
-and no two rounds share a prompt. Where all systems' engines fit side by side they stay up; else each visit starts and
-stops its system. The order turns by one from round to round, so that a drift of the machine meets all of them.
+Starts and stops systems; judges nothing. The order turns by one from round to round, so that a drift of the machine
+meets all systems.
 """
 
 from __future__ import annotations
@@ -129,7 +127,9 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-async def run_rounds(spec: OverheadSpec, shape: EngineShape, options: PeerOptions, count: Count) -> list[Visit]:
+async def run_rounds(
+    spec: OverheadSpec, shape: EngineShape, options: PeerOptions, logs_dir: Path, count: Count
+) -> list[Visit]:
     """Every visit, in the order they were made."""
     visits: list[Visit] = []
     kept: dict[SystemName, System] = {}
@@ -139,8 +139,8 @@ async def run_rounds(spec: OverheadSpec, shape: EngineShape, options: PeerOption
                 system = kept.get(name)
                 if system is None:
                     _say(f"round {round_index + 1}/{spec.rounds}: starting {name}")
-                    folder = options.logs_dir if side_by_side(spec) else options.logs_dir / f"round_{round_index}"
-                    system = await start_system(name, shape, msgspec.structs.replace(options, logs_dir=folder))
+                    folder = logs_dir if side_by_side(spec) else logs_dir / f"round_{round_index}"
+                    system = await start_system(name, shape, options, folder)
                     kept[name] = system
                 made = await visit(
                     system, model=shape.served_model_name, spec=spec, count=count, round_index=round_index

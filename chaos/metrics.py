@@ -6,7 +6,7 @@ Counters begin anew with each incarnation, and so does the budget that they are 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import aiohttp
 import msgspec
@@ -27,7 +27,8 @@ _LEFT = {
     "front_proxy": ("baton_front_proxy_requests_in_flight", "baton_front_proxy_handoffs_held"),
 }
 
-Broken = dict[Invariant, list[str]]
+Broken = tuple[Invariant, str]
+"""What does not hold, and what says so."""
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,36 +69,29 @@ def read(process_id: str, role: str, text: str, now_s: float) -> Sample:
     return Sample(process_id=process_id, role=role, up_s=up_s, sums=sums, waiting=waiting)
 
 
-def beyond_bounds(samples: Sequence[Sample], config: BatonConfig, limits: FrontProxyLimits = _LIMITS) -> Broken:
+def beyond_bounds(
+    samples: Sequence[Sample], config: BatonConfig, limits: FrontProxyLimits = _LIMITS
+) -> Iterator[Broken]:
     """What no process may ever say under this configuration."""
-    broken: Broken = {}
     for sample in samples:
-        for name, count in sample.waiting.items():
+        name, sums = sample.process_id, sample.sums
+        for priority_class, count in sample.waiting.items():
             if count > _WAITING_MAX:
-                _note(broken, Invariant.QUEUES, f"{count:g} requests of class {name} wait in {sample.process_id}")
-        running = sample.sums.get("baton_front_proxy_requests_in_flight", 0.0)
+                yield Invariant.QUEUES, f"{count:g} requests of class {priority_class} wait in {name}"
+        running = sums.get("baton_front_proxy_requests_in_flight", 0.0)
         if running > config.front_proxy.requests_in_flight_max:
-            _note(broken, Invariant.QUEUES, f"{running:g} requests run in {sample.process_id}")
-        retries = sample.sums.get("baton_front_proxy_retries_total", 0.0)
-        requests = sample.sums.get("baton_front_proxy_requests_total", 0.0) + running
+            yield Invariant.QUEUES, f"{running:g} requests run in {name}"
+        retries = sums.get("baton_front_proxy_retries_total", 0.0)
+        requests = sums.get("baton_front_proxy_requests_total", 0.0) + running
         allowed = limits.retry_budget_burst + limits.retry_budget_ratio * requests
         allowed += limits.retry_budget_per_s * sample.up_s
         if retries > allowed:
-            _note(
-                broken, Invariant.RETRIES, f"{sample.process_id} retried {retries:g} times, {allowed:.0f} are allowed"
-            )
-    return broken
+            yield Invariant.RETRIES, f"{name} retried {retries:g} times, {allowed:.0f} are allowed"
 
 
-def left(samples: Sequence[Sample]) -> Broken:
+def left(samples: Sequence[Sample]) -> Iterator[Broken]:
     """What must be 0 when no request runs."""
-    broken: Broken = {}
     for sample in samples:
         for name in _LEFT.get(sample.role, ()):
             if sample.sums.get(name, 0.0):
-                _note(broken, Invariant.RETURNED, f"{sample.process_id} says {name} {sample.sums[name]:g}")
-    return broken
-
-
-def _note(broken: Broken, invariant: Invariant, what: str) -> None:
-    broken.setdefault(invariant, []).append(what)
+                yield Invariant.RETURNED, f"{sample.process_id} says {name} {sample.sums[name]:g}"

@@ -1,40 +1,48 @@
-"""`baton chaos`: a real cluster under traffic, and faults that hit one process after the other. Judges what is seen.
-
-The same promises that the simulation checks over thousands of seeds are checked here on real processes: every request
-ends once, its tokens are those of the undisturbed run, and when the traffic is over nothing is held.
-"""
+"""`baton chaos`: a real cluster under traffic, and faults that hit one process after the other. Judges what is seen."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import functools
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 import aiohttp
 import msgspec
 
-from chaos import metrics
+from chaos import faults, metrics
 from chaos.clients import Clients
 from chaos.cluster import LOOK_INTERVAL_S, ChaosCluster, ChaosError
-from chaos.faults import Faults
-from chaos.network import Network
+from chaos.network import routes_to
+from chaos.relay import Relays
 from chaos.report import ChaosReport, FaultRecord
 from chaos.requests import REQUEST_KINDS, RequestKind, Sizes, make_asks
 from chaos.schedule import (
-    AFTER_REQUESTS_MAX,
+    ENDING_KINDS,
     NETWORK_KINDS,
     USERS,
     Fault,
     FaultKind,
     Lengths,
     may_repeat,
-    replaces,
     schedule,
 )
 from chaos.traffic import Counts, Traffic
 from launcher.config import BatonConfig
 from launcher.local.process_plan import ProcessSpec
-from simulation.faults.fault_kinds import Target
+from launcher.local.status import StatusLine
+from simulation.faults.invariants import Invariant
+
+PROMPTS = 36
+SIZES = Sizes(prompt_tokens_max=400, output_tokens_max=64, vocabulary=range(10, 500))
+REQUEST_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 600.0
+SETTLE_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 60.0
+
+Hit = Callable[[Fault, StatusLine], Awaitable[int]]
+"""Performs a fault; how many connections it disturbed."""
 
 
 class ChaosOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,16 +57,9 @@ class ChaosOptions(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int = 1
     users: int = USERS
     request_kinds: tuple[RequestKind, ...] = REQUEST_KINDS
-    prompts: int = 36
-    sizes: Sizes = Sizes(prompt_tokens_max=400, output_tokens_max=64, vocabulary=range(10, 500))
     lengths: Lengths = Lengths()
     config: BatonConfig = BatonConfig()
-    after_requests_max: int = AFTER_REQUESTS_MAX
-    request_timeout_s: float = 120.0
-    start_timeout_s: float = 600.0
     recover_timeout_s: float = 240.0
-    settle_timeout_s: float = 10.0
-    stop_timeout_s: float = 60.0
 
 
 def run(options: ChaosOptions, tell: Callable[[str], None]) -> ChaosReport:
@@ -75,32 +76,31 @@ class _Chaos:
         # What a report holds however early the run ends.
         self._counts = Counts()
         self._records: list[FaultRecord] = []
-        self._broken: metrics.Broken = {}
+        self._broken: defaultdict[Invariant, list[str]] = defaultdict(list)
 
     async def run(self) -> ChaosReport:
         options = self._options
         try:
-            network = Network(options.specs) if NETWORK_KINDS.intersection(options.kinds) else None
+            routes, settings = routes_to(options.specs) if NETWORK_KINDS.intersection(options.kinds) else ([], [])
         except OSError as error:
             return self._failed(error)
-        relayed = network.settings if network is not None else ()
-        arguments = [*options.up_arguments, *(word for each in relayed for word in ("--set", each))]
+        relays = Relays(routes)
+        arguments = [*options.up_arguments, *(word for each in settings for word in ("--set", each))]
         cluster = ChaosCluster(options.state_dir, arguments, self._tell)
         report: ChaosReport | None = None
         try:
-            if network is not None:
-                await network.start()
-            await cluster.start()
-            model = await cluster.ready(options.start_timeout_s)
-            faults = Faults(cluster, network, options.lengths, restart_timeout_s=options.recover_timeout_s)
-            report = await self._measure(cluster, faults, model)
+            await relays.start()
+            model = await cluster.start(START_TIMEOUT_S)
+            breaks = functools.partial(
+                faults.hit, cluster, relays, options.lengths, restart_timeout_s=options.recover_timeout_s
+            )
+            report = await self._measure(cluster, breaks, model)
         except Exception as error:  # noqa: BLE001 - any error is the verdict, and is reported nowhere else
             report = self._failed(error)
             report = msgspec.structs.replace(report, not_back=await cluster.not_back())
         finally:
-            exit_code = await cluster.stop(options.stop_timeout_s)
-            if network is not None:
-                await network.close()
+            exit_code = await cluster.stop(STOP_TIMEOUT_S)
+            await relays.close()
         return msgspec.structs.replace(report, exit_code=exit_code, passed=report.passed and exit_code == 0)
 
     def _failed(self, error: Exception) -> ChaosReport:
@@ -108,18 +108,15 @@ class _Chaos:
         said = words if isinstance(error, ChaosError) else f"{type(error).__name__}: {words}"
         return ChaosReport(seed=self._options.seed, passed=False, error=said, counts=self._counts, faults=self._records)
 
-    async def _measure(self, cluster: ChaosCluster, faults: Faults, model: str) -> ChaosReport:
+    async def _measure(self, cluster: ChaosCluster, hit: Hit, model: str) -> ChaosReport:
         options = self._options
-        lines = await cluster.status()
-        targets = [Target(line.id, line.role) for line in lines if line.role in options.roles]  # type: ignore[arg-type]
-        planned = schedule(
-            options.seed, targets, options.kinds, rounds=options.rounds, after_requests_max=options.after_requests_max
-        )
-        asks = make_asks(options.seed, options.request_kinds, count=options.prompts, sizes=options.sizes)
+        targets = [line.id for line in await cluster.status() if line.role in options.roles]
+        planned = schedule(options.seed, targets, options.kinds, rounds=options.rounds)
+        asks = make_asks(options.seed, options.request_kinds, count=PROMPTS, sizes=SIZES)
         # A connection a front proxy closed while it was idle must not look like a lost request.
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(connector=connector) as session:
-            clients = Clients(session, model=model, timeout_s=options.request_timeout_s)
+            clients = Clients(session, model=model, timeout_s=REQUEST_TIMEOUT_S)
             traffic = Traffic(clients, doors=cluster.doors(), asks=asks, may_repeat=lambda url: url == self._url_down)
             self._counts = traffic.counts
             self._tell(f"learning {len(asks)} answers of the undisturbed cluster, twice")
@@ -129,7 +126,7 @@ class _Chaos:
             sending = asyncio.create_task(traffic.run(options.users))
             try:
                 for fault in planned:
-                    await self._break(cluster, faults, fault, traffic)
+                    await self._break(cluster, hit, fault, traffic)
                 await self._more_ended(traffic, options.users)
                 traffic.stop()
                 await sending
@@ -150,23 +147,25 @@ class _Chaos:
 
     async def _look_at_metrics(self, cluster: ChaosCluster) -> None:
         """Whether any process says now what it may never say."""
-        samples = await metrics.look(cluster.record())
-        for invariant, whats in metrics.beyond_bounds(samples, self._options.config).items():
-            self._broken.setdefault(invariant, []).extend(whats)
+        self._note(metrics.beyond_bounds(await metrics.look(cluster.record()), self._options.config))
+
+    def _note(self, broken: Iterable[metrics.Broken]) -> None:
+        for invariant, what in broken:
+            self._broken[invariant].append(what)
 
     async def _settled(self, cluster: ChaosCluster) -> tuple[int, int]:
         """Leases and blocks still held when the bound after the traffic is over; what else is left is noted."""
         loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + self._options.settle_timeout_s
+        deadline_s = loop.time() + SETTLE_TIMEOUT_S
         while True:
-            lines, left = await cluster.status(), metrics.left(await metrics.look(cluster.record()))
+            lines, left = await cluster.status(), list(metrics.left(await metrics.look(cluster.record())))
             leases, blocks = sum(line.leases_held for line in lines), sum(line.kv_blocks_used for line in lines)
             if not (leases or blocks or left) or loop.time() > deadline_s:
-                self._broken.update(left)
+                self._note(left)
                 return leases, blocks
             await asyncio.sleep(LOOK_INTERVAL_S)
 
-    async def _break(self, cluster: ChaosCluster, faults: Faults, fault: Fault, traffic: Traffic) -> None:
+    async def _break(self, cluster: ChaosCluster, hit: Hit, fault: Fault, traffic: Traffic) -> None:
         loop = asyncio.get_running_loop()
         await self._more_ended(traffic, fault.after_requests)
         before = msgspec.structs.replace(traffic.counts)
@@ -176,10 +175,10 @@ class _Chaos:
         began_s = loop.time()
         disturbed, recovered_after_s = 0, None
         try:
-            disturbed = await faults.hit(fault, line)
+            disturbed = await hit(fault, line)
             await cluster.whole_again(
                 fault.process_id,
-                instead_of_pid=line.pid if replaces(fault.kind) else None,
+                instead_of_pid=line.pid if fault.kind in ENDING_KINDS else None,
                 timeout_s=self._options.recover_timeout_s,
             )
             recovered_after_s = round(loop.time() - began_s, 2)
@@ -198,15 +197,14 @@ class _Chaos:
             )
             self._records.append(record)
         self._url_down = ""
-        hit = f", {disturbed} connections hit" if fault.kind in NETWORK_KINDS else ""
+        told = f", {disturbed} connections hit" if fault.kind in NETWORK_KINDS else ""
         self._tell(
-            f"{fault.process_id} whole again after {recovered_after_s} s{hit}: {record.requests} requests ended, "
+            f"{fault.process_id} whole again after {recovered_after_s} s{told}: {record.requests} requests ended, "
             f"{record.failed} failed, {record.repeated} repeated by their client"
         )
 
     async def _more_ended(self, traffic: Traffic, requests: int) -> None:
-        timeout_s = self._options.request_timeout_s
         try:
-            await traffic.more_ended(requests, timeout_s)
+            await traffic.more_ended(requests, REQUEST_TIMEOUT_S)
         except TimeoutError:
-            raise ChaosError(f"not within {timeout_s:g} s: {requests} more requests have ended") from None
+            raise ChaosError(f"not within {REQUEST_TIMEOUT_S:g} s: {requests} more requests have ended") from None

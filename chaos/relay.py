@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import msgspec
 import psutil
 
+HOST = "127.0.0.1"
 _CHUNK_BYTES = 65_536
 # Chunks under way in one direction; the sender waits for the rest, as on a wire.
 _CHUNKS_MAX = 256
@@ -33,11 +34,16 @@ class Disturbance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Route(msgspec.Struct, frozen=True):
-    """``listener`` stands for the process ``process_id``, which listens on ``port`` of the same host."""
+    """``listener`` stands for a process. ``kept`` is bound to its own port, so that it can always listen there."""
 
     process_id: str
     listener: socket.socket
-    port: int
+    kept: socket.socket
+
+
+def port_of(bound: socket.socket) -> int:
+    """The port that a socket is bound to."""
+    return int(bound.getsockname()[1])
 
 
 class _Connection:
@@ -102,8 +108,7 @@ class _Connection:
 class Relays:
     """All relays of a cluster. ``start`` once, ``close`` once; one disturbance at a time."""
 
-    def __init__(self, host: str, routes: Sequence[Route]) -> None:
-        self._host = host
+    def __init__(self, routes: Sequence[Route]) -> None:
         self._routes = routes
         self._servers: list[asyncio.Server] = []
         self._open: set[_Connection] = set()
@@ -129,9 +134,12 @@ class Relays:
             self._servers.append(await asyncio.start_server(accepted, sock=route.listener))
 
     async def close(self) -> None:
-        """End everything."""
+        """End everything and let the ports go."""
         for server in self._servers:
             server.close()
+        for route in self._routes:
+            route.listener.close()
+            route.kept.close()
         for connection in tuple(self._open):
             connection.reset()
         for task in tuple(self._tasks):
@@ -171,7 +179,7 @@ class Relays:
             if connection.was_cut:
                 return
             await connection.passing.wait()
-            far_reader, far_writer = await asyncio.open_connection(self._host, route.port)
+            far_reader, far_writer = await asyncio.open_connection(HOST, port_of(route.kept))
             connection.writers.append(far_writer)
             async with asyncio.TaskGroup() as group:
                 group.create_task(connection.carry(reader, far_writer))

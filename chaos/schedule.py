@@ -8,21 +8,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from random import Random
-from typing import Literal, assert_never, get_args
+from typing import Literal, get_args
 
 import msgspec
-
-from runtime.roles import Role
-from simulation.faults.fault_kinds import Target
 
 FaultKind = Literal["kill", "freeze", "terminate", "restart", "cut", "delay", "blackhole"]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 # What happens to a process's connections and not to the process itself.
 NETWORK_KINDS: frozenset[FaultKind] = frozenset({"cut", "delay", "blackhole"})
-
-
-# Defaults: the largest number of requests that end between two faults, and the number of clients.
+# What ends the process, so that a new one must replace it.
+ENDING_KINDS: frozenset[FaultKind] = frozenset({"kill", "terminate", "restart"})
+# So many requests end between two faults at most.
 AFTER_REQUESTS_MAX = 8
+# Clients, unless it is said otherwise.
 USERS = 6
 
 
@@ -31,7 +29,6 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: FaultKind
     process_id: str
-    role: Role
     after_requests: int
 
 
@@ -56,44 +53,23 @@ def may_repeat(fault: Fault | None, front_proxy_id: str) -> bool:
 
     Clients notice it even if there is another front proxy, which cannot answer on the broken connection.
     """
-    return fault is not None and fault.process_id == front_proxy_id and replaces(fault.kind)
+    return fault is not None and fault.process_id == front_proxy_id and fault.kind in ENDING_KINDS
 
 
-def replaces(kind: FaultKind) -> bool:
-    """Whether the fault ends the process, so that a new one must replace it."""
-    match kind:
-        case "kill" | "terminate" | "restart":
-            return True
-        case "freeze" | "cut" | "delay" | "blackhole":
-            return False
-        case _:
-            assert_never(kind)
-
-
-def schedule(
-    seed: int, targets: Sequence[Target], kinds: Sequence[FaultKind], *, rounds: int, after_requests_max: int
-) -> list[Fault]:
-    """Every kind hits every target once a round, in an order drawn from ``seed``.
+def schedule(seed: int, process_ids: Sequence[str], kinds: Sequence[FaultKind], *, rounds: int) -> list[Fault]:
+    """Every kind hits every process once a round, in an order drawn from ``seed``.
 
     One fault at a time: the next comes when the cluster is whole again, at a moment drawn from ``seed`` as well.
-    In which order kinds and targets are named does not matter.
+    In which order kinds and processes are named does not matter.
     """
-    assert rounds >= 1
-    assert after_requests_max >= 1
     chooser = Random(seed)
     kinds = [kind for kind in FAULT_KINDS if kind in kinds]
-    targets = sorted(targets, key=lambda target: target.process_id)
     faults: list[Fault] = []
     for _ in range(rounds):
-        pairs = [(kind, target) for kind in kinds for target in targets]
+        pairs = [(kind, process_id) for kind in kinds for process_id in sorted(process_ids)]
         chooser.shuffle(pairs)
         faults += [
-            Fault(
-                kind=kind,
-                process_id=target.process_id,
-                role=target.role,
-                after_requests=chooser.randint(1, after_requests_max),
-            )
-            for kind, target in pairs
+            Fault(kind=kind, process_id=process_id, after_requests=chooser.randint(1, AFTER_REQUESTS_MAX))
+            for kind, process_id in pairs
         ]
     return faults

@@ -1,8 +1,7 @@
 """Steady traffic with known answers. Counts what clients see; breaks nothing itself.
 
-A stream that ends without its end, an HTTP status of 400 and more, an error inside a stream and an answer that differs
-from the undisturbed run are failures. A connection that ends because its front proxy died is not the cluster's to
-mend: the client repeats the request elsewhere, as HTTP clients do, and that is counted by itself.
+A connection that ends because its front proxy died is not the cluster's to mend: the client repeats the request
+elsewhere, as HTTP clients do, and that is counted by itself. All else that is not the known answer is a failure.
 """
 
 from __future__ import annotations

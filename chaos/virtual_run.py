@@ -1,7 +1,7 @@
 """`baton chaos` in virtual time: the schedule that it draws for a seed, performed on the production machines.
 
-One fault at a time, for as long as on a real cluster and with production's own settings; the next one comes when the
-cluster is whole again. What clients see is judged as there, by the same names (``invariants.py``).
+One fault at a time, for as long as on a real cluster and with production's own settings; what clients see is judged as
+there, by the same names (``invariants.py``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import assert_never
 
 import msgspec
 
-from chaos.schedule import AFTER_REQUESTS_MAX, USERS, Fault, FaultKind, Lengths, may_repeat, replaces, schedule
+from chaos.schedule import ENDING_KINDS, USERS, Fault, FaultKind, Lengths, may_repeat, schedule
 from chaos.virtual_users import Counts, Users
 from runtime.timing.backoff import backoff_s
 from simulation.faults import checkers
@@ -67,8 +67,8 @@ class ChaosVerdict(msgspec.Struct, frozen=True, kw_only=True):
 
 def planned(seed: int, options: ChaosOptions) -> list[Fault]:
     """The schedule, which `baton chaos` draws for the same seed and the same processes."""
-    targets = [target for target in options.topology.targets() if target.role in options.roles]
-    return schedule(seed, targets, options.kinds, rounds=options.rounds, after_requests_max=AFTER_REQUESTS_MAX)
+    targets = [name for name, role in options.topology.roles().items() if role in options.roles]
+    return schedule(seed, targets, options.kinds, rounds=options.rounds)
 
 
 @quiet()
@@ -124,8 +124,7 @@ class _Chaos:
             self.world.run(self.world.now_s + 1.0)
         self.world.run(self.world.now_s + SETTLE_S)
         # The end of each was checked when it came; failures that clients saw are counted already.
-        for client in list(self.cluster.clients):
-            self.cluster.forget(client)
+        self.cluster.clients.clear()
         checkers.check_the_end(self.cluster)
 
     def _check(self) -> None:
@@ -156,7 +155,7 @@ class _Chaos:
     def _look(self, fault: Fault, incarnation: int, looks: int, deadline_s: float) -> None:
         """Until the cluster is whole: every process serves and knows who leads."""
         process = self._process(fault.process_id)
-        replaced = not replaces(fault.kind) or process.incarnation != incarnation
+        replaced = fault.kind not in ENDING_KINDS or process.incarnation != incarnation
         well = all(each.well for each in self.cluster.processes)
         looks = looks + 1 if replaced and well and self.cluster.known_to_leader() else 0
         if looks >= LOOKS_WHOLE:
@@ -202,7 +201,7 @@ class _Chaos:
         return backoff_s(deaths, min_s=BACKOFF_S[0], max_s=BACKOFF_S[1])
 
     def _start_later(self, process: Member, pause_s: float = BACKOFF_S[0]) -> None:
-        role = next(target.role for target in self._options.topology.targets() if target.process_id == process.name)
+        role = self._options.topology.roles()[process.name]
         self.world.after(pause_s + START_S[role], self.cluster.restart, process)
 
     def _drain(self, process: Member, *, at_once: bool) -> None:

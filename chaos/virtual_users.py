@@ -1,7 +1,6 @@
 """Steady traffic in virtual time: clients that each send the next request when the last one has ended.
 
-As HTTP clients do, they ask again elsewhere where their connection breaks since its front proxy ends, and wait for one
-whose successor has not begun to accept. What they would complain about is counted.
+They repeat what a front proxy's end broke, as HTTP clients do. What they would complain about is counted.
 """
 
 from __future__ import annotations

@@ -113,8 +113,6 @@ class FrontProxyLimits(msgspec.Struct, frozen=True, kw_only=True):
     name_characters_max: int = 1024
     """Longest request_id, session_id and cache_salt of a request, over gRPC its tenant too: they are kept, logged and
     sent on with every message. Of a request_id over HTTP what is put before it (``chatcmpl-``) counts."""
-    phases_header: str = "x-baton-explain"
-    """Request header: when set to 1, the response carries the phases of its time to first token."""
     retry_after_s: float = 1.0
     """Advice in Retry-After when this process itself is full."""
 

@@ -140,6 +140,7 @@ def test_no_committed_file_names_a_package_index() -> None:
     [
         ("import launcher.run_process, launcher.local.status, launcher.up, scheduler.run", LIGHT_FORBIDS),
         ("import cli.app; cli.app.main(['--help'])", (*LIGHT_FORBIDS, "grpc")),
+        ("import front_proxy.grpc_api.client", LIGHT_FORBIDS),
     ],
 )
 def test_the_launcher_the_scheduler_and_help_import_no_heavy_library(program: str, forbidden: tuple[str, ...]) -> None:

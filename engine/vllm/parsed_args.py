@@ -45,10 +45,11 @@ MAY_DIFFER = frozenset(
 """Arguments that say where, how fast or how loudly an engine runs, and not which tokens it gives."""
 
 
-class _Parser(FlexibleArgumentParser):
+class RaisingParser(FlexibleArgumentParser):
     """vLLM's parser, raising where it would end the process."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise ValueError."""
         raise ValueError(message)
 
 
@@ -64,7 +65,7 @@ def parsed(args: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"engine.args.{name}: vLLM has no such engine argument{near}")
     if not any(isinstance(value, dict | str) for value in args.values()):
         return dict(args)
-    parser = AsyncEngineArgs.add_cli_args(_Parser(add_help=False))
+    parser = AsyncEngineArgs.add_cli_args(RaisingParser(add_help=False))
     return {name: _parsed(parser, name, value) for name, value in args.items()}
 
 
@@ -88,7 +89,7 @@ def _digest(value: Any) -> str:
     return layout.fingerprint({"value": text})[:_DIGEST_CHARACTERS]
 
 
-def _parsed(parser: _Parser, name: str, value: Any) -> Any:
+def _parsed(parser: RaisingParser, name: str, value: Any) -> Any:
     flag = f"--{name.replace('_', '-')}"
     if not isinstance(value, dict | str) or flag not in parser._option_string_actions:
         # EngineArgs itself makes the classes of what has no flag.

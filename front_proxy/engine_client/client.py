@@ -20,7 +20,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor
 
-from front_proxy.config import LIMITS, FrontProxyLimits
+from front_proxy.config import LIMITS
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.engine_client.client_base import GenerationOnlyClient
 from front_proxy.engine_client.errors import to_vllm
@@ -47,7 +47,6 @@ class RemoteEngineClient(GenerationOnlyClient):
         *,
         block_size_tokens: int,
         classes_allowed: Sequence[PriorityClass] = ALL_CLASSES,
-        limits: FrontProxyLimits = LIMITS,
     ) -> None:
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
@@ -58,7 +57,6 @@ class RemoteEngineClient(GenerationOnlyClient):
         self._dispatcher = dispatcher
         self._sequences = Sequences(dispatcher, self.output_processor, block_size_tokens)
         self._classes_allowed = classes_allowed
-        self._limits = limits
         self._context_tokens_model = self.model_config.max_model_len
 
     # --- what the app asks before it starts a response -------------------------------------------------------------
@@ -154,7 +152,7 @@ class RemoteEngineClient(GenerationOnlyClient):
         if params.prompt_logprob_token_ids is not None:
             raise NotImplementedError("prompt_logprob_token_ids is not supported.")
         request = self.input_processor.process_inputs(request_id, prompt, params, TASKS, **facts)
-        _check_wire(request, self._limits.name_characters_max)
+        _check_wire(request)
         self.input_processor.assign_request_id(request)
         assert request.sampling_params is not None
         drop_forbidden(request.sampling_params)
@@ -182,7 +180,7 @@ class RemoteEngineClient(GenerationOnlyClient):
         self.renderer.shutdown()
 
 
-def _check_wire(request: EngineCoreRequest, name_characters_max: int) -> None:
+def _check_wire(request: EngineCoreRequest) -> None:
     """Refuse values that vLLM takes but our messages cannot carry, or that are too long to repeat."""
     if not -_PRIORITY_LIMIT <= request.priority < _PRIORITY_LIMIT:
         raise VLLMValidationError(
@@ -191,9 +189,9 @@ def _check_wire(request: EngineCoreRequest, name_characters_max: int) -> None:
         )
     for name in ("request_id", "cache_salt", "session_id"):
         value = getattr(request, name) or ""
-        if len(value) > name_characters_max:
+        if len(value) > LIMITS.name_characters_max:
             raise VLLMValidationError(
-                f"{name} must have at most {name_characters_max} characters, got {len(value)}.", parameter=name
+                f"{name} must have at most {LIMITS.name_characters_max} characters, got {len(value)}.", parameter=name
             )
         try:
             value.encode()

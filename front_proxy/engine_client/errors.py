@@ -32,8 +32,6 @@ def from_vllm(error: Exception) -> Failure:
     if isinstance(error.__cause__, FailureError):
         return error.__cause__.failure
     match error:
-        case FailureError():
-            return error.failure
         case NotImplementedError():
             return Failure(kind=FailureKind.UNSUPPORTED, message=str(error) or "Not supported.")
         case VLLMClientError() | ValueError() | TypeError() | OverflowError():

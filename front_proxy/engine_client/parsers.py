@@ -1,10 +1,7 @@
-"""Which of vLLM's parsers may be given several tokens in one delta; all others get one at a time. Parses nothing.
+"""Has vLLM's tool and reasoning parsers read one token at a time. Parses nothing.
 
-A parser keeps state from one delta to the next. Workers send several tokens together, and most parsers make of them
-something else than of the same tokens one by one: arguments that are no JSON, text lost behind the end of the
-reasoning, other counts of reasoning tokens. A parser is in a table because a test feeds it outputs in its own format,
-whole and cut off, in deltas of many sizes, and all give the same: ``tests/front_proxy/engine_client/test_parsers.py``.
-One that is new in vLLM, or comes from a plugin, is in neither table.
+Workers send several tokens together. Most parsers make something else of those than of the same tokens one by one:
+arguments that are no JSON, text lost behind the end of the reasoning, other counts of reasoning tokens.
 """
 
 from __future__ import annotations
@@ -18,30 +15,16 @@ from vllm.tool_parsers import ToolParserManager
 
 from front_proxy.gateway.request_context import REQUEST_CONTEXT
 
-TOOL_PARSERS = frozenset({"deepseek_v4", "k2_horizon", "kimi_k2", "minimax_m3"})
-REASONING_PARSERS = frozenset({"minimax_m2_append_think"})
 
-
-def mark_unproved(tool_parser: str | None, reasoning_parser: str | None) -> None:
-    """Replace each parser that is not proved by one that marks the requests it reads: they get single tokens.
-
-    If both are set, one continues where the other ends. No pair is proved, so both are replaced.
-    """
-    both = bool(tool_parser and reasoning_parser)
+def mark_readers(tool_parser: str | None, reasoning_parser: str | None) -> None:
+    """Replace the parsers of these names by ones that mark each request they read: it gets single tokens."""
     if tool_parser:
         parser = ToolParserManager.get_tool_parser(tool_parser)
-        if both or not _is_proved(tool_parser, parser, TOOL_PARSERS):
-            marking = _marking(parser, needs_tools=not both and _needs_tools(tool_parser, parser))
-            ToolParserManager.register_module(tool_parser, module=marking)
+        marking = _marking(parser, needs_tools=_needs_tools(tool_parser, parser))
+        ToolParserManager.register_module(tool_parser, module=marking)
     if reasoning_parser:
         parser = ReasoningParserManager.get_reasoning_parser(reasoning_parser)
-        if both or not _is_proved(reasoning_parser, parser, REASONING_PARSERS):
-            ReasoningParserManager.register_module(reasoning_parser, module=_marking(parser, needs_tools=False))
-
-
-def _is_proved(name: str, parser: type[Any], proved: frozenset[str]) -> bool:
-    """A plugin may have registered a parser under the name of a proved one."""
-    return name in proved and parser.__module__.startswith("vllm.")
+        ReasoningParserManager.register_module(reasoning_parser, module=_marking(parser, needs_tools=False))
 
 
 def _needs_tools(name: str, parser: type[Any]) -> bool:

@@ -77,8 +77,6 @@ class Encodings(msgspec.Struct, frozen=True, kw_only=True):
 class Rest:
     """The sampling of what is left of an output. Each encoding is made when it is asked for."""
 
-    __slots__ = ("_whole",)
-
     def __init__(self, whole: SamplingParams) -> None:
         self._whole = whole
 

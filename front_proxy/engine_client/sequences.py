@@ -199,8 +199,6 @@ class OneByOne(RequestOutputCollector):
 class _Child:
     """One sequence of a request and what became known of it."""
 
-    __slots__ = ("cached_tokens", "decode_worker", "one_token", "pinned_decode_worker", "request", "started")
-
     def __init__(self, request: EngineCoreRequest) -> None:
         self.request = request
         self.one_token = _one_token(request.sampling_params)

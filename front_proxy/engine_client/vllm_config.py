@@ -16,12 +16,11 @@ from vllm.entrypoints.launchers.launcher import validate_api_server_args
 from vllm.exceptions import VLLMClientError
 from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
-from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from engine.config import EngineConfig
 from engine.preflight import OF_WORKERS, OWN_SETTINGS
 from engine.vllm.args import load_model_class
-from engine.vllm.parsed_args import parsed
+from engine.vllm.parsed_args import RaisingParser, parsed
 from front_proxy.config import ServingConfig
 from front_proxy.engine_client import private
 
@@ -60,13 +59,6 @@ class BadServingOption(ValueError):
     """A serving option that vLLM does not take. The message names it."""
 
 
-class _Parser(FlexibleArgumentParser):
-    """vLLM's parser, raising where it would end the process."""
-
-    def error(self, message: str) -> Any:
-        raise BadServingOption(f"front_proxy.serving: {in_settings(message)}")
-
-
 def in_settings(text: str) -> str:
     """``text``, a message of vLLM's, with each flag of `vllm serve` named as the setting it comes from."""
     return _FLAG.sub(lambda flag: _setting(flag[1].replace("-", "_")), text)
@@ -82,14 +74,14 @@ def serve_args(engine: EngineConfig, serving: ServingConfig) -> Namespace:
     """The arguments of `vllm serve`, validated as it does. Raises BadServingOption."""
     if vain := sorted(OF_LAUNCHER.intersection(name.replace("-", "_") for name in serving.extra_args)):
         raise BadServingOption(f"{_setting(vain[0])}: this is an option of vLLM's own server, which Baton does not run")
-    parser = make_arg_parser(_Parser(allow_abbrev=False))
+    parser = make_arg_parser(RaisingParser(allow_abbrev=False))
     _check_places(engine, serving)
     try:
         of_engine = parsed({name: value for name, value in engine.args.items() if name not in OF_WORKERS})
     except ValueError as error:
         raise BadServingOption(str(error)) from error
     try:
-        args = parser.parse_args([*_engine_argv(engine), *_serving_argv(engine, serving, parser)])
+        args = parser.parse_args(list(_argv(engine, serving, parser)))
         for name, value in of_engine.items():
             setattr(args, name, value)
         if "structured_outputs_config" not in of_engine:
@@ -148,18 +140,14 @@ def render_config(args: Namespace) -> VllmConfig:
     )
 
 
-def _engine_argv(engine: EngineConfig) -> Iterator[str]:
-    yield from ("--model", engine.model, "--dtype", engine.dtype, "--seed", str(engine.seed))
-    if engine.tokenizer:
-        yield from ("--tokenizer", engine.tokenizer)
-    if engine.max_model_len is not None:
-        yield from ("--max-model-len", str(engine.max_model_len))
-    if engine.trust_remote_code:
-        yield "--trust-remote-code"
-
-
-def _serving_argv(engine: EngineConfig, serving: ServingConfig, parser: _Parser) -> Iterator[str]:
+def _argv(engine: EngineConfig, serving: ServingConfig, parser: RaisingParser) -> Iterator[str]:
     options: dict[str, Any] = {
+        "model": engine.model,
+        "dtype": engine.dtype,
+        "seed": engine.seed,
+        "tokenizer": engine.tokenizer or None,
+        "max_model_len": engine.max_model_len,
+        "trust_remote_code": engine.trust_remote_code,
         "served_model_name": engine.served_model_name or engine.model,
         "chat_template": serving.chat_template,
         "tool_call_parser": serving.tool_call_parser,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Literal, Self
@@ -23,9 +21,6 @@ PriorityClass = Literal["interactive", "default", "batch"]
 
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 CONNECT_TIMEOUT_S = 120.0
-_LOOPBACK = re.compile(
-    r"(?:(?:dns|ipv4|ipv6):(?://[^/]*/)?)?(?:localhost|127(?:\.\d+){3}|\[::1\])(?::\d+)?", re.IGNORECASE
-)
 
 
 class BatonError(Exception):
@@ -62,7 +57,7 @@ class BatonClient:
 
     ``api_key``, ``tenant`` and ``priority_class`` go with every call; a request may name its own tenant and class.
     ``connect_timeout_s``: longest wait for a connection; gRPC's own, 20 s, is less than a front proxy may stand still.
-    A proxy that the environment names (``http_proxy``) is used, as by any gRPC client, but never to this machine.
+    A proxy that the environment names (``http_proxy``) is not used; ``channel`` may be one that uses it.
     """
 
     def __init__(
@@ -79,7 +74,7 @@ class BatonClient:
             ("grpc.min_reconnect_backoff_ms", round(connect_timeout_s * 1000)),
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
             ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-            ("grpc.enable_http_proxy", int(_LOOPBACK.fullmatch(address) is None)),
+            ("grpc.enable_http_proxy", 0),
         ]
         self._channel = channel or grpc.aio.insecure_channel(address, options=options)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
@@ -158,24 +153,21 @@ class BatonClient:
         A failed request is a Result with ``error``; only the loss of the stream raises BatonError.
         """
         room = asyncio.Semaphore(in_flight_max)
-        choices = _OpenChoices()
 
         async def outgoing() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
             async for one in _each(requests):
                 await room.acquire()
-                message = inference_pb2.GenerateManyRequest(generate=one)
-                choices.sent(message.generate)
-                yield message
+                yield inference_pb2.GenerateManyRequest(generate=one)
 
         call = self._stub.GenerateMany(outgoing(), metadata=self._metadata)
         try:
             async for batch in call:
                 for response in batch.outputs:
-                    if finished := choices.ended(response):
+                    # Nothing here cancels one request alone, which would end without usage.
+                    if finished := response.HasField("usage"):
                         room.release()
                     yield Result(request_id=response.request_id, response=response, finished=finished)
                 for failed in batch.errors:
-                    choices.failed(failed.request_id)
                     room.release()
                     yield Result(request_id=failed.request_id, error=_request_error(failed), finished=True)
         except grpc.aio.AioRpcError as error:
@@ -226,36 +218,6 @@ async def _each(requests: Iterable[GenerateRequest] | AsyncIterable[GenerateRequ
         return
     for one in requests:
         yield one
-
-
-class _OpenChoices:
-    """How many choices each request of a stream still has: one that was cancelled ends without usage."""
-
-    def __init__(self) -> None:
-        self._left: dict[str, int] = {}
-
-    def sent(self, asked: GenerateRequest) -> None:
-        """Count it, under a name of ours where it has none."""
-        asked.request_id = asked.request_id or f"gen-{uuid.uuid4().hex}"
-        self._left[asked.request_id] = max(1, asked.sampling.n)
-
-    def ended(self, response: GenerateResponse) -> bool:
-        """Whether nothing follows for its request; true once."""
-        name = response.request_id
-        if response.HasField("usage"):
-            self._left.pop(name, None)
-            return True
-        if any(choice.finish_reason for choice in response.choices) and name in self._left:
-            self._left[name] -= sum(bool(choice.finish_reason) for choice in response.choices)
-            # A choice may end by itself before the last; only aborts end a request without its usage.
-            if self._left[name] <= 0 and any(choice.finish_reason == "abort" for choice in response.choices):
-                del self._left[name]
-                return True
-        return False
-
-    def failed(self, request_id: str) -> None:
-        """Its error came."""
-        self._left.pop(request_id, None)
 
 
 def _failed(error: grpc.aio.AioRpcError) -> BatonError:

@@ -17,30 +17,8 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 from front_proxy.engine_client.client import RemoteEngineClient
 from front_proxy.engine_client.errors import from_vllm
 from front_proxy.gateway.request_context import REQUEST_CONTEXT, RequestContext
-from front_proxy.grpc_api.service import NamedModel
 from protos.inference.v1 import inference_pb2
 from runtime.failures import Failure, FailureError, FailureKind
-
-_SCALARS = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "n",
-    "seed",
-    "ignore_eos",
-    "max_tokens",
-    "min_tokens",
-    "logprobs",
-    "prompt_logprobs",
-    "skip_special_tokens",
-    "spaces_between_special_tokens",
-    "include_stop_str_in_output",
-)
-_LISTS = ("stop", "stop_token_ids", "bad_words", "allowed_token_ids")
 
 
 class VllmInference:
@@ -52,11 +30,11 @@ class VllmInference:
         # As the OpenAI side does: what the model's own generation config says holds where the client says nothing.
         self._defaults: dict[str, Any] = client.model_config.get_diff_sampling_param()
 
-    def models(self) -> list[NamedModel]:
+    def models(self) -> list[inference_pb2.Model]:
         """What can be asked for."""
         self._client.refresh_limits()
         limit = self._client.model_config.max_model_len
-        return [NamedModel(name=name, context_tokens_max=limit) for name in self._names]
+        return [inference_pb2.Model(id=name, context_tokens_max=limit) for name in self._names]
 
     async def generate(
         self, request: inference_pb2.GenerateRequest, context: RequestContext
@@ -113,19 +91,19 @@ def sampling_params(request: inference_pb2.GenerateRequest, defaults: dict[str, 
     """vLLM's SamplingParams for the request's options; raises vLLM's own validation errors."""
     options = request.sampling
     values: dict[str, Any] = {"max_tokens": None, **defaults}
-    for name in _SCALARS:
-        if options.HasField(name):
-            value = getattr(options, name)
-            # A float travelled as float32; its shortest decimal is what the client wrote.
-            values[name] = float(f"{value:.7g}") if isinstance(value, float) else value
-    for name in _LISTS:
-        if items := getattr(options, name):
-            values[name] = list(items)
-    if options.logit_bias:
-        # vLLM checks the other floats itself, and clamps these: not a number became -100.
-        if any(map(math.isnan, options.logit_bias.values())):
-            raise ValueError("logit_bias must hold numbers, got NaN.")
-        values["logit_bias"] = {token: float(f"{bias:.7g}") for token, bias in options.logit_bias.items()}
+    structured = options.WhichOneof("structured_output")
+    # What the client set. Our names are vLLM's.
+    for field, value in options.ListFields():
+        if isinstance(value, float):
+            # It travelled as float32; its shortest decimal is what the client wrote.
+            values[field.name] = float(f"{value:.7g}")
+        elif field.name == "logit_bias":
+            # vLLM checks the other floats itself, and clamps these: not a number became -100.
+            if any(map(math.isnan, value.values())):
+                raise ValueError("logit_bias must hold numbers, got NaN.")
+            values[field.name] = {token: float(f"{bias:.7g}") for token, bias in value.items()}
+        elif field.name != structured:
+            values[field.name] = value if isinstance(value, int) else list(value)
     values["structured_outputs"] = _structured(options)
     if request.HasField("return_text") and not request.return_text and not options.stop:
         values["detokenize"] = False
@@ -134,21 +112,16 @@ def sampling_params(request: inference_pb2.GenerateRequest, defaults: dict[str, 
 
 
 def _structured(options: inference_pb2.SamplingOptions) -> StructuredOutputsParams | None:
-    match options.WhichOneof("structured_output"):
+    kind = options.WhichOneof("structured_output")
+    match kind:
         case None:
             return None
-        case "json_schema":
-            return StructuredOutputsParams(json=options.json_schema)
-        case "regex":
-            return StructuredOutputsParams(regex=options.regex)
         case "choice":
             return StructuredOutputsParams(choice=list(options.choice.choices))
-        case "grammar":
-            return StructuredOutputsParams(grammar=options.grammar)
-        case "json_object":
-            return StructuredOutputsParams(json_object=options.json_object)
-        case other:
-            assert_never(other)
+        case "json_schema":
+            return StructuredOutputsParams(json=options.json_schema)
+        case _:
+            return StructuredOutputsParams(**{kind: getattr(options, kind)})
 
 
 def _response(
@@ -187,11 +160,10 @@ def _choice(choice: CompletionOutput, *, with_text: bool) -> inference_pb2.Choic
 def _candidates(row: Mapping[int, Logprob] | None) -> inference_pb2.TokenLogprobs:
     """One position; None is the prompt's first."""
     return inference_pb2.TokenLogprobs(
-        candidates=[_token_logprob(token_id, logprob) for token_id, logprob in (row or {}).items()]
-    )
-
-
-def _token_logprob(token_id: int, logprob: Logprob) -> inference_pb2.TokenLogprob:
-    return inference_pb2.TokenLogprob(
-        token_id=token_id, logprob=logprob.logprob, rank=logprob.rank or 0, text=logprob.decoded_token or ""
+        candidates=[
+            inference_pb2.TokenLogprob(
+                token_id=token_id, logprob=each.logprob, rank=each.rank or 0, text=each.decoded_token or ""
+            )
+            for token_id, each in (row or {}).items()
+        ]
     )

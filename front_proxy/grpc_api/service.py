@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Protocol
 
 import grpc
-import msgspec
 import structlog
 
 from front_proxy.config import LIMITS, FrontProxyLimits
@@ -32,17 +31,10 @@ log = structlog.get_logger(__name__)
 Context = grpc.aio.ServicerContext[object, object]
 
 
-class NamedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A model as clients see it."""
-
-    name: str
-    context_tokens_max: int
-
-
 class Inference(Protocol):
     """What answers the requests."""
 
-    def models(self) -> Sequence[NamedModel]:
+    def models(self) -> Sequence[inference_pb2.Model]:
         """What can be asked for."""
         ...
 
@@ -63,10 +55,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         limits: FrontProxyLimits = LIMITS,
         classes_allowed: Sequence[PriorityClass] = ALL_CLASSES,
     ) -> None:
-        self._inference = inference
-        self._in_flight = in_flight
-        self._limits = limits
-        self._classes_allowed = classes_allowed
+        self.inference = inference
+        self.in_flight = in_flight
+        self.limits = limits
+        self.classes_allowed = classes_allowed
 
     async def Generate(  # noqa: N802 - gRPC's name
         self, request: inference_pb2.GenerateRequest, context: Context
@@ -75,13 +67,13 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         request.request_id = request.request_id or _request_id()
         with GRPC_STREAMS.labels("Generate").track_inprogress():
             try:
-                _check_names(request, self._limits.name_characters_max)
-                call = caller_of_call(context.invocation_metadata() or (), self._classes_allowed)
-                caller = caller_of_request(call, request, self._classes_allowed)
-                place = self._in_flight.enter()
+                _check_names(request, self.limits.name_characters_max)
+                call = caller_of_call(context.invocation_metadata() or (), self.classes_allowed)
+                caller = caller_of_request(call, request, self.classes_allowed)
+                place = self.in_flight.enter()
             except FailureError as error:
                 await abort(context, error.failure)
-            responses = self._inference.generate(request, RequestContext(caller, place, _time_left_s(context)))
+            responses = self.inference.generate(request, RequestContext(caller, place, _time_left_s(context)))
             try:
                 async for response in responses:
                     yield response
@@ -100,10 +92,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     ) -> AsyncIterator[inference_pb2.GenerateManyResponse]:
         """Many requests; what one turn of the event loop brought goes out in one message, or in as few as hold it."""
         try:
-            caller = caller_of_call(context.invocation_metadata() or (), self._classes_allowed)
+            caller = caller_of_call(context.invocation_metadata() or (), self.classes_allowed)
         except FailureError as error:
             await abort(context, error.failure)
-        session = _ManySession(self._inference, caller, self._in_flight, self._limits, self._classes_allowed)
+        session = _ManySession(self, caller)
         reader = asyncio.create_task(session.read(request_iterator), name="generate-many-reader")
         with GRPC_STREAMS.labels("GenerateMany").track_inprogress():
             try:
@@ -121,30 +113,16 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.ListModelsResponse:
         """The served models."""
         del request, context
-        return inference_pb2.ListModelsResponse(
-            models=[
-                inference_pb2.Model(id=model.name, context_tokens_max=model.context_tokens_max)
-                for model in self._inference.models()
-            ]
-        )
+        return inference_pb2.ListModelsResponse(models=self.inference.models())
 
 
 class _ManySession:
     """The state of one GenerateMany stream."""
 
-    def __init__(
-        self,
-        inference: Inference,
-        caller: Caller,
-        in_flight: InFlight,
-        limits: FrontProxyLimits,
-        classes_allowed: Sequence[PriorityClass] = ALL_CLASSES,
-    ) -> None:
-        self._inference = inference
+    def __init__(self, service: InferenceService, caller: Caller) -> None:
+        self._service = service
         self._caller = caller
-        self._classes_allowed = classes_allowed
-        self._in_flight = in_flight
-        self._limits = limits
+        limits = service.limits
         self._running: dict[str, asyncio.Task[None]] = {}
         self._outputs = OutputQueue(
             count_max=limits.output_deltas_max,
@@ -194,13 +172,13 @@ class _ManySession:
         request.request_id = request.request_id or _request_id()
         name = request.request_id
         try:
-            _check_names(request, self._limits.name_characters_max)
-            caller = caller_of_request(self._caller, request, self._classes_allowed)
+            _check_names(request, self._service.limits.name_characters_max)
+            caller = caller_of_request(self._caller, request, self._service.classes_allowed)
             if name in self._running:
                 raise _bad_request(f"Request {name} already runs on this stream.")
-            place = self._in_flight.enter()
+            place = self._service.in_flight.enter()
         except FailureError as error:
-            self._fail(name[: self._limits.name_characters_max], error.failure)
+            self._fail(name[: self._service.limits.name_characters_max], error.failure)
             return
         ended: set[int] = set()
         task = asyncio.create_task(self._run(request, RequestContext(caller, place), ended), name=f"generate {name}")
@@ -210,7 +188,7 @@ class _ManySession:
     async def _run(self, request: inference_pb2.GenerateRequest, context: RequestContext, ended: set[int]) -> None:
         """Answer one request; the choices that finished are added to ``ended``."""
         name = request.request_id
-        responses = self._inference.generate(request, context)
+        responses = self._service.inference.generate(request, context)
         try:
             async for response in responses:
                 ended.update(choice.index for choice in response.choices if choice.finish_reason)
@@ -233,7 +211,7 @@ class _ManySession:
             # n may not be validated yet.
             choices = [
                 inference_pb2.Choice(index=index, finish_reason="abort")
-                for index in range(min(max(1, request.sampling.n), self._in_flight.count_max))
+                for index in range(min(max(1, request.sampling.n), self._service.in_flight.count_max))
                 if index not in ended
             ]
             self._outputs.add(inference_pb2.GenerateResponse(request_id=request.request_id, choices=choices))

@@ -40,7 +40,10 @@ class Answer:
     def __init__(
         self, send: Send, scope: Scope, headers_of: HeadersOf, *, retry_after_s: float, retiring: Callable[[], bool]
     ) -> None:
-        """``retry_after_s``: for a refusal that advises no time of its own. ``retiring``: connections are to close."""
+        """``retry_after_s``: told with a refusal that has no time of its own.
+
+        ``retiring`` is asked when the answer begins. If it says yes, the answer closes its connection.
+        """
         self.context: RequestContext | None = None
         """Of the request, once it is known who asks."""
         self.explain = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, MutableMapping
-from typing import Any, Self
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers
@@ -12,7 +12,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from vllm.entrypoints.serve.middleware.x_request_id import XRequestIdMiddleware
 
-_ID = b"x-request-id"
 # A script of another origin reads only these and a few that are always readable.
 _EXPOSED = b"Retry-After, Server-Timing, X-Request-Id"
 
@@ -20,37 +19,28 @@ _EXPOSED = b"Retry-After, Server-Timing, X-Request-Id"
 class AnswerHeaders:
     """What the options of `vllm serve` ask for. vLLM's own layers stand too far inside to see every answer."""
 
-    def __init__(self, cors: CORSMiddleware | None = None, *, request_ids: bool = False) -> None:
-        """``cors`` knows the rules about origins; ``request_ids``: whether answers say their request id."""
-        self._cors = cors
-        self._request_ids = request_ids
-
-    @classmethod
-    def taken_from(cls, app: FastAPI) -> Self:
+    def __init__(self, app: FastAPI) -> None:
         """Those of ``app``'s own layers, which leave the app: each answer would get them twice."""
         layers = {layer.cls: layer for layer in app.user_middleware}
         cors, ids = layers.pop(CORSMiddleware, None), layers.pop(XRequestIdMiddleware, None)
         app.user_middleware[:] = [layer for layer in app.user_middleware if layer is not cors and layer is not ids]
         app.middleware_stack = None  # built anew at the first request
-        return cls(None if cors is None else CORSMiddleware(app, **cors.kwargs), request_ids=ids is not None)
+        self._cors = None if cors is None else CORSMiddleware(app, **cors.kwargs)
+        self._request_ids = ids is not None
 
     def of(self, asked: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """Those of the answer to a request with the headers ``asked``."""
-        origin, request_id = None, None
-        for name, value in asked:
-            if name == b"origin" and origin is None:
-                origin = value
-            elif name == _ID and request_id is None:
-                request_id = value
+        headers = Headers(raw=list(asked))
         said = []
         if self._request_ids:
-            said.append((_ID, uuid.uuid4().hex.encode() if request_id is None else request_id))
+            said.append((b"x-request-id", headers.get("x-request-id", uuid.uuid4().hex).encode("latin-1")))
         if (rules := self._cors) is None:
             return said
         said.append((b"vary", b"Origin"))
-        if origin is not None and rules.is_allowed_origin(origin.decode("latin-1")):
-            explicit = rules.preflight_explicit_allow_origin
-            said.append((b"access-control-allow-origin", origin if explicit else b"*"))
+        origin = headers.get("origin")
+        if origin is not None and rules.is_allowed_origin(origin):
+            allowed = origin.encode("latin-1") if rules.preflight_explicit_allow_origin else b"*"
+            said.append((b"access-control-allow-origin", allowed))
             said.append((b"access-control-expose-headers", _EXPOSED))
             if rules.allow_credentials:
                 said.append((b"access-control-allow-credentials", b"true"))

@@ -21,6 +21,8 @@ CROWDED = "baton.crowded"
 CROWDED_ROUTES = frozenset({"/health", "/ping", "/metrics"})
 """Answered there too."""
 NO_ROOM = "This front proxy has no room for more connections. Please try again later."
+EXPLAIN_HEADER = b"x-baton-explain"
+"""When it is 1, the answer says where the time to its first token went."""
 FORBIDDEN_HEADERS = frozenset({b"x-data-parallel-rank"})
 FORBIDDEN_FIELDS = ("kv_transfer_params", "ec_transfer_params")
 
@@ -36,7 +38,6 @@ class HttpGuard:
         self._in_flight = in_flight
         self._limits = limits
         self._uploads = Uploads(config.request_bytes_max, limits)
-        self._phases_header = limits.phases_header.lower().encode()
         self.retiring = False
         """Set: every response tells its client to close the connection."""
 
@@ -65,8 +66,10 @@ class HttpGuard:
             await preflight(scope, receive, answer.send)
             return
         route = self._app.route(scope)
-        if self._is_apart(route, scope):
-            await self._app.no_route(scope, receive, answer.send)
+        metrics_port = self._config.metrics_port
+        for_operators = metrics_port != 0 and scope["server"][1] == metrics_port
+        if metrics_port and (route in OPERATOR_ROUTES) != for_operators:
+            await self._app.no_route(scope, receive, answer.send, operators=for_operators)
             return
         if CROWDED in scope and route not in CROWDED_ROUTES:
             REFUSALS.labels("descriptors").inc()
@@ -88,11 +91,6 @@ class HttpGuard:
             if context.place is not None:
                 context.place.leave()
 
-    def _is_apart(self, route: str, scope: Scope) -> bool:
-        """Whether what is asked for is served on the other one of the two ports."""
-        port = self._config.metrics_port
-        return port != 0 and (route in OPERATOR_ROUTES) != (scope["server"][1] == port)
-
     async def _forward(
         self, context: RequestContext, route: str, scope: Scope, receive: Receive, answer: Answer
     ) -> None:
@@ -103,7 +101,7 @@ class HttpGuard:
             if name in FORBIDDEN_HEADERS:
                 DROPPED_FIELDS.labels(name.decode()).inc()
                 continue
-            if name == self._phases_header:
+            if name == EXPLAIN_HEADER:
                 answer.explain = value.strip() in (b"1", b"true")
             elif name == b"content-length" and value.isdigit():
                 length = int(value)

@@ -45,7 +45,7 @@ class PublishedApp:
     def __init__(self, app: FastAPI) -> None:
         self.fastapi = app
         self.state = app.state
-        self.headers = AnswerHeaders.taken_from(app)
+        self.headers = AnswerHeaders(app)
         paths = {getattr(route, "path", "") for route in app.router.routes}
         self.unpublished = sorted(paths - ROUTES)
         """Paths that ``app`` had and that are not served."""
@@ -67,10 +67,11 @@ class PublishedApp:
                 return route.path
         return ""
 
-    async def no_route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer that nothing is served at this path."""
+    async def no_route(self, scope: Scope, receive: Receive, send: Send, *, operators: bool = False) -> None:
+        """Answer that nothing is served at this path. ``operators``: on the port of OPERATOR_ROUTES alone."""
         REFUSALS.labels("no_route").inc()
-        paths = ", ".join(sorted({route.path for route in self.fastapi.router.routes} - OPERATOR_ROUTES))
+        served = {route.path for route in self.fastapi.router.routes}
+        paths = ", ".join(sorted(served & OPERATOR_ROUTES if operators else served - OPERATOR_ROUTES))
         message = f"There is no route {scope['path'][:_PATH_CHARACTERS_MAX]} here. These are: {paths}."
         content = error_content(HTTPStatus.NOT_FOUND, message, scope["path"])
         await Response(content, HTTPStatus.NOT_FOUND, media_type="application/json")(scope, receive, send)

@@ -17,7 +17,7 @@ from vllm.entrypoints.launchers.app import build_app
 from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
 from front_proxy.engine_client import private
 from front_proxy.engine_client.client import TASKS, RemoteEngineClient
-from front_proxy.engine_client.parsers import mark_unproved
+from front_proxy.engine_client.parsers import mark_readers
 from front_proxy.engine_client.vllm_config import in_settings
 from front_proxy.gateway.connection_bounds import ConnectionBounds
 from front_proxy.gateway.in_flight import InFlight
@@ -189,7 +189,7 @@ class OpenAiServer:
 async def build_openai_app(client: RemoteEngineClient, args: Namespace) -> PublishedApp:
     """vLLM's app with its state, ready to be called."""
     level = logging.root.level
-    mark_unproved(args.tool_call_parser, args.structured_outputs_config.reasoning_parser)
+    mark_readers(args.tool_call_parser, args.structured_outputs_config.reasoning_parser)
     try:
         app = build_app(args, TASKS, client.model_config)
         await init_app_state(client, app.state, args, TASKS)

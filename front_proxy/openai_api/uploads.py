@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from operator import attrgetter
-from typing import Any
 
 from front_proxy.config import FrontProxyLimits
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+from front_proxy.openai_api.answer import Receive
 
 
 class ClientLeft(Exception):
@@ -40,8 +37,8 @@ class _Upload:
 class Uploads:
     """A slow sender takes no place from others: a request gets its place when its whole body is here.
 
-    Until then it is one of a bounded number, of bounded bytes together. One too many, and the client address with
-    the most loses one.
+    The bodies on their way are bounded in number and in bytes together. When a bound is passed, the client address that
+    has the most loses one: the one that is nearest to its end, or the largest where there are too many bytes.
     """
 
     def __init__(self, body_bytes_max: int, limits: FrontProxyLimits) -> None:

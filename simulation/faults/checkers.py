@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
 from front_proxy.request.flow import EVENT_LOG_MAX
 from front_proxy.request.stall_detector import Awaited
 from runtime.failures import FailureKind
 from simulation.faults.fault_kinds import Faults
-from simulation.faults.invariants import Invariant
-from simulation.kernel.world import Violation
+from simulation.faults.invariants import Invariant, hold
 
 # How long a scheduler may take to learn of a plan, with every message late.
 TOLD_S_MAX = 0.5
@@ -32,21 +31,21 @@ def check_bounds(cluster: SimCluster) -> None:
             continue
         dispatcher, limits = front.dispatcher, front.limits
         unanswered = front.plans.plan_client.unanswered
-        _hold(Invariant.QUEUES, unanswered <= dispatcher.in_flight, "questions pile up", unanswered)
-        attempts = sum(client.attempts for client in cluster.clients if client.front is front)
+        hold(Invariant.QUEUES, unanswered <= dispatcher.in_flight, "questions pile up", unanswered)
+        attempts = sum(client.attempts for client in cluster.clients.values() if client.front is front)
         orders = _orders(front)
-        _hold(Invariant.QUEUES, orders <= 2 * attempts, "orders pile up", (orders, attempts))
+        hold(Invariant.QUEUES, orders <= 2 * attempts, "orders pile up", (orders, attempts))
         lived_s = cluster.world.now_s - front.began_s
         allowed = limits.retry_budget_burst + limits.retry_budget_ratio * front.requests
         allowed += limits.retry_budget_per_s * lived_s
-        _hold(Invariant.RETRIES, front.retries <= allowed, "retries storm", (front.retries, allowed))
+        hold(Invariant.RETRIES, front.retries <= allowed, "retries storm", (front.retries, allowed))
         _check_books(cluster, front)
     for worker in cluster.workers.values():
         worker.body.role.leases.check()
         _check_work(cluster, worker)
-    for client in cluster.clients:
+    for client in cluster.clients.values():
         if client.run is not None:
-            _hold(Invariant.QUEUES, len(client.run.flow.event_log) <= EVENT_LOG_MAX, "an event log grows", client.asked)
+            hold(Invariant.QUEUES, len(client.run.flow.event_log) <= EVENT_LOG_MAX, "an event log grows", client.asked)
 
 
 def _check_work(cluster: SimCluster, worker: WorkerProcess) -> None:
@@ -57,7 +56,7 @@ def _check_work(cluster: SimCluster, worker: WorkerProcess) -> None:
     for request_id in worker.body.admission._blocks_of:
         client = cluster.client_of(request_id)
         over = client.outcome != "" and client.over_s < told_s
-        _hold(Invariant.RETURNED, not over, f"{worker.name} works for a request that is over", client.asked)
+        hold(Invariant.RETURNED, not over, f"{worker.name} works for a request that is over", client.asked)
 
 
 def _orders(front: FrontProcess) -> int:
@@ -81,36 +80,27 @@ def _check_books(cluster: SimCluster, front: FrontProcess) -> None:
     for plan_id, plan in plans.plan_client.running.items():
         if plans.answered_s.get(plan_id, cluster.world.now_s) <= told_s:
             known = next((each.plans[plan_id] for each in books if plan_id in each.plans), None)
-            _hold(Invariant.RETURNED, known is not None, "the scheduler does not know of a plan that runs", plan)
+            hold(Invariant.RETURNED, known is not None, "the scheduler does not know of a plan that runs", plan)
             assert known is not None
             same = (known.prefill, known.decode) == (plan.prefill, plan.decode)
-            _hold(Invariant.RETURNED, same, "it takes it for another", (plan, known))
+            hold(Invariant.RETURNED, same, "it takes it for another", (plan, known))
 
 
 def check_blame(client: Client, awaited: Awaited, waited_s: float) -> None:
     """Work is taken from a worker for silence that its front proxy was awake to hear, and for no other."""
     front, config, limits = client.front, client.front.config, client.front.limits
-    match awaited:
-        case Awaited.STEP:
-            bound_s = config.stream_stall_timeout_s
-        case Awaited.PROMPT:
-            bound_s = config.prefill_stall_timeout_s
-        case Awaited.PULL:
-            bound_s = limits.handoff_stall_timeout_s
-        case Awaited.ORPHANED_PULL:
-            bound_s = limits.orphaned_pull_timeout_s
-        case _:
-            assert_never(awaited)
+    bound_s = {
+        Awaited.STEP: config.stream_stall_timeout_s,
+        Awaited.PROMPT: config.prefill_stall_timeout_s,
+        Awaited.PULL: limits.handoff_stall_timeout_s,
+        Awaited.ORPHANED_PULL: limits.orphaned_pull_timeout_s,
+    }[awaited]
     now_s = front.world.now_s
     slept_s = max(0.0, min(front.frozen_until_s, now_s) - max(front.frozen_from_s, now_s - waited_s))
     # Looks are an interval apart, and one that is late by less than that still counts.
     heard_s = waited_s - slept_s + 2 * limits.stall_check_interval_s
-    _hold(
-        Invariant.BLAME,
-        heard_s >= bound_s,
-        "a worker is blamed for its front proxy's sleep",
-        (client.asked, awaited, waited_s),
-    )
+    told = (client.asked, awaited, waited_s)
+    hold(Invariant.BLAME, heard_s >= bound_s, "a worker is blamed for its front proxy's sleep", told)
 
 
 def check_given_up(scheduler: SchedulerProcess, worker_id: str) -> None:
@@ -118,39 +108,34 @@ def check_given_up(scheduler: SchedulerProcess, worker_id: str) -> None:
     now_s, heard_s = scheduler.world.now_s, scheduler.heard_s.get(worker_id, 0.0)
     slept_s = max(0.0, min(scheduler.frozen_until_s, now_s) - max(scheduler.frozen_from_s, heard_s))
     silent_s = now_s - heard_s - slept_s
-    told = (worker_id, silent_s, slept_s)
-    _hold(
-        Invariant.BLAME,
-        silent_s >= scheduler.shell.config.worker_lease_s / 2,
-        "a worker is given up for the scheduler's sleep",
-        told,
-    )
+    long = silent_s >= scheduler.shell.config.worker_lease_s / 2
+    hold(Invariant.BLAME, long, "a worker is given up for the scheduler's sleep", (worker_id, silent_s, slept_s))
 
 
 def check_the_end(cluster: SimCluster) -> None:
     """Every request ended once and rightly, and nothing is left of any."""
-    _hold(Invariant.ENDS_ONCE, not cluster.errors, "a task failed unheard", cluster.errors)
-    for client in cluster.clients:
+    hold(Invariant.ENDS_ONCE, not cluster.errors, "a task failed unheard", cluster.errors)
+    for client in cluster.clients.values():
         if client.front.alive:
             check_client(client, cluster)
     for front in cluster.fronts:
         if front.alive:
             desk, dispatcher = front.plans.plan_client, front.dispatcher
             left = (desk.unanswered, desk.running, dispatcher.in_flight, dispatcher.handoffs_held, _orders(front))
-            _hold(Invariant.RETURNED, left == (0, {}, 0, 0, 0), f"something is left on {front.name}", left)
+            hold(Invariant.RETURNED, left == (0, {}, 0, 0, 0), f"something is left on {front.name}", left)
     for worker in cluster.workers.values():
         if worker.alive:
             body, engine = worker.body, worker.engine.load()
             held = (len(body.role.leases), engine.kv_blocks_used, len(body.background))
-            _hold(Invariant.RETURNED, not any(held), f"leases or blocks are left on {worker.name}", held)
+            hold(Invariant.RETURNED, not any(held), f"leases or blocks are left on {worker.name}", held)
             asked = (body.admission.requests, body.admission.blocks, engine.requests_running, engine.requests_waiting)
-            _hold(Invariant.RETURNED, not any(asked), f"requests are left on {worker.name}", asked)
+            hold(Invariant.RETURNED, not any(asked), f"requests are left on {worker.name}", asked)
     leaders = [scheduler for scheduler in cluster.schedulers.values() if scheduler.leads]
-    _hold(Invariant.ONE_LEADS, len(leaders) == 1, "not one leads", [scheduler.name for scheduler in leaders])
+    hold(Invariant.ONE_LEADS, len(leaders) == 1, "not one leads", [scheduler.name for scheduler in leaders])
     core = leaders[0].shell.core
-    _hold(Invariant.RETURNED, not leaders[0].shell.broken.is_set(), "the core broke", core.event_log())
+    hold(Invariant.RETURNED, not leaders[0].shell.broken.is_set(), "the core broke", core.event_log())
     missing = [name for name in cluster.workers if core.cluster.get(name) is None]
-    _hold(Invariant.UNNOTICED, not missing, "a worker that is well is not known", (missing, core.event_log()))
+    hold(Invariant.UNNOTICED, not missing, "a worker that is well is not known", (missing, core.event_log()))
     core.check()
     silent = [front for front in cluster.fronts if front.alive and not front.plans.plan_client.connected]
     if silent:
@@ -158,46 +143,41 @@ def check_the_end(cluster: SimCluster) -> None:
         waits = cluster.faults.plan_lost > 0 and all(
             each.limits.plans_told_interval_s > REDIAL_S_MAX for each in silent
         )
-        _hold(Invariant.RETURNED, waits, "a scheduler counts as silent", core.event_log())
+        hold(Invariant.RETURNED, waits, "a scheduler counts as silent", core.event_log())
         return
-    _hold(Invariant.RETURNED, core.plans_in_flight == 0, "plans are left", core.event_log())
+    hold(Invariant.RETURNED, core.plans_in_flight == 0, "plans are left", core.event_log())
     for member in core.cluster.workers.values():
         left_there = f"blocks are reserved on {member.worker_id}"
-        _hold(Invariant.RETURNED, member.reserved_blocks == 0, left_there, core.event_log())
+        hold(Invariant.RETURNED, member.reserved_blocks == 0, left_there, core.event_log())
 
 
 def check_client(client: Client, cluster: SimCluster) -> None:
     """A request ended once and rightly."""
     faults, asked, finish, failure = cluster.faults, client.asked, client.finish, client.failure
-    _hold(Invariant.ENDS_ONCE, client.outcome != "", "a request has no end", asked)
+    hold(Invariant.ENDS_ONCE, client.outcome != "", "a request has no end", asked)
     if finish is not None:
         seen = (asked, finish, client.tokens, client.tokens_charged)
         # A client that left does not read what was already given to it.
         read_all = client.outcome != "cancelled" and not asked.satisfied
-        _hold(Invariant.TOKENS, not read_all or finish.output_tokens == client.tokens, "tokens are miscounted", seen)
-        _hold(Invariant.TOKENS, client.tokens_charged == finish.output_tokens, "its plans do not add up", seen)
+        hold(Invariant.TOKENS, not read_all or finish.output_tokens == client.tokens, "tokens are miscounted", seen)
+        hold(Invariant.TOKENS, client.tokens_charged == finish.output_tokens, "its plans do not add up", seen)
         fits = (finish.outcome == "finished") == (finish.failure is None)
-        _hold(Invariant.ENDS_ONCE, fits, "an end contradicts itself", finish)
+        hold(Invariant.ENDS_ONCE, fits, "an end contradicts itself", finish)
     if client.outcome == "finished" and asked.leaves_after_s is None:
         whole = client.told_the_end and client.tokens == len(client.right)
-        _hold(Invariant.TOKENS, whole, "an answer is not whole", (asked, client.tokens))
+        hold(Invariant.TOKENS, whole, "an answer is not whole", (asked, client.tokens))
     if client.diverged:
         refused = client.outcome in ("failed", "cancelled") and faults.diverge > 0
-        _hold(Invariant.UNDISTURBED, refused, "a right replay was refused", (asked, finish))
+        hold(Invariant.UNDISTURBED, refused, "a right replay was refused", (asked, finish))
     if faults.single:
         full = failure is not None and failure.kind is FailureKind.EXHAUSTED and client.tokens == 0
         unnoticed = client.outcome == "finished" or (faults.crowded and full)
-        _hold(Invariant.UNNOTICED, unnoticed, "a single failure was noticed", (asked, failure))
+        hold(Invariant.UNNOTICED, unnoticed, "a single failure was noticed", (asked, failure))
         in_time = faults.crowded or client.gap_s <= cluster.gap_s_max
-        _hold(Invariant.UNNOTICED, in_time, "a client waits too long", (asked, client.gap_s))
+        hold(Invariant.UNNOTICED, in_time, "a client waits too long", (asked, client.gap_s))
     if failure is not None and faults == Faults(schedulers=faults.schedulers):
         full = failure.kind is FailureKind.EXHAUSTED
-        _hold(Invariant.UNNOTICED, full, "a request failed and nothing was wrong", failure)
+        hold(Invariant.UNNOTICED, full, "a request failed and nothing was wrong", failure)
     if failure is not None and failure.kind is FailureKind.INTERNAL:
         expected = faults.engine_error > 0 or faults.diverge > 0
-        _hold(Invariant.UNDISTURBED, expected, "some code broke", failure)
-
-
-def _hold(invariant: Invariant, holds: bool, what: str, evidence: object) -> None:
-    if not holds:
-        raise Violation(f"{invariant}: {what}: {evidence}")
+        hold(Invariant.UNDISTURBED, expected, "some code broke", failure)

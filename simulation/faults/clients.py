@@ -27,9 +27,8 @@ from front_proxy.request.generation import GenerationDelta, GenerationRequest
 from front_proxy.request.work import Stage
 from runtime.failures import Failure, FailureError
 from simulation.faults import checkers
-from simulation.faults.invariants import Invariant
+from simulation.faults.invariants import Invariant, hold
 from simulation.faults.workload import Asked
-from simulation.kernel.world import Violation
 
 if TYPE_CHECKING:
     from simulation.faults.processes import FrontProcess
@@ -149,12 +148,11 @@ class Client:
         self.gap_s = max(self.gap_s, now_s - max(self._shown_s, self.front.excused_s))
         self._shown_s = now_s
         request_id = self.asked.request_id
-        if self.told_the_end:
-            raise Violation(f"{Invariant.TOKENS}: {request_id} shows {delta} after its last delta")
-        for token in delta.token_ids:
-            if self.tokens >= len(self.right) or token != self.right[self.tokens]:
-                raise Violation(f"{Invariant.TOKENS}: {request_id} shows token {token} at position {self.tokens}")
-            self.tokens += 1
+        hold(Invariant.TOKENS, not self.told_the_end, f"{request_id} shows more after its last delta", delta)
+        right = self.right[self.tokens : self.tokens + len(delta.token_ids)] == list(delta.token_ids)
+        hold(Invariant.TOKENS, right, f"{request_id} shows wrong tokens behind its first {self.tokens}", delta)
+        if delta.token_ids:
+            self.tokens += len(delta.token_ids)
             self._furthest = 0
         self.told_the_end = delta.finish is not None
 
@@ -185,14 +183,8 @@ class Client:
         assert run is not None
         flow = run.flow
         self.attempts = flow.attempt
-        live = (
-            isinstance(event, Output)
-            and event.stage is Stage.DECODE
-            and event.attempt == flow.attempt
-            and flow.phase is not RequestPhase.DONE
-        )
-        if live:
-            assert isinstance(event, Output)
+        decodes = isinstance(event, Output) and event.stage is Stage.DECODE and event.attempt == flow.attempt
+        if isinstance(event, Output) and decodes and flow.phase is not RequestPhase.DONE:
             self._count_replayed(len(event.output.token_ids))
         elif not self._repeating and rng.random() < self.front.cluster.faults.repeat:
             # Streams keep order and repeat nothing; what may come twice is everything that is decided on.
@@ -209,17 +201,16 @@ class Client:
             self._repeating = False
 
     def _after(self, action: FlowAction) -> None:
-        if self.finish is not None and not isinstance(action, ReleaseHandoff):
-            raise Violation(f"{Invariant.ENDS_ONCE}: {self.asked.request_id} goes on after its end: {action}")
+        request_id = self.asked.request_id
+        goes_on = self.finish is not None and not isinstance(action, ReleaseHandoff)
+        hold(Invariant.ENDS_ONCE, not goes_on, f"{request_id} goes on after its end", action)
         match action:
             case ReleaseHandoff(handoff=handoff):
                 key = (handoff.worker_id, handoff.epoch, handoff.lease_id)
-                if key in self._released:
-                    raise Violation(f"{Invariant.RETURNED}: {self.asked.request_id} releases {key} twice")
+                hold(Invariant.RETURNED, key not in self._released, f"{request_id} releases twice", key)
                 self._released.add(key)
             case EndPlan(attempt=attempt, output_tokens=output_tokens):
-                if attempt in self._plans_ended:
-                    raise Violation(f"{Invariant.RETURNED}: {self.asked.request_id} ends plan {attempt} twice")
+                hold(Invariant.RETURNED, attempt not in self._plans_ended, f"{request_id} ends a plan twice", attempt)
                 self._plans_ended.add(attempt)
                 self.tokens_charged += output_tokens
             case Retried(counted=counted):
@@ -248,11 +239,11 @@ class Client:
         self._retries += 1
         self._retries_in_a_row += 1
         self.front.retries += 1
-        config, limits, request_id = self.front.config, self.front.limits, self.asked.request_id
-        if self._retries_in_a_row >= config.attempts_max:
-            raise Violation(f"{Invariant.RETRIES}: {request_id} tries a {self._retries_in_a_row + 1}th time in a row")
-        if self._retries >= config.attempts_max * (limits.resumes_max + 1):
-            raise Violation(f"{Invariant.RETRIES}: {request_id} is tried {self._retries} times")
+        attempts_max, request_id = self.front.config.attempts_max, self.asked.request_id
+        in_a_row, retries = self._retries_in_a_row, self._retries
+        hold(Invariant.RETRIES, in_a_row < attempts_max, f"{request_id} is tried too often in a row", in_a_row)
+        often = retries >= attempts_max * (self.front.limits.resumes_max + 1)
+        hold(Invariant.RETRIES, not often, f"{request_id} is tried too often", retries)
 
 
 def right_answer(prompt: list[int], asked: Asked) -> tuple[list[int], list[int]]:

@@ -7,10 +7,12 @@ from typing import Any
 
 import msgspec
 
+from front_proxy.config import FrontProxyLimits
 from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2
+from runtime.roles import Role
 from simulation.faults.clients import Client
-from simulation.faults.fault_kinds import Faults, Target
+from simulation.faults.fault_kinds import Faults
 from simulation.faults.invariants import Invariant
 from simulation.faults.leadership import LeaseStore
 from simulation.faults.processes import (
@@ -23,7 +25,7 @@ from simulation.faults.processes import (
 )
 from simulation.faults.settings import Settings, drawn
 from simulation.kernel.process_loop import ProcessLoop
-from simulation.kernel.streams import Network, Traffic
+from simulation.kernel.streams import Network
 from simulation.kernel.world import Violation, World
 
 # Messages that production repeats: as a sign of life, from time to time, or on a new stream while the old one is
@@ -43,14 +45,15 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     front_proxies: int = 2
     schedulers: int = 1
 
-    def targets(self) -> list[Target]:
-        """Every process by the name that `baton up` gives it."""
+    def roles(self) -> dict[str, Role]:
+        """The role of every process, by the name that `baton up` gives it."""
         several = self.schedulers > 1
         names = [f"scheduler-{index}" for index in range(self.schedulers)] if several else ["scheduler"]
-        targets = [Target(name, "scheduler") for name in names]
-        targets += [Target(f"prefill-{index}", "prefill") for index in range(self.prefill)]
-        targets += [Target(f"decode-{index}", "decode") for index in range(self.decode)]
-        return targets + [Target(f"front-proxy-{index}", "front_proxy") for index in range(self.front_proxies)]
+        roles: dict[str, Role] = dict.fromkeys(names, "scheduler")
+        roles |= {f"prefill-{index}": "prefill" for index in range(self.prefill)}
+        roles |= {f"decode-{index}": "decode" for index in range(self.decode)}
+        roles |= {f"front-proxy-{index}": "front_proxy" for index in range(self.front_proxies)}
+        return roles
 
 
 class SimCluster:
@@ -67,28 +70,27 @@ class SimCluster:
         self.gap_s_max = GAP_S_MAX
         self.room = (CROWDED_FACTOR if faults.crowded else ROOMY_FACTOR) if faults.single else 1
         self.keepalive_s = settings.keepalive_s if topology.schedulers > 1 else 0.0
-        self.clients: list[Client] = []
-        """Not yet checked at their end."""
+        self.clients: dict[str, Client] = {}
+        """By the id of the request; not yet checked at their end."""
         self.loops: list[ProcessLoop] = []
         self.errors: list[str] = []
-        self.network = Network(world, Traffic(delay_s=self._delay_s, arrives=self._arrives))
+        self.network = Network(world, delay_s=self._delay_s, arrives=self._arrives)
         self.on_stepped_down: Callable[[SchedulerProcess], object] = lambda _scheduler: None
         """Called when a scheduler ends itself because it leads no more."""
         self._drawn = drawn
-        self._asked: dict[str, Client] = {}
-        targets = topology.targets()
-        self.scheduler_addresses = ",".join(each.process_id for each in targets if each.role == "scheduler")
+        roles = topology.roles()
+        self.scheduler_addresses = ",".join(name for name, role in roles.items() if role == "scheduler")
         self.schedulers: dict[str, SchedulerProcess] = {}
         self.workers: dict[str, WorkerProcess] = {}
         self.fronts: list[FrontProcess] = []
-        for target in targets:
-            match target.role:
+        for name, role in roles.items():
+            match role:
                 case "scheduler":
-                    self.schedulers[target.process_id] = SchedulerProcess(self, target.process_id)
+                    self.schedulers[name] = SchedulerProcess(self, name)
                 case "prefill" | "decode":
-                    self.workers[target.process_id] = WorkerProcess(self, target.process_id)
+                    self.workers[name] = WorkerProcess(self, name)
                 case "front_proxy":
-                    self.fronts.append(FrontProcess(self, target.process_id))
+                    self.fronts.append(FrontProcess(self, name))
 
     @property
     def processes(self) -> list[Member]:
@@ -108,24 +110,20 @@ class SimCluster:
 
     def add(self, client: Client) -> None:
         """A client that will come."""
-        self.clients.append(client)
-        self._asked[client.asked.request_id] = client
+        self.clients[client.asked.request_id] = client
 
     def forget(self, client: Client) -> None:
         """Forget a client that has ended."""
-        self.clients.remove(client)
-        del self._asked[client.asked.request_id]
+        del self.clients[client.asked.request_id]
 
     def client_of(self, request_id: str) -> Client:
         """The client of a request by the id that workers know."""
-        return self._asked[request_id.split("-", maxsplit=1)[0]]
+        return self.clients[request_id.split("-", maxsplit=1)[0]]
 
-    def settings_of_a_front(self) -> Settings:
-        """The settings of one start of a front proxy."""
-        if not self._drawn:
-            return self.settings
-        faults = self.faults
-        return drawn(self.settings, self.world.rng, single=faults.single > 0, small_budget=faults.small_budget)
+    def limits_of_a_front(self) -> FrontProxyLimits:
+        """The limits of one start of a front proxy."""
+        limits = self.settings.front_limits
+        return drawn(limits, self.world.rng, self.faults) if self._drawn else limits
 
     def on_error(self, context: dict[str, Any]) -> None:
         """A task failed and no code looked at its error."""

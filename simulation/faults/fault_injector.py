@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from simulation.faults.cluster import SimCluster
-from simulation.faults.processes import FrontProcess, Member, SchedulerProcess, WorkerProcess
+from simulation.faults.processes import Member, SchedulerProcess, WorkerProcess
 from simulation.kernel.network import Disorder
 from simulation.kernel.streams import Connection
 
@@ -100,18 +100,19 @@ class FaultInjector:
     # Processes
 
     def _crash_worker(self) -> float:
-        worker = self._worker()
-        return self._crash(worker, self._rng.choice(RESTARTS_S)) if worker is not None else 0.0
+        return self._crash(self._worker())
 
     def _crash_scheduler(self) -> float:
-        scheduler = self._scheduler()
-        return self._crash(scheduler, SCHEDULER_AWAY_S) if scheduler is not None else 0.0
+        return self._crash(self._scheduler(), SCHEDULER_AWAY_S)
 
     def _crash_front(self) -> float:
         self._rng.choice(self._cluster.fronts).crash()
         return 0.0
 
-    def _crash(self, process: Member, away_between_s: tuple[float, float]) -> float:
+    def _crash(self, process: Member | None, away_between_s: tuple[float, float] | None = None) -> float:
+        if process is None:
+            return 0.0
+        away_between_s = away_between_s or self._rng.choice(RESTARTS_S)
         process.crash()
         return self._restart_later(process, away_between_s)
 
@@ -131,24 +132,35 @@ class FaultInjector:
 
     def _end_drain(self, worker: WorkerProcess, incarnation: int) -> None:
         if worker.alive and worker.incarnation == incarnation:
-            self._crash(worker, self._rng.choice(RESTARTS_S))
+            self._crash(worker)
 
     def _freeze_worker(self) -> float:
-        return self._freeze(self._worker(), FREEZE_S)
+        return self._still(self._worker(), FREEZE_S, Member.freeze)
 
     def _freeze_for_long(self) -> float:
-        return self._freeze(self._worker(), LONG_FREEZE_S)
+        return self._still(self._worker(), LONG_FREEZE_S, Member.freeze)
 
     def _freeze_other(self) -> float:
         if self._rng.random() < 0.5:
-            return self._freeze(self._scheduler(), SCHEDULER_FREEZE_S)
-        return self._freeze(self._any(self._cluster.fronts), FREEZE_S)
+            return self._still(self._scheduler(), SCHEDULER_FREEZE_S, Member.freeze)
+        return self._still(self._any(self._cluster.fronts), FREEZE_S, Member.freeze)
 
-    def _freeze(self, process: Member | None, between_s: tuple[float, float]) -> float:
-        for_s = self._rng.uniform(*between_s) if process is not None else 0.0
-        if process is not None:
-            process.freeze(for_s)
-            excuse(process, for_s)
+    def _silence_process(self) -> float:
+        return self._still(self._any(self._cluster.processes), HOLE_S, Member.silence)
+
+    def _cut_off(self) -> float:
+        of = self._cluster.processes if self._rng.random() < 0.5 else self._cluster.fronts
+        return self._still(self._any(of), CUT_OFF_S, Member.cut_off)
+
+    def _still(
+        self, process: Member | None, between_s: tuple[float, float], how: Callable[[Member, float], None]
+    ) -> float:
+        """It does nothing, or hears no other. What its clients wait meanwhile is not the cluster's doing."""
+        if process is None:
+            return 0.0
+        for_s = self._rng.uniform(*between_s)
+        how(process, for_s)
+        process.excused_s = self._world.now_s + for_s
         return for_s
 
     # Networks
@@ -170,22 +182,6 @@ class FaultInjector:
             stream.silence(for_s)
         return for_s
 
-    def _silence_process(self) -> float:
-        process = self._any(self._cluster.processes)
-        for_s = self._rng.uniform(*HOLE_S)
-        if process is not None:
-            process.silence(for_s)
-            excuse(process, for_s)
-        return for_s
-
-    def _cut_off(self) -> float:
-        process = self._any(self._cluster.processes if self._rng.random() < 0.5 else self._cluster.fronts)
-        for_s = self._rng.uniform(*CUT_OFF_S)
-        if process is not None:
-            process.cut_off(for_s)
-            excuse(process, for_s)
-        return for_s
-
     def _disorder(self) -> float:
         process = self._any(self._cluster.processes)
         for_s = self._rng.uniform(*DISORDER_S)
@@ -199,18 +195,8 @@ class FaultInjector:
                 process.disturb(Disorder(late_max_s=0.3, late_fraction=self._rng.uniform(0.1, 0.5)), for_s)
             case _:
                 process.disturb(Disorder(twice=True), for_s)
-                half_open(process, for_s)
+                # Every stream is lost to its caller, while its other end holds it for whole until the end.
+                for stream in list(process.streams):
+                    stream.lose_for_caller()
+                    self._world.after(for_s, stream.cut)
         return for_s
-
-
-def excuse(process: Member, for_s: float) -> None:
-    """What clients wait while their front proxy stands still or hears no other process is not the cluster's doing."""
-    if isinstance(process, FrontProcess):
-        process.excused_s = process.world.now_s + for_s
-
-
-def half_open(process: Member, for_s: float) -> None:
-    """Every stream is lost to its caller, while its other end holds it for whole until the end."""
-    for stream in list(process.streams):
-        stream.lose_for_caller()
-        process.world.after(for_s, stream.cut)

@@ -6,15 +6,6 @@ import random
 
 import msgspec
 
-from runtime.roles import Role
-
-
-class Target(msgspec.Struct, frozen=True):
-    """A process that may be hit."""
-
-    process_id: str
-    role: Role
-
 
 class Faults(msgspec.Struct, frozen=True, kw_only=True):
     """Odds are per occasion. A field of 0 switches its fault off."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 
+from simulation.kernel.world import Violation
+
 
 class Invariant(enum.StrEnum):
     """All but the last two can be seen from outside a real cluster, and are judged there too."""
@@ -17,3 +19,9 @@ class Invariant(enum.StrEnum):
     UNNOTICED = "no client notices one failure where there is a spare"
     BLAME = "no process is given up for another one's pause"
     ONE_LEADS = "one scheduler decides at a time"
+
+
+def hold(invariant: Invariant, holds: bool, what: str, evidence: object) -> None:
+    """Raises Violation where an invariant does not hold."""
+    if not holds:
+        raise Violation(f"{invariant}: {what}: {evidence}")

@@ -283,11 +283,10 @@ class FrontProcess(Member):
         """Whose requests run here."""
         self.requests = self.retries = 0
         self.began_s = self.world.now_s
-        settings = cluster.settings_of_a_front()
         self.config = msgspec.structs.replace(
-            settings.front, front_proxy_id=self.name, scheduler_address=cluster.scheduler_addresses
+            cluster.settings.front, front_proxy_id=self.name, scheduler_address=cluster.scheduler_addresses
         )
-        self.limits = settings.front_limits
+        self.limits = cluster.limits_of_a_front()
         metrics: Any = Quiet()
         self.dispatcher = dispatcher.Dispatcher(
             self.config,

@@ -33,7 +33,7 @@ class SeededRun:
         world.log("faults", drawn)
         settings = Settings(scheduler=world.rng.choice((SCHEDULER_CONFIG, REFUSING_CONFIG)))
         self.cluster = SimCluster(world, drawn, settings, Topology(schedulers=drawn.schedulers), drawn=True)
-        self.clients = self.cluster.clients
+        self.clients = self.cluster.clients.values()
         self._shell_checks = ShellChecks(self.cluster)
 
     def run(self) -> None:

@@ -9,6 +9,7 @@ import msgspec
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from runtime.rpc.grpc_server import QUICK_KEEPALIVE_TIME_MS, QUICK_KEEPALIVE_TIMEOUT_MS
 from scheduler.config import PriorityClassConfig, SchedulerConfig, SchedulerParameters, WaitingConfig
+from simulation.faults.fault_kinds import Faults
 from worker.config import WorkerLimits
 
 # Shorter than the front proxies' patience with a question.
@@ -76,18 +77,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     slow_pull_s: tuple[float, float] = (0.05, 0.3)
 
 
-def drawn(settings: Settings, rng: random.Random, *, single: bool, small_budget: bool) -> Settings:
+def drawn(limits: FrontProxyLimits, rng: random.Random, faults: Faults) -> FrontProxyLimits:
     """Those of one front proxy of a seeded run. One failure at a time may not be noticed, the scheduler's included."""
-    limits = settings.front_limits
-    max_age_s = VIEW_MAX_AGES_S[-1] if single else rng.choice(VIEW_MAX_AGES_S)
     return msgspec.structs.replace(
-        settings,
-        front_limits=msgspec.structs.replace(
-            limits,
-            degraded_view_max_age_s=max_age_s,
-            plans_told_interval_s=rng.choice(PLANS_TOLD_INTERVALS_S),
-            retry_budget_burst=BUDGET_BURST_SMALL if small_budget else limits.retry_budget_burst,
-        ),
+        limits,
+        degraded_view_max_age_s=VIEW_MAX_AGES_S[-1] if faults.single else rng.choice(VIEW_MAX_AGES_S),
+        plans_told_interval_s=rng.choice(PLANS_TOLD_INTERVALS_S),
+        retry_budget_burst=BUDGET_BURST_SMALL if faults.small_budget else limits.retry_budget_burst,
     )
 
 

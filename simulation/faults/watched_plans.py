@@ -1,8 +1,4 @@
-"""Looks over the shoulder of a front proxy's plan client, and checks what it decides. Decides nothing itself.
-
-A plan from a view that is too old is a violation, and so is one for a request that the scheduler queued and that has
-not waited its time. So is calling a scheduler silent that owes no answer yet.
-"""
+"""Looks over the shoulder of a front proxy's plan client, and checks what it decides. Decides nothing itself."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from asyncio import TimerHandle
 from asyncio.events import _set_running_loop
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -22,30 +23,6 @@ CALLBACKS_MAX = 100_000
 CLOSES_MAX = 20
 
 
-class Handle:
-    """A callback that will run, unless it is cancelled before."""
-
-    __slots__ = ("_when_s", "arguments", "callback")
-
-    def __init__(self, callback: Callable[..., object], arguments: tuple[Any, ...], when_s: float = 0.0) -> None:
-        self.callback: Callable[..., object] | None = callback
-        self.arguments = arguments
-        self._when_s = when_s
-
-    def cancel(self) -> None:
-        """Let it not run."""
-        self.callback = None
-        self.arguments = ()
-
-    def cancelled(self) -> bool:
-        """Whether it will not run."""
-        return self.callback is None
-
-    def when(self) -> float:
-        """When it is due, where it is a timer."""
-        return self._when_s
-
-
 # Any: the loop has only the methods that asyncio calls here, and a type checker would ask for all.
 _Loop: Any = asyncio.AbstractEventLoop
 
@@ -58,7 +35,7 @@ class ProcessLoop(_Loop):  # type: ignore[misc]
         self.dead = False
         self._world: World = process.world
         self._on_error = on_error
-        self._ready: deque[Handle] = deque()
+        self._ready: deque[TimerHandle] = deque()
         self._running = False
         # The tasks of a killed process must not run their clean-up: no process does that when it is killed.
         self._tasks: list[asyncio.Task[Any]] = []
@@ -86,7 +63,7 @@ class ProcessLoop(_Loop):  # type: ignore[misc]
 
     def call_soon(self, callback: Callable[..., object], *arguments: Any, context: Any = None) -> Any:
         """Run it behind all that is ready."""
-        handle = Handle(callback, arguments)
+        handle = TimerHandle(self._world.now_s, callback, arguments, self, context)
         if self._running:
             self._ready.append(handle)
         else:
@@ -99,7 +76,7 @@ class ProcessLoop(_Loop):  # type: ignore[misc]
 
     def call_at(self, when: float, callback: Callable[..., object], *arguments: Any, context: Any = None) -> Any:
         """Run it then."""
-        handle = Handle(callback, arguments, when)
+        handle = TimerHandle(when, callback, arguments, self, context)
         self._world.at(max(when, self._world.now_s), self._ring, handle)
         return handle
 
@@ -107,6 +84,9 @@ class ProcessLoop(_Loop):  # type: ignore[misc]
         """An exception that no task retrieved."""
         if not self.dead:
             self._on_error(context)
+
+    def _timer_handle_cancelled(self, handle: TimerHandle) -> None:
+        """It stays in the heap until it is due."""
 
     # What the network and the kernel do
 
@@ -119,7 +99,7 @@ class ProcessLoop(_Loop):  # type: ignore[misc]
 
     def enter(self, callback: Callable[..., object], *arguments: Any) -> None:
         """Something reaches this process from outside: run it and all that follows from it."""
-        self._ring(Handle(callback, arguments))
+        self._ring(TimerHandle(self._world.now_s, callback, arguments, self))
 
     def within(self, function: Callable[..., T], *arguments: Any) -> T:
         """What ``function`` gives when it runs in this process, in the middle of what another process does."""
@@ -143,8 +123,8 @@ class ProcessLoop(_Loop):  # type: ignore[misc]
             _set_running_loop(None)
         self._tasks.clear()
 
-    def _ring(self, handle: Handle) -> None:
-        if handle.callback is None or self.dead:
+    def _ring(self, handle: TimerHandle) -> None:
+        if handle.cancelled() or self.dead:
             return
         if self.process.frozen_until_s > self._world.now_s:
             self._world.at(self.process.frozen_until_s, self._ring, handle)
@@ -159,8 +139,8 @@ class ProcessLoop(_Loop):  # type: ignore[misc]
                 if not ready:
                     return
                 handle = ready.popleft()
-                if handle.callback is not None:
-                    handle.callback(*handle.arguments)
+                if not handle.cancelled():
+                    handle._callback(*handle._args)  # type: ignore[attr-defined]
         finally:
             _set_running_loop(None)
             self._running = False

@@ -44,24 +44,15 @@ class _Refused(Exception):
     """Ends the handler that refuses its stream."""
 
 
-class Traffic(msgspec.Struct, frozen=True, kw_only=True):
-    """What happens to messages in a run."""
-
-    delay_s: Callable[[], float]
-    arrives: Callable[[Any, bool], Any | None]
-    """What of a message arrives: some of what it says may be lost, and some come twice. None: nothing. True: all that
-    production may say again by itself comes twice."""
-
-
 class Connection:
     """One stream between two processes. The callee gets what goes UP, the caller what goes DOWN."""
 
-    def __init__(self, traffic: Traffic, callee: ProcessLoop, caller: ProcessLoop) -> None:
+    def __init__(self, network: Network, callee: ProcessLoop, caller: ProcessLoop) -> None:
         self.silent_until_s = 0.0
         self.whole = [True, True]
         """Whether it is open, as each end sees it."""
         self.ends: list[Any] = [None, None]
-        self._traffic = traffic
+        self._network = network
         self._world: World = callee.process.world
         self._loops = (callee, caller)
         self._processes: tuple[Process, Process] = (callee.process, caller.process)
@@ -75,12 +66,12 @@ class Connection:
         """Send a message, or an end's last word, to the end that gets ``direction``."""
         if not self.whole[1 - direction]:
             return
-        world, traffic, (callee, caller) = self._world, self._traffic, self._processes
+        world, network, (callee, caller) = self._world, self._network, self._processes
         if type(message) is not _Ended:
-            message = traffic.arrives(message, callee.disorder.twice or caller.disorder.twice)
+            message = network.arrives(message, callee.disorder.twice or caller.disorder.twice)
             if message is None:
                 return
-        at_s = world.now_s + traffic.delay_s()
+        at_s = world.now_s + network.delay_s()
         if callee.disorder is not CALM or caller.disorder is not CALM:
             for disorder in (callee.disorder, caller.disorder):
                 at_s += disorder.slow_s
@@ -92,7 +83,8 @@ class Connection:
 
     def cut(self) -> None:
         """It breaks for both ends."""
-        self._forget()
+        for process in self._processes:
+            process.streams.pop(self, None)
         self._lose(UP)
         self._lose(DOWN)
 
@@ -111,7 +103,7 @@ class Connection:
         self.silent_until_s = self._world.now_s + for_s
         self._world.stuck(self.silent_until_s)
 
-    def keep_alive(self, interval_s: float, *, stuck: bool = False) -> None:
+    def keep_alive(self, interval_s: float, stuck: bool = False) -> None:
         """Cut it where the callee cannot answer at two looks of the caller, as gRPC's keepalive does."""
         if not self.whole[DOWN] or self._loops[DOWN].dead:
             return
@@ -119,12 +111,7 @@ class Connection:
         if stuck and now_stuck:
             self.cut()
             return
-        look = lambda: self.keep_alive(interval_s, stuck=now_stuck)  # noqa: E731
-        self._world.after(interval_s, self._loops[DOWN].enter, look)
-
-    def _forget(self) -> None:
-        for process in self._processes:
-            process.streams.pop(self, None)
+        self._world.after(interval_s, self._loops[DOWN].enter, self.keep_alive, interval_s, now_stuck)
 
     def _lose(self, direction: int) -> None:
         if self.whole[direction]:
@@ -284,11 +271,18 @@ class SimServerStream(_End):
 
 
 class Network:
-    """Which process listens where, and how others connect to it."""
+    """Which process listens where, how others connect to it, and what happens to their messages.
 
-    def __init__(self, world: World, traffic: Traffic) -> None:
+    ``arrives`` says what of a message arrives: some of what it says may be lost, and some come twice. None: nothing.
+    True: all that production may say again by itself comes twice.
+    """
+
+    def __init__(
+        self, world: World, *, delay_s: Callable[[], float], arrives: Callable[[Any, bool], Any | None]
+    ) -> None:
+        self.delay_s = delay_s
+        self.arrives = arrives
         self._world = world
-        self._traffic = traffic
         self._servers: dict[str, tuple[ProcessLoop, Mapping[str, Handler]]] = {}
 
     def listen(self, address: str, loop: ProcessLoop, handlers: Mapping[str, Handler]) -> None:
@@ -314,7 +308,7 @@ class Network:
         if there.dead or not loop.process.reaches(there.process):
             self._world.after(REFUSED_S, loop.enter, stream.lost)
             return
-        connection = Connection(self._traffic, there, loop)
+        connection = Connection(self, there, loop)
         connection.ends[DOWN], stream.connection = stream, connection
         connection.ends[UP] = SimServerStream(there, connection, handlers[kind])
         connection.send(UP, _OPENED)

@@ -6,8 +6,8 @@ a step takes longer the more there are.
 
 from __future__ import annotations
 
-import collections
 import heapq
+import math
 from collections.abc import Callable
 
 from engine.config import FakeEngineConfig
@@ -42,41 +42,28 @@ class SlowPrefill:
     def __init__(self, world: World, cost: FakeEngineConfig) -> None:
         self._world = world
         self._s_per_token = cost.prefill_us_per_token / 1e6
-        self._waiting: collections.deque[tuple[int, Done]] = collections.deque()
-        self._queued_tokens = 0
-        self._began_s = 0.0
-        self._running: tuple[int, Done] | None = None
+        self._prompts = 0
+        # When all of them will be computed.
+        self._done_s = 0.0
 
     def submit(self, tokens: int, done: Done) -> None:
-        """Compute a prompt some time."""
-        self._queued_tokens += tokens
-        self._waiting.append((tokens, done))
-        if self._running is None:
-            self._next()
+        """Compute a prompt behind all others."""
+        self._prompts += 1
+        self._done_s = max(self._done_s, self._world.now_s) + tokens * self._s_per_token
+        self._world.at(self._done_s, self._finish, done)
 
     def load(self) -> WorkerLoad:
         """What it would report."""
-        computed = 0
-        if self._running is not None:
-            computed = min(self._running[0], int((self._world.now_s - self._began_s) / self._s_per_token))
+        left_s = max(0.0, self._done_s - self._world.now_s)
         return WorkerLoad(
             state=WorkerState.READY,
-            requests_running=int(self._running is not None),
-            requests_waiting=len(self._waiting),
-            prefill_tokens_queued=self._queued_tokens - computed,
+            requests_running=min(self._prompts, 1),
+            requests_waiting=max(self._prompts - 1, 0),
+            prefill_tokens_queued=math.ceil(left_s / self._s_per_token),
         )
 
-    def _next(self) -> None:
-        self._running = self._waiting.popleft() if self._waiting else None
-        if self._running is not None:
-            self._began_s = self._world.now_s
-            self._world.after(self._running[0] * self._s_per_token, self._finish)
-
-    def _finish(self) -> None:
-        assert self._running is not None
-        tokens, done = self._running
-        self._queued_tokens -= tokens
-        self._next()
+    def _finish(self, done: Done) -> None:
+        self._prompts -= 1
         done()
 
 

@@ -2,7 +2,7 @@
 
 Four API keys ask for the same and a fifth for six times as much, in three priority classes; strangers come and go.
 A client that is refused comes back once, when it was told to. The same again with interactive requests only. What has
-to hold is in ``verdict``. What clients find after a burst is in ``overload_burst``.
+to hold is in ``verdict``. What clients find after a burst is in ``burst.py``.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ REPORT_S = 0.1
 TICK_S = 0.25
 NETWORK_S = 0.001
 WORKERS_PER_ROLE = 2
-DECODE_REQUESTS_MAX = 24
-PREFILL_REQUESTS_MAX = 256
+REQUESTS_MAX: dict[WorkerRole, int] = {"prefill": 256, "decode": 24}
 
 COST = FakeEngineConfig(
     kv_blocks_total=2048, prefill_us_per_token=500.0, decode_step_us=6000.0, decode_step_us_per_request=500.0
@@ -110,16 +109,21 @@ class Overload:
         self.world = world = World(seed, events_max=1 << 60)
         self.core = SchedulerCore(SchedulerConfig(), world.rng)
         self.core.handle(FrontJoined(session=FRONT, front_proxy_id="front"), 0.0)
-        self._engines: dict[str, SlowPrefill | SlowDecode] = {}
-        for index in range(WORKERS_PER_ROLE):
-            self._add(f"prefill-{index}", "prefill", SlowPrefill(world, COST), PREFILL_REQUESTS_MAX)
-            self._add(f"decode-{index}", "decode", SlowDecode(world, COST), DECODE_REQUESTS_MAX)
+        self._prefill = {f"prefill-{index}": SlowPrefill(world, COST) for index in range(WORKERS_PER_ROLE)}
+        self._decode = {f"decode-{index}": SlowDecode(world, COST) for index in range(WORKERS_PER_ROLE)}
+        self._workers = list(enumerate([*self._prefill, *self._decode], start=1))
+        for session, worker_id in self._workers:
+            role: WorkerRole = "prefill" if worker_id in self._prefill else "decode"
+            info = worker_info(worker_id, role, COST, REQUESTS_MAX[role])
+            self.core.handle(WorkerJoined(session=session, info=info), 0.0)
         prompt_tokens = sum(kind.share * (kind.prompt_tokens_max * 3 / 4) for kind in kinds.values())
         capacity = WORKERS_PER_ROLE * 1e6 / COST.prefill_us_per_token
         self._arrivals_per_s = load * capacity / prompt_tokens
+        self.clients = 0
+        """Requests that were asked for, whatever the number of their tries."""
+        self.refused: Counter[int] = Counter()
+        """Refusals by the number of the try."""
         self._asked: dict[int, Asked] = {}
-        self._last_plan_id = 0
-        self._strangers = 0
         self._good_tokens = 0
         # Counted in steps of 10 ms, so that an hour takes no more memory than a minute.
         self._interactive_ttft_10ms: Counter[int] = Counter()
@@ -130,7 +134,9 @@ class Overload:
 
     def run(self, for_s: float) -> Report:
         """Let so much time pass after the warm-up."""
-        self._begin()
+        self._report()
+        self._arrive()
+        self._tick()
         self.world.run(WARM_UP_S + for_s / 6)
         settled_kib = memory_kib()
         self.world.run(WARM_UP_S + for_s)
@@ -145,16 +151,9 @@ class Overload:
             memory_growth_kib=memory_kib() - settled_kib,
         )
 
-    def _add(self, worker_id: str, role: WorkerRole, engine: SlowPrefill | SlowDecode, requests_max: int) -> None:
-        self._engines[worker_id] = engine
-        session = len(self._engines)
-        self.core.handle(WorkerJoined(session=session, info=worker_info(worker_id, role, COST, requests_max)), 0.0)
-        self.core.handle(WorkerLoadReported(session=session, worker_id=worker_id, load=engine.load()), 0.0)
-
-    def _begin(self) -> None:
-        self._arrive()
-        self._report()
-        self._tick()
+    def slow_down(self, factor: float) -> None:
+        """From now on so much less is asked."""
+        self._arrivals_per_s *= factor
 
     def _counts(self) -> bool:
         return self.world.now_s >= WARM_UP_S
@@ -165,9 +164,9 @@ class Overload:
         rng = self.world.rng
         self.world.after(rng.expovariate(self._arrivals_per_s), self._arrive)
         kind = rng.choices(list(self._kinds), [each.share for each in self._kinds.values()])[0]
+        self.clients += 1
         if rng.random() < STRANGERS:
-            self._strangers += 1
-            key = f"stranger-{self._strangers}"
+            key = f"stranger-{self.clients}"
         else:
             key = rng.choices(list(KEYS), list(KEYS.values()))[0]
         most = self._kinds[kind].prompt_tokens_max
@@ -178,8 +177,9 @@ class Overload:
         self._ask(asked)
 
     def _report(self) -> None:
-        for session, (worker_id, engine) in enumerate(self._engines.items(), 1):
-            self._feed(WorkerLoadReported(session=session, worker_id=worker_id, load=engine.load()))
+        engines = self._prefill | self._decode
+        for session, worker_id in self._workers:
+            self._feed(WorkerLoadReported(session=session, worker_id=worker_id, load=engines[worker_id].load()))
         self.world.after(REPORT_S, self._report)
 
     def _tick(self) -> None:
@@ -190,9 +190,9 @@ class Overload:
     # One request
 
     def _ask(self, asked: Asked) -> None:
-        self._last_plan_id += 1
-        self._asked[self._last_plan_id] = asked
-        self._feed(self.question(self._last_plan_id, asked))
+        plan_id = self.world.number()
+        self._asked[plan_id] = asked
+        self._feed(self.question(plan_id, asked))
 
     def question(self, plan_id: int, asked: Asked) -> PlanRequested:
         """What the scheduler is asked."""
@@ -208,18 +208,16 @@ class Overload:
 
     def _feed(self, event: Event) -> None:
         for action in self.core.handle(event, self.world.now_s):
-            match action:
-                case ReplyPlan():
-                    self.world.after(NETWORK_S, self._start, action)
-                case ReplyRefusal():
-                    self._refused(action)
-                case _:
-                    pass
+            if isinstance(action, ReplyPlan):
+                self.world.after(NETWORK_S, self._start, action)
+            elif isinstance(action, ReplyRefusal):
+                self._refused(action)
 
     def _refused(self, reply: ReplyRefusal) -> None:
         asked = self._asked.pop(reply.plan_id)
         assert reply.failure.kind is FailureKind.EXHAUSTED, reply
         assert reply.failure.retry_after_s is not None, reply
+        self.refused[asked.tries] += 1
         if self._counts():
             self._outcomes[reply.cause] += 1
             self._outcomes["refused again"] += asked.tries > 1
@@ -234,8 +232,7 @@ class Overload:
 
     def _start(self, plan: ReplyPlan) -> None:
         assert plan.prefill is not None
-        engine = self._engines[plan.prefill.worker_id]
-        assert isinstance(engine, SlowPrefill)
+        engine = self._prefill[plan.prefill.worker_id]
         engine.submit(self._asked[plan.plan_id].prompt_tokens, lambda: self._first_token(plan))
 
     def _first_token(self, plan: ReplyPlan) -> None:
@@ -244,8 +241,7 @@ class Overload:
         ttft_s = self.world.now_s - asked.arrived_s
         if self._counts() and asked.kind == PriorityClass.INTERACTIVE:
             self._interactive_ttft_10ms[math.ceil(ttft_s * 100)] += 1
-        engine = self._engines[plan.decode.worker_id]
-        assert isinstance(engine, SlowDecode)
+        engine = self._decode[plan.decode.worker_id]
         kept = ttft_s <= self._kinds[asked.kind].ttft_slo_s
         engine.submit(asked.output_tokens, plan.decode_blocks_reserved, lambda: self._finish(plan.plan_id, kept))
 

@@ -11,17 +11,6 @@ import pytest
 from bench.children import ChildFailedError, start_child
 
 
-async def test_the_address_is_the_first_word_of_the_ready_line(tmp_path: Path) -> None:
-    code = (
-        "import threading; print('loading'); print('ready http://127.0.0.1:1 grpc 127.0.0.1:2', flush=True); "
-        "threading.Event().wait()"
-    )
-    child = await start_child("it", [sys.executable, "-c", code], {}, tmp_path / "log")
-    assert await child.wait_ready_line(30.0) == "http://127.0.0.1:1"
-    await child.stop(5.0)
-    assert "loading" in (tmp_path / "log").read_text()
-
-
 async def test_a_child_that_ends_early_fails_with_the_end_of_its_log(tmp_path: Path) -> None:
     child = await start_child("it", [sys.executable, "-c", "raise SystemExit('no model')"], {}, tmp_path / "log")
     with pytest.raises(ChildFailedError, match=r"(?s)it ended before it was ready.*no model"):

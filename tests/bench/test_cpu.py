@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from bench.cpu import ProcessCpu, engine_pids, read, used
+from bench.cpu import ProcessCpu, read, used
 
 
 def process(pid: int, parent_pid: int, title: str, cpu_s: float = 0.0) -> ProcessCpu:
@@ -26,20 +26,12 @@ def tree(**cpu_s: float) -> dict[int, ProcessCpu]:
     return {one.pid: one for one in listed}
 
 
-def test_the_engine_is_the_engine_core_and_all_below_it() -> None:
-    assert engine_pids(tree()) == {2, 3, 4}
-
-
-def test_use_is_split_between_engine_and_everything_else() -> None:
-    use = used(tree(api=1.0, core=5.0), tree(api=1.5, core=6.0, rank=2.0, helper=0.25, tracker=0.125))
+def test_use_is_split_between_the_engine_core_with_all_below_it_and_everything_else() -> None:
+    late = {6: process(6, 1, "python late", 0.75)}
+    use = used(tree(api=1.0, core=5.0), tree(api=1.5, core=6.0, rank=2.0, helper=0.25, tracker=0.125) | late)
     assert use.engine_s == pytest.approx(3.25)
-    assert use.other_s == pytest.approx(0.625)
-    assert len(use.other_by_process) == 2
-
-
-def test_a_process_that_began_in_between_counts_from_its_beginning() -> None:
-    after = tree() | {6: process(6, 1, "python late", 0.75)}
-    assert used(tree(), after).other_s == pytest.approx(0.75)
+    assert sorted(use.other_by_process.values()) == pytest.approx([0.125, 0.5, 0.75])
+    assert use.other_s == pytest.approx(1.375)
 
 
 def test_a_real_child_that_burns_cpu_is_seen() -> None:

@@ -27,6 +27,16 @@ def visit(system: SystemName, index: int, ttft_ms: float, other_s: float = 1.0, 
     )
 
 
+def ratios(*visits: Visit) -> tuple[float, ...]:
+    found = {(one.measure, one.system, one.over): one for one in compare(visits)}
+    return found["ttft_median_ms", "baton", "plain"].rounds
+
+
+def told(*visits: Visit, model: str = "demo") -> str:
+    systems = tuple(one.system for one in visits)
+    return text(build(OverheadSpec(systems=systems, rounds=1), EngineShape(model=model), visits, environment(), ""))
+
+
 def test_each_round_begins_with_another_system() -> None:
     orders = [order_of(("plain", "router", "baton"), index) for index in range(4)]
     assert [order[0] for order in orders] == ["plain", "router", "baton", "plain"]
@@ -38,38 +48,20 @@ def test_systems_stay_up_together_only_when_their_engines_fit() -> None:
     assert not side_by_side(OverheadSpec(systems=("plain", "router", "baton")))
 
 
-def test_systems_are_compared_within_rounds() -> None:
-    visits = [visit("plain", 0, 10.0), visit("baton", 0, 11.0), visit("plain", 1, 20.0), visit("baton", 1, 24.0)]
-    found = {(one.measure, one.system, one.over): one for one in compare(visits)}
-    assert found["ttft_median_ms", "baton", "plain"].rounds == pytest.approx((1.1, 1.2))
-
-
-def test_a_round_without_a_value_is_left_out_of_the_ratio() -> None:
-    visits = [visit("plain", 0, 10.0), visit("baton", 0, 0.0), visit("plain", 1, 20.0), visit("baton", 1, 30.0)]
-    found = {(one.measure, one.system, one.over): one for one in compare(visits)}
-    assert found["ttft_median_ms", "baton", "plain"].rounds == (1.5,)
+def test_systems_are_compared_within_the_rounds_in_which_both_have_a_value() -> None:
+    first, second = visit("plain", 0, 10.0), visit("plain", 1, 20.0)
+    assert ratios(first, visit("baton", 0, 11.0), second, visit("baton", 1, 24.0)) == pytest.approx((1.1, 1.2))
+    assert ratios(first, visit("baton", 0, 0.0), second, visit("baton", 1, 30.0)) == (1.5,)
 
 
 def test_the_report_says_which_targets_were_kept_and_shows_failures() -> None:
-    visits = [
-        visit("plain", 0, 10.0),
-        visit("router", 0, 17.0, other_s=2.0),
-        visit("baton", 0, 12.0, other_s=1.5, errors=("HTTP 503: no workers",)),
-    ]
-    spec = OverheadSpec(systems=("plain", "router", "baton"), rounds=1)
-    told = text(build(spec, EngineShape(model="some/where/demo"), visits, environment(), "0.1.17"))
-    assert "baton / plain at most 1.15: MISSED" in told
-    assert "baton / router at most 1: kept" in told
-    assert "HTTP 503: no workers" in told
-    assert "some/where" not in told
-
-
-def test_a_target_without_its_peer_is_not_claimed() -> None:
-    spec = OverheadSpec(systems=("plain", "baton"), rounds=1)
-    visits = [visit("plain", 0, 10.0), visit("baton", 0, 11.0)]
-    assert "baton / router at most 1: not measured" in text(
-        build(spec, EngineShape(model="demo"), visits, environment(), "")
-    )
+    baton = visit("baton", 0, 12.0, other_s=1.5, errors=("HTTP 503: no workers",))
+    all_three = told(visit("plain", 0, 10.0), visit("router", 0, 17.0, other_s=2.0), baton, model="some/where/demo")
+    assert "baton / plain at most 1.15: MISSED" in all_three
+    assert "baton / router at most 1: kept" in all_three
+    assert "HTTP 503: no workers" in all_three
+    assert "some/where" not in all_three
+    assert "baton / router at most 1: not measured" in told(visit("plain", 0, 10.0), visit("baton", 0, 11.0))
 
 
 def test_an_earlier_commit_is_started_by_its_own_entry_and_held_to_its_own_bound(tmp_path: Path) -> None:
@@ -80,16 +72,10 @@ def test_an_earlier_commit_is_started_by_its_own_entry_and_held_to_its_own_bound
     own.parent.mkdir(parents=True)
     own.touch()
     assert earlier_command(tmp_path) == [str(own)]
-    assert earlier_command(tmp_path, ["run", "it"]) == ["run", "it"]
-    visits = [visit("earlier", 0, 10.0), visit("baton", 0, 10.4)]
-    told = text(
-        build(
-            OverheadSpec(systems=("earlier", "baton"), rounds=1), EngineShape(model="demo"), visits, environment(), ""
-        )
-    )
-    assert "ttft_median_ms: baton / earlier" in told
-    assert "ttft_median_ms: baton / earlier at most 1.03: MISSED" in told
-    assert "output_throughput: earlier / baton at most 1.03: kept" in told
+    assert earlier_command(tmp_path, "run it") == ["run", "it"]
+    both = told(visit("earlier", 0, 10.0), visit("baton", 0, 10.4))
+    assert "ttft_median_ms: baton / earlier at most 1.03: MISSED" in both
+    assert "output_throughput: earlier / baton at most 1.03: kept" in both
 
 
 def test_every_system_is_started_with_engines_of_one_shape() -> None:

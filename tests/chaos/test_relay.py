@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from chaos.network import HOST, Network
-from chaos.relay import Disturbance, Relays, Route
+from chaos.network import routes_to
+from chaos.relay import HOST, Disturbance, Relays, port_of
 from launcher.config import BatonConfig, LauncherConfig
 from launcher.local.process_plan import ProcessSpec, plan
 
@@ -33,11 +33,11 @@ class Wires:
 
     def __init__(self, relays: Relays, ports: dict[str, int]) -> None:
         self.relays = relays
-        self._ports = ports
+        self.ports = ports
         self._open: list[asyncio.StreamWriter] = []
 
     async def connect(self, target: str) -> Wire:
-        reader, writer = await asyncio.open_connection(HOST, self._ports[target])
+        reader, writer = await asyncio.open_connection(HOST, self.ports[target])
         self._open.append(writer)
         return Wire(reader, writer)
 
@@ -69,18 +69,16 @@ class Wire:
 @asynccontextmanager
 async def wires() -> AsyncIterator[Wires]:
     specs = [ProcessSpec(id="a", role="prefill"), ProcessSpec(id="b", role="decode")]
-    network = Network([ProcessSpec(id="scheduler", role="scheduler"), *specs])
-    own: dict[str, int] = {}
-    routes: list[Route] = list(network.relays._routes)
-    servers = [await asyncio.start_server(echo, HOST, route.port) for route in routes]
-    own = {route.process_id: route.listener.getsockname()[1] for route in routes}
-    await network.start()
-    made = Wires(network.relays, own)
+    routes, _ = routes_to([ProcessSpec(id="scheduler", role="scheduler"), *specs])
+    servers = [await asyncio.start_server(echo, HOST, port_of(route.kept)) for route in routes]
+    relays = Relays(routes)
+    await relays.start()
+    made = Wires(relays, {route.process_id: port_of(route.listener) for route in routes})
     try:
         yield made
     finally:
         made.close()
-        await network.close()
+        await relays.close()
         for server in servers:
             server.close()
 
@@ -141,10 +139,10 @@ async def test_a_process_is_hit_in_the_connections_that_it_opened_wherever_they_
     async with wires() as made:
         mine = await made.connect("a")
         assert await mine.echoed(b"1") == b"1"
-        route = next(route for route in made.relays._routes if route.process_id == "b")
+        port = made.ports["b"]
         script = (
             "import socket, sys\n"
-            f"wire = socket.create_connection(('{HOST}', {route.listener.getsockname()[1]}))\n"
+            f"wire = socket.create_connection(('{HOST}', {port}))\n"
             "wire.sendall(b'x'); wire.recv(1); print('open', flush=True)\n"
             "try:\n    print('closed' if wire.recv(1) == b'' else 'data', flush=True)\n"
             "except ConnectionResetError:\n    print('reset', flush=True)\n"
@@ -162,17 +160,16 @@ async def test_a_process_is_hit_in_the_connections_that_it_opened_wherever_they_
 
 def test_every_process_that_others_connect_to_gets_ports_in_a_row_and_is_reached_through_its_relay() -> None:
     specs = plan(BatonConfig(launcher=LauncherConfig(prefill=2, decode=2, front_proxies=2)))
-    network = Network(specs)
-    settings = {name: int(port) for name, port in (setting.split("=") for setting in network.settings)}
+    routes, said = routes_to(specs)
+    settings = {name: int(port) for name, port in (setting.split("=") for setting in said)}
     assert set(settings) == {"scheduler.port", "scheduler.advertise_port", "worker.port", "worker.advertise_port"}
-    relayed = {route.process_id: (route.listener.getsockname()[1], route.port) for route in network.relays._routes}
+    relayed = {route.process_id: (port_of(route.listener), port_of(route.kept)) for route in routes}
     workers = ("prefill-0", "prefill-1", "decode-0", "decode-1")
     for section, names in (("scheduler", ("scheduler",)), ("worker", workers)):
         for offset, name in enumerate(names):
             advertised, own = settings[f"{section}.advertise_port"], settings[f"{section}.port"]
             assert relayed[name] == (advertised + offset, own + offset)
     assert set(relayed) == {"scheduler", *workers}
-    for route in network.relays._routes:
+    for route in routes:
         route.listener.close()
-    for kept in network._kept:
-        kept.close()
+        route.kept.close()

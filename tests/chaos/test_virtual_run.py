@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from chaos import real_run, virtual_run
-from chaos.schedule import AFTER_REQUESTS_MAX, FAULT_KINDS, FaultKind, Lengths, schedule
+from chaos.schedule import FAULT_KINDS, FaultKind, schedule
 from chaos.virtual_run import ChaosOptions
 from cli.app import main
 from front_proxy.planning.plan_client import PlanClient
@@ -18,7 +19,6 @@ from launcher.local.process_plan import plan
 from runtime.configuration import load
 from scheduler.core import SchedulerCore
 from simulation.faults.cluster import Topology
-from simulation.faults.fault_kinds import Target
 from tests.simulation.test_planted_bugs import Patch, never_resumes, replace, with_events
 
 SPARES = Topology(prefill=1, decode=2)
@@ -28,12 +28,11 @@ SPARES = Topology(prefill=1, decode=2)
 def test_it_draws_the_schedule_that_baton_chaos_draws(schedulers: int) -> None:
     sets = ["launcher.prefill=1", "launcher.decode=2", "launcher.front_proxies=2", f"launcher.schedulers={schedulers}"]
     specs = plan(load(BatonConfig, file=None, environ={}, sets=sets).value)
-    targets = [Target(spec.id, spec.role) for spec in specs]
     options = ChaosOptions(topology=Topology(prefill=1, decode=2, schedulers=schedulers), kinds=("freeze", "kill"))
-    there = schedule(7, targets, ("kill", "freeze"), rounds=1, after_requests_max=AFTER_REQUESTS_MAX)
+    there = schedule(7, [spec.id for spec in specs], ("kill", "freeze"), rounds=1)
     assert virtual_run.planned(7, options) == there
     real = real_run.ChaosOptions(state_dir=Path("nowhere"))
-    assert (real.users, real.after_requests_max, real.lengths) == (options.users, AFTER_REQUESTS_MAX, Lengths())
+    assert (real.users, real.lengths) == (options.users, options.lengths)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -48,9 +47,13 @@ def test_no_client_notices_any_kind_of_fault_of_any_process(topology: Topology, 
     assert verdict.counts.repeated > 0, "front proxies end under requests"
 
 
-def test_a_seed_repeats_itself() -> None:
-    options = ChaosOptions(kinds=("kill", "cut"))
+def test_a_seed_repeats_itself_and_hits_everything_once_a_round() -> None:
+    options = ChaosOptions(kinds=("kill", "cut"), rounds=2)
     assert virtual_run.run(3, options, event_log=True) == virtual_run.run(3, options, event_log=True)
+    faults = virtual_run.planned(3, options)
+    hits = Counter((fault.kind, fault.process_id) for fault in faults)
+    assert len(hits) == 2 * len(options.topology.roles()) and set(hits.values()) == {2}
+    assert faults != virtual_run.planned(4, options)
 
 
 def test_without_a_spare_decode_worker_clients_notice_and_every_invariant_holds() -> None:

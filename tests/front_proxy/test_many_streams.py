@@ -1,53 +1,61 @@
-"""GenerateMany where its client or its outputs are not as they should be: slow, long, aborted."""
+"""GenerateMany over an inference that is told what to do: slow readers, long outputs, early ends. Needs no vLLM."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 import pytest
 
+from front_proxy.gateway.identity import Caller
 from front_proxy.gateway.request_context import RequestContext
-from front_proxy.grpc_api.client import GenerateRequest, Result, SamplingOptions, _OpenChoices, request
+from front_proxy.grpc_api.client import GenerateRequest, GenerateResponse, Result, SamplingOptions, request
 from front_proxy.grpc_api.output_queue import OutputQueue
-from front_proxy.grpc_api.service import NamedModel
+from front_proxy.grpc_api.service import InferenceService, _ManySession
 from protos.inference.v1 import inference_pb2
+from runtime.failures import Failure, FailureError, FailureKind
 from tests.support.polling import until
-from tests.support.stream_bounds import client_of, limits, room
+from tests.support.stream_bounds import client_of, limits, many, room
 
 
-class Wide:
-    """An inference whose every request has one response of so many bytes."""
+class Told:
+    """An inference that answers each request with one response, or as ``answer`` fails. Without one it hangs."""
 
-    def __init__(self, sizes_bytes: list[int]) -> None:
-        self.sizes_bytes = sizes_bytes
-        self.given = 0
+    def __init__(self, answer: Callable[[GenerateRequest], GenerateResponse] | None) -> None:
+        self.asked = 0
+        self._answer = answer
 
-    def models(self) -> list[NamedModel]:
+    def models(self) -> list[inference_pb2.Model]:
         return []
 
     async def generate(
         self, request: GenerateRequest, context: RequestContext
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
-        self.given += 1
-        choice = inference_pb2.Choice(text="x" * self.sizes_bytes[int(request.request_id)], finish_reason="stop")
-        yield inference_pb2.GenerateResponse(
-            request_id=request.request_id, choices=[choice], usage=inference_pb2.Usage(completion_tokens=1)
-        )
+        self.asked += 1
+        if self._answer is None:
+            await asyncio.Event().wait()
+        else:
+            yield self._answer(request)
 
 
 @pytest.mark.parametrize("output_bytes_max", [40_000, 16 << 20])
 async def test_a_reader_that_paused_gets_everything_in_messages_within_the_bound(output_bytes_max: int) -> None:
     sizes = [10_000] * 100 + [70_000, 50_000, 1]
-    wide = Wide(sizes)
+
+    def wide(asked: GenerateRequest) -> GenerateResponse:
+        choice = inference_pb2.Choice(text="x" * sizes[int(asked.request_id)], finish_reason="stop")
+        usage = inference_pb2.Usage(completion_tokens=1)
+        return GenerateResponse(request_id=asked.request_id, choices=[choice], usage=usage)
+
+    inference = Told(wide)
     bounds = limits(output_deltas_max=4096, output_bytes_max=output_bytes_max, message_bytes_max=64_000)
-    async with asyncio.timeout(20), client_of(wide, room(200), bounds) as client:
+    async with asyncio.timeout(20), client_of(inference, room(200), bounds) as client:
         asked = [request("x", request_id=str(i)) for i in range(len(sizes))]
         results: list[Result] = []
         async for result in client.generate_many(asked):
             if not results:
                 # While nothing is read: until everything waits, or no more may.
-                await until(lambda: wide.given == len(sizes), within_s=10)
+                await until(lambda: inference.asked == len(sizes), within_s=10)
             results.append(result)
     failed = {result.request_id: result.error.reason for result in results if result.error}
     assert failed == {"100": "TOO_LARGE"}
@@ -56,7 +64,7 @@ async def test_a_reader_that_paused_gets_everything_in_messages_within_the_bound
 
 async def test_what_waits_is_bounded_by_bytes_and_so_is_each_message() -> None:
     outputs = OutputQueue(count_max=1000, bytes_max=30_000, message_bytes_max=25_000)
-    one = inference_pb2.GenerateResponse(request_id="r", choices=[inference_pb2.Choice(text="x" * 10_000)])
+    one = GenerateResponse(request_id="r", choices=[inference_pb2.Choice(text="x" * 10_000)])
     for _ in range(3):
         await asyncio.wait_for(outputs.until_room(), 5)
         outputs.add(one)
@@ -71,59 +79,35 @@ async def test_what_waits_is_bounded_by_bytes_and_so_is_each_message() -> None:
     assert not outputs
 
 
-class Aborting:
-    """An inference that says ``said`` of every request: (choice, finish reason, whether usage comes with it)."""
-
-    def __init__(self, said: list[tuple[int, str, bool]]) -> None:
-        self.said = said
-        self.running = self.most = 0
-
-    def models(self) -> list[NamedModel]:
-        return []
-
-    async def generate(
-        self, request: GenerateRequest, context: RequestContext
-    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
-        self.running += 1
-        self.most = max(self.most, self.running)
-        for index, reason, last in self.said:
-            if last:
-                self.running -= 1
-            yield inference_pb2.GenerateResponse(
-                request_id=request.request_id,
-                choices=[inference_pb2.Choice(index=index, finish_reason=reason)],
-                usage=inference_pb2.Usage() if last else None,
-            )
-            # Several turns: what the client does with this one must show.
-            for _ in range(20):
-                await asyncio.sleep(0.001)
+@pytest.mark.parametrize(("n", "aborted"), [(1, 1), (2**32 - 1, 4)])
+async def test_a_request_cancelled_before_its_first_step_is_aborted_at_a_bounded_cost(n: int, aborted: int) -> None:
+    session = _ManySession(InferenceService(Told(None), in_flight := room(4), limits()), Caller())
+    async with asyncio.timeout(5):
+        await session.read(many(request("x", SamplingOptions(n=n), request_id="r"), "r"))
+        (batch,) = [batch async for batch in session.batches()]
+    (output,) = batch.outputs
+    assert (output.request_id, [choice.finish_reason for choice in output.choices]) == ("r", ["abort"] * aborted)
+    assert in_flight.count == 0
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        [(0, "abort", False), (1, "stop", True)],
-        [(0, "stop", False), (1, "abort", True)],
-        [(0, "abort", False), (1, "abort", True)],
-    ],
-)
-async def test_a_request_of_which_a_choice_was_aborted_counts_once(said: list[tuple[int, str, bool]]) -> None:
-    inference = Aborting(said)
-    async with asyncio.timeout(20), client_of(inference, room(4)) as client:
-        asked = [request("x", SamplingOptions(n=2)) for _ in range(6)]
-        results = [result async for result in client.generate_many(asked, in_flight_max=1)]
-    assert [result.finished for result in results] == [False, True] * 6
-    assert inference.most == 1
+async def test_a_client_that_does_not_read_is_not_read_from() -> None:
+    def refuse(_: GenerateRequest) -> GenerateResponse:
+        raise FailureError(Failure(kind=FailureKind.BAD_REQUEST, message="no"))
 
+    session = _ManySession(InferenceService(Told(refuse), room(4), limits(output_deltas_max=8)), Caller())
+    taken = 0
 
-def test_a_cancelled_request_ends_with_the_abort_of_its_last_choices() -> None:
-    choices = _OpenChoices()
-    asked = request("x", SamplingOptions(n=3), request_id="r")
-    choices.sent(asked)
+    async def said() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
+        nonlocal taken
+        for taken in range(1, 101):
+            yield inference_pb2.GenerateManyRequest(generate=request("x", request_id=f"r{taken}"))
+            await asyncio.sleep(0)
 
-    def response(*ended: tuple[int, str]) -> inference_pb2.GenerateResponse:
-        told = [inference_pb2.Choice(index=index, finish_reason=reason) for index, reason in ended]
-        return inference_pb2.GenerateResponse(request_id="r", choices=told)
-
-    assert [choices.ended(response((0, "stop"))), choices.ended(response((1, "abort"), (2, "abort")))] == [False, True]
-    assert not choices.ended(response((1, "abort")))
+    async with asyncio.timeout(5):
+        reading = asyncio.create_task(session.read(said()))
+        for _ in range(500):
+            await asyncio.sleep(0)
+        assert taken <= 8 + 4
+        errors = [error.request_id async for batch in session.batches() for error in batch.errors]
+        await reading
+    assert sorted(errors) == sorted(f"r{i}" for i in range(1, 101))

@@ -13,7 +13,7 @@ from front_proxy.gateway.identity import ALL_CLASSES
 from front_proxy.gateway.in_flight import InFlight
 from front_proxy.grpc_api.client import BatonClient
 from front_proxy.grpc_api.service import SERVICE, Inference, InferenceService
-from protos.inference.v1 import inference_pb2_grpc
+from protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from runtime.priority_class import PriorityClass
 from runtime.rpc.grpc_server import start_server
 
@@ -28,6 +28,15 @@ def limits(**changed: Any) -> FrontProxyLimits:
 
 def room(count_max: int) -> InFlight:
     return InFlight(count_max, usable=lambda: True, retry_after_s=2.0)
+
+
+async def many(*messages: Any) -> AsyncIterator[inference_pb2.GenerateManyRequest]:
+    """A stream of requests and of cancellations, which are the names of requests."""
+    for message in messages:
+        if isinstance(message, str):
+            yield inference_pb2.GenerateManyRequest(cancel_request_id=message)
+        else:
+            yield inference_pb2.GenerateManyRequest(generate=message)
 
 
 @asynccontextmanager

@@ -11,6 +11,27 @@ from engine.config import EngineConfig
 from engine.vllm.args import SideChannelAddress, engine_args
 from front_proxy.config import ServingConfig
 
+# For each class a value that is not its field's default.
+OBJECTS: dict[str, dict[str, Any]] = {
+    "ir_op_priority": {"rms_norm": ["native"]},
+    "eplb_config": {"log_balancedness": True},
+    "structured_outputs_config": {"enable_in_reasoning": True},
+    "aux_output_config": {"enable_return_routed_experts": True},
+    "pooler_config": {"enable_flash_late_interaction": False},
+    "compilation_config": {"compile_mm_encoder": True},
+    "attention_config": {"flash_attn_max_num_splits_for_cuda_graph": 33},
+    "engram_config": {"cpu_offload": False},
+    "mamba_config": {"stochastic_rounding_philox_rounds": 1},
+    "kernel_config": {"enable_rocm_segmented_attn_autotune": True},
+    "profiler_config": {"torch_profiler_with_stack": False},
+    "logging_config": {"formatter": "json"},
+    "kv_events_config": {"enable_kv_cache_events": True},
+    "ec_transfer_config": {"ec_buffer_size": 2e9},
+    "ec_manager_config": {"encoder_cache_manager_cls": "a.B"},
+    "reasoning_config": {"reasoning_start_str": "<think>"},
+    "fault_tolerance_config": {"engine_recovery_timeout_sec": 121},
+    "weight_transfer_config": {"backend": "ipc"},
+}
 # Baton's own; engine/vllm/args.py makes it.
 OWN = {"kv_transfer_config"}
 
@@ -32,14 +53,18 @@ def test_every_argument_that_takes_an_object_gets_vllms_class_of_it_everywhere()
     from front_proxy.engine_client.vllm_config import serve_args
 
     known = classes()
-    assert len(known) > 10 and "structured_outputs_config" in known
+    assert known.keys() == OBJECTS.keys()
     for name, made in known.items():
-        config = EngineConfig(model="m", args={name: {}})
+        config = EngineConfig(model="m", args={name: OBJECTS[name]})
         engine = engine_args(config, engine_id="e", side_channel=SideChannelAddress("h", "h", 1))
         front = serve_args(config, ServingConfig())
-        assert isinstance(getattr(engine, name), made), name
-        assert isinstance(getattr(front, name), made | dict), name
-        assert type(front).__name__ == "Namespace"
+        of_engine, of_front = getattr(engine, name), getattr(front, name)
+        assert isinstance(of_engine, made), name
+        assert isinstance(of_front, made | dict), name
+        ((field, value),) = OBJECTS[name].items()
+        assert value != getattr(made, field, None), f"{name}: a default shows nothing"
+        assert getattr(of_engine, field) == value, name
+        assert (of_front[field] if isinstance(of_front, dict) else getattr(of_front, field)) == value, name
 
 
 @pytest.mark.parametrize("given", [{"backend": "xgrammar"}, '{"backend": "xgrammar"}'])

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from structlog.testing import capture_logs
 
-from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.gateway.connection_bounds import ConnectionBounds
-from front_proxy.gateway.in_flight import InFlight
 from front_proxy.gateway.metrics import CONNECTIONS_REFUSED
-from front_proxy.openai_api.published import PublishedApp
 from front_proxy.openai_api.server import OpenAiServer
 from runtime.process.open_files import open_files_max
+from tests.front_proxy.openai_api.conftest import connect, serving
 
 WAIT_S = 10.0
 FREE = 20
@@ -48,8 +43,7 @@ class Client:
 
     @classmethod
     async def of(cls, server: OpenAiServer) -> Client:
-        host, _, port = server.address.rpartition(":")
-        return cls(*await asyncio.open_connection(host, int(port)))
+        return cls(*await connect(server))
 
     async def get(self, path: str) -> bytes:
         """The head of an answer."""
@@ -67,33 +61,18 @@ class Client:
         return not await asyncio.wait_for(self._reader.read(), WAIT_S)
 
 
-def limits(free: int, **changed: Any) -> FrontProxyLimits:
-    """With room for so many descriptors more than are open now."""
+ROUTES = {"/health": nothing, "/v1/models": nothing}
+
+
+def few_left(free: int) -> dict[str, int]:
+    """Limits with room for so many descriptors more than are open now."""
     kept = open_files_max() - next_descriptor() - free
-    changed |= {"open_files_kept": kept, "grpc_connections_min": 0, "grpc_connections_max": 0}
-    return FrontProxyLimits(close_timeout_s=1.0, **changed)
-
-
-@contextlib.asynccontextmanager
-async def listening(bounds: FrontProxyLimits, listener: socket.socket | None = None) -> AsyncIterator[OpenAiServer]:
-    app = FastAPI()
-    for path in ("/health", "/v1/models"):
-        app.add_api_route(path, nothing)
-    in_flight = InFlight(1, usable=lambda: True, retry_after_s=1.0)
-    server = OpenAiServer(PublishedApp(app), FrontProxyConfig(port=0), in_flight, lifespan="off", limits=bounds)
-    if listener is not None:
-        listener.bind(("127.0.0.1", 0))
-    server.bind(listener)
-    await server.start()
-    try:
-        yield server
-    finally:
-        await server.stop()
+    return {"open_files_kept": kept, "grpc_connections_min": 0, "grpc_connections_max": 0}
 
 
 @pytest.mark.parametrize("of_others", [0, FREE])
 async def test_the_next_connection_gets_503_and_health_is_answered(of_others: int) -> None:
-    async with listening(limits(FREE)) as server:
+    async with serving(ROUTES, **few_left(FREE)) as server:
         files = [os.dup(0) for _ in range(of_others)]
         before, clients = refused("descriptors"), []
         with capture_logs() as logs:
@@ -129,7 +108,8 @@ async def test_the_next_connection_gets_503_and_health_is_answered(of_others: in
 async def test_those_too_many_that_ask_nothing_get_503_after_a_moment_or_when_others_come(
     most: int, timeout_s: float
 ) -> None:
-    async with listening(limits(0, crowded_connections_max=most, crowded_timeout_s=timeout_s)) as server:
+    bounds = {"crowded_connections_max": most, "crowded_timeout_s": timeout_s, **few_left(0)}
+    async with serving(ROUTES, **bounds) as server:
         silent = [await Client.of(server) for _ in range(6)]
         for client in silent[: 4 if most == 2 else 6]:
             assert (await client.answer()).startswith(b"http/1.1 503 ")
@@ -153,9 +133,10 @@ class Refusing(socket.socket):
 
 
 async def test_a_connection_that_cannot_be_accepted_is_logged_and_counted_and_taken_later() -> None:
-    before = refused("accept_failed")
+    before, listener = refused("accept_failed"), Refusing()
+    listener.bind(("127.0.0.1", 0))
     with capture_logs() as logs:
-        async with listening(FrontProxyLimits(accept_pause_s=0.01, close_timeout_s=1.0), Refusing()) as server:
+        async with serving(ROUTES, None, listener, accept_pause_s=0.01) as server:
             client = await Client.of(server)
             assert (await client.get("/v1/models")).startswith(b"http/1.1 200 ")
             client.writer.close()
@@ -164,7 +145,7 @@ async def test_a_connection_that_cannot_be_accepted_is_logged_and_counted_and_ta
 
 
 async def test_a_connection_that_was_just_accepted_is_served_before_the_server_ends() -> None:
-    async with listening(limits(FREE, drain_settle_s=0.1)) as server:
+    async with serving(ROUTES, drain_settle_s=0.1, **few_left(FREE)) as server:
         assert server._server is not None
         host, _, port = server.address.rpartition(":")
         with socket.create_connection((host, int(port)), WAIT_S) as client:

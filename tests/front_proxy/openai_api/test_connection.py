@@ -1,4 +1,4 @@
-"""A real connection whose client does not read."""
+"""A real connection whose client does not read, or does not ask."""
 
 from __future__ import annotations
 
@@ -10,66 +10,51 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from starlette.responses import StreamingResponse
 
-from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.gateway.in_flight import InFlight
 from front_proxy.gateway.metrics import CONNECTIONS_REFUSED
-from front_proxy.openai_api.published import PublishedApp
 from front_proxy.openai_api.server import OpenAiServer
+from tests.front_proxy.openai_api.conftest import REQUEST, connect, serving
+from tests.support.stream_bounds import room
 
-REQUEST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
 CHUNK = b"x" * (1 << 20)
 
 
-class Endless:
-    """An app that streams until its client has left."""
+@asynccontextmanager
+async def unread(
+    chunks: int, **limits: Any
+) -> AsyncIterator[tuple[asyncio.Event, InFlight, OpenAiServer, socket.socket]]:
+    """A client that asked for so many chunks and has not read anything yet. The event: its stream has ended."""
+    begun, ended, in_flight = asyncio.Event(), asyncio.Event(), room(1)
 
-    def __init__(self, chunks: int) -> None:
-        self.app = FastAPI()
-        self.begun = asyncio.Event()
-        self.ended = asyncio.Event()
-        self._chunks = chunks
-        self.app.add_api_route("/v1/completions", self.complete, methods=["POST"])
-
-    async def complete(self) -> StreamingResponse:
-        return StreamingResponse(self._stream(), media_type="text/event-stream")
-
-    async def _stream(self) -> Any:
-        self.begun.set()
+    async def stream() -> AsyncIterator[bytes]:
+        begun.set()
         try:
-            for _ in range(self._chunks):
+            for _ in range(chunks):
                 yield CHUNK
         finally:
-            self.ended.set()
+            ended.set()
 
+    async def complete() -> StreamingResponse:
+        return StreamingResponse(stream(), media_type="text/event-stream")
 
-@asynccontextmanager
-async def unread(chunks: int, **limits: Any) -> AsyncIterator[tuple[Endless, InFlight, OpenAiServer, socket.socket]]:
-    """A client that asked and has not read anything yet."""
-    endless = Endless(chunks)
-    in_flight = InFlight(1, usable=lambda: True, retry_after_s=1.0)
-    bounds = FrontProxyLimits(close_timeout_s=1, **limits)
-    app = PublishedApp(endless.app)
-    server = OpenAiServer(app, FrontProxyConfig(port=0), in_flight, lifespan="off", limits=bounds)
-    await server.start()
-    host, _, port = server.address.rpartition(":")
-    with socket.socket() as client:
-        client.setblocking(False)
-        loop = asyncio.get_running_loop()
-        await loop.sock_connect(client, (host, int(port)))
-        await loop.sock_sendall(client, REQUEST)
-        async with asyncio.timeout(30):
-            await endless.begun.wait()
-            assert in_flight.count == 1
-            yield endless, in_flight, server, client
-    await server.stop()
+    async with serving({"/v1/completions": complete}, in_flight, **limits) as server:
+        host, _, port = server.address.rpartition(":")
+        with socket.socket() as client:
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, (host, int(port)))
+            await loop.sock_sendall(client, REQUEST)
+            async with asyncio.timeout(30):
+                await begun.wait()
+                assert in_flight.count == 1
+                yield ended, in_flight, server, client
 
 
 async def test_a_client_that_reads_nothing_loses_its_connection_and_its_place() -> None:
-    async with unread(1000, client_send_timeout_s=0.1) as (endless, in_flight, server, _):
-        await endless.ended.wait()
+    async with unread(1000, client_send_timeout_s=0.1) as (ended, in_flight, server, _):
+        await ended.wait()
         await in_flight.idle.wait()
         await server.quiet()
 
@@ -101,23 +86,17 @@ async def test_a_client_that_asks_nothing_more_loses_its_connection_and_one_that
     said: bytes, then: bytes, answer: bytes
 ) -> None:
     asked, may_answer = asyncio.Event(), asyncio.Event()
-    app = FastAPI()
 
     async def late() -> None:
         asked.set()
         await may_answer.wait()
 
-    app.add_api_route("/v1/completions", late, methods=["POST"])
-    in_flight = InFlight(1, usable=lambda: True, retry_after_s=1.0)
-    bounds = FrontProxyLimits(close_timeout_s=1, headers_timeout_s=0.1, keep_alive_timeout_s=1000)
-    server = OpenAiServer(PublishedApp(app), FrontProxyConfig(port=0), in_flight, lifespan="off", limits=bounds)
-    await server.start()
-    host, _, port = server.address.rpartition(":")
-    async with asyncio.timeout(30):
-        waits, writer = await asyncio.open_connection(host, int(port))
+    bounds = {"headers_timeout_s": 0.1, "keep_alive_timeout_s": 1000}
+    async with serving({"/v1/completions": late}, **bounds) as server, asyncio.timeout(30):
+        waits, writer = await connect(server)
         writer.write(REQUEST)
         await asked.wait()
-        reader, idle = await asyncio.open_connection(host, int(port))
+        reader, idle = await connect(server)
         idle.write(said)
         if answer:
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(answer)
@@ -125,9 +104,8 @@ async def test_a_client_that_asks_nothing_more_loses_its_connection_and_one_that
         await reader.read()
         may_answer.set()
         assert (await waits.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200 ")
-    for each in (idle, writer):
-        each.close()
-    await server.stop()
+        for each in (idle, writer):
+            each.close()
 
 
 IN_CHUNKS = b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n"
@@ -144,15 +122,10 @@ IN_CHUNKS = b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n"
     ],
 )
 async def test_headers_without_end_are_not_kept(begun: bytes, more: bytes) -> None:
-    in_flight = InFlight(1, usable=lambda: True, retry_after_s=1.0)
-    bounds = FrontProxyLimits(close_timeout_s=1, headers_bytes_max=20_000)
-    server = OpenAiServer(PublishedApp(FastAPI()), FrontProxyConfig(port=0), in_flight, lifespan="off", limits=bounds)
-    await server.start()
-    host, _, port = server.address.rpartition(":")
     refused = CONNECTIONS_REFUSED.labels("long_headers")
     before = refused._value.get()
-    async with asyncio.timeout(30):
-        reader, writer = await asyncio.open_connection(host, int(port))
+    async with serving({}, headers_bytes_max=20_000) as server, asyncio.timeout(30):
+        reader, writer = await connect(server)
         ending = asyncio.create_task(reader.read())
         writer.write(begun)
         with contextlib.suppress(ConnectionError):
@@ -161,6 +134,5 @@ async def test_headers_without_end_are_not_kept(begun: bytes, more: bytes) -> No
                 await writer.drain()
                 await asyncio.sleep(0)
         await asyncio.gather(ending, return_exceptions=True)
+        writer.close()
     assert refused._value.get() == before + 1
-    writer.close()
-    await server.stop()

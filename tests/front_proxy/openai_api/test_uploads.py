@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import Request
 
-from front_proxy.config import FrontProxyConfig, FrontProxyLimits
-from front_proxy.gateway.in_flight import InFlight
-from front_proxy.openai_api.published import PublishedApp
-from front_proxy.openai_api.server import OpenAiServer
+from front_proxy.config import FrontProxyLimits
 from front_proxy.openai_api.uploads import BodyRefused, Uploads
+from tests.front_proxy.openai_api.conftest import connect, serving
 from tests.support.polling import until
+from tests.support.stream_bounds import room
 
 WAIT_S = 10.0
 
@@ -89,40 +87,56 @@ async def test_a_body_may_take_its_time_if_it_keeps_a_pace() -> None:
     assert len(await asyncio.wait_for(paced.read, WAIT_S)) == 100_001
 
 
-async def test_however_fast_it_is_a_body_has_a_last_moment() -> None:
-    uploads = Uploads(1 << 20, FrontProxyLimits(request_body_timeout_s=0.05, upload_bytes_per_s_min=1))
-    assert await Body(uploads, "a", b"x" * 1000).why() == "slow_body"
+async def test_a_body_has_a_last_moment_however_much_of_it_is_here() -> None:
+    uploads = Uploads(1 << 20, FrontProxyLimits(request_body_timeout_s=0.05))
+    for begun in (b"", b"x" * 1000):
+        assert await Body(uploads, "a", begun).why() == "slow_body"
+
+
+async def answer(request: Request) -> Any:
+    return await request.json()
+
+
+def sent(path: str, body: bytes, *, of_bytes: int) -> bytes:
+    """A request, and so much of its body."""
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {of_bytes}\r\nconnection: close\r\n\r\n"
+    return head.encode() + body
 
 
 @pytest.mark.parametrize("begun", [b"", b"{"])
 @pytest.mark.parametrize("path", ["/v1/completions", "/tokenize", "/v1/messages/count_tokens"])
 async def test_a_thousand_stuck_uploads_take_nothing_from_those_that_ask(path: str, begun: bytes) -> None:
-    app = FastAPI()
+    in_flight = room(2)
+    async with serving({"/v1/completions": answer, path: answer}, in_flight, uploads_max=8) as server:
+        stuck = [await connect(server) for _ in range(20)]
+        endings = [asyncio.create_task(reader.read()) for reader, _ in stuck]
+        for _, writer in stuck:
+            writer.write(sent(path, begun, of_bytes=100))
+        await until(lambda: sum(ending.done() for ending in endings) == 12, within_s=WAIT_S)
+        assert all(ending.result().startswith(b"HTTP/1.1 408 ") for ending in endings if ending.done())
+        reader, writer = await connect(server)
+        writer.write(sent("/v1/completions", b"{}", of_bytes=2))
+        answered = await asyncio.wait_for(reader.read(), WAIT_S)
+        assert answered.startswith(b"HTTP/1.1 200 "), answered
+        assert in_flight.count == 0
+        for each in (writer, *(writer for _, writer in stuck)):
+            each.close()
+        await asyncio.gather(*endings)
 
-    async def answer(request: Request) -> Any:
-        return await request.json()
 
-    for route in ("/v1/completions", path):
-        app.add_api_route(route, answer, methods=["POST"])
-    in_flight = InFlight(2, usable=lambda: True, retry_after_s=1.0)
-    limits = FrontProxyLimits(uploads_max=8, close_timeout_s=1)
-    server = OpenAiServer(PublishedApp(app), FrontProxyConfig(port=0), in_flight, lifespan="off", limits=limits)
-    await server.start()
-    host, _, port = server.address.rpartition(":")
-    stuck = [await asyncio.open_connection(host, int(port)) for _ in range(20)]
-    endings = [asyncio.create_task(reader.read()) for reader, _ in stuck]
-    for _, writer in stuck:
-        writer.write(f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n".encode() + begun)
-    await until(lambda: sum(ending.done() for ending in endings) == 12, within_s=WAIT_S)
-    assert all(ending.result().startswith(b"HTTP/1.1 408 ") for ending in endings if ending.done())
-    reader, writer = await asyncio.open_connection(host, int(port))
-    body = json.dumps({"prompt": "a"}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-    writer.write(head.encode() + body)
-    answered = await asyncio.wait_for(reader.read(), WAIT_S)
-    assert answered.startswith(b"HTTP/1.1 200 "), answered
-    assert in_flight.count == 0
-    for each in (writer, *(writer for _, writer in stuck)):
-        each.close()
-    await asyncio.gather(*endings)
-    await server.stop()
+async def test_while_there_is_no_place_no_body_is_waited_for_and_one_that_is_here_by_then_gets_none() -> None:
+    in_flight = room(1)
+    async with serving({"/v1/completions": answer}, in_flight) as server, asyncio.timeout(WAIT_S):
+        early, writer = await connect(server)
+        writer.write(sent("/v1/completions", b"{", of_bytes=2))
+        await until(lambda: server.guard._uploads._count, within_s=WAIT_S)
+        place = in_flight.enter()
+        late, other = await connect(server)
+        other.write(sent("/v1/completions", b"{", of_bytes=2))
+        assert (await late.read()).startswith(b"HTTP/1.1 429 ")
+        writer.write(b"}")
+        assert (await early.read()).startswith(b"HTTP/1.1 429 ")
+        assert in_flight.count == 1
+        place.leave()
+        for each in (writer, other):
+            each.close()

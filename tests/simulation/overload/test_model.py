@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import sys
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
 import msgspec
@@ -14,7 +13,7 @@ import pytest
 from scheduler.api.events import PlanRequested
 from simulation.__main__ import main
 from simulation.overload.burst import judge
-from simulation.overload.model import ALL_INTERACTIVE, Asked, Overload, Report, max_min, memory_kib, quantile, verdict
+from simulation.overload.model import ALL_INTERACTIVE, Asked, Overload, Report, memory_kib, verdict
 
 SHORT_S = 90.0
 
@@ -111,16 +110,6 @@ def test_after_a_burst_clients_that_come_back_as_told_are_served_within_five_tri
 def test_clients_that_are_told_to_come_back_at_once_are_refused_five_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scheduler.queueing.refusals.retry_after_s", lambda *_, **__: 0.1)
     assert judge(0) != []
-
-
-def test_a_fair_division_gives_no_key_more_than_it_wants() -> None:
-    assert max_min(Counter(a=10, b=100, c=100), 90) == {"a": 10, "b": 40, "c": 40}
-    assert max_min(Counter(a=10, b=20), 90) == {"a": 10, "b": 20}
-
-
-def test_a_quantile_is_the_least_value_that_so_many_do_not_exceed() -> None:
-    assert quantile(Counter(range(1, 1001)), 0.99) == 990
-    assert quantile(Counter(), 0.5) == 0
 
 
 def test_everything_holds_for_an_hour_at_three_times_the_capacity() -> None:
