@@ -5,9 +5,9 @@ vLLM's own InputProcessor, OutputProcessor and ParentRequest do their usual work
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
@@ -26,6 +26,7 @@ from front_proxy.engine_client.client_base import GenerationOnlyClient
 from front_proxy.engine_client.errors import to_vllm
 from front_proxy.engine_client.sampling import drop_forbidden
 from front_proxy.engine_client.sequences import Sequences
+from front_proxy.engine_client.texts import TextDelta
 from front_proxy.gateway.identity import ALL_CLASSES, with_class
 from front_proxy.gateway.in_flight import InFlight
 from front_proxy.gateway.request_context import REQUEST_CONTEXT
@@ -33,6 +34,7 @@ from runtime.failures import Failure, FailureError
 from runtime.priority_class import PriorityClass
 
 TASKS = ("generate",)
+_Output = TypeVar("_Output")
 _PRIORITY_LIMIT = 2**31
 
 
@@ -104,8 +106,17 @@ class RemoteEngineClient(GenerationOnlyClient):
 
     # --- generation ------------------------------------------------------------------------------------------------
 
-    async def generate(
+    def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
+        """Yield outputs as AsyncLLM does, which takes the same. Closing or cancelling it cancels all remote work."""
+        return self._run(self._sequences.outputs, *args, **kwargs)
+
+    def texts(self, *args: Any, **kwargs: Any) -> AsyncGenerator[TextDelta, None]:
+        """The same for a streamed answer that is text alone."""
+        return self._run(self._sequences.texts, *args, **kwargs)
+
+    async def _run(
         self,
+        outputs_of: Callable[[EngineCoreRequest, str | None], AsyncGenerator[_Output, None]],
         prompt: Any,
         sampling_params: SamplingParams,
         request_id: str,
@@ -120,8 +131,7 @@ class RemoteEngineClient(GenerationOnlyClient):
         kv_hints: Any = None,
         reasoning_ended: bool | None = None,
         reasoning_parser_kwargs: dict[str, Any] | None = None,
-    ) -> AsyncGenerator[RequestOutput, None]:
-        """Yield outputs as AsyncLLM does. Closing or cancelling it cancels all remote work."""
+    ) -> AsyncGenerator[_Output, None]:
         # First, so that bad input gets vLLM's own message and reaches no worker.
         request = self._validated(
             prompt,
@@ -140,7 +150,7 @@ class RemoteEngineClient(GenerationOnlyClient):
         try:
             context.caller = with_class(context.caller, priority, self._classes_allowed)
             with context.place.sequences(request.sampling_params.n):
-                async with aclosing(self._sequences.outputs(request, text)) as outputs:
+                async with aclosing(outputs_of(request, text)) as outputs:
                     async for output in outputs:
                         yield output
         except FailureError as error:

@@ -27,6 +27,13 @@ def mark_readers(tool_parser: str | None, reasoning_parser: str | None) -> None:
         ReasoningParserManager.register_module(reasoning_parser, module=_marking(parser, needs_tools=False))
 
 
+def reads_only_tools(tool_parser: str | None, reasoning_parser: str | None) -> bool:
+    """Whether no parser reads a chat without tools."""
+    if reasoning_parser or not tool_parser:
+        return not reasoning_parser
+    return _needs_tools(tool_parser, ToolParserManager.get_tool_parser(tool_parser))
+
+
 def _needs_tools(name: str, parser: type[Any]) -> bool:
     """Whether vLLM does not use this tool parser if a chat has no tools."""
     composed = ParserManager.get_parser(tool_parser_name=name, enable_auto_tools=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from copy import copy
 
 import msgspec
@@ -14,12 +15,14 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 from vllm.v1.engine.parallel_sampling import ParentRequest
+from vllm.v1.metrics.stats import PrefillStats
 
 from engine.protocol import EngineRequest
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.engine_client import private
 from front_proxy.engine_client.outputs import core_output, prefill_stats
 from front_proxy.engine_client.sampling import encode
+from front_proxy.engine_client.texts import Detokeniser, PromptFacts, TextDelta, of_output
 from front_proxy.gateway.metrics import RENDER_S, SEQUENCES
 from front_proxy.gateway.request_context import CLOCK, REQUEST_CONTEXT
 from front_proxy.request.generation import GenerationDelta, GenerationRequest, one_by_one
@@ -37,6 +40,42 @@ class Sequences:
     def outputs(self, request: EngineCoreRequest, text: str | None) -> AsyncGenerator[RequestOutput, None]:
         """Outputs until one is finished. Closing it gives up all remote work at once."""
         return self._one(request, text) if request.sampling_params.n == 1 else self._many(request, text)
+
+    def texts(self, request: EngineCoreRequest, text: str | None) -> AsyncGenerator[TextDelta, None]:
+        """The same as text alone, at less cost, for requests that want deltas and nothing but text."""
+        return self._one_text(request) if request.sampling_params.n == 1 else self._many_texts(request, text)
+
+    async def _one_text(self, request: EngineCoreRequest) -> AsyncGenerator[TextDelta, None]:
+        child = _Child(request)
+        detokeniser = Detokeniser(self._output_processor.tokenizer, request)
+        deltas = self._dispatcher.generate(self._generation(child))
+        try:
+            async for first in deltas:
+                delta = first
+                piece = self._text(child, delta, detokeniser)
+                while (piece is None or piece.finish_reason is None) and (more := deltas.waiting()) is not None:
+                    delta = more
+                    next_piece = self._text(child, delta, detokeniser)
+                    piece = next_piece if piece is None else piece.then(next_piece)
+                if piece is None:
+                    continue
+                if piece.finish_reason is not None:
+                    if delta.finish is None:
+                        # A stop string: the engine's further tokens are not needed.
+                        self._dispatcher.satisfied(request.request_id)
+                    await deltas.aclose()
+                yield piece
+                if piece.finish_reason is not None:
+                    return
+            raise _unfinished(request)
+        finally:
+            await deltas.aclose()
+
+    async def _many_texts(self, request: EngineCoreRequest, text: str | None) -> AsyncGenerator[TextDelta, None]:
+        async with aclosing(self._many(request, text)) as outputs:
+            async for output in outputs:
+                for delta in of_output(output):
+                    yield delta
 
     async def _one(self, request: EngineCoreRequest, text: str | None) -> AsyncGenerator[RequestOutput, None]:
         collector = _collector(request)
@@ -153,20 +192,34 @@ class Sequences:
             pinned_decode_worker=child.pinned_decode_worker,
         )
 
+    def _text(self, child: _Child, delta: GenerationDelta, detokeniser: Detokeniser) -> TextDelta | None:
+        """The text of one delta of a child, if it has output."""
+        if not _note(child, delta):
+            return None
+        piece = detokeniser.add(delta)
+        if child.started:
+            return piece
+        stats = self._start(child)
+        facts = PromptFacts(
+            token_ids=child.request.prompt_token_ids,
+            cached_tokens=stats.num_cached_tokens,
+            created_cache_tokens=stats.num_cache_creation_tokens,
+        )
+        return msgspec.structs.replace(piece, prompt=facts)
+
     def _take(self, child: _Child, delta: GenerationDelta) -> None:
         """Process one delta of a child."""
-        if not child.started or delta.decode_worker is not None:
-            _note(child, delta)
-        if not delta.token_ids and delta.finish is None and delta.prompt_logprobs is None:
+        if not _note(child, delta):
             return
-        request = child.request
-        stats = None
-        if not child.started:
-            child.started = True
-            REQUEST_CONTEXT.get().delivered = True
-            stats = prefill_stats(len(request.prompt_token_ids), child.cached_tokens or 0, self._block_size_tokens)
+        stats = None if child.started else self._start(child)
         parts = one_by_one(delta) if child.one_token else (delta,)
-        self._output_processor.process_outputs([core_output(request.request_id, part, stats) for part in parts])
+        self._output_processor.process_outputs([core_output(child.request.request_id, part, stats) for part in parts])
+
+    def _start(self, child: _Child) -> PrefillStats:
+        """The child's first output is here. Returns the usage facts that go with it."""
+        child.started = True
+        REQUEST_CONTEXT.get().delivered = True
+        return prefill_stats(len(child.request.prompt_token_ids), child.cached_tokens or 0, self._block_size_tokens)
 
 
 class OneByOne(RequestOutputCollector):
@@ -208,15 +261,17 @@ class _Child:
         self.pinned_decode_worker: str | None = None
 
 
-def _note(child: _Child, delta: GenerationDelta) -> None:
-    """Keep the facts that a delta brought, for the siblings and for the HTTP layer."""
-    if child.cached_tokens is None:
-        child.cached_tokens = delta.cached_tokens
-    if child.decode_worker is None:
-        child.decode_worker = delta.decode_worker
-    context = REQUEST_CONTEXT.get()
-    if context.phases is None:
-        context.phases = delta.phases
+def _note(child: _Child, delta: GenerationDelta) -> bool:
+    """Keep the facts that a delta brought, for the siblings and for the HTTP layer. Returns whether it has output."""
+    if not child.started or delta.decode_worker is not None:
+        if child.cached_tokens is None:
+            child.cached_tokens = delta.cached_tokens
+        if child.decode_worker is None:
+            child.decode_worker = delta.decode_worker
+        context = REQUEST_CONTEXT.get()
+        if context.phases is None:
+            context.phases = delta.phases
+    return bool(delta.token_ids) or delta.finish is not None or delta.prompt_logprobs is not None
 
 
 def _collector(request: EngineCoreRequest) -> RequestOutputCollector:

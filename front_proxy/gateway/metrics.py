@@ -16,6 +16,11 @@ DROPPED_FIELDS = Counter(
     "Fields and headers only Baton may set that clients sent and that were dropped.",
     ["field"],
 )
+WAYS = Counter(
+    "baton_front_proxy_answer_ways_total",
+    "Chats and completions by the way they take: fast, or why they take the way through vLLM's app.",
+    ["way"],
+)
 UNREAD_CONNECTIONS = Counter(
     "baton_front_proxy_unread_connections_total",
     "HTTP connections ended because their client left the answer unread for client_send_timeout_s.",

@@ -48,8 +48,12 @@ class Answer:
         """Of the request, once it is known who asks."""
         self.explain = False
         """Whether the answer says where the time to its first token went."""
-        self.begun = False
-        """Its status was sent."""
+        self.route = ""
+        """That takes the request."""
+        self.status = 0
+        """That was sent; 0 before."""
+        self.length_bytes = 0
+        """That the answer said its body has."""
         self._send = send
         self._scope = scope
         self._headers_of = headers_of
@@ -127,7 +131,8 @@ class Answer:
     async def _begin(self, message: Message) -> None:
         """Send the start of an answer, with what every answer carries."""
         headers: list[Header] = list(message.get("headers", ()))
-        names = {name.lower() for name, _ in headers}
+        names = {name.lower(): value for name, value in headers}
+        self.length_bytes = int(names.get(b"content-length", b"0"))
         every = self._headers_of(self._scope["headers"])
         headers += [(name, value) for name, value in every if name not in names or name == b"vary"]
         if self._retiring():
@@ -136,7 +141,7 @@ class Answer:
             failure = None if self.context is None else self.context.failure
             advice_s = failure.retry_after_s if failure is not None else None
             headers.append((b"retry-after", whole_seconds(advice_s or self._retry_after_s)))
-        self.begun = True
+        self.status = int(message["status"])
         await self._send({**message, "headers": headers})
 
     def _phases_ms(self) -> dict[str, float]:

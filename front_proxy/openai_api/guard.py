@@ -10,7 +10,8 @@ from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
 from front_proxy.gateway.identity import caller
 from front_proxy.gateway.in_flight import InFlight
 from front_proxy.gateway.metrics import DROPPED_FIELDS, REFUSALS
-from front_proxy.gateway.request_context import REQUEST_CONTEXT, RequestContext
+from front_proxy.gateway.request_context import CLOCK, REQUEST_CONTEXT, RequestContext
+from front_proxy.openai_api import http_metrics
 from front_proxy.openai_api.answer import Answer, Header, Message, Receive, Scope, Send
 from front_proxy.openai_api.published import GENERATION_ROUTES, OPERATOR_ROUTES, PublishedApp
 from front_proxy.openai_api.uploads import BodyRefused, ClientLeft, Uploads
@@ -53,19 +54,22 @@ class HttpGuard:
             retry_after_s=self._limits.retry_after_s,
             retiring=lambda: self.retiring,
         )
+        began_s = CLOCK.monotonic_s()
         try:
             await self._answer(scope, receive, answer)
         except Exception:
-            if not answer.begun:
+            if not answer.status:
                 message = "The request failed inside the front proxy; its log says why."
                 await answer.refuse(HTTPStatus.INTERNAL_SERVER_ERROR, message)
             raise  # to the server, which logs it
+        finally:
+            http_metrics.observe(answer, scope, CLOCK.monotonic_s() - began_s)
 
     async def _answer(self, scope: Scope, receive: Receive, answer: Answer) -> None:
         if (preflight := self._app.headers.preflight(scope)) is not None:
             await preflight(scope, receive, answer.send)
             return
-        route = self._app.route(scope)
+        route = answer.route = self._app.route(scope)
         metrics_port = self._config.metrics_port
         for_operators = metrics_port != 0 and scope["server"][1] == metrics_port
         if metrics_port and (route in OPERATOR_ROUTES) != for_operators:
@@ -97,6 +101,7 @@ class HttpGuard:
         answer.context = context
         headers: list[Header] = []
         length = 0
+        body: bytes | None = None
         for name, value in scope["headers"]:
             if name in FORBIDDEN_HEADERS:
                 DROPPED_FIELDS.labels(name.decode()).inc()
@@ -126,10 +131,13 @@ class HttpGuard:
             headers = [
                 (name, str(len(body)).encode() if name == b"content-length" else value) for name, value in headers
             ]
-            receive = _replay(body, receive)
+        scope = {**scope, "headers": headers}
         token = REQUEST_CONTEXT.set(context)
         try:
-            await self._app({**scope, "headers": headers}, receive, answer.send)
+            fast = self._app.fast_path
+            if body and fast is not None and await fast.answers(route, body, scope, receive, answer.send):
+                return
+            await self._app(scope, _replay(body, receive) if body is not None else receive, answer.send)
         finally:
             REQUEST_CONTEXT.reset(token)
 

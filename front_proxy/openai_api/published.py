@@ -9,8 +9,10 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from front_proxy.gateway.metrics import REFUSALS
+from front_proxy.openai_api import http_metrics
 from front_proxy.openai_api.answer import Receive, Scope, Send, error_content
 from front_proxy.openai_api.answer_headers import AnswerHeaders
+from front_proxy.openai_api.fast_path.fast_path import FastPath
 
 GENERATION_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 OPERATOR_ROUTES = frozenset({"/metrics", "/load"})
@@ -44,13 +46,15 @@ class PublishedApp:
 
     def __init__(self, app: FastAPI) -> None:
         self.fastapi = app
+        self.fast_path: FastPath | None = None
         self.state = app.state
         self.headers = AnswerHeaders(app)
+        http_metrics.take_over(app)
         paths = {getattr(route, "path", "") for route in app.router.routes}
         self.unpublished = sorted(paths - ROUTES)
         """Paths that ``app`` had and that are not served."""
         kept = [route for route in app.router.routes if getattr(route, "path", "") in ROUTES]
-        # A request is compared with one route after the other, here, by the router and by vLLM's metrics; no two routes
+        # A request is compared with one route after the other, here and by the router; no two routes
         # match the same request, so the order is free, and the paths that matter come first.
         app.router.routes[:] = sorted(kept, key=lambda route: route.path not in GENERATION_ROUTES)
         app.router.default = self.no_route

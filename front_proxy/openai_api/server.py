@@ -24,6 +24,7 @@ from front_proxy.gateway.in_flight import InFlight
 from front_proxy.openai_api.acceptor import Acceptor
 from front_proxy.openai_api.answer import HeadersOf
 from front_proxy.openai_api.connection import HttpConnection
+from front_proxy.openai_api.fast_path.fast_path import FastPath
 from front_proxy.openai_api.guard import HttpGuard
 from front_proxy.openai_api.published import PublishedApp
 from runtime.process.open_files import open_files_max
@@ -197,7 +198,9 @@ async def build_openai_app(client: RemoteEngineClient, args: Namespace) -> Publi
     finally:
         # A library that vLLM's app uses for other hosts sets the whole process to log errors only.
         logging.root.setLevel(level)
-    return PublishedApp(app)
+    published = PublishedApp(app)
+    published.fast_path = FastPath.over(app, client, args)
+    return published
 
 
 def _bind(host: str, port: int) -> socket.socket:

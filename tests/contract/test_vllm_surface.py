@@ -20,6 +20,15 @@ NIXL = "vllm.distributed.kv_transfer.kv_connector.v1.nixl"
 
 # "module:owner.callable" -> its parameters, in order, of what we override. What we call, the engine contract calls.
 SIGNATURES = {
+    # The fast path hands the first arguments to them in another form, and all others on.
+    "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat.chat_completion_stream_generator": (
+        "self, request, result_generator, request_id, model_name, conversation, tokenizer, request_metadata, "
+        "chat_template_kwargs, mm_token_counts"
+    ),
+    "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion.completion_stream_generator": (
+        "self, request, engine_inputs, result_generator, request_id, created_time, model_name, num_prompts, "
+        "tokenizer, request_metadata"
+    ),
     # engine/vllm/steps.py takes the place of this class in AsyncLLM.
     "vllm.v1.engine.output_processor:OutputProcessor.add_request": (
         "self, request, prompt, parent_req, request_index, queue"

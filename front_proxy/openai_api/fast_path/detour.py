@@ -1,0 +1,38 @@
+"""Which requests take the way through vLLM's app. Pure; the reason is a label of a metric."""
+
+from __future__ import annotations
+
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+
+def detour(request: ChatCompletionRequest | CompletionRequest, *, parsed: bool) -> str:
+    """Why a request does; empty if it does not. ``parsed``: a parser reads every chat, also one without tools.
+
+    An answer that comes whole is vLLM's own, so only a streamed one can be too much for the fast path.
+    """
+    if not request.stream:
+        return ""
+    options = request.stream_options
+    several = isinstance(request, CompletionRequest) and not _is_one_prompt(request)
+    chat = request if isinstance(request, ChatCompletionRequest) else None
+    reasons = {
+        "beam_search": request.use_beam_search,
+        # 0 asks for those of the tokens themselves.
+        "logprobs": not (request.logprobs is None or request.logprobs is False) or request.prompt_logprobs is not None,
+        "echo": request.echo,
+        "tokens": request.return_token_ids or request.return_token_offsets,
+        "stream_interval": request.stream_interval is not None,
+        "usage": options is not None and options.continuous_usage_stats,
+        "prompts": several,
+        "tools": chat is not None and (chat.tools or parsed or not chat.include_reasoning or chat.return_prompt_text),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _is_one_prompt(request: CompletionRequest) -> bool:
+    """Whether it has one prompt, of text or tokens."""
+    prompt = request.prompt
+    if request.prompt_embeds is not None:
+        return False
+    return isinstance(prompt, str) or bool(prompt and isinstance(prompt[0], int))

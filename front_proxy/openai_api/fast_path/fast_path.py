@@ -1,0 +1,225 @@
+"""Answers chats and completions without the app's layers. Parsing, rendering and errors stay vLLM's own.
+
+vLLM's serving objects are copied. The copies stream by writers of ours, over an engine client that gives them text
+instead of outputs. A request that is not understood here goes to vLLM's app, which says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import json
+from argparse import Namespace
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, Self
+
+import structlog
+from fastapi import FastAPI
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.serve.elastic_ep.middleware import ScalingMiddleware
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from front_proxy.engine_client.client import RemoteEngineClient
+from front_proxy.engine_client.parsers import reads_only_tools
+from front_proxy.gateway.metrics import WAYS
+from front_proxy.openai_api.answer import Receive, Scope, Send
+from front_proxy.openai_api.fast_path.detour import detour
+from front_proxy.openai_api.fast_path.stream_writer import DONE, OfOnePrompt, StreamWriter, events
+
+log = structlog.get_logger(__name__)
+
+_ERROR = "baton.error"
+# vLLM's app may answer with these headers more than the fast path does.
+_LOAD_HEADER = b"endpoint-load-metrics-format"
+_STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8")]
+_COSTLY_OPTIONS = (
+    "enable_server_load_tracking",
+    "enable_log_outputs",
+    "enable_per_request_metrics",
+    "enable_force_include_usage",
+)
+_HARMLESS_LAYERS = frozenset({ScalingMiddleware})
+
+_Create = Callable[[Any, Request], Coroutine[Any, Any, Any]]
+
+
+class FastPath:
+    """Built once over vLLM's app, whose layers around every answer have been taken over by Baton's own."""
+
+    def __init__(self, app: FastAPI, client: RemoteEngineClient, args: Namespace) -> None:
+        state = app.state
+        self._app = app
+        self._keep_alive_s = float(getattr(args, "sse_keep_alive_interval", 0))
+        chat = _chat(state.openai_serving_chat, client)
+        completion = _completion(state.openai_serving_completion, client)
+        self._parsed = chat.parser_cls is not None and not reads_only_tools(
+            args.tool_call_parser, args.structured_outputs_config.reasoning_parser
+        )
+        self._apis: dict[str, tuple[type[Any], _Create]] = {
+            "/v1/chat/completions": (ChatCompletionRequest, chat.create_chat_completion),
+            "/v1/completions": (CompletionRequest, completion.create_completion),
+        }
+        handlers = dict(app.exception_handlers)
+        self._failing = ServerErrorMiddleware(
+            ExceptionMiddleware(_raise, handlers={kind: handlers[kind] for kind in handlers if kind is not Exception}),
+            handler=handlers.get(Exception),
+        )
+
+    @classmethod
+    def over(cls, app: FastAPI, client: RemoteEngineClient, args: Namespace) -> Self | None:
+        """None where settings of vLLM's app do something to every request or answer."""
+        layers = {layer.cls for layer in app.user_middleware} - _HARMLESS_LAYERS
+        options = {name for name in _COSTLY_OPTIONS if getattr(args, name)}
+        if layers or options:
+            reasons = sorted({*options, *(layer.__name__ for layer in layers)})
+            log.warning("every answer goes through vLLM's app, which costs more CPU", because_of=reasons)
+            return None
+        return cls(app, client, args)
+
+    async def answers(self, route: str, body: bytes, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Answer a request whose body is here. False: it was not touched, and vLLM's app must answer it."""
+        if route not in self._apis:
+            return False
+        model, create = self._apis[route]
+        request = None if _is_special(scope) else _parsed(model, body)
+        why = "special" if request is None else detour(request, parsed=self._parsed)
+        WAYS.labels(why or "fast").inc()
+        if why:
+            return False
+        scope = {**scope, "app": self._app}
+        await _until_client_leaves(receive, self._answer(create(request, Request(scope)), scope, receive, send))
+        return True
+
+    async def _answer(self, creating: Coroutine[Any, Any, Any], scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            answer = await creating
+            if isinstance(answer, ErrorResponse):
+                await JSONResponse(answer.model_dump(), answer.error.code)(scope, receive, send)
+            elif isinstance(answer, AsyncGenerator):
+                await self._stream(answer, send)
+            else:
+                await JSONResponse(answer.model_dump())(scope, receive, send)
+        except Exception as error:  # noqa: BLE001 vLLM's handlers say what becomes of it
+            await self._failing({**scope, _ERROR: error}, receive, send)
+
+    async def _stream(self, answer: AsyncGenerator[str, None], send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        async with contextlib.aclosing(with_sse_keep_alive(answer, self._keep_alive_s)) as pieces:
+            async for piece in pieces:
+                more = not piece.endswith(DONE)
+                await send({"type": "http.response.body", "body": piece.encode(), "more_body": more})
+
+
+class _Texts:
+    """An engine client that gives a streamed answer's text alone. In all else it is ``client``."""
+
+    def __init__(self, client: RemoteEngineClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def generate(self, prompt: Any, params: SamplingParams, *args: Any, **kwargs: Any) -> Any:
+        streamed = params.output_kind is RequestOutputKind.DELTA
+        return (self._client.texts if streamed else self._client.generate)(prompt, params, *args, **kwargs)
+
+
+def _chat(serving: Any, client: RemoteEngineClient) -> Any:
+    """A copy that streams what is text alone."""
+    serving = copy.copy(serving)
+    serving.engine_client = _Texts(client)
+    write = serving.chat_completion_stream_generator
+
+    def stream(request: ChatCompletionRequest, texts: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[str, None]:
+        writer = StreamWriter(
+            lambda outputs: write(request, outputs, *args, **kwargs),
+            choices=request.n or 1,
+            with_roles=True,
+            # A tool parser that finds no call says nothing where there is no text.
+            silent=serving.parser_cls is not None,
+        )
+        return events(writer, texts)
+
+    serving.chat_completion_stream_generator = stream
+    return serving
+
+
+def _completion(serving: Any, client: RemoteEngineClient) -> Any:
+    """The same for completions."""
+    serving = copy.copy(serving)
+    serving.engine_client = _Texts(client)
+    write = serving.completion_stream_generator
+
+    def stream(
+        request: CompletionRequest, inputs: Any, texts: Any, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[str, None]:
+        writer = StreamWriter(
+            lambda outputs: write(request, inputs, OfOnePrompt(outputs), *args, **kwargs),
+            choices=request.n,
+            with_roles=False,
+            silent=False,
+        )
+        return events(writer, (delta async for _, delta in texts))
+
+    serving.completion_stream_generator = stream
+    return serving
+
+
+def _is_special(scope: Scope) -> bool:
+    """Whether the headers ask for what only vLLM's app does, be it an error."""
+    kind = b""
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            kind = kind or value
+        elif name == _LOAD_HEADER:
+            return True
+    return kind.split(b";", 1)[0].lower() != b"application/json"
+
+
+def _parsed(model: type[Any], body: bytes) -> Any | None:
+    """The request. None: vLLM's app says what is wrong with it."""
+    try:
+        return model.model_validate(json.loads(body))
+    except Exception:  # noqa: BLE001 whatever it is, vLLM's app meets it too
+        return None
+
+
+async def _raise(scope: Scope, _receive: Receive, _send: Send) -> None:
+    raise scope[_ERROR]
+
+
+async def _until_client_leaves(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do ``work``; cancel it when the client has left."""
+    this = asyncio.current_task()
+    assert this is not None
+    left = False
+
+    def leave(_: object) -> None:
+        nonlocal left
+        left = True
+        this.cancel()
+
+    watch = asyncio.ensure_future(_disconnect(receive))
+    watch.add_done_callback(leave)
+    try:
+        await work
+    except asyncio.CancelledError:
+        if not left:
+            raise
+        this.uncancel()
+    finally:
+        watch.remove_done_callback(leave)
+        watch.cancel()
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,169 @@
+"""The events of a streamed answer, byte for byte as vLLM's generators write them. Generates nothing.
+
+vLLM makes and prints a pydantic object for each token. Here its generator is given a mark in place of a text first,
+once for each choice. What it prints is the template of every chunk. It writes all else itself: the role, the end, the
+usage and failures.
+"""
+
+from __future__ import annotations
+
+import collections
+import json.encoder
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+from vllm.outputs import CompletionOutput, RequestOutput
+
+from front_proxy.engine_client.texts import PromptFacts, TextDelta
+
+DONE = "data: [DONE]\n\n"
+"""The end of the last event."""
+_MARK = f"text-{uuid.uuid4().hex}"
+# JSON as pydantic prints it: nothing is escaped that need not be.
+_quoted = json.encoder.encode_basestring
+
+
+async def events(writer: StreamWriter, texts: AsyncGenerator[TextDelta, None]) -> AsyncGenerator[str, None]:
+    """All events. The last piece has the last text, the usage and ``DONE``."""
+    piece = ""
+    async with aclosing(texts), aclosing(writer.written):
+        try:
+            async for delta in texts:
+                piece = await writer.piece(delta)
+                if piece and not writer.whole:
+                    yield piece
+                    piece = ""
+        except Exception as error:  # noqa: BLE001 vLLM's generator tells it to the client
+            yield piece + await writer.end(error)
+        else:
+            yield piece + await writer.end()
+
+
+class StreamWriter:
+    """Writes one answer."""
+
+    def __init__(
+        self,
+        write: Callable[[AsyncIterator[Any]], AsyncGenerator[str, None]],
+        *,
+        choices: int,
+        with_roles: bool,
+        silent: bool,
+    ) -> None:
+        """``write``: vLLM's generator over its outputs. ``with_roles``: it begins with an event for each choice.
+
+        ``silent``: tokens without text make no event.
+        """
+        self._outputs = _Outputs()
+        self.written = write(self._outputs)
+        self._unfinished = choices
+        self._with_roles = with_roles
+        self._silent = silent
+        self._prompt: PromptFacts | None = None
+        self._templates: list[tuple[str, str]] = []
+        self._tokens = [0] * choices
+
+    @property
+    def whole(self) -> bool:
+        """Every choice has ended."""
+        return self._unfinished == 0
+
+    async def piece(self, delta: TextDelta) -> str:
+        """The events of one delta. There may be none, and those of the last one come with the end."""
+        before = "" if self._templates else await self._begin(delta)
+        index, text = delta.index, delta.text
+        self._tokens[index] += delta.tokens
+        there = bool(text or self._tokens[index])
+        if delta.finish_reason is None:
+            if not text and (self._silent or not there):
+                return before
+            head, tail = self._templates[index]
+            return before + head + _quoted(text) + tail
+        self._unfinished -= 1
+        assert self._prompt is not None
+        self._outputs.put(_output(self._prompt, [_choice(index, delta, self._tokens[index])]))
+        # vLLM's generator writes nothing of a choice that was empty.
+        return before if self.whole or not there else before + await anext(self.written)
+
+    async def end(self, error: Exception | None = None) -> str:
+        """What is behind the last delta, or tells why there is none."""
+        self._outputs.put(error)
+        return "".join([event async for event in self.written])
+
+    async def _begin(self, first: TextDelta) -> str:
+        assert first.prompt is not None, "the first delta has the prompt's facts"
+        self._prompt = first.prompt
+        choices = range(len(self._tokens))
+        self._outputs.put(_output(self._prompt, [_choice(index) for index in choices]))
+        roles = [await anext(self.written) for _ in choices if self._with_roles]
+        self._templates = [_template(await anext(self.written)) for _ in choices]
+        return "".join(roles)
+
+
+class _Outputs:
+    """What vLLM's generator reads. It is asked for no more than was put."""
+
+    def __init__(self) -> None:
+        self._items: collections.deque[RequestOutput | Exception | None] = collections.deque()
+
+    def put(self, item: RequestOutput | Exception | None) -> None:
+        """One more output, or None or an error as the end."""
+        self._items.append(item)
+
+    def __aiter__(self) -> _Outputs:
+        return self
+
+    async def __anext__(self) -> RequestOutput:
+        item = self._items.popleft()
+        if item is None:
+            raise StopAsyncIteration
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+
+class OfOnePrompt:
+    """The same for completions, whose outputs come with the number of their prompt."""
+
+    def __init__(self, outputs: AsyncIterator[RequestOutput]) -> None:
+        self._outputs = outputs
+
+    def __aiter__(self) -> OfOnePrompt:
+        return self
+
+    async def __anext__(self) -> tuple[int, RequestOutput]:
+        return 0, await anext(self._outputs)
+
+
+def _template(event: str) -> tuple[str, str]:
+    before, _, behind = event.partition(f'"{_MARK}"')
+    return before, behind
+
+
+def _choice(index: int, end: TextDelta | None = None, tokens: int = 0) -> CompletionOutput:
+    """The end of a choice that had ``tokens``, or the mark."""
+    return CompletionOutput(
+        index=index,
+        text=_MARK if end is None else end.text,
+        # How many there are counts for the usage.
+        token_ids=[0] * tokens,
+        cumulative_logprob=None,
+        logprobs=None,
+        finish_reason=None if end is None else end.finish_reason,
+        stop_reason=None if end is None else end.stop_reason,
+    )
+
+
+def _output(prompt: PromptFacts, choices: list[CompletionOutput]) -> RequestOutput:
+    return RequestOutput(
+        request_id="",
+        prompt=None,
+        prompt_token_ids=prompt.token_ids,
+        prompt_logprobs=None,
+        outputs=choices,
+        finished=False,
+        num_cached_tokens=prompt.cached_tokens,
+        num_cache_creation_tokens=prompt.created_cache_tokens,
+    )

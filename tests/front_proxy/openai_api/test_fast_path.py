@@ -1,0 +1,158 @@
+"""The fast path answers byte for byte as vLLM's app does, fed with the same deltas."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import httpx
+import pytest
+
+from front_proxy.gateway.metrics import WAYS
+from runtime.failures import Failure, FailureKind
+from tests.front_proxy.conftest import Served
+
+CHAT = "/v1/chat/completions"
+COMPLETION = "/v1/completions"
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+REPLIES = [
+    "one two three four",
+    'quotes " \\ / and\ncontrols \t\r\x00\x1f\x7f\u2028',
+    "smileys \U0001f600\U0001f1e9\U0001f1ea, umlauts äöü, 汉字",
+    "",
+]
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"stream_options": {"include_usage": True}},
+    {"n": 3, "temperature": 1.0, "seed": 1, "stream_options": {"include_usage": True}},
+    {"stop": [" three", "汉"]},
+    {"stop": ["wo", "dic"], "include_stop_str_in_output": True, "stream_options": {"include_usage": True}},
+    {"max_tokens": 3, "min_tokens": 2},
+    {"max_tokens": 1},
+    {"skip_special_tokens": False},
+]
+SLOW: list[tuple[str, dict[str, Any], str]] = [
+    (CHAT, {"tools": TOOLS}, "tools"),
+    (CHAT, {"logprobs": True}, "logprobs"),
+    (COMPLETION, {"logprobs": 0}, "logprobs"),
+    (COMPLETION, {"echo": True}, "echo"),
+    (COMPLETION, {"prompt": ["a"]}, "prompts"),
+    (CHAT, {"return_token_ids": True}, "tokens"),
+    (CHAT, {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}, "usage"),
+    (CHAT, {"stream_interval": 4}, "stream_interval"),
+]
+
+
+async def both(
+    served: Served, http: httpx.AsyncClient, path: str, body: Any, headers: dict[str, str] | None = None
+) -> tuple[httpx.Response, httpx.Response]:
+    """The answers of the fast path and of vLLM's app. The first may have taken either way."""
+    asked = {
+        "model": "tiny",
+        **({"messages": [{"role": "user", "content": "Say."}]} if path == CHAT else {"prompt": "x"}),
+    }
+    fast = served.app.fast_path
+    answers = []
+    for way in (fast, None):
+        served.app.fast_path = way
+        try:
+            content = json.dumps({**asked, **body}) if isinstance(body, dict) else body
+            sent = {"content-type": "application/json", "x-request-id": "same", **(headers or {})}
+            answers.append(await http.post(path, content=content, headers=sent))
+        finally:
+            served.app.fast_path = fast
+    return answers[0], answers[1]
+
+
+def without_times(response: httpx.Response) -> tuple[int, str, str]:
+    text = re.sub(r'"created":\d+', '"created":0', response.text)
+    return response.status_code, response.headers["content-type"], re.sub(r'"id":"chatcmpl-\w+"', '"id":""', text)
+
+
+def taken(way: str) -> float:
+    return WAYS.labels(way)._value.get()
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETION])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_the_bytes_are_those_of_vllms_app(
+    served: Served, http: httpx.AsyncClient, path: str, stream: bool
+) -> None:
+    before, compared = taken("fast"), 0
+    for reply in REPLIES:
+        for options in OPTIONS:
+            for step, burst in ((1, 1), (1, 4), (5, 1), (1000, 1)):
+                served.source.reply, served.source.step, served.source.burst = reply, step, burst
+                body = {"max_tokens": 80, "stream": stream, **options}
+                if not stream:
+                    body.pop("stream_options", None)
+                fast, plain = await both(served, http, path, body)
+                assert without_times(fast) == without_times(plain), (reply, options, step, burst)
+                compared += 1
+    assert taken("fast") - before == compared
+
+
+@pytest.mark.parametrize(("path", "body", "way"), SLOW)
+async def test_what_is_more_than_text_goes_through_vllms_app(
+    served: Served, http: httpx.AsyncClient, path: str, body: dict[str, Any], way: str
+) -> None:
+    before = taken(way)
+    fast, plain = await both(served, http, path, {"max_tokens": 8, "stream": True, **body})
+    assert without_times(fast) == without_times(plain) and taken(way) == before + 1
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETION])
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"[]",
+        b"\xff",
+        {"model": "unknown"},
+        {"max_tokens": -1},
+        {"max_tokens": "many"},
+        {"temperature": -1},
+        {"messages": [], "prompt": []},
+        {"messages": [{"role": "user", "content": "y" * 3000}], "prompt": "y" * 3000},
+        {"n": 100},
+        {"logit_bias": {"99999": 1}},
+        {"stop": [""]},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "no"}}}},
+    ],
+)
+async def test_bad_input_gets_vllms_words(
+    served: Served, http: httpx.AsyncClient, path: str, stream: bool, body: Any
+) -> None:
+    fast, plain = await both(served, http, path, {"stream": stream, **body} if isinstance(body, dict) else body)
+    assert without_times(fast) == without_times(plain)
+
+
+@pytest.mark.parametrize("kind", [FailureKind.EXHAUSTED, FailureKind.INTERNAL, FailureKind.BAD_REQUEST])
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("path", [CHAT, COMPLETION])
+async def test_a_failure_is_told_as_vllms_app_tells_it(
+    served: Served, http: httpx.AsyncClient, path: str, stream: bool, kind: FailureKind
+) -> None:
+    served.source.failure = Failure(kind=kind, message="No.", retry_after_s=3.0)
+    fast, plain = await both(served, http, path, {"stream": stream})
+    assert without_times(fast) == without_times(plain)
+    assert fast.headers.get("retry-after") == plain.headers.get("retry-after")
+    served.source.failure = None
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETION])
+async def test_a_stream_that_breaks_says_so(served: Served, http: httpx.AsyncClient, path: str) -> None:
+    served.source.hold = 3
+    served.source.stopping.set()
+    fast, plain = await both(served, http, path, {"stream": True})
+    assert without_times(fast) == without_times(plain) and "stopping" in fast.text
+
+
+@pytest.mark.parametrize(
+    "headers", [{"content-type": "text/plain"}, {"endpoint-load-metrics-format": "json"}, {"x-baton-explain": "1"}]
+)
+async def test_headers_do_the_same(served: Served, http: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    fast, plain = await both(served, http, CHAT, {"max_tokens": 4}, headers)
+    assert without_times(fast) == without_times(plain)
