@@ -27,9 +27,6 @@ class KnownEpochs:
         self._workers_max = workers_max
         self._epoch_of: OrderedDict[str, int] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._epoch_of)
-
     def newest(self, worker_id: str, epoch: int) -> int:
         """Remember ``epoch`` and return the newest one of this worker. Forgets the worker that was seen longest ago."""
         newest = max(epoch, self._epoch_of.pop(worker_id, 0))

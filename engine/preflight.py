@@ -20,21 +20,8 @@ VLLM_VERSION = "0.32.0"
 CPU_BLOCK_TOKENS = 32
 """vLLM's attention on CPU works on whole multiples of it."""
 
-OWN_SETTINGS = {
-    "model": "engine.model",
-    "served_model_name": "engine.served_model_name",
-    "tokenizer": "engine.tokenizer",
-    "trust_remote_code": "engine.trust_remote_code",
-    "dtype": "engine.dtype",
-    "max_model_len": "engine.max_model_len",
-    "block_size": "engine.block_size_tokens",
-    "kv_cache_memory_bytes": "engine.kv_cache_bytes",
-    "enforce_eager": "engine.enforce_eager",
-    "tensor_parallel_size": "engine.tensor_parallel_size",
-    "max_num_seqs": "engine.max_num_seqs",
-    "max_num_batched_tokens": "engine.max_num_batched_tokens",
-    "seed": "engine.seed",
-}
+_VLLM_NAMES = {"block_size_tokens": "block_size", "kv_cache_bytes": "kv_cache_memory_bytes"}
+OWN_SETTINGS = {_VLLM_NAMES.get(name, name): f"engine.{name}" for name in EngineConfig.__struct_fields__}
 """Arguments that are settings of their own, which more than the engine reads. Set as arguments they would be lost."""
 OF_WORKERS = frozenset({"kv_transfer_config", "disable_log_stats"})
 """Arguments that say nothing to a front proxy."""

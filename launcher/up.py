@@ -28,7 +28,7 @@ from runtime.configuration import dump
 def up(config: BatonConfig, sources: Mapping[str, str]) -> int:
     """Run a cluster until it is told to stop; returns the exit code of `baton up`.
 
-    Raises StartError, StateError, ModelError or DemoModelError before anything was started.
+    Raises BadConfiguration, StartError, StateError, ModelError or DemoModelError before anything was started.
     """
     state_dir = Path(config.launcher.state_dir).expanduser().absolute()
     with owned(state_dir):

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import assert_never
 
 import msgspec
 
 from engine.protocol import EngineInfo, Hold
 from kv_transfer.handoff.handoff import KvHandoff
-from kv_transfer.handoff.lease import Count, LeaseAction
 from kv_transfer.integrity.prompt_digest import prompt_digest
 from prefill_worker.config import PrefillLimits, PrefillWorkerConfig
-from prefill_worker.leases import LeaseTable
 from runtime.failures import Failure, FailureKind
-from worker.role import Accepted, Decode, Offer, Prefill, Refused, RoleBehaviour, WorkerRequest, blocks_for
+from worker.leases import Count, LeaseAction
+from worker.role import Accepted, Offer, Refused, RoleBehaviour, WorkerRequest, blocks_for
 
 
 class PrefillRole(RoleBehaviour):
@@ -25,45 +23,24 @@ class PrefillRole(RoleBehaviour):
     def __init__(
         self, config: PrefillWorkerConfig, info: EngineInfo, worker_id: str, limits: PrefillLimits | None = None
     ) -> None:
+        super().__init__()
         limits = limits or PrefillLimits()
         self._config = config
         self._lease_total_max_s = max(limits.lease_total_max_s, config.lease_s)
         self._info = info
         self._worker_id = worker_id
-        self.leases = LeaseTable()
         self.blocks_limit = max(int(info.kv_blocks_total * limits.kv_overcommit_factor), 1)
-
-    @property
-    def leases_held(self) -> int:
-        """Leases whose KV this worker keeps."""
-        return len(self.leases)
-
-    @property
-    def blocks_held(self) -> int:
-        """KV blocks of those leases."""
-        return self.leases.blocks
 
     def accept(self, request: WorkerRequest) -> Accepted | Refused:
         """Accept a prefill if a lease is left for it."""
-        match request.work:
-            case Prefill():
-                pass
-            case Decode():
-                message = f"worker {self._worker_id} prefills; request {request.request_id} asks it to decode"
-                return Refused(failure=Failure(kind=FailureKind.INCOMPATIBLE, message=message), reason="wrong_role")
-            case _:
-                assert_never(request.work)
         if request.request_id in self.leases:
             # Engines name a lease after its request: a second one would free the first one's KV.
             message = f"the KV of an earlier request {request.request_id} is still held"
             return Refused(failure=Failure(kind=FailureKind.BAD_REQUEST, message=message), reason="request_id")
-        blocks = blocks_for(len(request.engine_request.token_ids), self._info.block_size_tokens)
-        if blocks > self._info.kv_blocks_total:
-            message = f"the prompt needs {blocks} KV blocks; worker {self._worker_id} has {self._info.kv_blocks_total}"
-            return Refused(failure=Failure(kind=FailureKind.TOO_LARGE, message=message), reason="too_large")
-        if self.leases_held >= self._config.leases_max:
-            message = f"worker {self._worker_id} holds {self.leases_held} hand-offs that are not pulled yet"
+        if len(self.leases) >= self._config.leases_max:
+            message = f"worker {self._worker_id} holds {len(self.leases)} hand-offs that are not pulled yet"
             return Refused(failure=Failure(kind=FailureKind.EXHAUSTED, message=message), reason="leases_max")
+        blocks = blocks_for(len(request.engine_request.token_ids), self._info.block_size_tokens)
         return request.accepted(Hold(self._config.lease_s), blocks)
 
     def offer(self, handoff: KvHandoff, request: WorkerRequest, owner: int, now_s: float) -> Offer:
@@ -89,7 +66,7 @@ class PrefillRole(RoleBehaviour):
                 model=self._info.model,
             ),
         )
-        return Offer(handoff=offered, actions=actions)
+        return offered, actions
 
     def released(self, lease_id: str, epoch: int, pulled: bool) -> Sequence[LeaseAction]:
         """A release of another epoch's lease is ignored, even where the ids are equal."""
@@ -104,19 +81,3 @@ class PrefillRole(RoleBehaviour):
         return self.leases.renew(
             lease_id, now_s=now_s, lease_s=self._config.lease_s, total_max_s=self._lease_total_max_s
         )
-
-    def oldest_leases(self, count: int) -> Sequence[str]:
-        """Ids of up to ``count`` leases held longest, the oldest first."""
-        return self.leases.oldest(count)
-
-    def owner_gone(self, owner: int) -> Sequence[LeaseAction]:
-        """No process is left that could forward these hand-offs."""
-        return self.leases.owner_gone(owner)
-
-    def tick(self, now_s: float) -> Sequence[LeaseAction]:
-        """Expire what ran out."""
-        return self.leases.tick(now_s)
-
-    def engine_gone(self) -> Sequence[LeaseAction]:
-        """Nothing is left to free."""
-        return self.leases.holder_gone()

@@ -65,7 +65,6 @@ class SchedulerCore:
         rng: Random | None = None,
         *,
         began_s: float = float("-inf"),
-        explain: bool = False,
     ) -> None:
         """``began_s``: when this scheduler took over; until ``recovery_grace_s`` later it may not know all plans."""
         config = SchedulerParameters.of(config)
@@ -77,7 +76,7 @@ class SchedulerCore:
         self._queue = WaitQueue(config)
         self._admission = AdmissionController(
             config,
-            Planner(config, rng, explain=explain),
+            Planner(config, rng),
             self.cluster,
             self._reservations,
             self._queue,

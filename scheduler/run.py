@@ -120,12 +120,7 @@ def leadership_of(config: SchedulerConfig, address: str, clock: Clock) -> Leader
 
 
 def _core(config: SchedulerConfig, clock: Clock) -> SchedulerCore:
-    return SchedulerCore(
-        config,
-        rng=random.Random(),
-        began_s=clock.monotonic_s(),
-        explain=config.log_level == "debug",
-    )
+    return SchedulerCore(config, rng=random.Random(), began_s=clock.monotonic_s())
 
 
 def _never() -> float:

@@ -146,8 +146,6 @@ class SchedulerShell:
                     self.metrics.waited_s.observe(waited_s)
                 decision = "local" if prefill is None else "remote"
                 self.metrics.plans.labels(decision, reason).inc()
-                if action.considered:
-                    log.debug("plan", plan=action.plan_id, reason=reason, considered=action.considered)
                 self.fronts[session].put(self._signed(wire.plan(action)))
             case ReplyWaiting(session=session):
                 self.fronts[session].put(self._signed(wire.waiting(action)))

@@ -25,6 +25,7 @@ SUITES = {
         "contract/test_wrong_kv.py",
         "engine/test_preflight.py",
         "engine/vllm/test_args.py",
+        "engine/vllm/test_grammar.py",
         "engine/vllm/test_grammar_backends.py",
         "engine/vllm/test_parsed_args.py",
         "engine/vllm/test_steps.py",

@@ -9,13 +9,12 @@ import asyncio
 import os
 import random
 from collections.abc import Awaitable, Sequence
-from typing import Protocol, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 import msgspec
 import structlog
 
 from engine.protocol import Engine, EngineDead
-from kv_transfer.handoff.lease import Count, FreeBlocks, KeepBlocks, LeaseAction
 from protos.cluster.v1 import cluster_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure, FailureKind
@@ -23,9 +22,13 @@ from runtime.timing.clock import precise_clock
 from worker.admission import Admission
 from worker.background_tasks import BackgroundTasks
 from worker.config import WorkerConfig, WorkerLimits
+from worker.leases import Count, FreeBlocks, KeepBlocks, LeaseAction
 from worker.lifecycle import Event, Lifecycle, State
 from worker.metrics import WorkerMetrics
-from worker.role import Accepted, Refused, RoleBehaviour, WorkerRequest
+from worker.role import Accepted, Refused, RoleBehaviour, WorkerRequest, blocks_for
+
+if TYPE_CHECKING:
+    from worker.front_stream import FrontStream
 
 log = structlog.get_logger(__name__)
 
@@ -36,14 +39,6 @@ STATES = {
     State.DRAINING: cluster_pb2.PROCESS_STATE_DRAINING,
     State.STOPPED: cluster_pb2.PROCESS_STATE_STOPPED,
 }
-
-
-class Stream(Protocol):
-    """What the core needs of one front proxy's stream."""
-
-    def fail(self, failure: Failure) -> None:
-        """End the stream with this failure; its requests are aborted and its leases released."""
-        ...
 
 
 class WorkerCore:
@@ -74,7 +69,7 @@ class WorkerCore:
         self.lifecycle = Lifecycle()
         self.admission = Admission(requests_max=config.requests_max, blocks_limit=role.blocks_limit)
         self.background = BackgroundTasks()
-        self.streams: dict[int, Stream] = {}
+        self.streams: dict[int, FrontStream] = {}
         self.prefill_tokens_queued = 0
         # Set whenever something that the scheduler wants to know may have changed.
         self.changed = asyncio.Event()
@@ -82,8 +77,9 @@ class WorkerCore:
         self.engine_lost = asyncio.Event()
         self.engine_stalled = False
         self.engine_silent_s = 0.0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        # Set while it is idle.
+        self.at_rest = asyncio.Event()
+        self.at_rest.set()
         # Set when requests begin or cease to be accepted: what gRPC health follows.
         self.serving_flipped = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -126,7 +122,7 @@ class WorkerCore:
             requests_running=self.admission.requests - waiting,
             requests_waiting=waiting,
             kv_blocks_used=engine.kv_blocks_used,
-            leases_held=self.role.leases_held,
+            leases_held=len(self.role.leases),
             kv_bytes_in=engine.kv_bytes_in,
             kv_bytes_out=engine.kv_bytes_out,
             prefill_tokens_queued=self.prefill_tokens_queued,
@@ -173,13 +169,20 @@ class WorkerCore:
         return judged
 
     def _judge(self, request: WorkerRequest) -> Accepted | Refused:
-        if not self.lifecycle.accepts or self.engine_lost.is_set():
+        if not self.lifecycle.accepts:
             message = f"worker {self.worker_id} is {self.lifecycle.state} and takes no new requests"
             return Refused(failure=Failure(kind=FailureKind.UNAVAILABLE, message=message), reason="not_ready")
         if not request.request_id or self.admission.has(request.request_id):
             # Engines and leases know requests by this id: two of one name would free each other's KV.
             message = f"request id {request.request_id!r} is empty or that of a request that still runs"
             return Refused(failure=Failure(kind=FailureKind.BAD_REQUEST, message=message), reason="request_id")
+        if request.role != self.role.name:
+            message = f"{self.role.name} worker {self.worker_id} got request {request.request_id}: {request.role}"
+            return Refused(failure=Failure(kind=FailureKind.INCOMPATIBLE, message=message), reason="wrong_role")
+        needed = blocks_for(len(request.engine_request.token_ids), self.engine.info.block_size_tokens)
+        if needed > self.engine.info.kv_blocks_total:
+            text = f"the prompt needs {needed} KV blocks; {self.worker_id} has {self.engine.info.kv_blocks_total}"
+            return Refused(failure=Failure(kind=FailureKind.TOO_LARGE, message=text), reason="too_large")
         judged = self.role.accept(request)
         if isinstance(judged, Refused):
             if judged.failure.kind is FailureKind.EXHAUSTED:
@@ -188,7 +191,7 @@ class WorkerCore:
         no_room = self.admission.admit(
             request.request_id,
             judged.blocks,
-            blocks_held=self.role.blocks_held,
+            blocks_held=self.role.leases.blocks,
             blocks_used=self.engine.load().kv_blocks_used,
         )
         if no_room is None:
@@ -262,15 +265,15 @@ class WorkerCore:
     @property
     def idle(self) -> bool:
         """No request runs and no lease is held."""
-        return self.admission.requests == 0 and self.role.leases_held == 0
+        return self.admission.requests == 0 and len(self.role.leases) == 0
 
     def note_change(self) -> None:
         """Something counted has changed."""
         self.changed.set()
         if self.idle:
-            self._idle.set()
+            self.at_rest.set()
         else:
-            self._idle.clear()
+            self.at_rest.clear()
 
     def happen(self, event: Event) -> None:
         """Feed the lifecycle and carry out what it says."""
@@ -290,7 +293,7 @@ class WorkerCore:
         """The engine's process lives and does nothing: as good as dead. Idempotent."""
         self.engine_stalled = self.engine_stalled or not self.engine_lost.is_set()
         what = "the engine stands still: it ended no step and answered no ping (worker.engine_stall_timeout_s)"
-        self._lose_engine(what, silent_s=silent_s, requests=self.admission.requests, leases=self.role.leases_held)
+        self._lose_engine(what, silent_s=silent_s, requests=self.admission.requests, leases=len(self.role.leases))
 
     def _lose_engine(self, what: str, **facts: object) -> None:
         if not self.engine_lost.is_set():
@@ -304,20 +307,10 @@ class WorkerCore:
         for stream in tuple(self.streams.values()):
             stream.fail(failure)
 
-    async def drain(self, timeout_s: float) -> int:
-        """Refuse new requests and wait until it is idle; how many requests are left when the time is up."""
-        self.happen(Event.DRAIN_ASKED)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
-        except TimeoutError:
-            return self.admission.requests
-        return 0
-
     # A loop, for the process's task group
 
     async def watch_leases(self) -> None:
         """Let leases run out."""
         while True:
             await asyncio.sleep(self.limits.lease_tick_s)
-            self.apply(self.role.tick(self.now_s()))
+            self.apply(self.role.leases.tick(self.now_s()))

@@ -104,7 +104,7 @@ class FrontStream:
                 log.error(
                     "requests of a front proxy did not end in time", requests=len(late), front_proxy=self.front_proxy_id
                 )
-        self._core.apply(self._core.role.owner_gone(self._id))
+        self._core.apply(self._core.role.leases.owner_gone(self._id))
         self._core.streams.pop(self._id, None)
         self._core.note_change()
 
@@ -142,11 +142,10 @@ class FrontStream:
             core.metrics.prompt_tokens_computed.inc(max(len(live.request.engine_request.token_ids) - reused, 0))
         handoff = None
         if output.handoff is not None:
-            offer = core.role.offer(output.handoff, request, self._id, core.now_s())
-            core.apply(offer.actions)
-            handoff = offer.handoff
+            handoff, actions = core.role.offer(output.handoff, request, self._id, core.now_s())
+            core.apply(actions)
             if self._closing:
-                core.apply(core.role.owner_gone(self._id))
+                core.apply(core.role.leases.owner_gone(self._id))
         self._post(wire.delta_of(request.slot, output, handoff, admission_s))
         if output.finish is not None:
             self._finish(live, output.finish.reason)

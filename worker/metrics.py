@@ -57,8 +57,8 @@ class WorkerMetrics:
         gauges: list[tuple[str, str, Callable[[], float]]] = [
             ("requests_live", "Requests admitted and not ended", lambda: core.admission.requests),
             ("front_proxies", "Attach streams open", lambda: len(core.streams)),
-            ("leases_held", "Leases whose KV is held", lambda: core.role.leases_held),
-            ("lease_blocks_held", "KV blocks that leases hold", lambda: core.role.blocks_held),
+            ("leases_held", "Leases whose KV is held", lambda: len(core.role.leases)),
+            ("lease_blocks_held", "KV blocks that leases hold", lambda: core.role.leases.blocks),
             ("kv_blocks_total", "KV blocks the engine has", lambda: core.engine.info.kv_blocks_total),
             ("engine_silent_seconds", "Time since the engine last said anything", lambda: core.engine_silent_s),
             ("kv_blocks_used", "KV blocks that a request or a lease holds", lambda: load().kv_blocks_used),

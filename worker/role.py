@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from engine.protocol import EngineInfo, EngineRequest, Hold, TakeOver
 from kv_transfer.handoff.handoff import KvHandoff
-from kv_transfer.handoff.lease import LeaseAction
 from runtime.failures import Failure
 from runtime.roles import WorkerRole
-
-
-class Prefill(msgspec.Struct, frozen=True):
-    """Compute the prompt, sample one token, hold the KV."""
-
-
-class Decode(msgspec.Struct, frozen=True):
-    """Generate to the end, from a hand-off where there is one."""
-
-    handoff: KvHandoff | None = None
+from worker.leases import LeaseAction, LeaseTable
 
 
 class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A Submit message as a value: what the engine is to do, and what this worker needs beside it.
 
-    ``protos/worker/v1`` documents each field. ``deadline_s`` is the time left. The engine request has no transfer yet:
-    the role decides it.
+    ``protos/worker/v1`` documents each field. ``deadline_s`` is the time left, and ``role`` the job that is asked for.
+    The engine request has no transfer yet: the role decides it.
     """
 
     slot: int
     engine_request: EngineRequest
-    work: Prefill | Decode
+    role: WorkerRole
+    handoff: KvHandoff | None = None
     deadline_s: float | None = None
     blocks_reserved: int = 0
 
@@ -61,35 +51,25 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class Offer(msgspec.Struct, frozen=True, kw_only=True):
-    """A hand-off that may leave this process, and what is to be done about its lease."""
-
-    handoff: KvHandoff
-    actions: Sequence[LeaseAction]
+Offer = tuple[KvHandoff, Sequence[LeaseAction]]
+"""A hand-off that may leave this process, and what is to be done about its lease."""
 
 
 class RoleBehaviour:
-    """One of the two jobs. Pure: time is an argument, and actions are carried out by the core.
+    """One of the two jobs, and its leases. Pure: time is an argument, and the core carries out actions.
 
-    What stands here is true of a role that keeps no KV for other workers.
+    What stands here is true of a role that keeps no KV for other workers: it has no lease.
     """
 
     name: WorkerRole
     blocks_limit: int
     """Blocks that admitted requests and held leases may need together."""
 
-    @property
-    def leases_held(self) -> int:
-        """Leases whose KV this worker keeps."""
-        return 0
-
-    @property
-    def blocks_held(self) -> int:
-        """KV blocks of those leases."""
-        return 0
+    def __init__(self) -> None:
+        self.leases = LeaseTable()
 
     def accept(self, request: WorkerRequest) -> Accepted | Refused:
-        """Judge a request by what this role knows. Room is judged by the core."""
+        """Judge a request for this role by what the role knows. The core judges size and room."""
         raise NotImplementedError
 
     def offer(self, handoff: KvHandoff, request: WorkerRequest, owner: int, now_s: float) -> Offer:
@@ -104,29 +84,9 @@ class RoleBehaviour:
         """A RenewHandoff message came. Idempotent; strangers' leases are ignored."""
         return ()
 
-    def oldest_leases(self, count: int) -> Sequence[str]:
-        """Ids of up to ``count`` leases held longest, the oldest first: a leak is among them."""
-        return ()
 
-    def owner_gone(self, owner: int) -> Sequence[LeaseAction]:
-        """The stream ``owner`` ended: no process is left that could forward its hand-offs."""
-        return ()
-
-    def tick(self, now_s: float) -> Sequence[LeaseAction]:
-        """Time passed."""
-        return ()
-
-    def engine_gone(self) -> Sequence[LeaseAction]:
-        """The engine is about to be closed, or is dead: nothing is left to free."""
-        return ()
-
-
-class MakeRole(Protocol):
-    """Builds the role once the engine is known."""
-
-    def __call__(self, info: EngineInfo, worker_id: str) -> RoleBehaviour:
-        """The role of this worker on this engine."""
-        ...
+MakeRole = Callable[[EngineInfo, str], RoleBehaviour]
+"""Builds the role from the engine's facts and the worker's id."""
 
 
 def blocks_for(tokens: int, block_size_tokens: int) -> int:

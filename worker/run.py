@@ -112,14 +112,17 @@ async def _leave(
 ) -> None:
     """Refuse new requests, finish running ones, release leases, say goodbye: in ``drain_timeout_s``, or in a hurry."""
     if not core.engine_lost.is_set():
-        log.info("worker drains", worker=core.worker_id, requests=core.admission.requests, leases=core.role.leases_held)
-        await _drain(core, hurry)
+        log.info("worker drains", worker=core.worker_id, requests=core.admission.requests, leases=len(core.role.leases))
+        core.happen(Event.DRAIN_ASKED)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(core.config.drain_timeout_s):
+                await _first(core.at_rest, hurry, core.engine_lost)
         if not core.idle:
             log.warning(
                 "worker stops with work left",
                 worker=core.worker_id,
                 requests=core.admission.requests,
-                leases=core.role.leases_held,
+                leases=len(core.role.leases),
             )
             core.happen(Event.TIME_UP)
     if session is not None:
@@ -136,24 +139,13 @@ def _why(core: WorkerCore) -> str:
     return "engine died" if core.engine_lost.is_set() else "stopped"
 
 
-async def _drain(core: WorkerCore, hurry: asyncio.Event) -> None:
-    """Drain until idle, the time is up, the engine dies, or a second signal asks for a hurry."""
-    draining = asyncio.ensure_future(core.drain(core.config.drain_timeout_s))
-    drained = asyncio.Event()
-    draining.add_done_callback(lambda _: drained.set())
-    try:
-        await _first(drained, hurry, core.engine_lost)
-    finally:
-        await lifecycle.cancel_and_wait(draining, core.limits.abort_timeout_s)
-
-
 async def _stop(core: WorkerCore, server: RunningServer) -> None:
     limits = core.limits
     core.happen(Event.STOPPED)
     await server.stop(limits.stop_grace_s)
     if (left := await core.background.wait(limits.abort_timeout_s)) > 0:
         log.error("clean-up jobs did not end in time", jobs=left)
-    core.apply(core.role.engine_gone())
+    core.apply(core.role.leases.holder_gone())
 
 
 async def _registered(session: SchedulerSession | None, core: WorkerCore, stop: asyncio.Event) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 
 import structlog
@@ -39,6 +40,7 @@ class SchedulerSession:
         # The largest that a scheduler named. An older leader may have been paused, and not know that it was replaced.
         self._leader_epoch = 0
         self._leaving: str | None = None
+        self._left = asyncio.Event()
         self.registered = asyncio.Event()
         """Set while the scheduler knows this worker."""
 
@@ -67,6 +69,7 @@ class SchedulerSession:
     def leave(self, reason: str) -> None:
         """Tell the scheduler, if one is connected, that this worker leaves; then end ``run``."""
         self._leaving = reason
+        self._left.set()
         self._core.changed.set()
 
     async def _attempt(self) -> None:
@@ -115,7 +118,7 @@ class SchedulerSession:
                 updates.messages.add(load=load)
                 sent, sent_at_s = load, loop.time()
             if loop.time() - leases_at_s >= heartbeat_s and (load.leases_held or leases_told):
-                held = core.role.oldest_leases(self._limits.leases_named_max)
+                held = core.role.leases.oldest(self._limits.leases_named_max)
                 updates.messages.add(leases=pb.LeasesHeld(lease_ids=held))
                 leases_told, leases_at_s = bool(held), loop.time()
             if updates.messages:
@@ -131,14 +134,12 @@ class SchedulerSession:
         """Wait for a change or the heartbeat. The engine does not signal its changes: while busy, look often."""
         limits, core = self._limits, self._core
         longest_s = until_heartbeat_s if core.idle else min(until_heartbeat_s, limits.load_interval_s)
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(longest_s, 0.001)):
                 await core.changed.wait()
                 # Changes come in swarms; one report tells them all.
                 if self._leaving is None:
                     await asyncio.sleep(limits.load_interval_s)
-        except TimeoutError:
-            return
 
     async def _send(self, stream: SessionStream, updates: pb.WorkerUpdates) -> None:
         async with answer_within(self._limits.scheduler_call_timeout_s):
@@ -166,12 +167,5 @@ class SchedulerSession:
         wait_s = backoff_s(
             self._rounds_failed, min_s=limits.scheduler_backoff_min_s, max_s=limits.scheduler_backoff_max_s
         ) * self._rng.uniform(0.5, 1.0)
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + wait_s
-        while self._leaving is None and (left_s := until_s - loop.time()) > 0:
-            self._core.changed.clear()
-            try:
-                async with asyncio.timeout(left_s):
-                    await self._core.changed.wait()
-            except TimeoutError:
-                return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._left.wait(), wait_s)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from engine.protocol import EngineOutput, EngineRequest, FinishReason, FirstOutput, Logprobs
 from kv_transfer.handoff import wire as handoff_wire
 from kv_transfer.handoff.handoff import KvHandoff
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure
-from worker.role import Decode, Prefill, WorkerRequest
+from worker.role import WorkerRequest
 
 FINISH: dict[FinishReason, pb.FinishReason] = {
     "stop": pb.FINISH_REASON_STOP,
@@ -22,16 +24,10 @@ TOKEN_BYTES = 4
 
 def request_of(submit: pb.Submit) -> WorkerRequest | None:
     """The request, or None when the message says neither prefill nor decode."""
-    work: Prefill | Decode
-    match submit.WhichOneof("work"):
-        case "prefill":
-            work = Prefill()
-        case "decode" if submit.decode.HasField("handoff"):
-            work = Decode(handoff_wire.from_wire(submit.decode.handoff))
-        case "decode":
-            work = Decode()
-        case _:
-            return None
+    role = submit.WhichOneof("work")
+    if role is None:
+        return None
+    handed_over = role == "decode" and submit.decode.HasField("handoff")
     return WorkerRequest(
         slot=submit.slot,
         engine_request=EngineRequest(
@@ -45,7 +41,8 @@ def request_of(submit: pb.Submit) -> WorkerRequest | None:
             reasoning_ended=submit.reasoning_ended if submit.HasField("reasoning_ended") else None,
             reasoning_parser_kwargs=submit.reasoning_parser_kwargs,
         ),
-        work=work,
+        role=role,
+        handoff=handoff_wire.from_wire(submit.decode.handoff) if handed_over else None,
         deadline_s=submit.deadline_ms / 1000 if submit.deadline_ms else None,
         blocks_reserved=submit.blocks_reserved,
     )
@@ -121,6 +118,4 @@ def _us(seconds: float) -> int:
 
 
 def _logprobs(logprobs: Logprobs) -> pb.Logprobs:
-    return pb.Logprobs(
-        width=logprobs.width, token_ids=logprobs.token_ids, logprobs=logprobs.logprobs, ranks=logprobs.ranks
-    )
+    return pb.Logprobs(**msgspec.structs.asdict(logprobs))

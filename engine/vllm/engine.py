@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import itertools
 from typing import Any
 
@@ -39,6 +38,7 @@ from engine.vllm.parsed_args import output_settings
 from engine.vllm.release_batcher import ReleaseBatcher
 from engine.vllm.steps import LiveSequence, StepOutputs
 from kv_transfer.handoff.handoff import KvHandoff
+from kv_transfer.handoff.keys import FACTS, RELEASE, RENEW
 
 log = structlog.get_logger(__name__)
 
@@ -53,13 +53,12 @@ class _StatLogger(LoadRecorder, StatLoggerBase):
 class VllmEngine:
     """One AsyncLLM, its identity and its latest load."""
 
-    def __init__(
-        self, llm: AsyncLLM, info: EngineInfo, load: LoadRecorder, config: EngineConfig, worker_id: str
-    ) -> None:
+    # Known when it has served its first token.
+    _info: EngineInfo
+
+    def __init__(self, llm: AsyncLLM, load: LoadRecorder, worker_id: str) -> None:
         self._llm = llm
-        self._info = info
         self._load = load
-        self._config = config
         self._worker_id = worker_id
         self._message_ids = itertools.count()
         self._release_batcher = ReleaseBatcher(self._release, LIMITS.pulled_release_delay_s)
@@ -113,23 +112,21 @@ class VllmEngine:
                     tokenizer=values.tokenizer_identity(llm.vllm_config.model_config),
                     second_runner=llm.vllm_config.use_v2_model_runner,
                 )
-                identify = functools.partial(
-                    values.engine_info,
+                if arguments.disable_log_stats:
+                    private.remove_prometheus(llm)
+                engine = cls(llm, load, worker_id)
+                await engine._serve_one_token()
+                engine._info = info = values.engine_info(
                     llm.vllm_config,
                     config,
                     version=vllm_version,
                     epoch=epoch,
                     engine_id=engine_id,
                     output_settings=settings,
+                    facts=engine._facts,
                 )
-                info = identify(facts={})
-                if arguments.disable_log_stats:
-                    private.remove_prometheus(llm)
                 load.set_capacity(blocks=info.kv_blocks_total, block_bytes=info.block_bytes)
-                engine = cls(llm, info, load, config, worker_id)
-                await engine._serve_one_token()
-                engine._info = identify(facts=engine._facts)
-                engine._steps.hides_prefill_tokens = engine._info.prefill_backoff_tokens > 0
+                engine._steps.hides_prefill_tokens = info.prefill_backoff_tokens > 0
         except TimeoutError as error:
             raise EngineDead(f"vLLM did not start within {LIMITS.start_timeout_s:.0f} s") from error
         except (RuntimeError, EngineDeadError) as error:
@@ -173,7 +170,7 @@ class VllmEngine:
 
     async def renew(self, handoff_lease_id: str, lease_s: float) -> None:
         """Keep the KV of a ``Hold`` for ``lease_s`` from now, if it is still held; never shorter than before."""
-        await self._tell_connector({"baton_renew": {handoff_lease_id: lease_s}})
+        await self._tell_connector({RENEW: {handoff_lease_id: lease_s}})
 
     def pulled(self, handoff_lease_id: str) -> None:
         """Release it a moment later. NIXL's notification has freed the blocks already, unless the pull had failed."""
@@ -212,7 +209,7 @@ class VllmEngine:
             log.error("vLLM did not stop in time", waited_s=timeout_s + LIMITS.close_grace_s)
 
     async def _release(self, lease_ids: list[str]) -> None:
-        await self._tell_connector({"baton_release": lease_ids})
+        await self._tell_connector({RELEASE: lease_ids})
 
     async def _tell_connector(self, params: dict[str, Any]) -> None:
         if self._closed or self._llm.errored:
@@ -272,8 +269,8 @@ class VllmEngine:
                 await self.release(live.request.request_id)
 
     def _handoff(self, request: EngineRequest, params: dict[str, Any]) -> KvHandoff | None:
-        if values.FACTS in params:
-            self._facts = params[values.FACTS]
+        if FACTS in params:
+            self._facts = params[FACTS]
             return None
         assert isinstance(request.transfer, Hold)
         return values.handoff(
@@ -288,6 +285,6 @@ class VllmEngine:
         """Its answer also brings what only the engine's process knows, where the connector is Baton's."""
         sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False)
         sampling.output_kind = RequestOutputKind.DELTA
-        sampling.extra_args = {"kv_transfer_params": {values.FACTS: True}}
-        request = EngineRequest(request_id=f"warm-up-{self._info.engine_id}", token_ids=[0], sampling=b"")
+        sampling.extra_args = {"kv_transfer_params": {FACTS: True}}
+        request = EngineRequest(request_id="warm-up", token_ids=[0], sampling=b"")
         await self._run(request, sampling, lambda _: None)

@@ -13,16 +13,11 @@ import zmq
 import zmq.asyncio
 
 
-def install_fast_receiver(socket: zmq.asyncio.Socket) -> None:
-    """Replace ``recv_multipart`` of this socket, on which nothing may have been received through asyncio before.
-
-    Call it in the event loop in which the socket will be read, by one reader. Closing the socket ends it.
-    """
-    FastZmqReceiver(socket)
-
-
 class FastZmqReceiver:
-    """Stands behind ``recv_multipart`` and ``close`` of one socket."""
+    """Takes the place of ``recv_multipart`` and ``close`` of a socket on which asyncio has received nothing before.
+
+    Make it in the event loop in which the socket will be read, by one reader. Closing the socket ends it.
+    """
 
     def __init__(self, socket: zmq.asyncio.Socket) -> None:
         self._loop = asyncio.get_running_loop()

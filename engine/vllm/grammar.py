@@ -1,4 +1,4 @@
-"""What is wrong with a grammar that the engine core could not compile. Compiles nothing that did not fail there.
+"""Finds out why the engine core could not compile a grammar. Compiles only grammars that failed there.
 
 The engine core finishes such a request as an error and keeps the words to its log. To compile each grammar here before
 the engine does would cost as much as the engine's own work; to compile those that failed costs good requests nothing.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from vllm.config import VllmConfig
 from vllm.sampling_params import SamplingParams
@@ -31,7 +32,8 @@ class GrammarCheck:
     def __init__(self, vllm_config: VllmConfig) -> None:
         self._vllm_config = vllm_config
         self._backends: dict[str, StructuredOutputBackend] = {}
-        self._free = asyncio.Lock()
+        # One thread: a check that outlives its timeout keeps it, and the next check waits for that one.
+        self._thread = ThreadPoolExecutor(1, "grammar check")
         # The engine core has logged its warning, and in this process it would be logged a second time.
         logging.getLogger(GuidanceBackend.__module__).setLevel(logging.ERROR)
 
@@ -43,8 +45,8 @@ class GrammarCheck:
         if params.structured_outputs is None or params.structured_outputs.all_constraints_none():
             return None
         try:
-            async with asyncio.timeout(CHECK_TIMEOUT_S), self._free:
-                return await asyncio.to_thread(self._fault, params, token_ids)
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                return await asyncio.get_running_loop().run_in_executor(self._thread, self._fault, params, token_ids)
         except TimeoutError:
             return None
 

@@ -10,7 +10,13 @@ from typing import Any, Self
 from engine.protocol import EngineLoad
 from kv_transfer.integrity.transfer_proof import TransferVerdict
 
-_VERDICTS = tuple(verdict.value for verdict in TransferVerdict)
+# Each counter of an EngineLoad, and the lists of the connector's statistics whose entries it counts.
+_COUNTED = {
+    "pull_failures": ("num_failed_transfers", "num_failed_handshakes"),
+    "leases_expired": ("num_kv_expired_reqs",),
+    "late_pulls": ("num_notifications_after_expiry",),
+    **{f"pulls_{verdict}": (f"baton_pulls_{verdict}",) for verdict in TransferVerdict},
+}
 
 
 class LoadRecorder:
@@ -24,11 +30,8 @@ class LoadRecorder:
         self._block_bytes = 0
         self._bytes_in = 0
         self._blocks_out = 0
-        self.pull_failures = 0
-        self.pulls = dict.fromkeys(_VERDICTS, 0)
-        self.leases_expired = 0
-        self.late_pulls = 0
-        self.steps = 0
+        self._counts = dict.fromkeys(_COUNTED, 0)
+        self._steps = 0
 
     def logger_factory(self, *_: object) -> Self:
         """What vLLM calls to make its logger: all data-parallel ranks share this recorder."""
@@ -48,14 +51,8 @@ class LoadRecorder:
             kv_blocks_used=round(sum(self._usage.values()) / ranks * self._blocks),
             kv_bytes_in=self._bytes_in,
             kv_bytes_out=self._blocks_out * self._block_bytes,
-            pull_failures=self.pull_failures,
-            pulls_checked=self.pulls["checked"],
-            pulls_attested=self.pulls["attested"],
-            pulls_wrong=self.pulls["wrong"],
-            pulls_unproved=self.pulls["unproved"],
-            leases_expired=self.leases_expired,
-            late_pulls=self.late_pulls,
-            steps=self.steps,
+            steps=self._steps,
+            **self._counts,
         )
 
     def record(
@@ -66,7 +63,7 @@ class LoadRecorder:
         engine_idx: int = 0,
     ) -> None:
         """Called by vLLM once a step, also for a step that produced no output."""
-        self.steps += 1
+        self._steps += 1
         if scheduler_stats is None:
             return
         self._usage[engine_idx] = scheduler_stats.kv_cache_usage
@@ -78,11 +75,8 @@ class LoadRecorder:
         for part in _nixl_parts(stats):
             self._bytes_in += int(sum(part.get("bytes_transferred", ())))
             self._blocks_out += int(sum(part.get("baton_blocks_out", ())))
-            self.pull_failures += len(part.get("num_failed_transfers", ())) + len(part.get("num_failed_handshakes", ()))
-            for verdict in _VERDICTS:
-                self.pulls[verdict] += len(part.get(f"baton_pulls_{verdict}", ()))
-            self.leases_expired += len(part.get("num_kv_expired_reqs", ()))
-            self.late_pulls += len(part.get("num_notifications_after_expiry", ()))
+            for name, lists in _COUNTED.items():
+                self._counts[name] += sum(len(part.get(each, ())) for each in lists)
 
     def log_engine_initialized(self) -> None:
         """Part of vLLM's interface; nothing to say."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import re
@@ -80,6 +81,10 @@ def output_settings(config: EngineConfig, *, tokenizer: str, second_runner: bool
 
 
 def _digest(value: Any) -> str:
+    """A text that is JSON counts as what it says: vLLM takes an object in both forms."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
     text = msgspec.json.encode(value, order="sorted").decode()
     return layout.fingerprint({"value": text})[:_DIGEST_CHARACTERS]
 

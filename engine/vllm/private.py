@@ -18,7 +18,7 @@ from vllm.v1.metrics.loggers import PrometheusStatLogger
 from vllm.v1.structured_output.backend_guidance import GuidanceGrammar
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
-from engine.vllm.fast_receiver import install_fast_receiver
+from engine.vllm.fast_receiver import FastZmqReceiver
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
@@ -37,7 +37,7 @@ def receive_fast(llm: AsyncLLM) -> None:
     """Read the engine's outputs with ``FastZmqReceiver`` instead of zmq.asyncio."""
     socket = llm.engine_core.resources.output_socket
     assert isinstance(socket, zmq.asyncio.Socket)
-    install_fast_receiver(socket)
+    FastZmqReceiver(socket)
 
 
 def remove_prometheus(llm: AsyncLLM) -> None:

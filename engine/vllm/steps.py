@@ -25,18 +25,6 @@ _NOTHING_TO_RETURN = OutputProcessorOutput(request_outputs=[], reqs_to_abort=[])
 class LiveSequence:
     """One request, from before vLLM is given it until its end."""
 
-    __slots__ = (
-        "doubtful",
-        "ended",
-        "engine_request_id",
-        "first",
-        "handed_over",
-        "on_output",
-        "over",
-        "request",
-        "token_ids",
-    )
-
     def __init__(self, request: EngineRequest, on_output: OnOutput) -> None:
         self.request = request
         self.on_output = on_output
@@ -136,13 +124,13 @@ class StepOutputs:
         """Whether the request runs."""
         return request_id in self._live
 
-    def has_unfinished_requests(self) -> bool:
-        """Whether any request runs."""
-        return bool(self._live)
-
     def get_num_unfinished_requests(self) -> int:
         """How many run."""
         return len(self._live)
+
+    def get_num_queued_tokens(self) -> int:
+        """Prompt tokens of the requests that have no output yet, for ``max_num_queued_tokens``."""
+        return sum(len(live.request.token_ids) for live in self._live.values() if live.first)
 
     def _deliver(self, live: LiveSequence, output: EngineCoreOutput, timestamp_s: float) -> None:
         request = live.request

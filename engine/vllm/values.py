@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,7 @@ from engine.config import EngineConfig
 from engine.protocol import EngineInfo, Finish, FinishReason, FirstOutput, Logprobs
 from kv_transfer.handoff import layout
 from kv_transfer.handoff.handoff import KvHandoff
+from kv_transfer.handoff.keys import LEASE, LEASE_S
 
 # What a decode engine needs of the answer of vLLM's NIXL connector. Nothing else of it leaves this process.
 _HANDOFF_KEYS = (
@@ -29,13 +31,13 @@ _HANDOFF_KEYS = (
 _WEIGHT_SAMPLE_BYTES = 64 << 10
 # Files that make a tokenizer, in any of its forms.
 _TOKENIZER_FILES = ("*token*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
-FACTS = "baton_facts"
-"""Asks Baton's connector for what only its half in the engine's process knows; also the name of the answer."""
+# One of them is in the local cache of whatever was loaded from a hub by its name.
+_HUB_FILES = ("config.json", "tokenizer_config.json")
 
 
 def hold_params(lease_id: str, lease_s: float) -> dict[str, Any]:
     """``kv_transfer_params`` of a prefill whose KV stays."""
-    return {"do_remote_decode": True, "do_remote_prefill": False, "baton_lease": lease_id, "baton_lease_s": lease_s}
+    return {"do_remote_decode": True, "do_remote_prefill": False, LEASE: lease_id, LEASE_S: lease_s}
 
 
 def take_over_params(handoff: KvHandoff) -> dict[str, Any]:
@@ -148,7 +150,7 @@ def tokenizer_identity(model: Any) -> str:
     """What tells apart two tokenizers of one name. For a folder: samples of its files."""
     folder = Path(model.tokenizer)
     if not folder.is_dir():
-        return f"{model.tokenizer}@{model.tokenizer_revision or ''}"
+        return _hub_identity(model.tokenizer, model.tokenizer_revision)
     files = {path.name: path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
     return layout.fingerprint({name: _sample(path) for name, path in files.items()})
 
@@ -167,9 +169,24 @@ def _weights_identity(model: str, revision: str | None) -> str:
     """
     folder = Path(model)
     if not folder.is_dir():
-        return f"{model}@{revision or ''}"
+        return _hub_identity(model, revision)
     files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
     return layout.fingerprint({path.name: _sample(path) for path in files if path.is_file()})
+
+
+def _hub_identity(name: str, revision: str | None) -> str:
+    """A hub's name with the commit of its snapshot in the local cache, or with the revision where none is cached.
+
+    A branch moves: two engines that loaded it on different days may have different files.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in _HUB_FILES:
+        # A name that no hub can have is a ValueError.
+        with contextlib.suppress(ValueError):
+            if isinstance(cached := try_to_load_from_cache(name, file, revision=revision), str):
+                return f"{name}@{Path(cached).parent.name}"
+    return f"{name}@{revision or ''}"
 
 
 def _sample(path: Path) -> str:

@@ -62,7 +62,8 @@ class WorkerLink:
         self._sending: SendQueue[_Item] = SendQueue(send_messages_max, self._encode, _weigh)
         self._slots: dict[int, Receiver] = {}
         self._leases: set[str] = set()
-        self._next_slot = 1
+        self.next_slot = 1
+        """Of the next submission."""
         self._opening = wire.opening(front_proxy_id, engine_version)
 
     @property
@@ -139,10 +140,10 @@ class WorkerLink:
 
     def _free_slot(self) -> int:
         # Never the number of a slot that just ended: a delta still on its way must not reach the next submission.
-        while self._next_slot in self._slots:
-            self._next_slot = self._next_slot % (SLOT_MAX - 1) + 1
-        slot = self._next_slot
-        self._next_slot = slot % (SLOT_MAX - 1) + 1
+        while self.next_slot in self._slots:
+            self.next_slot = self.next_slot % (SLOT_MAX - 1) + 1
+        slot = self.next_slot
+        self.next_slot = slot % (SLOT_MAX - 1) + 1
         return slot
 
     def _encode(self, item: _Item) -> worker_pb2.AttachRequests | None:
@@ -251,7 +252,10 @@ class WorkerLinks:
                 text = f"Worker {worker.worker_id} could not be reached a moment ago."
                 receiver(Failure(kind=FailureKind.UNAVAILABLE, message=text, reached=False))
                 return 0
-            link = self._link(worker)
+            former, link = link, self._link(worker)
+            if former is not None:
+                # What is said of a slot of the former stream must be about none of this one.
+                link.next_slot = former.next_slot
             self._links[key] = link
             self._spawn(link)
         if submission.handoff is not None:

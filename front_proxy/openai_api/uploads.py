@@ -38,7 +38,7 @@ class Uploads:
     """A slow sender takes no place from others: a request gets its place when its whole body is here.
 
     The bodies on their way are bounded in number and in bytes together. When a bound is passed, the client address that
-    has the most loses one: the one that is nearest to its end, or the largest where there are too many bytes.
+    has the most loses one: the one whose time is over first, or the largest where there are too many bytes.
     """
 
     def __init__(self, body_bytes_max: int, limits: FrontProxyLimits) -> None:

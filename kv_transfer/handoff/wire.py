@@ -8,41 +8,22 @@ from kv_transfer.handoff.handoff import KvHandoff
 from protos.cluster.v1 import cluster_pb2
 
 _UINT32_MAX = 2**32 - 1
+_SAME_FIELDS = frozenset(KvHandoff.__struct_fields__) - {"lease_remaining_s"}
 
 
 def to_wire(handoff: KvHandoff) -> cluster_pb2.KvHandoff:
     """The message. The time left is rounded down: a lease must never look longer than it is."""
-    return cluster_pb2.KvHandoff(
-        worker_id=handoff.worker_id,
-        epoch=handoff.epoch,
-        lease_id=handoff.lease_id,
-        engine_id=handoff.engine_id,
-        tokens=handoff.tokens,
-        blocks=handoff.blocks,
-        bytes=handoff.bytes,
-        layout_fingerprint=handoff.layout_fingerprint,
-        # Rounded down; the inner rounding takes out that 128.337 * 1000 is a little less than 128337.
-        lease_remaining_ms=min(max(int(round(handoff.lease_remaining_s * 1000, 3)), 0), _UINT32_MAX),
-        connector_params=handoff.connector_params,
-        prompt_digest=handoff.prompt_digest,
-    )
+    fields = msgspec.structs.asdict(handoff)
+    left_s = fields.pop("lease_remaining_s")
+    # The inner rounding takes out that 128.337 * 1000 is a little less than 128337.
+    left_ms = min(max(int(round(left_s * 1000, 3)), 0), _UINT32_MAX)
+    return cluster_pb2.KvHandoff(**fields, lease_remaining_ms=left_ms)
 
 
 def from_wire(message: cluster_pb2.KvHandoff) -> KvHandoff:
     """The value."""
-    return KvHandoff(
-        worker_id=message.worker_id,
-        epoch=message.epoch,
-        lease_id=message.lease_id,
-        engine_id=message.engine_id,
-        tokens=message.tokens,
-        blocks=message.blocks,
-        bytes=message.bytes,
-        layout_fingerprint=message.layout_fingerprint,
-        lease_remaining_s=message.lease_remaining_ms / 1000,
-        connector_params=message.connector_params,
-        prompt_digest=message.prompt_digest,
-    )
+    fields = {name: getattr(message, name) for name in _SAME_FIELDS}
+    return KvHandoff(**fields, lease_remaining_s=message.lease_remaining_ms / 1000)
 
 
 def aged(handoff: KvHandoff, held_s: float) -> KvHandoff:

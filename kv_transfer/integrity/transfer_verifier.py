@@ -66,24 +66,20 @@ class TransferVerifier:
         *,
         channel: SideChannel,
         timeout_s: float,
-        checksums_of: Callable[[Sequence[int]], PendingChecksums] | None = None,
-        checksum_kind: str = "",
+        checksums_of: Callable[[Sequence[int]], PendingChecksums],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``checksums_of`` None: this engine cannot compute checksums, and only attestations count."""
         self._channel = channel
         self._timeout_s = timeout_s
         self._checksums_of = checksums_of
-        self._checksum_kind = checksum_kind if checksums_of is not None else ""
+        self.checksum_kind = ""
+        """What ``checksums_of`` computes. Empty: it cannot be asked, and only attestations count."""
         self._clock = clock
         self._pulls: dict[str, _Pull] = {}
 
-    def __len__(self) -> int:
-        return len(self._pulls)
-
     def begin(self, request_id: str, holder: Holder, block_ids: Sequence[int]) -> None:
         """A read begins. It fills ``block_ids`` here with the last blocks of the hand-off."""
-        pull = _Pull(holder, block_ids, TransferProof(holder.engine_id, self._checksum_kind))
+        pull = _Pull(holder, block_ids, TransferProof(holder.engine_id, self.checksum_kind))
         self._pulls[request_id] = pull
         self._perform(pull, pull.proof.start())
 
@@ -139,7 +135,6 @@ class TransferVerifier:
                     pull.asked_s = self._clock()
                     self._channel.ask(pull.holder)
                 case CompareChecksums(checksums=checksums):
-                    assert self._checksums_of is not None
                     pull.wanted = checksums
                     pull.checksums = self._checksums_of(pull.block_ids)
                 case Decide():

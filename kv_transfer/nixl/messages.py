@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorWorkerMetadata
-from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import GET_META_MSG, NixlConnectorMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
 
-from kv_transfer.integrity import held_kv_registry
 from kv_transfer.integrity.transfer_proof import TransferVerdict
 
-# Keys of a request's kv_transfer_params.
-LEASE = "baton_lease"
-LEASE_S = "baton_lease_s"
-RELEASE = "baton_release"
-RENEW = "baton_renew"
-FACTS = "baton_facts"
 # Keys of kv_connector_extra_config.
 SIDE_CHANNEL_HOST = "baton_side_channel_host"
 SIDE_CHANNEL_BIND_ADDRESS = "baton_side_channel_bind_address"
@@ -25,22 +18,12 @@ PROOF_TIMEOUT_S = "baton_proof_timeout_s"
 CONNECT_TIMEOUT_S = "baton_connect_timeout_s"
 # Keys of NixlKVConnectorStats.data. Their values are lists of numbers, like all of its values.
 BLOCKS_OUT = "baton_blocks_out"
-LEASES_RELEASED = "baton_leases_released"
-PULLED_AFTER_RELEASE = "baton_pulled_after_release"
 PULLS = {verdict: f"baton_pulls_{verdict}" for verdict in TransferVerdict}
-_OWN_KEYS = (BLOCKS_OUT, LEASES_RELEASED, PULLED_AFTER_RELEASE, *PULLS.values())
-
-
-def question(request_id: str, rank: int) -> bytes:
-    """The message with which a taker asks the holder of its KV, on the side channel."""
-    return held_kv_registry.question(GET_META_MSG, request_id, rank)
+_OWN_KEYS = (BLOCKS_OUT, *PULLS.values())
 
 
 class BatonNixlStats(NixlKVConnectorStats):
-    """Stock counters and ours.
-
-    On the holder: blocks pulled from it, leases released, pulls that crossed a release. On the taker: verdicts.
-    """
+    """Stock counters and ours: on the holder blocks pulled from it, on the taker verdicts."""
 
     def reset(self) -> None:
         """Empty every list."""

@@ -14,15 +14,11 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandsha
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlPullConnectorScheduler
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata
 
+from kv_transfer.handoff.keys import FACTS, LEASE, LEASE_S, RELEASE, RENEW
 from kv_transfer.integrity import block_checksums, held_kv_registry
 from kv_transfer.nixl import private
 from kv_transfer.nixl.messages import (
     CHECK_FRACTION,
-    FACTS,
-    LEASE,
-    LEASE_S,
-    RELEASE,
-    RENEW,
     SIDE_CHANNEL_BIND_ADDRESS,
     SIDE_CHANNEL_HOST,
     SIDE_CHANNEL_PORT,

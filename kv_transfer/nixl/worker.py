@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import time
@@ -17,24 +18,22 @@ import structlog
 import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlPullConnectorWorker
-from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import GET_META_MSG, NixlConnectorMetadata
 
 from kv_transfer.integrity.block_checksums import KIND, PendingChecksums, block_checksums, region_view
+from kv_transfer.integrity.held_kv_registry import question
 from kv_transfer.integrity.transfer_proof import USABLE
 from kv_transfer.integrity.transfer_verifier import Holder, SideChannel, TransferVerifier
 from kv_transfer.nixl import private
 from kv_transfer.nixl.messages import (
     BLOCKS_OUT,
     CONNECT_TIMEOUT_S,
-    LEASES_RELEASED,
     PROGRESS_DELAY_US,
     PROOF_TIMEOUT_S,
-    PULLED_AFTER_RELEASE,
     PULLS,
     BatonNixlMetadata,
     BatonNixlStats,
     BatonWorkerMetadata,
-    question,
 )
 
 if TYPE_CHECKING:
@@ -51,9 +50,6 @@ _RELEASED_REMEMBERED_MAX = 4096
 @contextlib.contextmanager
 def cores_kept() -> Iterator[None]:
     """Restore the calling thread's cores on leaving, whatever happened inside."""
-    if not hasattr(os, "sched_getaffinity"):
-        yield
-        return
     cores = os.sched_getaffinity(0)
     try:
         yield
@@ -81,22 +77,18 @@ class BatonNixlWorker(NixlPullConnectorWorker):
         self._regions: list[torch.Tensor] = []
         # Of held blocks, in the order in which the device computes them.
         self._checksums: deque[tuple[str, PendingChecksums]] = deque()
-        self._proof_timeout_s = float(config.get_from_extra_config(PROOF_TIMEOUT_S, _TIMEOUT_S))
         self._connect_timeout_s = float(config.get_from_extra_config(CONNECT_TIMEOUT_S, _TIMEOUT_S))
-        self._verifier = TransferVerifier(channel=SideChannel(question), timeout_s=self._proof_timeout_s)
+        self._verifier = TransferVerifier(
+            channel=SideChannel(functools.partial(question, GET_META_MSG)),
+            timeout_s=float(config.get_from_extra_config(PROOF_TIMEOUT_S, _TIMEOUT_S)),
+            checksums_of=self._checksums_of,
+        )
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Register with NIXL, and find the memory to compute checksums of."""
         super().register_kv_caches(kv_caches)
         self._regions = self._find_regions(kv_caches)
-        if self._regions:
-            self._verifier.close()
-            self._verifier = TransferVerifier(
-                channel=SideChannel(question),
-                timeout_s=self._proof_timeout_s,
-                checksums_of=self._checksums_of,
-                checksum_kind=KIND,
-            )
+        self._verifier.checksum_kind = KIND if self._regions else ""
 
     def _find_regions(self, kv_caches: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         """The memory that NIXL reads blocks from. Empty where checksums cannot cover it: then holders attest."""
@@ -146,7 +138,6 @@ class BatonNixlWorker(NixlPullConnectorWorker):
         if self._released:
             assert not self._released & results.finished_sending, "a released request was reported twice"
             results.finished_sending.update(self._released)
-            self.xfer_stats.data[LEASES_RELEASED].append(len(self._released))
             self._released.clear()
         self._lost.update(results.finished_sending - self._pulled)
         self._pulled.clear()
@@ -179,7 +170,6 @@ class BatonNixlWorker(NixlPullConnectorWorker):
         for request_id in pulled & self._dismissed.keys():
             self._forget(request_id)
             pulled.discard(request_id)
-            self.xfer_stats.data[PULLED_AFTER_RELEASE].append(1)
         self._pulled.update(pulled)
         for request_id in pulled:
             self.xfer_stats.data[BLOCKS_OUT].append(self._held_blocks.pop(request_id, 0))

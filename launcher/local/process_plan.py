@@ -138,7 +138,7 @@ def _check_ports(config: BatonConfig, sources: Mapping[str, str]) -> None:
             ports = range(first, first + counts[section])
             if first and (ports[-1] > _PORT_MAX or any(other in ports for other in others)):
                 why = f"{len(ports)} processes take the ports {first} to {ports[-1]}"
-                bound = f"port and grpc_port must not be among them, and none is above {_PORT_MAX}"
+                bound = f"none may be a port of another kind, or above {_PORT_MAX}"
                 path = f"{section}.{name}"
                 raise BadConfiguration(path, f"{why}; {bound}", sources.get(path, DEFAULT))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 
 from runtime.failures import Failure
-from scheduler.api.costs import PairCost
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -27,8 +26,6 @@ class ReplyPlan(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     # Time it waited for its place.
     waited_s: float = 0.0
-    # What each pair that was compared would have cost, cheapest first; empty unless the scheduler logs at debug.
-    considered: tuple[PairCost, ...] = ()
 
 
 class ReplyWaiting(msgspec.Struct, frozen=True, kw_only=True):

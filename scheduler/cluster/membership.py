@@ -41,7 +41,7 @@ def _pool_objection(info: WorkerInfo, cluster: ClusterState) -> str | None:
             members.setdefault(PoolKey.of(worker.info), worker)
     own = members.get(PoolKey.of(info))
     if own is None and len(members) < POOLS_MAX:
-        return _role_objection(info, cluster)
+        return _settings_objection(info, cluster)
     other = own or next(iter(members.values()))
     for what, said, theirs in (
         ("engine version", info.engine_version, other.info.engine_version),
@@ -50,20 +50,17 @@ def _pool_objection(info: WorkerInfo, cluster: ClusterState) -> str | None:
     ):
         if said != theirs:
             return f"Worker {name} has {what} {said!r}, but {other.worker_id} is registered with {theirs!r}."
-    return _role_objection(info, cluster)
+    return _settings_objection(info, cluster)
 
 
-def _role_objection(info: WorkerInfo, cluster: ClusterState) -> str | None:
-    """Why it would give other tokens than the workers of its role. A worker without settings agrees with all."""
+def _settings_objection(info: WorkerInfo, cluster: ClusterState) -> str | None:
+    """Why it would give other tokens than a worker of either role. A worker without settings agrees with all."""
     for worker in cluster.workers.values():
         theirs = worker.info.output_settings
-        if worker.worker_id == info.worker_id or worker.role != info.role or not theirs or not info.output_settings:
+        if worker.worker_id == info.worker_id or not theirs or not info.output_settings:
             continue
         if theirs != info.output_settings:
             differing = sorted(set(theirs.split()) ^ set(info.output_settings.split()))
             names = ", ".join(dict.fromkeys(each.partition("=")[0] for each in differing))
-            return (
-                f"Worker {info.worker_id} has other engine settings than {worker.worker_id}, "
-                f"which is registered for the same role: {names}."
-            )
+            return f"Worker {info.worker_id} has other engine settings than {worker.worker_id}: {names}."
     return None

@@ -107,7 +107,6 @@ class Reservations:
             decode_blocks_reserved=placed.decode_blocks,
             reason=placed.reason.value,
             waited_s=now_s - since_s,
-            considered=placed.considered,
         )
 
     def end(self, key: PlanKey, now_s: float, *, finished: bool = False) -> Charge | None:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import msgspec
 
 from scheduler.api.chance import Random
-from scheduler.api.costs import PairCost, WorkerCost
 from scheduler.cluster.worker import Worker
 
 PAIR_CANDIDATES_MAX = 4
@@ -63,20 +62,12 @@ def cost_s(prefill: Candidate | None, decode: Candidate | None) -> float:
     return (prefill.cost_s if prefill is not None else 0.0) + (decode.cost_s if decode is not None else 0.0)
 
 
-class Choice(msgspec.Struct, frozen=True, gc=False):
-    """The pair that was taken, and what each pair that was compared would have cost, if that was asked for."""
-
-    prefill: Worker | None
-    decode: Worker | None
-    considered: tuple[PairCost, ...] = ()
-
-
 def cheapest(
-    prefills: Sequence[Worker], decodes: Sequence[Worker], rng: Random | None, *, explain: bool = False
-) -> Choice:
-    """The pair that costs least; chance decides between equals, so that equals share the work.
+    prefills: Sequence[Worker], decodes: Sequence[Worker], rng: Random | None
+) -> tuple[Worker | None, Worker | None]:
+    """The prefill and the decode worker that cost least; chance decides between equals, so that equals share the work.
 
-    A side that the request does not need is empty. Without ``rng`` the least worker ids win.
+    A side that the request does not need is empty, and None. Without ``rng`` the least worker ids win.
     """
     assert prefills or decodes
     pairs = [
@@ -94,11 +85,7 @@ def cheapest(
         _, prefill, decode = pairs[int(rng.random() * equals)]
     elif equals > 1:
         _, prefill, decode = min(pairs[:equals], key=_ids)
-    return Choice(
-        prefill.worker if prefill is not None else None,
-        decode.worker if decode is not None else None,
-        tuple(_explained(*pair) for pair in pairs) if explain else (),
-    )
+    return prefill.worker if prefill is not None else None, decode.worker if decode is not None else None
 
 
 def _candidates(workers: Sequence[Worker], weights: Weights, rng: Random | None) -> Sequence[Candidate | None]:
@@ -127,20 +114,3 @@ _Pair = tuple[float, Candidate | None, Candidate | None]
 
 def _ids(pair: _Pair) -> list[str]:
     return [one.worker.worker_id for one in pair[1:] if one is not None]
-
-
-def _explained(cost: float, prefill: Candidate | None, decode: Candidate | None) -> PairCost:
-    return PairCost(
-        cost_s=cost,
-        prefill=_terms(prefill.worker, PREFILL) if prefill is not None else None,
-        decode=_terms(decode.worker, DECODE) if decode is not None else None,
-    )
-
-
-def _terms(worker: Worker, weights: Weights) -> WorkerCost:
-    return WorkerCost(
-        worker_id=worker.worker_id,
-        queue_s=worker.queued_tokens / worker.speed.tokens_per_s,
-        requests_s=weights.request_s * worker.request_count,
-        kv_s=weights.full_kv_s * (1.0 - worker.free_blocks / worker.blocks_total),
-    )

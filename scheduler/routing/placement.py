@@ -10,7 +10,6 @@ from typing import Literal
 import msgspec
 
 from scheduler.api.chance import Random
-from scheduler.api.costs import PairCost
 from scheduler.api.events import PlanRequested
 from scheduler.cluster.model_pool import ModelPool
 from scheduler.cluster.worker import Worker
@@ -50,8 +49,6 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     decode: Worker | None
     decode_blocks: int
     reason: Reason
-    # The cost of each compared pair, cheapest first; empty unless the planner has ``explain``.
-    considered: tuple[PairCost, ...] = ()
 
 
 class NotPlaced(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,12 +61,11 @@ class NotPlaced(msgspec.Struct, frozen=True, kw_only=True):
 class Planner:
     """Filters the workers of each role, then takes the cheapest pair."""
 
-    def __init__(self, config: SchedulerParameters, rng: Random | None, *, explain: bool = False) -> None:
+    def __init__(self, config: SchedulerParameters, rng: Random | None) -> None:
         self._config = config
         self._prefill = prefill_filters(config.prefill_wait_max_s)
         self._decode = decode_filters()
         self._rng = rng
-        self._explain = explain
 
     def place(self, event: PlanRequested, pool: ModelPool, now_s: float) -> Placed | NotPlaced:
         """Choose the worker, or the pair of workers, of one request."""
@@ -123,14 +119,12 @@ class Planner:
         return self._cheapest((), decodes, ask, Reason.NO_PREFILL_WORKER)
 
     def _cheapest(self, prefills: Sequence[Worker], decodes: Sequence[Worker], ask: Ask, reason: Reason) -> Placed:
-        choice = cheapest(prefills, decodes, self._rng, explain=self._explain)
-        decode = choice.decode
+        prefill, decode = cheapest(prefills, decodes, self._rng)
         return Placed(
-            prefill=choice.prefill,
+            prefill=prefill,
             decode=decode,
             decode_blocks=ask.blocks(decode.block_size_tokens) if decode is not None else 0,
             reason=reason,
-            considered=choice.considered,
         )
 
 

@@ -41,8 +41,7 @@ def check_bounds(cluster: SimCluster) -> None:
         hold(Invariant.RETRIES, front.retries <= allowed, "retries storm", (front.retries, allowed))
         _check_books(cluster, front)
     for worker in cluster.workers.values():
-        if worker.name.startswith("prefill"):
-            worker.body.role.leases.check()  # type: ignore[attr-defined]
+        worker.body.role.leases.check()
         _check_work(cluster, worker)
     for client in cluster.clients.values():
         if client.run is not None:
@@ -127,7 +126,7 @@ def check_the_end(cluster: SimCluster) -> None:
     for worker in cluster.workers.values():
         if worker.alive:
             body, engine = worker.body, worker.engine.load()
-            held = (body.role.leases_held, engine.kv_blocks_used, len(body.background))
+            held = (len(body.role.leases), engine.kv_blocks_used, len(body.background))
             hold(Invariant.RETURNED, not any(held), f"leases or blocks are left on {worker.name}", held)
             asked = (body.admission.requests, body.admission.blocks, engine.requests_running, engine.requests_waiting)
             hold(Invariant.RETURNED, not any(asked), f"requests are left on {worker.name}", asked)

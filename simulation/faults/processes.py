@@ -17,7 +17,6 @@ from decode_worker.role import DecodeRole
 from engine.config import EngineConfig, FakeEngineConfig
 from engine.protocol import EngineInfo
 from front_proxy.dispatch import dispatcher
-from kv_transfer.handoff.lease import Count, FreeBlocks, LeaseAction
 from prefill_worker.config import PrefillLimits, PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import Failure, FailureKind
@@ -40,6 +39,7 @@ from simulation.kernel.world import Violation
 from worker import core as worker_core
 from worker.config import WorkerConfig
 from worker.engine_health import EngineHealth
+from worker.leases import Count, FreeBlocks, LeaseAction
 from worker.lifecycle import Event as LifecycleEvent
 from worker.role import Accepted, Refused, WorkerRequest
 from worker.service import WorkerService

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,6 +19,15 @@ from tests.contract import tiny_model
 class Pair(NamedTuple):
     prefill: Engine
     decode: Engine
+
+
+@asynccontextmanager
+async def pair_of(config: EngineConfig) -> AsyncIterator[Pair]:
+    prefill, decode = await asyncio.gather(
+        factory.start(config, worker_id="p0", role="prefill"), factory.start(config, worker_id="d0", role="decode")
+    )
+    yield Pair(prefill, decode)
+    await asyncio.gather(prefill.close(), decode.close())
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session", params=["fake", "vllm"])
@@ -39,8 +49,5 @@ async def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
         kv_cache_bytes=64 << 20,
         **settings,
     )
-    prefill, decode = await asyncio.gather(
-        factory.start(config, worker_id="p0", role="prefill"), factory.start(config, worker_id="d0", role="decode")
-    )
-    yield Pair(prefill, decode)
-    await asyncio.gather(prefill.close(), decode.close())
+    async with pair_of(config) as pair:
+        yield pair

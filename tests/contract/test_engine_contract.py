@@ -14,53 +14,22 @@ import msgspec
 import psutil
 import pytest
 
-from engine.protocol import Engine, EngineOutput, EngineRequest, Finish, FirstOutput, Hold, InvalidRequest, TakeOver
-from kv_transfer.handoff.handoff import KvHandoff
+from engine.protocol import Engine, EngineOutput, EngineRequest, Finish, Hold, InvalidRequest, TakeOver
 from tests.contract.conftest import Pair
+from tests.support.engines import collect, first_of, prefill, request, tokens_of
 from tests.support.polling import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 SETTLE_S = 5.0
-_ids = itertools.count()
+_prompts = itertools.count()
 
 
 def prompt(length: int) -> list[int]:
     """A prompt no other test has used, so that no prefix cache hides a missing transfer."""
-    number = next(_ids)
+    number = next(_prompts)
     chooser = random.Random(number)
     return [3 + number % 500, *(chooser.randrange(3, 512) for _ in range(length - 1))]
-
-
-def request(tokens: list[int], transfer: Hold | TakeOver | None = None, **sampling: Any) -> EngineRequest:
-    values = {"temperature": 0.0, "ignore_eos": True, "max_tokens": 8} | sampling
-    return EngineRequest(
-        request_id=f"r{next(_ids)}", token_ids=tokens, sampling=msgspec.msgpack.encode(values), transfer=transfer
-    )
-
-
-async def collect(engine: Engine, wanted: EngineRequest) -> list[EngineOutput]:
-    outputs: list[EngineOutput] = []
-    await engine.generate(wanted, outputs.append)
-    return outputs
-
-
-def tokens_of(outputs: list[EngineOutput]) -> list[int]:
-    return [token for output in outputs for token in output.token_ids]
-
-
-def first_of(outputs: list[EngineOutput]) -> FirstOutput:
-    """The facts that come with the first output, and only with it."""
-    assert all(output.first is None for output in outputs[1:])
-    assert outputs[0].first is not None
-    return outputs[0].first
-
-
-async def prefill(engine: Engine, tokens: list[int], lease_s: float = 60.0) -> tuple[list[int], KvHandoff]:
-    """The token of a prefill, and its hand-off."""
-    outputs = await collect(engine, request(tokens, Hold(lease_s=lease_s), max_tokens=1))
-    assert outputs[-1].handoff is not None
-    return tokens_of(outputs), outputs[-1].handoff
 
 
 async def settles(engine: Engine) -> bool:
@@ -132,17 +101,6 @@ async def leave_after(engine: Engine, wanted: EngineRequest, seconds: float) -> 
     await asyncio.sleep(0)
     assert len(outputs) == given_out
     return outputs
-
-
-async def test_leaving_frees_everything_whatever_it_was_doing(engines: Pair) -> None:
-    """A hand-off that was not given out belongs to no listener, so the engine itself must let go of it."""
-    chooser = random.Random(7)
-    for _ in range(20):
-        wanted = request(prompt(400), Hold(lease_s=60.0), max_tokens=1)
-        for output in await leave_after(engines.prefill, wanted, chooser.random() * 0.04):
-            assert output.handoff is not None
-            await engines.prefill.release(output.handoff.lease_id)
-    assert await settles(engines.prefill)
 
 
 async def test_leaving_many_at_once_leaves_no_work_and_no_kv_behind(engines: Pair) -> None:
@@ -329,15 +287,6 @@ async def test_a_grammar_that_only_the_engine_core_can_refuse_is_invalid_in_word
         await collect(engines.decode, request(prompt(10), structured_outputs=grammar, max_tokens=max_tokens))
     assert len(tokens_of(await collect(engines.decode, request(prompt(10))))) == 8
     assert await settles(engines.decode)
-
-
-async def test_two_engines_of_one_configuration_can_exchange_blocks(engines: Pair) -> None:
-    ours, theirs = engines.prefill.info, engines.decode.info
-    assert ours.layout_fingerprint == theirs.layout_fingerprint
-    assert ours.engine_id == f"p0-{ours.epoch}"
-    assert theirs.engine_id == f"d0-{theirs.epoch}"
-    assert ours.kv_blocks_total > 0
-    assert ours.block_bytes > 0
 
 
 async def test_an_engine_answers_a_ping_between_steps_and_tells_of_every_step(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from engine import factory
 from engine.config import EngineConfig
 from engine.protocol import Hold, TakeOver
 from tests.contract import tiny_model
-from tests.contract.conftest import Pair
-from tests.contract.test_engine_contract import collect, first_of, prompt, request, tokens_of
+from tests.contract.conftest import Pair, pair_of
+from tests.contract.test_engine_contract import prompt
+from tests.support.engines import collect, first_of, request, tokens_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -43,11 +42,8 @@ async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
     config = EngineConfig(
         model=str(folder), max_model_len=256, max_num_seqs=8, dtype="float32", kv_cache_bytes=64 << 20
     )
-    prefill, decode = await asyncio.gather(
-        factory.start(config, worker_id="p0", role="prefill"), factory.start(config, worker_id="d0", role="decode")
-    )
-    yield Pair(prefill, decode)
-    await asyncio.gather(prefill.close(), decode.close())
+    async with pair_of(config) as started:
+        yield started
 
 
 async def test_a_prefill_shows_no_token_and_decode_goes_on_as_one_engine_would(pair: Pair) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -15,9 +14,9 @@ from prometheus_client.registry import Collector
 from front_proxy.dispatch.metrics import DispatchMetrics
 from front_proxy.gateway import metrics as gateway_metrics
 from scheduler.metrics import SchedulerMetrics
+from tests.test_repository import PACKAGES, ROOT
 from worker.metrics import WorkerMetrics
 
-ROOT = Path(__file__).parents[2]
 # Every file that may define metrics; what is defined in them is read below.
 DEFINED_IN = {
     "front_proxy/dispatch/metrics.py",
@@ -25,22 +24,9 @@ DEFINED_IN = {
     "scheduler/metrics.py",
     "worker/metrics.py",
 }
-PACKAGES = (
-    "decode_worker",
-    "engine",
-    "front_proxy",
-    "kv_transfer",
-    "launcher",
-    "prefill_worker",
-    "runtime",
-    "scheduler",
-    "simulation",
-    "worker",
-)
 _ROW = re.compile(r"^\| `(baton_[a-z0-9_]+)` \| (\w+) \|([^|]*)\|([^|]+)\|([^|]+)\|$", re.MULTILINE)
 
-_DEFINED_WITH = "prometheus_client"
-# What a file must import from there to define a metric.
+# What a file must import from prometheus_client to define a metric.
 _DEFINING = {
     "Counter", "Gauge", "Histogram", "Summary", "Info", "Enum", "CounterMetricFamily", "GaugeMetricFamily",
 }  # fmt: skip
@@ -99,12 +85,12 @@ def test_every_row_says_what_the_metric_means_and_what_to_do() -> None:
 
 
 def test_metrics_are_defined_only_where_this_test_looks() -> None:
-    defining: set[str] = set()
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if not isinstance(node, ast.ImportFrom) or not str(node.module).startswith(_DEFINED_WITH):
-                    continue
-                if {alias.name for alias in node.names} & _DEFINING:
-                    defining.add(path.relative_to(ROOT).as_posix())
+    defining = {
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("prometheus_client")
+        if {alias.name for alias in node.names} & _DEFINING
+    }
     assert defining == DEFINED_IN

@@ -14,7 +14,6 @@ from kv_transfer.handoff.handoff import KvHandoff
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure, FailureKind
 from worker import wire as worker_wire
-from worker.role import Decode, Prefill
 
 UINT32 = st.integers(0, 2**32 - 1)
 TOKENS = st.lists(UINT32, max_size=5)
@@ -84,7 +83,8 @@ def test_a_submission_arrives_as_it_was_sent(
     assert request is not None
     assert request.engine_request == submission.engine_request
     assert (request.slot, request.blocks_reserved) == (slot, blocks_reserved)
-    assert request.work == (Prefill() if stage is Stage.PREFILL else Decode(handoff))
+    work = ("prefill", None) if stage is Stage.PREFILL else ("decode", handoff)
+    assert (request.role, request.handoff) == work
     # Whole milliseconds, and never 0, which would mean that there is no deadline.
     assert abs((request.deadline_s or 0.0) - deadline_ms / 1000) <= 0.001
 

@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.protocol import Engine, EngineOutput, EngineRequest, Hold, TakeOver
+from engine.protocol import Engine, EngineOutput, Hold, TakeOver
 from kv_transfer.handoff.handoff import KvHandoff
 from tests.contract.conftest import Pair
-from tests.contract.test_engine_contract import collect, first_of, prompt, request, settles, tokens_of
+from tests.contract.test_engine_contract import prompt, settles
+from tests.support.engines import collect, first_of, request, tokens_of
 from tests.support.polling import until
 
 pytestmark = [
@@ -50,12 +51,7 @@ async def take_over(engines: Pair, handoff: KvHandoff, tokens: list[int]) -> tup
 async def alone(engines: Pair, tokens: list[int]) -> list[int]:
     """What one engine answers, that never saw the spoilt blocks: its own prefix cache is another salt's."""
     wanted = request(tokens)
-    fresh = EngineRequest(
-        request_id=wanted.request_id,
-        token_ids=tokens,
-        sampling=wanted.sampling,
-        cache_salt=f"alone-{wanted.request_id}",
-    )
+    fresh = msgspec.structs.replace(wanted, cache_salt=f"alone-{wanted.request_id}")
     return tokens_of(await collect(engines.decode, fresh))
 
 

@@ -55,7 +55,9 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
         def idle() -> bool:
             ready = [line for line in self.status() if line["state"] == "ready"]
-            return all(line["requests_running"] == line["leases_held"] == line["kv_blocks_used"] == 0 for line in ready)
+            return bool(ready) and all(
+                line["requests_running"] == line["leases_held"] == line["kv_blocks_used"] == 0 for line in ready
+            )
 
         wait_for(idle, timeout_s=timeout_s, what="every request, lease and block is gone", seen=self.status)
 

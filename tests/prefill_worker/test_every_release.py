@@ -60,7 +60,7 @@ async def until_pulling(it: Cluster) -> None:
     """A decode engine reads KV that the prefill worker holds."""
     holder, *takers = it.workers
     await until(
-        lambda: holder.core.role.leases_held == 1 and any(taker.engine.load().requests_waiting for taker in takers),
+        lambda: len(holder.core.role.leases) == 1 and any(taker.engine.load().requests_waiting for taker in takers),
         within_s=WAIT_S,
     )
 
@@ -68,7 +68,7 @@ async def until_pulling(it: Cluster) -> None:
 async def nothing_is_held(*workers: InProcessWorker) -> None:
     for worker in workers:
         await worker.settled()
-        assert not worker.core.role.oldest_leases(1)
+        assert not worker.core.role.leases.oldest(1)
         value = worker.core.metrics.registry.get_sample_value("baton_worker_lease_events_total", {"event": "expired"})
         assert not value, "a timer freed it"
 
@@ -115,7 +115,8 @@ async def a_decode_worker_dies(it: Cluster, task: asyncio.Task[Any]) -> None:
 
 
 async def the_prefill_worker_drains(it: Cluster, task: asyncio.Task[Any]) -> None:
-    assert await it.workers[0].core.drain(WAIT_S) == 0
+    it.workers[0].core.happen(Event.DRAIN_ASKED)
+    await asyncio.wait_for(it.workers[0].core.at_rest.wait(), WAIT_S)
     # The drain waited for the reader.
     assert it.workers[1].engine.load().kv_bytes_in > 0
 

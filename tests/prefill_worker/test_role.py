@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-import pytest
 
-from engine.protocol import Hold
-from kv_transfer.handoff.lease import Count, FreeBlocks, KeepBlocks
 from kv_transfer.integrity.prompt_digest import prompt_digest
 from prefill_worker.config import PrefillLimits, PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import FailureKind
 from tests.support import workers
-from worker.role import Accepted, Decode, Prefill, Refused, WorkerRequest
+from tests.support.golden import GOLDEN, Options, check_script
+from worker.leases import Count, FreeBlocks, KeepBlocks, LeaseAction
+from worker.role import Refused, WorkerRequest
 
 INFO = msgspec.structs.replace(workers.INFO, engine_id="prefill-0-7", kv_blocks_total=10)
-REQUEST = workers.asking(Prefill())
+REQUEST = workers.asking("prefill")
 # As the engine gives it out: what the role puts in is missing.
 HANDOFF = workers.handoff(
     worker_id="", epoch=0, engine_id="", layout_fingerprint="", blocks=0, bytes=0, lease_remaining_s=60.0,
@@ -26,7 +26,7 @@ HANDOFF = workers.handoff(
 
 
 def asking(**fields: Any) -> WorkerRequest:
-    return workers.asking(Prefill(), **fields)
+    return workers.asking("prefill", **fields)
 
 
 def role(**settings: float) -> PrefillRole:
@@ -35,97 +35,62 @@ def role(**settings: float) -> PrefillRole:
     return PrefillRole(config, INFO, "prefill-0", limits)
 
 
-def test_a_prefill_is_held_for_the_configured_time() -> None:
-    accepted = role(lease_s=12.0).accept(REQUEST)
-    assert isinstance(accepted, Accepted)
-    assert accepted.engine_request.transfer == Hold(12.0)
-    assert accepted.blocks == 3
-
-
 def test_the_hand_off_says_whose_it_is_and_how_long_it_lasts() -> None:
     prefill = role(lease_s=30.0)
-    handoff = prefill.offer(HANDOFF, REQUEST, 1, 100.0).handoff
+    handoff = prefill.offer(HANDOFF, REQUEST, 1, 100.0)[0]
     assert (handoff.worker_id, handoff.epoch, handoff.engine_id) == ("prefill-0", 7, "prefill-0-7")
     assert (handoff.layout_fingerprint, handoff.blocks, handoff.bytes) == ("f", 3, 300)
     assert (handoff.lease_remaining_s, handoff.connector_params) == (30.0, b"x")
-    assert (prefill.leases_held, prefill.blocks_held) == (1, 3)
-    assert FreeBlocks("r") in prefill.tick(130.0)
+    assert (len(prefill.leases), prefill.leases.blocks) == (1, 3)
 
 
-def test_kv_that_was_pulled_or_went_with_its_engine_is_not_freed_again() -> None:
-    for pulled in (True, False):
-        prefill = role()
-        prefill.offer(HANDOFF, REQUEST, 1, 0.0)
-        actions = prefill.released("r", 7, pulled=True) if pulled else prefill.engine_gone()
-        assert list(actions) == [Count("pulled" if pulled else "holder_gone")]
-        assert (prefill.leases_held, prefill.blocks_held) == (0, 0)
+def shown(action: LeaseAction) -> str:
+    match action:
+        case FreeBlocks(lease_id=lease_id):
+            return f"free {lease_id}"
+        case KeepBlocks(lease_id=lease_id, lease_s=lease_s):
+            return f"keep {lease_id} for {lease_s:g}"
+        case Count(what=what):
+            return what
 
 
-def test_no_hand_off_promises_more_than_the_engine_does() -> None:
-    prefill = role(lease_s=30.0)
-    handoff = prefill.offer(msgspec.structs.replace(HANDOFF, lease_remaining_s=5.0), REQUEST, 1, 100.0).handoff
-    assert handoff.lease_remaining_s == 5.0
-    assert FreeBlocks("r") in prefill.tick(105.0)
+def test_leases_live_and_end_as_written() -> None:
+    prefill = role(lease_s=30.0, lease_total_max_s=70.0)
 
+    def step(verb: str, names: list[str], options: Options) -> list[str]:
+        name, epoch, now_s = "".join(names), options.get("epoch", 7), float(options.get("at", 0))
+        actions: Sequence[LeaseAction]
+        match verb:
+            case "offer":
+                held = msgspec.structs.replace(HANDOFF, lease_id=name, lease_remaining_s=options.get("engine", 60))
+                handoff, actions = prefill.offer(held, REQUEST, options["owner"], now_s)
+                return [f"{shown(action)} for {handoff.lease_remaining_s:g}" for action in actions]
+            case "renew":
+                actions = prefill.renewed(name, epoch, now_s)
+            case "stream":
+                actions = prefill.leases.owner_gone(int(name))
+            case "tick":
+                actions = prefill.leases.tick(now_s)
+            case "engine_gone":
+                actions = prefill.leases.holder_gone()
+            case _:
+                actions = prefill.released(name, epoch, pulled=verb == "pulled")
+        return [shown(action) for action in actions]
 
-@pytest.mark.parametrize("pulled", [False, True])
-@pytest.mark.parametrize("epoch", [6, 8])
-def test_a_release_for_another_epoch_is_not_for_us(epoch: int, pulled: bool) -> None:
-    prefill = role()
-    prefill.offer(HANDOFF, REQUEST, 1, 0.0)
-    assert prefill.released("r", epoch, pulled=pulled) == ()
-    assert prefill.leases_held == 1
-    assert FreeBlocks("r") in prefill.released("r", 7, pulled=False)
+    check_script(GOLDEN / "leases.txt", step)
 
 
 def test_the_hand_off_is_tied_to_the_tokens_it_covers_to_the_salt_and_to_the_model() -> None:
     salted = asking(token_ids=list(range(40)), cache_salt="tenant")
-    handoff = role().offer(HANDOFF, salted, 1, 0.0).handoff
+    handoff = role().offer(HANDOFF, salted, 1, 0.0)[0]
     assert handoff.prompt_digest == prompt_digest(list(range(33)), cache_salt="tenant", model="m")
-
-
-def test_a_lease_whose_decode_still_waits_is_renewed_up_to_the_bound() -> None:
-    prefill = role(lease_s=30.0, lease_total_max_s=70.0)
-    prefill.offer(HANDOFF, REQUEST, 1, 100.0)
-    assert prefill.renewed("r", 7, 120.0) == (Count("renewed"), KeepBlocks("r", 30.0))
-    assert prefill.tick(149.9) == []
-    assert prefill.renewed("r", 7, 149.0) == (Count("renewed"), KeepBlocks("r", 21.0))
-    assert prefill.renewed("r", 7, 160.0) == (Count("renewals_used_up"),)
-    assert FreeBlocks("r") in prefill.tick(170.0)
-    assert prefill.renewed("r", 7, 171.0) == (Count("renewed_too_late"),)
-
-
-@pytest.mark.parametrize("epoch", [6, 8])
-def test_a_renewal_for_another_epoch_keeps_nothing(epoch: int) -> None:
-    prefill = role(lease_s=30.0)
-    prefill.offer(HANDOFF, REQUEST, 1, 100.0)
-    assert prefill.renewed("r", epoch, 120.0) == (Count("renewed_too_late"),)
-    assert FreeBlocks("r") in prefill.tick(130.0)
-
-
-def test_the_oldest_leases_have_the_names_of_their_requests() -> None:
-    prefill = role()
-    for number, name in enumerate("abc"):
-        handoff = msgspec.structs.replace(HANDOFF, lease_id=name)
-        prefill.offer(handoff, asking(request_id=name), number, 10.0 * number)
-    prefill.renewed("a", 7, 25.0)
-    assert prefill.oldest_leases(2) == ["a", "b"]
 
 
 def test_what_it_cannot_do_is_refused_with_the_reason() -> None:
     prefill = role(leases_max=1)
-    decode = msgspec.structs.replace(REQUEST, work=Decode())
-    long = asking(token_ids=[1] * 161)
     prefill.offer(HANDOFF, REQUEST, 1, 0.0)
-    other = asking(request_id="other")
-    refused = [prefill.accept(request) for request in (decode, long, REQUEST, other)]
+    refused = [prefill.accept(request) for request in (REQUEST, asking(request_id="other"))]
     assert [(r.failure.kind, r.reason) for r in refused if isinstance(r, Refused)] == [
-        (FailureKind.INCOMPATIBLE, "wrong_role"),
-        (FailureKind.BAD_REQUEST, "request_id"),
         (FailureKind.BAD_REQUEST, "request_id"),
         (FailureKind.EXHAUSTED, "leases_max"),
     ]
-    prefill.released("r", 7, pulled=True)
-    too_large = prefill.accept(long)
-    assert isinstance(too_large, Refused)
-    assert too_large.failure.kind is FailureKind.TOO_LARGE

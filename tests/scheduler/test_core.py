@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import pytest
+
 from scheduler.api.actions import RejectWorker
 from scheduler.api.events import Tick, WorkerLeft
 from scheduler.core import EVENT_LOG_MAX
 from tests.scheduler.cast import Stage, question
 
 
-def test_workers_of_one_role_must_agree_on_what_decides_their_tokens() -> None:
+@pytest.mark.parametrize("worker_id", ["p0", "d1"])
+def test_workers_of_all_roles_must_agree_on_what_decides_their_tokens(worker_id: str) -> None:
     stage = Stage()
-    stage.enter("p0", output_settings="seed=1")
     stage.enter("d0", output_settings="hf_overrides=7 seed=2 tokenizer=a")
-    (action,) = stage.join("d1", output_settings="reasoning_parser=8 seed=2 tokenizer=a")
+    (action,) = stage.join(worker_id, output_settings="reasoning_parser=8 seed=2 tokenizer=a")
     assert isinstance(action, RejectWorker)
     assert action.failure.message == (
-        "Worker d1 has other engine settings than d0, which is registered for the same role: "
-        "hf_overrides, reasoning_parser."
+        f"Worker {worker_id} has other engine settings than d0: hf_overrides, reasoning_parser."
     )
-    stage.enter("d1")
+    stage.enter(worker_id)
     stage.enter("d0", epoch=2, output_settings="seed=3")
-    assert set(stage.core.cluster.workers) == {"p0", "d0", "d1"}, "nothing said is held against no worker"
+    assert set(stage.core.cluster.workers) == {"d0", worker_id}, "nothing said is held against no worker"
 
 
 def test_what_is_remembered_of_workers_that_left_is_bounded() -> None:

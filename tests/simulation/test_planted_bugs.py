@@ -25,9 +25,7 @@ from front_proxy.request.events import AbortWork, AskPlan, EndPlan, Output, Rele
 from front_proxy.request.flow import RequestFlow
 from front_proxy.request.handoff_slot import HandoffSlot
 from front_proxy.request.output_log import OutputLog
-from kv_transfer.handoff.lease import FreeBlocks
 from kv_transfer.integrity.transfer_proof import HolderReplied, TransferProof, TransferVerdict
-from prefill_worker.leases import LeaseTable
 from prefill_worker.role import PrefillRole
 from runtime.rpc import send_queue
 from runtime.rpc.bidi_stream import StreamBroken
@@ -42,6 +40,7 @@ from simulation.faults.seeds import simulate
 from worker.admission import Admission
 from worker.core import WorkerCore
 from worker.front_stream import FrontStream
+from worker.leases import FreeBlocks, LeaseTable
 
 SEEDS_TO_FIND_A_BUG = 1_000
 
@@ -246,7 +245,7 @@ _released, _renewed = PrefillRole.released, PrefillRole.renewed
             (TransferProof, "_decide", lambda proof, _verdict: _decide(proof, TransferVerdict.ATTESTED)),
         ),
         bug("what was said during the read counts", (TransferProof, "_judge", counts_what_was_said_during_the_read)),
-        bug("KV offered on a broken stream is kept", (PrefillRole, "owner_gone", nothing)),
+        bug("KV offered on a broken stream is kept", (LeaseTable, "owner_gone", nothing)),
         bug(
             "KV that no request wants is kept",
             (PrefillRole, "released", lambda *given: _released(*given) if given[-1] else ()),

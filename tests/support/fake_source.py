@@ -77,7 +77,6 @@ class FakeSource:
         return self.view
 
     def stop_runs(self) -> None:
-        """As the dispatcher's, for what is held."""
         self.stopping.set()
 
     def go_on(self) -> None:

@@ -46,11 +46,9 @@ class Cluster:
         self.dispatcher, self.workers, self.registry, self.core = dispatcher, workers, registry, core
 
     def value(self, name: str, **labels: str) -> float:
-        """A metric of the front proxy."""
         return self.registry.get_sample_value(f"baton_front_proxy_{name}", labels) or 0.0
 
     async def until(self, holds: Callable[[], object]) -> None:
-        """Wait for what nothing announces."""
         await until(holds, within_s=WAIT_S)
 
     async def settled(self) -> None:
@@ -130,11 +128,9 @@ class Behind:
         self._tokens = tokens
 
     def first(self, resume_tokens: int) -> bytes:
-        """One token."""
         return _sampling(1)
 
     def rest(self, resume_tokens: int) -> bytes:
-        """All others."""
         return _sampling(self._tokens - resume_tokens)
 
 
@@ -155,10 +151,8 @@ def request(number: int, tokens: int, prompt: int = 40, *, continuing: bool = Tr
 
 
 async def collect(dispatcher: Dispatcher, wanted: GenerationRequest) -> list[GenerationDelta]:
-    """All that it is given."""
     return [delta async for delta in dispatcher.generate(wanted)]
 
 
 def tokens_of(deltas: list[GenerationDelta]) -> list[int]:
-    """The tokens in order."""
     return [token for delta in deltas for token in delta.token_ids]

@@ -110,7 +110,6 @@ class Client:
         return got
 
     async def one(self, message: pb.AttachRequest) -> list[pb.Delta]:
-        """Submit and read to the end."""
         await self.send(message)
         slot = message.submit.slot
         return (await self.until_end(slot))[slot]

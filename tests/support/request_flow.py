@@ -25,6 +25,7 @@ from kv_transfer.handoff.handoff import KvHandoff
 from runtime.failures import Failure, FailureKind
 from scheduler.api.actions import Placement
 from scheduler.api.events import RunningPlan
+from tests.support import workers
 
 P0 = Placement(worker_id="prefill-0", address="p0", epoch=1)
 D0 = Placement(worker_id="decode-0", address="d0", epoch=2)
@@ -33,17 +34,7 @@ STOP = Finish("stop")
 
 
 def handoff(lease_id: str = "lease-1") -> KvHandoff:
-    return KvHandoff(
-        worker_id="prefill-0",
-        epoch=1,
-        lease_id=lease_id,
-        engine_id="prefill-0-1",
-        tokens=40,
-        blocks=2,
-        bytes=0,
-        layout_fingerprint="f",
-        lease_remaining_s=30.0,
-    )
+    return workers.handoff(lease_id=lease_id, epoch=P0.epoch)
 
 
 def planned(attempt: int = 1, *, prefill: Placement | None = P0, decode: Placement | None = D0) -> Planned:

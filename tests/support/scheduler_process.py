@@ -51,7 +51,6 @@ class SchedulerProcess:
         assert json.loads(line[line.index(b"{") :])["address"] == self.address
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal."""
         assert self.process is not None
         self.process.send_signal(number)
 
@@ -63,7 +62,6 @@ class SchedulerProcess:
         await asyncio.wait_for(self.process.wait(), WAIT_S)
 
     async def status(self) -> cluster_pb2.ProcessStatus:
-        """What it says of itself."""
         async with channel(self.address, 1 << 20) as opened:
             stub = cluster_pb2_grpc.StatusServiceStub(opened)
             return (await stub.GetStatus(cluster_pb2.GetStatusRequest(), timeout=WAIT_S)).process

@@ -38,17 +38,7 @@ class ScriptedPeer(scheduler_pb2_grpc.SchedulerServiceServicer, worker_pb2_grpc.
         """Messages to send; None ends the stream."""
         self.streams = 0
 
-    async def FrontSession(self, requests: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        """A front proxy asks."""
-        async for message in self._converse(requests):
-            yield message
-
-    async def Attach(self, requests: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        """A front proxy submits."""
-        async for message in self._converse(requests):
-            yield message
-
-    async def _converse(self, requests: Any) -> AsyncIterator[Any]:
+    async def _converse(self, requests: Any, context: Any) -> AsyncIterator[Any]:
         self.streams += 1
 
         async def listen() -> None:
@@ -64,9 +54,20 @@ class ScriptedPeer(scheduler_pb2_grpc.SchedulerServiceServicer, worker_pb2_grpc.
             message = self.first
             while message is not None:
                 yield listed(message) if type(message) in LISTS else message
-                message = await self.says.get()
+                message = await self._next(listening)
         finally:
             listening.cancel()
+
+    FrontSession = WorkerSession = Attach = _converse
+
+    async def _next(self, listening: asyncio.Task[None]) -> Any:
+        """What the test says next; None once the client has said its last."""
+        saying = asyncio.create_task(self.says.get())
+        try:
+            await asyncio.wait({saying, listening}, return_when=asyncio.FIRST_COMPLETED)
+            return saying.result() if saying.done() else None
+        finally:
+            saying.cancel()
 
     async def hears(self, field: str) -> Any:
         """The next message with this field; others before it are skipped."""
@@ -76,15 +77,15 @@ class ScriptedPeer(scheduler_pb2_grpc.SchedulerServiceServicer, worker_pb2_grpc.
                 return getattr(message, field)
 
     @asynccontextmanager
-    async def listening(self) -> AsyncIterator[RunningServer]:
-        """On a free port."""
+    async def listening(self, port: int = 0) -> AsyncIterator[RunningServer]:
+        """On this port; 0: any free one."""
 
         def add(server: Any) -> list[str]:
             scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(self, server)
             worker_pb2_grpc.add_WorkerServiceServicer_to_server(self, server)
             return ["baton.scheduler.v1.SchedulerService", "baton.worker.v1.WorkerService"]
 
-        server = await start_server("127.0.0.1", 0, add, message_bytes_max=2**20)
+        server = await start_server("127.0.0.1", port, add, message_bytes_max=2**20)
         try:
             yield server
         finally:

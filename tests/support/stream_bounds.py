@@ -27,7 +27,6 @@ def limits(**changed: Any) -> FrontProxyLimits:
 
 
 def room(count_max: int) -> InFlight:
-    """Room for so many sequences."""
     return InFlight(count_max, usable=lambda: True, retry_after_s=2.0)
 
 

@@ -8,7 +8,8 @@ import msgspec
 
 from engine.protocol import EngineInfo, EngineRequest
 from kv_transfer.handoff.handoff import KvHandoff
-from worker.role import Decode, Prefill, WorkerRequest
+from runtime.roles import WorkerRole
+from worker.role import WorkerRequest
 
 EPOCH = 7
 INFO = EngineInfo(
@@ -40,8 +41,8 @@ def handoff(**fields: Any) -> KvHandoff:
     return msgspec.structs.replace(HANDOFF, **fields)
 
 
-def asking(work: Prefill | Decode, **fields: Any) -> WorkerRequest:
-    """A request for ``work`` on 33 tokens. ``fields`` are of the request, or of the engine's part of it."""
+def asking(role: WorkerRole, **fields: Any) -> WorkerRequest:
+    """A request for ``role`` on 33 tokens. ``fields`` are of the request, or of the engine's part of it."""
     own = {name: fields.pop(name) for name in WorkerRequest.__struct_fields__ if name in fields}
     plain = EngineRequest(request_id="r", token_ids=[1] * 33, sampling=b"")
-    return WorkerRequest(slot=1, engine_request=msgspec.structs.replace(plain, **fields), work=work, **own)
+    return WorkerRequest(slot=1, engine_request=msgspec.structs.replace(plain, **fields), role=role, **own)

@@ -18,20 +18,6 @@ def test_requests_and_blocks_are_both_bounds() -> None:
     assert room.admit("c", 0, blocks_held=0, blocks_used=0) == "requests_max"
 
 
-def test_blocks_of_leases_and_of_requests_that_outgrew_their_estimate_count() -> None:
-    room = Admission(requests_max=9, blocks_limit=10)
-    assert room.admit("a", 5, blocks_held=6, blocks_used=0) == "kv_blocks"
-    assert room.admit("a", 2, blocks_held=0, blocks_used=0) is None
-    assert room.admit("b", 2, blocks_held=0, blocks_used=9) == "kv_blocks"
-
-
-def test_a_request_is_admitted_once() -> None:
-    room = Admission(requests_max=9, blocks_limit=10)
-    room.admit("a", 2, blocks_held=0, blocks_used=0)
-    with pytest.raises(AssertionError):
-        room.admit("a", 2, blocks_held=0, blocks_used=0)
-
-
 def test_a_stale_report_of_the_engine_never_locks_an_idle_worker() -> None:
     assert Admission(requests_max=1, blocks_limit=10).admit("a", 5, blocks_held=0, blocks_used=10) is None
 
@@ -51,11 +37,6 @@ def test_whatever_comes_and_goes_the_bounds_hold_and_all_is_given_back(steps: li
     for name in "abcdef":
         room.release(name, 0.0)
     assert (room.requests, room.blocks) == (0, 0)
-
-
-def test_before_anything_ended_a_refused_request_waits_the_least() -> None:
-    room = Admission(requests_max=9, blocks_limit=10)
-    assert [room.retry_after_s(blocks, 5.0, 0.5) for blocks in (0, 80)] == [RETRY_AFTER_MIN_S] * 2
 
 
 def test_the_wait_follows_the_rate_at_which_requests_or_blocks_are_released() -> None:

@@ -140,20 +140,6 @@ async def test_the_engine_hears_once_that_its_kv_was_pulled_and_not_that_it_was_
         assert (made.engine.was_pulled, made.engine.released) == (["a"], ["b"])
 
 
-async def test_a_hand_off_that_comes_after_its_stream_is_gone_is_not_kept() -> None:
-    async with playing(abort_timeout_s=0.01) as made:
-        made.engine.cleaned.clear()
-        await made.submit("late")
-        await made.front.close()
-        assert made.core.admission.requests == 1, "its engine is not through with it"
-        made.engine.hand_over("late")
-        assert made.core.role.leases_held == 0
-        made.engine.cleaned.set()
-        await until(lambda: made.core.admission.requests == 0, within_s=10.0)
-        await made.settled()
-        assert made.engine.released == ["late"]
-
-
 async def test_an_engines_clean_up_is_never_cut_short_by_a_second_reason() -> None:
     async with playing(abort_timeout_s=0.01) as made:
         made.engine.cleaned.clear()
@@ -250,40 +236,15 @@ async def test_two_requests_of_one_name_never_run_at_once_and_none_has_no_name()
         assert made.core.admission.requests == 1
 
 
-async def test_nothing_is_taken_on_by_a_worker_that_drains_or_whose_engine_is_lost() -> None:
-    async with playing() as made:
-        made.core.engine_lost.set()
-        await made.submit("a", 1)
-        made.core.engine_lost.clear()
-        made.core.happen(Event.DRAIN_ASKED)
-        await made.submit("b", 2)
-        assert [delta.failure.kind for delta in await made.said()] == [FailureKind.UNAVAILABLE] * 2
-        assert made.engine.outputs == {}
-
-
 async def test_a_drain_waits_for_requests_and_for_leases() -> None:
     async with playing() as made:
         await made.submit("a")
-        drain = asyncio.create_task(made.core.drain(60.0))
-        await asyncio.sleep(0)
+        made.core.happen(Event.DRAIN_ASKED)
         made.engine.end("a")
         await until(lambda: made.core.admission.requests == 0, within_s=10.0)
-        await asyncio.sleep(0)
-        assert not drain.done(), "its KV is still wanted"
+        assert not made.core.at_rest.is_set(), "its KV is still wanted"
         made.release("a")
-        assert await asyncio.wait_for(drain, 10.0) == 0
-
-
-async def test_a_drain_is_over_with_the_last_request_and_the_scheduler_may_be_told() -> None:
-    async with playing() as made:
-        await made.submit("a")
-        drain = asyncio.create_task(made.core.drain(60.0))
-        await asyncio.sleep(0)
-        made.engine.outputs["a"](EngineOutput(token_ids=[5], finish=Finish("stop")))
-        made.core.changed.clear()
-        made.engine.ends["a"].set_result(None)
-        assert await asyncio.wait_for(drain, 10.0) == 0
-        assert made.core.changed.is_set()
+        assert made.core.at_rest.is_set()
 
 
 async def test_an_engine_that_does_not_take_a_lease_back_is_counted_and_one_that_died_is_lost_once(

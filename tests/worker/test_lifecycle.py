@@ -8,14 +8,6 @@ from hypothesis import strategies as st
 from worker.lifecycle import Event, Lifecycle, State
 
 
-def test_a_plain_life_serves_refuses_and_ends() -> None:
-    lifecycle = Lifecycle()
-    events = [Event.STARTED, Event.DRAIN_ASKED, Event.TIME_UP, Event.STOPPED]
-    assert [(lifecycle.handle(event), str(lifecycle.state)) for event in events] == [
-        (False, "ready"), (False, "draining"), (True, "draining"), (True, "stopped"),
-    ]  # fmt: skip
-
-
 def test_a_drain_asked_for_before_it_serves_stands() -> None:
     lifecycle = Lifecycle()
     lifecycle.handle(Event.DRAIN_ASKED)

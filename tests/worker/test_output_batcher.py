@@ -24,25 +24,6 @@ def slots(step: pb.StepOutputs | None) -> list[int]:
     return [*step.token_slots, *(one.slot for one in step.deltas)]
 
 
-async def test_deltas_of_one_turn_of_the_loop_share_a_message() -> None:
-    box = batcher()
-    reading = asyncio.create_task(box.next_step())
-    await asyncio.sleep(0)
-    loop = asyncio.get_running_loop()
-    for slot in range(5):
-        loop.call_soon(box.append, delta(slot))
-    assert slots(await reading) == [0, 1, 2, 3, 4]
-
-
-async def test_what_gathers_while_a_message_is_written_goes_out_together_and_in_order() -> None:
-    box = batcher()
-    for slot in (3, 1, 2, 1):
-        box.append(delta(slot))
-        await asyncio.sleep(0)
-    assert slots(await box.next_step()) == [3, 1, 2, 1]
-    assert len(box) == 0
-
-
 async def test_a_message_holds_at_most_so_many_deltas_and_bytes_but_always_one() -> None:
     box = batcher(step_deltas_max=2, step_bytes_max=400)
     for slot, tokens in ((1, 1), (2, 1), (3, 1), (4, 1000), (5, 1)):
@@ -65,6 +46,7 @@ async def test_tokens_that_gather_become_columns_in_front_of_their_slots_deltas(
     for token in range(3):
         box.append_tokens(1, [token])
         box.append_tokens(2, [10 + token])
+    box.append_tokens(3, [])
     box.append(pb.Delta(slot=1, token_ids=[3], finish=pb.FINISH_REASON_LENGTH))
     box.append_tokens(2, [13])
     box.append_tokens(1, [99])
@@ -80,16 +62,6 @@ async def test_tokens_that_gather_become_columns_in_front_of_their_slots_deltas(
     step = await box.next_step()
     assert step is not None
     assert (list(step.token_slots), list(step.token_counts), list(step.token_ids)) == ([1], [], [5])
-
-
-async def test_no_tokens_are_no_news() -> None:
-    box = batcher()
-    box.append_tokens(1, [5, 6])
-    box.append_tokens(2, [])
-    step = await box.next_step()
-    assert step is not None
-    assert (list(step.token_slots), list(step.token_counts), list(step.token_ids)) == ([1], [2], [5, 6])
-    assert len(box) == 0
 
 
 async def test_what_does_not_fit_one_message_keeps_each_slots_order() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import signal
 import sys
@@ -14,11 +13,7 @@ from typing import Any, NamedTuple
 import grpc
 import pytest
 
-from engine import factory
-from engine.config import EngineConfig
-from engine.protocol import Engine, EngineDead
-from prefill_worker.config import PrefillWorkerConfig
-from prefill_worker.role import PrefillRole
+from engine.protocol import Engine
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from protos.worker.v1 import worker_pb2 as pb
 from protos.worker.v1 import worker_pb2_grpc
@@ -26,8 +21,7 @@ from runtime.process import lifecycle
 from runtime.process.exit_codes import ExitCode
 from runtime.rpc.grpc_server import channel
 from tests.support.in_process_worker import WAIT_S, Client, submit
-from worker.config import WorkerConfig
-from worker.run import _start_engine, serve
+from worker.run import _start_engine
 
 PROGRAM = """
 import functools, json, sys
@@ -172,20 +166,3 @@ async def test_settings_that_the_engine_does_not_take_are_one_sentence() -> None
     with pytest.raises(SystemExit) as ended:
         await _start_engine(refuse(), lifecycle.Stop())
     assert ended.value.code == ExitCode.BAD_OPTION
-
-
-async def test_the_engine_listens_on_the_workers_host_and_tells_others_the_advertised_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    told: dict[str, Any] = {}
-
-    async def refuse(_: EngineConfig, **given: Any) -> Engine:
-        told.update(given)
-        raise EngineDead("enough is known")
-
-    monkeypatch.setattr(factory, "start", refuse)
-    config = WorkerConfig(worker_id="p0", host="127.0.0.1", advertise_host="nat.invalid")
-    make_role = functools.partial(PrefillRole, PrefillWorkerConfig())
-    with pytest.raises(SystemExit):
-        await serve("prefill", make_role, EngineConfig(), config, told.update)
-    assert (told["host"], told["advertise_host"]) == ("127.0.0.1", "nat.invalid")

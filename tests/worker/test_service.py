@@ -97,28 +97,6 @@ async def test_requests_of_one_engine_step_share_one_message(start_worker: Start
     assert len(front.steps) <= 120, [len(step) for step in front.steps]
 
 
-async def test_what_comes_in_one_list_is_done_in_its_order(start_worker: StartWorker) -> None:
-    worker = await start_worker("decode", fake=SLOW)
-    front = await worker.attach()
-    await front.send(
-        submit(1, PROMPT, sampling=sampling(2000)),
-        pb.AttachRequest(abort=pb.Abort(slot=1)),
-        *[submit(slot, PROMPT, sampling=sampling(2)) for slot in range(2, 6)],
-    )
-    ends = await front.until_end(*range(1, 6))
-    assert ends.pop(1)[-1].finish == pb.FINISH_REASON_ABORT
-    assert all(deltas[-1].finish == pb.FINISH_REASON_LENGTH for deltas in ends.values())
-    await worker.settled()
-
-
-async def test_a_drain_says_how_many_requests_its_deadline_left(start_worker: StartWorker) -> None:
-    worker = await start_worker("decode", fake=SLOW)
-    front = await worker.attach()
-    await front.send(submit(1, PROMPT, sampling=sampling(2000)))
-    await front.step()
-    assert await worker.core.drain(0.05) == 1
-
-
 async def test_a_request_over_its_deadline_fails_and_frees_everything(start_worker: StartWorker) -> None:
     worker = await start_worker("decode", fake=SLOW)
     deltas = await (await worker.attach()).one(submit(1, PROMPT, sampling=sampling(2000), deadline_ms=100))
@@ -142,7 +120,7 @@ async def test_a_renewed_lease_outlives_its_first_end_in_worker_and_engine(start
             worker.core.changed.clear()
             await front.send(renewal)
             await worker.core.changed.wait()
-    assert worker.core.role.oldest_leases(5) == [kept.lease_id]
+    assert worker.core.role.leases.oldest(5) == [kept.lease_id]
     assert worker.engine.load().kv_blocks_used == kept.blocks
     assert lost.lease_id != kept.lease_id
     # No front proxy renews it any more.
@@ -169,8 +147,8 @@ async def test_no_room_is_said_with_advice_when_to_come_back(start_worker: Start
     assert (await front.one(submit(2, PROMPT, blocks_reserved=4)))[-1].finish == pb.FINISH_REASON_LENGTH
 
 
-async def test_what_the_engine_refuses_is_told_in_its_words(start_worker: StartWorker) -> None:
-    worker = await start_worker("decode")
+async def test_what_engine_and_worker_cannot_do_is_told_by_its_kind(start_worker: StartWorker) -> None:
+    worker = await start_worker("decode", fake=FakeEngineConfig(kv_blocks_total=8))
     front = await worker.attach()
     failure = (await front.one(submit(1, [100_000])))[0].failure
     assert failure.kind == FailureKind.BAD_REQUEST
@@ -178,6 +156,7 @@ async def test_what_the_engine_refuses_is_told_in_its_words(start_worker: StartW
     neither = pb.AttachRequest(submit=pb.Submit(slot=2, request_id="r", token_ids=[1]))
     assert (await front.one(neither))[0].failure.kind == FailureKind.BAD_REQUEST
     assert (await front.one(submit(3, PROMPT, prefill=True)))[0].failure.kind == FailureKind.INCOMPATIBLE
+    assert (await front.one(submit(4, [1] * 129)))[0].failure.kind == FailureKind.TOO_LARGE
 
 
 async def test_a_stream_whose_peer_does_not_read_is_cut_and_its_requests_end(start_worker: StartWorker) -> None:

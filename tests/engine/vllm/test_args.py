@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 from typing import Any
 
 import pytest
 
 from engine.config import EngineConfig
+from engine.protocol import EngineDead
 from engine.vllm import args
 from engine.vllm.args import (
     SideChannelAddress,
@@ -16,9 +18,14 @@ from engine.vllm.args import (
     load_model_class,
     prepare_environment,
     runs_eagerly,
+    runs_in_one_process,
 )
 from engine.vllm.engine import VllmEngine
 from launcher.demo import model as demo_model
+from prefill_worker.config import PrefillWorkerConfig
+from prefill_worker.role import PrefillRole
+from worker.config import WorkerConfig
+from worker.run import serve
 
 SIDE_CHANNEL = SideChannelAddress("h", "::1", 5)
 
@@ -42,11 +49,14 @@ async def test_an_engine_binds_the_host_of_its_machine_and_tells_others_the_adve
 
     async def start_at(_: EngineConfig, **given: Any) -> None:
         started.update(given)
+        raise EngineDead("enough is known")
 
     monkeypatch.setattr(VllmEngine, "_start_at", start_at)
     monkeypatch.setattr(args, "prepare_environment", lambda _: None)
     config = EngineConfig(model="m")
-    await VllmEngine.start(config, worker_id="p0", role="prefill", host="localhost", advertise_host="nat.invalid")
+    host = WorkerConfig(worker_id="p0", host="localhost", advertise_host="nat.invalid")
+    with pytest.raises(SystemExit):
+        await serve("prefill", functools.partial(PrefillRole, PrefillWorkerConfig()), config, host, started.update)
     assert started["side_channel"][:2] == ("nat.invalid", "127.0.0.1")
     with pytest.raises(ValueError, match=r"worker\.host: NIXL cannot listen at nat\.invalid: "):
         await VllmEngine.start(config, worker_id="p0", role="prefill", host="nat.invalid", advertise_host="")
@@ -61,21 +71,27 @@ def test_what_the_operator_set_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "on_cpu", "eager"),
+    ("config", "on_cpu", "eager", "executor"),
     [
-        (EngineConfig(), True, True),
-        (EngineConfig(), False, False),
-        (EngineConfig(enforce_eager=False), True, False),
-        (EngineConfig(enforce_eager=True), False, True),
-        (EngineConfig(args={"compilation_config": {"mode": 1}}), True, False),
+        (EngineConfig(), True, True, "uni"),
+        (EngineConfig(), False, False, None),
+        (EngineConfig(enforce_eager=False), True, False, "uni"),
+        (EngineConfig(enforce_eager=True), False, True, None),
+        (EngineConfig(args={"compilation_config": {"mode": 1}}), True, False, "uni"),
+        (EngineConfig(tensor_parallel_size=2), True, True, None),
+        (EngineConfig(args={"distributed_executor_backend": "mp"}), True, True, "mp"),
     ],
 )
-def test_the_model_is_compiled_where_that_pays_or_is_asked_for(config: EngineConfig, on_cpu: bool, eager: bool) -> None:
+def test_where_the_model_is_compiled_and_which_process_runs_it(
+    config: EngineConfig, on_cpu: bool, eager: bool, executor: str | None
+) -> None:
     values = engine_arg_values(config, engine_id="p0-1", side_channel=SIDE_CHANNEL, on_cpu=on_cpu)
-    assert values["enforce_eager"] is eager
+    assert (values["enforce_eager"], values.get("distributed_executor_backend")) == (eager, executor)
     environ = {"VLLM_TARGET_DEVICE": "cpu"}
     prepare_environment(config, environ)
-    assert ("TORCH_COMPILE_DISABLE" in environ) is (runs_eagerly(config, on_cpu=True))
+    assert ("TORCH_COMPILE_DISABLE" in environ) is runs_eagerly(config, on_cpu=True)
+    # vLLM is told to accept a model in the engine core only where that is asked for.
+    assert ("VLLM_ENABLE_V1_MULTIPROCESSING" in environ) is runs_in_one_process(config)
 
 
 def test_the_models_class_is_loaded_here_and_not_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,23 +127,3 @@ def test_further_arguments_win_and_name_the_connector_but_not_what_baton_needs_o
     extra = transfer["kv_connector_extra_config"]
     assert extra["backends"] == ["LIBFABRIC"]
     assert [extra[f"baton_side_channel_{name}"] for name in ("host", "bind_address", "port")] == ["h", "::1", 5]
-
-
-@pytest.mark.parametrize(
-    ("config", "on_cpu", "executor"),
-    [
-        (EngineConfig(), True, "uni"),
-        (EngineConfig(), False, None),
-        (EngineConfig(tensor_parallel_size=2), True, None),
-        (EngineConfig(args={"distributed_executor_backend": "mp"}), True, "mp"),
-    ],
-)
-def test_only_a_single_rank_on_cpu_runs_in_the_engine_core_itself(
-    config: EngineConfig, on_cpu: bool, executor: str | None
-) -> None:
-    values = engine_arg_values(config, engine_id="p0-1", side_channel=SIDE_CHANNEL, on_cpu=on_cpu)
-    assert values.get("distributed_executor_backend") == executor
-    environ: dict[str, str] = {}
-    prepare_environment(config, environ)
-    # vLLM is told to accept that only where it is asked for.
-    assert ("VLLM_ENABLE_V1_MULTIPROCESSING" in environ) is (config == EngineConfig())

@@ -14,7 +14,7 @@ pytest.importorskip("zmq")
 import zmq
 import zmq.asyncio
 
-from engine.vllm.fast_receiver import install_fast_receiver
+from engine.vllm.fast_receiver import FastZmqReceiver
 
 WAIT_S = 20.0
 
@@ -36,7 +36,7 @@ def pipe() -> Iterator[Pipe]:
 
 
 async def test_every_message_comes_once_and_in_order_however_they_arrive(pipe: Pipe) -> None:
-    install_fast_receiver(pipe.reader)
+    FastZmqReceiver(pipe.reader)
 
     def write() -> None:
         for number in range(5000):
@@ -55,13 +55,13 @@ async def test_every_message_comes_once_and_in_order_however_they_arrive(pipe: P
 
 async def test_a_message_that_was_there_before_anybody_asked_is_not_missed(pipe: Pipe) -> None:
     pipe.writer.send_multipart([b"early"])
-    install_fast_receiver(pipe.reader)
+    FastZmqReceiver(pipe.reader)
     async with asyncio.timeout(WAIT_S):
         assert await pipe.reader.recv_multipart() == [b"early"]
 
 
 async def test_a_wait_that_was_cancelled_loses_nothing(pipe: Pipe) -> None:
-    install_fast_receiver(pipe.reader)
+    FastZmqReceiver(pipe.reader)
     waiting = asyncio.ensure_future(pipe.reader.recv_multipart())
     await asyncio.sleep(0)
     waiting.cancel()
@@ -73,7 +73,7 @@ async def test_a_wait_that_was_cancelled_loses_nothing(pipe: Pipe) -> None:
 
 
 async def test_closing_stops_watching_and_may_be_repeated(pipe: Pipe) -> None:
-    install_fast_receiver(pipe.reader)
+    FastZmqReceiver(pipe.reader)
     descriptor = pipe.reader.fileno()
     pipe.reader.close(linger=0)
     pipe.reader.close(linger=0)

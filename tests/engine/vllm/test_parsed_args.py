@@ -88,6 +88,8 @@ def test_an_object_may_come_as_a_table_or_as_json(given: Any) -> None:
         ({"structured_outputs_config": "{"}, "JSON"),
         ({"speculative_config": "{"}, "cannot be converted"),
         ({"kv_cache_dtype": "nonsense"}, "invalid choice"),
+        ({"max_num_batched_token": 1}, r"no such engine argument; did you mean max_num_batched_tokens\?$"),
+        ({"zzz": 1}, "no such engine argument$"),
     ],
 )
 def test_a_value_that_vllm_does_not_take_is_told_with_its_name(args: dict[str, Any], said: str) -> None:
@@ -108,6 +110,7 @@ def test_what_decides_tokens_is_told_by_name_and_never_by_value() -> None:
     plain = told()
     assert [each.partition("=")[0] for each in plain.split()] == ["model_runner", "seed", "tokenizer"]
     assert plain == told(gpu_memory_utilization=0.8, compilation_config={"mode": 1}, max_num_queued_reqs=7)
+    assert told(hf_overrides='{"a": 1}', revision="main") == told(revision="main", hf_overrides={"a": 1})
     others = [
         told(seed=1),
         told(tokenizer="u"),

@@ -17,14 +17,3 @@ async def test_what_was_pulled_is_released_together_and_once() -> None:
         late.add("c")
         assert await told.get() == ["c"]
     assert told.empty()
-
-
-async def test_a_closed_engine_is_told_nothing() -> None:
-    told: asyncio.Queue[list[str]] = asyncio.Queue()
-    late, other = ReleaseBatcher(told.put, 0.001), ReleaseBatcher(told.put, 0.002)
-    late.add("a")
-    late.close()
-    other.add("b")
-    async with asyncio.timeout(5):
-        assert await told.get() == ["b"]
-    assert told.empty()

@@ -58,6 +58,7 @@ async def test_a_step_goes_to_its_requests_at_once_and_the_first_output_has_the_
     from vllm.v1.metrics.stats import PrefillStats
 
     steps = Steps()
+    assert steps.steps.get_num_queued_tokens() == 4
     events = [EngineCoreEvent(EngineCoreEventType.QUEUED, 1.0), EngineCoreEvent(EngineCoreEventType.SCHEDULED, 1.25)]
     stats = PrefillStats(num_prompt_tokens=2, num_computed_tokens=1, num_cached_tokens=1, num_local_cached_tokens=1)
     steps.steps.process_outputs(
@@ -69,7 +70,7 @@ async def test_a_step_goes_to_its_requests_at_once_and_the_first_output_has_the_
     assert (first.cached_tokens, first.queue_s, first.compute_s) == (1, 0.25, 0.75)
     assert [made.token_ids for made in steps.got["a"]] == [[5], [7]]
     assert steps.got["a"][1].first is None
-    assert steps.steps.get_num_unfinished_requests() == 2
+    assert (steps.steps.get_num_unfinished_requests(), steps.steps.get_num_queued_tokens()) == (2, 0)
 
 
 async def test_an_error_of_the_engine_is_kept_back_until_somebody_knows_why() -> None:
@@ -104,7 +105,7 @@ async def test_a_lost_engine_ends_what_runs_and_what_was_on_its_way_in() -> None
     for live in (*steps.live.values(), announced):
         with pytest.raises(RuntimeError, match="gone"):
             await live.ended
-    assert not steps.steps.has_unfinished_requests()
+    assert steps.steps.get_num_unfinished_requests() == 0
 
 
 @pytest.mark.parametrize("ended", ["LENGTH", "STOP"])

@@ -21,15 +21,6 @@ from engine.vllm.values import (
 from tests.support.workers import handoff
 
 
-def test_the_samplers_arrays_become_columns_row_by_row() -> None:
-    columns = logprob_columns(
-        np.array([[7, 5, 7], [8, 8, 9]]), np.array([[-2.0, -1.0, -2.0], [-0.5, -0.5, -3.0]]), np.array([2, 1])
-    )
-    assert (columns.width, columns.ranks) == (3, [2, 1])
-    assert columns.token_ids == [7, 5, 7, 8, 8, 9]
-    assert columns.logprobs == [-2.0, -1.0, -2.0, -0.5, -0.5, -3.0]
-
-
 def test_a_prompt_of_one_token_has_no_rows_to_score() -> None:
     empty = logprob_columns(np.zeros((0, 3), dtype=np.int32), np.zeros((0, 3)), np.zeros(0, dtype=np.int32))
     assert (empty.width, empty.token_ids, empty.ranks) == (3, [], [])
@@ -38,11 +29,8 @@ def test_a_prompt_of_one_token_has_no_rows_to_score() -> None:
 @pytest.mark.parametrize(
     ("reason", "stop_reason", "wanted"),
     [
-        ("stop", None, Finish("stop")),
         ("stop", 7, Finish("stop", 7)),
-        ("length", None, Finish("length")),
         ("abort", None, Finish("abort")),
-        ("error", None, Finish("error")),
         ("repetition", None, Finish("error")),
     ],
 )
@@ -98,3 +86,20 @@ def test_other_tokens_or_another_revision_are_another_tokenizer(tmp_path: Path) 
     assert a == c != b
     named = {tokenizer_identity(SimpleNamespace(tokenizer="org/t", tokenizer_revision=r)) for r in (None, "v1", "v2")}
     assert len(named) == 3
+
+
+def test_two_snapshots_of_a_branch_that_moved_are_two_models_and_two_tokenizers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--org--m"
+    (cached / "refs").mkdir(parents=True)
+    told = {_weights_identity("org/m", None), _weights_identity("s3://not/a/hub/name", None)}
+    for commit in ("1" * 40, "2" * 40):
+        (cached / "refs" / "main").write_text(commit)
+        (cached / "snapshots" / commit).mkdir(parents=True)
+        (cached / "snapshots" / commit / "config.json").write_text("{}")
+        told.add(_weights_identity("org/m", None))
+        assert tokenizer_identity(SimpleNamespace(tokenizer="org/m", tokenizer_revision=None)) in told
+        assert _weights_identity("org/m", commit) in told
+    assert told == {"org/m@", "s3://not/a/hub/name@", f"org/m@{'1' * 40}", f"org/m@{'2' * 40}"}

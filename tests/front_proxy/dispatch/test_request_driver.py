@@ -55,6 +55,22 @@ async def test_a_request_whose_flow_broke_holds_nothing_also_when_a_hand_off_com
         assert cluster.held == (0, 0, 0) and dispatcher.in_flight == 0
 
 
+@virtual_time
+async def test_a_decode_that_cannot_be_started_fails_its_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async with serving() as (dispatcher, cluster, _):
+        well = asyncio.create_task(collect(dispatcher, generation("well")))
+        ill = dispatcher.generate(generation("ill"))
+        monkeypatch.setattr(dispatcher._runs["ill"], "_start_decode", broken)
+        with pytest.raises(FailureError) as caught:
+            _ = [delta async for delta in ill]
+        assert caught.value.failure.kind is FailureKind.INTERNAL
+        assert len(tokens_of(await well)) == TOKENS
+        assert cluster.held == (0, 0, 0) and dispatcher.in_flight == 0
+
+
 @pytest.mark.parametrize("how", ["finished", "failed", "left while it waited for room"])
 @virtual_time
 async def test_a_request_that_is_over_is_kept_by_nothing(how: str) -> None:

@@ -11,8 +11,10 @@ import pytest
 
 from engine.protocol import EngineRequest
 from front_proxy.config import FrontProxyLimits
+from front_proxy.dispatch.lease_renewer import LeaseRenewer
 from front_proxy.dispatch.worker_link import WorkerLink, WorkerLinks
 from front_proxy.request.work import Stage, Submission, WorkerOutput
+from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.handoff.wire import from_wire
 from protos.cluster.v1 import cluster_pb2
 from protos.worker.v1 import worker_pb2 as pb
@@ -221,3 +223,30 @@ async def test_a_submission_that_no_message_can_carry_fails_alone() -> None:
         at.say(pb.Delta(slot=slot, token_ids=[5], finish=pb.FINISH_REASON_LENGTH))
         assert (await whole.next()).token_ids == [5]
         assert at.lost == []
+
+
+async def test_an_abort_for_a_stream_that_is_over_hits_nothing_on_the_next_one() -> None:
+    async with stage() as at:
+        former, ear = Ear(), Ear()
+        old = at.submit(former)
+        await at.script.hears("submit")
+        next(iter(at.links._links.values())).end("broken")
+        new = at.submit(ear)
+        at.links.abort(at.worker, old)
+        assert (await former.next()).kind is FailureKind.UNAVAILABLE
+        assert (await at.script.hears("submit")).slot == new
+        at.say_prefilled(new)
+        assert (await ear.next()).token_ids == [5]
+
+
+async def test_a_hand_off_whose_holder_is_away_is_not_renewed() -> None:
+    renewed: list[str] = []
+
+    def renew(held: KvHandoff) -> bool:
+        renewed.append(held.lease_id)
+        return False
+
+    keeper = LeaseRenewer(0.0, renew)
+    keeper.keep(from_wire(handoff()))
+    await until(lambda: keeper._timer is None, within_s=WAIT_S)
+    assert renewed == ["lease"]

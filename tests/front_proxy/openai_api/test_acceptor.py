@@ -15,7 +15,7 @@ from front_proxy.gateway.connection_bounds import ConnectionBounds
 from front_proxy.gateway.metrics import CONNECTIONS_REFUSED
 from front_proxy.openai_api.server import OpenAiServer
 from runtime.process.open_files import open_files_max
-from tests.front_proxy.openai_api.conftest import connect, serving
+from tests.front_proxy.openai_api.small_app import connect, serving
 
 WAIT_S = 10.0
 FREE = 20

@@ -15,7 +15,7 @@ from starlette.responses import StreamingResponse
 from front_proxy.gateway.in_flight import InFlight
 from front_proxy.gateway.metrics import CONNECTIONS_REFUSED
 from front_proxy.openai_api.server import OpenAiServer
-from tests.front_proxy.openai_api.conftest import REQUEST, connect, serving
+from tests.front_proxy.openai_api.small_app import REQUEST, connect, serving
 from tests.support.stream_bounds import room
 
 CHUNK = b"x" * (1 << 20)

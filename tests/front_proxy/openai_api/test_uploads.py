@@ -11,7 +11,7 @@ from fastapi import Request
 
 from front_proxy.config import FrontProxyLimits
 from front_proxy.openai_api.uploads import BodyRefused, Uploads
-from tests.front_proxy.openai_api.conftest import connect, serving
+from tests.front_proxy.openai_api.small_app import connect, serving
 from tests.support.polling import until
 from tests.support.stream_bounds import room
 

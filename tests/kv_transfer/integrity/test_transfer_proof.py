@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,10 +20,10 @@ from kv_transfer.integrity.transfer_proof import (
     ProofEvent,
     ReadDone,
     TransferProof,
-    TransferVerdict,
 )
+from tests.support.golden import GOLDEN, Options, check_script
 
-ENGINE = "prefill-0-5"
+ENGINE, OTHER = "prefill-0-5", "prefill-0-6"
 SUMS = b"12345678"
 
 
@@ -38,75 +39,28 @@ def proof(kind: str = "k") -> TransferProof:
     return made
 
 
-def test_sums_that_came_while_the_read_ran_cost_no_further_question() -> None:
+def test_a_pull_is_proved_as_written() -> None:
     pull = proof()
-    assert list(pull.handle(HolderReplied(reply(checksums=SUMS)))) == []
-    assert list(pull.handle(ReadDone())) == [CompareChecksums(SUMS)]
-    assert list(pull.handle(ChecksumsCompared(True))) == [Decide(TransferVerdict.CHECKED)]
 
+    def step(verb: str, names: list[str], options: Options) -> list[str]:
+        nonlocal pull
+        match verb:
+            case "pull":
+                pull = proof()
+                return []
+            case "read":
+                actions = pull.handle(ReadDone())
+            case "compared":
+                actions = pull.handle(ChecksumsCompared(bool(options["equal"])))
+            case "silence":
+                actions = pull.handle(HolderReplied(None))
+            case _:
+                word: Any = names[0]
+                kind, engine_id = options.get("sums", ""), options.get("engine", ENGINE)
+                actions = pull.handle(HolderReplied(reply(word, SUMS if kind else b"", engine_id, kind)))
+        return [getattr(action, "verdict", type(action).__name__) for action in actions]
 
-def test_sums_that_come_after_the_read_are_compared_then() -> None:
-    pull = proof()
-    assert list(pull.handle(ReadDone())) == []
-    assert list(pull.handle(HolderReplied(reply(checksums=SUMS)))) == [CompareChecksums(SUMS)]
-    assert list(pull.handle(ChecksumsCompared(False))) == [Decide(TransferVerdict.WRONG)]
-
-
-@pytest.mark.parametrize(
-    ("word", "verdict"),
-    [
-        (reply("held"), TransferVerdict.ATTESTED),
-        (reply("pulled"), TransferVerdict.ATTESTED),
-        (reply("ended"), TransferVerdict.UNPROVED),
-        (reply("unknown"), TransferVerdict.UNPROVED),
-        (reply("held", engine_id="prefill-0-6"), TransferVerdict.UNPROVED),
-        (None, TransferVerdict.UNPROVED),
-    ],
-)
-@pytest.mark.parametrize("read_first", [False, True])
-def test_without_sums_only_a_word_asked_for_after_the_read_counts(
-    word: HolderReply | None, verdict: TransferVerdict, read_first: bool
-) -> None:
-    pull = proof()
-    early: list[ProofAction] = []
-    for event in (
-        (ReadDone(), HolderReplied(reply("held"))) if read_first else (HolderReplied(reply("held")), ReadDone())
-    ):
-        early += pull.handle(event)
-    # However the first answer and the end of the read crossed: that answer may be older than the end.
-    assert early == [AskHolder()]
-    assert list(pull.handle(HolderReplied(word))) == [Decide(verdict)]
-
-
-@pytest.mark.parametrize("kind", ["", "another"])
-def test_sums_that_cannot_be_compared_here_leave_it_to_the_holders_word(kind: str) -> None:
-    pull = proof(kind)
-    pull.handle(HolderReplied(reply(checksums=SUMS)))
-    assert list(pull.handle(ReadDone())) == [AskHolder()]
-    assert list(pull.handle(HolderReplied(reply("pulled", checksums=SUMS)))) == [Decide(TransferVerdict.ATTESTED)]
-
-
-def test_a_verdict_is_the_last_word() -> None:
-    pull = proof()
-    for event in (HolderReplied(reply(checksums=SUMS)), ReadDone(), ChecksumsCompared(False)):
-        pull.handle(event)
-    with pytest.raises(AssertionError, match="after the verdict wrong"):
-        pull.handle(ChecksumsCompared(True))
-
-
-def test_sums_of_another_incarnation_prove_nothing() -> None:
-    pull = proof()
-    pull.handle(HolderReplied(reply(checksums=SUMS, engine_id="prefill-0-6")))
-    assert list(pull.handle(ReadDone())) == [AskHolder()]
-    assert list(pull.handle(HolderReplied(reply(checksums=SUMS, engine_id="prefill-0-6")))) == [
-        Decide(TransferVerdict.UNPROVED)
-    ]
-
-
-def test_sums_prove_what_was_read_even_when_the_lease_has_ended_since() -> None:
-    pull = proof()
-    pull.handle(ReadDone())
-    assert list(pull.handle(HolderReplied(reply("ended", checksums=SUMS)))) == [CompareChecksums(SUMS)]
+    check_script(GOLDEN / "pull_proofs.txt", step)
 
 
 ANSWERS = st.one_of(
@@ -115,7 +69,7 @@ ANSWERS = st.one_of(
         reply,
         lease=st.sampled_from(["held", "pulled", "ended", "unknown"]),
         checksums=st.sampled_from([b"", SUMS]),
-        engine_id=st.sampled_from([ENGINE, "prefill-0-6"]),
+        engine_id=st.sampled_from([ENGINE, OTHER]),
         kind=st.sampled_from(["k", "another"]),
     ),
 )

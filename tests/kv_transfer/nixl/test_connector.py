@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import socket
 import threading
-import time
 from collections import defaultdict, deque
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +13,10 @@ import msgspec
 import pytest
 
 from engine.vllm.args import held_port
+from kv_transfer.handoff.keys import RENEW
 from kv_transfer.integrity.held_kv_registry import HeldKvRegistry
 from kv_transfer.integrity.transfer_verifier import SideChannel, TransferVerifier
+from tests.support.golden import GOLDEN, Options, check_script
 
 messages = pytest.importorskip("kv_transfer.nixl.messages")
 scheduler_half = pytest.importorskip("kv_transfer.nixl.scheduler")
@@ -65,7 +66,7 @@ def worker() -> Any:
         _regions=[],
         _checksums=deque(),
         _connect_timeout_s=2.0,
-        _verifier=TransferVerifier(channel=SideChannel(messages.question), timeout_s=2.0),
+        _verifier=TransferVerifier(channel=SideChannel(lambda *_: b""), timeout_s=2.0, checksums_of=half._checksums_of),
     )
     return half
 
@@ -92,56 +93,34 @@ def step(half: Any, **kwargs: Any) -> set[str]:
     return sent
 
 
-def test_a_released_request_is_reported_as_sent_exactly_once(worker: Any) -> None:
-    assert step(worker, hold={"r": 4}) == set()
-    assert step(worker, release={"r"}) == {"r"}
-    assert step(worker, release={"r"}) == set()
-    assert step(worker) == set()
+def test_holds_releases_and_notifications_go_as_written(worker: Any) -> None:
+    late = worker.xfer_stats.data["num_notifications_after_expiry"]
+
+    def play(_: str, names: list[str], options: Options) -> list[str]:
+        hold, release, renew, heard = (
+            options[what].split(",") if what in options else [] for what in ("hold", "release", "renew", "heard")
+        )
+        worker.nixl_wrapper.inbox = [word.encode() for word in heard]
+        sent = step(
+            worker,
+            hold=dict.fromkeys(hold, 1),
+            release=set(release),
+            renew=dict.fromkeys(renew, 60.0),
+            lease_ends_s=0.0 if "over" in names else 1e12,
+        )
+        told = worker.take_metadata()
+        tracked = worker._reqs_to_process | {*worker._reqs_to_send, *worker.consumer_notification_counts_by_req}
+        said = {"sent": sent, "lost": told.lost if told else (), "late": map(str, late), "tracked": tracked}
+        lines = [f"{what} {' '.join(sorted(each))}" for what, each in said.items()]
+        late.clear()
+        return [line for line in lines if not line.endswith(" ")]
+
+    check_script(GOLDEN / "nixl_releases.txt", play)
 
 
-def test_hold_and_release_in_one_step_leave_nothing_behind(worker: Any) -> None:
-    assert step(worker, hold={"r": 4}, release={"r"}) == {"r"}
-    assert not worker._reqs_to_send
-    assert not worker._reqs_to_process
-
-
-def test_a_renewed_lease_outlives_its_first_end_and_a_renewal_never_shortens_one(worker: Any) -> None:
-    now_s = time.perf_counter()
-    assert step(worker, hold={"short": 4}, lease_ends_s=now_s - 1.0, renew={"short": 60.0}) == set()
-    assert now_s + 60.0 <= worker._reqs_to_send["short"] <= time.perf_counter() + 60.0
+def test_a_renewal_shortens_no_lease(worker: Any) -> None:
     assert step(worker, hold={"long": 4}, renew={"long": 60.0}) == set()
     assert worker._reqs_to_send["long"] == 1e12
-
-
-def test_a_renewal_brings_nothing_back(worker: Any) -> None:
-    assert step(worker, hold={"r": 4}, lease_ends_s=0.0) == {"r"}
-    assert step(worker, renew={"r": 60.0}) == set()
-    assert not worker._reqs_to_send
-
-
-def test_with_two_readers_the_release_does_not_wait_for_the_second(worker: Any) -> None:
-    step(worker, hold={"r": 4})
-    worker.nixl_wrapper.inbox = [b"r:2"]
-    assert step(worker) == set()
-    assert step(worker, release={"r"}) == {"r"}
-    worker.nixl_wrapper.inbox = [b"r:2"]
-    assert step(worker) == set()
-    assert not worker.consumer_notification_counts_by_req
-
-
-def test_a_notification_that_crossed_a_release_is_no_sign_of_corruption(worker: Any) -> None:
-    step(worker, hold={"r": 4})
-    step(worker, release={"r"})
-    worker.nixl_wrapper.inbox = [b"r:1"]
-    assert step(worker) == set()
-    assert worker.xfer_stats.data[messages.PULLED_AFTER_RELEASE] == [1]
-    assert worker.xfer_stats.data["num_notifications_after_expiry"] == []
-
-
-def test_a_pull_after_the_lease_ran_out_is_still_told(worker: Any) -> None:
-    worker.nixl_wrapper.inbox = [b"gone:1"]
-    assert step(worker) == set()
-    assert worker.xfer_stats.data["num_notifications_after_expiry"] == [1]
 
 
 def test_what_is_remembered_of_releases_is_bounded(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,16 +163,6 @@ def test_the_listener_binds_its_own_address_and_not_the_one_that_others_are_told
     assert not listener.is_alive()
 
 
-def test_the_scheduler_half_hears_what_was_dismissed_before_its_readers_were_done(worker: Any) -> None:
-    step(worker, hold={"pulled": 1, "released": 1, "expired": 1})
-    worker._reqs_to_send["expired"] = 0.0
-    worker.nixl_wrapper.inbox = [b"pulled:1"]
-    assert step(worker, release={"released"}) == {"pulled", "released", "expired"}
-    told = worker.take_metadata()
-    assert told.lost == {"released", "expired"}
-    assert worker.take_metadata() is None
-
-
 def test_a_reader_that_was_faster_than_the_step_that_holds_leaves_nothing_behind(worker: Any) -> None:
     worker._reqs_to_process.add("r")
     worker.nixl_wrapper.inbox = [b"r:1"]
@@ -234,41 +203,28 @@ def scheduler(backoff: int = 0) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("remote", "prompt", "computed", "taken"),
-    [(32, 33, 0, 32), (32, 32, 0, 32), (32, 20, 0, 20), (32, 33, 32, 0), (100, 101, 64, 36), (1, 2, 0, 1)],
+    ("backoff", "remote", "prompt", "computed", "taken"),
+    [
+        *[(0, 32, 33, 0, 32), (0, 32, 32, 0, 32), (0, 32, 20, 0, 20), (0, 32, 33, 32, 0), (0, 100, 101, 64, 36)],
+        # A state of the whole prompt would have its last tokens in it twice, so the prompt is computed here.
+        *[(1, 31, 32, 0, 31), (1, 32, 32, 0, 0), (1, 30, 32, 0, 30), (1, 1, 1, 0, 0), (1, 40, 33, 0, 0)],
+    ],
 )
-def test_exactly_what_was_prefilled_is_taken_over(remote: int, prompt: int, computed: int, taken: int) -> None:
+def test_exactly_what_was_prefilled_is_taken_over(
+    backoff: int, remote: int, prompt: int, computed: int, taken: int
+) -> None:
     request = SimpleNamespace(
         kv_transfer_params={"do_remote_prefill": True, "remote_num_tokens": remote}, num_prompt_tokens=prompt
     )
-    assert scheduler().get_num_new_matched_tokens(request, computed) == (taken, taken > 0)
+    assert scheduler(backoff).get_num_new_matched_tokens(request, computed) == (taken, taken > 0)
 
 
 def test_a_renewal_names_leases_and_unknown_ones_are_ignored() -> None:
     half = scheduler()
     half._request_by_lease = {"lease": "lease-1a2b"}
-    request = SimpleNamespace(kv_transfer_params={messages.RENEW: {"lease": 30.0, "gone": 30.0}}, request_id="x")
+    request = SimpleNamespace(kv_transfer_params={RENEW: {"lease": 30.0, "gone": 30.0}}, request_id="x")
     assert half.request_finished(request, ([1],)) == (False, None)
     assert half._to_renew == {"lease-1a2b": 30.0}
-
-
-@pytest.mark.parametrize(
-    ("remote", "prompt", "taken"),
-    # A state of the whole prompt would have its last tokens in it twice, so the prompt is computed here.
-    [(31, 32, 31), (32, 32, 0), (30, 32, 30), (1, 1, 0), (40, 33, 0)],
-)
-def test_what_the_taker_computes_itself_is_not_taken_over_too(remote: int, prompt: int, taken: int) -> None:
-    request = SimpleNamespace(
-        kv_transfer_params={"do_remote_prefill": True, "remote_num_tokens": remote}, num_prompt_tokens=prompt
-    )
-    assert scheduler(backoff=1).get_num_new_matched_tokens(request, 0) == (taken, taken > 0)
-
-
-@pytest.mark.parametrize("backoff", [0, 2])
-def test_an_engine_says_how_much_of_a_prompt_its_prefill_leaves_off(backoff: int) -> None:
-    request = SimpleNamespace(kv_transfer_params={messages.FACTS: True})
-    facts = {"prefill_backoff_tokens": backoff, "layout": {}}
-    assert scheduler(backoff).request_finished(request, ([1],)) == (False, {messages.FACTS: facts})
 
 
 def handshake(**changes: Any) -> Any:

@@ -7,14 +7,31 @@ Messages repeat and cross each other. An ended lease is forgotten, so later ones
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Callable, Sequence
 
 import msgspec
 
-from kv_transfer.handoff.lease import Count, FreeBlocks, KeepBlocks, LeaseAction
 
-EVENT_LOG_MAX = 64
+class FreeBlocks(msgspec.Struct, frozen=True):
+    """Tell the engine to give up the KV of this lease. Idempotent."""
+
+    lease_id: str
+
+
+class KeepBlocks(msgspec.Struct, frozen=True):
+    """Tell the engine to hold the KV of this lease for so long from now. Idempotent."""
+
+    lease_id: str
+    lease_s: float
+
+
+class Count(msgspec.Struct, frozen=True):
+    """Something worth a counter happened."""
+
+    what: str
+
+
+LeaseAction = FreeBlocks | KeepBlocks | Count
 
 
 class Lease(msgspec.Struct):
@@ -33,7 +50,6 @@ class LeaseTable:
         self._held: dict[str, Lease] = {}
         self.blocks = 0
         """KV blocks of all leases held."""
-        self._event_log: deque[str] = deque(maxlen=EVENT_LOG_MAX)
 
     def __contains__(self, lease_id: str) -> bool:
         return lease_id in self._held
@@ -50,10 +66,9 @@ class LeaseTable:
         self, lease_id: str, *, owner: int, blocks: int, now_s: float, expires_at_s: float
     ) -> Sequence[LeaseAction]:
         """A new lease. An id that is held already is a bug of the engine."""
-        assert lease_id not in self._held, f"lease {lease_id} is offered twice; log: {' '.join(self._event_log)}"
+        assert lease_id not in self._held, f"lease {lease_id} is offered twice"
         self._held[lease_id] = Lease(owner, blocks, now_s, expires_at_s)
         self.blocks += blocks
-        self._event_log.append(f"{lease_id}:offered")
         return (Count("offered"),)
 
     def renew(self, lease_id: str, *, now_s: float, lease_s: float, total_max_s: float) -> Sequence[LeaseAction]:
@@ -89,7 +104,7 @@ class LeaseTable:
 
     def check(self) -> None:
         """Assert what must hold between any two calls."""
-        assert self.blocks == sum(held.blocks for held in self._held.values()), self._event_log
+        assert self.blocks == sum(held.blocks for held in self._held.values()), self._held
 
     def _end_all(self, why: str, concerns: Callable[[Lease], bool], *, free: bool = True) -> Sequence[LeaseAction]:
         ended = [lease_id for lease_id, held in self._held.items() if concerns(held)]
@@ -101,5 +116,4 @@ class LeaseTable:
         if held is None:
             return ()
         self.blocks -= held.blocks
-        self._event_log.append(f"{lease_id}:{why}")
         return (FreeBlocks(lease_id), Count(why)) if free else (Count(why),)
