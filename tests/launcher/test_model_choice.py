@@ -28,13 +28,19 @@ def choose(config: BatonConfig, sources: dict[str, str]) -> BatonConfig:
     return model_choice.choose(config, sources, {}, print)
 
 
-def test_a_folder_with_a_config_is_taken_as_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
+def test_a_folder_with_a_config_is_taken_as_an_absolute_path_which_must_be_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (tmp_path / "model", tmp_path / "a\udcff"):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     found = check("model", {})
     assert found == str(tmp_path / "model")
     assert model_choice.is_local(found)
+    monkeypatch.chdir(tmp_path / "a\udcff")
+    with pytest.raises(model_choice.ModelError, match="is not UTF-8 text"):
+        check(".", {})
 
 
 @contextmanager
@@ -71,15 +77,6 @@ def test_a_hub_name_is_said_to_be_one_and_refused_where_the_hub_does_not_know_it
     assert asked == ["/some/name/resolve/main/config.json"]
 
 
-def test_a_model_folder_whose_name_is_not_text_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "a\udcff"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    monkeypatch.chdir(folder)
-    with pytest.raises(model_choice.ModelError, match="is not UTF-8 text"):
-        check(".", {})
-
-
 def test_a_token_that_is_not_text_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "token").write_bytes(b"\xff")
     with hub(200) as (environ, asked):
@@ -90,9 +87,7 @@ def test_a_token_that_is_not_text_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_a_hub_that_does_not_answer_is_a_sentence_and_no_retries(tmp_path: Path) -> None:
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
         environ = {"HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}", "HF_HUB_CACHE": str(tmp_path)}
         with pytest.raises(model_choice.ModelError, match="cannot be asked"):
             check("some/name", environ, hub_timeout_s=0.1)

@@ -19,9 +19,7 @@ from tests.support.scheduler_process import SchedulerProcess
 
 
 def test_a_taken_port_is_one_sentence() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         # A process of its own: one that has served is ended by force after EXIT_TIMEOUT_S.
         command = [sys.executable, "-m", "cli", "scheduler", "--set", f"scheduler.port={port}"]
