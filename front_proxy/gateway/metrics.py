@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, Summary
 
 from runtime.buckets import PHASE_S
 
@@ -44,4 +44,21 @@ GRPC_STREAMS = Gauge(
     "baton_front_proxy_grpc_streams",
     "Open calls of the public gRPC service.",
     ["method"],
+)
+
+# Named and cut as `vllm serve` has them.
+_FEW_S = (0.1, 0.5, 1)
+_MANY_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 7.5, 10, 30, 60)
+HTTP_REQUESTS = Counter(
+    "http_requests_total", "HTTP requests answered, by method, status and route.", ["method", "status", "handler"]
+)
+HTTP_REQUEST_BYTES = Summary("http_request_size_bytes", "Length that a request said its body has.", ["handler"])
+HTTP_RESPONSE_BYTES = Summary(
+    "http_response_size_bytes", "Length that an answer said its body has; 0 of a stream.", ["handler"]
+)
+HTTP_DURATION_S = Histogram(
+    "http_request_duration_seconds", "Time to the end of an answer.", ["method", "handler"], buckets=_FEW_S
+)
+HTTP_DURATION_MANY_S = Histogram(
+    "http_request_duration_highr_seconds", "Time to the end of an answer, in many buckets.", buckets=_MANY_S
 )

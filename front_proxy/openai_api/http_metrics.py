@@ -6,26 +6,12 @@ import functools
 from typing import Any
 
 from fastapi import FastAPI
-from prometheus_client import Counter, Histogram, Summary
 from prometheus_fastapi_instrumentator.middleware import PrometheusInstrumentatorMiddleware
 
+from front_proxy.gateway import metrics
 from front_proxy.openai_api.answer import Answer, Scope
 
 _UNCOUNTED = frozenset({"/metrics", "/health", "/load", "/ping", "/version"})
-_MANY_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 7.5, 10, 30, 60)
-_REQUESTS = Counter(
-    "http_requests_total", "Requests answered, by method, status and route.", ["method", "status", "handler"]
-)
-_REQUEST_BYTES = Summary("http_request_size_bytes", "Length that a request said its body has.", ["handler"])
-_RESPONSE_BYTES = Summary(
-    "http_response_size_bytes", "Length that an answer said its body has; 0 of a stream.", ["handler"]
-)
-_DURATION_S = Histogram(
-    "http_request_duration_seconds", "Time to the end of an answer.", ["method", "handler"], buckets=(0.1, 0.5, 1)
-)
-_DURATION_MANY_S = Histogram(
-    "http_request_duration_highr_seconds", "Time to the end of an answer, in many buckets.", buckets=_MANY_S
-)
 
 
 def take_over(app: FastAPI) -> None:
@@ -46,15 +32,15 @@ def observe(answer: Answer, scope: Scope, duration_s: float) -> None:
     sizes_in.observe(int(said) if said.isdigit() else 0)
     sizes_out.observe(answer.length_bytes)
     durations.observe(duration_s)
-    _DURATION_MANY_S.observe(duration_s)
+    metrics.HTTP_DURATION_MANY_S.observe(duration_s)
 
 
 # A method is the client's own word, so there may be any number of them.
 @functools.lru_cache(maxsize=256)
 def _children(handler: str, method: str, status: str) -> tuple[Any, Any, Any, Any]:
     return (
-        _REQUESTS.labels(method, status, handler),
-        _REQUEST_BYTES.labels(handler),
-        _RESPONSE_BYTES.labels(handler),
-        _DURATION_S.labels(method, handler),
+        metrics.HTTP_REQUESTS.labels(method, status, handler),
+        metrics.HTTP_REQUEST_BYTES.labels(handler),
+        metrics.HTTP_RESPONSE_BYTES.labels(handler),
+        metrics.HTTP_DURATION_S.labels(method, handler),
     )

@@ -24,7 +24,7 @@ DEFINED_IN = {
     "scheduler/metrics.py",
     "worker/metrics.py",
 }
-_ROW = re.compile(r"^\| `(baton_[a-z0-9_]+)` \| (\w+) \|([^|]*)\|([^|]+)\|([^|]+)\|$", re.MULTILINE)
+_ROW = re.compile(r"^\| `((?:baton|http)_[a-z0-9_]+)` \| (\w+) \|([^|]*)\|([^|]+)\|([^|]+)\|$", re.MULTILINE)
 
 # What a file must import from prometheus_client to define a metric.
 _DEFINING = {
@@ -61,7 +61,7 @@ def _defined() -> dict[str, Described]:
     metrics: dict[str, Described] = {}
     for collector in _collectors():
         for name, (kind, labels) in _describe(collector):
-            if name.startswith("baton_"):
+            if name.startswith(("baton_", "http_")):
                 metrics[name + ("_total" if kind == "counter" else "")] = (kind, labels)
     return metrics
 
@@ -78,7 +78,11 @@ def test_every_metric_is_documented_with_its_type_and_labels() -> None:
 
 
 def test_every_row_says_what_the_metric_means_and_what_to_do() -> None:
-    lines = [line for line in (ROOT / "docs" / "metrics.md").read_text().splitlines() if line.startswith("| `baton_")]
+    lines = [
+        line
+        for line in (ROOT / "docs" / "metrics.md").read_text().splitlines()
+        if line.startswith(("| `baton_", "| `http_"))
+    ]
     assert lines
     assert [line for line in lines if not _ROW.match(line)] == []
     assert all(meaning.strip() and advice.strip() for _, _, _, meaning, advice in _ROW.findall("\n".join(lines)))

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from front_proxy.gateway.metrics import WAYS
+from front_proxy.gateway.metrics import HTTP_REQUESTS, WAYS
 from runtime.failures import Failure, FailureKind
 from tests.front_proxy.conftest import Served
 
@@ -156,3 +156,15 @@ async def test_a_stream_that_breaks_says_so(served: Served, http: httpx.AsyncCli
 async def test_headers_do_the_same(served: Served, http: httpx.AsyncClient, headers: dict[str, str]) -> None:
     fast, plain = await both(served, http, CHAT, {"max_tokens": 4}, headers)
     assert without_times(fast) == without_times(plain)
+
+
+async def test_each_answer_is_counted_once_whichever_way_it_took(served: Served, http: httpx.AsyncClient) -> None:
+    def counted(handler: str, status: str, method: str = "POST") -> float:
+        return HTTP_REQUESTS.labels(method, status, handler)._value.get()
+
+    good, bad, none = counted(CHAT, "2xx"), counted(CHAT, "4xx"), counted("none", "4xx", "GET")
+    await both(served, http, CHAT, {"max_tokens": 2, "stream": True})
+    await both(served, http, CHAT, b"{")
+    await http.get("/nothing/here")
+    assert (counted(CHAT, "2xx"), counted(CHAT, "4xx")) == (good + 2, bad + 2)
+    assert counted("none", "4xx", "GET") == none + 1
