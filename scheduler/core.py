@@ -274,7 +274,7 @@ class SchedulerCore:
         return self._reservations.drop_unnamed(event.session, named, now_s)
 
     def _audit(self, now_s: float) -> Sequence[Action]:
-        """Compare what is reserved and held with what runs and works."""
+        """Compare reservations with the workers that are busy, and leases with the requests that run."""
         if now_s < self._audited_s + self._config.ledger_interval_s:
             return ()
         self._audited_s = now_s
@@ -318,7 +318,7 @@ class SchedulerCore:
     def _tick(self, now_s: float) -> Sequence[Action]:
         if is_isolated(self.cluster):
             self._isolated_s = now_s
-            # When the cut ends, all streams are found to have ended, and only then do the peers reconnect.
+            # After a cut the peers first find their streams broken and only then reconnect, so wait from now.
             self._doubt(now_s)
         heard_by_s = now_s - self._config.worker_lease_s
         silent = [one for one in self.cluster.workers.values() if max(one.heard_s, self._isolated_s) <= heard_by_s]

@@ -59,7 +59,7 @@ class LeaseTable:
 
     def oldest(self, count: int) -> Sequence[str]:
         """Ids of up to ``count`` leases held longest, the oldest first: a leak is among them."""
-        # Offered in the order of time, and a dict keeps it.
+        # Leases are added in the order of their offers, and a dict keeps that order.
         return list(itertools.islice(self._held, count))
 
     def offer(

@@ -1,7 +1,8 @@
 """Finds out why the engine core could not compile a grammar. Compiles only grammars that failed there.
 
-The engine core finishes such a request as an error and keeps the words to its log. To compile each grammar here before
-the engine does would cost as much as the engine's own work; to compile those that failed costs good requests nothing.
+The engine core finishes such a request as an error and writes the reason only to its log. To compile each grammar here
+before the engine does would cost as much as the engine's own work; to compile those that failed costs good requests
+nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from vllm.v1.structured_output.request import get_structured_output_key
 from engine.vllm import private
 
 CHECK_TIMEOUT_S = 20.0
-"""Longest wait for the words. Then the failure counts as the engine's."""
+"""Longest wait for the reason. Without one the failure counts as the engine's, not as the grammar's."""
 _WORDS_CHARACTERS_MAX = 2000
 
 

@@ -163,7 +163,7 @@ class WorkerLink:
 
     def _on_message(self, message: worker_pb2.AttachResponse) -> None:
         if self._sending.closed:
-            return  # after a message that was not understood, the next would leave a gap
+            return  # a message was not understood, and after it the tokens of the next would be shown with a gap
         self.heard_s = self._loop.time()
         if message.HasField("step"):
             self._on_step(message.step)
@@ -254,7 +254,7 @@ class WorkerLinks:
                 return 0
             former, link = link, self._link(worker)
             if former is not None:
-                # What is said of a slot of the former stream must be about none of this one.
+                # Count on, so that a late word about an old slot cannot hit a new one.
                 link.next_slot = former.next_slot
             self._links[key] = link
             self._spawn(link)
@@ -306,7 +306,7 @@ class WorkerLinks:
                 del self._links[key]
         if not link.opened:
             now_s = self._loop.time()
-            # Kept short: incarnations that can be dialled again are dropped with the rest.
+            # Drop every entry whose wait is over, so that this does not grow.
             self._not_before_s = {at: until for at, until in self._not_before_s.items() if until > now_s}
             self._not_before_s[key] = now_s + self._limits.worker_connect_retry_s
         log.info("stream to worker ended", worker_id=link.worker.worker_id, reason=reason)

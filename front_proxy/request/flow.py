@@ -215,7 +215,8 @@ class RequestFlow:
         self._plan_open = False
         failure = event.failure
         if self._pinned is not None:
-            # The pinned worker holds the sibling's KV but has no room. Any other one computes the same output.
+            # The pinned worker holds the prompt's KV, from another output of the same request (n > 1), but has no room.
+            # Any other worker computes the same output.
             self._pinned = None
             return self._ask_plan()
         if self._last_failure is not None and (self.output_tokens or failure.kind is not FailureKind.EXHAUSTED):
@@ -237,7 +238,7 @@ class RequestFlow:
         if not deliverable:
             self._handoff_slot.hold(output.handoff)
             return self._start_decode()
-        # "length" is only the prefill's own limit of one token.
+        # From a prefill, "length" only says that it made its one token: the output goes on.
         ends = self._prefill_only or (output.finish is not None and output.finish.reason == "stop")
         emit = self._deliver(output, finish=(output.finish or Finish("length")) if ends else None)
         assert emit is not None, "a continued output, or a single token, never repeats delivered tokens"
@@ -338,10 +339,10 @@ class RequestFlow:
         return [*released, *ended, retried, *self._ask_plan()]
 
     def _confirm_blame(self, stage: Stage) -> Sequence[FlowAction]:
-        """The request got further in ``stage``: workers that broke it before are at fault, and the request is not.
+        """The request got further, so it is sound: report the workers that failed it in this stage before.
 
-        A request that no worker can serve blames none of them. A successful prefill does not prove that a failed decode
-        was the worker's fault.
+        After a decode: in either stage. A request that never gets further was perhaps at fault itself, and no worker is
+        reported.
         """
         running = self.running
         assert running is not None

@@ -17,7 +17,7 @@ from scheduler.config import SchedulerConfig
 
 STOP_ORDER: tuple[tuple[Role, ...], ...] = (("front_proxy",), WORKER_ROLES, ("scheduler",))
 LEADER_FILE = "leader"
-# Several processes cannot listen on one port: a fixed one counts up.
+# Several processes cannot listen on one port: each further process takes the next one.
 _COUNTED = {
     "scheduler": ("port", "advertise_port", "metrics_port"),
     "worker": ("port", "advertise_port", "metrics_port"),
@@ -127,7 +127,7 @@ def _counted(config: BatonConfig, section: str, ordinal: int) -> tuple[str, ...]
 
 
 def _check_ports(config: BatonConfig, sources: Mapping[str, str]) -> None:
-    """Raise BadConfiguration where a port counts up to another one, or beyond the last one."""
+    """Raise BadConfiguration where counting up reaches a port of the front proxy's own, or a number above 65535."""
     launcher, front = config.launcher, config.front_proxy
     workers = launcher.prefill + launcher.decode
     counts = {"scheduler": launcher.schedulers, "worker": workers, "front_proxy": launcher.front_proxies}

@@ -1,4 +1,4 @@
-"""Clients in virtual time: one request each, what its client saw, and what its flow did on the way."""
+"""Clients in virtual time. Each makes one request, and records what it saw and what the request's flow did."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Client:
         self.diverged = False
         self.gap_s = 0.0
         self._retries = self._retries_in_a_row = self._delivered = 0
-        # Tokens that the present attempt, and the best one since the last new token, computed again.
+        # Delivered tokens computed again: by this attempt, and by the furthest one since the last new token.
         self._replayed = self._furthest = 0
         self._repeating = False
         self._shown_s = 0.0
@@ -187,7 +187,7 @@ class Client:
         if isinstance(event, Output) and decodes and flow.phase is not RequestPhase.DONE:
             self._count_replayed(len(event.output.token_ids))
         elif not self._repeating and rng.random() < self.front.cluster.faults.repeat:
-            # Streams keep order and repeat nothing; what may come twice is everything that is decided on.
+            # The outputs of a decode come once and in order. Any other event may come twice.
             self._loop.call_later(rng.uniform(0.0, 0.3), self._repeat, event)
         if isinstance(event, Stalled) and not self._repeating and flow.awaited is not None:
             checkers.check_blame(self, flow.awaited, event.waited_s)
@@ -225,7 +225,7 @@ class Client:
                 pass
 
     def _count_replayed(self, tokens: int) -> None:
-        """A replay that gets further than those before may fail as if it were the first."""
+        """If a replay gets further than those before it, the retries in a row count from 0 again."""
         self._replayed += tokens
         if not self.asked.continuing and self._furthest < self._replayed <= self.tokens:
             self._furthest = self._replayed

@@ -1,7 +1,7 @@
 """Answers chats and completions without the app's layers. Parsing, rendering and errors stay vLLM's own.
 
-vLLM's serving objects are copied. The copies stream by writers of ours, over an engine client that gives them text
-instead of outputs. A request that is not understood here goes to vLLM's app, which says what is wrong with it.
+vLLM's serving objects are copied. The copies stream through ``StreamWriter``, and their engine client yields text
+instead of vLLM's outputs. A request that is not understood here goes to vLLM's app, which says what is wrong with it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from front_proxy.openai_api.fast_path.stream_writer import DONE, OfOnePrompt, St
 log = structlog.get_logger(__name__)
 
 _ERROR = "baton.error"
-# vLLM's app may answer with these headers more than the fast path does.
+# With this request header vLLM's app may add to its answer what the fast path does not.
 _LOAD_HEADER = b"endpoint-load-metrics-format"
 _STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8")]
 _COSTLY_OPTIONS = (
@@ -52,7 +52,7 @@ _Create = Callable[[Any, Request], Coroutine[Any, Any, Any]]
 
 
 class FastPath:
-    """Built once over vLLM's app, whose layers around every answer have been taken over by Baton's own."""
+    """Built once over vLLM's app. Baton's own layers already do what the app's layers do around each answer."""
 
     def __init__(self, app: FastAPI, client: RemoteEngineClient, args: Namespace) -> None:
         state = app.state
@@ -133,7 +133,7 @@ class _Texts:
 
 
 def _chat(serving: Any, client: RemoteEngineClient) -> Any:
-    """A copy that streams what is text alone."""
+    """A copy of vLLM's serving of chats that streams through ``StreamWriter``."""
     serving = copy.copy(serving)
     serving.engine_client = _Texts(client)
     write = serving.chat_completion_stream_generator
@@ -143,7 +143,7 @@ def _chat(serving: Any, client: RemoteEngineClient) -> Any:
             lambda outputs: write(request, outputs, *args, **kwargs),
             choices=request.n or 1,
             with_roles=True,
-            # A tool parser that finds no call says nothing where there is no text.
+            # Where a tool parser is set, vLLM writes no event for tokens that add no text.
             silent=serving.parser_cls is not None,
         )
         return events(writer, texts)
@@ -174,7 +174,7 @@ def _completion(serving: Any, client: RemoteEngineClient) -> Any:
 
 
 def _is_special(scope: Scope) -> bool:
-    """Whether the headers ask for what only vLLM's app does, be it an error."""
+    """Whether only vLLM's app can answer a request with these headers, perhaps with an error."""
     kind = b""
     for name, value in scope["headers"]:
         if name == b"content-type":

@@ -1,8 +1,8 @@
 """The events of a streamed answer, byte for byte as vLLM's generators write them. Generates nothing.
 
-vLLM makes and prints a pydantic object for each token. Here its generator is given a mark in place of a text first,
-once for each choice. What it prints is the template of every chunk. It writes all else itself: the role, the end, the
-usage and failures.
+vLLM makes and prints a pydantic object for each token. Here vLLM's generator first gets an output of each choice whose
+text is a mark. What it prints is the template of that choice's chunks: the text takes the mark's place. The generator
+still writes the role, the end, the usage and failures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from front_proxy.engine_client.texts import PromptFacts, TextDelta
 
 DONE = "data: [DONE]\n\n"
-"""The end of the last event."""
+"""The last event of a stream."""
 _MARK = f"text-{uuid.uuid4().hex}"
 # JSON as pydantic prints it: nothing is escaped that need not be.
 _quoted = json.encoder.encode_basestring
@@ -71,7 +71,7 @@ class StreamWriter:
         return self._unfinished == 0
 
     async def piece(self, delta: TextDelta) -> str:
-        """The events of one delta. There may be none, and those of the last one come with the end."""
+        """The events of one delta, possibly none. Those of the answer's last delta are left for ``end``."""
         before = "" if self._templates else await self._begin(delta)
         index, text = delta.index, delta.text
         self._tokens[index] += delta.tokens
@@ -88,7 +88,7 @@ class StreamWriter:
         return before if self.whole or not there else before + await anext(self.written)
 
     async def end(self, error: Exception | None = None) -> str:
-        """What is behind the last delta, or tells why there is none."""
+        """What vLLM's generator has still to write: the last delta and the usage, or the error; and ``DONE``."""
         self._outputs.put(error)
         return "".join([event async for event in self.written])
 
@@ -125,7 +125,7 @@ class _Outputs:
 
 
 class OfOnePrompt:
-    """The same for completions, whose outputs come with the number of their prompt."""
+    """Outputs for the generator of completions, which wants each with the number of its prompt: here always 0."""
 
     def __init__(self, outputs: AsyncIterator[RequestOutput]) -> None:
         self._outputs = outputs
@@ -143,7 +143,7 @@ def _template(event: str) -> tuple[str, str]:
 
 
 def _choice(index: int, end: TextDelta | None = None, tokens: int = 0) -> CompletionOutput:
-    """The end of a choice that had ``tokens``, or the mark."""
+    """The last output of a choice that had ``tokens``. Without ``end``: the output whose text is the mark."""
     return CompletionOutput(
         index=index,
         text=_MARK if end is None else end.text,
