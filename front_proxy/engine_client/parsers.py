@@ -28,9 +28,9 @@ def mark_readers(tool_parser: str | None, reasoning_parser: str | None) -> None:
 
 
 def reads_only_tools(tool_parser: str | None, reasoning_parser: str | None) -> bool:
-    """Whether no parser reads a chat without tools."""
+    """Whether these parsers read no chat without tools."""
     if reasoning_parser or not tool_parser:
-        return not reasoning_parser
+        return False
     return _needs_tools(tool_parser, ToolParserManager.get_tool_parser(tool_parser))
 
 

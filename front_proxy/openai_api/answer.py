@@ -50,8 +50,10 @@ class Answer:
         """Whether the answer says where the time to its first token went."""
         self.route = ""
         """That takes the request."""
+        self.begun = False
+        """Its status was sent."""
         self.status = 0
-        """That was sent; 0 before."""
+        """That was sent, or waits for the first piece of a stream. 0: there is none yet."""
         self.length_bytes = 0
         """That the answer said its body has."""
         self._send = send
@@ -105,6 +107,7 @@ class Answer:
         if self._streaming:
             # Nothing is promised before the first chunk comes: a failure may still become a status.
             self._held = message
+            self.status = int(message["status"])
             return
         if self.explain and (phases := self._phases_ms()):
             timing = ", ".join(f"{name};dur={phase_ms:.3f}" for name, phase_ms in phases.items())
@@ -141,7 +144,7 @@ class Answer:
             failure = None if self.context is None else self.context.failure
             advice_s = failure.retry_after_s if failure is not None else None
             headers.append((b"retry-after", whole_seconds(advice_s or self._retry_after_s)))
-        self.status = int(message["status"])
+        self.begun, self.status = True, int(message["status"])
         await self._send({**message, "headers": headers})
 
     def _phases_ms(self) -> dict[str, float]:

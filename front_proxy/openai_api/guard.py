@@ -58,7 +58,7 @@ class HttpGuard:
         try:
             await self._answer(scope, receive, answer)
         except Exception:
-            if not answer.status:
+            if not answer.begun:
                 message = "The request failed inside the front proxy; its log says why."
                 await answer.refuse(HTTPStatus.INTERNAL_SERVER_ERROR, message)
             raise  # to the server, which logs it

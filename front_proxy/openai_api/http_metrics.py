@@ -22,11 +22,11 @@ def take_over(app: FastAPI) -> None:
 
 
 def observe(answer: Answer, scope: Scope, duration_s: float) -> None:
-    """An answer has ended. One without a status is that to a client which left."""
-    if answer.route in _UNCOUNTED:
+    """An answer has ended. It has no status if its client left before there was one."""
+    if answer.route in _UNCOUNTED or not answer.status:
         return
     said = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-    status = f"{(answer.status or 500) // 100}xx"
+    status = f"{answer.status // 100}xx"
     requests, sizes_in, sizes_out, durations = _children(answer.route or "none", scope["method"], status)
     requests.inc()
     sizes_in.observe(int(said) if said.isdigit() else 0)

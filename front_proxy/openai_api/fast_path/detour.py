@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
+Parser = Literal["none", "tools", "chats"]
+"""What the server's parsers read: nothing, chats with tools, or every chat."""
 
-def detour(request: ChatCompletionRequest | CompletionRequest, *, parsed: bool) -> str:
-    """Why a request does; empty if it does not. ``parsed``: a parser reads every chat, also one without tools.
+
+def detour(request: ChatCompletionRequest | CompletionRequest, parser: Parser) -> str:
+    """Why a request does; empty if it does not.
 
     An answer that comes whole is vLLM's own, so only a streamed one can be too much for the fast path.
     """
@@ -25,9 +30,17 @@ def detour(request: ChatCompletionRequest | CompletionRequest, *, parsed: bool) 
         "stream_interval": request.stream_interval is not None,
         "usage": options is not None and options.continuous_usage_stats,
         "prompts": several,
-        "tools": chat is not None and (chat.tools or parsed or not chat.include_reasoning or chat.return_prompt_text),
+        "tools": chat is not None and (chat.tools or _is_read(chat, parser)),
+        "prompt": chat is not None and chat.return_prompt_text,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _is_read(chat: ChatCompletionRequest, parser: Parser) -> bool:
+    """Whether a parser reads this chat without tools. vLLM's do so where the client says ``"tool_choice": null``."""
+    if parser == "none":
+        return False
+    return parser == "chats" or chat.tool_choice != "none" or not chat.include_reasoning
 
 
 def _is_one_prompt(request: CompletionRequest) -> bool:

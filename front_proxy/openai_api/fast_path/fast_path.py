@@ -11,7 +11,7 @@ import contextlib
 import copy
 import json
 from argparse import Namespace
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, Self
 
 import structlog
@@ -29,9 +29,11 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from front_proxy.engine_client.client import RemoteEngineClient
 from front_proxy.engine_client.parsers import reads_only_tools
+from front_proxy.engine_client.texts import TextDelta
 from front_proxy.gateway.metrics import WAYS
+from front_proxy.gateway.request_context import REQUEST_CONTEXT
 from front_proxy.openai_api.answer import Receive, Scope, Send
-from front_proxy.openai_api.fast_path.detour import detour
+from front_proxy.openai_api.fast_path.detour import Parser, detour
 from front_proxy.openai_api.fast_path.stream_writer import DONE, OfOnePrompt, StreamWriter, events
 
 log = structlog.get_logger(__name__)
@@ -60,9 +62,10 @@ class FastPath:
         self._keep_alive_s = float(getattr(args, "sse_keep_alive_interval", 0))
         chat = _chat(state.openai_serving_chat, client)
         completion = _completion(state.openai_serving_completion, client)
-        self._parsed = chat.parser_cls is not None and not reads_only_tools(
-            args.tool_call_parser, args.structured_outputs_config.reasoning_parser
-        )
+        self._parser: Parser = "none"
+        if chat.parser_cls is not None:
+            names = args.tool_call_parser, args.structured_outputs_config.reasoning_parser
+            self._parser = "tools" if reads_only_tools(*names) else "chats"
         self._apis: dict[str, tuple[type[Any], _Create]] = {
             "/v1/chat/completions": (ChatCompletionRequest, chat.create_chat_completion),
             "/v1/completions": (CompletionRequest, completion.create_completion),
@@ -90,25 +93,28 @@ class FastPath:
             return False
         model, create = self._apis[route]
         request = None if _is_special(scope) else _parsed(model, body)
-        why = "special" if request is None else detour(request, parsed=self._parsed)
+        why = "special" if request is None else detour(request, self._parser)
         WAYS.labels(why or "fast").inc()
         if why:
+            # A parser reads it, perhaps without tools, and then no parser says so itself.
+            REQUEST_CONTEXT.get().one_token |= why == "tools"
             return False
         scope = {**scope, "app": self._app}
         await _until_client_leaves(receive, self._answer(create(request, Request(scope)), scope, receive, send))
         return True
 
     async def _answer(self, creating: Coroutine[Any, Any, Any], scope: Scope, receive: Receive, send: Send) -> None:
+        respond: Awaitable[None]
         try:
             answer = await creating
-            if isinstance(answer, ErrorResponse):
-                await JSONResponse(answer.model_dump(), answer.error.code)(scope, receive, send)
-            elif isinstance(answer, AsyncGenerator):
-                await self._stream(answer, send)
+            if isinstance(answer, AsyncGenerator):
+                respond = self._stream(answer, send)
             else:
-                await JSONResponse(answer.model_dump())(scope, receive, send)
+                status = answer.error.code if isinstance(answer, ErrorResponse) else 200
+                respond = JSONResponse(answer.model_dump(), status)(scope, receive, send)
         except Exception as error:  # noqa: BLE001 vLLM's handlers say what becomes of it
-            await self._failing({**scope, _ERROR: error}, receive, send)
+            respond = self._failing({**scope, _ERROR: error}, receive, send)
+        await respond
 
     async def _stream(self, answer: AsyncGenerator[str, None], send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
@@ -167,10 +173,16 @@ def _completion(serving: Any, client: RemoteEngineClient) -> Any:
             with_roles=False,
             silent=False,
         )
-        return events(writer, (delta async for _, delta in texts))
+        return events(writer, _of_one_prompt(texts))
 
     serving.completion_stream_generator = stream
     return serving
+
+
+async def _of_one_prompt(texts: AsyncGenerator[tuple[int, TextDelta], None]) -> AsyncGenerator[TextDelta, None]:
+    async with contextlib.aclosing(texts):
+        async for _, delta in texts:
+            yield delta
 
 
 def _is_special(scope: Scope) -> bool:
@@ -214,8 +226,9 @@ async def _until_client_leaves(receive: Receive, work: Coroutine[Any, Any, None]
     except asyncio.CancelledError:
         if not left:
             raise
-        this.uncancel()
     finally:
+        if left:
+            this.uncancel()
         watch.remove_done_callback(leave)
         watch.cancel()
 

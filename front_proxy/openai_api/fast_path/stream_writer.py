@@ -138,7 +138,9 @@ class OfOnePrompt:
 
 
 def _template(event: str) -> tuple[str, str]:
-    before, _, behind = event.partition(f'"{_MARK}"')
+    before, mark, behind = event.partition(f'"{_MARK}"')
+    if not mark:
+        raise ValueError("vLLM's generator did not write the text as it was")
     return before, behind
 
 

@@ -34,6 +34,8 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 SLOW: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"tools": TOOLS}, "tools"),
+    (CHAT, {"tool_choice": None}, "tools"),
+    (CHAT, {"return_prompt_text": True}, "prompt"),
     (CHAT, {"logprobs": True}, "logprobs"),
     (COMPLETION, {"logprobs": 0}, "logprobs"),
     (COMPLETION, {"echo": True}, "echo"),
