@@ -18,7 +18,7 @@ FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 NETWORK_KINDS: frozenset[FaultKind] = frozenset({"cut", "delay", "blackhole"})
 # What ends the process, so that a new one must replace it.
 ENDING_KINDS: frozenset[FaultKind] = frozenset({"kill", "terminate", "restart"})
-# So many requests end between two faults at most.
+# At most this many requests end between two faults.
 AFTER_REQUESTS_MAX = 8
 # Clients, unless it is said otherwise.
 USERS = 6

@@ -260,7 +260,7 @@ def _fit(kind: Any, value: Any, path: tuple[str, ...], source: str) -> Any:
 
 
 def _check_text(path: tuple[str, ...], value: Any, source: str) -> None:
-    """Refuse lone surrogates, as which bytes come that are not UTF-8: no process could be told of them."""
+    """Refuse lone surrogates. Python makes them of bytes that are not UTF-8, and no process could be told of them."""
     try:
         msgspec.json.encode((path, value))
     except UnicodeEncodeError:

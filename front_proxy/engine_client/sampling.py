@@ -50,7 +50,7 @@ _FRONT_ONLY: dict[str, Any] = {
     "skip_clone": False,
     "_watermarking_skipped": False,
 }
-# Fields with a resting value that is not the struct's default.
+# Fields where other values than the default also mean that they are not used, with all such values.
 _RESTING: dict[str, tuple[Any, ...]] = {
     "watermarking": (None, False),
     "bad_words": (None, []),

@@ -80,7 +80,10 @@ class FallbackPlanner:
         self._true_s = now_s
 
     def view_changed(self, told: Sequence[WorkerEntry], now_s: float) -> None:
-        """The view has these entries of a scheduler that knows all workers, or of one that is recovering."""
+        """A new view came. If its scheduler knows every worker that is known here, the view is true now.
+
+        Otherwise ``told``, its entries, goes into what an outage plans from.
+        """
         if not self._view.knows_more:
             self.still_true(now_s)
         elif self._core is not None:

@@ -43,7 +43,8 @@ class AdmissionController:
         placed = self._place(event, now_s)
         if isinstance(placed, NotPlaced) and not self._passes(event, placed, now_s, recovering=recovering):
             return (self._refusals.refuse(event, placed.cause, placed.message),)
-        # A resumed request was placed before, so it goes ahead of new ones. One set aside holds up no other.
+        # A resumed request was placed before, so it goes ahead of new ones. One that no worker can take now is set
+        # aside by ``serve``, and the others need not wait for it.
         none_waits = self._queue.head() is None
         first = none_waits or (event.resumed and not self._queue.has_resumed(class_of(event)))
         if isinstance(placed, Placed) and first:

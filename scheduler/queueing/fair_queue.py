@@ -1,8 +1,8 @@
 """Which key is served next: start-time fair queueing with weights. Knows no request and no clock.
 
 Each key has a virtual time, which advances by what it was charged over its weight; the key furthest behind is next.
-A key that was away is not owed anything: it comes back at the virtual time of the key that was served last, or of
-the next key, if a correction made that one smaller.
+A key that was away is not owed anything. It comes back at its own virtual time, or at that of the key that was served
+last if this is larger; if a correction made the next key's smaller, that one counts as the last.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class FairQueue:
     def correct(self, key: str, cost: float, weight: float = 1.0) -> None:
         """``key`` was charged ``cost`` too little, or too much where it is negative.
 
-        A key that waits gets back all of it, and so may stand behind all others; one that does not gets no credit.
+        A key that waits gets back all of it: its virtual time may become the smallest, and it is then served next. One
+        that does not wait gets no credit.
         """
         if key in self._present:
             self._push(key, self._starts[key] + cost / weight)

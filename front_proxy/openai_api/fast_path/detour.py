@@ -12,7 +12,7 @@ Parser = Literal["none", "tools", "chats"]
 
 
 def detour(request: ChatCompletionRequest | CompletionRequest, parser: Parser) -> str:
-    """Why a request does; empty if it does not.
+    """Why a request must go through vLLM's app. Empty: it need not.
 
     An answer that comes whole is vLLM's own, so only a streamed one can be too much for the fast path.
     """

@@ -96,7 +96,7 @@ class FastPath:
         why = "special" if request is None else detour(request, self._parser)
         WAYS.labels(why or "fast").inc()
         if why:
-            # A parser reads it, perhaps without tools, and then no parser says so itself.
+            # A parser reads this chat. If it has no tools, the parser does not mark it (parsers.py), so it is marked here.
             REQUEST_CONTEXT.get().one_token |= why == "tools"
             return False
         scope = {**scope, "app": self._app}
