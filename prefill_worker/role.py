@@ -44,7 +44,10 @@ class PrefillRole(RoleBehaviour):
         return request.accepted(Hold(self._config.lease_s), blocks)
 
     def offer(self, handoff: KvHandoff, request: WorkerRequest, owner: int, now_s: float) -> Offer:
-        """Start the lease now. The engine's own began a moment before and may end as much before: later pulls fail proof."""
+        """Start the lease now. The engine's own began a moment before and may end as much before.
+
+        A pull in between is not proved.
+        """
         assert 0 < handoff.tokens <= len(request.engine_request.token_ids), (handoff.tokens, request.request_id)
         lease_s = min(handoff.lease_remaining_s, self._config.lease_s)
         blocks = handoff.blocks or blocks_for(handoff.tokens, self._info.block_size_tokens)

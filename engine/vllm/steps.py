@@ -54,8 +54,8 @@ class StepOutputs:
 
     def __init__(self, make_handoff: MakeHandoff) -> None:
         self._make_handoff = make_handoff
-        # Whether the engine leaves out the last tokens of a prompt whose KV it holds. The token that it samples does not
-        # follow the whole prompt then, so it is not shown.
+        # Whether the engine leaves out the last tokens of a prompt whose KV it holds. The token that it samples then
+        # does not follow the whole prompt, so it is not shown.
         self.hides_prefill_tokens = False
         self._expected: dict[str, LiveSequence] = {}
         self._live: dict[str, LiveSequence] = {}
@@ -174,7 +174,7 @@ class StepOutputs:
 
 
 def _is_doubtful(finish: Finish, token_ids: list[int] | None) -> bool:
-    """An error; or a grammar that ended at once, which is what happens if its backend could not read it."""
+    """An error; or a grammar that ended at once, as happens if its backend could not read it."""
     return finish.reason == "error" or (finish.reason == "stop" and token_ids is not None and len(token_ids) == 1)
 
 

@@ -96,7 +96,7 @@ class FastPath:
         why = "special" if request is None else detour(request, self._parser)
         WAYS.labels(why or "fast").inc()
         if why:
-            # A parser reads this chat. If it has no tools, the parser does not mark it (parsers.py), so it is marked here.
+            # A parser reads this chat. If it has no tools, parsers.py does not mark it, so it is marked here.
             REQUEST_CONTEXT.get().one_token |= why == "tools"
             return False
         scope = {**scope, "app": self._app}
