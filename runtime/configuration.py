@@ -247,7 +247,7 @@ def _fit(kind: Any, value: Any, path: tuple[str, ...], source: str) -> Any:
     candidates: list[Any] = [value]
     if isinstance(value, _Text):
         found = _as_json(value.text)
-        # null is tried first, to unset an optional text; then text, then JSON. If any type fits, JSON goes first.
+        # null is tried first, to unset an optional text; then text, then JSON. Where the type is Any: JSON, then text.
         null = [None] if value.text == "null" else []
         candidates = [*found, value.text] if kind is Any else [*null, value.text, *found]
     reason = ""

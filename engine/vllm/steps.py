@@ -33,7 +33,7 @@ class LiveSequence:
         self.over = False
         # Its last output where the request itself may be at fault. Not delivered.
         self.doubtful: EngineOutput | None = None
-        # All its tokens, where it has a grammar: they say what is wrong with that.
+        # All its tokens if it has a grammar: from them GrammarCheck finds out what is wrong with the grammar.
         self.token_ids: list[int] | None = None
         # Whether the listener has the hand-off, and with it the duty to release it.
         self.handed_over = False

@@ -28,14 +28,14 @@ def mark_readers(tool_parser: str | None, reasoning_parser: str | None) -> None:
 
 
 def reads_only_tools(tool_parser: str | None, reasoning_parser: str | None) -> bool:
-    """Whether these parsers read no chat without tools."""
+    """Whether these parsers read only chats with tools."""
     if reasoning_parser or not tool_parser:
         return False
     return _needs_tools(tool_parser, ToolParserManager.get_tool_parser(tool_parser))
 
 
 def _needs_tools(name: str, parser: type[Any]) -> bool:
-    """Whether vLLM does not use this tool parser if a chat has no tools."""
+    """Whether vLLM uses this tool parser only for chats with tools."""
     composed = ParserManager.get_parser(tool_parser_name=name, enable_auto_tools=True)
     return not parser.engine_based_streaming and DelegatingParser in composed.__bases__
 

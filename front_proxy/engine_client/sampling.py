@@ -50,7 +50,7 @@ _FRONT_ONLY: dict[str, Any] = {
     "skip_clone": False,
     "_watermarking_skipped": False,
 }
-# Fields where other values than the default also mean that they are not used, with all such values.
+# Fields that have other values than the default with which they are not used: all such values.
 _RESTING: dict[str, tuple[Any, ...]] = {
     "watermarking": (None, False),
     "bad_words": (None, []),
@@ -81,14 +81,14 @@ class Rest:
         self._whole = whole
 
     def first(self, resume_tokens: int) -> bytes:
-        """One token behind so many."""
+        """For one token behind ``resume_tokens`` delivered ones."""
         wire = self._behind(resume_tokens)
         wire.max_tokens = 1
         wire.min_tokens = min(wire.min_tokens, 1)
         return _encoder.encode(wire)
 
     def rest(self, resume_tokens: int) -> bytes:
-        """All behind so many."""
+        """For all that is left behind ``resume_tokens`` delivered ones."""
         assert resume_tokens >= 1, resume_tokens
         return _encoder.encode(self._behind(resume_tokens))
 

@@ -37,7 +37,7 @@ def broken_prefill(output: WorkerOutput) -> Failure | None:
     if broken is not None or output.finish is None or len(output.token_ids) == 1:
         return broken
     if not output.token_ids and output.handoff is not None:
-        # Of an engine with a back-off (WorkerInfo.prefill_backoff_tokens), which tells none.
+        # An engine with a back-off (WorkerInfo.prefill_backoff_tokens) reports no token.
         return None
     return Failure(kind=FailureKind.INTERNAL, message="A prefill must sample exactly one token.")
 
@@ -49,7 +49,7 @@ def stalled(worker: Placement, waited_s: float) -> Failure:
 
 
 def told(worker: Placement, failure: Failure, delivered_tokens: int) -> Failure:
-    """What the client hears: after its first token, that a worker's failure cost it the rest, unless its own did."""
+    """What the client hears. After its first token: that a worker failed, unless the request itself is the cause."""
     if not delivered_tokens or failure.kind in (FailureKind.BAD_REQUEST, FailureKind.DEADLINE):
         return failure
     text = f"Worker {worker.worker_id} failed after {delivered_tokens} tokens: {failure.message}"

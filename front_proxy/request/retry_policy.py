@@ -61,7 +61,7 @@ class RetryPolicy:
 
     @property
     def attempts_bound(self) -> int:
-        """No request is ever planned more often than this; one more if a pinned sequence must leave its worker."""
+        """No request is planned more often. The last 1 is for a pinned sequence that must leave its worker."""
         return self._attempts_max * (self._resumes_max + 1) + UNTAKEN_MAX + 1
 
     def exclude(self, worker_id: str) -> None:

@@ -1,8 +1,8 @@
 """Leadership by a Lease of the Kubernetes cluster that this process runs in. ``rules`` has the rules of time.
 
 Every write names the version that it follows (``resourceVersion`` and ``uid``), so the API server decides between two
-candidates, and between a renewal and a takeover. A Lease that was never held, since it was deleted or this is the
-first start, counts like one that a leader may still hold: that leader may not know yet that its Lease was deleted.
+candidates, and between a renewal and a takeover. If there is no Lease, at the first start or because it was deleted, a
+candidate makes one and waits for a whole term before it claims it: a leader may not know yet that its Lease is gone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which key is served next: start-time fair queueing with weights. Knows no request and no clock.
 
 Each key has a virtual time, which advances by what it was charged over its weight; the key furthest behind is next.
-A key that was away is not owed anything. It comes back at its own virtual time, or at that of the key that was served
-last if this is larger; if a correction made the next key's smaller, that one counts as the last.
+A key that was away is not owed anything: it comes back at its own virtual time, but not below the floor. The floor is
+the virtual time of the key that was served last, or of the key that is next if a correction made that one smaller.
 """
 
 from __future__ import annotations
