@@ -48,6 +48,11 @@ from scheduler.config import SchedulerConfig
 
 log = structlog.get_logger(__name__)
 
+ALARM_LATE_S = 0.05
+"""An alarm later than this says that the loop was busy, with hundreds of requests at once, or stood still."""
+LATE_ALARMS_MAX = 10
+"""Late alarms in a row after which the loop counts as able to hear, however busy it is."""
+
 
 PlanReceiver = Callable[[RunningPlan | Failure], None]
 """Gets the one answer to one question. A failure: it may not run, or no answer came in time; nothing is reserved."""
@@ -98,6 +103,7 @@ class SchedulerLink:
         self._busy = False
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_s = NEVER_S
+        self._late_alarms = 0
         self._dial_after_s = 0.0
 
     @property
@@ -167,7 +173,7 @@ class SchedulerLink:
             self._actions.extend(actions)
         elif actions:
             self._perform(actions)
-        if self._plan_client.wake_s < self._alarm_s:
+        if self._plan_client.wake_s < self._alarm_s and not self._late_alarms:
             self._set_alarm(self._plan_client.wake_s)
 
     def _perform(self, actions: Sequence[PlanClientAction]) -> None:
@@ -187,6 +193,13 @@ class SchedulerLink:
         self._alarm = self._loop.call_at(at_s, self._on_alarm)
 
     def _on_alarm(self) -> None:
+        now_s = self._loop.time()
+        if now_s - self._alarm_s > ALARM_LATE_S and self._late_alarms < LATE_ALARMS_MAX:
+            # This process was busy or stood still. Answers may be here that it has not read yet: they come first.
+            self._late_alarms += 1
+            self._set_alarm(now_s + self._limits.plan_patience_s)
+            return
+        self._late_alarms = 0
         self._alarm, self._alarm_s = None, NEVER_S
         self._handle(TimerFired())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -29,7 +30,7 @@ Heard = asyncio.Queue[RunningPlan | Failure]
 class Scene:
     """The link, its scheduler, and what the link said of it."""
 
-    def __init__(self, address: str, **changes: Any) -> None:
+    def __init__(self, address: str, patience_s: float = 2.0, **changes: Any) -> None:
         self.view = ClusterView()
         self.gone: list[tuple[str, int]] = []
         self.lost: list[str] = []
@@ -37,7 +38,10 @@ class Scene:
         self.changed = asyncio.Event()
         config = FrontProxyConfig(scheduler_address=address, **{"plan_timeout_s": 5.0, **changes})
         limits = FrontProxyLimits(
-            plan_patience_s=2.0, plans_told_interval_s=60.0, scheduler_backoff_min_s=0.01, scheduler_backoff_max_s=0.05
+            plan_patience_s=patience_s,
+            plans_told_interval_s=60.0,
+            scheduler_backoff_min_s=0.01,
+            scheduler_backoff_max_s=0.05,
         )
         self.link = SchedulerLink(
             config,
@@ -122,6 +126,21 @@ async def test_what_arises_in_one_turn_is_asked_in_one_write_and_answered_from_o
         script.says.put_nowait(pb.FrontReplies(messages=answers))
         plans = [await asyncio.wait_for(one.get(), WAIT_S) for one in heard]
         assert [plan.plan_id for plan in plans if isinstance(plan, RunningPlan)] == ids
+
+
+async def test_an_answer_that_came_while_this_process_was_busy_is_in_time() -> None:
+    async with scene(patience_s=0.2) as (it, script):
+        script.says.put_nowait(pb.FrontReplies(messages=[view_of(("d", 1))]))
+        await it.connected(usable=True)
+        heard = Heard()
+        asked_id = it.ask(heard)
+        await script.hears("plan")
+        script.says.put_nowait(pb.FrontReplies(messages=[pb.FrontReply(plan=pb.Plan(plan_id=asked_id))]))
+        busy_until_s = time.monotonic() + 0.5  # a loop with much to do reads nothing meanwhile
+        while time.monotonic() < busy_until_s:
+            pass
+        assert isinstance(await asyncio.wait_for(heard.get(), WAIT_S), RunningPlan)
+        assert it.degraded == []
 
 
 async def test_a_leader_older_than_one_that_was_seen_is_left_and_its_plan_is_not_used() -> None:
