@@ -82,7 +82,7 @@ class FallbackPlanner:
     def view_changed(self, told: Sequence[WorkerEntry], now_s: float) -> None:
         """A new view came. If its scheduler knows every worker that is known here, the view is true now.
 
-        Otherwise ``told``, its entries, goes into what an outage plans from.
+        Otherwise, in an outage, the view's entries (``told``) are merged into what the fallback core knows of workers.
         """
         if not self._view.knows_more:
             self.still_true(now_s)

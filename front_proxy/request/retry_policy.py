@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 UNTAKEN_MAX = 60
-"""How often one request may be planned again without using up a retry. A try counts here if no worker took it: the
-worker could not be reached, or was full and the client has the beginning of its stream. While the scheduler is away
-each try waits for ``plan_patience_s`` first, so 60 tries last about 30 s."""
+"""How often one request may be planned again without using up a retry. A try counts here if the
+worker could not be reached. It also does if the worker was full, but only once the client has the beginning of its
+stream. While the scheduler is away each try waits for ``plan_patience_s`` first, so 60 tries last about 30 s."""
 
 
 class RetryBudget:

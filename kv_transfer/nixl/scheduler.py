@@ -71,7 +71,7 @@ class BatonNixlScheduler(NixlPullConnectorScheduler):
         if params is not None and params.get("do_remote_prefill") and params.get("remote_num_tokens"):
             covered = min(int(params["remote_num_tokens"]), request.num_prompt_tokens)
             if covered > request.num_prompt_tokens - private.prefill_backoff(self):
-                # A state behind tokens that this engine computes itself: it would count them twice.
+                # The held state includes prompt tokens that this engine computes itself: they would count twice.
                 return 0, False
             count = covered - num_computed_tokens
             return (count, True) if count > 0 else (0, False)
@@ -147,7 +147,7 @@ class BatonNixlScheduler(NixlPullConnectorScheduler):
     ) -> None:
         """The stock thread replies with what it finds in ``encoded_data``. There it also finds our replies.
 
-        Stock binds ``host``, which it tells others; ours may tell them one that is not of this machine.
+        Stock binds the ``host`` that it advertises. The one that we advertise may be no address of this machine.
         """
         replies = held_kv_registry.HandshakeResponder(encoded_data, self._registry)
         private.serve_handshakes(replies, ready_event, stop_event, self._bind_address or host, port)

@@ -47,7 +47,7 @@ class KubernetesLease:
         # The environment's proxies are not for the API server.
         self._client = AsyncClient(config, trust_env=False)
         self._term = LeaseTerm(lease_s)
-        # A start of its own: a former process at this address is another candidate.
+        # The suffix differs at each start, so an earlier process at this address counts as another candidate.
         self._identity = f"{address}_{secrets.token_hex(4)}"
         # As it stands after our last write or look; None: it must be read before the next write.
         self._lease: Lease | None = None
@@ -107,7 +107,7 @@ class KubernetesLease:
         seen_s = self._clock.monotonic_s()
         self._see(lease)
         over = self._term.is_over(_version(lease), seen_s, lease_s=spec.leaseDurationSeconds or 0)
-        # In our own name: a claim whose answer was lost, and by which we never led.
+        # If it is in our own name, we wrote an earlier claim whose answer was lost: we never led by it, and may claim.
         if not over and holder not in ("", self._identity):
             return False
         epoch = next_epoch(self._epoch, round(datetime.now(UTC).timestamp() * 1000))

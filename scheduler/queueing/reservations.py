@@ -20,7 +20,10 @@ from scheduler.routing.placement import Placed, Reason
 
 
 class GrantedPlan(msgspec.Struct, frozen=True, gc=False):
-    """A plan that has not ended. It names incarnations: one that left may return with its KV, a restarted one not."""
+    """A plan that has not ended. It names incarnations of workers.
+
+    A worker that only lost its stream may return with its KV. A restarted one is another incarnation and has lost it.
+    """
 
     request_id: str
     prefill: Placement | None
