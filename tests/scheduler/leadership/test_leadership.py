@@ -23,6 +23,7 @@ from scheduler.leadership.kubernetes import EPOCH, KubernetesLease, kube_config
 from scheduler.leadership.rules import Leadership, LeaseTerm, next_epoch
 from tests.scheduler.api_server import ApiServer
 from tests.scheduler.lease_store import NAMESPACE
+from tests.support.polling import until
 
 WAIT_S = 30.0
 LEASE_S = 1.5
@@ -175,6 +176,8 @@ async def test_a_leader_whose_record_is_deleted_ends_and_the_epoch_still_grows(s
         store.wipe()
         assert "deleted" in await asyncio.wait_for(lost, WAIT_S)
     await one.release()
+    # Without a record the epoch is the time in milliseconds.
+    await until(lambda: time.time() * 1000 > epoch + 1, within_s=WAIT_S)
     assert await leads(two) > epoch
     await two.release()
 
