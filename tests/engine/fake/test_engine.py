@@ -12,6 +12,7 @@ from engine.fake.engine import FakeEngine
 from engine.fake.fabric import FakeKvFabric
 from engine.protocol import EngineDead, Finish, TakeOver
 from tests.support.engines import collect, first_of, prefill, request, tokens_of
+from tests.support.polling import until
 
 TOKENS = list(range(3, 103))
 
@@ -77,7 +78,7 @@ async def test_a_handoff_from_another_process_is_trusted() -> None:
 async def test_death_ends_every_stream() -> None:
     fake = engine()
     running = asyncio.create_task(collect(fake, request(TOKENS, max_tokens=1000)))
-    await asyncio.sleep(0.01)
+    await until(lambda: fake.load().requests_running, within_s=10.0)
     fake.die()
     with pytest.raises(EngineDead):
         await running

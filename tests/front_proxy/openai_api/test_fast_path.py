@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from argparse import Namespace
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from vllm.entrypoints.serve.middleware.register import init_entrypoints_middleware
 
+from front_proxy.engine_client.client import TASKS
 from front_proxy.gateway.metrics import HTTP_REQUESTS, WAYS
+from front_proxy.openai_api.fast_path.fast_path import FastPath
+from front_proxy.openai_api.published import PublishedApp
 from runtime.failures import Failure, FailureKind
 from tests.front_proxy.conftest import Served
 
@@ -170,3 +176,20 @@ async def test_each_answer_is_counted_once_whichever_way_it_took(served: Served,
     await http.get("/nothing/here")
     assert (counted(CHAT, "2xx"), counted(CHAT, "4xx")) == (good + 2, bad + 2)
     assert counted("none", "4xx", "GET") == none + 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"api_key": ["secret"]},
+        {"middleware": ["starlette.middleware.gzip.GZipMiddleware"]},
+        {"enable_log_outputs": True},
+        {"enable_force_include_usage": True},
+    ],
+)
+def test_what_looks_at_every_request_or_answer_is_not_passed_by(served: Served, options: dict[str, Any]) -> None:
+    """A key above all: past the layer that asks for it, no request would need one."""
+    args = Namespace(**{**vars(served.args), **options})
+    app = FastAPI()
+    init_entrypoints_middleware(args, app, TASKS)
+    assert FastPath.over(PublishedApp(app).fastapi, served.client, args) is None
