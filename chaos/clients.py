@@ -16,8 +16,6 @@ from front_proxy.grpc_api.client import BatonClient, BatonError, GenerateRequest
 
 # How gRPC reports that a connection broke, or that no process listens.
 _LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-# No connection of an earlier request is taken for this one's: a front proxy that came back must not be waited for.
-_CHANNEL_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
 
 
 class Door(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,10 +73,7 @@ class Clients:
             raise NoFrontProxy(f"{type(error).__name__}: {error}") from error
 
     async def _grpc(self, address: str, ask: GrpcAsk, answer: Answer) -> None:
-        # gRPC gives up a connection after 20 s unless told otherwise; HTTP clients wait for a frozen front proxy.
-        patience = ("grpc.min_reconnect_backoff_ms", round(self._timeout_s * 1000))
-        channel = grpc.aio.insecure_channel(address, options=(*_CHANNEL_OPTIONS, patience))
-        async with BatonClient(address, channel=channel) as client:
+        async with BatonClient(address, connect_timeout_s=self._timeout_s) as client:
             try:
                 if ask.many:
                     await _ask_many(client, ask.requests, answer)

@@ -29,6 +29,9 @@ def up(
         setting("launcher.prefill", "number of prefill workers; 0: decode workers compute the prompts", "N"),
     ] = None,
     decode: Annotated[Given | None, setting("launcher.decode", "number of decode workers", "M")] = None,
+    front_proxies: Annotated[
+        Given | None, setting("launcher.front_proxies", "number of front proxies, all on one port", "N")
+    ] = None,
     host: FrontHost = None,
     port: FrontPort = None,
     grpc_port: FrontGrpcPort = None,
@@ -38,7 +41,7 @@ def up(
     """Start a cluster, and serve until Ctrl-C."""
     from launcher.up import up as start
 
-    loaded = load(sources, model, prefill, decode, host, port, grpc_port, state_dir)
+    loaded = load(sources, model, prefill, decode, front_proxies, host, port, grpc_port, state_dir)
     check_engine(loaded)
     return start(loaded.value, loaded.sources)
 

@@ -8,23 +8,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import grpc
 import structlog
 
 from engine.config import EngineConfig
 from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
 from front_proxy.dispatch.dispatcher import Dispatcher
-from front_proxy.gateway.connection_bounds import ConnectionBounds
 from front_proxy.gateway.in_flight import InFlight
-from front_proxy.grpc_api import service
+from front_proxy.grpc_api.server import GrpcServer
 from front_proxy.grpc_api.service import InferenceService
 from protos.cluster.v1 import cluster_pb2
-from protos.inference.v1 import inference_pb2_grpc
 from runtime.failures import FailureError
 from runtime.process import lifecycle
 from runtime.process.exit_codes import ExitCode
-from runtime.process.open_files import open_files_max
-from runtime.rpc.grpc_server import ClientBounds, RunningServer, start_server
 from runtime.rpc.status_service import StatusService
 from scheduler.config import SchedulerConfig
 
@@ -45,11 +40,13 @@ async def run(
     stop: lifecycle.Stop | None = None,
     policy: SchedulerConfig | None = None,
     listener: socket.socket | None = None,
+    status_port: int = 0,
 ) -> None:
     """Serve until a signal, then finish what runs; ``ready`` is told when the first request would succeed.
 
     ``policy`` are the scheduler's settings, for planning while it is away. ``listener`` is a bound socket to accept
-    HTTP on, which outlives this process; without one ``front.port`` is bound.
+    HTTP on, which outlives this process; without one ``front.port`` is bound. With a ``status_port`` this process
+    shares its ports with other front proxies: see ``GrpcServer``.
 
     Raises SystemExit with an ExitCode when the process cannot go on; the log says why.
     """
@@ -66,7 +63,7 @@ async def run(
         async with asyncio.TaskGroup() as group:
             streams = group.create_task(dispatcher.run(), name="dispatcher")
             try:
-                await _serve(front, dispatcher, serving, streams, version, ready, stop)
+                await _serve(front, dispatcher, serving, streams, version, ready, stop, status_port)
             finally:
                 await dispatcher.close()
     finally:
@@ -99,36 +96,30 @@ async def _serve(
     version: str,
     ready: Ready,
     stop: lifecycle.Stop,
+    status_port: int,
 ) -> None:
-    http = serving.http
+    http, in_flight = serving.http, serving.client.in_flight
 
     def snapshot() -> cluster_pb2.ProcessStatus:
         return cluster_pb2.ProcessStatus(requests_running=dispatcher.in_flight, leases_held=dispatcher.handoffs_held)
 
     status = StatusService(dispatcher.front_proxy_id, "front_proxy", time.time_ns(), snapshot)
     status.address = http.address
-    grpc_server = await start_server(
-        front.host,
-        front.grpc_port,
-        _services(front, serving, status),
-        message_bytes_max=LIMITS.message_bytes_max,
-        clients=ClientBounds(
-            connections_max=ConnectionBounds.of(open_files_max()).grpc_connections_max,
-            # Those that are refused are calls too, for a moment.
-            streams_max=2 * front.requests_in_flight_max,
-        ),
-    )
+    inference = InferenceService(serving.inference, in_flight, classes_allowed=front.classes_allowed)
+    grpc_server = GrpcServer(front, inference, status, status_port)
+    await grpc_server.listen()
     try:
         if await _cluster(dispatcher, version, streams, stop):
             serving.client.refresh_limits()
             # Only now: connections that wait from before this process shall find a cluster that serves.
             await http.start()
             status.state = "ready"
-            await grpc_server.set_serving(True)
+            await grpc_server.start()
             ready(
                 {
                     "address": http.address,
                     "grpc_address": grpc_server.address,
+                    "status_address": grpc_server.status_address,
                     "metrics_address": http.metrics_address,
                 }
             )
@@ -140,7 +131,7 @@ async def _serve(
                 raise SystemExit(ExitCode.PART_DIED)
     finally:
         status.state = "draining"
-        await _leave(front, dispatcher, serving.client.in_flight, http, grpc_server, stop.hurry)
+        await _leave(front, dispatcher, in_flight, http, grpc_server, stop.hurry)
         status.state = "stopped"
 
 
@@ -171,13 +162,13 @@ async def _leave(
     dispatcher: Dispatcher,
     in_flight: InFlight,
     http: OpenAiServer,
-    grpc_server: RunningServer,
+    grpc_server: GrpcServer,
     hurry: asyncio.Event,
     limits: FrontProxyLimits = LIMITS,
 ) -> None:
     """Refuse what is new, finish what runs, then close: readiness goes first, so that balancers look elsewhere."""
-    await grpc_server.set_serving(False)
-    finishing = asyncio.create_task(_finish(in_flight, http), name="finish what runs")
+    await grpc_server.retire()
+    finishing = asyncio.create_task(_finish(in_flight, http, grpc_server), name="finish what runs")
     hurried = asyncio.create_task(hurry.wait())
     await asyncio.wait({finishing, hurried}, timeout=front.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)
     for task in (finishing, hurried):
@@ -187,29 +178,16 @@ async def _leave(
         log.warning("stopping with sequences unfinished", sequences=in_flight.count)
         # While their connections are open: a stream that is cut without a word looks like one that is complete.
         dispatcher.stop_runs()
-    # A client may keep a GenerateMany stream open for ever; with nothing running on it there is nothing to wait for.
-    await asyncio.gather(http.stop(), grpc_server.stop(min(1.0, limits.close_timeout_s)))
+    await asyncio.gather(http.stop(), grpc_server.stop())
 
 
-async def _finish(in_flight: InFlight, http: OpenAiServer) -> None:
+async def _finish(in_flight: InFlight, http: OpenAiServer, grpc_server: GrpcServer) -> None:
     """Wait until nothing runs. What reached this process is served."""
     http.retire()
     log.info("finishing what runs", sequences=in_flight.count)
-    await http.quiet()
+    await asyncio.gather(http.quiet(), grpc_server.quiet())
     in_flight.draining = True
     await in_flight.idle.wait()
-
-
-def _services(
-    front: FrontProxyConfig, serving: VllmServing, status: StatusService
-) -> Callable[[grpc.aio.Server], Sequence[str]]:
-    inference = InferenceService(serving.inference, serving.client.in_flight, classes_allowed=front.classes_allowed)
-
-    def add(server: grpc.aio.Server) -> Sequence[str]:
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
-        return service.SERVICE, status.add_to(server)
-
-    return add
 
 
 async def _first(stop: asyncio.Event, tasks: Sequence[asyncio.Task[None]]) -> asyncio.Task[None] | None:

@@ -31,7 +31,8 @@ class LauncherConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Schedulers. Of two, one leads and the other is the standby. A set scheduler.port is the first one's; the second
     takes the next. Watch `baton_scheduler_leads`."""
     front_proxies: Processes = 1
-    """Front proxies. The first takes front_proxy.port; the others take any free port. Watch their CPU time."""
+    """Front proxies. They share front_proxy.port and front_proxy.grpc_port: the kernel spreads new connections over
+    them. Watch their CPU time."""
     state_dir: str = ".baton"
     """Folder of the state file, the resolved configuration and the logs."""
     demo_cache_dir: str = ""

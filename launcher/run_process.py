@@ -16,7 +16,7 @@ from launcher.config import BatonConfig
 from launcher.local import temp_dirs
 from launcher.local.child import READY_PREFIX
 from launcher.local.environment import CHILD_VARIABLE
-from launcher.local.ports import HTTP_FD_VARIABLE
+from launcher.local.ports import HTTP_FD_VARIABLE, STATUS_PORT_VARIABLE
 from launcher.local.process_plan import drain_s
 from runtime.process import lifecycle, logs, open_files, orphan
 from runtime.roles import Role
@@ -121,7 +121,12 @@ def _main(role: Role, config: BatonConfig) -> Coroutine[Any, Any, None]:
             from front_proxy.run import run as run_front
 
             return run_front(
-                config.engine, config.front_proxy, announce, policy=config.scheduler, listener=_inherited()
+                config.engine,
+                config.front_proxy,
+                announce,
+                policy=config.scheduler,
+                listener=_inherited(),
+                status_port=int(os.environ.pop(STATUS_PORT_VARIABLE, "0")),
             )
         case _:
             assert_never(role)

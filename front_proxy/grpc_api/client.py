@@ -1,17 +1,22 @@
-"""A small typed asyncio client for Baton's gRPC API. Needs grpcio and protobuf; knows no vLLM and no server."""
+"""A small typed asyncio client for Baton's gRPC API. Needs grpcio and protobuf; knows no vLLM and no server.
+
+A call that its front proxy did not answer, because it ends or has ended, is made again. Where several front proxies
+share the port, another one takes it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Literal, Self
 
 import grpc
 import msgspec
 from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
+from front_proxy.grpc_api.repeats import LOST, Repeats, details, unanswered
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
 
 GenerateRequest = inference_pb2.GenerateRequest
@@ -21,6 +26,7 @@ PriorityClass = Literal["interactive", "default", "batch"]
 
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 CONNECT_TIMEOUT_S = 120.0
+_RECONNECT_BACKOFF_MS = 100
 
 
 class BatonError(Exception):
@@ -53,7 +59,10 @@ class Result(msgspec.Struct, kw_only=True):
 
 
 class BatonClient:
-    """Talks to one front proxy: ``async with BatonClient("127.0.0.1:50051") as client: ...``.
+    """Talks to one front proxy at a time: ``async with BatonClient("127.0.0.1:50051") as client: ...``.
+
+    Every client has one connection of its own. Of several front proxies that share a port the kernel chooses one for
+    each connection: use several clients to use them all.
 
     ``api_key``, ``tenant`` and ``priority_class`` go with every call; a request may name its own tenant and class.
     ``connect_timeout_s``: longest wait for a connection; gRPC's own, 20 s, is less than a front proxy may stand still.
@@ -72,6 +81,9 @@ class BatonClient:
     ) -> None:
         options = [
             ("grpc.min_reconnect_backoff_ms", round(connect_timeout_s * 1000)),
+            ("grpc.initial_reconnect_backoff_ms", _RECONNECT_BACKOFF_MS),
+            # Otherwise all clients of a process that connect to the same address share one connection.
+            ("grpc.use_local_subchannel_pool", 1),
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
             ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
             ("grpc.enable_http_proxy", 0),
@@ -99,11 +111,15 @@ class BatonClient:
 
     async def models(self) -> list[str]:
         """Names of the served models."""
-        try:
-            answer = await self._stub.ListModels(inference_pb2.ListModelsRequest())
-        except grpc.aio.AioRpcError as error:
-            raise _failed(error) from error
-        return [model.id for model in answer.models]
+        repeats = Repeats(self._channel)
+        while True:
+            try:
+                answer = await self._stub.ListModels(inference_pb2.ListModelsRequest())
+            except grpc.aio.AioRpcError as error:
+                if not (unanswered(error) and await repeats.another()):
+                    raise _failed(error) from error
+            else:
+                return [model.id for model in answer.models]
 
     async def generate(
         self,
@@ -116,14 +132,20 @@ class BatonClient:
     ) -> AsyncGenerator[GenerateResponse, None]:
         """Responses of one request. Leaving the loop early and closing the iterator cancels it. Raises BatonError."""
         asked = request(prompt, sampling, model=model, stream=stream)
-        call = self._stub.Generate(asked, timeout=timeout_s, metadata=self._metadata)
-        try:
-            async for response in call:
-                yield response
-        except grpc.aio.AioRpcError as error:
-            raise _failed(error) from error
-        finally:
-            call.cancel()
+        repeats, shown = Repeats(self._channel, timeout_s), False
+        while True:
+            call = self._stub.Generate(asked, timeout=repeats.time_left_s(), metadata=self._metadata)
+            try:
+                async for response in call:
+                    shown = True
+                    yield response
+            except grpc.aio.AioRpcError as error:
+                if shown or not (unanswered(error) and await repeats.another()):
+                    raise _failed(error) from error
+            else:
+                return
+            finally:
+                call.cancel()
 
     async def complete(
         self,
@@ -150,30 +172,91 @@ class BatonClient:
     ) -> AsyncIterator[Result]:
         """Run many requests over one stream, at most ``in_flight_max`` at once; results in order of arrival.
 
-        A failed request is a Result with ``error``; only the loss of the stream raises BatonError.
+        A failed request is a Result with ``error``; only the loss of the stream raises BatonError, and only when it cut
+        an answer in two or is not mended by further streams.
         """
-        room = asyncio.Semaphore(in_flight_max)
-
-        async def outgoing() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
-            async for one in _each(requests):
-                await room.acquire()
-                yield inference_pb2.GenerateManyRequest(generate=one)
-
-        call = self._stub.GenerateMany(outgoing(), metadata=self._metadata)
+        many = _Many(in_flight_max)
+        reading = asyncio.create_task(many.read(requests), name="generate-many-requests")
+        repeats = Repeats(self._channel)
         try:
-            async for batch in call:
-                for response in batch.outputs:
-                    # Nothing here cancels one request alone, which would end without usage.
-                    if finished := response.HasField("usage"):
-                        room.release()
-                    yield Result(request_id=response.request_id, response=response, finished=finished)
-                for failed in batch.errors:
-                    room.release()
-                    yield Result(request_id=failed.request_id, error=_request_error(failed), finished=True)
-        except grpc.aio.AioRpcError as error:
-            raise _failed(error) from error
+            while True:
+                call = self._stub.GenerateMany(many.outgoing(), metadata=self._metadata)
+                try:
+                    async for batch in call:
+                        repeats.begin_anew()
+                        for result in many.take(batch):
+                            yield result
+                except grpc.aio.AioRpcError as error:
+                    if many.cut or error.code() not in LOST or not await repeats.another():
+                        raise _failed(error) from error
+                else:
+                    return
+                finally:
+                    call.cancel()
         finally:
-            call.cancel()
+            reading.cancel()
+            await asyncio.wait({reading})
+
+
+class _Many:
+    """The requests of one ``generate_many``, which may outlive a stream."""
+
+    def __init__(self, in_flight_max: int) -> None:
+        self._room = asyncio.Semaphore(in_flight_max)
+        # Of requests that are not over. Those in ``_begun`` have a part of their answer.
+        self._open: dict[str, GenerateRequest] = {}
+        self._begun: set[str] = set()
+        self._unsent: asyncio.Queue[GenerateRequest | Exception | None] = asyncio.Queue()
+        self._end: Exception | None = None
+        self._all_read = False
+
+    @property
+    def cut(self) -> bool:
+        """Whether the loss of the stream loses a part of an answer."""
+        return bool(self._begun)
+
+    async def read(self, requests: Iterable[GenerateRequest] | AsyncIterable[GenerateRequest]) -> None:
+        """Take in the requests as there is room; their own task, so that the end of a stream does not end them."""
+        try:
+            async for one in _each(requests):
+                await self._room.acquire()
+                if not one.request_id:
+                    one = _named(one)  # noqa: PLW2901 - a request of which the stream's loss shall not lose the name
+                self._open[one.request_id] = one
+                self._unsent.put_nowait(one)
+        except Exception as error:  # noqa: BLE001 - whatever the caller's iterator raises ends its stream
+            self._end = error
+        self._all_read = True
+        self._unsent.put_nowait(self._end)
+
+    async def outgoing(self) -> AsyncIterator[inference_pb2.GenerateManyRequest]:
+        """For a new stream: what is not answered, and what comes."""
+        unsent = self._unsent = asyncio.Queue()
+        for one in self._open.values():
+            unsent.put_nowait(one)
+        if self._all_read:
+            unsent.put_nowait(self._end)
+        while (message := await unsent.get()) is not None:
+            if isinstance(message, Exception):
+                raise message
+            yield inference_pb2.GenerateManyRequest(generate=message)
+
+    def take(self, batch: inference_pb2.GenerateManyResponse) -> Iterator[Result]:
+        """What a message says."""
+        for response in batch.outputs:
+            self._begun.add(response.request_id)
+            # Nothing here cancels one request alone, which would end without usage.
+            if finished := response.HasField("usage"):
+                self._over(response.request_id)
+            yield Result(request_id=response.request_id, response=response, finished=finished)
+        for failed in batch.errors:
+            self._over(failed.request_id)
+            yield Result(request_id=failed.request_id, error=_request_error(failed), finished=True)
+
+    def _over(self, request_id: str) -> None:
+        self._room.release()
+        self._begun.discard(request_id)
+        self._open.pop(request_id, None)
 
 
 def request(
@@ -220,13 +303,16 @@ async def _each(requests: Iterable[GenerateRequest] | AsyncIterable[GenerateRequ
         yield one
 
 
+def _named(asked: GenerateRequest) -> GenerateRequest:
+    named = GenerateRequest(request_id=f"gen-{uuid.uuid4().hex}")
+    named.MergeFrom(asked)
+    return named
+
+
 def _failed(error: grpc.aio.AioRpcError) -> BatonError:
     reason = error.code().name
     retry_after_s: float | None = None
-    try:
-        status = rpc_status.from_call(error)  # type: ignore[arg-type] # the stubs do not know grpc.aio
-    except ValueError:
-        status = None  # not one of ours; a proxy on the way
+    status = details(error)
     for detail in status.details if status is not None else ():
         info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
         if detail.Unpack(info):

@@ -25,6 +25,7 @@ from runtime.rpc.grpc_errors import abort, code_of
 SERVICE = "baton.inference.v1.InferenceService"
 NO_DEADLINE_S = 365 * 24 * 3600.0
 _MESSAGE_CHARACTERS_MAX = 4096
+_RETIRED = "This front proxy is shutting down. Requests of this stream without an answer were not run."
 _NAMES = ("request_id", "tenant", "session_id", "cache_salt")
 log = structlog.get_logger(__name__)
 
@@ -59,6 +60,14 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self.in_flight = in_flight
         self.limits = limits
         self.classes_allowed = classes_allowed
+        self._sessions: set[_ManySession] = set()
+        self._retiring = False
+
+    def retire(self) -> None:
+        """End GenerateMany streams once what they run has ended. Their clients ask for the rest on another stream."""
+        self._retiring = True
+        for session in self._sessions:
+            session.retire()
 
     async def Generate(  # noqa: N802 - gRPC's name
         self, request: inference_pb2.GenerateRequest, context: Context
@@ -96,14 +105,20 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         except FailureError as error:
             await abort(context, error.failure)
         session = _ManySession(self, caller)
-        reader = asyncio.create_task(session.read(request_iterator), name="generate-many-reader")
+        reader = session.reader = asyncio.create_task(session.read(request_iterator), name="generate-many-reader")
+        self._sessions.add(session)
+        if self._retiring:
+            session.retire()
         with GRPC_STREAMS.labels("GenerateMany").track_inprogress():
             try:
                 async for batch in session.batches():
                     yield batch
+                if session.retired:
+                    await abort(context, Failure(kind=FailureKind.UNAVAILABLE, message=_RETIRED))
                 # A client with an iterator that failed ends the stream with its error.
                 await reader
             finally:
+                self._sessions.discard(session)
                 reader.cancel()
                 await asyncio.gather(reader, return_exceptions=True)
                 await session.close()
@@ -131,6 +146,18 @@ class _ManySession:
         )
         self._reading = True
         self._changed = asyncio.Event()
+        self.reader: asyncio.Task[None] | None = None
+        self.retired = False
+        """Ended before its client had said everything."""
+
+    def retire(self) -> None:
+        """Read no more. What runs goes on."""
+        if self._reading and self.reader is not None:
+            self.retired = True
+            self.reader.cancel()
+            # A task that is cancelled before its first step runs none of its code.
+            self._reading = False
+            self._changed.set()
 
     async def read(self, requests: AsyncIterator[inference_pb2.GenerateManyRequest]) -> None:
         """Start and stop requests until the client has said everything."""

@@ -14,7 +14,7 @@ import msgspec
 from launcher.backend import Member, MemberState
 from launcher.config import BatonConfig
 from launcher.local import supervision
-from launcher.local.ports import HeldPorts
+from launcher.local.ports import HeldPorts, StartError
 from launcher.local.process_group import CommandOf, LocalProcesses, StateLost, tell
 from launcher.local.process_plan import drain_s, plan, pools, replica
 from launcher.local.state_file import ClusterState, ProcessRecord
@@ -212,7 +212,7 @@ class LocalBackend:
     async def _start(self, process_id: str) -> None:
         try:
             await self.processes.start(process_id, unless=lambda: self._stopping)
-        except OSError as error:
+        except (OSError, StartError) as error:
             tell(f"error: {process_id} cannot be started: {error}")
             self._events.put_nowait(Ended(process_id, ExitCode.NOT_STARTED))
 

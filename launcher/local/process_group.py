@@ -18,7 +18,7 @@ from launcher.config import BatonConfig
 from launcher.local import procfs, status
 from launcher.local.child import Child, tail
 from launcher.local.environment import CHILD_VARIABLE, child_environment
-from launcher.local.ports import HTTP_FD_VARIABLE, HeldPorts
+from launcher.local.ports import HeldPorts
 from launcher.local.process_plan import STOP_ORDER, ProcessSpec
 from launcher.local.state_file import LOGS, ClusterRecord, ClusterState, ProcessRecord
 from launcher.local.supervision import BecameReady, Ended
@@ -102,7 +102,7 @@ class LocalProcesses:
     async def start(self, process_id: str, *, unless: Callable[[], bool]) -> None:
         """Start a process when nothing of its predecessor is left, unless ``unless()`` is true then.
 
-        Raises OSError when the system refuses.
+        Raises OSError or StartError when the system refuses.
         """
         former = self._children.get(process_id)
         if former is not None:
@@ -110,6 +110,7 @@ class LocalProcesses:
         if unless():
             return
         spec = self.specs[process_id]
+        self._ports.admit(process_id)
         settings = [*spec.settings, *self._ports.settings(process_id)]
         if spec.role != "scheduler":
             addresses = ",".join(one.grpc_address for one in self.state.record.processes if one.role == "scheduler")
@@ -122,9 +123,8 @@ class LocalProcesses:
         environ[CHILD_VARIABLE] = "1"
         if (epoch := self._epochs.get(process_id)) is not None:
             environ[EPOCH_MIN_VARIABLE] = str(epoch + 1)
+        environ |= self._ports.variables(process_id)
         http_fd = self._ports.http_fd(process_id)
-        if http_fd is not None:
-            environ[HTTP_FD_VARIABLE] = str(http_fd)
         child = await Child.start(
             spec.id,
             self._command(spec, settings),
@@ -149,7 +149,8 @@ class LocalProcesses:
         self._local_addresses[event.id] = addresses.get("local_address") or grpc_address
         child = self._children[event.id]
         child.note_shared_memory()
-        said = await status.ask(grpc_address, timeout_s=self._timing.status_timeout_s)
+        status_address = addresses.get("status_address", "")
+        said = await status.ask(status_address or grpc_address, timeout_s=self._timing.status_timeout_s)
         if said is not None and self.specs[event.id].role in WORKER_ROLES:
             self._epochs[event.id] = max(said.epoch, self._epochs.get(event.id, 0))
         self.state.change(
@@ -157,6 +158,7 @@ class LocalProcesses:
             state="ready",
             address=address,
             grpc_address=grpc_address,
+            status_address=status_address,
             metrics_address=addresses.get("metrics_address", ""),
             epoch=said.epoch if said is not None else 0,
         )

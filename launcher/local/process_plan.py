@@ -17,7 +17,7 @@ from scheduler.config import SchedulerConfig
 
 STOP_ORDER: tuple[tuple[Role, ...], ...] = (("front_proxy",), WORKER_ROLES, ("scheduler",))
 LEADER_FILE = "leader"
-# Several processes cannot listen on one port: each further process takes the next one.
+# What is asked of one process cannot be shared with another: each further process takes the next port.
 _COUNTED = {
     "scheduler": ("port", "advertise_port", "metrics_port"),
     "worker": ("port", "advertise_port", "metrics_port"),
@@ -77,8 +77,7 @@ def replica(config: BatonConfig, pool: Pool, index: int, workers: int) -> Proces
         case "prefill" | "decode":
             settings = (f"worker.worker_id={name}", *_counted(config, "worker", workers))
         case "front_proxy":
-            others = ("front_proxy.port=0", "front_proxy.grpc_port=0") if index else ()
-            settings = (f"front_proxy.front_proxy_id={name}", *others, *_counted(config, "front_proxy", index))
+            settings = (f"front_proxy.front_proxy_id={name}", *_counted(config, "front_proxy", index))
         case _:
             assert_never(pool.role)
     return ProcessSpec(

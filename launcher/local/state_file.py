@@ -35,9 +35,10 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True):
     pid: int = 0
     # Kernel's start time of the pid, so that another process that got the same number is not taken for ours.
     start_ticks: int = 0
-    # host:port that users talk to, and the one that answers StatusService.
+    # host:port that users talk to. The second one answers StatusService too, unless the third one is set.
     address: str = ""
     grpc_address: str = ""
+    status_address: str = ""
     metrics_address: str = ""
     epoch: int = 0
     state: RecordedState = "waiting"

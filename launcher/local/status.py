@@ -17,9 +17,10 @@ from runtime.rpc.grpc_server import channel
 _MESSAGE_BYTES_MAX = 1 << 20
 # Where the title is not the name in capitals.
 _COLUMNS = {
-    "id": "", "role": "", "state": "", "pid": "", "address": "", "requests_running": "RUNNING",
-    "requests_waiting": "WAITING", "kv_blocks_used": "KV USED", "kv_blocks_total": "KV TOTAL", "leases_held": "LEASES",
-    "kv_bytes_in": "BYTES IN", "kv_bytes_out": "BYTES OUT", "restarts": "", "why": "",
+    "id": "", "role": "", "state": "", "pid": "", "address": "", "metrics_address": "METRICS",
+    "requests_running": "RUNNING", "requests_waiting": "WAITING", "kv_blocks_used": "KV USED",
+    "kv_blocks_total": "KV TOTAL", "leases_held": "LEASES", "kv_bytes_in": "BYTES IN", "kv_bytes_out": "BYTES OUT",
+    "restarts": "", "why": "",
 }  # fmt: skip
 # What the state file says.
 _RECORDED = ("id", "role", "pid", "address", "metrics_address", "epoch", "state", "restarts")
@@ -127,5 +128,6 @@ def as_table(lines: Sequence[StatusLine]) -> str:
 
 async def _one(process: ProcessRecord, supervised: bool, timeout_s: float) -> StatusLine:
     alive = process.pid > 0 and procfs.is_alive(process.pid, process.start_ticks)
-    answer = await ask(process.grpc_address, timeout_s=timeout_s) if alive and process.grpc_address else None
+    address = process.status_address or process.grpc_address
+    answer = await ask(address, timeout_s=timeout_s) if alive and address else None
     return judge(process, alive=alive, supervised=supervised, answer=answer)

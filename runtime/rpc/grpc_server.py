@@ -73,14 +73,24 @@ class RunningServer:
 
 
 async def start_server(
-    host: str, port: int, add: AddServices, *, message_bytes_max: int, clients: ClientBounds | None = None
+    host: str,
+    port: int,
+    add: AddServices,
+    *,
+    message_bytes_max: int,
+    clients: ClientBounds | None = None,
+    shared: bool = False,
 ) -> RunningServer:
     """Listen on ``host:port`` (0 picks a port) with the services ``add`` registers.
 
     ``add`` returns the full names of its services. They report NOT_SERVING until ``set_serving(True)``.
+    ``shared``: other processes of this user may listen on the port too, and the kernel spreads connections over them.
     Raises OSError when the address cannot be bound.
     """
-    server = grpc.aio.server(options=[*_server_options(message_bytes_max), *_client_options(clients)])
+    # Unless it is meant, two processes on one port would share its connections silently; the second must fail instead.
+    reuse = ("grpc.so_reuseport", int(shared))
+    options = [*_server_options(message_bytes_max), *_client_options(clients), reuse]
+    server = grpc.aio.server(options=options)
     services = tuple(add(server))
     servicer = health.aio.HealthServicer()  # type: ignore[attr-defined] # the stubs do not know it
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
@@ -135,8 +145,6 @@ def _server_options(message_bytes_max: int) -> list[tuple[str, int]]:
     return [
         *_shared_options(message_bytes_max, *_KEEPALIVE_MS),
         ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MIN_MS),
-        # Two processes on one port would share its connections silently; the second must fail instead.
-        ("grpc.so_reuseport", 0),
     ]
 
 

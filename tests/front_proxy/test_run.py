@@ -16,9 +16,13 @@ from engine.config import EngineConfig
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits, ServingConfig
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.dispatch.metrics import DispatchMetrics
+from front_proxy.grpc_api.generate import VllmInference
+from front_proxy.grpc_api.server import GrpcServer
+from front_proxy.grpc_api.service import InferenceService
 from front_proxy.run import _leave, _load
+from protos.cluster.v1.cluster_pb2 import ProcessStatus
 from runtime.process.exit_codes import ExitCode
-from runtime.rpc.grpc_server import start_server
+from runtime.rpc.status_service import StatusService
 from tests.front_proxy.conftest import Served, listening
 from tests.support.polling import until
 
@@ -29,7 +33,10 @@ WAIT_S = 20.0
 async def test_a_drain_lets_streams_finish_and_tells_those_that_it_ends(served: Served, how: str) -> None:
     front = FrontProxyConfig(drain_timeout_s=0.05 if how == "time is up" else WAIT_S * 10)
     limits = FrontProxyLimits(close_timeout_s=WAIT_S, drain_settle_s=0.0)
-    grpc_server = await start_server("127.0.0.1", 0, lambda _: [], message_bytes_max=1 << 20)
+    inference = InferenceService(VllmInference(served.client, served.args), served.client.in_flight)
+    status = StatusService("front", "front_proxy", 1, ProcessStatus)
+    grpc_server = GrpcServer(front, inference, status, limits=limits)
+    await grpc_server.listen()
     served.source.hold = 3
     hurry = asyncio.Event()
     body: dict[str, Any] = {"model": "tiny", "prompt": "x", "max_tokens": 9, "stream": True}

@@ -23,14 +23,16 @@ def adjusted(*sets: str) -> BatonConfig:
     return one_machine(loaded.value, loaded.sources, Path("/state"))
 
 
-def test_a_fixed_worker_port_counts_up_and_only_the_first_front_proxy_keeps_its_own() -> None:
+def test_fixed_ports_of_workers_and_of_metrics_count_up_and_front_proxies_share_theirs() -> None:
     counts = ("launcher.prefill=2", "launcher.front_proxies=2")
     ports = ("worker.port=9000", "worker.advertise_port=7000", "front_proxy.metrics_port=9200")
     specs = planned(*counts, *ports)
     assert {"worker.port=9001", "worker.advertise_port=7001"} <= set(specs["prefill-1"].settings)
     assert "worker.port=9002" in specs["decode-0"].settings
-    assert "front_proxy.port=0" not in specs["front-proxy-0"].settings
-    assert {"front_proxy.port=0", "front_proxy.metrics_port=9201"} <= set(specs["front-proxy-1"].settings)
+    for index, metrics_port in enumerate((9200, 9201)):
+        name = f"front-proxy-{index}"
+        own = {f"front_proxy.front_proxy_id={name}", f"front_proxy.metrics_port={metrics_port}"}
+        assert set(specs[name].settings) == own
 
 
 @pytest.mark.parametrize(
