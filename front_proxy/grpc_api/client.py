@@ -7,16 +7,17 @@ share the port, another one takes it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import grpc
 import msgspec
 from google.rpc import error_details_pb2
 
-from front_proxy.grpc_api.repeats import LOST, Repeats, details, unanswered
+from front_proxy.grpc_api.repeats import Repeats, details, stream_lost, unanswered
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
 
 GenerateRequest = inference_pb2.GenerateRequest
@@ -180,22 +181,27 @@ class BatonClient:
         repeats = Repeats(self._channel)
         try:
             while True:
-                call = self._stub.GenerateMany(many.outgoing(), metadata=self._metadata)
+                call = self._stub.GenerateMany(metadata=self._metadata)
+                sending = asyncio.create_task(many.send(call), name="generate-many-sending")
                 try:
                     async for batch in call:
                         repeats.begin_anew()
                         for result in many.take(batch):
                             yield result
                 except grpc.aio.AioRpcError as error:
-                    if many.cut or error.code() not in LOST or not await repeats.another():
+                    if many.cut or not (stream_lost(error) and await repeats.another()):
                         raise _failed(error) from error
+                except asyncio.CancelledError:
+                    if many.error is not None:
+                        raise many.error from None
+                    raise
                 else:
                     return
                 finally:
+                    sending.cancel()
                     call.cancel()
         finally:
             reading.cancel()
-            await asyncio.wait({reading})
 
 
 class _Many:
@@ -206,9 +212,10 @@ class _Many:
         # Of requests that are not over. Those in ``_begun`` have a part of their answer.
         self._open: dict[str, GenerateRequest] = {}
         self._begun: set[str] = set()
-        self._unsent: asyncio.Queue[GenerateRequest | Exception | None] = asyncio.Queue()
-        self._end: Exception | None = None
+        self._unsent: asyncio.Queue[GenerateRequest | None] = asyncio.Queue()
         self._all_read = False
+        self.error: Exception | None = None
+        """What the caller's iterator raised."""
 
     @property
     def cut(self) -> bool:
@@ -224,22 +231,26 @@ class _Many:
                     one = _named(one)  # noqa: PLW2901 - a request of which the stream's loss shall not lose the name
                 self._open[one.request_id] = one
                 self._unsent.put_nowait(one)
-        except Exception as error:  # noqa: BLE001 - whatever the caller's iterator raises ends its stream
-            self._end = error
+        except Exception as error:  # noqa: BLE001 - it is raised where the caller waits
+            self.error = error
         self._all_read = True
-        self._unsent.put_nowait(self._end)
+        self._unsent.put_nowait(None)
 
-    async def outgoing(self) -> AsyncIterator[inference_pb2.GenerateManyRequest]:
-        """For a new stream: what is not answered, and what comes."""
+    async def send(self, call: grpc.aio.StreamStreamCall[Any, Any]) -> None:
+        """Send what is not answered on a new stream, and what comes."""
         unsent = self._unsent = asyncio.Queue()
         for one in self._open.values():
             unsent.put_nowait(one)
         if self._all_read:
-            unsent.put_nowait(self._end)
-        while (message := await unsent.get()) is not None:
-            if isinstance(message, Exception):
-                raise message
-            yield inference_pb2.GenerateManyRequest(generate=message)
+            unsent.put_nowait(None)
+        # Who reads from a stream that has ended is told why.
+        with contextlib.suppress(grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
+            while (one := await unsent.get()) is not None:  # type: ignore[assignment]
+                await call.write(inference_pb2.GenerateManyRequest(generate=one))
+            if self.error is None:
+                await call.done_writing()
+            else:
+                call.cancel()
 
     def take(self, batch: inference_pb2.GenerateManyResponse) -> Iterator[Result]:
         """What a message says."""

@@ -13,7 +13,7 @@ REPEATS_MAX = 3
 REPEAT_WAIT_MAX_S = 5.0
 """Longest wait for another connection, each time."""
 # How gRPC reports that a connection broke, that no process listens, or that the one that does takes no more calls.
-LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 class Repeats:
@@ -50,7 +50,14 @@ class Repeats:
 
 def unanswered(error: grpc.aio.AioRpcError) -> bool:
     """Whether no front proxy refused the call: they say why, in details."""
-    return error.code() in LOST and details(error) is None
+    return error.code() in _LOST and details(error) is None
+
+
+def stream_lost(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a stream of many requests ended before its client had said and heard everything."""
+    # gRPC itself says INTERNAL to a client that was writing just then.
+    internal = error.code() is grpc.StatusCode.INTERNAL and details(error) is None
+    return internal or error.code() in _LOST
 
 
 def details(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
