@@ -22,7 +22,10 @@ from launcher.local.process_plan import ProcessSpec, drain_s, one_machine, plan,
 from launcher.local.state_file import CONFIG_FILE, StateError, owned, write_atomically
 from launcher.local.timing import Timing
 from launcher.rolling_restart import RollingRestart
-from runtime.configuration import dump
+from runtime.configuration import DEFAULT, BadConfiguration, dump
+
+# vLLM's: keep what /v1/responses answered, in the memory of one process.
+_STORE_VARIABLE = "VLLM_ENABLE_RESPONSES_API_STORE"
 
 
 def up(config: BatonConfig, sources: Mapping[str, str]) -> int:
@@ -33,6 +36,7 @@ def up(config: BatonConfig, sources: Mapping[str, str]) -> int:
     state_dir = Path(config.launcher.state_dir).expanduser().absolute()
     with owned(state_dir):
         prepared = one_machine(config, sources, state_dir)
+        _check_store(prepared, sources, os.environ)
         ports = HeldPorts.take(prepared, plan(prepared))
         with contextlib.closing(ports):
             # Until the event loop runs, SIGTERM works as Ctrl-C does: a call to the model hub may be slow.
@@ -47,6 +51,13 @@ def up(config: BatonConfig, sources: Mapping[str, str]) -> int:
             except OSError as error:
                 raise StateError(f"cannot write {state_dir / CONFIG_FILE}: {error.strerror}") from error
             return asyncio.run(Cluster(prepared, state_dir, ports=ports).run())
+
+
+def _check_store(config: BatonConfig, sources: Mapping[str, str], environ: Mapping[str, str]) -> None:
+    """Raise BadConfiguration where several front proxies would keep responses that later requests ask for."""
+    if config.launcher.front_proxies > 1 and environ.get(_STORE_VARIABLE, "0") not in ("", "0"):
+        why = f"each would keep other responses, and a later request may reach another one; unset {_STORE_VARIABLE}"
+        raise BadConfiguration("launcher.front_proxies", why, sources.get("launcher.front_proxies", DEFAULT))
 
 
 def command_of(state_dir: Path, spec: ProcessSpec, settings: Sequence[str]) -> list[str]:

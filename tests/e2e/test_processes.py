@@ -11,12 +11,13 @@ import itertools
 import os
 import re
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
 import pytest
 
+from front_proxy.grpc_api.client import BatonClient, BatonError, SamplingOptions, request
 from launcher.local import procfs
 from tests.e2e.cluster import Endpoint, baton_up, left_behind, shared_memory, stop, wait_for
 from tests.e2e.conftest import FAKE, SERVED, Alive
@@ -26,15 +27,17 @@ pytestmark = pytest.mark.timeout(900)
 DEADLINE_S = 20
 # A front proxy imports for ten seconds of CPU, which it may have to share.
 RESTART_TIMEOUT_S = 120
+# Over HTTP; and as many over gRPC, one stream each or all on one.
 CLIENTS = 6
+# All on one of two front proxies: once in 30,000.
+STREAMS = 16
 Line = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def cluster(alive: Alive, tmp_path_factory: pytest.TempPathFactory) -> Endpoint:
     arguments = [
-        *FAKE, "--prefill", "2", "--decode", "2",
-        "--set", "launcher.front_proxies=2",
+        *FAKE, "--prefill", "2", "--decode", "2", "--front-proxies", "2",
         "--set", f"front_proxy.deadline_s={DEADLINE_S}",
     ]  # fmt: skip
     return alive.get("processes", "baton", lambda: baton_up(tmp_path_factory.mktemp("processes"), arguments))
@@ -55,6 +58,22 @@ async def _follow(client: httpx.AsyncClient, length: int, tokens: int) -> str:
     return "" if response.status_code == 200 and whole else f"{response.status_code}: {response.text[-500:]}"
 
 
+async def _ask_once(url: str) -> str:
+    """What is wrong with one answer on a connection of its own, or nothing."""
+    async with httpx.AsyncClient(base_url=url, timeout=RESTART_TIMEOUT_S, trust_env=False) as client:
+        return await _follow(client, 21, 3)
+
+
+async def _complete(client: BatonClient, length: int, tokens: int) -> str:
+    """What is wrong with one answer over gRPC, or nothing."""
+    sampling = SamplingOptions(max_tokens=tokens, ignore_eos=True)
+    try:
+        [completion] = await client.complete([10 + i % 90 for i in range(length)], sampling, timeout_s=DEADLINE_S)
+    except BatonError as error:
+        return f"{error.code}: {error}"
+    return "" if len(completion.token_ids) == tokens else f"{len(completion.token_ids)} tokens of {tokens}"
+
+
 class Load:
     """Clients that ask one request after the other, over every front proxy."""
 
@@ -72,26 +91,50 @@ class Load:
                 self.answered.clear()
                 await self.answered.wait()
 
-    async def run(self, url: str, ordinal: int) -> None:
-        async with httpx.AsyncClient(base_url=url, timeout=DEADLINE_S + 10, trust_env=False) as client:
-            for turn in itertools.count():
-                if self.over:
-                    return
-                length = 20 + (ordinal * 37 + turn * 11) % 180
-                if problem := await _follow(client, length, tokens=(5, 40, 120)[turn % 3]):
-                    self.problems.append(problem)
-                self.answers += 1
-                self.answered.set()
+    def _sizes(self, ordinal: int) -> Iterator[tuple[int, int]]:
+        """Tokens of prompts and of outputs, until it is over."""
+        for turn in itertools.count():
+            if self.over:
+                return
+            yield 20 + (ordinal * 37 + turn * 11) % 180, (5, 40, 120)[turn % 3]
+
+    def _note(self, problem: str) -> None:
+        if problem:
+            self.problems.append(problem)
+        self.answers += 1
+        self.answered.set()
+
+    async def over_http(self, url: str, ordinal: int) -> None:
+        # A new connection may meet a front proxy that is being restarted, and waits for it.
+        async with httpx.AsyncClient(base_url=url, timeout=RESTART_TIMEOUT_S, trust_env=False) as client:
+            for length, tokens in self._sizes(ordinal):
+                self._note(await _follow(client, length, tokens))
+
+    async def over_grpc(self, address: str, ordinal: int) -> None:
+        async with BatonClient(address) as client:
+            for length, tokens in self._sizes(ordinal):
+                self._note(await _complete(client, length, tokens))
+
+    async def on_one_stream(self, address: str, ordinal: int) -> None:
+        asked = (
+            request([20] * length, SamplingOptions(max_tokens=tokens, ignore_eos=True))
+            for length, tokens in self._sizes(ordinal)
+        )
+        async with BatonClient(address) as client:
+            async for result in client.generate_many(asked, in_flight_max=2):
+                if result.finished:
+                    self._note(str(result.error or ""))
 
 
 @contextlib.asynccontextmanager
 async def load_on(cluster: Endpoint) -> AsyncIterator[Load]:
     """Steady load, of which the last requests are waited for."""
-    fronts = [line["address"] for line in cluster.status() if line["role"] == "front_proxy"]
     load = Load()
     async with asyncio.TaskGroup() as group:
         for ordinal in range(CLIENTS):
-            group.create_task(load.run(f"http://{fronts[ordinal % len(fronts)]}", ordinal))
+            group.create_task(load.over_http(cluster.url, ordinal))
+            on_grpc = load.over_grpc if ordinal % 2 else load.on_one_stream
+            group.create_task(on_grpc(cluster.grpc_address, ordinal))
         try:
             await load.until(CLIENTS)
             yield load
@@ -124,24 +167,44 @@ def _wait_whole(cluster: Endpoint, before: Line) -> None:
         assert after["address"] == before["address"], "it is reached where it was"
 
 
-def test_killing_the_front_proxy_frees_what_it_ran(cluster: Endpoint) -> None:
-    front = _line(cluster, "front-proxy-1")
-    url = f"http://{front['address']}"
-    body = {"model": SERVED, "prompt": [20] * 200, "max_tokens": 2000, "ignore_eos": True, "stream": True}
+async def _stream(url: str, begun: asyncio.Event) -> bool:
+    """Whether a long stream on a connection of its own came to its end."""
+    body = {"model": SERVED, "prompt": [20] * 50, "max_tokens": 2000, "ignore_eos": True, "stream": True}
+    last = ""
+    try:
+        async with (
+            httpx.AsyncClient(timeout=RESTART_TIMEOUT_S, trust_env=False) as client,
+            client.stream("POST", f"{url}/v1/completions", json=body) as response,
+        ):
+            async for line in response.aiter_lines():
+                last = line or last
+                begun.set()
+    except httpx.HTTPError:
+        return False
+    return last == "data: [DONE]"
 
-    def read_until_it_breaks() -> None:
-        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=DEADLINE_S) as response:
-            for seen, _ in enumerate(response.iter_lines()):
-                if seen == 3:
-                    os.kill(int(front["pid"]), signal.SIGKILL)
 
-    with pytest.raises(httpx.HTTPError):
-        read_until_it_breaks()
-    # No connection is refused meanwhile: it waits for the successor.
-    answer = httpx.post(f"{url}/v1/completions", json=body | {"max_tokens": 3, "stream": False}, timeout=60)
-    assert answer.status_code == 200
+async def test_killing_a_front_proxy_breaks_its_own_connections_and_frees_what_it_ran(cluster: Endpoint) -> None:
+    begun = [asyncio.Event() for _ in range(STREAMS)]
+    streams = [asyncio.create_task(_stream(cluster.url, each)) for each in begun]
+    async with asyncio.timeout(DEADLINE_S):
+        await asyncio.gather(*(each.wait() for each in begun))
+    running = {line["id"]: line for line in await asyncio.to_thread(cluster.status) if line["role"] == "front_proxy"}
+    counts = {name: line["requests_running"] for name, line in running.items()}
+    assert sum(counts.values()) == STREAMS
+    assert min(counts.values()) > 0
+    killed = running["front-proxy-1"]
+    os.kill(int(killed["pid"]), signal.SIGKILL)
+    # What is new is served at once by the other one, or waits for the successor. gRPC does not wait.
+    problems = [asyncio.create_task(_ask_once(cluster.url)) for _ in range(STREAMS)]
+    async with asyncio.timeout(RESTART_TIMEOUT_S), BatonClient(cluster.grpc_address) as client:
+        await asyncio.wait(problems, return_when=asyncio.FIRST_COMPLETED)
+        assert await _complete(client, 10, 5) == ""
+        assert (await asyncio.to_thread(_line, cluster, "front-proxy-1"))["state"] != "ready"
+        assert [await each for each in problems] == [""] * STREAMS
+        assert sum([await each for each in streams]) == STREAMS - counts["front-proxy-1"]
     cluster.wait_idle()
-    _wait_whole(cluster, front)
+    _wait_whole(cluster, killed)
 
 
 async def test_a_stop_signal_to_any_process_under_load_loses_nothing(cluster: Endpoint) -> None:
