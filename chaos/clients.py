@@ -1,4 +1,4 @@
-"""Sends one request of chaos traffic to one front proxy and takes its answer in. Judges nothing."""
+"""Sends one request of chaos traffic to a front proxy and takes its answer in. Judges nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 class Door(msgspec.Struct, frozen=True, kw_only=True):
-    """One front proxy as clients know it."""
+    """The front proxies as clients know them."""
 
     url: str
     # host:port; empty: it is not asked over gRPC.

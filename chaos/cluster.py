@@ -113,10 +113,10 @@ class ChaosCluster:
         """What one process says now."""
         return next(line for line in await self.status() if line.id == process_id)
 
-    def doors(self) -> list[Door]:
-        """Where clients reach it; those addresses outlive the processes."""
-        fronts = [one for one in state_file.read(self.state_dir).processes if one.role == "front_proxy"]
-        return [Door(url=f"http://{one.address}", grpc_address=one.grpc_address) for one in fronts]
+    def door(self) -> Door:
+        """Where clients reach it: one address for all front proxies, which outlives them."""
+        record = self.record()
+        return Door(url=record.url, grpc_address=record.grpc_address)
 
     async def whole_again(self, process_id: str, *, instead_of_pid: int | None, timeout_s: float) -> None:
         """Wait until a process serves, under another pid where one is named, and every other one too.

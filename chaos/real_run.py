@@ -71,8 +71,8 @@ class _Chaos:
     def __init__(self, options: ChaosOptions, tell: Callable[[str], None]) -> None:
         self._options = options
         self._tell = tell
-        # The front proxy that is being replaced; connections to another one may not break.
-        self._url_down = ""
+        # A front proxy is being replaced, and takes its connections with it.
+        self._connections_break = False
         # What a report holds however early the run ends.
         self._counts = Counts()
         self._records: list[FaultRecord] = []
@@ -117,7 +117,7 @@ class _Chaos:
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(connector=connector) as session:
             clients = Clients(session, model=model, timeout_s=REQUEST_TIMEOUT_S)
-            traffic = Traffic(clients, doors=cluster.doors(), asks=asks, may_repeat=lambda url: url == self._url_down)
+            traffic = Traffic(clients, door=cluster.door(), asks=asks, may_repeat=lambda: self._connections_break)
             self._counts = traffic.counts
             self._tell(f"learning {len(asks)} answers of the undisturbed cluster, twice")
             await traffic.learn(options.users)
@@ -170,7 +170,7 @@ class _Chaos:
         await self._more_ended(traffic, fault.after_requests)
         before = msgspec.structs.replace(traffic.counts)
         line = await cluster.line(fault.process_id)
-        self._url_down = f"http://{line.address}" if may_repeat(fault, line.id) else ""
+        self._connections_break = line.role == "front_proxy" and may_repeat(fault, line.id)
         self._tell(f"{fault.kind} {fault.process_id} (pid {line.pid})")
         began_s = loop.time()
         disturbed, recovered_after_s = 0, None
@@ -196,7 +196,7 @@ class _Chaos:
                 repeated=traffic.counts.repeated - before.repeated,
             )
             self._records.append(record)
-        self._url_down = ""
+        self._connections_break = False
         told = f", {disturbed} connections hit" if fault.kind in NETWORK_KINDS else ""
         self._tell(
             f"{fault.process_id} whole again after {recovered_after_s} s{told}: {record.requests} requests ended, "

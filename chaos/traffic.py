@@ -1,7 +1,8 @@
 """Steady traffic with known answers. Counts what clients see; breaks nothing itself.
 
-A connection that ends because its front proxy died is not the cluster's to mend: the client repeats the request
-elsewhere, as HTTP clients do, and that is counted by itself. All else that is not the known answer is a failure.
+A connection that ends because its front proxy died is not the cluster's to mend: the client repeats the request on
+another one, as HTTP clients do, and that is counted by itself. All else that is not the known answer is a failure.
+Front proxies share one port, so which of them a connection leads to is not known here.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from chaos.clients import Clients, Door, NoFrontProxy
 from chaos.requests import Ask, RequestKind
 
 _FAILURES_KEPT = 50
+# One connection breaks with its front proxy. The next one leads to another, or waits for the successor.
+_ATTEMPTS_MAX = 2
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,15 +53,13 @@ class WrongAnswer(Exception):
 class Traffic:
     """Clients, each sending its next request when its last one has ended.
 
-    ``may_repeat`` says of a URL whether its front proxy is down, so that a connection to it may break.
+    ``may_repeat`` says whether a front proxy is down, so that a connection may break.
     """
 
-    def __init__(
-        self, clients: Clients, *, doors: Sequence[Door], asks: Sequence[Ask], may_repeat: Callable[[str], bool]
-    ) -> None:
+    def __init__(self, clients: Clients, *, door: Door, asks: Sequence[Ask], may_repeat: Callable[[], bool]) -> None:
         self.counts = Counts()
         self._clients = clients
-        self._doors = list(doors)
+        self._door = door
         self._asks = list(asks)
         self._may_repeat = may_repeat
         self._expected: list[Answer] = []
@@ -78,7 +79,7 @@ class Traffic:
         async def one(ask: Ask) -> Answer:
             answer = Answer()
             async with gate:
-                await self._clients.ask(self._doors[0], ask, answer)
+                await self._clients.ask(self._door, ask, answer)
             return answer
 
         first = await asyncio.gather(*(one(ask) for ask in self._asks))
@@ -123,14 +124,12 @@ class Traffic:
             self._ended.set()
 
     async def _one(self, number: int, kind: RequestKind) -> None:
-        # Each door once, and the first one again: it may have come back.
-        for attempt in range(len(self._doors) + 1):
-            door = self._doors[(number + attempt) % len(self._doors)]
+        for _ in range(_ATTEMPTS_MAX):
             try:
-                await self._check(door, number % len(self._asks))
+                await self._check(number % len(self._asks))
             except NoFrontProxy as error:
-                if not self._may_repeat(door.url):
-                    self._fail(number, kind, f"connection to {door.url}: {error}")
+                if not self._may_repeat():
+                    self._fail(number, kind, f"connection to {self._door.url}: {error}")
                     return
                 self.counts.repeated += 1
             except WrongAnswer as error:
@@ -150,10 +149,10 @@ class Traffic:
             at_s = round(self._loop.time() - self._began_s, 3)
             self.counts.failures.append(Failure(request=number, kind=kind, at_s=at_s, what=what[:500]))
 
-    async def _check(self, door: Door, index: int) -> None:
+    async def _check(self, index: int) -> None:
         got = Answer()
         try:
-            await self._clients.ask(door, self._asks[index], got)
+            await self._clients.ask(self._door, self._asks[index], got)
         except (BadAnswer, NoFrontProxy):
             # What came before it broke must be how the answer begins.
             self._compare(got, index, whole=False)
