@@ -243,7 +243,7 @@ class _Many:
             unsent.put_nowait(one)
         if self._all_read:
             unsent.put_nowait(None)
-        # Who reads from a stream that has ended is told why.
+        # A stream that has ended says why to its reader.
         with contextlib.suppress(grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
             while (one := await unsent.get()) is not None:  # type: ignore[assignment]
                 await call.write(inference_pb2.GenerateManyRequest(generate=one))

@@ -89,7 +89,18 @@ def test_what_cannot_be_done_is_one_sentence_and_exit_code_1(
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        ("up", ["--model MODEL", "--prefill N", "--decode M", "--port P", "--grpc-port G", "--state-dir DIR"]),
+        (
+            "up",
+            [
+                "--model MODEL",
+                "--prefill N",
+                "--decode M",
+                "--front-proxies N",
+                "--port P",
+                "--grpc-port G",
+                "--state-dir DIR",
+            ],
+        ),
         ("drain", ["WORKER", "--timeout-s S"]),
         ("prefill", ["--id ID", "--scheduler HOST:PORT"]),
         ("chaos", ["--faults KINDS", "--freeze-s", "--roles ROLES", "virtual"]),

@@ -20,6 +20,7 @@ from launcher.local.supervision import BecameReady, Ended
 from launcher.local.timing import Timing
 from launcher.up import Cluster, up
 from protos.cluster.v1 import cluster_pb2
+from runtime.configuration import BadConfiguration
 from tests.launcher.local.test_state_file import refusing
 from tests.support.polling import until
 
@@ -354,6 +355,13 @@ def test_a_state_folder_belongs_to_one_launcher(tmp_path: Path) -> None:
         up(config, {})
     with state_file.owned(tmp_path):
         pass
+
+
+def test_several_front_proxies_do_not_keep_responses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = BatonConfig(launcher=LauncherConfig(state_dir=str(tmp_path), front_proxies=2))
+    monkeypatch.setenv("VLLM_ENABLE_RESPONSES_API_STORE", "1")
+    with pytest.raises(BadConfiguration, match=r"launcher\.front_proxies: .*unset VLLM_ENABLE_RESPONSES_API_STORE"):
+        up(config, {})
 
 
 async def test_a_state_file_that_cannot_be_written_ends_the_cluster_which_says_so(
