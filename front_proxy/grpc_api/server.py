@@ -76,7 +76,7 @@ class GrpcServer:
         """Once retired: where the port is shared, take no more calls, and wait until none runs."""
         if self._status_port and len(self._servers) > 1:
             self._inference.retire()
-            # A drain whose time is over ends this wait earlier, and tells what still runs. gRPC would cut it in silence.
+            # A drain whose time is over ends this wait earlier, and tells what runs. gRPC would cut it in silence.
             await self._servers[-1].stop(self._front.drain_timeout_s + self._limits.close_timeout_s)
 
     async def stop(self) -> None:
