@@ -105,7 +105,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         except FailureError as error:
             await abort(context, error.failure)
         session = _ManySession(self, caller)
-        reader = session.reader = asyncio.create_task(session.read(request_iterator), name="generate-many-reader")
+        reader = asyncio.create_task(session.read(request_iterator), name="generate-many-reader")
         self._sessions.add(session)
         if self._retiring:
             session.retire()
@@ -114,7 +114,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 async for batch in session.batches():
                     yield batch
                 if session.retired:
-                    await abort(context, Failure(kind=FailureKind.UNAVAILABLE, message=_RETIRED))
+                    # gRPC closes the connection with its last stream. Were its client to write just then, it would
+                    # lose what it has not read yet.
+                    await asyncio.wait({reader}, timeout=self.limits.drain_settle_s)
+                    if session.dropped or not reader.done():
+                        await abort(context, Failure(kind=FailureKind.UNAVAILABLE, message=_RETIRED))
                 # A client with an iterator that failed ends the stream with its error.
                 await reader
             finally:
@@ -146,18 +150,14 @@ class _ManySession:
         )
         self._reading = True
         self._changed = asyncio.Event()
-        self.reader: asyncio.Task[None] | None = None
         self.retired = False
-        """Ended before its client had said everything."""
+        self.dropped = False
+        """A request came after that."""
 
     def retire(self) -> None:
-        """Read no more. What runs goes on."""
-        if self._reading and self.reader is not None:
-            self.retired = True
-            self.reader.cancel()
-            # A task that is cancelled before its first step runs none of its code.
-            self._reading = False
-            self._changed.set()
+        """Start no more. What runs goes on."""
+        self.retired = True
+        self._changed.set()
 
     async def read(self, requests: AsyncIterator[inference_pb2.GenerateManyRequest]) -> None:
         """Start and stop requests until the client has said everything."""
@@ -167,7 +167,10 @@ class _ManySession:
                     case "generate":
                         # A client that does not read is not read from either: refusals take memory too.
                         await self._outputs.until_room()
-                        self._start(message.generate)
+                        if self.retired:
+                            self.dropped = True
+                        else:
+                            self._start(message.generate)
                     case "cancel_request_id":
                         if (task := self._running.get(message.cancel_request_id)) is not None:
                             task.cancel()
@@ -178,12 +181,12 @@ class _ManySession:
             self._changed.set()
 
     async def batches(self) -> AsyncIterator[inference_pb2.GenerateManyResponse]:
-        """Messages until the client is done and every request has ended."""
+        """Messages until the client is done, or this front proxy is, and every request has ended."""
         while True:
             self._changed.clear()
             if self._outputs:
                 yield self._outputs.take()
-            elif not self._reading and not self._running:
+            elif (self.retired or not self._reading) and not self._running:
                 return
             else:
                 await self._changed.wait()

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from front_proxy.config import FrontProxyConfig
+from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.gateway.request_context import RequestContext
 from front_proxy.grpc_api.client import BatonClient, BatonError, GenerateRequest, GenerateResponse, request
 from front_proxy.grpc_api.repeats import REPEATS_MAX
@@ -33,6 +33,7 @@ WAIT_S = 20.0
 CLIENTS = 12
 STEPS = 3
 STEP_S = 0.01
+SETTLE_S = 0.2
 
 
 class Steps:
@@ -84,7 +85,7 @@ class Fronts:
         self.statuses[name] = StatusService(name, "front_proxy", 1, ProcessStatus)
         server = self.servers[name] = GrpcServer(
             front,
-            InferenceService(self.inferences[name], room(1000)),
+            InferenceService(self.inferences[name], room(1000), FrontProxyLimits(drain_settle_s=SETTLE_S)),
             self.statuses[name],
             int(self._held.variables(name)[STATUS_PORT_VARIABLE]),
         )
