@@ -31,6 +31,7 @@ REPLIES = [
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"stream_options": {"include_usage": True}},
+    {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
     {"n": 3, "temperature": 1.0, "seed": 1, "stream_options": {"include_usage": True}},
     {"stop": [" three", "汉"]},
     {"stop": ["wo", "dic"], "include_stop_str_in_output": True, "stream_options": {"include_usage": True}},
@@ -47,7 +48,6 @@ SLOW: list[tuple[str, dict[str, Any], str]] = [
     (COMPLETION, {"echo": True}, "echo"),
     (COMPLETION, {"prompt": ["a"]}, "prompts"),
     (CHAT, {"return_token_ids": True}, "tokens"),
-    (CHAT, {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}, "usage"),
     (CHAT, {"stream_interval": 4}, "stream_interval"),
 ]
 
@@ -184,7 +184,7 @@ async def test_each_answer_is_counted_once_whichever_way_it_took(served: Served,
         {"api_key": ["secret"]},
         {"middleware": ["starlette.middleware.gzip.GZipMiddleware"]},
         {"enable_log_outputs": True},
-        {"enable_force_include_usage": True},
+        {"enable_server_load_tracking": True},
     ],
 )
 def test_what_looks_at_every_request_or_answer_is_not_passed_by(served: Served, options: dict[str, Any]) -> None:
