@@ -1,8 +1,9 @@
 """The events of a streamed answer, byte for byte as vLLM's generators write them. Generates nothing.
 
 vLLM makes and prints a pydantic object for each token. Here vLLM's generator first gets an output of each choice whose
-text is a mark. What it prints is the template of that choice's chunks: the text takes the mark's place, and the tokens so
-far those of the mark's usage, where each chunk has one. The generator still writes the role, the end and failures.
+text is a mark. What it prints is the template of that choice's chunks: the text takes the mark's place. If it prints
+the usage so far in each chunk, the counts are replaced too. The generator still writes the role, the end, the last
+usage and failures.
 """
 
 from __future__ import annotations

@@ -101,6 +101,21 @@ async def test_the_bytes_are_those_of_vllms_app(
     assert taken("fast") - before == compared
 
 
+@pytest.mark.parametrize("path", [CHAT, COMPLETION])
+async def test_a_usage_that_is_forced_into_every_chunk(
+    served: Served, http: httpx.AsyncClient, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = served.app.state
+    for serving in (state.openai_serving_chat, state.openai_serving_completion):
+        monkeypatch.setattr(serving, "enable_force_include_usage", True)
+    args = Namespace(**{**vars(served.args), "enable_force_include_usage": True})
+    monkeypatch.setattr(served.app, "fast_path", FastPath.over(served.app.fastapi, served.client, args))
+    before = taken("fast")
+    fast, plain = await both(served, http, path, {"stream": True})
+    assert without_times(fast) == without_times(plain)
+    assert fast.text.count('"usage":{') == fast.text.count('"object":') and taken("fast") == before + 1
+
+
 @pytest.mark.parametrize(("path", "body", "way"), SLOW)
 async def test_what_is_more_than_text_goes_through_vllms_app(
     served: Served, http: httpx.AsyncClient, path: str, body: dict[str, Any], way: str
