@@ -24,7 +24,6 @@ CHAT = "/v1/chat/completions"
 COMPLETION = "/v1/completions"
 ANSWER_TIMEOUT_S = 20.0
 
-
 Step = tuple[int, list[GenerationDelta] | Failure | Callable[[], Awaitable[None]]]
 """The choice, and what comes of it at once, or what happens before more comes."""
 
@@ -35,6 +34,8 @@ class Answer(msgspec.Struct):
     status: int = 0
     headers: dict[bytes, bytes] = {}
     events: str = ""
+    stopped: int = 0
+    """How many of its sequences a stop string ended."""
 
 
 class Playback:
@@ -50,6 +51,8 @@ class Playback:
         self._moved = asyncio.Event()
         self.requests: list[GenerationRequest] = []
         self.open = 0
+        self.satisfied_ids: set[str] = set()
+        """Of sequences that a stop string ended."""
         self.over = asyncio.Event()
         """Every step was taken, but for those of sequences that ended."""
         self._look()
@@ -59,7 +62,7 @@ class Playback:
         return _Deltas(self._groups(len(self.requests) - 1))
 
     def satisfied(self, request_id: str) -> None:
-        pass
+        self.satisfied_ids.add(request_id)
 
     async def _groups(self, choice: int) -> AsyncGenerator[list[GenerationDelta], None]:
         self.open += 1
@@ -148,6 +151,7 @@ async def both(
         finally:
             served.app.fast_path, served.source.through = fast, None
         assert playback.open == 0, "a sequence was not given up"
+        answers[-1].stopped = len(playback.satisfied_ids)
     assert taken.get() == before + 1
     return answers[0], answers[1]
 
@@ -192,10 +196,11 @@ async def ask(
     return answer
 
 
-def same(fast: Answer, plain: Answer) -> None:
+def same(fast: Answer, plain: Answer, asked: object) -> None:
     """Assert that two answers are the same, byte for byte."""
-    assert (fast.status, fast.headers.get(b"content-type")) == (plain.status, plain.headers.get(b"content-type"))
-    assert fast.events == plain.events
+    assert fast.events == plain.events, asked
+    assert (fast.status, fast.stopped) == (plain.status, plain.stopped), asked
+    assert fast.headers.get(b"content-type") == plain.headers.get(b"content-type"), asked
 
 
 def _plain(written: bytes | bytearray) -> str:

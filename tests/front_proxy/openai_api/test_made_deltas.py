@@ -109,7 +109,7 @@ class Model:
     async def compared(self, body: dict[str, Any], steps: list[Step], *, leaves: bool = False) -> Answer:
         path = CHAT if "messages" in body else COMPLETION
         fast, plain = await both(self.served, path, {"model": self.name, **body}, steps, leaves=leaves)
-        same(fast, plain)
+        same(fast, plain, body)
         return fast
 
 
