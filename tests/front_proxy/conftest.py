@@ -1,4 +1,4 @@
-"""One app for the whole session: vLLM's own, over a double of the dispatcher. No engine is started."""
+"""One app of each model for the whole session: vLLM's own, over a double of the dispatcher. No engine is started."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import httpx
 import msgspec
 import pytest
 
+from launcher.demo import model as demo_model
 from tests.front_proxy import tiny_model
 from tests.support.in_process_worker import start_worker
 
@@ -38,6 +39,15 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def _parts(tiny_model_folder: Path) -> Iterator[tuple[Any, Any]]:
+    yield from _parts_of(tiny_model_folder, "tiny", tool_call_parser="hermes")
+
+
+@pytest.fixture(scope="session")
+def _demo_parts() -> Iterator[tuple[Any, Any]]:
+    yield from _parts_of(demo_model.SHIPPED, "demo")
+
+
+def _parts_of(folder: Path, name: str, *, tool_call_parser: str | None = None) -> Iterator[tuple[Any, Any]]:
     from vllm.renderers import renderer_from_config
 
     from engine.config import EngineConfig
@@ -47,8 +57,12 @@ def _parts(tiny_model_folder: Path) -> Iterator[tuple[Any, Any]]:
     from front_proxy.gateway.in_flight import InFlight
     from tests.support.fake_source import FakeSource
 
-    engine = EngineConfig(model=str(tiny_model_folder), served_model_name="tiny", dtype="float32")
-    serving = ServingConfig(tool_call_parser="hermes", enable_auto_tool_choice=True, allowed_origins=[ORIGIN])
+    engine = EngineConfig(model=str(folder), served_model_name=name, dtype="float32")
+    serving = ServingConfig(
+        tool_call_parser=tool_call_parser,
+        enable_auto_tool_choice=tool_call_parser is not None,
+        allowed_origins=[ORIGIN],
+    )
     args = serve_args(engine, serving)
     config = render_config(args)
     tokenizer = renderer_from_config(config).tokenizer
@@ -64,22 +78,35 @@ _built: dict[str, Any] = {}
 
 @pytest.fixture
 async def served(_parts: tuple[Any, Any]) -> AsyncIterator[Served]:
+    async with _serving(*_parts) as it:
+        yield it
+
+
+@pytest.fixture
+async def demo(_demo_parts: tuple[Any, Any]) -> AsyncIterator[Served]:
+    """The demo model's, which has tokens of several letters and no tool parser."""
+    async with _serving(*_demo_parts) as it:
+        yield it
+
+
+@asynccontextmanager
+async def _serving(client: Any, args: Any) -> AsyncIterator[Served]:
     from front_proxy.config import FrontProxyConfig, FrontProxyLimits
     from front_proxy.gateway.in_flight import InFlight
     from front_proxy.openai_api.guard import HttpGuard
     from front_proxy.openai_api.server import build_openai_app
 
-    client, args = _parts
     source = client._dispatcher
     source.reset()
     client.in_flight = InFlight(IN_FLIGHT_MAX, usable=lambda: source.view.usable, retry_after_s=2.0)
-    if "app" not in _built:
-        _built["app"] = await build_openai_app(client, args)
-        _built["app"].state.server = None
+    if args.model not in _built:
+        _built[args.model] = await build_openai_app(client, args)
+        _built[args.model].state.server = None
+    app = _built[args.model]
     front = FrontProxyConfig(request_bytes_max=20_000)
     limits = FrontProxyLimits(request_body_timeout_s=5.0, retry_after_s=2.0)
-    guard = HttpGuard(_built["app"], front, client.in_flight, limits)
-    yield Served(source=source, client=client, args=args, app=_built["app"], guard=guard)
+    guard = HttpGuard(app, front, client.in_flight, limits)
+    yield Served(source=source, client=client, args=args, app=app, guard=guard)
     assert client.in_flight.count == 0, "a test left requests behind"
     assert not client.output_processor.has_unfinished_requests(), "a test left sequences behind"
 

@@ -18,7 +18,6 @@ def detour(request: ChatCompletionRequest | CompletionRequest, parser: Parser) -
     """
     if not request.stream:
         return ""
-    options = request.stream_options
     several = isinstance(request, CompletionRequest) and not _is_one_prompt(request)
     chat = request if isinstance(request, ChatCompletionRequest) else None
     reasons = {
@@ -28,7 +27,6 @@ def detour(request: ChatCompletionRequest | CompletionRequest, parser: Parser) -
         "echo": request.echo,
         "tokens": request.return_token_ids or request.return_token_offsets,
         "stream_interval": request.stream_interval is not None,
-        "usage": options is not None and options.continuous_usage_stats,
         "prompts": several,
         "tools": chat is not None and (chat.tools or _is_read(chat, parser)),
         "prompt": chat is not None and chat.return_prompt_text,

@@ -46,7 +46,6 @@ _COSTLY_OPTIONS = (
     "enable_server_load_tracking",
     "enable_log_outputs",
     "enable_per_request_metrics",
-    "enable_force_include_usage",
 )
 _HARMLESS_LAYERS = frozenset({ScalingMiddleware})
 

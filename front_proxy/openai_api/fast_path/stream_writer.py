@@ -1,14 +1,16 @@
 """The events of a streamed answer, byte for byte as vLLM's generators write them. Generates nothing.
 
 vLLM makes and prints a pydantic object for each token. Here vLLM's generator first gets an output of each choice whose
-text is a mark. What it prints is the template of that choice's chunks: the text takes the mark's place. The generator
-still writes the role, the end, the usage and failures.
+text is a mark. What it prints is the template of that choice's chunks: the text takes the mark's place. If it prints
+the usage so far in each chunk, the counts are replaced too. The generator still writes the role, the end, the last
+usage and failures.
 """
 
 from __future__ import annotations
 
 import collections
 import json.encoder
+import re
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -21,6 +23,8 @@ from front_proxy.engine_client.texts import PromptFacts, TextDelta
 DONE = "data: [DONE]\n\n"
 """The last event of a stream."""
 _MARK = f"text-{uuid.uuid4().hex}"
+# What grows in the usage of each chunk. No text has these quotes, which JSON would escape.
+_COUNT = re.compile(r'"(completion|total)_tokens":\d+')
 # JSON as pydantic prints it: nothing is escaped that need not be.
 _quoted = json.encoder.encode_basestring
 
@@ -63,6 +67,7 @@ class StreamWriter:
         self._silent = silent
         self._prompt: PromptFacts | None = None
         self._templates: list[tuple[str, str]] = []
+        self._with_usage = False
         self._tokens = [0] * choices
 
     @property
@@ -80,6 +85,10 @@ class StreamWriter:
             if not text and (self._silent or not there):
                 return before
             head, tail = self._templates[index]
+            if self._with_usage:
+                assert self._prompt is not None
+                tokens = self._tokens[index]
+                tail %= {"completion": tokens, "total": len(self._prompt.token_ids) + tokens}
             return before + head + _quoted(text) + tail
         self._unfinished -= 1
         assert self._prompt is not None
@@ -99,6 +108,9 @@ class StreamWriter:
         self._outputs.put(_output(self._prompt, [_choice(index) for index in choices]))
         roles = [await anext(self.written) for _ in choices if self._with_roles]
         self._templates = [_template(await anext(self.written)) for _ in choices]
+        self._with_usage = bool(_COUNT.search(self._templates[0][1]))
+        if self._with_usage:
+            self._templates = [(head, _with_counts(tail)) for head, tail in self._templates]
         return "".join(roles)
 
 
@@ -142,6 +154,11 @@ def _template(event: str) -> tuple[str, str]:
     if not mark:
         raise ValueError("vLLM's generator did not write the text as it was")
     return before, behind
+
+
+def _with_counts(tail: str) -> str:
+    """The format of a chunk's end that has its choice's usage so far."""
+    return _COUNT.sub(r'"\1_tokens":%(\1)d', tail.replace("%", "%%"))
 
 
 def _choice(index: int, end: TextDelta | None = None, tokens: int = 0) -> CompletionOutput:

@@ -31,6 +31,7 @@ REPLIES = [
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"stream_options": {"include_usage": True}},
+    {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
     {"n": 3, "temperature": 1.0, "seed": 1, "stream_options": {"include_usage": True}},
     {"stop": [" three", "汉"]},
     {"stop": ["wo", "dic"], "include_stop_str_in_output": True, "stream_options": {"include_usage": True}},
@@ -47,7 +48,6 @@ SLOW: list[tuple[str, dict[str, Any], str]] = [
     (COMPLETION, {"echo": True}, "echo"),
     (COMPLETION, {"prompt": ["a"]}, "prompts"),
     (CHAT, {"return_token_ids": True}, "tokens"),
-    (CHAT, {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}, "usage"),
     (CHAT, {"stream_interval": 4}, "stream_interval"),
 ]
 
@@ -99,6 +99,21 @@ async def test_the_bytes_are_those_of_vllms_app(
                 assert without_times(fast) == without_times(plain), (reply, options, step, burst)
                 compared += 1
     assert taken("fast") - before == compared
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETION])
+async def test_a_usage_that_is_forced_into_every_chunk(
+    served: Served, http: httpx.AsyncClient, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = served.app.state
+    for serving in (state.openai_serving_chat, state.openai_serving_completion):
+        monkeypatch.setattr(serving, "enable_force_include_usage", True)
+    args = Namespace(**{**vars(served.args), "enable_force_include_usage": True})
+    monkeypatch.setattr(served.app, "fast_path", FastPath.over(served.app.fastapi, served.client, args))
+    before = taken("fast")
+    fast, plain = await both(served, http, path, {"stream": True})
+    assert without_times(fast) == without_times(plain)
+    assert fast.text.count('"usage":{') == fast.text.count('"object":') and taken("fast") == before + 1
 
 
 @pytest.mark.parametrize(("path", "body", "way"), SLOW)
@@ -184,7 +199,7 @@ async def test_each_answer_is_counted_once_whichever_way_it_took(served: Served,
         {"api_key": ["secret"]},
         {"middleware": ["starlette.middleware.gzip.GZipMiddleware"]},
         {"enable_log_outputs": True},
-        {"enable_force_include_usage": True},
+        {"enable_server_load_tracking": True},
     ],
 )
 def test_what_looks_at_every_request_or_answer_is_not_passed_by(served: Served, options: dict[str, Any]) -> None:
