@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 STAMP := $(VENV)/installed-$(PROFILE)
 
-.PHONY: help setup serve test test-unit test-sim test-engine test-e2e prove check sim bench fmt lint types imports proto proto-check config clean
+.PHONY: help setup serve test test-unit test-sim test-engine test-e2e prove check sim bench flamegraph fmt lint types imports proto proto-check config clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,9 +82,12 @@ proto-check: setup ## Fail when the generated code is not what the protos give
 sim: setup ## Simulate requests under faults, on all cores (SEED=17 repeats one; SEEDS=20000 runs that many from 0)
 	$(BIN)/python -m simulation $(if $(filter command line,$(origin SEED)),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
 
-bench: setup ## Measure Baton beside plain vLLM and vllm-router (ARGS="overhead --rounds 5"; docs/benchmarks.md)
+bench: setup ## Measure Baton beside plain vLLM, vllm-router, Dynamo (ARGS="overhead --rounds 5", ARGS=front-door; docs/benchmarks.md)
 	@$(BIN)/python -m pip install --quiet --no-deps -r requirements/bench.txt || echo "vllm-router could not be installed: left out"
 	$(BIN)/python -m bench $(ARGS)
+
+flamegraph: setup ## Leave flame graphs of the front proxy and the scheduler under load in build/flames (ARGS="--seconds 60")
+	@$(BIN)/python -m bench flamegraph $(ARGS)
 
 config: setup ## Print the settings that differ from the defaults, and where each came from (ARGS=--all: every one)
 	@$(BIN)/baton config $(ARGS)

@@ -1,4 +1,4 @@
-"""The bench commands: overhead (the default), load, compatibility, plain-server. Measures nothing itself."""
+"""The bench commands: front-door, flamegraph, overhead (the default), load, compatibility, plain-server."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import msgspec
 from cyclopts import Group, Parameter, validators
 
 from bench import bench_model, compatibility, measures, overhead, plain_server, report
+from bench.front_door.flames import flamegraph
+from bench.front_door.run import front_door
 from bench.load import Api, GrpcBackend, LoadRun, LoadSpec, OpenAiBackend, client_session, run_load
 from bench.peers import EngineShape, PeerOptions, SystemName
 from bench.prompts import make_prompts, token_counter
@@ -27,6 +29,8 @@ from runtime.process.exit_codes import ExitCode
 
 app = command_line.new_app("python -m bench", "Measure Baton and its peers from the outside.")
 app.command(compatibility.check, name="compatibility")
+app.command(front_door)
+app.command(flamegraph)
 _TARGET = Group("Target", validator=validators.LimitedChoice(1, 1))
 _THREADS = max(1, (os.cpu_count() or 2) // 2)
 _SIZES, _PEERS, _SPEC = overhead.OverheadSpec(), PeerOptions(), LoadSpec()

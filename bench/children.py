@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class Child:
         self.name = name
         self.log_path = log_path
         self._process = process
-        self._ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._ready: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
         self._pump = asyncio.create_task(self._copy_output())
 
     @property
@@ -41,7 +41,7 @@ class Child:
             async for line in self._process.stdout:
                 log.write(line)
                 if line.startswith(READY_PREFIX.encode()) and not self._ready.done():
-                    self._ready.set_result(line.decode().split()[1])
+                    self._ready.set_result(line.decode().split())
 
     def _failure(self, what: str) -> ChildFailedError:
         lines = self.log_path.read_text(errors="replace").splitlines()[-_TAIL_LINES:] if self.log_path.exists() else []
@@ -49,6 +49,10 @@ class Child:
 
     async def wait_ready_line(self, timeout_s: float) -> str:
         """The address of its line `ready http://...`."""
+        return (await self.wait_ready_words(timeout_s))[1]
+
+    async def wait_ready_words(self, timeout_s: float) -> list[str]:
+        """All words of that line."""
         waits: set[asyncio.Future[Any]] = {self._ready, self._pump}
         done, _ = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if self._ready in done:
@@ -57,15 +61,27 @@ class Child:
 
     async def wait_healthy(self, base_url: str, timeout_s: float) -> str:
         """Its address, once /health answers; for programs that print no line."""
+        await self.wait_until(lambda: is_healthy(base_url), timeout_s)
+        return base_url
+
+    async def wait_until(self, is_ready: Callable[[], bool], timeout_s: float) -> None:
+        """Return once ``is_ready``, which is asked in a thread, says so."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
         while loop.time() < deadline_s:
-            if await asyncio.to_thread(is_healthy, base_url):
-                return base_url
+            if await asyncio.to_thread(is_ready):
+                return
             done, _ = await asyncio.wait({self._pump}, timeout=_POLL_INTERVAL_S)
             if done:
                 raise self._failure("ended before it was ready")
-        raise self._failure(f"was not healthy in {timeout_s:g} s")
+        raise self._failure(f"was not ready in {timeout_s:g} s")
+
+    async def wait_end(self, timeout_s: float) -> tuple[int, str]:
+        """Its exit code and its log, of a program that ends by itself."""
+        async with asyncio.timeout(timeout_s):
+            await self._pump
+            code = await self._process.wait()
+        return code, self.log_path.read_text(errors="replace")
 
     async def stop(self, timeout_s: float) -> None:
         """SIGTERM to the child, then SIGKILL to its whole group."""

@@ -86,7 +86,8 @@ class _Chunk(msgspec.Struct):
     error: Any = None
 
 
-_chunk_decoder = msgspec.json.Decoder(_Chunk)
+chunk_decoder = msgspec.json.Decoder(_Chunk)
+"""Reads one event of OpenAI's streams, completions or chat."""
 
 
 def _carries_output(chunk: _Chunk) -> bool:
@@ -150,7 +151,7 @@ class OpenAiBackend:
                         data = line[5:].strip()
                         done = done or data == b"[DONE]"
                         if not done:
-                            _take(_chunk_decoder.decode(data), now_s(), record)
+                            _take(chunk_decoder.decode(data), now_s(), record)
                 if not done and not record.error:
                     record.error = "the stream ended without [DONE]"
         except TimeoutError:

@@ -57,6 +57,7 @@ class Visit(msgspec.Struct, frozen=True, kw_only=True):
     cpu_other_s_per_1000_tokens: float
     cpu_engine_s_per_1000_tokens: float
     cpu_other_by_process: Mapping[str, float]
+    tokens_per_chunk: float
     latency: Mapping[str, Any]
     throughput: Mapping[str, Any]
     warmup_failed: int
@@ -106,6 +107,7 @@ async def visit(system: System, *, model: str, spec: OverheadSpec, count: Count,
         use = cpu.used(before, cpu.read(system.root_pids))
     records = [*latency.records, *throughput.records]
     tokens = sum(record.output_tokens for record in throughput.records if record.succeeded)
+    chunks = sum(len(record.chunk_times_s) for record in throughput.records if record.succeeded)
     first_tokens_ms = [record.ttft_s * 1000.0 for record in latency.records if record.succeeded]
     gaps_ms = [record.tpot_s * 1000.0 for record in latency.records if record.succeeded]
     return Visit(
@@ -116,6 +118,7 @@ async def visit(system: System, *, model: str, spec: OverheadSpec, count: Count,
         cpu_other_s_per_1000_tokens=use.other_s * 1000.0 / tokens if tokens else 0.0,
         cpu_engine_s_per_1000_tokens=use.engine_s * 1000.0 / tokens if tokens else 0.0,
         cpu_other_by_process=use.other_by_process,
+        tokens_per_chunk=tokens / chunks if chunks else 0.0,
         latency=summarise(latency.records, duration_s=latency.duration_s),
         throughput=summarise(throughput.records, duration_s=throughput.duration_s),
         warmup_failed=sum(not record.succeeded for record in [*warmup.records, *warmup_company.records]),

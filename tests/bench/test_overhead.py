@@ -20,6 +20,7 @@ def visit(system: SystemName, index: int, ttft_ms: float, other_s: float = 1.0, 
         cpu_other_s_per_1000_tokens=other_s,
         cpu_engine_s_per_1000_tokens=9.0,
         cpu_other_by_process={},
+        tokens_per_chunk=2.5,
         latency={},
         throughput={"output_throughput": 100.0},
         warmup_failed=0,
@@ -56,12 +57,13 @@ def test_systems_are_compared_within_the_rounds_in_which_both_have_a_value() -> 
 
 def test_the_report_says_which_targets_were_kept_and_shows_failures() -> None:
     baton = visit("baton", 0, 12.0, other_s=1.5, errors=("HTTP 503: no workers",))
-    all_three = told(visit("plain", 0, 10.0), visit("router", 0, 17.0, other_s=2.0), baton, model="some/where/demo")
-    assert "baton / plain at most 1.15: MISSED" in all_three
-    assert "baton / router at most 1: kept" in all_three
+    all_three = told(visit("plain", 0, 10.0), visit("router", 0, 17.0, other_s=3.0), baton, model="some/where/demo")
+    assert "baton / plain at most 1.05: MISSED" in all_three
+    assert "baton / router at most 0.5: kept" in all_three
     assert "HTTP 503: no workers" in all_three
+    assert " 2.50 " in all_three
     assert "some/where" not in all_three
-    assert "baton / router at most 1: not measured" in told(visit("plain", 0, 10.0), visit("baton", 0, 11.0))
+    assert "baton / router at most 0.5: not measured" in told(visit("plain", 0, 10.0), visit("baton", 0, 11.0))
 
 
 def test_an_earlier_commit_is_started_by_its_own_entry_and_held_to_its_own_bound(tmp_path: Path) -> None:
