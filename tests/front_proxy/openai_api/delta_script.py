@@ -35,7 +35,7 @@ class Answer(msgspec.Struct):
     headers: dict[bytes, bytes] = {}
     events: str = ""
     stopped: int = 0
-    """How many of its sequences a stop string ended."""
+    """How many of its sequences a stop string ended before the engine did."""
 
 
 class Playback:
@@ -52,19 +52,21 @@ class Playback:
         self.requests: list[GenerationRequest] = []
         self.open = 0
         self.satisfied_ids: set[str] = set()
-        """Of sequences that a stop string ended."""
+        """Of sequences that a stop string ended before the engine did."""
+        self._finished: set[str] = set()
         self.over = asyncio.Event()
         """Every step was taken, but for those of sequences that ended."""
         self._look()
 
     def generate(self, request: GenerationRequest) -> _Deltas:
         self.requests.append(request)
-        return _Deltas(self._groups(len(self.requests) - 1))
+        return _Deltas(self._groups(len(self.requests) - 1, request.request_id))
 
     def satisfied(self, request_id: str) -> None:
-        self.satisfied_ids.add(request_id)
+        if request_id not in self._finished:
+            self.satisfied_ids.add(request_id)
 
-    async def _groups(self, choice: int) -> AsyncGenerator[list[GenerationDelta], None]:
+    async def _groups(self, choice: int, request_id: str) -> AsyncGenerator[list[GenerationDelta], None]:
         self.open += 1
         try:
             for number, (owner, step) in enumerate(self._steps):
@@ -74,6 +76,8 @@ class Playback:
                 if isinstance(step, Failure):
                     raise FailureError(step)
                 if isinstance(step, list):
+                    if step[-1].finish is not None:
+                        self._finished.add(request_id)
                     yield step
                 else:
                     await step()

@@ -177,18 +177,17 @@ async def test_a_client_that_leaves_got_the_same_until_then(
 
 
 class Clock:
-    """The loop's time, which can be moved on: what waits for it goes on at once."""
+    """The loop's time, which stands still until it is moved on. What waits for it then goes on."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._real_s = loop.time
-        self._skipped_s = 0.0
+        self._now_s = loop.time()
 
     def time(self) -> float:
-        return self._real_s() + self._skipped_s
+        return self._now_s
 
     async def skip(self, seconds: float) -> None:
         """Let so much time pass."""
-        self._skipped_s += seconds
+        self._now_s += seconds
         await quiet()
 
 
