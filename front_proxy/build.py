@@ -7,12 +7,14 @@ from argparse import Namespace
 
 import msgspec
 import vllm
+from vllm.envs import enable_envs_cache
 from vllm.exceptions import VLLMClientError
 
 from engine.config import EngineConfig
 from front_proxy.config import LIMITS, FrontProxyConfig
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.engine_client.client import RemoteEngineClient
+from front_proxy.engine_client.rendering import render_short_here
 from front_proxy.engine_client.vllm_config import BadServingOption, render_config, serve_args
 from front_proxy.gateway.in_flight import InFlight
 from front_proxy.grpc_api.generate import VllmInference
@@ -41,6 +43,8 @@ async def build(engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispa
     except (ValueError, VLLMClientError) as error:
         # vLLM reads files such as the chat template only now.
         raise BadServingOption(f"front_proxy.serving: {error}") from error
+    # As vLLM does in its own processes once they have started.
+    enable_envs_cache()
     return VllmServing(client, VllmInference(client, args), OpenAiServer(app, front, client.in_flight))
 
 
@@ -60,4 +64,5 @@ def _client(
         block_size_tokens=engine.block_size_tokens,
         classes_allowed=front.classes_allowed,
     )
+    render_short_here(client.renderer, chats=not args.trust_request_chat_template)
     return client, args

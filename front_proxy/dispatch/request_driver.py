@@ -95,7 +95,6 @@ class RequestDriver:
         self._timer = self._loop.call_at(self._deadline_s, self.feed, Stopped(failure=endings.DEADLINE_PASSED))
         # When the present work was submitted or last produced something.
         self._since_s = self._started_s
-        self._tokens_seen = 0
         self._inbox: collections.deque[FlowEvent] = collections.deque()
         self._busy = False
         self._broken = False
@@ -104,6 +103,10 @@ class RequestDriver:
         """The last delta was read, or the reader has left."""
         self._ending: Failure | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self.tap: Callable[[list[int]], bool] | None = None
+        """Gets tokens of the output's middle in the turn in which they come, while the reader waits: to wake its task
+        would cost more than all else that is done with a token. False: the reader shall have them."""
+        self._tokens_counted = 0
         self._plan_ids: dict[int, int] = {}
         self._slots: dict[tuple[int, Stage], tuple[Placement, int]] = {}
         self._watch = TtftBreakdown(self._started_s)
@@ -181,8 +184,10 @@ class RequestDriver:
             self._slots.pop((attempt, stage), None)
             self.feed(WorkerFailed(attempt=attempt, stage=stage, failure=word))
             return
-        if self._watch.over and not self._busy and (delta := self.flow.next_tokens(attempt, stage, word)):
-            self._pass_on(delta)
+        if self._watch.over and not self._busy and self.flow.passes(attempt, stage, word):
+            waiter = self._waiter
+            if self.tap is None or waiter is None or waiter.done() or not self._tapped(self.tap, word.token_ids):
+                self._pass_on(GenerationDelta(token_ids=word.token_ids, logprobs=word.logprobs))
             return
         if word.finish is not None:
             self._slots.pop((attempt, stage), None)
@@ -190,6 +195,16 @@ class RequestDriver:
             self._since_s = self._now_s()
             self._watch.on_output(stage, word, self._since_s)
         self.feed(Output(attempt=attempt, stage=stage, output=word))
+
+    def _tapped(self, tap: Callable[[list[int]], bool], token_ids: list[int]) -> bool:
+        """Whether the tap took them."""
+        try:
+            return tap(token_ids)
+        except Exception as error:
+            # It must not end the stream from the worker, which all its requests share.
+            log.exception("output cannot be written", request_id=self._request.request_id)
+            self._break(error)
+            return True
 
     def _on_answer(self, attempt: int, asked_s: float, answer: RunningPlan | Failure) -> None:
         now_s = self._now_s()
@@ -205,9 +220,9 @@ class RequestDriver:
         awaited, running = self.flow.awaited, self.flow.running
         if awaited is None or running is None or self._broken:
             return
-        if self.flow.output_tokens != self._tokens_seen:
-            # Done here, so that no clock is read for each token.
-            self._tokens_seen, self._since_s = self.flow.output_tokens, now_s
+        # Both are done here, so that nothing is counted and no clock is read for each token.
+        if self._count_tokens():
+            self._since_s = now_s
         stage, worker = running
         heard_s = self._working.heard_s(worker)
         waited_s = stalled_s(
@@ -221,6 +236,13 @@ class RequestDriver:
         if waited_s is not None:
             self._metrics.stalls.labels(stage.value).inc()
             self.feed(Stalled(attempt=self.flow.attempt, stage=stage, waited_s=waited_s))
+
+    def _count_tokens(self) -> int:
+        """Count the tokens that came since the last time. Returns their number."""
+        new = self.flow.output_tokens - self._tokens_counted
+        self._tokens_counted += new
+        self._metrics.output_tokens.inc(new)
+        return new
 
     def forgive(self, now_s: float) -> None:
         """This process stood still itself, so no worker is to blame for the silence."""
@@ -338,7 +360,6 @@ class RequestDriver:
             self._loop.call_soon(self._metrics.observe_first_token, phases)
 
     def _pass_on(self, delta: GenerationDelta) -> None:
-        self._metrics.output_tokens.inc(len(delta.token_ids))
         if len(self._deltas) >= self._limits.output_deltas_max:
             text = f"The client reads too slowly: {len(self._deltas)} pieces of output wait for it."
             self.feed(Stopped(failure=Failure(kind=FailureKind.EXHAUSTED, message=text)))
@@ -348,6 +369,7 @@ class RequestDriver:
 
     def _finish(self, outcome: Outcome, failure: Failure | None) -> None:
         self._timer.cancel()
+        self._count_tokens()
         self._metrics.ended_as(outcome).inc()
         if failure is not None:
             self._ending = failure

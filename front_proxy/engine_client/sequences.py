@@ -49,6 +49,19 @@ class Sequences:
         child = _Child(request)
         detokeniser = Detokeniser(self._output_processor.tokenizer, request)
         deltas = self._dispatcher.generate(self._generation(child))
+        context = REQUEST_CONTEXT.get()
+
+        def write(token_ids: list[int]) -> bool:
+            outlet = context.outlet
+            if outlet is None or not outlet.open or not child.started:
+                return False
+            text = detokeniser.middle(token_ids)
+            if text is None:
+                return False
+            outlet.write(text, token_ids)
+            return True
+
+        deltas.tap = write
         try:
             async for first in deltas:
                 delta = first

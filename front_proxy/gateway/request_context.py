@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
+from typing import Protocol
 
 from front_proxy.gateway.identity import Caller
 from front_proxy.gateway.in_flight import Place
@@ -12,6 +13,27 @@ from runtime.timing.clock import SystemClock
 
 # The event loop's own clock ticks in milliseconds under uvloop.
 CLOCK = SystemClock()
+
+
+class RenderTurn(Protocol):
+    """The right to be rendered now."""
+
+    def end(self) -> None:
+        """Let the next one be rendered. Idempotent."""
+        ...
+
+
+class Outlet(Protocol):
+    """Where output of the middle of a stream may be written without waiting."""
+
+    @property
+    def open(self) -> bool:
+        """Whether more may be written now: the stream has begun, and the client has read enough of it."""
+        ...
+
+    def write(self, text: str, token_ids: list[int]) -> None:
+        """Send what some tokens add to the output. Raises nothing when the client has left."""
+        ...
 
 
 class RequestContext:
@@ -36,6 +58,10 @@ class RequestContext:
         """Something was generated already."""
         self.one_token = False
         """A parser reads its output that may be given only one token at a time."""
+        self.render_turn: RenderTurn | None = None
+        """While it is rendered, where few may be at once."""
+        self.outlet: Outlet | None = None
+        """Of a stream that is text alone. None: its reader writes everything."""
 
 
 REQUEST_CONTEXT: ContextVar[RequestContext] = ContextVar("baton_request_context")

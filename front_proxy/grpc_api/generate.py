@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from argparse import Namespace
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any, assert_never
 
 from vllm.exceptions import VLLMError
@@ -17,6 +18,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 from front_proxy.engine_client.client import RemoteEngineClient
 from front_proxy.engine_client.errors import from_vllm
 from front_proxy.gateway.request_context import REQUEST_CONTEXT, RequestContext
+from front_proxy.grpc_api.output_queue import TokenOutlet, wants_text
 from protos.inference.v1 import inference_pb2
 from runtime.failures import Failure, FailureError, FailureKind
 
@@ -41,33 +43,61 @@ class VllmInference:
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """Responses of one request, the last one with usage. Closing it cancels the work."""
         if request.model and request.model not in self._names:
-            raise FailureError(
-                Failure(kind=FailureKind.NOT_FOUND, message=f"The model `{request.model}` does not exist.")
-            )
+            message = f"The model `{request.model}` does not exist."
+            raise FailureError(Failure(kind=FailureKind.NOT_FOUND, message=message))
         REQUEST_CONTEXT.set(context)
-        usage = inference_pb2.Usage()
-        prompt_told = False
         try:
             self._client.refresh_limits()
-            outputs = self._client.generate(
-                await self._prompt(request),
-                sampling_params(request, self._defaults),
-                request.request_id,
-                priority=request.priority,
-                session_id=request.session_id or None,
-            )
+            prompt, params = await self._prompt(request), sampling_params(request, self._defaults)
+            answer = self._texts if _is_text_alone(params) else self._outputs
+            responses = answer(request, prompt, params)
             try:
-                async for output in outputs:
-                    response = _response(request, output, usage)
-                    if not prompt_told and output.prompt_logprobs:
-                        # Each choice brings them; they are the prompt's, and the same.
-                        prompt_told = True
-                        response.prompt_logprobs.extend(_candidates(row) for row in output.prompt_logprobs)
+                async for response in responses:
                     yield response
             finally:
-                await outputs.aclose()
+                await responses.aclose()
         except (VLLMError, ValueError, TypeError, OverflowError, NotImplementedError) as error:
             raise FailureError(from_vllm(error)) from error
+
+    async def _texts(
+        self, request: inference_pb2.GenerateRequest, prompt: Any, params: SamplingParams
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+        """Responses with text and tokens alone. Those of the middle may go past this, through the request's outlet."""
+        outlet, facts, tokens = REQUEST_CONTEXT.get().outlet, None, 0
+        async with aclosing(self._client.texts(prompt, params, request.request_id, **_facts(request))) as texts:
+            async for delta in texts:
+                facts = facts or delta.prompt
+                tokens += len(delta.token_ids)
+                response = inference_pb2.GenerateResponse(request_id=request.request_id)
+                choice = response.choices.add()
+                choice.token_ids.extend(delta.token_ids)
+                if wants_text(request):
+                    choice.text = delta.text
+                if delta.finish_reason is not None:
+                    choice.finish_reason = delta.finish_reason
+                    _tell_stop(choice, delta.stop_reason)
+                    assert facts is not None, "the first delta has the prompt's facts"
+                    response.usage.prompt_tokens = len(facts.token_ids)
+                    response.usage.cached_tokens = facts.cached_tokens or 0
+                    response.usage.completion_tokens = tokens + (
+                        outlet.tokens if isinstance(outlet, TokenOutlet) else 0
+                    )
+                yield response
+
+    async def _outputs(
+        self, request: inference_pb2.GenerateRequest, prompt: Any, params: SamplingParams
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+        """The same with log probabilities, of several choices, or of everything at once."""
+        usage = inference_pb2.Usage()
+        prompt_told = False
+        async with aclosing(self._client.generate(prompt, params, request.request_id, **_facts(request))) as outputs:
+            async for output in outputs:
+                response = _response(request, output, usage)
+                if not prompt_told and output.prompt_logprobs:
+                    # Each choice brings them; they are the prompt's, and the same.
+                    prompt_told = True
+                    response.prompt_logprobs.extend(_candidates(row) for row in output.prompt_logprobs)
+                yield response
 
     async def _prompt(self, request: inference_pb2.GenerateRequest) -> Any:
         salt = request.cache_salt or None
@@ -127,7 +157,7 @@ def _structured(options: inference_pb2.SamplingOptions) -> StructuredOutputsPara
 def _response(
     request: inference_pb2.GenerateRequest, output: RequestOutput, usage: inference_pb2.Usage
 ) -> inference_pb2.GenerateResponse:
-    with_text = not request.HasField("return_text") or request.return_text
+    with_text = wants_text(request)
     usage.completion_tokens += sum(len(choice.token_ids) for choice in output.outputs)
     response = inference_pb2.GenerateResponse(
         request_id=request.request_id, choices=[_choice(choice, with_text=with_text) for choice in output.outputs]
@@ -146,15 +176,26 @@ def _choice(choice: CompletionOutput, *, with_text: bool) -> inference_pb2.Choic
         token_ids=choice.token_ids,
         finish_reason=choice.finish_reason or "",
     )
-    match choice.stop_reason:
-        case str(text):
-            message.stop_text = text
-        case int(token_id):
-            message.stop_token_id = token_id
-        case _:
-            pass
+    _tell_stop(message, choice.stop_reason)
     message.logprobs.extend(_candidates(row) for row in choice.logprobs or ())
     return message
+
+
+def _tell_stop(choice: inference_pb2.Choice, reason: int | str | None) -> None:
+    if isinstance(reason, str):
+        choice.stop_text = reason
+    elif reason is not None:
+        choice.stop_token_id = reason
+
+
+def _facts(request: inference_pb2.GenerateRequest) -> dict[str, Any]:
+    return {"priority": request.priority, "session_id": request.session_id or None}
+
+
+def _is_text_alone(params: SamplingParams) -> bool:
+    """Whether it is a stream of text and tokens."""
+    streamed = params.output_kind is RequestOutputKind.DELTA
+    return streamed and params.n == 1 and params.logprobs is None and params.prompt_logprobs is None
 
 
 def _candidates(row: Mapping[int, Logprob] | None) -> inference_pb2.TokenLogprobs:

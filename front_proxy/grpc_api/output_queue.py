@@ -1,9 +1,10 @@
-"""What waits for the reader of one GenerateMany stream, in order, and how much of it makes a message."""
+"""What waits for the reader of one GenerateMany stream, in order, as the messages in which it will be sent."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from protos.inference.v1 import inference_pb2
 from runtime.failures import Failure, FailureError, FailureKind
@@ -12,6 +13,17 @@ BATCH_BYTES_MAX = 1 << 20
 """Aim for one message: many clients accept no more than gRPC's own 4 MiB. A single response may be longer."""
 FRAME_BYTES = 16
 """More than the tag and the length that a message costs inside of another one."""
+_TOKEN_BYTES_MAX = 5
+_CHARACTER_BYTES_MAX = 4
+
+
+class _Batch:
+    __slots__ = ("bytes", "count", "message")
+
+    def __init__(self) -> None:
+        self.message = inference_pb2.GenerateManyResponse()
+        self.bytes = 0
+        self.count = 0
 
 
 class OutputQueue:
@@ -22,16 +34,22 @@ class OutputQueue:
         self._bytes_max = bytes_max
         self._message_bytes_max = message_bytes_max
         self._batch_bytes_max = min(BATCH_BYTES_MAX, message_bytes_max)
-        self._items: deque[tuple[inference_pb2.GenerateResponse | inference_pb2.RequestError, int]] = deque()
+        self._batches: deque[_Batch] = deque()
+        self._count = 0
         self._bytes = 0
         self._room = asyncio.Event()
 
     def __len__(self) -> int:
-        return len(self._items)
+        return self._count
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more should be added."""
+        return self._count >= self._count_max or self._bytes >= self._bytes_max
 
     async def until_room(self) -> None:
         """Wait until one more may be added; what is added before the next await finds that room."""
-        while len(self._items) >= self._count_max or self._bytes >= self._bytes_max:
+        while self.full:
             self._room.clear()
             await self._room.wait()
 
@@ -44,20 +62,69 @@ class OutputQueue:
                 "ask for less at once (fewer log probabilities, stream)."
             )
             raise FailureError(Failure(kind=FailureKind.TOO_LARGE, message=message))
-        self._items.append((item, size))
+        batch = self._batch_for(size)
+        if isinstance(item, inference_pb2.RequestError):
+            batch.errors.append(item)
+        else:
+            batch.outputs.append(item)
+
+    def add_tokens(self, request_id: str, text: str, token_ids: list[int]) -> None:
+        """Append a response of the middle of a request's only choice. It is written where it lies."""
+        characters = len(request_id) + len(text)
+        size = 2 * FRAME_BYTES + _CHARACTER_BYTES_MAX * characters + _TOKEN_BYTES_MAX * len(token_ids)
+        response = self._batch_for(size).outputs.add()
+        response.request_id = request_id
+        choice = response.choices.add()
+        choice.token_ids.extend(token_ids)
+        if text:
+            choice.text = text
+
+    def _batch_for(self, size: int) -> inference_pb2.GenerateManyResponse:
+        """The message that takes one more item of so many bytes."""
+        batch = self._batches[-1] if self._batches else None
+        if batch is None or batch.bytes + size > self._batch_bytes_max:
+            batch = _Batch()
+            self._batches.append(batch)
+        batch.bytes += size
+        batch.count += 1
         self._bytes += size
+        self._count += 1
+        return batch.message
 
     def take(self) -> inference_pb2.GenerateManyResponse:
         """The oldest, as many as fit into one message; at least one of those that wait."""
-        batch = inference_pb2.GenerateManyResponse()
-        taken = 0
-        while self._items and (not taken or taken + self._items[0][1] <= self._batch_bytes_max):
-            item, size = self._items.popleft()
-            taken += size
-            if isinstance(item, inference_pb2.RequestError):
-                batch.errors.append(item)
-            else:
-                batch.outputs.append(item)
-        self._bytes -= taken
+        batch = self._batches.popleft()
+        self._bytes -= batch.bytes
+        self._count -= batch.count
         self._room.set()
-        return batch
+        return batch.message
+
+
+class TokenOutlet:
+    """Where the middle of one request's only choice goes without waking a task."""
+
+    def __init__(
+        self, queue: OutputQueue, request: inference_pb2.GenerateRequest, changed: Callable[[], object]
+    ) -> None:
+        self.tokens = 0
+        """Written here."""
+        self._queue = queue
+        self._request_id = request.request_id
+        self._with_text = wants_text(request)
+        self._changed = changed
+
+    @property
+    def open(self) -> bool:
+        """Whether there is room."""
+        return not self._queue.full
+
+    def write(self, text: str, token_ids: list[int]) -> None:
+        """Queue what some tokens add to the output."""
+        self.tokens += len(token_ids)
+        self._queue.add_tokens(self._request_id, text if self._with_text else "", token_ids)
+        self._changed()
+
+
+def wants_text(request: inference_pb2.GenerateRequest) -> bool:
+    """Whether its answer has text."""
+    return request.return_text or not request.HasField("return_text")

@@ -16,7 +16,7 @@ from front_proxy.gateway.identity import ALL_CLASSES, Caller, caller_of_call, ca
 from front_proxy.gateway.in_flight import InFlight, Place
 from front_proxy.gateway.metrics import GRPC_STREAMS
 from front_proxy.gateway.request_context import RequestContext
-from front_proxy.grpc_api.output_queue import OutputQueue
+from front_proxy.grpc_api.output_queue import OutputQueue, TokenOutlet
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from runtime.failures import Failure, FailureError, FailureKind
 from runtime.priority_class import PriorityClass
@@ -211,7 +211,9 @@ class _ManySession:
             self._fail(name[: self._service.limits.name_characters_max], error.failure)
             return
         ended: set[int] = set()
-        task = asyncio.create_task(self._run(request, RequestContext(caller, place), ended), name=f"generate {name}")
+        context = RequestContext(caller, place)
+        context.outlet = TokenOutlet(self._outputs, request, self._changed.set)
+        task = asyncio.create_task(self._run(request, context, ended), name=f"generate {name}")
         self._running[name] = task
         task.add_done_callback(lambda task: self._on_done(request, place, ended, task))
 

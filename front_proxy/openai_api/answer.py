@@ -18,6 +18,10 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+CYCLE = "baton.cycle"
+"""In the scope of a request: uvicorn's object for it and its answer."""
+WHEN_LEFT = "baton.when_left"
+"""In the scope of a request: takes what to do when its client leaves before the answer's end; None: nothing."""
 HeadersOf = Callable[[Iterable[Header]], list[Header]]
 """Takes the headers of a request. Returns those that every answer to it carries."""
 

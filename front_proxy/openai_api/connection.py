@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -11,7 +12,15 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from front_proxy.config import FrontProxyLimits
 from front_proxy.gateway.metrics import CONNECTIONS_REFUSED, UNREAD_CONNECTIONS
-from front_proxy.openai_api.answer import Header, HeadersOf, error_content, error_headers, whole_seconds
+from front_proxy.openai_api.answer import (
+    CYCLE,
+    WHEN_LEFT,
+    Header,
+    HeadersOf,
+    error_content,
+    error_headers,
+    whole_seconds,
+)
 from front_proxy.openai_api.guard import CROWDED, NO_ROOM
 
 log = structlog.get_logger(__name__)
@@ -41,6 +50,7 @@ class HttpConnection(HttpToolsProtocol):
         """Runs while the client has no request here."""
         self._bodiless_bytes = 0
         """Received since the last piece of a body, of this request."""
+        self._when_left: Callable[[], object] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """The client has to ask something now."""
@@ -58,6 +68,8 @@ class HttpConnection(HttpToolsProtocol):
         if self._crowd is not None:
             self._crowd.pop(self, None)
         super().connection_lost(exc)
+        if self._when_left is not None:
+            self._when_left()
 
     def data_received(self, data: bytes) -> None:
         """Headers and trailers are kept in memory until they are whole; bodies have a bound of their own."""
@@ -78,6 +90,8 @@ class HttpConnection(HttpToolsProtocol):
         """The client has asked."""
         self._await_no_request()
         super().on_headers_complete()
+        self.scope[CYCLE] = self.cycle
+        self.scope[WHEN_LEFT] = self._set_when_left
         if self._crowd is not None and self.cycle is not None:
             self.cycle.keep_alive = False
 
@@ -122,6 +136,16 @@ class HttpConnection(HttpToolsProtocol):
         lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         self.transport.write(STATUS_LINE[status] + lines + b"\r\n" + content)
         self.transport.close()
+
+    def _set_when_left(self, act: Callable[[], object] | None) -> None:
+        """A connection that was lost before calls it at once."""
+        self._when_left = act
+        if act is None:
+            return
+        if self.transport.is_closing():
+            act()
+        # A long body may have paused it, and then nothing would tell that the client left.
+        self.flow.resume_reading()
 
     def _watch_no_more(self) -> None:
         if self._unread is not None:

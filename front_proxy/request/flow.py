@@ -136,8 +136,9 @@ class RequestFlow:
     def handle(self, event: FlowEvent) -> Sequence[FlowAction]:
         """What to do about ``event``, in order."""
         assert self.phase is not RequestPhase.NEW, "start() comes first"
-        if isinstance(event, Output) and (delta := self.next_tokens(event.attempt, event.stage, event.output)):
-            return [Emit(delta=delta)]
+        if isinstance(event, Output) and self.passes(event.attempt, event.stage, event.output):
+            output = event.output
+            return [Emit(delta=GenerationDelta(token_ids=output.token_ids, logprobs=output.logprobs))]
         # Token events are not logged, not even of a replay: they would fill the log.
         if not (isinstance(event, Output) and event.output.finish is None and self.phase is RequestPhase.DECODING):
             self.event_log.append(f"{self.phase.value}/{self.attempt}: {title(event)}")
@@ -174,20 +175,20 @@ class RequestFlow:
             return self.phase is not RequestPhase.PLANNING
         return WORK.get(self.phase) is not event.stage
 
-    def next_tokens(self, attempt: int, stage: Stage, output: WorkerOutput) -> GenerationDelta | None:
-        """What the client gets for an output in the middle of a stream; None: only ``handle`` can tell.
+    def passes(self, attempt: int, stage: Stage, output: WorkerOutput) -> bool:
+        """Whether the client gets this output as it is: it is of the middle of a stream. If so, it counts as delivered.
 
-        This fast path handles nearly every step, and needs no event object.
+        If not, only ``handle`` can tell. This fast path takes nearly every step, and needs no event object.
         """
         if self.phase is not RequestPhase.DECODING or attempt != self.attempt or stage is not Stage.DECODE:
-            return None
+            return False
         if output.finish is not None or output.handoff is not None or not (self._prompt.told and output.token_ids):
-            return None
-        if not self._output.caught_up or self._blamed:
-            return None
-        self._output.add(output.token_ids)
-        self._retry_policy.progressed()
-        return GenerationDelta(token_ids=output.token_ids, logprobs=output.logprobs)
+            return False
+        if self._blamed or not self._output.takes(output.token_ids):
+            return False
+        if self._retry_policy.excluded:
+            self._retry_policy.progressed()
+        return True
 
     def check(self) -> None:
         """Assert what must hold between events."""

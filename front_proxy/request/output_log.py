@@ -45,20 +45,18 @@ class OutputLog:
         """How many the present attempt has added."""
         return len(self.tokens) - self._before
 
-    @property
-    def caught_up(self) -> bool:
-        """Whether all that follows in this attempt is new."""
-        return self._position == len(self.tokens)
-
-    def add(self, token_ids: list[int]) -> None:
-        """Show tokens of an attempt that has caught up."""
-        self.tokens += token_ids
-        self._position = len(self.tokens)
+    def takes(self, token_ids: list[int]) -> bool:
+        """Whether all that follows in this attempt is new. If so, these tokens count as delivered."""
+        tokens = self.tokens
+        if self._position != len(tokens):
+            return False
+        tokens += token_ids
+        self._position = len(tokens)
+        return True
 
     def fresh(self, output: WorkerOutput) -> WorkerOutput | None:
         """What of the attempt's next output is new; it counts as delivered now. None: it contradicts the log."""
-        if self.caught_up:
-            self.add(output.token_ids)
+        if self.takes(output.token_ids):
             return output
         count = len(output.token_ids)
         behind = len(self.tokens) - self._position

@@ -109,6 +109,11 @@ PRIVATE: dict[str, dict[str, dict[str, str]]] = {
         "reserve_no_kv_memory": {"vllm.platforms.cpu:CpuPlatform": "VLLM_CPU_KVCACHE_SPACE"},
         "reword_refusals": {"vllm.renderers.online_renderer:OnlineRenderer": "create_error_response"},
         "forget_parent": {"vllm.v1.engine.output_processor:OutputProcessor": "parent_requests"},
+        "encodes_as_usual": {"transformers:PreTrainedTokenizerBase.__call__": "_encode_plus _switch_to_input_mode"},
+        "forget_deprecations": {
+            "pydantic._internal._model_construction:set_deprecated_descriptors": "_DeprecatedFieldDescriptor"
+        },
+        "wrap_tokenizing": {"vllm.renderers:BaseRenderer": "_tokenize_prompt"},
     },
     "kv_transfer.nixl.private": {
         "init_without_halves": {f"{NIXL}.connector:NixlBaseConnector": "__init__"},
@@ -172,6 +177,18 @@ SOURCE = {
     "vllm.entrypoints.serve.middleware.register:init_entrypoints_middleware": [
         "CORSMiddleware,\n        allow_origins=args.allowed_origins",
         "app.add_middleware(XRequestIdMiddleware)",
+    ],
+    # front_proxy/engine_client/rendering.py: what blocks does the same as what does not.
+    "vllm.renderers:BaseRenderer.render_cmpl": [
+        "dict_prompts = self.render_prompts(prompts)",
+        "tok_prompts = self.tokenize_prompts(dict_prompts, tok_params)",
+        "self._apply_prompt_extras(tok_prompts, prompt_extras)",
+        "self.process_for_engine(",
+    ],
+    "vllm.renderers:BaseRenderer._tokenize_prompt": [
+        "kwargs = params.get_encode_kwargs()",
+        'encoding = tokenizer(prompt["prompt"], **kwargs)',
+        "return self._build_tokens_prompt(",
     ],
     "vllm.v1.metrics.stats:IterationStats": ["self.num_generation_tokens"],
     # An engine that stands still is told by its silence: its loop answers this call, and tells of every step.

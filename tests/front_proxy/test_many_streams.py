@@ -10,7 +10,7 @@ import pytest
 from front_proxy.gateway.identity import Caller
 from front_proxy.gateway.request_context import RequestContext
 from front_proxy.grpc_api.client import GenerateRequest, GenerateResponse, Result, SamplingOptions, request
-from front_proxy.grpc_api.output_queue import OutputQueue
+from front_proxy.grpc_api.output_queue import OutputQueue, TokenOutlet
 from front_proxy.grpc_api.service import InferenceService, _ManySession
 from protos.inference.v1 import inference_pb2
 from runtime.failures import Failure, FailureError, FailureKind
@@ -77,6 +77,42 @@ async def test_what_waits_is_bounded_by_bytes_and_so_is_each_message() -> None:
     assert [(len(batch.outputs), len(batch.errors)) for batch in (first, second)] == [(2, 0), (1, 1)]
     assert max(first.ByteSize(), second.ByteSize()) <= 25_000
     assert not outputs
+
+
+async def test_tokens_of_an_outlet_keep_their_place_and_the_bounds() -> None:
+    outputs = OutputQueue(count_max=4, bytes_max=1 << 20, message_bytes_max=1 << 20)
+    changes = 0
+
+    def changed() -> None:
+        nonlocal changes
+        changes += 1
+
+    outlet = TokenOutlet(outputs, request("x", request_id="a"), changed)
+    outputs.add(GenerateResponse(request_id="a", choices=[inference_pb2.Choice(token_ids=[1])]))
+    outlet.write("two", [2])
+    outlet.write("", [3, 4])
+    opened = [outlet.open]
+    outputs.add(inference_pb2.RequestError(request_id="b"))
+    opened.append(outlet.open)
+    batch = outputs.take()
+    opened.append(outlet.open)
+    assert opened == [True, False, True]
+    told = [(each.request_id, each.choices[0].text, list(each.choices[0].token_ids)) for each in batch.outputs]
+    assert told == [("a", "", [1]), ("a", "two", [2]), ("a", "", [3, 4])]
+    assert [error.request_id for error in batch.errors] == ["b"]
+    assert (outlet.tokens, changes, len(outputs)) == (3, 2, 0)
+
+
+async def test_tokens_of_an_outlet_fill_no_message_beyond_its_bound() -> None:
+    outputs = OutputQueue(count_max=10_000, bytes_max=1 << 30, message_bytes_max=4_000)
+    outlet = TokenOutlet(outputs, request("x", request_id="r\u00e9\U0001f642" * 4), lambda: None)
+    for _ in range(200):
+        outlet.write("\U0001f642" * 5, [2**32 - 1] * 20)
+    batches = []
+    while outputs:
+        batches.append(outputs.take())
+    assert sum(len(batch.outputs) for batch in batches) == 200
+    assert max(batch.ByteSize() for batch in batches) <= 4_000
 
 
 @pytest.mark.parametrize(("n", "aborted"), [(1, 1), (2**32 - 1, 4)])

@@ -26,19 +26,28 @@ class FakeCluster(msgspec.Struct, kw_only=True):
 
 
 class FakeDeltas:
-    """An async generator's deltas, which become there ``burst`` at a time."""
+    """An async generator's deltas, which become there ``burst`` at a time. The tap gets those that come alone."""
 
-    def __init__(self, deltas: AsyncGenerator[GenerationDelta, None], burst: int) -> None:
+    def __init__(self, deltas: AsyncGenerator[GenerationDelta, None], source: FakeSource) -> None:
         self._deltas = deltas
-        self._burst = burst
+        self._source = source
+        self._burst = source.burst
         self._there: list[GenerationDelta] = []
+        self._begun = False
+        self.tap: Callable[[list[int]], bool] | None = None
 
     def __aiter__(self) -> FakeDeltas:
         return self
 
     async def __anext__(self) -> GenerationDelta:
         while len(self._there) < self._burst and not (self._there and self._there[-1].finish is not None):
-            self._there.append(await anext(self._deltas))
+            delta = await anext(self._deltas)
+            middle = self._begun and not self._there and delta.finish is None and delta.decode_worker is None
+            if middle and self.tap is not None and self.tap(delta.token_ids):
+                self._source.tapped += 1
+                continue
+            self._there.append(delta)
+            self._begun = True
         return self._there.pop(0)
 
     def waiting(self) -> GenerationDelta | None:
@@ -63,6 +72,8 @@ class FakeSource:
         self.hold: int | None = None
         self.burst = 1
         self.step = 1
+        self.tapped = 0
+        """Deltas that a tap took."""
         self.requests: list[GenerationRequest] = []
         self.satisfied_ids: list[str] = []
         self.open = 0
@@ -93,7 +104,7 @@ class FakeSource:
         if self.through is not None:
             self.requests.append(request)
             return self.through.generate(request)
-        return FakeDeltas(self._deltas(request), self.burst)
+        return FakeDeltas(self._deltas(request), self)
 
     async def _deltas(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         self.requests.append(request)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import functools
 import json
 from argparse import Namespace
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
@@ -27,14 +28,19 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+from front_proxy.engine_client import private
 from front_proxy.engine_client.client import RemoteEngineClient
 from front_proxy.engine_client.parsers import reads_only_tools
 from front_proxy.engine_client.texts import TextDelta
 from front_proxy.gateway.metrics import WAYS
 from front_proxy.gateway.request_context import REQUEST_CONTEXT
-from front_proxy.openai_api.answer import Receive, Scope, Send
+from front_proxy.openai_api.answer import CYCLE, WHEN_LEFT, Receive, Scope, Send
 from front_proxy.openai_api.fast_path.detour import Parser, detour
-from front_proxy.openai_api.fast_path.stream_writer import DONE, OfOnePrompt, StreamWriter, events
+from front_proxy.openai_api.fast_path.outlet import HttpOutlet
+from front_proxy.openai_api.fast_path.render_turns import RenderTurns
+from front_proxy.openai_api.fast_path.stream_forms import StreamForms
+from front_proxy.openai_api.fast_path.stream_outputs import OfOnePrompt, Outputs
+from front_proxy.openai_api.fast_path.stream_writer import DONE, FormWriter, StreamWriter, events
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +64,7 @@ class FastPath:
     def __init__(self, app: FastAPI, client: RemoteEngineClient, args: Namespace) -> None:
         state = app.state
         self._app = app
+        self._render_turns = RenderTurns()
         self._keep_alive_s = float(getattr(args, "sse_keep_alive_interval", 0))
         chat = _chat(state.openai_serving_chat, client)
         completion = _completion(state.openai_serving_completion, client)
@@ -69,6 +76,8 @@ class FastPath:
             "/v1/chat/completions": (ChatCompletionRequest, chat.create_chat_completion),
             "/v1/completions": (CompletionRequest, completion.create_completion),
         }
+        for model, _ in self._apis.values():
+            private.forget_deprecations(model)
         handlers = dict(app.exception_handlers)
         self._failing = ServerErrorMiddleware(
             ExceptionMiddleware(_raise, handlers={kind: handlers[kind] for kind in handlers if kind is not Exception}),
@@ -98,14 +107,18 @@ class FastPath:
             # A parser reads this chat. If it has no tools, parsers.py does not mark it, so it is marked here.
             REQUEST_CONTEXT.get().one_token |= why == "tools"
             return False
+        if CYCLE in scope and not self._keep_alive_s:
+            # vLLM's keep-alive sees only what is yielded.
+            REQUEST_CONTEXT.get().outlet = HttpOutlet(scope[CYCLE])
         scope = {**scope, "app": self._app}
-        await _until_client_leaves(receive, self._answer(create(request, Request(scope)), scope, receive, send))
+        await _until_client_leaves(scope, self._answer(create, request, scope, receive, send))
         return True
 
-    async def _answer(self, creating: Coroutine[Any, Any, Any], scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, create: _Create, request: Any, scope: Scope, receive: Receive, send: Send) -> None:
         respond: Awaitable[None]
+        turn = REQUEST_CONTEXT.get().render_turn = await self._render_turns.begin()
         try:
-            answer = await creating
+            answer = await create(request, Request(scope))
             if isinstance(answer, AsyncGenerator):
                 respond = self._stream(answer, send)
             else:
@@ -113,6 +126,8 @@ class FastPath:
                 respond = JSONResponse(answer.model_dump(), status)(scope, receive, send)
         except Exception as error:  # noqa: BLE001 vLLM's handlers say what becomes of it
             respond = self._failing({**scope, _ERROR: error}, receive, send)
+        finally:
+            turn.end()
         await respond
 
     async def _stream(self, answer: AsyncGenerator[str, None], send: Send) -> None:
@@ -124,7 +139,10 @@ class FastPath:
 
 
 class _Texts:
-    """An engine client that gives a streamed answer's text alone. In all else it is ``client``."""
+    """An engine client that gives a streamed answer's text alone, and ends the turn of a request that it gets.
+
+    In all else it is ``client``.
+    """
 
     def __init__(self, client: RemoteEngineClient) -> None:
         self._client = client
@@ -133,6 +151,8 @@ class _Texts:
         return getattr(self._client, name)
 
     def generate(self, prompt: Any, params: SamplingParams, *args: Any, **kwargs: Any) -> Any:
+        if (turn := REQUEST_CONTEXT.get().render_turn) is not None:
+            turn.end()
         streamed = params.output_kind is RequestOutputKind.DELTA
         return (self._client.texts if streamed else self._client.generate)(prompt, params, *args, **kwargs)
 
@@ -141,16 +161,22 @@ def _chat(serving: Any, client: RemoteEngineClient) -> Any:
     """A copy of vLLM's serving of chats that streams through ``StreamWriter``."""
     serving = copy.copy(serving)
     serving.engine_client = _Texts(client)
-    write = serving.chat_completion_stream_generator
+    write, forms = serving.chat_completion_stream_generator, StreamForms(serving)
 
-    def stream(request: ChatCompletionRequest, texts: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[str, None]:
-        writer = StreamWriter(
-            lambda outputs: write(request, outputs, *args, **kwargs),
-            choices=request.n or 1,
-            with_roles=True,
-            # Where a tool parser is set, vLLM writes no event for tokens that add no text.
-            silent=serving.parser_cls is not None,
-        )
+    def stream(
+        request: ChatCompletionRequest, texts: Any, name: str, model_name: str, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[str, None]:
+        def write_as(name: str, outputs: Outputs) -> AsyncGenerator[str, None]:
+            return write(request, outputs, name, model_name, *args, **kwargs)
+
+        # Where a tool parser is set, vLLM writes no event for tokens that add no text.
+        silent = serving.parser_cls is not None
+        writer: StreamWriter
+        if (form := forms.of(request, model_name)) is not None:
+            writer = FormWriter(form, write_as, name, None, silent=silent)
+        else:
+            choices = request.n or 1
+            writer = StreamWriter(functools.partial(write_as, name), choices=choices, with_roles=True, silent=silent)
         return events(writer, texts)
 
     serving.chat_completion_stream_generator = stream
@@ -161,17 +187,25 @@ def _completion(serving: Any, client: RemoteEngineClient) -> Any:
     """The same for completions."""
     serving = copy.copy(serving)
     serving.engine_client = _Texts(client)
-    write = serving.completion_stream_generator
+    write, forms = serving.completion_stream_generator, StreamForms(serving)
 
     def stream(
-        request: CompletionRequest, inputs: Any, texts: Any, *args: Any, **kwargs: Any
+        request: CompletionRequest,
+        inputs: Any,
+        texts: Any,
+        name: str,
+        created_s: int,
+        model_name: str,
+        **kwargs: Any,
     ) -> AsyncGenerator[str, None]:
-        writer = StreamWriter(
-            lambda outputs: write(request, inputs, OfOnePrompt(outputs), *args, **kwargs),
-            choices=request.n,
-            with_roles=False,
-            silent=False,
-        )
+        def write_as(name: str, outputs: Outputs) -> AsyncGenerator[str, None]:
+            return write(request, inputs, OfOnePrompt(outputs), name, created_s, model_name, **kwargs)
+
+        writer: StreamWriter
+        if (form := forms.of(request, model_name)) is not None:
+            writer = FormWriter(form, write_as, name, created_s, silent=False)
+        else:
+            writer = StreamWriter(functools.partial(write_as, name), choices=request.n, with_roles=False, silent=False)
         return events(writer, _of_one_prompt(texts))
 
     serving.completion_stream_generator = stream
@@ -207,31 +241,25 @@ async def _raise(scope: Scope, _receive: Receive, _send: Send) -> None:
     raise scope[_ERROR]
 
 
-async def _until_client_leaves(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+async def _until_client_leaves(scope: Scope, work: Coroutine[Any, Any, None]) -> None:
     """Do ``work``; cancel it when the client has left."""
     this = asyncio.current_task()
     assert this is not None
     left = False
 
-    def leave(_: object) -> None:
+    def leave() -> None:
         nonlocal left
         left = True
         this.cancel()
 
-    watch = asyncio.ensure_future(_disconnect(receive))
-    watch.add_done_callback(leave)
+    when_left = scope.get(WHEN_LEFT, lambda _: None)
+    when_left(leave)
     try:
         await work
     except asyncio.CancelledError:
         if not left:
             raise
     finally:
+        when_left(None)
         if left:
             this.uncancel()
-        watch.remove_done_callback(leave)
-        watch.cancel()
-
-
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -3,39 +3,42 @@
 vLLM makes and prints a pydantic object for each token. Here vLLM's generator first gets an output of each choice whose
 text is a mark. What it prints is the template of that choice's chunks: the text takes the mark's place. If it prints
 the usage so far in each chunk, the counts are replaced too. The generator still writes the role, the end, the last
-usage and failures.
+usage and failures; where a stream's form is known, failures alone.
 """
 
 from __future__ import annotations
 
-import collections
-import json.encoder
+import functools
 import re
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+import time
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any
-
-from vllm.outputs import CompletionOutput, RequestOutput
 
 from front_proxy.engine_client.texts import PromptFacts, TextDelta
+from front_proxy.gateway.request_context import REQUEST_CONTEXT
+from front_proxy.openai_api.fast_path.outlet import HttpOutlet
+from front_proxy.openai_api.fast_path.stream_forms import StreamForm, Write, blanks
+from front_proxy.openai_api.fast_path.stream_outputs import MARK, Outputs, choice_of, output_of, quoted
 
 DONE = "data: [DONE]\n\n"
 """The last event of a stream."""
-_MARK = f"text-{uuid.uuid4().hex}"
 # What grows in the usage of each chunk. No text has these quotes, which JSON would escape.
 _COUNT = re.compile(r'"(completion|total)_tokens":\d+')
-# JSON as pydantic prints it: nothing is escaped that need not be.
-_quoted = json.encoder.encode_basestring
 
 
 async def events(writer: StreamWriter, texts: AsyncGenerator[TextDelta, None]) -> AsyncGenerator[str, None]:
-    """All events. The last piece has the last text, the usage and ``DONE``."""
+    """All events, but those of the stream's middle that the request's outlet takes.
+
+    The last piece has the last text, the usage and ``DONE``.
+    """
     piece = ""
+    outlet = REQUEST_CONTEXT.get().outlet
     async with aclosing(texts), aclosing(writer.written):
         try:
             async for delta in texts:
                 piece = await writer.piece(delta)
+                if isinstance(outlet, HttpOutlet):
+                    outlet.begin(writer.middle)
                 if piece and not writer.whole:
                     yield piece
                     piece = ""
@@ -50,7 +53,7 @@ class StreamWriter:
 
     def __init__(
         self,
-        write: Callable[[AsyncIterator[Any]], AsyncGenerator[str, None]],
+        write: Callable[[Outputs], AsyncGenerator[str, None]],
         *,
         choices: int,
         with_roles: bool,
@@ -60,7 +63,7 @@ class StreamWriter:
 
         ``silent``: tokens without text make no event.
         """
-        self._outputs = _Outputs()
+        self._outputs = Outputs()
         self.written = write(self._outputs)
         self._unfinished = choices
         self._with_roles = with_roles
@@ -78,23 +81,33 @@ class StreamWriter:
     async def piece(self, delta: TextDelta) -> str:
         """The events of one delta, possibly none. Those of the answer's last delta are left for ``end``."""
         before = "" if self._templates else await self._begin(delta)
-        index, text = delta.index, delta.text
-        self._tokens[index] += delta.tokens
-        there = bool(text or self._tokens[index])
+        index = delta.index
         if delta.finish_reason is None:
-            if not text and (self._silent or not there):
-                return before
-            head, tail = self._templates[index]
-            if self._with_usage:
-                assert self._prompt is not None
-                tokens = self._tokens[index]
-                tail %= {"completion": tokens, "total": len(self._prompt.token_ids) + tokens}
-            return before + head + _quoted(text) + tail
+            return before + self.middle(delta.text, len(delta.token_ids), index)
+        self._tokens[index] += len(delta.token_ids)
         self._unfinished -= 1
+        return before + await self._last(delta)
+
+    async def _last(self, delta: TextDelta) -> str:
+        """The events of a choice's last delta, or those that are left of them for now."""
         assert self._prompt is not None
-        self._outputs.put(_output(self._prompt, [_choice(index, delta, self._tokens[index])]))
+        index = delta.index
+        self._outputs.put(output_of(self._prompt, [choice_of(index, delta, self._tokens[index])]))
         # vLLM's generator writes nothing of a choice that was empty.
-        return before if self.whole or not there else before + await anext(self.written)
+        there = bool(delta.text or self._tokens[index])
+        return "" if self.whole or not there else await anext(self.written)
+
+    def middle(self, text: str, tokens: int, index: int = 0) -> str:
+        """The event of so many more tokens of a choice that goes on, or nothing. The first delta is for ``piece``."""
+        self._tokens[index] += tokens
+        if not text and (self._silent or not self._tokens[index]):
+            return ""
+        head, tail = self._templates[index]
+        if self._with_usage:
+            assert self._prompt is not None
+            so_far = self._tokens[index]
+            tail %= {"completion": so_far, "total": len(self._prompt.token_ids) + so_far}
+        return head + quoted(text) + tail
 
     async def end(self, error: Exception | None = None) -> str:
         """What vLLM's generator has still to write: the last delta and the usage, or the error; and ``DONE``."""
@@ -105,7 +118,7 @@ class StreamWriter:
         assert first.prompt is not None, "the first delta has the prompt's facts"
         self._prompt = first.prompt
         choices = range(len(self._tokens))
-        self._outputs.put(_output(self._prompt, [_choice(index) for index in choices]))
+        self._outputs.put(output_of(self._prompt, [choice_of(index) for index in choices]))
         roles = [await anext(self.written) for _ in choices if self._with_roles]
         self._templates = [_template(await anext(self.written)) for _ in choices]
         self._with_usage = bool(_COUNT.search(self._templates[0][1]))
@@ -114,43 +127,42 @@ class StreamWriter:
         return "".join(roles)
 
 
-class _Outputs:
-    """What vLLM's generator reads. It is asked for no more than was put."""
+class FormWriter(StreamWriter):
+    """Writes an answer of one choice whose form is known."""
 
-    def __init__(self) -> None:
-        self._items: collections.deque[RequestOutput | Exception | None] = collections.deque()
+    def __init__(self, form: StreamForm, write: Write, name: str, created_s: int | None, *, silent: bool) -> None:
+        """``name``: the answer's id. ``created_s``: the time that it tells; None: the time at which it begins."""
+        super().__init__(functools.partial(write, name), choices=1, with_roles=False, silent=silent)
+        self._form = form
+        self._write = write
+        self._name = name
+        self._created_s = created_s
+        self._ending = ""
 
-    def put(self, item: RequestOutput | Exception | None) -> None:
-        """One more output, or None or an error as the end."""
-        self._items.append(item)
+    async def end(self, error: Exception | None = None) -> str:
+        """The same."""
+        return self._ending or await super().end(error)
 
-    def __aiter__(self) -> _Outputs:
-        return self
+    async def _begin(self, first: TextDelta) -> str:
+        assert first.prompt is not None, "the first delta has the prompt's facts"
+        self._prompt = first.prompt
+        if self._created_s is None:
+            self._created_s = int(time.time())
+        roles, chunk = await self._form.opening(self._write, first.prompt)
+        filled = {"name": quoted(self._name), "created": self._created_s, "text": quoted(MARK)}
+        self._templates = [_template(chunk % filled)]
+        return roles % filled
 
-    async def __anext__(self) -> RequestOutput:
-        item = self._items.popleft()
-        if item is None:
-            raise StopAsyncIteration
-        if isinstance(item, Exception):
-            raise item
-        return item
-
-
-class OfOnePrompt:
-    """Outputs for the generator of completions, which wants each with the number of its prompt: here always 0."""
-
-    def __init__(self, outputs: AsyncIterator[RequestOutput]) -> None:
-        self._outputs = outputs
-
-    def __aiter__(self) -> OfOnePrompt:
-        return self
-
-    async def __anext__(self) -> tuple[int, RequestOutput]:
-        return 0, await anext(self._outputs)
+    async def _last(self, delta: TextDelta) -> str:
+        assert self._prompt is not None and self._created_s is not None
+        tokens = self._tokens[0]
+        ending = await self._form.ending(self._write, self._prompt, delta, tokens)
+        self._ending = ending % blanks(self._name, self._created_s, self._prompt, delta, tokens)
+        return ""
 
 
 def _template(event: str) -> tuple[str, str]:
-    before, mark, behind = event.partition(f'"{_MARK}"')
+    before, mark, behind = event.partition(f'"{MARK}"')
     if not mark:
         raise ValueError("vLLM's generator did not write the text as it was")
     return before, behind
@@ -159,30 +171,3 @@ def _template(event: str) -> tuple[str, str]:
 def _with_counts(tail: str) -> str:
     """The format of a chunk's end that has its choice's usage so far."""
     return _COUNT.sub(r'"\1_tokens":%(\1)d', tail.replace("%", "%%"))
-
-
-def _choice(index: int, end: TextDelta | None = None, tokens: int = 0) -> CompletionOutput:
-    """The last output of a choice that had ``tokens``. Without ``end``: the output whose text is the mark."""
-    return CompletionOutput(
-        index=index,
-        text=_MARK if end is None else end.text,
-        # How many there are counts for the usage.
-        token_ids=[0] * tokens,
-        cumulative_logprob=None,
-        logprobs=None,
-        finish_reason=None if end is None else end.finish_reason,
-        stop_reason=None if end is None else end.stop_reason,
-    )
-
-
-def _output(prompt: PromptFacts, choices: list[CompletionOutput]) -> RequestOutput:
-    return RequestOutput(
-        request_id="",
-        prompt=None,
-        prompt_token_ids=prompt.token_ids,
-        prompt_logprobs=None,
-        outputs=choices,
-        finished=False,
-        num_cached_tokens=prompt.cached_tokens,
-        num_cache_creation_tokens=prompt.created_cache_tokens,
-    )

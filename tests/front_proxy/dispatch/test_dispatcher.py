@@ -157,3 +157,41 @@ async def test_what_came_while_the_reader_was_away_is_there_without_waiting() ->
             await anext(stream)
         await stream.aclose()
         assert cluster.held == (0, 0, 0) and cluster.outcomes == ["finished"]
+
+
+@virtual_time
+async def test_a_tap_gets_the_tokens_of_the_middle_while_the_reader_waits() -> None:
+    async with serving() as (dispatcher, cluster, _):
+        stream = dispatcher.generate(generation())
+        tapped: list[list[int]] = []
+
+        def take(token_ids: list[int]) -> bool:
+            tapped.append(token_ids)
+            return True
+
+        stream.tap = take
+        read = [delta.token_ids async for delta in stream]
+        assert tapped and read[0] == [100] and sorted([*tapped, *read]) == [[100], [101], [102], [103], [104]]
+
+        # It refuses one token: the reader gets this one. What comes while the reader is busy with it is the reader's.
+        stream = dispatcher.generate(generation("again"))
+        tapped.clear()
+        stream.tap = lambda token_ids: token_ids != [102] and take(token_ids)
+        read = [delta.token_ids async for delta in stream]
+        assert [102] in read and sorted([*tapped, *read]) == [[100], [101], [102], [103], [104]]
+        assert cluster.outcomes == ["finished"] * 2
+
+
+@virtual_time
+async def test_a_tap_that_breaks_fails_its_request_alone() -> None:
+    def broken(_: list[int]) -> bool:
+        raise ZeroDivisionError
+
+    async with serving() as (dispatcher, cluster, _):
+        well = asyncio.create_task(collect(dispatcher, generation("well")))
+        ill = dispatcher.generate(generation("ill"))
+        ill.tap = broken
+        with pytest.raises(FailureError) as caught:
+            _ = [delta async for delta in ill]
+        assert caught.value.failure.kind is FailureKind.INTERNAL
+        assert len(tokens_of(await well)) == TOKENS and cluster.held == (0, 0, 0)

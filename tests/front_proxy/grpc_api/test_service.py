@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
@@ -291,3 +292,31 @@ async def test_one_request_of_a_stream_is_cancelled_and_more_than_the_bound_are_
     call.cancel()
     await asyncio.wait_for(served.client.in_flight.idle.wait(), 5)
     assert served.source.open == 0
+
+
+@pytest.mark.parametrize("step", [1, 5])
+@pytest.mark.parametrize("return_text", [True, False])
+@pytest.mark.parametrize("options", [{}, {"stop": [" three"]}, {"max_tokens": 3}, {"max_tokens": 1}])
+async def test_a_stream_past_the_tasks_has_the_tokens_text_and_usage_of_the_whole(
+    served: Served, api: BatonClient, options: dict[str, Any], return_text: bool, step: int
+) -> None:
+    served.source.step = step
+    asked = SamplingOptions(**{"max_tokens": 40, **options})
+    parts = {
+        stream: [
+            result.response
+            async for result in api.generate_many([request("abc", asked, stream=stream, return_text=return_text)])
+            if result.response is not None
+        ]
+        for stream in (True, False)
+    }
+    (whole,) = parts[False]
+    assert all(len(part.choices) == 1 for part in parts[True])
+    choices = [part.choices[0] for part in parts[True]]
+    assert "".join(choice.text for choice in choices) == whole.choices[0].text
+    assert [token for choice in choices for token in choice.token_ids] == list(whole.choices[0].token_ids)
+    last = choices[-1]
+    assert (last.finish_reason, last.stop_text) == (whole.choices[0].finish_reason, whole.choices[0].stop_text)
+    assert parts[True][-1].usage == whole.usage
+    assert not any(part.HasField("usage") for part in parts[True][:-1])
+    assert served.source.tapped > 0 or options

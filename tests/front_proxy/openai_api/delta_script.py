@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from front_proxy.gateway.metrics import WAYS
+from front_proxy.openai_api.answer import WHEN_LEFT
 from front_proxy.request.generation import GenerationDelta, GenerationRequest
 from runtime.failures import Failure, FailureError
 from tests.front_proxy.conftest import Served
@@ -169,6 +170,7 @@ async def ask(
     left = asyncio.Event()
     answer = Answer()
     written = bytearray()
+    leaver: list[Callable[[], object] | None] = [None]
 
     async def receive() -> dict[str, Any]:
         if coming:
@@ -188,11 +190,13 @@ async def ask(
         await playback.over.wait()
         await quiet()
         left.set()
+        if leaver[0] is not None:
+            leaver[0]()
 
     leaving = asyncio.create_task(leave()) if leaves else None
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            await app(_scope(path, content), receive, send)
+            await app({**_scope(path, content), WHEN_LEFT: lambda act: leaver.__setitem__(0, act)}, receive, send)
     finally:
         if leaving is not None:
             leaving.cancel()
