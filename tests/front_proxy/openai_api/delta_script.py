@@ -11,12 +11,13 @@ import collections
 import json
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 
 from front_proxy.gateway.metrics import WAYS
-from front_proxy.openai_api.answer import WHEN_LEFT
+from front_proxy.openai_api.answer import CYCLE, WHEN_LEFT
 from front_proxy.request.generation import GenerationDelta, GenerationRequest
 from runtime.failures import Failure, FailureError
 from tests.front_proxy.conftest import Served
@@ -109,18 +110,24 @@ class Playback:
 
 
 class _Deltas:
-    """The deltas of one sequence, for one reader."""
+    """The deltas of one sequence, for one reader, or for its tap where they come alone in the middle."""
 
     def __init__(self, groups: AsyncGenerator[list[GenerationDelta], None]) -> None:
         self._groups = groups
         self._there: collections.deque[GenerationDelta] = collections.deque()
+        self._begun = False
+        self.tap: Callable[[list[int]], bool] | None = None
 
     def __aiter__(self) -> _Deltas:
         return self
 
     async def __anext__(self) -> GenerationDelta:
         while not self._there:
-            self._there.extend(await anext(self._groups))
+            group = await anext(self._groups)
+            middle = self._begun and len(group) == 1 and group[0] == GenerationDelta(token_ids=group[0].token_ids)
+            if not (middle and group[0].token_ids and self.tap is not None and self.tap(group[0].token_ids)):
+                self._there.extend(group)
+                self._begun = True
         return self._there.popleft()
 
     def waiting(self) -> GenerationDelta | None:
@@ -171,6 +178,7 @@ async def ask(
     answer = Answer()
     written = bytearray()
     leaver: list[Callable[[], object] | None] = [None]
+    cycle = _Cycle(left, written)
 
     async def receive() -> dict[str, Any]:
         if coming:
@@ -183,6 +191,7 @@ async def ask(
             return
         if message["type"] == "http.response.start":
             answer.status, answer.headers = message["status"], dict(message["headers"])
+            cycle.chunked_encoding = True
         else:
             written.extend(message["body"])
 
@@ -196,12 +205,32 @@ async def ask(
     leaving = asyncio.create_task(leave()) if leaves else None
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            await app({**_scope(path, content), WHEN_LEFT: lambda act: leaver.__setitem__(0, act)}, receive, send)
+            within = {**_scope(path, content), CYCLE: cycle, WHEN_LEFT: lambda act: leaver.__setitem__(0, act)}
+            await app(within, receive, send)
     finally:
         if leaving is not None:
             leaving.cancel()
     answer.events = _plain(written)
     return answer
+
+
+class _Cycle:
+    """What uvicorn has of a request, for an outlet: chunks that it writes are the client's at once."""
+
+    def __init__(self, left: asyncio.Event, written: bytearray) -> None:
+        self._left, self._written = left, written
+        self.chunked_encoding: bool | None = None
+        self.flow = SimpleNamespace(write_paused=False)
+        self.transport = SimpleNamespace(write=self._write)
+
+    @property
+    def disconnected(self) -> bool:
+        return self._left.is_set()
+
+    def _write(self, chunk: bytes) -> None:
+        length, _, rest = chunk.partition(b"\r\n")
+        assert len(rest) == int(length, 16) + 2 and rest.endswith(b"\r\n")
+        self._written.extend(rest[:-2])
 
 
 def same(fast: Answer, plain: Answer, asked: object) -> None:
