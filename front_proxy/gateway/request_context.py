@@ -15,14 +15,6 @@ from runtime.timing.clock import SystemClock
 CLOCK = SystemClock()
 
 
-class RenderTurn(Protocol):
-    """The right to be rendered now."""
-
-    def end(self) -> None:
-        """Let the next one be rendered. Idempotent."""
-        ...
-
-
 class Outlet(Protocol):
     """Where output of the middle of a stream may be written without waiting."""
 
@@ -58,8 +50,6 @@ class RequestContext:
         """Something was generated already."""
         self.one_token = False
         """A parser reads its output that may be given only one token at a time."""
-        self.render_turn: RenderTurn | None = None
-        """While it is rendered, where few may be at once."""
         self.outlet: Outlet | None = None
         """Of a stream that is text alone. None: its reader writes everything."""
 

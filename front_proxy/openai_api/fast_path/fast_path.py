@@ -37,7 +37,6 @@ from front_proxy.gateway.request_context import REQUEST_CONTEXT
 from front_proxy.openai_api.answer import CYCLE, WHEN_LEFT, Receive, Scope, Send
 from front_proxy.openai_api.fast_path.detour import Parser, detour
 from front_proxy.openai_api.fast_path.outlet import HttpOutlet
-from front_proxy.openai_api.fast_path.render_turns import RenderTurns
 from front_proxy.openai_api.fast_path.stream_forms import StreamForms
 from front_proxy.openai_api.fast_path.stream_outputs import OfOnePrompt, Outputs
 from front_proxy.openai_api.fast_path.stream_writer import DONE, FormWriter, StreamWriter, events
@@ -64,7 +63,6 @@ class FastPath:
     def __init__(self, app: FastAPI, client: RemoteEngineClient, args: Namespace) -> None:
         state = app.state
         self._app = app
-        self._render_turns = RenderTurns()
         self._keep_alive_s = float(getattr(args, "sse_keep_alive_interval", 0))
         chat = _chat(state.openai_serving_chat, client)
         completion = _completion(state.openai_serving_completion, client)
@@ -116,7 +114,6 @@ class FastPath:
 
     async def _answer(self, create: _Create, request: Any, scope: Scope, receive: Receive, send: Send) -> None:
         respond: Awaitable[None]
-        turn = REQUEST_CONTEXT.get().render_turn = await self._render_turns.begin()
         try:
             answer = await create(request, Request(scope))
             if isinstance(answer, AsyncGenerator):
@@ -126,8 +123,6 @@ class FastPath:
                 respond = JSONResponse(answer.model_dump(), status)(scope, receive, send)
         except Exception as error:  # noqa: BLE001 vLLM's handlers say what becomes of it
             respond = self._failing({**scope, _ERROR: error}, receive, send)
-        finally:
-            turn.end()
         await respond
 
     async def _stream(self, answer: AsyncGenerator[str, None], send: Send) -> None:
@@ -139,10 +134,7 @@ class FastPath:
 
 
 class _Texts:
-    """An engine client that gives a streamed answer's text alone, and ends the turn of a request that it gets.
-
-    In all else it is ``client``.
-    """
+    """An engine client that gives a streamed answer's text alone. In all else it is ``client``."""
 
     def __init__(self, client: RemoteEngineClient) -> None:
         self._client = client
@@ -151,8 +143,6 @@ class _Texts:
         return getattr(self._client, name)
 
     def generate(self, prompt: Any, params: SamplingParams, *args: Any, **kwargs: Any) -> Any:
-        if (turn := REQUEST_CONTEXT.get().render_turn) is not None:
-            turn.end()
         streamed = params.output_kind is RequestOutputKind.DELTA
         return (self._client.texts if streamed else self._client.generate)(prompt, params, *args, **kwargs)
 
