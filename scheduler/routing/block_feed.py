@@ -1,0 +1,99 @@
+"""Takes what workers say of their blocks into the prefix index. Pure.
+
+Deltas of one worker have numbers without gaps. After a gap nothing is known of that worker's blocks: they leave the
+index, and the worker is asked for a snapshot. Late and doubled deltas change nothing.
+"""
+
+from __future__ import annotations
+
+from kv_transfer.prefix import block_keys
+from kv_transfer.prefix.events import GONE, BlockDelta
+from scheduler.routing.prefix_index import PrefixIndex
+
+SNAPSHOT_INTERVAL_S = 1.0
+"""Between two requests for a snapshot to one worker."""
+OVERFLOW_PAUSE_S = 60.0
+"""No snapshot is asked for so long after one for which the index had no room."""
+
+
+class _Source:
+    """One rank of one worker's engine."""
+
+    def __init__(self, epoch: int, holder: int) -> None:
+        self.epoch = epoch
+        self.holder = holder
+        # The last delta that was taken over, and whether the next one may follow it.
+        self.seq = 0
+        self.whole = False
+        self.asked_s = float("-inf")
+
+
+class BlockFeed:
+    """All workers' deltas."""
+
+    def __init__(self, index: PrefixIndex) -> None:
+        self._index = index
+        self._sources: dict[tuple[str, int], _Source] = {}
+        self.gaps = 0
+        """Times that a worker's blocks were dropped since a delta was missing."""
+        self.overflows = 0
+        """Times that a worker's blocks were dropped since the index was full."""
+
+    def joined(self, worker_id: str, epoch: int, rank: int = 0) -> None:
+        """A worker opened its session. It begins with a snapshot."""
+        source = self._sources.get((worker_id, rank))
+        if source is None:
+            self._sources[worker_id, rank] = _Source(epoch, self._index.add())
+            return
+        self._drop(source)
+        if source.epoch != epoch:
+            source.epoch, source.seq, source.asked_s = epoch, 0, float("-inf")
+
+    def left(self, worker_id: str) -> None:
+        """It is gone, with all its ranks."""
+        for key in [key for key in self._sources if key[0] == worker_id]:
+            self._index.retire(self._sources.pop(key).holder)
+
+    def holder(self, worker_id: str, rank: int = 0) -> int | None:
+        """Its number in the index. Changes when its blocks are dropped. None: it is unknown here."""
+        source = self._sources.get((worker_id, rank))
+        return None if source is None else source.holder
+
+    def apply(self, worker_id: str, delta: BlockDelta, now_s: float) -> bool:
+        """Take over one delta. True: ask this worker for a snapshot. Raises ValueError for a malformed delta."""
+        source = self._sources.get((worker_id, delta.rank))
+        if source is None or delta.epoch != source.epoch or delta.seq <= source.seq:
+            return False
+        if not all(0 <= level <= GONE for level in delta.levels):
+            raise ValueError(f"levels of a block delta are 0 to {GONE}, these are {sorted(delta.levels)}")
+        changes = [(level, block_keys.unpack(packed)) for level, packed in delta.levels.items()]
+        if delta.reset:
+            self._drop(source)
+            source.whole = True
+        if not source.whole or not (delta.reset or delta.seq == source.seq + 1):
+            if source.whole:
+                self.gaps += 1
+                self._drop(source)
+            return self._may_ask(source, now_s)
+        source.seq = delta.seq
+        self._index.show(source.holder, shown=not delta.more)
+        for level, keys in changes:
+            if not self._index.put(source.holder, level, keys):
+                self.overflows += 1
+                self._drop(source)
+                source.asked_s = now_s + OVERFLOW_PAUSE_S
+                break
+        return False
+
+    def _drop(self, source: _Source) -> None:
+        source.whole = False
+        if self._index.blocks(source.holder):
+            self._index.retire(source.holder)
+            source.holder = self._index.add()
+
+    @staticmethod
+    def _may_ask(source: _Source, now_s: float) -> bool:
+        if now_s < source.asked_s + SNAPSHOT_INTERVAL_S:
+            return False
+        source.asked_s = now_s
+        return True
