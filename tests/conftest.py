@@ -27,6 +27,7 @@ SUITES = {
         "engine/vllm/test_args.py",
         "engine/vllm/test_grammar.py",
         "engine/vllm/test_grammar_backends.py",
+        "engine/vllm/test_kv_events.py",
         "engine/vllm/test_parsed_args.py",
         "engine/vllm/test_steps.py",
         "front_proxy/engine_client",
