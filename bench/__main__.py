@@ -1,4 +1,4 @@
-"""The bench commands: front-door, flamegraph, overhead (the default), load, compatibility, plain-server."""
+"""The bench commands: front-door, flamegraph, overhead (the default), load, compatibility, index, plain-server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import msgspec
 from cyclopts import Group, Parameter, validators
 
-from bench import bench_model, compatibility, measures, overhead, plain_server, report
+from bench import bench_model, compatibility, measures, overhead, plain_server, prefix_index, report
 from bench.front_door.flames import flamegraph
 from bench.front_door.run import front_door
 from bench.load import Api, GrpcBackend, LoadRun, LoadSpec, OpenAiBackend, client_session, run_load
@@ -31,6 +31,7 @@ app = command_line.new_app("python -m bench", "Measure Baton and its peers from 
 app.command(compatibility.check, name="compatibility")
 app.command(front_door)
 app.command(flamegraph)
+app.command(prefix_index.measure, name="index")
 _TARGET = Group("Target", validator=validators.LimitedChoice(1, 1))
 _THREADS = max(1, (os.cpu_count() or 2) // 2)
 _SIZES, _PEERS, _SPEC = overhead.OverheadSpec(), PeerOptions(), LoadSpec()

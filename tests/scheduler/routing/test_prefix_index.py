@@ -21,7 +21,8 @@ def put(index: PrefixIndex, holder: int, level: int, keys: list[int]) -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_every_length_is_that_of_a_naive_model(seed: int) -> None:
     rng = random.Random(seed)
-    index, model = PrefixIndex(blocks_max=10_000), {}
+    index = PrefixIndex(blocks_max=10_000)
+    model: dict[int, tuple[int, int]] = {}
     for _ in range(200):
         holder = rng.choice(sorted(model)) if model and rng.random() < 0.9 else index.add()
         model.setdefault(holder, (0, 0))
