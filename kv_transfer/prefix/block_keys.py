@@ -34,7 +34,7 @@ class Media(NamedTuple):
 
 
 def root(*, lora: str = "", salt: str = "") -> bytes:
-    """The digest that the first block of a prompt is chained to. ``salt``: whoever shares KV has the same."""
+    """The digest that the first block of a prompt is chained to. ``salt``: only prompts with the same one share KV."""
     return hashlib.blake2b(msgspec.msgpack.encode((lora, salt)), digest_size=DIGEST_BYTES).digest()
 
 
