@@ -1,0 +1,121 @@
+"""The KV blocks of one simulated worker: paged, with prefix reuse and eviction of the least recently used.
+
+A block is free, held by requests, or idle: held by none, kept for its prefix until room is needed. Blocks are shared
+in runs of ``key_blocks``, those of one block key; the rest of what a request holds is its own. As in vLLM, idle
+blocks count as free, and of one request the end of the prompt is evicted first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class KvPool:
+    """Counts of blocks; no contents."""
+
+    def __init__(self, blocks_total: int, key_blocks: int) -> None:
+        self.blocks_total = blocks_total
+        self.key_blocks = key_blocks
+        # Neither held nor idle.
+        self._empty = blocks_total
+        # How many requests hold each key.
+        self._held: dict[int, int] = {}
+        # Oldest first.
+        self._idle: dict[int, None] = {}
+        self._changed: dict[int, bool] = {}
+
+    @property
+    def free(self) -> int:
+        """Blocks that a request could get, idle ones included."""
+        return self._empty + len(self._idle) * self.key_blocks
+
+    @property
+    def used(self) -> int:
+        """Blocks that requests hold."""
+        return self.blocks_total - self.free
+
+    def hits(self, keys: Sequence[int]) -> int:
+        """How many leading keys are here."""
+        held, idle = self._held, self._idle
+        count = 0
+        for key in keys:
+            if key not in held and key not in idle:
+                break
+            count += 1
+        return count
+
+    def admit(self, keys: Sequence[int], blocks: int) -> int | None:
+        """Hold ``blocks`` for a request: those of its leading keys that are here, and new ones of its own.
+
+        Returns how many keys are shared; None, and nothing changed, where there is no room.
+        """
+        held, idle = self._held, self._idle
+        count = self.hits(keys)
+        shared = keys[:count]
+        own = blocks - count * self.key_blocks
+        woken = sum(key in idle for key in shared)
+        if own > self.free - woken * self.key_blocks:
+            return None
+        for key in shared:
+            if key in held:
+                held[key] += 1
+            else:
+                del idle[key]
+                held[key] = 1
+        self.grow(own)
+        return count
+
+    def grow(self, blocks: int) -> None:
+        """Hold so many more blocks as a request's own. The caller has seen that they are free."""
+        assert blocks <= self.free, (blocks, self.free)
+        idle = self._idle
+        while self._empty < blocks:
+            key = next(iter(idle))
+            del idle[key]
+            self._changed[key] = False
+            self._empty += self.key_blocks
+        self._empty -= blocks
+
+    def publish(self, keys: Sequence[int]) -> None:
+        """A request computed or pulled the blocks of these keys: from its own they become shared.
+
+        Where another request was first, that one's blocks are shared, and these become free.
+        """
+        held, idle = self._held, self._idle
+        for key in keys:
+            if key in held:
+                held[key] += 1
+                self._empty += self.key_blocks
+            elif key in idle:
+                del idle[key]
+                held[key] = 1
+                self._empty += self.key_blocks
+            else:
+                held[key] = 1
+                self._changed[key] = True
+
+    def release(self, keys: Sequence[int], own_blocks: int) -> None:
+        """A request lets go of the keys that it shares and of its own blocks."""
+        held, idle = self._held, self._idle
+        for key in reversed(keys):
+            count = held[key]
+            if count > 1:
+                held[key] = count - 1
+            else:
+                del held[key]
+                idle[key] = None
+        self._empty += own_blocks
+
+    def changes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Keys that came and keys that went since the last call."""
+        if not self._changed:
+            return (), ()
+        changed, self._changed = self._changed, {}
+        came = tuple([key for key, stored in changed.items() if stored])
+        return came, tuple([key for key, stored in changed.items() if not stored])
+
+    def check(self) -> None:
+        """Assert that no block is lost and none is counted twice."""
+        assert not self._held.keys() & self._idle.keys()
+        assert all(count > 0 for count in self._held.values())
+        assert 0 <= self._empty <= self.blocks_total - (len(self._held) + len(self._idle)) * self.key_blocks
