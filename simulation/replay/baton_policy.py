@@ -30,6 +30,8 @@ from simulation.replay.policy import (
 FRONT = 1
 """The session of the one front proxy. Those of workers come after it."""
 
+_Told = WorkerRegistered | LoadReported | RequestArrived | RequestEnded | Tick
+
 
 class Baton:
     """``SchedulerCore`` with one front proxy."""
@@ -41,14 +43,12 @@ class Baton:
 
     def handle(self, event: PolicyEvent, now_s: float) -> Sequence[Decision]:
         """Translate, ask the core, translate back."""
-        told = self._told(event)
-        return (
-            ()
-            if told is None
-            else [decision for action in self.core.handle(told, now_s) if (decision := _decision(action)) is not None]
-        )
+        if isinstance(event, KvChanged | FirstToken):
+            return ()  # The core does not listen to these yet.
+        decisions = map(_decision, self.core.handle(self._told(event), now_s))
+        return [decision for decision in decisions if decision is not None]
 
-    def _told(self, event: PolicyEvent) -> Event | None:
+    def _told(self, event: _Told) -> Event:
         match event:
             case LoadReported(worker_id=worker_id, load=load):
                 return WorkerLoadReported(session=self._sessions[worker_id], worker_id=worker_id, load=load)
@@ -70,8 +70,6 @@ class Baton:
             case WorkerRegistered(info=info):
                 session = self._sessions[info.worker_id] = FRONT + 1 + len(self._sessions)
                 return WorkerJoined(session=session, info=info)
-            case KvChanged() | FirstToken():
-                return None  # The core does not listen to these yet.
             case _:
                 assert_never(event)
 

@@ -28,8 +28,8 @@ class StepTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     q: prompt tokens computed; q_i and c_i: tokens of one chunk and before it; b: decoding sequences; s: their tokens.
 
     The form is that of DistServe (OSDI'24; ``simdistserve`` in its repository): prefill a + b*n + c*n^2, here for each
-    chunk, and decode a + b*context + c*batch. The square root comes from measured points of vLLM (AIConfigurator's silicon
-    sample): with it the median error of decode steps falls from 3.6 % to 1.3 %.
+    chunk, and decode a + b*context + c*batch. The square root comes from measured points of vLLM (silicon
+    sample of AIConfigurator): with it the median error of decode steps falls from 3.6 % to 1.3 %.
     """
 
     fixed_s: Positive

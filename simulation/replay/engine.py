@@ -118,6 +118,8 @@ class Engine:
         self._began_s = self._first_s = self._more_s = 0.0
         self._planned = 0
         self._chunks: list[tuple[Work, int]] = []
+        # Blocks that the first one took.
+        self._grown = 0
         self._turn = 0
 
     def info(self) -> WorkerInfo:
@@ -137,32 +139,26 @@ class Engine:
             requests_max=model.requests_max,
         )
 
-    def load(self) -> WorkerLoad:
-        """What it reports."""
-        done = self._steps_done(self._world.now_s) if self._planned > 1 else 0
-        grown = self._growth(min(done + 1, self._planned)) - self._growth(1) if done else 0
-        waiting = len(self._waiting) + self._pulling
-        return WorkerLoad(
+    def report(self) -> tuple[WorkerLoad, Step | None]:
+        """What it does now, and the last step of the decode steps in progress."""
+        grown, last = 0, None
+        if self._planned > 1 and (done := self._steps_done(self._world.now_s)):
+            grown = self._growth(min(done + 1, self._planned)) - self._grown
+            last = self._decode_step(done)
+        load = WorkerLoad(
             state=WorkerState.READY,
             requests_running=len(self._decoding) + len(self._prefilling) + len(self._joining),
-            requests_waiting=waiting,
+            requests_waiting=len(self._waiting) + self._pulling,
             kv_blocks_used=self.pool.used + grown,
             leases_held=self.leases,
             prefill_tokens_queued=self._queued_tokens,
         )
-
-    def last_steps(self) -> tuple[Step, ...]:
-        """The steps since the last call; of many that are alike, the last."""
-        if self._planned > 1 and (done := self._steps_done(self._world.now_s)):
-            self._note_decode(done)
-        steps = tuple(self.steps)
-        self.steps.clear()
-        return steps
+        return load, last
 
     @property
-    def busy(self) -> bool:
-        """Whether a step is in progress."""
-        return self._planned > 0
+    def drifts(self) -> bool:
+        """Whether what it reports changes although its listener is not told: several steps are in progress."""
+        return self._planned > 1
 
     @property
     def empty(self) -> bool:
@@ -216,10 +212,11 @@ class Engine:
             self._join(work)
         self._joining.clear()
         starved = False
-        while self._growth(1) > self.pool.free:
+        while (needed := self._phases[self._at_step % self._block]) > self.pool.free:
             self._preempt()
             starved = True
-        self.pool.grow(self._growth(1))
+        self.pool.grow(needed)
+        self._grown = needed
         self._began_s = now_s
         self._chunks = self._next_chunks(admits=not starved)
         requests = len(self._decoding)
@@ -262,7 +259,7 @@ class Engine:
                 )
             )
         else:
-            self._note_decode(self._planned)
+            self.steps.append(self._decode_step(self._planned))
         if self._decoding:
             self._advance(self._planned, now_s)
         for work, chunk in chunks:
@@ -300,7 +297,7 @@ class Engine:
     def _advance(self, steps: int, now_s: float) -> None:
         """Every decoding sequence got a token in each of the steps."""
         requests, fresh = len(self._decoding), self._fresh
-        self.pool.grow(self._growth(steps) - self._growth(1))
+        self.pool.grow(self._growth(steps) - self._grown)
         first_s = self._began_s + self._first_s
         for work in fresh:
             self._listener.gap(first_s - work.last_s, 1)
@@ -433,8 +430,8 @@ class Engine:
 
     def _steps_with_room(self, steps: int) -> int:
         """Of so many steps, those for which there are blocks. The first one has its blocks already."""
-        room = self.pool.free + self._growth(1)
-        if self._growth(steps) <= room:
+        room = self.pool.free + self._grown
+        if len(self._decoding) * (steps // self._block + 1) <= room or self._growth(steps) <= room:
             return steps
         enough, too_many = 1, steps
         while too_many - enough > 1:
@@ -445,11 +442,11 @@ class Engine:
                 too_many = middle
         return enough
 
-    def _note_decode(self, steps: int) -> None:
-        """Of steps that are alike, report the last."""
-        requests = len(self._decoding)
-        last_s = self._first_s + self._more_s * (steps - 1)
-        self.steps.append(Step(last_s, 0, 0, requests, self._context + requests * (steps - 1)))
+    def _decode_step(self, number: int) -> Step:
+        """One of the decode steps in progress, from 1 on."""
+        requests, earlier = len(self._decoding), number - 1
+        last_s = self._first_s + self._more_s * earlier
+        return Step(last_s, 0, 0, requests, self._context + requests * earlier)
 
     def check(self) -> None:
         """Assert that nothing is left of work that ended, and no block is lost."""

@@ -7,6 +7,7 @@ blocks count as free, and of one request the end of the prompt is evicted first.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 
@@ -68,12 +69,14 @@ class KvPool:
     def grow(self, blocks: int) -> None:
         """Hold so many more blocks as a request's own. The caller has seen that they are free."""
         assert blocks <= self.free, (blocks, self.free)
-        idle = self._idle
-        while self._empty < blocks:
-            key = next(iter(idle))
-            del idle[key]
-            self._changed[key] = False
-            self._empty += self.key_blocks
+        missing = blocks - self._empty
+        if missing > 0:
+            idle, changed = self._idle, self._changed
+            evicted = list(itertools.islice(idle, -(-missing // self.key_blocks)))
+            for key in evicted:
+                del idle[key]
+                changed[key] = False
+            self._empty += len(evicted) * self.key_blocks
         self._empty -= blocks
 
     def publish(self, keys: Sequence[int]) -> None:

@@ -111,6 +111,7 @@ class Replay:
         self._arrivals = trace.spread(random.Random(f"{seed} arrivals"), scenario.load)
         self.outcomes = [Outcome(each.arrived_s, each.prompt_tokens, each.output_tokens) for each in self._arrivals]
         self._counted_from_s = self._arrivals[report.first_counted(len(self._arrivals))].arrived_s
+        self._output_tokens_max = trace.output_tokens_max
         self._undecided: set[int] = set()
         self._decode_of: dict[int, Engine] = {}
         self._ended = 0
@@ -156,7 +157,7 @@ class Replay:
             prompt_tokens=arrival.prompt_tokens,
             block_keys=arrival.block_keys,
             key_tokens=self._scenario.trace.key_tokens,
-            output_tokens_max=self._scenario.trace.output_tokens_max,
+            output_tokens_max=self._output_tokens_max,
             priority_class=arrival.priority_class,
             tenant=arrival.tenant,
             ttft_slo_s=slo.ttft_of(arrival.prompt_tokens, self._model),
@@ -171,23 +172,26 @@ class Replay:
         self.world.after(self._config.tick_interval_s, self._tick)
 
     def _look(self, engine: Engine, turn: int) -> None:
-        """As ``worker/session.py``: report what changed, and at every heartbeat. A worker with work looks often."""
+        """As ``worker/session.py``: report what changed lately, and at every heartbeat."""
         looks, now_s, heartbeat_s = self._looks[engine], self.world.now_s, self._config.heartbeat_interval_s
         if turn != looks.turn:
             return
-        load = engine.load()
-        if load != looks.sent or now_s - looks.sent_s >= heartbeat_s:
+        load, last_step = engine.report()
+        if load != looks.sent or now_s >= looks.sent_s + heartbeat_s:
             looks.sent, looks.sent_s = load, now_s
             stored, removed = engine.pool.changes()
             if stored or removed:
                 self._feed(KvChanged(engine.worker_id, stored, removed))
-            self._feed(LoadReported(engine.worker_id, load, engine.last_steps()))
-        self._look_after(looks, engine, heartbeat_s if engine.empty else LOAD_INTERVAL_S)
+            steps = (*engine.steps, last_step) if last_step is not None else tuple(engine.steps)
+            engine.steps.clear()
+            self._feed(LoadReported(engine.worker_id, load, steps))
+        self._look_at(engine, now_s + LOAD_INTERVAL_S if engine.drifts else looks.sent_s + heartbeat_s)
 
-    def _look_after(self, looks: _Looks, engine: Engine, delay_s: float) -> None:
+    def _look_at(self, engine: Engine, at_s: float) -> None:
+        looks = self._looks[engine]
         looks.turn += 1
-        looks.due_s = self.world.now_s + delay_s
-        self.world.at(looks.due_s, self._look, engine, looks.turn)
+        looks.due_s = at_s
+        self.world.at(at_s, self._look, engine, looks.turn)
 
     # Decisions
 
@@ -278,9 +282,9 @@ class Replay:
 
     def changed(self, engine: Engine) -> None:
         """Changes come in swarms; one report tells them all."""
-        looks = self._looks[engine]
-        if looks.due_s > self.world.now_s + LOAD_INTERVAL_S:
-            self._look_after(looks, engine, LOAD_INTERVAL_S)
+        at_s = self.world.now_s + LOAD_INTERVAL_S
+        if self._looks[engine].due_s > at_s:
+            self._look_at(engine, at_s)
 
     def gap(self, gap_s: float, tokens: int) -> None:
         """Count it if the cluster has filled up."""
