@@ -230,7 +230,8 @@ class Engine:
             self._times.fixed_s + self._times.prefill_s(tokens, pairs) + self._times.decode_s(requests, self._context)
         )
         self._more_s = factor * self._times.decode_context_token_s * requests
-        if self._chunks:
+        if self._chunks or starved:
+            # What gave way may begin again after this step.
             self._plan(1)
             return
         while self._ends[0][2].ends_at != self._ends[0][0] or self._ends[0][2] not in self._decoding:
@@ -298,12 +299,15 @@ class Engine:
         """Every decoding sequence got a token in each of the steps."""
         requests, fresh = len(self._decoding), self._fresh
         self.pool.grow(self._growth(steps) - self._grown)
-        first_s = self._began_s + self._first_s
+        span_s, gap = now_s - self._began_s, self._listener.gap
         for work in fresh:
-            self._listener.gap(first_s - work.last_s, 1)
+            # Its client waited for the pull, or since it gave way, and not only for the first step.
+            gap(self._began_s + self._first_s - work.last_s, 1)
             if not work.given:
                 self._queued_tokens -= work.tokens
-        self._listener.gap((now_s - self._began_s) / steps, requests * steps - len(fresh))
+        if steps > 1:
+            gap((span_s - self._first_s) / (steps - 1), len(fresh) * (steps - 1))
+        gap(span_s / steps, (requests - len(fresh)) * steps)
         fresh.clear()
         self._at_step += steps
         self._context += requests * steps

@@ -121,20 +121,25 @@ Lines = Iterable[tuple[int, bytes]]
 @contextmanager
 def _lines(file: Path) -> Iterator[Iterator[tuple[int, bytes]]]:
     """The lines that are not empty, each with its number."""
+    broken: tuple[type[Exception], ...] = (OSError,)
     try:
         with file.open("rb") as raw:
             source: io.BufferedIOBase = raw
             if file.suffix == ".zst":
-                import zstandard
-
-                source = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw))
+                try:
+                    import zstandard
+                except ImportError:
+                    raise BadTrace(f"{file}: decompress it, or install the package zstandard") from None
+                broken = (OSError, zstandard.ZstdError)
+                decompressor = zstandard.ZstdDecompressor()
+                source = io.BufferedReader(decompressor.stream_reader(raw, read_across_frames=True))
             yield (
                 (number, line)
                 for number, line in enumerate(iter(lambda: source.readline(LINE_BYTES_MAX), b""), start=1)
                 if line.strip()
             )
-    except OSError as error:
-        raise BadTrace(f"{file} cannot be read: {error.strerror or error}") from None
+    except broken as error:
+        raise BadTrace(f"{file} cannot be read: {error}") from None
 
 
 def _format_of(first: bytes) -> Format | None:
