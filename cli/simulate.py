@@ -7,6 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from runtime.process.exit_codes import ExitCode
+from runtime.user_error import UserError
+
+
+class BadOption(UserError):
+    """An option has a value that it cannot have."""
+
+    exit_code = ExitCode.BAD_OPTION
+
 
 def simulate(
     *,
@@ -55,17 +64,16 @@ def simulate(
     import msgspec
 
     import bench
-    from runtime.user_error import UserError
     from simulation.replay import cluster_model, generators, report, traces
     from simulation.replay.run import POLICIES, Replay, Scenario
 
     if policy not in POLICIES:
-        raise UserError(f"policy: {policy!r} is none of {', '.join(POLICIES)}")
+        raise BadOption(f"policy: {policy!r} is none of {', '.join(POLICIES)}")
     for name, value, least in (("prefill", prefill, 0), ("decode", decode, 1), ("requests", requests, 1)):
         if value < least:
-            raise UserError(f"{name}: {value} is less than {least}")
+            raise BadOption(f"{name}: {value} is less than {least}")
     if not 0 < load < float("inf"):
-        raise UserError(f"load: {load} is no positive number")
+        raise BadOption(f"load: {load} is no positive number")
     model = cluster_model.load(profile or Path(bench.__file__).parent / "cluster_model.json")
     if trace in generators.SHAPES:
         played = generators.made(trace, requests, per_s=1.0, seed=seed)

@@ -126,7 +126,7 @@ class Replay:
         for engine in self.engines.values():
             self._look(engine, 0)
         self._tick()
-        self._arrive(0)
+        self.world.at(self._arrivals[0].arrived_s + self._model.message_s, self._arrive, 0)
         give_up_s = self._arrivals[-1].arrived_s + DRAIN_MAX_S
         while self._ended < len(self._arrivals) and self.world.now_s < give_up_s:
             self.world.run(min(self.world.now_s + SLICE_S, give_up_s))
