@@ -33,7 +33,7 @@ class KvPool:
     @property
     def used(self) -> int:
         """Blocks that requests hold."""
-        return self.blocks_total - self.free
+        return self.blocks_total - self._empty - len(self._idle) * self.key_blocks
 
     def hits(self, keys: Sequence[int]) -> int:
         """How many leading keys are here."""
