@@ -47,9 +47,10 @@ class Baton:
         """Translate, ask the core, translate back."""
         if isinstance(event, _NOT_LISTENED_TO):
             return ()
+        actions = self.core.handle(self._told(event), now_s)
         return [
             decision
-            for action in self.core.handle(self._told(event), now_s)
+            for action in actions
             if not isinstance(action, PublishView) and (decision := _decision(action)) is not None
         ]
 

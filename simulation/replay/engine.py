@@ -139,12 +139,11 @@ class Engine:
             requests_max=model.requests_max,
         )
 
-    def report(self) -> tuple[WorkerLoad, Step | None]:
-        """What it does now, and the last step of the decode steps in progress."""
-        grown, last = 0, None
+    def report(self) -> tuple[WorkerLoad, int]:
+        """What it does now, and how many of the steps in progress are over."""
+        grown = done = 0
         if self._planned > 1 and (done := self._steps_done(self._world.now_s)):
             grown = self._growth(min(done + 1, self._planned)) - self._grown
-            last = self._decode_step(done)
         load = WorkerLoad(
             state=WorkerState.READY,
             requests_running=len(self._decoding) + len(self._prefilling) + len(self._joining),
@@ -153,7 +152,7 @@ class Engine:
             leases_held=self.leases,
             prefill_tokens_queued=self._queued_tokens,
         )
-        return load, last
+        return load, done
 
     @property
     def drifts(self) -> bool:
@@ -260,7 +259,7 @@ class Engine:
                 )
             )
         else:
-            self.steps.append(self._decode_step(self._planned))
+            self.steps.append(self.decode_step(self._planned))
         if self._decoding:
             self._advance(self._planned, now_s)
         for work, chunk in chunks:
@@ -445,7 +444,7 @@ class Engine:
                 too_many = middle
         return enough
 
-    def _decode_step(self, number: int) -> Step:
+    def decode_step(self, number: int) -> Step:
         """One of the decode steps in progress, from 1 on."""
         requests, earlier = len(self._decoding), number - 1
         last_s = self._first_s + self._more_s * earlier

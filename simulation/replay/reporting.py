@@ -36,13 +36,16 @@ class Reporter:
         if turn != self._turn:
             return
         now_s, engine = self._world.now_s, self._engine
-        load, last_step = engine.report()
+        load, done = engine.report()
         if load != self._sent or now_s >= self._sent_s + HEARTBEAT_INTERVAL_S:
             self._sent, self._sent_s = load, now_s
             stored, removed = engine.pool.changes()
             if stored or removed:
                 self._tell(KvChanged(engine.worker_id, stored, removed))
-            steps = tuple(engine.steps) if last_step is None else (*engine.steps, last_step)
+            if done:
+                # Steps that are alike: one stands for all.
+                engine.steps.append(engine.decode_step(done))
+            steps = tuple(engine.steps)
             engine.steps.clear()
             self._tell(LoadReported(engine.worker_id, load, steps))
         self._look_at(now_s + LOAD_INTERVAL_S if engine.drifts else self._sent_s + HEARTBEAT_INTERVAL_S)
