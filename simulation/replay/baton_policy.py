@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_never
 
-from scheduler.api.actions import Action, PublishView, ReplyPlan, ReplyRefusal, ReplyWaiting
+from scheduler.api.actions import ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.api.chance import Random
 from scheduler.api.events import Event, FrontJoined, PlanRequested, WorkerJoined, WorkerLoadReported
 from scheduler.api.events import RequestEnded as PlanEnded
@@ -32,6 +32,7 @@ FRONT = 1
 
 # The core has no use for them yet.
 _NOT_LISTENED_TO = (KvChanged, FirstToken)
+_DECIDED = (ReplyPlan, ReplyWaiting, ReplyRefusal)
 _Told = WorkerRegistered | LoadReported | RequestArrived | RequestEnded | Tick
 
 
@@ -48,11 +49,8 @@ class Baton:
         if isinstance(event, _NOT_LISTENED_TO):
             return ()
         actions = self.core.handle(self._told(event), now_s)
-        return [
-            decision
-            for action in actions
-            if not isinstance(action, PublishView) and (decision := _decision(action)) is not None
-        ]
+        # Mostly it is a new view for front proxies, and nothing else.
+        return [_decision(action) for action in actions if isinstance(action, _DECIDED)]
 
     def _told(self, event: _Told) -> Event:
         match event:
@@ -80,7 +78,7 @@ class Baton:
                 assert_never(event)
 
 
-def _decision(action: Action) -> Decision | None:
+def _decision(action: ReplyPlan | ReplyWaiting | ReplyRefusal) -> Decision:
     match action:
         case ReplyPlan(plan_id=plan_id, prefill=prefill, decode=decode):
             assert decode is not None, "no request was asked to be computed only"
@@ -90,4 +88,4 @@ def _decision(action: Action) -> Decision | None:
         case ReplyRefusal(plan_id=plan_id, cause=cause):
             return Refuse(plan_id, cause)
         case _:
-            return None
+            assert_never(action)

@@ -197,6 +197,8 @@ class Engine:
         if not self._planned:
             self._begin(now_s)
             return
+        if self._planned == 1:
+            return
         done = self._steps_done(now_s)
         # A step that ends right now is over.
         until = done if done and self._span_s(done) + self._began_s >= now_s else done + 1
