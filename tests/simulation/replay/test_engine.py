@@ -1,3 +1,5 @@
+"""Simulated engines against times computed by hand, and closed forms against single steps."""
+
 from __future__ import annotations
 
 import random

@@ -1,3 +1,5 @@
+"""Blocks of a simulated worker: shared, evicted, and none lost."""
+
 from __future__ import annotations
 
 from hypothesis import given

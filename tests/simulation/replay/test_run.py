@@ -1,3 +1,5 @@
+"""Whole replays: hand-offs, what a policy is told, what is counted, and the command."""
+
 from __future__ import annotations
 
 import itertools
@@ -157,7 +159,7 @@ def test_what_is_refused_too_large_or_never_placed_is_counted_as_such() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [("decode-0", "decode-0"), ("prefill-0", "prefill-0"), (None, "decode-9"), ("nobody-0", "decode-0")]
+    "answer", [("decode-0", "decode-0"), ("prefill-0", "prefill-0"), (None, "decode-9"), ("prefill-7", "decode-0")]
 )
 def test_a_pair_that_is_none_is_an_error_of_the_policy(answer: tuple[str | None, str]) -> None:
     with pytest.raises(BadDecision, match="no such pair"):

@@ -1,3 +1,5 @@
+"""Traces: what each format gives, and what is said of a bad file."""
+
 from __future__ import annotations
 
 import random
