@@ -10,6 +10,7 @@ from cyclopts import Group
 
 from cli import cluster, process
 from cli.config import config
+from cli.simulate import simulate
 from runtime.process import command_line
 
 # Must be set before the first import of grpc: its fork handlers break the engines' own processes.
@@ -31,6 +32,7 @@ def _print_version() -> None:
 
 _CLUSTER = Group.create_ordered("A cluster on this machine")
 _PROCESSES = Group.create_ordered("One process")
+_PLANNING = Group.create_ordered("Planning")
 _ABOUT = Group.create_ordered("About")
 
 app = command_line.new_app("baton", "Serve language models with separate prefill and decode workers.", version=version)
@@ -46,6 +48,7 @@ app.command(process.scheduler, group=_PROCESSES)
 app.command(process.prefill, group=_PROCESSES)
 app.command(process.decode, group=_PROCESSES)
 app.command(process.front_proxy, group=_PROCESSES)
+app.command(simulate, group=_PLANNING)
 app.command(config, group=_ABOUT)
 app.command(_print_version, name="version", group=_ABOUT)
 app.register_install_completion_command(group=_ABOUT)

@@ -1,0 +1,102 @@
+"""`baton simulate`: replays a trace over a simulated cluster, in virtual time."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from runtime.process.exit_codes import ExitCode
+from runtime.user_error import UserError
+
+
+class BadOption(UserError):
+    """An option has a value that it cannot have."""
+
+    exit_code = ExitCode.BAD_OPTION
+
+
+def simulate(
+    *,
+    trace: str,
+    prefill: int = 4,
+    decode: int = 4,
+    policy: str = "baton",
+    profile: Path | None = None,
+    load: float = 1.0,
+    seed: int = 0,
+    slo: str = "",
+    format: Literal["mooncake", "azure", "baton"] | None = None,  # noqa: A002 - the option's name
+    requests: int = 1000,
+    json: bool = False,
+) -> None:
+    """Replay a trace over a simulated cluster, in virtual time.
+
+    The table (or the JSON) is on stdout and the same for the same options; progress and real time are on stderr.
+
+    Parameters
+    ----------
+    trace
+        file, compressed if its name ends in .zst; or traffic to make: multi-turn, shared-prompt, agents or reasoning
+    prefill
+        number of prefill workers
+    decode
+        number of decode workers
+    policy
+        what decides where requests run
+    profile
+        cluster model (default: bench/cluster_model.json of the installation)
+    load
+        how many times as fast as recorded requests come
+    seed
+        seed of all chance
+    slo
+        ttft=SECONDS,itl=SECONDS (default: TTFT 2 s, or 4 times the prefill on an idle worker where that is longer; ITL
+        0.05 s)
+    format
+        format of the file (default: its first line tells)
+    requests
+        number of requests to make, one a second on average
+    json
+        print JSON
+    """
+    import msgspec
+
+    import bench
+    from simulation.replay import cluster_model, generators, report, traces
+    from simulation.replay.run import POLICIES, Replay, Scenario
+
+    if policy not in POLICIES:
+        raise BadOption(f"policy: {policy!r} is none of {', '.join(POLICIES)}")
+    for name, value, least in (("prefill", prefill, 0), ("decode", decode, 1), ("requests", requests, 1)):
+        if value < least:
+            raise BadOption(f"{name}: {value} is less than {least}")
+    if not 0 < load < float("inf"):
+        raise BadOption(f"load: {load} is no positive number")
+    model = cluster_model.load(profile or Path(bench.__file__).parent / "cluster_model.json")
+    if trace in generators.SHAPES:
+        played = generators.made(trace, requests, per_s=1.0, seed=seed)
+    else:
+        played = traces.read(Path(trace), format)
+    scenario = Scenario(
+        trace=played, model=model, prefill=prefill, decode=decode, load=load, seed=seed, slo=report.Slo.parse(slo)
+    )
+    replay = Replay(scenario, policy, POLICIES[policy])
+    result = replay.run(_progress(len(played.arrivals)))
+    told = f"{replay.spent.wall_s:.1f} s of real time, {replay.spent.decisions_per_s:.0f} decisions/s"
+    print(f"{policy}: {told}", file=sys.stderr)
+    print(msgspec.json.format(msgspec.json.encode(result), indent=2).decode() if json else report.as_table(result))
+
+
+def _progress(requests: int) -> Callable[[float, int], None]:
+    """Tell of every tenth of the requests."""
+    told = 0
+
+    def tell(now_s: float, over: int) -> None:
+        nonlocal told
+        if over * 10 // requests > told:
+            told = over * 10 // requests
+            print(f"{over} of {requests} requests are over after {now_s:.0f} s of virtual time", file=sys.stderr)
+
+    return tell
