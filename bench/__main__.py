@@ -1,4 +1,4 @@
-"""The bench commands: overhead (the default), load, compatibility, plain-server. Measures nothing itself."""
+"""The bench commands: overhead (the default), load, compatibility, routing, plain-server. Measures nothing itself."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from bench import bench_model, compatibility, measures, overhead, plain_server, 
 from bench.load import Api, GrpcBackend, LoadRun, LoadSpec, OpenAiBackend, client_session, run_load
 from bench.peers import EngineShape, PeerOptions, SystemName
 from bench.prompts import make_prompts, token_counter
+from bench.routing import command as routing
 from front_proxy.grpc_api.client import BatonClient
 from launcher.demo import model as demo_model
 from runtime.process import command_line
@@ -27,6 +28,7 @@ from runtime.process.exit_codes import ExitCode
 
 app = command_line.new_app("python -m bench", "Measure Baton and its peers from the outside.")
 app.command(compatibility.check, name="compatibility")
+app.command(routing.compare, name="routing")
 _TARGET = Group("Target", validator=validators.LimitedChoice(1, 1))
 _THREADS = max(1, (os.cpu_count() or 2) // 2)
 _SIZES, _PEERS, _SPEC = overhead.OverheadSpec(), PeerOptions(), LoadSpec()
