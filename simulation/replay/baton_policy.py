@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_never
 
-from scheduler.api.actions import Action, ReplyPlan, ReplyRefusal, ReplyWaiting
+from scheduler.api.actions import Action, PublishView, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.api.chance import Random
 from scheduler.api.events import Event, FrontJoined, PlanRequested, WorkerJoined, WorkerLoadReported
 from scheduler.api.events import RequestEnded as PlanEnded
@@ -30,6 +30,8 @@ from simulation.replay.policy import (
 FRONT = 1
 """The session of the one front proxy. Those of workers come after it."""
 
+# The core has no use for them yet.
+_NOT_LISTENED_TO = (KvChanged, FirstToken)
 _Told = WorkerRegistered | LoadReported | RequestArrived | RequestEnded | Tick
 
 
@@ -43,10 +45,14 @@ class Baton:
 
     def handle(self, event: PolicyEvent, now_s: float) -> Sequence[Decision]:
         """Translate, ask the core, translate back."""
-        if isinstance(event, KvChanged | FirstToken):
-            return ()  # The core does not listen to these yet.
-        decisions = map(_decision, self.core.handle(self._told(event), now_s))
-        return [decision for decision in decisions if decision is not None]
+        if isinstance(event, _NOT_LISTENED_TO):
+            return ()
+        actions = self.core.handle(self._told(event), now_s)
+        return [
+            decision
+            for action in actions
+            if not isinstance(action, PublishView) and (decision := _decision(action)) is not None
+        ]
 
     def _told(self, event: _Told) -> Event:
         match event:

@@ -139,12 +139,11 @@ class Engine:
             requests_max=model.requests_max,
         )
 
-    def report(self) -> tuple[WorkerLoad, Step | None]:
-        """What it does now, and the last step of the decode steps in progress."""
-        grown, last = 0, None
+    def report(self) -> tuple[WorkerLoad, int]:
+        """What it does now, and how many of the steps in progress are over."""
+        grown = done = 0
         if self._planned > 1 and (done := self._steps_done(self._world.now_s)):
             grown = self._growth(min(done + 1, self._planned)) - self._grown
-            last = self._decode_step(done)
         load = WorkerLoad(
             state=WorkerState.READY,
             requests_running=len(self._decoding) + len(self._prefilling) + len(self._joining),
@@ -153,7 +152,7 @@ class Engine:
             leases_held=self.leases,
             prefill_tokens_queued=self._queued_tokens,
         )
-        return load, last
+        return load, done
 
     @property
     def drifts(self) -> bool:
@@ -218,19 +217,19 @@ class Engine:
         self.pool.grow(needed)
         self._grown = needed
         self._began_s = now_s
-        self._chunks = self._next_chunks(admits=not starved)
+        chunks = self._chunks = self._next_chunks(admits=not starved) if self._prefilling or self._waiting else []
         requests = len(self._decoding)
-        if not requests and not self._chunks:
+        if not requests and not chunks:
             self._planned = 0
             return
         factor = max(NOISE_FACTOR_MIN, self._world.rng.gauss(1.0, self._model.noise))
-        tokens = sum(chunk for _, chunk in self._chunks)
-        pairs = sum(chunk * (work.computed + chunk / 2) for work, chunk in self._chunks)
-        self._first_s = factor * (
-            self._times.fixed_s + self._times.prefill_s(tokens, pairs) + self._times.decode_s(requests, self._context)
-        )
+        step_s = self._times.fixed_s + self._times.decode_s(requests, self._context)
+        if chunks:
+            pairs = sum(chunk * (work.computed + chunk / 2) for work, chunk in chunks)
+            step_s += self._times.prefill_s(sum(chunk for _, chunk in chunks), pairs)
+        self._first_s = factor * step_s
         self._more_s = factor * self._times.decode_context_token_s * requests
-        if self._chunks or starved:
+        if chunks or starved:
             # What gave way may begin again after this step.
             self._plan(1)
             return
@@ -260,7 +259,7 @@ class Engine:
                 )
             )
         else:
-            self.steps.append(self._decode_step(self._planned))
+            self.steps.append(self.decode_step(self._planned))
         if self._decoding:
             self._advance(self._planned, now_s)
         for work, chunk in chunks:
@@ -404,21 +403,20 @@ class Engine:
 
     def _span_s(self, steps: int) -> float:
         """How long the first ``steps`` of the steps in progress take."""
-        return steps * self._first_s + self._more_s * steps * (steps - 1) / 2
+        return steps * self._first_s + self._more_s / 2 * steps * (steps - 1)
 
     def _steps_done(self, now_s: float) -> int:
         """How many of them are over."""
-        elapsed_s = now_s - self._began_s
-        half = self._more_s / 2
-        if half > 0.0:
-            linear = self._first_s - half
-            done = int((math.sqrt(linear * linear + 4 * half * elapsed_s) - linear) / (2 * half))
+        elapsed_s, first_s, half_s = now_s - self._began_s, self._first_s, self._more_s / 2
+        if half_s > 0.0:
+            linear_s = first_s - half_s
+            done = int((math.sqrt(linear_s * linear_s + 4 * half_s * elapsed_s) - linear_s) / (2 * half_s))
         else:
-            done = int(elapsed_s / self._first_s)
+            done = int(elapsed_s / first_s)
         # The root is not exact.
-        while done > 0 and self._span_s(done) > elapsed_s:
+        if done and done * first_s + half_s * done * (done - 1) > elapsed_s:
             done -= 1
-        while self._span_s(done + 1) <= elapsed_s:
+        elif (done + 1) * first_s + half_s * (done + 1) * done <= elapsed_s:
             done += 1
         return min(done, self._planned)
 
@@ -446,7 +444,7 @@ class Engine:
                 too_many = middle
         return enough
 
-    def _decode_step(self, number: int) -> Step:
+    def decode_step(self, number: int) -> Step:
         """One of the decode steps in progress, from 1 on."""
         requests, earlier = len(self._decoding), number - 1
         last_s = self._first_s + self._more_s * earlier

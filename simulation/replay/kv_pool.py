@@ -19,8 +19,9 @@ class KvPool:
         self.key_blocks = key_blocks
         # Neither held nor idle.
         self._empty = blocks_total
-        # How many requests hold each key.
-        self._held: dict[int, int] = {}
+        self._held: set[int] = set()
+        # Of keys that several requests hold, how many more than one.
+        self._more: dict[int, int] = {}
         # Oldest first.
         self._idle: dict[int, None] = {}
         self._changed: dict[int, bool] = {}
@@ -33,7 +34,7 @@ class KvPool:
     @property
     def used(self) -> int:
         """Blocks that requests hold."""
-        return self.blocks_total - self.free
+        return self.blocks_total - self._empty - len(self._idle) * self.key_blocks
 
     def hits(self, keys: Sequence[int]) -> int:
         """How many leading keys are here."""
@@ -50,19 +51,14 @@ class KvPool:
 
         Returns how many keys are shared; None, and nothing changed, where there is no room.
         """
-        held, idle = self._held, self._idle
+        idle = self._idle
         count = self.hits(keys)
         shared = keys[:count]
         own = blocks - count * self.key_blocks
         woken = sum(key in idle for key in shared)
         if own > self.free - woken * self.key_blocks:
             return None
-        for key in shared:
-            if key in held:
-                held[key] += 1
-            else:
-                del idle[key]
-                held[key] = 1
+        self._hold(shared)
         self.grow(own)
         return count
 
@@ -75,7 +71,7 @@ class KvPool:
             evicted = list(itertools.islice(idle, -(-missing // self.key_blocks)))
             for key in evicted:
                 del idle[key]
-                changed[key] = False
+            changed.update(dict.fromkeys(evicted, False))
             self._empty += len(evicted) * self.key_blocks
         self._empty -= blocks
 
@@ -85,28 +81,41 @@ class KvPool:
         Where another request was first, that one's blocks are shared, and these become free.
         """
         held, idle = self._held, self._idle
+        if held.isdisjoint(keys) and idle.keys().isdisjoint(keys):
+            # So it mostly is, and then faster.
+            held.update(keys)
+            self._changed.update(dict.fromkeys(keys, True))
+            return
         for key in keys:
-            if key in held:
-                held[key] += 1
-                self._empty += self.key_blocks
-            elif key in idle:
-                del idle[key]
-                held[key] = 1
+            if key in held or key in idle:
+                self._hold((key,))
                 self._empty += self.key_blocks
             else:
-                held[key] = 1
+                held.add(key)
                 self._changed[key] = True
+
+    def _hold(self, keys: Sequence[int]) -> None:
+        """One request more holds keys that are here."""
+        held, idle, more = self._held, self._idle, self._more
+        for key in keys:
+            if key in held:
+                more[key] = more.get(key, 0) + 1
+            else:
+                del idle[key]
+                held.add(key)
 
     def release(self, keys: Sequence[int], own_blocks: int) -> None:
         """A request lets go of the keys that it shares and of its own blocks."""
-        held, idle = self._held, self._idle
-        for key in reversed(keys):
-            count = held[key]
-            if count > 1:
-                held[key] = count - 1
-            else:
-                del held[key]
-                idle[key] = None
+        more, last = self._more, keys
+        if more and not more.keys().isdisjoint(keys):
+            last = [key for key in keys if key not in more]
+            for key in more.keys() & set(keys):
+                if more[key] > 1:
+                    more[key] -= 1
+                else:
+                    del more[key]
+        self._held.difference_update(last)
+        self._idle.update(dict.fromkeys(reversed(last)))
         self._empty += own_blocks
 
     def changes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -119,6 +128,6 @@ class KvPool:
 
     def check(self) -> None:
         """Assert that no block is lost and none is counted twice."""
-        assert not self._held.keys() & self._idle.keys()
-        assert all(count > 0 for count in self._held.values())
+        assert not self._held & self._idle.keys()
+        assert self._more.keys() <= self._held
         assert 0 <= self._empty <= self.blocks_total - (len(self._held) + len(self._idle)) * self.key_blocks

@@ -13,7 +13,6 @@ import msgspec
 
 from runtime.roles import WorkerRole
 from runtime.user_error import UserError
-from scheduler.api.worker_info import WorkerLoad
 from scheduler.config import SchedulerParameters
 from simulation.kernel.world import World
 from simulation.replay import report
@@ -22,8 +21,6 @@ from simulation.replay.cluster_model import ClusterModel
 from simulation.replay.engine import NOISE_FACTOR_MIN, Engine, Work
 from simulation.replay.policy import (
     FirstToken,
-    KvChanged,
-    LoadReported,
     MakePolicy,
     PolicyEvent,
     Refuse,
@@ -36,10 +33,9 @@ from simulation.replay.policy import (
     WorkerRegistered,
 )
 from simulation.replay.report import Gaps, Outcome, PoolUse, Report, Slo
+from simulation.replay.reporting import Reporter
 from simulation.replay.traces import Trace
 
-LOAD_INTERVAL_S = 0.1
-"""As ``load_interval_s`` in ``worker/config.py``."""
 DRAIN_MAX_S = 600.0
 """After the last arrival so much time passes at most. What is not over then is unfinished."""
 SLICE_S = 60.0
@@ -75,17 +71,6 @@ class Spent(msgspec.Struct, kw_only=True):
         return self.decisions / self.policy_s if self.policy_s else 0.0
 
 
-class _Looks:
-    """When a worker looks whether there is something to report, and what it reported last."""
-
-    __slots__ = ("due_s", "sent", "sent_s", "turn")
-
-    def __init__(self) -> None:
-        self.turn = 0
-        self.due_s = self.sent_s = 0.0
-        self.sent: WorkerLoad | None = None
-
-
 class Replay:
     """Run it once."""
 
@@ -107,7 +92,7 @@ class Replay:
             for role, count in counts.items()
             for index in range(count)
         }
-        self._looks = {engine: _Looks() for engine in self.engines.values()}
+        self._reporters = {engine: Reporter(engine, self.world, self._feed) for engine in self.engines.values()}
         self._arrivals = trace.spread(random.Random(f"{seed} arrivals"), scenario.load)
         self.outcomes = [Outcome(each.arrived_s, each.prompt_tokens, each.output_tokens) for each in self._arrivals]
         self._counted_from_s = self._arrivals[report.first_counted(len(self._arrivals))].arrived_s
@@ -123,8 +108,8 @@ class Replay:
         began_s = time.perf_counter()
         for engine in self.engines.values():
             self._feed(WorkerRegistered(engine.info()))
-        for engine in self.engines.values():
-            self._look(engine, 0)
+        for reporter in self._reporters.values():
+            reporter.look()
         self._tick()
         self.world.at(self._arrivals[0].arrived_s + self._model.message_s, self._arrive, 0)
         give_up_s = self._arrivals[-1].arrived_s + DRAIN_MAX_S
@@ -170,28 +155,6 @@ class Replay:
     def _tick(self) -> None:
         self._feed(Tick())
         self.world.after(self._config.tick_interval_s, self._tick)
-
-    def _look(self, engine: Engine, turn: int) -> None:
-        """As ``worker/session.py``: report what changed lately, and at every heartbeat."""
-        looks, now_s, heartbeat_s = self._looks[engine], self.world.now_s, self._config.heartbeat_interval_s
-        if turn != looks.turn:
-            return
-        load, last_step = engine.report()
-        if load != looks.sent or now_s >= looks.sent_s + heartbeat_s:
-            looks.sent, looks.sent_s = load, now_s
-            stored, removed = engine.pool.changes()
-            if stored or removed:
-                self._feed(KvChanged(engine.worker_id, stored, removed))
-            steps = (*engine.steps, last_step) if last_step is not None else tuple(engine.steps)
-            engine.steps.clear()
-            self._feed(LoadReported(engine.worker_id, load, steps))
-        self._look_at(engine, now_s + LOAD_INTERVAL_S if engine.drifts else looks.sent_s + heartbeat_s)
-
-    def _look_at(self, engine: Engine, at_s: float) -> None:
-        looks = self._looks[engine]
-        looks.turn += 1
-        looks.due_s = at_s
-        self.world.at(at_s, self._look, engine, looks.turn)
 
     # Decisions
 
@@ -281,10 +244,8 @@ class Replay:
         engine.pulled(work)
 
     def changed(self, engine: Engine) -> None:
-        """Changes come in swarms; one report tells them all."""
-        at_s = self.world.now_s + LOAD_INTERVAL_S
-        if self._looks[engine].due_s > at_s:
-            self._look_at(engine, at_s)
+        """Its worker reports it soon."""
+        self._reporters[engine].changed()
 
     def gap(self, gap_s: float, tokens: int) -> None:
         """Count it if the cluster has filled up."""
