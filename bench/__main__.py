@@ -1,4 +1,4 @@
-"""The bench commands: front-door, flamegraph, overhead (the default), load, compatibility, index, plain-server."""
+"""The bench commands: overhead (the default), front-door, flamegraph, load, compatibility, routing, index, ..."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from bench.front_door.run import front_door
 from bench.load import Api, GrpcBackend, LoadRun, LoadSpec, OpenAiBackend, client_session, run_load
 from bench.peers import EngineShape, PeerOptions, SystemName
 from bench.prompts import make_prompts, token_counter
+from bench.routing import command as routing
 from front_proxy.grpc_api.client import BatonClient
 from launcher.demo import model as demo_model
 from runtime.process import command_line
@@ -32,6 +33,7 @@ app.command(compatibility.check, name="compatibility")
 app.command(front_door)
 app.command(flamegraph)
 app.command(prefix_index.measure, name="index")
+app.command(routing.compare, name="routing")
 _TARGET = Group("Target", validator=validators.LimitedChoice(1, 1))
 _THREADS = max(1, (os.cpu_count() or 2) // 2)
 _SIZES, _PEERS, _SPEC = overhead.OverheadSpec(), PeerOptions(), LoadSpec()
