@@ -44,7 +44,7 @@ def simulate(
     decode
         number of decode workers
     policy
-        what decides where requests run
+        what decides where requests run: baton (production's) or another system's, as in `python -m bench routing`
     profile
         cluster model (default: bench/cluster_model.json of the installation)
     load
@@ -64,11 +64,12 @@ def simulate(
     import msgspec
 
     import bench
+    from bench.routing.runs import ALL_POLICIES
     from simulation.replay import cluster_model, generators, report, traces
-    from simulation.replay.run import POLICIES, Replay, Scenario
+    from simulation.replay.run import Replay, Scenario
 
-    if policy not in POLICIES:
-        raise BadOption(f"policy: {policy!r} is none of {', '.join(POLICIES)}")
+    if policy not in ALL_POLICIES:
+        raise BadOption(f"policy: {policy!r} is none of {', '.join(ALL_POLICIES)}")
     for name, value, least in (("prefill", prefill, 0), ("decode", decode, 1), ("requests", requests, 1)):
         if value < least:
             raise BadOption(f"{name}: {value} is less than {least}")
@@ -82,7 +83,7 @@ def simulate(
     scenario = Scenario(
         trace=played, model=model, prefill=prefill, decode=decode, load=load, seed=seed, slo=report.Slo.parse(slo)
     )
-    replay = Replay(scenario, policy, POLICIES[policy])
+    replay = Replay(scenario, policy, ALL_POLICIES[policy])
     result = replay.run(_progress(len(played.arrivals)))
     told = f"{replay.spent.wall_s:.1f} s of real time, {replay.spent.decisions_per_s:.0f} decisions/s"
     print(f"{policy}: {told}", file=sys.stderr)
