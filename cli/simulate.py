@@ -70,9 +70,7 @@ def simulate(
 
     if policy not in ALL_POLICIES:
         raise BadOption(f"policy: {policy!r} is none of {', '.join(ALL_POLICIES)}")
-    for name, value, least in (("prefill", prefill, 0), ("decode", decode, 1), ("requests", requests, 1)):
-        if value < least:
-            raise BadOption(f"{name}: {value} is less than {least}")
+    _check_counts(("prefill", prefill, 0), ("decode", decode, 1), ("requests", requests, 1))
     if not 0 < load < float("inf"):
         raise BadOption(f"load: {load} is no positive number")
     model = cluster_model.load(profile or Path(bench.__file__).parent / "cluster_model.json")
@@ -88,6 +86,12 @@ def simulate(
     told = f"{replay.spent.wall_s:.1f} s of real time, {replay.spent.decisions_per_s:.0f} decisions/s"
     print(f"{policy}: {told}", file=sys.stderr)
     print(msgspec.json.format(msgspec.json.encode(result), indent=2).decode() if json else report.as_table(result))
+
+
+def _check_counts(*counts: tuple[str, int, int]) -> None:
+    for name, value, least in counts:
+        if value < least:
+            raise BadOption(f"{name}: {value} is less than {least}")
 
 
 def _progress(requests: int) -> Callable[[float, int], None]:
