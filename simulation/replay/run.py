@@ -18,7 +18,7 @@ from simulation.kernel.world import World
 from simulation.replay import report
 from simulation.replay.baton_policy import Baton
 from simulation.replay.cluster_model import ClusterModel
-from simulation.replay.engine import NOISE_FACTOR_MIN, Engine, Work
+from simulation.replay.engine import NOISE_FACTOR_MIN, Engine
 from simulation.replay.policy import (
     FirstToken,
     MakePolicy,
@@ -35,6 +35,7 @@ from simulation.replay.policy import (
 from simulation.replay.report import Gaps, Outcome, PoolUse, Report, Slo
 from simulation.replay.reporting import Reporter
 from simulation.replay.traces import Trace
+from simulation.replay.work import Work
 
 DRAIN_MAX_S = 600.0
 """After the last arrival so much time passes at most. What is not over then is unfinished."""

@@ -8,7 +8,8 @@ import msgspec
 
 from simulation.kernel.world import World
 from simulation.replay.cluster_model import ClusterModel, LinkTimes, StepTimes
-from simulation.replay.engine import Engine, Work
+from simulation.replay.engine import Engine
+from simulation.replay.work import Work
 
 KEY_TOKENS = 64
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from scheduler.api.worker_info import WorkerState
 from simulation.kernel.world import World
 from simulation.replay.cluster_model import ClusterModel
-from simulation.replay.engine import Engine, Work
+from simulation.replay.engine import Engine
 from simulation.replay.policy import Step
+from simulation.replay.work import Work
 from tests.simulation.replay.models import KEY_TOKENS, Told, cluster_model
 
 
