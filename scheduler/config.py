@@ -152,6 +152,8 @@ class SchedulerParameters(SchedulerConfig, frozen=True, kw_only=True):
     output_reserve_tokens: int = 256
     # A load report this long after a plan is taken to include the plan's prompt.
     plan_visible_after_s: float = 0.1
+    # KV blocks that the prefix index knows of at most: about 150 bytes each.
+    indexed_blocks_max: int = 10_000_000
     # Prefill speed assumed of a worker until its own is observed.
     prefill_initial_tokens_per_s: float = 2000.0
 

@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import assert_never
 
+from kv_transfer.prefix.events import BlockDelta
 from runtime.failures import Failure, FailureKind
 from runtime.priority_class import PriorityClass
 from scheduler.api.actions import (
     AcceptWorker,
     Action,
+    AskBlockSnapshot,
     DrainWorker,
     DropWorker,
     EjectWorker,
@@ -31,10 +33,12 @@ from scheduler.api.events import (
     PlansRunning,
     RequestEnded,
     Tick,
+    WorkerBlocksReported,
     WorkerJoined,
     WorkerLeasesReported,
     WorkerLeft,
     WorkerLoadReported,
+    WorkerProgressReported,
     WorkerSuspected,
 )
 from scheduler.api.worker_info import WorkerInfo
@@ -48,12 +52,27 @@ from scheduler.queueing.admission import AdmissionController
 from scheduler.queueing.refusals import Refusals
 from scheduler.queueing.reservations import FrontProxySession, Reservations
 from scheduler.queueing.wait_queue import WaitQueue
+from scheduler.routing.block_feed import BlockFeed
 from scheduler.routing.placement import Planner
+from scheduler.routing.prefix_index import PrefixIndex
 
 EVENT_LOG_MAX = 64
+SWEPT_BLOCKS_MAX = 1000
+"""Blocks of workers that are gone that one tick removes from the index: about 1 ms."""
 
 # So frequent that they would push everything else out of the log of events.
-NOT_LOGGED = (PlansRunning, RequestEnded, Tick, WorkerLeasesReported, WorkerLoadReported)
+NOT_LOGGED = (
+    PlansRunning,
+    RequestEnded,
+    Tick,
+    WorkerBlocksReported,
+    WorkerLeasesReported,
+    WorkerLoadReported,
+    WorkerProgressReported,
+)
+
+
+_AboutWorker = WorkerSuspected | DrainRequested | WorkerLeasesReported | WorkerBlocksReported | WorkerProgressReported
 
 
 class SchedulerCore:
@@ -72,6 +91,8 @@ class SchedulerCore:
         self._recovered_at_s = began_s + config.recovery_grace_s
         self.cluster = ClusterState()
         self._config = config
+        self._prefixes = PrefixIndex(blocks_max=config.indexed_blocks_max)
+        self._blocks = BlockFeed(self._prefixes)
         self._reservations = Reservations(self.cluster, config.plans_in_flight_max)
         self._queue = WaitQueue(config)
         self._admission = AdmissionController(
@@ -120,13 +141,20 @@ class SchedulerCore:
                     worker.forgive(late_s, now_s)
                 overdue = self._admission.overdue(now_s)
                 self._queue.bring_back(now_s)
+                self._prefixes.sweep(SWEPT_BLOCKS_MAX)
                 return (*self._tick(now_s), *self._audit(now_s), *overdue, *self._serve(now_s))
             case WorkerJoined(session=session, info=info):
                 self._end_isolation(now_s)
                 return self._join(session, info, now_s)
             case WorkerLeft(session=session, worker_id=worker_id):
                 return self._leave(session, worker_id, now_s)
-            case WorkerSuspected() | DrainRequested() | WorkerLeasesReported():
+            case (
+                WorkerSuspected()
+                | DrainRequested()
+                | WorkerLeasesReported()
+                | WorkerBlocksReported()
+                | WorkerProgressReported()
+            ):
                 return self._hear(event, now_s)
             case FrontJoined(session=session, front_proxy_id=front_proxy_id, incarnation=incarnation):
                 self._end_isolation(now_s)
@@ -138,8 +166,8 @@ class SchedulerCore:
             case _:
                 assert_never(event)
 
-    def _hear(self, event: WorkerSuspected | DrainRequested | WorkerLeasesReported, now_s: float) -> Sequence[Action]:
-        """Handle the rare reports about one worker."""
+    def _hear(self, event: _AboutWorker, now_s: float) -> Sequence[Action]:
+        """Handle reports about one worker that place no request."""
         match event:
             case WorkerSuspected():
                 return self._suspect(event, now_s)
@@ -150,8 +178,17 @@ class SchedulerCore:
                 if worker is not None:
                     worker.lease_ids = lease_ids
                 return ()
+            case WorkerBlocksReported(session=session, worker_id=worker_id, delta=delta):
+                return self._hear_blocks(session, worker_id, delta, now_s)
+            case WorkerProgressReported():
+                return ()
             case _:
                 assert_never(event)
+
+    def _hear_blocks(self, session: int, worker_id: str, delta: BlockDelta, now_s: float) -> Sequence[Action]:
+        if self._member(worker_id, session) is None or not self._blocks.apply(worker_id, delta, now_s):
+            return ()
+        return (AskBlockSnapshot(session=session, worker_id=worker_id, rank=delta.rank),)
 
     def _end_isolation(self, now_s: float) -> None:
         """All peers were gone and one returns. As after a start, peers know plans that this scheduler does not."""
@@ -196,6 +233,7 @@ class SchedulerCore:
     def _remove(self, worker: Worker) -> None:
         """A member is gone. Its health record is kept: the same engine may return."""
         self.cluster.remove(worker.worker_id)
+        self._blocks.left(worker.worker_id)
         self._lease_auditor.forget(worker.worker_id)
         self._departed[worker.worker_id] = worker
         if len(self._departed) > self._config.workers_max:
@@ -233,6 +271,7 @@ class SchedulerCore:
                 actions.append(DropWorker(session=former.session, worker_id=info.worker_id, reason="replaced"))
                 self.cluster.remove(former.worker_id)
             self._add(self._arrived(info, session, now_s))
+        self._blocks.joined(info.worker_id, info.epoch)
         actions.append(AcceptWorker(session=session, worker_id=info.worker_id))
         member = self.cluster.workers[info.worker_id]
         if member.drain_asked:

@@ -23,11 +23,13 @@ from scheduler.api.events import (
     DrainRequested,
     FrontJoined,
     FrontLeft,
+    WorkerBlocksReported,
     WorkerJoined,
     WorkerLeasesReported,
     WorkerLeft,
     WorkerLoadReported,
 )
+from scheduler.api.worker_info import WorkerInfo
 from scheduler.shell import COMMANDS_MAX, SchedulerShell
 
 log = structlog.get_logger(__name__)
@@ -67,9 +69,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         shell.workers[session] = outgoing
         try:
             shell.feed(WorkerJoined(session=session, info=info))
-            await self._converse(
-                stream, outgoing, lambda message: self._on_worker(message, session, info.worker_id, outgoing)
-            )
+            await self._converse(stream, outgoing, lambda message: self._on_worker(message, session, info, outgoing))
         finally:
             del shell.workers[session]
             shell.feed(WorkerLeft(session=session, worker_id=info.worker_id, reason="the stream ended"))
@@ -148,8 +148,9 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             outgoing.close()
 
     def _on_worker(
-        self, message: pb.WorkerUpdate, session: int, worker_id: str, outgoing: SendQueue[pb.WorkerCommands]
+        self, message: pb.WorkerUpdate, session: int, info: WorkerInfo, outgoing: SendQueue[pb.WorkerCommands]
     ) -> None:
+        worker_id = info.worker_id
         match message.WhichOneof("message"):
             case "load":
                 load = wire.load(message.load)
@@ -157,17 +158,36 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             case "leases":
                 held = tuple(message.leases.lease_ids[:LEASES_NAMED_MAX])
                 self._shell.feed(WorkerLeasesReported(session=session, worker_id=worker_id, lease_ids=held))
+            case "blocks":
+                self._on_blocks(message.blocks, session, info, outgoing)
+            case "progress":
+                self._shell.feed(wire.worker_progress(session, worker_id, message.progress))
             case "leaving":
                 log.info("worker leaves", worker=worker_id, why=message.leaving.reason)
                 self._shell.feed(WorkerLeft(session=session, worker_id=worker_id, reason=message.leaving.reason))
             case other:
                 outgoing.close(_bad(f"A registered worker must not send {other or 'an empty message'}."))
 
+    def _on_blocks(
+        self, message: pb.BlockDelta, session: int, info: WorkerInfo, outgoing: SendQueue[pb.WorkerCommands]
+    ) -> None:
+        try:
+            delta = wire.block_delta(message, info.epoch)
+        except ValueError as error:
+            outgoing.close(_bad(str(error)))
+            return
+        self._shell.feed(WorkerBlocksReported(session=session, worker_id=info.worker_id, delta=delta))
+
     def _on_front(self, message: pb.FrontUpdate, session: int, outgoing: SendQueue[pb.FrontReplies]) -> None:
         shell = self._shell
         match message.WhichOneof("message"):
             case "plan":
-                shell.feed(wire.plan_requested(session, message.plan))
+                try:
+                    asked = wire.plan_requested(session, message.plan)
+                except ValueError as error:
+                    outgoing.close(_bad(str(error)))
+                    return
+                shell.feed(asked)
             case "ended":
                 ended = message.ended
                 shell.metrics.request_ended(ended.outcome)

@@ -23,6 +23,7 @@ from scheduler import wire
 from scheduler.api.actions import (
     AcceptWorker,
     Action,
+    AskBlockSnapshot,
     DrainWorker,
     DropWorker,
     EjectWorker,
@@ -163,14 +164,19 @@ class SchedulerShell:
                 if (outgoing := self.workers.get(session)) is not None:
                     outgoing.close(_DROPPED[reason])
             case DrainWorker(session=session):
-                if (outgoing := self.workers.get(session)) is not None:
-                    outgoing.put(pb.WorkerCommands(messages=[pb.WorkerCommand(drain=pb.Drain())]))
+                self._command(session, pb.WorkerCommand(drain=pb.Drain()))
+            case AskBlockSnapshot(session=session, rank=rank):
+                self._command(session, pb.WorkerCommand(snapshot_blocks=pb.SnapshotBlocks(rank=rank)))
             case ReportLeak() | ReportDropped() | EjectWorker():
                 self._report(action)
             case PublishView(at_once=at_once):
                 self._publish(at_once=at_once)
             case _:
                 assert_never(action)
+
+    def _command(self, session: int, command: pb.WorkerCommand) -> None:
+        if (outgoing := self.workers.get(session)) is not None:
+            outgoing.put(pb.WorkerCommands(messages=[command]))
 
     def _report(self, action: ReportLeak | ReportDropped | EjectWorker) -> None:
         """Tell operators."""

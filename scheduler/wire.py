@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from kv_transfer.prefix.block_keys import KEY_BYTES
+from kv_transfer.prefix.events import GONE, BlockDelta
 from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from runtime.roles import WorkerRole
 from scheduler.api.actions import Placement, ReplyPlan, ReplyRefusal, ReplyWaiting
-from scheduler.api.events import PlanRequested, PlansRunning, RequestEnded, RunningPlan, WorkerSuspected
+from scheduler.api.events import (
+    PlanRequested,
+    PlansRunning,
+    RequestEnded,
+    RunningPlan,
+    WorkerProgressReported,
+    WorkerSuspected,
+)
 from scheduler.api.worker_info import WorkerInfo, WorkerLoad, WorkerState
+from scheduler.api.worker_progress import EngineStep, PromptComputed
 from scheduler.cluster.worker import Worker
 
 _ROLE: dict[cluster_pb2.Role, WorkerRole] = {cluster_pb2.ROLE_PREFILL: "prefill", cluster_pb2.ROLE_DECODE: "decode"}
@@ -52,13 +62,53 @@ def load(message: cluster_pb2.WorkerLoad) -> WorkerLoad:
     return WorkerLoad(state=_STATE.get(message.state, WorkerState.STARTING), **_fields(message, _LOAD_FIELDS))
 
 
+def block_delta(message: pb.BlockDelta, epoch: int) -> BlockDelta:
+    """What changed of the blocks of a worker's engine; the worker's session says of which start. Raises ValueError."""
+    for level in message.levels:
+        if level.level > GONE:
+            raise ValueError(f"BlockLevel.level is 0 to {GONE}, this one is {level.level}.")
+        _check_keys("BlockLevel.keys", level.keys)
+    return BlockDelta(
+        epoch=epoch,
+        rank=message.rank,
+        seq=message.seq,
+        reset=message.reset,
+        more=message.more,
+        levels={level.level: level.keys for level in message.levels},
+    )
+
+
+def _check_keys(name: str, packed: bytes) -> None:
+    if len(packed) % KEY_BYTES:
+        raise ValueError(f"{name} has {KEY_BYTES} bytes for each key, this one has {len(packed)} bytes.")
+
+
+def worker_progress(session: int, worker_id: str, message: pb.WorkerProgress) -> WorkerProgressReported:
+    """What a worker says of its engine's steps."""
+    steps = tuple(
+        [
+            EngineStep(
+                step.duration_us / 1e6,
+                step.prefill_tokens,
+                step.prefill_context_tokens,
+                step.decode_requests,
+                step.decode_context_tokens,
+            )
+            for step in message.steps
+        ]
+    )
+    computed = tuple([PromptComputed(each.request_id, each.cached_tokens) for each in message.computed])
+    return WorkerProgressReported(session=session, worker_id=worker_id, steps=steps, computed=computed)
+
+
 def worker_suspected(message: pb.WorkerSuspect) -> WorkerSuspected:
     """A front proxy's word about a worker."""
     return WorkerSuspected(worker_id=message.worker_id, epoch=message.epoch, reason=message.reason)
 
 
 def plan_requested(session: int, message: pb.PlanRequest) -> PlanRequested:
-    """A front proxy's question."""
+    """A front proxy's question. Raises ValueError."""
+    _check_keys("PlanRequest.block_keys", message.block_keys)
     return PlanRequested(
         session=session,
         plan_id=message.plan_id,
@@ -73,6 +123,9 @@ def plan_requested(session: int, message: pb.PlanRequest) -> PlanRequested:
         priority_class=message.priority_class,
         wait_max_s=message.wait_max_ms / 1000,
         resumed=message.resumed,
+        block_keys=message.block_keys,
+        ttft_slo_s=message.ttft_slo_ms / 1e3,
+        itl_slo_s=message.itl_slo_us / 1e6,
     )
 
 

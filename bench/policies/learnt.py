@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from simulation.replay.policy import Step
+from scheduler.api.worker_progress import EngineStep
 
 # What is believed before the first report, in seconds: a step, a prompt token, a pair of tokens that attend, a
 # sequence, a token of its context. About a 70B model on eight GPUs; a few steps are worth more than this.
@@ -69,7 +69,7 @@ class LearntTimes:
         # The largest chunk seen: how many steps a prompt takes follows from it.
         self._chunk_tokens = 0
 
-    def learn(self, steps: Sequence[Step]) -> None:
+    def learn(self, steps: Sequence[EngineStep]) -> None:
         """Steps that mix prompts and outputs teach nothing about either."""
         for step in steps:
             if step.prefill_tokens and not step.decode_requests:

@@ -74,6 +74,14 @@ class DrainWorker(msgspec.Struct, frozen=True, kw_only=True):
     worker_id: str
 
 
+class AskBlockSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask a worker for all of its blocks: a delta is missing."""
+
+    session: int
+    worker_id: str
+    rank: int
+
+
 class ReportLeak(msgspec.Struct, frozen=True, kw_only=True):
     """Tell operators that a worker holds KV for a request that no front proxy runs."""
 
@@ -111,6 +119,7 @@ Action = (
     | RejectWorker
     | DropWorker
     | DrainWorker
+    | AskBlockSnapshot
     | EjectWorker
     | ReportLeak
     | ReportDropped

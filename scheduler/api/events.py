@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import msgspec
 
+from kv_transfer.prefix.events import BlockDelta
 from scheduler.api.actions import Placement
 from scheduler.api.worker_info import WorkerInfo, WorkerLoad
+from scheduler.api.worker_progress import EngineStep, PromptComputed
 
 
 class WorkerJoined(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +36,23 @@ class WorkerLeasesReported(msgspec.Struct, frozen=True, kw_only=True):
     session: int
     worker_id: str
     lease_ids: tuple[str, ...]
+
+
+class WorkerBlocksReported(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker said which blocks of its engine came or went."""
+
+    session: int
+    worker_id: str
+    delta: BlockDelta
+
+
+class WorkerProgressReported(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker said how long steps of its engine took, and which prompts are computed. Comes before its next load."""
+
+    session: int
+    worker_id: str
+    steps: tuple[EngineStep, ...] = ()
+    computed: tuple[PromptComputed, ...] = ()
 
 
 class WorkerLeft(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +114,11 @@ class PlanRequested(msgspec.Struct, frozen=True, kw_only=True):
     prefill_only: bool = False
     # An earlier attempt of it failed on a worker: it waits ahead of new requests of its class, for a usable worker too.
     resumed: bool = False
+    # Packed keys of the prompt's full blocks (``kv_transfer.prefix.block_keys``). Empty: not known.
+    block_keys: bytes = b""
+    # What its client asks for. 0: nothing.
+    ttft_slo_s: float = 0.0
+    itl_slo_s: float = 0.0
 
 
 class RunningPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,6 +161,8 @@ Event = (
     WorkerJoined
     | WorkerLoadReported
     | WorkerLeasesReported
+    | WorkerBlocksReported
+    | WorkerProgressReported
     | WorkerLeft
     | WorkerSuspected
     | DrainRequested

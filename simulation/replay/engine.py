@@ -16,10 +16,10 @@ from collections import deque
 
 from runtime.roles import WorkerRole
 from scheduler.api.worker_info import WorkerInfo, WorkerLoad, WorkerState
+from scheduler.api.worker_progress import EngineStep
 from simulation.kernel.world import World
 from simulation.replay.cluster_model import ClusterModel
 from simulation.replay.kv_pool import KvPool
-from simulation.replay.policy import Step
 from simulation.replay.work import Listener, Work
 
 STEPS_REPORTED_MAX = 8
@@ -39,7 +39,7 @@ class Engine:
         self.busy_s = 0.0
         self.prefill_tokens = self.decode_tokens = self.preemptions = 0
         self.leases = 0
-        self.steps: deque[Step] = deque(maxlen=STEPS_REPORTED_MAX)
+        self.steps: deque[EngineStep] = deque(maxlen=STEPS_REPORTED_MAX)
         self._model, self._times, self._key_tokens = model, model.step, key_tokens
         self._block = model.block_size_tokens
         self._world, self._listener = world, listener
@@ -195,7 +195,7 @@ class Engine:
         self.busy_s += now_s - self._began_s
         if chunks:
             self.steps.append(
-                Step(
+                EngineStep(
                     self._first_s,
                     sum(chunk for _, chunk in chunks),
                     sum(chunk * work.computed for work, chunk in chunks),
@@ -389,11 +389,11 @@ class Engine:
                 too_many = middle
         return enough
 
-    def decode_step(self, number: int) -> Step:
+    def decode_step(self, number: int) -> EngineStep:
         """One of the decode steps in progress, from 1 on."""
         requests, earlier = len(self._decoding), number - 1
         last_s = self._first_s + self._more_s * earlier
-        return Step(last_s, 0, 0, requests, self._context + requests * earlier)
+        return EngineStep(last_s, 0, 0, requests, self._context + requests * earlier)
 
     def check(self) -> None:
         """Assert that nothing is left of work that ended, and no block is lost."""

@@ -16,6 +16,7 @@ import msgspec
 
 from scheduler.api.chance import Random
 from scheduler.api.worker_info import WorkerInfo, WorkerLoad
+from scheduler.api.worker_progress import EngineStep
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -37,20 +38,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     itl_slo_s: float = 0.0
 
 
-class Step(msgspec.Struct, frozen=True, gc=False):
-    """One step of an engine as its worker reports it, and how long it took.
-
-    ``prefill_context_tokens``: tokens before the computed ones, weighted by what was computed: the sum over chunks of
-    (tokens of the chunk) x (tokens before it). ``decode_context_tokens``: sum over the sequences that got a token.
-    """
-
-    duration_s: float
-    prefill_tokens: int = 0
-    prefill_context_tokens: int = 0
-    decode_requests: int = 0
-    decode_context_tokens: int = 0
-
-
 # Events
 
 
@@ -65,7 +52,7 @@ class LoadReported(msgspec.Struct, frozen=True, gc=False):
 
     worker_id: str
     load: WorkerLoad
-    steps: tuple[Step, ...] = ()
+    steps: tuple[EngineStep, ...] = ()
 
 
 class KvChanged(msgspec.Struct, frozen=True, gc=False):

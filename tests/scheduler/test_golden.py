@@ -124,6 +124,8 @@ def _words(action: Action) -> str:
             return f"drop {worker_id} session={session}: {reason}"
         case actions.DrainWorker(session=session, worker_id=worker_id):
             return f"drain {worker_id} session={session}"
+        case actions.AskBlockSnapshot(session=session, worker_id=worker_id, rank=rank):
+            return f"snapshot of {worker_id} session={session} rank={rank}"
         case actions.ReportLeak(worker_id=worker_id, lease_id=lease_id, request_id=request_id, unknown_for_s=for_s):
             return f"leak {lease_id} of {request_id} on {worker_id} for {for_s:g}s"
         case actions.ReportDropped(request_id=request_id, reason=reason):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protos.cluster.v1 import cluster_pb2
+from protos.scheduler.v1 import scheduler_pb2 as pb
 from runtime.failures import Failure, FailureKind
 from runtime.roles import WORKER_ROLES
 from scheduler import wire
@@ -51,3 +53,17 @@ def test_advice_that_no_message_can_say_is_the_longest_that_one_can() -> None:
     failure = Failure(kind=FailureKind.EXHAUSTED, message="full", retry_after_s=1e9)
     told = wire.refusal(ReplyRefusal(session=1, plan_id=1, failure=failure, cause="queue_full"))
     assert told.messages[0].refused.retry_after_ms == 2**32 - 1
+
+
+@pytest.mark.parametrize(
+    ("level", "keys", "match"), [(7, b"", "BlockLevel.level is 0 to 2"), (0, b"123", "BlockLevel.keys has 8 bytes")]
+)
+def test_a_malformed_delta_is_refused(level: int, keys: bytes, match: str) -> None:
+    delta = pb.BlockDelta(seq=1, levels=[pb.BlockLevel(level=level, keys=keys)])
+    with pytest.raises(ValueError, match=match):
+        wire.block_delta(delta, epoch=1)
+
+
+def test_keys_of_a_prompt_that_are_cut_are_refused() -> None:
+    with pytest.raises(ValueError, match="PlanRequest.block_keys has 8 bytes"):
+        wire.plan_requested(1, pb.PlanRequest(plan_id=1, block_keys=b"123"))

@@ -24,16 +24,72 @@ class WorkerUpdates(_message.Message):
     def __init__(self, messages: _Optional[_Iterable[_Union[WorkerUpdate, _Mapping]]] = ...) -> None: ...
 
 class WorkerUpdate(_message.Message):
-    __slots__ = ("register", "load", "leaving", "leases")
+    __slots__ = ("register", "load", "leaving", "leases", "blocks", "progress")
     REGISTER_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     LEASES_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     register: _cluster_pb2.WorkerInfo
     load: _cluster_pb2.WorkerLoad
     leaving: Leaving
     leases: LeasesHeld
-    def __init__(self, register: _Optional[_Union[_cluster_pb2.WorkerInfo, _Mapping]] = ..., load: _Optional[_Union[_cluster_pb2.WorkerLoad, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., leases: _Optional[_Union[LeasesHeld, _Mapping]] = ...) -> None: ...
+    blocks: BlockDelta
+    progress: WorkerProgress
+    def __init__(self, register: _Optional[_Union[_cluster_pb2.WorkerInfo, _Mapping]] = ..., load: _Optional[_Union[_cluster_pb2.WorkerLoad, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., leases: _Optional[_Union[LeasesHeld, _Mapping]] = ..., blocks: _Optional[_Union[BlockDelta, _Mapping]] = ..., progress: _Optional[_Union[WorkerProgress, _Mapping]] = ...) -> None: ...
+
+class BlockDelta(_message.Message):
+    __slots__ = ("rank", "seq", "reset", "more", "levels")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    RESET_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    seq: int
+    reset: bool
+    more: bool
+    levels: _containers.RepeatedCompositeFieldContainer[BlockLevel]
+    def __init__(self, rank: _Optional[int] = ..., seq: _Optional[int] = ..., reset: _Optional[bool] = ..., more: _Optional[bool] = ..., levels: _Optional[_Iterable[_Union[BlockLevel, _Mapping]]] = ...) -> None: ...
+
+class BlockLevel(_message.Message):
+    __slots__ = ("level", "keys")
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    level: int
+    keys: bytes
+    def __init__(self, level: _Optional[int] = ..., keys: _Optional[bytes] = ...) -> None: ...
+
+class WorkerProgress(_message.Message):
+    __slots__ = ("steps", "computed")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_FIELD_NUMBER: _ClassVar[int]
+    steps: _containers.RepeatedCompositeFieldContainer[EngineStep]
+    computed: _containers.RepeatedCompositeFieldContainer[PromptComputed]
+    def __init__(self, steps: _Optional[_Iterable[_Union[EngineStep, _Mapping]]] = ..., computed: _Optional[_Iterable[_Union[PromptComputed, _Mapping]]] = ...) -> None: ...
+
+class EngineStep(_message.Message):
+    __slots__ = ("duration_us", "prefill_tokens", "prefill_context_tokens", "decode_requests", "decode_context_tokens")
+    DURATION_US_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    duration_us: int
+    prefill_tokens: int
+    prefill_context_tokens: int
+    decode_requests: int
+    decode_context_tokens: int
+    def __init__(self, duration_us: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., prefill_context_tokens: _Optional[int] = ..., decode_requests: _Optional[int] = ..., decode_context_tokens: _Optional[int] = ...) -> None: ...
+
+class PromptComputed(_message.Message):
+    __slots__ = ("request_id", "cached_tokens")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    cached_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
 
 class LeasesHeld(_message.Message):
     __slots__ = ("lease_ids",)
@@ -54,12 +110,20 @@ class WorkerCommands(_message.Message):
     def __init__(self, messages: _Optional[_Iterable[_Union[WorkerCommand, _Mapping]]] = ...) -> None: ...
 
 class WorkerCommand(_message.Message):
-    __slots__ = ("registered", "drain")
+    __slots__ = ("registered", "drain", "snapshot_blocks")
     REGISTERED_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     registered: Registered
     drain: Drain
-    def __init__(self, registered: _Optional[_Union[Registered, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
+    snapshot_blocks: SnapshotBlocks
+    def __init__(self, registered: _Optional[_Union[Registered, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., snapshot_blocks: _Optional[_Union[SnapshotBlocks, _Mapping]] = ...) -> None: ...
+
+class SnapshotBlocks(_message.Message):
+    __slots__ = ("rank",)
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    def __init__(self, rank: _Optional[int] = ...) -> None: ...
 
 class Registered(_message.Message):
     __slots__ = ("heartbeat_interval_ms", "leader_epoch")
@@ -102,7 +166,7 @@ class FrontProxyInfo(_message.Message):
     def __init__(self, front_proxy_id: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
-    __slots__ = ("plan_id", "request_id", "prompt_tokens", "output_tokens_max", "priority", "excluded_worker_ids", "pinned_decode_worker_id", "tenant", "prefill_only", "priority_class", "wait_max_ms", "resumed")
+    __slots__ = ("plan_id", "request_id", "prompt_tokens", "output_tokens_max", "priority", "excluded_worker_ids", "pinned_decode_worker_id", "tenant", "prefill_only", "priority_class", "wait_max_ms", "resumed", "block_keys", "ttft_slo_ms", "itl_slo_us")
     PLAN_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +179,9 @@ class PlanRequest(_message.Message):
     PRIORITY_CLASS_FIELD_NUMBER: _ClassVar[int]
     WAIT_MAX_MS_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_KEYS_FIELD_NUMBER: _ClassVar[int]
+    TTFT_SLO_MS_FIELD_NUMBER: _ClassVar[int]
+    ITL_SLO_US_FIELD_NUMBER: _ClassVar[int]
     plan_id: int
     request_id: str
     prompt_tokens: int
@@ -127,7 +194,10 @@ class PlanRequest(_message.Message):
     priority_class: str
     wait_max_ms: int
     resumed: bool
-    def __init__(self, plan_id: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens_max: _Optional[int] = ..., priority: _Optional[int] = ..., excluded_worker_ids: _Optional[_Iterable[str]] = ..., pinned_decode_worker_id: _Optional[str] = ..., tenant: _Optional[str] = ..., prefill_only: _Optional[bool] = ..., priority_class: _Optional[str] = ..., wait_max_ms: _Optional[int] = ..., resumed: _Optional[bool] = ...) -> None: ...
+    block_keys: bytes
+    ttft_slo_ms: int
+    itl_slo_us: int
+    def __init__(self, plan_id: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens_max: _Optional[int] = ..., priority: _Optional[int] = ..., excluded_worker_ids: _Optional[_Iterable[str]] = ..., pinned_decode_worker_id: _Optional[str] = ..., tenant: _Optional[str] = ..., prefill_only: _Optional[bool] = ..., priority_class: _Optional[str] = ..., wait_max_ms: _Optional[int] = ..., resumed: _Optional[bool] = ..., block_keys: _Optional[bytes] = ..., ttft_slo_ms: _Optional[int] = ..., itl_slo_us: _Optional[int] = ...) -> None: ...
 
 class Placement(_message.Message):
     __slots__ = ("worker_id", "address", "epoch")

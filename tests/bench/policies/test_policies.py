@@ -15,6 +15,7 @@ from bench.policies.mooncake import Mooncake
 from bench.policies.seen import HeldBlocks, PeerPolicy
 from runtime.roles import WorkerRole
 from scheduler.api.worker_info import WorkerInfo, WorkerLoad, WorkerState
+from scheduler.api.worker_progress import EngineStep
 from simulation.replay.policy import (
     FirstToken,
     KvChanged,
@@ -24,7 +25,6 @@ from simulation.replay.policy import (
     RequestArrived,
     RequestEnded,
     Run,
-    Step,
     Tick,
     WorkerRegistered,
 )
@@ -79,7 +79,7 @@ class Router:
     def holds(self, worker_id: str, keys: Sequence[int]) -> None:
         self.policy.handle(KvChanged(worker_id, stored=tuple(keys)), 0.0)
 
-    def reports(self, worker_id: str, *steps: Step, waiting: int = 0, used: int = 0, now_s: float = 1.0) -> None:
+    def reports(self, worker_id: str, *steps: EngineStep, waiting: int = 0, used: int = 0, now_s: float = 1.0) -> None:
         load = WorkerLoad(state=WorkerState.READY, requests_waiting=waiting, kv_blocks_used=used)
         self.policy.handle(LoadReported(worker_id, load, steps), now_s)
 
@@ -211,7 +211,7 @@ def test_llm_d_sticks_until_the_queue_is_longer_by_the_allowed_penalty() -> None
     router.holds("p0", range(10))
     # 8,192 tokens take 1 s, so 18 s are 147,456 tokens.
     for _ in range(300):
-        router.reports("p0", Step(1.0, prefill_tokens=8192), Step(0.5, prefill_tokens=4096))
+        router.reports("p0", EngineStep(1.0, prefill_tokens=8192), EngineStep(0.5, prefill_tokens=4096))
     assert isinstance(router.policy, LlmdSticky)
     router.policy.prefills[0].charge(1000, 146_000)
     assert router.sent(request(1, keys=range(10))).prefill == "p0"
@@ -244,7 +244,7 @@ def test_llm_d_weights_prefix_against_queue_and_kv() -> None:
 def test_mooncake_takes_the_least_of_queue_and_prefill_by_what_it_learnt() -> None:
     router = Router("mooncake", prefills=2)
     for _ in range(300):
-        router.reports("p0", Step(1.0, prefill_tokens=10_000), Step(0.1, prefill_tokens=1_000))
+        router.reports("p0", EngineStep(1.0, prefill_tokens=10_000), EngineStep(0.1, prefill_tokens=1_000))
     assert isinstance(router.policy, Mooncake)
     idle = router.policy.ttft_s(router.policy.prefills[0], request(1, tokens=5_000), 0.0)
     assert idle == pytest.approx(0.5, rel=0.1)
@@ -261,8 +261,8 @@ def test_mooncake_takes_the_least_of_queue_and_prefill_by_what_it_learnt() -> No
 def test_mooncake_refuses_what_would_be_late() -> None:
     router = Router("mooncake", prefills=1)
     for _ in range(300):
-        router.reports("p0", Step(1.0, prefill_tokens=10_000), Step(0.1, prefill_tokens=1_000))
-        router.reports("d0", Step(0.04, decode_requests=10, decode_context_tokens=10_000))
+        router.reports("p0", EngineStep(1.0, prefill_tokens=10_000), EngineStep(0.1, prefill_tokens=1_000))
+        router.reports("d0", EngineStep(0.04, decode_requests=10, decode_context_tokens=10_000))
     router.sent(request(1, tokens=15_000, ttft_slo_s=2.0))
     assert router.policy.handle(RequestArrived(request(3, tokens=10_000, ttft_slo_s=2.0)), 0.0) == (Refuse(3, "ttft"),)
     assert router.policy.handle(RequestArrived(request(4, tokens=10, itl_slo_s=0.001)), 0.0) == (Refuse(4, "itl"),)

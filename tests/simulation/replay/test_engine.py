@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.api.worker_info import WorkerState
+from scheduler.api.worker_progress import EngineStep
 from simulation.kernel.world import World
 from simulation.replay.cluster_model import ClusterModel
 from simulation.replay.engine import Engine
-from simulation.replay.policy import Step
 from simulation.replay.work import Work
 from tests.simulation.replay.models import KEY_TOKENS, Told, cluster_model
 
@@ -54,7 +54,7 @@ def test_decode_steps_take_longer_with_their_context() -> None:
     assert told.gap_tokens == 3
     assert told.gaps_s == pytest.approx(sum(steps))
     last = engine.steps[-1]
-    assert last == Step(last.duration_s, 0, 0, 1, 102)
+    assert last == EngineStep(last.duration_s, 0, 0, 1, 102)
     assert last.duration_s == pytest.approx(steps[-1])
 
 

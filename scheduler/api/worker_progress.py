@@ -1,0 +1,26 @@
+"""What a worker says of its engine's work, as values; ``protos/scheduler/v1`` documents each field."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class EngineStep(msgspec.Struct, frozen=True, gc=False):
+    """One step of an engine, and how long it took.
+
+    ``prefill_context_tokens``: the sum over its chunks of prompts of (tokens of the chunk) x (tokens before it).
+    ``decode_context_tokens``: the sum of the tokens of the sequences that got one more.
+    """
+
+    duration_s: float
+    prefill_tokens: int = 0
+    prefill_context_tokens: int = 0
+    decode_requests: int = 0
+    decode_context_tokens: int = 0
+
+
+class PromptComputed(msgspec.Struct, frozen=True, gc=False):
+    """A request's first token came: under which id its worker knows it, and how much of its prompt was not computed."""
+
+    request_id: str
+    cached_tokens: int
