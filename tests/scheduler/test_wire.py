@@ -65,5 +65,5 @@ def test_a_malformed_delta_is_refused(level: int, keys: bytes, match: str) -> No
 
 
 def test_keys_of_a_prompt_that_are_cut_are_refused() -> None:
-    with pytest.raises(ValueError, match="PlanRequest.block_keys has 8 bytes"):
+    with pytest.raises(ValueError, match=r"PlanRequest\.block_keys has 8 bytes"):
         wire.plan_requested(1, pb.PlanRequest(plan_id=1, block_keys=b"123"))
