@@ -90,7 +90,7 @@ def worker_progress(session: int, worker_id: str, message: pb.WorkerProgress) ->
             EngineStep(
                 step.duration_us / 1e6,
                 step.prefill_tokens,
-                step.prefill_context_tokens,
+                step.prefill_pairs,
                 step.decode_requests,
                 step.decode_context_tokens,
             )

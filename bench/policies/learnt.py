@@ -74,8 +74,7 @@ class LearntTimes:
         for step in steps:
             if step.prefill_tokens and not step.decode_requests:
                 self._chunk_tokens = max(self._chunk_tokens, step.prefill_tokens)
-                pairs = step.prefill_context_tokens + step.prefill_tokens**2 / 2
-                self._prefill.learn(step.prefill_tokens, pairs, step.duration_s)
+                self._prefill.learn(step.prefill_tokens, step.prefill_pairs, step.duration_s)
             elif step.decode_requests and not step.prefill_tokens:
                 self._decode.learn(step.decode_requests, step.decode_context_tokens, step.duration_s)
 

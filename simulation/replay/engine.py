@@ -198,7 +198,7 @@ class Engine:
                 EngineStep(
                     self._first_s,
                     sum(chunk for _, chunk in chunks),
-                    sum(chunk * work.computed for work, chunk in chunks),
+                    sum(chunk * (2 * work.computed + chunk) // 2 for work, chunk in chunks),
                     len(self._decoding),
                     self._context,
                 )

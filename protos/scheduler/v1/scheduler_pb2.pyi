@@ -70,18 +70,18 @@ class WorkerProgress(_message.Message):
     def __init__(self, steps: _Optional[_Iterable[_Union[EngineStep, _Mapping]]] = ..., computed: _Optional[_Iterable[_Union[PromptComputed, _Mapping]]] = ...) -> None: ...
 
 class EngineStep(_message.Message):
-    __slots__ = ("duration_us", "prefill_tokens", "prefill_context_tokens", "decode_requests", "decode_context_tokens")
+    __slots__ = ("duration_us", "prefill_tokens", "prefill_pairs", "decode_requests", "decode_context_tokens")
     DURATION_US_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    PREFILL_CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_PAIRS_FIELD_NUMBER: _ClassVar[int]
     DECODE_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     DECODE_CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     duration_us: int
     prefill_tokens: int
-    prefill_context_tokens: int
+    prefill_pairs: int
     decode_requests: int
     decode_context_tokens: int
-    def __init__(self, duration_us: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., prefill_context_tokens: _Optional[int] = ..., decode_requests: _Optional[int] = ..., decode_context_tokens: _Optional[int] = ...) -> None: ...
+    def __init__(self, duration_us: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., prefill_pairs: _Optional[int] = ..., decode_requests: _Optional[int] = ..., decode_context_tokens: _Optional[int] = ...) -> None: ...
 
 class PromptComputed(_message.Message):
     __slots__ = ("request_id", "cached_tokens")

@@ -61,6 +61,11 @@ def request(
     )
 
 
+def prompt_step(duration_s: float, tokens: int) -> EngineStep:
+    """A step that computed the one chunk of one prompt."""
+    return EngineStep(duration_s, prefill_tokens=tokens, prefill_pairs=tokens * tokens // 2)
+
+
 class Router:
     """A policy with workers p0, p1, ... and d0, d1, ..."""
 
@@ -211,7 +216,7 @@ def test_llm_d_sticks_until_the_queue_is_longer_by_the_allowed_penalty() -> None
     router.holds("p0", range(10))
     # 8,192 tokens take 1 s, so 18 s are 147,456 tokens.
     for _ in range(300):
-        router.reports("p0", EngineStep(1.0, prefill_tokens=8192), EngineStep(0.5, prefill_tokens=4096))
+        router.reports("p0", prompt_step(1.0, 8192), prompt_step(0.5, 4096))
     assert isinstance(router.policy, LlmdSticky)
     router.policy.prefills[0].charge(1000, 146_000)
     assert router.sent(request(1, keys=range(10))).prefill == "p0"
@@ -244,7 +249,7 @@ def test_llm_d_weights_prefix_against_queue_and_kv() -> None:
 def test_mooncake_takes_the_least_of_queue_and_prefill_by_what_it_learnt() -> None:
     router = Router("mooncake", prefills=2)
     for _ in range(300):
-        router.reports("p0", EngineStep(1.0, prefill_tokens=10_000), EngineStep(0.1, prefill_tokens=1_000))
+        router.reports("p0", prompt_step(1.0, 10_000), prompt_step(0.1, 1_000))
     assert isinstance(router.policy, Mooncake)
     idle = router.policy.ttft_s(router.policy.prefills[0], request(1, tokens=5_000), 0.0)
     assert idle == pytest.approx(0.5, rel=0.1)
@@ -261,7 +266,7 @@ def test_mooncake_takes_the_least_of_queue_and_prefill_by_what_it_learnt() -> No
 def test_mooncake_refuses_what_would_be_late() -> None:
     router = Router("mooncake", prefills=1)
     for _ in range(300):
-        router.reports("p0", EngineStep(1.0, prefill_tokens=10_000), EngineStep(0.1, prefill_tokens=1_000))
+        router.reports("p0", prompt_step(1.0, 10_000), prompt_step(0.1, 1_000))
         router.reports("d0", EngineStep(0.04, decode_requests=10, decode_context_tokens=10_000))
     router.sent(request(1, tokens=15_000, ttft_slo_s=2.0))
     assert router.policy.handle(RequestArrived(request(3, tokens=10_000, ttft_slo_s=2.0)), 0.0) == (Refuse(3, "ttft"),)

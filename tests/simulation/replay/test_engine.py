@@ -40,7 +40,7 @@ def test_a_prompt_is_computed_in_chunks_of_the_token_budget() -> None:
     assert told.first_s[0] == pytest.approx(model.idle_prefill_s(2500))
     assert told.last_s == told.first_s
     assert [step.prefill_tokens for step in engine.steps] == [1000, 1000, 500]
-    assert [step.prefill_context_tokens for step in engine.steps] == [0, 1_000_000, 1_000_000]
+    assert [step.prefill_pairs for step in engine.steps] == [500_000, 1_500_000, 1_125_000]
     assert engine.empty
     engine.check()
 
