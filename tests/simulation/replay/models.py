@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 
+from scheduler.routing.step_law import LinkLaw
 from simulation.kernel.world import World
-from simulation.replay.cluster_model import ClusterModel, LinkTimes, StepTimes
+from simulation.replay.cluster_model import ClusterModel, StepTimes
 from simulation.replay.engine import Engine
 from simulation.replay.work import Work
 
@@ -18,7 +19,7 @@ def cluster_model(**changes: Any) -> ClusterModel:
     """16-token blocks, 1,000 of them; no noise; 1 MB of KV a token and 1 GB/s: 1 ms a token."""
     paths = [*StepTimes.__struct_fields__]
     names = {*ClusterModel.__struct_fields__} - {"version", "name", "step", "link", "sources"}
-    names |= {f"step.{path}" for path in paths} | {f"link.{path}" for path in LinkTimes.__struct_fields__}
+    names |= {f"step.{path}" for path in paths} | {f"link.{path}" for path in LinkLaw.__struct_fields__}
     model = ClusterModel(
         version=1,
         name="by hand",
@@ -35,7 +36,7 @@ def cluster_model(**changes: Any) -> ClusterModel:
             decode_request_s=1e-3,
             decode_context_token_s=1e-6,
         ),
-        link=LinkTimes(gigabytes_per_s=1.0, latency_s=0.002),
+        link=LinkLaw(gigabytes_per_s=1.0, latency_s=0.002),
         noise=0.0,
         sources=dict.fromkeys(names, "this test"),
     )

@@ -1,0 +1,244 @@
+"""How long a worker takes for a prompt and for a decode step, learnt from the steps that it reports. Pure.
+
+The workers of one role in one pool have the same engine on the same hardware, so one law is learnt from the steps of
+all of them (``LearntLaw``), and of each worker only how much slower or faster it is (``LatencyModel``). This learns
+fastest: five coefficients need some hundred steps that differ, which one worker of many may not have in minutes; one
+factor needs fifty of any kind. A worker that is new starts from what the others taught.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from scheduler.api.worker_progress import EngineStep
+from scheduler.routing.latency_profile import ASSUMED, LatencyProfile
+from scheduler.routing.step_law import StepLaw
+
+COLUMNS = 5
+"""Of a step: 1, prompt tokens, their pairs, decoding sequences, their tokens; in the order of ``StepLaw``."""
+MEMORY_STEPS = 256
+"""Steps after which what was seen counts a third. Steps with prompt tokens do not make decode steps forgotten."""
+YOUNG_STEPS = 256
+"""Until the law has so many steps, it learns from every one, and nothing is said about single workers."""
+STEPS_PER_FIT = 8
+"""Steps that a grown law takes in before it is solved again: solving takes 40 us."""
+SURE_ERROR = 0.15
+"""A worker that is predicted better than this teaches with the largest step of each kind of a report, not with all."""
+FOLLOW = 1.0 / 16.0
+"""What one step moves the speed of a worker, and the memory of its errors."""
+FACTOR_STEP = 0.03
+"""A worker's factor changes by at least so much, or workers that are alike would differ by their noise."""
+FACTOR_MAX = 1000.0
+USUAL_ERRORS = 3.0
+"""A deviation counts up to so many usual ones. What stays this way becomes usual, and then counts."""
+DEVIATION_MIN = 0.1
+DEVIATION_MAX = 8.0
+STEP_MIN_S = 1e-5
+"""No engine is faster: a shorter step is a clock's mistake."""
+STIFFNESS = 1e-3
+"""How strongly a coefficient stays where it was, against what the steps say about it. It decides where they say
+nothing: a law learnt from prompts of one length does not know whether tokens or pairs cost the time."""
+
+
+class Deviations:
+    """The usual size of relative errors, which bounds what one of them can do."""
+
+    __slots__ = ("usual",)
+
+    def __init__(self, usual: float) -> None:
+        self.usual = usual
+
+    def bounded(self, took_s: float, expected_s: float) -> float:
+        """By what share it was slower, or by what share the expectation was: half and double are -1 and 1."""
+        off = took_s / expected_s - 1.0 if took_s >= expected_s else 1.0 - expected_s / took_s
+        bound = min(DEVIATION_MAX, max(DEVIATION_MIN, USUAL_ERRORS * self.usual))
+        off = min(bound, max(-bound, off))
+        self.usual += FOLLOW * (abs(off) - self.usual)
+        return off
+
+
+class _Evidence:
+    """Weighted least squares of steps of one kind: sums of products, of which older ones fade."""
+
+    __slots__ = ("deviations", "sums")
+
+    def __init__(self) -> None:
+        # The upper triangle of the squares, row by row, each row ending with its product with the time.
+        self.sums = [0.0] * (COLUMNS * (COLUMNS + 3) // 2)
+        # All is possible at first.
+        self.deviations = Deviations(DEVIATION_MAX)
+
+    def add(self, step: EngineStep, took_s: float, expected_s: float) -> None:
+        """Errors are relative, and one that is larger than usual weighs as much as the largest usual one."""
+        off = self.deviations.bounded(took_s, expected_s)
+        real = max(took_s / expected_s, expected_s / took_s) - 1.0
+        # Between the weights by what was and by what was expected: neither a long nor a short one can outweigh others.
+        weight = (abs(off) / real if real > 0.0 else 1.0) / (took_s * expected_s)
+        q, p, b, s = step.prefill_tokens, step.prefill_pairs, step.decode_requests, step.decode_context_tokens
+        wq, wp, wb, ws = weight * q, weight * p, weight * b, weight * s
+        new = (
+            *(weight, wq, wp, wb, ws, weight * took_s),
+            *(wq * q, wq * p, wq * b, wq * s, wq * took_s),
+            *(wp * p, wp * b, wp * s, wp * took_s),
+            *(wb * b, wb * s, wb * took_s),
+            *(ws * s, ws * took_s),
+        )
+        keep = 1.0 - 1.0 / MEMORY_STEPS
+        self.sums = [keep * old + one for old, one in zip(self.sums, new, strict=True)]
+
+
+class LearntLaw:
+    """The law of the steps of a role's workers in one pool. ``law`` is replaced as they teach it."""
+
+    def __init__(self, start: LatencyProfile = ASSUMED) -> None:
+        self.law = start.step
+        # How long the chunks of a prompt are. The largest step shows it.
+        self.chunk_tokens = start.chunk_tokens
+        self.steps_learnt = 0
+        self._with_prompts, self._without = _Evidence(), _Evidence()
+
+    @property
+    def young(self) -> bool:
+        """Whether it has seen too little to tell a slow worker from its own error."""
+        return self.steps_learnt < YOUNG_STEPS
+
+    def learn(self, steps: Collection[EngineStep], factor: float) -> None:
+        """Steps of a worker that takes ``factor`` times as long as the law says. They are ``usable``."""
+        for step in steps:
+            took_s = step.duration_s / factor
+            evidence = self._with_prompts if step.prefill_tokens else self._without
+            evidence.add(step, took_s, max(STEP_MIN_S, self.law.step_s(step)))
+        before = self.steps_learnt
+        self.steps_learnt += len(steps)
+        if self.young or before // STEPS_PER_FIT < self.steps_learnt // STEPS_PER_FIT:
+            self._fit()
+
+    def _fit(self) -> None:
+        """The coefficients that agree best with the steps; none is negative."""
+        sums = [one + other for one, other in zip(self._with_prompts.sums, self._without.sums, strict=True)]
+        squares = [[0.0] * COLUMNS for _ in range(COLUMNS)]
+        products = [0.0] * COLUMNS
+        at = iter(sums)
+        for i in range(COLUMNS):
+            for j in range(i, COLUMNS):
+                squares[i][j] = squares[j][i] = next(at)
+            products[i] = next(at)
+        now = (
+            self.law.fixed_s,
+            self.law.prefill_token_s,
+            self.law.prefill_pair_s,
+            self.law.decode_request_s,
+            self.law.decode_context_token_s,
+        )
+        for i in range(COLUMNS):
+            products[i] += STIFFNESS * squares[i][i] * now[i]
+            squares[i][i] *= 1.0 + STIFFNESS
+        # What no step had stays as it is.
+        seen = [i for i in range(COLUMNS) if squares[i][i] > 0.0]
+        found = _least(squares, products, seen)
+        fixed_s, token_s, pair_s, request_s, context_s = (found.get(i, now[i]) for i in range(COLUMNS))
+        self.law = StepLaw(
+            fixed_s=fixed_s,
+            prefill_token_s=token_s,
+            prefill_pair_s=pair_s,
+            decode_request_s=request_s,
+            decode_context_token_s=context_s,
+        )
+
+
+class LatencyModel:
+    """One worker: the law of its role, times its own factor."""
+
+    __slots__ = ("_deviations", "_followed", "factor", "learnt")
+
+    def __init__(self, learnt: LearntLaw) -> None:
+        self.learnt = learnt
+        # What is predicted with, and what it follows in steps of ``FACTOR_STEP``.
+        self.factor = self._followed = 1.0
+        self._deviations = Deviations(DEVIATION_MIN)
+
+    @property
+    def error(self) -> float:
+        """The recent relative error of a step; a single wild one counts little."""
+        return self._deviations.usual
+
+    @property
+    def observed(self) -> bool:
+        """Whether steps of this worker's role have taught the law, or it is the one that was believed before."""
+        return self.learnt.steps_learnt > 0
+
+    def prefill_s(self, uncached_tokens: int, cached_tokens: int) -> float:
+        """A whole prompt on an idle worker that has ``cached_tokens`` more of it."""
+        learnt = self.learnt
+        return self.factor * learnt.law.prompt_s(uncached_tokens, cached_tokens, learnt.chunk_tokens)
+
+    def step_s(self, decode_requests: int, context_tokens: int) -> float:
+        """A step that gives each of so many sequences a token; they have ``context_tokens`` together."""
+        law = self.learnt.law
+        return self.factor * (law.fixed_s + law.decode_s(decode_requests, context_tokens))
+
+    def learn(self, steps: Sequence[EngineStep]) -> None:
+        """Steps that the worker reports. What is no step of an engine is left out."""
+        steps = [step for step in steps if usable(step)]
+        if not steps:
+            return
+        learnt = self.learnt
+        learnt.chunk_tokens = max(learnt.chunk_tokens, *[step.prefill_tokens for step in steps])
+        self._follow(steps)
+        if learnt.young or self.error >= SURE_ERROR:
+            learnt.learn(steps, self.factor)
+        else:
+            # Chosen by their make-up and not by their time, or what is unusual would be learnt.
+            largest = {step.prefill_tokens > 0: step for step in sorted(steps, key=_size)}
+            learnt.learn(largest.values(), self.factor)
+
+    def _follow(self, steps: Sequence[EngineStep]) -> None:
+        law, young = self.learnt.law, self.learnt.young
+        for step in steps:
+            expected_s = max(STEP_MIN_S, self._followed * law.step_s(step))
+            off = self._deviations.bounded(step.duration_s, expected_s)
+            if young:
+                continue
+            change = 1.0 + FOLLOW * abs(off)
+            self._followed *= change if off > 0.0 else 1.0 / change
+        self._followed = min(FACTOR_MAX, max(1.0 / FACTOR_MAX, self._followed))
+        if abs(self._followed / self.factor - 1.0) > FACTOR_STEP:
+            self.factor = self._followed
+
+
+def usable(step: EngineStep) -> bool:
+    """Whether a step says anything: it did something, in a time that can be."""
+    return STEP_MIN_S <= step.duration_s < float("inf") and (step.prefill_tokens > 0 or step.decode_requests > 0)
+
+
+def _size(step: EngineStep) -> tuple[int, int]:
+    return step.prefill_tokens, step.decode_context_tokens
+
+
+def _least(squares: list[list[float]], products: list[float], columns: list[int]) -> dict[int, float]:
+    """The least squares over these columns; the most negative coefficient becomes 0 until there is none."""
+    zeros: dict[int, float] = {}
+    while True:
+        found = _solved(squares, products, columns)
+        worst = min(columns, key=lambda i: found[i] * squares[i][i] ** 0.5, default=None)
+        if worst is None or found[worst] >= 0.0:
+            return found | zeros
+        zeros[worst] = 0.0
+        columns = [i for i in columns if i != worst]
+
+
+def _solved(squares: list[list[float]], products: list[float], columns: list[int]) -> dict[int, float]:
+    """Elimination without a search for pivots: ``STIFFNESS`` keeps the squares positive."""
+    rows = [[*(squares[i][j] for j in columns), products[i]] for i in columns]
+    size = len(rows)
+    for i in range(size):
+        row = rows[i]
+        for below in rows[i + 1 :]:
+            factor = below[i] / row[i]
+            for k in range(i, size + 1):
+                below[k] -= factor * row[k]
+    values = [0.0] * size
+    for i in reversed(range(size)):
+        row = rows[i]
+        values[i] = (row[size] - sum(row[k] * values[k] for k in range(i + 1, size))) / row[i]
+    return dict(zip(columns, values, strict=True))
