@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from runtime.bounds import Count, LogLevel, Port, Positive
+from runtime.bounds import LogLevel, Port, Positive
 
 HEARTBEAT_INTERVAL_S = 1.0
 
@@ -71,9 +71,6 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     # Empty: this one is alone, unless ``leader_store`` is kubernetes.
     leader_lock_file: str = ""
     kubernetes: KubernetesConfig = KubernetesConfig()
-    # Prompts of at most this many tokens are computed by the decode worker itself. 0: always by a prefill worker if
-    # possible. Watch baton_scheduler_plans_total.
-    short_prompt_tokens: Count = 0
     # Predicted wait in a prefill worker's own queue beyond which it gets nothing new: then requests wait in the
     # scheduler. Watch baton_scheduler_waiting.
     prefill_wait_max_s: Positive = 1.0
@@ -154,8 +151,6 @@ class SchedulerParameters(SchedulerConfig, frozen=True, kw_only=True):
     plan_visible_after_s: float = 0.1
     # KV blocks that the prefix index knows of at most: about 150 bytes each.
     indexed_blocks_max: int = 10_000_000
-    # Prefill speed assumed of a worker until its own is observed.
-    prefill_initial_tokens_per_s: float = 2000.0
 
     @classmethod
     def of(cls, config: SchedulerConfig) -> SchedulerParameters:

@@ -42,6 +42,7 @@ from scheduler.api.events import (
     WorkerSuspected,
 )
 from scheduler.api.worker_info import WorkerInfo
+from scheduler.cluster.latency_profile import ASSUMED, LatencyProfile
 from scheduler.cluster.lease_audit import LeaseAuditor
 from scheduler.cluster.membership import is_isolated, objection
 from scheduler.cluster.outlier_detector import Standing, WorkerHealth
@@ -52,13 +53,10 @@ from scheduler.queueing.admission import AdmissionController
 from scheduler.queueing.refusals import Refusals
 from scheduler.queueing.reservations import FrontProxySession, Reservations
 from scheduler.queueing.wait_queue import WaitQueue
-from scheduler.routing.block_feed import BlockFeed
 from scheduler.routing.placement import Planner
-from scheduler.routing.prefix_index import PrefixIndex
+from scheduler.routing.prefixes import Prefixes
 
 EVENT_LOG_MAX = 64
-SWEPT_BLOCKS_MAX = 1000
-"""Blocks of workers that are gone that one tick removes from the index: about 1 ms."""
 
 # So frequent that they would push everything else out of the log of events.
 NOT_LOGGED = (
@@ -72,7 +70,9 @@ NOT_LOGGED = (
 )
 
 
-_AboutWorker = WorkerSuspected | DrainRequested | WorkerLeasesReported | WorkerBlocksReported | WorkerProgressReported
+_AboutWorker = (
+    WorkerLeft | WorkerSuspected | DrainRequested | WorkerLeasesReported | WorkerBlocksReported | WorkerProgressReported
+)
 
 
 class SchedulerCore:
@@ -84,20 +84,22 @@ class SchedulerCore:
         rng: Random | None = None,
         *,
         began_s: float = float("-inf"),
+        profile: LatencyProfile = ASSUMED,
     ) -> None:
         """``began_s``: when this scheduler took over; until ``recovery_grace_s`` later it may not know all plans."""
         config = SchedulerParameters.of(config)
         self.recovering = began_s + config.recovery_grace_s > began_s
         self._recovered_at_s = began_s + config.recovery_grace_s
-        self.cluster = ClusterState()
+        self.cluster = ClusterState(profile)
         self._config = config
-        self._prefixes = PrefixIndex(blocks_max=config.indexed_blocks_max)
-        self._blocks = BlockFeed(self._prefixes)
+        self._profile = profile
+        self.prefixes = Prefixes(blocks_max=config.indexed_blocks_max)
         self._reservations = Reservations(self.cluster, config.plans_in_flight_max)
         self._queue = WaitQueue(config)
         self._admission = AdmissionController(
             config,
-            Planner(config, rng),
+            Planner(config, rng, self.prefixes, self.cluster.lengths),
+            self.prefixes,
             self.cluster,
             self._reservations,
             self._queue,
@@ -128,9 +130,12 @@ class SchedulerCore:
                 return self._admission.ask(event, now_s, recovering=self.recovering)
             case RequestEnded(session=session, plan_id=plan_id, outcome=outcome, output_tokens=output_tokens):
                 self._queue.remove((session, plan_id), now_s)
-                charge = self._reservations.end((session, plan_id), now_s, finished=outcome == "finished")
+                finished = outcome == "finished"
+                charge = self._reservations.end((session, plan_id), now_s, finished=finished)
                 if charge is not None:
                     self._queue.correct(charge, output_tokens)
+                    if finished:
+                        self.cluster.lengths.learn(output_tokens)
                 return self._serve(now_s)
             case PlansRunning():
                 return (*self._reconcile(event, now_s), *self._serve(now_s))
@@ -141,15 +146,14 @@ class SchedulerCore:
                     worker.forgive(late_s, now_s)
                 overdue = self._admission.overdue(now_s)
                 self._queue.bring_back(now_s)
-                self._prefixes.sweep(SWEPT_BLOCKS_MAX)
+                self.prefixes.tick(now_s)
                 return (*self._tick(now_s), *self._audit(now_s), *overdue, *self._serve(now_s))
             case WorkerJoined(session=session, info=info):
                 self._end_isolation(now_s)
                 return self._join(session, info, now_s)
-            case WorkerLeft(session=session, worker_id=worker_id):
-                return self._leave(session, worker_id, now_s)
             case (
-                WorkerSuspected()
+                WorkerLeft()
+                | WorkerSuspected()
                 | DrainRequested()
                 | WorkerLeasesReported()
                 | WorkerBlocksReported()
@@ -167,8 +171,10 @@ class SchedulerCore:
                 assert_never(event)
 
     def _hear(self, event: _AboutWorker, now_s: float) -> Sequence[Action]:
-        """Handle reports about one worker that place no request."""
+        """Handle what is said about one worker and places no request."""
         match event:
+            case WorkerLeft(session=session, worker_id=worker_id):
+                return self._leave(session, worker_id, now_s)
             case WorkerSuspected():
                 return self._suspect(event, now_s)
             case DrainRequested(worker_id=worker_id):
@@ -180,13 +186,16 @@ class SchedulerCore:
                 return ()
             case WorkerBlocksReported(session=session, worker_id=worker_id, delta=delta):
                 return self._hear_blocks(session, worker_id, delta, now_s)
-            case WorkerProgressReported():
+            case WorkerProgressReported(session=session, worker_id=worker_id, steps=steps):
+                worker = self._member(worker_id, session)
+                if worker is not None:
+                    worker.latency.learn(steps)
                 return ()
             case _:
                 assert_never(event)
 
     def _hear_blocks(self, session: int, worker_id: str, delta: BlockDelta, now_s: float) -> Sequence[Action]:
-        if self._member(worker_id, session) is None or not self._blocks.apply(worker_id, delta, now_s):
+        if self._member(worker_id, session) is None or not self.prefixes.told(worker_id, delta, now_s):
             return ()
         return (AskBlockSnapshot(session=session, worker_id=worker_id, rank=delta.rank),)
 
@@ -233,7 +242,7 @@ class SchedulerCore:
     def _remove(self, worker: Worker) -> None:
         """A member is gone. Its health record is kept: the same engine may return."""
         self.cluster.remove(worker.worker_id)
-        self._blocks.left(worker.worker_id)
+        self.prefixes.left(worker.worker_id)
         self._lease_auditor.forget(worker.worker_id)
         self._departed[worker.worker_id] = worker
         if len(self._departed) > self._config.workers_max:
@@ -271,9 +280,9 @@ class SchedulerCore:
                 actions.append(DropWorker(session=former.session, worker_id=info.worker_id, reason="replaced"))
                 self.cluster.remove(former.worker_id)
             self._add(self._arrived(info, session, now_s))
-        self._blocks.joined(info.worker_id, info.epoch)
-        actions.append(AcceptWorker(session=session, worker_id=info.worker_id))
         member = self.cluster.workers[info.worker_id]
+        self.prefixes.joined(member)
+        actions.append(AcceptWorker(session=session, worker_id=info.worker_id))
         if member.drain_asked:
             # Its former stream may have ended before it was told.
             actions.append(DrainWorker(session=session, worker_id=info.worker_id))
@@ -285,7 +294,7 @@ class SchedulerCore:
         departed = self._departed.pop(info.worker_id, None)
         same = departed is not None and departed.info.epoch == info.epoch
         health = departed.health if departed is not None and same else WorkerHealth(self._config.outliers)
-        worker = Worker(info, session, now_s, self._config.prefill_initial_tokens_per_s, health)
+        worker = Worker(info, session, now_s, self.cluster.latency_of(info), self._profile, health)
         if departed is not None and same and departed.drain_asked:
             worker.drain()
         return worker
@@ -345,13 +354,13 @@ class SchedulerCore:
         if worker is None:
             return ()
         if worker.load == event.load and not worker.silent:
-            worker.report(event.load, now_s, self._config.plan_visible_after_s, remembered=event.remembered)
+            worker.report(event.load, now_s, self._config.plan_visible_after_s)
             return ()
         changed_state = worker.load.state is not event.load.state or worker.silent
         if changed_state:
             self._event_log.append((now_s, event))
             self._queue.bring_back(now_s)
-        worker.report(event.load, now_s, self._config.plan_visible_after_s, remembered=event.remembered)
+        worker.report(event.load, now_s, self._config.plan_visible_after_s)
         return (PublishView(at_once=changed_state),)
 
     def _tick(self, now_s: float) -> Sequence[Action]:

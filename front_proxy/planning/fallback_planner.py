@@ -180,8 +180,7 @@ class FallbackPlanner:
                 kv_blocks_used=int(load.kv_blocks_used * share),
                 prefill_tokens_queued=int(load.prefill_tokens_queued * share),
             )
-            # A fading queue looks as if it were worked off. ``remembered`` keeps it out of the measured speed.
-            report = WorkerLoadReported(session=worker.session, worker_id=worker_id, load=faded, remembered=True)
+            report = WorkerLoadReported(session=worker.session, worker_id=worker_id, load=faded)
             core.handle(report, now_s)
         # Behind the reports: they are also what keeps a worker from falling silent.
         core.handle(Tick(), now_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from runtime.failures import Failure
+from scheduler.api.explanation import PlanExplained
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -26,6 +27,8 @@ class ReplyPlan(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     # Time it waited for its place.
     waited_s: float = 0.0
+    # Why so. None: nothing is remembered of it.
+    explained: PlanExplained | None = None
 
 
 class ReplyWaiting(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +46,9 @@ class ReplyRefusal(msgspec.Struct, frozen=True, kw_only=True):
     plan_id: int
     failure: Failure
     cause: str
+    # Both as in ReplyPlan.
+    waited_s: float = 0.0
+    explained: PlanExplained | None = None
 
 
 class AcceptWorker(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,12 +22,11 @@ class WorkerJoined(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerLoadReported(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker said what it is doing; also its heartbeat. ``remembered``: it said so before, nothing was heard now."""
+    """A worker said what it is doing; also its heartbeat."""
 
     session: int
     worker_id: str
     load: WorkerLoad
-    remembered: bool = False
 
 
 class WorkerLeasesReported(msgspec.Struct, frozen=True, kw_only=True):

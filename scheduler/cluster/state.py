@@ -5,16 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from scheduler.api.worker_info import WorkerInfo
+from scheduler.cluster.decode_pace import OutputLengths
+from scheduler.cluster.latency_model import LatencyModel, LearntLaw
+from scheduler.cluster.latency_profile import ASSUMED, LatencyProfile
 from scheduler.cluster.model_pool import ModelPool, PoolKey
 from scheduler.cluster.worker import Worker
 
 _NO_POOL = ModelPool()
+LAWS_MAX = 8
+"""Pools that it is remembered of how fast they are."""
 
 
 class ClusterState:
     """``membership`` lets one pool in at a time today, so there is one entry; nothing below depends on that."""
 
-    def __init__(self) -> None:
+    def __init__(self, profile: LatencyProfile = ASSUMED) -> None:
+        self.lengths = OutputLengths()
+        self._profile = profile
+        # Of pools whose workers are all gone too: they may return.
+        self._laws: dict[PoolKey, LearntLaw] = {}
         self._workers: dict[str, Worker] = {}
         # A pool exists while it has a worker.
         self._pools: dict[PoolKey, ModelPool] = {}
@@ -37,6 +47,15 @@ class ClusterState:
     def pool_for_requests(self) -> ModelPool:
         """The pool whose workers take a request; empty without workers. Requests name no model yet: there is one."""
         return next(iter(self._pools.values()), _NO_POOL)
+
+    def latency_of(self, info: WorkerInfo) -> LatencyModel:
+        """A model for a new worker, which knows what the others of its pool taught."""
+        key = PoolKey.of(info)
+        law = self._laws.pop(key, None) or LearntLaw(self._profile)
+        self._laws[key] = law
+        if len(self._laws) > LAWS_MAX:
+            del self._laws[next(iter(self._laws))]
+        return LatencyModel(law)
 
     def add(self, worker: Worker) -> None:
         """Register. An older incarnation must have been removed before."""

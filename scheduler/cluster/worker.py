@@ -1,18 +1,21 @@
 """One worker as the scheduler knows it: what it said, its load, what plans reserve on it. Decides nothing.
 
 Used blocks are the larger of two counts: what the worker reports, and what is reserved for plans that have not ended.
-Between a plan and the first report that includes it, the plan's prompt is counted here as unreported work.
+How long it takes for what it has and gets is predicted by its ``latency`` model.
 """
 
 from __future__ import annotations
 
+from math import inf
+
 from scheduler.api.actions import Placement
 from scheduler.api.worker_info import WorkerInfo, WorkerLoad, WorkerState
+from scheduler.cluster.decode_pace import PromptShare
+from scheduler.cluster.latency_model import LatencyModel
+from scheduler.cluster.latency_profile import ASSUMED, LatencyProfile
 from scheduler.cluster.outlier_detector import WorkerHealth
-from scheduler.cluster.prefill_speed import PrefillSpeed
+from scheduler.cluster.prompt_queue import PlanKey, PromptQueue
 from scheduler.config import OutlierLimits
-
-PlanKey = tuple[int, int]
 
 
 class Worker:
@@ -23,7 +26,8 @@ class Worker:
         info: WorkerInfo,
         session: int,
         now_s: float,
-        initial_tokens_per_s: float,
+        latency: LatencyModel,
+        profile: LatencyProfile = ASSUMED,
         health: WorkerHealth | None = None,
     ) -> None:
         self.info = info
@@ -42,8 +46,12 @@ class Worker:
         self.drain_asked = False
         # Blocks held here for each plan that has not ended.
         self.reserved: dict[PlanKey, int] = {}
-        # Prompts sent here that no load report includes yet: (planned at, tokens), oldest first.
-        self.unreported: dict[PlanKey, tuple[float, int]] = {}
+        # Prompts that it is to compute, and the share of its time that those take which it computes as decode worker.
+        self.prompts = PromptQueue()
+        self.prompt_share = PromptShare()
+        # Times between tokens that the clients of its plans ask for, and the least of them.
+        self._itl_slos: dict[PlanKey, float] = {}
+        self.itl_slo_s = inf
         self.worker_id = info.worker_id
         self.placement = Placement(info.worker_id, info.address, info.epoch)
         self.role = info.role
@@ -55,11 +63,12 @@ class Worker:
         # Blocks held for each running request whose plan is not known here, by a new scheduler.
         self.recovery_reserve = 0
         self.reserved_blocks = 0
-        self.unreported_tokens = 0
         self.free_blocks = info.kv_blocks_total
         self.request_count = 0
-        self.queued_tokens = 0
-        self.speed = PrefillSpeed(initial_tokens_per_s, now_s)
+        self.latency = latency
+        bytes_per_token = info.block_bytes / info.block_size_tokens if info.block_bytes else profile.kv_bytes_per_token
+        self._link_latency_s = profile.link.transfer_s(0)
+        self._transfer_token_s = profile.link.occupied_s(bytes_per_token)
 
     @property
     def unusable(self) -> str:
@@ -72,12 +81,20 @@ class Worker:
         asked = self.drain_asked and self.load.state is WorkerState.READY
         return WorkerState.DRAINING if asked else self.load.state
 
-    def reserve(self, key: PlanKey, blocks: int) -> None:
-        """Hold ``blocks`` for a plan. The caller has seen that they are free."""
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of the requests that decode here, counted in blocks."""
+        return (self.blocks_total - self.free_blocks) * self.block_size_tokens
+
+    def reserve(self, key: PlanKey, blocks: int, *, itl_slo_s: float = 0.0) -> None:
+        """Hold ``blocks`` for a plan. They are free. ``itl_slo_s``: what its client asks for."""
         assert key not in self.reserved, key
         assert 0 < blocks <= self.free_blocks, (key, blocks, self.free_blocks)
         self.reserved[key] = blocks
         self.reserved_blocks += blocks
+        if itl_slo_s > 0:
+            self._itl_slos[key] = itl_slo_s
+            self.itl_slo_s = min(self.itl_slo_s, itl_slo_s)
         self._refresh()
 
     def adopt(self, key: PlanKey, blocks: int) -> None:
@@ -93,22 +110,31 @@ class Worker:
         self.recovery_reserve = blocks_per_request
         self._refresh()
 
-    def assign_prefill(self, key: PlanKey, tokens: int, now_s: float) -> None:
-        """Count a prompt that will be computed here until a load report includes it."""
-        assert key not in self.unreported, key
-        self.unreported[key] = (now_s, tokens)
-        self.unreported_tokens += tokens
-        self.speed.assigned(tokens)
+    def assign_prompt(self, key: PlanKey, tokens: int, compute_s: float, now_s: float) -> None:
+        """A prompt will be computed here, in about ``compute_s``."""
+        self.prompts.add(key, tokens, compute_s, now_s)
         self._refresh()
 
-    def forget(self, key: PlanKey) -> None:
+    def transfer_s(self, tokens: int) -> float:
+        """Until the KV of so many tokens has come here from another worker."""
+        return self._link_latency_s + tokens * self._transfer_token_s
+
+    def prompt_wait_s(self, now_s: float) -> float:
+        """Until it begins with a prompt that is sent now."""
+        unknown = self.prompts.unknown_tokens
+        known_s = self.prompts.wait_s(now_s)
+        return known_s + self.latency.prefill_s(unknown, 0) if unknown else known_s
+
+    def forget(self, key: PlanKey, now_s: float) -> None:
         """Drop all that is held for a plan."""
         self.reserved_blocks -= self.reserved.pop(key, 0)
-        self.unreported_tokens -= self.unreported.pop(key, (0.0, 0))[1]
+        self.prompts.drop(key, now_s)
+        if self._itl_slos.pop(key, inf) == self.itl_slo_s:
+            self.itl_slo_s = min(self._itl_slos.values(), default=inf)
         self._refresh()
 
-    def report(self, load: WorkerLoad, now_s: float, visible_after_s: float, *, remembered: bool = False) -> None:
-        """Take over a load report. How fast a worker computes is not learnt from one that is only remembered."""
+    def report(self, load: WorkerLoad, now_s: float, visible_after_s: float) -> None:
+        """Take over a load report."""
         self.load = load
         self.heard_s = now_s
         self.silent = False
@@ -117,15 +143,7 @@ class Worker:
             self.idle_since_s = None
         elif self.idle_since_s is None:
             self.idle_since_s = now_s
-        visible = []
-        for key, (planned_s, _) in self.unreported.items():
-            if planned_s + visible_after_s > now_s:
-                break
-            visible.append(key)
-        for key in visible:
-            self.unreported_tokens -= self.unreported.pop(key)[1]
-        if not remembered:
-            self.speed.reported(load.prefill_tokens_queued, now_s)
+        self.prompts.reported(load.prefill_tokens_queued, now_s, visible_after_s)
         self._refresh()
 
     def forgive(self, seconds: float, now_s: float) -> None:
@@ -150,8 +168,7 @@ class Worker:
         load = self.load
         self.ready = load.state is WorkerState.READY and not self.drain_asked and not self.silent
         reported = load.requests_running + load.requests_waiting
-        self.request_count = max(reported + len(self.unreported), len(self.reserved))
-        self.queued_tokens = load.prefill_tokens_queued + self.unreported_tokens
+        self.request_count = max(reported + self.prompts.unreported, len(self.reserved))
         held = max(self.reserved_blocks, load.kv_blocks_used)
         if self.recovery_reserve:
             held += self.recovery_reserve * max(0, reported - len(self.reserved))
@@ -161,6 +178,6 @@ class Worker:
         """Assert that every sum is the sum of its parts."""
         assert self.reserved_blocks == sum(self.reserved.values()), self.worker_id
         assert self.reserved_blocks <= self.blocks_total, self.worker_id
-        assert self.unreported_tokens == sum(tokens for _, tokens in self.unreported.values()), self.worker_id
+        self.prompts.check()
+        assert self.itl_slo_s == min(self._itl_slos.values(), default=inf), self.worker_id
         assert 0 <= self.free_blocks <= self.blocks_total - self.reserved_blocks, self.worker_id
-        assert self.speed.tokens_per_s > 0, self.worker_id

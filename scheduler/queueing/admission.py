@@ -14,6 +14,10 @@ from scheduler.queueing.refusals import NONE_CAME, PASSING, Refusals
 from scheduler.queueing.reservations import Reservations
 from scheduler.queueing.wait_queue import EXCLUDED_MAX_S, Waiting, WaitQueue, charge_of, class_of
 from scheduler.routing.placement import NotPlaced, Placed, Planner
+from scheduler.routing.prefixes import Prefixes
+
+TTFT_LEFT_MIN_S = 1e-6
+"""What is left of a TTFT that is missed already. 0 would mean that none is asked for."""
 
 
 class AdmissionController:
@@ -23,6 +27,7 @@ class AdmissionController:
         self,
         config: SchedulerParameters,
         planner: Planner,
+        prefixes: Prefixes,
         cluster: ClusterState,
         reservations: Reservations,
         queue: WaitQueue,
@@ -30,6 +35,7 @@ class AdmissionController:
     ) -> None:
         self._config = config
         self._planner = planner
+        self._prefixes = prefixes
         self._cluster = cluster
         self._reservations = reservations
         self._queue = queue
@@ -42,7 +48,7 @@ class AdmissionController:
             return (self._refusals.refuse(event, "plan_id_in_use"),)
         placed = self._place(event, now_s)
         if isinstance(placed, NotPlaced) and not self._passes(event, placed, now_s, recovering=recovering):
-            return (self._refusals.refuse(event, placed.cause, placed.message),)
+            return (self._refusals.refuse(event, placed.cause, placed.message, options=placed.options),)
         # A resumed request was placed before, so it goes ahead of new ones. One that no worker can take now is set
         # aside by ``serve``, and the others need not wait for it.
         none_waits = self._queue.head() is None
@@ -80,7 +86,7 @@ class AdmissionController:
                 break
             else:
                 self._queue.remove((event.session, event.plan_id), now_s)
-                actions.append(self._refusals.refuse(event, placed.cause, placed.message))
+                actions.append(self._refusals.refuse(event, placed.cause, placed.message, options=placed.options))
         return actions
 
     def overdue(self, now_s: float) -> Sequence[Action]:
@@ -109,6 +115,9 @@ class AdmissionController:
 
     def _grant(self, event: PlanRequested, chosen: Placed, now_s: float, *, since_s: float) -> ReplyPlan:
         charge = charge_of(event, self._output_expected(event))
+        for worker in (chosen.prefill, chosen.decode):
+            if worker is not None:
+                self._prefixes.sent(worker, event.block_keys, now_s)
         return self._reservations.grant(event, chosen, charge, now_s, since_s=since_s)
 
     def _cost(self, event: PlanRequested) -> int:
@@ -121,8 +130,14 @@ class AdmissionController:
 
 
 def _as_of(waiting: Waiting, now_s: float) -> PlanRequested:
-    """The request as it is asked now: after EXCLUDED_MAX_S the workers that failed it may be chosen again."""
+    """The request as it is asked now.
+
+    After EXCLUDED_MAX_S the workers that failed it may be chosen again, and of the TTFT asked for less is left.
+    """
     event = waiting.event
     if event.excluded_worker_ids and waiting.since_s + EXCLUDED_MAX_S <= now_s:
-        return msgspec.structs.replace(event, excluded_worker_ids=frozenset())
+        event = msgspec.structs.replace(event, excluded_worker_ids=frozenset())
+    if event.ttft_slo_s:
+        left_s = max(TTFT_LEFT_MIN_S, waiting.since_s + event.ttft_slo_s - now_s)
+        event = msgspec.structs.replace(event, ttft_slo_s=left_s)
     return event

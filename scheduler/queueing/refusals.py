@@ -7,6 +7,7 @@ from runtime.timing.retry_after import retry_after_s
 from scheduler.api.actions import ReplyRefusal
 from scheduler.api.chance import Random
 from scheduler.api.events import PlanRequested
+from scheduler.api.explanation import Option, PlanExplained
 from scheduler.queueing.wait_queue import WaitQueue, class_of
 from scheduler.routing.placement import Cause
 
@@ -36,7 +37,9 @@ class Refusals:
         self._queue = queue
         self._rng = rng
 
-    def refuse(self, event: PlanRequested, cause: Cause, message: str = "") -> ReplyRefusal:
+    def refuse(
+        self, event: PlanRequested, cause: Cause, message: str = "", *, options: tuple[Option, ...] = ()
+    ) -> ReplyRefusal:
         """The answer to a request that gets no place. One that can never be placed is not told to retry.
 
         Without ``message`` the cause has one of its own.
@@ -44,7 +47,16 @@ class Refusals:
         kind = _FINAL.get(cause, FailureKind.EXHAUSTED)
         when_s = None if kind is FailureKind.BAD_REQUEST else self._retry_after_s(event)
         failure = Failure(kind=kind, message=message or _MESSAGES[cause], retry_after_s=when_s)
-        return ReplyRefusal(session=event.session, plan_id=event.plan_id, failure=failure, cause=cause)
+        explained = PlanExplained(
+            request_id=event.request_id,
+            prompt_tokens=event.prompt_tokens,
+            options=options,
+            ttft_slo_s=event.ttft_slo_s,
+            itl_slo_s=event.itl_slo_s,
+        )
+        return ReplyRefusal(
+            session=event.session, plan_id=event.plan_id, failure=failure, cause=cause, explained=explained
+        )
 
     def _retry_after_s(self, event: PlanRequested) -> float:
         tokens, pace = self._queue.ahead_of(class_of(event), event.tenant)

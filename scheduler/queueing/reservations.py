@@ -12,9 +12,11 @@ import msgspec
 
 from scheduler.api.actions import Placement, ReplyPlan, ReportDropped
 from scheduler.api.events import PlanRequested, RunningPlan
+from scheduler.api.explanation import PlanExplained
 from scheduler.cluster.outlier_detector import Standing
+from scheduler.cluster.prompt_queue import PlanKey
 from scheduler.cluster.state import ClusterState
-from scheduler.cluster.worker import PlanKey, Worker
+from scheduler.cluster.worker import Worker
 from scheduler.queueing.wait_queue import Charge
 from scheduler.routing.placement import Placed, Reason
 
@@ -88,10 +90,12 @@ class Reservations:
         computing = prefill or decode
         assert computing is not None
         if decode is not None:
-            decode.reserve(key, placed.decode_blocks)
+            decode.reserve(key, placed.decode_blocks, itl_slo_s=event.itl_slo_s)
         # A pinned sibling finds its prompt's KV in place and computes next to nothing.
         if placed.reason is not Reason.PINNED:
-            computing.assign_prefill(key, event.prompt_tokens, now_s)
+            computing.assign_prompt(key, event.prompt_tokens, placed.compute_s, now_s)
+            if decode is computing:
+                decode.prompt_share.add(placed.compute_s, placed.window_s, now_s)
         for worker in (prefill, decode):
             if worker is not None and worker.health.standing is Standing.PROBATION:
                 worker.health.planned(key)
@@ -110,6 +114,14 @@ class Reservations:
             decode_blocks_reserved=placed.decode_blocks,
             reason=placed.reason.value,
             waited_s=now_s - since_s,
+            explained=PlanExplained(
+                request_id=event.request_id,
+                prompt_tokens=event.prompt_tokens,
+                chosen=placed.chosen,
+                options=placed.options,
+                ttft_slo_s=event.ttft_slo_s,
+                itl_slo_s=event.itl_slo_s,
+            ),
         )
 
     def end(self, key: PlanKey, now_s: float, *, finished: bool = False) -> Charge | None:
@@ -122,7 +134,7 @@ class Reservations:
         for placed in (plan.prefill, plan.decode):
             worker = self._member_of(placed)
             if worker is not None:
-                worker.forget(key)
+                worker.forget(key, now_s)
                 if finished:
                     worker.health.succeeded(key, now_s)
                 worker.health.ended(key)
@@ -177,7 +189,7 @@ class Reservations:
             for key in worker.reserved:
                 plan = self._plan(key)
                 assert plan is not None and plan.decode == worker.placement, (worker.worker_id, key)
-            for key in worker.unreported:
+            for key in worker.prompts:
                 plan = self._plan(key)
                 assert plan is not None and worker.placement == (plan.prefill or plan.decode), (worker.worker_id, key)
         for session, front in self.fronts.items():

@@ -17,7 +17,7 @@ import msgspec
 from runtime.priority_class import PriorityClass, class_of_priority
 from runtime.timing.decaying_rate import DecayingRate
 from scheduler.api.events import PlanRequested
-from scheduler.cluster.worker import PlanKey
+from scheduler.cluster.prompt_queue import PlanKey
 from scheduler.config import PriorityClassConfig, SchedulerParameters
 from scheduler.queueing.fair_queue import FairQueue
 from scheduler.routing.placement import Cause
@@ -141,8 +141,9 @@ class WaitQueue:
         longest_s = queue.config.wait_max_s
         if missing:
             longest_s = max(longest_s, self._config.missing_workers_wait_max_s)
-        if event.wait_max_s > 0:
-            longest_s = min(longest_s, event.wait_max_s)
+        for asked_s in (event.wait_max_s, event.ttft_slo_s):
+            if asked_s > 0:
+                longest_s = min(longest_s, asked_s)
         if wait_s is not None and wait_s > longest_s:
             return None, (Rejected(event=event, cause="wait_too_long"),)
         rejected: list[Rejected] = []

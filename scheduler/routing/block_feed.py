@@ -34,6 +34,8 @@ class BlockFeed:
     def __init__(self, index: PrefixIndex) -> None:
         self._index = index
         self._sources: dict[tuple[str, int], _Source] = {}
+        self.workers: dict[int, str] = {}
+        """The worker behind each holder of the index."""
         self.gaps = 0
         """Times that a worker's blocks were dropped since a delta was missing."""
         self.overflows = 0
@@ -43,16 +45,21 @@ class BlockFeed:
         """A worker opened its session. It begins with a snapshot."""
         source = self._sources.get((worker_id, rank))
         if source is None:
-            self._sources[worker_id, rank] = _Source(epoch, self._index.add())
+            self._sources[worker_id, rank] = _Source(epoch, self._add(worker_id))
             return
-        self._drop(source)
+        self._drop(worker_id, source)
         if source.epoch != epoch:
             source.epoch, source.seq, source.asked_s = epoch, 0, float("-inf")
 
     def left(self, worker_id: str) -> None:
         """It is gone, with all its ranks."""
         for key in [key for key in self._sources if key[0] == worker_id]:
-            self._index.retire(self._sources.pop(key).holder)
+            self._retire(self._sources.pop(key).holder)
+
+    def speaks(self, worker_id: str) -> bool:
+        """Whether this worker tells of its blocks: its engine publishes events."""
+        source = self._sources.get((worker_id, 0))
+        return source is not None and source.seq > 0
 
     def holder(self, worker_id: str, rank: int = 0) -> int | None:
         """Its number in the index. Changes when its blocks are dropped. None: it is unknown here."""
@@ -66,28 +73,37 @@ class BlockFeed:
             return False
         changes = [(level, block_keys.unpack(packed)) for level, packed in delta.levels.items()]
         if delta.reset:
-            self._drop(source)
+            self._drop(worker_id, source)
             source.whole = True
         if not source.whole or not (delta.reset or delta.seq == source.seq + 1):
             if source.whole:
                 self.gaps += 1
-                self._drop(source)
+                self._drop(worker_id, source)
             return self._may_ask(source, now_s)
         source.seq = delta.seq
         self._index.show(source.holder, shown=not delta.more)
         for level, keys in changes:
             if not self._index.put(source.holder, level, keys):
                 self.overflows += 1
-                self._drop(source)
+                self._drop(worker_id, source)
                 source.asked_s = now_s + OVERFLOW_PAUSE_S
                 break
         return False
 
-    def _drop(self, source: _Source) -> None:
+    def _drop(self, worker_id: str, source: _Source) -> None:
         source.whole = False
         if self._index.blocks(source.holder):
-            self._index.retire(source.holder)
-            source.holder = self._index.add()
+            self._retire(source.holder)
+            source.holder = self._add(worker_id)
+
+    def _add(self, worker_id: str) -> int:
+        holder = self._index.add()
+        self.workers[holder] = worker_id
+        return holder
+
+    def _retire(self, holder: int) -> None:
+        del self.workers[holder]
+        self._index.retire(holder)
 
     @staticmethod
     def _may_ask(source: _Source, now_s: float) -> bool:

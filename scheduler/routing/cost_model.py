@@ -1,116 +1,143 @@
-"""What a pair of workers would cost a request, in seconds, and which pair costs least. Reads workers, changes nothing.
+"""What a pair of workers would cost a request, in predicted seconds, and which pair costs least. Changes nothing.
 
-A cost is the time that the request is expected to lose there. The predicted queue is in seconds already. The number of
-requests and the used share of the KV cache are converted by the weights below. What depends on both workers, such as
-the transfer of KV or a prefix that one of them holds, belongs in ``cost_s``.
+The cost is the time to the second token, and the time by which the request's prompt stalls those that decode beside it:
+
+- prefill and decode worker: wait + computation, then hand-off + one step;
+- decode worker alone: wait + computation beside the decode steps there, then one step; and the computation again, for
+  the others.
+
+A pair is not eligible where the TTFT or the time between tokens that the client asks for is predicted to be missed, or
+where a decode worker that computes a prompt would slow its requests too much.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from math import inf
+from typing import Literal, NamedTuple
 
 import msgspec
 
-from scheduler.api.chance import Random
+from scheduler.cluster.decode_pace import OutputLengths, pace_s
 from scheduler.cluster.worker import Worker
 
-PAIR_CANDIDATES_MAX = 4
-"""The cheapest workers of each side whose pairs are compared."""
-COST_TOLERANCE_S = 1e-9
-"""Costs closer than this are equal: the order of a float sum must not decide."""
+PAIRED_MAX = 4
+"""The best workers of each side whose pairs are compared."""
+ALONE_MAX = 8
+"""The best decode workers that are considered alone."""
+ITL_SHARE = 0.9
+"""Of the time between tokens that a client asks for, what may be planned: predictions err."""
+SLOWDOWN_MAX = 2.0
+"""Where no client asks for a time between tokens, prompts may at most double that of a decode worker."""
+
+Missed = Literal["ttft_slo", "itl_slo", "decode_busy"]
 
 
-class Weights(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """How the load of one worker is converted to seconds."""
+class Need(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What the predictions need to know of a request. ``held``: leading tokens that workers hold, by worker."""
 
-    # Per request that the worker has.
-    request_s: float
-    # For a KV cache that is full; in proportion below that.
-    full_kv_s: float
+    prompt_tokens: int
+    held: Mapping[str, int] = {}
+    # What is left of it. 0: nothing is asked for.
+    ttft_slo_s: float = 0.0
+    itl_slo_s: float = 0.0
 
-
-PREFILL = Weights(request_s=0.02, full_kv_s=0.3)
-"""Computation bounds a prefill worker, and the queue says how much of it is ahead. A request costs about one scheduling
-step. A full cache makes a prompt wait until decode workers have pulled others."""
-DECODE = Weights(request_s=0.01, full_kv_s=1.0)
-"""Memory bounds a decode worker: near a full cache, requests are preempted or wait for others to end. One more request
-lengthens each step by about 0.05 ms, which is 0.01 s over 200 output tokens."""
+    def held_tokens(self, worker: Worker) -> int:
+        """Prompt tokens that it need not compute. It computes the last one in any case."""
+        return min(self.held.get(worker.worker_id, 0), self.prompt_tokens - 1)
 
 
-class Candidate(NamedTuple):
-    """A worker and its part of the cost."""
+class Compute(NamedTuple):
+    """A worker that may compute the prompt."""
+
+    ttft_s: float
+    worker: Worker
+    held_tokens: int
+    wait_s: float
+    compute_s: float
+
+
+class Continue(NamedTuple):
+    """A worker that may compute the output. ``share``: of its time, what prompts take."""
 
     cost_s: float
     worker: Worker
+    held_tokens: int
+    transfer_s: float
+    step_s: float
+    window_s: float
+    share: float
 
 
-def worker_costs_s(workers: Sequence[Worker], weights: Weights) -> list[float]:
-    """The part of each worker of one side."""
-    request_s, full_kv_s = weights.request_s, weights.full_kv_s
-    return [
-        worker.queued_tokens / worker.speed.tokens_per_s
-        + request_s * worker.request_count
-        + full_kv_s * (1.0 - worker.free_blocks / worker.blocks_total)
-        for worker in workers
-    ]
+class Pair(NamedTuple):
+    """Which worker computes the prompt, and which the output: one worker may do both. ``missed``: why it may not."""
+
+    cost_s: float
+    compute: Compute
+    onward: Continue | None
+    missed: Missed | None = None
 
 
-def cost_s(prefill: Candidate | None, decode: Candidate | None) -> float:
-    """The cost of a pair; a side that the request does not need is None."""
-    return (prefill.cost_s if prefill is not None else 0.0) + (decode.cost_s if decode is not None else 0.0)
-
-
-def cheapest(
-    prefills: Sequence[Worker], decodes: Sequence[Worker], rng: Random | None
-) -> tuple[Worker | None, Worker | None]:
-    """The prefill and the decode worker that cost least; chance decides between equals, so that equals share the work.
-
-    A side that the request does not need is empty, and None. Without ``rng`` the least worker ids win.
-    """
-    assert prefills or decodes
-    pairs = [
-        (cost_s(prefill, decode), prefill, decode)
-        for prefill in _candidates(prefills, PREFILL, rng)
-        for decode in _candidates(decodes, DECODE, rng)
-    ]
-    pairs.sort(key=operator.itemgetter(0))
-    least_s = pairs[0][0] + COST_TOLERANCE_S
-    equals = 1
-    while equals < len(pairs) and pairs[equals][0] <= least_s:
-        equals += 1
-    _, prefill, decode = pairs[0]
-    if equals > 1 and rng is not None:
-        _, prefill, decode = pairs[int(rng.random() * equals)]
-    elif equals > 1:
-        _, prefill, decode = min(pairs[:equals], key=_ids)
-    return prefill.worker if prefill is not None else None, decode.worker if decode is not None else None
-
-
-def _candidates(workers: Sequence[Worker], weights: Weights, rng: Random | None) -> Sequence[Candidate | None]:
-    """The cheapest of one side. Where more are equal than there is room for, chance decides."""
-    if not workers:
-        return (None,)
-    costs = worker_costs_s(workers, weights)
-    if len(workers) <= PAIR_CANDIDATES_MAX:
-        return [Candidate(cost, worker) for cost, worker in zip(costs, workers, strict=True)]
-    bound = sorted(costs)[PAIR_CANDIDATES_MAX - 1]
-    found = [Candidate(cost, worker) for cost, worker in zip(costs, workers, strict=True) if cost <= bound]
-    if len(found) > PAIR_CANDIDATES_MAX:
-        below = [one for one in found if one.cost_s < bound]
-        equal = [one for one in found if one.cost_s == bound]
-        if rng is None:
-            equal.sort(key=lambda one: one.worker.worker_id)
-        else:
-            first = int(rng.random() * len(equal))
-            equal = equal[first:] + equal[:first]
-        found = (below + equal)[:PAIR_CANDIDATES_MAX]
+def computing(need: Need, workers: Sequence[Worker], now_s: float) -> list[Compute]:
+    """All of these workers, soonest first token first."""
+    found = []
+    for worker in workers:
+        held = need.held_tokens(worker)
+        wait_s = worker.prompt_wait_s(now_s)
+        compute_s = worker.latency.prefill_s(need.prompt_tokens - held, held)
+        found.append(Compute(wait_s + compute_s, worker, held, wait_s, compute_s))
+    found.sort(key=operator.itemgetter(0))
     return found
 
 
-_Pair = tuple[float, Candidate | None, Candidate | None]
+def continuing(need: Need, workers: Sequence[Worker], lengths: OutputLengths, now_s: float) -> list[Continue]:
+    """All of these workers, least cost first."""
+    found = []
+    for worker in workers:
+        held = need.held_tokens(worker)
+        step_s = worker.latency.step_s(worker.request_count + 1, worker.context_tokens + need.prompt_tokens)
+        transfer_s = worker.transfer_s(need.prompt_tokens - held)
+        window_s = lengths.window_s(step_s)
+        share = worker.prompt_share.at(window_s, now_s)
+        found.append(Continue(transfer_s + step_s, worker, held, transfer_s, step_s, window_s, share))
+    found.sort(key=operator.itemgetter(0))
+    return found
 
 
-def _ids(pair: _Pair) -> list[str]:
-    return [one.worker.worker_id for one in pair[1:] if one is not None]
+def alone(need: Need, onward: Continue, now_s: float) -> Pair:
+    """A decode worker that computes the prompt too."""
+    worker, step_s = onward.worker, onward.step_s
+    wait_s = worker.prompt_wait_s(now_s)
+    compute_s = worker.latency.prefill_s(need.prompt_tokens - onward.held_tokens, onward.held_tokens)
+    ttft_s = wait_s + compute_s + step_s * (1 + len(worker.prompts))
+    missed: Missed | None = None
+    if pace_s(step_s, onward.share + compute_s / onward.window_s) > _pace_max_s(need, onward):
+        missed = "decode_busy"
+    elif 0.0 < need.ttft_slo_s < ttft_s:
+        missed = "ttft_slo"
+    return Pair(
+        ttft_s + step_s + compute_s, Compute(ttft_s, worker, onward.held_tokens, wait_s, compute_s), onward, missed
+    )
+
+
+def only(need: Need, compute: Compute) -> Pair:
+    """A worker that computes the prompt and one token."""
+    late = 0.0 < need.ttft_slo_s < compute.ttft_s
+    return Pair(compute.ttft_s, compute, None, "ttft_slo" if late else None)
+
+
+def pair(need: Need, compute: Compute, onward: Continue) -> Pair:
+    """A prefill worker, and a decode worker that takes over."""
+    missed: Missed | None = None
+    if 0.0 < need.ttft_slo_s < compute.ttft_s:
+        missed = "ttft_slo"
+    elif 0.0 < need.itl_slo_s * ITL_SHARE < pace_s(onward.step_s, onward.share):
+        missed = "itl_slo"
+    return Pair(compute.ttft_s + onward.cost_s, compute, onward, missed)
+
+
+def _pace_max_s(need: Need, onward: Continue) -> float:
+    """How slow the requests of a decode worker may become."""
+    asked_s = min(onward.worker.itl_slo_s, need.itl_slo_s or inf)
+    return asked_s * ITL_SHARE if asked_s < inf else onward.step_s * SLOWDOWN_MAX

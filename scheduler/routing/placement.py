@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import enum
+import operator
 import sys
 from collections.abc import Sequence
+from math import inf
 from typing import Literal
 
 import msgspec
 
 from scheduler.api.chance import Random
 from scheduler.api.events import PlanRequested
+from scheduler.api.explanation import Option
+from scheduler.cluster.decode_pace import OutputLengths, pace_s
 from scheduler.cluster.model_pool import ModelPool
 from scheduler.cluster.worker import Worker
 from scheduler.config import SchedulerParameters
-from scheduler.routing.cost_model import cheapest
+from scheduler.routing.cost_model import (
+    ALONE_MAX,
+    PAIRED_MAX,
+    Need,
+    Pair,
+    alone,
+    computing,
+    continuing,
+    only,
+    pair,
+)
 from scheduler.routing.filters import Ask, Emptied, decode_filters, kv_capacity, passing, prefill_filters
+from scheduler.routing.prefixes import Prefixes
 
 Cause = Literal[
     "plans_in_flight",
@@ -26,17 +41,27 @@ Cause = Literal[
     "decode_slots",
     "prefill_slots",
     "prefill_backlog",
+    "ttft_slo",
+    "itl_slo",
     "wait_too_long",
     "queue_full",
     "waited_out",
 ]
+
+OPTIONS_KEPT = 8
+"""Options of a plan that are remembered, to explain it."""
+_VERDICTS = {
+    "ttft_slo": "would miss the TTFT asked for",
+    "itl_slo": "would miss the time between tokens asked for",
+    "decode_busy": "would slow down the requests that decode there",
+}
 
 
 class Reason(enum.StrEnum):
     """Why a plan has the shape it has. Travels in ``Plan.reason`` and labels a metric."""
 
     REMOTE = "remote"
-    SHORT_PROMPT = "short_prompt"
+    DECODE_SOONER = "decode_sooner"
     NO_PREFILL_WORKER = "no_prefill_worker"
     PINNED = "pinned"
     PREFILL_ONLY = "prefill_only"
@@ -49,6 +74,11 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     decode: Worker | None
     decode_blocks: int
     reason: Reason
+    # How long the prompt's computation is predicted to take, and for how long it counts where requests decode.
+    compute_s: float = 0.0
+    window_s: float = 0.0
+    options: tuple[Option, ...] = ()
+    chosen: int | None = None
 
 
 class NotPlaced(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,16 +86,21 @@ class NotPlaced(msgspec.Struct, frozen=True, kw_only=True):
 
     cause: Cause
     message: str
+    options: tuple[Option, ...] = ()
 
 
 class Planner:
-    """Filters the workers of each role, then takes the cheapest pair."""
+    """Filters the workers of each role, then takes the cheapest pair, or a decode worker alone."""
 
-    def __init__(self, config: SchedulerParameters, rng: Random | None) -> None:
+    def __init__(
+        self, config: SchedulerParameters, rng: Random | None, prefixes: Prefixes, lengths: OutputLengths
+    ) -> None:
         self._config = config
         self._prefill = prefill_filters(config.prefill_wait_max_s)
         self._decode = decode_filters()
         self._rng = rng
+        self._prefixes = prefixes
+        self._lengths = lengths
 
     def place(self, event: PlanRequested, pool: ModelPool, now_s: float) -> Placed | NotPlaced:
         """Choose the worker, or the pair of workers, of one request."""
@@ -85,14 +120,41 @@ class Planner:
         decodes = passing(self._decode, ask, pool.with_role("decode"), now_s)
         if isinstance(decodes, Emptied):
             return _decode_refusal(ask, decodes, pool)
-        # Moving a short prompt's KV costs more than computing the prompt beside the running decodes.
-        if event.prompt_tokens <= self._config.short_prompt_tokens:
-            return self._cheapest((), decodes, ask, Reason.SHORT_PROMPT)
         prefills = passing(self._prefill, _prefill_ask(event), pool.with_role("prefill"), now_s)
-        if isinstance(prefills, Emptied):
-            busy = _prefill_busy(prefills)
-            return busy or self._cheapest((), decodes, ask, Reason.NO_PREFILL_WORKER)
-        return self._cheapest(prefills, decodes, ask, Reason.REMOTE)
+        busy = _prefill_busy(prefills) if isinstance(prefills, Emptied) else None
+        need = self._need(event, decodes[0])
+        onwards = continuing(need, self._mixed(decodes), self._lengths, now_s)
+        pairs = [alone(need, onward, now_s) for onward in onwards[:ALONE_MAX]]
+        reason = Reason.REMOTE
+        if not decodes[0].latency.observed and (busy or not isinstance(prefills, Emptied)):
+            # Only what was learnt may take a prompt away from the prefill workers.
+            pairs = []
+        if not isinstance(prefills, Emptied):
+            computes = computing(need, self._mixed(prefills), now_s)[:PAIRED_MAX]
+            pairs += [pair(need, compute, onward) for compute in computes for onward in onwards[:PAIRED_MAX]]
+        elif busy is None:
+            # With no prefill worker the decode workers' own requests have to bear it.
+            reason = Reason.NO_PREFILL_WORKER
+            pairs = [each._replace(missed=None) if each.missed == "decode_busy" else each for each in pairs]
+        wait_max_s = inf if need.ttft_slo_s or busy is None else self._config.prefill_wait_max_s
+        return self._cheapest(pairs, need, ask, reason, busy, wait_max_s)
+
+    def _need(self, event: PlanRequested, worker: Worker) -> Need:
+        """What to predict by. Nothing is refused by a prediction before any worker has shown how fast it is."""
+        known = worker.latency.observed
+        return Need(
+            prompt_tokens=event.prompt_tokens,
+            held=self._prefixes.held_tokens(event.block_keys, worker.block_size_tokens),
+            ttft_slo_s=event.ttft_slo_s if known else 0.0,
+            itl_slo_s=event.itl_slo_s if known else 0.0,
+        )
+
+    def _mixed(self, workers: Sequence[Worker]) -> Sequence[Worker]:
+        """In another order each time, so that equals share the work. Without ``rng`` the first ones win."""
+        if self._rng is None or len(workers) == 1:
+            return workers
+        first = int(self._rng.random() * len(workers))
+        return [*workers[first:], *workers[:first]]
 
     def _place_pinned(self, event: PlanRequested, held_tokens: int, pool: ModelPool, now_s: float) -> Placed | None:
         """Use the sibling's worker, which has the prompt's full blocks; None if it cannot take the request."""
@@ -103,28 +165,64 @@ class Planner:
             excluded_worker_ids=event.excluded_worker_ids,
         )
         decodes = passing(self._decode, ask, pinned, now_s)
-        return None if isinstance(decodes, Emptied) else self._cheapest((), decodes, ask, Reason.PINNED)
+        if isinstance(decodes, Emptied):
+            return None
+        return Placed(
+            prefill=None,
+            decode=decodes[0],
+            decode_blocks=ask.blocks(decodes[0].block_size_tokens),
+            reason=Reason.PINNED,
+        )
 
     def _place_prefill_only(self, event: PlanRequested, pool: ModelPool, now_s: float) -> Placed | NotPlaced:
         ask = _prefill_ask(event)
         prefills = passing(self._prefill, ask, pool.with_role("prefill"), now_s)
         if not isinstance(prefills, Emptied):
-            return self._cheapest(prefills, (), ask, Reason.PREFILL_ONLY)
+            need = self._need(event, prefills[0])
+            computes = computing(need, self._mixed(prefills), now_s)[:PAIRED_MAX]
+            pairs = [only(need, compute) for compute in computes]
+            return self._cheapest(pairs, need, ask, Reason.PREFILL_ONLY)
         if (busy := _prefill_busy(prefills)) is not None:
             return busy
         # Nothing is handed over, so any engine can compute the prompt and its one token.
         decodes = passing(self._decode, ask, pool.with_role("decode"), now_s)
         if isinstance(decodes, Emptied):
             return _decode_refusal(ask, decodes, pool)
-        return self._cheapest((), decodes, ask, Reason.NO_PREFILL_WORKER)
+        need = self._need(event, decodes[0])
+        onwards = continuing(need, self._mixed(decodes), self._lengths, now_s)[:ALONE_MAX]
+        pairs = [alone(need, onward, now_s)._replace(missed=None) for onward in onwards]
+        return self._cheapest(pairs, need, ask, Reason.NO_PREFILL_WORKER)
 
-    def _cheapest(self, prefills: Sequence[Worker], decodes: Sequence[Worker], ask: Ask, reason: Reason) -> Placed:
-        prefill, decode = cheapest(prefills, decodes, self._rng)
+    def _cheapest(
+        self,
+        pairs: list[Pair],
+        need: Need,
+        ask: Ask,
+        reason: Reason,
+        busy: NotPlaced | None = None,
+        wait_max_s: float = inf,
+    ) -> Placed | NotPlaced:
+        """The pair that costs least of those that are eligible."""
+        pairs.sort(key=operator.itemgetter(0))
+        best = next((each for each in pairs if each.missed is None and each.compute.wait_s <= wait_max_s), None)
+        if best is None:
+            return busy or _missed(need, pairs)
+        kept = pairs[:OPTIONS_KEPT]
+        if best not in kept:
+            kept[-1] = best
+        prefill = best.compute.worker if best.compute.worker.role == "prefill" else None
+        decode = best.onward.worker if best.onward is not None else None
+        if prefill is None and reason is Reason.REMOTE:
+            reason = Reason.DECODE_SOONER
         return Placed(
             prefill=prefill,
             decode=decode,
             decode_blocks=ask.blocks(decode.block_size_tokens) if decode is not None else 0,
             reason=reason,
+            compute_s=best.compute.compute_s,
+            window_s=best.onward.window_s if best.onward is not None else 0.0,
+            options=tuple([_option(each) for each in kept]),
+            chosen=kept.index(best),
         )
 
 
@@ -133,12 +231,44 @@ def _hides_tokens(pool: ModelPool) -> bool:
     return any(worker.info.prefill_backoff_tokens for worker in pool.with_role("prefill"))
 
 
+def _option(each: Pair) -> Option:
+    compute, onward = each.compute, each.onward
+    handed = onward is not None and compute.worker is not onward.worker
+    return Option(
+        compute.worker.worker_id if handed or onward is None else None,
+        onward.worker.worker_id if onward is not None else None,
+        compute.held_tokens,
+        onward.held_tokens if onward is not None else 0,
+        compute.wait_s,
+        compute.compute_s,
+        onward.transfer_s if onward is not None and handed else 0.0,
+        compute.ttft_s,
+        pace_s(onward.step_s, onward.share) if onward is not None else 0.0,
+        each.cost_s,
+        _VERDICTS[each.missed] if each.missed is not None else "",
+    )
+
+
+def _missed(need: Need, pairs: Sequence[Pair]) -> NotPlaced:
+    """No pair gives the client what it asks for. The refusal names what comes nearest."""
+    options = tuple([_option(each) for each in pairs[:OPTIONS_KEPT]])
+    late = [each.compute.ttft_s for each in pairs if each.missed == "ttft_slo"]
+    if not late:
+        message = "No decode worker is predicted to give tokens as often as the request asks for."
+        return NotPlaced(cause="itl_slo", message=message, options=options)
+    message = (
+        f"The first token is predicted in {min(late):.2f} s; the request asks for it within {need.ttft_slo_s:.2f} s."
+    )
+    return NotPlaced(cause="ttft_slo", message=message, options=options)
+
+
 def _prefill_ask(event: PlanRequested) -> Ask:
     """A prefill worker holds the prompt; its one output token needs no KV there."""
     return Ask(
         held_tokens=event.prompt_tokens,
         computed_tokens=event.prompt_tokens,
         excluded_worker_ids=event.excluded_worker_ids,
+        has_ttft_slo=event.ttft_slo_s > 0,
     )
 
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import assert_never
 
+from kv_transfer.prefix import block_keys
+from kv_transfer.prefix.events import GONE, BlockDelta, Medium
 from scheduler.api.actions import ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.api.chance import Random
-from scheduler.api.events import Event, FrontJoined, PlanRequested, WorkerJoined, WorkerLoadReported
+from scheduler.api.events import (
+    Event,
+    FrontJoined,
+    PlanRequested,
+    WorkerBlocksReported,
+    WorkerJoined,
+    WorkerLoadReported,
+    WorkerProgressReported,
+)
 from scheduler.api.events import RequestEnded as PlanEnded
 from scheduler.api.events import Tick as CoreTick
 from scheduler.config import SchedulerConfig
@@ -30,10 +41,8 @@ from simulation.replay.policy import (
 FRONT = 1
 """The session of the one front proxy. Those of workers come after it."""
 
-# The core has no use for them yet.
-_NOT_LISTENED_TO = (KvChanged, FirstToken)
 _DECIDED = (ReplyPlan, ReplyWaiting, ReplyRefusal)
-_Told = WorkerRegistered | LoadReported | RequestArrived | RequestEnded | Tick
+_Told = WorkerRegistered | LoadReported | KvChanged | RequestArrived | RequestEnded | Tick
 
 
 class Baton:
@@ -43,11 +52,19 @@ class Baton:
         self.core = SchedulerCore(config or SchedulerConfig(), rng)
         self.core.handle(FrontJoined(session=FRONT, front_proxy_id="replay"), 0.0)
         self._sessions: dict[str, int] = {}
+        # Deltas that each worker sent.
+        self._deltas: Counter[str] = Counter()
 
     def handle(self, event: PolicyEvent, now_s: float) -> Sequence[Decision]:
         """Translate, ask the core, translate back."""
-        if isinstance(event, _NOT_LISTENED_TO):
+        if isinstance(event, FirstToken):
+            # No message tells a scheduler of it.
             return ()
+        if isinstance(event, LoadReported) and event.steps:
+            session = self._sessions[event.worker_id]
+            self.core.handle(
+                WorkerProgressReported(session=session, worker_id=event.worker_id, steps=event.steps), now_s
+            )
         actions = self.core.handle(self._told(event), now_s)
         # Mostly it is a new view for front proxies, and nothing else.
         return [_decision(action) for action in actions if isinstance(action, _DECIDED)]
@@ -56,7 +73,11 @@ class Baton:
         match event:
             case LoadReported(worker_id=worker_id, load=load):
                 return WorkerLoadReported(session=self._sessions[worker_id], worker_id=worker_id, load=load)
+            case KvChanged(worker_id=worker_id):
+                session = self._sessions[worker_id]
+                return WorkerBlocksReported(session=session, worker_id=worker_id, delta=self._delta(event))
             case RequestArrived(request=request):
+                self.core.prefixes.key_tokens = request.key_tokens
                 return PlanRequested(
                     session=FRONT,
                     plan_id=request.request_id,
@@ -65,6 +86,9 @@ class Baton:
                     output_tokens_max=request.output_tokens_max,
                     tenant=request.tenant,
                     priority_class=request.priority_class,
+                    block_keys=block_keys.pack_keys(request.block_keys),
+                    ttft_slo_s=request.ttft_slo_s,
+                    itl_slo_s=request.itl_slo_s,
                 )
             case RequestEnded(request_id=request_id, output_tokens=tokens, finished=finished):
                 outcome = "finished" if finished else "failed"
@@ -76,6 +100,16 @@ class Baton:
                 return WorkerJoined(session=session, info=info)
             case _:
                 assert_never(event)
+
+    def _delta(self, event: KvChanged) -> BlockDelta:
+        self._deltas[event.worker_id] += 1
+        seq = self._deltas[event.worker_id]
+        levels = {
+            level: block_keys.pack_keys(keys)
+            for level, keys in ((Medium.HBM, event.stored), (GONE, event.removed))
+            if keys
+        }
+        return BlockDelta(epoch=1, seq=seq, reset=seq == 1, levels=levels)
 
 
 def _decision(action: ReplyPlan | ReplyWaiting | ReplyRefusal) -> Decision:

@@ -60,7 +60,7 @@ class Slo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Outcome:
     """What became of one request. Times are in seconds of the replay; 0: it did not come to that."""
 
-    __slots__ = ("arrived_s", "cached_tokens", "end", "ended_s", "first_s", "output_tokens", "prompt_tokens")
+    __slots__ = ("arrived_s", "cached_tokens", "end", "ended_s", "first_s", "output_tokens", "prompt_tokens", "whole")
 
     def __init__(self, arrived_s: float, prompt_tokens: int, output_tokens: int) -> None:
         self.arrived_s = arrived_s
@@ -68,6 +68,8 @@ class Outcome:
         self.output_tokens = output_tokens
         self.first_s = self.ended_s = 0.0
         self.cached_tokens = 0
+        # Nothing is handed over: one worker computes the prompt and the output.
+        self.whole = False
         # "" while it is not over; "finished", "failed", or why it was refused.
         self.end = ""
 

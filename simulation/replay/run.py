@@ -191,6 +191,7 @@ class Replay:
             return
         self._decode_of[request_id] = decode
         whole = prefill is None or arrival.output_tokens == 1
+        self.outcomes[request_id].whole = whole
         tokens = arrival.output_tokens if whole else 1
         work = Work(request_id, arrival.block_keys, arrival.prompt_tokens, tokens, lends=not whole)
         (prefill or decode).submit(work)

@@ -9,6 +9,7 @@ from runtime.roles import WorkerRole
 from scheduler.api.actions import Action
 from scheduler.api.events import Event, FrontJoined, PlanRequested, WorkerJoined, WorkerLoadReported
 from scheduler.api.worker_info import WorkerInfo, WorkerLoad, WorkerState
+from scheduler.cluster.latency_model import LatencyModel, LearntLaw
 from scheduler.cluster.worker import Worker
 from scheduler.config import SchedulerParameters
 from scheduler.core import SchedulerCore
@@ -41,7 +42,7 @@ def ready(**changes: Any) -> WorkerLoad:
 
 def worker(worker_id: str, load: WorkerLoad | None = None, **changes: Any) -> Worker:
     """A worker outside of any core, ready and idle unless told otherwise."""
-    made = Worker(worker_info(worker_id, **changes), session=1, now_s=0.0, initial_tokens_per_s=1000.0)
+    made = Worker(worker_info(worker_id, **changes), session=1, now_s=0.0, latency=LatencyModel(LearntLaw()))
     made.report(load or ready(), 0.0, 0.1)
     return made
 

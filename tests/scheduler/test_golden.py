@@ -17,6 +17,7 @@ from scheduler.api import actions, events
 from scheduler.api.actions import Action, Placement
 from scheduler.api.events import Event
 from scheduler.api.worker_info import WorkerLoad, WorkerState
+from scheduler.api.worker_progress import EngineStep
 from scheduler.config import SchedulerParameters
 from scheduler.core import SchedulerCore
 from tests.scheduler.cast import FRONT, worker_info
@@ -41,6 +42,8 @@ def _plan(name: str, options: Options) -> Event:
         "wait_max_s": options.pop("within", 0),
         "prefill_only": bool(options.pop("only", 0)),
         "resumed": bool(options.pop("resumed", 0)),
+        "ttft_slo_s": float(options.pop("ttft_slo_s", 0)),
+        "itl_slo_s": float(options.pop("itl_slo_s", 0)),
     }
     assert not options, options
     return events.PlanRequested(**fields)
@@ -49,6 +52,14 @@ def _plan(name: str, options: Options) -> Event:
 def _load(name: str, options: Options) -> Event:
     session, state = options.pop("session"), WorkerState(options.pop("state", "ready"))
     return events.WorkerLoadReported(session=session, worker_id=name, load=WorkerLoad(state=state, **options))
+
+
+def _steps(name: str, options: Options) -> Event:
+    """What 200 steps teach that are alike: each ``prefill_tokens`` in a second, or a decode step of ``decode_s``."""
+    tokens, decode_s = options.pop("prefill_tokens", 0), float(options.pop("decode_s", 0))
+    steps = [EngineStep(1.0, tokens, tokens**2 // 2)] * 100 if tokens else []
+    steps += [EngineStep(decode_s, decode_requests=1, decode_context_tokens=32)] * 100 if decode_s else []
+    return events.WorkerProgressReported(session=options.pop("session"), worker_id=name, steps=tuple(steps))
 
 
 def _end(name: str, options: Options) -> Event:
@@ -92,6 +103,7 @@ READERS: dict[str, Callable[[str, Options], Event]] = {
         session=options.pop("session"), info=worker_info(name, **options)
     ),
     "load": _load,
+    "steps": _steps,
     "left": lambda name, options: events.WorkerLeft(session=options["session"], worker_id=name, reason="script"),
     "suspect": lambda name, options: events.WorkerSuspected(worker_id=name, epoch=options["epoch"], reason="script"),
     "drain": lambda name, _: events.DrainRequested(worker_id=name),
@@ -173,7 +185,7 @@ class Play:
     def _played(self, verb: str, names: list[str], options: Options) -> Iterator[str]:
         for name in names:
             given = dict(options)
-            if verb in {"load", "left", "leases"} and "session" not in given:
+            if verb in {"load", "left", "leases", "steps"} and "session" not in given:
                 given["session"] = self.core.cluster.workers[name].session
             for action in self.core.handle(READERS[verb](name, given), self.now_s):
                 yield _words(action)

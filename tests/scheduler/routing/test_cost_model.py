@@ -1,70 +1,169 @@
-"""What a pair of workers costs, and which pair is taken."""
+"""What a pair of workers is predicted to cost, and which pair is taken."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
+from math import inf
+from typing import Any
 
 import pytest
 
+from kv_transfer.prefix import block_keys
+from scheduler.api.worker_progress import EngineStep
+from scheduler.cluster.decode_pace import OutputLengths
+from scheduler.cluster.latency_model import LatencyModel, LearntLaw
+from scheduler.cluster.latency_profile import LatencyProfile
+from scheduler.cluster.model_pool import ModelPool
+from scheduler.cluster.step_law import LinkLaw, StepLaw
 from scheduler.cluster.worker import Worker
-from scheduler.routing.cost_model import PAIR_CANDIDATES_MAX, PREFILL, cheapest, worker_costs_s
-from tests.scheduler.cast import ready, worker
+from scheduler.config import SchedulerParameters
+from scheduler.routing.cost_model import SLOWDOWN_MAX, Need, alone, computing, continuing, pair
+from scheduler.routing.placement import Placed, Planner
+from scheduler.routing.prefixes import Prefixes
+from tests.scheduler.cast import BLOCK_TOKENS, question, ready, worker_info
+
+PROFILE = LatencyProfile(
+    # 1000 prompt tokens a second, and 20 ms a step.
+    step=StepLaw(fixed_s=0.02, prefill_token_s=1e-3),
+    chunk_tokens=8192,
+    kv_bytes_per_token=1000,
+    link=LinkLaw(gigabytes_per_s=1e-3, latency_s=0.01),
+)
+LAW = LearntLaw(PROFILE)
+LAW.steps_learnt = 1
 
 
-def loaded(worker_id: str, *, queued: int = 0, requests: int = 0, used: int = 0) -> Worker:
-    """1000 tokens a second, 100 blocks."""
-    load = ready(prefill_tokens_queued=queued, requests_running=requests, kv_blocks_used=used)
-    return worker(worker_id, load)
+def made(worker_id: str, **load: Any) -> Worker:
+    """A ready worker of 1000 blocks that keeps to PROFILE."""
+    info = worker_info(worker_id, kv_blocks_total=1000)
+    worker = Worker(info, session=1, now_s=0.0, latency=LatencyModel(LAW), profile=PROFILE)
+    worker.report(ready(**load), 0.0, 0.1)
+    return worker
 
 
-def test_a_cost_is_in_seconds() -> None:
-    assert worker_costs_s([loaded("p0", queued=500, requests=2, used=50), loaded("p1")], PREFILL) == pytest.approx(
-        [0.5 + 2 * PREFILL.request_s + 0.5 * PREFILL.full_kv_s, 0.0]
-    )
+def test_a_prefill_worker_costs_its_wait_the_computation_the_hand_off_and_a_step() -> None:
+    need = Need(prompt_tokens=100, held={"p0": 64, "d0": 32})
+    prefill, decode = made("p0"), made("d0")
+    prefill.assign_prompt((1, 1), 500, 0.5, now_s=0.0)
+    (compute,) = computing(need, [prefill], 0.2)
+    assert (compute.held_tokens, compute.wait_s, compute.compute_s) == pytest.approx((64, 0.3, 0.056))
+    (onward,) = continuing(need, [decode], OutputLengths(), 0.2)
+    # 68 tokens of 1000 bytes at 1 MB/s.
+    assert (onward.held_tokens, onward.transfer_s, onward.step_s) == pytest.approx((32, 0.078, 0.02))
+    assert pair(need, compute, onward).cost_s == pytest.approx(0.3 + 0.056 + 0.078 + 0.02)
+
+
+def test_a_decode_worker_alone_pays_its_computation_twice() -> None:
+    need = Need(prompt_tokens=100)
+    (onward,) = continuing(need, [made("d0")], OutputLengths(), 0.0)
+    found = alone(need, onward, 0.0)
+    assert found.compute.ttft_s == pytest.approx(0.12 + 0.02)
+    assert found.cost_s == pytest.approx(0.12 + 0.02 + 0.02 + 0.12)
+    assert found.missed is None
+
+
+def test_what_the_client_asks_for_makes_pairs_ineligible() -> None:
+    (compute,) = computing(Need(prompt_tokens=100), [made("p0")], 0.0)
+    (onward,) = continuing(Need(prompt_tokens=100), [made("d0")], OutputLengths(), 0.0)
+    for ttft_slo_s, itl_slo_s, missed in (
+        (0.0, 0.0, None),
+        (0.13, 0.03, None),
+        (0.11, 0.03, "ttft_slo"),
+        (0.13, 0.02, "itl_slo"),
+    ):
+        need = Need(prompt_tokens=100, ttft_slo_s=ttft_slo_s, itl_slo_s=itl_slo_s)
+        assert pair(need, compute, onward).missed == missed
+
+
+def test_prompts_may_slow_decode_down_only_so_far() -> None:
+    need, lengths, decode = Need(prompt_tokens=100), OutputLengths(), made("d0")
+    taken = 0
+    while True:
+        (onward,) = continuing(need, [decode], lengths, 0.0)
+        found = alone(need, onward, 0.0)
+        if found.missed:
+            break
+        decode.prompt_share.add(found.compute.compute_s, onward.window_s, 0.0)
+        taken += 1
+    # A typical output is 64 steps of 20 ms; half of that may be prompts of 0.12 s.
+    assert (found.missed, taken) == ("decode_busy", int(64 * 0.02 * (1 - 1 / SLOWDOWN_MAX) / 0.12))
+
+
+def test_a_worker_knows_the_least_time_between_tokens_that_is_asked_of_it() -> None:
+    decode = made("d0")
+    for plan_id, itl_slo_s in ((1, 0.03), (2, 0.0), (3, 0.02)):
+        decode.reserve((1, plan_id), 1, itl_slo_s=itl_slo_s)
+    assert decode.itl_slo_s == 0.02
+    decode.forget((1, 3), 0.0)
+    assert decode.itl_slo_s == 0.03
+    decode.forget((1, 1), 0.0)
+    assert decode.itl_slo_s == inf
 
 
 @pytest.mark.parametrize(
     ("better", "worse"),
-    [
-        ({"requests": 9}, {"requests": 10}),
-        ({"used": 20}, {"used": 21}),
-        ({"queued": 100}, {"queued": 200}),
-        # Few long requests fill a cache as many short ones do: memory decides.
-        ({"requests": 60, "used": 50}, {"requests": 50, "used": 90}),
-    ],
+    [({"requests_running": 9}, {"requests_running": 10}), ({"kv_blocks_used": 20}, {"kv_blocks_used": 21})],
 )
 def test_the_less_loaded_decode_worker_is_taken(better: dict[str, int], worse: dict[str, int]) -> None:
-    prefill, decode = cheapest((), [loaded("d0", **worse), loaded("d1", **better)], None)
-    assert decode is not None
-    assert decode.worker_id == "d1"
-    assert prefill is None
-
-
-def test_without_chance_the_least_ids_win_and_with_it_equals_share() -> None:
-    prefills, decodes = [worker("p1"), worker("p0")], [worker("d1"), worker("d0")]
-    assert [each.worker_id for each in cheapest(prefills, decodes, None) if each] == ["p0", "d0"]
-    rng = random.Random(1)
-    taken = Counter(
-        (prefill.worker_id, decode.worker_id)
-        for prefill, decode in (cheapest(prefills, decodes, rng) for _ in range(400))
-        if prefill and decode
+    law = LearntLaw(
+        LatencyProfile(
+            step=StepLaw(fixed_s=0.02, prefill_token_s=1e-3, decode_request_s=1e-4, decode_context_token_s=1e-7)
+        )
     )
-    assert len(taken) == 4
+    decodes = [made("d0", **worse), made("d1", **better)]
+    for decode in decodes:
+        decode.latency = LatencyModel(law)
+    assert continuing(Need(prompt_tokens=64), decodes, OutputLengths(), 0.0)[0].worker.worker_id == "d1"
+
+
+def planner(rng: random.Random | None = None) -> tuple[Planner, Prefixes]:
+    prefixes = Prefixes(blocks_max=10_000)
+    return Planner(SchedulerParameters(), rng, prefixes, OutputLengths()), prefixes
+
+
+def pool_of(*workers: Worker) -> ModelPool:
+    pool = ModelPool()
+    for each in workers:
+        pool.add(each)
+    return pool
+
+
+def test_with_chance_equals_share() -> None:
+    pool = pool_of(*[made(f"p{index}") for index in range(9)], *[made(f"d{index}") for index in range(9)])
+    chooser, _ = planner(random.Random(1))
+    taken: Counter[str] = Counter()
+    for plan_id in range(900):
+        placed = chooser.place(question(plan_id), pool, 0.0)
+        assert isinstance(placed, Placed)
+        assert placed.prefill is not None
+        assert placed.decode is not None
+        taken.update((placed.prefill.worker_id, placed.decode.worker_id))
+    assert len(taken) == 18
     assert min(taken.values()) > 60
 
 
-def test_more_equals_than_candidates_share_too() -> None:
-    rng = random.Random(1)
-    decodes = [worker(f"d{index:02}") for index in range(4 * PAIR_CANDIDATES_MAX)]
-    taken = Counter(decode.worker_id for _, decode in (cheapest((), decodes, rng) for _ in range(1600)) if decode)
-    assert len(taken) == len(decodes)
-    assert min(taken.values()) > 50
+def test_a_prompt_goes_where_its_blocks_are() -> None:
+    """A worker that tells nothing of its blocks is taken to hold what was sent there."""
+    prefills, decodes = [made("p0"), made("p1")], [made("d0"), made("d1")]
+    chooser, prefixes = planner()
+    for each in (*prefills, *decodes):
+        prefixes.joined(each)
+    keys = block_keys.prompt_keys(list(range(10 * BLOCK_TOKENS)), BLOCK_TOKENS)
+    prefixes.sent(prefills[1], keys, 0.0)
+    prefixes.sent(decodes[1], keys[: 5 * block_keys.KEY_BYTES], 0.0)
+    asked = question(1, prompt_tokens=10 * BLOCK_TOKENS, block_keys=keys)
+    placed = chooser.place(asked, pool_of(*prefills, *decodes), 0.0)
+    assert isinstance(placed, Placed)
+    assert (placed.prefill, placed.decode) == (prefills[1], decodes[1])
+    assert placed.chosen is not None
+    option = placed.options[placed.chosen]
+    # The last token is computed in any case.
+    assert (option.cached_tokens, option.decode_cached_tokens) == (10 * BLOCK_TOKENS - 1, 5 * BLOCK_TOKENS)
 
 
-def test_the_best_of_many_is_found() -> None:
-    decodes = [loaded(f"d{index}", requests=abs(index - 13)) for index in range(20)]
-    for rng in (None, random.Random(3)):
-        _, decode = cheapest((), decodes, rng)
-        assert decode is not None
-        assert decode.worker_id == "d13"
+def test_a_law_is_learnt_by_all_workers_of_a_pool() -> None:
+    law = LearntLaw(PROFILE)
+    prefill, decode = LatencyModel(law), LatencyModel(law)
+    prefill.learn([EngineStep(1.0, 500, 125_000)] * 100)
+    assert decode.prefill_s(500, 0) == pytest.approx(1.0, rel=0.1)

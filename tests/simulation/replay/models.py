@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from scheduler.routing.step_law import LinkLaw
+from scheduler.cluster.step_law import LinkLaw
 from simulation.kernel.world import World
 from simulation.replay.cluster_model import ClusterModel, StepTimes
 from simulation.replay.engine import Engine

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from scheduler.api.worker_progress import EngineStep
-from scheduler.routing.latency_profile import ASSUMED, BadLatencyProfile, LatencyProfile, load
-from scheduler.routing.step_law import LinkLaw, StepLaw
+from scheduler.cluster.latency_profile import ASSUMED, BadLatencyProfile, LatencyProfile, load
+from scheduler.cluster.step_law import LinkLaw, StepLaw
 
 LAW = StepLaw(
     fixed_s=0.01, prefill_token_s=1e-4, prefill_pair_s=1e-7, decode_request_s=1e-3, decode_context_token_s=1e-6

@@ -15,7 +15,7 @@ import msgspec
 
 from runtime.bounds import PositiveCount
 from runtime.user_error import UserError
-from scheduler.routing.step_law import LinkLaw, StepLaw
+from scheduler.cluster.step_law import LinkLaw, StepLaw
 
 
 class BadLatencyProfile(UserError):

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from scheduler.api.worker_progress import EngineStep
-from scheduler.routing.latency_profile import ASSUMED, LatencyProfile
-from scheduler.routing.step_law import StepLaw
+from scheduler.cluster.latency_profile import ASSUMED, LatencyProfile
+from scheduler.cluster.step_law import StepLaw
 
 COLUMNS = 5
 """Of a step: 1, prompt tokens, their pairs, decoding sequences, their tokens; in the order of ``StepLaw``."""

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from scheduler.api.worker_progress import EngineStep
-from scheduler.routing import latency_model
-from scheduler.routing.latency_model import LatencyModel, LearntLaw
-from scheduler.routing.latency_profile import LatencyProfile
-from scheduler.routing.step_law import StepLaw
+from scheduler.cluster import latency_model
+from scheduler.cluster.latency_model import LatencyModel, LearntLaw
+from scheduler.cluster.latency_profile import LatencyProfile
+from scheduler.cluster.step_law import StepLaw
 from simulation.replay import cluster_model
 
 MODEL = cluster_model.load(Path(__file__).parents[3] / "bench" / "cluster_model.json")

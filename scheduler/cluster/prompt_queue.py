@@ -1,0 +1,99 @@
+"""The prompts that a worker is still to compute, as far as plans and reports tell. Pure.
+
+A report gives the tokens of all prompts that have no token yet. Engines compute prompts in the order of their coming:
+when fewer tokens are reported than were sent, the oldest prompts are done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+PlanKey = tuple[int, int]
+"""The session of a front proxy, and its plan id."""
+
+
+class _Prompt(NamedTuple):
+    planned_s: float
+    tokens: int
+    # How long its computation is predicted to take.
+    compute_s: float
+
+
+class PromptQueue:
+    """Of one worker. Time is an argument and never goes back."""
+
+    def __init__(self) -> None:
+        self._prompts: dict[PlanKey, _Prompt] = {}
+        self._compute_s = 0.0
+        # Since when the oldest one is computed.
+        self._head_s = 0.0
+        # Prompts planned later are in no report yet.
+        self._reported_s = float("-inf")
+        self.unknown_tokens = 0
+        """Reported tokens of prompts that no plan here explains: plans of others, or of a former scheduler."""
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __iter__(self) -> Iterator[PlanKey]:
+        return iter(self._prompts)
+
+    @property
+    def unreported(self) -> int:
+        """Prompts that no report includes yet."""
+        count = 0
+        for prompt in reversed(self._prompts.values()):
+            if prompt.planned_s <= self._reported_s:
+                break
+            count += 1
+        return count
+
+    def add(self, key: PlanKey, tokens: int, compute_s: float, now_s: float) -> None:
+        """A prompt is sent there."""
+        assert key not in self._prompts, key
+        if not self._prompts:
+            self._head_s = now_s
+        self._prompts[key] = _Prompt(now_s, tokens, compute_s)
+        self._compute_s += compute_s
+
+    def drop(self, key: PlanKey, now_s: float) -> None:
+        """Its plan is over. Idempotent."""
+        if key in self._prompts:
+            if next(iter(self._prompts)) == key:
+                self._head_s = now_s
+            self._remove(key)
+
+    def reported(self, tokens: int, now_s: float, visible_after_s: float) -> None:
+        """The worker has so many tokens to compute. Prompts planned in the last ``visible_after_s`` are not in it."""
+        self._reported_s = now_s - visible_after_s
+        if not self._prompts:
+            self.unknown_tokens = tokens
+            return
+        seen = [(key, prompt) for key, prompt in self._prompts.items() if prompt.planned_s <= self._reported_s]
+        left = sum(prompt.tokens for _, prompt in seen)
+        for key, prompt in seen:
+            if left - prompt.tokens < tokens:
+                break
+            left -= prompt.tokens
+            self._remove(key)
+            # Computed when it was expected, as far as that can be.
+            self._head_s = min(now_s, self._head_s + prompt.compute_s)
+        self.unknown_tokens = max(0, tokens - left)
+
+    def wait_s(self, now_s: float) -> float:
+        """Until all of the known ones are computed."""
+        if not self._prompts:
+            return 0.0
+        head_s = next(iter(self._prompts.values())).compute_s
+        return self._compute_s - min(head_s, max(0.0, now_s - self._head_s))
+
+    def _remove(self, key: PlanKey) -> None:
+        self._compute_s -= self._prompts.pop(key).compute_s
+        if not self._prompts:
+            # A sum of floats does not come back to 0 by itself.
+            self._compute_s = 0.0
+
+    def check(self) -> None:
+        """Assert that the sum is the sum of its parts."""
+        assert abs(self._compute_s - sum(prompt.compute_s for prompt in self._prompts.values())) < 1e-6

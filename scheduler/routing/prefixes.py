@@ -1,0 +1,74 @@
+"""Which workers hold how much of a prompt: what they say, and for those that say nothing what was sent there. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kv_transfer.prefix.events import BlockDelta, Medium
+from scheduler.cluster.worker import Worker
+from scheduler.routing.block_feed import BlockFeed
+from scheduler.routing.prefix_index import PrefixIndex
+from scheduler.routing.routed_blocks import RoutedBlocks
+
+ROUTED_TTL_S = 120.0
+"""How long a prompt that was sent to a worker without events is taken to be there."""
+SWEPT_BLOCKS_MAX = 1000
+"""Blocks of workers that are gone that one tick removes: about 1 ms."""
+
+
+class Prefixes:
+    """One index for both kinds of workers."""
+
+    def __init__(self, *, blocks_max: int) -> None:
+        self.key_tokens = 0
+        """What a key stands for, where it is not a block of the workers: the keys of a recorded trace."""
+        self.index = PrefixIndex(blocks_max=blocks_max)
+        self.feed = BlockFeed(self.index)
+        self._routed = RoutedBlocks(self.index, ttl_s=ROUTED_TTL_S)
+        # Holders of workers that told nothing so far, by worker.
+        self._silent: dict[str, int] = {}
+
+    def joined(self, worker: Worker) -> None:
+        """A worker opened its session."""
+        self.feed.joined(worker.worker_id, worker.info.epoch)
+        self._forget_routed(worker.worker_id)
+
+    def left(self, worker_id: str) -> None:
+        """It is gone."""
+        self.feed.left(worker_id)
+        self._forget_routed(worker_id)
+
+    def told(self, worker_id: str, delta: BlockDelta, now_s: float) -> bool:
+        """A worker said what changed. True: it must be asked for a snapshot."""
+        self._forget_routed(worker_id)
+        return self.feed.apply(worker_id, delta, now_s)
+
+    def sent(self, worker: Worker, block_keys: bytes, now_s: float) -> None:
+        """A prompt runs on this worker. Changes nothing where the worker itself tells of its blocks."""
+        if not block_keys or self.feed.speaks(worker.worker_id):
+            return
+        holder = self._silent.get(worker.worker_id)
+        if holder is None:
+            holder = self._silent[worker.worker_id] = self._routed.add(worker.blocks_total, now_s)
+        self._routed.routed(holder, block_keys, now_s)
+
+    def held_tokens(self, block_keys: bytes, block_size_tokens: int) -> Mapping[str, int]:
+        """Leading tokens of the prompt that each worker holds in HBM; workers that hold none are left out."""
+        if not block_keys or not len(self.index):
+            return {}
+        tokens = self.key_tokens or block_size_tokens
+        owners = self.feed.workers
+        if self._silent:
+            owners = {**owners, **{holder: worker_id for worker_id, holder in self._silent.items()}}
+        found = self.index.longest(block_keys, Medium.HBM)
+        return {owners[holder]: blocks * tokens for holder, blocks in found.items()}
+
+    def tick(self, now_s: float) -> None:
+        """Forget what is due, a little at a time."""
+        self.index.sweep(SWEPT_BLOCKS_MAX)
+        self._routed.expire(now_s)
+
+    def _forget_routed(self, worker_id: str) -> None:
+        holder = self._silent.pop(worker_id, None)
+        if holder is not None:
+            self._routed.retire(holder)
