@@ -1,7 +1,7 @@
 """Workers of a fake cluster in virtual time, by the fake engine's cost model: enough of them to load a scheduler.
 
 A prefill worker computes prompts one after the other. A decode worker gives all its sequences a token at each step, and
-a step takes longer the more there are.
+a step takes longer the more there are. A prompt that it computes itself stops them all.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from collections.abc import Callable
 from engine.config import FakeEngineConfig
 from runtime.roles import WorkerRole
 from scheduler.api.worker_info import WorkerInfo, WorkerLoad, WorkerState
+from scheduler.api.worker_progress import EngineStep
 from simulation.kernel.world import World
 
 BLOCK_TOKENS = 32
+
+STEPS_REPORTED_MAX = 8
 
 Done = Callable[[], None]
 
@@ -45,12 +48,18 @@ class SlowPrefill:
         self._prompts = 0
         # When all of them will be computed.
         self._done_s = 0.0
+        self._steps: list[EngineStep] = []
 
     def submit(self, tokens: int, done: Done) -> None:
         """Compute a prompt behind all others."""
         self._prompts += 1
         self._done_s = max(self._done_s, self._world.now_s) + tokens * self._s_per_token
-        self._world.at(self._done_s, self._finish, done)
+        self._world.at(self._done_s, self._finish, tokens, done)
+
+    def steps(self) -> tuple[EngineStep, ...]:
+        """What it would report of its last prompts."""
+        steps, self._steps = tuple(self._steps[-STEPS_REPORTED_MAX:]), []
+        return steps
 
     def load(self) -> WorkerLoad:
         """What it would report."""
@@ -62,8 +71,9 @@ class SlowPrefill:
             prefill_tokens_queued=math.ceil(left_s / self._s_per_token),
         )
 
-    def _finish(self, done: Done) -> None:
+    def _finish(self, tokens: int, done: Done) -> None:
         self._prompts -= 1
+        self._steps.append(EngineStep(tokens * self._s_per_token, tokens, tokens * tokens // 2))
         done()
 
 
@@ -74,7 +84,9 @@ class SlowDecode:
         self._world = world
         self._cost = cost
         self._given = 0.0
+        # Until when tokens are counted; it lies ahead while a prompt is computed.
         self._given_s = 0.0
+        self._prompt_tokens = 0
         self._ends: list[tuple[float, int, int, Done]] = []
         self._blocks = 0
         self._turn = 0
@@ -86,23 +98,44 @@ class SlowDecode:
         heapq.heappush(self._ends, (self._given + tokens, self._world.number(), blocks, done))
         self._plan_next()
 
+    def compute(self, tokens: int, done: Done) -> None:
+        """Compute a prompt, behind all others, while nothing decodes."""
+        self._advance()
+        self._prompt_tokens += tokens
+        self._given_s = max(self._given_s, self._world.now_s) + tokens * self._cost.prefill_us_per_token / 1e6
+        self._world.at(self._given_s, self._computed, tokens, done)
+        self._plan_next()
+
+    def steps(self) -> tuple[EngineStep, ...]:
+        """What it would report of its last step."""
+        return (EngineStep(self._step_s(), decode_requests=len(self._ends)),) if self._ends else ()
+
     def load(self) -> WorkerLoad:
         """What it would report."""
-        return WorkerLoad(state=WorkerState.READY, requests_running=len(self._ends), kv_blocks_used=self._blocks)
+        return WorkerLoad(
+            state=WorkerState.READY,
+            requests_running=len(self._ends),
+            kv_blocks_used=self._blocks,
+            prefill_tokens_queued=self._prompt_tokens,
+        )
 
     def _step_s(self) -> float:
         return (self._cost.decode_step_us + self._cost.decode_step_us_per_request * len(self._ends)) / 1e6
 
     def _advance(self) -> None:
         if self._ends:
-            self._given += (self._world.now_s - self._given_s) / self._step_s()
-        self._given_s = self._world.now_s
+            self._given += max(0.0, self._world.now_s - self._given_s) / self._step_s()
+        self._given_s = max(self._given_s, self._world.now_s)
+
+    def _computed(self, tokens: int, done: Done) -> None:
+        self._prompt_tokens -= tokens
+        done()
 
     def _plan_next(self) -> None:
         self._turn += 1
         if self._ends:
             left = max(0.0, self._ends[0][0] - self._given)
-            self._world.after(left * self._step_s(), self._finish, self._turn)
+            self._world.at(self._given_s + left * self._step_s(), self._finish, self._turn)
 
     def _finish(self, turn: int) -> None:
         if turn != self._turn:

@@ -29,6 +29,7 @@ from scheduler.api.events import (
     Tick,
     WorkerJoined,
     WorkerLoadReported,
+    WorkerProgressReported,
 )
 from scheduler.config import SchedulerConfig
 from scheduler.core import SchedulerCore
@@ -179,6 +180,8 @@ class Overload:
     def _report(self) -> None:
         engines = self._prefill | self._decode
         for session, worker_id in self._workers:
+            steps = engines[worker_id].steps()
+            self._feed(WorkerProgressReported(session=session, worker_id=worker_id, steps=steps))
             self._feed(WorkerLoadReported(session=session, worker_id=worker_id, load=engines[worker_id].load()))
         self.world.after(REPORT_S, self._report)
 
@@ -231,9 +234,12 @@ class Overload:
         self._ask(asked)
 
     def _start(self, plan: ReplyPlan) -> None:
-        assert plan.prefill is not None
-        engine = self._prefill[plan.prefill.worker_id]
-        engine.submit(self._asked[plan.plan_id].prompt_tokens, lambda: self._first_token(plan))
+        tokens = self._asked[plan.plan_id].prompt_tokens
+        if plan.prefill is not None:
+            self._prefill[plan.prefill.worker_id].submit(tokens, lambda: self._first_token(plan))
+        else:
+            assert plan.decode is not None
+            self._decode[plan.decode.worker_id].compute(tokens, lambda: self._first_token(plan))
 
     def _first_token(self, plan: ReplyPlan) -> None:
         assert plan.decode is not None
