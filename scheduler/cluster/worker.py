@@ -121,9 +121,10 @@ class Worker:
 
     def prompt_wait_s(self, now_s: float) -> float:
         """Until it begins with a prompt that is sent now."""
-        unknown = self.prompts.unknown_tokens
-        known_s = self.prompts.wait_s(now_s)
-        return known_s + self.latency.prefill_s(unknown, 0) if unknown else known_s
+        prompts = self.prompts
+        if not prompts.unknown_tokens:
+            return prompts.wait_s(now_s)
+        return prompts.wait_s(now_s) + self.latency.prefill_s(prompts.unknown_tokens, 0)
 
     def forget(self, key: PlanKey, now_s: float) -> None:
         """Drop all that is held for a plan."""

@@ -43,9 +43,12 @@ class Need(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ttft_slo_s: float = 0.0
     itl_slo_s: float = 0.0
 
-    def held_tokens(self, worker: Worker) -> int:
-        """Prompt tokens that it need not compute. It computes the last one in any case."""
-        return min(self.held.get(worker.worker_id, 0), self.prompt_tokens - 1)
+    def held_tokens(self, workers: Sequence[Worker]) -> list[int]:
+        """Prompt tokens that each need not compute. The last one is computed in any case."""
+        if not self.held:
+            return [0] * len(workers)
+        get, most = self.held.get, self.prompt_tokens - 1
+        return [min(get(worker.worker_id, 0), most) for worker in workers]
 
 
 class Compute(NamedTuple):
@@ -82,26 +85,33 @@ class Pair(NamedTuple):
 def computing(need: Need, workers: Sequence[Worker], now_s: float) -> list[Compute]:
     """All of these workers, soonest first token first."""
     found = []
-    for worker in workers:
-        held = need.held_tokens(worker)
+    # Most workers are alike: their answers are the same.
+    known: dict[tuple[float, int], float] = {}
+    for worker, held in zip(workers, need.held_tokens(workers), strict=True):
+        alike = (worker.latency.factor, held)
+        compute_s = known.get(alike)
+        if compute_s is None:
+            compute_s = known[alike] = worker.latency.prefill_s(need.prompt_tokens - held, held)
         wait_s = worker.prompt_wait_s(now_s)
-        compute_s = worker.latency.prefill_s(need.prompt_tokens - held, held)
         found.append(Compute(wait_s + compute_s, worker, held, wait_s, compute_s))
     found.sort(key=operator.itemgetter(0))
     return found
 
 
 def continuing(need: Need, workers: Sequence[Worker], lengths: OutputLengths, now_s: float) -> list[Continue]:
-    """All of these workers, least cost first."""
+    """The best ALONE_MAX of these workers, least cost first."""
+    costs = []
+    tokens = need.prompt_tokens
+    for worker, held in zip(workers, need.held_tokens(workers), strict=True):
+        step_s = worker.latency.step_s(worker.request_count + 1, worker.context_tokens + tokens)
+        transfer_s = worker.transfer_s(tokens - held)
+        costs.append((transfer_s + step_s, worker, held, transfer_s, step_s))
+    costs.sort(key=operator.itemgetter(0))
     found = []
-    for worker in workers:
-        held = need.held_tokens(worker)
-        step_s = worker.latency.step_s(worker.request_count + 1, worker.context_tokens + need.prompt_tokens)
-        transfer_s = worker.transfer_s(need.prompt_tokens - held)
+    for cost_s, worker, held, transfer_s, step_s in costs[:ALONE_MAX]:
         window_s = lengths.window_s(step_s)
         share = worker.prompt_share.at(window_s, now_s)
-        found.append(Continue(transfer_s + step_s, worker, held, transfer_s, step_s, window_s, share))
-    found.sort(key=operator.itemgetter(0))
+        found.append(Continue(cost_s, worker, held, transfer_s, step_s, window_s, share))
     return found
 
 

@@ -24,8 +24,6 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     # Prompt tokens the worker would compute.
     computed_tokens: int = 0
     excluded_worker_ids: frozenset[str] = frozenset()
-    # Its client asks for a TTFT: it goes where that is met, however many prompts wait there.
-    has_ttft_slo: bool = False
 
     def blocks(self, block_size_tokens: int) -> int:
         """Blocks of this size that the request would add."""
@@ -58,21 +56,9 @@ def passing(filters: Sequence[Filter], ask: Ask, workers: Sequence[Worker], now_
     return workers
 
 
-def prefill_filters(queue_max_s: float) -> Sequence[Filter]:
+def prefill_filters() -> Sequence[Filter]:
     """For a prefill worker. A prompt waits in the engine's queue for blocks, so they need not be free now."""
-
-    def short_queue(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
-        """Drop workers where prompts are predicted to wait longer; keep those whose speed is not known yet.
-
-        So a prompt beyond this bound waits in the scheduler, where classes and tenants share.
-        """
-        if ask.has_ttft_slo:
-            return workers
-        return [
-            worker for worker in workers if not worker.latency.observed or worker.prompt_wait_s(now_s) <= queue_max_s
-        ]
-
-    return (*_FIRST, Filter("request_slots", request_slots), Filter("prefill_backlog", short_queue), _LAST)
+    return (*_FIRST, Filter("request_slots", request_slots), _LAST)
 
 
 def decode_filters() -> Sequence[Filter]:

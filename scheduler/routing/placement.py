@@ -6,7 +6,6 @@ import enum
 import operator
 import sys
 from collections.abc import Sequence
-from math import inf
 from typing import Literal
 
 import msgspec
@@ -19,8 +18,8 @@ from scheduler.cluster.model_pool import ModelPool
 from scheduler.cluster.worker import Worker
 from scheduler.config import SchedulerParameters
 from scheduler.routing.cost_model import (
-    ALONE_MAX,
     PAIRED_MAX,
+    Compute,
     Need,
     Pair,
     alone,
@@ -96,7 +95,7 @@ class Planner:
         self, config: SchedulerParameters, rng: Random | None, prefixes: Prefixes, lengths: OutputLengths
     ) -> None:
         self._config = config
-        self._prefill = prefill_filters(config.prefill_wait_max_s)
+        self._prefill = prefill_filters()
         self._decode = decode_filters()
         self._rng = rng
         self._prefixes = prefixes
@@ -120,27 +119,44 @@ class Planner:
         decodes = passing(self._decode, ask, pool.with_role("decode"), now_s)
         if isinstance(decodes, Emptied):
             return _decode_refusal(ask, decodes, pool)
-        prefills = passing(self._prefill, _prefill_ask(event), pool.with_role("prefill"), now_s)
-        busy = _prefill_busy(prefills) if isinstance(prefills, Emptied) else None
         need = self._need(event, decodes[0])
+        computes = self._computing(event, need, pool, now_s)
         onwards = continuing(need, self._mixed(decodes), self._lengths, now_s)
-        pairs = [alone(need, onward, now_s) for onward in onwards[:ALONE_MAX]]
-        reason = Reason.REMOTE
-        if not decodes[0].latency.observed and (busy or not isinstance(prefills, Emptied)):
+        pairs = [alone(need, onward, now_s) for onward in onwards]
+        if computes is None:
+            # With no prefill worker the decode workers' own requests have to bear it.
+            pairs = [each._replace(missed=None) if each.missed == "decode_busy" else each for each in pairs]
+            return self._cheapest(pairs, need, ask, Reason.NO_PREFILL_WORKER)
+        if not decodes[0].latency.observed:
             # Only what was learnt may take a prompt away from the prefill workers.
             pairs = []
-        if not isinstance(prefills, Emptied):
-            computes = computing(need, self._mixed(prefills), now_s)[:PAIRED_MAX]
+        busy = computes if isinstance(computes, NotPlaced) else None
+        if not isinstance(computes, NotPlaced):
             pairs += [pair(need, compute, onward) for compute in computes for onward in onwards[:PAIRED_MAX]]
-        elif busy is None:
-            # With no prefill worker the decode workers' own requests have to bear it.
-            reason = Reason.NO_PREFILL_WORKER
-            pairs = [each._replace(missed=None) if each.missed == "decode_busy" else each for each in pairs]
-        wait_max_s = inf if need.ttft_slo_s or busy is None else self._config.prefill_wait_max_s
-        return self._cheapest(pairs, need, ask, reason, busy, wait_max_s)
+        elif not need.ttft_slo_s:
+            pairs = [each for each in pairs if each.compute.wait_s <= self._config.prefill_wait_max_s]
+        return self._cheapest(pairs, need, ask, Reason.REMOTE, busy)
 
-    def _need(self, event: PlanRequested, worker: Worker) -> Need:
+    def _computing(
+        self, event: PlanRequested, need: Need, pool: ModelPool, now_s: float
+    ) -> list[Compute] | NotPlaced | None:
+        """The prefill workers that come into question; NotPlaced if all are busy; None if there is none.
+
+        A prompt whose client asks for no TTFT waits in the scheduler, where classes and tenants share, rather than at a
+        worker where it is predicted to wait for long. It waits for no prediction before workers have shown their speed.
+        """
+        prefills = passing(self._prefill, _prefill_ask(event), pool.with_role("prefill"), now_s)
+        if isinstance(prefills, Emptied):
+            return _SLOTS_BUSY if prefills.by == "request_slots" else None
+        computes = computing(need, self._mixed(prefills), now_s)
+        if not need.ttft_slo_s and prefills[0].latency.observed:
+            computes = [each for each in computes if each.wait_s <= self._config.prefill_wait_max_s]
+        return computes[:PAIRED_MAX] or _BACKLOG_BUSY
+
+    def _need(self, event: PlanRequested, worker: Worker | None) -> Need:
         """What to predict by. Nothing is refused by a prediction before any worker has shown how fast it is."""
+        if worker is None:
+            return Need(prompt_tokens=event.prompt_tokens)
         known = worker.latency.observed
         return Need(
             prompt_tokens=event.prompt_tokens,
@@ -176,35 +192,27 @@ class Planner:
 
     def _place_prefill_only(self, event: PlanRequested, pool: ModelPool, now_s: float) -> Placed | NotPlaced:
         ask = _prefill_ask(event)
-        prefills = passing(self._prefill, ask, pool.with_role("prefill"), now_s)
-        if not isinstance(prefills, Emptied):
-            need = self._need(event, prefills[0])
-            computes = computing(need, self._mixed(prefills), now_s)[:PAIRED_MAX]
-            pairs = [only(need, compute) for compute in computes]
-            return self._cheapest(pairs, need, ask, Reason.PREFILL_ONLY)
-        if (busy := _prefill_busy(prefills)) is not None:
-            return busy
+        workers = pool.with_role("prefill") or pool.with_role("decode")
+        need = self._need(event, workers[0] if workers else None)
+        computes = self._computing(event, need, pool, now_s)
+        if isinstance(computes, NotPlaced):
+            return computes
+        if computes is not None:
+            return self._cheapest([only(need, compute) for compute in computes], need, ask, Reason.PREFILL_ONLY)
         # Nothing is handed over, so any engine can compute the prompt and its one token.
         decodes = passing(self._decode, ask, pool.with_role("decode"), now_s)
         if isinstance(decodes, Emptied):
             return _decode_refusal(ask, decodes, pool)
-        need = self._need(event, decodes[0])
-        onwards = continuing(need, self._mixed(decodes), self._lengths, now_s)[:ALONE_MAX]
+        onwards = continuing(need, self._mixed(decodes), self._lengths, now_s)
         pairs = [alone(need, onward, now_s)._replace(missed=None) for onward in onwards]
         return self._cheapest(pairs, need, ask, Reason.NO_PREFILL_WORKER)
 
     def _cheapest(
-        self,
-        pairs: list[Pair],
-        need: Need,
-        ask: Ask,
-        reason: Reason,
-        busy: NotPlaced | None = None,
-        wait_max_s: float = inf,
+        self, pairs: list[Pair], need: Need, ask: Ask, reason: Reason, busy: NotPlaced | None = None
     ) -> Placed | NotPlaced:
-        """The pair that costs least of those that are eligible."""
+        """The pair that costs least of those that are eligible. ``busy``: what to say where there is none."""
         pairs.sort(key=operator.itemgetter(0))
-        best = next((each for each in pairs if each.missed is None and each.compute.wait_s <= wait_max_s), None)
+        best = next((each for each in pairs if each.missed is None), None)
         if best is None:
             return busy or _missed(need, pairs)
         kept = pairs[:OPTIONS_KEPT]
@@ -224,6 +232,10 @@ class Planner:
             options=tuple([_option(each) for each in kept]),
             chosen=kept.index(best),
         )
+
+
+_SLOTS_BUSY = NotPlaced(cause="prefill_slots", message="Every prefill worker runs as many requests as it admits.")
+_BACKLOG_BUSY = NotPlaced(cause="prefill_backlog", message="Every prefill worker has enough prompts to compute.")
 
 
 def _hides_tokens(pool: ModelPool) -> bool:
@@ -268,19 +280,7 @@ def _prefill_ask(event: PlanRequested) -> Ask:
         held_tokens=event.prompt_tokens,
         computed_tokens=event.prompt_tokens,
         excluded_worker_ids=event.excluded_worker_ids,
-        has_ttft_slo=event.ttft_slo_s > 0,
     )
-
-
-def _prefill_busy(emptied: Emptied) -> NotPlaced | None:
-    """The refusal if all prefill workers are full; None for another cause."""
-    match emptied.by:
-        case "request_slots":
-            return NotPlaced(cause="prefill_slots", message="Every prefill worker runs as many requests as it admits.")
-        case "prefill_backlog":
-            return NotPlaced(cause="prefill_backlog", message="Every prefill worker has enough prompts to compute.")
-        case _:
-            return None
 
 
 def _decode_refusal(ask: Ask, emptied: Emptied, pool: ModelPool) -> NotPlaced:
