@@ -26,8 +26,8 @@ class PromptQueue:
     def __init__(self) -> None:
         self._prompts: dict[PlanKey, _Prompt] = {}
         self._compute_s = 0.0
-        # Since when the oldest one is computed.
-        self._head_s = 0.0
+        # Since when the oldest one is computed, and how long that is predicted to take.
+        self._head_s = self._head_compute_s = 0.0
         # Prompts planned later are in no report yet.
         self._reported_s = float("-inf")
         self.unknown_tokens = 0
@@ -53,7 +53,7 @@ class PromptQueue:
         """A prompt is sent there."""
         assert key not in self._prompts, key
         if not self._prompts:
-            self._head_s = now_s
+            self._head_s, self._head_compute_s = now_s, compute_s
         self._prompts[key] = _Prompt(now_s, tokens, compute_s)
         self._compute_s += compute_s
 
@@ -83,16 +83,19 @@ class PromptQueue:
 
     def wait_s(self, now_s: float) -> float:
         """Until all of the known ones are computed."""
-        if not self._prompts:
-            return 0.0
-        head_s = next(iter(self._prompts.values())).compute_s
-        return self._compute_s - min(head_s, max(0.0, now_s - self._head_s))
+        spent_s = now_s - self._head_s
+        if spent_s <= 0.0:
+            return self._compute_s
+        return self._compute_s - (min(self._head_compute_s, spent_s))
 
     def _remove(self, key: PlanKey) -> None:
         self._compute_s -= self._prompts.pop(key).compute_s
-        if not self._prompts:
+        head = next(iter(self._prompts.values()), None)
+        if head is None:
             # A sum of floats does not come back to 0 by itself.
-            self._compute_s = 0.0
+            self._compute_s = self._head_compute_s = 0.0
+        else:
+            self._head_compute_s = head.compute_s
 
     def check(self) -> None:
         """Assert that the sum is the sum of its parts."""

@@ -64,11 +64,13 @@ class Worker:
         self.recovery_reserve = 0
         self.reserved_blocks = 0
         self.free_blocks = info.kv_blocks_total
+        # Tokens of the requests that decode here, counted in blocks.
+        self.context_tokens = 0
         self.request_count = 0
         self.latency = latency
         bytes_per_token = info.block_bytes / info.block_size_tokens if info.block_bytes else profile.kv_bytes_per_token
         self._link_latency_s = profile.link.transfer_s(0)
-        self._transfer_token_s = profile.link.occupied_s(bytes_per_token)
+        self.transfer_token_s = profile.link.occupied_s(bytes_per_token)
 
     @property
     def unusable(self) -> str:
@@ -80,11 +82,6 @@ class Worker:
         """What it reported, or DRAINING from the moment it was asked to drain."""
         asked = self.drain_asked and self.load.state is WorkerState.READY
         return WorkerState.DRAINING if asked else self.load.state
-
-    @property
-    def context_tokens(self) -> int:
-        """Tokens of the requests that decode here, counted in blocks."""
-        return (self.blocks_total - self.free_blocks) * self.block_size_tokens
 
     def reserve(self, key: PlanKey, blocks: int, *, itl_slo_s: float = 0.0) -> None:
         """Hold ``blocks`` for a plan. They are free. ``itl_slo_s``: what its client asks for."""
@@ -117,7 +114,7 @@ class Worker:
 
     def transfer_s(self, tokens: int) -> float:
         """Until the KV of so many tokens has come here from another worker."""
-        return self._link_latency_s + tokens * self._transfer_token_s
+        return self._link_latency_s + tokens * self.transfer_token_s
 
     def prompt_wait_s(self, now_s: float) -> float:
         """Until it begins with a prompt that is sent now."""
@@ -174,6 +171,7 @@ class Worker:
         if self.recovery_reserve:
             held += self.recovery_reserve * max(0, reported - len(self.reserved))
         self.free_blocks = max(0, self.blocks_total - held)
+        self.context_tokens = (self.blocks_total - self.free_blocks) * self.block_size_tokens
 
     def check(self) -> None:
         """Assert that every sum is the sum of its parts."""

@@ -35,20 +35,32 @@ Missed = Literal["ttft_slo", "itl_slo", "decode_busy"]
 
 
 class Need(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What the predictions need to know of a request. ``held``: leading tokens that workers hold, by worker."""
+    """What the predictions need to know of a request. ``held``: leading tokens that workers hold, by worker.
+
+    At least the last token is held by none: it is computed in any case.
+    """
 
     prompt_tokens: int
     held: Mapping[str, int] = {}
     # What is left of it. 0: nothing is asked for.
     ttft_slo_s: float = 0.0
     itl_slo_s: float = 0.0
+    # Most workers are alike, and so are the answers.
+    computed: dict[tuple[float, int], float] = msgspec.field(default_factory=dict)
+
+    def compute_s(self, worker: Worker, held_tokens: int) -> float:
+        """How long this worker alone would take for the prompt."""
+        alike = (worker.latency.factor, held_tokens)
+        found = self.computed.get(alike)
+        if found is None:
+            found = worker.latency.prefill_s(self.prompt_tokens - held_tokens, held_tokens)
+            self.computed[alike] = found
+        return found
 
     def held_tokens(self, workers: Sequence[Worker]) -> list[int]:
-        """Prompt tokens that each need not compute. The last one is computed in any case."""
-        if not self.held:
-            return [0] * len(workers)
-        get, most = self.held.get, self.prompt_tokens - 1
-        return [min(get(worker.worker_id, 0), most) for worker in workers]
+        """Prompt tokens that each need not compute."""
+        held = self.held
+        return [held.get(worker.worker_id, 0) for worker in workers] if held else [0] * len(workers)
 
 
 class Compute(NamedTuple):
@@ -85,13 +97,8 @@ class Pair(NamedTuple):
 def computing(need: Need, workers: Sequence[Worker], now_s: float) -> list[Compute]:
     """All of these workers, soonest first token first."""
     found = []
-    # Most workers are alike: their answers are the same.
-    known: dict[tuple[float, int], float] = {}
     for worker, held in zip(workers, need.held_tokens(workers), strict=True):
-        alike = (worker.latency.factor, held)
-        compute_s = known.get(alike)
-        if compute_s is None:
-            compute_s = known[alike] = worker.latency.prefill_s(need.prompt_tokens - held, held)
+        compute_s = need.compute_s(worker, held)
         wait_s = worker.prompt_wait_s(now_s)
         found.append(Compute(wait_s + compute_s, worker, held, wait_s, compute_s))
     found.sort(key=operator.itemgetter(0))
@@ -115,20 +122,23 @@ def continuing(need: Need, workers: Sequence[Worker], lengths: OutputLengths, no
     return found
 
 
-def alone(need: Need, onward: Continue, now_s: float) -> Pair:
-    """A decode worker that computes the prompt too."""
-    worker, step_s = onward.worker, onward.step_s
-    wait_s = worker.prompt_wait_s(now_s)
-    compute_s = worker.latency.prefill_s(need.prompt_tokens - onward.held_tokens, onward.held_tokens)
-    ttft_s = wait_s + compute_s + step_s * (1 + len(worker.prompts))
-    missed: Missed | None = None
-    if pace_s(step_s, onward.share + compute_s / onward.window_s) > _pace_max_s(need, onward):
-        missed = "decode_busy"
-    elif 0.0 < need.ttft_slo_s < ttft_s:
-        missed = "ttft_slo"
-    return Pair(
-        ttft_s + step_s + compute_s, Compute(ttft_s, worker, onward.held_tokens, wait_s, compute_s), onward, missed
-    )
+def alone(need: Need, onwards: Sequence[Continue], now_s: float, cost_max_s: float = inf) -> list[Pair]:
+    """Decode workers that compute the prompt too; those that cost more than ``cost_max_s`` are left out."""
+    found = []
+    for onward in onwards:
+        worker, step_s = onward.worker, onward.step_s
+        wait_s, compute_s = worker.prompt_wait_s(now_s), need.compute_s(worker, onward.held_tokens)
+        ttft_s = wait_s + compute_s + step_s * (1 + len(worker.prompts))
+        cost_s = ttft_s + step_s + compute_s
+        if cost_s > cost_max_s:
+            continue
+        missed: Missed | None = None
+        if pace_s(step_s, onward.share + compute_s / onward.window_s) > _pace_max_s(need, onward):
+            missed = "decode_busy"
+        elif 0.0 < need.ttft_slo_s < ttft_s:
+            missed = "ttft_slo"
+        found.append(Pair(cost_s, Compute(ttft_s, worker, onward.held_tokens, wait_s, compute_s), onward, missed))
+    return found
 
 
 def only(need: Need, compute: Compute) -> Pair:

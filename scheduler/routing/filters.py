@@ -85,21 +85,19 @@ def outlier(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worke
 
 def kv_capacity(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
     """Drop workers that could never hold the request, not even empty."""
-    # Once for each block size: this runs for every worker and request.
-    needed = {size: ask.blocks(size) for size in {worker.block_size_tokens for worker in workers}}
-    tokens = ask.computed_tokens
+    # Workers of one pool have one layout, and so one block size.
+    blocks, tokens = ask.blocks(workers[0].block_size_tokens), ask.computed_tokens
     return [
         worker
         for worker in workers
-        if worker.blocks_total >= needed[worker.block_size_tokens]
-        and (tokens <= worker.context_tokens_max or worker.context_tokens_max == 0)
+        if worker.blocks_total >= blocks and (tokens <= worker.context_tokens_max or worker.context_tokens_max == 0)
     ]
 
 
 def kv_headroom(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
     """Drop workers that cannot hold the request now."""
-    needed = {size: ask.blocks(size) for size in {worker.block_size_tokens for worker in workers}}
-    return [worker for worker in workers if worker.free_blocks >= needed[worker.block_size_tokens]]
+    blocks = ask.blocks(workers[0].block_size_tokens)
+    return [worker for worker in workers if worker.free_blocks >= blocks]
 
 
 def request_slots(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:

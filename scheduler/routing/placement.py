@@ -6,6 +6,7 @@ import enum
 import operator
 import sys
 from collections.abc import Sequence
+from math import inf
 from typing import Literal
 
 import msgspec
@@ -47,6 +48,8 @@ Cause = Literal[
     "waited_out",
 ]
 
+COMPARED_MAX = 16
+"""Workers of one role that are compared for a request: among so many one is as good as the best of all."""
 OPTIONS_KEPT = 8
 """Options of a plan that are remembered, to explain it."""
 _VERDICTS = {
@@ -121,20 +124,20 @@ class Planner:
             return _decode_refusal(ask, decodes, pool)
         need = self._need(event, decodes[0])
         computes = self._computing(event, need, pool, now_s)
-        onwards = continuing(need, self._mixed(decodes), self._lengths, now_s)
-        pairs = [alone(need, onward, now_s) for onward in onwards]
+        onwards = continuing(need, self._compared(need, decodes), self._lengths, now_s)
         if computes is None:
             # With no prefill worker the decode workers' own requests have to bear it.
-            pairs = [each._replace(missed=None) if each.missed == "decode_busy" else each for each in pairs]
-            return self._cheapest(pairs, need, ask, Reason.NO_PREFILL_WORKER)
-        if not decodes[0].latency.observed:
-            # Only what was learnt may take a prompt away from the prefill workers.
-            pairs = []
-        busy = computes if isinstance(computes, NotPlaced) else None
-        if not isinstance(computes, NotPlaced):
-            pairs += [pair(need, compute, onward) for compute in computes for onward in onwards[:PAIRED_MAX]]
-        elif not need.ttft_slo_s:
-            pairs = [each for each in pairs if each.compute.wait_s <= self._config.prefill_wait_max_s]
+            return self._cheapest(_regardless(alone(need, onwards, now_s)), need, ask, Reason.NO_PREFILL_WORKER)
+        # Only what was learnt may take a prompt away from the prefill workers.
+        learnt = onwards if decodes[0].latency.observed else []
+        if isinstance(computes, NotPlaced):
+            pairs, busy = alone(need, learnt, now_s), computes
+            if not need.ttft_slo_s:
+                pairs = [each for each in pairs if each.compute.wait_s <= self._config.prefill_wait_max_s]
+        else:
+            pairs, busy = [pair(need, each, onward) for each in computes for onward in onwards[:PAIRED_MAX]], None
+            least_s = min([each.cost_s for each in pairs if each.missed is None], default=inf)
+            pairs += alone(need, learnt, now_s, least_s)
         return self._cheapest(pairs, need, ask, Reason.REMOTE, busy)
 
     def _computing(
@@ -148,10 +151,15 @@ class Planner:
         prefills = passing(self._prefill, _prefill_ask(event), pool.with_role("prefill"), now_s)
         if isinstance(prefills, Emptied):
             return _SLOTS_BUSY if prefills.by == "request_slots" else None
-        computes = computing(need, self._mixed(prefills), now_s)
-        if not need.ttft_slo_s and prefills[0].latency.observed:
-            computes = [each for each in computes if each.wait_s <= self._config.prefill_wait_max_s]
-        return computes[:PAIRED_MAX] or _BACKLOG_BUSY
+        compared = self._compared(need, prefills)
+        computes = computing(need, compared, now_s)
+        if need.ttft_slo_s or not prefills[0].latency.observed:
+            return computes[:PAIRED_MAX]
+        wait_max_s = self._config.prefill_wait_max_s
+        short = [each for each in computes if each.wait_s <= wait_max_s]
+        if not short and len(compared) < len(prefills):
+            short = [each for each in computing(need, prefills, now_s) if each.wait_s <= wait_max_s]
+        return short[:PAIRED_MAX] or _BACKLOG_BUSY
 
     def _need(self, event: PlanRequested, worker: Worker | None) -> Need:
         """What to predict by. Nothing is refused by a prediction before any worker has shown how fast it is."""
@@ -160,17 +168,25 @@ class Planner:
         known = worker.latency.observed
         return Need(
             prompt_tokens=event.prompt_tokens,
-            held=self._prefixes.held_tokens(event.block_keys, worker.block_size_tokens),
+            held=self._prefixes.held_tokens(event.block_keys, worker.block_size_tokens, event.prompt_tokens - 1),
             ttft_slo_s=event.ttft_slo_s if known else 0.0,
             itl_slo_s=event.itl_slo_s if known else 0.0,
         )
 
-    def _mixed(self, workers: Sequence[Worker]) -> Sequence[Worker]:
-        """In another order each time, so that equals share the work. Without ``rng`` the first ones win."""
-        if self._rng is None or len(workers) == 1:
-            return workers
-        first = int(self._rng.random() * len(workers))
-        return [*workers[first:], *workers[:first]]
+    def _compared(self, need: Need, workers: Sequence[Worker]) -> Sequence[Worker]:
+        """Those that are compared: of many the holders of most of the prompt, and a stretch of the others.
+
+        In another order each time, so that equals share the work. Without ``rng`` the first ones win.
+        """
+        first = int(self._rng.random() * len(workers)) if self._rng is not None else 0
+        mixed = [*workers[first:], *workers[:first]]
+        if len(workers) <= COMPARED_MAX:
+            return mixed
+        held = need.held
+        holders = [worker for worker in workers if worker.worker_id in held]
+        holders.sort(key=lambda worker: held[worker.worker_id], reverse=True)
+        others = [worker for worker in mixed[:COMPARED_MAX] if worker.worker_id not in held]
+        return [*holders[: COMPARED_MAX // 2], *others]
 
     def _place_pinned(self, event: PlanRequested, held_tokens: int, pool: ModelPool, now_s: float) -> Placed | None:
         """Use the sibling's worker, which has the prompt's full blocks; None if it cannot take the request."""
@@ -203,9 +219,8 @@ class Planner:
         decodes = passing(self._decode, ask, pool.with_role("decode"), now_s)
         if isinstance(decodes, Emptied):
             return _decode_refusal(ask, decodes, pool)
-        onwards = continuing(need, self._mixed(decodes), self._lengths, now_s)
-        pairs = [alone(need, onward, now_s)._replace(missed=None) for onward in onwards]
-        return self._cheapest(pairs, need, ask, Reason.NO_PREFILL_WORKER)
+        onwards = continuing(need, self._compared(need, decodes), self._lengths, now_s)
+        return self._cheapest(_regardless(alone(need, onwards, now_s)), need, ask, Reason.NO_PREFILL_WORKER)
 
     def _cheapest(
         self, pairs: list[Pair], need: Need, ask: Ask, reason: Reason, busy: NotPlaced | None = None
@@ -236,6 +251,11 @@ class Planner:
 
 _SLOTS_BUSY = NotPlaced(cause="prefill_slots", message="Every prefill worker runs as many requests as it admits.")
 _BACKLOG_BUSY = NotPlaced(cause="prefill_backlog", message="Every prefill worker has enough prompts to compute.")
+
+
+def _regardless(pairs: Sequence[Pair]) -> list[Pair]:
+    """The same, however much they slow down the requests that decode there."""
+    return [each._replace(missed=None) if each.missed == "decode_busy" else each for each in pairs]
 
 
 def _hides_tokens(pool: ModelPool) -> bool:

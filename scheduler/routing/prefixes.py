@@ -52,8 +52,8 @@ class Prefixes:
             holder = self._silent[worker.worker_id] = self._routed.add(worker.blocks_total, now_s)
         self._routed.routed(holder, block_keys, now_s)
 
-    def held_tokens(self, block_keys: bytes, block_size_tokens: int) -> Mapping[str, int]:
-        """Leading tokens of the prompt that each worker holds in HBM; workers that hold none are left out."""
+    def held_tokens(self, block_keys: bytes, block_size_tokens: int, most: int) -> Mapping[str, int]:
+        """Leading tokens of the prompt that workers hold in HBM, up to ``most``. Those without any are left out."""
         if not block_keys or not len(self.index):
             return {}
         tokens = self.key_tokens or block_size_tokens
@@ -61,7 +61,7 @@ class Prefixes:
         if self._silent:
             owners = {**owners, **{holder: worker_id for worker_id, holder in self._silent.items()}}
         found = self.index.longest(block_keys, Medium.HBM)
-        return {owners[holder]: blocks * tokens for holder, blocks in found.items()}
+        return {owners[holder]: min(blocks * tokens, most) for holder, blocks in found.items()}
 
     def tick(self, now_s: float) -> None:
         """Forget what is due, a little at a time."""

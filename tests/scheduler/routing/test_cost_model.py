@@ -57,7 +57,7 @@ def test_a_prefill_worker_costs_its_wait_the_computation_the_hand_off_and_a_step
 def test_a_decode_worker_alone_pays_its_computation_twice() -> None:
     need = Need(prompt_tokens=100)
     (onward,) = continuing(need, [made("d0")], OutputLengths(), 0.0)
-    found = alone(need, onward, 0.0)
+    (found,) = alone(need, [onward], 0.0)
     assert found.compute.ttft_s == pytest.approx(0.12 + 0.02)
     assert found.cost_s == pytest.approx(0.12 + 0.02 + 0.02 + 0.12)
     assert found.missed is None
@@ -81,7 +81,7 @@ def test_prompts_may_slow_decode_down_only_so_far() -> None:
     taken = 0
     while True:
         (onward,) = continuing(need, [decode], lengths, 0.0)
-        found = alone(need, onward, 0.0)
+        (found,) = alone(need, [onward], 0.0)
         if found.missed:
             break
         decode.prompt_share.add(found.compute.compute_s, onward.window_s, 0.0)
