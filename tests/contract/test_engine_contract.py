@@ -230,6 +230,37 @@ async def test_prompt_logprobs_cover_every_prompt_token_but_the_first(engines: P
     assert all(output.prompt_logprobs is None for output in outputs[1:])
 
 
+async def test_an_engine_measures_its_steps(engines: Pair) -> None:
+    await settles(engines.prefill)
+    tokens = prompt(100)
+    engines.prefill.take_steps()
+    await collect(engines.prefill, request(tokens, max_tokens=4))
+    assert await settles(engines.prefill)
+    prefilled, *decoded = engines.prefill.take_steps()
+    assert (prefilled.prefill_tokens, prefilled.prefill_pairs, prefilled.decode_requests) == (100, 5000, 0)
+    assert [(step.prefill_tokens, step.decode_requests) for step in decoded[:3]] == [(0, 1)] * 3
+    assert [step.decode_context_tokens for step in decoded[:3]] == [100, 101, 102]
+    assert all(0 < step.duration_us < 1e7 for step in (prefilled, *decoded))
+    assert engines.prefill.take_steps() == []
+    # Of what it has already only the rest is computed.
+    await collect(engines.prefill, request([*tokens, *prompt(20)], max_tokens=1))
+    assert await settles(engines.prefill)
+    (rest,) = engines.prefill.take_steps()
+    assert (rest.prefill_tokens, rest.prefill_pairs) == (24, 24 * 96 + 288)
+
+
+async def test_the_first_step_after_a_pull_is_one_of_a_sequence_that_decodes(engines: Pair) -> None:
+    tokens = prompt(100)
+    token, handoff = await prefill(engines.prefill, tokens)
+    assert await settles(engines.decode)
+    engines.decode.take_steps()
+    await collect(engines.decode, request([*tokens, *token], TakeOver(handoff), max_tokens=2))
+    assert await settles(engines.decode)
+    steps = engines.decode.take_steps()
+    assert [(step.prefill_tokens, step.decode_requests) for step in steps[:2]] == [(0, 1)] * 2
+    assert [step.decode_context_tokens for step in steps[:2]] == [100, 101]
+
+
 async def test_a_repeated_prompt_hits_the_prefix_cache(engines: Pair) -> None:
     tokens = prompt(100)
     await collect(engines.decode, request(tokens))
