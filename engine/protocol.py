@@ -28,7 +28,10 @@ class TakeOver(msgspec.Struct, frozen=True):
 
 
 class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One sequence to generate. ``sampling`` is msgpack of vLLM's SamplingParams (a map)."""
+    """One sequence to generate. ``sampling`` is msgpack of vLLM's SamplingParams (a map).
+
+    Lower ``priority`` is earlier: what waits for the engine is taken in this order, and of equals the first comer.
+    """
 
     request_id: str
     token_ids: list[int]

@@ -182,10 +182,17 @@ class FakeEngine:
         sequence = Sequence(
             request, sampling, sequence_state(request.token_ids, sampling, self._config.seed), loop.time(), on_output
         )
-        self._waiting.append(sequence)
+        self._queue(sequence)
         if self._stepper is None or self._stepper.done():
             self._stepper = loop.create_task(self._step_while_busy())
         return sequence
+
+    def _queue(self, sequence: Sequence) -> None:
+        """Behind all that wait and are as urgent."""
+        at = len(self._waiting)
+        while at and self._waiting[at - 1].request.priority > sequence.request.priority:
+            at -= 1
+        self._waiting.insert(at, sequence)
 
     def _leave(self, sequence: Sequence) -> None:
         """Drop an unfinished sequence. While its KV is being pulled it keeps its blocks until the pull has ended."""
@@ -320,7 +327,7 @@ class FakeEngine:
         )
 
     def _grow(self, sequence: Sequence) -> None:
-        """Take a block for the next token. A full cache preempts as vLLM does: the latest arrival starts over."""
+        """Take a block for the next token. A full cache preempts: the latest of the least urgent starts over."""
         wanted = self._blocks_for(len(sequence.tokens) + 1)
         if wanted <= sequence.blocks:
             return
@@ -328,7 +335,7 @@ class FakeEngine:
             self._blocks_used += 1
             sequence.blocks += 1
             return
-        victim = self._running[-1]
+        victim = max(reversed(self._running), key=lambda one: one.request.priority)
         self._running.remove(victim)
         self._give_back(victim)
         victim.external = 0

@@ -275,6 +275,54 @@ async def test_requests_side_by_side_keep_their_own_tokens_in_order(engines: Pai
     assert [tokens_of(outputs) for outputs in together] == alone
 
 
+@pytest.mark.parametrize("job", ["computes", "holds", "takes over"])
+async def test_a_late_urgent_request_overtakes_those_that_wait_in_the_engine(engines: Pair, job: str) -> None:
+    engine = engines.decode if job == "takes over" else engines.prefill
+    prompts = {f"batch {number}": prompt(200) for number in range(40)} | {"late": prompt(200)}
+    transfers: dict[str, Hold | TakeOver | None] = dict.fromkeys(prompts, Hold(60.0) if job == "holds" else None)
+    if job == "takes over":
+        for name, tokens in prompts.items():
+            transfers[name] = TakeOver((await prefill(engines.prefill, tokens))[1])
+    begun: list[str] = []
+    first = asyncio.Event()
+
+    async def run(name: str, priority: int) -> None:
+        def take(output: EngineOutput) -> None:
+            if output.first is not None:
+                begun.append(name)
+                first.set()
+            outputs.append(output)
+
+        outputs: list[EngineOutput] = []
+        wanted = request(prompts[name], transfers[name], max_tokens=1 if job == "holds" else 30)
+        await engine.generate(msgspec.structs.replace(wanted, priority=priority), take)
+        if outputs[-1].handoff is not None:
+            await engine.release(outputs[-1].handoff.lease_id)
+
+    async with asyncio.TaskGroup() as group:
+        for name in prompts.keys() - {"late"}:
+            group.create_task(run(name, 2**30))
+        await first.wait()
+        ahead = len(begun)
+        group.create_task(run("late", -(2**30)))
+    assert await settles(engine)
+    # 16 run at once. Nothing that still waited when it came goes before it.
+    assert ahead < 20
+    assert begun.index("late") < 36
+
+
+async def test_equal_priorities_are_taken_in_the_order_of_arrival(engines: Pair) -> None:
+    begun: list[int] = []
+
+    async def run(number: int) -> None:
+        wanted = request(prompt(50), max_tokens=10)
+        await engines.prefill.generate(wanted, lambda output: begun.append(number) if output.first else None)
+
+    await asyncio.gather(*(run(number) for number in range(40)))
+    # Of a step's outputs the order says nothing.
+    assert all(abs(at - number) < 16 for at, number in enumerate(begun))
+
+
 @pytest.mark.parametrize(
     ("tokens", "sampling"),
     [
