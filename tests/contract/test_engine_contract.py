@@ -275,14 +275,11 @@ async def test_requests_side_by_side_keep_their_own_tokens_in_order(engines: Pai
     assert [tokens_of(outputs) for outputs in together] == alone
 
 
-@pytest.mark.parametrize("job", ["computes", "holds", "takes over"])
-async def test_a_late_urgent_request_overtakes_those_that_wait_in_the_engine(engines: Pair, job: str) -> None:
-    engine = engines.decode if job == "takes over" else engines.prefill
-    prompts = {f"batch {number}": prompt(200) for number in range(40)} | {"late": prompt(200)}
-    transfers: dict[str, Hold | TakeOver | None] = dict.fromkeys(prompts, Hold(60.0) if job == "holds" else None)
-    if job == "takes over":
-        for name, tokens in prompts.items():
-            transfers[name] = TakeOver((await prefill(engines.prefill, tokens))[1])
+@pytest.mark.parametrize("transfer", [None, Hold(lease_s=60.0)], ids=["decodes", "is held"])
+async def test_a_late_urgent_prompt_overtakes_those_that_wait_in_the_engine(
+    engines: Pair, transfer: Hold | None
+) -> None:
+    engine = engines.prefill
     begun: list[str] = []
     first = asyncio.Event()
 
@@ -294,14 +291,14 @@ async def test_a_late_urgent_request_overtakes_those_that_wait_in_the_engine(eng
             outputs.append(output)
 
         outputs: list[EngineOutput] = []
-        wanted = request(prompts[name], transfers[name], max_tokens=1 if job == "holds" else 30)
+        wanted = request(prompt(200), transfer, max_tokens=30 if transfer is None else 1)
         await engine.generate(msgspec.structs.replace(wanted, priority=priority), take)
         if outputs[-1].handoff is not None:
             await engine.release(outputs[-1].handoff.lease_id)
 
     async with asyncio.TaskGroup() as group:
-        for name in prompts.keys() - {"late"}:
-            group.create_task(run(name, 2**30))
+        for number in range(40):
+            group.create_task(run(f"batch {number}", 2**30))
         await first.wait()
         ahead = len(begun)
         group.create_task(run("late", -(2**30)))
