@@ -28,7 +28,10 @@ class TakeOver(msgspec.Struct, frozen=True):
 
 
 class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One sequence to generate. ``sampling`` is msgpack of vLLM's SamplingParams (a map)."""
+    """One sequence to generate. ``sampling`` is msgpack of vLLM's SamplingParams (a map).
+
+    Lower ``priority`` is earlier: what waits for the engine is taken in this order, and of equals the first comer.
+    """
 
     request_id: str
     token_ids: list[int]
@@ -127,6 +130,20 @@ class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
     """Steps that the engine has reported, with or without output for a request: a sign of life."""
 
 
+class MeasuredStep(msgspec.Struct, frozen=True, gc=False):
+    """What one step computed, and how long it took; ``protos/scheduler/v1`` documents each field."""
+
+    duration_us: int
+    prefill_tokens: int = 0
+    prefill_pairs: int = 0
+    decode_requests: int = 0
+    decode_context_tokens: int = 0
+
+
+MEASURED_STEPS_MAX = 8
+"""Steps that an engine keeps until they are taken; older ones are forgotten."""
+
+
 class EngineError(Exception):
     """Base of what an engine may raise."""
 
@@ -170,6 +187,10 @@ class Engine(Protocol):
 
     def load(self) -> EngineLoad:
         """The latest known load, without waiting."""
+        ...
+
+    def take_steps(self) -> list[MeasuredStep]:
+        """The last steps since this was called, oldest first; without waiting."""
         ...
 
     async def check_health(self) -> None:

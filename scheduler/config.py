@@ -71,6 +71,9 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     # Empty: this one is alone, unless ``leader_store`` is kubernetes.
     leader_lock_file: str = ""
     kubernetes: KubernetesConfig = KubernetesConfig()
+    # JSON file of how fast engines and links are, which predictions start from until workers report. Empty: assumed
+    # times. Watch baton_scheduler_latency_model_error.
+    latency_profile: str = ""
     # Predicted wait in a prefill worker's own queue beyond which it gets nothing new: then requests wait in the
     # scheduler. Watch baton_scheduler_waiting.
     prefill_wait_max_s: Positive = 1.0

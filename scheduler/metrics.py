@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from runtime.buckets import DECISION_S, TIME_TO_FIRST_TOKEN_S
-from runtime.roles import WORKER_ROLES
+from runtime.roles import WORKER_ROLES, WorkerRole
 from scheduler.api.worker_info import WorkerState
 from scheduler.core import SchedulerCore
 
@@ -70,6 +72,12 @@ class SchedulerMetrics:
             ("worker",),
             registry=registry,
         )
+        self._latency_error = Gauge(
+            "baton_scheduler_latency_model_error",
+            "Mean relative error of predicted engine steps",
+            ("role",),
+            registry=registry,
+        )
         self._labelled: frozenset[str] = frozenset()
 
     def request_ended(self, outcome: str) -> None:
@@ -81,8 +89,11 @@ class SchedulerMetrics:
         workers, leaked = core.cluster.workers, core.leaked_leases()
         counts = {(role, state): 0 for role in WORKER_ROLES for state in WorkerState}
         unusable = dict.fromkeys(("silent", "ejected"), 0)
+        errors: dict[WorkerRole, list[float]] = {role: [] for role in WORKER_ROLES}
         for worker_id, worker in workers.items():
             counts[worker.role, worker.state] += 1
+            if worker.latency.observed:
+                errors[worker.role].append(worker.latency.error)
             if worker.unusable:
                 unusable[worker.unusable] += 1
             self._reserved_blocks.labels(worker_id).set(worker.reserved_blocks)
@@ -93,6 +104,8 @@ class SchedulerMetrics:
         self._labelled = frozenset(workers)
         for (role, state), count in counts.items():
             self._workers.labels(role, state.value).set(count)
+        for role, found in errors.items():
+            self._latency_error.labels(role).set(sum(found) / len(found) if found else math.nan)
         for reason, count in unusable.items():
             self._unusable.labels(reason).set(count)
         for priority_class, count in core.waiting().items():

@@ -18,6 +18,7 @@ from runtime.process.telemetry import serve_metrics
 from runtime.rpc.grpc_server import RunningServer, join_address, start_server
 from runtime.rpc.status_service import StatusService
 from runtime.timing.clock import Clock, SystemClock
+from scheduler.cluster.latency_profile import ASSUMED, LatencyProfile, load
 from scheduler.config import SchedulerConfig, SchedulerParameters
 from scheduler.core import SchedulerCore
 from scheduler.leadership.file_lock import FileLock
@@ -46,7 +47,7 @@ async def run(
     stop = stop or lifecycle.stop_event()
     metrics = metrics or SchedulerMetrics()
     clock = SystemClock()
-    make_core = functools.partial(_core, config, clock)
+    make_core = functools.partial(_core, config, clock, profile_of(config))
     shell = SchedulerShell(config, make_core(), clock, metrics)
     shell.stands_by = not config.alone
     status = status_service(shell, epoch=time.time_ns())
@@ -119,8 +120,13 @@ def leadership_of(config: SchedulerConfig, address: str, clock: Clock) -> Leader
     )
 
 
-def _core(config: SchedulerConfig, clock: Clock) -> SchedulerCore:
-    return SchedulerCore(config, rng=random.Random(), began_s=clock.monotonic_s())
+def profile_of(config: SchedulerConfig) -> LatencyProfile:
+    """What predictions start from. Raises BadLatencyProfile."""
+    return load(Path(config.latency_profile)) if config.latency_profile else ASSUMED
+
+
+def _core(config: SchedulerConfig, clock: Clock, profile: LatencyProfile) -> SchedulerCore:
+    return SchedulerCore(config, rng=random.Random(), began_s=clock.monotonic_s(), profile=profile)
 
 
 def _never() -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from collections import deque
 from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, assert_never
 
@@ -16,6 +17,7 @@ import structlog
 
 from engine.protocol import Engine, EngineDead
 from protos.cluster.v1 import cluster_pb2
+from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure, FailureKind
 from runtime.timing.clock import precise_clock
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+PROMPTS_COMPUTED_MAX = 16_384
+"""Computed prompts that wait for a scheduler to hear of them. Without one the oldest are forgotten."""
+UINT32_MAX = 2**32 - 1
 ROLES = {"prefill": cluster_pb2.ROLE_PREFILL, "decode": cluster_pb2.ROLE_DECODE}
 STATES = {
     State.STARTING: cluster_pb2.PROCESS_STATE_STARTING,
@@ -71,6 +76,8 @@ class WorkerCore:
         self.background = BackgroundTasks()
         self.streams: dict[int, FrontStream] = {}
         self.prefill_tokens_queued = 0
+        # What the scheduler was not told yet.
+        self.prompts_computed: deque[scheduler_pb2.PromptComputed] = deque(maxlen=PROMPTS_COMPUTED_MAX)
         # Set whenever something that the scheduler wants to know may have changed.
         self.changed = asyncio.Event()
         # Set when health or a request found the engine dead, or standing still.
@@ -127,6 +134,22 @@ class WorkerCore:
             kv_bytes_out=engine.kv_bytes_out,
             prefill_tokens_queued=self.prefill_tokens_queued,
         )
+
+    def take_progress(self) -> scheduler_pb2.WorkerProgress | None:
+        """What its engine did since this was called; None: nothing."""
+        steps = [
+            scheduler_pb2.EngineStep(
+                duration_us=min(step.duration_us, UINT32_MAX),
+                prefill_tokens=step.prefill_tokens,
+                prefill_pairs=step.prefill_pairs,
+                decode_requests=step.decode_requests,
+                decode_context_tokens=step.decode_context_tokens,
+            )
+            for step in self.engine.take_steps()
+        ]
+        computed = list(self.prompts_computed)
+        self.prompts_computed.clear()
+        return scheduler_pb2.WorkerProgress(steps=steps, computed=computed) if steps or computed else None
 
     def status(self) -> cluster_pb2.ProcessStatus:
         """Its line of ``baton status``."""

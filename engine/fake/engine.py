@@ -18,6 +18,7 @@ from engine.fake.fabric import FakeKvFabric, digest_of, process_fabric
 from engine.fake.model import FakeSampling, first_tokens_logprobs, prompt_scores, refuse, sequence_state
 from engine.fake.sequence import Sequence
 from engine.protocol import (
+    MEASURED_STEPS_MAX,
     EngineDead,
     EngineError,
     EngineInfo,
@@ -28,6 +29,7 @@ from engine.protocol import (
     FirstOutput,
     Hold,
     InvalidRequest,
+    MeasuredStep,
     OnOutput,
     TakeOver,
 )
@@ -58,6 +60,7 @@ class FakeEngine:
         self._requests = 0
         self._dead = False
         self._steps = 0
+        self._measured: deque[MeasuredStep] = deque(maxlen=MEASURED_STEPS_MAX)
         # What a hung engine waits for.
         self._never = asyncio.Event()
         self._stepper: asyncio.Task[None] | None = None
@@ -116,6 +119,12 @@ class FakeEngine:
             steps=self._steps,
         )
 
+    def take_steps(self) -> list[MeasuredStep]:
+        """The last steps since this was called, oldest first; without waiting."""
+        steps = list(self._measured)
+        self._measured.clear()
+        return steps
+
     async def check_health(self) -> None:
         """Raise EngineDead when the engine can do no more work."""
         if self._dead:
@@ -173,10 +182,17 @@ class FakeEngine:
         sequence = Sequence(
             request, sampling, sequence_state(request.token_ids, sampling, self._config.seed), loop.time(), on_output
         )
-        self._waiting.append(sequence)
+        self._queue(sequence)
         if self._stepper is None or self._stepper.done():
             self._stepper = loop.create_task(self._step_while_busy())
         return sequence
+
+    def _queue(self, sequence: Sequence) -> None:
+        """Behind all that wait and are as urgent."""
+        at = len(self._waiting)
+        while at and self._waiting[at - 1].request.priority > sequence.request.priority:
+            at -= 1
+        self._waiting.insert(at, sequence)
 
     def _leave(self, sequence: Sequence) -> None:
         """Drop an unfinished sequence. While its KV is being pulled it keeps its blocks until the pull has ended."""
@@ -203,11 +219,28 @@ class FakeEngine:
             if any(sequence.emitted for sequence in self._running):
                 compute_us += self._fake.decode_step_us
             compute_us += self._fake.decode_step_us_per_request * len(self._running)
+            make_up, began_s = self._make_up(), asyncio.get_running_loop().time()
             await asyncio.sleep(compute_us / 1e6)
+            took_us = round((asyncio.get_running_loop().time() - began_s) * 1e6)
+            self._measured.append(MeasuredStep(took_us, *make_up))
             self._steps += 1
             for sequence in list(self._running):
                 if sequence in self._running:
                     self._advance(sequence)
+
+    def _make_up(self) -> tuple[int, int, int, int]:
+        """What this step computes: prompt tokens, their pairs, decoding sequences, their tokens."""
+        tokens = pairs = decoding = context = 0
+        for sequence in self._running:
+            count, sequence.computing = sequence.computing, 1
+            before = len(sequence.tokens) - count
+            if count == 1:
+                decoding += 1
+                context += before
+            else:
+                tokens += count
+                pairs += count * (2 * before + count) // 2
+        return tokens, pairs, decoding, context
 
     def _admit(self) -> float:
         """Admit waiting sequences in order while seats and blocks last. Returns their prefill time in us."""
@@ -226,8 +259,8 @@ class FakeEngine:
             sequence.scheduled_s = asyncio.get_running_loop().time()
             if not sequence.external:
                 sequence.cached = self._cached_tokens(sequence)
-            computed = max(1, len(sequence.tokens) - sequence.cached - sequence.external)
-            compute_us += computed * self._fake.prefill_us_per_token
+            sequence.computing = max(1, len(sequence.tokens) - sequence.cached - sequence.external)
+            compute_us += sequence.computing * self._fake.prefill_us_per_token
             self._running.append(sequence)
         return compute_us
 
@@ -294,7 +327,7 @@ class FakeEngine:
         )
 
     def _grow(self, sequence: Sequence) -> None:
-        """Take a block for the next token. A full cache preempts as vLLM does: the latest arrival starts over."""
+        """Take a block for the next token. A full cache preempts: the latest of the least urgent starts over."""
         wanted = self._blocks_for(len(sequence.tokens) + 1)
         if wanted <= sequence.blocks:
             return
@@ -302,7 +335,7 @@ class FakeEngine:
             self._blocks_used += 1
             sequence.blocks += 1
             return
-        victim = self._running[-1]
+        victim = max(reversed(self._running), key=lambda one: one.request.priority)
         self._running.remove(victim)
         self._give_back(victim)
         victim.external = 0

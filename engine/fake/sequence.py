@@ -29,6 +29,8 @@ class Sequence:
         self.blocks = 0
         self.cached = 0
         self.external = 0
+        # Tokens that the next step computes.
+        self.computing = 1
         self.pull_done = False
         self.left = False
         self.error: EngineError | None = None

@@ -125,6 +125,8 @@ def engine_arg_values(
         "enforce_eager": runs_eagerly(config, on_cpu=on_cpu),
         "tensor_parallel_size": config.tensor_parallel_size,
         "max_num_seqs": config.max_num_seqs,
+        # Front proxies give each request a number by its class; equal numbers keep the order of arrival.
+        "scheduling_policy": "priority",
         "seed": config.seed,
         "enable_prefix_caching": True,
         # The default hashes pickles, under which equal values may differ; this one a router can recompute.

@@ -28,6 +28,7 @@ from engine.protocol import (
     EngineRequest,
     Hold,
     InvalidRequest,
+    MeasuredStep,
     OnOutput,
     TakeOver,
 )
@@ -179,6 +180,10 @@ class VllmEngine:
     def load(self) -> EngineLoad:
         """The latest known load, without waiting."""
         return self._load.load()
+
+    def take_steps(self) -> list[MeasuredStep]:
+        """The last steps since this was called, oldest first; without waiting."""
+        return self._load.take_steps()
 
     async def check_health(self) -> None:
         """Raise EngineDead when the engine can do no more work."""

@@ -5,9 +5,11 @@ Imports nothing of vLLM: ``engine.vllm.engine`` joins it to vLLM's hook.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any, Self
 
-from engine.protocol import EngineLoad
+from engine.protocol import MEASURED_STEPS_MAX, EngineLoad, MeasuredStep
+from engine.vllm.step_meter import STEP
 from kv_transfer.integrity.transfer_proof import TransferVerdict
 
 # Each counter of an EngineLoad, and the lists of the connector's statistics whose entries it counts.
@@ -32,6 +34,7 @@ class LoadRecorder:
         self._blocks_out = 0
         self._counts = dict.fromkeys(_COUNTED, 0)
         self._steps = 0
+        self._measured: deque[list[int]] = deque(maxlen=MEASURED_STEPS_MAX)
 
     def logger_factory(self, *_: object) -> Self:
         """What vLLM calls to make its logger: all data-parallel ranks share this recorder."""
@@ -41,6 +44,12 @@ class LoadRecorder:
         """Known only once the engine runs."""
         self._blocks = blocks
         self._block_bytes = block_bytes
+
+    def take_steps(self) -> list[MeasuredStep]:
+        """The last ones since this was called."""
+        steps = [MeasuredStep(*step) for step in self._measured]
+        self._measured.clear()
+        return steps
 
     def load(self) -> EngineLoad:
         """The latest snapshot."""
@@ -72,6 +81,8 @@ class LoadRecorder:
         self._record_transfers(scheduler_stats.kv_connector_stats)
 
     def _record_transfers(self, stats: dict[str, Any] | None) -> None:
+        if stats and (step := stats.get(STEP)):
+            self._measured.append(step)
         for part in _nixl_parts(stats):
             self._bytes_in += int(sum(part.get("bytes_transferred", ())))
             self._blocks_out += int(sum(part.get("baton_blocks_out", ())))

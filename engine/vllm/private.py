@@ -19,8 +19,12 @@ from vllm.v1.structured_output.backend_guidance import GuidanceGrammar
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from engine.vllm.fast_receiver import FastZmqReceiver
+from engine.vllm.step_meter import STEP, StepMeter
 
 if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.metrics.stats import SchedulerStats
     from vllm.v1.request import Request
     from vllm.v1.structured_output import StructuredOutputManager
 
@@ -72,6 +76,32 @@ def register_loaded(architecture: str) -> None:
     """Load a model's class into vLLM's registry, so that vLLM starts no process to ask what it can do."""
     if (known := ModelRegistry.models.get(architecture)) is not None:
         ModelRegistry.register_model(architecture, known.load_model_cls())
+
+
+def measure_steps(scheduler: Scheduler, meter: StepMeter) -> None:
+    """Send the measure of each step with the statistics of its outputs. Call it in the engine's process."""
+    schedule, update, make_stats = scheduler.schedule, scheduler.update_from_output, scheduler.make_stats
+    ending: list[SchedulerOutput] = []
+
+    def timed_schedule(*args: Any, **kwargs: Any) -> SchedulerOutput:
+        meter.scheduling()
+        return schedule(*args, **kwargs)
+
+    def ending_update(scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
+        ending[:] = [scheduler_output]
+        return update(scheduler_output, *args, **kwargs)
+
+    def measuring_stats(*args: Any, **kwargs: Any) -> SchedulerStats | None:
+        stats = make_stats(*args, **kwargs)
+        # It is also called outside of an update.
+        step = meter.ended(ending.pop(), more=scheduler.has_unfinished_requests()) if ending else None
+        if stats is not None and step is not None:
+            stats.kv_connector_stats = {**(stats.kv_connector_stats or {}), STEP: step}
+        return stats
+
+    scheduler.schedule = timed_schedule
+    scheduler.update_from_output = ending_update
+    scheduler.make_stats = measuring_stats
 
 
 def take_grammars_as_decided(llm: AsyncLLM) -> None:

@@ -7,6 +7,7 @@ import msgspec
 from front_proxy.request.events import AskPlan, StartDecode, StartPrefill
 from front_proxy.request.generation import Continuation, GenerationRequest
 from front_proxy.request.work import Stage, Submission
+from runtime.priority_class import engine_priority
 from scheduler.api.events import PlanRequested
 
 
@@ -60,5 +61,6 @@ def _submission(
         request_id=f"{whole.request_id}-{stage.value[0]}{start.attempt}",
         token_ids=[*whole.token_ids, *start.resume_token_ids] if start.resume_token_ids else whole.token_ids,
         sampling=sampling,
+        priority=engine_priority(request.priority_class, whole.priority),
     )
     return Submission(stage=stage, engine_request=engine_request, deadline_s=left_s)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from runtime.priority_class import PriorityClass, class_of_priority
+from runtime.priority_class import PriorityClass, named_class
 from runtime.timing.decaying_rate import DecayingRate
 from scheduler.api.events import PlanRequested
 from scheduler.cluster.prompt_queue import PlanKey
@@ -37,9 +37,7 @@ could not run again otherwise."""
 
 def class_of(event: PlanRequested) -> PriorityClass:
     """The class a request names, else the one its number means."""
-    if event.priority_class in PriorityClass._value2member_map_:
-        return PriorityClass(event.priority_class)
-    return class_of_priority(event.priority)
+    return named_class(event.priority_class, event.priority)
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -230,6 +230,37 @@ async def test_prompt_logprobs_cover_every_prompt_token_but_the_first(engines: P
     assert all(output.prompt_logprobs is None for output in outputs[1:])
 
 
+async def test_an_engine_measures_its_steps(engines: Pair) -> None:
+    await settles(engines.prefill)
+    tokens = prompt(100)
+    engines.prefill.take_steps()
+    await collect(engines.prefill, request(tokens, max_tokens=4))
+    assert await settles(engines.prefill)
+    prefilled, *decoded = engines.prefill.take_steps()
+    assert (prefilled.prefill_tokens, prefilled.prefill_pairs, prefilled.decode_requests) == (100, 5000, 0)
+    assert [(step.prefill_tokens, step.decode_requests) for step in decoded[:3]] == [(0, 1)] * 3
+    assert [step.decode_context_tokens for step in decoded[:3]] == [100, 101, 102]
+    assert all(0 < step.duration_us < 1e7 for step in (prefilled, *decoded))
+    assert engines.prefill.take_steps() == []
+    # Of what it has already only the rest is computed.
+    await collect(engines.prefill, request([*tokens, *prompt(20)], max_tokens=1))
+    assert await settles(engines.prefill)
+    (rest,) = engines.prefill.take_steps()
+    assert (rest.prefill_tokens, rest.prefill_pairs) == (24, 24 * 96 + 288)
+
+
+async def test_the_first_step_after_a_pull_is_one_of_a_sequence_that_decodes(engines: Pair) -> None:
+    tokens = prompt(100)
+    token, handoff = await prefill(engines.prefill, tokens)
+    assert await settles(engines.decode)
+    engines.decode.take_steps()
+    await collect(engines.decode, request([*tokens, *token], TakeOver(handoff), max_tokens=2))
+    assert await settles(engines.decode)
+    steps = engines.decode.take_steps()
+    assert [(step.prefill_tokens, step.decode_requests) for step in steps[:2]] == [(0, 1)] * 2
+    assert [step.decode_context_tokens for step in steps[:2]] == [100, 101]
+
+
 async def test_a_repeated_prompt_hits_the_prefix_cache(engines: Pair) -> None:
     tokens = prompt(100)
     await collect(engines.decode, request(tokens))
@@ -242,6 +273,51 @@ async def test_requests_side_by_side_keep_their_own_tokens_in_order(engines: Pai
     alone = [tokens_of(await collect(engines.decode, request(tokens))) for tokens in prompts]
     together = await asyncio.gather(*(collect(engines.decode, request(tokens)) for tokens in prompts))
     assert [tokens_of(outputs) for outputs in together] == alone
+
+
+@pytest.mark.parametrize("transfer", [None, Hold(lease_s=60.0)], ids=["decodes", "is held"])
+async def test_a_late_urgent_prompt_overtakes_those_that_wait_in_the_engine(
+    engines: Pair, transfer: Hold | None
+) -> None:
+    engine = engines.prefill
+    begun: list[str] = []
+    first = asyncio.Event()
+
+    async def run(name: str, priority: int) -> None:
+        def take(output: EngineOutput) -> None:
+            if output.first is not None:
+                begun.append(name)
+                first.set()
+            outputs.append(output)
+
+        outputs: list[EngineOutput] = []
+        wanted = request(prompt(200), transfer, max_tokens=30 if transfer is None else 1)
+        await engine.generate(msgspec.structs.replace(wanted, priority=priority), take)
+        if outputs[-1].handoff is not None:
+            await engine.release(outputs[-1].handoff.lease_id)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(40):
+            group.create_task(run(f"batch {number}", 2**30))
+        await first.wait()
+        ahead = len(begun)
+        group.create_task(run("late", -(2**30)))
+    assert await settles(engine)
+    # 16 run at once. Nothing that still waited when it came goes before it.
+    assert ahead < 20
+    assert begun.index("late") < 36
+
+
+async def test_equal_priorities_are_taken_in_the_order_of_arrival(engines: Pair) -> None:
+    begun: list[int] = []
+
+    async def run(number: int) -> None:
+        wanted = request(prompt(50), max_tokens=10)
+        await engines.prefill.generate(wanted, lambda output: begun.append(number) if output.first else None)
+
+    await asyncio.gather(*(run(number) for number in range(40)))
+    # Of a step's outputs the order says nothing.
+    assert all(abs(at - number) < 16 for at, number in enumerate(begun))
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ SIGNATURES = {
     "vllm.v1.metrics.loggers:StatLoggerBase.record": (
         "self, scheduler_stats, iteration_stats, mm_cache_stats, engine_idx"
     ),
+    # engine/vllm/step_meter.py measures between them.
+    "vllm.v1.core.sched.scheduler:Scheduler.update_from_output": "self, scheduler_output, model_runner_output",
     # front_proxy/engine_client/parsers.py puts parsers of its own in their place.
     "vllm.tool_parsers:ToolParserManager.register_module": "name, force, module",
     "vllm.reasoning:ReasoningParserManager.register_module": "name, force, module",
@@ -91,6 +93,9 @@ PRIVATE: dict[str, dict[str, dict[str, str]]] = {
             "vllm.model_executor.models.registry:_BaseRegisteredModel": "load_model_cls",
         },
         "tell_connector": {ASYNC_LLM: "notify_kv_transfer_request_rejected"},
+        "measure_steps": {
+            "vllm.v1.core.sched.scheduler:Scheduler": "schedule update_from_output make_stats has_unfinished_requests",
+        },
         "take_grammars_as_decided": {
             ASYNC_LLM: "input_processor",
             "vllm.v1.engine.input_processor:InputProcessor": "structured_outputs_config",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -337,6 +338,21 @@ async def test_the_status_and_the_gauges_follow_the_workers_and_their_plans() ->
         setting.shell.show_metrics()
         assert sample("baton_scheduler_workers", {"role": "decode", "state": "ready"}) == 0
         assert sample("baton_scheduler_reserved_blocks", {"worker": "d0"}) is None
+
+
+async def test_the_error_of_predicted_steps_is_shown_by_role() -> None:
+    async with listening() as setting:
+        decode = await setting.worker("d0")
+        sample = setting.shell.metrics.registry.get_sample_value
+        name = "baton_scheduler_latency_model_error"
+        setting.shell.show_metrics()
+        assert math.isnan(sample(name, {"role": "decode"}) or 0.0)
+        step = pb.EngineStep(duration_us=20_000, decode_requests=4, decode_context_tokens=1000)
+        await decode.send(pb.WorkerUpdate(progress=pb.WorkerProgress(steps=[step] * 8)))
+        await until(lambda: setting.shell.core.cluster.workers["d0"].latency.observed, within_s=WAIT_S)
+        setting.shell.show_metrics()
+        assert 0.0 <= (sample(name, {"role": "decode"}) or -1.0) < 1.0
+        assert math.isnan(sample(name, {"role": "prefill"}) or 0.0)
 
 
 async def test_two_processes_of_one_id_take_nothing_from_each_other_and_are_logged() -> None:

@@ -107,6 +107,7 @@ def test_the_models_class_is_loaded_here_and_not_in_a_process_of_its_own(monkeyp
 def test_further_arguments_win_and_name_the_connector_but_not_what_baton_needs_of_it() -> None:
     values = engine_arg_values(EngineConfig(model="m"), engine_id="p0-1", side_channel=SIDE_CHANNEL, on_cpu=True)
     assert values["kv_cache_memory_bytes"] == 1 << 30
+    assert values["scheduling_policy"] == "priority"
     transfer = values["kv_transfer_config"]
     assert (transfer["kv_connector"], transfer["kv_connector_module_path"]) == (
         "NixlConnector", "kv_transfer.nixl.connector",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import SimpleNamespace
 
-from engine.protocol import EngineLoad
+from engine.protocol import MEASURED_STEPS_MAX, EngineLoad, MeasuredStep
 from engine.vllm.load import LoadRecorder
+from engine.vllm.step_meter import STEP
 
 NIXL = {
     "bytes_transferred": [100, 20],
@@ -54,3 +55,14 @@ def test_a_step_without_statistics_changes_nothing() -> None:
     recorder.record(None, None)
     recorder.record(step(None), None)
     assert recorder.load().kv_bytes_in == 0
+
+
+def test_measured_steps_are_kept_until_they_are_taken() -> None:
+    recorder = LoadRecorder()
+    for number in range(MEASURED_STEPS_MAX + 2):
+        recorder.record(step({**NIXL, STEP: [number, 1, 2, 3, 4]}), None)
+    taken = recorder.take_steps()
+    assert len(taken) == MEASURED_STEPS_MAX
+    assert taken[0] == MeasuredStep(2, 1, 2, 3, 4)
+    assert recorder.take_steps() == []
+    assert recorder.load().kv_bytes_in == (MEASURED_STEPS_MAX + 2) * 120

@@ -213,7 +213,7 @@ async def test_a_class_that_is_none_or_not_allowed_is_refused_by_name_and_by_num
     async with client_of(inference, served.client.in_flight, classes_allowed=allowed) as api:
         none = request("x")
         none.priority_class = 9  # type: ignore[assignment]
-        # An engine that is told to schedule by priority reads the number, whatever class is named.
+        # The number orders within the named class alone, and means another one all the same.
         both = request("x", priority_class="batch", priority=-1)
         for asked in (none, both, request("x", priority_class="interactive"), request("x", priority=-1)):
             with pytest.raises(grpc.aio.AioRpcError, match=r"front_proxy\.classes_allowed") as refused:
