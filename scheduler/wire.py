@@ -20,7 +20,7 @@ from scheduler.api.events import (
     WorkerSuspected,
 )
 from scheduler.api.worker_info import WorkerInfo, WorkerLoad, WorkerState
-from scheduler.api.worker_progress import EngineStep, PromptComputed
+from scheduler.api.worker_progress import EngineStep
 from scheduler.cluster.worker import Worker
 
 _ROLE: dict[cluster_pb2.Role, WorkerRole] = {cluster_pb2.ROLE_PREFILL: "prefill", cluster_pb2.ROLE_DECODE: "decode"}
@@ -97,8 +97,7 @@ def worker_progress(session: int, worker_id: str, message: pb.WorkerProgress) ->
             for step in message.steps
         ]
     )
-    computed = tuple([PromptComputed(each.request_id, each.cached_tokens) for each in message.computed])
-    return WorkerProgressReported(session=session, worker_id=worker_id, steps=steps, computed=computed)
+    return WorkerProgressReported(session=session, worker_id=worker_id, steps=steps)
 
 
 def worker_suspected(message: pb.WorkerSuspect) -> WorkerSuspected:

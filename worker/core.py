@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections import deque
 from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, assert_never
 
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-PROMPTS_COMPUTED_MAX = 16_384
-"""Computed prompts that wait for a scheduler to hear of them. Without one the oldest are forgotten."""
 UINT32_MAX = 2**32 - 1
 ROLES = {"prefill": cluster_pb2.ROLE_PREFILL, "decode": cluster_pb2.ROLE_DECODE}
 STATES = {
@@ -76,8 +73,6 @@ class WorkerCore:
         self.background = BackgroundTasks()
         self.streams: dict[int, FrontStream] = {}
         self.prefill_tokens_queued = 0
-        # What the scheduler was not told yet.
-        self.prompts_computed: deque[scheduler_pb2.PromptComputed] = deque(maxlen=PROMPTS_COMPUTED_MAX)
         # Set whenever something that the scheduler wants to know may have changed.
         self.changed = asyncio.Event()
         # Set when health or a request found the engine dead, or standing still.
@@ -147,9 +142,7 @@ class WorkerCore:
             )
             for step in self.engine.take_steps()
         ]
-        computed = list(self.prompts_computed)
-        self.prompts_computed.clear()
-        return scheduler_pb2.WorkerProgress(steps=steps, computed=computed) if steps or computed else None
+        return scheduler_pb2.WorkerProgress(steps=steps) if steps else None
 
     def status(self) -> cluster_pb2.ProcessStatus:
         """Its line of ``baton status``."""

@@ -13,7 +13,6 @@ from typing import Literal
 import structlog
 
 from engine.protocol import EngineDead, EngineOutput, EngineRequest, InvalidRequest
-from protos.scheduler.v1.scheduler_pb2 import PromptComputed
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure, FailureKind
 from worker import wire
@@ -141,7 +140,6 @@ class FrontStream:
             core.metrics.compute_s.observe(max(output.first.compute_s, 0.0))
             reused = output.first.cached_tokens + output.first.external_tokens
             core.metrics.prompt_tokens_computed.inc(max(len(live.request.engine_request.token_ids) - reused, 0))
-            core.prompts_computed.append(PromptComputed(request_id=request.request_id, cached_tokens=reused))
         handoff = None
         if output.handoff is not None:
             handoff, actions = core.role.offer(output.handoff, request, self._id, core.now_s())

@@ -114,7 +114,7 @@ class SchedulerSession:
         while self._leaving is None:
             core.changed.clear()
             load, updates = core.load(), pb.WorkerUpdates()
-            if sent is None or load != sent or core.prompts_computed or loop.time() - sent_at_s >= heartbeat_s:
+            if sent is None or load != sent or loop.time() - sent_at_s >= heartbeat_s:
                 if (progress := core.take_progress()) is not None:
                     updates.messages.add(progress=progress)
                 updates.messages.add(load=load)

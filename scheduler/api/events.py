@@ -11,7 +11,7 @@ import msgspec
 from kv_transfer.prefix.events import BlockDelta
 from scheduler.api.actions import Placement
 from scheduler.api.worker_info import WorkerInfo, WorkerLoad
-from scheduler.api.worker_progress import EngineStep, PromptComputed
+from scheduler.api.worker_progress import EngineStep
 
 
 class WorkerJoined(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,12 +46,11 @@ class WorkerBlocksReported(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerProgressReported(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker said how long steps of its engine took, and which prompts are computed. Comes before its next load."""
+    """A worker said how long steps of its engine took. Comes before its next load."""
 
     session: int
     worker_id: str
     steps: tuple[EngineStep, ...] = ()
-    computed: tuple[PromptComputed, ...] = ()
 
 
 class WorkerLeft(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,10 +18,3 @@ class EngineStep(msgspec.Struct, frozen=True, gc=False):
     prefill_pairs: int = 0
     decode_requests: int = 0
     decode_context_tokens: int = 0
-
-
-class PromptComputed(msgspec.Struct, frozen=True, gc=False):
-    """A request's first token came: under which id its worker knows it, and how much of its prompt was not computed."""
-
-    request_id: str
-    cached_tokens: int

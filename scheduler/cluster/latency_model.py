@@ -24,6 +24,8 @@ STEPS_PER_FIT = 8
 """Steps that a grown law takes in before it is solved again: solving takes 40 us."""
 SURE_ERROR = 0.15
 """A worker that is predicted better than this teaches with the largest step of each kind of a report, not with all."""
+SURE_REPORTS = 4
+"""Only one of so many of its reports teaches: to learn from all would cost more than to plan."""
 FOLLOW = 1.0 / 16.0
 """What one step moves the speed of a worker, and the memory of its errors."""
 FACTOR_STEP = 0.03
@@ -149,13 +151,14 @@ class LearntLaw:
 class LatencyModel:
     """One worker: the law of its role, times its own factor."""
 
-    __slots__ = ("_deviations", "_followed", "factor", "learnt")
+    __slots__ = ("_deviations", "_followed", "_reports", "factor", "learnt")
 
     def __init__(self, learnt: LearntLaw) -> None:
         self.learnt = learnt
         # What is predicted with, and what it follows in steps of ``FACTOR_STEP``.
         self.factor = self._followed = 1.0
         self._deviations = Deviations(DEVIATION_MIN)
+        self._reports = 0
 
     @property
     def error(self) -> float:
@@ -179,13 +182,17 @@ class LatencyModel:
 
     def learn(self, steps: Sequence[EngineStep]) -> None:
         """Steps that the worker reports. What is no step of an engine is left out."""
+        learnt = self.learnt
+        teaches_all = learnt.young or self.error >= SURE_ERROR
+        self._reports += 1
+        if not teaches_all and self._reports % SURE_REPORTS:
+            return
         steps = [step for step in steps if usable(step)]
         if not steps:
             return
-        learnt = self.learnt
         learnt.chunk_tokens = max(learnt.chunk_tokens, *[step.prefill_tokens for step in steps])
         self._follow(steps)
-        if learnt.young or self.error >= SURE_ERROR:
+        if teaches_all:
             learnt.learn(steps, self.factor)
         else:
             # Chosen by their make-up and not by their time, or what is unusual would be learnt.

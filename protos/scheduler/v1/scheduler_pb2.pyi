@@ -62,12 +62,10 @@ class BlockLevel(_message.Message):
     def __init__(self, level: _Optional[int] = ..., keys: _Optional[bytes] = ...) -> None: ...
 
 class WorkerProgress(_message.Message):
-    __slots__ = ("steps", "computed")
+    __slots__ = ("steps",)
     STEPS_FIELD_NUMBER: _ClassVar[int]
-    COMPUTED_FIELD_NUMBER: _ClassVar[int]
     steps: _containers.RepeatedCompositeFieldContainer[EngineStep]
-    computed: _containers.RepeatedCompositeFieldContainer[PromptComputed]
-    def __init__(self, steps: _Optional[_Iterable[_Union[EngineStep, _Mapping]]] = ..., computed: _Optional[_Iterable[_Union[PromptComputed, _Mapping]]] = ...) -> None: ...
+    def __init__(self, steps: _Optional[_Iterable[_Union[EngineStep, _Mapping]]] = ...) -> None: ...
 
 class EngineStep(_message.Message):
     __slots__ = ("duration_us", "prefill_tokens", "prefill_pairs", "decode_requests", "decode_context_tokens")
@@ -82,14 +80,6 @@ class EngineStep(_message.Message):
     decode_requests: int
     decode_context_tokens: int
     def __init__(self, duration_us: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., prefill_pairs: _Optional[int] = ..., decode_requests: _Optional[int] = ..., decode_context_tokens: _Optional[int] = ...) -> None: ...
-
-class PromptComputed(_message.Message):
-    __slots__ = ("request_id", "cached_tokens")
-    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
-    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    request_id: str
-    cached_tokens: int
-    def __init__(self, request_id: _Optional[str] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
 
 class LeasesHeld(_message.Message):
     __slots__ = ("lease_ids",)
