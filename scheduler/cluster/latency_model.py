@@ -183,16 +183,17 @@ class LatencyModel:
     def learn(self, steps: Sequence[EngineStep]) -> None:
         """Steps that the worker reports. What is no step of an engine is left out."""
         learnt = self.learnt
-        teaches_all = learnt.young or self.error >= SURE_ERROR
+        sure = not learnt.young and self.error < SURE_ERROR
         self._reports += 1
-        if not teaches_all and self._reports % SURE_REPORTS:
+        if sure and self._reports % SURE_REPORTS:
+            self._follow([step for step in steps[-1:] if usable(step)])
             return
         steps = [step for step in steps if usable(step)]
         if not steps:
             return
         learnt.chunk_tokens = max(learnt.chunk_tokens, *[step.prefill_tokens for step in steps])
         self._follow(steps)
-        if teaches_all:
+        if not sure:
             learnt.learn(steps, self.factor)
         else:
             # Chosen by their make-up and not by their time, or what is unusual would be learnt.

@@ -92,11 +92,11 @@ def test_forty_steps_are_predicted_within_a_tenth_and_more_within_a_twentieth(se
     (model,) = cluster.models
     cluster.report(40)
     assert cluster.error(model) < 0.1
-    cluster.report(280)
+    cluster.report(1000)
     assert mean(prefill_errors(model)) < 0.05
     assert mean(decode_errors(model)) < 0.08
     assert cluster.error(model) < 0.05
-    cluster.report(2000)
+    cluster.report(8000)
     assert max(prefill_errors(model)) < 0.05
     assert max(decode_errors(model)) < 0.1
     assert cluster.error(model) < 0.04
@@ -180,7 +180,7 @@ def test_another_law_replaces_the_one_before() -> None:
     other = Cluster(
         23, learnt=model.learnt, law=msgspec.structs.replace(TRUE, prefill_token_s=3 * TRUE.prefill_token_s)
     )
-    other.report(2400)
+    other.report(8000)
     assert other.error(other.models[0]) < 0.06
 
 
