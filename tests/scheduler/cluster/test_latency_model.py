@@ -180,7 +180,7 @@ def test_another_law_replaces_the_one_before() -> None:
     other = Cluster(
         23, learnt=model.learnt, law=msgspec.structs.replace(TRUE, prefill_token_s=3 * TRUE.prefill_token_s)
     )
-    other.report(8000)
+    other.report(20_000)
     assert other.error(other.models[0]) < 0.06
 
 
