@@ -132,7 +132,14 @@ def plan_requested(session: int, message: pb.PlanRequest) -> PlanRequested:
 def request_ended(session: int, message: pb.RequestEnded) -> RequestEnded:
     """A plan that is over."""
     return RequestEnded(
-        session=session, plan_id=message.plan_id, outcome=message.outcome, output_tokens=message.output_tokens
+        session=session,
+        plan_id=message.plan_id,
+        outcome=message.outcome,
+        output_tokens=message.output_tokens,
+        ttft_s=message.ttft_us / 1e6,
+        itl_s=message.itl_us / 1e6,
+        cached_tokens=message.cached_tokens,
+        finish=message.finish,
     )
 
 

@@ -264,14 +264,22 @@ class PlanRefused(_message.Message):
     def __init__(self, plan_id: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
 
 class RequestEnded(_message.Message):
-    __slots__ = ("plan_id", "outcome", "output_tokens")
+    __slots__ = ("plan_id", "outcome", "output_tokens", "ttft_us", "itl_us", "cached_tokens", "finish")
     PLAN_ID_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TTFT_US_FIELD_NUMBER: _ClassVar[int]
+    ITL_US_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
     plan_id: int
     outcome: str
     output_tokens: int
-    def __init__(self, plan_id: _Optional[int] = ..., outcome: _Optional[str] = ..., output_tokens: _Optional[int] = ...) -> None: ...
+    ttft_us: int
+    itl_us: int
+    cached_tokens: int
+    finish: str
+    def __init__(self, plan_id: _Optional[int] = ..., outcome: _Optional[str] = ..., output_tokens: _Optional[int] = ..., ttft_us: _Optional[int] = ..., itl_us: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., finish: _Optional[str] = ...) -> None: ...
 
 class PlansRunning(_message.Message):
     __slots__ = ("plans", "asked_plan_ids", "complete")
