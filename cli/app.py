@@ -10,6 +10,7 @@ from cyclopts import Group
 
 from cli import cluster, process
 from cli.config import config
+from cli.record import record
 from cli.simulate import simulate
 from runtime.process import command_line
 
@@ -40,6 +41,7 @@ app.command(cluster.up, group=_CLUSTER)
 app.command(cluster.status, group=_CLUSTER)
 app.command(cluster.drain, group=_CLUSTER)
 app.command(cluster.restart, group=_CLUSTER)
+app.command(cluster.explain, group=_CLUSTER)
 # Imported when it is used: it reads messages of the gRPC API.
 app.command(
     "cli.chaos:app", name="chaos", help="Break a cluster under traffic, and check what clients saw.", group=_CLUSTER
@@ -48,6 +50,7 @@ app.command(process.scheduler, group=_PROCESSES)
 app.command(process.prefill, group=_PROCESSES)
 app.command(process.decode, group=_PROCESSES)
 app.command(process.front_proxy, group=_PROCESSES)
+app.command(record, group=_PLANNING)
 app.command(simulate, group=_PLANNING)
 app.command(config, group=_ABOUT)
 app.command(_print_version, name="version", group=_ABOUT)

@@ -1,4 +1,4 @@
-"""`baton up`, `status`, `drain` and `restart`: a cluster on this machine."""
+"""`baton up`, `status`, `drain`, `restart` and `explain`: a cluster on this machine."""
 
 from __future__ import annotations
 
@@ -113,6 +113,32 @@ def restart(
     from launcher.local import operator_commands
 
     asyncio.run(operator_commands.restart(state_folder(load(sources, state_dir).value), process, say=_say))
+
+
+def explain(
+    request_id: str,
+    /,
+    *,
+    state_dir: StateDir = None,
+    json: bool = False,
+    sources: Sources = NO_SOURCES,
+) -> None:
+    """Show why a request ran where it did, and what became of it.
+
+    The scheduler remembers its last 10,000 plans.
+
+    Parameters
+    ----------
+    request_id
+        X-Request-Id of its answer, the id in the answer's body, or GenerateRequest.request_id
+    json
+        print JSON
+    """
+    from launcher.local import operator_commands
+    from launcher.local.explanation import as_json, as_text
+
+    plans = asyncio.run(operator_commands.explain(state_folder(load(sources, state_dir).value), request_id)).plans
+    print(as_json(plans) if json else as_text(plans))
 
 
 def _say(line: str) -> None:

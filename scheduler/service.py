@@ -1,9 +1,10 @@
-"""The scheduler over gRPC: sessions of workers and front proxies, drain, status. Moves messages; the core decides."""
+"""The scheduler over gRPC: sessions of workers and front proxies, commands, status. Moves messages; decides nothing."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -30,6 +31,7 @@ from scheduler.api.events import (
     WorkerLoadReported,
 )
 from scheduler.api.worker_info import WorkerInfo
+from scheduler.routing.plan_log import PLANS_MAX
 from scheduler.shell import COMMANDS_MAX, SchedulerShell
 
 log = structlog.get_logger(__name__)
@@ -40,6 +42,9 @@ WorkerStream = ServerStream[pb.WorkerUpdates, pb.WorkerCommands]
 FrontStream = ServerStream[pb.FrontUpdates, pb.FrontReplies]
 # Leases that one report may name; more are a stranger's doing.
 LEASES_NAMED_MAX = 1024
+RECORDINGS_MAX = 4
+RECORDS_INTERVAL_S = 1.0
+"""A record waits so long at most. A message costs the same whatever its size."""
 _STANDS_BY = Failure(kind=FailureKind.UNAVAILABLE, message="This scheduler stands by: another one leads.")
 
 
@@ -104,14 +109,52 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
 
     async def DrainWorker(self, request: pb.DrainWorkerRequest, context: Context) -> pb.DrainWorkerResponse:  # noqa: N802
         """Tell one worker to drain. It stays a member, draining, until its process ends or is restarted."""
-        if self._shell.stands_by or self._shell.deposed:
-            await abort(context, _STANDS_BY)
+        await self._check_leads(context)
         if self._shell.core.cluster.get(request.worker_id) is None:
             text = f"No worker {request.worker_id!r} is registered with the scheduler."
             await abort(context, Failure(kind=FailureKind.NOT_FOUND, message=text))
         log.info("drain requested", worker=request.worker_id, peer=context.peer())
         self._shell.feed(DrainRequested(worker_id=request.worker_id))
         return pb.DrainWorkerResponse()
+
+    async def ExplainPlan(self, request: pb.ExplainPlanRequest, context: Context) -> pb.ExplainPlanResponse:  # noqa: N802
+        """What is remembered of the plans of one request."""
+        await self._check_leads(context)
+        explained = self._shell.explained(request.request_id)
+        if not explained.plans:
+            text = f"No plan of a request {request.request_id!r} is among the last {PLANS_MAX} of this scheduler."
+            await abort(context, Failure(kind=FailureKind.NOT_FOUND, message=text))
+        return explained
+
+    async def RecordTrace(  # noqa: N802 - gRPC's name
+        self, _request: pb.RecordTraceRequest, context: Context
+    ) -> AsyncIterator[pb.TraceRecords]:
+        """What is asked and ends from now on, until the client ends the call."""
+        await self._check_leads(context)
+        if len(self._shell.recordings) >= RECORDINGS_MAX:
+            text = f"{RECORDINGS_MAX} recordings run, the most that may."
+            await abort(context, Failure(kind=FailureKind.EXHAUSTED, message=text))
+        feed = self._shell.begin_recording()
+        # Asked now: of a call that is over, grpcio reads memory that it has freed.
+        peer = context.peer()
+        log.info("recording begun", peer=peer)
+        try:
+            yield self._shell.records(feed)
+            while not feed.closed:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(RECORDS_INTERVAL_S):
+                        await feed.full.wait()
+                records = self._shell.records(feed)
+                if records.records:
+                    yield records
+        finally:
+            self._shell.recordings.remove(feed)
+            log.info("recording ended", peer=peer, asked=feed.asked, dropped=feed.dropped)
+        await abort(context, _STANDS_BY)
+
+    async def _check_leads(self, context: Context) -> None:
+        if self._shell.stands_by or self._shell.deposed:
+            await abort(context, _STANDS_BY)
 
     async def _first(self, stream: ServerStream[Any, Any]) -> Any:
         """The first message of a stream, whatever its kind. Refuses when none comes in time, and while standing by."""

@@ -35,10 +35,12 @@ from scheduler.api.actions import (
     ReportDropped,
     ReportLeak,
 )
-from scheduler.api.events import Event, PlanRequested, Tick
+from scheduler.api.events import Event, PlanRequested, RequestEnded, Tick
 from scheduler.config import SchedulerConfig, SchedulerParameters
 from scheduler.core import SchedulerCore
 from scheduler.metrics import SchedulerMetrics
+from scheduler.routing.plan_log import PlanLog
+from scheduler.trace_feed import TraceFeed
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +65,8 @@ class SchedulerShell:
         self.metrics = metrics
         self.workers: dict[int, SendQueue[pb.WorkerCommands]] = {}
         self.fronts: dict[int, SendQueue[pb.FrontReplies]] = {}
+        self.plan_log = PlanLog()
+        self.recordings: list[TraceFeed] = []
         self.leader_epoch = 0
         """Which leadership this is; 0 where there is only one scheduler."""
         self.stands_by = False
@@ -111,8 +115,30 @@ class SchedulerShell:
             return
         if isinstance(event, PlanRequested):
             self.metrics.plan_s.observe(time.perf_counter() - started_s)
+        elif isinstance(event, RequestEnded):
+            self.plan_log.end(event)
+        for feed in self.recordings:
+            feed.follow(event, actions, self._clock.monotonic_s())
         for action in actions:
             self._do(action)
+
+    def explained(self, request_id: str) -> pb.ExplainPlanResponse:
+        """The plans of a request that are remembered."""
+        now_s = self._clock.monotonic_s()
+        plans = self.plan_log.find(request_id)
+        return pb.ExplainPlanResponse(plans=[wire.explained_plan(plan, now_s) for plan in plans])
+
+    def begin_recording(self) -> TraceFeed:
+        """A feed of what happens from now on; remove it from ``recordings`` at the end."""
+        feed = TraceFeed(self._clock.monotonic_s())
+        self.recordings.append(feed)
+        return feed
+
+    def records(self, feed: TraceFeed) -> pb.TraceRecords:
+        """What waits in a feed. Workers share their block size."""
+        sizes = (worker.block_size_tokens for worker in self.core.cluster.workers.values())
+        records = feed.take()
+        return pb.TraceRecords(key_tokens=next(sizes, 0), records=records, asked=feed.asked, dropped=feed.dropped)
 
     async def tick(self) -> None:
         """Look at the leases and refresh the gauges for as long as the process lives."""
@@ -139,10 +165,13 @@ class SchedulerShell:
             worker.close(verdict)
         for front in self.fronts.values():
             front.close(verdict)
+        for feed in self.recordings:
+            feed.close()
 
     def _do(self, action: Action) -> None:
         match action:
             case ReplyPlan(session=session, reason=reason, prefill=prefill, waited_s=waited_s):
+                self.plan_log.remember(action, self._clock.monotonic_s())
                 if waited_s > 0:
                     self.metrics.waited_s.observe(waited_s)
                 decision = "local" if prefill is None else "remote"
@@ -151,6 +180,7 @@ class SchedulerShell:
             case ReplyWaiting(session=session):
                 self.fronts[session].put(self._signed(wire.waiting(action)))
             case ReplyRefusal(session=session, cause=cause):
+                self.plan_log.remember(action, self._clock.monotonic_s())
                 self.metrics.refusals.labels(cause).inc()
                 self.fronts[session].put(self._signed(wire.refusal(action)))
             case AcceptWorker(session=session, worker_id=worker_id):

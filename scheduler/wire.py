@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, assert_never
 
 from kv_transfer.prefix.block_keys import KEY_BYTES
 from kv_transfer.prefix.events import GONE, BlockDelta
@@ -19,9 +19,11 @@ from scheduler.api.events import (
     WorkerProgressReported,
     WorkerSuspected,
 )
+from scheduler.api.explanation import Option
 from scheduler.api.worker_info import WorkerInfo, WorkerLoad, WorkerState
 from scheduler.api.worker_progress import EngineStep
 from scheduler.cluster.worker import Worker
+from scheduler.routing.plan_log import LoggedPlan
 
 _ROLE: dict[cluster_pb2.Role, WorkerRole] = {cluster_pb2.ROLE_PREFILL: "prefill", cluster_pb2.ROLE_DECODE: "decode"}
 _ROLE_NUMBER = {role: number for number, role in _ROLE.items()}
@@ -39,6 +41,9 @@ _INFO_FIELDS = tuple(
     if name != "role" and name in cluster_pb2.WorkerInfo.DESCRIPTOR.fields_by_name
 )
 _LOAD_FIELDS = tuple(name for name in WorkerLoad.__struct_fields__ if name != "state")
+_EXPLAINED_FIELDS = ("request_id", "prompt_tokens", "ttft_slo_s", "itl_slo_s")
+_OPTION_FIELDS = tuple(name for name in Option.__struct_fields__ if name not in ("prefill", "decode"))
+_OUTCOME_FIELDS = ("outcome", "finish", "ttft_s", "itl_s", "cached_tokens", "output_tokens")
 _UINT32_MAX = 2**32 - 1
 
 
@@ -131,7 +136,14 @@ def plan_requested(session: int, message: pb.PlanRequest) -> PlanRequested:
 def request_ended(session: int, message: pb.RequestEnded) -> RequestEnded:
     """A plan that is over."""
     return RequestEnded(
-        session=session, plan_id=message.plan_id, outcome=message.outcome, output_tokens=message.output_tokens
+        session=session,
+        plan_id=message.plan_id,
+        outcome=message.outcome,
+        output_tokens=message.output_tokens,
+        ttft_s=message.ttft_us / 1e6,
+        itl_s=message.itl_us / 1e6,
+        cached_tokens=message.cached_tokens,
+        finish=message.finish,
     )
 
 
@@ -187,6 +199,40 @@ def refusal(action: ReplyRefusal) -> pb.FrontReplies:
         retry_after_ms=retry_after_ms,
     )
     return pb.FrontReplies(messages=[pb.FrontReply(refused=told)])
+
+
+def explained_plan(logged: LoggedPlan, now_s: float) -> pb.ExplainedPlan:
+    """A plan or a refusal that was remembered."""
+    answer, ended = logged.answer, logged.ended
+    explained = answer.explained
+    assert explained is not None
+    told = pb.ExplainedPlan(
+        answered_ago_s=now_s - logged.answered_s,
+        waited_s=answer.waited_s,
+        options=[_option(option) for option in explained.options],
+        chosen=explained.chosen,
+        **_fields(explained, _EXPLAINED_FIELDS),
+    )
+    match answer:
+        case ReplyPlan(prefill=prefill, decode=decode, reason=reason):
+            told.prefill_worker_id = prefill.worker_id if prefill is not None else ""
+            told.decode_worker_id = decode.worker_id if decode is not None else ""
+            told.reason = reason
+        case ReplyRefusal(cause=cause, failure=failure):
+            told.cause, told.message = cause, failure.message
+        case _:
+            assert_never(answer)
+    if ended is not None:
+        told.outcome.MergeFrom(pb.PlanOutcome(**_fields(ended, _OUTCOME_FIELDS)))
+    return told
+
+
+def _option(option: Option) -> pb.PlanOption:
+    return pb.PlanOption(
+        prefill_worker_id=option.prefill or "",
+        decode_worker_id=option.decode or "",
+        **_fields(option, _OPTION_FIELDS),
+    )
 
 
 def view(workers: Iterable[Worker], *, recovering: bool = False) -> pb.FrontReplies:

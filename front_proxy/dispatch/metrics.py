@@ -26,6 +26,9 @@ class DispatchMetrics:
 
         self.requests = counter("requests", "Sequences by how they ended.", "outcome")
         self.failures = counter("failures", "Sequences that failed, by kind of failure.", "kind")
+        self.slo_requests = counter(
+            "slo_requests", "Sequences that asked for an SLO, by what became of it.", "priority_class", "outcome"
+        )
         self.retries = counter("retries", "Attempts that failed and were followed by another one.", "stage", "reason")
         self.resumes = counter("resumes", "Retries after the client had seen tokens, by how they go on.", "how")
         self.replays_diverged = counter(

@@ -13,6 +13,7 @@ import structlog
 
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.dispatch import submissions
+from front_proxy.dispatch.delivery_times import DeliveryTimes
 from front_proxy.dispatch.metrics import DispatchMetrics
 from front_proxy.dispatch.scheduler_link import SchedulerLink
 from front_proxy.dispatch.ttft_breakdown import TtftBreakdown
@@ -47,6 +48,7 @@ from front_proxy.request.generation import GenerationDelta, GenerationRequest, T
 from front_proxy.request.stall_detector import stalled_s
 from front_proxy.request.work import Stage, Submission, WorkerOutput
 from runtime.failures import Failure, FailureError, FailureKind
+from runtime.priority_class import class_of_priority
 from runtime.timing.clock import precise_clock
 from scheduler.api.actions import Placement
 from scheduler.api.events import RunningPlan
@@ -110,6 +112,7 @@ class RequestDriver:
         self._plan_ids: dict[int, int] = {}
         self._slots: dict[tuple[int, Stage], tuple[Placement, int]] = {}
         self._watch = TtftBreakdown(self._started_s)
+        self._times = DeliveryTimes(self._started_s)
 
     @property
     def done(self) -> bool:
@@ -210,6 +213,7 @@ class RequestDriver:
         now_s = self._now_s()
         self._metrics.plan_s.observe(now_s - asked_s)
         self._watch.planned_s = now_s
+        self._times.refused = isinstance(answer, Failure)
         if isinstance(answer, Failure):
             self.feed(PlanRefused(attempt=attempt, failure=answer))
         else:
@@ -289,8 +293,8 @@ class RequestDriver:
             case ReleaseHandoff(handoff=handoff, pulled=pulled):
                 self._metrics.handoffs_released("true" if pulled else "false").inc()
                 self._working.release(handoff, pulled=pulled)
-            case EndPlan(attempt=attempt, outcome=outcome, output_tokens=output_tokens):
-                self._planning.end_plan(self._plan_ids.pop(attempt), outcome, output_tokens)
+            case EndPlan():
+                self._end_plan(action)
             case Suspect() | Retried() | Diverged():
                 self._perform_between_attempts(action)
             case FinishRequest(outcome=outcome, failure=failure):
@@ -312,9 +316,18 @@ class RequestDriver:
 
     def _ask(self, ask: AskPlan) -> None:
         plan_id = self._plan_ids[ask.attempt] = self._planning.new_plan_id()
-        question = submissions.question(plan_id, self._request, ask, left_s=self._left_s())
+        now_s = self._now_s()
+        ttft_left_s = self._times.ttft_left_s(self._request, now_s)
+        question = submissions.question(plan_id, self._request, ask, left_s=self._left_s(), ttft_left_s=ttft_left_s)
         self._watch.new_attempt()
-        self._planning.plan(question, functools.partial(self._on_answer, ask.attempt, self._now_s()))
+        self._times.asked(now_s)
+        self._planning.plan(question, functools.partial(self._on_answer, ask.attempt, now_s))
+
+    def _end_plan(self, action: EndPlan) -> None:
+        measured = self._times.of_plan(
+            action.outcome, action.output_tokens, self._watch.cached_tokens, action.finish, self._now_s()
+        )
+        self._planning.end_plan(self._plan_ids.pop(action.attempt), action.outcome, action.output_tokens, measured)
 
     def _left_s(self) -> float:
         """Seconds until the deadline; never 0, which would mean none."""
@@ -349,9 +362,12 @@ class RequestDriver:
 
     def _emit(self, delta: GenerationDelta) -> None:
         phases: TtftPhases | None = None
-        if delta.token_ids and not self._watch.over:
-            phases = self._watch.first_token(self._now_s())
-            delta = msgspec.structs.replace(delta, phases=phases)
+        if delta.token_ids:
+            now_s = self._now_s()
+            self._times.delivered(now_s)
+            if not self._watch.over:
+                phases = self._watch.first_token(now_s)
+                delta = msgspec.structs.replace(delta, phases=phases)
         if delta.decode_worker is not None:
             self._watch.observe_decode(self._metrics)
         self._pass_on(delta)
@@ -371,6 +387,11 @@ class RequestDriver:
         self._timer.cancel()
         self._count_tokens()
         self._metrics.ended_as(outcome).inc()
+        request = self._request
+        if request.ttft_slo_s or request.itl_slo_s:
+            kept = self._times.slo(request, outcome, self.flow.output_tokens, self._now_s())
+            named = request.priority_class or class_of_priority(request.engine_request.priority)
+            self._metrics.slo_requests.labels(named, kept).inc()
         if failure is not None:
             self._ending = failure
             if outcome == "failed":

@@ -36,7 +36,7 @@ from front_proxy.planning.events import (
     ViewChanged,
 )
 from front_proxy.planning.plan_client import NEVER_S, PlanClient
-from front_proxy.request.events import Outcome
+from front_proxy.request.events import Measured, Outcome
 from protos.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from runtime.failures import Failure, FailureKind
 from runtime.rpc.bidi_stream import Dial
@@ -127,10 +127,10 @@ class SchedulerLink:
         self._receivers[question.plan_id] = (receiver, wire.plan_request(question))
         self._handle(PlanNeeded(question))
 
-    def end_plan(self, plan_id: int, outcome: Outcome, output_tokens: int) -> None:
+    def end_plan(self, plan_id: int, outcome: Outcome, output_tokens: int, measured: Measured | None = None) -> None:
         """Free what a plan reserved. Of a question not answered yet, its answer too."""
         self._receivers.pop(plan_id, None)
-        self._handle(PlanEnded(plan_id, outcome, output_tokens))
+        self._handle(PlanEnded(plan_id, outcome, output_tokens, measured))
 
     def suspect(self, worker: Placement, reason: str) -> None:
         """Tell the scheduler that a worker could not be used."""
@@ -214,8 +214,8 @@ class SchedulerLink:
                     self._on_degraded("planned")
                 if (asked := self._receivers.pop(plan.plan_id, None)) is not None:
                     asked[0](plan)
-            case SendEnd(plan_id=plan_id, outcome=outcome, output_tokens=output_tokens):
-                self._send(wire.request_ended(plan_id, outcome, output_tokens))
+            case SendEnd(plan_id=plan_id, outcome=outcome, output_tokens=output_tokens, measured=measured):
+                self._send(wire.request_ended(plan_id, outcome, output_tokens, measured))
             case AnswerRefusal(plan_id=plan_id, failure=failure, local=local):
                 if local:
                     self._on_degraded("refused")

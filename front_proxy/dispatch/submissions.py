@@ -11,8 +11,13 @@ from runtime.priority_class import engine_priority
 from scheduler.api.events import PlanRequested
 
 
-def question(plan_id: int, request: GenerationRequest, ask: AskPlan, *, left_s: float) -> PlanRequested:
-    """Where may it run? ``left_s`` is what is left of its deadline, in all three functions."""
+def question(
+    plan_id: int, request: GenerationRequest, ask: AskPlan, *, left_s: float, ttft_left_s: float
+) -> PlanRequested:
+    """Where may it run? ``left_s`` is what is left of its deadline, in all three functions.
+
+    ``ttft_left_s``: of the time to the first token that it asks for. 0: none is asked for, or the client has the token.
+    """
     return PlanRequested(
         session=0,
         plan_id=plan_id,
@@ -27,6 +32,8 @@ def question(plan_id: int, request: GenerationRequest, ask: AskPlan, *, left_s: 
         wait_max_s=left_s,
         prefill_only=ask.prefill_only,
         resumed=ask.resumed,
+        ttft_slo_s=ttft_left_s,
+        itl_slo_s=request.itl_slo_s,
     )
 
 

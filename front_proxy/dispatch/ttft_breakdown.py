@@ -26,6 +26,12 @@ class TtftBreakdown:
         self._remote = False
         self._admission_s = 0.0
 
+    @property
+    def cached_tokens(self) -> int:
+        """Of the prompt, that the worker which computed it in this attempt found in its cache."""
+        prompt = self._prefill or (None if self._remote else self._decode)
+        return prompt.cached_tokens if prompt is not None else 0
+
     def on_output(self, stage: Stage, output: WorkerOutput, now_s: float) -> None:
         """Note what a worker says about its first output."""
         if stage is Stage.PREFILL:

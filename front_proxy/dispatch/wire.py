@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from engine.protocol import Finish, FinishReason, FirstOutput, Logprobs
 from front_proxy.planning.cluster_view import WorkerEntry
 from front_proxy.planning.events import ViewShown
-from front_proxy.request.events import Outcome
+from front_proxy.request.events import Measured, Outcome
 from front_proxy.request.work import Stage, Submission, WorkerOutput
 from kv_transfer.handoff import wire as handoff_wire
 from kv_transfer.handoff.handoff import KvHandoff
@@ -20,6 +20,7 @@ from scheduler import wire as scheduler_wire
 from scheduler.api.actions import Placement, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.api.events import PlanRequested, RunningPlan
 
+_UINT32_MAX = 2**32 - 1
 _FINISH: dict[int, FinishReason] = {
     worker_pb2.FINISH_REASON_STOP: "stop",
     worker_pb2.FINISH_REASON_LENGTH: "length",
@@ -195,6 +196,11 @@ def plan_request(question: PlanRequested) -> scheduler_pb2.FrontUpdates:
         message.resumed = True
     if question.priority_class:
         message.priority_class = question.priority_class
+    # 0 would mean that none is asked for.
+    if question.ttft_slo_s:
+        message.ttft_slo_ms = max(1, round(question.ttft_slo_s * 1e3))
+    if question.itl_slo_s:
+        message.itl_slo_us = max(1, round(question.itl_slo_s * 1e6))
     return updates
 
 
@@ -220,13 +226,20 @@ def _placed(placement: Placement | None) -> scheduler_pb2.Placement | None:
     return scheduler_pb2.Placement(worker_id=placement.worker_id, address=placement.address, epoch=placement.epoch)
 
 
-def request_ended(plan_id: int, outcome: Outcome, output_tokens: int) -> scheduler_pb2.FrontUpdates:
+def request_ended(
+    plan_id: int, outcome: Outcome, output_tokens: int, measured: Measured | None = None
+) -> scheduler_pb2.FrontUpdates:
     """The plan's reservation is free."""
     updates = scheduler_pb2.FrontUpdates()
     ended = updates.messages.add().ended
     ended.plan_id = plan_id
     ended.outcome = outcome
     ended.output_tokens = output_tokens
+    if measured is not None:
+        ended.ttft_us = min(round(measured.ttft_s * 1e6), _UINT32_MAX)
+        ended.itl_us = min(round(measured.itl_s * 1e6), _UINT32_MAX)
+        ended.cached_tokens = measured.cached_tokens
+        ended.finish = measured.finish
     return updates
 
 

@@ -202,6 +202,8 @@ class Sequences:
             priority_class=context.caller.priority_class,
             tenant=context.caller.tenant,
             deadline_s=context.deadline_s,
+            ttft_slo_s=context.ttft_left_s(),
+            itl_slo_s=context.caller.itl_slo_s,
             pinned_decode_worker=child.pinned_decode_worker,
         )
 

@@ -17,6 +17,9 @@ from runtime.priority_class import PriorityClass, class_of_priority
 
 TENANT_HEADER = b"x-baton-tenant"
 PRIORITY_HEADER = b"x-baton-priority"
+TTFT_SLO_HEADER = b"x-slo-ttft-ms"
+TPOT_SLO_HEADER = b"x-slo-tpot-ms"
+SLO_MS_MAX = 3_600_000
 _CLASS_OF_NUMBER = {
     int(inference_pb2.PriorityClass.Value(f"PRIORITY_CLASS_{each.name}")): each.value for each in PriorityClass
 }
@@ -27,19 +30,25 @@ _TENANT_CHARACTERS_MAX = 64
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """``tenant`` shares the cluster with other tenants; ``priority_class`` empty: by the request's priority number."""
+    """``tenant`` shares the cluster with other tenants; ``priority_class`` empty: by the request's priority number.
+
+    The time to the first token and the time between tokens that it asks for; 0: none.
+    """
 
     tenant: str = ""
     priority_class: str = ""
+    ttft_slo_s: float = 0.0
+    itl_slo_s: float = 0.0
 
 
 def caller(headers: Iterable[tuple[bytes, bytes]], allowed: Sequence[PriorityClass] = ALL_CLASSES) -> Caller:
     """The caller. An API key goes before the header. Neither is verified.
 
     Raises FailureError (BAD_REQUEST) for a class that is none, or not ``allowed``: as another one it would be missed
-    only under overload.
+    only under overload. The same for a time that is none.
     """
     key, named, wanted = b"", b"", b""
+    ttft_slo_s = itl_slo_s = 0.0
     for name, value in headers:
         if name == b"authorization" and value[:7].lower() == b"bearer ":
             key = value[7:].strip()
@@ -49,6 +58,10 @@ def caller(headers: Iterable[tuple[bytes, bytes]], allowed: Sequence[PriorityCla
             named = value.strip()
         elif name == PRIORITY_HEADER:
             wanted = value.strip().lower()
+        elif name == TTFT_SLO_HEADER:
+            ttft_slo_s = _slo_s(TTFT_SLO_HEADER.decode(), value.decode("latin-1"))
+        elif name == TPOT_SLO_HEADER:
+            itl_slo_s = _slo_s(TPOT_SLO_HEADER.decode(), value.decode("latin-1"))
     tenant = ""
     if key:
         tenant = _KEY_PREFIX + hashlib.blake2s(key, digest_size=_DIGEST_BYTES).hexdigest()
@@ -57,7 +70,7 @@ def caller(headers: Iterable[tuple[bytes, bytes]], allowed: Sequence[PriorityCla
     priority_class = wanted.decode("latin-1")
     if priority_class and priority_class not in allowed:
         raise _not_allowed(PRIORITY_HEADER.decode(), priority_class, allowed)
-    return Caller(tenant=tenant, priority_class=priority_class)
+    return Caller(tenant=tenant, priority_class=priority_class, ttft_slo_s=ttft_slo_s, itl_slo_s=itl_slo_s)
 
 
 def caller_of_call(
@@ -73,16 +86,22 @@ def caller_of_request(
 ) -> Caller:
     """The caller of one of a call's requests: its own fields go before the call's metadata, but not before a key.
 
-    Raises FailureError (BAD_REQUEST) for a class that is none, or not ``allowed``.
+    Raises FailureError (BAD_REQUEST) for a class that is none, or not ``allowed``, and for a time that is none.
     """
     tenant, number = request.tenant, int(request.priority_class)
-    if not tenant and not number:
+    ttft_ms, tpot_ms = request.ttft_slo_ms, request.tpot_slo_ms
+    if not (tenant or number or ttft_ms or tpot_ms):
         return call
     asked = _CLASS_OF_NUMBER.get(number, str(number)) if number else ""
     if asked and asked not in allowed:
         raise _not_allowed("priority_class", asked, allowed)
     named = _named(tenant) if tenant and not call.tenant.startswith(_KEY_PREFIX) else call.tenant
-    return Caller(tenant=named, priority_class=asked or call.priority_class)
+    return Caller(
+        tenant=named,
+        priority_class=asked or call.priority_class,
+        ttft_slo_s=_slo_s("ttft_slo_ms", ttft_ms) if ttft_ms else call.ttft_slo_s,
+        itl_slo_s=_slo_s("tpot_slo_ms", tpot_ms) if tpot_ms else call.itl_slo_s,
+    )
 
 
 def with_class(call: Caller, priority: int, allowed: Sequence[PriorityClass]) -> Caller:
@@ -104,6 +123,20 @@ def _not_allowed(field: str, value: str, allowed: Sequence[PriorityClass]) -> Fa
     why = "" if len(allowed) == len(ALL_CLASSES) else " (front_proxy.classes_allowed)"
     message = f"{field} must be one of {', '.join(allowed)}{why}, got {value[:_TENANT_CHARACTERS_MAX]!r}."
     return FailureError(Failure(kind=FailureKind.BAD_REQUEST, message=message))
+
+
+def _slo_s(field: str, value: str | float) -> float:
+    try:
+        asked_ms = float(value)
+    except ValueError:
+        asked_ms = 0.0
+    # Not a number is not in between either.
+    if 0.0 < asked_ms <= SLO_MS_MAX:
+        return asked_ms / 1000
+    REFUSALS.labels("bad_header").inc()
+    shown = repr(value)[:_TENANT_CHARACTERS_MAX]
+    message = f"{field} must be a number of milliseconds above 0, {SLO_MS_MAX} at most, got {shown}."
+    raise FailureError(Failure(kind=FailureKind.BAD_REQUEST, message=message))
 
 
 def _named(tenant: str) -> str:

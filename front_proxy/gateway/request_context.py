@@ -13,6 +13,8 @@ from runtime.timing.clock import SystemClock
 
 # The event loop's own clock ticks in milliseconds under uvloop.
 CLOCK = SystemClock()
+TTFT_LEFT_MIN_S = 0.001
+"""What is left of a time that is over: 0 would mean that none was asked for."""
 
 
 class Outlet(Protocol):
@@ -52,6 +54,11 @@ class RequestContext:
         """A parser reads its output that may be given only one token at a time."""
         self.outlet: Outlet | None = None
         """Of a stream that is text alone. None: its reader writes everything."""
+
+    def ttft_left_s(self) -> float:
+        """What is left of the time to the first token that its client asks for. 0: none is asked for."""
+        asked_s = self.caller.ttft_slo_s
+        return max(asked_s - (CLOCK.monotonic_s() - self.started_s), TTFT_LEFT_MIN_S) if asked_s else 0.0
 
 
 REQUEST_CONTEXT: ContextVar[RequestContext] = ContextVar("baton_request_context")

@@ -65,7 +65,8 @@ class BatonClient:
     Every client has one connection of its own. Of several front proxies that share a port the kernel chooses one for
     each connection: use several clients to use them all.
 
-    ``api_key``, ``tenant`` and ``priority_class`` go with every call; a request may name its own tenant and class.
+    ``api_key``, ``tenant``, ``priority_class`` and the SLOs go with every call; a request may name its own but for the
+    key. ``ttft_slo_ms``, ``tpot_slo_ms``: the time to the first token, and between tokens, that it asks for.
     ``connect_timeout_s``: longest wait for a connection; gRPC's own, 20 s, is less than a front proxy may stand still.
     A proxy that the environment names (``http_proxy``) is not used; ``channel`` may be one that uses it.
     """
@@ -78,6 +79,8 @@ class BatonClient:
         api_key: str = "",
         tenant: str = "",
         priority_class: PriorityClass | None = None,
+        ttft_slo_ms: float | None = None,
+        tpot_slo_ms: float | None = None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
         options = [
@@ -95,6 +98,8 @@ class BatonClient:
             "authorization": f"Bearer {api_key}" if api_key else "",
             "x-baton-tenant": tenant,
             "x-baton-priority": priority_class or "",
+            "x-slo-ttft-ms": "" if ttft_slo_ms is None else str(ttft_slo_ms),
+            "x-slo-tpot-ms": "" if tpot_slo_ms is None else str(tpot_slo_ms),
         }
         self._metadata = tuple((name, value) for name, value in said.items() if value)
 
@@ -283,6 +288,8 @@ def request(
     return_text: bool = True,
     tenant: str = "",
     priority_class: PriorityClass | None = None,
+    ttft_slo_ms: float = 0.0,
+    tpot_slo_ms: float = 0.0,
 ) -> GenerateRequest:
     """A request from text or token ids."""
     message = GenerateRequest(
@@ -295,6 +302,8 @@ def request(
         session_id=session_id,
         return_text=return_text,
         tenant=tenant,
+        ttft_slo_ms=ttft_slo_ms,
+        tpot_slo_ms=tpot_slo_ms,
     )
     if priority_class is not None:
         message.priority_class = getattr(inference_pb2, f"PRIORITY_CLASS_{priority_class.upper()}")

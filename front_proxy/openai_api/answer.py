@@ -50,6 +50,8 @@ class Answer:
         """
         self.context: RequestContext | None = None
         """Of the request, once it is known who asks."""
+        self.asked: list[Header] = scope["headers"]
+        """The headers of the request, with its id where it got one here."""
         self.explain = False
         """Whether the answer says where the time to its first token went."""
         self.route = ""
@@ -140,7 +142,7 @@ class Answer:
         headers: list[Header] = list(message.get("headers", ()))
         names = {name.lower(): value for name, value in headers}
         self.length_bytes = int(names.get(b"content-length", b"0"))
-        every = self._headers_of(self._scope["headers"])
+        every = self._headers_of(self.asked)
         headers += [(name, value) for name, value in every if name not in names or name == b"vary"]
         if self._retiring():
             headers.append((b"connection", b"close"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from http import HTTPStatus
 
 from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
@@ -24,6 +25,9 @@ CROWDED_ROUTES = frozenset({"/health", "/ping", "/metrics"})
 NO_ROOM = "This front proxy has no room for more connections. Please try again later."
 EXPLAIN_HEADER = b"x-baton-explain"
 """When it is 1, the answer says where the time to its first token went."""
+REQUEST_ID_HEADER = b"x-request-id"
+REQUEST_ID_FIELD = b'"request_id"'
+"""In a body it may be the request's id, which the header would replace."""
 FORBIDDEN_HEADERS = frozenset({b"x-data-parallel-rank"})
 FORBIDDEN_FIELDS = ("kv_transfer_params", "ec_transfer_params")
 
@@ -127,6 +131,8 @@ class HttpGuard:
             except FailureError as error:
                 await answer.fail(error.failure)
                 return
+            if route in GENERATION_ROUTES and REQUEST_ID_FIELD not in body:
+                headers = answer.asked = _with_request_id(headers)
             body = _without_forbidden_fields(body)
             headers = [
                 (name, str(len(body)).encode() if name == b"content-length" else value) for name, value in headers
@@ -140,6 +146,13 @@ class HttpGuard:
             await self._app(scope, _replay(body, receive) if body is not None else receive, answer.send)
         finally:
             REQUEST_CONTEXT.reset(token)
+
+
+def _with_request_id(headers: list[Header]) -> list[Header]:
+    """With an id for a request that has none: then its answer, vLLM, the log and the scheduler have the same one."""
+    if any(name == REQUEST_ID_HEADER for name, _ in headers):
+        return headers
+    return [*headers, (REQUEST_ID_HEADER, uuid.uuid4().hex.encode())]
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

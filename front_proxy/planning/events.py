@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from front_proxy.planning.cluster_view import WorkerEntry
-from front_proxy.request.events import Outcome
+from front_proxy.request.events import Measured, Outcome
 from runtime.failures import Failure
 from scheduler.api.actions import ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.api.events import PlanRequested, RunningPlan
@@ -25,6 +25,7 @@ class PlanEnded(msgspec.Struct, frozen=True, gc=False):
     plan_id: int
     outcome: Outcome
     output_tokens: int
+    measured: Measured | None = None
 
 
 class Suspected(msgspec.Struct, frozen=True):
@@ -101,6 +102,7 @@ class SendEnd(msgspec.Struct, frozen=True, gc=False):
     plan_id: int
     outcome: Outcome
     output_tokens: int
+    measured: Measured | None = None
 
 
 class SendSuspect(msgspec.Struct, frozen=True):

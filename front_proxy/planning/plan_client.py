@@ -181,7 +181,7 @@ class PlanClient:
         self._plans.ended(event.plan_id, event.outcome, event.output_tokens, now_s)
         # A silent scheduler is told everything at once when it speaks; until then nothing piles up.
         if self.connected or (pending is not None and pending.sent):
-            return (SendEnd(event.plan_id, event.outcome, event.output_tokens),)
+            return (SendEnd(event.plan_id, event.outcome, event.output_tokens, event.measured),)
         return ()
 
     # Of the scheduler

@@ -18,6 +18,15 @@ Outcome = Literal["finished", "failed", "cancelled"]
 Resumption = Literal["restart", "continue", "replay"]
 
 
+class Measured(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a plan's end says of it beside its outcome; ``scheduler.api.events.RequestEnded`` says what each is."""
+
+    ttft_s: float = 0.0
+    itl_s: float = 0.0
+    cached_tokens: int = 0
+    finish: str = ""
+
+
 class RequestPhase(enum.Enum):
     """Where a request stands."""
 
@@ -151,11 +160,15 @@ class ReleaseHandoff(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EndPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """Free what the scheduler reserved for an attempt, which showed so many tokens."""
+    """Free what the scheduler reserved for an attempt, which showed so many tokens.
+
+    ``finish``: why generation ended ("stop", "length"), or the kind of failure.
+    """
 
     attempt: int
     outcome: Outcome
     output_tokens: int
+    finish: str
 
 
 class Suspect(msgspec.Struct, frozen=True, kw_only=True):

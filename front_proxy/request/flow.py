@@ -94,6 +94,8 @@ class RequestFlow:
         self._handoff_slot = HandoffSlot()
         self._prompt = PromptInfo()
         self._last_failure: Failure | None = None
+        # A client that has all that it wanted met a stop string.
+        self._finish = "stop"
         # Workers whose failure may be the request's own fault, each with the stage that failed.
         self._blamed: list[tuple[Stage, Suspect]] = []
 
@@ -333,7 +335,7 @@ class RequestFlow:
             self._retry_policy.exclude(worker.worker_id)
         self._pinned = None
         released = self._handoff_slot.release(pulled=False)
-        ended = self._end_plan("failed")
+        ended = self._end_plan("failed", failure.kind.value)
         resumed: Resumption = "continue" if self._continuing else "replay"
         how = resumed if self.output_tokens else "restart"
         retried = Retried(stage=stage, failure=failure, how=how, counted=not uncounted)
@@ -393,16 +395,17 @@ class RequestFlow:
     def _end(self, outcome: Outcome, failure: Failure | None) -> Sequence[FlowAction]:
         assert self.phase is not RequestPhase.DONE, self.event_log
         released = self._handoff_slot.release(pulled=False)
-        ended = self._end_plan(outcome)
+        ended = self._end_plan(outcome, self._finish if failure is None else failure.kind.value)
         self.phase = RequestPhase.DONE
         self._plan = None
         return [*released, *ended, FinishRequest(outcome=outcome, failure=failure, output_tokens=self.output_tokens)]
 
-    def _end_plan(self, outcome: Outcome) -> Sequence[FlowAction]:
+    def _end_plan(self, outcome: Outcome, finish: str) -> Sequence[FlowAction]:
         if not self._plan_open:
             return []
         self._plan_open = False
-        return [EndPlan(attempt=self.attempt, outcome=outcome, output_tokens=self.output_tokens_of_plan)]
+        tokens = self.output_tokens_of_plan
+        return [EndPlan(attempt=self.attempt, outcome=outcome, output_tokens=tokens, finish=finish)]
 
     def _deliver(self, output: WorkerOutput, *, finish: Finish | None, decode_worker: str | None = None) -> Emit | None:
         """What of ``output`` the client has not seen; None where it contradicts what the client has."""
@@ -417,4 +420,6 @@ class RequestFlow:
         return self._emit(fresh, finish=finish, decode_worker=decode_worker)
 
     def _emit(self, output: WorkerOutput, *, finish: Finish | None, decode_worker: str | None = None) -> Emit:
+        if finish is not None:
+            self._finish = finish.reason
         return Emit(delta=self._prompt.delta(output, finish=finish, decode_worker=decode_worker))

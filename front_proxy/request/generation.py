@@ -39,6 +39,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The key of the fair share."""
     deadline_s: float | None = None
     """Time it may take from now. None: the configured one."""
+    ttft_slo_s: float = 0.0
+    """What is left of the time to the first token that its client asks for, from now. 0: none is asked for."""
+    itl_slo_s: float = 0.0
+    """The time between tokens that its client asks for. 0: none is."""
     pinned_decode_worker: str | None = None
     """Run on this decode worker alone: its prefix cache already holds the prompt."""
 

@@ -1,10 +1,11 @@
-"""`baton drain` and `baton restart`: asks the scheduler or the launcher, and reports progress. Stops nothing itself."""
+"""What commands on a running cluster ask of its scheduler or its launcher, with progress. Stops nothing itself."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from launcher.local import procfs, state_file, status
 from launcher.local.state_file import ClusterRecord, ProcessRecord
 from launcher.local.timing import Timing
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from protos.scheduler.v1 import scheduler_pb2 as pb
 from runtime.roles import ROLES, WORKER_ROLES, Role
 from runtime.rpc.grpc_server import channel
 from runtime.user_error import UserError
-from scheduler.drain_client import drain_worker
+from scheduler.operator_client import drain_worker, explain_plan, record_trace
 
 _MESSAGE_BYTES_MAX = 1 << 20
 _PROGRESS_INTERVAL_S = 0.5
@@ -38,10 +40,9 @@ async def drain(state_dir: Path, worker_id: str, *, timeout_s: float, say: Say) 
     worker = _find(record, worker_id, "worker", WORKER_ROLES)
     if not procfs.is_alive(worker.pid, worker.start_ticks) or not worker.grpc_address:
         raise CommandError(f"{worker_id} does not run; `baton status` says more")
-    schedulers = ",".join(one.grpc_address for one in record.processes if one.role == "scheduler")
     status_timeout_s = Timing().status_timeout_s
     try:
-        await drain_worker(schedulers, worker_id, timeout_s=status_timeout_s)
+        await drain_worker(_schedulers(record), worker_id, timeout_s=status_timeout_s)
     except grpc.aio.AioRpcError as error:
         raise CommandError(
             f"the scheduler did not drain {worker_id}: {error.details() or error.code().name}"
@@ -64,6 +65,28 @@ async def drain(state_dir: Path, worker_id: str, *, timeout_s: float, say: Say) 
         await asyncio.sleep(_PROGRESS_INTERVAL_S)  # its state is that of another process, and its status says it
 
 
+async def explain(state_dir: Path, request_id: str) -> pb.ExplainPlanResponse:
+    """What the scheduler remembers of a request. Raises CommandError or StateError."""
+    schedulers = _schedulers(state_file.read(state_dir))
+    try:
+        return await explain_plan(schedulers, request_id, timeout_s=Timing().status_timeout_s)
+    except grpc.aio.AioRpcError as error:
+        raise CommandError(error.details() or error.code().name) from error
+
+
+async def record(state_dir: Path) -> AsyncGenerator[pb.TraceRecords, None]:
+    """What the scheduler is asked, until the iterator is closed. Raises CommandError or StateError."""
+    schedulers = _schedulers(state_file.read(state_dir))
+    try:
+        async with aclosing(record_trace(schedulers, timeout_s=Timing().status_timeout_s)) as batches:
+            async for batch in batches:
+                yield batch
+    except TimeoutError as error:
+        raise CommandError("the scheduler does not answer") from error
+    except grpc.aio.AioRpcError as error:
+        raise CommandError(f"the recording ended: {error.details() or error.code().name}") from error
+
+
 async def restart(state_dir: Path, process_id: str, *, say: Say) -> None:
     """Have the launcher replace one process or "all". Raises CommandError or StateError."""
     record = state_file.read(state_dir)
@@ -81,6 +104,11 @@ async def restart(state_dir: Path, process_id: str, *, say: Say) -> None:
                 say(_words(progress))
         except grpc.aio.AioRpcError as error:
             raise CommandError(error.details() or error.code().name) from error
+
+
+def _schedulers(record: ClusterRecord) -> str:
+    """Their addresses: any of them may lead."""
+    return ",".join(one.grpc_address for one in record.processes if one.role == "scheduler")
 
 
 def _find(record: ClusterRecord, process_id: str, kind: str, roles: Sequence[Role]) -> ProcessRecord:

@@ -12,6 +12,7 @@ import msgspec
 from launcher.local import procfs
 from launcher.local.state_file import ClusterRecord, ProcessRecord
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from runtime.columns import aligned
 from runtime.rpc.grpc_server import channel
 
 _MESSAGE_BYTES_MAX = 1 << 20
@@ -120,10 +121,7 @@ def as_table(lines: Sequence[StatusLine]) -> str:
     for line in lines:
         shown = {name: "-" if getattr(line, name) == "" else str(getattr(line, name)) for name in _COLUMNS}
         rows.append(list((shown | {"pid": str(line.pid or "-")}).values()))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return "\n".join(aligned(rows))
 
 
 async def _one(process: ProcessRecord, supervised: bool, timeout_s: float) -> StatusLine:

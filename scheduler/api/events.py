@@ -138,8 +138,8 @@ class PlansRunning(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool = False
 
 
-class RequestEnded(msgspec.Struct, frozen=True, kw_only=True):
-    """A planned request is over, however it went. Idempotent."""
+class RequestEnded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A planned request is over, however it went. Idempotent. All of it is of this plan alone."""
 
     session: int
     plan_id: int
@@ -147,6 +147,14 @@ class RequestEnded(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str = ""
     # Shown to the client under this plan.
     output_tokens: int = 0
+    # From the question to the first token that the client got. 0: it got none.
+    ttft_s: float = 0.0
+    # (Last - first token) / (tokens - 1), of a finished one. 0: not known.
+    itl_s: float = 0.0
+    # Of the prompt, that the worker which computed it found.
+    cached_tokens: int = 0
+    # Why generation ended ("stop", "length"), or the kind of failure.
+    finish: str = ""
 
 
 class Tick(msgspec.Struct, frozen=True):

@@ -1,6 +1,7 @@
 """Recorded traffic: readers of Mooncake's and Azure's traces and of Baton's own, plain or compressed with zstd.
 
-Baton's own format is JSON lines. The first is ``{"baton_trace": 1, "key_tokens": N}``, each further one an ``Arrival``.
+Baton's own format is JSON lines. The first is ``{"baton_trace": 1, "key_tokens": N}``, each further one an ``Arrival``,
+in any order; a recording ends with a ``Tally``. Files of one recording that are put together are one trace.
 Its block keys are salted, so they tell which prompts share a beginning and nothing about what is in it.
 """
 
@@ -28,6 +29,7 @@ MADE_KEY_TOKENS = 512
 OUTPUT_TOKENS_MAX = 2048
 """What clients allow, unless an output of the trace is longer: then the next power of two, for every request alike."""
 LINE_BYTES_MAX = 16 * 1024 * 1024
+_HEADER_BEGIN, _TALLY_BEGIN = b'{"baton_trace"', b'{"recorded"'
 
 Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e9)]
 
@@ -93,6 +95,17 @@ class _Header(msgspec.Struct, forbid_unknown_fields=True):
     key_tokens: PositiveCount
 
 
+class Tally(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """What a recording came to so far: the last line of each of its files.
+
+    ``unfinished``: requests without an output that could be replayed: refused, failed, or not over yet.
+    """
+
+    recorded: int
+    dropped: int
+    unfinished: int
+
+
 def read(file: Path, form: Format | None = None) -> Trace:
     """Read a trace. Without ``form`` its first line tells the format. Raises BadTrace."""
     with _lines(file) as lines:
@@ -110,9 +123,14 @@ def read(file: Path, form: Format | None = None) -> Trace:
 
 def write(trace: Trace) -> Iterator[bytes]:
     """The lines of Baton's own format, without line ends."""
-    yield msgspec.json.encode(_Header(baton_trace=1, key_tokens=trace.key_tokens))
+    yield header(trace.key_tokens)
     for arrival in trace.arrivals:
         yield msgspec.json.encode(arrival)
+
+
+def header(key_tokens: int) -> bytes:
+    """The first line of Baton's own format."""
+    return msgspec.json.encode(_Header(baton_trace=1, key_tokens=key_tokens))
 
 
 Lines = Iterable[tuple[int, bytes]]
@@ -200,15 +218,23 @@ def _baton(file: Path, lines: Lines) -> Trace:
     key_tokens = 0
     for number, line in lines:
         try:
-            if not key_tokens:
-                key_tokens = msgspec.json.decode(line, type=_Header).key_tokens
+            if not key_tokens or line.startswith(_HEADER_BEGIN):
+                told = msgspec.json.decode(line, type=_Header).key_tokens
+                if key_tokens not in (0, told):
+                    _fail(file, number, f"key_tokens is {told}, and {key_tokens} above: two recordings")
+                key_tokens = told
+                continue
+            if line.startswith(_TALLY_BEGIN):
+                msgspec.json.decode(line, type=Tally)
                 continue
             arrival = decoder.decode(line)
         except msgspec.DecodeError as error:
             _fail(file, number, error)
         if len(arrival.block_keys) * key_tokens > arrival.prompt_tokens:
             _fail(file, number, f"block_keys has more keys than prompt_tokens has full blocks of {key_tokens}")
-        _append(file, number, arrivals, arrival, "arrived_s")
+        arrivals.append(arrival)
+    # A request is recorded when it ends.
+    arrivals.sort(key=lambda each: each.arrived_s)
     return Trace(key_tokens=key_tokens, arrivals=arrivals)
 
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import os
 import re
 import signal
+import subprocess
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,7 +23,17 @@ import pytest
 
 from front_proxy.grpc_api.client import BatonClient, BatonError, SamplingOptions, request
 from launcher.local import procfs
-from tests.e2e.cluster import Endpoint, baton_up, left_behind, shared_memory, stop, wait_for
+from tests.e2e.cluster import (
+    BATON,
+    COMMAND_TIMEOUT_S,
+    Endpoint,
+    baton_up,
+    left_behind,
+    metrics,
+    shared_memory,
+    stop,
+    wait_for,
+)
 from tests.e2e.conftest import FAKE, SERVED, Alive
 
 pytestmark = pytest.mark.timeout(900)
@@ -182,6 +196,61 @@ async def _stream(url: str, begun: asyncio.Event) -> bool:
     except httpx.HTTPError:
         return False
     return last == "data: [DONE]"
+
+
+async def _ask_with_slo(cluster: Endpoint, requests: int) -> list[str]:
+    """Ask both APIs for so many, one after the other. What must be met, and what cannot be; the ids of the first."""
+    body = {"model": SERVED, "prompt": list(range(10, 74)), "max_tokens": 5, "ignore_eos": True}
+    asked = {"x-slo-ttft-ms": "60000", "x-slo-tpot-ms": "60000", "x-baton-tenant": "team a"}
+    ids: list[str] = []
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=DEADLINE_S, trust_env=False) as client:
+        for _ in range(requests):
+            response = await client.post("/v1/completions", json=body, headers=asked)
+            assert response.status_code == 200
+            ids.append(response.headers["x-request-id"])
+        refused = await client.post("/v1/completions", json=body, headers={"x-slo-tpot-ms": "soon"})
+        assert refused.status_code == 400 and "x-slo-tpot-ms" in refused.text
+    async with BatonClient(cluster.grpc_address, ttft_slo_ms=60_000, tpot_slo_ms=0.001) as slow:
+        for _ in range(requests):
+            assert await _complete(slow, 100, 5) == ""
+    return ids
+
+
+async def test_what_requests_ask_for_is_counted_their_plans_are_explained_and_a_recording_is_replayed(
+    cluster: Endpoint, tmp_path: Path
+) -> None:
+    requests = 10
+    told, traces = tmp_path / "told", tmp_path / "traces"
+    command = [*BATON, "record", "--output", str(traces), "--state-dir", str(cluster.state_dir)]
+    with told.open("w") as stderr:
+        recording = subprocess.Popen(command, stderr=stderr, stdout=subprocess.DEVNULL, text=True)
+    try:
+        wait_for(told.read_text, timeout_s=DEADLINE_S, what="the recording has begun")
+        ids = await _ask_with_slo(cluster, requests)
+        done = f"\n{2 * requests} requests recorded, 0 dropped, 0 unfinished"
+        wait_for(lambda: done in told.read_text(), timeout_s=DEADLINE_S, what=done, seen=told.read_text)
+    finally:
+        assert stop(recording) == 0
+    [plan] = json.loads(cluster.command("explain", ids[0], "--json"))["plans"]
+    assert ids[0] in plan["request_id"] and plan["prompt_tokens"] == 64 and 59.0 < plan["ttft_slo_s"] < 60.0
+    assert plan["outcome"]["output_tokens"] == 5 and plan["outcome"]["finish"] == "length"
+    assert 0 < plan["outcome"]["ttft_s"] < DEADLINE_S and 0 < plan["outcome"]["itl_s"] < DEADLINE_S
+    assert "finished (length): 5 output tokens" in cluster.command("explain", ids[-1])
+    unknown = [*BATON, "explain", "nothing", "--state-dir", str(cluster.state_dir)]
+    said = subprocess.run(unknown, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
+    assert said.returncode == 1 and "No plan of a request 'nothing' is among" in said.stderr
+    [trace] = traces.iterdir()
+    again = [*BATON, "simulate", "--trace", str(trace), "--prefill", "1", "--decode", "1", "--json"]
+    replay = subprocess.run(again, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
+    assert replay.returncode == 0, replay.stderr
+    assert f"{2 * requests} of {2 * requests} requests are over" in replay.stderr
+    fronts = [line["metrics_address"] for line in cluster.status() if line["role"] == "front_proxy"]
+    kept = Counter[tuple[str, str]]()
+    for address in fronts:
+        for sample in metrics(f"http://{address}")["baton_front_proxy_slo_requests"].samples:
+            if sample.name.endswith("_total"):
+                kept[sample.labels["priority_class"], sample.labels["outcome"]] += round(sample.value)
+    assert kept == {("default", "met"): requests, ("default", "tpot_missed"): requests}
 
 
 async def test_killing_a_front_proxy_breaks_its_own_connections_and_frees_what_it_ran(cluster: Endpoint) -> None:

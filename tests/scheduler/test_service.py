@@ -23,8 +23,8 @@ from runtime.timing.clock import SystemClock
 from scheduler.api.events import Event
 from scheduler.config import SchedulerParameters
 from scheduler.core import SchedulerCore
-from scheduler.drain_client import drain_worker
 from scheduler.metrics import SchedulerMetrics
+from scheduler.operator_client import drain_worker
 from scheduler.service import add_services, status_service
 from scheduler.shell import SchedulerShell
 from tests.support.polling import until

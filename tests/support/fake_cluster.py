@@ -14,7 +14,7 @@ from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.dispatch.metrics import DispatchMetrics
 from front_proxy.dispatch.scheduler_link import PlanReceiver
 from front_proxy.dispatch.worker_link import Receiver
-from front_proxy.request.events import Outcome
+from front_proxy.request.events import Measured, Outcome
 from front_proxy.request.generation import GenerationDelta, GenerationRequest
 from front_proxy.request.work import Stage, Submission, WorkerOutput
 from kv_transfer.handoff.handoff import KvHandoff
@@ -43,6 +43,7 @@ class FakeCluster:
         self.leases: set[str] = set()
         self.submissions: list[Submission] = []
         self.outcomes: list[Outcome] = []
+        self.measured: list[Measured | None] = []
         self.fail: dict[Stage, Failure] = {}
         self.silent = False
         self.pulled: list[bool] = []
@@ -76,8 +77,9 @@ class FakeCluster:
 
         asyncio.get_running_loop().call_later(PLAN_S, answer)
 
-    def end_plan(self, plan_id: int, outcome: Outcome, output_tokens: int) -> None:
+    def end_plan(self, plan_id: int, outcome: Outcome, output_tokens: int, measured: Measured | None = None) -> None:
         self.plans.remove(plan_id)
+        self.measured.append(measured)
         self.outcomes.append(outcome)
 
     def suspect(self, worker: Placement, reason: str) -> None:

@@ -29,7 +29,8 @@ class InferenceServiceStub:
     """Served by every front proxy. Errors carry google.rpc.ErrorInfo, and google.rpc.RetryInfo where there is advice.
 
     Both generating calls read metadata, with the names and meanings of the HTTP headers: `authorization` ("Bearer KEY") or
-    `x-api-key`, whose digest is the tenant; `x-baton-tenant`, a tenant without a key; `x-baton-priority`, a priority class.
+    `x-api-key`, whose digest is the tenant; `x-baton-tenant`, a tenant without a key; `x-baton-priority`, a priority class;
+    `x-slo-ttft-ms` and `x-slo-tpot-ms`, the times that the request asks for, in ms.
     Tenants share the cluster equally when requests have to wait, and classes by weight (docs/operations.md).
     """
 
@@ -60,7 +61,8 @@ class InferenceServiceServicer:
     """Served by every front proxy. Errors carry google.rpc.ErrorInfo, and google.rpc.RetryInfo where there is advice.
 
     Both generating calls read metadata, with the names and meanings of the HTTP headers: `authorization` ("Bearer KEY") or
-    `x-api-key`, whose digest is the tenant; `x-baton-tenant`, a tenant without a key; `x-baton-priority`, a priority class.
+    `x-api-key`, whose digest is the tenant; `x-baton-tenant`, a tenant without a key; `x-baton-priority`, a priority class;
+    `x-slo-ttft-ms` and `x-slo-tpot-ms`, the times that the request asks for, in ms.
     Tenants share the cluster equally when requests have to wait, and classes by weight (docs/operations.md).
     """
 
@@ -118,7 +120,8 @@ class InferenceService:
     """Served by every front proxy. Errors carry google.rpc.ErrorInfo, and google.rpc.RetryInfo where there is advice.
 
     Both generating calls read metadata, with the names and meanings of the HTTP headers: `authorization` ("Bearer KEY") or
-    `x-api-key`, whose digest is the tenant; `x-baton-tenant`, a tenant without a key; `x-baton-priority`, a priority class.
+    `x-api-key`, whose digest is the tenant; `x-baton-tenant`, a tenant without a key; `x-baton-priority`, a priority class;
+    `x-slo-ttft-ms` and `x-slo-tpot-ms`, the times that the request asks for, in ms.
     Tenants share the cluster equally when requests have to wait, and classes by weight (docs/operations.md).
     """
 

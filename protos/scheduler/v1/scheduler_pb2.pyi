@@ -7,6 +7,124 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ExplainPlanRequest(_message.Message):
+    __slots__ = ("request_id",)
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+
+class ExplainPlanResponse(_message.Message):
+    __slots__ = ("plans",)
+    PLANS_FIELD_NUMBER: _ClassVar[int]
+    plans: _containers.RepeatedCompositeFieldContainer[ExplainedPlan]
+    def __init__(self, plans: _Optional[_Iterable[_Union[ExplainedPlan, _Mapping]]] = ...) -> None: ...
+
+class ExplainedPlan(_message.Message):
+    __slots__ = ("request_id", "answered_ago_s", "waited_s", "prompt_tokens", "ttft_slo_s", "itl_slo_s", "prefill_worker_id", "decode_worker_id", "reason", "cause", "message", "options", "chosen", "outcome")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_AGO_S_FIELD_NUMBER: _ClassVar[int]
+    WAITED_S_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TTFT_SLO_S_FIELD_NUMBER: _ClassVar[int]
+    ITL_SLO_S_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    DECODE_WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    answered_ago_s: float
+    waited_s: float
+    prompt_tokens: int
+    ttft_slo_s: float
+    itl_slo_s: float
+    prefill_worker_id: str
+    decode_worker_id: str
+    reason: str
+    cause: str
+    message: str
+    options: _containers.RepeatedCompositeFieldContainer[PlanOption]
+    chosen: int
+    outcome: PlanOutcome
+    def __init__(self, request_id: _Optional[str] = ..., answered_ago_s: _Optional[float] = ..., waited_s: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., ttft_slo_s: _Optional[float] = ..., itl_slo_s: _Optional[float] = ..., prefill_worker_id: _Optional[str] = ..., decode_worker_id: _Optional[str] = ..., reason: _Optional[str] = ..., cause: _Optional[str] = ..., message: _Optional[str] = ..., options: _Optional[_Iterable[_Union[PlanOption, _Mapping]]] = ..., chosen: _Optional[int] = ..., outcome: _Optional[_Union[PlanOutcome, _Mapping]] = ...) -> None: ...
+
+class PlanOption(_message.Message):
+    __slots__ = ("prefill_worker_id", "decode_worker_id", "cached_tokens", "decode_cached_tokens", "queue_s", "prefill_s", "transfer_s", "ttft_s", "step_s", "cost_s", "verdict")
+    PREFILL_WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    DECODE_WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_S_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
+    TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    STEP_S_FIELD_NUMBER: _ClassVar[int]
+    COST_S_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    prefill_worker_id: str
+    decode_worker_id: str
+    cached_tokens: int
+    decode_cached_tokens: int
+    queue_s: float
+    prefill_s: float
+    transfer_s: float
+    ttft_s: float
+    step_s: float
+    cost_s: float
+    verdict: str
+    def __init__(self, prefill_worker_id: _Optional[str] = ..., decode_worker_id: _Optional[str] = ..., cached_tokens: _Optional[int] = ..., decode_cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., step_s: _Optional[float] = ..., cost_s: _Optional[float] = ..., verdict: _Optional[str] = ...) -> None: ...
+
+class PlanOutcome(_message.Message):
+    __slots__ = ("outcome", "finish", "ttft_s", "itl_s", "cached_tokens", "output_tokens")
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    ITL_S_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    outcome: str
+    finish: str
+    ttft_s: float
+    itl_s: float
+    cached_tokens: int
+    output_tokens: int
+    def __init__(self, outcome: _Optional[str] = ..., finish: _Optional[str] = ..., ttft_s: _Optional[float] = ..., itl_s: _Optional[float] = ..., cached_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ...) -> None: ...
+
+class RecordTraceRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class TraceRecords(_message.Message):
+    __slots__ = ("key_tokens", "records", "asked", "dropped")
+    KEY_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    ASKED_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    key_tokens: int
+    records: _containers.RepeatedCompositeFieldContainer[TraceRecord]
+    asked: int
+    dropped: int
+    def __init__(self, key_tokens: _Optional[int] = ..., records: _Optional[_Iterable[_Union[TraceRecord, _Mapping]]] = ..., asked: _Optional[int] = ..., dropped: _Optional[int] = ...) -> None: ...
+
+class TraceRecord(_message.Message):
+    __slots__ = ("arrived_s", "prompt_tokens", "output_tokens", "block_keys", "priority_class", "tenant")
+    ARRIVED_S_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_KEYS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_CLASS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    arrived_s: float
+    prompt_tokens: int
+    output_tokens: int
+    block_keys: bytes
+    priority_class: str
+    tenant: str
+    def __init__(self, arrived_s: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., block_keys: _Optional[bytes] = ..., priority_class: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
+
 class DrainWorkerRequest(_message.Message):
     __slots__ = ("worker_id",)
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -254,14 +372,22 @@ class PlanRefused(_message.Message):
     def __init__(self, plan_id: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
 
 class RequestEnded(_message.Message):
-    __slots__ = ("plan_id", "outcome", "output_tokens")
+    __slots__ = ("plan_id", "outcome", "output_tokens", "ttft_us", "itl_us", "cached_tokens", "finish")
     PLAN_ID_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TTFT_US_FIELD_NUMBER: _ClassVar[int]
+    ITL_US_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
     plan_id: int
     outcome: str
     output_tokens: int
-    def __init__(self, plan_id: _Optional[int] = ..., outcome: _Optional[str] = ..., output_tokens: _Optional[int] = ...) -> None: ...
+    ttft_us: int
+    itl_us: int
+    cached_tokens: int
+    finish: str
+    def __init__(self, plan_id: _Optional[int] = ..., outcome: _Optional[str] = ..., output_tokens: _Optional[int] = ..., ttft_us: _Optional[int] = ..., itl_us: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., finish: _Optional[str] = ...) -> None: ...
 
 class PlansRunning(_message.Message):
     __slots__ = ("plans", "asked_plan_ids", "complete")

@@ -50,6 +50,16 @@ class SchedulerServiceStub:
                 request_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainWorkerRequest.SerializeToString,
                 response_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainWorkerResponse.FromString,
                 _registered_method=True)
+        self.ExplainPlan = channel.unary_unary(
+                '/baton.scheduler.v1.SchedulerService/ExplainPlan',
+                request_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.ExplainPlanRequest.SerializeToString,
+                response_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.ExplainPlanResponse.FromString,
+                _registered_method=True)
+        self.RecordTrace = channel.unary_stream(
+                '/baton.scheduler.v1.SchedulerService/RecordTrace',
+                request_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.RecordTraceRequest.SerializeToString,
+                response_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.TraceRecords.FromString,
+                _registered_method=True)
 
 
 class SchedulerServiceServicer:
@@ -80,6 +90,23 @@ class SchedulerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainPlan(self, request, context):
+        """Why a request got its workers, and what became of it. For `baton explain`. NOT_FOUND: none of the last 10,000 plans
+        of this scheduler was for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordTrace(self, request, context):
+        """The requests that are asked and end from now on, as their lengths and keys. For `baton record`. The first message
+        comes at once; a message is sent when 64 KiB of records wait, or after a second. RESOURCE_EXHAUSTED: four
+        recordings run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SchedulerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -97,6 +124,16 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.DrainWorker,
                     request_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainWorkerRequest.FromString,
                     response_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainWorkerResponse.SerializeToString,
+            ),
+            'ExplainPlan': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainPlan,
+                    request_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.ExplainPlanRequest.FromString,
+                    response_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.ExplainPlanResponse.SerializeToString,
+            ),
+            'RecordTrace': grpc.unary_stream_rpc_method_handler(
+                    servicer.RecordTrace,
+                    request_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.RecordTraceRequest.FromString,
+                    response_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.TraceRecords.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -181,6 +218,60 @@ class SchedulerService:
             '/baton.scheduler.v1.SchedulerService/DrainWorker',
             protos_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainWorkerRequest.SerializeToString,
             protos_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainPlan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.scheduler.v1.SchedulerService/ExplainPlan',
+            protos_dot_scheduler_dot_v1_dot_scheduler__pb2.ExplainPlanRequest.SerializeToString,
+            protos_dot_scheduler_dot_v1_dot_scheduler__pb2.ExplainPlanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/baton.scheduler.v1.SchedulerService/RecordTrace',
+            protos_dot_scheduler_dot_v1_dot_scheduler__pb2.RecordTraceRequest.SerializeToString,
+            protos_dot_scheduler_dot_v1_dot_scheduler__pb2.TraceRecords.FromString,
             options,
             channel_credentials,
             insecure,

@@ -8,6 +8,7 @@ import pytest
 
 from front_proxy.gateway.identity import ALL_CLASSES, Caller, caller, caller_of_call, caller_of_request, with_class
 from front_proxy.grpc_api.client import PriorityClass, request
+from runtime.failures import FailureError, FailureKind
 from runtime.priority_class import PriorityClass as Class
 
 
@@ -20,6 +21,8 @@ from runtime.priority_class import PriorityClass as Class
         ([(b"x-baton-priority", b"Batch")], Caller(priority_class="batch")),
         ([(b"x-baton-priority", b" ")], Caller()),
         ([(b"authorization", b"Basic abc")], Caller()),
+        ([(b"x-slo-ttft-ms", b"1500"), (b"x-slo-tpot-ms", b" 12.5")], Caller(ttft_slo_s=1.5, itl_slo_s=0.0125)),
+        ([(b"x-slo-ttft-ms", b"3600000")], Caller(ttft_slo_s=3600.0)),
     ],
 )
 def test_the_headers_name_the_caller(headers: list[tuple[bytes, bytes]], expected: Caller) -> None:
@@ -67,3 +70,32 @@ def test_a_requests_fields_go_before_its_call_but_not_before_a_key(
     call: Caller, tenant: str, priority_class: PriorityClass | None, expected: Caller
 ) -> None:
     assert caller_of_request(call, request("x", tenant=tenant, priority_class=priority_class)) == expected
+
+
+NO_TIMES = ["", "soon", "0", "-1", "nan", "inf", "3600001", "1,5"]
+
+
+@pytest.mark.parametrize("value", NO_TIMES)
+@pytest.mark.parametrize("name", ["x-slo-ttft-ms", "x-slo-tpot-ms"])
+def test_a_time_that_is_none_is_refused_by_the_name_of_its_header(name: str, value: str) -> None:
+    with pytest.raises(FailureError) as refused:
+        caller([(name.encode(), value.encode())])
+    assert refused.value.failure.kind is FailureKind.BAD_REQUEST
+    assert str(refused.value).startswith(f"{name} must be a number of milliseconds above 0")
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), 3_600_001.0])
+@pytest.mark.parametrize("name", ["ttft_slo_ms", "tpot_slo_ms"])
+def test_a_time_that_is_none_is_refused_by_the_name_of_its_field(name: str, value: float) -> None:
+    asked = request("x")
+    setattr(asked, name, value)
+    with pytest.raises(FailureError, match=f"^{name} must be a number of milliseconds above 0"):
+        caller_of_request(Caller(), asked)
+
+
+def test_a_requests_times_go_before_its_calls_each_by_itself() -> None:
+    call = Caller(tenant="name-a", ttft_slo_s=2.0, itl_slo_s=0.05)
+    assert caller_of_request(call, request("x")) == call
+    named = caller_of_request(call, request("x", tpot_slo_ms=20.0, tenant="b"))
+    assert named == Caller(tenant="name-b", ttft_slo_s=2.0, itl_slo_s=0.02)
+    assert caller_of_request(Caller(), request("x", ttft_slo_ms=1.0)) == Caller(ttft_slo_s=0.001)

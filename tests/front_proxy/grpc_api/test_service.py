@@ -204,6 +204,30 @@ async def test_tenant_and_class_of_a_call_and_of_its_requests_reach_the_dispatch
     ]  # fmt: skip
 
 
+async def test_times_of_a_call_and_of_its_requests_reach_the_dispatcher_less_what_has_passed(
+    served: Served, api: BatonClient
+) -> None:
+    options = SamplingOptions(max_tokens=1)
+    asking = BatonClient("", channel=api._channel, ttft_slo_ms=60_000, tpot_slo_ms=12.5)
+    await asking.complete("x", options)
+    for asked in (request("x", options, ttft_slo_ms=30_000), request("x", options)):
+        assert [result.error async for result in asking.generate_many([asked])] == [None]
+    await api.complete("x", options)
+    call, field, many_call, none = served.source.requests
+    assert 50.0 < call.ttft_slo_s < 60.0 and 20.0 < field.ttft_slo_s < 30.0 and 50.0 < many_call.ttft_slo_s < 60.0
+    assert [sent.itl_slo_s for sent in (call, field, many_call)] == [0.0125] * 3
+    assert none.ttft_slo_s == none.itl_slo_s == 0.0
+
+
+async def test_a_time_that_is_none_is_refused_by_name(served: Served, api: BatonClient) -> None:
+    with pytest.raises(BatonError, match="x-slo-tpot-ms must be a number") as refused:
+        await BatonClient("", channel=api._channel, tpot_slo_ms=0.0).complete("x")
+    assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    (result,) = [result async for result in api.generate_many([request("x", ttft_slo_ms=-1.0)])]
+    assert result.error is not None and "ttft_slo_ms must be a number" in str(result.error)
+    assert served.source.requests == []
+
+
 async def test_a_class_that_is_none_or_not_allowed_is_refused_by_name_and_by_number(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

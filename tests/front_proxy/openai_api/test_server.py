@@ -240,6 +240,48 @@ async def test_a_class_that_is_not_allowed_gets_400_however_it_is_asked_for(
         assert (await post(client, "/v1/completions", **body)).status_code == 200
 
 
+TWO_WAYS: dict[str, dict[str, Any]] = {
+    "fast": {"stream": True},
+    "through vLLM's app": {"stream": True, "logprobs": 1},
+    "whole": {},
+}
+
+
+@pytest.mark.parametrize("way", TWO_WAYS)
+async def test_the_times_that_headers_ask_for_reach_the_dispatcher_less_what_has_passed(
+    served: Served, http: httpx.AsyncClient, way: str
+) -> None:
+    asked = {"x-slo-ttft-ms": "60000", "X-SLO-TPOT-MS": "12.5"}
+    body: dict[str, Any] = {"prompt": "x", "max_tokens": 2, **TWO_WAYS[way]}
+    assert (await post(http, "/v1/completions", headers=asked, **body)).status_code == 200
+    assert (await post(http, "/v1/completions", **body)).status_code == 200
+    sent, none = served.source.requests
+    assert 50.0 < sent.ttft_slo_s < 60.0 and sent.itl_slo_s == 0.0125
+    assert none.ttft_slo_s == none.itl_slo_s == 0.0
+
+
+@pytest.mark.parametrize("name", ["x-slo-ttft-ms", "x-slo-tpot-ms"])
+async def test_a_time_that_is_none_gets_400_and_the_name_of_its_header(
+    served: Served, http: httpx.AsyncClient, name: str
+) -> None:
+    refused = await post(http, "/v1/completions", headers={name: "soon"}, prompt="x", max_tokens=2)
+    assert (refused.status_code, served.source.requests) == (400, [])
+    assert name in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/messages"])
+async def test_a_request_has_the_id_that_its_answer_names_or_the_one_that_its_client_gave_it(
+    served: Served, http: httpx.AsyncClient, path: str
+) -> None:
+    answer = await post(http, path, max_tokens=2, **GENERATIONS[path])
+    await post(http, path, headers={"x-request-id": "of-the-client"}, max_tokens=2, **GENERATIONS[path])
+    made, given = (sent.request_id for sent in served.source.requests)
+    assert answer.headers["x-request-id"] in made and "of-the-client" in given
+    if path != "/v1/messages":
+        body = await post(http, path, max_tokens=2, request_id="of-the-body", **GENERATIONS[path])
+        assert body.json()["id"].endswith("-of-the-body")
+
+
 @pytest.mark.parametrize(("n", "stream"), [(1, True), (1, False), (3, True)])
 async def test_a_client_that_leaves_closes_the_remote_work(
     served: Served, server: httpx.AsyncClient, n: int, stream: bool

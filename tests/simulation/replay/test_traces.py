@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 import zstandard
 
@@ -67,6 +68,16 @@ def test_a_trace_of_our_own_is_what_was_written(tmp_path: Path) -> None:
     assert traces.read(again) == trace
 
 
+def test_files_of_one_recording_that_are_put_together_are_one_trace_in_order(tmp_path: Path) -> None:
+    later, earlier = (
+        traces.Trace(key_tokens=32, arrivals=[Arrival(arrived_s=at_s, prompt_tokens=1, output_tokens=1)])
+        for at_s in (3.0, 1.0)
+    )
+    tally = msgspec.json.encode(traces.Tally(recorded=1, dropped=2, unfinished=3))
+    both = b"\n".join([*traces.write(later), tally, *traces.write(earlier), tally])
+    assert [each.arrived_s for each in traces.read(in_file(tmp_path, both)).arrivals] == [1.0, 3.0]
+
+
 @pytest.mark.parametrize("text", [MOONCAKE, AZURE, BATON])
 def test_a_compressed_trace_is_the_same(tmp_path: Path, text: bytes) -> None:
     lines = text.splitlines(keepends=True)
@@ -91,6 +102,8 @@ def test_a_compressed_trace_is_the_same(tmp_path: Path, text: bytes) -> None:
         (BATON.replace(b"7]", b"7,8]"), "line 2: block_keys has more keys"),
         (BATON.replace(b'"tenant"', b'"who"'), "line 2: .*who"),
         (BATON.replace(b'"baton_trace":1', b'"baton_trace":2'), "line 1: .*baton_trace"),
+        (BATON + b'\n{"baton_trace":1,"key_tokens":16}', "line 4: key_tokens is 16, and 32 above: two recordings"),
+        (BATON + b'\n{"recorded":1}', "line 4: .*dropped"),
     ],
 )
 def test_a_bad_file_is_told_by_its_line_and_field(tmp_path: Path, text: bytes, told: str) -> None:

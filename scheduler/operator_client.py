@@ -1,0 +1,90 @@
+"""What commands ask the scheduler: drain a worker, explain a request, record traffic. Prints nothing.
+
+``scheduler_address`` may name several, separated by commas; the leader answers. Every function raises
+grpc.aio.AioRpcError: UNAVAILABLE where no scheduler leads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+
+from protos.scheduler.v1 import scheduler_pb2 as pb
+from protos.scheduler.v1 import scheduler_pb2_grpc
+from runtime.rpc.addresses import Addresses
+from runtime.rpc.grpc_server import channel
+
+MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+_OF_LEADER = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+Answer = TypeVar("Answer")
+
+
+async def drain_worker(scheduler_address: str, worker_id: str, *, timeout_s: float) -> None:
+    """Have a worker finish what it runs and take nothing new; ``timeout_s`` bounds the scheduler's answer.
+
+    Does not wait for the worker: its status says more. It stays registered, as draining, until its process ends: `baton
+    restart` replaces it, and a restarted worker takes requests again. NOT_FOUND: no such worker is registered.
+    """
+    request = pb.DrainWorkerRequest(worker_id=worker_id)
+    await _ask(scheduler_address, lambda stub: stub.DrainWorker(request, timeout=timeout_s))
+
+
+async def explain_plan(scheduler_address: str, request_id: str, *, timeout_s: float) -> pb.ExplainPlanResponse:
+    """The plans of a request. NOT_FOUND: none of those that are remembered is of it."""
+    request = pb.ExplainPlanRequest(request_id=request_id)
+    return await _ask(scheduler_address, lambda stub: stub.ExplainPlan(request, timeout=timeout_s))
+
+
+async def record_trace(scheduler_address: str, *, timeout_s: float) -> AsyncGenerator[pb.TraceRecords, None]:
+    """What is asked and ends from now on, until the iterator is closed.
+
+    ``timeout_s`` bounds the first message: TimeoutError. RESOURCE_EXHAUSTED: too many recordings run.
+    """
+    addresses = Addresses(scheduler_address)
+    for last in _tries(addresses):
+        async with channel(addresses.current, MESSAGE_BYTES_MAX) as opened:
+            stub: Any = scheduler_pb2_grpc.SchedulerServiceStub(opened)
+            call = stub.RecordTrace(pb.RecordTraceRequest())
+            batches, begun = aiter(call), False
+            try:
+                async with asyncio.timeout(timeout_s):
+                    first = await anext(batches)
+                begun = True
+                yield first
+                async for records in batches:
+                    yield records
+            except (grpc.aio.AioRpcError, TimeoutError) as error:
+                if begun or last or _is_of_leader(error):
+                    raise
+                addresses.failed()
+            else:
+                return
+            finally:
+                call.cancel()
+
+
+async def _ask(scheduler_address: str, call: Callable[[Any], Awaitable[Answer]]) -> Answer:
+    addresses = Addresses(scheduler_address)
+    for last in _tries(addresses):
+        async with channel(addresses.current, MESSAGE_BYTES_MAX) as opened:
+            try:
+                return await call(scheduler_pb2_grpc.SchedulerServiceStub(opened))
+            except grpc.aio.AioRpcError as error:
+                if last or _is_of_leader(error):
+                    raise
+                addresses.failed()
+    raise AssertionError("the last try returns or raises")
+
+
+def _is_of_leader(error: Exception) -> bool:
+    """Whether no other scheduler would say something else."""
+    return isinstance(error, grpc.aio.AioRpcError) and error.code() in _OF_LEADER
+
+
+def _tries(addresses: Addresses) -> list[bool]:
+    """One for each address; True: it is the last."""
+    return [False] * (len(addresses) - 1) + [True]
