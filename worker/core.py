@@ -113,6 +113,7 @@ class WorkerCore:
             requests_max=self.config.requests_max,
             output_settings=engine.output_settings,
             prefill_backoff_tokens=engine.prefill_backoff_tokens,
+            topology=self.config.topology,
         )
 
     def load(self) -> cluster_pb2.WorkerLoad:

@@ -37,6 +37,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     metrics_address: str = ""
     output_settings: str = ""
     prefill_backoff_tokens: int = 0
+    topology: str = ""
 
 
 class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):

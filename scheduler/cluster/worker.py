@@ -68,6 +68,7 @@ class Worker:
         self.context_tokens = 0
         self.request_count = 0
         self.latency = latency
+        self._places = info.topology.split("/") if info.topology else []
         bytes_per_token = info.block_bytes / info.block_size_tokens if info.block_bytes else profile.kv_bytes_per_token
         self._link_latency_s = profile.link.transfer_s(0)
         self.transfer_token_s = profile.link.occupied_s(bytes_per_token)
@@ -115,6 +116,18 @@ class Worker:
     def transfer_s(self, tokens: int) -> float:
         """Until the KV of so many tokens has come here from another worker."""
         return self._link_latency_s + tokens * self.transfer_token_s
+
+    def levels_from(self, other: Worker) -> int:
+        """At how many levels of the topology the two are apart; 0 where one of them is not known."""
+        mine, others = self._places, other._places
+        if mine == others or not mine or not others:
+            return 0
+        shared = 0
+        for one, another in zip(mine, others, strict=False):
+            if one != another:
+                break
+            shared += 1
+        return max(len(mine), len(others)) - shared
 
     def prompt_wait_s(self, now_s: float) -> float:
         """Until it begins with a prompt that is sent now."""

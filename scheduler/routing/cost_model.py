@@ -28,6 +28,8 @@ ALONE_MAX = 8
 """The best decode workers that are considered alone."""
 ITL_SHARE = 0.9
 """Of the time between tokens that a client asks for, what may be planned: predictions err."""
+FARTHER = 2.0
+"""For each level of the topology at which two workers are apart, a hand-off is taken to last this much longer."""
 SLOWDOWN_MAX = 2.0
 """Where no client asks for a time between tokens, prompts may at most double that of a decode worker."""
 
@@ -149,6 +151,10 @@ def only(need: Need, compute: Compute) -> Pair:
 
 def pair(need: Need, compute: Compute, onward: Continue) -> Pair:
     """A prefill worker, and a decode worker that takes over."""
+    levels = compute.worker.levels_from(onward.worker)
+    if levels:
+        farther_s = onward.transfer_s * (FARTHER**levels - 1.0)
+        onward = onward._replace(cost_s=onward.cost_s + farther_s, transfer_s=onward.transfer_s + farther_s)
     missed: Missed | None = None
     if 0.0 < need.ttft_slo_s < compute.ttft_s:
         missed = "ttft_slo"

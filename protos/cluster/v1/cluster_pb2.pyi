@@ -48,7 +48,7 @@ class KvLayout(_message.Message):
     def __init__(self, fingerprint: _Optional[str] = ..., block_size_tokens: _Optional[int] = ..., block_bytes: _Optional[int] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("worker_id", "role", "address", "epoch", "model", "layout", "kv_blocks_total", "context_tokens_max", "engine_version", "pid", "metrics_address", "requests_max", "output_settings", "prefill_backoff_tokens")
+    __slots__ = ("worker_id", "role", "address", "epoch", "model", "layout", "kv_blocks_total", "context_tokens_max", "engine_version", "pid", "metrics_address", "requests_max", "output_settings", "prefill_backoff_tokens", "topology")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +63,7 @@ class WorkerInfo(_message.Message):
     REQUESTS_MAX_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_SETTINGS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_BACKOFF_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOPOLOGY_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     role: Role
     address: str
@@ -77,7 +78,8 @@ class WorkerInfo(_message.Message):
     requests_max: int
     output_settings: str
     prefill_backoff_tokens: int
-    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., layout: _Optional[_Union[KvLayout, _Mapping]] = ..., kv_blocks_total: _Optional[int] = ..., context_tokens_max: _Optional[int] = ..., engine_version: _Optional[str] = ..., pid: _Optional[int] = ..., metrics_address: _Optional[str] = ..., requests_max: _Optional[int] = ..., output_settings: _Optional[str] = ..., prefill_backoff_tokens: _Optional[int] = ...) -> None: ...
+    topology: str
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., layout: _Optional[_Union[KvLayout, _Mapping]] = ..., kv_blocks_total: _Optional[int] = ..., context_tokens_max: _Optional[int] = ..., engine_version: _Optional[str] = ..., pid: _Optional[int] = ..., metrics_address: _Optional[str] = ..., requests_max: _Optional[int] = ..., output_settings: _Optional[str] = ..., prefill_backoff_tokens: _Optional[int] = ..., topology: _Optional[str] = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
     __slots__ = ("state", "requests_running", "requests_waiting", "kv_blocks_used", "leases_held", "kv_bytes_in", "kv_bytes_out", "prefill_tokens_queued")

@@ -167,3 +167,26 @@ def test_a_law_is_learnt_by_all_workers_of_a_pool() -> None:
     prefill, decode = LatencyModel(law), LatencyModel(law)
     prefill.learn([EngineStep(1.0, 500, 125_000)] * 100)
     assert decode.prefill_s(500, 0) == pytest.approx(1.0, rel=0.1)
+
+
+def test_a_hand_off_between_far_workers_costs_more() -> None:
+    far, near, unknown = (
+        Worker(worker_info(name, topology=place), session=1, now_s=0.0, latency=LatencyModel(LAW), profile=PROFILE)
+        for name, place in (("d0", "zone-a/rack-2/host-1"), ("d1", "zone-a/rack-1/host-7"), ("d2", ""))
+    )
+    prefill = Worker(
+        worker_info("p0", topology="zone-a/rack-1/host-1"),
+        session=1,
+        now_s=0.0,
+        latency=LatencyModel(LAW),
+        profile=PROFILE,
+    )
+    assert [prefill.levels_from(each) for each in (far, near, unknown, prefill)] == [2, 1, 0, 0]
+    need = Need(prompt_tokens=90)
+    (compute,) = computing(need, [prefill], 0.0)
+    # 90 ms for the bytes and 10 ms before them, doubled at each level.
+    assert [
+        pair(need, compute, onward).onward.transfer_s  # type: ignore[union-attr]
+        for worker in (far, near, unknown)
+        for onward in continuing(need, [worker], OutputLengths(), 0.0)
+    ] == pytest.approx([0.4, 0.2, 0.1])
