@@ -51,6 +51,10 @@ class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How long a taker waits for a holder's reply before it computes the prompt itself."""
     kv_holder_connect_timeout_s: float = 2.0
     """How long a taker tries to reach a holder's address before the pull has failed, and the prompt is computed."""
+    kv_events_kept_steps: int = 1_000
+    """Steps whose KV events the engine can repeat: about 40 MB where each computes 8,000 tokens of a prompt."""
+    kv_events_waiting_steps: int = 10_000
+    """Steps whose KV events wait for a worker that stands still; with more they are lost, and hits with them."""
     ucx_tls: str = "tcp,cma,posix,sysv,self"
     """UCX's transports, where the environment has no UCX_TLS."""
     close_timeout_s: float = 10.0

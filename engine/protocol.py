@@ -5,12 +5,13 @@ The engine knows token ids, never text: tokenising and detokenising happen in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 import msgspec
 
 from kv_transfer.handoff.handoff import KvHandoff
+from kv_transfer.prefix.events import EngineEvent
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -156,6 +157,23 @@ class InvalidRequest(EngineError):
     """The engine refuses this request for what it asks, in the engine's own words."""
 
 
+class BlockListener(Protocol):
+    """Hears which KV blocks an engine stores and removes, in batches that are numbered from 0."""
+
+    @property
+    def replay_from(self) -> int | None:
+        """The first batch that is missing while later ones are here: the engine is to repeat from there."""
+        ...
+
+    def batch(self, seq: int, events: Sequence[EngineEvent] | None) -> None:
+        """One batch, in any order and perhaps again. ``events``: None if they could not be read."""
+        ...
+
+    def replay_ended(self) -> None:
+        """All that the engine kept has come."""
+        ...
+
+
 class Engine(Protocol):
     """One running engine. All methods are called from one event loop."""
 
@@ -191,6 +209,10 @@ class Engine(Protocol):
 
     def take_steps(self) -> list[MeasuredStep]:
         """The last steps since this was called, oldest first; without waiting."""
+        ...
+
+    def report_blocks(self, listener: BlockListener) -> bool:
+        """Tell it of all KV blocks since the engine began, until ``close``. Call once. False: this engine cannot."""
         ...
 
     async def check_health(self) -> None:

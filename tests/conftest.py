@@ -18,6 +18,7 @@ SUITES = {
     "sim": ("simulation", "chaos/test_virtual_run.py"),
     "engine": (
         "bench/test_bench_model.py",
+        "contract/test_block_events.py",
         "contract/test_engine_contract.py",
         "contract/test_mamba.py",
         "contract/test_metrics_documented.py",

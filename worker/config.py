@@ -69,6 +69,9 @@ class WorkerLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Shortest time between two load reports."""
     leases_named_max: int = 64
     """Leases named to the scheduler at a heartbeat, the oldest first, so that it can tell which request leaked."""
+    delta_blocks_max: int = 2_048
+    """KV blocks in one report to the scheduler, which takes 2 ms for them; there is one with each load report. 100,000
+    blocks, after a connect, are told in 5 s."""
     scheduler_backoff_min_s: float = 0.1
     """First wait after the session with the scheduler broke."""
     scheduler_backoff_max_s: float = 2.0

@@ -23,6 +23,8 @@ from runtime.timing.clock import precise_clock
 from worker.admission import Admission
 from worker.background_tasks import BackgroundTasks
 from worker.config import WorkerConfig, WorkerLimits
+from worker.kv_events.event_order import EventOrder
+from worker.kv_events.mirror import BlockMirror
 from worker.leases import Count, FreeBlocks, KeepBlocks, LeaseAction
 from worker.lifecycle import Event, Lifecycle, State
 from worker.metrics import WorkerMetrics
@@ -87,6 +89,8 @@ class WorkerCore:
         self._loop = asyncio.get_running_loop()
         self._precise_s = precise_clock(self._loop)
         self._streams_made = 0
+        # What its engine holds, for the scheduler's prefix index. None: the engine does not say.
+        self.mirror: BlockMirror | None = _mirror(engine)
         metrics.watch(self)
 
     # What others may know
@@ -331,3 +335,13 @@ class WorkerCore:
         while True:
             await asyncio.sleep(self.limits.lease_tick_s)
             self.apply(self.role.leases.tick(self.now_s()))
+
+
+def _mirror(engine: Engine) -> BlockMirror | None:
+    """One that follows the engine."""
+    info = engine.info
+    # Twice what the engine has: blocks that are gone stay in it while others stand behind them.
+    mirror = BlockMirror(
+        epoch=info.epoch, block_size_tokens=info.block_size_tokens, blocks_max=2 * info.kv_blocks_total
+    )
+    return mirror if engine.report_blocks(EventOrder(mirror)) else None

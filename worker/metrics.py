@@ -54,6 +54,9 @@ class WorkerMetrics:
         def load() -> EngineLoad:
             return core.engine.load()
 
+        def losses() -> int:
+            return 0 if core.mirror is None else core.mirror.losses
+
         gauges: list[tuple[str, str, Callable[[], float]]] = [
             ("requests_live", "Requests admitted and not ended", lambda: core.admission.requests),
             ("front_proxies", "Attach streams open", lambda: len(core.streams)),
@@ -71,6 +74,8 @@ class WorkerMetrics:
             ("pulls_unproved", "Pulls that nothing proved since start", lambda: load().pulls_unproved),
             ("engine_leases_expired", "Kept KV that was not taken in time since start", lambda: load().leases_expired),
             ("late_pulls", "Pulls after the KV was no longer kept since start", lambda: load().late_pulls),
+            ("prefix_blocks", "KV blocks whose prompts the engine can reuse", lambda: len(core.mirror or ())),
+            ("kv_event_losses", "Times that KV events were lost since start", losses),
         ]
         for name, text, value in gauges:
             Gauge(f"baton_worker_{name}", text, registry=self.registry).set_function(value)

@@ -15,6 +15,7 @@ from runtime.rpc.addresses import Addresses
 from runtime.rpc.bidi_stream import ClientStream, Dial, StreamBroken, answer_within, converse
 from runtime.rpc.grpc_stream import grpc_dial
 from runtime.timing.backoff import backoff_s
+from worker import wire
 from worker.core import WorkerCore
 from worker.lifecycle import Event
 
@@ -106,8 +107,10 @@ class SchedulerSession:
         return limits.other_scheduler_timeout_s if several else limits.scheduler_call_timeout_s
 
     async def _report(self, stream: SessionStream, heartbeat_s: float) -> None:
-        """Send load when it changed, and at every heartbeat; at the end, goodbye."""
-        core, loop = self._core, asyncio.get_running_loop()
+        """Send load and blocks when they changed, and at every heartbeat; at the end, goodbye."""
+        core, loop, mirror = self._core, asyncio.get_running_loop(), self._core.mirror
+        if mirror is not None:
+            mirror.snapshot()
         sent: cluster_pb2.WorkerLoad | None = None
         sent_at_s = leases_at_s = 0.0
         leases_told = False
@@ -123,6 +126,8 @@ class SchedulerSession:
                 held = core.role.leases.oldest(self._limits.leases_named_max)
                 updates.messages.add(leases=pb.LeasesHeld(lease_ids=held))
                 leases_told, leases_at_s = bool(held), loop.time()
+            if mirror is not None and (updates.messages or mirror.untold):
+                updates.messages.add(blocks=wire.block_delta(mirror.take(self._limits.delta_blocks_max)))
             if updates.messages:
                 await self._send(stream, updates)
             if self._leaving is None:  # leave() may have come while we sent
@@ -135,7 +140,8 @@ class SchedulerSession:
     async def _pause(self, until_heartbeat_s: float) -> None:
         """Wait for a change or the heartbeat. The engine does not signal its changes: while busy, look often."""
         limits, core = self._limits, self._core
-        longest_s = until_heartbeat_s if core.idle else min(until_heartbeat_s, limits.load_interval_s)
+        at_rest = core.idle and not (core.mirror is not None and core.mirror.untold)
+        longest_s = until_heartbeat_s if at_rest else min(until_heartbeat_s, limits.load_interval_s)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(longest_s, 0.001)):
                 await core.changed.wait()
@@ -155,6 +161,12 @@ class SchedulerSession:
                     case "drain":
                         log.info("the scheduler asks this worker to drain", requests=self._core.admission.requests)
                         self._core.happen(Event.DRAIN_ASKED)
+                    case "snapshot_blocks":
+                        # Of another rank: this worker's engine has one.
+                        if self._core.mirror is not None and command.snapshot_blocks.rank == 0:
+                            log.warning("the scheduler missed a change of this worker's blocks, and gets all of them")
+                            self._core.mirror.snapshot()
+                            self._core.changed.set()
                     case "registered":
                         pass  # heard before
                     case other:

@@ -1,4 +1,4 @@
-"""Submit messages in, Delta messages out, as plain conversions. Knows no stream and decides nothing."""
+"""What a worker hears and says, as plain conversions of messages. Knows no stream and decides nothing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import msgspec
 from engine.protocol import EngineOutput, EngineRequest, FinishReason, FirstOutput, Logprobs
 from kv_transfer.handoff import wire as handoff_wire
 from kv_transfer.handoff.handoff import KvHandoff
+from kv_transfer.prefix.events import BlockDelta
+from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure
 from worker.role import WorkerRequest
@@ -101,6 +103,14 @@ def size_estimate_bytes(delta: pb.Delta) -> int:
     if delta.HasField("handoff"):
         size += 256 + len(delta.handoff.connector_params)
     return size
+
+
+def block_delta(delta: BlockDelta) -> scheduler_pb2.BlockDelta:
+    """What changed of the engine's blocks. Of which start of the engine: the session has said it."""
+    message = scheduler_pb2.BlockDelta(rank=delta.rank, seq=delta.seq, reset=delta.reset, more=delta.more)
+    for level, keys in delta.levels.items():
+        message.levels.add(level=level, keys=keys)
+    return message
 
 
 def _first(first: FirstOutput, admission_s: float) -> pb.FirstDelta:

@@ -8,6 +8,7 @@ as in a real engine: one step admits, sleeps for what the cost model says, and g
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import OrderedDict, deque
 
 import msgspec
@@ -19,6 +20,7 @@ from engine.fake.model import FakeSampling, first_tokens_logprobs, prompt_scores
 from engine.fake.sequence import Sequence
 from engine.protocol import (
     MEASURED_STEPS_MAX,
+    BlockListener,
     EngineDead,
     EngineError,
     EngineInfo,
@@ -35,6 +37,7 @@ from engine.protocol import (
 )
 from kv_transfer.handoff import layout
 from kv_transfer.handoff.handoff import KvHandoff
+from kv_transfer.prefix.events import BlocksRemoved, BlocksStored, EngineEvent
 
 _CONTEXT_TOKENS_MAX = 4096
 
@@ -53,6 +56,8 @@ class FakeEngine:
         self._running: list[Sequence] = []
         self._leases: dict[str, tuple[int, asyncio.TimerHandle]] = {}
         self._cached_prefixes: OrderedDict[bytes, None] = OrderedDict()
+        self._block_listener: BlockListener | None = None
+        self._block_batches = 0
         self._blocks_used = 0
         self._bytes_in = 0
         self._bytes_out = 0
@@ -124,6 +129,11 @@ class FakeEngine:
         steps = list(self._measured)
         self._measured.clear()
         return steps
+
+    def report_blocks(self, listener: BlockListener) -> bool:
+        """Tell it of blocks that are remembered and forgotten from now on."""
+        self._block_listener = listener
+        return True
 
     async def check_health(self) -> None:
         """Raise EngineDead when the engine can do no more work."""
@@ -412,10 +422,27 @@ class FakeEngine:
         return count
 
     def _remember_prefix(self, sequence: Sequence) -> None:
-        for key in sequence.block_keys(self._info.block_size_tokens):
-            self._cached_prefixes[key] = None
-        while len(self._cached_prefixes) > self._info.kv_blocks_total:
-            self._cached_prefixes.popitem(last=False)
+        size, cached = self._info.block_size_tokens, self._cached_prefixes
+        events: list[EngineEvent] = []
+        before = None
+        for start, key in zip(itertools.count(0, size), sequence.block_keys(size), strict=False):
+            if key not in cached:
+                cached[key] = None
+                events.append(
+                    BlocksStored(
+                        hashes=[key],
+                        parent=before,
+                        token_ids=sequence.tokens[start : start + size],
+                        block_size_tokens=size,
+                        salt=sequence.request.cache_salt or "",
+                    )
+                )
+            before = key
+        while len(cached) > self._info.kv_blocks_total:
+            events.append(BlocksRemoved(hashes=[cached.popitem(last=False)[0]]))
+        if events and self._block_listener is not None:
+            self._block_listener.batch(self._block_batches, events)
+            self._block_batches += 1
 
 
 def handoff_matches(handoff: KvHandoff, token_ids: list[int]) -> bool:

@@ -20,6 +20,13 @@ _GIB = 1 << 30
 _CPU_KV_CACHE_BYTES = _GIB
 
 
+class EventAddresses(NamedTuple):
+    """Where an engine publishes its KV events, and where it repeats the last of them."""
+
+    batches: str
+    replay: str
+
+
 class SideChannelAddress(NamedTuple):
     """Where an engine offers its NIXL metadata: the host it tells others, and the address of this machine it binds."""
 
@@ -50,6 +57,8 @@ def prepare_environment(config: EngineConfig, environ: MutableMapping[str, str] 
         # vLLM's CPU platform turns "uni" back into "mp" unless this is 0. AsyncLLM's engine has a process of its own
         # all the same: the variable only speaks of vLLM's synchronous engine.
         environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    # Blocks are known by their whole hashes in its events, or two of them could have one name.
+    environ.setdefault("VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES", "0")
 
 
 def runs_eagerly(config: EngineConfig, *, on_cpu: bool) -> bool:
@@ -101,7 +110,23 @@ def held_port(host: str) -> Iterator[tuple[str, int]]:
         yield held.getsockname()[:2]
 
 
-def engine_args(config: EngineConfig, *, engine_id: str, side_channel: SideChannelAddress) -> AsyncEngineArgs:
+def event_addresses(config: EngineConfig) -> EventAddresses | None:
+    """Unix sockets in vLLM's folder for them.
+
+    None: it publishes none, or to a listener of the operator's. Ranks of a data-parallel engine cannot share them.
+    """
+    if "kv_events_config" in config.args or config.args.get("enable_prefix_caching") is False:
+        return None
+    if config.args.get("data_parallel_size", 1) != 1:
+        return None
+    from vllm.utils.network_utils import get_open_zmq_ipc_path
+
+    return EventAddresses(get_open_zmq_ipc_path(), get_open_zmq_ipc_path())
+
+
+def engine_args(
+    config: EngineConfig, *, engine_id: str, side_channel: SideChannelAddress, events: EventAddresses | None = None
+) -> AsyncEngineArgs:
     """VLLM's arguments for one engine. Raises ValueError naming a setting that vLLM does not know or take."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
@@ -109,6 +134,8 @@ def engine_args(config: EngineConfig, *, engine_id: str, side_channel: SideChann
     from engine.vllm.parsed_args import parsed
 
     values = engine_arg_values(config, engine_id=engine_id, side_channel=side_channel, on_cpu=current_platform.is_cpu())
+    if events is not None:
+        values["kv_events_config"] = kv_events_values(events)
     given = {name: value for name, value in config.args.items() if name != "kv_transfer_config"}
     return AsyncEngineArgs(**values | parsed(given))
 
@@ -147,6 +174,18 @@ def engine_arg_values(
     if on_cpu and runs_in_one_process(config):
         values["distributed_executor_backend"] = "uni"
     return values | {name: value for name, value in config.args.items() if name != "kv_transfer_config"}
+
+
+def kv_events_values(events: EventAddresses) -> dict[str, Any]:
+    """VLLM's ``kv_events_config``: one reader on this machine, which reads often."""
+    return {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": events.batches,
+        "replay_endpoint": events.replay,
+        "buffer_steps": LIMITS.kv_events_kept_steps,
+        "hwm": LIMITS.kv_events_waiting_steps,
+    }
 
 
 def kv_transfer_values(config: EngineConfig, *, engine_id: str, side_channel: SideChannelAddress) -> dict[str, Any]:

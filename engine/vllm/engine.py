@@ -21,6 +21,7 @@ from vllm.version import __version__ as vllm_version
 from engine.config import LIMITS, EngineConfig
 from engine.epoch import next_epoch
 from engine.protocol import (
+    BlockListener,
     EngineDead,
     EngineError,
     EngineInfo,
@@ -33,6 +34,7 @@ from engine.protocol import (
     TakeOver,
 )
 from engine.vllm import args, private, values
+from engine.vllm.block_event_stream import BlockEventStream
 from engine.vllm.grammar import GrammarCheck
 from engine.vllm.load import LoadRecorder
 from engine.vllm.parsed_args import output_settings
@@ -57,8 +59,12 @@ class VllmEngine:
     # Known when it has served its first token.
     _info: EngineInfo
 
-    def __init__(self, llm: AsyncLLM, load: LoadRecorder, worker_id: str) -> None:
+    def __init__(
+        self, llm: AsyncLLM, load: LoadRecorder, worker_id: str, events: args.EventAddresses | None = None
+    ) -> None:
         self._llm = llm
+        self._events = events
+        self._block_events: BlockEventStream | None = None
         self._load = load
         self._worker_id = worker_id
         self._message_ids = itertools.count()
@@ -93,7 +99,8 @@ class VllmEngine:
     ) -> VllmEngine:
         epoch = next_epoch()
         engine_id = f"{worker_id}-{epoch}"
-        arguments = args.engine_args(config, engine_id=engine_id, side_channel=side_channel)
+        events = args.event_addresses(config)
+        arguments = args.engine_args(config, engine_id=engine_id, side_channel=side_channel, events=events)
         load = _StatLogger()
         how = "eager" if arguments.enforce_eager else "compiled"
         chosen_by = "the device" if config.enforce_eager is None else "engine.enforce_eager"
@@ -115,7 +122,7 @@ class VllmEngine:
                 )
                 if arguments.disable_log_stats:
                     private.remove_prometheus(llm)
-                engine = cls(llm, load, worker_id)
+                engine = cls(llm, load, worker_id, events)
                 await engine._serve_one_token()
                 engine._info = info = values.engine_info(
                     llm.vllm_config,
@@ -185,6 +192,13 @@ class VllmEngine:
         """The last steps since this was called, oldest first; without waiting."""
         return self._load.take_steps()
 
+    def report_blocks(self, listener: BlockListener) -> bool:
+        """Tell it of all KV blocks since the engine began. False: it publishes no events here; see ``args``."""
+        assert self._block_events is None, "one listener"
+        if self._events is not None:
+            self._block_events = BlockEventStream(self._events, listener)
+        return self._events is not None
+
     async def check_health(self) -> None:
         """Raise EngineDead when the engine can do no more work."""
         try:
@@ -205,6 +219,8 @@ class VllmEngine:
             return
         self._closed = True
         self._release_batcher.close()
+        if self._block_events is not None:
+            self._block_events.close()
         timeout_s = LIMITS.close_timeout_s
         private.stop_output_loop(self._llm)
         try:

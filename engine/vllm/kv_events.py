@@ -13,8 +13,6 @@ import msgspec
 from kv_transfer.prefix.block_keys import Extras
 from kv_transfer.prefix.events import BlocksCleared, BlocksRemoved, BlocksStored, EngineEvent, EngineHash, Medium
 
-REPEATED_SESSION = "baton-repeat-blocks"
-"""``session_id`` of a request sent with ``kv_cache_report_mode=full``: vLLM then reports reused blocks too."""
 _MEDIUMS = {None: Medium.HBM, "GPU": Medium.HBM, "CPU": Medium.HOST}
 _WHOLE_PROMPT = {None, "full_attention", "mla_attention", "sink_full_attention"}
 
@@ -31,7 +29,6 @@ class BlockStored(msgspec.Struct, tag=True):
     extra_keys: list[list[object] | None] | None = None
     group_idx: int | None = None
     kv_cache_spec_kind: str | None = None
-    session_id: str | None = None
 
 
 class BlockRemoved(msgspec.Struct, tag=True):
@@ -86,7 +83,6 @@ def _event(event: BlockStored | BlockRemoved | AllBlocksCleared) -> EngineEvent 
         salt=_salt(keys, lora) if event.parent_block_hash is None else "",
         extras=[_media(each) for each in keys],
         group=group,
-        repeated=event.session_id == REPEATED_SESSION,
     )
 
 

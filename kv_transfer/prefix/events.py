@@ -39,8 +39,6 @@ class BlocksStored(msgspec.Struct, frozen=True, kw_only=True):
     extras: Sequence[Extras | None] = ()
     # Which of the engine's caches, where layers have different ones.
     group: int = 0
-    # It repeats what was said before, and adds no copy of a block.
-    repeated: bool = False
 
 
 class BlocksRemoved(msgspec.Struct, frozen=True, kw_only=True):

@@ -44,7 +44,7 @@ async def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
         kind=request.param,
         max_model_len=tiny_model.CONTEXT_TOKENS,
         max_num_seqs=16,
-        fake=FakeEngineConfig(vocab_size=tiny_model.VOCAB_SIZE),
+        fake=FakeEngineConfig(vocab_size=tiny_model.VOCAB_SIZE, kv_blocks_total=1024),
         dtype="float32",
         kv_cache_bytes=64 << 20,
         **settings,

@@ -75,6 +75,9 @@ class Puppet:
     def load(self) -> EngineLoad:
         return EngineLoad(kv_blocks_used=self.kv_blocks_used)
 
+    def report_blocks(self, listener: object) -> bool:
+        return False
+
     def hand_over(self, name: str) -> None:
         """The prefill of ``name`` is done; its KV is held."""
         handoff = workers.handoff(lease_id=name, tokens=20, blocks=2, lease_remaining_s=60.0)

@@ -8,9 +8,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from kv_transfer.prefix.block_keys import prompt_keys, unpack
 from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from runtime.rpc.grpc_server import RunningServer
+from scheduler import wire
+from scheduler.routing.block_feed import BlockFeed
+from scheduler.routing.prefix_index import PrefixIndex
 from tests.support.in_process_worker import WAIT_S, InProcessWorker, StartWorker, submit
 from tests.support.polling import until
 from tests.support.scripted_peer import ScriptedPeer, listed
@@ -19,6 +23,9 @@ from worker.session import SchedulerSession
 
 REGISTERED = pb.WorkerCommand(registered=pb.Registered(heartbeat_interval_ms=50))
 DRAIN = pb.WorkerCommand(drain=pb.Drain())
+SNAPSHOT = pb.WorkerCommand(snapshot_blocks=pb.SnapshotBlocks())
+PROMPT = list(range(100))
+KEYS = prompt_keys(PROMPT, 16)
 
 
 async def load_at(scheduler: ScriptedPeer, **wanted: object) -> None:
@@ -29,11 +36,13 @@ async def load_at(scheduler: ScriptedPeer, **wanted: object) -> None:
             return
 
 
-async def worker_of(start: StartWorker, *schedulers: RunningServer, role: str = "decode") -> InProcessWorker:
+async def worker_of(
+    start: StartWorker, *schedulers: RunningServer, role: str = "decode", **limits: int
+) -> InProcessWorker:
     """A worker that knows these schedulers and asks them quickly."""
     worker: InProcessWorker = await start(
         role,
-        limits=WorkerLimits(load_interval_s=0.01, scheduler_backoff_min_s=0.02),
+        limits=WorkerLimits(load_interval_s=0.01, scheduler_backoff_min_s=0.02, **limits),
         config=WorkerConfig(scheduler_address=",".join(server.address for server in schedulers)),
     )
     return worker
@@ -150,3 +159,55 @@ async def test_a_scheduler_that_refuses_or_is_away_is_asked_again_and_leaving_do
             assert not session.registered.is_set()
             scheduler.first = REGISTERED
             await asyncio.wait_for(session.registered.wait(), WAIT_S)
+
+
+class Index:
+    """What a scheduler makes of the blocks that a worker's session tells it."""
+
+    def __init__(self, worker: InProcessWorker) -> None:
+        self.worker_id, self.epoch = worker.core.worker_id, worker.core.engine.info.epoch
+        self.index = PrefixIndex(blocks_max=1000)
+        self.feed = BlockFeed(self.index)
+        self.feed.joined(self.worker_id, self.epoch)
+
+    @property
+    def held(self) -> int:
+        """Leading blocks of the prompt."""
+        holder = self.feed.holder(self.worker_id)
+        assert holder is not None
+        return self.index.longest(KEYS).get(holder, 0)
+
+    def told(self, message: pb.BlockDelta) -> bool:
+        """Whether a snapshot is to be asked for."""
+        assert sum(len(unpack(level.keys)) for level in message.levels) <= 2
+        return self.feed.apply(self.worker_id, wire.block_delta(message, self.epoch), 0.0)
+
+
+async def test_its_blocks_are_told_in_small_pieces_from_the_start_and_again_after_a_gap(
+    start_worker: StartWorker,
+) -> None:
+    scheduler = ScriptedPeer(REGISTERED)
+    async with scheduler.listening() as server:
+        worker = await worker_of(start_worker, server, delta_blocks_max=2)
+        front = await worker.attach()
+        await front.one(submit(1, PROMPT[:48]))
+        async with session_of(worker):
+            scheduled = Index(worker)
+            while scheduled.held < 3:
+                assert not scheduled.told(await scheduler.hears("blocks"))
+            await front.one(submit(1, PROMPT))
+            while scheduled.held < 6:
+                assert not scheduled.told(await scheduler.hears("blocks"))
+            await scheduler.hears("blocks")  # lost
+            while not scheduled.told(await scheduler.hears("blocks")):
+                pass
+            assert (scheduled.held, scheduled.feed.gaps) == (0, 1)
+            scheduler.says.put_nowait(SNAPSHOT)
+            while scheduled.held < 6:
+                scheduled.told(await scheduler.hears("blocks"))
+            assert scheduled.feed.gaps == 1
+        scheduled = Index(worker)
+        async with session_of(worker):
+            await scheduler.hears("register")
+            while scheduled.held < 6:
+                assert not scheduled.told(await scheduler.hears("blocks"))

@@ -99,7 +99,7 @@ class BlockMirror:
                     self._empty()
 
     def lose(self) -> None:
-        """Events are missing: nothing is known any more. What the engine still has is known again once repeated."""
+        """Events are missing: nothing is known any more. A block is known again when the engine stores it anew."""
         self.losses += 1
         self._empty()
 
@@ -152,13 +152,13 @@ class BlockMirror:
                     return
                 block = blocks[name] = _Block(name, digests[index], parent)
             parent, lost = block, False
-            self._add(block, event.medium, repeated=event.repeated)
+            self._add(block, event.medium)
 
-    def _add(self, block: _Block, medium: Medium, *, repeated: bool) -> None:
+    def _add(self, block: _Block, medium: Medium) -> None:
         if not block.mediums >> medium & 1:
             block.mediums |= 1 << medium
             self._settle(block)
-        elif not repeated:
+        else:
             self._copies[block.hash, medium] += 1
 
     def _remove(self, name: EngineHash, medium: Medium) -> None:

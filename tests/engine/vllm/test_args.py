@@ -14,6 +14,8 @@ from engine.vllm import args
 from engine.vllm.args import (
     SideChannelAddress,
     engine_arg_values,
+    engine_args,
+    event_addresses,
     held_port,
     load_model_class,
     prepare_environment,
@@ -128,3 +130,17 @@ def test_further_arguments_win_and_name_the_connector_but_not_what_baton_needs_o
     extra = transfer["kv_connector_extra_config"]
     assert extra["backends"] == ["LIBFABRIC"]
     assert [extra[f"baton_side_channel_{name}"] for name in ("host", "bind_address", "port")] == ["h", "::1", 5]
+
+
+def test_an_engine_publishes_its_blocks_unless_the_operator_says_otherwise() -> None:
+    addresses = event_addresses(EngineConfig())
+    assert addresses is not None and addresses.batches != addresses.replay
+    made = engine_args(EngineConfig(model="m"), engine_id="e", side_channel=SIDE_CHANNEL, events=addresses)
+    assert made.kv_events_config["enable_kv_cache_events"]
+    assert made.kv_events_config["endpoint"] == addresses.batches
+    own: list[dict[str, Any]] = [
+        {"kv_events_config": {"enable_kv_cache_events": True}},
+        {"enable_prefix_caching": False},
+        {"data_parallel_size": 2},
+    ]
+    assert [event_addresses(EngineConfig(args=args)) for args in own] == [None] * 3

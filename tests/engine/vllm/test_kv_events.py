@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.vllm.kv_events import REPEATED_SESSION, decode
+from engine.vllm.kv_events import decode
 from kv_transfer.prefix.block_keys import Media, prompt_keys, unpack
 from kv_transfer.prefix.events import GONE, BlocksCleared, BlocksRemoved, BlocksStored, Medium
 from worker.kv_events.mirror import BlockMirror
@@ -31,7 +31,7 @@ class Pool:
         self.mirror = BlockMirror(epoch=1, block_size_tokens=SIZE, blocks_max=100)
         self.mirror.take(1)
 
-    def request(self, *, lora: str = "", salt: str = "", media: tuple[Media, ...] = (), session: str = "") -> Any:
+    def request(self, *, lora: str = "", salt: str = "", media: tuple[Media, ...] = ()) -> Any:
         from vllm.lora.request import LoRARequest
         from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
         from vllm.sampling_params import SamplingParams
@@ -54,7 +54,6 @@ class Pool:
             lora_request=LoRARequest(lora_name=lora, lora_int_id=1, lora_path="/adapters/a") if lora else None,
             cache_salt=salt or None,
             block_hasher=self.hasher,
-            session_id=session or None,
         )
 
     def told(self) -> dict[int, tuple[int, ...]]:
@@ -83,7 +82,7 @@ def test_an_engine_s_blocks_have_the_keys_of_the_prompt(lora: str, salt: str, me
     assert pool.told() == {0: tuple(sorted(keys[2:]))}
 
 
-def test_copies_evictions_repeats_and_a_reset() -> None:
+def test_copies_evictions_and_a_reset() -> None:
     keys = unpack(prompt_keys(TOKENS, SIZE))
     pool = Pool()
     copies = [pool.pool.get_new_blocks(5) for _ in range(2)]
@@ -97,9 +96,6 @@ def test_copies_evictions_repeats_and_a_reset() -> None:
     assert pool.told() == {}
     taken += pool.pool.get_new_blocks(2)
     assert pool.told() == {GONE: tuple(sorted(keys[3:]))}
-    pool.mirror.lose()
-    pool.pool.emit_cached_block_events(pool.request(session=REPEATED_SESSION), 3, SIZE, 0)
-    assert pool.told() == {0: tuple(sorted(keys[:3]))}
     pool.pool.free_blocks(taken)
     assert pool.pool.reset_prefix_cache()
     assert pool.told() == {} and len(pool.mirror) == 0

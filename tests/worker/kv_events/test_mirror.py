@@ -21,14 +21,13 @@ def mirror(blocks_max: int = 100) -> BlockMirror:
     return made
 
 
-def stored(first: int, last: int, medium: Medium = Medium.HBM, *, repeated: bool = False) -> BlocksStored:
+def stored(first: int, last: int, medium: Medium = Medium.HBM) -> BlocksStored:
     return BlocksStored(
         hashes=NAMES[first:last],
         parent=NAMES[first - 1] if first else None,
         token_ids=TOKENS[first * SIZE : last * SIZE],
         block_size_tokens=SIZE,
         medium=medium,
-        repeated=repeated,
     )
 
 
@@ -68,7 +67,7 @@ def test_a_copy_that_goes_leaves_the_other() -> None:
     assert told(made.take(10)) == {0: 0, 1: 0}
     made.apply([removed(1)])
     assert told(made.take(10)) == {1: GONE}
-    made.apply([stored(0, 1, repeated=True), removed(0), removed(0), removed(0)])
+    made.apply([removed(0), removed(0), removed(0)])
     assert told(made.take(10)) == {0: GONE}
 
 
@@ -91,7 +90,7 @@ def test_what_cannot_be_named_is_ignored() -> None:
     assert made.untold == 0 and len(made) == 0 and made.ignored == 5
 
 
-def test_a_loss_empties_it_and_repeated_blocks_are_known_again() -> None:
+def test_a_loss_empties_it_and_blocks_that_are_stored_anew_are_known_again() -> None:
     made = mirror()
     made.apply([stored(0, 4)])
     made.take(10)
@@ -99,7 +98,7 @@ def test_a_loss_empties_it_and_repeated_blocks_are_known_again() -> None:
     made.apply([stored(4, 5), removed(3)])
     delta = made.take(10)
     assert delta.reset and told(delta) == {} and made.losses == 1
-    made.apply([stored(0, 3, repeated=True), stored(3, 4)])
+    made.apply([stored(0, 3), stored(3, 4)])
     assert told(made.take(10)) == dict.fromkeys(range(4), 0)
 
 
@@ -164,7 +163,7 @@ def test_a_gap_that_the_replay_does_not_fill_empties_the_mirror() -> None:
         order.batch(seq, batches()[seq])
     order.replay_ended()
     assert order.replay_from is None and made.losses == 1 and len(made) == 0
-    order.batch(4, [stored(0, 1, repeated=True)])
+    order.batch(4, [stored(0, 1)])
     assert told(made.take(10)) == {0: 0}
 
 
