@@ -155,6 +155,7 @@ class Dispatcher:
             request,
             planning=self._planning,
             working=self._working,
+            view=self._view,
             metrics=self._metrics,
             config=self._config,
             limits=self._limits,

@@ -18,6 +18,7 @@ from front_proxy.dispatch.metrics import DispatchMetrics
 from front_proxy.dispatch.scheduler_link import SchedulerLink
 from front_proxy.dispatch.ttft_breakdown import TtftBreakdown
 from front_proxy.dispatch.worker_link import WorkerLinks
+from front_proxy.planning.cluster_view import ClusterView
 from front_proxy.request import endings
 from front_proxy.request.events import (
     AbortWork,
@@ -68,6 +69,7 @@ class RequestDriver:
         *,
         planning: SchedulerLink,
         working: WorkerLinks,
+        view: ClusterView,
         metrics: DispatchMetrics,
         config: FrontProxyConfig,
         limits: FrontProxyLimits,
@@ -85,6 +87,7 @@ class RequestDriver:
         self._request = request
         self._planning = planning
         self._working = working
+        self._view = view
         self._metrics = metrics
         self._config = config
         self._limits = limits
@@ -317,8 +320,14 @@ class RequestDriver:
     def _ask(self, ask: AskPlan) -> None:
         plan_id = self._plan_ids[ask.attempt] = self._planning.new_plan_id()
         now_s = self._now_s()
-        ttft_left_s = self._times.ttft_left_s(self._request, now_s)
-        question = submissions.question(plan_id, self._request, ask, left_s=self._left_s(), ttft_left_s=ttft_left_s)
+        question = submissions.question(
+            plan_id,
+            self._request,
+            ask,
+            left_s=self._left_s(),
+            ttft_left_s=self._times.ttft_left_s(self._request, now_s),
+            block_size_tokens=self._view.block_size_tokens,
+        )
         self._watch.new_attempt()
         self._times.asked(now_s)
         self._planning.plan(question, functools.partial(self._on_answer, ask.attempt, now_s))

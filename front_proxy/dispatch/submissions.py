@@ -12,18 +12,26 @@ from scheduler.api.events import PlanRequested
 
 
 def question(
-    plan_id: int, request: GenerationRequest, ask: AskPlan, *, left_s: float, ttft_left_s: float
+    plan_id: int,
+    request: GenerationRequest,
+    ask: AskPlan,
+    *,
+    left_s: float,
+    ttft_left_s: float,
+    block_size_tokens: int,
 ) -> PlanRequested:
     """Where may it run? ``left_s`` is what is left of its deadline, in all three functions.
 
     ``ttft_left_s``: of the time to the first token that it asks for. 0: none is asked for, or the client has the token.
+    ``block_size_tokens``: of all workers. 0: not known.
     """
+    keys, shown = request.prompt_keys, ask.resume_token_ids
     return PlanRequested(
         session=0,
         plan_id=plan_id,
         request_id=request.request_id,
-        prompt_tokens=len(request.engine_request.token_ids) + ask.resume_tokens,
-        output_tokens_max=request.output_tokens_max - ask.resume_tokens,
+        prompt_tokens=len(request.engine_request.token_ids) + len(shown),
+        output_tokens_max=request.output_tokens_max - len(shown),
         priority=request.engine_request.priority,
         excluded_worker_ids=frozenset(ask.excluded_worker_ids),
         pinned_decode_worker_id=ask.pinned_decode_worker,
@@ -34,6 +42,7 @@ def question(
         resumed=ask.resumed,
         ttft_slo_s=ttft_left_s,
         itl_slo_s=request.itl_slo_s,
+        block_keys=b"" if keys is None else keys.packed(block_size_tokens, shown),
     )
 
 

@@ -194,6 +194,8 @@ def plan_request(question: PlanRequested) -> scheduler_pb2.FrontUpdates:
         message.prefill_only = True
     if question.resumed:
         message.resumed = True
+    if question.block_keys:
+        message.block_keys = question.block_keys
     if question.priority_class:
         message.priority_class = question.priority_class
     # 0 would mean that none is asked for.

@@ -58,8 +58,9 @@ _RESTING: dict[str, tuple[Any, ...]] = {
     "_bad_words_token_ids": (None, []),
 }
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in msgspec.structs.fields(SamplingParams)}
-# A client that names these could point a worker at any host.
-_FORBIDDEN_EXTRA_ARGS = ("kv_transfer_params", "ec_transfer_params")
+# A client that names the first two could point a worker at any host. The third lets an engine report reused blocks as
+# stored once more.
+_FORBIDDEN_EXTRA_ARGS = ("kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode")
 _TEMPERATURE_GREEDY = 1e-5
 _SEED_BITS = 63
 

@@ -26,6 +26,7 @@ from front_proxy.engine_client.texts import Detokeniser, PromptFacts, TextDelta,
 from front_proxy.gateway.metrics import RENDER_S, SEQUENCES
 from front_proxy.gateway.request_context import CLOCK, REQUEST_CONTEXT
 from front_proxy.request.generation import GenerationDelta, GenerationRequest, one_by_one
+from front_proxy.request.prompt_keys import PromptKeys
 from runtime.failures import Failure, FailureError, FailureKind
 
 
@@ -46,7 +47,7 @@ class Sequences:
         return self._one_text(request) if request.sampling_params.n == 1 else self._many_texts(request, text)
 
     async def _one_text(self, request: EngineCoreRequest) -> AsyncGenerator[TextDelta, None]:
-        child = _Child(request)
+        child = _Child(request, _keys(request))
         detokeniser = Detokeniser(self._output_processor.tokenizer, request)
         deltas = self._dispatcher.generate(self._generation(child))
         context = REQUEST_CONTEXT.get()
@@ -93,7 +94,7 @@ class Sequences:
     async def _one(self, request: EngineCoreRequest, text: str | None) -> AsyncGenerator[RequestOutput, None]:
         collector = _collector(request)
         # Before anything is registered: parameters that cannot be encoded must leave nothing behind.
-        child = _Child(request)
+        child = _Child(request, _keys(request))
         deltas = self._dispatcher.generate(self._generation(child))
         try:
             self._output_processor.add_request(request, text, None, 0, collector)
@@ -122,11 +123,12 @@ class Sequences:
         collector = _collector(request)
         parent = ParentRequest(request)
         children: list[_Child] = []
+        keys = _keys(request)
         for index in range(parent.n):
             child_request = copy(request)
             child_request.request_id, child_request.sampling_params = parent.get_child_info(index)
             self._output_processor.add_request(child_request, text, parent, index, collector)
-            children.append(_Child(child_request))
+            children.append(_Child(child_request, keys))
         family = asyncio.create_task(self._run_family(children, collector))
         try:
             while True:
@@ -199,6 +201,7 @@ class Sequences:
             prefill_sampling=encodings.prefill,
             continuation=encodings.continuation,
             output_tokens_max=params.max_tokens,
+            prompt_keys=child.prompt_keys,
             priority_class=context.caller.priority_class,
             tenant=context.caller.tenant,
             deadline_s=context.deadline_s,
@@ -265,15 +268,23 @@ class OneByOne(RequestOutputCollector):
 
 
 class _Child:
-    """One sequence of a request and what became known of it."""
+    """One sequence of a request and what became known of it. All of a request have the same ``prompt_keys``."""
 
-    def __init__(self, request: EngineCoreRequest) -> None:
+    def __init__(self, request: EngineCoreRequest, prompt_keys: PromptKeys | None) -> None:
         self.request = request
+        self.prompt_keys = prompt_keys
         self.one_token = _one_token(request.sampling_params)
         self.started = False
         self.cached_tokens: int | None = None
         self.decode_worker: str | None = None
         self.pinned_decode_worker: str | None = None
+
+
+def _keys(request: EngineCoreRequest) -> PromptKeys | None:
+    """What finds workers that hold its prompt. None where engines do not look: vLLM scores a prompt by computing it."""
+    if request.sampling_params.skip_reading_prefix_cache:
+        return None
+    return PromptKeys(request.prompt_token_ids, salt=request.cache_salt)
 
 
 def _note(child: _Child, delta: GenerationDelta) -> bool:

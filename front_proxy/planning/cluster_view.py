@@ -58,6 +58,8 @@ class ClusterView:
     def __init__(self) -> None:
         self.snapshot = ClusterSnapshot()
         """The latest picture."""
+        self.block_size_tokens = 0
+        """Of all workers; 0 while there are none, or some with another one than others."""
         self.knows_more = False
         """Whether the scheduler of the last view is recovering and does not know all workers that are known here."""
 
@@ -79,6 +81,8 @@ class ClusterView:
         now = {(worker.info.worker_id, worker.info.epoch) for worker in workers}
         known_before = [(worker.info.worker_id, worker.info.epoch) for worker in self.snapshot.workers]
         self.snapshot = ClusterSnapshot(workers=tuple(workers))
+        sizes = {worker.info.block_size_tokens for worker in workers}
+        self.block_size_tokens = sizes.pop() if len(sizes) == 1 else 0
         return ViewChange([each for each in known_before if each not in now], told)
 
 

@@ -107,13 +107,13 @@ def title(event: FlowEvent) -> str:
 
 
 class AskPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask the scheduler where this attempt should run. ``resume_tokens`` lengthen its prompt and are not asked for.
+    """Ask the scheduler where this attempt should run. ``resume_token_ids`` lengthen its prompt and are not asked for.
 
     ``resumed``: an earlier attempt of this request failed on a worker. It waits ahead of new requests of its class.
     """
 
     attempt: int
-    resume_tokens: int = 0
+    resume_token_ids: tuple[int, ...] = ()
     excluded_worker_ids: tuple[str, ...] = ()
     pinned_decode_worker: str | None = None
     prefill_only: bool = False

@@ -276,9 +276,10 @@ class RequestFlow:
         if self.phase is RequestPhase.HANDING_OFF:
             assert self._plan is not None and self._plan.decode is not None
             decode_worker = self._plan.decode.worker_id
+            if self.handoff is None:
+                self._prompt.note(output)
             external_tokens = output.first.external_tokens if output.first is not None else 0
             actions += self._handoff_slot.release(pulled=external_tokens > 0)
-            self._prompt.note(output)
             self.phase = RequestPhase.DECODING
         emit = self._deliver(output, finish=output.finish, decode_worker=decode_worker)
         if emit is None:
@@ -366,12 +367,12 @@ class RequestFlow:
         self._plan_open = True
         self._orphaned = False
         self._output.begin()
-        resume_tokens = len(self._output.resume_token_ids)
-        self._prefill_only = self._output_tokens_max - resume_tokens == 1
+        resume_token_ids = self._output.resume_token_ids
+        self._prefill_only = self._output_tokens_max - len(resume_token_ids) == 1
         return [
             AskPlan(
                 attempt=self.attempt,
-                resume_tokens=resume_tokens,
+                resume_token_ids=resume_token_ids,
                 excluded_worker_ids=tuple(self._retry_policy.excluded),
                 pinned_decode_worker=self._pinned,
                 prefill_only=self._prefill_only,

@@ -7,6 +7,7 @@ from typing import Protocol
 import msgspec
 
 from engine.protocol import EngineRequest, Finish, Logprobs
+from front_proxy.request.prompt_keys import PromptKeys
 from front_proxy.request.work import WorkerOutput
 
 
@@ -33,6 +34,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """How an engine goes on behind delivered tokens as if undisturbed. None: it cannot. Then the prefill worker's token
     is not delivered, and what was delivered before a failure is computed again and compared."""
     output_tokens_max: int
+    prompt_keys: PromptKeys | None = None
+    """By which workers that hold part of the prompt's KV are found. None: no prefix cache can serve it."""
     priority_class: str = ""
     """"interactive", "default" or "batch". Empty: by the priority's number."""
     tenant: str = ""
@@ -82,7 +85,7 @@ class GenerationDelta(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: Logprobs | None = None
     prompt_logprobs: Logprobs | None = None
     cached_tokens: int | None = None
-    """Prompt tokens the worker that computed the prompt found in its prefix cache; on the first delta."""
+    """Prompt tokens that no engine computed, wherever their KV lay; on the first delta."""
     decode_worker: str | None = None
     """Set once the prompt's KV lies on this decode worker: siblings may be pinned there."""
     phases: TtftPhases | None = None
@@ -132,9 +135,9 @@ class PromptInfo:
         self._prompt_logprobs: Logprobs | None = None
 
     def note(self, output: WorkerOutput) -> None:
-        """What a worker says of the prompt. A decode that takes a prefill's KV over sees only its end."""
+        """What the worker that computes the prompt says of it; not a decode that takes over a prefill's KV."""
         if output.first is not None and self._cached_tokens is None:
-            self._cached_tokens = output.first.cached_tokens
+            self._cached_tokens = output.first.cached_tokens + output.first.external_tokens
         self._prompt_logprobs = self._prompt_logprobs or output.prompt_logprobs
 
     def delta(self, output: WorkerOutput, *, finish: Finish | None, decode_worker: str | None) -> GenerationDelta:

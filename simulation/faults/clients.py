@@ -24,6 +24,7 @@ from front_proxy.request.events import (
     Stalled,
 )
 from front_proxy.request.generation import GenerationDelta, GenerationRequest
+from front_proxy.request.prompt_keys import PromptKeys
 from front_proxy.request.work import Stage
 from runtime.failures import Failure, FailureError
 from simulation.faults import checkers
@@ -113,6 +114,7 @@ class Client:
             prefill_sampling=msgspec.msgpack.encode({**(sampling if known else plain), "max_tokens": 1}),
             continuation=Continues(asked, sampling) if asked.continuing else None,
             output_tokens_max=asked.output_tokens_max,
+            prompt_keys=PromptKeys(prompt),
             deadline_s=asked.deadline_s,
             pinned_decode_worker="decode-0" if asked.pinned else None,
         )

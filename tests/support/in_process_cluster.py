@@ -17,6 +17,7 @@ from engine.protocol import EngineRequest
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.dispatch.metrics import DispatchMetrics
 from front_proxy.request.generation import GenerationDelta, GenerationRequest
+from front_proxy.request.prompt_keys import PromptKeys
 from runtime.rpc.grpc_server import start_server
 from runtime.timing.clock import SystemClock
 from scheduler.config import SchedulerParameters
@@ -147,6 +148,7 @@ def request(number: int, tokens: int, prompt: int = 40, *, continuing: bool = Tr
         prefill_sampling=_sampling(1),
         continuation=Behind(tokens) if continuing else None,
         output_tokens_max=tokens,
+        prompt_keys=PromptKeys(range(number, number + prompt)),
     )
 
 

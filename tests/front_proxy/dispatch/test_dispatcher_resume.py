@@ -6,8 +6,13 @@ import asyncio
 
 import pytest
 
+from front_proxy.planning.cluster_view import WorkerEntry
+from front_proxy.request.prompt_keys import PromptKeys
 from front_proxy.request.work import Stage
+from kv_transfer.prefix.block_keys import prompt_keys
 from runtime.failures import Failure, FailureError, FailureKind
+from scheduler.api.worker_info import WorkerLoad
+from tests.scheduler.cast import worker_info
 from tests.support.fake_cluster import (
     P0,
     TOKENS,
@@ -24,9 +29,11 @@ from tests.support.virtual_time import virtual_time
 async def test_a_stalled_stream_goes_on_behind_what_was_shown_within_the_bound() -> None:
     async with serving(stream_stall_timeout_s=2.0, stall_check_interval_s=0.1) as (dispatcher, cluster, registry):
         cluster.freeze_after = 2
+        assert not dispatcher._view.apply([WorkerEntry(worker_info("d0", block_size_tokens=2), WorkerLoad())]).gone
         loop = asyncio.get_running_loop()
         began_s = loop.time()
-        assert tokens_of(await collect(dispatcher, generation())) == [100, 101, 102, 103, 104]
+        keys = PromptKeys([1, 2, 3])
+        assert tokens_of(await collect(dispatcher, generation(prompt_keys=keys))) == [100, 101, 102, 103, 104]
         assert 2.0 <= loop.time() - began_s <= 2.0 + 0.2 + 2 * WHOLE_S
         samplings = [sent.engine_request.sampling for sent in cluster.submissions]
         assert samplings == [b"prefill", b"rest behind 1", b"first behind 3", b"rest behind 4"]
@@ -35,6 +42,8 @@ async def test_a_stalled_stream_goes_on_behind_what_was_shown_within_the_bound()
         assert len(last.engine_request.token_ids) == 7 and last.handoff is not None
         again = cluster.questions[1]
         assert (again.prompt_tokens, again.output_tokens_max) == (6, 2)
+        assert [len(question.block_keys) for question in cluster.questions] == [8, 24]
+        assert again.block_keys == prompt_keys([1, 2, 3, 100, 101, 102], 2)
         assert again.excluded_worker_ids == {"decode-0"}
         assert cluster.suspects == ["decode-0"] and cluster.held == (0, 0, 0)
         assert registry.get_sample_value("baton_front_proxy_resumes_total", {"how": "continue"}) == 1

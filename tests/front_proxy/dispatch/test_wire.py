@@ -15,7 +15,8 @@ from scheduler.api.events import PlanRequested, RunningPlan
 
 # What a message can carry: whole milliseconds, and a number that means "unset" is never drawn.
 INTS = st.integers(1, 2**31 - 1)
-MS = st.integers(1, 2**31 - 1).map(lambda ms: ms / 1000)
+# Eighths of a second: a float that is whole milliseconds and no more.
+MS = st.integers(1, 2**24).map(lambda eighths: eighths / 8)
 NAMES = st.text(min_size=1, max_size=6)
 PLACEMENTS = st.none() | st.builds(Placement, NAMES, NAMES, INTS)
 QUESTIONS = st.builds(
@@ -23,6 +24,7 @@ QUESTIONS = st.builds(
     priority=st.integers(-(2**31), 2**31 - 1), excluded_worker_ids=st.frozensets(NAMES, max_size=3),
     pinned_decode_worker_id=st.none() | NAMES, tenant=NAMES, priority_class=NAMES, wait_max_s=MS,
     prefill_only=st.booleans(), resumed=st.booleans(),
+    block_keys=st.integers(0, 3).map(lambda keys: b"a-packed" * keys),
 )  # fmt: skip
 PLANS = st.builds(
     ReplyPlan, session=st.just(0), plan_id=INTS, prefill=PLACEMENTS, decode=PLACEMENTS, decode_blocks_reserved=INTS,

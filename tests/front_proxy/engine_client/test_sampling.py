@@ -124,8 +124,9 @@ def test_what_can_only_be_computed_again_gets_a_seed_to_draw_the_same_tokens(opt
     assert sent(temperature=0.9).seed is None, "drawing on continues"
 
 
-def test_transfer_parameters_of_a_client_are_dropped() -> None:
-    params = SamplingParams(extra_args={"kv_transfer_params": {"remote_host": "x"}, "ec_transfer_params": {}})
+def test_what_only_baton_may_say_to_an_engine_is_dropped() -> None:
+    of_baton: dict[str, object] = {"kv_transfer_params": {"remote_host": "x"}, "ec_transfer_params": {}}
+    params = SamplingParams(extra_args={**of_baton, "kv_cache_report_mode": "full"})
     drop_forbidden(params)
     assert params.extra_args is None
     params = SamplingParams(extra_args={"kv_transfer_params": {}, "mine": 1})

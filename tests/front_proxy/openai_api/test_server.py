@@ -15,6 +15,7 @@ from vllm.sampling_params import SamplingParams
 from front_proxy.config import FrontProxyConfig
 from front_proxy.gateway.metrics import DROPPED_FIELDS
 from front_proxy.openai_api.guard import HttpGuard
+from kv_transfer.prefix.block_keys import prompt_keys
 from runtime.failures import Failure, FailureKind
 from runtime.priority_class import PriorityClass
 from tests.front_proxy.conftest import Served, listening
@@ -147,6 +148,7 @@ async def test_transfer_fields_of_a_client_change_nothing_and_are_not_echoed(
         max_tokens=4,
         kv_transfer_params={"do_remote_prefill": True, "remote_host": "attacker"},
         ec_transfer_params={"a": 1},
+        vllm_xargs={"kv_cache_report_mode": "full"},
     )
     answer = response.json()
     assert answer["choices"] == plain["choices"]
@@ -154,6 +156,17 @@ async def test_transfer_fields_of_a_client_change_nothing_and_are_not_echoed(
     assert "attacker" not in response.text
     without, with_fields = (request.engine_request.sampling for request in served.source.requests)
     assert with_fields == without
+
+
+async def test_a_prompt_s_keys_go_with_it_once_for_all_choices_and_not_where_its_cache_is_not_read(
+    served: Served, http: httpx.AsyncClient
+) -> None:
+    await post(http, "/v1/completions", prompt="one two three", max_tokens=2, n=2, temperature=1.0, cache_salt="tenant")
+    first, second = served.source.requests
+    assert first.prompt_keys is second.prompt_keys is not None
+    assert first.prompt_keys.packed(2) == prompt_keys(first.engine_request.token_ids, 2, salt="tenant") != b""
+    await post(http, "/v1/completions", prompt="one two three", max_tokens=2, prompt_logprobs=1)
+    assert served.source.requests[-1].prompt_keys is None
 
 
 @pytest.mark.parametrize("field", ["kv_transfer_params", "ec_transfer_params"])

@@ -22,7 +22,8 @@ from front_proxy.request.events import (
 )
 from front_proxy.request.retry_policy import UNTAKEN_MAX
 from front_proxy.request.work import Stage, WorkerOutput
-from tests.support.request_flow import LENGTH, STOP, Play, decoded, failed, handoff, kinds, planned, prefilled
+from scheduler.api.actions import Placement
+from tests.support.request_flow import LENGTH, P0, STOP, Play, decoded, failed, handoff, kinds, planned, prefilled
 
 PULLED = decoded(8, external=39)
 PHASES: dict[str, tuple[list[FlowEvent], list[str]]] = {
@@ -67,6 +68,24 @@ def test_prompt_logprobs_come_once_and_from_the_prefill() -> None:
     play.tell(Output(attempt=1, stage=Stage.PREFILL, output=prompt))
     play.tell(Output(attempt=1, stage=Stage.DECODE, output=output), decoded(8, finish=STOP))
     assert [emit.delta.prompt_logprobs for emit in play.all(Emit)] == [table, None]
+
+
+def test_cached_tokens_are_those_that_no_engine_computed() -> None:
+    def cached(*told: Output, prefill: Placement | None) -> list[int | None]:
+        play = Play(planned(prefill=prefill), *told)
+        return [emit.delta.cached_tokens for emit in play.all(Emit)]
+
+    there = FirstOutput(cached_tokens=32, external_tokens=64)
+    prompt = Output(
+        attempt=1,
+        stage=Stage.PREFILL,
+        output=WorkerOutput(token_ids=[7], finish=LENGTH, first=there, handoff=handoff()),
+    )
+    decode = Output(attempt=1, stage=Stage.DECODE, output=WorkerOutput(token_ids=[8], first=there))
+    assert cached(decode, prefill=None) == [96]
+    pulled = FirstOutput(cached_tokens=32, external_tokens=200)
+    behind = Output(attempt=1, stage=Stage.DECODE, output=WorkerOutput(token_ids=[8], first=pulled))
+    assert cached(prompt, behind, prefill=P0) == [96, None]
 
 
 def test_the_short_way_of_a_token_is_open_in_the_middle_of_a_stream_only() -> None:
