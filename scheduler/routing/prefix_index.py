@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from kv_transfer.prefix.block_keys import DIGEST_BYTES, KEY_BYTES
+from kv_transfer.prefix import block_keys
 from kv_transfer.prefix.events import GONE, Medium
 
 _LANE_BITS = 8
@@ -21,6 +21,8 @@ _TABLES = 256
 """One dict of 5 million blocks would stop the process for 350 ms when it grows; one of these stops it for 2 ms."""
 _SHARED_MASKS_MAX = 65_536
 _DYING_MAX = 64
+_WALKED_MAX = 16
+"""Blocks between two known ones that are looked at one by one: halving takes three times as long for each."""
 
 assert len(Medium) <= _LANE_BITS
 
@@ -119,34 +121,37 @@ class PrefixIndex:
         logarithm of the prompt's.
         """
         found: dict[int, int] = {}
-        blocks = len(packed) // KEY_BYTES
-        if not blocks or not (first := self._holders(packed, 0, slowest)):
+        if not packed:
             return found
-        last = self._holders(packed, blocks - 1, slowest) & first
-        _note(found, last, blocks)
-        # Ranges, each with the holders of its first block and of its last.
-        ranges = [(0, first, blocks - 1, last)]
-        while ranges:
-            low, many, high, few = ranges.pop()
-            if many == few:
-                continue
-            if high == low + 1:
-                _note(found, many & ~few, high)
-                continue
-            middle = (low + high) // 2
-            between = self._holders(packed, middle, slowest) & many
-            ranges.append((low, many, middle, between))
-            ranges.append((middle, between, high, few))
-        return found
+        keys, tables, seen = block_keys.view(packed), self._tables, self._seen << slowest
 
-    def _holders(self, packed: bytes, block: int, slowest: Medium) -> int:
-        start = block * KEY_BYTES
-        key = int.from_bytes(packed[start : start + DIGEST_BYTES], "little")
-        return self._tables[key % _TABLES].get(key, 0) >> slowest & self._seen
+        def holders(block: int) -> int:
+            key = keys[block]
+            return tables[key % _TABLES].get(key, 0) & seen
+
+        if not (many := holders(0)):
+            return found
+        last = holders(len(keys) - 1) & many
+        _note(found, last, len(keys))
+        # ``many`` hold the prompt up to ``low``. Blocks further on, the next one last, each with those who hold it too.
+        low, ahead = 0, [(len(keys) - 1, last)]
+        while ahead:
+            high, few = ahead[-1]
+            if many != few and high - low > _WALKED_MAX:
+                middle = (low + high) // 2
+                ahead.append((middle, holders(middle) & many))
+                continue
+            for block in range(low + 1, high + 1) if many != few else ():
+                held = holders(block) & many
+                if held != many:
+                    _note(found, many ^ held, block)
+                    many = held
+            low, many = ahead.pop()
+        return found
 
 
 def _note(found: dict[int, int], holders: int, blocks: int) -> None:
     while holders:
         lowest = holders & -holders
-        found[lowest.bit_length() // _LANE_BITS] = blocks
+        found[(lowest.bit_length() - 1) // _LANE_BITS] = blocks
         holders ^= lowest
