@@ -8,8 +8,9 @@ where each holder ends is found by halving, without a look at every block.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from kv_transfer.prefix import block_keys
 from kv_transfer.prefix.events import GONE, Medium
@@ -142,7 +143,8 @@ class PrefixIndex:
                 ahead.append((middle, holders(middle) & many))
                 continue
             for block in range(low + 1, high + 1) if many != few else ():
-                held = holders(block) & many
+                key = keys[block]
+                held = tables[key % _TABLES].get(key, 0) & many
                 if held != many:
                     _note(found, many ^ held, block)
                     many = held
@@ -151,7 +153,16 @@ class PrefixIndex:
 
 
 def _note(found: dict[int, int], holders: int, blocks: int) -> None:
+    for holder in _numbers(holders):
+        found[holder] = blocks
+
+
+@functools.lru_cache(maxsize=4096)
+def _numbers(holders: int) -> Sequence[int]:
+    """The holders in a bit mask. Prompts end at few different groups of them, mostly at single ones."""
+    numbers = []
     while holders:
         lowest = holders & -holders
-        found[(lowest.bit_length() - 1) // _LANE_BITS] = blocks
+        numbers.append((lowest.bit_length() - 1) // _LANE_BITS)
         holders ^= lowest
+    return tuple(numbers)
