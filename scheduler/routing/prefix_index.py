@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from kv_transfer.prefix import block_keys
 from kv_transfer.prefix.events import GONE, Medium
@@ -83,37 +83,54 @@ class PrefixIndex:
                 return
             self._free.append(self._dying.popleft())
 
-    def put(self, holder: int, level: int, keys: Iterable[int]) -> bool:
+    def put(self, holder: int, level: int, keys: Sequence[int]) -> bool:
         """The holder has these blocks, with all before them, on medium ``level`` or faster ones; ``GONE``: it has not.
 
         False: the index is full, and some of the blocks are not in it. The holder's blocks are then not closed.
         """
         assert 0 <= level <= GONE, level
-        others = ~(_LANE << holder * _LANE_BITS)
-        lane = 0 if level == GONE else (_LANE << level & _LANE) << holder * _LANE_BITS
-        tables, shared, held = self._tables, self._shared, self._held[holder]
-        if len(shared) > _SHARED_MASKS_MAX:
-            shared.clear()
+        others, held = ~(_LANE << holder * _LANE_BITS), self._held[holder]
+        if len(self._shared) > _SHARED_MASKS_MAX:
+            self._shared.clear()
+        if level == GONE:
+            self._remove(others, keys)
+            held.difference_update(keys)
+            return True
+        lane = (_LANE << level & _LANE) << holder * _LANE_BITS
+        put = self._store(others, lane, keys)
+        held.update(keys if put else [key for key in keys if self._tables[key % _TABLES].get(key, 0) & lane])
+        return put
+
+    def _store(self, others: int, lane: int, keys: Sequence[int]) -> bool:
+        tables, shared, room = self._tables, self._shared, self._blocks_max - self._blocks
+        lane = shared.setdefault(lane, lane)
+        for key in keys:
+            table = tables[key % _TABLES]
+            old = table.get(key)
+            if old is None:
+                if not room:
+                    break
+                room -= 1
+                table[key] = lane
+            elif (new := old & others | lane) != old:
+                table[key] = shared.setdefault(new, new)
+        else:
+            self._blocks = self._blocks_max - room
+            return True
+        self._blocks = self._blocks_max
+        return False
+
+    def _remove(self, others: int, keys: Sequence[int]) -> None:
+        tables, shared = self._tables, self._shared
         for key in keys:
             table = tables[key % _TABLES]
             old = table.get(key, 0)
-            new = old & others | lane
-            if new == old:
-                continue
-            if not new:
+            new = old & others
+            if new:
+                table[key] = shared.setdefault(new, new)
+            elif old:
                 del table[key]
                 self._blocks -= 1
-            else:
-                if not old:
-                    if self._blocks >= self._blocks_max:
-                        return False
-                    self._blocks += 1
-                table[key] = shared.setdefault(new, new)
-            if lane:
-                held.add(key)
-            else:
-                held.discard(key)
-        return True
 
     def longest(self, packed: bytes, slowest: Medium = Medium.HBM) -> dict[int, int]:
         """For each holder that has any: leading blocks of the prompt that lie on ``slowest`` or faster mediums.
