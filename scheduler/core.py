@@ -59,20 +59,20 @@ from scheduler.routing.prefixes import Prefixes
 EVENT_LOG_MAX = 64
 
 # So frequent that they would push everything else out of the log of events.
-NOT_LOGGED = (
-    PlansRunning,
-    RequestEnded,
-    Tick,
-    WorkerBlocksReported,
-    WorkerLeasesReported,
-    WorkerLoadReported,
-    WorkerProgressReported,
+NOT_LOGGED = frozenset(
+    {
+        PlansRunning,
+        RequestEnded,
+        Tick,
+        WorkerBlocksReported,
+        WorkerLeasesReported,
+        WorkerLoadReported,
+        WorkerProgressReported,
+    }
 )
 
 
-_AboutWorker = (
-    WorkerLeft | WorkerSuspected | DrainRequested | WorkerLeasesReported | WorkerBlocksReported | WorkerProgressReported
-)
+_AboutWorker = WorkerLeft | WorkerSuspected | DrainRequested | WorkerLeasesReported | WorkerBlocksReported
 
 
 class SchedulerCore:
@@ -123,9 +123,14 @@ class SchedulerCore:
 
     def handle(self, event: Event, now_s: float) -> Sequence[Action]:
         """What follows from one event."""
-        if not isinstance(event, NOT_LOGGED):
+        if type(event) not in NOT_LOGGED:
             self._event_log.append((now_s, event))
+        # The most frequent ones first.
         match event:
+            case WorkerLoadReported():
+                return (*self._report(event, now_s), *self._serve(now_s))
+            case WorkerProgressReported():
+                return self._learn(event)
             case PlanRequested():
                 return self._admission.ask(event, now_s, recovering=self.recovering)
             case RequestEnded(session=session, plan_id=plan_id, outcome=outcome, output_tokens=output_tokens):
@@ -139,8 +144,6 @@ class SchedulerCore:
                 return self._serve(now_s)
             case PlansRunning():
                 return (*self._reconcile(event, now_s), *self._serve(now_s))
-            case WorkerLoadReported():
-                return (*self._report(event, now_s), *self._serve(now_s))
             case Tick(late_s=late_s):
                 for worker in self.cluster.workers.values():
                     worker.forgive(late_s, now_s)
@@ -157,7 +160,6 @@ class SchedulerCore:
                 | DrainRequested()
                 | WorkerLeasesReported()
                 | WorkerBlocksReported()
-                | WorkerProgressReported()
             ):
                 return self._hear(event, now_s)
             case FrontJoined(session=session, front_proxy_id=front_proxy_id, incarnation=incarnation):
@@ -186,13 +188,14 @@ class SchedulerCore:
                 return ()
             case WorkerBlocksReported(session=session, worker_id=worker_id, delta=delta):
                 return self._hear_blocks(session, worker_id, delta, now_s)
-            case WorkerProgressReported(session=session, worker_id=worker_id, steps=steps):
-                worker = self._member(worker_id, session)
-                if worker is not None:
-                    worker.latency.learn(steps)
-                return ()
             case _:
                 assert_never(event)
+
+    def _learn(self, event: WorkerProgressReported) -> Sequence[Action]:
+        worker = self._member(event.worker_id, event.session)
+        if worker is not None:
+            worker.latency.learn(event.steps)
+        return ()
 
     def _hear_blocks(self, session: int, worker_id: str, delta: BlockDelta, now_s: float) -> Sequence[Action]:
         if self._member(worker_id, session) is None or not self.prefixes.told(worker_id, delta, now_s):

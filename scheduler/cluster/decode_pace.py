@@ -19,16 +19,20 @@ LENGTH_STEP = 0.01
 class OutputLengths:
     """The geometric mean of the outputs of late. Short outputs feel a stall most, and it leans to them."""
 
+    __slots__ = ("_log", "_typical")
+
     def __init__(self) -> None:
         self._log = math.log(64.0)
+        self._typical = math.exp(self._log)
 
     def learn(self, tokens: int) -> None:
         """A request ended."""
         self._log += LENGTH_STEP * (math.log(max(1, tokens)) - self._log)
+        self._typical = math.exp(self._log)
 
     def window_s(self, step_s: float) -> float:
         """How long a typical output takes in steps of this length."""
-        return min(WINDOW_MAX_S, max(WINDOW_MIN_S, math.exp(self._log) * step_s))
+        return min(WINDOW_MAX_S, max(WINDOW_MIN_S, self._typical * step_s))
 
 
 class PromptShare:

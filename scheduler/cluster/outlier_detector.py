@@ -58,7 +58,7 @@ class WorkerHealth:
         self._good.add(1.0)
         if self.standing is Standing.IN_SERVICE:
             self._in_a_row = 0
-            if now_s >= self._until_s + self._length_s():
+            if self._ejections and now_s >= self._until_s + self._length_s():
                 self._ejections = 0
         elif key == self.probe:
             self.standing, self.probe = Standing.IN_SERVICE, None

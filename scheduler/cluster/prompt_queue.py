@@ -23,6 +23,8 @@ class _Prompt(NamedTuple):
 class PromptQueue:
     """Of one worker. Time is an argument and never goes back."""
 
+    __slots__ = ("_compute_s", "_head_compute_s", "_head_s", "_prompts", "_reported_s", "unknown_tokens")
+
     def __init__(self) -> None:
         self._prompts: dict[PlanKey, _Prompt] = {}
         self._compute_s = 0.0
@@ -83,10 +85,10 @@ class PromptQueue:
 
     def wait_s(self, now_s: float) -> float:
         """Until all of the known ones are computed."""
-        spent_s = now_s - self._head_s
+        spent_s, head_s = now_s - self._head_s, self._head_compute_s
         if spent_s <= 0.0:
             return self._compute_s
-        return self._compute_s - (min(self._head_compute_s, spent_s))
+        return self._compute_s - (head_s if head_s < spent_s else spent_s)
 
     def _remove(self, key: PlanKey) -> None:
         self._compute_s -= self._prompts.pop(key).compute_s

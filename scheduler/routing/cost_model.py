@@ -15,7 +15,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from math import inf
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 
@@ -65,7 +65,7 @@ class Need(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return [held.get(worker.worker_id, 0) for worker in workers] if held else [0] * len(workers)
 
 
-class Compute(NamedTuple):
+class Compute(msgspec.Struct, frozen=True, gc=False):
     """A worker that may compute the prompt."""
 
     ttft_s: float
@@ -75,7 +75,7 @@ class Compute(NamedTuple):
     compute_s: float
 
 
-class Continue(NamedTuple):
+class Continue(msgspec.Struct, frozen=True, gc=False):
     """A worker that may compute the output. ``share``: of its time, what prompts take."""
 
     cost_s: float
@@ -87,13 +87,17 @@ class Continue(NamedTuple):
     share: float
 
 
-class Pair(NamedTuple):
+class Pair(msgspec.Struct, frozen=True, gc=False):
     """Which worker computes the prompt, and which the output: one worker may do both. ``missed``: why it may not."""
 
     cost_s: float
     compute: Compute
     onward: Continue | None
     missed: Missed | None = None
+
+
+_TTFT = operator.attrgetter("ttft_s")
+_COST = operator.itemgetter(0)
 
 
 def computing(need: Need, workers: Sequence[Worker], now_s: float) -> list[Compute]:
@@ -103,7 +107,7 @@ def computing(need: Need, workers: Sequence[Worker], now_s: float) -> list[Compu
         compute_s = need.compute_s(worker, held)
         wait_s = worker.prompt_wait_s(now_s)
         found.append(Compute(wait_s + compute_s, worker, held, wait_s, compute_s))
-    found.sort(key=operator.itemgetter(0))
+    found.sort(key=_TTFT)
     return found
 
 
@@ -115,7 +119,7 @@ def continuing(need: Need, workers: Sequence[Worker], lengths: OutputLengths, no
         step_s = worker.latency.step_s(worker.request_count + 1, worker.context_tokens + tokens)
         transfer_s = worker.transfer_s(tokens - held)
         costs.append((transfer_s + step_s, worker, held, transfer_s, step_s))
-    costs.sort(key=operator.itemgetter(0))
+    costs.sort(key=_COST)
     found = []
     for cost_s, worker, held, transfer_s, step_s in costs[:ALONE_MAX]:
         window_s = lengths.window_s(step_s)

@@ -66,11 +66,6 @@ def decode_filters() -> Sequence[Filter]:
     return (*_FIRST, Filter("kv_headroom", kv_headroom), Filter("request_slots", request_slots), _LAST)
 
 
-def ready(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
-    """Drop workers that are starting, draining, stopped or silent."""
-    return [worker for worker in workers if worker.ready]
-
-
 def excluded(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
     """Drop the workers that the request names: they failed it before."""
     if not ask.excluded_worker_ids:
@@ -78,20 +73,20 @@ def excluded(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Work
     return [worker for worker in workers if worker.worker_id not in ask.excluded_worker_ids]
 
 
-def outlier(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
-    """Drop ejected workers while another one is there: a worker that may work is better than none."""
-    return [worker for worker in workers if not worker.avoided] or workers
+def in_service(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
+    """Drop workers that are starting, draining, stopped or silent, and ejected ones while another one is there.
+
+    A worker that may work is better than none.
+    """
+    kept = [worker for worker in workers if worker.ready and not worker.avoided]
+    return kept or [worker for worker in workers if worker.ready]
 
 
 def kv_capacity(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
     """Drop workers that could never hold the request, not even empty."""
     # Workers of one pool have one layout, and so one block size.
     blocks, tokens = ask.blocks(workers[0].block_size_tokens), ask.computed_tokens
-    return [
-        worker
-        for worker in workers
-        if worker.blocks_total >= blocks and (tokens <= worker.context_tokens_max or worker.context_tokens_max == 0)
-    ]
+    return [worker for worker in workers if worker.blocks_total >= blocks and worker.context_tokens_max >= tokens]
 
 
 def kv_headroom(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
@@ -101,8 +96,8 @@ def kv_headroom(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[W
 
 
 def request_slots(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
-    """Drop workers that would refuse one more request. A limit of 0 is no limit."""
-    return [worker for worker in workers if not 0 < worker.requests_max <= worker.request_count]
+    """Drop workers that would refuse one more request."""
+    return [worker for worker in workers if worker.request_count < worker.requests_max]
 
 
 def suspect(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
@@ -111,9 +106,8 @@ def suspect(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worke
 
 
 _FIRST = (
-    Filter("ready", ready),
     Filter("excluded", excluded),
-    Filter("outlier", outlier),
+    Filter("in_service", in_service),
     Filter("kv_capacity", kv_capacity),
 )
 _LAST = Filter("suspect", suspect)

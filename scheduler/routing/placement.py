@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import operator
-import sys
 from collections.abc import Sequence
 from math import inf
 from typing import Literal
@@ -52,6 +51,7 @@ COMPARED_MAX = 16
 """Workers of one role that are compared for a request: among so many one is as good as the best of all."""
 OPTIONS_KEPT = 8
 """Options of a plan that are remembered, to explain it."""
+_COST = operator.attrgetter("cost_s")
 _VERDICTS = {
     "ttft_slo": "would miss the TTFT asked for",
     "itl_slo": "would miss the time between tokens asked for",
@@ -226,7 +226,7 @@ class Planner:
         self, pairs: list[Pair], need: Need, ask: Ask, reason: Reason, busy: NotPlaced | None = None
     ) -> Placed | NotPlaced:
         """The pair that costs least of those that are eligible. ``busy``: what to say where there is none."""
-        pairs.sort(key=operator.itemgetter(0))
+        pairs.sort(key=_COST)
         best = next((each for each in pairs if each.missed is None), None)
         if best is None:
             return busy or _missed(need, pairs)
@@ -255,7 +255,7 @@ _BACKLOG_BUSY = NotPlaced(cause="prefill_backlog", message="Every prefill worker
 
 def _regardless(pairs: Sequence[Pair]) -> list[Pair]:
     """The same, however much they slow down the requests that decode there."""
-    return [each._replace(missed=None) if each.missed == "decode_busy" else each for each in pairs]
+    return [msgspec.structs.replace(each, missed=None) if each.missed == "decode_busy" else each for each in pairs]
 
 
 def _hides_tokens(pool: ModelPool) -> bool:
@@ -307,7 +307,7 @@ def _decode_refusal(ask: Ask, emptied: Emptied, pool: ModelPool) -> NotPlaced:
     """Name the most lasting cause: it can never fit, no worker is ready, or it does not fit now."""
     registered = pool.with_role("decode")
     if registered and not kv_capacity(ask, registered, 0.0):
-        context = max(worker.context_tokens_max or sys.maxsize for worker in registered)
+        context = max(worker.context_tokens_max for worker in registered)
         if ask.computed_tokens > context:
             message = (
                 f"The prompt has {ask.computed_tokens} tokens; the longest context of a decode worker is {context}."

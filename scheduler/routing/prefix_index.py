@@ -8,10 +8,11 @@ where each holder ends is found by halving, without a look at every block.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 
-from kv_transfer.prefix.block_keys import DIGEST_BYTES, KEY_BYTES
+from kv_transfer.prefix import block_keys
 from kv_transfer.prefix.events import GONE, Medium
 
 _LANE_BITS = 8
@@ -21,6 +22,8 @@ _TABLES = 256
 """One dict of 5 million blocks would stop the process for 350 ms when it grows; one of these stops it for 2 ms."""
 _SHARED_MASKS_MAX = 65_536
 _DYING_MAX = 64
+_WALKED_MAX = 16
+"""Blocks between two known ones that are looked at one by one: halving takes three times as long for each."""
 
 assert len(Medium) <= _LANE_BITS
 
@@ -80,37 +83,54 @@ class PrefixIndex:
                 return
             self._free.append(self._dying.popleft())
 
-    def put(self, holder: int, level: int, keys: Iterable[int]) -> bool:
+    def put(self, holder: int, level: int, keys: Sequence[int]) -> bool:
         """The holder has these blocks, with all before them, on medium ``level`` or faster ones; ``GONE``: it has not.
 
         False: the index is full, and some of the blocks are not in it. The holder's blocks are then not closed.
         """
         assert 0 <= level <= GONE, level
-        others = ~(_LANE << holder * _LANE_BITS)
-        lane = 0 if level == GONE else (_LANE << level & _LANE) << holder * _LANE_BITS
-        tables, shared, held = self._tables, self._shared, self._held[holder]
-        if len(shared) > _SHARED_MASKS_MAX:
-            shared.clear()
+        others, held = ~(_LANE << holder * _LANE_BITS), self._held[holder]
+        if len(self._shared) > _SHARED_MASKS_MAX:
+            self._shared.clear()
+        if level == GONE:
+            self._remove(others, keys)
+            held.difference_update(keys)
+            return True
+        lane = (_LANE << level & _LANE) << holder * _LANE_BITS
+        put = self._store(others, lane, keys)
+        held.update(keys if put else [key for key in keys if self._tables[key % _TABLES].get(key, 0) & lane])
+        return put
+
+    def _store(self, others: int, lane: int, keys: Sequence[int]) -> bool:
+        tables, shared, room = self._tables, self._shared, self._blocks_max - self._blocks
+        lane = shared.setdefault(lane, lane)
+        for key in keys:
+            table = tables[key % _TABLES]
+            old = table.get(key)
+            if old is None:
+                if not room:
+                    break
+                room -= 1
+                table[key] = lane
+            elif (new := old & others | lane) != old:
+                table[key] = shared.setdefault(new, new)
+        else:
+            self._blocks = self._blocks_max - room
+            return True
+        self._blocks = self._blocks_max
+        return False
+
+    def _remove(self, others: int, keys: Sequence[int]) -> None:
+        tables, shared = self._tables, self._shared
         for key in keys:
             table = tables[key % _TABLES]
             old = table.get(key, 0)
-            new = old & others | lane
-            if new == old:
-                continue
-            if not new:
+            new = old & others
+            if new:
+                table[key] = shared.setdefault(new, new)
+            elif old:
                 del table[key]
                 self._blocks -= 1
-            else:
-                if not old:
-                    if self._blocks >= self._blocks_max:
-                        return False
-                    self._blocks += 1
-                table[key] = shared.setdefault(new, new)
-            if lane:
-                held.add(key)
-            else:
-                held.discard(key)
-        return True
 
     def longest(self, packed: bytes, slowest: Medium = Medium.HBM) -> dict[int, int]:
         """For each holder that has any: leading blocks of the prompt that lie on ``slowest`` or faster mediums.
@@ -119,34 +139,47 @@ class PrefixIndex:
         logarithm of the prompt's.
         """
         found: dict[int, int] = {}
-        blocks = len(packed) // KEY_BYTES
-        if not blocks or not (first := self._holders(packed, 0, slowest)):
+        if not packed:
             return found
-        last = self._holders(packed, blocks - 1, slowest) & first
-        _note(found, last, blocks)
-        # Ranges, each with the holders of its first block and of its last.
-        ranges = [(0, first, blocks - 1, last)]
-        while ranges:
-            low, many, high, few = ranges.pop()
-            if many == few:
-                continue
-            if high == low + 1:
-                _note(found, many & ~few, high)
-                continue
-            middle = (low + high) // 2
-            between = self._holders(packed, middle, slowest) & many
-            ranges.append((low, many, middle, between))
-            ranges.append((middle, between, high, few))
-        return found
+        keys, tables, seen = block_keys.view(packed), self._tables, self._seen << slowest
 
-    def _holders(self, packed: bytes, block: int, slowest: Medium) -> int:
-        start = block * KEY_BYTES
-        key = int.from_bytes(packed[start : start + DIGEST_BYTES], "little")
-        return self._tables[key % _TABLES].get(key, 0) >> slowest & self._seen
+        def holders(block: int) -> int:
+            key = keys[block]
+            return tables[key % _TABLES].get(key, 0) & seen
+
+        if not (many := holders(0)):
+            return found
+        last = holders(len(keys) - 1) & many
+        _note(found, last, len(keys))
+        # ``many`` hold the prompt up to ``low``. Blocks further on, the next one last, each with those who hold it too.
+        low, ahead = 0, [(len(keys) - 1, last)]
+        while ahead:
+            high, few = ahead[-1]
+            if many != few and high - low > _WALKED_MAX:
+                middle = (low + high) // 2
+                ahead.append((middle, holders(middle) & many))
+                continue
+            for block in range(low + 1, high + 1) if many != few else ():
+                key = keys[block]
+                held = tables[key % _TABLES].get(key, 0) & many
+                if held != many:
+                    _note(found, many ^ held, block)
+                    many = held
+            low, many = ahead.pop()
+        return found
 
 
 def _note(found: dict[int, int], holders: int, blocks: int) -> None:
+    for holder in _numbers(holders):
+        found[holder] = blocks
+
+
+@functools.lru_cache(maxsize=4096)
+def _numbers(holders: int) -> Sequence[int]:
+    """The holders in a bit mask. Prompts end at few different groups of them, mostly at single ones."""
+    numbers = []
     while holders:
         lowest = holders & -holders
-        found[lowest.bit_length() // _LANE_BITS] = blocks
+        numbers.append((lowest.bit_length() - 1) // _LANE_BITS)
         holders ^= lowest
+    return tuple(numbers)
