@@ -154,13 +154,7 @@ class SchedulerCore:
             case WorkerJoined(session=session, info=info):
                 self._end_isolation(now_s)
                 return self._join(session, info, now_s)
-            case (
-                WorkerLeft()
-                | WorkerSuspected()
-                | DrainRequested()
-                | WorkerLeasesReported()
-                | WorkerBlocksReported()
-            ):
+            case WorkerLeft() | WorkerSuspected() | DrainRequested() | WorkerLeasesReported() | WorkerBlocksReported():
                 return self._hear(event, now_s)
             case FrontJoined(session=session, front_proxy_id=front_proxy_id, incarnation=incarnation):
                 self._end_isolation(now_s)

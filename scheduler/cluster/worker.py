@@ -26,6 +26,7 @@ class Worker:
     __slots__ = (
         "_itl_slos",
         "_link_latency_s",
+        "_places",
         "avoided",
         "block_size_tokens",
         "blocks_total",

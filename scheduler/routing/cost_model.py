@@ -158,7 +158,9 @@ def pair(need: Need, compute: Compute, onward: Continue) -> Pair:
     levels = compute.worker.levels_from(onward.worker)
     if levels:
         farther_s = onward.transfer_s * (FARTHER**levels - 1.0)
-        onward = onward._replace(cost_s=onward.cost_s + farther_s, transfer_s=onward.transfer_s + farther_s)
+        onward = msgspec.structs.replace(
+            onward, cost_s=onward.cost_s + farther_s, transfer_s=onward.transfer_s + farther_s
+        )
     missed: Missed | None = None
     if 0.0 < need.ttft_slo_s < compute.ttft_s:
         missed = "ttft_slo"
