@@ -12,6 +12,11 @@ from scheduler.api.worker_info import WorkerState
 from scheduler.core import SchedulerCore
 
 _OUTCOMES = frozenset({"finished", "failed", "cancelled"})
+_PREFIXES = {
+    "blocks": "KV blocks in the prefix index, each once",
+    "gaps": "Times that a worker's blocks were forgotten since a change was missing",
+    "overflows": "Times that a worker's blocks were forgotten for want of room",
+}
 
 
 class SchedulerMetrics:
@@ -78,6 +83,9 @@ class SchedulerMetrics:
             ("role",),
             registry=registry,
         )
+        self._prefixes = {
+            name: Gauge(f"baton_scheduler_prefix_{name}", text, registry=registry) for name, text in _PREFIXES.items()
+        }
         self._labelled: frozenset[str] = frozenset()
 
     def request_ended(self, outcome: str) -> None:
@@ -113,3 +121,6 @@ class SchedulerMetrics:
         self._fronts.set(fronts)
         self._plans_in_flight.set(core.plans_in_flight)
         self._leads.set(leads)
+        self._prefixes["blocks"].set(len(core.prefixes.index))
+        self._prefixes["gaps"].set(core.prefixes.feed.gaps)
+        self._prefixes["overflows"].set(core.prefixes.feed.overflows)

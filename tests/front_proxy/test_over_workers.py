@@ -104,3 +104,15 @@ async def test_a_prefill_workers_death_is_survived(start_worker: StartWorker, pr
         assert [tokens_of(deltas) for deltas in await asyncio.gather(*tasks)] == expected
         for worker in it.workers[1:]:
             await worker.settled()
+
+
+async def test_the_scheduler_knows_which_workers_hold_a_prompt_under_the_keys_that_are_asked_with(
+    start_worker: StartWorker,
+) -> None:
+    async with cluster(start_worker, prefills=1, decodes=1) as it:
+        wanted = request(1, 8)
+        assert it.core is not None and wanted.prompt_keys is not None
+        prefixes, keys = it.core.prefixes, wanted.prompt_keys.packed(16)
+        await collect(it.dispatcher, wanted)
+        holders = {prefixes.feed.holder(worker.core.worker_id) for worker in it.workers}
+        await it.until(lambda: prefixes.index.longest(keys) == dict.fromkeys(holders, 2))

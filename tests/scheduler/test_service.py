@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
+from kv_transfer.prefix.block_keys import prompt_keys
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
@@ -434,3 +435,25 @@ async def test_a_core_that_breaks_ends_every_stream(monkeypatch: pytest.MonkeyPa
         await front.send(plan(1))
         assert await front.reply() is EOF
         assert await front.code() is grpc.StatusCode.INTERNAL
+
+
+async def test_what_workers_say_of_their_blocks_is_counted_and_a_gap_asks_for_a_snapshot() -> None:
+    async with listening() as setting:
+        worker = await setting.worker("d0")
+
+        def shown() -> list[float | None]:
+            setting.shell.show_metrics()
+            sample = setting.shell.metrics.registry.get_sample_value
+            return [sample(f"baton_scheduler_prefix_{name}") for name in ("blocks", "gaps", "overflows")]
+
+        def delta(seq: int, *, reset: bool = False) -> pb.WorkerUpdate:
+            keys = prompt_keys(list(range(seq, seq + 4)), 2)
+            levels = [pb.BlockLevel(level=0, keys=keys)]
+            return pb.WorkerUpdate(blocks=pb.BlockDelta(seq=seq, levels=levels, reset=reset))
+
+        await worker.send(delta(1, reset=True), delta(2))
+        await until(lambda: shown() == [4, 0, 0], within_s=WAIT_S)
+        await worker.send(delta(4))
+        assert (await worker.next()).WhichOneof("message") == "snapshot_blocks"
+        await worker.send(delta(5, reset=True))
+        await until(lambda: shown() == [2, 1, 0], within_s=WAIT_S)

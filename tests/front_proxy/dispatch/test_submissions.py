@@ -25,5 +25,5 @@ def test_workers_are_told_the_class_in_the_priority_and_the_scheduler_both_apart
     decode = submissions.decode(request, start, left_s=1.0)
     wanted = engine_priority(named, number)
     assert prefill.engine_request.priority == decode.engine_request.priority == wanted
-    asked = submissions.question(1, request, AskPlan(attempt=1), left_s=1.0, ttft_left_s=0.0)
+    asked = submissions.question(1, request, AskPlan(attempt=1), left_s=1.0, ttft_left_s=0.0, block_size_tokens=0)
     assert (asked.priority, asked.priority_class) == (number, named)
