@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from kv_transfer.prefix import block_keys
 from kv_transfer.prefix.events import GONE, Medium
@@ -83,7 +83,7 @@ class PrefixIndex:
                 return
             self._free.append(self._dying.popleft())
 
-    def put(self, holder: int, level: int, keys: Sequence[int]) -> bool:
+    def put(self, holder: int, level: int, keys: Collection[int]) -> bool:
         """The holder has these blocks, with all before them, on medium ``level`` or faster ones; ``GONE``: it has not.
 
         False: the index is full, and some of the blocks are not in it. The holder's blocks are then not closed.
@@ -101,7 +101,7 @@ class PrefixIndex:
         held.update(keys if put else [key for key in keys if self._tables[key % _TABLES].get(key, 0) & lane])
         return put
 
-    def _store(self, others: int, lane: int, keys: Sequence[int]) -> bool:
+    def _store(self, others: int, lane: int, keys: Collection[int]) -> bool:
         tables, shared, room = self._tables, self._shared, self._blocks_max - self._blocks
         lane = shared.setdefault(lane, lane)
         for key in keys:
@@ -120,7 +120,7 @@ class PrefixIndex:
         self._blocks = self._blocks_max
         return False
 
-    def _remove(self, others: int, keys: Sequence[int]) -> None:
+    def _remove(self, others: int, keys: Collection[int]) -> None:
         tables, shared = self._tables, self._shared
         for key in keys:
             table = tables[key % _TABLES]

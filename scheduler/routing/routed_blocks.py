@@ -5,7 +5,7 @@ Fills the same index as ``block_feed``, so that one query serves both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from kv_transfer.prefix import block_keys
 from kv_transfer.prefix.events import GONE, Medium
@@ -68,5 +68,5 @@ class RoutedBlocks:
         self._forget(holder, generations.old - generations.young)
         generations.old, generations.young, generations.since_s = generations.young, set(), now_s
 
-    def _forget(self, holder: int, keys: Iterable[int]) -> None:
+    def _forget(self, holder: int, keys: Collection[int]) -> None:
         self._index.put(holder, GONE, keys)
