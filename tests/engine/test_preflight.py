@@ -72,6 +72,7 @@ def test_every_argument_that_is_made_of_a_setting_exists_and_is_refused_beside_i
         "disable_log_stats",
         "kv_transfer_config",
         "scheduler_cls",
+        "scheduling_policy",
     }
     assert ours <= AsyncEngineArgs.__dataclass_fields__.keys()
     for name in ours - free:
