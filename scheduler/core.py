@@ -133,14 +133,8 @@ class SchedulerCore:
                 return self._learn(event)
             case PlanRequested():
                 return self._admission.ask(event, now_s, recovering=self.recovering)
-            case RequestEnded(session=session, plan_id=plan_id, outcome=outcome, output_tokens=output_tokens):
-                self._queue.remove((session, plan_id), now_s)
-                finished = outcome == "finished"
-                charge = self._reservations.end((session, plan_id), now_s, finished=finished)
-                if charge is not None:
-                    self._queue.correct(charge, output_tokens)
-                    if finished:
-                        self.cluster.lengths.learn(output_tokens)
+            case RequestEnded():
+                self._end(event, now_s)
                 return self._serve(now_s)
             case PlansRunning():
                 return (*self._reconcile(event, now_s), *self._serve(now_s))
@@ -156,15 +150,22 @@ class SchedulerCore:
                 return self._join(session, info, now_s)
             case WorkerLeft() | WorkerSuspected() | DrainRequested() | WorkerLeasesReported() | WorkerBlocksReported():
                 return self._hear(event, now_s)
-            case FrontJoined(session=session, front_proxy_id=front_proxy_id, incarnation=incarnation):
-                self._end_isolation(now_s)
-                self._reservations.join(session, front_proxy_id, incarnation)
-                return (PublishView(at_once=True),)
+            case FrontJoined():
+                return self._front_join(event, now_s)
             case FrontLeft(session=session):
                 self._front_leave(session, now_s)
                 return self._serve(now_s)
             case _:
                 assert_never(event)
+
+    def _end(self, event: RequestEnded, now_s: float) -> None:
+        key, finished = (event.session, event.plan_id), event.outcome == "finished"
+        self._queue.remove(key, now_s)
+        charge = self._reservations.end(key, now_s, finished=finished)
+        if charge is not None:
+            self._queue.correct(charge, event.output_tokens)
+            if finished:
+                self.cluster.lengths.learn(event.output_tokens)
 
     def _hear(self, event: _AboutWorker, now_s: float) -> Sequence[Action]:
         """Handle what is said about one worker and places no request."""
@@ -205,6 +206,11 @@ class SchedulerCore:
         """Peers may know plans that are not known here: recover as after a start, at least for ``worker_lease_s``."""
         self._recovered_at_s = now_s + max(self._config.recovery_grace_s, self._config.worker_lease_s)
         self.recovering = self._config.recovery_grace_s > 0
+
+    def _front_join(self, event: FrontJoined, now_s: float) -> Sequence[Action]:
+        self._end_isolation(now_s)
+        self._reservations.join(event.session, event.front_proxy_id, event.incarnation)
+        return (PublishView(at_once=True),)
 
     def _front_leave(self, session: int, now_s: float) -> None:
         self._reservations.leave(session, now_s)
