@@ -100,7 +100,7 @@ class SchedulerMetrics:
         errors: dict[WorkerRole, list[float]] = {role: [] for role in WORKER_ROLES}
         for worker_id, worker in workers.items():
             counts[worker.role, worker.state] += 1
-            if worker.latency.observed:
+            if worker.latency.reports:
                 errors[worker.role].append(worker.latency.error)
             if worker.unusable:
                 unusable[worker.unusable] += 1

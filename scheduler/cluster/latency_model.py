@@ -1,14 +1,14 @@
 """How long a worker takes for a prompt and for a decode step, learnt from the steps that it reports. Pure.
 
-The workers of one role in one pool have the same engine on the same hardware, so one law is learnt from the steps of
-all of them (``LearntLaw``), and of each worker only how much slower or faster it is (``LatencyModel``). This learns
-fastest: five coefficients need some hundred steps that differ, which one worker of many may not have in minutes; one
-factor needs fifty of any kind. A worker that is new starts from what the others taught.
+The workers of one pool have the same engine on the same hardware, so the laws are learnt from the steps of all of them
+(``LearntLaw``), and of each worker only how much slower or faster it is (``LatencyModel``). This learns fastest: five
+coefficients need some hundred steps that differ, which one worker of many may not have in minutes; one factor needs
+fifty of any kind. A worker that is new starts from what the others taught.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from scheduler.api.worker_progress import EngineStep
 from scheduler.cluster.latency_profile import ASSUMED, LatencyProfile
@@ -19,7 +19,7 @@ COLUMNS = 5
 MEMORY_STEPS = 256
 """Steps after which what was seen counts a third. Steps with prompt tokens do not make decode steps forgotten."""
 YOUNG_STEPS = 256
-"""Until the law has so many steps, it learns from every one, and nothing is said about single workers."""
+"""Until a law has so many steps, it learns from every one, and they say nothing about single workers."""
 STEPS_PER_FIT = 8
 """Steps that a grown law takes in before it is solved again: solving takes 40 us."""
 SURE_ERROR = 0.15
@@ -37,9 +37,12 @@ DEVIATION_MIN = 0.1
 DEVIATION_MAX = 8.0
 STEP_MIN_S = 1e-5
 """No engine is faster: a shorter step is a clock's mistake."""
-STIFFNESS = 1e-3
+STIFFNESS = 1e-4
 """How strongly a coefficient stays where it was, against what the steps say about it. It decides where they say
-nothing: a law learnt from prompts of one length does not know whether tokens or pairs cost the time."""
+nothing: a law learnt from prompts of one length does not know what costs the time. Then what was the larger part of it
+changes more."""
+SHARE_MIN = 0.05
+"""What was a smaller part of the time changes as if it were so much."""
 
 
 class Deviations:
@@ -51,31 +54,40 @@ class Deviations:
         self.usual = usual
 
     def bounded(self, took_s: float, expected_s: float) -> float:
-        """By what share it was slower, or by what share the expectation was: half and double are -1 and 1."""
-        off = took_s / expected_s - 1.0 if took_s >= expected_s else 1.0 - expected_s / took_s
+        """The error as a share of what it took, within bounds: the same for laws and factors, or both would drift."""
+        off = 1.0 - expected_s / took_s
         bound = min(DEVIATION_MAX, max(DEVIATION_MIN, USUAL_ERRORS * self.usual))
         off = min(bound, max(-bound, off))
         self.usual += FOLLOW * (abs(off) - self.usual)
         return off
 
 
-class _Evidence:
-    """Weighted least squares of steps of one kind: sums of products, of which older ones fade."""
+class LearntSteps:
+    """The law of the steps of one kind, by weighted least squares of which older steps fade."""
 
-    __slots__ = ("deviations", "sums")
+    __slots__ = ("_deviations", "_sums", "law", "seen")
 
-    def __init__(self) -> None:
+    def __init__(self, start: StepLaw) -> None:
+        # Replaced as steps teach it.
+        self.law = start
+        self.seen = 0
         # The upper triangle of the squares, row by row, each row ending with its product with the time.
-        self.sums = [0.0] * (COLUMNS * (COLUMNS + 3) // 2)
+        self._sums = [0.0] * (COLUMNS * (COLUMNS + 3) // 2)
         # All is possible at first.
-        self.deviations = Deviations(DEVIATION_MAX)
+        self._deviations = Deviations(DEVIATION_MAX)
 
-    def add(self, step: EngineStep, took_s: float, expected_s: float) -> None:
+    @property
+    def young(self) -> bool:
+        """Whether it has seen too little to tell a slow worker from its own error."""
+        return self.seen < YOUNG_STEPS
+
+    def learn(self, step: EngineStep, took_s: float) -> None:
         """Errors are relative, and one that is larger than usual weighs as much as the largest usual one."""
-        off = self.deviations.bounded(took_s, expected_s)
-        real = max(took_s / expected_s, expected_s / took_s) - 1.0
+        expected_s = max(STEP_MIN_S, self.law.step_s(step))
+        off = self._deviations.bounded(took_s, expected_s)
+        real = 1.0 - expected_s / took_s
         # Between the weights by what was and by what was expected: neither a long nor a short one can outweigh others.
-        weight = (abs(off) / real if real > 0.0 else 1.0) / (took_s * expected_s)
+        weight = (off / real if real else 1.0) / (took_s * expected_s)
         q, p, b, s = step.prefill_tokens, step.prefill_pairs, step.decode_requests, step.decode_context_tokens
         wq, wp, wb, ws = weight * q, weight * p, weight * b, weight * s
         new = (
@@ -86,41 +98,16 @@ class _Evidence:
             *(ws * s, ws * took_s),
         )
         keep = 1.0 - 1.0 / MEMORY_STEPS
-        self.sums = [keep * old + one for old, one in zip(self.sums, new, strict=True)]
-
-
-class LearntLaw:
-    """The law of the steps of a role's workers in one pool. ``law`` is replaced as they teach it."""
-
-    def __init__(self, start: LatencyProfile = ASSUMED) -> None:
-        self.law = start.step
-        # How long the chunks of a prompt are. The largest step shows it.
-        self.chunk_tokens = start.chunk_tokens
-        self.steps_learnt = 0
-        self._with_prompts, self._without = _Evidence(), _Evidence()
-
-    @property
-    def young(self) -> bool:
-        """Whether it has seen too little to tell a slow worker from its own error."""
-        return self.steps_learnt < YOUNG_STEPS
-
-    def learn(self, steps: Collection[EngineStep], factor: float) -> None:
-        """Steps of a worker that takes ``factor`` times as long as the law says. They are ``usable``."""
-        for step in steps:
-            took_s = step.duration_s / factor
-            evidence = self._with_prompts if step.prefill_tokens else self._without
-            evidence.add(step, took_s, max(STEP_MIN_S, self.law.step_s(step)))
-        before = self.steps_learnt
-        self.steps_learnt += len(steps)
-        if self.young or before // STEPS_PER_FIT < self.steps_learnt // STEPS_PER_FIT:
+        self._sums = [keep * old + one for old, one in zip(self._sums, new, strict=True)]
+        self.seen += 1
+        if self.young or self.seen % STEPS_PER_FIT == 0:
             self._fit()
 
     def _fit(self) -> None:
         """The coefficients that agree best with the steps; none is negative."""
-        sums = [one + other for one, other in zip(self._with_prompts.sums, self._without.sums, strict=True)]
         squares = [[0.0] * COLUMNS for _ in range(COLUMNS)]
         products = [0.0] * COLUMNS
-        at = iter(sums)
+        at = iter(self._sums)
         for i in range(COLUMNS):
             for j in range(i, COLUMNS):
                 squares[i][j] = squares[j][i] = next(at)
@@ -132,12 +119,15 @@ class LearntLaw:
             self.law.decode_request_s,
             self.law.decode_context_token_s,
         )
+        parts = [now[i] * squares[i][i] ** 0.5 for i in range(COLUMNS)]
+        whole = sum(parts)
         for i in range(COLUMNS):
-            products[i] += STIFFNESS * squares[i][i] * now[i]
-            squares[i][i] *= 1.0 + STIFFNESS
+            stiff = STIFFNESS * squares[i][i] / max(SHARE_MIN, parts[i] / whole if whole else 0.0) ** 2
+            products[i] += stiff * now[i]
+            squares[i][i] += stiff
         # What no step had stays as it is.
-        seen = [i for i in range(COLUMNS) if squares[i][i] > 0.0]
-        found = _least(squares, products, seen)
+        had = [i for i in range(COLUMNS) if squares[i][i] > 0.0]
+        found = _least(squares, products, had)
         fixed_s, token_s, pair_s, request_s, context_s = (found.get(i, now[i]) for i in range(COLUMNS))
         self.law = StepLaw(
             fixed_s=fixed_s,
@@ -148,17 +138,36 @@ class LearntLaw:
         )
 
 
-class LatencyModel:
-    """One worker: the law of its role, times its own factor."""
+class LearntLaw:
+    """The laws of the workers of one pool: of steps with prompt tokens, and of those that only decode.
 
-    __slots__ = ("_deviations", "_followed", "_reports", "factor", "learnt")
+    They are apart since engines compute them in other ways: only the latter are CUDA graphs, with less fixed cost.
+    """
+
+    __slots__ = ("chunk_tokens", "decode_steps", "prompt_steps")
+
+    def __init__(self, start: LatencyProfile = ASSUMED) -> None:
+        self.prompt_steps, self.decode_steps = LearntSteps(start.step), LearntSteps(start.step)
+        # How long the chunks of a prompt are. The largest step shows it.
+        self.chunk_tokens = start.chunk_tokens
+
+    def of(self, step: EngineStep) -> LearntSteps:
+        """What is known of the steps of this one's kind."""
+        return self.prompt_steps if step.prefill_tokens else self.decode_steps
+
+
+class LatencyModel:
+    """One worker: the laws of its pool, times its own factor."""
+
+    __slots__ = ("_deviations", "_followed", "factor", "learnt", "reports")
 
     def __init__(self, learnt: LearntLaw) -> None:
         self.learnt = learnt
         # What is predicted with, and what it follows in steps of ``FACTOR_STEP``.
         self.factor = self._followed = 1.0
         self._deviations = Deviations(DEVIATION_MIN)
-        self._reports = 0
+        # Those with steps.
+        self.reports = 0
 
     @property
     def error(self) -> float:
@@ -167,48 +176,45 @@ class LatencyModel:
 
     @property
     def observed(self) -> bool:
-        """Whether steps of this worker's role have taught the law, or it is the one that was believed before."""
-        return self.learnt.steps_learnt > 0
+        """Whether steps of this worker's pool have taught how long prompts take, or it is what was believed before."""
+        return self.learnt.prompt_steps.seen > 0
 
     def prefill_s(self, uncached_tokens: int, cached_tokens: int) -> float:
         """A whole prompt on an idle worker that has ``cached_tokens`` more of it."""
         learnt = self.learnt
-        return self.factor * learnt.law.prompt_s(uncached_tokens, cached_tokens, learnt.chunk_tokens)
+        return self.factor * learnt.prompt_steps.law.prompt_s(uncached_tokens, cached_tokens, learnt.chunk_tokens)
 
     def step_s(self, decode_requests: int, context_tokens: int) -> float:
         """A step that gives each of so many sequences a token; they have ``context_tokens`` together."""
-        law = self.learnt.law
+        law = self.learnt.decode_steps.law
         return self.factor * (law.fixed_s + law.decode_s(decode_requests, context_tokens))
 
     def learn(self, steps: Sequence[EngineStep]) -> None:
         """Steps that the worker reports. What is no step of an engine is left out."""
         learnt = self.learnt
-        sure = not learnt.young and self.error < SURE_ERROR
-        self._reports += 1
-        if sure and self._reports % SURE_REPORTS:
-            self._follow([step for step in steps[-1:] if usable(step)])
-            return
         steps = [step for step in steps if usable(step)]
         if not steps:
             return
+        sure = self.error < SURE_ERROR and not any(learnt.of(step).young for step in steps)
+        self.reports += 1
+        if sure and self.reports % SURE_REPORTS:
+            self._follow(steps[-1:])
+            return
         learnt.chunk_tokens = max(learnt.chunk_tokens, *[step.prefill_tokens for step in steps])
         self._follow(steps)
-        if not sure:
-            learnt.learn(steps, self.factor)
-        else:
+        if sure:
             # Chosen by their make-up and not by their time, or what is unusual would be learnt.
-            largest = {step.prefill_tokens > 0: step for step in sorted(steps, key=_size)}
-            learnt.learn(largest.values(), self.factor)
+            steps = list({step.prefill_tokens > 0: step for step in sorted(steps, key=_size)}.values())
+        for step in steps:
+            learnt.of(step).learn(step, step.duration_s / self.factor)
 
     def _follow(self, steps: Sequence[EngineStep]) -> None:
-        law, young = self.learnt.law, self.learnt.young
         for step in steps:
-            expected_s = max(STEP_MIN_S, self._followed * law.step_s(step))
-            off = self._deviations.bounded(step.duration_s, expected_s)
-            if young:
-                continue
-            change = 1.0 + FOLLOW * abs(off)
-            self._followed *= change if off > 0.0 else 1.0 / change
+            kind = self.learnt.of(step)
+            off = self._deviations.bounded(step.duration_s, max(STEP_MIN_S, self._followed * kind.law.step_s(step)))
+            if not kind.young:
+                change = 1.0 + FOLLOW * abs(off)
+                self._followed *= change if off > 0.0 else 1.0 / change
         self._followed = min(FACTOR_MAX, max(1.0 / FACTOR_MAX, self._followed))
         if abs(self._followed / self.factor - 1.0) > FACTOR_STEP:
             self.factor = self._followed

@@ -350,7 +350,7 @@ async def test_the_error_of_predicted_steps_is_shown_by_role() -> None:
         assert math.isnan(sample(name, {"role": "decode"}) or 0.0)
         step = pb.EngineStep(duration_us=20_000, decode_requests=4, decode_context_tokens=1000)
         await decode.send(pb.WorkerUpdate(progress=pb.WorkerProgress(steps=[step] * 8)))
-        await until(lambda: setting.shell.core.cluster.workers["d0"].latency.observed, within_s=WAIT_S)
+        await until(lambda: setting.shell.core.cluster.workers["d0"].latency.reports > 0, within_s=WAIT_S)
         setting.shell.show_metrics()
         assert 0.0 <= (sample(name, {"role": "decode"}) or -1.0) < 1.0
         assert math.isnan(sample(name, {"role": "prefill"}) or 0.0)

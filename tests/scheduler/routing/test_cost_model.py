@@ -31,7 +31,7 @@ PROFILE = LatencyProfile(
     link=LinkLaw(gigabytes_per_s=1e-3, latency_s=0.01),
 )
 LAW = LearntLaw(PROFILE)
-LAW.steps_learnt = 1
+LAW.prompt_steps.seen = 1
 
 
 def made(worker_id: str, **load: Any) -> Worker:
