@@ -55,10 +55,12 @@ def _load(name: str, options: Options) -> Event:
 
 
 def _steps(name: str, options: Options) -> Event:
-    """What 200 steps teach that are alike: each ``prefill_tokens`` in a second, or a decode step of ``decode_s``."""
+    """What many steps teach: ``prefill_tokens`` in a second, half of them in half; decode steps of ``decode_s``."""
     tokens, decode_s = options.pop("prefill_tokens", 0), float(options.pop("decode_s", 0))
-    steps = [EngineStep(1.0, tokens, tokens**2 // 2)] * 100 if tokens else []
-    steps += [EngineStep(decode_s, decode_requests=1, decode_context_tokens=32)] * 100 if decode_s else []
+    steps = (
+        [EngineStep(1.0, tokens, tokens**2 // 2), EngineStep(0.5, tokens // 2, tokens**2 // 8)] * 150 if tokens else []
+    )
+    steps += [EngineStep(decode_s, decode_requests=1, decode_context_tokens=32)] * 300 if decode_s else []
     return events.WorkerProgressReported(session=options.pop("session"), worker_id=name, steps=tuple(steps))
 
 
