@@ -134,8 +134,15 @@ async def test_each_plan_of_a_request_speaks_for_itself() -> None:
         failed, finished = ends(cluster)
         ttft_us = round(TTFT_S * 1e6)
         assert failed == {"ttft_us": ttft_us, "itl_us": 0, "cached": 2, "finish": "unavailable"}
-        assert finished["ttft_us"] == ttft_us, "from its own question"
-        assert finished["finish"] == "stop" and finished["itl_us"] > 0
+        assert finished["ttft_us"] == ttft_us and finished["itl_us"] > 0 and finished["finish"] == "stop"
+
+
+@virtual_time
+async def test_a_plans_time_to_the_first_token_counts_from_its_own_question() -> None:
+    async with serving() as (dispatcher, cluster, _):
+        cluster.fail[Stage.PREFILL] = BROKEN
+        await collect(dispatcher, generation())
+        assert [end["ttft_us"] for end in ends(cluster)] == [0, round(TTFT_S * 1e6)]
 
 
 @virtual_time
