@@ -187,12 +187,14 @@ async def test_its_blocks_are_told_in_small_pieces_from_the_start_and_again_afte
     start_worker: StartWorker,
 ) -> None:
     scheduler = ScriptedPeer(REGISTERED)
-    async with scheduler.listening() as server:
+    async with asyncio.timeout(WAIT_S), scheduler.listening() as server:
         worker = await worker_of(start_worker, server, delta_blocks_max=2)
         front = await worker.attach()
         await front.one(submit(1, PROMPT[:48]))
         async with session_of(worker):
             scheduled = Index(worker)
+            first = await scheduler.hears("blocks")
+            assert first.reset and first.more and not scheduled.told(first)
             while scheduled.held < 3:
                 assert not scheduled.told(await scheduler.hears("blocks"))
             await front.one(submit(1, PROMPT))

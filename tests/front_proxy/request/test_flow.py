@@ -71,8 +71,8 @@ def test_prompt_logprobs_come_once_and_from_the_prefill() -> None:
 
 
 def test_cached_tokens_are_those_that_no_engine_computed() -> None:
-    def cached(*told: Output, prefill: Placement | None) -> list[int | None]:
-        play = Play(planned(prefill=prefill), *told)
+    def cached(*told: Output, prefill: Placement | None, continuing: bool = True) -> list[int | None]:
+        play = Play(planned(prefill=prefill), *told, continuing=continuing)
         return [emit.delta.cached_tokens for emit in play.all(Emit)]
 
     there = FirstOutput(cached_tokens=32, external_tokens=64)
@@ -86,6 +86,10 @@ def test_cached_tokens_are_those_that_no_engine_computed() -> None:
     pulled = FirstOutput(cached_tokens=32, external_tokens=200)
     behind = Output(attempt=1, stage=Stage.DECODE, output=WorkerOutput(token_ids=[8], first=pulled))
     assert cached(prompt, behind, prefill=P0) == [96, None]
+    silent = Output(
+        attempt=1, stage=Stage.PREFILL, output=WorkerOutput(token_ids=[7], finish=LENGTH, handoff=handoff())
+    )
+    assert cached(silent, behind, prefill=P0, continuing=False) == [None]
 
 
 def test_the_short_way_of_a_token_is_open_in_the_middle_of_a_stream_only() -> None:
