@@ -28,9 +28,9 @@ class TtftBreakdown:
 
     @property
     def cached_tokens(self) -> int:
-        """Of the prompt, that the worker which computed it in this attempt found in its cache."""
+        """Of the prompt, that the worker which computed the rest in this attempt had not to compute."""
         prompt = self._prefill or (None if self._remote else self._decode)
-        return prompt.cached_tokens if prompt is not None else 0
+        return prompt.cached_tokens + prompt.external_tokens if prompt is not None else 0
 
     def on_output(self, stage: Stage, output: WorkerOutput, now_s: float) -> None:
         """Note what a worker says about its first output."""

@@ -168,7 +168,7 @@ class Planner:
         known = worker.latency.observed
         return Need(
             prompt_tokens=event.prompt_tokens,
-            held=self._prefixes.held_tokens(event.block_keys, worker.block_size_tokens, event.prompt_tokens - 1),
+            held=self._prefixes.held_tokens(event.block_keys, worker.block_size_tokens, event.prompt_tokens),
             ttft_slo_s=event.ttft_slo_s if known else 0.0,
             itl_slo_s=event.itl_slo_s if known else 0.0,
         )

@@ -52,14 +52,18 @@ class Prefixes:
             holder = self._silent[worker.worker_id] = self._routed.add(worker.blocks_total, now_s)
         self._routed.routed(holder, block_keys, now_s)
 
-    def held_tokens(self, block_keys: bytes, block_size_tokens: int, most: int) -> Mapping[str, int]:
-        """Leading tokens of the prompt that workers hold in HBM, up to ``most``. Those without any are left out."""
+    def held_tokens(self, block_keys: bytes, block_size_tokens: int, prompt_tokens: int) -> Mapping[str, int]:
+        """Leading tokens of the prompt that workers hold in HBM; those that hold none are left out.
+
+        Whole blocks, and not the last token of the prompt: an engine computes that one in any case.
+        """
         if not block_keys or not len(self.index):
             return {}
         tokens = self.key_tokens or block_size_tokens
         owners = self.feed.workers
         if self._silent:
             owners = {**owners, **{holder: worker_id for worker_id, holder in self._silent.items()}}
+        most = (prompt_tokens - 1) // tokens * tokens
         found = self.index.longest(block_keys, Medium.HBM)
         return {owners[holder]: min(blocks * tokens, most) for holder, blocks in found.items()}
 

@@ -158,8 +158,8 @@ def test_a_prompt_goes_where_its_blocks_are() -> None:
     assert (placed.prefill, placed.decode) == (prefills[1], decodes[1])
     assert placed.chosen is not None
     option = placed.options[placed.chosen]
-    # The last token is computed in any case.
-    assert (option.cached_tokens, option.decode_cached_tokens) == (10 * BLOCK_TOKENS - 1, 5 * BLOCK_TOKENS)
+    # The last token is computed in any case, and with it the rest of its block.
+    assert (option.cached_tokens, option.decode_cached_tokens) == (9 * BLOCK_TOKENS, 5 * BLOCK_TOKENS)
 
 
 def test_a_law_is_learnt_by_all_workers_of_a_pool() -> None:
