@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-OPTIONS_MAX = 16
+OPTIONS_MAX = 8
 """Options of one plan that are kept: the cheapest ones, and the chosen one."""
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from scheduler.api.chance import Random
 from scheduler.api.events import PlanRequested
-from scheduler.api.explanation import Option
+from scheduler.api.explanation import OPTIONS_MAX, Option
 from scheduler.cluster.decode_pace import OutputLengths, pace_s
 from scheduler.cluster.model_pool import ModelPool
 from scheduler.cluster.worker import Worker
@@ -49,8 +49,6 @@ Cause = Literal[
 
 COMPARED_MAX = 16
 """Workers of one role that are compared for a request: among so many one is as good as the best of all."""
-OPTIONS_KEPT = 8
-"""Options of a plan that are remembered, to explain it."""
 _COST = operator.attrgetter("cost_s")
 _VERDICTS = {
     "ttft_slo": "would miss the TTFT asked for",
@@ -230,7 +228,7 @@ class Planner:
         best = next((each for each in pairs if each.missed is None), None)
         if best is None:
             return busy or _missed(need, pairs)
-        kept = pairs[:OPTIONS_KEPT]
+        kept = pairs[:OPTIONS_MAX]
         if best not in kept:
             kept[-1] = best
         prefill = best.compute.worker if best.compute.worker.role == "prefill" else None
@@ -283,7 +281,7 @@ def _option(each: Pair) -> Option:
 
 def _missed(need: Need, pairs: Sequence[Pair]) -> NotPlaced:
     """No pair gives the client what it asks for. The refusal names what comes nearest."""
-    options = tuple([_option(each) for each in pairs[:OPTIONS_KEPT]])
+    options = tuple([_option(each) for each in pairs[:OPTIONS_MAX]])
     late = [each.compute.ttft_s for each in pairs if each.missed == "ttft_slo"]
     if not late:
         message = "No decode worker is predicted to give tokens as often as the request asks for."
