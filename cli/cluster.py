@@ -59,9 +59,9 @@ def status(
     json
         print JSON
     """
-    from launcher.local import state_file
-    from launcher.local.status import as_json, as_table, collect
-    from launcher.local.timing import Timing
+    from launcher.hosted import state_file
+    from launcher.hosted.status import as_json, as_table, collect
+    from launcher.hosted.timing import Timing
 
     config = load(sources, state_dir).value
     record = state_file.read(state_folder(config))
@@ -88,7 +88,7 @@ def drain(
     worker
         its id in `baton status`
     """
-    from launcher.local import operator_commands
+    from launcher.hosted import operator_commands
 
     config = load(sources, state_dir, timeout_s).value
     timeout = config.worker.drain_timeout_s
@@ -110,7 +110,7 @@ def restart(
     process
         an id in `baton status`, or all: every process, one after the other
     """
-    from launcher.local import operator_commands
+    from launcher.hosted import operator_commands
 
     asyncio.run(operator_commands.restart(state_folder(load(sources, state_dir).value), process, say=_say))
 
@@ -134,8 +134,8 @@ def explain(
     json
         print JSON
     """
-    from launcher.local import operator_commands
-    from launcher.local.explanation import as_json, as_text
+    from launcher.hosted import operator_commands
+    from launcher.hosted.explanation import as_json, as_text
 
     plans = asyncio.run(operator_commands.explain(state_folder(load(sources, state_dir).value), request_id)).plans
     print(as_json(plans) if json else as_text(plans))

@@ -1,27 +1,27 @@
-"""`baton up`: starts a cluster on this machine, announces it, and stops it on a signal. The backend runs it."""
+"""`baton up`: starts a cluster, announces it, and stops it on a signal. The backend runs it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-import baton_llm
 from launcher import model_choice
+from launcher.backend import ProcessHost
 from launcher.config import BatonConfig
-from launcher.local import status
-from launcher.local.backend import LocalBackend, Outcome
-from launcher.local.control_service import serve_control
+from launcher.hosted import status
+from launcher.hosted.backend import HostedBackend, Outcome
+from launcher.hosted.control_service import serve_control
+from launcher.hosted.process_plan import drain_s, one_machine, plan, pools
+from launcher.hosted.processes import tell
+from launcher.hosted.rolling_restart import RollingRestart
+from launcher.hosted.state_file import StateError, owned, write_atomically
+from launcher.hosted.timing import Timing
+from launcher.local.host import CONFIG_FILE, LocalHost
 from launcher.local.ports import HeldPorts
-from launcher.local.process_group import CommandOf, tell
-from launcher.local.process_plan import ProcessSpec, drain_s, one_machine, plan, pools
-from launcher.local.state_file import CONFIG_FILE, StateError, owned, write_atomically
-from launcher.local.timing import Timing
-from launcher.rolling_restart import RollingRestart
 from runtime.configuration import DEFAULT, BadConfiguration, dump
 
 # vLLM's: keep what /v1/responses answered, in the memory of one process.
@@ -50,7 +50,7 @@ def up(config: BatonConfig, sources: Mapping[str, str]) -> int:
                 write_atomically(state_dir / CONFIG_FILE, dump(prepared))
             except OSError as error:
                 raise StateError(f"cannot write {state_dir / CONFIG_FILE}: {error.strerror}") from error
-            return asyncio.run(Cluster(prepared, state_dir, ports=ports).run())
+            return asyncio.run(Cluster(prepared, state_dir, LocalHost(prepared, state_dir, ports=ports)).run())
 
 
 def _check_store(config: BatonConfig, sources: Mapping[str, str], environ: Mapping[str, str]) -> None:
@@ -60,33 +60,15 @@ def _check_store(config: BatonConfig, sources: Mapping[str, str], environ: Mappi
         raise BadConfiguration("launcher.front_proxies", why, sources.get("launcher.front_proxies", DEFAULT))
 
 
-def command_of(state_dir: Path, spec: ProcessSpec, settings: Sequence[str]) -> list[str]:
-    """How a process of the plan is started."""
-    arguments = [part for setting in settings for part in ("--set", setting)]
-    return baton_llm.command(spec.command, "--config", str(state_dir / CONFIG_FILE), *arguments)
-
-
 class Cluster:
-    """One cluster of this machine, from the first start to the last end."""
+    """One cluster, from the first start to the last end."""
 
     def __init__(
-        self,
-        config: BatonConfig,
-        state_dir: Path,
-        *,
-        command: CommandOf | None = None,
-        ports: HeldPorts | None = None,
-        timing: Timing | None = None,
+        self, config: BatonConfig, state_dir: Path, host: ProcessHost, *, timing: Timing | None = None
     ) -> None:
         self._config = config
         self._timing = timing or Timing()
-        self.backend = LocalBackend(
-            config,
-            state_dir,
-            command=command or functools.partial(command_of, state_dir),
-            ports=ports or HeldPorts(),
-            timing=self._timing,
-        )
+        self.backend = HostedBackend(config, state_dir, host, self._timing)
         self._stopping = False
 
     async def run(self) -> int:

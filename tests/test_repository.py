@@ -138,7 +138,7 @@ def test_no_committed_file_names_a_package_index() -> None:
 @pytest.mark.parametrize(
     ("program", "forbidden"),
     [
-        ("import launcher.run_process, launcher.local.status, launcher.up, scheduler.run", LIGHT_FORBIDS),
+        ("import launcher.run_process, launcher.hosted.status, launcher.up, scheduler.run", LIGHT_FORBIDS),
         ("import cli.app; cli.app.main(['--help'])", (*LIGHT_FORBIDS, "grpc")),
         ("import front_proxy.grpc_api.client", LIGHT_FORBIDS),
     ],

@@ -12,8 +12,9 @@ import grpc
 import msgspec
 import pytest
 
-from launcher.local import procfs, status
-from launcher.local.state_file import ClusterRecord, ProcessRecord
+from launcher.hosted import status
+from launcher.hosted.state_file import ClusterRecord, ProcessRecord
+from launcher.local import procfs
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from runtime.rpc.grpc_server import start_server
 

@@ -12,13 +12,13 @@ import enum
 import math
 import signal
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import assert_never
 
 import msgspec
 
-from launcher.local.process_plan import ProcessSpec
-from launcher.local.timing import Timing
+from launcher.backend import BecameReady, Ended, ProcessSpec
+from launcher.hosted.timing import Timing
 from runtime.roles import Role
 from runtime.timing.backoff import backoff_s
 
@@ -51,20 +51,6 @@ class Phase(enum.StrEnum):
     """Told to end for good."""
     RETIRED = "retired"
     """Ended as told; starts again only on request."""
-
-
-class BecameReady(msgspec.Struct, frozen=True):
-    """The process said that it serves, and where."""
-
-    id: str
-    addresses: Mapping[str, str] = {}
-
-
-class Ended(msgspec.Struct, frozen=True):
-    """The process is gone. ``code`` is negative when a signal ended it."""
-
-    id: str
-    code: int
 
 
 class Tick(msgspec.Struct, frozen=True):

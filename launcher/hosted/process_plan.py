@@ -9,7 +9,7 @@ from typing import assert_never
 import msgspec
 
 from engine.preflight import cpu_share
-from launcher.backend import Pool
+from launcher.backend import Pool, ProcessSpec
 from launcher.config import BatonConfig
 from runtime.configuration import DEFAULT, BadConfiguration
 from runtime.roles import WORKER_ROLES, Role
@@ -24,24 +24,6 @@ _COUNTED = {
     "front_proxy": ("metrics_port",),
 }
 _PORT_MAX = 65535
-
-
-class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One process to start. ``settings`` override the cluster's configuration file."""
-
-    id: str
-    role: Role
-    pool: str = ""
-    # Ids of the processes that must be ready before this one starts.
-    after: tuple[str, ...] = ()
-    settings: tuple[str, ...] = ()
-    # Its share of the cores; None: the engine's own settings decide.
-    threads: int | None = None
-
-    @property
-    def command(self) -> str:
-        """The subcommand of `baton` that runs it."""
-        return self.role.replace("_", "-")
 
 
 def pools(config: BatonConfig) -> tuple[Pool, ...]:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from engine.preflight import cpu_share
+from launcher.backend import ProcessSpec
 from launcher.config import BatonConfig
-from launcher.local.process_plan import ProcessSpec, one_machine, plan
+from launcher.hosted.process_plan import one_machine, plan
 from runtime.configuration import BadConfiguration, load
 
 
