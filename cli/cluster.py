@@ -1,4 +1,4 @@
-"""`baton up`, `status`, `drain`, `restart` and `explain`: a cluster on this machine."""
+"""`baton up`, `status`, `drain`, `restart` and `explain`: a cluster on this machine, or on Ray."""
 
 from __future__ import annotations
 
@@ -35,13 +35,20 @@ def up(
     host: FrontHost = None,
     port: FrontPort = None,
     grpc_port: FrontGrpcPort = None,
+    backend: Annotated[
+        Given | None, setting("launcher.backend", "where processes run: local, this machine; ray", "B")
+    ] = None,
+    ray_address: Annotated[
+        Given | None, setting("launcher.ray.address", "head of the Ray cluster (default: this machine's)", "HOST:PORT")
+    ] = None,
     state_dir: StateDir = None,
     sources: Sources = NO_SOURCES,
 ) -> int:
     """Start a cluster, and serve until Ctrl-C."""
     from launcher.up import up as start
 
-    loaded = load(sources, model, prefill, decode, front_proxies, host, port, grpc_port, state_dir)
+    counts = (prefill, decode, front_proxies)
+    loaded = load(sources, model, *counts, host, port, grpc_port, backend, ray_address, state_dir)
     check_engine(loaded)
     return start(loaded.value, loaded.sources)
 

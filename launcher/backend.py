@@ -109,9 +109,25 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
 
     id: str
     code: int
+    why: str = ""
+    """How it ended, where the code does not tell; continues a sentence that begins with its name."""
 
 
-Tell = Callable[[BecameReady | Ended], None]
+class Waiting(msgspec.Struct, frozen=True):
+    """The process cannot be started yet. ``why`` continues a sentence that begins with its name."""
+
+    id: str
+    why: str
+
+
+class HostLost(msgspec.Struct, frozen=True):
+    """The host obeys another launcher from now on. Its processes run on."""
+
+    why: str
+
+
+HostEvent = BecameReady | Ended | Waiting | HostLost
+Tell = Callable[[HostEvent], None]
 
 
 class Process(Protocol):
@@ -163,6 +179,8 @@ class ProcessHost(Protocol):
 
     async def start(self, spec: ProcessSpec, tell: Tell) -> Process:
         """Start a process; its predecessor has ended. ``tell`` hears when it is ready, if it ever is, and its end.
+
+        A process of the same cluster that runs already, and would be started just so, may be taken instead.
 
         Raises OSError or StartError.
         """

@@ -12,8 +12,7 @@ from typing import Any, assert_never
 
 import msgspec
 
-from launcher.config import BatonConfig
-from launcher.hosted.process_plan import drain_s
+from launcher.config import BatonConfig, drain_s
 from launcher.local import temp_dirs
 from launcher.local.child import READY_PREFIX
 from launcher.local.environment import CHILD_VARIABLE

@@ -6,22 +6,23 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from launcher import model_choice
-from launcher.backend import ProcessHost
-from launcher.config import BatonConfig
+from launcher.backend import ProcessHost, StartError
+from launcher.config import BatonConfig, drain_s
 from launcher.hosted import status
 from launcher.hosted.backend import HostedBackend, Outcome
 from launcher.hosted.control_service import serve_control
-from launcher.hosted.process_plan import drain_s, one_machine, plan, pools
+from launcher.hosted.process_plan import plan, pools, prepared
 from launcher.hosted.processes import tell
 from launcher.hosted.rolling_restart import RollingRestart
 from launcher.hosted.state_file import StateError, owned, write_atomically
 from launcher.hosted.timing import Timing
 from launcher.local.host import CONFIG_FILE, LocalHost
 from launcher.local.ports import HeldPorts
+from launcher.ray.host_actor import folder_of
 from runtime.configuration import DEFAULT, BadConfiguration, dump
 
 # vLLM's: keep what /v1/responses answered, in the memory of one process.
@@ -34,23 +35,49 @@ def up(config: BatonConfig, sources: Mapping[str, str]) -> int:
     Raises BadConfiguration, StartError, StateError, ModelError or DemoModelError before anything was started.
     """
     state_dir = Path(config.launcher.state_dir).expanduser().absolute()
-    with owned(state_dir):
-        prepared = one_machine(config, sources, state_dir)
-        _check_store(prepared, sources, os.environ)
-        ports = HeldPorts.take(prepared, plan(prepared))
-        with contextlib.closing(ports):
+    on_ray = config.launcher.backend == "ray"
+    with owned(state_dir), contextlib.ExitStack() as ends:
+        config = prepared(config, sources, folder_of(config.launcher.ray.cluster) if on_ray else state_dir)
+        _check_store(config, sources, os.environ)
+        try:
+            make_host = _ray(config) if on_ray else _local(config, state_dir, ends)
             # Until the event loop runs, SIGTERM works as Ctrl-C does: a call to the model hub may be slow.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-            try:
-                prepared = model_choice.choose(prepared, sources, os.environ, tell)
-            except KeyboardInterrupt:
-                tell("stopped before anything was started")
-                return 0
-            try:
-                write_atomically(state_dir / CONFIG_FILE, dump(prepared))
-            except OSError as error:
-                raise StateError(f"cannot write {state_dir / CONFIG_FILE}: {error.strerror}") from error
-            return asyncio.run(Cluster(prepared, state_dir, LocalHost(prepared, state_dir, ports=ports)).run())
+            config = model_choice.choose(config, sources, os.environ, tell)
+        except KeyboardInterrupt:
+            tell("stopped before anything was started")
+            return 0
+        try:
+            write_atomically(state_dir / CONFIG_FILE, dump(config))
+        except OSError as error:
+            raise StateError(f"cannot write {state_dir / CONFIG_FILE}: {error.strerror}") from error
+        return asyncio.run(_run(config, state_dir, make_host))
+
+
+MakeHost = Callable[[BatonConfig], ProcessHost]
+
+
+def _local(config: BatonConfig, state_dir: Path, ends: contextlib.ExitStack) -> MakeHost:
+    """This machine, which holds the ports from here on. Raises StartError."""
+    ports = ends.enter_context(contextlib.closing(HeldPorts.take(config, plan(config))))
+    return lambda final: LocalHost(final, state_dir, ports=ports)
+
+
+def _ray(config: BatonConfig) -> MakeHost:
+    """The Ray cluster, which has room for all. Raises StartError."""
+    try:
+        from launcher.ray import cluster
+        from launcher.ray.host import RayHost
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise StartError("launcher.backend=ray needs the package ray: pip install 'baton-llm[ray]'") from error
+    cluster.connect(config, tell)
+    return lambda final: RayHost(final, [spec.id for spec in plan(final)])
+
+
+async def _run(config: BatonConfig, state_dir: Path, make_host: MakeHost) -> int:
+    return await Cluster(config, state_dir, make_host(config)).run()
 
 
 def _check_store(config: BatonConfig, sources: Mapping[str, str], environ: Mapping[str, str]) -> None:

@@ -11,10 +11,20 @@ from typing import Any, Literal, assert_never
 
 import msgspec
 
-from launcher.backend import BecameReady, Ended, Member, MemberState, ProcessHost, StartError
-from launcher.config import BatonConfig
+from launcher.backend import (
+    BecameReady,
+    Ended,
+    HostEvent,
+    HostLost,
+    Member,
+    MemberState,
+    ProcessHost,
+    StartError,
+    Waiting,
+)
+from launcher.config import BatonConfig, drain_s
 from launcher.hosted import supervision
-from launcher.hosted.process_plan import drain_s, plan, pools, replica
+from launcher.hosted.process_plan import plan, pools, replica
 from launcher.hosted.processes import Processes, StateLost, tell
 from launcher.hosted.state_file import ClusterState, ProcessRecord
 from launcher.hosted.supervision import Phase, StatusChecked, Supervision, Tick
@@ -27,7 +37,7 @@ class Interrupted(msgspec.Struct, frozen=True):
     """The launcher was told to stop."""
 
 
-_Event = BecameReady | Ended | StatusChecked | Tick | StateLost | Interrupted
+_Event = HostEvent | StatusChecked | Tick | StateLost | Interrupted
 Outcome = Literal["ready", "interrupted", "failed"]
 
 
@@ -101,6 +111,7 @@ class HostedBackend:
     async def close(self) -> None:
         """Stop every process in order. Starts nothing any more."""
         self._end_watches()
+        self.processes.host.close()
         for task in tuple(self._jobs):
             if task.get_name().startswith(("stop ", "check ")):
                 task.cancel()
@@ -136,9 +147,15 @@ class HostedBackend:
                     return "interrupted"
                 case StateLost():
                     return "failed"
+                case HostLost(why):
+                    tell(f"error: {why}")
+                    return "failed"
+                case Waiting(process_id, why):
+                    self.processes.waits(process_id, why)
+                    continue
                 case BecameReady():
                     await self.processes.became_ready(event)
-                case Ended(process_id, exit_code):
+                case Ended(process_id, exit_code, _):
                     self.state.change(process_id, exit_code=exit_code)
                 case StatusChecked() | Tick():
                     pass

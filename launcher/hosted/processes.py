@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from engine.epoch import EPOCH_MIN_VARIABLE
-from launcher.backend import BecameReady, Ended, Process, ProcessHost, ProcessSpec
+from launcher.backend import BecameReady, HostEvent, Process, ProcessHost, ProcessSpec
 from launcher.config import BatonConfig
 from launcher.hosted import status
 from launcher.hosted.process_plan import STOP_ORDER
@@ -27,7 +27,7 @@ class StateLost(msgspec.Struct, frozen=True):
     """The state file cannot be written, so no command can find this cluster any more."""
 
 
-Notify = Callable[[BecameReady | Ended | StateLost], None]
+Notify = Callable[[HostEvent | StateLost], None]
 
 
 def tell(line: str) -> None:
@@ -128,6 +128,11 @@ class Processes:
             environ={} if epoch is None else {EPOCH_MIN_VARIABLE: str(epoch + 1)},
         )
 
+    def waits(self, process_id: str, why: str) -> None:
+        """Record and report what a process waits for before it can be started."""
+        self.state.change(process_id, why=why)
+        tell(f"{process_id} {why}")
+
     async def became_ready(self, event: BecameReady) -> None:
         """Record the addresses and the epoch of a process that is ready."""
         addresses = event.addresses
@@ -178,11 +183,11 @@ class Processes:
 
     async def stop_all(self) -> None:
         """End every process in order, within the configured bounds."""
-        began_s = time.monotonic()
-        self.host.close()
+        began_s, stopped = time.monotonic(), False
         for roles in STOP_ORDER:
             running = [one for one in self._lives.values() if one.running and self.specs[one.id].role in roles]
             if running:
+                stopped = True
                 tell(f"stopping {', '.join(process.id for process in running)}")
             stops = (self._stop(one, drain_s=0.0, patience_s=self._patience_s(one.id)) for one in running)
             await asyncio.gather(*stops)
@@ -190,7 +195,7 @@ class Processes:
                 self.state.change(process.id, state="stopped")
         for process in self._lives.values():
             await process.ended()
-        if self._lives:
+        if stopped:
             tell(f"everything has stopped after {time.monotonic() - began_s:.1f} s")
 
     async def report(self, process_id: str, what: str) -> None:

@@ -77,8 +77,10 @@ async def ask(address: str, *, timeout_s: float) -> cluster_pb2.ProcessStatus | 
 
 
 def may_live(process: ProcessRecord) -> bool:
-    """Whether a process runs. On another machine: whether it was started; only its answer tells more."""
-    return process.pid > 0 and (process.node != "" or procfs.is_alive(process.pid, process.start_ticks))
+    """Whether a process runs; on another machine: whether it did when its launcher last heard of it."""
+    if process.node:
+        return process.state in ("starting", "ready")
+    return process.pid > 0 and procfs.is_alive(process.pid, process.start_ticks)
 
 
 def judge(
@@ -132,5 +134,5 @@ def as_table(lines: Sequence[StatusLine]) -> str:
 async def _one(process: ProcessRecord, supervised: bool, timeout_s: float) -> StatusLine:
     alive = may_live(process)
     address = process.status_address or process.grpc_address
-    answer = await ask(address, timeout_s=timeout_s) if alive and address else None
-    return judge(process, alive=alive, supervised=supervised, answer=answer)
+    answer = await ask(address, timeout_s=timeout_s) if address and (alive or process.node) else None
+    return judge(process, alive=alive or answer is not None, supervised=supervised, answer=answer)

@@ -193,8 +193,8 @@ class Supervision:
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """What to do now that ``event`` has happened."""
         match event:
-            case Ended(id, code):
-                return self._ended(self._watched[id], code, now_s)
+            case Ended(id, code, why):
+                return self._ended(self._watched[id], why or _how_it_ended(code), now_s)
             case BecameReady(id):
                 one = self._watched[id]
                 if one.phase is Phase.STARTING:  # and was not told to end while it became ready
@@ -229,7 +229,7 @@ class Supervision:
         starting = {name: one for name, one in self._watched.items() if one.phase is Phase.STARTING}
         return [StillStarting(name, now_s - one.due_s + self._start_timeout_s) for name, one in starting.items()]
 
-    def _ended(self, one: _Watched, code: int, now_s: float) -> list[Action]:
+    def _ended(self, one: _Watched, how: str, now_s: float) -> list[Action]:
         timing, process_id = self._timing, one.spec.id
         match one.phase:
             case Phase.STOPPING:
@@ -238,7 +238,7 @@ class Supervision:
                 one.phase = Phase.RETIRED
                 return [Retired(process_id)]
             case Phase.UP | Phase.STARTING:
-                how = _how_it_ended(code)
+                pass
             case Phase.WAITING | Phase.PAUSING | Phase.FAILED | Phase.RETIRED:
                 raise AssertionError(f"{process_id} ended although it was {one.phase}")
             case _:

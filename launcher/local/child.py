@@ -12,9 +12,10 @@ from pathlib import Path
 
 import msgspec
 
-from launcher.backend import BecameReady, Ended, Tell
+from launcher.backend import BecameReady, Ended
 from launcher.local import procfs, temp_dirs
 
+Tell = Callable[[BecameReady | Ended], None]
 READY_PREFIX = "BATON-READY "
 _READ_BYTES = 65536
 _TAIL_BYTES = 262_144
