@@ -15,9 +15,9 @@ import aiohttp
 import baton_llm
 from chaos.clients import Door
 from chaos.report import NotBack
-from launcher.local import state_file
+from launcher.hosted import state_file
+from launcher.hosted.status import StatusLine, all_serve, collect
 from launcher.local.child import tail
-from launcher.local.status import StatusLine, all_serve, collect
 
 LOOK_INTERVAL_S = 0.2
 STATUS_TIMEOUT_S = 2.0

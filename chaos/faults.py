@@ -12,7 +12,7 @@ import psutil
 from chaos.cluster import ChaosCluster
 from chaos.relay import Disturbance, Relays
 from chaos.schedule import Fault, Lengths
-from launcher.local.status import StatusLine
+from launcher.hosted.status import StatusLine
 
 
 async def hit(

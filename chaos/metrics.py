@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from front_proxy.config import FrontProxyLimits
 from launcher.config import BatonConfig
-from launcher.local.state_file import ClusterRecord
+from launcher.hosted.state_file import ClusterRecord
 from scheduler.config import SchedulerParameters
 from simulation.faults.invariants import Invariant
 

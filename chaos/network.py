@@ -7,7 +7,7 @@ import socket
 from collections.abc import Sequence
 
 from chaos.relay import HOST, Route, port_of
-from launcher.local.process_plan import ProcessSpec
+from launcher.backend import ProcessSpec
 
 _ATTEMPTS_MAX = 64
 

@@ -29,9 +29,9 @@ from chaos.schedule import (
     schedule,
 )
 from chaos.traffic import Counts, Traffic
+from launcher.backend import ProcessSpec
 from launcher.config import BatonConfig
-from launcher.local.process_plan import ProcessSpec
-from launcher.local.status import StatusLine
+from launcher.hosted.status import StatusLine
 from simulation.faults.invariants import Invariant
 
 PROMPTS = 36

@@ -33,7 +33,7 @@ DRAIN_S_MAX = 30.0
 GOODBYE_S = 0.05
 # From its start until a process serves.
 START_S = {"scheduler": 0.5, "prefill": 2.0, "decode": 2.0, "front_proxy": 1.0}
-# As restart_backoff_min_s and restart_backoff_max_s of launcher/local/timing.py.
+# As restart_backoff_min_s and restart_backoff_max_s of launcher/hosted/timing.py.
 BACKOFF_S = (0.5, 30.0)
 RECOVER_S_MAX = 240.0
 SETTLE_S = 10.0

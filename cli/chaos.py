@@ -79,7 +79,7 @@ def real(
     """
     from chaos import real_run
     from chaos.report import as_text
-    from launcher.local import process_plan
+    from launcher.hosted import process_plan
 
     counts = (("prefill", plan.prefill), ("decode", plan.decode), ("front_proxies", plan.front_proxies))
     sets = [*(f"launcher.{name}={count}" for name, count in counts), *sources.sets]

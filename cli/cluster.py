@@ -1,4 +1,4 @@
-"""`baton up`, `status`, `drain`, `restart` and `explain`: a cluster on this machine."""
+"""`baton up`, `status`, `drain`, `restart` and `explain`: a cluster on this machine, or on Ray."""
 
 from __future__ import annotations
 
@@ -35,13 +35,20 @@ def up(
     host: FrontHost = None,
     port: FrontPort = None,
     grpc_port: FrontGrpcPort = None,
+    backend: Annotated[
+        Given | None, setting("launcher.backend", "where processes run: local, this machine; ray", "B")
+    ] = None,
+    ray_address: Annotated[
+        Given | None, setting("launcher.ray.address", "head of the Ray cluster (default: this machine's)", "HOST:PORT")
+    ] = None,
     state_dir: StateDir = None,
     sources: Sources = NO_SOURCES,
 ) -> int:
     """Start a cluster, and serve until Ctrl-C."""
     from launcher.up import up as start
 
-    loaded = load(sources, model, prefill, decode, front_proxies, host, port, grpc_port, state_dir)
+    counts = (prefill, decode, front_proxies)
+    loaded = load(sources, model, *counts, host, port, grpc_port, backend, ray_address, state_dir)
     check_engine(loaded)
     return start(loaded.value, loaded.sources)
 
@@ -59,9 +66,9 @@ def status(
     json
         print JSON
     """
-    from launcher.local import state_file
-    from launcher.local.status import as_json, as_table, collect
-    from launcher.local.timing import Timing
+    from launcher.hosted import state_file
+    from launcher.hosted.status import as_json, as_table, collect
+    from launcher.hosted.timing import Timing
 
     config = load(sources, state_dir).value
     record = state_file.read(state_folder(config))
@@ -88,7 +95,7 @@ def drain(
     worker
         its id in `baton status`
     """
-    from launcher.local import operator_commands
+    from launcher.hosted import operator_commands
 
     config = load(sources, state_dir, timeout_s).value
     timeout = config.worker.drain_timeout_s
@@ -110,7 +117,7 @@ def restart(
     process
         an id in `baton status`, or all: every process, one after the other
     """
-    from launcher.local import operator_commands
+    from launcher.hosted import operator_commands
 
     asyncio.run(operator_commands.restart(state_folder(load(sources, state_dir).value), process, say=_say))
 
@@ -134,8 +141,8 @@ def explain(
     json
         print JSON
     """
-    from launcher.local import operator_commands
-    from launcher.local.explanation import as_json, as_text
+    from launcher.hosted import operator_commands
+    from launcher.hosted.explanation import as_json, as_text
 
     plans = asyncio.run(operator_commands.explain(state_folder(load(sources, state_dir).value), request_id)).plans
     print(as_json(plans) if json else as_text(plans))

@@ -88,7 +88,7 @@ def front_proxy(
 
 def _serve(role: Role, loaded: Loaded[BatonConfig], section: str, scheduler_address: str) -> int:
     from launcher import model_choice
-    from launcher.local.process_group import tell
+    from launcher.hosted.processes import tell
     from launcher.run_process import serve
     from runtime.configuration import BadConfiguration, source_of
 

@@ -87,7 +87,7 @@ class _Recording:
         self._progress: asyncio.TimerHandle | None = None
 
     async def run(self, state_dir: Path) -> None:
-        from launcher.local import operator_commands
+        from launcher.hosted import operator_commands
 
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None

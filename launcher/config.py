@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -10,7 +10,7 @@ from decode_worker.config import DecodeWorkerConfig
 from engine.config import EngineConfig
 from front_proxy.config import LIMITS, FrontProxyConfig
 from prefill_worker.config import PrefillWorkerConfig
-from runtime.bounds import Positive
+from runtime.bounds import Count, NonNegative, Positive
 from runtime.roles import Role
 from scheduler.config import SchedulerConfig
 from worker.config import WorkerConfig, WorkerLimits
@@ -18,11 +18,52 @@ from worker.config import WorkerConfig, WorkerLimits
 Processes = Annotated[int, msgspec.Meta(ge=1, le=512)]
 PrefillWorkers = Annotated[int, msgspec.Meta(ge=0, le=512)]
 Schedulers = Annotated[int, msgspec.Meta(ge=1, le=2)]
+ClusterName = Annotated[str, msgspec.Meta(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What each process of a pool needs of a Ray cluster, and where it may run."""
+
+    gpus: NonNegative | None = None
+    """GPUs. Unset: of a worker's engine tensor_parallel_size times pipeline_parallel_size, on a cluster that has
+    GPUs."""
+    cpus: NonNegative = 1.0
+    """Cores as Ray counts them. Nothing limits a process to them."""
+    memory_bytes: Count = 0
+    """Memory as Ray counts it."""
+    custom: dict[str, float] = msgspec.field(default_factory=dict)
+    """Custom resources of Ray: {"efa": 1}."""
+    accelerator: str = ""
+    """Value of Ray's node label ray.io/accelerator-type, as H100. Empty: any."""
+    zone: str = ""
+    """Value of Ray's node label ray.io/availability-zone. `same`: one zone for all pools that say so. Empty: any."""
+    same_node: bool = False
+    """One node for all pools that say so: KV between them moves without a network. It implies their zone."""
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    """Further labels that a node must have."""
+
+
+class RayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A cluster on Ray: `baton up --backend ray`."""
+
+    address: str = "auto"
+    """host:port of Ray's head. auto: the Ray cluster that this machine is part of."""
+    cluster: ClusterName = "baton"
+    """Name of this cluster in Ray. `baton up` takes over what runs under this name."""
+    room_timeout_s: NonNegative = 60.0
+    """Time that the Ray cluster has to have room for all processes, before any is started."""
+    environ: dict[str, str] = msgspec.field(default_factory=dict)
+    """Environment variables of every process, beside those of its node."""
+    placement: dict[Literal["prefill", "decode", "front_proxy"], Placement] = msgspec.field(default_factory=dict)
+    """By role, what each process needs and where it may run: {"decode": {"accelerator": "H100", "zone": "same"}}."""
 
 
 class LauncherConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What `baton up` starts, where it keeps what it needs, and how long it waits."""
 
+    backend: Literal["local", "ray"] = "local"
+    """What runs the processes: this machine, or a Ray cluster (docs/ray.md)."""
+    ray: RayConfig = RayConfig()
     prefill: PrefillWorkers = 1
     """Prefill workers. 0: decode workers compute every prompt. Watch `baton_front_proxy_ttft_seconds`."""
     decode: Processes = 1
@@ -70,3 +111,9 @@ class BatonConfig(msgspec.Struct, frozen=True, kw_only=True):
         # Twice: the bytes of a step are estimated, and what does not fit ends the stream with all its requests.
         bytes_min = 2 * WorkerLimits().step_bytes_max
         assert bytes_min <= LIMITS.message_bytes_max, "a step's outputs are one message"
+
+
+def drain_s(role: Role, config: BatonConfig) -> float:
+    """Time that a process of this role has to finish its requests."""
+    section = config.of_role(role)
+    return 0.0 if isinstance(section, SchedulerConfig) else section.drain_timeout_s

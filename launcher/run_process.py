@@ -12,12 +12,11 @@ from typing import Any, assert_never
 
 import msgspec
 
-from launcher.config import BatonConfig
+from launcher.config import BatonConfig, drain_s
 from launcher.local import temp_dirs
 from launcher.local.child import READY_PREFIX
 from launcher.local.environment import CHILD_VARIABLE
 from launcher.local.ports import HTTP_FD_VARIABLE, STATUS_PORT_VARIABLE
-from launcher.local.process_plan import drain_s
 from runtime.process import lifecycle, logs, open_files, orphan
 from runtime.roles import Role
 

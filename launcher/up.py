@@ -1,27 +1,28 @@
-"""`baton up`: starts a cluster on this machine, announces it, and stops it on a signal. The backend runs it."""
+"""`baton up`: starts a cluster, announces it, and stops it on a signal. The backend runs it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import baton_llm
 from launcher import model_choice
-from launcher.config import BatonConfig
-from launcher.local import status
-from launcher.local.backend import LocalBackend, Outcome
-from launcher.local.control_service import serve_control
+from launcher.backend import ProcessHost, StartError
+from launcher.config import BatonConfig, drain_s
+from launcher.hosted import status
+from launcher.hosted.backend import HostedBackend, Outcome
+from launcher.hosted.control_service import serve_control
+from launcher.hosted.process_plan import plan, pools, prepared
+from launcher.hosted.processes import tell
+from launcher.hosted.rolling_restart import RollingRestart
+from launcher.hosted.state_file import StateError, owned, write_atomically
+from launcher.hosted.timing import Timing
+from launcher.local.host import CONFIG_FILE, LocalHost
 from launcher.local.ports import HeldPorts
-from launcher.local.process_group import CommandOf, tell
-from launcher.local.process_plan import ProcessSpec, drain_s, one_machine, plan, pools
-from launcher.local.state_file import CONFIG_FILE, StateError, owned, write_atomically
-from launcher.local.timing import Timing
-from launcher.rolling_restart import RollingRestart
+from launcher.ray.host_actor import folder_of
 from runtime.configuration import DEFAULT, BadConfiguration, dump
 
 # vLLM's: keep what /v1/responses answered, in the memory of one process.
@@ -34,23 +35,49 @@ def up(config: BatonConfig, sources: Mapping[str, str]) -> int:
     Raises BadConfiguration, StartError, StateError, ModelError or DemoModelError before anything was started.
     """
     state_dir = Path(config.launcher.state_dir).expanduser().absolute()
-    with owned(state_dir):
-        prepared = one_machine(config, sources, state_dir)
-        _check_store(prepared, sources, os.environ)
-        ports = HeldPorts.take(prepared, plan(prepared))
-        with contextlib.closing(ports):
+    on_ray = config.launcher.backend == "ray"
+    with owned(state_dir), contextlib.ExitStack() as ends:
+        config = prepared(config, sources, folder_of(config.launcher.ray.cluster) if on_ray else state_dir)
+        _check_store(config, sources, os.environ)
+        try:
+            make_host = _ray(config) if on_ray else _local(config, state_dir, ends)
             # Until the event loop runs, SIGTERM works as Ctrl-C does: a call to the model hub may be slow.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-            try:
-                prepared = model_choice.choose(prepared, sources, os.environ, tell)
-            except KeyboardInterrupt:
-                tell("stopped before anything was started")
-                return 0
-            try:
-                write_atomically(state_dir / CONFIG_FILE, dump(prepared))
-            except OSError as error:
-                raise StateError(f"cannot write {state_dir / CONFIG_FILE}: {error.strerror}") from error
-            return asyncio.run(Cluster(prepared, state_dir, ports=ports).run())
+            config = model_choice.choose(config, sources, os.environ, tell)
+        except KeyboardInterrupt:
+            tell("stopped before anything was started")
+            return 0
+        try:
+            write_atomically(state_dir / CONFIG_FILE, dump(config))
+        except OSError as error:
+            raise StateError(f"cannot write {state_dir / CONFIG_FILE}: {error.strerror}") from error
+        return asyncio.run(_run(config, state_dir, make_host))
+
+
+MakeHost = Callable[[BatonConfig], ProcessHost]
+
+
+def _local(config: BatonConfig, state_dir: Path, ends: contextlib.ExitStack) -> MakeHost:
+    """This machine, which holds the ports from here on. Raises StartError."""
+    ports = ends.enter_context(contextlib.closing(HeldPorts.take(config, plan(config))))
+    return lambda final: LocalHost(final, state_dir, ports=ports)
+
+
+def _ray(config: BatonConfig) -> MakeHost:
+    """The Ray cluster, which has room for all. Raises StartError."""
+    try:
+        from launcher.ray import cluster
+        from launcher.ray.host import RayHost
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise StartError("launcher.backend=ray needs the package ray: pip install 'baton-llm[ray]'") from error
+    cluster.connect(config, tell)
+    return lambda final: RayHost(final, [spec.id for spec in plan(final)])
+
+
+async def _run(config: BatonConfig, state_dir: Path, make_host: MakeHost) -> int:
+    return await Cluster(config, state_dir, make_host(config)).run()
 
 
 def _check_store(config: BatonConfig, sources: Mapping[str, str], environ: Mapping[str, str]) -> None:
@@ -60,33 +87,15 @@ def _check_store(config: BatonConfig, sources: Mapping[str, str], environ: Mappi
         raise BadConfiguration("launcher.front_proxies", why, sources.get("launcher.front_proxies", DEFAULT))
 
 
-def command_of(state_dir: Path, spec: ProcessSpec, settings: Sequence[str]) -> list[str]:
-    """How a process of the plan is started."""
-    arguments = [part for setting in settings for part in ("--set", setting)]
-    return baton_llm.command(spec.command, "--config", str(state_dir / CONFIG_FILE), *arguments)
-
-
 class Cluster:
-    """One cluster of this machine, from the first start to the last end."""
+    """One cluster, from the first start to the last end."""
 
     def __init__(
-        self,
-        config: BatonConfig,
-        state_dir: Path,
-        *,
-        command: CommandOf | None = None,
-        ports: HeldPorts | None = None,
-        timing: Timing | None = None,
+        self, config: BatonConfig, state_dir: Path, host: ProcessHost, *, timing: Timing | None = None
     ) -> None:
         self._config = config
         self._timing = timing or Timing()
-        self.backend = LocalBackend(
-            config,
-            state_dir,
-            command=command or functools.partial(command_of, state_dir),
-            ports=ports or HeldPorts(),
-            timing=self._timing,
-        )
+        self.backend = HostedBackend(config, state_dir, host, self._timing)
         self._stopping = False
 
     async def run(self) -> int:

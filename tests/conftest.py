@@ -40,7 +40,7 @@ SUITES = {
         "launcher/demo",
         "launcher/local/test_temp_dirs.py",
     ),
-    "e2e": ("e2e",),
+    "e2e": ("e2e", "launcher/ray/test_backend_contract.py", "launcher/ray/test_host.py", "launcher/ray/test_up.py"),
 }
 SLOWEST_MAX = 25
 

@@ -22,7 +22,7 @@ FILE_LINES_MAX = 500
 # More than that wants rooms.
 PACKAGE_FILES_MAX = 15
 # The fake engine's not counted.
-SETTINGS_MAX = 84
+SETTINGS_MAX = 90
 FUNCTION_LINES_MAX = 70
 BANNED_WORDS = {"util", "utils", "helper", "helpers", "common", "misc", "manager", "handler"}
 LIGHT_FORBIDS = ("torch", "vllm", "transformers", "nixl", "numpy", "fastapi")
@@ -138,7 +138,7 @@ def test_no_committed_file_names_a_package_index() -> None:
 @pytest.mark.parametrize(
     ("program", "forbidden"),
     [
-        ("import launcher.run_process, launcher.local.status, launcher.up, scheduler.run", LIGHT_FORBIDS),
+        ("import launcher.run_process, launcher.hosted.status, launcher.up, scheduler.run", LIGHT_FORBIDS),
         ("import cli.app; cli.app.main(['--help'])", (*LIGHT_FORBIDS, "grpc")),
         ("import front_proxy.grpc_api.client", LIGHT_FORBIDS),
     ],

@@ -12,17 +12,18 @@ from pathlib import Path
 
 import msgspec
 
+from launcher.backend import BecameReady, Ended
 from launcher.local import procfs, temp_dirs
-from launcher.local.supervision import BecameReady, Ended
-from launcher.local.timing import Timing
 
+Tell = Callable[[BecameReady | Ended], None]
 READY_PREFIX = "BATON-READY "
 _READ_BYTES = 65536
 _TAIL_BYTES = 262_144
 _LINE_BYTES_MAX = 65536
-
-
-Tell = Callable[[BecameReady | Ended], None]
+GROUP_EXIT_TIMEOUT_S = 3.0
+"""Time that a dead process's children have to end, and again after they were killed."""
+LAST_WORDS_TIMEOUT_S = 0.2
+"""Time for which the stdout of a process that has ended is still read."""
 
 
 class _Exit(asyncio.subprocess.SubprocessStreamProtocol):
@@ -39,7 +40,9 @@ class _Exit(asyncio.subprocess.SubprocessStreamProtocol):
 
 
 class Child:
-    """A running child. Made by ``start``; ``tell`` is called at most twice: ready, then ended."""
+    """A child: a Process. Made by ``start``; ``tell`` is called at most twice: ready, then ended."""
+
+    node = ""
 
     def __init__(
         self,
@@ -48,20 +51,20 @@ class Child:
         reaped: asyncio.Event,
         log: Path,
         tell: Tell,
-        timing: Timing,
         temp_dir: Path,
+        last_words_timeout_s: float,
     ) -> None:
         self.id = process_id
         self.pid = process.pid
         self.log = log
-        self.started_at_s = time.time()
+        self._started_at_s = time.time()
         found = procfs.facts(process.pid)
         self.start_ticks = found.start_ticks if found else 0
         self._process = process
         self._reaped = reaped
         self._tell = tell
-        self._timing = timing
         self._temp_dir = temp_dir
+        self._last_words_timeout_s = last_words_timeout_s
         self._shared_memory: set[Path] = set()
         self._ended = asyncio.create_task(self._follow(), name=f"follow {process_id}")
 
@@ -74,8 +77,8 @@ class Child:
         environ: Mapping[str, str],
         log: Path,
         tell: Tell,
-        timing: Timing,
         pass_fds: Sequence[int] = (),
+        last_words_timeout_s: float = LAST_WORDS_TIMEOUT_S,
     ) -> Child:
         """Start ``command`` in a session and with a temporary folder of its own, its stderr appended to ``log``.
 
@@ -99,7 +102,7 @@ class Child:
             temp_dirs.remove(temp_dir)
             raise
         process = asyncio.subprocess.Process(transport, exit_, loop)
-        return cls(process_id, process, exit_.reaped, log, tell, timing, temp_dir)
+        return cls(process_id, process, exit_.reaped, log, tell, temp_dir, last_words_timeout_s)
 
     @property
     def running(self) -> bool:
@@ -116,7 +119,7 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
-    def kill_group(self) -> None:
+    def kill(self) -> None:
         """End the process and everything it started, now; only the helper that cleans up behind them lives on."""
         # After the kill this cannot be found out.
         self.note_shared_memory()
@@ -135,7 +138,7 @@ class Child:
             self.send(signal.SIGTERM)
             done, _ = await asyncio.wait({self._ended}, timeout=max(0.0, timeout_s - drain_s))
         if not done:
-            self.kill_group()
+            self.kill()
         await self.ended()
         return bool(done)
 
@@ -154,11 +157,11 @@ class Child:
         members = procfs.group_members(self.pid)
         if members:
             self._shared_memory |= procfs.shared_memory_of(members)
-            await asyncio.to_thread(procfs.wait_until_gone, members, self._timing.group_exit_timeout_s)
-            self.kill_group()
-            await asyncio.to_thread(procfs.wait_until_gone, members, self._timing.group_exit_timeout_s)
+            await asyncio.to_thread(procfs.wait_until_gone, members, GROUP_EXIT_TIMEOUT_S)
+            self.kill()
+            await asyncio.to_thread(procfs.wait_until_gone, members, GROUP_EXIT_TIMEOUT_S)
             _kill(procfs.group_members(self.pid))
-        procfs.remove_unused(self._shared_memory, made_since_s=self.started_at_s)
+        procfs.remove_unused(self._shared_memory, made_since_s=self._started_at_s)
         await asyncio.to_thread(temp_dirs.remove, self._temp_dir)
 
     async def _read_stdout(self) -> None:
@@ -168,7 +171,7 @@ class Child:
         waiting = asyncio.create_task(self._reaped.wait(), name=f"wait {self.id}")
         await asyncio.wait({reading, waiting}, return_when=asyncio.FIRST_COMPLETED)
         # Its last lines may still be in the pipe. A child of it that keeps the pipe open must not delay this.
-        await asyncio.wait({reading}, timeout=self._timing.last_words_timeout_s if waiting.done() else None)
+        await asyncio.wait({reading}, timeout=self._last_words_timeout_s if waiting.done() else None)
         for task in (reading, waiting):
             task.cancel()
 
@@ -196,6 +199,7 @@ class Child:
         except msgspec.MsgspecError:
             write(f"not a ready line: {line}")
             return
+        self.note_shared_memory()
         self._tell(BecameReady(self.id, addresses))
 
 

@@ -15,19 +15,14 @@ import socket
 from collections.abc import Mapping, Sequence
 
 from front_proxy.config import FrontProxyConfig
+from launcher.backend import ProcessSpec, StartError
 from launcher.config import BatonConfig
-from launcher.local.process_plan import ProcessSpec
-from runtime.user_error import UserError
 
 # Names the inherited socket in a front proxy's environment.
 HTTP_FD_VARIABLE = "BATON_HTTP_FD"
 # Names the port, on the loopback address, for the status of a front proxy that shares its other ports.
 STATUS_PORT_VARIABLE = "BATON_STATUS_PORT"
 _LOOPBACK = "127.0.0.1"
-
-
-class StartError(UserError):
-    """The cluster cannot be started as asked; the message says why, in a sentence."""
 
 
 class HeldPorts:

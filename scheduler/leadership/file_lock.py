@@ -1,7 +1,7 @@
 """Leadership by a lock on a local file, which the kernel frees when its holder dies. Knows no time and renews nothing.
 
 The file keeps the last epoch. A leader that stands still keeps its lock: ``baton up`` kills a scheduler that does not
-answer (``launcher.local.supervision``). The lock is polled and not waited for in a thread: four calls a second cost
+answer (``launcher.hosted.supervision``). The lock is polled and not waited for in a thread: four calls a second cost
 nothing, and a thread that waits in ``flock`` cannot be cancelled.
 """
 

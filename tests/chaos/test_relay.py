@@ -14,8 +14,9 @@ import pytest
 
 from chaos.network import routes_to
 from chaos.relay import HOST, Disturbance, Relays, port_of
+from launcher.backend import ProcessSpec
 from launcher.config import BatonConfig, LauncherConfig
-from launcher.local.process_plan import ProcessSpec, plan
+from launcher.hosted.process_plan import plan
 
 WAIT_S = 20.0
 NO_PID = 0

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from chaos import real_run
 from chaos.cluster import ChaosCluster
-from launcher.local.process_plan import ProcessSpec
-from launcher.local.status import StatusLine
+from launcher.backend import ProcessSpec
+from launcher.hosted.status import StatusLine
 
 
 class Returning(ChaosCluster):

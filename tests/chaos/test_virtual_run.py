@@ -15,7 +15,7 @@ from front_proxy.planning.plan_client import PlanClient
 from front_proxy.request.events import FlowEvent, WorkerFailed
 from front_proxy.request.flow import RequestFlow
 from launcher.config import BatonConfig
-from launcher.local.process_plan import plan
+from launcher.hosted.process_plan import plan
 from runtime.configuration import load
 from scheduler.core import SchedulerCore
 from simulation.faults.cluster import Topology

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from launcher.local import state_file
+from launcher.hosted import state_file
 from tests.e2e.cluster import Endpoint, metrics
 from tests.e2e.conftest import SERVED
 

@@ -11,17 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from launcher.backend import BecameReady, Ended, ProcessSpec
 from launcher.config import BatonConfig, LauncherConfig
-from launcher.local import operator_commands, procfs, state_file, status
+from launcher.hosted import operator_commands, state_file, status
+from launcher.hosted.operator_commands import CommandError
+from launcher.hosted.timing import Timing
+from launcher.local import procfs
 from launcher.local.child import Child
-from launcher.local.operator_commands import CommandError
-from launcher.local.process_plan import ProcessSpec
-from launcher.local.supervision import BecameReady, Ended
-from launcher.local.timing import Timing
+from launcher.local.host import LocalHost
+from launcher.local.ports import HeldPorts
 from launcher.up import Cluster, up
 from protos.cluster.v1 import cluster_pb2
 from runtime.configuration import BadConfiguration
-from tests.launcher.local.test_state_file import refusing
+from tests.launcher.hosted.test_state_file import refusing
 from tests.support.polling import until
 
 # Says that it is ready, and writes down when it is told to stop. It ends with a test that failed.
@@ -97,7 +99,8 @@ class Bench:
             restarts_max=restarts_max,
             restart_backoff_min_s=restart_backoff_s,
         )
-        self.cluster = Cluster(config, self.directory, command=self._command, timing=timing)
+        host = LocalHost(config, self.directory, ports=HeldPorts(), command=self._command)
+        self.cluster = Cluster(config, self.directory, host, timing=timing)
 
     def _command(self, spec: ProcessSpec, settings: Sequence[str]) -> list[str]:
         self.settings[spec.id] = list(settings)
@@ -255,40 +258,6 @@ async def test_a_restart_on_demand_goes_one_by_one_and_brings_back_what_had_fail
         await operator_commands.restart(bench.directory, "all", say=said.append)
 
 
-async def test_a_pool_of_workers_grows_and_shrinks_and_every_change_is_reported(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    running = await bench.up()
-    backend = bench.cluster.backend
-    changes = backend.watch()
-
-    async def reported(state: str, *process_ids: str) -> None:
-        missing = set(process_ids)
-        async with asyncio.timeout(WAIT_S):
-            while missing:
-                member = await anext(changes)
-                if member.state == state:
-                    missing.discard(member.id)
-
-    for _ in range(2):
-        await backend.set_replicas("decode", 3)
-    await reported("ready", "decode-1", "decode-2")
-    await backend.set_replicas("decode", 2, go_first=["decode-0"])
-    await reported("ended", "decode-0")
-    found = {member.id: member for member in await backend.list() if member.pool == "decode"}
-    assert [member.state for member in found.values()] == ["ended", "ready", "ready"]
-    assert found["decode-0"].incarnation == ""
-    assert bench.notes.read_text().split() == ["decode-0"]
-    assert "worker.worker_id=decode-2" in bench.settings["decode-2"]
-    assert list(await backend.logs("decode-2", lines=1)) == ["noise on stdout"]
-    await backend.set_replicas("decode", 3)
-    await reported("ready", "decode-0")
-    with pytest.raises(ValueError, match="scheduler keeps its size"):
-        await backend.set_replicas("scheduler", 2)
-    os.kill(os.getpid(), signal.SIGINT)
-    assert await running == 0
-    assert [member async for member in backend.watch()] == []
-
-
 async def test_told_to_stop_while_a_process_is_away_starts_nothing_any_more(tmp_path: Path) -> None:
     bench = Bench(tmp_path, restart_backoff_s=30.0)
     running = await bench.up()
@@ -385,7 +354,7 @@ async def test_a_process_that_prints_much_is_heard_though_its_log_cannot_be_writ
         environ=os.environ,
         log=Path("/dev/full"),
         tell=heard.put_nowait,
-        timing=Timing(last_words_timeout_s=1.0),
+        last_words_timeout_s=1.0,
     )
     assert isinstance(await asyncio.wait_for(heard.get(), WAIT_S), BecameReady)
     assert await asyncio.wait_for(heard.get(), WAIT_S) == Ended("one", 0)

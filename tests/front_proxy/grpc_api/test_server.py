@@ -18,9 +18,9 @@ from front_proxy.grpc_api.repeats import REPEATS_MAX
 from front_proxy.grpc_api.server import GrpcServer
 from front_proxy.grpc_api.service import SERVICE, InferenceService
 from launcher.config import BatonConfig, LauncherConfig
-from launcher.local import status
+from launcher.hosted import status
+from launcher.hosted.process_plan import plan
 from launcher.local.ports import STATUS_PORT_VARIABLE, HeldPorts
-from launcher.local.process_plan import plan
 from protos.cluster.v1.cluster_pb2 import ProcessStatus
 from protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from runtime.failures import Failure, FailureKind

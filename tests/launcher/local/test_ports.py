@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from launcher.backend import StartError
 from launcher.config import BatonConfig
+from launcher.hosted.process_plan import plan
 from launcher.local import ports
-from launcher.local.ports import HTTP_FD_VARIABLE, STATUS_PORT_VARIABLE, HeldPorts, StartError
-from launcher.local.process_plan import plan
+from launcher.local.ports import HTTP_FD_VARIABLE, STATUS_PORT_VARIABLE, HeldPorts
 from runtime.configuration import load
 from runtime.rpc.grpc_server import channel, start_server
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from launcher.backend import Member
-from launcher.rolling_restart import Refusal, RollingRestart
+from launcher.hosted.rolling_restart import Refusal, RollingRestart
 from protos.cluster.v1 import cluster_pb2
 from runtime.roles import Role
 

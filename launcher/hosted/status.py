@@ -9,8 +9,8 @@ from typing import Any
 import grpc
 import msgspec
 
+from launcher.hosted.state_file import ClusterRecord, ProcessRecord
 from launcher.local import procfs
-from launcher.local.state_file import ClusterRecord, ProcessRecord
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from runtime.columns import aligned
 from runtime.rpc.grpc_server import channel
@@ -76,6 +76,13 @@ async def ask(address: str, *, timeout_s: float) -> cluster_pb2.ProcessStatus | 
     return process
 
 
+def may_live(process: ProcessRecord) -> bool:
+    """Whether a process runs; on another machine: whether it did when its launcher last heard of it."""
+    if process.node:
+        return process.state in ("starting", "ready")
+    return process.pid > 0 and procfs.is_alive(process.pid, process.start_ticks)
+
+
 def judge(
     process: ProcessRecord, *, alive: bool, supervised: bool, answer: cluster_pb2.ProcessStatus | None
 ) -> StatusLine:
@@ -125,7 +132,7 @@ def as_table(lines: Sequence[StatusLine]) -> str:
 
 
 async def _one(process: ProcessRecord, supervised: bool, timeout_s: float) -> StatusLine:
-    alive = process.pid > 0 and procfs.is_alive(process.pid, process.start_ticks)
+    alive = may_live(process)
     address = process.status_address or process.grpc_address
-    answer = await ask(address, timeout_s=timeout_s) if alive and address else None
-    return judge(process, alive=alive, supervised=supervised, answer=answer)
+    answer = await ask(address, timeout_s=timeout_s) if address and (alive or process.node) else None
+    return judge(process, alive=alive or answer is not None, supervised=supervised, answer=answer)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.local.state_file import ClusterRecord, ClusterState, ProcessRecord, StateError, owned, read
+from launcher.hosted.state_file import ClusterRecord, ClusterState, ProcessRecord, StateError, owned, read
 
 
 def _record() -> ClusterRecord:

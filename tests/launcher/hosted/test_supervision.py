@@ -12,12 +12,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from launcher.backend import BecameReady, Ended
 from launcher.config import BatonConfig, LauncherConfig
-from launcher.local.process_plan import plan
-from launcher.local.supervision import (
+from launcher.hosted.process_plan import plan
+from launcher.hosted.supervision import (
     Action,
-    BecameReady,
-    Ended,
     Event,
     Replace,
     Retire,
@@ -25,7 +24,7 @@ from launcher.local.supervision import (
     Supervision,
     Tick,
 )
-from launcher.local.timing import Timing
+from launcher.hosted.timing import Timing
 from tests.support.golden import Options, check_script, scripts, words
 
 SPECS = plan(BatonConfig(launcher=LauncherConfig(prefill=1, decode=2)))

@@ -11,14 +11,13 @@ from typing import Literal
 
 import msgspec
 
+from launcher.local.host import LOGS
 from runtime.roles import Role
 from runtime.text import is_text
 from runtime.user_error import UserError
 
 STATE_FILE = "cluster.json"
 LOCK_FILE = "lock"
-LOGS = "logs"
-CONFIG_FILE = "config.json"
 
 RecordedState = Literal["waiting", "starting", "ready", "stopped", "dead", "restarting", "failed"]
 
@@ -35,6 +34,8 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True):
     pid: int = 0
     # Kernel's start time of the pid, so that another process that got the same number is not taken for ours.
     start_ticks: int = 0
+    # The machine that it runs on. Empty: the launcher's.
+    node: str = ""
     # host:port that users talk to. The second one answers StatusService too, unless the third one is set.
     address: str = ""
     grpc_address: str = ""

@@ -12,8 +12,9 @@ import grpc
 import msgspec
 import pytest
 
-from launcher.local import procfs, status
-from launcher.local.state_file import ClusterRecord, ProcessRecord
+from launcher.hosted import status
+from launcher.hosted.state_file import ClusterRecord, ProcessRecord
+from launcher.local import procfs
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from runtime.rpc.grpc_server import start_server
 
@@ -123,15 +124,21 @@ async def test_all_processes_are_asked_and_none_can_hold_up_the_others() -> None
             msgspec.structs.replace(READY, pid=gone.pid, grpc_address=server.address),
             # The pid lives, but it is another process by now.
             msgspec.structs.replace(alive, start_ticks=me.start_ticks + 1, grpc_address=server.address),
+            # On another machine, where no pid tells.
+            msgspec.structs.replace(READY, node="10.0.0.2", grpc_address=server.address),
+            msgspec.structs.replace(READY, node="10.0.0.2", grpc_address="127.0.0.1:1"),
+            msgspec.structs.replace(READY, node="10.0.0.2", grpc_address="127.0.0.1:1", state="restarting"),
         ),
     )
     try:
         lines = await status.collect(record, timeout_s=5.0)
     finally:
         await server.stop(0.0)
-    states = ["draining", "draining", "unreachable", "dead", "dead"]
+    supervised = procfs.is_alive(1, 0)
+    states = ["draining", "draining", "unreachable", "dead", "dead", "draining", "unreachable"]
+    states.append("restarting" if supervised else "dead")
     assert [line.state for line in lines] == states
     processes = json.loads(status.as_json(lines))["processes"]
-    assert [process["kv_bytes_out"] for process in processes] == [7, 7, 0, 0, 0]
+    assert [process["kv_bytes_out"] for process in processes] == [7, 7, 0, 0, 0, 7, 0, 0]
     assert {process["metrics_address"] for process in processes} == {"h:2"}
     assert [line.split()[2] for line in status.as_table(lines).splitlines()[1:]] == states

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import assert_never
 
 import msgspec
 
 from engine.preflight import cpu_share
-from launcher.backend import Pool
+from launcher.backend import Pool, ProcessSpec
 from launcher.config import BatonConfig
 from runtime.configuration import DEFAULT, BadConfiguration
 from runtime.roles import WORKER_ROLES, Role
-from scheduler.config import SchedulerConfig
 
 STOP_ORDER: tuple[tuple[Role, ...], ...] = (("front_proxy",), WORKER_ROLES, ("scheduler",))
 LEADER_FILE = "leader"
@@ -23,25 +22,9 @@ _COUNTED = {
     "worker": ("port", "advertise_port", "metrics_port"),
     "front_proxy": ("metrics_port",),
 }
+# On several machines front proxies share no socket, and two may be on the same machine.
+_COUNTED_ON_RAY = _COUNTED | {"front_proxy": ("port", "grpc_port", "metrics_port")}
 _PORT_MAX = 65535
-
-
-class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One process to start. ``settings`` override the cluster's configuration file."""
-
-    id: str
-    role: Role
-    pool: str = ""
-    # Ids of the processes that must be ready before this one starts.
-    after: tuple[str, ...] = ()
-    settings: tuple[str, ...] = ()
-    # Its share of the cores; None: the engine's own settings decide.
-    threads: int | None = None
-
-    @property
-    def command(self) -> str:
-        """The subcommand of `baton` that runs it."""
-        return self.role.replace("_", "-")
 
 
 def pools(config: BatonConfig) -> tuple[Pool, ...]:
@@ -96,20 +79,21 @@ def scheduler_ids(config: BatonConfig) -> tuple[str, ...]:
     return ("scheduler",) if count == 1 else tuple(f"scheduler-{index}" for index in range(count))
 
 
-def one_machine(config: BatonConfig, sources: Mapping[str, str], state_dir: Path) -> BatonConfig:
-    """``config`` adjusted to all processes sharing this machine; settings that the operator made stay.
+def prepared(config: BatonConfig, sources: Mapping[str, str], state_dir: Path) -> BatonConfig:
+    """``config`` adjusted to where the processes run; settings that the operator made stay.
 
-    Raises BadConfiguration for ports that they cannot share.
+    ``state_dir`` is on the machine of the schedulers. Raises BadConfiguration for ports that processes cannot share.
     """
     launcher, engine, front, scheduler = config.launcher, config.engine, config.front_proxy, config.scheduler
 
     def unset(path: str) -> bool:
         return sources.get(path, DEFAULT) == DEFAULT
 
-    if unset("engine.cpu_threads"):
+    on_ray = launcher.backend == "ray"
+    if unset("engine.cpu_threads") and not on_ray:
         engine = msgspec.structs.replace(engine, cpu_threads=cpu_share(launcher.prefill + launcher.decode))
     if unset("front_proxy.grpc_port") and front.port:
-        beside = front.port + 1
+        beside = front.port + (launcher.front_proxies if on_ray else 1)
         taken = beside > _PORT_MAX or beside == front.metrics_port
         front = msgspec.structs.replace(front, grpc_port=0 if taken else beside)
     if launcher.schedulers > 1 and scheduler.alone:
@@ -121,8 +105,12 @@ def one_machine(config: BatonConfig, sources: Mapping[str, str], state_dir: Path
 
 def _counted(config: BatonConfig, section: str, ordinal: int) -> tuple[str, ...]:
     """The fixed ports of one process of a section."""
-    fixed = {name: getattr(getattr(config, section), name) for name in _COUNTED[section]}
+    fixed = {name: getattr(getattr(config, section), name) for name in _counted_names(config)[section]}
     return tuple(f"{section}.{name}={port + ordinal}" for name, port in fixed.items() if port)
+
+
+def _counted_names(config: BatonConfig) -> Mapping[str, Sequence[str]]:
+    return _COUNTED_ON_RAY if config.launcher.backend == "ray" else _COUNTED
 
 
 def _check_ports(config: BatonConfig, sources: Mapping[str, str]) -> None:
@@ -130,9 +118,9 @@ def _check_ports(config: BatonConfig, sources: Mapping[str, str]) -> None:
     launcher, front = config.launcher, config.front_proxy
     workers = launcher.prefill + launcher.decode
     counts = {"scheduler": launcher.schedulers, "worker": workers, "front_proxy": launcher.front_proxies}
-    for section, names in _COUNTED.items():
-        others = (front.port, front.grpc_port) if section == "front_proxy" else ()
+    for section, names in _counted_names(config).items():
         for name in names:
+            others = {front.port, front.grpc_port} - {getattr(front, name)} if section == "front_proxy" else ()
             first = getattr(getattr(config, section), name)
             ports = range(first, first + counts[section])
             if first and (ports[-1] > _PORT_MAX or any(other in ports for other in others)):
@@ -140,9 +128,3 @@ def _check_ports(config: BatonConfig, sources: Mapping[str, str]) -> None:
                 bound = f"none may be a port of another kind, or above {_PORT_MAX}"
                 path = f"{section}.{name}"
                 raise BadConfiguration(path, f"{why}; {bound}", sources.get(path, DEFAULT))
-
-
-def drain_s(role: Role, config: BatonConfig) -> float:
-    """Time that a process of this role has to finish its requests."""
-    section = config.of_role(role)
-    return 0.0 if isinstance(section, SchedulerConfig) else section.drain_timeout_s

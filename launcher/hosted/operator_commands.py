@@ -11,9 +11,10 @@ from typing import Any
 
 import grpc
 
-from launcher.local import procfs, state_file, status
-from launcher.local.state_file import ClusterRecord, ProcessRecord
-from launcher.local.timing import Timing
+from launcher.hosted import state_file, status
+from launcher.hosted.state_file import ClusterRecord, ProcessRecord
+from launcher.hosted.timing import Timing
+from launcher.local import procfs
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from runtime.roles import ROLES, WORKER_ROLES, Role
@@ -38,7 +39,7 @@ async def drain(state_dir: Path, worker_id: str, *, timeout_s: float, say: Say) 
     """
     record = state_file.read(state_dir)
     worker = _find(record, worker_id, "worker", WORKER_ROLES)
-    if not procfs.is_alive(worker.pid, worker.start_ticks) or not worker.grpc_address:
+    if not status.may_live(worker) or not worker.grpc_address:
         raise CommandError(f"{worker_id} does not run; `baton status` says more")
     status_timeout_s = Timing().status_timeout_s
     try:

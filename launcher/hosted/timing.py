@@ -1,4 +1,4 @@
-"""The launcher's waits and bounds on this machine that are no settings. Tests hand in others."""
+"""The launcher's waits and bounds that are no settings. Tests hand in others."""
 
 from __future__ import annotations
 
@@ -22,10 +22,6 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """Longest such pause, if more restarts are allowed."""
     restart_window_s: float = 600.0
     """How long a death counts."""
-    group_exit_timeout_s: float = 3.0
-    """Time that a dead process's children have to end, and again after they were killed."""
-    last_words_timeout_s: float = 0.2
-    """Time for which the stdout of a process that has ended is still read."""
     status_timeout_s: float = 2.0
     """Time that a process has to answer for its status."""
     poll_interval_s: float = 0.1

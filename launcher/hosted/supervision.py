@@ -12,13 +12,13 @@ import enum
 import math
 import signal
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import assert_never
 
 import msgspec
 
-from launcher.local.process_plan import ProcessSpec
-from launcher.local.timing import Timing
+from launcher.backend import BecameReady, Ended, ProcessSpec
+from launcher.hosted.timing import Timing
 from runtime.roles import Role
 from runtime.timing.backoff import backoff_s
 
@@ -51,20 +51,6 @@ class Phase(enum.StrEnum):
     """Told to end for good."""
     RETIRED = "retired"
     """Ended as told; starts again only on request."""
-
-
-class BecameReady(msgspec.Struct, frozen=True):
-    """The process said that it serves, and where."""
-
-    id: str
-    addresses: Mapping[str, str] = {}
-
-
-class Ended(msgspec.Struct, frozen=True):
-    """The process is gone. ``code`` is negative when a signal ended it."""
-
-    id: str
-    code: int
 
 
 class Tick(msgspec.Struct, frozen=True):
@@ -207,8 +193,8 @@ class Supervision:
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """What to do now that ``event`` has happened."""
         match event:
-            case Ended(id, code):
-                return self._ended(self._watched[id], code, now_s)
+            case Ended(id, code, why):
+                return self._ended(self._watched[id], why or _how_it_ended(code), now_s)
             case BecameReady(id):
                 one = self._watched[id]
                 if one.phase is Phase.STARTING:  # and was not told to end while it became ready
@@ -243,7 +229,7 @@ class Supervision:
         starting = {name: one for name, one in self._watched.items() if one.phase is Phase.STARTING}
         return [StillStarting(name, now_s - one.due_s + self._start_timeout_s) for name, one in starting.items()]
 
-    def _ended(self, one: _Watched, code: int, now_s: float) -> list[Action]:
+    def _ended(self, one: _Watched, how: str, now_s: float) -> list[Action]:
         timing, process_id = self._timing, one.spec.id
         match one.phase:
             case Phase.STOPPING:
@@ -252,7 +238,7 @@ class Supervision:
                 one.phase = Phase.RETIRED
                 return [Retired(process_id)]
             case Phase.UP | Phase.STARTING:
-                how = _how_it_ended(code)
+                pass
             case Phase.WAITING | Phase.PAUSING | Phase.FAILED | Phase.RETIRED:
                 raise AssertionError(f"{process_id} ended although it was {one.phase}")
             case _:

@@ -1,4 +1,4 @@
-"""The backend for one machine: replicas are child processes. Supervision decides; this performs."""
+"""A backend over any host: replicas are single processes. Supervision decides; this performs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,24 @@ from typing import Any, Literal, assert_never
 
 import msgspec
 
-from launcher.backend import Member, MemberState
-from launcher.config import BatonConfig
-from launcher.local import supervision
-from launcher.local.ports import HeldPorts, StartError
-from launcher.local.process_group import CommandOf, LocalProcesses, StateLost, tell
-from launcher.local.process_plan import drain_s, plan, pools, replica
-from launcher.local.state_file import ClusterState, ProcessRecord
-from launcher.local.supervision import BecameReady, Ended, Phase, StatusChecked, Supervision, Tick
-from launcher.local.timing import Timing
+from launcher.backend import (
+    BecameReady,
+    Ended,
+    HostEvent,
+    HostLost,
+    Member,
+    MemberState,
+    ProcessHost,
+    StartError,
+    Waiting,
+)
+from launcher.config import BatonConfig, drain_s
+from launcher.hosted import supervision
+from launcher.hosted.process_plan import plan, pools, replica
+from launcher.hosted.processes import Processes, StateLost, tell
+from launcher.hosted.state_file import ClusterState, ProcessRecord
+from launcher.hosted.supervision import Phase, StatusChecked, Supervision, Tick
+from launcher.hosted.timing import Timing
 from runtime.process.exit_codes import ExitCode
 from runtime.roles import WORKER_ROLES
 
@@ -28,26 +37,21 @@ class Interrupted(msgspec.Struct, frozen=True):
     """The launcher was told to stop."""
 
 
-_Event = BecameReady | Ended | StatusChecked | Tick | StateLost | Interrupted
+_Event = HostEvent | StatusChecked | Tick | StateLost | Interrupted
 Outcome = Literal["ready", "interrupted", "failed"]
 
 
-class LocalBackend:
-    """The pools of one cluster on this machine. A ProcessBackend; `baton up` also starts and supervises it."""
+class HostedBackend:
+    """The pools of one cluster on a host. A ProcessBackend; `baton up` also starts and supervises it."""
 
-    def __init__(
-        self, config: BatonConfig, state_dir: Path, *, command: CommandOf, ports: HeldPorts, timing: Timing
-    ) -> None:
+    def __init__(self, config: BatonConfig, state_dir: Path, host: ProcessHost, timing: Timing) -> None:
         self._config = config
         self._timing = timing
-        self._ports = ports
         self._pools = {pool.name: pool for pool in pools(config)}
         # At most: two events a process, one status a scheduler, one interrupt.
         self._events: asyncio.Queue[_Event] = asyncio.Queue()
         specs = plan(config)
-        self.processes = LocalProcesses(
-            config, state_dir, specs, command=command, ports=ports, notify=self._events.put_nowait, timing=timing
-        )
+        self.processes = Processes(config, state_dir, specs, host=host, notify=self._events.put_nowait, timing=timing)
         self.state.on_change = self._publish
         self._supervision = Supervision(specs, timing, start_timeout_s=config.launcher.start_timeout_s)
         self._drain_s = {spec.id: drain_s(spec.role, config) for spec in specs}
@@ -102,11 +106,12 @@ class LocalBackend:
 
     async def logs(self, id: str, *, lines: int) -> Sequence[str]:  # noqa: A002 - the interface's name
         """The last lines of a process's log."""
-        return self.processes.tail(id, lines)
+        return await self.processes.host.logs(id, lines)
 
     async def close(self) -> None:
         """Stop every process in order. Starts nothing any more."""
         self._end_watches()
+        self.processes.host.close()
         for task in tuple(self._jobs):
             if task.get_name().startswith(("stop ", "check ")):
                 task.cancel()
@@ -142,9 +147,15 @@ class LocalBackend:
                     return "interrupted"
                 case StateLost():
                     return "failed"
+                case HostLost(why):
+                    tell(f"error: {why}")
+                    return "failed"
+                case Waiting(process_id, why):
+                    self.processes.waits(process_id, why)
+                    continue
                 case BecameReady():
                     await self.processes.became_ready(event)
-                case Ended(process_id, exit_code):
+                case Ended(process_id, exit_code, _):
                     self.state.change(process_id, exit_code=exit_code)
                 case StatusChecked() | Tick():
                     pass
@@ -167,22 +178,19 @@ class LocalBackend:
     def _perform(self, action: supervision.Action) -> Outcome | None:
         match action:
             case supervision.AllReady():
-                self.processes.note_shared_memory()
                 return "ready"
             case supervision.GiveUp(why, ""):
                 tell(f"error: {why}: stopping the rest")
                 return "failed"
             case supervision.GiveUp(why, process_id):
-                self.processes.report(process_id, why)
-                if not self.processes.pid(process_id):
+                self._run(self.processes.report(process_id, why), f"report {process_id}")
+                if not self.processes.runs(process_id):
                     self.state.change(process_id, state="dead")
                 return "failed"
             case supervision.Start(process_id):
                 self._run(self._start(process_id), f"start {process_id}")
             case supervision.StillStarting(process_id, for_s):
-                last = self.processes.tail(process_id, 1)
-                why = f": {last[0].strip()[:160]}" if last else ""
-                tell(f"{process_id}: starting for {for_s:.0f} s{why}")
+                self._run(self.processes.report_progress(process_id, for_s), f"report {process_id}")
             case supervision.Stop(process_id):
                 # A draining process reports its own state. This one is shown when it no longer answers.
                 if self._supervision.phase(process_id) is Phase.STOPPING:
@@ -197,10 +205,10 @@ class LocalBackend:
                 bound = f"{deaths} of at most {timing.restarts_max} within {timing.restart_window_s:g} s"
                 then = f"{how}; starts again in {pause_s:g} s ({bound})"
                 self.state.change(process_id, state="restarting", why=then)
-                tell(f"error: {process_id} {then}, log {self.processes.log(process_id)}")
+                tell(f"error: {process_id} {then}, log {self.processes.host.log(process_id)}")
             case supervision.Fail(process_id, why):
-                self.processes.report(process_id, why)
-                self._ports.refuse(process_id)
+                self._run(self.processes.report(process_id, why), f"report {process_id}")
+                self.processes.host.stays_down(process_id)
                 self.state.change(process_id, state="failed", why=why)
             case supervision.Retired(process_id):
                 self.state.change(process_id, state="stopped", why="")
@@ -251,13 +259,14 @@ class LocalBackend:
             changes.put_nowait(self._member(record))
 
     def _member(self, record: ProcessRecord) -> Member:
-        pid = self.processes.pid(record.id)
+        runs = self.processes.runs(record.id)
         return Member(
             id=record.id,
             pool=self.processes.specs[record.id].pool,
-            incarnation=f"{pid}.{record.start_ticks}" if pid else "",
-            state=self._state_of(record, running=pid > 0),
+            incarnation=f"{record.pid}.{record.start_ticks}.{record.node}" if runs else "",
+            state=self._state_of(record, running=runs),
             address=record.address,
+            node=record.node,
             why=record.why,
         )
 
@@ -270,6 +279,8 @@ class LocalBackend:
             case "starting":
                 return "starting"
             case "ready":
+                if not running:  # and nothing was decided about it yet
+                    return "pending"
                 return "draining" if self._supervision.phase(record.id) is Phase.RETIRING else "ready"
             case "stopped" | "dead" | "failed":
                 return "ended"

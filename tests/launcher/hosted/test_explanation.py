@@ -6,7 +6,7 @@ import json
 import os
 from typing import Any
 
-from launcher.local.explanation import as_json, as_text
+from launcher.hosted.explanation import as_json, as_text
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from tests.support.golden import GOLDEN
 

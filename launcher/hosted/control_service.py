@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from launcher.rolling_restart import Refusal, RollingRestart, Step
+from launcher.hosted.rolling_restart import Refusal, RollingRestart, Step
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from runtime.rpc.grpc_server import start_server
 

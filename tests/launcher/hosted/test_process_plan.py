@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from engine.preflight import cpu_share
+from launcher.backend import ProcessSpec
 from launcher.config import BatonConfig
-from launcher.local.process_plan import ProcessSpec, one_machine, plan
+from launcher.hosted.process_plan import plan, prepared
 from runtime.configuration import BadConfiguration, load
 
 
@@ -20,7 +21,7 @@ def planned(*sets: str) -> dict[str, ProcessSpec]:
 def adjusted(*sets: str) -> BatonConfig:
     """The configuration of a cluster with these settings, whose processes share this machine."""
     loaded = load(BatonConfig, file=None, environ={}, sets=sets)
-    return one_machine(loaded.value, loaded.sources, Path("/state"))
+    return prepared(loaded.value, loaded.sources, Path("/state"))
 
 
 def test_fixed_ports_of_workers_and_of_metrics_count_up_and_front_proxies_share_theirs() -> None:

@@ -1,0 +1,38 @@
+"""The nodes of the tests' Ray cluster, as the kernel sees them: raylets, their actors, and what actors have started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+CPUS = 2
+
+
+def raylet_of(pid: int) -> int:
+    """The raylet of the node on which an actor has started this process."""
+    return _parent(_parent(pid))
+
+
+def kill_node(ray_cluster: Any, raylet: int) -> None:
+    """What the loss of a machine does: its raylet, its actors and all that they run are gone at once."""
+    [node] = [one for one in ray_cluster.worker_nodes if one.all_processes["raylet"][0].process.pid == raylet]
+    actors = _children(raylet)
+    for one in (raylet, *actors, *(child for actor in actors for child in _children(actor))):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
+    ray_cluster.remove_node(node, allow_graceful=False)
+
+
+def _parent(pid: int) -> int:
+    return int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            found += [int(entry.name)] if _parent(int(entry.name)) == parent else []
+    return found

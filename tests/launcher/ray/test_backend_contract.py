@@ -1,0 +1,40 @@
+"""The contract of a backend, over a Ray cluster of several nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+pytest.importorskip("ray")
+
+from launcher.backend import Member, ProcessSpec
+from launcher.config import BatonConfig
+from launcher.ray.host import RayHost
+from tests.launcher.backend_contract import ALL, BackendContract, Rig
+from tests.launcher.stand_in import command, kill, told_to_stop
+
+
+class RayRig(Rig):
+    def host(self, config: BatonConfig) -> RayHost:
+        named = msgspec.structs.replace(config.launcher.ray, cluster="contract")
+        launcher = msgspec.structs.replace(config.launcher, backend="ray", ray=named)
+        return RayHost(msgspec.structs.replace(config, launcher=launcher), ALL, command=self._command)
+
+    def _command(self, spec: ProcessSpec, settings: Sequence[str]) -> list[str]:
+        return command(spec.id, self.behaviour.get(spec.id, "serves"), self.state_dir)
+
+    def kill(self, member: Member) -> None:
+        kill(member)
+
+    def told_to_stop(self) -> list[str]:
+        return told_to_stop(self.state_dir)
+
+
+class TestRay(BackendContract):
+    @pytest.fixture
+    def rig(self, tmp_path: Path, ray_cluster: Any) -> Rig:
+        return RayRig(tmp_path / "state")
