@@ -11,10 +11,12 @@ from cli.settings import (
     FrontHost,
     FrontPort,
     Given,
+    KvTiers,
     Model,
     Sources,
     StateDir,
     check_engine,
+    kv_tiers,
     load,
     setting,
     state_folder,
@@ -35,14 +37,16 @@ def up(
     host: FrontHost = None,
     port: FrontPort = None,
     grpc_port: FrontGrpcPort = None,
+    kv_tier: KvTiers = (),
     state_dir: StateDir = None,
     sources: Sources = NO_SOURCES,
 ) -> int:
     """Start a cluster, and serve until Ctrl-C."""
     from launcher.up import up as start
 
-    loaded = load(sources, model, prefill, decode, front_proxies, host, port, grpc_port, state_dir)
-    check_engine(loaded)
+    tiers = kv_tiers(kv_tier)
+    loaded = load(sources, model, prefill, decode, front_proxies, host, port, grpc_port, tiers, state_dir)
+    check_engine(loaded, workers=loaded.value.launcher.prefill + loaded.value.launcher.decode)
     return start(loaded.value, loaded.sources)
 
 
