@@ -11,10 +11,12 @@ from cli.settings import (
     FrontHost,
     FrontPort,
     Given,
+    KvTiers,
     Model,
     Sources,
     StateDir,
     check_engine,
+    kv_tiers,
     load,
     setting,
     state_folder,
@@ -41,15 +43,17 @@ def up(
     ray_address: Annotated[
         Given | None, setting("launcher.ray.address", "head of the Ray cluster (default: this machine's)", "HOST:PORT")
     ] = None,
+    kv_tier: KvTiers = (),
     state_dir: StateDir = None,
     sources: Sources = NO_SOURCES,
 ) -> int:
     """Start a cluster, and serve until Ctrl-C."""
     from launcher.up import up as start
 
+    tiers = kv_tiers(kv_tier)
     counts = (prefill, decode, front_proxies)
-    loaded = load(sources, model, *counts, host, port, grpc_port, backend, ray_address, state_dir)
-    check_engine(loaded)
+    loaded = load(sources, model, *counts, host, port, grpc_port, backend, ray_address, tiers, state_dir)
+    check_engine(loaded, workers=loaded.value.launcher.prefill + loaded.value.launcher.decode)
     return start(loaded.value, loaded.sources)
 
 

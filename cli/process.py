@@ -12,9 +12,11 @@ from cli.settings import (
     FrontHost,
     FrontPort,
     Given,
+    KvTiers,
     Model,
     Sources,
     check_engine,
+    kv_tiers,
     load,
     setting,
 )
@@ -53,9 +55,10 @@ def _worker(role: Role) -> Callable[..., int]:
             Given | None,
             setting("worker.scheduler_address", "address of the scheduler; of two, with a comma", "HOST:PORT"),
         ] = None,
+        kv_tier: KvTiers = (),
         sources: Sources = NO_SOURCES,
     ) -> int:
-        loaded = load(sources, model, id, host, port, scheduler)
+        loaded = load(sources, model, id, host, port, scheduler, kv_tiers(kv_tier))
         return _serve(role, loaded, "worker", loaded.value.worker.scheduler_address)
 
     run.__name__, run.__doc__ = role, f"Run one {role} worker."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -48,7 +49,20 @@ Model = Annotated[
 StateDir = Annotated[Given | None, setting("launcher.state_dir", "folder for state and logs", "DIR")]
 FrontHost = Annotated[Given | None, setting("front_proxy.host", "address to listen on", "H")]
 FrontPort = Annotated[Given | None, setting("front_proxy.port", "HTTP port; 0: any free one", "P")]
+KvTiers = Annotated[
+    Sequence[str],
+    Parameter(
+        name="--kv-tier",
+        metavar="KIND:PLACE:SIZE",
+        help="keep KV that leaves the engines' memory, as in host:2GiB; may be repeated, from near to far [kv.tiers]",
+    ),
+]
 FrontGrpcPort = Annotated[Given | None, setting("front_proxy.grpc_port", "gRPC port; 0: any free one", "G")]
+
+
+def kv_tiers(given: Sequence[str]) -> Given | None:
+    """``--kv-tier``, as often as it was given, as one setting."""
+    return ("--kv-tier", f"kv.tiers={json.dumps(list(given))}") if given else None
 
 
 def load(sources: Sources, *options: Given | None) -> Loaded[BatonConfig]:
@@ -71,12 +85,14 @@ def _forget_service_links() -> None:
         del os.environ[name]
 
 
-def check_engine(loaded: Loaded[BatonConfig]) -> None:
-    """Raise BadConfiguration for what vLLM would refuse after a long start."""
+def check_engine(loaded: Loaded[BatonConfig], *, workers: int = 1) -> None:
+    """Raise BadConfiguration for what vLLM would refuse after a long start, of so many workers on this machine."""
     from engine import preflight
     from runtime.configuration import BadConfiguration, source_of
 
-    found = preflight.objection(loaded.value.engine, os.environ)
+    config = loaded.value
+    found = preflight.objection(config.engine, os.environ)
+    found = found or preflight.tier_objection(config.engine, config.kv, workers)
     if found is not None:
         raise BadConfiguration(found.path, found.reason, source_of(loaded, found.path))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from engine.config import EngineConfig
 from engine.protocol import Engine
+from kv_transfer.tiers.config import Tier
 
 
 async def start(
@@ -15,12 +17,14 @@ async def start(
     role: Literal["prefill", "decode"],
     host: str = "127.0.0.1",
     advertise_host: str = "",
+    tiers: Sequence[Tier] = (),
 ) -> Engine:
     """A running engine that has served a first request.
 
     Raises EngineDead when it does not come up in time, and ValueError for settings that cannot work. ``role`` names the
     engine in logs; engines of both roles are alike, so that a worker can change role. The engine listens on
-    ``host`` for other engines, which reach it by ``advertise_host`` (empty: ``host``).
+    ``host`` for other engines, which reach it by ``advertise_host`` (empty: ``host``). The fake engine has no
+    ``tiers``.
     """
     match config.kind:
         case "fake":
@@ -31,5 +35,5 @@ async def start(
             from engine.vllm.engine import VllmEngine
 
             return await VllmEngine.start(
-                config, worker_id=worker_id, role=role, host=host, advertise_host=advertise_host
+                config, worker_id=worker_id, role=role, host=host, advertise_host=advertise_host, tiers=tiers
             )

@@ -8,15 +8,19 @@ front proxy start (``vllm/parsed_args.py``).
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 
 import msgspec
 
 from engine.config import EngineConfig
+from kv_transfer.tiers.config import KvConfig, parse, size_text
 
 VLLM_VERSION = "0.32.0"
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - what vLLM keeps the host tier in
 CPU_BLOCK_TOKENS = 32
 """vLLM's attention on CPU works on whole multiples of it."""
 
@@ -58,6 +62,25 @@ def objection(config: EngineConfig, environ: Mapping[str, str]) -> Objection | N
         reason = f"must be a multiple of {CPU_BLOCK_TOKENS} on CPU, got {config.block_size_tokens}"
         return Objection(path="engine.block_size_tokens", reason=reason)
     return None
+
+
+def tier_objection(
+    config: EngineConfig, kv: KvConfig, workers: int, shared_memory: Path = SHARED_MEMORY
+) -> Objection | None:
+    """What stands against the KV tiers of so many workers on this machine; None where nothing does."""
+    wanted = workers * sum(tier.capacity_bytes for tier in parse(kv.tiers) if tier.kind == "host")
+    free = shutil.disk_usage(shared_memory).free if shared_memory.is_dir() else 0
+    if kv.tiers and config.kind == "fake":
+        return Objection(path="kv.tiers", reason="the fake engine has no tiers")
+    for folder in (Path(tier.place) for tier in parse(kv.tiers) if tier.place):
+        if not folder.is_dir():
+            return Objection(path="kv.tiers", reason=f"there is no folder {folder}")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return Objection(path="kv.tiers", reason=f"this process may not write into {folder}")
+    if wanted <= free:
+        return None
+    sizes = f"host tiers of {workers} workers, {size_text(wanted)} together, do not fit"
+    return Objection(path="kv.tiers", reason=f"{sizes} {shared_memory}, which has {size_text(free)} left")
 
 
 def cpu_share(engines: int) -> int:

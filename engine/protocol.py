@@ -12,6 +12,7 @@ import msgspec
 
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.prefix.events import EngineEvent
+from kv_transfer.tiers.status import TierStatus
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -98,6 +99,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     block_bytes: int
     kv_blocks_total: int
     context_tokens_max: int
+    host_blocks_total: int = 0
+    """KV blocks that its host tier can hold. 0: it has none."""
     output_settings: str = ""
     """What decides its tokens besides ``layout_fingerprint``: names with digests of their values. Empty: unknown."""
     prefill_backoff_tokens: int = 0
@@ -129,6 +132,8 @@ class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
     """Pulls out of this engine after its hold on the KV ended: the KV that was read may be wrong. Must stay 0."""
     steps: int = 0
     """Steps that the engine has reported, with or without output for a request: a sign of life."""
+    tiers: tuple[TierStatus, ...] = ()
+    """The KV tiers below the engine's own memory, from near to far; of data-parallel ranks, one after the other."""
 
 
 class MeasuredStep(msgspec.Struct, frozen=True, gc=False):

@@ -9,6 +9,7 @@ import msgspec
 from decode_worker.config import DecodeWorkerConfig
 from engine.config import EngineConfig
 from front_proxy.config import LIMITS, FrontProxyConfig
+from kv_transfer.tiers.config import KvConfig
 from prefill_worker.config import PrefillWorkerConfig
 from runtime.bounds import Count, NonNegative, Positive
 from runtime.roles import Role
@@ -89,6 +90,7 @@ class BatonConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Every setting of Baton."""
 
     engine: EngineConfig = EngineConfig()
+    kv: KvConfig = KvConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     worker: WorkerConfig = WorkerConfig()
     prefill_worker: PrefillWorkerConfig = PrefillWorkerConfig()

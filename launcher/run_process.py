@@ -109,13 +109,13 @@ def _main(role: Role, config: BatonConfig) -> Coroutine[Any, Any, None]:
             from worker.run import serve as serve_worker
 
             make_prefill = functools.partial(PrefillRole, config.prefill_worker)
-            return serve_worker(role, make_prefill, config.engine, config.worker, announce)
+            return serve_worker(role, make_prefill, config.engine, config.worker, announce, kv=config.kv)
         case "decode":
             from decode_worker.role import DecodeRole
             from worker.run import serve as serve_worker
 
             make_decode = functools.partial(DecodeRole, config.decode_worker)
-            return serve_worker(role, make_decode, config.engine, config.worker, announce)
+            return serve_worker(role, make_decode, config.engine, config.worker, announce, kv=config.kv)
         case "front_proxy":
             from front_proxy.run import run as run_front
 

@@ -162,6 +162,12 @@ class WorkerCore:
             leases_held=load.leases_held,
             kv_bytes_in=load.kv_bytes_in,
             kv_bytes_out=load.kv_bytes_out,
+            kv_tiers=[
+                cluster_pb2.KvTier(
+                    name=tier.name, blocks=tier.blocks, bytes=tier.bytes, capacity_bytes=tier.capacity_bytes
+                )
+                for tier in self.engine.load().tiers
+            ],
         )
 
     def now_s(self) -> float:
@@ -341,7 +347,6 @@ def _mirror(engine: Engine) -> BlockMirror | None:
     """One that follows the engine."""
     info = engine.info
     # Twice what the engine has: blocks that are gone stay in it while others stand behind them.
-    mirror = BlockMirror(
-        epoch=info.epoch, block_size_tokens=info.block_size_tokens, blocks_max=2 * info.kv_blocks_total
-    )
+    blocks_max = 2 * (info.kv_blocks_total + info.host_blocks_total)
+    mirror = BlockMirror(epoch=info.epoch, block_size_tokens=info.block_size_tokens, blocks_max=blocks_max)
     return mirror if engine.report_blocks(EventOrder(mirror)) else None

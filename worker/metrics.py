@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from engine.protocol import EngineLoad
+from kv_transfer.tiers.config import KINDS
 from runtime.buckets import COUNT, PHASE_S
 from runtime.roles import WorkerRole
 
 if TYPE_CHECKING:
     from worker.core import WorkerCore
+
+
+# Each is the field of TierStatus with its name.
+_TIER_GAUGES = {
+    "bytes": "Bytes of KV in a tier",
+    "capacity_bytes": "Bytes of KV that a tier may hold",
+    "hits": "KV blocks loaded from a tier since start",
+    "misses": "KV blocks of prompts that were in no memory and no tier since start",
+    "declined": "KV blocks in a tier that were computed because that was faster, since start",
+    "stored": "KV blocks stored in a tier since start",
+    "evicted": "KV blocks that left a tier for others since start",
+    "corrupt": "KV blocks in a tier that were not what was stored since start",
+}
 
 
 class WorkerMetrics:
@@ -79,6 +94,14 @@ class WorkerMetrics:
         ]
         for name, text, value in gauges:
             Gauge(f"baton_worker_{name}", text, registry=self.registry).set_function(value)
+        for name, text in _TIER_GAUGES.items():
+            gauge = Gauge(f"baton_worker_tier_{name}", text, ["tier"], registry=self.registry)
+            for kind in KINDS:
+                gauge.labels(kind).set_function(functools.partial(_of_tier, load, kind, name))
+
+
+def _of_tier(load: Callable[[], EngineLoad], kind: str, name: str) -> int:
+    return sum(getattr(tier, name) for tier in load().tiers if tier.name == kind)
 
 
 def _counter(registry: CollectorRegistry, name: str, text: str, *labels: str) -> Counter:

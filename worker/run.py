@@ -12,6 +12,7 @@ import structlog
 from engine import factory
 from engine.config import EngineConfig
 from engine.protocol import Engine, EngineDead
+from kv_transfer.tiers.config import KvConfig, parse, size_text
 from runtime.process import lifecycle
 from runtime.process.exit_codes import ExitCode
 from runtime.process.telemetry import serve_metrics
@@ -43,6 +44,7 @@ async def serve(
     config: WorkerConfig,
     ready: Ready,
     limits: WorkerLimits | None = None,
+    kv: KvConfig | None = None,
 ) -> None:
     """Start an engine, serve ``role`` on it until a signal, then drain. Calls ``ready`` when requests may come.
 
@@ -54,8 +56,15 @@ async def serve(
     metrics = WorkerMetrics(role)
     log.info("starting the engine", worker=worker_id)
     metrics_address = serve_metrics(config.host, config.metrics_port)
+    tiers = parse((kv or KvConfig()).tiers)
+    log.info("KV tiers", tiers=", ".join(f"{tier.kind} {size_text(tier.capacity_bytes)}" for tier in tiers) or "none")
     starting = factory.start(
-        engine_config, worker_id=worker_id, role=role, host=config.host, advertise_host=config.advertise_host
+        engine_config,
+        worker_id=worker_id,
+        role=role,
+        host=config.host,
+        advertise_host=config.advertise_host,
+        tiers=tiers,
     )
     engine = await _start_engine(starting, stop)
     if engine is None:

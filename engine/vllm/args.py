@@ -6,12 +6,13 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.config import LIMITS, EngineConfig
 from engine.preflight import CONNECTOR_SETTINGS, cpu_share, runs_on_cpu
+from kv_transfer.tiers.config import Tier
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -125,17 +126,27 @@ def event_addresses(config: EngineConfig) -> EventAddresses | None:
 
 
 def engine_args(
-    config: EngineConfig, *, engine_id: str, side_channel: SideChannelAddress, events: EventAddresses | None = None
+    config: EngineConfig,
+    *,
+    engine_id: str,
+    side_channel: SideChannelAddress,
+    events: EventAddresses | None = None,
+    worker_id: str = "",
+    tiers: Sequence[Tier] = (),
 ) -> AsyncEngineArgs:
     """VLLM's arguments for one engine. Raises ValueError naming a setting that vLLM does not know or take."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
     from engine.vllm.parsed_args import parsed
+    from engine.vllm.values import kv_identity
 
     values = engine_arg_values(config, engine_id=engine_id, side_channel=side_channel, on_cpu=current_platform.is_cpu())
     if events is not None:
         values["kv_events_config"] = kv_events_values(events)
+    values["kv_transfer_config"] = with_tiers(
+        values["kv_transfer_config"], tiers, worker_id=worker_id, model=kv_identity(config) if tiers else ""
+    )
     given = {name: value for name, value in config.args.items() if name != "kv_transfer_config"}
     return AsyncEngineArgs(**values | parsed(given))
 
@@ -218,3 +229,37 @@ def kv_transfer_values(config: EngineConfig, *, engine_id: str, side_channel: Si
         **chosen.get("kv_connector_extra_config", {}),
     }
     return values
+
+
+def with_tiers(
+    transfer: dict[str, Any], tiers: Sequence[Tier], *, worker_id: str = "", model: str = ""
+) -> dict[str, Any]:
+    """``kv_transfer_config`` with the tiers beside the connector. A request loads from the first that has KV.
+
+    ``worker_id`` names the worker's part of a folder. ``model``: what tells apart models whose KV differs.
+    """
+    if not tiers:
+        return transfer
+    host, *files = tiers
+    own = {name: transfer[name] for name in ("engine_id", "kv_role", "kv_load_failure_policy")}
+    connector = {name: value for name, value in transfer.items() if name not in own} | {"kv_role": own["kv_role"]}
+    extra: dict[str, Any] = {
+        "spec_name": "HostTierSpec",
+        "spec_module_path": "kv_transfer.offload.spec",
+        "cpu_bytes_to_use": host.capacity_bytes,
+        "blocks_per_chunk": 1,
+        # A next turn's prompt has this turn's output in it.
+        "offload_prompt_only": False,
+        "self_describing_kv_events": True,
+    }
+    for tier in files:
+        folder = str(Path(tier.place, worker_id))
+        extra["baton_files"] = {"folder": folder, "capacity_bytes": tier.capacity_bytes, "model": model}
+    tier_connector = {
+        "kv_connector": "TierConnector",
+        "kv_connector_module_path": "kv_transfer.offload.connector",
+        "kv_role": own["kv_role"],
+        "kv_connector_extra_config": extra,
+    }
+    connectors = {"connectors": [connector, tier_connector]}
+    return {**own, "kv_connector": "MultiConnector", "kv_connector_extra_config": connectors}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -42,6 +43,7 @@ from engine.vllm.release_batcher import ReleaseBatcher
 from engine.vllm.steps import LiveSequence, StepOutputs
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.handoff.keys import FACTS, RELEASE, RENEW
+from kv_transfer.tiers.config import Tier
 
 log = structlog.get_logger(__name__)
 
@@ -79,7 +81,14 @@ class VllmEngine:
 
     @classmethod
     async def start(
-        cls, config: EngineConfig, *, worker_id: str, role: str, host: str, advertise_host: str
+        cls,
+        config: EngineConfig,
+        *,
+        worker_id: str,
+        role: str,
+        host: str,
+        advertise_host: str,
+        tiers: Sequence[Tier] = (),
     ) -> VllmEngine:
         """Start the engine's processes and serve one token, so that the first client does not pay for that."""
         if not config.model:
@@ -91,16 +100,24 @@ class VllmEngine:
             except OSError as error:
                 raise ValueError(f"worker.host: NIXL cannot listen at {host}: {error.strerror}") from error
             side_channel = args.SideChannelAddress(advertise_host or host, address, port)
-            return await cls._start_at(config, worker_id=worker_id, role=role, side_channel=side_channel)
+            return await cls._start_at(config, worker_id=worker_id, role=role, side_channel=side_channel, tiers=tiers)
 
     @classmethod
     async def _start_at(
-        cls, config: EngineConfig, *, worker_id: str, role: str, side_channel: args.SideChannelAddress
+        cls,
+        config: EngineConfig,
+        *,
+        worker_id: str,
+        role: str,
+        side_channel: args.SideChannelAddress,
+        tiers: Sequence[Tier],
     ) -> VllmEngine:
         epoch = next_epoch()
         engine_id = f"{worker_id}-{epoch}"
         events = args.event_addresses(config)
-        arguments = args.engine_args(config, engine_id=engine_id, side_channel=side_channel, events=events)
+        arguments = args.engine_args(
+            config, engine_id=engine_id, side_channel=side_channel, events=events, worker_id=worker_id, tiers=tiers
+        )
         load = _StatLogger()
         how = "eager" if arguments.enforce_eager else "compiled"
         chosen_by = "the device" if config.enforce_eager is None else "engine.enforce_eager"
@@ -132,6 +149,7 @@ class VllmEngine:
                     engine_id=engine_id,
                     output_settings=settings,
                     facts=engine._facts,
+                    tiers=tiers,
                 )
                 load.set_capacity(blocks=info.kv_blocks_total, block_bytes=info.block_bytes)
                 engine._steps.hides_prefill_tokens = info.prefill_backoff_tokens > 0

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Self
 
+import msgspec
+
 from engine.protocol import MEASURED_STEPS_MAX, EngineLoad, MeasuredStep
 from engine.vllm.step_meter import STEP
 from kv_transfer.integrity.transfer_proof import TransferVerdict
+from kv_transfer.tiers.status import REPORTED_AS, TierStatus
 
 # Each counter of an EngineLoad, and the lists of the connector's statistics whose entries it counts.
 _COUNTED = {
@@ -35,6 +38,8 @@ class LoadRecorder:
         self._counts = dict.fromkeys(_COUNTED, 0)
         self._steps = 0
         self._measured: deque[list[int]] = deque(maxlen=MEASURED_STEPS_MAX)
+        # By data-parallel rank.
+        self._tiers: dict[int, tuple[TierStatus, ...]] = {}
 
     def logger_factory(self, *_: object) -> Self:
         """What vLLM calls to make its logger: all data-parallel ranks share this recorder."""
@@ -61,6 +66,7 @@ class LoadRecorder:
             kv_bytes_in=self._bytes_in,
             kv_bytes_out=self._blocks_out * self._block_bytes,
             steps=self._steps,
+            tiers=tuple(tier for _, tiers in sorted(self._tiers.items()) for tier in tiers),
             **self._counts,
         )
 
@@ -78,12 +84,17 @@ class LoadRecorder:
         self._usage[engine_idx] = scheduler_stats.kv_cache_usage
         self._running[engine_idx] = scheduler_stats.num_running_reqs
         self._waiting[engine_idx] = scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs
-        self._record_transfers(scheduler_stats.kv_connector_stats)
-
-    def _record_transfers(self, stats: dict[str, Any] | None) -> None:
+        stats = scheduler_stats.kv_connector_stats
         if stats and (step := stats.get(STEP)):
             self._measured.append(step)
-        for part in _nixl_parts(stats):
+        parts = _parts(stats)
+        self._record_transfers([part for part in parts if "bytes_transferred" in part])
+        for part in parts:
+            if REPORTED_AS in part:
+                self._tiers[engine_idx] = msgspec.convert(part[REPORTED_AS], tuple[TierStatus, ...])
+
+    def _record_transfers(self, parts: list[dict[str, Any]]) -> None:
+        for part in parts:
             self._bytes_in += int(sum(part.get("bytes_transferred", ())))
             self._blocks_out += int(sum(part.get("baton_blocks_out", ())))
             for name, lists in _COUNTED.items():
@@ -93,11 +104,10 @@ class LoadRecorder:
         """Part of vLLM's interface; nothing to say."""
 
 
-def _nixl_parts(stats: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The NIXL connector's numbers, alone or inside a MultiConnector's ({connector: {"data": numbers}})."""
+def _parts(stats: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The numbers of each connector: of the only one, or inside a MultiConnector's ({connector: {"data": numbers}})."""
     if not stats:
         return []
     if "bytes_transferred" in stats:
         return [stats]
-    nested = (value.get("data", value) for value in stats.values() if isinstance(value, dict))
-    return [value for value in nested if "bytes_transferred" in value]
+    return [value.get("data", value) for value in stats.values() if isinstance(value, dict)]

@@ -20,6 +20,7 @@ from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from engine.vllm.fast_receiver import FastZmqReceiver
 from engine.vllm.step_meter import STEP, StepMeter
+from kv_transfer.offload.connector import TierConnector
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -79,7 +80,11 @@ def register_loaded(architecture: str) -> None:
 
 
 def measure_steps(scheduler: Scheduler, meter: StepMeter) -> None:
-    """Send the measure of each step with the statistics of its outputs. Call it in the engine's process."""
+    """Send the measure of each step with the statistics of its outputs. Call it in the engine's process.
+
+    The connector of the KV tiers, where there is one, is told too.
+    """
+    tiers = [each for each in getattr(scheduler.connector, "sub_connectors", ()) if isinstance(each, TierConnector)]
     schedule, update, make_stats = scheduler.schedule, scheduler.update_from_output, scheduler.make_stats
     ending: list[SchedulerOutput] = []
 
@@ -95,6 +100,9 @@ def measure_steps(scheduler: Scheduler, meter: StepMeter) -> None:
         stats = make_stats(*args, **kwargs)
         # It is also called outside of an update.
         step = meter.ended(ending.pop(), more=scheduler.has_unfinished_requests()) if ending else None
+        if step is not None:
+            for each in tiers:
+                each.step_ended(step)
         if stats is not None and step is not None:
             stats.kv_connector_stats = {**(stats.kv_connector_stats or {}), STEP: step}
         return stats

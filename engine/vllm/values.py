@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from engine.protocol import EngineInfo, Finish, FinishReason, FirstOutput, Logpr
 from kv_transfer.handoff import layout
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.handoff.keys import LEASE, LEASE_S
+from kv_transfer.tiers.config import Tier
 
 # What a decode engine needs of the answer of vLLM's NIXL connector. Nothing else of it leaves this process.
 _HANDOFF_KEYS = (
@@ -111,6 +112,7 @@ def engine_info(
     engine_id: str,
     output_settings: str = "",
     facts: Mapping[str, Any],
+    tiers: Sequence[Tier] = (),
 ) -> EngineInfo:
     """Identity and capacity, from the configuration vLLM ended up with and the connector's ``facts`` (none: empty)."""
     model, cache, transfer = vllm_config.model_config, vllm_config.cache_config, vllm_config.kv_transfer_config
@@ -126,7 +128,7 @@ def engine_info(
         "block_size": str(cache.block_size),
         "block_bytes": str(block_bytes),
         "tensor_parallel_size": str(vllm_config.parallel_config.tensor_parallel_size),
-        "connector": f"{transfer.kv_connector_module_path or ''}:{transfer.kv_connector}",
+        "connector": _connector_identity(transfer),
         "prefill_backoff": str(facts.get("prefill_backoff_tokens", 0)),
         # What their NIXL agents would compare, and refuse, when they first meet.
         **facts.get("layout", {}),
@@ -141,9 +143,31 @@ def engine_info(
         block_bytes=block_bytes,
         kv_blocks_total=max(0, (cache.num_gpu_blocks or 0) - 1),  # vLLM keeps one as the null block
         context_tokens_max=model.max_model_len,
+        host_blocks_total=sum(tier.capacity_bytes for tier in tiers if tier.kind == "host") // block_bytes,
         output_settings=output_settings,
         prefill_backoff_tokens=facts.get("prefill_backoff_tokens", 0),
     )
+
+
+def _connector_identity(transfer: Any) -> str:
+    """What moves KV between engines. Tiers beside it are each engine's own matter."""
+    module, name = transfer.kv_connector_module_path, transfer.kv_connector
+    match transfer.kv_connector_extra_config.get("connectors"):
+        case [first, {"kv_connector": "TierConnector"}]:
+            module, name = first["kv_connector_module_path"], first["kv_connector"]
+        case _:
+            pass
+    return f"{module or ''}:{name}"
+
+
+def kv_identity(config: EngineConfig) -> str:
+    """What tells apart models and settings whose KV differs, though it may have one shape."""
+    from engine.vllm.parsed_args import output_settings
+
+    weights = _weights_identity(config.model, config.args.get("revision"))
+    # Which tokens are drawn changes no KV.
+    settings = output_settings(msgspec.structs.replace(config, seed=0), tokenizer="")
+    return layout.fingerprint({"weights": weights, "dtype": config.dtype, "settings": settings})
 
 
 def tokenizer_identity(model: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import msgspec
 
+from kv_transfer.tiers.config import size_text
 from launcher.hosted.state_file import ClusterRecord, ProcessRecord
 from launcher.local import procfs
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
@@ -21,7 +22,7 @@ _COLUMNS = {
     "id": "", "role": "", "state": "", "pid": "", "address": "", "metrics_address": "METRICS",
     "requests_running": "RUNNING", "requests_waiting": "WAITING", "kv_blocks_used": "KV USED",
     "kv_blocks_total": "KV TOTAL", "leases_held": "LEASES", "kv_bytes_in": "BYTES IN", "kv_bytes_out": "BYTES OUT",
-    "restarts": "", "why": "",
+    "kv_tiers": "KV TIERS", "restarts": "", "why": "",
 }  # fmt: skip
 # What the state file says.
 _RECORDED = ("id", "role", "pid", "address", "metrics_address", "epoch", "state", "restarts")
@@ -30,6 +31,18 @@ _SAID = (
     "requests_running", "requests_waiting", "kv_blocks_used", "kv_blocks_total", "leases_held", "kv_bytes_in",
     "kv_bytes_out", "workers_ready", "front_proxies_registered",
 )  # fmt: skip
+
+
+class TierLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One KV tier of a worker."""
+
+    name: str
+    blocks: int
+    bytes: int
+    capacity_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.name} {size_text(self.bytes)}/{size_text(self.capacity_bytes)}"
 
 
 class StatusLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +65,8 @@ class StatusLine(msgspec.Struct, frozen=True, kw_only=True):
     # A scheduler's: workers that it may use, and front proxies that are connected.
     workers_ready: int = 0
     front_proxies_registered: int = 0
+    # A worker's KV tiers that are on, from near to far.
+    kv_tiers: tuple[TierLine, ...] = ()
     # Times `baton up` started it again, and why it is down where it is "restarting" or "failed".
     restarts: int = 0
     why: str = ""
@@ -99,8 +114,12 @@ def judge(
         # A process that starts does not answer yet.
         return known if process.state == "starting" else msgspec.structs.replace(known, state="unreachable")
     said = {name: getattr(answer, name) for name in _SAID}
+    tiers = tuple(
+        TierLine(name=tier.name, blocks=tier.blocks, bytes=tier.bytes, capacity_bytes=tier.capacity_bytes)
+        for tier in answer.kv_tiers
+    )
     return msgspec.structs.replace(
-        known, epoch=answer.epoch or process.epoch, state=answer.state or process.state, **said
+        known, epoch=answer.epoch or process.epoch, state=answer.state or process.state, kv_tiers=tiers, **said
     )
 
 
@@ -127,7 +146,8 @@ def as_table(lines: Sequence[StatusLine]) -> str:
     rows = [[title or name.upper() for name, title in _COLUMNS.items()]]
     for line in lines:
         shown = {name: "-" if getattr(line, name) == "" else str(getattr(line, name)) for name in _COLUMNS}
-        rows.append(list((shown | {"pid": str(line.pid or "-")}).values()))
+        shown |= {"pid": str(line.pid or "-"), "kv_tiers": ", ".join(map(str, line.kv_tiers)) or "-"}
+        rows.append(list(shown.values()))
     return "\n".join(aligned(rows))
 
 

@@ -40,6 +40,15 @@ def test_config_shows_what_differs_and_why_and_all_of_it_on_demand(
     assert "launcher.decode = 1  # default" in capsys.readouterr().out
 
 
+def test_every_tier_that_is_named_is_one_of_the_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["up", "--kv-tier", "host:1GiB", "--kv-tier", "host:2GiB"]) == 2
+    assert "kv.tiers: 'host' is there twice; a worker has one (--kv-tier)" in capsys.readouterr().err
+    assert main(["up", "--kv-tier", "hots:1GiB"]) == 2
+    assert "did you mean 'host'? (--kv-tier)" in capsys.readouterr().err
+    assert main(["config", "--set", 'kv.tiers=["host:1GiB"]']) == 0
+    assert 'kv.tiers = ["host:1GiB"]  # --set' in capsys.readouterr().out
+
+
 def test_the_printed_json_is_a_file_that_gives_the_same_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,20 @@ NIXL = "vllm.distributed.kv_transfer.kv_connector.v1.nixl"
 
 # "module:owner.callable" -> its parameters, in order, of what we override. What we call, the engine contract calls.
 SIGNATURES = {
+    # What kv_transfer/offload/ overrides, beside what vLLM's abstract classes name.
+    "vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler:OffloadingConnectorScheduler.__init__": (
+        "self, spec, vllm_config, kv_cache_config"
+    ),
+    "vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler:OffloadingConnectorScheduler"
+    ".get_num_new_matched_tokens": "self, request, num_computed_tokens, max_num_new_tokens",
+    "vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler:OffloadingConnectorScheduler"
+    ".update_state_after_alloc": "self, request, blocks, num_external_tokens",
+    "vllm.v1.kv_offload.base:OffloadingWorker.submit_load": "self, job_id, src_spec, dst_spec",
+    "vllm.v1.kv_offload.base:OffloadingWorker.submit_store": "self, job_id, src_spec, dst_spec",
+    "vllm.v1.kv_offload.base:OffloadingManager.prepare_load": "self, keys, req_context",
+    "vllm.v1.kv_offload.base:OffloadingManager.prepare_store": "self, keys, req_context",
+    "vllm.v1.kv_offload.base:OffloadingManager.complete_store": "self, keys, req_context, success",
+    "vllm.v1.kv_offload.base:OffloadingManager.lookup": "self, key, req_context",
     # The fast path hands the first arguments to them in another form, and all others on.
     "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat.chat_completion_stream_generator": (
         "self, request, result_generator, request_id, model_name, conversation, tokenizer, request_metadata, "
@@ -74,6 +88,10 @@ SIGNATURES = {
 
 SCHEDULER_HALF = f"{NIXL}.base_scheduler:NixlBaseConnectorScheduler"
 WORKER_HALF = f"{NIXL}.base_worker:NixlBaseConnectorWorker"
+CONNECTORS = "vllm.distributed.kv_transfer.kv_connector.v1"
+TIER_SCHEDULER_HALF = f"{CONNECTORS}.offloading.scheduler:OffloadingConnectorScheduler"
+TIER_WORKER_HALF = f"{CONNECTORS}.offloading.worker:OffloadingConnectorWorker"
+OFFLOADING = "vllm.v1.kv_offload"
 ASYNC_LLM = "vllm.v1.engine.async_llm:AsyncLLM"
 
 # module -> function -> where vLLM has what it touches -> the attributes, which no other file of ours may name.
@@ -141,10 +159,32 @@ PRIVATE: dict[str, dict[str, dict[str, str]]] = {
         },
         "report_load_failure": {WORKER_HALF: "_is_hma_required _invalid_block_ids"},
     },
+    "kv_transfer.offload.private": {
+        "init_without_halves": {f"{CONNECTORS}.offloading_connector:OffloadingConnector": "_canonical_layout"},
+        "note_finished": {TIER_WORKER_HALF: "_load_jobs _connector_worker_meta"},
+        "store_again": {TIER_SCHEDULER_HALF: "_req_status group_states next_stored_chunk_idx"},
+        "keys_of": {"vllm.v1.kv_offload.base:ReqContext": "_offload_key_positions"},
+        "region": {f"{OFFLOADING}.cpu.spec:CPUOffloadingSpec.create_worker": "_all_workers_barrier"},
+    },
 }
 
 # Further source that we rely on, by the class or function that must contain it, and in this order.
 SOURCE = {
+    # kv_transfer.offload: a load and a store list blocks and slots in one order, a store defers to the next step, and
+    # what the worker half reports is taken in before a request that failed is scheduled again.
+    TIER_SCHEDULER_HALF: [
+        "src_spec = self.manager.prepare_load(keys_to_load, req_status.req_context)",
+        "store_output = self.manager.prepare_store(",
+        "if offload_key not in keys_to_store:",
+        "self.manager.complete_store(job_status.keys, req_status.req_context)",
+        "self.manager.complete_load(job_status.keys, req_status.req_context)",
+    ],
+    TIER_WORKER_HALF: ["assert transfer_result.success"],
+    # Why no file in /dev/shm is left behind.
+    f"{OFFLOADING}.cpu.shared_offload_region:SharedOffloadRegion": [
+        "Every worker has mapped the file once the barrier releases",
+        "Unlinked mmap file",
+    ],
     SCHEDULER_HALF: [
         "self.side_channel_host",
         "self.side_channel_port",

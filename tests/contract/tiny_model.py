@@ -8,12 +8,12 @@ VOCAB_SIZE = 512
 CONTEXT_TOKENS = 1024
 
 
-def save(folder: Path) -> None:
+def save(folder: Path, seed: int = 0) -> None:
     """Write model and tokenizer. Wide weights keep its logits far from ties, so batch shapes do not flip tokens."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCAB_SIZE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 
 from engine import preflight
 from engine.config import EngineConfig
-from engine.preflight import VLLM_VERSION, Objection, objection, runs_on_cpu
+from engine.preflight import VLLM_VERSION, Objection, objection, runs_on_cpu, tier_objection
 from engine.vllm.args import SideChannelAddress, engine_arg_values
+from kv_transfer.tiers.config import KvConfig
 
 CPU = {"VLLM_TARGET_DEVICE": "cpu"}
 
@@ -83,3 +85,17 @@ def test_the_platform_is_the_one_that_vllm_chooses() -> None:
     from vllm.platforms import current_platform
 
     assert runs_on_cpu({}) == current_platform.is_cpu()
+
+
+def test_tiers_that_do_not_fit_the_machine_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    small, large = KvConfig(tiers=("host:64KiB",)), KvConfig(tiers=(f"host:{free // 1024 // 2}KiB",))
+    assert tier_objection(EngineConfig(), KvConfig(), 9, tmp_path / "none") is None
+    assert tier_objection(EngineConfig(), small, 2, tmp_path) is None
+    found = tier_objection(EngineConfig(), large, 3, tmp_path)
+    assert found is not None and found.path == "kv.tiers"
+    assert re.match(rf"host tiers of 3 workers, \S+ together, do not fit {tmp_path}, which has \S+ left", found.reason)
+    assert tier_objection(EngineConfig(), small, 1, tmp_path / "none") is not None
+    assert tier_objection(EngineConfig(kind="fake"), small, 1, tmp_path) == Objection(
+        path="kv.tiers", reason="the fake engine has no tiers"
+    )

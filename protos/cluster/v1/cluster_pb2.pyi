@@ -1,7 +1,8 @@
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -127,8 +128,20 @@ class KvHandoff(_message.Message):
     prompt_digest: bytes
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., lease_id: _Optional[str] = ..., engine_id: _Optional[str] = ..., tokens: _Optional[int] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., layout_fingerprint: _Optional[str] = ..., lease_remaining_ms: _Optional[int] = ..., connector_params: _Optional[bytes] = ..., prompt_digest: _Optional[bytes] = ...) -> None: ...
 
+class KvTier(_message.Message):
+    __slots__ = ("name", "blocks", "bytes", "capacity_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    blocks: int
+    bytes: int
+    capacity_bytes: int
+    def __init__(self, name: _Optional[str] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ...) -> None: ...
+
 class ProcessStatus(_message.Message):
-    __slots__ = ("id", "role", "pid", "address", "epoch", "state", "requests_running", "requests_waiting", "kv_blocks_used", "kv_blocks_total", "leases_held", "kv_bytes_in", "kv_bytes_out", "workers_registered", "workers_ready", "front_proxies_registered")
+    __slots__ = ("id", "role", "pid", "address", "epoch", "state", "requests_running", "requests_waiting", "kv_blocks_used", "kv_blocks_total", "leases_held", "kv_bytes_in", "kv_bytes_out", "workers_registered", "workers_ready", "front_proxies_registered", "kv_tiers")
     ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +158,7 @@ class ProcessStatus(_message.Message):
     WORKERS_REGISTERED_FIELD_NUMBER: _ClassVar[int]
     WORKERS_READY_FIELD_NUMBER: _ClassVar[int]
     FRONT_PROXIES_REGISTERED_FIELD_NUMBER: _ClassVar[int]
+    KV_TIERS_FIELD_NUMBER: _ClassVar[int]
     id: str
     role: str
     pid: int
@@ -161,7 +175,8 @@ class ProcessStatus(_message.Message):
     workers_registered: int
     workers_ready: int
     front_proxies_registered: int
-    def __init__(self, id: _Optional[str] = ..., role: _Optional[str] = ..., pid: _Optional[int] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., state: _Optional[str] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., leases_held: _Optional[int] = ..., kv_bytes_in: _Optional[int] = ..., kv_bytes_out: _Optional[int] = ..., workers_registered: _Optional[int] = ..., workers_ready: _Optional[int] = ..., front_proxies_registered: _Optional[int] = ...) -> None: ...
+    kv_tiers: _containers.RepeatedCompositeFieldContainer[KvTier]
+    def __init__(self, id: _Optional[str] = ..., role: _Optional[str] = ..., pid: _Optional[int] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., state: _Optional[str] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., leases_held: _Optional[int] = ..., kv_bytes_in: _Optional[int] = ..., kv_bytes_out: _Optional[int] = ..., workers_registered: _Optional[int] = ..., workers_ready: _Optional[int] = ..., front_proxies_registered: _Optional[int] = ..., kv_tiers: _Optional[_Iterable[_Union[KvTier, _Mapping]]] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ()

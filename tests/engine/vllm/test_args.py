@@ -21,8 +21,10 @@ from engine.vllm.args import (
     prepare_environment,
     runs_eagerly,
     runs_in_one_process,
+    with_tiers,
 )
 from engine.vllm.engine import VllmEngine
+from kv_transfer.tiers.config import parse
 from launcher.demo import model as demo_model
 from prefill_worker.config import PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
@@ -144,3 +146,17 @@ def test_an_engine_publishes_its_blocks_unless_the_operator_says_otherwise() -> 
         {"data_parallel_size": 2},
     ]
     assert [event_addresses(EngineConfig(args=args)) for args in own] == [None] * 3
+
+
+def test_a_host_tier_stands_beside_the_connector_and_changes_nothing_of_it() -> None:
+    values = engine_arg_values(EngineConfig(model="m"), engine_id="p0-1", side_channel=SIDE_CHANNEL, on_cpu=True)
+    alone = values["kv_transfer_config"]
+    assert with_tiers(alone, ()) == alone
+    both = with_tiers(alone, parse(("host:2GiB",)))
+    assert {name: both[name] for name in ("kv_connector", "engine_id", "kv_role", "kv_load_failure_policy")} == {
+        "kv_connector": "MultiConnector", "engine_id": "p0-1", "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute",
+    }  # fmt: skip
+    nixl, tier = both["kv_connector_extra_config"]["connectors"]
+    assert nixl == {name: alone[name] for name in alone if name not in ("engine_id", "kv_load_failure_policy")}
+    assert tier["kv_connector_extra_config"]["cpu_bytes_to_use"] == 2 << 30

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import SimpleNamespace
 
+from msgspec import to_builtins
+
 from engine.protocol import MEASURED_STEPS_MAX, EngineLoad, MeasuredStep
 from engine.vllm.load import LoadRecorder
 from engine.vllm.step_meter import STEP
+from kv_transfer.tiers.status import REPORTED_AS, TierStatus
 
 NIXL = {
     "bytes_transferred": [100, 20],
@@ -66,3 +69,17 @@ def test_measured_steps_are_kept_until_they_are_taken() -> None:
     assert taken[0] == MeasuredStep(2, 1, 2, 3, 4)
     assert recorder.take_steps() == []
     assert recorder.load().kv_bytes_in == (MEASURED_STEPS_MAX + 2) * 120
+
+
+def test_the_latest_status_of_every_ranks_tiers_is_kept() -> None:
+    def told(hits: int) -> dict[str, object]:
+        status = TierStatus(name="host", hits=hits)
+        return {"NixlConnector": {"data": NIXL}, "TierConnector": {"data": {REPORTED_AS: [to_builtins(status)]}}}
+
+    recorder = LoadRecorder()
+    recorder.record(step(told(1)), None)
+    recorder.record(step(told(2)), None, engine_idx=1)
+    recorder.record(step(told(3)), None)
+    recorder.record(step(NIXL), None)
+    assert [tier.hits for tier in recorder.load().tiers] == [3, 2]
+    assert recorder.load().kv_bytes_in == 4 * 120

@@ -31,6 +31,7 @@ READY = ProcessRecord(
 ANSWER = cluster_pb2.ProcessStatus(
     id="decode-0", role="decode", pid=5, address="h:1", epoch=11, state="draining", requests_running=2,
     requests_waiting=1, kv_blocks_used=4, kv_blocks_total=8, leases_held=3, kv_bytes_in=6, kv_bytes_out=7,
+    kv_tiers=[cluster_pb2.KvTier(name="host", blocks=3, bytes=3 << 20, capacity_bytes=2 << 30)],
 )  # fmt: skip
 
 
@@ -141,4 +142,9 @@ async def test_all_processes_are_asked_and_none_can_hold_up_the_others() -> None
     processes = json.loads(status.as_json(lines))["processes"]
     assert [process["kv_bytes_out"] for process in processes] == [7, 7, 0, 0, 0, 7, 0, 0]
     assert {process["metrics_address"] for process in processes} == {"h:2"}
-    assert [line.split()[2] for line in status.as_table(lines).splitlines()[1:]] == states
+    assert [process["kv_tiers"] for process in processes[:1]] == [
+        [{"name": "host", "blocks": 3, "bytes": 3 << 20, "capacity_bytes": 2 << 30}]
+    ]
+    table = status.as_table(lines).splitlines()
+    assert [line.split()[2] for line in table[1:]] == states
+    assert ["host 3MiB/2GiB" in line for line in table] == [False, True, True, False, False, False]

@@ -1,0 +1,104 @@
+"""The scheduler half: asks the book, judges whether a load pays, and takes in what the worker halves found out."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import OffloadingConnectorMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import OffloadingConnectorScheduler
+
+from kv_transfer.offload import private
+from kv_transfer.offload.host_tier import HostTier, takes_over
+from kv_transfer.offload.messages import TierMetadata, TierStats, TierWorkerMetadata
+from kv_transfer.tiers.cost import LoadJudge
+from kv_transfer.tiers.status import REPORTED_AS
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.kv_offload.base import OffloadingSpec
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+
+class TierScheduler(OffloadingConnectorScheduler):
+    """Stock's, with one answer more for a request: that its blocks are here and computing them is faster."""
+
+    manager: HostTier
+
+    def __init__(self, spec: OffloadingSpec, vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
+        super().__init__(spec, vllm_config, kv_cache_config)
+        self._block_tokens = min(spec.tokens_per_block)
+        self._judge = LoadJudge(self.manager.steps)
+        # Requests whose lookup was counted, and the answer that stays for those that are not to load.
+        self._asked: dict[str, bool] = {}
+        # Tokens that a request loads, and since when.
+        self._loading: dict[str, tuple[int, float]] = {}
+        self._told: object = None
+
+    def get_num_new_matched_tokens(
+        self, request: Request, num_computed_tokens: int, max_num_new_tokens: int | None = None
+    ) -> tuple[int | None, bool]:
+        """Tokens to load beyond ``num_computed_tokens``; None: ask again later. A load is asynchronous."""
+        count, later = super().get_num_new_matched_tokens(request, num_computed_tokens, max_num_new_tokens)
+        if count is None or takes_over(request.kv_transfer_params):
+            return count, later
+        pays = self._asked.get(request.request_id)
+        if pays is None:
+            pays = self._asked[request.request_id] = not count or self._judge.pays(count)
+            found = count // self._block_tokens
+            missing = (request.num_prompt_tokens - num_computed_tokens) // self._block_tokens - found
+            self.manager.blocks.missed(max(0, missing))
+            if not pays:
+                self.manager.blocks.declined(found)
+        return (count, later) if pays else (0, False)
+
+    def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
+        """The engine has blocks for what is loaded."""
+        if num_external_tokens:
+            self._loading[request.request_id] = (num_external_tokens, time.monotonic())
+        super().update_state_after_alloc(request, blocks, num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
+        """What the worker halves have to copy in this step."""
+        for request_id in scheduler_output.finished_req_ids or ():
+            self._asked.pop(request_id, None)
+            self._loading.pop(request_id, None)
+        meta = super().build_connector_meta(scheduler_output)
+        assert isinstance(meta, OffloadingConnectorMetadata)
+        files = self.manager.files
+        orders = files.take_orders() if files is not None else None
+        return meta if orders is None else TierMetadata(meta, orders)
+
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        """A step has ended: learn what it wrote, what it found corrupt, and how long loads took."""
+        now_s = time.monotonic()
+        told = connector_output.kv_connector_worker_meta
+        if isinstance(told, TierWorkerMetadata):
+            for rank, sums in told.sums.items():
+                self.manager.blocks.learn(rank, sums)
+            # Before stock lets go of them: what is condemned must not be found again.
+            self.manager.condemn(told.corrupt)
+            for rank, result in told.files:
+                self.manager.file_ended(rank, result)
+        for request_id in connector_output.finished_recving or ():
+            if (load := self._loading.pop(request_id, None)) is not None:
+                self._judge.loaded(load[0], now_s - load[1])
+        for request_id in connector_output.failed_recving or ():
+            private.store_again(self, request_id)
+        super().update_connector_output(connector_output)
+
+    def get_stats(self) -> TierStats | None:
+        """The status of the tier, where it changed. Stock's own numbers are for vLLM's Prometheus, which is off."""
+        super().get_stats()
+        files = self.manager.files
+        statuses = [self.manager.blocks.status(), *([files.files.status()] if files else [])]
+        if statuses == self._told:
+            return None
+        self._told = statuses
+        return TierStats({REPORTED_AS: msgspec.to_builtins(statuses)})

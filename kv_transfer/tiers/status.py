@@ -1,0 +1,27 @@
+"""What a tier says of itself: for metrics, `baton status` and `baton kv stat`. Holds values only."""
+
+from __future__ import annotations
+
+import msgspec
+
+REPORTED_AS = "baton_tiers"
+"""Key of the tiers' statuses in what a connector reports with a step."""
+
+
+class TierStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One tier of one engine. What is counted only grows, and counts blocks."""
+
+    name: str
+    blocks: int = 0
+    bytes: int = 0
+    capacity_bytes: int = 0
+    hits: int = 0
+    """Blocks that the engine loaded instead of computing them."""
+    misses: int = 0
+    """Blocks that requests asked for, that were not in the engine's memory, and that it computed."""
+    stored: int = 0
+    evicted: int = 0
+    corrupt: int = 0
+    """Blocks whose content was not what was stored. Their prompts were computed."""
+    declined: int = 0
+    """Blocks that were here and were computed all the same, because computing them takes less time."""

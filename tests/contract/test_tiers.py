@@ -1,0 +1,272 @@
+"""The host tier under real engines: what left their memory is loaded, and what changed meanwhile is not used."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from engine import factory
+from engine.config import EngineConfig
+from engine.protocol import Engine, EngineDead, TakeOver
+from kv_transfer.prefix.block_keys import prompt_keys, unpack
+from kv_transfer.prefix.events import Medium
+from kv_transfer.tiers.config import parse
+from kv_transfer.tiers.status import TierStatus
+from tests.contract import tiny_model
+from tests.contract.conftest import Pair
+from tests.contract.test_engine_contract import settles
+from tests.support.engines import collect, first_of, prefill, request, tokens_of
+from tests.support.polling import until
+from worker.kv_events.event_order import EventOrder
+from worker.kv_events.mirror import BlockMirror
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+TIERS = parse(("host:8MiB",))
+BLOCK_TOKENS = 32
+PROMPT_TOKENS = 600
+BLOCKS = PROMPT_TOKENS // BLOCK_TOKENS
+SETTLE_S = 5.0
+Start = Callable[..., Awaitable[Engine]]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
+    """Two engines whose own memory holds two prompts, and whose host tier holds seven."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model.save(folder)
+    config = EngineConfig(
+        model=str(folder),
+        max_model_len=tiny_model.CONTEXT_TOKENS,
+        max_num_seqs=4,
+        dtype="float32",
+        kv_cache_bytes=3 << 20,
+    )
+    engines = await asyncio.gather(
+        factory.start(config, worker_id="tier-p", role="prefill", tiers=TIERS),
+        factory.start(config, worker_id="tier-d", role="decode", tiers=TIERS),
+    )
+    yield Pair(*engines)
+    await asyncio.gather(*(engine.close() for engine in engines))
+
+
+def prompt(tokens: int = PROMPT_TOKENS) -> list[int]:
+    return [random.randrange(2, tiny_model.VOCAB_SIZE) for _ in range(tokens)]
+
+
+def tiers_of(engine: Engine) -> dict[str, TierStatus]:
+    return {tier.name: tier for tier in engine.load().tiers}
+
+
+def tier_of(engine: Engine) -> TierStatus:
+    return tiers_of(engine)["host"]
+
+
+async def evict(engine: Engine) -> None:
+    """Fill the engine's own memory with other prompts."""
+    for _ in range(3):
+        await collect(engine, request(prompt(), max_tokens=1))
+
+
+def host_memory(worker_id: str) -> Iterator[Path]:
+    """The files that are the host tier of an engine. They have no name any more, but the process that opened them."""
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if f"vllm_offload_{worker_id}-" in str(descriptor.readlink()):
+                yield descriptor
+        except OSError:
+            continue
+
+
+def kill(worker_id: str) -> None:
+    """With no chance to clean up: the process that runs the model, which holds the tiers."""
+    holder, *_ = host_memory(worker_id)
+    os.kill(int(holder.parts[2]), signal.SIGKILL)
+
+
+def flip_a_bit_of_every_block(engine: Engine, worker_id: str) -> None:
+    file, *_ = host_memory(worker_id)
+    with file.open("r+b") as memory:
+        for start in range(0, file.stat().st_size, engine.info.block_bytes):
+            memory.seek(start + 1000)
+            byte = memory.read(1)[0]
+            memory.seek(start + 1000)
+            memory.write(bytes([byte ^ 1]))
+
+
+async def test_a_prompt_that_left_the_engines_memory_is_loaded_and_gives_the_same_tokens(pair: Pair) -> None:
+    tokens, engine = prompt(), pair.decode
+    first = await collect(engine, request(tokens))
+    assert first_of(first).external_tokens == 0
+    await evict(engine)
+    hits = tier_of(engine).hits
+    again = await collect(engine, request(tokens))
+    assert (first_of(again).cached_tokens, first_of(again).external_tokens) == (0, BLOCKS * BLOCK_TOKENS)
+    assert tokens_of(again) == tokens_of(first)
+    await until(lambda: tier_of(engine).hits == hits + BLOCKS, within_s=SETTLE_S)
+    assert tier_of(engine).corrupt == 0
+
+
+async def test_the_next_turn_of_a_conversation_finds_the_output_of_this_one(pair: Pair) -> None:
+    tokens, engine = prompt(), pair.decode
+    turn = [*tokens, *tokens_of(await collect(engine, request(tokens, max_tokens=60))), *prompt(20)]
+    alone = tokens_of(await collect(pair.prefill, request(turn)))
+    await evict(engine)
+    outputs = await collect(engine, request(turn))
+    assert first_of(outputs).external_tokens == (PROMPT_TOKENS + 59) // BLOCK_TOKENS * BLOCK_TOKENS
+    assert tokens_of(outputs) == alone
+
+
+async def test_a_flipped_bit_is_found_and_counted_and_the_prompt_is_computed(pair: Pair) -> None:
+    tokens, engine = prompt(), pair.decode
+    first = tokens_of(await collect(engine, request(tokens)))
+    await evict(engine)
+    before = tier_of(engine)
+    flip_a_bit_of_every_block(engine, "tier-d")
+    outputs = await collect(engine, request(tokens))
+    assert tokens_of(outputs) == first
+    await until(lambda: tier_of(engine).corrupt == before.corrupt + BLOCKS, within_s=SETTLE_S)
+    assert tier_of(engine).hits == before.hits
+    # What was computed is stored again, and is right.
+    await evict(engine)
+    again = await collect(engine, request(tokens))
+    assert tokens_of(again) == first
+    assert first_of(again).external_tokens == BLOCKS * BLOCK_TOKENS
+
+
+async def test_the_worker_hears_that_a_prompt_lies_in_host_memory_alone(pair: Pair) -> None:
+    tokens, engine = prompt(), pair.decode
+    mirror = BlockMirror(epoch=1, block_size_tokens=BLOCK_TOKENS, blocks_max=10_000)
+    assert engine.report_blocks(EventOrder(mirror))
+    await collect(engine, request(tokens))
+    await evict(engine)
+    keys = set(unpack(prompt_keys(tokens, BLOCK_TOKENS)))
+
+    def is_told() -> bool:
+        mirror.snapshot()
+        return keys <= set(unpack(mirror.take(10_000).levels.get(Medium.HOST, b"")))
+
+    await until(is_told, within_s=SETTLE_S)
+
+
+async def test_a_prompt_of_another_salt_finds_nothing(pair: Pair) -> None:
+    tokens, engine = prompt(), pair.decode
+    first = request(tokens)
+    await collect(engine, first)
+    await evict(engine)
+    salted = msgspec.structs.replace(request(tokens), cache_salt="another")
+    assert first_of(await collect(engine, salted)).external_tokens == 0
+
+
+async def test_a_hand_off_is_pulled_and_proved_beside_the_tier_and_is_not_stored_twice(pair: Pair) -> None:
+    tokens = prompt()
+    before = tier_of(pair.decode)
+    checked = pair.decode.load().pulls_checked
+    taken, handoff = await prefill(pair.prefill, tokens)
+    outputs = await collect(pair.decode, request([*tokens, *taken], TakeOver(handoff)))
+    assert first_of(outputs).external_tokens == PROMPT_TOKENS
+    assert pair.decode.load().pulls_checked == checked + 1
+    assert await settles(pair.prefill)
+    after = tier_of(pair.decode)
+    assert (after.stored, after.hits, after.misses) == (before.stored, before.hits, before.misses)
+    # The prefill engine has stored it, and its next turn finds it there.
+    await evict(pair.prefill)
+    again, second = await prefill(pair.prefill, tokens)
+    assert again == taken
+    assert tier_of(pair.prefill).hits >= BLOCKS
+    await pair.prefill.release(second.lease_id)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def start(tmp_path: Path) -> AsyncIterator[Start]:
+    """Starts engines with a host tier of three prompts and a file tier of fourteen, in one folder."""
+    tiny_model.save(tmp_path)
+    (tmp_path / "kv").mkdir()
+    started: list[Engine] = []
+
+    async def one(worker_id: str, **args: Any) -> Engine:
+        tiers = parse(("host:4MiB", f"file:{tmp_path / 'kv'}:16MiB"))
+        config = EngineConfig(
+            model=str(tmp_path),
+            max_model_len=tiny_model.CONTEXT_TOKENS,
+            max_num_seqs=4,
+            dtype="float32",
+            kv_cache_bytes=3 << 20,
+            args=args,
+        )
+        engine = await factory.start(config, worker_id=worker_id, role="decode", tiers=tiers)
+        started.append(engine)
+        return engine
+
+    yield one
+    await asyncio.gather(*(engine.close() for engine in started))
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in (folder / "kv").rglob("*") if path.is_file() and path.name != "lock"]
+
+
+async def written(engine: Engine, tokens: list[int]) -> list[int]:
+    """What the engine answers to a prompt that it was asked twice, so that it lies in files now."""
+    first = tokens_of(await collect(engine, request(tokens)))
+    stored = tiers_of(engine)["file"].stored
+    assert tokens_of(await collect(engine, request(tokens))) == first
+    await until(lambda: tiers_of(engine)["file"].stored >= stored + BLOCKS, within_s=SETTLE_S)
+    return first
+
+
+async def test_a_prompt_is_loaded_from_files_after_the_engine_was_killed(start: Start, tmp_path: Path) -> None:
+    tokens, engine = prompt(), await start("tier-f")
+    first = await written(engine, tokens)
+    kill("tier-f")
+    await engine.close()
+    again = await start("tier-f")
+    outputs = await collect(again, request(tokens))
+    assert tokens_of(outputs) == first
+    assert first_of(outputs).external_tokens == BLOCKS * BLOCK_TOKENS
+    status = tiers_of(again)
+    assert (status["file"].hits, status["file"].corrupt, status["host"].corrupt) == (BLOCKS, 0, 0)
+    # Spoilt files are found out, whatever became of them, and no other engine may use the folder.
+    await evict(again)
+    for number, path in enumerate(files_in(tmp_path)):
+        content = bytearray(path.read_bytes())
+        content[-5000] ^= 1
+        path.write_bytes(content if number % 2 else content[:-4096])
+    await evict(again)
+    spoilt = await collect(again, request(tokens))
+    assert tokens_of(spoilt) == first
+    assert first_of(spoilt).external_tokens == 0
+    await until(lambda: tiers_of(again)["file"].corrupt >= 1, within_s=SETTLE_S)
+    with pytest.raises(EngineDead):
+        await start("tier-f")
+
+
+async def test_another_model_of_the_same_shape_finds_no_block(start: Start, tmp_path: Path) -> None:
+    tokens, engine = prompt(), await start("tier-m")
+    first = await written(engine, tokens)
+    await engine.close()
+    assert files_in(tmp_path)
+    tiny_model.save(tmp_path, seed=1)
+    other = await start("tier-m")
+    outputs = await collect(other, request(tokens))
+    assert first_of(outputs).external_tokens == 0
+    assert tokens_of(outputs) != first
+    # What the earlier model left is not kept for ever.
+    assert not files_in(tmp_path)
+
+
+async def test_an_engine_that_is_killed_leaves_no_shared_memory(start: Start) -> None:
+    engine = await start("tier-k")
+    kill("tier-k")
+    await engine.close()
+    assert not list(Path("/dev/shm").glob("*tier-k*"))
+    assert not list(host_memory("tier-k"))

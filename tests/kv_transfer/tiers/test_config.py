@@ -1,0 +1,45 @@
+"""What an operator may write for a tier, and what is said of the rest."""
+
+from __future__ import annotations
+
+import pytest
+
+from kv_transfer.tiers.config import KvConfig, Tier, parse, size_text
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"), [("host:2GiB", 2 << 30), ("host:1.5MiB", 3 << 19), ("host:64KiB", 64 << 10)]
+)
+def test_a_tier_is_its_kind_and_its_size(text: str, size_bytes: int) -> None:
+    assert parse((text,)) == (Tier(kind="host", capacity_bytes=size_bytes),)
+
+
+def test_a_file_tier_has_a_folder_which_may_have_colons() -> None:
+    tiers = parse(("host:1GiB", "file:/mnt/a:b:50GiB"))
+    assert tiers[1] == Tier(kind="file", capacity_bytes=50 << 30, place="/mnt/a:b")
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        (("host",), "'host' must be KIND:PLACE:SIZE, as in host:2GiB or"),
+        (("hots:2GiB",), "there is no tier 'hots', only host, file; did you mean 'host'?"),
+        (("host:/tmp:2GiB",), "'host:/tmp:2GiB' must be host:SIZE"),
+        (("host:1GiB", "file:2GiB"), "'file:2GiB' must be file:/FOLDER:SIZE"),
+        (("host:1GiB", "file:kv:2GiB"), "'file:kv:2GiB' must be file:/FOLDER:SIZE"),
+        (("file:/mnt/kv:2GiB",), "the first must be a host tier, through which KV comes and goes; add host:SIZE"),
+        (("host:2GB",), "the size '2GB' must be a number and one of KiB, MiB, GiB, TiB"),
+        (("host:GiB",), "the size 'GiB' must be"),
+        (("host:-1GiB",), "the size '-1GiB' must be"),
+        (("host:0GiB",), "the size must be above 0"),
+        (("host:1GiB", "host:2GiB"), "'host' is there twice"),
+    ],
+)
+def test_what_cannot_be_read_is_said_of_the_setting(texts: tuple[str, ...], told: str) -> None:
+    with pytest.raises(ValueError, match=r"kv\.tiers: ") as raised:
+        KvConfig(tiers=texts)
+    assert told in str(raised.value)
+
+
+def test_a_size_is_written_as_it_is_read() -> None:
+    assert [size_text(size) for size in (0, 5 << 20, 3 << 29, 2 << 40)] == ["0KiB", "5MiB", "1.5GiB", "2TiB"]
