@@ -75,6 +75,9 @@ NOT_LOGGED = frozenset(
 _AboutWorker = WorkerLeft | WorkerSuspected | DrainRequested | WorkerLeasesReported | WorkerBlocksReported
 
 
+_AT_ONCE, _LATER = (PublishView(at_once=True),), (PublishView(at_once=False),)
+
+
 class SchedulerCore:
     """Feed it events with a time that never goes back, and do what the actions say, in order."""
 
@@ -128,7 +131,8 @@ class SchedulerCore:
         # The most frequent ones first.
         match event:
             case WorkerLoadReported():
-                return (*self._report(event, now_s), *self._serve(now_s))
+                told = self._report(event, now_s)
+                return (*told, *self._serve(now_s)) if self._queue else told
             case WorkerProgressReported():
                 return self._learn(event)
             case PlanRequested():
@@ -364,7 +368,7 @@ class SchedulerCore:
             self._event_log.append((now_s, event))
             self._queue.bring_back(now_s)
         worker.report(event.load, now_s, self._config.plan_visible_after_s)
-        return (PublishView(at_once=changed_state),)
+        return _AT_ONCE if changed_state else _LATER
 
     def _tick(self, now_s: float) -> Sequence[Action]:
         if is_isolated(self.cluster):
