@@ -143,7 +143,7 @@ class SchedulerCore:
             case PlansRunning():
                 return (*self._reconcile(event, now_s), *self._serve(now_s))
             case Tick(late_s=late_s):
-                for worker in self.cluster.workers.values():
+                for worker in self.cluster.workers.values() if late_s else ():
                     worker.forgive(late_s, now_s)
                 overdue = self._admission.overdue(now_s)
                 self._queue.bring_back(now_s)
