@@ -83,7 +83,7 @@ class PromptQueue:
         spent_s, head_s = now_s - self._head_s, self._head_compute_s
         if spent_s <= 0.0:
             return self._compute_s
-        return self._compute_s - (min(spent_s, head_s))
+        return self._compute_s - spent_s if spent_s < head_s else self._compute_s - head_s
 
     def _remove(self, key: PlanKey) -> None:
         gone = self._prompts.pop(key)
