@@ -170,6 +170,8 @@ class PrefixIndex:
                 if held != many:
                     _note(found, many ^ held, block)
                     many = held
+                    if many == few:
+                        break
             low, many = ahead.pop()
         return found
 
