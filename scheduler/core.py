@@ -161,15 +161,6 @@ class SchedulerCore:
             case _:
                 assert_never(event)
 
-    def _end(self, event: RequestEnded, now_s: float) -> None:
-        key, finished = (event.session, event.plan_id), event.outcome == "finished"
-        self._queue.remove(key, now_s)
-        charge = self._reservations.end(key, now_s, finished=finished)
-        if charge is not None:
-            self._queue.correct(charge, event.output_tokens)
-            if finished:
-                self.cluster.lengths.learn(event.output_tokens)
-
     def _hear(self, event: _AboutWorker, now_s: float) -> Sequence[Action]:
         """Handle what is said about one worker and places no request."""
         match event:

@@ -160,6 +160,11 @@ class LearntLaw:
         # How long the chunks of a prompt are. The largest step shows it.
         self.chunk_tokens = start.chunk_tokens
 
+    @property
+    def young(self) -> bool:
+        """Whether one of them is."""
+        return self.prompt_steps.young or self.decode_steps.young
+
     def of(self, step: EngineStep) -> LearntSteps:
         """What is known of the steps of this one's kind."""
         return self.prompt_steps if step.prefill_tokens else self.decode_steps
@@ -204,7 +209,8 @@ class LatencyModel:
         steps = [step for step in steps if usable(step)]
         if not steps:
             return
-        sure = self.error < SURE_ERROR and not any(learnt.of(step).young for step in steps)
+        young = learnt.young and any(learnt.of(step).young for step in steps)
+        sure = self.error < SURE_ERROR and not young
         self.reports += 1
         if sure and self.reports % SURE_REPORTS:
             self._follow(steps[-1:])
