@@ -103,9 +103,9 @@ class BareCore:
             work.append((self._plan, self._fleet.question(plan_id).SerializeToString()))
         due = int((self._clock_s - self._reported_s) * len(self._fleet.workers) / REPORT_INTERVAL_S)
         self._reported_s += due * REPORT_INTERVAL_S / len(self._fleet.workers)
+        others = len(work)
         for at in range(due):
-            worker = next(self._reporting)
-            work.insert(at * len(work) // due, (self._hear, self._report(worker)))
+            work.insert(at + at * others // due, (self._hear, self._report(next(self._reporting))))
         if self._ticked_s + self._config.tick_interval_s <= self._clock_s:
             self._ticked_s = self._clock_s
             work.append((self._handle, Tick()))

@@ -64,7 +64,7 @@ class Fleet:
         """What a busy worker says ten times a second."""
         rng, recent = self._rng, self._recent[worker]
         recent.append(block_keys.pack_keys(new_keys(rng, BLOCKS_A_REPORT)))
-        levels = {Medium.HBM: recent[-1]}
+        levels: dict[int, bytes] = {Medium.HBM: recent[-1]}
         if len(recent) > 10:
             levels[GONE] = recent.popleft()
         load = cluster_pb2.WorkerLoad(

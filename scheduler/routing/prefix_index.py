@@ -126,11 +126,12 @@ class PrefixIndex:
     def _remove(self, others: int, held: dict[int, None], keys: Collection[int]) -> None:
         tables, shared = self._tables, self._shared
         for key in keys:
-            if key not in held:
+            table = tables[key % _TABLES]
+            old = table.get(key, 0)
+            new = old & others
+            if new == old:
                 continue
             del held[key]
-            table = tables[key % _TABLES]
-            new = table[key] & others
             if new:
                 table[key] = shared.setdefault(new, new)
             else:
