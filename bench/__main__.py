@@ -1,4 +1,4 @@
-"""The bench commands: overhead (the default), front-door, flamegraph, load, compatibility, routing, index, ..."""
+"""The bench commands: overhead (the default), front-door, flamegraph, load, routing, index, plans, ..."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from bench.front_door.flames import flamegraph
 from bench.front_door.run import front_door
 from bench.load import Api, GrpcBackend, LoadRun, LoadSpec, OpenAiBackend, client_session, run_load
 from bench.peers import EngineShape, PeerOptions, SystemName
+from bench.planning import command as planning
 from bench.prompts import make_prompts, token_counter
 from bench.routing import command as routing
 from front_proxy.grpc_api.client import BatonClient
@@ -33,6 +34,7 @@ app.command(compatibility.check, name="compatibility")
 app.command(front_door)
 app.command(flamegraph)
 app.command(prefix_index.measure, name="index")
+app.command(planning.measure, name="plans")
 app.command(routing.compare, name="routing")
 _TARGET = Group("Target", validator=validators.LimitedChoice(1, 1))
 _THREADS = max(1, (os.cpu_count() or 2) // 2)

@@ -164,7 +164,8 @@ def _sha256_cbor(tokens: Sequence[int], size: int) -> list[bytes]:
     return digests
 
 
-def _new_keys(rng: random.Random, count: int) -> tuple[int, ...]:
+def new_keys(rng: random.Random, count: int) -> tuple[int, ...]:
+    """Keys that were never drawn before."""
     digest = block_keys.DIGEST_BYTES
     drawn = rng.randbytes(digest * count)
     return block_keys.unpack(block_keys.pack([drawn[at : at + digest] for at in range(0, len(drawn), digest)]))
@@ -173,13 +174,13 @@ def _new_keys(rng: random.Random, count: int) -> tuple[int, ...]:
 def _index(index: _Index, blocks: int, workers: int, rng: random.Random) -> dict[str, Any]:
     """Chains of one worker each behind a start that all workers share."""
     memory, process = psutil.Process().memory_info, time.process_time
-    shared = _new_keys(rng, SHARED_BLOCKS)
+    shared = new_keys(rng, SHARED_BLOCKS)
     for worker in range(workers):
         index.store(worker, shared, None)
     before_bytes, kept, store_s, slowest_s, stored = memory().rss, [], 0.0, 0.0, 0
     encoding_s = getattr(index, "encoding_s", 0.0)
     while stored < blocks:
-        worker, keys = rng.randrange(workers), _new_keys(rng, min(CHAIN_BLOCKS - SHARED_BLOCKS, blocks))
+        worker, keys = rng.randrange(workers), new_keys(rng, min(CHAIN_BLOCKS - SHARED_BLOCKS, blocks))
         began_s, began_cpu_s = time.perf_counter(), process()
         index.store(worker, keys, shared[-1])
         store_s += process() - began_cpu_s
@@ -215,7 +216,7 @@ def _queries(index: _Index, shared: bytes, kept: Sequence[tuple[int, bytes]], rn
             held_bytes = max(SHARED_BLOCKS, int(length * part)) * block_keys.KEY_BYTES
             prompts = []
             for _, packed in chains:
-                unknown = block_keys.pack_keys(_new_keys(rng, length))
+                unknown = block_keys.pack_keys(new_keys(rng, length))
                 prompts.append(((shared + packed)[:held_bytes] + unknown)[: length * block_keys.KEY_BYTES])
             for (worker, _), prompt in zip(chains, prompts, strict=True):
                 assert index.query(prompt)[worker] == min(held_bytes, len(prompt)) // block_keys.KEY_BYTES

@@ -75,6 +75,9 @@ NOT_LOGGED = frozenset(
 _AboutWorker = WorkerLeft | WorkerSuspected | DrainRequested | WorkerLeasesReported | WorkerBlocksReported
 
 
+_AT_ONCE, _LATER = (PublishView(at_once=True),), (PublishView(at_once=False),)
+
+
 class SchedulerCore:
     """Feed it events with a time that never goes back, and do what the actions say, in order."""
 
@@ -128,7 +131,7 @@ class SchedulerCore:
         # The most frequent ones first.
         match event:
             case WorkerLoadReported():
-                return (*self._report(event, now_s), *self._serve(now_s))
+                return self._report(event, now_s)
             case WorkerProgressReported():
                 return self._learn(event)
             case PlanRequested():
@@ -139,8 +142,8 @@ class SchedulerCore:
             case PlansRunning():
                 return (*self._reconcile(event, now_s), *self._serve(now_s))
             case Tick(late_s=late_s):
-                for worker in self.cluster.workers.values():
-                    worker.forgive(late_s, now_s)
+                if late_s:
+                    self._forgive(late_s, now_s)
                 overdue = self._admission.overdue(now_s)
                 self._queue.bring_back(now_s)
                 self.prefixes.tick(now_s)
@@ -157,15 +160,6 @@ class SchedulerCore:
                 return self._serve(now_s)
             case _:
                 assert_never(event)
-
-    def _end(self, event: RequestEnded, now_s: float) -> None:
-        key, finished = (event.session, event.plan_id), event.outcome == "finished"
-        self._queue.remove(key, now_s)
-        charge = self._reservations.end(key, now_s, finished=finished)
-        if charge is not None:
-            self._queue.correct(charge, event.output_tokens)
-            if finished:
-                self.cluster.lengths.learn(event.output_tokens)
 
     def _hear(self, event: _AboutWorker, now_s: float) -> Sequence[Action]:
         """Handle what is said about one worker and places no request."""
@@ -185,6 +179,15 @@ class SchedulerCore:
                 return self._hear_blocks(session, worker_id, delta, now_s)
             case _:
                 assert_never(event)
+
+    def _end(self, event: RequestEnded, now_s: float) -> None:
+        key, finished = (event.session, event.plan_id), event.outcome == "finished"
+        self._queue.remove(key, now_s)
+        charge = self._reservations.end(key, now_s, finished=finished)
+        if charge is not None:
+            self._queue.correct(charge, event.output_tokens)
+            if finished:
+                self.cluster.lengths.learn(event.output_tokens)
 
     def _learn(self, event: WorkerProgressReported) -> Sequence[Action]:
         worker = self._member(event.worker_id, event.session)
@@ -355,16 +358,21 @@ class SchedulerCore:
     def _report(self, event: WorkerLoadReported, now_s: float) -> Sequence[Action]:
         worker = self._member(event.worker_id, event.session)
         if worker is None:
-            return ()
+            return self._serve(now_s)
         if worker.load == event.load and not worker.silent:
             worker.report(event.load, now_s, self._config.plan_visible_after_s)
-            return ()
+            return self._serve(now_s)
         changed_state = worker.load.state is not event.load.state or worker.silent
         if changed_state:
             self._event_log.append((now_s, event))
             self._queue.bring_back(now_s)
         worker.report(event.load, now_s, self._config.plan_visible_after_s)
-        return (PublishView(at_once=changed_state),)
+        told = _AT_ONCE if changed_state else _LATER
+        return (*told, *self._serve(now_s)) if self._queue else told
+
+    def _forgive(self, late_s: float, now_s: float) -> None:
+        for worker in self.cluster.workers.values():
+            worker.forgive(late_s, now_s)
 
     def _tick(self, now_s: float) -> Sequence[Action]:
         if is_isolated(self.cluster):

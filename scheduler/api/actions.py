@@ -8,7 +8,7 @@ from runtime.failures import Failure
 from scheduler.api.explanation import PlanExplained
 
 
-class Placement(msgspec.Struct, frozen=True):
+class Placement(msgspec.Struct, frozen=True, gc=False):
     """One incarnation of one worker."""
 
     worker_id: str
@@ -16,7 +16,7 @@ class Placement(msgspec.Struct, frozen=True):
     epoch: int
 
 
-class ReplyPlan(msgspec.Struct, frozen=True, kw_only=True):
+class ReplyPlan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Tell a front proxy where its request runs."""
 
     session: int

@@ -92,7 +92,7 @@ class FrontLeft(msgspec.Struct, frozen=True, kw_only=True):
     session: int
 
 
-class PlanRequested(msgspec.Struct, frozen=True, kw_only=True):
+class PlanRequested(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A request asks where to run."""
 
     session: int

@@ -9,6 +9,7 @@ fifty of any kind. A worker that is new starts from what the others taught.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from scheduler.api.worker_progress import EngineStep
 from scheduler.cluster.latency_profile import ASSUMED, LatencyProfile
@@ -56,8 +57,16 @@ class Deviations:
     def bounded(self, took_s: float, expected_s: float) -> float:
         """The error as a share of what it took, within bounds: the same for laws and factors, or both would drift."""
         off = 1.0 - expected_s / took_s
-        bound = min(DEVIATION_MAX, max(DEVIATION_MIN, USUAL_ERRORS * self.usual))
-        off = min(bound, max(-bound, off))
+        bound = USUAL_ERRORS * self.usual
+        # Comparisons: this is called for every step that is reported, and min and max cost five times as much.
+        if bound < DEVIATION_MIN:
+            bound = DEVIATION_MIN
+        elif bound > DEVIATION_MAX:
+            bound = DEVIATION_MAX
+        if off > bound:
+            off = bound
+        elif off < -bound:
+            off = -bound
         self.usual += FOLLOW * (abs(off) - self.usual)
         return off
 
@@ -151,6 +160,11 @@ class LearntLaw:
         # How long the chunks of a prompt are. The largest step shows it.
         self.chunk_tokens = start.chunk_tokens
 
+    @property
+    def young(self) -> bool:
+        """Whether one of them is."""
+        return self.prompt_steps.young or self.decode_steps.young
+
     def of(self, step: EngineStep) -> LearntSteps:
         """What is known of the steps of this one's kind."""
         return self.prompt_steps if step.prefill_tokens else self.decode_steps
@@ -195,7 +209,8 @@ class LatencyModel:
         steps = [step for step in steps if usable(step)]
         if not steps:
             return
-        sure = self.error < SURE_ERROR and not any(learnt.of(step).young for step in steps)
+        young = learnt.young and any(learnt.of(step).young for step in steps)
+        sure = self.error < SURE_ERROR and not young
         self.reports += 1
         if sure and self.reports % SURE_REPORTS:
             self._follow(steps[-1:])
@@ -222,7 +237,7 @@ class LatencyModel:
 
 def usable(step: EngineStep) -> bool:
     """Whether a step says anything: it did something, in a time that can be."""
-    return STEP_MIN_S <= step.duration_s < float("inf") and (step.prefill_tokens > 0 or step.decode_requests > 0)
+    return STEP_MIN_S <= step.duration_s < inf and (step.prefill_tokens > 0 or step.decode_requests > 0)
 
 
 def _size(step: EngineStep) -> tuple[int, int]:

@@ -7,13 +7,14 @@ when fewer tokens are reported than were sent, the oldest prompts are done.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+
+import msgspec
 
 PlanKey = tuple[int, int]
 """The session of a front proxy, and its plan id."""
 
 
-class _Prompt(NamedTuple):
+class _Prompt(msgspec.Struct, frozen=True, gc=False):
     planned_s: float
     tokens: int
     # How long its computation is predicted to take.
@@ -23,7 +24,7 @@ class _Prompt(NamedTuple):
 class PromptQueue:
     """Of one worker. Time is an argument and never goes back."""
 
-    __slots__ = ("_compute_s", "_head_compute_s", "_head_s", "_prompts", "_reported_s", "unknown_tokens")
+    __slots__ = ("_compute_s", "_head_compute_s", "_head_s", "_prompts", "_reported_s", "unknown_tokens", "unreported")
 
     def __init__(self) -> None:
         self._prompts: dict[PlanKey, _Prompt] = {}
@@ -34,6 +35,8 @@ class PromptQueue:
         self._reported_s = float("-inf")
         self.unknown_tokens = 0
         """Reported tokens of prompts that no plan here explains: plans of others, or of a former scheduler."""
+        self.unreported = 0
+        """Prompts that no report includes yet."""
 
     def __len__(self) -> int:
         return len(self._prompts)
@@ -41,22 +44,13 @@ class PromptQueue:
     def __iter__(self) -> Iterator[PlanKey]:
         return iter(self._prompts)
 
-    @property
-    def unreported(self) -> int:
-        """Prompts that no report includes yet."""
-        count = 0
-        for prompt in reversed(self._prompts.values()):
-            if prompt.planned_s <= self._reported_s:
-                break
-            count += 1
-        return count
-
     def add(self, key: PlanKey, tokens: int, compute_s: float, now_s: float) -> None:
         """A prompt is sent there."""
         assert key not in self._prompts, key
         if not self._prompts:
             self._head_s, self._head_compute_s = now_s, compute_s
         self._prompts[key] = _Prompt(now_s, tokens, compute_s)
+        self.unreported += now_s > self._reported_s
         self._compute_s += compute_s
 
     def drop(self, key: PlanKey, now_s: float) -> None:
@@ -73,7 +67,8 @@ class PromptQueue:
             self.unknown_tokens = tokens
             return
         seen = [(key, prompt) for key, prompt in self._prompts.items() if prompt.planned_s <= self._reported_s]
-        left = sum(prompt.tokens for _, prompt in seen)
+        self.unreported = len(self._prompts) - len(seen)
+        left = sum([prompt.tokens for _, prompt in seen])
         for key, prompt in seen:
             if left - prompt.tokens < tokens:
                 break
@@ -88,10 +83,12 @@ class PromptQueue:
         spent_s, head_s = now_s - self._head_s, self._head_compute_s
         if spent_s <= 0.0:
             return self._compute_s
-        return self._compute_s - (min(spent_s, head_s))
+        return self._compute_s - spent_s if spent_s < head_s else self._compute_s - head_s
 
     def _remove(self, key: PlanKey) -> None:
-        self._compute_s -= self._prompts.pop(key).compute_s
+        gone = self._prompts.pop(key)
+        self._compute_s -= gone.compute_s
+        self.unreported -= gone.planned_s > self._reported_s
         head = next(iter(self._prompts.values()), None)
         if head is None:
             # A sum of floats does not come back to 0 by itself.
@@ -100,5 +97,6 @@ class PromptQueue:
             self._head_compute_s = head.compute_s
 
     def check(self) -> None:
-        """Assert that the sum is the sum of its parts."""
+        """Assert that the sums are the sums of their parts."""
+        assert self.unreported == sum(prompt.planned_s > self._reported_s for prompt in self._prompts.values())
         assert abs(self._compute_s - sum(prompt.compute_s for prompt in self._prompts.values())) < 1e-6

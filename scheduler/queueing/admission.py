@@ -91,9 +91,12 @@ class AdmissionController:
 
     def overdue(self, now_s: float) -> Sequence[Action]:
         """Refuse every request that has waited for as long as it may."""
+        overdue = self._queue.overdue(now_s)
+        if not overdue:
+            return ()
         ready = any(worker.ready for worker in self._cluster.pool_for_requests().with_role("decode"))
         message = "" if ready else NONE_CAME
-        return [self._refusals.refuse(each.event, each.cause, message) for each in self._queue.overdue(now_s)]
+        return [self._refusals.refuse(each.event, each.cause, message) for each in overdue]
 
     def _place(self, event: PlanRequested, now_s: float) -> Placed | NotPlaced:
         if not self._reservations.has_room():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kv_transfer.prefix.block_keys import KEY_BYTES
 from kv_transfer.prefix.events import BlockDelta, Medium
 from scheduler.cluster.worker import Worker
 from scheduler.routing.block_feed import BlockFeed
@@ -65,7 +66,11 @@ class Prefixes:
             owners = {**owners, **{holder: worker_id for worker_id, holder in self._silent.items()}}
         most = (prompt_tokens - 1) // tokens * tokens
         found = self.index.longest(block_keys, Medium.HBM)
-        return {owners[holder]: min(blocks * tokens, most) for holder, blocks in found.items()}
+        held = {owners[holder]: blocks * tokens for holder, blocks in found.items()}
+        if len(block_keys) // KEY_BYTES * tokens > most:
+            # Only who holds the whole prompt can hold more.
+            held.update({worker_id: most for worker_id, count in held.items() if count > most})
+        return held
 
     def tick(self, now_s: float) -> None:
         """Forget what is due, a little at a time."""

@@ -61,18 +61,17 @@ class Baton:
             # No message tells a scheduler of it.
             return ()
         if isinstance(event, LoadReported) and event.steps:
-            session = self._sessions[event.worker_id]
-            self.core.handle(
-                WorkerProgressReported(session=session, worker_id=event.worker_id, steps=event.steps), now_s
-            )
+            worker_id, session = event.worker_id, self._sessions[event.worker_id]
+            self.core.handle(WorkerProgressReported(session=session, worker_id=worker_id, steps=event.steps), now_s)
         actions = self.core.handle(self._told(event), now_s)
         # Mostly it is a new view for front proxies, and nothing else.
-        return [_decision(action) for action in actions if isinstance(action, _DECIDED)]
+        return [_decision(action) for action in actions if isinstance(action, _DECIDED)] if actions else ()
 
     def _told(self, event: _Told) -> Event:
         match event:
-            case LoadReported(worker_id=worker_id, load=load):
-                return WorkerLoadReported(session=self._sessions[worker_id], worker_id=worker_id, load=load)
+            case LoadReported():
+                worker_id, session = event.worker_id, self._sessions[event.worker_id]
+                return WorkerLoadReported(session=session, worker_id=worker_id, load=event.load)
             case KvChanged(worker_id=worker_id):
                 session = self._sessions[worker_id]
                 return WorkerBlocksReported(session=session, worker_id=worker_id, delta=self._delta(event))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 
 import pytest
@@ -54,6 +55,19 @@ def test_a_prompt_without_a_full_block_is_held_nowhere() -> None:
     index = PrefixIndex(blocks_max=10)
     index.add()
     assert index.longest(b"") == {}
+
+
+def test_garbage_collection_looks_at_no_block() -> None:
+    index = PrefixIndex(blocks_max=10_000)
+    for holder in [index.add() for _ in range(4)]:
+        put(index, holder, Medium.HBM, list(range(holder * 1000, holder * 1000 + 2000)))
+    put(index, 0, GONE, list(range(1500, 2000)))
+    looked_at, due = 0, [index]
+    while due:
+        found = [each for each in gc.get_referents(due.pop()) if not isinstance(each, type)]
+        looked_at += len(found)
+        due.extend(each for each in found if gc.is_tracked(each))
+    assert looked_at < 1000 < len(index)
 
 
 def test_a_hidden_holder_is_in_no_answer_and_a_retired_number_comes_back_empty() -> None:

@@ -1,0 +1,1 @@
+"""How many plans a second the scheduler makes, in one process, bare and over gRPC."""
