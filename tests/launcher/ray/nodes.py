@@ -20,9 +20,13 @@ def kill_node(ray_cluster: Any, raylet: int) -> None:
     """What the loss of a machine does: its raylet, its actors and all that they run are gone at once."""
     [node] = [one for one in ray_cluster.worker_nodes if one.all_processes["raylet"][0].process.pid == raylet]
     actors = _children(raylet)
-    for one in (raylet, *actors, *(child for actor in actors for child in _children(actor))):
+    groups = [child for actor in actors for child in _children(actor)]
+    for one in (raylet, *actors):
         with contextlib.suppress(ProcessLookupError):
             os.kill(one, signal.SIGKILL)
+    for one in groups:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(one, signal.SIGKILL)
     ray_cluster.remove_node(node, allow_graceful=False)
 
 
