@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import psutil
 
-from bench.planning.fleet import REPORT_INTERVAL_S, Fleet
+from bench.planning.fleet import PREFILL_WAIT_MAX_S, REPORT_INTERVAL_S, Fleet
 from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from runtime.process import lifecycle
@@ -47,7 +47,8 @@ class BareCore:
 
     def __init__(self, fleet: Fleet, seed: int) -> None:
         self._fleet = fleet
-        self._config = SchedulerParameters()
+        self._config = SchedulerParameters(prefill_wait_max_s=PREFILL_WAIT_MAX_S)
+        self._remote = 0
         self._core = SchedulerCore(self._config, random.Random(seed))
         self._log = PlanLog()
         self._clock_s = 1.0
@@ -72,7 +73,7 @@ class BareCore:
     def run(self, plans: int) -> dict[str, Any]:
         """Make so many plans, rounded up to whole batches."""
         decisions: list[float] = []
-        began_s, wall_s = self._clock_s, time.perf_counter
+        began_s, wall_s, self._remote = self._clock_s, time.perf_counter, 0
         with _Collections() as collections:
             while len(decisions) < plans:
                 batch = self._batch()
@@ -90,6 +91,7 @@ class BareCore:
             "p50_us": round(decisions[plans // 2] * 1e6),
             "p99_us": round(decisions[plans * 99 // 100] * 1e6),
             "max_us": round(decisions[-1] * 1e6),
+            "prefilled_apart": round(self._remote / plans, 2),
             "collections": collections.count,
             "collection_max_ms": round(collections.longest_s * 1e3, 2),
         }
@@ -120,6 +122,7 @@ class BareCore:
     def _plan(self, asked: bytes) -> bytes:
         (answer,) = self._handle(wire.plan_requested(_FRONT, pb.PlanRequest.FromString(asked)))
         assert isinstance(answer, ReplyPlan), answer
+        self._remote += answer.prefill is not None
         self._log.remember(answer, self._clock_s)
         return wire.plan(answer).SerializeToString()
 

@@ -1,7 +1,7 @@
 """A fleet of workers and the traffic it serves, as the messages that a scheduler gets. Sends nothing, measures nothing.
 
-What workers report comes at production's intervals. They are reported to be as fast as the scheduler plans, or requests
-would wait for them: it is the scheduler's speed that is asked for.
+What workers report comes at production's intervals. They are as fast as real ones, and report prompts as computed at
+once, or requests would wait for them: it is the scheduler's speed that is asked for.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ HOLDERS = 6
 OUTPUT_TOKENS_MAX, OUTPUT_TOKENS = 300, 200
 _KV_BLOCKS, _REQUESTS_MAX = 1_000_000, 1_000_000
 _SNAPSHOT_KEYS = 100_000
-_FIXED_US, _TOKEN_US = 200, 0.1
-"""Of a step, and of a prompt token in it."""
+PREFILL_WAIT_MAX_S = 1e6
+"""For the scheduler's setting: a request is placed however many prompts are on their way to the workers."""
+_FIXED_US, _TOKEN_US, _REQUEST_US = 9_260, 27.3, 65.6
+"""Of a step, a prompt token and a decoding sequence in it, as in ``bench/cluster_model.json``."""
 
 
 class Fleet:
@@ -104,9 +106,9 @@ class Fleet:
     def _step(self, *, prefills: bool) -> pb.EngineStep:
         rng = self._rng
         tokens, requests = (rng.randrange(500, 8192), 0) if prefills else (0, rng.randrange(1, 200))
-        took_us = rng.gauss(1.0, 0.05) * (_FIXED_US + _TOKEN_US * tokens + requests)
+        took_us = rng.gauss(1.0, 0.05) * (_FIXED_US + _TOKEN_US * tokens + _REQUEST_US * requests)
         return pb.EngineStep(
-            duration_us=max(20, round(took_us)),
+            duration_us=round(took_us),
             prefill_tokens=tokens,
             prefill_pairs=tokens * tokens // 2,
             decode_requests=requests,

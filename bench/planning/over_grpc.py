@@ -23,7 +23,7 @@ import baton_llm
 from bench.children import start_child
 from bench.plain_server import DEFAULT_HOST as HOST
 from bench.plain_server import free_port
-from bench.planning.fleet import REPORT_INTERVAL_S, Fleet
+from bench.planning.fleet import PREFILL_WAIT_MAX_S, REPORT_INTERVAL_S, Fleet
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.rpc.bidi_stream import ClientStream
@@ -55,6 +55,7 @@ async def measure(fleet: Fleet, *, fronts: int, seconds: float, folder: Path) ->
     """Start a scheduler, register the fleet, and ask for so long."""
     address = f"{HOST}:{(port := free_port(HOST))}"
     argv = [*baton_llm.command(), "scheduler", "--host", HOST, "--port", str(port)]
+    argv += ["--set", f"scheduler.prefill_wait_max_s={PREFILL_WAIT_MAX_S}"]
     child = await start_child("scheduler", argv, {}, folder / "scheduler.log")
     counts = _Counts()
     try:

@@ -23,7 +23,7 @@ _TABLES = 256
 """One dict of 5 million blocks would stop the process for 350 ms when it grows; one of these stops it for 2 ms."""
 _SHARED_MASKS_MAX = 65_536
 _DYING_MAX = 64
-_WALKED_MAX = 16
+_WALKED_MAX = 8
 """Blocks between two known ones that are looked at one by one: halving takes three times as long for each."""
 
 assert len(Medium) <= _LANE_BITS
