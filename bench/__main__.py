@@ -19,6 +19,8 @@ from cyclopts import Group, Parameter, validators
 from bench import bench_model, compatibility, measures, overhead, plain_server, prefix_index, report
 from bench.front_door.flames import flamegraph
 from bench.front_door.run import front_door
+from bench.live.fidelity import fidelity
+from bench.live.real_routing import real_routing
 from bench.load import Api, GrpcBackend, LoadRun, LoadSpec, OpenAiBackend, client_session, run_load
 from bench.peers import EngineShape, PeerOptions, SystemName
 from bench.planning import command as planning
@@ -33,6 +35,8 @@ app = command_line.new_app("python -m bench", "Measure Baton and its peers from 
 app.command(compatibility.check, name="compatibility")
 app.command(front_door)
 app.command(flamegraph)
+app.command(fidelity)
+app.command(real_routing)
 app.command(prefix_index.measure, name="index")
 app.command(planning.measure, name="plans")
 app.command(routing.compare, name="routing")

@@ -23,8 +23,11 @@ class ChildFailedError(RuntimeError):
 class Child:
     """One child in a process group of its own, so that stopping it stops all that it started."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, log_path: Path) -> None:
+    def __init__(
+        self, name: str, process: asyncio.subprocess.Process, log_path: Path, ready_prefix: str = READY_PREFIX
+    ) -> None:
         self.name = name
+        self._ready_prefix = ready_prefix.encode()
         self.log_path = log_path
         self._process = process
         self._ready: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
@@ -40,7 +43,7 @@ class Child:
         with self.log_path.open("wb", buffering=0) as log:
             async for line in self._process.stdout:
                 log.write(line)
-                if line.startswith(READY_PREFIX.encode()) and not self._ready.done():
+                if line.startswith(self._ready_prefix) and not self._ready.done():
                     self._ready.set_result(line.decode().split())
 
     def _failure(self, what: str) -> ChildFailedError:
@@ -98,7 +101,13 @@ class Child:
 
 
 async def start_child(
-    name: str, argv: Sequence[str], environ: Mapping[str, str], log_path: Path, *, folder: Path | None = None
+    name: str,
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    log_path: Path,
+    *,
+    folder: Path | None = None,
+    ready_prefix: str = READY_PREFIX,
 ) -> Child:
     """Start it in ``folder``, with these variables over our own."""
     process = await asyncio.create_subprocess_exec(
@@ -111,4 +120,4 @@ async def start_child(
         cwd=folder,
         limit=1 << 20,
     )
-    return Child(name, process, log_path)
+    return Child(name, process, log_path, ready_prefix)

@@ -20,6 +20,8 @@ class FakeEngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: PositiveCount = 512
     eos_token_id: int | None = None
     prefill_us_per_token: NonNegative = 50.0
+    step_us: NonNegative = 0.0
+    """Of every step, like the fixed part of a real engine's."""
     decode_step_us: NonNegative = 2000.0
     decode_step_us_per_request: NonNegative = 100.0
     pull_us_per_block: NonNegative = 20.0

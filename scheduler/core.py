@@ -88,8 +88,12 @@ class SchedulerCore:
         *,
         began_s: float = float("-inf"),
         profile: LatencyProfile = ASSUMED,
+        make_planner: type[Planner] = Planner,
     ) -> None:
-        """``began_s``: when this scheduler took over; until ``recovery_grace_s`` later it may not know all plans."""
+        """``began_s``: when this scheduler took over; until ``recovery_grace_s`` later it may not know all plans.
+
+        ``make_planner``: a benchmark compares with planners that choose otherwise.
+        """
         config = SchedulerParameters.of(config)
         self.recovering = began_s + config.recovery_grace_s > began_s
         self._recovered_at_s = began_s + config.recovery_grace_s
@@ -101,7 +105,7 @@ class SchedulerCore:
         self._queue = WaitQueue(config)
         self._admission = AdmissionController(
             config,
-            Planner(config, rng, self.prefixes, self.cluster.lengths),
+            make_planner(config, rng, self.prefixes, self.cluster.lengths),
             self.prefixes,
             self.cluster,
             self._reservations,

@@ -30,6 +30,12 @@ from scheduler.shell import SchedulerShell
 log = structlog.get_logger(__name__)
 
 Ready = Callable[[Mapping[str, str]], None]
+MakeCore = Callable[[SchedulerConfig, Clock, LatencyProfile], SchedulerCore]
+
+
+def new_core(config: SchedulerConfig, clock: Clock, profile: LatencyProfile) -> SchedulerCore:
+    """A core that takes over now."""
+    return SchedulerCore(config, rng=random.Random(), began_s=clock.monotonic_s(), profile=profile)
 
 
 async def run(
@@ -38,8 +44,11 @@ async def run(
     *,
     stop: asyncio.Event | None = None,
     metrics: SchedulerMetrics | None = None,
+    make_core: MakeCore = new_core,
 ) -> None:
     """Serve until a signal; ``ready`` is told when workers and front proxies may connect.
+
+    ``make_core``: a benchmark records what its core is told.
 
     Raises SystemExit when the core broke an invariant, or when it led and leads no longer.
     """
@@ -47,8 +56,8 @@ async def run(
     stop = stop or lifecycle.stop_event()
     metrics = metrics or SchedulerMetrics()
     clock = SystemClock()
-    make_core = functools.partial(_core, config, clock, profile_of(config))
-    shell = SchedulerShell(config, make_core(), clock, metrics)
+    next_core = functools.partial(make_core, config, clock, profile_of(config))
+    shell = SchedulerShell(config, next_core(), clock, metrics)
     shell.stands_by = not config.alone
     status = status_service(shell, epoch=time.time_ns())
     metrics_address = serve_metrics(config.host, config.metrics_port)
@@ -80,7 +89,7 @@ async def run(
             )
             log.info("scheduler is ready", address=status.address)
             if leadership is not None:
-                leading = group.create_task(lead(leadership, shell, make_core, server, status), name="lead")
+                leading = group.create_task(lead(leadership, shell, next_core, server, status), name="lead")
                 parts.add(leading)
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for task in parts:
@@ -123,10 +132,6 @@ def leadership_of(config: SchedulerConfig, address: str, clock: Clock) -> Leader
 def profile_of(config: SchedulerConfig) -> LatencyProfile:
     """What predictions start from. Raises BadLatencyProfile."""
     return load(Path(config.latency_profile)) if config.latency_profile else ASSUMED
-
-
-def _core(config: SchedulerConfig, clock: Clock, profile: LatencyProfile) -> SchedulerCore:
-    return SchedulerCore(config, rng=random.Random(), began_s=clock.monotonic_s(), profile=profile)
 
 
 def _never() -> float:

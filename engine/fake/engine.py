@@ -38,6 +38,7 @@ from engine.protocol import (
 from kv_transfer.handoff import layout
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.prefix.events import BlocksRemoved, BlocksStored, EngineEvent
+from runtime.timing.clock import precise_clock
 
 _CONTEXT_TOKENS_MAX = 4096
 
@@ -220,19 +221,23 @@ class FakeEngine:
         return 0 < self._fake.hangs_after_requests < self._requests
 
     async def _step_while_busy(self) -> None:
+        now_s = precise_clock(asyncio.get_running_loop())
+        began_s = now_s()
         while (self._waiting or self._running) and not self._dead:
             if self._hangs:
                 await self._never.wait()
-            compute_us = self._admit()
+            compute_us = self._admit() + self._fake.step_us
             if not self._running:
                 return  # a finished pull, a freed block or an arrival starts the next stepper
             if any(sequence.emitted for sequence in self._running):
                 compute_us += self._fake.decode_step_us
             compute_us += self._fake.decode_step_us_per_request * len(self._running)
-            make_up, began_s = self._make_up(), asyncio.get_running_loop().time()
+            make_up = self._make_up()
             await asyncio.sleep(compute_us / 1e6)
-            took_us = round((asyncio.get_running_loop().time() - began_s) * 1e6)
-            self._measured.append(MeasuredStep(took_us, *make_up))
+            # As of a real engine: from the end of the step before, with what lies between.
+            ended_s = now_s()
+            self._measured.append(MeasuredStep(round((ended_s - began_s) * 1e6), *make_up))
+            began_s = ended_s
             self._steps += 1
             for sequence in list(self._running):
                 if sequence in self._running:

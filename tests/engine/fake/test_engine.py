@@ -10,7 +10,8 @@ from engine.config import EngineConfig, FakeEngineConfig
 from engine.epoch import EPOCH_MIN_VARIABLE, next_epoch
 from engine.fake.engine import FakeEngine
 from engine.fake.fabric import FakeKvFabric
-from engine.protocol import EngineDead, Finish, TakeOver
+from engine.protocol import EngineDead, Finish, MeasuredStep, TakeOver
+from simulation.kernel import virtual_loop
 from tests.support.engines import collect, first_of, prefill, request, tokens_of
 from tests.support.polling import until
 
@@ -33,6 +34,17 @@ async def test_an_engine_is_newer_than_its_predecessor_also_where_the_clock_was_
     monkeypatch.setenv(EPOCH_MIN_VARIABLE, "abc")
     with pytest.raises(ValueError, match="BATON_EPOCH_MIN must be a whole number, got 'abc'"):
         next_epoch()
+
+
+def test_every_step_has_its_fixed_part_and_lasts_from_the_end_of_the_one_before() -> None:
+    async def steps() -> list[MeasuredStep]:
+        made = engine(step_us=10_000, decode_step_us=0, decode_step_us_per_request=200, prefill_us_per_token=100)
+        await collect(made, request(TOKENS, max_tokens=3))
+        return made.take_steps()
+
+    prompt, *decoding = virtual_loop.run(steps())
+    assert prompt == MeasuredStep(10_000 + 200 + 100 * len(TOKENS), len(TOKENS), len(TOKENS) ** 2 // 2)
+    assert [step.duration_us for step in decoding] == [10_200, 10_200]
 
 
 async def test_the_seed_matters_only_when_sampling() -> None:
