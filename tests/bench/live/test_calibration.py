@@ -1,3 +1,5 @@
+"""A cluster model is fitted to what a scheduler was told."""
+
 from __future__ import annotations
 
 import random

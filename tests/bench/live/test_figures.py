@@ -1,3 +1,5 @@
+"""Figures of repeats, their spread, and whether errors are within bounds."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""What a scheduler was told is kept, and read again."""
+
 from __future__ import annotations
 
 import random

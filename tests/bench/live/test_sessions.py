@@ -1,3 +1,5 @@
+"""Sessions of several turns share their beginnings as asked."""
+
 from __future__ import annotations
 
 import itertools
