@@ -59,7 +59,7 @@ def test_a_seed_repeats_itself_and_hits_everything_once_a_round() -> None:
 def test_without_a_spare_decode_worker_clients_notice_and_every_invariant_holds() -> None:
     alone = Topology(prefill=1, decode=1)
     options = ChaosOptions(topology=alone, kinds=FAULT_KINDS, roles=("decode",))
-    verdict = virtual_run.run(4, options)
+    verdict = virtual_run.run(24, options)
     assert not verdict.passed and verdict.counts.failed > 0 and verdict.broken == ""
 
 
