@@ -119,7 +119,10 @@ class Broken(msgspec.Struct, kw_only=True):
     async def _post(self, path: str, body: dict[str, Any]) -> Any:
         response = await self.http.post(path, json={"model": "tiny", **body})
         assert response.status_code == 200, response.text
-        return merged(response.text) if body.get("stream") else plain(response.json())
+        answer = merged(response.text) if body.get("stream") else plain(response.json())
+        # Which worker computes a prompt, and so what it holds of it, differs from one time to the next.
+        (answer.get("usage") or {}).pop("prompt_tokens_details", None)
+        return answer
 
 
 @pytest.fixture
