@@ -32,6 +32,8 @@ LOST_AFTER_S = 10.0
 """An actor that has not answered for so long is taken for lost with its node, and its process is started elsewhere."""
 _RETRY_S = 0.5
 _BACK_INTERVAL_S = 2.0
+_BACK_MAX_S = 3600.0
+"""A lost node that comes back later is not looked at any more; its processes are ended by the next `baton up`."""
 _CALL_TIMEOUT_S = 10.0
 _WAITING_SAID_AFTER_S = 5.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -127,7 +129,9 @@ class RayProcess:
 
     async def _end_when_back(self) -> None:
         """End a process that was taken for lost, and has a successor, as soon as its actor answers again."""
-        while True:
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + _BACK_MAX_S
+        while loop.time() < until_s:
             try:
                 await self._host.end(self._spec.role, self._actor)
             except ActorDiedError:
@@ -136,6 +140,7 @@ class RayProcess:
                 await asyncio.sleep(_BACK_INTERVAL_S)  # the node may come back at any time, and nothing says so
             else:
                 return self._host.avoided.discard(self._node_id)
+        return None
 
 
 class RayHost:

@@ -46,10 +46,6 @@ class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     # Of a 100 Gbit/s network.
     link: LinkLaw = LinkLaw(gigabytes_per_s=10.0, latency_s=0.005)
 
-    def transfer_s(self, tokens: int) -> float:
-        """From the decision to pull the KV of so many tokens until it is there, on a free link."""
-        return self.link.transfer_s(tokens * self.kv_bytes_per_token)
-
 
 ASSUMED = LatencyProfile()
 """What is believed without a file. A few steps are worth more."""

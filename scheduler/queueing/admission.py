@@ -86,7 +86,11 @@ class AdmissionController:
                 break
             else:
                 self._queue.remove((event.session, event.plan_id), now_s)
-                actions.append(self._refusals.refuse(event, placed.cause, placed.message, options=placed.options))
+                waited_s = now_s - waiting.since_s
+                refusal = self._refusals.refuse(
+                    event, placed.cause, placed.message, options=placed.options, waited_s=waited_s
+                )
+                actions.append(refusal)
         return actions
 
     def overdue(self, now_s: float) -> Sequence[Action]:
@@ -96,7 +100,7 @@ class AdmissionController:
             return ()
         ready = any(worker.ready for worker in self._cluster.pool_for_requests().with_role("decode"))
         message = "" if ready else NONE_CAME
-        return [self._refusals.refuse(each.event, each.cause, message) for each in overdue]
+        return [self._refusals.refuse(each.event, each.cause, message, waited_s=each.waited_s) for each in overdue]
 
     def _place(self, event: PlanRequested, now_s: float) -> Placed | NotPlaced:
         if not self._reservations.has_room():

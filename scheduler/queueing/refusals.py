@@ -38,7 +38,13 @@ class Refusals:
         self._rng = rng
 
     def refuse(
-        self, event: PlanRequested, cause: Cause, message: str = "", *, options: tuple[Option, ...] = ()
+        self,
+        event: PlanRequested,
+        cause: Cause,
+        message: str = "",
+        *,
+        options: tuple[Option, ...] = (),
+        waited_s: float = 0.0,
     ) -> ReplyRefusal:
         """The answer to a request that gets no place. One that can never be placed is not told to retry.
 
@@ -55,7 +61,12 @@ class Refusals:
             itl_slo_s=event.itl_slo_s,
         )
         return ReplyRefusal(
-            session=event.session, plan_id=event.plan_id, failure=failure, cause=cause, explained=explained
+            session=event.session,
+            plan_id=event.plan_id,
+            failure=failure,
+            cause=cause,
+            waited_s=waited_s,
+            explained=explained,
         )
 
     def _retry_after_s(self, event: PlanRequested) -> float:

@@ -55,6 +55,7 @@ class Rejected(msgspec.Struct, frozen=True, kw_only=True):
 
     event: PlanRequested
     cause: Cause
+    waited_s: float = 0.0
 
 
 class Charge(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -254,7 +255,7 @@ class WaitQueue:
             key = (waiting.event.session, waiting.event.plan_id)
             self.remove(key, now_s)
             cause: Cause = "no_worker" if key in aside else "waited_out"
-            rejected.append(Rejected(event=waiting.event, cause=cause))
+            rejected.append(Rejected(event=waiting.event, cause=cause, waited_s=now_s - waiting.since_s))
         self._note_busy(now_s)
         return rejected
 

@@ -125,9 +125,10 @@ def _words(action: Action) -> str:
             plan_id=plan_id, prefill=prefill, decode=decode, decode_blocks_reserved=blocks, reason=reason
         ):
             return f"plan {plan_id}: prefill={_at(prefill)} decode={_at(decode)} blocks={blocks} {reason}"
-        case actions.ReplyRefusal(plan_id=plan_id, failure=failure, cause=cause):
+        case actions.ReplyRefusal(plan_id=plan_id, failure=failure, cause=cause, waited_s=waited_s):
             retry = f" retry_after={failure.retry_after_s:.1f}s" if failure.retry_after_s is not None else ""
-            return f"refused {plan_id}: {failure.kind} {cause}{retry} | {failure.message}"
+            waited = f" waited={waited_s:g}s" if waited_s else ""
+            return f"refused {plan_id}: {failure.kind} {cause}{retry}{waited} | {failure.message}"
         case actions.ReplyWaiting(plan_id=plan_id, wait_max_s=wait_max_s):
             return f"waits {plan_id}: at most {wait_max_s:.1f}s"
         case actions.AcceptWorker(session=session, worker_id=worker_id):

@@ -33,9 +33,9 @@ def test_a_prompt_is_its_chunks_and_their_pairs() -> None:
 
 
 def test_a_hand_off_is_latency_and_bytes() -> None:
-    profile = LatencyProfile(kv_bytes_per_token=1000, link=LinkLaw(gigabytes_per_s=1.0, latency_s=0.002))
-    assert profile.transfer_s(5000) == pytest.approx(0.002 + 0.005)
-    assert profile.link.occupied_s(5e6) == pytest.approx(0.005)
+    link = LinkLaw(gigabytes_per_s=1.0, latency_s=0.002)
+    assert link.transfer_s(5e6) == pytest.approx(0.002 + 0.005)
+    assert link.occupied_s(5e6) == pytest.approx(0.005)
 
 
 def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
