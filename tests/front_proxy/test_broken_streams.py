@@ -121,7 +121,9 @@ class Broken(msgspec.Struct, kw_only=True):
         assert response.status_code == 200, response.text
         answer = merged(response.text) if body.get("stream") else plain(response.json())
         # Which worker computes a prompt, and so what it holds of it, differs from one time to the next.
-        (answer.get("usage") or {}).pop("prompt_tokens_details", None)
+        usage = answer.get("usage") or {}
+        if (details := usage.pop("prompt_tokens_details", None)) is not None:
+            assert 0 <= details["cached_tokens"] < usage["prompt_tokens"]
         return answer
 
 
