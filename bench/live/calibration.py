@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -53,9 +54,21 @@ def _least(rows: npt.NDArray[np.float64], targets: npt.NDArray[np.float64]) -> n
     return found
 
 
-def ratios(law: StepTimes, steps: Sequence[EngineStep]) -> list[float]:
-    """Measured over expected, of each step."""
-    return [step.duration_s / law.step_s(step) for step in steps]
+class Laws(NamedTuple):
+    """Of steps with prompt tokens, and of those that only decode, as the scheduler's latency model has them."""
+
+    prompts: StepTimes
+    decode: StepTimes
+
+    @classmethod
+    def of(cls, steps: Sequence[EngineStep]) -> Self:
+        """Each fitted to the steps of its kind."""
+        prompts = [step for step in steps if step.prefill_tokens]
+        return cls(fitted_steps(prompts), fitted_steps([step for step in steps if not step.prefill_tokens]))
+
+    def ratios(self, steps: Sequence[EngineStep]) -> list[float]:
+        """Measured over expected, of each step."""
+        return [step.duration_s / (self.prompts if step.prefill_tokens else self.decode).step_s(step) for step in steps]
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,10 +98,10 @@ def fitted(
 ) -> Fit:
     """Steps are by role. ``alone``: requests of two tokens that had the cluster for themselves, in ``idle_steps``."""
     every = [step for each in steps.values() for step in each]
-    law, idle_law = fitted_steps(every), fitted_steps([step for each in idle_steps.values() for step in each])
-    off = {role: ratios(law, each) for role, each in steps.items()}
-    deviation = statistics.pstdev(ratios(law, every))
-    message_s = fitted_message_s(idle_law, engine.batched_tokens_max, alone)
+    laws, idle = Laws.of(every), Laws.of([step for each in idle_steps.values() for step in each])
+    off = {role: laws.ratios(each) for role, each in steps.items()}
+    deviation = statistics.pstdev(laws.ratios(every))
+    message_s = fitted_message_s(idle.prompts, engine.batched_tokens_max, alone)
     token_bytes = worker.block_bytes / worker.block_size_tokens
     told, seen = "told to the engines", "least squares of the steps that workers reported in the calibration"
     model = ClusterModel(
@@ -100,8 +113,9 @@ def fitted(
         batched_tokens_max=engine.batched_tokens_max,
         sequences_max=engine.sequences_max,
         requests_max=worker.requests_max,
-        step=law,
-        link=fitted_link(idle_law, message_s, token_bytes, alone),
+        step=laws.decode,
+        prompt_step=laws.prompts,
+        link=fitted_link(idle.decode, message_s, token_bytes, alone),
         message_s=message_s,
         noise=min(1.0, deviation),
         sources={
@@ -109,7 +123,7 @@ def fitted(
                 ("block_size_tokens", "kv_blocks_total", "kv_bytes_per_token", "requests_max"), "registered"
             ),
             **dict.fromkeys(("batched_tokens_max", "sequences_max"), told),
-            **{f"step.{name}": seen for name in StepTimes.__struct_fields__},
+            **{f"{of}.{name}": seen for of in ("step", "prompt_step") for name in StepTimes.__struct_fields__},
             **{f"link.{name}": "second token less first of requests sent alone" for name in LinkLaw.__struct_fields__},
             "message_s": "a fourth of what the TTFT of requests sent alone is longer than their prefill, median",
             "noise": "standard deviation of the reported steps from the law",

@@ -24,7 +24,7 @@ from bench.live.planners import ROUND_ROBIN
 from bench.live.workload import Lengths, made, prompts_of
 from bench.measures import RequestRecord
 from launcher.demo import model as demo_model
-from runtime.roles import WorkerRole
+from runtime.roles import WORKER_ROLES, WorkerRole
 from scheduler.api.events import WorkerJoined, WorkerProgressReported
 from scheduler.api.worker_info import WorkerInfo
 from scheduler.api.worker_progress import EngineStep
@@ -38,12 +38,13 @@ Kind = Literal["fake", "vllm"]
 WARM_REQUESTS = 10
 ALONE_REQUESTS = 60
 FIRST_REQUESTS = 100
-CALIBRATION_REQUESTS = 300
+CALIBRATION_REQUESTS = 400
 ALONE = Lengths(prompt_tokens=400, output_tokens=2, output_tokens_max=2)
-# Of each kind of engine: of the calibration, and of what is measured.
+# Of each kind of engine: of the calibration, and of what is measured. Real engines on neighbouring cores slow one
+# another: their calibration gives about as many tokens a second as what is measured.
 CALIBRATION: Mapping[Kind, Lengths] = {
     "fake": Lengths(prompt_tokens=300, output_tokens=32),
-    "vllm": Lengths(prompt_tokens=150, output_tokens=20),
+    "vllm": Lengths(prompt_tokens=250, output_tokens=20),
 }
 MEASURED: Mapping[Kind, Lengths] = {
     "fake": Lengths(prompt_tokens=400, output_tokens=24),
@@ -184,23 +185,19 @@ async def calibrated_alone(running: Cluster, seed: int) -> Alone:
     return Alone(records=records, observed=observed(running.recording, warmed_s))
 
 
-async def calibrated(running: Cluster, kind: Kind, alone: Alone, load: Load) -> Fit:
-    """The fit after an open loop of other lengths than what is measured.
-
-    Messages and link are those of requests alone, by the steps of that time. The law of steps is that of the load:
-    engines on neighbouring cores slow one another.
-    """
-    block = alone.observed.worker.block_size_tokens
-    trace = made(CALIBRATION[kind], load.requests, load.per_s, load.seed, block)
+async def calibration(running: Cluster, kind: Kind, load: Load) -> Observed:
+    """What the workers said of an open loop of other lengths than what is measured."""
+    trace = made(CALIBRATION[kind], load.requests, load.per_s, load.seed, COMMON["engine.block_size_tokens"])
     began_s = recording.last_s(running.recording)
     whole(await client.run(running.grpc_address, MODEL_NAME, prompts_of(trace, load.seed)))
-    return fit_of(kind, alone, observed(running.recording, began_s))
+    return observed(running.recording, began_s)
 
 
-def fit_of(kind: Kind, alone: Alone, seen: Observed) -> Fit:
-    """By the steps of the load that was seen."""
+def fit_of(kind: Kind, alone: Alone, *seen: Observed) -> Fit:
+    """Messages and link are those of requests alone, by the steps of that time. Steps are those that were seen."""
     idle = alone.observed
-    return fitted(_ENGINES[kind], idle.worker, idle.steps, seen.steps, alone.records)
+    steps = {role: [step for each in seen for step in each.steps[role]] for role in WORKER_ROLES}
+    return fitted(_ENGINES[kind], idle.worker, idle.steps, steps, alone.records)
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,7 +228,7 @@ def hash_of(seed: int, part: str) -> int:
 
 
 async def compare(kind: Kind, shape: Shape, spec: FidelitySpec, folder: Path) -> Compared:
-    """One cluster. Before each repeat it is calibrated anew: a machine that others use is not as fast at all times."""
+    """One cluster. It is calibrated before and after each repeat: the machine is not as fast at all times."""
     name = f"{kind}:{shape.name}"
 
     def load(requests: int, part: str, fit: Fit) -> Load:
@@ -241,23 +238,27 @@ async def compare(kind: Kind, shape: Shape, spec: FidelitySpec, folder: Path) ->
     async with cluster.running(shape, folder, pin_engines=kind == "vllm") as running:
         alone = await calibrated_alone(running, spec.seed)
         # At a rate by the steps of an idle cluster; the next ones are at a rate by the steps of this one.
-        first = load(FIRST_REQUESTS, "first", fit_of(kind, alone, alone.observed))
-        fit = await calibrated(running, kind, alone, first)
+        first = await calibration(running, kind, load(FIRST_REQUESTS, "first", fit_of(kind, alone, alone.observed)))
+        fit = fit_of(kind, alone, first)
+        before = await calibration(running, kind, load(CALIBRATION_REQUESTS, "calibration", fit))
+        fit = fit_of(kind, alone, before)
         per_s = rate(fit.model, MEASURED[kind], shape.prefill, spec.load)
         # The same arrivals in every repeat, of other tokens.
         trace = made(MEASURED[kind], spec.requests, per_s, hash_of(spec.seed, "measured"), fit.model.block_size_tokens)
         repeats = []
         for index in range(spec.repeats):
-            fit = await calibrated(running, kind, alone, load(CALIBRATION_REQUESTS, f"calibration {index}", fit))
             began_s = recording.last_s(running.recording)
             prompts = prompts_of(trace, hash_of(spec.seed, f"repeat {index}"))
             real = of_records(await client.run(running.grpc_address, MODEL_NAME, prompts))
+            whole_real = whole_share(running.recording, began_s)
+            after = await calibration(running, kind, load(CALIBRATION_REQUESTS, f"calibration {index}", fit))
+            fit, before = fit_of(kind, alone, before, after), after
             outcomes = simulated(fit.model, trace, shape, index).outcomes
             one = Repeat(
                 fit=fit,
                 real=real,
                 simulated=of_outcomes(outcomes),
-                whole_real=whole_share(running.recording, began_s),
+                whole_real=whole_real,
                 whole_simulated=statistics.fmean(each.whole for each in outcomes),
             )
             repeats.append(one)

@@ -8,7 +8,7 @@ from typing import Any
 from scheduler.api.events import PlanRequested
 from scheduler.cluster.model_pool import ModelPool
 from scheduler.cluster.worker import Worker
-from scheduler.routing.filters import Ask, Emptied, decode_filters, passing, prefill_filters
+from scheduler.routing.filters import Ask, Emptied, passing
 from scheduler.routing.placement import NotPlaced, Placed, Planner, Reason
 
 OURS, ROUND_ROBIN, LEAST_LOAD = "baton", "round_robin", "least_load"
@@ -28,8 +28,8 @@ class ByTenant(Planner):
         if named not in (ROUND_ROBIN, LEAST_LOAD):
             return super().place(event, pool, now_s)
         ask = Ask(held_tokens=event.prompt_tokens + event.output_tokens_max, computed_tokens=event.prompt_tokens)
-        prefills = passing(prefill_filters(), ask, pool.with_role("prefill"), now_s)
-        decodes = passing(decode_filters(), ask, pool.with_role("decode"), now_s)
+        prefills = passing("prefill", ask, pool.with_role("prefill"), now_s)
+        decodes = passing("decode", ask, pool.with_role("decode"), now_s)
         # Both causes let a request wait in the scheduler, as with our planner.
         if isinstance(decodes, Emptied):
             return NotPlaced(cause="no_headroom", message="No decode worker has room now.")

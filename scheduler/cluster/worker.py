@@ -118,6 +118,11 @@ class Worker:
         return "silent" if self.silent else "ejected" if self.avoided else ""
 
     @property
+    def placed(self) -> bool:
+        """Whether it is known where it stands."""
+        return bool(self._places)
+
+    @property
     def state(self) -> WorkerState:
         """What it reported, or DRAINING from the moment it was asked to drain."""
         asked = self.drain_asked and self.load.state is WorkerState.READY

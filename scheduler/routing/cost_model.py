@@ -23,7 +23,7 @@ from scheduler.cluster.decode_pace import OutputLengths, pace_s
 from scheduler.cluster.worker import Worker
 
 PAIRED_MAX = 4
-"""The best workers of each side whose pairs are compared."""
+"""The best workers of each side whose pairs are compared, where a topology makes some pairs dearer than others."""
 ALONE_MAX = 8
 """The best decode workers that are considered alone."""
 ITL_SHARE = 0.9
@@ -133,7 +133,10 @@ def alone(need: Need, onwards: Sequence[Continue], now_s: float, cost_max_s: flo
     found = []
     for onward in onwards:
         worker, step_s = onward.worker, onward.step_s
-        wait_s, compute_s = worker.prompt_wait_s(now_s), need.compute_s(worker, onward.held_tokens)
+        compute_s = need.compute_s(worker, onward.held_tokens)
+        if 2.0 * (step_s + compute_s) > cost_max_s:
+            continue
+        wait_s = worker.prompt_wait_s(now_s)
         ttft_s = wait_s + compute_s + step_s * (1 + len(worker.prompts))
         cost_s = ttft_s + step_s + compute_s
         if cost_s > cost_max_s:
@@ -151,6 +154,19 @@ def only(need: Need, compute: Compute) -> Pair:
     """A worker that computes the prompt and one token."""
     late = 0.0 < need.ttft_slo_s < compute.ttft_s
     return Pair(compute.ttft_s, compute, None, "ttft_slo" if late else None)
+
+
+def pairs(need: Need, computes: Sequence[Compute], onwards: Sequence[Continue]) -> list[Pair]:
+    """Prefill workers, each with decode workers that take over; the cheapest eligible pair is among them.
+
+    Both are sorted by what they cost. That adds up: without a topology the best of each side are the best pair.
+    """
+    onwards = onwards[:PAIRED_MAX]
+    if computes[0].worker.placed or onwards[0].worker.placed:
+        return [pair(need, compute, onward) for compute in computes for onward in onwards]
+    found = [pair(need, computes[0], onward) for onward in onwards]
+    best = next((each.onward for each in found if each.missed is None), None)
+    return found if best is None else [*found, *[pair(need, compute, best) for compute in computes[1:]]]
 
 
 def pair(need: Need, compute: Compute, onward: Continue) -> Pair:

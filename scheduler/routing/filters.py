@@ -1,16 +1,17 @@
 """Which workers may take a request. Each filter reads ``Worker`` and ``Ask``, changes nothing and drops some workers.
 
-Filters are not configured: each guards a promise, so all always run. To add one, write the function and name it in
-``prefill_filters`` or ``decode_filters``.
+Filters are not configured: each guards a promise, so all always run. To add one, write the function, name it in
+``FILTERS``, and add its condition to ``_strictly``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
+from runtime.roles import WorkerRole
 from scheduler.cluster.worker import Worker
 
 
@@ -44,11 +45,13 @@ class Emptied(msgspec.Struct, frozen=True, gc=False):
     dropped: Sequence[Worker] = ()
 
 
-def passing(filters: Sequence[Filter], ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker] | Emptied:
-    """The workers that pass every filter; at least one."""
+def passing(role: WorkerRole, ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker] | Emptied:
+    """The workers of one pool and role that pass every filter; at least one."""
     if not workers:
         return Emptied("")
-    for name, keep in filters:
+    if left := _strictly(role, ask, workers, now_s):
+        return left
+    for name, keep in FILTERS[role]:
         left = keep(ask, workers, now_s)
         if not left:
             return Emptied(name, workers)
@@ -56,14 +59,32 @@ def passing(filters: Sequence[Filter], ask: Ask, workers: Sequence[Worker], now_
     return workers
 
 
-def prefill_filters() -> Sequence[Filter]:
-    """For a prefill worker. A prompt waits in the engine's queue for blocks, so they need not be free now."""
-    return (*_FIRST, Filter("request_slots", request_slots), _LAST)
-
-
-def decode_filters() -> Sequence[Filter]:
-    """For a decode worker. Blocks are reserved, so they must be free now."""
-    return (*_FIRST, Filter("kv_headroom", kv_headroom), Filter("request_slots", request_slots), _LAST)
+def _strictly(role: WorkerRole, ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
+    """The same in one pass over the workers, if one is left that no filter has to make an exception for."""
+    if ask.excluded_worker_ids:
+        return ()
+    blocks, tokens = ask.blocks(workers[0].block_size_tokens), ask.computed_tokens
+    if role == "decode":
+        return [
+            worker
+            for worker in workers
+            if worker.free_blocks >= blocks
+            and worker.request_count < worker.requests_max
+            and worker.ready
+            and not worker.avoided
+            and worker.suspect_until_s <= now_s
+            and worker.context_tokens_max >= tokens
+        ]
+    return [
+        worker
+        for worker in workers
+        if worker.request_count < worker.requests_max
+        and worker.ready
+        and not worker.avoided
+        and worker.suspect_until_s <= now_s
+        and worker.blocks_total >= blocks
+        and worker.context_tokens_max >= tokens
+    ]
 
 
 def excluded(ask: Ask, workers: Sequence[Worker], now_s: float) -> Sequence[Worker]:
@@ -111,3 +132,9 @@ _FIRST = (
     Filter("kv_capacity", kv_capacity),
 )
 _LAST = Filter("suspect", suspect)
+FILTERS: Mapping[WorkerRole, Sequence[Filter]] = {
+    # A prompt waits in a prefill worker's queue for blocks, so they need not be free now.
+    "prefill": (*_FIRST, Filter("request_slots", request_slots), _LAST),
+    # On a decode worker blocks are reserved, so they must be free now.
+    "decode": (*_FIRST, Filter("kv_headroom", kv_headroom), Filter("request_slots", request_slots), _LAST),
+}

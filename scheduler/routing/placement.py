@@ -26,9 +26,9 @@ from scheduler.routing.cost_model import (
     computing,
     continuing,
     only,
-    pair,
+    pairs,
 )
-from scheduler.routing.filters import Ask, Emptied, decode_filters, kv_capacity, passing, prefill_filters
+from scheduler.routing.filters import Ask, Emptied, kv_capacity, passing
 from scheduler.routing.prefixes import Prefixes
 
 Cause = Literal[
@@ -96,8 +96,6 @@ class Planner:
         self, config: SchedulerParameters, rng: Random | None, prefixes: Prefixes, lengths: OutputLengths
     ) -> None:
         self._config = config
-        self._prefill = prefill_filters()
-        self._decode = decode_filters()
         self._rng = rng
         self._prefixes = prefixes
         self._lengths = lengths
@@ -117,7 +115,7 @@ class Planner:
             computed_tokens=event.prompt_tokens,
             excluded_worker_ids=event.excluded_worker_ids,
         )
-        decodes = passing(self._decode, ask, pool.with_role("decode"), now_s)
+        decodes = passing("decode", ask, pool.with_role("decode"), now_s)
         if isinstance(decodes, Emptied):
             return _decode_refusal(ask, decodes, pool)
         need = self._need(event, decodes[0])
@@ -129,14 +127,14 @@ class Planner:
         # Only what was learnt may take a prompt away from the prefill workers.
         learnt = onwards if decodes[0].latency.observed else []
         if isinstance(computes, NotPlaced):
-            pairs, busy = alone(need, learnt, now_s), computes
+            found, busy = alone(need, learnt, now_s), computes
             if not need.ttft_slo_s:
-                pairs = [each for each in pairs if each.compute.wait_s <= self._config.prefill_wait_max_s]
+                found = [each for each in found if each.compute.wait_s <= self._config.prefill_wait_max_s]
         else:
-            pairs, busy = [pair(need, each, onward) for each in computes for onward in onwards[:PAIRED_MAX]], None
-            least_s = min([each.cost_s for each in pairs if each.missed is None], default=inf)
-            pairs += alone(need, learnt, now_s, least_s)
-        return self._cheapest(pairs, need, ask, Reason.REMOTE, busy)
+            found, busy = pairs(need, computes, onwards), None
+            least_s = min([each.cost_s for each in found if each.missed is None], default=inf)
+            found += alone(need, learnt, now_s, least_s)
+        return self._cheapest(found, need, ask, Reason.REMOTE, busy)
 
     def _computing(
         self, event: PlanRequested, need: Need, pool: ModelPool, now_s: float
@@ -146,7 +144,7 @@ class Planner:
         A prompt whose client asks for no TTFT waits in the scheduler, where classes and tenants share, rather than at a
         worker where it is predicted to wait for long. It waits for no prediction before workers have shown their speed.
         """
-        prefills = passing(self._prefill, _prefill_ask(event), pool.with_role("prefill"), now_s)
+        prefills = passing("prefill", _prefill_ask(event), pool.with_role("prefill"), now_s)
         if isinstance(prefills, Emptied):
             return _SLOTS_BUSY if prefills.by == "request_slots" else None
         compared = self._compared(need, prefills)
@@ -194,7 +192,7 @@ class Planner:
             shared_tokens=event.prompt_tokens,
             excluded_worker_ids=event.excluded_worker_ids,
         )
-        decodes = passing(self._decode, ask, pinned, now_s)
+        decodes = passing("decode", ask, pinned, now_s)
         if isinstance(decodes, Emptied):
             return None
         return Placed(
@@ -214,7 +212,7 @@ class Planner:
         if computes is not None:
             return self._cheapest([only(need, compute) for compute in computes], need, ask, Reason.PREFILL_ONLY)
         # Nothing is handed over, so any engine can compute the prompt and its one token.
-        decodes = passing(self._decode, ask, pool.with_role("decode"), now_s)
+        decodes = passing("decode", ask, pool.with_role("decode"), now_s)
         if isinstance(decodes, Emptied):
             return _decode_refusal(ask, decodes, pool)
         onwards = continuing(need, self._compared(need, decodes), self._lengths, now_s)

@@ -51,6 +51,8 @@ class ClusterModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     # What a worker admits beyond that waits at the worker. Baton's worker.requests_max.
     requests_max: PositiveCount
     step: StepTimes
+    # Of steps with prompt tokens, where engines compute these in another way; None: ``step`` is of all.
+    prompt_step: StepTimes | None = None
     link: LinkLaw
     # One message between client, front proxy, scheduler and worker.
     message_s: NonNegative = 0.0
@@ -60,15 +62,22 @@ class ClusterModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def __post_init__(self) -> None:
         known = {*_paths(ClusterModel), *_paths(StepTimes, "step."), *_paths(LinkLaw, "link.")}
-        known -= {"version", "name", "step", "link", "sources"}
+        known -= {"version", "name", "step", "prompt_step", "link", "sources"}
+        if self.prompt_step is not None:
+            known |= {*_paths(StepTimes, "prompt_step.")}
         if missing := sorted(known - self.sources.keys()):
             raise ValueError(f"sources says nothing about {', '.join(missing)}")
         if unknown := sorted(self.sources.keys() - known):
             raise ValueError(f"sources names what is no value: {', '.join(unknown)}")
 
+    @property
+    def prompts(self) -> StepTimes:
+        """The law of steps with prompt tokens."""
+        return self.prompt_step or self.step
+
     def idle_prefill_s(self, tokens: int) -> float:
         """What an idle worker takes for a prompt of which it holds nothing."""
-        return self.step.prompt_s(tokens, 0, self.batched_tokens_max)
+        return self.prompts.prompt_s(tokens, 0, self.batched_tokens_max)
 
     def transfer_s(self, tokens: int) -> float:
         """How long the KV of so many tokens occupies the links of both ends."""

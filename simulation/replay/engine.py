@@ -168,12 +168,13 @@ class Engine:
             self._planned = 0
             return
         factor = max(NOISE_FACTOR_MIN, self._world.rng.gauss(1.0, self._model.noise))
-        step_s = self._times.fixed_s + self._times.decode_s(requests, self._context)
+        times = self._model.prompts if chunks else self._times
+        step_s = times.fixed_s + times.decode_s(requests, self._context)
         if chunks:
             pairs = sum(chunk * (work.computed + chunk / 2) for work, chunk in chunks)
-            step_s += self._times.prefill_s(sum(chunk for _, chunk in chunks), pairs)
+            step_s += times.prefill_s(sum(chunk for _, chunk in chunks), pairs)
         self._first_s = factor * step_s
-        self._more_s = factor * self._times.decode_context_token_s * requests
+        self._more_s = factor * times.decode_context_token_s * requests
         if chunks or starved:
             # What gave way may begin again after this step.
             self._plan(1)

@@ -18,7 +18,7 @@ KEY_TOKENS = 64
 def cluster_model(**changes: Any) -> ClusterModel:
     """16-token blocks, 1,000 of them; no noise; 1 MB of KV a token and 1 GB/s: 1 ms a token."""
     paths = [*StepTimes.__struct_fields__]
-    names = {*ClusterModel.__struct_fields__} - {"version", "name", "step", "link", "sources"}
+    names = {*ClusterModel.__struct_fields__} - {"version", "name", "step", "prompt_step", "link", "sources"}
     names |= {f"step.{path}" for path in paths} | {f"link.{path}" for path in LinkLaw.__struct_fields__}
     model = ClusterModel(
         version=1,
