@@ -165,6 +165,10 @@ class LearntLaw:
         """Whether one of them is."""
         return self.prompt_steps.young or self.decode_steps.young
 
+    def prompt_s(self, uncached_tokens: int, cached_tokens: int) -> float:
+        """A whole prompt on an idle worker of the usual speed."""
+        return self.prompt_steps.law.prompt_s(uncached_tokens, cached_tokens, self.chunk_tokens)
+
     def of(self, step: EngineStep) -> LearntSteps:
         """What is known of the steps of this one's kind."""
         return self.prompt_steps if step.prefill_tokens else self.decode_steps
@@ -195,13 +199,11 @@ class LatencyModel:
 
     def prefill_s(self, uncached_tokens: int, cached_tokens: int) -> float:
         """A whole prompt on an idle worker that has ``cached_tokens`` more of it."""
-        learnt = self.learnt
-        return self.factor * learnt.prompt_steps.law.prompt_s(uncached_tokens, cached_tokens, learnt.chunk_tokens)
+        return self.factor * self.learnt.prompt_s(uncached_tokens, cached_tokens)
 
     def step_s(self, decode_requests: int, context_tokens: int) -> float:
         """A step that gives each of so many sequences a token; they have ``context_tokens`` together."""
-        law = self.learnt.decode_steps.law
-        return self.factor * (law.fixed_s + law.decode_s(decode_requests, context_tokens))
+        return self.factor * self.learnt.decode_steps.law.decode_step_s(decode_requests, context_tokens)
 
     def learn(self, steps: Sequence[EngineStep]) -> None:
         """Steps that the worker reports. What is no step of an engine is left out."""

@@ -33,6 +33,10 @@ class StepLaw(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """The part of the sequences that get one token each; they have ``context_tokens`` together."""
         return self.decode_request_s * requests + self.decode_context_token_s * context_tokens
 
+    def decode_step_s(self, requests: int, context_tokens: int) -> float:
+        """The whole of a step without prompt tokens."""
+        return self.fixed_s + self.decode_request_s * requests + self.decode_context_token_s * context_tokens
+
     def step_s(self, step: EngineStep) -> float:
         """The whole of a step; how long it took is not looked at."""
         return (

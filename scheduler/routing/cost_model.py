@@ -47,17 +47,16 @@ class Need(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     # What is left of it. 0: nothing is asked for.
     ttft_slo_s: float = 0.0
     itl_slo_s: float = 0.0
-    # Most workers are alike, and so are the answers.
-    computed: dict[tuple[float, int], float] = msgspec.field(default_factory=dict)
+    # How long the prompt takes by the law of the pool, by how much of it is held.
+    lawful_s: dict[int, float] = msgspec.field(default_factory=dict)
 
     def compute_s(self, worker: Worker, held_tokens: int) -> float:
         """How long this worker alone would take for the prompt."""
-        alike = (worker.latency.factor, held_tokens)
-        found = self.computed.get(alike)
-        if found is None:
-            found = worker.latency.prefill_s(self.prompt_tokens - held_tokens, held_tokens)
-            self.computed[alike] = found
-        return found
+        lawful_s = self.lawful_s.get(held_tokens)
+        if lawful_s is None:
+            lawful_s = worker.latency.learnt.prompt_s(self.prompt_tokens - held_tokens, held_tokens)
+            self.lawful_s[held_tokens] = lawful_s
+        return worker.latency.factor * lawful_s
 
     def held_tokens(self, workers: Sequence[Worker]) -> list[int]:
         """Prompt tokens that each need not compute."""
@@ -114,9 +113,9 @@ def computing(need: Need, workers: Sequence[Worker], now_s: float) -> list[Compu
 def continuing(need: Need, workers: Sequence[Worker], lengths: OutputLengths, now_s: float) -> list[Continue]:
     """The best ALONE_MAX of these workers, least cost first."""
     costs = []
-    tokens = need.prompt_tokens
+    tokens, law = need.prompt_tokens, workers[0].latency.learnt.decode_steps.law
     for worker, held in zip(workers, need.held_tokens(workers), strict=True):
-        step_s = worker.latency.step_s(worker.request_count + 1, worker.context_tokens + tokens)
+        step_s = worker.latency.factor * law.decode_step_s(worker.request_count + 1, worker.context_tokens + tokens)
         transfer_s = worker.transfer_s(tokens - held)
         costs.append((transfer_s + step_s, worker, held, transfer_s, step_s))
     costs.sort(key=_COST)

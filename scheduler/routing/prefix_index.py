@@ -165,9 +165,14 @@ class PrefixIndex:
                 middle = (low + high) // 2
                 ahead.append((middle, holders(middle) & many))
                 continue
+            same = None
             for block in range(low + 1, high + 1) if many != few else ():
                 key = keys[block]
-                held = tables[key % _TABLES].get(key, 0) & many
+                mask = tables[key % _TABLES].get(key, 0)
+                # Neighbours mostly share one object, and long masks take as long as the look-up.
+                if mask is same:
+                    continue
+                same, held = mask, mask & many
                 if held != many:
                     _note(found, many ^ held, block)
                     many = held
@@ -178,8 +183,7 @@ class PrefixIndex:
 
 
 def _note(found: dict[int, int], holders: int, blocks: int) -> None:
-    for holder in _numbers(holders):
-        found[holder] = blocks
+    found.update(dict.fromkeys(_numbers(holders), blocks))
 
 
 @functools.lru_cache(maxsize=4096)
