@@ -21,7 +21,7 @@ class WorkerJoined(msgspec.Struct, frozen=True, kw_only=True):
     info: WorkerInfo
 
 
-class WorkerLoadReported(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerLoadReported(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A worker said what it is doing; also its heartbeat."""
 
     session: int
@@ -37,7 +37,7 @@ class WorkerLeasesReported(msgspec.Struct, frozen=True, kw_only=True):
     lease_ids: tuple[str, ...]
 
 
-class WorkerBlocksReported(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerBlocksReported(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A worker said which blocks of its engine came or went."""
 
     session: int
@@ -45,7 +45,7 @@ class WorkerBlocksReported(msgspec.Struct, frozen=True, kw_only=True):
     delta: BlockDelta
 
 
-class WorkerProgressReported(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerProgressReported(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A worker said how long steps of its engine took. Comes before its next load."""
 
     session: int

@@ -40,7 +40,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     topology: str = ""
 
 
-class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a worker is doing now; ``protos/cluster/v1`` documents each field."""
 
     state: WorkerState = WorkerState.STARTING

@@ -160,11 +160,6 @@ class LearntLaw:
         # How long the chunks of a prompt are. The largest step shows it.
         self.chunk_tokens = start.chunk_tokens
 
-    @property
-    def young(self) -> bool:
-        """Whether one of them is."""
-        return self.prompt_steps.young or self.decode_steps.young
-
     def prompt_s(self, uncached_tokens: int, cached_tokens: int) -> float:
         """A whole prompt on an idle worker of the usual speed."""
         return self.prompt_steps.law.prompt_s(uncached_tokens, cached_tokens, self.chunk_tokens)
@@ -207,34 +202,35 @@ class LatencyModel:
 
     def learn(self, steps: Sequence[EngineStep]) -> None:
         """Steps that the worker reports. What is no step of an engine is left out."""
-        learnt = self.learnt
+        self.reports += 1
+        learnt, sure = self.learnt, self._deviations.usual < SURE_ERROR
+        if sure and self.reports % SURE_REPORTS and steps and not learnt.of(steps[-1]).young:
+            if usable(steps[-1]):
+                self._follow(steps[-1:])
+            return
         steps = [step for step in steps if usable(step)]
         if not steps:
             return
-        young = learnt.young and any(learnt.of(step).young for step in steps)
-        sure = self.error < SURE_ERROR and not young
-        self.reports += 1
-        if sure and self.reports % SURE_REPORTS:
-            self._follow(steps[-1:])
-            return
         learnt.chunk_tokens = max(learnt.chunk_tokens, *[step.prefill_tokens for step in steps])
+        young = any([learnt.of(step).young for step in steps])
         self._follow(steps)
-        if sure:
+        if sure and not young:
             # Chosen by their make-up and not by their time, or what is unusual would be learnt.
             steps = list({step.prefill_tokens > 0: step for step in sorted(steps, key=_size)}.values())
         for step in steps:
             learnt.of(step).learn(step, step.duration_s / self.factor)
 
     def _follow(self, steps: Sequence[EngineStep]) -> None:
+        followed = self._followed
         for step in steps:
             kind = self.learnt.of(step)
-            off = self._deviations.bounded(step.duration_s, max(STEP_MIN_S, self._followed * kind.law.step_s(step)))
-            if not kind.young:
-                change = 1.0 + FOLLOW * abs(off)
-                self._followed *= change if off > 0.0 else 1.0 / change
-        self._followed = min(FACTOR_MAX, max(1.0 / FACTOR_MAX, self._followed))
-        if abs(self._followed / self.factor - 1.0) > FACTOR_STEP:
-            self.factor = self._followed
+            expected_s = followed * kind.law.step_s(step)
+            off = self._deviations.bounded(step.duration_s, expected_s if expected_s > STEP_MIN_S else STEP_MIN_S)
+            if kind.seen >= YOUNG_STEPS:
+                followed *= 1.0 + FOLLOW * off if off > 0.0 else 1.0 / (1.0 - FOLLOW * off)
+        self._followed = followed = min(FACTOR_MAX, max(1.0 / FACTOR_MAX, followed))
+        if abs(followed / self.factor - 1.0) > FACTOR_STEP:
+            self.factor = followed
 
 
 def usable(step: EngineStep) -> bool:
