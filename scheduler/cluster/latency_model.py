@@ -212,7 +212,7 @@ class LatencyModel:
         if not steps:
             return
         learnt.chunk_tokens = max(learnt.chunk_tokens, *[step.prefill_tokens for step in steps])
-        young = any([learnt.of(step).young for step in steps])
+        young = any(learnt.of(step).young for step in steps)
         self._follow(steps)
         if sure and not young:
             # Chosen by their make-up and not by their time, or what is unusual would be learnt.
@@ -224,8 +224,7 @@ class LatencyModel:
         followed = self._followed
         for step in steps:
             kind = self.learnt.of(step)
-            expected_s = followed * kind.law.step_s(step)
-            off = self._deviations.bounded(step.duration_s, expected_s if expected_s > STEP_MIN_S else STEP_MIN_S)
+            off = self._deviations.bounded(step.duration_s, max(STEP_MIN_S, followed * kind.law.step_s(step)))
             if kind.seen >= YOUNG_STEPS:
                 followed *= 1.0 + FOLLOW * off if off > 0.0 else 1.0 / (1.0 - FOLLOW * off)
         self._followed = followed = min(FACTOR_MAX, max(1.0 / FACTOR_MAX, followed))
