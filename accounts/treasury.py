@@ -1,0 +1,395 @@
+"""Holds: what a request may use is set aside before it runs, in every scope that bounds it, or in none. Pure.
+
+``held -> extended* -> settled``. A hold is known by its request's uid, so attempts, siblings and resumed streams share
+it. It covers the prompt and a slice of output, grows while the stream runs, and is replaced by the usage record, once.
+It belongs to the windows in which it began. ``check`` asserts that nothing is counted twice.
+
+A record without a hold was served while the scheduler was away, or is told again. It counts as ``late`` until the
+ledger says how much of it is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from accounts.account import Account, Spent, Standing
+from accounts.config import LIMITS, AccountsLimits
+from accounts.key_table import Key
+from accounts.rules import Budget, Limits, Price, Rules
+from accounts.usage import UsageRecord
+from accounts.windows import WINDOWS, Calendar
+
+Reason = Literal["rate", "concurrency", "budget", "rebuilding", "ledger", "key"]
+
+
+class HoldAsked(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One part of a request: one prompt with one output. Siblings of n > 1 are parts without a prompt."""
+
+    uid: bytes
+    part: int
+    key_id: str
+    team: str
+    model: str
+    priority_class: str
+    prompt_tokens: int
+    output_tokens_max: int
+
+
+class Held(msgspec.Struct, frozen=True, gc=False):
+    """The part may run, and show so many tokens until more are granted."""
+
+    granted_tokens: int
+    standing: Standing | None = None
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
+    """Nothing was set aside. ``may_wait``: the class of the request waits rather than being refused."""
+
+    reason: Reason
+    message: str
+    retry_after_s: float | None = None
+    may_wait: bool = False
+    standing: Standing | None = None
+
+
+class PartTold(msgspec.Struct, frozen=True):
+    """One part of a request that runs, as its front proxy tells it to a new leader."""
+
+    ask: HoldAsked
+    granted_tokens: int
+
+
+class _Hold:
+    """One request's."""
+
+    __slots__ = ("accounts", "amount", "ask", "began_s", "front", "output", "parts", "price", "prompt", "spents")
+
+    def __init__(self, ask: HoldAsked, front: str, price: Price, accounts: Sequence[Account], began_s: float) -> None:
+        self.ask = ask
+        self.front = front
+        self.price = price
+        self.accounts = accounts
+        self.began_s = began_s
+        self.amount = self.prompt = self.output = 0
+        # Of each account, in the windows in which this began.
+        self.spents = [account.spents for account in accounts]
+        # Granted and most tokens of each part.
+        self.parts: dict[int, tuple[int, int]] = {}
+
+    def more(self, prompt: int, output: int) -> int:
+        """What so many tokens more would add, in nano-units."""
+        whole = self.price.amount(self.prompt + prompt, 0, self.output + output, self.ask.priority_class)
+        return whole - self.amount
+
+    def grow(self, part: int, granted: int, most: int, *, prompt: int, output: int) -> None:
+        """Add to it; the part has ``granted`` tokens now."""
+        amount = self.more(prompt, output)
+        self.amount += amount
+        self.prompt += prompt
+        self.output += output
+        self.parts[part] = granted, most
+        for spents in self.spents:
+            for spent in spents:
+                spent.held += amount
+
+
+class Treasury:
+    """All scopes: the cluster, each team, each key. Amounts are nano-units; times are arguments that do not go back."""
+
+    def __init__(
+        self,
+        rules: Rules,
+        keys: Mapping[str, Key],
+        *,
+        slice_tokens: int,
+        enforce: bool,
+        limits: AccountsLimits = LIMITS,
+    ) -> None:
+        self.rules = rules
+        self.ledger_away = False
+        """The ledger takes no records: where limits are enforced, nothing that has a price begins."""
+        self._keys = keys
+        self._slice_tokens = slice_tokens
+        self._enforce = enforce
+        self._limits = limits
+        self._calendar = Calendar(rules.timezone)
+        self._accounts: dict[str, Account] = {}
+        self._holds: dict[bytes, _Hold] = {}
+        # Front proxies that went away, with the time at which their holds are settled as they are.
+        self._gone: dict[str, float] = {}
+        # Front proxies that were there before this leader, and have not told what they run.
+        self._awaited: set[str] = set()
+        self._awaited_until_s = float("-inf")
+        self._late: dict[bytes, tuple[int, list[Spent]]] = {}
+
+    # What is asked
+
+    def hold(self, ask: HoldAsked, front: str, now_s: float, wall_s: float) -> Held | Refused:
+        """Set aside what the part may use first. Idempotent for each uid and part."""
+        known = self._holds.get(ask.uid)
+        if known is not None and (part := known.parts.get(ask.part)) is not None:
+            known.front = front
+            return Held(part[0], self._standing(known.accounts, now_s))
+        hold = known or self._new(ask, front, now_s, wall_s)
+        first = min(ask.output_tokens_max, self._slice_tokens)
+        refused = self._objection(ask, hold, first, now_s, new=known is None) if self._enforce else None
+        if refused is not None:
+            return refused
+        if known is None:
+            self._open(hold)
+        hold.grow(ask.part, first, ask.output_tokens_max, prompt=ask.prompt_tokens, output=first)
+        for account in hold.accounts:
+            account.take(now_s, requests=int(known is None), prompt=ask.prompt_tokens, output=first)
+        return Held(first, self._standing(hold.accounts, now_s))
+
+    def extend(self, uid: bytes, part: int, beyond_tokens: int, now_s: float) -> int | None:
+        """The tokens that a part may show now; not more than ``beyond_tokens``: it is refused. Idempotent.
+
+        Only a budget refuses: what a rate lacks is owed. None: no hold of this request is known here.
+        """
+        hold = self._holds.get(uid)
+        at = None if hold is None else hold.parts.get(part)
+        if hold is None or at is None:
+            return None
+        granted, most = at
+        more = min(self._slice_tokens, most - granted)
+        if granted > beyond_tokens or more <= 0:
+            return granted
+        if self._enforce and self._over(hold, hold.more(0, more)) is not None:
+            return granted
+        hold.grow(part, granted + more, most, prompt=0, output=more)
+        for account in hold.accounts:
+            account.take(now_s, output=more)
+        return granted + more
+
+    def settle(self, record: UsageRecord, now_s: float, wall_s: float) -> tuple[UsageRecord, bool]:
+        """The record with its amount; and whether its hold ended with it. If not, ``booked`` must follow."""
+        hold = self._holds.pop(record.uid, None)
+        price = hold.price if hold is not None else self.rules.price(record.model)
+        uncached = record.prompt_tokens - record.cached_tokens
+        amount = price.amount(uncached, record.cached_tokens, record.output_tokens, record.priority_class)
+        record = msgspec.structs.replace(record, amount=amount, rules_version=self.rules.version)
+        if hold is None:
+            if record.uid not in self._late:
+                accounts = self._of(record.team, record.key_id, now_s, record.began_s or wall_s)
+                spents = [spent for account in accounts for spent in account.spents]
+                self._late[record.uid] = amount, spents
+                for spent in spents:
+                    spent.late += amount
+            return record, False
+        for of_account in hold.spents:
+            for spent in of_account:
+                spent.held -= hold.amount
+                spent.settled += amount
+        for account in hold.accounts:
+            account.running -= 1
+            account.take(now_s, prompt=uncached - hold.prompt, output=record.output_tokens - hold.output)
+        return msgspec.structs.replace(record, began_s=hold.began_s), True
+
+    def booked(self, uid: bytes, amount: int) -> None:
+        """The ledger has the late record of this uid; ``amount`` of it is new: 0 where it had it before."""
+        late, spents = self._late.pop(uid, (0, []))
+        for spent in spents:
+            spent.late -= late
+            spent.settled += amount
+
+    # Who is there
+
+    def expect(self, fronts: Iterable[str], now_s: float) -> None:
+        """These front proxies were there before this leader: what they run is not known yet."""
+        self._awaited = set(fronts)
+        self._awaited_until_s = now_s + self._limits.rebuild_grace_s
+
+    def told(self, front: str, parts: Iterable[PartTold], now_s: float, wall_s: float) -> Sequence[UsageRecord]:
+        """A front proxy says all that runs on it; its records came before. Its other holds are settled as held."""
+        self._awaited.discard(front)
+        self._gone.pop(front, None)
+        running: set[bytes] = set()
+        for each in parts:
+            running.add(each.ask.uid)
+            if each.granted_tokens:
+                self._restore(each, front, now_s, wall_s)
+        lost = [hold for hold in self._holds.values() if hold.front == front and hold.ask.uid not in running]
+        return [self._as_held(hold, now_s, wall_s) for hold in lost]
+
+    def left(self, front: str, now_s: float) -> None:
+        """A front proxy's stream ended. It may come back, or die with what it knew."""
+        self._gone.setdefault(front, now_s + self._limits.unknown_after_s)
+
+    def due(self, now_s: float, wall_s: float) -> Sequence[UsageRecord]:
+        """Estimated records of front proxies that did not come back."""
+        over = {front for front, until_s in self._gone.items() if until_s <= now_s}
+        for front in over:
+            del self._gone[front]
+        lost = [hold for hold in self._holds.values() if hold.front in over] if over else []
+        return [self._as_held(hold, now_s, wall_s) for hold in lost]
+
+    def _restore(self, told: PartTold, front: str, now_s: float, wall_s: float) -> None:
+        """A part that runs holds what it was granted, whatever is left."""
+        ask, hold = told.ask, self._holds.get(told.ask.uid)
+        if hold is None:
+            hold = self._new(ask, front, now_s, wall_s)
+            self._open(hold)
+        hold.front = front
+        granted, _ = hold.parts.get(ask.part, (0, 0))
+        if told.granted_tokens > granted:
+            prompt = 0 if ask.part in hold.parts else ask.prompt_tokens
+            more = told.granted_tokens - granted
+            hold.grow(ask.part, told.granted_tokens, ask.output_tokens_max, prompt=prompt, output=more)
+
+    def _new(self, ask: HoldAsked, front: str, now_s: float, wall_s: float) -> _Hold:
+        accounts = self._of(ask.team, ask.key_id, now_s, wall_s)
+        return _Hold(ask, front, self.rules.price(ask.model), accounts, wall_s)
+
+    def _open(self, hold: _Hold) -> None:
+        self._holds[hold.ask.uid] = hold
+        for account in hold.accounts:
+            account.running += 1
+
+    def _as_held(self, hold: _Hold, now_s: float, wall_s: float) -> UsageRecord:
+        ask = hold.ask
+        record = UsageRecord(
+            uid=ask.uid,
+            key_id=ask.key_id,
+            team=ask.team,
+            model=ask.model,
+            api="",
+            priority_class=ask.priority_class,
+            outcome="unknown",
+            prompt_tokens=hold.prompt,
+            output_tokens=hold.output,
+            estimated=True,
+            ended_s=wall_s,
+        )
+        return self.settle(record, now_s, wall_s)[0]
+
+    # What holds it together
+
+    def configure(self, rules: Rules, keys: Mapping[str, Key], now_s: float) -> None:
+        """Other rules or keys: limits change at once; what is used and held stays."""
+        if rules.timezone != self.rules.timezone:
+            self._calendar = Calendar(rules.timezone)
+        self.rules, self._keys = rules, keys
+        for name, account in self._accounts.items():
+            account.bound(self._limits_of(name), now_s)
+
+    def load(self, totals: Mapping[tuple[str, str, int], int], now_s: float, wall_s: float) -> None:
+        """What the ledger has of the present windows: by scope, window and the window's start."""
+        for (scope, window, start_s), amount in totals.items():
+            account = self._account(scope, now_s, wall_s)
+            at = WINDOWS.index(window)
+            if account.starts[at] == start_s:
+                account.spents[at].settled = amount
+
+    def account(self, scope: str, now_s: float, wall_s: float) -> Account:
+        """What is used and left of one scope: ``cluster``, ``team:NAME`` or ``key:ID``."""
+        return self._account(scope, now_s, wall_s)
+
+    @property
+    def holds(self) -> int:
+        """Requests that hold something."""
+        return len(self._holds)
+
+    @property
+    def held(self) -> int:
+        """What they hold, in nano-units."""
+        return sum(hold.amount for hold in self._holds.values())
+
+    def holds_of(self, uid: bytes) -> bool:
+        """Whether a request holds something."""
+        return uid in self._holds
+
+    def check(self) -> None:
+        """Assert that what is held is the sum of the holds. Slow: for tests."""
+        held: dict[int, int] = {}
+        late: dict[int, int] = {}
+        running: dict[int, int] = {}
+        for hold in self._holds.values():
+            assert hold.more(0, 0) == 0, hold.ask
+            assert hold.output == sum(granted for granted, _ in hold.parts.values()), hold.ask
+            for account, spents in zip(hold.accounts, hold.spents, strict=True):
+                running[id(account)] = running.get(id(account), 0) + 1
+                for spent in spents:
+                    held[id(spent)] = held.get(id(spent), 0) + hold.amount
+        for amount, spents in self._late.values():
+            for spent in spents:
+                late[id(spent)] = late.get(id(spent), 0) + amount
+        for name, account in self._accounts.items():
+            assert account.running == running.get(id(account), 0), name
+            for spent in account.spents:
+                assert (spent.held, spent.late) == (held.get(id(spent), 0), late.get(id(spent), 0)), name
+
+    def _objection(self, ask: HoldAsked, hold: _Hold, output: int, now_s: float, *, new: bool) -> Refused | None:
+        """Why a part may not run. ``new``: it is the first of its request."""
+        key = self._keys.get(ask.key_id)
+        if key is None or key.revoked:
+            return Refused(reason="key", message=f"API key {ask.key_id} was revoked.")
+        amount = hold.more(ask.prompt_tokens, output)
+        if amount and self.ledger_away:
+            return Refused(reason="ledger", message="Usage cannot be recorded at present.", retry_after_s=1.0)
+        awaits = self._awaited and now_s < self._awaited_until_s
+        if awaits and any(account.limits.budgets for account in hold.accounts):
+            text = "The scheduler has just taken over and learns what is in use."
+            left_s = self._awaited_until_s - now_s
+            return Refused(reason="rebuilding", message=text, retry_after_s=left_s, may_wait=True)
+        if (over := self._over(hold, amount)) is not None:
+            account, budget = over
+            left_s = self._calendar.ends(budget.window, account.starts[WINDOWS.index(budget.window)]) - account.seen_s
+            return Refused(
+                reason="budget",
+                message=f"{account.title} has used its budget of {self.rules.shown(budget.amount)} ({budget.window}).",
+                retry_after_s=left_s if 0 < left_s < float("inf") else None,
+                standing=self._standing(hold.accounts, now_s),
+            )
+        for account in hold.accounts:
+            short = account.lacks(now_s, requests=int(new), prompt=ask.prompt_tokens, output=output)
+            if short is not None:
+                name, lacks_s = short
+                return Refused(
+                    reason="concurrency" if name == "concurrent_requests" else "rate",
+                    message=f"{account.title} has reached its {name}, {getattr(account.limits, name)}.",
+                    retry_after_s=lacks_s,
+                    may_wait=ask.priority_class in self._waits(ask.team),
+                    standing=self._standing(hold.accounts, now_s),
+                )
+        return None
+
+    def _over(self, hold: _Hold, amount: int) -> tuple[Account, Budget] | None:
+        """The first account whose budget ``amount`` more would pass."""
+        for account, spents in zip(hold.accounts, hold.spents, strict=True):
+            if (budget := account.over(amount, spents)) is not None:
+                return account, budget
+        return None
+
+    def _waits(self, team: str) -> Iterable[str]:
+        found = self.rules.teams.get(team)
+        return found.waits if found is not None else ("batch",)
+
+    def _standing(self, accounts: Sequence[Account], now_s: float) -> Standing | None:
+        if not any(account.buckets for account in accounts):
+            return None
+        return Standing.tightest([account for account in accounts if account.buckets], now_s)
+
+    def _of(self, team: str, key_id: str, now_s: float, wall_s: float) -> Sequence[Account]:
+        names = ("cluster", f"team:{team}", f"key:{key_id}") if key_id else ("cluster", f"team:{team}")
+        return tuple(self._account(name, now_s, wall_s) for name in names)
+
+    def _account(self, name: str, now_s: float, wall_s: float) -> Account:
+        account = self._accounts.get(name)
+        if account is None:
+            account = self._accounts[name] = Account(name, self._limits_of(name), now_s)
+        account.turn(self._calendar.starts(wall_s), wall_s)
+        return account
+
+    def _limits_of(self, name: str) -> Limits:
+        kind, _, which = name.partition(":")
+        if kind == "cluster":
+            return self.rules.cluster
+        if kind == "team":
+            team = self.rules.teams.get(which)
+            return team.limits if team is not None else Limits()
+        key = self._keys.get(which)
+        return key.limits if key is not None else Limits()
