@@ -52,6 +52,9 @@ app.command(process.decode, group=_PROCESSES)
 app.command(process.front_proxy, group=_PROCESSES)
 app.command(record, group=_PLANNING)
 app.command(simulate, group=_PLANNING)
+app.command(
+    "cli.experts:app", name="experts", help="Place the experts of MoE models on the ranks of a group.", group=_PLANNING
+)
 app.command(config, group=_ABOUT)
 app.command(_print_version, name="version", group=_ABOUT)
 app.register_install_completion_command(group=_ABOUT)

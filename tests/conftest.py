@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent
 SUITES = {
     "sim": ("simulation", "chaos/test_virtual_run.py"),
     "engine": (
+        "bench/experts/test_compare.py",
         "bench/test_bench_model.py",
         "contract/test_block_events.py",
         "contract/test_engine_contract.py",

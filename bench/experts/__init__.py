@@ -1,0 +1,1 @@
+"""Solvers for expert placement side by side, on recorded or made counts."""
