@@ -10,6 +10,7 @@ from cyclopts import Group
 
 from cli import cluster, process
 from cli.config import config
+from cli.plan import plan
 from cli.record import record
 from cli.simulate import simulate
 from runtime.process import command_line
@@ -52,6 +53,7 @@ app.command(process.decode, group=_PROCESSES)
 app.command(process.front_proxy, group=_PROCESSES)
 app.command(record, group=_PLANNING)
 app.command(simulate, group=_PLANNING)
+app.command(plan, group=_PLANNING)
 app.command(config, group=_ABOUT)
 app.command(_print_version, name="version", group=_ABOUT)
 app.register_install_completion_command(group=_ABOUT)
