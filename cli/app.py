@@ -11,6 +11,7 @@ from cyclopts import Group
 from cli import cluster, process
 from cli.config import config
 from cli.plan import plan
+from cli.profile import profile
 from cli.record import record
 from cli.simulate import simulate
 from runtime.process import command_line
@@ -53,6 +54,7 @@ app.command(process.decode, group=_PROCESSES)
 app.command(process.front_proxy, group=_PROCESSES)
 app.command(record, group=_PLANNING)
 app.command(simulate, group=_PLANNING)
+app.command(profile, group=_PLANNING)
 app.command(plan, group=_PLANNING)
 app.command(config, group=_ABOUT)
 app.command(_print_version, name="version", group=_ABOUT)

@@ -52,7 +52,7 @@ class Speed:
     """How fast a worker is."""
 
     profile: Path | None = None
-    """cluster model (default: bench/cluster_model.json of the installation)"""
+    """what `baton profile` wrote, or a cluster model (default: bench/cluster_model.json of the installation)"""
     silicon: Path | None = None
     """CSV with AIConfigurator's columns: the step times are fitted to it, the rest is the profile's"""
     shape: str = ""
@@ -61,11 +61,10 @@ class Speed:
     def read(self) -> tuple[ClusterModel, list[str]]:
         """The model of a worker, and in words where its times come from."""
         import bench
-        from simulation.replay import cluster_model
-        from simulation.sizing import serving_law
+        from simulation.sizing import profile_fit, serving_law
         from simulation.sizing.silicon import read_shape
 
-        model = cluster_model.load(self.profile or Path(bench.__file__).parent / "cluster_model.json")
+        model = profile_fit.read_model(self.profile or Path(bench.__file__).parent / "cluster_model.json")
         if self.silicon is None:
             return model, [f"profile: {model.name}"]
         return serving_law.with_steps(model, *read_shape(self.silicon, self.shape))
@@ -95,7 +94,7 @@ def plan(
     slo: str = "",
     attainment: float = 0.9,
     seeds: int = 3,
-    bisect: bool = True,
+    quick: bool = False,
     processes: int = 0,
     json: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     html: Annotated[Path | None, Parameter(metavar="FILE")] = None,
@@ -118,8 +117,8 @@ def plan(
         share of the requests that must keep bounds without a percentile
     seeds
         replays of each split
-    bisect
-        look for the highest rates of the best splits
+    quick
+        do not look for the highest rates of the best splits
     processes
         default: the number of cores
     json
@@ -143,7 +142,7 @@ def plan(
         rate_rps=rate or load.trace.rate_rps,
         seeds=seeds,
         gpus_per_worker=gpus_per_worker,
-        bisects=bisect,
+        bisects=not quick,
     )
     find = search.plan if workers or gpus else search.smallest
     with Trials(load, processes) as trials:

@@ -52,7 +52,7 @@ def simulate(
     policy
         what decides where requests run: baton (production's) or another system's, as in `python -m bench routing`
     profile
-        cluster model (default: bench/cluster_model.json of the installation)
+        what `baton profile` wrote, or a cluster model (default: bench/cluster_model.json of the installation)
     load
         how many times as fast as recorded requests come
     seed
@@ -71,15 +71,16 @@ def simulate(
 
     import bench
     from bench.routing.runs import ALL_POLICIES
-    from simulation.replay import cluster_model, report
+    from simulation.replay import report
     from simulation.replay.run import Replay, Scenario
+    from simulation.sizing import profile_fit
 
     if policy not in ALL_POLICIES:
         raise BadOption(f"policy: {policy!r} is none of {', '.join(ALL_POLICIES)}")
     check_counts(("prefill", prefill, 0), ("decode", decode, 1), ("requests", requests, 1))
     if not 0 < load < float("inf"):
         raise BadOption(f"load: {load} is no positive number")
-    model = cluster_model.load(profile or Path(bench.__file__).parent / "cluster_model.json")
+    model = profile_fit.read_model(profile or Path(bench.__file__).parent / "cluster_model.json")
     replayed = played(trace, format, requests, seed)
     scenario = Scenario(
         trace=replayed, model=model, prefill=prefill, decode=decode, load=load, seed=seed, slo=report.Slo.parse(slo)

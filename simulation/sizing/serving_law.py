@@ -30,12 +30,8 @@ LAW_WEIGHT = 0.3
 """How many points at the very same place the law itself counts for."""
 
 
-def _unit(name: str) -> StepTimes:
-    values = dict.fromkeys(_FITTED, 0.0)
-    return StepTimes(**values | {name: 1.0})
-
-
-_UNITS = [_unit(name) for name in _FITTED]
+_NOTHING = StepTimes(fixed_s=0.0, prefill_token_s=0.0)
+_UNITS = [msgspec.structs.replace(_NOTHING, **{name: 1.0}) for name in _FITTED]
 
 
 def shared_step_s(law: StepTimes, point: Point) -> float:
@@ -78,7 +74,7 @@ def fit(points: Sequence[Point]) -> ServingLaw:
     """Least squares of relative errors; the points are of one shape and co-located."""
     rows = np.array([[shared_step_s(unit, point) for unit in _UNITS] for point in points])
     found = least_squares.relative(rows, np.array([point.tpot_s for point in points]))
-    step = StepTimes(**dict(zip(_FITTED, (float(value) for value in found), strict=True)))
+    step = msgspec.structs.replace(_NOTHING, **dict(zip(_FITTED, map(float, found), strict=True)))
     waits = np.array([_ttft_terms(point) for point in points])
     ttft = least_squares.relative(waits, np.array([point.ttft_s for point in points]))
     return ServingLaw(
