@@ -1,4 +1,4 @@
-"""The bench commands: overhead (the default), front-door, flamegraph, load, routing, experts, index, plans, ..."""
+"""The bench commands: overhead (the default), front-door, flamegraph, load, routing, experts, silicon, ..."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import msgspec
 from cyclopts import Group, Parameter, validators
 
-from bench import bench_model, compatibility, measures, overhead, plain_server, prefix_index, report
+from bench import bench_model, compatibility, measures, overhead, plain_server, prefix_index, report, silicon
 from bench.experts.command import experts
 from bench.front_door.flames import flamegraph
 from bench.front_door.run import front_door
@@ -42,6 +42,7 @@ app.command(prefix_index.measure, name="index")
 app.command(planning.measure, name="plans")
 app.command(routing.compare, name="routing")
 app.command(experts)
+app.command(silicon.predict, name="silicon")
 _TARGET = Group("Target", validator=validators.LimitedChoice(1, 1))
 _THREADS = max(1, (os.cpu_count() or 2) // 2)
 _SIZES, _PEERS, _SPEC = overhead.OverheadSpec(), PeerOptions(), LoadSpec()

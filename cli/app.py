@@ -10,6 +10,8 @@ from cyclopts import Group
 
 from cli import cluster, process
 from cli.config import config
+from cli.plan import plan
+from cli.profile import profile
 from cli.record import record
 from cli.simulate import simulate
 from runtime.process import command_line
@@ -52,6 +54,8 @@ app.command(process.decode, group=_PROCESSES)
 app.command(process.front_proxy, group=_PROCESSES)
 app.command(record, group=_PLANNING)
 app.command(simulate, group=_PLANNING)
+app.command(profile, group=_PLANNING)
+app.command(plan, group=_PLANNING)
 app.command(
     "cli.experts:app", name="experts", help="Place the experts of MoE models on the ranks of a group.", group=_PLANNING
 )

@@ -5,10 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from runtime.process.exit_codes import ExitCode
 from runtime.user_error import UserError
+
+if TYPE_CHECKING:
+    from simulation.replay.traces import Trace
+
+TraceFormat = Literal["mooncake", "azure", "timed_trace", "aiperf", "baton"]
 
 
 class BadOption(UserError):
@@ -27,7 +32,7 @@ def simulate(
     load: float = 1.0,
     seed: int = 0,
     slo: str = "",
-    format: Literal["mooncake", "azure", "baton"] | None = None,  # noqa: A002 - the option's name
+    format: TraceFormat | None = None,  # noqa: A002 - the option's name
     requests: int = 1000,
     json: bool = False,
 ) -> None:
@@ -38,7 +43,8 @@ def simulate(
     Parameters
     ----------
     trace
-        file, compressed if its name ends in .zst; or traffic to make: multi-turn, shared-prompt, agents or reasoning
+        file, compressed if its name ends in .zst; or traffic to make: multi-turn, shared-prompt, agents, reasoning
+        or summarisation
     prefill
         number of prefill workers
     decode
@@ -46,7 +52,7 @@ def simulate(
     policy
         what decides where requests run: baton (production's) or another system's, as in `python -m bench routing`
     profile
-        cluster model (default: bench/cluster_model.json of the installation)
+        what `baton profile` wrote, or a cluster model (default: bench/cluster_model.json of the installation)
     load
         how many times as fast as recorded requests come
     seed
@@ -65,30 +71,38 @@ def simulate(
 
     import bench
     from bench.routing.runs import ALL_POLICIES
-    from simulation.replay import cluster_model, generators, report, traces
+    from simulation.replay import report
     from simulation.replay.run import Replay, Scenario
+    from simulation.sizing import profile_fit
 
     if policy not in ALL_POLICIES:
         raise BadOption(f"policy: {policy!r} is none of {', '.join(ALL_POLICIES)}")
-    _check_counts(("prefill", prefill, 0), ("decode", decode, 1), ("requests", requests, 1))
+    check_counts(("prefill", prefill, 0), ("decode", decode, 1), ("requests", requests, 1))
     if not 0 < load < float("inf"):
         raise BadOption(f"load: {load} is no positive number")
-    model = cluster_model.load(profile or Path(bench.__file__).parent / "cluster_model.json")
-    if trace in generators.SHAPES:
-        played = generators.made(trace, requests, per_s=1.0, seed=seed)
-    else:
-        played = traces.read(Path(trace), format)
+    model = profile_fit.read_model(profile or Path(bench.__file__).parent / "cluster_model.json")
+    replayed = played(trace, format, requests, seed)
     scenario = Scenario(
-        trace=played, model=model, prefill=prefill, decode=decode, load=load, seed=seed, slo=report.Slo.parse(slo)
+        trace=replayed, model=model, prefill=prefill, decode=decode, load=load, seed=seed, slo=report.Slo.parse(slo)
     )
     replay = Replay(scenario, policy, ALL_POLICIES[policy])
-    result = replay.run(_progress(len(played.arrivals)))
+    result = replay.run(_progress(len(replayed.arrivals)))
     told = f"{replay.spent.wall_s:.1f} s of real time, {replay.spent.decisions_per_s:.0f} decisions/s"
     print(f"{policy}: {told}", file=sys.stderr)
     print(msgspec.json.format(msgspec.json.encode(result), indent=2).decode() if json else report.as_table(result))
 
 
-def _check_counts(*counts: tuple[str, int, int]) -> None:
+def played(trace: str, form: TraceFormat | None, requests: int, seed: int = 0) -> Trace:
+    """What a file holds, or so many requests of made traffic."""
+    from simulation.replay import generators, traces
+
+    if trace in generators.SHAPES:
+        return generators.made(trace, requests, per_s=1.0, seed=seed)
+    return traces.read(Path(trace), form)
+
+
+def check_counts(*counts: tuple[str, int, int]) -> None:
+    """Raise BadOption for a count that is less than it may be: its option, itself, the least."""
     for name, value, least in counts:
         if value < least:
             raise BadOption(f"{name}: {value} is less than {least}")

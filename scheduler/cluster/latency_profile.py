@@ -15,6 +15,7 @@ import msgspec
 
 from runtime.bounds import PositiveCount
 from runtime.user_error import UserError
+from scheduler.cluster.measurements import Measurements
 from scheduler.cluster.step_law import LinkLaw, StepLaw
 
 
@@ -29,12 +30,15 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     engine: str = ""
     hardware: str = ""
     model: str = ""
+    # Engine settings that times depend on.
+    flags: str = ""
 
 
 class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The times of one engine, for a worker of either role."""
 
-    version: Literal[1] = 1
+    # 2: `baton profile` wrote it, with ``measured``.
+    version: Literal[1, 2] = 1
     fingerprint: Fingerprint = Fingerprint()
     # About a 30B model on one accelerator.
     step: StepLaw = StepLaw(
@@ -45,6 +49,8 @@ class LatencyProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     kv_bytes_per_token: PositiveCount = 262_144
     # Of a 100 Gbit/s network.
     link: LinkLaw = LinkLaw(gigabytes_per_s=10.0, latency_s=0.005)
+    # Of no use to the scheduler, which learns; `baton plan` needs it.
+    measured: Measurements | None = None
 
 
 ASSUMED = LatencyProfile()

@@ -43,6 +43,7 @@ SHAPES: Mapping[str, Shape] = {
         shared_tokens=6144,
     ),
     "reasoning": Shape(first_tokens=500, output_tokens=6000, turns=2, turn_tokens=200, think_s=60),
+    "summarisation": Shape(first_tokens=12_000, output_tokens=250),
 }
 
 

@@ -1,4 +1,6 @@
-"""Recorded traffic: readers of Mooncake's and Azure's traces and of Baton's own, plain or compressed with zstd.
+"""Recorded traffic: readers of others' formats and of Baton's own, plain or compressed with zstd.
+
+Others' are traces of Mooncake and Azure, what `vllm bench serve` replays as timed_trace, and AIPerf's records.
 
 Baton's own format is JSON lines. The first is ``{"baton_trace": 1, "key_tokens": N}``, each further one an ``Arrival``,
 in any order; a recording ends with a ``Tally``. Files of one recording that are put together are one trace.
@@ -21,9 +23,11 @@ import msgspec
 from runtime.bounds import PositiveCount
 from runtime.user_error import UserError
 
-Format = Literal["mooncake", "azure", "baton"]
+Format = Literal["mooncake", "azure", "timed_trace", "aiperf", "baton"]
 
 MOONCAKE_KEY_TOKENS = 512
+TIMED_KEY_TOKENS = 16
+"""vLLM's default, and that of Alibaba's traces. Their time stamps are seconds."""
 MADE_KEY_TOKENS = 512
 """Of traffic without keys in it, and of traffic that is made."""
 OUTPUT_TOKENS_MAX = 2048
@@ -63,6 +67,11 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         longest = max(each.output_tokens for each in self.arrivals)
         return OUTPUT_TOKENS_MAX if longest <= OUTPUT_TOKENS_MAX else 1 << (longest - 1).bit_length()
 
+    @property
+    def rate_rps(self) -> float:
+        """Requests a second, as recorded."""
+        return len(self.arrivals) / max(1e-9, self.arrivals[-1].arrived_s - self.arrivals[0].arrived_s)
+
     def spread(self, rng: random.Random, load: float) -> Sequence[Arrival]:
         """The arrivals from 0 s on, ``load`` times as fast. Those of one tick are spread evenly over it, by chance."""
         first_s = self.arrivals[0].arrived_s
@@ -81,13 +90,34 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         ]
 
 
-class _Mooncake(msgspec.Struct):
-    """A line of a Mooncake trace. Its last id may stand for a block that is not full."""
+class _Hashed(msgspec.Struct):
+    """A line of a Mooncake trace, or of one for vLLM. Its last id may stand for a block that is not full."""
 
     timestamp: Annotated[float, msgspec.Meta(ge=0.0)]
     input_length: PositiveCount
     output_length: PositiveCount
     hash_ids: tuple[int, ...] = ()
+
+
+class _Tokens(msgspec.Struct):
+    value: PositiveCount
+
+
+class _Measured(msgspec.Struct):
+    input_sequence_length: _Tokens | None = None
+    output_sequence_length: _Tokens | None = None
+
+
+class _Metadata(msgspec.Struct):
+    request_start_ns: Annotated[int, msgspec.Meta(ge=0)]
+    benchmark_phase: str = "profiling"
+
+
+class _Record(msgspec.Struct):
+    """A line of AIPerf's ``profile_export.jsonl``. A failed request has no lengths."""
+
+    metadata: _Metadata
+    metrics: _Measured
 
 
 class _Header(msgspec.Struct, forbid_unknown_fields=True):
@@ -114,7 +144,7 @@ def read(file: Path, form: Format | None = None) -> Trace:
             raise BadTrace(f"{file} is empty")
         form = form or _format_of(first)
         if form is None:
-            raise BadTrace(f"{file} line {number}: neither Mooncake's, nor Azure's, nor Baton's format")
+            raise BadTrace(f"{file} line {number}: a format that none of {', '.join(_READERS)} is")
         trace = _READERS[form](file, itertools.chain([(number, first)], lines))
     if not trace.arrivals:
         raise BadTrace(f"{file} has no request")
@@ -163,7 +193,18 @@ def _lines(file: Path) -> Iterator[Iterator[tuple[int, bytes]]]:
 def _format_of(first: bytes) -> Format | None:
     if first.startswith(b"TIMESTAMP"):
         return "azure"
-    return "baton" if b'"baton_trace"' in first else "mooncake" if b'"input_length"' in first else None
+    if b'"baton_trace"' in first:
+        return "baton"
+    if b'"request_start_ns"' in first:
+        return "aiperf"
+    if b'"input_length"' not in first:
+        return None
+    try:
+        each = msgspec.json.decode(first, type=_Hashed)
+    except msgspec.DecodeError:
+        return "mooncake"  # Its reader says what is wrong.
+    # A hash for every 16 tokens at most, or for every 512.
+    return "timed_trace" if len(each.hash_ids) * TIMED_KEY_TOKENS >= each.input_length else "mooncake"
 
 
 def _fail(file: Path, number: int, why: object) -> NoReturn:
@@ -171,7 +212,15 @@ def _fail(file: Path, number: int, why: object) -> NoReturn:
 
 
 def _mooncake(file: Path, lines: Lines) -> Trace:
-    decoder = msgspec.json.Decoder(_Mooncake)
+    return _hashed(file, lines, MOONCAKE_KEY_TOKENS, 1000.0, ticks=True)
+
+
+def _timed_trace(file: Path, lines: Lines) -> Trace:
+    return _hashed(file, lines, TIMED_KEY_TOKENS, 1.0, ticks=False)
+
+
+def _hashed(file: Path, lines: Lines, key_tokens: int, units_per_s: float, *, ticks: bool) -> Trace:
+    decoder = msgspec.json.Decoder(_Hashed)
     arrivals: list[Arrival] = []
     for number, line in lines:
         try:
@@ -179,13 +228,33 @@ def _mooncake(file: Path, lines: Lines) -> Trace:
         except msgspec.DecodeError as error:
             _fail(file, number, error)
         arrival = Arrival(
-            arrived_s=each.timestamp / 1000,
+            arrived_s=each.timestamp / units_per_s,
             prompt_tokens=each.input_length,
             output_tokens=each.output_length,
-            block_keys=each.hash_ids[: each.input_length // MOONCAKE_KEY_TOKENS],
+            block_keys=each.hash_ids[: each.input_length // key_tokens],
         )
         _append(file, number, arrivals, arrival, "timestamp")
-    return Trace(key_tokens=MOONCAKE_KEY_TOKENS, arrivals=arrivals, ticks=True)
+    return Trace(key_tokens=key_tokens, arrivals=arrivals, ticks=ticks)
+
+
+def _aiperf(file: Path, lines: Lines) -> Trace:
+    """Requests that failed, and those of warm-up, are left out. Nothing tells which prompts share a beginning."""
+    decoder = msgspec.json.Decoder(_Record)
+    found: list[tuple[int, int, int]] = []
+    for number, line in lines:
+        try:
+            each = decoder.decode(line)
+        except msgspec.DecodeError as error:
+            _fail(file, number, error)
+        prompt, output = each.metrics.input_sequence_length, each.metrics.output_sequence_length
+        if prompt and output and each.metadata.benchmark_phase == "profiling":
+            found.append((each.metadata.request_start_ns, prompt.value, output.value))
+    found.sort()
+    arrivals = [
+        Arrival(arrived_s=(at_ns - found[0][0]) / 1e9, prompt_tokens=prompt, output_tokens=output)
+        for at_ns, prompt, output in found
+    ]
+    return Trace(key_tokens=MADE_KEY_TOKENS, arrivals=arrivals)
 
 
 def _azure(file: Path, lines: Lines) -> Trace:
@@ -244,4 +313,10 @@ def _append(file: Path, number: int, arrivals: list[Arrival], arrival: Arrival, 
     arrivals.append(arrival)
 
 
-_READERS: dict[Format, Callable[[Path, Lines], Trace]] = {"mooncake": _mooncake, "azure": _azure, "baton": _baton}
+_READERS: dict[Format, Callable[[Path, Lines], Trace]] = {
+    "mooncake": _mooncake,
+    "azure": _azure,
+    "timed_trace": _timed_trace,
+    "aiperf": _aiperf,
+    "baton": _baton,
+}

@@ -90,7 +90,7 @@ def test_a_compressed_trace_is_the_same(tmp_path: Path, text: bytes) -> None:
     ("text", "told"),
     [
         (b"", "is empty"),
-        (b"hello\n", "line 1: neither Mooncake's, nor Azure's, nor Baton's format"),
+        (b"hello\n", "line 1: a format that none of mooncake, azure, timed_trace, aiperf, baton is"),
         (AZURE.splitlines()[0], "has no request"),
         (MOONCAKE.replace(b"512", b"0"), "line 2: .*input_length"),
         (MOONCAKE.replace(b'"output_length": 7, ', b""), "line 3: .*output_length"),
@@ -140,4 +140,36 @@ def test_made_traffic_has_what_its_name_says(kind: str) -> None:
         assert trace.output_tokens_max == 32768
     else:
         assert tokens_out < 400
-        assert shared > {"multi-turn": 0.5, "shared-prompt": 0.9, "agents": 0.8}[kind]
+        assert shared > {"multi-turn": 0.5, "shared-prompt": 0.9, "agents": 0.8, "summarisation": -1.0}[kind]
+
+
+def test_what_vllm_replays_is_in_seconds_and_blocks_of_16(tmp_path: Path) -> None:
+    file = tmp_path / "timed.jsonl"
+    file.write_text(
+        '{"timestamp": 1.5, "input_length": 40, "output_length": 5, "hash_ids": [7, 8, 9]}\n'
+        '{"timestamp": 2.0, "input_length": 16, "output_length": 5, "hash_ids": [7]}\n'
+    )
+    found = traces.read(file)
+    assert (found.key_tokens, found.ticks) == (16, False)
+    assert [each.arrived_s for each in found.arrivals] == [1.5, 2.0]
+    assert [each.block_keys for each in found.arrivals] == [(7, 8), (7,)]
+
+
+def test_records_of_aiperf_are_read_without_failures_and_warm_up(tmp_path: Path) -> None:
+    def record(start_ns: int, metrics: str, phase: str = "profiling") -> str:
+        return (
+            f'{{"metadata": {{"request_start_ns": {start_ns}, "benchmark_phase": "{phase}"}}, "metrics": {metrics}}}\n'
+        )
+
+    whole = '{"input_sequence_length": {"value": 550, "unit": "tokens"}, "output_sequence_length": {"value": 9}}'
+    lines = [record(3_000_000_000, whole), record(1_000_000_000, whole), record(2, whole, "warmup")]
+    file = tmp_path / "profile_export.jsonl"
+    file.write_text("".join([*lines, record(9, '{"error_isl": {"value": 550}}')]))
+    found = traces.read(file)
+    assert [(each.arrived_s, each.prompt_tokens, each.output_tokens) for each in found.arrivals] == [
+        (0.0, 550, 9),
+        (2.0, 550, 9),
+    ]
+    file.write_text("".join([*lines, "{}\n"]))
+    with pytest.raises(traces.BadTrace, match="line 4: "):
+        traces.read(file)

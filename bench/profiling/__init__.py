@@ -1,0 +1,1 @@
+"""Measures one engine: what prompts, decode steps and hand-offs take."""

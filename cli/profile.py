@@ -1,0 +1,135 @@
+"""`baton profile`: measures how fast an engine is on this machine, for `baton plan` and the scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import random
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.settings import NO_SOURCES, Model, Sources, check_engine, load
+from runtime.user_error import UserError
+
+if TYPE_CHECKING:
+    from bench.profiling.grid import Cell
+    from bench.profiling.measure import Measurement
+    from bench.profiling.profile_file import Part
+    from engine.protocol import Engine
+    from launcher.config import BatonConfig
+
+LOAD_MAX = 0.25
+"""A machine whose load average, by core, is above it before the engines start is busy."""
+BAR = 30
+
+
+class NotGood(UserError):
+    """The profile is written, and its numbers are those of a busy machine."""
+
+
+def profile(
+    *,
+    output: Path,
+    model: Model = None,
+    alone: bool = False,
+    force: bool = False,
+    sources: Sources = NO_SOURCES,
+) -> None:
+    """Measure prompts, decode steps and hand-offs of an engine with the settings of this cluster.
+
+    Starts the engine, and a second one for hand-offs. Takes minutes; interrupted, it goes on where it was. Exit code 1:
+    the machine was busy, or repetitions differ. The file is there then, and says so.
+
+    Parameters
+    ----------
+    output
+        file for the profile; while it is measured, there is a file beside it that ends in .part
+    alone
+        no hand-offs, which need a second engine
+    force
+        begin again although what was begun there is of other settings or another machine
+    """
+    from launcher import model_choice
+    from runtime.process import logs
+
+    loaded = load(sources, model)
+    check_engine(loaded, workers=1 if alone else 2)
+    logs.configure_logging("warning", "profile")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    tell = functools.partial(print, file=sys.stderr)
+    config = model_choice.choose(loaded.value, loaded.sources, os.environ, tell)
+    asyncio.run(_profile(config, output, alone=alone, force=force))
+
+
+async def _profile(config: BatonConfig, output: Path, *, alone: bool, force: bool) -> None:
+    from bench.profiling import grid, profile_file
+    from bench.profiling.measure import Measurement
+
+    busy = _busy()
+    began_s = time.monotonic()
+    async with _engine(config, "profile-1", "prefill") as engine:
+        start_s = time.monotonic() - began_s
+        print(f"the engine started in {start_s:.0f} s", file=sys.stderr)
+        part = profile_file.Part.begin(
+            output, profile_file.fingerprint(engine.info, config.engine, _hardware()), force=force
+        )
+        cells: list[Cell] = [*grid.prefills(engine.info), *grid.decodes(engine.info, config.engine.max_num_seqs)]
+        pulls: list[Cell] = [] if alone else [*grid.handoffs(engine.info)]
+        await _measure(Measurement(engine, None, random.Random()), part, output, cells)
+        if any(not part.has(each) for each in pulls):
+            async with _engine(config, "profile-2", "decode") as taker:
+                await _measure(Measurement(engine, taker, random.Random()), part, output, pulls)
+        found = profile_file.whole(
+            part, engine.info, config.engine, requests_max=config.worker.requests_max, start_s=start_s, busy=busy
+        )
+    part.finish(output, found)
+    print("\n".join([*profile_file.sentences(found), str(output)]))
+    assert found.measured is not None
+    if found.measured.not_good:
+        raise NotGood(f"{output} is written, but its numbers are not good: {found.measured.not_good}")
+
+
+async def _measure(measurement: Measurement, part: Part, output: Path, cells: list[Cell]) -> None:
+    """Measure what is not measured yet, with a bar and the time left."""
+    left = [each for each in cells if not part.has(each)]
+    began_s = time.monotonic()
+    for done, cell in enumerate(left):
+        passed_s = time.monotonic() - began_s
+        rest = f", about {passed_s / done * (len(left) - done):.0f} s left" if done else ""
+        full = BAR * (len(cells) - len(left) + done) // len(cells)
+        told = f"[{'#' * full:<{BAR}}] {type(cell).__name__.lower()} {done + 1}/{len(left)}{rest}"
+        print(f"\r{told:<100}", end="", file=sys.stderr, flush=True)
+        part.add(output, cell, await measurement.run(cell))
+    print(file=sys.stderr)
+
+
+@asynccontextmanager
+async def _engine(config: BatonConfig, name: str, role: str) -> AsyncIterator[Engine]:
+    from engine import factory
+
+    engine = await factory.start(config.engine, worker_id=name, role="prefill" if role == "prefill" else "decode")
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+def _busy() -> str:
+    cores = os.cpu_count() or 1
+    average = os.getloadavg()[0]
+    return f"the load average was {average:.1f} on {cores} cores before it began" if average > LOAD_MAX * cores else ""
+
+
+def _hardware() -> str:
+    """The accelerator, or the processor."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}"
+    cpus = Path("/proc/cpuinfo")
+    names = [line for line in cpus.read_text().splitlines() if line.startswith("model name")] if cpus.exists() else []
+    return f"{os.cpu_count()} x {names[0].split(':', 1)[1].strip()}" if names else f"{os.cpu_count()} cores"
