@@ -34,11 +34,14 @@ def fitted_steps(steps: Sequence[EngineStep]) -> StepTimes:
     for _ in range(_PASSES):
         expected = np.maximum(made @ found, STEP_MIN_S)
         found = _least(made / expected[:, None], took / expected)
-    names = ("fixed_s", "prefill_token_s", "prefill_pair_s", "decode_request_s", "decode_context_token_s")
-    values = dict(zip(names, (float(value) for value in found), strict=True))
-    values["fixed_s"] = max(values["fixed_s"], STEP_MIN_S)
-    values["prefill_token_s"] = max(values["prefill_token_s"], STEP_MIN_S / 1000)
-    return StepTimes(**values)
+    fixed_s, token_s, pair_s, request_s, context_s = (float(value) for value in found)
+    return StepTimes(
+        fixed_s=max(fixed_s, STEP_MIN_S),
+        prefill_token_s=max(token_s, STEP_MIN_S / 1000),
+        prefill_pair_s=pair_s,
+        decode_request_s=request_s,
+        decode_context_token_s=context_s,
+    )
 
 
 def _least(rows: npt.NDArray[np.float64], targets: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
