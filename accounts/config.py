@@ -60,8 +60,8 @@ class AccountsLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that may wait for a rate limit to have room for them."""
     wait_max_s: float = 120.0
     """Longest such wait."""
-    commit_interval_s: float = 0.05
-    """Records are written together that come within so long."""
+    commit_interval_s: float = 0.25
+    """Records that come within so long are written together: a commit costs as much as thirty of them."""
     records_max: int = 65536
     """Records that may wait: in a front proxy for the scheduler, in the scheduler for its disk."""
     cost_wait_s: float = 2.0

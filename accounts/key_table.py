@@ -17,8 +17,8 @@ from accounts.keys import digest_of, id_of
 from accounts.rules import Limits
 from runtime.priority_class import PriorityClass
 
-Scope = Literal["inference", "usage:own", "admin"]
-DEFAULT_SCOPES: tuple[Scope, ...] = ("inference", "usage:own")
+KeyScope = Literal["inference", "usage:own", "admin"]
+DEFAULT_SCOPES: tuple[KeyScope, ...] = ("inference", "usage:own")
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +28,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     digest: bytes
     team: str
     name: str = ""
-    scopes: tuple[Scope, ...] = DEFAULT_SCOPES
+    scopes: tuple[KeyScope, ...] = DEFAULT_SCOPES
     models: tuple[str, ...] = ("*",)
     """Patterns of the names of models that it may use."""
     classes: tuple[PriorityClass, ...] = tuple(PriorityClass)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
@@ -128,6 +128,22 @@ def budget(text: str) -> Budget:
     if not slash or window not in WINDOWS:
         raise ValueError(f"a budget is an amount and a window, such as 50/month: one of {', '.join(WINDOWS)}")
     return Budget(amount=_nano(amount, NANO), window=window)
+
+
+def budget_text(one: Budget) -> str:
+    """The same as text."""
+    return f"{Decimal(one.amount) / NANO:f}/{one.window}"
+
+
+def limits_of(budgets: Iterable[str], rates: Iterable[str]) -> Limits:
+    """Limits from texts such as ``50/month`` and ``requests_per_minute=60``. Raises ValueError."""
+    given: dict[str, int] = {}
+    for text in rates:
+        name, _, number = text.partition("=")
+        if name not in RATES or not number.isdecimal() or not int(number):
+            raise ValueError(f"a limit is a name and a number above 0, such as {RATES[0]}=60, got {text!r}")
+        given[name] = int(number)
+    return Limits(budgets=tuple(budget(text) for text in budgets), **given)
 
 
 def _nano(value: object, unit: int) -> int:

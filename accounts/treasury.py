@@ -171,10 +171,11 @@ class Treasury:
         price = hold.price if hold is not None else self.rules.price(record.model)
         uncached = record.prompt_tokens - record.cached_tokens
         amount = price.amount(uncached, record.cached_tokens, record.output_tokens, record.priority_class)
-        record = msgspec.structs.replace(record, amount=amount, rules_version=self.rules.version)
+        window_s = wall_s if hold is None else hold.began_s
+        record = msgspec.structs.replace(record, amount=amount, rules_version=self.rules.version, window_s=window_s)
         if hold is None:
             if record.uid not in self._late:
-                accounts = self._of(record.team, record.key_id, now_s, record.began_s or wall_s)
+                accounts = self._of(record.team, record.key_id, now_s, wall_s)
                 spents = [spent for account in accounts for spent in account.spents]
                 self._late[record.uid] = amount, spents
                 for spent in spents:
@@ -187,7 +188,7 @@ class Treasury:
         for account in hold.accounts:
             account.running -= 1
             account.take(now_s, prompt=uncached - hold.prompt, output=record.output_tokens - hold.output)
-        return msgspec.structs.replace(record, began_s=hold.began_s), True
+        return record, True
 
     def booked(self, uid: bytes, amount: int) -> None:
         """The ledger has the late record of this uid; ``amount`` of it is new: 0 where it had it before."""
@@ -262,6 +263,7 @@ class Treasury:
             prompt_tokens=hold.prompt,
             output_tokens=hold.output,
             estimated=True,
+            began_s=hold.began_s,
             ended_s=wall_s,
         )
         return self.settle(record, now_s, wall_s)[0]

@@ -50,8 +50,9 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
     attempts: tuple[AttemptWork, ...] = ()
     estimated: bool = False
     """No process told it: what was held is billed."""
+    window_s: float = 0.0
+    """A moment of the windows that it counts in. The scheduler's; began_s and ended_s are its front proxy's time."""
     began_s: float = 0.0
-    """Wall-clock time; ended_s too."""
     ended_s: float = 0.0
     ttft_s: float = 0.0
 

@@ -29,6 +29,12 @@ class Calendar:
             self._until_s = _seconds(today + timedelta(days=1))
         return self._starts
 
+    def at(self, moment_s: float) -> Starts:
+        """The windows of any moment."""
+        if not self._starts[0] <= moment_s < self._until_s:
+            return Calendar(self._zone.key).starts(moment_s)
+        return self._starts
+
     def ends(self, window: Window, start_s: int) -> float:
         """When the window that began then is over; infinity for total."""
         if window == "total":

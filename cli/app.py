@@ -34,6 +34,7 @@ def _print_version() -> None:
 
 
 _CLUSTER = Group.create_ordered("A cluster on this machine")
+_ACCOUNTS = Group.create_ordered("Keys and accounts")
 _PROCESSES = Group.create_ordered("One process")
 _PLANNING = Group.create_ordered("Planning")
 _ABOUT = Group.create_ordered("About")
@@ -48,6 +49,8 @@ app.command(cluster.explain, group=_CLUSTER)
 app.command(
     "cli.chaos:app", name="chaos", help="Break a cluster under traffic, and check what clients saw.", group=_CLUSTER
 )
+app.command("cli.accounts:keys", name="keys", help="Make, show, rotate and revoke API keys.", group=_ACCOUNTS)
+app.command("cli.accounts:audit", name="audit", help="Show what was changed, by whose key.", group=_ACCOUNTS)
 app.command(process.scheduler, group=_PROCESSES)
 app.command(process.prefill, group=_PROCESSES)
 app.command(process.decode, group=_PROCESSES)

@@ -17,6 +17,7 @@ from front_proxy.engine_client.client import RemoteEngineClient
 from front_proxy.engine_client.rendering import render_short_here
 from front_proxy.engine_client.vllm_config import BadServingOption, render_config, serve_args
 from front_proxy.gateway.in_flight import InFlight
+from front_proxy.gateway.key_gate import KeyGate
 from front_proxy.grpc_api.generate import VllmInference
 from front_proxy.openai_api.server import OpenAiServer, build_openai_app
 
@@ -34,10 +35,12 @@ def engine_version() -> str:
     return f"vllm-{vllm.__version__}"
 
 
-async def build(engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher) -> VllmServing:
+async def build(
+    engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher, gate: KeyGate | None = None
+) -> VllmServing:
     """Load tokenizer and configuration. Raises BadServingOption, or vLLM's and transformers' own errors."""
     # In a thread, so that a signal is heard meanwhile.
-    client, args = await asyncio.to_thread(_client, engine, front, dispatcher)
+    client, args = await asyncio.to_thread(_client, engine, front, dispatcher, gate)
     try:
         app = await build_openai_app(client, args)
     except (ValueError, VLLMClientError) as error:
@@ -45,11 +48,11 @@ async def build(engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispa
         raise BadServingOption(f"front_proxy.serving: {error}") from error
     # As vLLM does in its own processes once they have started.
     enable_envs_cache()
-    return VllmServing(client, VllmInference(client, args), OpenAiServer(app, front, client.in_flight))
+    return VllmServing(client, VllmInference(client, args), OpenAiServer(app, front, client.in_flight, gate=gate))
 
 
 def _client(
-    engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher
+    engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher, gate: KeyGate | None
 ) -> tuple[RemoteEngineClient, Namespace]:
     args = serve_args(engine, front.serving)
     in_flight = InFlight(
@@ -63,6 +66,7 @@ def _client(
         in_flight,
         block_size_tokens=engine.block_size_tokens,
         classes_allowed=front.classes_allowed,
+        gate=gate,
     )
     render_short_here(client.renderer, chats=not args.trust_request_chat_template)
     return client, args

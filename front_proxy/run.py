@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from accounts.config import AuthConfig
 from engine.config import EngineConfig
 from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
+from front_proxy.dispatch.accounts_link import AccountsLink
 from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.gateway.in_flight import InFlight
+from front_proxy.gateway.key_gate import KeyGate
 from front_proxy.grpc_api.server import GrpcServer
 from front_proxy.grpc_api.service import InferenceService
+from front_proxy.planning.key_watch import KeyWatch
 from protos.cluster.v1 import cluster_pb2
 from runtime.failures import FailureError
 from runtime.process import lifecycle
 from runtime.process.exit_codes import ExitCode
 from runtime.rpc.status_service import StatusService
+from scheduler.accounting.secrets_folder import pepper
 from scheduler.config import SchedulerConfig
 
 if TYPE_CHECKING:
@@ -41,6 +46,7 @@ async def run(
     policy: SchedulerConfig | None = None,
     listener: socket.socket | None = None,
     status_port: int = 0,
+    auth: AuthConfig | None = None,
 ) -> None:
     """Serve until a signal, then finish what runs; ``ready`` is told when the first request would succeed.
 
@@ -56,14 +62,16 @@ async def run(
     version = await asyncio.to_thread(_engine_version, engine)
     if stop.is_set():
         return
-    dispatcher = Dispatcher(front, engine_version=version, policy=policy)
-    serving = await _load(engine, front, dispatcher)
+    gate, keys = _gate(engine, auth or AuthConfig())
+    accounts = AccountsLink(keys) if keys is not None else None
+    dispatcher = Dispatcher(front, engine_version=version, policy=policy, accounts=accounts)
+    serving = await _load(engine, front, dispatcher, gate)
     try:
         serving.http.bind(listener)
         async with asyncio.TaskGroup() as group:
             streams = group.create_task(dispatcher.run(), name="dispatcher")
             try:
-                await _serve(front, dispatcher, serving, streams, version, ready, stop, status_port)
+                await _serve(front, dispatcher, serving, streams, version, ready, stop, status_port, gate)
             finally:
                 await dispatcher.close()
     finally:
@@ -77,12 +85,31 @@ def _engine_version(engine: EngineConfig) -> str:
     return "" if engine.kind == "fake" else build.engine_version()
 
 
-async def _load(engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher) -> VllmServing:
+def _gate(engine: EngineConfig, auth: AuthConfig) -> tuple[KeyGate | None, KeyWatch | None]:
+    """What checks keys, and what holds the table of them; None where none are required. Raises UserError."""
+    if auth.mode == "off":
+        return None, None
+    secret = pepper(auth)
+    watch = KeyWatch(pepper=secret, max_age_s=auth.keys_max_age_s)
+    gate = KeyGate(
+        watch,
+        model=engine.served_model_name or engine.model,
+        pepper=secret,
+        share_cache=auth.cache_scope == "cluster",
+        now_s=asyncio.get_running_loop().time,
+        wall_s=time.time,
+    )
+    return gate, watch
+
+
+async def _load(
+    engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher, gate: KeyGate | None = None
+) -> VllmServing:
     from front_proxy import build
     from front_proxy.engine_client.vllm_config import BadServingOption
 
     try:
-        return await build.build(engine, front, dispatcher)
+        return await build.build(engine, front, dispatcher, gate)
     except BadServingOption as error:
         log.critical("a setting of serving is wrong", why=str(error))
         raise SystemExit(ExitCode.BAD_OPTION) from error
@@ -97,6 +124,7 @@ async def _serve(
     ready: Ready,
     stop: lifecycle.Stop,
     status_port: int,
+    gate: KeyGate | None,
 ) -> None:
     http, in_flight = serving.http, serving.client.in_flight
 
@@ -105,7 +133,7 @@ async def _serve(
 
     status = StatusService(dispatcher.front_proxy_id, "front_proxy", time.time_ns(), snapshot)
     status.address = http.address
-    inference = InferenceService(serving.inference, in_flight, classes_allowed=front.classes_allowed)
+    inference = InferenceService(serving.inference, in_flight, classes_allowed=front.classes_allowed, gate=gate)
     grpc_server = GrpcServer(front, inference, status, status_port)
     await grpc_server.listen()
     try:

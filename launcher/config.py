@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from accounts.config import AccountsConfig, AuthConfig
 from decode_worker.config import DecodeWorkerConfig
 from engine.config import EngineConfig
 from front_proxy.config import LIMITS, FrontProxyConfig
@@ -96,6 +97,8 @@ class BatonConfig(msgspec.Struct, frozen=True, kw_only=True):
     prefill_worker: PrefillWorkerConfig = PrefillWorkerConfig()
     decode_worker: DecodeWorkerConfig = DecodeWorkerConfig()
     front_proxy: FrontProxyConfig = FrontProxyConfig()
+    auth: AuthConfig = AuthConfig()
+    accounts: AccountsConfig = AccountsConfig()
     launcher: LauncherConfig = LauncherConfig()
 
     def of_role(self, role: Role) -> SchedulerConfig | WorkerConfig | FrontProxyConfig:
@@ -110,6 +113,7 @@ class BatonConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(
                 f"prefill_worker.lease_s must be at least {lease_min_s:g}: a lease must outlive one lost renewal"
             )
+        self.accounts.check(self.auth)
         # Twice: the bytes of a step are estimated, and what does not fit ends the stream with all its requests.
         bytes_min = 2 * WorkerLimits().step_bytes_max
         assert bytes_min <= LIMITS.message_bytes_max, "a step's outputs are one message"

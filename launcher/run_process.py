@@ -103,7 +103,7 @@ def _main(role: Role, config: BatonConfig) -> Coroutine[Any, Any, None]:
         case "scheduler":
             from scheduler.run import run as run_scheduler
 
-            return run_scheduler(config.scheduler, announce)
+            return run_scheduler(config.scheduler, announce, auth=config.auth, accounts=config.accounts)
         case "prefill":
             from prefill_worker.role import PrefillRole
             from worker.run import serve as serve_worker
@@ -124,6 +124,7 @@ def _main(role: Role, config: BatonConfig) -> Coroutine[Any, Any, None]:
                 config.front_proxy,
                 announce,
                 policy=config.scheduler,
+                auth=config.auth,
                 listener=_inherited(),
                 status_port=int(os.environ.pop(STATUS_PORT_VARIABLE, "0")),
             )

@@ -11,6 +11,8 @@ class FailureKind(enum.StrEnum):
     """Why a request did not succeed. The value travels on the wire."""
 
     BAD_REQUEST = "bad_request"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
     TOO_LARGE = "too_large"
     EXHAUSTED = "exhausted"
@@ -31,6 +33,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_s: float | None = None
     reached: bool = True
     """False: the request never reached the process that it was sent to. Stays in this process."""
+    code: str = ""
+    """OpenAI's word for it, where it has one that a client may act on."""
 
 
 class FailureError(Exception):

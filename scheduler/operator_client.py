@@ -1,4 +1,4 @@
-"""What commands ask the scheduler: drain a worker, explain a request, record traffic. Prints nothing.
+"""What commands ask the scheduler: drain a worker, explain a request, record traffic, keys. Prints nothing.
 
 ``scheduler_address`` may name several, separated by commas; the leader answers. Every function raises
 grpc.aio.AioRpcError: UNAVAILABLE where no scheduler leads.
@@ -7,18 +7,25 @@ grpc.aio.AioRpcError: UNAVAILABLE where no scheduler leads.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import grpc
 
+from protos.accounts.v1 import accounts_pb2_grpc
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.rpc.addresses import Addresses
 from runtime.rpc.grpc_server import channel
 
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
-_OF_LEADER = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.RESOURCE_EXHAUSTED)
+_OF_LEADER = (
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+)
 
 Answer = TypeVar("Answer")
 
@@ -67,12 +74,24 @@ async def record_trace(scheduler_address: str, *, timeout_s: float) -> AsyncGene
                 call.cancel()
 
 
-async def _ask(scheduler_address: str, call: Callable[[Any], Awaitable[Answer]]) -> Answer:
+async def ask_accounts(
+    scheduler_address: str, key: str, call: Callable[[Any, Sequence[tuple[str, str]]], Awaitable[Answer]]
+) -> Answer:
+    """What AccountsService answers. ``call`` gets its stub and the metadata that show ``key``; empty: none."""
+    shown = (("authorization", f"Bearer {key}"),) if key else ()
+    return await _ask(scheduler_address, lambda stub: call(stub, shown), accounts_pb2_grpc.AccountsServiceStub)
+
+
+async def _ask(
+    scheduler_address: str,
+    call: Callable[[Any], Awaitable[Answer]],
+    stub: Callable[[Any], Any] = scheduler_pb2_grpc.SchedulerServiceStub,
+) -> Answer:
     addresses = Addresses(scheduler_address)
     for last in _tries(addresses):
         async with channel(addresses.current, MESSAGE_BYTES_MAX) as opened:
             try:
-                return await call(scheduler_pb2_grpc.SchedulerServiceStub(opened))
+                return await call(stub(opened))
             except grpc.aio.AioRpcError as error:
                 if last or _is_of_leader(error):
                     raise

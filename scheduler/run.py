@@ -12,12 +12,14 @@ from typing import Any
 
 import structlog
 
+from accounts.config import AccountsConfig, AuthConfig
 from runtime.process import lifecycle
 from runtime.process.exit_codes import ExitCode
 from runtime.process.telemetry import serve_metrics
 from runtime.rpc.grpc_server import RunningServer, join_address, start_server
 from runtime.rpc.status_service import StatusService
 from runtime.timing.clock import Clock, SystemClock
+from scheduler.accounting.accounting import accounting_of
 from scheduler.cluster.latency_profile import ASSUMED, LatencyProfile, load
 from scheduler.config import SchedulerConfig, SchedulerParameters
 from scheduler.core import SchedulerCore
@@ -28,6 +30,8 @@ from scheduler.service import add_services, status_service
 from scheduler.shell import SchedulerShell
 
 log = structlog.get_logger(__name__)
+
+_NO_KEYS, _NO_ACCOUNTS = AuthConfig(), AccountsConfig()
 
 Ready = Callable[[Mapping[str, str]], None]
 MakeCore = Callable[[SchedulerConfig, Clock, LatencyProfile], SchedulerCore]
@@ -45,12 +49,14 @@ async def run(
     stop: asyncio.Event | None = None,
     metrics: SchedulerMetrics | None = None,
     make_core: MakeCore = new_core,
+    auth: AuthConfig = _NO_KEYS,
+    accounts: AccountsConfig = _NO_ACCOUNTS,
 ) -> None:
     """Serve until a signal; ``ready`` is told when workers and front proxies may connect.
 
     ``make_core``: a benchmark records what its core is told.
 
-    Raises SystemExit when the core broke an invariant, or when it led and leads no longer.
+    Raises SystemExit when the core broke an invariant, or when it led and leads no longer; UserError.
     """
     config = SchedulerParameters.of(config)
     stop = stop or lifecycle.stop_event()
@@ -59,6 +65,9 @@ async def run(
     next_core = functools.partial(make_core, config, clock, profile_of(config))
     shell = SchedulerShell(config, next_core(), clock, metrics)
     shell.stands_by = not config.alone
+    shell.accounting = accounting_of(auth, accounts, shell.reply)
+    if shell.accounting is not None and config.alone:
+        await shell.accounting.open(0)
     status = status_service(shell, epoch=time.time_ns())
     metrics_address = serve_metrics(config.host, config.metrics_port)
     server = await start_server(
@@ -96,16 +105,23 @@ async def run(
                 task.cancel()
     finally:
         status.state = "stopped"
-        shell.close()
-        if leadership is not None:
-            # The next one may lead from here on, so nothing of what still comes in is decided.
-            shell.leads_until_s = _never
-            await leadership.release()
-        await server.stop(config.stop_grace_s)
+        await _close(shell, leadership, server)
     if shell.broken.is_set():
         raise SystemExit(ExitCode.PART_DIED)
     if leading in done:
         raise SystemExit(ExitCode.LEADS_NO_LONGER)
+
+
+async def _close(shell: SchedulerShell, leadership: Leadership | None, server: RunningServer) -> None:
+    """End every stream, let go of the lead, and of the ledger last: what streams still told is written."""
+    shell.close()
+    if leadership is not None:
+        # The next one may lead from here on, so nothing of what still comes in is decided.
+        shell.leads_until_s = _never
+        await leadership.release()
+    await server.stop(shell.config.stop_grace_s)
+    if shell.accounting is not None:
+        await shell.accounting.close()
 
 
 def leadership_of(config: SchedulerConfig, address: str, clock: Clock) -> Leadership | None:
@@ -147,6 +163,8 @@ async def lead(
 ) -> None:
     """Stand by, lead, and return when that is over: this process must not plan any more."""
     epoch = await leadership.acquire()
+    if shell.accounting is not None:
+        await shell.accounting.open(epoch)
     shell.lead(make_core(), epoch, lambda: leadership.until_s)
     status.state = "ready"
     await server.set_serving(True)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import grpc
 import structlog
 
+from protos.accounts.v1 import accounts_pb2_grpc
 from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
@@ -20,6 +21,7 @@ from runtime.rpc.grpc_stream import GrpcServerStream
 from runtime.rpc.send_queue import SendQueue
 from runtime.rpc.status_service import StatusService
 from scheduler import wire
+from scheduler.accounting.service import AccountsService
 from scheduler.api.events import (
     DrainRequested,
     FrontJoined,
@@ -98,11 +100,15 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         shell.fronts[session] = outgoing
         self._note_front(name, register.incarnation)
         shell.feed(FrontJoined(session=session, front_proxy_id=name, incarnation=register.incarnation))
+        if shell.accounting is not None:
+            shell.accounting.joined(session, name)
         try:
             await self._converse(stream, outgoing, lambda message: self._on_front(message, session, outgoing))
         finally:
             del shell.fronts[session]
             shell.feed(FrontLeft(session=session))
+            if shell.accounting is not None:
+                shell.accounting.left(session)
             self._note_end("front_proxy", name, outgoing.failure)
         if outgoing.failure is not None:
             await stream.refuse(outgoing.failure)
@@ -241,6 +247,11 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 suspect = message.suspect
                 log.info("worker suspected", worker=suspect.worker_id, why=suspect.reason)
                 shell.feed(wire.worker_suspected(suspect))
+            case "keys":
+                if shell.accounting is None or shell.accounting.keys is None:
+                    outgoing.close(_bad("auth.mode is off in the scheduler, and required in this front proxy."))
+                    return
+                shell.accounting.keys.asked(session, message.keys)
             case other:
                 outgoing.close(_bad(f"A registered front proxy must not send {other or 'an empty message'}."))
 
@@ -276,9 +287,14 @@ def status_service(shell: SchedulerShell, *, epoch: int) -> StatusService:
 
 
 def add_services(shell: SchedulerShell, status: StatusService, server: grpc.aio.Server) -> Sequence[str]:
-    """Register both services; their full names."""
+    """Register all services; their full names."""
     scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerService(shell), server)
-    return ("baton.scheduler.v1.SchedulerService", status.add_to(server))
+    names = ["baton.scheduler.v1.SchedulerService", status.add_to(server)]
+    if (accounting := shell.accounting) is not None:
+        leads = lambda: not shell.stands_by and not shell.deposed  # noqa: E731
+        accounts_pb2_grpc.add_AccountsServiceServicer_to_server(AccountsService(accounting, leads), server)
+        names.append("baton.accounts.v1.AccountsService")
+    return names
 
 
 def _bad(message: str) -> Failure:

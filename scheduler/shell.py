@@ -20,6 +20,7 @@ from runtime.rpc.send_queue import SendQueue
 from runtime.timing.awake_clock import AwakeClock
 from runtime.timing.clock import Clock
 from scheduler import wire
+from scheduler.accounting.accounting import Accounting
 from scheduler.api.actions import (
     AcceptWorker,
     Action,
@@ -73,6 +74,8 @@ class SchedulerShell:
         """Whether another scheduler leads, or none yet."""
         self.leads_until_s: Callable[[], float] = lambda: float("inf")
         """When this one's leadership is over unless it is renewed: another one may lead from then on."""
+        self.accounting: Accounting | None = None
+        """Keys and accounts. None: there are none."""
         self.broken = asyncio.Event()
         """Set when the core broke an invariant: the process must end, for its state is wrong."""
         self._clock = clock
@@ -89,6 +92,11 @@ class SchedulerShell:
         """Take over with an empty core, which workers and front proxies fill when they connect."""
         assert not self.workers and not self.fronts, "no peer is let in while standing by"
         self.core, self.leader_epoch, self.leads_until_s, self.stands_by = core, epoch, until_s, False
+
+    def reply(self, session: int, reply: pb.FrontReply) -> None:
+        """Say something to a front proxy, if its stream is still open."""
+        if (outgoing := self.fronts.get(session)) is not None and not self.deposed:
+            outgoing.put(self._signed(pb.FrontReplies(messages=[reply])))
 
     @property
     def deposed(self) -> bool:
@@ -148,6 +156,8 @@ class SchedulerShell:
         while True:
             clock.look(loop.time())
             self.feed(Tick(late_s=clock.lost_s))
+            if self.accounting is not None and not self.stands_by and not self.deposed:
+                self.accounting.tick()
             if loop.time() >= shown_s + self.config.metrics_interval_s:
                 shown_s = loop.time()
                 self.show_metrics()

@@ -8,6 +8,7 @@ import random
 import time
 
 from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
+from front_proxy.dispatch.accounts_link import AccountsLink
 from front_proxy.dispatch.metrics import DispatchMetrics
 from front_proxy.dispatch.request_driver import RequestDriver
 from front_proxy.dispatch.scheduler_link import SchedulerLink
@@ -42,8 +43,9 @@ class Dispatcher:
         dial_scheduler: Dial | None = None,
         dial_worker: Dial | None = None,
         rng: random.Random | None = None,
+        accounts: AccountsLink | None = None,
     ) -> None:
-        """``policy``: the scheduler's settings, for planning while it is away. The last three: None is the real one."""
+        """``policy``: the scheduler's settings. ``accounts``, ``dial_...`` and ``rng`` are for the links."""
         self.front_proxy_id = config.front_proxy_id or f"front-{os.getpid()}-{time.time_ns():x}"
         self._config = config
         self._limits = limits
@@ -85,7 +87,9 @@ class Dispatcher:
             policy=policy or SchedulerConfig(),
             dial=dial_scheduler,
             rng=rng,
+            accounts=accounts,
         )
+        self._accounts = accounts
         self._planning = planning or self._scheduler
         self._working = working or self._links
         self._metrics.watch(
@@ -137,12 +141,17 @@ class Dispatcher:
         """Wait until a request could be served. Raises FailureError(UNAVAILABLE) after ``timeout_s``."""
         try:
             async with asyncio.timeout(timeout_s):
-                while not (self._scheduler.connected and self._view.snapshot.usable):
+                while not (self._scheduler.connected and self._view.snapshot.usable and self._knows_keys):
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            what = "no decode worker is ready" if self._scheduler.connected else "the scheduler is not reachable"
+            what = "no decode worker is ready" if self._knows_keys else "the scheduler sent no keys"
+            what = what if self._scheduler.connected else "the scheduler is not reachable"
             raise _failure(FailureKind.UNAVAILABLE, f"After {timeout_s:g} s {what}.") from None
+
+    @property
+    def _knows_keys(self) -> bool:
+        return self._accounts is None or self._accounts.knows_keys
 
     def generate(self, request: GenerationRequest) -> RequestDriver:
         """Begin it; its deltas are to be read until the last one, or closed. Raises FailureError."""

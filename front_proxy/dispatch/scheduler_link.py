@@ -12,6 +12,7 @@ import structlog
 
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.dispatch import wire
+from front_proxy.dispatch.accounts_link import AccountsLink
 from front_proxy.planning.cluster_view import ClusterView
 from front_proxy.planning.events import (
     AnswerPlan,
@@ -76,8 +77,12 @@ class SchedulerLink:
         policy: SchedulerConfig,
         dial: Dial | None = None,
         rng: random.Random | None = None,
+        accounts: AccountsLink | None = None,
     ) -> None:
-        """``on_degraded`` is told "planned" or "refused" for every request planned without the scheduler."""
+        """``accounts``: None where there are neither keys nor accounts.
+
+        ``on_degraded`` is told "planned" or "refused" for every request planned without the scheduler.
+        """
         self._config = config
         self._limits = limits
         self._front_proxy_id = front_proxy_id
@@ -105,6 +110,9 @@ class SchedulerLink:
         self._alarm_s = NEVER_S
         self._late_alarms = 0
         self._dial_after_s = 0.0
+        self._accounts = accounts
+        if accounts is not None:
+            accounts.send, accounts.on_keys = self._send, on_view
 
     @property
     def connected(self) -> bool:
@@ -144,6 +152,8 @@ class SchedulerLink:
                 if self._dial_after_s:
                     await asyncio.sleep(self._dial_after_s)
         finally:
+            if self._accounts is not None:
+                self._accounts.close()
             self._handle(Closed())
 
     async def _one_stream(self) -> None:
@@ -164,6 +174,8 @@ class SchedulerLink:
 
     def _on_message(self, replies: scheduler_pb2.FrontReplies) -> None:
         for reply in replies.messages:
+            if self._accounts is not None:
+                self._accounts.hear(reply)
             self._handle(MessageReceived(wire.word(reply), replies.leader_epoch))
 
     def _handle(self, event: PlanClientEvent) -> None:
@@ -221,19 +233,21 @@ class SchedulerLink:
                     self._on_degraded("refused")
                 if (asked := self._receivers.pop(plan_id, None)) is not None:
                     asked[0](failure)
-            case SendRunning(plans=plans, asked=asked_ids, complete=complete):
-                self._send(wire.plans_running(plans, asked=asked_ids, complete=complete))
             case ViewChanged(gone=gone):
                 for worker_id, epoch in gone:
                     self._on_gone(worker_id, epoch)
                 self._on_view()
-            case SendSuspect() | Leave() | DialAgain() | OutageBegan() | OutageOver():
+            case SendRunning() | SendSuspect() | Leave() | DialAgain() | OutageBegan() | OutageOver():
                 self._do_seldom(action)
             case _:
                 assert_never(action)
 
-    def _do_seldom(self, action: SendSuspect | Leave | DialAgain | OutageBegan | OutageOver) -> None:
+    def _do_seldom(self, action: SendRunning | SendSuspect | Leave | DialAgain | OutageBegan | OutageOver) -> None:
         match action:
+            case SendRunning(plans=plans, asked=asked_ids, complete=complete):
+                if complete and self._accounts is not None:
+                    self._accounts.begin()
+                self._send(wire.plans_running(plans, asked=asked_ids, complete=complete))
             case SendSuspect():
                 self._send(wire.suspect(action.worker_id, action.epoch, action.reason))
             case Leave(reason=reason):

@@ -13,6 +13,7 @@ from front_proxy.request.events import Measured, Outcome
 from front_proxy.request.work import Stage, Submission, WorkerOutput
 from kv_transfer.handoff import wire as handoff_wire
 from kv_transfer.handoff.handoff import KvHandoff
+from protos.accounts.v1 import accounts_pb2
 from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2
 from runtime.failures import Failure, FailureKind
@@ -243,6 +244,12 @@ def request_ended(
         ended.cached_tokens = measured.cached_tokens
         ended.finish = measured.finish
     return updates
+
+
+def keys_asked(version: int, number: int) -> scheduler_pb2.FrontUpdates:
+    """Is the table of this version the newest?"""
+    asked = accounts_pb2.KeysAsked(version=version, number=number)
+    return scheduler_pb2.FrontUpdates(messages=[scheduler_pb2.FrontUpdate(keys=asked)])
 
 
 def suspect(worker_id: str, epoch: int, reason: str) -> scheduler_pb2.FrontUpdates:

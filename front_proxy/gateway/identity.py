@@ -1,6 +1,6 @@
 """The tenant and the urgency of a request, from HTTP headers or from gRPC metadata and fields. Nothing else reads them.
 
-Keeps no key, only its digest.
+Keeps no key, only its digest, or where keys are required whose it is.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from accounts.key_table import Key, KeyScope
+from front_proxy.gateway.key_gate import KeyGate
 from front_proxy.gateway.metrics import REFUSALS
 from protos.inference.v1 import inference_pb2
 from runtime.failures import Failure, FailureError, FailureKind
@@ -39,13 +41,20 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     priority_class: str = ""
     ttft_slo_s: float = 0.0
     itl_slo_s: float = 0.0
+    key: Key | None = None
+    """Where keys are required: then its team is the tenant, and its classes are those that may be asked for."""
 
 
-def caller(headers: Iterable[tuple[bytes, bytes]], allowed: Sequence[PriorityClass] = ALL_CLASSES) -> Caller:
-    """The caller. An API key goes before the header. Neither is verified.
+def caller(
+    headers: Iterable[tuple[bytes, bytes]],
+    allowed: Sequence[PriorityClass] = ALL_CLASSES,
+    gate: KeyGate | None = None,
+    scope: KeyScope | None = "inference",
+) -> Caller:
+    """The caller. An API key goes before the header. Neither is verified, unless by the ``gate``.
 
     Raises FailureError (BAD_REQUEST) for a class that is none, or not ``allowed``: as another one it would be missed
-    only under overload. The same for a time that is none.
+    only under overload. The same for a time that is none. FORBIDDEN: the class is not for this key.
     """
     key, named, wanted = b"", b"", b""
     ttft_slo_s = itl_slo_s = 0.0
@@ -62,23 +71,28 @@ def caller(headers: Iterable[tuple[bytes, bytes]], allowed: Sequence[PriorityCla
             ttft_slo_s = _slo_s(TTFT_SLO_HEADER.decode(), value.decode("latin-1"))
         elif name == TPOT_SLO_HEADER:
             itl_slo_s = _slo_s(TPOT_SLO_HEADER.decode(), value.decode("latin-1"))
-    tenant = ""
-    if key:
+    tenant, found = "", None
+    if gate is not None:
+        found = gate.admit(key.decode("latin-1"), scope)
+        tenant = found.team
+    elif key:
         tenant = _KEY_PREFIX + hashlib.blake2s(key, digest_size=_DIGEST_BYTES).hexdigest()
     elif named:
         tenant = _named(named.decode(errors="replace"))
     priority_class = wanted.decode("latin-1")
-    if priority_class and priority_class not in allowed:
-        raise _not_allowed(PRIORITY_HEADER.decode(), priority_class, allowed)
-    return Caller(tenant=tenant, priority_class=priority_class, ttft_slo_s=ttft_slo_s, itl_slo_s=itl_slo_s)
+    if priority_class:
+        _check_class(PRIORITY_HEADER.decode(), priority_class, allowed, found)
+    return Caller(tenant=tenant, priority_class=priority_class, ttft_slo_s=ttft_slo_s, itl_slo_s=itl_slo_s, key=found)
 
 
 def caller_of_call(
-    metadata: Iterable[tuple[str, str | bytes]], allowed: Sequence[PriorityClass] = ALL_CLASSES
+    metadata: Iterable[tuple[str, str | bytes]],
+    allowed: Sequence[PriorityClass] = ALL_CLASSES,
+    gate: KeyGate | None = None,
 ) -> Caller:
     """The caller over gRPC: metadata has the headers' names and meanings."""
     headers = ((name.encode(), value.encode() if isinstance(value, str) else value) for name, value in metadata)
-    return caller(headers, allowed)
+    return caller(headers, allowed, gate)
 
 
 def caller_of_request(
@@ -93,14 +107,16 @@ def caller_of_request(
     if not (tenant or number or ttft_ms or tpot_ms):
         return call
     asked = _CLASS_OF_NUMBER.get(number, str(number)) if number else ""
-    if asked and asked not in allowed:
-        raise _not_allowed("priority_class", asked, allowed)
-    named = _named(tenant) if tenant and not call.tenant.startswith(_KEY_PREFIX) else call.tenant
+    if asked:
+        _check_class("priority_class", asked, allowed, call.key)
+    keyed = call.key is not None or call.tenant.startswith(_KEY_PREFIX)
+    named = _named(tenant) if tenant and not keyed else call.tenant
     return Caller(
         tenant=named,
         priority_class=asked or call.priority_class,
         ttft_slo_s=_slo_s("ttft_slo_ms", ttft_ms) if ttft_ms else call.ttft_slo_s,
         itl_slo_s=_slo_s("tpot_slo_ms", tpot_ms) if tpot_ms else call.itl_slo_s,
+        key=call.key,
     )
 
 
@@ -108,21 +124,29 @@ def with_class(call: Caller, priority: int, allowed: Sequence[PriorityClass]) ->
     """The caller of a request with this priority number, which asks for a class too where it is not 0.
 
     Without any of these it is in the class default, or in the first of the ``allowed`` ones where that is none of them.
-    Raises FailureError (BAD_REQUEST) for a number whose class is not ``allowed``.
+    Raises FailureError (BAD_REQUEST) for a number whose class is not ``allowed``, FORBIDDEN: not for its key.
     """
     of_number = class_of_priority(priority)
-    if of_number in allowed:
+    usable = allowed if call.key is None else [each for each in allowed if each in call.key.classes]
+    if of_number in usable:
         return call
     if priority:
-        raise _not_allowed("The class of priority", of_number, allowed)
-    return call if call.priority_class else msgspec.structs.replace(call, priority_class=allowed[0].value)
+        _check_class("The class of priority", of_number, allowed, call.key)
+    if not usable:
+        _check_class("The class", allowed[0], allowed, call.key)
+    return call if call.priority_class else msgspec.structs.replace(call, priority_class=usable[0].value)
 
 
-def _not_allowed(field: str, value: str, allowed: Sequence[PriorityClass]) -> FailureError:
+def _check_class(field: str, value: str, allowed: Sequence[PriorityClass], key: Key | None) -> None:
+    if value in allowed and (key is None or value in key.classes):
+        return
     REFUSALS.labels("bad_header").inc()
+    if key is not None and value in allowed:
+        message = f"API key {key.key_id} may not use the priority class {value}."
+        raise FailureError(Failure(kind=FailureKind.FORBIDDEN, message=message))
     why = "" if len(allowed) == len(ALL_CLASSES) else " (front_proxy.classes_allowed)"
     message = f"{field} must be one of {', '.join(allowed)}{why}, got {value[:_TENANT_CHARACTERS_MAX]!r}."
-    return FailureError(Failure(kind=FailureKind.BAD_REQUEST, message=message))
+    raise FailureError(Failure(kind=FailureKind.BAD_REQUEST, message=message))
 
 
 def _slo_s(field: str, value: str | float) -> float:

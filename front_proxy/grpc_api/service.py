@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from typing import Protocol
 
 import grpc
@@ -14,6 +14,7 @@ import structlog
 from front_proxy.config import LIMITS, FrontProxyLimits
 from front_proxy.gateway.identity import ALL_CLASSES, Caller, caller_of_call, caller_of_request
 from front_proxy.gateway.in_flight import InFlight, Place
+from front_proxy.gateway.key_gate import KeyGate
 from front_proxy.gateway.metrics import GRPC_STREAMS
 from front_proxy.gateway.request_context import RequestContext
 from front_proxy.grpc_api.output_queue import OutputQueue, TokenOutlet
@@ -30,6 +31,7 @@ _NAMES = ("request_id", "tenant", "session_id", "cache_salt")
 log = structlog.get_logger(__name__)
 
 Context = grpc.aio.ServicerContext[object, object]
+Metadata = Iterable[tuple[str, str | bytes]] | None
 
 
 class Inference(Protocol):
@@ -55,13 +57,20 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         in_flight: InFlight,
         limits: FrontProxyLimits = LIMITS,
         classes_allowed: Sequence[PriorityClass] = ALL_CLASSES,
+        gate: KeyGate | None = None,
     ) -> None:
+        """``gate``: None where no keys are required."""
         self.inference = inference
         self.in_flight = in_flight
         self.limits = limits
         self.classes_allowed = classes_allowed
+        self._gate = gate
         self._sessions: set[_ManySession] = set()
         self._retiring = False
+
+    def caller_of(self, metadata: Metadata) -> Caller:
+        """Who calls. Raises FailureError."""
+        return caller_of_call(metadata or (), self.classes_allowed, self._gate)
 
     def retire(self) -> None:
         """End GenerateMany streams once what they run has ended. Their clients ask for the rest on another stream."""
@@ -77,7 +86,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         with GRPC_STREAMS.labels("Generate").track_inprogress():
             try:
                 _check_names(request, self.limits.name_characters_max)
-                call = caller_of_call(context.invocation_metadata() or (), self.classes_allowed)
+                call = self.caller_of(context.invocation_metadata())
                 caller = caller_of_request(call, request, self.classes_allowed)
                 place = self.in_flight.enter()
             except FailureError as error:
@@ -100,11 +109,14 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request_iterator: AsyncIterator[inference_pb2.GenerateManyRequest], context: Context
     ) -> AsyncIterator[inference_pb2.GenerateManyResponse]:
         """Many requests; what one turn of the event loop brought goes out in one message, or in as few as hold it."""
+        metadata = context.invocation_metadata()
         try:
-            caller = caller_of_call(context.invocation_metadata() or (), self.classes_allowed)
+            caller = self.caller_of(metadata)
         except FailureError as error:
             await abort(context, error.failure)
-        session = _ManySession(self, caller)
+        # A stream may outlive its key, so each request is checked.
+        again = None if caller.key is None else lambda: self.caller_of(metadata)
+        session = _ManySession(self, again or (lambda: caller))
         reader = asyncio.create_task(session.read(request_iterator), name="generate-many-reader")
         self._sessions.add(session)
         if self._retiring:
@@ -131,14 +143,18 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.ListModelsRequest, context: Context
     ) -> inference_pb2.ListModelsResponse:
         """The served models."""
-        del request, context
+        del request
+        try:
+            self.caller_of(context.invocation_metadata())
+        except FailureError as error:
+            await abort(context, error.failure)
         return inference_pb2.ListModelsResponse(models=self.inference.models())
 
 
 class _ManySession:
     """The state of one GenerateMany stream."""
 
-    def __init__(self, service: InferenceService, caller: Caller) -> None:
+    def __init__(self, service: InferenceService, caller: Callable[[], Caller]) -> None:
         self._service = service
         self._caller = caller
         limits = service.limits
@@ -203,7 +219,7 @@ class _ManySession:
         name = request.request_id
         try:
             _check_names(request, self._service.limits.name_characters_max)
-            caller = caller_of_request(self._caller, request, self._service.classes_allowed)
+            caller = caller_of_request(self._caller(), request, self._service.classes_allowed)
             if name in self._running:
                 raise _bad_request(f"Request {name} already runs on this stream.")
             place = self._service.in_flight.enter()

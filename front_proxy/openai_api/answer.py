@@ -29,12 +29,25 @@ HeadersOf = Callable[[Iterable[Header]], list[Header]]
 _STATUS_BEFORE_STREAM = frozenset(
     {
         FailureKind.BAD_REQUEST,
+        FailureKind.UNAUTHENTICATED,
+        FailureKind.FORBIDDEN,
         FailureKind.EXHAUSTED,
         FailureKind.UNAVAILABLE,
         FailureKind.STATE_LOST,
         FailureKind.DEADLINE,
     }
 )
+_KEY_STATUSES = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+_ANTHROPIC_TYPES = {
+    HTTPStatus.UNAUTHORIZED: "authentication_error",
+    HTTPStatus.FORBIDDEN: "permission_error",
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
+}
+_OPENAI_TYPES = {
+    "invalid_api_key": "invalid_request_error",
+    "rate_limit_exceeded": "requests",
+    "insufficient_quota": "insufficient_quota",
+}
 _RETRY_STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 
 
@@ -88,11 +101,17 @@ class Answer:
             await self._send(message)
 
     async def refuse(
-        self, status: HTTPStatus, message: str, *, retry_after_s: float | None = None, close: bool = False
+        self,
+        status: HTTPStatus,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        close: bool = False,
+        code: str = "",
     ) -> None:
         """Answer with an error of ours; what the app says afterwards is dropped. ``close``: the connection, too."""
         self._replaced = True
-        content = error_content(status, message, self._scope["path"])
+        content = error_content(status, message, self._scope["path"], code)
         headers = error_headers(content)
         if close:
             headers.append((b"connection", b"close"))
@@ -104,7 +123,7 @@ class Answer:
     async def fail(self, failure: Failure) -> None:
         """Answer with a failure."""
         status = HTTPStatus(STATUS[failure.kind].http_status)
-        await self.refuse(status, failure.message, retry_after_s=failure.retry_after_s)
+        await self.refuse(status, failure.message, retry_after_s=failure.retry_after_s, code=failure.code)
 
     async def _start(self, message: Message) -> None:
         headers: list[Header] = list(message.get("headers", ()))
@@ -157,12 +176,14 @@ class Answer:
         return {} if self.context is None else phases_ms(self.context)
 
 
-def error_content(status: HTTPStatus, message: str, path: str) -> bytes:
-    """The body of an error, as the clients of ``path`` expect it."""
-    error: dict[str, Any] = {"message": message, "type": status.phrase, "param": None, "code": int(status)}
-    body: dict[str, Any] = {"error": error}
+def error_content(status: HTTPStatus, message: str, path: str, code: str = "") -> bytes:
+    """The body of an error, as the clients of ``path`` expect it. ``code``: OpenAI's, where it has one."""
     if "/v1/messages" in path:
-        body = {"type": "error", "error": {"type": status.phrase, "message": message}}
+        kind = _ANTHROPIC_TYPES.get(status, status.phrase) if code or status in _KEY_STATUSES else status.phrase
+        body: dict[str, Any] = {"type": "error", "error": {"type": kind, "message": message}}
+    else:
+        kind = _OPENAI_TYPES.get(code, status.phrase)
+        body = {"error": {"message": message, "type": kind, "param": None, "code": code or int(status)}}
     return json.dumps(body).encode()
 
 

@@ -7,9 +7,11 @@ import json
 import uuid
 from http import HTTPStatus
 
+from accounts.key_table import KeyScope
 from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
 from front_proxy.gateway.identity import caller
 from front_proxy.gateway.in_flight import InFlight
+from front_proxy.gateway.key_gate import KeyGate
 from front_proxy.gateway.metrics import DROPPED_FIELDS, REFUSALS
 from front_proxy.gateway.request_context import CLOCK, REQUEST_CONTEXT, RequestContext
 from front_proxy.openai_api import http_metrics
@@ -22,6 +24,12 @@ CROWDED = "baton.crowded"
 """In the scope of a request on a connection that is one too many."""
 CROWDED_ROUTES = frozenset({"/health", "/ping", "/metrics"})
 """Answered there too."""
+OPEN_ROUTES = frozenset({"/health", "/ping"})
+"""Answered without a key where keys are required. So are those of operators on a port of their own."""
+SCOPES: dict[str, KeyScope] = dict.fromkeys(
+    (*GENERATION_ROUTES, "/v1/messages/count_tokens", "/tokenize", "/detokenize"), "inference"
+)
+"""What a key must allow; of other routes nothing."""
 NO_ROOM = "This front proxy has no room for more connections. Please try again later."
 EXPLAIN_HEADER = b"x-baton-explain"
 """When it is 1, the answer says where the time to its first token went."""
@@ -36,8 +44,15 @@ class HttpGuard:
     """Wraps the app. A generation takes its place in ``in_flight`` once its body is here."""
 
     def __init__(
-        self, app: PublishedApp, config: FrontProxyConfig, in_flight: InFlight, limits: FrontProxyLimits = LIMITS
+        self,
+        app: PublishedApp,
+        config: FrontProxyConfig,
+        in_flight: InFlight,
+        limits: FrontProxyLimits = LIMITS,
+        gate: KeyGate | None = None,
     ) -> None:
+        """``gate``: None where no keys are required."""
+        self._gate = gate
         self._app = app
         self._config = config
         self._in_flight = in_flight
@@ -83,16 +98,18 @@ class HttpGuard:
             REFUSALS.labels("descriptors").inc()
             await answer.refuse(HTTPStatus.SERVICE_UNAVAILABLE, NO_ROOM)
             return
-        if route == "/openapi.json":
-            # A second of work the first time. In a thread, streams go on meanwhile.
-            await asyncio.to_thread(self._app.fastapi.openapi)
+        gate = None if for_operators or route in OPEN_ROUTES else self._gate
         try:
-            context = RequestContext(caller(scope["headers"], self._config.classes_allowed), None)
+            who = caller(scope["headers"], self._config.classes_allowed, gate, SCOPES.get(route))
+            context = RequestContext(who, None)
             if route in GENERATION_ROUTES:
                 self._in_flight.check()
         except FailureError as error:
             await answer.fail(error.failure)
             return
+        if route == "/openapi.json":
+            # A second of work the first time. In a thread, streams go on meanwhile.
+            await asyncio.to_thread(self._app.fastapi.openapi)
         try:
             await self._forward(context, route, scope, receive, answer)
         finally:

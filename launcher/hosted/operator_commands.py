@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -20,12 +20,13 @@ from protos.scheduler.v1 import scheduler_pb2 as pb
 from runtime.roles import ROLES, WORKER_ROLES, Role
 from runtime.rpc.grpc_server import channel
 from runtime.user_error import UserError
-from scheduler.operator_client import drain_worker, explain_plan, record_trace
+from scheduler.operator_client import ask_accounts, drain_worker, explain_plan, record_trace
 
 _MESSAGE_BYTES_MAX = 1 << 20
 _PROGRESS_INTERVAL_S = 0.5
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 class CommandError(UserError):
@@ -86,6 +87,15 @@ async def record(state_dir: Path) -> AsyncGenerator[pb.TraceRecords, None]:
         raise CommandError("the scheduler does not answer") from error
     except grpc.aio.AioRpcError as error:
         raise CommandError(f"the recording ended: {error.details() or error.code().name}") from error
+
+
+async def accounts(state_dir: Path, key: str, call: Callable[[Any, Any], Awaitable[T]]) -> T:
+    """What AccountsService answers to ``call``, asked with ``key``. Raises CommandError or StateError."""
+    schedulers = _schedulers(state_file.read(state_dir))
+    try:
+        return await ask_accounts(schedulers, key, call)
+    except grpc.aio.AioRpcError as error:
+        raise CommandError(error.details() or error.code().name) from error
 
 
 async def restart(state_dir: Path, process_id: str, *, say: Say) -> None:

@@ -16,6 +16,7 @@ from runtime.roles import WORKER_ROLES, Role
 
 STOP_ORDER: tuple[tuple[Role, ...], ...] = (("front_proxy",), WORKER_ROLES, ("scheduler",))
 LEADER_FILE = "leader"
+SECRETS_DIR, LEDGER_FILE = "secrets", "ledger.sqlite"
 # What is asked of one process cannot be shared with another: each further process takes the next port.
 _COUNTED = {
     "scheduler": ("port", "advertise_port", "metrics_port"),
@@ -98,9 +99,22 @@ def prepared(config: BatonConfig, sources: Mapping[str, str], state_dir: Path) -
         front = msgspec.structs.replace(front, grpc_port=0 if taken else beside)
     if launcher.schedulers > 1 and scheduler.alone:
         scheduler = msgspec.structs.replace(scheduler, leader_lock_file=str(state_dir / LEADER_FILE))
-    adjusted = msgspec.structs.replace(config, engine=engine, front_proxy=front, scheduler=scheduler)
+    auth, accounts = config.auth, config.accounts
+    # On Ray each node has a folder of its own, so the operator must name one that all share.
+    if not on_ray:
+        auth = msgspec.structs.replace(auth, secrets_dir=str(secrets_dir(config, state_dir)))
+    if not accounts.ledger_file:
+        accounts = msgspec.structs.replace(accounts, ledger_file=str(state_dir / LEDGER_FILE))
+    adjusted = msgspec.structs.replace(
+        config, engine=engine, front_proxy=front, scheduler=scheduler, auth=auth, accounts=accounts
+    )
     _check_ports(adjusted, sources)
     return adjusted
+
+
+def secrets_dir(config: BatonConfig, state_dir: Path) -> Path:
+    """Where the pepper and the administrator's key lie."""
+    return Path(config.auth.secrets_dir).expanduser() if config.auth.secrets_dir else state_dir / SECRETS_DIR
 
 
 def _counted(config: BatonConfig, section: str, ordinal: int) -> tuple[str, ...]:

@@ -17,6 +17,8 @@ class StatusPair(msgspec.Struct, frozen=True):
 
 STATUS: dict[FailureKind, StatusPair] = {
     FailureKind.BAD_REQUEST: StatusPair(grpc.StatusCode.INVALID_ARGUMENT, 400),
+    FailureKind.UNAUTHENTICATED: StatusPair(grpc.StatusCode.UNAUTHENTICATED, 401),
+    FailureKind.FORBIDDEN: StatusPair(grpc.StatusCode.PERMISSION_DENIED, 403),
     FailureKind.NOT_FOUND: StatusPair(grpc.StatusCode.NOT_FOUND, 404),
     FailureKind.TOO_LARGE: StatusPair(grpc.StatusCode.OUT_OF_RANGE, 413),
     FailureKind.EXHAUSTED: StatusPair(grpc.StatusCode.RESOURCE_EXHAUSTED, 429),

@@ -1,3 +1,4 @@
+from protos.accounts.v1 import accounts_pb2 as _accounts_pb2
 from protos.cluster.v1 import cluster_pb2 as _cluster_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -252,18 +253,26 @@ class FrontUpdates(_message.Message):
     def __init__(self, messages: _Optional[_Iterable[_Union[FrontUpdate, _Mapping]]] = ...) -> None: ...
 
 class FrontUpdate(_message.Message):
-    __slots__ = ("register", "plan", "ended", "suspect", "running")
+    __slots__ = ("register", "plan", "ended", "suspect", "running", "extend", "usage", "holds", "keys")
     REGISTER_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
     SUSPECT_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
+    EXTEND_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
     register: FrontProxyInfo
     plan: PlanRequest
     ended: RequestEnded
     suspect: WorkerSuspect
     running: PlansRunning
-    def __init__(self, register: _Optional[_Union[FrontProxyInfo, _Mapping]] = ..., plan: _Optional[_Union[PlanRequest, _Mapping]] = ..., ended: _Optional[_Union[RequestEnded, _Mapping]] = ..., suspect: _Optional[_Union[WorkerSuspect, _Mapping]] = ..., running: _Optional[_Union[PlansRunning, _Mapping]] = ...) -> None: ...
+    extend: _accounts_pb2.ExtendHold
+    usage: bytes
+    holds: _accounts_pb2.HoldsOpen
+    keys: _accounts_pb2.KeysAsked
+    def __init__(self, register: _Optional[_Union[FrontProxyInfo, _Mapping]] = ..., plan: _Optional[_Union[PlanRequest, _Mapping]] = ..., ended: _Optional[_Union[RequestEnded, _Mapping]] = ..., suspect: _Optional[_Union[WorkerSuspect, _Mapping]] = ..., running: _Optional[_Union[PlansRunning, _Mapping]] = ..., extend: _Optional[_Union[_accounts_pb2.ExtendHold, _Mapping]] = ..., usage: _Optional[bytes] = ..., holds: _Optional[_Union[_accounts_pb2.HoldsOpen, _Mapping]] = ..., keys: _Optional[_Union[_accounts_pb2.KeysAsked, _Mapping]] = ...) -> None: ...
 
 class FrontProxyInfo(_message.Message):
     __slots__ = ("front_proxy_id", "incarnation")
@@ -274,7 +283,7 @@ class FrontProxyInfo(_message.Message):
     def __init__(self, front_proxy_id: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
-    __slots__ = ("plan_id", "request_id", "prompt_tokens", "output_tokens_max", "priority", "excluded_worker_ids", "pinned_decode_worker_id", "tenant", "prefill_only", "priority_class", "wait_max_ms", "resumed", "block_keys", "ttft_slo_ms", "itl_slo_us")
+    __slots__ = ("plan_id", "request_id", "prompt_tokens", "output_tokens_max", "priority", "excluded_worker_ids", "pinned_decode_worker_id", "tenant", "prefill_only", "priority_class", "wait_max_ms", "resumed", "block_keys", "ttft_slo_ms", "itl_slo_us", "hold")
     PLAN_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -290,6 +299,7 @@ class PlanRequest(_message.Message):
     BLOCK_KEYS_FIELD_NUMBER: _ClassVar[int]
     TTFT_SLO_MS_FIELD_NUMBER: _ClassVar[int]
     ITL_SLO_US_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
     plan_id: int
     request_id: str
     prompt_tokens: int
@@ -305,7 +315,8 @@ class PlanRequest(_message.Message):
     block_keys: bytes
     ttft_slo_ms: int
     itl_slo_us: int
-    def __init__(self, plan_id: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens_max: _Optional[int] = ..., priority: _Optional[int] = ..., excluded_worker_ids: _Optional[_Iterable[str]] = ..., pinned_decode_worker_id: _Optional[str] = ..., tenant: _Optional[str] = ..., prefill_only: _Optional[bool] = ..., priority_class: _Optional[str] = ..., wait_max_ms: _Optional[int] = ..., resumed: _Optional[bool] = ..., block_keys: _Optional[bytes] = ..., ttft_slo_ms: _Optional[int] = ..., itl_slo_us: _Optional[int] = ...) -> None: ...
+    hold: _accounts_pb2.HoldAsked
+    def __init__(self, plan_id: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens_max: _Optional[int] = ..., priority: _Optional[int] = ..., excluded_worker_ids: _Optional[_Iterable[str]] = ..., pinned_decode_worker_id: _Optional[str] = ..., tenant: _Optional[str] = ..., prefill_only: _Optional[bool] = ..., priority_class: _Optional[str] = ..., wait_max_ms: _Optional[int] = ..., resumed: _Optional[bool] = ..., block_keys: _Optional[bytes] = ..., ttft_slo_ms: _Optional[int] = ..., itl_slo_us: _Optional[int] = ..., hold: _Optional[_Union[_accounts_pb2.HoldAsked, _Mapping]] = ...) -> None: ...
 
 class Placement(_message.Message):
     __slots__ = ("worker_id", "address", "epoch")
@@ -326,30 +337,38 @@ class FrontReplies(_message.Message):
     def __init__(self, messages: _Optional[_Iterable[_Union[FrontReply, _Mapping]]] = ..., leader_epoch: _Optional[int] = ...) -> None: ...
 
 class FrontReply(_message.Message):
-    __slots__ = ("plan", "refused", "view", "waiting")
+    __slots__ = ("plan", "refused", "view", "waiting", "extended", "booked", "keys")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
+    EXTENDED_FIELD_NUMBER: _ClassVar[int]
+    BOOKED_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
     plan: Plan
     refused: PlanRefused
     view: ClusterView
     waiting: PlanWaiting
-    def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., refused: _Optional[_Union[PlanRefused, _Mapping]] = ..., view: _Optional[_Union[ClusterView, _Mapping]] = ..., waiting: _Optional[_Union[PlanWaiting, _Mapping]] = ...) -> None: ...
+    extended: _accounts_pb2.HoldExtended
+    booked: _accounts_pb2.UsageBooked
+    keys: _accounts_pb2.KeyTable
+    def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ..., refused: _Optional[_Union[PlanRefused, _Mapping]] = ..., view: _Optional[_Union[ClusterView, _Mapping]] = ..., waiting: _Optional[_Union[PlanWaiting, _Mapping]] = ..., extended: _Optional[_Union[_accounts_pb2.HoldExtended, _Mapping]] = ..., booked: _Optional[_Union[_accounts_pb2.UsageBooked, _Mapping]] = ..., keys: _Optional[_Union[_accounts_pb2.KeyTable, _Mapping]] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("plan_id", "prefill", "decode", "decode_blocks_reserved", "reason")
+    __slots__ = ("plan_id", "prefill", "decode", "decode_blocks_reserved", "reason", "grant")
     PLAN_ID_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     DECODE_FIELD_NUMBER: _ClassVar[int]
     DECODE_BLOCKS_RESERVED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    GRANT_FIELD_NUMBER: _ClassVar[int]
     plan_id: int
     prefill: Placement
     decode: Placement
     decode_blocks_reserved: int
     reason: str
-    def __init__(self, plan_id: _Optional[int] = ..., prefill: _Optional[_Union[Placement, _Mapping]] = ..., decode: _Optional[_Union[Placement, _Mapping]] = ..., decode_blocks_reserved: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    grant: _accounts_pb2.Grant
+    def __init__(self, plan_id: _Optional[int] = ..., prefill: _Optional[_Union[Placement, _Mapping]] = ..., decode: _Optional[_Union[Placement, _Mapping]] = ..., decode_blocks_reserved: _Optional[int] = ..., reason: _Optional[str] = ..., grant: _Optional[_Union[_accounts_pb2.Grant, _Mapping]] = ...) -> None: ...
 
 class PlanWaiting(_message.Message):
     __slots__ = ("plan_id", "wait_max_ms")
@@ -360,16 +379,20 @@ class PlanWaiting(_message.Message):
     def __init__(self, plan_id: _Optional[int] = ..., wait_max_ms: _Optional[int] = ...) -> None: ...
 
 class PlanRefused(_message.Message):
-    __slots__ = ("plan_id", "kind", "message", "retry_after_ms")
+    __slots__ = ("plan_id", "kind", "message", "retry_after_ms", "code", "standing")
     PLAN_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    STANDING_FIELD_NUMBER: _ClassVar[int]
     plan_id: int
     kind: str
     message: str
     retry_after_ms: int
-    def __init__(self, plan_id: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
+    code: str
+    standing: _accounts_pb2.Standing
+    def __init__(self, plan_id: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ..., code: _Optional[str] = ..., standing: _Optional[_Union[_accounts_pb2.Standing, _Mapping]] = ...) -> None: ...
 
 class RequestEnded(_message.Message):
     __slots__ = ("plan_id", "outcome", "output_tokens", "ttft_us", "itl_us", "cached_tokens", "finish")

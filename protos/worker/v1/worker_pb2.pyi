@@ -64,7 +64,7 @@ class Opened(_message.Message):
     def __init__(self, worker: _Optional[_Union[_cluster_pb2.WorkerInfo, _Mapping]] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("slot", "request_id", "token_ids", "sampling", "priority", "cache_salt", "session_id", "trace_headers", "reasoning_ended", "reasoning_parser_kwargs", "deadline_ms", "blocks_reserved", "prefill", "decode")
+    __slots__ = ("slot", "request_id", "token_ids", "sampling", "priority", "cache_salt", "session_id", "trace_headers", "reasoning_ended", "reasoning_parser_kwargs", "deadline_ms", "blocks_reserved", "prefill", "decode", "tell_work")
     class TraceHeadersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +86,7 @@ class Submit(_message.Message):
     BLOCKS_RESERVED_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     DECODE_FIELD_NUMBER: _ClassVar[int]
+    TELL_WORK_FIELD_NUMBER: _ClassVar[int]
     slot: int
     request_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -100,7 +101,8 @@ class Submit(_message.Message):
     blocks_reserved: int
     prefill: Prefill
     decode: Decode
-    def __init__(self, slot: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[bytes] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., session_id: _Optional[str] = ..., trace_headers: _Optional[_Mapping[str, str]] = ..., reasoning_ended: _Optional[bool] = ..., reasoning_parser_kwargs: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ..., blocks_reserved: _Optional[int] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., decode: _Optional[_Union[Decode, _Mapping]] = ...) -> None: ...
+    tell_work: bool
+    def __init__(self, slot: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[bytes] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., session_id: _Optional[str] = ..., trace_headers: _Optional[_Mapping[str, str]] = ..., reasoning_ended: _Optional[bool] = ..., reasoning_parser_kwargs: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ..., blocks_reserved: _Optional[int] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., decode: _Optional[_Union[Decode, _Mapping]] = ..., tell_work: _Optional[bool] = ...) -> None: ...
 
 class Prefill(_message.Message):
     __slots__ = ()
@@ -149,7 +151,7 @@ class StepOutputs(_message.Message):
     def __init__(self, deltas: _Optional[_Iterable[_Union[Delta, _Mapping]]] = ..., token_slots: _Optional[_Iterable[int]] = ..., token_counts: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Delta(_message.Message):
-    __slots__ = ("slot", "token_ids", "finish", "stop_token_id", "first", "logprobs", "prompt_logprobs", "handoff", "failure")
+    __slots__ = ("slot", "token_ids", "finish", "stop_token_id", "first", "logprobs", "prompt_logprobs", "handoff", "failure", "work")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
@@ -159,6 +161,7 @@ class Delta(_message.Message):
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     HANDOFF_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
     slot: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     finish: FinishReason
@@ -168,7 +171,24 @@ class Delta(_message.Message):
     prompt_logprobs: Logprobs
     handoff: _cluster_pb2.KvHandoff
     failure: Failure
-    def __init__(self, slot: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish: _Optional[_Union[FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., first: _Optional[_Union[FirstDelta, _Mapping]] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., handoff: _Optional[_Union[_cluster_pb2.KvHandoff, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    work: Work
+    def __init__(self, slot: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish: _Optional[_Union[FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., first: _Optional[_Union[FirstDelta, _Mapping]] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., handoff: _Optional[_Union[_cluster_pb2.KvHandoff, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., work: _Optional[_Union[Work, _Mapping]] = ...) -> None: ...
+
+class Work(_message.Message):
+    __slots__ = ("computed_tokens", "cached_tokens", "pulled_tokens", "decoded_tokens", "prefill_us", "decode_us")
+    COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PULLED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DECODED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_US_FIELD_NUMBER: _ClassVar[int]
+    DECODE_US_FIELD_NUMBER: _ClassVar[int]
+    computed_tokens: int
+    cached_tokens: int
+    pulled_tokens: int
+    decoded_tokens: int
+    prefill_us: int
+    decode_us: int
+    def __init__(self, computed_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., pulled_tokens: _Optional[int] = ..., decoded_tokens: _Optional[int] = ..., prefill_us: _Optional[int] = ..., decode_us: _Optional[int] = ...) -> None: ...
 
 class FirstDelta(_message.Message):
     __slots__ = ("cached_tokens", "external_tokens", "admission_us", "queue_us", "compute_us")

@@ -1,0 +1,1 @@
+"""Keys and accounts around the scheduler: the ledger, what front proxies say, what operators ask."""
