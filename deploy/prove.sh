@@ -18,6 +18,7 @@ step() {
 }
 
 step "20,000 seeds" "$bin/python" -m simulation --seeds 20000
+step "5,000 seeds of expert rollouts" "$bin/python" -m simulation experts --seeds 5000
 step "48 seeds of chaos in virtual time" "$bin/baton" chaos virtual --seeds 48 --faults kill,freeze,terminate,restart,cut,delay,blackhole
 step "an hour at three times the capacity" "$bin/python" -m simulation overload --hours 1 --load 3
 step "real engines, 1 prefill 2 decode: kill, cut" "${chaos[@]}" --prefill 1 --decode 2 --faults kill,cut --seed 3

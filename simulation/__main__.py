@@ -46,6 +46,36 @@ def seeds(*, seeds: int = 10_000, first_seed: int = 0, seed: int | None = None) 
 
 
 @app.command
+def experts(*, seeds: int = 5_000, first_seed: int = 0, seed: int | None = None) -> int:
+    """Roll out expert maps under faults; the exit code is 0 when every invariant held in every run, else 1.
+
+    Parameters
+    ----------
+    seeds
+        how many runs
+    first_seed
+        seed of the first one
+    seed
+        repeat one run and print its events
+    """
+    from simulation.experts.seeds import simulate as roll_out
+
+    applied, outcomes = 0, Counter[str]()
+    chosen = range(first_seed, first_seed + seeds) if seed is None else range(seed, seed + 1)
+    for verdict in parallel.over(roll_out, chosen):
+        if verdict.broken is not None or seed is not None:
+            print("\n".join(roll_out(verdict.seed, event_log=True).event_log))
+        if verdict.broken is not None:
+            print(f"BROKEN {verdict.broken}\nrepeat it with: python -m simulation experts --seed {verdict.seed}")
+            return 1
+        outcomes.update(verdict.outcomes)
+        applied += verdict.applied
+    told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+    print(f"{len(chosen)} seeds held: {told}; {applied} maps went live on a rank")
+    return 0
+
+
+@app.command
 def overload(*, seed: int = 0, load: float = 3.0, hours: float = 1.0, short_s: float = 300.0) -> int:
     """Ask more than a fake cluster can do; the exit code is 0 when everything holds past its capacity, else 1.
 
