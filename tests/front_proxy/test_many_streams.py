@@ -117,7 +117,7 @@ async def test_tokens_of_an_outlet_fill_no_message_beyond_its_bound() -> None:
 
 @pytest.mark.parametrize(("n", "aborted"), [(1, 1), (2**32 - 1, 4)])
 async def test_a_request_cancelled_before_its_first_step_is_aborted_at_a_bounded_cost(n: int, aborted: int) -> None:
-    session = _ManySession(InferenceService(Told(None), in_flight := room(4), limits()), Caller())
+    session = _ManySession(InferenceService(Told(None), in_flight := room(4), limits()), Caller)
     async with asyncio.timeout(5):
         await session.read(many(request("x", SamplingOptions(n=n), request_id="r"), "r"))
         (batch,) = [batch async for batch in session.batches()]
@@ -130,7 +130,7 @@ async def test_a_client_that_does_not_read_is_not_read_from() -> None:
     def refuse(_: GenerateRequest) -> GenerateResponse:
         raise FailureError(Failure(kind=FailureKind.BAD_REQUEST, message="no"))
 
-    session = _ManySession(InferenceService(Told(refuse), room(4), limits(output_deltas_max=8)), Caller())
+    session = _ManySession(InferenceService(Told(refuse), room(4), limits(output_deltas_max=8)), Caller)
     taken = 0
 
     async def said() -> AsyncIterator[inference_pb2.GenerateManyRequest]:
