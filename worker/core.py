@@ -343,10 +343,19 @@ class WorkerCore:
             self.apply(self.role.leases.tick(self.now_s()))
 
 
+# Of the blocks in stores, how many routing is told of: a few hundred bytes here, and at the scheduler, for each.
+_STORE_BLOCKS_MAX = 200_000
+
+
 def _mirror(engine: Engine) -> BlockMirror | None:
     """One that follows the engine."""
     info = engine.info
     # Twice what the engine has: blocks that are gone stay in it while others stand behind them.
-    blocks_max = 2 * (info.kv_blocks_total + info.host_blocks_total)
-    mirror = BlockMirror(epoch=info.epoch, block_size_tokens=info.block_size_tokens, blocks_max=blocks_max)
+    stored = min(info.store_blocks_total, _STORE_BLOCKS_MAX)
+    mirror = BlockMirror(
+        epoch=info.epoch,
+        block_size_tokens=info.block_size_tokens,
+        blocks_max=2 * (info.kv_blocks_total + info.host_blocks_total) + stored,
+        store_blocks_max=stored,
+    )
     return mirror if engine.report_blocks(EventOrder(mirror)) else None
