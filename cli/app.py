@@ -48,6 +48,7 @@ app.command(cluster.explain, group=_CLUSTER)
 app.command(
     "cli.chaos:app", name="chaos", help="Break a cluster under traffic, and check what clients saw.", group=_CLUSTER
 )
+app.command("cli.kv:app", name="kv", help="Look at KV tiers, and care for what they hold.", group=_CLUSTER)
 app.command(process.scheduler, group=_PROCESSES)
 app.command(process.prefill, group=_PROCESSES)
 app.command(process.decode, group=_PROCESSES)

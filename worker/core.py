@@ -20,6 +20,7 @@ from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure, FailureKind
 from runtime.timing.clock import precise_clock
+from worker import wire
 from worker.admission import Admission
 from worker.background_tasks import BackgroundTasks
 from worker.config import WorkerConfig, WorkerLimits
@@ -133,6 +134,7 @@ class WorkerCore:
             kv_bytes_in=engine.kv_bytes_in,
             kv_bytes_out=engine.kv_bytes_out,
             prefill_tokens_queued=self.prefill_tokens_queued,
+            load_costs=wire.load_costs(engine.tiers),
         )
 
     def take_progress(self) -> scheduler_pb2.WorkerProgress | None:
@@ -152,6 +154,7 @@ class WorkerCore:
     def status(self) -> cluster_pb2.ProcessStatus:
         """Its line of ``baton status``."""
         load = self.load()
+        tiers = self.engine.load().tiers
         return cluster_pb2.ProcessStatus(
             address=self.address,
             state=self.lifecycle.state.value,
@@ -162,12 +165,7 @@ class WorkerCore:
             leases_held=load.leases_held,
             kv_bytes_in=load.kv_bytes_in,
             kv_bytes_out=load.kv_bytes_out,
-            kv_tiers=[
-                cluster_pb2.KvTier(
-                    name=tier.name, blocks=tier.blocks, bytes=tier.bytes, capacity_bytes=tier.capacity_bytes
-                )
-                for tier in self.engine.load().tiers
-            ],
+            kv_tiers=[wire.tier_status(tier) for tier in tiers],
         )
 
     def now_s(self) -> float:

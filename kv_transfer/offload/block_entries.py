@@ -15,14 +15,12 @@ from vllm.v1.kv_offload.base import (
 
 from kv_transfer.offload import private
 from kv_transfer.prefix import block_keys
-from kv_transfer.prefix.events import BlocksFound, BlocksRemoved, EngineHash, Medium
+from kv_transfer.prefix.events import OF_TIER, BlocksFound, BlocksRemoved, EngineHash
 from kv_transfer.stores.tier import Told
 from kv_transfer.tiers.segment import Entry
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
-
-MEDIUMS = {"file": Medium.FILE, "s3": Medium.OBJECT}
 
 
 def entries_of(request: Request, context: ReqContext, block_tokens: int) -> dict[bytes, Entry]:
@@ -49,7 +47,7 @@ def entries_of(request: Request, context: ReqContext, block_tokens: int) -> dict
 
 def events_of(kind: str, told: Told) -> list[BlocksFound | BlocksRemoved]:
     """What came and went in a store of this kind."""
-    medium, events = MEDIUMS[kind], list[BlocksFound | BlocksRemoved]()
+    medium, events = OF_TIER[kind], list[BlocksFound | BlocksRemoved]()
     if told.went:
         events.append(BlocksRemoved(hashes=[_name(key) for key in told.went], medium=medium))
     if told.came:

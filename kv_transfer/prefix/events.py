@@ -23,6 +23,8 @@ class Medium(enum.IntEnum):
     OBJECT = 3
 
 
+OF_TIER = {"host": Medium.HOST, "file": Medium.FILE, "s3": Medium.OBJECT}
+"""The medium of each kind of KV tier."""
 GONE = len(Medium)
 """In place of a medium: on none."""
 

@@ -31,8 +31,8 @@ from kv_transfer.tiers.segment import (
     ABOUT,
     INDEX_BYTES,
     About,
-    BadSegment,
     Index,
+    created_ms,
     decode,
     offset,
     parse_name,
@@ -282,12 +282,13 @@ class BucketView(StoreView):
     def indexes(self, name: str) -> Sequence[Index]:
         """A segment's index, by rank. Raises BadSegment and OSError."""
         about = parse_name(name)
-        if about is None:
-            raise BadSegment("no segment")
-        return [
-            decode(self._bucket.head(f"{folder}/{name}", INDEX_BYTES), size_bytes=about.size_bytes)
-            for folder in self._folders
-        ]
+        assert about is not None, name
+        return [read_index(self._bucket, f"{folder}/{name}", size_bytes=about.size_bytes) for folder in self._folders]
+
+
+def read_index(bucket: Bucket, name: str, *, size_bytes: int) -> Index:
+    """The index of an object of so many bytes. Raises BadSegment, and OSError."""
+    return decode(bucket.head(name, INDEX_BYTES), size_bytes=size_bytes)
 
 
 def part_name(fingerprint: str, part: int, segment: str = "") -> str:
@@ -297,8 +298,7 @@ def part_name(fingerprint: str, part: int, segment: str = "") -> str:
 
 def _earlier(name: str) -> str:
     """A name that sorts before all that were chosen since a while before this one."""
-    time_ms = int(name.partition("-")[0], 16)
-    return f"{max(0, time_ms - _OVERLAP_MS):011x}"
+    return f"{max(0, created_ms(name) - _OVERLAP_MS):011x}"
 
 
 def _address(memory: Any) -> int:

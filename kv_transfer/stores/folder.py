@@ -84,9 +84,7 @@ class SegmentFolder(SegmentStore):
 
     def remove(self, names: Sequence[str]) -> None:
         """Remove files."""
-        with self._room.locked() as used:
-            for name in names:
-                used.bytes -= _removed(self._folder / name)
+        self._room.remove(names)
 
     def close(self) -> None:
         """End after what is under way."""
@@ -161,6 +159,17 @@ class Room:
         """Let go of the file."""
         os.close(self._file)
 
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove segments, if they are there."""
+        with self.locked() as used:
+            for name in names:
+                used.bytes -= _removed(self._folder / name)
+
+    def recount(self) -> None:
+        """Sweep, and count what is left."""
+        with self.locked() as used:
+            used.bytes = sweep(self._folder)
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[_Used]:
         """The bytes, which no other process changes meanwhile. What is set is kept, also when an error is raised."""
@@ -191,6 +200,18 @@ def sweep(folder: Path) -> int:
             else:
                 used += about.size_bytes
     return used
+
+
+def remove_segments(folder: Path, names: Sequence[str]) -> None:
+    """Remove segments from outside."""
+    with contextlib.closing(Room(folder)) as room:
+        room.remove(names)
+
+
+def recount(folder: Path) -> None:
+    """Remove drafts of dead writers and what is no segment."""
+    with contextlib.closing(Room(folder)) as room:
+        room.recount()
 
 
 def segments_in(folder: Path) -> set[str]:

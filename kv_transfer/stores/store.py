@@ -99,6 +99,13 @@ class SegmentStore(ABC):
             except queue.Empty:
                 return
 
+    def wait_finished(self, timeout_s: float) -> list[Ended]:
+        """The same, where something has to end first. Empty: nothing did in ``timeout_s``."""
+        try:
+            return [self._results.get(timeout=timeout_s), *self.finished()]
+        except queue.Empty:
+            return []
+
     def close(self) -> None:
         """End after what is under way."""
         self._writers.shutdown(cancel_futures=True)

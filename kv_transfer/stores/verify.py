@@ -29,14 +29,18 @@ def corrupt_blocks(content: mmap.mmap | bytearray) -> list[bytes]:
 
 def corrupt_in_file(path: Path) -> list[bytes]:
     """The same of a file. Raises OSError too."""
+    return corrupt_blocks(mapped(path))
+
+
+def mapped(path: Path) -> mmap.mmap | bytearray:
+    """A file's content, without reading it all at once."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(descriptor).st_size
         # Private: torch wants memory that it could write.
-        content = mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY) if size else bytearray()
+        return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY) if size else bytearray()
     finally:
         os.close(descriptor)
-    return corrupt_blocks(content)
 
 
 def _regions(index: Index, group: int, content: mmap.mmap | bytearray) -> list[torch.Tensor]:

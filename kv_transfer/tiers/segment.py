@@ -141,6 +141,11 @@ def parse_name(text: str) -> SegmentName | None:
     return None if found is None else SegmentName(found["scope"], int(found["size"], 16))
 
 
+def created_ms(name: str) -> int:
+    """When a segment was named, in milliseconds since 1970."""
+    return int(name.partition("-")[0], 16)
+
+
 def scope_of(salt: str) -> str:
     """The scope of prompts with this cache salt. The salt itself is written nowhere."""
     return hashlib.blake2b(salt.encode(), digest_size=8).hexdigest() if salt else NO_SCOPE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import random
@@ -15,9 +16,10 @@ import msgspec
 import pytest
 import pytest_asyncio
 
+from cli.app import main
 from engine import factory
 from engine.config import EngineConfig
-from engine.protocol import Engine, TakeOver
+from engine.protocol import Engine, EngineError, TakeOver
 from kv_transfer.prefix.block_keys import prompt_keys, unpack
 from kv_transfer.prefix.events import Medium
 from kv_transfer.stores.bucket import Bucket
@@ -42,6 +44,7 @@ PROMPT_TOKENS = 600
 BLOCKS = PROMPT_TOKENS // BLOCK_TOKENS
 SETTLE_S = 5.0
 HEARS_S = 15.0
+KILLS = int(os.environ.get("BATON_TEST_ENGINE_KILLS", "1"))
 Start = Callable[..., Awaitable[Engine]]
 
 
@@ -225,6 +228,10 @@ def corrupt(folder: Path) -> list[bytes]:
     return [key for path in segments(folder) for key in corrupt_in_file(path)]
 
 
+def has_more_segments(folder: Path, than: int) -> bool:
+    return len(segments(folder)) > than
+
+
 def found_corrupt(engine: Engine) -> int:
     return sum(tier.corrupt for tier in engine.load().tiers)
 
@@ -331,6 +338,34 @@ async def test_segments_that_are_spoilt_or_gone_give_no_wrong_token(start: Start
             await until(functools.partial(found_more_corrupt, engine, corrupt_before), within_s=SETTLE_S)
             # It is removed, and never read again.
             assert set(segments(tmp_path)) == before
+
+
+async def test_an_engine_that_is_killed_while_it_stores_leaves_whole_segments(start: Start, tmp_path: Path) -> None:
+    """Five times with ``BATON_TEST_ENGINE_KILLS=5``."""
+    again, answers = prompt(), list[list[int]]()
+    for _ in range(KILLS):
+        engine = await start("tier-w")
+        answers.append(await written(engine, again) if not answers else answers[0])
+        known = len(segments(tmp_path))
+
+        async def store(engine: Engine = engine) -> None:
+            with contextlib.suppress(EngineError):
+                while True:
+                    tokens = prompt()
+                    await collect(engine, request(tokens, max_tokens=1))
+                    await collect(engine, request(tokens, max_tokens=1))
+
+        storing = asyncio.create_task(store())
+        await until(functools.partial(has_more_segments, tmp_path, known + random.randrange(4)), within_s=SETTLE_S * 4)
+        kill("tier-w")
+        await storing
+        await engine.close()
+        assert corrupt(tmp_path) == []
+    engine = await start("tier-w")
+    assert tokens_of(await collect(engine, request(again))) == answers[0]
+    assert main(["kv", "gc", "--kv-tier", "host:1MiB", "--kv-tier", f"file:{tmp_path / 'kv'}:16MiB"]) == 0
+    assert not list(tmp_path.rglob("*.draft"))
+    assert sum(path.stat().st_size for path in segments(tmp_path)) <= 16 << 20
 
 
 async def test_another_model_of_the_same_shape_finds_no_block(start: Start, tmp_path: Path) -> None:
