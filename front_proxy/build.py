@@ -67,6 +67,7 @@ def _client(
         block_size_tokens=engine.block_size_tokens,
         classes_allowed=front.classes_allowed,
         gate=gate,
+        by_tenant=front.cache_scope == "tenant",
     )
     render_short_here(client.renderer, chats=not args.trust_request_chat_template)
     return client, args

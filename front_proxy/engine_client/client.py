@@ -27,7 +27,7 @@ from front_proxy.engine_client.errors import to_vllm
 from front_proxy.engine_client.sampling import drop_forbidden
 from front_proxy.engine_client.sequences import Sequences
 from front_proxy.engine_client.texts import TextDelta
-from front_proxy.gateway.identity import ALL_CLASSES, with_class
+from front_proxy.gateway.identity import ALL_CLASSES, salt_of_tenant, with_class
 from front_proxy.gateway.in_flight import InFlight
 from front_proxy.gateway.key_gate import KeyGate
 from front_proxy.gateway.request_context import REQUEST_CONTEXT
@@ -51,6 +51,7 @@ class RemoteEngineClient(GenerationOnlyClient):
         block_size_tokens: int,
         classes_allowed: Sequence[PriorityClass] = ALL_CLASSES,
         gate: KeyGate | None = None,
+        by_tenant: bool = False,
     ) -> None:
         self._gate = gate
         self.vllm_config = vllm_config
@@ -62,6 +63,7 @@ class RemoteEngineClient(GenerationOnlyClient):
         self._dispatcher = dispatcher
         self._sequences = Sequences(dispatcher, self.output_processor, block_size_tokens)
         self._classes_allowed = classes_allowed
+        self._by_tenant = by_tenant
         self._context_tokens_model = self.model_config.max_model_len
 
     # --- what the app asks before it starts a response -------------------------------------------------------------
@@ -169,6 +171,8 @@ class RemoteEngineClient(GenerationOnlyClient):
             raise NotImplementedError("prompt_logprob_token_ids is not supported.")
         request = self.input_processor.process_inputs(request_id, prompt, params, TASKS, **facts)
         _check_wire(request)
+        if self._by_tenant:
+            request.cache_salt = salt_of_tenant(REQUEST_CONTEXT.get().caller.tenant, request.cache_salt or "")
         self.input_processor.assign_request_id(request)
         assert request.sampling_params is not None
         drop_forbidden(request.sampling_params)
