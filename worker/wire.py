@@ -8,9 +8,11 @@ from engine.protocol import EngineOutput, EngineRequest, FinishReason, FirstOutp
 from kv_transfer.handoff import wire as handoff_wire
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.prefix.events import BlockDelta
+from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure
+from runtime.roles import WorkerRole
 from worker.role import WorkerRequest
 
 FINISH: dict[FinishReason, pb.FinishReason] = {
@@ -19,6 +21,7 @@ FINISH: dict[FinishReason, pb.FinishReason] = {
     "abort": pb.FINISH_REASON_ABORT,
     "error": pb.FINISH_REASON_ERROR,
 }
+_ROLE: dict[int, WorkerRole] = {cluster_pb2.ROLE_PREFILL: "prefill", cluster_pb2.ROLE_DECODE: "decode"}
 _UINT32_MAX = 2**32 - 1
 TOKEN_BYTES = 4
 """What one more token adds to the estimate of a delta's size."""
@@ -48,6 +51,11 @@ def request_of(submit: pb.Submit) -> WorkerRequest | None:
         deadline_s=submit.deadline_ms / 1000 if submit.deadline_ms else None,
         blocks_reserved=submit.blocks_reserved,
     )
+
+
+def flip_of(message: scheduler_pb2.Flip) -> WorkerRole | None:
+    """The role that is wanted; None for one that this version does not know."""
+    return _ROLE.get(message.role)
 
 
 def is_plain(output: EngineOutput) -> bool:
