@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from kv_transfer.prefix.events import BlockDelta
+from runtime.roles import WorkerRole
 from scheduler.api.actions import Placement
 from scheduler.api.worker_info import WorkerInfo, WorkerLoad
 from scheduler.api.worker_progress import EngineStep
@@ -76,6 +77,13 @@ class DrainRequested(msgspec.Struct, frozen=True, kw_only=True):
     """An operator wants this worker to drain."""
 
     worker_id: str
+
+
+class FlipRequested(msgspec.Struct, frozen=True, kw_only=True):
+    """An operator or the planner wants this worker in another role. Not done if ``SchedulerCore.flips`` objects."""
+
+    worker_id: str
+    role: WorkerRole
 
 
 class FrontJoined(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,6 +180,7 @@ Event = (
     | WorkerLeft
     | WorkerSuspected
     | DrainRequested
+    | FlipRequested
     | FrontJoined
     | FrontLeft
     | PlanRequested
