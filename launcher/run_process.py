@@ -106,7 +106,8 @@ def _main(role: Role, config: BatonConfig) -> Coroutine[Any, Any, None]:
         case "scheduler":
             from scheduler.run import run as run_scheduler
 
-            return run_scheduler(config.scheduler, announce, auth=config.auth, accounts=config.accounts)
+            model = config.engine.served_model_name or config.engine.model
+            return run_scheduler(config.scheduler, announce, auth=config.auth, accounts=config.accounts, model=model)
         case "prefill" | "decode":
             from decode_worker.role import DecodeRole
             from prefill_worker.role import PrefillRole
@@ -126,6 +127,7 @@ def _main(role: Role, config: BatonConfig) -> Coroutine[Any, Any, None]:
                 announce,
                 policy=config.scheduler,
                 auth=config.auth,
+                accounts=config.accounts,
                 listener=_inherited(),
                 status_port=int(os.environ.pop(STATUS_PORT_VARIABLE, "0")),
             )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from engine.protocol import EngineOutput, EngineRequest, FinishReason, FirstOutput, Logprobs
+from engine.work_meter import Work
 from kv_transfer.handoff import wire as handoff_wire
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.prefix.events import OF_TIER, BlockDelta
@@ -27,6 +28,7 @@ FINISH: dict[FinishReason, pb.FinishReason] = {
 _ROLE: dict[int, WorkerRole] = {cluster_pb2.ROLE_PREFILL: "prefill", cluster_pb2.ROLE_DECODE: "decode"}
 _UINT32_MAX = 2**32 - 1
 _TIER_FIELDS = tuple(field.name for field in cluster_pb2.KvTier.DESCRIPTOR.fields)
+_WORK_FIELDS = Work.__struct_fields__
 TOKEN_BYTES = 4
 """What one more token adds to the estimate of a delta's size."""
 
@@ -54,6 +56,7 @@ def request_of(submit: pb.Submit) -> WorkerRequest | None:
         handoff=handoff_wire.from_wire(submit.decode.handoff) if handed_over else None,
         deadline_s=submit.deadline_ms / 1000 if submit.deadline_ms else None,
         blocks_reserved=submit.blocks_reserved,
+        tell_work=submit.tell_work,
     )
 
 
@@ -120,6 +123,15 @@ def failure_of(slot: int, failure: Failure) -> pb.Delta:
 def aborted(slot: int) -> pb.Delta:
     """The last delta of a request that the front proxy took back; its slot is free again."""
     return pb.Delta(slot=slot, finish=pb.FINISH_REASON_ABORT)
+
+
+def with_work(delta: pb.Delta, work: Work | None) -> pb.Delta:
+    """The last delta of a request, with what it cost."""
+    if work is not None:
+        for name in _WORK_FIELDS:
+            setattr(delta.work, name, getattr(work, name))
+        delta.work.SetInParent()
+    return delta
 
 
 def size_estimate_bytes(delta: pb.Delta) -> int:
