@@ -65,7 +65,7 @@ async def test_nothing_is_believed_behind_a_message_that_made_no_sense() -> None
 
 async def test_a_submission_aborted_before_it_left_does_not_leave() -> None:
     made = link()
-    made.abort(made.submit(SUBMISSION, Heard().append))
+    made.abort(made.submit(SUBMISSION, Heard().hear))
     assert not any(message.HasField("submit") for message in send(made)) and made.idle
 
 
@@ -84,8 +84,8 @@ async def test_words_for_an_aborted_submission_reach_nobody_and_its_late_hand_of
 async def test_a_stream_that_is_lost_holds_nothing_and_tells_everybody_once() -> None:
     made, heard, again = link(), Heard(), Heard()
 
-    def submits_again(word: WorkerOutput | Failure) -> None:
-        heard.hear(word)
+    def submits_again(word: WorkerOutput | Failure, work: Work | None = None) -> None:
+        heard.hear(word, work)
         if isinstance(word, Failure):
             made.submit(SUBMISSION, again.hear)
 
@@ -104,7 +104,7 @@ def links() -> WorkerLinks:
 async def test_a_release_for_a_worker_of_before_is_not_sent_to_its_successor() -> None:
     made = links()
     for epoch in (6, 7):
-        made.submit(Placement(worker_id="w", address="nowhere:1", epoch=epoch), SUBMISSION, Heard().append)
+        made.submit(Placement(worker_id="w", address="nowhere:1", epoch=epoch), SUBMISSION, Heard().hear)
     successor = made._links["w", 7]
     say(successor, pb.Delta(slot=1, handoff=HANDOFF))
     old = msgspec.structs.replace(from_wire(HANDOFF), epoch=6)
@@ -114,10 +114,10 @@ async def test_a_release_for_a_worker_of_before_is_not_sent_to_its_successor() -
 
 async def test_the_end_of_a_stream_does_not_take_its_successor_away(monkeypatch: pytest.MonkeyPatch) -> None:
     made, worker = links(), Placement(worker_id="w", address="nowhere:1", epoch=7)
-    made.submit(worker, SUBMISSION, Heard().append)
+    made.submit(worker, SUBMISSION, Heard().hear)
     former = made._links["w", 7]
     former.end("cut")
-    made.submit(worker, SUBMISSION, Heard().append)
+    made.submit(worker, SUBMISSION, Heard().hear)
     successor = made._links["w", 7]
     assert successor is not former
 
