@@ -10,11 +10,11 @@ from cyclopts import Group
 
 from cli import cluster, process
 from cli.config import config
-from cli.plan import plan
-from cli.profile import profile
-from cli.record import record
-from cli.simulate import simulate
-from cli.tune import tune
+from cli.planning.plan import plan
+from cli.planning.profile import profile
+from cli.planning.record import record
+from cli.planning.simulate import simulate
+from cli.planning.tune import tune
 from runtime.process import command_line
 
 # Must be set before the first import of grpc: its fork handlers break the engines' own processes.

@@ -77,6 +77,8 @@ def load_costs(tiers: Sequence[TierStatus]) -> list[cluster_pb2.LoadCost]:
 def tier_status(tier: TierStatus) -> cluster_pb2.KvTier:
     """One tier, for `baton status` and `baton kv stat`."""
     return cluster_pb2.KvTier(**{name: getattr(tier, name) for name in _TIER_FIELDS})
+
+
 def flip_of(message: scheduler_pb2.Flip) -> WorkerRole | None:
     """The role that is wanted; None for one that this version does not know."""
     return _ROLE.get(message.role)
