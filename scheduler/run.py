@@ -23,6 +23,8 @@ from scheduler.accounting.accounting import accounting_of
 from scheduler.cluster.latency_profile import ASSUMED, LatencyProfile, load
 from scheduler.config import SchedulerConfig, SchedulerParameters
 from scheduler.core import SchedulerCore
+from scheduler.expert_metrics import ExpertMetrics
+from scheduler.expert_service import ExpertService
 from scheduler.leadership.file_lock import FileLock
 from scheduler.leadership.rules import Leadership
 from scheduler.metrics import SchedulerMetrics
@@ -69,12 +71,13 @@ async def run(
     shell.accounting = accounting_of(auth, accounts, shell.reply, lost=shell.broken, model=model)
     if shell.accounting is not None and config.alone:
         await shell.accounting.open(0)
+    experts = ExpertService(shell, clock, ExpertMetrics(metrics.registry))
     status = status_service(shell, epoch=time.time_ns())
     metrics_address = serve_metrics(config.host, config.metrics_port)
     server = await start_server(
         config.host,
         config.port,
-        lambda server: add_services(shell, status, server),
+        lambda server: (*add_services(shell, status, server), experts.add_to(server)),
         message_bytes_max=config.message_bytes_max,
     )
     status.address = join_address(config.advertise_host or config.host, config.advertise_port or server.port)
@@ -106,6 +109,7 @@ async def run(
                 task.cancel()
     finally:
         status.state = "stopped"
+        experts.close()
         await _close(shell, leadership, server)
     if shell.broken.is_set():
         raise SystemExit(ExitCode.PART_DIED)
