@@ -92,14 +92,8 @@ async def run(
             parts: set[asyncio.Task[Any]] = {stopping, breaking, ticking}
             status.state = "standby" if leadership is not None else "ready"
             await server.set_serving(leadership is None)
-            ready(
-                {
-                    "address": status.address,
-                    "grpc_address": status.address,
-                    "local_address": server.address,
-                    "metrics_address": metrics_address,
-                }
-            )
+            told = {"address": status.address, "grpc_address": status.address, "local_address": server.address}
+            ready(told | {"metrics_address": metrics_address})
             log.info("scheduler is ready", address=status.address)
             if leadership is not None:
                 leading = group.create_task(lead(leadership, shell, next_core, server, status), name="lead")

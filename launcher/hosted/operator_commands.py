@@ -88,7 +88,7 @@ async def flip(state_dir: Path, worker_id: str, role: WorkerRole, *, timeout_s: 
     if before is None:
         raise CommandError(f"{worker_id} does not answer; `baton status` says more")
     try:
-        await flip_worker(_schedulers(record), worker_id, role, timeout_s=status_timeout_s)
+        await flip_worker(schedulers(record), worker_id, role, timeout_s=status_timeout_s)
     except grpc.aio.AioRpcError as error:
         raise CommandError(error.details() or error.code().name) from error
     said = ""
@@ -113,9 +113,9 @@ async def flip(state_dir: Path, worker_id: str, role: WorkerRole, *, timeout_s: 
 
 async def tune(state_dir: Path, mode: pb.TuneMode, *, with_looks: bool) -> TuneReport:
     """What the planner of roles knows, after it was told ``mode``. Raises CommandError or StateError."""
-    schedulers = _schedulers(state_file.read(state_dir))
+    addresses = schedulers(state_file.read(state_dir))
     try:
-        return await tune_pools(schedulers, mode, with_looks=with_looks, timeout_s=Timing().status_timeout_s)
+        return await tune_pools(addresses, mode, with_looks=with_looks, timeout_s=Timing().status_timeout_s)
     except grpc.aio.AioRpcError as error:
         raise CommandError(error.details() or error.code().name) from error
 
