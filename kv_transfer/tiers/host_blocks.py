@@ -148,6 +148,10 @@ class HostBlocks:
         """Whether the block is here and sound."""
         return self.find(key) is Found.READY
 
+    def sums(self, key: bytes) -> Mapping[int, bytes]:
+        """The checksums that are known of a block, by rank."""
+        return self._blocks[key].sums
+
     def hold(self, key: bytes) -> tuple[int, dict[int, bytes]]:
         """Keep a block until ``let_go`` while it is copied elsewhere: its slot and its checksums."""
         block = self._blocks[key]

@@ -202,6 +202,15 @@ def test_blocks_of_two_requests_are_written_into_one_segment_and_stay_in_their_s
     assert rig.book.prepare_store(KEYS[2:3], rig.request(KEYS[2:3])).keys_to_store == KEYS[2:3]
 
 
+def test_a_block_whose_checksums_no_rank_told_is_not_written() -> None:
+    rig = Rig()
+    context = rig.request(KEYS[:1])
+    rig.book.complete_store(rig.book.prepare_store(KEYS[:1], context).keys_to_store, context)
+    for _ in range(2):
+        rig.book.on_request_finished(rig.request(KEYS[:1]))
+    assert not rig.orders()
+
+
 def test_a_segment_holds_no_blocks_of_two_scopes() -> None:
     rig = Rig(slots=4)
     for scope, keys in (("a", KEYS[:2]), ("b", KEYS[2:4])):
