@@ -56,7 +56,7 @@ class Speed:
     silicon: Path | None = None
     """CSV with AIConfigurator's columns: the step times are fitted to it, the rest is the profile's"""
     shape: str = ""
-    """words that name one engine shape of that file, as in "Qwen3-32B h100 tp_size 4\""""
+    """words that name one engine shape of that file, as in "Qwen3-32B, h100, tp_size 4\""""
 
     def read(self) -> tuple[ClusterModel, list[str]]:
         """The model of a worker, and in words where its times come from."""

@@ -20,6 +20,8 @@ from simulation.sizing.silicon import BadSilicon, Point, Shape
 
 POINTS_MIN = 4
 ERROR_MAX = 0.1
+LEFT_MIN = 0.2
+"""Of a time per output token, what is not of prompts at least."""
 STEP_MIN_S, TOKEN_MIN_S = 1e-6, 1e-9
 """Of a cluster model, whose steps and prompts take time."""
 _FITTED = ("fixed_s", "prefill_token_s", "decode_request_s", "decode_sqrt_request_s", "decode_context_token_s")
@@ -105,11 +107,28 @@ def disaggregated(prefill: ServingLaw, decode: ServingLaw, point: Point) -> tupl
     return prefill.ttft_s(alone) + queue_s - prompt_s / workers, tpot_s
 
 
+def _with_prompts_of_ttft(points: Sequence[Point]) -> StepTimes:
+    """The law whose prompts take what first tokens of a lone client show, and the rest fitted to what that leaves.
+
+    Points whose prompts and outputs grow together do not show in the time per output token what a prompt takes.
+    """
+    ttft = fit(points).ttft
+    # Of one more prompt token, with one client: the terms of ``_ttft_terms`` that have it.
+    token_s = ttft[1] + ttft[3] + ttft[4]
+    prompts = msgspec.structs.replace(_NOTHING, prefill_token_s=token_s)
+    left_s = [max(LEFT_MIN * each.tpot_s, each.tpot_s - shared_step_s(prompts, each)) for each in points]
+    units = [unit for unit in _UNITS if not unit.prefill_token_s]
+    rows = np.array([[shared_step_s(unit, point) for unit in units] for point in points])
+    found = least_squares.relative(rows, np.array(left_s))
+    names = [name for name in _FITTED if name != "prefill_token_s"]
+    return msgspec.structs.replace(prompts, **dict(zip(names, map(float, found), strict=True)))
+
+
 def with_steps(model: ClusterModel, shape: Shape, points: Sequence[Point]) -> tuple[ClusterModel, list[str]]:
     """The model with the step times of a measured shape, and in words how far those may be off."""
     if len(points) < POINTS_MIN:
         raise BadSilicon(f"{shape} has {len(points)} points; {POINTS_MIN} are needed")
-    step, errors = fit(points).step, left_out(points)
+    step, errors = _with_prompts_of_ttft(points), left_out(points)
     tpot, ttft = (statistics.median(getattr(each, name) for each in errors) for name in ("tpot", "ttft"))
     step = msgspec.structs.replace(
         step, fixed_s=max(step.fixed_s, STEP_MIN_S), prefill_token_s=max(step.prefill_token_s, TOKEN_MIN_S)

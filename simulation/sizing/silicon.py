@@ -114,9 +114,11 @@ def read(file: Path) -> Points:
 
 
 def read_shape(file: Path, words: str) -> tuple[Shape, list[Point]]:
-    """The co-located points of the one engine shape in whose name all words are. Raises BadSilicon."""
+    """The co-located points of the one engine shape whose name has all words, between commas. Raises BadSilicon."""
     groups = by_shape(read(file).co_located)
-    fitting = [shape for shape in groups if all(word.lower() in str(shape).lower() for word in words.split())]
+    # "tp_size 2" is neither "moe_tp_size 2" nor "tp_size 20".
+    each_one = [rf"(?<![a-z_]){re.escape(word.strip())}(?!\d)" for word in words.split(",")]
+    fitting = [shape for shape in groups if all(re.search(one, str(shape), re.IGNORECASE) for one in each_one)]
     if len(fitting) != 1:
         names = "".join(f"\n  {len(groups[shape]):>3} points: {shape}" for shape in fitting or groups)
         raise BadSilicon(f"shape: {words!r} names {len(fitting) or 'none'} of the shapes in {file}:{names}")

@@ -14,6 +14,7 @@ from bench.silicon import predict
 from simulation.replay.cluster_model import StepTimes
 from simulation.sizing import serving_law, silicon
 from simulation.sizing.silicon import PARALLEL, BadSilicon, Point, Shape
+from tests.simulation.replay.models import cluster_model
 
 SHAPE = Shape(model="m", system="s", backend="vllm", precision="fp8", parallel=("2", "1", "1", "1", "1"))
 LAW = StepTimes(fixed_s=0.006, prefill_token_s=2e-5, decode_request_s=4e-5, decode_sqrt_request_s=4e-4)
@@ -105,3 +106,19 @@ def test_a_wrong_file_is_refused_with_its_line_or_column(tmp_path: Path) -> None
         silicon.read(written(tmp_path / "c.csv", []))
     with pytest.raises(BadSilicon, match="cannot be read"):
         silicon.read(tmp_path / "none.csv")
+
+
+def test_a_plan_takes_the_step_times_of_one_named_shape_and_says_how_far_they_are_off(tmp_path: Path) -> None:
+    other = [row(each, model_path="zebra") for each in POINTS]
+    file = written(tmp_path / "points.csv", [*map(row, POINTS), *other])
+    with pytest.raises(BadSilicon, match="names 2 of the shapes"):
+        silicon.read_shape(file, "vllm, fp8")
+    with pytest.raises(BadSilicon, match="names none of the shapes"):
+        silicon.read_shape(file, "gpu")
+    shape, points = silicon.read_shape(file, "zebra, tp_size 2")
+    model, told = serving_law.with_steps(cluster_model(), shape, points)
+    assert model.step.fixed_s == pytest.approx(LAW.fixed_s, rel=0.1)
+    assert model.name == str(shape)
+    assert any("median error 0." in line for line in told)
+    with pytest.raises(BadSilicon, match="has 3 points; 4 are needed"):
+        serving_law.with_steps(cluster_model(), shape, points[:3])
