@@ -111,7 +111,7 @@ class Treasury:
         self.rules = rules
         self.ledger_away = False
         """The ledger takes no records: where limits are enforced, nothing that has a price begins."""
-        self._keys = keys
+        self.keys = keys
         self._slice_tokens = slice_tokens
         self._enforce = enforce
         self._limits = limits
@@ -274,7 +274,7 @@ class Treasury:
         """Other rules or keys: limits change at once; what is used and held stays."""
         if rules.timezone != self.rules.timezone:
             self._calendar = Calendar(rules.timezone)
-        self.rules, self._keys = rules, keys
+        self.rules, self.keys = rules, keys
         for name, account in self._accounts.items():
             account.bound(self._limits_of(name), now_s)
 
@@ -326,7 +326,7 @@ class Treasury:
 
     def _objection(self, ask: HoldAsked, hold: _Hold, output: int, now_s: float, *, new: bool) -> Refused | None:
         """Why a part may not run. ``new``: it is the first of its request."""
-        key = self._keys.get(ask.key_id)
+        key = self.keys.get(ask.key_id)
         if key is None or key.revoked:
             return Refused(reason="key", message=f"API key {ask.key_id} was revoked.")
         amount = hold.more(ask.prompt_tokens, output)
@@ -393,5 +393,5 @@ class Treasury:
         if kind == "team":
             team = self.rules.teams.get(which)
             return team.limits if team is not None else Limits()
-        key = self._keys.get(which)
+        key = self.keys.get(which)
         return key.limits if key is not None else Limits()

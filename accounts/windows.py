@@ -17,6 +17,7 @@ class Calendar:
     """Tells the windows of a time that never goes back: where the clock does, the latest one seen stays."""
 
     def __init__(self, timezone: str) -> None:
+        self.zone = timezone
         self._zone = ZoneInfo(timezone)
         self._until_s = float("-inf")
         self._starts: Starts = (0, 0, 0, 0)
@@ -32,7 +33,7 @@ class Calendar:
     def at(self, moment_s: float) -> Starts:
         """The windows of any moment."""
         if not self._starts[0] <= moment_s < self._until_s:
-            return Calendar(self._zone.key).starts(moment_s)
+            return Calendar(self.zone).starts(moment_s)
         return self._starts
 
     def ends(self, window: Window, start_s: int) -> float:

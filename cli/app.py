@@ -50,6 +50,10 @@ app.command(
     "cli.chaos:app", name="chaos", help="Break a cluster under traffic, and check what clients saw.", group=_CLUSTER
 )
 app.command("cli.accounts:keys", name="keys", help="Make, show, rotate and revoke API keys.", group=_ACCOUNTS)
+app.command("cli.usage:usage", name="usage", help="Show what was used and what it cost.", group=_ACCOUNTS)
+app.command("cli.usage:prices", name="prices", help="Show prices, or suggest some.", group=_ACCOUNTS)
+app.command("cli.usage:limits", name="limits", help="Show what bounds a key.", group=_ACCOUNTS)
+app.command("cli.usage:reload", name="reload", help="Read prices, teams and limits again.", group=_ACCOUNTS)
 app.command("cli.accounts:audit", name="audit", help="Show what was changed, by whose key.", group=_ACCOUNTS)
 app.command(process.scheduler, group=_PROCESSES)
 app.command(process.prefill, group=_PROCESSES)

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from engine.work_meter import WorkMeter
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.prefix.events import EngineEvent
 from kv_transfer.tiers.status import TierStatus
@@ -185,6 +186,11 @@ class Engine(Protocol):
     @property
     def info(self) -> EngineInfo:
         """Fixed for the life of this object."""
+        ...
+
+    @property
+    def meter(self) -> WorkMeter:
+        """Whose work its steps were. It is told of a step before the step's outputs are delivered."""
         ...
 
     async def generate(self, request: EngineRequest, on_output: OnOutput) -> None:

@@ -16,10 +16,11 @@ from front_proxy.dispatch.dispatcher import Dispatcher
 from front_proxy.engine_client.client import RemoteEngineClient
 from front_proxy.engine_client.rendering import render_short_here
 from front_proxy.engine_client.vllm_config import BadServingOption, render_config, serve_args
+from front_proxy.gateway.access import OPEN, Access
 from front_proxy.gateway.in_flight import InFlight
-from front_proxy.gateway.key_gate import KeyGate
 from front_proxy.grpc_api.generate import VllmInference
 from front_proxy.openai_api.server import OpenAiServer, build_openai_app
+from front_proxy.openai_api.usage_route import add_usage_route
 
 
 class VllmServing(msgspec.Struct, frozen=True):
@@ -36,23 +37,25 @@ def engine_version() -> str:
 
 
 async def build(
-    engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher, gate: KeyGate | None = None
+    engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher, access: Access = OPEN
 ) -> VllmServing:
     """Load tokenizer and configuration. Raises BadServingOption, or vLLM's and transformers' own errors."""
     # In a thread, so that a signal is heard meanwhile.
-    client, args = await asyncio.to_thread(_client, engine, front, dispatcher, gate)
+    client, args = await asyncio.to_thread(_client, engine, front, dispatcher, access)
     try:
         app = await build_openai_app(client, args)
     except (ValueError, VLLMClientError) as error:
         # vLLM reads files such as the chat template only now.
         raise BadServingOption(f"front_proxy.serving: {error}") from error
+    if access.gate is not None and access.bills is not None:
+        add_usage_route(app.fastapi, front.scheduler_address)
     # As vLLM does in its own processes once they have started.
     enable_envs_cache()
-    return VllmServing(client, VllmInference(client, args), OpenAiServer(app, front, client.in_flight, gate=gate))
+    return VllmServing(client, VllmInference(client, args), OpenAiServer(app, front, client.in_flight, access=access))
 
 
 def _client(
-    engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher, gate: KeyGate | None
+    engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher, access: Access
 ) -> tuple[RemoteEngineClient, Namespace]:
     args = serve_args(engine, front.serving)
     in_flight = InFlight(
@@ -66,7 +69,7 @@ def _client(
         in_flight,
         block_size_tokens=engine.block_size_tokens,
         classes_allowed=front.classes_allowed,
-        gate=gate,
+        gate=access.gate,
     )
     render_short_here(client.renderer, chats=not args.trust_request_chat_template)
     return client, args

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from accounts.config import AuthConfig
+from accounts.config import AccountsConfig, AuthConfig
 from engine.config import EngineConfig
 from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
 from front_proxy.dispatch.accounts_link import AccountsLink
+from front_proxy.dispatch.bills import Bills
 from front_proxy.dispatch.dispatcher import Dispatcher
+from front_proxy.gateway.access import OPEN, Access
 from front_proxy.gateway.in_flight import InFlight
 from front_proxy.gateway.key_gate import KeyGate
 from front_proxy.grpc_api.server import GrpcServer
@@ -47,6 +49,7 @@ async def run(
     listener: socket.socket | None = None,
     status_port: int = 0,
     auth: AuthConfig | None = None,
+    accounts: AccountsConfig | None = None,
 ) -> None:
     """Serve until a signal, then finish what runs; ``ready`` is told when the first request would succeed.
 
@@ -62,16 +65,15 @@ async def run(
     version = await asyncio.to_thread(_engine_version, engine)
     if stop.is_set():
         return
-    gate, keys = _gate(engine, auth or AuthConfig())
-    accounts = AccountsLink(keys) if keys is not None else None
-    dispatcher = Dispatcher(front, engine_version=version, policy=policy, accounts=accounts)
-    serving = await _load(engine, front, dispatcher, gate)
+    access, link = _access(engine, auth or AuthConfig(), accounts or AccountsConfig())
+    dispatcher = Dispatcher(front, engine_version=version, policy=policy, accounts=link)
+    serving = await _load(engine, front, dispatcher, access)
     try:
         serving.http.bind(listener)
         async with asyncio.TaskGroup() as group:
             streams = group.create_task(dispatcher.run(), name="dispatcher")
             try:
-                await _serve(front, dispatcher, serving, streams, version, ready, stop, status_port, gate)
+                await _serve(front, dispatcher, serving, streams, version, ready, stop, status_port, access)
             finally:
                 await dispatcher.close()
     finally:
@@ -85,31 +87,36 @@ def _engine_version(engine: EngineConfig) -> str:
     return "" if engine.kind == "fake" else build.engine_version()
 
 
-def _gate(engine: EngineConfig, auth: AuthConfig) -> tuple[KeyGate | None, KeyWatch | None]:
-    """What checks keys, and what holds the table of them; None where none are required. Raises UserError."""
-    if auth.mode == "off":
-        return None, None
-    secret = pepper(auth)
-    watch = KeyWatch(pepper=secret, max_age_s=auth.keys_max_age_s)
-    gate = KeyGate(
-        watch,
-        model=engine.served_model_name or engine.model,
-        pepper=secret,
-        share_cache=auth.cache_scope == "cluster",
-        now_s=asyncio.get_running_loop().time,
-        wall_s=time.time,
-    )
-    return gate, watch
+def _access(engine: EngineConfig, auth: AuthConfig, accounts: AccountsConfig) -> tuple[Access, AccountsLink | None]:
+    """What checks keys and counts usage, and what of it goes to the scheduler. Raises UserError."""
+    if auth.mode == "off" and accounts.mode == "off":
+        return OPEN, None
+    model = engine.served_model_name or engine.model
+    gate = watch = None
+    if auth.mode == "required":
+        secret = pepper(auth)
+        watch = KeyWatch(pepper=secret, max_age_s=auth.keys_max_age_s)
+        gate = KeyGate(
+            watch,
+            model=model,
+            pepper=secret,
+            share_cache=auth.cache_scope == "cluster",
+            now_s=asyncio.get_running_loop().time,
+            wall_s=time.time,
+        )
+    link = AccountsLink(watch)
+    bills = Bills(model, link.record) if accounts.mode != "off" else None
+    return Access(gate=gate, bills=bills), link
 
 
 async def _load(
-    engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher, gate: KeyGate | None = None
+    engine: EngineConfig, front: FrontProxyConfig, dispatcher: Dispatcher, access: Access = OPEN
 ) -> VllmServing:
     from front_proxy import build
     from front_proxy.engine_client.vllm_config import BadServingOption
 
     try:
-        return await build.build(engine, front, dispatcher, gate)
+        return await build.build(engine, front, dispatcher, access)
     except BadServingOption as error:
         log.critical("a setting of serving is wrong", why=str(error))
         raise SystemExit(ExitCode.BAD_OPTION) from error
@@ -124,7 +131,7 @@ async def _serve(
     ready: Ready,
     stop: lifecycle.Stop,
     status_port: int,
-    gate: KeyGate | None,
+    access: Access,
 ) -> None:
     http, in_flight = serving.http, serving.client.in_flight
 
@@ -133,7 +140,7 @@ async def _serve(
 
     status = StatusService(dispatcher.front_proxy_id, "front_proxy", time.time_ns(), snapshot)
     status.address = http.address
-    inference = InferenceService(serving.inference, in_flight, classes_allowed=front.classes_allowed, gate=gate)
+    inference = InferenceService(serving.inference, in_flight, classes_allowed=front.classes_allowed, access=access)
     grpc_server = GrpcServer(front, inference, status, status_port)
     await grpc_server.listen()
     try:

@@ -103,7 +103,8 @@ def _main(role: Role, config: BatonConfig) -> Coroutine[Any, Any, None]:
         case "scheduler":
             from scheduler.run import run as run_scheduler
 
-            return run_scheduler(config.scheduler, announce, auth=config.auth, accounts=config.accounts)
+            model = config.engine.served_model_name or config.engine.model
+            return run_scheduler(config.scheduler, announce, auth=config.auth, accounts=config.accounts, model=model)
         case "prefill":
             from prefill_worker.role import PrefillRole
             from worker.run import serve as serve_worker
@@ -125,6 +126,7 @@ def _main(role: Role, config: BatonConfig) -> Coroutine[Any, Any, None]:
                 announce,
                 policy=config.scheduler,
                 auth=config.auth,
+                accounts=config.accounts,
                 listener=_inherited(),
                 status_port=int(os.environ.pop(STATUS_PORT_VARIABLE, "0")),
             )

@@ -51,10 +51,11 @@ async def run(
     make_core: MakeCore = new_core,
     auth: AuthConfig = _NO_KEYS,
     accounts: AccountsConfig = _NO_ACCOUNTS,
+    model: str = "",
 ) -> None:
     """Serve until a signal; ``ready`` is told when workers and front proxies may connect.
 
-    ``make_core``: a benchmark records what its core is told.
+    ``model``: the one that serves, which must have a price. ``make_core``: a benchmark records what its core is told.
 
     Raises SystemExit when the core broke an invariant, or when it led and leads no longer; UserError.
     """
@@ -65,7 +66,7 @@ async def run(
     next_core = functools.partial(make_core, config, clock, profile_of(config))
     shell = SchedulerShell(config, next_core(), clock, metrics)
     shell.stands_by = not config.alone
-    shell.accounting = accounting_of(auth, accounts, shell.reply)
+    shell.accounting = accounting_of(auth, accounts, shell.reply, lost=shell.broken, model=model)
     if shell.accounting is not None and config.alone:
         await shell.accounting.open(0)
     status = status_service(shell, epoch=time.time_ns())

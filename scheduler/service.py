@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
 
 import grpc
+import msgspec
 import structlog
 
 from protos.accounts.v1 import accounts_pb2_grpc
@@ -247,6 +248,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 suspect = message.suspect
                 log.info("worker suspected", worker=suspect.worker_id, why=suspect.reason)
                 shell.feed(wire.worker_suspected(suspect))
+            case "usage":
+                self._on_usage(session, message.usage, outgoing)
             case "keys":
                 if shell.accounting is None or shell.accounting.keys is None:
                     outgoing.close(_bad("auth.mode is off in the scheduler, and required in this front proxy."))
@@ -254,6 +257,16 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 shell.accounting.keys.asked(session, message.keys)
             case other:
                 outgoing.close(_bad(f"A registered front proxy must not send {other or 'an empty message'}."))
+
+    def _on_usage(self, session: int, packed: bytes, outgoing: SendQueue[pb.FrontReplies]) -> None:
+        accounting = self._shell.accounting
+        if accounting is None or accounting.usage is None:
+            outgoing.close(_bad("accounts.mode is off in the scheduler, and not in this front proxy."))
+            return
+        try:
+            accounting.usage.usage(session, packed)
+        except (ValueError, msgspec.DecodeError) as error:
+            outgoing.close(_bad(f"FrontUpdate.usage is no record: {error}"))
 
     def _note_front(self, name: str, incarnation: int) -> None:
         """Its former stream may not have ended here yet. Another process must not have its name."""

@@ -13,6 +13,7 @@ from typing import Literal
 import structlog
 
 from engine.protocol import EngineDead, EngineOutput, EngineRequest, InvalidRequest
+from engine.work_meter import Share, Work
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure, FailureKind
 from worker import wire
@@ -28,13 +29,25 @@ Ending = Literal["aborted", "deadline", "stream"]
 class LiveRequest:
     """One request between admission and its end."""
 
-    __slots__ = ("deadline", "ending", "finished", "received_s", "request", "started_s", "task", "tokens_queued")
+    __slots__ = (
+        "deadline",
+        "ending",
+        "finished",
+        "received_s",
+        "request",
+        "share",
+        "started_s",
+        "task",
+        "tokens_queued",
+    )
 
     def __init__(self, request: WorkerRequest, received_s: float) -> None:
         self.request = request
         self.received_s = received_s
         self.started_s = received_s
         self.tokens_queued = len(request.engine_request.token_ids)
+        self.share: Share | None = None
+        """What it costs, where its front proxy wants to know."""
         self.finished = False
         self.ending: Ending | None = None
         self.task: asyncio.Task[None] | None = None
@@ -123,10 +136,14 @@ class FrontStream:
 
     async def _serve(self, live: LiveRequest, engine_request: EngineRequest) -> None:
         live.started_s = self._core.now_s()
+        if live.request.tell_work:
+            live.share = self._core.engine.meter.begin()
         await self._core.engine.generate(engine_request, functools.partial(self._deliver, live))
 
     def _deliver(self, live: LiveRequest, output: EngineOutput) -> None:
         core, request = self._core, live.request
+        if live.share is not None:
+            live.share.decoded_tokens += len(output.token_ids)
         if wire.is_plain(output):
             self._post(output.token_ids, request.slot)
             return
@@ -139,16 +156,27 @@ class FrontStream:
             core.metrics.queue_s.observe(max(output.first.queue_s, 0.0))
             core.metrics.compute_s.observe(max(output.first.compute_s, 0.0))
             reused = output.first.cached_tokens + output.first.external_tokens
-            core.metrics.prompt_tokens_computed.inc(max(len(live.request.engine_request.token_ids) - reused, 0))
+            prompt_tokens = len(live.request.engine_request.token_ids)
+            core.metrics.prompt_tokens_computed.inc(max(prompt_tokens - reused, 0))
+            if live.share is not None:
+                live.share.first(prompt_tokens, output.first.cached_tokens, output.first.external_tokens)
         handoff = None
         if output.handoff is not None:
             handoff, actions = core.role.offer(output.handoff, request, self._id, core.now_s())
             core.apply(actions)
             if self._closing:
                 core.apply(core.role.leases.owner_gone(self._id))
-        self._post(wire.delta_of(request.slot, output, handoff, admission_s))
-        if output.finish is not None:
+        delta = wire.delta_of(request.slot, output, handoff, admission_s)
+        if output.finish is None:
+            self._post(delta)
+        else:
+            self._post(wire.with_work(delta, self._work(live)))
             self._finish(live, output.finish.reason)
+
+    def _work(self, live: LiveRequest) -> Work | None:
+        """What a request that is over cost."""
+        share, live.share = live.share, None
+        return None if share is None else share.end()
 
     def _finish(self, live: LiveRequest, outcome: str) -> None:
         """Its last delta is on its way: the slot may be used again."""
@@ -166,15 +194,15 @@ class FrontStream:
         error = None if task.cancelled() else task.exception()
         failure = self._failure_of(live, error)
         if not live.finished:
-            slot = live.request.slot
+            slot, work = live.request.slot, self._work(live)
             if live.ending == "aborted":
                 self._finish(live, "aborted")
-                self._post(wire.aborted(slot))
+                self._post(wire.with_work(wire.aborted(slot), work))
             elif live.ending == "stream":
                 self._finish(live, "front_proxy_gone")
             else:
                 self._finish(live, failure.kind.value)
-                self._post(wire.failure_of(slot, failure))
+                self._post(wire.with_work(wire.failure_of(slot, failure), work))
         self._core.ended(live.request.request_id)
 
     def _failure_of(self, live: LiveRequest, error: BaseException | None) -> Failure:

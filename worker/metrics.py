@@ -78,6 +78,7 @@ class WorkerMetrics:
             ("leases_held", "Leases whose KV is held", lambda: len(core.role.leases)),
             ("lease_blocks_held", "KV blocks that leases hold", lambda: core.role.leases.blocks),
             ("kv_blocks_total", "KV blocks the engine has", lambda: core.engine.info.kv_blocks_total),
+            ("engine_seconds", "Time of the engine's steps since start", lambda: core.engine.meter.engine_us / 1e6),
             ("engine_silent_seconds", "Time since the engine last said anything", lambda: core.engine_silent_s),
             ("kv_blocks_used", "KV blocks that a request or a lease holds", lambda: load().kv_blocks_used),
             ("kv_bytes_in", "KV bytes pulled into this engine since start", lambda: load().kv_bytes_in),

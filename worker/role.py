@@ -26,6 +26,7 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     handoff: KvHandoff | None = None
     deadline_s: float | None = None
     blocks_reserved: int = 0
+    tell_work: bool = False
 
     @property
     def request_id(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from engine.protocol import EngineOutput, EngineRequest, FinishReason, FirstOutput, Logprobs
+from engine.work_meter import Work
 from kv_transfer.handoff import wire as handoff_wire
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.prefix.events import BlockDelta
@@ -20,6 +21,7 @@ FINISH: dict[FinishReason, pb.FinishReason] = {
     "error": pb.FINISH_REASON_ERROR,
 }
 _UINT32_MAX = 2**32 - 1
+_WORK_FIELDS = Work.__struct_fields__
 TOKEN_BYTES = 4
 """What one more token adds to the estimate of a delta's size."""
 
@@ -47,6 +49,7 @@ def request_of(submit: pb.Submit) -> WorkerRequest | None:
         handoff=handoff_wire.from_wire(submit.decode.handoff) if handed_over else None,
         deadline_s=submit.deadline_ms / 1000 if submit.deadline_ms else None,
         blocks_reserved=submit.blocks_reserved,
+        tell_work=submit.tell_work,
     )
 
 
@@ -91,6 +94,15 @@ def failure_of(slot: int, failure: Failure) -> pb.Delta:
 def aborted(slot: int) -> pb.Delta:
     """The last delta of a request that the front proxy took back; its slot is free again."""
     return pb.Delta(slot=slot, finish=pb.FINISH_REASON_ABORT)
+
+
+def with_work(delta: pb.Delta, work: Work | None) -> pb.Delta:
+    """The last delta of a request, with what it cost."""
+    if work is not None:
+        for name in _WORK_FIELDS:
+            setattr(delta.work, name, getattr(work, name))
+        delta.work.SetInParent()
+    return delta
 
 
 def size_estimate_bytes(delta: pb.Delta) -> int:

@@ -35,6 +35,7 @@ from engine.protocol import (
     OnOutput,
     TakeOver,
 )
+from engine.work_meter import WorkMeter
 from kv_transfer.handoff import layout
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.prefix.events import BlocksRemoved, BlocksStored, EngineEvent
@@ -66,6 +67,7 @@ class FakeEngine:
         self._requests = 0
         self._dead = False
         self._steps = 0
+        self.meter = WorkMeter()
         self._measured: deque[MeasuredStep] = deque(maxlen=MEASURED_STEPS_MAX)
         # What a hung engine waits for.
         self._never = asyncio.Event()
@@ -236,7 +238,9 @@ class FakeEngine:
             await asyncio.sleep(compute_us / 1e6)
             # As of a real engine: from the end of the step before, with what lies between.
             ended_s = now_s()
-            self._measured.append(MeasuredStep(round((ended_s - began_s) * 1e6), *make_up))
+            step = MeasuredStep(round((ended_s - began_s) * 1e6), *make_up)
+            self._measured.append(step)
+            self.meter.step(step.duration_us, step.prefill_tokens, step.decode_requests)
             began_s = ended_s
             self._steps += 1
             for sequence in list(self._running):

@@ -41,6 +41,7 @@ from engine.vllm.load import LoadRecorder
 from engine.vllm.parsed_args import output_settings
 from engine.vllm.release_batcher import ReleaseBatcher
 from engine.vllm.steps import LiveSequence, StepOutputs
+from engine.work_meter import WorkMeter
 from kv_transfer.handoff.handoff import KvHandoff
 from kv_transfer.handoff.keys import FACTS, RELEASE, RENEW
 from kv_transfer.tiers.config import Tier
@@ -77,6 +78,7 @@ class VllmEngine:
         self._grammar_check = GrammarCheck(llm.vllm_config)
         private.replace_output_processor(llm, self._steps)
         private.receive_fast(llm)
+        private.hear_steps_first(llm, load.heard)
         private.take_grammars_as_decided(llm)
 
     @classmethod
@@ -163,6 +165,11 @@ class VllmEngine:
     def info(self) -> EngineInfo:
         """Fixed for the life of this object."""
         return self._info
+
+    @property
+    def meter(self) -> WorkMeter:
+        """Whose work its steps were."""
+        return self._load.meter
 
     async def generate(self, request: EngineRequest, on_output: OnOutput) -> None:
         """Run one sequence to its end; see ``Engine``. Raises EngineError."""

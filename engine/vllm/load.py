@@ -12,6 +12,7 @@ import msgspec
 
 from engine.protocol import MEASURED_STEPS_MAX, EngineLoad, MeasuredStep
 from engine.vllm.step_meter import STEP
+from engine.work_meter import WorkMeter
 from kv_transfer.integrity.transfer_proof import TransferVerdict
 from kv_transfer.tiers.status import REPORTED_AS, TierStatus
 
@@ -37,6 +38,7 @@ class LoadRecorder:
         self._blocks_out = 0
         self._counts = dict.fromkeys(_COUNTED, 0)
         self._steps = 0
+        self.meter = WorkMeter()
         self._measured: deque[list[int]] = deque(maxlen=MEASURED_STEPS_MAX)
         # By data-parallel rank.
         self._tiers: dict[int, tuple[TierStatus, ...]] = {}
@@ -69,6 +71,12 @@ class LoadRecorder:
             tiers=tuple(tier for _, tiers in sorted(self._tiers.items()) for tier in tiers),
             **self._counts,
         )
+
+    def heard(self, scheduler_stats: Any) -> None:
+        """A step has ended, and its outputs are about to be delivered. Data-parallel ranks count as one engine."""
+        stats = None if scheduler_stats is None else scheduler_stats.kv_connector_stats
+        if stats and (step := stats.get(STEP)):
+            self.meter.step(step[0], step[1], step[3])
 
     def record(
         self,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,6 +44,19 @@ def receive_fast(llm: AsyncLLM) -> None:
     socket = llm.engine_core.resources.output_socket
     assert isinstance(socket, zmq.asyncio.Socket)
     FastZmqReceiver(socket)
+
+
+def hear_steps_first(llm: AsyncLLM, heard: Callable[[Any], None]) -> None:
+    """Tell ``heard`` of the statistics of a step before its outputs are processed. VLLM's loggers hear them after."""
+    core = llm.engine_core
+    get = core.get_output_async
+
+    async def get_and_tell() -> Any:
+        outputs = await get()
+        heard(outputs.scheduler_stats)
+        return outputs
+
+    core.get_output_async = get_and_tell
 
 
 def remove_prometheus(llm: AsyncLLM) -> None:

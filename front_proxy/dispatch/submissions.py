@@ -79,4 +79,6 @@ def _submission(
         sampling=sampling,
         priority=engine_priority(request.priority_class, whole.priority),
     )
-    return Submission(stage=stage, engine_request=engine_request, deadline_s=left_s)
+    return Submission(
+        stage=stage, engine_request=engine_request, deadline_s=left_s, tell_work=request.account is not None
+    )

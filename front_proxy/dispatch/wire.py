@@ -6,7 +6,11 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 
+import msgspec
+
+from accounts.usage import UsageRecord
 from engine.protocol import Finish, FinishReason, FirstOutput, Logprobs
+from engine.work_meter import Work
 from front_proxy.planning.cluster_view import WorkerEntry
 from front_proxy.planning.events import ViewShown
 from front_proxy.request.events import Measured, Outcome
@@ -56,6 +60,8 @@ def submit(slot: int, submission: Submission, held_s: float) -> worker_pb2.Attac
     # 0 would mean "no deadline", so the last moments count as one millisecond.
     message.deadline_ms = max(int((submission.deadline_s - held_s) * 1000), 1) if submission.deadline_s else 0
     message.blocks_reserved = submission.blocks_reserved
+    if submission.tell_work:
+        message.tell_work = True
     match submission.stage:
         case Stage.PREFILL:
             message.prefill.SetInParent()
@@ -134,6 +140,13 @@ def worker_word(delta: worker_pb2.Delta) -> WorkerOutput | Failure:
     if not delta.HasField("failure"):
         return worker_output(delta)
     return failure(delta.failure.kind, delta.failure.message, delta.failure.retry_after_ms)
+
+
+def work_of(delta: worker_pb2.Delta) -> Work | None:
+    """What a last delta says that its request cost."""
+    if not delta.HasField("work"):
+        return None
+    return Work(**{name: getattr(delta.work, name) for name in Work.__struct_fields__})
 
 
 def ends_slot(delta: worker_pb2.Delta) -> bool:
@@ -250,6 +263,11 @@ def keys_asked(version: int, number: int) -> scheduler_pb2.FrontUpdates:
     """Is the table of this version the newest?"""
     asked = accounts_pb2.KeysAsked(version=version, number=number)
     return scheduler_pb2.FrontUpdates(messages=[scheduler_pb2.FrontUpdate(keys=asked)])
+
+
+def usage(record: UsageRecord) -> scheduler_pb2.FrontUpdates:
+    """A request is over."""
+    return scheduler_pb2.FrontUpdates(messages=[scheduler_pb2.FrontUpdate(usage=msgspec.msgpack.encode(record))])
 
 
 def suspect(worker_id: str, epoch: int, reason: str) -> scheduler_pb2.FrontUpdates:

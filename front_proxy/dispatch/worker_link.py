@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 import structlog
 
+from engine.work_meter import Work
 from front_proxy.config import FrontProxyLimits
 from front_proxy.dispatch import wire
 from front_proxy.dispatch.lease_renewer import LeaseRenewer
@@ -26,8 +28,16 @@ log = structlog.get_logger(__name__)
 SLOT_MAX = 2**32
 
 
-Receiver = Callable[[WorkerOutput | Failure], None]
-"""Gets what becomes of one submission. Nothing follows a failure or an output with a finish."""
+class Receiver(Protocol):
+    """Gets what becomes of one submission. Nothing follows a failure or an output with a finish."""
+
+    def __call__(self, word: WorkerOutput | Failure, work: Work | None = None) -> None:
+        """``work``: with the last word, what it cost, where the worker was asked and says so."""
+        ...
+
+
+OnWork = Callable[[Work | None], None]
+"""Gets what a submission cost that was aborted; None: its worker does not say."""
 
 
 class _Queued(msgspec.Struct, frozen=True):
@@ -61,6 +71,8 @@ class WorkerLink:
         self._dial = dial
         self._sending: SendQueue[_Item] = SendQueue(send_messages_max, self._encode, _weigh)
         self._slots: dict[int, Receiver] = {}
+        # Aborted ones of which it matters what they cost.
+        self._aborted: dict[int, OnWork] = {}
         self._leases: set[str] = set()
         self.next_slot = 1
         """Of the next submission."""
@@ -90,10 +102,15 @@ class WorkerLink:
             receiver(self._lost("the stream is over"))
         return slot
 
-    def abort(self, slot: int) -> None:
+    def abort(self, slot: int, on_work: OnWork | None = None) -> None:
         """Stop what runs on ``slot``. A hand-off that was already on its way is released here."""
         if self._slots.pop(slot, None) is not None:
-            self._sending.put(wire.abort(slot))
+            sent = self._sending.put(wire.abort(slot))
+            if on_work is not None and sent:
+                self._aborted[slot] = on_work
+                return
+        if on_work is not None:
+            on_work(None)
 
     def release(self, handoff: KvHandoff, *, pulled: bool) -> bool:
         """Tell the worker. False when there is no stream: then the worker has released it already."""
@@ -133,6 +150,9 @@ class WorkerLink:
         slots, self._slots = self._slots, {}
         for receiver in slots.values():
             receiver(self._lost(reason))
+        aborted, self._aborted = self._aborted, {}
+        for on_work in aborted.values():
+            on_work(None)
 
     def _lost(self, reason: str) -> Failure:
         text = f"The stream to worker {self.worker.worker_id} broke: {reason}"
@@ -140,7 +160,7 @@ class WorkerLink:
 
     def _free_slot(self) -> int:
         # Never the number of a slot that just ended: a delta still on its way must not reach the next submission.
-        while self.next_slot in self._slots:
+        while self.next_slot in self._slots or self.next_slot in self._aborted:
             self.next_slot = self.next_slot % (SLOT_MAX - 1) + 1
         slot = self.next_slot
         self.next_slot = slot % (SLOT_MAX - 1) + 1
@@ -151,6 +171,8 @@ class WorkerLink:
             return item
         if item.slot not in self._slots:
             # Aborted before it left. The abort behind it in the queue is for a slot the worker never saw.
+            if (on_work := self._aborted.pop(item.slot, None)) is not None:
+                on_work(None)
             return None
         try:
             return wire.submit(item.slot, item.submission, self._loop.time() - item.queued_at_s)
@@ -192,9 +214,15 @@ class WorkerLink:
         handoff = word.handoff if isinstance(word, WorkerOutput) else None
         if handoff is not None:
             self._leases.add(handoff.lease_id)
+        work = None
         if wire.ends_slot(delta):
             self._slots.pop(delta.slot, None)
-        if receiver is not None:
+            work = wire.work_of(delta)
+            if (on_work := self._aborted.pop(delta.slot, None)) is not None:
+                on_work(work)
+        if receiver is not None and work is not None:
+            receiver(word, work)
+        elif receiver is not None:
             receiver(word)
         elif handoff is not None:
             self.release(handoff, pulled=False)
@@ -262,11 +290,13 @@ class WorkerLinks:
             self._keeper.keep(submission.handoff)
         return link.submit(submission, receiver)
 
-    def abort(self, worker: Placement, slot: int) -> None:
-        """Stop a submission's work."""
+    def abort(self, worker: Placement, slot: int, on_work: OnWork | None = None) -> None:
+        """Stop a submission's work. ``on_work`` is told what it cost."""
         link = self._links.get((worker.worker_id, worker.epoch))
         if link is not None:
-            link.abort(slot)
+            link.abort(slot, on_work)
+        elif on_work is not None:
+            on_work(None)
 
     def release(self, handoff: KvHandoff, *, pulled: bool) -> bool:
         """Give a hand-off back to its holder. False where the holder knows already."""

@@ -26,13 +26,13 @@ from front_proxy.engine_client.client_base import GenerationOnlyClient
 from front_proxy.engine_client.errors import to_vllm
 from front_proxy.engine_client.sampling import drop_forbidden
 from front_proxy.engine_client.sequences import Sequences
-from front_proxy.engine_client.texts import TextDelta
+from front_proxy.engine_client.texts import TextDelta, of_output
 from front_proxy.gateway.identity import ALL_CLASSES, with_class
 from front_proxy.gateway.in_flight import InFlight
 from front_proxy.gateway.key_gate import KeyGate
-from front_proxy.gateway.request_context import REQUEST_CONTEXT
+from front_proxy.gateway.request_context import REQUEST_CONTEXT, RequestContext
 from runtime.failures import Failure, FailureError
-from runtime.priority_class import PriorityClass
+from runtime.priority_class import PriorityClass, named_class
 
 TASKS = ("generate",)
 _Output = TypeVar("_Output")
@@ -157,8 +157,12 @@ class RemoteEngineClient(GenerationOnlyClient):
             context.caller = with_class(context.caller, priority, self._classes_allowed)
             with context.place.sequences(request.sampling_params.n):
                 async with aclosing(outputs_of(request, text)) as outputs:
-                    async for output in outputs:
-                        yield output
+                    if context.bill is None:
+                        async for output in outputs:
+                            yield output
+                    else:
+                        async for output in _billed(outputs, context, request):
+                            yield output
         except FailureError as error:
             raise _refusal(error.failure) from error
 
@@ -194,6 +198,26 @@ class RemoteEngineClient(GenerationOnlyClient):
     def shutdown(self, timeout: float | None = None) -> None:
         """Free the renderer's threads. Remote engines stay as they are."""
         self.renderer.shutdown()
+
+
+async def _billed(
+    outputs: AsyncGenerator[Any, None], context: RequestContext, request: EngineCoreRequest
+) -> AsyncGenerator[Any, None]:
+    """The same, counted as the answer's usage counts them: what its reader took, and came back from."""
+    bill = context.bill
+    assert bill is not None
+    bill.priority_class = named_class(context.caller.priority_class, request.priority).value
+    begun = False
+    async for output in outputs:
+        yield output
+        for delta in (output,) if isinstance(output, TextDelta) else of_output(output):
+            if not begun and delta.prompt is not None:
+                begun = True
+                bill.begin(len(delta.prompt.token_ids), delta.prompt.cached_tokens or 0)
+            bill.output_tokens += len(delta.token_ids)
+            if delta.finish_reason is not None:
+                bill.ended.add(delta.finish_reason)
+    bill.end()
 
 
 def _check_wire(request: EngineCoreRequest) -> None:

@@ -59,7 +59,9 @@ class Sequences:
             text = detokeniser.middle(token_ids)
             if text is None:
                 return False
-            outlet.write(text, token_ids)
+            written = outlet.write(text, token_ids)
+            if context.bill is not None and written:
+                context.bill.output_tokens += len(token_ids)
             return True
 
         deltas.tap = write
@@ -128,7 +130,7 @@ class Sequences:
             child_request = copy(request)
             child_request.request_id, child_request.sampling_params = parent.get_child_info(index)
             self._output_processor.add_request(child_request, text, parent, index, collector)
-            children.append(_Child(child_request, keys))
+            children.append(_Child(child_request, keys, sibling=index > 0))
         family = asyncio.create_task(self._run_family(children, collector))
         try:
             while True:
@@ -207,6 +209,7 @@ class Sequences:
             deadline_s=context.deadline_s,
             ttft_slo_s=context.ttft_left_s(),
             itl_slo_s=context.caller.itl_slo_s,
+            account=None if context.bill is None else context.bill.part(child.prompt_tokens),
             pinned_decode_worker=child.pinned_decode_worker,
         )
 
@@ -270,8 +273,10 @@ class OneByOne(RequestOutputCollector):
 class _Child:
     """One sequence of a request and what became known of it. All of a request have the same ``prompt_keys``."""
 
-    def __init__(self, request: EngineCoreRequest, prompt_keys: PromptKeys | None) -> None:
+    def __init__(self, request: EngineCoreRequest, prompt_keys: PromptKeys | None, *, sibling: bool = False) -> None:
         self.request = request
+        self.prompt_tokens = 0 if sibling else len(request.prompt_token_ids)
+        """To be paid for."""
         self.prompt_keys = prompt_keys
         self.one_token = _one_token(request.sampling_params)
         self.started = False

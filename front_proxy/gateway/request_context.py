@@ -5,8 +5,10 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Protocol
 
+from front_proxy.dispatch.bills import Bills
 from front_proxy.gateway.identity import Caller
 from front_proxy.gateway.in_flight import Place
+from front_proxy.request.bill import Bill
 from front_proxy.request.generation import TtftPhases
 from runtime.failures import Failure
 from runtime.timing.clock import SystemClock
@@ -25,8 +27,8 @@ class Outlet(Protocol):
         """Whether more may be written now: the stream has begun, and the client has read enough of it."""
         ...
 
-    def write(self, text: str, token_ids: list[int]) -> None:
-        """Send what some tokens add to the output. Raises nothing when the client has left."""
+    def write(self, text: str, token_ids: list[int]) -> bool:
+        """Send what some tokens add to the output. False: the client has left, and it goes nowhere."""
         ...
 
 
@@ -52,8 +54,16 @@ class RequestContext:
         """Something was generated already."""
         self.one_token = False
         """A parser reads its output that may be given only one token at a time."""
+        self.bill: Bill | None = None
+        """What it is billed. None: nothing is counted."""
         self.outlet: Outlet | None = None
         """Of a stream that is text alone. None: its reader writes everything."""
+
+    def close_bill(self, bills: Bills, *, answered: bool) -> None:
+        """The answer is over. ``answered``: something of it was given to the client."""
+        if self.bill is not None:
+            ttft_s = 0.0 if self.phases is None else self.phases.total_s + (self.render_s or 0.0)
+            bills.close(self.bill, answered=answered, failed=self.failure is not None, ttft_s=ttft_s)
 
     def ttft_left_s(self) -> float:
         """What is left of the time to the first token that its client asks for. 0: none is asked for."""

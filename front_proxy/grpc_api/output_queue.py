@@ -118,11 +118,12 @@ class TokenOutlet:
         """Whether there is room."""
         return not self._queue.full
 
-    def write(self, text: str, token_ids: list[int]) -> None:
+    def write(self, text: str, token_ids: list[int]) -> bool:
         """Queue what some tokens add to the output."""
         self.tokens += len(token_ids)
         self._queue.add_tokens(self._request_id, text if self._with_text else "", token_ids)
         self._changed()
+        return True
 
 
 def wants_text(request: inference_pb2.GenerateRequest) -> bool:

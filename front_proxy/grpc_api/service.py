@@ -12,9 +12,9 @@ import grpc
 import structlog
 
 from front_proxy.config import LIMITS, FrontProxyLimits
+from front_proxy.gateway.access import OPEN, Access
 from front_proxy.gateway.identity import ALL_CLASSES, Caller, caller_of_call, caller_of_request
-from front_proxy.gateway.in_flight import InFlight, Place
-from front_proxy.gateway.key_gate import KeyGate
+from front_proxy.gateway.in_flight import InFlight
 from front_proxy.gateway.metrics import GRPC_STREAMS
 from front_proxy.gateway.request_context import RequestContext
 from front_proxy.grpc_api.output_queue import OutputQueue, TokenOutlet
@@ -24,6 +24,7 @@ from runtime.priority_class import PriorityClass
 from runtime.rpc.grpc_errors import abort, code_of
 
 SERVICE = "baton.inference.v1.InferenceService"
+GENERATE = f"{SERVICE}/Generate"
 NO_DEADLINE_S = 365 * 24 * 3600.0
 _MESSAGE_CHARACTERS_MAX = 4096
 _RETIRED = "This front proxy is shutting down. Requests of this stream without an answer were not run."
@@ -57,20 +58,19 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         in_flight: InFlight,
         limits: FrontProxyLimits = LIMITS,
         classes_allowed: Sequence[PriorityClass] = ALL_CLASSES,
-        gate: KeyGate | None = None,
+        access: Access = OPEN,
     ) -> None:
-        """``gate``: None where no keys are required."""
         self.inference = inference
         self.in_flight = in_flight
         self.limits = limits
         self.classes_allowed = classes_allowed
-        self._gate = gate
+        self.access = access
         self._sessions: set[_ManySession] = set()
         self._retiring = False
 
     def caller_of(self, metadata: Metadata) -> Caller:
         """Who calls. Raises FailureError."""
-        return caller_of_call(metadata or (), self.classes_allowed, self._gate)
+        return caller_of_call(metadata or (), self.classes_allowed, self.access.gate)
 
     def retire(self) -> None:
         """End GenerateMany streams once what they run has ended. Their clients ask for the rest on another stream."""
@@ -91,10 +91,13 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 place = self.in_flight.enter()
             except FailureError as error:
                 await abort(context, error.failure)
-            responses = self.inference.generate(request, RequestContext(caller, place, _time_left_s(context)))
+            asked = RequestContext(caller, place, _time_left_s(context))
+            asked.bill = self.access.bill_of(caller, GENERATE)
+            responses, answered = self.inference.generate(request, asked), False
             try:
                 async for response in responses:
                     yield response
+                    answered = True
             except FailureError as error:
                 await abort(context, error.failure)
             except Exception:
@@ -103,6 +106,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             finally:
                 # First, since what is awaited may be cancelled; what still runs keeps its sequences' places.
                 place.leave()
+                if self.access.bills is not None:
+                    asked.close_bill(self.access.bills, answered=answered)
                 await responses.aclose()
 
     async def GenerateMany(  # noqa: N802 - gRPC's name
@@ -228,10 +233,11 @@ class _ManySession:
             return
         ended: set[int] = set()
         context = RequestContext(caller, place)
+        context.bill = self._service.access.bill_of(caller, GENERATE)
         context.outlet = TokenOutlet(self._outputs, request, self._changed.set)
         task = asyncio.create_task(self._run(request, context, ended), name=f"generate {name}")
         self._running[name] = task
-        task.add_done_callback(lambda task: self._on_done(request, place, ended, task))
+        task.add_done_callback(lambda task: self._on_done(request, context, ended, task))
 
     async def _run(self, request: inference_pb2.GenerateRequest, context: RequestContext, ended: set[int]) -> None:
         """Answer one request; the choices that finished are added to ``ended``."""
@@ -250,10 +256,14 @@ class _ManySession:
             await responses.aclose()
 
     def _on_done(
-        self, request: inference_pb2.GenerateRequest, place: Place, ended: set[int], task: asyncio.Task[None]
+        self, request: inference_pb2.GenerateRequest, context: RequestContext, ended: set[int], task: asyncio.Task[None]
     ) -> None:
         # Not in the task: one that is cancelled before its first step runs none of its code.
-        place.leave()
+        assert context.place is not None
+        context.place.leave()
+        if (bills := self._service.access.bills) is not None:
+            # What was queued is as good as given: the stream goes on.
+            context.close_bill(bills, answered=context.delivered)
         del self._running[request.request_id]
         if task.cancelled():
             # n may not be validated yet.

@@ -9,9 +9,9 @@ from http import HTTPStatus
 
 from accounts.key_table import KeyScope
 from front_proxy.config import LIMITS, FrontProxyConfig, FrontProxyLimits
+from front_proxy.gateway.access import OPEN, Access
 from front_proxy.gateway.identity import caller
 from front_proxy.gateway.in_flight import InFlight
-from front_proxy.gateway.key_gate import KeyGate
 from front_proxy.gateway.metrics import DROPPED_FIELDS, REFUSALS
 from front_proxy.gateway.request_context import CLOCK, REQUEST_CONTEXT, RequestContext
 from front_proxy.openai_api import http_metrics
@@ -29,6 +29,7 @@ OPEN_ROUTES = frozenset({"/health", "/ping"})
 SCOPES: dict[str, KeyScope] = dict.fromkeys(
     (*GENERATION_ROUTES, "/v1/messages/count_tokens", "/tokenize", "/detokenize"), "inference"
 )
+SCOPES["/v1/usage"] = "usage:own"
 """What a key must allow; of other routes nothing."""
 NO_ROOM = "This front proxy has no room for more connections. Please try again later."
 EXPLAIN_HEADER = b"x-baton-explain"
@@ -49,10 +50,9 @@ class HttpGuard:
         config: FrontProxyConfig,
         in_flight: InFlight,
         limits: FrontProxyLimits = LIMITS,
-        gate: KeyGate | None = None,
+        access: Access = OPEN,
     ) -> None:
-        """``gate``: None where no keys are required."""
-        self._gate = gate
+        self._access = access
         self._app = app
         self._config = config
         self._in_flight = in_flight
@@ -98,12 +98,13 @@ class HttpGuard:
             REFUSALS.labels("descriptors").inc()
             await answer.refuse(HTTPStatus.SERVICE_UNAVAILABLE, NO_ROOM)
             return
-        gate = None if for_operators or route in OPEN_ROUTES else self._gate
+        gate = None if for_operators or route in OPEN_ROUTES else self._access.gate
         try:
             who = caller(scope["headers"], self._config.classes_allowed, gate, SCOPES.get(route))
             context = RequestContext(who, None)
             if route in GENERATION_ROUTES:
                 self._in_flight.check()
+                context.bill = self._access.bill_of(who, route)
         except FailureError as error:
             await answer.fail(error.failure)
             return
@@ -115,6 +116,9 @@ class HttpGuard:
         finally:
             if context.place is not None:
                 context.place.leave()
+            if self._access.bills is not None:
+                answered = answer.begun and answer.status == HTTPStatus.OK
+                context.close_bill(self._access.bills, answered=answered)
 
     async def _forward(
         self, context: RequestContext, route: str, scope: Scope, receive: Receive, answer: Answer

@@ -19,9 +19,9 @@ from front_proxy.engine_client import private
 from front_proxy.engine_client.client import TASKS, RemoteEngineClient
 from front_proxy.engine_client.parsers import mark_readers
 from front_proxy.engine_client.vllm_config import in_settings
+from front_proxy.gateway.access import OPEN, Access
 from front_proxy.gateway.connection_bounds import ConnectionBounds
 from front_proxy.gateway.in_flight import InFlight
-from front_proxy.gateway.key_gate import KeyGate
 from front_proxy.openai_api.acceptor import Acceptor
 from front_proxy.openai_api.answer import HeadersOf
 from front_proxy.openai_api.connection import HttpConnection
@@ -95,11 +95,11 @@ class OpenAiServer:
         *,
         lifespan: Literal["on", "off"] = "on",
         limits: FrontProxyLimits = LIMITS,
-        gate: KeyGate | None = None,
+        access: Access = OPEN,
     ) -> None:
         self.app = app
         self._lifespan = lifespan
-        self.guard = HttpGuard(app, config, in_flight, limits, gate)
+        self.guard = HttpGuard(app, config, in_flight, limits, access)
         self._limits = limits
         self.address = ""
         self.metrics_address = ""

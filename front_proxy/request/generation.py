@@ -7,6 +7,7 @@ from typing import Protocol
 import msgspec
 
 from engine.protocol import EngineRequest, Finish, Logprobs
+from front_proxy.request.bill import Part
 from front_proxy.request.prompt_keys import PromptKeys
 from front_proxy.request.work import WorkerOutput
 
@@ -46,6 +47,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What is left of the time to the first token that its client asks for, from now. 0: none is asked for."""
     itl_slo_s: float = 0.0
     """The time between tokens that its client asks for. 0: none is."""
+    account: Part | None = None
+    """The part of its request's bill. None: nothing is counted."""
     pinned_decode_worker: str | None = None
     """Run on this decode worker alone: its prefix cache already holds the prompt."""
 

@@ -27,6 +27,8 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     blocks_reserved: int = 0
     deadline_s: float = 0.0
     """Time left when it was made; 0 is none."""
+    tell_work: bool = False
+    """The worker shall say what it cost."""
 
 
 class WorkerOutput(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,44 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from accounts.config import AccountsConfig, AuthConfig
+from accounts.key_table import Key
 from protos.scheduler.v1 import scheduler_pb2 as pb
+from runtime.configuration import BadConfiguration
 from runtime.user_error import UserError
+from scheduler.accounting import rules_file
 from scheduler.accounting.books import Books
 from scheduler.accounting.keys_desk import KeysDesk
+from scheduler.accounting.reply import Send
 from scheduler.accounting.secrets_folder import admin_key, pepper
-
-Send = Callable[[int, pb.FrontReply], None]
-"""Sends a reply to one front proxy's session, if it is still open."""
+from scheduler.accounting.usage_desk import UsageDesk
 
 
 class Accounting:
-    """What the shell has beside its core. ``keys``: None where none are required."""
+    """What the shell has beside its core. ``keys`` None: none are required. ``usage`` None: nothing is counted."""
 
-    def __init__(self, auth: AuthConfig, accounts: AccountsConfig, books: Books, send: Send) -> None:
-        """Raises UserError for secrets that cannot be read."""
-        self.books = books
+    def __init__(
+        self,
+        auth: AuthConfig,
+        accounts: AccountsConfig,
+        send: Send,
+        *,
+        lost: asyncio.Event,
+        model: str = "",
+        books: Books | None = None,
+    ) -> None:
+        """``lost``: set when this scheduler must end. ``model``: the one that serves; empty: not known here.
+
+        Raises BadConfiguration, and UserError for secrets that cannot be read.
+        """
+        self._accounts = accounts
+        self._model = model
+        rules = rules_file.read(accounts, model)
+        self.books = books or Books(Path(accounts.ledger_file).expanduser(), timezone=rules.timezone)
+        self.usage: UsageDesk | None = None
+        if accounts.mode != "off":
+            self.usage = UsageDesk(accounts, rules, self.books, send, lost=lost)
         self.keys: KeysDesk | None = None
         if auth.mode == "required":
             self.keys = KeysDesk(
-                books,
+                self.books,
                 pepper=pepper(auth),
                 admin_key=admin_key(auth),
                 max_age_s=auth.keys_max_age_s,
                 push=lambda session, table: send(session, pb.FrontReply(keys=table)),
             )
+            self.keys.on_change = self._on_keys
 
     async def open(self, leader_epoch: int) -> None:
         """Take the ledger over. Raises LedgerLost, or sqlite3.Error."""
         await self.books.open(leader_epoch)
+        if self.usage is not None:
+            await self.usage.open()
         if self.keys is not None:
             await self.keys.open()
 
     async def close(self) -> None:
         """Write what waits, and let the ledger go."""
+        if self.usage is not None:
+            await self.usage.close()
         await self.books.close()
 
     def joined(self, session: int, front_proxy_id: str) -> None:
@@ -57,11 +83,38 @@ class Accounting:
         if self.keys is not None:
             self.keys.forget_gone()
 
+    async def reload(self, actor: str) -> tuple[str, Sequence[str]]:
+        """Read the rules again: their version, and what looks like a mistake. On an error the former ones stay.
 
-def accounting_of(auth: AuthConfig, accounts: AccountsConfig, send: Send) -> Accounting | None:
+        Raises BadConfiguration, LedgerLost, or sqlite3.Error.
+        """
+        usage = self.usage
+        if usage is None:
+            raise BadConfiguration("accounts.mode", "is off: there are no rules", "configuration")
+        rules = rules_file.read(self._accounts, self._model)
+        if rules.timezone != usage.treasury.rules.timezone:
+            why = "windows move with it: it changes at the next start of the scheduler"
+            raise BadConfiguration("timezone", why, self._accounts.rules_file)
+        keys = {} if self.keys is None else self.keys.table.keys
+        found = rules_file.warnings(rules, keys.values(), self._accounts.rules_file) if self.keys is not None else []
+        at_s = self.books.wall_s()
+        await self.books.call(
+            lambda ledger: ledger.note(at_s=at_s, actor=actor, action="rules.reload", subject=rules.version)
+        )
+        usage.use_rules(rules)
+        return rules.version, found
+
+    def _on_keys(self, keys: Mapping[str, Key]) -> None:
+        if self.usage is not None:
+            self.usage.use_keys(keys)
+
+
+def accounting_of(
+    auth: AuthConfig, accounts: AccountsConfig, send: Send, *, lost: asyncio.Event, model: str = ""
+) -> Accounting | None:
     """None where neither keys nor accounts are wanted. Raises UserError."""
     if auth.mode == "off" and accounts.mode == "off":
         return None
     if not accounts.ledger_file:
         raise UserError("accounts.ledger_file must be set: keys and usage are kept there")
-    return Accounting(auth, accounts, Books(Path(accounts.ledger_file).expanduser()), send)
+    return Accounting(auth, accounts, send, lost=lost, model=model)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import sqlite3
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -218,8 +219,19 @@ class Ledger:
                 raise LedgerLost(f"{self.path}: a later leader has taken the ledger over")
             self._set_meta("leader_epoch", max(leader_epoch, self._meta("leader_epoch")))
             self._fence = self._set_meta("fence", self._meta("fence") + 1)
+            zone = zlib.crc32(self.calendar.zone.encode())
+            if self._meta("timezone") != zone:
+                self._sum_up()
+                self._set_meta("timezone", zone)
             # A front proxy that has no table says 0.
             self._set_meta("keys_version", max(1, self._meta("keys_version")))
+
+    def _sum_up(self) -> None:
+        """Make the totals of all records anew: windows begin elsewhere in another time zone."""
+        self._db.execute("DELETE FROM totals")
+        for record in self._every_record():
+            totals = totals_of(record.team, record.key_id, self.calendar.at(record.window_s))
+            self._db.executemany(_ADD, [(*total, record.amount) for total in totals])
 
     def _transaction(self, *, fenced: bool = True) -> _Transaction:
         return _Transaction(self._db, self._check_fence if fenced else None)

@@ -98,6 +98,7 @@ ASYNC_LLM = "vllm.v1.engine.async_llm:AsyncLLM"
 PRIVATE: dict[str, dict[str, dict[str, str]]] = {
     "engine.vllm.private": {
         "replace_output_processor": {ASYNC_LLM: "output_processor output_handler"},
+        "hear_steps_first": {"vllm.v1.engine.core_client:AsyncMPClient": "get_output_async"},
         "receive_fast": {"vllm.v1.engine.core_client:AsyncMPClient": "resources output_socket"},
         "remove_prometheus": {
             ASYNC_LLM: "logger_manager",

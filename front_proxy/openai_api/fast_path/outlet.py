@@ -24,11 +24,12 @@ class HttpOutlet:
         cycle = self._cycle
         return cycle.chunked_encoding is True and self._event is not None and not cycle.flow.write_paused
 
-    def write(self, text: str, token_ids: list[int]) -> None:
-        """Send the event of some tokens as one chunk."""
+    def write(self, text: str, token_ids: list[int]) -> bool:
+        """Send the event of some tokens as one chunk. False: the client has left."""
         cycle = self._cycle
         assert self._event is not None
         event = self._event(text, len(token_ids)).encode()
         if event and not cycle.disconnected:
             # As the cycle's ``send`` does. That is a coroutine, and with those around it costs as much as all the rest.
             cycle.transport.write(b"%x\r\n%b\r\n" % (len(event), event))
+        return not cycle.disconnected

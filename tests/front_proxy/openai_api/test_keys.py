@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from front_proxy.config import FrontProxyConfig
+from front_proxy.gateway.access import Access
 from front_proxy.openai_api.published import PublishedApp
 from front_proxy.openai_api.server import OpenAiServer
 from tests.front_proxy.gateway.test_key_gate import gate, key
@@ -22,7 +23,7 @@ async def answers(path: str, *rows: Any, headers: dict[str, str]) -> httpx.Respo
     for route in ("/health", "/ping", "/metrics", "/v1/models", "/v1/completions", "/v1/messages"):
         app.add_api_route(route, lambda: {"served": True}, methods=["GET", "POST"])
     one, _ = gate(*rows)
-    server = OpenAiServer(PublishedApp(app), FrontProxyConfig(port=0), room(1), lifespan="off", gate=one)
+    server = OpenAiServer(PublishedApp(app), FrontProxyConfig(port=0), room(1), lifespan="off", access=Access(gate=one))
     server.bind()
     await server.start()
     try:

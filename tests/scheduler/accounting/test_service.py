@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ class Asked:
 
 @contextlib.asynccontextmanager
 async def serving(tmp_path: Path, auth: AuthConfig, accounts: AccountsConfig) -> AsyncIterator[Asked]:
-    accounting = accounting_of(auth, accounts, lambda _session, _reply: None)
+    accounting = accounting_of(auth, accounts, lambda _session, _reply: None, lost=asyncio.Event())
     assert accounting is not None
     await accounting.open(0)
 

@@ -1,0 +1,60 @@
+"""Bills of the requests of this front proxy, from their arrival to their record. Waits for what they cost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+
+from accounts.config import LIMITS
+from accounts.usage import UsageRecord
+from front_proxy.request.bill import Bill
+
+
+class Bills:
+    """``new`` when a request comes, ``close`` when its answer is over."""
+
+    def __init__(
+        self, model: str, record: Callable[[UsageRecord], None], *, cost_wait_s: float = LIMITS.cost_wait_s
+    ) -> None:
+        """``model``: the one that serves. ``record``: takes each record."""
+        self.waiting = 0
+        """Bills whose answer is over, and that wait for their cost."""
+        self._model = model
+        self._record = record
+        self._cost_wait_s = cost_wait_s
+        self._loop = asyncio.get_running_loop()
+
+    def new(self, key_id: str, team: str, api: str) -> Bill:
+        """Of a request that has come."""
+        # Ordered by time: the ledger appends such ids faster than those that are all chance.
+        uid = (time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10)
+        return Bill(uid, key_id=key_id, team=team, model=self._model, api=api, wall_s=time.time())
+
+    def close(self, bill: Bill, *, answered: bool, failed: bool, ttft_s: float) -> None:
+        """The answer is over. Its record follows when all its attempts have told their cost, or after a while."""
+        if not bill.asked:
+            return
+        ended_s = time.time()
+
+        def write() -> None:
+            self._record(bill.record(answered=answered, failed=failed, ttft_s=ttft_s, wall_s=ended_s))
+
+        if not bill.untold:
+            write()
+            return
+
+        def told() -> None:
+            timer.cancel()
+            bill.on_told = _nothing
+            self.waiting -= 1
+            write()
+
+        self.waiting += 1
+        timer = self._loop.call_later(self._cost_wait_s, told)
+        bill.on_told = told
+
+
+def _nothing() -> None:
+    """The record is written already."""

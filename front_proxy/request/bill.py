@@ -1,0 +1,136 @@
+"""What one request is billed, and what it cost: counted while it runs. Pure; knows no price.
+
+Billed is what the ``usage`` of its answer says: a prompt once, whatever was tried again and however many outputs it
+has, and the output tokens that were given to its client. Each attempt's work is told by its worker with its last word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from accounts.usage import AttemptWork, Outcome, UsageRecord
+from engine.work_meter import Work
+
+
+class Bill:
+    """Of one request, from its arrival until ``record``."""
+
+    __slots__ = (
+        "_attempts",
+        "_began_s",
+        "_parts",
+        "_running",
+        "api",
+        "cached_tokens",
+        "ended",
+        "key_id",
+        "model",
+        "on_told",
+        "output_tokens",
+        "priority_class",
+        "prompt_tokens",
+        "team",
+        "uid",
+        "untold",
+    )
+
+    def __init__(self, uid: bytes, *, key_id: str, team: str, model: str, api: str, wall_s: float) -> None:
+        self.uid = uid
+        self.key_id = key_id
+        self.team = team
+        self.model = model
+        self.api = api
+        self.priority_class = ""
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.output_tokens = 0
+        """Given to the client."""
+        self.ended: set[str | None] = set()
+        """Why its outputs ended."""
+        self.untold = 0
+        """Attempts whose work was not told yet."""
+        self.on_told: Callable[[], object] = lambda: None
+        """Called when the last one was."""
+        self._running = 0
+        self._parts = 0
+        self._began_s = wall_s
+        self._attempts: list[AttemptWork] = []
+
+    def part(self, prompt_tokens: int) -> Part:
+        """One more output, with a prompt to be paid for; 0: a further output of the same prompt."""
+        self._parts += 1
+        return Part(self, self._parts - 1, prompt_tokens)
+
+    @property
+    def asked(self) -> bool:
+        """Whether the scheduler was asked for anything."""
+        return self._parts > 0
+
+    def begin(self, prompt_tokens: int, cached_tokens: int) -> None:
+        """The answer to one prompt begins."""
+        self._running += 1
+        self.prompt_tokens += prompt_tokens
+        self.cached_tokens += cached_tokens
+
+    def end(self) -> None:
+        """It is complete."""
+        self._running -= 1
+
+    def told(self, worker_id: str, stage: str, work: Work | None, decoded_tokens: int) -> None:
+        """An attempt's last word. ``work`` None: there is none, and ``decoded_tokens`` came from it."""
+        self.untold -= 1
+        if work is None:
+            attempt = AttemptWork(worker_id=worker_id, stage=stage, decoded_tokens=decoded_tokens, estimated=True)
+        else:
+            attempt = AttemptWork(
+                worker_id=worker_id,
+                stage=stage,
+                computed_tokens=work.computed_tokens,
+                cached_tokens=work.cached_tokens,
+                pulled_tokens=work.pulled_tokens,
+                decoded_tokens=work.decoded_tokens,
+                prefill_us=work.prefill_us,
+                decode_us=work.decode_us,
+            )
+        self._attempts.append(attempt)
+        if not self.untold:
+            self.on_told()
+
+    def record(self, *, answered: bool, failed: bool, ttft_s: float, wall_s: float) -> UsageRecord:
+        """What is written of it. ``answered``: something was given to the client, which is then billed."""
+        outcome: Outcome = "finished"
+        if failed:
+            outcome = "failed"
+        elif self._running or not answered:
+            outcome = "cancelled"
+        elif "budget" in self.ended:
+            outcome = "refused_midway"
+        elif "length" in self.ended:
+            outcome = "length"
+        return UsageRecord(
+            uid=self.uid,
+            key_id=self.key_id,
+            team=self.team,
+            model=self.model,
+            api=self.api,
+            priority_class=self.priority_class,
+            outcome=outcome,
+            prompt_tokens=self.prompt_tokens if answered else 0,
+            cached_tokens=self.cached_tokens if answered else 0,
+            output_tokens=self.output_tokens if answered else 0,
+            attempts=tuple(self._attempts),
+            began_s=self._began_s,
+            ended_s=wall_s,
+            ttft_s=ttft_s,
+        )
+
+
+class Part:
+    """One output of a request, as its flow knows it."""
+
+    __slots__ = ("bill", "number", "prompt_tokens")
+
+    def __init__(self, bill: Bill, number: int, prompt_tokens: int) -> None:
+        self.bill = bill
+        self.number = number
+        self.prompt_tokens = prompt_tokens
