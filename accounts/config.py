@@ -30,15 +30,15 @@ class AccountsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     mode: Literal["off", "count", "enforce"] = "off"
     """count: every request is recorded, and none is refused. enforce: budgets and limits hold; it needs keys. Watch
-    baton_scheduler_accounts_refusals_total."""
+    baton_scheduler_refusals_total, reasons account_*."""
     rules_file: str = ""
     """TOML file of prices, teams and limits; `baton reload` reads it again. Empty: there are none."""
     ledger_file: str = ""
     """SQLite file of keys, usage and audit. Schedulers on several machines need one file system that honours locks.
     Empty: in the state folder."""
     slice_tokens: PositiveCount = 512
-    """Output tokens that a request holds money for at a time. Smaller: less is held for nothing, more is asked. Watch
-    baton_scheduler_accounts_held."""
+    """Output tokens that a request holds money for at a time. Smaller: less is held for nothing, more is asked.
+    `baton limits` shows what is held."""
     when_away: Literal["serve", "refuse"] = "serve"
     """What front proxies do with new requests while no scheduler answers. serve: book them afterwards, beyond a budget
     if need be."""

@@ -104,7 +104,7 @@ def _access(engine: EngineConfig, auth: AuthConfig, accounts: AccountsConfig) ->
             now_s=asyncio.get_running_loop().time,
             wall_s=time.time,
         )
-    link = AccountsLink(watch)
+    link = AccountsLink(watch, accounts)
     bills = Bills(model, link.record) if accounts.mode != "off" else None
     return Access(gate=gate, bills=bills), link
 

@@ -92,6 +92,17 @@ class SchedulerShell:
         """Take over with an empty core, which workers and front proxies fill when they connect."""
         assert not self.workers and not self.fronts, "no peer is let in while standing by"
         self.core, self.leader_epoch, self.leads_until_s, self.stands_by = core, epoch, until_s, False
+        self.share()
+
+    def share(self) -> None:
+        """Let teams have their weights in the core that decides."""
+        if self.accounting is not None and self.accounting.usage is not None:
+            self.core.share(self.accounting.usage.weights)
+
+    def answer(self, action: ReplyWaiting | ReplyRefusal) -> None:
+        """Answer a question that the core was not asked, if its front proxy is still there."""
+        if action.session in self.fronts and not self.deposed:
+            self._do(action)
 
     def reply(self, session: int, reply: pb.FrontReply) -> None:
         """Say something to a front proxy, if its stream is still open."""
@@ -186,7 +197,10 @@ class SchedulerShell:
                     self.metrics.waited_s.observe(waited_s)
                 decision = "local" if prefill is None else "remote"
                 self.metrics.plans.labels(decision, reason).inc()
-                self.fronts[session].put(self._signed(wire.plan(action)))
+                replies = wire.plan(action)
+                if action.hold is not None and self.accounting is not None and self.accounting.usage is not None:
+                    self.accounting.usage.tell_grant(action.hold, replies.messages[0].plan.grant)
+                self.fronts[session].put(self._signed(replies))
             case ReplyWaiting(session=session):
                 self.fronts[session].put(self._signed(wire.waiting(action)))
             case ReplyRefusal(session=session, cause=cause):
