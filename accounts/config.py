@@ -21,8 +21,6 @@ class AuthConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     keys_max_age_s: Positive = 60.0
     """Time a front proxy goes on with its table of keys when it does not hear the scheduler. Then it answers 503. It is
     also the longest that `baton keys revoke` waits for it."""
-    cache_scope: Literal["team", "cluster"] = "team"
-    """Whose prompts may share cached KV: a team's, or all. It holds where keys are required."""
 
 
 class AccountsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

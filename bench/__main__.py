@@ -27,6 +27,7 @@ from bench.peers import EngineShape, PeerOptions, SystemName
 from bench.planning import command as planning
 from bench.prompts import make_prompts, token_counter
 from bench.routing import command as routing
+from bench.tiers import command as tiers
 from front_proxy.grpc_api.client import BatonClient
 from launcher.demo import model as demo_model
 from runtime.process import command_line
@@ -43,6 +44,7 @@ app.command(planning.measure, name="plans")
 app.command(routing.compare, name="routing")
 app.command(experts)
 app.command(silicon.predict, name="silicon")
+app.command(tiers.tiers)
 _TARGET = Group("Target", validator=validators.LimitedChoice(1, 1))
 _THREADS = max(1, (os.cpu_count() or 2) // 2)
 _SIZES, _PEERS, _SPEC = overhead.OverheadSpec(), PeerOptions(), LoadSpec()

@@ -49,6 +49,7 @@ app.command(cluster.explain, group=_CLUSTER)
 app.command(
     "cli.chaos:app", name="chaos", help="Break a cluster under traffic, and check what clients saw.", group=_CLUSTER
 )
+app.command("cli.kv:app", name="kv", help="Look at KV tiers, and care for what they hold.", group=_CLUSTER)
 app.command("cli.accounts:keys", name="keys", help="Make, show, rotate and revoke API keys.", group=_ACCOUNTS)
 app.command("cli.usage:usage", name="usage", help="Show what was used and what it cost.", group=_ACCOUNTS)
 app.command("cli.usage:prices", name="prices", help="Show prices, or suggest some.", group=_ACCOUNTS)

@@ -7,6 +7,7 @@ front proxy start (``vllm/parsed_args.py``).
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -72,7 +73,9 @@ def tier_objection(
     free = shutil.disk_usage(shared_memory).free if shared_memory.is_dir() else 0
     if kv.tiers and config.kind == "fake":
         return Objection(path="kv.tiers", reason="the fake engine has no tiers")
-    for folder in (Path(tier.place) for tier in parse(kv.tiers) if tier.place):
+    if any(tier.kind == "s3" for tier in parse(kv.tiers)) and importlib.util.find_spec("botocore") is None:
+        return Objection(path="kv.tiers", reason="an s3 tier needs the package botocore: install the extra s3")
+    for folder in (Path(tier.place) for tier in parse(kv.tiers) if tier.kind == "file"):
         if not folder.is_dir():
             return Objection(path="kv.tiers", reason=f"there is no folder {folder}")
         if not os.access(folder, os.W_OK | os.X_OK):

@@ -102,6 +102,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens_max: int
     host_blocks_total: int = 0
     """KV blocks that its host tier can hold. 0: it has none."""
+    store_blocks_total: int = 0
+    """KV blocks that the stores can hold which it shares with other engines. 0: it has none."""
     output_settings: str = ""
     """What decides its tokens besides ``layout_fingerprint``: names with digests of their values. Empty: unknown."""
     prefill_backoff_tokens: int = 0
@@ -177,6 +179,10 @@ class BlockListener(Protocol):
 
     def replay_ended(self) -> None:
         """All that the engine kept has come."""
+        ...
+
+    def told(self, events: Sequence[EngineEvent]) -> None:
+        """What came and went in stores; not numbered, in order, and never again."""
         ...
 
 

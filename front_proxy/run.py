@@ -99,8 +99,6 @@ def _access(engine: EngineConfig, auth: AuthConfig, accounts: AccountsConfig) ->
         gate = KeyGate(
             watch,
             model=model,
-            pepper=secret,
-            share_cache=auth.cache_scope == "cluster",
             now_s=asyncio.get_running_loop().time,
             wall_s=time.time,
         )

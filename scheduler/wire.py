@@ -24,7 +24,7 @@ from scheduler.api.events import (
     WorkerSuspected,
 )
 from scheduler.api.explanation import Option
-from scheduler.api.worker_info import WorkerInfo, WorkerLoad, WorkerState
+from scheduler.api.worker_info import LoadCost, WorkerInfo, WorkerLoad, WorkerState
 from scheduler.api.worker_progress import EngineStep
 from scheduler.cluster.worker import Worker
 from scheduler.routing.plan_log import LoggedPlan
@@ -44,7 +44,7 @@ _INFO_FIELDS = tuple(
     for name in WorkerInfo.__struct_fields__
     if name != "role" and name in cluster_pb2.WorkerInfo.DESCRIPTOR.fields_by_name
 )
-_LOAD_FIELDS = tuple(name for name in WorkerLoad.__struct_fields__ if name != "state")
+_LOAD_FIELDS = tuple(name for name in WorkerLoad.__struct_fields__ if name not in ("state", "load_costs"))
 _EXPLAINED_FIELDS = ("request_id", "prompt_tokens", "ttft_slo_s", "itl_slo_s")
 _OPTION_FIELDS = tuple(name for name in Option.__struct_fields__ if name not in ("prefill", "decode"))
 _OUTCOME_FIELDS = ("outcome", "finish", "ttft_s", "itl_s", "cached_tokens", "output_tokens")
@@ -68,7 +68,9 @@ def worker_info(message: cluster_pb2.WorkerInfo) -> WorkerInfo | None:
 
 def load(message: cluster_pb2.WorkerLoad) -> WorkerLoad:
     """What a worker says it does. A state this version does not know counts as not ready."""
-    return WorkerLoad(state=_STATE.get(message.state, WorkerState.STARTING), **_fields(message, _LOAD_FIELDS))
+    costs = tuple([LoadCost(cost.medium, cost.base_s, cost.token_s) for cost in message.load_costs])
+    state = _STATE.get(message.state, WorkerState.STARTING)
+    return WorkerLoad(state=state, load_costs=costs, **_fields(message, _LOAD_FIELDS))
 
 
 def block_delta(message: pb.BlockDelta, epoch: int) -> BlockDelta:

@@ -40,6 +40,7 @@ SUITES = {
         "front_proxy/test_run.py",
         "kv_transfer/nixl",
         "kv_transfer/offload",
+        "kv_transfer/stores",
         "launcher/demo",
         "launcher/local/test_temp_dirs.py",
     ),

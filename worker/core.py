@@ -20,6 +20,7 @@ from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure, FailureKind
 from runtime.timing.clock import precise_clock
+from worker import wire
 from worker.admission import Admission
 from worker.background_tasks import BackgroundTasks
 from worker.config import WorkerConfig, WorkerLimits
@@ -133,6 +134,7 @@ class WorkerCore:
             kv_bytes_in=engine.kv_bytes_in,
             kv_bytes_out=engine.kv_bytes_out,
             prefill_tokens_queued=self.prefill_tokens_queued,
+            load_costs=wire.load_costs(engine.tiers),
         )
 
     def take_progress(self) -> scheduler_pb2.WorkerProgress | None:
@@ -152,6 +154,7 @@ class WorkerCore:
     def status(self) -> cluster_pb2.ProcessStatus:
         """Its line of ``baton status``."""
         load = self.load()
+        tiers = self.engine.load().tiers
         return cluster_pb2.ProcessStatus(
             address=self.address,
             state=self.lifecycle.state.value,
@@ -162,12 +165,7 @@ class WorkerCore:
             leases_held=load.leases_held,
             kv_bytes_in=load.kv_bytes_in,
             kv_bytes_out=load.kv_bytes_out,
-            kv_tiers=[
-                cluster_pb2.KvTier(
-                    name=tier.name, blocks=tier.blocks, bytes=tier.bytes, capacity_bytes=tier.capacity_bytes
-                )
-                for tier in self.engine.load().tiers
-            ],
+            kv_tiers=[wire.tier_status(tier) for tier in tiers],
         )
 
     def now_s(self) -> float:
@@ -343,10 +341,19 @@ class WorkerCore:
             self.apply(self.role.leases.tick(self.now_s()))
 
 
+# Of the blocks in stores, how many routing is told of: a few hundred bytes here, and at the scheduler, for each.
+_STORE_BLOCKS_MAX = 200_000
+
+
 def _mirror(engine: Engine) -> BlockMirror | None:
     """One that follows the engine."""
     info = engine.info
     # Twice what the engine has: blocks that are gone stay in it while others stand behind them.
-    blocks_max = 2 * (info.kv_blocks_total + info.host_blocks_total)
-    mirror = BlockMirror(epoch=info.epoch, block_size_tokens=info.block_size_tokens, blocks_max=blocks_max)
+    stored = min(info.store_blocks_total, _STORE_BLOCKS_MAX)
+    mirror = BlockMirror(
+        epoch=info.epoch,
+        block_size_tokens=info.block_size_tokens,
+        blocks_max=2 * (info.kv_blocks_total + info.host_blocks_total) + stored,
+        store_blocks_max=stored,
+    )
     return mirror if engine.report_blocks(EventOrder(mirror)) else None

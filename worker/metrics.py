@@ -26,6 +26,8 @@ _TIER_GAUGES = {
     "declined": "KV blocks in a tier that were computed because that was faster, since start",
     "stored": "KV blocks stored in a tier since start",
     "evicted": "KV blocks that left a tier for others since start",
+    "on": "Whether a tier is used: 0 while it fails, or where there is none",
+    "read_bytes_per_s": "Bytes of KV that the latest load from a tier brought in a second",
     "corrupt": "KV blocks in a tier that were not what was stored since start",
 }
 
@@ -101,8 +103,8 @@ class WorkerMetrics:
                 gauge.labels(kind).set_function(functools.partial(_of_tier, load, kind, name))
 
 
-def _of_tier(load: Callable[[], EngineLoad], kind: str, name: str) -> int:
-    return sum(getattr(tier, name) for tier in load().tiers if tier.name == kind)
+def _of_tier(load: Callable[[], EngineLoad], kind: str, name: str) -> float:
+    return float(sum(getattr(tier, name) for tier in load().tiers if tier.name == kind))
 
 
 def _counter(registry: CollectorRegistry, name: str, text: str, *labels: str) -> Counter:

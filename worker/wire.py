@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from engine.protocol import EngineOutput, EngineRequest, FinishReason, FirstOutput, Logprobs
 from engine.work_meter import Work
 from kv_transfer.handoff import wire as handoff_wire
 from kv_transfer.handoff.handoff import KvHandoff
-from kv_transfer.prefix.events import BlockDelta
+from kv_transfer.prefix.events import OF_TIER, BlockDelta
+from kv_transfer.tiers.status import TierStatus
+from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure
@@ -22,6 +26,7 @@ FINISH: dict[FinishReason, pb.FinishReason] = {
 }
 _UINT32_MAX = 2**32 - 1
 _WORK_FIELDS = Work.__struct_fields__
+_TIER_FIELDS = tuple(field.name for field in cluster_pb2.KvTier.DESCRIPTOR.fields)
 TOKEN_BYTES = 4
 """What one more token adds to the estimate of a delta's size."""
 
@@ -51,6 +56,25 @@ def request_of(submit: pb.Submit) -> WorkerRequest | None:
         blocks_reserved=submit.blocks_reserved,
         tell_work=submit.tell_work,
     )
+
+
+def load_costs(tiers: Sequence[TierStatus]) -> list[cluster_pb2.LoadCost]:
+    """What loads from each medium take. From a store KV goes through host memory."""
+    by_kind = {tier.name: tier for tier in tiers}
+    through = by_kind.get("host")
+    costs = []
+    for kind, tier in by_kind.items():
+        base_s, token_s = tier.load_s, tier.token_load_s
+        if through is not None and tier is not through and token_s:
+            base_s, token_s = base_s + through.load_s, token_s + through.token_load_s
+        if tier.on:
+            costs.append(cluster_pb2.LoadCost(medium=OF_TIER[kind], base_s=base_s, token_s=token_s))
+    return costs
+
+
+def tier_status(tier: TierStatus) -> cluster_pb2.KvTier:
+    """One tier, for `baton status` and `baton kv stat`."""
+    return cluster_pb2.KvTier(**{name: getattr(tier, name) for name in _TIER_FIELDS})
 
 
 def is_plain(output: EngineOutput) -> bool:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from engine.config import LIMITS, EngineConfig
 from engine.preflight import CONNECTOR_SETTINGS, cpu_share, runs_on_cpu
 from kv_transfer.tiers.config import Tier
@@ -131,7 +133,6 @@ def engine_args(
     engine_id: str,
     side_channel: SideChannelAddress,
     events: EventAddresses | None = None,
-    worker_id: str = "",
     tiers: Sequence[Tier] = (),
 ) -> AsyncEngineArgs:
     """VLLM's arguments for one engine. Raises ValueError naming a setting that vLLM does not know or take."""
@@ -145,7 +146,7 @@ def engine_args(
     if events is not None:
         values["kv_events_config"] = kv_events_values(events)
     values["kv_transfer_config"] = with_tiers(
-        values["kv_transfer_config"], tiers, worker_id=worker_id, model=kv_identity(config) if tiers else ""
+        values["kv_transfer_config"], tiers, model=kv_identity(config) if tiers else ""
     )
     given = {name: value for name, value in config.args.items() if name != "kv_transfer_config"}
     return AsyncEngineArgs(**values | parsed(given))
@@ -231,16 +232,14 @@ def kv_transfer_values(config: EngineConfig, *, engine_id: str, side_channel: Si
     return values
 
 
-def with_tiers(
-    transfer: dict[str, Any], tiers: Sequence[Tier], *, worker_id: str = "", model: str = ""
-) -> dict[str, Any]:
+def with_tiers(transfer: dict[str, Any], tiers: Sequence[Tier], *, model: str = "") -> dict[str, Any]:
     """``kv_transfer_config`` with the tiers beside the connector. A request loads from the first that has KV.
 
-    ``worker_id`` names the worker's part of a folder. ``model``: what tells apart models whose KV differs.
+    ``model``: what tells apart models whose KV differs.
     """
     if not tiers:
         return transfer
-    host, *files = tiers
+    host, *stores = tiers
     own = {name: transfer[name] for name in ("engine_id", "kv_role", "kv_load_failure_policy")}
     connector = {name: value for name, value in transfer.items() if name not in own} | {"kv_role": own["kv_role"]}
     extra: dict[str, Any] = {
@@ -252,9 +251,8 @@ def with_tiers(
         "offload_prompt_only": False,
         "self_describing_kv_events": True,
     }
-    for tier in files:
-        folder = str(Path(tier.place, worker_id))
-        extra["baton_files"] = {"folder": folder, "capacity_bytes": tier.capacity_bytes, "model": model}
+    if stores:
+        extra |= {"baton_stores": [msgspec.to_builtins(tier) for tier in stores], "baton_model": model}
     tier_connector = {
         "kv_connector": "TierConnector",
         "kv_connector_module_path": "kv_transfer.offload.connector",

@@ -117,9 +117,7 @@ class VllmEngine:
         epoch = next_epoch()
         engine_id = f"{worker_id}-{epoch}"
         events = args.event_addresses(config)
-        arguments = args.engine_args(
-            config, engine_id=engine_id, side_channel=side_channel, events=events, worker_id=worker_id, tiers=tiers
-        )
+        arguments = args.engine_args(config, engine_id=engine_id, side_channel=side_channel, events=events, tiers=tiers)
         load = _StatLogger()
         how = "eager" if arguments.enforce_eager else "compiled"
         chosen_by = "the device" if config.enforce_eager is None else "engine.enforce_eager"
@@ -222,6 +220,7 @@ class VllmEngine:
         assert self._block_events is None, "one listener"
         if self._events is not None:
             self._block_events = BlockEventStream(self._events, listener)
+            self._load.report_store_blocks(listener.told)
         return self._events is not None
 
     async def check_health(self) -> None:

@@ -6,6 +6,7 @@ Imports nothing of vLLM: ``engine.vllm.engine`` joins it to vLLM's hook.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import msgspec
@@ -14,7 +15,8 @@ from engine.protocol import MEASURED_STEPS_MAX, EngineLoad, MeasuredStep
 from engine.vllm.step_meter import STEP
 from engine.work_meter import WorkMeter
 from kv_transfer.integrity.transfer_proof import TransferVerdict
-from kv_transfer.tiers.status import REPORTED_AS, TierStatus
+from kv_transfer.prefix.events import EngineEvent, from_builtins
+from kv_transfer.tiers.status import BLOCKS_REPORTED_AS, REPORTED_AS, TierStatus
 
 # Each counter of an EngineLoad, and the lists of the connector's statistics whose entries it counts.
 _COUNTED = {
@@ -23,6 +25,10 @@ _COUNTED = {
     "late_pulls": ("num_notifications_after_expiry",),
     **{f"pulls_{verdict}": (f"baton_pulls_{verdict}",) for verdict in TransferVerdict},
 }
+
+
+# Where nothing listens, this is kept in vain.
+_UNTOLD_MAX = 1000
 
 
 class LoadRecorder:
@@ -42,6 +48,9 @@ class LoadRecorder:
         self._measured: deque[list[int]] = deque(maxlen=MEASURED_STEPS_MAX)
         # By data-parallel rank.
         self._tiers: dict[int, tuple[TierStatus, ...]] = {}
+        # The listener to blocks in stores; before there is one, what there is to hear.
+        self._tell: Callable[[Sequence[EngineEvent]], None] | None = None
+        self._untold: list[EngineEvent] = []
 
     def logger_factory(self, *_: object) -> Self:
         """What vLLM calls to make its logger: all data-parallel ranks share this recorder."""
@@ -57,6 +66,12 @@ class LoadRecorder:
         steps = [MeasuredStep(*step) for step in self._measured]
         self._measured.clear()
         return steps
+
+    def report_store_blocks(self, tell: Callable[[Sequence[EngineEvent]], None]) -> None:
+        """Tell of all blocks in stores that the engine can load, from its start on."""
+        self._tell = tell
+        tell(self._untold)
+        self._untold = []
 
     def load(self) -> EngineLoad:
         """The latest snapshot."""
@@ -100,6 +115,13 @@ class LoadRecorder:
         for part in parts:
             if REPORTED_AS in part:
                 self._tiers[engine_idx] = msgspec.convert(part[REPORTED_AS], tuple[TierStatus, ...])
+                self._tell_blocks(from_builtins(part.get(BLOCKS_REPORTED_AS, ())))
+
+    def _tell_blocks(self, events: list[EngineEvent]) -> None:
+        if self._tell is not None:
+            self._tell(events)
+        elif len(self._untold) < _UNTOLD_MAX:
+            self._untold += events
 
     def _record_transfers(self, parts: list[dict[str, Any]]) -> None:
         for part in parts:

@@ -144,6 +144,7 @@ def engine_info(
         kv_blocks_total=max(0, (cache.num_gpu_blocks or 0) - 1),  # vLLM keeps one as the null block
         context_tokens_max=model.max_model_len,
         host_blocks_total=sum(tier.capacity_bytes for tier in tiers if tier.kind == "host") // block_bytes,
+        store_blocks_total=sum(tier.capacity_bytes for tier in tiers if tier.kind != "host") // block_bytes,
         output_settings=output_settings,
         prefill_backoff_tokens=facts.get("prefill_backoff_tokens", 0),
     )

@@ -7,7 +7,7 @@ its prompt comes from there, and the next prompt that continues it goes there ag
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from vllm.v1.kv_offload.base import (
@@ -24,11 +24,12 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from kv_transfer.offload import private
-from kv_transfer.offload.block_folder import FileResult
-from kv_transfer.offload.file_tier import FileTier, Waiting
 from kv_transfer.offload.messages import Slots
+from kv_transfer.stores.messages import Ended
+from kv_transfer.stores.tier import StoreTier, Waiting
 from kv_transfer.tiers.cost import FadingLine
 from kv_transfer.tiers.host_blocks import Found, HostBlocks, Wanted
+from kv_transfer.tiers.segment import Entry
 
 _RESULTS = {
     Found.MISSING: LookupResult.MISS,
@@ -41,10 +42,14 @@ _NOTHING: tuple[OffloadKey, ...] = ()
 class _Request:
     """What is remembered of a request until it ends."""
 
-    def __init__(self, takes_over: bool) -> None:
+    def __init__(self, takes_over: bool, stores: int) -> None:
         self.takes_over = takes_over
         self.stored: set[OffloadKey] = set()
-        self.waiting = Waiting()
+        # By store.
+        self.waiting = [Waiting() for _ in range(stores)]
+        # Its scope, and its blocks as a store's index has them.
+        self.scope = ""
+        self.described: Callable[[], dict[bytes, Entry]] | None = None
 
 
 class HostTier(OffloadingManager):
@@ -58,25 +63,31 @@ class HostTier(OffloadingManager):
         self.steps = steps
         self._block_tokens = block_tokens
         self._events: list[OffloadingEvent] | None = [] if with_events else None
-        # Below this one, where there is one.
-        self.files: FileTier | None = None
+        self.idle = False
+        """Whether the engine has asked since the last step if it is to go on without a request."""
+        self.stores: Sequence[StoreTier] = ()
+        """The tiers below this one, from near to far."""
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
         """Note how its prompt comes here."""
-        req_context.set_state(_Request(takes_over(req_context.kv_transfer_params)))
+        req_context.set_state(_Request(takes_over(req_context.kv_transfer_params), len(self.stores)))
         return RequestOffloadingContext()
+
+    def describe(self, req_context: ReqContext, scope: str, described: Callable[[], dict[bytes, Entry]]) -> None:
+        """What a store's index is to say of a request's blocks; without it no store has them."""
+        state = _state(req_context)
+        state.scope, state.described = scope, described
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         """Whether a block can be loaded. After a pull that failed the tier may help."""
         if takes_over(req_context.kv_transfer_params):
             return LookupResult.MISS
         found = self.blocks.find(key)
-        if self.files is not None and found is not Found.READY:
-            state = req_context.get_state(_Request)
-            assert state is not None
-            if found is Found.MISSING:
-                return LookupResult.HIT_PENDING if self._read(key, req_context, state.waiting) else LookupResult.MISS
-            if self.files.too_late(key, state.waiting):
+        if found is Found.MISSING:
+            return LookupResult.HIT_PENDING if self._read(key, req_context) else LookupResult.MISS
+        if found is Found.PENDING:
+            waits = zip(self.stores, _state(req_context).waiting, strict=True)
+            if any(store.too_late(key, waiting) for store, waiting in waits):
                 return LookupResult.MISS
         return _RESULTS[found]
 
@@ -95,8 +106,7 @@ class HostTier(OffloadingManager):
 
     def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput:
         """Slots for what is not here yet."""
-        state = req_context.get_state(_Request)
-        assert state is not None
+        state = _state(req_context)
         wanted = _NOTHING if state.takes_over else keys
         # What this prompt begins with may not make room for its end.
         placed = self.blocks.place(
@@ -121,8 +131,10 @@ class HostTier(OffloadingManager):
         if (state := req_context.get_state(_Request)) is not None:
             keys = private.keys_of(req_context)
             self.blocks.used(keys, state.stored)
-            if self.files is not None and not state.takes_over:
-                self.files.used(keys, lambda key: req_context.get_offload_key_position(OffloadKey(key)) or 0)
+            if state.described is not None and not state.takes_over:
+                described = functools.cache(state.described)
+                for store in self.stores:
+                    store.used(keys, state.scope, described)
 
     def take_events(self) -> Iterable[OffloadingEvent]:
         """What came and went since the last call."""
@@ -132,41 +144,50 @@ class HostTier(OffloadingManager):
         return events
 
     def condemn(self, slots: Iterable[int]) -> None:
-        """A reader found that these are not what was stored. Nor is then a file that they came from or went to."""
+        """A reader found that these are not what was stored. Nor is then what they came from or went to."""
         condemned = self.blocks.condemn(slots)
-        if self.files is not None:
-            self.files.forget(condemned)
+        for store in self.stores:
+            store.forget(condemned)
 
     def reset_cache(self) -> None:
         """Weights or the cache changed: nothing here is right any more."""
         self.blocks.clear()
-        if self.files is not None:
-            self.files.reset()
+        for store in self.stores:
+            store.reset()
 
-    def file_ended(self, rank: int, result: FileResult) -> None:
-        """A rank has read or written a file."""
-        assert self.files is not None
-        self._tell(self.files.ended(rank, result), removed=False)
+    def store_ended(self, place: int, ended: Ended) -> None:
+        """A rank has carried out an order to the store at ``place``."""
+        self._tell(self.stores[place].ended(ended), removed=False)
 
     def has_pending_work(self) -> bool:
-        """Whether vLLM is to go on stepping although no request runs."""
-        return self.files is not None and self.files.busy
+        """Whether vLLM is to go on stepping although no request runs, as it is when it asks this."""
+        self.idle = True
+        return any(store.busy for store in self.stores)
 
-    def _read(self, key: OffloadKey, context: ReqContext, waiting: Waiting) -> bool:
-        """Whether the block comes from a file now."""
-        assert self.files is not None
+    def shutdown(self) -> None:
+        """Watch no store any more."""
+        for store in self.stores:
+            store.close()
+
+    def _read(self, key: OffloadKey, context: ReqContext) -> bool:
+        """Whether the block comes from a store now."""
+        if not self.stores:
+            return False
         wanted = self._wanted(key, context)
 
         def rest() -> list[bytes]:
             keys = list(private.keys_of(context))
             return list(keys[keys.index(key) :]) if key in keys else []
 
-        if not self.files.wants(key, waiting, rest, wanted.tokens):
+        waits = zip(self.stores, _state(context).waiting, strict=True)
+        found = next(((s, w) for s, w in waits if s.wants(key, w, rest, wanted.tokens)), None)
+        if found is None:
             return False
         placed = self.blocks.place([wanted], keep=functools.partial(_is_of, context))
         self._tell(placed.evicted, removed=True)
         if placed.slots:
-            self.files.read(key, placed.slots[0], waiting)
+            store, waiting = found
+            store.read(key, placed.slots[0], waiting)
         return bool(placed.slots)
 
     def _wanted(self, key: OffloadKey, context: ReqContext) -> Wanted:
@@ -176,6 +197,12 @@ class HostTier(OffloadingManager):
     def _tell(self, keys: Collection[bytes], *, removed: bool) -> None:
         if keys and self._events is not None:
             self._events.append(OffloadingEvent([OffloadKey(key) for key in keys], Medium.CPU, removed))
+
+
+def _state(context: ReqContext) -> _Request:
+    state = context.get_state(_Request)
+    assert state is not None
+    return state
 
 
 def _is_of(context: ReqContext, key: bytes) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorWorkerMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
@@ -15,7 +14,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
 )
 from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec
 
-from kv_transfer.offload.block_folder import FileResult
+from kv_transfer.stores.messages import Ended, StoreOrders
+from kv_transfer.tiers.status import BLOCKS_REPORTED_AS
 
 
 class Slots(CPULoadStoreSpec):
@@ -26,28 +26,12 @@ class Slots(CPULoadStoreSpec):
         self.sums = sums
 
 
-class FileOrder(msgspec.Struct, frozen=True):
-    """A block to read into a slot, or to write from it with the checksums of each rank's part."""
-
-    key: bytes
-    slot: int
-    sums: dict[int, bytes]
-
-
-class FileOrders(msgspec.Struct):
-    """What the worker halves are to do with files in a step. ``gone``: blocks whose files are to be removed first."""
-
-    reads: list[FileOrder] = msgspec.field(default_factory=list)
-    writes: list[FileOrder] = msgspec.field(default_factory=list)
-    gone: list[bytes] = msgspec.field(default_factory=list)
-
-
 class TierMetadata(OffloadingConnectorMetadata):
-    """Stock's, with what to do with files."""
+    """Stock's, with what to do with the stores, by their place in the order of tiers."""
 
-    def __init__(self, stock: OffloadingConnectorMetadata, files: FileOrders) -> None:
+    def __init__(self, stock: OffloadingConnectorMetadata, stores: Mapping[int, StoreOrders]) -> None:
         super().__init__(stock.load_jobs, stock.store_jobs, stock.jobs_to_flush)
-        self.files = files
+        self.stores = stores
 
 
 class TierWorkerMetadata(OffloadingWorkerMetadata):
@@ -60,15 +44,15 @@ class TierWorkerMetadata(OffloadingWorkerMetadata):
         *,
         sums: dict[int, dict[int, bytes]],
         corrupt: set[int],
-        files: list[tuple[int, FileResult]],
+        ended: list[tuple[int, Ended]],
     ) -> None:
         super().__init__(completed_jobs, transfer_stats)
         # Of what was written, by rank and slot.
         self.sums = sums
         # Slots that were not what was written.
         self.corrupt = corrupt
-        # What became of orders, with the rank that did them.
-        self.files = files
+        # What became of orders, with the place of the store.
+        self.ended = ended
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
         """What both ranks report."""
@@ -79,7 +63,7 @@ class TierWorkerMetadata(OffloadingWorkerMetadata):
             both.transfer_stats,
             sums={rank: self.sums.get(rank, {}) | other.sums.get(rank, {}) for rank in self.sums | other.sums},
             corrupt=self.corrupt | other.corrupt,
-            files=[*self.files, *other.files],
+            ended=[*self.ended, *other.ended],
         )
 
 
@@ -94,8 +78,11 @@ class TierStats(KVConnectorStats):
         self.data: dict[str, Any] = {}
 
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
-        """The later one says all that the earlier one said."""
-        return other if other.data else self
+        """The later one says all that the earlier one said, but for blocks that came and went."""
+        if not other.data:
+            return self
+        blocks = [*self.data.get(BLOCKS_REPORTED_AS, ()), *other.data.get(BLOCKS_REPORTED_AS, ())]
+        return TierStats({**self.data, **other.data, BLOCKS_REPORTED_AS: blocks})
 
     def reduce(self) -> dict[str, int | float]:
         """For vLLM's own log: nothing, since Baton's metrics have it."""

@@ -40,6 +40,11 @@ def keys_of(context: ReqContext) -> Collection[OffloadKey]:
     return context._offload_key_positions
 
 
+def context_of(half: OffloadingConnectorScheduler, request_id: str) -> ReqContext:
+    """What stock keeps of a request."""
+    return half._req_status[request_id].req_context
+
+
 def region(spec: CPUOffloadingSpec, part: int) -> SharedOffloadRegion:
     """The host memory of a worker. It has no name once every rank has it, so no way to die leaves it behind."""
     return SharedOffloadRegion(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,13 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import Offlo
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import OffloadingConnectorScheduler
 
 from kv_transfer.offload import private
+from kv_transfer.offload.block_entries import entries_of, events_of
 from kv_transfer.offload.host_tier import HostTier, takes_over
 from kv_transfer.offload.messages import TierMetadata, TierStats, TierWorkerMetadata
+from kv_transfer.prefix.events import to_builtins
 from kv_transfer.tiers.cost import LoadJudge
-from kv_transfer.tiers.status import REPORTED_AS
+from kv_transfer.tiers.segment import scope_of
+from kv_transfer.tiers.status import BLOCKS_REPORTED_AS, REPORTED_AS
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -34,12 +38,20 @@ class TierScheduler(OffloadingConnectorScheduler):
     def __init__(self, spec: OffloadingSpec, vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(spec, vllm_config, kv_cache_config)
         self._block_tokens = min(spec.tokens_per_block)
+        self._one_group = len(spec.tokens_per_block) == 1
         self._judge = LoadJudge(self.manager.steps)
         # Requests whose lookup was counted, and the answer that stays for those that are not to load.
         self._asked: dict[str, bool] = {}
         # Tokens that a request loads, and since when.
         self._loading: dict[str, tuple[int, float]] = {}
         self._told: object = None
+
+    def on_new_request(self, request: Request) -> None:
+        """It comes in, with what a store's index is to say of its blocks when it ends."""
+        super().on_new_request(request)
+        context = private.context_of(self, request.request_id)
+        described = functools.partial(entries_of, request, context, self._block_tokens if self._one_group else 0)
+        self.manager.describe(context, scope_of(request.cache_salt or ""), described)
 
     def get_num_new_matched_tokens(
         self, request: Request, num_computed_tokens: int, max_num_new_tokens: int | None = None
@@ -71,9 +83,10 @@ class TierScheduler(OffloadingConnectorScheduler):
             self._loading.pop(request_id, None)
         meta = super().build_connector_meta(scheduler_output)
         assert isinstance(meta, OffloadingConnectorMetadata)
-        files = self.manager.files
-        orders = files.take_orders() if files is not None else None
-        return meta if orders is None else TierMetadata(meta, orders)
+        idle, self.manager.idle = self.manager.idle, False
+        found = {place: store.take_orders(idle=idle) for place, store in enumerate(self.manager.stores)}
+        orders = {place: each for place, each in found.items() if each is not None}
+        return TierMetadata(meta, orders) if orders else meta
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         """A step has ended: learn what it wrote, what it found corrupt, and how long loads took."""
@@ -84,8 +97,8 @@ class TierScheduler(OffloadingConnectorScheduler):
                 self.manager.blocks.learn(rank, sums)
             # Before stock lets go of them: what is condemned must not be found again.
             self.manager.condemn(told.corrupt)
-            for rank, result in told.files:
-                self.manager.file_ended(rank, result)
+            for place, ended in told.ended:
+                self.manager.store_ended(place, ended)
         for request_id in connector_output.finished_recving or ():
             if (load := self._loading.pop(request_id, None)) is not None:
                 self._judge.loaded(load[0], now_s - load[1])
@@ -93,12 +106,19 @@ class TierScheduler(OffloadingConnectorScheduler):
             private.store_again(self, request_id)
         super().update_connector_output(connector_output)
 
+    def shutdown(self) -> None:
+        """Watch no store any more."""
+        super().shutdown()
+        self.manager.shutdown()
+
     def get_stats(self) -> TierStats | None:
-        """The status of the tier, where it changed. Stock's own numbers are for vLLM's Prometheus, which is off."""
+        """The tiers, where they changed. Stock's own numbers are for vLLM's Prometheus, which is off."""
         super().get_stats()
-        files = self.manager.files
-        statuses = [self.manager.blocks.status(), *([files.files.status()] if files else [])]
-        if statuses == self._told:
+        host = self.manager.blocks.status(self._judge.line)
+        statuses = [host, *(store.status() for store in self.manager.stores)]
+        stores = self.manager.stores
+        blocks = [event for store in stores for event in events_of(store.blocks.kind, store.take_told())]
+        if statuses == self._told and not blocks:
             return None
         self._told = statuses
-        return TierStats({REPORTED_AS: msgspec.to_builtins(statuses)})
+        return TierStats({REPORTED_AS: msgspec.to_builtins(statuses), BLOCKS_REPORTED_AS: to_builtins(blocks)})

@@ -11,7 +11,6 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.worker import OffloadingConnectorWorker
 
 from kv_transfer.offload import private
-from kv_transfer.offload.block_folder import FileJob
 from kv_transfer.offload.checked_copier import CheckedCopier
 from kv_transfer.offload.messages import TierMetadata, TierWorkerMetadata
 from kv_transfer.offload.spec import HostTierSpec
@@ -26,18 +25,15 @@ class TierWorker(OffloadingConnectorWorker):
     spec: HostTierSpec
 
     def start_kv_transfers(self, metadata: OffloadingConnectorMetadata) -> None:
-        """What a step has to copy, and what to do with files."""
+        """What a step has to copy, and what to do with stores."""
         super().start_kv_transfers(metadata)
-        if (folder := self.spec.folder) is not None and isinstance(metadata, TierMetadata):
-            part, orders = self.spec.part, metadata.files
-            folder.write(
-                [FileJob(each.key, each.slot, each.sums.get(part, b"")) for each in orders.writes], orders.gone
-            )
-            folder.read([FileJob(order.key, order.slot) for order in orders.reads])
+        if isinstance(metadata, TierMetadata) and self.spec.stores:
+            for place, orders in metadata.stores.items():
+                self.spec.stores[place].submit(orders)
 
     def shutdown(self) -> None:
         """End what is under way, then let go of the memory."""
-        self.spec.close_folder()
+        self.spec.close_stores()
         super().shutdown()
 
     def transfer_results(self) -> KVConnectorTransferResults:
@@ -57,8 +53,8 @@ class TierWorker(OffloadingConnectorWorker):
     def build_connector_worker_meta(self) -> OffloadingWorkerMetadata | None:
         """Jobs that are over, and what their checks say."""
         meta, part = super().build_connector_worker_meta(), self.spec.part
-        files = [(part, result) for result in self.spec.folder.finished()] if self.spec.folder is not None else []
-        if self.worker is None or (meta is None and not files):
+        ended = [(place, each) for place, store in enumerate(self.spec.stores) for each in store.finished()]
+        if self.worker is None or (meta is None and not ended):
             return None
         meta = meta or OffloadingWorkerMetadata()
         return TierWorkerMetadata(
@@ -66,5 +62,5 @@ class TierWorker(OffloadingConnectorWorker):
             meta.transfer_stats,
             sums={part: self.worker.take_stored()},
             corrupt=self.worker.take_corrupt(),
-            files=files,
+            ended=ended,
         )

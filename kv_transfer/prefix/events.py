@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -18,8 +19,12 @@ class Medium(enum.IntEnum):
 
     HBM = 0
     HOST = 1
+    FILE = 2
+    OBJECT = 3
 
 
+OF_TIER = {"host": Medium.HOST, "file": Medium.FILE, "s3": Medium.OBJECT}
+"""The medium of each kind of KV tier."""
 GONE = len(Medium)
 """In place of a medium: on none."""
 
@@ -53,7 +58,30 @@ class BlocksCleared(msgspec.Struct, frozen=True):
     """The engine holds no block any more."""
 
 
-EngineEvent = BlocksStored | BlocksRemoved | BlocksCleared
+class BlocksFound(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine can load these from a store. Another one may have written them, so their names in Baton come too."""
+
+    hashes: Sequence[EngineHash]
+    # The block before each; None: it begins a prompt.
+    parents: Sequence[EngineHash | None]
+    digests: Sequence[bytes]
+    medium: Medium
+
+
+EngineEvent = BlocksStored | BlocksRemoved | BlocksCleared | BlocksFound
+
+
+def to_builtins(events: Sequence[BlocksFound | BlocksRemoved]) -> list[dict[str, Any]]:
+    """For a message that knows no types."""
+    return [msgspec.to_builtins(event, builtin_types=(bytes,)) for event in events]
+
+
+def from_builtins(told: Sequence[dict[str, Any]]) -> list[EngineEvent]:
+    """The events of such a message. Raises msgspec.ValidationError."""
+    return [
+        msgspec.convert(each, BlocksFound) if "digests" in each else msgspec.convert(each, BlocksRemoved)
+        for each in told
+    ]
 
 
 class BlockDelta(msgspec.Struct, frozen=True, kw_only=True):

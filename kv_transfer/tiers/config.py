@@ -5,14 +5,22 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import PurePosixPath
+from typing import Any
 
 import msgspec
 
-KINDS = ("host", "file")
+KINDS = ("host", "file", "s3")
 """Tiers as an operator names them, from near to far."""
-_WITH_PLACE = ("file",)
+_FORMS = {"host": "host:SIZE", "file": "file:/FOLDER:SIZE", "s3": "s3://BUCKET/PREFIX:SIZE"}
+_OPTIONS = {
+    "host": (),
+    "file": ("shared", "scope_share"),
+    "s3": ("endpoint", "region", "scope_share"),
+}
 _UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>[A-Za-z]*)")
+_OPTION = re.compile(r"(?P<name>[a-z_]+)=(?P<value>[^,]*)")
+_BUCKET = re.compile(r"//[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w.!*'()-]+)*")
 
 
 class Tier(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,16 +29,24 @@ class Tier(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     capacity_bytes: int
     place: str = ""
-    """The folder of a ``file`` tier."""
+    """The folder of a ``file`` tier; bucket and prefix of an ``s3`` tier."""
+    shared: bool = False
+    """Whether workers of other machines use the folder too."""
+    scope_share: float = 1.0
+    """Of the capacity, what the blocks of one cache scope may take."""
+    endpoint: str = ""
+    """The address of an S3 server that is not Amazon's."""
+    region: str = ""
 
 
 class KvConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Where KV is kept that has left the engine's own memory."""
 
     tiers: tuple[str, ...] = ()
-    """Each as ``KIND:PLACE:SIZE``, from near to far. ``host:2GiB``: that much memory of the machine for each worker.
-    ``file:/mnt/nvme/kv:50GiB``: so much of a folder for each worker. Empty: no tiers. Watch
-    ``baton_worker_tier_hits``."""
+    """Each as ``KIND:PLACE:SIZE[,NAME=VALUE...]``, from near to far. ``host:2GiB``: that much memory of the machine for
+    each worker. ``file:/mnt/nvme/kv:50GiB``: so much of a folder for all workers of the machine; with ``,shared=true``
+    for all of the cluster, on a file system that they share. ``s3://BUCKET/PREFIX:1TiB``: so much of a bucket, for all
+    of the cluster. Empty: no tiers. Watch ``baton_worker_tier_hits``."""
 
     def __post_init__(self) -> None:
         parse(self.tiers)
@@ -54,18 +70,49 @@ def size_text(size_bytes: int) -> str:
 
 
 def _tier(text: str) -> Tier:
-    """From the right: the size, then what stands in front of its colon."""
-    front, colon, size = text.rpartition(":")
+    """From the right: the options, the size, then what stands in front of its colon."""
+    front, options = text, []
+    while (found := _OPTION.fullmatch(front.rpartition(",")[2])) and "," in front:
+        options.append((found["name"], found["value"]))
+        front = front.rpartition(",")[0]
+    front, colon, size = front.rpartition(":")
     kind, separator, place = front.partition(":")
     if not colon:
         raise ValueError(f"kv.tiers: {text!r} must be KIND:PLACE:SIZE, as in host:2GiB or file:/mnt/nvme/kv:50GiB")
     if kind not in KINDS:
-        near = "".join(f"; did you mean {each!r}?" for each in difflib.get_close_matches(kind, KINDS, n=1))
-        raise ValueError(f"kv.tiers: {text!r}: there is no tier {kind!r}, only {', '.join(KINDS)}{near}")
-    if bool(separator) != (kind in _WITH_PLACE) or (separator and not PurePosixPath(place).is_absolute()):
-        form = f"{kind}:/FOLDER:SIZE" if kind in _WITH_PLACE else f"{kind}:SIZE"
-        raise ValueError(f"kv.tiers: {text!r} must be {form}")
-    return Tier(kind=kind, capacity_bytes=_bytes(text, size), place=place)
+        raise ValueError(f"kv.tiers: {text!r}: there is no tier {kind!r}, only {', '.join(KINDS)}{_near(kind, KINDS)}")
+    placed = {
+        "host": not separator,
+        "file": PurePosixPath(place).is_absolute(),
+        "s3": _BUCKET.fullmatch(place) is not None and ".." not in place,
+    }
+    if not placed[kind]:
+        raise ValueError(f"kv.tiers: {text!r} must be {_FORMS[kind]}")
+    place, chosen = place.removeprefix("//"), _chosen(text, kind, options)
+    return Tier(kind=kind, capacity_bytes=_bytes(text, size), place=place, **chosen)
+
+
+def _chosen(text: str, kind: str, options: list[tuple[str, str]]) -> dict[str, Any]:
+    chosen: dict[str, Any] = {}
+    for name, value in options:
+        if name not in _OPTIONS[kind]:
+            known = ", ".join(_OPTIONS[kind]) or "none"
+            near = _near(name, _OPTIONS[kind])
+            raise ValueError(f"kv.tiers: {text!r}: a {kind} tier has no option {name!r}, only {known}{near}")
+        if name == "shared" and value in ("true", "false"):
+            chosen[name] = value == "true"
+        elif name == "scope_share" and re.fullmatch(r"0?\.\d+|1(\.0+)?", value) and float(value) > 0:
+            chosen[name] = float(value)
+        elif name in ("endpoint", "region") and value:
+            chosen[name] = value
+        else:
+            wanted = {"shared": "true or false", "scope_share": "above 0 and at most 1"}.get(name, "given")
+            raise ValueError(f"kv.tiers: {text!r}: {name} must be {wanted}")
+    return chosen
+
+
+def _near(word: str, known: tuple[str, ...]) -> str:
+    return "".join(f"; did you mean {each!r}?" for each in difflib.get_close_matches(word, known, n=1))
 
 
 def _bytes(text: str, size: str) -> int:

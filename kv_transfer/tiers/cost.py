@@ -66,6 +66,12 @@ class LoadJudge:
         """A load of so many tokens took so long, from its decision to its last check."""
         self._loads.note(tokens, seconds)
 
+    @property
+    def line(self) -> tuple[float, float]:
+        """What a load takes, and each token of it, in seconds. 0: not known yet."""
+        start_s = self._loads.at(0)
+        return (0.0, 0.0) if start_s is None else (start_s, self._loads.per_token_s or 0.0)
+
     def computing_s(self, tokens: int) -> float | None:
         """What computing so many tokens takes. None: not known yet."""
         each_s = self._steps.per_token_s

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -59,8 +60,8 @@ class HostBlocks:
 
     def __init__(self, slots: int, slot_bytes: int) -> None:
         self._slot_bytes = slot_bytes
-        self._catalog = Catalog(slots * slot_bytes)
-        self._counts = dict.fromkeys(("hits", "misses", "stored", "evicted", "corrupt", "declined"), 0)
+        self._catalog: Catalog[bytes] = Catalog(slots * slot_bytes)
+        self._counts: dict[str, Any] = dict.fromkeys(("hits", "misses", "stored", "evicted", "corrupt", "declined"), 0)
         self._slots = slots
         self._forget_all()
 
@@ -185,13 +186,15 @@ class HostBlocks:
         self._catalog = Catalog(self._catalog.capacity_bytes)
         self._forget_all()
 
-    def status(self) -> TierStatus:
-        """What is here, and what was counted."""
+    def status(self, line: tuple[float, float] = (0.0, 0.0)) -> TierStatus:
+        """What is here, and what was counted. ``line``: what a load takes, and each token of it, in seconds."""
         return TierStatus(
             name="host",
             blocks=len(self._blocks),
             bytes=self._catalog.used_bytes,
             capacity_bytes=self._catalog.capacity_bytes,
+            load_s=line[0],
+            token_load_s=line[1],
             **self._counts,
         )
 

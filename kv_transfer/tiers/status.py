@@ -6,6 +6,8 @@ import msgspec
 
 REPORTED_AS = "baton_tiers"
 """Key of the tiers' statuses in what a connector reports with a step."""
+BLOCKS_REPORTED_AS = "baton_tier_blocks"
+"""Key of the blocks that came and went in stores since the last report, as events."""
 
 
 class TierStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,3 +27,11 @@ class TierStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Blocks whose content was not what was stored. Their prompts were computed."""
     declined: int = 0
     """Blocks that were here and were computed all the same, because computing them takes less time."""
+    on: bool = True
+    why_off: str = ""
+    """Why it is not used now."""
+    read_bytes_per_s: float = 0.0
+    """Of the latest load. 0: none yet."""
+    load_s: float = 0.0
+    token_load_s: float = 0.0
+    """A load of n tokens is expected to take ``load_s + n * token_load_s``. Both 0: nothing was loaded yet."""

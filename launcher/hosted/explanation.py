@@ -12,7 +12,7 @@ from protos.scheduler.v1 import scheduler_pb2 as pb
 from runtime.columns import aligned
 
 _TITLES = (
-    "", "PREFILL", "DECODE", "CACHED", "ON DECODE", "QUEUE", "COMPUTE", "TRANSFER", "TTFT", "STEP", "COST", "",
+    "", "PREFILL", "DECODE", "CACHED", "ON DECODE", "QUEUE", "LOAD", "COMPUTE", "TRANSFER", "TTFT", "STEP", "COST", "",
 )  # fmt: skip
 SHOWN_S = 0.0001
 _REASONS = {
@@ -83,7 +83,8 @@ def _least(plan: pb.ExplainedPlan) -> str:
 
 
 def _row(option: pb.PlanOption, mark: str) -> Sequence[str]:
-    parts_s = (option.queue_s, option.prefill_s, option.transfer_s, option.ttft_s, option.step_s, option.cost_s)
+    of_prompt_s = (option.queue_s, option.load_s, option.prefill_s, option.transfer_s)
+    parts_s = (*of_prompt_s, option.ttft_s, option.step_s, option.cost_s)
     return (
         mark,
         option.prefill_worker_id or "-",

@@ -40,9 +40,18 @@ class TierLine(msgspec.Struct, frozen=True, kw_only=True):
     blocks: int
     bytes: int
     capacity_bytes: int
+    why_off: str = ""
+    hits: int = 0
+    misses: int = 0
+    stored: int = 0
+    evicted: int = 0
+    corrupt: int = 0
+    declined: int = 0
+    read_bytes_per_s: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.name} {size_text(self.bytes)}/{size_text(self.capacity_bytes)}"
+        off = " (off)" if self.why_off else ""
+        return f"{self.name} {size_text(self.bytes)}/{size_text(self.capacity_bytes)}{off}"
 
 
 class StatusLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,8 +124,7 @@ def judge(
         return known if process.state == "starting" else msgspec.structs.replace(known, state="unreachable")
     said = {name: getattr(answer, name) for name in _SAID}
     tiers = tuple(
-        TierLine(name=tier.name, blocks=tier.blocks, bytes=tier.bytes, capacity_bytes=tier.capacity_bytes)
-        for tier in answer.kv_tiers
+        TierLine(**{name: getattr(tier, name) for name in TierLine.__struct_fields__}) for tier in answer.kv_tiers
     )
     return msgspec.structs.replace(
         known, epoch=answer.epoch or process.epoch, state=answer.state or process.state, kv_tiers=tiers, **said

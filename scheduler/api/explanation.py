@@ -36,6 +36,8 @@ class Option(msgspec.Struct, frozen=True, gc=False):
     """What the options are compared by: the least eligible one wins."""
     verdict: str = ""
     """Why it is not eligible, as in "would miss the TTFT asked for". Empty: it is."""
+    load_s: float = 0.0
+    """Loading what the worker that computes the prompt has of it in a KV tier."""
 
 
 class PlanExplained(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -40,6 +40,14 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     topology: str = ""
 
 
+class LoadCost(msgspec.Struct, frozen=True, gc=False):
+    """What a load of KV from a medium takes: ``base_s`` and ``token_s`` for each token."""
+
+    medium: int
+    base_s: float = 0.0
+    token_s: float = 0.0
+
+
 class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a worker is doing now; ``protos/cluster/v1`` documents each field."""
 
@@ -51,3 +59,4 @@ class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     kv_bytes_in: int = 0
     kv_bytes_out: int = 0
     prefill_tokens_queued: int = 0
+    load_costs: tuple[LoadCost, ...] = ()

@@ -161,6 +161,14 @@ class Worker:
         """Until the KV of so many tokens has come here from another worker."""
         return self._link_latency_s + tokens * self.transfer_token_s
 
+    def load_s(self, medium: int, tokens: int) -> float:
+        """Until so many tokens have come from a medium of its own. 0 before it has loaded any: it will try."""
+        for cost in self.load.load_costs:
+            if cost.medium == medium:
+                return cost.base_s + cost.token_s * tokens
+        # A tier that is off.
+        return inf
+
     def levels_from(self, other: Worker) -> int:
         """At how many levels of the topology the two are apart; 0 where one of them is not known."""
         mine, others = self._places, other._places

@@ -7,7 +7,7 @@ index, and the worker is asked for a snapshot. Late and doubled deltas change no
 from __future__ import annotations
 
 from kv_transfer.prefix import block_keys
-from kv_transfer.prefix.events import BlockDelta
+from kv_transfer.prefix.events import GONE, BlockDelta, Medium
 from scheduler.routing.prefix_index import PrefixIndex
 
 SNAPSHOT_INTERVAL_S = 1.0
@@ -36,6 +36,8 @@ class BlockFeed:
         self._sources: dict[tuple[str, int], _Source] = {}
         self.workers: dict[int, str] = {}
         """The worker behind each holder of the index."""
+        self.slowest = Medium.HBM
+        """The slowest medium that any worker told of."""
         self.gaps = 0
         """Times that a worker's blocks were dropped since a delta was missing."""
         self.overflows = 0
@@ -83,6 +85,8 @@ class BlockFeed:
         source.seq = delta.seq
         self._index.show(source.holder, shown=not delta.more)
         for level, keys in changes:
+            if self.slowest < level < GONE:
+                self.slowest = Medium(level)
             if not self._index.put(source.holder, level, keys):
                 self.overflows += 1
                 self._drop(worker_id, source)

@@ -2,9 +2,11 @@
 
 The cost is the time to the second token, and the time by which the request's prompt stalls those that decode beside it:
 
-- prefill and decode worker: wait + computation, then hand-off + one step;
-- decode worker alone: wait + computation beside the decode steps there, then one step; and the computation again, for
-  the others.
+- prefill and decode worker: wait + load + computation, then hand-off + one step;
+- decode worker alone: wait + load + computation beside the decode steps there, then one step; and the computation
+  again, for the others.
+
+The load is that of leading tokens which the worker has in a KV tier, where that and computing the rest takes less time.
 
 A pair is not eligible where the TTFT or the time between tokens that the client asks for is predicted to be missed, or
 where a decode worker that computes a prompt would slow its requests too much.
@@ -44,6 +46,8 @@ class Need(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     prompt_tokens: int
     held: Mapping[str, int] = {}
+    # What workers have in KV tiers beyond that: tokens from the prompt's start, by medium, the fastest first.
+    stored: Mapping[str, Sequence[tuple[int, int]]] = {}
     # What is left of it. 0: nothing is asked for.
     ttft_slo_s: float = 0.0
     itl_slo_s: float = 0.0
@@ -57,6 +61,22 @@ class Need(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             lawful_s = worker.latency.learnt.prompt_s(self.prompt_tokens - held_tokens, held_tokens)
             self.lawful_s[held_tokens] = lawful_s
         return worker.latency.factor * lawful_s
+
+    def prompt(self, worker: Worker) -> tuple[int, float, float]:
+        """Tokens that the worker need not compute, what loading them takes, and what computing the rest takes."""
+        held = self.held.get(worker.worker_id, 0)
+        best = held, 0.0, self.compute_s(worker, held)
+        for medium, tokens in self.stored.get(worker.worker_id, ()):
+            load_s, compute_s = worker.load_s(medium, tokens - held), self.compute_s(worker, tokens)
+            if load_s + compute_s < best[1] + best[2]:
+                best = tokens, load_s, compute_s
+        return best
+
+    def reach(self) -> Mapping[str, int]:
+        """Leading tokens that each worker has anywhere."""
+        if not self.stored:
+            return self.held
+        return {**self.held, **{worker_id: levels[-1][1] for worker_id, levels in self.stored.items()}}
 
     def held_tokens(self, workers: Sequence[Worker]) -> list[int]:
         """Prompt tokens that each need not compute."""
@@ -72,6 +92,7 @@ class Compute(msgspec.Struct, frozen=True, gc=False):
     held_tokens: int
     wait_s: float
     compute_s: float
+    load_s: float = 0.0
 
 
 class Continue(msgspec.Struct, frozen=True, gc=False):
@@ -102,10 +123,10 @@ _COST = operator.itemgetter(0)
 def computing(need: Need, workers: Sequence[Worker], now_s: float) -> list[Compute]:
     """All of these workers, soonest first token first."""
     found = []
-    for worker, held in zip(workers, need.held_tokens(workers), strict=True):
-        compute_s = need.compute_s(worker, held)
+    for worker in workers:
+        held, load_s, compute_s = need.prompt(worker)
         wait_s = worker.prompt_wait_s(now_s)
-        found.append(Compute(wait_s + compute_s, worker, held, wait_s, compute_s))
+        found.append(Compute(wait_s + load_s + compute_s, worker, held, wait_s, compute_s, load_s))
     found.sort(key=_TTFT)
     return found
 
@@ -132,11 +153,11 @@ def alone(need: Need, onwards: Sequence[Continue], now_s: float, cost_max_s: flo
     found = []
     for onward in onwards:
         worker, step_s = onward.worker, onward.step_s
-        compute_s = need.compute_s(worker, onward.held_tokens)
+        held, load_s, compute_s = need.prompt(worker)
         if 2.0 * (step_s + compute_s) > cost_max_s:
             continue
         wait_s = worker.prompt_wait_s(now_s)
-        ttft_s = wait_s + compute_s + step_s * (1 + len(worker.prompts))
+        ttft_s = wait_s + load_s + compute_s + step_s * (1 + len(worker.prompts))
         cost_s = ttft_s + step_s + compute_s
         if cost_s > cost_max_s:
             continue
@@ -145,7 +166,7 @@ def alone(need: Need, onwards: Sequence[Continue], now_s: float, cost_max_s: flo
             missed = "decode_busy"
         elif 0.0 < need.ttft_slo_s < ttft_s:
             missed = "ttft_slo"
-        found.append(Pair(cost_s, Compute(ttft_s, worker, onward.held_tokens, wait_s, compute_s), onward, missed))
+        found.append(Pair(cost_s, Compute(ttft_s, worker, held, wait_s, compute_s, load_s), onward, missed))
     return found
 
 

@@ -164,9 +164,12 @@ class Planner:
         if worker is None:
             return Need(prompt_tokens=event.prompt_tokens)
         known = worker.latency.observed
+        asked = event.block_keys, worker.block_size_tokens, event.prompt_tokens
+        held = self._prefixes.held_tokens(*asked)
         return Need(
             prompt_tokens=event.prompt_tokens,
-            held=self._prefixes.held_tokens(event.block_keys, worker.block_size_tokens, event.prompt_tokens),
+            held=held,
+            stored=self._prefixes.stored_tokens(*asked, held),
             ttft_slo_s=event.ttft_slo_s if known else 0.0,
             itl_slo_s=event.itl_slo_s if known else 0.0,
         )
@@ -180,9 +183,10 @@ class Planner:
         mixed = [*workers[first:], *workers[:first]]
         if len(workers) <= COMPARED_MAX:
             return mixed
-        if not need.held:
+        reach = need.reach()
+        if not reach:
             return mixed[:COMPARED_MAX]
-        held = need.held_tokens(mixed)
+        held = [reach.get(worker.worker_id, 0) for worker in mixed]
         most = sorted(range(len(mixed)), key=held.__getitem__, reverse=True)[: COMPARED_MAX // 2]
         chosen = dict.fromkeys([*most, *range(COMPARED_MAX)])
         return [mixed[index] for index in itertools.islice(chosen, COMPARED_MAX)]
@@ -277,6 +281,7 @@ def _option(each: Pair) -> Option:
         pace_s(onward.step_s, onward.share) if onward is not None else 0.0,
         each.cost_s,
         _VERDICTS[each.missed] if each.missed is not None else "",
+        compute.load_s,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from kv_transfer.prefix.block_keys import KEY_BYTES
 from kv_transfer.prefix.events import BlockDelta, Medium
@@ -11,6 +11,7 @@ from scheduler.routing.block_feed import BlockFeed
 from scheduler.routing.prefix_index import PrefixIndex
 from scheduler.routing.routed_blocks import RoutedBlocks
 
+_MEDIUMS = tuple(Medium)
 ROUTED_TTL_S = 120.0
 """How long a prompt that was sent to a worker without events is taken to be there."""
 SWEPT_BLOCKS_MAX = 1000
@@ -71,6 +72,28 @@ class Prefixes:
             # Only who holds the whole prompt can hold more.
             held.update({worker_id: most for worker_id, count in held.items() if count > most})
         return held
+
+    def stored_tokens(
+        self, block_keys: bytes, block_size_tokens: int, prompt_tokens: int, held: Mapping[str, int]
+    ) -> Mapping[str, Sequence[tuple[Medium, int]]]:
+        """Leading tokens that workers hold on slower mediums, where that is more than on faster ones; fastest first.
+
+        ``held``: what they hold in HBM. Workers that hold no more than that are left out.
+        """
+        if not block_keys or self.feed.slowest is Medium.HBM:
+            return {}
+        tokens = self.key_tokens or block_size_tokens
+        most = (prompt_tokens - 1) // tokens * tokens
+        owners, stored = self.feed.workers, dict[str, list[tuple[Medium, int]]]()
+        for medium in _MEDIUMS[1 : self.feed.slowest + 1]:
+            for holder, blocks in self.index.longest(block_keys, medium).items():
+                if (worker_id := owners.get(holder)) is None:
+                    continue
+                levels = stored.get(worker_id)
+                count = min(blocks * tokens, most)
+                if count > (levels[-1][1] if levels else held.get(worker_id, 0)):
+                    stored.setdefault(worker_id, []).append((medium, count))
+        return stored
 
     def tick(self, now_s: float) -> None:
         """Forget what is due, a little at a time."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import os
 import random
 import signal
@@ -14,16 +16,21 @@ import msgspec
 import pytest
 import pytest_asyncio
 
+from cli.app import main
 from engine import factory
 from engine.config import EngineConfig
-from engine.protocol import Engine, EngineDead, TakeOver
+from engine.protocol import Engine, EngineError, TakeOver
 from kv_transfer.prefix.block_keys import prompt_keys, unpack
 from kv_transfer.prefix.events import Medium
+from kv_transfer.stores.bucket import Bucket
+from kv_transfer.stores.verify import corrupt_in_file
 from kv_transfer.tiers.config import parse
+from kv_transfer.tiers.segment import SUFFIX
 from kv_transfer.tiers.status import TierStatus
 from tests.contract import tiny_model
 from tests.contract.conftest import Pair
 from tests.contract.test_engine_contract import settles
+from tests.kv_transfer.stores.s3_server import CREDENTIALS, REGION, s3_server
 from tests.support.engines import collect, first_of, prefill, request, tokens_of
 from tests.support.polling import until
 from worker.kv_events.event_order import EventOrder
@@ -36,6 +43,8 @@ BLOCK_TOKENS = 32
 PROMPT_TOKENS = 600
 BLOCKS = PROMPT_TOKENS // BLOCK_TOKENS
 SETTLE_S = 5.0
+HEARS_S = 15.0
+KILLS = int(os.environ.get("BATON_TEST_ENGINE_KILLS", "1"))
 Start = Callable[..., Awaitable[Engine]]
 
 
@@ -188,13 +197,13 @@ async def test_a_hand_off_is_pulled_and_proved_beside_the_tier_and_is_not_stored
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def start(tmp_path: Path) -> AsyncIterator[Start]:
-    """Starts engines with a host tier of three prompts and a file tier of fourteen, in one folder."""
+    """Starts engines with a host tier of three prompts each, and one file tier of fourteen together."""
     tiny_model.save(tmp_path)
     (tmp_path / "kv").mkdir()
     started: list[Engine] = []
 
-    async def one(worker_id: str, **args: Any) -> Engine:
-        tiers = parse(("host:4MiB", f"file:{tmp_path / 'kv'}:16MiB"))
+    async def one(worker_id: str, store: str = "", **args: Any) -> Engine:
+        tiers = parse(("host:4MiB", store or f"file:{tmp_path / 'kv'}:16MiB"))
         config = EngineConfig(
             model=str(tmp_path),
             max_model_len=tiny_model.CONTEXT_TOKENS,
@@ -211,57 +220,166 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
     await asyncio.gather(*(engine.close() for engine in started))
 
 
-def files_in(folder: Path) -> list[Path]:
-    return [path for path in (folder / "kv").rglob("*") if path.is_file() and path.name != "lock"]
+def segments(folder: Path) -> list[Path]:
+    return sorted((folder / "kv").rglob(f"*{SUFFIX}"))
 
 
-async def written(engine: Engine, tokens: list[int]) -> list[int]:
-    """What the engine answers to a prompt that it was asked twice, so that it lies in files now."""
+def corrupt(folder: Path) -> list[bytes]:
+    return [key for path in segments(folder) for key in corrupt_in_file(path)]
+
+
+def has_more_segments(folder: Path, than: int) -> bool:
+    return len(segments(folder)) > than
+
+
+def found_corrupt(engine: Engine) -> int:
+    return sum(tier.corrupt for tier in engine.load().tiers)
+
+
+def found_more_corrupt(engine: Engine, than: int) -> bool:
+    return found_corrupt(engine) > than
+
+
+async def written(engine: Engine, tokens: list[int], store: str = "file") -> list[int]:
+    """What the engine answers to a prompt that it was asked twice, so that it lies in a store now."""
     first = tokens_of(await collect(engine, request(tokens)))
-    stored = tiers_of(engine)["file"].stored
+    stored = tiers_of(engine)[store].stored
     assert tokens_of(await collect(engine, request(tokens))) == first
-    await until(lambda: tiers_of(engine)["file"].stored >= stored + BLOCKS, within_s=SETTLE_S)
+    await until(lambda: tiers_of(engine)[store].stored >= stored + BLOCKS, within_s=SETTLE_S)
     return first
 
 
-async def test_a_prompt_is_loaded_from_files_after_the_engine_was_killed(start: Start, tmp_path: Path) -> None:
-    tokens, engine = prompt(), await start("tier-f")
-    first = await written(engine, tokens)
-    kill("tier-f")
-    await engine.close()
-    again = await start("tier-f")
+async def heard(engine: Engine, blocks: int, store: str = "file") -> None:
+    """Until the engine knows of so many blocks in a store. An engine that rests hears when it is asked something."""
+
+    async def knows() -> bool:
+        await engine.ping()
+        return any(tier.name == store and tier.blocks >= blocks for tier in engine.load().tiers)
+
+    async with asyncio.timeout(HEARS_S):
+        while not await knows():
+            await asyncio.sleep(0.05)
+
+
+async def test_what_one_worker_stored_another_loads_after_the_first_was_killed_and_after_both_restart(
+    start: Start, tmp_path: Path
+) -> None:
+    tokens, (ours, theirs) = prompt(), await asyncio.gather(start("tier-a"), start("tier-b"))
+    first = await written(ours, tokens)
+    assert corrupt(tmp_path) == []
+    await heard(theirs, BLOCKS)
+    kill("tier-a")
+    await ours.close()
+    outputs = await collect(theirs, request(tokens))
+    assert tokens_of(outputs) == first
+    assert first_of(outputs).external_tokens == BLOCKS * BLOCK_TOKENS
+    status = tiers_of(theirs)
+    assert (status["file"].hits, status["file"].corrupt, status["host"].corrupt) == (BLOCKS, 0, 0)
+    kill("tier-b")
+    await theirs.close()
+    again = await start("tier-a")
     outputs = await collect(again, request(tokens))
     assert tokens_of(outputs) == first
     assert first_of(outputs).external_tokens == BLOCKS * BLOCK_TOKENS
-    status = tiers_of(again)
-    assert (status["file"].hits, status["file"].corrupt, status["host"].corrupt) == (BLOCKS, 0, 0)
-    # Spoilt files are found out, whatever became of them, and no other engine may use the folder.
-    await evict(again)
-    for number, path in enumerate(files_in(tmp_path)):
-        content = bytearray(path.read_bytes())
-        content[-5000] ^= 1
-        path.write_bytes(content if number % 2 else content[:-4096])
-    await evict(again)
-    spoilt = await collect(again, request(tokens))
-    assert tokens_of(spoilt) == first
-    assert first_of(spoilt).external_tokens == 0
-    await until(lambda: tiers_of(again)["file"].corrupt >= 1, within_s=SETTLE_S)
-    with pytest.raises(EngineDead):
-        await start("tier-f")
+
+
+async def test_what_one_worker_put_into_a_bucket_another_loads_and_a_cut_object_gives_no_wrong_token(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with s3_server("kv-bucket") as address:
+        place = f"kv-bucket/some/prefix:16MiB,endpoint={address},region={REGION}"
+        ours, theirs = await asyncio.gather(start("tier-s", f"s3://{place}"), start("tier-t", f"s3://{place}"))
+        tokens, spoilt = prompt(), prompt()
+        first, right = await written(ours, tokens, "s3"), await written(ours, spoilt, "s3")
+        await heard(theirs, 2 * BLOCKS, "s3")
+        kill("tier-s")
+        await ours.close()
+        outputs = await collect(theirs, request(tokens))
+        assert tokens_of(outputs) == first
+        assert first_of(outputs).external_tokens == BLOCKS * BLOCK_TOKENS
+        assert tiers_of(theirs)["s3"].hits == BLOCKS
+        # NIXL reads a cut object as far as it goes, and says that all is well.
+        bucket = Bucket(parse(("host:1MiB", f"s3://{place}"))[1])
+        (fingerprint,) = bucket.folders()
+        for name, size in list(bucket.listed(f"{fingerprint}/0")):
+            bucket.put(f"{fingerprint}/0/{name}", bytes(bucket.whole(f"{fingerprint}/0/{name}"))[: size // 2])
+        assert tokens_of(await collect(theirs, request(spoilt))) == right
+        await until(functools.partial(found_more_corrupt, theirs, 0), within_s=SETTLE_S)
+    # Without its server the tier is off, and the engine goes on.
+    assert tokens_of(await collect(theirs, request(tokens, max_tokens=4))) == first[:4]
+
+
+async def test_segments_that_are_spoilt_or_gone_give_no_wrong_token(start: Start, tmp_path: Path) -> None:
+    engine = await start("tier-f")
+    for how in ("flip", "cut", "gone"):
+        tokens = prompt()
+        before = set(segments(tmp_path))
+        first = await written(engine, tokens)
+        corrupt_before = found_corrupt(engine)
+        for path in set(segments(tmp_path)) - before:
+            content = bytearray(path.read_bytes())
+            content[-5000] ^= 1
+            match how:
+                case "flip":
+                    path.write_bytes(content)
+                case "cut":
+                    path.write_bytes(content[:-4096])
+                case _:
+                    path.unlink()
+        for _ in range(2):
+            await evict(engine)
+        outputs = await collect(engine, request(tokens))
+        assert tokens_of(outputs) == first
+        # Of a flipped block the engine finds out when all are loaded: those before it are right.
+        assert first_of(outputs).external_tokens == (BLOCKS - 1) * BLOCK_TOKENS * (how == "flip")
+        if how != "gone":
+            await until(functools.partial(found_more_corrupt, engine, corrupt_before), within_s=SETTLE_S)
+            # It is removed, and never read again.
+            assert set(segments(tmp_path)) == before
+
+
+async def test_an_engine_that_is_killed_while_it_stores_leaves_whole_segments(start: Start, tmp_path: Path) -> None:
+    """Five times with ``BATON_TEST_ENGINE_KILLS=5``."""
+    again, answers = prompt(), list[list[int]]()
+    for _ in range(KILLS):
+        engine = await start("tier-w")
+        answers.append(await written(engine, again) if not answers else answers[0])
+        known = len(segments(tmp_path))
+
+        async def store(engine: Engine = engine) -> None:
+            with contextlib.suppress(EngineError):
+                while True:
+                    tokens = prompt()
+                    await collect(engine, request(tokens, max_tokens=1))
+                    await collect(engine, request(tokens, max_tokens=1))
+
+        storing = asyncio.create_task(store())
+        await until(functools.partial(has_more_segments, tmp_path, known + random.randrange(4)), within_s=SETTLE_S * 4)
+        kill("tier-w")
+        await storing
+        await engine.close()
+        assert corrupt(tmp_path) == []
+    engine = await start("tier-w")
+    assert tokens_of(await collect(engine, request(again))) == answers[0]
+    assert main(["kv", "gc", "--kv-tier", "host:1MiB", "--kv-tier", f"file:{tmp_path / 'kv'}:16MiB"]) == 0
+    assert not list(tmp_path.rglob("*.draft"))
+    assert sum(path.stat().st_size for path in segments(tmp_path)) <= 16 << 20
 
 
 async def test_another_model_of_the_same_shape_finds_no_block(start: Start, tmp_path: Path) -> None:
     tokens, engine = prompt(), await start("tier-m")
     first = await written(engine, tokens)
     await engine.close()
-    assert files_in(tmp_path)
+    assert segments(tmp_path)
     tiny_model.save(tmp_path, seed=1)
     other = await start("tier-m")
     outputs = await collect(other, request(tokens))
     assert first_of(outputs).external_tokens == 0
     assert tokens_of(outputs) != first
     # What the earlier model left is not kept for ever.
-    assert not files_in(tmp_path)
+    assert not segments(tmp_path)
 
 
 async def test_an_engine_that_is_killed_leaves_no_shared_memory(start: Start) -> None:

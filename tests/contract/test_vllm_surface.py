@@ -28,6 +28,8 @@ SIGNATURES = {
     ".get_num_new_matched_tokens": "self, request, num_computed_tokens, max_num_new_tokens",
     "vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler:OffloadingConnectorScheduler"
     ".update_state_after_alloc": "self, request, blocks, num_external_tokens",
+    "vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler:OffloadingConnectorScheduler"
+    ".on_new_request": "self, request",
     "vllm.v1.kv_offload.base:OffloadingWorker.submit_load": "self, job_id, src_spec, dst_spec",
     "vllm.v1.kv_offload.base:OffloadingWorker.submit_store": "self, job_id, src_spec, dst_spec",
     "vllm.v1.kv_offload.base:OffloadingManager.prepare_load": "self, keys, req_context",
@@ -164,6 +166,7 @@ PRIVATE: dict[str, dict[str, dict[str, str]]] = {
         "init_without_halves": {f"{CONNECTORS}.offloading_connector:OffloadingConnector": "_canonical_layout"},
         "note_finished": {TIER_WORKER_HALF: "_load_jobs _connector_worker_meta"},
         "store_again": {TIER_SCHEDULER_HALF: "_req_status group_states next_stored_chunk_idx"},
+        "context_of": {TIER_SCHEDULER_HALF: "_req_status req_context"},
         "keys_of": {"vllm.v1.kv_offload.base:ReqContext": "_offload_key_positions"},
         "region": {f"{OFFLOADING}.cpu.spec:CPUOffloadingSpec.create_worker": "_all_workers_barrier"},
     },

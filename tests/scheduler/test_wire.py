@@ -13,7 +13,7 @@ from runtime.failures import Failure, FailureKind
 from runtime.roles import WORKER_ROLES
 from scheduler import wire
 from scheduler.api.actions import ReplyRefusal
-from scheduler.api.worker_info import WorkerInfo, WorkerLoad, WorkerState
+from scheduler.api.worker_info import LoadCost, WorkerInfo, WorkerLoad, WorkerState
 from tests.scheduler.cast import worker, worker_info
 
 COUNTS = st.integers(0, 2**32 - 1)
@@ -29,7 +29,7 @@ INFOS = st.builds(
 LOADS = st.builds(
     WorkerLoad,
     state=st.sampled_from(WorkerState),
-    **{name: COUNTS for name in WorkerLoad.__struct_fields__ if name != "state"},
+    **{name: COUNTS for name in WorkerLoad.__struct_fields__ if name not in ("state", "load_costs")},
 )
 
 
@@ -44,6 +44,11 @@ def test_a_view_says_what_workers_are_and_do(info: WorkerInfo, load: WorkerLoad)
     assert wire.load(entry.load) == load
 
 
+def test_what_loads_take_is_told_by_medium() -> None:
+    told = cluster_pb2.WorkerLoad(load_costs=[cluster_pb2.LoadCost(medium=2, base_s=0.5, token_s=0.001)])
+    assert wire.load(told).load_costs == (LoadCost(2, 0.5, 0.001),)
+
+
 def test_a_worker_without_a_role_is_none_and_an_unknown_state_is_not_ready() -> None:
     assert wire.worker_info(cluster_pb2.WorkerInfo(worker_id="d0")) is None
     assert wire.load(cluster_pb2.WorkerLoad()).state is WorkerState.STARTING
@@ -56,7 +61,7 @@ def test_advice_that_no_message_can_say_is_the_longest_that_one_can() -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "keys", "match"), [(7, b"", "BlockLevel.level is 0 to 2"), (0, b"123", "BlockLevel.keys has 8 bytes")]
+    ("level", "keys", "match"), [(7, b"", "BlockLevel.level is 0 to 4"), (0, b"123", "BlockLevel.keys has 8 bytes")]
 )
 def test_a_malformed_delta_is_refused(level: int, keys: bytes, match: str) -> None:
     delta = pb.BlockDelta(seq=1, levels=[pb.BlockLevel(level=level, keys=keys)])

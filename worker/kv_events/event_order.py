@@ -32,6 +32,10 @@ class EventOrder:
         if len(self._early) > self._early_batches_max:
             self.replay_ended()
 
+    def told(self, events: Sequence[EngineEvent]) -> None:
+        """Events of stores, which come by another way: nothing of what is in a store stands in a batch."""
+        self._mirror.apply(events)
+
     def replay_ended(self) -> None:
         """The engine has told all that it keeps: what is still missing is lost."""
         if self._early:

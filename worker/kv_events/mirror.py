@@ -15,12 +15,16 @@ from kv_transfer.prefix.events import (
     GONE,
     BlockDelta,
     BlocksCleared,
+    BlocksFound,
     BlocksRemoved,
     BlocksStored,
     EngineEvent,
     EngineHash,
     Medium,
 )
+
+_OWN = (Medium.HBM, Medium.HOST)
+"""Mediums of one engine alone, which its own events tell of."""
 
 
 class _Block:
@@ -54,12 +58,18 @@ class _Block:
 class BlockMirror:
     """What one engine holds. A new engine needs a new mirror."""
 
-    def __init__(self, *, epoch: int, block_size_tokens: int, blocks_max: int, rank: int = 0) -> None:
-        """``blocks_max``: with more the mirror is emptied; more than the engine has in all mediums."""
+    def __init__(
+        self, *, epoch: int, block_size_tokens: int, blocks_max: int, store_blocks_max: int = 0, rank: int = 0
+    ) -> None:
+        """``blocks_max``: with more the mirror is emptied; more than the engine has in all mediums.
+
+        ``store_blocks_max``: with more no block is taken in that a store alone has.
+        """
         self._epoch = epoch
         self._rank = rank
         self._block_size_tokens = block_size_tokens
         self._blocks_max = blocks_max
+        self._store_blocks_max = store_blocks_max
         self._blocks: dict[EngineHash, _Block] = {}
         # Copies of a block on one medium, beyond the first.
         self._copies: Counter[tuple[EngineHash, int]] = Counter()
@@ -92,14 +102,16 @@ class BlockMirror:
                     if event.group == self._group:
                         self._store(event)
                 case BlocksRemoved():
-                    if event.group == self._group:
+                    if event.group == self._group or event.medium not in _OWN:
                         for name in event.hashes:
                             self._remove(name, event.medium)
+                case BlocksFound():
+                    self._find(event)
                 case BlocksCleared():
                     self._empty()
 
     def lose(self) -> None:
-        """Events are missing: nothing is known any more. A block is known again when the engine stores it anew."""
+        """Events are missing: what the engine's own memory has is not known any more, until it stores it anew."""
         self.losses += 1
         self._empty()
 
@@ -123,10 +135,25 @@ class BlockMirror:
         )
 
     def _empty(self) -> None:
-        self._blocks.clear()
+        """Forget what is in the engine's own memory. What is in stores was told apart from it, and stays."""
         self._copies.clear()
-        self._untold.clear()
-        self._reset = True
+        for name in list(self._blocks):
+            for medium in _OWN:
+                self._remove(name, medium)
+        self.snapshot()
+
+    def _find(self, event: BlocksFound) -> None:
+        blocks = self._blocks
+        for name, before, digest in zip(event.hashes, event.parents, event.digests, strict=True):
+            block = blocks.get(name)
+            if block is None:
+                parent = None if before is None else blocks.get(before)
+                if (before is not None and parent is None) or len(blocks) >= self._store_blocks_max:
+                    self.ignored += 1
+                    continue
+                block = blocks[name] = _Block(name, digest, parent)
+            if not block.mediums >> event.medium & 1:
+                self._add(block, event.medium)
 
     def _store(self, event: BlocksStored) -> None:
         size, blocks = self._block_size_tokens, self._blocks

@@ -83,7 +83,7 @@ class WorkerInfo(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., layout: _Optional[_Union[KvLayout, _Mapping]] = ..., kv_blocks_total: _Optional[int] = ..., context_tokens_max: _Optional[int] = ..., engine_version: _Optional[str] = ..., pid: _Optional[int] = ..., metrics_address: _Optional[str] = ..., requests_max: _Optional[int] = ..., output_settings: _Optional[str] = ..., prefill_backoff_tokens: _Optional[int] = ..., topology: _Optional[str] = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
-    __slots__ = ("state", "requests_running", "requests_waiting", "kv_blocks_used", "leases_held", "kv_bytes_in", "kv_bytes_out", "prefill_tokens_queued")
+    __slots__ = ("state", "requests_running", "requests_waiting", "kv_blocks_used", "leases_held", "kv_bytes_in", "kv_bytes_out", "prefill_tokens_queued", "load_costs")
     STATE_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_RUNNING_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,7 @@ class WorkerLoad(_message.Message):
     KV_BYTES_IN_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_OUT_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_QUEUED_FIELD_NUMBER: _ClassVar[int]
+    LOAD_COSTS_FIELD_NUMBER: _ClassVar[int]
     state: ProcessState
     requests_running: int
     requests_waiting: int
@@ -100,7 +101,18 @@ class WorkerLoad(_message.Message):
     kv_bytes_in: int
     kv_bytes_out: int
     prefill_tokens_queued: int
-    def __init__(self, state: _Optional[_Union[ProcessState, str]] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., leases_held: _Optional[int] = ..., kv_bytes_in: _Optional[int] = ..., kv_bytes_out: _Optional[int] = ..., prefill_tokens_queued: _Optional[int] = ...) -> None: ...
+    load_costs: _containers.RepeatedCompositeFieldContainer[LoadCost]
+    def __init__(self, state: _Optional[_Union[ProcessState, str]] = ..., requests_running: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., leases_held: _Optional[int] = ..., kv_bytes_in: _Optional[int] = ..., kv_bytes_out: _Optional[int] = ..., prefill_tokens_queued: _Optional[int] = ..., load_costs: _Optional[_Iterable[_Union[LoadCost, _Mapping]]] = ...) -> None: ...
+
+class LoadCost(_message.Message):
+    __slots__ = ("medium", "base_s", "token_s")
+    MEDIUM_FIELD_NUMBER: _ClassVar[int]
+    BASE_S_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_S_FIELD_NUMBER: _ClassVar[int]
+    medium: int
+    base_s: float
+    token_s: float
+    def __init__(self, medium: _Optional[int] = ..., base_s: _Optional[float] = ..., token_s: _Optional[float] = ...) -> None: ...
 
 class KvHandoff(_message.Message):
     __slots__ = ("worker_id", "epoch", "lease_id", "engine_id", "tokens", "blocks", "bytes", "layout_fingerprint", "lease_remaining_ms", "connector_params", "prompt_digest")
@@ -129,16 +141,32 @@ class KvHandoff(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., lease_id: _Optional[str] = ..., engine_id: _Optional[str] = ..., tokens: _Optional[int] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., layout_fingerprint: _Optional[str] = ..., lease_remaining_ms: _Optional[int] = ..., connector_params: _Optional[bytes] = ..., prompt_digest: _Optional[bytes] = ...) -> None: ...
 
 class KvTier(_message.Message):
-    __slots__ = ("name", "blocks", "bytes", "capacity_bytes")
+    __slots__ = ("name", "blocks", "bytes", "capacity_bytes", "why_off", "hits", "misses", "stored", "evicted", "corrupt", "declined", "read_bytes_per_s")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WHY_OFF_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    MISSES_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_FIELD_NUMBER: _ClassVar[int]
+    CORRUPT_FIELD_NUMBER: _ClassVar[int]
+    DECLINED_FIELD_NUMBER: _ClassVar[int]
+    READ_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     name: str
     blocks: int
     bytes: int
     capacity_bytes: int
-    def __init__(self, name: _Optional[str] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ...) -> None: ...
+    why_off: str
+    hits: int
+    misses: int
+    stored: int
+    evicted: int
+    corrupt: int
+    declined: int
+    read_bytes_per_s: float
+    def __init__(self, name: _Optional[str] = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., why_off: _Optional[str] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., stored: _Optional[int] = ..., evicted: _Optional[int] = ..., corrupt: _Optional[int] = ..., declined: _Optional[int] = ..., read_bytes_per_s: _Optional[float] = ...) -> None: ...
 
 class ProcessStatus(_message.Message):
     __slots__ = ("id", "role", "pid", "address", "epoch", "state", "requests_running", "requests_waiting", "kv_blocks_used", "kv_blocks_total", "leases_held", "kv_bytes_in", "kv_bytes_out", "workers_registered", "workers_ready", "front_proxies_registered", "kv_tiers")

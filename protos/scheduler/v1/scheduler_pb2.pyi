@@ -53,7 +53,7 @@ class ExplainedPlan(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., answered_ago_s: _Optional[float] = ..., waited_s: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., ttft_slo_s: _Optional[float] = ..., itl_slo_s: _Optional[float] = ..., prefill_worker_id: _Optional[str] = ..., decode_worker_id: _Optional[str] = ..., reason: _Optional[str] = ..., cause: _Optional[str] = ..., message: _Optional[str] = ..., options: _Optional[_Iterable[_Union[PlanOption, _Mapping]]] = ..., chosen: _Optional[int] = ..., outcome: _Optional[_Union[PlanOutcome, _Mapping]] = ...) -> None: ...
 
 class PlanOption(_message.Message):
-    __slots__ = ("prefill_worker_id", "decode_worker_id", "cached_tokens", "decode_cached_tokens", "queue_s", "prefill_s", "transfer_s", "ttft_s", "step_s", "cost_s", "verdict")
+    __slots__ = ("prefill_worker_id", "decode_worker_id", "cached_tokens", "decode_cached_tokens", "queue_s", "prefill_s", "transfer_s", "ttft_s", "step_s", "cost_s", "verdict", "load_s")
     PREFILL_WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     DECODE_WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,7 @@ class PlanOption(_message.Message):
     STEP_S_FIELD_NUMBER: _ClassVar[int]
     COST_S_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
+    LOAD_S_FIELD_NUMBER: _ClassVar[int]
     prefill_worker_id: str
     decode_worker_id: str
     cached_tokens: int
@@ -76,7 +77,8 @@ class PlanOption(_message.Message):
     step_s: float
     cost_s: float
     verdict: str
-    def __init__(self, prefill_worker_id: _Optional[str] = ..., decode_worker_id: _Optional[str] = ..., cached_tokens: _Optional[int] = ..., decode_cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., step_s: _Optional[float] = ..., cost_s: _Optional[float] = ..., verdict: _Optional[str] = ...) -> None: ...
+    load_s: float
+    def __init__(self, prefill_worker_id: _Optional[str] = ..., decode_worker_id: _Optional[str] = ..., cached_tokens: _Optional[int] = ..., decode_cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., step_s: _Optional[float] = ..., cost_s: _Optional[float] = ..., verdict: _Optional[str] = ..., load_s: _Optional[float] = ...) -> None: ...
 
 class PlanOutcome(_message.Message):
     __slots__ = ("outcome", "finish", "ttft_s", "itl_s", "cached_tokens", "output_tokens")

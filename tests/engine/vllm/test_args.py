@@ -6,6 +6,7 @@ import functools
 import socket
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine.config import EngineConfig
@@ -24,7 +25,7 @@ from engine.vllm.args import (
     with_tiers,
 )
 from engine.vllm.engine import VllmEngine
-from kv_transfer.tiers.config import parse
+from kv_transfer.tiers.config import Tier, parse
 from launcher.demo import model as demo_model
 from prefill_worker.config import PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
@@ -160,3 +161,13 @@ def test_a_host_tier_stands_beside_the_connector_and_changes_nothing_of_it() -> 
     nixl, tier = both["kv_connector_extra_config"]["connectors"]
     assert nixl == {name: alone[name] for name in alone if name not in ("engine_id", "kv_load_failure_policy")}
     assert tier["kv_connector_extra_config"]["cpu_bytes_to_use"] == 2 << 30
+    assert "baton_stores" not in tier["kv_connector_extra_config"]
+
+
+def test_the_stores_behind_a_host_tier_are_told_in_their_order_and_of_which_model_they_are() -> None:
+    values = engine_arg_values(EngineConfig(model="m"), engine_id="p0-1", side_channel=SIDE_CHANNEL, on_cpu=True)
+    tiers = parse(("host:2GiB", "file:/mnt/kv:1GiB,shared=true", "s3://bucket/kv:1TiB,endpoint=http://s3"))
+    both = with_tiers(values["kv_transfer_config"], tiers, model="weights")
+    extra = both["kv_connector_extra_config"]["connectors"][1]["kv_connector_extra_config"]
+    assert extra["baton_model"] == "weights"
+    assert msgspec.convert(extra["baton_stores"], list[Tier]) == list(tiers[1:])

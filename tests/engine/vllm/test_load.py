@@ -10,7 +10,9 @@ from msgspec import to_builtins
 from engine.protocol import MEASURED_STEPS_MAX, EngineLoad, MeasuredStep
 from engine.vllm.load import LoadRecorder
 from engine.vllm.step_meter import STEP
-from kv_transfer.tiers.status import REPORTED_AS, TierStatus
+from kv_transfer.prefix.events import BlocksFound, BlocksRemoved, EngineEvent, Medium
+from kv_transfer.prefix.events import to_builtins as to_event_builtins
+from kv_transfer.tiers.status import BLOCKS_REPORTED_AS, REPORTED_AS, TierStatus
 
 NIXL = {
     "bytes_transferred": [100, 20],
@@ -69,6 +71,18 @@ def test_measured_steps_are_kept_until_they_are_taken() -> None:
     assert taken[0] == MeasuredStep(2, 1, 2, 3, 4)
     assert recorder.take_steps() == []
     assert recorder.load().kv_bytes_in == (MEASURED_STEPS_MAX + 2) * 120
+
+
+def test_blocks_in_stores_are_told_from_the_start_on_to_whoever_listens() -> None:
+    event = BlocksFound(hashes=[7], parents=[None], digests=[b"digest7"], medium=Medium.FILE)
+    gone = BlocksRemoved(hashes=[7], medium=Medium.FILE)
+    heard: list[EngineEvent] = []
+    recorder = LoadRecorder()
+    for events in ([event], [gone]):
+        data = {REPORTED_AS: [], BLOCKS_REPORTED_AS: to_event_builtins(events)}
+        recorder.record(step({"NixlConnector": {"data": NIXL}, "TierConnector": {"data": data}}), None)
+        recorder.report_store_blocks(heard.extend)
+    assert heard == [event, gone]
 
 
 def test_the_latest_status_of_every_ranks_tiers_is_kept() -> None:

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from front_proxy.gateway.identity import ALL_CLASSES, Caller, caller, caller_of_call, caller_of_request, with_class
+from front_proxy.gateway.identity import (
+    ALL_CLASSES,
+    Caller,
+    caller,
+    caller_of_call,
+    caller_of_request,
+    salt_of_tenant,
+    with_class,
+)
 from front_proxy.grpc_api.client import PriorityClass, request
 from runtime.failures import FailureError, FailureKind
 from runtime.priority_class import PriorityClass as Class
@@ -99,3 +107,9 @@ def test_a_requests_times_go_before_its_calls_each_by_itself() -> None:
     named = caller_of_request(call, request("x", tpot_slo_ms=20.0, tenant="b"))
     assert named == Caller(tenant="name-b", ttft_slo_s=2.0, itl_slo_s=0.02)
     assert caller_of_request(Caller(), request("x", ttft_slo_ms=1.0)) == Caller(ttft_slo_s=0.001)
+
+
+def test_no_tenant_can_choose_a_salt_that_is_anothers() -> None:
+    cases = [("", ""), ("a", ""), ("", "a"), ("a", "b"), ("ab", ""), ("", "ab"), ("a", "\0b")]
+    assert len({salt_of_tenant(tenant, salt) for tenant, salt in cases}) == len(cases)
+    assert salt_of_tenant("a", "b") == salt_of_tenant("a", "b")

@@ -169,6 +169,19 @@ async def test_a_prompt_s_keys_go_with_it_once_for_all_choices_and_not_where_its
     assert served.source.requests[-1].prompt_keys is None
 
 
+async def test_tenants_share_no_prompt_where_that_is_the_scope_of_the_cache_whatever_salts_they_send(
+    served: Served, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.client, "_by_tenant", True)
+    for tenant, salt in (("a", {}), ("a", {}), ("b", {}), ("a", {"cache_salt": "s"}), ("b", {"cache_salt": "s"})):
+        body = {"model": "tiny", "prompt": "one two three", "max_tokens": 1, **salt}
+        (await http.post("/v1/completions", json=body, headers={"x-baton-tenant": tenant})).raise_for_status()
+    salts = [request.engine_request.cache_salt for request in served.source.requests]
+    assert salts[0] == salts[1] and len(set(salts)) == 4
+    first = served.source.requests[0]
+    assert first.prompt_keys.packed(2) == prompt_keys(first.engine_request.token_ids, 2, salt=salts[0])
+
+
 @pytest.mark.parametrize("field", ["kv_transfer_params", "ec_transfer_params"])
 @pytest.mark.parametrize("value", ["x", 1, True, [{"remote_host": "attacker"}]])
 async def test_a_transfer_field_of_another_type_gets_vllms_refusal(

@@ -15,9 +15,9 @@ def key(number: int) -> bytes:
     return b"%03d" % number
 
 
-def full(capacity: int = CAPACITY) -> Catalog:
+def full(capacity: int = CAPACITY) -> Catalog[bytes]:
     """Blocks 0, 1, ... of one prompt."""
-    catalog = Catalog(capacity)
+    catalog: Catalog[bytes] = Catalog(capacity)
     for number in range(capacity):
         catalog.add(key(number), size_bytes=1, saved_tokens=32, depth=32 * (number + 1))
     return catalog
@@ -35,7 +35,7 @@ def test_what_is_used_again_outlives_what_is_not() -> None:
 
 
 def test_of_blocks_used_as_often_the_older_request_goes_and_of_one_request_the_end() -> None:
-    catalog = Catalog(6)
+    catalog: Catalog[bytes] = Catalog(6)
     for request in (b"old", b"new"):
         # Its blocks come in over several steps.
         names = [request + key(number) for number in range(3)]
@@ -57,7 +57,7 @@ def test_what_was_used_often_long_ago_leaves_in_the_end() -> None:
 
 
 def test_small_blocks_that_save_as_much_outlive_large_ones() -> None:
-    catalog = Catalog(CAPACITY)
+    catalog: Catalog[bytes] = Catalog(CAPACITY)
     catalog.add(b"large", size_bytes=4, saved_tokens=32, depth=32)
     catalog.add(b"small", size_bytes=1, saved_tokens=32, depth=64)
     assert catalog.make_room(6) == [b"large"]
@@ -78,7 +78,7 @@ class Life(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.catalog = Catalog(CAPACITY)
+        self.catalog: Catalog[bytes] = Catalog(CAPACITY)
         self.sizes: dict[bytes, int] = {}
         self.pins: dict[bytes, int] = {}
         self.values: dict[bytes, tuple[float, int, int]] = {}
@@ -149,7 +149,7 @@ TestLife = Life.TestCase
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 50))
 def test_its_memory_does_not_grow_with_what_has_left(rounds: int) -> None:
-    catalog = Catalog(1)
+    catalog: Catalog[bytes] = Catalog(1)
     for _ in range(rounds * 20):
         catalog.add(b"k", size_bytes=1, saved_tokens=1, depth=1)
         catalog.remove(b"k")

@@ -19,11 +19,24 @@ def test_a_file_tier_has_a_folder_which_may_have_colons() -> None:
     assert tiers[1] == Tier(kind="file", capacity_bytes=50 << 30, place="/mnt/a:b")
 
 
+def test_options_are_read_from_the_right_and_may_have_colons() -> None:
+    folder, bucket = parse(
+        (
+            "host:1GiB",
+            "file:/mnt/a,b:50GiB,shared=true,scope_share=0.5",
+            "s3://bucket/some/prefix:1TiB,endpoint=http://127.0.0.1:5000,region=eu-west-1",
+        )
+    )[1:]
+    assert folder == Tier(kind="file", capacity_bytes=50 << 30, place="/mnt/a,b", shared=True, scope_share=0.5)
+    assert (bucket.place, bucket.capacity_bytes) == ("bucket/some/prefix", 1 << 40)
+    assert (bucket.endpoint, bucket.region) == ("http://127.0.0.1:5000", "eu-west-1")
+
+
 @pytest.mark.parametrize(
     ("texts", "told"),
     [
         (("host",), "'host' must be KIND:PLACE:SIZE, as in host:2GiB or"),
-        (("hots:2GiB",), "there is no tier 'hots', only host, file; did you mean 'host'?"),
+        (("hots:2GiB",), "there is no tier 'hots', only host, file, s3; did you mean 'host'?"),
         (("host:/tmp:2GiB",), "'host:/tmp:2GiB' must be host:SIZE"),
         (("host:1GiB", "file:2GiB"), "'file:2GiB' must be file:/FOLDER:SIZE"),
         (("host:1GiB", "file:kv:2GiB"), "'file:kv:2GiB' must be file:/FOLDER:SIZE"),
@@ -33,6 +46,13 @@ def test_a_file_tier_has_a_folder_which_may_have_colons() -> None:
         (("host:-1GiB",), "the size '-1GiB' must be"),
         (("host:0GiB",), "the size must be above 0"),
         (("host:1GiB", "host:2GiB"), "'host' is there twice"),
+        (("host:1GiB", "s3://B:1GiB"), "must be s3://BUCKET/PREFIX:SIZE"),
+        (("host:1GiB", "s3://bucket/../x:1GiB"), "must be s3://BUCKET/PREFIX:SIZE"),
+        (("host:1GiB", "s3:bucket:1GiB"), "must be s3://BUCKET/PREFIX:SIZE"),
+        (("host:1GiB,shared=true",), "a host tier has no option 'shared', only none"),
+        (("host:1GiB", "file:/a:1GiB,share=true"), "has no option 'share', only shared, scope_share; did you mean"),
+        (("host:1GiB", "file:/a:1GiB,shared=yes"), "shared must be true or false"),
+        (("host:1GiB", "file:/a:1GiB,scope_share=2"), "scope_share must be above 0 and at most 1"),
     ],
 )
 def test_what_cannot_be_read_is_said_of_the_setting(texts: tuple[str, ...], told: str) -> None:

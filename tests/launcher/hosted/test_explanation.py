@@ -12,7 +12,7 @@ from tests.support.golden import GOLDEN
 
 TITLES = (
     "prefill_worker_id", "decode_worker_id", "cached_tokens", "decode_cached_tokens", "queue_s", "prefill_s",
-    "transfer_s", "ttft_s", "step_s", "cost_s", "verdict",
+    "transfer_s", "ttft_s", "step_s", "cost_s", "verdict", "load_s",
 )  # fmt: skip
 
 
@@ -20,7 +20,7 @@ def option(*fields: Any) -> pb.PlanOption:
     return pb.PlanOption(**dict(zip(TITLES, fields, strict=False)))
 
 
-REMOTE = option("prefill-0", "decode-1", 1536, 0, 0.05, 0.12, 0.011, 0.181, 0.0121, 0.1931)
+REMOTE = option("prefill-0", "decode-1", 1536, 0, 0.05, 0.12, 0.011, 0.201, 0.0121, 0.2131, "", 0.02)
 OTHER = option("prefill-1", "decode-1", 0, 0, 0.0, 0.4402, 0.011, 0.4512, 0.0121, 0.4633)
 WHOLE = option("", "decode-0", 512, 512, 0.0, 0.31, 0.0, 0.31, 0.0304, 0.3404, "would miss the time between tokens")
 PLACED: dict[str, Any] = {

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from kv_transfer.prefix import block_keys
+from kv_transfer.prefix.events import BlockDelta, Medium
+from scheduler.api.worker_info import LoadCost
 from scheduler.api.worker_progress import EngineStep
 from scheduler.cluster.decode_pace import OutputLengths
 from scheduler.cluster.latency_model import LatencyModel, LearntLaw
@@ -52,6 +54,52 @@ def test_a_prefill_worker_costs_its_wait_the_computation_the_hand_off_and_a_step
     # 68 tokens of 1000 bytes at 1 MB/s.
     assert (onward.held_tokens, onward.transfer_s, onward.step_s) == pytest.approx((32, 0.078, 0.02))
     assert pair(need, compute, onward).cost_s == pytest.approx(0.3 + 0.056 + 0.078 + 0.02)
+
+
+def test_what_lies_in_a_tier_counts_where_loading_it_takes_less_time_than_computing_it() -> None:
+    file, object_ = LoadCost(Medium.FILE, 0.01, 1e-4), LoadCost(Medium.OBJECT, 0.01, 1e-2)
+    stored = {"p0": [(Medium.FILE, 64), (Medium.OBJECT, 96)], "p1": [(Medium.OBJECT, 96)]}
+    need = Need(prompt_tokens=100, held={"p0": 32}, stored=stored)
+    found = computing(need, [made(name, load_costs=(file, object_)) for name in ("p0", "p1", "p2")], 0.0)
+    assert [(each.worker.worker_id, each.held_tokens) for each in found] == [("p0", 64), ("p1", 0), ("p2", 0)]
+    assert (found[0].load_s, found[0].compute_s) == pytest.approx((0.01 + 32 * 1e-4, 0.02 + 0.036))
+    assert found[0].ttft_s == pytest.approx(found[0].load_s + found[0].compute_s)
+    assert found[1].load_s == 0.0
+    # A worker that has loaded nothing so far is taken to load at once: it will try.
+    (tried,) = computing(need, [made("p1", load_costs=(LoadCost(Medium.OBJECT),))], 0.0)
+    assert (tried.held_tokens, tried.load_s) == (96, 0.0)
+    # Nothing comes from a tier that is off.
+    (off,) = computing(need, [made("p1")], 0.0)
+    assert (off.held_tokens, off.load_s) == (0, 0.0)
+    (onward,) = continuing(need, [made("p0", load_costs=(file,))], OutputLengths(), 0.0)
+    # A hand-off moves what is not in the engine's own memory.
+    assert onward.held_tokens == 32
+    (alone_there,) = alone(need, [onward], 0.0)
+    assert alone_there.compute.held_tokens == 64
+
+
+def test_what_workers_hold_is_told_by_medium_as_far_as_it_is_more_than_on_faster_ones() -> None:
+    prefixes, keys = Prefixes(blocks_max=1000), block_keys.prompt_keys(range(8 * BLOCK_TOKENS), BLOCK_TOKENS)
+    asked = keys, BLOCK_TOKENS, 8 * BLOCK_TOKENS
+    tellings: dict[str, dict[int, tuple[int, int]]] = {
+        "p0": {Medium.HBM: (0, 1), Medium.HOST: (1, 2), Medium.OBJECT: (2, 8)},
+        "p1": {Medium.FILE: (0, 3)},
+        "p2": {Medium.HBM: (0, 4)},
+    }
+    for worker_id, levels in tellings.items():
+        worker = made(worker_id)
+        prefixes.joined(worker)
+        assert prefixes.stored_tokens(*asked, {}) == {} or worker_id != "p0"
+        width = block_keys.KEY_BYTES
+        packed = {level: keys[first * width : end * width] for level, (first, end) in levels.items()}
+        prefixes.told(worker_id, BlockDelta(epoch=worker.info.epoch, seq=1, levels=packed, reset=True), 0.0)
+    held = prefixes.held_tokens(*asked)
+    assert held == {"p0": BLOCK_TOKENS, "p2": 4 * BLOCK_TOKENS}
+    # The last token is computed in any case.
+    assert prefixes.stored_tokens(*asked, held) == {
+        "p0": [(Medium.HOST, 2 * BLOCK_TOKENS), (Medium.OBJECT, 7 * BLOCK_TOKENS)],
+        "p1": [(Medium.FILE, 3 * BLOCK_TOKENS)],
+    }
 
 
 def test_a_decode_worker_alone_pays_its_computation_twice() -> None:

@@ -43,7 +43,8 @@ def test_every_length_is_that_of_a_naive_model(seed: int) -> None:
         length = rng.randrange(1, len(CHAIN) + 1)
         packed = pack_keys(CHAIN[:length])
         for medium in Medium:
-            expected = {each: min(length, runs[medium]) for each, runs in model.items() if runs[medium]}
+            lengths = {each: runs[min(medium, Medium.HOST)] for each, runs in model.items()}
+            expected = {each: min(length, run) for each, run in lengths.items() if run}
             assert index.longest(packed, medium) == expected
     for holder in model:
         index.retire(holder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kv_transfer.prefix.block_keys import prompt_keys, unpack
-from kv_transfer.prefix.events import GONE, BlockDelta, BlocksCleared, BlocksRemoved, BlocksStored, Medium
+from kv_transfer.prefix.events import GONE, BlockDelta, BlocksCleared, BlocksFound, BlocksRemoved, BlocksStored, Medium
 from worker.kv_events.event_order import EventOrder
 from worker.kv_events.mirror import BlockMirror
 
@@ -113,6 +113,40 @@ def test_more_blocks_than_the_bound_empty_it() -> None:
     made = mirror(blocks_max=3)
     made.apply([stored(0, 3), stored(3, 5)])
     assert len(made) == 0 and made.losses == 1
+
+
+def found(*blocks: int, medium: Medium = Medium.FILE) -> BlocksFound:
+    return BlocksFound(
+        hashes=[NAMES[block] for block in blocks],
+        parents=[NAMES[block - 1] if block else None for block in blocks],
+        digests=[KEYS[block].to_bytes(7, "little") for block in blocks],
+        medium=medium,
+    )
+
+
+def test_blocks_in_a_store_are_known_by_the_names_that_come_with_them() -> None:
+    made = BlockMirror(epoch=1, block_size_tokens=SIZE, blocks_max=100, store_blocks_max=4)
+    order = EventOrder(made)
+    order.told([found(0, 1, 2), found(8)])
+    assert told(made.take(10)) == dict.fromkeys(range(3), Medium.FILE) and made.ignored == 1
+    order.batch(0, [stored(0, 1)])
+    order.told([removed(1, medium=Medium.FILE), found(1, medium=Medium.OBJECT)])
+    assert told(made.take(10)) == {0: Medium.HBM, 1: Medium.OBJECT, 2: Medium.OBJECT}
+    order.told([found(3), found(4)])
+    assert told(made.take(10)) == {3: Medium.OBJECT} and made.ignored == 2
+
+
+def test_a_loss_and_a_cleared_engine_leave_what_is_in_stores() -> None:
+    for event in ("lose", "clear"):
+        made = BlockMirror(epoch=1, block_size_tokens=SIZE, blocks_max=100, store_blocks_max=100)
+        made.apply([stored(0, 4), found(0, 1)])
+        made.take(10)
+        if event == "lose":
+            made.lose()
+        else:
+            made.apply([BlocksCleared()])
+        delta = made.take(10)
+        assert delta.reset and told(delta) == {0: Medium.FILE, 1: Medium.FILE}
 
 
 def test_a_snapshot_comes_in_pieces() -> None:

@@ -1,0 +1,1 @@
+"""What KV tiers do: against the disk's own speed, with many blocks, and in conversations with a real engine."""
