@@ -10,10 +10,11 @@ from cyclopts import Group
 
 from cli import cluster, process
 from cli.config import config
-from cli.plan import plan
-from cli.profile import profile
-from cli.record import record
-from cli.simulate import simulate
+from cli.planning.plan import plan
+from cli.planning.profile import profile
+from cli.planning.record import record
+from cli.planning.simulate import simulate
+from cli.planning.tune import tune
 from runtime.process import command_line
 
 # Must be set before the first import of grpc: its fork handlers break the engines' own processes.
@@ -43,6 +44,8 @@ app = command_line.new_app("baton", "Serve language models with separate prefill
 app.command(cluster.up, group=_CLUSTER)
 app.command(cluster.status, group=_CLUSTER)
 app.command(cluster.drain, group=_CLUSTER)
+app.command(cluster.flip, group=_CLUSTER)
+app.command(tune, group=_CLUSTER)
 app.command(cluster.restart, group=_CLUSTER)
 app.command(cluster.explain, group=_CLUSTER)
 # Imported when it is used: it reads messages of the gRPC API.

@@ -1,9 +1,9 @@
-"""`baton up`, `status`, `drain`, `restart` and `explain`: a cluster on this machine, or on Ray."""
+"""`baton up`, `status`, `drain`, `flip`, `restart` and `explain`: a cluster on this machine, or on Ray."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cli.settings import (
     NO_SOURCES,
@@ -21,6 +21,9 @@ from cli.settings import (
     setting,
     state_folder,
 )
+
+FLIP_ANSWER_S = 5.0
+"""For the last messages of a change of role."""
 
 
 def up(
@@ -105,6 +108,36 @@ def drain(
     timeout = config.worker.drain_timeout_s
     asyncio.run(operator_commands.drain(state_folder(config), worker, timeout_s=timeout, say=_say))
     print(f"{worker} is idle; `baton restart {worker}` makes it take requests again")
+
+
+def flip(
+    worker: str,
+    role: Literal["prefill", "decode"],
+    /,
+    *,
+    state_dir: StateDir = None,
+    timeout_s: Annotated[
+        Given | None, setting("scheduler.flip_timeout_s", "how long to wait until it has the role", "S")
+    ] = None,
+    sources: Sources = NO_SOURCES,
+) -> None:
+    """Change the role of a worker in place: it finishes what it runs, and its engine and cache stay.
+
+    Returns when it has the role. A worker that does not finish in scheduler.flip_timeout_s goes on in its old role, and
+    the exit code is 1. The name stays; `baton status` shows the role.
+
+    Parameters
+    ----------
+    worker
+        its id in `baton status`
+    role
+        the role that it is to have
+    """
+    from launcher.hosted import operator_commands
+
+    config = load(sources, state_dir, timeout_s).value
+    timeout = config.scheduler.flip_timeout_s + FLIP_ANSWER_S
+    asyncio.run(operator_commands.flip(state_folder(config), worker, role, timeout_s=timeout, say=_say))
 
 
 def restart(

@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Coroutine, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 import msgspec
 
@@ -18,7 +18,10 @@ from launcher.local.child import READY_PREFIX
 from launcher.local.environment import CHILD_VARIABLE
 from launcher.local.ports import HTTP_FD_VARIABLE, STATUS_PORT_VARIABLE
 from runtime.process import lifecycle, logs, open_files, orphan
-from runtime.roles import Role
+from runtime.roles import Role, WorkerRole
+
+if TYPE_CHECKING:
+    from worker.role import MakeRole
 
 EXIT_TIMEOUT_S = 15.0
 """Time that a process has to exit after its work has ended. Then it ends itself by force, to be restarted."""
@@ -109,14 +112,11 @@ def _main(role: Role, config: BatonConfig) -> Coroutine[Any, Any, None]:
             from prefill_worker.role import PrefillRole
             from worker.run import serve as serve_worker
 
-            make_prefill = functools.partial(PrefillRole, config.prefill_worker)
-            return serve_worker(role, make_prefill, config.engine, config.worker, announce, kv=config.kv)
-        case "decode":
-            from decode_worker.role import DecodeRole
-            from worker.run import serve as serve_worker
-
-            make_decode = functools.partial(DecodeRole, config.decode_worker)
-            return serve_worker(role, make_decode, config.engine, config.worker, announce, kv=config.kv)
+            make_roles: dict[WorkerRole, MakeRole] = {
+                "prefill": functools.partial(PrefillRole, config.prefill_worker),
+                "decode": functools.partial(DecodeRole, config.decode_worker),
+            }
+            return serve_worker(role, make_roles, config.engine, config.worker, announce, kv=config.kv)
         case "front_proxy":
             from front_proxy.run import run as run_front
 

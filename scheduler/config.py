@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from runtime.bounds import LogLevel, Port, Positive
+from runtime.bounds import Count, LogLevel, Port, Positive, PositiveCount
 
 HEARTBEAT_INTERVAL_S = 1.0
 
@@ -45,6 +45,20 @@ class KubernetesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     lease_duration_s: LeaseSeconds = 5
 
 
+class ScalingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the planner changes the roles of workers while they serve (docs/tuning.md)."""
+
+    # Whether it acts from the start. `baton tune --apply` and `--freeze` change that while the scheduler leads.
+    apply: bool = False
+    # Workers of each role that it leaves at least.
+    prefill_min: Count = 1
+    decode_min: PositiveCount = 1
+    # Changes of role within an hour at most. Watch baton_scheduler_role_changes_total.
+    flips_per_hour_max: PositiveCount = 60
+    # Time between tokens that decode workers are to keep, where requests do not say what they want.
+    itl_s: Positive = 0.05
+
+
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an operator chooses. ``SchedulerParameters`` holds the constants beside it."""
 
@@ -77,6 +91,11 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     # Predicted wait in a prefill worker's own queue beyond which it gets nothing new: then requests wait in the
     # scheduler. Watch baton_scheduler_waiting.
     prefill_wait_max_s: Positive = 1.0
+    # Time that a worker which is to change its role has to finish what it runs; then it goes on in its old role. Watch
+    # baton_worker_flips_total.
+    flip_timeout_s: Positive = 60.0
+    # How roles are changed by themselves.
+    scaling: ScalingConfig = ScalingConfig()
     # How requests wait that fit nowhere now. Watch baton_scheduler_waited_seconds.
     waiting: WaitingConfig = WaitingConfig()
 
@@ -145,6 +164,10 @@ class SchedulerParameters(SchedulerConfig, frozen=True, kw_only=True):
     # Replies waiting for one front proxy that does not read; beyond it the session is closed.
     front_replies_max: int = 16384
     workers_max: int = 4096
+    # How often the planner looks. More often, and single requests decide.
+    scaling_interval_s: float = 5.0
+    # A worker that has not registered again so long after ``flip_timeout_s`` did not hear of its change of role.
+    flip_answer_s: float = 10.0
     message_bytes_max: int = 16 * 1024 * 1024
     # Wait for running calls at shutdown.
     stop_grace_s: float = 1.0

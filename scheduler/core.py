@@ -13,6 +13,7 @@ from typing import assert_never
 from kv_transfer.prefix.events import BlockDelta
 from runtime.failures import Failure, FailureKind
 from runtime.priority_class import PriorityClass
+from runtime.roles import WorkerRole
 from scheduler.api.actions import (
     AcceptWorker,
     Action,
@@ -27,6 +28,7 @@ from scheduler.api.chance import Random
 from scheduler.api.events import (
     DrainRequested,
     Event,
+    FlipRequested,
     FrontJoined,
     FrontLeft,
     PlanRequested,
@@ -55,6 +57,8 @@ from scheduler.queueing.reservations import FrontProxySession, Reservations
 from scheduler.queueing.wait_queue import WaitQueue
 from scheduler.routing.placement import Planner
 from scheduler.routing.prefixes import Prefixes
+from scheduler.scaling.live import LivePlanner
+from scheduler.scaling.role_flips import RoleFlips
 
 EVENT_LOG_MAX = 64
 
@@ -72,7 +76,9 @@ NOT_LOGGED = frozenset(
 )
 
 
-_AboutWorker = WorkerLeft | WorkerSuspected | DrainRequested | WorkerLeasesReported | WorkerBlocksReported
+_AboutWorker = (
+    WorkerLeft | WorkerSuspected | DrainRequested | FlipRequested | WorkerLeasesReported | WorkerBlocksReported
+)
 
 
 _AT_ONCE, _LATER = (PublishView(at_once=True),), (PublishView(at_once=False),)
@@ -113,6 +119,8 @@ class SchedulerCore:
             Refusals(self._queue, rng),
         )
         self._lease_auditor = LeaseAuditor(config.leak_after_s)
+        self.flips = RoleFlips(config.flip_timeout_s, config.flip_answer_s, config.workers_max)
+        self.live_planner = LivePlanner(config.scaling, config.scaling_interval_s)
         self._audited_s = self._isolated_s = float("-inf")
         # The last incarnation of each worker that left.
         self._departed: dict[str, Worker] = {}
@@ -139,6 +147,7 @@ class SchedulerCore:
             case WorkerProgressReported():
                 return self._learn(event)
             case PlanRequested():
+                self.live_planner.asked(event.itl_slo_s)
                 return self._admission.ask(event, now_s, recovering=self.recovering)
             case RequestEnded():
                 self._end(event, now_s)
@@ -151,11 +160,13 @@ class SchedulerCore:
                 overdue = self._admission.overdue(now_s)
                 self._queue.bring_back(now_s)
                 self.prefixes.tick(now_s)
-                return (*self._tick(now_s), *self._audit(now_s), *overdue, *self._serve(now_s))
+                return (*self._tick(now_s), *self._scale(now_s), *self._audit(now_s), *overdue, *self._serve(now_s))
             case WorkerJoined(session=session, info=info):
                 self._end_isolation(now_s)
                 return self._join(session, info, now_s)
-            case WorkerLeft() | WorkerSuspected() | DrainRequested() | WorkerLeasesReported() | WorkerBlocksReported():
+            case WorkerLeft() | WorkerSuspected() | DrainRequested() | FlipRequested() | WorkerLeasesReported():
+                return self._hear(event, now_s)
+            case WorkerBlocksReported():
                 return self._hear(event, now_s)
             case FrontJoined():
                 return self._front_join(event, now_s)
@@ -174,6 +185,8 @@ class SchedulerCore:
                 return self._suspect(event, now_s)
             case DrainRequested(worker_id=worker_id):
                 return self._drain(worker_id)
+            case FlipRequested(worker_id=worker_id, role=role):
+                return self._flip(worker_id, role, now_s)
             case WorkerLeasesReported(session=session, worker_id=worker_id, lease_ids=lease_ids):
                 worker = self._member(worker_id, session)
                 if worker is not None:
@@ -281,13 +294,20 @@ class SchedulerCore:
             return (RejectWorker(session=session, failure=Failure(kind=FailureKind.INCOMPATIBLE, message=problem)),)
         actions: list[Action] = []
         former = self.cluster.get(info.worker_id)
-        if former is not None and former.info.epoch == info.epoch:
+        known = former or self._departed.get(info.worker_id)
+        anew = known is not None and known.info.epoch == info.epoch and known.info.registration < info.registration
+        # On its own stream: the answer to a change of role that it did not finish in time.
+        kept_role = former is not None and former.session == session and former.info == info
+        if former is not None and former.session != session:
+            reason = "reconnected" if former.info.epoch == info.epoch else "replaced"
+            actions.append(DropWorker(session=former.session, worker_id=info.worker_id, reason=reason))
+        if former is not None and former.info == info:
             # The same engine on a new stream: what it holds is still there, and so are its reservations.
-            actions.append(DropWorker(session=former.session, worker_id=info.worker_id, reason="reconnected"))
             former.session, former.heard_s = session, now_s
+        elif former is not None and anew:
+            self._change_role(former, info, session, now_s)
         else:
             if former is not None:
-                actions.append(DropWorker(session=former.session, worker_id=info.worker_id, reason="replaced"))
                 self.cluster.remove(former.worker_id)
             self._add(self._arrived(info, session, now_s))
         member = self.cluster.workers[info.worker_id]
@@ -296,8 +316,19 @@ class SchedulerCore:
         if member.drain_asked:
             # Its former stream may have ended before it was told.
             actions.append(DrainWorker(session=session, worker_id=info.worker_id))
+        if anew or kept_role:
+            self.live_planner.ended(info.worker_id, now_s, done=anew)
+        actions.extend(self.flips.joined(member, self.cluster.workers.values(), now_s, ended=anew or kept_role))
         actions.append(PublishView(at_once=True))
         return actions
+
+    def _change_role(self, former: Worker, info: WorkerInfo, session: int, now_s: float) -> None:
+        """The same engine, perhaps in the other role: it keeps its speed, its health and what its cache holds.
+
+        What was planned there goes on and reserves nothing, as plans name the former registration.
+        """
+        self.cluster.remove(former.worker_id)
+        self.cluster.add(Worker(info, session, now_s, former.latency, self._profile, former.health))
 
     def _arrived(self, info: WorkerInfo, session: int, now_s: float) -> Worker:
         """A new member. If the same engine returns, its health record is kept and an ordered drain still holds."""
@@ -374,6 +405,14 @@ class SchedulerCore:
         told = _AT_ONCE if changed_state else _LATER
         return (*told, *self._serve(now_s)) if self._queue else told
 
+    def _scale(self, now_s: float) -> Sequence[Action]:
+        """Change roles where the planner wants it and may."""
+        books = self._reservations
+        wanted = self.live_planner.look(
+            list(self.cluster.workers.values()), books.granted, books.prompts_s, len(self._queue), now_s
+        )
+        return [action for flip in wanted for action in self._flip(flip.worker_id, flip.role, now_s)]
+
     def _forgive(self, late_s: float, now_s: float) -> None:
         for worker in self.cluster.workers.values():
             worker.forgive(late_s, now_s)
@@ -390,7 +429,10 @@ class SchedulerCore:
             self.recovering = False
             for worker in self.cluster.workers.values():
                 worker.reserve_for_recovery(0)
-        if not self._look(now_s) and not silent and not recovered:
+        given_up = [member for name in self.flips.overdue(now_s) if (member := self.cluster.get(name)) is not None]
+        for worker in given_up:
+            worker.flip(going_on=False)
+        if not self._look(now_s) and not silent and not recovered and not given_up:
             return ()
         actions: list[Action] = []
         for worker in silent:
@@ -416,6 +458,17 @@ class SchedulerCore:
             return ()
         worker.drain()
         return (DrainWorker(session=worker.session, worker_id=worker_id), PublishView(at_once=True))
+
+    def flip_objection(self, worker_id: str, role: WorkerRole) -> str | None:
+        """Why a registered worker must not take a role now; None when it may, or has it."""
+        workers = self.cluster.workers
+        return self.flips.objection(workers[worker_id], role, workers.values())
+
+    def _flip(self, worker_id: str, role: WorkerRole, now_s: float) -> Sequence[Action]:
+        worker = self.cluster.get(worker_id)
+        if worker is None or self.flip_objection(worker_id, role) is not None:
+            return ()
+        return (*self.flips.begin(worker, role, now_s), PublishView(at_once=True))
 
     def _serve(self, now_s: float) -> Sequence[Action]:
         return self._admission.serve(now_s, recovering=self.recovering)

@@ -18,6 +18,12 @@ _PREFIXES = {
     "overflows": "Times that a worker's blocks were forgotten for want of room",
 }
 
+_PLANNED = {
+    "needed_workers": ("Fully busy workers that the traffic needs", "role"),
+    "wanted_workers": ("Workers that would not be too busy", "role"),
+    "busier_job": ("How busy the workers of the busier job are: 1 is fully", "split"),
+}
+
 
 class SchedulerMetrics:
     """One scheduler's metrics. A process has one; tests give each scheduler a registry of its own."""
@@ -41,9 +47,8 @@ class SchedulerMetrics:
         self._workers = Gauge("baton_scheduler_workers", "Registered workers", ("role", "state"), registry=registry)
         self._fronts = Gauge("baton_scheduler_front_proxies", "Connected front proxies", registry=registry)
         self._leads = Gauge("baton_scheduler_leads", "1 while this scheduler leads", registry=registry)
-        self._plans_in_flight = Gauge(
-            "baton_scheduler_plans_in_flight", "Plans granted and not ended", registry=registry
-        )
+        in_flight = "Plans granted and not ended"
+        self._plans_in_flight = Gauge("baton_scheduler_plans_in_flight", in_flight, registry=registry)
         self._reserved_blocks = Gauge(
             "baton_scheduler_reserved_blocks", "KV blocks reserved for plans", ("worker",), registry=registry
         )
@@ -56,6 +61,12 @@ class SchedulerMetrics:
         self._waiting = Gauge(
             "baton_scheduler_waiting", "Requests that wait to be placed", ("priority_class",), registry=registry
         )
+        told = "Workers that were told to change their role"
+        self.role_changes = Counter("baton_scheduler_role_changes_total", told, registry=registry)
+        self._planned = {
+            name: Gauge(f"baton_scheduler_{name}", text, (label,), registry=registry)
+            for name, (text, label) in _PLANNED.items()
+        }
         self.ejections = Counter(
             "baton_scheduler_ejections_total", "Workers left out because they failed requests", registry=registry
         )
@@ -118,6 +129,12 @@ class SchedulerMetrics:
             self._unusable.labels(reason).set(count)
         for priority_class, count in core.waiting().items():
             self._waiting.labels(priority_class.value).set(count)
+        if (planned := core.live_planner.last) is not None:
+            for role, need in (("prefill", planned.prefill_need), ("decode", planned.decode_need)):
+                self._planned["needed_workers"].labels(role).set(need)
+                self._planned["wanted_workers"].labels(role).set(planned.wanted[role])
+            for split, busy in (("now", planned.busy_now), ("best", planned.busy_then)):
+                self._planned["busier_job"].labels(split).set(busy)
         self._fronts.set(fronts)
         self._plans_in_flight.set(core.plans_in_flight)
         self._leads.set(leads)

@@ -11,12 +11,16 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import grpc
+import msgspec
 
 from protos.accounts.v1 import accounts_pb2_grpc
+from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
+from runtime.roles import WorkerRole
 from runtime.rpc.addresses import Addresses
 from runtime.rpc.grpc_server import channel
+from scheduler.scaling.live import TuneReport
 
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 _OF_LEADER = (
@@ -25,6 +29,7 @@ _OF_LEADER = (
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.FAILED_PRECONDITION,
 )
 
 Answer = TypeVar("Answer")
@@ -38,6 +43,25 @@ async def drain_worker(scheduler_address: str, worker_id: str, *, timeout_s: flo
     """
     request = pb.DrainWorkerRequest(worker_id=worker_id)
     await _ask(scheduler_address, lambda stub: stub.DrainWorker(request, timeout=timeout_s))
+
+
+async def flip_worker(scheduler_address: str, worker_id: str, role: WorkerRole, *, timeout_s: float) -> None:
+    """Have a worker change its role. Does not wait for it: its status says more.
+
+    NOT_FOUND: no such worker is registered. FAILED_PRECONDITION: it must not change now.
+    """
+    number = cluster_pb2.ROLE_PREFILL if role == "prefill" else cluster_pb2.ROLE_DECODE
+    request = pb.FlipWorkerRequest(worker_id=worker_id, role=number)
+    await _ask(scheduler_address, lambda stub: stub.FlipWorker(request, timeout=timeout_s))
+
+
+async def tune_pools(scheduler_address: str, mode: pb.TuneMode, *, with_looks: bool, timeout_s: float) -> TuneReport:
+    """What the planner of roles knows, after it was told ``mode``."""
+    request = pb.TunePoolsRequest(mode=mode, with_looks=with_looks)
+    answer: pb.TunePoolsResponse = await _ask(
+        scheduler_address, lambda stub: stub.TunePools(request, timeout=timeout_s)
+    )
+    return msgspec.msgpack.decode(answer.report, type=TuneReport)
 
 
 async def explain_plan(scheduler_address: str, request_id: str, *, timeout_s: float) -> pb.ExplainPlanResponse:

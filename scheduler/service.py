@@ -25,6 +25,7 @@ from scheduler import wire
 from scheduler.accounting.service import AccountsService
 from scheduler.api.events import (
     DrainRequested,
+    FlipRequested,
     FrontJoined,
     FrontLeft,
     WorkerBlocksReported,
@@ -124,6 +125,31 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         self._shell.feed(DrainRequested(worker_id=request.worker_id))
         return pb.DrainWorkerResponse()
 
+    async def FlipWorker(self, request: pb.FlipWorkerRequest, context: Context) -> pb.FlipWorkerResponse:  # noqa: N802
+        """Tell one worker to change its role."""
+        await self._check_leads(context)
+        core, worker_id, role = self._shell.core, request.worker_id, wire.role(request.role)
+        worker = core.cluster.get(worker_id)
+        if worker is None or role is None:
+            text = (
+                f"No worker {worker_id!r} is registered with the scheduler." if worker is None else "It names no role."
+            )
+            await abort(context, Failure(kind=FailureKind.NOT_FOUND, message=text))
+        problem = core.flip_objection(worker_id, role)
+        if problem is not None:
+            await abort(context, Failure(kind=FailureKind.INCOMPATIBLE, message=problem))
+        log.info("change of role requested", worker=worker_id, role=role, peer=context.peer())
+        self._shell.feed(FlipRequested(worker_id=worker_id, role=role))
+        return pb.FlipWorkerResponse()
+
+    async def TunePools(self, request: pb.TunePoolsRequest, context: Context) -> pb.TunePoolsResponse:  # noqa: N802
+        """What the planner of roles knows, and whether it may act from now on."""
+        await self._check_leads(context)
+        mode = wire.tune_mode(request.mode)
+        if mode is not None:
+            log.info("planner of roles", mode=mode, peer=context.peer())
+        return pb.TunePoolsResponse(report=self._shell.tuned(mode, looks=request.with_looks))
+
     async def ExplainPlan(self, request: pb.ExplainPlanRequest, context: Context) -> pb.ExplainPlanResponse:  # noqa: N802
         """What is remembered of the plans of one request."""
         await self._check_leads(context)
@@ -212,6 +238,12 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 self._on_blocks(message.blocks, session, info, outgoing)
             case "progress":
                 self._shell.feed(wire.worker_progress(session, worker_id, message.progress))
+            case "register":
+                again = wire.worker_info(message.register)
+                if again is None or (again.worker_id, again.epoch) != (worker_id, info.epoch):
+                    outgoing.close(_bad("A worker that registers again must be the same start of the same worker."))
+                    return
+                self._shell.feed(WorkerJoined(session=session, info=again))
             case "leaving":
                 log.info("worker leaves", worker=worker_id, why=message.leaving.reason)
                 self._shell.feed(WorkerLeft(session=session, worker_id=worker_id, reason=message.leaving.reason))

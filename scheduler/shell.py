@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import assert_never
 
+import msgspec
 import structlog
 
 from protos.scheduler.v1 import scheduler_pb2 as pb
@@ -28,6 +29,7 @@ from scheduler.api.actions import (
     DrainWorker,
     DropWorker,
     EjectWorker,
+    FlipWorker,
     PublishView,
     RejectWorker,
     ReplyPlan,
@@ -41,6 +43,7 @@ from scheduler.config import SchedulerConfig, SchedulerParameters
 from scheduler.core import SchedulerCore
 from scheduler.metrics import SchedulerMetrics
 from scheduler.routing.plan_log import PlanLog
+from scheduler.scaling.live import Mode
 from scheduler.trace_feed import TraceFeed
 
 log = structlog.get_logger(__name__)
@@ -178,6 +181,12 @@ class SchedulerShell:
         """Bring the gauges up to date."""
         self.metrics.show(self.core, fronts=len(self.fronts), leads=not self.stands_by and not self.deposed)
 
+    def tuned(self, mode: Mode | None, *, looks: bool) -> bytes:
+        """What the planner of roles knows, as msgpack; it does ``mode`` from now on, if that is given."""
+        planner = self.core.live_planner
+        planner.mode = mode or planner.mode
+        return msgspec.msgpack.encode(planner.report(self._clock.monotonic_s(), looks=looks))
+
     def close(self, verdict: Failure = _STOPS) -> None:
         """End every stream with this verdict."""
         if self._push is not None:
@@ -219,6 +228,10 @@ class SchedulerShell:
                     outgoing.close(_DROPPED[reason])
             case DrainWorker(session=session):
                 self._command(session, pb.WorkerCommand(drain=pb.Drain()))
+            case FlipWorker(session=session, worker_id=worker_id, role=role):
+                log.info("change of role", worker=worker_id, wanted=role, within_s=action.timeout_s)
+                self.metrics.role_changes.inc()
+                self._command(session, wire.flip(action))
             case AskBlockSnapshot(session=session, rank=rank):
                 self._command(session, pb.WorkerCommand(snapshot_blocks=pb.SnapshotBlocks(rank=rank)))
             case ReportLeak() | ReportDropped() | EjectWorker():

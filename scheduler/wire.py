@@ -14,7 +14,7 @@ from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from runtime.priority_class import named_class
 from runtime.roles import WorkerRole
-from scheduler.api.actions import Placement, ReplyPlan, ReplyRefusal, ReplyWaiting
+from scheduler.api.actions import FlipWorker, Placement, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.api.events import (
     PlanRequested,
     PlansRunning,
@@ -28,8 +28,14 @@ from scheduler.api.worker_info import LoadCost, WorkerInfo, WorkerLoad, WorkerSt
 from scheduler.api.worker_progress import EngineStep
 from scheduler.cluster.worker import Worker
 from scheduler.routing.plan_log import LoggedPlan
+from scheduler.scaling.live import Mode
 
 _ROLE: dict[cluster_pb2.Role, WorkerRole] = {cluster_pb2.ROLE_PREFILL: "prefill", cluster_pb2.ROLE_DECODE: "decode"}
+_TUNE_MODE: dict[int, Mode] = {
+    pb.TUNE_MODE_DRY_RUN: "dry_run",
+    pb.TUNE_MODE_APPLY: "apply",
+    pb.TUNE_MODE_ONCE: "once",
+}
 _ROLE_NUMBER = {role: number for number, role in _ROLE.items()}
 _STATE: dict[cluster_pb2.ProcessState, WorkerState] = {
     cluster_pb2.PROCESS_STATE_STARTING: WorkerState.STARTING,
@@ -64,6 +70,22 @@ def worker_info(message: cluster_pb2.WorkerInfo) -> WorkerInfo | None:
         block_bytes=layout.block_bytes,
         **_fields(message, _INFO_FIELDS),
     )
+
+
+def role(number: int) -> WorkerRole | None:
+    """The role that a message names; None for none."""
+    return next((name for known, name in _ROLE.items() if known == number), None)
+
+
+def tune_mode(number: int) -> Mode | None:
+    """What the planner is to do; None: as it does."""
+    return _TUNE_MODE.get(number)
+
+
+def flip(action: FlipWorker) -> pb.WorkerCommand:
+    """Tell a worker to change its role."""
+    told = pb.Flip(role=_ROLE_NUMBER[action.role], timeout_ms=max(1, round(action.timeout_s * 1000)))
+    return pb.WorkerCommand(flip=told)
 
 
 def load(message: cluster_pb2.WorkerLoad) -> WorkerLoad:
@@ -280,13 +302,14 @@ def view(workers: Iterable[Worker], *, recovering: bool = False) -> pb.FrontRepl
 
 
 def _placed(message: pb.Placement) -> Placement:
-    return Placement(message.worker_id, message.address, message.epoch)
+    return Placement(message.worker_id, message.address, message.epoch, message.registration)
 
 
 def _place(message: pb.Placement, placement: Placement) -> None:
     message.worker_id = placement.worker_id
     message.address = placement.address
     message.epoch = placement.epoch
+    message.registration = placement.registration
 
 
 def _info(known: WorkerInfo) -> cluster_pb2.WorkerInfo:

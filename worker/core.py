@@ -6,6 +6,7 @@ Everything runs on one event loop; nothing here is touched from another thread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 from collections.abc import Awaitable, Sequence
@@ -19,6 +20,7 @@ from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure, FailureKind
+from runtime.roles import WorkerRole
 from runtime.timing.clock import precise_clock
 from worker import wire
 from worker.admission import Admission
@@ -41,6 +43,7 @@ ROLES = {"prefill": cluster_pb2.ROLE_PREFILL, "decode": cluster_pb2.ROLE_DECODE}
 STATES = {
     State.STARTING: cluster_pb2.PROCESS_STATE_STARTING,
     State.READY: cluster_pb2.PROCESS_STATE_READY,
+    State.FLIPPING: cluster_pb2.PROCESS_STATE_DRAINING,
     State.DRAINING: cluster_pb2.PROCESS_STATE_DRAINING,
     State.STOPPED: cluster_pb2.PROCESS_STATE_STOPPED,
 }
@@ -59,11 +62,17 @@ class WorkerCore:
         metrics: WorkerMetrics,
         limits: WorkerLimits | None = None,
         rng: random.Random | None = None,
+        other_role: RoleBehaviour | None = None,
     ) -> None:
+        """``other_role``: what it does after a change of role. None: it cannot change."""
         assert worker_id
         assert engine.info.epoch
         self.engine = engine
         self.role = role
+        self._other_role = other_role
+        # Changes of role, and those that ended, also in the old role.
+        self.registration = self.flips_ended = 0
+        self._flips: asyncio.Queue[tuple[WorkerRole, float]] = asyncio.Queue(maxsize=1)
         self.config = config
         self.limits = limits or WorkerLimits()
         self.worker_id = worker_id
@@ -119,6 +128,7 @@ class WorkerCore:
             output_settings=engine.output_settings,
             prefill_backoff_tokens=engine.prefill_backoff_tokens,
             topology=self.config.topology,
+            registration=self.registration,
         )
 
     def load(self) -> cluster_pb2.WorkerLoad:
@@ -156,6 +166,8 @@ class WorkerCore:
         load = self.load()
         tiers = self.engine.load().tiers
         return cluster_pb2.ProcessStatus(
+            role=self.role.name,
+            flips=self.flips_ended,
             address=self.address,
             state=self.lifecycle.state.value,
             requests_running=load.requests_running,
@@ -332,7 +344,39 @@ class WorkerCore:
         for stream in tuple(self.streams.values()):
             stream.fail(failure)
 
-    # A loop, for the process's task group
+    def flip(self, role: WorkerRole, timeout_s: float) -> None:
+        """Change the role as soon as nothing runs and no lease is held. During a change others are ignored."""
+        if self.lifecycle.state is not State.READY or self._flips.full():
+            log.info("no change of role now", worker=self.worker_id, role=role, state=self.lifecycle.state.value)
+            return
+        self.happen(Event.FLIP_ASKED)
+        self._flips.put_nowait((role, timeout_s))
+
+    def _end_flip(self, role: WorkerRole) -> None:
+        """Register again, in the other role if it is idle. All in one turn of the loop: nothing can come between."""
+        if self.lifecycle.state is not State.FLIPPING:
+            return  # It drains, to stop.
+        other = self._other_role
+        done = self.idle and (role == self.role.name or other is not None)
+        if done and role != self.role.name and other is not None:
+            self.role, self._other_role = other, self.role
+            self.admission = Admission(requests_max=self.config.requests_max, blocks_limit=other.blocks_limit)
+            self.registration += 1
+        self.metrics.flips.labels("done" if done else "rolled_back").inc()
+        self.flips_ended += 1
+        log.info("change of role", worker=self.worker_id, wanted=role, role=self.role.name, done=done)
+        self.happen(Event.FLIP_ENDED)
+
+    # Loops, for the process's task group
+
+    async def watch_flips(self) -> None:
+        """Do what ``flip`` asked for, one after the other."""
+        while True:
+            role, timeout_s = await self._flips.get()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self.at_rest.wait()
+            self._end_flip(role)
 
     async def watch_leases(self) -> None:
         """Let leases run out."""

@@ -1,4 +1,4 @@
-"""A worker's life as a pure machine: STARTING, READY, DRAINING, STOPPED. Never stops anything itself."""
+"""A worker's life as a pure machine: STARTING, READY, FLIPPING, DRAINING, STOPPED. Never stops anything itself."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ class State(enum.StrEnum):
 
     STARTING = "starting"
     READY = "ready"
+    FLIPPING = "flipping"
+    """It drains to change its role, and takes requests again."""
     DRAINING = "draining"
     STOPPED = "stopped"
 
@@ -21,6 +23,10 @@ class Event(enum.StrEnum):
     """The engine runs and the server listens."""
     DRAIN_ASKED = "drain_asked"
     """The scheduler, an operator or a stop signal wants it idle."""
+    FLIP_ASKED = "flip_asked"
+    """The scheduler wants it in the other role."""
+    FLIP_ENDED = "flip_ended"
+    """It has the other role, or goes on in the old one."""
     TIME_UP = "time_up"
     """Draining took as long as it may."""
     ENGINE_LOST = "engine_lost"
@@ -34,6 +40,9 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.STARTING, Event.STARTED): State.READY,
     (State.STARTING, Event.DRAIN_ASKED): State.DRAINING,
     (State.READY, Event.DRAIN_ASKED): State.DRAINING,
+    (State.READY, Event.FLIP_ASKED): State.FLIPPING,
+    (State.FLIPPING, Event.FLIP_ENDED): State.READY,
+    (State.FLIPPING, Event.DRAIN_ASKED): State.DRAINING,
 }
 _ENDS = frozenset({Event.ENGINE_LOST, Event.STOPPED})
 

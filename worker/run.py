@@ -39,7 +39,7 @@ def worker_id_of(config: WorkerConfig, role: WorkerRole) -> str:
 
 async def serve(
     role: WorkerRole,
-    make_role: MakeRole,
+    make_roles: Mapping[WorkerRole, MakeRole],
     engine_config: EngineConfig,
     config: WorkerConfig,
     ready: Ready,
@@ -47,6 +47,8 @@ async def serve(
     kv: KvConfig | None = None,
 ) -> None:
     """Start an engine, serve ``role`` on it until a signal, then drain. Calls ``ready`` when requests may come.
+
+    ``make_roles`` has both roles, or the only one that it can have.
 
     Raises SystemExit with an ExitCode when the process cannot go on. The log says why.
     """
@@ -71,9 +73,11 @@ async def serve(
         log.info("stopped before the engine was up")
         return
     async with _closing(engine, limits):
+        roles = {name: make(engine.info, worker_id) for name, make in make_roles.items()}
         core = WorkerCore(
             engine=engine,
-            role=make_role(engine.info, worker_id),
+            role=roles.pop(role),
+            other_role=next(iter(roles.values()), None),
             config=config,
             worker_id=worker_id,
             metrics=metrics,
@@ -102,6 +106,7 @@ async def _serve(core: WorkerCore, stop: lifecycle.Stop, ready: Ready) -> None:
             loops = [
                 group.create_task(EngineHealth(core).run(), name="engine health"),
                 group.create_task(core.watch_leases(), name="lease expiry"),
+                group.create_task(core.watch_flips(), name="changes of role"),
                 group.create_task(_follow_serving(core, server), name="gRPC health"),
             ]
             sessions = [group.create_task(session.run(), name="scheduler session")] if session else []

@@ -75,6 +75,7 @@ class SchedulerSession:
 
     async def _attempt(self) -> None:
         async with self._dial(self._addresses.current) as stream:
+            flips_told = self._core.flips_ended
             async with answer_within(self._answer_timeout_s):
                 await stream.write(pb.WorkerUpdates(messages=[pb.WorkerUpdate(register=self._core.info())]))
                 commands: pb.WorkerCommands | None = await stream.read()
@@ -92,7 +93,7 @@ class SchedulerSession:
             asked_s = told.heartbeat_interval_ms / 1000 or self._limits.heartbeat_interval_s
             await converse(
                 self._listen(stream, commands),
-                self._report(stream, min(asked_s, self._limits.heartbeat_interval_s)),
+                self._report(stream, min(asked_s, self._limits.heartbeat_interval_s), flips_told),
                 end_timeout_s=self._limits.scheduler_call_timeout_s,
             )
 
@@ -106,8 +107,11 @@ class SchedulerSession:
         several = len(self._addresses) > 1
         return limits.other_scheduler_timeout_s if several else limits.scheduler_call_timeout_s
 
-    async def _report(self, stream: SessionStream, heartbeat_s: float) -> None:
-        """Send load and blocks when they changed, and at every heartbeat; at the end, goodbye."""
+    async def _report(self, stream: SessionStream, heartbeat_s: float, flips_told: int) -> None:
+        """Send load and blocks when they changed, and at every heartbeat; at the end, goodbye.
+
+        ``flips_told``: changes of role that the scheduler knows of. After another one the worker registers again.
+        """
         core, loop, mirror = self._core, asyncio.get_running_loop(), self._core.mirror
         if mirror is not None:
             mirror.snapshot()
@@ -117,6 +121,9 @@ class SchedulerSession:
         while self._leaving is None:
             core.changed.clear()
             load, updates = core.load(), pb.WorkerUpdates()
+            if core.flips_ended != flips_told:
+                flips_told, sent = core.flips_ended, None
+                updates.messages.add(register=core.info())
             if sent is None or load != sent or loop.time() - sent_at_s >= heartbeat_s:
                 if (progress := core.take_progress()) is not None:
                     updates.messages.add(progress=progress)
@@ -161,6 +168,10 @@ class SchedulerSession:
                     case "drain":
                         log.info("the scheduler asks this worker to drain", requests=self._core.admission.requests)
                         self._core.happen(Event.DRAIN_ASKED)
+                    case "flip":
+                        wanted = wire.flip_of(command.flip)
+                        if wanted is not None:
+                            self._core.flip(wanted, command.flip.timeout_ms / 1000)
                     case "snapshot_blocks":
                         # Of another rank: this worker's engine has one.
                         if self._core.mirror is not None and command.snapshot_blocks.rank == 0:

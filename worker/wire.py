@@ -16,6 +16,7 @@ from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2 as pb
 from runtime.failures import Failure
+from runtime.roles import WorkerRole
 from worker.role import WorkerRequest
 
 FINISH: dict[FinishReason, pb.FinishReason] = {
@@ -24,9 +25,11 @@ FINISH: dict[FinishReason, pb.FinishReason] = {
     "abort": pb.FINISH_REASON_ABORT,
     "error": pb.FINISH_REASON_ERROR,
 }
+_ROLE: dict[int, WorkerRole] = {cluster_pb2.ROLE_PREFILL: "prefill", cluster_pb2.ROLE_DECODE: "decode"}
 _UINT32_MAX = 2**32 - 1
 _WORK_FIELDS = Work.__struct_fields__
 _TIER_FIELDS = tuple(field.name for field in cluster_pb2.KvTier.DESCRIPTOR.fields)
+_WORK_FIELDS = Work.__struct_fields__
 TOKEN_BYTES = 4
 """What one more token adds to the estimate of a delta's size."""
 
@@ -75,6 +78,11 @@ def load_costs(tiers: Sequence[TierStatus]) -> list[cluster_pb2.LoadCost]:
 def tier_status(tier: TierStatus) -> cluster_pb2.KvTier:
     """One tier, for `baton status` and `baton kv stat`."""
     return cluster_pb2.KvTier(**{name: getattr(tier, name) for name in _TIER_FIELDS})
+
+
+def flip_of(message: scheduler_pb2.Flip) -> WorkerRole | None:
+    """The role that is wanted; None for one that this version does not know."""
+    return _ROLE.get(message.role)
 
 
 def is_plain(output: EngineOutput) -> bool:

@@ -246,7 +246,12 @@ def plans_running(plans: Iterable[RunningPlan], *, asked: Iterable[int], complet
 def _placed(placement: Placement | None) -> scheduler_pb2.Placement | None:
     if placement is None:
         return None
-    return scheduler_pb2.Placement(worker_id=placement.worker_id, address=placement.address, epoch=placement.epoch)
+    return scheduler_pb2.Placement(
+        worker_id=placement.worker_id,
+        address=placement.address,
+        epoch=placement.epoch,
+        registration=placement.registration,
+    )
 
 
 def request_ended(
@@ -348,7 +353,7 @@ def word(message: scheduler_pb2.FrontReply) -> ReplyPlan | ReplyRefusal | ReplyW
 
 
 def _placement(message: scheduler_pb2.Placement) -> Placement:
-    return Placement(message.worker_id, message.address, message.epoch)
+    return Placement(message.worker_id, message.address, message.epoch, message.registration)
 
 
 def cluster(message: scheduler_pb2.ClusterView) -> Sequence[WorkerEntry]:

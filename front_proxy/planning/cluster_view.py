@@ -88,6 +88,6 @@ class ClusterView:
 
 def _says_more(now: WorkerEntry, known: WorkerEntry | None) -> bool:
     """Whether an entry replaces the known one: not where a worker that was ready has only registered anew so far."""
-    if known is None or known.info.epoch != now.info.epoch:
+    if known is None or known.info != now.info:
         return True
     return now.load.state is not WorkerState.STARTING or known.load.state is not WorkerState.READY

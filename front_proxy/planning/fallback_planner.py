@@ -28,7 +28,7 @@ from scheduler.api.events import (
     WorkerSuspected,
 )
 from scheduler.api.worker_info import WorkerLoad
-from scheduler.config import SchedulerConfig, SchedulerParameters
+from scheduler.config import ScalingConfig, SchedulerConfig, SchedulerParameters
 from scheduler.core import SchedulerCore
 
 SESSION = 1
@@ -48,7 +48,11 @@ class FallbackPlanner:
         self.running: dict[int, RunningPlan] = {}
         """Every plan in flight, whether made here or by a scheduler."""
         self._policy = msgspec.structs.replace(
-            SchedulerParameters.of(policy), waiting_max=0, leak_after_s=_NEVER_LEAKED_S
+            SchedulerParameters.of(policy),
+            waiting_max=0,
+            leak_after_s=_NEVER_LEAKED_S,
+            # It changes no roles.
+            scaling=ScalingConfig(),
         )
         self._view = view
         self._view_max_age_s = view_max_age_s
@@ -156,10 +160,12 @@ class FallbackPlanner:
         """Take over a view that was true at ``seen_s``. Workers that are not in it stay as they are."""
         for entry in entries:
             known = core.cluster.get(entry.info.worker_id)
-            if known is not None and known.info.epoch > entry.info.epoch:
-                # An older view, of an engine that is no more.
+            told = (entry.info.epoch, entry.info.registration)
+            held = (known.info.epoch, known.info.registration) if known is not None else (0, 0)
+            if held > told:
+                # An older view, of an engine that is no more, or before a change of role.
                 continue
-            if known is None or known.info.epoch != entry.info.epoch:
+            if held != told:
                 self._sessions += 1
                 core.handle(WorkerJoined(session=self._sessions, info=entry.info), now_s)
             self._loads[entry.info.worker_id] = (entry.load_to_plan_by, seen_s)

@@ -17,10 +17,18 @@ from launcher.hosted.timing import Timing
 from launcher.local import procfs
 from protos.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from protos.scheduler.v1 import scheduler_pb2 as pb
-from runtime.roles import ROLES, WORKER_ROLES, Role
+from runtime.roles import ROLES, WORKER_ROLES, Role, WorkerRole
 from runtime.rpc.grpc_server import channel
 from runtime.user_error import UserError
-from scheduler.operator_client import ask_accounts, drain_worker, explain_plan, record_trace
+from scheduler.operator_client import (
+    ask_accounts,
+    drain_worker,
+    explain_plan,
+    flip_worker,
+    record_trace,
+    tune_pools,
+)
+from scheduler.scaling.live import TuneReport
 
 _MESSAGE_BYTES_MAX = 1 << 20
 _PROGRESS_INTERVAL_S = 0.5
@@ -65,6 +73,51 @@ async def drain(state_dir: Path, worker_id: str, *, timeout_s: float, say: Say) 
         if time.monotonic() > until_s:
             raise CommandError(f"{worker_id} still has {_held(answer)} after {timeout_s:g} s; it gets no new request")
         await asyncio.sleep(_PROGRESS_INTERVAL_S)  # its state is that of another process, and its status says it
+
+
+async def flip(state_dir: Path, worker_id: str, role: WorkerRole, *, timeout_s: float, say: Say) -> None:
+    """Have a worker change its role, and wait until that ended, ``timeout_s`` at most.
+
+    Raises CommandError, also where the worker goes on in its old role, or StateError.
+    """
+    record = state_file.read(state_dir)
+    worker = _find(record, worker_id, "worker", WORKER_ROLES)
+    status_timeout_s = Timing().status_timeout_s
+    began_s = time.monotonic()
+    before = await status.ask(worker.grpc_address, timeout_s=status_timeout_s)
+    if before is None:
+        raise CommandError(f"{worker_id} does not answer; `baton status` says more")
+    try:
+        await flip_worker(_schedulers(record), worker_id, role, timeout_s=status_timeout_s)
+    except grpc.aio.AioRpcError as error:
+        raise CommandError(error.details() or error.code().name) from error
+    said = ""
+    while True:
+        answer = await status.ask(worker.grpc_address, timeout_s=status_timeout_s)
+        if answer is None:
+            raise CommandError(f"{worker_id} does not answer any more")
+        took_s = time.monotonic() - began_s
+        if answer.role == role and answer.state == "ready":
+            say(f"{worker_id}: {role} ({took_s:.1f} s)")
+            return
+        if answer.flips > before.flips and answer.role != role:
+            raise CommandError(f"{worker_id} had not finished in time and goes on as {answer.role} worker")
+        line = f"{worker_id}: {answer.state}, {_held(answer)}"
+        if line != said:
+            say(line)
+        said = line
+        if took_s > timeout_s:
+            raise CommandError(f"{worker_id} still is a {answer.role} worker after {timeout_s:g} s: {_held(answer)}")
+        await asyncio.sleep(_PROGRESS_INTERVAL_S)  # its state is that of another process, and its status says it
+
+
+async def tune(state_dir: Path, mode: pb.TuneMode, *, with_looks: bool) -> TuneReport:
+    """What the planner of roles knows, after it was told ``mode``. Raises CommandError or StateError."""
+    schedulers = _schedulers(state_file.read(state_dir))
+    try:
+        return await tune_pools(schedulers, mode, with_looks=with_looks, timeout_s=Timing().status_timeout_s)
+    except grpc.aio.AioRpcError as error:
+        raise CommandError(error.details() or error.code().name) from error
 
 
 async def explain(state_dir: Path, request_id: str) -> pb.ExplainPlanResponse:

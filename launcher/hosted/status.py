@@ -22,7 +22,7 @@ _COLUMNS = {
     "id": "", "role": "", "state": "", "pid": "", "address": "", "metrics_address": "METRICS",
     "requests_running": "RUNNING", "requests_waiting": "WAITING", "kv_blocks_used": "KV USED",
     "kv_blocks_total": "KV TOTAL", "leases_held": "LEASES", "kv_bytes_in": "BYTES IN", "kv_bytes_out": "BYTES OUT",
-    "kv_tiers": "KV TIERS", "restarts": "", "why": "",
+    "kv_tiers": "KV TIERS", "flips": "", "restarts": "", "why": "",
 }  # fmt: skip
 # What the state file says.
 _RECORDED = ("id", "role", "pid", "address", "metrics_address", "epoch", "state", "restarts")
@@ -76,6 +76,8 @@ class StatusLine(msgspec.Struct, frozen=True, kw_only=True):
     front_proxies_registered: int = 0
     # A worker's KV tiers that are on, from near to far.
     kv_tiers: tuple[TierLine, ...] = ()
+    # Times that a worker ended a change of its role since its engine started.
+    flips: int = 0
     # Times `baton up` started it again, and why it is down where it is "restarting" or "failed".
     restarts: int = 0
     why: str = ""
@@ -127,7 +129,13 @@ def judge(
         TierLine(**{name: getattr(tier, name) for name in TierLine.__struct_fields__}) for tier in answer.kv_tiers
     )
     return msgspec.structs.replace(
-        known, epoch=answer.epoch or process.epoch, state=answer.state or process.state, kv_tiers=tiers, **said
+        known,
+        role=answer.role or process.role,
+        epoch=answer.epoch or process.epoch,
+        state=answer.state or process.state,
+        kv_tiers=tiers,
+        flips=answer.flips,
+        **said,
     )
 
 

@@ -7,15 +7,18 @@ import msgspec
 from accounts.account import Standing
 from accounts.treasury import HoldAsked
 from runtime.failures import Failure
+from runtime.roles import WorkerRole
 from scheduler.api.explanation import PlanExplained
 
 
 class Placement(msgspec.Struct, frozen=True, gc=False):
-    """One incarnation of one worker."""
+    """One incarnation of one worker, in one role."""
 
     worker_id: str
     address: str
     epoch: int
+    # Which registration of that incarnation.
+    registration: int = 0
 
 
 class ReplyPlan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -86,6 +89,15 @@ class DrainWorker(msgspec.Struct, frozen=True, kw_only=True):
     worker_id: str
 
 
+class FlipWorker(msgspec.Struct, frozen=True, kw_only=True):
+    """Tell a worker to change its role within ``timeout_s``, or to go on in its old one."""
+
+    session: int
+    worker_id: str
+    role: WorkerRole
+    timeout_s: float
+
+
 class AskBlockSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Ask a worker for all of its blocks: a delta is missing."""
 
@@ -131,6 +143,7 @@ Action = (
     | RejectWorker
     | DropWorker
     | DrainWorker
+    | FlipWorker
     | AskBlockSnapshot
     | EjectWorker
     | ReportLeak

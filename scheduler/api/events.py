@@ -10,6 +10,7 @@ import msgspec
 
 from accounts.treasury import HoldAsked
 from kv_transfer.prefix.events import BlockDelta
+from runtime.roles import WorkerRole
 from scheduler.api.actions import Placement
 from scheduler.api.worker_info import WorkerInfo, WorkerLoad
 from scheduler.api.worker_progress import EngineStep
@@ -77,6 +78,13 @@ class DrainRequested(msgspec.Struct, frozen=True, kw_only=True):
     """An operator wants this worker to drain."""
 
     worker_id: str
+
+
+class FlipRequested(msgspec.Struct, frozen=True, kw_only=True):
+    """An operator or the planner wants this worker in another role. Not done if ``SchedulerCore.flips`` objects."""
+
+    worker_id: str
+    role: WorkerRole
 
 
 class FrontJoined(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,6 +183,7 @@ Event = (
     | WorkerLeft
     | WorkerSuspected
     | DrainRequested
+    | FlipRequested
     | FrontJoined
     | FrontLeft
     | PlanRequested

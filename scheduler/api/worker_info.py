@@ -19,7 +19,10 @@ class WorkerState(enum.StrEnum):
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """Identity and capacity, fixed for one epoch; ``protos/cluster/v1`` documents each field."""
+    """Identity and capacity; ``protos/cluster/v1`` documents each field.
+
+    In one epoch only role and registration change.
+    """
 
     worker_id: str
     role: WorkerRole
@@ -38,6 +41,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     output_settings: str = ""
     prefill_backoff_tokens: int = 0
     topology: str = ""
+    registration: int = 0
 
 
 class LoadCost(msgspec.Struct, frozen=True, gc=False):

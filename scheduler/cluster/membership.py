@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from scheduler.api.worker_info import WorkerInfo
 from scheduler.cluster.model_pool import PoolKey
 from scheduler.cluster.state import ClusterState
@@ -25,11 +27,18 @@ def objection(info: WorkerInfo, cluster: ClusterState, workers_max: int) -> str 
     former = cluster.get(name)
     if former is not None and former.info.epoch > info.epoch:
         return f"A newer start of worker {name} is registered; every worker needs a worker_id of its own."
-    if former is not None and former.info.epoch == info.epoch and former.info != info:
+    if former is not None and former.info.epoch == info.epoch and not _same_engine(former.info, info):
         return f"Worker {name} changed what it says about itself without a new epoch."
     if former is None and len(cluster.workers) >= workers_max:
         return f"The scheduler accepts at most {workers_max} workers."
     return _pool_objection(info, cluster)
+
+
+def _same_engine(former: WorkerInfo, info: WorkerInfo) -> bool:
+    """Whether one worker says both, the latter after the former: its role may differ with a newer registration."""
+    if info.registration <= former.registration:
+        return info == former
+    return info == msgspec.structs.replace(former, role=info.role, registration=info.registration)
 
 
 def _pool_objection(info: WorkerInfo, cluster: ClusterState) -> str | None:

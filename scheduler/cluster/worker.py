@@ -33,6 +33,7 @@ class Worker:
         "context_tokens",
         "context_tokens_max",
         "drain_asked",
+        "flipping",
         "free_blocks",
         "health",
         "heard_s",
@@ -82,6 +83,8 @@ class Worker:
         self.suspect_until_s = float("-inf")
         # Whether an operator asked it to drain. Holds until this incarnation ends.
         self.drain_asked = False
+        # Whether it was told to change its role, and has not registered again.
+        self.flipping = False
         # Blocks held here for each plan that has not ended.
         self.reserved: dict[PlanKey, int] = {}
         # Prompts that it is to compute, and the share of its time that those take which it computes as decode worker.
@@ -91,7 +94,7 @@ class Worker:
         self._itl_slos: dict[PlanKey, float] = {}
         self.itl_slo_s = inf
         self.worker_id = info.worker_id
-        self.placement = Placement(info.worker_id, info.address, info.epoch)
+        self.placement = Placement(info.worker_id, info.address, info.epoch, info.registration)
         self.role = info.role
         self.blocks_total = info.kv_blocks_total
         self.block_size_tokens = info.block_size_tokens
@@ -124,8 +127,8 @@ class Worker:
 
     @property
     def state(self) -> WorkerState:
-        """What it reported, or DRAINING from the moment it was asked to drain."""
-        asked = self.drain_asked and self.load.state is WorkerState.READY
+        """What it reported, or DRAINING from the moment it was asked to drain or to change its role."""
+        asked = (self.drain_asked or self.flipping) and self.load.state is WorkerState.READY
         return WorkerState.DRAINING if asked else self.load.state
 
     def reserve(self, key: PlanKey, blocks: int, *, itl_slo_s: float = 0.0) -> None:
@@ -227,9 +230,14 @@ class Worker:
         self.drain_asked = True
         self._refresh()
 
+    def flip(self, *, going_on: bool) -> None:
+        """It is to change its role and takes nothing new meanwhile; or that is given up."""
+        self.flipping = going_on
+        self._refresh()
+
     def _refresh(self) -> None:
         load = self.load
-        self.ready = load.state is WorkerState.READY and not self.drain_asked and not self.silent
+        self.ready = load.state is WorkerState.READY and not (self.drain_asked or self.flipping or self.silent)
         reported = load.requests_running + load.requests_waiting
         self.request_count = max(reported + self.prompts.unreported, len(self.reserved))
         held = max(self.reserved_blocks, load.kv_blocks_used)

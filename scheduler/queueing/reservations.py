@@ -50,6 +50,9 @@ class Reservations:
     def __init__(self, cluster: ClusterState, plans_in_flight_max: int) -> None:
         self.fronts: dict[int, FrontProxySession] = {}
         self.plans_in_flight = 0
+        # Plans since the start, and the seconds that their prompts were predicted to take.
+        self.granted = 0
+        self.prompts_s = 0.0
         self._cluster = cluster
         self._plans_in_flight_max = plans_in_flight_max
 
@@ -94,6 +97,7 @@ class Reservations:
         # A pinned sibling finds its prompt's KV in place and computes next to nothing.
         if placed.reason is not Reason.PINNED:
             computing.assign_prompt(key, event.prompt_tokens, placed.compute_s, now_s)
+            self.prompts_s += placed.compute_s
             if decode is computing:
                 decode.prompt_share.add(placed.compute_s, placed.window_s, now_s)
         for worker in (prefill, decode):
@@ -106,6 +110,7 @@ class Reservations:
             event.request_id, at_prefill, at_decode, placed.decode_blocks, now_s, charge
         )
         self.plans_in_flight += 1
+        self.granted += 1
         return ReplyPlan(
             session=event.session,
             plan_id=event.plan_id,

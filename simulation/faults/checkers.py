@@ -152,6 +152,9 @@ def check_the_end(cluster: SimCluster) -> None:
     for member in core.cluster.workers.values():
         left_there = f"blocks are reserved on {member.worker_id}"
         hold(Invariant.RETURNED, member.reserved_blocks == 0, left_there, core.event_log())
+        body = cluster.workers[member.worker_id].body
+        roles = (member.role, member.info.registration, member.flipping), (body.role.name, body.registration, False)
+        hold(Invariant.RETURNED, roles[0] == roles[1], f"{member.worker_id} has another role", core.event_log())
 
 
 def check_client(client: Client, cluster: SimCluster) -> None:
@@ -179,7 +182,7 @@ def check_client(client: Client, cluster: SimCluster) -> None:
         hold(Invariant.UNNOTICED, unnoticed, "a single failure was noticed", (asked, failure))
         in_time = faults.crowded or client.gap_s <= cluster.gap_s_max
         hold(Invariant.UNNOTICED, in_time, "a client waits too long", (asked, client.gap_s))
-    if failure is not None and faults == Faults(schedulers=faults.schedulers):
+    if failure is not None and faults == Faults(schedulers=faults.schedulers, flips=faults.flips):
         full = failure.kind is FailureKind.EXHAUSTED
         hold(Invariant.UNNOTICED, full, "a request failed and nothing was wrong", failure)
     if failure is not None and failure.kind is FailureKind.INTERNAL:

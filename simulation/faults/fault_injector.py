@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from runtime.roles import WorkerRole
+from scheduler.api.events import FlipRequested
 from simulation.faults.cluster import SimCluster
 from simulation.faults.processes import Member, SchedulerProcess, WorkerProcess
 from simulation.kernel.network import Disorder
@@ -23,6 +25,7 @@ DISORDER_S = (0.2, 1.5)
 RESTARTS_S = ((0.005, 0.1), (0.1, 1.0))
 SCHEDULER_AWAY_S = (0.02, 1.5)
 DRAIN_S = (0.0, 0.3)
+FLIPS_S = 1.0
 # From the end of one failure to the next one, where they come one at a time.
 RECOVERED_S = 2.0
 
@@ -58,6 +61,7 @@ class FaultInjector:
             (self._silence_stream, odds.link_holes),
             (self._cut_off, odds.cut_offs),
             (self._disorder, odds.disorders),
+            (self._flip_worker, odds.flips),
         ):
             for _ in range(count):
                 self._world.after(self._rng.uniform(0.0, FAULTS_WITHIN_S), what)
@@ -133,6 +137,15 @@ class FaultInjector:
     def _end_drain(self, worker: WorkerProcess, incarnation: int) -> None:
         if worker.alive and worker.incarnation == incarnation:
             self._crash(worker)
+
+    def _flip_worker(self) -> float:
+        """As `baton flip` has it: the scheduler may object, and the worker may not finish in time."""
+        worker, leader = self._worker(), self._cluster.leader
+        if worker is not None and leader is not None and leader.well:
+            role: WorkerRole = "decode" if worker.body.role.name == "prefill" else "prefill"
+            self._world.log(worker.name, f"is to be {role}")
+            leader.loop.enter(leader.shell.feed, FlipRequested(worker_id=worker.name, role=role))
+        return FLIPS_S
 
     def _freeze_worker(self) -> float:
         return self._still(self._worker(), FREEZE_S, Member.freeze)

@@ -35,6 +35,8 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     """Workers that stand still for a while and then go on as if nothing had been."""
     drains: int = 0
     """Workers that take nothing new, end what still runs at their deadline, and start again."""
+    flips: int = 0
+    """Workers that change their role."""
     stream_cuts: int = 0
     scheduler_restarts: int = 0
     front_crashes: int = 0
@@ -66,7 +68,7 @@ def draw(rng: random.Random) -> Faults:
         return rng.random() * most if rng.random() < of_run else 0.0
 
     if rng.random() < 0.05:
-        return Faults(schedulers=_schedulers(rng))
+        return Faults(schedulers=_schedulers(rng), flips=rng.choice((0, 0, 1, 2, 3)))
     if rng.random() < 0.3:
         return Faults(
             repeat=odds(0.4, 0.5),
@@ -102,6 +104,7 @@ def draw(rng: random.Random) -> Faults:
         short_leases=rng.random() < 0.25,
         short_deadlines=rng.random() < 0.25,
         small_budget=rng.random() < 0.2,
+        flips=rng.choice((0, 0, 0, 1, 1, 2)),
     )
 
 

@@ -22,6 +22,7 @@ from front_proxy.dispatch.bills import Bills
 from prefill_worker.config import PrefillLimits, PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import Failure, FailureKind
+from runtime.roles import WorkerRole
 from scheduler import core as scheduler_core
 from scheduler import run as scheduler_run
 from scheduler.api.actions import AcceptWorker, Action, DropWorker
@@ -210,7 +211,8 @@ class WorkerProcess(Member):
         )
         self.body = body = worker_core.WorkerCore(
             engine=self.engine,
-            role=self._role(self.engine.info, room),
+            role=self._role(self.kind, self.engine.info, room),
+            other_role=self._role("decode" if self.kind == "prefill" else "prefill", self.engine.info, room),
             config=config,
             worker_id=self.name,
             metrics=QUIET,
@@ -225,10 +227,16 @@ class WorkerProcess(Member):
         body.happen(LifecycleEvent.STARTED)
         self.loop.create_task(EngineHealth(body).run())
         self.loop.create_task(body.watch_leases())
+        self.loop.create_task(body.watch_flips())
         self.loop.create_task(self.session.run())
 
-    def _role(self, info: EngineInfo, room: int) -> Any:
-        if self.name.startswith("prefill"):
+    @property
+    def kind(self) -> WorkerRole:
+        """The role of its start."""
+        return "prefill" if self.name.startswith("prefill") else "decode"
+
+    def _role(self, kind: WorkerRole, info: EngineInfo, room: int) -> Any:
+        if kind == "prefill":
             lease_s = SHORT_LEASE_S if self.cluster.faults.short_leases else LONG_LEASE_S
             config = PrefillWorkerConfig(lease_s=lease_s, leases_max=LEASES_MAX * room)
             role: Any = PrefillRole(config, info, self.name, PrefillLimits(kv_overcommit_factor=4.0))

@@ -23,6 +23,8 @@ SCHEDULER_CONFIG = SchedulerParameters(
     recovery_grace_s=0.6,
     waiting=WaitingConfig(interactive=_WAITING, default=_WAITING, batch=_WAITING),
     missing_workers_wait_max_s=2.0,
+    flip_timeout_s=0.5,
+    flip_answer_s=0.5,
 )
 # In every other run what fits nowhere is refused, so that front proxies have to cope. Then no request waits for workers
 # that a scheduler does not hear. So it must not take all of them for silent where no client may notice a failure.

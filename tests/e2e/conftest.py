@@ -107,7 +107,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> str:
         if "baton" not in getattr(item, "fixturenames", ()):
             return fakes
-        return kills if item.path.stem in ("test_grammars", "test_resume") else reals
+        return kills if item.path.stem in ("test_flip", "test_grammars", "test_resume") else reals
 
     for index, item in zip(here, sorted((items[index] for index in here), key=place), strict=True):
         items[index] = item

@@ -109,6 +109,7 @@ READERS: dict[str, Callable[[str, Options], Event]] = {
     "left": lambda name, options: events.WorkerLeft(session=options["session"], worker_id=name, reason="script"),
     "suspect": lambda name, options: events.WorkerSuspected(worker_id=name, epoch=options["epoch"], reason="script"),
     "drain": lambda name, _: events.DrainRequested(worker_id=name),
+    "flip": lambda name, options: events.FlipRequested(worker_id=name, role=options["role"]),
     "plan": _plan,
     "end": _end,
     "running": _running,
@@ -139,6 +140,8 @@ def _words(action: Action) -> str:
             return f"drop {worker_id} session={session}: {reason}"
         case actions.DrainWorker(session=session, worker_id=worker_id):
             return f"drain {worker_id} session={session}"
+        case actions.FlipWorker(session=session, worker_id=worker_id, role=role):
+            return f"flip {worker_id} to {role} session={session}"
         case actions.AskBlockSnapshot(session=session, worker_id=worker_id, rank=rank):
             return f"snapshot of {worker_id} session={session} rank={rank}"
         case actions.ReportLeak(worker_id=worker_id, lease_id=lease_id, request_id=request_id, unknown_for_s=for_s):

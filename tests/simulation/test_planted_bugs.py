@@ -27,6 +27,7 @@ from front_proxy.request.handoff_slot import HandoffSlot
 from front_proxy.request.output_log import OutputLog
 from kv_transfer.integrity.transfer_proof import HolderReplied, TransferProof, TransferVerdict
 from prefill_worker.role import PrefillRole
+from runtime.roles import WorkerRole
 from runtime.rpc import send_queue
 from runtime.rpc.bidi_stream import StreamBroken
 from runtime.rpc.send_queue import SendQueue
@@ -341,6 +342,12 @@ def writes_the_first_alone(queue: SendQueue[Any]) -> Any:
     return told
 
 
+def flips_untold(core: WorkerCore, role: WorkerRole) -> None:
+    _end_flip(core, role)
+    core.flips_ended = 0
+
+
+_end_flip = WorkerCore._end_flip
 _on_delta, _take_now = WorkerLink._on_delta, SendQueue.take_now
 
 
@@ -365,6 +372,8 @@ _on_delta, _take_now = WorkerLink._on_delta, SendQueue.take_now
         bug("the leases of a stream stay when it ends", (FrontStream, "close", ends_without_its_leases)),
         bug("a worker does not hear an abort", (FrontStream, "abort", nothing)),
         bug("a worker does not hear a release", (WorkerCore, "release", nothing)),
+        bug("flips while leases are held", (WorkerCore, "idle", property(lambda core: not core.admission.requests))),
+        bug("a change of role is not told to the scheduler", (WorkerCore, "_end_flip", flips_untold)),
         bug("the scheduler does not hear that a worker left", deaf_to(WorkerLeft)),
         bug("nor that a front proxy left", deaf_to(FrontLeft)),
         bug("nor that a request ended", deaf_to(RequestEnded)),

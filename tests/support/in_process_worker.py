@@ -187,8 +187,16 @@ async def start_worker() -> AsyncIterator[StartWorker]:
             engine = FakeEngine(engine_config, worker_id=name, epoch=next(_epochs), fabric=fabric)
             make, defaults = ROLES[role]
             made: RoleBehaviour = make(settings or defaults(), engine.info, name, role_limits)
-            metrics = WorkerMetrics(made.name, CollectorRegistry())
-            core = WorkerCore(engine=engine, role=made, config=config, worker_id=name, metrics=metrics, limits=limits)
+            other_make, other_defaults = ROLES["prefill" if role == "decode" else "decode"]
+            core = WorkerCore(
+                engine=engine,
+                role=made,
+                other_role=other_make(other_defaults(), engine.info, name, None),
+                config=config,
+                worker_id=name,
+                metrics=WorkerMetrics(made.name, CollectorRegistry()),
+                limits=limits,
+            )
             await stack.enter_async_context(_served(core, engine))
             return InProcessWorker(core, engine, stack)
 
@@ -203,15 +211,16 @@ async def _served(core: WorkerCore, engine: FakeEngine) -> AsyncIterator[None]:
     )
     core.address = server.address
     core.happen(Event.STARTED)
-    leases = asyncio.create_task(core.watch_leases())
+    loops = {asyncio.create_task(core.watch_leases()), asyncio.create_task(core.watch_flips())}
     try:
         yield
     finally:
         core.happen(Event.STOPPED)
         await server.stop(1.0)
         assert await core.background.wait(WAIT_S) == 0
-        leases.cancel()
-        await asyncio.wait({leases})
+        for loop in loops:
+            loop.cancel()
+        await asyncio.wait(loops)
         await engine.close()
         assert core.admission.requests == 0
         assert core.prefill_tokens_queued == 0

@@ -37,7 +37,7 @@ logs.configure_logging("info", "{role}-0")
 settings = json.loads(sys.argv[1])
 lifecycle.run(serve(
     "{role}",
-    functools.partial({kind}Role, {kind}WorkerConfig()),
+    {{"{role}": functools.partial({kind}Role, {kind}WorkerConfig())}},
     msgspec.convert({{"kind": "fake", **settings.get("engine", {{}})}}, EngineConfig),
     msgspec.convert({{"worker_id": "{role}-0", **settings.get("worker", {{}})}}, WorkerConfig),
     lambda facts: print(json.dumps(dict(facts)), flush=True),

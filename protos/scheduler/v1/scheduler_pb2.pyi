@@ -1,12 +1,38 @@
 from protos.accounts.v1 import accounts_pb2 as _accounts_pb2
 from protos.cluster.v1 import cluster_pb2 as _cluster_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class TuneMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TUNE_MODE_UNSPECIFIED: _ClassVar[TuneMode]
+    TUNE_MODE_DRY_RUN: _ClassVar[TuneMode]
+    TUNE_MODE_APPLY: _ClassVar[TuneMode]
+    TUNE_MODE_ONCE: _ClassVar[TuneMode]
+TUNE_MODE_UNSPECIFIED: TuneMode
+TUNE_MODE_DRY_RUN: TuneMode
+TUNE_MODE_APPLY: TuneMode
+TUNE_MODE_ONCE: TuneMode
+
+class TunePoolsRequest(_message.Message):
+    __slots__ = ("mode", "with_looks")
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    WITH_LOOKS_FIELD_NUMBER: _ClassVar[int]
+    mode: TuneMode
+    with_looks: bool
+    def __init__(self, mode: _Optional[_Union[TuneMode, str]] = ..., with_looks: _Optional[bool] = ...) -> None: ...
+
+class TunePoolsResponse(_message.Message):
+    __slots__ = ("report",)
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    report: bytes
+    def __init__(self, report: _Optional[bytes] = ...) -> None: ...
 
 class ExplainPlanRequest(_message.Message):
     __slots__ = ("request_id",)
@@ -138,6 +164,18 @@ class DrainWorkerResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class FlipWorkerRequest(_message.Message):
+    __slots__ = ("worker_id", "role")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    role: _cluster_pb2.Role
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[_Union[_cluster_pb2.Role, str]] = ...) -> None: ...
+
+class FlipWorkerResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class WorkerUpdates(_message.Message):
     __slots__ = ("messages",)
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
@@ -221,14 +259,24 @@ class WorkerCommands(_message.Message):
     def __init__(self, messages: _Optional[_Iterable[_Union[WorkerCommand, _Mapping]]] = ...) -> None: ...
 
 class WorkerCommand(_message.Message):
-    __slots__ = ("registered", "drain", "snapshot_blocks")
+    __slots__ = ("registered", "drain", "snapshot_blocks", "flip")
     REGISTERED_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    FLIP_FIELD_NUMBER: _ClassVar[int]
     registered: Registered
     drain: Drain
     snapshot_blocks: SnapshotBlocks
-    def __init__(self, registered: _Optional[_Union[Registered, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., snapshot_blocks: _Optional[_Union[SnapshotBlocks, _Mapping]] = ...) -> None: ...
+    flip: Flip
+    def __init__(self, registered: _Optional[_Union[Registered, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., snapshot_blocks: _Optional[_Union[SnapshotBlocks, _Mapping]] = ..., flip: _Optional[_Union[Flip, _Mapping]] = ...) -> None: ...
+
+class Flip(_message.Message):
+    __slots__ = ("role", "timeout_ms")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    role: _cluster_pb2.Role
+    timeout_ms: int
+    def __init__(self, role: _Optional[_Union[_cluster_pb2.Role, str]] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
 
 class SnapshotBlocks(_message.Message):
     __slots__ = ("rank",)
@@ -321,14 +369,16 @@ class PlanRequest(_message.Message):
     def __init__(self, plan_id: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens_max: _Optional[int] = ..., priority: _Optional[int] = ..., excluded_worker_ids: _Optional[_Iterable[str]] = ..., pinned_decode_worker_id: _Optional[str] = ..., tenant: _Optional[str] = ..., prefill_only: _Optional[bool] = ..., priority_class: _Optional[str] = ..., wait_max_ms: _Optional[int] = ..., resumed: _Optional[bool] = ..., block_keys: _Optional[bytes] = ..., ttft_slo_ms: _Optional[int] = ..., itl_slo_us: _Optional[int] = ..., hold: _Optional[_Union[_accounts_pb2.HoldAsked, _Mapping]] = ...) -> None: ...
 
 class Placement(_message.Message):
-    __slots__ = ("worker_id", "address", "epoch")
+    __slots__ = ("worker_id", "address", "epoch", "registration")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REGISTRATION_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     address: str
     epoch: int
-    def __init__(self, worker_id: _Optional[str] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+    registration: int
+    def __init__(self, worker_id: _Optional[str] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., registration: _Optional[int] = ...) -> None: ...
 
 class FrontReplies(_message.Message):
     __slots__ = ("messages", "leader_epoch")

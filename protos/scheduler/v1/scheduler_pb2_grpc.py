@@ -50,6 +50,16 @@ class SchedulerServiceStub:
                 request_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainWorkerRequest.SerializeToString,
                 response_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainWorkerResponse.FromString,
                 _registered_method=True)
+        self.FlipWorker = channel.unary_unary(
+                '/baton.scheduler.v1.SchedulerService/FlipWorker',
+                request_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.FlipWorkerRequest.SerializeToString,
+                response_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.FlipWorkerResponse.FromString,
+                _registered_method=True)
+        self.TunePools = channel.unary_unary(
+                '/baton.scheduler.v1.SchedulerService/TunePools',
+                request_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.TunePoolsRequest.SerializeToString,
+                response_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.TunePoolsResponse.FromString,
+                _registered_method=True)
         self.ExplainPlan = channel.unary_unary(
                 '/baton.scheduler.v1.SchedulerService/ExplainPlan',
                 request_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.ExplainPlanRequest.SerializeToString,
@@ -90,6 +100,21 @@ class SchedulerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FlipWorker(self, request, context):
+        """Has one worker change its role in place. Returns at once; its status says when it does. For `baton flip`. Idempotent.
+        NOT_FOUND: no worker of this id is registered. FAILED_PRECONDITION: it must not; the message says why.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TunePools(self, request, context):
+        """What the planner of roles sees and does, and whether it may act. For `baton tune`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExplainPlan(self, request, context):
         """Why a request got its workers, and what became of it. For `baton explain`. NOT_FOUND: none of the last 10,000 plans
         of this scheduler was for it.
@@ -124,6 +149,16 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.DrainWorker,
                     request_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainWorkerRequest.FromString,
                     response_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainWorkerResponse.SerializeToString,
+            ),
+            'FlipWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.FlipWorker,
+                    request_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.FlipWorkerRequest.FromString,
+                    response_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.FlipWorkerResponse.SerializeToString,
+            ),
+            'TunePools': grpc.unary_unary_rpc_method_handler(
+                    servicer.TunePools,
+                    request_deserializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.TunePoolsRequest.FromString,
+                    response_serializer=protos_dot_scheduler_dot_v1_dot_scheduler__pb2.TunePoolsResponse.SerializeToString,
             ),
             'ExplainPlan': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainPlan,
@@ -218,6 +253,60 @@ class SchedulerService:
             '/baton.scheduler.v1.SchedulerService/DrainWorker',
             protos_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainWorkerRequest.SerializeToString,
             protos_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FlipWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.scheduler.v1.SchedulerService/FlipWorker',
+            protos_dot_scheduler_dot_v1_dot_scheduler__pb2.FlipWorkerRequest.SerializeToString,
+            protos_dot_scheduler_dot_v1_dot_scheduler__pb2.FlipWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TunePools(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.scheduler.v1.SchedulerService/TunePools',
+            protos_dot_scheduler_dot_v1_dot_scheduler__pb2.TunePoolsRequest.SerializeToString,
+            protos_dot_scheduler_dot_v1_dot_scheduler__pb2.TunePoolsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -10,8 +10,8 @@ import pytest
 
 from bench.profiling import grid, profile_file
 from bench.profiling.profile_file import OtherProfile, Part
-from cli import profile as command
 from cli.app import main
+from cli.planning import profile as command
 from engine.config import EngineConfig
 from scheduler.cluster import latency_profile
 from scheduler.cluster.latency_profile import Fingerprint

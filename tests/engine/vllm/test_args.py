@@ -60,8 +60,9 @@ async def test_an_engine_binds_the_host_of_its_machine_and_tells_others_the_adve
     monkeypatch.setattr(args, "prepare_environment", lambda _: None)
     config = EngineConfig(model="m")
     host = WorkerConfig(worker_id="p0", host="localhost", advertise_host="nat.invalid")
+    make = functools.partial(PrefillRole, PrefillWorkerConfig())
     with pytest.raises(SystemExit):
-        await serve("prefill", functools.partial(PrefillRole, PrefillWorkerConfig()), config, host, started.update)
+        await serve("prefill", {"prefill": make}, config, host, started.update)
     assert started["side_channel"][:2] == ("nat.invalid", "127.0.0.1")
     with pytest.raises(ValueError, match=r"worker\.host: NIXL cannot listen at nat\.invalid: "):
         await VllmEngine.start(config, worker_id="p0", role="prefill", host="nat.invalid", advertise_host="")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from engine.protocol import EngineRequest
+from engine.work_meter import Work
 from front_proxy.config import FrontProxyLimits
 from front_proxy.dispatch.lease_renewer import LeaseRenewer
 from front_proxy.dispatch.worker_link import WorkerLink, WorkerLinks
@@ -32,7 +33,8 @@ class Ear:
     def __init__(self) -> None:
         self.heard: asyncio.Queue[WorkerOutput | Failure] = asyncio.Queue()
 
-    def __call__(self, word: WorkerOutput | Failure) -> None:
+    def __call__(self, word: WorkerOutput | Failure, work: Work | None = None) -> None:
+        del work
         self.heard.put_nowait(word)
 
     async def next(self) -> Any:

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from engine.protocol import EngineRequest
+from engine.work_meter import Work
 from front_proxy.config import FrontProxyLimits
 from front_proxy.dispatch.worker_link import WorkerLink, WorkerLinks
 from front_proxy.request.work import Stage, Submission, WorkerOutput
@@ -30,7 +31,12 @@ SUBMISSION = Submission(
 HANDOFF = cluster_pb2.KvHandoff(worker_id="w", epoch=7, lease_id="lease", tokens=1, blocks=1, lease_remaining_ms=30_000)
 
 
-Heard = list[WorkerOutput | Failure]
+class Heard(list[WorkerOutput | Failure]):
+    """What became of one submission."""
+
+    def hear(self, word: WorkerOutput | Failure, work: Work | None = None) -> None:
+        del work
+        self.append(word)
 
 
 def link() -> WorkerLink:
@@ -50,7 +56,7 @@ def send(made: WorkerLink) -> list[pb.AttachRequest]:
 
 async def test_nothing_is_believed_behind_a_message_that_made_no_sense() -> None:
     made, heard = link(), Heard()
-    slot = made.submit(SUBMISSION, heard.append)
+    slot = made.submit(SUBMISSION, heard.hear)
     say(made, pb.Delta(slot=slot, token_ids=[1]))
     made._on_message(pb.AttachResponse(step=pb.StepOutputs(token_slots=[slot], token_counts=[5], token_ids=[2])))
     say(made, pb.Delta(slot=slot, token_ids=[3]))
@@ -59,16 +65,16 @@ async def test_nothing_is_believed_behind_a_message_that_made_no_sense() -> None
 
 async def test_a_submission_aborted_before_it_left_does_not_leave() -> None:
     made = link()
-    made.abort(made.submit(SUBMISSION, Heard().append))
+    made.abort(made.submit(SUBMISSION, Heard().hear))
     assert not any(message.HasField("submit") for message in send(made)) and made.idle
 
 
 async def test_words_for_an_aborted_submission_reach_nobody_and_its_late_hand_off_is_given_back() -> None:
     made, first, second = link(), Heard(), Heard()
-    aborted = made.submit(SUBMISSION, first.append)
+    aborted = made.submit(SUBMISSION, first.hear)
     send(made)
     made.abort(aborted)
-    assert made.submit(SUBMISSION, second.append) != aborted
+    assert made.submit(SUBMISSION, second.hear) != aborted
     send(made)
     say(made, pb.Delta(slot=aborted, token_ids=[9], finish=pb.FINISH_REASON_LENGTH, handoff=HANDOFF))
     assert first == second == []
@@ -78,10 +84,10 @@ async def test_words_for_an_aborted_submission_reach_nobody_and_its_late_hand_of
 async def test_a_stream_that_is_lost_holds_nothing_and_tells_everybody_once() -> None:
     made, heard, again = link(), Heard(), Heard()
 
-    def submits_again(word: WorkerOutput | Failure) -> None:
-        heard.append(word)
+    def submits_again(word: WorkerOutput | Failure, work: Work | None = None) -> None:
+        heard.hear(word, work)
         if isinstance(word, Failure):
-            made.submit(SUBMISSION, again.append)
+            made.submit(SUBMISSION, again.hear)
 
     for _ in range(3):
         say(made, pb.Delta(slot=made.submit(SUBMISSION, submits_again), handoff=HANDOFF))
@@ -98,7 +104,7 @@ def links() -> WorkerLinks:
 async def test_a_release_for_a_worker_of_before_is_not_sent_to_its_successor() -> None:
     made = links()
     for epoch in (6, 7):
-        made.submit(Placement(worker_id="w", address="nowhere:1", epoch=epoch), SUBMISSION, Heard().append)
+        made.submit(Placement(worker_id="w", address="nowhere:1", epoch=epoch), SUBMISSION, Heard().hear)
     successor = made._links["w", 7]
     say(successor, pb.Delta(slot=1, handoff=HANDOFF))
     old = msgspec.structs.replace(from_wire(HANDOFF), epoch=6)
@@ -108,10 +114,10 @@ async def test_a_release_for_a_worker_of_before_is_not_sent_to_its_successor() -
 
 async def test_the_end_of_a_stream_does_not_take_its_successor_away(monkeypatch: pytest.MonkeyPatch) -> None:
     made, worker = links(), Placement(worker_id="w", address="nowhere:1", epoch=7)
-    made.submit(worker, SUBMISSION, Heard().append)
+    made.submit(worker, SUBMISSION, Heard().hear)
     former = made._links["w", 7]
     former.end("cut")
-    made.submit(worker, SUBMISSION, Heard().append)
+    made.submit(worker, SUBMISSION, Heard().hear)
     successor = made._links["w", 7]
     assert successor is not former
 

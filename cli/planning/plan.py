@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from cli.simulate import BadOption, TraceFormat, check_counts, played
+from cli.planning.simulate import BadOption, TraceFormat, check_counts, played
 
 if TYPE_CHECKING:
     from simulation.replay.cluster_model import ClusterModel
