@@ -108,7 +108,8 @@ def _main(role: Role, config: BatonConfig) -> Coroutine[Any, Any, None]:
 
             model = config.engine.served_model_name or config.engine.model
             return run_scheduler(config.scheduler, announce, auth=config.auth, accounts=config.accounts, model=model)
-        case "prefill":
+        case "prefill" | "decode":
+            from decode_worker.role import DecodeRole
             from prefill_worker.role import PrefillRole
             from worker.run import serve as serve_worker
 

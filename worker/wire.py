@@ -27,7 +27,6 @@ FINISH: dict[FinishReason, pb.FinishReason] = {
 }
 _ROLE: dict[int, WorkerRole] = {cluster_pb2.ROLE_PREFILL: "prefill", cluster_pb2.ROLE_DECODE: "decode"}
 _UINT32_MAX = 2**32 - 1
-_WORK_FIELDS = Work.__struct_fields__
 _TIER_FIELDS = tuple(field.name for field in cluster_pb2.KvTier.DESCRIPTOR.fields)
 _WORK_FIELDS = Work.__struct_fields__
 TOKEN_BYTES = 4
