@@ -204,10 +204,10 @@ class RequestDriver:
             self._meter.close()
         self._deltas.clear()
 
-    def on_word(self, attempt: int, stage: Stage, word: WorkerOutput | Failure, work: Work | None = None) -> None:
-        """A worker produced something for an attempt, or failed. ``work``: with its last word, what that cost."""
+    def on_word(self, attempt: int, stage: Stage, word: WorkerOutput | Failure) -> None:
+        """A worker produced something for an attempt, or failed."""
         if isinstance(word, Failure):
-            self._end_work(attempt, stage, work)
+            self._slots.pop((attempt, stage), None)
             self.feed(WorkerFailed(attempt=attempt, stage=stage, failure=word))
             return
         if self._watch.over and not self._busy and self.flow.passes(attempt, stage, word):
@@ -218,31 +218,11 @@ class RequestDriver:
                 self._give(GenerationDelta(token_ids=word.token_ids, logprobs=word.logprobs))
             return
         if word.finish is not None:
-            self._end_work(attempt, stage, work)
+            self._slots.pop((attempt, stage), None)
         if attempt == self.flow.attempt:
             self._since_s = self._now_s()
             self._watch.on_output(stage, word, self._since_s)
         self.feed(Output(attempt=attempt, stage=stage, output=word))
-
-    def _end_work(self, attempt: int, stage: Stage, work: Work | None) -> None:
-        """An attempt's work has ended by itself."""
-        at = self._slots.pop((attempt, stage), None)
-        account = self._request.account
-        if at is not None and account is not None:
-            account.bill.told(at[0].worker_id, stage.value, work, self.flow.output_tokens_of_plan)
-
-    def _abort(self, stage: Stage, worker: Placement, slot: int) -> None:
-        """Take it back, and hear what it cost until then."""
-        account = self._request.account
-        if account is None:
-            self._working.abort(worker, slot)
-            return
-        seen_tokens = self.flow.output_tokens_of_plan
-
-        def on_work(work: Work | None) -> None:
-            account.bill.told(worker.worker_id, stage.value, work, seen_tokens)
-
-        self._working.abort(worker, slot, on_work)
 
     def _tapped(self, tap: Callable[[list[int]], bool], token_ids: list[int]) -> bool:
         """Whether the tap took them."""
@@ -339,7 +319,7 @@ class RequestDriver:
             case AbortWork(attempt=attempt, stage=stage):
                 at = self._slots.pop((attempt, stage), None)
                 if at is not None:
-                    self._abort(stage, *at)
+                    self._working.abort(*at)
             case ReleaseHandoff(handoff=handoff, pulled=pulled):
                 self._metrics.handoffs_released("true" if pulled else "false").inc()
                 self._working.release(handoff, pulled=pulled)
@@ -484,8 +464,8 @@ class RequestDriver:
         self._broken = True
         if self.flow.handoff is not None:
             self._working.release(self.flow.handoff, pulled=False)
-        for (_, stage), at in self._slots.items():
-            self._abort(stage, *at)
+        for at in self._slots.values():
+            self._working.abort(*at)
         self._slots.clear()
         for plan_id in self._plan_ids.values():
             self._planning.end_plan(plan_id, "failed", self.flow.output_tokens_of_plan)

@@ -98,7 +98,7 @@ class WorkerLink:
             receiver(self._lost("the stream is over"))
         return slot
 
-    def abort(self, slot: int, on_work: OnWork | None = None) -> None:
+    def abort(self, slot: int) -> None:
         """Stop what runs on ``slot``. A hand-off that was already on its way is released here."""
         if self._slots.pop(slot, None) is not None and not self._sending.put(wire.abort(slot)):
             self._cost(slot, None)
@@ -143,9 +143,6 @@ class WorkerLink:
         slots, self._slots = self._slots, {}
         for receiver in slots.values():
             receiver(self._lost(reason))
-        aborted, self._aborted = self._aborted, {}
-        for on_work in aborted.values():
-            on_work(None)
 
     def _lost(self, reason: str) -> Failure:
         text = f"The stream to worker {self.worker.worker_id} broke: {reason}"
@@ -207,7 +204,6 @@ class WorkerLink:
         handoff = word.handoff if isinstance(word, WorkerOutput) else None
         if handoff is not None:
             self._leases.add(handoff.lease_id)
-        work = None
         if wire.ends_slot(delta):
             self._slots.pop(delta.slot, None)
             self._cost(delta.slot, wire.work_of(delta))
@@ -287,13 +283,11 @@ class WorkerLinks:
             self._keeper.keep(submission.handoff)
         return link.submit(submission, receiver, on_work)
 
-    def abort(self, worker: Placement, slot: int, on_work: OnWork | None = None) -> None:
-        """Stop a submission's work. ``on_work`` is told what it cost."""
+    def abort(self, worker: Placement, slot: int) -> None:
+        """Stop a submission's work."""
         link = self._links.get((worker.worker_id, worker.epoch))
         if link is not None:
-            link.abort(slot, on_work)
-        elif on_work is not None:
-            on_work(None)
+            link.abort(slot)
 
     def release(self, handoff: KvHandoff, *, pulled: bool) -> bool:
         """Give a hand-off back to its holder. False where the holder knows already."""
