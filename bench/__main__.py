@@ -21,11 +21,13 @@ from bench.experts.command import experts
 from bench.front_door.flames import flamegraph
 from bench.front_door.run import front_door
 from bench.live.fidelity import fidelity
+from bench.live.predict import predict
 from bench.live.real_routing import real_routing
 from bench.load import Api, GrpcBackend, LoadRun, LoadSpec, OpenAiBackend, client_session, run_load
 from bench.peers import EngineShape, PeerOptions, SystemName
 from bench.planning import command as planning
 from bench.prompts import make_prompts, token_counter
+from bench.regret import regret
 from bench.routing import command as routing
 from bench.tiers import command as tiers
 from front_proxy.grpc_api.client import BatonClient
@@ -38,6 +40,7 @@ app.command(compatibility.check, name="compatibility")
 app.command(front_door)
 app.command(flamegraph)
 app.command(fidelity)
+app.command(predict)
 app.command(real_routing)
 app.command(prefix_index.measure, name="index")
 app.command(planning.measure, name="plans")
@@ -45,6 +48,7 @@ app.command(routing.compare, name="routing")
 app.command(experts)
 app.command(silicon.predict, name="silicon")
 app.command(tiers.tiers)
+app.command(regret)
 _TARGET = Group("Target", validator=validators.LimitedChoice(1, 1))
 _THREADS = max(1, (os.cpu_count() or 2) // 2)
 _SIZES, _PEERS, _SPEC = overhead.OverheadSpec(), PeerOptions(), LoadSpec()

@@ -93,7 +93,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Run the model as it is written, without compiling it at the start. Unset: on CPU, where compiling takes 25 s of
     CPU for each engine and a C++ compiler (docs/operations.md); elsewhere vLLM compiles it and captures graphs."""
     tensor_parallel_size: PositiveCount = 1
-    """GPUs of one engine."""
+    """GPUs of one engine, or of each of its data-parallel ranks."""
+    data_parallel_size: PositiveCount = 1
+    """Ranks of one engine that serve different requests. With experts in parallel one worker is so many ranks."""
+    enable_expert_parallel: bool = False
+    """Spread the experts of an MoE model over all ranks of the engine, and let the scheduler place them
+    (docs/experts.md)."""
+    redundant_experts: Count = 0
+    """Slots for further copies of experts, in each layer and over all ranks. Watch `baton experts advise`."""
     max_num_seqs: PositiveCount = 64
     """Sequences in one step. Watch ``baton_worker_queue_seconds``."""
     max_num_batched_tokens: PositiveCount | None = None

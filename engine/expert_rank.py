@@ -103,6 +103,11 @@ class ExpertRank:
         """A map came that cannot be read, or is none."""
         self._refused = why
 
+    @property
+    def staged(self) -> ExpertMap | None:
+        """The map that is kept ready."""
+        return self._staged.placed if self._staged is not None else None
+
     def report(self) -> RankReport:
         """What the scheduler is told next."""
         self._number += 1

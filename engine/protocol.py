@@ -232,6 +232,10 @@ class Engine(Protocol):
         """Tell it of all KV blocks since the engine began, until ``close``. Call once. False: this engine cannot."""
         ...
 
+    async def join_experts(self, role: str, scheduler_address: str) -> None:
+        """Let the scheduler place the experts of its ranks, where it has any that run in parallel. Call once."""
+        ...
+
     async def check_health(self) -> None:
         """Raise EngineDead when the engine can do no more work."""
         ...

@@ -93,7 +93,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     prefill_wait_max_s: Positive = 1.0
     # Time that a worker which is to change its role has to finish what it runs; then it goes on in its old role. Watch
     # baton_worker_flips_total.
-    flip_timeout_s: Positive = 60.0
+    flip_timeout_s: Positive = 300.0
     # How roles are changed by themselves.
     scaling: ScalingConfig = ScalingConfig()
     # How requests wait that fit nowhere now. Watch baton_scheduler_waited_seconds.

@@ -1,4 +1,4 @@
-"""What commands ask the scheduler: drain a worker, explain a request, record traffic, keys. Prints nothing.
+"""What commands ask the scheduler: drain, explain, record traffic, keys, place experts. Prints nothing.
 
 ``scheduler_address`` may name several, separated by commas; the leader answers. Every function raises
 grpc.aio.AioRpcError: UNAVAILABLE where no scheduler leads.
@@ -15,6 +15,7 @@ import msgspec
 
 from protos.accounts.v1 import accounts_pb2_grpc
 from protos.cluster.v1 import cluster_pb2
+from protos.experts.v1 import experts_pb2, experts_pb2_grpc
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from protos.scheduler.v1 import scheduler_pb2_grpc
 from runtime.roles import WorkerRole
@@ -68,6 +69,21 @@ async def explain_plan(scheduler_address: str, request_id: str, *, timeout_s: fl
     """The plans of a request. NOT_FOUND: none of those that are remembered is of it."""
     request = pb.ExplainPlanRequest(request_id=request_id)
     return await _ask(scheduler_address, lambda stub: stub.ExplainPlan(request, timeout=timeout_s))
+
+
+async def show_experts(scheduler_address: str, *, timeout_s: float) -> experts_pb2.ShowGroupsResponse:
+    """Every group of ranks that runs experts in parallel."""
+    request = experts_pb2.ShowGroupsRequest()
+    stub = experts_pb2_grpc.ExpertServiceStub
+    return await _ask(scheduler_address, lambda experts: experts.ShowGroups(request, timeout=timeout_s), stub)
+
+
+async def change_experts(
+    scheduler_address: str, request: experts_pb2.ChangeGroupRequest, *, timeout_s: float
+) -> experts_pb2.ChangeGroupResponse:
+    """Plan or begin a change of one group. NOT_FOUND: no such group. INVALID_ARGUMENT: it cannot change so now."""
+    stub = experts_pb2_grpc.ExpertServiceStub
+    return await _ask(scheduler_address, lambda experts: experts.ChangeGroup(request, timeout=timeout_s), stub)
 
 
 async def record_trace(scheduler_address: str, *, timeout_s: float) -> AsyncGenerator[pb.TraceRecords, None]:

@@ -23,6 +23,8 @@ from scheduler.accounting.accounting import accounting_of
 from scheduler.cluster.latency_profile import ASSUMED, LatencyProfile, load
 from scheduler.config import SchedulerConfig, SchedulerParameters
 from scheduler.core import SchedulerCore
+from scheduler.expert_metrics import ExpertMetrics
+from scheduler.expert_service import ExpertService
 from scheduler.leadership.file_lock import FileLock
 from scheduler.leadership.rules import Leadership
 from scheduler.metrics import SchedulerMetrics
@@ -67,12 +69,13 @@ async def run(
     shell = SchedulerShell(config, next_core(), clock, metrics)
     shell.stands_by = not config.alone
     await _keep_accounts(shell, auth, accounts, model)
+    experts = ExpertService(shell, clock, ExpertMetrics(metrics.registry))
     status = status_service(shell, epoch=time.time_ns())
     metrics_address = serve_metrics(config.host, config.metrics_port)
     server = await start_server(
         config.host,
         config.port,
-        lambda server: add_services(shell, status, server),
+        lambda server: (*add_services(shell, status, server), experts.add_to(server)),
         message_bytes_max=config.message_bytes_max,
     )
     status.address = join_address(config.advertise_host or config.host, config.advertise_port or server.port)
@@ -87,14 +90,8 @@ async def run(
             parts: set[asyncio.Task[Any]] = {stopping, breaking, ticking}
             status.state = "standby" if leadership is not None else "ready"
             await server.set_serving(leadership is None)
-            ready(
-                {
-                    "address": status.address,
-                    "grpc_address": status.address,
-                    "local_address": server.address,
-                    "metrics_address": metrics_address,
-                }
-            )
+            told = {"address": status.address, "grpc_address": status.address, "local_address": server.address}
+            ready(told | {"metrics_address": metrics_address})
             log.info("scheduler is ready", address=status.address)
             if leadership is not None:
                 leading = group.create_task(lead(leadership, shell, next_core, server, status), name="lead")
@@ -104,6 +101,7 @@ async def run(
                 task.cancel()
     finally:
         status.state = "stopped"
+        experts.close()
         await _close(shell, leadership, server)
     if shell.broken.is_set():
         raise SystemExit(ExitCode.PART_DIED)

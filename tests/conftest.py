@@ -28,6 +28,7 @@ SUITES = {
         "contract/test_wrong_kv.py",
         "engine/test_preflight.py",
         "engine/vllm/test_args.py",
+        "engine/vllm/test_experts.py",
         "engine/vllm/test_grammar.py",
         "engine/vllm/test_grammar_backends.py",
         "engine/vllm/test_kv_events.py",

@@ -111,6 +111,8 @@ async def _serve(core: WorkerCore, stop: lifecycle.Stop, ready: Ready) -> None:
             ]
             sessions = [group.create_task(session.run(), name="scheduler session")] if session else []
             if await _registered(session, core, stop):
+                if session is not None:
+                    await core.engine.join_experts(core.role.name, config.scheduler_address)
                 ready({"address": core.address, "grpc_address": core.address, "metrics_address": core.metrics_address})
                 log.info("worker is ready", worker=core.worker_id, address=core.address)
                 await _first(stop, core.engine_lost)

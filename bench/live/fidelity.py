@@ -58,7 +58,7 @@ COMMON = {
     "engine.block_size_tokens": 32,
 }
 # Slow enough that messages and the fake engine's own work are small beside its steps, on two cores.
-_FAKE = {
+FAKE = {
     "engine.kind": "fake",
     "engine.fake.kv_blocks_total": 8192,
     "engine.fake.step_us": 10_000,
@@ -320,7 +320,7 @@ def fidelity(*, json: Path | None = None, spec: FidelitySpec = FidelitySpec(), l
         kind, prefill, decode = parsed(name)
         small = kind == "fake" or spec.model == "demo"
         model = demo if small else bench_model.ensure(demo_model.default_cache_dir(os.environ), demo)
-        settings = COMMON | (_FAKE if kind == "fake" else VLLM)
+        settings = COMMON | (FAKE if kind == "fake" else VLLM)
         shape = Shape(prefill=prefill, decode=decode, settings=settings, model=model, seed=spec.seed)
         logs = folder / name.replace(":", "-")
         logs.mkdir(parents=True, exist_ok=True)

@@ -138,6 +138,9 @@ class FakeEngine:
         self._block_listener = listener
         return True
 
+    async def join_experts(self, role: str, scheduler_address: str) -> None:
+        """It has no experts."""
+
     async def check_health(self) -> None:
         """Raise EngineDead when the engine can do no more work."""
         if self._dead:

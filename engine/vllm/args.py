@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _GIB = 1 << 30
 _CPU_KV_CACHE_BYTES = _GIB
+# A port behind a free one is rarely taken.
+_PORT_TRIES_MAX = 20
 
 
 class EventAddresses(NamedTuple):
@@ -60,6 +62,10 @@ def prepare_environment(config: EngineConfig, environ: MutableMapping[str, str] 
         # vLLM's CPU platform turns "uni" back into "mp" unless this is 0. AsyncLLM's engine has a process of its own
         # all the same: the variable only speaks of vLLM's synchronous engine.
         environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    if config.tensor_parallel_size * config.data_parallel_size > 1 and runs_on_cpu(environ):
+        # The ranks of one worker are on one machine: their collectives need no other address.
+        environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        environ.setdefault("VLLM_HOST_IP", "127.0.0.1")
     # Blocks are known by their whole hashes in its events, or two of them could have one name.
     environ.setdefault("VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES", "0")
 
@@ -95,10 +101,10 @@ def runs_in_one_process(config: EngineConfig) -> bool:
 
 
 @contextlib.contextmanager
-def held_port(host: str) -> Iterator[tuple[str, int]]:
-    """The numeric address of ``host`` and a free port there that the kernel gives to no other process meanwhile.
+def held_ports(host: str, count: int = 1) -> Iterator[tuple[str, int]]:
+    """The numeric address of ``host`` and the first of ``count`` free ports in a row there, for a rank each.
 
-    One process may listen on it.
+    The kernel gives them to no other process meanwhile, and one process may listen on each. Raises OSError.
 
     NIXL's listener binds it when the model is loaded, a minute later. If another process had the port by then, the
     engine hung during its start: the listener is a thread, and its death goes unnoticed. The socket is bound, but does
@@ -106,11 +112,22 @@ def held_port(host: str) -> Iterator[tuple[str, int]]:
     """
     found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, kind, _, _, address = found[0]
-    with socket.socket(family, kind) as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind(address)
-        # ZeroMQ binds no name that has an IPv6 address alone, so it is given the number.
-        yield held.getsockname()[:2]
+    for last in [*[False] * (_PORT_TRIES_MAX - 1), True]:
+        with contextlib.ExitStack() as stack:
+            held: list[socket.socket] = []
+            try:
+                for number in range(count):
+                    held.append(stack.enter_context(socket.socket(family, kind)))
+                    held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    port = held[0].getsockname()[1] + number if number else 0
+                    held[-1].bind((address[0], port, *address[2:]))
+            except (OSError, OverflowError):
+                if last or not held[1:]:
+                    raise
+                continue
+            # ZeroMQ binds no name that has an IPv6 address alone, so it is given the number.
+            yield held[0].getsockname()[:2]
+            return
 
 
 def event_addresses(config: EngineConfig) -> EventAddresses | None:
@@ -120,7 +137,7 @@ def event_addresses(config: EngineConfig) -> EventAddresses | None:
     """
     if "kv_events_config" in config.args or config.args.get("enable_prefix_caching") is False:
         return None
-    if config.args.get("data_parallel_size", 1) != 1:
+    if config.data_parallel_size != 1:
         return None
     from vllm.utils.network_utils import get_open_zmq_ipc_path
 
@@ -163,6 +180,8 @@ def engine_arg_values(
         "block_size": config.block_size_tokens,
         "enforce_eager": runs_eagerly(config, on_cpu=on_cpu),
         "tensor_parallel_size": config.tensor_parallel_size,
+        "data_parallel_size": config.data_parallel_size,
+        "enable_expert_parallel": config.enable_expert_parallel,
         "max_num_seqs": config.max_num_seqs,
         # Front proxies give each request a number by its class; equal numbers keep the order of arrival.
         "scheduling_policy": "priority",

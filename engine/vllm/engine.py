@@ -36,6 +36,7 @@ from engine.protocol import (
 )
 from engine.vllm import args, private, values
 from engine.vllm.block_event_stream import BlockEventStream
+from engine.vllm.experts import arguments as experts
 from engine.vllm.grammar import GrammarCheck
 from engine.vllm.load import LoadRecorder
 from engine.vllm.parsed_args import output_settings
@@ -73,6 +74,11 @@ class VllmEngine:
         self._message_ids = itertools.count()
         self._release_batcher = ReleaseBatcher(self._release, LIMITS.pulled_release_delay_s)
         self._closed = False
+        self._turns = itertools.count()
+        self._holders: dict[str, int] = {}
+        """The data-parallel rank that holds the KV of each lease, until it is released."""
+        self._placement_off: str | None = None
+        """Why experts are not placed; None: they do not run in parallel."""
         self._facts: dict[str, Any] = {}
         self._steps = StepOutputs(self._handoff)
         self._grammar_check = GrammarCheck(llm.vllm_config)
@@ -98,7 +104,7 @@ class VllmEngine:
         args.prepare_environment(config)
         with contextlib.ExitStack() as stack:
             try:
-                address, port = stack.enter_context(args.held_port(host))
+                address, port = stack.enter_context(args.held_ports(host, config.data_parallel_size))
             except OSError as error:
                 raise ValueError(f"worker.host: NIXL cannot listen at {host}: {error.strerror}") from error
             side_channel = args.SideChannelAddress(advertise_host or host, address, port)
@@ -126,6 +132,7 @@ class VllmEngine:
             async with asyncio.timeout(LIMITS.start_timeout_s):
                 # In threads: they take many seconds, and signals and health checks must go on.
                 await asyncio.to_thread(args.load_model_class, config.model)
+                placement_off = await asyncio.to_thread(experts.prepare, arguments, config)
                 llm = await asyncio.to_thread(
                     AsyncLLM.from_engine_args,
                     arguments,
@@ -140,6 +147,7 @@ class VllmEngine:
                 if arguments.disable_log_stats:
                     private.remove_prometheus(llm)
                 engine = cls(llm, load, worker_id, events)
+                engine._placement_off = placement_off
                 await engine._serve_one_token()
                 engine._info = info = values.engine_info(
                     llm.vllm_config,
@@ -201,7 +209,7 @@ class VllmEngine:
 
     async def renew(self, handoff_lease_id: str, lease_s: float) -> None:
         """Keep the KV of a ``Hold`` for ``lease_s`` from now, if it is still held; never shorter than before."""
-        await self._tell_connector({RENEW: {handoff_lease_id: lease_s}})
+        await self._tell_connector({RENEW: {handoff_lease_id: lease_s}}, self._holders.get(handoff_lease_id))
 
     def pulled(self, handoff_lease_id: str) -> None:
         """Release it a moment later. NIXL's notification has freed the blocks already, unless the pull had failed."""
@@ -222,6 +230,22 @@ class VllmEngine:
             self._block_events = BlockEventStream(self._events, listener)
             self._load.report_store_blocks(listener.told)
         return self._events is not None
+
+    async def join_experts(self, role: str, scheduler_address: str) -> None:
+        """Let the scheduler place the experts, if they run in parallel: each rank then speaks to it itself."""
+        if self._placement_off is None:
+            return
+        if self._placement_off:
+            log.warning("experts stay where they are", why=self._placement_off)
+        known = {
+            "model": self._info.model,
+            "role": role,
+            "worker_id": self._worker_id,
+            "epoch": self._info.epoch,
+            "placement_off": self._placement_off,
+        }
+        # Every rank does it, and the first one's answer is all that comes back.
+        await self._llm.collective_rpc(experts.JOIN, args=(known, scheduler_address))
 
     async def check_health(self) -> None:
         """Raise EngineDead when the engine can do no more work."""
@@ -254,13 +278,26 @@ class VllmEngine:
             log.error("vLLM did not stop in time", waited_s=timeout_s + LIMITS.close_grace_s)
 
     async def _release(self, lease_ids: list[str]) -> None:
-        await self._tell_connector({RELEASE: lease_ids})
+        """Each to the rank that holds it: vLLM would send the message to the least busy one."""
+        of_rank: dict[int | None, list[str]] = {}
+        for lease_id in lease_ids:
+            of_rank.setdefault(self._holders.pop(lease_id, None), []).append(lease_id)
+        for rank, leases in of_rank.items():
+            await self._tell_connector({RELEASE: leases}, rank)
 
-    async def _tell_connector(self, params: dict[str, Any]) -> None:
+    async def _tell_connector(self, params: dict[str, Any], rank: int | None) -> None:
         if self._closed or self._llm.errored:
             return
         with contextlib.suppress(EngineDeadError):
-            await private.tell_connector(self._llm, f"baton-message-{next(self._message_ids)}", params)
+            await private.tell_connector(self._llm, f"baton-message-{next(self._message_ids)}", params, rank)
+
+    def _rank_for(self, request: EngineRequest) -> int | None:
+        """The data-parallel rank that computes and holds a prompt, in turn; None: vLLM chooses, by load."""
+        ranks = self._llm.vllm_config.parallel_config.data_parallel_size
+        if ranks == 1 or not isinstance(request.transfer, Hold):
+            return None
+        rank = self._holders[request.request_id] = next(self._turns) % ranks
+        return rank
 
     def _sampling(self, request: EngineRequest) -> SamplingParams:
         """The request's sampling for vLLM, with the transfer it asks for. Transfer params of a client are dropped."""
@@ -296,6 +333,7 @@ class VllmEngine:
             trace_headers=request.trace_headers,
             priority=request.priority,
             session_id=request.session_id,
+            data_parallel_rank=self._rank_for(request),
             reasoning_ended=request.reasoning_ended,
             reasoning_parser_kwargs=_map_decoder.decode(kwargs) if kwargs else None,
         )

@@ -72,9 +72,12 @@ def stop_output_loop(llm: AsyncLLM) -> None:
         loop.cancel()
 
 
-async def tell_connector(llm: AsyncLLM, message_id: str, params: dict[str, Any]) -> None:
-    """Send ``params`` to the connector's scheduler half, as the params of a request that vLLM aborts at once."""
-    await llm.notify_kv_transfer_request_rejected(message_id, params)
+async def tell_connector(llm: AsyncLLM, message_id: str, params: dict[str, Any], rank: int | None = None) -> None:
+    """Send ``params`` to the connector's scheduler half, as the params of a request that vLLM aborts at once.
+
+    ``rank``: the data-parallel rank; None: there is one, or any will do.
+    """
+    await llm.notify_kv_transfer_request_rejected(message_id, params, data_parallel_rank=rank)
 
 
 def grammar_backend(grammar: StructuredOutputsParams) -> str:

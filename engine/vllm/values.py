@@ -141,7 +141,8 @@ def engine_info(
         layout_fingerprint=layout.fingerprint(parts),
         block_size_tokens=cache.block_size,
         block_bytes=block_bytes,
-        kv_blocks_total=max(0, (cache.num_gpu_blocks or 0) - 1),  # vLLM keeps one as the null block
+        # Of all data-parallel ranks together; vLLM keeps one of each as the null block.
+        kv_blocks_total=max(0, (cache.num_gpu_blocks or 0) - config.data_parallel_size),
         context_tokens_max=model.max_model_len,
         host_blocks_total=sum(tier.capacity_bytes for tier in tiers if tier.kind == "host") // block_bytes,
         store_blocks_total=sum(tier.capacity_bytes for tier in tiers if tier.kind != "host") // block_bytes,

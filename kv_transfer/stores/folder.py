@@ -94,18 +94,19 @@ class SegmentFolder(SegmentStore):
     def _claim(self, order: WriteOrder, size: int, draft: Path) -> tuple[int, tuple[str, ...]]:
         """Make room for a draft and create it, with a lock that says that it is being written."""
         evicted: list[str] = []
-        freed, room = 0, order.room
+        # Of what is to be freed on all ranks, this one's.
+        freed, to_free = 0, order.room.free_bytes // self._memory.ranks
         with self._room.locked() as used:
             if used.bytes + size > self._capacity_bytes:
                 used.bytes = sweep(self._folder)
             # All are of little value here. Of these the one goes first that no worker has used for longest.
-            for victim in sorted(room.victims, key=self._used_s):
-                if freed >= room.free_bytes and used.bytes + size <= self._capacity_bytes:
+            for victim in sorted(order.room.victims, key=self._used_s):
+                if freed >= to_free and used.bytes + size <= self._capacity_bytes:
                     break
                 gone = _removed(self._folder / victim)
                 used.bytes, freed = used.bytes - gone, freed + gone
                 evicted.append(victim)
-            if used.bytes + size > self._capacity_bytes or freed < room.free_bytes:
+            if used.bytes + size > self._capacity_bytes or freed < to_free:
                 raise OrderFailed(Fault.FULL)
             descriptor = self._open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
             fcntl.flock(descriptor, fcntl.LOCK_EX)

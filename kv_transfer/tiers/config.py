@@ -15,7 +15,7 @@ _FORMS = {"host": "host:SIZE", "file": "file:/FOLDER:SIZE", "s3": "s3://BUCKET/P
 _OPTIONS = {
     "host": (),
     "file": ("shared", "scope_share"),
-    "s3": ("endpoint", "region", "scope_share"),
+    "s3": ("endpoint", "region"),
 }
 _UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>[A-Za-z]*)")

@@ -52,7 +52,7 @@ async def drain(state_dir: Path, worker_id: str, *, timeout_s: float, say: Say) 
         raise CommandError(f"{worker_id} does not run; `baton status` says more")
     status_timeout_s = Timing().status_timeout_s
     try:
-        await drain_worker(_schedulers(record), worker_id, timeout_s=status_timeout_s)
+        await drain_worker(schedulers(record), worker_id, timeout_s=status_timeout_s)
     except grpc.aio.AioRpcError as error:
         raise CommandError(
             f"the scheduler did not drain {worker_id}: {error.details() or error.code().name}"
@@ -88,7 +88,7 @@ async def flip(state_dir: Path, worker_id: str, role: WorkerRole, *, timeout_s: 
     if before is None:
         raise CommandError(f"{worker_id} does not answer; `baton status` says more")
     try:
-        await flip_worker(_schedulers(record), worker_id, role, timeout_s=status_timeout_s)
+        await flip_worker(schedulers(record), worker_id, role, timeout_s=status_timeout_s)
     except grpc.aio.AioRpcError as error:
         raise CommandError(error.details() or error.code().name) from error
     said = ""
@@ -113,27 +113,27 @@ async def flip(state_dir: Path, worker_id: str, role: WorkerRole, *, timeout_s: 
 
 async def tune(state_dir: Path, mode: pb.TuneMode, *, with_looks: bool) -> TuneReport:
     """What the planner of roles knows, after it was told ``mode``. Raises CommandError or StateError."""
-    schedulers = _schedulers(state_file.read(state_dir))
+    addresses = schedulers(state_file.read(state_dir))
     try:
-        return await tune_pools(schedulers, mode, with_looks=with_looks, timeout_s=Timing().status_timeout_s)
+        return await tune_pools(addresses, mode, with_looks=with_looks, timeout_s=Timing().status_timeout_s)
     except grpc.aio.AioRpcError as error:
         raise CommandError(error.details() or error.code().name) from error
 
 
 async def explain(state_dir: Path, request_id: str) -> pb.ExplainPlanResponse:
     """What the scheduler remembers of a request. Raises CommandError or StateError."""
-    schedulers = _schedulers(state_file.read(state_dir))
+    addresses = schedulers(state_file.read(state_dir))
     try:
-        return await explain_plan(schedulers, request_id, timeout_s=Timing().status_timeout_s)
+        return await explain_plan(addresses, request_id, timeout_s=Timing().status_timeout_s)
     except grpc.aio.AioRpcError as error:
         raise CommandError(error.details() or error.code().name) from error
 
 
 async def record(state_dir: Path) -> AsyncGenerator[pb.TraceRecords, None]:
     """What the scheduler is asked, until the iterator is closed. Raises CommandError or StateError."""
-    schedulers = _schedulers(state_file.read(state_dir))
+    addresses = schedulers(state_file.read(state_dir))
     try:
-        async with aclosing(record_trace(schedulers, timeout_s=Timing().status_timeout_s)) as batches:
+        async with aclosing(record_trace(addresses, timeout_s=Timing().status_timeout_s)) as batches:
             async for batch in batches:
                 yield batch
     except TimeoutError as error:
@@ -144,9 +144,9 @@ async def record(state_dir: Path) -> AsyncGenerator[pb.TraceRecords, None]:
 
 async def accounts(state_dir: Path, key: str, call: Callable[[Any, Any], Awaitable[T]]) -> T:
     """What AccountsService answers to ``call``, asked with ``key``. Raises CommandError or StateError."""
-    schedulers = _schedulers(state_file.read(state_dir))
+    addresses = schedulers(state_file.read(state_dir))
     try:
-        return await ask_accounts(schedulers, key, call)
+        return await ask_accounts(addresses, key, call)
     except grpc.aio.AioRpcError as error:
         raise CommandError(error.details() or error.code().name) from error
 
@@ -170,7 +170,7 @@ async def restart(state_dir: Path, process_id: str, *, say: Say) -> None:
             raise CommandError(error.details() or error.code().name) from error
 
 
-def _schedulers(record: ClusterRecord) -> str:
+def schedulers(record: ClusterRecord) -> str:
     """Their addresses: any of them may lead."""
     return ",".join(one.grpc_address for one in record.processes if one.role == "scheduler")
 

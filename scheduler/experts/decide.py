@@ -88,10 +88,11 @@ def decide(
     since_moves_s: float = math.inf,
     since_resplit_s: float = math.inf,
     by_node: bool = False,
+    whatever: bool = False,
 ) -> Proposal:
     """What is best now. ``since_*``: seconds since the last change of that kind was committed.
 
-    Raises solver.BadSizes where counts and shape do not fit.
+    ``whatever``: an operator asks, so any gain will do. Raises solver.BadSizes where counts and shape do not fit.
     """
     shape.check(counts)
     if live.slots.shape[1:] != (shape.ranks, shape.slots // shape.ranks):
@@ -99,7 +100,7 @@ def decide(
                         shape, expert_bytes, bounds)  # fmt: skip
     if tokens < bounds.tokens_min:
         return Proposal(change=Change.KEEP, why=f"{tokens:.0f} tokens of {bounds.tokens_min} that say enough")
-    gain_min = bounds.gain_min + chance_loss(counts, shape.ranks)
+    gain_min = 0.0 if whatever else bounds.gain_min + chance_loss(counts, shape.ranks)
     resplit = proposal(
         Change.RESPLIT, "", counts, live, solver.resplit(counts, live.slots), shape, expert_bytes, bounds
     )
@@ -109,7 +110,7 @@ def decide(
         moved = solver.incremental(counts, live.slots, moves_max=most, close_enough=close)
         better = proposal(Change.INCREMENTAL, "", counts, live, moved, shape, expert_bytes, bounds)
         saved_s = bounds.horizon_s * bounds.moe_share * (1 - resplit.balance_after / max(better.balance_after, 1e-9))
-        if better.balance_after - resplit.balance_after > gain_min and saved_s > better.stall_s:
+        if better.balance_after - resplit.balance_after > gain_min and (whatever or saved_s > better.stall_s):
             why = f"saves {saved_s:.1f} s in {bounds.horizon_s:.0f} s for a stall of {better.stall_s:.2f} s"
             return dataclasses.replace(better, why=why)
     gain = resplit.balance_after - resplit.balance_before

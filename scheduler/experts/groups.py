@@ -86,10 +86,11 @@ class Solve(msgspec.Struct, frozen=True, kw_only=True):
             self.facts.shape,
             tokens=math.inf if self.asked else self.tokens,
             expert_bytes=self.facts.expert_bytes,
-            bounds=dataclasses.replace(self.bounds, gain_min=0.0, horizon_s=math.inf) if self.asked else self.bounds,
+            bounds=self.bounds,
             since_moves_s=self.since_moves_s,
             since_resplit_s=self.since_resplit_s,
             by_node=self.key.role == "prefill",
+            whatever=self.asked,
         )
 
 
@@ -128,6 +129,8 @@ class Group:
         self.proposed: Proposal | None = None
         self.solving = False
         self.look_s = -math.inf
+        self.rollouts_ended = 0
+        self.ended_why = ""
         self.moved_s = self.resplit_s = -math.inf
 
     @property
@@ -161,6 +164,8 @@ class Experts:
             if group is not None:
                 actions += self._told(key, group.rollout.lost(now_s), now_s)
             group = self.groups[key] = _next_epoch(group, facts, self._leader_epoch)
+        if facts.placement_off:
+            return actions
         group.maps |= {each.digest: each for each in maps}
         return [*actions, *self.reported(key, rank, report, now_s)]
 
@@ -192,8 +197,9 @@ class Experts:
                     group.wanted = _lost_map(group)
                 if group.wanted is not None:
                     actions += self._propose(key, group, now_s)
-                elif due:
-                    actions += self._solve(key, group, now_s, asked=False)
+                elif due and not group.solving:
+                    group.look_s, group.solving = now_s, True
+                    actions.append(self._solve(key, group, now_s))
         return actions
 
     def solved(self, key: GroupKey, epoch: int, base_digest: int, proposal: Proposal, now_s: float) -> list[Action]:
@@ -207,13 +213,16 @@ class Experts:
         group.wanted = (proposal.placed, proposal)
         return self._propose(key, group, now_s) if self._may_change(key, group) else []
 
-    def apply(self, key: GroupKey, placed: ExpertMap | None, now_s: float) -> list[Action]:
-        """An operator's map, or what is best now. Raises ValueError where the group cannot take one."""
+    def asked(self, key: GroupKey) -> Solve:
+        """What is best for a group now, whatever it gains. Raises ValueError where nothing can be planned."""
         group = self._changeable(key)
-        if placed is None:
-            if not group.statistics.long.tokens:
-                raise ValueError(f"{key.worker_id} has routed no token yet: there is nothing to plan from")
-            return self._solve(key, group, now_s, asked=True)
+        if not group.statistics.long.tokens:
+            raise ValueError(f"{key.worker_id} has routed no token yet: there is nothing to plan from")
+        return self._solve(key, group, None)
+
+    def apply(self, key: GroupKey, placed: ExpertMap, now_s: float) -> list[Action]:
+        """An operator's map. Raises ValueError where the group cannot take it."""
+        group = self._changeable(key)
         if (placed.slots.shape, placed.experts) != (_slots_shape(group.facts), group.facts.experts):
             raise ValueError(
                 f"the map is {placed.slots.shape} for {placed.experts} experts, not {_slots_shape(group.facts)}"
@@ -249,25 +258,21 @@ class Experts:
     def _of_model(self, model: str) -> Iterator[Group]:
         return (group for key, group in self.groups.items() if key.model == model)
 
-    def _solve(self, key: GroupKey, group: Group, now_s: float, *, asked: bool) -> list[Action]:
-        if group.solving and not asked:
-            return []
-        group.look_s, group.solving = now_s, True
+    def _solve(self, key: GroupKey, group: Group, now_s: float | None) -> Solve:
+        """``now_s``: None where an operator asks."""
         counts, tokens = decide.window(group.statistics, self.bounds)
         assert group.live is not None
-        return [
-            Solve(
-                key=key,
-                facts=group.facts,
-                counts=counts,
-                tokens=tokens,
-                live=group.live,
-                since_moves_s=math.inf if asked else now_s - group.moved_s,
-                since_resplit_s=math.inf if asked else now_s - group.resplit_s,
-                bounds=self.bounds,
-                asked=asked,
-            )
-        ]
+        return Solve(
+            key=key,
+            facts=group.facts,
+            counts=counts,
+            tokens=tokens,
+            live=group.live,
+            since_moves_s=math.inf if now_s is None else now_s - group.moved_s,
+            since_resplit_s=math.inf if now_s is None else now_s - group.resplit_s,
+            bounds=self.bounds,
+            asked=now_s is None,
+        )
 
     def _propose(self, key: GroupKey, group: Group, now_s: float) -> list[Action]:
         assert group.wanted is not None
@@ -290,6 +295,7 @@ class Experts:
 
     def _ended(self, group: Group, ended: Ended, now_s: float) -> None:
         made, group.look_s = group.proposed, now_s
+        group.rollouts_ended, group.ended_why = group.rollouts_ended + 1, ended.why
         if ended.outcome is Outcome.COMMITTED and ended.placed is not None and made is not None:
             group.moved_s = now_s if made.moves else group.moved_s
             group.resplit_s = now_s

@@ -122,6 +122,8 @@ class Rollout:
     def lost(self, now_s: float) -> list[Action]:
         """The group's engine is gone; another epoch has a machine of its own."""
         change, self._change = self._change, None
+        self._reports.clear()
+        self._enter(Phase.GATHERING)
         if change is None:
             return []
         return [_ended(change, Outcome.LOST, "the group's engine is gone", None, now_s)]
@@ -178,7 +180,8 @@ class Rollout:
         newest = max(report.newest_version for report in self._reports.values())
         self._change = _Change(newest, None, now_s, now_s + STAGE_TIMEOUT_S, "found at the start")
         self._enter(Phase.ABORTING)
-        return self._tell(now_s)
+        # Where there is one scheduler and nothing was ever staged, nothing needs an answer.
+        return [*self._tell(now_s), *self._proceed(now_s)]
 
     def _objection(self, change: _Change) -> str:
         assert change.placed is not None

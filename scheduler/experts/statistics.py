@@ -46,7 +46,8 @@ class Statistics:
         if tokens < 0 or (counts < 0).any():
             layer, expert = np.argwhere(counts < 0)[0] if (counts < 0).any() else ("-", "-")
             raise BadDelta(f"counts of rank {rank} are negative: layer {layer}, expert {expert}, {tokens} tokens")
-        due = self._next.get(rank, 0)
+        # Of a rank that spoke to an earlier scheduler the first ones are missing here.
+        due = self._next.get(rank, sequence)
         if sequence < due:
             return False
         self.lost_deltas += sequence - due

@@ -11,6 +11,8 @@ from scheduler.scaling.planner import Member, Observation
 BATCH_SHARE = 0.9
 """A batch whose steps take so much of the time between tokens that is wanted is full: some of them have prompts."""
 CONTEXT_TOKENS_MIN = 64
+FULL_SHARE = 0.9
+"""Decode workers that are so full keep requests out."""
 
 
 class DemandMeter:
@@ -44,10 +46,13 @@ class DemandMeter:
             return None
         # Of those that wait or were refused it is not known what they need: as much as the others.
         scale = max(1.0, asked / new) if new else 1.0
+        decode = [self._decode_need(worker) for worker in workers if worker.role == "decode"]
+        # It says nothing about outputs while the decode workers have room.
+        full = sum(decode) >= FULL_SHARE * len(decode)
         return Observation(
             at_s=now_s,
             prefill_need=scale * new_s / (now_s - since_s),
-            decode_need=scale * sum(self._decode_need(worker) for worker in workers if worker.role == "decode"),
+            decode_need=(scale if full else 1.0) * sum(decode),
             members=tuple(
                 Member(
                     worker_id=worker.worker_id,

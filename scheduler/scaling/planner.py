@@ -25,7 +25,7 @@ GAIN_MIN = 0.15
 """How much less busy the busier job must be afterwards, as a share."""
 DWELL_S = 20.0
 """From one decision to the next."""
-MOVES_SHARE = 0.25
+MOVES_SHARE = 0.5
 """Of the workers of a job at most so many leave it at once, but one may."""
 ROOM = 0.75
 """How busy workers are to be when there may be more or fewer of them."""
@@ -113,7 +113,8 @@ class RolePlanner:
         reason = self._against(seen, now, then, moves)
         flips: tuple[Flip, ...] = ()
         if not reason:
-            flips = _chosen(steady, moves)
+            left = self._config.flips_per_hour_max - len(self._decided_s)
+            flips = _chosen(steady, moves)[:left]
             job = "prompts" if moves > 0 else "outputs"
             split = f"{best}P{len(steady) - best}D"
             reason = f"{job} need more workers: the busier job is {now:.0%} busy, {then:.0%} with {split}"

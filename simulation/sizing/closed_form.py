@@ -74,7 +74,7 @@ def demand(trace: Trace, model: ClusterModel, objective: Objective, caches: int)
         cached = min(hits * trace.key_tokens, each.prompt_tokens - 1)
         new = each.prompt_tokens - cached
         uncached += new
-        times.append(model.step.prompt_s(new, cached, model.batched_tokens_max))
+        times.append(model.prompts.prompt_s(new, cached, model.batched_tokens_max))
         slacks.append(max(0.0, objective.slo.ttft_of(each.prompt_tokens, model) - times[-1]))
     count, arrivals = len(trace.arrivals), trace.arrivals
     outputs = sum(each.output_tokens for each in arrivals)

@@ -69,6 +69,12 @@ class LiveReplay(Replay):
         if engine.worker_id in self._flipping:
             self.world.after(0.0, self._look_at, engine)
 
+    def _over(self, request_id: int, how: str) -> None:
+        decode = self._decode_of.get(request_id)
+        super()._over(request_id, how)
+        if decode is not None and decode.worker_id in self._flipping:
+            self.world.after(0.0, self._look_at, decode)
+
     def _look_at(self, engine: Engine) -> None:
         name = engine.worker_id
         if name not in self._flipping:

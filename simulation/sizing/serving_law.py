@@ -115,7 +115,8 @@ def with_steps(model: ClusterModel, shape: Shape, points: Sequence[Point]) -> tu
         step, fixed_s=max(step.fixed_s, STEP_MIN_S), prefill_token_s=max(step.prefill_token_s, TOKEN_MIN_S)
     )
     guess = "; above 10 %: treat the answer as a guess" if max(tpot, ttft) > ERROR_MAX else ""
-    return msgspec.structs.replace(model, name=str(shape), step=step, noise=min(1.0, tpot)), [
+    named = msgspec.structs.replace(model, name=str(shape), step=step, prompt_step=None, noise=min(1.0, tpot))
+    return named, [
         f"step times: fitted to {len(points)} points of {shape}",
         f"each of these points left out: median error {tpot:.1%} of TPOT and {ttft:.1%} of TTFT{guess}",
         f"KV and network: those of {model.name}",

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from front_proxy.dispatch.metrics import DispatchMetrics
 from front_proxy.gateway import metrics as gateway_metrics
+from scheduler.expert_metrics import ExpertMetrics
 from scheduler.metrics import SchedulerMetrics
 from tests.test_repository import PACKAGES, ROOT
 from worker.metrics import WorkerMetrics
@@ -21,6 +22,7 @@ from worker.metrics import WorkerMetrics
 DEFINED_IN = {
     "front_proxy/dispatch/metrics.py",
     "front_proxy/gateway/metrics.py",
+    "scheduler/expert_metrics.py",
     "scheduler/metrics.py",
     "worker/metrics.py",
 }
@@ -37,6 +39,7 @@ Described = tuple[str, tuple[str, ...]]
 def _collectors() -> list[Collector]:
     registry = CollectorRegistry()
     SchedulerMetrics(registry)
+    ExpertMetrics(registry)
     dispatch = DispatchMetrics(registry)
     dispatch.watch(in_flight=int, handoffs_held=int, connected=bool, degraded=bool)
     nothing_is_scraped: Any = None

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.timeout(900)
 CLIENTS = 4
 FLIP_MAX_S = 60.0
 TOKENS = 24
+# So many take longer than a command to start.
+LONG_TOKENS = 3000
 PROMPTS = 40
 _rng = random.Random(5)
 WANTED = [[_rng.randrange(10, 500) for _ in range(_rng.randint(20, 600))] for _ in range(PROMPTS)]
@@ -83,7 +85,7 @@ def settled(baton: Endpoint, **roles: str) -> None:
         ready = all(line["state"] == "ready" for line in lines.values())
         return ready and all(lines[name]["role"] == wanted for name, wanted in named.items())
 
-    wait_for(so, timeout_s=120.0, what=f"roles {roles}", seen=baton.status)
+    wait_for(so, timeout_s=300.0, what=f"roles {roles}", seen=baton.status)
 
 
 @pytest.fixture
@@ -127,7 +129,7 @@ async def seen(condition: Callable[[], object], what: str) -> None:
 async def broken_by(baton: Endpoint, right: list[list[int]], harm: Callable[[], None]) -> None:
     """A change of role during which ``harm`` is done. One of its requests is long, so that it waits."""
     async with load(baton, right), httpx.AsyncClient(base_url=baton.url, timeout=120) as client:
-        waits = [asyncio.ensure_future(complete(client, WANTED[n], tokens=400)) for n in range(6)]
+        waits = [asyncio.ensure_future(complete(client, WANTED[n], tokens=LONG_TOKENS)) for n in range(6)]
         await seen(lambda: role(baton, "decode-1")["requests_running"], "it runs a request")
         command = [*BATON, "flip", "decode-1", "prefill", "--state-dir", str(baton.state_dir)]
         going = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -17,7 +17,7 @@ from engine.vllm.args import (
     engine_arg_values,
     engine_args,
     event_addresses,
-    held_port,
+    held_ports,
     load_model_class,
     prepare_environment,
     runs_eagerly,
@@ -35,8 +35,15 @@ from worker.run import serve
 SIDE_CHANNEL = SideChannelAddress("h", "::1", 5)
 
 
+def test_the_ports_of_several_ranks_are_free_ones_in_a_row() -> None:
+    with held_ports("127.0.0.1", 3) as (address, port):
+        for number in range(3):
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind((address, port + number))
+
+
 def test_a_port_that_is_held_is_free_for_one_listener_and_for_no_other_process() -> None:
-    with held_port("localhost") as (address, port), socket.socket() as listener:
+    with held_ports("localhost") as (address, port), socket.socket() as listener:
         assert address == "127.0.0.1"
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
             other.bind(("127.0.0.1", port))
@@ -145,9 +152,9 @@ def test_an_engine_publishes_its_blocks_unless_the_operator_says_otherwise() -> 
     own: list[dict[str, Any]] = [
         {"kv_events_config": {"enable_kv_cache_events": True}},
         {"enable_prefix_caching": False},
-        {"data_parallel_size": 2},
     ]
-    assert [event_addresses(EngineConfig(args=args)) for args in own] == [None] * 3
+    assert [event_addresses(EngineConfig(args=args)) for args in own] == [None] * 2
+    assert event_addresses(EngineConfig(data_parallel_size=2)) is None
 
 
 def test_a_host_tier_stands_beside_the_connector_and_changes_nothing_of_it() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.vllm.args import held_port
+from engine.vllm.args import held_ports
 from kv_transfer.handoff.keys import RENEW
 from kv_transfer.integrity.held_kv_registry import HeldKvRegistry
 from kv_transfer.integrity.transfer_verifier import SideChannel, TransferVerifier
@@ -151,7 +151,7 @@ def test_the_listener_binds_its_own_address_and_not_the_one_that_others_are_told
     half = scheduler()
     half._bind_address = "127.0.0.1"
     ready, stop = threading.Event(), threading.Event()
-    with held_port("127.0.0.1") as (_, port):
+    with held_ports("127.0.0.1") as (_, port):
         listener = threading.Thread(
             target=half._nixl_handshake_listener, args=({}, ready, stop, "nat.invalid", port), daemon=True
         )

@@ -207,6 +207,7 @@ def write():
     random.seed()
     memory = segments.Memory(8, 64 << 10)
     store = SegmentFolder(folder, capacity, memory)
+    first = True
     while True:
         count = random.randint(1, 8)
         for slot in range(count):
@@ -215,14 +216,17 @@ def write():
         room = Room(sorted(segments_in(folder))[:16])
         order = segments.write_order(memory, keys, range(count), room, now_ms=time.time_ns() // 10**6)
         store.submit(StoreOrders(writes=[order]))
-        while not list(store.finished()):
+        while not store.wait_finished(60.0):
             pass
+        if first:
+            print("stored", flush=True)
+        first = False
 
 for _ in sys.stdin:
     child = os.fork()
     if not child:
+        print(os.getpid(), flush=True)
         write()
-    print(child, flush=True)
     os.waitpid(child, 0)
     print("dead", flush=True)
 """
@@ -238,6 +242,7 @@ def test_a_writer_that_is_killed_at_any_moment_leaves_whole_segments_and_no_orph
             parent.stdin.write(b"\n")
             parent.stdin.flush()
             writer = int(parent.stdout.readline())
+            assert parent.stdout.readline() == b"stored\n"
             # It says no more: this waits for the time alone.
             select.select([parent.stdout], [], [], rng.uniform(0.0, 0.1))
             os.kill(writer, signal.SIGKILL)

@@ -173,7 +173,6 @@ def test_pools_count_and_plan_for_themselves(cluster: Cluster) -> None:
     [
         (PREFILL, OTHER, "no group of ranks is registered for prefill-0"),
         (DECODE, ExpertMap.shared(3, np.array([[[0, 1], [2, 0]]])), "the map is"),
-        (DECODE, None, "has routed no token yet"),
     ],
 )
 def test_what_cannot_be_applied_is_refused(cluster: Cluster, key: GroupKey, placed: ExpertMap, told: str) -> None:
@@ -181,6 +180,8 @@ def test_what_cannot_be_applied_is_refused(cluster: Cluster, key: GroupKey, plac
         cluster.experts.apply(key, placed, 0.0)
     with pytest.raises(ValueError, match="has had no other map"):
         cluster.experts.rollback(DECODE, 0.0)
+    with pytest.raises(ValueError, match="has routed no token yet"):
+        cluster.experts.asked(DECODE)
 
 
 def test_a_group_whose_engine_takes_no_map_says_why(cluster: Cluster) -> None:

@@ -1,0 +1,167 @@
+"""The command predict: a profile from one split of a cluster, and what it predicts of the others, beside real runs."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+from cyclopts import Parameter
+
+from bench import bench_model, report
+from bench.live import client, cluster, fidelity
+from bench.live.cluster import MODEL_NAME, Cluster, Shape
+from bench.live.fidelity import Kind, Load
+from bench.live.figures import Error, Figures, errors, of_outcomes, of_records
+from bench.live.workload import Lengths, made, prompts_of
+from launcher.demo import model as demo_model
+from runtime.user_error import UserError
+from simulation.replay.cluster_model import ClusterModel
+from simulation.replay.report import Slo
+from simulation.replay.traces import Trace
+from simulation.sizing import closed_form
+from simulation.sizing.closed_form import Split
+from simulation.sizing.objective import Objective
+
+OBJECTIVE = Objective(slo=Slo(ttft_s=2.0, itl_s=0.05), targets={"all": 0.9})
+"""Of the ratio law, which says how much load a split gets."""
+# Neither is that of the calibration.
+WORKLOADS: Mapping[Kind, Mapping[str, Lengths]] = {
+    "fake": {
+        "prompts": Lengths(prompt_tokens=500, output_tokens=12),
+        "outputs": Lengths(prompt_tokens=150, output_tokens=60),
+    },
+    "vllm": {
+        "prompts": Lengths(prompt_tokens=320, output_tokens=8),
+        "outputs": Lengths(prompt_tokens=100, output_tokens=40),
+    },
+}
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictSpec:
+    """How much is measured."""
+
+    kind: Kind = "fake"
+    """fake engines, paced, behind the real processes; or vLLM's, with a core each"""
+    workers: int = 6
+    splits: Sequence[int] = ()
+    """prefill workers of each split that is measured; default: all"""
+    requests: int = 1000
+    repeats: int = 3
+    load: float = 0.6
+    """share of what each split could serve by the ratio law"""
+    seed: int = 1
+
+
+class Predicted(msgspec.Struct, frozen=True, kw_only=True):
+    """One workload on one split."""
+
+    split: Split
+    workload: str
+    per_s: float
+    errors: Sequence[Error]
+
+
+def predict(*, json: Path | None = None, spec: PredictSpec = PredictSpec(), logs_dir: Path | None = None) -> int:
+    """Profile one split, predict all, run all, and say how far each prediction was.
+
+    Throughput, mean ITL and TTFT (mean, median, p99) of two workloads that the profile was not made of. The exit code
+    says whether every one is within its bound.
+
+    Parameters
+    ----------
+    json
+        where the numbers go
+    logs_dir
+        default: a new folder
+    """
+    if spec.workers < 2 or not all(0 <= prefill < spec.workers for prefill in spec.splits):
+        raise UserError("workers: at least 2, and each split leaves a decode worker")
+    folder = logs_dir or Path(tempfile.mkdtemp(prefix="baton-predict-"))
+    splits = [Split(prefill=p, decode=spec.workers - p) for p in spec.splits or range(spec.workers)]
+    found = asyncio.run(_all(spec, splits, folder))
+    print(as_table(found))
+    print(f"logs: {folder}")
+    if json is not None:
+        told = {"machine": report.environment(), "spec": spec, "found": found}
+        json.write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=2) + b"\n")
+    return 0 if all(error.within for each in found for error in each.errors) else 1
+
+
+def as_table(found: Sequence[Predicted]) -> str:
+    """In Markdown."""
+    lines = ["| split | workload | requests/s | measure | measured | predicted | error | spread | bound | within |"]
+    lines.append("|" + " --- |" * 10)
+    for one in found:
+        lines += [
+            f"| {one.split} | {one.workload} | {one.per_s:.2f} | {each.measure} | {each.real:.5g} | "
+            f"{each.simulated:.5g} | {each.error:+.1%} | {each.spread:.1%} | {each.bound:.0%} | "
+            f"{'yes' if each.within else 'no'} |"
+            for each in one.errors
+        ]
+    return "\n".join(lines)
+
+
+async def _all(spec: PredictSpec, splits: Sequence[Split], folder: Path) -> list[Predicted]:
+    middle = max(1, spec.workers // 2)
+    model = await _profiled(spec, _shape(spec, Split(prefill=middle, decode=spec.workers - middle)), folder)
+    found = []
+    for split in splits:
+        shape, logs = _shape(spec, split), folder / str(split).replace(" ", "-")
+        logs.mkdir(parents=True, exist_ok=True)
+        async with cluster.running(shape, logs, pin_engines=spec.kind == "vllm") as running:
+            await fidelity.send_alone(running, fidelity.WARM_REQUESTS * spec.workers, spec.seed)
+            found += [
+                await _compared(spec, running, split, model, name, lengths)
+                for name, lengths in WORKLOADS[spec.kind].items()
+            ]
+    return found
+
+
+async def _profiled(spec: PredictSpec, shape: Shape, folder: Path) -> ClusterModel:
+    """The profile of this machine, as `bench fidelity` calibrates it."""
+    logs = folder / "profile"
+    logs.mkdir(parents=True, exist_ok=True)
+    async with cluster.running(shape, logs, pin_engines=spec.kind == "vllm") as running:
+        alone = await fidelity.calibrated_alone(running, spec.seed)
+        first = fidelity.fit_of(spec.kind, alone, alone.observed)
+        per_s = fidelity.rate(first.model, fidelity.CALIBRATION[spec.kind], shape.prefill, spec.load)
+        load = Load(requests=fidelity.CALIBRATION_REQUESTS, per_s=per_s, seed=spec.seed)
+        return fidelity.fit_of(spec.kind, alone, await fidelity.calibration(running, spec.kind, load)).model
+
+
+async def _compared(
+    spec: PredictSpec, running: Cluster, split: Split, model: ClusterModel, name: str, lengths: Lengths
+) -> Predicted:
+    """The same arrivals in every repeat, of other tokens."""
+    asked = closed_form.demand(_trace(lengths, model, 1000, 1.0, spec.seed), model, OBJECTIVE, caches=1)
+    per_s = spec.load * closed_form.capacity_rps(split, asked, model, OBJECTIVE)
+    trace = _trace(lengths, model, spec.requests, per_s, spec.seed)
+    real: list[Figures] = []
+    simulated: list[Figures] = []
+    for index in range(spec.repeats):
+        prompts = prompts_of(trace, fidelity.hash_of(spec.seed, f"{name} {index}"))
+        real.append(of_records(await client.run(running.grpc_address, MODEL_NAME, prompts)))
+        simulated.append(of_outcomes(fidelity.simulated(model, trace, running.shape, index).outcomes))
+    mean_s = statistics.fmean(each.ttft_mean_s for each in real)
+    fidelity.say(f"{split} {name}: {per_s:.2f} requests/s, mean TTFT {mean_s:.4f} s")
+    return Predicted(split=split, workload=name, per_s=per_s, errors=errors(real, simulated))
+
+
+def _trace(lengths: Lengths, model: ClusterModel, requests: int, per_s: float, seed: int) -> Trace:
+    return made(lengths, requests, per_s, fidelity.hash_of(seed, "predict"), model.block_size_tokens)
+
+
+def _shape(spec: PredictSpec, split: Split) -> Shape:
+    demo = demo_model.ensure(demo_model.default_cache_dir(os.environ))
+    fake = spec.kind == "fake"
+    model = demo if fake else bench_model.ensure(demo_model.default_cache_dir(os.environ), demo)
+    settings = fidelity.COMMON | (fidelity.FAKE if fake else fidelity.VLLM)
+    return Shape(prefill=split.prefill, decode=split.decode, settings=settings, model=model, seed=spec.seed)
