@@ -21,8 +21,6 @@ class AuthConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     keys_max_age_s: Positive = 60.0
     """Time a front proxy goes on with its table of keys when it does not hear the scheduler. Then it answers 503. It is
     also the longest that `baton keys revoke` waits for it."""
-    cache_scope: Literal["team", "cluster"] = "team"
-    """Whose prompts may share cached KV: a team's, or all. It holds where keys are required."""
 
 
 class AccountsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,15 +28,15 @@ class AccountsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     mode: Literal["off", "count", "enforce"] = "off"
     """count: every request is recorded, and none is refused. enforce: budgets and limits hold; it needs keys. Watch
-    baton_scheduler_accounts_refusals_total."""
+    baton_scheduler_refusals_total, reasons account_*."""
     rules_file: str = ""
     """TOML file of prices, teams and limits; `baton reload` reads it again. Empty: there are none."""
     ledger_file: str = ""
     """SQLite file of keys, usage and audit. Schedulers on several machines need one file system that honours locks.
     Empty: in the state folder."""
     slice_tokens: PositiveCount = 512
-    """Output tokens that a request holds money for at a time. Smaller: less is held for nothing, more is asked. Watch
-    baton_scheduler_accounts_held."""
+    """Output tokens that a request holds money for at a time. Smaller: less is held for nothing, more is asked.
+    `baton limits` shows what is held."""
     when_away: Literal["serve", "refuse"] = "serve"
     """What front proxies do with new requests while no scheduler answers. serve: book them afterwards, beyond a budget
     if need be."""

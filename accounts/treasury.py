@@ -145,6 +145,13 @@ class Treasury:
             account.take(now_s, requests=int(known is None), prompt=ask.prompt_tokens, output=first)
         return Held(first, self._standing(hold.accounts, now_s))
 
+    def granted(self, ask: HoldAsked, now_s: float) -> Held | None:
+        """What a part holds now; None: nothing."""
+        hold = self._holds.get(ask.uid)
+        if hold is None or (part := hold.parts.get(ask.part)) is None:
+            return None
+        return Held(part[0], self._standing(hold.accounts, now_s))
+
     def extend(self, uid: bytes, part: int, beyond_tokens: int, now_s: float) -> int | None:
         """The tokens that a part may show now; not more than ``beyond_tokens``: it is refused. Idempotent.
 
@@ -155,7 +162,8 @@ class Treasury:
         if hold is None or at is None:
             return None
         granted, most = at
-        more = min(self._slice_tokens, most - granted)
+        # Also what its front proxy granted itself while no scheduler answered.
+        more = min(max(granted, beyond_tokens) + self._slice_tokens, most) - granted
         if granted > beyond_tokens or more <= 0:
             return granted
         if self._enforce and self._over(hold, hold.more(0, more)) is not None:

@@ -18,9 +18,9 @@ from simulation.faults import checkers
 from simulation.faults.cluster import SimCluster, Topology
 from simulation.faults.fault_kinds import Faults
 from simulation.faults.processes import Member, WorkerProcess
-from simulation.faults.quiet import quiet
 from simulation.faults.settings import production_settings
 from simulation.kernel.network import Disorder
+from simulation.kernel.quiet import quiet
 from simulation.kernel.world import Violation, World
 
 EVENTS_MAX = 50_000_000

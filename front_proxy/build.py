@@ -69,8 +69,7 @@ def _client(
         in_flight,
         block_size_tokens=engine.block_size_tokens,
         classes_allowed=front.classes_allowed,
-        gate=access.gate,
-        by_tenant=front.cache_scope == "tenant",
+        by_tenant=(front.cache_scope or ("cluster" if access.gate is None else "tenant")) == "tenant",
     )
     render_short_here(client.renderer, chats=not args.trust_request_chat_template)
     return client, args

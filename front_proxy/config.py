@@ -57,9 +57,10 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     )
     """Priority classes that requests may ask for, by name or by a priority number. Others get 400. A request that asks
     for none is in ``default``, or in the first one of these where that is left out."""
-    cache_scope: Literal["cluster", "tenant"] = "cluster"
+    cache_scope: Literal["cluster", "tenant"] | None = None
     """Which prompts may reuse the same KV: all of the cluster, or those of one tenant. A tenant is what X-Baton-Tenant
-    or an API key says, so more tenants mean less reuse. Watch baton_worker_prefix_blocks."""
+    or an API key says, so more tenants mean less reuse. Unset: a tenant's, the key's team, where ``auth.mode`` is
+    required, else all. Watch baton_worker_prefix_blocks."""
     request_bytes_max: PositiveCount = 32 * 1024 * 1024
     """Longest HTTP body accepted. Watch baton_front_proxy_refusals_total{reason="too_large"}."""
     deadline_s: Positive = 600.0

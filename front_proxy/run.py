@@ -99,12 +99,10 @@ def _access(engine: EngineConfig, auth: AuthConfig, accounts: AccountsConfig) ->
         gate = KeyGate(
             watch,
             model=model,
-            pepper=secret,
-            share_cache=auth.cache_scope == "cluster",
             now_s=asyncio.get_running_loop().time,
             wall_s=time.time,
         )
-    link = AccountsLink(watch)
+    link = AccountsLink(watch, accounts)
     bills = Bills(model, link.record) if accounts.mode != "off" else None
     return Access(gate=gate, bills=bills), link
 

@@ -202,7 +202,7 @@ class SchedulerCore:
         self._queue.remove(key, now_s)
         charge = self._reservations.end(key, now_s, finished=finished)
         if charge is not None:
-            self._queue.correct(charge, event.output_tokens)
+            self._queue.correct(charge, event.output_tokens, event.cached_tokens)
             if finished:
                 self.cluster.lengths.learn(event.output_tokens)
 
@@ -472,6 +472,10 @@ class SchedulerCore:
 
     def _serve(self, now_s: float) -> Sequence[Action]:
         return self._admission.serve(now_s, recovering=self.recovering)
+
+    def share(self, weights: Mapping[str, float]) -> None:
+        """Tenants share by these weights from now on; others have 1."""
+        self._queue.weights = weights
 
     def waiting(self) -> Mapping[PriorityClass, int]:
         """How many requests wait for a place, by class."""

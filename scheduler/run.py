@@ -68,9 +68,7 @@ async def run(
     next_core = functools.partial(make_core, config, clock, profile_of(config))
     shell = SchedulerShell(config, next_core(), clock, metrics)
     shell.stands_by = not config.alone
-    shell.accounting = accounting_of(auth, accounts, shell.reply, lost=shell.broken, model=model)
-    if shell.accounting is not None and config.alone:
-        await shell.accounting.open(0)
+    await _keep_accounts(shell, auth, accounts, model)
     experts = ExpertService(shell, clock, ExpertMetrics(metrics.registry))
     status = status_service(shell, epoch=time.time_ns())
     metrics_address = serve_metrics(config.host, config.metrics_port)
@@ -109,6 +107,18 @@ async def run(
         raise SystemExit(ExitCode.PART_DIED)
     if leading in done:
         raise SystemExit(ExitCode.LEADS_NO_LONGER)
+
+
+async def _keep_accounts(shell: SchedulerShell, auth: AuthConfig, accounts: AccountsConfig, model: str) -> None:
+    """Give the shell its keys and accounts; a scheduler that is alone takes the ledger over at once."""
+    shell.accounting = accounting_of(
+        auth, accounts, shell.reply, place=shell.feed, answer=shell.answer, lost=shell.broken, model=model
+    )
+    if shell.accounting is not None:
+        shell.accounting.on_rules = shell.share
+        if not shell.stands_by:
+            await shell.accounting.open(0)
+            shell.share()
 
 
 async def _close(shell: SchedulerShell, leadership: Leadership | None, server: RunningServer) -> None:

@@ -269,10 +269,15 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 except ValueError as error:
                     outgoing.close(_bad(str(error)))
                     return
-                shell.feed(asked)
+                if asked.hold is not None and shell.accounting is not None and shell.accounting.usage is not None:
+                    shell.accounting.usage.ask(asked)
+                else:
+                    shell.feed(asked)
             case "ended":
                 ended = message.ended
                 shell.metrics.request_ended(ended.outcome)
+                if shell.accounting is not None and shell.accounting.usage is not None:
+                    shell.accounting.usage.ended(session, ended.plan_id)
                 shell.feed(wire.request_ended(session, ended))
             case "running":
                 shell.feed(wire.plans_running(session, message.running))
@@ -280,25 +285,28 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 suspect = message.suspect
                 log.info("worker suspected", worker=suspect.worker_id, why=suspect.reason)
                 shell.feed(wire.worker_suspected(suspect))
-            case "usage":
-                self._on_usage(session, message.usage, outgoing)
-            case "keys":
-                if shell.accounting is None or shell.accounting.keys is None:
-                    outgoing.close(_bad("auth.mode is off in the scheduler, and required in this front proxy."))
-                    return
-                shell.accounting.keys.asked(session, message.keys)
+            case "usage" | "extend" | "holds" | "keys":
+                self._on_accounts(message, session, outgoing)
             case other:
                 outgoing.close(_bad(f"A registered front proxy must not send {other or 'an empty message'}."))
 
-    def _on_usage(self, session: int, packed: bytes, outgoing: SendQueue[pb.FrontReplies]) -> None:
-        accounting = self._shell.accounting
-        if accounting is None or accounting.usage is None:
-            outgoing.close(_bad("accounts.mode is off in the scheduler, and not in this front proxy."))
-            return
-        try:
-            accounting.usage.usage(session, packed)
-        except (ValueError, msgspec.DecodeError) as error:
-            outgoing.close(_bad(f"FrontUpdate.usage is no record: {error}"))
+    def _on_accounts(self, message: pb.FrontUpdate, session: int, outgoing: SendQueue[pb.FrontReplies]) -> None:
+        accounting, what = self._shell.accounting, message.WhichOneof("message")
+        keys, usage = (None, None) if accounting is None else (accounting.keys, accounting.usage)
+        if what == "keys" and keys is not None:
+            keys.asked(session, message.keys)
+        elif what == "keys" or usage is None:
+            setting = "auth.mode" if what == "keys" else "accounts.mode"
+            outgoing.close(_bad(f"{setting} is off in the scheduler, and not in this front proxy."))
+        elif what == "extend":
+            usage.extend(session, message.extend)
+        elif what == "holds":
+            usage.told(session, message.holds)
+        else:
+            try:
+                usage.usage(session, message.usage)
+            except (ValueError, msgspec.DecodeError) as error:
+                outgoing.close(_bad(f"FrontUpdate.usage is no record: {error}"))
 
     def _note_front(self, name: str, incarnation: int) -> None:
         """Its former stream may not have ended here yet. Another process must not have its name."""

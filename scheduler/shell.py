@@ -95,6 +95,17 @@ class SchedulerShell:
         """Take over with an empty core, which workers and front proxies fill when they connect."""
         assert not self.workers and not self.fronts, "no peer is let in while standing by"
         self.core, self.leader_epoch, self.leads_until_s, self.stands_by = core, epoch, until_s, False
+        self.share()
+
+    def share(self) -> None:
+        """Let teams have their weights in the core that decides."""
+        if self.accounting is not None and self.accounting.usage is not None:
+            self.core.share(self.accounting.usage.weights)
+
+    def answer(self, action: ReplyWaiting | ReplyRefusal) -> None:
+        """Answer a question that the core was not asked, if its front proxy is still there."""
+        if action.session in self.fronts and not self.deposed:
+            self._do(action)
 
     def reply(self, session: int, reply: pb.FrontReply) -> None:
         """Say something to a front proxy, if its stream is still open."""
@@ -189,13 +200,8 @@ class SchedulerShell:
 
     def _do(self, action: Action) -> None:
         match action:
-            case ReplyPlan(session=session, reason=reason, prefill=prefill, waited_s=waited_s):
-                self.plan_log.remember(action, self._clock.monotonic_s())
-                if waited_s > 0:
-                    self.metrics.waited_s.observe(waited_s)
-                decision = "local" if prefill is None else "remote"
-                self.metrics.plans.labels(decision, reason).inc()
-                self.fronts[session].put(self._signed(wire.plan(action)))
+            case ReplyPlan():
+                self._grant(action)
             case ReplyWaiting(session=session):
                 self.fronts[session].put(self._signed(wire.waiting(action)))
             case ReplyRefusal(session=session, cause=cause):
@@ -226,6 +232,18 @@ class SchedulerShell:
                 self._publish(at_once=at_once)
             case _:
                 assert_never(action)
+
+    def _grant(self, action: ReplyPlan) -> None:
+        """Tell a front proxy where its request runs, and what it holds."""
+        self.plan_log.remember(action, self._clock.monotonic_s())
+        if action.waited_s > 0:
+            self.metrics.waited_s.observe(action.waited_s)
+        decision = "local" if action.prefill is None else "remote"
+        self.metrics.plans.labels(decision, action.reason).inc()
+        replies = wire.plan(action)
+        if action.hold is not None and self.accounting is not None and self.accounting.usage is not None:
+            self.accounting.usage.tell_grant(action.hold, replies.messages[0].plan.grant)
+        self.fronts[action.session].put(self._signed(replies))
 
     def _command(self, session: int, command: pb.WorkerCommand) -> None:
         if (outgoing := self.workers.get(session)) is not None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, assert_never
 
+from accounts.account import Level, Standing
+from accounts.treasury import HoldAsked
 from kv_transfer.prefix.block_keys import KEY_BYTES
 from kv_transfer.prefix.events import GONE, BlockDelta
+from protos.accounts.v1 import accounts_pb2
 from protos.cluster.v1 import cluster_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
+from runtime.priority_class import named_class
 from runtime.roles import WorkerRole
 from scheduler.api.actions import FlipWorker, Placement, ReplyPlan, ReplyRefusal, ReplyWaiting
 from scheduler.api.events import (
@@ -154,7 +158,33 @@ def plan_requested(session: int, message: pb.PlanRequest) -> PlanRequested:
         block_keys=message.block_keys,
         ttft_slo_s=message.ttft_slo_ms / 1e3,
         itl_slo_s=message.itl_slo_us / 1e6,
+        hold=hold_asked(message.hold, message.priority_class, message.priority) if message.HasField("hold") else None,
     )
+
+
+def hold_asked(message: accounts_pb2.HoldAsked, priority_class: str, priority: int = 0) -> HoldAsked:
+    """What a part of a request is to hold."""
+    return HoldAsked(
+        uid=message.uid,
+        part=message.part,
+        key_id=message.key_id,
+        team=message.team,
+        model=message.model,
+        priority_class=named_class(priority_class, priority).value,
+        prompt_tokens=message.prompt_tokens,
+        output_tokens_max=message.output_tokens_max,
+    )
+
+
+def tell_standing(message: accounts_pb2.Standing, standing: Standing | None) -> None:
+    """How far rates are used. Nothing where none bounds it."""
+    for name in ("requests", "prompt", "output"):
+        level: Level | None = getattr(standing, name, None)
+        if level is not None:
+            told: accounts_pb2.Level = getattr(message, name)
+            told.limit, told.remaining = level.limit, level.remaining
+            told.reset_ms = min(round(level.reset_s * 1000), _UINT32_MAX)
+            told.SetInParent()
 
 
 def request_ended(session: int, message: pb.RequestEnded) -> RequestEnded:
@@ -221,7 +251,10 @@ def refusal(action: ReplyRefusal) -> pb.FrontReplies:
         kind=action.failure.kind.value,
         message=action.failure.message,
         retry_after_ms=retry_after_ms,
+        code=action.failure.code,
     )
+    if action.standing is not None:
+        tell_standing(told.standing, action.standing)
     return pb.FrontReplies(messages=[pb.FrontReply(refused=told)])
 
 

@@ -7,21 +7,31 @@ from collections.abc import Callable
 
 import structlog
 
-from accounts.config import LIMITS, AccountsLimits
+from accounts.config import LIMITS, AccountsConfig, AccountsLimits
 from accounts.usage import UsageRecord
 from front_proxy.dispatch import wire
 from front_proxy.planning.key_watch import KeyWatch
+from front_proxy.request.bill import Part
+from protos.accounts.v1 import accounts_pb2
 from protos.scheduler.v1 import scheduler_pb2
 
 log = structlog.get_logger(__name__)
 
+_OFF = AccountsConfig()
+
 
 class AccountsLink:
-    """``send`` is set by the link that holds the stream; what is sent while there is none is lost."""
+    """``send`` is set by the link that holds the stream; it says whether a scheduler is there that answers."""
 
-    def __init__(self, keys: KeyWatch | None, limits: AccountsLimits = LIMITS) -> None:
+    def __init__(self, keys: KeyWatch | None, accounts: AccountsConfig = _OFF, limits: AccountsLimits = LIMITS) -> None:
         """``keys``: None where none are required."""
-        self.send: Callable[[scheduler_pb2.FrontUpdates], None] = lambda _message: None
+        self._accounts = accounts
+        # Parts that asked for a plan, by its id; and all that may hold something, by request and number.
+        self._asked: dict[int, Part] = {}
+        self._open: dict[bytes, dict[int, Part]] = {}
+        self._behind = True
+        """Something was not sent."""
+        self.send: Callable[[scheduler_pb2.FrontUpdates], bool] = lambda _message: False
         self.on_keys: Callable[[], object] = lambda: None
         """Called when the table of keys may be used, or is another one."""
         self._keys = keys
@@ -37,8 +47,13 @@ class AccountsLink:
 
     def begin(self) -> None:
         """The scheduler speaks, for the first time on this stream or again."""
-        for message in self._unbooked.values():
-            self.send(message)
+        if self._behind:
+            # In this order: what is not in the list is over, or told before it.
+            self._behind = False
+            for message in self._unbooked.values():
+                self._tell(message)
+            if self._accounts.mode != "off":
+                self._tell(wire.holds_open([part for parts in self._open.values() for part in parts.values()]))
         if self._keys is not None:
             self._ask_keys(self._keys)
 
@@ -49,12 +64,42 @@ class AccountsLink:
             del self._unbooked[oldest]
             log.error("a usage record is lost: too many wait for the scheduler", uid=oldest.hex())
         message = self._unbooked[record.uid] = wire.usage(record)
-        self.send(message)
+        self._open.pop(record.uid, None)
+        self._tell(message)
+
+    def lost(self) -> None:
+        """The stream is over: what was sent may not have come."""
+        self._behind = True
+
+    def asked(self, plan_id: int, part: Part) -> None:
+        """A plan is asked for: what it grants is the part's."""
+        self._asked[plan_id] = part
+        self._open.setdefault(part.bill.uid, {})[part.number] = part
+
+    def forget(self, plan_id: int) -> None:
+        """The plan is over, or not wanted any more."""
+        self._asked.pop(plan_id, None)
+
+    def extend(self, part: Part) -> None:
+        """Ask for more output. While no scheduler answers it is granted here, or the output ends."""
+        if not self.send(wire.extend(part)):
+            self.grant_away(part)
+
+    def grant_away(self, part: Part) -> bool:
+        """Grant more without the scheduler, which books it afterwards. False: that is not wanted."""
+        if self._accounts.mode == "enforce" and self._accounts.when_away == "refuse":
+            return False
+        part.grant(part.granted + self._accounts.slice_tokens)
+        return True
 
     @property
     def unbooked(self) -> int:
         """Records that the scheduler has not booked yet."""
         return len(self._unbooked)
+
+    def holds_record(self, uid: bytes) -> bool:
+        """Whether the record of this request is still to be booked."""
+        return uid in self._unbooked
 
     def hear(self, reply: scheduler_pb2.FrontReply) -> None:
         """What the scheduler says; what is not about keys or accounts is left to others."""
@@ -66,6 +111,18 @@ class AccountsLink:
         elif reply.HasField("booked"):
             for uid in reply.booked.uids:
                 self._unbooked.pop(uid, None)
+        elif reply.HasField("plan"):
+            if (part := self._asked.pop(reply.plan.plan_id, None)) is not None:
+                _note(part, reply.plan.grant)
+                part.grant(reply.plan.grant.output_tokens)
+        elif reply.HasField("refused"):
+            if (part := self._asked.pop(reply.refused.plan_id, None)) is not None:
+                _note(part, reply.refused)
+        elif reply.HasField("extended"):
+            more = reply.extended
+            if (part := self._open.get(more.uid, {}).get(more.part)) is not None:
+                part.answer(more.output_tokens, more.beyond_tokens)
+                part.on_change()
 
     def close(self) -> None:
         """Nothing more is sent."""
@@ -77,3 +134,12 @@ class AccountsLink:
         self.close()
         self._keys_timer = self._loop.call_later(keys.interval_s, self._ask_keys, keys)
         self.send(wire.keys_asked(*keys.ask(self._loop.time())))
+
+    def _tell(self, message: scheduler_pb2.FrontUpdates) -> None:
+        if not self.send(message):
+            self._behind = True
+
+
+def _note(part: Part, said: accounts_pb2.Grant | scheduler_pb2.PlanRefused) -> None:
+    if said.HasField("standing"):
+        part.bill.standing = wire.standing(said.standing)

@@ -15,12 +15,14 @@ from engine.work_meter import Work
 from front_proxy.config import FrontProxyConfig, FrontProxyLimits
 from front_proxy.dispatch import submissions
 from front_proxy.dispatch.delivery_times import DeliveryTimes
+from front_proxy.dispatch.grant_meter import GrantMeter
 from front_proxy.dispatch.metrics import DispatchMetrics
 from front_proxy.dispatch.scheduler_link import SchedulerLink
 from front_proxy.dispatch.ttft_breakdown import TtftBreakdown
 from front_proxy.dispatch.worker_link import WorkerLinks
 from front_proxy.planning.cluster_view import ClusterView
 from front_proxy.request import endings
+from front_proxy.request.bill import Part
 from front_proxy.request.events import (
     AbortWork,
     AskPlan,
@@ -115,8 +117,23 @@ class RequestDriver:
         self._tokens_counted = 0
         self._plan_ids: dict[int, int] = {}
         self._slots: dict[tuple[int, Stage], tuple[Placement, int]] = {}
+        self._meter: GrantMeter | None = None
+        if request.account is not None:
+            request.account.most = request.output_tokens_max
+            self._meter = GrantMeter(
+                request.account,
+                planning,
+                give=self._give,
+                stop=functools.partial(self.feed, Stopped(failure=None)),
+                patience_s=limits.plan_patience_s,
+            )
         self._watch = TtftBreakdown(self._started_s)
         self._times = DeliveryTimes(self._started_s)
+
+    @property
+    def withheld_tokens(self) -> int:
+        """Output that no reader gets: more was not granted."""
+        return 0 if self._meter is None else self._meter.withheld_tokens
 
     @property
     def done(self) -> bool:
@@ -153,7 +170,7 @@ class RequestDriver:
         while not self._deltas:
             if self._ending is not None:
                 raise FailureError(self._ending)
-            if self.done:
+            if self.done and not (self._meter is not None and self._meter.holding):
                 raise FailureError(Failure(kind=FailureKind.CANCELLED, message="Its reader had left."))
             self._waiter = self._loop.create_future()
             try:
@@ -183,45 +200,29 @@ class RequestDriver:
     def leave(self, *, satisfied: bool) -> None:
         """The reader has left: drop what it did not read."""
         self.feed(Stopped(failure=None if satisfied else endings.CLIENT_LEFT))
+        if self._meter is not None:
+            self._meter.close()
         self._deltas.clear()
 
-    def on_word(self, attempt: int, stage: Stage, word: WorkerOutput | Failure, work: Work | None = None) -> None:
-        """A worker produced something for an attempt, or failed. ``work``: with its last word, what that cost."""
+    def on_word(self, attempt: int, stage: Stage, word: WorkerOutput | Failure) -> None:
+        """A worker produced something for an attempt, or failed."""
         if isinstance(word, Failure):
-            self._end_work(attempt, stage, work)
+            self._slots.pop((attempt, stage), None)
             self.feed(WorkerFailed(attempt=attempt, stage=stage, failure=word))
             return
         if self._watch.over and not self._busy and self.flow.passes(attempt, stage, word):
             waiter = self._waiter
-            if self.tap is None or waiter is None or waiter.done() or not self._tapped(self.tap, word.token_ids):
-                self._pass_on(GenerationDelta(token_ids=word.token_ids, logprobs=word.logprobs))
+            if self._meter is not None and not self._meter.covers(len(word.token_ids)):
+                self._meter.pass_on(GenerationDelta(token_ids=word.token_ids, logprobs=word.logprobs))
+            elif self.tap is None or waiter is None or waiter.done() or not self._tapped(self.tap, word.token_ids):
+                self._give(GenerationDelta(token_ids=word.token_ids, logprobs=word.logprobs))
             return
         if word.finish is not None:
-            self._end_work(attempt, stage, work)
+            self._slots.pop((attempt, stage), None)
         if attempt == self.flow.attempt:
             self._since_s = self._now_s()
             self._watch.on_output(stage, word, self._since_s)
         self.feed(Output(attempt=attempt, stage=stage, output=word))
-
-    def _end_work(self, attempt: int, stage: Stage, work: Work | None) -> None:
-        """An attempt's work has ended by itself."""
-        at = self._slots.pop((attempt, stage), None)
-        account = self._request.account
-        if at is not None and account is not None:
-            account.bill.told(at[0].worker_id, stage.value, work, self.flow.output_tokens_of_plan)
-
-    def _abort(self, stage: Stage, worker: Placement, slot: int) -> None:
-        """Take it back, and hear what it cost until then."""
-        account = self._request.account
-        if account is None:
-            self._working.abort(worker, slot)
-            return
-        seen_tokens = self.flow.output_tokens_of_plan
-
-        def on_work(work: Work | None) -> None:
-            account.bill.told(worker.worker_id, stage.value, work, seen_tokens)
-
-        self._working.abort(worker, slot, on_work)
 
     def _tapped(self, tap: Callable[[list[int]], bool], token_ids: list[int]) -> bool:
         """Whether the tap took them."""
@@ -238,8 +239,13 @@ class RequestDriver:
         self._metrics.plan_s.observe(now_s - asked_s)
         self._watch.planned_s = now_s
         self._times.refused = isinstance(answer, Failure)
+        account = self._request.account
         if isinstance(answer, Failure):
             self.feed(PlanRefused(attempt=attempt, failure=answer))
+        elif account is not None and not account.granted and not self._planning.grant_away(account):
+            # Planned here, where the scheduler's word is wanted.
+            self._planning.end_plan(self._plan_ids.pop(attempt), "failed", 0)
+            self.feed(PlanRefused(attempt=attempt, failure=endings.NOT_BOOKED))
         else:
             self.feed(Planned(attempt=attempt, plan=answer))
 
@@ -313,7 +319,7 @@ class RequestDriver:
             case AbortWork(attempt=attempt, stage=stage):
                 at = self._slots.pop((attempt, stage), None)
                 if at is not None:
-                    self._abort(stage, *at)
+                    self._working.abort(*at)
             case ReleaseHandoff(handoff=handoff, pulled=pulled):
                 self._metrics.handoffs_released("true" if pulled else "false").inc()
                 self._working.release(handoff, pulled=pulled)
@@ -351,7 +357,11 @@ class RequestDriver:
         )
         self._watch.new_attempt()
         self._times.asked(now_s)
-        self._planning.plan(question, functools.partial(self._on_answer, ask.attempt, now_s))
+        receiver = functools.partial(self._on_answer, ask.attempt, now_s)
+        if self._request.account is None:
+            self._planning.plan(question, receiver)
+        else:
+            self._planning.plan(question, receiver, self._request.account)
 
     def _end_plan(self, action: EndPlan) -> None:
         measured = self._times.of_plan(
@@ -387,14 +397,20 @@ class RequestDriver:
 
     def _submit(self, attempt: int, worker: Placement, submission: Submission) -> None:
         self._since_s = self._now_s()
-        if self._request.account is not None:
-            self._request.account.bill.untold += 1
-        key = attempt, submission.stage
-        # Before: that there is no stream is told at once.
-        self._slots[key] = worker, 0
-        slot = self._working.submit(worker, submission, functools.partial(self.on_word, attempt, submission.stage))
-        if key in self._slots:
-            self._slots[key] = worker, slot
+        attempt_word = functools.partial(self.on_word, attempt, submission.stage)
+        account = self._request.account
+        if account is None:
+            slot = self._working.submit(worker, submission, attempt_word)
+        else:
+            account.bill.untold += 1
+            on_work = functools.partial(self._on_work, account, attempt, submission.stage, worker.worker_id)
+            slot = self._working.submit(worker, submission, attempt_word, on_work)
+        self._slots[attempt, submission.stage] = (worker, slot)
+
+    def _on_work(self, account: Part, attempt: int, stage: Stage, worker_id: str, work: Work | None) -> None:
+        """What an attempt cost, or at least what came of it."""
+        seen_tokens = self.flow.output_tokens_of_plan if attempt == self.flow.attempt else 0
+        account.bill.told(worker_id, stage.value, work, seen_tokens)
 
     def _emit(self, delta: GenerationDelta) -> None:
         phases: TtftPhases | None = None
@@ -412,6 +428,12 @@ class RequestDriver:
             self._loop.call_soon(self._metrics.observe_first_token, phases)
 
     def _pass_on(self, delta: GenerationDelta) -> None:
+        if self._meter is None:
+            self._give(delta)
+        else:
+            self._meter.pass_on(delta)
+
+    def _give(self, delta: GenerationDelta) -> None:
         if len(self._deltas) >= self._limits.output_deltas_max:
             text = f"The client reads too slowly: {len(self._deltas)} pieces of output wait for it."
             self.feed(Stopped(failure=Failure(kind=FailureKind.EXHAUSTED, message=text)))
@@ -421,6 +443,8 @@ class RequestDriver:
 
     def _finish(self, outcome: Outcome, failure: Failure | None) -> None:
         self._timer.cancel()
+        if self._meter is not None and outcome != "finished":
+            self._meter.close()
         self._count_tokens()
         self._metrics.ended_as(outcome).inc()
         request = self._request
@@ -440,8 +464,8 @@ class RequestDriver:
         self._broken = True
         if self.flow.handoff is not None:
             self._working.release(self.flow.handoff, pulled=False)
-        for (_, stage), at in self._slots.items():
-            self._abort(stage, *at)
+        for at in self._slots.values():
+            self._working.abort(*at)
         self._slots.clear()
         for plan_id in self._plan_ids.values():
             self._planning.end_plan(plan_id, "failed", self.flow.output_tokens_of_plan)

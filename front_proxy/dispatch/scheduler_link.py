@@ -37,6 +37,7 @@ from front_proxy.planning.events import (
     ViewChanged,
 )
 from front_proxy.planning.plan_client import NEVER_S, PlanClient
+from front_proxy.request.bill import Part
 from front_proxy.request.events import Measured, Outcome
 from protos.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from runtime.failures import Failure, FailureKind
@@ -112,7 +113,7 @@ class SchedulerLink:
         self._dial_after_s = 0.0
         self._accounts = accounts
         if accounts is not None:
-            accounts.send, accounts.on_keys = self._send, on_view
+            accounts.send, accounts.on_keys = self._send_if_heard, on_view
 
     @property
     def connected(self) -> bool:
@@ -129,8 +130,10 @@ class SchedulerLink:
         self._next_plan_id += 1
         return self._next_plan_id
 
-    def plan(self, question: PlanRequested, receiver: PlanReceiver) -> None:
-        """Ask the scheduler. The answer comes later, through ``receiver``."""
+    def plan(self, question: PlanRequested, receiver: PlanReceiver, part: Part | None = None) -> None:
+        """Ask the scheduler. The answer comes later, through ``receiver``; what it grants to ``part`` before that."""
+        if part is not None and self._accounts is not None:
+            self._accounts.asked(question.plan_id, part)
         # First, so that a question that cannot be encoded is never asked.
         self._receivers[question.plan_id] = (receiver, wire.plan_request(question))
         self._handle(PlanNeeded(question))
@@ -138,7 +141,18 @@ class SchedulerLink:
     def end_plan(self, plan_id: int, outcome: Outcome, output_tokens: int, measured: Measured | None = None) -> None:
         """Free what a plan reserved. Of a question not answered yet, its answer too."""
         self._receivers.pop(plan_id, None)
+        if self._accounts is not None:
+            self._accounts.forget(plan_id)
         self._handle(PlanEnded(plan_id, outcome, output_tokens, measured))
+
+    def extend(self, part: Part) -> None:
+        """Ask for more output of a request that runs."""
+        if self._accounts is not None:
+            self._accounts.extend(part)
+
+    def grant_away(self, part: Part) -> bool:
+        """Grant more output without the scheduler. False: that is not wanted."""
+        return self._accounts is None or self._accounts.grant_away(part)
 
     def suspect(self, worker: Placement, reason: str) -> None:
         """Tell the scheduler that a worker could not be used."""
@@ -170,6 +184,8 @@ class SchedulerLink:
             )
         finally:
             self._sending = None
+            if self._accounts is not None:
+                self._accounts.lost()
         self._handle(StreamLost(str(ended), silent=ended.silent))
 
     def _on_message(self, replies: scheduler_pb2.FrontReplies) -> None:
@@ -266,6 +282,10 @@ class SchedulerLink:
                 log.warning("the scheduler plans again", planned_without_it=plans_made)
             case _:
                 assert_never(action)
+
+    def _send_if_heard(self, item: _Item) -> bool:
+        """Send to a scheduler that answers. False: there is none."""
+        return self._plan_client.connected and self._sending is not None and self._sending.put(item)
 
     def _send(self, item: _Item) -> None:
         if self._sending is not None:

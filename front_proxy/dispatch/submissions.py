@@ -42,6 +42,7 @@ def question(
         resumed=ask.resumed,
         ttft_slo_s=ttft_left_s,
         itl_slo_s=request.itl_slo_s,
+        hold=None if request.account is None else request.account.asks(),
         block_keys=b"" if keys is None else keys.packed(block_size_tokens, shown),
     )
 

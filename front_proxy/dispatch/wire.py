@@ -5,14 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import msgspec
 
+from accounts.account import Level, Standing
+from accounts.treasury import HoldAsked
 from accounts.usage import UsageRecord
 from engine.protocol import Finish, FinishReason, FirstOutput, Logprobs
 from engine.work_meter import Work
 from front_proxy.planning.cluster_view import WorkerEntry
 from front_proxy.planning.events import ViewShown
+from front_proxy.request.bill import Part
 from front_proxy.request.events import Measured, Outcome
 from front_proxy.request.work import Stage, Submission, WorkerOutput
 from kv_transfer.handoff import wire as handoff_wire
@@ -172,13 +176,14 @@ def _logprobs(message: worker_pb2.Logprobs) -> Logprobs:
     )
 
 
-def failure(kind: str, message: str, retry_after_ms: int) -> Failure:
+def failure(kind: str, message: str, retry_after_ms: int, code: str = "") -> Failure:
     """A failure a peer told us about; one we do not know is internal."""
     known = kind in FailureKind._value2member_map_
     return Failure(
         kind=FailureKind(kind) if known else FailureKind.INTERNAL,
         message=message,
         retry_after_s=retry_after_ms / 1000 if retry_after_ms else None,
+        code=code,
     )
 
 
@@ -215,6 +220,8 @@ def plan_request(question: PlanRequested) -> scheduler_pb2.FrontUpdates:
     # 0 would mean that none is asked for.
     if question.ttft_slo_s:
         message.ttft_slo_ms = max(1, round(question.ttft_slo_s * 1e3))
+    if question.hold is not None:
+        _ask_hold(message.hold, question.hold)
     if question.itl_slo_s:
         message.itl_slo_us = max(1, round(question.itl_slo_s * 1e6))
     return updates
@@ -275,6 +282,43 @@ def usage(record: UsageRecord) -> scheduler_pb2.FrontUpdates:
     return scheduler_pb2.FrontUpdates(messages=[scheduler_pb2.FrontUpdate(usage=msgspec.msgpack.encode(record))])
 
 
+def extend(part: Part) -> scheduler_pb2.FrontUpdates:
+    """May this part show more?"""
+    asked = accounts_pb2.ExtendHold(uid=part.bill.uid, part=part.number, beyond_tokens=part.granted)
+    return scheduler_pb2.FrontUpdates(messages=[scheduler_pb2.FrontUpdate(extend=asked)])
+
+
+def holds_open(parts: Iterable[Part]) -> scheduler_pb2.FrontUpdates:
+    """All that holds something here."""
+    told = accounts_pb2.HoldsOpen()
+    for part in parts:
+        hold = told.holds.add(priority_class=part.bill.priority_class, output_tokens=part.granted)
+        _ask_hold(hold.asked, part.asks())
+    return scheduler_pb2.FrontUpdates(messages=[scheduler_pb2.FrontUpdate(holds=told)])
+
+
+def _ask_hold(message: accounts_pb2.HoldAsked, asked: HoldAsked) -> None:
+    message.uid = asked.uid
+    message.part = asked.part
+    message.key_id = asked.key_id
+    message.team = asked.team
+    message.model = asked.model
+    message.prompt_tokens = asked.prompt_tokens
+    message.output_tokens_max = asked.output_tokens_max
+
+
+def standing(message: accounts_pb2.Standing) -> Standing:
+    """How far rates are used."""
+
+    def level(name: Literal["requests", "prompt", "output"]) -> Level | None:
+        if not message.HasField(name):
+            return None
+        told: accounts_pb2.Level = getattr(message, name)
+        return Level(told.limit, told.remaining, told.reset_ms / 1000)
+
+    return Standing(requests=level("requests"), prompt=level("prompt"), output=level("output"))
+
+
 def suspect(worker_id: str, epoch: int, reason: str) -> scheduler_pb2.FrontUpdates:
     """Advice: this worker could not be used."""
     told = scheduler_pb2.WorkerSuspect(worker_id=worker_id, epoch=epoch, reason=reason)
@@ -296,7 +340,7 @@ def word(message: scheduler_pb2.FrontReply) -> ReplyPlan | ReplyRefusal | ReplyW
             )
         case "refused":
             told = message.refused
-            failed = failure(told.kind, told.message, told.retry_after_ms)
+            failed = failure(told.kind, told.message, told.retry_after_ms, told.code)
             return ReplyRefusal(session=0, plan_id=told.plan_id, failure=failed, cause="")
         case "waiting":
             waiting = message.waiting

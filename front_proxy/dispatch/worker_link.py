@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable
-from typing import Protocol
 
 import msgspec
 import structlog
@@ -28,16 +27,10 @@ log = structlog.get_logger(__name__)
 SLOT_MAX = 2**32
 
 
-class Receiver(Protocol):
-    """Gets what becomes of one submission. Nothing follows a failure or an output with a finish."""
-
-    def __call__(self, word: WorkerOutput | Failure, work: Work | None = None) -> None:
-        """``work``: with the last word, what it cost, where the worker was asked and says so."""
-        ...
-
-
+Receiver = Callable[[WorkerOutput | Failure], None]
+"""Gets what becomes of one submission. Nothing follows a failure or an output with a finish."""
 OnWork = Callable[[Work | None], None]
-"""Gets what a submission cost that was aborted; None: its worker does not say."""
+"""Gets what one submission cost, once, when it is over or aborted; None: its worker did not say."""
 
 
 class _Queued(msgspec.Struct, frozen=True):
@@ -71,8 +64,8 @@ class WorkerLink:
         self._dial = dial
         self._sending: SendQueue[_Item] = SendQueue(send_messages_max, self._encode, _weigh)
         self._slots: dict[int, Receiver] = {}
-        # Aborted ones of which it matters what they cost.
-        self._aborted: dict[int, OnWork] = {}
+        # Those of which it matters what they cost, aborted ones included.
+        self._costs: dict[int, OnWork] = {}
         self._leases: set[str] = set()
         self.next_slot = 1
         """Of the next submission."""
@@ -93,24 +86,22 @@ class WorkerLink:
         """Hand-offs received over this stream and not released over it."""
         return len(self._leases)
 
-    def submit(self, submission: Submission, receiver: Receiver) -> int:
+    def submit(self, submission: Submission, receiver: Receiver, on_work: OnWork | None = None) -> int:
         """Send a submission; returns its slot. A stream that is over is told through ``receiver`` at once."""
         slot = self._free_slot()
         self._slots[slot] = receiver
+        if on_work is not None:
+            self._costs[slot] = on_work
         if not self._sending.put(_Queued(slot, submission, self._loop.time())):
             del self._slots[slot]
+            self._cost(slot, None)
             receiver(self._lost("the stream is over"))
         return slot
 
-    def abort(self, slot: int, on_work: OnWork | None = None) -> None:
+    def abort(self, slot: int) -> None:
         """Stop what runs on ``slot``. A hand-off that was already on its way is released here."""
-        if self._slots.pop(slot, None) is not None:
-            sent = self._sending.put(wire.abort(slot))
-            if on_work is not None and sent:
-                self._aborted[slot] = on_work
-                return
-        if on_work is not None:
-            on_work(None)
+        if self._slots.pop(slot, None) is not None and not self._sending.put(wire.abort(slot)):
+            self._cost(slot, None)
 
     def release(self, handoff: KvHandoff, *, pulled: bool) -> bool:
         """Tell the worker. False when there is no stream: then the worker has released it already."""
@@ -147,12 +138,11 @@ class WorkerLink:
     def _fail_all(self, reason: str) -> None:
         # The worker aborts and releases everything of a stream that ended, so nothing is left to be told.
         self._leases.clear()
+        for slot in list(self._costs):
+            self._cost(slot, None)
         slots, self._slots = self._slots, {}
         for receiver in slots.values():
             receiver(self._lost(reason))
-        aborted, self._aborted = self._aborted, {}
-        for on_work in aborted.values():
-            on_work(None)
 
     def _lost(self, reason: str) -> Failure:
         text = f"The stream to worker {self.worker.worker_id} broke: {reason}"
@@ -160,7 +150,7 @@ class WorkerLink:
 
     def _free_slot(self) -> int:
         # Never the number of a slot that just ended: a delta still on its way must not reach the next submission.
-        while self.next_slot in self._slots or self.next_slot in self._aborted:
+        while self.next_slot in self._slots or self.next_slot in self._costs:
             self.next_slot = self.next_slot % (SLOT_MAX - 1) + 1
         slot = self.next_slot
         self.next_slot = slot % (SLOT_MAX - 1) + 1
@@ -171,8 +161,7 @@ class WorkerLink:
             return item
         if item.slot not in self._slots:
             # Aborted before it left. The abort behind it in the queue is for a slot the worker never saw.
-            if (on_work := self._aborted.pop(item.slot, None)) is not None:
-                on_work(None)
+            self._cost(item.slot, None)
             return None
         try:
             return wire.submit(item.slot, item.submission, self._loop.time() - item.queued_at_s)
@@ -180,6 +169,7 @@ class WorkerLink:
             # What validation let through must cost its own request only, not the stream that all share.
             log.exception("request cannot be put on the wire", request_id=item.submission.engine_request.request_id)
             text = f"The request cannot be sent to a worker: {type(error).__name__}."
+            self._cost(item.slot, None)
             self._slots.pop(item.slot)(Failure(kind=FailureKind.INTERNAL, message=text))
             return None
 
@@ -214,18 +204,17 @@ class WorkerLink:
         handoff = word.handoff if isinstance(word, WorkerOutput) else None
         if handoff is not None:
             self._leases.add(handoff.lease_id)
-        work = None
         if wire.ends_slot(delta):
             self._slots.pop(delta.slot, None)
-            work = wire.work_of(delta)
-            if (on_work := self._aborted.pop(delta.slot, None)) is not None:
-                on_work(work)
-        if receiver is not None and work is not None:
-            receiver(word, work)
-        elif receiver is not None:
+            self._cost(delta.slot, wire.work_of(delta))
+        if receiver is not None:
             receiver(word)
         elif handoff is not None:
             self.release(handoff, pulled=False)
+
+    def _cost(self, slot: int, work: Work | None) -> None:
+        if self._costs and (on_work := self._costs.pop(slot, None)) is not None:
+            on_work(work)
 
 
 def _weigh(item: _Item) -> int:
@@ -271,13 +260,17 @@ class WorkerLinks:
         """Hand-offs received and not let go, over all workers."""
         return sum(link.leases_held for link in self._links.values())
 
-    def submit(self, worker: Placement, submission: Submission, receiver: Receiver) -> int:
+    def submit(
+        self, worker: Placement, submission: Submission, receiver: Receiver, on_work: OnWork | None = None
+    ) -> int:
         """Send a submission to a worker, connecting first where needed; returns its slot there."""
         key = (worker.worker_id, worker.epoch)
         link = self._links.get(key)
         if link is None or link.ended:
             if self._loop.time() < self._not_before_s.get(key, 0.0):
                 text = f"Worker {worker.worker_id} could not be reached a moment ago."
+                if on_work is not None:
+                    on_work(None)
                 receiver(Failure(kind=FailureKind.UNAVAILABLE, message=text, reached=False))
                 return 0
             former, link = link, self._link(worker)
@@ -288,15 +281,13 @@ class WorkerLinks:
             self._spawn(link)
         if submission.handoff is not None:
             self._keeper.keep(submission.handoff)
-        return link.submit(submission, receiver)
+        return link.submit(submission, receiver, on_work)
 
-    def abort(self, worker: Placement, slot: int, on_work: OnWork | None = None) -> None:
-        """Stop a submission's work. ``on_work`` is told what it cost."""
+    def abort(self, worker: Placement, slot: int) -> None:
+        """Stop a submission's work."""
         link = self._links.get((worker.worker_id, worker.epoch))
         if link is not None:
-            link.abort(slot, on_work)
-        elif on_work is not None:
-            on_work(None)
+            link.abort(slot)
 
     def release(self, handoff: KvHandoff, *, pulled: bool) -> bool:
         """Give a hand-off back to its holder. False where the holder knows already."""

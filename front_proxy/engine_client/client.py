@@ -29,7 +29,6 @@ from front_proxy.engine_client.sequences import Sequences
 from front_proxy.engine_client.texts import TextDelta, of_output
 from front_proxy.gateway.identity import ALL_CLASSES, salt_of_tenant, with_class
 from front_proxy.gateway.in_flight import InFlight
-from front_proxy.gateway.key_gate import KeyGate
 from front_proxy.gateway.request_context import REQUEST_CONTEXT, RequestContext
 from runtime.failures import Failure, FailureError
 from runtime.priority_class import PriorityClass, named_class
@@ -50,10 +49,8 @@ class RemoteEngineClient(GenerationOnlyClient):
         *,
         block_size_tokens: int,
         classes_allowed: Sequence[PriorityClass] = ALL_CLASSES,
-        gate: KeyGate | None = None,
         by_tenant: bool = False,
     ) -> None:
-        self._gate = gate
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
         self.renderer = renderer_from_config(vllm_config)
@@ -152,9 +149,6 @@ class RemoteEngineClient(GenerationOnlyClient):
         text, _, _ = extract_prompt_components(self.model_config, prompt)
         context = REQUEST_CONTEXT.get()
         assert context.place is not None, "only requests with a place may generate"
-        key = context.caller.key
-        if self._gate is not None and key is not None:
-            request.cache_salt = self._gate.salted(key, request.cache_salt)
         try:
             context.caller = with_class(context.caller, priority, self._classes_allowed)
             with context.place.sequences(request.sampling_params.n):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable
 
 from accounts.key_table import Denied, Key, KeyScope
 from front_proxy.gateway.metrics import REFUSALS
 from front_proxy.planning.key_watch import KeyWatch
 from runtime.failures import Failure, FailureError, FailureKind
-
-_SALT_CHARACTERS = 24
 
 
 class KeyGate:
@@ -21,22 +18,14 @@ class KeyGate:
         watch: KeyWatch,
         *,
         model: str,
-        pepper: bytes,
-        share_cache: bool,
         now_s: Callable[[], float],
         wall_s: Callable[[], float],
     ) -> None:
-        """``model``: the one that serves, by its first name; aliases of it are the same model.
-
-        ``share_cache``: prompts of all teams may share cached KV.
-        """
+        """``model``: the one that serves, by its first name; aliases of it are the same model."""
         self.model = model
         self._watch = watch
-        self._pepper = pepper
-        self._share_cache = share_cache
         self._now_s = now_s
         self._wall_s = wall_s
-        self._salts: dict[str, str] = {}
 
     def admit(self, shown: str, scope: KeyScope | None) -> Key:
         """Whose key this is. ``scope``: what it must allow. Raises FailureError, counted as a refusal."""
@@ -51,16 +40,6 @@ class KeyGate:
         if scope == "inference" and not found.allows_model(self.model):
             raise _refused(FailureKind.FORBIDDEN, f"API key {found.key_id} may not use the model {self.model}.")
         return found
-
-    def salted(self, key: Key, salt: str | None) -> str | None:
-        """The cache salt of a request: only requests of the same team share cached KV, within it by their own salt."""
-        if self._share_cache:
-            return salt
-        of_team = self._salts.get(key.team)
-        if of_team is None:
-            digest = hmac.digest(self._pepper, f"cache/{key.team}".encode(), "sha256").hex()
-            of_team = self._salts[key.team] = digest[:_SALT_CHARACTERS]
-        return of_team + (salt or "")
 
 
 def _refused(kind: FailureKind, message: str, code: str = "") -> FailureError:

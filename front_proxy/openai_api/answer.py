@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 from front_proxy.gateway.request_context import RequestContext, phases_ms
+from front_proxy.openai_api.rate_headers import rate_headers
 from runtime.failures import Failure, FailureKind
 from runtime.rpc.failure_status import STATUS
 
@@ -134,6 +135,11 @@ class Answer:
             self._held = message
             self.status = int(message["status"])
             return
+        failure = None if self.context is None else self.context.failure
+        if failure is not None and failure.code and message["status"] >= HTTPStatus.BAD_REQUEST:
+            # The app's words have no such code.
+            await self.fail(failure)
+            return
         if self.explain and (phases := self._phases_ms()):
             timing = ", ".join(f"{name};dur={phase_ms:.3f}" for name, phase_ms in phases.items())
             message = {**message, "headers": [*headers, (b"server-timing", timing.encode())]}
@@ -163,6 +169,11 @@ class Answer:
         self.length_bytes = int(names.get(b"content-length", b"0"))
         every = self._headers_of(self.asked)
         headers += [(name, value) for name, value in every if name not in names or name == b"vary"]
+        if self.context is not None and self.context.bill is not None:
+            headers += rate_headers(self.context.bill.standing, self._scope["path"])
+            if self.context.failure is not None and self.context.failure.code == "insufficient_quota":
+                # OpenAI's client would try twice more.
+                headers.append((b"x-should-retry", b"false"))
         if self._retiring():
             headers.append((b"connection", b"close"))
         if message["status"] in _RETRY_STATUSES and b"retry-after" not in names:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from accounts.account import Standing
+from accounts.treasury import HoldAsked
 from accounts.usage import AttemptWork, Outcome, UsageRecord
 from engine.work_meter import Work
 
@@ -29,6 +31,7 @@ class Bill:
         "output_tokens",
         "priority_class",
         "prompt_tokens",
+        "standing",
         "team",
         "uid",
         "untold",
@@ -51,6 +54,8 @@ class Bill:
         """Attempts whose work was not told yet."""
         self.on_told: Callable[[], object] = lambda: None
         """Called when the last one was."""
+        self.standing: Standing | None = None
+        """How far the rates are used that bound it."""
         self._running = 0
         self._parts = 0
         self._began_s = wall_s
@@ -126,11 +131,77 @@ class Bill:
 
 
 class Part:
-    """One output of a request, as its flow knows it."""
+    """One output of a request: how much of it the scheduler granted, and how much its client was given.
 
-    __slots__ = ("bill", "number", "prompt_tokens")
+    More is asked for when half of the last grant was given. What exceeds the grant waits for the answer. If that is no,
+    the output ends there.
+    """
+
+    __slots__ = (
+        "_asked",
+        "bill",
+        "granted",
+        "look_at",
+        "most",
+        "number",
+        "on_change",
+        "prompt_tokens",
+        "refused",
+        "shown",
+    )
 
     def __init__(self, bill: Bill, number: int, prompt_tokens: int) -> None:
         self.bill = bill
         self.number = number
         self.prompt_tokens = prompt_tokens
+        self.most = 0
+        """Output tokens at most. Set before it is asked for."""
+        self.granted = 0
+        self.shown = 0
+        self.refused = False
+        """It gets no more."""
+        self.look_at = 0
+        """Up to so many tokens nothing is to be decided."""
+        self.on_change: Callable[[], object] = _nothing
+        """Called when more was granted or refused."""
+        self._asked = False
+
+    def asks(self) -> HoldAsked:
+        """What it is to hold."""
+        bill = self.bill
+        return HoldAsked(
+            uid=bill.uid,
+            part=self.number,
+            key_id=bill.key_id,
+            team=bill.team,
+            model=bill.model,
+            priority_class=bill.priority_class,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens_max=self.most,
+        )
+
+    def grant(self, tokens: int) -> None:
+        """So many may be given: the scheduler says so, or this front proxy while there was none."""
+        if tokens > self.granted:
+            self.look_at = tokens if tokens >= self.most else (self.granted + tokens) // 2
+            self.granted = tokens
+            self._asked = False
+
+    def answer(self, tokens: int, beyond_tokens: int) -> None:
+        """What the scheduler says to a question for more than ``beyond_tokens``."""
+        if tokens > beyond_tokens:
+            self.grant(tokens)
+        else:
+            self.refused = True
+
+    def wants_more(self) -> bool:
+        """Whether it is time to ask; True once for each grant."""
+        if self._asked or self.refused or self.shown < self.look_at or self.granted >= self.most:
+            return False
+        self._asked = True
+        self.look_at = self.granted
+        return True
+
+
+def _nothing() -> None:
+    """Its driver does not listen yet."""

@@ -20,6 +20,11 @@ FINAL_KINDS = frozenset(
 )
 
 
+NOT_BOOKED = Failure(
+    kind=FailureKind.UNAVAILABLE,
+    message="Usage cannot be counted at present: no scheduler answers (accounts.when_away).",
+    retry_after_s=1.0,
+)
 CLIENT_LEFT = Failure(kind=FailureKind.CANCELLED, message="The client went away.")
 DEADLINE_PASSED = Failure(kind=FailureKind.DEADLINE, message="The request's deadline passed.")
 

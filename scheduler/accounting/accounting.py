@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from accounts.config import AccountsConfig, AuthConfig
+from accounts.config import LIMITS, AccountsConfig, AuthConfig
 from accounts.key_table import Key
 from protos.scheduler.v1 import scheduler_pb2 as pb
 from runtime.configuration import BadConfiguration
@@ -17,6 +18,8 @@ from scheduler.accounting.keys_desk import KeysDesk
 from scheduler.accounting.reply import Send
 from scheduler.accounting.secrets_folder import admin_key, pepper
 from scheduler.accounting.usage_desk import UsageDesk
+from scheduler.api.actions import ReplyRefusal, ReplyWaiting
+from scheduler.api.events import PlanRequested
 
 
 class Accounting:
@@ -28,21 +31,31 @@ class Accounting:
         accounts: AccountsConfig,
         send: Send,
         *,
+        place: Callable[[PlanRequested], None],
+        answer: Callable[[ReplyWaiting | ReplyRefusal], None],
         lost: asyncio.Event,
         model: str = "",
         books: Books | None = None,
     ) -> None:
-        """``lost``: set when this scheduler must end. ``model``: the one that serves; empty: not known here.
+        """``place`` and ``answer``: see UsageDesk. ``lost``: set when this scheduler must end.
 
-        Raises BadConfiguration, and UserError for secrets that cannot be read.
+        ``model``: the one that serves; empty: not known here. Raises BadConfiguration, and UserError for secrets that
+        cannot be read.
         """
+        self._loop = asyncio.get_running_loop()
+        # Front proxies that left, with the time of it: the ledger forgets them when nothing of them holds any more.
+        self._sessions: dict[int, str] = {}
+        self._gone: dict[str, float] = {}
+        self._forget_after_s = max(auth.keys_max_age_s, LIMITS.unknown_after_s)
+        self.on_rules: Callable[[], object] = lambda: None
+        """Called when other rules hold."""
         self._accounts = accounts
         self._model = model
         rules = rules_file.read(accounts, model)
         self.books = books or Books(Path(accounts.ledger_file).expanduser(), timezone=rules.timezone)
         self.usage: UsageDesk | None = None
         if accounts.mode != "off":
-            self.usage = UsageDesk(accounts, rules, self.books, send, lost=lost)
+            self.usage = UsageDesk(accounts, rules, self.books, send, place=place, answer=answer, lost=lost)
         self.keys: KeysDesk | None = None
         if auth.mode == "required":
             self.keys = KeysDesk(
@@ -57,6 +70,7 @@ class Accounting:
     async def open(self, leader_epoch: int) -> None:
         """Take the ledger over. Raises LedgerLost, or sqlite3.Error."""
         await self.books.open(leader_epoch)
+        self._gone = dict.fromkeys(self.books.fronts_before, self._loop.time())
         if self.usage is not None:
             await self.usage.open()
         if self.keys is not None:
@@ -70,16 +84,32 @@ class Accounting:
 
     def joined(self, session: int, front_proxy_id: str) -> None:
         """A front proxy opened a stream."""
+        self._gone.pop(front_proxy_id, None)
+        self._sessions[session] = front_proxy_id
+        self.books.post(lambda ledger: ledger.see_front(front_proxy_id))
+        if self.usage is not None:
+            self.usage.joined(session, front_proxy_id)
         if self.keys is not None:
             self.keys.joined(session, front_proxy_id)
 
     def left(self, session: int) -> None:
         """Its stream ended."""
+        front = self._sessions.pop(session)
+        if front not in self._sessions.values():
+            self._gone[front] = self._loop.time()
+        if self.usage is not None:
+            self.usage.left(session)
         if self.keys is not None:
             self.keys.left(session)
 
     def tick(self) -> None:
         """Time passed."""
+        over_s = self._loop.time() - self._forget_after_s
+        for front in [front for front, left_s in self._gone.items() if left_s <= over_s]:
+            del self._gone[front]
+            self.books.post(lambda ledger, front=front: ledger.forget_front(front))  # type: ignore[misc]
+        if self.usage is not None:
+            self.usage.tick()
         if self.keys is not None:
             self.keys.forget_gone()
 
@@ -102,6 +132,7 @@ class Accounting:
             lambda ledger: ledger.note(at_s=at_s, actor=actor, action="rules.reload", subject=rules.version)
         )
         usage.use_rules(rules)
+        self.on_rules()
         return rules.version, found
 
     def _on_keys(self, keys: Mapping[str, Key]) -> None:
@@ -109,12 +140,10 @@ class Accounting:
             self.usage.use_keys(keys)
 
 
-def accounting_of(
-    auth: AuthConfig, accounts: AccountsConfig, send: Send, *, lost: asyncio.Event, model: str = ""
-) -> Accounting | None:
+def accounting_of(auth: AuthConfig, accounts: AccountsConfig, send: Send, **rest: Any) -> Accounting | None:
     """None where neither keys nor accounts are wanted. Raises UserError."""
     if auth.mode == "off" and accounts.mode == "off":
         return None
     if not accounts.ledger_file:
         raise UserError("accounts.ledger_file must be set: keys and usage are kept there")
-    return Accounting(auth, accounts, send, lost=lost, model=model)
+    return Accounting(auth, accounts, send, **rest)

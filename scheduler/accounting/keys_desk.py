@@ -67,7 +67,6 @@ class KeysDesk:
         self._sessions[session] = front_proxy_id
         front = self._fronts.setdefault(front_proxy_id, _Front(None, self._now_s()))
         front.session, front.version = session, 0
-        self._books.post(lambda ledger: ledger.see_front(front_proxy_id))
 
     def left(self, session: int) -> None:
         """Its stream ended: it may go on with what it has for a while."""
@@ -89,7 +88,6 @@ class KeysDesk:
         gone = [name for name, front in self._fronts.items() if self._over(front)]
         for name in gone:
             del self._fronts[name]
-            self._books.post(lambda ledger, name=name: ledger.forget_front(name))  # type: ignore[misc]
 
     def _over(self, front: _Front) -> bool:
         return front.session is None and front.left_s + self._max_age_s <= self._now_s()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import structlog
@@ -15,17 +15,29 @@ import structlog
 from accounts.config import LIMITS, AccountsConfig, AccountsLimits
 from accounts.key_table import Key
 from accounts.rules import Rules
-from accounts.treasury import Treasury
+from accounts.treasury import HoldAsked, PartTold, Reason, Refused, Treasury
 from accounts.usage import UsageRecord
 from accounts.windows import WINDOWS
 from protos.accounts.v1 import accounts_pb2
 from protos.scheduler.v1 import scheduler_pb2 as pb
+from runtime.failures import Failure, FailureKind
+from scheduler import wire
 from scheduler.accounting.books import Books
 from scheduler.accounting.ledger import LedgerLost
 from scheduler.accounting.reply import Send
+from scheduler.api.actions import ReplyRefusal, ReplyWaiting
+from scheduler.api.events import PlanRequested
 
 log = structlog.get_logger(__name__)
 
+_KINDS: dict[Reason, tuple[FailureKind, str]] = {
+    "rate": (FailureKind.EXHAUSTED, "rate_limit_exceeded"),
+    "concurrency": (FailureKind.EXHAUSTED, "rate_limit_exceeded"),
+    "budget": (FailureKind.EXHAUSTED, "insufficient_quota"),
+    "rebuilding": (FailureKind.UNAVAILABLE, ""),
+    "ledger": (FailureKind.UNAVAILABLE, ""),
+    "key": (FailureKind.UNAUTHENTICATED, "invalid_api_key"),
+}
 RETRY_S = 1.0
 """Pause after the ledger took no records."""
 
@@ -40,17 +52,28 @@ class UsageDesk:
         books: Books,
         send: Send,
         *,
+        place: Callable[[PlanRequested], None],
+        answer: Callable[[ReplyWaiting | ReplyRefusal], None],
         lost: asyncio.Event,
         limits: AccountsLimits = LIMITS,
     ) -> None:
-        """``lost``: set when another scheduler has taken the ledger over."""
+        """``place``: what holds what it needs is asked of the core. ``answer``: what is not.
+
+        ``lost``: set when another scheduler has taken the ledger over.
+        """
         self.treasury = Treasury(
             rules, {}, slice_tokens=config.slice_tokens, enforce=config.mode == "enforce", limits=limits
         )
         self._books = books
         self._send = send
+        self._place = place
+        self._answer = answer
         self._limits = limits
         self._lost = lost
+        # The front proxy of each session.
+        self._fronts: dict[int, str] = {}
+        # Questions that wait for a rate to have room, in the order of their coming, with the end of their wait.
+        self._asking: dict[tuple[int, int], tuple[PlanRequested, float]] = {}
         # Each with the session that told it; None: the scheduler itself.
         self._waiting: list[tuple[UsageRecord, int | None]] = []
         self._writing: asyncio.Task[None] | None = None
@@ -62,6 +85,7 @@ class UsageDesk:
         wall_s = self._books.wall_s()
         totals = await self._books.call(lambda ledger: ledger.totals(ledger.calendar.at(wall_s)))
         self.treasury.load(totals, self._loop.time(), wall_s)
+        self.treasury.expect(self._books.fronts_before, self._loop.time())
 
     async def close(self) -> None:
         """Write what waits."""
@@ -76,9 +100,119 @@ class UsageDesk:
         """The table of keys changed."""
         self.treasury.configure(self.treasury.rules, keys, self._loop.time())
 
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Of teams, in the fair share."""
+        return {name: team.weight for name, team in self.treasury.rules.teams.items()}
+
     def use_rules(self, rules: Rules) -> None:
         """Other prices, teams and limits hold from now on."""
         self.treasury.configure(rules, self.treasury.keys, self._loop.time())
+
+    # Front proxies
+
+    def joined(self, session: int, front_proxy_id: str) -> None:
+        """A front proxy opened a stream."""
+        self._fronts[session] = front_proxy_id
+
+    def left(self, session: int) -> None:
+        """Its stream ended: what it runs goes on, or not."""
+        front = self._fronts.pop(session)
+        for key in [key for key in self._asking if key[0] == session]:
+            del self._asking[key]
+        if front not in self._fronts.values():
+            self.treasury.left(front, self._loop.time())
+
+    def told(self, session: int, message: accounts_pb2.HoldsOpen) -> None:
+        """All that holds something in a front proxy."""
+        parts = [
+            PartTold(wire.hold_asked(each.asked, each.priority_class), each.output_tokens) for each in message.holds
+        ]
+        now_s, wall_s = self._loop.time(), self._books.wall_s()
+        for estimated in self.treasury.told(self._fronts[session], parts, now_s, wall_s):
+            self._queue(estimated, None)
+        self._ask_again()
+
+    def tick(self) -> None:
+        """Time passed."""
+        for estimated in self.treasury.due(self._loop.time(), self._books.wall_s()):
+            self._queue(estimated, None)
+        self._ask_again()
+
+    # Requests
+
+    def ask(self, event: PlanRequested) -> None:
+        """Let a request hold what it needs first, then place it; or let it wait; or refuse it."""
+        refused = self._hold(event)
+        if refused is None:
+            self._place(event)
+            return
+        if not refused.may_wait or len(self._asking) >= self._limits.waiting_max:
+            self._refuse(event, refused)
+            return
+        wait_max_s = min(self._limits.wait_max_s, event.wait_max_s or self._limits.wait_max_s)
+        self._asking[event.session, event.plan_id] = event, self._loop.time() + wait_max_s
+        self._answer(ReplyWaiting(session=event.session, plan_id=event.plan_id, wait_max_s=wait_max_s))
+
+    def ended(self, session: int, plan_id: int) -> None:
+        """A plan is over, or its question is taken back."""
+        self._asking.pop((session, plan_id), None)
+
+    def extend(self, session: int, asked: accounts_pb2.ExtendHold) -> None:
+        """A request needs more output than it holds."""
+        granted = self.treasury.extend(asked.uid, asked.part, asked.beyond_tokens, self._loop.time())
+        if granted is not None:
+            told = accounts_pb2.HoldExtended(
+                uid=asked.uid, part=asked.part, output_tokens=granted, beyond_tokens=asked.beyond_tokens
+            )
+            self._send(session, pb.FrontReply(extended=told))
+
+    def tell_grant(self, ask: HoldAsked, message: accounts_pb2.Grant) -> None:
+        """Say in a plan what its request holds."""
+        held = self.treasury.granted(ask, self._loop.time())
+        if held is not None:
+            message.output_tokens = held.granted_tokens
+            if held.standing is not None:
+                wire.tell_standing(message.standing, held.standing)
+
+    def _hold(self, event: PlanRequested) -> Refused | None:
+        assert event.hold is not None
+        front = self._fronts[event.session]
+        held = self.treasury.hold(event.hold, front, self._loop.time(), self._books.wall_s())
+        return held if isinstance(held, Refused) else None
+
+    def _ask_again(self) -> None:
+        """Try those that wait, each team's in order: behind one that has no room its team's others wait too."""
+        full: set[str] = set()
+        now_s = self._loop.time()
+        for key, (event, until_s) in list(self._asking.items()):
+            assert event.hold is not None
+            if event.hold.team in full and now_s < until_s:
+                continue
+            refused = self._hold(event)
+            if refused is None:
+                del self._asking[key]
+                self._place(event)
+            elif not refused.may_wait or now_s >= until_s:
+                del self._asking[key]
+                self._refuse(event, refused)
+            else:
+                full.add(event.hold.team)
+
+    def _refuse(self, event: PlanRequested, refused: Refused) -> None:
+        kind, code = _KINDS[refused.reason]
+        failure = Failure(kind=kind, message=refused.message, retry_after_s=refused.retry_after_s, code=code)
+        self._answer(
+            ReplyRefusal(
+                session=event.session,
+                plan_id=event.plan_id,
+                failure=failure,
+                cause=f"account_{refused.reason}",
+                standing=refused.standing,
+            )
+        )
+
+    # Records
 
     def usage(self, session: int, packed: bytes) -> None:
         """A front proxy says that a request is over. Raises ValueError for what is no record."""
@@ -107,6 +241,8 @@ class UsageDesk:
     def _settle(self, record: UsageRecord, session: int | None) -> None:
         settled, _ = self.treasury.settle(record, self._loop.time(), self._books.wall_s())
         self._queue(settled, session)
+        if self._asking:
+            self._ask_again()
 
     def _queue(self, record: UsageRecord, session: int | None) -> None:
         if len(self._waiting) >= self._limits.records_max:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from accounts.account import Standing
+from accounts.treasury import HoldAsked
 from runtime.failures import Failure
 from runtime.roles import WorkerRole
 from scheduler.api.explanation import PlanExplained
@@ -30,6 +32,8 @@ class ReplyPlan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     reason: str
     # Time it waited for its place.
     waited_s: float = 0.0
+    # As it was asked.
+    hold: HoldAsked | None = None
     # Why so. None: nothing is remembered of it.
     explained: PlanExplained | None = None
 
@@ -52,6 +56,8 @@ class ReplyRefusal(msgspec.Struct, frozen=True, kw_only=True):
     # Both as in ReplyPlan.
     waited_s: float = 0.0
     explained: PlanExplained | None = None
+    # How far the rates are used that bound it.
+    standing: Standing | None = None
 
 
 class AcceptWorker(msgspec.Struct, frozen=True, kw_only=True):

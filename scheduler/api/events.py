@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from accounts.treasury import HoldAsked
 from kv_transfer.prefix.events import BlockDelta
 from runtime.roles import WorkerRole
 from scheduler.api.actions import Placement
@@ -125,6 +126,8 @@ class PlanRequested(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     # What its client asks for. 0: nothing.
     ttft_slo_s: float = 0.0
     itl_slo_s: float = 0.0
+    # What it is to hold of its budget. None: nothing is counted.
+    hold: HoldAsked | None = None
 
 
 class RunningPlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -119,6 +119,7 @@ class Reservations:
             decode_blocks_reserved=placed.decode_blocks,
             reason=placed.reason.value,
             waited_s=now_s - since_s,
+            hold=event.hold,
             explained=PlanExplained(
                 request_id=event.request_id,
                 prompt_tokens=event.prompt_tokens,

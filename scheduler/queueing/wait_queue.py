@@ -1,6 +1,6 @@
 """Requests that fit nowhere now: a bounded queue for each priority class and tenant. Places nothing.
 
-Classes share by weight, tenants of a class share equally, in tokens, and one tenant's requests keep their order. A
+Classes share by weight, and so do tenants of a class, in tokens, and one tenant's requests keep their order. A
 request that cannot start in time by the present pace is refused at once, and when a class is full, the tenant with the
 most in it gives way. A resumed request (a worker failed it) goes before the new ones of its class. Where no worker can
 take it at present it is set aside, so that it holds up nothing.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -98,6 +98,8 @@ class WaitQueue:
         self._places: dict[PlanKey, Waiting] = {}
         # Resumed requests that no worker can take at present: in ``_places``, but in no queue.
         self._aside: dict[PlanKey, Waiting] = {}
+        self.weights: Mapping[str, float] = {}
+        """Of tenants, against each other within a class. One that is not here has 1."""
         self._rate = DecayingRate(DRAIN_WINDOW_S)
         self._tokens = 0
 
@@ -208,14 +210,14 @@ class WaitQueue:
         its_class = class_of(event)
         queue = self._queues[its_class]
         self._classes.charge(its_class.value, cost, queue.config.weight)
-        queue.tenants.charge(event.tenant, cost)
+        queue.tenants.charge(event.tenant, cost, self.weights.get(event.tenant, 1.0))
 
-    def correct(self, charge: Charge, output_tokens: int) -> None:
-        """A service ended and gave so much output, not what was expected."""
+    def correct(self, charge: Charge, output_tokens: int, cached_tokens: int = 0) -> None:
+        """A service ended and gave so much output, not what was expected; so much of its prompt was not computed."""
         queue = self._queues[charge.priority_class]
-        cost = output_tokens - charge.output_tokens
+        cost = output_tokens - charge.output_tokens - cached_tokens
         self._classes.correct(charge.priority_class.value, cost, queue.config.weight)
-        queue.tenants.correct(charge.tenant, cost)
+        queue.tenants.correct(charge.tenant, cost, self.weights.get(charge.tenant, 1.0))
 
     def remove(self, key: PlanKey, now_s: float) -> bool:
         """Let a request go, wherever it stands. False when it does not wait."""
@@ -269,7 +271,8 @@ class WaitQueue:
         Its tenant's requests go first. Other tenants are served meanwhile, so their share is added.
         """
         queue = self._queues[its_class]
-        before = queue.tokens.get(tenant, 0) * len(queue.flows) * self._classes.weights / queue.config.weight
+        of_tenants = queue.tenants.weights / self.weights.get(tenant, 1.0)
+        before = queue.tokens.get(tenant, 0) * of_tenants * self._classes.weights / queue.config.weight
         return min(before, self._tokens), self._rate.per_s
 
     def predicted_wait_s(self, its_class: PriorityClass, tenant: str) -> float | None:
@@ -307,7 +310,7 @@ class WaitQueue:
             queue.flows.setdefault(tenant, deque()).append(waiting)
             queue.tokens[tenant] = queue.tokens.get(tenant, 0) + waiting.cost
             queue.count += 1
-            queue.tenants.enter(tenant)
+            queue.tenants.enter(tenant, self.weights.get(tenant, 1.0))
         self._tokens += waiting.cost
         self._classes.enter(waiting.priority_class.value, queue.config.weight)
         self._note_busy(now_s)

@@ -26,6 +26,8 @@ def check_bounds(cluster: SimCluster) -> None:
     for scheduler in cluster.schedulers.values():
         if scheduler.leads:
             scheduler.shell.core.check()
+            if scheduler.shell.accounting is not None and scheduler.shell.accounting.usage is not None:
+                scheduler.shell.accounting.usage.treasury.check()
     for front in cluster.fronts:
         if not front.alive:
             continue
@@ -137,6 +139,7 @@ def check_the_end(cluster: SimCluster) -> None:
     missing = [name for name in cluster.workers if core.cluster.get(name) is None]
     hold(Invariant.UNNOTICED, not missing, "a worker that is well is not known", (missing, core.event_log()))
     core.check()
+    cluster.accounts.check_the_end(cluster)
     silent = [front for front in cluster.fronts if front.alive and not front.plans.plan_client.connected]
     if silent:
         # A scheduler whose answer was lost, and that has nothing new to say, is told nothing until it is dialled again.
@@ -162,7 +165,8 @@ def check_client(client: Client, cluster: SimCluster) -> None:
         seen = (asked, finish, client.tokens, client.tokens_charged)
         # A client that left does not read what was already given to it.
         read_all = client.outcome != "cancelled" and not asked.satisfied
-        hold(Invariant.TOKENS, not read_all or finish.output_tokens == client.tokens, "tokens are miscounted", seen)
+        given = finish.output_tokens - (0 if client.run is None else client.run.withheld_tokens)
+        hold(Invariant.TOKENS, not read_all or given == client.tokens, "tokens are miscounted", seen)
         hold(Invariant.TOKENS, client.tokens_charged == finish.output_tokens, "its plans do not add up", seen)
         fits = (finish.outcome == "finished") == (finish.failure is None)
         hold(Invariant.ENDS_ONCE, fits, "an end contradicts itself", finish)

@@ -11,6 +11,7 @@ import msgspec
 from engine.fake.model import FakeSampling, sequence_state
 from engine.protocol import EngineRequest
 from front_proxy.dispatch.request_driver import RequestDriver
+from front_proxy.request.bill import Bill
 from front_proxy.request.events import (
     Diverged,
     EndPlan,
@@ -28,6 +29,7 @@ from front_proxy.request.prompt_keys import PromptKeys
 from front_proxy.request.work import Stage
 from runtime.failures import Failure, FailureError
 from simulation.faults import checkers
+from simulation.faults.accounts import TEAM
 from simulation.faults.invariants import Invariant, hold
 from simulation.faults.workload import Asked
 
@@ -64,6 +66,7 @@ class Client:
         self.on_over: Callable[[Client], None] = lambda _client: None
         """Told when it has its end, or has lost its front proxy."""
         self.run: RequestDriver | None = None
+        self.bill: Bill | None = None
         self.right: list[int] = []
         self.tokens = self.tokens_charged = self.attempts = 0
         self.outcome = ""
@@ -105,6 +108,7 @@ class Client:
         plain: dict[str, Any] = {"temperature": 0.0}
         sampling = {**plain, "stop_token_ids": stops}
         known = asked.continuing or asked.output_tokens_max == 1
+        self.bill = self.front.bills.new("", TEAM, "simulated")
         return GenerationRequest(
             engine_request=EngineRequest(
                 request_id=asked.request_id,
@@ -116,6 +120,7 @@ class Client:
             output_tokens_max=asked.output_tokens_max,
             prompt_keys=PromptKeys(prompt),
             deadline_s=asked.deadline_s,
+            account=self.bill.part(len(prompt)),
             pinned_decode_worker="decode-0" if asked.pinned else None,
         )
 
@@ -140,6 +145,12 @@ class Client:
             self.front.world.broken = error
             raise
         self.over_s = self.front.world.now_s
+        if self.bill is not None:
+            if self.tokens:
+                self.bill.begin(self.asked.prompt_tokens, 0)
+            self.bill.output_tokens = self.tokens
+            failed = self.failure is not None
+            self.front.bills.close(self.bill, answered=self.tokens > 0, failed=failed, ttft_s=0.0)
         self.front.clients.pop(self, None)
         if self.front.world.logs_events:
             self.front.world.log(self.asked.request_id, f"{self.outcome}, {self.tokens} tokens, {self.failure}")

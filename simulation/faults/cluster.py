@@ -11,6 +11,7 @@ from front_proxy.config import FrontProxyLimits
 from protos.scheduler.v1 import scheduler_pb2
 from protos.worker.v1 import worker_pb2
 from runtime.roles import Role
+from simulation.faults.accounts import SimAccounts
 from simulation.faults.clients import Client
 from simulation.faults.fault_kinds import Faults
 from simulation.faults.invariants import Invariant
@@ -78,6 +79,7 @@ class SimCluster:
         self.on_stepped_down: Callable[[SchedulerProcess], object] = lambda _scheduler: None
         """Called when a scheduler ends itself because it leads no more."""
         self._drawn = drawn
+        self.accounts = SimAccounts(world)
         roles = topology.roles()
         self.scheduler_addresses = ",".join(name for name, role in roles.items() if role == "scheduler")
         self.schedulers: dict[str, SchedulerProcess] = {}
@@ -154,6 +156,7 @@ class SimCluster:
         """The run is over."""
         for loop in self.loops:
             loop.bury()
+        self.accounts.close()
 
     def _delay_s(self) -> float:
         rng = self.world.rng

@@ -13,6 +13,7 @@ class Invariant(enum.StrEnum):
     ENDS_ONCE = "every request ends exactly once"
     TOKENS = "tokens come once and in order"
     UNDISTURBED = "greedy output equals the undisturbed run"
+    BILLED = "one record a request, of what its client saw"
     RETURNED = "leases and reservations return to zero"
     QUEUES = "queue bounds hold"
     RETRIES = "retries stay within their budget"

@@ -17,6 +17,8 @@ from decode_worker.role import DecodeRole
 from engine.config import EngineConfig, FakeEngineConfig
 from engine.protocol import EngineInfo
 from front_proxy.dispatch import dispatcher
+from front_proxy.dispatch.accounts_link import AccountsLink
+from front_proxy.dispatch.bills import Bills
 from prefill_worker.config import PrefillLimits, PrefillWorkerConfig
 from prefill_worker.role import PrefillRole
 from runtime.failures import Failure, FailureKind
@@ -29,12 +31,13 @@ from scheduler.cluster.membership import is_isolated
 from scheduler.service import SchedulerService, status_service
 from scheduler.shell import SchedulerShell
 from simulation.faults import checkers
+from simulation.faults.accounts import ACCOUNTS, MODEL, at_once
 from simulation.faults.engine import SimEngine
 from simulation.faults.leadership import SimLease
-from simulation.faults.quiet import QUIET, Quiet
 from simulation.faults.watched_plans import WatchedPlans
 from simulation.kernel.network import Process
 from simulation.kernel.process_loop import ProcessLoop
+from simulation.kernel.quiet import QUIET, Quiet
 from simulation.kernel.streams import Handler
 from simulation.kernel.world import Violation
 from worker import core as worker_core
@@ -130,12 +133,15 @@ class SchedulerProcess(Member):
         self.heard_s: dict[str, float] = {}
         clock: Any = SimpleNamespace(monotonic_s=self.loop.time)
         self.shell = shell = SchedulerShell(config, self._make_core(), clock, QUIET)
+        shell.accounting = cluster.accounts.accounting(shell)
         status = status_service(shell, epoch=self.world.number())
         service = SchedulerService(shell)
         handlers: dict[str, Handler] = {"worker": service.worker_session, "front": service.front_session}
         cluster.network.listen(self.name, self.loop, handlers)
         self.loop.create_task(shell.tick())
-        if cluster.store is not None:
+        if cluster.store is None:
+            at_once(shell.accounting.open(0))
+        else:
             shell.stands_by = True
             lease = SimLease(cluster.store, cluster.settings.lease_s)
             self.loop.create_task(self._lead(lease, status))
@@ -296,6 +302,8 @@ class FrontProcess(Member):
         )
         self.limits = cluster.limits_of_a_front()
         metrics: Any = Quiet()
+        self.accounts = AccountsLink(None, ACCOUNTS)
+        self.bills = Bills(MODEL, self.accounts.record)
         self.dispatcher = dispatcher.Dispatcher(
             self.config,
             metrics=metrics,
@@ -304,6 +312,7 @@ class FrontProcess(Member):
             dial_scheduler=cluster.network.dial(self.loop, "front", keepalive_s=cluster.keepalive_s),
             dial_worker=cluster.network.dial(self.loop, "attach"),
             rng=self.world.rng,
+            accounts=self.accounts,
         )
         self.plans = WatchedPlans(self)
         self.loop.create_task(self.dispatcher.run())

@@ -10,9 +10,9 @@ from simulation.faults import checkers, fault_kinds, workload
 from simulation.faults.clients import Client
 from simulation.faults.cluster import SimCluster, Topology
 from simulation.faults.fault_injector import FAULTS_WITHIN_S, FaultInjector
-from simulation.faults.quiet import quiet
 from simulation.faults.settings import REFUSING_CONFIG, SCHEDULER_CONFIG, Settings
 from simulation.faults.shell_checks import ShellChecks
+from simulation.kernel.quiet import quiet
 from simulation.kernel.world import Violation, World
 
 REQUESTS = 8

@@ -98,6 +98,14 @@ def test_an_output_grows_slice_by_slice_until_the_budget_ends() -> None:
     assert one.extend(b"unknown", 0, 2 * SLICE, 2.0) is None
 
 
+def test_what_was_granted_elsewhere_meanwhile_is_held_with_the_next_extension() -> None:
+    one = treasury(rules())
+    asked = ask(1, output_tokens_max=100)
+    one.hold(asked, "front", 0.0, 0.0)
+    assert one.extend(asked.uid, 0, 3 * SLICE, 1.0) == 4 * SLICE
+    assert one.held == 100 + 4 * SLICE * 40
+
+
 def test_siblings_hold_their_output_and_an_attempt_holds_nothing_again() -> None:
     one = treasury(rules(budget(100 + 2 * SLICE * 40)))
     assert isinstance(one.hold(ask(1), "front", 0.0, 0.0), Held)

@@ -305,14 +305,16 @@ class ExtendHold(_message.Message):
     def __init__(self, uid: _Optional[bytes] = ..., part: _Optional[int] = ..., beyond_tokens: _Optional[int] = ...) -> None: ...
 
 class HoldExtended(_message.Message):
-    __slots__ = ("uid", "part", "output_tokens")
+    __slots__ = ("uid", "part", "output_tokens", "beyond_tokens")
     UID_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BEYOND_TOKENS_FIELD_NUMBER: _ClassVar[int]
     uid: bytes
     part: int
     output_tokens: int
-    def __init__(self, uid: _Optional[bytes] = ..., part: _Optional[int] = ..., output_tokens: _Optional[int] = ...) -> None: ...
+    beyond_tokens: int
+    def __init__(self, uid: _Optional[bytes] = ..., part: _Optional[int] = ..., output_tokens: _Optional[int] = ..., beyond_tokens: _Optional[int] = ...) -> None: ...
 
 class HoldsOpen(_message.Message):
     __slots__ = ("holds",)

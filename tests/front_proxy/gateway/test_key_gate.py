@@ -25,15 +25,13 @@ class Clock:
     now_s = 0.0
 
 
-def gate(*rows: Key, share_cache: bool = False) -> tuple[KeyGate, Clock]:
+def gate(*rows: Key) -> tuple[KeyGate, Clock]:
     clock = Clock()
     watch = KeyWatch(pepper=PEPPER, max_age_s=10.0)
     watch.hear(2, watch.ask(0.0)[1], msgspec.msgpack.encode(list(rows)))
     made = KeyGate(
         watch,
         model="demo",
-        pepper=PEPPER,
-        share_cache=share_cache,
         now_s=lambda: clock.now_s,
         wall_s=lambda: 1_000.0,
     )
@@ -113,12 +111,3 @@ def test_a_class_that_a_key_may_not_use_is_forbidden_and_one_that_is_none_is_bad
     with pytest.raises(FailureError) as caught:
         caller_of_request(call, request("x", priority_class="interactive"))
     assert caught.value.failure.kind is FailureKind.FORBIDDEN
-
-
-def test_teams_share_no_cached_prefix_unless_they_are_told_to() -> None:
-    (_, a), (_, also_a), (_, b) = key(), key(), key(team="other")
-    one, _ = gate(a, b)
-    assert one.salted(a, None) == one.salted(also_a, None) != one.salted(b, None)
-    assert one.salted(a, "own") != one.salted(a, None) != one.salted(b, "own")
-    shared, _ = gate(a, b, share_cache=True)
-    assert shared.salted(a, None) is None and shared.salted(b, "own") == "own"

@@ -22,6 +22,10 @@ from scheduler.accounting.service import AccountsService
 Metadata = Sequence[tuple[str, str]]
 
 
+def _never(_what: object) -> None:
+    raise AssertionError("nothing is asked")
+
+
 class Asked:
     def __init__(self, stub: Any, admin: Metadata, accounting: Any) -> None:
         self.stub, self.admin, self.accounting = stub, admin, accounting
@@ -29,7 +33,9 @@ class Asked:
 
 @contextlib.asynccontextmanager
 async def serving(tmp_path: Path, auth: AuthConfig, accounts: AccountsConfig) -> AsyncIterator[Asked]:
-    accounting = accounting_of(auth, accounts, lambda _session, _reply: None, lost=asyncio.Event())
+    accounting = accounting_of(
+        auth, accounts, lambda _session, _reply: None, place=_never, answer=_never, lost=asyncio.Event()
+    )
     assert accounting is not None
     await accounting.open(0)
 
