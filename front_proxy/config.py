@@ -44,6 +44,11 @@ class FrontProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     of several front proxies of one `baton up` takes a free port. `baton status` shows it."""
     grpc_port: Port = 0
     """inference.v1, health and status. 0 picks a free port."""
+    tls_cert_file: str = ""
+    """Certificate that clients see over HTTP and gRPC, with those between it and its CA, in PEM; read again when it
+    changes. Empty: no TLS. Watch baton_certificate_expires_timestamp_seconds."""
+    tls_key_file: str = ""
+    """Its private key."""
     front_proxy_id: str = ""
     """Unique per process. Empty: made from host, pid and start time."""
     scheduler_address: str = ""
@@ -204,6 +209,8 @@ class FrontProxyLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Wait for a usable set of workers at start before giving up."""
     keep_alive_timeout_s: int = 5
     """An idle HTTP connection is closed after this time."""
+    tls_handshake_timeout_s: float = 20.0
+    """An HTTP client that has not begun TLS by then is sent away."""
     close_timeout_s: float = 5.0
     """Wait for streams to end when the front proxy stops."""
     drain_settle_s: float = 0.5

@@ -14,6 +14,7 @@ from kv_transfer.tiers.config import KvConfig
 from prefill_worker.config import PrefillWorkerConfig
 from runtime.bounds import Count, NonNegative, Positive
 from runtime.roles import Role
+from runtime.tls import TlsConfig
 from scheduler.config import SchedulerConfig
 from worker.config import WorkerConfig, WorkerLimits
 
@@ -99,6 +100,7 @@ class BatonConfig(msgspec.Struct, frozen=True, kw_only=True):
     front_proxy: FrontProxyConfig = FrontProxyConfig()
     auth: AuthConfig = AuthConfig()
     accounts: AccountsConfig = AccountsConfig()
+    tls: TlsConfig = TlsConfig()
     launcher: LauncherConfig = LauncherConfig()
 
     def of_role(self, role: Role) -> SchedulerConfig | WorkerConfig | FrontProxyConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import socket
@@ -19,6 +20,7 @@ from launcher.local.environment import CHILD_VARIABLE
 from launcher.local.ports import HTTP_FD_VARIABLE, STATUS_PORT_VARIABLE
 from runtime.process import lifecycle, logs, open_files, orphan
 from runtime.roles import Role, WorkerRole
+from runtime.rpc import trust
 
 if TYPE_CHECKING:
     from worker.role import MakeRole
@@ -51,8 +53,11 @@ def _serve(role: Role, config: BatonConfig) -> int:
     logs.configure_logging(config.of_role(role).log_level, process_id(role, config))
     _use_own_log_format(os.environ)
     open_files.raise_limit()
+    trust.use(config.tls)
+    if role == "front_proxy":
+        trust.open_front_door(config.front_proxy.tls_cert_file, config.front_proxy.tls_key_file)
     try:
-        lifecycle.run(_main(role, config), exit_timeout_s=EXIT_TIMEOUT_S)
+        lifecycle.run(_watched(_main(role, config)), exit_timeout_s=EXIT_TIMEOUT_S)
     except (OSError, BaseExceptionGroup) as error:
         refused = _operating_system_error(error)
         if refused is None:
@@ -99,6 +104,15 @@ def announce(addresses: Mapping[str, str]) -> None:
     line = msgspec.json.encode({"pid": str(os.getpid()), **addresses}).decode()
     sys.stdout.write(f"{READY_PREFIX}{line}\n")
     sys.stdout.flush()
+
+
+async def _watched(main: Coroutine[Any, Any, None]) -> None:
+    """The process, with an eye on its certificates."""
+    watching = asyncio.create_task(trust.watch(), name="certificates")
+    try:
+        await main
+    finally:
+        watching.cancel()
 
 
 def _main(role: Role, config: BatonConfig) -> Coroutine[Any, Any, None]:

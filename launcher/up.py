@@ -24,6 +24,7 @@ from launcher.local.host import CONFIG_FILE, LocalHost
 from launcher.local.ports import HeldPorts
 from launcher.ray.host_actor import folder_of
 from runtime.configuration import DEFAULT, BadConfiguration, dump
+from runtime.rpc import trust
 
 # vLLM's: keep what /v1/responses answered, in the memory of one process.
 _STORE_VARIABLE = "VLLM_ENABLE_RESPONSES_API_STORE"
@@ -39,6 +40,8 @@ def up(config: BatonConfig, sources: Mapping[str, str]) -> int:
     with owned(state_dir), contextlib.ExitStack() as ends:
         config = prepared(config, sources, folder_of(config.launcher.ray.cluster) if on_ray else state_dir)
         _check_store(config, sources, os.environ)
+        trust.use(config.tls)
+        trust.open_front_door(config.front_proxy.tls_cert_file, config.front_proxy.tls_key_file)
         try:
             make_host = _ray(config) if on_ray else _local(config, state_dir, ends)
             # Until the event loop runs, SIGTERM works as Ctrl-C does: a call to the model hub may be slow.
@@ -132,7 +135,7 @@ class Cluster:
         """Print the ready line."""
         state = self.backend.state
         front = next(one for one in state.record.processes if one.role == "front_proxy")
-        url = f"http://{front.address}"
+        url = f"{'https' if trust.front_door() else 'http'}://{front.address}"
         state.note(url=url, grpc_address=front.grpc_address)
         name = model_choice.served_name(self._config)
         print(f"ready {url} grpc {front.grpc_address} model {name}", flush=True)

@@ -12,6 +12,7 @@ from front_proxy.gateway.connection_bounds import ConnectionBounds
 from front_proxy.grpc_api.service import SERVICE, InferenceService
 from protos.inference.v1 import inference_pb2_grpc
 from runtime.process.open_files import open_files_max
+from runtime.rpc import trust
 from runtime.rpc.grpc_server import ClientBounds, RunningServer, start_server
 from runtime.rpc.status_service import StatusService
 
@@ -25,7 +26,8 @@ class GrpcServer:
 
     With a ``status_port`` the gRPC port is shared: other front proxies listen on it too. So this one listens there only
     while it serves, ends its connections when it retires, and clients connect again, to another front proxy. Its own
-    status is then served on ``status_port`` of the loopback address.
+    status is then served on ``status_port`` of the loopback address. With certificates its status has a port of its own
+    in any case: clients have none of the cluster's.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class GrpcServer:
         self._status_port = status_port
         self._limits = limits
         self._servers: list[RunningServer] = []
+        self._apart = bool(status_port) or trust.cluster() is not None or trust.front_door() is not None
 
     @property
     def address(self) -> str:
@@ -51,19 +54,26 @@ class GrpcServer:
     @property
     def status_address(self) -> str:
         """Where its status is asked for, if not at ``address``."""
-        return self._servers[0].address if self._status_port else ""
+        return self._servers[0].address if self._apart else ""
 
     async def listen(self) -> None:
         """Answer for the status. Raises OSError when the port is taken."""
-        if self._status_port:
-            await self._open(_LOOPBACK, self._status_port, self._status.add_to)
-        else:
+        if not self._apart:
             await self._open(self._front.host, self._front.grpc_port, self._add_inference, self._status.add_to)
+            return
+        host = _LOOPBACK if self._status_port else self._front.host
+        bytes_max = self._limits.message_bytes_max
+        self._servers.append(
+            await start_server(
+                host, self._status_port, lambda server: [self._status.add_to(server)], message_bytes_max=bytes_max
+            )
+        )
 
     async def start(self) -> None:
         """Take calls. Raises OSError when the port is taken."""
-        if self._status_port:
-            await self._open(self._front.host, self._front.grpc_port, self._add_inference, shared=True)
+        if self._apart:
+            shared = bool(self._status_port)
+            await self._open(self._front.host, self._front.grpc_port, self._add_inference, shared=shared)
         for server in self._servers:
             await server.set_serving(True)
 

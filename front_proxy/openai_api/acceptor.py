@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Callable
 
 import structlog
@@ -31,8 +32,10 @@ class Acceptor:
         *,
         descriptors_max: int,
         limits: FrontProxyLimits,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """``new_protocol`` is told whether the connection is one too many."""
+        self._tls = tls
         self._listener = listener
         self._new_protocol = new_protocol
         self._descriptors_max = descriptors_max
@@ -94,7 +97,10 @@ class Acceptor:
 
     async def _connect(self, connection: socket.socket, crowded: bool) -> None:
         try:
-            await self._loop.connect_accepted_socket(lambda: self._new_protocol(crowded), connection)
+            handshake_s = None if self._tls is None else self._limits.tls_handshake_timeout_s
+            await self._loop.connect_accepted_socket(
+                lambda: self._new_protocol(crowded), connection, ssl=self._tls, ssl_handshake_timeout=handshake_s
+            )
         except OSError as error:
             connection.close()
             log.warning("an accepted connection did not start", why=str(error))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import socket
+import ssl
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import uvicorn
@@ -29,14 +31,23 @@ from front_proxy.openai_api.fast_path.fast_path import FastPath
 from front_proxy.openai_api.guard import HttpGuard
 from front_proxy.openai_api.published import PublishedApp
 from runtime.process.open_files import open_files_max
+from runtime.rpc import trust
 from runtime.rpc.grpc_server import join_address
 
 
 class HttpServer(uvicorn.Server):
     """uvicorn without its own signal handling: the process decides when to stop, and what stops first."""
 
-    def __init__(self, config: uvicorn.Config, limits: FrontProxyLimits, headers_of: HeadersOf) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        limits: FrontProxyLimits,
+        headers_of: HeadersOf,
+        tls: Sequence[ssl.SSLContext | None] = (),
+    ) -> None:
+        """``tls``: of each socket that it is to serve; without any none has it."""
         super().__init__(config)
+        self._tls = tls
         self.listening = asyncio.Event()
         self._limits = limits
         self._headers_of = headers_of
@@ -47,8 +58,10 @@ class HttpServer(uvicorn.Server):
         """As uvicorn's, but connections are accepted within bounds. Says so."""
         await super().startup(sockets=[])
         bounds = ConnectionBounds.of(open_files_max(), self._limits)
-        for listener in sockets or ():
-            acceptor = Acceptor(listener, self._connection, descriptors_max=bounds.descriptors_max, limits=self._limits)
+        for listener, tls in itertools.zip_longest(sockets or (), self._tls):
+            acceptor = Acceptor(
+                listener, self._connection, descriptors_max=bounds.descriptors_max, limits=self._limits, tls=tls
+            )
             acceptor.start()
             self._acceptors.append(acceptor)
         self.listening.set()
@@ -137,6 +150,11 @@ class OpenAiServer:
             ),
             self._limits,
             self.app.headers.of,
+            # The second listener is that of operators.
+            [
+                None if held is None else held.server_context()
+                for held, _ in zip((trust.front_door(), trust.cluster()), self._listeners, strict=False)
+            ],
         )
         # vLLM's error handler reads it.
         self.app.state.server = self._server

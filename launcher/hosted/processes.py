@@ -21,6 +21,7 @@ from launcher.hosted.state_file import ClusterRecord, ClusterState, ProcessRecor
 from launcher.hosted.timing import Timing
 from launcher.local import procfs
 from runtime.roles import WORKER_ROLES
+from runtime.rpc import trust
 
 
 class StateLost(msgspec.Struct, frozen=True):
@@ -73,6 +74,7 @@ class Processes:
                 launcher_pid=os.getpid(),
                 launcher_start_ticks=me.start_ticks if me else 0,
                 model=config.engine.model,
+                tls=trust.used(),
                 processes=tuple(self._record(spec) for spec in specs),
             ),
             self._state_failed,

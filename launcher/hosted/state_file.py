@@ -13,7 +13,9 @@ import msgspec
 
 from launcher.local.host import LOGS
 from runtime.roles import Role
+from runtime.rpc import trust
 from runtime.text import is_text
+from runtime.tls import TlsConfig
 from runtime.user_error import UserError
 
 STATE_FILE = "cluster.json"
@@ -61,6 +63,8 @@ class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     url: str = ""
     grpc_address: str = ""
+    # With which certificates its processes are spoken to.
+    tls: TlsConfig = TlsConfig()
     processes: tuple[ProcessRecord, ...] = ()
 
 
@@ -124,16 +128,22 @@ def write_atomically(file: Path, content: bytes) -> None:
 
 
 def read(state_dir: Path) -> ClusterRecord:
-    """The cluster last started with ``state_dir``. Raises StateError when there is none."""
+    """The cluster last started with ``state_dir``; this process speaks to it as one of its own from now on.
+
+    Raises StateError when there is none, and BadCertificate.
+    """
     file = state_dir / STATE_FILE
     try:
-        return msgspec.json.decode(file.read_bytes(), type=ClusterRecord)
+        record = msgspec.json.decode(file.read_bytes(), type=ClusterRecord)
     except FileNotFoundError:
         raise StateError(f"no cluster was started with the state folder {state_dir}") from None
     except OSError as error:
         raise StateError(f"cannot read {file}: {error.strerror}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StateError(f"{file} is not a state file: {error}") from error
+    if record.tls != trust.used():
+        trust.use(record.tls)
+    return record
 
 
 @contextlib.contextmanager

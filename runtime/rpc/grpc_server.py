@@ -10,6 +10,8 @@ import msgspec
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from runtime.rpc import trust
+
 KEEPALIVE_TIME_MS = 20_000
 KEEPALIVE_TIMEOUT_MS = 10_000
 _KEEPALIVE_MS = (KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS)
@@ -33,7 +35,7 @@ AddServices = Callable[[grpc.aio.Server], Sequence[str]]
 
 
 class ClientBounds(msgspec.Struct, frozen=True, kw_only=True):
-    """What the clients of a server may hold that others than this cluster's own processes reach.
+    """What the clients of a server may hold that others than this cluster's own processes reach: the front door.
 
     Its connections must open within ``HANDSHAKE_TIMEOUT_MS``, and end after ``CONNECTION_IDLE_MAX_MS`` without a call.
     """
@@ -95,8 +97,12 @@ async def start_server(
     servicer = health.aio.HealthServicer()  # type: ignore[attr-defined] # the stubs do not know it
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    held = trust.cluster() if clients is None else trust.front_door()
     try:
-        bound = server.add_insecure_port(join_address(host, port))
+        if held is None:
+            bound = server.add_insecure_port(join_address(host, port))
+        else:
+            bound = server.add_secure_port(join_address(host, port), held.server_credentials())
     except RuntimeError as error:
         raise OSError(f"cannot listen on {join_address(host, port)}: {error}") from error
     running = RunningServer(server, servicer, services, (host, bound))
@@ -111,17 +117,20 @@ def channel(address: str, message_bytes_max: int, *, quick_keepalive: bool = Fal
     It notices a frozen peer after ``KEEPALIVE_TIME_MS`` and ``KEEPALIVE_TIMEOUT_MS``, or after the quick ones.
     """
     keepalive_ms = (QUICK_KEEPALIVE_TIME_MS, QUICK_KEEPALIVE_TIMEOUT_MS) if quick_keepalive else _KEEPALIVE_MS
-    return grpc.aio.insecure_channel(
-        address,
-        options=[
-            *_shared_options(message_bytes_max, *keepalive_ms),
-            ("grpc.initial_reconnect_backoff_ms", RECONNECT_BACKOFF_FIRST_MS),
-            ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
-            ("grpc.max_reconnect_backoff_ms", RECONNECT_BACKOFF_MAX_MS),
-            # These channels stay inside the cluster; a proxy from the environment is never meant for them.
-            ("grpc.enable_http_proxy", 0),
-        ],
-    )
+    options: list[tuple[str, Any]] = [
+        *_shared_options(message_bytes_max, *keepalive_ms),
+        ("grpc.initial_reconnect_backoff_ms", RECONNECT_BACKOFF_FIRST_MS),
+        ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
+        ("grpc.max_reconnect_backoff_ms", RECONNECT_BACKOFF_MAX_MS),
+        # These channels stay inside the cluster; a proxy from the environment is never meant for them.
+        ("grpc.enable_http_proxy", 0),
+    ]
+    held = trust.cluster()
+    if held is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    # Addresses come and go; what a process proves is that it is of this cluster.
+    options.append(("grpc.ssl_target_name_override", trust.name()))
+    return grpc.aio.secure_channel(address, held.channel_credentials(), options=options)
 
 
 def join_address(host: str, port: int) -> str:

@@ -59,8 +59,10 @@ def test_a_seed_repeats_itself_and_hits_everything_once_a_round() -> None:
 def test_without_a_spare_decode_worker_clients_notice_and_every_invariant_holds() -> None:
     alone = Topology(prefill=1, decode=1)
     options = ChaosOptions(topology=alone, kinds=FAULT_KINDS, roles=("decode",))
-    verdict = virtual_run.run(24, options)
-    assert not verdict.passed and verdict.counts.failed > 0 and verdict.broken == ""
+    # Most requests wait until it is back, so that one seed in about twenty has a client that notices.
+    verdicts = [virtual_run.run(seed, options) for seed in range(16)]
+    assert all(verdict.broken == "" and verdict.passed == (not verdict.counts.failed) for verdict in verdicts)
+    assert any(verdict.counts.failed for verdict in verdicts)
 
 
 @pytest.mark.parametrize("kind", ["kill", "freeze"])
