@@ -21,7 +21,7 @@ from launcher.local.child import tail
 
 LOOK_INTERVAL_S = 0.2
 STATUS_TIMEOUT_S = 2.0
-_READY = "ready http://"
+_READY = "ready http"
 _LOG_TAIL_LINES = 30
 # Looks in a row that must find everything whole.
 _LOOKS_WHOLE = 2

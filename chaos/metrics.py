@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from front_proxy.config import FrontProxyLimits
 from launcher.config import BatonConfig
-from launcher.hosted.state_file import ClusterRecord
+from launcher.hosted.state_file import ClusterRecord, ProcessRecord
+from runtime.rpc import trust
 from scheduler.config import SchedulerParameters
 from simulation.faults.invariants import Invariant
 
@@ -45,15 +46,22 @@ async def look(record: ClusterRecord) -> list[Sample]:
     """What every process says that answers."""
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
     samples = []
+    held = trust.cluster()
+    tls = True if held is None else held.client_context()
     async with aiohttp.ClientSession(timeout=timeout) as session:
         for process in record.processes:
             try:
-                async with session.get(f"http://{process.metrics_address}/metrics") as response:
+                async with session.get(f"{_scheme(process)}://{process.metrics_address}/metrics", ssl=tls) as response:
                     text = await response.text()
             except (aiohttp.ClientError, TimeoutError, ValueError):
                 continue  # it ends or begins just now
             samples.append(read(process.id, process.role, text, time.time()))
     return samples
+
+
+def _scheme(process: ProcessRecord) -> str:
+    """Metrics are for the cluster alone, but on the port of clients."""
+    return "http" if trust.cluster() is None or process.metrics_address == process.address else "https"
 
 
 def read(process_id: str, role: str, text: str, now_s: float) -> Sample:

@@ -14,6 +14,6 @@ class TlsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     key_file: str = ""
     """Its private key."""
     ca_file: str = ""
-    """The CA of this cluster alone: whoever has a certificate of it is trusted."""
+    """The CA of this cluster alone: every certificate of it is trusted."""
     name: str = "baton"
     """DNS name that every certificate of the cluster carries, beside any others."""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -69,6 +70,8 @@ class BatonClient:
     key. ``ttft_slo_ms``, ``tpot_slo_ms``: the time to the first token, and between tokens, that it asks for.
     ``connect_timeout_s``: longest wait for a connection; gRPC's own, 20 s, is less than a front proxy may stand still.
     A proxy that the environment names (``http_proxy``) is not used; ``channel`` may be one that uses it.
+    ``tls``: the front proxy shows a certificate (``front_proxy.tls_cert_file``); a path is that of its CA, and True
+    means that the system knows the CA.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class BatonClient:
         address: str,
         *,
         channel: grpc.aio.Channel | None = None,
+        tls: Path | bool = False,
         api_key: str = "",
         tenant: str = "",
         priority_class: PriorityClass | None = None,
@@ -92,6 +96,9 @@ class BatonClient:
             ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
             ("grpc.enable_http_proxy", 0),
         ]
+        if channel is None and tls:
+            ca = tls.read_bytes() if isinstance(tls, Path) else None
+            channel = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(ca), options=options)
         self._channel = channel or grpc.aio.insecure_channel(address, options=options)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
         said = {

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import msgspec
-import prometheus_client
 import structlog
+from prometheus_client import Gauge
 
 from runtime.rpc.certificates import Certificates, TlsFiles
 from runtime.tls import TlsConfig
@@ -27,7 +27,7 @@ LOOK_INTERVAL_S = 10.0
 WARN_BEFORE_S = 14 * 86_400.0
 WARN_INTERVAL_S = 86_400.0
 
-EXPIRES = prometheus_client.Gauge(
+EXPIRES = Gauge(
     "baton_certificate_expires_timestamp_seconds", "When a certificate of this process ends, since 1970.", ["use"]
 )
 

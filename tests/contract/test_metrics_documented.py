@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from front_proxy.dispatch.metrics import DispatchMetrics
 from front_proxy.gateway import metrics as gateway_metrics
+from runtime.rpc import trust
 from scheduler.expert_metrics import ExpertMetrics
 from scheduler.metrics import SchedulerMetrics
 from tests.test_repository import PACKAGES, ROOT
@@ -22,6 +23,7 @@ from worker.metrics import WorkerMetrics
 DEFINED_IN = {
     "front_proxy/dispatch/metrics.py",
     "front_proxy/gateway/metrics.py",
+    "runtime/rpc/trust.py",
     "scheduler/expert_metrics.py",
     "scheduler/metrics.py",
     "worker/metrics.py",
@@ -44,7 +46,7 @@ def _collectors() -> list[Collector]:
     dispatch.watch(in_flight=int, handoffs_held=int, connected=bool, degraded=bool)
     nothing_is_scraped: Any = None
     WorkerMetrics("decode", registry).watch(nothing_is_scraped)
-    assert gateway_metrics.__doc__, "imported for what it registers"
+    assert gateway_metrics.__doc__ and trust.__doc__, "imported for what they register"
     return [*registry._collector_to_names, *REGISTRY._collector_to_names]
 
 

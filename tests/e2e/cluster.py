@@ -135,7 +135,7 @@ def _running(
 
     def ready() -> re.Match[str] | None:
         assert process.poll() is None, f"it ended with {process.returncode}:\n{errors.read_text()[-4000:]}"
-        return re.search(r"^ready http://.*\n", output.read_text(), re.MULTILINE)
+        return re.search(r"^ready https?://.*\n", output.read_text(), re.MULTILINE)
 
     try:
         found = wait_for(ready, timeout_s=START_TIMEOUT_S, what="it is ready", seen=lambda: errors.read_text()[-4000:])

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from runtime.rpc.certificates import BadCertificate, Certificates, TlsFiles, rehearse
-from tests.support.certificates import MadeCa
+from tests.runtime.rpc.made_ca import MadeCa
 
 
 def test_a_good_certificate_says_when_it_ends(tmp_path: Path) -> None:

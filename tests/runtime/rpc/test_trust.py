@@ -21,7 +21,7 @@ from runtime.rpc import trust
 from runtime.rpc.grpc_server import ClientBounds, RunningServer, channel, start_server
 from runtime.tls import TlsConfig
 from runtime.user_error import UserError
-from tests.support.certificates import MadeCa
+from tests.runtime.rpc.made_ca import MadeCa
 
 BYTES_MAX = 1 << 20
 DEADLINE_S = 5.0
