@@ -2,7 +2,8 @@
 
 A step says how many prompt tokens it computed and how many sequences decoded. A decoding sequence has one token of each
 step, so its share is the difference of one sum, whatever the number of sequences. The time of prompt tokens is pooled
-until a prompt is done, which takes as much as it computed. So the shares of all add up to the steps.
+until a prompt is done, which takes as much as it computed. An engine goes on for a step or two with what was taken from
+it: time that no request claims goes to the next step's tokens. So the shares of all add up to the steps.
 """
 
 from __future__ import annotations
@@ -28,28 +29,43 @@ class WorkMeter:
         self.engine_us = 0
         """Time of all steps."""
         self._a_token_us = 0.0
-        """Sum over the steps: time of the step over its tokens."""
+        """Sum over the steps: what one sequence that decodes has of it."""
         self._before_us = 0.0
         """The same without the last step."""
         self._pool_us = 0.0
         self._pool_tokens = 0
         self._prefilling = 0
+        self._decoding = 0
+        self._unclaimed_us = 0.0
+        self._begun = False
 
     def step(self, duration_us: int, prefill_tokens: int, decode_requests: int) -> None:
         """One step has ended."""
         self.engine_us += duration_us
         self._before_us = self._a_token_us
-        tokens = prefill_tokens + decode_requests
-        if not tokens:
-            return
-        share_us = duration_us / tokens
-        self._a_token_us += share_us
-        if prefill_tokens and self._prefilling:
-            self._pool_us += share_us * prefill_tokens
+        if not self._begun:
+            return  # how an engine starts is no request's work
+        whole_us = duration_us + self._unclaimed_us
+        # More may have been claimed than there was, where ranks of one engine take turns.
+        self._unclaimed_us = min(whole_us, 0.0)
+        whole_us = max(whole_us, 0.0)
+        prefill_us = whole_us * prefill_tokens / max(prefill_tokens + decode_requests, 1)
+        if self._prefilling and prefill_tokens:
+            self._pool_us += prefill_us
             self._pool_tokens += prefill_tokens
+        else:
+            self._unclaimed_us += prefill_us
+        decode_us = whole_us - prefill_us
+        # Prompts of which one token was left decode too. They claim their part with their first token.
+        expected = min(max(decode_requests - self._decoding, 0), self._prefilling)
+        takers = self._decoding + expected if decode_requests else 0
+        share_us = decode_us / takers if takers else 0.0
+        self._a_token_us += share_us
+        self._unclaimed_us += decode_us - share_us * self._decoding
 
     def begin(self) -> Share:
         """A request is given to the engine."""
+        self._begun = True
         self._prefilling += 1
         return Share(self)
 
@@ -63,15 +79,20 @@ class WorkMeter:
         self._pool_tokens = max(0, self._pool_tokens - computed_tokens) if self._prefilling else 0
         return share_us
 
-    def decoding_since_us(self, computed_tokens: int) -> float:
-        """Where the share of an output begins that has its first token in the last step.
+    def decode_begins(self, computed_tokens: int) -> float:
+        """Where the share of an output begins that has its first token in the last step, in us.
 
         A step counts a prompt of which one token is left like a sequence that decodes.
         """
-        return self._a_token_us if computed_tokens > 1 else self._before_us
+        self._decoding += 1
+        if computed_tokens > 1:
+            return self._a_token_us
+        self._unclaimed_us -= self._a_token_us - self._before_us
+        return self._before_us
 
-    def now_us(self) -> float:
-        """Where the share of an output ends."""
+    def decode_ends(self) -> float:
+        """Where the share of an output ends, in us."""
+        self._decoding -= 1
         return self._a_token_us
 
 
@@ -92,7 +113,7 @@ class Share:
         self._cached, self._pulled = cached_tokens, pulled_tokens
         self._computed = max(prompt_tokens - cached_tokens - pulled_tokens, 0)
         self._prefill_us = self._meter.prompt_over(self._computed)
-        self._since_us = self._meter.decoding_since_us(self._computed)
+        self._since_us = self._meter.decode_begins(self._computed)
 
     def end(self) -> Work:
         """It is over. Call once."""
@@ -100,7 +121,7 @@ class Share:
         if self._since_us < 0:
             self._prefill_us = self._meter.prompt_over(0)
         else:
-            decode_us = self._meter.now_us() - self._since_us
+            decode_us = self._meter.decode_ends() - self._since_us
         return Work(
             computed_tokens=self._computed,
             cached_tokens=self._cached,

@@ -43,6 +43,25 @@ def test_a_prompt_that_is_given_up_leaves_its_time_to_the_one_that_is_left() -> 
     assert other.end().prefill_us == 100
 
 
+def test_steps_that_compute_what_was_given_up_are_paid_by_what_runs() -> None:
+    meter = WorkMeter()
+    meter.step(1000, 0, 1)  # the engine starts
+    given_up, other = meter.begin(), meter.begin()
+    meter.step(200, 0, 2)
+    given_up.first(10, 9, 0)
+    other.first(10, 9, 0)
+    spent_us = given_up.end().decode_us
+    meter.step(60, 0, 2)
+    spent_us += other.end().decode_us
+    meter.step(40, 0, 1)  # no request's yet
+    late = meter.begin()
+    meter.step(100, 100, 0)
+    late.first(100, 0, 0)
+    work = late.end()
+    assert (spent_us, work.prefill_us) == (100 + 160, 140)
+    assert spent_us + work.prefill_us == meter.engine_us - 1000
+
+
 class Engine:
     """Computes prompts in chunks and decodes, as vLLM does."""
 
@@ -50,12 +69,15 @@ class Engine:
         self.meter = WorkMeter()
         self.left: dict[Share, tuple[int, int, int]] = {}
         self.spent_us = 0
+        self.late = 0
 
     def add(self, prompt: int, output: int) -> None:
         self.left[self.meter.begin()] = prompt, prompt, output
 
-    def step(self, chunk: int, duration_us: int) -> None:
-        prefill = decode = 0
+    def step(self, chunk: int, duration_us: int, *, late: bool) -> None:
+        prefill = 0
+        # Outputs that were left a step ago are in this step yet.
+        decode, self.late = self.late, 0
         over = []
         for share, (prompt, left, output) in self.left.items():
             if left > 1:
@@ -73,6 +95,7 @@ class Engine:
             if left == 0 and share not in over:
                 share.first(prompt, 0, 0)
             if left == 0 and output <= 0:
+                self.late += late
                 self.spent_us += (work := share.end()).prefill_us + work.decode_us
                 del self.left[share]
 
@@ -81,15 +104,16 @@ class Engine:
     st.lists(st.tuples(st.integers(2, 60), st.integers(1, 12)), min_size=1, max_size=8),
     st.lists(st.integers(1, 5_000), min_size=1, max_size=20),
     st.integers(8, 64),
+    st.booleans(),
 )
 def test_whatever_runs_together_the_shares_add_up(
-    requests: list[tuple[int, int]], durations_us: list[int], chunk: int
+    requests: list[tuple[int, int]], durations_us: list[int], chunk: int, late: bool
 ) -> None:
     engine = Engine()
     for prompt, output in requests:
         engine.add(2 * prompt, output)
     turn = 0
     while engine.left:
-        engine.step(2 * chunk, durations_us[turn % len(durations_us)])
+        engine.step(2 * chunk, durations_us[turn % len(durations_us)], late=late)
         turn += 1
     assert abs(engine.spent_us - engine.meter.engine_us) <= 2 * len(requests)
