@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from accounts.keys import digest_of, id_of
+from accounts.keys import digest_of, id_of, named_id
 from accounts.rules import Limits
 from runtime.priority_class import PriorityClass
 
@@ -48,7 +48,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 
     def allows_model(self, model: str) -> bool:
         """Whether it may use the model of this name: the one that serves, whatever alias was asked for."""
-        return any(fnmatch.fnmatchcase(model, pattern) for pattern in self.models)
+        return "*" in self.models or any(fnmatch.fnmatchcase(model, pattern) for pattern in self.models)
 
 
 class Denied(enum.Enum):
@@ -74,16 +74,16 @@ class KeyTable:
         """Whose key this is. A digest is no key, and of a wrong key nothing is told but that it is unknown."""
         if not shown:
             return Denied.MISSING
-        key_id = id_of(shown)
+        key_id = named_id(shown)
         if key_id is None:
             return Denied.MALFORMED
         key, digest = self.keys.get(key_id), digest_of(shown, self._pepper)
         if key is None:
-            return Denied.UNKNOWN
+            return _no_key(shown)
         current = hmac.compare_digest(digest, key.digest)
         old = bool(key.old_digest) and hmac.compare_digest(digest, key.old_digest)
         if not current and not old:
-            return Denied.UNKNOWN
+            return _no_key(shown)
         if key.revoked:
             return Denied.REVOKED
         if now_s < key.not_before_s:
@@ -91,3 +91,8 @@ class KeyTable:
         if (key.expires_at_s and now_s >= key.expires_at_s) or (not current and now_s >= key.old_until_s):
             return Denied.EXPIRED
         return key
+
+
+def _no_key(shown: str) -> Denied:
+    """The check is looked at here alone: what has the right digest has the right check."""
+    return Denied.MALFORMED if id_of(shown) is None else Denied.UNKNOWN
