@@ -93,7 +93,8 @@ class Account:
 
     def turn(self, starts: Starts, wall_s: float) -> None:
         """The time has come to these windows: new ones begin at nothing. Open holds keep the list of the old ones."""
-        self.seen_s = max(self.seen_s, wall_s)
+        if wall_s > self.seen_s:
+            self.seen_s = wall_s
         if starts is not self.starts:
             self.spents = [
                 spent if before == now else Spent()

@@ -59,7 +59,9 @@ class AccountsLimits(msgspec.Struct, frozen=True, kw_only=True):
     wait_max_s: float = 120.0
     """Longest such wait."""
     commit_interval_s: float = 0.25
-    """Records that come within so long are written together: a commit costs as much as thirty of them."""
+    """Records that come within so long are written together: a commit costs as much as fifty of them."""
+    commit_records_max: int = 4096
+    """Records of one commit; SQLite takes 32,766 values in one statement at least."""
     records_max: int = 65536
     """Records that may wait: in a front proxy for the scheduler, in the scheduler for its disk."""
     cost_wait_s: float = 2.0

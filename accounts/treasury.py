@@ -117,6 +117,8 @@ class Treasury:
         self._limits = limits
         self._calendar = Calendar(rules.timezone)
         self._accounts: dict[str, Account] = {}
+        # Those that bound a request, by its team and key.
+        self._scopes: dict[tuple[str, str], Sequence[Account]] = {}
         self._holds: dict[bytes, _Hold] = {}
         # Front proxies that went away, with the time at which their holds are settled as they are.
         self._gone: dict[str, float] = {}
@@ -132,7 +134,7 @@ class Treasury:
         known = self._holds.get(ask.uid)
         if known is not None and (part := known.parts.get(ask.part)) is not None:
             known.front = front
-            return Held(part[0], self._standing(known.accounts, now_s))
+            return Held(part[0])
         hold = known or self._new(ask, front, now_s, wall_s)
         first = min(ask.output_tokens_max, self._slice_tokens)
         refused = self._objection(ask, hold, first, now_s, new=known is None) if self._enforce else None
@@ -142,11 +144,12 @@ class Treasury:
             self._open(hold)
         hold.grow(ask.part, first, ask.output_tokens_max, prompt=ask.prompt_tokens, output=first)
         for account in hold.accounts:
-            account.take(now_s, requests=int(known is None), prompt=ask.prompt_tokens, output=first)
-        return Held(first, self._standing(hold.accounts, now_s))
+            if account.buckets:
+                account.take(now_s, requests=int(known is None), prompt=ask.prompt_tokens, output=first)
+        return Held(first)
 
     def granted(self, ask: HoldAsked, now_s: float) -> Held | None:
-        """What a part holds now; None: nothing."""
+        """What a part holds now, and how far its rates are used; None: nothing."""
         hold = self._holds.get(ask.uid)
         if hold is None or (part := hold.parts.get(ask.part)) is None:
             return None
@@ -195,7 +198,8 @@ class Treasury:
                 spent.settled += amount
         for account in hold.accounts:
             account.running -= 1
-            account.take(now_s, prompt=uncached - hold.prompt, output=record.output_tokens - hold.output)
+            if account.buckets:
+                account.take(now_s, prompt=uncached - hold.prompt, output=record.output_tokens - hold.output)
         return record, True
 
     def booked(self, uid: bytes, amount: int) -> None:
@@ -379,13 +383,18 @@ class Treasury:
         return found.waits if found is not None else ("batch",)
 
     def _standing(self, accounts: Sequence[Account], now_s: float) -> Standing | None:
-        if not any(account.buckets for account in accounts):
-            return None
-        return Standing.tightest([account for account in accounts if account.buckets], now_s)
+        bounded = [account for account in accounts if account.buckets]
+        return Standing.tightest(bounded, now_s) if bounded else None
 
     def _of(self, team: str, key_id: str, now_s: float, wall_s: float) -> Sequence[Account]:
-        names = ("cluster", f"team:{team}", f"key:{key_id}") if key_id else ("cluster", f"team:{team}")
-        return tuple(self._account(name, now_s, wall_s) for name in names)
+        accounts = self._scopes.get((team, key_id))
+        if accounts is None:
+            names = ("cluster", f"team:{team}", f"key:{key_id}") if key_id else ("cluster", f"team:{team}")
+            accounts = self._scopes[team, key_id] = tuple(self._account(name, now_s, wall_s) for name in names)
+        starts = self._calendar.starts(wall_s)
+        for account in accounts:
+            account.turn(starts, wall_s)
+        return accounts
 
     def _account(self, name: str, now_s: float, wall_s: float) -> Account:
         account = self._accounts.get(name)

@@ -57,11 +57,15 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
     ttft_s: float = 0.0
 
     @property
-    def engine_us(self) -> int:
-        """Engine time of all attempts."""
-        return sum(each.prefill_us + each.decode_us for each in self.attempts)
+    def cost(self) -> tuple[int, int, int, int]:
+        """Of all attempts: engine time in us, that of the prompt, tokens computed of it, and tokens discarded.
 
-    @property
-    def discarded_tokens(self) -> int:
-        """Output that engines made and the client is not billed for."""
-        return max(0, sum(each.decoded_tokens for each in self.attempts) - self.output_tokens)
+        Discarded is output that engines made and the client is not billed for.
+        """
+        prefill_us = decode_us = computed = decoded = 0
+        for each in self.attempts:
+            prefill_us += each.prefill_us
+            decode_us += each.decode_us
+            computed += each.computed_tokens
+            decoded += each.decoded_tokens
+        return prefill_us + decode_us, prefill_us, computed, max(0, decoded - self.output_tokens)

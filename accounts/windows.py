@@ -21,6 +21,8 @@ class Calendar:
         self._zone = ZoneInfo(timezone)
         self._until_s = float("-inf")
         self._starts: Starts = (0, 0, 0, 0)
+        # The day that ``at`` was asked for last.
+        self._day: Calendar | None = None
 
     def starts(self, now_s: float) -> Starts:
         """The same object for all of one day."""
@@ -32,9 +34,10 @@ class Calendar:
 
     def at(self, moment_s: float) -> Starts:
         """The windows of any moment."""
-        if not self._starts[0] <= moment_s < self._until_s:
-            return Calendar(self.zone).starts(moment_s)
-        return self._starts
+        day = self._day
+        if day is None or not day._starts[0] <= moment_s < day._until_s:
+            day = self._day = Calendar(self.zone)
+        return day.starts(moment_s)
 
     def ends(self, window: Window, start_s: int) -> float:
         """When the window that began then is over; infinity for total."""

@@ -27,6 +27,7 @@ _WAL_FIXED = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 """SQLite may lose commits in WAL mode where two processes have the file open, before these."""
 _USAGE = (*(each for each in UsageRecord.__struct_fields__ if each not in ("uid", "attempts", "window_s")), "window_s")
 _values = operator.attrgetter(*_USAGE[:-1])
+# Of UsageRecord.cost.
 _SUMS = ("engine_us", "prefill_us", "computed_tokens", "discarded_tokens")
 _COLUMNS = ("uid", *_USAGE, *_SUMS, "attempts")
 _TYPES = {"int": "INTEGER", "bool": "INTEGER", "float": "REAL"}
@@ -304,13 +305,7 @@ def totals_of(team: str, key_id: str, starts: Starts) -> Iterable[tuple[str, str
 
 
 def _row(record: UsageRecord, window_s: float) -> tuple[Any, ...]:
-    attempts = record.attempts
-    prefill_us = computed_tokens = 0
-    for each in attempts:
-        prefill_us += each.prefill_us
-        computed_tokens += each.computed_tokens
-    sums = record.engine_us, prefill_us, computed_tokens, record.discarded_tokens
-    return (record.uid, *_values(record), window_s, *sums, msgspec.msgpack.encode(attempts))
+    return (record.uid, *_values(record), window_s, *record.cost, msgspec.msgpack.encode(record.attempts))
 
 
 def _record(row: Sequence[Any]) -> UsageRecord:

@@ -78,6 +78,7 @@ class UsageDesk:
         self._waiting: list[tuple[UsageRecord, int | None]] = []
         self._writing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._closing = False
         self._loop = asyncio.get_running_loop()
 
     async def open(self) -> None:
@@ -89,11 +90,12 @@ class UsageDesk:
 
     async def close(self) -> None:
         """Write what waits."""
+        self._closing = True
         if self._timer is not None:
             self._timer.cancel()
         if self._writing is not None:
             await self._writing
-        if self._waiting:
+        for _ in range(0, len(self._waiting), self._limits.commit_records_max):
             await self._write()
 
     def use_keys(self, keys: Mapping[str, Key]) -> None:
@@ -258,9 +260,10 @@ class UsageDesk:
         self._writing = self._loop.create_task(self._write())
 
     async def _write(self) -> None:
-        """Write all that waits in one transaction, and say so."""
-        batch, self._waiting = self._waiting, []
-        pause_s = self._limits.commit_interval_s
+        """Write what waits in one transaction, and say so."""
+        most = self._limits.commit_records_max
+        batch, self._waiting = self._waiting[:most], self._waiting[most:]
+        pause_s = self._limits.commit_interval_s if len(self._waiting) < most else 0.0
         try:
             records = [record for record, _ in batch]
             booked = await self._books.call(lambda ledger: ledger.book(records))
@@ -279,7 +282,7 @@ class UsageDesk:
             self.treasury.ledger_away = False
             self._tell(batch, booked)
         self._writing = None
-        if self._waiting and not self._lost.is_set():
+        if self._waiting and not self._closing and not self._lost.is_set():
             self._timer = self._loop.call_later(pause_s, self._begin)
 
     def _tell(self, batch: Sequence[tuple[UsageRecord, int | None]], booked: Sequence[int]) -> None:

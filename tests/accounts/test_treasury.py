@@ -149,8 +149,9 @@ def test_a_rate_says_exactly_when_it_has_room_again() -> None:
     refused = one.hold(ask(30), "front", 0.0, 0.0)
     assert isinstance(refused, Refused) and refused.retry_after_s == 2.0
     assert isinstance(one.hold(ask(30), "front", 1.9, 0.0), Refused)
-    held = one.hold(ask(30), "front", 2.0, 0.0)
-    assert isinstance(held, Held) and held.standing is not None and held.standing.requests is not None
+    assert isinstance(one.hold(ask(30), "front", 2.0, 0.0), Held)
+    held = one.granted(ask(30), 2.0)
+    assert held is not None and held.standing is not None and held.standing.requests is not None
     assert held.standing.requests.remaining == 0 and held.standing.requests.reset_s == 60.0
 
 

@@ -60,4 +60,4 @@ def test_every_attempt_is_a_cost_and_one_that_says_nothing_is_estimated() -> Non
     assert told == ["all"]
     record = one.record(answered=False, failed=True, ttft_s=0.0, wall_s=11.0)
     assert [(each.worker_id, each.estimated) for each in record.attempts] == [("prefill-0", False), ("decode-0", True)]
-    assert (record.engine_us, record.discarded_tokens) == (70, 3)
+    assert (record.cost[0], record.cost[3]) == (70, 3)
