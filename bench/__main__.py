@@ -18,6 +18,7 @@ from cyclopts import Group, Parameter, validators
 
 from bench import bench_model, compatibility, measures, overhead, plain_server, prefix_index, report, silicon
 from bench.experts.command import experts
+from bench.front_door.accounts import accounts
 from bench.front_door.flames import flamegraph
 from bench.front_door.run import front_door
 from bench.live.fidelity import fidelity
@@ -38,6 +39,7 @@ from runtime.process.exit_codes import ExitCode
 app = command_line.new_app("python -m bench", "Measure Baton and its peers from the outside.")
 app.command(compatibility.check, name="compatibility")
 app.command(front_door)
+app.command(accounts)
 app.command(flamegraph)
 app.command(fidelity)
 app.command(predict)

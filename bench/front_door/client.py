@@ -100,7 +100,8 @@ def _whole_by_length(parts: Sequence[bytes]) -> bool:
 class HttpClient:
     """OpenAI's chat, streamed, over connections that are made before the load."""
 
-    def __init__(self, base_url: str, model: str, timeout_s: float) -> None:
+    def __init__(self, base_url: str, model: str, timeout_s: float, *, api_key: str = "") -> None:
+        self._authorization = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
         self._host, _, port = base_url.removeprefix("http://").partition(":")
         self._port = int(port)
         self._model = model
@@ -118,7 +119,7 @@ class HttpClient:
                 "stream_options": {"include_usage": True},
             }
         )
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n{self._authorization}"
         return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
     async def run(self, prompts: Sequence[str], *, output_tokens: int, in_flight: int) -> list[RequestRecord]:

@@ -68,7 +68,7 @@ class Front(msgspec.Struct, frozen=True, kw_only=True):
     scheduler_pid: int = 0
 
 
-def baton_argv(rig: Rig, state_dir: Path, command: Sequence[str]) -> list[str]:
+def baton_argv(rig: Rig, state_dir: Path, command: Sequence[str], sets: Sequence[str] = ()) -> list[str]:
     """Baton with one front proxy and one fake engine of each role."""
     argv = [*command, "up", "--model", str(rig.model), "--prefill", "1", "--decode", "1", "--host", HOST]
     argv += ["--port", "0", "--grpc-port", "0", "--state-dir", str(state_dir)]
@@ -85,17 +85,19 @@ def baton_argv(rig: Rig, state_dir: Path, command: Sequence[str]) -> list[str]:
         # One token a chunk, as the others send them.
         "worker.output_interval_ms": 0,
     }
-    for word in [*(f"{path}={value}" for path, value in settings.items()), *rig.sets]:
+    for word in [*(f"{path}={value}" for path, value in settings.items()), *sets, *rig.sets]:
         argv += ["--set", word]
     return argv
 
 
-async def start_baton(rig: Rig, name: str, command: Sequence[str] | None = None, checkout: Path | None = None) -> Front:
-    """Start this Baton, or another checkout's by its own ``command``."""
+async def start_baton(
+    rig: Rig, name: str, command: Sequence[str] | None = None, checkout: Path | None = None, *, sets: Sequence[str] = ()
+) -> Front:
+    """Start this Baton with these settings of its own, or another checkout's by its own ``command``."""
     command = command or baton_llm.command()
     environ = {"PYTHONPATH": str(checkout)} if checkout is not None else {}
     state_dir = rig.folder / f"{name}_state"
-    child = await rig.start(name, baton_argv(rig, state_dir, command), environ, folder=checkout)
+    child = await rig.start(name, baton_argv(rig, state_dir, command, sets), environ, folder=checkout)
     words = await child.wait_ready_words(START_TIMEOUT_S)
     status = await asyncio.create_subprocess_exec(
         *command, "status", "--json", "--state-dir", str(state_dir), env={**os.environ, **environ}, cwd=checkout,

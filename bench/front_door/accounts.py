@@ -1,0 +1,234 @@
+"""The command accounts: what keys, usage records and limits add to the CPU of a front proxy and of a scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+from cyclopts import Parameter, validators
+
+import baton_llm
+from accounts.config import LIMITS
+from bench.front_door.client import HttpClient
+from bench.front_door.measure import cpu_s
+from bench.front_door.run import finish, rig
+from bench.front_door.systems import MODEL_NAME, Front, Rig, start_baton
+from bench.prompts import make_prompts, token_counter
+from bench.report import environment
+
+Mode = Literal["off", "count", "enforce"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+PROCESSES = ("scheduler", "front_proxy")
+AT_MOST_US: Mapping[str, float] = {"scheduler": 30.0, "front_proxy": 40.0}
+"""What a mode may add to a request."""
+_SETTLE_S = LIMITS.commit_interval_s + 0.2
+_TIMEOUT_S = 300.0
+_TEAM = "bench"
+# Every scope has limits, of which none is ever reached.
+_RULES = f"""
+currency = "EUR"
+[prices.{MODEL_NAME}]
+prompt_per_million = 0.15
+cached_per_million = 0.015
+output_per_million = 0.6
+[cluster]
+budgets = ["1000000/month"]
+[teams.{_TEAM}]
+budgets = ["100000/day", "1000000/month"]
+requests_per_minute = 1_000_000
+output_tokens_per_minute = 100_000_000
+"""
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AccountsSpec:
+    """Sizes of the load; 20,160 requests in all."""
+
+    rounds: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 5
+    slices: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 4
+    """turns of each mode in a round: what else the machine does meets all modes alike"""
+    requests: int = 336
+    """of a turn"""
+    in_flight: int = 32
+    prompt_tokens: int = 256
+    output_tokens: int = 8
+    step_ms: float = 5.0
+    """what an engine takes for one token of every running request"""
+    seed: int = 0
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """What one mode took in one round, of each process, in us of CPU a request."""
+
+    mode: Mode
+    round: int
+    us: Mapping[str, float]
+    errors: Sequence[str]
+
+
+class _Cluster(msgspec.Struct, frozen=True):
+    """One mode's."""
+
+    front: Front
+    client: HttpClient
+
+    def cpu_s(self) -> dict[str, float]:
+        return {"scheduler": cpu_s(self.front.scheduler_pid), "front_proxy": cpu_s(self.front.pid)}
+
+
+async def _start(running: Rig, mode: Mode) -> _Cluster:
+    """A cluster of its own. All but ``off`` require keys too."""
+    if mode == "off":
+        front = await start_baton(running, mode)
+        return _Cluster(front, HttpClient(front.base_url, MODEL_NAME, _TIMEOUT_S))
+    rules = running.folder / "rules.toml"
+    rules.write_text(_RULES)
+    sets = ("auth.mode=required", f"accounts.mode={mode}", f"accounts.rules_file={rules}")
+    front = await start_baton(running, mode, sets=sets)
+    words = [*baton_llm.command(), "keys", "create", "--team", _TEAM, "--budget", "100000/total", "--json"]
+    made = await asyncio.create_subprocess_exec(
+        *words, "--state-dir", str(running.folder / f"{mode}_state"),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    said, _ = await asyncio.wait_for(made.communicate(), _TIMEOUT_S)
+    return _Cluster(front, HttpClient(front.base_url, MODEL_NAME, _TIMEOUT_S, api_key=json.loads(said)["key"]))
+
+
+async def _turn(cluster: _Cluster, prompts: Sequence[str], spec: AccountsSpec) -> tuple[dict[str, float], list[str]]:
+    """CPU seconds of each process, with those of the commits behind the last answer; and what failed."""
+    before = cluster.cpu_s()
+    records = await cluster.client.run(prompts, output_tokens=spec.output_tokens, in_flight=spec.in_flight)
+    await asyncio.sleep(_SETTLE_S)  # what is written together waits for that long
+    after = cluster.cpu_s()
+    errors = [record.error or "no output" for record in records if not record.succeeded]
+    return {name: after[name] - before[name] for name in PROCESSES}, errors
+
+
+async def _round(
+    clusters: Mapping[Mode, _Cluster], spec: AccountsSpec, index: int, prompts: Sequence[str]
+) -> list[Round]:
+    """Each turn begins with another mode."""
+    used = {mode: dict.fromkeys(PROCESSES, 0.0) for mode in clusters}
+    errors: dict[Mode, list[str]] = {mode: [] for mode in clusters}
+    for turn in range(spec.slices):
+        chosen = prompts[turn * spec.requests : (turn + 1) * spec.requests]
+        first = (index + turn) % len(MODES)
+        for mode in MODES[first:] + MODES[:first]:
+            took_s, failed = await _turn(clusters[mode], chosen, spec)
+            errors[mode] += failed
+            for name in PROCESSES:
+                used[mode][name] += took_s[name]
+    us = 1e6 / (spec.slices * spec.requests)
+    return [
+        Round(mode=mode, round=index, us={name: used[mode][name] * us for name in PROCESSES}, errors=errors[mode])
+        for mode in clusters
+    ]
+
+
+async def _measure(spec: AccountsSpec, sets: Sequence[str]) -> dict[str, Any]:
+    machine = environment()
+    rounds: list[Round] = []
+    async with rig(spec.step_ms, sets) as running:
+        clusters = {mode: await _start(running, mode) for mode in MODES}
+        count = token_counter(running.model)
+        a_round = spec.slices * spec.requests
+        for index in range(-1, spec.rounds):
+            prompts = make_prompts(
+                requests=a_round if index >= 0 else spec.requests,
+                tokens=spec.prompt_tokens, seed=spec.seed * 1009 + index + 1, count=count,
+            )  # fmt: skip
+            if index < 0:  # warm up
+                for cluster in clusters.values():
+                    await _turn(cluster, prompts, spec)
+                continue
+            rounds += await _round(clusters, spec, index, prompts)
+            shown = ", ".join(
+                f"{one.mode} {one.us['scheduler']:.0f} + {one.us['front_proxy']:.0f}" for one in rounds[-3:]
+            )
+            print(f"round {index + 1}/{spec.rounds}, us a request: {shown}", file=sys.stderr, flush=True)
+    return build(spec, rounds, machine)
+
+
+def build(spec: AccountsSpec, rounds: Sequence[Round], machine: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that was seen, as one JSON value; what a mode adds is compared within each round."""
+    of = {(one.mode, one.round): one.us for one in rounds}
+    indexes = sorted({one.round for one in rounds})
+    rows = []
+    for mode in MODES:
+        for name in PROCESSES:
+            seen = [of[mode, index][name] for index in indexes]
+            added = [of[mode, index][name] - of["off", index][name] for index in indexes]
+            row: dict[str, Any] = {"mode": mode, "process": name, "us": seen}
+            if mode != "off":
+                row |= {"added_us": added, "at_most_us": AT_MOST_US[name]}
+                row["kept"] = statistics.median(added) <= AT_MOST_US[name]
+            rows.append(row)
+    return {
+        "rows": rows,
+        "requests": len(rounds) * spec.slices * spec.requests,
+        "errors": [f"{one.mode} round {one.round + 1}: {error[:300]}" for one in rounds for error in one.errors[:3]],
+        "spec": msgspec.to_builtins(spec),
+        "environment": {**machine, "load_average_after": os.getloadavg()},
+    }
+
+
+def text(report: Mapping[str, Any]) -> str:
+    """The table that people read first."""
+    machine, spec = report["environment"], report["spec"]
+    lines = [
+        (
+            f"{machine['cores']} cores, {machine['processor']}, Python {machine['python']}; load average "
+            f"{machine['load_average_before'][0]:.1f} before and {machine['load_average_after'][0]:.1f} after"
+        ),
+        (
+            f"us of CPU a request, medians over {spec['rounds']} rounds (range); {report['requests']:,} requests, "
+            f"{spec['in_flight']} in flight, {spec['prompt_tokens']} prompt and {spec['output_tokens']} output tokens"
+        ),
+        "",
+        f"{'accounts.mode':<15}{'process':<14}{'CPU':>20}{'added':>18}{'at most':>9}",
+    ]
+    for row in report["rows"]:
+        line = f"{row['mode']:<15}{row['process']:<14}{_range(row['us']):>20}"
+        if "added_us" in row:
+            line += f"{_range(row['added_us']):>18}{row['at_most_us']:>9.0f}  {'kept' if row['kept'] else 'MISSED'}"
+        lines.append(line)
+    return "\n".join([*lines, *report["errors"]])
+
+
+def _range(seen: Sequence[float]) -> str:
+    return f"{statistics.median(seen):.0f} ({min(seen):.0f}-{max(seen):.0f})"
+
+
+_SPEC = AccountsSpec()
+
+
+def accounts(
+    *,
+    json: Path | None = None,
+    spec: AccountsSpec = _SPEC,
+    sets: Annotated[Sequence[str], Parameter(name="--set", metavar="KEY=VALUE")] = (),
+) -> int:
+    """Compare accounts.mode off, count and enforce, interleaved. The exit code says whether every request succeeded.
+
+    Parameters
+    ----------
+    json
+        where the numbers go
+    sets
+        further settings of `baton up`; may be repeated
+    """
+    made = finish(_measure(spec, sets))
+    if json is not None:
+        json.write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n")
+    print(text(made))
+    return 1 if made["errors"] else 0
