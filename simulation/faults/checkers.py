@@ -187,7 +187,9 @@ def check_client(client: Client, cluster: SimCluster) -> None:
         in_time = faults.crowded or client.gap_s <= cluster.gap_s_max
         hold(Invariant.UNNOTICED, in_time, "a client waits too long", (asked, client.gap_s))
     if failure is not None and faults == Faults(schedulers=faults.schedulers, flips=faults.flips):
-        full = failure.kind is FailureKind.EXHAUSTED
+        # A request that waits for its rate may wait until its deadline.
+        waited = failure.kind is FailureKind.DEADLINE and cluster.accounts.refuses
+        full = waited or failure.kind is FailureKind.EXHAUSTED
         hold(Invariant.UNNOTICED, full, "a request failed and nothing was wrong", failure)
     if failure is not None and failure.kind is FailureKind.INTERNAL:
         expected = faults.engine_error > 0 or faults.diverge > 0
